@@ -1,0 +1,287 @@
+"""Which units an expert reads: by a learned affinity of every unit (ours), or by activation (published).
+
+B batch, P parent experts, F experts a parent splits into, E = P F experts of the level, U units of a parent, K units an expert reads.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from braingen.errors import UserError
+from braingen.records import UnitRouting
+
+TokenOrder = Literal["index", "gpu", "value", "native"]
+HYSTERESIS = 0.1
+"""Logits that an affinity must gain over that for the present expert before a unit moves (initial spread of affinities: 1)."""
+
+
+class RoutedUnits(NamedTuple):
+    """What a level's experts are given."""
+
+    x_EBK: Tensor
+    """Chosen units times their weights."""
+    routing: tuple[UnitRouting, ...]
+    """One per parent."""
+    balance: Tensor
+    """Load-balancing loss of the level, scalar."""
+
+
+def expert_width(units: int, experts: int, capacity: float) -> int:
+    """K, how many units an expert reads (published: ``int(units // experts * capacity)``).
+
+    Raises
+    ------
+    UserError
+        When that is below 1 or above the number of units.
+    """
+    width = int(units // experts * capacity)
+    if not 1 <= width <= units:
+        raise UserError(
+            f"{units} units cannot be shared out to {experts} experts with capacity {capacity}: each would read {width}, allowed are"
+            f" 1 to {units}. Choose a larger hidden_dim, fewer experts or another capacity factor."
+        )
+    return width
+
+
+def balance_loss(probabilities_BEU: Tensor) -> Tensor:
+    """How unevenly units are shared out: mean over experts of (mean over trials and units of the soft probability - 1/E)^2.
+
+    MoRE-Brain paper eq. 9 with soft probabilities, which have a gradient (docs/deviations.md).
+    """
+    share_E = probabilities_BEU.float().mean(dim=(0, 2))
+    return ((share_E - 1 / len(share_E)) ** 2).mean()
+
+
+def balanced_split(affinity_PFU: Tensor, capacity: float = 1.0) -> Tensor:
+    """Share out every parent's units evenly, each to the experts with the highest affinity for it.
+
+    With two experts the units are sorted by the difference of their affinities and cut in the middle: no even split has a higher total.
+    More experts are halved again and again. All steps are stable sorts of fixed shape: no loop over units, the same result on every
+    device, fit for torch.compile. Permuting the units permutes the result (where there are no ties).
+
+    Parameters
+    ----------
+    affinity_PFU : log-probabilities up to a constant per unit
+    capacity : 1 gives every unit to exactly one expert when F divides U; above, experts also take the most probable units of others;
+        below, they keep the most probable of their own
+
+    Returns
+    -------
+    mask_PFU : bool, True where expert f reads unit u; K per expert
+    """
+    _, experts, units = affinity_PFU.shape
+    share = units // experts
+    mask_PFU = torch.zeros_like(affinity_PFU, dtype=torch.bool)
+
+    def halve(low: int, high: int, index_PN: Tensor) -> None:
+        if high - low == 1:
+            mask_PFU[:, low].scatter_(1, index_PN, True)
+            return
+        middle = (low + high) // 2
+        left_PU, right_PU = (affinity_PFU[:, a:b].amax(dim=1) for a, b in ((low, middle), (middle, high)))
+        margin_PN = (left_PU - right_PU).gather(1, index_PN)
+        order_PN = index_PN.gather(1, margin_PN.sort(dim=1, descending=True, stable=True).indices)
+        to_left, to_right = (middle - low) * share, (high - middle) * share
+        halve(low, middle, order_PN[:, :to_left].sort(dim=1).values)
+        halve(middle, high, order_PN[:, order_PN.shape[1] - to_right :].sort(dim=1).values)
+
+    halve(0, experts, torch.arange(units, device=affinity_PFU.device).expand(len(affinity_PFU), units))
+    if capacity == 1:
+        return mask_PFU
+    width = expert_width(units, experts, capacity)
+    preference_PFU = affinity_PFU.softmax(dim=1) + 2 * mask_PFU  # an expert's own units come first, so that none is left out
+    top_PFK = preference_PFU.sort(dim=2, descending=True, stable=True).indices[..., :width]
+    return torch.zeros_like(mask_PFU).scatter_(2, top_PFK, True)
+
+
+class AffinityRouter(nn.Module):
+    """Learned affinity of every unit for every expert: an expert reads the same units in every trial.
+
+    The choice depends on the affinities, in no way on the trial. A chosen unit's value passes times its probability times F, so
+    gradients reach the affinities. An expert's unit keeps its place (input column) for as long as it stays: when training moves units
+    from one expert to another, those that come take the places of those that go, so the columns of all others keep their meaning.
+    The choice is taken anew at every training step and is part of the saved state. A unit moves only when that gains more than
+    :data:`HYSTERESIS`, so that units on the border do not change sides with every step.
+
+    Parameters
+    ----------
+    parents, units, experts : P, U, F
+    capacity : see :func:`balanced_split`
+    activation_term : add a learned weight per expert times the unit's activation to the logits of the probability that scales the value
+    """
+
+    chosen_PFK: Tensor
+
+    def __init__(self, parents: int, units: int, experts: int, capacity: float = 1.0, activation_term: bool = False) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.width = expert_width(units, experts, capacity)
+        self.affinity = nn.Parameter(torch.randn(parents, experts, units))
+        self.activation_weight = nn.Parameter(torch.zeros(parents, experts)) if activation_term else None
+        if self.affinity.is_meta:  # counting parameters: nothing to sort
+            chosen_PFK = torch.zeros(parents, experts, self.width, dtype=torch.int64, device="meta")
+        else:
+            chosen_PFK = self._indices(balanced_split(self.affinity.detach(), capacity))
+        self.register_buffer("chosen_PFK", chosen_PFK)
+
+    def _indices(self, mask_PFU: Tensor) -> Tensor:
+        """Positions of the K true entries, ascending."""
+        return (~mask_PFU).sort(dim=2, stable=True).indices[..., : self.width]
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Choose anew by the present affinities; units that stay keep their places."""
+        present_PFU = torch.zeros_like(self.affinity).scatter(2, self.chosen_PFK, HYSTERESIS)
+        mask_PFU = balanced_split(self.affinity.detach() + present_PFU, self.capacity)
+        stays_PFK = mask_PFU.gather(2, self.chosen_PFK)
+        comes_PFU = mask_PFU.scatter(2, self.chosen_PFK, False)
+        places_PFK = stays_PFK.sort(dim=2, stable=True).indices  # places that are given up, first
+        units_PFK = self._indices(comes_PFU)  # units that come, first
+        is_new_PFK = torch.arange(self.width, device=mask_PFU.device) < (~stays_PFK).sum(dim=2, keepdim=True)
+        units_PFK = torch.where(is_new_PFK, units_PFK, self.chosen_PFK.gather(2, places_PFK))
+        self.chosen_PFK.scatter_(2, places_PFK, units_PFK)
+
+    def forward(self, x_PBU: Tensor, noise_PBUF: Tensor | None = None) -> RoutedUnits:
+        """Hand every expert its units; the choice is free of noise, and any given is left unused."""
+        if self.training:
+            self.refresh()
+        chosen_PFK = self.chosen_PFK.clone()  # a later step may refresh before this one's backward pass
+        parents, batch, units = x_PBU.shape
+        experts = self.affinity.shape[1]
+        logits_PFBU = self.affinity[:, :, None]
+        if self.activation_weight is not None:
+            logits_PFBU = logits_PFBU + self.activation_weight[:, :, None, None] * x_PBU[:, None]
+        probability_PFBU = logits_PFBU.float().softmax(dim=1)  # second B is 1 without an activation term
+        index_PFBK = chosen_PFK[:, :, None].expand(-1, -1, probability_PFBU.shape[2], -1)
+        gain_PFBK = probability_PFBU.gather(3, index_PFBK).mul(experts).to(x_PBU.dtype)
+        columns_J = (chosen_PFK + units * torch.arange(parents, device=x_PBU.device)[:, None, None]).flatten()
+        picked_BJ = x_PBU.transpose(0, 1).reshape(batch, parents * units).index_select(1, columns_J)
+        picked_EBK = picked_BJ.view(batch, parents * experts, self.width).transpose(0, 1)
+        routing = tuple(
+            UnitRouting(probability.transpose(0, 1), index.transpose(0, 1), gain.transpose(0, 1))
+            for probability, index, gain in zip(probability_PFBU, index_PFBK, gain_PFBK)
+        )
+        balance = torch.stack([balance_loss(record.probabilities_BEH) for record in routing]).mean()
+        return RoutedUnits(picked_EBK * gain_PFBK.flatten(0, 1), routing, balance)
+
+
+def most_probable(probability_PBFU: Tensor, width: int, order: TokenOrder) -> Tensor:
+    """Every expert's most probable units (expert choice, published router).
+
+    A unit's rank becomes its place in the expert's input, so the order matters; the published code left it to the library
+    (METHOD section 9, item 11). Of equally probable units the first are taken, as the GPU kernel does.
+
+    Parameters
+    ----------
+    probability_PBFU : B x F x U per parent
+    width : K
+    order : 'index', ascending; 'gpu', ascending, but those equal to the K-th largest last (for checkpoints of the published
+        implementation, which were trained on GPUs); 'value', descending; 'native', whatever this machine's top-k gives
+
+    Returns
+    -------
+    index_PBFK
+    """
+    if order == "native":
+        return probability_PBFU.topk(width, dim=-1, sorted=False).indices
+    values, indices = probability_PBFU.sort(dim=-1, descending=True, stable=True)
+    if order == "value":
+        return indices[..., :width]
+    ascending = indices[..., :width].sort(dim=-1).values
+    if order == "index":
+        return ascending
+    is_last = probability_PBFU.gather(-1, ascending) == values[..., width - 1 : width]
+    return ascending.gather(-1, is_last.to(torch.uint8).sort(dim=-1, stable=True).indices)
+
+
+class ValueRouter(nn.Module):
+    """The published expert-choice router: by activation, trial by trial, with weights shared by all units (``routing: value``).
+
+    Parameters
+    ----------
+    parents, experts : P, F
+    width : K
+    token_width : numbers per unit N (1 in every encoder)
+    token_order : see :func:`most_probable`
+    noise : standard deviation of what is added to the probabilities in training (published: 0.001)
+    """
+
+    def __init__(
+        self, parents: int, experts: int, width: int, token_width: int = 1, token_order: TokenOrder = "index", noise: float = 0.001
+    ) -> None:
+        super().__init__()
+        if token_order not in get_args(TokenOrder):
+            raise UserError(f"token_order={token_order} is not possible: allowed are {', '.join(get_args(TokenOrder))}.")
+        self.width, self.token_order, self.noise = width, token_order, noise
+        self.weight = nn.Parameter(torch.empty(parents, experts, token_width).uniform_(-1e-4, 1e-4))
+
+    def route(self, x_PBNU: Tensor, noise_PBUF: Tensor | None = None) -> tuple[Tensor, tuple[UnitRouting, ...]]:
+        """Choose units that are N numbers wide.
+
+        Parameters
+        ----------
+        noise_PBUF : standard normal draws that are scaled and added to the probabilities; without them there is no noise
+
+        Returns
+        -------
+        picked_PBFNK : chosen units, not yet times their weights
+        routing : one per parent
+        """
+        probability_PBFU = torch.einsum("pbnu,pfn->pbfu", x_PBNU, self.weight).softmax(dim=2)
+        noisy_PBFU = probability_PBFU if noise_PBUF is None else probability_PBFU + self.noise * noise_PBUF.mT
+        index_PBFK = most_probable(noisy_PBFU.detach(), self.width, self.token_order)
+        weight_PBFK = noisy_PBFU.gather(-1, index_PBFK)
+        experts, token_width = self.weight.shape[1:]
+        units_PBFNU = x_PBNU[:, :, None].expand(-1, -1, experts, -1, -1)
+        picked_PBFNK = units_PBFNU.gather(-1, index_PBFK[:, :, :, None].expand(-1, -1, -1, token_width, -1))
+        routing = tuple(UnitRouting(*record) for record in zip(probability_PBFU, index_PBFK, weight_PBFK))
+        return picked_PBFNK, routing
+
+    def forward(self, x_PBU: Tensor, noise_PBUF: Tensor | None = None) -> RoutedUnits:
+        """Hand every expert its units; in training, noise is drawn where none is given."""
+        if self.training and noise_PBUF is None:
+            parents, batch, units = x_PBU.shape
+            noise_PBUF = torch.randn(parents, batch, units, self.weight.shape[1], device=x_PBU.device, dtype=x_PBU.dtype)
+        picked_PBFNK, routing = self.route(x_PBU[:, :, None], noise_PBUF)
+        balance = torch.stack([balance_loss(record.probabilities_BEH) for record in routing]).mean()
+        weight_PBFK = torch.stack([record.weights_BEK for record in routing])
+        return RoutedUnits((picked_PBFNK[:, :, :, 0] * weight_PBFK).transpose(1, 2).flatten(0, 1), routing, balance)
+
+
+Router = AffinityRouter | ValueRouter
+Routing = Literal["affinity", "value"]
+
+
+def make_router(
+    kind: Routing, parents: int, units: int, experts: int, capacity: float, activation_term: bool, token_order: TokenOrder
+) -> Router:
+    """Build the router of a level.
+
+    Raises
+    ------
+    UserError
+        For an unknown kind.
+    """
+    if kind == "affinity":
+        return AffinityRouter(parents, units, experts, capacity, activation_term)
+    if kind == "value":
+        return ValueRouter(parents, experts, expert_width(units, experts, capacity), token_order=token_order)
+    raise UserError(f"routing={kind} is not possible: take routing=affinity or routing=value.")
+
+
+def published_balance(chosen_BEK: Tensor, units: int) -> Tensor:
+    """The published load-balancing figure: from the chosen places alone, without gradient, blind to use (METHOD section 9, item 3).
+
+    Parameters
+    ----------
+    chosen_BEK : indices of the chosen units
+    units : U
+    """
+    batch, experts, width = chosen_BEK.shape
+    count_EU = chosen_BEK.new_zeros(experts, units).index_put_(
+        (torch.arange(experts).repeat_interleave(batch * width), chosen_BEK.transpose(0, 1).flatten()), torch.tensor(1), accumulate=True
+    )
+    return ((count_EU / (batch * width) - 1 / experts) ** 2).mean()

@@ -1,0 +1,281 @@
+"""Losses of the brain encoders: contrastive losses, mixing of trials, and their temperatures.
+
+B batch (of one process, or of all together), V voxels, F features (tokens x CLIP width, flattened), G samples of all processes
+
+Every loss takes rows of unit length (`unit_rows`) and a `gather` that turns rows of this process into rows of all; what it returns is then
+the loss of the global batch, the same in every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax, logsigmoid, normalize
+
+from braingen.errors import UserError
+
+Gather = Callable[[Tensor], Tensor]
+"""Rows of this process -> rows of all processes in order of rank, with gradient to this process's."""
+
+
+class MixDraws(NamedTuple):
+    """How a batch is mixed: sample i becomes weight_i * itself + (1 - weight_i) * its partner."""
+
+    partner_B: Tensor
+    """Row of the partner in the batch, int64."""
+    weight_B: Tensor
+    """Share of the sample itself; 1 where it is not mixed."""
+    mixed_B: Tensor
+    """bool, whether it is mixed."""
+
+
+def draw_mix(batch: int, generator: torch.Generator, *, beta: float = 0.15, share: float = 0.5) -> MixDraws:
+    """Draw partners and weights for MixCo (Kim et al. 2020; MindEye2).
+
+    Parameters
+    ----------
+    batch : int
+        Trials of one subject: voxels of different subjects cannot be mixed.
+    generator : torch.Generator
+        On a CPU or GPU; the draws are on its device.
+    beta : float
+        Weights are from Beta(beta, beta) (published: 0.15).
+    share : float
+        About this share of the batch is mixed (published: 0.5).
+    """
+    device = generator.device
+    partner_B = torch.randperm(batch, generator=generator, device=device)
+    weight_B = _beta_draws(batch, beta, generator)
+    return choose_mixed(partner_B, weight_B, torch.rand(batch, generator=generator, device=device), share)
+
+
+def choose_mixed(partner_B: Tensor, weight_B: Tensor, uniform_B: Tensor, share: float = 0.5) -> MixDraws:
+    """Mix where a uniform draw is at most `share`; elsewhere the weight becomes 1."""
+    mixed_B = uniform_B <= share
+    return MixDraws(partner_B, torch.where(mixed_B, weight_B, 1.0), mixed_B)
+
+
+def _beta_draws(count: int, beta: float, generator: torch.Generator) -> Tensor:
+    """Beta(beta, beta) for any shape above 0, from uniforms (Johnk 1964): no library call for it takes a generator.
+
+    Of pairs of uniforms u, v, those with u^(1/beta) + v^(1/beta) <= 1 give u^(1/beta) / (u^(1/beta) + v^(1/beta)). Computed in logarithms.
+    """
+    if not 0 < beta <= 2:
+        raise UserError(f"beta of MixCo is {beta}; allowed are values above 0, up to 2 (published: 0.15)")
+    drawn: list[Tensor] = []
+    missing = count
+    while missing > 0:
+        uniform = torch.rand(2, 4 * missing, generator=generator, device=generator.device, dtype=torch.float64)
+        log_uv = uniform.clamp(min=1e-300).log() / beta
+        accepted = torch.logsumexp(log_uv, 0) <= 0
+        drawn.append(torch.sigmoid(log_uv[0] - log_uv[1])[accepted][:missing])
+        missing -= len(drawn[-1])
+    return torch.cat(drawn).float()
+
+
+def mix(rows: Tensor, draws: MixDraws) -> Tensor:
+    """Mix voxels or targets; the input is left as it is (the published implementation overwrites it).
+
+    Parameters
+    ----------
+    rows : Tensor
+        B x ..., of one subject if they are voxels.
+
+    Raises
+    ------
+    UserError
+        If there are not as many rows as draws.
+    """
+    if len(rows) != len(draws.partner_B):
+        raise UserError(f"{len(rows)} rows cannot be mixed by {len(draws.partner_B)} draws; draw one per row")
+    partner_B, weight_B = draws.partner_B.to(rows.device), draws.weight_B.to(rows)
+    weight_B1 = weight_B.reshape(-1, *[1] * (rows.ndim - 1))
+    return weight_B1 * rows + (1 - weight_B1) * rows[partner_B]
+
+
+def join_mixes(parts: Sequence[MixDraws]) -> MixDraws:
+    """Draws of a batch that is put together from the subjects' batches: partners move with their subject.
+
+    (The published implementation joins them without the offsets, so partners of every subject but the first are wrong.)
+    """
+    starts = [sum(len(part.partner_B) for part in parts[:place]) for place in range(len(parts))]
+    return MixDraws(
+        torch.cat([part.partner_B + start for part, start in zip(parts, starts, strict=True)]),
+        torch.cat([part.weight_B for part in parts]),
+        torch.cat([part.mixed_B for part in parts]),
+    )
+
+
+def gather_mix(draws: MixDraws, gather: Gather) -> MixDraws:
+    """Draws of the global batch; every process has as many samples."""
+    partner_G = gather(draws.partner_B)
+    here = len(draws.partner_B)
+    start_G = torch.arange(len(partner_G), device=partner_G.device) // here * here
+    return MixDraws(partner_G + start_G, gather(draws.weight_B), gather(draws.mixed_B))
+
+
+def unit_rows(embedding_BTD: Tensor) -> Tensor:
+    """Flatten tokens and scale to length 1 in float32, what every contrastive loss here takes: B x F."""
+    return normalize(embedding_BTD.flatten(1).float(), dim=-1)
+
+
+def mixco_nce(
+    preds_BF: Tensor,
+    targets_BF: Tensor,
+    temperature: float,
+    draws: MixDraws | None = None,
+    *,
+    both_ways: bool = True,
+    own_partner: str = "kept",
+    gather: Gather | None = None,
+) -> Tensor:
+    """Contrastive loss of mixed trials against unmixed targets (MixCo; MoRE-Brain and MindEye2).
+
+    Parameters
+    ----------
+    preds_BF, targets_BF : Tensor
+        Rows of length 1.
+    temperature : float
+        Divides cosines (published: 0.006 * temp_coeff).
+    draws : MixDraws, optional
+        How the trials were mixed; the plain contrastive loss if left out.
+    both_ways : bool
+        Also from targets to predictions, the mean of both.
+    own_partner : {"kept", "published"}
+        A sample that is its own partner counts fully; published: its weight is overwritten by that of the partner, 0 if it is unmixed.
+    gather : callable, optional
+        See the module.
+
+    Returns
+    -------
+    Tensor
+        Scalar.
+
+    Raises
+    ------
+    UserError
+        If shapes differ, or a name is unknown.
+    """
+    if own_partner not in ("kept", "published"):
+        raise UserError(f"own_partner is {own_partner!r}; allowed are 'kept' and 'published'")
+    if gather is not None:
+        preds_BF, targets_BF = gather(preds_BF), gather(targets_BF)
+        draws = None if draws is None else gather_mix(MixDraws(*(draw.to(preds_BF.device) for draw in draws)), gather)
+    logits_BB = _similarities(preds_BF, targets_BF) / temperature
+    wanted_BB = torch.eye(len(logits_BB), device=logits_BB.device, dtype=logits_BB.dtype)
+    if draws is not None:
+        weight_B, partner_B1 = draws.weight_B.to(logits_BB), draws.partner_B.to(logits_BB.device)[:, None]
+        wanted_BB = wanted_BB * weight_B
+        if own_partner == "kept":
+            wanted_BB = wanted_BB.scatter_add(1, partner_B1, 1 - weight_B[:, None])
+        else:
+            wanted_BB = wanted_BB.scatter(1, partner_B1, 1 - weight_B[:, None])
+    forth = _cross_entropy(logits_BB, wanted_BB)
+    return (forth + _cross_entropy(logits_BB.T, wanted_BB.T)) / 2 if both_ways else forth
+
+
+def soft_clip(preds_BF: Tensor, targets_BF: Tensor, temperature: float, *, gather: Gather | None = None) -> Tensor:
+    """Contrastive loss, both ways, whose labels are the targets' similarities among themselves (SoftCLIP; MindEye2).
+
+    Parameters
+    ----------
+    preds_BF, targets_BF : Tensor
+        Rows of length 1.
+    temperature : float
+        Divides cosines of predictions and of labels (published: annealed from 0.004 to 0.0075, times temp_coeff).
+    gather : callable, optional
+        See the module.
+
+    Raises
+    ------
+    UserError
+        If shapes differ.
+    """
+    if gather is not None:
+        preds_BF, targets_BF = gather(preds_BF), gather(targets_BF)
+    logits_BB = _similarities(preds_BF, targets_BF) / temperature
+    wanted_BB = (_similarities(targets_BF, targets_BF) / temperature).softmax(-1)
+    return (_cross_entropy(logits_BB, wanted_BB) + _cross_entropy(logits_BB.T, wanted_BB)) / 2
+
+
+def soft_cont(preds_BF: Tensor, targets_BF: Tensor, augmented_BF: Tensor, temperature: float, *, gather: Gather | None = None) -> Tensor:
+    """Contrastive loss, both ways, against targets of augmented pictures; labels are the similarities of targets to them (MindEye).
+
+    Parameters
+    ----------
+    preds_BF, targets_BF, augmented_BF : Tensor
+        Rows of length 1: predictions, targets, targets of the same pictures augmented.
+    temperature : float
+        Divides cosines of predictions and of labels.
+    gather : callable, optional
+        See the module.
+
+    Raises
+    ------
+    UserError
+        If shapes differ.
+    """
+    if gather is not None:
+        preds_BF, targets_BF, augmented_BF = gather(preds_BF), gather(targets_BF), gather(augmented_BF)
+    logits_BB = _similarities(preds_BF, augmented_BF) / temperature
+    labels_BB = _similarities(targets_BF, augmented_BF) / temperature
+    return (_cross_entropy(logits_BB, labels_BB.softmax(-1)) + _cross_entropy(logits_BB.T, labels_BB.T.softmax(-1))) / 2
+
+
+def soft_siglip(
+    preds_BF: Tensor, targets_BF: Tensor, log_scale: Tensor | float, bias: Tensor | float, *, gather: Gather | None = None
+) -> Tensor:
+    """Sigmoid contrastive loss with soft labels (MindEye2): every pair is a question of its own, without a softmax over the batch.
+
+    Parameters
+    ----------
+    preds_BF, targets_BF : Tensor
+        Rows of length 1.
+    log_scale, bias : Tensor or float
+        Logits are exp(log_scale) * cosine + bias (SigLIP starts at log 10 and -10).
+    gather : callable, optional
+        See the module.
+
+    Raises
+    ------
+    UserError
+        If shapes differ.
+    """
+    if gather is not None:
+        preds_BF, targets_BF = gather(preds_BF), gather(targets_BF)
+    logits_BB = _similarities(preds_BF, targets_BF) * torch.as_tensor(log_scale, device=preds_BF.device).exp() + bias
+    # 1 for a pair, cosine - 1 (at most 0) for others
+    labels_BB = _similarities(targets_BF, targets_BF) - 1 + torch.eye(len(targets_BF), device=targets_BF.device)
+    forth, back = (-logsigmoid(pairs_BB * labels_BB).sum() / len(preds_BF) for pairs_BB in (logits_BB, logits_BB.T))
+    return (forth + back) / 2
+
+
+def anneal(first: float, last: float, steps: int) -> list[float]:
+    """Values that go from first to last on half a cosine, both included; only the first for one step.
+
+    (The published function divides 0 by 0 for one step.)
+
+    Parameters
+    ----------
+    steps : int
+        How many values; 0 gives none.
+    """
+    return [last + (first - last) * (1 + math.cos(math.pi * step / max(steps - 1, 1))) / 2 for step in range(steps)]
+
+
+def _similarities(left_BF: Tensor, right_BF: Tensor) -> Tensor:
+    if left_BF.ndim != 2 or left_BF.shape != right_BF.shape:
+        raise UserError(
+            f"a contrastive loss was given rows of shapes {tuple(left_BF.shape)} and {tuple(right_BF.shape)}; "
+            "they must be equal, batch x features (see unit_rows)"
+        )
+    with torch.autocast(left_BF.device.type, enabled=False):  # temperatures of 0.01 magnify rounding a hundredfold
+        return left_BF.float() @ right_BF.float().T
+
+
+def _cross_entropy(logits_BB: Tensor, wanted_BB: Tensor) -> Tensor:
+    return -(log_softmax(logits_BB, dim=-1) * wanted_BB).sum(-1).mean()

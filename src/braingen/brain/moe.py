@@ -1,0 +1,386 @@
+"""Mixtures of experts from voxels to CLIP space; the default encoder is BrainMoEMulti.
+
+B batch, V voxels, H shared width, P parent experts, E experts of a level, L levels, U units of a parent, K units an expert reads,
+D CLIP width, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import inspect
+from typing import Any, Literal, NamedTuple, get_args
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from braingen.brain.backbone import BrainEncoder
+from braingen.brain.expert_router import Routing, TokenOrder, make_router
+from braingen.brain.experts import ExpertHeads, Head, StackedLinear, Trunk, make_trunk
+from braingen.brain.subject_layer import SubjectLayer, Subjects
+from braingen.errors import UserError
+from braingen.records import ExpertEmbeddings, UnitRouting
+
+Combine = Literal["sum", "mean"]
+
+
+class LevelOutput(NamedTuple):
+    """What a level of experts makes of the units it is given."""
+
+    units_EBK: Tensor
+    """Output units of every expert, which the next level shares out."""
+    backbone_EBTD: Tensor
+    clip_EBTD: Tensor
+    routing: tuple[UnitRouting, ...]
+    balance: Tensor
+    """Load-balancing loss of the level, scalar."""
+
+
+class ExpertLevel(nn.Module):
+    """A router and the experts it serves: trunk, CLIP tokens and projection head of each.
+
+    Parameters
+    ----------
+    router, trunk, heads : the parts
+    """
+
+    def __init__(self, router: nn.Module, trunk: nn.Module, heads: ExpertHeads) -> None:
+        super().__init__()
+        self.router, self.trunk, self.heads = router, trunk, heads
+
+    def forward(self, x_PBU: Tensor, noise_PBUF: Tensor | None = None) -> LevelOutput:
+        routed = self.router(x_PBU, noise_PBUF)
+        units_EBK = self.trunk(routed.x_EBK)
+        backbone_EBTD, clip_EBTD = self.heads(units_EBK)
+        return LevelOutput(units_EBK, backbone_EBTD, clip_EBTD, routed.routing, routed.balance)
+
+
+class MetaExpert(nn.Module):
+    """One expert that reads all units.
+
+    Parameters
+    ----------
+    trunk, heads : the parts, of one expert each
+    """
+
+    def __init__(self, trunk: nn.Module, heads: ExpertHeads) -> None:
+        super().__init__()
+        self.trunk, self.heads = trunk, heads
+
+    def forward(self, x_BH: Tensor) -> tuple[Tensor, Tensor]:
+        """Return backbone_BTD and clip_BTD."""
+        backbone_EBTD, clip_EBTD = self.heads(self.trunk(x_BH[None]))
+        return backbone_EBTD[0], clip_EBTD[0]
+
+
+class ExpertMix(nn.Module):
+    """Learned weights per expert and token that sum up a level's experts (BrainMoEHier; free numbers, no softmax).
+
+    Parameters
+    ----------
+    experts, tokens : E, T
+    """
+
+    def __init__(self, experts: int, tokens: int) -> None:
+        super().__init__()
+        self.backbone = nn.Parameter(torch.ones(experts, tokens))
+        self.clip = nn.Parameter(torch.ones(experts, tokens))
+
+    def forward(self, level: LevelOutput) -> tuple[Tensor, Tensor]:
+        """Return backbone_BTD and clip_BTD."""
+        outputs = ((self.backbone, level.backbone_EBTD), (self.clip, level.clip_EBTD))
+        backbone_BTD, clip_BTD = (torch.einsum("et,ebtd->btd", weight, out) for weight, out in outputs)
+        return backbone_BTD, clip_BTD
+
+
+class EvenMix(nn.Module):
+    """Sum (published implementation) or mean (MoRE-Brain paper) of a level's experts.
+
+    Parameters
+    ----------
+    combine : 'sum' or 'mean'
+    """
+
+    def __init__(self, combine: Combine) -> None:
+        super().__init__()
+        if combine not in get_args(Combine):
+            raise UserError(f"level_combine={combine} is not possible: take level_combine=sum or level_combine=mean.")
+        self.combine = combine
+
+    def forward(self, level: LevelOutput) -> tuple[Tensor, Tensor]:
+        """Return backbone_BTD and clip_BTD."""
+        scale = 1.0 if self.combine == "sum" else 1 / len(level.backbone_EBTD)
+        return level.backbone_EBTD.sum(dim=0) * scale, level.clip_EBTD.sum(dim=0) * scale
+
+    def extra_repr(self) -> str:
+        return self.combine
+
+
+def start_gain(experts: int, trunk: Trunk, combine: str) -> float:
+    """Factor on the initial weights of heads, so that a level starts at the scale of a single decoder (published trunk: 1)."""
+    if trunk == "published":
+        return 1.0
+    return experts ** (0.5 if combine == "mean" else -0.5)
+
+
+def embeddings(
+    levels: Sequence[LevelOutput], mixed: Sequence[tuple[Tensor, Tensor]], return_experts: bool, meta: tuple[Tensor, Tensor] | None = None
+) -> ExpertEmbeddings:
+    """Put the record together: encoder output is the mean over levels, the meta expert counting as one.
+
+    Parameters
+    ----------
+    levels : outputs of the levels
+    mixed : per level backbone_BTD and clip_BTD
+    return_experts : keep what every expert said
+    meta : output of the meta expert
+    """
+    level_backbone_BLTD, level_clip_BLTD = (torch.stack(parts, dim=1) for parts in zip(*mixed, *([meta] if meta else [])))
+    return ExpertEmbeddings(
+        backbone_BTD=level_backbone_BLTD.mean(dim=1),
+        clip_BTD=level_clip_BLTD.mean(dim=1),
+        level_backbone_BLTD=level_backbone_BLTD,
+        level_clip_BLTD=level_clip_BLTD,
+        expert_backbone=tuple(level.backbone_EBTD.transpose(0, 1) for level in levels) if return_experts else (),
+        expert_clip=tuple(level.clip_EBTD.transpose(0, 1) for level in levels) if return_experts else (),
+        routing=tuple(record for level in levels for record in level.routing),
+        balance_loss=torch.stack([level.balance for level in levels]).mean(),
+    )
+
+
+class BrainMoEMulti(ModelMixin, ConfigMixin):
+    """Levels of experts, coarse to fine: every expert's output units are shared out among the experts it splits into (MoRE-Brain).
+
+    Parameters
+    ----------
+    subjects : subject number -> voxel count
+    hidden_dim : H
+    n_blocks : blocks of an expert of the first level; later ones have one block (published trunk: one linear map)
+    clip_emb_dim, clip_seq_dim : D, T
+    num_exp_0 : experts of the first level
+    exp_factor_list : into how many each expert splits, level by level
+    capacity_factor_0, cap_fac_list : units an expert reads as a multiple of an even share, first level and later ones (1 by default)
+    routing : 'affinity' (an expert reads the same units in every trial) or 'value' (published, by activation)
+    activation_term : affinity routing only: let the activation modulate the weight of a unit
+    token_order : value routing only: order of an expert's units, see :func:`braingen.brain.expert_router.most_probable`
+    trunk : 'working' (residual blocks) or 'published' (mixer blocks that do nothing with one token)
+    head : projection head of an expert, 'projector' or 'linear' (a fraction of the parameters)
+    level_combine : output of a level, 'sum' over its experts (published implementation) or 'mean' (paper)
+    b_size : width of a bottleneck after the subject layer (BrainBits); 0 for none
+    dropout, voxel_dropout : inside blocks, on voxels
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        subjects: Subjects,
+        hidden_dim: int = 4096,
+        n_blocks: int = 4,
+        clip_emb_dim: int = 1280,
+        clip_seq_dim: int = 1,
+        num_exp_0: int = 2,
+        exp_factor_list: Sequence[int] = (2, 2, 2),
+        capacity_factor_0: float = 1.0,
+        cap_fac_list: Sequence[float] | None = None,
+        routing: Routing = "affinity",
+        activation_term: bool = False,
+        token_order: TokenOrder = "index",
+        trunk: Trunk = "working",
+        head: Head = "projector",
+        level_combine: Combine = "sum",
+        b_size: int = 0,
+        dropout: float = 0.15,
+        voxel_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        factors = (num_exp_0, *exp_factor_list)
+        capacities = (capacity_factor_0, *(cap_fac_list or [1.0] * len(exp_factor_list)))
+        if len(capacities) != len(factors):
+            raise UserError(
+                f"cap_fac_list={cap_fac_list} does not fit exp_factor_list={exp_factor_list}: as many factors as levels after the first."
+            )
+        self.subject_layer = SubjectLayer(subjects, hidden_dim, voxel_dropout)
+        self.bottleneck = nn.Linear(hidden_dim, b_size) if b_size else None
+        self.mix = EvenMix(level_combine)
+        self.levels = nn.ModuleList()
+        parents, units = 1, b_size or hidden_dim
+        for depth, (factor, capacity) in enumerate(zip(factors, capacities)):
+            router = make_router(routing, parents, units, factor, capacity, activation_term, token_order)
+            parents, units = parents * factor, router.width
+            body: nn.Module
+            if depth and trunk == "published":
+                body = StackedLinear(parents, units, units)
+            else:
+                body = make_trunk(trunk, parents, units, 1 if depth else n_blocks, dropout)
+            gain = start_gain(parents, trunk, level_combine)
+            heads = ExpertHeads(parents, units, clip_seq_dim, clip_emb_dim, head, 2 * clip_emb_dim, gain)
+            self.levels.append(ExpertLevel(router, body, heads))
+
+    def forward(
+        self, voxels_BV: Tensor, subject: int, return_experts: bool = False, router_noise: Sequence[Tensor] | None = None
+    ) -> ExpertEmbeddings:
+        """Encode the voxels of one subject.
+
+        Parameters
+        ----------
+        return_experts : also hand out what every expert says
+        router_noise : value routing only: per level the draws to use, P x B x U x F; drawn afresh in training where not given
+        """
+        x_BH = self.subject_layer(voxels_BV, subject)
+        units_EBK = (x_BH if self.bottleneck is None else self.bottleneck(x_BH))[None]
+        outputs: list[LevelOutput] = []
+        for depth, level in enumerate(self.levels):
+            outputs.append(level(units_EBK, router_noise[depth] if router_noise is not None else None))
+            units_EBK = outputs[-1].units_EBK
+        return embeddings(outputs, [self.mix(output) for output in outputs], return_experts)
+
+
+class BrainMoE(ModelMixin, ConfigMixin):
+    """One level of experts, each a backbone of its own (MoRE-Brain's first variant).
+
+    Parameters
+    ----------
+    num_exp : E
+    capacity_factor : units an expert reads as a multiple of an even share
+    meta : add an expert that reads all units; it counts as a level (the published code stops with an error there)
+    subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, routing, activation_term, token_order, trunk, head, level_combine, b_size,
+    dropout, voxel_dropout : see :class:`BrainMoEMulti`
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        subjects: Subjects,
+        hidden_dim: int = 4096,
+        n_blocks: int = 4,
+        clip_emb_dim: int = 1280,
+        clip_seq_dim: int = 1,
+        num_exp: int = 16,
+        capacity_factor: float = 1.0,
+        meta: bool = False,
+        routing: Routing = "affinity",
+        activation_term: bool = False,
+        token_order: TokenOrder = "index",
+        trunk: Trunk = "working",
+        head: Head = "linear",
+        level_combine: Combine = "sum",
+        b_size: int = 0,
+        dropout: float = 0.15,
+        voxel_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.subject_layer = SubjectLayer(subjects, hidden_dim, voxel_dropout)
+        self.bottleneck = nn.Linear(hidden_dim, b_size) if b_size else None
+        units = b_size or hidden_dim
+        router = make_router(routing, 1, units, num_exp, capacity_factor, activation_term, token_order)
+        gain = start_gain(num_exp, trunk, level_combine)
+        self.level = ExpertLevel(
+            router,
+            make_trunk(trunk, num_exp, router.width, n_blocks, dropout),
+            ExpertHeads(num_exp, router.width, clip_seq_dim, clip_emb_dim, head, clip_emb_dim, gain),
+        )
+        self.mix = EvenMix(level_combine)
+        self.meta_expert = None
+        if meta:
+            self.meta_expert = MetaExpert(
+                make_trunk(trunk, 1, units, n_blocks, dropout), ExpertHeads(1, units, clip_seq_dim, clip_emb_dim, head, clip_emb_dim)
+            )
+
+    def forward(
+        self, voxels_BV: Tensor, subject: int, return_experts: bool = False, router_noise: Sequence[Tensor] | None = None
+    ) -> ExpertEmbeddings:
+        """Encode the voxels of one subject; parameters as for :class:`BrainMoEMulti`."""
+        x_BH = self.subject_layer(voxels_BV, subject)
+        x_BH = x_BH if self.bottleneck is None else self.bottleneck(x_BH)
+        output = self.level(x_BH[None], router_noise[0] if router_noise is not None else None)
+        return embeddings([output], [self.mix(output)], return_experts, self.meta_expert(x_BH) if self.meta_expert is not None else None)
+
+
+class BrainMoEHier(ModelMixin, ConfigMixin):
+    """Levels side by side: each shares out the same units among more experts, mixed by learned weights (MoRE-Brain's second variant).
+
+    Parameters
+    ----------
+    num_exps : experts, level by level
+    capacity_factors : units an expert reads as a multiple of an even share, level by level (1 by default)
+    meta : add an expert that reads all units; it counts as a level
+    subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, routing, activation_term, token_order, trunk, head, b_size, dropout,
+    voxel_dropout : see :class:`BrainMoEMulti`
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        subjects: Subjects,
+        hidden_dim: int = 4096,
+        n_blocks: int = 4,
+        clip_emb_dim: int = 1280,
+        clip_seq_dim: int = 1,
+        num_exps: Sequence[int] = (4, 8, 16, 32),
+        capacity_factors: Sequence[float] | None = None,
+        meta: bool = False,
+        routing: Routing = "affinity",
+        activation_term: bool = False,
+        token_order: TokenOrder = "index",
+        trunk: Trunk = "working",
+        head: Head = "linear",
+        b_size: int = 0,
+        dropout: float = 0.15,
+        voxel_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        capacities = tuple(capacity_factors or [1.0] * len(num_exps))
+        if len(capacities) != len(num_exps):
+            raise UserError(f"capacity_factors={capacity_factors} does not fit num_exps={num_exps}: as many factors as levels.")
+        self.subject_layer = SubjectLayer(subjects, hidden_dim, voxel_dropout)
+        self.bottleneck = nn.Linear(hidden_dim, b_size) if b_size else None
+        units = b_size or hidden_dim
+        self.levels, self.mixes = nn.ModuleList(), nn.ModuleList()
+        for experts, capacity in zip(num_exps, capacities):
+            router = make_router(routing, 1, units, experts, capacity, activation_term, token_order)
+            gain = start_gain(experts, trunk, "sum")
+            heads = ExpertHeads(experts, router.width, clip_seq_dim, clip_emb_dim, head, clip_emb_dim, gain)
+            self.levels.append(ExpertLevel(router, make_trunk(trunk, experts, router.width, n_blocks, dropout), heads))
+            self.mixes.append(ExpertMix(experts, clip_seq_dim))
+        self.meta_expert = None
+        if meta:
+            self.meta_expert = MetaExpert(
+                make_trunk(trunk, 1, units, n_blocks, dropout), ExpertHeads(1, units, clip_seq_dim, clip_emb_dim, head, clip_emb_dim)
+            )
+
+    def forward(
+        self, voxels_BV: Tensor, subject: int, return_experts: bool = False, router_noise: Sequence[Tensor] | None = None
+    ) -> ExpertEmbeddings:
+        """Encode the voxels of one subject; parameters as for :class:`BrainMoEMulti`."""
+        x_BH = self.subject_layer(voxels_BV, subject)
+        x_BH = x_BH if self.bottleneck is None else self.bottleneck(x_BH)
+        outputs = [level(x_BH[None], router_noise[place] if router_noise is not None else None) for place, level in enumerate(self.levels)]
+        mixed = [mix(output) for mix, output in zip(self.mixes, outputs)]
+        return embeddings(outputs, mixed, return_experts, self.meta_expert(x_BH) if self.meta_expert is not None else None)
+
+
+ENCODERS: dict[str, type[ModelMixin]] = {
+    "BrainMoEMulti": BrainMoEMulti,
+    "BrainMoE": BrainMoE,
+    "BrainMoEHier": BrainMoEHier,
+    "BrainEncoder": BrainEncoder,
+}
+"""Encoders by the name that stands in a config."""
+
+
+def encoder_arguments(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a config's encoder settings that an encoder has, under its own names.
+
+    Parameters
+    ----------
+    name : key of :data:`ENCODERS`
+    settings : fields of ``EncoderConfig``; num_exp_0 and exp_factor_list give the experts of the other mixtures too
+    """
+    given = dict(settings)
+    experts = np.cumprod([given.get("num_exp_0", 2), *given.get("exp_factor_list", ())]).tolist()
+    capacity = given.get("capacity_factor_0", 1.0)
+    given |= {"num_exp": experts[-1], "capacity_factor": capacity, "num_exps": experts, "capacity_factors": [capacity] * len(experts)}
+    accepted = inspect.signature(ENCODERS[name].__init__).parameters
+    return {key: value for key, value in given.items() if key in accepted}

@@ -1,0 +1,102 @@
+"""A brain reader: encoder, prior and the scale of the target in one model, from voxels to a CLIP embedding.
+
+B batch, V voxels, T tokens, D CLIP width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+import torch
+from torch import Tensor
+
+from braingen.brain.moe import ENCODERS
+from braingen.brain.prior import DiffusionPrior
+from braingen.records import ExpertEmbeddings
+
+
+class TargetScale(NamedTuple):
+    """Mean and spread of the training images' embeddings."""
+
+    mean_TD: Tensor
+    spread: float
+    """Standard deviation around the mean, over all dimensions."""
+
+
+class BrainReader(ModelMixin, ConfigMixin):
+    """Reads one kind of embedding (image or text) out of voxels.
+
+    Encoder and prior work in standardised units, (embedding - mean) / spread: contrastive cosines are then not swamped by what all
+    embeddings share, and the prior's noise schedule meets data of unit variance. The published implementation works on raw embeddings.
+
+    Parameters
+    ----------
+    encoder_class : name of the encoder, a key of ``braingen.brain.moe.ENCODERS``
+    encoder_config : its constructor's arguments
+    prior_config : the prior's constructor's arguments, or None for no prior
+    prior_use : 'predict', one deterministic call of the prior's network, or 'sample'
+    sample_steps, guidance_scale : how the prior is sampled
+    """
+
+    mean_TD: Tensor
+    spread: Tensor
+
+    @register_to_config
+    def __init__(
+        self,
+        encoder_class: str,
+        encoder_config: dict[str, Any],
+        prior_config: dict[str, Any] | None,
+        prior_use: Literal["predict", "sample"] = "predict",
+        sample_steps: int = 30,
+        guidance_scale: float = 1.5,
+    ) -> None:
+        super().__init__()
+        self.encoder = ENCODERS[encoder_class](**encoder_config)
+        self.prior = DiffusionPrior(**prior_config) if prior_config is not None else None
+        self.register_buffer("mean_TD", torch.zeros(encoder_config["clip_seq_dim"], encoder_config["clip_emb_dim"]))
+        self.register_buffer("spread", torch.ones(()))
+
+    def set_scale(self, scale: TargetScale) -> None:
+        """Take over the scale of the target, once, before training."""
+        self.mean_TD.copy_(scale.mean_TD)
+        self.spread.fill_(scale.spread)
+
+    def standardised(self, embedding_BTD: Tensor) -> Tensor:
+        """A CLIP embedding in the units encoder and prior work in."""
+        return (embedding_BTD - self.mean_TD) / self.spread
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the standard normal draws one embedding needs from the prior's sampler, R x T x D; empty where nothing is sampled."""
+        if self.prior is None or self.config.prior_use == "predict":
+            return ()
+        return self.prior.noise_shape(self.config.sample_steps)
+
+    def forward(self, voxels_BV: Tensor, subject: int, return_experts: bool = False) -> ExpertEmbeddings:
+        """Encode voxels; outputs are in standardised units."""
+        return self.encoder(voxels_BV, subject, return_experts=return_experts)
+
+    @torch.no_grad()
+    def embedding(self, backbone_BTD: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Turn encoder outputs into CLIP embeddings.
+
+        Parameters
+        ----------
+        backbone_BTD : encoder outputs, averaged over presentations where there are several
+        noise : B x R x T x D standard normal draws for the prior's sampler (:attr:`noise_shape`); unused where nothing is sampled
+
+        Returns
+        -------
+        embedding_BTD : in CLIP's own units
+        """
+        standard = backbone_BTD
+        if self.prior is not None and self.config.prior_use == "predict":
+            standard = self.prior.predict(backbone_BTD)
+        elif self.prior is not None:
+            standard = self.prior.sample(
+                backbone_BTD, steps=self.config.sample_steps, guidance_scale=self.config.guidance_scale, noise=noise
+            )
+        return standard * self.spread + self.mean_TD

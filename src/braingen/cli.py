@@ -1,0 +1,187 @@
+"""The command line: one subcommand per stage, settings from a YAML file and overrides.
+
+Stages are imported when they run, so help is quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import difflib
+from importlib import import_module
+from pathlib import Path
+import sys
+from typing import NamedTuple
+
+from braingen.config import Config, Section, load_config, resolve
+from braingen.errors import UserError
+
+
+class Command(NamedTuple):
+    """A subcommand."""
+
+    summary: str
+    module: str
+    """Where its stage is."""
+    function: str
+    sections: tuple[str, ...]
+    """Settings that matter to it, for its help."""
+    choices: tuple[str, ...] = ()
+    """What may follow the command's name, where something must."""
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command("the whole flow on a simulated subject, ending in a page of pictures", "braingen.stages.demo", "demo",
+                    ("run", "data", "simulation", "encoder", "optim", "sampler")),
+    "simulate": Command("write a simulated NSD, with known truth, in the layout of the real one", "braingen.stages.simulate", "simulate",
+                        ("data", "simulation")),
+    "train": Command("stage 1: learn to read CLIP embeddings out of voxels", "braingen.stages.train", "train",
+                     ("run", "data", "backbone", "encoder", "prior", "loss_image", "loss_text", "optim"), ("image", "text")),
+    "reconstruct": Command("stage 3: draw the test images from brain activity", "braingen.stages.reconstruct", "reconstruct",
+                           ("run", "data", "backbone", "sampler")),
+    "evaluate": Command("score the reconstructions, with intervals, random voxels and a ceiling", "braingen.stages.evaluate", "evaluate",
+                        ("run", "data", "scores")),
+    "report": Command("one HTML page of pictures, scores and curves", "braingen.stages.report", "report", ("run", "data")),
+    "settings": Command("list every setting with its default and meaning", "braingen.cli", "print_settings", ()),
+}  # fmt: skip
+SHORTHANDS = {"random_fmri": ("sampler.source", "random"), "ceiling": ("sampler.source", "ceiling")}
+"""Flags that set a setting to one value."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : words after the program's name; None for the process's own
+
+    Returns
+    -------
+    exit code : 0, or 2 when something a person can put right stopped it
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except UserError as error:
+        print(f"braingen: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nbraingen: stopped; the same command continues where it was.", file=sys.stderr)
+        return 130
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        from braingen import __version__
+
+        print(__version__)
+        return 0
+    name, *rest = words
+    command = COMMANDS.get(name)
+    if command is None:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise UserError(f"There is no command '{name}'. " + (f"Did you mean {near[0]}?" if near else f"Commands: {', '.join(COMMANDS)}."))
+    if any(word in ("-h", "--help") for word in rest):
+        print(_help(name, command))
+        return 0
+    choice: list[str] = []
+    if command.choices:
+        if not rest or rest[0] not in command.choices:
+            given = f"'{rest[0]}'" if rest else "nothing"
+            wanted = " or ".join(command.choices)
+            raise UserError(f"braingen {name} wants {wanted} next, not {given}: braingen {name} {command.choices[0]} ...")
+        choice = [rest.pop(0)]
+    file, overrides = parse_overrides(rest)
+    config = load_config(file, overrides)  # before the stage: its libraries take seconds to load, a typo is told at once
+    stage: Callable[..., Path | None] = getattr(import_module(command.module), command.function)
+    result = stage(config, *choice)
+    if result is not None:
+        print(result)
+    return 0
+
+
+def parse_overrides(words: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
+    """Read ``--config FILE`` and overrides: ``section.field=value``, ``--flag value``, ``--flag=value``, ``--flag`` and ``--no-flag``.
+
+    Returns
+    -------
+    config file or None, setting -> text
+    """
+    file: Path | None = None
+    overrides: dict[str, str] = {}
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        if not word.startswith("--"):
+            name, equals, value = word.partition("=")
+            if not equals:
+                raise UserError(f"'{word}' is not understood: write settings as section.field=value or --name value.")
+            overrides[resolve(name)] = value
+            continue
+        name, equals, value = word[2:].partition("=")
+        if name in SHORTHANDS and not equals:
+            setting, text = SHORTHANDS[name]
+            overrides[setting] = text
+            continue
+        has_value = bool(equals) or bool(remaining and not remaining[0].startswith("--") and "=" not in remaining[0])
+        if name == "config":
+            if not has_value:
+                raise UserError("--config needs a file, for instance --config configs/simulated.yaml.")
+            file = Path(value if equals else remaining.pop(0))
+        elif has_value:
+            overrides[resolve(name)] = value if equals else remaining.pop(0)
+        elif name.startswith("no-") or name.startswith("no_"):
+            overrides[_switch(name[3:])] = "false"
+        else:
+            overrides[_switch(name)] = "true"
+    return file, overrides
+
+
+def _switch(name: str) -> str:
+    path = resolve(name)
+    section, field = path.split(".")
+    if Config.model_fields[section].annotation.model_fields[field].annotation is not bool:  # type: ignore[union-attr]
+        raise UserError(f"--{name} needs a value: --{name} VALUE (now {getattr(getattr(Config(), section), field)!r}).")
+    return path
+
+
+def _overview() -> str:
+    lines = ["BrainGen: pictures of what a person saw, from their fMRI.", ""]
+    lines += ["usage: braingen COMMAND [--config FILE] [--name value ...]", ""]
+    lines += [f"  {name:<12} {command.summary}" for name, command in COMMANDS.items()]
+    lines += ["", "braingen COMMAND --help lists the settings of a command. Start with: braingen demo --config configs/simulated.yaml"]
+    return "\n".join(lines)
+
+
+def _help(name: str, command: Command) -> str:
+    choice = f" {{{','.join(command.choices)}}}" if command.choices else ""
+    lines = [f"usage: braingen {name}{choice} [--config FILE] [--name value ...]", "", command.summary, ""]
+    for section in command.sections:
+        lines += _section_help(section)
+    if "sampler" in command.sections:
+        lines += ["shorthands", "  --random_fmri: sampler.source=random", "  --ceiling: sampler.source=ceiling", ""]
+    lines.append("Settings can also be written section.name=value. Lists: 2,2,2. Switches: --use_prior, --no-use_prior.")
+    return "\n".join(lines)
+
+
+def _section_help(section: str) -> list[str]:
+    model: type[Section] = Config.model_fields[section].annotation  # type: ignore[assignment]
+    defaults = getattr(Config(), section)
+    lines = [f"{section}: {(model.__doc__ or '').strip()}"]
+    for field, info in model.model_fields.items():
+        default = getattr(defaults, field)
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        lines.append(f"  --{field} {'(' + str(shown) + ')' if shown != '' else ''}\n      {info.description}")
+    return [*lines, ""]
+
+
+def print_settings(_: Config) -> None:
+    """Print every setting with its default and meaning."""
+    for section in Config.model_fields:
+        print("\n".join(_section_help(section)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

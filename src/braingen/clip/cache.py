@@ -1,0 +1,115 @@
+"""What frozen models make of a picture, computed once per picture and kept in a memory-mapped file keyed by content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from rich.progress import track
+from torch import Tensor
+
+from braingen.files import disk_errors_as_sentences, replaced_file, temporary_name
+
+Compute = Callable[[np.ndarray], Tensor]
+"""Image ids (int64) -> one row per id."""
+
+
+class Cache:
+    """A table with one row per image of the image file, filled as images are asked for.
+
+    Beside every row stands a digest of what it was made from, so a changed image (or caption) is noticed and computed again.
+
+    Parameters
+    ----------
+    folder : where tables are kept
+    name : of the result
+    key : what all rows depend on (weights, settings); another key is another table
+    num_images : rows of the image file; the table on disk is sparse until it is filled
+    compute : makes the rows of a batch of ids
+    dtype : of the table
+    """
+
+    def __init__(
+        self, folder: Path, name: str, key: dict[str, str], num_images: int, compute: Compute, dtype: type[np.floating] = np.float32
+    ) -> None:
+        self.name, self.num_images, self.compute, self.dtype = name, num_images, compute, dtype
+        digest = hashlib.sha256(json.dumps({**key, "images": num_images}, sort_keys=True).encode()).hexdigest()[:16]
+        self._rows_path, self._made_from_path = folder / f"{name}-{digest}.rows.npy", folder / f"{name}-{digest}.made_from.npy"
+
+    def of(self, image_ids: np.ndarray, digests: np.ndarray, batch: int = 64) -> np.ndarray:
+        """Rows of some images in their order, computing those that are missing.
+
+        Parameters
+        ----------
+        image_ids : int64
+        digests : uint64, not 0, of what each row is made from
+        batch : images computed at once; an interruption loses one batch at most
+        """
+        self.fill(image_ids, digests, batch)
+        return np.asarray(np.load(self._rows_path, mmap_mode="r")[image_ids])
+
+    def fill(self, image_ids: np.ndarray, digests: np.ndarray, batch: int = 64) -> None:
+        """Compute what is missing or stale among some images."""
+        wanted, first = np.unique(np.asarray(image_ids, dtype=np.int64), return_index=True)
+        now = np.asarray(digests, dtype=np.uint64)[first]
+        known = self._made_from_path.exists() and self._rows_path.exists()
+        made_from = np.load(self._made_from_path) if known else np.zeros(self.num_images, dtype=np.uint64)
+        stale = made_from[wanted] != now
+        missing, now = wanted[stale], now[stale]
+        rows = None
+        starts = range(0, len(missing), batch)
+        for start in track(starts, description=f"{self.name} of {len(missing)} images", disable=len(starts) < 4):
+            ids = missing[start : start + batch]
+            values = self.compute(ids).detach().float().cpu().numpy().astype(self.dtype)
+            if rows is None:
+                rows = self._open_rows(values.shape[1:])
+            rows[ids] = values
+            rows.flush()  # type: ignore[attr-defined]
+            made_from[ids] = now[start : start + batch]  # after the rows, so what is marked is there
+            with replaced_file(self._made_from_path) as handle:
+                np.save(handle, made_from)
+
+    def _open_rows(self, shape: tuple[int, ...]) -> np.ndarray:
+        if not self._rows_path.exists():
+            with disk_errors_as_sentences(self._rows_path):
+                self._rows_path.parent.mkdir(parents=True, exist_ok=True)
+                fresh = temporary_name(self._rows_path)
+                open_memmap(fresh, "w+", self.dtype, (self.num_images, *shape)).flush()
+                try:
+                    os.link(fresh, self._rows_path)
+                except FileExistsError:
+                    pass  # another process made it meanwhile and may have filled rows already: both go on in that one
+                except OSError:
+                    os.replace(fresh, self._rows_path)  # a file system without links
+                finally:
+                    fresh.unlink(missing_ok=True)
+        return np.load(self._rows_path, mmap_mode="r+")
+
+
+def digest_of_texts(texts: Iterable[Iterable[str]]) -> np.ndarray:
+    """A 64-bit digest, never 0, of every group of texts."""
+    digests = [int.from_bytes(hashlib.blake2b("\0".join(group).encode(), digest_size=8).digest(), "little") or 1 for group in texts]
+    return np.array(digests, dtype=np.uint64)
+
+
+def fingerprint_of_files(folder: str | Path, sample: int = 1 << 20) -> str:
+    """A key that changes when weights change: names and sizes of a folder's files, with the first and last ``sample`` bytes of each.
+
+    A hub name is its own key.
+    """
+    root = Path(folder)
+    digest = hashlib.sha256(b"" if root.exists() else str(folder).encode())
+    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}/{size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(sample))
+            file.seek(max(0, size - sample))
+            digest.update(file.read(sample))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,229 @@
+"""The image side of what the encoders aim at: CLIP embeddings of the picture that was seen.
+
+B batch, H W picture size, S side of CLIP's input, P tokens (patches), D CLIP width
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
+from transformers.utils import cached_file
+
+from braingen.clip.loading import load_config, load_frozen, subfolder_of
+from braingen.errors import UserError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Pixel statistics every released CLIP was trained with, OpenCLIP's ViT-bigG/14 included."""
+
+Output = Literal["pooled", "tokens", "both"]
+
+
+class ImageTarget(NamedTuple):
+    """CLIP embeddings of a batch of pictures."""
+
+    pooled_BD: Tensor | None
+    """Embedding of the class token (after CLIP's last layer norm); None when only tokens were asked for."""
+    tokens_BPD: Tensor | None
+    """Embeddings of the patches, without the class token, in reading order; None when only the pooled one was asked for."""
+
+    @property
+    def target_BTD(self) -> Tensor:
+        """What an encoder predicts: the pooled embedding as one token, the patch tokens, or the pooled one followed by them."""
+        parts = ([] if self.pooled_BD is None else [self.pooled_BD[:, None]]) + ([] if self.tokens_BPD is None else [self.tokens_BPD])
+        return torch.cat(parts, dim=1)
+
+
+class CLIPImageEncoder(nn.Module):
+    """Frozen CLIP image encoder with preprocessing in torch.
+
+    Parameters
+    ----------
+    model : CLIPVisionModelWithProjection or CLIPVisionModel
+        The tower. Projection needs the first kind.
+    output : {"pooled", "tokens", "both"}
+        The class token's embedding (the paper's target: ViT-bigG/14, 1280), the patches' (MindEye2's target: 256 x 1664,
+        not projected), or both.
+    projected : bool
+        Apply CLIP's projection to its shared space. Pooled: to the class token after the last layer norm; tokens: last layer norm
+        and projection are applied to every patch. Without it, the pooled embedding is after the last layer norm and tokens are the
+        last hidden state, before it (what OpenCLIP hands out as tokens, MindEye2's convention).
+    image_mean, image_std : sequence of 3 floats
+        Pixel statistics.
+
+    Notes
+    -----
+    Preprocessing: the shorter side is resized to the model's input size (bicubic, antialiased, clamped to [0, 1] as an 8-bit
+    picture would be), then the centre is cropped. A picture that has the size already is not resampled.
+    """
+
+    mean_311: Tensor
+    std_311: Tensor
+
+    def __init__(
+        self,
+        model: CLIPVisionModelWithProjection | CLIPVisionModel,
+        *,
+        output: Output = "pooled",
+        projected: bool = True,
+        image_mean: tuple[float, ...] = CLIP_MEAN,
+        image_std: tuple[float, ...] = CLIP_STD,
+    ) -> None:
+        super().__init__()
+        if output not in ("pooled", "tokens", "both"):
+            raise UserError(f"output is {output!r}; allowed are 'pooled', 'tokens' and 'both'")
+        if projected and not isinstance(model, CLIPVisionModelWithProjection):
+            raise UserError(f"a projected embedding needs a CLIPVisionModelWithProjection, not a {type(model).__name__}")
+        self.model = model.requires_grad_(False).eval()
+        self.output = output
+        self.projected = projected
+        self.register_buffer("mean_311", torch.tensor(image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std_311", torch.tensor(image_std).view(3, 1, 1), persistent=False)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, *, output: Output = "pooled", projected: bool = True, subfolder: str | None = None, **kwargs
+    ) -> CLIPImageEncoder:
+        """Load from a local folder or a hub name holding a CLIPModel or a CLIP vision model.
+
+        Parameters
+        ----------
+        path : str or Path
+            For example ``laion/CLIP-ViT-bigG-14-laion2B-39B-b160k``, ``openai/clip-vit-large-patch14``, or a folder.
+        output, projected
+            As for the class.
+        subfolder : str, optional
+            Folder inside it; found by itself where a local folder holds ``image_encoder/``.
+        **kwargs
+            For transformers' ``from_pretrained``: dtype, revision, local_files_only ...
+
+        Raises
+        ------
+        UserError
+            If it cannot be loaded, or weights are missing, left over or of another shape.
+        """
+        subfolder = subfolder_of(path, "image_encoder") if subfolder is None else subfolder
+        hub = {key: value for key, value in kwargs.items() if key in ("revision", "local_files_only", "cache_dir", "token")}
+        config = load_config(path, subfolder=subfolder, **hub)
+        if isinstance(config, CLIPConfig):
+            vision = cast(CLIPVisionConfig, config.vision_config)
+            vision.projection_dim = cast(int, config.projection_dim)  # of a whole CLIP model only the outer value is right
+        elif isinstance(config, CLIPVisionConfig):
+            vision = config
+        else:
+            raise UserError(
+                f"'{path}/{subfolder}' holds a model of type {config.model_type!r}; allowed are CLIP models with an image tower "
+                "(types 'clip' and 'clip_vision_model')"
+            )
+        tower: type[CLIPVisionModelWithProjection] | type[CLIPVisionModel] = CLIPVisionModelWithProjection if projected else CLIPVisionModel
+        model = load_frozen(
+            tower,
+            path,
+            subfolder=subfolder,
+            config=vision,
+            allowed_extra=("text_model.", "text_projection.", "logit_scale") + (() if projected else ("visual_projection.",)),
+            **kwargs,
+        )
+        file = cached_file(
+            str(path),
+            "preprocessor_config.json",
+            subfolder=subfolder,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **hub,
+        )
+        pixels = json.loads(Path(file).read_text()) if file else {}
+        return cls(
+            model,
+            output=output,
+            projected=projected,
+            image_mean=tuple(pixels.get("image_mean", CLIP_MEAN)),
+            image_std=tuple(pixels.get("image_std", CLIP_STD)),
+        )
+
+    @property
+    def size(self) -> int:
+        """Side of the model's input, pixels."""
+        return self.model.config.image_size
+
+    @property
+    def clip_emb_dim(self) -> int:
+        """Width D of the embeddings."""
+        return self.model.config.projection_dim if self.projected else self.model.config.hidden_size
+
+    @property
+    def clip_seq_dim(self) -> int:
+        """Number T of tokens in `ImageTarget.target_BTD`."""
+        patches = (self.size // self.model.config.patch_size) ** 2
+        return {"pooled": 1, "tokens": patches, "both": patches + 1}[self.output]
+
+    def preprocess(self, images_B3HW: Tensor) -> Tensor:
+        """Pictures in [0, 1] of any size to the model's normalised pixels.
+
+        Parameters
+        ----------
+        images_B3HW : Tensor
+            RGB, floating point, in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            B x 3 x S x S, float32.
+
+        Raises
+        ------
+        UserError
+            If the pictures are not B x 3 x H x W, not floating point, or leave [0, 1].
+        """
+        if images_B3HW.ndim != 4 or images_B3HW.shape[1] != 3:
+            raise UserError(f"pictures have shape {tuple(images_B3HW.shape)}; allowed is B x 3 x H x W")
+        if not images_B3HW.is_floating_point():
+            raise UserError(f"pictures are {images_B3HW.dtype}; allowed is floating point in [0, 1]: divide bytes by 255")
+        x_B3HW = images_B3HW.to(self.mean_311.device, torch.float32)
+        low, high = (float(x) for x in torch.aminmax(x_B3HW)) if x_B3HW.numel() else (0.0, 1.0)
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # float16 files may overshoot by rounding; NaN fails here too
+            raise UserError(f"pictures have values from {low:g} to {high:g}; allowed is [0, 1]")
+        height, width = x_B3HW.shape[-2:]
+        scale = self.size / min(height, width)
+        resized = (max(self.size, round(height * scale)), max(self.size, round(width * scale)))
+        if resized != (height, width):
+            x_B3HW = interpolate(x_B3HW, size=resized, mode="bicubic", antialias=True, align_corners=False)
+        top, left = (resized[0] - self.size) // 2, (resized[1] - self.size) // 2
+        x_B3SS = x_B3HW[:, :, top : top + self.size, left : left + self.size].clamp(0, 1)
+        return (x_B3SS - self.mean_311) / self.std_311
+
+    @torch.no_grad()
+    def forward(self, images_B3HW: Tensor) -> ImageTarget:
+        """Embed pictures.
+
+        Parameters
+        ----------
+        images_B3HW : Tensor
+            RGB in [0, 1], any size.
+
+        Returns
+        -------
+        ImageTarget
+            In the model's type.
+        """
+        pixels = self.preprocess(images_B3HW).to(self.model.dtype)
+        out = self.model(pixel_values=pixels)
+        pooled_BD = tokens_BPD = None
+        if self.output != "tokens":
+            pooled_BD = out.image_embeds if self.projected else self._class_token(out.last_hidden_state)
+        if self.output != "pooled":
+            tokens_BPD = out.last_hidden_state[:, 1:]
+            if self.projected:
+                tokens_BPD = self.model.visual_projection(self.model.vision_model.post_layernorm(tokens_BPD))
+        return ImageTarget(pooled_BD, tokens_BPD)
+
+    def _class_token(self, hidden_BPW: Tensor) -> Tensor:
+        """The class token after the last layer norm, from either kind of tower (only one of the two keeps it in a `vision_model`)."""
+        tower = self.model.vision_model if isinstance(self.model, CLIPVisionModelWithProjection) else self.model
+        return tower.post_layernorm(hidden_BPW[:, 0])

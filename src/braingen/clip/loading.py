@@ -1,0 +1,89 @@
+"""Loading of frozen transformers models that refuses to leave any weight at its random initial value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from braingen.errors import UserError
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def subfolder_of(path: str | Path, name: str) -> str:
+    """`name` where a local folder is laid out like a pipeline (``text_encoder/``, ``image_encoder/`` ...), else the empty string.
+
+    A hub name cannot be looked into without a download, so there the caller says which folder it means.
+    """
+    folder = Path(path)
+    return name if not (folder / "config.json").exists() and (folder / name / "config.json").exists() else ""
+
+
+def load_frozen(cls: type[Model], path: str | Path, *, subfolder: str = "", allowed_extra: tuple[str, ...] = (), **kwargs) -> Model:
+    """A transformers model from a local folder or hub name, in eval mode and without gradients, every weight accounted for.
+
+    transformers fills weights that a file lacks with random numbers and only logs it; here that is an error.
+
+    Parameters
+    ----------
+    cls : type
+        Class to load, for example ``CLIPTextModel``.
+    path : str or Path
+        Local folder or hub name.
+    subfolder : str
+        Folder inside it that holds config.json and the weights.
+    allowed_extra : tuple of str
+        Prefixes of keys that the file may hold beyond the class's own: the other tower of a whole CLIP model.
+    **kwargs
+        Passed on to ``from_pretrained`` (config, dtype, revision, local_files_only ...).
+
+    Raises
+    ------
+    UserError
+        If nothing loadable is there, or if weights are missing, of another shape, or left over.
+    """
+    where = f"{path}/{subfolder}" if subfolder else str(path)
+    info: dict
+    model: Model
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # what its report would say is in the error below
+    logging.disable_progress_bar()
+    try:
+        # with output_loading_info it returns a pair, which its annotation leaves out
+        model, info = cls.from_pretrained(str(path), subfolder=subfolder, output_loading_info=True, **kwargs)  # type: ignore[misc]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{cls.__name__} cannot be loaded from {where!r}: {str(error).splitlines()[0]} "
+            "Give a folder that holds config.json and model.safetensors, or the hub name of such a model."
+        ) from error
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+    extra = sorted(key for key in info["unexpected_keys"] if not key.startswith(allowed_extra) and not key.endswith("position_ids"))
+    wrong = {"missing": sorted(info["missing_keys"]), "of another shape": sorted(map(str, info["mismatched_keys"])), "left over": extra}
+    found = "; ".join(f"{len(keys)} {what} (first: {keys[0]})" for what, keys in wrong.items() if keys)
+    if found:
+        raise UserError(f"{where!r} does not fit {cls.__name__}: weights {found}. Give the folder of a {cls.__name__}.")
+    return model.requires_grad_(False).eval()
+
+
+def load_config(path: str | Path, *, subfolder: str = "", **kwargs) -> PretrainedConfig:
+    """The configuration in a local folder or under a hub name.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    try:
+        return AutoConfig.from_pretrained(str(path), subfolder=subfolder, **kwargs)
+    except (OSError, ValueError) as error:
+        where = f"{path}/{subfolder}" if subfolder else str(path)
+        raise UserError(
+            f"no model configuration in {where!r}: {str(error).splitlines()[0]} Give a folder that holds config.json, or a hub name."
+        ) from error

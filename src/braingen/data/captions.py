@@ -1,0 +1,96 @@
+"""What people wrote about the pictures: five captions each, from COCO."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+import json
+from pathlib import Path
+
+import numpy as np
+
+from braingen.data.nsd import Layout
+from braingen.errors import UserError
+from braingen.files import refuse_stand_in
+
+_AGAIN = "get it again, or write it with `braingen prepare` (from COCO's annotations) or `braingen simulate`"
+
+
+class Captions:
+    """Captions by image id, empty ones dropped.
+
+    Parameters
+    ----------
+    captions
+        Image id -> captions.
+    path
+        Where they come from, for messages.
+    """
+
+    def __init__(self, captions: Mapping[int, tuple[str, ...]], path: Path) -> None:
+        self._captions = captions
+        self.path = path
+
+    def __contains__(self, image: int) -> bool:
+        return bool(self._captions.get(int(image)))
+
+    def __len__(self) -> int:
+        """Number of images with a caption."""
+        return sum(bool(texts) for texts in self._captions.values())
+
+    def __getitem__(self, image: int) -> tuple[str, ...]:
+        """Captions of one image, at least one.
+
+        Raises
+        ------
+        UserError
+            When it has none.
+        """
+        texts = self._captions.get(int(image), ())
+        if not texts:
+            raise UserError(f"{self.path} has no caption for image {int(image)} ({len(self)} images have one); {_AGAIN}.")
+        return texts
+
+    def missing(self, images: Iterable[int]) -> list[int]:
+        """Those of the given images that have no caption, ascending."""
+        return sorted({int(image) for image in images if image not in self})
+
+
+def load_captions(layout: Layout) -> Captions:
+    """Captions of a data folder: coco_captions.json, or MindEye2's COCO_73k_annots_curated.npy where there is no JSON.
+
+    Raises
+    ------
+    UserError
+        When neither is there, or the file is damaged or of another form.
+    """
+    array = layout.captions_mindeye2()
+    if array.exists() and not layout.captions().exists():
+        return _from_array(refuse_stand_in(array, _AGAIN))
+    return _from_json(refuse_stand_in(layout.captions(), _AGAIN))
+
+
+def _from_json(path: Path) -> Captions:
+    try:
+        with open(path, encoding="utf-8") as handle:
+            content = json.load(handle)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON or cut short ({error}); {_AGAIN}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f'{path} holds a {type(content).__name__}, {{"<73k id>": [captions]}} was expected; {_AGAIN}.')
+    captions = {}
+    for key, texts in content.items():
+        if not key.isdecimal() or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f'{path}: entry "{key}" is not a list of captions under an image id; {_AGAIN}.')
+        captions[int(key)] = tuple(text.strip() for text in texts if text.strip())
+    return Captions(captions, path)
+
+
+def _from_array(path: Path) -> Captions:
+    try:
+        texts = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} cannot be read as an array of text ({error}); {_AGAIN}.") from error
+    if texts.dtype.kind != "U" or texts.ndim not in (1, 2):
+        raise UserError(f"{path} is {texts.dtype} of shape {texts.shape}, text of shape (images, captions) was expected; {_AGAIN}.")
+    rows = texts.reshape(len(texts), -1)
+    return Captions({i: tuple(text.strip() for text in row.tolist() if text.strip()) for i, row in enumerate(rows)}, path)

@@ -1,0 +1,123 @@
+"""Facts of the Natural Scenes Dataset, each stated once, and where its files lie under a data folder.
+
+The layout is the one distributed with MindEye2 (Hugging Face dataset `pscotti/mindeyev2`) and reused by MoRE-Brain.
+A simulated data folder has the same names with other sizes, so readers take sizes from the files, never from here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+DEFAULT_ROOT = Path("data/NSD")
+WRITE_IT = "write it with `braingen prepare` or `braingen simulate`"
+"""What a user does about a missing or damaged file of ours; ends sentences."""
+GET_IT = f"get it from the Hugging Face dataset pscotti/mindeyev2, or {WRITE_IT}"
+"""What a user does about a missing or damaged file of the distributed layout; ends sentences."""
+SUBJECTS = (1, 2, 3, 4, 5, 6, 7, 8)
+SESSIONS = {1: 40, 2: 40, 3: 32, 4: 30, 5: 40, 6: 32, 7: 40, 8: 30}
+"""Scan sessions per subject."""
+VOXELS = {1: 15724, 2: 14278, 3: 15226, 4: 13153, 5: 13039, 6: 17907, 7: 12682, 8: 14386}
+"""Voxels inside `nsdgeneral` at 1.8 mm: all different, so the width of a file or weight names its subject."""
+TRIALS_PER_SESSION = 750
+PRESENTATIONS = 3
+"""Times an image was meant to be shown to a subject; those with fewer sessions saw some images less often."""
+IMAGES = 73000
+TEST_TRIALS = {"new_test": {1: 3000, 2: 3000, 3: 2371, 4: 2188, 5: 3000, 6: 2371, 7: 3000, 8: 2188}}
+"""Trials of the shared1000 images in `new_test/0.tar`."""
+
+BEHAV_COLUMNS = (
+    "image",  # 0-based id in the 73k images
+    "subject",
+    "session",
+    "run",
+    "trial",
+    "global_trial",  # 0-based row of the betas file
+    "time",
+    "is_old",
+    "is_correct",
+    "rt",
+    "change_mind",
+    "is_old_current",
+    "is_correct_current",
+    "total1",
+    "total2",
+    "button",
+    "is_shared1000",
+)
+"""Columns of behav.npy, past_behav.npy, future_behav.npy and olds_behav.npy; -1 stands for missing."""
+PAST, FUTURE, OLDS = 15, 15, 3
+"""Rows of past_behav.npy, future_behav.npy and olds_behav.npy."""
+
+BETAS_DATASET = "betas"
+IMAGES_DATASET = "images"
+SIMULATED_ATTRIBUTE = "simulated"
+"""Attribute of the dataset `images` (True) by which a simulated data folder says that it is one."""
+REGIONS = ("nsd_general", "V1", "V2", "V3", "V4", "early_vis", "higher_vis")
+"""Boolean vectors of brain_region_masks.hdf5, one group per subject."""
+ROI_VOLUMES = ("nsdgeneral", "prf-visualrois", "floc-faces", "floc-bodies", "floc-places", "floc-words")
+PRF_VOLUMES = ("prf_eccentricity", "prf_angle", "prf_size")
+VISUAL_ROI_LABELS = {"V1": (1, 2), "V2": (3, 4), "V3": (5, 6), "V4": (7,)}
+"""Labels of prf-visualrois.nii.gz (ventral, dorsal; hV4 has one)."""
+
+
+def subject_name(subject: int) -> str:
+    """Name of a subject in paths and HDF5 groups: `subj01`."""
+    return f"subj{subject:02d}"
+
+
+def subject_of_width(voxels: int) -> int | None:
+    """The NSD subject whose nsdgeneral mask has so many voxels, or None."""
+    return next((subject for subject, width in VOXELS.items() if width == voxels), None)
+
+
+class Layout(NamedTuple):
+    """Where everything lies under one data folder. Nothing is opened here."""
+
+    root: Path
+    """The data folder, `data/NSD` by default."""
+
+    @classmethod
+    def of(cls, root: str | Path = DEFAULT_ROOT) -> Layout:
+        """The layout of a folder given as text or path (`~` is understood)."""
+        return cls(Path(root).expanduser())
+
+    def wds_train(self, subject: int, session: int) -> Path:
+        """Tar of one session's training trials (shared1000 excluded); sessions count from 0."""
+        return self.root / "wds" / subject_name(subject) / "train" / f"{session}.tar"
+
+    def wds_test(self, subject: int, which: str = "new_test") -> Path:
+        """Tar of all test trials: `new_test` (all shared1000 trials), or the older, smaller `test`."""
+        return self.root / "wds" / subject_name(subject) / which / "0.tar"
+
+    def betas(self, subject: int) -> Path:
+        """HDF5 with dataset `betas` (trials, voxels)."""
+        return self.root / f"betas_all_{subject_name(subject)}_fp32_renorm.hdf5"
+
+    def images(self) -> Path:
+        """HDF5 with dataset `images` (N, 3, 224, 224), float16 in [0, 1]."""
+        return self.root / "coco_images_224_float16.hdf5"
+
+    def captions(self) -> Path:
+        """JSON {"<73k id>": [five captions]} (MoRE-Brain)."""
+        return self.root / "coco_captions.json"
+
+    def captions_mindeye2(self) -> Path:
+        """MindEye2's array of captions (73000, 5), used where there is no JSON."""
+        return self.root / "COCO_73k_annots_curated.npy"
+
+    def masks(self) -> Path:
+        """HDF5 with one group per subject of boolean region vectors."""
+        return self.root / "brain_region_masks.hdf5"
+
+    def volumes(self, subject: int) -> Path:
+        """Folder of region and pRF volumes in the subject's functional space, with order.json (ours)."""
+        return self.root / "volumes" / subject_name(subject)
+
+    def truth(self, subject: int) -> Path:
+        """What was planted in a simulated subject."""
+        return self.root / "truth" / f"{subject_name(subject)}.npz"
+
+    def cache(self) -> Path:
+        """Folder beside the data for what was once computed from it (trial tables, voxel checks, image digests)."""
+        return self.root / ".braingen"

@@ -1,0 +1,117 @@
+"""The pictures: rows of the image file, in any order, as float32 in [0, 1]."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+import zipfile
+
+import numpy as np
+
+from braingen.data import nsd
+from braingen.data.hdf5 import Rows
+from braingen.data.nsd import Layout
+from braingen.errors import UserError
+from braingen.files import identity, replaced_file
+
+
+class Stimuli:
+    """The images (N, 3, height, width) a data folder holds, by image id.
+
+    Parameters
+    ----------
+    layout
+        The data folder.
+
+    Raises
+    ------
+    UserError
+        When the image file is missing, damaged or of another shape.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.rows = Rows(layout.images(), nsd.IMAGES_DATASET, nsd.GET_IT)
+        self.path: Path = self.rows.path
+        shape = self.rows.shape
+        if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+            raise UserError(f"{self.path}: `images` has shape {shape}, (images, 3, height, width) was expected; {nsd.GET_IT}.")
+        if self.rows.dtype.kind != "f":
+            raise UserError(f"{self.path}: `images` is {self.rows.dtype}, floating point in [0, 1] was expected; {nsd.GET_IT}.")
+        self.simulated: bool = bool(self.rows.attributes.get(nsd.SIMULATED_ATTRIBUTE, False))
+        """Whether these are scenes written by `braingen simulate`."""
+        self._digests_path = layout.cache() / "image_digests.npz"
+        self._known: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Number of images; ids run from 0 to this number less 1."""
+        return self.rows.shape[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.rows.shape[2], self.rows.shape[3]
+
+    def images(self, ids: np.ndarray) -> np.ndarray:
+        """Pictures of the given ids (B, 3, height, width), float32 in [0, 1], in the given order; duplicates are allowed.
+
+        Raises
+        ------
+        UserError
+            When an id is outside the file, or a picture has values that are not in [0, 1].
+        """
+        ids = np.asarray(ids, dtype=np.int64).ravel()
+        return self._checked(ids, self.rows.take(ids).astype(np.float32, copy=False))
+
+    def _checked(self, ids: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+        if not len(pictures):
+            return pictures
+        low, high = pictures.min(axis=(1, 2, 3)), pictures.max(axis=(1, 2, 3))
+        wrong = ~((low >= 0) & (high <= 1))  # NaN fails both
+        if wrong.any():
+            k = int(np.flatnonzero(wrong)[0])
+            raise UserError(f"{self.path}: image {ids[k]} has values from {low[k]:g} to {high[k]:g}, [0, 1] was expected; {nsd.GET_IT}.")
+        return pictures
+
+    def digests(self, ids: np.ndarray) -> np.ndarray:
+        """A 64-bit digest of the stored bytes of every given image (B,), uint64, never 0.
+
+        Digests are kept beside the data, by file size and time, so that an image is hashed once. A changed image, even under the
+        same id, has another digest: what was computed from it is then known to be stale.
+        """
+        ids = self.rows.check(ids)
+        key = identity(self.path)
+        known = self._known_digests(key)
+        new = np.unique(ids[known[ids] == 0])
+        for start in range(0, len(new), 256):
+            part = new[start : start + 256]
+            for image, picture in zip(part, self.rows.take(part)):
+                digest = hashlib.blake2b(picture.tobytes(), digest_size=8).digest()
+                known[image] = int.from_bytes(digest, "little") or 1
+        if len(new):
+            try:
+                with replaced_file(self._digests_path) as handle:
+                    np.savez(handle, key=np.array(key), digests=known)
+            except (UserError, OSError):
+                pass  # a read-only data folder: hashed again by the next process
+        return known[ids]
+
+    def _known_digests(self, key: str) -> np.ndarray:
+        """Digests of all images (N,), 0 where not hashed yet."""
+        if self._known is None:
+            self._known = np.zeros(len(self), dtype=np.uint64)
+            try:
+                with np.load(self._digests_path, allow_pickle=False) as stored:
+                    if str(stored["key"]) == key:
+                        self._known = stored["digests"]
+            except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+                pass  # nothing hashed yet, or another file since
+        return self._known
+
+    def content_key(self, ids: np.ndarray) -> str:
+        """One short key for the content of a set of images, whatever their order: the name of a cache made from them."""
+        ids = np.unique(np.asarray(ids, dtype=np.int64))
+        digest = hashlib.blake2b(digest_size=12)
+        digest.update(repr((self.rows.shape[1:], str(self.rows.dtype))).encode())
+        digest.update(ids.astype("<i8").tobytes())
+        digest.update(self.digests(ids).astype("<u8").tobytes())
+        return digest.hexdigest()

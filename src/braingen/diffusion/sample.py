@@ -1,0 +1,122 @@
+"""The denoising loop: from noise to a picture, listening to a condition that may change with every step.
+
+B pictures, T tokens, C cross-attention width, D image-embedding width, h w latent sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import hashlib
+
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+import torch
+from torch import Tensor
+
+from braingen.diffusion.sdxl import vae_factor
+from braingen.records import Conditioning
+
+ConditionAt = Callable[[Tensor, Tensor], Conditioning]
+"""(t, noisy latents) -> what the U-Net listens to at this step."""
+
+
+def seeded_noise(image_ids: Sequence[int], shape: tuple[int, ...], seed: int, purpose: str) -> Tensor:
+    """Noise that depends on the image id, the run's seed and what it is for, never on the batch a picture happens to be in.
+
+    Returns
+    -------
+    noise : Tensor, len(image_ids) x shape, float32 on the CPU
+    """
+    rows = []
+    for image in image_ids:
+        digest = hashlib.sha256(f"{purpose}/{seed}/{int(image)}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+        rows.append(torch.randn(shape, generator=generator))
+    return torch.stack(rows)
+
+
+def predict(unet: UNet2DConditionModel, latents_B4hw: Tensor, t: Tensor, condition: Conditioning, time_ids_B6: Tensor) -> Tensor:
+    """One call of the U-Net under a condition; used while fine-tuning and while sampling."""
+    return unet(
+        latents_B4hw,
+        t,
+        encoder_hidden_states=condition.tokens_BTC,
+        added_cond_kwargs={
+            "text_embeds": condition.pooled_BD,
+            "time_ids": time_ids_B6,
+            "image_embeds": [condition.image_embeds_BTD],
+        },
+    ).sample
+
+
+def size_ids(size: int, batch: int, like: Tensor) -> Tensor:
+    """SDXL's size conditioning (original size, crop, target size) of a square, uncropped picture: B x 6."""
+    return torch.tensor([[size, size, 0, 0, size, size]], dtype=like.dtype, device=like.device).expand(batch, -1)
+
+
+@torch.no_grad()
+def denoise(
+    unet: UNet2DConditionModel,
+    scheduler: SchedulerMixin,
+    noise_B4hw: Tensor,
+    condition_at: ConditionAt,
+    unconditional: Conditioning,
+    *,
+    size: int,
+    steps: int,
+    guidance_scale: float,
+    on_step: Callable[[int, Tensor, Conditioning], None] | None = None,
+) -> Tensor:
+    """Turn noise into latents.
+
+    Parameters
+    ----------
+    noise_B4hw : standard normal, one row per picture
+    condition_at : asked anew at every step
+    unconditional : the condition that guidance leads away from, one row per picture
+    size : side of the picture in pixels, for SDXL's size conditioning
+    guidance_scale : 1 for no guidance (Ho & Salimans 2022); the U-Net is then called on B rows instead of 2 B
+    on_step : called after every step with its number, the latents and the condition
+
+    Returns
+    -------
+    latents_B4hw : scaled latents, ready for the VAE
+    """
+    batch = len(noise_B4hw)
+    scheduler.set_timesteps(steps, device=noise_B4hw.device)
+    latents = noise_B4hw * scheduler.init_noise_sigma
+    guided = guidance_scale > 1
+    time_ids = size_ids(size, 2 * batch if guided else batch, latents)
+    for step, t in enumerate(scheduler.timesteps):
+        scaled = scheduler.scale_model_input(latents, t)
+        condition = condition_at(t, scaled)
+        if guided:
+            output = predict(unet, torch.cat([scaled, scaled]), t, _stacked(unconditional, condition), time_ids)
+            without, given = output.chunk(2)
+            output = without + guidance_scale * (given - without)
+        else:
+            output = predict(unet, scaled, t, condition, time_ids)
+        latents = scheduler.step(output, t, latents, return_dict=False)[0]
+        if on_step is not None:
+            on_step(step, latents, condition)
+    return latents
+
+
+def _stacked(first: Conditioning, second: Conditioning) -> Conditioning:
+    return Conditioning(
+        torch.cat([first.tokens_BTC, second.tokens_BTC]),
+        torch.cat([first.image_embeds_BTD, second.image_embeds_BTD]),
+        torch.cat([first.pooled_BD, second.pooled_BD]),
+    )
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKL, latents_B4hw: Tensor) -> Tensor:
+    """Scaled latents to pictures: B x 3 x H x W in [0, 1], float32."""
+    pictures = vae.decode(latents_B4hw / vae.config.scaling_factor).sample
+    return (pictures.float() / 2 + 0.5).clamp(0, 1)
+
+
+def latent_shape(unet: UNet2DConditionModel, vae: AutoencoderKL, size: int) -> tuple[int, int, int]:
+    """Channels, height and width of the latents of a square picture of ``size`` pixels."""
+    side = size // vae_factor(vae)
+    return (unet.config.in_channels, side, side)

@@ -1,0 +1,177 @@
+"""Loading what draws: U-Net, VAE and scheduler in the layout of an SDXL pipeline, and the IP-Adapter through which pictures are described.
+
+The shipped tiny backbones, a local copy of Stable Diffusion XL and a hub name go through the same lines; only the path differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin, UNet2DConditionModel
+from diffusers.schedulers import EulerDiscreteScheduler
+from diffusers.utils import logging
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors.torch import load_file
+import torch
+from torch import Tensor
+
+from braingen.errors import UserError
+
+Model = TypeVar("Model", bound=ModelMixin)
+TINY = Path(__file__).parent.parent / "simulation" / "assets" / "tiny"
+"""The backbones that are shipped with the package."""
+IP_ADAPTER_FILE = "sdxl_models/ip-adapter_sdxl.safetensors"
+"""Where h94/IP-Adapter keeps the adapter made for ViT-bigG/14."""
+
+
+class Backbone(NamedTuple):
+    """What draws."""
+
+    unet: UNet2DConditionModel
+    """With the IP-Adapter in place."""
+    vae: AutoencoderKL
+    scheduler: SchedulerMixin
+
+
+def backbone_folder(path: str) -> str:
+    """Turn the setting ``backbone.path`` into a folder or hub name; 'tiny' means the shipped one."""
+    return str(TINY) if path == "tiny" else path
+
+
+def load_backbone(path: str, ip_adapter: str = "", dtype: torch.dtype = torch.float32) -> Backbone:
+    """Load U-Net, VAE, scheduler and IP-Adapter, frozen and in eval mode.
+
+    Parameters
+    ----------
+    path : 'tiny', a folder in the layout of an SDXL pipeline, or a hub name
+    ip_adapter : a safetensors file, or a folder or hub name that holds IP_ADAPTER_FILE; empty for ``<path>/ip_adapter``
+    dtype : of the weights
+
+    Raises
+    ------
+    UserError
+        When a part is missing, with what to type.
+    """
+    folder = backbone_folder(path)
+    try:
+        unet = _load_whole(UNet2DConditionModel, folder, "unet", dtype)
+        vae = _load_whole(AutoencoderKL, folder, "vae", dtype)
+        scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"backbone.path = {path!r} does not hold an SDXL pipeline (unet/, vae/, scheduler/): {str(error).splitlines()[0]} "
+            "Use backbone.path=tiny, a folder written by save_pretrained, or a hub name such as stabilityai/stable-diffusion-xl-base-1.0."
+        ) from error
+    add_ip_adapter(unet, load_ip_adapter_file(ip_adapter or str(Path(folder) / "ip_adapter")))
+    return Backbone(unet.requires_grad_(False).eval(), vae.requires_grad_(False).eval(), scheduler)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the remarks of diffusers."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _load_whole(cls: type[Model], folder: str, name: str, dtype: torch.dtype) -> Model:
+    """A model whose file holds all its weights: diffusers leaves what is missing at random values and only remarks on it."""
+    with _quiet():
+        model, info = cls.from_pretrained(folder, subfolder=name, torch_dtype=dtype, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ValueError(f"{name}/ lacks {len(info['missing_keys'])} of its weights (first: {sorted(info['missing_keys'])[0]}).")
+    return model
+
+
+def load_ip_adapter_file(source: str) -> dict[str, Tensor]:
+    """Read an IP-Adapter from a file, a folder or the hub, under the keys of its files (``image_proj.*``, ``ip_adapter.*``)."""
+    path = Path(source)
+    for candidate in (path, path / "ip-adapter.safetensors", path / IP_ADAPTER_FILE):
+        if candidate.is_file():
+            return load_file(candidate)
+    if path.exists() or source.count("/") != 1:
+        raise UserError(
+            f"There is no IP-Adapter in {source}: expected a .safetensors file or a folder with {IP_ADAPTER_FILE}. "
+            "Set backbone.ip_adapter=h94/IP-Adapter, or the path of your copy."
+        )
+    try:
+        return load_file(hf_hub_download(source, IP_ADAPTER_FILE))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"The IP-Adapter {source} could not be fetched: {str(error).splitlines()[0]} Without network access copy "
+            f"{IP_ADAPTER_FILE} here and give its path: backbone.ip_adapter=PATH."
+        ) from error
+
+
+def add_ip_adapter(unet: UNet2DConditionModel, weights: dict[str, Tensor]) -> None:
+    """Put an IP-Adapter into a U-Net that has none (U-Nets cannot be built with one).
+
+    Raises
+    ------
+    UserError
+        When the weights are not of an IP-Adapter, or of one made for another U-Net or another kind of image embedding.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
+    for key, value in weights.items():
+        group, _, name = key.partition(".")
+        if group not in parts:
+            raise UserError(f"{key} is not a key of an IP-Adapter file (image_proj.* or ip_adapter.*)")
+        parts[group][name] = value.to(unet.dtype)
+    try:
+        with _quiet():  # it moves the U-Net to its own type and then warns of having done so
+            # the loader of StableDiffusionXLPipeline.load_ip_adapter, without the rest of a pipeline
+            unet._load_ip_adapter_weights([parts], low_cpu_mem_usage=False)
+        image_embedding_width(unet)
+    except (RuntimeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"This IP-Adapter does not fit the U-Net ({' '.join(str(error).split())[:300]}): give the plain one that was made for it "
+            f"(for SDXL h94/IP-Adapter's {IP_ADAPTER_FILE}; not a 'plus' or 'face' one)."
+        ) from error
+
+
+def ip_adapter_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """The weights of a U-Net's IP-Adapter, under the keys of h94/IP-Adapter's files."""
+    projection = unet.encoder_hid_proj.image_projection_layers[0]
+    weights = {f"image_proj.proj.{key}": value for key, value in projection.image_embeds.state_dict().items()}
+    weights |= {f"image_proj.norm.{key}": value for key, value in projection.norm.state_dict().items()}
+    cross = [processor for name, processor in unet.attn_processors.items() if "attn2" in name]
+    for order, processor in enumerate(cross):  # its files number cross-attentions 1, 3, 5 ... in the order of attn_processors
+        weights[f"ip_adapter.{2 * order + 1}.to_k_ip.weight"] = processor.to_k_ip[0].weight
+        weights[f"ip_adapter.{2 * order + 1}.to_v_ip.weight"] = processor.to_v_ip[0].weight
+    return {key: value.detach() for key, value in weights.items()}
+
+
+def without_ip_adapter(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A plain U-Net sharing the weights of one that has an IP-Adapter: what can be saved and loaded."""
+    with torch.device("meta"):
+        plain = UNet2DConditionModel.from_config({**unet.config, "encoder_hid_dim_type": None})
+    own = {key: value for key, value in unet.state_dict().items() if "encoder_hid_proj" not in key and "_ip." not in key}
+    plain.load_state_dict(own, assign=True)
+    return plain
+
+
+def image_embedding_width(unet: UNet2DConditionModel) -> int:
+    """Width D of the image embedding that the IP-Adapter takes."""
+    return unet.encoder_hid_proj.image_projection_layers[0].image_embeds.in_features
+
+
+def pooled_width(unet: UNet2DConditionModel) -> int:
+    """Width of the pooled text embedding that the U-Net takes: what its added embedding leaves beside six time ids."""
+    return unet.add_embedding.linear_1.in_features - 6 * unet.config.addition_time_embed_dim
+
+
+def picture_size(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
+    """Side, in pixels, of the pictures a U-Net was made for."""
+    return int(unet.config.sample_size * vae_factor(vae))
+
+
+def vae_factor(vae: AutoencoderKL) -> int:
+    """How many pixels one latent stands for along a side."""
+    return 2 ** (len(vae.config.block_out_channels) - 1)

@@ -1,0 +1,7 @@
+"""The one error that is shown to a user as a sentence, without a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something a person can put right: the message says what was wrong, its value, what is allowed and what to type."""

@@ -1,0 +1,196 @@
+"""Files that are never half there: atomic writes, and disk trouble told in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import errno
+import json
+import os
+from pathlib import Path
+import shutil
+from typing import IO, Any
+
+from braingen.errors import UserError
+
+_DISK_TROUBLE = {
+    errno.ENOSPC: "the disk is full: free some space or choose another folder, then start the same command again",
+    errno.EDQUOT: "your disk quota is used up: free some space or choose another folder, then start the same command again",
+    errno.EROFS: "the file system is read-only: choose a folder that can be written",
+    errno.EACCES: "you have no permission to write there: choose another folder or change its permissions",
+    errno.EPERM: "you have no permission to write there: choose another folder or change its permissions",
+    errno.ENOTDIR: "a part of that path is a file, not a folder: choose another path",
+    errno.EEXIST: "a file of that name is in the way: remove it or choose another path",
+    errno.EIO: "the disk reported a hardware error: choose another disk and look at the system log",
+}
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+@contextmanager
+def disk_errors_as_sentences(path: Path | str) -> Iterator[None]:
+    """Turn a full or read-only disk into a `UserError` that names `path`; every other exception passes unchanged.
+
+    Raises
+    ------
+    UserError
+        On a full disk, an exhausted quota, a read-only file system, missing permission or a broken disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        trouble = _DISK_TROUBLE.get(error.errno or 0)
+        if trouble is None:
+            raise
+        raise UserError(f"Cannot write {path}: {trouble}. What was there before is untouched.") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename inside `folder` durable; file systems that cannot do it are left alone."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Push the content of a written file to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_name(path: Path) -> Path:
+    """Name under which `path` is written before it is renamed: beside it, hidden, unique to this process."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+@contextmanager
+def replaced_path(path: Path | str) -> Iterator[Path]:
+    """Give a temporary path to write to; on success it is synced and renamed to `path`, on failure removed.
+
+    For writers that insist on opening the file themselves. A reader, at any moment, finds the old file or the new one.
+    """
+    path = Path(path)
+    with disk_errors_as_sentences(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_name(path)
+        try:
+            yield temporary
+            sync_file(temporary)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def replaced_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Like `replaced_path`, with the file already open (`mode` is "wb" or "w"; text is UTF-8)."""
+    with replaced_path(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as handle:
+        yield handle
+        handle.flush()
+
+
+@contextmanager
+def replaced_folder(path: Path | str) -> Iterator[Path]:
+    """Give an empty temporary folder to fill; on success it takes the place of `path`.
+
+    A folder cannot be renamed over a full one, so the old one steps aside under a second name first;
+    `recover_folder` puts it back should the process be killed between the two renames.
+    """
+    path = Path(path)
+    with disk_errors_as_sentences(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        recover_folder(path)
+        temporary, aside = temporary_name(path), _aside_name(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in sorted(temporary.rglob("*")):
+                if file.is_file():
+                    sync_file(file)
+            if path.exists():
+                os.replace(path, aside)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            recover_folder(path)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.before")
+
+
+def recover_folder(path: Path | str) -> None:
+    """Undo a `replaced_folder` that was killed between its two renames."""
+    path = Path(path)
+    aside = _aside_name(path)
+    if aside.exists():
+        if path.exists():
+            shutil.rmtree(aside)
+        else:
+            os.replace(aside, path)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with replaced_file(path, "w") as handle:
+        handle.write(text)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write JSON atomically, indented, keys in the order given, one newline at the end."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def identity(path: Path | str) -> str:
+    """Size and modification time of a file: enough to notice that it was exchanged, without reading it."""
+    status = os.stat(path)
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def refuse_stand_in(path: Path | str, get_it: str) -> Path:
+    """Refuse a path at which there is something other than the data meant to be there.
+
+    Parameters
+    ----------
+    path
+        The file that is about to be read.
+    get_it
+        What the user is to do when it is missing or not the real thing; ends the sentence.
+
+    Raises
+    ------
+    UserError
+        When the file is missing, a folder, empty, unreadable, a Git-LFS pointer or a web page saved in its place.
+    """
+    path = Path(path)
+    if not path.exists():
+        if path.is_symlink():
+            raise UserError(f"{path} is a link to {os.readlink(path)}, which does not exist; {get_it}.")
+        raise UserError(f"{path} is missing; {get_it}.")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, a file was expected; {get_it}.")
+    try:
+        with open(path, "rb") as handle:
+            start = handle.read(256)
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: you have no permission; change its permissions.") from error
+    if not start:
+        raise UserError(f"{path} is empty (0 bytes); {get_it}.")
+    if start.startswith(_LFS_POINTER):
+        raise UserError(f"{path} is a Git-LFS pointer of {path.stat().st_size} bytes, not the data; run `git lfs pull` there, or {get_it}.")
+    if start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        raise UserError(f"{path} is a web page saved under the name of the data; {get_it}.")
+    return path

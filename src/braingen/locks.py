@@ -1,0 +1,98 @@
+"""One process per folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import errno
+import fcntl
+import json
+import os
+from pathlib import Path
+import socket
+import time
+from typing import Any
+
+from braingen.errors import UserError
+from braingen.files import disk_errors_as_sentences
+
+_OTHER_HOST_PATIENCE = 15 * 60  # seconds without a sign of life after which another machine's lock counts as left behind
+_SIGN_OF_LIFE = 30  # seconds between touches of the lock
+_open_here: set[Path] = set()  # POSIX locks do not hold a process off from itself
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # alive, somebody else's
+    return True
+
+
+class FolderLock:
+    """One process per run folder.
+
+    The lock proper is the kernel's (POSIX record lock): it ends with its process, however that ends, so a lock file left by a dead
+    process is simply taken over. The file says who holds it. Where two machines do not see each other's locks, another
+    machine's entry is respected while it shows signs of life, unless it is the same Slurm job, requeued.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = (folder / ".lock").resolve()
+        if self.path in _open_here:
+            raise UserError(f"{folder} is already open in this process; close that run first.")
+        with disk_errors_as_sentences(folder):
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            holder = self._holder()
+            if self._taken(holder):
+                who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
+                raise UserError(
+                    f"{folder} is in use by {who}: two runs cannot share a folder; wait for it to end or give another --model_name."
+                )
+            here = {"pid": os.getpid(), "host": socket.gethostname(), "job": os.environ.get("SLURM_JOB_ID")}
+            if holder and holder["host"] != here["host"] and not (holder.get("job") and holder["job"] == here["job"]):
+                silent = time.time() - os.fstat(self._file).st_mtime
+                if silent < _OTHER_HOST_PATIENCE:
+                    raise UserError(
+                        f"{folder} was in use by process {holder['pid']} on {holder['host']} {silent:.0f} seconds ago: if that has ended, "
+                        f"remove {self.path} and start again."
+                    )
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, json.dumps(here).encode(), 0)
+        except BaseException:
+            os.close(self._file)
+            raise
+        self._touched = time.monotonic()
+        _open_here.add(self.path)
+
+    def _taken(self, holder: Mapping[str, Any] | None) -> bool:
+        """Take the kernel's lock; True where another process has it."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return True
+            # a file system without locks: all that is left is to ask whether the process in the file is alive
+            return holder is not None and holder["host"] == socket.gethostname() and _alive(holder["pid"])
+        return False
+
+    def _holder(self) -> dict[str, Any] | None:
+        try:
+            holder = json.loads(os.pread(self._file, 4096, 0))
+            return holder if {"pid", "host"} <= set(holder) else None
+        except (ValueError, TypeError):
+            return None  # empty: let go of properly
+
+    def touch(self) -> None:
+        """Give a sign of life."""
+        if time.monotonic() - self._touched > _SIGN_OF_LIFE:
+            os.utime(self.path)
+            self._touched = time.monotonic()
+
+    def release(self) -> None:
+        """Empty the file and let go; the file stays, since removing it would race with whoever waits for it."""
+        os.ftruncate(self._file, 0)
+        os.close(self._file)
+        _open_here.discard(self.path)

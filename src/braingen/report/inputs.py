@@ -1,0 +1,187 @@
+"""What a run folder and its data folder offer to a page; whatever is absent stays out, what is essential is asked for by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from braingen.data.captions import Captions, load_captions
+from braingen.data.nsd import Layout
+from braingen.data.stimuli import Stimuli
+from braingen.errors import UserError
+
+ENCODERS = ("image", "text")
+"""Folders of the trained encoders inside a run folder."""
+RUNS = {"image": "image encoder", "text": "text encoder", "reconstructions/brain": "pictures"}
+"""Folders that say what was run with which settings, and what they made."""
+SOURCES = ("brain", "random", "ceiling")
+"""Folders of pictures inside RUN/reconstructions."""
+
+
+class Inputs(NamedTuple):
+    """Everything a section may draw on."""
+
+    run: Path
+    """The run folder."""
+    subject: int
+    """Whose brain was read."""
+    simulated: bool
+    """Whether pictures and brain activity come from the simulation."""
+    stimuli: Stimuli
+    """The pictures that were seen, by image id."""
+    captions: Captions | None
+    """What people wrote about them; None without captions."""
+    images: tuple[int, ...]
+    """Ids of the test images that were reconstructed from brain activity, ascending."""
+    pictures: dict[str, dict[int, Path]]
+    """Source -> image id -> PNG; brain has all images, the others those that are there."""
+    decoded_captions: dict[int, str]
+    """Image id -> caption nearest to the decoded text embedding."""
+    scores: dict[str, dict[str, Any]]
+    """Score name -> value, low, high, random, ceiling, ridge, chance, n, pool."""
+    per_image: dict[int, dict[str, str]]
+    """Image id -> column -> text of the table of per-image scores."""
+    comparisons: list[dict[str, Any]]
+    """Paired differences between methods."""
+    metrics: dict[str, list[dict[str, Any]]]
+    """Encoder -> one record per epoch."""
+    settings: dict[str, dict[str, Any]]
+    """Folder of RUNS -> its config.yaml."""
+    provenance: dict[str, dict[str, Any]]
+    """Folder of RUNS -> its provenance.json."""
+    timings: dict[str, float]
+    """Stage -> seconds."""
+
+
+def read_inputs(run: Path, data_root: Path, subject: int = 1) -> Inputs:
+    """Read what stages left in a run folder.
+
+    Parameters
+    ----------
+    run : the run folder
+    data_root : the data folder with the pictures that were seen and their captions
+    subject : whose brain was read, for where the settings of the run do not say
+
+    Raises
+    ------
+    UserError
+        When there are no reconstructions from brain activity, the pictures that were seen are missing, or a file is damaged.
+    """
+    images, decoded = _index(run)
+    pictures = {source: _pictures(run / "reconstructions" / source) for source in SOURCES}
+    lost = [image for image in images if image not in pictures["brain"]]
+    if lost:
+        raise UserError(
+            f"{run / 'reconstructions' / 'brain'} lists image {lost[0]} but has no {lost[0]:06d}.png "
+            f"({len(lost)} of {len(images)} missing); remove that folder and run `braingen reconstruct` again."
+        )
+    layout = Layout.of(data_root)
+    stimuli = Stimuli(layout)
+    outside = [image for image in images if image >= len(stimuli)]
+    if outside:
+        raise UserError(
+            f"{run} has a reconstruction of image {outside[0]}, but {stimuli.path} has {len(stimuli)} images: these are not the pictures "
+            "of this run; give its data folder with --data_path."
+        )
+    settings = {name: _yaml(run / name / "config.yaml") for name in RUNS if (run / name / "config.yaml").is_file()}
+    return Inputs(
+        run=run,
+        subject=_subject(settings, subject),
+        simulated=stimuli.simulated,
+        stimuli=stimuli,
+        captions=load_captions(layout) if layout.captions().exists() or layout.captions_mindeye2().exists() else None,
+        images=images,
+        pictures=pictures,
+        decoded_captions=decoded,
+        scores=_mapping(run / "scores.json", "`braingen evaluate`"),
+        per_image=_per_image(run / "scores_per_image.csv"),
+        comparisons=_json(run / "comparisons.json", "`braingen evaluate`") or [],
+        metrics={name: _lines(run / name / "metrics.jsonl") for name in ENCODERS if (run / name / "metrics.jsonl").is_file()},
+        settings=settings,
+        provenance={name: found for name in RUNS if (found := _mapping(run / name / "provenance.json", "its stage"))},
+        timings={stage: float(seconds) for stage, seconds in _mapping(run / "timings.json", "`braingen demo`").items() if finite(seconds)},
+    )
+
+
+def finite(value: Any) -> bool:
+    """Whether something is a number that can be drawn."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _index(run: Path) -> tuple[tuple[int, ...], dict[int, str]]:
+    """Ids of the reconstructed images, ascending, and their decoded captions."""
+    path = run / "reconstructions" / "brain" / "index.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: there are no pictures to show; run `braingen reconstruct --folder {run}` first.")
+    index = _mapping(path, "`braingen reconstruct`")
+    images = index.get("images") or []
+    if not images or not all(isinstance(image, int) and image >= 0 for image in images):
+        raise UserError(f"{path} names no images (`images` is {str(images)[:40]}); run `braingen reconstruct` again.")
+    decoded = {int(image): str(text) for image, text in (index.get("captions") or {}).items() if text}
+    return tuple(sorted(set(images))), decoded
+
+
+def _pictures(folder: Path) -> dict[int, Path]:
+    return {int(path.stem): path for path in folder.glob("*.png") if path.stem.isdigit()}
+
+
+def _subject(settings: Mapping[str, Mapping[str, Any]], otherwise: int) -> int:
+    for config in settings.values():
+        subjects = (config.get("data") or {}).get("subjects")
+        if subjects:
+            return int(subjects[0])
+    return otherwise
+
+
+def _json(path: Path, command: str) -> Any:
+    """Content of a JSON file, or None where it is not there."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not JSON or cut short ({error}); remove it and run {command} again.") from error
+
+
+def _mapping(path: Path, command: str) -> dict[str, Any]:
+    content = _json(path, command) or {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, an object was expected; remove it and run {command} again.")
+    return content
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable YAML ({' '.join(str(error).split())}); restore it.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Records of a metrics file; a line that a kill cut short is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return [record for record in records if isinstance(record, dict)]
+
+
+def _per_image(path: Path) -> dict[int, dict[str, str]]:
+    if not path.is_file():
+        return {}
+    with open(path, encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    if rows and "image" not in rows[0]:
+        raise UserError(f"{path} has no column `image` (it has {', '.join(map(str, rows[0]))}); run `braingen evaluate` again.")
+    return {
+        int(float(row["image"])): {name: (text or "").strip() for name, text in row.items() if name and name != "image"} for row in rows
+    }

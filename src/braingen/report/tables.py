@@ -1,0 +1,330 @@
+"""Scores, per-image results, settings and times, as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata
+
+from braingen.config import Config
+from braingen.runs import flat
+from braingen.scores.table import column_of
+
+NONE = "–"
+"""What stands where a figure has no meaning."""
+SHARE = (0.0, 1.0)
+
+
+class Kind(NamedTuple):
+    """How a score is told."""
+
+    title: str
+    meaning: str
+    """One line; {pool} is the number of candidates."""
+    group: str
+    axis: tuple[float, float] | None = SHARE
+    """Ends of its axis; None for an axis that fits the figures."""
+    unit: str = ""
+
+
+WHICH, WHAT, ALIKE, CLOSE, SAID, MORE = (
+    "Which picture was it?",
+    "What was in the picture?",
+    "How alike are the two pictures?",
+    "How close is the decoded embedding, without a picture?",
+    "How well does the decoded caption tell it?",
+    "Further scores",
+)
+GROUPS = (WHICH, WHAT, ALIKE, CLOSE, SAID, MORE)
+_TWO_WAY = "the same, to"
+KINDS: dict[str, Kind] = {
+    "retrieval_brain_to_image": Kind("Retrieval, brain to image", "the seen picture is found among {pool} from brain activity", WHICH),
+    "retrieval_image_to_brain": Kind("Retrieval, image to brain", "the activity that a picture caused is found among {pool}", WHICH),
+    "two_way_clip": Kind("Two-way, CLIP", "the drawn picture is more like the seen one than like another, to CLIP", WHICH),
+    "two_way_judge_late": Kind("Two-way, judge, late layer", f"{_TWO_WAY} an independent network, by contents", WHICH),
+    "two_way_judge_middle": Kind("Two-way, judge, middle layer", f"{_TWO_WAY} an independent network, by parts", WHICH),
+    "two_way_judge_early": Kind("Two-way, judge, early layer", f"{_TWO_WAY} an independent network, by edges and colours", WHICH),
+    "two_way_inception": Kind("Two-way, Inception", f"{_TWO_WAY} InceptionV3", WHICH),
+    "two_way_alexnet5": Kind("Two-way, AlexNet(5)", f"{_TWO_WAY} AlexNet's fifth layer", WHICH),
+    "two_way_alexnet2": Kind("Two-way, AlexNet(2)", f"{_TWO_WAY} AlexNet's second layer", WHICH),
+    "object_accuracy": Kind("Object", "an independent network names the seen object in the drawn picture", WHAT),
+    "background_accuracy": Kind("Background", "the same for the place", WHAT),
+    "colour_accuracy": Kind("Colour", "the same for the object's colour", WHAT),
+    "position_accuracy": Kind("Position", "the same for where the object is", WHAT),
+    "pixcorr": Kind("PixCorr", "correlation of the pixels", ALIKE),
+    "ssim": Kind("SSIM", "structural similarity", ALIKE),
+    "ssim_columns": Kind("SSIM, legacy columns", "as older papers computed it", ALIKE),
+    "mse": Kind("MSE", "squared error of the pixels", ALIKE, axis=None),
+    "psnr": Kind("PSNR", "peak signal to noise, in decibels", ALIKE, axis=None, unit=" dB"),
+    "lpips": Kind("LPIPS", "distance to AlexNet, weighted by what people see", ALIKE),
+    "dreamsim": Kind("DreamSim", "distance as people judge it", ALIKE),
+    "effnet_b1": Kind("EfficientNet-B1", "correlation distance", ALIKE),
+    "swav": Kind("SwAV", "correlation distance", ALIKE),
+    "clip_cos": Kind("CLIP cosine", "cosine of decoded and true CLIP embedding", CLOSE),
+    "meteor": Kind("METEOR", "words in common, synonyms counted", SAID),
+    "rouge_l": Kind("ROUGE-L", "longest words in common", SAID),
+    "clip_text": Kind("CLIP text similarity", "cosine of decoded and true caption", SAID),
+}
+"""Scores in the order in which they are told."""
+TILES = ("retrieval_brain_to_image", "object_accuracy", "background_accuracy", "two_way_clip")
+"""Scores told at the top of the page, with what they say."""
+TILE_TEXT = {
+    "retrieval_brain_to_image": "of the time the seen picture is found among {pool} from brain activity",
+    "object_accuracy": "of the drawn pictures show the right object, says an independent network",
+    "background_accuracy": "show the right place",
+    "two_way_clip": "of the time the drawn picture is more like the seen one than like another, says CLIP",
+}
+ATTRIBUTES = ("object", "colour", "position", "background")
+"""What the judge reads in a picture, in the order in which it is told."""
+
+
+def number(value: Any) -> str:
+    """A figure with as many digits as are worth reading."""
+    if value is None or isinstance(value, str) or not math.isfinite(value):
+        return NONE
+    size = abs(value)
+    if size >= 100:
+        text = f"{value:.0f}"
+    elif size >= 10:
+        text = f"{value:.1f}"
+    elif size >= 0.005 or value == 0:
+        text = f"{value:.3f}"
+    else:
+        text = f"{value:.2g}"
+    return text.replace("-", "−", 1) if value < 0 else text
+
+
+def p_value(value: Any) -> str:
+    """A p value, not more exact than it can be."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def percent(value: float) -> str:
+    """A share in percent, exact where rounding would claim too much."""
+    text = f"{100 * value:.0f}"
+    if text in ("0", "100") and 0 < value < 1:
+        text = f"{100 * value:.1f}"
+    return text
+
+
+def kind_of(name: str) -> Kind:
+    """How a score is told; one nobody has described is shown under its own name."""
+    return KINDS.get(name) or Kind(name.replace("_", " "), "", MORE, axis=None)
+
+
+def direction(name: str) -> int:
+    """1 for a score that is better when higher, -1 for one that is better when lower."""
+    return 1 if column_of(name).higher_is_better else -1
+
+
+class ScoreRow(NamedTuple):
+    """One line of the score table."""
+
+    name: str
+    title: str
+    meaning: str
+    value: str
+    interval: str
+    others: tuple[tuple[str, str], ...]
+    """(random | ridge | ceiling | chance, figure)."""
+    figures: dict[str, float]
+    """All figures there are, for the chart."""
+    axis: tuple[float, float]
+
+
+def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[ScoreRow]]]:
+    """The score table, in groups: known scores in the order of KINDS, others after them."""
+    order = [name for name in KINDS if name in scores] + sorted(name for name in scores if name not in KINDS)
+    groups: dict[str, list[ScoreRow]] = {group: [] for group in GROUPS}
+    for name in order:
+        if isinstance(scores[name], Mapping):
+            groups[kind_of(name).group].append(_score_row(name, scores[name]))
+    return [(group, rows) for group, rows in groups.items() if rows]
+
+
+def _score_row(name: str, score: Mapping[str, Any]) -> ScoreRow:
+    kind = kind_of(name)
+    names = ("value", "low", "high", "random", "ridge", "ceiling", "chance")
+    figures = {key: float(score[key]) for key in names if isinstance(score.get(key), (int, float)) and math.isfinite(score[key])}
+    interval = f"{number(figures['low'])} to {number(figures['high'])}" if {"low", "high"} <= set(figures) else ""
+    return ScoreRow(
+        name=name,
+        title=kind.title,
+        meaning=kind.meaning.format(pool=score.get("pool") or "all") + ("" if direction(name) > 0 else "; lower is better"),
+        value=number(figures.get("value")) + (kind.unit if "value" in figures else ""),
+        interval=interval,
+        others=tuple((key, number(figures.get(key))) for key in ("random", "ridge", "ceiling", "chance")),
+        figures=figures,
+        axis=_axis(kind, figures.values()),
+    )
+
+
+def _axis(kind: Kind, values: Any) -> tuple[float, float]:
+    present = list(values) or [0.0]
+    if kind.axis is not None:
+        return min(kind.axis[0], *present), max(kind.axis[1], *present)
+    low, high = min(0.0, *present), max(0.0, *present)
+    return (low, 1.0) if 0.3 <= high <= 1 else (low * 1.08, high * 1.08 or 1.0)  # a share keeps the ends people know
+
+
+def tiles(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What the page says first: figure, sentence, interval and chance of the scores anybody understands."""
+    found = []
+    for name in TILES:
+        score = scores.get(name) or {}
+        value, low, high, chance = (score.get(key) for key in ("value", "low", "high", "chance"))
+        if value is None:
+            continue
+        small = [f"95 % interval {percent(low)}–{percent(high)} %"] if low is not None and high is not None else []
+        small += [f"by chance {percent(chance)} %"] if chance is not None else []
+        text = TILE_TEXT[name].format(pool=score.get("pool") or "all")
+        found.append({"value": percent(value), "text": text, "small": "; ".join(small)})
+    return found
+
+
+# --- one image -----------------------------------------------------------------------------------------------------------------------
+
+
+class Attribute(NamedTuple):
+    """What the judge read in one drawn picture."""
+
+    name: str
+    true: str
+    said: str
+    right: bool
+
+
+def _figure(text: str) -> float | None:
+    if text.lower() in ("true", "false"):
+        return float(text.lower() == "true")
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def image_scores(row: Mapping[str, str]) -> dict[str, float]:
+    """The numeric columns of an image, in the order of KINDS, others after them."""
+    figures = {name: value for name, text in row.items() if (value := _figure(text)) is not None}
+    figures = {name: value for name, value in figures.items() if not name.endswith(("_true", "_said"))}
+    return {name: figures[name] for name in [*(n for n in KINDS if n in figures), *(n for n in figures if n not in KINDS)]}
+
+
+def image_attributes(row: Mapping[str, str]) -> list[Attribute]:
+    """Object, colour, position and background of an image: what it was, what the judge said, whether that is right."""
+    named = [column.removesuffix("_true") for column in row if column.endswith("_true")]
+    found = []
+    for name in [*ATTRIBUTES, *(name for name in named if name not in ATTRIBUTES)]:
+        true, said = row.get(f"{name}_true", ""), row.get(f"{name}_said", "")
+        accuracy = _figure(row.get(f"{name}_accuracy", ""))
+        if true and said:
+            found.append(Attribute(name, true, said, true == said))
+        elif accuracy is not None:
+            found.append(Attribute(name, true, said, accuracy >= 0.5))
+    return found
+
+
+def overall(per_image: Mapping[int, Mapping[str, str]]) -> dict[int, float]:
+    """How good an image is among all, 0 worst to 1 best: its mean rank over the described scores, ties shared."""
+    images = list(per_image)
+    figures = [image_scores(per_image[image]) for image in images]
+    ranks = []
+    for name in KINDS:
+        values = np.array([row.get(name, np.nan) for row in figures]) * direction(name)
+        known = np.isfinite(values)
+        if known.sum() > 1:
+            rank = np.full(len(images), np.nan)
+            rank[known] = (rankdata(values[known]) - 1) / (known.sum() - 1)
+            ranks.append(rank)
+    if not ranks:
+        return {}
+    table = np.stack(ranks)
+    counted = np.isfinite(table)
+    means = np.where(counted, table, 0).sum(0) / np.maximum(counted.sum(0), 1)
+    return {image: float(mean) for image, mean, n in zip(images, means, counted.sum(0)) if n}
+
+
+def choose(images: Sequence[int], rank: Mapping[int, float], limit: int, extremes: int = 12) -> list[int]:
+    """Which images a page shows: all, or the first ones and the best and worst of the rest, ascending."""
+    if len(images) <= limit:
+        return list(images)
+    rest = sorted((image for image in images[limit - 2 * extremes :] if image in rank), key=lambda image: rank[image])
+    if len(rest) < 2 * extremes:
+        return list(images[:limit])
+    return sorted([*images[: limit - 2 * extremes], *rest[:extremes], *rest[-extremes:]])
+
+
+# --- what was run --------------------------------------------------------------------------------------------------------------------
+
+
+def shown(value: Any) -> str:
+    """A setting as people type it."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(shown(item) for item in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return NONE if value is None or value == "" else str(value)
+
+
+def changed_settings(settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Settings that differ from the defaults: name, here, default."""
+    defaults = flat(Config().model_dump(mode="json"))
+    here = flat(settings)
+    return [
+        (name, shown(value), shown(defaults[name]) if name in defaults else NONE)
+        for name, value in here.items()
+        if name not in defaults or value != defaults[name]
+    ]
+
+
+def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where a run came from, as pairs of name and text; the last of its starts stands for all."""
+    content = dict(provenance)
+    starts = content.pop("starts", None)
+    if isinstance(starts, list) and starts and isinstance(starts[-1], Mapping):
+        if len(starts) > 1:
+            content = {"started": f"{len(starts)} times, the last of which is shown", **content}
+        content = {**starts[-1], **content}
+    facts = []
+    for name, value in content.items():
+        label = name.replace("_", " ")
+        if name == "command" and isinstance(value, list):
+            facts.append((label, " ".join(map(str, value))))
+        elif name == "git" and isinstance(value, Mapping) and "commit" in value:
+            note = " with changes not committed" if value.get("modified") else ""
+            facts.append(("git commit", f"{str(value['commit'])[:12]}{note}"))
+        elif name == "time":
+            facts.append((label, str(value).replace("T", " ").replace("+00:00", " UTC")))
+        elif isinstance(value, Mapping):
+            facts.append((label, ", ".join(f"{key} {shown(item)}" for key, item in flat(value).items()) or NONE))
+        elif value is not None:
+            facts.append((label, shown(value)))
+    return facts
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def comparison_name(name: str) -> str:
+    """What is compared, with the score under the name it has in the table."""
+    for score, kind in KINDS.items():
+        if name.endswith(score) and not name.endswith(f"_{score}"):
+            return name.removesuffix(score) + kind.title
+    return name

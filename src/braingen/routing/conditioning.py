@@ -1,0 +1,355 @@
+"""What the U-Net listens to at a denoising step: the one object used while fine-tuning and while sampling.
+
+B batch, L levels, E experts of a level, T tokens, D CLIP width, N text length, C cross-attention width, P pooled width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from braingen.clip.text_target import CLIPTextEncoderDual, PromptEmbeddings
+from braingen.errors import UserError
+from braingen.records import Conditioning, ExpertEmbeddings, Routing
+from braingen.routing.diffuse_router import DiffuseRouter
+
+Prior = Callable[[Tensor], Tensor]
+"""N x T x D embeddings of the brain -> N x T x D embeddings as CLIP makes them."""
+
+
+def map_embeddings(embeddings: ExpertEmbeddings, change: Callable[[Tensor], Tensor]) -> ExpertEmbeddings:
+    """The same embeddings with every batched tensor changed alike: rows chosen, repeated, averaged, moved to a device or type.
+
+    Parameters
+    ----------
+    embeddings : ExpertEmbeddings
+        Routing and low-level branch are left out of the result: they describe the encoder's pass, not what is listened to.
+    change : callable
+        Takes and returns a tensor whose first axis is the batch.
+    """
+    return embeddings._replace(
+        backbone_BTD=change(embeddings.backbone_BTD),
+        clip_BTD=change(embeddings.clip_BTD),
+        level_backbone_BLTD=change(embeddings.level_backbone_BLTD),
+        level_clip_BLTD=change(embeddings.level_clip_BLTD),
+        expert_backbone=tuple(change(x_BETD) for x_BETD in embeddings.expert_backbone),
+        expert_clip=tuple(change(x_BETD) for x_BETD in embeddings.expert_clip),
+        routing=(),
+        low_level=(),
+    )
+
+
+def experts_of_sums(embeddings: ExpertEmbeddings) -> ExpertEmbeddings:
+    """For an encoder whose levels are sums of their experts (the published implementation): experts times their number.
+
+    An expert of a sum is a share of the level; times E it is an estimate of the embedding, and the level is the mean of the estimates,
+    which is what everything here expects.
+    """
+    return embeddings._replace(
+        expert_backbone=tuple(x_BETD * x_BETD.shape[1] for x_BETD in embeddings.expert_backbone),
+        expert_clip=tuple(x_BETD * x_BETD.shape[1] for x_BETD in embeddings.expert_clip),
+    )
+
+
+def through_prior(embeddings: ExpertEmbeddings, prior: Prior, *, of: Literal["output", "levels", "experts"] = "levels") -> ExpertEmbeddings:
+    """Backbone outputs through the diffusion prior, once, before the denoising loop (METHOD section 9, item 4).
+
+    Parameters
+    ----------
+    embeddings : ExpertEmbeddings
+        What the encoder read out; levels are the means of their experts (see `experts_of_sums`).
+    prior : callable
+        The prior as a function; called once, on all rows together.
+    of : {"output", "levels", "experts"}
+        What goes through it: the encoder's output (1 row per sample), every level (L rows), or every expert (30 rows in the published
+        layout). What lies below keeps its differences: levels are moved by as much as the output was, experts by as much as their level.
+        What lies above is the mean of what went through.
+
+    Returns
+    -------
+    ExpertEmbeddings
+        With backbone outputs replaced.
+
+    Raises
+    ------
+    UserError
+        If experts are to go through the prior and there are none, or `of` is another word.
+    """
+    output_BTD, levels_BLTD, experts = embeddings.backbone_BTD, embeddings.level_backbone_BLTD, embeddings.expert_backbone
+    B, L = levels_BLTD.shape[:2]
+    if of == "output":
+        new_output_BTD = prior(output_BTD)
+        new_levels_BLTD = levels_BLTD + (new_output_BTD - output_BTD)[:, None]
+    elif of == "levels":
+        new_levels_BLTD = prior(levels_BLTD.flatten(0, 1)).unflatten(0, (B, L))
+        new_output_BTD = new_levels_BLTD.mean(dim=1)
+    elif of == "experts" and experts:
+        counts = [x_BETD.shape[1] for x_BETD in experts]
+        all_BETD = torch.cat(experts, dim=1)
+        new_experts = prior(all_BETD.flatten(0, 1)).unflatten(0, (B, sum(counts))).split(counts, dim=1)
+        new_levels_BLTD = torch.stack([x_BETD.mean(dim=1) for x_BETD in new_experts], dim=1)
+        new_output_BTD = new_levels_BLTD.mean(dim=1)
+        return embeddings._replace(backbone_BTD=new_output_BTD, level_backbone_BLTD=new_levels_BLTD, expert_backbone=tuple(new_experts))
+    elif of == "experts":
+        raise UserError("the prior is to take every expert, but there are none: ask the encoder for its experts, or use of='levels'")
+    else:
+        raise UserError(f"of is {of!r}; allowed are 'output', 'levels' and 'experts'")
+    shift_BLTD = new_levels_BLTD - levels_BLTD
+    new_experts = tuple(x_BETD + shift_BLTD[:, level, None] for level, x_BETD in enumerate(experts))
+    return embeddings._replace(backbone_BTD=new_output_BTD, level_backbone_BLTD=new_levels_BLTD, expert_backbone=new_experts)
+
+
+class ConditioningForm(NamedTuple):
+    """The shape of what a U-Net reads, and the fixed part of its text: everything about a condition that no brain decides."""
+
+    start_C: Tensor
+    """Embedding of the start token in the predicted columns, zeros elsewhere."""
+    text_length: int
+    """N, tokens of a prompt (77 for SDXL)."""
+    text_columns: tuple[int, int]
+    """Where the cross-attention columns that are predicted begin, and where they end (not included): (768, 2048) for bigG in SDXL."""
+    pooled_dim: int
+    """P, width of the pooled text embedding (1280 for SDXL)."""
+    image_shape: tuple[int, int]
+    """T x D of the image embedding that the IP-Adapter reads ((1, 1280) for SDXL's)."""
+
+    @classmethod
+    def of(
+        cls, text_encoder: CLIPTextEncoderDual, *, cross_attention_dim: int, pooled_dim: int, image_shape: tuple[int, int]
+    ) -> ConditioningForm:
+        """The form for the text target of an encoder and the widths of a U-Net.
+
+        Parameters
+        ----------
+        text_encoder : CLIPTextEncoderDual
+            Whose embeddings the text decoder predicts: L fills the first columns, bigG the last, joint all.
+        cross_attention_dim : int
+            C, from the U-Net's configuration.
+        pooled_dim : int
+            P, what the U-Net's added embedding leaves beside the time ids.
+        image_shape : (int, int)
+            T and D of the image embedding.
+
+        Raises
+        ------
+        UserError
+            If the text embedding does not fit into C columns.
+        """
+        start_D = text_encoder.start_token()
+        room = cross_attention_dim - len(start_D)
+        if room < 0 or (text_encoder.output == "joint" and room):
+            raise UserError(
+                f"a text embedding {len(start_D)} wide ({text_encoder.output}) does not fit a U-Net of {cross_attention_dim} columns"
+            )
+        first = room if text_encoder.output == "bigG" else 0
+        return cls(
+            pad(start_D.float(), (first, room - first)),
+            text_encoder.length,
+            (first, first + len(start_D)),
+            pooled_dim,
+            image_shape,
+        )
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> ConditioningForm:
+        """The same form elsewhere."""
+        return self._replace(start_C=self.start_C.to(device, dtype))
+
+    def text(self, predicted_BTD: Tensor, first_BTD: Tensor | None = None, first_start_D: Tensor | None = None) -> Tensor:
+        """Cross-attention tokens from a predicted text embedding (METHOD section 3).
+
+        One predicted token: the start token, then the predicted one in every other place. As many as a prompt has: as they are. Columns
+        that nothing predicts are zero.
+
+        Parameters
+        ----------
+        predicted_BTD : Tensor
+            T is 1 or N, D the number of predicted columns.
+        first_BTD : Tensor, optional
+            A predicted embedding of the first text encoder for the columns before (METHOD section 3: zeros, or this).
+        first_start_D : Tensor, optional
+            That encoder's start token; zeros if left out.
+
+        Returns
+        -------
+        Tensor
+            B x N x C.
+
+        Raises
+        ------
+        UserError
+            If widths or numbers of tokens do not fit.
+        """
+        begin, end = self.text_columns
+        tokens_BND = self._repeated(predicted_BTD, self.start_C[begin:end])
+        if first_BTD is None:
+            return pad(tokens_BND, (begin, len(self.start_C) - end))
+        start_D = first_BTD.new_zeros(first_BTD.shape[-1]) if first_start_D is None else first_start_D
+        tokens_BNC = torch.cat([self._repeated(first_BTD, start_D), tokens_BND], dim=-1)
+        if tokens_BNC.shape[-1] != len(self.start_C):
+            raise UserError(
+                f"text embeddings {first_BTD.shape[-1]} and {end - begin} wide do not fill the {len(self.start_C)} columns of the U-Net"
+            )
+        return tokens_BNC
+
+    def _repeated(self, predicted_BTD: Tensor, start_D: Tensor) -> Tensor:
+        B, T, D = predicted_BTD.shape
+        if len(start_D) != D or T not in (1, self.text_length):
+            raise UserError(f"a text embedding of {T} x {D} was given; allowed are 1 or {self.text_length} tokens, {len(start_D)} wide")
+        if T > 1:
+            return predicted_BTD
+        start_B1D = start_D.to(predicted_BTD)[None, None].expand(B, 1, D)
+        return torch.cat([start_B1D, predicted_BTD.expand(B, self.text_length - 1, D)], dim=1)
+
+    def empty(self, batch: int) -> Conditioning:
+        """No condition: zeros everywhere (SDXL's ``force_zeros_for_empty_prompt``; zeros are the IP-Adapter's null image)."""
+        zeros = self.start_C.new_zeros
+        tokens_BNC = zeros(batch, self.text_length, len(self.start_C))
+        return Conditioning(tokens_BNC, zeros(batch, *self.image_shape), zeros(batch, self.pooled_dim))
+
+    def prompt(self, prompt: PromptEmbeddings) -> Conditioning:
+        """A written prompt without an image: a negative prompt, or what a caption alone would give."""
+        empty = self.empty(len(prompt.tokens_BTD))
+        tokens_BNC = prompt.tokens_BTD.to(self.start_C)
+        if tokens_BNC.shape[-1] != len(self.start_C):  # one of the two text encoders only
+            begin, end = self.text_columns
+            tokens_BNC = pad(tokens_BNC, (begin, len(self.start_C) - end))
+        pooled_BP = empty.pooled_BD if prompt.pooled_BD is None else prompt.pooled_BD.to(self.start_C)
+        return empty._replace(tokens_BTC=tokens_BNC, pooled_BD=pooled_BP)
+
+    def dropped(self, condition: Conditioning, *, image_B: Tensor, text_B: Tensor) -> Conditioning:
+        """A condition with the image or the text of some rows left out, as in training for classifier-free guidance.
+
+        Parameters
+        ----------
+        condition : Conditioning
+            The whole condition.
+        image_B, text_B : Tensor
+            bool, true where it is to be left out.
+        """
+        tokens = condition.tokens_BTC.masked_fill(text_B[:, None, None], 0)
+        image = condition.image_embeds_BTD.masked_fill(image_B[:, None, None], 0)
+        return condition._replace(
+            tokens_BTC=tokens, image_embeds_BTD=image, pooled_BD=condition.pooled_BD.masked_fill(text_B[:, None], 0)
+        )
+
+
+class Source(NamedTuple):
+    """One of the two things to listen to: the decoded image embedding, or the decoded text embedding."""
+
+    embeddings: ExpertEmbeddings
+    """Of every level and expert; after the prior, where the prior comes first (`through_prior`)."""
+    router: DiffuseRouter | None = None
+    """None: the encoder's output, unrouted."""
+    prior: Prior | None = None
+    """Applied to the routed embedding at every step (the published order). Gradients reach the router if it lets them through."""
+
+    def at(
+        self, t_B: Tensor, latents_BCHW: Tensor, level: int | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Routing | None]:
+        """The embedding heard at a step, B x T x D, and how it was mixed."""
+        routing = None
+        if self.router is not None:
+            experts = self.embeddings.expert_backbone
+            if not self.router.reads_experts:
+                experts = self.embeddings.level_backbone_BLTD.unsqueeze(2).unbind(1)
+            routed = self.router(experts, t_B, latents_BCHW, level=level, generator=generator)  # type: ignore[operator]
+            heard_BTD, routing = routed.embedding_BTD, routed.routing
+        elif level is not None:
+            heard_BTD = self.embeddings.level_backbone_BLTD[:, level]
+        else:
+            heard_BTD = self.embeddings.backbone_BTD
+        return (heard_BTD if self.prior is None else self.prior(heard_BTD)), routing
+
+
+class RoutedConditioning:
+    """``routed(t, latents)``: what the U-Net listens to at time t, for a batch of brains.
+
+    Used alike while fine-tuning and while sampling, so that the two cannot drift apart; gradients reach routers (and a differentiable
+    prior). Holds the embeddings of one batch and refers to routers that live elsewhere; making one costs nothing.
+
+    Parameters
+    ----------
+    form : ConditioningForm
+        Shape of what the U-Net reads.
+    image, text : Source, optional
+        What to listen to; one of them may be missing, and then its part of the condition is empty (zeros).
+    first_text_BTD : Tensor, optional
+        Decoded embedding of the first text encoder, for the columns that are zero without it; not routed.
+    first_start_D : Tensor, optional
+        Its start token.
+    negative : Conditioning, optional
+        What guidance leads away from, one row (`ConditioningForm.prompt` of a negative prompt); nothing at all if left out.
+    level : int, optional
+        Listen to this level only (single-level reconstructions).
+    generator : torch.Generator, optional
+        Source of the noise of hard choices in training.
+
+    Raises
+    ------
+    UserError
+        If there is neither image nor text, or they differ in the number of rows.
+    """
+
+    def __init__(
+        self,
+        form: ConditioningForm,
+        *,
+        image: Source | None = None,
+        text: Source | None = None,
+        first_text_BTD: Tensor | None = None,
+        first_start_D: Tensor | None = None,
+        negative: Conditioning | None = None,
+        level: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        sizes = {len(source.embeddings.backbone_BTD) for source in (image, text) if source is not None}
+        if len(sizes) != 1:
+            raise UserError(f"image and text have {sorted(sizes)} rows; give at least one of them, and both for the same brains")
+        self.batch = sizes.pop()
+        self.form = form
+        self.image = image
+        self.text = text
+        self.first_text_BTD = first_text_BTD
+        self.first_start_D = first_start_D
+        self.negative = negative
+        self.level = level
+        self.generator = generator
+
+    def __call__(self, t: Tensor | float, latents_BCHW: Tensor) -> Conditioning:
+        """The condition at time `t`.
+
+        Parameters
+        ----------
+        t : Tensor or float
+            Diffusion time on the training scale, one for all rows or one per row.
+        latents_BCHW : Tensor
+            Noisy latents as the U-Net reads them (while sampling: after ``scheduler.scale_model_input``, which is what noisy latents
+            are in training), of any size. Rows as in the embeddings, not doubled for guidance.
+
+        Returns
+        -------
+        Conditioning
+            With the routing of image and text, where there are routers.
+        """
+        t_B = torch.as_tensor(t, device=latents_BCHW.device).expand(self.batch)
+        condition = self.form.empty(self.batch)
+        if self.image is not None:
+            heard_BTD, routing = self.image.at(t_B, latents_BCHW, self.level, self.generator)
+            condition = condition._replace(image_embeds_BTD=heard_BTD, image_routing=routing)
+        if self.text is not None:
+            heard_BTD, routing = self.text.at(t_B, latents_BCHW, self.level, self.generator)
+            tokens_BNC = self.form.text(heard_BTD, self.first_text_BTD, self.first_start_D)
+            condition = condition._replace(tokens_BTC=tokens_BNC, text_routing=routing)
+        return condition
+
+    @property
+    def unconditional(self) -> Conditioning:
+        """What classifier-free guidance leads away from, one row per brain."""
+        if self.negative is None:
+            return self.form.empty(self.batch)
+        tokens, image, pooled = (x.expand(self.batch, *x.shape[1:]) for x in self.negative[:3] if isinstance(x, Tensor))
+        return Conditioning(tokens, image, pooled)

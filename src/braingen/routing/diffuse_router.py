@@ -1,0 +1,245 @@
+"""Time and space routing together: from the embeddings of all experts to the one embedding heard at a denoising step.
+
+B batch, L levels, E experts of a level, T tokens, D CLIP width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+import torch
+from torch import Tensor, nn
+
+from braingen.errors import UserError
+from braingen.records import Routing
+from braingen.routing.space_router import (
+    CrossAttentionSpaceRouter,
+    GateSpaceRouter,
+    MeanSpaceRouter,
+    SelfAttentionSpaceRouter,
+    WeightSpaceRouter,
+)
+from braingen.routing.time_router import AttentionTimeRouter, Choice, FixedTimeRouter, LevelPrior, MLPTimeRouter, TimeRouting
+
+Time = Literal["off", "fixed", "mlp", "attention"]
+Space = Literal["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross"]
+
+
+class Routed(NamedTuple):
+    """One embedding out of many."""
+
+    embedding_BTD: Tensor
+    """What the diffusion model is to hear at this step."""
+    routing: Routing
+    """How it was mixed."""
+
+
+class DiffuseRouter(ModelMixin, ConfigMixin):
+    """Mixes experts within each level (space) and levels with each other (time).
+
+    Off, and at its initial weights (gumbel gates and the fixed schedule excepted), it gives exactly the unrouted result: the mean over
+    levels of the mean over experts.
+
+    Parameters
+    ----------
+    num_experts : sequence of int
+        E of every level, coarse to fine.
+    clip_emb_dim : int
+        D.
+    clip_seq_dim : int
+        T; only "weight" has parameters per token.
+    time : {"off", "fixed", "mlp", "attention"}
+        The time router (`time_router.py`); off mixes levels evenly.
+    time_choice : {"soft", "hard"}
+        Weighted sum over levels, or one level per sample.
+    time_hidden_dim, time_embedding_dim, time_layers, time_temperature
+        Sizes of the learned time routers; layers: "mlp" only.
+    time_context : bool
+        Let the attention router see the latents.
+    time_context_size : int
+        Side of the grid it sees them on.
+    time_prior : {"none", "multiply", "published"}
+        Gaussian that multiplies the time router's probabilities.
+    time_prior_sigma : float
+        Its width, in levels.
+    space : {"off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross"}
+        The space router of every level (`space_router.py`).
+    space_temperature : float
+        Divides its scores.
+    space_grid : int
+        Side of the grid on which "cross" sees the latents (64 published; the latents' own side at the usual picture size is best).
+    level_output : {"mean", "sum"}
+        What a level is when space is off: mean over its experts (paper) or their sum (published implementation). It has to be what
+        the encoder was trained with.
+    num_train_timesteps : int
+        Length of the diffusion schedule.
+
+    Raises
+    ------
+    UserError
+        For a kind of router that does not exist.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        num_experts: Sequence[int] = (2, 4, 8, 16),
+        clip_emb_dim: int = 1280,
+        clip_seq_dim: int = 1,
+        time: Time = "attention",
+        time_choice: Choice = "soft",
+        time_hidden_dim: int = 768,
+        time_embedding_dim: int = 320,
+        time_layers: int = 3,
+        time_temperature: float = 1.0,
+        time_context: bool = False,
+        time_context_size: int = 64,
+        time_prior: LevelPrior = "none",
+        time_prior_sigma: float = 1.0,
+        space: Space = "cross",
+        space_temperature: float = 1.0,
+        space_grid: int = 64,
+        level_output: Literal["mean", "sum"] = "mean",
+        num_train_timesteps: int = 1000,
+    ) -> None:
+        super().__init__()
+        levels = len(num_experts)
+        self.expert_counts = tuple(num_experts)
+        self.space_kind = space
+        learned: dict[str, Any] = {
+            "embedding_dim": time_embedding_dim,
+            "temperature": time_temperature,
+            "choice": time_choice,
+            "level_prior": time_prior,
+            "prior_sigma": time_prior_sigma,
+            "num_train_timesteps": num_train_timesteps,
+            "hidden_dim": time_hidden_dim,
+        }
+        self.time_router: nn.Module | None
+        if time == "off":
+            self.time_router = None
+        elif time == "fixed":
+            self.time_router = FixedTimeRouter(levels, num_train_timesteps=num_train_timesteps)
+        elif time == "mlp":
+            self.time_router = MLPTimeRouter(levels, num_layers=time_layers, **learned)
+        elif time == "attention":
+            self.time_router = AttentionTimeRouter(levels, context=time_context, context_size=time_context_size, **learned)
+        else:
+            raise UserError(f"time is {time!r}; allowed are 'off', 'fixed', 'mlp' and 'attention'")
+
+        def space_router(number: int) -> nn.Module:
+            if space == "off":
+                return MeanSpaceRouter(reduce=level_output)
+            if space.startswith("gate_"):
+                return GateSpaceRouter(number, clip_emb_dim, gate=cast(Literal["softmax"], space[5:]), temperature=space_temperature)
+            if space == "weight":
+                return WeightSpaceRouter(number, clip_emb_dim, clip_seq_dim, temperature=space_temperature)
+            if space == "self":
+                return SelfAttentionSpaceRouter(clip_emb_dim, temperature=space_temperature)
+            if space == "cross":
+                return CrossAttentionSpaceRouter(clip_emb_dim, grid=space_grid, temperature=space_temperature)
+            raise UserError(
+                f"space is {space!r}; allowed are 'off', 'gate_softmax', 'gate_sigmoid', 'gate_gumbel', 'weight', 'self' and 'cross'"
+            )
+
+        self.space_routers = nn.ModuleList(space_router(number) for number in num_experts)
+
+    @property
+    def reads_experts(self) -> bool:
+        """Whether single experts are needed; without a space router the levels' own outputs do."""
+        return self.space_kind != "off"
+
+    def forward(
+        self,
+        experts: Sequence[Tensor],
+        t_B: Tensor,
+        latents_BCHW: Tensor | None = None,
+        *,
+        level: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Routed:
+        """Route.
+
+        Parameters
+        ----------
+        experts : sequence of Tensor
+            Per level, B x E x T x D.
+        t_B : Tensor
+            Diffusion times on the training scale.
+        latents_BCHW : Tensor, optional
+            Noisy latents as the U-Net reads them, of any size; needed by "cross" and by a time router with context.
+        level : int, optional
+            Listen to this level only, whatever the time router says.
+        generator : torch.Generator, optional
+            Source of the noise of hard choices in training.
+
+        Returns
+        -------
+        Routed
+
+        Raises
+        ------
+        UserError
+            If levels or experts are not as many as the router was built for.
+        """
+        given, built = [x.shape[1] for x in experts], list(self.expert_counts)
+        if len(given) != len(built) or (self.reads_experts and given != built):
+            raise UserError(f"the router was built for levels of {built} experts and got {given}; build it for the encoder's layout")
+        times = None
+        if level is not None:
+            only_BL = experts[0].new_zeros(len(experts[0]), len(built))
+            only_BL[:, level] = 1
+            times = TimeRouting(only_BL, only_BL)
+        elif self.time_router is not None:
+            times = self.time_router(t_B, latents_BCHW, generator)
+        return self.mix(experts, times, latents_BCHW, generator)
+
+    def mix(
+        self,
+        experts: Sequence[Tensor],
+        times: TimeRouting | None,
+        latents_BCHW: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Routed:
+        """Mix experts and levels with given weights of the levels; without any, evenly."""
+        mixed = [router(x_BETD, latents_BCHW, generator) for router, x_BETD in zip(self.space_routers, experts)]
+        levels_BLTD = torch.stack([level.embedding_BTD for level in mixed], dim=1)
+        if times is None:
+            even_BL = torch.full_like(levels_BLTD[:, :, 0, 0], 1 / len(mixed))
+            times = TimeRouting(even_BL, even_BL)
+            embedding_BTD = levels_BLTD.mean(dim=1)  # the very sum an encoder makes, to the last bit
+        else:
+            embedding_BTD = (levels_BLTD * times.weights_BL[:, :, None, None]).sum(dim=1)
+        # attention runs over all tokens of all experts, weights are per token: both become one number per expert
+        pool = torch.sum if self.space_kind == "cross" else torch.mean
+        use = tuple(pool(level.weights_BET, dim=-1) for level in mixed)
+        return Routed(embedding_BTD, Routing(times.weights_BL, times.probabilities_BL, use))
+
+
+def from_published(state: dict[str, Tensor], *, context_as_key: bool = False) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights of a published diffusion router (or of a stand-alone time or space router) under this package's keys.
+
+    The names are the same; parameters that cannot have any influence are left out and returned by name, so that an importer can list
+    them: biases that shift all experts' scores alike, and (with `context_as_key`) a projection of the latents that is added to every
+    level's key; and the norm of an MLP router with one layer.
+
+    Parameters
+    ----------
+    state : dict
+        State dict with the published keys.
+    context_as_key : bool
+        The published setting of that name.
+
+    Returns
+    -------
+    dict, list of str
+        Weights for ``load_state_dict(strict=True)``, and the keys without influence.
+    """
+    idle = ("key_linear.bias", "router.bias") + (("context_proj.weight", "context_proj.bias") if context_as_key else ())
+    if not any(key.endswith("layers.1.weight") for key in state):
+        idle += ("layer_norm.weight", "layer_norm.bias")  # the norm of layers after the first, where there are none
+    return {key: value for key, value in state.items() if not key.endswith(idle)}, [key for key in state if key.endswith(idle)]

@@ -1,0 +1,330 @@
+"""A run folder: what was asked for, what came of it, and what it takes to continue.
+
+    config.yaml        the settings, exactly
+    provenance.json    versions, git commit, seeds, config hash, and every command that worked on this run
+    metrics.jsonl      one record per line, each with its step
+    state.safetensors  everything needed to go on after being killed
+    *.safetensors      weights; models themselves are folders written by save_pretrained
+    finished           the mark that the run is complete, with a summary
+    .lock              held while a process works here
+
+Every write is atomic. Importing this loads no torch: `braingen --help` stays fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+import platform
+import shutil
+import subprocess
+import sys
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from braingen.errors import UserError
+from braingen.files import disk_errors_as_sentences, recover_folder, replaced_folder, sync_file, write_json, write_text
+from braingen.locks import FolderLock
+
+_PACKAGES = ("braingen", "torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "h5py")
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """Settings as YAML, in their own order."""
+    return yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False, allow_unicode=True)
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Short hash of settings, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            out.update(flat(value, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+class Run:
+    """A run folder that is read; `Run.start` opens one to work in.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+
+    Raises
+    ------
+    UserError
+        When there is no run.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "config.yaml").is_file():
+            hint = "it does not exist" if not self.folder.exists() else "it has no config.yaml"
+            raise UserError(f"{self.folder} is not a run folder: {hint}; give the folder of an earlier `braingen` stage.")
+        self._lock: FolderLock | None = None
+
+    @classmethod
+    def start(
+        cls,
+        folder: Path | str,
+        config: Mapping[str, Any],
+        seeds: Mapping[str, int] | None = None,
+        may_change: Collection[str] = (),
+    ) -> Run:
+        """Open a folder to work in: a new run, or the same one again.
+
+        Parameters
+        ----------
+        folder
+            Made if it is not there.
+        config
+            The settings (JSON-able tree).
+        seeds
+            Seeds in use, for the provenance.
+        may_change
+            Dotted names of settings (or of whole branches) that may differ when a run is continued, such as the number of workers; the
+            config.yaml that is kept is then the newer one.
+
+        Returns
+        -------
+        Run
+            To be used in a `with` statement, or closed with `close`.
+
+        Raises
+        ------
+        UserError
+            When another process works there, the folder holds a run with other settings, or it cannot be written.
+        """
+        folder = Path(folder)
+        with disk_errors_as_sentences(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(folder)
+        try:
+            settings = json.loads(json.dumps(config))
+            path = folder / "config.yaml"
+            if path.exists():
+                before = _read_yaml(path)
+                if _has_work(folder):
+                    _refuse_other_settings(folder, before, settings, may_change)
+            for left in folder.glob(".*.tmp-*"):  # of a process that was killed while writing
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for aside in folder.glob(".*.before"):
+                recover_folder(folder / aside.name[1 : -len(".before")])
+            text = config_text(settings)
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                write_text(path, text)
+            _add_provenance(folder, settings, seeds or {})
+            run = cls(folder)
+        except BaseException:
+            lock.release()
+            raise
+        run._lock = lock
+        return run
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _own(self) -> FolderLock:
+        if self._lock is None:
+            raise RuntimeError(f"{self.folder} was opened for reading; open it with Run.start to write")
+        return self._lock
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings of the run."""
+        return _read_yaml(self.folder / "config.yaml")
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What is known of where the run came from."""
+        return json.loads((self.folder / "provenance.json").read_text(encoding="utf-8"))
+
+    def path(self, name: str) -> Path:
+        """Path of something in the run folder."""
+        return self.folder / name
+
+    # -- finished ------------------------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is complete."""
+        return (self.folder / "finished").is_file()
+
+    def mark_finished(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Mark the run complete; a stage that finds the mark has nothing to do."""
+        self._own()
+        write_json(self.folder / "finished", dict(summary or {}))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What `mark_finished` was given."""
+        return json.loads((self.folder / "finished").read_text(encoding="utf-8"))
+
+    def require_finished(self) -> Run:
+        """This run, refused when it is not complete.
+
+        Raises
+        ------
+        UserError
+            When the run was stopped before its end.
+        """
+        if not self.finished:
+            raise UserError(f"The run in {self.folder} is not finished; start its command again, it continues where it stopped.")
+        return self
+
+    # -- state ---------------------------------------------------------------------------------------------------
+
+    def save_state(self, state: Any, name: str = "state") -> None:
+        """Write all it takes to continue (see `braingen.state.save_tree`), the metrics so far with it."""
+        from braingen.state import save_tree  # torch
+
+        self._own().touch()
+        metrics = self.folder / "metrics.jsonl"
+        if metrics.exists():  # on disk before the state that counts on them
+            sync_file(metrics)
+        save_tree(self.folder / f"{name}.safetensors", state)
+
+    def load_state(self, name: str = "state") -> Any | None:
+        """What `save_state` wrote, or None where the run has not come that far."""
+        from braingen.state import load_tree  # torch
+
+        path = self.folder / f"{name}.safetensors"
+        return load_tree(path) if path.exists() else None
+
+    def remove_state(self, name: str = "state") -> None:
+        """Drop a state that is not needed any more, as when the run is finished."""
+        self._own()
+        (self.folder / f"{name}.safetensors").unlink(missing_ok=True)
+
+    @contextmanager
+    def replace(self, name: str) -> Iterator[Path]:
+        """A temporary folder to fill (by save_pretrained) that then takes the place of `name` in the run folder."""
+        self._own()
+        with replaced_folder(self.folder / name) as temporary:
+            yield temporary
+
+    # -- metrics -------------------------------------------------------------------------------------------------
+
+    def log(self, step: int, **values: Any) -> None:
+        """Append one record to metrics.jsonl."""
+        self._own().touch()
+        path = self.folder / "metrics.jsonl"
+        line = json.dumps({"step": step, **values}, default=float) + "\n"  # scalars of NumPy and PyTorch are numbers too
+        with disk_errors_as_sentences(path), open(path, "a", encoding="utf-8") as handle:
+            handle.write(line)
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """All records, a last line cut short by a kill left out."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # without its newline a line was cut short
+        return [json.loads(line) for line in lines if line]
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the records after `step`: they belong to work that was lost with the process and is now done again."""
+        self._own()
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            kept = [record for record in self.metrics if record["step"] <= step]
+            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is not readable YAML ({' '.join(str(error).split())}); restore it or choose another run folder."
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no settings; restore it or choose another run folder.")
+    return content
+
+
+def _has_work(folder: Path) -> bool:
+    """Whether anything was made under the settings in the folder: a run that failed before it began holds nobody to a wrong path."""
+    return any(path.name not in ("config.yaml", "provenance.json") and not path.name.startswith(".") for path in folder.iterdir())
+
+
+def _refuse_other_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str]) -> None:
+    old, new = flat(before), flat(now)
+    changed = [
+        name
+        for name in {**old, **new}
+        if old.get(name) != new.get(name) and not any(name == free or name.startswith(f"{free}.") for free in may_change)
+    ]
+    if changed:
+        shown = "; ".join(f"{name} was {old.get(name)!r}, is now {new.get(name)!r}" for name in changed[:4])
+        more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
+        raise UserError(
+            f"{folder} holds a run with other settings ({shown}{more}); give the same settings to continue it, "
+            "or another --model_name, or remove the folder to start anew."
+        )
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the source this package runs from, where it runs from a checkout of its own."""
+    source = Path(__file__).resolve().parents[2]
+    if not (source / ".git").exists():
+        return None
+    try:
+        call = ["git", "-C", str(source)]
+        commit = subprocess.run([*call, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        changes = subprocess.run([*call, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "modified": bool(changes.strip())}
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _add_provenance(folder: Path, config: Mapping[str, Any], seeds: Mapping[str, int]) -> None:
+    path = folder / "provenance.json"
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        starts = []  # a new run
+    starts.append(
+        {
+            "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "platform": platform.platform(),
+            "versions": _versions(),
+            "git": _git_state(),
+        }
+    )
+    write_json(path, {"config_hash": config_hash(config), "seeds": dict(seeds), "starts": starts})

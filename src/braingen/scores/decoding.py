@@ -1,0 +1,70 @@
+"""Scores of the decoder alone, before any picture: CLIP-cos and retrieval, for the whole decoder, its levels or its experts.
+
+N images, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from braingen.records import Score
+from braingen.scores import identify, uncertainty
+from braingen.scores.pairs import check_ids
+
+
+def decoder_scores(
+    decoded_ND: np.ndarray,
+    true_ND: np.ndarray,
+    image_N: np.ndarray,
+    pool: int = identify.RETRIEVAL_POOL,
+    draws: int = identify.RETRIEVAL_DRAWS,
+    resamples: int = uncertainty.RESAMPLES,
+    seed: int = 0,
+) -> tuple[dict[str, Score], pd.DataFrame]:
+    """CLIP-cos and retrieval in both directions.
+
+    Parameters
+    ----------
+    decoded_ND, true_ND : decoded and true CLIP embeddings in the same order of images, tokens flattened or not
+    image_N : their image ids
+    pool, draws : candidates of a retrieval, and random pools to average over; with no more images than ``pool`` all of them are
+        candidates in one draw, and the score states that pool
+
+    Returns
+    -------
+    Scores by name, and the values of every image (index: image id).
+    """
+    ids = check_ids(image_N, len(decoded_ND), "decoded embeddings")
+    order = np.argsort(ids)  # so that pools hold the same images whatever order they came in
+    decoded, true, ids = np.asarray(decoded_ND)[order], np.asarray(true_ND)[order], ids[order]
+    count = len(ids)
+    cosines = identify.cosine(decoded, true)
+    interval = uncertainty.mean_interval(cosines, resamples, seed)
+    scores = {"clip_cos": Score(*interval, random=None, ceiling=None, ridge=None, chance=None, n=count, pool=None)}
+    table = pd.DataFrame({"clip_cos": cosines}, index=pd.Index(ids, name="image"))
+    pools = identify.draw_pools(count, pool, draws, seed)
+    for name, way in zip(identify.BothWays._fields, identify.retrieval(decoded, true, pools)):
+        interval = uncertainty.ratio_interval(way.found_N, way.asked_N, resamples, seed)
+        scores[f"retrieval_{name}"] = Score(
+            *interval, random=None, ceiling=None, ridge=None, chance=1 / way.pool, n=count, pool=way.pool
+        )  # fmt: skip
+        table[f"retrieval_{name}"] = way.found_N / np.maximum(way.asked_N, 1)
+    return scores, table
+
+
+def scores_by_part(parts: Mapping[str, np.ndarray], true_ND: np.ndarray, image_N: np.ndarray, **settings: int) -> pd.DataFrame:
+    """The same for every part of a decoder, e.g. ``{"level 0": ..., "level 1, expert 3": ...}``; settings as of `decoder_scores`.
+
+    Returns
+    -------
+    One row per part and score: part, score, value, low, high, chance, n, pool.
+    """
+    rows = []
+    for part, decoded_ND in parts.items():
+        for name, score in decoder_scores(decoded_ND, true_ND, image_N, **settings)[0].items():
+            fields = score._asdict()
+            rows.append({"part": part, "score": name} | {key: fields[key] for key in ("value", "low", "high", "chance", "n", "pool")})
+    return pd.DataFrame(rows)

@@ -1,0 +1,90 @@
+"""Features of many pictures, computed a batch at a time and held on the disk when they are large.
+
+N images, B of them at a time, F features. AlexNet(2) at 256 pixels has 184 512 features, 738 MB for 1000 pictures; they are written to a
+file as they come and read back in blocks by `scores.identify`. Those of true pictures are kept between runs when a folder is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import os
+from pathlib import Path
+import tempfile
+
+import numpy as np
+import torch
+
+from braingen.scores.features import Features
+from braingen.scores.pairs import Pictures
+from braingen.scores.pixel import ERROR_SIDE, resize
+
+_IN_MEMORY = 64_000_000
+"""Bytes; features up to this size are not written to the disk."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being computed, pictures done, and pictures in all."""
+
+
+def as_scored(pictures: Pictures, part: slice) -> torch.Tensor:
+    """Pictures of a slice at 256 pixels, to which the published evaluation brings every picture first."""
+    return resize(torch.as_tensor(pictures[part]), ERROR_SIDE)
+
+
+class FeatureStore:
+    """Where features are put.
+
+    Parameters
+    ----------
+    folder : kept between runs, one file per network, weights and pictures; without it a temporary folder that goes with this object
+    batch : pictures that go through a network at once
+    progress : told after every batch
+    """
+
+    def __init__(self, folder: Path | str | None = None, batch: int = 32, progress: Progress | None = None) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="braingen-features-") if folder is None else None
+        self.folder = Path(self._temporary.name if self._temporary else folder)  # type: ignore[arg-type]
+        self.batch = batch
+        self.progress = progress
+
+    def __enter__(self) -> FeatureStore:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._temporary:
+            self._temporary.cleanup()
+
+    def features(self, network: Features, pictures: Pictures, keep: bool = False) -> np.ndarray:
+        """N x F features, float32: an array when small, else a read-only memory map.
+
+        Parameters
+        ----------
+        network : anything with ``name`` and ``features``; only one that also states its ``weights`` is found again by a later run
+        keep : leave the file in the folder for later calls (and later runs, unless the folder is temporary)
+        """
+        keep = keep and getattr(network, "weights", None) is not None
+        of = f"{getattr(network, 'weights', None)}-{pictures.digest}" if keep else f"now-{os.getpid()}-{id(pictures)}"
+        path = self.folder / f"{network.name}-{of}.npy"
+        if keep and path.exists():
+            return np.load(path, mmap_mode="r")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        out_NF: np.ndarray | None = None
+        for start in range(0, len(pictures), self.batch):
+            part_BF = network.features(as_scored(pictures, slice(start, start + self.batch))).float().cpu().flatten(1).numpy()
+            if out_NF is None:
+                shape = (len(pictures), part_BF.shape[1])
+                small = 4 * shape[0] * shape[1] <= _IN_MEMORY and not keep
+                make = np.empty if small else lambda s, d: np.lib.format.open_memmap(unfinished, mode="w+", dtype=d, shape=s)
+                out_NF = make(shape, np.float32)
+            out_NF[start : start + self.batch] = part_BF
+            if self.progress is not None:
+                self.progress(network.name, min(start + self.batch, len(pictures)), len(pictures))
+        assert out_NF is not None  # Pictures are never empty
+        if not isinstance(out_NF, np.memmap):
+            return out_NF
+        out_NF.flush()
+        os.replace(unfinished, path)
+        mapped = np.load(path, mmap_mode="r")
+        if not keep:
+            path.unlink()  # the map holds it as long as it is used
+        return mapped

@@ -1,0 +1,142 @@
+"""Reconstructions as people keep them: a folder of PNGs, or an array with ids in .pt, .npy, .npz, HDF5 or safetensors.
+
+N pictures, S x S pixels. A file is opened, not loaded, where its format allows; `braingen.scores.pairs` reads it a picture at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from braingen.errors import UserError
+
+IMAGE_KEYS = ("images", "recons", "all_recons", "all_blurryrecons", "all_images", "reconstructions")
+"""Names under which pictures are looked for in a file with several arrays."""
+ID_KEYS = ("ids", "image_ids", "image_id", "image", "all_image_ids")
+SUFFIXES = (".pt", ".pth", ".npy", ".npz", ".h5", ".hdf5", ".safetensors")
+
+
+class Loaded(NamedTuple):
+    """Pictures with their image ids, as `braingen.scores.pairs.match` takes them."""
+
+    pictures: Any
+    """N x 3 x S x S, sliceable."""
+    image_N: np.ndarray
+
+
+class _PngFolder:
+    """Pictures of a folder, read when asked for."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        from PIL import Image
+
+        try:
+            with Image.open(self._paths[row]) as picture:
+                return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+        except OSError as error:
+            raise UserError(f"{self._paths[row]} cannot be read as a picture ({error}); make it again.") from error
+
+
+class _ChannelsLast:
+    """N x S x S x 3 pictures seen as N x 3 x S x S."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return np.moveaxis(np.asarray(self._source[row]), -1, 0)
+
+
+def load_pictures(path: Path | str, image_N: np.ndarray | None = None) -> Loaded:
+    """Open a set of reconstructions.
+
+    Parameters
+    ----------
+    path : a folder of PNGs named by image id (``000123.png``, ``image_123.png``: the number in the name), or a file with
+        an array of pictures, N x 3 x S x S or N x S x S x 3, and their image ids beside it: in the file, or in ``<name>_ids.npy``
+    image_N : image ids in the order of the pictures, for files without ids such as MindEye2's ``*_all_recons.pt``; there the order is that
+        of the test images by ascending id
+
+    Raises
+    ------
+    UserError
+        When nothing is there, two PNGs name the same image, a file holds no pictures or it is not known which images they are.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; name a folder of PNGs or a file ending in {', '.join(SUFFIXES)}.")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path.name} ends in {path.suffix!r}; allowed are a folder of PNGs and files ending in {', '.join(SUFFIXES)}.")
+    content = _open(path)
+    arrays = dict(content) if isinstance(content, Mapping) else {"images": content}
+    pictures = _first(arrays, IMAGE_KEYS)
+    if pictures is None or np.ndim(pictures) != 4:
+        held = ", ".join(f"{name} {tuple(np.shape(value))}" for name, value in arrays.items())
+        raise UserError(f"{path} holds no pictures (N x 3 x S x S under one of {', '.join(IMAGE_KEYS)}); it holds {held or 'nothing'}.")
+    if np.shape(pictures)[1] != 3 and np.shape(pictures)[3] == 3:
+        pictures = _ChannelsLast(pictures)
+    beside = path.with_name(f"{path.stem}_ids.npy")
+    ids = image_N if image_N is not None else _first(arrays, ID_KEYS)
+    if ids is None and beside.exists():
+        ids = np.load(beside)
+    if ids is None:
+        raise UserError(f"{path} does not say which images its {len(pictures)} pictures are of; put their image ids into {beside}.")
+    return Loaded(pictures, np.asarray(ids))
+
+
+def _first(arrays: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((arrays[name] for name in names if name in arrays), None)
+
+
+def _folder(path: Path) -> Loaded:
+    paths = sorted(file for file in path.iterdir() if file.suffix.lower() == ".png")
+    if not paths:
+        raise UserError(f"{path} holds no PNGs; they are to be named by image id, e.g. 000123.png.")
+    numbers = [re.findall(r"\d+", file.stem) for file in paths]
+    unnamed = [file.name for file, found in zip(paths, numbers) if len(found) != 1]
+    if unnamed:
+        raise UserError(f"{len(unnamed)} PNGs in {path} are not named by one image id, e.g. {unnamed[0]}; allowed is e.g. 000123.png.")
+    ids = np.array([int(found[0]) for found in numbers])
+    seen, times = np.unique(ids, return_counts=True)
+    if (times > 1).any():
+        twice = [file.name for file, i in zip(paths, ids) if i == seen[times > 1][0]]
+        raise UserError(f"{path} holds image {seen[times > 1][0]} more than once ({', '.join(twice)}); keep one.")
+    return Loaded(_PngFolder(paths), ids)
+
+
+def _open(path: Path) -> Any:
+    """The arrays of a file; large ones are mapped where the format allows it."""
+    try:
+        if path.suffix in (".pt", ".pth"):
+            import torch
+
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if isinstance(content, Mapping):
+                return {name: value for name, value in content.items() if hasattr(value, "shape")}
+            return content
+        if path.suffix in (".npy", ".npz"):
+            return np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return load_file(path)
+        import h5py
+
+        return {name: value for name, value in h5py.File(path, "r").items() if isinstance(value, h5py.Dataset)}
+    except Exception as error:  # every reader has exceptions of its own
+        raise UserError(f"{path} cannot be read as {path.suffix} ({type(error).__name__}: {str(error).splitlines()[0]}).") from error

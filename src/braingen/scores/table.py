@@ -1,0 +1,224 @@
+"""Tables people paste: the field's columns in the field's order, published rows beside ours, each with its N and protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import csv
+import io
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from braingen.records import Score
+
+
+class Column(NamedTuple):
+    """How a score is printed."""
+
+    title: str
+    higher_is_better: bool
+    percent: bool = False
+    digits: int = 3
+
+
+COLUMNS = {
+    "pixcorr": Column("PixCorr", True),
+    "ssim": Column("SSIM", True),
+    "two_way_alexnet2": Column("Alex(2)", True, percent=True, digits=1),
+    "two_way_alexnet5": Column("Alex(5)", True, percent=True, digits=1),
+    "two_way_inception": Column("Incep", True, percent=True, digits=1),
+    "two_way_clip": Column("CLIP", True, percent=True, digits=1),
+    "effnet_b1": Column("Eff", False),
+    "swav": Column("SwAV", False),
+    "dreamsim": Column("DreamSim", False),
+    "lpips": Column("LPIPS", False),
+    "mse": Column("MSE", False, digits=4),
+    "psnr": Column("PSNR (dB)", True, digits=2),
+    "ssim_columns": Column("SSIM, legacy columns", True),
+    "two_way_judge_early": Column("Judge early", True, percent=True, digits=1),
+    "two_way_judge_middle": Column("Judge middle", True, percent=True, digits=1),
+    "two_way_judge_late": Column("Judge late", True, percent=True, digits=1),
+    "object_accuracy": Column("Object named", True, percent=True, digits=1),
+    "background_accuracy": Column("Background named", True, percent=True, digits=1),
+    "colour_accuracy": Column("Colour named", True, percent=True, digits=1),
+    "position_accuracy": Column("Position named", True, percent=True, digits=1),
+    "clip_cos": Column("CLIP-cos", True),
+    "retrieval_brain_to_image": Column("Retrieval brain->image", True, percent=True, digits=1),
+    "retrieval_image_to_brain": Column("Retrieval image->brain", True, percent=True, digits=1),
+    "meteor": Column("METEOR", True),
+    "rouge_l": Column("ROUGE-L", True),
+    "clip_text": Column("CLIP text similarity", True),
+}
+"""The eight columns of the field's tables first, in their order. Two-way, accuracies and retrieval are in per cent, as published."""
+
+
+class Row(NamedTuple):
+    """A method and its scores; fractions, not per cent."""
+
+    method: str
+    protocol: str
+    """Subjects, sessions, and what else sets the figure apart."""
+    n: int
+    """Test images."""
+    scores: Mapping[str, Score | float]
+    """By the names of `COLUMNS`; a published figure is a bare number."""
+
+
+def _published(method: str, protocol: str, figures: str, n: int = 1000, **others: float) -> Row:
+    """Figures in the order of the field's columns, "-" where none was published."""
+    names = list(COLUMNS)[:8]
+    values = {
+        name: float(figure) / (100 if COLUMNS[name].percent else 1) for name, figure in zip(names, figures.split("/")) if figure != "-"
+    }
+    return Row(method, protocol, n, values | others)
+
+
+_MEAN40 = "NSD, mean of subjects 1, 2, 5, 7; 40 sessions"
+_MEAN1 = "NSD, mean of subjects 1, 2, 5, 7; 1 session"
+PUBLISHED = (
+    _published("Brain-IT", _MEAN40, ".386/.486/98.4/99.5/97.3/96.4/.564/.320"),
+    _published("MindTuner", _MEAN40, ".322/.421/95.8/98.8/95.6/93.8/.612/.340"),
+    _published("MindEye2", _MEAN40, ".322/.431/96.1/98.6/95.4/93.0/.619/.344"),
+    _published("MindBridge", f"{_MEAN40}; Alex(2) unconfirmed", ".151/.263/87.7/95.5/92.4/94.7/.712/.418", n=982),
+    _published("MoRE-Brain", f"{_MEAN40}; published code compares bytes 0-255 with [0, 1]", "-/.415/79.2/-/96.2/-/-/-", dreamsim=0.507),
+    _published("MindEye2", "NSD, subject 1; 40 sessions", ".374/.440/97.9/99.1/96.0/93.7/.608/.336",
+               retrieval_brain_to_image=0.9987, retrieval_image_to_brain=0.9996),
+    _published("Brain-IT", _MEAN1, ".331/.473/97.1/-/-/-/-/-"),
+    _published("MindTuner", _MEAN1, ".224/.420/87.8/-/-/-/-/-"),
+    _published("MindEye2", _MEAN1, ".195/.419/84.2/90.6/81.2/79.2/-/-"),
+    _published("ZEBRA", "NSD, no data of the subject", ".131/.375/74.6/81.2/72.2/71.5/-/-"),
+)  # fmt: skip
+"""Figures on NSD, as printed. MindEye2's two retrievals stand under what its code computes, which is the reverse of what it prints."""
+CAUTION = (
+    "Published rows are on NSD and stand beside simulated data for orientation only; a change of seed moves two-way scores by up to"
+    " 0.6 points and PixCorr by up to .006. Older papers used 982 test images, MindEye2 and later 1000."
+)
+
+
+def as_json(scores: Mapping[str, Score]) -> dict[str, dict[str, float | int | None]]:
+    """Scores as plain JSON values, undefined ones as null."""
+
+    def plain(value: Any) -> float | int | None:
+        return None if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
+
+    return {name: {key: plain(value) for key, value in score._asdict().items()} for name, score in scores.items()}
+
+
+def _number(name: str, value: float | None) -> str:
+    column = column_of(name)
+    if value is None:
+        return "-"
+    text = f"{value * (100 if column.percent else 1):.{column.digits}f}"
+    return text.replace("0.", ".", 1) if not column.percent and text.startswith(("0.", "-0.")) else text
+
+
+def column_of(name: str) -> Column:
+    """How a score is printed; an unknown one as a number that is better when higher."""
+    if name in COLUMNS:
+        return COLUMNS[name]
+    two_way = name.startswith("two_way_") or name.endswith("_accuracy")
+    return Column(name.removeprefix("two_way_").replace("_", " "), True, two_way, 1 if two_way else 3)
+
+
+def _cell(name: str, score: Score | float | None, interval: bool) -> str:
+    if score is None:
+        return "-"
+    if not isinstance(score, Score):
+        return _number(name, score)
+    text = _number(name, score.value)
+    if interval and score.low is not None and score.high is not None:
+        text += f" [{_number(name, score.low)}, {_number(name, score.high)}]"
+    return text
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    present = {name for row in rows for name in row.scores}
+    return [name for name in COLUMNS if name in present] + sorted(present - set(COLUMNS))
+
+
+def _heading(name: str, better: tuple[str, str]) -> str:
+    column = column_of(name)
+    return f"{column.title} {better[0] if column.higher_is_better else better[1]}"
+
+
+def markdown(rows: Sequence[Row], interval: bool = True) -> str:
+    """A Markdown table; our values with their 95 % intervals."""
+    names = _names(rows)
+    head = ["Method", "Protocol", "N", *(_heading(name, ("↑", "↓")) for name in names)]
+    lines = [head, ["---", "---", *["---:"] * (len(names) + 1)]]
+    for row in rows:
+        lines.append([row.method, row.protocol, str(row.n), *(_cell(name, row.scores.get(name), interval) for name in names)])
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+_LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
+          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}  # fmt: skip
+
+
+def _latex_text(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text).replace("->", r"$\rightarrow$")
+
+
+def latex(rows: Sequence[Row], interval: bool = False) -> str:
+    r"""A LaTeX table with booktabs rules; put ``\usepackage{booktabs}`` into the preamble. The best of every column is bold."""
+    names = _names(rows)
+    best = {name: _best(name, rows) for name in names}
+    lines = [r"\begin{tabular}{ll" + "r" * (len(names) + 1) + "}", r"\toprule"]
+    heads = []
+    for name in names:
+        column = column_of(name)
+        arrow = r"$\uparrow$" if column.higher_is_better else r"$\downarrow$"
+        heads.append(f"{_latex_text(column.title)} {arrow}")
+    lines += [" & ".join(["Method", "Protocol", "N", *heads]) + r" \\", r"\midrule"]
+    for row in rows:
+        cells = []
+        for name in names:
+            score = row.scores.get(name)
+            cell = _cell(name, score, interval)
+            value = score.value if isinstance(score, Score) else score
+            cells.append(rf"\textbf{{{cell}}}" if value is not None and value == best[name] else cell)
+        lines.append(" & ".join([_latex_text(row.method), _latex_text(row.protocol), str(row.n), *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _best(name: str, rows: Sequence[Row]) -> float | None:
+    scores = [row.scores.get(name) for row in rows]
+    values = [s.value if isinstance(s, Score) else s for s in scores]
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return None
+    return max(known) if column_of(name).higher_is_better else min(known)
+
+
+def comma_separated(rows: Sequence[Row]) -> str:
+    """CSV with one line per method and score, everything a reviewer asks for in columns of its own; fractions, not per cent."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["method", "protocol", "score", "better", *Score._fields])
+    for row in rows:
+        for name in _names([row]):
+            score = row.scores[name]
+            full = score if isinstance(score, Score) else Score(score, None, None, None, None, None, None, row.n, None)
+            better = "higher" if column_of(name).higher_is_better else "lower"
+            writer.writerow([row.method, row.protocol, name, better, *("" if value is None else value for value in full)])
+    return out.getvalue()
+
+
+def rows_of(name: str, protocol: str, scores: Mapping[str, Score], baselines: bool = True) -> list[Row]:
+    """Our row, and rows of the baselines that stand in its scores."""
+    rows = [Row(name, protocol, max((score.n for score in scores.values()), default=0), dict(scores))]
+    if baselines:
+        for field, title in (("ceiling", "ceiling: true embeddings"), ("ridge", "ridge regression"), ("random", "random voxels")):
+            values = {key: getattr(score, field) for key, score in scores.items() if getattr(score, field) is not None}
+            if values:
+                rows.append(Row(f"{name}, {title}", protocol, rows[0].n, values))
+    return rows
+
+
+def best_and_worst(table: pd.DataFrame, count: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Image ids of the best and the worst pictures, by their mean rank over all scores of the per-image table; best first, worst first."""
+    ranks = [table[name].rank(ascending=not column_of(name).higher_is_better) for name in table]
+    order = table.index[np.argsort(np.mean(ranks, axis=0), kind="stable")].to_numpy()
+    return order[:count], order[::-1][:count]

@@ -1,0 +1,234 @@
+"""How sure a score is: bootstrap intervals over images, paired comparison of runs, several seeds and subjects.
+
+N images, M resamples, S seeds. Everything is seeded: the same values give the same interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from braingen.errors import UserError
+
+RESAMPLES = 10_000
+"""Bootstrap resamples and random permutations."""
+_AT_ONCE = 500
+"""Resamples held at a time."""
+
+
+class Interval(NamedTuple):
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Comparison(NamedTuple):
+    """Two runs on the same images; differences are first minus second."""
+
+    score: str
+    first: str
+    second: str
+    difference: float
+    low: float
+    """Ends of the bootstrap 95 % interval of the difference, over images."""
+    high: float
+    p: float
+    """Two-sided sign-flip permutation test: exact up to 16 images, random permutations beyond."""
+    p_holm: float
+    """The same, corrected for all comparisons made together (Holm 1979)."""
+    n: int
+
+    @property
+    def differs(self) -> bool:
+        """Whether the runs differ at 5 % after correction."""
+        return self.p_holm < 0.05
+
+
+class Summary(NamedTuple):
+    """One score over several subjects and seeds."""
+
+    value: float
+    """Mean over subjects of the mean over their seeds."""
+    low: float
+    """Ends of the 95 % interval: images are resampled within each subject; subjects and seeds are the ones at hand."""
+    high: float
+    between_seeds: float | None
+    """Standard deviation between seeds of one subject (pooled); None with one seed."""
+    between_subjects: float | None
+    """Standard deviation between subjects' means; None with one subject."""
+    subjects: int
+    seeds: int
+    """Seeds of the subject that has most."""
+
+
+def _counts(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Blocks (m x N, int64) of how often every image was drawn, in ``resamples`` draws of N images with replacement."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, _AT_ONCE):
+        size = min(_AT_ONCE, resamples - start)
+        drawn = generator.integers(0, images, (size, images)) + images * np.arange(size)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=size * images).reshape(size, images)
+
+
+def _ends(replicates: np.ndarray) -> tuple[float, float]:
+    """Percentile interval."""
+    low, high = np.percentile(replicates, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _finite(values: np.ndarray, what: str = "values") -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if not values.size:
+        raise UserError(f"There are no {what} to average.")
+    if not np.isfinite(values).all():
+        raise UserError(f"{int((~np.isfinite(values)).sum())} of {values.size} {what} are NaN or infinite; leave those pictures out by id.")
+    return values
+
+
+def mean_interval(values_N: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Mean over images with its bootstrap 95 % interval."""
+    values = _finite(values_N)
+    return ratio_interval(values, np.ones_like(values), resamples, seed)
+
+
+def ratio_interval(found_N: np.ndarray, asked_N: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Sum over sum, images resampled: retrieval over random pools, where an image was asked for in some draws only."""
+    found, asked = _finite(found_N), _finite(asked_N)
+    replicates = [(counts @ found) / np.maximum(counts @ asked, 1e-300) for counts in _counts(len(found), resamples, seed)]
+    return Interval(float(found.sum() / asked.sum()), *_ends(np.concatenate(replicates)))
+
+
+def _pair_mean(weights_NN: np.ndarray, counts_MN: np.ndarray) -> np.ndarray:
+    """Mean of a pair statistic in every resample. A pair of two copies of one image says nothing and is left out."""
+    counts = counts_MN.astype(np.float32)
+    pairs = counts.sum(1) ** 2 - (counts * counts).sum(1)
+    return np.einsum("mn,mn->m", counts @ weights_NN, counts) / np.maximum(pairs, 1)
+
+
+def two_way_interval(beats_NN: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Two-way identification with its interval; an image is resampled in both its parts, as the one to name and as a distractor.
+
+    Resampling the N shares alone would take the distractors for fixed and the interval would be too narrow.
+
+    Parameters
+    ----------
+    beats_NN : bool, `braingen.scores.identify.TwoWay.beats_NN`
+    """
+    beats = np.asarray(beats_NN)
+    images = len(beats)
+    weights = beats.astype(np.float32)
+    replicates = np.concatenate([_pair_mean(weights, counts) for counts in _counts(images, resamples, seed)])
+    return Interval(float(beats.sum() / (images * (images - 1))), *_ends(replicates))
+
+
+def permutation_p(differences_N: np.ndarray, permutations: int = RESAMPLES, seed: int = 0) -> float:
+    """Two-sided sign-flip test of mean zero: all 2^N flips up to 16 images, random ones and the observed one beyond."""
+    differences = _finite(differences_N, "differences")
+    observed = abs(differences.sum())
+    slack = 1e-12 * np.abs(differences).sum()
+    if len(differences) <= 16:
+        flips = np.arange(2 ** len(differences))
+        signs = 1 - 2 * ((flips[:, None] >> np.arange(len(differences))) & 1)
+        return float((np.abs(signs @ differences) >= observed - slack).mean())
+    generator = np.random.default_rng(seed)
+    extreme = 0
+    for start in range(0, permutations, _AT_ONCE):
+        size = min(_AT_ONCE, permutations - start)
+        signs = 1 - 2 * generator.integers(0, 2, (size, len(differences)), dtype=np.int8)
+        extreme += int((np.abs(signs @ differences) >= observed - slack).sum())
+    return (extreme + 1) / (permutations + 1)
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """p values corrected for having been computed together (Holm 1979): never larger than Bonferroni's, and valid without independence."""
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p)
+    adjusted = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+    out = np.empty_like(p)
+    out[order] = np.minimum(adjusted, 1)
+    return out
+
+
+def compare(
+    runs: Mapping[str, Mapping[str, np.ndarray]], ids: Mapping[str, np.ndarray], resamples: int = RESAMPLES, seed: int = 0
+) -> list[Comparison]:
+    """Compare every two runs on every score they share, image by image.
+
+    Parameters
+    ----------
+    runs : run name -> score name -> N values, one per image
+    ids : run name -> its N image ids; runs may be in different orders, but must have scored the same images
+
+    Returns
+    -------
+    One `Comparison` per pair of runs and score, Holm-corrected over all of them.
+
+    Raises
+    ------
+    UserError
+        When there are fewer than two runs or they scored different images.
+    """
+    names = list(runs)
+    if len(names) < 2:
+        raise UserError(f"A comparison needs at least 2 runs; there is {names}.")
+    order = {name: np.argsort(ids[name], kind="stable") for name in names}
+    images = np.asarray(ids[names[0]])[order[names[0]]]
+    for name in names[1:]:
+        theirs = np.asarray(ids[name])[order[name]]
+        if not np.array_equal(theirs, images):
+            odd = np.setxor1d(theirs, images)
+            raise UserError(f"Runs {names[0]} and {name} scored different images ({len(odd)}, first {odd[:1]}); compare what both scored.")
+    found: list[Comparison] = []
+    for number, first in enumerate(names):
+        for second in names[number + 1 :]:
+            for score in runs[first]:
+                if score not in runs[second]:
+                    continue
+                mine, theirs = np.asarray(runs[first][score])[order[first]], np.asarray(runs[second][score])[order[second]]
+                differences = _finite(mine - theirs, "differences")
+                interval = mean_interval(differences, resamples, seed)
+                p = permutation_p(differences, resamples, seed)
+                found.append(Comparison(score, first, second, *interval, p=p, p_holm=p, n=len(differences)))
+    corrected = holm([one.p for one in found])
+    return [one._replace(p_holm=float(p)) for one, p in zip(found, corrected)]
+
+
+def summarise(values: Mapping[tuple[int, int], np.ndarray], resamples: int = RESAMPLES, seed: int = 0) -> Summary:
+    """One score over subjects and seeds.
+
+    Parameters
+    ----------
+    values : (subject, seed) -> N values, one per image; the seeds of one subject scored the same images in the same order. All subjects of
+        NSD saw the same test images, yet each is resampled for itself: what varies is what could be decoded from whom.
+    """
+    subjects = sorted({subject for subject, _ in values})
+    if not subjects:
+        raise UserError("There are no runs to summarise.")
+    replicates, means, variances = [], [], []
+    most = 0
+    for subject in subjects:
+        runs = [np.asarray(v) for (who, _), v in sorted(values.items()) if who == subject]
+        if len({len(run) for run in runs}) != 1:
+            raise UserError(f"Runs of subject {subject} scored {[len(run) for run in runs]} images; compare what all scored.")
+        per_seed_SN = _finite(np.stack(runs))
+        per_image = per_seed_SN.mean(0)
+        blocks = [counts @ per_image / len(per_image) for counts in _counts(len(per_image), resamples, seed + subject)]
+        replicates.append(np.concatenate(blocks))
+        means.append(per_image.mean())
+        most = max(most, len(runs))
+        if len(runs) > 1:
+            variances.append(per_seed_SN.mean(1).var(ddof=1))
+    low, high = _ends(np.mean(replicates, axis=0))
+    return Summary(
+        value=float(np.mean(means)),
+        low=low,
+        high=high,
+        between_seeds=float(np.sqrt(np.mean(variances))) if variances else None,
+        between_subjects=float(np.std(means, ddof=1)) if len(means) > 1 else None,
+        subjects=len(subjects),
+        seeds=most,
+    )

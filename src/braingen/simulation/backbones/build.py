@@ -1,0 +1,130 @@
+"""Make the tiny backbones from nothing: scenes, CLIP, VAE, judge, U-Net, sharper decoder, shipped weights and their card.
+
+Every part continues where it was interrupted; ``make backbones`` runs it. On two CPU cores it takes hours, on a GPU minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+import time
+from typing import NamedTuple
+
+from safetensors.torch import save_file
+import torch
+from torch import distributed, multiprocessing
+
+from braingen.diffusion.sdxl import TINY, ip_adapter_weights, without_ip_adapter
+from braingen.simulation.backbones.clip import TinyCLIP, train_clip
+from braingen.simulation.backbones.corpus import Corpus, corpus
+from braingen.simulation.backbones.judge import train_judge
+from braingen.simulation.backbones.unet import encode_conditions, scheduler, train_unet
+from braingen.simulation.backbones.vae import sharpen_decoder, train_vae
+
+
+class Recipe(NamedTuple):
+    """Sizes and lengths of the recipe; the defaults made the shipped weights."""
+
+    side: int = 128
+    """Side of the pictures in pixels."""
+    pictures: int = 30_000
+    """Rendered scenes, a multiple of 250."""
+    held_out: int = 1000
+    """The last of them are kept to measure quality."""
+    conditioned: int = 15_000
+    """Scenes the U-Net sees."""
+    clip_steps: int = 1400
+    vae_steps: int = 1800
+    vae_full_size_steps: int = 200
+    decoder_steps: int = 3000
+    judge_steps: int = 1500
+    unet_steps: int = 6000
+    unet_processes: int = 1
+    """Processes that train the U-Net together, each with 32 pictures a step."""
+
+
+
+def part_of(data: Corpus, rows: slice) -> Corpus:
+    """Some of the corpus."""
+    return Corpus(data.images_N3HW[rows], data.captions[rows], {name: values[rows] for name, values in data.labels.items()})
+
+
+def _unet_worker(rank: int, processes: int, folder: Path, recipe: Recipe) -> None:
+    torch.set_num_threads(1)
+    if processes > 1:
+        distributed.init_process_group("gloo", init_method=f"file://{(folder / 'rendezvous').absolute()}", rank=rank, world_size=processes)
+    data, vae, clip = _frozen(folder, recipe)
+    conditions = encode_conditions(part_of(data, slice(recipe.conditioned)), vae, clip, folder / "conditions")
+    train_unet(conditions, folder, recipe.side, recipe.unet_steps)
+
+
+def _frozen(folder: Path, recipe: Recipe):
+    """Corpus, VAE and CLIP, trained where they are not yet."""
+    data = corpus(folder / "corpus", recipe.pictures, recipe.side)
+    seen = part_of(data, slice(recipe.pictures - recipe.held_out))
+    clip = train_clip(seen, folder, recipe.clip_steps)
+    vae = train_vae(seen.images_N3HW, folder, recipe.vae_steps, recipe.vae_full_size_steps)
+    return data, vae, clip
+
+
+def build(folder: Path, assets: Path, recipe: Recipe) -> None:
+    """Run the whole recipe and write the weights where the package ships them.
+
+    Parameters
+    ----------
+    folder : for checkpoints and caches
+    assets : where the finished backbones go, in the layout of an SDXL pipeline
+    """
+    torch.set_num_threads(1)
+    data, vae, clip = _frozen(folder, recipe)
+    seen = part_of(data, slice(recipe.pictures - recipe.held_out))
+    judge = train_judge(seen, folder, recipe.judge_steps)
+    conditions = encode_conditions(part_of(data, slice(recipe.conditioned)), vae, clip, folder / "conditions")
+    if recipe.unet_processes > 1:
+        (folder / "rendezvous").unlink(missing_ok=True)
+        multiprocessing.spawn(_unet_worker, (recipe.unet_processes, folder, recipe), recipe.unet_processes)
+    unet = train_unet(conditions, folder, recipe.side, recipe.unet_steps)
+    vae = sharpen_decoder(vae, seen.images_N3HW, conditions.latents_N4HW, folder, recipe.decoder_steps)
+    export(assets, unet=unet, vae=vae, clip=clip, judge=judge)
+    seconds = {}
+    for log in sorted(folder.glob("*.jsonl")):
+        seconds[log.stem] = json.loads(log.read_text().splitlines()[-1])["seconds"]
+    (assets / "training_seconds.json").write_text(json.dumps(seconds, indent=1))
+
+
+def export(assets: Path, *, unet, vae, clip: TinyCLIP, judge) -> None:
+    """Write half-precision weights in the layout of an SDXL pipeline."""
+    plain = without_ip_adapter(unet)
+    adapter = {key: value.half().contiguous() for key, value in ip_adapter_weights(unet).items()}
+    for name, model in (("unet", plain), ("vae", vae), ("judge", judge)):
+        model.half().save_pretrained(assets / name)
+    for name, model in (("image_encoder", clip.image), ("text_encoder", clip.text_1), ("text_encoder_2", clip.text_2)):
+        model.half().save_pretrained(assets / name)
+    for file in assets.glob("*/config.json"):  # where a model was loaded from is nobody's business
+        known = json.loads(file.read_text())
+        if known.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+    clip.tokenizer.save_pretrained(assets / "tokenizer")
+    clip.tokenizer.save_pretrained(assets / "tokenizer_2")
+    scheduler().save_pretrained(assets / "scheduler")
+    (assets / "ip_adapter").mkdir(exist_ok=True)
+    save_file(adapter, assets / "ip_adapter" / "ip-adapter.safetensors")
+
+
+def main() -> None:
+    """Command line of the recipe."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("build/backbones"), help="checkpoints and caches")
+    parser.add_argument("--assets", type=Path, default=TINY, help="where the finished backbones go")
+    parser.add_argument("--unet-steps", type=int, default=Recipe().unet_steps)
+    parser.add_argument("--unet-processes", type=int, default=1)
+    chosen = parser.parse_args()
+    started = time.monotonic()
+    recipe = Recipe(unet_steps=chosen.unet_steps, unet_processes=chosen.unet_processes)
+    build(chosen.folder, chosen.assets, recipe)
+    print(f"backbones written to {chosen.assets} after {(time.monotonic() - started) / 60:.0f} minutes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,386 @@
+"""A simulated NSD on disk: pictures, then subject by subject responses, trials and truth, in pieces that need not be made twice.
+
+Nothing large is held in memory: pictures are drawn into the file, a subject's noise-free responses go to a scratch file, and its trials are
+made session by session. Every piece is finished or not there; killed at any moment, the same call continues and ends with the same bytes.
+
+N pictures, V voxels, T trials, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+import fcntl
+import json
+import os
+from pathlib import Path
+import shutil
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from scipy.sparse import csr_matrix
+from threadpoolctl import threadpool_limits
+
+from braingen.data import nsd
+from braingen.data.nsd import Layout
+from braingen.errors import UserError
+from braingen.files import disk_errors_as_sentences, write_json
+from braingen.simulation import pictures, semantics, subject_files
+from braingen.simulation.cortex import Cortex, build_cortex, responses
+from braingen.simulation.noise import neighbour_mixing, session_noise
+from braingen.simulation.pieces import ArrayOnDisk, Workshop, blocks, in_hdf5, publish, reserve_hdf5, reserve_raw
+from braingen.simulation.presentations import Design, behaviour, make_design
+from braingen.simulation.scenes import STIMULUS_SIZE, Scene
+
+FORMAT = 1
+"""Raised when the same arguments come to mean other data."""
+_MOST_WORKERS = 8  # of 0.3 GB each at NSD's full size
+_PICTURES_AT_ONCE = 50
+_RESPONSES_AT_ONCE = 64
+_BYTES_PER_SAMPLE = 9216  # of a tar
+
+
+class Arguments(NamedTuple):
+    """What determines a simulated data folder, to the bit."""
+
+    num_subjects: int
+    num_sessions: int
+    trials_per_session: int
+    num_voxels: int
+    num_test_images: int
+    noise: float
+    seed: int
+
+    def voxels(self, subject: int) -> int:
+        """Voxels of a subject: all differ, in the proportions of NSD's eight people."""
+        taken: list[int] = []
+        for number in range(1, subject + 1):
+            width = max(1, round(self.num_voxels * nsd.VOXELS[number] / nsd.VOXELS[1]))
+            while width in taken:
+                width += 1
+            taken.append(width)
+        return taken[-1]
+
+
+def manifest_path(layout: Layout) -> Path:
+    """The file that says what a simulated data folder was made with, and whether it is finished."""
+    return layout.root / "manifest.json"
+
+
+def write_dataset(
+    root: Path,
+    *,
+    num_subjects: int,
+    num_sessions: int,
+    trials_per_session: int,
+    num_voxels: int,
+    num_test_images: int,
+    noise: float,
+    seed: int,
+    workers: int | None = None,
+    show_progress: bool = True,
+) -> Layout:
+    """Write a simulated NSD, or what is missing of it.
+
+    Parameters
+    ----------
+    root : the data folder, made if it is not there
+    num_subjects : people, 1 to 8
+    num_sessions : sessions of each
+    trials_per_session : presentations in a session (NSD: 750)
+    num_voxels : voxels in nsdgeneral of subject 1; the others' follow NSD's proportions
+    num_test_images : pictures that all subjects see three times and that are for testing only
+    noise : multiple of NSD's noise
+    seed : of pictures, brains and noise
+    workers : processes that compute; as many as there are cores, eight at most, when None. The result does not depend on it.
+    show_progress : whether to show a progress bar
+
+    Raises
+    ------
+    UserError
+        When an argument is out of range, the folder holds something else (real data, or a simulation with other arguments), another process
+        writes there, or the disk is too small.
+    """
+    arguments = Arguments(num_subjects, num_sessions, trials_per_session, num_voxels, num_test_images, float(noise), seed)
+    layout = Layout.of(root)
+    design = _check(arguments)
+    manifest = {"made_by": "braingen simulate", "format": FORMAT, "finished": False, "arguments": arguments._asdict()}
+    scratch = layout.root / ".simulating"
+    if _is_finished(layout, manifest) and _is_whole(layout, arguments, design):
+        shutil.rmtree(scratch, ignore_errors=True)
+        return layout
+    _check_disk(layout, arguments, design)
+    with disk_errors_as_sentences(layout.root):
+        scratch.mkdir(parents=True, exist_ok=True)
+        with _only_writer(scratch), _progress(show_progress) as progress, threadpool_limits(1):
+            write_json(manifest_path(layout), manifest)
+            workers = min(_MOST_WORKERS, _cores()) if workers is None else workers
+            work = _Work(layout, arguments, design, Workshop(scratch, workers, progress))
+            _write_pictures(work)
+            masks = {subject: _write_subject(work, subject) for subject in range(1, num_subjects + 1)}
+            subject_files.write_masks(layout, masks)
+            details = {"voxels": [arguments.voxels(s) for s in masks], "images": image_count(arguments, design)}
+            write_json(manifest_path(layout), {**manifest, "finished": True, **details})
+        shutil.rmtree(scratch, ignore_errors=True)
+    return layout
+
+
+class _Work(NamedTuple):
+    """What is made, and where."""
+
+    layout: Layout
+    arguments: Arguments
+    design: Design
+    workshop: Workshop
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _progress(show: bool) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not show) as progress:
+        yield progress
+
+
+# --- before anything is written ------------------------------------------------------------------------------------------------------
+
+
+def _check(arguments: Arguments) -> Design:
+    if not 1 <= arguments.num_subjects <= len(nsd.SUBJECTS):
+        raise UserError(f"simulation.num_subjects is {arguments.num_subjects}: 1 to {len(nsd.SUBJECTS)} people can be simulated.")
+    for name in ("num_sessions", "trials_per_session", "num_voxels", "num_test_images"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"simulation.{name} is {getattr(arguments, name)}: give a whole number from 1.")
+    if arguments.num_voxels < 50:
+        raise UserError(f"simulation.num_voxels is {arguments.num_voxels}: a visual cortex needs at least 50 voxels to have its areas.")
+    if not 0 <= arguments.noise < float("inf"):
+        raise UserError(f"simulation.noise is {arguments.noise}: give a multiple of NSD's noise from 0, 1 for as much.")
+    if not 0 <= arguments.seed <= pictures.MAX_SEED:
+        raise UserError(f"simulation.seed is {arguments.seed}: give one from 0 to {pictures.MAX_SEED}.")
+    design = make_design(arguments.seed, arguments.num_sessions, arguments.trials_per_session, arguments.num_test_images)
+    if image_count(arguments, design) > pictures.MAX_IMAGES:
+        raise UserError(f"That would be {image_count(arguments, design)} images; at most {pictures.MAX_IMAGES} can be drawn.")
+    return design
+
+
+def image_count(arguments: Arguments, design: Design) -> int:
+    return design.test_images + arguments.num_subjects * design.own_images
+
+
+def _is_finished(layout: Layout, manifest: dict[str, Any]) -> bool:
+    """Whether the folder is complete already; refuses one that holds something else."""
+    path = manifest_path(layout)
+    if not path.exists():
+        for other in (layout.images(), layout.root / "wds", layout.captions(), layout.masks()):
+            if other.exists():
+                raise UserError(
+                    f"{layout.root} holds {other.name}, which `braingen simulate` did not write; choose another data folder with "
+                    "--data_path FOLDER."
+                )
+        return False
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        theirs = {"format": found["format"], **found["arguments"]}
+        finished = bool(found["finished"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a manifest of `braingen simulate`; choose another data folder or remove {layout.root}.") from error
+    ours = {"format": manifest["format"], **manifest["arguments"]}
+    different = [f"{name} {theirs.get(name)} (now {value})" for name, value in ours.items() if theirs.get(name) != value]
+    if different:
+        raise UserError(
+            f"{layout.root} was simulated with {', '.join(different)}: ask for the same again, choose another data folder with "
+            f"--data_path FOLDER, or remove it."
+        )
+    return finished
+
+
+def _is_whole(layout: Layout, arguments: Arguments, design: Design) -> bool:
+    """Whether every file is there: one that was removed is made again."""
+    files = [layout.images(), layout.captions(), layout.masks(), pictures.scenes_path(layout)]
+    for subject in range(1, arguments.num_subjects + 1):
+        files += [layout.betas(subject), layout.truth(subject), layout.volumes(subject) / "order.json"]
+        files += [layout.wds_test(subject, which) for which in ("new_test", "test")]
+        files += [layout.wds_train(subject, session) for session in range(design.sessions)]
+    return all(file.exists() for file in files)
+
+
+def bytes_needed(arguments: Arguments, design: Design) -> int:
+    """Size of the finished folder, and of the largest scratch file beside it."""
+    voxels = [arguments.voxels(subject) for subject in range(1, arguments.num_subjects + 1)]
+    images = image_count(arguments, design) * (3 * STIMULUS_SIZE**2 * 2 + 1500)
+    return images + design.trials * sum(4 * width + _BYTES_PER_SAMPLE for width in voxels) + 4 * design.images * max(voxels)
+
+
+def _check_disk(layout: Layout, arguments: Arguments, design: Design) -> None:
+    there = next(folder for folder in (layout.root, *layout.root.absolute().parents) if folder.exists())
+    written = sum(file.stat().st_blocks * 512 for file in layout.root.rglob("*") if file.is_file()) if layout.root.exists() else 0
+    missing = bytes_needed(arguments, design) - written
+    free = shutil.disk_usage(there).free
+    if missing > free:
+        raise UserError(
+            f"The simulated data need {missing / 1e9:.1f} GB more in {layout.root}, where {free / 1e9:.1f} GB are free: free some space, "
+            "choose another --data_path, or ask for fewer subjects, sessions or voxels."
+        )
+
+
+@contextmanager
+def _only_writer(scratch: Path) -> Iterator[None]:
+    with open(scratch / "lock", "w") as handle:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system, however the process ends
+        except OSError as error:
+            raise UserError(f"Another process is writing {scratch.parent}; wait until it is done.") from error
+        yield
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------------------------
+
+
+class _Drawing(NamedTuple):
+    images: ArrayOnDisk
+    seed: int
+
+
+def _write_pictures(work: _Work) -> None:
+    count, path, seed = image_count(work.arguments, work.design), work.layout.images(), work.arguments.seed
+    if not path.exists():
+        part = work.workshop.scratch / "images.hdf5"
+        shape = (count, 3, STIMULUS_SIZE, STIMULUS_SIZE)
+        images = reserve_hdf5(part, nsd.IMAGES_DATASET, shape, "float16", {nsd.SIMULATED_ATTRIBUTE: True})
+        work.workshop.make("pictures", "pictures", blocks(count, _PICTURES_AT_ONCE), _draw, _Drawing(images, seed))
+        publish(part, path)
+    scenes_path = pictures.scenes_path(work.layout)
+    if not (scenes_path.exists() and work.layout.captions().exists()):
+        captions = [pictures.captions_of(seed, image) for image in range(count)]
+        descriptions = [pictures.describe(pictures.scene_of(seed, image)) for image in range(count)]
+        subject_files.write_texts(work.layout, captions, descriptions, scenes_path)
+
+
+def _draw(job: _Drawing, block: tuple[int, int]) -> None:
+    images = job.images.map(writable=True)
+    for image in range(*block):
+        images[image] = pictures.picture_of(job.seed, image)
+    images.flush()
+
+
+# --- a subject -----------------------------------------------------------------------------------------------------------------------
+
+
+def _write_subject(work: _Work, subject: int) -> dict[str, np.ndarray]:
+    """Write all files of a subject and return its region masks."""
+    layout, design, seed, scratch = work.layout, work.design, work.arguments.seed, work.workshop.scratch
+    cortex = build_cortex(seed, subject, work.arguments.voxels(subject))
+    name = nsd.subject_name(subject)
+    subject_files.write_volumes(layout, subject, cortex)
+    subject_files.write_tars(layout, subject, design, behaviour(design, seed, subject))
+    if layout.truth(subject).exists() and layout.betas(subject).exists():  # the truth is written last
+        return subject_files.regions(cortex)
+
+    image_N = design.image_ids(subject)
+    signal = reserve_raw(scratch / f"{name}_signal", (len(image_N), len(cortex.area_V)), "float32")
+    viewing = _Viewing(signal, in_hdf5(layout.images(), nsd.IMAGES_DATASET), image_N, cortex, seed)
+    pieces = blocks(len(image_N), _RESPONSES_AT_ONCE)
+    work.workshop.make(f"subject {subject}: responses", f"{name}_responses", pieces, _respond, viewing)
+    signal_NV = signal.map()
+    planted = planted_statistics(signal_NV, [pictures.scene_of(seed, int(image)) for image in image_N])
+
+    if not layout.betas(subject).exists():
+        part = scratch / f"{name}_betas.hdf5"
+        betas = reserve_hdf5(part, nsd.BETAS_DATASET, (design.trials, len(cortex.area_V)), "float32", {})
+        noise_sd_V = (work.arguments.noise / cortex.snr_V).astype(np.float32)
+        scanning = _Scanning(betas, signal, planted, noise_sd_V, neighbour_mixing(cortex.sheet.millimetres_V3), design, (seed, subject))
+        work.workshop.make(f"subject {subject}: sessions", f"{name}_sessions", range(design.sessions), _scan, scanning)
+        publish(part, layout.betas(subject))
+    test_signal_NV = (signal_NV[: design.test_images] - planted.mean_V) / planted.sd_V
+    subject_files.write_truth(layout, subject, cortex, work.arguments.noise, test_signal_NV, planted.label_share_VL)
+    signal.path.unlink()
+    return subject_files.regions(cortex)
+
+
+class _Viewing(NamedTuple):
+    """A subject looks at its pictures."""
+
+    signal: ArrayOnDisk
+    images: ArrayOnDisk
+    image_N: np.ndarray
+    cortex: Cortex
+    seed: int
+
+
+def _respond(job: _Viewing, block: tuple[int, int]) -> None:
+    rows = slice(*block)
+    signal_NV, ids = job.signal.map(writable=True), job.image_N[rows]
+    signal_NV[rows] = responses(job.cortex, job.images.map()[ids], [pictures.scene_of(job.seed, int(image)) for image in ids])
+    signal_NV.flush()
+
+
+class Planted(NamedTuple):
+    """The signal over all pictures a subject sees."""
+
+    mean_V: np.ndarray
+    """float32."""
+    sd_V: np.ndarray
+    """float32."""
+    label_share_VL: np.ndarray
+    """Share of the variance that each of `semantics.LABELS` explains, adjusted for the number of its values."""
+
+
+def planted_statistics(signal_NV: np.ndarray, scenes: Sequence[Scene]) -> Planted:
+    """Mean and sd of the noise-free signal, and what of the scenes it carries.
+
+    Parameters
+    ----------
+    signal_NV : responses, an array or a memory map
+    scenes : what the N pictures show
+    """
+    N, V = signal_NV.shape
+    label_NL = semantics.labels(scenes)
+    total_V, square_V = np.zeros(V), np.zeros(V)
+    sums = [np.zeros((count, V)) for count in semantics.LABEL_COUNTS]
+    for first, last in blocks(N, 256):
+        block = signal_NV[first:last].astype(np.float64)
+        total_V += block.sum(axis=0)
+        square_V += (block**2).sum(axis=0)
+        for label, (sum_KV, count) in enumerate(zip(sums, semantics.LABEL_COUNTS)):
+            sum_KV += np.eye(count)[label_NL[first:last, label]].T @ block
+    mean_V = total_V / N
+    variance_V = np.maximum(square_V / N - mean_V**2, 1e-20)
+    shares = []
+    for label, (sum_KV, count) in enumerate(zip(sums, semantics.LABEL_COUNTS)):
+        size_K = np.bincount(label_NL[:, label], minlength=count)
+        used = size_K > 0
+        between_V = (sum_KV[used] ** 2 / size_K[used, None]).sum(axis=0) / N - mean_V**2
+        shares.append(np.clip(1 - (1 - between_V / variance_V) * (N - 1) / max(N - int(used.sum()), 1), 0, 1))
+    return Planted(mean_V.astype(np.float32), np.sqrt(variance_V).astype(np.float32), np.stack(shares, axis=1))
+
+
+class _Scanning(NamedTuple):
+    """A subject's sessions."""
+
+    betas: ArrayOnDisk
+    signal: ArrayOnDisk
+    planted: Planted
+    noise_sd_V: np.ndarray
+    mixing: csr_matrix
+    design: Design
+    seeds: tuple[int, int]
+    """Of the simulation, and the subject's number."""
+
+
+def _scan(job: _Scanning, session: int) -> None:
+    """Simulate a session: signal scaled by attention, noise on it, z-scored with the training trials' mean and sd."""
+    rows = job.design.rows(session)
+    noise = session_noise(np.random.default_rng([*job.seeds, 4, session]), job.design.trials_per_session, job.noise_sd_V, job.mixing)
+    beta_TV = job.signal.map()[job.design.place_T[rows]]
+    beta_TV = (beta_TV - job.planted.mean_V) / job.planted.sd_V * noise.attention_T[:, None] + noise.added_TV
+    training_TV = beta_TV[~job.design.test_T[rows]]
+    beta_TV -= training_TV.mean(axis=0)
+    beta_TV /= np.maximum(training_TV.std(axis=0), np.float32(1e-12))
+    betas = job.betas.map(writable=True)
+    betas[rows] = beta_TV
+    betas.flush()

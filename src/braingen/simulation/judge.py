@@ -1,0 +1,93 @@
+"""An independent judge of pictures: a small network nothing is conditioned on, which names object, background and colour.
+
+In the space of the CLIP that conditions the sampler even coloured blobs look right. The judge has never met that CLIP, so its early and
+late features stand where AlexNet's and Inception's do at full size.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+
+class Verdict(NamedTuple):
+    """What the judge says of a batch of pictures."""
+
+    object_BC: Tensor
+    """Logits over object classes."""
+    background_BC: Tensor
+    colour_BC: Tensor
+    position_BC: Tensor
+    early_BF: Tensor
+    """Flattened features of the first block."""
+    middle_BF: Tensor
+    late_BF: Tensor
+    """Pooled features of the last block."""
+
+
+class Judge(ModelMixin, ConfigMixin):
+    """Four strided convolution blocks and four linear read-outs.
+
+    Parameters
+    ----------
+    objects, backgrounds, colours, positions : numbers of classes
+    widths : channels of the blocks
+    side : side to which pictures are brought, in pixels
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        objects: int,
+        backgrounds: int,
+        colours: int,
+        positions: int = 3,
+        widths: tuple[int, ...] = (24, 48, 96, 128),
+        side: int = 64,
+    ) -> None:
+        super().__init__()
+        ins = (3, *widths[:-1])
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, width, 3, padding=1), nn.GroupNorm(8, width), nn.GELU(),
+                nn.Conv2d(width, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.GELU(),
+            )
+            for before, width in zip(ins, widths)
+        )  # fmt: skip
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.Linear(widths[-1] if name != "position" else 16 * widths[-1], count)
+                for name, count in (("object", objects), ("background", backgrounds), ("colour", colours), ("position", positions))
+            }
+        )
+
+    def forward(self, images_B3HW: Tensor) -> Verdict:
+        """Look at pictures in [0, 1] of any size."""
+        side = self.config.side
+        x = interpolate(images_B3HW, size=(side, side), mode="bilinear", antialias=True) * 2 - 1
+        features = []
+        for block in self.blocks:
+            x = block(x)
+            features.append(x)
+        pooled = x.mean((2, 3))
+        return Verdict(
+            object_BC=self.heads["object"](pooled),
+            background_BC=self.heads["background"](pooled),
+            colour_BC=self.heads["colour"](pooled),
+            position_BC=self.heads["position"](nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)),
+            early_BF=features[0].flatten(1),
+            middle_BF=features[2].flatten(1),
+            late_BF=pooled,
+        )
+
+
+@torch.inference_mode()
+def verdicts(judge: Judge, images_N3HW: Tensor, batch: int = 64) -> Verdict:
+    """Look at many pictures, a batch at a time."""
+    parts = [judge(part) for part in images_N3HW.split(batch)]
+    return Verdict(*(torch.cat(columns) for columns in zip(*parts)))

@@ -1,0 +1,106 @@
+"""The pictures of a simulated data folder: every id is a scene of its own, drawn from a seed that nothing else uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from braingen.data.nsd import Layout
+from braingen.errors import UserError
+from braingen.simulation import scenes
+from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS, Placement, Scene
+
+MAX_IMAGES = 1_000_000
+"""Pictures that one seed has room for."""
+MAX_SEED = 2**32 // MAX_IMAGES - 1
+"""Largest seed of a simulation: above 2**32 lie the pictures that the tiny backbones were trained on."""
+
+
+def _generator(seed: int, image: int) -> np.random.Generator:
+    return np.random.default_rng(seed * MAX_IMAGES + image)
+
+
+def scene_of(seed: int, image: int) -> Scene:
+    """The scene with an id."""
+    return scenes.random_scene(_generator(seed, image))
+
+
+def captions_of(seed: int, image: int) -> list[str]:
+    """Its five captions."""
+    rng = _generator(seed, image)
+    return scenes.captions(scenes.random_scene(rng), rng)
+
+
+def picture_of(seed: int, image: int) -> np.ndarray:
+    """Its picture as stored: 3 x 224 x 224, float16 in [0, 1]."""
+    return np.clip(scenes.stimulus(scenes.render(scene_of(seed, image))), 0, 1)
+
+
+def describe(scene: Scene) -> dict[str, Any]:
+    """A scene in words and numbers, for JSON; `scene_from` reads it back."""
+    return {
+        "background": BACKGROUNDS[scene.background],
+        "position": POSITIONS[scene.position],
+        "horizon": scene.horizon,
+        "hue_shift": scene.hue_shift,
+        "texture_seed": scene.texture_seed,
+        "objects": [
+            {
+                **thing._asdict(),
+                "object": OBJECTS[thing.object].name,
+                "supercategory": OBJECTS[thing.object].supercategory,
+                "colour": None if thing.colour == NO_COLOUR else COLOUR_NAMES[thing.colour],
+            }
+            for thing in scene.objects
+        ],
+    }
+
+
+def scene_from(description: dict[str, Any]) -> Scene:
+    """The scene that `describe` described."""
+    names = [thing.name for thing in OBJECTS]
+    things = tuple(
+        Placement(
+            **{
+                **{name: thing[name] for name in Placement._fields},
+                "object": names.index(thing["object"]),
+                "colour": NO_COLOUR if thing["colour"] is None else COLOUR_NAMES.index(thing["colour"]),
+            }
+        )
+        for thing in description["objects"]
+    )
+    return Scene(
+        background=BACKGROUNDS.index(description["background"]),
+        horizon=description["horizon"],
+        hue_shift=description["hue_shift"],
+        texture_seed=description["texture_seed"],
+        objects=things,
+    )
+
+
+def scenes_path(layout: Layout) -> Path:
+    """Where the descriptions of all pictures of a simulated folder lie."""
+    return layout.root / "truth" / "scenes.json"
+
+
+def load_scenes(layout: Layout, images: Sequence[int]) -> list[Scene]:
+    """Read the scenes with the given ids from a simulated data folder.
+
+    Raises
+    ------
+    UserError
+        When the folder is not a simulated one, or has no such picture.
+    """
+    path = scenes_path(layout)
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {layout.root} was not written by `braingen simulate`, so what its pictures show is not known.")
+    with open(path, encoding="utf-8") as handle:
+        descriptions = json.load(handle)
+    missing = [int(image) for image in images if str(int(image)) not in descriptions]
+    if missing:
+        raise UserError(f"{path} does not describe image {missing[0]}; it has {len(descriptions)} images, counted from 0.")
+    return [scene_from(descriptions[str(int(image))]) for image in images]

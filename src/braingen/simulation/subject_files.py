@@ -1,0 +1,171 @@
+"""The files of a simulated data folder that are written in one go: tars, region masks, volumes, captions, truth.
+
+Equal input gives equal bytes: no times, no names of machines or processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import io
+import json
+from pathlib import Path
+import tarfile
+
+import h5py
+import numpy as np
+
+from braingen.data import nsd
+from braingen.data.nsd import Layout
+from braingen.data.volumes import VoxelPlaces, save_places
+from braingen.files import replaced_file, replaced_path
+from braingen.simulation.cortex import FLOC_AREAS, VISUAL_AREAS, Cortex
+from braingen.simulation.presentations import Design
+from braingen.simulation.retina import CHANNELS
+from braingen.simulation.semantics import CODE, LABELS
+
+SOURCE = "braingen simulate"
+
+
+def write_tar(path: Path, behav_T17: np.ndarray, trials: np.ndarray) -> None:
+    """Write the samples of some trials as a tar in NSD's form.
+
+    Parameters
+    ----------
+    path : of the tar
+    behav_T17 : the subject's whole table, in order of presentation
+    trials : rows of it that become samples
+    """
+    session, image = behav_T17[:, nsd.BEHAV_COLUMNS.index("session")], behav_T17[:, nsd.BEHAV_COLUMNS.index("image")]
+    by_image = np.argsort(image, kind="stable")
+    first = np.searchsorted(image[by_image], image[trials], side="left")
+    last = np.searchsorted(image[by_image], image[trials], side="right")
+    with replaced_file(path) as handle, tarfile.open(fileobj=handle, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for trial, low, high in zip(trials, first, last):
+            begin, end = np.searchsorted(session, session[trial], "left"), np.searchsorted(session, session[trial], "right")
+            others = [other for other in by_image[low:high] if other != trial]
+            arrays = {  # past and future stay inside the session
+                "behav": behav_T17[[trial]],
+                "past_behav": _padded(behav_T17[max(begin, trial - nsd.PAST) : trial][::-1], nsd.PAST),
+                "future_behav": _padded(behav_T17[trial + 1 : min(end, trial + 1 + nsd.FUTURE)], nsd.FUTURE),
+                "olds_behav": _padded(behav_T17[others[: nsd.OLDS]], nsd.OLDS),
+            }
+            for name, array in arrays.items():
+                buffer = io.BytesIO()
+                np.save(buffer, np.ascontiguousarray(array))
+                member = tarfile.TarInfo(f"sample{trial:09d}.{name}.npy")
+                member.size = buffer.tell()
+                buffer.seek(0)
+                tar.addfile(member, buffer)
+
+
+def _padded(rows: np.ndarray, length: int) -> np.ndarray:
+    """Rows, nearest trial first, filled up with -1."""
+    out = np.full((length, len(nsd.BEHAV_COLUMNS)), -1.0)
+    out[: len(rows)] = rows
+    return out
+
+
+def write_tars(layout: Layout, subject: int, design: Design, behav_T17: np.ndarray) -> None:
+    """Write all tars of a subject that are not there yet."""
+    trial = np.arange(design.trials)
+    for session in range(design.sessions):
+        path = layout.wds_train(subject, session)
+        if not path.exists():
+            rows = design.rows(session)
+            write_tar(path, behav_T17, trial[rows][~design.test_T[rows]])
+    for which, until in (("new_test", design.sessions), ("test", design.old_test_sessions)):
+        path = layout.wds_test(subject, which)
+        if not path.exists():
+            write_tar(path, behav_T17, trial[design.test_T & (trial < design.rows(until - 1).stop)])
+
+
+def regions(cortex: Cortex) -> dict[str, np.ndarray]:
+    """The boolean vectors of brain_region_masks.hdf5."""
+    area_V = cortex.area_V
+    masks = {"nsd_general": np.ones(len(area_V), dtype=bool)}
+    for name in ("V1", "V2", "V3"):
+        masks[name] = np.isin(area_V, (f"{name}v", f"{name}d"))
+    masks["V4"] = area_V == "hV4"
+    masks["early_vis"] = cortex.early_V
+    masks["higher_vis"] = ~cortex.early_V
+    return masks
+
+
+def write_masks(layout: Layout, subjects: Mapping[int, Mapping[str, np.ndarray]]) -> None:
+    """Write brain_region_masks.hdf5, one group per subject."""
+    with replaced_path(layout.masks()) as temporary, h5py.File(temporary, "w") as file:
+        for subject, masks in subjects.items():
+            group = file.create_group(nsd.subject_name(subject))
+            for name in nsd.REGIONS:
+                group.create_dataset(name, data=masks[name])
+
+
+def write_volumes(layout: Layout, subject: int, cortex: Cortex) -> None:
+    """Write the NIfTIs of a subject: -1 (regions) or NaN (receptive fields) outside cortex, as in NSD; 0 in no region."""
+    folder = layout.volumes(subject)
+    places = VoxelPlaces(cortex.sheet.mask, "C", cortex.sheet.affine, SOURCE)
+    save_places(layout, subject, places)
+    labels = {"prf-visualrois": VISUAL_AREAS, **FLOC_AREAS}
+    for name, areas in labels.items():
+        vector = np.zeros(places.voxels, dtype=np.int16)
+        for label, area in enumerate(areas, start=1):
+            vector[cortex.area_V == area] = label
+        places.write(folder / f"{name}.nii.gz", vector, fill=-1)
+    for name, values in (
+        ("prf_eccentricity", cortex.prf_eccentricity_V),
+        ("prf_angle", cortex.prf_angle_V),
+        ("prf_size", cortex.prf_size_V),
+    ):
+        places.write(folder / f"{name}.nii.gz", values.astype(np.float32), fill=np.nan)
+
+
+def write_truth(
+    layout: Layout,
+    subject: int,
+    cortex: Cortex,
+    noise: float,
+    test_signal_NV: np.ndarray,
+    label_share_VL: np.ndarray,
+) -> None:
+    """Write what was planted in a subject.
+
+    Parameters
+    ----------
+    noise : multiple of NSD's noise, by which the SNR is divided
+    test_signal_NV : noise-free responses of the test images, in order of id, each voxel with mean 0 and sd 1 over all images it was shown
+    label_share_VL : share of a voxel's noise-free variance over images that each of `semantics.LABELS` explains
+    """
+    with np.errstate(divide="ignore"):
+        snr = cortex.snr_V / np.float32(noise)
+    arrays = {
+        "area": cortex.area_V,
+        "hemisphere": cortex.sheet.hemisphere_V,
+        "voxel_index": np.argwhere(cortex.sheet.mask).astype(np.int16),
+        "sheet_uv": cortex.sheet.uv_V2,
+        "sheet_extent_mm": np.array(cortex.sheet.extent, dtype=np.float32),
+        "prf_x": cortex.prf_x_V,
+        "prf_y": cortex.prf_y_V,
+        "prf_sigma": cortex.prf_sigma_V,
+        "prf_eccentricity": cortex.prf_eccentricity_V,
+        "prf_angle": cortex.prf_angle_V,
+        "prf_size": cortex.prf_size_V,
+        "channels": np.array(CHANNELS),
+        "channel_weights": cortex.channel_weights_VC,
+        "code": np.array(CODE),
+        "code_weights": cortex.code_weights_VK,
+        "retinotopy": cortex.retinotopy_V,
+        "snr": snr,
+        "labels": np.array(LABELS),
+        "label_share": label_share_VL.astype(np.float32),
+        "test_image": np.arange(len(test_signal_NV), dtype=np.int64),
+        "test_signal": test_signal_NV.astype(np.float32),
+    }
+    with replaced_file(layout.truth(subject)) as handle:
+        np.savez(handle, **arrays)
+
+
+def write_texts(layout: Layout, captions: Sequence[Sequence[str]], descriptions: Sequence[Mapping], scenes_path: Path) -> None:
+    """Write coco_captions.json and the descriptions of all scenes, by id."""
+    for path, content in ((layout.captions(), captions), (scenes_path, descriptions)):
+        with replaced_file(path, "w") as handle:
+            json.dump({str(image): value for image, value in enumerate(content)}, handle)

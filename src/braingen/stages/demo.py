@@ -1,0 +1,74 @@
+"""The whole flow on a simulated subject: from nothing to a page of pictures. What is finished is not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import json
+from pathlib import Path
+import time
+
+from rich.console import Console
+
+from braingen.config import Config
+from braingen.data.nsd import Layout
+from braingen.data.stimuli import Stimuli
+from braingen.errors import UserError
+from braingen.files import replaced_folder, write_json
+from braingen.stages.evaluate import evaluate
+from braingen.stages.reconstruct import assemble, reconstruct
+from braingen.stages.report import report
+from braingen.stages.simulate import simulate
+from braingen.stages.targets import Targets
+from braingen.stages.train import train
+
+TIMINGS, DECODER = "timings.json", "decoder"
+
+
+def save_decoder(config: Config) -> Path:
+    """Leave the whole decoder in one folder, loadable with ``BrainDecoder.from_pretrained``."""
+    folder = config.run.folder / DECODER
+    if not (folder / "model_index.json").exists():
+        with replaced_folder(folder) as temporary:
+            assemble(config, Targets(config)).save_pretrained(temporary)
+    return folder
+
+
+def demo(config: Config) -> Path:
+    """Simulate, train both encoders, draw brain, random voxels and ceiling, score, report.
+
+    Returns
+    -------
+    path of the page
+    """
+    layout = Layout.of(config.data.root)
+    if layout.images().exists() and not Stimuli(layout).simulated:
+        raise UserError(
+            f"{layout.root} holds real data, and the demo writes a simulated subject: choose another folder, --root data/simulated."
+        )
+
+    def drawn(source: str) -> Callable[[], Path]:
+        return lambda: reconstruct(config.model_copy(update={"sampler": config.sampler.model_copy(update={"source": source})}))
+
+    steps: list[tuple[str, Callable[[], Path]]] = [
+        ("simulate", lambda: simulate(config)),
+        ("train image", lambda: train(config, "image")),
+        ("train text", lambda: train(config, "text")),
+        ("decoder", lambda: save_decoder(config)),
+        ("reconstruct", drawn("brain")),
+        ("reconstruct random voxels", drawn("random")),
+        ("reconstruct ceiling", drawn("ceiling")),
+        ("evaluate", lambda: evaluate(config)),
+        ("report", lambda: report(config)),
+    ]
+    timings_path = config.run.folder / TIMINGS
+    timings: dict[str, float] = json.loads(timings_path.read_text()) if timings_path.exists() else {}
+    console, page = Console(), Path()
+    for number, (name, step) in enumerate(steps, 1):
+        console.print(f"[bold]{number}/{len(steps)} {name}[/bold]")
+        started = time.monotonic()
+        page = step()
+        # a step that was interrupted or is found finished adds what it took this time
+        timings[name] = round(timings.get(name, 0.0) + time.monotonic() - started, 1)
+        write_json(timings_path, timings)
+    console.print(f"Open {page.absolute()} in a browser.")
+    return page

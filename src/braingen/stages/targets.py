@@ -1,0 +1,83 @@
+"""What the encoders aim at: frozen CLIP embeddings of pictures and captions, from the cache or computed now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from braingen.clip.cache import Cache, digest_of_texts, fingerprint_of_files
+from braingen.clip.image_target import CLIPImageEncoder
+from braingen.clip.text_target import CLIPTextEncoderDual
+from braingen.config import Config
+from braingen.data.captions import Captions, load_captions
+from braingen.data.nsd import Layout
+from braingen.data.stimuli import Stimuli
+from braingen.diffusion.sdxl import backbone_folder
+from braingen.stages.machine import device_of
+
+
+def _part(path: str, name: str) -> str:
+    folder = Path(path) / name
+    return str(folder) if folder.exists() else path
+
+
+class Targets:
+    """True embeddings by image id.
+
+    Parameters
+    ----------
+    config : says which data and which backbone
+    """
+
+    def __init__(self, config: Config) -> None:
+        layout = Layout.of(config.data.root)
+        self.stimuli = Stimuli(layout)
+        self.captions: Captions = load_captions(layout)
+        self._folder = layout.cache() / "targets"
+        self._backbone = backbone_folder(config.backbone.path)
+        self.image_path = config.backbone.image_encoder or self._backbone
+        self._device = device_of(config)
+        self._image_encoder: CLIPImageEncoder | None = None
+        self._text_encoder: CLIPTextEncoderDual | None = None
+
+    @property
+    def image_encoder(self) -> CLIPImageEncoder:
+        """The frozen CLIP whose image embeddings are decoded."""
+        if self._image_encoder is None:
+            self._image_encoder = CLIPImageEncoder.from_pretrained(self.image_path, dtype=torch.float32).to(self._device)
+        return self._image_encoder
+
+    @property
+    def text_encoder(self) -> CLIPTextEncoderDual:
+        """The frozen text encoder whose end-of-sequence states are decoded."""
+        if self._text_encoder is None:
+            self._text_encoder = CLIPTextEncoderDual.from_pretrained(self._backbone, dtype=torch.float32).to(self._device)
+        return self._text_encoder
+
+    def image(self, image_ids: np.ndarray) -> Tensor:
+        """CLIP embeddings of the pictures: N x T x D."""
+
+        def compute(ids: np.ndarray) -> Tensor:
+            return self.image_encoder(torch.from_numpy(self.stimuli.images(ids)).to(self._device)).target_BTD
+
+        key = {"weights": fingerprint_of_files(_part(self.image_path, "image_encoder")), "output": "pooled, projected"}
+        cache = Cache(self._folder, "image_embedding", key, len(self.stimuli), compute)
+        return torch.from_numpy(cache.of(image_ids, self.stimuli.digests(image_ids)))
+
+    def text(self, image_ids: np.ndarray) -> Tensor:
+        """Second text encoder's end-of-sequence states, averaged over each picture's captions: N x T x D."""
+
+        def compute(ids: np.ndarray) -> Tensor:
+            return self.text_encoder([self.captions[i] for i in ids])
+
+        weights = "/".join(fingerprint_of_files(_part(self._backbone, name)) for name in ("text_encoder_2", "tokenizer_2"))
+        key = {"weights": weights, "output": "bigG end of sequence, mean of captions"}
+        cache = Cache(self._folder, "text_embedding", key, len(self.stimuli), compute)
+        return torch.from_numpy(cache.of(image_ids, digest_of_texts(self.captions[i] for i in image_ids)))
+
+    def of(self, modality: str, image_ids: np.ndarray) -> Tensor:
+        """Targets of the image or the text encoder."""
+        return self.image(image_ids) if modality == "image" else self.text(image_ids)

@@ -1,0 +1,138 @@
+"""The state of a run in one safetensors file: tensors as tensors, everything else as JSON in the header. No pickle.
+
+One file, renamed into place, is either the old state or the new one: tensors and scalars cannot come from different moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+import random
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+import torch
+from torch import Tensor
+
+from braingen.errors import UserError
+from braingen.files import replaced_path
+
+_HEADER = "braingen"
+
+
+def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON-able form of a tree; tensors are taken out under the name of their place."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, np.ndarray):
+        tensors[name] = torch.from_numpy(np.ascontiguousarray(value).reshape(value.shape))
+        return {"array": name}
+    if isinstance(value, np.generic):
+        return _pack(value.item(), name, tensors)
+    if isinstance(value, Mapping):  # pairs, not a JSON object: keys keep their type (optimizers number their parameters)
+        return {"dict": [[_pack(k, f"{name}.key", {}), _pack(v, f"{name}.{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, tuple | list):
+        return {
+            type(value).__name__ if type(value) in (tuple, list) else "tuple": [
+                _pack(v, f"{name}.{i}", tensors) for i, v in enumerate(value)
+            ]
+        }
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{name} is a {type(value).__name__}: a state holds tensors, arrays, numbers, text, lists, tuples and dicts")
+
+
+def _unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, content),) = packed.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "array":
+        return tensors[content].numpy()
+    if kind == "dict":
+        return {_unpack(k, tensors): _unpack(v, tensors) for k, v in content}
+    values = [_unpack(v, tensors) for v in content]
+    return tuple(values) if kind == "tuple" else values
+
+
+def save_tree(path: Path | str, state: Any) -> None:
+    """Write a tree of tensors, arrays, numbers, text, lists, tuples and dicts (optimizer and RNG states are such) atomically.
+
+    Every value comes back bit for bit, with its type: JSON keeps Python's floats and integers exactly.
+
+    Raises
+    ------
+    UserError
+        When the disk is full or read-only; the previous file is then untouched.
+    TypeError
+        When the tree holds something else.
+    """
+    tensors: dict[str, Tensor] = {}
+    header = json.dumps(_pack(state, "state", tensors))
+    seen: set[int] = set()
+    for name, tensor in tensors.items():  # the format refuses shared memory (tied weights, views): shared ones are written twice
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    with replaced_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={_HEADER: header})
+        except SafetensorError as error:
+            raise _as_os_error(error, temporary) from error
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> Exception:
+    """The operating system's error inside a SafetensorError (its number stands in the text), else the error itself."""
+    text = str(error)
+    _, found, rest = text.partition("os error ")
+    number = rest.partition(")")[0]
+    return OSError(int(number), text, str(path)) if found and number.isdigit() else error
+
+
+def load_tree(path: Path | str) -> Any:
+    """Read what `save_tree` wrote; tensors are on the CPU.
+
+    Raises
+    ------
+    UserError
+        When the file is missing, damaged or was not written by `save_tree`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if _HEADER not in metadata:
+                raise UserError(
+                    f"{path} is a safetensors file, but not the state of a run: it was not written by BrainGen; remove it to start anew."
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: there is no state to continue from; start the run anew.") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it to continue from an earlier state or to start anew.") from error
+    return _unpack(json.loads(metadata[_HEADER]), tensors)
+
+
+def rng_state() -> dict[str, Any]:
+    """States of the global generators of Python, NumPy and PyTorch (all devices), for `save_tree`."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Put back what `rng_state` returned; states of GPUs that are not there any more are left out."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        for device, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(generator, device)

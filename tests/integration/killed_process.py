@@ -1,0 +1,78 @@
+"""A process that runs a `braingen` command and kills itself with SIGKILL at a chosen moment of its work.
+
+Moments are counted where a kill could do harm: before and after every rename that puts a result in its place, at every optimisation step
+and at every call of the U-Net. So a test needs no luck to hit the middle of something, and hits the same middle every time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+from pathlib import Path
+import signal
+from typing import Any
+
+NO_RESULTS = {"provenance.json", "timings.json", "config.yaml"}
+"""Written anew by every start; a kill there would keep a test from getting anywhere."""
+STAGES = ("train", "reconstruct", "evaluate", "report", "demo")
+
+
+def _work(words: list[str], kill_at: int, save_seconds: float) -> None:
+    from braingen.cli import main
+    from braingen.diffusion import sample
+    from braingen.stages import train
+
+    passed = 0
+
+    def moment() -> None:
+        nonlocal passed
+        passed += 1
+        if passed == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(module: Any, name: str, after: bool = False) -> None:
+        original = getattr(module, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            counts = not (name == "replace" and Path(args[1]).name in NO_RESULTS)
+            if counts:
+                moment()
+            result = original(*args, **kwargs)
+            if counts and after:
+                moment()
+            return result
+
+        setattr(module, name, wrapped)
+
+    counted(os, "replace", after=True)
+    counted(train, "step")
+    counted(sample, "predict")
+    train.SAVE_SECONDS = save_seconds
+    raise SystemExit(main(words))
+
+
+def run(words: list[str], kill_at: int = 0, save_seconds: float = 0.0) -> int:
+    """Run a command in a process of its own.
+
+    Parameters
+    ----------
+    words : of the command line, after `braingen`
+    kill_at : number of the moment at which it dies, counted from 1; 0 for never
+    save_seconds : how often training saves what it takes to continue; 0 after every epoch
+
+    Returns
+    -------
+    exit code : -9 where it was killed
+    """
+    # forked from a server that has the libraries loaded but has computed nothing, so that a start takes no seconds
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([f"braingen.stages.{name}" for name in STAGES])
+    process = context.Process(target=_work, args=(words, kill_at, save_seconds))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+importlib.import_module("braingen")  # prepares torchvision for the libraries above

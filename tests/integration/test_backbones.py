@@ -1,0 +1,61 @@
+"""The recipe of the tiny backbones runs from nothing to a folder that the ordinary loaders read."""
+
+from __future__ import annotations
+
+import pytest
+from safetensors.torch import load_file
+import torch
+
+from braingen.clip.image_target import CLIPImageEncoder
+from braingen.clip.text_target import CLIPTextEncoderDual
+from braingen.diffusion.sdxl import image_embedding_width, load_backbone, picture_size, pooled_width
+from braingen.simulation.backbones import corpus as corpus_module
+from braingen.simulation.backbones.build import Recipe, build
+from braingen.simulation.judge import Judge
+
+RECIPE = Recipe(
+    side=64, pictures=40, held_out=8, conditioned=32, clip_steps=2, vae_steps=2, vae_full_size_steps=1, decoder_steps=2, judge_steps=2,
+    unet_steps=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbones")
+    before = corpus_module._CHUNK
+    corpus_module._CHUNK = 20
+    try:
+        build(folder / "work", folder / "tiny", RECIPE)
+    finally:
+        corpus_module._CHUNK = before
+    return folder
+
+
+def test_what_was_built_is_read_like_any_backbone(built):
+    backbone = load_backbone(str(built / "tiny"))
+    images = CLIPImageEncoder.from_pretrained(built / "tiny")
+    texts = CLIPTextEncoderDual.from_pretrained(built / "tiny", output="joint")
+    assert picture_size(backbone.unet, backbone.vae) == RECIPE.side
+    assert image_embedding_width(backbone.unet) == images.clip_emb_dim
+    assert backbone.unet.config.cross_attention_dim == texts.clip_emb_dim
+    assert pooled_width(backbone.unet) == texts.prompt(["a cup"]).pooled_BD.shape[1]
+    assert Judge.from_pretrained(built / "tiny" / "judge").config.objects == 24
+
+
+def test_weights_are_shipped_in_half_precision(built):
+    for path in (built / "tiny").rglob("*.safetensors"):
+        assert {value.dtype for value in load_file(path).values() if value.is_floating_point()} == {torch.float16}, path
+
+
+def test_a_finished_recipe_is_not_trained_again(built):
+    before = {path: path.stat().st_mtime_ns for path in (built / "work").glob("*.pt")}
+    build(built / "work", built / "again", RECIPE)
+    assert before == {path: path.stat().st_mtime_ns for path in (built / "work").glob("*.pt")}
+    first, second = (load_file(built / name / "unet" / "diffusion_pytorch_model.safetensors") for name in ("tiny", "again"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_corpus_is_the_same_wherever_it_is_drawn(tmp_path):
+    whole = corpus_module._draw_chunk(0, 4, 32)
+    half = corpus_module._draw_chunk(2, 2, 32)
+    assert (whole[1][2:] == half[1]).all() and whole[2][2:] == half[2]

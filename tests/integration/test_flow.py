@@ -1,0 +1,226 @@
+"""The whole flow at reduced size, by the commands people type: from nothing to a page of pictures, and a decoder that draws the same.
+
+Sizes are so small that nothing is learnt; what is tested is that everything fits together.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+import shlex
+import shutil
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+import pytest
+import torch
+from unit.told_commands import ROOT, told_commands
+
+from braingen.cli import main, parse_overrides
+from braingen.config import Config, load_config
+from braingen.data.betas import Betas
+from braingen.data.captions import load_captions
+from braingen.data.nsd import Layout
+from braingen.data.trials import group_repeats, test_trials, train_trials
+from braingen.diffusion.decoder import BrainDecoder
+from braingen.records import Score
+from braingen.stages.reconstruct import embeddings_of, folder_of, reconstruct, setup
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
+SCORES = {
+    "pixcorr",
+    "ssim",
+    "mse",
+    "psnr",
+    "two_way_clip",
+    "two_way_judge_early",
+    "two_way_judge_late",
+    "object_accuracy",
+    "background_accuracy",
+    "clip_cos",
+    "retrieval_brain_to_image",
+    "retrieval_image_to_brain",
+}
+SOURCES = ("brain", "random", "ceiling")
+IMAGES = 8
+SMALL_DATA = ["simulation.num_sessions=2", "simulation.trials_per_session=60", "simulation.num_voxels=200", f"--num_test_images={IMAGES}"]
+SMALL = ["encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", "optim.num_epochs=2", "optim.batch_size=20"]
+SMALL += ["sampler.steps=2", "scores.bootstrap=50", "scores.retrieval_draws=3"]
+
+
+class Flow(NamedTuple):
+    """A finished demo."""
+
+    words: list[str]
+    """What was typed."""
+    config: Config
+    run: Path
+    data: Path
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory) -> Flow:
+    folder = tmp_path_factory.mktemp("flow")
+    words = ["--config", str(ROOT / "configs" / "simulated.yaml"), "--folder", str(folder / "run"), "--root", str(folder / "data")]
+    words += [*SMALL_DATA, *SMALL]
+    assert main(["demo", *words]) == 0
+    return Flow(words, load_config(*parse_overrides(words)), folder / "run", folder / "data")
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def content(folder: Path, but: tuple[str, ...] = ()) -> dict[str, tuple[int, int]]:
+    """Inode and time of change of every file: neither stays when a file is written again."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in but]
+    return {str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+
+# --- what the demo leaves -------------------------------------------------------------------------------------------
+
+
+def test_every_score_comes_with_all_that_a_reviewer_asks_for(flow):
+    scores = json.loads((flow.run / "scores.json").read_text())
+    assert set(scores) >= SCORES
+    for name, score in scores.items():
+        assert tuple(score) == Score._fields == ("value", "low", "high", "random", "ceiling", "ridge", "chance", "n", "pool"), name
+        assert score["low"] <= score["value"] <= score["high"] and 0 < score["n"] <= IMAGES
+        assert score["random"] is not None and score["ceiling"] is not None
+        of_decoder = name == "clip_cos" or name.startswith("retrieval")
+        assert (score["ridge"] is not None) == of_decoder
+        assert (score["pool"] is not None) == name.startswith("retrieval")
+        assert (score["chance"] is not None) == (name.startswith(("two_way", "retrieval")) or name.endswith("_accuracy"))
+        if of_decoder:
+            assert score["ceiling"] == pytest.approx(1)
+    assert all(score["chance"] == 0.5 for name, score in scores.items() if name.startswith("two_way"))
+    assert scores["retrieval_brain_to_image"]["pool"] == IMAGES
+    assert scores["retrieval_brain_to_image"]["chance"] == pytest.approx(1 / IMAGES)
+
+
+def test_times_are_kept_apart_from_scores(flow):
+    timings = json.loads((flow.run / "timings.json").read_text())
+    assert {"simulate", "train image", "train text", "evaluate", "report"} <= set(timings)
+    assert all(seconds >= 0 for seconds in timings.values())
+    assert "seconds" not in (flow.run / "scores.json").read_text()
+
+
+def test_a_page_is_left(flow):
+    page = (flow.run / "report.html").read_text()
+    assert page.lower().startswith("<!doctype html>") and len(page) > 10_000
+    assert (flow.run / "pictures.png").is_file()
+
+
+def test_results_are_keyed_by_image_id_and_can_be_opened(flow):
+    ids = group_repeats(test_trials(Layout.of(flow.data), 1)).image_N.tolist()
+    assert len(ids) == IMAGES
+    for source in SOURCES:
+        folder = flow.run / "reconstructions" / source
+        assert sorted(path.name for path in folder.glob("*.png")) == [f"{image:06d}.png" for image in ids]
+        assert {pixels(path).shape for path in folder.glob("*.png")} == {(128, 128, 3)}
+        assert json.loads((folder / "index.json").read_text())["images"] == ids
+
+
+def test_captions_are_never_those_of_test_images(flow):
+    layout = Layout.of(flow.data)
+    captions = load_captions(layout)
+    trained = {captions[image][0] for image in train_trials(layout, 1).table["image"].unique()}
+    for source in SOURCES:
+        told = json.loads((flow.run / "reconstructions" / source / "index.json").read_text())["captions"]
+        assert len(told) == IMAGES and set(told.values()) <= trained
+
+
+def test_learning_is_logged(flow):
+    for modality in ("image", "text"):
+        records = [json.loads(line) for line in (flow.run / modality / "metrics.jsonl").read_text().splitlines()]
+        assert [record["epoch"] for record in records] == [1, 2]
+        assert all(np.isfinite(record[name]) for record in records for name in ("train/clip", "validation/cosine"))
+        assert list((flow.run / modality).rglob("events.out.tfevents.*"))
+        assert (flow.run / modality / "finished").is_file() and not (flow.run / modality / "state.safetensors").exists()
+
+
+def test_random_voxels_and_the_ceiling_are_other_pictures(flow):
+    first = sorted(path.name for path in (flow.run / "reconstructions" / "brain").glob("*.png"))[0]
+    brain, random, ceiling = (pixels(flow.run / "reconstructions" / source / first) for source in SOURCES)
+    assert (brain != random).any() and (brain != ceiling).any()
+
+
+# --- the decoder ----------------------------------------------------------------------------------------------------
+
+
+def test_the_decoder_is_one_folder_that_draws_the_same_pictures(flow):
+    layout = Layout.of(flow.data)
+    ids, rows = group_repeats(test_trials(layout, 1))
+    betas = Betas.of(layout, 1)
+    voxels_BRV = np.stack([betas.rows(row) for row in rows[:3]])
+    decoder = BrainDecoder.from_pretrained(flow.run / "decoder")
+    sampler = flow.config.sampler
+    out = decoder(
+        voxels_BRV,
+        subject=1,
+        image_ids=ids[:3].tolist(),
+        num_inference_steps=sampler.steps,
+        guidance_scale=sampler.guidance_scale,
+    )
+    for image, picture in zip(ids, out.images):
+        drawn = pixels(flow.run / "reconstructions" / "brain" / f"{image:06d}.png")
+        assert np.abs(np.asarray(picture).astype(int) - drawn).max() <= 1  # another batch may round otherwise
+    single = decoder(betas.rows(rows[:2, 0]), subject=1, num_inference_steps=1).images  # as the README writes it
+    assert [image.size for image in single] == [(128, 128)] * 2
+
+
+def test_a_single_trial_can_be_read_out(flow):
+    config = flow.config.model_copy(update={"sampler": flow.config.sampler.model_copy(update={"repeats": "first", "num_images": 2})})
+    parts = setup(config)
+    found = embeddings_of(config, parts)
+    voxels = torch.from_numpy(parts.betas.rows(parts.repeats.rows_NR[:, 0]))
+    expected = parts.decoder.embed(voxels[:, None], 1, parts.repeats.image_N.tolist())
+    assert found["ids"].tolist() == parts.repeats.image_N.tolist() and len(found["ids"]) == 2
+    torch.testing.assert_close(found["image"], expected.image_BTD, rtol=0, atol=1e-5)
+
+
+def test_pictures_do_not_depend_on_how_the_work_is_split(flow, tmp_path):
+    for modality in ("image", "text"):
+        shutil.copytree(flow.run / modality, tmp_path / modality)
+    sampler = flow.config.sampler.model_copy(update={"batch_size": 2, "num_images": 3})
+    run = flow.config.run.model_copy(update={"folder": tmp_path})
+    folder = reconstruct(flow.config.model_copy(update={"sampler": sampler, "run": run}))
+    drawn = sorted(folder.glob("*.png"))
+    assert len(drawn) == 3
+    for path in drawn:
+        assert np.abs(pixels(path) - pixels(folder_of(flow.config) / path.name)).max() <= 1
+
+
+# --- again, and step by step ----------------------------------------------------------------------------------------
+
+
+def test_what_is_finished_is_not_done_again(flow, monkeypatch):
+    def done_again(*args, **kwargs):
+        raise AssertionError("done again")
+
+    monkeypatch.setattr("braingen.stages.train.fit", done_again)
+    monkeypatch.setattr(BrainDecoder, "draw", done_again)
+    monkeypatch.setattr("braingen.clip.cache.Cache._open_rows", done_again)
+    parts = [flow.data, *(flow.run / name for name in ("image", "text", "decoder", "reconstructions"))]
+    before = [content(part, but=("provenance.json", ".lock")) for part in parts]
+    scores = (flow.run / "scores.json").read_bytes()
+    assert main(["demo", *flow.words]) == 0
+    assert [content(part, but=("provenance.json", ".lock")) for part in parts] == before
+    assert (flow.run / "scores.json").read_bytes() == scores
+
+
+def test_the_readmes_commands_run_one_after_the_other(flow, tmp_path, monkeypatch, capsys):
+    """Those for NSD, with its configuration, on the small data and the tiny backbones: without baselines, on four pictures."""
+    commands = [command for command in told_commands(ROOT / "README.md") if "nsd_subj01" in command]
+    assert [shlex.split(command)[1] for command in commands] == ["train", "train", "reconstruct", "evaluate", "report"]
+    smaller = ["--root", str(flow.data), "--folder", str(tmp_path), "--num_sessions", "2", "--num_images", "4", "sampler.size=0"]
+    smaller += [*SMALL, "--num_epochs", "1", "--path", "tiny", "backbone.image_encoder=", "backbone.ip_adapter="]
+    monkeypatch.chdir(ROOT)
+    for command in commands:
+        assert main([*shlex.split(command)[1:], *smaller]) == 0
+    assert str(tmp_path / "report.html") in capsys.readouterr().out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert set(scores) >= SCORES
+    assert {score["random"] for score in scores.values()} == {score["ceiling"] for score in scores.values()} == {None}
+    assert scores["pixcorr"]["n"] == 4

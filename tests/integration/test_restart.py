@@ -1,0 +1,99 @@
+"""Killed with SIGKILL in the middle of anything and started again, a run ends with the bytes of one that was left in peace."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+import random
+import shutil
+import signal
+
+from integration.killed_process import run
+import numpy as np
+import pytest
+from unit.fake_backbone import write_fake_backbone
+
+from braingen.cli import main
+
+EPOCHS = 5
+SMALL_DATA = ["simulation.num_sessions=2", "simulation.trials_per_session=60", "simulation.num_voxels=200", "simulation.num_test_images=6"]
+SMALL = ["encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", f"optim.num_epochs={EPOCHS}", "optim.batch_size=20"]
+SMALL += ["sampler.steps=2", "sampler.guidance_scale=2", "sampler.batch_size=2", "scores.bootstrap=50", "scores.retrieval_draws=3"]
+SMALL += ["run.device=cpu", *SMALL_DATA]
+OF_THE_START = {"provenance.json", "timings.json", "finished", ".lock", "report.html"}
+"""Hold times, and so differ between any two runs."""
+MOST_STARTS = 60
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("restart") / "data"
+    assert main(["simulate", "--root", str(folder), *SMALL_DATA]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory) -> Path:
+    return write_fake_backbone(tmp_path_factory.mktemp("backbone") / "fake", with_clip=True)
+
+
+@pytest.fixture
+def words(data, backbone, tmp_path) -> list[str]:
+    """Settings of a run in a folder of its own, with its own copy of the data, beside which frozen work is kept: none is done yet."""
+    shutil.copytree(data, tmp_path / "now" / "data", ignore=shutil.ignore_patterns(".braingen"))
+    return ["--folder", str(tmp_path / "now" / "run"), "--root", str(tmp_path / "now" / "data"), "--path", str(backbone), *SMALL]
+
+
+def start_anew(folder: Path) -> Path:
+    """Put what a run left in ``now`` aside, so that another run can be made in the very same place."""
+    aside = (folder / "now").rename(folder / "before")
+    shutil.copytree(aside / "data", folder / "now" / "data", ignore=shutil.ignore_patterns(".braingen"))
+    return aside
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Content of every result in a run folder, under its name."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in OF_THE_START]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if "tfevents" not in path.name}
+
+
+def assert_same_results(one: Path, other: Path) -> None:
+    ours, theirs = results(one), results(other)
+    assert ours.keys() == theirs.keys()  # nothing is missing, nothing half written is left over
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+def test_a_demo_killed_again_and_again_ends_like_an_uninterrupted_one(words, tmp_path):
+    assert run(["demo", *words]) == 0
+    calm, chance, killed = start_anew(tmp_path), random.Random(0), 0
+    for _ in range(MOST_STARTS):
+        code = run(["demo", *words], kill_at=chance.randint(1, 50))
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL  # every start before went on from where it was, none ended in an error
+        killed += 1
+    assert code == 0 and killed >= 5
+    assert_same_results(tmp_path / "now" / "run", calm / "run")
+    scores = json.loads((tmp_path / "now" / "run" / "scores.json").read_text())
+    assert scores["retrieval_brain_to_image"]["n"] == 6
+    tables = sorted((calm / "data" / ".braingen" / "targets").glob("*.rows.npy"))
+    assert len(tables) == 2
+    for table in tables:  # of the frozen embeddings, computed once in both
+        again = np.load(tmp_path / "now" / "data" / ".braingen" / "targets" / table.name)
+        np.testing.assert_array_equal(np.load(table), again)
+
+
+@pytest.mark.parametrize(("save_seconds", "kill_at"), [(0.0, [3, 9, 12]), (1e9, [18, 14])], ids=["saved every epoch", "never saved"])
+def test_training_killed_after_an_epoch_was_logged_learns_and_logs_the_same(words, tmp_path, save_seconds, kill_at):
+    assert run(["train", "text", *words]) == 0
+    calm = start_anew(tmp_path)
+    folder = tmp_path / "now" / "run" / "text"
+    for moment in kill_at:
+        assert run(["train", "text", *words], kill_at=moment, save_seconds=save_seconds) == -signal.SIGKILL
+    logged = [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert logged[-1] >= 1 and not (folder / "finished").exists()
+    assert (folder / "state.safetensors").exists() == (save_seconds == 0)
+    assert run(["train", "text", *words], save_seconds=save_seconds) == 0
+    assert_same_results(tmp_path / "now" / "run", calm / "run")
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == list(range(1, EPOCHS + 1))

@@ -1,0 +1,103 @@
+"""A backbone of random weights in the layout of an SDXL pipeline, the smallest of the real classes: quick, and of no particular quality."""
+
+from __future__ import annotations
+
+from pathlib import Path
+import shutil
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.schedulers import EulerDiscreteScheduler
+from safetensors.torch import save_file
+import torch
+from torch import Tensor
+
+from braingen.diffusion.sdxl import TINY, Backbone, add_ip_adapter
+
+TEXT_WIDTH, POOLED_WIDTH, IMAGE_WIDTH, IMAGE_TOKENS = 224, 128, 128, 4
+"""Widths of the shipped CLIP encoders, so that these can stand beside a fake U-Net; tokens per image as in every plain IP-Adapter."""
+
+
+def random_adapter(unet: UNet2DConditionModel, image_width: int = IMAGE_WIDTH, seed: int = 5) -> dict[str, Tensor]:
+    """Weights of an IP-Adapter for a U-Net, all different, under the keys of the files people share."""
+    generator = torch.Generator().manual_seed(seed)
+    width = unet.config.cross_attention_dim
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+
+    weights = {"image_proj.proj.weight": draw(IMAGE_TOKENS * width, image_width), "image_proj.proj.bias": draw(IMAGE_TOKENS * width)}
+    weights |= {"image_proj.norm.weight": 1 + draw(width), "image_proj.norm.bias": draw(width)}
+    modules = dict(unet.named_modules())
+    cross = [name.removesuffix(".processor") for name in unet.attn_processors if "attn2" in name]
+    for order, name in enumerate(cross):
+        for part in ("to_k_ip", "to_v_ip"):
+            weights[f"ip_adapter.{2 * order + 1}.{part}.weight"] = draw(modules[name].inner_dim, width)
+    return weights
+
+
+def plain_unet(seed: int = 0, pooled_width: int = POOLED_WIDTH) -> UNet2DConditionModel:
+    """An SDXL-shaped U-Net of random weights, without an IP-Adapter."""
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=(1, 2),
+        cross_attention_dim=TEXT_WIDTH,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + pooled_width,
+        norm_num_groups=8,
+    )
+
+
+def small_vae(seed: int = 1) -> AutoencoderKL:
+    """An autoencoder of factor 4."""
+    torch.manual_seed(seed)
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        mid_block_add_attention=False,
+        force_upcast=False,
+        sample_size=32,
+        scaling_factor=0.7,
+    )
+
+
+def sdxl_scheduler() -> EulerDiscreteScheduler:
+    """The settings that Stable Diffusion XL ships."""
+    return EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
+
+
+def fake_backbone() -> Backbone:
+    """U-Net with IP-Adapter, autoencoder and scheduler, frozen, as `load_backbone` gives them."""
+    unet = plain_unet()
+    add_ip_adapter(unet, random_adapter(unet))
+    return Backbone(unet.requires_grad_(False).eval(), small_vae().requires_grad_(False).eval(), sdxl_scheduler())
+
+
+def write_fake_backbone(folder: Path, with_clip: bool = False) -> Path:
+    """Write one; ``with_clip`` puts the shipped CLIP encoders beside it, so that a whole run can use it."""
+    unet = plain_unet()
+    unet.save_pretrained(folder / "unet")
+    small_vae().save_pretrained(folder / "vae")
+    sdxl_scheduler().save_pretrained(folder / "scheduler")
+    (folder / "ip_adapter").mkdir()
+    save_file(random_adapter(unet), folder / "ip_adapter" / "ip-adapter.safetensors")
+    for name in ("image_encoder", "text_encoder_2", "tokenizer_2") if with_clip else ():
+        shutil.copytree(TINY / name, folder / name)
+    return folder

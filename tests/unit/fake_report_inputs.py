@@ -1,0 +1,122 @@
+"""A run folder and a data folder as the stages leave them, made of scenes and noise, for tests of the report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image, ImageFilter
+
+from braingen.config import Config, DataConfig, RunConfig, save_config
+from braingen.data import nsd
+from braingen.data.nsd import Layout
+from braingen.simulation import scenes
+
+
+def write_fake_run(folder: Path, images: int = 30, seed: int = 0, simulated: bool = True, epochs: int = 20) -> Config:
+    """Write RUN and a data folder beside it; every second image id is a test image. Returns the settings to report it with."""
+    rng = np.random.default_rng(seed)
+    config = Config(run=RunConfig(folder=folder / "run"), data=DataConfig(root=folder / "data"))
+    layout = Layout.of(config.data.root)
+    layout.root.mkdir(parents=True, exist_ok=True)
+    drawn = [scenes.random_scene(rng) for _ in range(images)]
+    seen = [Image.fromarray(scenes.render(scene)).resize((224, 224), Image.Resampling.BICUBIC) for scene in drawn]
+    ids = [2 * number + 1 for number in range(images)]
+    _write_data(layout, drawn, seen, ids, rng, simulated)
+    _write_pictures(config.run.folder, seen, ids, rng)
+    _write_scores(config.run.folder, drawn, ids, rng)
+    _write_runs(config, epochs, rng)
+    return config
+
+
+def _write_data(layout: Layout, drawn: list, seen: list[Image.Image], ids: list[int], rng: np.random.Generator, simulated: bool) -> None:
+    with h5py.File(layout.images(), "w") as file:
+        dataset = file.create_dataset("images", (2 * len(ids), 3, 224, 224), dtype="float16")
+        for image, picture in zip(ids, seen):
+            dataset[image] = np.asarray(picture).transpose(2, 0, 1) / 255
+        if simulated:
+            dataset.attrs[nsd.SIMULATED_ATTRIBUTE] = True
+    layout.captions().write_text(json.dumps({str(image): scenes.captions(scene, rng) for image, scene in zip(ids, drawn)}))
+
+
+def _write_pictures(run: Path, seen: list[Image.Image], ids: list[int], rng: np.random.Generator) -> None:
+    """Pictures of three sources: blurred more (brain), blurred less (ceiling), of something else (random)."""
+    for number, (image, picture) in enumerate(zip(ids, seen)):
+        other = seen[int(rng.integers(len(seen)))]
+        blurred = picture if number % 4 else Image.blend(picture, other, 0.75)
+        for source, made, radius in (("brain", blurred, 4), ("ceiling", picture, 2), ("random", other, 9)):
+            folder = run / "reconstructions" / source
+            folder.mkdir(parents=True, exist_ok=True)
+            made.filter(ImageFilter.GaussianBlur(radius)).resize((128, 128)).save(folder / f"{image:06d}.png")
+    for source in ("brain", "ceiling", "random"):
+        captions = {str(image): f"decoded caption <{image}>" for image in ids}
+        (run / "reconstructions" / source / "index.json").write_text(json.dumps({"images": ids, "captions": captions}))
+
+
+def _write_scores(run: Path, drawn: list, ids: list[int], rng: np.random.Generator) -> None:
+    n = len(ids)
+
+    def score(value: float, random: float, ceiling: float, **others: float | None) -> dict[str, float | None]:
+        interval = {"low": value * 0.94, "high": min(value * 1.05, 1.0 if value <= 1 else 99)}
+        absent = {"ridge": None, "chance": None, "pool": None}
+        return {"value": value, **interval, "random": random, "ceiling": ceiling, **absent, "n": n, **others}
+
+    scores = {
+        "pixcorr": score(0.512, 0.113, 0.731), "ssim": score(0.402, 0.251, 0.533), "mse": score(0.0412, 0.0921, 0.0213),
+        "psnr": score(14.61, 10.71, 17.42), "two_way_clip": score(0.962, 0.503, 0.998, chance=0.5),
+        "two_way_judge_early": score(0.91, 0.49, 0.99, chance=0.5), "two_way_judge_late": score(0.93, 0.51, 0.99, chance=0.5),
+        "object_accuracy": score(0.583, 0.05, 0.858, chance=1 / 24), "background_accuracy": score(0.892, 0.09, 0.983, chance=0.1),
+        "colour_accuracy": score(0.61, 0.21, 0.9, chance=0.2), "position_accuracy": score(0.78, 0.34, 0.95, chance=1 / 3),
+        "clip_cos": score(0.861, 0.402, 1.0, ridge=0.802),
+        "retrieval_brain_to_image": score(0.742, 0.01, 1.0, ridge=0.688, chance=1 / n, pool=n),
+        "retrieval_image_to_brain": score(0.731, 0.01, 1.0, ridge=0.702, chance=1 / n, pool=n),
+        "a_new_score": score(0.31, 0.1, 0.4),
+    }  # fmt: skip
+    (run / "scores.json").write_text(json.dumps(scores))
+    comparisons = [
+        {"name": "encoder minus ridge: retrieval_brain_to_image", "difference": 0.054, "low": 0.011, "high": 0.098, "p": 0.012},
+        {"name": "encoder minus ridge: clip_cos", "difference": 0.059, "low": 0.048, "high": 0.071, "p": 0.0001},
+    ]
+    (run / "comparisons.json").write_text(json.dumps(comparisons))
+    with open(run / "scores_per_image.csv", "w", newline="") as handle:
+        table = csv.writer(handle)
+        named = ["object_accuracy", "background_accuracy", "clip_cos", "object_true", "object_said"]
+        table.writerow(["image", "pixcorr", "mse", "two_way_clip", *named])
+        for number, (image, scene) in enumerate(zip(ids, drawn)):
+            right = number % 4 > 0
+            name = scenes.OBJECTS[scene.objects[0].object].name
+            said = name if right else scenes.OBJECTS[(scene.objects[0].object + 5) % len(scenes.OBJECTS)].name
+            figures = [rng.normal(0.5 if right else 0.2, 0.08), rng.uniform(0.02, 0.08), rng.uniform(0.8, 1)]
+            figures += [float(right), float(number % 7 > 0)]
+            table.writerow([image, *(f"{figure:.6g}" for figure in figures), "" if number == 2 else 0.8, name, said])
+
+
+def _write_runs(config: Config, epochs: int, rng: np.random.Generator) -> None:
+    for encoder, speed in (("image", 5.0), ("text", 8.0)):
+        folder = config.run.folder / encoder
+        folder.mkdir(parents=True, exist_ok=True)
+        save_config(config, folder / "config.yaml")
+        start = {
+            "time": "2026-01-02T03:04:05+00:00",
+            "command": ["braingen", "demo", "--config", "configs/simulated.yaml"],
+            "platform": "Linux",
+            "versions": {"python": "3.11.2", "torch": "2.13.0"},
+            "git": {"commit": "0123456789abcdef0123", "modified": True},
+        }
+        (folder / "provenance.json").write_text(json.dumps({"config_hash": "ab12", "seeds": {"run": 0}, "starts": [start, start]}))
+        lines = []
+        for epoch in range(epochs):
+            gone = 1 - np.exp(-epoch / speed)
+            record = {"epoch": epoch, "step": 100 * epoch}
+            for name, size in (("clip", 3.0), ("prior", 1.1), ("cosine", 0.6)):
+                record[f"train/{name}"] = size * (1.2 - gone) + rng.normal(0, 0.01)
+            for name, size in (("cosine", 0.82), ("retrieval", 0.7)):
+                record[f"validation/{name}"] = size * gone + rng.normal(0, 0.01)
+            lines.append(json.dumps(record))
+        lines.append('{"epoch": 20, "train/cl')  # cut short by a kill
+        (folder / "metrics.jsonl").write_text("\n".join(lines))
+    timings = {"simulate": 41.2, "train image": 152.9, "train text": 131.0, "reconstruct": 75.5, "evaluate": 12.3, "report": 2.1}
+    (config.run.folder / "timings.json").write_text(json.dumps(timings))

@@ -1,0 +1,168 @@
+"""The cache of frozen work: each picture once, again exactly when it changed, never lost or mixed up by an interruption."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from braingen.clip.cache import Cache, digest_of_texts, fingerprint_of_files
+
+N = 40
+
+
+class Model:
+    """Stands for a frozen model: a row of an id and of the content its picture has now; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.content = np.arange(N)
+        self.asked: list[int] = []
+        self.fail_after = np.inf
+
+    def __call__(self, ids: np.ndarray) -> torch.Tensor:
+        if len(self.asked) + len(ids) > self.fail_after:
+            raise KeyboardInterrupt
+        self.asked += ids.tolist()
+        return torch.from_numpy(np.stack([ids, self.content[ids] * 10], axis=1)).double()[:, None]
+
+    def digests(self, ids: np.ndarray) -> np.ndarray:
+        return self.content[ids].astype(np.uint64) + np.uint64(1)
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        return np.stack([ids, self.content[ids] * 10], axis=1)[:, None].astype(np.float32)
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
+def cache_of(model: Model, folder, key: str = "a", count: int = N) -> Cache:
+    return Cache(folder, "thing", {"weights": key}, count, model)
+
+
+def test_rows_come_in_the_order_asked_for(model, tmp_path):
+    ids = np.array([7, 3, 3, 39, 0])
+    found = cache_of(model, tmp_path).of(ids, model.digests(ids))
+    np.testing.assert_array_equal(found, model.rows(ids))
+    assert found.dtype == np.float32
+    assert sorted(model.asked) == [0, 3, 7, 39]  # each once
+
+
+def test_what_was_computed_is_not_computed_again(model, tmp_path):
+    ids = np.arange(20)
+    cache_of(model, tmp_path).of(ids, model.digests(ids))
+    model.asked.clear()
+    more = np.arange(15, 25)
+    np.testing.assert_array_equal(cache_of(model, tmp_path).of(more, model.digests(more)), model.rows(more))
+    assert model.asked == [20, 21, 22, 23, 24]
+
+
+def test_exactly_the_changed_pictures_are_computed_again(model, tmp_path):
+    ids = np.arange(20)
+    cache_of(model, tmp_path).of(ids, model.digests(ids))
+    model.asked.clear()
+    model.content[[4, 11]] += 100
+    np.testing.assert_array_equal(cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids))
+    assert model.asked == [4, 11]
+
+
+def test_another_key_is_another_table(model, tmp_path):
+    ids = np.arange(5)
+    cache_of(model, tmp_path, "a").of(ids, model.digests(ids))
+    model.asked.clear()
+    cache_of(model, tmp_path, "b").of(ids, model.digests(ids))
+    assert model.asked == ids.tolist()
+    cache_of(model, tmp_path, "a").of(ids, model.digests(ids))
+    assert model.asked == ids.tolist()
+
+
+def test_an_image_file_of_another_length_is_another_table(model, tmp_path):
+    few = np.arange(5)
+    cache_of(model, tmp_path, count=5).of(few, model.digests(few))
+    ids = np.arange(N)
+    np.testing.assert_array_equal(cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids))
+
+
+@pytest.mark.parametrize("finished", [0, 1, 8, 9, 24])
+def test_an_interruption_loses_one_batch_at_most(model, tmp_path, finished):
+    ids = np.arange(32)
+    model.fail_after = finished
+    with pytest.raises(KeyboardInterrupt):
+        cache_of(model, tmp_path).of(ids, model.digests(ids), batch=8)
+    done = len(model.asked)
+    assert done == finished // 8 * 8
+    model.asked.clear()
+    model.fail_after = np.inf
+    np.testing.assert_array_equal(cache_of(model, tmp_path).of(ids, model.digests(ids), batch=8), model.rows(ids))
+    assert model.asked == list(range(done, 32))
+
+
+def test_killed_between_rows_and_their_mark_they_are_made_again(model, tmp_path, monkeypatch):
+    ids = np.arange(16)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("braingen.clip.cache.replaced_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            cache_of(model, tmp_path).of(ids, model.digests(ids), batch=8)
+    model.asked.clear()
+    np.testing.assert_array_equal(cache_of(model, tmp_path).of(ids, model.digests(ids), batch=8), model.rows(ids))
+    assert model.asked == ids.tolist()
+
+
+def test_two_processes_fill_one_table(model, tmp_path):
+    """The second starts before the first has marked anything; neither wipes out the other's rows."""
+    other, mine, theirs = Model(), np.arange(20), np.arange(10, 30)
+    inner = cache_of(other, tmp_path)
+
+    def interleaved(ids: np.ndarray) -> torch.Tensor:
+        if not model.asked:
+            inner.of(theirs, other.digests(theirs), batch=8)
+        return model(ids)
+
+    outer = Cache(tmp_path, "thing", {"weights": "a"}, N, interleaved)
+    np.testing.assert_array_equal(outer.of(mine, model.digests(mine), batch=8), model.rows(mine))
+    everything = np.arange(30)
+    np.testing.assert_array_equal(cache_of(model, tmp_path).of(everything, model.digests(everything)), model.rows(everything))
+    assert not list(tmp_path.glob(".*"))  # nothing temporary is left
+
+
+def test_a_table_someone_removed_is_made_again(model, tmp_path):
+    ids = np.arange(6)
+    cache_of(model, tmp_path).of(ids, model.digests(ids))
+    for path in tmp_path.glob("*.rows.npy"):
+        path.unlink()
+    np.testing.assert_array_equal(cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids))
+
+
+def test_a_table_on_disk_is_as_small_as_what_is_in_it(model, tmp_path):
+    wide = 1 << 20
+    ids = np.array([2, wide - 1])
+    cache = Cache(tmp_path, "wide", {}, wide, lambda ids: torch.ones(len(ids), 512), np.float32)
+    assert cache.of(ids, ids.astype(np.uint64)).shape == (2, 512)
+    (rows,) = tmp_path.glob("wide-*.rows.npy")
+    assert rows.stat().st_size > 2 * 10**9
+    assert rows.stat().st_blocks * 512 < 10**6
+
+
+def test_digests_of_texts_tell_texts_apart():
+    texts = [["a cat", "a dog"], ["a cata dog"], ["a cat"], ["a dog", "a cat"], []]
+    digests = digest_of_texts(texts)
+    assert digests.dtype == np.uint64 and len(set(digests.tolist())) == len(texts) and (digests != 0).all()
+    np.testing.assert_array_equal(digests, digest_of_texts(texts))
+
+
+def test_a_fingerprint_changes_with_the_weights(tmp_path):
+    (tmp_path / "model").mkdir()
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(bytes(1000))
+    first = fingerprint_of_files(tmp_path / "model")
+    assert first == fingerprint_of_files(tmp_path / "model")
+    weights.write_bytes(bytes(999) + b"1")
+    changed = fingerprint_of_files(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert len({first, changed, fingerprint_of_files(tmp_path / "model"), fingerprint_of_files("some/hub-name")}) == 4
+    assert fingerprint_of_files("some/hub-name") == fingerprint_of_files("some/hub-name") != fingerprint_of_files("another/hub-name")

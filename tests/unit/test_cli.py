@@ -1,0 +1,147 @@
+"""The command line: quick help, overrides in every spelling, and a sentence for whatever is misspelt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from braingen import __version__, cli
+from braingen.cli import COMMANDS, main, parse_overrides
+from braingen.config import Config, field_paths
+from braingen.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["encoder.hidden_dim=512"], {"encoder.hidden_dim": "512"}),
+        (["--hidden_dim", "512"], {"encoder.hidden_dim": "512"}),
+        (["--hidden-dim=512"], {"encoder.hidden_dim": "512"}),
+        (["--encoder.hidden_dim", "512"], {"encoder.hidden_dim": "512"}),
+        (["--subj", "1", "--lr", "3e-4"], {"data.subjects": "1", "optim.max_lr": "3e-4"}),
+        (["--use_prior"], {"prior.use_prior": "true"}),
+        (["--no-use_prior", "--steps", "3"], {"prior.use_prior": "false", "sampler.steps": "3"}),
+        (["--no_use_prior", "--no-use_text"], {"prior.use_prior": "false", "sampler.use_text": "false"}),
+        (["--use_image", "false"], {"sampler.use_image": "false"}),
+        (["--use_image", "sampler.steps=2"], {"sampler.use_image": "true", "sampler.steps": "2"}),
+        (["--random_fmri"], {"sampler.source": "random"}),
+        (["--ceiling"], {"sampler.source": "ceiling"}),
+        (["--steps", "2", "--steps", "3"], {"sampler.steps": "3"}),
+        ([], {}),
+    ],
+)
+def test_overrides_in_every_spelling(words, expected):
+    assert parse_overrides(words) == (None, expected)
+
+
+@pytest.mark.parametrize("words", [["--config", "a.yaml"], ["--config=a.yaml"]])
+def test_the_config_file(words):
+    assert parse_overrides([*words, "--steps", "4"]) == (Path("a.yaml"), {"sampler.steps": "4"})
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--hiden_dim", "3"], "There is no setting 'hiden_dim'. Did you mean hidden_dim?"),
+        (["encoder.hiden_dim=3"], "There is no setting 'encoder.hiden_dim'. Did you mean encoder.hidden_dim?"),
+        (["--hidden_dim"], "--hidden_dim needs a value: --hidden_dim VALUE (now 4096)."),
+        (["--hidden_dim", "--steps", "3"], "--hidden_dim needs a value: --hidden_dim VALUE (now 4096)."),
+        (["--config"], "--config needs a file, for instance --config configs/simulated.yaml."),
+        (["hello"], "'hello' is not understood: write settings as section.field=value or --name value."),
+    ],
+)
+def test_words_that_are_not_understood(words, sentence):
+    with pytest.raises(UserError) as caught:
+        parse_overrides(words)
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["simulat"], "There is no command 'simulat'. Did you mean simulate?"),
+        (["xyz"], "There is no command 'xyz'. Commands: demo, simulate, "),
+        (["train"], "braingen train wants image or text next, not nothing: braingen train image ..."),
+        (["train", "images"], "braingen train wants image or text next, not 'images': braingen train image ..."),
+        (["evaluate", "--steps", "none"], "sampler.steps = none is not allowed: "),
+        (["report", "--config", "nowhere.yaml"], "There is no config file nowhere.yaml."),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence_and_code_2(words, sentence, capsys):
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"braingen: {sentence}") and printed.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_help_names_every_command(words, capsys):
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed and command.summary in printed for name, command in COMMANDS.items())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_help(name, capsys):
+    assert main([name, "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert COMMANDS[name].summary in printed
+    for section in COMMANDS[name].sections:
+        assert all(f"--{field} " in printed for field in Config.model_fields[section].annotation.model_fields)
+
+
+def test_every_command_leads_to_a_stage():
+    import importlib
+
+    for command in COMMANDS.values():
+        assert callable(getattr(importlib.import_module(command.module), command.function))
+
+
+def test_settings_are_listed(capsys):
+    assert main(["settings"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"--{path.split('.')[1]} " in printed for path in field_paths())
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{__version__}\n"
+
+
+def test_a_stage_is_given_the_settings_and_its_path_is_printed(monkeypatch, capsys):
+    seen = []
+
+    def stage(config, choice):
+        seen.append((config.encoder.hidden_dim, choice))
+        return Path("somewhere")
+
+    monkeypatch.setattr("braingen.stages.train.train", stage)
+    assert main(["train", "text", "--hidden_dim", "48"]) == 0
+    assert seen == [(48, "text")] and capsys.readouterr().out == "somewhere\n"
+
+
+def test_being_stopped_is_told_calmly(monkeypatch, capsys):
+    def stopped(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", stopped)
+    assert main(["demo"]) == 130
+    assert "the same command continues where it was" in capsys.readouterr().err
+
+
+def test_help_and_mistakes_take_less_than_a_second_of_work():
+    """Seconds of processor, not of the clock: other work on the machine does not count. No heavy library is loaded."""
+    code = "import json, sys; from braingen.cli import main; code = main(sys.argv[1:]); print(json.dumps([code, sorted(sys.modules)]))"
+    for words, expected in ((["--help"], 0), (["train", "image", "--hiden_dim", "3"], 2)):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+        code_returned, modules = json.loads(done.stdout.splitlines()[-1])
+        assert code_returned == expected
+        assert not {"torch", "diffusers", "transformers", "pandas", "numpy", "h5py"} & set(modules)

@@ -1,0 +1,80 @@
+"""Imports go downward only: the folder listing is the flow, and data flows one way."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+import subprocess
+import sys
+
+SOURCE = Path(__file__).parents[2] / "src" / "braingen"
+TIERS = (
+    {"_torchvision_guard", "errors", "files", "locks", "state"},
+    {"config", "records", "runs"},
+    {"data", "clip", "brain", "scores"},
+    {"routing"},
+    {"diffusion", "explain"},
+    {"simulation"},
+    {"report"},
+    {"stages"},
+    {"cli"},
+)
+TIER_OF = {part: height for height, tier in enumerate(TIERS) for part in tier}
+# config, records and runs describe what the others use; records name each other's types only
+NEIGHBOURS_ALLOWED = {"config", "records", "runs", "errors", "files", "locks", "state", "_torchvision_guard"}
+HEAVY = {
+    "peft": {"diffusion"},
+    "transformers": {"clip", "scores", "diffusion", "simulation"},
+    "captum": {"explain"},
+    "nilearn": {"explain"},
+}
+
+
+def _parts() -> list[tuple[str, Path]]:
+    return [(path.relative_to(SOURCE).parts[0].removesuffix(".py"), path) for path in sorted(SOURCE.rglob("*.py"))]
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_part_has_its_tier():
+    assert {part for part, _ in _parts()} - {"__init__", "__main__"} <= set(TIER_OF)
+
+
+def test_imports_go_downward_only():
+    wrong = []
+    for part, path in _parts():
+        if part not in TIER_OF:
+            continue
+        for name in _imports(path):
+            if not name.startswith("braingen.") or name.split(".")[1] not in TIER_OF:
+                continue
+            other = name.split(".")[1]
+            if other != part and other not in NEIGHBOURS_ALLOWED and TIER_OF[other] >= TIER_OF[part]:
+                wrong.append(f"{path.relative_to(SOURCE)} imports {name}")
+    assert not sorted(set(wrong))
+
+
+def test_heavy_libraries_live_in_few_places():
+    wrong = []
+    for part, path in _parts():
+        for name in _imports(path):
+            library = name.split(".")[0]
+            if library in HEAVY and part not in HEAVY[library]:
+                wrong.append(f"{path.relative_to(SOURCE)} imports {library}")
+    assert not sorted(set(wrong))
+
+
+def test_importing_braingen_loads_no_heavy_library():
+    code = (
+        "import sys, braingen, braingen.cli, braingen.config;"
+        "print([m for m in ('torch', 'diffusers', 'pandas', 'h5py') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -1,0 +1,100 @@
+"""Intervals cover what they should, tests keep their level, corrections are the textbook's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from braingen.errors import UserError
+from braingen.scores import identify, uncertainty
+
+
+def test_interval_of_a_mean_is_the_normal_one_for_many_images() -> None:
+    values = np.random.default_rng(0).normal(0.4, 0.2, 1000)
+    interval = uncertainty.mean_interval(values)
+    half = 1.96 * values.std(ddof=1) / np.sqrt(1000)
+    assert interval.value == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=half / 10)
+    assert interval.high == pytest.approx(values.mean() + half, abs=half / 10)
+    assert uncertainty.mean_interval(values) == interval
+
+
+def test_two_way_interval_covers_the_true_value() -> None:
+    """95 % intervals of 100 images hold the value of a large set about 95 times in 100; intervals of the shares alone do so less often."""
+
+    def features(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        generator = np.random.default_rng(seed)
+        truth = generator.standard_normal((count, 5))
+        return truth, truth + 1.5 * generator.standard_normal((count, 5))
+
+    value = identify.two_way(*features(999, 2000)).value
+    inside = 0
+    for seed in range(100):
+        interval = uncertainty.two_way_interval(identify.two_way(*features(seed, 60)).beats_NN, resamples=400)
+        inside += interval.low <= value <= interval.high
+    assert 88 <= inside <= 100
+
+
+def test_ratio_interval_of_equal_weights_is_the_mean() -> None:
+    found = np.random.default_rng(0).random(50)
+    one = uncertainty.mean_interval(found)
+    two = uncertainty.ratio_interval(3 * found, np.full(50, 3))
+    np.testing.assert_allclose(one, two)
+
+
+def test_permutation_test_is_scipys() -> None:
+    differences = np.random.default_rng(3).normal(0.5, 1, 10)
+    theirs = stats.permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert uncertainty.permutation_p(differences) == pytest.approx(theirs.pvalue)
+
+
+def test_permutation_test_keeps_its_level() -> None:
+    generator = np.random.default_rng(0)
+    below = [uncertainty.permutation_p(generator.standard_normal(30), permutations=200) < 0.05 for _ in range(300)]
+    assert 0.02 < np.mean(below) < 0.09
+
+
+def test_holm_is_the_textbooks() -> None:
+    np.testing.assert_allclose(uncertainty.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(uncertainty.holm([0.9, 0.8]), [1, 1])
+
+
+def test_seeds_are_not_different_and_noise_is_worse() -> None:
+    generator = np.random.default_rng(0)
+    images = np.arange(200)
+    quality = generator.normal(0.3, 0.1, 200)
+    runs = {
+        "seed 0": {"pixcorr": quality + generator.normal(0, 0.03, 200)},
+        "seed 1": {"pixcorr": quality + generator.normal(0, 0.03, 200)},
+        "noisy": {"pixcorr": quality - 0.05 + generator.normal(0, 0.03, 200)},
+    }
+    found = uncertainty.compare(runs, dict.fromkeys(runs, images))
+    assert [(c.first, c.second) for c in found] == [("seed 0", "seed 1"), ("seed 0", "noisy"), ("seed 1", "noisy")]
+    assert [c.differs for c in found] == [False, True, True]
+    assert 0.03 < found[1].low < found[1].difference < found[1].high < 0.07
+
+
+def test_comparison_goes_by_image_id() -> None:
+    values = np.arange(20.0)
+    order = np.random.default_rng(0).permutation(20)
+    found = uncertainty.compare({"a": {"x": values}, "b": {"x": values[order]}}, {"a": np.arange(20), "b": order})
+    assert found[0].difference == 0 and found[0].p == 1
+    with pytest.raises(UserError, match="different images"):
+        uncertainty.compare({"a": {"x": values}, "b": {"x": values}}, {"a": np.arange(20), "b": np.arange(1, 21)})
+
+
+def test_summary_averages_seeds_within_subjects() -> None:
+    generator = np.random.default_rng(0)
+    values = {(subject, seed): generator.normal(subject, 0.1, 100) for subject in (1, 2) for seed in range(3)}
+    summary = uncertainty.summarise(values)
+    assert summary.value == pytest.approx(1.5, abs=0.02)
+    assert summary.low < summary.value < summary.high
+    assert summary.between_subjects == pytest.approx(np.sqrt(0.5), abs=0.05)
+    assert summary.between_seeds is not None and summary.between_seeds < 0.05
+    assert (summary.subjects, summary.seeds) == (2, 3)
+
+
+def test_undefined_values_are_refused() -> None:
+    with pytest.raises(UserError, match="1 of 3"):
+        uncertainty.mean_interval(np.array([1.0, np.nan, 2.0]))
