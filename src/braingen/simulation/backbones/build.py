@@ -34,7 +34,8 @@ class Recipe(NamedTuple):
     """The last of them are kept to measure quality."""
     conditioned: int = 15_000
     """Scenes the U-Net sees."""
-    clip_steps: int = 1400
+    clip_steps: int = 700
+    image_tower_steps: int = 1000
     vae_steps: int = 1800
     vae_full_size_steps: int = 200
     decoder_steps: int = 3000
@@ -42,7 +43,6 @@ class Recipe(NamedTuple):
     unet_steps: int = 6000
     unet_processes: int = 1
     """Processes that train the U-Net together, each with 32 pictures a step."""
-
 
 
 def part_of(data: Corpus, rows: slice) -> Corpus:
@@ -63,7 +63,7 @@ def _frozen(folder: Path, recipe: Recipe):
     """Corpus, VAE and CLIP, trained where they are not yet."""
     data = corpus(folder / "corpus", recipe.pictures, recipe.side)
     seen = part_of(data, slice(recipe.pictures - recipe.held_out))
-    clip = train_clip(seen, folder, recipe.clip_steps)
+    clip = train_clip(seen, folder, recipe.clip_steps, recipe.image_tower_steps)
     vae = train_vae(seen.images_N3HW, folder, recipe.vae_steps, recipe.vae_full_size_steps)
     return data, vae, clip
 

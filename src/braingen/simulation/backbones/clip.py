@@ -1,4 +1,8 @@
-"""The tiny CLIP: an image encoder and two text encoders with their tokenizers, trained together on scenes and captions."""
+"""The tiny CLIP: an image encoder and two text encoders with their tokenizers, from scenes and captions.
+
+First the three are trained together; then a new image encoder is trained against the finished text encoder, with heads that name what
+captions hardly teach.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from tokenizers import trainers
 import torch
 from torch import Tensor, nn
@@ -22,6 +25,7 @@ from transformers import (
 
 from braingen.simulation.backbones.corpus import Corpus
 from braingen.simulation.backbones.training import Losses, train
+from braingen.simulation.scenes import BACKGROUNDS, COLOURS, OBJECTS, POSITIONS
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -29,10 +33,12 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 VOCABULARY = 830
 TOKENS = 16
 THUMBNAIL = 12
-LAYOUT_WEIGHT = 40.0
-"""Of the thumbnail that is drawn from the image embedding. Captions alone hardly teach where things are: in a batch few scenes differ in
-nothing but the position, so without this the embedding forgets it."""
+THUMBNAIL_WEIGHT = 10.0
+"""Of the thumbnail that is drawn from the image embedding, so that it keeps the layout."""
 WIDTH = 128
+LABELS = {"object": len(OBJECTS), "background": len(BACKGROUNDS), "colour": len(COLOURS), "position": len(POSITIONS)}
+"""What linear heads name from the image embedding. Captions alone hardly teach where things are: in a batch few scenes differ in
+nothing but the position, and an embedding learned from captions alone held none of it."""
 
 
 class TinyCLIP(NamedTuple):
@@ -78,33 +84,55 @@ def _text_config(tokenizer: CLIPTokenizer, width: int, layers: int, heads: int) 
     )
 
 
-class _Trained(nn.Module):
+def _image_tower(side: int) -> CLIPVisionModelWithProjection:
+    vision = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=side,
+        patch_size=16,
+        projection_dim=WIDTH,
+        attn_implementation="eager",
+    )
+    tower = CLIPVisionModelWithProjection(vision)
+    _rescale(tower)
+    # beside patches of unit scale the library's positions (0.02) would stay unheard
+    nn.init.normal_(tower.vision_model.embeddings.position_embedding.weight, std=1.0)
+    return tower
+
+
+def _rescale(model: nn.Module) -> None:
+    """CLIP's own initial values are made for hundreds of millions of pairs; these learn from thousands."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+
+
+class _Together(nn.Module):
     """The three encoders with the helper heads of their training."""
 
     def __init__(self, tokenizer: CLIPTokenizer, side: int) -> None:
         super().__init__()
-        vision = CLIPVisionConfig(
-            hidden_size=WIDTH,
-            intermediate_size=4 * WIDTH,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            image_size=side,
-            patch_size=16,
-            projection_dim=WIDTH,
-            attn_implementation="eager",
-        )
-        self.image = CLIPVisionModelWithProjection(vision)
+        self.image = _image_tower(side)
         self.text_1 = CLIPTextModel(_text_config(tokenizer, 96, 2, 3))
         self.text_2 = CLIPTextModelWithProjection(_text_config(tokenizer, WIDTH, 3, 4))
-        # CLIP's own initial values are made for hundreds of millions of pairs; these learn from thousands
-        for module in (*self.image.modules(), *self.text_1.modules(), *self.text_2.modules()):
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-        # beside patches of unit scale the library's positions (0.02) would stay unheard
-        nn.init.normal_(self.image.vision_model.embeddings.position_embedding.weight, std=1.0)
+        _rescale(self.text_1)
+        _rescale(self.text_2)
         self.text_1_head = nn.Linear(96, WIDTH)
-        self.layout_head = nn.Linear(WIDTH, 3 * THUMBNAIL**2)
+        self.thumbnail_head = nn.Linear(WIDTH, 3 * THUMBNAIL**2)
         self.logit_scale = nn.Parameter(torch.tensor(2.5))
+
+
+class _Image(nn.Module):
+    """The image encoder with the helper heads of its training."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.image = _image_tower(side)
+        self.thumbnail_head = nn.Linear(WIDTH, 3 * THUMBNAIL**2)
+        self.label_heads = nn.ModuleDict({name: nn.Linear(WIDTH, count) for name, count in LABELS.items()})
+        self.logit_scale = nn.Parameter(torch.tensor(3.0))
 
 
 def clip_pixels(images_B3HW: Tensor) -> Tensor:
@@ -120,25 +148,42 @@ def _contrastive(image_BD: Tensor, text_BD: Tensor, same_BB: Tensor, scale: Tens
     return 0.5 * (cross_entropy(logits, targets) + cross_entropy(logits.T, targets))
 
 
-def train_clip(data: Corpus, folder: Path, steps: int = 1400, batch: int = 256) -> TinyCLIP:
-    """Train the encoders; captions that are equal count as the same content."""
+def _thumbnail_loss(drawn_BF: Tensor, images_B3HW: Tensor) -> Tensor:
+    drawn = drawn_BF.view(len(images_B3HW), 3, THUMBNAIL, THUMBNAIL)
+    return THUMBNAIL_WEIGHT * (drawn - adaptive_avg_pool2d(images_B3HW, THUMBNAIL)).square().mean()
+
+
+def _token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    return torch.tensor(tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS)["input_ids"])
+
+
+def _pixels(data: Corpus, rows: Tensor) -> Tensor:
+    """Pictures in [0, 1]; rows ascending, as the file is read."""
+    return torch.from_numpy(data.images_N3HW[rows.numpy()]).float() / 255
+
+
+def train_clip(data: Corpus, folder: Path, steps: int = 700, image_steps: int = 1000, batch: int = 256) -> TinyCLIP:
+    """Train the encoders; captions that are equal count as the same content.
+
+    Parameters
+    ----------
+    steps : of the three encoders together
+    image_steps : of the image encoder that is kept
+    """
     torch.manual_seed(1)
     batch = min(batch, len(data.captions))
     learned = folder / "tokenizer"
     if not learned.exists():  # pairs of equal frequency are merged in no fixed order, so a vocabulary is learned once and kept
         train_tokenizer(text for five in data.captions for text in five).save_pretrained(learned)
     tokenizer = CLIPTokenizer.from_pretrained(learned)
-    trained = _Trained(tokenizer, data.images_N3HW.shape[-1])
-    ids = torch.tensor(
-        tokenizer([text for five in data.captions for text in five], padding="max_length", truncation=True, max_length=TOKENS)["input_ids"]
-    ).view(len(data.captions), 5, TOKENS)
+    trained = _Together(tokenizer, data.images_N3HW.shape[-1])
+    ids = _token_ids(tokenizer, [text for five in data.captions for text in five]).view(len(data.captions), 5, TOKENS)
 
     def losses_of(step: int, generator: torch.Generator) -> Losses:
-        rows = torch.randperm(len(ids), generator=generator)[:batch]
+        rows = torch.randperm(len(ids), generator=generator)[:batch].sort().values
         which = torch.randint(5, (batch,), generator=generator)
         tokens = ids[rows, which]
-        images = torch.from_numpy(data.images_N3HW[np.sort(rows.numpy())]).float() / 255
-        images = images[torch.argsort(torch.argsort(rows))]  # the file is read in order, the batch is not
+        images = _pixels(data, rows)
         length = int((tokens != tokenizer.eos_token_id).sum(1).max()) + 1
         same = (tokens[:, None] == tokens[None]).all(-1).float()
         with torch.autocast("cpu", torch.bfloat16):
@@ -146,12 +191,51 @@ def train_clip(data: Corpus, folder: Path, steps: int = 1400, batch: int = 256) 
             text_2 = trained.text_2(input_ids=tokens[:, :length]).text_embeds.float()
             text_1 = trained.text_1_head(trained.text_1(input_ids=tokens[:, :length]).pooler_output).float()
         scale = trained.logit_scale.clamp(max=4.6)
-        layout = trained.layout_head(image).view(batch, 3, THUMBNAIL, THUMBNAIL)
         return {
             "text_2": _contrastive(image, text_2, same, scale),
             "text_1": 0.5 * _contrastive(image.detach(), text_1, same, scale),
-            "layout": LAYOUT_WEIGHT * (layout - adaptive_avg_pool2d(images, THUMBNAIL)).square().mean(),
+            "thumbnail": _thumbnail_loss(trained.thumbnail_head(image), images),
         }
 
     train(trained, losses_of, folder, name="clip", steps=steps, learning_rate=1e-3, weight_decay=0.05, ema=0.99)
-    return TinyCLIP(trained.image, trained.text_1, trained.text_2, tokenizer)
+    image = train_image_tower(data, trained.text_2, tokenizer, folder, image_steps)
+    return TinyCLIP(image, trained.text_1, trained.text_2, tokenizer)
+
+
+@torch.inference_mode()
+def _embed_captions(data: Corpus, text: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
+    """Embeddings of every distinct caption, and which of them each picture's five are."""
+    distinct = sorted({caption for five in data.captions for caption in five})
+    row = {caption: i for i, caption in enumerate(distinct)}
+    pieces = [text(input_ids=_token_ids(tokenizer, distinct[i : i + 500])).text_embeds for i in range(0, len(distinct), 500)]
+    return torch.cat(pieces), torch.tensor([[row[caption] for caption in five] for five in data.captions])
+
+
+def train_image_tower(
+    data: Corpus, text: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer, folder: Path, steps: int, batch: int = 192
+) -> CLIPVisionModelWithProjection:
+    """Train an image encoder from nothing against finished captions, while linear heads name object, background, colour and position."""
+    torch.manual_seed(1)
+    batch = min(batch, len(data.captions))
+    trained = _Image(data.images_N3HW.shape[-1])
+    captions_UD, caption_of_N5 = (part.clone() for part in _embed_captions(data, text.eval(), tokenizer))
+    labels = {name: torch.from_numpy(data.labels[name]) for name in LABELS}
+
+    def losses_of(step: int, generator: torch.Generator) -> Losses:
+        rows = torch.randperm(len(data.captions), generator=generator)[:batch].sort().values
+        images = _pixels(data, rows)
+        caption = caption_of_N5[rows, torch.randint(5, (batch,), generator=generator)]
+        with torch.autocast("cpu", torch.bfloat16):
+            image = trained.image(pixel_values=clip_pixels(images)).image_embeds.float()
+        same = (caption[:, None] == caption[None]).float()
+        losses = {
+            "text": _contrastive(image, captions_UD[caption], same, trained.logit_scale.clamp(max=4.6)),
+            "thumbnail": _thumbnail_loss(trained.thumbnail_head(image), images),
+        }
+        for name, head in trained.label_heads.items():
+            wanted = labels[name][rows]  # -1 where an object comes in one colour only
+            losses[name] = cross_entropy(head(image), wanted, ignore_index=-1, reduction="sum") / max(1, int((wanted >= 0).sum()))
+        return losses
+
+    train(trained, losses_of, folder, name="image_tower", steps=steps, learning_rate=1e-3, weight_decay=0.05, ema=0.99)
+    return trained.image
