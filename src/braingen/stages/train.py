@@ -198,7 +198,7 @@ def validate(parts: Parts) -> dict[str, float]:
 
 def optimizer_of(reader: BrainReader, config: Config) -> torch.optim.AdamW:
     """AdamW over all but the idle parameters; weight decay on linear maps only (published: on norm gains too, by a misspelt name)."""
-    return torch.optim.AdamW(weight_decay_groups(reader, config.optim.weight_decay), lr=config.optim.max_lr)
+    return torch.optim.AdamW(weight_decay_groups(reader, config.optim.weight_decay), lr=config.optim.max_lr, fused=True)
 
 
 def schedule_of(optimizer: torch.optim.Optimizer, config: Config, steps_per_epoch: int) -> torch.optim.lr_scheduler.OneCycleLR:
