@@ -19,28 +19,41 @@ PUBLISHED_PRIOR: dict[str, Any] = {
 }
 """Arguments of `DiffusionPrior` under which it computes what the published implementation computes."""
 
-_LAYER = r"causal_transformer\.layers\.(\d+)\."
-_NAMES = (
-    (r"learned_query", r"learned_query"),
-    (r"null_brain_embeds", r"null_condition"),
-    (r"null_image_embed", r"null_image"),
-    (r"to_time_embeds\.0\.1\.net\.0\.0\.(weight|bias)", r"time.layers.0.\1"),
-    (r"to_time_embeds\.0\.1\.net\.1\.0\.(weight|bias)", r"time.layers.2.\1"),
-    (r"to_time_embeds\.0\.1\.net\.2\.(weight|bias)", r"time.layers.4.\1"),
-    (r"(?:causal_transformer\.)?rel_pos_bias\.relative_attention_bias\.weight", r"relative_position.table.weight"),
-    (_LAYER + r"0\.norm\.g", r"layers.\1.attention.norm_in.gain"),
-    (_LAYER + r"0\.null_kv", r"layers.\1.attention.null_key_value"),
-    (_LAYER + r"0\.to_q\.weight", r"layers.\1.attention.queries.weight"),
-    (_LAYER + r"0\.to_kv\.weight", r"layers.\1.attention.key_value.weight"),
-    (_LAYER + r"0\.to_out\.0\.weight", r"layers.\1.attention.out.weight"),
-    (_LAYER + r"0\.to_out\.1\.g", r"layers.\1.attention.norm_out.gain"),
-    (_LAYER + r"1\.0\.g", r"layers.\1.feed_forward.norm_in.gain"),
-    (_LAYER + r"1\.1\.weight", r"layers.\1.feed_forward.value_gate.weight"),
-    (_LAYER + r"1\.5\.weight", r"layers.\1.feed_forward.out.weight"),
-    (r"causal_transformer\.norm\.g", r"norm_out.gain"),
-    (r"causal_transformer\.project_out\.weight", r"out.weight"),
+_LAYER = "causal_transformer.layers.{n}."
+_PLACES = (
+    ("learned_query", "learned_query"),
+    ("null_brain_embeds", "null_condition"),
+    ("null_image_embed", "null_image"),
+    ("to_time_embeds.0.1.net.0.0.weight", "time.layers.0.weight"),
+    ("to_time_embeds.0.1.net.0.0.bias", "time.layers.0.bias"),
+    ("to_time_embeds.0.1.net.1.0.weight", "time.layers.2.weight"),
+    ("to_time_embeds.0.1.net.1.0.bias", "time.layers.2.bias"),
+    ("to_time_embeds.0.1.net.2.weight", "time.layers.4.weight"),
+    ("to_time_embeds.0.1.net.2.bias", "time.layers.4.bias"),
+    ("causal_transformer.rel_pos_bias.relative_attention_bias.weight", "relative_position.table.weight"),
+    ("rel_pos_bias.relative_attention_bias.weight", "relative_position.table.weight"),  # of the transformer alone
+    (_LAYER + "0.norm.g", "layers.{n}.attention.norm_in.gain"),
+    (_LAYER + "0.null_kv", "layers.{n}.attention.null_key_value"),
+    (_LAYER + "0.to_q.weight", "layers.{n}.attention.queries.weight"),
+    (_LAYER + "0.to_kv.weight", "layers.{n}.attention.key_value.weight"),
+    (_LAYER + "0.to_out.0.weight", "layers.{n}.attention.out.weight"),
+    (_LAYER + "0.to_out.1.g", "layers.{n}.attention.norm_out.gain"),
+    (_LAYER + "1.0.g", "layers.{n}.feed_forward.norm_in.gain"),
+    (_LAYER + "1.1.weight", "layers.{n}.feed_forward.value_gate.weight"),
+    (_LAYER + "1.5.weight", "layers.{n}.feed_forward.out.weight"),
+    ("causal_transformer.norm.g", "norm_out.gain"),
+    ("causal_transformer.project_out.weight", "out.weight"),
 )
-_DERIVED = r"noise_scheduler\..*|" + _LAYER + r"0\.rotary_emb\.freqs"
+"""Published name and ours; n is the number of a layer."""
+
+
+def _pattern(place: str) -> str:
+    return re.escape(place).replace(re.escape("{n}"), r"(\d+)")
+
+
+_TO_OURS = tuple((_pattern(theirs), ours.replace("{n}", r"\1")) for theirs, ours in _PLACES)
+_TO_THEIRS = tuple((_pattern(ours), theirs.replace("{n}", r"\1")) for theirs, ours in _PLACES)
+_DERIVED = r"noise_scheduler\..*|" + _pattern(_LAYER + "0.rotary_emb.freqs")
 
 
 class PublishedPrior(NamedTuple):
@@ -55,17 +68,29 @@ class PublishedPrior(NamedTuple):
 
 
 def network_state(published: Mapping[str, Tensor]) -> PublishedPrior:
-    """Rename the weights of a published prior (keys ``prior.net.*``, or ``*`` of the bare network)."""
+    """Rename the weights of a published prior (keys ``prior.net.*``, ``diffusion_prior.net.*``, or ``*`` of the bare network)."""
     found = PublishedPrior({}, [], [])
     for key, value in published.items():
-        bare = re.sub(r"^(prior\.)?(net\.)?", "", key)
-        for pattern, ours in _NAMES:
-            if match := re.fullmatch(pattern, bare):
-                found.state[match.expand(ours)] = value
-                break
+        bare = re.sub(r"^((diffusion_)?prior\.)?(net\.)?", "", key)
+        if ours := _renamed(bare, _TO_OURS):
+            found.state[ours] = value
         else:
             (found.derived if re.fullmatch(_DERIVED, bare) else found.unknown).append(key)
     return found
+
+
+def published_name(ours: str) -> str:
+    """Published name, within ``net.``, of a weight of `PriorNetwork`."""
+    name = _renamed(ours, _TO_THEIRS)
+    assert name is not None, ours
+    return name
+
+
+def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
+    for pattern, replacement in table:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(replacement)
+    return None
 
 
 def settings_of(published: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Make the tiny backbones from nothing: scenes, CLIP, VAE, judge, U-Net, sharper decoder, shipped weights and their card.
+"""Make the tiny backbones: scenes, CLIP, VAE, judge, U-Net, sharper decoder, shipped weights.
 
-Every part continues where it was interrupted; ``make backbones`` runs it. On two CPU cores it takes hours, on a GPU minutes.
+Every part continues where it was interrupted; ``make backbones`` runs it. On two CPU cores it takes hours, on a GPU minutes. With
+``--start-from FOLDER`` text encoders, VAE and judge are taken from finished backbones, and the U-Net begins at their weights.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from pathlib import Path
 import time
 from typing import NamedTuple
 
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 import torch
 from torch import distributed, multiprocessing
 
-from braingen.diffusion.sdxl import TINY, ip_adapter_weights, without_ip_adapter
-from braingen.simulation.backbones.clip import TinyCLIP, train_clip
+from braingen.diffusion.sdxl import TINY, ip_adapter_weights, load_backbone, without_ip_adapter
+from braingen.simulation.backbones.clip import TinyCLIP, load_text_encoders, train_clip, train_image_tower
 from braingen.simulation.backbones.corpus import Corpus, corpus
 from braingen.simulation.backbones.judge import train_judge
 from braingen.simulation.backbones.unet import encode_conditions, scheduler, train_unet
 from braingen.simulation.backbones.vae import sharpen_decoder, train_vae
+from braingen.simulation.judge import Judge
 
 
 class Recipe(NamedTuple):
@@ -43,6 +46,8 @@ class Recipe(NamedTuple):
     unet_steps: int = 6000
     unet_processes: int = 1
     """Processes that train the U-Net together, each with 32 pictures a step."""
+    start_from: Path | None = None
+    """Finished backbones whose text encoders, VAE and judge are kept and whose U-Net is trained further."""
 
 
 def part_of(data: Corpus, rows: slice) -> Corpus:
@@ -56,13 +61,22 @@ def _unet_worker(rank: int, processes: int, folder: Path, recipe: Recipe) -> Non
         distributed.init_process_group("gloo", init_method=f"file://{(folder / 'rendezvous').absolute()}", rank=rank, world_size=processes)
     data, vae, clip = _frozen(folder, recipe)
     conditions = encode_conditions(part_of(data, slice(recipe.conditioned)), vae, clip, folder / "conditions")
-    train_unet(conditions, folder, recipe.side, recipe.unet_steps)
+    train_unet(conditions, folder, recipe.side, recipe.unet_steps, _first_unet(recipe))
 
 
-def _frozen(folder: Path, recipe: Recipe):
+def _first_unet(recipe: Recipe) -> UNet2DConditionModel | None:
+    """The U-Net to begin at; None for random weights."""
+    return load_backbone(str(recipe.start_from)).unet.requires_grad_(True) if recipe.start_from else None
+
+
+def _frozen(folder: Path, recipe: Recipe) -> tuple[Corpus, AutoencoderKL, TinyCLIP]:
     """Corpus, VAE and CLIP, trained where they are not yet."""
     data = corpus(folder / "corpus", recipe.pictures, recipe.side)
     seen = part_of(data, slice(recipe.pictures - recipe.held_out))
+    if recipe.start_from:
+        text_1, text_2, tokenizer = load_text_encoders(recipe.start_from)
+        image = train_image_tower(seen, text_2, tokenizer, folder, recipe.image_tower_steps)
+        return data, load_backbone(str(recipe.start_from)).vae.requires_grad_(True), TinyCLIP(image, text_1, text_2, tokenizer)
     clip = train_clip(seen, folder, recipe.clip_steps, recipe.image_tower_steps)
     vae = train_vae(seen.images_N3HW, folder, recipe.vae_steps, recipe.vae_full_size_steps)
     return data, vae, clip
@@ -79,12 +93,13 @@ def build(folder: Path, assets: Path, recipe: Recipe) -> None:
     torch.set_num_threads(1)
     data, vae, clip = _frozen(folder, recipe)
     seen = part_of(data, slice(recipe.pictures - recipe.held_out))
-    judge = train_judge(seen, folder, recipe.judge_steps)
+    start = recipe.start_from
+    judge = Judge.from_pretrained(start / "judge").float() if start else train_judge(seen, folder, recipe.judge_steps)
     conditions = encode_conditions(part_of(data, slice(recipe.conditioned)), vae, clip, folder / "conditions")
     if recipe.unet_processes > 1:
         (folder / "rendezvous").unlink(missing_ok=True)
         multiprocessing.spawn(_unet_worker, (recipe.unet_processes, folder, recipe), recipe.unet_processes)
-    unet = train_unet(conditions, folder, recipe.side, recipe.unet_steps)
+    unet = train_unet(conditions, folder, recipe.side, recipe.unet_steps, _first_unet(recipe))
     vae = sharpen_decoder(vae, seen.images_N3HW, conditions.latents_N4HW, folder, recipe.decoder_steps)
     export(assets, unet=unet, vae=vae, clip=clip, judge=judge)
     seconds = {}
@@ -118,10 +133,17 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/backbones"), help="checkpoints and caches")
     parser.add_argument("--assets", type=Path, default=TINY, help="where the finished backbones go")
     parser.add_argument("--unet-steps", type=int, default=Recipe().unet_steps)
+    parser.add_argument("--decoder-steps", type=int, default=Recipe().decoder_steps)
     parser.add_argument("--unet-processes", type=int, default=1)
+    parser.add_argument("--start-from", type=Path, help="finished backbones whose text encoders, VAE and judge are kept")
     chosen = parser.parse_args()
     started = time.monotonic()
-    recipe = Recipe(unet_steps=chosen.unet_steps, unet_processes=chosen.unet_processes)
+    recipe = Recipe(
+        unet_steps=chosen.unet_steps,
+        decoder_steps=chosen.decoder_steps,
+        unet_processes=chosen.unet_processes,
+        start_from=chosen.start_from,
+    )
     build(chosen.folder, chosen.assets, recipe)
     print(f"backbones written to {chosen.assets} after {(time.monotonic() - started) / 60:.0f} minutes")
 

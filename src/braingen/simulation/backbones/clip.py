@@ -50,6 +50,13 @@ class TinyCLIP(NamedTuple):
     tokenizer: CLIPTokenizer
 
 
+def load_text_encoders(folder: Path) -> tuple[CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer]:
+    """Both text encoders and their tokenizer, in float32, from finished backbones."""
+    first = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    second = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32)
+    return first.eval(), second.eval(), CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
+
+
 def train_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
     """Learn CLIP's kind of byte-pair vocabulary from the captions."""
     # the class's own normaliser and splitter, so that what is learned is what it will see

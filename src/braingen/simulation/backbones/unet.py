@@ -176,14 +176,26 @@ def _draw(conditions: Conditions, batch: int, generator: torch.Generator) -> _Ba
     )
 
 
-def train_unet(conditions: Conditions, folder: Path, side: int, steps: int, batch: int = 32, rate: float = 1e-3) -> UNet2DConditionModel:
+def train_unet(
+    conditions: Conditions,
+    folder: Path,
+    side: int,
+    steps: int,
+    first: UNet2DConditionModel | None = None,
+    batch: int = 32,
+    rate: float = 1e-3,
+) -> UNet2DConditionModel:
     """Train the U-Net and its IP-Adapter together.
 
     Under ``torch.distributed`` every process draws its own batch of ``batch`` pictures and gradients are averaged.
+
+    Parameters
+    ----------
+    first : U-Net with an IP-Adapter to begin at; random weights when left out
     """
     torch.manual_seed(3)
     latent_side = conditions.latents_N4HW.shape[-1]
-    unet = new_unet(latent_side, conditions.text_UTC.shape[-1], conditions.pooled_UD.shape[-1], conditions.image_ND.shape[-1])
+    unet = first or new_unet(latent_side, conditions.text_UTC.shape[-1], conditions.pooled_UD.shape[-1], conditions.image_ND.shape[-1])
     use_plain_attention(unet)
     alphas = scheduler().alphas_cumprod
     time_ids = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32).expand(batch, -1)
