@@ -19,6 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Scale = Annotated[float, Field(ge=0)]
+Factor = Annotated[float, Field(gt=0)]
 Folder = Annotated[Path, AfterValidator(Path.expanduser)]
 # YAML reads a bare `no` as false
 Precision = Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
@@ -86,6 +87,14 @@ class BackboneConfig(Section):
     """CLIP whose image embeddings are decoded: folder or hub name; empty for <path>/image_encoder."""
     ip_adapter: str = ""
     """IP-Adapter: a safetensors file, or a folder or hub name with sdxl_models/ip-adapter_sdxl.safetensors; empty for <path>/ip_adapter."""
+    image_output: Literal["pooled", "tokens", "both"] = "pooled"
+    """What of the image is decoded: CLIP's pooled embedding (MoRE-Brain), its patch tokens (MindEye2: 256), or both."""
+    image_projected: bool = True
+    """Decode image embeddings after CLIP's projection (MoRE-Brain: yes; MindEye2's tokens: no)."""
+    text_output: Literal["bigG", "L", "joint"] = "bigG"
+    """Which text encoder of SDXL is decoded: the second (MoRE-Brain), the first, or both side by side."""
+    text_tokens: Literal["eos", "all"] = "eos"
+    """Which tokens of a caption: the end-of-sequence token (MoRE-Brain) or all of them (77)."""
 
 
 class EncoderConfig(Section):
@@ -113,8 +122,32 @@ class EncoderConfig(Section):
     """Dropout inside blocks (published: 0.15)."""
     voxel_dropout: Share = 0.0
     """Dropout on voxels (published: none)."""
-    b_size: NotNegative = 0
-    """Width of a bottleneck after the subject layer, for the bottleneck analysis; 0 for none (BrainBits)."""
+    b_size: Annotated[int, Field(ge=0), BeforeValidator(lambda value: 0 if str(value).strip() == "-1" else value)] = 0
+    """Width of a bottleneck after the subject layer, for the bottleneck analysis (BrainBits); 0 (or the published -1) for none."""
+    cap_fac_list: tuple[Factor, ...] = ()
+    """Capacity factors of the levels after the first; empty for 1 (published: 1,1,1)."""
+    num_exp: NotNegative = 0
+    """BrainMoE: its experts (published: 16); 0 for as many as the last level of BrainMoEMulti has."""
+    num_exps: tuple[Positive, ...] = ()
+    """BrainMoEHier: experts level by level (published: 4,8,16,32); empty for as many as the levels of BrainMoEMulti have."""
+    capacity_factors: tuple[Factor, ...] = ()
+    """BrainMoEHier: capacity factors level by level; empty for capacity_factor_0 everywhere."""
+    meta: bool = False
+    """BrainMoE, BrainMoEHier: one more expert that reads all units (published: none)."""
+    level_combine: Literal["sum", "mean"] = "sum"
+    """Output of a level of experts: their sum (published implementation) or mean (MoRE-Brain's paper)."""
+    activation_term: bool = False
+    """Affinity routing: let the activation modulate the weight of a unit (ours; off keeps weights the same in every trial)."""
+    token_order: Literal["index", "gpu", "value", "native"] = "index"
+    """Value routing: order of an expert's units; gpu for published weights, which were trained on GPUs (docs/models.md)."""
+    fusion: Literal["none", "early", "mid", "late"] = "none"
+    """BrainEncoder on captions with backbone.text_output=joint: where the two text trunks are joined (published: none)."""
+    low_level: bool = False
+    """BrainEncoder on images: MindEye2's low-level branch, for its checkpoints; stage 1 does not train it."""
+    interm_out: bool = False
+    """BrainEncoder on images: projection heads after every block but the last, for checkpoints; stage 1 does not train them."""
+    train_pool: bool = False
+    """BrainEncoder on captions: also predict the pooled embedding, for checkpoints; stage 1 does not train it."""
 
 
 class PriorConfig(Section):
@@ -238,6 +271,8 @@ ALIASES = {
     "guidance_scale": "sampler.guidance_scale",
     "num_inference_steps": "sampler.steps",
     "num_steps": "sampler.steps",
+    "blurry_recon": "encoder.low_level",
+    "capacity_factor": "encoder.capacity_factor_0",
 }
 """Flags people know from MindEye2 and MoRE-Brain whose field has another name or whose name stands in several sections."""
 

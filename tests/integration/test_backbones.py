@@ -14,7 +14,8 @@ from braingen.simulation.backbones.build import Recipe, build
 from braingen.simulation.judge import Judge
 
 RECIPE = Recipe(
-    side=64, pictures=40, held_out=8, conditioned=32, clip_steps=2, image_tower_steps=2, vae_steps=2, vae_full_size_steps=1, decoder_steps=2, judge_steps=2,
+    side=64, pictures=40, held_out=8, conditioned=32, clip_steps=2, image_tower_steps=2, vae_steps=2, vae_full_size_steps=1,
+    decoder_steps=2, judge_steps=2,
     unet_steps=2,
 )  # fmt: skip
 

@@ -376,11 +376,16 @@ def encoder_arguments(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     name : key of :data:`ENCODERS`
-    settings : fields of ``EncoderConfig``; num_exp_0 and exp_factor_list give the experts of the other mixtures too
+    settings : fields of ``EncoderConfig``; where num_exp or num_exps are not given, num_exp_0 and exp_factor_list give the experts of the
+        other mixtures too
     """
     given = dict(settings)
-    experts = np.cumprod([given.get("num_exp_0", 2), *given.get("exp_factor_list", ())]).tolist()
+    levels = np.cumprod([given.get("num_exp_0", 2), *given.get("exp_factor_list", ())]).tolist()
     capacity = given.get("capacity_factor_0", 1.0)
-    given |= {"num_exp": experts[-1], "capacity_factor": capacity, "num_exps": experts, "capacity_factors": [capacity] * len(experts)}
+    given["num_exp"] = given.get("num_exp") or levels[-1]
+    given["num_exps"] = list(given.get("num_exps") or levels)
+    given["capacity_factor"] = capacity
+    given["capacity_factors"] = list(given.get("capacity_factors") or [capacity] * len(given["num_exps"]))
+    given["cap_fac_list"] = list(given.get("cap_fac_list") or []) or None
     accepted = inspect.signature(ENCODERS[name].__init__).parameters
     return {key: value for key, value in given.items() if key in accepted}

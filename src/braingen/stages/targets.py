@@ -10,7 +10,7 @@ from torch import Tensor
 
 from braingen.clip.cache import Cache, digest_of_texts, fingerprint_of_files
 from braingen.clip.image_target import CLIPImageEncoder
-from braingen.clip.text_target import CLIPTextEncoderDual
+from braingen.clip.text_target import ENCODERS, FOLDERS, CLIPTextEncoderDual
 from braingen.config import Config
 from braingen.data.captions import Captions, load_captions
 from braingen.data.nsd import Layout
@@ -33,6 +33,7 @@ class Targets:
     """
 
     def __init__(self, config: Config) -> None:
+        self._choice = config.backbone
         layout = Layout.of(config.data.root)
         self.stimuli = Stimuli(layout)
         self.captions: Captions = load_captions(layout)
@@ -47,14 +48,18 @@ class Targets:
     def image_encoder(self) -> CLIPImageEncoder:
         """The frozen CLIP whose image embeddings are decoded."""
         if self._image_encoder is None:
-            self._image_encoder = CLIPImageEncoder.from_pretrained(self.image_path, dtype=torch.float32).to(self._device)
+            self._image_encoder = CLIPImageEncoder.from_pretrained(
+                self.image_path, output=self._choice.image_output, projected=self._choice.image_projected, dtype=torch.float32
+            ).to(self._device)
         return self._image_encoder
 
     @property
     def text_encoder(self) -> CLIPTextEncoderDual:
-        """The frozen text encoder whose end-of-sequence states are decoded."""
+        """The frozen text encoders whose states are decoded."""
         if self._text_encoder is None:
-            self._text_encoder = CLIPTextEncoderDual.from_pretrained(self._backbone, dtype=torch.float32).to(self._device)
+            self._text_encoder = CLIPTextEncoderDual.from_pretrained(
+                self._backbone, output=self._choice.text_output, tokens=self._choice.text_tokens, dtype=torch.float32
+            ).to(self._device)
         return self._text_encoder
 
     def image(self, image_ids: np.ndarray) -> Tensor:
@@ -63,20 +68,27 @@ class Targets:
         def compute(ids: np.ndarray) -> Tensor:
             return self.image_encoder(torch.from_numpy(self.stimuli.images(ids)).to(self._device)).target_BTD
 
-        key = {"weights": fingerprint_of_files(_part(self.image_path, "image_encoder")), "output": "pooled, projected"}
+        output = f"{self._choice.image_output}, {'projected' if self._choice.image_projected else 'not projected'}"
+        key = {"weights": fingerprint_of_files(_part(self.image_path, "image_encoder")), "output": output}
         cache = Cache(self._folder, "image_embedding", key, len(self.stimuli), compute)
         return torch.from_numpy(cache.of(image_ids, self.stimuli.digests(image_ids)))
 
     def text(self, image_ids: np.ndarray) -> Tensor:
-        """Second text encoder's end-of-sequence states, averaged over each picture's captions: N x T x D."""
+        """Text encoders' states, averaged over each picture's captions: N x T x D."""
 
         def compute(ids: np.ndarray) -> Tensor:
             return self.text_encoder([self.captions[i] for i in ids])
 
-        weights = "/".join(fingerprint_of_files(_part(self._backbone, name)) for name in ("text_encoder_2", "tokenizer_2"))
-        key = {"weights": weights, "output": "bigG end of sequence, mean of captions"}
+        parts = [name for encoder in ENCODERS[self._choice.text_output] for name in FOLDERS[encoder]]
+        weights = "/".join(fingerprint_of_files(_part(self._backbone, name)) for name in parts)
+        which = {"eos": "end of sequence", "all": "all tokens"}[self._choice.text_tokens]
+        key = {"weights": weights, "output": f"{self._choice.text_output} {which}, mean of captions"}
         cache = Cache(self._folder, "text_embedding", key, len(self.stimuli), compute)
         return torch.from_numpy(cache.of(image_ids, digest_of_texts(self.captions[i] for i in image_ids)))
+
+    def text_widths(self, modality: str) -> tuple[int, ...]:
+        """Width of every text encoder that is decoded, in the order of the target's columns; empty for images."""
+        return tuple(self.text_encoder.widths.values()) if modality == "text" else ()
 
     def of(self, modality: str, image_ids: np.ndarray) -> Tensor:
         """Targets of the image or the text encoder."""

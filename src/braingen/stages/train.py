@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import hashlib
 import math
 from pathlib import Path
@@ -26,6 +27,7 @@ from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
 from braingen.data.nsd import Layout
 from braingen.data.trials import group_repeats, hold_out_images, train_trials
+from braingen.errors import UserError
 from braingen.records import Trials, VoxelBatch
 from braingen.runs import Run
 from braingen.stages.machine import device_of, precision_of
@@ -39,6 +41,8 @@ MIXCO_TEMPERATURE = 0.006
 """Times temp_coeff (published implementation)."""
 SOFT_CLIP_TEMPERATURES = (0.004, 0.0075)
 """From and to, times temp_coeff (published implementation)."""
+UNTRAINED = {"image": ("low_level", "interm_out"), "text": ("train_pool",)}
+"""Parts of the dense encoder that are there for published checkpoints and that this stage has no target for."""
 
 
 class Parts(NamedTuple):
@@ -69,6 +73,7 @@ def run_folder(config: Config, modality: str) -> Path:
 
 def setup(config: Config, modality: str, rank: int = 0, world: int = 1) -> Parts:
     """Check the data, compute the targets, build the reader."""
+    refuse_untrained_parts(config, modality)
     layout = Layout.of(config.data.root)
     check_before_training(layout, config.data.subjects, config.data.num_sessions)
     subjects, held_out = [], []
@@ -84,7 +89,9 @@ def setup(config: Config, modality: str, rank: int = 0, world: int = 1) -> Parts
     row_of_image[images] = np.arange(len(images))
     trained_on = row_of_image[np.unique(np.concatenate([trials.table["image"].to_numpy() for trials, _ in subjects]))]
     set_seed(config.run.seed)
-    reader = build_reader(config, {trials.subject: betas.voxels for trials, betas in subjects}, embeddings_NTD.shape[1:])
+    dense = config.encoder.model == "BrainEncoder"
+    voxels = {trials.subject: betas.voxels for trials, betas in subjects}
+    reader = build_reader(config, voxels, embeddings_NTD.shape[1:], targets.text_widths(modality) if dense else ())
     mean_TD = embeddings_NTD[trained_on].mean(0)
     reader.set_scale(TargetScale(mean_TD, float((embeddings_NTD[trained_on] - mean_TD).std())))
     return Parts(
@@ -97,10 +104,36 @@ def setup(config: Config, modality: str, rank: int = 0, world: int = 1) -> Parts
     )
 
 
-def build_reader(config: Config, voxels: dict[int, int], target_shape: torch.Size | tuple[int, ...]) -> BrainReader:
-    """A reader with random weights, of the configured architecture, for subjects with so many voxels each."""
+def refuse_untrained_parts(config: Config, modality: str) -> None:
+    """Parts that exist for published checkpoints and for which this stage has no target would stay at their random initial values."""
+    if config.encoder.model == "BrainEncoder":
+        asked = [name for name in UNTRAINED[modality] if getattr(config.encoder, name)]
+        if asked:
+            raise UserError(
+                f"encoder.{asked[0]}=true has no target in stage 1, which would leave it random: train without it (--no-{asked[0]});"
+                " `braingen import` loads it from a published checkpoint."
+            )
+
+
+def build_reader(
+    config: Config, voxels: dict[int, int], target_shape: torch.Size | tuple[int, ...], text_widths: Sequence[int] = ()
+) -> BrainReader:
+    """A reader with random weights, of the configured architecture, for subjects with so many voxels each.
+
+    Parameters
+    ----------
+    voxels : subject number -> voxel count
+    target_shape : T and D of what is decoded
+    text_widths : for captions, D of the text encoders that are decoded, in order; empty for images
+    """
     tokens, width = target_shape
     fields = config.encoder.model_dump(exclude={"model"})
+    if config.encoder.model == "BrainEncoder" and text_widths:
+        fields |= {"text_output": config.backbone.text_output, "low_level": False, "interm_out": False}
+        # the one that is not decoded may be of any width
+        fields["text_emb_dims"] = list(text_widths) if len(text_widths) == 2 else [text_widths[0]] * 2
+    elif config.encoder.model == "BrainEncoder":
+        fields |= {"fusion": "none", "train_pool": False}
     encoder = {"clip_seq_dim": tokens, "clip_emb_dim": width, **encoder_arguments(config.encoder.model, fields)}
     prior = config.prior.model_dump(exclude={"use_prior", "use", "sample_steps", "guidance_scale"})
     return BrainReader(
