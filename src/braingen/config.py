@@ -36,6 +36,10 @@ class RunConfig(Section):
 
     folder: Folder = Path("runs/demo")
     """Folder of everything a run writes."""
+    image: Folder | None = None
+    """Run folder of the trained image encoder; <folder>/image when empty."""
+    text: Folder | None = None
+    """Run folder of the trained text encoder; <folder>/text when empty."""
     seed: NotNegative = 0
     """Seed of everything random (initial weights, batches, noise, bootstrap)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -182,6 +186,8 @@ class LossConfig(Section):
     """1 - cosine of the prior's prediction with the target."""
     prior_clip_scale: Scale = 1.0
     """Contrastive loss on the prior's prediction."""
+    level_scale: Scale = 0.0
+    """Squared error of every level's output by itself, mean over levels: makes each level a decoder (published: only their mean is one)."""
     balance_scale: Scale = 0.1
     """Load balancing over experts (MoRE-Brain's paper: 0.1)."""
     temp_coeff: Annotated[float, Field(gt=0)] = 5.0
@@ -207,6 +213,92 @@ class OptimConfig(Section):
     """Epochs between looks at the held-out training images."""
 
 
+class RouterConfig(Section):
+    """Time and space routers between the experts and the diffusion model (METHOD section 3)."""
+
+    route_image: bool = True
+    """Route the image embedding."""
+    route_text: bool = True
+    """Route the text embedding."""
+    time: Literal["off", "fixed", "mlp", "attention"] = "attention"
+    """What weighs the levels at a denoising time: nothing (all alike), a schedule, a perceptron, or attention (MoRE-Brain)."""
+    time_choice: Literal["soft", "hard"] = "soft"
+    """Mix the levels, or choose one (MoRE-Brain's paper compares both)."""
+    time_hidden_dim: Positive = 768
+    """Width of the level embeddings (published: 768)."""
+    time_context: bool = False
+    """Let the time router see the noisy latents (published: off)."""
+    space: Literal["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross"] = "cross"
+    """What weighs the experts of a level; cross: attention from the noisy latents (MoRE-Brain's paper; its code leaves it off)."""
+    space_grid: NotNegative = 0
+    """Side of the grid on which 'cross' sees the latents; 0 for their own side at the training size (published: 64, at 512 px)."""
+    kl_scale: Scale = 0.01
+    """Weight of the pull toward coarse levels early and fine ones late (paper, eq. 5; its weight is not given)."""
+    kl_sigma: Annotated[float, Field(gt=0)] = 1.0
+    """Width of that Gaussian over levels, in levels (paper: 1)."""
+    prior_order: Literal["output", "levels", "experts", "step"] = "output"
+    """What the prior is applied to: the encoder's output (levels and experts move along), every level, every expert, all once before the
+    denoising; or the routed embedding at every step (published)."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters of the U-Net."""
+
+    rank: NotNegative = 16
+    """Rank of every adapter, alpha the same (published: 16); 0 for none."""
+
+
+class FinetuneConfig(Section):
+    """Stage 2: teaching the diffusion model to listen."""
+
+    max_train_steps: Positive = 20000
+    """Optimizer steps."""
+    train_batch_size: Positive = 16
+    """Pictures per process and pass (published: 48-128 in all; see gradient_accumulation_steps)."""
+    gradient_accumulation_steps: Positive = 3
+    """Passes per optimizer step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Of the LoRA (published: 1e-4)."""
+    router_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Of the routers (published: 1e-4)."""
+    lr_scheduler: Literal["constant", "cosine"] = "constant"
+    """What follows the warm-up (published: constant)."""
+    lr_warmup_steps: NotNegative = 500
+    """Steps of linear warm-up (published: 500)."""
+    adam_weight_decay: Scale = 1e-2
+    """AdamW weight decay on matrices (published: 1e-2)."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this norm (published: 1)."""
+    snr_gamma: Scale = 1.5
+    """Limit of the min-SNR weighting (published: 1.5); 0 for no weighting."""
+    noise_offset: Scale = 0.0
+    """Spread of a shift of the noise per channel, so that brightness is learned too (published: 0)."""
+    drop_image: Share = 0.05
+    """Share of pictures whose image condition is left out, for classifier-free guidance."""
+    drop_text: Share = 0.05
+    """The same for the text condition."""
+    drop_both: Share = 0.05
+    """The same for both together."""
+    reads: Literal["as_held_out", "plain"] = "as_held_out"
+    """What is heard of a training picture: its read made as unsure as one of a held-out picture, or as it is (docs/routing.md)."""
+    resolution: NotNegative = 0
+    """Side of the training pictures in pixels; 0 for the U-Net's own size (published: 512)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    use_8bit_adam: bool = False
+    """AdamW with 8-bit moments (bitsandbytes, GPU)."""
+    use_ema: bool = False
+    """Keep averaged weights, and validate and save those."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of that average."""
+    attention: Literal["auto", "sdpa", "plain", "xformers"] = "auto"
+    """Attention kernels; auto: SDPA on a GPU, plain on a CPU, where SDPA's backward pass is slow at small widths."""
+    validation_steps: Positive = 500
+    """Optimizer steps between looks at the held-out training images."""
+    validation_images: Positive = 128
+    """Held-out training images looked at, always the same with the same noise."""
+
+
 class SamplerConfig(Section):
     """Reconstruction (METHOD section 4)."""
 
@@ -218,6 +310,10 @@ class SamplerConfig(Section):
     """Classifier-free guidance (published runs: 15)."""
     ip_adapter_scale: Scale = 1.0
     """Strength of the image condition (published: 1)."""
+    finetuned: Literal["auto", "yes", "no"] = "auto"
+    """Draw with the LoRA and the routers of `braingen finetune`; auto: when <folder>/finetune is finished."""
+    level: NotNegative | None = None
+    """Listen to this level of experts only (0 is the coarsest)."""
     use_image: bool = True
     """Listen to the decoded image embedding."""
     use_text: bool = True
@@ -255,6 +351,9 @@ class Config(Section):
     loss_image: LossConfig = LossConfig()
     loss_text: LossConfig = LossConfig(clip_scale=0.9, prior_scale=0.1, prior_clip_scale=0.1, temp_coeff=10.0, mixup_pct=0.0)
     optim: OptimConfig = OptimConfig()
+    router: RouterConfig = RouterConfig()
+    lora: LoraConfig = LoraConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     sampler: SamplerConfig = SamplerConfig()
     scores: ScoresConfig = ScoresConfig()
 
@@ -266,6 +365,8 @@ ALIASES = {
     "multi_subject": "data.subjects",
     "num_sessions": "data.num_sessions",
     "seed": "run.seed",
+    "model_name_image": "run.image",
+    "model_name_text": "run.text",
     "lr": "optim.max_lr",
     "batch_size": "optim.batch_size",
     "guidance_scale": "sampler.guidance_scale",

@@ -78,7 +78,8 @@ def test_a_folder_can_be_saved_over_and_loaded_as_any_pipeline(decoder, tmp_path
     decoder.save_pretrained(tmp_path)
     BrainDecoder.from_pretrained(str(tmp_path)).save_pretrained(tmp_path)
     again = BrainDecoder.from_pretrained(tmp_path)
-    assert set(again.components) == {"brain_image", "brain_text", "unet", "vae", "scheduler"}
+    assert set(again.components) == {"brain_image", "brain_text", "unet", "vae", "scheduler", "router_image", "router_text"}
+    assert again.router_image is None and again.router_text is None
     assert again.config.text_length == 6 and tuple(again.config.text_columns) == TEXT_COLUMNS
 
 

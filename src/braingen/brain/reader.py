@@ -79,24 +79,28 @@ class BrainReader(ModelMixin, ConfigMixin):
         """Encode voxels; outputs are in standardised units."""
         return self.encoder(voxels_BV, subject, return_experts=return_experts)
 
-    @torch.no_grad()
-    def embedding(self, backbone_BTD: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Turn encoder outputs into CLIP embeddings.
+    def through_prior(self, backbone_BTD: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The prior's answer to encoder outputs, in standardised units; gradients pass where the prior is asked once (prior_use 'predict').
 
         Parameters
         ----------
         backbone_BTD : encoder outputs, averaged over presentations where there are several
-        noise : B x R x T x D standard normal draws for the prior's sampler (:attr:`noise_shape`); unused where nothing is sampled
-
-        Returns
-        -------
-        embedding_BTD : in CLIP's own units
+        noise : B x R x T x D standard normal draws for the prior's sampler (:attr:`noise_shape`); unused where nothing is sampled. A row
+            of noise serves equally many neighbouring rows where there are more of them (levels or experts of the same picture)
         """
-        standard = backbone_BTD
-        if self.prior is not None and self.config.prior_use == "predict":
-            standard = self.prior.predict(backbone_BTD)
-        elif self.prior is not None:
-            standard = self.prior.sample(
-                backbone_BTD, steps=self.config.sample_steps, guidance_scale=self.config.guidance_scale, noise=noise
-            )
-        return standard * self.spread + self.mean_TD
+        if self.prior is None:
+            return backbone_BTD
+        if self.config.prior_use == "predict":
+            return self.prior.predict(backbone_BTD)
+        if noise is not None:
+            noise = noise.repeat_interleave(len(backbone_BTD) // len(noise), dim=0)
+        return self.prior.sample(backbone_BTD, steps=self.config.sample_steps, guidance_scale=self.config.guidance_scale, noise=noise)
+
+    def in_clip_units(self, standard_BTD: Tensor) -> Tensor:
+        """Undo :meth:`standardised`."""
+        return standard_BTD * self.spread + self.mean_TD
+
+    @torch.no_grad()
+    def embedding(self, backbone_BTD: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Turn encoder outputs into CLIP embeddings, in CLIP's own units; parameters as for :meth:`through_prior`."""
+        return self.in_clip_units(self.through_prior(backbone_BTD, noise))

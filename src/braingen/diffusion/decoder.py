@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.utils import BaseOutput
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from braingen.brain.reader import BrainReader
 from braingen.clip.text_target import CLIPTextEncoderDual
-from braingen.data.batches import average_repeats
-from braingen.diffusion.sample import decode_latents, denoise, latent_shape, seeded_noise
+from braingen.diffusion.listening import PriorOrder, read, source_of
+from braingen.diffusion.lora import LORA_FILE, has_lora, load_lora, save_lora
+from braingen.diffusion.sample import OnStep, decode_latents, denoise, latent_shape, seeded_noise
 from braingen.diffusion.sdxl import (
     add_ip_adapter,
     image_embedding_width,
@@ -33,9 +34,20 @@ from braingen.diffusion.sdxl import (
 from braingen.diffusion.sdxl import ip_adapter_weights as adapter_weights_of
 from braingen.errors import UserError
 from braingen.records import ExpertEmbeddings
-from braingen.routing.conditioning import ConditioningForm, RoutedConditioning, Source, map_embeddings, through_prior
+from braingen.routing.conditioning import ConditioningForm, RoutedConditioning, Source
+from braingen.routing.diffuse_router import DiffuseRouter
 
 IP_ADAPTER = Path("ip_adapter") / "ip-adapter.safetensors"
+LORA = "lora"
+Embeddings = Tensor | ExpertEmbeddings | None
+"""What :meth:`BrainDecoder.read` gave (standardised units), or B x T x D embeddings in CLIP's own units."""
+
+
+class Read(NamedTuple):
+    """What was read out of the brain and will be listened to: embeddings in standardised units, after the prior where it comes first."""
+
+    image: ExpertEmbeddings
+    text: ExpertEmbeddings
 
 
 class Decoded(NamedTuple):
@@ -71,9 +83,12 @@ class BrainDecoder(DiffusionPipeline):
     start_C : start token in cross-attention columns, zeros where nothing is predicted
     text_length : tokens of a prompt
     text_columns : first and last-but-one column the text reader predicts
+    router_image, router_text : trained routers; the encoders' outputs are heard unrouted without them
+    prior_order : what the priors are applied to (setting ``router.prior_order``); has to be what the routers were trained with
     """
 
     model_cpu_offload_seq = "brain_image->brain_text->unet->vae"
+    _optional_components: ClassVar[list[str]] = ["router_image", "router_text"]
 
     def __init__(
         self,
@@ -85,10 +100,15 @@ class BrainDecoder(DiffusionPipeline):
         start_C: Sequence = (),  # of float; diffusers remarks on annotations that are no plain class
         text_length: int = 77,
         text_columns: Sequence = (0, 0),
+        router_image: DiffuseRouter | None = None,
+        router_text: DiffuseRouter | None = None,
+        prior_order: str = "output",
     ) -> None:
         super().__init__()
         self.register_modules(brain_image=brain_image, brain_text=brain_text, unet=unet, vae=vae, scheduler=scheduler)
-        self.register_to_config(start_C=list(start_C), text_length=text_length, text_columns=list(text_columns))
+        self.register_modules(router_image=router_image, router_text=router_text)
+        form = {"start_C": list(start_C), "text_length": text_length, "text_columns": list(text_columns)}
+        self.register_to_config(**form, prior_order=prior_order)
 
     @classmethod
     def assemble(
@@ -99,15 +119,30 @@ class BrainDecoder(DiffusionPipeline):
         vae: AutoencoderKL,
         scheduler: EulerDiscreteScheduler,
         text_encoder: CLIPTextEncoderDual,
+        *,
+        lora: Path | str | None = None,
+        router_image: DiffuseRouter | None = None,
+        router_text: DiffuseRouter | None = None,
+        prior_order: PriorOrder = "output",
     ) -> BrainDecoder:
-        """Put a decoder together; the text encoder is only asked for its start token and widths."""
+        """Put a decoder together.
+
+        Parameters
+        ----------
+        text_encoder : only asked for its start token and widths
+        lora : file or folder of a LoRA to put into the U-Net
+        router_image, router_text, prior_order : see the class
+        """
         form = ConditioningForm.of(
             text_encoder,
             cross_attention_dim=unet.config.cross_attention_dim,
             pooled_dim=pooled_width(unet),
             image_shape=(1, image_embedding_width(unet)),
         )
-        return cls(brain_image, brain_text, unet, vae, scheduler, form.start_C.tolist(), form.text_length, form.text_columns)
+        if lora is not None:
+            load_lora(unet, lora)
+        form_config = (form.start_C.tolist(), form.text_length, form.text_columns)
+        return cls(brain_image, brain_text, unet, vae, scheduler, *form_config, router_image, router_text, prior_order)
 
     @property
     def form(self) -> ConditioningForm:
@@ -119,8 +154,8 @@ class BrainDecoder(DiffusionPipeline):
         return form.to(self.unet.device, self.unet.dtype)
 
     @torch.no_grad()
-    def embed(self, voxels_BRV: Tensor, subject: int, image_ids: Sequence[int], seed: int = 0, present_BR: Tensor | None = None) -> Decoded:
-        """Read embeddings out of voxels; outputs of an image's presentations are averaged before the prior.
+    def read(self, voxels_BRV: Tensor, subject: int, image_ids: Sequence[int], seed: int = 0, present_BR: Tensor | None = None) -> Read:
+        """Read out voxels what the drawing listens to; outputs of an image's presentations are averaged before the prior.
 
         Parameters
         ----------
@@ -130,17 +165,41 @@ class BrainDecoder(DiffusionPipeline):
         present_BR : which presentations there are; all when left out
         """
         present_BR = torch.ones(voxels_BRV.shape[:2], dtype=torch.bool) if present_BR is None else present_BR
+        order: PriorOrder = self.config.prior_order
+
+        def one(name: str, reader: BrainReader, router: DiffuseRouter | None) -> ExpertEmbeddings:
+            noise = _prior_noise(reader, name, image_ids, seed)
+            return read(reader, voxels_BRV, subject, present_BR, order, experts=router is not None, noise=noise)
+
+        return Read(one("image", self.brain_image, self.router_image), one("text", self.brain_text, self.router_text))
+
+    def decoded(self, read: Read) -> Decoded:
+        """The embeddings of the whole encoders, unrouted."""
         image, text = (
-            _read(reader, name, voxels_BRV, present_BR, subject, image_ids, seed)
-            for name, reader in (("image", self.brain_image), ("text", self.brain_text))
+            (x.backbone_BTD if self.config.prior_order != "step" else reader.through_prior(x.backbone_BTD))
+            for reader, x in ((self.brain_image, read.image), (self.brain_text, read.text))
         )
-        return Decoded(image.backbone_BTD, text.backbone_BTD, image.clip_BTD, text.clip_BTD)
+        return Decoded(
+            self.brain_image.in_clip_units(image), self.brain_text.in_clip_units(text), read.image.clip_BTD, read.text.clip_BTD
+        )
+
+    @torch.no_grad()
+    def embed(self, voxels_BRV: Tensor, subject: int, image_ids: Sequence[int], seed: int = 0, present_BR: Tensor | None = None) -> Decoded:
+        """Read embeddings out of voxels; parameters as for :meth:`read`."""
+        return self.decoded(self.read(voxels_BRV, subject, image_ids, seed, present_BR))
+
+    def sources(self, image: Embeddings, text: Embeddings) -> tuple[Source | None, Source | None]:
+        """What to listen to, from what was read (standardised units) or from known embeddings (CLIP's own units)."""
+        order: PriorOrder = self.config.prior_order
+        parts = ((image, self.brain_image, self.router_image), (text, self.brain_text, self.router_text))
+        first, second = (None if x is None else source_of(x, reader, router, order) for x, reader, router in parts)
+        return first, second
 
     @torch.no_grad()
     def draw(
         self,
-        image_BTD: Tensor | None,
-        text_BTD: Tensor | None,
+        image: Embeddings,
+        text: Embeddings,
         image_ids: Sequence[int],
         *,
         seed: int = 0,
@@ -148,8 +207,16 @@ class BrainDecoder(DiffusionPipeline):
         guidance_scale: float = 15.0,
         ip_adapter_scale: float = 1.0,
         size: int = 0,
+        level: int | None = None,
+        on_step: OnStep | None = None,
     ) -> Tensor:
-        """Draw pictures from embeddings in CLIP's own units; one of the two may be None.
+        """Draw pictures.
+
+        Parameters
+        ----------
+        image, text : what :meth:`read` gave, or B x T x D embeddings in CLIP's own units; one of the two may be None
+        level : listen to this level of experts only
+        on_step : called after every step with its number, the latents and the condition (see :class:`RoutingRecorder`)
 
         Returns
         -------
@@ -161,7 +228,8 @@ class BrainDecoder(DiffusionPipeline):
             if hasattr(processor, "to_k_ip"):
                 processor.scale = [ip_adapter_scale] * len(processor.scale)
         form = self.form
-        condition = RoutedConditioning(form, image=_source(image_BTD, form), text=_source(text_BTD, form))
+        image_source, text_source = self.sources(image, text)
+        condition = RoutedConditioning(form, image=image_source, text=text_source, level=level)
         latents = denoise(
             self.unet,
             self.scheduler,
@@ -171,6 +239,7 @@ class BrainDecoder(DiffusionPipeline):
             size=size,
             steps=steps,
             guidance_scale=guidance_scale,
+            on_step=on_step,
         )
         return decode_latents(self.vae, latents)
 
@@ -211,15 +280,14 @@ class BrainDecoder(DiffusionPipeline):
         parts: list[Decoded] = []
         for start in range(0, len(given), batch_size):
             some = slice(start, start + batch_size)
-            parts.append(self.embed(given[some], subject, ids[some], seed))
-            drawn = self.draw(
-                parts[-1].image_BTD, parts[-1].text_BTD, ids[some], seed=seed, steps=num_inference_steps, guidance_scale=guidance_scale
-            )
+            heard = self.read(given[some], subject, ids[some], seed)
+            parts.append(self.decoded(heard))
+            drawn = self.draw(heard.image, heard.text, ids[some], seed=seed, steps=num_inference_steps, guidance_scale=guidance_scale)
             images += to_pil(drawn)
         return BrainDecoderOutput(images, Decoded(*(torch.cat(column) for column in zip(*parts))))
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save everything in one folder; the IP-Adapter lies in a file of its own, as everywhere."""
+        """Save everything in one folder; IP-Adapter and LoRA lie in files of their own, as everywhere."""
         adapter = {key: value.contiguous() for key, value in adapter_weights_of(self.unet).items()}
         with_adapter = self.unet
         self.register_modules(unet=without_ip_adapter(self.unet))
@@ -230,6 +298,8 @@ class BrainDecoder(DiffusionPipeline):
         path = Path(save_directory) / IP_ADAPTER
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(adapter, path)
+        if has_lora(self.unet):
+            save_lora(self.unet, Path(save_directory) / LORA)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> BrainDecoder:
@@ -239,6 +309,8 @@ class BrainDecoder(DiffusionPipeline):
             raise UserError(f"{folder} is not a saved decoder (no model_index.json); `braingen demo` leaves one in runs/demo/decoder.")
         decoder: BrainDecoder = super().from_pretrained(folder, **kwargs)
         add_ip_adapter(decoder.unet, load_ip_adapter_file(str(folder / IP_ADAPTER)))
+        if (folder / LORA / LORA_FILE).exists():
+            load_lora(decoder.unet, folder / LORA)
         return decoder
 
 
@@ -248,21 +320,5 @@ def to_pil(images_B3HW: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in pixels]
 
 
-def _read(
-    reader: BrainReader, name: str, voxels_BRV: Tensor, present_BR: Tensor, subject: int, image_ids: Sequence[int], seed: int
-) -> ExpertEmbeddings:
-    """Encoder outputs averaged over presentations, then through the prior; the backbone output in CLIP's own units."""
-    count, repeats = voxels_BRV.shape[:2]
-    each = reader(voxels_BRV.flatten(0, 1), subject)
-    mean = map_embeddings(each, lambda x: average_repeats(x.unflatten(0, (count, repeats)), present_BR.to(x.device)))
-    shape = reader.noise_shape
-    noise = seeded_noise(image_ids, shape, seed, f"prior of {name}").to(voxels_BRV) if shape else None
-    return through_prior(mean, lambda x: reader.embedding(x, noise), of="output")
-
-
-def _source(embedding_BTD: Tensor | None, form: ConditioningForm) -> Source | None:
-    if embedding_BTD is None:
-        return None
-    whole = embedding_BTD.to(form.start_C)
-    nothing = whole.new_zeros(())
-    return Source(ExpertEmbeddings(whole, whole, whole[:, None], whole[:, None], (), (), (), nothing))
+def _prior_noise(reader: BrainReader, name: str, image_ids: Sequence[int], seed: int) -> Tensor | None:
+    return seeded_noise(image_ids, reader.noise_shape, seed, f"prior of {name}") if reader.noise_shape else None

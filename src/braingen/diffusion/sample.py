@@ -18,6 +18,9 @@ from braingen.records import Conditioning
 ConditionAt = Callable[[Tensor, Tensor], Conditioning]
 """(t, noisy latents) -> what the U-Net listens to at this step."""
 
+OnStep = Callable[[int, Tensor, Conditioning], None]
+"""Called after every step with its number, the latents and the condition."""
+
 
 def seeded_noise(image_ids: Sequence[int], shape: tuple[int, ...], seed: int, purpose: str) -> Tensor:
     """Noise that depends on the image id, the run's seed and what it is for, never on the batch a picture happens to be in.
@@ -64,7 +67,7 @@ def denoise(
     size: int,
     steps: int,
     guidance_scale: float,
-    on_step: Callable[[int, Tensor, Conditioning], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Turn noise into latents.
 

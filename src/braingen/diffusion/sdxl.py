@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import torch
 from torch import Tensor
 
+from braingen.diffusion.lora import plain_key
 from braingen.errors import UserError
 
 Model = TypeVar("Model", bound=ModelMixin)
@@ -149,10 +150,11 @@ def ip_adapter_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
 
 
 def without_ip_adapter(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A plain U-Net sharing the weights of one that has an IP-Adapter: what can be saved and loaded."""
+    """A plain U-Net sharing the weights of one that has an IP-Adapter (and perhaps a LoRA, not merged): what can be saved and loaded."""
     with torch.device("meta"):
         plain = UNet2DConditionModel.from_config({**unet.config, "encoder_hid_dim_type": None})
-    own = {key: value for key, value in unet.state_dict().items() if "encoder_hid_proj" not in key and "_ip." not in key}
+    named = ((plain_key(key), value) for key, value in unet.state_dict().items())
+    own = {key: value for key, value in named if key and "encoder_hid_proj" not in key and "_ip." not in key}
     plain.load_state_dict(own, assign=True)
     return plain
 

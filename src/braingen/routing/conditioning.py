@@ -5,7 +5,7 @@ B batch, L levels, E experts of a level, T tokens, D CLIP width, N text length, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -53,6 +53,30 @@ def experts_of_sums(embeddings: ExpertEmbeddings) -> ExpertEmbeddings:
         expert_backbone=tuple(x_BETD * x_BETD.shape[1] for x_BETD in embeddings.expert_backbone),
         expert_clip=tuple(x_BETD * x_BETD.shape[1] for x_BETD in embeddings.expert_clip),
     )
+
+
+def all_experts(embeddings: ExpertEmbeddings) -> Tensor:
+    """What every expert of every level says, B x (all experts) x T x D; the levels of an encoder without experts count as one each."""
+    return torch.cat(embeddings.expert_backbone, dim=1) if embeddings.expert_backbone else embeddings.level_backbone_BLTD
+
+
+def from_experts(experts_BETD: Tensor, counts: Sequence[int]) -> ExpertEmbeddings:
+    """Undo :func:`all_experts`: levels are the means of their experts, the output is the mean of the levels.
+
+    Parameters
+    ----------
+    experts_BETD : all experts, level by level
+    counts : experts of every level
+    """
+    experts = experts_BETD.split(list(counts), dim=1)
+    levels_BLTD = torch.stack([x_BETD.mean(dim=1) for x_BETD in experts], dim=1)
+    output_BTD = levels_BLTD.mean(dim=1)
+    return ExpertEmbeddings(output_BTD, output_BTD, levels_BLTD, levels_BLTD, tuple(experts), (), (), output_BTD.new_zeros(()))
+
+
+def alike(embedding_BTD: Tensor, counts: Sequence[int]) -> ExpertEmbeddings:
+    """One embedding as if every level and every expert had said it: what a ceiling is drawn from."""
+    return from_experts(embedding_BTD[:, None].expand(-1, sum(counts), -1, -1), counts)
 
 
 def through_prior(embeddings: ExpertEmbeddings, prior: Prior, *, of: Literal["output", "levels", "experts"] = "levels") -> ExpertEmbeddings:

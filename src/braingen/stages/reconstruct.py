@@ -20,6 +20,7 @@ from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.diffusion.decoder import BrainDecoder, to_pil
+from braingen.diffusion.finetuning import BEST, FINETUNE, NOT_TUNED, load_tuned
 from braingen.diffusion.sample import seeded_noise
 from braingen.diffusion.sdxl import backbone_folder, load_backbone
 from braingen.errors import UserError
@@ -59,11 +60,24 @@ def load_reader(config: Config, modality: str) -> BrainReader:
     return BrainReader.from_pretrained(folder / READER).eval()
 
 
+def tuned_folder(config: Config) -> Path | None:
+    """Where LoRA and routers of a finished fine-tuning lie; None where pictures are drawn without."""
+    run = config.run.folder / FINETUNE
+    if config.sampler.finetuned == "no" or (config.sampler.finetuned == "auto" and not (run / "config.yaml").exists()):
+        return None
+    if not (run / "config.yaml").exists():
+        raise UserError(f"There is no fine-tuning in {run}: run `braingen finetune --folder {config.run.folder}` first.")
+    Run(run).require_finished()
+    return run / BEST
+
+
 def assemble(config: Config, targets: Targets) -> BrainDecoder:
-    """Readers of earlier runs and the backbone, as one decoder."""
+    """Readers of earlier runs, the backbone, and what fine-tuning taught it, as one decoder."""
     backbone = load_backbone(config.backbone.path, config.backbone.ip_adapter)
     image, text = load_reader(config, "image"), load_reader(config, "text")
-    return BrainDecoder.assemble(image, text, *backbone, targets.text_encoder).to(device_of(config))
+    folder = tuned_folder(config)
+    tuned = load_tuned(folder) if folder is not None else NOT_TUNED
+    return BrainDecoder.assemble(image, text, *backbone, targets.text_encoder, **tuned._asdict()).to(device_of(config))
 
 
 def setup(config: Config) -> Parts:
@@ -133,6 +147,8 @@ def reconstruct(config: Config) -> Path:
     # pictures of readers or backbones that have changed since are not passed off as those of the present ones
     settings["readers"] = {modality: fingerprint_of_files(run_folder(config, modality) / READER) for modality in ("image", "text")}
     settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))
+    tuned = tuned_folder(config)
+    settings["finetuned"] = fingerprint_of_files(tuned) if tuned is not None else ""
     with Run.start(folder, settings, {"run": config.run.seed}, may_change=["sampler.batch_size"]) as run:
         if run.finished:
             return folder

@@ -67,8 +67,8 @@ class StepLosses(NamedTuple):
 
 
 def run_folder(config: Config, modality: str) -> Path:
-    """Where the image or text run of a configuration lies."""
-    return config.run.folder / modality
+    """Where the image or text run of a configuration lies: run.image and run.text, or beside each other in the run's folder."""
+    return (config.run.image if modality == "image" else config.run.text) or config.run.folder / modality
 
 
 def setup(config: Config, modality: str, rank: int = 0, world: int = 1) -> Parts:
@@ -187,6 +187,9 @@ def step(reader: torch.nn.Module, batch: tuple[VoxelBatch, ...], parts: Parts, p
     terms["balance"] = weights.balance_scale * torch.stack([each.balance_loss for each in encoded]).mean()
     if weights.mse_scale:
         terms["mse"] = weights.mse_scale * mse_loss(backbone_BTD.float(), aim_BTD)
+    if weights.level_scale:
+        levels_BLTD = torch.cat([each.level_backbone_BLTD for each in encoded]).float()
+        terms["levels"] = weights.level_scale * mse_loss(levels_BLTD, aim_BTD[:, None].expand_as(levels_BLTD))
     prior = parts.reader.prior
     if prior is not None:
         predicted = prior(backbone_BTD, aim_BTD, generator)

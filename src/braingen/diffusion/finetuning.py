@@ -1,0 +1,56 @@
+"""What fine-tuning makes, on disk: a LoRA as diffusers keeps it, routers beside it, and the order of prior and routers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusers import UNet2DConditionModel
+
+from braingen.diffusion.listening import PriorOrder
+from braingen.diffusion.lora import LORA_FILE, has_lora, save_lora
+from braingen.errors import UserError
+from braingen.files import write_json
+from braingen.routing.diffuse_router import DiffuseRouter
+
+FINETUNE, BEST, LAST = "finetune", "best", "last"
+"""Folder of the run, and of its two checkpoints."""
+ROUTERS, ORDER = {"image": "router_image", "text": "router_text"}, "listening.json"
+
+
+class Tuned(NamedTuple):
+    """What a decoder is given of a fine-tuning; see ``BrainDecoder.assemble``."""
+
+    lora: Path | None
+    router_image: DiffuseRouter | None
+    router_text: DiffuseRouter | None
+    prior_order: PriorOrder
+
+
+NOT_TUNED = Tuned(None, None, None, "output")
+
+
+def save_tuned(folder: Path, unet: UNet2DConditionModel, routers: dict[str, DiffuseRouter], prior_order: PriorOrder) -> None:
+    """Write a checkpoint into an empty folder; a U-Net without a LoRA and routers that are not there leave no file."""
+    if has_lora(unet):
+        save_lora(unet, folder)
+    for name, router in routers.items():
+        router.save_pretrained(folder / ROUTERS[name])
+    write_json(folder / ORDER, {"prior_order": prior_order})
+
+
+def load_tuned(folder: Path) -> Tuned:
+    """Read a checkpoint.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    if not (folder / ORDER).is_file():
+        raise UserError(f"{folder} holds no checkpoint of a fine-tuning (no {ORDER}); `braingen finetune` writes one.")
+    found = {name: folder / sub for name, sub in ROUTERS.items()}
+    image, text = (DiffuseRouter.from_pretrained(path).eval() if path.is_dir() else None for path in found.values())
+    lora = folder / LORA_FILE
+    return Tuned(lora if lora.is_file() else None, image, text, json.loads((folder / ORDER).read_text())["prior_order"])

@@ -1,0 +1,99 @@
+"""From what an encoder says to what the diffusion model hears: the same lines while fine-tuning and while sampling.
+
+B batch, R presentations, V voxels, L levels, E experts, S denoising steps, T tokens, D CLIP width.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from braingen.brain.reader import BrainReader
+from braingen.data.batches import average_repeats
+from braingen.records import Conditioning, ExpertEmbeddings, Routing
+from braingen.routing.conditioning import Source, alike, experts_of_sums, map_embeddings, through_prior
+from braingen.routing.diffuse_router import DiffuseRouter
+
+PriorOrder = Literal["output", "levels", "experts", "step"]
+"""What the prior is applied to: before the denoising the encoder's output, every level or every expert; or what is heard, at every step."""
+
+
+def expert_counts(reader: BrainReader) -> tuple[int, ...]:
+    """Experts of every level of an encoder, as a router is built for them; (1,) for a dense encoder."""
+    parameter = next(reader.parameters())
+    subject, voxels = next(iter(reader.config.encoder_config["subjects"].items()))
+    was_training = reader.training
+    with torch.no_grad():  # by asking it, so that every kind of encoder is served
+        out = reader.eval()(parameter.new_zeros(1, voxels), int(subject), return_experts=True)
+    reader.train(was_training)
+    return tuple(x.shape[1] for x in out.expert_backbone) or (1,) * out.level_backbone_BLTD.shape[1]
+
+
+@torch.no_grad()
+def read(
+    reader: BrainReader,
+    voxels_BRV: Tensor,
+    subject: int,
+    present_BR: Tensor,
+    order: PriorOrder,
+    *,
+    experts: bool,
+    noise: Tensor | None = None,
+) -> ExpertEmbeddings:
+    """Encoder outputs averaged over presentations, then through the prior where it comes first; standardised units.
+
+    Parameters
+    ----------
+    present_BR : which presentations there are
+    experts : keep what every expert says, as an estimate of the embedding of its own (levels are their means)
+    noise : of the prior's sampler, see :meth:`BrainReader.through_prior`
+    """
+    count, repeats = voxels_BRV.shape[:2]
+    each = reader(voxels_BRV.flatten(0, 1), subject, return_experts=experts)
+    mean = map_embeddings(each, lambda x: average_repeats(x.unflatten(0, (count, repeats)), present_BR.to(x.device)))
+    if experts and reader.encoder.config.get("level_combine", "sum") == "sum":
+        mean = experts_of_sums(mean)
+    if order == "step" or reader.prior is None:
+        return mean
+    noise = noise.to(voxels_BRV) if noise is not None else None
+    return through_prior(mean, lambda x: reader.through_prior(x, noise), of=order)
+
+
+def source_of(heard: Tensor | ExpertEmbeddings, reader: BrainReader, router: DiffuseRouter | None, order: PriorOrder) -> Source:
+    """What is listened to.
+
+    Parameters
+    ----------
+    heard : of :func:`read`; or B x T x D embeddings in CLIP's own units, which no prior changes and which every expert is taken to say
+    reader : knows CLIP's units and the prior
+    router : None for the encoder's output, unrouted
+    order : as for :func:`read`
+    """
+    if isinstance(heard, Tensor):
+        counts = router.expert_counts if router is not None else (1,)
+        return Source(alike(reader.standardised(heard.to(reader.mean_TD)), counts), router, reader.in_clip_units)
+    if order == "step":
+        return Source(heard, router, lambda x_BTD: reader.in_clip_units(reader.through_prior(x_BTD)))
+    return Source(heard, router, reader.in_clip_units)
+
+
+class RoutingRecorder:
+    """Keeps, while pictures are drawn, how levels and experts were mixed: an ``on_step`` for the denoising loop."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Routing | None, Routing | None]] = []
+
+    def __call__(self, step: int, latents: Tensor, condition: Conditioning) -> None:
+        self._steps.append((condition.image_routing, condition.text_routing))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """``image_levels`` and ``text_levels`` (B x S x L), ``image_experts`` and ``text_experts`` (B x S x all experts, by level)."""
+        found: dict[str, Tensor] = {}
+        for name, column in zip(("image", "text"), zip(*self._steps)):
+            steps = [routing for routing in column if routing is not None]
+            if steps:
+                found[f"{name}_levels"] = torch.stack([routing.level_weights_BL for routing in steps], dim=1)
+                found[f"{name}_experts"] = torch.stack([torch.cat(routing.expert_weights, dim=1) for routing in steps], dim=1)
+        return {name: value.float().cpu().contiguous() for name, value in found.items()}

@@ -1,0 +1,128 @@
+"""Low-rank adapters (LoRA) of the U-Net: what fine-tuning changes of it, in diffusers' own file format.
+
+Made with peft through diffusers, so that ``StableDiffusionXLPipeline.load_lora_weights`` reads what is saved here, and the other way round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+import torch
+from torch import Tensor, nn
+
+from braingen.errors import UserError
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+"""What is adapted (published). The IP-Adapter's own maps (to_k_ip, to_v_ip) are not among them."""
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""Diffusers' name."""
+ADAPTER = "default"
+"""Name of the adapter inside the U-Net, peft's own."""
+
+
+def add_lora(unet: UNet2DConditionModel, rank: int, seed: int = 0) -> None:
+    """Put a fresh LoRA into a U-Net: alpha = rank, one factor Gaussian and the other zero, so that nothing changes at first (published).
+
+    Parameters
+    ----------
+    unet : with or without an IP-Adapter; its own weights are frozen by this
+    rank : of every pair of factors
+    seed : of the Gaussian factor
+
+    Raises
+    ------
+    UserError
+        If the U-Net has a LoRA already.
+    """
+    if has_lora(unet):
+        raise UserError("the U-Net has a LoRA already; start from a backbone without one")
+    unet.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS)), ADAPTER)
+
+
+def has_lora(unet: nn.Module) -> bool:
+    """Whether there is a LoRA in the U-Net, merged or not."""
+    return any(isinstance(module, BaseTunerLayer) for module in unet.modules())
+
+
+def lora_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
+    """The LoRA's parameters by name."""
+    return {name: parameter for name, parameter in unet.named_parameters() if ".lora_" in name}
+
+
+def lora_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """The LoRA's weights under diffusers' keys, without the prefix ``unet.``."""
+    return convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=ADAPTER))
+
+
+def save_lora(unet: UNet2DConditionModel, folder: Path | str) -> Path:
+    """Write the LoRA as a stock Stable Diffusion XL pipeline loads it (``load_lora_weights(folder)``)."""
+    weights = {key: value.detach().contiguous() for key, value in lora_weights(unet).items()}
+    StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=weights)
+    return Path(folder) / LORA_FILE
+
+
+def load_lora(unet: UNet2DConditionModel, file: Path | str) -> None:
+    """Put a saved LoRA into a U-Net that has none.
+
+    Raises
+    ------
+    UserError
+        If there is no such file, or it holds nothing that fits this U-Net.
+    """
+    path = Path(file) / LORA_FILE if Path(file).is_dir() else Path(file)
+    if not path.is_file():
+        raise UserError(f"There is no LoRA in {file}: expected {LORA_FILE}, as `braingen finetune` writes it.")
+    weights = load_file(path)
+    try:
+        unet.load_lora_adapter(dict(weights), prefix="unet", adapter_name=ADAPTER)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"The LoRA in {path} was made for another U-Net: {' '.join(str(error).split())[:300]}") from error
+    placed = set(lora_weights(unet)) if has_lora(unet) else set()
+    missing = sorted({key.removeprefix("unet.") for key in weights} ^ placed)
+    if missing:
+        raise UserError(f"The LoRA in {path} does not fit this U-Net: {len(missing)} weights have no counterpart (first: {missing[0]}).")
+    unet.requires_grad_(False)
+
+
+@contextmanager
+def merged_lora(unet: UNet2DConditionModel) -> Iterator[None]:
+    """With the LoRA added to the weights it adapts, for sampling: no extra products. Taken out again at the end.
+
+    Nested and for a U-Net without a LoRA it does nothing.
+    """
+    layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer) and not module.merged]
+    for layer in layers:
+        layer.merge()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.unmerge()
+
+
+@contextmanager
+def without_lora(unet: UNet2DConditionModel) -> Iterator[None]:
+    """With the LoRA switched off: the U-Net as it came."""
+    layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def plain_key(key: str) -> str | None:
+    """A key of a U-Net with a LoRA as it is called without one; None for the LoRA's own."""
+    return None if ".lora_" in key else key.replace(".base_layer.", ".")
