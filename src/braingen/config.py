@@ -306,6 +306,12 @@ class SamplerConfig(Section):
     """What is read: brain activity, voxels drawn at random (baseline), or the true embeddings (ceiling)."""
     steps: Positive = 30
     """Denoising steps (published: 30-50)."""
+    scheduler: Literal["own", "euler", "euler_ancestral", "heun", "ddim", "ddpm", "dpmpp_2m", "unipc"] = "own"
+    """Rule from step to step; own is the backbone's (SDXL: euler)."""
+    negative_prompt: str = ""
+    """Text that guidance leads away from (published runs: about low quality); empty for no condition at all."""
+    samples: Positive = 1
+    """Pictures drawn of every image; kept is the one whose CLIP embedding is nearest to the decoded one (never to the truth)."""
     guidance_scale: Annotated[float, Field(ge=1)] = 15.0
     """Classifier-free guidance (published runs: 15)."""
     ip_adapter_scale: Scale = 1.0

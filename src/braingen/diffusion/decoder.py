@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from diffusers import AutoencoderKL, DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
 import numpy as np
 from PIL import Image
@@ -22,7 +23,7 @@ from braingen.brain.reader import BrainReader
 from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.diffusion.listening import PriorOrder, read, source_of
 from braingen.diffusion.lora import LORA_FILE, has_lora, load_lora, save_lora
-from braingen.diffusion.sample import OnStep, decode_latents, denoise, latent_shape, seeded_noise
+from braingen.diffusion.sample import OnStep, decode_latents, denoise, latent_shape, seeded_generators, seeded_noise
 from braingen.diffusion.sdxl import (
     add_ip_adapter,
     image_embedding_width,
@@ -33,7 +34,7 @@ from braingen.diffusion.sdxl import (
 )
 from braingen.diffusion.sdxl import ip_adapter_weights as adapter_weights_of
 from braingen.errors import UserError
-from braingen.records import ExpertEmbeddings
+from braingen.records import Conditioning, ExpertEmbeddings
 from braingen.routing.conditioning import ConditioningForm, RoutedConditioning, Source
 from braingen.routing.diffuse_router import DiffuseRouter
 
@@ -96,7 +97,7 @@ class BrainDecoder(DiffusionPipeline):
         brain_text: BrainReader,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
-        scheduler: EulerDiscreteScheduler,
+        scheduler: KarrasDiffusionSchedulers,
         start_C: Sequence = (),  # of float; diffusers remarks on annotations that are no plain class
         text_length: int = 77,
         text_columns: Sequence = (0, 0),
@@ -117,7 +118,7 @@ class BrainDecoder(DiffusionPipeline):
         brain_text: BrainReader,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
-        scheduler: EulerDiscreteScheduler,
+        scheduler: SchedulerMixin,
         text_encoder: CLIPTextEncoderDual,
         *,
         lora: Path | str | None = None,
@@ -209,37 +210,44 @@ class BrainDecoder(DiffusionPipeline):
         size: int = 0,
         level: int | None = None,
         on_step: OnStep | None = None,
+        negative: Conditioning | None = None,
+        sample: int = 0,
     ) -> Tensor:
         """Draw pictures.
 
         Parameters
         ----------
         image, text : what :meth:`read` gave, or B x T x D embeddings in CLIP's own units; one of the two may be None
+        size : side in pixels; 0 for the U-Net's own
         level : listen to this level of experts only
         on_step : called after every step with its number, the latents and the condition (see :class:`RoutingRecorder`)
+        negative : what guidance leads away from, one row (:func:`negative_condition`); nothing at all when left out
+        sample : number of the drawing: another one starts from other noise
 
         Returns
         -------
-        images_B3HW : float32 in [0, 1]. The same id and seed start from the same noise, in whatever batch.
+        images_B3HW : float32 in [0, 1]. The same id, seed and sample start from the same noise, in whatever batch.
         """
         size = size or picture_size(self.unet, self.vae)
-        noise = seeded_noise(image_ids, latent_shape(self.unet, self.vae, size), seed, "picture").to(self.unet.device, self.unet.dtype)
+        purpose = f"picture {sample}" if sample else "picture"
+        noise = seeded_noise(image_ids, latent_shape(self.unet, self.vae, size), seed, purpose).to(self.unet.device, self.unet.dtype)
         for processor in self.unet.attn_processors.values():
             if hasattr(processor, "to_k_ip"):
                 processor.scale = [ip_adapter_scale] * len(processor.scale)
         form = self.form
         image_source, text_source = self.sources(image, text)
-        condition = RoutedConditioning(form, image=image_source, text=text_source, level=level)
+        condition = RoutedConditioning(form, image=image_source, text=text_source, negative=negative, level=level)
         latents = denoise(
             self.unet,
             self.scheduler,
             noise,
             condition,
-            form.empty(len(noise)),
+            condition.unconditional,
             size=size,
             steps=steps,
             guidance_scale=guidance_scale,
             on_step=on_step,
+            generators=seeded_generators(image_ids, seed, f"steps of {purpose}"),
         )
         return decode_latents(self.vae, latents)
 
@@ -312,6 +320,15 @@ class BrainDecoder(DiffusionPipeline):
         if (folder / LORA / LORA_FILE).exists():
             load_lora(decoder.unet, folder / LORA)
         return decoder
+
+
+def negative_condition(form: ConditioningForm, path: str, prompt: str) -> Conditioning | None:
+    """A negative prompt, read by the text encoders in `path`, as the U-Net is told of it; None for an empty one."""
+    if not prompt:
+        return None
+    both = form.text_columns[0] > 0  # the first text encoder has columns as well
+    encoder = CLIPTextEncoderDual.from_pretrained(path, output="joint" if both else "bigG", dtype=torch.float32)
+    return form.prompt(encoder.prompt([prompt]))
 
 
 def to_pil(images_B3HW: Tensor) -> list[Image.Image]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import hashlib
+import inspect
 
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 import torch
@@ -22,6 +23,12 @@ OnStep = Callable[[int, Tensor, Conditioning], None]
 """Called after every step with its number, the latents and the condition."""
 
 
+def seeded_generators(image_ids: Sequence[int], seed: int, purpose: str) -> list[torch.Generator]:
+    """A source of noise per picture that depends on its id, the run's seed and what it is for."""
+    digests = [hashlib.sha256(f"{purpose}/{seed}/{int(image)}".encode()).digest() for image in image_ids]
+    return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")) for digest in digests]
+
+
 def seeded_noise(image_ids: Sequence[int], shape: tuple[int, ...], seed: int, purpose: str) -> Tensor:
     """Noise that depends on the image id, the run's seed and what it is for, never on the batch a picture happens to be in.
 
@@ -29,12 +36,7 @@ def seeded_noise(image_ids: Sequence[int], shape: tuple[int, ...], seed: int, pu
     -------
     noise : Tensor, len(image_ids) x shape, float32 on the CPU
     """
-    rows = []
-    for image in image_ids:
-        digest = hashlib.sha256(f"{purpose}/{seed}/{int(image)}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        rows.append(torch.randn(shape, generator=generator))
-    return torch.stack(rows)
+    return torch.stack([torch.randn(shape, generator=generator) for generator in seeded_generators(image_ids, seed, purpose)])
 
 
 def predict(unet: UNet2DConditionModel, latents_B4hw: Tensor, t: Tensor, condition: Conditioning, time_ids_B6: Tensor) -> Tensor:
@@ -68,37 +70,84 @@ def denoise(
     steps: int,
     guidance_scale: float,
     on_step: OnStep | None = None,
+    generators: list[torch.Generator] | None = None,
 ) -> Tensor:
     """Turn noise into latents.
 
     Parameters
     ----------
     noise_B4hw : standard normal, one row per picture
-    condition_at : asked anew at every step
-    unconditional : the condition that guidance leads away from, one row per picture
     size : side of the picture in pixels, for SDXL's size conditioning
-    guidance_scale : 1 for no guidance (Ho & Salimans 2022); the U-Net is then called on B rows instead of 2 B
-    on_step : called after every step with its number, the latents and the condition
+    steps : of the scheduler; one of second order (Heun) calls the U-Net twice for all but the last
+    condition_at, unconditional, guidance_scale, on_step, generators : as for :func:`denoise_from`
 
     Returns
     -------
     latents_B4hw : scaled latents, ready for the VAE
     """
-    batch = len(noise_B4hw)
     scheduler.set_timesteps(steps, device=noise_B4hw.device)
     latents = noise_B4hw * scheduler.init_noise_sigma
+    ids_B6 = size_ids(size, len(latents), latents)
+    return denoise_from(
+        unet,
+        scheduler,
+        latents,
+        scheduler.timesteps,
+        condition_at,
+        unconditional,
+        ids_B6,
+        ids_B6,
+        guidance_scale=guidance_scale,
+        on_step=on_step,
+        generators=generators,
+    )
+
+
+@torch.no_grad()
+def denoise_from(
+    unet: UNet2DConditionModel,
+    scheduler: SchedulerMixin,
+    latents_B4hw: Tensor,
+    times: Tensor,
+    condition_at: ConditionAt,
+    unconditional: Conditioning,
+    ids_BK: Tensor,
+    unconditional_ids_BK: Tensor,
+    *,
+    guidance_scale: float,
+    on_step: OnStep | None = None,
+    generators: list[torch.Generator] | None = None,
+) -> Tensor:
+    """The loop itself, from latents as noisy as they are at the first of `times`.
+
+    Parameters
+    ----------
+    times : the scheduler's times, or the last of them
+    condition_at : asked anew at every step
+    unconditional : the condition that guidance leads away from, one row per picture
+    ids_BK, unconditional_ids_BK : what the U-Net is told beside it: sizes, or an aesthetic score
+    guidance_scale : 1 for no guidance (Ho & Salimans 2022); the U-Net is then called on B rows instead of 2 B
+    on_step : called after every step with its number, the latents and the condition
+    generators : per picture, for schedulers that add noise at every step
+
+    Returns
+    -------
+    latents_B4hw : scaled latents, ready for the VAE
+    """
+    latents = latents_B4hw
     guided = guidance_scale > 1
-    time_ids = size_ids(size, 2 * batch if guided else batch, latents)
-    for step, t in enumerate(scheduler.timesteps):
+    all_ids = torch.cat([unconditional_ids_BK, ids_BK]) if guided else ids_BK
+    noisy = {"generator": generators} if generators and "generator" in inspect.signature(scheduler.step).parameters else {}
+    for step, t in enumerate(times):
         scaled = scheduler.scale_model_input(latents, t)
         condition = condition_at(t, scaled)
         if guided:
-            output = predict(unet, torch.cat([scaled, scaled]), t, _stacked(unconditional, condition), time_ids)
+            output = predict(unet, torch.cat([scaled, scaled]), t, _stacked(unconditional, condition), all_ids)
             without, given = output.chunk(2)
             output = without + guidance_scale * (given - without)
         else:
-            output = predict(unet, scaled, t, condition, time_ids)
-        latents = scheduler.step(output, t, latents, return_dict=False)[0]
+            output = predict(unet, scaled, t, condition, all_ids)
+        latents = scheduler.step(output, t, latents, return_dict=False, **noisy)[0]
         if on_step is not None:
             on_step(step, latents, condition)
     return latents

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin, UNet2DConditionModel
-from diffusers.schedulers import EulerDiscreteScheduler
+from diffusers.schedulers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from diffusers.utils import logging
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -27,6 +35,17 @@ TINY = Path(__file__).parent.parent / "simulation" / "assets" / "tiny"
 """The backbones that are shipped with the package."""
 IP_ADAPTER_FILE = "sdxl_models/ip-adapter_sdxl.safetensors"
 """Where h94/IP-Adapter keeps the adapter made for ViT-bigG/14."""
+
+SCHEDULERS: dict[str, type[SchedulerMixin]] = {
+    "euler": EulerDiscreteScheduler,
+    "euler_ancestral": EulerAncestralDiscreteScheduler,
+    "heun": HeunDiscreteScheduler,
+    "ddim": DDIMScheduler,
+    "ddpm": DDPMScheduler,
+    "dpmpp_2m": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+"""Schedulers by the names of ``sampler.scheduler``."""
 
 
 class Backbone(NamedTuple):
@@ -69,6 +88,16 @@ def load_backbone(path: str, ip_adapter: str = "", dtype: torch.dtype = torch.fl
         ) from error
     add_ip_adapter(unet, load_ip_adapter_file(ip_adapter or str(Path(folder) / "ip_adapter")))
     return Backbone(unet.requires_grad_(False).eval(), vae.requires_grad_(False).eval(), scheduler)
+
+
+def scheduler_named(name: str, own: SchedulerMixin) -> SchedulerMixin:
+    """The scheduler of a name, with the noise schedule and the kind of prediction of a model's own; "own" is that one itself."""
+    if name == "own":
+        return own
+    if name not in SCHEDULERS:
+        raise UserError(f"sampler.scheduler = {name!r} is not known; allowed are own, {', '.join(SCHEDULERS)}.")
+    with _quiet():  # settings that another class has not are left out
+        return SCHEDULERS[name].from_config(own.config)
 
 
 @contextmanager

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 import time
 from typing import NamedTuple
 
 import numpy as np
-from rich.progress import track
 from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor
 
 from braingen.brain.reader import BrainReader
 from braingen.clip.cache import fingerprint_of_files
+from braingen.clip.image_target import CLIPImageEncoder
 from braingen.config import Config
 from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
-from braingen.diffusion.decoder import BrainDecoder, to_pil
+from braingen.diffusion.choose import best_of
+from braingen.diffusion.decoder import BrainDecoder, negative_condition, to_pil
 from braingen.diffusion.finetuning import BEST, FINETUNE, NOT_TUNED, load_tuned
 from braingen.diffusion.sample import seeded_noise
-from braingen.diffusion.sdxl import backbone_folder, load_backbone
+from braingen.diffusion.sdxl import backbone_folder, load_backbone, scheduler_named
 from braingen.errors import UserError
 from braingen.files import replaced_path, write_json
 from braingen.runs import Run
+from braingen.stages.drawing import Drawn, draw_missing, notes
 from braingen.stages.machine import device_of
 from braingen.stages.targets import Targets
 from braingen.stages.train import READER, run_folder
+from braingen.stages.workers import Workers, shared_run
 
 EMBEDDINGS = "embeddings.safetensors"
 INDEX = "index.json"
@@ -74,6 +78,7 @@ def tuned_folder(config: Config) -> Path | None:
 def assemble(config: Config, targets: Targets) -> BrainDecoder:
     """Readers of earlier runs, the backbone, and what fine-tuning taught it, as one decoder."""
     backbone = load_backbone(config.backbone.path, config.backbone.ip_adapter)
+    backbone = backbone._replace(scheduler=scheduler_named(config.sampler.scheduler, backbone.scheduler))
     image, text = load_reader(config, "image"), load_reader(config, "text")
     folder = tuned_folder(config)
     tuned = load_tuned(folder) if folder is not None else NOT_TUNED
@@ -82,6 +87,8 @@ def assemble(config: Config, targets: Targets) -> BrainDecoder:
 
 def setup(config: Config) -> Parts:
     """Load what is needed and fail early."""
+    if not (config.sampler.use_image or config.sampler.use_text):
+        raise UserError("use_image and use_text are both off, so there is nothing to draw from: leave one of them on.")
     layout = Layout.of(config.data.root)
     subject = config.data.subjects[0]
     repeats = group_repeats(test_trials(layout, subject))
@@ -135,8 +142,59 @@ def nearest_captions(config: Config, targets: Targets, text_NTD: Tensor, ids: np
     return {str(int(image)): targets.captions[int(images[row])][0] for image, row in zip(ids, best)}
 
 
+class Embeddings(NamedTuple):
+    """What a picture is drawn from; rows are images."""
+
+    image_NTD: Tensor
+    text_NTD: Tensor
+    """Both in CLIP's own units."""
+    image_N: list[int]
+    """Image ids."""
+
+
+def drawer(
+    config: Config, decoder: BrainDecoder, targets: Callable[[], CLIPImageEncoder], read: Embeddings
+) -> Callable[[slice], list[Drawn]]:
+    """How the configured sampler draws some rows of embeddings.
+
+    Parameters
+    ----------
+    targets : the CLIP that pictures are read with; asked for only when there are several drawings to choose from
+    """
+    sampler = config.sampler
+    negative = negative_condition(decoder.form, backbone_folder(config.backbone.path), sampler.negative_prompt)
+
+    def draw(some: slice) -> list[Drawn]:
+        def once(number: int) -> Tensor:
+            return decoder.draw(
+                read.image_NTD[some] if sampler.use_image else None,
+                read.text_NTD[some] if sampler.use_text else None,
+                read.image_N[some],
+                seed=config.run.seed,
+                steps=sampler.steps,
+                guidance_scale=sampler.guidance_scale,
+                ip_adapter_scale=sampler.ip_adapter_scale,
+                size=sampler.size,
+                negative=negative,
+                sample=number,
+            )
+
+        if sampler.samples == 1:
+            return [Drawn(picture) for picture in to_pil(once(0))]
+        reader = decoder.brain_image
+        decoded_BTD = reader.standardised(read.image_NTD[some].to(reader.device))
+        chosen = best_of(sampler.samples, once, lambda x: reader.standardised(targets()(x).target_BTD.to(reader.device)), decoded_BTD)
+        similarity = [[round(value, 4) for value in row] for row in chosen.similarity_BS.tolist()]
+        return [
+            Drawn(picture, {"sample": int(np.argmax(exact)), "similarity": row})
+            for picture, row, exact in zip(to_pil(chosen.images_B3HW), similarity, chosen.similarity_BS.tolist())
+        ]
+
+    return draw
+
+
 def reconstruct(config: Config) -> Path:
-    """Draw every test image; what is already drawn is kept.
+    """Draw every test image; what is already drawn is kept. Under ``accelerate launch`` the processes share the pictures.
 
     Returns
     -------
@@ -149,37 +207,26 @@ def reconstruct(config: Config) -> Path:
     settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))
     tuned = tuned_folder(config)
     settings["finetuned"] = fingerprint_of_files(tuned) if tuned is not None else ""
-    with Run.start(folder, settings, {"run": config.run.seed}, may_change=["sampler.batch_size"]) as run:
-        if run.finished:
+    workers = Workers(config)
+    with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=["sampler.batch_size"]) as run:
+        if workers.told(run.finished):
             return folder
         started = time.monotonic()
         parts = setup(config)
-        if not (folder / EMBEDDINGS).exists():
+        if workers.main and not (folder / EMBEDDINGS).exists():
             with replaced_path(folder / EMBEDDINGS) as temporary:
                 save_file({name: rows.contiguous() for name, rows in embeddings_of(config, parts).items()}, temporary)
+        workers.wait()
         read = load_file(folder / EMBEDDINGS)
         ids = read["ids"].numpy()
-        step = config.sampler.batch_size
-        starts = range(0, len(ids), step)
-        for start in track(starts, description=f"drawing {len(ids)} pictures ({config.sampler.source})"):
-            some = slice(start, start + step)
-            paths = [folder / f"{image:06d}.png" for image in ids[some]]
-            if all(path.exists() for path in paths):
-                continue
-            pictures = parts.decoder.draw(
-                read["image"][some] if config.sampler.use_image else None,
-                read["text"][some] if config.sampler.use_text else None,
-                ids[some].tolist(),
-                seed=config.run.seed,
-                steps=config.sampler.steps,
-                guidance_scale=config.sampler.guidance_scale,
-                ip_adapter_scale=config.sampler.ip_adapter_scale,
-                size=config.sampler.size,
-            )
-            for path, picture in zip(paths, to_pil(pictures)):
-                with replaced_path(path) as temporary:
-                    picture.save(temporary, format="PNG")
-        captions = nearest_captions(config, parts.targets, read["text"], ids)
-        write_json(folder / INDEX, {"images": ids.tolist(), "captions": captions})
-        run.mark_finished({"images": len(ids), "seconds": round(time.monotonic() - started, 1)})
+        draw = drawer(config, parts.decoder, lambda: parts.targets.image_encoder, Embeddings(read["image"], read["text"], ids.tolist()))
+        description = f"drawing {len(ids)} pictures ({config.sampler.source})"
+        draw_missing(folder, ids.tolist(), config.sampler.batch_size, draw, workers, description)
+        if workers.main:
+            captions = nearest_captions(config, parts.targets, read["text"], ids)
+            index = {"images": ids.tolist(), "captions": captions}
+            chosen = notes(folder, ids.tolist())
+            write_json(folder / INDEX, index | ({"samples": chosen} if chosen else {}))
+            run.mark_finished({"images": len(ids), "seconds": round(time.monotonic() - started, 1)})
+        workers.wait()
     return folder

@@ -1,0 +1,87 @@
+"""The processes that share a stage's work, when it is started by ``accelerate launch``; one process otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from braingen.config import Config
+from braingen.errors import UserError
+from braingen.runs import Run
+from braingen.stages.machine import device_of
+
+Item = TypeVar("Item")
+
+
+class Workers:
+    """This process and its fellows.
+
+    Parameters
+    ----------
+    config : says on which device
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._state = PartialState(cpu=device_of(config).type == "cpu")
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes what is written once."""
+        return self._state.is_main_process
+
+    @property
+    def count(self) -> int:
+        """Number of processes."""
+        return self._state.num_processes
+
+    def told(self, value: Item) -> Item:
+        """The main process's value, in every process."""
+        if self.count == 1:
+            return value
+        box = [value]
+        broadcast_object_list(box)
+        return box[0]
+
+    def share(self, items: Sequence[Item]) -> list[Item]:
+        """This process's part of a list that is the same in all of them."""
+        if self.count == 1:
+            return list(items)
+        if len(items) < self.count:  # Accelerate would give the last one to several
+            return list(items[self._state.process_index : self._state.process_index + 1])
+        with self._state.split_between_processes(list(items)) as mine:
+            return list(mine)
+
+    def wait(self) -> None:
+        """Until all have come this far."""
+        self._state.wait_for_everyone()
+
+
+@contextmanager
+def shared_run(
+    workers: Workers, folder: Path, settings: Mapping[str, Any], seeds: Mapping[str, int], may_change: Collection[str] = ()
+) -> Iterator[Run]:
+    """A run folder that several processes work in: the main one holds its lock, the others read it.
+
+    Raises
+    ------
+    UserError
+        In the main process, when the folder cannot be opened (`Run.start`); the others then leave quietly.
+    """
+    run, refused = None, None
+    if workers.main:
+        try:
+            run = Run.start(folder, settings, seeds, may_change)
+        except UserError as error:
+            refused = error
+    if workers.told(refused is not None):
+        raise refused or SystemExit(2)
+    if run is None:
+        yield Run(folder)
+        return
+    with run:
+        yield run
