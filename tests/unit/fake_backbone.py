@@ -98,6 +98,6 @@ def write_fake_backbone(folder: Path, with_clip: bool = False) -> Path:
     sdxl_scheduler().save_pretrained(folder / "scheduler")
     (folder / "ip_adapter").mkdir()
     save_file(random_adapter(unet), folder / "ip_adapter" / "ip-adapter.safetensors")
-    for name in ("image_encoder", "text_encoder_2", "tokenizer_2") if with_clip else ():
+    for name in ("image_encoder", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2") if with_clip else ():
         shutil.copytree(TINY / name, folder / name)
     return folder

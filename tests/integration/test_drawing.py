@@ -1,0 +1,175 @@
+"""Drawing: its options, several processes at one reconstruction, several drawings of a brain; the encoders have learnt next to nothing."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+import shutil
+import socket
+
+import numpy as np
+from PIL import Image
+import pytest
+from safetensors.torch import load_file
+import torch
+from torch.nn.functional import cosine_similarity
+from unit.fake_backbone import write_fake_backbone
+
+from braingen.cli import main, parse_overrides
+from braingen.config import load_config
+from braingen.diffusion.decoder import BrainDecoder
+from braingen.stages.drawing import notes
+from braingen.stages.reconstruct import assemble
+from braingen.stages.targets import Targets
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
+IMAGES = 5
+SMALL = ["simulation.num_sessions=1", "simulation.trials_per_session=60", "simulation.num_voxels=200", f"--num_test_images={IMAGES}"]
+SMALL += ["encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", "optim.num_epochs=1", "optim.batch_size=20"]
+SMALL += ["sampler.steps=2", "sampler.guidance_scale=2", "sampler.batch_size=2", "run.device=cpu", "run.tracker=none"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> list[str]:
+    """Words that name a run whose encoders are trained; its folder is the second of them."""
+    folder = tmp_path_factory.mktemp("drawing")
+    backbone = write_fake_backbone(folder / "backbone", with_clip=True)
+    words = ["--folder", str(folder / "run"), "--root", str(folder / "data"), "--path", str(backbone), *SMALL]
+    for command in (["simulate"], ["train", "image"], ["train", "text"]):
+        assert main([*command, *words]) == 0
+    return words
+
+
+@pytest.fixture
+def words(trained, tmp_path) -> list[str]:
+    """The same encoders in a run folder of the test's own."""
+    for modality in ("image", "text"):
+        shutil.copytree(Path(trained[1]) / modality, tmp_path / "run" / modality)
+    return ["--folder", str(tmp_path / "run"), *trained[2:]]
+
+
+def drawn(words: list[str], *more: str) -> dict[str, np.ndarray]:
+    """Reconstruct anew and read the pictures, by name."""
+    folder = Path(words[1]) / "reconstructions" / "brain"
+    shutil.rmtree(folder, ignore_errors=True)
+    assert main(["reconstruct", *words, *more]) == 0
+    return pictures(folder)
+
+
+def pictures(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(Image.open(path).convert("RGB")).astype(int) for path in sorted(folder.glob("*.png"))}
+
+
+def differ(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> int:
+    assert first.keys() == second.keys() and len(first) == IMAGES
+    return max(np.abs(first[name] - second[name]).max() for name in first)
+
+
+def shared(words: list[str], processes: int) -> None:
+    """Run a command in several processes that are told of each other as ``accelerate launch`` does it (tests/slow launches them so)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["braingen.stages.reconstruct"])
+    started = [context.Process(target=_one_of, args=(rank, processes, port, torch.get_num_threads(), words)) for rank in range(processes)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0] * processes
+
+
+def _one_of(rank: int, world: int, port: int, threads: int, words: list[str]) -> None:
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in names.items()}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+    torch.set_num_threads(threads)
+    raise SystemExit(main(words))
+
+
+# --- several processes ----------------------------------------------------------------------------------------------
+
+
+def test_two_processes_draw_what_one_draws_and_go_on_where_they_were_stopped(words):
+    alone = drawn(words)
+    folder = Path(words[1]) / "reconstructions" / "brain"
+    index, embeddings = json.loads((folder / "index.json").read_text()), load_file(folder / "embeddings.safetensors")
+    shutil.rmtree(folder)
+    shared(["reconstruct", *words], 2)
+    together = pictures(folder)
+    assert differ(alone, together) == 0
+    assert json.loads((folder / "index.json").read_text()) == index
+    for name, rows in load_file(folder / "embeddings.safetensors").items():
+        torch.testing.assert_close(rows, embeddings[name], rtol=0, atol=1e-6)
+    # stopped half way: two pictures are missing and the mark is not set
+    first, *_, last = sorted(together)
+    (folder / "finished").unlink()
+    kept = {name: (folder / name).stat().st_mtime_ns for name in together if name not in (first, last)}
+    for name in (first, last):
+        (folder / name).unlink()
+    shared(["reconstruct", *words], 2)
+    assert differ(alone, pictures(folder)) == 0 and (folder / "finished").is_file()
+    untouched = [name for name, before in kept.items() if (folder / name).stat().st_mtime_ns == before]
+    assert untouched == sorted(together)[2:4]  # the batch in between, which had all its pictures
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+def test_every_option_of_the_sampler_is_heard(words):
+    plain = drawn(words)
+    assert differ(plain, drawn(words)) == 0
+    options = [["--scheduler", "ddim"], ["--negative_prompt", "a blurry photo"], ["--ip_adapter_scale", "0.3"], ["--num_steps", "3"]]
+    options += [["--guidance_scale", "6"], ["--no-use_image"], ["--no-use_text"]]
+    for option in options:
+        assert differ(plain, drawn(words, *option)) > 2, option
+    assert {picture.shape for picture in drawn(words, "sampler.size=64").values()} == {(64, 64, 3)}
+
+
+def test_drawing_from_nothing_is_refused_before_anything_is_written(words, capsys):
+    assert main(["reconstruct", *words, "--no-use_image", "--no-use_text"]) == 2
+    assert "leave one of them on" in capsys.readouterr().err
+    assert not list((Path(words[1]) / "reconstructions" / "brain").glob("*.png"))
+
+
+def test_an_unknown_scheduler_is_named_with_the_known_ones(words, capsys):
+    assert main(["reconstruct", *words, "--scheduler", "eular"]) == 2
+    assert "eular" in capsys.readouterr().err
+
+
+# --- several drawings of a brain ------------------------------------------------------------------------------------
+
+
+def test_the_best_drawing_is_the_one_nearest_to_the_decoded_embedding(words):
+    """Recomputed here from single drawings; the pictures that were seen play no part."""
+    kept = drawn(words, "--samples", "3")
+    folder = Path(words[1]) / "reconstructions" / "brain"
+    read = load_file(folder / "embeddings.safetensors")
+    config = load_config(*parse_overrides(words))
+    targets = Targets(config)
+    decoder: BrainDecoder = assemble(config, targets)
+    told = json.loads((folder / "index.json").read_text())["samples"]
+    assert told == notes(folder, read["ids"].tolist())
+    reader, different = decoder.brain_image, set()
+    for row, image in enumerate(read["ids"].tolist()):
+        some = slice(row, row + 1)
+        single = [decoder.draw(read["image"][some], read["text"][some], [image], steps=2, guidance_scale=2.0, sample=n) for n in range(3)]
+        said = torch.cat([reader.standardised(targets.image_encoder(x).target_BTD) for x in single]).flatten(1)
+        cosine = cosine_similarity(said, reader.standardised(read["image"][some]).flatten(1))
+        np.testing.assert_allclose(told[str(image)]["similarity"], cosine.numpy(), atol=1e-3)
+        assert told[str(image)]["sample"] == int(cosine.argmax())
+        best = (single[int(cosine.argmax())][0] * 255).round().permute(1, 2, 0).numpy().astype(int)
+        assert np.abs(best - kept[f"{image:06d}.png"]).max() <= 1
+        different.add(told[str(image)]["sample"])
+    assert len(different) > 1  # of five brains not all prefer the same drawing
+
+
+def test_one_drawing_is_the_first_of_several(words):
+    one, three = drawn(words), drawn(words, "--samples", "3")
+    folder = Path(words[1]) / "reconstructions" / "brain"
+    for name, note in notes(folder, [int(name[:6]) for name in three]).items():
+        same = np.abs(one[f"{int(name):06d}.png"] - three[f"{int(name):06d}.png"]).max() <= 1
+        assert same == (note["sample"] == 0)
