@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import braingen.clip.cache as cache_module
 from braingen.clip.cache import Cache, digest_of_texts, fingerprint_of_files
 
 N = 40
@@ -101,11 +102,15 @@ def test_an_interruption_loses_one_batch_at_most(model, tmp_path, finished):
 def test_killed_between_rows_and_their_mark_they_are_made_again(model, tmp_path, monkeypatch):
     ids = np.arange(16)
 
-    def killed(*args):
-        raise KeyboardInterrupt
+    open_table = cache_module._open_table
+
+    def open_or_die(path, *args):
+        if "made_from" in path.name:
+            raise KeyboardInterrupt
+        return open_table(path, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("braingen.clip.cache.replaced_file", killed)
+        patch.setattr(cache_module, "_open_table", open_or_die)
         with pytest.raises(KeyboardInterrupt):
             cache_of(model, tmp_path).of(ids, model.digests(ids), batch=8)
     model.asked.clear()
@@ -135,6 +140,14 @@ def test_a_table_someone_removed_is_made_again(model, tmp_path):
     cache_of(model, tmp_path).of(ids, model.digests(ids))
     for path in tmp_path.glob("*.rows.npy"):
         path.unlink()
+    np.testing.assert_array_equal(cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids))
+
+
+def test_a_removed_tables_marks_vouch_for_nothing(model, tmp_path):
+    cache_of(model, tmp_path).of(np.arange(6), model.digests(np.arange(6)))
+    next(tmp_path.glob("*.rows.npy")).unlink()
+    cache_of(model, tmp_path).of(np.arange(3), model.digests(np.arange(3)))
+    ids = np.arange(6)
     np.testing.assert_array_equal(cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids))
 
 

@@ -13,7 +13,7 @@ from numpy.lib.format import open_memmap
 from rich.progress import track
 from torch import Tensor
 
-from braingen.files import disk_errors_as_sentences, replaced_file, temporary_name
+from braingen.files import disk_errors_as_sentences, temporary_name
 
 Compute = Callable[[np.ndarray], Tensor]
 """Image ids (int64) -> one row per id."""
@@ -50,45 +50,62 @@ class Cache:
         digests : uint64, not 0, of what each row is made from
         batch : images computed at once; an interruption loses one batch at most
         """
+        return np.asarray(self.table(image_ids, digests, batch)[image_ids])
+
+    def table(self, image_ids: np.ndarray, digests: np.ndarray, batch: int = 64) -> np.ndarray:
+        """The memory-mapped table of all images, with the rows of some images filled; parameters as for :meth:`of`."""
         self.fill(image_ids, digests, batch)
-        return np.asarray(np.load(self._rows_path, mmap_mode="r")[image_ids])
+        return np.load(self._rows_path, mmap_mode="r")
+
+    def stale(self, image_ids: np.ndarray, digests: np.ndarray) -> np.ndarray:
+        """Positions, among distinct images, of those that are missing or were made from something else."""
+        known = self._made_from_path.exists() and self._rows_path.exists()
+        made_from = np.load(self._made_from_path, mmap_mode="r")[image_ids] if known else np.zeros(len(image_ids), dtype=np.uint64)
+        return np.flatnonzero(made_from != digests)
 
     def fill(self, image_ids: np.ndarray, digests: np.ndarray, batch: int = 64) -> None:
-        """Compute what is missing or stale among some images."""
+        """Compute what is missing or stale among some images.
+
+        Several processes may fill the same table at once, each its own images.
+        """
         wanted, first = np.unique(np.asarray(image_ids, dtype=np.int64), return_index=True)
         now = np.asarray(digests, dtype=np.uint64)[first]
-        known = self._made_from_path.exists() and self._rows_path.exists()
-        made_from = np.load(self._made_from_path) if known else np.zeros(self.num_images, dtype=np.uint64)
-        stale = made_from[wanted] != now
+        stale = self.stale(wanted, now)
         missing, now = wanted[stale], now[stale]
-        rows = None
+        rows: np.ndarray | None = None
+        made_from: np.ndarray | None = None
         starts = range(0, len(missing), batch)
         for start in track(starts, description=f"{self.name} of {len(missing)} images", disable=len(starts) < 4):
             ids = missing[start : start + batch]
             values = self.compute(ids).detach().float().cpu().numpy().astype(self.dtype)
-            if rows is None:
-                rows = self._open_rows(values.shape[1:])
-            rows[ids] = values
-            rows.flush()  # type: ignore[attr-defined]
-            made_from[ids] = now[start : start + batch]  # after the rows, so what is marked is there
-            with replaced_file(self._made_from_path) as handle:
-                np.save(handle, made_from)
-
-    def _open_rows(self, shape: tuple[int, ...]) -> np.ndarray:
-        if not self._rows_path.exists():
             with disk_errors_as_sentences(self._rows_path):
-                self._rows_path.parent.mkdir(parents=True, exist_ok=True)
-                fresh = temporary_name(self._rows_path)
-                open_memmap(fresh, "w+", self.dtype, (self.num_images, *shape)).flush()
-                try:
-                    os.link(fresh, self._rows_path)
-                except FileExistsError:
-                    pass  # another process made it meanwhile and may have filled rows already: both go on in that one
-                except OSError:
-                    os.replace(fresh, self._rows_path)  # a file system without links
-                finally:
-                    fresh.unlink(missing_ok=True)
-        return np.load(self._rows_path, mmap_mode="r+")
+                if rows is None or made_from is None:
+                    if not self._rows_path.exists():  # somebody removed it: its marks mean nothing any more
+                        self._made_from_path.unlink(missing_ok=True)
+                    rows = _open_table(self._rows_path, (self.num_images, *values.shape[1:]), self.dtype)
+                    made_from = _open_table(self._made_from_path, (self.num_images,), np.uint64)
+                made_from[ids] = 0  # should this process end between the next two lines, old digests must not vouch for new rows
+                rows[ids] = values
+                rows.flush()  # type: ignore[attr-defined]
+                made_from[ids] = now[start : start + batch]  # after the rows, so what is marked is there
+                made_from.flush()  # type: ignore[attr-defined]
+
+
+def _open_table(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """Map a file of zeros for writing, made sparse where it is not there yet."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = temporary_name(path)
+        open_memmap(fresh, "w+", dtype, shape).flush()
+        try:
+            os.link(fresh, path)
+        except FileExistsError:
+            pass  # another process made it meanwhile and may have filled rows already: both go on in that one
+        except OSError:
+            os.replace(fresh, path)  # a file system without links
+        finally:
+            fresh.unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r+")
 
 
 def digest_of_texts(texts: Iterable[Iterable[str]]) -> np.ndarray:

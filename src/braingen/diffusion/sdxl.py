@@ -90,6 +90,23 @@ def load_backbone(path: str, ip_adapter: str = "", dtype: torch.dtype = torch.fl
     return Backbone(unet.requires_grad_(False).eval(), vae.requires_grad_(False).eval(), scheduler)
 
 
+def load_vae(path: str, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+    """The autoencoder alone, frozen and in eval mode.
+
+    Raises
+    ------
+    UserError
+        When it is missing or incomplete.
+    """
+    try:
+        return _load_whole(AutoencoderKL, backbone_folder(path), "vae", dtype).requires_grad_(False).eval()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"backbone.path = {path!r} does not hold a VAE (vae/): {str(error).splitlines()[0]} Use backbone.path=tiny, a folder written "
+            "by save_pretrained, or a hub name such as stabilityai/stable-diffusion-xl-base-1.0."
+        ) from error
+
+
 def scheduler_named(name: str, own: SchedulerMixin) -> SchedulerMixin:
     """The scheduler of a name, with the noise schedule and the kind of prediction of a model's own; "own" is that one itself."""
     if name == "own":

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from diffusers import AutoencoderKL
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from braingen.clip.cache import Cache, digest_of_texts, fingerprint_of_files
 from braingen.clip.image_target import CLIPImageEncoder
@@ -15,7 +17,7 @@ from braingen.config import Config
 from braingen.data.captions import Captions, load_captions
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
-from braingen.diffusion.sdxl import backbone_folder
+from braingen.diffusion.sdxl import backbone_folder, load_vae
 from braingen.stages.machine import device_of
 
 
@@ -43,6 +45,7 @@ class Targets:
         self._device = device_of(config)
         self._image_encoder: CLIPImageEncoder | None = None
         self._text_encoder: CLIPTextEncoderDual | None = None
+        self._vae: AutoencoderKL | None = None
 
     @property
     def image_encoder(self) -> CLIPImageEncoder:
@@ -62,19 +65,37 @@ class Targets:
             ).to(self._device)
         return self._text_encoder
 
+    @property
+    def vae(self) -> AutoencoderKL:
+        """The frozen autoencoder in whose latents pictures are drawn."""
+        if self._vae is None:
+            self._vae = load_vae(self._choice.path).to(self._device)
+        return self._vae
+
     def image(self, image_ids: np.ndarray) -> Tensor:
         """CLIP embeddings of the pictures: N x T x D."""
+        return torch.from_numpy(self.image_cache().of(image_ids, self.stimuli.digests(image_ids)))
+
+    def image_cache(self) -> Cache:
+        """The table of CLIP embeddings of pictures."""
 
         def compute(ids: np.ndarray) -> Tensor:
             return self.image_encoder(torch.from_numpy(self.stimuli.images(ids)).to(self._device)).target_BTD
 
         output = f"{self._choice.image_output}, {'projected' if self._choice.image_projected else 'not projected'}"
         key = {"weights": fingerprint_of_files(_part(self.image_path, "image_encoder")), "output": output}
-        cache = Cache(self._folder, "image_embedding", key, len(self.stimuli), compute)
-        return torch.from_numpy(cache.of(image_ids, self.stimuli.digests(image_ids)))
+        return Cache(self._folder, "image_embedding", key, len(self.stimuli), compute)
 
     def text(self, image_ids: np.ndarray) -> Tensor:
         """Text encoders' states, averaged over each picture's captions: N x T x D."""
+        return torch.from_numpy(self.text_cache().of(image_ids, self.text_digests(image_ids)))
+
+    def text_digests(self, image_ids: np.ndarray) -> np.ndarray:
+        """Of every picture's captions."""
+        return digest_of_texts(self.captions[i] for i in image_ids)
+
+    def text_cache(self) -> Cache:
+        """The table of text encoders' states."""
 
         def compute(ids: np.ndarray) -> Tensor:
             return self.text_encoder([self.captions[i] for i in ids])
@@ -83,8 +104,34 @@ class Targets:
         weights = "/".join(fingerprint_of_files(_part(self._backbone, name)) for name in parts)
         which = {"eos": "end of sequence", "all": "all tokens"}[self._choice.text_tokens]
         key = {"weights": weights, "output": f"{self._choice.text_output} {which}, mean of captions"}
-        cache = Cache(self._folder, "text_embedding", key, len(self.stimuli), compute)
-        return torch.from_numpy(cache.of(image_ids, digest_of_texts(self.captions[i] for i in image_ids)))
+        return Cache(self._folder, "text_embedding", key, len(self.stimuli), compute)
+
+    def latents(self, image_ids: np.ndarray, size: int) -> np.ndarray:
+        """VAE latents of pictures at a size, ready for noise: the memory-mapped table of all images, those asked for filled.
+
+        Parameters
+        ----------
+        image_ids : the pictures that will be used
+        size : side in pixels; pictures of another side are resized bicubically
+
+        Returns
+        -------
+        images of the data folder x C x h x w, float16: the mean of the encoder's Gaussian, scaled by the VAE's factor
+        """
+        return self.latents_cache(size).table(image_ids, self.stimuli.digests(image_ids), batch=16)
+
+    def latents_cache(self, size: int) -> Cache:
+        """The table of VAE latents of pictures at a size."""
+
+        @torch.no_grad()
+        def compute(ids: np.ndarray) -> Tensor:
+            pictures = torch.from_numpy(self.stimuli.images(ids)).to(self._device)
+            if pictures.shape[-1] != size:
+                pictures = interpolate(pictures, size=(size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+            return self.vae.encode(pictures * 2 - 1).latent_dist.mode() * self.vae.config.scaling_factor
+
+        key = {"weights": fingerprint_of_files(_part(self._backbone, "vae")), "size": str(size)}
+        return Cache(self._folder.parent / "latents", "latents", key, len(self.stimuli), compute, np.float16)
 
     def text_widths(self, modality: str) -> tuple[int, ...]:
         """Width of every text encoder that is decoded, in the order of the target's columns; empty for images."""
