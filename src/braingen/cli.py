@@ -12,7 +12,7 @@ from pathlib import Path
 import sys
 from typing import NamedTuple
 
-from braingen.config import Config, Section, load_config, resolve
+from braingen.config import ALIASES, Config, Section, load_config, resolve
 from braingen.errors import UserError
 
 
@@ -27,6 +27,8 @@ class Command(NamedTuple):
     """Settings that matter to it, for its help."""
     choices: tuple[str, ...] = ()
     """What may follow the command's name, where something must."""
+    own: str = ""
+    """The section whose names win where several sections have a setting of that name."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -38,6 +40,8 @@ COMMANDS: dict[str, Command] = {
                      ("run", "data", "backbone", "encoder", "prior", "loss_image", "loss_text", "optim"), ("image", "text")),
     "reconstruct": Command("stage 3: draw the test images from brain activity", "braingen.stages.reconstruct", "reconstruct",
                            ("run", "data", "backbone", "sampler")),
+    "refine": Command("stage 4: refine finished reconstructions, image to image", "braingen.stages.refine", "refine",
+                      ("run", "backbone", "refiner"), own="refiner"),
     "evaluate": Command("score the reconstructions, with intervals, random voxels and a ceiling", "braingen.stages.evaluate", "evaluate",
                         ("run", "data", "scores")),
     "report": Command("one HTML page of pictures, scores and curves", "braingen.stages.report", "report", ("run", "data")),
@@ -93,7 +97,7 @@ def _run(words: list[str]) -> int:
             wanted = " or ".join(command.choices)
             raise UserError(f"braingen {name} wants {wanted} next, not {given}: braingen {name} {command.choices[0]} ...")
         choice = [rest.pop(0)]
-    file, overrides = parse_overrides(rest)
+    file, overrides = parse_overrides(rest, command.own)
     config = load_config(file, overrides)  # before the stage: its libraries take seconds to load, a typo is told at once
     stage: Callable[..., Path | None] = getattr(import_module(command.module), command.function)
     result = stage(config, *choice)
@@ -102,8 +106,12 @@ def _run(words: list[str]) -> int:
     return 0
 
 
-def parse_overrides(words: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
+def parse_overrides(words: Sequence[str], own: str = "") -> tuple[Path | None, dict[str, str]]:
     """Read ``--config FILE`` and overrides: ``section.field=value``, ``--flag value``, ``--flag=value``, ``--flag`` and ``--no-flag``.
+
+    Parameters
+    ----------
+    own : section whose names win where several sections have a setting of that name
 
     Returns
     -------
@@ -118,7 +126,7 @@ def parse_overrides(words: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
             name, equals, value = word.partition("=")
             if not equals:
                 raise UserError(f"'{word}' is not understood: write settings as section.field=value or --name value.")
-            overrides[resolve(name)] = value
+            overrides[_setting(name, own)] = value
             continue
         name, equals, value = word[2:].partition("=")
         if name in SHORTHANDS and not equals:
@@ -131,16 +139,27 @@ def parse_overrides(words: Sequence[str]) -> tuple[Path | None, dict[str, str]]:
                 raise UserError("--config needs a file, for instance --config configs/simulated.yaml.")
             file = Path(value if equals else remaining.pop(0))
         elif has_value:
-            overrides[resolve(name)] = value if equals else remaining.pop(0)
+            overrides[_setting(name, own)] = value if equals else remaining.pop(0)
         elif name.startswith("no-") or name.startswith("no_"):
-            overrides[_switch(name[3:])] = "false"
+            overrides[_switch(name[3:], own)] = "false"
         else:
-            overrides[_switch(name)] = "true"
+            overrides[_switch(name, own)] = "true"
     return file, overrides
 
 
-def _switch(name: str) -> str:
-    path = resolve(name)
+def _setting(name: str, own: str) -> str:
+    """The setting that a name means to a command with a section of its own."""
+    name = name.replace("-", "_")
+    if own:
+        fields = Config.model_fields[own].annotation.model_fields  # type: ignore[union-attr]
+        field = name if name in fields else ALIASES.get(name, "").partition(".")[2]  # a flag people know, of another section
+        if field in fields:
+            return f"{own}.{field}"
+    return resolve(name)
+
+
+def _switch(name: str, own: str) -> str:
+    path = _setting(name, own)
     section, field = path.split(".")
     if Config.model_fields[section].annotation.model_fields[field].annotation is not bool:  # type: ignore[union-attr]
         raise UserError(f"--{name} needs a value: --{name} VALUE (now {getattr(getattr(Config(), section), field)!r}).")

@@ -21,6 +21,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 Scale = Annotated[float, Field(ge=0)]
 Factor = Annotated[float, Field(gt=0)]
 Folder = Annotated[Path, AfterValidator(Path.expanduser)]
+Scheduler = Literal["own", "euler", "euler_ancestral", "heun", "ddim", "ddpm", "dpmpp_2m", "unipc"]
 # YAML reads a bare `no` as false
 Precision = Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
 
@@ -91,6 +92,8 @@ class BackboneConfig(Section):
     """CLIP whose image embeddings are decoded: folder or hub name; empty for <path>/image_encoder."""
     ip_adapter: str = ""
     """IP-Adapter: a safetensors file, or a folder or hub name with sdxl_models/ip-adapter_sdxl.safetensors; empty for <path>/ip_adapter."""
+    refiner: str = ""
+    """What `braingen refine` draws with (stabilityai/stable-diffusion-xl-refiner-1.0, or a folder); empty for <path>, the base model."""
     image_output: Literal["pooled", "tokens", "both"] = "pooled"
     """What of the image is decoded: CLIP's pooled embedding (MoRE-Brain), its patch tokens (MindEye2: 256), or both."""
     image_projected: bool = True
@@ -306,7 +309,7 @@ class SamplerConfig(Section):
     """What is read: brain activity, voxels drawn at random (baseline), or the true embeddings (ceiling)."""
     steps: Positive = 30
     """Denoising steps (published: 30-50)."""
-    scheduler: Literal["own", "euler", "euler_ancestral", "heun", "ddim", "ddpm", "dpmpp_2m", "unipc"] = "own"
+    scheduler: Scheduler = "own"
     """Rule from step to step; own is the backbone's (SDXL: euler)."""
     negative_prompt: str = ""
     """Text that guidance leads away from (published runs: about low quality); empty for no condition at all."""
@@ -332,6 +335,37 @@ class SamplerConfig(Section):
     """Average the embeddings of an image's presentations (published), or read out a single trial."""
     num_images: NotNegative = 0
     """Reconstruct only the first n test images; 0 for all."""
+
+
+class RefinerConfig(Section):
+    """Refinement: image-to-image on finished reconstructions (METHOD section 5)."""
+
+    recons: str = ""
+    """Folder of reconstructions to refine; empty for <folder>/reconstructions/<sampler.source>."""
+    output: str = ""
+    """Where refined pictures go; empty for the same name with _refined at its end."""
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of the steps that is drawn anew (published: 0.2-0.5)."""
+    denoising_start: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Instead of the strength: share of the noise schedule's time that is left out; the picture is made as noisy as belongs to it."""
+    steps: Positive = 20
+    """Steps of the whole way, of which strength or denoising_start leave a part."""
+    scheduler: Scheduler = "own"
+    """Rule from step to step; own is the refiner's."""
+    guidance_scale: Annotated[float, Field(ge=1)] = 5.0
+    """Classifier-free guidance (published: 5)."""
+    negative_prompt: str = ""
+    """Text that guidance leads away from."""
+    aesthetic_score: Scale = 6.0
+    """How pleasing the picture is to be, heard by SDXL's refiner only (diffusers: 6)."""
+    negative_aesthetic_score: Scale = 2.5
+    """The same for what guidance leads away from (diffusers: 2.5)."""
+    use_image: bool = False
+    """Listen to the decoded image embedding as well, through the IP-Adapter; a base model's only (published: text alone)."""
+    size: NotNegative = 0
+    """Side in pixels at which is refined; 0 for the reconstructions' own."""
+    batch_size: Positive = 8
+    """Pictures refined at once; they do not depend on it."""
 
 
 class ScoresConfig(Section):
@@ -361,6 +395,7 @@ class Config(Section):
     lora: LoraConfig = LoraConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     sampler: SamplerConfig = SamplerConfig()
+    refiner: RefinerConfig = RefinerConfig()
     scores: ScoresConfig = ScoresConfig()
 
 
@@ -378,6 +413,11 @@ ALIASES = {
     "guidance_scale": "sampler.guidance_scale",
     "num_inference_steps": "sampler.steps",
     "num_steps": "sampler.steps",
+    "steps": "sampler.steps",
+    "size": "sampler.size",
+    "scheduler": "sampler.scheduler",
+    "use_image": "sampler.use_image",
+    "negative_prompt": "sampler.negative_prompt",
     "blurry_recon": "encoder.low_level",
     "capacity_factor": "encoder.capacity_factor_0",
 }

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 import torch
 from torch.nn.functional import cosine_similarity
-from unit.fake_backbone import write_fake_backbone
+from unit.fake_backbone import write_fake_backbone, write_fake_refiner
 
 from braingen.cli import main, parse_overrides
 from braingen.config import load_config
@@ -73,7 +73,7 @@ def shared(words: list[str], processes: int) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["braingen.stages.reconstruct"])
+    context.set_forkserver_preload(["braingen.stages.reconstruct", "braingen.stages.refine"])
     started = [context.Process(target=_one_of, args=(rank, processes, port, torch.get_num_threads(), words)) for rank in range(processes)]
     for process in started:
         process.start()
@@ -173,3 +173,42 @@ def test_one_drawing_is_the_first_of_several(words):
     for name, note in notes(folder, [int(name[:6]) for name in three]).items():
         same = np.abs(one[f"{int(name):06d}.png"] - three[f"{int(name):06d}.png"]).max() <= 1
         assert same == (note["sample"] == 0)
+
+
+# --- refinement -----------------------------------------------------------------------------------------------------
+
+
+def test_refining_makes_another_folder_of_the_same_form(words, tmp_path):
+    before = drawn(words)
+    recons = Path(words[1]) / "reconstructions" / "brain"
+    more = ["--strength", "0.5", "--steps", "4", "--guidance_scale", "3", "refiner.batch_size=2"]
+    assert main(["refine", *words, *more]) == 0
+    folder = recons.with_name("brain_refined")
+    after = pictures(folder)
+    assert differ(before, after) > 2
+    for name in ("index.json", "embeddings.safetensors"):
+        assert (folder / name).read_bytes() == (recons / name).read_bytes()
+    assert load_config(*parse_overrides([*words, *more], "refiner")).refiner.guidance_scale == 3
+    # the same bits from two processes, from a folder that was left half done
+    (folder / "finished").unlink()
+    for name in list(after)[:3]:
+        (folder / name).unlink()
+    shared(["refine", *words, *more], 2)
+    assert differ(after, pictures(folder)) == 0 and (folder / "finished").is_file()
+    # the refiner's own classes, and a folder and a start of one's own
+    refiner = write_fake_refiner(tmp_path / "refiner")
+    own = ["--refiner", str(refiner), "--output", str(tmp_path / "other"), "--recons", str(recons), "--denoising_start", "0.4"]
+    assert main(["refine", *words, *more, *own]) == 0
+    assert differ(after, pictures(tmp_path / "other")) > 2
+
+
+def test_refining_says_what_is_missing_and_keeps_to_the_pictures_it_began_with(words, capsys, tmp_path):
+    assert main(["refine", *words]) == 2
+    assert "run `braingen reconstruct --folder" in capsys.readouterr().err
+    drawn(words)
+    assert main(["refine", *words, "--strength", "0.5", "--steps", "2"]) == 0
+    drawn(words, "--guidance_scale", "4")
+    assert main(["refine", *words, "--strength", "0.5", "--steps", "2"]) == 2
+    assert "recons was" in capsys.readouterr().err
+    assert main(["refine", *words, "--use_image", "--refiner", "somewhere", "--output", str(tmp_path / "other")]) == 2
+    assert "refiner has none" in capsys.readouterr().err and not (tmp_path / "other").exists()

@@ -35,8 +35,8 @@ def random_adapter(unet: UNet2DConditionModel, image_width: int = IMAGE_WIDTH, s
     return weights
 
 
-def plain_unet(seed: int = 0, pooled_width: int = POOLED_WIDTH) -> UNet2DConditionModel:
-    """An SDXL-shaped U-Net of random weights, without an IP-Adapter."""
+def plain_unet(seed: int = 0, pooled_width: int = POOLED_WIDTH, text_width: int = TEXT_WIDTH, told: int = 6) -> UNet2DConditionModel:
+    """An SDXL-shaped U-Net of random weights, without an IP-Adapter; a refiner is told five numbers and has the second encoder's width."""
     torch.manual_seed(seed)
     return UNet2DConditionModel(
         sample_size=8,
@@ -45,11 +45,11 @@ def plain_unet(seed: int = 0, pooled_width: int = POOLED_WIDTH) -> UNet2DConditi
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
         attention_head_dim=(1, 2),
-        cross_attention_dim=TEXT_WIDTH,
+        cross_attention_dim=text_width,
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + pooled_width,
+        projection_class_embeddings_input_dim=told * 8 + pooled_width,
         norm_num_groups=8,
     )
 
@@ -99,5 +99,15 @@ def write_fake_backbone(folder: Path, with_clip: bool = False) -> Path:
     (folder / "ip_adapter").mkdir()
     save_file(random_adapter(unet), folder / "ip_adapter" / "ip-adapter.safetensors")
     for name in ("image_encoder", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2") if with_clip else ():
+        shutil.copytree(TINY / name, folder / name)
+    return folder
+
+
+def write_fake_refiner(folder: Path) -> Path:
+    """A folder of the structure of SDXL's refiner: one text encoder, five numbers beside the text."""
+    plain_unet(seed=3, text_width=POOLED_WIDTH, told=5).save_pretrained(folder / "unet")
+    small_vae().save_pretrained(folder / "vae")
+    sdxl_scheduler().save_pretrained(folder / "scheduler")
+    for name in ("text_encoder_2", "tokenizer_2"):
         shutil.copytree(TINY / name, folder / name)
     return folder

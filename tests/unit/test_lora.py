@@ -106,7 +106,7 @@ def test_switched_off_the_unet_is_as_it_came():
 
 def test_the_plain_unet_can_be_taken_out_from_under_it():
     unet = fake_backbone().unet
-    expected = {key: value for key, value in without_ip_adapter(unet).state_dict().items()}
+    expected = dict(without_ip_adapter(unet).state_dict())
     add_lora(unet, 3)
     plain = without_ip_adapter(unet)
     assert not has_lora(plain)

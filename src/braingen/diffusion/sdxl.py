@@ -52,7 +52,7 @@ class Backbone(NamedTuple):
     """What draws."""
 
     unet: UNet2DConditionModel
-    """With the IP-Adapter in place."""
+    """With the IP-Adapter in place, where there is to be one."""
     vae: AutoencoderKL
     scheduler: SchedulerMixin
 
@@ -76,6 +76,20 @@ def load_backbone(path: str, ip_adapter: str = "", dtype: torch.dtype = torch.fl
     UserError
         When a part is missing, with what to type.
     """
+    backbone = load_plain(path, dtype)
+    add_ip_adapter(backbone.unet, load_ip_adapter_file(ip_adapter or str(Path(backbone_folder(path)) / "ip_adapter")))
+    backbone.unet.requires_grad_(False).eval()
+    return backbone
+
+
+def load_plain(path: str, dtype: torch.dtype = torch.float32, setting: str = "backbone.path") -> Backbone:
+    """Load U-Net, VAE and scheduler as they are in a folder or on the hub, without an IP-Adapter, frozen.
+
+    Parameters
+    ----------
+    path, dtype : as for :func:`load_backbone`
+    setting : that names it, for messages
+    """
     folder = backbone_folder(path)
     try:
         unet = _load_whole(UNet2DConditionModel, folder, "unet", dtype)
@@ -83,10 +97,9 @@ def load_backbone(path: str, ip_adapter: str = "", dtype: torch.dtype = torch.fl
         scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"backbone.path = {path!r} does not hold an SDXL pipeline (unet/, vae/, scheduler/): {str(error).splitlines()[0]} "
-            "Use backbone.path=tiny, a folder written by save_pretrained, or a hub name such as stabilityai/stable-diffusion-xl-base-1.0."
+            f"{setting} = {path!r} does not hold an SDXL pipeline (unet/, vae/, scheduler/): {str(error).splitlines()[0]} "
+            f"Use {setting}=tiny, a folder written by save_pretrained, or a hub name such as stabilityai/stable-diffusion-xl-base-1.0."
         ) from error
-    add_ip_adapter(unet, load_ip_adapter_file(ip_adapter or str(Path(folder) / "ip_adapter")))
     return Backbone(unet.requires_grad_(False).eval(), vae.requires_grad_(False).eval(), scheduler)
 
 

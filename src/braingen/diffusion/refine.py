@@ -1,0 +1,243 @@
+"""Refinement: a picture is made noisy again for a part of the way and drawn anew from there, listening to the decoded text.
+
+On SDXL's refiner as well as on a base model; which of the two it is, is read off the U-Net.
+
+B pictures, T tokens, D width of the text embedding, K numbers told beside it, H W sides in pixels, h w of the latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from braingen.clip.text_target import CLIPTextEncoderDual, Output
+from braingen.diffusion.sample import decode_latents, denoise_from, seeded_generators, seeded_noise, size_ids
+from braingen.diffusion.sdxl import add_ip_adapter, backbone_folder, image_embedding_width, load_ip_adapter_file, load_plain, vae_factor
+from braingen.errors import UserError
+from braingen.records import Conditioning
+from braingen.routing.conditioning import ConditioningForm
+
+SIZES, SCORE = 6, 5
+"""Numbers that a base model is told (original size, crop, target size), and a refiner (original size, crop, aesthetic score)."""
+
+
+class Refiner(NamedTuple):
+    """What refines."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    scheduler: SchedulerMixin
+    form: ConditioningForm
+    """Shape of what the U-Net reads."""
+    unconditional: Conditioning
+    """What guidance leads away from, one row."""
+    scored: bool
+    """Whether the U-Net is told an aesthetic score (SDXL's refiner) instead of a target size."""
+
+
+class Refinement(NamedTuple):
+    """How much is drawn anew, and how."""
+
+    steps: int
+    """Of the whole way from noise to picture; a part of them is gone."""
+    strength: float
+    """Share of the steps that is gone (published runs: 0.2-0.5)."""
+    guidance_scale: float
+    """Classifier-free guidance; 1 for none."""
+    denoising_start: float | None = None
+    """Instead of the strength: the share of the noise schedule's time that is left out."""
+    aesthetic_score: float = 6.0
+    negative_aesthetic_score: float = 2.5
+    """Of the condition and of what guidance leads away from; heard by SDXL's refiner only."""
+
+
+def numbers_told(unet: UNet2DConditionModel, pooled_width: int) -> int:
+    """How many numbers (sizes, scores) a U-Net is told beside the pooled text embedding.
+
+    Raises
+    ------
+    UserError
+        When it is neither a base model's six nor a refiner's five.
+    """
+    width, each = unet.add_embedding.linear_1.in_features, unet.config.addition_time_embed_dim
+    told, left = divmod(width - pooled_width, each)
+    if left or told not in (SIZES, SCORE):
+        raise UserError(
+            f"The U-Net's added embedding is {width} wide; with a pooled text of {pooled_width} and {each} per number it would have to be "
+            f"{pooled_width + SIZES * each} (a base model) or {pooled_width + SCORE * each} (a refiner): give the folder of an SDXL model."
+        )
+    return told
+
+
+def assemble_refiner(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    scheduler: SchedulerMixin,
+    text_encoder: CLIPTextEncoderDual,
+    prompts: CLIPTextEncoderDual,
+    negative_prompt: str = "",
+) -> Refiner:
+    """Put a refiner together.
+
+    Parameters
+    ----------
+    text_encoder : the one whose embeddings are decoded; asked for its start token and widths
+    prompts : the encoders that the U-Net's prompts come from, bigG among them
+    negative_prompt : what guidance leads away from. An empty one is nothing at all for a base model, and an empty text for a refiner:
+        so they were trained (``force_zeros_for_empty_prompt``)
+    """
+    pooled = prompts.models["bigG"].config.projection_dim
+    scored = numbers_told(unet, pooled) == SCORE
+    image_shape = (1, image_embedding_width(unet) if unet.encoder_hid_proj is not None else 1)
+    form = ConditioningForm.of(
+        text_encoder, cross_attention_dim=unet.config.cross_attention_dim, pooled_dim=pooled, image_shape=image_shape
+    ).to(unet.device, unet.dtype)
+    unconditional = form.prompt(prompts.prompt([negative_prompt])) if negative_prompt or scored else form.empty(1)
+    return Refiner(unet, vae, scheduler, form, unconditional, scored)
+
+
+def load_refiner(
+    path: str,
+    *,
+    text_output: Output = "bigG",
+    ip_adapter: str | None = None,
+    negative_prompt: str = "",
+    dtype: torch.dtype = torch.float32,
+) -> Refiner:
+    """Load a refiner, or a base model to refine with, frozen.
+
+    Parameters
+    ----------
+    path : 'tiny', a folder with unet/, vae/, scheduler/, text_encoder_2/ and tokenizer_2/, or a hub name
+    text_output : whose embeddings are decoded. A refiner reads bigG's columns only
+    ip_adapter : where an IP-Adapter is, to listen to the image embedding as well (a base model's only); None for none
+    negative_prompt : see :func:`assemble_refiner`
+
+    Raises
+    ------
+    UserError
+        When a part is missing or does not fit, with what to type.
+    """
+    folder = backbone_folder(path)
+    unet, vae, scheduler = load_plain(path, dtype, setting="backbone.refiner")
+    second = CLIPTextEncoderDual.from_pretrained(folder, dtype=torch.float32)
+    text_encoder = prompts = second
+    if unet.config.cross_attention_dim > second.clip_emb_dim:  # the first text encoder has columns too
+        if text_output != "bigG":
+            text_encoder = CLIPTextEncoderDual.from_pretrained(folder, output=text_output, dtype=torch.float32)
+        if negative_prompt:
+            prompts = CLIPTextEncoderDual.from_pretrained(folder, output="joint", dtype=torch.float32)
+    elif text_output == "L":
+        raise UserError(f"{path} reads the second text encoder only, and backbone.text_output is L: refine with a base model.")
+    if ip_adapter is not None:
+        add_ip_adapter(unet, load_ip_adapter_file(ip_adapter))
+    return assemble_refiner(unet.requires_grad_(False).eval(), vae, scheduler, text_encoder, prompts, negative_prompt)
+
+
+def last_times(scheduler: SchedulerMixin, how: Refinement) -> tuple[Tensor, int]:
+    """The scheduler's times that a refinement goes through, and the number of the first of them.
+
+    Raises
+    ------
+    UserError
+        When not one is left.
+    """
+    times = scheduler.timesteps
+    if how.denoising_start is None:
+        first = (how.steps - min(int(how.steps * how.strength), how.steps)) * scheduler.order
+        told = f"strength {how.strength:g} of {how.steps} steps"
+    else:
+        total = scheduler.config.num_train_timesteps
+        left = int((times < round(total * (1 - how.denoising_start))).sum())
+        if scheduler.order == 2 and left % 2 == 0 and left < len(times):
+            left += 1  # every time but the first stands there twice; a step is not to be cut in two
+        first = len(times) - left
+        told = f"denoising_start {how.denoising_start:g} with {how.steps} steps"
+    if first >= len(times):
+        raise UserError(f"{told} leaves no step to refine with: use more steps, a larger strength or an earlier denoising_start.")
+    return times[first:], first
+
+
+def encode_pictures(vae: AutoencoderKL, images_B3HW: Tensor) -> Tensor:
+    """Pictures in [0, 1] to scaled latents, B x 4 x h x w: the most probable ones, without the autoencoder's own noise."""
+    x_B3HW = images_B3HW.to(vae.device, vae.dtype) * 2 - 1
+    return vae.encode(x_B3HW).latent_dist.mode() * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def refine_pictures(
+    refiner: Refiner,
+    images_B3HW: Tensor,
+    text_BTD: Tensor,
+    image_ids: Sequence[int],
+    how: Refinement,
+    *,
+    seed: int = 0,
+    image_BTD: Tensor | None = None,
+    size: int = 0,
+) -> Tensor:
+    """Refine pictures.
+
+    Parameters
+    ----------
+    images_B3HW : square, in [0, 1]
+    text_BTD : decoded text embeddings in the text encoder's own units
+    image_ids : with the seed they determine the noise
+    image_BTD : decoded image embeddings, where the U-Net has an IP-Adapter and is to listen to them
+    size : side at which it is refined, in pixels; 0 for the pictures' own
+
+    Returns
+    -------
+    images_B3HW : float32 in [0, 1], of the side at which they were refined
+
+    Raises
+    ------
+    UserError
+        When pictures are not square, their side does not fit the autoencoder, or no step is left.
+    """
+    side = size or images_B3HW.shape[-1]
+    factor = vae_factor(refiner.vae)
+    if images_B3HW.shape[-2] != images_B3HW.shape[-1] or side % factor:
+        shape = tuple(images_B3HW.shape[-2:])
+        raise UserError(f"pictures are {shape} pixels, refined at {side}: give square ones, their side a multiple of {factor}.")
+    if side != images_B3HW.shape[-1]:
+        resized = interpolate(images_B3HW.float(), size=(side, side), mode="bicubic", antialias=True, align_corners=False)
+        images_B3HW = resized.clamp(0, 1)
+    unet, scheduler, form, batch = refiner.unet, refiner.scheduler, refiner.form, len(images_B3HW)
+    clean = encode_pictures(refiner.vae, images_B3HW).to(unet.dtype)
+    scheduler.set_timesteps(how.steps, device=clean.device)
+    times, first = last_times(scheduler, how)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    noise = seeded_noise(image_ids, tuple(clean.shape[1:]), seed, "refinement").to(clean)
+    latents = scheduler.add_noise(clean, noise, times[:1].expand(batch))
+    begin, end = form.text_columns
+    text = form.text(text_BTD[..., begin - end :].to(form.start_C))  # of L and bigG side by side a refiner reads the latter
+    condition = form.empty(batch)._replace(tokens_BTC=text)
+    if image_BTD is not None:
+        condition = condition._replace(image_embeds_BTD=image_BTD.to(form.start_C))
+    tokens, image, pooled = (x.expand(batch, *x.shape[1:]) for x in refiner.unconditional[:3] if isinstance(x, Tensor))
+    given, without = size_ids(side, batch, latents), size_ids(side, batch, latents)
+    if refiner.scored:
+        given, without = (
+            torch.cat([sizes[:, :4], torch.full_like(sizes[:, :1], score)], dim=1)
+            for sizes, score in ((given, how.aesthetic_score), (without, how.negative_aesthetic_score))
+        )
+    latents = denoise_from(
+        unet,
+        scheduler,
+        latents,
+        times,
+        lambda t, noisy: condition,
+        Conditioning(tokens, image, pooled),
+        given,
+        without,
+        guidance_scale=how.guidance_scale,
+        generators=seeded_generators(image_ids, seed, "steps of refinement"),
+    )
+    return decode_latents(refiner.vae, latents)

@@ -1,0 +1,146 @@
+"""Stage 4: refine finished reconstructions, image to image, with the decoded text as the condition.
+
+Reads a folder of reconstructions and writes another of the same form, so that whatever reads or scores the one does so with the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+import shutil
+import time
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import load_file
+import torch
+from torch import Tensor
+
+from braingen.clip.cache import fingerprint_of_files
+from braingen.config import Config
+from braingen.diffusion.decoder import to_pil
+from braingen.diffusion.refine import Refinement, Refiner, load_refiner, refine_pictures
+from braingen.diffusion.sdxl import backbone_folder, scheduler_named
+from braingen.errors import UserError
+from braingen.files import replaced_path, write_json
+from braingen.records import Conditioning
+from braingen.stages.drawing import Drawn, draw_missing, picture_path
+from braingen.stages.machine import device_of
+from braingen.stages.reconstruct import EMBEDDINGS, INDEX, folder_of
+from braingen.stages.workers import Workers, shared_run
+
+REFINED = "_refined"
+"""What a folder of refined pictures is called, after the name of the one it was made from."""
+
+
+def recons_of(config: Config) -> Path:
+    """The reconstructions that are refined."""
+    return Path(config.refiner.recons).expanduser() if config.refiner.recons else folder_of(config)
+
+
+def refined_folder(config: Config) -> Path:
+    """Where the refined pictures go."""
+    if config.refiner.output:
+        return Path(config.refiner.output).expanduser()
+    recons = recons_of(config)
+    return recons.with_name(recons.name + REFINED)
+
+
+def _digest(folder: Path, ids: list[int]) -> str:
+    """Of the pictures and embeddings that are refined: those of others are not passed off as theirs."""
+    digest = hashlib.sha256()
+    for path in [folder / EMBEDDINGS, *(picture_path(folder, image) for image in ids)]:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def _require(config: Config) -> list[int]:
+    """Image ids of finished reconstructions."""
+    folder = recons_of(config)
+    lacking = [name for name in (INDEX, EMBEDDINGS) if not (folder / name).is_file()]
+    if lacking:
+        raise UserError(
+            f"{folder} holds no finished reconstructions (no {lacking[0]}): run `braingen reconstruct --folder {config.run.folder}` first, "
+            "or name another folder of ours: --recons FOLDER."
+        )
+    if refined_folder(config) == folder:
+        raise UserError(f"refiner.output = {folder} is the folder of the reconstructions themselves; give another one.")
+    if config.refiner.use_image and config.backbone.refiner:
+        raise UserError("refiner.use_image needs the base model's IP-Adapter; SDXL's refiner has none: leave one of the two settings out.")
+    return [int(image) for image in json.loads((folder / INDEX).read_text())["images"]]
+
+
+def setup(config: Config) -> Refiner:
+    """Load what refines, and fail early."""
+    settings = config.refiner
+    adapter = None
+    if settings.use_image:
+        adapter = config.backbone.ip_adapter or str(Path(backbone_folder(config.backbone.path)) / "ip_adapter")
+    path = config.backbone.refiner or config.backbone.path
+    text = config.backbone.text_output
+    refiner = load_refiner(path, text_output=text, ip_adapter=adapter, negative_prompt=settings.negative_prompt)
+    device = device_of(config)
+    return refiner._replace(
+        unet=refiner.unet.to(device),
+        vae=refiner.vae.to(device),
+        scheduler=scheduler_named(settings.scheduler, refiner.scheduler),
+        form=refiner.form.to(device),
+        unconditional=Conditioning(*(x.to(device) for x in refiner.unconditional[:3])),  # type: ignore[union-attr, arg-type]
+    )
+
+
+def _read(folder: Path, ids: list[int]) -> Tensor:
+    """Pictures of one size as B x 3 x H x W in [0, 1]."""
+    pictures = []
+    for image in ids:
+        with Image.open(picture_path(folder, image)) as picture:
+            pictures.append(np.asarray(picture.convert("RGB")))
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+
+
+def refine(config: Config) -> Path:
+    """Refine every picture of a folder of reconstructions; what is refined already is kept.
+
+    Returns
+    -------
+    folder : of the same form as that of the reconstructions
+    """
+    recons, folder, chosen = recons_of(config), refined_folder(config), config.refiner
+    ids = _require(config)
+    settings = config.model_dump(mode="json", include={"backbone": True, "refiner": True, "data": {"subjects"}})
+    settings |= {"seed": config.run.seed, "recons": _digest(recons, ids)}
+    settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.refiner or config.backbone.path))
+    workers = Workers(config)
+    free = ["refiner.batch_size", "refiner.recons", "refiner.output"]
+    with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=free) as run:
+        if workers.told(run.finished):
+            return folder
+        started = time.monotonic()
+        refiner = setup(config)
+        read = load_file(recons / EMBEDDINGS)
+        row = {image: number for number, image in enumerate(read["ids"].tolist())}
+        how = Refinement(**chosen.model_dump(include=set(Refinement._fields)))
+
+        def draw(some: slice) -> list[Drawn]:
+            rows = [row[image] for image in ids[some]]
+            refined = refine_pictures(
+                refiner,
+                _read(recons, ids[some]),
+                read["text"][rows],
+                ids[some],
+                how,
+                seed=config.run.seed,
+                image_BTD=read["image"][rows] if chosen.use_image else None,
+                size=chosen.size,
+            )
+            return [Drawn(picture) for picture in to_pil(refined)]
+
+        draw_missing(folder, ids, chosen.batch_size, draw, workers, f"refining {len(ids)} pictures of {recons.name}")
+        if workers.main:
+            with replaced_path(folder / EMBEDDINGS) as temporary:
+                shutil.copyfile(recons / EMBEDDINGS, temporary)
+            write_json(folder / INDEX, json.loads((recons / INDEX).read_text()))
+            run.mark_finished({"images": len(ids), "seconds": round(time.monotonic() - started, 1)})
+        workers.wait()
+    return folder
