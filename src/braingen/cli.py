@@ -44,6 +44,8 @@ COMMANDS: dict[str, Command] = {
                       ("run", "backbone", "refiner"), own="refiner"),
     "evaluate": Command("score the reconstructions, with intervals, random voxels and a ceiling", "braingen.stages.evaluate", "evaluate",
                         ("run", "data", "scores")),
+    "study": Command("people as judges: build a study for any browser, check and analyse its results", "braingen.stages.study", "study",
+                     ("run", "data", "study"), ("build", "check", "analyse", "simulate")),
     "report": Command("one HTML page of pictures, scores and curves", "braingen.stages.report", "report", ("run", "data")),
     "settings": Command("list every setting with its default and meaning", "braingen.cli", "print_settings", ()),
 }  # fmt: skip

@@ -379,6 +379,47 @@ class ScoresConfig(Section):
     """Seeded draws of the candidates (published: 30)."""
 
 
+class StudyConfig(Section):
+    """People as judges (docs/study.md)."""
+
+    study_folder: str = ""
+    """Folder of the study: consent text, pages for raters, result files, analysis; empty for <run.folder>/study."""
+    method_a: str = ""
+    """Reconstructions that are judged: a folder of PNGs named by image id, or an array with ids; empty for the run's own."""
+    method_b: str = ""
+    """A second set to compare with, of any kind that method_a may be; empty for none, and then there is no preference task."""
+    name_a: str = ""
+    """What the first method is called in results; empty for the name of its folder. Raters never see it."""
+    name_b: str = ""
+    """The same for the second."""
+    seen: str = ""
+    """The pictures that were seen, as for method_a; empty for those of data.root."""
+    tasks: Annotated[tuple[Literal["identification", "preference", "similarity"], ...], Field(min_length=1)] = (
+        "identification",
+        "preference",
+        "similarity",
+    )
+    """Questions, in this order: which was seen? which method is nearer? how alike? Identification first: the others show what was seen."""
+    study_images: Annotated[int, Field(ge=4)] = 40
+    """Test images drawn for the study (40: about ten minutes with one method, fifteen with two)."""
+    per_rater: NotNegative = 0
+    """Images a rater is asked about in every task, drawn for each rater; 0 for all."""
+    checks: Annotated[int, Field(ge=2)] = 5
+    """Attention checks in every task: trials whose answer is obvious."""
+    failed_checks: NotNegative = 1
+    """Attention checks a rater may fail in all; with more the rater is excluded."""
+    picture_side: NotNegative = 0
+    """Side of the pictures in pixels, the same for all; 0 for the largest there is, at most 512."""
+    draft: bool = False
+    """Build although the consent text is not filled in, to try the study out; pages and results say so."""
+    raters: Positive = 5
+    """Simulated raters of `study simulate`."""
+    lapse: Share = 0.1
+    """Share of the trials that a simulated rater answers at random."""
+    eyes: Literal["pixels", "judge"] = "pixels"
+    """What a simulated rater compares: pixels, or the judge's late features (simulated pictures)."""
+
+
 class Config(Section):
     """All settings."""
 
@@ -397,6 +438,7 @@ class Config(Section):
     sampler: SamplerConfig = SamplerConfig()
     refiner: RefinerConfig = RefinerConfig()
     scores: ScoresConfig = ScoresConfig()
+    study: StudyConfig = StudyConfig()
 
 
 ALIASES = {

@@ -15,6 +15,7 @@ from braingen.data.captions import Captions, load_captions
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.errors import UserError
+from braingen.scores.study.of_run import read_study
 
 ENCODERS = ("image", "text")
 """Folders of the trained encoders inside a run folder."""
@@ -44,7 +45,9 @@ class Inputs(NamedTuple):
     decoded_captions: dict[int, str]
     """Image id -> caption nearest to the decoded text embedding."""
     scores: dict[str, dict[str, Any]]
-    """Score name -> value, low, high, random, ceiling, ridge, chance, n, pool."""
+    """Score name -> value, low, high, random, ceiling, ridge, chance, n, pool; those of a study included."""
+    study: dict[str, Any]
+    """What raters said: the analysis of a study of this run (`scores.study.analysis.as_json`); empty without one."""
     per_image: dict[int, dict[str, str]]
     """Image id -> column -> text of the table of per-image scores."""
     comparisons: list[dict[str, Any]]
@@ -89,6 +92,7 @@ def read_inputs(run: Path, data_root: Path, subject: int = 1) -> Inputs:
             f"{run} has a reconstruction of image {outside[0]}, but {stimuli.path} has {len(stimuli)} images: these are not the pictures "
             "of this run; give its data folder with --data_path."
         )
+    study = read_study(run)
     settings = {name: _yaml(run / name / "config.yaml") for name in RUNS if (run / name / "config.yaml").is_file()}
     return Inputs(
         run=run,
@@ -99,7 +103,8 @@ def read_inputs(run: Path, data_root: Path, subject: int = 1) -> Inputs:
         images=images,
         pictures=pictures,
         decoded_captions=decoded,
-        scores=_mapping(run / "scores.json", "`braingen evaluate`"),
+        scores={**_mapping(run / "scores.json", "`braingen evaluate`"), **study.get("scores", {})},
+        study=study,
         per_image=_per_image(run / "scores_per_image.csv"),
         comparisons=_json(run / "comparisons.json", "`braingen evaluate`") or [],
         metrics={name: _lines(run / name / "metrics.jsonl") for name in ENCODERS if (run / name / "metrics.jsonl").is_file()},

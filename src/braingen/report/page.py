@@ -1,6 +1,6 @@
 """The page: sections one after another, each drawn from the run folder or left out where its inputs are absent.
 
-A section is a function from `Inputs` to what its template needs, or None. A further one (routers, expert maps, ablations, a human study) is
+A section is a function from `Inputs` to what its template needs, or None. A further one (routers, expert maps, ablations) is
 such a function, a template, and a line in SECTIONS.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import yaml
 
-from braingen.report import figures, pictures, tables
+from braingen.report import figures, people, pictures, tables
 from braingen.report.inputs import RUNS, SOURCES, Inputs
 from braingen.runs import config_text
 
@@ -154,6 +154,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("gallery", "The pictures", _gallery),
     Section("game", "Your turn", _game),
     Section("scores", "How good it is", _scores),
+    Section("people", "Asked to look", people.context),
     Section("curves", "How it learned", _curves),
     Section("run", "What was run", _run),
 )

@@ -30,15 +30,16 @@ class Kind(NamedTuple):
     unit: str = ""
 
 
-WHICH, WHAT, ALIKE, CLOSE, SAID, MORE = (
+WHICH, WHAT, ALIKE, CLOSE, SAID, PEOPLE, MORE = (
     "Which picture was it?",
     "What was in the picture?",
     "How alike are the two pictures?",
     "How close is the decoded embedding, without a picture?",
     "How well does the decoded caption tell it?",
+    "What do those say who look at it?",
     "Further scores",
 )
-GROUPS = (WHICH, WHAT, ALIKE, CLOSE, SAID, MORE)
+GROUPS = (WHICH, WHAT, ALIKE, CLOSE, SAID, PEOPLE, MORE)
 _TWO_WAY = "the same, to"
 KINDS: dict[str, Kind] = {
     "retrieval_brain_to_image": Kind("Retrieval, brain to image", "the seen picture is found among {pool} from brain activity", WHICH),
@@ -67,6 +68,12 @@ KINDS: dict[str, Kind] = {
     "meteor": Kind("METEOR", "words in common, synonyms counted", SAID),
     "rouge_l": Kind("ROUGE-L", "longest words in common", SAID),
     "clip_text": Kind("CLIP text similarity", "cosine of decoded and true caption", SAID),
+    "human_identification": Kind("People: which was seen", "shown the drawn picture and two others, people choose the seen one", PEOPLE),
+    "human_preference": Kind("People: preferred", "people choose this drawing over another method's", PEOPLE),
+    "human_similarity": Kind("People: similarity", "drawn and seen picture, rated from 1 to 7", PEOPLE, axis=(1.0, 7.0)),
+    "simulated_rater_identification": Kind("Simulated raters: which was seen", "no people: a program that compares pictures", PEOPLE),
+    "simulated_rater_preference": Kind("Simulated raters: preferred", "no people: a program that compares pictures", PEOPLE),
+    "simulated_rater_similarity": Kind("Simulated raters: similarity", "no people; rated from 1 to 7", PEOPLE, axis=(1.0, 7.0)),
 }
 """Scores in the order in which they are told."""
 TILES = ("retrieval_brain_to_image", "object_accuracy", "background_accuracy", "two_way_clip")

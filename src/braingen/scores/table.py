@@ -50,6 +50,12 @@ COLUMNS = {
     "meteor": Column("METEOR", True),
     "rouge_l": Column("ROUGE-L", True),
     "clip_text": Column("CLIP text similarity", True),
+    "human_identification": Column("People, two-way", True, percent=True, digits=1),
+    "human_preference": Column("People, preferred", True, percent=True, digits=1),
+    "human_similarity": Column("People, similarity 1-7", True, digits=2),
+    "simulated_rater_identification": Column("Simulated raters, two-way", True, percent=True, digits=1),
+    "simulated_rater_preference": Column("Simulated raters, preferred", True, percent=True, digits=1),
+    "simulated_rater_similarity": Column("Simulated raters, similarity 1-7", True, digits=2),
 }
 """The eight columns of the field's tables first, in their order. Two-way, accuracies and retrieval are in per cent, as published."""
 

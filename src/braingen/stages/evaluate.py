@@ -29,6 +29,7 @@ from braingen.scores.decoding import decoder_scores
 from braingen.scores.feature_store import FeatureStore
 from braingen.scores.features import Features
 from braingen.scores.ridge import fit_ridge
+from braingen.scores.study.of_run import read_study, scores_in
 from braingen.scores.sheet import ReadOut, Sheet, score_images, with_baselines
 from braingen.scores.table import as_json, markdown, rows_of
 from braingen.scores.uncertainty import compare, mean_interval
@@ -167,6 +168,10 @@ def evaluate(config: Config) -> Path:
         ridge=decodings["ridge"].scores,
     )
     folder = config.run.folder
+    judged = read_study(folder)
+    if judged.get("stale"):
+        Console().print("The pictures have been drawn anew since people judged them: the study is left out.")
+    scores |= scores_in(judged)
     write_json(folder / SCORES, as_json(scores))
     per_image = [sheets["brain"].table, decodings["brain"].table, *([words["brain"]] if words else [])]
     write_text(folder / PER_IMAGE, pd.concat(per_image, axis=1).to_csv(float_format="%.6g"))

@@ -1,0 +1,226 @@
+"""Result files: one CSV per rater, written by the page (or the simulated rater), read strictly.
+
+A file is checked against the plan row by row: what a rater must have been shown is known (`session.py`), so edited ids, rows of another
+study and exchanged rater codes are noticed; a checksum per row notices everything else that was changed by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+import csv
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+from braingen.errors import UserError
+from braingen.scores.study.plan import RATINGS, Plan, check_passed
+from braingen.scores.study.session import Shown, hash32, session
+
+COLUMNS = (
+    "study", "rater", "session", "simulated", "draft", "number", "task", "trial", "kind", "image", "method", "left", "right",
+    "answer", "chosen", "correct", "rt_ms", "input", "time", "screen", "checksum",
+)  # fmt: skip
+"""Columns of a result file, in order. `docs/study.md` says what is in each."""
+SIDES = ("left", "right")
+
+
+class Answer(NamedTuple):
+    """One answered trial."""
+
+    task: str
+    trial: str
+    kind: str
+    image: int
+    method: str
+    """Whose reconstruction it was; in preference the chosen one's is in `chosen`."""
+    answer: str
+    """left, right, or 1 to 7."""
+    chosen: str
+    """Role of the chosen picture; empty for a rating."""
+    passed: bool | None
+    """Attention checks: whether it was passed."""
+    milliseconds: float
+
+
+class Result(NamedTuple):
+    """One result file."""
+
+    path: Path
+    rater: str
+    session: str
+    simulated: bool
+    draft: bool
+    answers: tuple[Answer, ...]
+    started: str
+    """When the first answer was given (ISO 8601)."""
+    expected: int
+    """Trials this rater was to answer."""
+    problems: tuple[str, ...]
+    """What makes the file unusable; one sentence each."""
+
+    @property
+    def checks(self) -> int:
+        """Attention checks answered."""
+        return sum(answer.passed is not None for answer in self.answers)
+
+    @property
+    def failed(self) -> int:
+        """Attention checks failed."""
+        return sum(answer.passed is False for answer in self.answers)
+
+
+def checksum(row: Sequence[str]) -> str:
+    """What stands in the last column: a hash of the others."""
+    return f"{hash32(chr(31).join(row)):08x}"
+
+
+def row_of(plan: Plan, shown: Shown, number: int, answer: str, about: Mapping[str, str]) -> list[str]:
+    """One line of a result file.
+
+    Parameters
+    ----------
+    number : place of the trial in the session, from 1
+    answer : left, right, or 1 to 7
+    about : the columns that do not follow from the trial: rater, session, simulated, rt_ms, input, time, screen
+    """
+    trial = shown.trial
+    chosen = {"left": shown.left, "right": shown.right}.get(answer, "")
+    correct = "" if trial.right in ("", "high", "low") else str(int(chosen == trial.right))
+    if trial.right in ("high", "low"):
+        correct = str(int(check_passed(trial, answer, chosen)))
+    values = {
+        "study": plan.study, "draft": str(int(plan.draft)), "number": str(number), "task": trial.task, "trial": trial.id,
+        "kind": trial.kind, "image": str(trial.image), "method": trial.method, "left": shown.left, "right": shown.right,
+        "answer": answer, "chosen": chosen, "correct": correct, **about,
+    }  # fmt: skip
+    row = [values[name] for name in COLUMNS[:-1]]
+    return [*row, checksum(row)]
+
+
+def as_csv(rows: Iterable[Sequence[str]]) -> str:
+    """A result file as text."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def read_result(path: Path, plan: Plan) -> Result:
+    """Read one result file and say what is wrong with it; spreadsheet programs' semicolons and byte-order marks are understood.
+
+    Raises
+    ------
+    UserError
+        When it is not a result file at all.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text ({error}); give the CSV file that the study page saved.") from error
+    first = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text), delimiter=";" if first.count(";") > first.count(",") else ",")
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise UserError(f"{path} is not a result file of a study: its first line is not `{','.join(COLUMNS[:4])},...`.")
+    rows = [{name: (value or "").strip() for name, value in row.items() if name in COLUMNS} for row in reader]
+    if not rows:
+        raise UserError(f"{path} holds no answers.")
+    rater = rows[0]["rater"]
+    expected = session(plan, rater)
+    problems = _of_the_file(rows, plan)
+    answers: list[Answer] = []
+    if not problems:
+        for line, row in enumerate(rows, 2):
+            wrong = _of_the_row(row, expected)
+            if wrong:
+                problems.append(f"line {line}: {wrong}")
+            else:
+                answers.append(_answer(row, expected[int(row["number"]) - 1]))
+        numbers = [row["number"] for row in rows]
+        twice = sorted({number for number in numbers if numbers.count(number) > 1}, key=lambda text: (len(text), text))
+        if twice:
+            problems.append(f"{len(twice)} trials are answered more than once, e.g. number {twice[0]}")
+    return Result(
+        path=path,
+        rater=rater,
+        session=rows[0]["session"],
+        simulated=rows[0]["simulated"] != "0",
+        draft=rows[0]["draft"] != "0",
+        answers=tuple(answers),
+        started=rows[0]["time"],
+        expected=len(expected),
+        problems=tuple(problems),
+    )
+
+
+def _of_the_file(rows: Sequence[Mapping[str, str]], plan: Plan) -> list[str]:
+    for name in ("study", "rater", "session", "simulated", "draft"):
+        values = list(dict.fromkeys(row[name] for row in rows))
+        if len(values) > 1:
+            return [f"column {name} has {len(values)} values in one file: {', '.join(values[:3])}"]
+    if rows[0]["study"] != plan.study:
+        return [f"answers of another study ({rows[0]['study']}; this one is {plan.study}): was the study built again in the meantime?"]
+    return []
+
+
+def _of_the_row(row: Mapping[str, str], expected: Sequence[Shown]) -> str:
+    """What is wrong with a row, or nothing."""
+    if not row["number"].isdigit() or not 1 <= int(row["number"]) <= len(expected):
+        return f"number {row['number']!r} is not one of the {len(expected)} trials of rater {row['rater']}"
+    shown = expected[int(row["number"]) - 1]
+    trial = shown.trial
+    must = {"task": trial.task, "trial": trial.id, "kind": trial.kind, "image": str(trial.image), "method": trial.method,
+            "left": shown.left, "right": shown.right}  # fmt: skip
+    other = [name for name, value in must.items() if row[name] != value]
+    if other:
+        name = other[0]
+        return f"{name} is {row[name]!r}, but rater {row['rater']} was shown {must[name]!r} there: were ids or the rater's code edited?"
+    allowed = [str(step) for step in range(1, RATINGS + 1)] if trial.task == "similarity" else list(SIDES)
+    if row["answer"] not in allowed:
+        return f"answer {row['answer']!r} is none of {', '.join(allowed)}"
+    if row["checksum"] != checksum([row[name] for name in COLUMNS[:-1]]):
+        return "the row was changed after the page had written it (its checksum does not fit)"
+    return ""
+
+
+def _answer(row: Mapping[str, str], shown: Shown) -> Answer:
+    trial = shown.trial
+    chosen = {"left": shown.left, "right": shown.right}.get(row["answer"], "")
+    passed = check_passed(trial, row["answer"], chosen) if trial.kind == "check" else None
+    return Answer(trial.task, trial.id, trial.kind, trial.image, trial.method, row["answer"], chosen, passed, float(row["rt_ms"] or "nan"))
+
+
+class Verdict(NamedTuple):
+    """Whether a result counts."""
+
+    result: Result
+    reason: str
+    """Why it does not; empty when it does."""
+
+
+def verdicts(results: Sequence[Result], plan: Plan) -> list[Verdict]:
+    """Which results count: whole, unedited, attentive, the first of their rater; simulated ones only where there are no others."""
+    people = any(not result.simulated for result in results)
+    taken: dict[str, Result] = {}
+    found = []
+    for result in sorted(results, key=lambda each: (each.started, each.path.name)):
+        earlier = taken.get(result.rater)
+        if result.problems:
+            more = f" (and {len(result.problems) - 1} more)" if len(result.problems) > 1 else ""
+            reason = result.problems[0] + more
+        elif len(result.answers) < result.expected:
+            reason = f"incomplete: {len(result.answers)} of {result.expected} trials"
+        elif earlier is not None and earlier.answers == result.answers:
+            reason = f"a copy of {earlier.path.name}"
+        elif earlier is not None:
+            reason = f"rater {result.rater} took part more than once; {earlier.path.name} counts"
+        elif result.failed > plan.failed_checks:
+            reason = f"failed {result.failed} of {result.checks} attention checks; {plan.failed_checks} may be failed"
+        elif result.simulated and people:
+            reason = "a simulated rater, and there are people"
+        else:
+            reason = ""
+        if not result.problems and len(result.answers) == result.expected:
+            taken.setdefault(result.rater, result)
+        found.append(Verdict(result, reason))
+    return found

@@ -1,0 +1,60 @@
+"""The consent text: a file the researcher fills in, and its way onto the first page."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+import re
+
+from braingen.errors import UserError
+from braingen.files import write_text
+
+CONSENT = "consent.md"
+GAP = re.compile(r"\[FILL IN[^\]]*\]")
+"""What the researcher is to replace."""
+_TEMPLATE = Path(__file__).parent / "assets" / CONSENT
+
+
+def read_consent(folder: Path) -> str:
+    """The consent text of a study folder; on the first call the template is written there.
+
+    Raises
+    ------
+    UserError
+        When the text is empty.
+    """
+    path = folder / CONSENT
+    if not path.exists():
+        write_text(path, _TEMPLATE.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    if not text.strip():
+        raise UserError(f"{path} is empty: write what participants are told before they agree, or remove the file to get a template.")
+    return text
+
+
+def gaps(text: str) -> list[str]:
+    """What is still to be filled in."""
+    return GAP.findall(text)
+
+
+def as_html(text: str) -> str:
+    """Headings (#, ##), lists (-) and paragraphs as HTML; gaps are marked, everything else is shown as it is written."""
+    blocks: list[str] = []
+    for block in re.split(r"\n\s*\n", text.strip()):
+        lines = block.strip().splitlines()
+        heading = re.match(r"(#{1,3})\s+(.*)", lines[0])
+        if heading:
+            level = len(heading[1])
+            blocks.append(f"<h{level}>{_inline(heading[2])}</h{level}>")
+            lines = lines[1:]
+        if lines and all(re.match(r"\s*([-*]\s|\s)", line) for line in lines):
+            items = re.split(r"^\s*[-*]\s+", "\n".join(lines), flags=re.MULTILINE)[1:]
+            blocks.append("<ul>" + "".join(f"<li>{_inline(item)}</li>" for item in items) + "</ul>")
+        elif lines:
+            blocks.append(f"<p>{_inline(' '.join(lines))}</p>")
+    return "\n".join(blocks)
+
+
+def _inline(text: str) -> str:
+    escaped = html.escape(" ".join(text.split()))
+    return GAP.sub(lambda found: f"<mark>{found[0]}</mark>", escaped)

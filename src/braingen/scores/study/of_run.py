@@ -1,0 +1,51 @@
+"""A study of a run's own reconstructions, as its tables and its report take it in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from braingen.errors import UserError
+from braingen.records import Score
+
+STUDY = "study.json"
+"""In the run folder: `braingen.scores.study.analysis.as_json` of the study that was analysed last."""
+BRAIN = Path("reconstructions") / "brain"
+
+
+def fingerprint(run: Path, images: Sequence[int]) -> str:
+    """Hash of what the run drew from brain activity for some images; empty where one is missing."""
+    paths = [run / BRAIN / f"{image:06d}.png" for image in images]
+    if not all(path.is_file() for path in paths):
+        return ""
+    whole = hashlib.sha256()
+    for path in paths:
+        whole.update(path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def read_study(run: Path) -> dict[str, Any]:
+    """What raters said about a run's pictures; empty without a study. One of pictures that were drawn anew since has no ``scores``, and is ``stale``.
+
+    Raises
+    ------
+    UserError
+        When the file is damaged.
+    """
+    path = run / STUDY
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        stale = content["fingerprint"] != fingerprint(run, content["images"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); remove it and run `braingen study analyse` again.") from error
+    return {**content, "scores": {}, "findings": [], "stale": True} if stale else {**content, "stale": False}
+
+
+def scores_in(study: Mapping[str, Any]) -> dict[str, Score]:
+    """The rows of the score table."""
+    return {name: Score(**score) for name, score in study.get("scores", {}).items()}
