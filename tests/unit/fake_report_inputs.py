@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 from PIL import Image, ImageFilter
+from unit.fake_study import write_fake_study
 
 from braingen.config import Config, DataConfig, RunConfig, save_config
 from braingen.data import nsd
@@ -29,6 +30,8 @@ def write_fake_run(folder: Path, images: int = 30, seed: int = 0, simulated: boo
     _write_pictures(config.run.folder, seen, ids, rng)
     _write_scores(config.run.folder, drawn, ids, rng)
     _write_runs(config, epochs, rng)
+    if images > 3:
+        write_fake_study(config.run.folder, ids, folder / "answers")
     return config
 
 

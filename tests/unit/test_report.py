@@ -136,7 +136,8 @@ def test_the_same_inputs_give_the_same_page(config: Config, page: str) -> None:
 
 def test_absent_inputs_leave_their_section_out(copy: Config) -> None:
     run = copy.run.folder
-    for name in ("scores.json", "scores_per_image.csv", "comparisons.json", "timings.json", "image", "text", "reconstructions/random"):
+    for name in ("scores.json", "scores_per_image.csv", "comparisons.json", "timings.json", "study.json", "image", "text",
+                 "reconstructions/random"):  # fmt: skip
         path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     page = render(inputs_of(copy))
@@ -148,7 +149,7 @@ def test_one_image_without_captions_makes_a_page(copy: Config) -> None:
     index = copy.run.folder / "reconstructions" / "brain" / "index.json"
     index.write_text(json.dumps({"images": [5]}))
     inputs = inputs_of(copy)._replace(captions=None, per_image={})
-    assert re.findall(r'<section id="(\w+)"', render(inputs)) == ["gallery", "scores", "curves", "run"]
+    assert re.findall(r'<section id="(\w+)"', render(inputs)) == ["gallery", "scores", "people", "curves", "run"]
 
 
 def test_a_large_test_set_shows_the_first_and_the_extremes() -> None:

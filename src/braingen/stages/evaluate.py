@@ -29,8 +29,8 @@ from braingen.scores.decoding import decoder_scores
 from braingen.scores.feature_store import FeatureStore
 from braingen.scores.features import Features
 from braingen.scores.ridge import fit_ridge
-from braingen.scores.study.of_run import read_study, scores_in
 from braingen.scores.sheet import ReadOut, Sheet, score_images, with_baselines
+from braingen.scores.study.of_run import read_study, scores_in
 from braingen.scores.table import as_json, markdown, rows_of
 from braingen.scores.uncertainty import compare, mean_interval
 from braingen.simulation.observers import ClipFeatures, judge_networks, load_judge, readouts, spoken

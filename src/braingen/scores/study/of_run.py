@@ -28,7 +28,7 @@ def fingerprint(run: Path, images: Sequence[int]) -> str:
 
 
 def read_study(run: Path) -> dict[str, Any]:
-    """What raters said about a run's pictures; empty without a study. One of pictures that were drawn anew since has no ``scores``, and is ``stale``.
+    """What raters said about a run's pictures; empty without a study. When they were drawn anew since, only that it is ``stale``.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def read_study(run: Path) -> dict[str, Any]:
         stale = content["fingerprint"] != fingerprint(run, content["images"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); remove it and run `braingen study analyse` again.") from error
-    return {**content, "scores": {}, "findings": [], "stale": True} if stale else {**content, "stale": False}
+    return {"stale": True} if stale else {**content, "stale": False}
 
 
 def scores_in(study: Mapping[str, Any]) -> dict[str, Score]:
