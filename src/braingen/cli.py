@@ -38,6 +38,8 @@ COMMANDS: dict[str, Command] = {
                         ("data", "simulation")),
     "train": Command("stage 1: learn to read CLIP embeddings out of voxels", "braingen.stages.train", "train",
                      ("run", "data", "backbone", "encoder", "prior", "loss_image", "loss_text", "optim"), ("image", "text")),
+    "finetune": Command("stage 2: teach the diffusion model to listen (image=RUN text=RUN)", "braingen.stages.finetune", "finetune",
+                        ("run", "data", "backbone", "router", "lora", "finetune")),
     "reconstruct": Command("stage 3: draw the test images from brain activity", "braingen.stages.reconstruct", "reconstruct",
                            ("run", "data", "backbone", "sampler")),
     "refine": Command("stage 4: refine finished reconstructions, image to image", "braingen.stages.refine", "refine",

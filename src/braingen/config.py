@@ -283,7 +283,7 @@ class FinetuneConfig(Section):
     drop_both: Share = 0.05
     """The same for both together."""
     reads: Literal["as_held_out", "plain"] = "as_held_out"
-    """What is heard of a training picture: its read made as unsure as one of a held-out picture, or as it is (docs/routing.md)."""
+    """What is heard of a training picture: drawn anew, as unsure as reads of held-out pictures are, or its own read (docs/routing.md)."""
     resolution: NotNegative = 0
     """Side of the training pictures in pixels; 0 for the U-Net's own size (published: 512)."""
     gradient_checkpointing: bool = False

@@ -180,9 +180,7 @@ class BrainDecoder(DiffusionPipeline):
             (x.backbone_BTD if self.config.prior_order != "step" else reader.through_prior(x.backbone_BTD))
             for reader, x in ((self.brain_image, read.image), (self.brain_text, read.text))
         )
-        return Decoded(
-            self.brain_image.in_clip_units(image), self.brain_text.in_clip_units(text), read.image.clip_BTD, read.text.clip_BTD
-        )
+        return Decoded(self.brain_image.in_clip_units(image), self.brain_text.in_clip_units(text), read.image.clip_BTD, read.text.clip_BTD)
 
     @torch.no_grad()
     def embed(self, voxels_BRV: Tensor, subject: int, image_ids: Sequence[int], seed: int = 0, present_BR: Tensor | None = None) -> Decoded:

@@ -5,15 +5,26 @@ B batch, R presentations, V voxels, L levels, E experts, S denoising steps, T to
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
+from diffusers import UNet2DConditionModel
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from braingen.brain.reader import BrainReader
 from braingen.data.batches import average_repeats
+from braingen.diffusion.sample import predict, size_ids
 from braingen.records import Conditioning, ExpertEmbeddings, Routing
-from braingen.routing.conditioning import Source, alike, experts_of_sums, map_embeddings, through_prior
+from braingen.routing.conditioning import (
+    ConditioningForm,
+    RoutedConditioning,
+    Source,
+    alike,
+    experts_of_sums,
+    from_experts,
+    map_embeddings,
+    through_prior,
+)
 from braingen.routing.diffuse_router import DiffuseRouter
 
 PriorOrder = Literal["output", "levels", "experts", "step"]
@@ -97,3 +108,66 @@ class RoutingRecorder:
                 found[f"{name}_levels"] = torch.stack([routing.level_weights_BL for routing in steps], dim=1)
                 found[f"{name}_experts"] = torch.stack([torch.cat(routing.expert_weights, dim=1) for routing in steps], dim=1)
         return {name: value.float().cpu().contiguous() for name, value in found.items()}
+
+
+class ListeningUNet(nn.Module):
+    """U-Net and routers in one module: what an optimizer, and a wrapper for several processes, is given.
+
+    Parameters
+    ----------
+    unet : with IP-Adapter, and a LoRA where one is trained
+    form : shape of what it reads
+    readers : of image and text, frozen; not part of the module
+    routers : of image and text, where they are routed
+    counts : experts of every level, of image and text
+    order : of prior and routers
+    size : side of the pictures in pixels
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        form: ConditioningForm,
+        readers: dict[str, BrainReader],
+        routers: dict[str, DiffuseRouter],
+        counts: dict[str, tuple[int, ...]],
+        order: PriorOrder,
+        size: int,
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.routers = nn.ModuleDict(routers)
+        self.form, self.counts, self.order, self.size = form, counts, order, size
+        self._readers = (readers,)  # in a tuple, so that their weights are not this module's
+
+    def source(self, name: str, experts_BETD: Tensor) -> Source:
+        """What to listen to, from what all experts of the image or the text encoder say."""
+        router = dict(self.routers.items()).get(name)
+        return source_of(
+            from_experts(experts_BETD, self.counts[name]), self._readers[0][name], cast(DiffuseRouter | None, router), self.order
+        )
+
+    def forward(
+        self,
+        noisy_BChw: Tensor,
+        t_B: Tensor,
+        image_BETD: Tensor,
+        text_BETD: Tensor,
+        no_image_B: Tensor,
+        no_text_B: Tensor,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, tuple[Routing, ...]]:
+        """The U-Net's prediction, and how image and text were routed.
+
+        Parameters
+        ----------
+        image_BETD, text_BETD : what all experts say, of :func:`read`
+        no_image_B, no_text_B : whose image or text condition is left out
+        generator : of hard choices in training
+        """
+        listen = RoutedConditioning(
+            self.form, image=self.source("image", image_BETD), text=self.source("text", text_BETD), generator=generator
+        )
+        condition = self.form.dropped(listen(t_B, noisy_BChw), image_B=no_image_B, text_B=no_text_B)
+        prediction = predict(self.unet, noisy_BChw, t_B, condition, size_ids(self.size, len(t_B), noisy_BChw))
+        return prediction, tuple(x for x in (condition.image_routing, condition.text_routing) if x is not None)

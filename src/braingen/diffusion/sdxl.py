@@ -62,7 +62,9 @@ def backbone_folder(path: str) -> str:
     return str(TINY) if path == "tiny" else path
 
 
-def load_backbone(path: str, ip_adapter: str = "", dtype: torch.dtype = torch.float32) -> Backbone:
+def load_backbone(
+    path: str, ip_adapter: str = "", dtype: torch.dtype = torch.float32, vae_dtype: torch.dtype | None = None
+) -> Backbone:
     """Load U-Net, VAE, scheduler and IP-Adapter, frozen and in eval mode.
 
     Parameters
@@ -70,6 +72,7 @@ def load_backbone(path: str, ip_adapter: str = "", dtype: torch.dtype = torch.fl
     path : 'tiny', a folder in the layout of an SDXL pipeline, or a hub name
     ip_adapter : a safetensors file, or a folder or hub name that holds IP_ADAPTER_FILE; empty for ``<path>/ip_adapter``
     dtype : of the weights
+    vae_dtype : of the VAE's, where another is wanted (Stable Diffusion XL's VAE overflows in fp16)
 
     Raises
     ------
@@ -93,7 +96,7 @@ def load_plain(path: str, dtype: torch.dtype = torch.float32, setting: str = "ba
     folder = backbone_folder(path)
     try:
         unet = _load_whole(UNet2DConditionModel, folder, "unet", dtype)
-        vae = _load_whole(AutoencoderKL, folder, "vae", dtype)
+        vae = _load_whole(AutoencoderKL, folder, "vae", vae_dtype or dtype)
         scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
     except (OSError, ValueError) as error:
         raise UserError(

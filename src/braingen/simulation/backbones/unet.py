@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor, IPAdapterAttnProcessor
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from braingen.diffusion.attention import use_attention
 from braingen.diffusion.sdxl import add_ip_adapter
 from braingen.simulation.backbones.clip import TinyCLIP, clip_pixels
 from braingen.simulation.backbones.corpus import Corpus
@@ -85,19 +85,6 @@ def new_unet(sample_size: int, cross_attention_dim: int, pooled_dim: int, image_
             weights[f"ip_adapter.{2 * order + 1}.{part}.weight"] = fresh.weight.detach()
     add_ip_adapter(unet, weights)
     return unet
-
-
-def use_plain_attention(unet: UNet2DConditionModel) -> None:
-    """Swap fused attention for the plain one: on a CPU, at these head widths, its backward pass is several times faster."""
-    processors = {}
-    for name, old in unet.attn_processors.items():
-        if "attn2" in name:
-            new = IPAdapterAttnProcessor(old.hidden_size, old.cross_attention_dim, num_tokens=[IMAGE_TOKENS], scale=1.0)
-            new.to_k_ip, new.to_v_ip = old.to_k_ip, old.to_v_ip
-            processors[name] = new
-        else:
-            processors[name] = AttnProcessor()
-    unet.set_attn_processor(processors)
 
 
 @torch.inference_mode()
@@ -196,7 +183,7 @@ def train_unet(
     torch.manual_seed(3)
     latent_side = conditions.latents_N4HW.shape[-1]
     unet = first or new_unet(latent_side, conditions.text_UTC.shape[-1], conditions.pooled_UD.shape[-1], conditions.image_ND.shape[-1])
-    use_plain_attention(unet)
+    use_attention(unet, "plain")
     alphas = scheduler().alphas_cumprod
     time_ids = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32).expand(batch, -1)
 

@@ -1,0 +1,396 @@
+"""Stage 2: teach the diffusion model to listen: a LoRA for the U-Net, and the routers between experts and U-Net, trained together.
+
+B batch, E all experts, T tokens, D CLIP width, C h w latent sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import math
+from pathlib import Path
+import time
+from typing import NamedTuple
+
+from accelerate import Accelerator
+import numpy as np
+from rich.progress import Progress
+import torch
+from torch import Tensor, nn
+
+from braingen.brain.reader import BrainReader
+from braingen.clip.cache import fingerprint_of_files
+from braingen.config import Config
+from braingen.diffusion.attention import use_attention
+from braingen.diffusion.finetuning import BEST, FINETUNE, LAST, save_tuned
+from braingen.diffusion.listening import ListeningUNet, expert_counts
+from braingen.diffusion.lora import add_lora, lora_parameters
+from braingen.diffusion.loss import denoising_loss, min_snr_weight, noisy_latents, offset_noise, prediction_target, signal_to_noise
+from braingen.diffusion.sdxl import backbone_folder, image_embedding_width, load_backbone, picture_size, pooled_width, vae_factor
+from braingen.diffusion.unsure_reads import mixing_weights, unsure
+from braingen.errors import UserError
+from braingen.routing.conditioning import ConditioningForm
+from braingen.routing.diffuse_router import DiffuseRouter
+from braingen.routing.time_router import kl_guidance
+from braingen.runs import Run
+from braingen.stages.listening_data import ListeningData, Rows, listening_data, pieces
+from braingen.stages.machine import device_of, precision_of
+from braingen.stages.targets import Targets
+from braingen.stages.train import READER, hash_seed, run_folder
+
+SAVE_SECONDS = 20.0
+"""A run that is killed loses at most a step more than this."""
+TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Of the frozen weights; what is trained is float32."""
+
+
+class Parts(NamedTuple):
+    """Everything a fine-tuning needs."""
+
+    model: ListeningUNet
+    data: ListeningData
+    alphas_cumprod: Tensor
+    """The noise schedule."""
+    prediction_type: str
+
+
+class StepLosses(NamedTuple):
+    """Terms of the objective, weighted, and their sum."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class Draws(NamedTuple):
+    """What chance decides in a pass; on the CPU."""
+
+    t_B: Tensor
+    noise_BChw: Tensor
+    no_image_B: Tensor
+    no_text_B: Tensor
+    weights_BJ: Tensor
+    """How errors of held-out reads are mixed."""
+
+
+def router_of(config: Config, counts: tuple[int, ...], embedding: Sequence[int], latent_side: int, times: int) -> DiffuseRouter:
+    """A fresh router for an encoder's experts.
+
+    Parameters
+    ----------
+    counts : experts of every level
+    embedding : T and D
+    latent_side : of the training pictures
+    times : length of the noise schedule
+    """
+    wanted = config.router
+    return DiffuseRouter(
+        num_experts=counts,
+        clip_seq_dim=embedding[0],
+        clip_emb_dim=embedding[1],
+        time=wanted.time,
+        time_choice=wanted.time_choice,
+        time_hidden_dim=wanted.time_hidden_dim,
+        time_context=wanted.time_context,
+        time_context_size=wanted.space_grid or latent_side,
+        space=wanted.space,
+        space_grid=wanted.space_grid or latent_side,
+        num_train_timesteps=times,
+    )
+
+
+def load_readers(config: Config) -> dict[str, BrainReader]:
+    """The best checkpoints of `braingen train image` and `braingen train text`, frozen."""
+    readers = {}
+    for name in ("image", "text"):
+        folder = run_folder(config, name)
+        if not (folder / READER).is_dir():
+            raise UserError(
+                f"There is no trained {name} encoder in {folder}: run `braingen train {name} --folder {config.run.folder}` first, "
+                f"or name its run folder: {name}=RUN."
+            )
+        Run(folder).require_finished()
+        readers[name] = BrainReader.from_pretrained(folder / READER).requires_grad_(False).eval().to(device_of(config))
+    return readers
+
+
+def check(config: Config, readers: dict[str, BrainReader]) -> None:
+    """Refuse what cannot be trained, before anything is computed."""
+    if not config.lora.rank and not (config.router.route_image or config.router.route_text):
+        raise UserError("rank = 0 and no routers leave nothing to train: give --rank 16, --route_image or --route_text.")
+    for name, reader in readers.items():
+        if config.router.prior_order == "step" and reader.config.prior_use != "predict":
+            raise UserError(f"prior_order = step needs a prior that gradients pass through: train {name} with prior.use=predict.")
+    if config.finetune.use_8bit_adam:
+        _eight_bit_adam()
+
+
+def setup(config: Config) -> Parts:
+    """Load what is frozen, build what is trained, compute latents and reads, and fail early."""
+    readers = load_readers(config)
+    check(config, readers)
+    targets = Targets(config)
+    backbone = load_backbone(config.backbone.path, config.backbone.ip_adapter, TYPES[precision_of(config)], vae_dtype=torch.float32)
+    unet, vae = backbone.unet.to(device_of(config)), backbone.vae.to(device_of(config))
+    size = config.finetune.resolution or picture_size(unet, vae)
+    data = listening_data(config, targets, readers, vae, size, config.finetune.validation_images)
+    form = ConditioningForm.of(
+        targets.text_encoder,
+        cross_attention_dim=unet.config.cross_attention_dim,
+        pooled_dim=pooled_width(unet),
+        image_shape=(1, image_embedding_width(unet)),
+    )
+    use_attention(unet, config.finetune.attention)
+    if config.lora.rank:
+        add_lora(unet, config.lora.rank, config.run.seed)
+        for parameter in lora_parameters(unet).values():
+            parameter.data = parameter.data.float()
+    if config.finetune.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    counts = {name: expert_counts(reader) for name, reader in readers.items()}
+    times = backbone.scheduler.config.num_train_timesteps
+    torch.manual_seed(hash_seed(config.run.seed, "routers", 0))
+    routers = {
+        name: router_of(config, counts[name], reader.mean_TD.shape, size // vae_factor(vae), times).to(unet.device)
+        for name, reader in readers.items()
+        if (config.router.route_image if name == "image" else config.router.route_text)
+    }
+    model = ListeningUNet(unet, form.to(unet.device), readers, routers, counts, config.router.prior_order, size)
+    return Parts(model, data, backbone.scheduler.alphas_cumprod, backbone.scheduler.config.prediction_type)
+
+
+def trained_parameters(model: ListeningUNet) -> dict[str, nn.Parameter]:
+    """Everything the optimizer is given, by name: the LoRA and the routers."""
+    return lora_parameters(model) | {name: parameter for name, parameter in model.named_parameters() if name.startswith("routers.")}
+
+
+def draw(config: Config, batch: int, latent_shape: tuple[int, ...], times: int, held_out: int, generator: torch.Generator) -> Draws:
+    """What chance decides: times (one in each of B equal parts of the schedule), noise, dropped conditions, how errors are mixed."""
+    order = torch.randperm(batch, generator=generator)
+    t_B = ((order + torch.rand(batch, generator=generator)) * (times / batch)).long().clamp(max=times - 1)
+    noise = torch.randn(batch, *latent_shape, generator=generator)
+    noise = offset_noise(noise, config.finetune.noise_offset, generator)
+    chance_B = torch.rand(batch, generator=generator)
+    both, image = config.finetune.drop_both, config.finetune.drop_both + config.finetune.drop_image
+    text = image + config.finetune.drop_text
+    no_image_B, no_text_B = chance_B < image, (chance_B < both) | ((chance_B >= image) & (chance_B < text))
+    return Draws(t_B, noise, no_image_B, no_text_B, mixing_weights(batch, held_out, generator))
+
+
+def step(model: nn.Module, rows: np.ndarray, parts: Parts, config: Config, generator: torch.Generator) -> StepLosses:
+    """The losses of one pass (METHOD section 3): weighted error of the prediction, and the pull on the time routers.
+
+    Parameters
+    ----------
+    model : the listening U-Net, wrapped for several processes or not
+    rows : pictures of the pass
+    generator : of everything that chance decides
+    """
+    train, device = parts.data.train, parts.alphas_cumprod.device
+    latents = train.latents_of(rows).to(device)
+    drawn = draw(config, len(rows), tuple(latents.shape[1:]), len(parts.alphas_cumprod), _errors(parts), generator)
+    if config.finetune.reads == "as_held_out":
+        reads = {name: unsure(train.truth[name][rows], parts.data.unsureness[name], drawn.weights_BJ) for name in ("image", "text")}
+    else:
+        reads = {name: train.read_of(name, rows) for name in ("image", "text")}
+    return _losses(model, latents, reads, drawn, parts, config, generator)
+
+
+def _errors(parts: Parts) -> int:
+    return len(parts.data.unsureness["image"].error_JETD)
+
+
+def _losses(
+    model: nn.Module, latents_BChw: Tensor, reads: dict[str, Tensor], drawn: Draws, parts: Parts, config: Config, generator: torch.Generator
+) -> StepLosses:
+    device, alphas = latents_BChw.device, parts.alphas_cumprod
+    t_B, noise_BChw = drawn.t_B.to(device), drawn.noise_BChw.to(device)
+    heard = (reads[name].to(device) for name in ("image", "text"))
+    noisy_BChw = noisy_latents(alphas, latents_BChw, noise_BChw, t_B)
+    guess_BChw, routings = model(noisy_BChw, t_B, *heard, drawn.no_image_B.to(device), drawn.no_text_B.to(device), generator)
+    target_BChw = prediction_target(alphas, latents_BChw, noise_BChw, t_B, parts.prediction_type)
+    weight_B = min_snr_weight(signal_to_noise(alphas, t_B), config.finetune.snr_gamma or None, parts.prediction_type)
+    terms = {"denoising": denoising_loss(guess_BChw, target_BChw, weight_B).mean()}
+    if config.router.kl_scale and config.router.time in ("mlp", "attention") and routings:
+        sigma, times = config.router.kl_sigma, len(alphas)
+        pulls = [kl_guidance(each.level_probabilities_BL, t_B, sigma=sigma, num_train_timesteps=times) for each in routings]
+        terms["guidance"] = config.router.kl_scale * torch.stack(pulls).mean()
+    return StepLosses(torch.stack(list(terms.values())).sum(), terms)
+
+
+@torch.no_grad()
+def validate(parts: Parts, config: Config) -> float:
+    """Mean denoising loss on held-out training pictures: their own reads, always the same noise and times, nothing left out."""
+    parts.model.eval()
+    held_out, device = parts.data.held_out, parts.alphas_cumprod.device
+    total = 0.0
+    for number, rows in enumerate(pieces(len(held_out.rows), 32)):
+        generator = torch.Generator().manual_seed(hash_seed(config.run.seed, "validation", number))
+        latents = held_out.latents_of(rows).to(device)
+        drawn = draw(config, len(rows), tuple(latents.shape[1:]), len(parts.alphas_cumprod), 1, generator)
+        whole = drawn._replace(no_image_B=torch.zeros_like(drawn.no_image_B), no_text_B=torch.zeros_like(drawn.no_text_B))
+        reads = {name: held_out.read_of(name, rows) for name in ("image", "text")}
+        total += len(rows) * _losses(parts.model, latents, reads, whole, parts, config, generator).terms["denoising"].item()
+    parts.model.train()
+    return total / len(held_out.rows)
+
+
+def _eight_bit_adam() -> Callable[..., torch.optim.Optimizer]:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError("use_8bit_adam needs bitsandbytes and a GPU: `pip install bitsandbytes`, or leave it out.") from error
+    return AdamW8bit
+
+
+def optimizer_of(model: ListeningUNet, config: Config) -> torch.optim.Optimizer:
+    """AdamW; LoRA and routers have learning rates of their own, matrices decay."""
+    tune = config.finetune
+    groups = []
+    for name, rate in (("lora", tune.learning_rate), ("routers", tune.router_learning_rate)):
+        parameters = [p for key, p in trained_parameters(model).items() if key.startswith("routers.") == (name == "routers")]
+        for matrices, decay in ((True, tune.adam_weight_decay), (False, 0.0)):
+            chosen = [p for p in parameters if (p.ndim > 1) == matrices]
+            groups += [{"params": chosen, "lr": rate, "weight_decay": decay}] if chosen else []
+    make: Callable[..., torch.optim.Optimizer] = _eight_bit_adam() if tune.use_8bit_adam else torch.optim.AdamW
+    return make(groups)
+
+
+def rate_factor(config: Config, step: int) -> float:
+    """Learning rate as a share of its peak: linear warm-up, then constant or a half cosine to zero."""
+    warm, steps = config.finetune.lr_warmup_steps, config.finetune.max_train_steps
+    if step < warm:
+        return (step + 1) / warm
+    if config.finetune.lr_scheduler == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+
+
+class Average:
+    """Exponential average of what is trained (EMA); without a decay it is what is trained.
+
+    Parameters
+    ----------
+    parameters : by name
+    decay : 0 for none
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = parameters, decay
+        self.mean = {name: p.detach().clone() for name, p in parameters.items()} if decay else {}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After an optimizer step; the first steps count for little, as in diffusers' EMAModel."""
+        for name, mean in self.mean.items():
+            mean.lerp_(self.parameters[name], 1 - min(self.decay, (1 + step) / (10 + step)))
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange average and weights; twice is nothing."""
+        for name, mean in self.mean.items():
+            weight = self.parameters[name].detach().clone()
+            self.parameters[name].copy_(mean)
+            mean.copy_(weight)
+
+
+def finetune(config: Config) -> Path:
+    """Fine-tune; continues where an interrupted run stopped.
+
+    Returns
+    -------
+    the run folder: ``best/`` and ``last/`` with LoRA and routers, ``metrics.jsonl``
+    """
+    folder = config.run.folder / FINETUNE
+    settings = config.model_dump(mode="json", include={"data", "backbone", "router", "lora", "finetune"})
+    settings["readers"] = {name: fingerprint_of_files(run_folder(config, name) / READER) for name in ("image", "text")}
+    settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))
+    accelerator = Accelerator(
+        cpu=device_of(config).type == "cpu",
+        mixed_precision=precision_of(config),
+        log_with=None if config.run.tracker == "none" else config.run.tracker,
+        project_dir=folder,
+    )
+    with Run.start(folder, {**settings, "seed": config.run.seed}, {"run": config.run.seed}) as run:
+        if not run.finished:
+            fit(config, setup(config), run, accelerator)
+    return folder
+
+
+def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator) -> None:
+    """Run the steps: passes, validation, checkpoints, logs."""
+    tune, model = config.finetune, parts.model
+    parameters = trained_parameters(model)
+    optimizer = optimizer_of(model, config)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda number: rate_factor(config, number))
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    parts = parts._replace(alphas_cumprod=parts.alphas_cumprod.to(accelerator.device))
+    rows = Rows(len(parts.data.train.rows), tune.train_batch_size, config.run.seed, accelerator.process_index, accelerator.num_processes)
+    average = Average(parameters, tune.ema_decay if tune.use_ema else 0.0)
+    first, best, sums, counted = 0, math.inf, dict[str, float](), 0
+    state = run.load_state()
+    if state is None:
+        run.rewind_metrics(-1)
+    else:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(state["trained"][name])
+        average.mean = state["average"]
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        first, best, sums, counted = (state[name] for name in ("step", "best", "sums", "counted"))
+        run.rewind_metrics(first)
+    accelerator.init_trackers("braingen", config=None)
+    saved = time.monotonic()
+
+    def look(number: int) -> float:
+        """Validate, keep the best, log."""
+        average.swap()
+        loss = validate(parts, config)
+        if loss < best:
+            _save(run, BEST, model, config)
+        average.swap()
+        values = {f"train/{name}": round(total / max(1, counted), 6) for name, total in sums.items()}
+        run.log(number, **values, **{"validation/loss": round(loss, 6)})
+        accelerator.log({**values, "validation/loss": loss}, step=number)
+        return min(best, loss)
+
+    if state is None:
+        best = look(0)  # fresh routers and LoRA: what is to be beaten
+    wrapped.train()
+    with Progress() as progress:
+        bar = progress.add_task("fine-tuning", total=tune.max_train_steps, completed=first)
+        for number in range(first, tune.max_train_steps):
+            optimizer.zero_grad(set_to_none=True)
+            for part in range(tune.gradient_accumulation_steps):
+                passes = number * tune.gradient_accumulation_steps + part
+                # what chance decides depends on the number of the pass alone, so an interrupted run ends with the same bits
+                generator = torch.Generator().manual_seed(hash_seed(config.run.seed, f"pass of {rows.rank}", passes))
+                with accelerator.autocast():
+                    result = step(wrapped, rows.of(passes), parts, config, generator)
+                accelerator.backward(result.total / tune.gradient_accumulation_steps)
+                counted += 1
+                for name, term in result.terms.items():
+                    sums[name] = sums.get(name, 0.0) + term.item()
+            accelerator.clip_grad_norm_(parameters.values(), tune.clip_norm)
+            optimizer.step()
+            schedule.step()
+            average.update(number)
+            done = number + 1
+            if done % tune.validation_steps == 0 or done == tune.max_train_steps:
+                best, sums, counted = look(done), {}, 0
+            if time.monotonic() - saved > SAVE_SECONDS and done < tune.max_train_steps:
+                saved = time.monotonic()
+                trained = {name: parameter.detach() for name, parameter in parameters.items()}
+                tree = {"trained": trained, "average": average.mean, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+                run.save_state({**tree, "step": done, "best": best, "sums": sums, "counted": counted})
+            progress.update(bar, advance=1, description=f"fine-tuning, held-out loss {best:.4f}")
+    average.swap()
+    _save(run, LAST, model, config)
+    accelerator.end_training()
+    run.mark_finished({"best_validation_loss": best})
+    run.remove_state()
+
+
+def _save(run: Run, name: str, model: ListeningUNet, config: Config) -> None:
+    with run.replace(name) as temporary:
+        routers = {key: router for key, router in model.routers.items() if isinstance(router, DiffuseRouter)}
+        save_tuned(temporary, model.unet, routers, config.router.prior_order)

@@ -1,0 +1,181 @@
+"""What fine-tuning learns from: VAE latents and what the frozen encoders read, once per picture, and which rows make a step.
+
+N pictures, E all experts, T tokens, D CLIP width, C h w latent sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusers import AutoencoderKL
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from braingen.brain.reader import BrainReader
+from braingen.clip.cache import Cache, digest_of_texts, fingerprint_of_files
+from braingen.config import Config
+from braingen.data.batches import RepeatBatches
+from braingen.data.betas import Betas
+from braingen.data.nsd import Layout
+from braingen.data.trials import Repeats, group_repeats, hold_out_images, train_trials
+from braingen.diffusion.listening import read
+from braingen.diffusion.sample import seeded_noise
+from braingen.diffusion.sdxl import backbone_folder
+from braingen.diffusion.unsure_reads import Unsureness, unsureness_of
+from braingen.errors import UserError
+from braingen.files import identity
+from braingen.routing.conditioning import all_experts
+from braingen.stages.targets import Targets
+from braingen.stages.train import READER, run_folder
+
+
+class Pictures(NamedTuple):
+    """Pictures with what was read of them; tables are memory-mapped."""
+
+    image_N: np.ndarray
+    """Image ids."""
+    latents: np.ndarray
+    """Scaled VAE latents by image id: (all images) x C x h x w."""
+    reads: dict[str, list[np.ndarray]]
+    """'image', 'text' -> per subject, what all experts said, by image id: (all images) x E x T x D."""
+    truth: dict[str, Tensor]
+    """'image', 'text' -> standardised true embeddings of the rows: N x T x D."""
+    subject_N: np.ndarray
+    """Position of the subject whose read it is."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Numbers of the rows, 0 to N - 1."""
+        return np.arange(len(self.image_N))
+
+    def latents_of(self, rows: np.ndarray) -> Tensor:
+        """B x C x h x w, float32."""
+        return torch.from_numpy(self.latents[self.image_N[rows]].astype(np.float32))
+
+    def read_of(self, name: str, rows: np.ndarray) -> Tensor:
+        """B x E x T x D, float32."""
+        tables = self.reads[name]
+        parts = [tables[self.subject_N[row]][self.image_N[row]] for row in rows]
+        return torch.from_numpy(np.stack(parts).astype(np.float32))
+
+
+class ListeningData(NamedTuple):
+    """Everything a fine-tuning learns from."""
+
+    train: Pictures
+    held_out: Pictures
+    unsureness: dict[str, Unsureness]
+    """'image', 'text' -> how held-out pictures are read."""
+
+
+def latents_table(config: Config, targets: Targets, vae: AutoencoderKL, image_ids: np.ndarray, size: int) -> np.ndarray:
+    """Scaled VAE latents (means of the encoder's Gaussian), by image id; pictures are resized bicubically and go in as -1 to 1."""
+
+    def compute(ids: np.ndarray) -> Tensor:
+        pictures = torch.from_numpy(targets.stimuli.images(ids)).to(vae.device, torch.float32)
+        if pictures.shape[-1] != size:
+            pictures = interpolate(pictures, size=(size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        with torch.no_grad():
+            return vae.encode(pictures * 2 - 1).latent_dist.mode() * vae.config.scaling_factor
+
+    folder = backbone_folder(config.backbone.path)
+    key = {"weights": fingerprint_of_files(f"{folder}/vae" if Path(folder).exists() else folder), "size": str(size)}
+    cache = Cache(Layout.of(config.data.root).cache() / "latents", "latents", key, len(targets.stimuli), compute, np.float16)
+    return cache.table(image_ids, targets.stimuli.digests(image_ids), batch=16)
+
+
+def reads_table(config: Config, name: str, reader: BrainReader, betas: Betas, subject: int, repeats: Repeats, images: int) -> np.ndarray:
+    """What every expert says of pictures, their presentations averaged, after the prior where it comes first, by image id."""
+    device = next(reader.parameters()).device
+    row_of = {int(image): row for row, image in enumerate(repeats.image_N)}
+
+    def compute(ids: np.ndarray) -> Tensor:
+        some = Repeats(ids, repeats.rows_NR[[row_of[int(i)] for i in ids]])
+        (batch,) = RepeatBatches(some, betas, subject, len(ids))
+        noise = seeded_noise(ids.tolist(), reader.noise_shape, config.run.seed, f"prior of {name}") if reader.noise_shape else None
+        order = config.router.prior_order
+        return all_experts(read(reader, batch.voxels_BRV.to(device), subject, batch.present_BR, order, experts=True, noise=noise))
+
+    key = {
+        "reader": fingerprint_of_files(run_folder(config, name) / READER),
+        "betas": identity(betas.path),
+        "subject": str(subject),
+        "order": config.router.prior_order,
+        "seed": str(config.run.seed) if reader.noise_shape else "",
+    }
+    made_from = digest_of_texts([str(row) for row in rows] for rows in repeats.rows_NR)
+    cache = Cache(Layout.of(config.data.root).cache() / "reads", f"reads_{name}", key, images, compute, np.float16)
+    return cache.table(repeats.image_N, made_from)
+
+
+def listening_data(
+    config: Config, targets: Targets, readers: dict[str, BrainReader], vae: AutoencoderKL, size: int, held_out_images: int
+) -> ListeningData:
+    """Compute or find everything frozen.
+
+    Parameters
+    ----------
+    readers : of image and text, in eval mode
+    size : side of the training pictures in pixels
+    held_out_images : how many held-out pictures are looked at when validating; errors are measured on all of them
+    """
+    layout = Layout.of(config.data.root)
+    splits: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"train": [], "held_out": []}
+    reads: dict[str, list[np.ndarray]] = {"image": [], "text": []}
+    for position, subject in enumerate(config.data.subjects):
+        trials = train_trials(layout, subject, config.data.num_sessions)
+        repeats, betas = group_repeats(trials), Betas.of(layout, subject)
+        for name, reader in readers.items():
+            if str(subject) not in reader.config.encoder_config["subjects"]:
+                raise UserError(
+                    f"The {name} encoder in {run_folder(config, name)} does not know subject {subject}: name one it was trained on."
+                )
+            reads[name].append(reads_table(config, name, reader, betas, subject, repeats, len(targets.stimuli)))
+        for split, part in zip(splits, hold_out_images(trials, config.data.holdout_share, config.run.seed)):
+            images = np.unique(part.table["image"].to_numpy())
+            splits[split].append((images, np.full(len(images), position)))
+    everything = np.unique(np.concatenate([images for parts in splits.values() for images, _ in parts]))
+    latents = latents_table(config, targets, vae, everything, size)
+
+    def pictures(split: str) -> Pictures:
+        image_N, subject_N = (np.concatenate(column) for column in zip(*splits[split]))
+        truth = {name: reader.standardised(targets.of(name, image_N).to(reader.device)).cpu() for name, reader in readers.items()}
+        return Pictures(image_N, latents, reads, truth, subject_N)
+
+    train, held_out = pictures("train"), pictures("held_out")
+    unsureness = {name: unsureness_of(held_out.read_of(name, held_out.rows), held_out.truth[name]) for name in readers}
+    shown = held_out.rows[:held_out_images]
+    few = held_out._replace(
+        image_N=held_out.image_N[shown], subject_N=held_out.subject_N[shown], truth={k: v[shown] for k, v in held_out.truth.items()}
+    )
+    return ListeningData(train, few, unsureness)
+
+
+class Rows:
+    """Which rows make a pass: reshuffled every epoch, a function of seed, number of the pass, rank and world.
+
+    Parameters
+    ----------
+    count : rows there are
+    batch : of a pass and process
+    """
+
+    def __init__(self, count: int, batch: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.count, self.batch, self.seed, self.rank, self.world = count, batch, seed, rank, world
+        self._order = lru_cache(maxsize=2)(lambda epoch: np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(count))
+
+    def of(self, number: int) -> np.ndarray:
+        """Rows of a pass of this process; epochs follow each other without a gap."""
+        first = (number * self.world + self.rank) * self.batch
+        return np.array([self._order(place // self.count)[place % self.count] for place in range(first, first + self.batch)])
+
+
+def pieces(count: int, size: int) -> Iterator[np.ndarray]:
+    """Rows 0 to count - 1, so many at a time."""
+    for first in range(0, count, size):
+        yield np.arange(first, min(count, first + size))
