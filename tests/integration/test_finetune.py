@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-import shutil
 from typing import NamedTuple
 
+import numpy as np
+from PIL import Image
 import pytest
+from safetensors.torch import load_file
 import torch
 from unit.fake_backbone import write_fake_backbone
 
 from braingen.cli import main, parse_overrides
 from braingen.config import Config, load_config
+from braingen.data.betas import Betas
+from braingen.data.nsd import Layout
+from braingen.data.trials import group_repeats, test_trials
+from braingen.diffusion.decoder import BrainDecoder
+from braingen.diffusion.lora import LORA_FILE, has_lora
+from braingen.diffusion.unsure_reads import mixing_weights, unsure
+from braingen.errors import UserError
 from braingen.stages import finetune as stage
+from braingen.stages.reconstruct import EMBEDDINGS, ROUTING, assemble, reconstruct
+from braingen.stages.targets import Targets
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
 
 SMALL = ["simulation.num_sessions=2", "simulation.trials_per_session=60", "simulation.num_voxels=200", "simulation.num_test_images=4"]
 SMALL += ["encoder.hidden_dim=32", "encoder.n_blocks=1", "encoder.head=linear", "prior.depth=1", "prior.dim_head=32"]
 SMALL += ["optim.num_epochs=2", "optim.batch_size=20", "run.device=cpu", "run.tracker=none"]
 TUNE = ["--rank", "2", "finetune.train_batch_size=4", "finetune.gradient_accumulation_steps=1", "finetune.max_train_steps=3"]
 TUNE += ["finetune.lr_warmup_steps=0", "finetune.validation_steps=2", "finetune.validation_images=4", "router.time_hidden_dim=16"]
+DRAW = ["sampler.steps=2", "sampler.guidance_scale=2", "sampler.batch_size=4"]
 
 
 class Subject(NamedTuple):
@@ -41,6 +56,10 @@ def subject(tmp_path_factory) -> Subject:
 
 def config_of(subject: Subject, folder: Path, *more: str) -> Config:
     return load_config(*parse_overrides([*subject.words, *TUNE, "--folder", str(folder), *more]))
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -79,5 +98,126 @@ def test_everything_that_is_trained_gets_a_gradient_and_moves_within_two_steps(s
         assert name in parameters or torch.equal(p, frozen[name])
 
 
-def test_run(subject, tmp_path):
-    assert main(["finetune", *subject.words, *TUNE, "--folder", str(tmp_path)]) == 0
+@pytest.fixture(scope="module")
+def tuned(subject, tmp_path_factory) -> Path:
+    """A finished fine-tuning, and the test pictures drawn with it."""
+    folder = tmp_path_factory.mktemp("tuned")
+    words = [*subject.words, *TUNE, *DRAW, "--folder", str(folder)]
+    assert main(["finetune", *words]) == 0
+    assert main(["reconstruct", *words]) == 0
+    return folder
+
+
+def test_checkpoints_curves_and_routing_are_left(subject, tuned):
+    for name in ("best", "last"):
+        left = {path.relative_to(tuned / "finetune" / name).as_posix() for path in (tuned / "finetune" / name).rglob("*.safetensors")}
+        assert left == {LORA_FILE, *(f"router_{kind}/diffusion_pytorch_model.safetensors" for kind in ("image", "text"))}
+    records = [json.loads(line) for line in (tuned / "finetune" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [0, 2, 3]
+    assert all(record["validation/loss"] > 0 for record in records) and all(record["train/guidance"] >= 0 for record in records[1:])
+    routing = load_file(tuned / "reconstructions" / "brain" / ROUTING)
+    assert routing["ids"].tolist() == sorted(int(path.stem) for path in (tuned / "reconstructions" / "brain").glob("*.png"))
+    for name in ("image", "text"):
+        assert routing[f"{name}_levels"].shape == (4, 2, 4) and routing[f"{name}_experts"].shape == (4, 2, 30)
+        torch.testing.assert_close(routing[f"{name}_levels"].sum(-1), torch.ones(4, 2))
+        for level in routing[f"{name}_experts"].split([2, 4, 8, 16], dim=-1):
+            torch.testing.assert_close(level.sum(-1), torch.ones(4, 2))
+
+
+def test_lora_off_and_routers_uniform_is_the_unrouted_result(subject, tmp_path):
+    """A fine-tuning of no step worth mentioning draws what is drawn without one."""
+    words = [*subject.words, *TUNE, *DRAW, "--folder", str(tmp_path)]
+    assert main(["reconstruct", *words]) == 0
+    (tmp_path / "reconstructions").rename(tmp_path / "before")
+    rates = ["finetune.learning_rate=1e-30", "finetune.router_learning_rate=1e-30"]
+    assert main(["finetune", *words, *rates]) == 0
+    assert main(["reconstruct", *words]) == 0
+    drawn = sorted((tmp_path / "reconstructions" / "brain").glob("*.png"))
+    assert len(drawn) == 4
+    for path in drawn:
+        difference = pixels(path) - pixels(tmp_path / "before" / "brain" / path.name)
+        assert np.abs(difference).max() <= 1  # a rounding at most: levels are added up in another order
+    one, other = (load_file(tmp_path / part / "brain" / EMBEDDINGS) for part in ("reconstructions", "before"))
+    torch.testing.assert_close(one["image"], other["image"], rtol=0, atol=1e-5)
+
+
+def test_a_trained_one_draws_otherwise_and_a_level_can_be_heard_alone(subject, tuned, tmp_path):
+    words = [*subject.words, *TUNE, *DRAW, "--folder", str(tuned)]
+    routed = tuned / "reconstructions" / "brain"
+    for level in (0, 3):
+        assert main(["reconstruct", *words, "--level", str(level)]) == 0
+        alone = tuned / "reconstructions" / f"brain_level{level}"
+        weights = load_file(alone / ROUTING)["image_levels"]
+        assert (weights[..., level] == 1).all() and weights.sum() == 4 * 2
+        assert any(np.abs(pixels(path) - pixels(alone / path.name)).max() > 1 for path in routed.glob("*.png"))
+    with pytest.raises(UserError, match="levels 0 to 3"):
+        reconstruct(config_of(subject, tuned, *DRAW, "sampler.level=4"))
+
+
+def test_a_decoder_takes_what_was_tuned_along(subject, tuned, tmp_path):
+    config = config_of(subject, tuned, *DRAW)
+    decoder = assemble(config, Targets(config))
+    decoder.save_pretrained(tmp_path)
+    loaded = BrainDecoder.from_pretrained(tmp_path)
+    assert loaded.router_image is not None and loaded.router_text is not None and has_lora(loaded.unet)
+    layout = Layout.of(config.data.root)
+    repeats = group_repeats(test_trials(layout, 1))
+    voxels = np.stack([Betas.of(layout, 1).rows(rows) for rows in repeats.rows_NR])
+    out = loaded(voxels, subject=1, image_ids=repeats.image_N.tolist(), num_inference_steps=2, guidance_scale=2.0)
+    for image, picture in zip(repeats.image_N, out.images):
+        shown = pixels(tuned / "reconstructions" / "brain" / f"{image:06d}.png")
+        assert np.abs(np.asarray(picture).astype(int) - shown).max() <= 1
+
+
+def test_it_goes_on_where_it_was_killed_with_the_same_bits(subject, tuned, tmp_path, monkeypatch):
+    config = config_of(subject, tmp_path, "finetune.use_ema=true", "finetune.gradient_accumulation_steps=2")
+    calm = config_of(subject, tmp_path / "calm", "finetune.use_ema=true", "finetune.gradient_accumulation_steps=2")
+    monkeypatch.setattr(stage, "SAVE_SECONDS", 0.0)
+    stage.finetune(calm)
+    passes = stage.step
+    calls = []
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) == 4:  # in the middle of the second optimizer step
+            raise KeyboardInterrupt
+        return passes(*arguments)
+
+    monkeypatch.setattr(stage, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        stage.finetune(config)
+    monkeypatch.setattr(stage, "step", passes)
+    stage.finetune(config)
+    for path in sorted((tmp_path / "finetune").rglob("*.safetensors")):
+        assert path.read_bytes() == (tmp_path / "calm" / "finetune" / path.relative_to(tmp_path / "finetune")).read_bytes(), path
+    metrics = [folder / "finetune" / "metrics.jsonl" for folder in (tmp_path, tmp_path / "calm")]
+    assert metrics[0].read_text() == metrics[1].read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--rank", "0", "--no-route_image", "--no-route_text"], "nothing to train"),
+        (["--use_8bit_adam"], "needs bitsandbytes"),
+        (["finetune.attention=xformers"], "xformers is not installed"),
+        (["--model_name_image", "nowhere"], "There is no trained image encoder in nowhere"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(subject, tmp_path, more, sentence):
+    with pytest.raises(UserError, match=sentence):
+        stage.finetune(config_of(subject, tmp_path, *more))
+
+
+def test_reads_are_as_unsure_as_those_of_held_out_pictures(subject, tmp_path):
+    """Mean error and its spread over experts, of many draws, are those of held-out reads; image and text err together."""
+    data = stage.setup(config_of(subject, tmp_path)).data
+    rows = data.train.rows
+    repeated = np.tile(rows, 40)
+    weights = mixing_weights(len(repeated), len(data.unsureness["image"].error_JETD), generator(0))
+    for name in ("image", "text"):
+        error = unsure(data.train.truth[name][repeated], data.unsureness[name], weights)
+        error = error - data.unsureness[name].slope_E[:, None, None] * data.train.truth[name][repeated][:, None]
+        wanted = data.unsureness[name].error_JETD
+        torch.testing.assert_close(error.square().mean((0, 2, 3)), wanted.square().mean((0, 2, 3)), rtol=0.1, atol=0)
+        among = error[:, :, 0, 0].T @ error[:, :, 0, 0] / len(error)
+        torch.testing.assert_close(among, wanted[:, :, 0, 0].T @ wanted[:, :, 0, 0] / len(wanted), rtol=0.2, atol=0.2 * among.diag().mean())

@@ -155,7 +155,15 @@ class BrainDecoder(DiffusionPipeline):
         return form.to(self.unet.device, self.unet.dtype)
 
     @torch.no_grad()
-    def read(self, voxels_BRV: Tensor, subject: int, image_ids: Sequence[int], seed: int = 0, present_BR: Tensor | None = None) -> Read:
+    def read(
+        self,
+        voxels_BRV: Tensor,
+        subject: int,
+        image_ids: Sequence[int],
+        seed: int = 0,
+        present_BR: Tensor | None = None,
+        experts: bool = False,
+    ) -> Read:
         """Read out voxels what the drawing listens to; outputs of an image's presentations are averaged before the prior.
 
         Parameters
@@ -164,13 +172,14 @@ class BrainDecoder(DiffusionPipeline):
         subject : whose voxels
         image_ids : with the seed they determine the prior's noise
         present_BR : which presentations there are; all when left out
+        experts : keep what every expert says even where no router needs it
         """
         present_BR = torch.ones(voxels_BRV.shape[:2], dtype=torch.bool) if present_BR is None else present_BR
         order: PriorOrder = self.config.prior_order
 
         def one(name: str, reader: BrainReader, router: DiffuseRouter | None) -> ExpertEmbeddings:
             noise = _prior_noise(reader, name, image_ids, seed)
-            return read(reader, voxels_BRV, subject, present_BR, order, experts=router is not None, noise=noise)
+            return read(reader, voxels_BRV, subject, present_BR, order, experts=experts or router is not None, noise=noise)
 
         return Read(one("image", self.brain_image, self.router_image), one("text", self.brain_text, self.router_text))
 

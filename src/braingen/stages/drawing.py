@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.progress import track
+from safetensors.torch import load_file, save_file
+import torch
+from torch import Tensor
 
 from braingen.files import replaced_path
 from braingen.stages.workers import Workers
@@ -24,6 +27,8 @@ class Drawn(NamedTuple):
     picture: Image.Image
     note: Mapping[str, Any] | None = None
     """JSON-able; kept inside the PNG, so that picture and note cannot come from different moments."""
+    tensors: Mapping[str, Tensor] | None = None
+    """Larger things, kept beside the PNG until all pictures are there; see :func:`gathered`."""
 
 
 def picture_path(folder: Path, image: int) -> Path:
@@ -51,11 +56,30 @@ def draw_missing(
     for part in track(workers.share(missing), description=description, disable=not workers.main):
         for image, drawn in zip(ids[part], draw(part)):
             info = PngInfo()
+            if drawn.tensors:  # before the picture, which says that all is there
+                with replaced_path(_tensors_path(folder, image)) as temporary:
+                    save_file({name: value.contiguous() for name, value in drawn.tensors.items()}, temporary)
             if drawn.note:
                 info.add_text(_NOTE, json.dumps(drawn.note))
             with replaced_path(picture_path(folder, image)) as temporary:
                 drawn.picture.save(temporary, format="PNG", pnginfo=info)
     workers.wait()
+
+
+def _tensors_path(folder: Path, image: int) -> Path:
+    return folder / f"{image:06d}.safetensors"
+
+
+def gathered(folder: Path, ids: Sequence[int], path: Path) -> None:
+    """Put the tensors of all pictures into one file, one row per id, and remove the single ones; nothing to do where there are none."""
+    if not path.exists():
+        parts = [load_file(_tensors_path(folder, image)) for image in ids if _tensors_path(folder, image).exists()]
+        if len(parts) < len(ids):
+            return
+        with replaced_path(path) as temporary:
+            save_file({name: torch.stack([part[name] for part in parts]) for name in parts[0]} | {"ids": torch.tensor(ids)}, temporary)
+    for image in ids:
+        _tensors_path(folder, image).unlink(missing_ok=True)
 
 
 def notes(folder: Path, ids: Sequence[int]) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 import time
 from typing import NamedTuple
@@ -23,12 +23,16 @@ from braingen.data.trials import Repeats, group_repeats, test_trials, train_tria
 from braingen.diffusion.choose import best_of
 from braingen.diffusion.decoder import BrainDecoder, negative_condition, to_pil
 from braingen.diffusion.finetuning import BEST, FINETUNE, NOT_TUNED, load_tuned
+from braingen.diffusion.listening import RoutingRecorder, expert_counts
+from braingen.diffusion.lora import merged_lora
 from braingen.diffusion.sample import seeded_noise
 from braingen.diffusion.sdxl import backbone_folder, load_backbone, scheduler_named
 from braingen.errors import UserError
 from braingen.files import replaced_path, write_json
+from braingen.records import ExpertEmbeddings
+from braingen.routing.conditioning import all_experts, from_experts
 from braingen.runs import Run
-from braingen.stages.drawing import Drawn, draw_missing, notes
+from braingen.stages.drawing import Drawn, draw_missing, gathered, notes
 from braingen.stages.machine import device_of
 from braingen.stages.targets import Targets
 from braingen.stages.train import READER, run_folder
@@ -36,6 +40,8 @@ from braingen.stages.workers import Workers, shared_run
 
 EMBEDDINGS = "embeddings.safetensors"
 INDEX = "index.json"
+ROUTING = "routing.safetensors"
+"""How levels and experts were mixed, per picture and step; only where there are routers."""
 
 
 class Parts(NamedTuple):
@@ -49,8 +55,9 @@ class Parts(NamedTuple):
 
 
 def folder_of(config: Config, source: str | None = None) -> Path:
-    """Where the pictures of a source (brain, random, ceiling) lie."""
-    return config.run.folder / "reconstructions" / (source or config.sampler.source)
+    """Where the pictures of a source (brain, random, ceiling) lie; those of a single level beside them."""
+    level = "" if config.sampler.level is None else f"_level{config.sampler.level}"
+    return config.run.folder / "reconstructions" / f"{source or config.sampler.source}{level}"
 
 
 def load_reader(config: Config, modality: str) -> BrainReader:
@@ -103,8 +110,13 @@ def setup(config: Config) -> Parts:
 
 @torch.no_grad()
 def embeddings_of(config: Config, parts: Parts) -> dict[str, Tensor]:
-    """Embeddings of all test images from the configured source: ``image``, ``text``, ``image_clip``, ``text_clip``, and their ``ids``."""
+    """Embeddings of all test images from the configured source: ``image``, ``text``, ``image_clip``, ``text_clip``, and their ``ids``.
+
+    Where routers or a single level are to be listened to, also what every expert says, in standardised units: ``image_experts``,
+    ``text_experts``.
+    """
     ids = parts.repeats.image_N
+    mixed = config.sampler.level is not None or any((parts.decoder.router_image, parts.decoder.router_text))
     found: dict[str, list[Tensor]] = {"image": [], "text": [], "image_clip": [], "text_clip": []}
     if config.sampler.source == "ceiling":
         image, text = parts.targets.image(ids), parts.targets.text(ids)
@@ -122,11 +134,13 @@ def embeddings_of(config: Config, parts: Parts) -> dict[str, Tensor]:
             voxels_BRV = seeded_noise(batch.image_B.tolist(), tuple(voxels_BRV.shape[1:]), config.run.seed, "random voxels")
         if config.sampler.repeats == "first":
             voxels_BRV, present_BR = voxels_BRV[:, :1], present_BR[:, :1]
-        decoded = parts.decoder.embed(
-            voxels_BRV.to(parts.decoder.device), parts.subject, batch.image_B.tolist(), config.run.seed, present_BR
-        )
-        for name, rows in zip(found, decoded):
+        voxels_BRV = voxels_BRV.to(parts.decoder.device)
+        read = parts.decoder.read(voxels_BRV, parts.subject, batch.image_B.tolist(), config.run.seed, present_BR, experts=mixed)
+        for name, rows in zip(found, parts.decoder.decoded(read)):
             found[name].append(rows.float().cpu())
+        for name, heard in (("image_experts", read.image), ("text_experts", read.text)):
+            if mixed:
+                found.setdefault(name, []).append(all_experts(heard).float().cpu())
     return {"ids": torch.from_numpy(ids), **{name: torch.cat(rows) for name, rows in found.items()}}
 
 
@@ -143,13 +157,21 @@ def nearest_captions(config: Config, targets: Targets, text_NTD: Tensor, ids: np
 
 
 class Embeddings(NamedTuple):
-    """What a picture is drawn from; rows are images."""
+    """What pictures are drawn from; rows are images."""
 
     image_NTD: Tensor
     text_NTD: Tensor
     """Both in CLIP's own units."""
     image_N: list[int]
     """Image ids."""
+    experts: Mapping[str, Tensor] | None = None
+    """'image', 'text' -> what every expert says, N x E x T x D, standardised; None where all experts are taken to say the same."""
+
+    def heard(self, name: str, rows: slice, counts: Sequence[int]) -> Tensor | ExpertEmbeddings:
+        """What is listened to of some rows; ``counts``: experts of every level."""
+        if self.experts is not None:
+            return from_experts(self.experts[name][rows], counts)
+        return self.image_NTD[rows] if name == "image" else self.text_NTD[rows]
 
 
 def drawer(
@@ -162,13 +184,19 @@ def drawer(
     targets : the CLIP that pictures are read with; asked for only when there are several drawings to choose from
     """
     sampler = config.sampler
+    counts = {"image": expert_counts(decoder.brain_image), "text": expert_counts(decoder.brain_text)}
+    level = sampler.level if read.experts else None
+    if level is not None and level >= len(counts["image"]):
+        raise UserError(f"level = {level}, but the encoder has levels 0 to {len(counts['image']) - 1}.")
     negative = negative_condition(decoder.form, backbone_folder(config.backbone.path), sampler.negative_prompt)
 
     def draw(some: slice) -> list[Drawn]:
+        recorder = RoutingRecorder()
+
         def once(number: int) -> Tensor:
             return decoder.draw(
-                read.image_NTD[some] if sampler.use_image else None,
-                read.text_NTD[some] if sampler.use_text else None,
+                read.heard("image", some, counts["image"]) if sampler.use_image else None,
+                read.heard("text", some, counts["text"]) if sampler.use_text else None,
                 read.image_N[some],
                 seed=config.run.seed,
                 steps=sampler.steps,
@@ -177,17 +205,25 @@ def drawer(
                 size=sampler.size,
                 negative=negative,
                 sample=number,
+                level=level,
+                on_step=recorder if number == 0 else None,  # of the first drawing, where there are several
             )
 
+        def routing(row: int) -> dict[str, Tensor]:
+            return {name: value[row] for name, value in mixed.items()}
+
         if sampler.samples == 1:
-            return [Drawn(picture) for picture in to_pil(once(0))]
+            pictures = to_pil(once(0))
+            mixed = recorder.tensors()
+            return [Drawn(picture, None, routing(row)) for row, picture in enumerate(pictures)]
         reader = decoder.brain_image
         decoded_BTD = reader.standardised(read.image_NTD[some].to(reader.device))
         chosen = best_of(sampler.samples, once, lambda x: reader.standardised(targets()(x).target_BTD.to(reader.device)), decoded_BTD)
+        mixed = recorder.tensors()
         similarity = [[round(value, 4) for value in row] for row in chosen.similarity_BS.tolist()]
         return [
-            Drawn(picture, {"sample": int(np.argmax(exact)), "similarity": row})
-            for picture, row, exact in zip(to_pil(chosen.images_B3HW), similarity, chosen.similarity_BS.tolist())
+            Drawn(picture, {"sample": int(np.argmax(exact)), "similarity": row}, routing(number))
+            for number, (picture, row, exact) in enumerate(zip(to_pil(chosen.images_B3HW), similarity, chosen.similarity_BS.tolist()))
         ]
 
     return draw
@@ -219,10 +255,14 @@ def reconstruct(config: Config) -> Path:
         workers.wait()
         read = load_file(folder / EMBEDDINGS)
         ids = read["ids"].numpy()
-        draw = drawer(config, parts.decoder, lambda: parts.targets.image_encoder, Embeddings(read["image"], read["text"], ids.tolist()))
+        experts = {name: read[f"{name}_experts"] for name in ("image", "text")} if "image_experts" in read else None
+        embeddings = Embeddings(read["image"], read["text"], ids.tolist(), experts)
+        draw = drawer(config, parts.decoder, lambda: parts.targets.image_encoder, embeddings)
         description = f"drawing {len(ids)} pictures ({config.sampler.source})"
-        draw_missing(folder, ids.tolist(), config.sampler.batch_size, draw, workers, description)
+        with merged_lora(parts.decoder.unet):
+            draw_missing(folder, ids.tolist(), config.sampler.batch_size, draw, workers, description)
         if workers.main:
+            gathered(folder, ids.tolist(), folder / ROUTING)
             captions = nearest_captions(config, parts.targets, read["text"], ids)
             index = {"images": ids.tolist(), "captions": captions}
             chosen = notes(folder, ids.tolist())
