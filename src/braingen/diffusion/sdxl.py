@@ -79,18 +79,20 @@ def load_backbone(
     UserError
         When a part is missing, with what to type.
     """
-    backbone = load_plain(path, dtype)
+    backbone = load_plain(path, dtype, vae_dtype=vae_dtype)
     add_ip_adapter(backbone.unet, load_ip_adapter_file(ip_adapter or str(Path(backbone_folder(path)) / "ip_adapter")))
     backbone.unet.requires_grad_(False).eval()
     return backbone
 
 
-def load_plain(path: str, dtype: torch.dtype = torch.float32, setting: str = "backbone.path") -> Backbone:
+def load_plain(
+    path: str, dtype: torch.dtype = torch.float32, setting: str = "backbone.path", vae_dtype: torch.dtype | None = None
+) -> Backbone:
     """Load U-Net, VAE and scheduler as they are in a folder or on the hub, without an IP-Adapter, frozen.
 
     Parameters
     ----------
-    path, dtype : as for :func:`load_backbone`
+    path, dtype, vae_dtype : as for :func:`load_backbone`
     setting : that names it, for messages
     """
     folder = backbone_folder(path)
