@@ -49,6 +49,9 @@ COMMANDS: dict[str, Command] = {
     "study": Command("people as judges: build a study for any browser, check and analyse its results", "braingen.stages.study", "study",
                      ("run", "data", "study"), ("build", "check", "analyse", "simulate")),
     "report": Command("one HTML page of pictures, scores and curves", "braingen.stages.report", "report", ("run", "data")),
+    "import": Command("published checkpoints (MindEye2, MoRE-Brain) as run folders that later stages read",
+                      "braingen.stages.import_checkpoint", "import_checkpoint", ("run", "published", "data", "encoder", "prior"),
+                      ("image", "text", "finetune")),
     "settings": Command("list every setting with its default and meaning", "braingen.cli", "print_settings", ()),
 }  # fmt: skip
 SHORTHANDS = {"random_fmri": ("sampler.source", "random"), "ceiling": ("sampler.source", "ceiling")}

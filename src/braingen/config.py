@@ -368,6 +368,23 @@ class RefinerConfig(Section):
     """Pictures refined at once; they do not depend on it."""
 
 
+class PublishedConfig(Section):
+    """Published weights to import (`braingen import`)."""
+
+    checkpoint: Folder = Path()
+    """Encoder, with its prior where it holds one: MindEye2's last.pth, or MoRE-Brain's weights (.pth or .safetensors)."""
+    router_image: Folder = Path()
+    """Diffusion router of the image embedding (import finetune)."""
+    router_text: Folder = Path()
+    """Diffusion router of the text embedding (import finetune)."""
+    adapter: Folder = Path()
+    """LoRA of the U-Net in diffusers' safetensors form (import finetune)."""
+    trained_on: Literal["gpu", "cpu"] = "gpu"
+    """Where the published router was trained: its top-k decides the order of an expert's units (parity notes, `by_gpu_rule`)."""
+    partial: bool = False
+    """Import what fits although weights are missing, unexpected or of another shape; those missing stay random."""
+
+
 class ScoresConfig(Section):
     """Evaluation."""
 
@@ -439,6 +456,7 @@ class Config(Section):
     refiner: RefinerConfig = RefinerConfig()
     scores: ScoresConfig = ScoresConfig()
     study: StudyConfig = StudyConfig()
+    published: PublishedConfig = PublishedConfig()
 
 
 ALIASES = {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import re
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
+import numpy as np
 from torch import Tensor
 
+from braingen.brain.prior_schedule import BetaSchedule, betas_of
 from braingen.errors import UserError
 
 PUBLISHED_PRIOR: dict[str, Any] = {
@@ -99,7 +101,7 @@ def settings_of(published: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises
     ------
     UserError
-        If weights that tell the shapes are missing.
+        If weights that tell the shapes are missing, or its noise follows no known schedule.
     """
     state = network_state(published).state
     try:
@@ -110,7 +112,8 @@ def settings_of(published: Mapping[str, Tensor]) -> dict[str, Any]:
         raise UserError(f"these weights hold no diffusion prior: {error} has no counterpart among {len(published)} keys") from error
     query = len(state["learned_query"]) if "learned_query" in state else 0
     mode = {0: "none", num_tokens_target: "pos_emb"}.get(query, "all_pos_emb")
-    tables = [len(value) for key, value in published.items() if key.endswith("noise_scheduler.betas")]
+    tables = [value for key, value in published.items() if key.endswith("noise_scheduler.betas")]
+    timesteps = len(tables[0]) if tables else 100
     return {
         "dim": dim,
         "num_tokens": num_tokens,
@@ -118,7 +121,16 @@ def settings_of(published: Mapping[str, Tensor]) -> dict[str, Any]:
         "depth": len({key.split(".")[1] for key in state if key.startswith("layers.")}),
         "dim_head": dim_head,
         "heads": heads,
-        "timesteps": tables[0] if tables else 100,
+        "timesteps": timesteps,
+        "beta_schedule": _schedule_of(tables[0]) if tables else "cosine",
         "learned_query_mode": mode,
         **PUBLISHED_PRIOR,
     }
+
+
+def _schedule_of(betas_K: Tensor) -> BetaSchedule:
+    """The schedule whose betas these are."""
+    for schedule in get_args(BetaSchedule):
+        if np.allclose(betas_of(schedule, len(betas_K)), betas_K.double().cpu().numpy(), rtol=1e-4, atol=1e-6):
+            return schedule
+    raise UserError(f"the {len(betas_K)} betas of this prior follow none of the schedules {', '.join(get_args(BetaSchedule))}")

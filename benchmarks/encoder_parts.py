@@ -1,0 +1,106 @@
+"""What of MoRE-Brain's encoder earns its place: parts taken away one by one, same simulated data, same budget, several seeds.
+
+    python benchmarks/encoder_parts.py --config configs/simulated.yaml --seeds 3
+
+Needs the simulated data (`braingen simulate --config configs/simulated.yaml`). Image encoder without the prior, so that nothing behind it
+makes up for what it lacks. Beside the scores stand the parameters as trained here and of the same layout at full size (15 724 voxels,
+4096 units, 1280 wide; counted on the meta device). Prints a Markdown table and writes JSON beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+from routing import retrieval
+import torch
+
+from braingen.brain.moe import ENCODERS, encoder_arguments
+from braingen.brain.reader import BrainReader
+from braingen.config import Config, load_config
+from braingen.runs import Run
+from braingen.stages.train import train
+
+VARIANTS: dict[str, dict[str, str]] = {
+    "published layout": {"routing": "value", "trunk": "published", "head": "projector"},
+    "affinity routing instead": {"trunk": "published", "head": "projector"},
+    "and a trunk that works (default)": {"head": "projector"},
+    "default, linear heads": {"head": "linear"},
+    "linear heads, 1 block": {"head": "linear", "n_blocks": "1"},
+    "linear heads, 1 block, levels 2 and 4": {"head": "linear", "n_blocks": "1", "exp_factor_list": "2"},
+    "the same, a quarter of the units": {"head": "linear", "n_blocks": "1", "exp_factor_list": "2", "hidden_dim": "quarter"},
+}
+"""Encoder settings by what is said of them; the rest is the config's. A quarter is of the config's hidden_dim."""
+
+
+def settings_of(variant: str, hidden_dim: int) -> dict[str, str]:
+    """Overrides of a variant for a config of so many units."""
+    return {
+        f"encoder.{name}": str(hidden_dim // 4) if text == "quarter" else text
+        for name, text in {"hidden_dim": str(hidden_dim), **VARIANTS[variant]}.items()
+    }
+
+
+def parameters(config: Config, voxels: int, width: int) -> int:
+    """Parameters of the configured encoder."""
+    with torch.device("meta"):
+        arguments: dict[str, Any] = encoder_arguments(config.encoder.model, config.encoder.model_dump(exclude={"model"}))
+        model = ENCODERS[config.encoder.model](subjects={1: voxels}, clip_emb_dim=width, clip_seq_dim=1, **arguments)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def main() -> None:
+    """Train every variant with every seed and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("configs/simulated.yaml"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=0, help="instead of the config's")
+    parser.add_argument("--data", default="", help="data folder instead of the config's")
+    parser.add_argument("--n_blocks", type=int, default=4, help="of the layouts that do not say (published: 4)")
+    parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/encoder_parts.json"))
+    chosen = parser.parse_args()
+    plain = load_config(chosen.config, {"data.root": chosen.data} if chosen.data else {})
+    common = {"prior.use_prior": "false", "run.tracker": "none", "data.root": str(plain.data.root)}
+    common["encoder.n_blocks"] = str(chosen.n_blocks)
+    if chosen.epochs:
+        common["optim.num_epochs"] = str(chosen.epochs)
+    chosen.json.parent.mkdir(parents=True, exist_ok=True)
+    results: dict[str, dict[str, Any]] = {}
+    for name in VARIANTS:
+        settings = common | settings_of(name, plain.encoder.hidden_dim)
+        full = load_config(chosen.config, common | settings_of(name, 4096))
+        results[name] = {"parameters_full_size": parameters(full, 15724, 1280), "runs": []}
+        for seed in range(chosen.seeds):
+            with tempfile.TemporaryDirectory() as scratch:
+                config = load_config(chosen.config, settings | {"run.folder": scratch, "run.seed": str(seed)})
+                started = time.process_time()
+                folder = train(config, "image")
+                seconds = round(time.process_time() - started, 1)
+                found = {"seed": seed, "processor_seconds": seconds, **retrieval(config, folder)}
+                found["held_out_cosine"] = Run(folder).summary["best_validation_cosine"]
+                results[name]["parameters"] = count_saved(folder)
+            results[name]["runs"].append(found)
+            print(name, found, flush=True)
+            chosen.json.write_text(json.dumps({"settings": common, "results": results}, indent=1) + "\n")
+    print("\n| encoder | parameters here | at full size | cosine, held out | brain to image | image to brain |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, result in results.items():
+        cells = []
+        for score in ("held_out_cosine", "retrieval_brain_to_image", "retrieval_image_to_brain"):
+            values = np.array([run[score] for run in result["runs"]])
+            cells.append(f"{values.mean():.3f} ({', '.join(f'{value:.3f}' for value in values)})")
+        print(f"| {name} | {result['parameters']:,} | {result['parameters_full_size']:,} | {' | '.join(cells)} |")
+
+
+def count_saved(folder: Path) -> int:
+    """Parameters of the encoder of a finished run."""
+    return sum(parameter.numel() for parameter in BrainReader.from_pretrained(folder / "reader").encoder.parameters())
+
+
+if __name__ == "__main__":
+    main()
