@@ -150,7 +150,7 @@ def test_each_subject_has_its_own_voxels(decoder):
     ("given", "ids", "sentence"),
     [
         (np.zeros(30, np.float32), None, r"voxels are \(30,\); expected B x V or B x R x V of finite numbers"),
-        (np.zeros((0, 30), np.float32), None, r"voxels are \(0, 30\)"),
+        (np.zeros((0, 30), np.float32), None, r"voxels is float32 of shape \(0, 30\)"),
         (np.full((1, 30), np.nan, np.float32), None, "finite numbers"),
         (np.zeros((2, 30), np.float32), [1], "image_ids names 1 pictures, voxels are of 2"),
     ],
@@ -158,6 +158,23 @@ def test_each_subject_has_its_own_voxels(decoder):
 def test_what_does_not_fit_is_refused(decoder, given, ids, sentence):
     with pytest.raises(UserError, match=sentence):
         decoder(given, subject=1, image_ids=ids, **FEW)
+
+
+def test_a_file_is_decoded_picture_by_picture(decoder, tmp_path):
+    """Rows with one id are presentations of one picture; pictures come ascending by id."""
+    given = voxels(2, repeats=3)
+    np.savez(tmp_path / "mine.npz", voxels=given[[0, 1, 0, 1, 0, 1], [0, 0, 1, 1, 2, 2]], ids=[9, 4] * 3)
+    out = decoder(tmp_path / "mine.npz", subject=1, **FEW)
+    expected = decoder(given[[1, 0]], subject=1, image_ids=[4, 9], **FEW)
+    assert out.image_ids == [4, 9] and out.routing == {}
+    assert np.abs(pixels(out.images) - pixels(expected.images)).max() <= 1
+    with pytest.raises(UserError, match="cannot be given with a file"):
+        decoder(tmp_path / "mine.npz", subject=1, image_ids=[1, 2], **FEW)
+    # a presentation that there was not, as a row of NaN
+    absent = given.copy()
+    absent[0, 2] = np.nan
+    two = decoder(given[:1, :2], subject=1, image_ids=[7], **FEW)
+    assert np.abs(pixels(decoder(absent, subject=1, image_ids=[7, 8], **FEW).images)[0] - pixels(two.images)[0]).max() <= 1
 
 
 def test_tensors_and_arrays_are_both_taken(decoder):

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from braingen.brain.reader import BrainReader
 from braingen.clip.text_target import CLIPTextEncoderDual
-from braingen.diffusion.listening import PriorOrder, read, source_of
+from braingen.data.nsd import Layout
+from braingen.data.voxel_file import load_responses, responses
+from braingen.diffusion.listening import PriorOrder, RoutingRecorder, read, source_of
 from braingen.diffusion.lora import LORA_FILE, has_lora, load_lora, save_lora
 from braingen.diffusion.sample import OnStep, decode_latents, denoise, latent_shape, seeded_generators, seeded_noise
 from braingen.diffusion.sdxl import (
@@ -69,6 +71,10 @@ class BrainDecoderOutput(BaseOutput):
 
     images: list[Image.Image]
     decoded: Decoded
+    routing: dict[str, Tensor]
+    """How levels and experts were mixed at every step (:class:`RoutingRecorder`); empty without routers."""
+    image_ids: list[int]
+    """Of the pictures, in their order."""
 
 
 class BrainDecoder(DiffusionPipeline):
@@ -261,7 +267,7 @@ class BrainDecoder(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        voxels: np.ndarray | Tensor,
+        voxels: np.ndarray | Tensor | Path | str,
         subject: int,
         *,
         image_ids: Sequence[int] | None = None,
@@ -269,37 +275,81 @@ class BrainDecoder(DiffusionPipeline):
         num_inference_steps: int = 30,
         guidance_scale: float = 5.0,
         batch_size: int = 8,
+        data_root: Path | str | None = None,
     ) -> BrainDecoderOutput:
         """Decode voxels.
 
         Parameters
         ----------
-        voxels : B x V (one presentation each) or B x R x V, z-scored as in the betas file
+        voxels : B x V (one presentation each) or B x R x V (a row of NaN is a presentation that there was not), z-scored as in the betas
+            file; or a file of them: .npy, .npz, HDF5, NIfTI (:mod:`braingen.data.voxel_file`)
         subject : number the readers were trained with
-        image_ids : seeds of the pictures, 0 to B - 1 when left out
+        image_ids : of the pictures, seeds of their noise; counted from 0 when left out, and taken from a file that has them
         num_inference_steps, guidance_scale : of the denoising
+        data_root : data folder with the subject's mask; needed for NIfTI
+
+        Returns
+        -------
+        BrainDecoderOutput
+            Of a file whose rows share image ids, one picture per id, ascending.
 
         Raises
         ------
         UserError
             When voxels do not fit the subject, or ids do not fit the voxels.
         """
-        given = torch.as_tensor(voxels, dtype=torch.float32, device=self.brain_image.device)
-        if given.ndim not in (2, 3) or not given.numel() or not torch.isfinite(given).all():
-            raise UserError(f"voxels are {tuple(given.shape)}; expected B x V or B x R x V of finite numbers")
-        given = given[:, None] if given.ndim == 2 else given
-        ids = list(range(len(given))) if image_ids is None else [int(i) for i in image_ids]
-        if len(ids) != len(given):
-            raise UserError(f"image_ids names {len(ids)} pictures, voxels are of {len(given)}; give one id for each.")
+        voxels_BRV, present_BR, ids = self._given(voxels, subject, image_ids, data_root)
         images: list[Image.Image] = []
         parts: list[Decoded] = []
-        for start in range(0, len(given), batch_size):
-            some = slice(start, start + batch_size)
-            heard = self.read(given[some], subject, ids[some], seed)
+        mixed: list[dict[str, Tensor]] = []
+        for start in range(0, len(ids), batch_size):
+            some, recorder = slice(start, start + batch_size), RoutingRecorder()
+            heard = self.read(voxels_BRV[some], subject, ids[some], seed, present_BR[some])
             parts.append(self.decoded(heard))
-            drawn = self.draw(heard.image, heard.text, ids[some], seed=seed, steps=num_inference_steps, guidance_scale=guidance_scale)
-            images += to_pil(drawn)
-        return BrainDecoderOutput(images, Decoded(*(torch.cat(column) for column in zip(*parts))))
+            settings: dict[str, Any] = {"seed": seed, "steps": num_inference_steps, "guidance_scale": guidance_scale, "on_step": recorder}
+            images += to_pil(self.draw(heard.image, heard.text, ids[some], **settings))
+            mixed.append(recorder.tensors())
+        routing = {name: torch.cat([part[name] for part in mixed]) for name in mixed[0]}
+        return BrainDecoderOutput(images, Decoded(*(torch.cat(column) for column in zip(*parts))), routing, ids)
+
+    def voxel_count(self, subject: int) -> int:
+        """How many voxels a subject has.
+
+        Raises
+        ------
+        UserError
+            When the readers do not know the subject.
+        """
+        known = self.brain_image.config.encoder_config["subjects"]
+        if str(subject) not in known:
+            raise UserError(f"This decoder does not know subject {subject}; it was trained with {', '.join(known)}.")
+        return int(known[str(subject)])
+
+    def _given(
+        self, voxels: np.ndarray | Tensor | Path | str, subject: int, image_ids: Sequence[int] | None, data_root: Path | str | None
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """Responses B x R x V, which of them there are, and the pictures' ids."""
+        width = self.voxel_count(subject)
+        if isinstance(voxels, str | Path):
+            if image_ids is not None:
+                raise UserError(f"image_ids cannot be given with a file; put them into {voxels}, or beside it as NAME_ids.npy.")
+            read = load_responses(voxels, subject, width, Layout.of(data_root) if data_root is not None else None)
+            repeats = read.grouped()
+        else:
+            array = voxels.detach().cpu().numpy() if isinstance(voxels, Tensor) else np.asarray(voxels)
+            if array.ndim < 2:
+                raise UserError(f"voxels are {array.shape}; expected B x V or B x R x V of finite numbers")
+            read = responses(array, subject, width)
+            repeats = read.grouped()
+            if image_ids is not None:  # pictures stay in the order given, whatever their ids
+                if len(image_ids) != len(array):
+                    raise UserError(f"image_ids names {len(image_ids)} pictures, voxels are of {len(array)}; give one id for each.")
+                repeats = repeats._replace(image_N=np.asarray([int(image) for image in image_ids]))
+        present_BR = repeats.rows_NR >= 0
+        voxels_BRV = np.zeros((*present_BR.shape, width), dtype=np.float32)
+        voxels_BRV[present_BR] = read.rows(repeats.rows_NR[present_BR])
+        device = self.brain_image.device
+        return torch.from_numpy(voxels_BRV).to(device), torch.from_numpy(present_BR), [int(i) for i in repeats.image_N]
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save everything in one folder; IP-Adapter and LoRA lie in files of their own, as everywhere."""

@@ -1,0 +1,159 @@
+"""Voxels somebody brings along: an array or a file of a known subject's responses, single trials or repeats.
+
+    .npy            V, N x V, or N x R x V (R presentations of each picture; a row of NaN is one that there was not)
+    .npz, .h5       the same under `voxels` (or `betas`), image ids under `ids` (or `image_ids`, `image`)
+    .nii, .nii.gz   x, y, z or x, y, z, N in the subject's functional space: the mask of the data folder says which voxels
+
+Beside a file without ids, `<name>_ids.npy` may lie. Rows with the same id are presentations of one picture; without ids every row is
+a picture of its own.
+
+N rows (trials), P pictures, R presentations, V voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+import zipfile
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from braingen.data import nsd
+from braingen.data.nsd import Layout
+from braingen.data.trials import Repeats, group_repeats
+from braingen.data.volumes import load_places
+from braingen.errors import UserError
+from braingen.files import refuse_stand_in
+from braingen.records import Trials
+
+VOXEL_KEYS = ("voxels", "betas", "data")
+ID_KEYS = ("ids", "image_ids", "image")
+SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".nii", ".nii.gz")
+
+
+class Responses(NamedTuple):
+    """Responses of one subject, one row per presentation; read like a betas file."""
+
+    voxels_NV: np.ndarray
+    """float32, z-scored as in a betas file."""
+    image_N: np.ndarray
+    """Image id of every row, int64."""
+
+    @property
+    def voxels(self) -> int:
+        """Number of voxels."""
+        return self.voxels_NV.shape[1]
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """The given rows, float32."""
+        return np.ascontiguousarray(self.voxels_NV[np.asarray(rows)], dtype=np.float32)
+
+    def grouped(self) -> Repeats:
+        """Rows by picture, pictures ascending by id, presentations in the order of the rows."""
+        table = pd.DataFrame({"image": self.image_N, "trial": np.arange(len(self.image_N))})
+        table["repeat"] = table.groupby("image").cumcount()
+        return group_repeats(Trials(table, 0), max_repeats=len(table))
+
+
+def responses(voxels: np.ndarray, subject: int, width: int, image_ids: np.ndarray | None = None, name: str = "voxels") -> Responses:
+    """Responses from an array.
+
+    Parameters
+    ----------
+    voxels : V, N x V or N x R x V
+    width : voxels that the subject has
+    image_ids : one per picture (per row of the first axis); counted from 0 when left out
+    name : of the array in messages
+
+    Raises
+    ------
+    UserError
+        When shape, width or number of ids do not fit, or values are not finite.
+    """
+    if voxels.ndim not in (1, 2, 3) or not voxels.size or not np.issubdtype(voxels.dtype, np.number) or np.iscomplexobj(voxels):
+        raise UserError(f"{name} is {voxels.dtype} of shape {tuple(voxels.shape)}; expected real numbers, V, B x V or B x R x V.")
+    voxels = voxels[None] if voxels.ndim == 1 else voxels
+    if voxels.shape[-1] != width:
+        other = nsd.subject_of_width(voxels.shape[-1])
+        hint = f" (so many has NSD subject {other})" if other else ""
+        raise UserError(f"{name} has {voxels.shape[-1]} voxels{hint}, subject {subject} has {width}: give all voxels of that subject.")
+    ids = np.arange(len(voxels)) if image_ids is None else np.asarray(image_ids).ravel()
+    if len(ids) != len(voxels):
+        raise UserError(f"image_ids names {len(ids)} pictures, {name} is of {len(voxels)}; give one id for each.")
+    if not np.issubdtype(ids.dtype, np.integer) and not (ids == np.floor(ids)).all():
+        raise UserError(f"the image ids of {name} are no whole numbers (the first is {ids[0]}); give integers.")
+    repeats = voxels.shape[1] if voxels.ndim == 3 else 1
+    rows_NV, image_N = voxels.reshape(-1, width), np.repeat(ids.astype(np.int64), repeats)
+    if repeats > 1:
+        present = ~np.isnan(rows_NV).all(axis=1)
+        absent = sorted(set(image_N) - set(image_N[present]))
+        if absent:
+            raise UserError(f"{name} has no presentation of image {absent[0]} (all NaN); leave such images out.")
+        rows_NV, image_N = rows_NV[present], image_N[present]
+    if not np.isfinite(rows_NV).all():
+        row, voxel = np.argwhere(~np.isfinite(rows_NV))[0]
+        raise UserError(f"{name} has {rows_NV[row, voxel]} at row {row}, voxel {voxel}; only finite numbers are allowed.")
+    return Responses(rows_NV.astype(np.float32, copy=False), image_N)
+
+
+def load_responses(path: Path | str, subject: int, width: int, layout: Layout | None = None) -> Responses:
+    """Read a file of responses.
+
+    Parameters
+    ----------
+    path : ends in .npy, .npz, .h5, .hdf5, .nii or .nii.gz
+    subject, width : whose voxels, and how many that subject has
+    layout : the data folder with the subject's mask and order of voxels; needed for NIfTI only
+
+    Raises
+    ------
+    UserError
+        When the file is missing, damaged, holds no voxels, or those of somebody else.
+    """
+    path = Path(path).expanduser()
+    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path.name} ends in {suffix or 'nothing'!r}; allowed are {', '.join(SUFFIXES)}.")
+    refuse_stand_in(path, "give the path of a file of voxels")
+    ids = None
+    if suffix in (".nii", ".nii.gz"):
+        voxels = _from_volumes(path, subject, layout)
+    else:
+        arrays = _arrays(path, suffix)
+        voxels, ids = _first(arrays, VOXEL_KEYS), _first(arrays, ID_KEYS)
+        if voxels is None:
+            held = ", ".join(f"{name} {tuple(np.shape(value))}" for name, value in arrays.items()) or "nothing"
+            raise UserError(f"{path} holds no voxels (an array under one of {', '.join(VOXEL_KEYS)}); it holds {held}.")
+    beside = path.with_name(path.name.removesuffix(suffix) + "_ids.npy")
+    if ids is None and beside.exists():
+        ids = _arrays(beside, ".npy")[VOXEL_KEYS[0]]
+    return responses(np.asarray(voxels), subject, width, ids, str(path))
+
+
+def _from_volumes(path: Path, subject: int, layout: Layout | None) -> np.ndarray:
+    if layout is None:
+        raise UserError(f"{path} is a volume: name the data folder with the subject's mask, to know which of its voxels are meant.")
+    vectors = load_places(layout, subject).read(path)  # V or V x N
+    return np.moveaxis(vectors, 0, -1).astype(np.float32)
+
+
+def _arrays(path: Path, suffix: str) -> Mapping[str, Any]:
+    """Arrays of a file by name; that of a .npy is called as voxels are."""
+    try:
+        if suffix == ".npy":
+            return {VOXEL_KEYS[0]: np.load(path, mmap_mode="r", allow_pickle=False)}
+        if suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        with h5py.File(path, "r") as file:
+            wanted = {*VOXEL_KEYS, *ID_KEYS}
+            return {name: value[()] if name in wanted else value.shape for name, value in file.items() if isinstance(value, h5py.Dataset)}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as {suffix} ({' '.join(str(error).split())}); write it again.") from error
+
+
+def _first(arrays: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((arrays[name] for name in names if name in arrays), None)
