@@ -42,6 +42,8 @@ COMMANDS: dict[str, Command] = {
                         ("run", "data", "backbone", "router", "lora", "finetune")),
     "reconstruct": Command("stage 3: draw the test images from brain activity", "braingen.stages.reconstruct", "reconstruct",
                            ("run", "data", "backbone", "sampler")),
+    "decode": Command("embeddings and pictures of a file of voxels", "braingen.stages.decode", "decode",
+                      ("run", "data", "backbone", "sampler", "decode"), own="decode"),
     "refine": Command("stage 4: refine finished reconstructions, image to image", "braingen.stages.refine", "refine",
                       ("run", "backbone", "refiner"), own="refiner"),
     "evaluate": Command("score the reconstructions, with intervals, random voxels and a ceiling", "braingen.stages.evaluate", "evaluate",

@@ -337,6 +337,19 @@ class SamplerConfig(Section):
     """Reconstruct only the first n test images; 0 for all."""
 
 
+class DecodeConfig(Section):
+    """Decoding voxels somebody brings along; how is drawn, say the settings of `sampler`."""
+
+    voxels: str = ""
+    """File of responses, z-scored: .npy, .npz, .h5 or NIfTI (docs/decoding.md)."""
+    decoder: str = ""
+    """Folder of a saved decoder; empty for the encoders of <folder>, with what fine-tuning taught."""
+    output: str = ""
+    """Where embeddings and pictures go; empty for <folder>/decoded/<name of the file>."""
+    pictures: bool = True
+    """Draw; without, embeddings only."""
+
+
 class RefinerConfig(Section):
     """Refinement: image-to-image on finished reconstructions (METHOD section 5)."""
 
@@ -454,6 +467,7 @@ class Config(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     sampler: SamplerConfig = SamplerConfig()
     refiner: RefinerConfig = RefinerConfig()
+    decode: DecodeConfig = DecodeConfig()
     scores: ScoresConfig = ScoresConfig()
     study: StudyConfig = StudyConfig()
     published: PublishedConfig = PublishedConfig()

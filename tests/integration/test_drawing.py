@@ -19,6 +19,10 @@ from unit.fake_backbone import write_fake_backbone, write_fake_refiner
 
 from braingen.cli import main, parse_overrides
 from braingen.config import load_config
+from braingen.data.betas import Betas
+from braingen.data.nsd import Layout
+from braingen.data.trials import test_trials
+from braingen.data.volumes import load_places, save_nifti
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.stages.drawing import notes
 from braingen.stages.reconstruct import assemble
@@ -212,3 +216,54 @@ def test_refining_says_what_is_missing_and_keeps_to_the_pictures_it_began_with(w
     assert "recons was" in capsys.readouterr().err
     assert main(["refine", *words, "--use_image", "--refiner", "somewhere", "--output", str(tmp_path / "other")]) == 2
     assert "refiner has none" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+# --- voxels somebody brings along -----------------------------------------------------------------------------------
+
+
+def test_a_file_of_voxels_becomes_embeddings_and_pictures(words, tmp_path, capsys):
+    """The test images' own responses, as a file with ids: the same embeddings and pictures as those of `braingen reconstruct`."""
+    expected = drawn(words)
+    recons = Path(words[1]) / "reconstructions" / "brain"
+    config = load_config(*parse_overrides(words))
+    layout = Layout.of(config.data.root)
+    trials, betas = test_trials(layout, 1).table, Betas.of(layout, 1)
+    np.savez(tmp_path / "mine.npz", voxels=betas.rows(trials["trial"].to_numpy()), ids=trials["image"].to_numpy())
+    assert main(["decode", *words, "--voxels", str(tmp_path / "mine.npz")]) == 0
+    folder = Path(words[1]) / "decoded" / "mine"
+    assert str(folder) in capsys.readouterr().out
+    assert differ(expected, pictures(folder)) == 0
+    read = load_file(folder / "embeddings.safetensors")
+    for name, rows in load_file(recons / "embeddings.safetensors").items():
+        torch.testing.assert_close(read[name], rows, rtol=0, atol=1e-6)
+    assert json.loads((folder / "index.json").read_text()) == {"images": read["ids"].tolist()}
+    # a saved decoder, without the run and the data; single trials as volumes
+    assemble(config, Targets(config)).save_pretrained(tmp_path / "decoder")
+    places = load_places(layout, 1)
+    save_nifti(tmp_path / "single.nii.gz", places.to_volume(betas.rows(np.arange(2)).T), places.affine)
+    alone = ["--decoder", str(tmp_path / "decoder"), "--folder", str(tmp_path / "elsewhere"), *words[2:]]
+    assert main(["decode", *alone, "--voxels", str(tmp_path / "single.nii.gz"), "--samples", "2"]) == 0
+    folder = tmp_path / "elsewhere" / "decoded" / "single"
+    assert sorted(path.name for path in folder.glob("*.png")) == ["000000.png", "000001.png"]
+    assert set(json.loads((folder / "index.json").read_text())["samples"]) == {"0", "1"}
+    # embeddings only, of the npz, with no data folder at all
+    bare = [*alone, "--root", str(tmp_path / "nowhere"), "--voxels", str(tmp_path / "mine.npz"), "--no-pictures"]
+    assert main(["decode", *bare, "--output", str(tmp_path / "bare")]) == 0
+    assert not list((tmp_path / "bare").glob("*.png"))
+    torch.testing.assert_close(load_file(tmp_path / "bare" / "embeddings.safetensors")["image"], read["image"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ([], "--voxels FILE"),
+        (["--voxels", "gone.npy"], "gone.npy is missing"),
+        (["--voxels", "gone.npy", "--subj", "7"], "does not know subject 7"),
+        (["--voxels", "gone.npy", "--random_fmri"], "sampler.source = random has no meaning"),
+        (["--voxels", "gone.npy", "--decoder", "no_decoder"], "no_decoder is not a saved decoder"),
+    ],
+)
+def test_what_cannot_be_decoded_is_said_before_anything_is_written(words, capsys, more, sentence):
+    assert main(["decode", *words, *more]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (Path(words[1]) / "decoded").exists()

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 import queue
 import threading
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -139,6 +139,17 @@ def average_repeats(x_BR: Tensor, present_BR: Tensor) -> Tensor:
     return (x_BR * weight).sum(dim=1) / weight.sum(dim=1)
 
 
+class ByRow(Protocol):
+    """Responses that are read by row: a betas file, or what somebody brings along."""
+
+    @property
+    def voxels(self) -> int:
+        """Number of voxels."""
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        """The given rows, float32."""
+
+
 class RepeatBatches:
     """Test images in the order of their ids, each with its presentations.
 
@@ -147,14 +158,14 @@ class RepeatBatches:
     repeats
         Presentations grouped by image.
     betas
-        The subject's betas.
+        The subject's betas, or other responses of the subject.
     subject
         Whose they are.
     batch_size
         Images per batch.
     """
 
-    def __init__(self, repeats: Repeats, betas: Betas, subject: int, batch_size: int) -> None:
+    def __init__(self, repeats: Repeats, betas: ByRow, subject: int, batch_size: int) -> None:
         if batch_size < 1:
             raise UserError(f"--batch_size is {batch_size}: at least 1 is needed.")
         self.repeats, self.betas, self.subject, self.batch_size = repeats, betas, subject, batch_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.torch import load_file, save_file
@@ -20,6 +20,7 @@ from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
+from braingen.data.voxel_file import Responses
 from braingen.diffusion.choose import best_of
 from braingen.diffusion.decoder import BrainDecoder, negative_condition, to_pil
 from braingen.diffusion.finetuning import BEST, FINETUNE, NOT_TUNED, load_tuned
@@ -108,40 +109,46 @@ def setup(config: Config) -> Parts:
     return Parts(decoder, repeats, Betas.of(layout, subject), subject, targets)
 
 
-@torch.no_grad()
 def embeddings_of(config: Config, parts: Parts) -> dict[str, Tensor]:
-    """Embeddings of all test images from the configured source: ``image``, ``text``, ``image_clip``, ``text_clip``, and their ``ids``.
+    """Embeddings of all test images from the configured source: ``image``, ``text``, ``image_clip``, ``text_clip``, and their ``ids``."""
+    if config.sampler.source != "ceiling":
+        return read_responses(config, parts.decoder, parts.repeats, parts.betas, parts.subject)
+    ids, reader = parts.repeats.image_N, parts.decoder
+    image, text = parts.targets.image(ids), parts.targets.text(ids)
+    return {
+        "ids": torch.from_numpy(ids),
+        "image": image,
+        "text": text,
+        "image_clip": reader.brain_image.standardised(image.to(reader.device)).cpu(),
+        "text_clip": reader.brain_text.standardised(text.to(reader.device)).cpu(),
+    }
+
+
+@torch.no_grad()
+def read_responses(
+    config: Config, decoder: BrainDecoder, repeats: Repeats, betas: Betas | Responses, subject: int
+) -> dict[str, Tensor]:
+    """Read embeddings out of responses; for ``sampler.source: random`` out of as many drawn at random.
 
     Where routers or a single level are to be listened to, also what every expert says, in standardised units: ``image_experts``,
     ``text_experts``.
     """
-    ids = parts.repeats.image_N
-    mixed = config.sampler.level is not None or any((parts.decoder.router_image, parts.decoder.router_text))
+    mixed = config.sampler.level is not None or any((decoder.router_image, decoder.router_text))
     found: dict[str, list[Tensor]] = {"image": [], "text": [], "image_clip": [], "text_clip": []}
-    if config.sampler.source == "ceiling":
-        image, text = parts.targets.image(ids), parts.targets.text(ids)
-        reader = parts.decoder
-        return {
-            "ids": torch.from_numpy(ids),
-            "image": image,
-            "text": text,
-            "image_clip": reader.brain_image.standardised(image.to(reader.device)).cpu(),
-            "text_clip": reader.brain_text.standardised(text.to(reader.device)).cpu(),
-        }
-    for batch in RepeatBatches(parts.repeats, parts.betas, parts.subject, 32):
+    for batch in RepeatBatches(repeats, betas, subject, 32):
         voxels_BRV, present_BR = batch.voxels_BRV, batch.present_BR
         if config.sampler.source == "random":  # z-scored voxels are of unit variance; so are these
             voxels_BRV = seeded_noise(batch.image_B.tolist(), tuple(voxels_BRV.shape[1:]), config.run.seed, "random voxels")
         if config.sampler.repeats == "first":
             voxels_BRV, present_BR = voxels_BRV[:, :1], present_BR[:, :1]
-        voxels_BRV = voxels_BRV.to(parts.decoder.device)
-        read = parts.decoder.read(voxels_BRV, parts.subject, batch.image_B.tolist(), config.run.seed, present_BR, experts=mixed)
-        for name, rows in zip(found, parts.decoder.decoded(read)):
+        voxels_BRV = voxels_BRV.to(decoder.device)
+        read = decoder.read(voxels_BRV, subject, batch.image_B.tolist(), config.run.seed, present_BR, experts=mixed)
+        for name, rows in zip(found, decoder.decoded(read)):
             found[name].append(rows.float().cpu())
         for name, heard in (("image_experts", read.image), ("text_experts", read.text)):
             if mixed:
                 found.setdefault(name, []).append(all_experts(heard).float().cpu())
-    return {"ids": torch.from_numpy(ids), **{name: torch.cat(rows) for name, rows in found.items()}}
+    return {"ids": torch.from_numpy(repeats.image_N), **{name: torch.cat(rows) for name, rows in found.items()}}
 
 
 def nearest_captions(config: Config, targets: Targets, text_NTD: Tensor, ids: np.ndarray) -> dict[str, str]:
@@ -229,6 +236,27 @@ def drawer(
     return draw
 
 
+def draw_embeddings(
+    config: Config, decoder: BrainDecoder, targets: Callable[[], CLIPImageEncoder], folder: Path, workers: Workers
+) -> dict[str, Tensor]:
+    """Draw what the embeddings in a run folder say, by all processes; returns the embeddings."""
+    read = load_file(folder / EMBEDDINGS)
+    ids = read["ids"].tolist()
+    experts = {name: read[f"{name}_experts"] for name in ("image", "text")} if "image_experts" in read else None
+    draw = drawer(config, decoder, targets, Embeddings(read["image"], read["text"], ids, experts))
+    description = f"drawing {len(ids)} pictures ({folder.name})"
+    with merged_lora(decoder.unet):
+        draw_missing(folder, ids, config.sampler.batch_size, draw, workers, description)
+    return read
+
+
+def write_index(folder: Path, ids: list[int], **more: Mapping[str, Any]) -> None:
+    """Merge, by image id, what the processes left beside their pictures, and list it: routing.safetensors and index.json."""
+    gathered(folder, ids, folder / ROUTING)
+    chosen = notes(folder, ids)
+    write_json(folder / INDEX, {"images": ids, **more, **({"samples": chosen} if chosen else {})})
+
+
 def reconstruct(config: Config) -> Path:
     """Draw every test image; what is already drawn is kept. Under ``accelerate launch`` the processes share the pictures.
 
@@ -253,20 +281,10 @@ def reconstruct(config: Config) -> Path:
             with replaced_path(folder / EMBEDDINGS) as temporary:
                 save_file({name: rows.contiguous() for name, rows in embeddings_of(config, parts).items()}, temporary)
         workers.wait()
-        read = load_file(folder / EMBEDDINGS)
-        ids = read["ids"].numpy()
-        experts = {name: read[f"{name}_experts"] for name in ("image", "text")} if "image_experts" in read else None
-        embeddings = Embeddings(read["image"], read["text"], ids.tolist(), experts)
-        draw = drawer(config, parts.decoder, lambda: parts.targets.image_encoder, embeddings)
-        description = f"drawing {len(ids)} pictures ({config.sampler.source})"
-        with merged_lora(parts.decoder.unet):
-            draw_missing(folder, ids.tolist(), config.sampler.batch_size, draw, workers, description)
+        read = draw_embeddings(config, parts.decoder, lambda: parts.targets.image_encoder, folder, workers)
         if workers.main:
-            gathered(folder, ids.tolist(), folder / ROUTING)
-            captions = nearest_captions(config, parts.targets, read["text"], ids)
-            index = {"images": ids.tolist(), "captions": captions}
-            chosen = notes(folder, ids.tolist())
-            write_json(folder / INDEX, index | ({"samples": chosen} if chosen else {}))
+            ids = read["ids"].numpy()
+            write_index(folder, ids.tolist(), captions=nearest_captions(config, parts.targets, read["text"], ids))
             run.mark_finished({"images": len(ids), "seconds": round(time.monotonic() - started, 1)})
         workers.wait()
     return folder

@@ -1,0 +1,117 @@
+"""`braingen decode`: embeddings and pictures of voxels somebody brings along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import hashlib
+from pathlib import Path
+import time
+
+from safetensors.torch import save_file
+import torch
+
+from braingen.clip.cache import fingerprint_of_files
+from braingen.clip.image_target import CLIPImageEncoder
+from braingen.config import Config
+from braingen.data.nsd import Layout
+from braingen.data.voxel_file import load_responses
+from braingen.diffusion.decoder import BrainDecoder
+from braingen.diffusion.sdxl import backbone_folder, scheduler_named
+from braingen.errors import UserError
+from braingen.files import replaced_path
+from braingen.stages.machine import device_of
+from braingen.stages.reconstruct import EMBEDDINGS, assemble, draw_embeddings, read_responses, tuned_folder, write_index
+from braingen.stages.targets import Targets
+from braingen.stages.train import READER, run_folder
+from braingen.stages.workers import Workers, shared_run
+
+
+def decoded_folder(config: Config) -> Path:
+    """Where embeddings and pictures go."""
+    if config.decode.output:
+        return Path(config.decode.output).expanduser()
+    return config.run.folder / "decoded" / Path(config.decode.voxels).name.partition(".")[0]
+
+
+def load_decoder(config: Config) -> BrainDecoder:
+    """The decoder that is named, or the one that the run's encoders make."""
+    if not config.decode.decoder:
+        decoder = assemble(config, Targets(config))
+    else:
+        decoder = BrainDecoder.from_pretrained(Path(config.decode.decoder).expanduser())
+        decoder.register_modules(scheduler=scheduler_named(config.sampler.scheduler, decoder.scheduler))
+        decoder = decoder.to(device_of(config))
+    decoder.set_progress_bar_config(disable=True)
+    return decoder
+
+
+def _weights(config: Config) -> dict[str, str]:
+    """Fingerprints of all that decides how voxels are read and drawn."""
+    if config.decode.decoder:
+        return {"decoder": fingerprint_of_files(Path(config.decode.decoder).expanduser())}
+    found = {modality: fingerprint_of_files(run_folder(config, modality) / READER) for modality in ("image", "text")}
+    tuned = tuned_folder(config)
+    return found | {
+        "backbone": fingerprint_of_files(backbone_folder(config.backbone.path)),
+        "finetuned": fingerprint_of_files(tuned) if tuned is not None else "",
+    }
+
+
+def _image_encoder(config: Config) -> Callable[[], CLIPImageEncoder]:
+    path = config.backbone.image_encoder or backbone_folder(config.backbone.path)
+    loaded: list[CLIPImageEncoder] = []
+
+    def load() -> CLIPImageEncoder:
+        if not loaded:
+            loaded.append(CLIPImageEncoder.from_pretrained(path, dtype=torch.float32).to(device_of(config)))
+        return loaded[0]
+
+    return load
+
+
+def decode(config: Config) -> Path:
+    """Read embeddings out of a file of voxels and draw them; rows with the same image id are presentations of one picture.
+
+    Returns
+    -------
+    folder : ``embeddings.safetensors``, ``<image id>.png`` for every picture, ``index.json``, with routers ``routing.safetensors``
+
+    Raises
+    ------
+    UserError
+        When the file, the decoder or the subject is not there, or they do not fit each other; nothing is written then.
+    """
+    if not config.decode.voxels:
+        raise UserError("There is nothing to decode: name a file of voxels, --voxels FILE (.npy, .npz, .h5, .nii.gz).")
+    if not (config.sampler.use_image or config.sampler.use_text):
+        raise UserError("use_image and use_text are both off, so there is nothing to draw from: leave one of them on.")
+    if config.sampler.source != "brain":
+        raise UserError(f"sampler.source = {config.sampler.source} has no meaning for voxels you bring along: leave it at brain.")
+    subject = config.data.subjects[0]
+    decoder = load_decoder(config)
+    given = load_responses(config.decode.voxels, subject, decoder.voxel_count(subject), Layout.of(config.data.root))
+    repeats = given.grouped()
+    if config.sampler.num_images:
+        count = config.sampler.num_images
+        repeats = repeats._replace(image_N=repeats.image_N[:count], rows_NR=repeats.rows_NR[:count])
+    folder, workers = decoded_folder(config), Workers(config)
+    settings = config.model_dump(mode="json", include={"backbone": True, "sampler": True, "decode": {"pictures"}, "data": {"subjects"}})
+    settings |= {"seed": config.run.seed, "weights": _weights(config)}
+    settings["voxels"] = hashlib.sha256(given.voxels_NV.tobytes() + given.image_N.tobytes()).hexdigest()[:16]
+    with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=["sampler.batch_size"]) as run:
+        if workers.told(run.finished):
+            return folder
+        started = time.monotonic()
+        if workers.main and not (folder / EMBEDDINGS).exists():
+            with replaced_path(folder / EMBEDDINGS) as temporary:
+                read = read_responses(config, decoder, repeats, given, subject)
+                save_file({name: rows.contiguous() for name, rows in read.items()}, temporary)
+        workers.wait()
+        if config.decode.pictures:
+            draw_embeddings(config, decoder, _image_encoder(config), folder, workers)
+        if workers.main:
+            if config.decode.pictures:
+                write_index(folder, repeats.image_N.tolist())
+            run.mark_finished({"images": len(repeats.image_N), "seconds": round(time.monotonic() - started, 1)})
+        workers.wait()
+    return folder
