@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 import json
 import os
 from pathlib import Path
@@ -18,10 +19,17 @@ from typing import Any
 PATIENCE = 60.0  # seconds; a busy machine starts a browser slowly
 
 
+@cache
 def find_chromium() -> str | None:
-    """Path of a Chromium or Chrome on this machine, or None."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    return next((path for name in names if (path := shutil.which(name))), None)
+    """Path of a Chromium or Chrome on this machine that starts (some systems have a stub that only asks to install one), or None."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"):
+        path = shutil.which(name)
+        try:
+            if path and subprocess.run([path, "--version"], capture_output=True, timeout=PATIENCE).returncode == 0:
+                return path
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+    return None
 
 
 class Page:
@@ -65,7 +73,8 @@ class Page:
             self.events.append(answer)
 
     def attach(self) -> None:
-        """Open the tab that all further commands go to."""
+        """Open a tab, to which all further commands go; an earlier one is left alone."""
+        self._session = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):

@@ -19,12 +19,19 @@ from braingen.scores.study.of_run import read_study, scores_in
 from braingen.stages.study import study
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Config:
-    config = write_fake_run(tmp_path, 12, epochs=2)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    config = write_fake_run(tmp_path_factory.mktemp("study"), 12, epochs=2)
     (config.run.folder / "study.json").unlink()
-    other = str(config.run.folder / "reconstructions" / "random")
-    return config.model_copy(update={"study": StudyConfig(study_images=8, checks=2, method_b=other, raters=2, draft=True)})
+    return config
+
+
+@pytest.fixture
+def config(made: Config, tmp_path: Path) -> Config:
+    """A run folder of its own, with settings of a small study."""
+    run = Path(shutil.copytree(made.run.folder, tmp_path / "run"))
+    settings = StudyConfig(study_images=8, checks=2, method_b=str(run / "reconstructions" / "random"), raters=2, draft=True)
+    return made.model_copy(update={"run": made.run.model_copy(update={"folder": run}), "study": settings})
 
 
 def with_study(config: Config, **values: object) -> Config:
