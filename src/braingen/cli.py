@@ -54,6 +54,8 @@ COMMANDS: dict[str, Command] = {
     "import": Command("published checkpoints (MindEye2, MoRE-Brain) as run folders that later stages read",
                       "braingen.stages.import_checkpoint", "import_checkpoint", ("run", "published", "data", "encoder", "prior"),
                       ("image", "text", "finetune")),
+    "models": Command("every encoder, prior and router with its parameters by part, at the configured sizes", "braingen.stages.models",
+                      "models", ("data", "backbone", "encoder", "prior", "router")),
     "settings": Command("list every setting with its default and meaning", "braingen.cli", "print_settings", ()),
 }  # fmt: skip
 SHORTHANDS = {"random_fmri": ("sampler.source", "random"), "ceiling": ("sampler.source", "ceiling")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+import re
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,46 @@ from braingen.brain.experts import MixerTrunk, StackedLinear, StackedNorm
 from braingen.brain.subject_layer import SubjectLayer
 
 Named = dict[str, nn.Parameter]
+
+
+PARTS = (
+    (r"(^|\.)subject_layer\.", "subject layer"),
+    (r"(^|\.)bottleneck\.", "bottleneck"),
+    (r"(^|\.)meta_expert\.", "meta expert"),
+    (r"(^|\.)router\.", "routers"),
+    (r"(^|\.)mixes\.", "mixing of experts"),
+    (r"(^|\.)low_level\.", "low-level branch"),
+    (r"(^|\.)intermediate\.", "intermediate heads"),
+    (r"(^|\.)fusion_linears\.", "fusion"),
+    (r"(^|\.)pool\.", "pooling"),
+    (r"(^|\.)trunks?\.", "trunk"),
+    (r"(^|\.)heads\.(\w+\.)?backbone\.", "CLIP tokens"),
+    (r"(^|\.)heads\.(\w+\.)?clip\.", "projection heads"),
+    (r"(^|\.)time_router\.", "time router"),
+    (r"(^|\.)space_routers\.", "space routers"),
+    (r"(^|\.)network\.(layers|relative_position|norm_out|out)\b", "transformer"),
+    (r"(^|\.)network\.time\.", "time embedding"),
+    (r"(^|\.)network\.", "positions and null tokens"),
+)
+"""Pattern of a parameter's name and the part it belongs to; the first that fits counts."""
+
+
+def part_of(name: str) -> str:
+    """The part of an encoder, prior or diffusion router that a parameter belongs to; of several levels, the first and the others."""
+    part = next((part for pattern, part in PARTS if re.search(pattern, name)), "other")
+    level = re.search(r"(^|\.)levels\.(\d+)\.", name)
+    if level is None or part in ("subject layer", "other"):
+        return part
+    return f"{part}, {'first level' if level[2] == '0' else 'further levels'}"
+
+
+def count_by_part(model: nn.Module) -> dict[str, int]:
+    """Parameters of a model by part, in the order of the model; on the meta device, too."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return counts
 
 
 def idle_parameters(model: nn.Module) -> dict[str, str]:

@@ -40,6 +40,28 @@ class ImageTarget(NamedTuple):
         return torch.cat(parts, dim=1)
 
 
+def vision_config(path: str | Path, subfolder: str | None = None, **hub) -> CLIPVisionConfig:
+    """Configuration of the image tower in a folder or under a hub name; parameters as for `CLIPImageEncoder.from_pretrained`.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    subfolder = subfolder_of(path, "image_encoder") if subfolder is None else subfolder
+    config = load_config(path, subfolder=subfolder, **hub)
+    if isinstance(config, CLIPConfig):
+        vision = cast(CLIPVisionConfig, config.vision_config)
+        vision.projection_dim = cast(int, config.projection_dim)  # of a whole CLIP model only the outer value is right
+        return vision
+    if isinstance(config, CLIPVisionConfig):
+        return config
+    raise UserError(
+        f"'{path}/{subfolder}' holds a model of type {config.model_type!r}; allowed are CLIP models with an image tower "
+        "(types 'clip' and 'clip_vision_model')"
+    )
+
+
 class CLIPImageEncoder(nn.Module):
     """Frozen CLIP image encoder with preprocessing in torch.
 
@@ -87,6 +109,12 @@ class CLIPImageEncoder(nn.Module):
         self.register_buffer("std_311", torch.tensor(image_std).view(3, 1, 1), persistent=False)
 
     @classmethod
+    def on_meta(cls, vision: CLIPVisionConfig, *, output: Output = "pooled", projected: bool = True) -> CLIPImageEncoder:
+        """The encoder of a configuration on the meta device: its sizes, without weights or memory."""
+        with torch.device("meta"):
+            return cls((CLIPVisionModelWithProjection if projected else CLIPVisionModel)(vision), output=output, projected=projected)
+
+    @classmethod
     def from_pretrained(
         cls, path: str | Path, *, output: Output = "pooled", projected: bool = True, subfolder: str | None = None, **kwargs
     ) -> CLIPImageEncoder:
@@ -110,17 +138,7 @@ class CLIPImageEncoder(nn.Module):
         """
         subfolder = subfolder_of(path, "image_encoder") if subfolder is None else subfolder
         hub = {key: value for key, value in kwargs.items() if key in ("revision", "local_files_only", "cache_dir", "token")}
-        config = load_config(path, subfolder=subfolder, **hub)
-        if isinstance(config, CLIPConfig):
-            vision = cast(CLIPVisionConfig, config.vision_config)
-            vision.projection_dim = cast(int, config.projection_dim)  # of a whole CLIP model only the outer value is right
-        elif isinstance(config, CLIPVisionConfig):
-            vision = config
-        else:
-            raise UserError(
-                f"'{path}/{subfolder}' holds a model of type {config.model_type!r}; allowed are CLIP models with an image tower "
-                "(types 'clip' and 'clip_vision_model')"
-            )
+        vision = vision_config(path, subfolder, **hub)
         tower: type[CLIPVisionModelWithProjection] | type[CLIPVisionModel] = CLIPVisionModelWithProjection if projected else CLIPVisionModel
         model = load_frozen(
             tower,

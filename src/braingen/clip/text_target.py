@@ -17,7 +17,7 @@ from braingen.clip.loading import load_frozen
 from braingen.errors import UserError
 
 Output = Literal["L", "bigG", "joint"]
-ENCODERS: dict[str, tuple[str, ...]] = {"L": ("L",), "bigG": ("bigG",), "joint": ("L", "bigG")}
+PARTS: dict[str, tuple[str, ...]] = {"L": ("L",), "bigG": ("bigG",), "joint": ("L", "bigG")}
 FOLDERS = {"L": ("text_encoder", "tokenizer"), "bigG": ("text_encoder_2", "tokenizer_2")}
 """Where an SDXL pipeline keeps them."""
 LAYER = -2
@@ -64,14 +64,14 @@ class CLIPTextEncoderDual(nn.Module):
         tokens: Literal["eos", "all"] = "eos",
     ) -> None:
         super().__init__()
-        if output not in ENCODERS:
+        if output not in PARTS:
             raise UserError(f"output is {output!r}; allowed are 'L', 'bigG' and 'joint'")
         if tokens not in ("eos", "all"):
             raise UserError(f"tokens is {tokens!r}; allowed are 'eos' and 'all'")
         given = {"L": (text_encoder, tokenizer), "bigG": (text_encoder_2, tokenizer_2)}
         self.models: Mapping[str, PreTrainedModel] = nn.ModuleDict()  # type: ignore[assignment]
         self.tokenizers: dict[str, PreTrainedTokenizerBase] = {}
-        for name in ENCODERS[output]:
+        for name in PARTS[output]:
             model, its_tokenizer = given[name]
             if model is None or its_tokenizer is None:
                 raise UserError(f"output {output!r} needs the encoder and the tokenizer of {name}: give {' and '.join(FOLDERS[name])}")
@@ -103,11 +103,11 @@ class CLIPTextEncoderDual(nn.Module):
         UserError
             If a part cannot be loaded, or weights are missing, left over or of another shape.
         """
-        if output not in ENCODERS:
+        if output not in PARTS:
             raise UserError(f"output is {output!r}; allowed are 'L', 'bigG' and 'joint'")
         hub = {key: value for key, value in kwargs.items() if key in ("revision", "local_files_only", "cache_dir", "token")}
         parts: dict[str, Any] = {}
-        for name in ENCODERS[output]:
+        for name in PARTS[output]:
             model_folder, tokenizer_folder = FOLDERS[name]
             parts[model_folder] = load_frozen(
                 CLIPTextModel if name == "L" else CLIPTextModelWithProjection, path, subfolder=model_folder, **kwargs

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from braingen.clip.cache import Cache, digest_of_texts, fingerprint_of_files
 from braingen.clip.image_target import CLIPImageEncoder
-from braingen.clip.text_target import ENCODERS, FOLDERS, CLIPTextEncoderDual
+from braingen.clip.text_target import FOLDERS, PARTS, CLIPTextEncoderDual
 from braingen.config import Config
 from braingen.data.captions import Captions, load_captions
 from braingen.data.nsd import Layout
@@ -100,7 +100,7 @@ class Targets:
         def compute(ids: np.ndarray) -> Tensor:
             return self.text_encoder([self.captions[i] for i in ids])
 
-        parts = [name for encoder in ENCODERS[self._choice.text_output] for name in FOLDERS[encoder]]
+        parts = [name for encoder in PARTS[self._choice.text_output] for name in FOLDERS[encoder]]
         weights = "/".join(fingerprint_of_files(_part(self._backbone, name)) for name in parts)
         which = {"eos": "end of sequence", "all": "all tokens"}[self._choice.text_tokens]
         key = {"weights": weights, "output": f"{self._choice.text_output} {which}, mean of captions"}
