@@ -60,3 +60,20 @@ def test_the_corpus_is_the_same_wherever_it_is_drawn(tmp_path):
     whole = corpus_module._draw_chunk(0, 4, 32)
     half = corpus_module._draw_chunk(2, 2, 32)
     assert (whole[1][2:] == half[1]).all() and whole[2][2:] == half[2]
+
+
+def test_finished_backbones_are_trained_further(built, monkeypatch):
+    monkeypatch.setattr(corpus_module, "_CHUNK", 20)
+    recipe = RECIPE._replace(start_from=built / "tiny", unet_steps=1, decoder_steps=1)
+    build(built / "further", built / "next", recipe)
+
+    def weights(folder: str, part: str) -> dict[str, torch.Tensor]:
+        return load_file(next((built / folder / part).glob("*.safetensors")))
+
+    for part in ("text_encoder", "text_encoder_2", "judge"):
+        assert all(torch.equal(value, weights("tiny", part)[key]) for key, value in weights("next", part).items()), part
+    before, after = weights("tiny", "unet"), weights("next", "unet")
+    moved = torch.cat([(after[key].float() - value.float()).abs().flatten() for key, value in before.items()])
+    assert 0 < moved.max() < 1e-3  # one step of the warm-up (rate 1e-5) away from where it began
+    encoder = {key: value for key, value in weights("tiny", "vae").items() if key.startswith("encoder.")}
+    assert all(torch.equal(value, weights("next", "vae")[key]) for key, value in encoder.items())

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 import torch
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
+from unit.global_batch import global_loss, problem, two_processes
 
 from braingen.brain.gather import gather_rows
 from braingen.brain.losses import (
@@ -231,31 +230,9 @@ def test_top_k():
 # two processes
 
 
-def global_loss(model: torch.nn.Module, voxels: torch.Tensor, targets: torch.Tensor, draws: MixDraws, gather=None) -> torch.Tensor:
-    preds = unit_rows(model(mix(voxels, draws)))
-    targets = unit_rows(targets)
-    return mixco_nce(preds, targets, 0.1, draws, gather=gather) + soft_clip(preds, targets, 0.1, gather=gather)
-
-
-def problem(processes: int):
-    torch.manual_seed(0)
-    model = torch.nn.Linear(6, 8)
-    voxels, targets = torch.randn(processes, 4, 6, generator=generator(1)), torch.randn(processes, 4, 8, generator=generator(2))
-    return model, voxels, targets, [draw_mix(4, generator(3 + rank), share=1.0) for rank in range(processes)]
-
-
-def two_processes(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    model, voxels, targets, draws = problem(2)
-    wrapped = DistributedDataParallel(model)
-    loss = global_loss(wrapped, voxels[rank], targets[rank], draws[rank], gather_rows)
-    loss.backward()
-    torch.save({"loss": loss.detach(), "weight": model.weight.grad, "bias": model.bias.grad}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_two_processes_have_the_gradients_of_one_with_the_global_batch(tmp_path: Path):
-    torch.multiprocessing.start_processes(two_processes, args=(str(tmp_path),), nprocs=2, start_method="fork")
+    # forked, a process whose parent has computed gradients can wait for ever
+    torch.multiprocessing.spawn(two_processes, args=(str(tmp_path),), nprocs=2)
     model, voxels, targets, draws = problem(2)
     loss = global_loss(model, voxels.flatten(0, 1), targets.flatten(0, 1), join_mixes(draws))
     loss.backward()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
 import json
+import multiprocessing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +76,8 @@ def corpus(folder: Path, count: int, side: int, workers: int = 2) -> Corpus:
         images = open_memmap(path, "w+", np.uint8, (count, 3, side, side))
     missing = [start for start in range(0, count, _CHUNK) if not (done_folder / f"{start:07d}.json").exists()]
     if missing:
-        with ProcessPoolExecutor(workers) as pool:
+        # forked, a process whose parent has used torch's threads can wait for ever
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
             for future in [pool.submit(_draw_chunk, start, _CHUNK, side) for start in missing]:
                 start, pictures, texts, labels = future.result()
                 images[start : start + len(pictures)] = pictures
