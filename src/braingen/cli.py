@@ -50,6 +50,8 @@ COMMANDS: dict[str, Command] = {
                         ("run", "data", "scores")),
     "study": Command("people as judges: build a study for any browser, check and analyse its results", "braingen.stages.study", "study",
                      ("run", "data", "study"), ("build", "check", "analyse", "simulate")),
+    "ablate": Command("the paper's table 2: what text, image, time and space routing each add", "braingen.stages.ablate", "ablate",
+                      ("run", "data", "router", "lora", "finetune", "sampler")),
     "report": Command("one HTML page of pictures, scores and curves", "braingen.stages.report", "report", ("run", "data")),
     "import": Command("published checkpoints (MindEye2, MoRE-Brain) as run folders that later stages read",
                       "braingen.stages.import_checkpoint", "import_checkpoint", ("run", "published", "data", "encoder", "prior"),

@@ -41,6 +41,8 @@ class RunConfig(Section):
     """Run folder of the trained image encoder; <folder>/image when empty."""
     text: Folder | None = None
     """Run folder of the trained text encoder; <folder>/text when empty."""
+    finetune: Folder | None = None
+    """Run folder of the fine-tuning; <folder>/finetune when empty."""
     seed: NotNegative = 0
     """Seed of everything random (initial weights, batches, noise, bootstrap)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 import torch
 from unit.fake_backbone import write_fake_backbone
+import yaml
 
 from braingen.cli import main, parse_overrides
 from braingen.config import Config, load_config
@@ -19,9 +20,11 @@ from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
 from braingen.data.trials import group_repeats, test_trials
 from braingen.diffusion.decoder import BrainDecoder
+from braingen.diffusion.finetuning import load_tuned
 from braingen.diffusion.lora import LORA_FILE, has_lora
 from braingen.diffusion.unsure_reads import mixing_weights, unsure
 from braingen.errors import UserError
+from braingen.stages import ablate as ablation
 from braingen.stages import finetune as stage
 from braingen.stages.reconstruct import EMBEDDINGS, ROUTING, assemble, reconstruct
 from braingen.stages.targets import Targets
@@ -206,6 +209,29 @@ def test_it_goes_on_where_it_was_killed_with_the_same_bits(subject, tuned, tmp_p
 def test_what_cannot_be_trained_is_refused(subject, tmp_path, more, sentence):
     with pytest.raises(UserError, match=sentence):
         stage.finetune(config_of(subject, tmp_path, *more))
+
+
+def test_an_ablation_is_one_table_and_one_page(subject, tmp_path, monkeypatch):
+    few = ("untouched", "no_router", "time_hard", "both", "image", "ceiling")
+    monkeypatch.setattr(ablation, "VARIANTS", {key: ablation.VARIANTS[key] for key in few})
+    words = [*subject.words, *TUNE, *DRAW, "finetune.max_train_steps=1", "scores.bootstrap=20", "--folder", str(tmp_path)]
+    assert main(["ablate", *words]) == 0
+    folder = tmp_path / "ablation"
+    trained = {path.parent.name for path in folder.glob("*/finetune")}
+    assert trained == {"no_router", "time_hard", "both"}  # the others draw with one of these
+    results = json.loads((folder / "ablation.json").read_text())
+    assert list(results) == list(few)
+    assert all(0 <= line["scores"]["object_accuracy"]["value"] <= 1 and line["scores"]["pixcorr"]["n"] == 4 for line in results.values())
+    settings = yaml.safe_load((folder / "time_hard" / "finetune" / "config.yaml").read_text())["router"]
+    assert settings["time_choice"] == "hard" and settings["space"] == "off"
+    assert not load_tuned(folder / "no_router" / "finetune" / "best").router_image
+    lines = (folder / "ablation.differences.csv").read_text().splitlines()
+    assert lines[0].startswith("score,first,second,difference") and any(",both,no_router," in line for line in lines)
+    page = (folder / "ablation.html").read_text()
+    assert page.count("<img") == 4 * (1 + len(few)) and "http" not in page.replace("http-equiv", "")
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/*/*.png")}
+    assert main(["ablate", *words]) == 0
+    assert times == {path: path.stat().st_mtime_ns for path in folder.glob("*/*/*/*.png")}  # nothing was done again
 
 
 def test_reads_are_as_unsure_as_those_of_held_out_pictures(subject, tmp_path):

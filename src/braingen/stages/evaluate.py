@@ -49,7 +49,7 @@ class Decoding(NamedTuple):
     """Values of every image; the index is the image id."""
 
 
-class _Pngs(Sequence):
+class Pngs(Sequence):
     """PNGs of a folder as uint8 arrays 3 x H x W, read when asked for."""
 
     def __init__(self, folder: Path, image_ids: np.ndarray) -> None:
@@ -111,7 +111,7 @@ def colour_score(words: pd.DataFrame, resamples: int, seed: int) -> Score:
     return Score(*interval, random=None, ceiling=None, ridge=None, chance=1 / len(COLOUR_NAMES), n=len(right), pool=None)
 
 
-def _observers(config: Config, targets: Targets, ids: np.ndarray) -> tuple[list[Features], list[ReadOut], dict[str, str]]:
+def observers(config: Config, targets: Targets, ids: np.ndarray) -> tuple[list[Features], list[ReadOut], dict[str, str]]:
     """Networks and read-outs: the tiny CLIP and the judge for simulated pictures, the field's networks for photographs."""
     if not targets.stimuli.simulated:
         networks, missing = published_networks.load_all()
@@ -144,7 +144,7 @@ def evaluate(config: Config) -> Path:
     words: dict[str, pd.DataFrame] = {}
     embeddings = {source: load_file(folder / EMBEDDINGS) for source, folder in folders.items()}
     ids = embeddings["brain"]["ids"].numpy()
-    networks, named, missing = _observers(config, targets, ids)
+    networks, named, missing = observers(config, targets, ids)
     truth = targets.stimuli.images(ids)
     true_ND = targets.image(ids).flatten(1)
     raw_ridge, mean = ridge_embeddings(config, targets, ids)
@@ -155,9 +155,9 @@ def evaluate(config: Config) -> Path:
         if found["ids"].tolist() != ids.tolist():
             raise UserError(f"{folder} and {folders['brain']} hold different images: draw both with the same settings.")
         settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
-        sheets[source] = score_images(truth, ids, _Pngs(folder, ids), ids, networks, store=store, **settings)
+        sheets[source] = score_images(truth, ids, Pngs(folder, ids), ids, networks, store=store, **settings)
         if targets.stimuli.simulated:
-            words[source] = spoken(load_judge(), Layout.of(config.data.root), ids, _Pngs(folder, ids))
+            words[source] = spoken(load_judge(), Layout.of(config.data.root), ids, Pngs(folder, ids))
             if (words[source]["colour_true"] != "").any():
                 sheets[source].scores["colour_accuracy"] = colour_score(words[source], config.scores.bootstrap, config.run.seed)
         decodings[source] = _decoding(config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, true_ND - mean, ids)

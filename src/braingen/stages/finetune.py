@@ -71,6 +71,11 @@ class Draws(NamedTuple):
     """How errors of held-out reads are mixed."""
 
 
+def tuning_folder(config: Config) -> Path:
+    """Where the fine-tuning of a configuration lies: run.finetune, or in the run's folder."""
+    return config.run.finetune or config.run.folder / FINETUNE
+
+
 def router_of(config: Config, counts: tuple[int, ...], embedding: Sequence[int], latent_side: int, times: int) -> DiffuseRouter:
     """A fresh router for an encoder's experts.
 
@@ -299,7 +304,7 @@ def finetune(config: Config) -> Path:
     -------
     the run folder: ``best/`` and ``last/`` with LoRA and routers, ``metrics.jsonl``
     """
-    folder = config.run.folder / FINETUNE
+    folder = tuning_folder(config)
     settings = config.model_dump(mode="json", include={"data", "backbone", "router", "lora", "finetune"})
     settings["readers"] = {name: fingerprint_of_files(run_folder(config, name) / READER) for name in ("image", "text")}
     settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))

@@ -23,7 +23,7 @@ from braingen.data.trials import Repeats, group_repeats, test_trials, train_tria
 from braingen.data.voxel_file import Responses
 from braingen.diffusion.choose import best_of
 from braingen.diffusion.decoder import BrainDecoder, negative_condition, to_pil
-from braingen.diffusion.finetuning import BEST, FINETUNE, NOT_TUNED, load_tuned
+from braingen.diffusion.finetuning import BEST, NOT_TUNED, load_tuned
 from braingen.diffusion.listening import RoutingRecorder, expert_counts
 from braingen.diffusion.lora import merged_lora
 from braingen.diffusion.sample import seeded_noise
@@ -34,6 +34,7 @@ from braingen.records import ExpertEmbeddings
 from braingen.routing.conditioning import all_experts, from_experts
 from braingen.runs import Run
 from braingen.stages.drawing import Drawn, draw_missing, gathered, notes
+from braingen.stages.finetune import tuning_folder
 from braingen.stages.machine import device_of
 from braingen.stages.targets import Targets
 from braingen.stages.train import READER, run_folder
@@ -74,7 +75,7 @@ def load_reader(config: Config, modality: str) -> BrainReader:
 
 def tuned_folder(config: Config) -> Path | None:
     """Where LoRA and routers of a finished fine-tuning lie; None where pictures are drawn without."""
-    run = config.run.folder / FINETUNE
+    run = tuning_folder(config)
     if config.sampler.finetuned == "no" or (config.sampler.finetuned == "auto" and not (run / "config.yaml").exists()):
         return None
     if not (run / "config.yaml").exists():
@@ -125,9 +126,7 @@ def embeddings_of(config: Config, parts: Parts) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def read_responses(
-    config: Config, decoder: BrainDecoder, repeats: Repeats, betas: Betas | Responses, subject: int
-) -> dict[str, Tensor]:
+def read_responses(config: Config, decoder: BrainDecoder, repeats: Repeats, betas: Betas | Responses, subject: int) -> dict[str, Tensor]:
     """Read embeddings out of responses; for ``sampler.source: random`` out of as many drawn at random.
 
     Where routers or a single level are to be listened to, also what every expert says, in standardised units: ``image_experts``,

@@ -1,0 +1,62 @@
+"""One page of an ablation: the table, and every line's pictures beside what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from braingen.data.stimuli import Stimuli
+from braingen.records import Score
+from braingen.report import pictures, tables
+from braingen.scores.uncertainty import Comparison
+
+SHOWN = 12
+"""Test images on the page: the first ones, nothing selected."""
+FIRST = ("object_accuracy", "two_way_judge_late", "two_way_inception", "pixcorr", "ssim", "dreamsim")
+"""Scores that stand on the page, where there are any of them; the rest is in the table beside it."""
+
+
+class Line(NamedTuple):
+    """A line of the ablation."""
+
+    key: str
+    title: str
+    folder: Path
+    """Where its pictures are."""
+    scores: Mapping[str, Score]
+
+
+def render_ablation(lines: Sequence[Line], stimuli: Stimuli, images: Sequence[int], data: str, compared: Sequence[Comparison]) -> str:
+    """The page as one self-contained HTML text.
+
+    Parameters
+    ----------
+    lines : in the order of the table
+    images : ids of the test images
+    data : 'simulated data' or the data set's name
+    compared : differences between lines
+    """
+    names = [name for name in FIRST if all(name in line.scores for line in lines)]
+    rows = [(line, [line.scores[name] for name in names]) for line in lines]
+    grid = [
+        (image, pictures.data_uri(seen), [pictures.data_uri(pictures.open_picture(line.folder / f"{image:06d}.png")) for line in lines])
+        for image, seen in pictures.seen_pictures(stimuli, list(images[:SHOWN]))
+    ]
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    titles = {line.key: line.title for line in lines}
+    told = [(titles[one.first], titles[one.second], tables.kind_of(one.score).title, one) for one in compared if one.score in names]
+    return templates.get_template("ablation.html.j2").render(
+        rows=rows,
+        heads=[tables.kind_of(name).title for name in names],
+        lines=lines,
+        grid=grid,
+        data=data,
+        count=len(images),
+        number=tables.number,
+        compared=told,
+    )

@@ -1,0 +1,150 @@
+"""The paper's table 2 on one configuration: what text, image, time and space routing each add to the pictures.
+
+Every line of the table is a fine-tuning and a reconstruction like any other, in a run folder of its own; encoders are shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import csv
+import io
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from rich.console import Console
+from safetensors.torch import load_file
+
+from braingen.config import Config
+from braingen.files import write_json, write_text
+from braingen.records import Score
+from braingen.report.ablation import Line, render_ablation
+from braingen.scores.feature_store import FeatureStore
+from braingen.scores.sheet import score_images
+from braingen.scores.table import as_json, comma_separated, markdown, rows_of
+from braingen.scores.uncertainty import Comparison, compare
+from braingen.stages.evaluate import Pngs, observers
+from braingen.stages.finetune import finetune, tuning_folder
+from braingen.stages.reconstruct import EMBEDDINGS, folder_of, reconstruct
+from braingen.stages.targets import Targets
+from braingen.stages.train import run_folder
+
+ABLATION, TABLE, PAGE = "ablation", "ablation", "ablation.html"
+"""Folder inside the run, name of the tables in it, and the page."""
+
+
+class Variant(NamedTuple):
+    """A line of the table."""
+
+    title: str
+    router: Mapping[str, Any] = {}
+    """Settings of section router that differ."""
+    sampler: Mapping[str, Any] = {}
+    """Settings of section sampler that differ."""
+    tuned_as: str = ""
+    """Key of the line whose fine-tuning it draws with; its own when empty."""
+
+
+NO_ROUTER = {"route_image": False, "route_text": False}
+SOFT = {"time": "attention", "time_choice": "soft"}
+VARIANTS: dict[str, Variant] = {
+    "untouched": Variant("neither fine-tuned nor routed", sampler={"finetuned": "no"}, tuned_as="both"),
+    "no_router": Variant("fine-tuned, no router", NO_ROUTER),
+    "space": Variant("space", {"time": "off", "space": "cross"}),
+    "time_fixed": Variant("time, fixed schedule", {"time": "fixed", "space": "off"}),
+    "time_hard": Variant("time, hard", {"time": "attention", "time_choice": "hard", "space": "off"}),
+    "time_soft": Variant("time, soft", {**SOFT, "space": "off"}),
+    "both": Variant("time (soft) and space", {**SOFT, "space": "cross"}),
+    "text": Variant("text only, time and space", sampler={"use_image": False}, tuned_as="both"),
+    "image": Variant("image only, time and space", sampler={"use_text": False}, tuned_as="both"),
+    "random": Variant("random voxels, time and space", sampler={"source": "random"}, tuned_as="both"),
+    "ceiling": Variant("true embeddings, time and space", sampler={"source": "ceiling"}, tuned_as="both"),
+}
+"""The paper's lines, in its order, between its baselines."""
+AGAINST = ("untouched", "no_router")
+"""Lines that every other is compared with, image by image."""
+
+
+class Scored(NamedTuple):
+    """What came of a line."""
+
+    scores: dict[str, Score]
+    table: pd.DataFrame
+    """Values of every image; the index is the image id."""
+
+
+def config_of(config: Config, key: str) -> Config:
+    """The configuration of a line: the given one in a folder of its own, with the encoders of the given one."""
+    variant = VARIANTS[key]
+    folder = config.run.folder / ABLATION
+    places = {name: run_folder(config, name) for name in ("image", "text")}
+    run = config.run.model_copy(update={**places, "folder": folder / key, "finetune": folder / (variant.tuned_as or key) / "finetune"})
+    settings = {**variant.router, **({} if not variant.tuned_as else VARIANTS[variant.tuned_as].router)}
+    routing = config.router.model_copy(update=settings)
+    sampler = config.sampler.model_copy(update={"finetuned": "yes", **variant.sampler})
+    return config.model_copy(update={"run": run, "router": routing, "sampler": sampler})
+
+
+def scored(config: Config, key: str, targets: Targets, store: FeatureStore) -> Scored:
+    """Score the pictures of a line."""
+    own = config_of(config, key)
+    folder = folder_of(own)
+    ids = load_file(folder / EMBEDDINGS)["ids"].numpy()
+    networks, named, missing = observers(own, targets, ids)
+    settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
+    sheet = score_images(targets.stimuli.images(ids), ids, Pngs(folder, ids), ids, networks, store=store, **settings)
+    return Scored(sheet.scores, sheet.table)
+
+
+def comparisons(config: Config, found: Mapping[str, Scored]) -> list[Comparison]:
+    """Every line minus those of AGAINST, image by image; p is corrected for the scores of one pair of lines."""
+    out: list[Comparison] = []
+    for first in found:
+        for second in AGAINST:
+            if first != second:
+                tables = {name: found[name].table for name in (first, second)}
+                columns = {name: {score: table[score].to_numpy() for score in table} for name, table in tables.items()}
+                ids = {name: table.index.to_numpy() for name, table in tables.items()}
+                out += compare(columns, ids, config.scores.bootstrap, config.run.seed)
+    return out
+
+
+def _csv_of(compared: list[Comparison]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(Comparison._fields)
+    writer.writerows(compared)
+    return out.getvalue()
+
+
+def ablate(config: Config) -> Path:
+    """Fine-tune, draw and score every line; what is finished is not done again.
+
+    Returns
+    -------
+    path of the page; the table lies beside it as .md, .csv and .json, differences between lines as .differences.csv
+    """
+    folder, console = config.run.folder / ABLATION, Console()
+    for number, (key, variant) in enumerate(VARIANTS.items(), 1):
+        console.print(f"[bold]{number}/{len(VARIANTS)} {variant.title}[/bold]")
+        own = config_of(config, key)
+        trainer = config_of(config, variant.tuned_as or key)
+        finetune(trainer.model_copy(update={"run": trainer.run.model_copy(update={"finetune": tuning_folder(own)})}))
+        reconstruct(own)
+    targets, store = Targets(config), FeatureStore()
+    found = {key: scored(config, key, targets, store) for key in VARIANTS}
+    data = "simulated data" if targets.stimuli.simulated else "NSD"
+    protocol = f"{data}, subject {config.data.subjects[0]}"
+    rows = [rows_of(VARIANTS[key].title, protocol, each.scores, baselines=False)[0] for key, each in found.items()]
+    write_text(folder / f"{TABLE}.md", markdown(rows))
+    write_text(folder / f"{TABLE}.csv", comma_separated(rows))
+    compared = comparisons(config, found)
+    write_text(folder / f"{TABLE}.differences.csv", _csv_of(compared))
+    write_json(
+        folder / f"{TABLE}.json", {key: {"title": VARIANTS[key].title, "scores": as_json(each.scores)} for key, each in found.items()}
+    )
+    lines = [Line(key, VARIANTS[key].title, folder_of(config_of(config, key)), each.scores) for key, each in found.items()]
+    ids = [int(image) for image in found["both"].table.index]
+    write_text(folder / PAGE, render_ablation(lines, targets.stimuli, ids, data, compared))
+    console.print(f"Open {(folder / PAGE).absolute()} in a browser.")
+    return folder / PAGE
