@@ -15,7 +15,7 @@ from typing import Any
 
 NO_RESULTS = {"provenance.json", "timings.json", "config.yaml"}
 """Written anew by every start; a kill there would keep a test from getting anywhere."""
-STAGES = ("train", "reconstruct", "evaluate", "report", "demo")
+STAGES = ("train", "reconstruct", "refine", "evaluate", "report", "demo")
 
 
 def _work(words: list[str], kill_at: int, save_seconds: float) -> None:

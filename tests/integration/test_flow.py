@@ -99,6 +99,30 @@ def test_every_score_comes_with_all_that_a_reviewer_asks_for(flow):
     assert scores["retrieval_brain_to_image"]["chance"] == pytest.approx(1 / IMAGES)
 
 
+def test_refined_pictures_stand_beside_the_unrefined_with_their_scores(flow):
+    folder = flow.run / "reconstructions" / "brain_refined"
+    names = sorted(path.name for path in (flow.run / "reconstructions" / "brain").glob("*.png"))
+    assert sorted(path.name for path in folder.glob("*.png")) == names
+    told = json.loads((flow.run / "refinement.json").read_text())
+    scores = json.loads((flow.run / "scores.json").read_text())
+    assert set(told["scores"]) == {name for name in scores if name != "clip_cos" and not name.startswith("retrieval")}
+    for name, each in told["scores"].items():
+        assert each["before"]["value"] == scores[name]["value"]
+        if name != "colour_accuracy":  # of some images only
+            assert each["difference"] == pytest.approx(each["after"]["value"] - each["before"]["value"], abs=1e-9)
+            assert each["low"] <= each["difference"] <= each["high"]
+    assert told["settings"]["strength"] == flow.config.refiner.strength
+    assert "Before and after refinement" in (flow.run / "report.html").read_text()
+
+
+def test_refined_pictures_of_other_reconstructions_are_not_scored(flow, tmp_path, capsys):
+    shutil.copytree(flow.run / "reconstructions", tmp_path / "reconstructions")
+    names = sorted((tmp_path / "reconstructions" / "brain").glob("*.png"))
+    shutil.copyfile(names[1], names[0])
+    assert main(["evaluate", *flow.words, "--folder", str(tmp_path)]) == 2
+    assert "was refined from other pictures" in capsys.readouterr().err
+
+
 def test_times_are_kept_apart_from_scores(flow):
     timings = json.loads((flow.run / "timings.json").read_text())
     assert {"simulate", "train image", "train text", "evaluate", "report"} <= set(timings)

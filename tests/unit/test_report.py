@@ -17,7 +17,7 @@ from unit.fake_report_inputs import write_fake_run
 
 from braingen.config import Config
 from braingen.errors import UserError
-from braingen.report import figures, pictures, tables
+from braingen.report import figures, pictures, refinement, tables
 from braingen.report.inputs import Inputs, read_inputs
 from braingen.report.page import SECTIONS, render
 from braingen.stages.report import report
@@ -90,7 +90,8 @@ def test_every_picture_is_there_and_is_described(page: str, config: Config) -> N
     cards = [attributes for tag, attributes in elements if tag == "article"]
     assert len(cards) == IMAGES
     shown = [attributes for tag, attributes in elements if tag == "img" and len(attributes["src"] or "") > 100]
-    assert len(shown) == 4 * IMAGES + 8  # seen, brain, random, ceiling; and four pairs at the top
+    # seen, brain, random, ceiling; four pairs at the top; seen, before and after refinement
+    assert len(shown) == 4 * IMAGES + 8 + 3 * min(IMAGES, refinement.SHOWN)
     assert all(attributes["alt"] for attributes in shown)
     captions = json.loads((config.data.root / "coco_captions.json").read_text())
     text = Elements(page).text
@@ -136,8 +137,8 @@ def test_the_same_inputs_give_the_same_page(config: Config, page: str) -> None:
 
 def test_absent_inputs_leave_their_section_out(copy: Config) -> None:
     run = copy.run.folder
-    for name in ("scores.json", "scores_per_image.csv", "comparisons.json", "timings.json", "study.json", "image", "text",
-                 "reconstructions/random"):  # fmt: skip
+    for name in ("scores.json", "scores_per_image.csv", "comparisons.json", "timings.json", "study.json", "refinement.json",
+                 "image", "text", "reconstructions/random"):  # fmt: skip
         path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     page = render(inputs_of(copy))
@@ -149,7 +150,7 @@ def test_one_image_without_captions_makes_a_page(copy: Config) -> None:
     index = copy.run.folder / "reconstructions" / "brain" / "index.json"
     index.write_text(json.dumps({"images": [5]}))
     inputs = inputs_of(copy)._replace(captions=None, per_image={})
-    assert re.findall(r'<section id="(\w+)"', render(inputs)) == ["gallery", "scores", "people", "curves", "run"]
+    assert re.findall(r'<section id="(\w+)"', render(inputs)) == ["gallery", "scores", "refinement", "people", "curves", "run"]
 
 
 def test_a_large_test_set_shows_the_first_and_the_extremes() -> None:
@@ -298,3 +299,20 @@ def test_the_sheet_has_seen_above_drawn(tmp_path: Path) -> None:
 def test_the_sheet_is_left_beside_the_page(page: str, config: Config) -> None:
     with Image.open(config.run.folder / "pictures.png") as sheet:
         assert sheet.width > 1000 and sheet.height > 400
+
+
+def test_before_and_after_refinement_says_what_is_better_and_what_is_worse(config: Config) -> None:
+    inputs = read_inputs(config.run.folder, config.data.root)
+    context = refinement.context(inputs)
+    assert context is not None
+    rows = {row["title"]: row for row in context["rows"]}
+    assert {title: row["verdict"] for title, row in rows.items()} == {
+        "Colour": "–", "PixCorr": "no difference", "SSIM": "worse", "MSE": "better",
+    }  # fmt: skip
+    assert (context["better"], context["worse"], context["compared"]) == (1, 1, 3)
+    assert rows["MSE"]["difference"] == "−0.009" and context["amount"] == "strength 0.3"
+    assert [card["image"] for card in context["cards"]] == list(inputs.images[: refinement.SHOWN])
+    assert refinement.context(inputs._replace(refined={})) is None
+    started = {**inputs.refinement, "settings": {**inputs.refinement["settings"], "denoising_start": 0.6}}
+    told = refinement.context(inputs._replace(refinement=started))
+    assert told is not None and told["amount"] == "from 0.6 of the denoising on"

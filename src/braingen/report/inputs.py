@@ -52,6 +52,10 @@ class Inputs(NamedTuple):
     """Image id -> column -> text of the table of per-image scores."""
     comparisons: list[dict[str, Any]]
     """Paired differences between methods."""
+    refinement: dict[str, Any]
+    """settings, and per score what it is before and after refinement; empty where nothing was refined."""
+    refined: dict[int, Path]
+    """Image id -> PNG after refinement."""
     metrics: dict[str, list[dict[str, Any]]]
     """Encoder -> one record per epoch."""
     settings: dict[str, dict[str, Any]]
@@ -107,6 +111,8 @@ def read_inputs(run: Path, data_root: Path, subject: int = 1) -> Inputs:
         study=study,
         per_image=_per_image(run / "scores_per_image.csv"),
         comparisons=_json(run / "comparisons.json", "`braingen evaluate`") or [],
+        refinement=_mapping(run / "refinement.json", "`braingen evaluate`"),
+        refined=_pictures(run / "reconstructions" / "brain_refined"),
         metrics={name: _lines(run / name / "metrics.jsonl") for name in ENCODERS if (run / name / "metrics.jsonl").is_file()},
         settings=settings,
         provenance={name: found for name in RUNS if (found := _mapping(run / name / "provenance.json", "its stage"))},

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import yaml
 
-from braingen.report import figures, people, pictures, tables
+from braingen.report import figures, people, pictures, refinement, tables
 from braingen.report.inputs import RUNS, SOURCES, Inputs
 from braingen.runs import config_text
 
@@ -154,6 +154,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("gallery", "The pictures", _gallery),
     Section("game", "Your turn", _game),
     Section("scores", "How good it is", _scores),
+    Section("refinement", "Before and after refinement", refinement.context),
     Section("people", "Asked to look", people.context),
     Section("curves", "How it learned", _curves),
     Section("run", "What was run", _run),

@@ -16,6 +16,7 @@ from braingen.errors import UserError
 from braingen.files import replaced_folder, write_json
 from braingen.stages.evaluate import evaluate
 from braingen.stages.reconstruct import assemble, reconstruct
+from braingen.stages.refine import refine
 from braingen.stages.report import report
 from braingen.stages.simulate import simulate
 from braingen.stages.targets import Targets
@@ -34,7 +35,7 @@ def save_decoder(config: Config) -> Path:
 
 
 def demo(config: Config) -> Path:
-    """Simulate, train both encoders, draw brain, random voxels and ceiling, score, report.
+    """Simulate, train both encoders, draw brain, random voxels and ceiling, refine, score, report.
 
     Returns
     -------
@@ -57,6 +58,7 @@ def demo(config: Config) -> Path:
         ("reconstruct", drawn("brain")),
         ("reconstruct random voxels", drawn("random")),
         ("reconstruct ceiling", drawn("ceiling")),
+        ("refine", lambda: refine(config)),
         ("evaluate", lambda: evaluate(config)),
         ("report", lambda: report(config)),
     ]

@@ -24,6 +24,7 @@ from braingen.data.trials import group_repeats, test_trials, train_trials
 from braingen.errors import UserError
 from braingen.files import write_json, write_text
 from braingen.records import Score
+from braingen.runs import Run
 from braingen.scores import features as published_networks
 from braingen.scores.decoding import decoder_scores
 from braingen.scores.feature_store import FeatureStore
@@ -36,9 +37,12 @@ from braingen.scores.uncertainty import compare, mean_interval
 from braingen.simulation.observers import ClipFeatures, judge_networks, load_judge, readouts, spoken
 from braingen.simulation.scenes import COLOUR_NAMES
 from braingen.stages.reconstruct import EMBEDDINGS, INDEX, folder_of
+from braingen.stages.refine import refined_folder, refined_is_there
 from braingen.stages.targets import Targets
 
 SCORES, PER_IMAGE, COMPARISONS, TABLE = "scores.json", "scores_per_image.csv", "comparisons.json", "scores.md"
+REFINED, REFINEMENT = "refined", "refinement.json"
+"""Name of the refined pictures beside the sources, and where their scores go."""
 
 
 class Decoding(NamedTuple):
@@ -138,6 +142,8 @@ def evaluate(config: Config) -> Path:
     path of scores.json
     """
     folders = _require(config)
+    if refined_is_there(config):
+        folders[REFINED] = refined_folder(config)
     targets = Targets(config)
     sheets: dict[str, Sheet] = {}
     decodings: dict[str, Decoding] = {}
@@ -160,7 +166,8 @@ def evaluate(config: Config) -> Path:
             words[source] = spoken(load_judge(), Layout.of(config.data.root), ids, Pngs(folder, ids))
             if (words[source]["colour_true"] != "").any():
                 sheets[source].scores["colour_accuracy"] = colour_score(words[source], config.scores.bootstrap, config.run.seed)
-        decodings[source] = _decoding(config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, true_ND - mean, ids)
+        if source != REFINED:  # their embeddings are those of the pictures they were made from
+            decodings[source] = _decoding(config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, true_ND - mean, ids)
     scores = with_baselines(
         {**sheets["brain"].scores, **decodings["brain"].scores},
         random={**sheets["random"].scores, **decodings["random"].scores} if "random" in sheets else None,
@@ -176,6 +183,10 @@ def evaluate(config: Config) -> Path:
     per_image = [sheets["brain"].table, decodings["brain"].table, *([words["brain"]] if words else [])]
     write_text(folder / PER_IMAGE, pd.concat(per_image, axis=1).to_csv(float_format="%.6g"))
     write_json(folder / COMPARISONS, _comparisons(config, decodings, ids))
+    if REFINED in sheets:
+        write_json(folder / REFINEMENT, _before_and_after(config, sheets["brain"], sheets[REFINED]))
+    else:
+        (folder / REFINEMENT).unlink(missing_ok=True)
     simulated = "simulated data" if targets.stimuli.simulated else "NSD"
     write_text(folder / TABLE, markdown(rows_of("BrainGen", f"{simulated}, subject {config.data.subjects[0]}", scores)))
     _print(scores, missing)
@@ -197,6 +208,22 @@ def _comparisons(config: Config, decodings: Mapping[str, Decoding], ids: np.ndar
         }
         for each in compared
     ]
+
+
+def _before_and_after(config: Config, before: Sheet, after: Sheet) -> dict[str, Any]:
+    """Scores of the pictures before and after refinement, and their differences, image by image."""
+    sheets = {"after": after, "before": before}
+    ids = {name: sheet.table.index.to_numpy() for name, sheet in sheets.items()}
+    columns = {name: {score: sheet.table[score].to_numpy() for score in sheet.table} for name, sheet in sheets.items()}
+    compared = {each.score: each for each in compare(columns, ids, config.scores.bootstrap, config.run.seed)}
+    first, second = as_json(before.scores), as_json(after.scores)
+    found: dict[str, Any] = {}
+    for name in second:
+        found[name] = {"before": first[name], "after": second[name]}
+        if name in compared:
+            each = compared[name]
+            found[name] |= {"difference": each.difference, "low": each.low, "high": each.high, "p": each.p_holm}
+    return {"settings": Run(refined_folder(config)).config["refiner"], "scores": found}
 
 
 def _print(scores: Mapping[str, Score], missing: Mapping[str, str]) -> None:

@@ -25,6 +25,7 @@ from braingen.diffusion.sdxl import backbone_folder, scheduler_named
 from braingen.errors import UserError
 from braingen.files import replaced_path, write_json
 from braingen.records import Conditioning
+from braingen.runs import Run
 from braingen.stages.drawing import Drawn, draw_missing, picture_path
 from braingen.stages.machine import device_of
 from braingen.stages.reconstruct import EMBEDDINGS, INDEX, folder_of
@@ -53,6 +54,22 @@ def _digest(folder: Path, ids: list[int]) -> str:
     for path in [folder / EMBEDDINGS, *(picture_path(folder, image) for image in ids)]:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+def refined_is_there(config: Config) -> bool:
+    """Whether the configured reconstructions have been refined.
+
+    Raises
+    ------
+    UserError
+        When what is there was made from other pictures than the present ones.
+    """
+    folder = refined_folder(config)
+    if not (folder / "config.yaml").exists() or not Run(folder).finished:
+        return False
+    if Run(folder).config["recons"] != _digest(recons_of(config), _require(config)):
+        raise UserError(f"{folder} was refined from other pictures than those now in {recons_of(config)}: remove it, and refine again.")
+    return True
 
 
 def _require(config: Config) -> list[int]:
