@@ -85,6 +85,39 @@ class SimulationConfig(Section):
     """Seed of pictures, brains and noise."""
 
 
+class PrepareConfig(Section):
+    """Scans to the working layout (docs/data.md)."""
+
+    scans: Folder | None = None
+    """Folder with the raw release of NSD, or with scans of your own under BIDS-style names."""
+    kind: Literal["auto", "nsd", "own"] = "auto"
+    """What it holds; auto: NSD when there is a folder nsddata or nsddata_betas in it."""
+    mask: str = ""
+    """Voxels that are kept. NSD: a region volume, with labels or without (prf-visualrois:1,2); own scans: a mask's label; or a NIfTI
+    file. Empty for nsdgeneral, or the mask without a label."""
+    order: Literal["C", "F"] = "C"
+    """In which order the voxels of a mask are written: last axis of the volume fastest (C), or first (F); order.json records it."""
+    betas: str = "betas_fithrf_GLMdenoise_RR"
+    """Which of NSD's betas (MindEye2: GLMsingle's)."""
+    coco: Folder | None = None
+    """Folder with COCO's captions_train2017.json and captions_val2017.json; empty looks for <scans>/annotations."""
+    captions: bool = True
+    """Write captions."""
+    test_images: Folder | None = None
+    """Own scans: file with the test pictures, one stim_file a line; empty for the column `split` of the events, or else test_share."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Own scans: share of the pictures drawn for testing, by their names, where nothing else says which."""
+
+
+class DoctorConfig(Section):
+    """Looking at data, backbones and machine."""
+
+    output: Literal["text", "json"] = "text"
+    """What is printed: a list for people, or JSON for scripts."""
+    checksums: bool = False
+    """Also compare the files of a prepared folder with the checksums they were written with (reads all of them)."""
+
+
 class BackboneConfig(Section):
     """The frozen models that see and draw."""
 
@@ -458,6 +491,8 @@ class Config(Section):
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     simulation: SimulationConfig = SimulationConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    doctor: DoctorConfig = DoctorConfig()
     backbone: BackboneConfig = BackboneConfig()
     encoder: EncoderConfig = EncoderConfig()
     prior: PriorConfig = PriorConfig()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -154,10 +155,51 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def free_bytes(path: Path | str) -> int:
+    """What is free on the disk where a path is, or would be."""
+    path = Path(path).absolute()
+    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+
+
+def refuse_small_disk(path: Path | str, needed: int, what: str, instead: str) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Parameters
+    ----------
+    path
+        Where it would be written.
+    needed
+        Bytes still to be written.
+    what
+        Begins the sentence.
+    instead
+        What a user may do besides freeing space; ends the sentence.
+
+    Raises
+    ------
+    UserError
+        When less is free.
+    """
+    free = free_bytes(path)
+    if needed > free:
+        raise UserError(
+            f"{what} need {needed / 1e9:.1f} GB more in {path}, where {free / 1e9:.1f} GB are free: free some space, {instead}."
+        )
+
+
 def identity(path: Path | str) -> str:
     """Size and modification time of a file: enough to notice that it was exchanged, without reading it."""
     status = os.stat(path)
     return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def sha256_of(path: Path | str) -> str:
+    """Digest of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while piece := handle.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def refuse_stand_in(path: Path | str, get_it: str) -> Path:

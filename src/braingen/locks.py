@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 import errno
 import fcntl
 import json
@@ -96,3 +97,20 @@ class FolderLock:
         os.ftruncate(self._file, 0)
         os.close(self._file)
         _open_here.discard(self.path)
+
+
+@contextmanager
+def only_writer(scratch: Path) -> Iterator[None]:
+    """Hold a folder of unfinished files, beside what is made from them, against other processes.
+
+    Raises
+    ------
+    UserError
+        When another process holds it.
+    """
+    with open(scratch / "lock", "w") as handle:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system, however the process ends
+        except OSError as error:
+            raise UserError(f"Another process is writing {scratch.parent}; wait until it is done.") from error
+        yield

@@ -11,7 +11,7 @@ where `mask_sha256` is the digest of the mask as bytes 0 and 1 in C order, so th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import hashlib
 import json
 from pathlib import Path
@@ -28,6 +28,8 @@ from braingen.files import refuse_stand_in, replaced_path, write_json
 
 _ORDERS: tuple[Literal["C"], Literal["F"]] = ("C", "F")
 _RULE = "value > 0"
+NSDGENERAL = "nsdgeneral.nii.gz"
+"""NSD's mask of cortex that responds to pictures, the one betas are distributed in."""
 
 
 def load_nifti(path: Path) -> nibabel.Nifti1Image:
@@ -152,19 +154,19 @@ class VoxelPlaces(NamedTuple):
         return self.to_vector(np.asanyarray(image.dataobj))
 
 
-def save_places(layout: Layout, subject: int, places: VoxelPlaces) -> None:
-    """Write the mask and order.json of a subject."""
+def save_places(layout: Layout, subject: int, places: VoxelPlaces, mask: str = NSDGENERAL) -> None:
+    """Write the mask, under a name, and order.json of a subject."""
     folder = layout.volumes(subject)
-    save_nifti(folder / "nsdgeneral.nii.gz", places.mask, places.affine)
-    save_order(layout, subject, places)
+    save_nifti(folder / mask, places.mask, places.affine)
+    save_order(layout, subject, places, mask)
 
 
-def save_order(layout: Layout, subject: int, places: VoxelPlaces) -> None:
+def save_order(layout: Layout, subject: int, places: VoxelPlaces, mask: str = NSDGENERAL) -> None:
     """Write order.json beside a mask that is already there."""
     write_json(
         layout.volumes(subject) / "order.json",
         {
-            "mask": "nsdgeneral.nii.gz",
+            "mask": mask,
             "rule": _RULE,
             "flattening": places.order,
             "voxels": places.voxels,
@@ -266,6 +268,15 @@ def read_regions(layout: Layout, subject: int, names: Sequence[str] | None = Non
                 f"{path}: {group}/{name} has shape {region.shape} and is {region.dtype}, a boolean vector was expected; {nsd.GET_IT}."
             )
     return {name: region.astype(bool) for name, region in regions.items()}
+
+
+def write_regions(layout: Layout, subjects: Mapping[int, Mapping[str, np.ndarray]]) -> None:
+    """Write brain_region_masks.hdf5: one group per subject of boolean vectors by name."""
+    with replaced_path(layout.masks()) as temporary, h5py.File(temporary, "w") as file:
+        for subject, regions in subjects.items():
+            group = file.create_group(nsd.subject_name(subject))
+            for name, region in regions.items():
+                group.create_dataset(name, data=region)
 
 
 def load_label_vector(layout: Layout, subject: int, name: str, places: VoxelPlaces | None = None) -> np.ndarray:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-import fcntl
 import json
 import os
 from pathlib import Path
@@ -23,13 +22,16 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
 from braingen.data import nsd
+from braingen.data.large_files import ArrayOnDisk, blocks, in_hdf5, publish, reserve_hdf5
 from braingen.data.nsd import Layout
+from braingen.data.volumes import write_regions
 from braingen.errors import UserError
-from braingen.files import disk_errors_as_sentences, write_json
+from braingen.files import disk_errors_as_sentences, refuse_small_disk, write_json
+from braingen.locks import only_writer
 from braingen.simulation import pictures, semantics, subject_files
 from braingen.simulation.cortex import Cortex, build_cortex, responses
 from braingen.simulation.noise import neighbour_mixing, session_noise
-from braingen.simulation.pieces import ArrayOnDisk, Workshop, blocks, in_hdf5, publish, reserve_hdf5, reserve_raw
+from braingen.simulation.pieces import Workshop, reserve_raw
 from braingen.simulation.presentations import Design, behaviour, make_design
 from braingen.simulation.scenes import STIMULUS_SIZE, Scene
 
@@ -113,13 +115,13 @@ def write_dataset(
     _check_disk(layout, arguments, design)
     with disk_errors_as_sentences(layout.root):
         scratch.mkdir(parents=True, exist_ok=True)
-        with _only_writer(scratch), _progress(show_progress) as progress, threadpool_limits(1):
+        with only_writer(scratch), _progress(show_progress) as progress, threadpool_limits(1):
             write_json(manifest_path(layout), manifest)
             workers = min(_MOST_WORKERS, _cores()) if workers is None else workers
             work = _Work(layout, arguments, design, Workshop(scratch, workers, progress))
             _write_pictures(work)
             masks = {subject: _write_subject(work, subject) for subject in range(1, num_subjects + 1)}
-            subject_files.write_masks(layout, masks)
+            write_regions(layout, masks)
             details = {"voxels": [arguments.voxels(s) for s in masks], "images": image_count(arguments, design)}
             write_json(manifest_path(layout), {**manifest, "finished": True, **details})
         shutil.rmtree(scratch, ignore_errors=True)
@@ -217,25 +219,11 @@ def bytes_needed(arguments: Arguments, design: Design) -> int:
 
 
 def _check_disk(layout: Layout, arguments: Arguments, design: Design) -> None:
-    there = next(folder for folder in (layout.root, *layout.root.absolute().parents) if folder.exists())
     written = sum(file.stat().st_blocks * 512 for file in layout.root.rglob("*") if file.is_file()) if layout.root.exists() else 0
     missing = bytes_needed(arguments, design) - written
-    free = shutil.disk_usage(there).free
-    if missing > free:
-        raise UserError(
-            f"The simulated data need {missing / 1e9:.1f} GB more in {layout.root}, where {free / 1e9:.1f} GB are free: free some space, "
-            "choose another --data_path, or ask for fewer subjects, sessions or voxels."
-        )
-
-
-@contextmanager
-def _only_writer(scratch: Path) -> Iterator[None]:
-    with open(scratch / "lock", "w") as handle:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system, however the process ends
-        except OSError as error:
-            raise UserError(f"Another process is writing {scratch.parent}; wait until it is done.") from error
-        yield
+    refuse_small_disk(
+        layout.root, missing, "The simulated data", "choose another --data_path, or ask for fewer subjects, sessions or voxels"
+    )
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------------------------

@@ -6,63 +6,21 @@ Equal input gives equal bytes: no times, no names of machines or processes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-import io
 import json
 from pathlib import Path
-import tarfile
 
-import h5py
 import numpy as np
 
-from braingen.data import nsd
 from braingen.data.nsd import Layout
+from braingen.data.tars import write_tar
 from braingen.data.volumes import VoxelPlaces, save_places
-from braingen.files import replaced_file, replaced_path
+from braingen.files import replaced_file
 from braingen.simulation.cortex import FLOC_AREAS, VISUAL_AREAS, Cortex
 from braingen.simulation.presentations import Design
 from braingen.simulation.retina import CHANNELS
 from braingen.simulation.semantics import CODE, LABELS
 
 SOURCE = "braingen simulate"
-
-
-def write_tar(path: Path, behav_T17: np.ndarray, trials: np.ndarray) -> None:
-    """Write the samples of some trials as a tar in NSD's form.
-
-    Parameters
-    ----------
-    path : of the tar
-    behav_T17 : the subject's whole table, in order of presentation
-    trials : rows of it that become samples
-    """
-    session, image = behav_T17[:, nsd.BEHAV_COLUMNS.index("session")], behav_T17[:, nsd.BEHAV_COLUMNS.index("image")]
-    by_image = np.argsort(image, kind="stable")
-    first = np.searchsorted(image[by_image], image[trials], side="left")
-    last = np.searchsorted(image[by_image], image[trials], side="right")
-    with replaced_file(path) as handle, tarfile.open(fileobj=handle, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for trial, low, high in zip(trials, first, last):
-            begin, end = np.searchsorted(session, session[trial], "left"), np.searchsorted(session, session[trial], "right")
-            others = [other for other in by_image[low:high] if other != trial]
-            arrays = {  # past and future stay inside the session
-                "behav": behav_T17[[trial]],
-                "past_behav": _padded(behav_T17[max(begin, trial - nsd.PAST) : trial][::-1], nsd.PAST),
-                "future_behav": _padded(behav_T17[trial + 1 : min(end, trial + 1 + nsd.FUTURE)], nsd.FUTURE),
-                "olds_behav": _padded(behav_T17[others[: nsd.OLDS]], nsd.OLDS),
-            }
-            for name, array in arrays.items():
-                buffer = io.BytesIO()
-                np.save(buffer, np.ascontiguousarray(array))
-                member = tarfile.TarInfo(f"sample{trial:09d}.{name}.npy")
-                member.size = buffer.tell()
-                buffer.seek(0)
-                tar.addfile(member, buffer)
-
-
-def _padded(rows: np.ndarray, length: int) -> np.ndarray:
-    """Rows, nearest trial first, filled up with -1."""
-    out = np.full((length, len(nsd.BEHAV_COLUMNS)), -1.0)
-    out[: len(rows)] = rows
-    return out
 
 
 def write_tars(layout: Layout, subject: int, design: Design, behav_T17: np.ndarray) -> None:
@@ -89,15 +47,6 @@ def regions(cortex: Cortex) -> dict[str, np.ndarray]:
     masks["early_vis"] = cortex.early_V
     masks["higher_vis"] = ~cortex.early_V
     return masks
-
-
-def write_masks(layout: Layout, subjects: Mapping[int, Mapping[str, np.ndarray]]) -> None:
-    """Write brain_region_masks.hdf5, one group per subject."""
-    with replaced_path(layout.masks()) as temporary, h5py.File(temporary, "w") as file:
-        for subject, masks in subjects.items():
-            group = file.create_group(nsd.subject_name(subject))
-            for name in nsd.REGIONS:
-                group.create_dataset(name, data=masks[name])
 
 
 def write_volumes(layout: Layout, subject: int, cortex: Cortex) -> None:
