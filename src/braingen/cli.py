@@ -37,7 +37,7 @@ COMMANDS: dict[str, Command] = {
     "simulate": Command("write a simulated NSD, with known truth, in the layout of the real one", "braingen.stages.simulate", "simulate",
                         ("data", "simulation")),
     "prepare": Command("raw NSD, or your own scans, to the layout that is trained on", "braingen.stages.prepare", "prepare",
-                       ("prepare", "data")),
+                       ("prepare", "data"), own="prepare"),
     "train": Command("stage 1: learn to read CLIP embeddings out of voxels", "braingen.stages.train", "train",
                      ("run", "data", "backbone", "encoder", "prior", "loss_image", "loss_text", "optim"), ("image", "text")),
     "finetune": Command("stage 2: teach the diffusion model to listen (image=RUN text=RUN)", "braingen.stages.finetune", "finetune",
