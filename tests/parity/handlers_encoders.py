@@ -41,8 +41,15 @@ def voxels(case: Case) -> list[tuple[int, Tensor]]:
     return [(place + 1, x[:, 0]) for place, x in found]
 
 
-def per_subject(model: torch.nn.Module, case: Case, **options: Any) -> list[ExpertEmbeddings]:
-    return [model(x_BV, subject, **options) for subject, x_BV in voxels(case)]
+def per_subject(model: torch.nn.Module, case: Case, router_noise: list[Tensor] | None = None, **options: Any) -> list[ExpertEmbeddings]:
+    """Published encoders join subjects on the batch axis, in the order of the list; routers' noise, P x B x U x F, was recorded so."""
+    records, first = [], 0
+    for subject, x_BV in voxels(case):
+        if router_noise is not None:
+            options["router_noise"] = [noise_PBUF[:, first : first + len(x_BV)] for noise_PBUF in router_noise]
+        records.append(model(x_BV, subject, **options))
+        first += len(x_BV)
+    return records
 
 
 def stacked(records: list[ExpertEmbeddings], name: str) -> Tensor:

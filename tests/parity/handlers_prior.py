@@ -121,10 +121,11 @@ def prior_network(case: Any) -> Outputs:
 
 
 def _share_kept(case: Any) -> float:
-    """1 - drop probability of the case with random dropping; the entry says it in words."""
+    """1 - drop probability of the case with random dropping, which the entry tells in words."""
     meaning = case.spec["in"]["uniform_condition"]["meaning"]
     found = re.search(r"below 1 - ([\d.]*\d)", meaning)
-    return 1 - float(found[1]) if found else 0.6
+    assert found is not None, f"{case.name}: the drop probability cannot be read from {meaning!r}"
+    return 1 - float(found[1])
 
 
 @torch.no_grad()

@@ -172,6 +172,7 @@ def diffuse_router(case: Any) -> Outputs:
     counts, levels, width = args["num_experts_per_granularity"], args["num_granularity_levels"], args["embedding_dim"]
     time_args, space_args = args["time_router_kwargs"], args["space_router_kwargs"]
     latents, t_emb, times = _input(case, "latents"), _tensor(case.inputs["time_emb"]), _tensor(case.inputs["time_step"])
+    context = latents if "context" not in case.inputs else _input(case, "context")  # of the time router
     router = DiffuseRouter(num_experts=counts, clip_emb_dim=width, time="off", space="off", level_output="sum")
     if args["enable_space"]:
         cross = args["space_router_class"] == "DiffuseSpaceRouterCrossAttn"
@@ -187,7 +188,7 @@ def diffuse_router(case: Any) -> Outputs:
             layers = sum(bool(re.fullmatch(r"time_router\.layers\.\d+\.weight", key)) for key in case.state)
             router.time_router = MLPTimeRouter(levels, num_layers=layers, **sizes)
         else:
-            router.time_router = _attention_router(levels, time_args, latents, **sizes)
+            router.time_router = _attention_router(levels, time_args, context, **sizes)
     _load(router, case.state, context_as_key=bool(time_args.get("use_context") and time_args.get("context_as_key")))
     experts = [_experts(case.inputs[f"experts_{level}"]) for level in range(levels)]
     out: dict[str, Tensor] = {"no_time": router.mix(experts, None, latents).embedding_BTD}
@@ -195,7 +196,7 @@ def diffuse_router(case: Any) -> Outputs:
         out["soft"] = out["no_time"]
         return _numpy(out, case)
     if isinstance(router.time_router, LearnedTimeRouter):
-        weights = router.time_router.route(t_emb, times, latents).weights_BL
+        weights = router.time_router.route(t_emb, times, context).weights_BL
     else:
         weights = router.time_router(times).weights_BL
     out |= {"soft": router.mix(experts, TimeRouting(weights, weights), latents).embedding_BTD, "level_weights": weights}

@@ -11,6 +11,8 @@ from diffusers.models.autoencoders.vae import Decoder
 import torch
 from torch import Tensor, nn
 
+import braingen  # noqa: F401  (before diffusers: it guards the import of torchvision)
+
 
 def mlp(width: int) -> nn.Sequential:
     """Norm, then linear, GELU, dropout, linear, nested as published."""
@@ -107,12 +109,17 @@ class MultiLevel(nn.Module):
         clip_width: int,
         factors: Sequence[int],
         capacities: Sequence[float],
+        bottleneck: int = 0,
     ) -> None:
         super().__init__()
         self.ridge = Ridge(voxels, width)
+        self.bottleneck = None
+        if bottleneck:
+            self.bottleneck = nn.Module()
+            self.bottleneck.ln = nn.Linear(width, bottleneck)
         self.factors, self.tokens = list(factors), tokens
         self.widths, number = [], 1
-        units = width
+        units = bottleneck or width
         parts: dict[str, list[list[nn.Module]]] = {"expert_list": [], "b_proj_list": [], "c_proj_list": [], "router_list": []}
         for level, (factor, capacity) in enumerate(zip(factors, capacities)):
             units = int(units // factor * capacity)
@@ -131,13 +138,15 @@ class MultiLevel(nn.Module):
         for name, lists in parts.items():
             setattr(self, name, nn.ModuleList(nn.ModuleList(modules) for modules in lists))
 
-    def chosen(self, x: Tensor, router: Chooser, width: int, rule: str) -> list[tuple[Tensor, Tensor]]:
+    def chosen(self, x: Tensor, router: Chooser, width: int, rule: str, noise: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
         """Per expert the chosen values times their probabilities, and their places."""
         probability = router.router(x[..., None]).softmax(dim=-1)  # B x U x E
+        if noise is not None:
+            probability = probability + 0.001 * noise
         found = []
         for expert in range(probability.shape[-1]):
             rows = []
-            for row in probability[:, :, expert]:
+            for row in probability[:, :, expert].detach():
                 best = sorted(range(len(row)), key=lambda unit, row=row: (-float(row[unit]), unit))[:width]
                 last = float(row[best[-1]])
                 key = (lambda unit, row=row, last=last: (float(row[unit]) == last, unit)) if rule == "gpu" else (lambda unit: unit)
@@ -146,13 +155,19 @@ class MultiLevel(nn.Module):
             found.append((x.gather(1, places) * probability[:, :, expert].gather(1, places), places))
         return found
 
-    def forward(self, voxels: Tensor, place: int, rule: str = "index") -> tuple[Tensor, Tensor]:
-        """Encoder output and its projection, B x tokens x clip width."""
-        given = [self.ridge.linears[place](voxels)]
+    def forward(
+        self, voxels: Tensor, place: int, rule: str = "index", noise: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Encoder output and its projection, B x tokens x clip width; `noise` is one draw per router, in the order they are called."""
+        x = self.ridge.linears[place](voxels)
+        given = [x if self.bottleneck is None else self.bottleneck.ln(x)]
         levels: list[tuple[Tensor, Tensor]] = []
+        draws = iter(noise) if noise is not None else None
         for level, width in enumerate(self.widths):
             routers = [self.router_0] if level == 0 else list(self.router_list[level - 1])
-            inputs = [x for parent, router in zip(given, routers) for x, _ in self.chosen(parent, router, width, rule)]
+            inputs = []
+            for parent, router in zip(given, routers):
+                inputs += [x for x, _ in self.chosen(parent, router, width, rule, None if draws is None else next(draws))]
             if level == 0:
                 bodies, outs, clips = self.experts_0, self.backbone_proj_0, self.clip_proj_0
                 given = [body.trunk(x[:, None])[:, 0] for body, x in zip(bodies, inputs)]
