@@ -90,11 +90,13 @@ def written(folder: Path, entry: dict[str, Any], tensors: dict[str, Tensor]) -> 
 MULTI = {
     "two subjects, tokens, odd capacities": {
         "num_voxels_list": [9, 14], "hidden_dim": 30, "n_blocks": 3, "clip_emb_dim": 6, "clip_seq_dim": 3,
-        "num_exp_0": 3, "capacity_factor_0": 1.3, "num_exp_layer": 2, "exp_factor_list": [2, 2, 7], "cap_fac_list": [1, 1.5, 1], "b_size": -1,
+        "num_exp_0": 3, "capacity_factor_0": 1.3,
+        "num_exp_layer": 2, "exp_factor_list": [2, 2, 7], "cap_fac_list": [1, 1.5, 1], "b_size": -1,
     },
     "bottleneck, one more level than listed in the others": {
         "num_voxels_list": [12], "hidden_dim": 21, "n_blocks": 1, "clip_emb_dim": 10, "clip_seq_dim": 1,
-        "num_exp_0": 2, "capacity_factor_0": 1, "num_exp_layer": 4, "exp_factor_list": [1, 2, 2, 2], "cap_fac_list": [1, 1, 1, 1], "b_size": 32,
+        "num_exp_0": 2, "capacity_factor_0": 1,
+        "num_exp_layer": 4, "exp_factor_list": [1, 2, 2, 2], "cap_fac_list": [1, 1, 1, 1], "b_size": 32,
     },
 }  # fmt: skip
 
