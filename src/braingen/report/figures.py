@@ -166,7 +166,8 @@ def _panel(key: str, lines: Mapping[str, Sequence[tuple[float, float]]], held_ou
     for encoder, points in lines.items():
         path = " ".join(f"{'M' if k == 0 else 'L'}{x:.1f} {y:.1f}" for k, (x, y) in enumerate(place(*point) for point in points))
         parts.append(f'<path d="{path}" class="line {escape(encoder)}"/>')
-        end = f"{encoder}: from {points[0][1]:.{digits}f} to {points[-1][1]:.{digits}f}"
+        first_value, last_value = (round(point[1], digits) + 0.0 for point in (points[0], points[-1]))  # no "-0.00"
+        end = f"{encoder}: from {first_value:.{digits}f} to {last_value:.{digits}f}"
         if held_out:
             rising = any(word in key for word in _RISING)
             best = (max if rising else min)(points, key=lambda point: point[1])

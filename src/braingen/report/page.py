@@ -103,11 +103,14 @@ def _scores(inputs: Inputs) -> dict[str, Any] | None:
     reach = max((abs(c[key]) for c in inputs.comparisons for key in ("difference", "low", "high") if c.get(key) is not None), default=0)
     present = {name for _, rows in groups for row in rows for name in row.figures}
     marks = ["brain", *(name for name in ("random", "ridge", "ceiling", "chance") if name in present)]
-    numbers = sorted({score["n"] for score in inputs.scores.values() if isinstance(score, dict) and score.get("n")})
+    asked = {name for name in inputs.scores if tables.kind_of(name).group == tables.PEOPLE}
+    others = [score for name, score in inputs.scores.items() if isinstance(score, dict) and name not in asked]
+    numbers = sorted({score["n"] for score in others if score.get("n")})
     return {
         "groups": [(group, [(row, figures.interval_chart(row)) for row in rows]) for group, rows in groups],
         "keys": [(name, figures.mark(name)) for name in marks],
         "n": " or ".join(map(str, numbers)),
+        "asked": bool(asked),
         "comparisons": [
             {
                 "name": tables.comparison_name(str(each.get("name", ""))),
@@ -155,7 +158,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("game", "Your turn", _game),
     Section("scores", "How good it is", _scores),
     Section("refinement", "Before and after refinement", refinement.context),
-    Section("people", "Asked to look", people.context),
+    Section("people", "What raters say", people.context),
     Section("curves", "How it learned", _curves),
     Section("run", "What was run", _run),
 )

@@ -19,7 +19,7 @@ SCALES = {"nominal": "same choice or not", "ordinal": "ranks of the ratings"}
 
 
 def _interval(low: Any, high: Any) -> str:
-    return "" if low is None or high is None else f"{tables.number(low)} to {tables.number(high)}"
+    return "" if low is None or high is None else f"{tables.number(low)}\u00a0to {tables.number(high)}"
 
 
 def _chart(finding: Mapping[str, Any], title: str) -> Markup:
@@ -47,6 +47,7 @@ def context(inputs: Inputs) -> dict[str, Any] | None:
     for each in study["findings"]:
         title, told = QUESTIONS[each["task"]]
         wide = each.get("wide") or {}
+        raters_told = "1 rater" if each["raters"] == 1 else f"{each['raters']} raters"
         found.append(
             {
                 "title": title,
@@ -56,7 +57,7 @@ def context(inputs: Inputs) -> dict[str, Any] | None:
                 "exact": _interval(each["low"], each["high"]),
                 "wide": _interval(wide.get("low"), wide.get("high")),
                 "p": "" if each["p"] is None else tables.p_value(each["p"]),
-                "asked": f"{each['answers']} answers of {each['raters']} about {each['images']} images",
+                "asked": f"{each['answers']} answers by {raters_told} about {each['images']} images",
                 "chart": _chart(each, f"{title} {each['method']}"),
             }
         )

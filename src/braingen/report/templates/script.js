@@ -9,7 +9,8 @@
 
   // --- gallery: order, filter, how many ---
   const form = one(".controls"), grid = one(".cards"), more = one(".more"), count = one(".count");
-  const firstLook = Number(form.dataset.firstLook);
+  const small = window.matchMedia("(max-width: 44rem)").matches;  // a phone: a page that one can scroll through
+  const firstLook = small ? Math.min(8, Number(form.dataset.firstLook)) : Number(form.dataset.firstLook);
   let everything = false;
   let visible = cards;
 
