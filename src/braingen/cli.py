@@ -29,6 +29,8 @@ class Command(NamedTuple):
     """What may follow the command's name, where something must."""
     own: str = ""
     """The section whose names win where several sections have a setting of that name."""
+    words: str = ""
+    """The setting that words after the command's name go into, where it takes any."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -50,6 +52,8 @@ COMMANDS: dict[str, Command] = {
                       ("run", "backbone", "refiner"), own="refiner"),
     "evaluate": Command("score the reconstructions, with intervals, random voxels and a ceiling", "braingen.stages.evaluate", "evaluate",
                         ("run", "data", "scores")),
+    "compare": Command("evaluated runs beside each other: differences with intervals and tests, subjects and seeds summarised",
+                       "braingen.stages.compare", "compare_runs", ("run", "scores", "compare"), own="compare", words="compare.runs"),
     "study": Command("people as judges: build a study for any browser, check and analyse its results", "braingen.stages.study", "study",
                      ("run", "data", "study"), ("build", "check", "analyse", "simulate")),
     "ablate": Command("the paper's table 2: what text, image, time and space routing each add", "braingen.stages.ablate", "ablate",
@@ -112,7 +116,12 @@ def _run(words: list[str]) -> int:
             wanted = " or ".join(command.choices)
             raise UserError(f"braingen {name} wants {wanted} next, not {given}: braingen {name} {command.choices[0]} ...")
         choice = [rest.pop(0)]
+    named = []
+    while command.words and rest and not rest[0].startswith("--") and "=" not in rest[0]:
+        named.append(rest.pop(0))
     file, overrides = parse_overrides(rest, command.own)
+    if named:
+        overrides[command.words] = ",".join(named)
     config = load_config(file, overrides)  # before the stage: its libraries take seconds to load, a typo is told at once
     stage: Callable[..., Path | None] = getattr(import_module(command.module), command.function)
     result = stage(config, *choice)
@@ -191,6 +200,7 @@ def _overview() -> str:
 
 def _help(name: str, command: Command) -> str:
     choice = f" {{{','.join(command.choices)}}}" if command.choices else ""
+    choice += f" {command.words.partition('.')[2].upper()} ..." if command.words else ""
     lines = [f"usage: braingen {name}{choice} [--config FILE] [--name value ...]", "", command.summary, ""]
     for section in command.sections:
         lines += _section_help(section)

@@ -442,6 +442,25 @@ class ScoresConfig(Section):
     """Candidates in a retrieval; all test images when there are fewer (published: 300)."""
     retrieval_draws: Positive = 30
     """Seeded draws of the candidates (published: 30)."""
+    all_recons_path: str = ""
+    """Score these pictures instead of the run's own: a folder of PNGs named by image id, or an array with ids (docs/scores.md)."""
+    true_images_path: str = ""
+    """What was seen, of the same forms; empty takes it from the data folder."""
+    feature_weights: str = ""
+    """Folder with the weights of comparison networks; empty looks in the usual caches."""
+    strict: bool = False
+    """A comparison network, or a word list, that is not on this machine is an error instead of a remark."""
+    partial: bool = False
+    """Score the images that have a picture when some have none (with all_recons_path)."""
+
+
+class CompareConfig(Section):
+    """Runs beside each other."""
+
+    runs: tuple[str, ...] = ()
+    """Evaluated run folders; those whose settings differ in nothing but subject and seed are one method."""
+    output: Folder = Path("runs/comparison")
+    """Folder of comparisons.json, comparisons.csv, summary.csv and comparison.md."""
 
 
 class StudyConfig(Section):
@@ -506,6 +525,7 @@ class Config(Section):
     refiner: RefinerConfig = RefinerConfig()
     decode: DecodeConfig = DecodeConfig()
     scores: ScoresConfig = ScoresConfig()
+    compare: CompareConfig = CompareConfig()
     study: StudyConfig = StudyConfig()
     published: PublishedConfig = PublishedConfig()
 

@@ -23,8 +23,9 @@ from braingen.scores.feature_store import FeatureStore
 from braingen.scores.sheet import score_images
 from braingen.scores.table import as_json, comma_separated, markdown, rows_of
 from braingen.scores.uncertainty import Comparison, compare
-from braingen.stages.evaluate import Pngs, observers
 from braingen.stages.finetune import finetune, tuning_folder
+from braingen.stages.observers import observers
+from braingen.stages.picture_sets import Pngs, Seen
 from braingen.stages.reconstruct import EMBEDDINGS, folder_of, reconstruct
 from braingen.stages.targets import Targets
 from braingen.stages.train import run_folder
@@ -90,9 +91,9 @@ def scored(config: Config, key: str, targets: Targets, store: FeatureStore) -> S
     own = config_of(config, key)
     folder = folder_of(own)
     ids = load_file(folder / EMBEDDINGS)["ids"].numpy()
-    networks, named, missing = observers(own, targets, ids)
+    networks, named, missing = observers(own, targets.stimuli.simulated, ids)
     settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
-    sheet = score_images(targets.stimuli.images(ids), ids, Pngs(folder, ids), ids, networks, store=store, **settings)
+    sheet = score_images(Seen(targets.stimuli, ids), ids, Pngs(folder, ids), ids, networks, store=store, **settings)
     return Scored(sheet.scores, sheet.table)
 
 

@@ -9,38 +9,41 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from rich.console import Console
-from rich.table import Column, Table
+from rich.progress import Progress
 from safetensors.torch import load_file
 import torch
 from torch import Tensor
 
-from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
+from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
-from braingen.data.trials import group_repeats, test_trials, train_trials
+from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.errors import UserError
 from braingen.files import write_json, write_text
 from braingen.records import Score
 from braingen.runs import Run
-from braingen.scores import features as published_networks
-from braingen.scores.decoding import decoder_scores
+from braingen.scores.captions import caption_scores
+from braingen.scores.decoding import decoder_scores, scores_by_part
 from braingen.scores.feature_store import FeatureStore
-from braingen.scores.features import Features
 from braingen.scores.ridge import fit_ridge
-from braingen.scores.sheet import ReadOut, Sheet, score_images, with_baselines
+from braingen.scores.sheet import Sheet, score_images, with_baselines
 from braingen.scores.study.of_run import read_study, scores_in
-from braingen.scores.table import as_json, markdown, rows_of
+from braingen.scores.table import as_json
 from braingen.scores.uncertainty import compare, mean_interval
-from braingen.simulation.observers import ClipFeatures, judge_networks, load_judge, readouts, spoken
+from braingen.simulation.observers import load_judge, spoken
 from braingen.simulation.scenes import COLOUR_NAMES
-from braingen.stages.reconstruct import EMBEDDINGS, INDEX, folder_of
+from braingen.stages.evaluate_pictures import evaluate_pictures
+from braingen.stages.machine import device_of
+from braingen.stages.observers import observers
+from braingen.stages.picture_sets import Pngs, Seen
+from braingen.stages.reconstruct import EMBEDDINGS, INDEX, folder_of, load_reader
 from braingen.stages.refine import refined_folder, refined_is_there
+from braingen.stages.score_files import SCORES, print_scores, told_by, write_scores
 from braingen.stages.targets import Targets
 
-SCORES, PER_IMAGE, COMPARISONS, TABLE = "scores.json", "scores_per_image.csv", "comparisons.json", "scores.md"
+COMPARISONS, BY_PART = "comparisons.json", "scores_by_part.csv"
 REFINED, REFINEMENT = "refined", "refinement.json"
 """Name of the refined pictures beside the sources, and where their scores go."""
 
@@ -51,19 +54,6 @@ class Decoding(NamedTuple):
     scores: dict[str, Score]
     table: pd.DataFrame
     """Values of every image; the index is the image id."""
-
-
-class Pngs(Sequence):
-    """PNGs of a folder as uint8 arrays 3 x H x W, read when asked for."""
-
-    def __init__(self, folder: Path, image_ids: np.ndarray) -> None:
-        self._paths = [folder / f"{image:06d}.png" for image in image_ids]
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, row):  # type: ignore[no-untyped-def]
-        return np.asarray(Image.open(self._paths[row]).convert("RGB")).transpose(2, 0, 1)
 
 
 def _decoding(config: Config, image_ND: Tensor, clip_ND: Tensor, true_ND: Tensor, true_clip_ND: Tensor, ids: np.ndarray) -> Decoding:
@@ -115,16 +105,6 @@ def colour_score(words: pd.DataFrame, resamples: int, seed: int) -> Score:
     return Score(*interval, random=None, ceiling=None, ridge=None, chance=1 / len(COLOUR_NAMES), n=len(right), pool=None)
 
 
-def observers(config: Config, targets: Targets, ids: np.ndarray) -> tuple[list[Features], list[ReadOut], dict[str, str]]:
-    """Networks and read-outs: the tiny CLIP and the judge for simulated pictures, the field's networks for photographs."""
-    if not targets.stimuli.simulated:
-        networks, missing = published_networks.load_all()
-        return list(networks), [], missing
-    judge = load_judge()
-    clip = ClipFeatures(targets.image_encoder, fingerprint_of_files(targets.image_path))
-    return [clip, *judge_networks(judge)], readouts(judge, Layout.of(config.data.root), ids), {}
-
-
 def _require(config: Config) -> dict[str, Path]:
     folders = {source: folder_of(config, source) for source in ("brain", "random", "ceiling")}
     if not (folders["brain"] / INDEX).exists():
@@ -134,63 +114,120 @@ def _require(config: Config) -> dict[str, Path]:
     return {source: folder for source, folder in folders.items() if (folder / INDEX).exists()}
 
 
+def caption_sheet(config: Config, targets: Targets, folder: Path, ids: np.ndarray) -> tuple[Decoding, dict[str, str]]:
+    """Scores of the captions that stand beside a folder's pictures, against what people wrote; and what is missing for them."""
+    said = json.loads((folder / INDEX).read_text())["captions"]
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        parts = []
+        for start in range(0, len(texts), 100):
+            pooled_BD = targets.text_encoder.prompt(list(texts[start : start + 100])).pooled_BD
+            assert pooled_BD is not None  # SDXL's second text encoder gives one
+            parts.append(pooled_BD.float().cpu().numpy())
+        return np.concatenate(parts)
+
+    with torch.inference_mode():
+        scores, values, missing = caption_scores(
+            [said[str(int(image))] for image in ids],
+            [targets.captions[int(image)] for image in ids],
+            embed,
+            config.scores.bootstrap,
+            config.run.seed,
+        )
+    if missing and config.scores.strict:
+        raise UserError(next(iter(missing.values())))
+    return Decoding(scores, pd.DataFrame(values, index=pd.Index(ids, name="image"))), missing
+
+
+@torch.no_grad()
+def scores_of_parts(config: Config, targets: Targets, ids: np.ndarray) -> pd.DataFrame:
+    """CLIP-cos and retrieval of what every level, and every expert, of the image encoder says by itself.
+
+    Embeddings are averaged over presentations and compared around the training mean, before the prior.
+    """
+    reader, subject = load_reader(config, "image").to(device_of(config)), config.data.subjects[0]
+    layout = Layout.of(config.data.root)
+    repeats, betas = group_repeats(test_trials(layout, subject)), Betas.of(layout, subject)
+    kept = np.isin(repeats.image_N, ids)
+    repeats = Repeats(repeats.image_N[kept], repeats.rows_NR[kept])
+    said: dict[str, list[Tensor]] = {}
+    for batch in RepeatBatches(repeats, betas, subject, 32):
+        count, presentations = batch.present_BR.shape
+        out = reader(batch.voxels_BRV.flatten(0, 1).to(reader.device), subject, return_experts=True)
+        parts = {f"level {level}": out.level_backbone_BLTD[:, level] for level in range(out.level_backbone_BLTD.shape[1])}
+        for level, experts_BETD in enumerate(out.expert_backbone):
+            parts |= {f"level {level}, expert {expert}": experts_BETD[:, expert] for expert in range(experts_BETD.shape[1])}
+        for name, part_BTD in parts.items():
+            mean_BTD = average_repeats(part_BTD.float().unflatten(0, (count, presentations)), batch.present_BR.to(part_BTD.device))
+            said.setdefault(name, []).append(mean_BTD.flatten(1).cpu())
+    true_ND = reader.cpu().standardised(targets.image(repeats.image_N)).flatten(1).numpy()
+    settings = {"pool": config.scores.retrieval_pool, "draws": config.scores.retrieval_draws, "seed": config.run.seed}
+    decoded = {name: torch.cat(rows).numpy() for name, rows in said.items()}
+    return scores_by_part(decoded, true_ND, repeats.image_N, resamples=config.scores.bootstrap, **settings)
+
+
 def evaluate(config: Config) -> Path:
-    """Write scores.json, scores_per_image.csv, comparisons.json and scores.md into the run's folder.
+    """Write the scores of a run into its folder (`stages/score_files.py` names the files), or of ``scores.all_recons_path``.
 
     Returns
     -------
     path of scores.json
     """
+    if config.scores.all_recons_path:
+        return evaluate_pictures(config)
     folders = _require(config)
     if refined_is_there(config):
         folders[REFINED] = refined_folder(config)
     targets = Targets(config)
     sheets: dict[str, Sheet] = {}
     decodings: dict[str, Decoding] = {}
+    captions: dict[str, Decoding] = {}
     words: dict[str, pd.DataFrame] = {}
     embeddings = {source: load_file(folder / EMBEDDINGS) for source, folder in folders.items()}
     ids = embeddings["brain"]["ids"].numpy()
-    networks, named, missing = observers(config, targets, ids)
-    truth = targets.stimuli.images(ids)
+    networks, named, missing = observers(config, targets.stimuli.simulated, ids)
+    truth = Seen(targets.stimuli, ids)
     true_ND = targets.image(ids).flatten(1)
     raw_ridge, mean = ridge_embeddings(config, targets, ids)
     decodings["ridge"] = _decoding(config, raw_ridge, raw_ridge - mean, true_ND, true_ND - mean, ids)
-    store = FeatureStore()  # keeps the features of the true pictures for all three
-    for source, folder in folders.items():
-        found = embeddings[source]
-        if found["ids"].tolist() != ids.tolist():
-            raise UserError(f"{folder} and {folders['brain']} hold different images: draw both with the same settings.")
-        settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
-        sheets[source] = score_images(truth, ids, Pngs(folder, ids), ids, networks, store=store, **settings)
-        if targets.stimuli.simulated:
-            words[source] = spoken(load_judge(), Layout.of(config.data.root), ids, Pngs(folder, ids))
-            if (words[source]["colour_true"] != "").any():
-                sheets[source].scores["colour_accuracy"] = colour_score(words[source], config.scores.bootstrap, config.run.seed)
-        if source != REFINED:  # their embeddings are those of the pictures they were made from
+    kept = Layout.of(config.data.root).cache() / "features"  # of the true pictures, for every source and later evaluation
+    settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
+    with Progress() as progress, FeatureStore(kept, progress=told_by(progress)) as store:
+        for source, folder in folders.items():
+            found = embeddings[source]
+            if found["ids"].tolist() != ids.tolist():
+                raise UserError(f"{folder} and {folders['brain']} hold different images: draw both with the same settings.")
+            sheets[source] = score_images(truth, ids, Pngs(folder, ids), ids, networks, store=store, **settings)
+            if targets.stimuli.simulated:
+                words[source] = spoken(load_judge(), Layout.of(config.data.root), ids, Pngs(folder, ids))
+                if (words[source]["colour_true"] != "").any():
+                    sheets[source].scores["colour_accuracy"] = colour_score(words[source], config.scores.bootstrap, config.run.seed)
+            if source == REFINED:  # their embeddings and captions are those of the pictures they were made from
+                continue
             decodings[source] = _decoding(config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, true_ND - mean, ids)
-    scores = with_baselines(
-        {**sheets["brain"].scores, **decodings["brain"].scores},
-        random={**sheets["random"].scores, **decodings["random"].scores} if "random" in sheets else None,
-        ceiling={**sheets["ceiling"].scores, **decodings["ceiling"].scores} if "ceiling" in sheets else None,
-        ridge=decodings["ridge"].scores,
-    )
+            captions[source], absent = caption_sheet(config, targets, folder, ids)
+            missing |= absent
+
+    def of(source: str) -> dict[str, Score] | None:
+        return {**sheets[source].scores, **decodings[source].scores, **captions[source].scores} if source in sheets else None
+
+    scores = with_baselines(of("brain") or {}, random=of("random"), ceiling=of("ceiling"), ridge=decodings["ridge"].scores)
     folder = config.run.folder
     judged = read_study(folder)
     if judged.get("stale"):
         Console().print("The pictures have been drawn anew since people judged them: the study is left out.")
     scores |= scores_in(judged)
-    write_json(folder / SCORES, as_json(scores))
-    per_image = [sheets["brain"].table, decodings["brain"].table, *([words["brain"]] if words else [])]
-    write_text(folder / PER_IMAGE, pd.concat(per_image, axis=1).to_csv(float_format="%.6g"))
+    data = "simulated data" if targets.stimuli.simulated else "NSD"
+    per_image = [sheets["brain"].table, decodings["brain"].table, captions["brain"].table, *([words["brain"]] if words else [])]
+    path = write_scores(folder, f"{data}, subject {config.data.subjects[0]}", scores, per_image, sheets["brain"], missing)
     write_json(folder / COMPARISONS, _comparisons(config, decodings, ids))
     if REFINED in sheets:
         write_json(folder / REFINEMENT, _before_and_after(config, sheets["brain"], sheets[REFINED]))
     else:
         (folder / REFINEMENT).unlink(missing_ok=True)
-    simulated = "simulated data" if targets.stimuli.simulated else "NSD"
-    write_text(folder / TABLE, markdown(rows_of("BrainGen", f"{simulated}, subject {config.data.subjects[0]}", scores)))
-    _print(scores, missing)
-    return folder / SCORES
+    write_text(folder / BY_PART, scores_of_parts(config, targets, ids).to_csv(index=False, float_format="%.6g"))
+    print_scores(scores, missing)
+    return path
 
 
 def _comparisons(config: Config, decodings: Mapping[str, Decoding], ids: np.ndarray) -> list[dict[str, float | str]]:
@@ -224,22 +261,6 @@ def _before_and_after(config: Config, before: Sheet, after: Sheet) -> dict[str, 
             each = compared[name]
             found[name] |= {"difference": each.difference, "low": each.low, "high": each.high, "p": each.p_holm}
     return {"settings": Run(refined_folder(config)).config["refiner"], "scores": found}
-
-
-def _print(scores: Mapping[str, Score], missing: Mapping[str, str]) -> None:
-    columns = (Column("score", no_wrap=True), "brain", Column("95 %", no_wrap=True), "random", "ridge", "ceiling", "chance")
-    table = Table(*columns, title="scores")
-
-    def text(value: float | None) -> str:
-        return "" if value is None else f"{value:.3f}"
-
-    for name, score in scores.items():
-        interval = f"{text(score.low)}-{text(score.high)}"
-        table.add_row(name, text(score.value), interval, text(score.random), text(score.ridge), text(score.ceiling), text(score.chance))
-    console = Console()
-    console.print(table)
-    for sentence in missing.values():
-        console.print(sentence)
 
 
 def read_scores(folder: Path) -> dict[str, dict[str, float | None]]:

@@ -1,0 +1,37 @@
+"""Who looks at the pictures: the tiny CLIP and the judge for simulated pictures, the field's networks for photographs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from braingen.clip.cache import fingerprint_of_files
+from braingen.config import Config
+from braingen.data.nsd import Layout
+from braingen.scores import features as published_networks
+from braingen.scores.features import Features
+from braingen.scores.sheet import ReadOut
+from braingen.simulation.observers import ClipFeatures, judge_networks, load_judge, readouts
+from braingen.stages.machine import device_of
+from braingen.stages.targets import Targets
+
+
+def observers(config: Config, simulated: bool, ids: np.ndarray) -> tuple[list[Features], list[ReadOut], dict[str, str]]:
+    """Networks, read-outs of what is in a picture, and what is missing with the line that gets it.
+
+    Parameters
+    ----------
+    ids : image ids of the pictures that are looked at
+
+    Raises
+    ------
+    MissingWeights
+        With ``scores.strict``, for the first network whose weights are not on this machine.
+    """
+    if not simulated:
+        networks, missing = published_networks.load_all(
+            folder=config.scores.feature_weights or None, device=str(device_of(config)), strict=config.scores.strict
+        )
+        return list(networks), [], missing
+    judge, targets = load_judge(), Targets(config)
+    clip = ClipFeatures(targets.image_encoder, fingerprint_of_files(targets.image_path))
+    return [clip, *judge_networks(judge)], readouts(judge, Layout.of(config.data.root), ids), {}

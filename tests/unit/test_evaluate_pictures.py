@@ -1,0 +1,188 @@
+"""Anybody's pictures through `braingen evaluate`, and evaluated runs through `braingen compare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from PIL import Image
+import pytest
+import torch
+from unit.fake_report_inputs import write_fake_run
+
+from braingen.cli import main
+from braingen.errors import UserError
+from braingen.scores.features import recipes
+from braingen.stages.compare import read_run
+
+IMAGES = 10
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory) -> tuple[Path, np.ndarray, np.ndarray]:
+    """A data folder of simulated pictures with image ids 1, 3, 5, ..., and those pictures."""
+    config = write_fake_run(tmp_path_factory.mktemp("seen"), images=IMAGES, epochs=1)
+    ids = 2 * np.arange(IMAGES) + 1
+    with h5py.File(config.data.root / "coco_images_224_float16.hdf5") as file:
+        return config.data.root, ids, file["images"][list(ids)].astype(np.float32)
+
+
+def pngs(folder: Path, ids: np.ndarray, images_N3HW: np.ndarray) -> Path:
+    folder.mkdir()
+    for image, picture in zip(ids, images_N3HW):
+        Image.fromarray((picture.transpose(1, 2, 0) * 255).round().astype(np.uint8)).save(folder / f"{image:06d}.png")
+    return folder
+
+
+def noisy(images_N3HW: np.ndarray, level: float) -> np.ndarray:
+    noise = np.random.default_rng(0).standard_normal(images_N3HW.shape).astype(np.float32)
+    return np.clip(images_N3HW + level * noise, 0, 1)
+
+
+def array(path: Path, ids: np.ndarray, images_N3HW: np.ndarray) -> Path:
+    np.savez(path, images=images_N3HW, ids=ids)
+    return path
+
+
+def evaluated(folder: Path, truth: Path, recons: Path, *words: str) -> dict[str, dict[str, float]]:
+    paths = ["--all_recons_path", str(recons), "--true_images_path", str(truth), "--folder", str(folder), "--root", str(folder / "no data")]
+    assert main(["evaluate", *paths, "--bootstrap", "100", *words]) == 0
+    return json.loads((folder / "scores.json").read_text())
+
+
+def test_the_form_of_the_file_does_not_matter(seen, tmp_path):
+    _, ids, images = seen
+    truth = array(tmp_path / "truth.npz", ids, images)
+    given = noisy(images, 0.2)
+    shuffled = np.random.default_rng(1).permutation(IMAGES)
+    np.save(tmp_path / "a.npy", given[shuffled])
+    np.save(tmp_path / "a_ids.npy", ids[shuffled])
+    torch.save({"all_recons": torch.from_numpy(given), "ids": torch.from_numpy(ids)}, tmp_path / "a.pt")
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["images"], file["ids"] = given, ids
+    forms = [array(tmp_path / "a.npz", ids, given), tmp_path / "a.npy", tmp_path / "a.pt", tmp_path / "a.hdf5"]
+    first, *others = [evaluated(tmp_path / f"run{number}", truth, path) for number, path in enumerate(forms)]
+    assert all(other == first for other in others)
+    assert 0 < first["pixcorr"]["value"] < 1 and first["pixcorr"]["n"] == IMAGES
+    rounded = evaluated(tmp_path / "rounded", truth, pngs(tmp_path / "pngs", ids, given))
+    assert rounded["pixcorr"]["value"] == pytest.approx(first["pixcorr"]["value"], abs=1e-3)
+
+
+def test_files_without_ids_are_in_the_order_of_all_images(seen, tmp_path):
+    _, ids, images = seen
+    torch.save(torch.from_numpy(images), tmp_path / "all_images.pt")
+    torch.save(torch.from_numpy(images), tmp_path / "model_all_recons.pt")
+    np.save(tmp_path / "model_all_recons_ids.npy", ids)
+    scores = evaluated(tmp_path / "run", tmp_path / "all_images.pt", tmp_path / "model_all_recons.pt")
+    assert scores["ssim"]["value"] == pytest.approx(1) and scores["mse"]["value"] == 0
+
+
+def test_a_missing_network_is_named_with_its_line_and_strict_refuses(seen, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "nothing"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "nothing"))
+    _, ids, images = seen
+    truth = array(tmp_path / "truth.npz", ids, images)
+    scores = evaluated(tmp_path / "run", truth, truth)
+    told = capsys.readouterr().out.replace("\n", "")
+    missing = json.loads((tmp_path / "run" / "scores_provenance.json").read_text())["missing"]
+    assert missing.keys() == recipes().keys()
+    assert not {"two_way_alexnet2", "lpips", "dreamsim"} & scores.keys()
+    assert recipes()["alexnet2"].line[:40] in told
+    words = ["--all_recons_path", str(truth), "--true_images_path", str(truth), "--folder", str(tmp_path / "strict"), "--strict"]
+    assert main(["evaluate", *words, "--root", str(tmp_path / "no data")]) == 2
+    assert "AlexNet(2) are missing" in capsys.readouterr().err
+    assert not (tmp_path / "strict" / "scores.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda ids, images: (ids, images * 255), "divide by 255"),
+        (lambda ids, images: (ids, np.where(np.arange(IMAGES)[:, None, None, None] == 2, np.nan, images)), "NaN or infinity in image 5"),
+        (lambda ids, images: (ids, np.where(np.arange(IMAGES)[:, None, None, None] == 1, 0.5, images)), "constant"),
+        (lambda ids, images: (np.r_[ids[:-1], ids[0]], images), "more than once"),
+        (lambda ids, images: (ids[:-2], images[:-2]), "have no reconstruction: images 17, 19"),
+        (lambda ids, images: (np.r_[ids[:-1], 999], images), "reconstructions of image 999"),
+        (lambda ids, images: (ids, images[:, :, :100]), "square"),
+    ],
+)
+def test_pictures_that_cannot_be_scored_are_refused_by_name(seen, tmp_path, capsys, change, sentence):
+    _, ids, images = seen
+    truth, given = array(tmp_path / "truth.npz", ids, images), array(tmp_path / "given.npz", *change(ids, images))
+    words = ["--all_recons_path", str(given), "--true_images_path", str(truth), "--folder", str(tmp_path / "run")]
+    assert main(["evaluate", *words]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run" / "scores.json").exists()
+
+
+def test_some_pictures_are_scored_when_asked_for(seen, tmp_path):
+    _, ids, images = seen
+    truth, given = array(tmp_path / "truth.npz", ids, images), array(tmp_path / "given.npz", ids[:-2], images[:-2])
+    assert evaluated(tmp_path / "run", truth, given, "scores.partial=true")["ssim"]["n"] == IMAGES - 2
+
+
+def test_tables_hold_published_rows_with_their_n_and_protocol(seen, tmp_path):
+    _, ids, images = seen
+    truth = array(tmp_path / "truth.npz", ids, images)
+    evaluated(tmp_path / "run", truth, array(tmp_path / "given.npz", ids, noisy(images, 0.1)))
+    markdown, latex = ((tmp_path / "run" / name).read_text() for name in ("scores.md", "scores.tex"))
+    table = pd.read_csv(tmp_path / "run" / "scores.csv")
+    for text in (markdown, latex):
+        assert "MindEye2" in text and "Brain-IT" in text and "without antialiasing" in markdown
+    ours = table[(table.method == "BrainGen") & (table.score == "pixcorr")].iloc[0]
+    theirs = table[(table.method == "MindEye2") & (table.score == "pixcorr")].iloc[0]
+    assert ours.n == IMAGES and ours.low <= ours.value <= ours.high
+    assert theirs.value == 0.322 and theirs.n == 1000 and "40 sessions" in theirs.protocol
+
+
+def fake_run(folder: Path, values_N: np.ndarray, seed: int, subject: int = 1, width: int = 64) -> Path:
+    """What an evaluated run leaves, as far as a comparison reads it."""
+    drawn = folder / "reconstructions" / "brain"
+    drawn.mkdir(parents=True)
+    (folder / "image").mkdir()
+    (folder / "image" / "config.yaml").write_text(f"encoder: {{hidden_dim: {width}}}\nseed: {seed}\n")
+    (drawn / "config.yaml").write_text(f"data: {{subjects: [{subject}]}}\nseed: {seed}\nweights: {seed}\n")
+    pd.DataFrame({"pixcorr": values_N, "object_said": "cup"}, index=pd.Index(range(len(values_N)), name="image")).to_csv(
+        folder / "scores_per_image.csv"
+    )
+    return folder
+
+
+def test_a_seed_makes_no_difference_and_noise_does(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(0.2, 0.6, 80)
+    one = fake_run(tmp_path / "one", truth + rng.normal(0, 0.05, 80), seed=0)
+    two = fake_run(tmp_path / "two", truth + rng.normal(0, 0.05, 80), seed=1)
+    worse = fake_run(tmp_path / "worse", truth - 0.08 + rng.normal(0, 0.05, 80), seed=0, width=32)
+    out = tmp_path / "out"
+    assert main(["compare", str(one), str(two), str(worse), "--output", str(out)]) == 0
+    found = {(each["first"], each["second"]): each for each in json.loads((out / "comparisons.json").read_text())}
+    assert found[str(one), str(two)]["verdict"] == "not different"
+    noise = found[str(one), str(worse)]
+    assert noise["verdict"] == "better" and 0.05 < noise["low"] < 0.08 < noise["high"] < 0.11
+    summary = pd.read_csv(out / "summary.csv").set_index("method")
+    assert summary.loc[str(one), "seeds"] == 2 and summary.loc[str(worse), "seeds"] == 1  # settings tell methods apart
+    difference = summary.loc[f"{one} minus {worse}"]
+    assert difference.low > 0.05
+    assert "not different" in (out / "comparison.md").read_text()
+
+
+def test_subjects_are_averaged_and_not_paired_with_each_other(tmp_path):
+    folders = [fake_run(tmp_path / str(subject), np.linspace(0, 1, 20) + subject, seed=0, subject=subject) for subject in (1, 2)]
+    out = tmp_path / "out"
+    assert main(["compare", *map(str, folders), "--output", str(out)]) == 0
+    assert json.loads((out / "comparisons.json").read_text()) == []
+    summary = pd.read_csv(out / "summary.csv").iloc[0]
+    assert summary["value"] == pytest.approx(2.0) and summary["subjects"] == 2
+    assert summary["between_subjects"] == pytest.approx(np.sqrt(0.5))
+
+
+def test_mistakes_are_told(tmp_path, capsys):
+    assert main(["compare", "runs/a"]) == 2
+    assert "at least 2" in capsys.readouterr().err
+    with pytest.raises(UserError, match="braingen evaluate"):
+        read_run(tmp_path)
