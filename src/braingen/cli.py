@@ -116,12 +116,7 @@ def _run(words: list[str]) -> int:
             wanted = " or ".join(command.choices)
             raise UserError(f"braingen {name} wants {wanted} next, not {given}: braingen {name} {command.choices[0]} ...")
         choice = [rest.pop(0)]
-    named = []
-    while command.words and rest and not rest[0].startswith("--") and "=" not in rest[0]:
-        named.append(rest.pop(0))
-    file, overrides = parse_overrides(rest, command.own)
-    if named:
-        overrides[command.words] = ",".join(named)
+    file, overrides = parse_overrides(rest, command.own, command.words)
     config = load_config(file, overrides)  # before the stage: its libraries take seconds to load, a typo is told at once
     stage: Callable[..., Path | None] = getattr(import_module(command.module), command.function)
     result = stage(config, *choice)
@@ -130,12 +125,13 @@ def _run(words: list[str]) -> int:
     return 0
 
 
-def parse_overrides(words: Sequence[str], own: str = "") -> tuple[Path | None, dict[str, str]]:
+def parse_overrides(words: Sequence[str], own: str = "", listed: str = "") -> tuple[Path | None, dict[str, str]]:
     """Read ``--config FILE`` and overrides: ``section.field=value``, ``--flag value``, ``--flag=value``, ``--flag`` and ``--no-flag``.
 
     Parameters
     ----------
     own : section whose names win where several sections have a setting of that name
+    listed : setting that plain words at the beginning are collected in; without it they are refused
 
     Returns
     -------
@@ -144,6 +140,11 @@ def parse_overrides(words: Sequence[str], own: str = "") -> tuple[Path | None, d
     file: Path | None = None
     overrides: dict[str, str] = {}
     remaining = list(words)
+    named: list[str] = []
+    while listed and remaining and not remaining[0].startswith("--") and "=" not in remaining[0]:
+        named.append(remaining.pop(0))
+    if named:
+        overrides[listed] = ",".join(named)
     while remaining:
         word = remaining.pop(0)
         if not word.startswith("--"):

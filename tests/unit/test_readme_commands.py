@@ -30,5 +30,5 @@ def test_the_command_is_understood(file, command, monkeypatch):
     assert name in COMMANDS, f"{file} tells to type `{command}`"
     if COMMANDS[name].choices and rest:
         assert rest.pop(0) in COMMANDS[name].choices
-    path, overrides = parse_overrides(rest)
+    path, overrides = parse_overrides(rest, COMMANDS[name].own, COMMANDS[name].words)
     load_config(path, overrides)
