@@ -485,7 +485,7 @@ class StudyConfig(Section):
     )
     """Questions, in this order: which was seen? which method is nearer? how alike? Identification first: the others show what was seen."""
     study_images: Annotated[int, Field(ge=4)] = 40
-    """Test images drawn for the study (40: about ten minutes with one method, fifteen with two)."""
+    """Test images drawn for the study (40: 90 questions with one method, 175 with two, checks included)."""
     per_rater: NotNegative = 0
     """Images a rater is asked about in every task, drawn for each rater; 0 for all."""
     checks: Annotated[int, Field(ge=2)] = 5

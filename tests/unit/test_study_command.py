@@ -58,7 +58,7 @@ def test_consent_as_html() -> None:
     assert html == "<h1>A</h1>\n<p>two lines</p>\n<ul><li>one</li><li>two more</li></ul>\n<p><mark>[FILL IN: x]</mark> &lt;b&gt;</p>"
 
 
-def test_from_run_to_table_and_report(config: Config) -> None:
+def test_from_run_to_table_and_report(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     run = config.run.folder
     page = study(config, "build")
     assert "Draft" in page.read_text()
@@ -78,6 +78,8 @@ def test_from_run_to_table_and_report(config: Config) -> None:
     picture = run / "reconstructions" / "brain" / f"{analysis['images'][0]:06d}.png"
     Image.new("RGB", (128, 128), "red").save(picture)  # drawn anew
     assert read_study(run) == {"stale": True}
+    study(config, "analyse")
+    assert "do not show it: the pictures were drawn anew" in capsys.readouterr().out
     assert "drawn anew since" in render(read_inputs(run, config.data.root))
 
 

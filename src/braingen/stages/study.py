@@ -24,7 +24,7 @@ from braingen.scores.pictures import Loaded, load_pictures
 from braingen.scores.study import analysis as analyses
 from braingen.scores.study import consent, rater, site
 from braingen.scores.study.answers import Verdict, as_csv, read_result, verdicts
-from braingen.scores.study.of_run import STUDY, fingerprint
+from braingen.scores.study.of_run import STUDY, fingerprint, read_study
 from braingen.scores.study.plan import (
     NOISE,
     SEEN,
@@ -299,7 +299,9 @@ def analyse(config: Config) -> Path:
     console.print(analyses.markdown(result), markup=False, highlight=False, soft_wrap=True)
     if plan.of_run:
         write_json(config.run.folder / STUDY, content)
-        console.print("`braingen evaluate` and `braingen report` now show it beside the other scores.")
+        stale = read_study(config.run.folder)["stale"]
+        told = "do not show it: the pictures were drawn anew since it was built" if stale else "now show it beside the other scores"
+        console.print(f"`braingen evaluate` and `braingen report` {told}.", soft_wrap=True)
     else:
         console.print(f"The reconstructions are not those of {config.run.folder}, so its tables and report do not show it.", soft_wrap=True)
     return folder / ANALYSIS

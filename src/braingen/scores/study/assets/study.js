@@ -13,7 +13,8 @@
   const TEXT = {
     identification: {
       title: "Which picture was seen?",
-      told: `<p>Somebody looked at a picture, and a computer tried to <strong>draw it from their brain activity</strong>.</p>
+      told: `<p>${plan.simulated ? "In a simulation, somebody" : "Somebody"} looked at a picture, and a computer tried to
+        <strong>draw it from their ${plan.simulated ? "simulated " : ""}brain activity</strong>.</p>
         <p>You see the drawing, and two pictures in frames. <strong>One of the two is the picture that was looked at.</strong> Choose the one that you
         think it was. The drawings are far from perfect: go by contents, colours, shapes, places, whatever helps. If you cannot tell, guess.</p>`,
       question: "Which of the two framed pictures was it drawn from?",
@@ -46,9 +47,6 @@
     },
     write(rater, value) {
       try { localStorage.setItem(this.key(rater), JSON.stringify(value)); } catch { /* private window: then not */ }
-    },
-    remove(rater) {
-      try { localStorage.removeItem(this.key(rater)); } catch { /* private window */ }
     },
   };
 
