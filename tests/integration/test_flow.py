@@ -249,3 +249,18 @@ def test_the_readmes_commands_run_one_after_the_other(flow, tmp_path, monkeypatc
     assert set(scores) >= SCORES
     assert {score["random"] for score in scores.values()} == {score["ceiling"] for score in scores.values()} == {None}
     assert scores["pixcorr"]["n"] == 4
+
+
+def test_a_study_of_the_run_stands_in_tables_and_report(flow, tmp_path):
+    """Answered by simulated raters that see with the judge's features; the figures are never called people's."""
+    run = Path(shutil.copytree(flow.run, tmp_path / "run"))
+    words = [*flow.words, "--folder", str(run), "--study_images", "4", "--checks", "2"]
+    steps = (["study", "build", "--draft"], ["study", "simulate", "--eyes", "judge", "--lapse", "0", "--raters", "2"], ["study", "check"])
+    for step in (*steps, ["study", "analyse"], ["evaluate"], ["report"]):
+        assert main([*step, *words]) == 0
+    scores = json.loads((run / "scores.json").read_text())
+    assert set(scores) >= SCORES | {"simulated_rater_identification", "simulated_rater_similarity"}
+    assert scores["simulated_rater_identification"]["chance"] == 0.5 and scores["simulated_rater_identification"]["n"] == 4
+    assert not any(name.startswith("human") for name in scores)
+    assert "Simulated raters, two-way" in (run / "scores.md").read_text()
+    assert "The raters are simulated" in (run / "report.html").read_text()
