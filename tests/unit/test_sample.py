@@ -5,6 +5,9 @@ B pictures, N text length, C cross-attention width, D image-embedding width
 
 from __future__ import annotations
 
+from functools import wraps
+from typing import get_args
+
 from diffusers import StableDiffusionXLPipeline
 from diffusers.schedulers import EulerDiscreteScheduler
 import pytest
@@ -12,8 +15,10 @@ import torch
 from torch import Tensor
 from unit.fake_backbone import fake_backbone
 
-from braingen.diffusion.sample import decode_latents, denoise, latent_shape, predict, seeded_noise, size_ids
-from braingen.diffusion.sdxl import Backbone, image_embedding_width, load_backbone, picture_size, pooled_width
+from braingen.config import Scheduler
+from braingen.diffusion.sample import decode_latents, denoise, latent_shape, predict, seeded_generators, seeded_noise, size_ids
+from braingen.diffusion.sdxl import SCHEDULERS, Backbone, image_embedding_width, load_backbone, picture_size, pooled_width, scheduler_named
+from braingen.errors import UserError
 from braingen.records import Conditioning
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
@@ -101,9 +106,9 @@ def test_noise_is_the_same_on_every_machine():
 # --- against diffusers ----------------------------------------------------------------------------------------------
 
 
-def pipeline_of(backbone: Backbone) -> StableDiffusionXLPipeline:
+def pipeline_of(backbone: Backbone, scheduler_class=EulerDiscreteScheduler) -> StableDiffusionXLPipeline:
     parts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder", "feature_extractor"))
-    scheduler = EulerDiscreteScheduler.from_config(backbone.scheduler.config)
+    scheduler = scheduler_class.from_config(backbone.scheduler.config)
     pipeline = StableDiffusionXLPipeline(vae=backbone.vae, unet=backbone.unet, scheduler=scheduler, add_watermarker=False, **parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -159,6 +164,60 @@ def test_the_loop_is_diffusers_loop(backbone, guidance_scale):
         torch.testing.assert_close(pictures[number], out[0].float(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_loop_is_diffusers_loop_with_every_scheduler(fake, name):
+    """Latents after every step; schedulers that add noise at every step draw it from the picture's own generator on both sides."""
+    size, shape = sides(fake)
+    condition, empty, noise = random_condition(fake, 1), empty_condition(fake, 1), seeded_noise([11], shape, 0, "picture")
+    ours: list[Tensor] = []
+    scheduler = scheduler_named(name, fake.scheduler)
+    own_step = type(scheduler).step
+
+    @wraps(own_step)  # the loop reads the signature, to see whether a generator is taken
+    def step(self, *args, **kwargs):
+        out = own_step(self, *args, **kwargs)
+        ours.append(out[0])
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(scheduler), "step", step)
+        denoise(
+            fake.unet,
+            scheduler,
+            noise,
+            lambda t, noisy: condition,
+            empty,
+            size=size,
+            steps=4,
+            guidance_scale=3.0,
+            generators=seeded_generators([11], 0, "steps"),
+        )
+    theirs: list[Tensor] = []
+
+    def keep(pipeline, step, t, values):
+        theirs.append(values["latents"])
+        return values
+
+    pipeline_of(fake._replace(scheduler=scheduler), type(scheduler))(
+        prompt_embeds=condition.tokens_BTC,
+        pooled_prompt_embeds=condition.pooled_BD,
+        negative_prompt_embeds=empty.tokens_BTC,
+        negative_pooled_prompt_embeds=empty.pooled_BD,
+        ip_adapter_image_embeds=[torch.cat([empty.image_embeds_BTD, condition.image_embeds_BTD])],
+        latents=noise.clone(),
+        height=size,
+        width=size,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        generator=seeded_generators([11], 0, "steps"),
+        callback_on_step_end=keep,
+        output_type="latent",
+    )
+    assert len(ours) == len(theirs) == (7 if name == "heun" else 4)
+    for mine, other in zip(ours, theirs):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-4)
+
+
 # --- laws -----------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +233,36 @@ def test_a_batch_equals_one_by_one(fake, guidance_scale):
             fake.unet, fake.scheduler, noise[number : number + 1], lambda t, noisy, mine=mine: mine, row(empty, number), **settings
         )
         torch.testing.assert_close(together[number : number + 1], alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_batch_equals_one_by_one_with_every_scheduler(fake, name):
+    """The noise of ancestral schedulers too belongs to the picture, not to the batch."""
+    size, shape = sides(fake)
+    condition, empty = random_condition(fake, 3), empty_condition(fake, 3)
+    scheduler = scheduler_named(name, fake.scheduler)
+
+    def drawn(rows: list[int]) -> Tensor:
+        given, nothing = (Conditioning(*(x[rows] for x in y[:3])) for y in (condition, empty))
+        noise, generators = seeded_noise(rows, shape, 0, "picture"), seeded_generators(rows, 0, "steps")
+        settings = {"size": size, "steps": 4, "guidance_scale": 3.0, "generators": generators}
+        return denoise(fake.unet, scheduler, noise, lambda t, noisy: given, nothing, **settings)
+
+    together = drawn([0, 1, 2])
+    for row in range(3):
+        torch.testing.assert_close(together[row : row + 1], drawn([row]), rtol=0, atol=1e-4)
+
+
+def test_schedulers_keep_the_models_noise_and_prediction(fake):
+    for backbone in (fake, load_backbone("tiny")):
+        for name in SCHEDULERS:
+            scheduler = scheduler_named(name, backbone.scheduler)
+            assert scheduler.config.prediction_type == backbone.scheduler.config.prediction_type
+            torch.testing.assert_close(scheduler.alphas_cumprod, backbone.scheduler.alphas_cumprod)
+        assert scheduler_named("own", backbone.scheduler) is backbone.scheduler
+    assert set(get_args(Scheduler)) == {"own", *SCHEDULERS}
+    with pytest.raises(UserError, match="'lms' is not known; allowed are own, euler"):
+        scheduler_named("lms", fake.scheduler)
 
 
 @pytest.mark.parametrize(("guidance_scale", "rows"), [(1.0, 2), (2.0, 4)])

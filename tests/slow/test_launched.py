@@ -1,0 +1,53 @@
+"""Through ``accelerate launch`` itself: several processes draw what one draws. Minutes on a busy machine, so not part of the ordinary run:
+
+    python -m pytest tests/slow/test_launched.py
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+import shutil
+import socket
+import subprocess
+import sys
+
+from integration.test_drawing import SMALL, differ, pictures
+import pytest
+import torch
+from unit.fake_backbone import write_fake_backbone
+
+from braingen.cli import main
+
+
+@pytest.fixture
+def words(tmp_path) -> list[str]:
+    backbone = write_fake_backbone(tmp_path / "backbone", with_clip=True)
+    words = ["--folder", str(tmp_path / "run"), "--root", str(tmp_path / "data"), "--path", str(backbone), *SMALL]
+    for command in (["simulate"], ["train", "image"], ["train", "text"]):
+        assert main([*command, *words]) == 0
+    return words
+
+
+def launched(words: list[str], processes: int) -> None:
+    """Run a command as people do it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([*launcher, "-m", "braingen.cli", *words], env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_launched_processes_draw_and_refine_what_one_does(words):
+    reconstructions = Path(words[1]) / "reconstructions"
+    more = ["refiner.steps=4", "refiner.strength=0.5", "refiner.batch_size=2"]
+    assert main(["reconstruct", *words]) == 0 and main(["refine", *words, *more]) == 0
+    alone = {name: pictures(reconstructions / name) for name in ("brain", "brain_refined")}
+    shutil.rmtree(reconstructions)
+    launched(["reconstruct", *words], 2)
+    launched(["refine", *words, *more], 2)
+    for name, expected in alone.items():
+        assert differ(expected, pictures(reconstructions / name)) == 0
