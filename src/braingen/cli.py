@@ -40,6 +40,10 @@ COMMANDS: dict[str, Command] = {
                         ("data", "simulation")),
     "prepare": Command("raw NSD, or your own scans, to the layout that is trained on", "braingen.stages.prepare", "prepare",
                        ("prepare", "data"), own="prepare"),
+    "doctor": Command("look at data, backbones and machine: what is ready, what is missing, what to type", "braingen.stages.doctor",
+                      "doctor", ("doctor", "run", "data", "backbone"), own="doctor"),
+    "cache": Command("compute CLIP targets and VAE latents once, in any number of processes", "braingen.stages.cache", "cache",
+                     ("cache", "data", "backbone", "finetune"), own="cache"),
     "train": Command("stage 1: learn to read CLIP embeddings out of voxels", "braingen.stages.train", "train",
                      ("run", "data", "backbone", "encoder", "prior", "loss_image", "loss_text", "optim"), ("image", "text")),
     "finetune": Command("stage 2: teach the diffusion model to listen (image=RUN text=RUN)", "braingen.stages.finetune", "finetune",
@@ -66,7 +70,7 @@ COMMANDS: dict[str, Command] = {
                       "models", ("data", "backbone", "encoder", "prior", "router")),
     "settings": Command("list every setting with its default and meaning", "braingen.cli", "print_settings", ()),
 }  # fmt: skip
-SHORTHANDS = {"random_fmri": ("sampler.source", "random"), "ceiling": ("sampler.source", "ceiling")}
+SHORTHANDS = {"json": ("doctor.output", "json"), "random_fmri": ("sampler.source", "random"), "ceiling": ("sampler.source", "ceiling")}
 """Flags that set a setting to one value."""
 
 

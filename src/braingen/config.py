@@ -109,6 +109,17 @@ class PrepareConfig(Section):
     """Own scans: share of the pictures drawn for testing, by their names, where nothing else says which."""
 
 
+class CacheConfig(Section):
+    """Frozen work done once (docs/data.md)."""
+
+    what: Annotated[tuple[Literal["image", "text", "latents"], ...], Field(min_length=1)] = ("image", "text", "latents")
+    """CLIP embeddings of pictures, states of the text encoders for captions, VAE latents."""
+    images: Literal["used", "all"] = "used"
+    """Pictures of the subjects' trials, training and test, or every picture of the image file."""
+    batch_size: Positive = 64
+    """Pictures at once; a quarter of it for latents, which take more memory."""
+
+
 class DoctorConfig(Section):
     """Looking at data, backbones and machine."""
 
@@ -511,6 +522,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     simulation: SimulationConfig = SimulationConfig()
     prepare: PrepareConfig = PrepareConfig()
+    cache: CacheConfig = CacheConfig()
     doctor: DoctorConfig = DoctorConfig()
     backbone: BackboneConfig = BackboneConfig()
     encoder: EncoderConfig = EncoderConfig()

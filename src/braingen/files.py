@@ -155,10 +155,15 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def nearest_folder(path: Path | str) -> Path:
+    """A path, or the nearest of the folders above it that exists."""
+    path = Path(path).absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
 def free_bytes(path: Path | str) -> int:
     """What is free on the disk where a path is, or would be."""
-    path = Path(path).absolute()
-    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
+    return shutil.disk_usage(nearest_folder(path)).free
 
 
 def refuse_small_disk(path: Path | str, needed: int, what: str, instead: str) -> None:

@@ -18,7 +18,7 @@ def test_examples_run(tmp_path, monkeypatch):
     mask.ravel()[: written[1].betas.shape[1]] = True
     save_places(layout, 1, VoxelPlaces(mask, "F", np.eye(4), "test"))
     examples = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "data.md").read_text(), re.S)
-    assert len(examples) == 2
+    assert len(examples) == 3
     scope: dict = {}
     for example in examples:
         exec(example, scope)

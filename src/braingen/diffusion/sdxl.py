@@ -125,6 +125,31 @@ def load_vae(path: str, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
         ) from error
 
 
+def own_size(path: str, local_files_only: bool = False) -> int:
+    """Side, in pixels, of the pictures a backbone was made for, from its configurations alone.
+
+    Parameters
+    ----------
+    path : as for :func:`load_backbone`
+    local_files_only : do not ask the hub
+
+    Raises
+    ------
+    UserError
+        When they are not at hand.
+    """
+    folder = backbone_folder(path)
+    try:
+        unet = UNet2DConditionModel.load_config(folder, subfolder="unet", local_files_only=local_files_only)
+        vae = AutoencoderKL.load_config(folder, subfolder="vae", local_files_only=local_files_only)
+        return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"backbone.path = {path!r} does not hold the configurations of an SDXL pipeline (unet/, vae/): {str(error).splitlines()[0]} "
+            "Use backbone.path=tiny, a folder written by save_pretrained, or a hub name such as stabilityai/stable-diffusion-xl-base-1.0."
+        ) from error
+
+
 def scheduler_named(name: str, own: SchedulerMixin) -> SchedulerMixin:
     """The scheduler of a name, with the noise schedule and the kind of prediction of a model's own; "own" is that one itself."""
     if name == "own":

@@ -26,7 +26,7 @@ from braingen.data.captions import load_captions
 from braingen.data.nsd import Layout
 from braingen.data.raw_nsd import STIMULI_DATASET, UNITS_PER_PERCENT, RawNSD
 from braingen.data.stimuli import Stimuli
-from braingen.data.trials import behav, sessions_on_disk
+from braingen.data.trials import behav, sessions_on_disk, test_trials
 from braingen.data.volumes import load_places
 
 RAW_SIDE = 425
@@ -84,7 +84,7 @@ def _write_design(layout: Layout, raw: RawNSD, tables: Mapping[int, pd.DataFrame
     pictures = np.zeros((max(tables), order.max()), dtype=np.int64)
     for subject, table in tables.items():
         pictures[subject - 1, order - 1] = table["image"].astype(np.int64) + 1
-    shared = np.unique(first["image"][first["is_shared1000"] == 1]).astype(np.int64) + 1
+    shared = np.unique(test_trials(layout, next(iter(tables))).table["image"].to_numpy()) + 1
     raw.experiment.mkdir(parents=True, exist_ok=True)
     path = raw.experiment / "nsd_expdesign.mat"
     savemat(

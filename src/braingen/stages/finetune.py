@@ -136,7 +136,7 @@ def setup(config: Config) -> Parts:
     backbone = load_backbone(config.backbone.path, config.backbone.ip_adapter, TYPES[precision_of(config)], vae_dtype=torch.float32)
     unet, vae = backbone.unet.to(device_of(config)), backbone.vae.to(device_of(config))
     size = config.finetune.resolution or picture_size(unet, vae)
-    data = listening_data(config, targets, readers, vae, size, config.finetune.validation_images)
+    data = listening_data(config, targets, readers, size, config.finetune.validation_images)
     form = ConditioningForm.of(
         targets.text_encoder,
         cross_attention_dim=unet.config.cross_attention_dim,

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
-from diffusers import AutoencoderKL
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from braingen.brain.reader import BrainReader
 from braingen.clip.cache import Cache, digest_of_texts, fingerprint_of_files
@@ -25,7 +22,6 @@ from braingen.data.nsd import Layout
 from braingen.data.trials import Repeats, group_repeats, hold_out_images, train_trials
 from braingen.diffusion.listening import read
 from braingen.diffusion.sample import seeded_noise
-from braingen.diffusion.sdxl import backbone_folder
 from braingen.diffusion.unsure_reads import Unsureness, unsureness_of
 from braingen.errors import UserError
 from braingen.files import identity
@@ -73,22 +69,6 @@ class ListeningData(NamedTuple):
     """'image', 'text' -> how held-out pictures are read."""
 
 
-def latents_table(config: Config, targets: Targets, vae: AutoencoderKL, image_ids: np.ndarray, size: int) -> np.ndarray:
-    """Scaled VAE latents (means of the encoder's Gaussian), by image id; pictures are resized bicubically and go in as -1 to 1."""
-
-    def compute(ids: np.ndarray) -> Tensor:
-        pictures = torch.from_numpy(targets.stimuli.images(ids)).to(vae.device, torch.float32)
-        if pictures.shape[-1] != size:
-            pictures = interpolate(pictures, size=(size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        with torch.no_grad():
-            return vae.encode(pictures * 2 - 1).latent_dist.mode() * vae.config.scaling_factor
-
-    folder = backbone_folder(config.backbone.path)
-    key = {"weights": fingerprint_of_files(f"{folder}/vae" if Path(folder).exists() else folder), "size": str(size)}
-    cache = Cache(Layout.of(config.data.root).cache() / "latents", "latents", key, len(targets.stimuli), compute, np.float16)
-    return cache.table(image_ids, targets.stimuli.digests(image_ids), batch=16)
-
-
 def reads_table(config: Config, name: str, reader: BrainReader, betas: Betas, subject: int, repeats: Repeats, images: int) -> np.ndarray:
     """What every expert says of pictures, their presentations averaged, after the prior where it comes first, by image id."""
     device = next(reader.parameters()).device
@@ -113,9 +93,7 @@ def reads_table(config: Config, name: str, reader: BrainReader, betas: Betas, su
     return cache.table(repeats.image_N, made_from)
 
 
-def listening_data(
-    config: Config, targets: Targets, readers: dict[str, BrainReader], vae: AutoencoderKL, size: int, held_out_images: int
-) -> ListeningData:
+def listening_data(config: Config, targets: Targets, readers: dict[str, BrainReader], size: int, held_out_images: int) -> ListeningData:
     """Compute or find everything frozen.
 
     Parameters
@@ -140,7 +118,7 @@ def listening_data(
             images = np.unique(part.table["image"].to_numpy())
             splits[split].append((images, np.full(len(images), position)))
     everything = np.unique(np.concatenate([images for parts in splits.values() for images, _ in parts]))
-    latents = latents_table(config, targets, vae, everything, size)
+    latents = targets.latents(everything, size)
 
     def pictures(split: str) -> Pictures:
         image_N, subject_N = (np.concatenate(column) for column in zip(*splits[split]))

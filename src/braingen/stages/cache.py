@@ -1,0 +1,83 @@
+"""Frozen work done once: CLIP targets and VAE latents of all pictures that will be used, before any training asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from braingen.clip.cache import Cache
+from braingen.config import Config
+from braingen.data.checks import check_before_training
+from braingen.data.nsd import Layout
+from braingen.data.trials import test_trials, train_trials
+from braingen.diffusion.sdxl import own_size
+from braingen.files import refuse_small_disk
+from braingen.stages.needs import cache_bytes
+from braingen.stages.targets import Targets
+from braingen.stages.workers import Workers
+
+
+class Table(NamedTuple):
+    """A table to fill."""
+
+    cache: Cache
+    digests: Callable[[np.ndarray], np.ndarray]
+    """Image ids -> digests of what their rows are made from."""
+    batch: int
+    """Pictures at once."""
+
+
+def used_images(config: Config, targets: Targets) -> np.ndarray:
+    """Ids of the pictures that are used, ascending."""
+    if config.cache.images == "all":
+        return np.arange(len(targets.stimuli))
+    layout, used = Layout.of(config.data.root), []
+    for subject in config.data.subjects:
+        used.append(train_trials(layout, subject, config.data.num_sessions).table["image"].to_numpy())
+        if layout.wds_test(subject).exists():
+            used.append(test_trials(layout, subject).table["image"].to_numpy())
+    return np.unique(np.concatenate(used))
+
+
+def tables(config: Config, targets: Targets) -> dict[str, Table]:
+    """The tables that are asked for, by name."""
+    batch = config.cache.batch_size
+    size = config.finetune.resolution or (own_size(config.backbone.path) if "latents" in config.cache.what else 0)
+    made: dict[str, Callable[[], Table]] = {
+        "image": lambda: Table(targets.image_cache(), targets.stimuli.digests, batch),
+        "text": lambda: Table(targets.text_cache(), targets.text_digests, batch),
+        "latents": lambda: Table(targets.latents_cache(size), targets.stimuli.digests, max(1, batch // 4)),
+    }
+    return {name: made[name]() for name in config.cache.what}
+
+
+def cache(config: Config) -> Path:
+    """Fill the tables; several processes (``accelerate launch``) share the pictures. Continues where it was stopped.
+
+    Returns
+    -------
+    Path
+        The folder of the tables, ``.braingen`` of the data folder.
+    """
+    workers = Workers(config)
+    layout = Layout.of(config.data.root)
+    if workers.main:
+        check_before_training(layout, config.data.subjects, config.data.num_sessions, captions="text" in config.cache.what)
+    workers.wait()
+    targets = Targets(config)
+    ids = used_images(config, targets)
+    if workers.main:
+        targets.stimuli.digests(ids)  # hashed and kept once, before the others ask
+        refuse_small_disk(layout.cache(), cache_bytes(config, len(ids)), "The caches", "choose fewer with cache.what, or fewer subjects")
+    workers.wait()
+    for table in tables(config, targets).values():
+        # what is missing is looked for by one process, so that all share the same list
+        missing = workers.told(ids[table.cache.stale(ids, table.digests(ids))] if workers.main else None)
+        assert missing is not None
+        mine = np.array(workers.share(missing.tolist()), dtype=np.int64)
+        table.cache.fill(mine, table.digests(mine), table.batch)
+        workers.wait()
+    return layout.cache()

@@ -1,0 +1,193 @@
+"""`braingen doctor`: looks at data, backbones and machine, and says what is ready, what is missing and what to type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import json
+import os
+from pathlib import Path
+import platform
+import shutil
+import time
+from typing import Literal, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+
+from braingen import __version__
+from braingen.config import Config
+from braingen.data import nsd
+from braingen.data.checks import all_checks
+from braingen.data.nsd import Layout
+from braingen.data.prepare import manifest_path
+from braingen.data.trials import listed, sessions_on_disk, test_trials, train_trials
+from braingen.errors import UserError
+from braingen.files import nearest_folder, sha256_of
+from braingen.scores import features
+from braingen.stages.backbone_files import backbone_findings
+from braingen.stages.machine import device_of
+from braingen.stages.needs import gigabytes, needs_of
+
+Level = Literal["ok", "note", "warning", "error"]
+SHOWN: dict[str, str] = {"ok": "ready  ", "note": "note   ", "warning": "WARNING", "error": "MISSING"}
+
+
+class Item(NamedTuple):
+    """One thing that was looked at."""
+
+    level: Level
+    """An error prevents some command from running; a warning or note does not."""
+    area: str
+    """machine, data, backbone, scores or needs."""
+    what: str
+    """One word, or the name of a part."""
+    subject: int | None
+    """Whose data it is about."""
+    sentence: str
+    """What was found and, where something is wrong, what to type."""
+
+
+def doctor(config: Config) -> None:
+    """Print what is ready and what is missing.
+
+    Raises
+    ------
+    UserError
+        When something is missing, after everything was printed: exit code 2 for scripts.
+    """
+    started = time.monotonic()
+    items = list(examine(config))
+    errors = [item for item in items if item.level == "error"]
+    seconds = round(time.monotonic() - started, 1)
+    if config.doctor.output == "json":
+        print(json.dumps({"ready": not errors, "seconds": seconds, "findings": [item._asdict() for item in items]}, indent=2))
+    else:
+        for area in dict.fromkeys(item.area for item in items):
+            print(f"\n{area}")
+            for item in items:
+                if item.area == area:
+                    print(f"  {SHOWN[item.level]}  {item.sentence}")
+        print()
+    if errors:
+        raise UserError(f"{len(errors)} thing{'s are' if len(errors) > 1 else ' is'} missing or wrong, the first: {errors[0].sentence}")
+    if config.doctor.output == "text":
+        print(f"Everything is there (looked at in {seconds:.0f} s).")
+
+
+def examine(config: Config) -> Iterator[Item]:
+    """Look at everything, cheap things first."""
+    yield from _machine(config)
+    yield from _data(config)
+    for finding in backbone_findings(config):
+        yield Item(finding.level, "backbone", finding.part, None, finding.sentence)
+    yield from _networks()
+    yield from _needs(config)
+
+
+def _machine(config: Config) -> Iterator[Item]:
+    memory, cores = psutil.virtual_memory(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    text = f"braingen {__version__}, Python {platform.python_version()}, torch {torch.__version__}; {cores} cores, "
+    text += f"{gigabytes(memory.available)} of {gigabytes(memory.total)} memory free."
+    yield Item("ok", "machine", "computer", None, text)
+    try:
+        device = device_of(config)
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            name, count = torch.cuda.get_device_name(device), torch.cuda.device_count()
+            text = f"GPU {name}, {gigabytes(free)} of {gigabytes(total)} free; {count} in all."
+            yield Item("ok", "machine", "device", None, text)
+        elif shutil.which("nvidia-smi") and torch.version.cuda is None and config.run.device == "auto":
+            text = "There is an NVIDIA driver, but torch was installed for the CPU: install torch for CUDA (README), or say --device cpu."
+            yield Item("warning", "machine", "device", None, text)
+        else:
+            yield Item(
+                "ok", "machine", "device", None, "Computing on the CPU: enough for the simulated data; NSD at full size wants a GPU."
+            )
+    except UserError as error:
+        yield Item("error", "machine", "device", None, str(error))
+    for name, folder in (("runs", config.run.folder), ("data", Layout.of(config.data.root).cache())):
+        there = nearest_folder(folder)
+        if os.access(there, os.W_OK):
+            yield Item("ok", "machine", name, None, f"{folder} can be written.")
+        elif name == "data":
+            text = f"{folder} cannot be written: CLIP targets and latents have nowhere to go; change the permissions of {there}."
+            yield Item("error", "machine", name, None, text)
+        else:
+            yield Item("error", "machine", name, None, f"{folder} cannot be written (permissions of {there}); choose another --model_name.")
+
+
+def _data(config: Config) -> Iterator[Item]:
+    layout = Layout.of(config.data.root)
+    for finding in all_checks(layout, config.data.subjects, config.data.num_sessions):
+        yield Item(finding.level, "data", finding.what, finding.subject, finding.sentence)
+    for subject in range(1, 100):
+        sessions = [] if subject in config.data.subjects else sessions_on_disk(layout, subject)
+        if sessions:
+            text = f"Subject {subject} is there too (sessions {listed(sessions)}): look at it with --subj {subject}."
+            yield Item("note", "data", "trials", subject, text)
+    manifest = manifest_path(layout)
+    if manifest.exists() and config.doctor.checksums:
+        yield from _checksums(layout, manifest)
+    elif manifest.exists():
+        yield Item(
+            "note", "data", "checksums", None, "Prepared by `braingen prepare`; compare its files with their checksums with --checksums."
+        )
+
+
+def _checksums(layout: Layout, manifest: Path) -> Iterator[Item]:
+    try:
+        found = json.loads(manifest.read_text(encoding="utf-8"))
+        entries = {name: digest for entry in found["subjects"].values() for name, digest in entry["sha256"].items()}
+        entries |= {name: entry["sha256"] for name, entry in found["shared"].items() if "sha256" in entry}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        yield Item("error", "data", "checksums", None, f"{manifest} is not a manifest of `braingen prepare`; {nsd.WRITE_IT}.")
+        return
+    wrong = []
+    for name, digest in entries.items():
+        path = layout.root / name
+        if not path.exists() or sha256_of(path) != digest:
+            wrong.append(name)
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        text = f"{', '.join(wrong[:3])}{more} differ from what `braingen prepare` wrote; remove them and run it again."
+        yield Item("error", "data", "checksums", None, text)
+    else:
+        yield Item("ok", "data", "checksums", None, f"{len(entries)} files are as `braingen prepare` wrote them.")
+
+
+def _networks() -> Iterator[Item]:
+    """The networks through which pictures are compared; a score without its network is reported missing."""
+    for name, recipe in features.recipes().items():
+        try:
+            path = features.find_weights(name)
+            yield Item("ok", "scores", name, None, f"{recipe.title}: {path}.")
+        except features.MissingWeights as error:
+            yield Item(
+                "note", "scores", name, None, f"{recipe.title} will be missing among the scores; get its weights with:  {error.line}"
+            )
+
+
+def _needs(config: Config) -> Iterator[Item]:
+    layout = Layout.of(config.data.root)
+    used = []
+    for subject in config.data.subjects:
+        try:
+            used.append(train_trials(layout, subject, config.data.num_sessions).table["image"].unique())
+            used.append(test_trials(layout, subject).table["image"].unique())
+        except UserError:
+            used.append(np.arange(nsd.IMAGES // len(nsd.SUBJECTS)))  # what a subject of NSD sees; told as an error elsewhere
+    try:
+        needs = needs_of(config, len(np.unique(np.concatenate(used))))
+    except UserError as error:
+        yield Item("warning", "needs", "sizes", None, f"What this configuration needs could not be reckoned: {error}")
+        return
+    for need in needs:
+        sentence = f"{need.what[:1].upper()}{need.what[1:]}: about {gigabytes(need.needed)} of {gigabytes(need.there)} free"
+        yield Item(
+            "ok" if need.enough else "error",
+            "needs",
+            need.what.split(" in ")[0],
+            None,
+            f"{sentence}{'.' if need.enough else f'; {need.hint}.'}",
+        )

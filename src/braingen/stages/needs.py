@@ -1,0 +1,144 @@
+"""What a configuration needs of a machine: memory, disk and GPU memory, reckoned from sizes without allocating anything.
+
+These are estimates, good to a factor of one and a half: weights, gradients, optimizer and tables are counted, activations are reckoned from
+the batch. B batch, T tokens, D embedding width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import torch
+
+from braingen.config import Config
+from braingen.data.nsd import Layout
+from braingen.diffusion.sdxl import backbone_folder, own_size
+from braingen.errors import UserError
+from braingen.files import free_bytes
+from braingen.stages.machine import device_of, precision_of
+from braingen.stages.models import Sizes, sizes_of
+from braingen.stages.train import build_reader, run_folder
+
+LIBRARIES = 700 * 10**6
+"""Anonymous memory of a process that has imported torch, diffusers and transformers (measured: 0.5-0.7 GB)."""
+SDXL_GB = {"unet": 10.3, "vae": 0.33, "text_encoder": 0.49, "text_encoder_2": 2.78, "image_encoder": 7.4, "ip_adapter": 0.7}
+"""Float32 weights of Stable Diffusion XL, ViT-bigG/14 and the plain IP-Adapter: from their parameter counts, where no files are at hand."""
+FULL_SIDE, LATENT_CHANNELS = 1024, 4
+ACTIVATIONS_PER_UNIT = 12
+"""Floats kept for the backward pass per unit of width and block of an expert: norm, two linear maps, activation, dropout masks."""
+
+
+class Need(NamedTuple):
+    """Something a configuration needs."""
+
+    what: str
+    """memory, GPU memory or disk, and for what."""
+    needed: int
+    """Bytes."""
+    there: int
+    """Bytes that are free."""
+    hint: str
+    """What to do when that is too little."""
+
+    @property
+    def enough(self) -> bool:
+        return self.needed <= self.there
+
+
+def training_bytes(config: Config, modality: str, sizes: Sizes) -> tuple[int, int]:
+    """Bytes of a training run: on the device that computes, and of its state on disk."""
+    with torch.device("meta"):
+        target = sizes.image if modality == "image" else sizes.text
+        widths = tuple(sizes.text_widths.values()) if modality == "text" else ()
+        voxels = {int(subject): count for subject, count in sizes.subjects.items()}
+        reader = build_reader(config, voxels, target, widths if config.encoder.model == "BrainEncoder" else ())
+    count = sum(p.numel() for p in reader.parameters())
+    units = config.encoder.hidden_dim * config.encoder.n_blocks * 4 + 3 * target[0] * target[1] * (2 + config.prior.depth)
+    activations = config.optim.batch_size * units * ACTIVATIONS_PER_UNIT * 4
+    return 16 * count + activations, 16 * count  # weights, gradients and the two moments of AdamW, float32
+
+
+def table_bytes(tokens: int, width: int, images: int) -> int:
+    """A table of float32 embeddings."""
+    return images * tokens * width * 4
+
+
+def cache_bytes(config: Config, images: int) -> int:
+    """Disk that the caches take, less what they take already."""
+    sizes = sizes_of(config)
+    per_image = {
+        "image": 4 * sizes.image[0] * sizes.image[1],
+        "text": 4 * sizes.text[0] * sizes.text[1],
+        "latents": 2 * LATENT_CHANNELS * (picture_side(config) // 8) ** 2,
+    }
+    folder = Layout.of(config.data.root).cache()
+    there = sum(file.stat().st_blocks * 512 for name in ("targets", "latents") for file in (folder / name).glob("*.npy"))
+    return max(0, images * sum(per_image[name] for name in config.cache.what) - there)
+
+
+def picture_side(config: Config) -> int:
+    """Side of the pictures that are fine-tuned on, in pixels."""
+    try:
+        return config.finetune.resolution or own_size(config.backbone.path, local_files_only=True)
+    except UserError:
+        return FULL_SIDE
+
+
+def weights_bytes(config: Config) -> int:
+    """Float32 weights of everything that draws: from the files where they are at hand, else SDXL's."""
+    folder = Path(backbone_folder(config.backbone.path))
+    if not folder.exists():
+        return int(sum(SDXL_GB.values()) * 1e9)
+    found = {name: sum(f.stat().st_size for f in (folder / name).glob("*.safetensors")) for name in SDXL_GB}
+    if config.backbone.image_encoder:
+        found["image_encoder"] = int(SDXL_GB["image_encoder"] * 1e9)
+    return sum(found.values())
+
+
+def needs_of(config: Config, images: int) -> list[Need]:
+    """What training, caching and drawing need against what is there.
+
+    Parameters
+    ----------
+    images : pictures that are used
+    """
+    sizes, device = sizes_of(config), device_of(config)
+    trained = {modality: training_bytes(config, modality, sizes) for modality in ("image", "text")}
+    targets = max(table_bytes(*size, images) for size in (sizes.image, sizes.text))
+    training = max(size for size, _ in trained.values())
+    drawing = weights_bytes(config) + 3 * config.sampler.batch_size * (config.sampler.size or picture_side(config)) ** 2 * 256
+    memory = psutil.virtual_memory().available
+    needs = []
+    smaller = "choose a smaller encoder.hidden_dim or optim.batch_size, or a machine with more"
+    fewer = "choose a smaller sampler.batch_size or sampler.size, or a machine with more"
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        half = 1 if precision_of(config) == "no" else 2
+        needs.append(Need("GPU memory to train", training + targets, free, smaller))
+        needs.append(Need("GPU memory to draw", drawing // half, free, fewer))
+        needs.append(Need("memory to train", LIBRARIES + 2 * targets, memory, smaller))
+    else:
+        needs.append(Need("memory to train", LIBRARIES + training + 2 * targets, memory, smaller))
+        needs.append(Need("memory to draw", LIBRARIES + drawing, memory, fewer))
+    root = Layout.of(config.data.root).cache()
+    needs.append(Need(f"disk for caches in {root}", cache_bytes(config, images), free_bytes(root), "free some space there"))
+    for modality, (_, state) in trained.items():
+        folder = run_folder(config, modality)
+        # the state is written anew before the old one goes, and the best checkpoint is kept beside it
+        needs.append(
+            Need(
+                f"disk for training in {folder}",
+                2 * state + state // 2,
+                free_bytes(folder),
+                "free some space, or choose another --model_name",
+            )
+        )
+    return needs
+
+
+def gigabytes(count: float) -> str:
+    """For people."""
+    return f"{count / 1e9:.1f} GB" if count >= 5e7 else f"{np.ceil(count / 1e6):.0f} MB"
