@@ -17,7 +17,7 @@ from braingen.diffusion.sdxl import own_size
 from braingen.files import refuse_small_disk
 from braingen.stages.needs import cache_bytes
 from braingen.stages.targets import Targets
-from braingen.stages.workers import Workers
+from braingen.stages.workers import Workers, main_first
 
 
 class Table(NamedTuple):
@@ -54,6 +54,15 @@ def tables(config: Config, targets: Targets) -> dict[str, Table]:
     return {name: made[name]() for name in config.cache.what}
 
 
+def _check(config: Config, layout: Layout) -> None:
+    """The data are right and the disk is large enough; pictures are hashed once, before several processes ask."""
+    check_before_training(layout, config.data.subjects, config.data.num_sessions, captions="text" in config.cache.what)
+    targets = Targets(config)
+    ids = used_images(config, targets)
+    refuse_small_disk(layout.cache(), cache_bytes(config, len(ids)), "The caches", "choose fewer with cache.what, or fewer subjects")
+    targets.stimuli.digests(ids)
+
+
 def cache(config: Config) -> Path:
     """Fill the tables; several processes (``accelerate launch``) share the pictures. Continues where it was stopped.
 
@@ -64,15 +73,9 @@ def cache(config: Config) -> Path:
     """
     workers = Workers(config)
     layout = Layout.of(config.data.root)
-    if workers.main:
-        check_before_training(layout, config.data.subjects, config.data.num_sessions, captions="text" in config.cache.what)
-    workers.wait()
+    main_first(workers, lambda: _check(config, layout))
     targets = Targets(config)
     ids = used_images(config, targets)
-    if workers.main:
-        targets.stimuli.digests(ids)  # hashed and kept once, before the others ask
-        refuse_small_disk(layout.cache(), cache_bytes(config, len(ids)), "The caches", "choose fewer with cache.what, or fewer subjects")
-    workers.wait()
     for table in tables(config, targets).values():
         # what is missing is looked for by one process, so that all share the same list
         missing = workers.told(ids[table.cache.stale(ids, table.digests(ids))] if workers.main else None)

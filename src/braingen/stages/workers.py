@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,6 +59,24 @@ class Workers:
     def wait(self) -> None:
         """Until all have come this far."""
         self._state.wait_for_everyone()
+
+
+def main_first(workers: Workers, action: Callable[[], object]) -> None:
+    """Let the main process do something that may be refused, the others wait for it.
+
+    Raises
+    ------
+    UserError
+        In the main process, what the action raised; the others then leave quietly.
+    """
+    refused = None
+    if workers.main:
+        try:
+            action()
+        except UserError as error:
+            refused = error
+    if workers.told(refused is not None):
+        raise refused or SystemExit(2)
 
 
 @contextmanager
