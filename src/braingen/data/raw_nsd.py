@@ -303,8 +303,8 @@ def _nifti_blocks(path: Path, trials: int, places: VoxelPlaces) -> Iterator[np.n
     try:
         image = nibabel.Nifti1Image.from_filename(path, keep_file_open=True)
         _check(path, image.shape, image.get_data_dtype(), trials, places)
-        slope, inter = image.header.get_slope_inter()
-        if slope not in (None, 1) or inter not in (None, 0):
+        slope, inter = (getattr(image.dataobj, name) for name in ("slope", "inter"))  # nibabel empties the header's own
+        if (slope, inter) != (1, 0):
             raise UserError(f"{path} is scaled by its header ({slope:g}, {inter:g}), the numbers as stored were expected; {GET_RAW}.")
         x_V, y_V, z_V = places.indices_V3.T
         for first in range(0, trials, TRIALS_AT_ONCE):
