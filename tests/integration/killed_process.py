@@ -15,13 +15,13 @@ from typing import Any
 
 NO_RESULTS = {"provenance.json", "timings.json", "config.yaml"}
 """Written anew by every start; a kill there would keep a test from getting anywhere."""
-STAGES = ("train", "reconstruct", "refine", "evaluate", "report", "demo")
+STAGES = ("train", "finetune", "reconstruct", "refine", "evaluate", "report", "demo")
 
 
 def _work(words: list[str], kill_at: int, save_seconds: float) -> None:
     from braingen.cli import main
     from braingen.diffusion import sample
-    from braingen.stages import train
+    from braingen.stages import finetune, train
 
     passed = 0
 
@@ -47,8 +47,9 @@ def _work(words: list[str], kill_at: int, save_seconds: float) -> None:
 
     counted(os, "replace", after=True)
     counted(train, "step")
+    counted(finetune, "step")
     counted(sample, "predict")
-    train.SAVE_SECONDS = save_seconds
+    train.SAVE_SECONDS = finetune.SAVE_SECONDS = save_seconds
     raise SystemExit(main(words))
 
 

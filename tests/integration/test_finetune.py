@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+import subprocess
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -73,7 +76,7 @@ ROUTERS = {
     "attention and cross": [],
     "hard, with context": ["router.time_choice=hard", "router.time_context=true"],
     "perceptron and gates": ["router.time=mlp", "router.space=gate_softmax"],
-    "every step": ["router.prior_order=step"],
+    "every step, recomputing activations": ["router.prior_order=step", "--gradient_checkpointing"],
 }
 
 
@@ -173,8 +176,8 @@ def test_a_decoder_takes_what_was_tuned_along(subject, tuned, tmp_path):
 
 
 def test_it_goes_on_where_it_was_killed_with_the_same_bits(subject, tuned, tmp_path, monkeypatch):
-    config = config_of(subject, tmp_path, "finetune.use_ema=true", "finetune.gradient_accumulation_steps=2")
-    calm = config_of(subject, tmp_path / "calm", "finetune.use_ema=true", "finetune.gradient_accumulation_steps=2")
+    more = ["finetune.use_ema=true", "finetune.gradient_accumulation_steps=2", "run.mixed_precision=bf16"]
+    config, calm = (config_of(subject, folder, *more) for folder in (tmp_path, tmp_path / "calm"))
     monkeypatch.setattr(stage, "SAVE_SECONDS", 0.0)
     stage.finetune(calm)
     passes = stage.step
@@ -232,6 +235,15 @@ def test_an_ablation_is_one_table_and_one_page(subject, tmp_path, monkeypatch):
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/*/*.png")}
     assert main(["ablate", *words]) == 0
     assert times == {path: path.stat().st_mtime_ns for path in folder.glob("*/*/*/*.png")}  # nothing was done again
+
+
+def test_the_launch_script_tunes_and_draws(subject, tmp_path):
+    words = [*subject.words, *TUNE, *DRAW, "finetune.max_train_steps=1", "--num_images", "2", "--folder", str(tmp_path)]
+    script = Path(__file__).parents[2] / "scripts" / "launch_tune_diffusion.sh"
+    places = {"CONFIG": "configs/simulated.yaml", "BRAINGEN": f"{sys.executable} -m braingen.cli"}
+    subprocess.run([script, *words], env={**os.environ, **places}, cwd=script.parents[1], check=True)
+    assert (tmp_path / "finetune" / "finished").is_file()
+    assert len(list((tmp_path / "reconstructions" / "brain").glob("*.png"))) == 2
 
 
 def test_reads_are_as_unsure_as_those_of_held_out_pictures(subject, tmp_path):

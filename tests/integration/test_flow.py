@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 import pytest
+from safetensors.torch import load_file
 import torch
 from unit.told_commands import ROOT, told_commands
 
@@ -24,8 +25,9 @@ from braingen.data.captions import load_captions
 from braingen.data.nsd import Layout
 from braingen.data.trials import group_repeats, test_trials, train_trials
 from braingen.diffusion.decoder import BrainDecoder
+from braingen.diffusion.lora import has_lora
 from braingen.records import Score
-from braingen.stages.reconstruct import embeddings_of, folder_of, reconstruct, setup
+from braingen.stages.reconstruct import ROUTING, embeddings_of, folder_of, reconstruct, setup
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
 SCORES = {
@@ -47,6 +49,7 @@ IMAGES = 8
 SMALL_DATA = ["simulation.num_sessions=2", "simulation.trials_per_session=60", "simulation.num_voxels=200", f"--num_test_images={IMAGES}"]
 SMALL = ["encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", "optim.num_epochs=2", "optim.batch_size=20"]
 SMALL += ["sampler.steps=2", "scores.bootstrap=50", "scores.retrieval_draws=3"]
+SMALL += ["finetune.max_train_steps=2", "finetune.train_batch_size=4", "finetune.gradient_accumulation_steps=1", "--validation_images", "4"]
 
 
 class Flow(NamedTuple):
@@ -165,6 +168,15 @@ def test_learning_is_logged(flow):
         assert (flow.run / modality / "finished").is_file() and not (flow.run / modality / "state.safetensors").exists()
 
 
+def test_fine_tuning_is_used_and_routing_is_shown(flow):
+    decoder = BrainDecoder.from_pretrained(flow.run / "decoder")
+    assert decoder.router_image is not None and decoder.router_text is not None and has_lora(decoder.unet)
+    routing = load_file(flow.run / "reconstructions" / "brain" / ROUTING)
+    assert routing["image_levels"].shape == (IMAGES, flow.config.sampler.steps, 4)
+    page = (flow.run / "report.html").read_text()
+    assert "Which experts were listened to" in page and "One level alone" in page
+
+
 def test_random_voxels_and_the_ceiling_are_other_pictures(flow):
     first = sorted(path.name for path in (flow.run / "reconstructions" / "brain").glob("*.png"))[0]
     brain, random, ceiling = (pixels(flow.run / "reconstructions" / source / first) for source in SOURCES)
@@ -208,6 +220,7 @@ def test_a_single_trial_can_be_read_out(flow):
 def test_pictures_do_not_depend_on_how_the_work_is_split(flow, tmp_path):
     for modality in ("image", "text"):
         shutil.copytree(flow.run / modality, tmp_path / modality)
+    shutil.copytree(flow.run / "finetune", tmp_path / "finetune")
     sampler = flow.config.sampler.model_copy(update={"batch_size": 2, "num_images": 3})
     run = flow.config.run.model_copy(update={"folder": tmp_path})
     folder = reconstruct(flow.config.model_copy(update={"sampler": sampler, "run": run}))
@@ -225,9 +238,10 @@ def test_what_is_finished_is_not_done_again(flow, monkeypatch):
         raise AssertionError("done again")
 
     monkeypatch.setattr("braingen.stages.train.fit", done_again)
+    monkeypatch.setattr("braingen.stages.finetune.fit", done_again)
     monkeypatch.setattr(BrainDecoder, "draw", done_again)
     monkeypatch.setattr("braingen.clip.cache._open_table", done_again)
-    parts = [flow.data, *(flow.run / name for name in ("image", "text", "decoder", "reconstructions"))]
+    parts = [flow.data, *(flow.run / name for name in ("image", "text", "finetune", "decoder", "reconstructions"))]
     before = [content(part, but=("provenance.json", ".lock")) for part in parts]
     scores = (flow.run / "scores.json").read_bytes()
     assert main(["demo", *flow.words]) == 0
@@ -238,9 +252,9 @@ def test_what_is_finished_is_not_done_again(flow, monkeypatch):
 def test_the_readmes_commands_run_one_after_the_other(flow, tmp_path, monkeypatch, capsys):
     """Those for NSD, with its configuration, on the small data and the tiny backbones: without baselines, on four pictures."""
     commands = [command for command in told_commands(ROOT / "README.md") if "nsd_subj01" in command]
-    assert [shlex.split(command)[1] for command in commands] == ["train", "train", "reconstruct", "evaluate", "report"]
+    assert [shlex.split(command)[1] for command in commands] == ["train", "train", "finetune", "reconstruct", "evaluate", "report"]
     smaller = ["--root", str(flow.data), "--folder", str(tmp_path), "--num_sessions", "2", "--num_images", "4", "sampler.size=0"]
-    smaller += [*SMALL, "--num_epochs", "1", "--path", "tiny", "backbone.image_encoder=", "backbone.ip_adapter="]
+    smaller += [*SMALL, "--resolution", "0", "--num_epochs", "1", "--path", "tiny", "backbone.image_encoder=", "backbone.ip_adapter="]
     monkeypatch.chdir(ROOT)
     for command in commands:
         assert main([*shlex.split(command)[1:], *smaller]) == 0

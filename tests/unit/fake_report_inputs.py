@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 from PIL import Image, ImageFilter
+from safetensors.numpy import save_file
 from unit.fake_study import write_fake_study
 
 from braingen.config import Config, DataConfig, RunConfig, save_config
@@ -28,6 +29,7 @@ def write_fake_run(folder: Path, images: int = 30, seed: int = 0, simulated: boo
     ids = [2 * number + 1 for number in range(images)]
     _write_data(layout, drawn, seen, ids, rng, simulated)
     _write_pictures(config.run.folder, seen, ids, rng)
+    _write_routing(config.run.folder, ids)
     _write_scores(config.run.folder, drawn, ids, rng)
     _write_refinement(config.run.folder, seen, ids)
     _write_runs(config, epochs, rng)
@@ -74,6 +76,24 @@ def _write_refinement(run: Path, seen: list[Image.Image], ids: list[int]) -> Non
     }
     settings = {"strength": 0.3, "denoising_start": None, "guidance_scale": 5.0}
     (run / "refinement.json").write_text(json.dumps({"settings": settings, "scores": scores}))
+
+
+def _write_routing(run: Path, ids: list[int], steps: int = 5) -> None:
+    """Routing from coarse to fine, and pictures of two of the levels for the first three images."""
+    times = np.linspace(980, 20, steps, dtype=np.float32)
+    centre = 3 * (1 - times / 1000)
+    weights = np.exp(-((np.arange(4) - centre[:, None]) ** 2) / 2)
+    levels = np.repeat((weights / weights.sum(1, keepdims=True))[None].astype(np.float32), len(ids), axis=0)
+    experts = np.concatenate([np.full((len(ids), steps, count), 1 / count, np.float32) for count in (2, 4, 8, 16)], axis=2)
+    routing = {"ids": np.array(ids), "times": np.repeat(times[None], len(ids), axis=0)}
+    routing |= {f"{name}_{what}": value for name in ("image", "text") for what, value in (("levels", levels), ("experts", experts))}
+    brain = run / "reconstructions" / "brain"
+    save_file(routing, brain / "routing.safetensors")
+    for level in (0, 1):
+        folder = brain.with_name(f"brain_level{level}")
+        folder.mkdir()
+        for image in ids[:3]:
+            Image.open(brain / f"{image:06d}.png").filter(ImageFilter.GaussianBlur(4 - 2 * level)).save(folder / f"{image:06d}.png")
 
 
 def _write_scores(run: Path, drawn: list, ids: list[int], rng: np.random.Generator) -> None:

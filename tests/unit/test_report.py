@@ -90,8 +90,8 @@ def test_every_picture_is_there_and_is_described(page: str, config: Config) -> N
     cards = [attributes for tag, attributes in elements if tag == "article"]
     assert len(cards) == IMAGES
     shown = [attributes for tag, attributes in elements if tag == "img" and len(attributes["src"] or "") > 100]
-    # seen, brain, random, ceiling; four pairs at the top; seen, before and after refinement
-    assert len(shown) == 4 * IMAGES + 8 + 3 * min(IMAGES, refinement.SHOWN)
+    # seen, brain, random, ceiling; four pairs at the top; seen, before and after refinement; levels of three images
+    assert len(shown) == 4 * IMAGES + 8 + 3 * min(IMAGES, refinement.SHOWN) + 12
     assert all(attributes["alt"] for attributes in shown)
     captions = json.loads((config.data.root / "coco_captions.json").read_text())
     text = Elements(page).text
@@ -127,6 +127,16 @@ def test_every_score_is_shown_with_its_baselines(page: str, config: Config) -> N
             assert tables.number(score[key]) in text, (name, key)
 
 
+def test_routers_are_shown_over_time_by_expert_and_by_level(page: str) -> None:
+    start = page.index('<section id="routers"')
+    section = page[start : page.index("</section>", start)]
+    text = Elements(section).text
+    means = re.search(r"Mean level listened to: ([\d.]+) at the first step, ([\d.]+) at the last, from coarse to fine", text)
+    assert means and float(means[1]) < 1 and float(means[2]) > 2 and "t = 980" in text and "t = 20" in text
+    assert section.count('class="bar"') == 2 * 30
+    assert section.count("<img") == 3 * 4  # three images: seen, two levels, all
+
+
 def test_a_page_of_120_images_stays_below_8_megabytes(page: str) -> None:
     assert len(page) * 120 / IMAGES < 8e6
 
@@ -137,8 +147,9 @@ def test_the_same_inputs_give_the_same_page(config: Config, page: str) -> None:
 
 def test_absent_inputs_leave_their_section_out(copy: Config) -> None:
     run = copy.run.folder
+    absent = ("random", "brain_level0", "brain_level1", "brain/routing.safetensors")
     for name in ("scores.json", "scores_per_image.csv", "comparisons.json", "timings.json", "study.json", "refinement.json",
-                 "image", "text", "reconstructions/random"):  # fmt: skip
+                 "image", "text", *(f"reconstructions/{each}" for each in absent)):  # fmt: skip
         path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     page = render(inputs_of(copy))
@@ -150,7 +161,8 @@ def test_one_image_without_captions_makes_a_page(copy: Config) -> None:
     index = copy.run.folder / "reconstructions" / "brain" / "index.json"
     index.write_text(json.dumps({"images": [5]}))
     inputs = inputs_of(copy)._replace(captions=None, per_image={})
-    assert re.findall(r'<section id="(\w+)"', render(inputs)) == ["gallery", "scores", "refinement", "people", "curves", "run"]
+    order = ["gallery", "scores", "refinement", "people", "routers", "curves", "run"]
+    assert re.findall(r'<section id="(\w+)"', render(inputs)) == order
 
 
 def test_a_large_test_set_shows_the_first_and_the_extremes() -> None:

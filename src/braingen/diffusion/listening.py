@@ -99,14 +99,20 @@ class RoutingRecorder:
     def __call__(self, step: int, latents: Tensor, condition: Conditioning) -> None:
         self._steps.append((condition.image_routing, condition.text_routing))
 
-    def tensors(self) -> dict[str, Tensor]:
-        """``image_levels`` and ``text_levels`` (B x S x L), ``image_experts`` and ``text_experts`` (B x S x all experts, by level)."""
+    def tensors(self, times_S: Tensor | None = None) -> dict[str, Tensor]:
+        """What was kept, with the diffusion times of the steps where they are given; nothing where nothing was routed.
+
+        ``image_levels`` and ``text_levels`` (B x S x L), ``image_experts`` and ``text_experts`` (B x S x all experts, by level),
+        ``times`` (B x S).
+        """
         found: dict[str, Tensor] = {}
         for name, column in zip(("image", "text"), zip(*self._steps)):
             steps = [routing for routing in column if routing is not None]
             if steps:
                 found[f"{name}_levels"] = torch.stack([routing.level_weights_BL for routing in steps], dim=1)
                 found[f"{name}_experts"] = torch.stack([torch.cat(routing.expert_weights, dim=1) for routing in steps], dim=1)
+        if found and times_S is not None:
+            found["times"] = times_S[None].expand(len(next(iter(found.values()))), -1)
         return {name: value.float().cpu().contiguous() for name, value in found.items()}
 
 

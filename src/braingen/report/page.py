@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import yaml
 
-from braingen.report import figures, people, pictures, refinement, tables
+from braingen.report import figures, people, pictures, refinement, routers, tables
 from braingen.report.inputs import RUNS, SOURCES, Inputs
 from braingen.runs import config_text
 
@@ -159,6 +159,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("scores", "How good it is", _scores),
     Section("refinement", "Before and after refinement", refinement.context),
     Section("people", "What raters say", people.context),
+    Section("routers", "Which experts were listened to", routers.context),
     Section("curves", "How it learned", _curves),
     Section("run", "What was run", _run),
 )

@@ -86,6 +86,13 @@ def config_of(config: Config, key: str) -> Config:
     return config.model_copy(update={"run": run, "router": routing, "sampler": sampler})
 
 
+def make(config: Config, key: str) -> None:
+    """Fine-tune and draw a line; what is finished is not done again."""
+    own, trainer = config_of(config, key), config_of(config, VARIANTS[key].tuned_as or key)
+    finetune(trainer.model_copy(update={"run": trainer.run.model_copy(update={"finetune": tuning_folder(own)})}))
+    reconstruct(own)
+
+
 def scored(config: Config, key: str, targets: Targets, store: FeatureStore) -> Scored:
     """Score the pictures of a line."""
     own = config_of(config, key)
@@ -128,10 +135,7 @@ def ablate(config: Config) -> Path:
     folder, console = config.run.folder / ABLATION, Console()
     for number, (key, variant) in enumerate(VARIANTS.items(), 1):
         console.print(f"[bold]{number}/{len(VARIANTS)} {variant.title}[/bold]")
-        own = config_of(config, key)
-        trainer = config_of(config, variant.tuned_as or key)
-        finetune(trainer.model_copy(update={"run": trainer.run.model_copy(update={"finetune": tuning_folder(own)})}))
-        reconstruct(own)
+        make(config, key)
     targets, store = Targets(config), FeatureStore()
     found = {key: scored(config, key, targets, store) for key in VARIANTS}
     data = "simulated data" if targets.stimuli.simulated else "NSD"

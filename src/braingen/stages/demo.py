@@ -15,6 +15,7 @@ from braingen.data.stimuli import Stimuli
 from braingen.errors import UserError
 from braingen.files import replaced_folder, write_json
 from braingen.stages.evaluate import evaluate
+from braingen.stages.finetune import finetune
 from braingen.stages.reconstruct import assemble, reconstruct
 from braingen.stages.refine import refine
 from braingen.stages.report import report
@@ -23,6 +24,8 @@ from braingen.stages.targets import Targets
 from braingen.stages.train import train
 
 TIMINGS, DECODER = "timings.json", "decoder"
+LEVEL_IMAGES = 8
+"""Test images that are drawn from every level alone, for the report."""
 
 
 def save_decoder(config: Config) -> Path:
@@ -35,7 +38,7 @@ def save_decoder(config: Config) -> Path:
 
 
 def demo(config: Config) -> Path:
-    """Simulate, train both encoders, draw brain, random voxels and ceiling, refine, score, report.
+    """Simulate, train both encoders, fine-tune, draw brain, random voxels and ceiling and from single levels, refine, score, report.
 
     Returns
     -------
@@ -47,17 +50,24 @@ def demo(config: Config) -> Path:
             f"{layout.root} holds real data, and the demo writes a simulated subject: choose another folder, --root data/simulated."
         )
 
-    def drawn(source: str) -> Callable[[], Path]:
-        return lambda: reconstruct(config.model_copy(update={"sampler": config.sampler.model_copy(update={"source": source})}))
+    levels = 1 + len(config.encoder.exp_factor_list) if config.encoder.model == "BrainMoEMulti" else 0
+
+    def drawn(source: str, level: int | None = None) -> Callable[[], Path]:
+        changed: dict[str, object] = {"source": source}
+        if level is not None:
+            changed |= {"level": level, "num_images": LEVEL_IMAGES}
+        return lambda: reconstruct(config.model_copy(update={"sampler": config.sampler.model_copy(update=changed)}))
 
     steps: list[tuple[str, Callable[[], Path]]] = [
         ("simulate", lambda: simulate(config)),
         ("train image", lambda: train(config, "image")),
         ("train text", lambda: train(config, "text")),
+        ("finetune", lambda: finetune(config)),
         ("decoder", lambda: save_decoder(config)),
         ("reconstruct", drawn("brain")),
         ("reconstruct random voxels", drawn("random")),
         ("reconstruct ceiling", drawn("ceiling")),
+        *((f"reconstruct level {level}", drawn("brain", level)) for level in range(levels)),
         ("refine", lambda: refine(config)),
         ("evaluate", lambda: evaluate(config)),
         ("report", lambda: report(config)),

@@ -40,7 +40,7 @@ from braingen.stages.train import READER, hash_seed, run_folder
 SAVE_SECONDS = 20.0
 """A run that is killed loses at most a step more than this."""
 TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""Of the frozen weights; what is trained is float32."""
+"""Of the frozen weights on a GPU; what is trained is float32."""
 
 
 class Parts(NamedTuple):
@@ -133,7 +133,9 @@ def setup(config: Config) -> Parts:
     readers = load_readers(config)
     check(config, readers)
     targets = Targets(config)
-    backbone = load_backbone(config.backbone.path, config.backbone.ip_adapter, TYPES[precision_of(config)], vae_dtype=torch.float32)
+    # on a CPU frozen weights stay float32: autocast there does not cover every layer that half-precision weights would meet
+    dtype = TYPES[precision_of(config)] if device_of(config).type == "cuda" else torch.float32
+    backbone = load_backbone(config.backbone.path, config.backbone.ip_adapter, dtype, vae_dtype=torch.float32)
     unet, vae = backbone.unet.to(device_of(config)), backbone.vae.to(device_of(config))
     size = config.finetune.resolution or picture_size(unet, vae)
     data = listening_data(config, targets, readers, size, config.finetune.validation_images)
@@ -349,7 +351,8 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator) -> Non
     def look(number: int) -> float:
         """Validate, keep the best, log."""
         average.swap()
-        loss = validate(parts, config)
+        with accelerator.autocast():
+            loss = validate(parts, config)
         if loss < best:
             _save(run, BEST, model, config)
         average.swap()

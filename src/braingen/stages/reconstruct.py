@@ -220,12 +220,12 @@ def drawer(
 
         if sampler.samples == 1:
             pictures = to_pil(once(0))
-            mixed = recorder.tensors()
+            mixed = recorder.tensors(decoder.scheduler.timesteps)
             return [Drawn(picture, None, routing(row)) for row, picture in enumerate(pictures)]
         reader = decoder.brain_image
         decoded_BTD = reader.standardised(read.image_NTD[some].to(reader.device))
         chosen = best_of(sampler.samples, once, lambda x: reader.standardised(targets()(x).target_BTD.to(reader.device)), decoded_BTD)
-        mixed = recorder.tensors()
+        mixed = recorder.tensors(decoder.scheduler.timesteps)
         similarity = [[round(value, 4) for value in row] for row in chosen.similarity_BS.tolist()]
         return [
             Drawn(picture, {"sample": int(np.argmax(exact)), "similarity": row}, routing(number))
