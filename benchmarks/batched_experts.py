@@ -26,8 +26,8 @@ from typing import Any
 
 LAYOUTS: dict[str, dict[str, Any]] = {
     "published": {"routing": "value", "trunk": "published"},
-    "default": {},
-    "default, linear heads": {"head": "linear"},
+    "default, projector heads": {"head": "projector"},
+    "default": {"head": "linear"},
 }
 
 

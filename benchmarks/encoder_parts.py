@@ -29,10 +29,10 @@ from braingen.stages.train import train
 VARIANTS: dict[str, dict[str, str]] = {
     "published layout": {"routing": "value", "trunk": "published", "head": "projector"},
     "affinity routing instead": {"trunk": "published", "head": "projector"},
-    "and a trunk that works (default)": {"head": "projector"},
-    "default, linear heads": {"head": "linear"},
-    "linear heads, 1 block": {"head": "linear", "n_blocks": "1"},
-    "linear heads, 1 block, levels 2 and 4": {"head": "linear", "n_blocks": "1", "exp_factor_list": "2"},
+    "and a trunk that works": {"head": "projector"},
+    "and linear heads (default)": {"head": "linear"},
+    "default, 1 block": {"head": "linear", "n_blocks": "1"},
+    "default, 1 block, levels 2 and 4": {"head": "linear", "n_blocks": "1", "exp_factor_list": "2"},
     "the same, a quarter of the units": {"head": "linear", "n_blocks": "1", "exp_factor_list": "2", "hidden_dim": "quarter"},
 }
 """Encoder settings by what is said of them; the rest is the config's. A quarter is of the config's hidden_dim."""
@@ -70,12 +70,17 @@ def main() -> None:
     if chosen.epochs:
         common["optim.num_epochs"] = str(chosen.epochs)
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
-    results: dict[str, dict[str, Any]] = {}
+    before = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
+    results: dict[str, dict[str, Any]] = before["results"] if before.get("settings") == common else {}
     for name in VARIANTS:
         settings = common | settings_of(name, plain.encoder.hidden_dim)
         full = load_config(chosen.config, common | settings_of(name, 4096))
-        results[name] = {"parameters_full_size": parameters(full, 15724, 1280), "runs": []}
+        result = results.setdefault(name, {"runs": []})
+        result["parameters_full_size"] = parameters(full, 15724, 1280)
+        done = {run["seed"] for run in result["runs"]}
         for seed in range(chosen.seeds):
+            if seed in done:  # of an earlier call with the same settings
+                continue
             with tempfile.TemporaryDirectory() as scratch:
                 config = load_config(chosen.config, settings | {"run.folder": scratch, "run.seed": str(seed)})
                 started = time.process_time()
@@ -83,8 +88,8 @@ def main() -> None:
                 seconds = round(time.process_time() - started, 1)
                 found = {"seed": seed, "processor_seconds": seconds, **retrieval(config, folder)}
                 found["held_out_cosine"] = Run(folder).summary["best_validation_cosine"]
-                results[name]["parameters"] = count_saved(folder)
-            results[name]["runs"].append(found)
+                result["parameters"] = count_saved(folder)
+            result["runs"].append(found)
             print(name, found, flush=True)
             chosen.json.write_text(json.dumps({"settings": common, "results": results}, indent=1) + "\n")
     print("\n| encoder | parameters here | at full size | cosine, held out | brain to image | image to brain |")

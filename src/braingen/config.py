@@ -169,8 +169,8 @@ class EncoderConfig(Section):
     """affinity: an expert reads the same units every trial (ours); value: the published router, by activation."""
     trunk: Literal["working", "published"] = "working"
     """working: residual MLP; published: the wiring whose blocks have no effect with one token."""
-    head: Literal["projector", "linear"] = "projector"
-    """Projection of an expert's output: the published three-layer projector, or one linear map (a fraction of the parameters)."""
+    head: Literal["projector", "linear"] = "linear"
+    """Projection of an expert's output: one linear map, or the published three-layer projector (docs/models.md: 2.6 x the parameters)."""
     dropout: Share = 0.15
     """Dropout inside blocks (published: 0.15)."""
     voxel_dropout: Share = 0.0

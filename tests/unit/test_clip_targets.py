@@ -24,6 +24,7 @@ from transformers import (
 
 from braingen.clip.image_target import CLIP_MEAN, CLIP_STD, CLIPImageEncoder
 from braingen.clip.text_target import CLIPTextEncoderDual
+from braingen.diffusion.sdxl import TINY
 from braingen.errors import UserError
 
 LENGTH = 12
@@ -208,3 +209,65 @@ def test_wrong_folders_end_in_one_sentence(folder, tmp_path):
         CLIPTextEncoderDual.from_pretrained(folder, output="G")
     with pytest.raises(UserError, match="WithProjection"):
         CLIPImageEncoder(CLIPVisionModel.from_pretrained(folder / "vision_plain"))
+
+
+def test_saved_and_loaded_encoders_embed_alike(folder, images, tmp_path):
+    for projected in (True, False):
+        encoder = CLIPImageEncoder.from_pretrained(folder, output="both", projected=projected)
+        encoder.mean_311 += 0.125  # statistics of its own
+        encoder.save_pretrained(tmp_path / str(projected))
+        again = CLIPImageEncoder.from_pretrained(tmp_path / str(projected), output="both", projected=projected)
+        torch.testing.assert_close(again(images).target_BTD, encoder(images).target_BTD)
+    for output in ("L", "bigG", "joint"):
+        text = CLIPTextEncoderDual.from_pretrained(folder, output=output, tokens="all")
+        text.save_pretrained(tmp_path / output)
+        again = CLIPTextEncoderDual.from_pretrained(tmp_path / output, output=output, tokens="all")
+        torch.testing.assert_close(again.encode(CAPTIONS), text.encode(CAPTIONS))
+
+
+# --- full sizes, without weights ------------------------------------------------------------------------------------
+
+FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "projection_dim")
+VIT_L_IMAGE, VIT_BIGG_IMAGE = (dict(zip(FIELDS, sizes)) for sizes in ((1024, 4096, 24, 16, 768), (1664, 8192, 48, 16, 1280)))
+VIT_L_TEXT, VIT_BIGG_TEXT = (dict(zip(FIELDS, sizes)) for sizes in ((768, 3072, 12, 12, 768), (1280, 5120, 32, 20, 1280)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "millions", "projected", "plain"),
+    [(VIT_L_IMAGE, 303.97, 768, 1024), (VIT_BIGG_IMAGE, 1844.91, 1280, 1664)],
+    ids=["ViT-L/14", "ViT-bigG/14"],
+)
+def test_image_encoders_at_full_size(sizes, millions, projected, plain):
+    """Both towers at their released sizes (parameters as OpenCLIP lists them), on the meta device; 256 x 1664 is MindEye2's target."""
+    vision = CLIPVisionConfig(image_size=224, patch_size=14, **sizes)
+    for output, tokens in (("pooled", 1), ("tokens", 256), ("both", 257)):
+        for project, width in ((True, projected), (False, plain)):
+            encoder = CLIPImageEncoder.on_meta(vision, output=output, projected=project)
+            assert (encoder.clip_seq_dim, encoder.clip_emb_dim, encoder.size) == (tokens, width, 224)
+    model = CLIPImageEncoder.on_meta(vision).model
+    assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == millions
+    out = model(pixel_values=torch.empty(2, 3, 224, 224, device="meta"))
+    assert out.image_embeds.shape == (2, projected) and out.last_hidden_state.shape == (2, 257, plain)
+
+
+def test_text_encoders_at_full_size(folder):
+    """SDXL's two at their released sizes: 123,060,480 and 694,659,840 parameters."""
+    with torch.device("meta"):
+        first = CLIPTextModel(CLIPTextConfig(**VIT_L_TEXT))
+        second = CLIPTextModelWithProjection(CLIPTextConfig(**VIT_BIGG_TEXT))
+    assert sum(parameter.numel() for parameter in first.parameters()) == 123_060_480
+    assert sum(parameter.numel() for parameter in second.parameters()) == 694_659_840
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    for output, width in (("L", 768), ("bigG", 1280), ("joint", 2048)):
+        for tokens, length in (("eos", 1), ("all", 77)):
+            encoder = CLIPTextEncoderDual(first, tokenizer, second, tokenizer, output=output, tokens=tokens)
+            assert (encoder.clip_seq_dim, encoder.clip_emb_dim) == (length, width)
+
+
+def test_the_shipped_ones_load_by_the_same_lines(images):
+    for output in ("pooled", "tokens", "both"):
+        for projected in (True, False):
+            encoder = CLIPImageEncoder.from_pretrained(TINY, output=output, projected=projected)
+            assert encoder(images).target_BTD.shape == (3, encoder.clip_seq_dim, encoder.clip_emb_dim)
+    for output, width in (("L", 96), ("bigG", 128), ("joint", 224)):
+        assert CLIPTextEncoderDual.from_pretrained(TINY, output=output)([["a red car"]]).shape == (1, 1, width)

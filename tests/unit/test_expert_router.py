@@ -47,6 +47,20 @@ def test_permuting_units_permutes_the_choice(experts: int, capacity: float) -> N
     assert torch.equal(balanced_split(affinity_PFU[..., order], capacity), mask_PFU[..., order])
 
 
+@pytest.mark.parametrize("experts", [2, 3, 8])
+def test_permuting_units_permutes_what_the_published_router_chooses(experts: int) -> None:
+    """As sets: the order inside an expert follows the units' places."""
+    router = ValueRouter(2, experts, 24 // experts)
+    router.weight.data.normal_(generator=seeded())
+    x_PBU, order = torch.randn(2, 3, 24, generator=seeded()), torch.randperm(24, generator=seeded(1))
+
+    def chosen(x_PBU: torch.Tensor) -> torch.Tensor:
+        _, routing = router.eval().route(x_PBU[:, :, None])
+        return torch.stack([torch.zeros(3, experts, 24, dtype=torch.bool).scatter_(2, record.chosen_BEK, True) for record in routing])
+
+    assert torch.equal(chosen(x_PBU[..., order]), chosen(x_PBU)[..., order])
+
+
 @pytest.mark.parametrize("capacity", [0.5, 1.5, 2.0])
 def test_capacity_sets_the_number_of_units(capacity: float) -> None:
     mask_PFU = balanced_split(torch.randn(2, 4, 24, generator=seeded()), capacity)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import braingen  # noqa: F401  (before diffusers: it guards the import of torchvision)
 from braingen.brain.prior import DiffusionPrior, PriorDraws
@@ -321,6 +322,23 @@ def test_cost_is_as_stated(sampling, calls):
     sizes.clear()
     prior.sample(normal(3, 2, 16), 10, 1.0, generator())
     assert sizes == [3] * calls
+
+
+@pytest.mark.parametrize(("settings", "giga"), [({"dim": 1280}, 0.857), ({"dim": 1664, "num_tokens": 256}, 251.7)])
+def test_cost_of_a_call_at_full_size(settings, giga):
+    """Floating point operations of one row, in 10^9 (docs/models.md); guidance doubles them."""
+    with torch.device("meta"):
+        prior = DiffusionPrior(**settings).eval()
+        condition = torch.empty(1, settings.get("num_tokens", 1), settings["dim"])
+        counts = []
+        for call in (
+            lambda: prior.predict(condition),
+            lambda: prior.network.guided(condition, torch.zeros(1, dtype=torch.int64), condition, 1.5),
+        ):
+            with FlopCounterMode(display=False) as counter:
+                call()
+            counts.append(counter.get_total_flops() / 1e9)
+    assert counts == [pytest.approx(giga, rel=1e-3), pytest.approx(2 * giga, rel=1e-3)]
 
 
 def test_one_pass_prediction_is_deterministic_and_differentiable(prior):

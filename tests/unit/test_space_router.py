@@ -169,8 +169,21 @@ def test_one_level_alone_is_that_level(levels, latents):
     assert out.routing.level_weights_BL.tolist() == [[0, 1, 0]] * B
 
 
-def test_saved_and_loaded_routers_route_alike(tmp_path, levels, latents):
-    router = shaken(routed(time="attention", space="cross", time_choice="hard")).eval()
+@pytest.mark.parametrize(
+    ("time", "space", "options"),
+    [
+        ("attention", "cross", {"time_choice": "hard"}),
+        ("attention", "off", {"time_context": True, "level_output": "sum", "time_prior": "multiply"}),
+        ("mlp", "gate_softmax", {"time_layers": 1, "time_temperature": 0.7}),
+        ("mlp", "gate_sigmoid", {"time_prior": "published", "time_prior_sigma": 0.5}),
+        ("fixed", "gate_gumbel", {"num_train_timesteps": 500}),
+        ("fixed", "weight", {}),
+        ("off", "self", {"space_temperature": 0.5}),
+        ("off", "off", {}),
+    ],
+)
+def test_saved_and_loaded_routers_route_alike(time, space, options, tmp_path, levels, latents):
+    router = shaken(routed(time=time, space=space, **options)).eval()
     router.save_pretrained(tmp_path)
     again = DiffuseRouter.from_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}

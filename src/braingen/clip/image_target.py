@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 
 from braingen.clip.loading import load_config, load_frozen, subfolder_of
 from braingen.errors import UserError
+from braingen.files import write_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -164,6 +165,16 @@ class CLIPImageEncoder(nn.Module):
             image_mean=tuple(pixels.get("image_mean", CLIP_MEAN)),
             image_std=tuple(pixels.get("image_std", CLIP_STD)),
         )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write tower and pixel statistics to ``image_encoder/`` in a folder, where `from_pretrained` finds them.
+
+        What is read off the tower (`output`, `projected`) is said again on loading, as for any other tower.
+        """
+        inside = Path(folder) / "image_encoder"
+        self.model.save_pretrained(inside)
+        pixels = {"image_mean": self.mean_311.flatten().tolist(), "image_std": self.std_311.flatten().tolist()}
+        write_json(inside / "preprocessor_config.json", pixels)
 
     @property
     def size(self) -> int:

@@ -121,6 +121,13 @@ class CLIPTextEncoderDual(nn.Module):
                 ) from error
         return cls(**parts, output=output, tokens=tokens)
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write encoders and tokenizers as an SDXL pipeline has them, where `from_pretrained` finds them."""
+        for name, model in self.models.items():
+            model_folder, tokenizer_folder = FOLDERS[name]
+            model.save_pretrained(Path(folder) / model_folder)
+            self.tokenizers[name].save_pretrained(Path(folder) / tokenizer_folder)
+
     def _length(self, name: str) -> int:
         return self.models[name].config.max_position_embeddings
 
