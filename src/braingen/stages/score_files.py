@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+from rich import box
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Column, Table
@@ -52,8 +53,9 @@ def write_scores(
 
 def print_scores(scores: Mapping[str, Score], missing: Mapping[str, str]) -> None:
     """The sheet as a person reads it in a terminal."""
-    columns = (Column("score", no_wrap=True), "brain", Column("95 %", no_wrap=True), "random", "ridge", "ceiling", "chance")
-    table = Table(*columns, title="scores")
+    names = ("score", "brain", "95 %", "random", "ridge", "ceiling", "chance")
+    # narrow enough for a terminal of 80 columns: a figure that is cut off is no figure
+    table = Table(*(Column(name, no_wrap=True) for name in names), title="scores", box=box.SIMPLE, padding=(0, 1, 0, 0))
 
     def text(value: float | None) -> str:
         return "" if value is None else f"{value:.3f}"
