@@ -55,7 +55,7 @@ def plan_of(config: Config) -> Plan:
     return plan_from_json(json.loads((config.run.folder / "study" / "plan.json").read_text()))
 
 
-def wait_for(page: Page, expression: str, seconds: float = 20.0) -> None:
+def wait_for(page: Page, expression: str, seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while not page.evaluate(expression):
         assert time.monotonic() < until, f"waited in vain for {expression}"
@@ -111,7 +111,7 @@ def button(answer: str) -> str:
 
 
 def results(folder: Path) -> list[dict[str, str]]:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not (files := list(folder.glob("*.csv"))):
         assert time.monotonic() < until, "no file was saved"
         time.sleep(0.05)
