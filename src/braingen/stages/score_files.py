@@ -58,7 +58,7 @@ def print_scores(scores: Mapping[str, Score], missing: Mapping[str, str]) -> Non
     table = Table(*(Column(name, no_wrap=True) for name in names), title="scores", box=box.SIMPLE, padding=(0, 1, 0, 0))
 
     def text(value: float | None) -> str:
-        return "" if value is None else f"{value:.3f}"
+        return "" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
     for name, score in scores.items():
         interval = f"{text(score.low)}-{text(score.high)}"
