@@ -177,6 +177,7 @@ def main() -> None:
     """Measure, count, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batches", type=int, nargs="+", help="pictures at once, for the seconds; the demo's and 1 when left out")
     parser.add_argument("--skip", choices=("seconds", "operations"))
     parser.add_argument("--json", type=Path, default=Path("benchmarks/conditioning_cost.json"))
     chosen = parser.parse_args()
@@ -188,15 +189,17 @@ def main() -> None:
         print(f"Demo's size: processor seconds of one thread, median of {chosen.rounds} rounds; loops of {steps} steps\n")
         print("| prior before routers | batch | bare loop | reading | routed loop | conditioning adds |")
         print("| --- | ---: | ---: | ---: | ---: | ---: |")
-        results["seconds"] = {}
-        for batch in (config.sampler.batch_size, 1):
+        results.setdefault("seconds", {})
+        for batch in chosen.batches or (config.sampler.batch_size, 1):
             times = seconds(config, batch, chosen.rounds)
-            found = results["seconds"][str(batch)] = {}
+            found: dict[str, Any] = {}
+            results["seconds"][str(batch)] = found
             for order in ORDERS:
                 bare, reading = steps * times["bare"], times[f"reading, {order}"]
                 routed = steps * times["routed, step" if order == "step" else "routed, output"]
                 share = (reading + routed) / bare - 1
                 print(f"| {order} | {batch} | {bare:.3f} | {reading:.3f} | {routed:.3f} | {share:.1%} |", flush=True)
+                found["rounds"] = chosen.rounds
                 found[order] = {"bare": bare, "reading": reading, "routed": routed, "adds": share}
     if chosen.skip != "operations":
         config = load_config(Path("configs/nsd_subj01.yaml"))
