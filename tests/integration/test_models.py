@@ -84,6 +84,12 @@ def test_the_papers_size_and_trained_share_are_found_again() -> None:
     assert effective == 64_409_630 and round(100 * effective / 293_445_710, 1) == 21.9
 
 
+def test_the_small_configuration_is_a_fifth_of_the_published_size() -> None:
+    cards = cards_of(load_config(ROOT / "configs/nsd_subj01_small.yaml", {"data.root": "nowhere"}))
+    assert cards[0].name == "BrainMoEMulti, as configured: image 1 x 1280"
+    assert cards[0].total == 109_956_096 < 0.2 * 553_738_318
+
+
 def test_every_variant_is_listed_and_every_parameter_has_a_part(nsd: dict[str, Card]) -> None:
     names = " ".join(nsd)
     for word in ("BrainMoEMulti", "BrainMoE,", "BrainMoEHier", "meta expert", "low-level branch"):
