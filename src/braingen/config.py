@@ -281,7 +281,7 @@ class RouterConfig(Section):
     """What weighs the experts of a level; cross: attention from the noisy latents (MoRE-Brain's paper; its code leaves it off)."""
     space_grid: NotNegative = 0
     """Side of the grid on which 'cross' sees the latents; 0 for their own side at the training size (published: 64, at 512 px)."""
-    kl_scale: Scale = 0.01
+    kl_scale: Scale = 0.001
     """Weight of the pull toward coarse levels early and fine ones late (paper, eq. 5; its weight is not given)."""
     kl_sigma: Annotated[float, Field(gt=0)] = 1.0
     """Width of that Gaussian over levels, in levels (paper: 1)."""
