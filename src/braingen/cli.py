@@ -55,7 +55,7 @@ COMMANDS: dict[str, Command] = {
     "refine": Command("stage 4: refine finished reconstructions, image to image", "braingen.stages.refine", "refine",
                       ("run", "backbone", "refiner"), own="refiner"),
     "evaluate": Command("score the reconstructions, with intervals, random voxels and a ceiling", "braingen.stages.evaluate", "evaluate",
-                        ("run", "data", "scores")),
+                        ("run", "data", "scores"), own="scores"),
     "compare": Command("evaluated runs beside each other: differences with intervals and tests, subjects and seeds summarised",
                        "braingen.stages.compare", "compare_runs", ("run", "scores", "compare"), own="compare", words="compare.runs"),
     "study": Command("people as judges: build a study for any browser, check and analyse its results", "braingen.stages.study", "study",

@@ -456,7 +456,9 @@ class ScoresConfig(Section):
     all_recons_path: str = ""
     """Score these pictures instead of the run's own: a folder of PNGs named by image id, or an array with ids (docs/scores.md)."""
     true_images_path: str = ""
-    """What was seen, of the same forms; empty takes it from the data folder."""
+    """What was seen, of the same forms; empty takes it from MindEye2's all_images.pt near the pictures, else from the data folder."""
+    method: str = "BrainGen"
+    """What the pictures are called in tables and comparisons."""
     feature_weights: str = ""
     """Folder with the weights of comparison networks; empty looks in the usual caches."""
     strict: bool = False

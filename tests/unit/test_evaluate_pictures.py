@@ -71,13 +71,36 @@ def test_the_form_of_the_file_does_not_matter(seen, tmp_path):
     assert rounded["pixcorr"]["value"] == pytest.approx(first["pixcorr"]["value"], abs=1e-3)
 
 
-def test_files_without_ids_are_in_the_order_of_all_images(seen, tmp_path):
-    _, ids, images = seen
-    torch.save(torch.from_numpy(images), tmp_path / "all_images.pt")
-    torch.save(torch.from_numpy(images), tmp_path / "model_all_recons.pt")
-    np.save(tmp_path / "model_all_recons_ids.npy", ids)
-    scores = evaluated(tmp_path / "run", tmp_path / "all_images.pt", tmp_path / "model_all_recons.pt")
-    assert scores["ssim"]["value"] == pytest.approx(1) and scores["mse"]["value"] == 0
+def test_mindeye2s_evals_are_read_as_they_are(seen, tmp_path):
+    """Neither file has ids; all_images.pt lies one folder up and is found."""
+    _, _, images = seen
+    (tmp_path / "evals" / "model").mkdir(parents=True)
+    torch.save(torch.from_numpy(images), tmp_path / "evals" / "all_images.pt")
+    given = torch.nn.functional.interpolate(torch.from_numpy(images), size=(64, 64), mode="bilinear")
+    torch.save(given, tmp_path / "evals" / "model" / "model_all_recons.pt")
+    words = ["--all_recons_path", str(tmp_path / "evals" / "model" / "model_all_recons.pt"), "--folder", str(tmp_path / "run")]
+    assert main(["evaluate", *words, "--root", str(tmp_path / "no data"), "--bootstrap", "50", "--method", "theirs"]) == 0
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores["pixcorr"]["value"] > 0.95 and scores["pixcorr"]["n"] == IMAGES
+    assert "| theirs | all_images.pt; no image ids" in (tmp_path / "run" / "scores.md").read_text()
+    torch.save(given[:-1], tmp_path / "evals" / "model" / "model_all_recons.pt")
+    assert main(["evaluate", *words, "--root", str(tmp_path / "no data")]) == 2
+
+
+def test_pictures_beside_a_data_folder(seen, tmp_path):
+    """What was seen is the subject's test set, by image id; simulated pictures are also looked at by the judge."""
+    root, _, _ = seen
+    with h5py.File(root / "coco_images_224_float16.hdf5") as file:
+        images = file["images"][:].astype(np.float32)
+    chosen = np.arange(0, len(images), 2)
+    folder = pngs(tmp_path / "pngs", chosen, noisy(images[chosen], 0.1))
+    words = ["--all_recons_path", str(folder), "--folder", str(tmp_path / "run"), "--root", str(root), "--bootstrap", "50"]
+    assert main(["evaluate", *words, "--partial"]) == 0
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores["two_way_judge_late"]["n"] == scores["pixcorr"]["n"] == len(chosen)
+    with Image.open(tmp_path / "run" / "best_and_worst.png") as sheet:
+        assert sheet.width > 500
+    assert list((root / ".braingen" / "features").glob("judge_late-*.npy"))
 
 
 def test_a_missing_network_is_named_with_its_line_and_strict_refuses(seen, tmp_path, monkeypatch, capsys):
@@ -122,7 +145,7 @@ def test_pictures_that_cannot_be_scored_are_refused_by_name(seen, tmp_path, caps
 def test_some_pictures_are_scored_when_asked_for(seen, tmp_path):
     _, ids, images = seen
     truth, given = array(tmp_path / "truth.npz", ids, images), array(tmp_path / "given.npz", ids[:-2], images[:-2])
-    assert evaluated(tmp_path / "run", truth, given, "scores.partial=true")["ssim"]["n"] == IMAGES - 2
+    assert evaluated(tmp_path / "run", truth, given, "--partial")["ssim"]["n"] == IMAGES - 2
 
 
 def test_tables_hold_published_rows_with_their_n_and_protocol(seen, tmp_path):
@@ -160,14 +183,16 @@ def test_a_seed_makes_no_difference_and_noise_does(tmp_path):
     worse = fake_run(tmp_path / "worse", truth - 0.08 + rng.normal(0, 0.05, 80), seed=0, width=32)
     out = tmp_path / "out"
     assert main(["compare", str(one), str(two), str(worse), "--output", str(out)]) == 0
-    found = {(each["first"], each["second"]): each for each in json.loads((out / "comparisons.json").read_text())}
+    told = json.loads((out / "comparisons.json").read_text())
+    found = {(each["first"], each["second"]): each for each in told if each["level"] == "runs"}
     assert found[str(one), str(two)]["verdict"] == "not different"
     noise = found[str(one), str(worse)]
     assert noise["verdict"] == "better" and 0.05 < noise["low"] < 0.08 < noise["high"] < 0.11
     summary = pd.read_csv(out / "summary.csv").set_index("method")
     assert summary.loc[str(one), "seeds"] == 2 and summary.loc[str(worse), "seeds"] == 1  # settings tell methods apart
-    difference = summary.loc[f"{one} minus {worse}"]
-    assert difference.low > 0.05
+    (methods,) = [each for each in told if each["level"] == "methods"]
+    assert (methods["first"], methods["second"], methods["verdict"]) == (str(one), str(worse), "better")
+    assert 0.05 < methods["low"] < 0.08 < methods["high"] < 0.11
     assert "not different" in (out / "comparison.md").read_text()
 
 
@@ -179,6 +204,30 @@ def test_subjects_are_averaged_and_not_paired_with_each_other(tmp_path):
     summary = pd.read_csv(out / "summary.csv").iloc[0]
     assert summary["value"] == pytest.approx(2.0) and summary["subjects"] == 2
     assert summary["between_subjects"] == pytest.approx(np.sqrt(0.5))
+
+
+def test_methods_are_compared_over_subjects_and_seeds(tmp_path):
+    """Subjects weigh the same whatever their number of seeds, and an image that all saw is one image."""
+    rng = np.random.default_rng(0)
+    folders = []
+    for width, gain in ((64, 0.05), (32, 0.0)):
+        for subject, seeds in ((1, 3), (2, 1)):
+            for seed in range(seeds):
+                values = subject + gain * subject + rng.normal(0, 0.02, 60)
+                folders.append(fake_run(tmp_path / f"{width}-{subject}-{seed}", values, seed, subject, width))
+    out = tmp_path / "out"
+    assert main(["compare", *map(str, folders), "--output", str(out)]) == 0
+    (found,) = [each for each in json.loads((out / "comparisons.json").read_text()) if each["level"] == "methods"]
+    assert found["difference"] == pytest.approx(0.05 * 1.5, abs=0.006) and found["n"] == 60 and found["verdict"] == "better"
+    summary = pd.read_csv(out / "summary.csv").set_index("method")
+    assert summary.loc[str(folders[0]), "subjects"] == 2 and summary.loc[str(folders[0]), "seeds"] == 3
+    assert summary.loc[str(folders[0]), "between_seeds"] < 0.02
+
+
+def test_a_run_given_twice_is_told(tmp_path, capsys):
+    folders = [fake_run(tmp_path / name, np.linspace(0, 1, 20), seed=0) for name in ("a", "copy of a")]
+    assert main(["compare", *map(str, folders), "--output", str(tmp_path / "out")]) == 2
+    assert "would count twice" in capsys.readouterr().err
 
 
 def test_mistakes_are_told(tmp_path, capsys):

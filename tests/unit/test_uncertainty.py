@@ -36,6 +36,34 @@ def test_two_way_interval_covers_the_true_value() -> None:
     assert 88 <= inside <= 100
 
 
+def test_what_an_image_adds_in_both_parts_has_the_spread_of_the_score() -> None:
+    """Its mean is the score; its standard error is the spread over data sets, of which the shares alone show only a part."""
+    values, errors, of_shares = [], [], []
+    for seed in range(200):
+        generator = np.random.default_rng(seed)
+        truth = generator.standard_normal((40, 5))
+        outcome = identify.two_way(truth, truth + 2.0 * generator.standard_normal((40, 5)))
+        by_image = uncertainty.two_way_by_image(outcome.beats_NN)
+        assert by_image.mean() == pytest.approx(outcome.value)
+        values.append(outcome.value)
+        errors.append(by_image.std(ddof=1) / np.sqrt(40))
+        of_shares.append(outcome.share_N.std(ddof=1) / np.sqrt(40))
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
+    assert np.mean(of_shares) < 0.95 * np.mean(errors)
+
+
+def test_two_seeds_of_a_decoder_come_out_as_not_different() -> None:
+    """Two-way scores of two equally noisy readings of the same images: called different about once in twenty."""
+    called = 0
+    for seed in range(120):
+        generator = np.random.default_rng(seed)
+        truth = generator.standard_normal((40, 6))
+        both = [identify.two_way(truth, truth + 2.0 * generator.standard_normal((40, 6))).beats_NN for _ in range(2)]
+        difference = uncertainty.two_way_by_image(both[0]) - uncertainty.two_way_by_image(both[1])
+        called += uncertainty.permutation_p(difference, permutations=400) < 0.05
+    assert called <= 12
+
+
 def test_ratio_interval_of_equal_weights_is_the_mean() -> None:
     found = np.random.default_rng(0).random(50)
     one = uncertainty.mean_interval(found)

@@ -50,6 +50,11 @@ class Sheet(NamedTuple):
     versions: dict[str, str]
     """Of the libraries that computed it."""
 
+    @property
+    def paired(self) -> pd.DataFrame:
+        """The table for comparing runs: two-way scores as `uncertainty.two_way_by_image`, everything else as in ``table``."""
+        return self.table.assign(**{name: uncertainty.two_way_by_image(one.beats_NN) for name, one in self.identified.items()})
+
 
 _PACKAGES = ("braingen", "torch", "torchvision", "transformers", "torchmetrics", "numpy")
 
@@ -182,5 +187,6 @@ def with_baselines(
 
 def compare_sheets(sheets: Mapping[str, Sheet], resamples: int = uncertainty.RESAMPLES, seed: int = 0) -> list[uncertainty.Comparison]:
     """Every two runs on every score they share, image by image, Holm-corrected (`braingen.scores.uncertainty.compare`)."""
-    columns = {name: {score: sheet.table[score].to_numpy() for score in sheet.table} for name, sheet in sheets.items()}
+    tables = {name: sheet.paired for name, sheet in sheets.items()}
+    columns = {name: {score: table[score].to_numpy() for score in table} for name, table in tables.items()}
     return uncertainty.compare(columns, {name: sheet.table.index.to_numpy() for name, sheet in sheets.items()}, resamples, seed)

@@ -17,8 +17,8 @@ from braingen.config import Config
 from braingen.errors import UserError
 from braingen.files import write_json, write_text
 from braingen.scores.table import COLUMNS, column_of
-from braingen.scores.uncertainty import Comparison, Summary, compare, summarise
-from braingen.stages.score_files import PER_IMAGE
+from braingen.scores.uncertainty import Comparison, compare, compare_methods, holm, mean_interval, permutation_p, summarise
+from braingen.stages.score_files import COMPUTED_BY, PAIRED, PER_IMAGE
 
 STAGES = ("image", "text", "finetune", "reconstructions/brain")
 """Run folders whose settings make a method."""
@@ -27,9 +27,12 @@ NOT_OF_A_METHOD = ("seed", "readers", "finetuned", "weights", "run")
 
 
 class Evaluated(NamedTuple):
-    """A run whose pictures were scored."""
+    """A run whose pictures were scored; two-way scores are `uncertainty.two_way_by_image`."""
 
     name: str
+    """Its folder."""
+    called: str
+    """What its method is called in tables."""
     subject: int
     seed: int
     method: str
@@ -55,28 +58,49 @@ def read_run(folder: Path) -> Evaluated:
     UserError
         When there is no table of scores per image.
     """
-    path = folder / PER_IMAGE
-    if not path.is_file():
-        raise UserError(f"{folder} has no {PER_IMAGE}: run `braingen evaluate --folder {folder}` first.")
+    path = next((folder / name for name in (PAIRED, PER_IMAGE) if (folder / name).is_file()), None)
+    if path is None:
+        raise UserError(f"{folder} has no {PAIRED}: run `braingen evaluate --folder {folder}` first.")
     table = pd.read_csv(path, index_col="image")
     known = [name for name in table if name in COLUMNS or name.startswith("two_way_") or name.endswith("_accuracy")]
     settings = _settings(folder)
+    origin = json.loads((folder / COMPUTED_BY).read_text()) if (folder / COMPUTED_BY).is_file() else {}
     drawn = settings.get("reconstructions/brain", {})
-    subject, seed = int(drawn.get("data", {}).get("subjects", [0])[0]), int(drawn.get("seed") or 0)
+    subject = int((drawn.get("data", {}).get("subjects") or [origin.get("subject") or 0])[0])
+    seed = int(drawn.get("seed") or origin.get("seed") or 0)
     for each in settings.values():
         each.get("data", {}).pop("subjects", None)
         for name in NOT_OF_A_METHOD:
             each.pop(name, None)
-    # pictures that were only given have no settings: each such run is a method of its own
-    method = json.dumps(settings, sort_keys=True, default=str) if settings else str(folder)
-    return Evaluated(str(folder), subject, seed, method, table[known])
+    # pictures that were only given have no settings; what they are called then says which method they are of
+    named = origin.get("method", "BrainGen")
+    method = json.dumps([named, settings], sort_keys=True, default=str) if settings or named != "BrainGen" else str(folder)
+    return Evaluated(str(folder), named, subject, seed, method, table[known])
 
 
 def methods_of(runs: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
-    """Runs by method; a method is called after its first run."""
-    found: dict[str, list[Evaluated]] = {}
+    """Runs by method; a method is called as its tables call it, or after its first run where two are called alike.
+
+    Raises
+    ------
+    UserError
+        When two runs of a method have the same subject and seed.
+    """
+    by_settings: dict[str, list[Evaluated]] = {}
     for run in runs:
-        found.setdefault(next((name for name, each in found.items() if each[0].method == run.method), run.name), []).append(run)
+        by_settings.setdefault(run.method, []).append(run)
+    names = [group[0].called for group in by_settings.values()]
+    found = {}
+    for called, group in zip(names, by_settings.values()):
+        seen: dict[tuple[int, int], str] = {}
+        for run in group:
+            twin = seen.setdefault((run.subject, run.seed), run.name)
+            if twin != run.name:
+                raise UserError(
+                    f"{twin} and {run.name} are of one method, subject ({run.subject}) and seed ({run.seed}), so they would count twice:"
+                    " leave one out, or evaluate it with another name (--method)."
+                )
+        found[called if names.count(called) == 1 else group[0].name] = group
     return found
 
 
@@ -91,41 +115,40 @@ def _values(runs: Sequence[Evaluated], score: str) -> dict[tuple[int, int], np.n
 
 
 def summaries(methods: Mapping[str, Sequence[Evaluated]], resamples: int, seed: int) -> pd.DataFrame:
-    """Every score of every method over its subjects and seeds; for two methods on the same subjects also their difference.
-
-    A difference is taken image by image between the means over seeds of one subject, then averaged over subjects.
+    """Every score of every method over its subjects and seeds.
 
     Returns
     -------
     Columns method, score, value, low, high, between_seeds, between_subjects, subjects, seeds.
     """
     rows = []
-
-    def row(method: str, score: str, values: Mapping[tuple[int, int], np.ndarray]) -> None:
-        summary: Summary = summarise(values, resamples, seed)
-        rows.append({"method": method, "score": score, **summary._asdict()})
-
     for method, runs in methods.items():
         for score in runs[0].table:
-            row(method, score, _values(runs, score))
+            rows.append({"method": method, "score": score, **summarise(_values(runs, score), resamples, seed)._asdict()})
+    return pd.DataFrame(rows)
+
+
+def between_methods(methods: Mapping[str, Sequence[Evaluated]], resamples: int, seed: int) -> list[Comparison]:
+    """Every two methods that were run on the same subjects, on every score both have, Holm-corrected over all of them."""
+    found = []
     names = list(methods)
     for number, first in enumerate(names):
         for second in names[number + 1 :]:
-            mine, theirs = methods[first], methods[second]
-            if {run.subject for run in mine} != {run.subject for run in theirs}:
+            if {run.subject for run in methods[first]} != {run.subject for run in methods[second]}:
                 continue
-            for score in mine[0].table:
-                left, right = _values(mine, score), _values(theirs, score)
-                if not right:
+            for score in methods[first][0].table:
+                if not all(score in run.table for name in (first, second) for run in methods[name]):
                     continue
-                difference = {}
-                for subject in {run.subject for run in mine}:
-                    a, b = (np.mean([v for (who, _), v in side.items() if who == subject], axis=0) for side in (left, right))
-                    if a.shape != b.shape:
-                        raise UserError(f"{first} and {second} scored {len(a)} and {len(b)} images of subject {subject}; compare the same.")
-                    difference[subject, 0] = a - b
-                row(f"{first} minus {second}", score, difference)
-    return pd.DataFrame(rows)
+                sides: list[dict[int, dict[int, dict[int, float]]]] = [{}, {}]
+                for side, name in zip(sides, (first, second)):
+                    for run in methods[name]:
+                        side.setdefault(run.subject, {})[run.seed] = run.table[score].to_dict()
+                differences = compare_methods(*sides)
+                p = permutation_p(differences, resamples, seed)
+                interval = mean_interval(differences, resamples, seed)
+                found.append(Comparison(score, first, second, *interval, p=p, p_holm=p, n=len(differences)))
+    corrected = holm([one.p for one in found])
+    return [one._replace(p_holm=float(p)) for one, p in zip(found, corrected)]
 
 
 def verdict(each: Comparison) -> str:
@@ -135,8 +158,8 @@ def verdict(each: Comparison) -> str:
     return "better" if (each.difference > 0) == column_of(each.score).higher_is_better else "worse"
 
 
-def _markdown(found: Sequence[Comparison], summary: pd.DataFrame) -> str:
-    lines = ["| score | run | against | difference | 95 % interval | p (Holm) | verdict | N |"]
+def _comparison_table(found: Sequence[Comparison]) -> list[str]:
+    lines = ["| score | first | second | first - second | 95 % interval | p (Holm) | first is | N |"]
     lines += ["| --- | --- | --- | ---: | :---: | ---: | --- | ---: |"]
     for one in found:
         interval = f"{one.low:+.4f} to {one.high:+.4f}"
@@ -144,6 +167,13 @@ def _markdown(found: Sequence[Comparison], summary: pd.DataFrame) -> str:
             f"| {column_of(one.score).title} | {one.first} | {one.second} | {one.difference:+.4f} | {interval} | {one.p_holm:.3g} "
             f"| {verdict(one)} | {one.n} |"
         )
+    return lines
+
+
+def _markdown(runs: Sequence[Comparison], methods: Sequence[Comparison], summary: pd.DataFrame) -> str:
+    lines = ["Runs of one subject, image by image:", "", *_comparison_table(runs)] if runs else []
+    if methods:
+        lines += ["", "Methods, seeds and subjects averaged:", "", *_comparison_table(methods)]
     lines += ["", "| method | score | mean | 95 % interval | sd of seeds | sd of subjects | subjects | seeds |"]
     lines += ["| --- | --- | ---: | :---: | ---: | ---: | ---: | ---: |"]
     for _, each in summary.iterrows():
@@ -154,8 +184,12 @@ def _markdown(found: Sequence[Comparison], summary: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _told(found: Sequence[Comparison], level: str) -> list[dict[str, Any]]:
+    return [{"level": level, **one._asdict(), "verdict": verdict(one)} for one in found]
+
+
 def compare_runs(config: Config) -> Path:
-    """Compare evaluated runs.
+    """Compare evaluated runs: each with each within a subject, and methods over their subjects and seeds.
 
     Returns
     -------
@@ -166,26 +200,30 @@ def compare_runs(config: Config) -> Path:
     UserError
         With fewer than two runs, one that was not evaluated, or runs of one subject that scored different images.
     """
-    folders = [Path(name).expanduser() for name in config.compare.runs]
-    if len(set(folders)) < 2:
-        raise UserError(f"A comparison needs at least 2 different runs, there is {len(set(folders))}: braingen compare runs/a runs/b ...")
+    folders = list(dict.fromkeys(Path(name).expanduser() for name in config.compare.runs))
+    if len(folders) < 2:
+        raise UserError(f"A comparison needs at least 2 different runs, there is {len(folders)}: braingen compare runs/a runs/b ...")
     runs = [read_run(folder) for folder in folders]
     resamples, seed = config.scores.bootstrap, config.run.seed
-    subjects = {run.subject for run in runs}
     found: list[Comparison] = []
-    for subject in sorted(subjects):  # test images are shared, brains are not: runs are paired within a subject
+    for subject in sorted({run.subject for run in runs}):  # test images are shared, brains are not: runs are paired within a subject
         same = [run for run in runs if run.subject == subject]
         found += pairwise(same, resamples, seed) if len(same) > 1 else []
-    summary = summaries(methods_of(runs), resamples, seed)
+    corrected = holm([one.p for one in found])  # over the subjects too
+    found = [one._replace(p_holm=float(p)) for one, p in zip(found, corrected)]
+    methods = methods_of(runs)
+    summary = summaries(methods, resamples, seed)
+    several = len(methods) < len(runs)
+    together = between_methods(methods, resamples, seed) if several else []
     folder = config.compare.output
     folder.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame([{**one._asdict(), "verdict": verdict(one)} for one in found])
-    write_json(folder / "comparisons.json", [{**one._asdict(), "verdict": verdict(one)} for one in found])
-    write_text(folder / "comparisons.csv", table.to_csv(index=False, float_format="%.6g"))
+    records = _told(found, "runs") + _told(together, "methods")
+    write_json(folder / "comparisons.json", records)
+    write_text(folder / "comparisons.csv", pd.DataFrame(records).to_csv(index=False, float_format="%.6g"))
     write_text(folder / "summary.csv", summary.to_csv(index=False, float_format="%.6g"))
-    write_text(folder / "comparison.md", _markdown(found, summary))
-    shown = Table("score", "run", "against", "difference", "95 %", "p (Holm)", "", title="first minus second")
-    for one in found:
+    write_text(folder / "comparison.md", _markdown(found, together, summary))
+    shown = Table("score", "first", "second", "difference", "95 %", "p (Holm)", "first is", title="first minus second")
+    for one in [*found, *together]:
         interval = f"{one.low:+.4f} to {one.high:+.4f}"
         shown.add_row(one.score, one.first, one.second, f"{one.difference:+.4f}", interval, f"{one.p_holm:.3g}", verdict(one))
     Console().print(shown)

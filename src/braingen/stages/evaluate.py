@@ -27,8 +27,9 @@ from braingen.runs import Run
 from braingen.scores.captions import caption_scores
 from braingen.scores.decoding import decoder_scores, scores_by_part
 from braingen.scores.feature_store import FeatureStore
+from braingen.scores.pictures import Loaded
 from braingen.scores.ridge import fit_ridge
-from braingen.scores.sheet import Sheet, score_images, with_baselines
+from braingen.scores.sheet import Sheet, compare_sheets, score_images, with_baselines
 from braingen.scores.study.of_run import read_study, scores_in
 from braingen.scores.table import as_json
 from braingen.scores.uncertainty import compare, mean_interval
@@ -40,7 +41,7 @@ from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Pngs, Seen
 from braingen.stages.reconstruct import EMBEDDINGS, INDEX, folder_of, load_reader
 from braingen.stages.refine import refined_folder, refined_is_there
-from braingen.stages.score_files import SCORES, print_scores, told_by, write_scores
+from braingen.stages.score_files import SCORES, Origin, print_scores, told_by, write_extremes, write_scores
 from braingen.stages.targets import Targets
 
 COMPARISONS, BY_PART = "comparisons.json", "scores_by_part.csv"
@@ -114,26 +115,42 @@ def _require(config: Config) -> dict[str, Path]:
     return {source: folder for source, folder in folders.items() if (folder / INDEX).exists()}
 
 
-def caption_sheet(config: Config, targets: Targets, folder: Path, ids: np.ndarray) -> tuple[Decoding, dict[str, str]]:
+class TextSpace:
+    """CLIP text embeddings of captions, each computed once: those that people wrote come again for every source of pictures."""
+
+    def __init__(self, targets: Targets) -> None:
+        self._encoder = targets.text_encoder
+        self._known: dict[str, np.ndarray] = {}
+
+    @property
+    def there(self) -> bool:
+        """Whether the backbone has a text encoder with a projection into CLIP's joint space (SDXL's second one)."""
+        return "bigG" in self._encoder.models
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """texts x D."""
+        unknown = list(dict.fromkeys(text for text in texts if text not in self._known))
+        for start in range(0, len(unknown), 64):
+            part = unknown[start : start + 64]
+            pooled_BD = self._encoder.prompt(part).pooled_BD
+            assert pooled_BD is not None
+            self._known.update(zip(part, pooled_BD.float().cpu().numpy()))
+        return np.stack([self._known[text] for text in texts])
+
+
+def caption_sheet(config: Config, targets: Targets, space: TextSpace, folder: Path, ids: np.ndarray) -> tuple[Decoding, dict[str, str]]:
     """Scores of the captions that stand beside a folder's pictures, against what people wrote; and what is missing for them."""
     said = json.loads((folder / INDEX).read_text())["captions"]
-
-    def embed(texts: Sequence[str]) -> np.ndarray:
-        parts = []
-        for start in range(0, len(texts), 100):
-            pooled_BD = targets.text_encoder.prompt(list(texts[start : start + 100])).pooled_BD
-            assert pooled_BD is not None  # SDXL's second text encoder gives one
-            parts.append(pooled_BD.float().cpu().numpy())
-        return np.concatenate(parts)
-
-    with torch.inference_mode():
-        scores, values, missing = caption_scores(
-            [said[str(int(image))] for image in ids],
-            [targets.captions[int(image)] for image in ids],
-            embed,
-            config.scores.bootstrap,
-            config.run.seed,
-        )
+    scores, values, missing = caption_scores(
+        [said[str(int(image))] for image in ids],
+        [targets.captions[int(image)] for image in ids],
+        space if space.there else None,
+        config.scores.bootstrap,
+        config.run.seed,
+    )
+    if not space.there:
+        missing["clip_text"] = "CLIP text similarity is missing: it needs SDXL's second text encoder; get it with:  --text_output bigG"
     if missing and config.scores.strict:
         raise UserError(next(iter(missing.values())))
     return Decoding(scores, pd.DataFrame(values, index=pd.Index(ids, name="image"))), missing
@@ -190,6 +207,7 @@ def evaluate(config: Config) -> Path:
     true_ND = targets.image(ids).flatten(1)
     raw_ridge, mean = ridge_embeddings(config, targets, ids)
     decodings["ridge"] = _decoding(config, raw_ridge, raw_ridge - mean, true_ND, true_ND - mean, ids)
+    space = TextSpace(targets)
     kept = Layout.of(config.data.root).cache() / "features"  # of the true pictures, for every source and later evaluation
     settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
     with Progress() as progress, FeatureStore(kept, progress=told_by(progress)) as store:
@@ -205,7 +223,7 @@ def evaluate(config: Config) -> Path:
             if source == REFINED:  # their embeddings and captions are those of the pictures they were made from
                 continue
             decodings[source] = _decoding(config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, true_ND - mean, ids)
-            captions[source], absent = caption_sheet(config, targets, folder, ids)
+            captions[source], absent = caption_sheet(config, targets, space, folder, ids)
             missing |= absent
 
     def of(source: str) -> dict[str, Score] | None:
@@ -218,8 +236,12 @@ def evaluate(config: Config) -> Path:
         Console().print("The pictures have been drawn anew since people judged them: the study is left out.")
     scores |= scores_in(judged)
     data = "simulated data" if targets.stimuli.simulated else "NSD"
-    per_image = [sheets["brain"].table, decodings["brain"].table, captions["brain"].table, *([words["brain"]] if words else [])]
-    path = write_scores(folder, f"{data}, subject {config.data.subjects[0]}", scores, per_image, sheets["brain"], missing)
+    beside = [decodings["brain"].table, captions["brain"].table, *([words["brain"]] if words else [])]
+    sessions = f"{config.data.num_sessions or 'all'} session{'' if config.data.num_sessions == 1 else 's'}"
+    subject = config.data.subjects[0]
+    origin = Origin(config.scores.method, f"{data}, subject {subject}; {sessions}", subject, config.run.seed)
+    path = write_scores(folder, origin, scores, sheets["brain"], beside, missing)
+    write_extremes(folder, sheets["brain"].table, Loaded(truth, ids), Loaded(Pngs(folders["brain"], ids), ids))
     write_json(folder / COMPARISONS, _comparisons(config, decodings, ids))
     if REFINED in sheets:
         write_json(folder / REFINEMENT, _before_and_after(config, sheets["brain"], sheets[REFINED]))
@@ -249,10 +271,8 @@ def _comparisons(config: Config, decodings: Mapping[str, Decoding], ids: np.ndar
 
 def _before_and_after(config: Config, before: Sheet, after: Sheet) -> dict[str, Any]:
     """Scores of the pictures before and after refinement, and their differences, image by image."""
-    sheets = {"after": after, "before": before}
-    ids = {name: sheet.table.index.to_numpy() for name, sheet in sheets.items()}
-    columns = {name: {score: sheet.table[score].to_numpy() for score in sheet.table} for name, sheet in sheets.items()}
-    compared = {each.score: each for each in compare(columns, ids, config.scores.bootstrap, config.run.seed)}
+    found_both = compare_sheets({"after": after, "before": before}, config.scores.bootstrap, config.run.seed)
+    compared = {each.score: each for each in found_both}
     first, second = as_json(before.scores), as_json(after.scores)
     found: dict[str, Any] = {}
     for name in second:

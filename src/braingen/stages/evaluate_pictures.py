@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.progress import Progress
@@ -18,7 +19,21 @@ from braingen.scores.pictures import Loaded, load_pictures
 from braingen.scores.sheet import score_images
 from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Seen
-from braingen.stages.score_files import print_scores, told_by, write_scores
+from braingen.stages.score_files import Origin, print_scores, told_by, write_extremes, write_scores
+
+ALL_IMAGES = "all_images.pt"
+"""MindEye2's file of what was seen; it lies one folder above ``<model>/<model>_all_recons.pt``, in the same order."""
+
+
+class Asked(NamedTuple):
+    """What is to be scored, beside what was seen."""
+
+    recons: Loaded
+    truth: Loaded
+    protocol: str
+    """Where what was seen comes from, and how the two were matched."""
+    stimuli: Stimuli | None
+    """The data folder's pictures, where these were seen."""
 
 
 def _test_images(config: Config) -> np.ndarray:
@@ -26,59 +41,88 @@ def _test_images(config: Config) -> np.ndarray:
     return group_repeats(test_trials(Layout.of(config.data.root), config.data.subjects[0])).image_N
 
 
-def _given(config: Config) -> Loaded:
-    path = Path(config.scores.all_recons_path).expanduser()
-    try:
-        return load_pictures(path)
-    except UserError:
-        if not path.is_file() or not Layout.of(config.data.root).images().exists():
-            raise
-    ids = _test_images(config)
-    found = load_pictures(path, ids)  # a file without ids, such as MindEye2's *_all_recons.pt
-    if len(found.pictures) != len(ids):
+def _opened(path: Path, otherwise: np.ndarray | None) -> Loaded:
+    """Pictures with the ids that their file states; those of ``otherwise`` where it states none."""
+    stated = _stated(path)
+    if stated is not None or otherwise is None:
+        return stated or load_pictures(path)
+    found = load_pictures(path, otherwise)
+    if len(found.pictures) != len(otherwise):
         raise UserError(
-            f"{path} holds {len(found.pictures)} pictures without image ids, and subject {config.data.subjects[0]} has {len(ids)} test "
-            f"images: put the ids of the pictures into {path.with_name(path.stem + '_ids.npy')}."
+            f"{path} holds {len(found.pictures)} pictures without image ids, where there are {len(otherwise)} images: put the ids of the"
+            f" pictures into {path.with_name(path.stem + '_ids.npy')}."
         )
     return found
 
 
-def _truth(config: Config, recons: Loaded) -> tuple[Loaded, Stimuli | None]:
-    """What was seen, and the data folder's pictures where it is from there."""
+def _stated(path: Path) -> Loaded | None:
+    """Pictures with the ids that their file states; None where it states none."""
+    try:
+        return load_pictures(path)
+    except UserError:
+        if not path.is_file():
+            raise
+        load_pictures(path, np.arange(0))  # whatever else is wrong with the file is told
+        return None
+
+
+def _truth_file(config: Config, recons: Path) -> Path | None:
+    """The file of what was seen: the one that is named, else MindEye2's near the pictures, else none."""
     if config.scores.true_images_path:
-        path = Path(config.scores.true_images_path).expanduser()
-        try:
-            return load_pictures(path), None
-        except UserError:
-            if not path.is_file():
-                raise
-        # an array without ids, such as MindEye2's all_images.pt, is in the order of the reconstructions
-        return load_pictures(path, recons.image_N), None
-    stimuli = Stimuli(Layout.of(config.data.root))
-    wanted = _test_images(config) if not config.scores.partial else np.unique(recons.image_N)
+        return Path(config.scores.true_images_path).expanduser()
+    near = [folder / ALL_IMAGES for folder in (recons.parent, recons.parent.parent)] if recons.is_file() else []
+    return next((path for path in near if path.is_file() and path != recons), None)
+
+
+def _asked(config: Config) -> Asked:
+    path = Path(config.scores.all_recons_path).expanduser()
+    layout, subject = Layout.of(config.data.root), config.data.subjects[0]
+    there = layout.images().exists() and layout.wds_test(subject).exists()
+    file = _truth_file(config, path)
+    if file is not None:
+        recons, truth = _stated(path), _stated(file)
+        how = "matched by image id"
+        if recons is None and truth is None:
+            # neither MindEye2's pictures nor its all_images.pt have ids: the test images by ascending id, or just the first, second, ...
+            count = len(load_pictures(path, np.arange(0)).pictures)
+            ids = _test_images(config) if there else np.arange(count)
+            recons = load_pictures(path, ids if len(ids) == count else np.arange(count))
+            how = f"no image ids: in the order of {file.name}"
+        recons = recons or _opened(path, truth.image_N if truth else None)
+        return Asked(recons, truth or _opened(file, recons.image_N), f"{file.name}; {how}", None)
+    if not layout.images().exists():
+        raise UserError(
+            f"What was seen is not known: {layout.images()} does not exist. Name the data folder (--root) or a file (--true_images_path)."
+        )
+    recons = _opened(path, _test_images(config) if there else None)
+    stimuli = Stimuli(layout)
+    wanted = np.unique(recons.image_N) if config.scores.partial or not there else _test_images(config)
     outside = wanted[(wanted < 0) | (wanted >= len(stimuli))]
     if len(outside):
         raise UserError(f"There is a reconstruction of image {outside[0]}, but {stimuli.path} has {len(stimuli)} images (ids from 0).")
-    return Loaded(Seen(stimuli, wanted), wanted), stimuli
+    data = "simulated data" if stimuli.simulated else "NSD"
+    return Asked(recons, Loaded(Seen(stimuli, wanted), wanted), f"{data}, subject {subject}; matched by image id", stimuli)
 
 
 def evaluate_pictures(config: Config) -> Path:
-    """Score the pictures of ``scores.all_recons_path``; they are matched with what was seen by image id.
+    """Score the pictures of ``scores.all_recons_path``.
 
     Returns
     -------
     path of scores.json in the run folder; decoder scores, random voxels and ceiling are absent, since only pictures are given
     """
-    recons = _given(config)
-    truth, stimuli = _truth(config, recons)
+    asked = _asked(config)
+    simulated = asked.stimuli is not None and asked.stimuli.simulated
     folder = config.run.folder
-    networks, named, missing = observers(config, stimuli is not None and stimuli.simulated, truth.image_N)
+    networks, named, missing = observers(config, simulated, asked.truth.image_N)
     settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
-    kept = Layout.of(config.data.root).cache() / "features" if stimuli is not None else None
-    with Progress() as progress, FeatureStore(kept, progress=told_by(progress)) as store:
-        partial = config.scores.partial
-        sheet = score_images(truth.pictures, truth.image_N, recons.pictures, recons.image_N, networks, partial, store=store, **settings)
-    data = "simulated data" if stimuli is not None and stimuli.simulated else "pictures given"
-    path = write_scores(folder, f"{data}, {config.scores.all_recons_path}", sheet.scores, [sheet.table], sheet, missing)
+    kept = Layout.of(config.data.root).cache() / "features" if asked.stimuli is not None else None
+    with Progress() if networks else nullcontext() as progress, FeatureStore(kept, progress=progress and told_by(progress)) as store:
+        (truth, true_ids), (recons, ids) = asked.truth, asked.recons
+        sheet = score_images(truth, true_ids, recons, ids, networks, config.scores.partial, store=store, **settings)
+    subject = config.data.subjects[0] if asked.stimuli is not None else None
+    origin = Origin(config.scores.method, asked.protocol, subject, config.run.seed)
+    path = write_scores(folder, origin, sheet.scores, sheet, [], missing)
+    write_extremes(folder, sheet.table, asked.truth, asked.recons)
     print_scores(sheet.scores, missing)
     return path

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 from rich import box
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -13,27 +16,43 @@ from rich.table import Column, Table
 
 from braingen.files import write_json, write_text
 from braingen.records import Score
+from braingen.report.pictures import write_sheet
 from braingen.scores.feature_store import Progress as Told
+from braingen.scores.pictures import Loaded
 from braingen.scores.sheet import Sheet
-from braingen.scores.table import CAUTION, PUBLISHED, as_json, comma_separated, latex, markdown, rows_of
+from braingen.scores.table import CAUTION, PUBLISHED, as_json, best_and_worst, comma_separated, latex, markdown, rows_of
 
 SCORES, PER_IMAGE, TABLE = "scores.json", "scores_per_image.csv", "scores.md"
-CSV, LATEX, COMPUTED_BY = "scores.csv", "scores.tex", "scores_provenance.json"
+PAIRED = "scores_paired.csv"
+"""Values of every image for comparing runs (`Sheet.paired`)."""
+CSV, LATEX, COMPUTED_BY, EXTREMES = "scores.csv", "scores.tex", "scores_provenance.json", "best_and_worst.png"
 RESIZING = "pictures to 256 pixels first, bilinear without antialiasing, as published figures were made"
+SHOWN = 12
+"""Best pictures on the sheet, and as many worst ones."""
+
+
+class Origin(NamedTuple):
+    """Where pictures come from, as tables and comparisons tell them apart."""
+
+    method: str
+    protocol: str
+    """Data, subject and sessions."""
+    subject: int | None
+    """None where it is not known."""
+    seed: int
 
 
 def write_scores(
-    folder: Path, protocol: str, scores: Mapping[str, Score], tables: Sequence[pd.DataFrame], sheet: Sheet, missing: Mapping[str, str]
+    folder: Path, origin: Origin, scores: Mapping[str, Score], sheet: Sheet, beside: Sequence[pd.DataFrame], missing: Mapping[str, str]
 ) -> Path:
     """Write everything; the published rows stand beside ours.
 
     Parameters
     ----------
     folder : the run folder
-    protocol : data and subject, as the tables say it
     scores : with their baselines
-    tables : values of every image, one row per image id each
-    sheet : of the pictures, for the networks and versions that made it
+    sheet : of the pictures, with the networks and versions that made it
+    beside : further values of every image, one row per image id each
     missing : what could not be computed -> the sentence that says how to get it
 
     Returns
@@ -41,14 +60,34 @@ def write_scores(
     path of scores.json
     """
     write_json(folder / SCORES, as_json(scores))
-    write_text(folder / PER_IMAGE, pd.concat(list(tables), axis=1).to_csv(float_format="%.6g"))
-    ours = rows_of("BrainGen", protocol, scores)
-    write_text(folder / TABLE, markdown([*ours, *PUBLISHED]) + f"\n{CAUTION} Computed with {RESIZING}.\n")
-    write_text(folder / CSV, comma_separated([*ours, *PUBLISHED]))
-    write_text(folder / LATEX, latex([*ours, *PUBLISHED]))
+    for name, table in ((PER_IMAGE, sheet.table), (PAIRED, sheet.paired)):
+        write_text(folder / name, pd.concat([table, *beside], axis=1).to_csv(float_format="%.6g"))
+    rows = [*rows_of(origin.method, origin.protocol, scores), *PUBLISHED]
+    notes = [f"{CAUTION} Computed with {RESIZING}.", *(f"Missing: {sentence}" for sentence in missing.values())]
+    write_text(folder / TABLE, markdown(rows) + "\n" + "\n\n".join(notes) + "\n")
+    write_text(folder / CSV, comma_separated(rows))
+    write_text(folder / LATEX, latex(rows))
     record = {"weights": sheet.weights, "versions": sheet.versions, "resizing": RESIZING, "missing": dict(missing)}
-    write_json(folder / COMPUTED_BY, record)
+    write_json(folder / COMPUTED_BY, origin._asdict() | record)
     return folder / SCORES
+
+
+def _picture(pictures: Any, row: int) -> Image.Image:
+    values = np.asarray(pictures[row])
+    if values.dtype != np.uint8:
+        values = np.round(values.astype(np.float32) * 255).astype(np.uint8)
+    return Image.fromarray(values.transpose(1, 2, 0))
+
+
+def write_extremes(folder: Path, table: pd.DataFrame, truth: Loaded, recons: Loaded) -> None:
+    """Draw the best and the worst pictures, by their mean rank over all scores of pictures, each under what was seen."""
+    best, worst = best_and_worst(table, SHOWN)
+    rows = [{int(image): row for row, image in enumerate(one.image_N)} for one in (truth, recons)]
+    pairs = [
+        (_picture(truth.pictures, rows[0][int(image)]), _picture(recons.pictures, rows[1][int(image)])) for image in (*best, *worst[::-1])
+    ]
+    ends = f"best: image {best[0]}; worst: image {worst[0]}"
+    write_sheet(folder / EXTREMES, pairs, f"The {len(best)} best pictures, then the {len(worst)} worst ({ends})", columns=len(best))
 
 
 def print_scores(scores: Mapping[str, Score], missing: Mapping[str, str]) -> None:
@@ -66,7 +105,7 @@ def print_scores(scores: Mapping[str, Score], missing: Mapping[str, str]) -> Non
     console = Console()
     console.print(table)
     for sentence in missing.values():
-        console.print(sentence)
+        console.print(sentence, markup=False, soft_wrap=True)
 
 
 def told_by(progress: Progress) -> Told:
