@@ -611,7 +611,7 @@ def _parse(path: str, text: str) -> Any:
     section, name = path.split(".")
     annotation = str(Config.model_fields[section].annotation.model_fields[name].annotation)  # type: ignore[union-attr]
     if annotation.startswith("tuple"):  # lists on the command line: 2,2,2
-        return [part for part in text.strip("[]() ").replace(" ", "").split(",") if part]
+        return [part.strip() for part in text.strip("[]() ").split(",") if part.strip()]  # folders may have blanks in their names
     return text  # numbers and switches are read by the field's own type, so a folder may be called 2024 and a precision no
 
 

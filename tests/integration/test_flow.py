@@ -12,6 +12,7 @@ import shutil
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 import pytest
 from safetensors.torch import load_file
@@ -125,6 +126,35 @@ def test_refined_pictures_of_other_reconstructions_are_not_scored(flow, tmp_path
     shutil.copyfile(names[1], names[0])
     assert main(["evaluate", *flow.words, "--folder", str(tmp_path)]) == 2
     assert "was refined from other pictures" in capsys.readouterr().err
+
+
+def test_the_files_that_an_evaluation_leaves(flow):
+    table = (flow.run / "scores.md").read_text()
+    assert "BrainGen, random voxels" in table and "MindEye2" in table
+    parts = pd.read_csv(flow.run / "scores_by_part.csv")
+    assert {"level 0", "level 0, expert 1", "level 3, expert 15"} <= set(parts["part"])
+    assert set(parts["score"]) == {"clip_cos", "retrieval_brain_to_image", "retrieval_image_to_brain"}
+    scores = json.loads((flow.run / "scores.json").read_text())
+    paired = pd.read_csv(flow.run / "scores_paired.csv")
+    for name in ("two_way_clip", "two_way_judge_late", "pixcorr", "clip_cos"):
+        assert paired[name].mean() == pytest.approx(scores[name]["value"], abs=1e-5)
+    assert scores["rouge_l"]["n"] == scores["clip_text"]["n"] == IMAGES
+    assert (flow.run / "best_and_worst.png").stat().st_size > 1000
+    assert list((flow.data / ".braingen" / "features").glob("judge_late-*.npy"))
+
+
+def test_the_same_pictures_given_as_a_folder_have_the_same_scores(flow, tmp_path):
+    folder = flow.run / "reconstructions" / "brain"
+    own = json.loads((flow.run / "scores.json").read_text())
+    words = ["--all_recons_path", str(folder), "--folder", str(tmp_path / "given"), "--method", "given"]
+    assert main(["evaluate", *flow.words, *words]) == 0
+    given = json.loads((tmp_path / "given" / "scores.json").read_text())
+    assert {"two_way_clip", "two_way_judge_early", "object_accuracy", "pixcorr", "ssim"} <= set(given) < set(own)
+    for name, score in given.items():
+        assert score["value"] == own[name]["value"] and score["low"] == own[name]["low"] and score["random"] is None
+    assert main(["compare", str(flow.run), str(tmp_path / "given"), "--output", str(tmp_path / "compared")]) == 0
+    told = json.loads((tmp_path / "compared" / "comparisons.json").read_text())
+    assert {each["verdict"] for each in told} == {"not different"} and "two_way_judge_late" in {each["score"] for each in told}
 
 
 def test_times_are_kept_apart_from_scores(flow):

@@ -68,7 +68,13 @@ def feature_distance(case: Any) -> dict[str, np.ndarray]:
 
 def retrieval(case: Any) -> dict[str, np.ndarray]:
     """Both directions over the recorded draws. The reference's "fwd" searches, for every image, the nearest brain embedding."""
-    both = identify.retrieval(case.inputs["brain_embeds"], case.inputs["image_embeds"], case.inputs["samples"])
+    brain, image = case.inputs["brain_embeds"], case.inputs["image_embeds"]
+    pools = case.inputs.get("samples")
+    if pools is None:  # the recorded generator draws them again
+        generator = np.random.RandomState(case.spec["seeds"]["draws_numpy_legacy"])
+        call = case.spec["call"]
+        pools = np.stack([generator.choice(len(image), call["ways"], replace=False) for _ in range(call["repeats"])])
+    both = identify.retrieval(brain, image, pools)
     out: dict[str, np.ndarray] = {}
     for name, way in (("fwd", both.image_to_brain), ("bwd", both.brain_to_image)):
         out |= {name: np.asarray(way.value), f"{name}_each": way.draws_R, f"{name}_sem": np.asarray(way.error)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+import shutil
 
 import h5py
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from unit.fake_report_inputs import write_fake_run
 
 from braingen.cli import main
+from braingen.data.nsd import SIMULATED_ATTRIBUTE
 from braingen.errors import UserError
 from braingen.scores.features import recipes
 from braingen.stages.compare import read_run
@@ -88,19 +90,19 @@ def test_mindeye2s_evals_are_read_as_they_are(seen, tmp_path):
 
 
 def test_pictures_beside_a_data_folder(seen, tmp_path):
-    """What was seen is the subject's test set, by image id; simulated pictures are also looked at by the judge."""
-    root, _, _ = seen
-    with h5py.File(root / "coco_images_224_float16.hdf5") as file:
-        images = file["images"][:].astype(np.float32)
-    chosen = np.arange(0, len(images), 2)
-    folder = pngs(tmp_path / "pngs", chosen, noisy(images[chosen], 0.1))
-    words = ["--all_recons_path", str(folder), "--folder", str(tmp_path / "run"), "--root", str(root), "--bootstrap", "50"]
-    assert main(["evaluate", *words, "--partial"]) == 0
+    """What was seen comes from there, by image id; photographs here, so that no judge is asked."""
+    root, ids, images = seen
+    shutil.copytree(root, tmp_path / "data")
+    with h5py.File(tmp_path / "data" / "coco_images_224_float16.hdf5", "r+") as file:
+        del file["images"].attrs[SIMULATED_ATTRIBUTE]
+    folder = pngs(tmp_path / "pngs", ids[::2], noisy(images[::2], 0.1))
+    words = ["--all_recons_path", str(folder), "--folder", str(tmp_path / "run"), "--root", str(tmp_path / "data"), "--bootstrap", "50"]
+    assert main(["evaluate", *words]) == 0
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
-    assert scores["two_way_judge_late"]["n"] == scores["pixcorr"]["n"] == len(chosen)
+    assert scores["pixcorr"]["n"] == len(ids[::2]) and 0.5 < scores["pixcorr"]["value"] < 1
     with Image.open(tmp_path / "run" / "best_and_worst.png") as sheet:
         assert sheet.width > 500
-    assert list((root / ".braingen" / "features").glob("judge_late-*.npy"))
+    assert "NSD, subject 1; matched by image id" in (tmp_path / "run" / "scores.md").read_text()
 
 
 def test_a_missing_network_is_named_with_its_line_and_strict_refuses(seen, tmp_path, monkeypatch, capsys):

@@ -81,6 +81,23 @@ def test_scores_do_not_depend_on_order_or_batch() -> None:
         np.testing.assert_allclose(score[:3], second.scores[name][:3], rtol=1e-5)
 
 
+def test_scores_do_not_depend_on_the_number_of_threads() -> None:
+    recons, before = noisy(0.3), torch.get_num_threads()
+    tables = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            tables.append(scores_of(recons).table)
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(*tables, rtol=1e-5)
+
+
+def test_two_way_scores_fall_with_noise() -> None:
+    values = [scores_of(noisy(level)).scores["two_way_pooled"].value for level in (0.0, 0.6, 2.0, 20.0)]
+    assert values[0] == 1 and values == sorted(values, reverse=True) and values[-1] < 0.9
+
+
 def test_noise_is_found_worse_and_a_seed_is_not() -> None:
     runs = {"a": scores_of(noisy(0.3, 1)), "b": scores_of(noisy(0.3, 2)), "worse": scores_of(noisy(0.5, 3))}
     found = {(c.first, c.second, c.score): c for c in sheet.compare_sheets(runs)}

@@ -128,9 +128,9 @@ def two_way_interval(beats_NN: np.ndarray, resamples: int = RESAMPLES, seed: int
 def two_way_by_image(beats_NN: np.ndarray) -> np.ndarray:
     """What every image adds to a two-way score in both its parts, N values whose mean is the score.
 
-    For comparing runs: the share of its own reconstruction alone takes the distractors for fixed, and the difference of two seeds then
-    looks surer than it is. Share as the one to name, plus share as a distractor, minus the score: the jackknife's first-order
-    pseudo-values of a statistic of pairs (Arvesen 1969), up to the factor (N - 1) / (N - 2).
+    For comparing runs: the share of its own reconstruction alone takes the distractors for fixed. Share as the one to name, plus share
+    as a distractor, minus the score: the jackknife's first-order pseudo-values of a statistic of pairs (Arvesen 1969), up to the factor
+    (N - 1) / (N - 2).
 
     Parameters
     ----------

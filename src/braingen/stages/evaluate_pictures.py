@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +116,7 @@ def evaluate_pictures(config: Config) -> Path:
     networks, named, missing = observers(config, simulated, asked.truth.image_N)
     settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
     kept = Layout.of(config.data.root).cache() / "features" if asked.stimuli is not None else None
-    with Progress() if networks else nullcontext() as progress, FeatureStore(kept, progress=progress and told_by(progress)) as store:
+    with Progress() as progress, FeatureStore(kept, progress=told_by(progress)) as store:
         (truth, true_ids), (recons, ids) = asked.truth, asked.recons
         sheet = score_images(truth, true_ids, recons, ids, networks, config.scores.partial, store=store, **settings)
     subject = config.data.subjects[0] if asked.stimuli is not None else None
