@@ -461,6 +461,8 @@ class ScoresConfig(Section):
     """What the pictures are called in tables and comparisons."""
     feature_weights: str = ""
     """Folder with the weights of comparison networks; empty looks in the usual caches."""
+    published_networks: bool = False
+    """Let the field's networks look at simulated pictures too; at photographs they always look."""
     strict: bool = False
     """A comparison network, or a word list, that is not on this machine is an error instead of a remark."""
     partial: bool = False

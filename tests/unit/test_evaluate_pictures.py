@@ -12,13 +12,16 @@ import pandas as pd
 from PIL import Image
 import pytest
 import torch
+import torchvision
 from unit.fake_report_inputs import write_fake_run
 
 from braingen.cli import main
+from braingen.config import Config, DataConfig, ScoresConfig
 from braingen.data.nsd import SIMULATED_ATTRIBUTE
 from braingen.errors import UserError
 from braingen.scores.features import recipes
 from braingen.stages.compare import read_run
+from braingen.stages.observers import observers
 
 IMAGES = 10
 
@@ -121,6 +124,27 @@ def test_a_missing_network_is_named_with_its_line_and_strict_refuses(seen, tmp_p
     assert main(["evaluate", *words, "--root", str(tmp_path / "no data")]) == 2
     assert "AlexNet(2) are missing" in capsys.readouterr().err
     assert not (tmp_path / "strict" / "scores.json").exists()
+
+
+def test_who_looks_at_simulated_pictures(seen, tmp_path, monkeypatch):
+    """The tiny CLIP and the judge; the field's networks too when asked for, from the folder that is named, but CLIP."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
+    monkeypatch.setenv("HOME", str(tmp_path / "nothing"))
+    monkeypatch.setattr("braingen.stages.observers.readouts", lambda judge, layout, ids: [])
+    root, ids, _ = seen
+    torch.save(torchvision.models.alexnet(weights=None).state_dict(), tmp_path / recipes()["alexnet2"].file)
+
+    def looking(**scores: object) -> tuple[list[str], dict[str, str]]:
+        config = Config(data=DataConfig(root=root), scores=ScoresConfig(feature_weights=str(tmp_path), **scores))
+        networks, _, missing = observers(config, True, ids)
+        return [network.name for network in networks], missing
+
+    assert looking() == (["clip", "judge_early", "judge_late"], {})
+    names, missing = looking(published_networks=True)
+    assert names == ["clip", "judge_early", "judge_late", "alexnet2", "alexnet5", "lpips"]
+    assert missing.keys() == {"inception", "effnet_b1", "swav", "dreamsim"}
+    with pytest.raises(UserError, match="Inception"):
+        looking(published_networks=True, strict=True)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
 from braingen.data.nsd import Layout
 from braingen.scores import features as published_networks
-from braingen.scores.features import Features
+from braingen.scores.features import FeatureNetwork, Features
 from braingen.scores.sheet import ReadOut
 from braingen.simulation.observers import ClipFeatures, judge_networks, load_judge, readouts
 from braingen.stages.machine import device_of
@@ -27,11 +27,17 @@ def observers(config: Config, simulated: bool, ids: np.ndarray) -> tuple[list[Fe
     MissingWeights
         With ``scores.strict``, for the first network whose weights are not on this machine.
     """
+    published, missing = _published(config, simulated)
     if not simulated:
-        networks, missing = published_networks.load_all(
-            folder=config.scores.feature_weights or None, device=str(device_of(config)), strict=config.scores.strict
-        )
-        return list(networks), [], missing
+        return list(published), [], missing
     judge, targets = load_judge(), Targets(config)
     clip = ClipFeatures(targets.image_encoder, fingerprint_of_files(targets.image_path))
-    return [clip, *judge_networks(judge)], readouts(judge, Layout.of(config.data.root), ids), {}
+    return [clip, *judge_networks(judge), *published], readouts(judge, Layout.of(config.data.root), ids), missing
+
+
+def _published(config: Config, simulated: bool) -> tuple[list[FeatureNetwork], dict[str, str]]:
+    """The field's networks that are here; for simulated pictures when asked for, and without CLIP, whose place the tiny one has."""
+    if simulated and not config.scores.published_networks:
+        return [], {}
+    names = [name for name in published_networks.recipes() if not (simulated and name == "clip")]
+    return published_networks.load_all(names, config.scores.feature_weights or None, str(device_of(config)), config.scores.strict)
