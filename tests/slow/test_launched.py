@@ -1,6 +1,6 @@
-"""Through ``accelerate launch`` itself: several processes draw what one draws. Minutes on a busy machine, so not part of the ordinary run:
+"""Through ``accelerate launch`` itself: several processes make what one makes. Minutes on a busy machine, so not part of the ordinary run:
 
-    python -m pytest tests/slow/test_launched.py
+python -m pytest tests/slow/test_launched.py
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import subprocess
 import sys
 
 from integration.test_drawing import SMALL, differ, pictures
+import numpy as np
 import pytest
 import torch
 from unit.fake_backbone import write_fake_backbone
+from unit.fake_nsd import write_fake_nsd
 
 from braingen.cli import main
 
@@ -51,3 +53,19 @@ def test_launched_processes_draw_and_refine_what_one_does(words):
     launched(["refine", *words, *more], 2)
     for name, expected in alone.items():
         assert differ(expected, pictures(reconstructions / name)) == 0
+
+
+def test_launched_processes_fill_the_tables_one_does(tmp_path):
+    backbone = write_fake_backbone(tmp_path / "backbone", with_clip=True)
+    tables = {}
+    for processes in (1, 2):
+        layout, _ = write_fake_nsd(tmp_path / f"NSD{processes}", subjects=[1], images=40)
+        words = ["cache", f"backbone.path={backbone}", f"data.root={layout.root}", "run.device=cpu", "finetune.resolution=16"]
+        launched([*words, "cache.batch_size=8"], processes)
+        tables[processes] = {path.name: np.load(path) for path in sorted(layout.cache().rglob("*.npy"))}
+        before = {path: path.stat().st_mtime_ns for path in layout.cache().rglob("*.npy")}
+        assert main(words) == 0
+        assert {path: path.stat().st_mtime_ns for path in layout.cache().rglob("*.npy")} == before  # nothing was missing
+    assert len(tables[1]) == 6 and tables[1].keys() == tables[2].keys()
+    for name, table in tables[1].items():
+        np.testing.assert_allclose(tables[2][name], table, rtol=1e-4, atol=1e-4 if table.dtype == np.float32 else 4e-3)

@@ -15,10 +15,10 @@ from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
 from braingen.data.nsd import Layout
 from braingen.data.own_scans import entities_of
-from braingen.data.prepare import load_statistics, percent_signal
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import test_trials, train_trials
 from braingen.data.volumes import load_places, read_regions
+from braingen.data.zscore import load_statistics, percent_signal
 
 
 def run(scans: Path, root: Path, *more: str) -> Layout:

@@ -18,14 +18,15 @@ from braingen.data import nsd, prepare
 from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
 from braingen.data.nsd import Layout
-from braingen.data.prepare import load_statistics, percent_signal, zscore_session
 from braingen.data.raw_nsd import RawNSD
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import behav, test_trials, train_trials
 from braingen.data.volumes import load_label_vector, load_places, read_regions
+from braingen.data.zscore import load_statistics, percent_signal, zscore_session
 from braingen.errors import UserError
 from braingen.simulation.dataset import write_dataset
 from braingen.simulation.raw_release import write_raw_release
+from braingen.stages import doctor
 
 SUBJECTS, SESSIONS, TRIALS = (1, 2), 4, 20
 FORMS = {1: "hdf5", 2: "nii.gz"}
@@ -238,6 +239,18 @@ def test_checksums_are_those_of_the_files(made):
     )
     for name, digest in found.items():
         assert prepare.sha256_of(made.layout.root / name) == digest
+
+
+def test_the_doctor_compares_checksums(made, tmp_path):
+    layout = Layout.of(shutil.copytree(made.layout.root, tmp_path / "copy"))
+    (sound,) = doctor._checksums(layout, prepare.manifest_path(layout))
+    assert sound.level == "ok"
+    with open(layout.wds_train(2, 1), "r+b") as file:
+        file.seek(700)
+        file.write(b"!")
+    layout.captions().unlink()
+    (wrong,) = doctor._checksums(layout, prepare.manifest_path(layout))
+    assert wrong.level == "error" and "wds/subj02/train/1.tar, coco_captions.json differ" in wrong.sentence
 
 
 def test_what_the_disk_lost_is_noticed_before_the_file_gets_its_name(made, tmp_path, monkeypatch):

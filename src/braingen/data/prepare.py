@@ -1,8 +1,8 @@
 """From scans to the working layout: masked, z-scored by session, cut into training and test trials.
 
 Responses are z-scored per voxel and session with the mean and standard deviation of that session's *training* trials; test trials are
-normalised with the same two numbers, which are kept, so that percent signal change comes back exactly (`percent_signal`). Nothing large is
-held in memory: a session at a time goes into a reserved file. Killed at any moment, the same call continues after the last finished piece.
+normalised with the same two numbers, which are kept (`zscore.py`). Nothing large is held in memory: a session at a time goes into a
+reserved file. Killed at any moment, the same call continues after the last finished piece.
 
 T trials, V voxels, S sessions.
 """
@@ -14,7 +14,7 @@ import hashlib
 import json
 from pathlib import Path
 import shutil
-from typing import Any, NamedTuple
+from typing import Any
 
 import h5py
 import numpy as np
@@ -26,6 +26,7 @@ from braingen.data.nsd import Layout
 from braingen.data.scans import Scans
 from braingen.data.tars import write_tar
 from braingen.data.volumes import NSDGENERAL, VoxelPlaces, load_nifti, read_regions, save_places, write_regions
+from braingen.data.zscore import statistics_path, zscore_session
 from braingen.errors import UserError
 from braingen.files import disk_errors_as_sentences, identity, refuse_small_disk, replaced_file, replaced_path, sha256_of, write_json
 from braingen.locks import only_writer
@@ -38,62 +39,6 @@ HELD_BACK = 3
 _PICTURES_AT_ONCE = 100
 _BYTES_PER_SAMPLE = 9216  # of a tar
 _SESSION, _IMAGE, _SHARED = (nsd.BEHAV_COLUMNS.index(name) for name in ("session", "image", "is_shared1000"))
-
-
-class Statistics(NamedTuple):
-    """What responses were z-scored with, in the unit of the scans (NSD: percent signal change)."""
-
-    mean_SV: np.ndarray
-    """float64, over the training trials of a session."""
-    sd_SV: np.ndarray
-    """float64; 1 where a voxel did not change."""
-    session_T: np.ndarray
-    """Session of every row of the betas, from 0."""
-
-
-def statistics_path(layout: Layout, subject: int) -> Path:
-    """Where the statistics of a subject lie."""
-    return layout.volumes(subject) / "zscore.npz"
-
-
-def load_statistics(layout: Layout, subject: int) -> Statistics:
-    """What a prepared subject was z-scored with.
-
-    Raises
-    ------
-    UserError
-        When the subject was not written by `braingen prepare`.
-    """
-    path = statistics_path(layout, subject)
-    if not path.exists():
-        raise UserError(f"{path} is missing: only `braingen prepare` keeps what betas were z-scored with.")
-    with np.load(path, allow_pickle=False) as stored:
-        return Statistics(**{name: stored[name] for name in Statistics._fields})
-
-
-def percent_signal(z_BV: np.ndarray, rows: np.ndarray, statistics: Statistics) -> np.ndarray:
-    """Undo the z-scoring of some rows of the betas: B x V, float64, in the unit of the scans."""
-    session_B = statistics.session_T[rows]
-    return z_BV.astype(np.float64) * statistics.sd_SV[session_B] + statistics.mean_SV[session_B]
-
-
-def zscore_session(response_TV: np.ndarray, test_T: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z-score a session with the statistics of its training trials.
-
-    Parameters
-    ----------
-    response_TV : float64
-    test_T : which trials are for testing
-
-    Returns
-    -------
-    T x V float32; mean and standard deviation V, float64 (1 where a voxel did not change)
-    """
-    training_TV = response_TV[~test_T]
-    mean_V, sd_V = training_TV.mean(axis=0), training_TV.std(axis=0)
-    constant_V = training_TV.min(axis=0) == training_TV.max(axis=0)  # rounding errors must not become responses
-    mean_V[constant_V], sd_V[constant_V] = training_TV[0, constant_V], 1
-    return ((response_TV - mean_V) / sd_V).astype(np.float32), mean_V, sd_V
 
 
 # --- the folder ----------------------------------------------------------------------------------------------------------------------
