@@ -215,7 +215,7 @@ def test_what_cannot_be_trained_is_refused(subject, tmp_path, more, sentence):
 
 
 def test_an_ablation_is_one_table_and_one_page(subject, tmp_path, monkeypatch):
-    few = ("untouched", "no_router", "time_hard", "both", "image", "ceiling")
+    few = ("untouched", "no_router", "time_hard", "both")
     monkeypatch.setattr(ablation, "VARIANTS", {key: ablation.VARIANTS[key] for key in few})
     words = [*subject.words, *TUNE, *DRAW, "finetune.max_train_steps=1", "scores.bootstrap=20", "--folder", str(tmp_path)]
     assert main(["ablate", *words]) == 0
