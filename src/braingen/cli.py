@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from braingen.config import ALIASES, Config, Section, load_config, resolve
 from braingen.errors import UserError
+from braingen.stopping import REQUEUE, Stopped, stoppable
 
 
 class Command(NamedTuple):
@@ -45,9 +46,13 @@ COMMANDS: dict[str, Command] = {
     "cache": Command("compute CLIP targets and VAE latents once, in any number of processes", "braingen.stages.cache", "cache",
                      ("cache", "data", "backbone", "finetune"), own="cache"),
     "train": Command("stage 1: learn to read CLIP embeddings out of voxels", "braingen.stages.train", "train",
-                     ("run", "data", "backbone", "encoder", "prior", "loss_image", "loss_text", "optim"), ("image", "text")),
+                     ("run", "data", "backbone", "encoder", "prior", "loss_image", "loss_text", "optim"), ("image", "text"), "optim"),
+    "adapt-curve": Command("how well a new person is read from few sessions, after training on others or not",
+                           "braingen.stages.adapt_curve", "adapt_curve", ("run", "data", "curve", "optim"), own="optim"),
+    "bottleneck": Command("scores against the width of a bottleneck between brain and experts", "braingen.stages.bottleneck", "bottleneck",
+                          ("run", "data", "bottleneck", "optim"), own="optim"),
     "finetune": Command("stage 2: teach the diffusion model to listen (image=RUN text=RUN)", "braingen.stages.finetune", "finetune",
-                        ("run", "data", "backbone", "router", "lora", "finetune")),
+                        ("run", "data", "backbone", "router", "lora", "finetune"), own="finetune"),
     "reconstruct": Command("stage 3: draw the test images from brain activity", "braingen.stages.reconstruct", "reconstruct",
                            ("run", "data", "backbone", "sampler")),
     "decode": Command("embeddings and pictures of a file of voxels", "braingen.stages.decode", "decode",
@@ -70,7 +75,12 @@ COMMANDS: dict[str, Command] = {
                       "models", ("data", "backbone", "encoder", "prior", "router")),
     "settings": Command("list every setting with its default and meaning", "braingen.cli", "print_settings", ()),
 }  # fmt: skip
-SHORTHANDS = {"json": ("doctor.output", "json"), "random_fmri": ("sampler.source", "random"), "ceiling": ("sampler.source", "ceiling")}
+SHORTHANDS = {
+    "json": ("doctor.output", "json"),
+    "random_fmri": ("sampler.source", "random"),
+    "ceiling": ("sampler.source", "ceiling"),
+    "train_router_only": ("optim.trained", "routers"),
+}
 """Flags that set a setting to one value."""
 
 
@@ -83,11 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    exit code : 0, or 2 when something a person can put right stopped it
+    exit code : 0; 2 when something a person can put right stopped it; 75 when it was told to stop (SIGTERM) and can go on; 130 after Ctrl-C
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(words)
+        with stoppable():
+            return _run(words)
+    except Stopped:
+        print("\nbraingen: told to stop; what was done is saved, the same command continues where it was.", file=sys.stderr)
+        return REQUEUE
     except UserError as error:
         print(f"braingen: {error}", file=sys.stderr)
         return 2

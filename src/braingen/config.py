@@ -51,6 +51,8 @@ class RunConfig(Section):
     """Number format while training; auto is fp16 on a GPU (published implementation) and float32 on a CPU."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Where learning curves are sent, besides metrics.jsonl."""
+    save_minutes: Factor = 10.0
+    """Minutes between saves within an epoch of training; after an epoch a save may come sooner."""
 
 
 class DataConfig(Section):
@@ -260,6 +262,12 @@ class OptimConfig(Section):
     """Gradients are clipped to this norm (published encoder stage: none)."""
     validate_every: Positive = 1
     """Epochs between looks at the held-out training images."""
+    gradient_accumulation_steps: Positive = 1
+    """Steps per update of the weights, whose gradients are averaged; contrastive losses see one step (published: 1)."""
+    start_from: Folder | None = None
+    """Finished run whose experts and prior are taken over, RUN or RUN/image; its architecture and losses are the defaults then."""
+    trained: Literal["all", "routers", "subject"] = "all"
+    """What is trained: all, the subject layers and the routers (published: --train_router_only), or the subject layers alone."""
 
 
 class RouterConfig(Section):
@@ -444,6 +452,34 @@ class PublishedConfig(Section):
     """Import what fits although weights are missing, unexpected or of another shape; those missing stay random."""
 
 
+class CurveConfig(Section):
+    """How well a new person is read against sessions of data, with and without training on others before (MoRE-Brain's figure 9)."""
+
+    pretrain_on: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 3)
+    """Subjects trained on before, with all their sessions; data.subjects is the new person."""
+    pretrain_epochs: NotNegative = 0
+    """Passes over their trials; 0 for optim.num_epochs."""
+    sessions: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 10, 20, 40)
+    """Sessions of the new person (paper: 1, 4, 10, 20, 40); more than there are means all."""
+    ways: Annotated[tuple[Literal["routers", "subject", "all", "scratch"], ...], Field(min_length=1)] = ("routers", "all", "scratch")
+    """Trained for the new person: subject layer and routers, the subject layer, everything, or everything from scratch without others."""
+    modality: Literal["image", "text"] = "image"
+    """Which encoder."""
+    seeds: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0, 1, 2)
+    """Everything is done once per seed, training on others included."""
+
+
+class BottleneckConfig(Section):
+    """Scores against the width of a bottleneck after the subject layer (BrainBits; MoRE-Brain's figure 4)."""
+
+    b_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] = (16, 32, 64, 128, 256, 512)
+    """Widths; for the default experts at least 16."""
+    seeds: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0,)
+    """Every width is trained once per seed; pictures are drawn for the first one."""
+    pictures: bool = False
+    """Draw and score pictures too, of the image and the text encoder together; else embeddings of the image encoder alone."""
+
+
 class ScoresConfig(Section):
     """Evaluation."""
 
@@ -542,6 +578,8 @@ class Config(Section):
     decode: DecodeConfig = DecodeConfig()
     scores: ScoresConfig = ScoresConfig()
     compare: CompareConfig = CompareConfig()
+    curve: CurveConfig = CurveConfig()
+    bottleneck: BottleneckConfig = BottleneckConfig()
     study: StudyConfig = StudyConfig()
     published: PublishedConfig = PublishedConfig()
 
@@ -566,6 +604,7 @@ ALIASES = {
     "use_image": "sampler.use_image",
     "negative_prompt": "sampler.negative_prompt",
     "blurry_recon": "encoder.low_level",
+    "multisubject_ckpt": "optim.start_from",
     "capacity_factor": "encoder.capacity_factor_0",
 }
 """Flags people know from MindEye2 and MoRE-Brain whose field has another name or whose name stands in several sections."""
@@ -640,11 +679,24 @@ def load_config(file: Path | None = None, overrides: dict[str, str] | None = Non
         path = resolve(name)
         section, field = path.split(".")
         tree.setdefault(section, {})[field] = _parse(path, text)
-    defaults = Config().model_dump()  # section by section, since loss_text and loss_image share a class and not its defaults
+    # section by section, since loss_text and loss_image share a class and not its defaults
+    defaults: dict[str, dict[str, Any]] = Config().model_dump()
+    start = tree.get("optim", {}).get("start_from")
+    for taken, fields in (_architecture_of(Path(str(start)).expanduser()) if start else {}).items():
+        defaults[taken] = {**defaults[taken], **fields}
     try:
         return Config.model_validate({**defaults, **{name: {**defaults.get(name, {}), **section} for name, section in tree.items()}})
     except ValidationError as error:
         raise UserError(_explain(error, file, {resolve(name) for name in overrides or {}})) from error
+
+
+def _architecture_of(run: Path) -> dict[str, dict[str, Any]]:
+    """What a run that starts from another one takes over from it: backbone, encoder, prior and losses, from its config.yaml."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in (run / "config.yaml", run / "image" / "config.yaml", run / "text" / "config.yaml"):
+        tree = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        found |= {name: tree[name] for name in ("backbone", "encoder", "prior", "loss_image", "loss_text") if name in tree}
+    return found
 
 
 def _read_tree(file: Path) -> dict[str, dict[str, Any]]:

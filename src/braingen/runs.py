@@ -255,6 +255,25 @@ class Run:
             write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
+class Follower(Run):
+    """A run folder in a process that helps with the work while another one holds the lock: it reads, and writes nothing."""
+
+    def mark_finished(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Left to the process that holds the lock; so are the others."""
+
+    def save_state(self, state: Any, name: str = "state") -> None:
+        """See `mark_finished`."""
+
+    def remove_state(self, name: str = "state") -> None:
+        """See `mark_finished`."""
+
+    def log(self, step: int, **values: Any) -> None:
+        """See `mark_finished`."""
+
+    def rewind_metrics(self, step: int) -> None:
+        """See `mark_finished`."""
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

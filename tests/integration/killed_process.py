@@ -1,4 +1,4 @@
-"""A process that runs a `braingen` command and kills itself with SIGKILL at a chosen moment of its work.
+"""A process that runs a `braingen` command and kills itself with SIGKILL (or another signal) at a chosen moment of its work.
 
 Moments are counted where a kill could do harm: before and after every rename that puts a result in its place, at every optimisation step
 and at every call of the U-Net. So a test needs no luck to hit the middle of something, and hits the same middle every time.
@@ -18,10 +18,10 @@ NO_RESULTS = {"provenance.json", "timings.json", "config.yaml"}
 STAGES = ("train", "finetune", "reconstruct", "refine", "evaluate", "report", "demo")
 
 
-def _work(words: list[str], kill_at: int, save_seconds: float) -> None:
+def _work(words: list[str], kill_at: int, save_seconds: float, by: signal.Signals) -> None:
     from braingen.cli import main
     from braingen.diffusion import sample
-    from braingen.stages import finetune, train
+    from braingen.stages import checkpoints, finetune, train
 
     passed = 0
 
@@ -29,7 +29,7 @@ def _work(words: list[str], kill_at: int, save_seconds: float) -> None:
         nonlocal passed
         passed += 1
         if passed == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), by)
 
     def counted(module: Any, name: str, after: bool = False) -> None:
         original = getattr(module, name)
@@ -50,10 +50,11 @@ def _work(words: list[str], kill_at: int, save_seconds: float) -> None:
     counted(finetune, "step")
     counted(sample, "predict")
     train.SAVE_SECONDS = finetune.SAVE_SECONDS = save_seconds
+    checkpoints.LEAST_PAUSE = 0
     raise SystemExit(main(words))
 
 
-def run(words: list[str], kill_at: int = 0, save_seconds: float = 0.0) -> int:
+def run(words: list[str], kill_at: int = 0, save_seconds: float = 0.0, by: signal.Signals = signal.SIGKILL) -> int:
     """Run a command in a process of its own.
 
     Parameters
@@ -61,6 +62,7 @@ def run(words: list[str], kill_at: int = 0, save_seconds: float = 0.0) -> int:
     words : of the command line, after `braingen`
     kill_at : number of the moment at which it dies, counted from 1; 0 for never
     save_seconds : how often training saves what it takes to continue; 0 after every epoch
+    by : the signal
 
     Returns
     -------
@@ -69,7 +71,7 @@ def run(words: list[str], kill_at: int = 0, save_seconds: float = 0.0) -> int:
     # forked from a server that has the libraries loaded but has computed nothing, so that a start takes no seconds
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"braingen.stages.{name}" for name in STAGES])
-    process = context.Process(target=_work, args=(words, kill_at, save_seconds))
+    process = context.Process(target=_work, args=(words, kill_at, save_seconds, by))
     process.start()
     process.join()
     assert process.exitcode is not None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 from pathlib import Path
 import shutil
-import socket
 
+from integration.processes import shared
 import numpy as np
 from PIL import Image
 import pytest
@@ -71,29 +69,6 @@ def differ(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> int:
     return max(np.abs(first[name] - second[name]).max() for name in first)
 
 
-def shared(words: list[str], processes: int) -> None:
-    """Run a command in several processes that are told of each other as ``accelerate launch`` does it (tests/slow launches them so)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["braingen.stages.reconstruct", "braingen.stages.refine"])
-    started = [context.Process(target=_one_of, args=(rank, processes, port, torch.get_num_threads(), words)) for rank in range(processes)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join()
-    assert [process.exitcode for process in started] == [0] * processes
-
-
-def _one_of(rank: int, world: int, port: int, threads: int, words: list[str]) -> None:
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in names.items()}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
-    torch.set_num_threads(threads)
-    raise SystemExit(main(words))
-
-
 # --- several processes ----------------------------------------------------------------------------------------------
 
 
@@ -102,7 +77,7 @@ def test_two_processes_draw_what_one_draws_and_go_on_where_they_were_stopped(wor
     folder = Path(words[1]) / "reconstructions" / "brain"
     index, embeddings = json.loads((folder / "index.json").read_text()), load_file(folder / "embeddings.safetensors")
     shutil.rmtree(folder)
-    shared(["reconstruct", *words], 2)
+    shared(main, 2, ["reconstruct", *words])
     together = pictures(folder)
     assert differ(alone, together) == 0
     assert json.loads((folder / "index.json").read_text()) == index
@@ -114,7 +89,7 @@ def test_two_processes_draw_what_one_draws_and_go_on_where_they_were_stopped(wor
     kept = {name: (folder / name).stat().st_mtime_ns for name in together if name not in (first, last)}
     for name in (first, last):
         (folder / name).unlink()
-    shared(["reconstruct", *words], 2)
+    shared(main, 2, ["reconstruct", *words])
     assert differ(alone, pictures(folder)) == 0 and (folder / "finished").is_file()
     untouched = [name for name, before in kept.items() if (folder / name).stat().st_mtime_ns == before]
     assert untouched == sorted(together)[2:4]  # the batch in between, which had all its pictures
@@ -197,7 +172,7 @@ def test_refining_makes_another_folder_of_the_same_form(words, tmp_path):
     (folder / "finished").unlink()
     for name in list(after)[:3]:
         (folder / name).unlink()
-    shared(["refine", *words, *more], 2)
+    shared(main, 2, ["refine", *words, *more])
     assert differ(after, pictures(folder)) == 0 and (folder / "finished").is_file()
     # the refiner's own classes, and a folder and a start of one's own
     refiner = write_fake_refiner(tmp_path / "refiner")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 import random
@@ -13,7 +14,11 @@ import numpy as np
 import pytest
 from unit.fake_backbone import write_fake_backbone
 
+from braingen import state
 from braingen.cli import main
+from braingen.stages import checkpoints
+from braingen.state import load_tree
+from braingen.stopping import REQUEUE
 
 EPOCHS = 5
 SMALL_DATA = ["simulation.num_sessions=2", "simulation.trials_per_session=60", "simulation.num_voxels=200", "simulation.num_test_images=6"]
@@ -99,3 +104,53 @@ def test_training_killed_after_an_epoch_was_logged_learns_and_logs_the_same(word
     assert_same_results(tmp_path / "now" / "run", calm / "run")
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == list(range(1, EPOCHS + 1))
+
+
+WITHIN = "run.save_minutes=1e-9"
+"""Save after every update of the weights."""
+
+
+@pytest.mark.parametrize(
+    ("by", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, REQUEUE), (signal.SIGUSR1, REQUEUE)], ids=lambda x: str(int(x))
+)
+def test_training_stopped_within_an_epoch_goes_on_there_with_the_same_bits(words, tmp_path, by, code):
+    """SIGTERM and Slurm's warning save before they end, so a single save within an epoch is enough there."""
+    words = [*words, "optim.gradient_accumulation_steps=2", "encoder.dropout=0.3"]
+    assert run(["train", "image", *words]) == 0
+    calm = start_anew(tmp_path)
+    folder = tmp_path / "now" / "run" / "image"
+    often = [WITHIN] if by == signal.SIGKILL else []
+    steps = []
+    for moment in (15, 12, 11):
+        assert run(["train", "image", *words, *often], kill_at=moment, save_seconds=1e9, by=by) == code
+        reached = load_tree(folder / "state.safetensors")
+        assert (reached["epoch"] or reached["step"]) and bool(reached["step"]) == bool(reached["sums"])
+        steps.append(reached["step"])
+    assert any(steps)
+    assert run(["train", "image", *words]) == 0
+    assert_same_results(tmp_path / "now" / "run", calm / "run")
+
+
+@pytest.mark.parametrize(("number", "sentence"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "the file system is read-only")])
+def test_disk_trouble_while_training_costs_the_time_since_the_last_save(words, tmp_path, monkeypatch, capsys, number, sentence):
+    assert main(["train", "text", *words]) == 0
+    calm = start_anew(tmp_path)
+    written = []
+
+    def fails(tensors, path, metadata=None):
+        written.append(path)
+        if len(written) == 4:
+            raise state.SafetensorError(f"Error while serializing: I/O error (os error {number})")
+        return save_file(tensors, path, metadata=metadata)
+
+    save_file = state.save_file
+    monkeypatch.setattr(state, "save_file", fails)
+    monkeypatch.setattr(checkpoints, "LEAST_PAUSE", 0)
+    assert main(["train", "text", *words, WITHIN]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and str(tmp_path / "now" / "run" / "text") in said and said.count("\n") == 1
+    folder = tmp_path / "now" / "run" / "text"
+    assert load_tree(folder / "state.safetensors")["step"] == 3  # the one before is whole
+    monkeypatch.setattr(state, "save_file", save_file)
+    assert main(["train", "text", *words]) == 0
+    assert_same_results(tmp_path / "now" / "run", calm / "run")

@@ -10,7 +10,7 @@ import torch
 from braingen.brain.parameters import weight_decay_groups
 from braingen.config import load_config
 from braingen.data import nsd
-from braingen.stages.train import build_reader
+from braingen.stages.reader_setup import build_reader
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 NSD_TARGET = (1, 1280)

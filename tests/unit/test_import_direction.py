@@ -9,7 +9,7 @@ import sys
 
 SOURCE = Path(__file__).parents[2] / "src" / "braingen"
 TIERS = (
-    {"_torchvision_guard", "errors", "files", "locks", "state"},
+    {"_torchvision_guard", "errors", "files", "locks", "state", "stopping"},
     {"config", "records", "runs"},
     {"data", "clip", "brain", "scores"},
     {"routing"},
@@ -21,7 +21,7 @@ TIERS = (
 )
 TIER_OF = {part: height for height, tier in enumerate(TIERS) for part in tier}
 # config, records and runs describe what the others use; records name each other's types only
-NEIGHBOURS_ALLOWED = {"config", "records", "runs", "errors", "files", "locks", "state", "_torchvision_guard"}
+NEIGHBOURS_ALLOWED = {"config", "records", "runs", "errors", "files", "locks", "state", "stopping", "_torchvision_guard"}
 HEAVY = {
     "peft": {"diffusion"},
     "transformers": {"clip", "scores", "diffusion", "simulation"},

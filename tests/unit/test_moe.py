@@ -251,7 +251,7 @@ def test_compiled_training_step_moves_units_as_the_plain_one_does() -> None:
 
 def test_what_a_new_subject_trains() -> None:
     model = build("multi")
-    names = adapting_parameters(model, 3).keys()
+    names = adapting_parameters(model, [3]).keys()
     assert names == {"subject_layer.linears.3.weight", "subject_layer.linears.3.bias"} | {f"levels.{i}.router.affinity" for i in range(4)}
     assert len(subject_parameters(model)) == 4
 

@@ -146,7 +146,7 @@ class AffinityRouter(nn.Module):
 
     def forward(self, x_PBU: Tensor, noise_PBUF: Tensor | None = None) -> RoutedUnits:
         """Hand every expert its units; the choice is free of noise, and any given is left unused."""
-        if self.training:
+        if self.training and self.affinity.requires_grad:  # a frozen router keeps its choice
             self.refresh()
         chosen_PFK = self.chosen_PFK.clone()  # a later step may refresh before this one's backward pass
         parents, batch, units = x_PBU.shape

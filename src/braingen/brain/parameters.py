@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -106,9 +106,37 @@ def subject_parameters(model: nn.Module, subjects: Iterable[int] | None = None) 
     return {name: parameter for name, parameter in found.items() if any(mark in f".{name}" for mark in marks)}
 
 
-def adapting_parameters(model: nn.Module, subject: int) -> Named:
-    """What ``--train_router_only`` trains for a new subject: that subject's layer and the routers (MoRE-Brain paper section 3)."""
-    return subject_parameters(model, [subject]) | router_parameters(model)
+def adapting_parameters(model: nn.Module, subjects: Iterable[int]) -> Named:
+    """What ``--train_router_only`` trains for new subjects: their layers and the routers (MoRE-Brain paper section 3)."""
+    return subject_parameters(model, subjects) | router_parameters(model)
+
+
+def train_only(model: nn.Module, chosen: Named) -> None:
+    """Freeze all parameters but the chosen ones."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+
+
+class Trained(NamedTuple):
+    """How much of a model is trained."""
+
+    trained: int
+    """Parameters that are."""
+    total: int
+    """All parameters."""
+
+    @property
+    def share(self) -> float:
+        """Trained ones among all."""
+        return self.trained / self.total
+
+
+def trained_share(model: nn.Module) -> Trained:
+    """Count what would be handed to an optimizer; idle and frozen parameters count in the total only."""
+    return Trained(
+        sum(parameter.numel() for parameter in trainable_parameters(model).values()),
+        sum(parameter.numel() for parameter in model.parameters()),
+    )
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float, chosen: Named | None = None) -> list[dict[str, Any]]:

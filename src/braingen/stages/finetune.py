@@ -33,9 +33,11 @@ from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.time_router import kl_guidance
 from braingen.runs import Run
 from braingen.stages.listening_data import ListeningData, Rows, listening_data, pieces
-from braingen.stages.machine import device_of, precision_of
+from braingen.stages.machine import accelerator_of, device_of, precision_of
 from braingen.stages.targets import Targets
 from braingen.stages.train import READER, hash_seed, run_folder
+from braingen.stages.workers import Workers, shared_run
+from braingen.stopping import Stopped, patience
 
 SAVE_SECONDS = 20.0
 """A run that is killed loses at most a step more than this."""
@@ -300,7 +302,7 @@ class Average:
 
 
 def finetune(config: Config) -> Path:
-    """Fine-tune; continues where an interrupted run stopped.
+    """Fine-tune; continues where an interrupted run stopped. Under ``accelerate launch`` in several processes.
 
     Returns
     -------
@@ -310,19 +312,15 @@ def finetune(config: Config) -> Path:
     settings = config.model_dump(mode="json", include={"data", "backbone", "router", "lora", "finetune"})
     settings["readers"] = {name: fingerprint_of_files(run_folder(config, name) / READER) for name in ("image", "text")}
     settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))
-    accelerator = Accelerator(
-        cpu=device_of(config).type == "cpu",
-        mixed_precision=precision_of(config),
-        log_with=None if config.run.tracker == "none" else config.run.tracker,
-        project_dir=folder,
-    )
-    with Run.start(folder, {**settings, "seed": config.run.seed}, {"run": config.run.seed}) as run:
-        if not run.finished:
-            fit(config, setup(config), run, accelerator)
+    workers = Workers(config)
+    with shared_run(workers, folder, {**settings, "seed": config.run.seed}, {"run": config.run.seed}) as run:
+        if not workers.told(run.finished):
+            accelerator = accelerator_of(config, folder, config.finetune.train_batch_size)
+            fit(config, workers.main_first(lambda: setup(config)), run, accelerator, workers)
     return folder
 
 
-def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator) -> None:
+def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, workers: Workers) -> None:
     """Run the steps: passes, validation, checkpoints, logs."""
     tune, model = config.finetune, parts.model
     parameters = trained_parameters(model)
@@ -353,7 +351,7 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator) -> Non
         average.swap()
         with accelerator.autocast():
             loss = validate(parts, config)
-        if loss < best:
+        if loss < best and workers.main:
             _save(run, BEST, model, config)
         average.swap()
         values = {f"train/{name}": round(total / max(1, counted), 6) for name, total in sums.items()}
@@ -364,7 +362,7 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator) -> Non
     if state is None:
         best = look(0)  # fresh routers and LoRA: what is to be beaten
     wrapped.train()
-    with Progress() as progress:
+    with patience() as request, Progress(disable=not workers.main) as progress:
         bar = progress.add_task("fine-tuning", total=tune.max_train_steps, completed=first)
         for number in range(first, tune.max_train_steps):
             optimizer.zero_grad(set_to_none=True)
@@ -385,17 +383,23 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator) -> Non
             done = number + 1
             if done % tune.validation_steps == 0 or done == tune.max_train_steps:
                 best, sums, counted = look(done), {}, 0
-            if time.monotonic() - saved > SAVE_SECONDS and done < tune.max_train_steps:
+            stop = bool(workers.greatest(int(request.made)))
+            if (stop or time.monotonic() - saved > SAVE_SECONDS) and done < tune.max_train_steps:
                 saved = time.monotonic()
                 trained = {name: parameter.detach() for name, parameter in parameters.items()}
                 tree = {"trained": trained, "average": average.mean, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
                 run.save_state({**tree, "step": done, "best": best, "sums": sums, "counted": counted})
+                if stop:
+                    accelerator.end_training()
+                    raise Stopped
             progress.update(bar, advance=1, description=f"fine-tuning, held-out loss {best:.4f}")
     average.swap()
-    _save(run, LAST, model, config)
+    if workers.main:
+        _save(run, LAST, model, config)
     accelerator.end_training()
     run.mark_finished({"best_validation_loss": best})
     run.remove_state()
+    workers.wait()
 
 
 def _save(run: Run, name: str, model: ListeningUNet, config: Config) -> None:

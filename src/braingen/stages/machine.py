@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 import torch
 
 from braingen.config import Config
@@ -23,3 +27,29 @@ def precision_of(config: Config) -> str:
     if chosen == "auto":
         return "fp16" if device_of(config).type == "cuda" else "no"
     return chosen
+
+
+def accelerator_of(config: Config, folder: Path, batch_size: int) -> Accelerator:
+    """What shares training out over processes and devices, and sends its curves to the tracker.
+
+    Parameters
+    ----------
+    folder : of the run
+    batch_size : per process and pass, which DeepSpeed wants to know
+
+    Raises
+    ------
+    UserError
+        For half precision under DeepSpeed, which would keep the weights themselves in it.
+    """
+    accelerator = Accelerator(
+        cpu=device_of(config).type == "cpu",
+        mixed_precision=precision_of(config),
+        log_with=None if config.run.tracker == "none" else config.run.tracker,
+        project_dir=folder,
+    )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        if precision_of(config) != "no":
+            raise UserError(f"run.mixed_precision={precision_of(config)} is not possible under DeepSpeed: give --mixed_precision no.")
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = batch_size
+    return accelerator

@@ -74,7 +74,7 @@ def card(name: str, model: nn.Module, subject: str | None = None) -> Card:
     subject : whose layer is adapted, for an encoder
     """
     idle = sum(dict(model.named_parameters())[key].numel() for key in idle_parameters(model))
-    adapting = None if subject is None else sum(p.numel() for p in adapting_parameters(model, int(subject)).values())
+    adapting = None if subject is None else sum(p.numel() for p in adapting_parameters(model, [int(subject)]).values())
     return Card(name, count_by_part(model), idle, adapting)
 
 

@@ -2,61 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+import contextlib
 import hashlib
 import math
 from pathlib import Path
-import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
-import numpy as np
 from rich.progress import Progress
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss, normalize
 
 from braingen.brain import losses
-from braingen.brain.moe import encoder_arguments
-from braingen.brain.parameters import weight_decay_groups
-from braingen.brain.reader import BrainReader, TargetScale
-from braingen.config import Config, LossConfig
-from braingen.data.batches import RepeatBatches, TrainBatches, average_repeats
-from braingen.data.betas import Betas
-from braingen.data.checks import check_before_training
-from braingen.data.nsd import Layout
-from braingen.data.trials import group_repeats, hold_out_images, train_trials
-from braingen.errors import UserError
-from braingen.records import Trials, VoxelBatch
+from braingen.brain.gather import gather_rows
+from braingen.brain.parameters import trained_share, weight_decay_groups
+from braingen.brain.reader import BrainReader
+from braingen.clip.cache import fingerprint_of_files
+from braingen.config import Config
+from braingen.data.batches import RepeatBatches, average_repeats
+from braingen.data.trials import group_repeats
+from braingen.records import VoxelBatch
 from braingen.runs import Run
-from braingen.stages.machine import device_of, precision_of
-from braingen.stages.targets import Targets
+from braingen.stages.checkpoints import SHARDED, Checkpoints, Place
+from braingen.stages.machine import accelerator_of
+from braingen.stages.reader_setup import READER, Parts, earlier_folder, run_folder, setup
+from braingen.stages.workers import Workers, shared_run
+from braingen.stopping import Request, patience
 
-READER = "reader"
-"""Folder of the best checkpoint in a training run."""
 SAVE_SECONDS = 5.0
-"""A run that is killed loses at most one epoch more than this."""
+"""States are saved after an epoch when this much time has passed since the last."""
 MIXCO_TEMPERATURE = 0.006
 """Times temp_coeff (published implementation)."""
 SOFT_CLIP_TEMPERATURES = (0.004, 0.0075)
 """From and to, times temp_coeff (published implementation)."""
-UNTRAINED = {"image": ("low_level", "interm_out"), "text": ("train_pool",)}
-"""Parts of the dense encoder that are there for published checkpoints and that this stage has no target for."""
-
-
-class Parts(NamedTuple):
-    """Everything a training run needs."""
-
-    reader: BrainReader
-    batches: TrainBatches
-    held_out: list[tuple[Trials, Betas]]
-    """Presentations of held-out training images, per subject."""
-    targets_ND: Tensor
-    """Standardised embeddings, one row per image of ``row_of_image``: N x T x D."""
-    row_of_image: np.ndarray
-    """Image id -> row of the targets, -1 for images that are not used."""
-    loss: LossConfig
 
 
 class StepLosses(NamedTuple):
@@ -66,95 +46,32 @@ class StepLosses(NamedTuple):
     terms: dict[str, Tensor]
 
 
-def run_folder(config: Config, modality: str) -> Path:
-    """Where the image or text run of a configuration lies: run.image and run.text, or beside each other in the run's folder."""
-    return (config.run.image if modality == "image" else config.run.text) or config.run.folder / modality
+class Whole(torch.nn.Module):
+    """A reader seen from outside by a single call, whatever is done with it.
 
-
-def setup(config: Config, modality: str, rank: int = 0, world: int = 1) -> Parts:
-    """Check the data, compute the targets, build the reader."""
-    refuse_untrained_parts(config, modality)
-    layout = Layout.of(config.data.root)
-    check_before_training(layout, config.data.subjects, config.data.num_sessions)
-    subjects, held_out = [], []
-    for subject in config.data.subjects:
-        kept, held = hold_out_images(train_trials(layout, subject, config.data.num_sessions), config.data.holdout_share, config.run.seed)
-        betas = Betas.of(layout, subject)
-        subjects.append((kept, betas))
-        held_out.append((held, betas))
-    targets = Targets(config)
-    images = np.unique(np.concatenate([part.table["image"].to_numpy() for pairs in (subjects, held_out) for part, _ in pairs]))
-    embeddings_NTD = targets.of(modality, images)
-    row_of_image = np.full(len(targets.stimuli), -1, dtype=np.int64)
-    row_of_image[images] = np.arange(len(images))
-    trained_on = row_of_image[np.unique(np.concatenate([trials.table["image"].to_numpy() for trials, _ in subjects]))]
-    set_seed(config.run.seed)
-    dense = config.encoder.model == "BrainEncoder"
-    voxels = {trials.subject: betas.voxels for trials, betas in subjects}
-    reader = build_reader(config, voxels, embeddings_NTD.shape[1:], targets.text_widths(modality) if dense else ())
-    mean_TD = embeddings_NTD[trained_on].mean(0)
-    reader.set_scale(TargetScale(mean_TD, float((embeddings_NTD[trained_on] - mean_TD).std())))
-    return Parts(
-        reader=reader,
-        batches=TrainBatches(subjects, config.optim.batch_size, config.run.seed, rank, world),
-        held_out=held_out,
-        targets_ND=reader.standardised(embeddings_NTD),
-        row_of_image=row_of_image,
-        loss=config.loss_image if modality == "image" else config.loss_text,
-    )
-
-
-def refuse_untrained_parts(config: Config, modality: str) -> None:
-    """Parts that exist for published checkpoints and for which this stage has no target would stay at their random initial values."""
-    if config.encoder.model == "BrainEncoder":
-        asked = [name for name in UNTRAINED[modality] if getattr(config.encoder, name)]
-        if asked:
-            raise UserError(
-                f"encoder.{asked[0]}=true has no target in stage 1, which would leave it random: train without it (--no-{asked[0]});"
-                " `braingen import` loads it from a published checkpoint."
-            )
-
-
-def build_reader(
-    config: Config, voxels: dict[int, int], target_shape: torch.Size | tuple[int, ...], text_widths: Sequence[int] = ()
-) -> BrainReader:
-    """A reader with random weights, of the configured architecture, for subjects with so many voxels each.
-
-    Parameters
-    ----------
-    voxels : subject number -> voxel count
-    target_shape : T and D of what is decoded
-    text_widths : for captions, D of the text encoders that are decoded, in order; empty for images
+    Wrappers for several processes look at one forward pass per step; encoder (once per subject) and prior would be several.
     """
-    tokens, width = target_shape
-    fields = config.encoder.model_dump(exclude={"model"})
-    if config.encoder.model == "BrainEncoder" and text_widths:
-        fields |= {"text_output": config.backbone.text_output, "low_level": False, "interm_out": False}
-        # the one that is not decoded may be of any width
-        fields["text_emb_dims"] = list(text_widths) if len(text_widths) == 2 else [text_widths[0]] * 2
-    elif config.encoder.model == "BrainEncoder":
-        fields |= {"fusion": "none", "train_pool": False}
-    encoder = {"clip_seq_dim": tokens, "clip_emb_dim": width, **encoder_arguments(config.encoder.model, fields)}
-    prior = config.prior.model_dump(exclude={"use_prior", "use", "sample_steps", "guidance_scale"})
-    return BrainReader(
-        encoder_class=config.encoder.model,
-        encoder_config={"subjects": {str(subject): count for subject, count in voxels.items()}, **encoder},
-        prior_config={"dim": width, "num_tokens": tokens, **prior} if config.prior.use_prior else None,
-        prior_use=config.prior.use,
-        sample_steps=config.prior.sample_steps,
-        guidance_scale=config.prior.guidance_scale,
-    )
+
+    def __init__(self, reader: BrainReader) -> None:
+        super().__init__()
+        self.reader = reader
+
+    def forward(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Do something with the reader."""
+        return work(self.reader, *arguments)
 
 
-def step(reader: torch.nn.Module, batch: tuple[VoxelBatch, ...], parts: Parts, progress: float, generator: torch.Generator) -> StepLosses:
+def step(reader: BrainReader, batch: tuple[VoxelBatch, ...], parts: Parts, progress: float, generator: torch.Generator) -> StepLosses:
     """One step's losses (METHOD section 2): contrastive (MixCo, then SoftCLIP), squared error, prior, cosine, load balancing.
+
+    With several processes the contrastive losses are those of the global batch, in every process; the others are means over the
+    process's own trials, whose mean over processes, which DDP takes, is that of the global batch.
 
     While trials are mixed, so are the targets of the prior and of the squared error; the contrastive loss takes unmixed targets with
     mixed labels.
 
     Parameters
     ----------
-    reader : the reader, wrapped for several processes or not
     batch : one record per subject
     progress : share of the training that is done, 0 to 1
     generator : of MixCo, the prior's noise and what it drops
@@ -178,10 +95,10 @@ def step(reader: torch.nn.Module, batch: tuple[VoxelBatch, ...], parts: Parts, p
     def contrastive(output_BTD: Tensor) -> Tensor:
         rows, wanted = losses.unit_rows(output_BTD), losses.unit_rows(truth_BTD)
         if mixed is not None:
-            return losses.mixco_nce(rows, wanted, MIXCO_TEMPERATURE * weights.temp_coeff, mixed)
+            return losses.mixco_nce(rows, wanted, MIXCO_TEMPERATURE * weights.temp_coeff, mixed, gather=gather_rows)
         first, last = (temperature * weights.temp_coeff for temperature in SOFT_CLIP_TEMPERATURES)
         done = (progress - weights.mixup_pct) / max(1e-9, 1 - weights.mixup_pct)
-        return losses.soft_clip(rows, wanted, last + (first - last) * (1 + math.cos(math.pi * done)) / 2)
+        return losses.soft_clip(rows, wanted, last + (first - last) * (1 + math.cos(math.pi * done)) / 2, gather=gather_rows)
 
     terms = {"clip": weights.clip_scale * contrastive(clip_BTD)}
     terms["balance"] = weights.balance_scale * torch.stack([each.balance_loss for each in encoded]).mean()
@@ -190,9 +107,8 @@ def step(reader: torch.nn.Module, batch: tuple[VoxelBatch, ...], parts: Parts, p
     if weights.level_scale:
         levels_BLTD = torch.cat([each.level_backbone_BLTD for each in encoded]).float()
         terms["levels"] = weights.level_scale * mse_loss(levels_BLTD, aim_BTD[:, None].expand_as(levels_BLTD))
-    prior = parts.reader.prior
-    if prior is not None:
-        predicted = prior(backbone_BTD, aim_BTD, generator)
+    if reader.prior is not None:
+        predicted = reader.prior(backbone_BTD, aim_BTD, generator)
         terms["prior"] = weights.prior_scale * predicted.loss
         flat = predicted.prediction_BTD.flatten(1).float()
         terms["cosine"] = weights.cos_scale * (1 - cosine_similarity(flat, aim_BTD.flatten(1)).mean())
@@ -202,7 +118,7 @@ def step(reader: torch.nn.Module, batch: tuple[VoxelBatch, ...], parts: Parts, p
 
 
 @torch.no_grad()
-def validate(parts: Parts) -> dict[str, float]:
+def validate(reader: BrainReader, parts: Parts) -> dict[str, float]:
     """Look at the held-out training images, their presentations averaged.
 
     Returns
@@ -210,7 +126,6 @@ def validate(parts: Parts) -> dict[str, float]:
     cosine : mean cosine of the embedding (after the prior, by one call) and the target, around the training mean
     retrieval : share of images whose own target is the nearest to the projected output, among all held-out images
     """
-    reader = parts.reader
     reader.eval()
     backbone, clip, truth = [], [], []
     for trials, betas in parts.held_out:
@@ -237,16 +152,16 @@ def optimizer_of(reader: BrainReader, config: Config) -> torch.optim.AdamW:
     return torch.optim.AdamW(weight_decay_groups(reader, config.optim.weight_decay), lr=config.optim.max_lr, fused=True)
 
 
-def schedule_of(optimizer: torch.optim.Optimizer, config: Config, steps_per_epoch: int) -> torch.optim.lr_scheduler.OneCycleLR:
+def schedule_of(optimizer: torch.optim.Optimizer, config: Config, updates_per_epoch: int) -> torch.optim.lr_scheduler.OneCycleLR:
     """The published one-cycle schedule: two epochs up, then down to a thousandth of the start."""
     epochs = config.optim.num_epochs
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.optim.max_lr, epochs * steps_per_epoch, pct_start=min(0.3, 2 / epochs), final_div_factor=1000
+        optimizer, config.optim.max_lr, epochs * updates_per_epoch, pct_start=min(0.3, 2 / epochs), final_div_factor=1000
     )
 
 
 def train(config: Config, modality: str) -> Path:
-    """Train the image or the text encoder; continues where an interrupted run stopped.
+    """Train the image or the text encoder; continues where an interrupted run stopped. Under ``accelerate launch`` in several processes.
 
     Parameters
     ----------
@@ -257,75 +172,111 @@ def train(config: Config, modality: str) -> Path:
     the run folder, with the best checkpoint in ``reader/``
     """
     settings = config.model_dump(mode="json", include={"data", "backbone", "encoder", "prior", f"loss_{modality}", "optim"})
+    settings["seed"] = config.run.seed
+    if config.optim.start_from is not None:  # what it starts from must not change under a run that is continued
+        settings["started_from"] = fingerprint_of_files(earlier_folder(config, modality) / READER)
     folder = run_folder(config, modality)
-    accelerator = Accelerator(
-        cpu=device_of(config).type == "cpu",
-        mixed_precision=precision_of(config),
-        log_with=None if config.run.tracker == "none" else config.run.tracker,
-        project_dir=folder,
-    )
-    with Run.start(folder, {**settings, "seed": config.run.seed}, {"run": config.run.seed}) as run:
-        if not run.finished:
-            fit(config, setup(config, modality, accelerator.process_index, accelerator.num_processes), run, accelerator)
+    workers = Workers(config)
+    with shared_run(workers, folder, settings, {"run": config.run.seed}) as run:
+        if not workers.told(run.finished):
+            accelerator = accelerator_of(config, folder, config.optim.batch_size)
+            parts = workers.main_first(lambda: setup(config, modality, accelerator.process_index, accelerator.num_processes))
+            fit(config, parts, run, accelerator, workers)
     return folder
 
 
-def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator) -> None:
-    """Run the epochs: batches, steps, validation, checkpoints, logs."""
-    epochs, batches = config.optim.num_epochs, parts.batches
+def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, workers: Workers) -> None:
+    """Run the epochs: steps, validation, checkpoints, logs."""
+    epochs, steps = config.optim.num_epochs, parts.batches.steps
+    share = trained_share(parts.reader)
     optimizer = optimizer_of(parts.reader, config)
-    schedule = schedule_of(optimizer, config, batches.steps)
-    model, optimizer = accelerator.prepare(parts.reader, optimizer)
+    schedule = schedule_of(optimizer, config, -(-steps // config.optim.gradient_accumulation_steps))
+    model, optimizer = accelerator.prepare(Whole(parts.reader), optimizer)
+    sharded = accelerator.distributed_type in SHARDED
     parts = parts._replace(targets_ND=parts.targets_ND.to(accelerator.device))
-    first, best = 0, -1.0
-    state = run.load_state()
-    if state is None:
-        run.rewind_metrics(0)
-    else:
-        parts.reader.load_state_dict(state["reader"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        first, best = state["epoch"] + 1, state["best"]
-        run.rewind_metrics(first * batches.steps)
+    generator = torch.Generator()
+    saved = {"schedule": schedule} if sharded else {"reader": parts.reader, "optimizer": optimizer, "schedule": schedule}
+    checkpoints = Checkpoints(run, accelerator, workers, saved, generator, SAVE_SECONDS, 60 * config.run.save_minutes)
+    place = checkpoints.restore()
+    run.rewind_metrics(place.epoch * steps)
     accelerator.init_trackers("braingen", config=None)
-    saved = time.monotonic()
-    with Progress() as progress:
-        bar = progress.add_task(f"training {run.folder.name}", total=epochs, completed=first)
-        for epoch in range(first, epochs):
-            # dropout and mixing of an epoch depend on its number alone, so an interrupted run ends with the same bits
-            torch.manual_seed(hash_seed(config.run.seed, "dropout", epoch))
-            generator = torch.Generator().manual_seed(hash_seed(config.run.seed, "mixing", epoch))
-            model.train()
-            sums: dict[str, float] = {}
-            for number, batch in enumerate(batches.epoch(epoch)):
-                done = (epoch * batches.steps + number) / (epochs * batches.steps)
-                with accelerator.autocast():
-                    result = step(model, batch, parts, done, generator)
-                optimizer.zero_grad(set_to_none=True)
-                accelerator.backward(result.total)
-                accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
-                optimizer.step()
-                schedule.step()
-                for name, term in result.terms.items():
-                    sums[name] = sums.get(name, 0.0) + term.item()
-            values: dict[str, float] = {f"train/{name}": round(total / batches.steps, 6) for name, total in sums.items()}
-            last = epoch + 1 == epochs
-            if last or (epoch + 1) % config.optim.validate_every == 0:
-                values |= validate(parts)
-                if values["validation/cosine"] > best:
-                    best = values["validation/cosine"]
-                    with run.replace(READER) as temporary:
-                        accelerator.unwrap_model(model).save_pretrained(temporary)
-            run.log((epoch + 1) * batches.steps, epoch=epoch + 1, **values)
-            accelerator.log(values, step=epoch + 1)
-            if time.monotonic() - saved > SAVE_SECONDS and not last:
-                saved = time.monotonic()
-                tree = {"reader": parts.reader.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-                run.save_state({**tree, "epoch": epoch, "best": best})
-            progress.update(bar, advance=1, description=f"training {run.folder.name}, held-out cosine {best:.3f}")
+    with patience() as request, Progress(disable=not workers.main) as progress:
+        bar = progress.add_task(f"training {run.folder.name}", total=epochs, completed=place.epoch)
+        while place.epoch < epochs:
+            train_epoch(config, Training(model, optimizer, schedule, accelerator, parts, generator), place, checkpoints, request)
+            epoch, last = place.epoch + 1, place.epoch + 1 == epochs
+            values = {f"train/{name}": round(total / steps, 6) for name, total in place.sums.items()}
+            if last or epoch % config.optim.validate_every == 0:
+                values |= model(validate, parts) if sharded else validate(parts.reader, parts)
+                if values["validation/cosine"] > place.best:
+                    place.best = values["validation/cosine"]
+                    keep(run, model, accelerator, workers)
+            run.log(epoch * steps, epoch=epoch, **values)
+            accelerator.log(values, step=epoch)
+            place.epoch, place.step, place.sums = epoch, 0, {}
+            if not last:
+                checkpoints.look(place, request, epoch_over=True)
+            progress.update(bar, advance=1, description=f"training {run.folder.name}, held-out cosine {place.best:.3f}")
     accelerator.end_training()
-    run.mark_finished({"best_validation_cosine": best})
-    run.remove_state()
+    run.mark_finished({"best_validation_cosine": place.best, "trained_parameters": share.trained, "parameters": share.total})
+    checkpoints.remove()
+    workers.wait()
+
+
+class Training(NamedTuple):
+    """What a step works with."""
+
+    model: torch.nn.Module
+    """The reader as a `Whole`, wrapped for several processes or not."""
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    accelerator: Accelerator
+    parts: Parts
+    generator: torch.Generator
+
+
+def train_epoch(config: Config, training: Training, place: Place, checkpoints: Checkpoints, request: Request) -> None:
+    """The steps of an epoch that are not done yet."""
+    model, optimizer, schedule, accelerator, parts, generator = training
+    epochs, steps, rank = config.optim.num_epochs, parts.batches.steps, accelerator.process_index
+    if not place.step:
+        # dropout and mixing of an epoch depend on its number alone, and on the process
+        torch.manual_seed(hash_seed(config.run.seed, f"dropout of process {rank}" if rank else "dropout", place.epoch))
+        generator.manual_seed(hash_seed(config.run.seed, f"mixing of process {rank}" if rank else "mixing", place.epoch))
+    model.train()
+    together = config.optim.gradient_accumulation_steps
+    for number, batch in enumerate(parts.batches.epoch(place.epoch, place.step), place.step):
+        group = min(together, steps - number // together * together)
+        group_over = number % together == group - 1
+        done = (place.epoch * steps + number) / (epochs * steps)
+        if number % together == 0:
+            optimizer.zero_grad(set_to_none=True)
+        # processes exchange gradients once per update
+        with contextlib.nullcontext() if group_over else accelerator.no_sync(model):
+            result = model(step, batch, parts, done, generator)
+            accelerator.backward(result.total / group)
+        for name, term in result.terms.items():
+            place.sums[name] = place.sums.get(name, 0.0) + term.item()
+        place.step = number + 1
+        if group_over:
+            accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
+            optimizer.step()
+            schedule.step()
+            if place.step < steps:
+                checkpoints.look(place, request)
+
+
+def keep(run: Run, model: torch.nn.Module, accelerator: Accelerator, workers: Workers) -> None:
+    """Make the present reader the best checkpoint."""
+    reader = accelerator.unwrap_model(model).reader
+    if accelerator.distributed_type in SHARDED:  # no process holds the whole reader: put it together in the main one
+        weights = accelerator.get_state_dict(model)
+        if workers.main:
+            reader = BrainReader.from_config(reader.config)
+            reader.load_state_dict({name.removeprefix("reader."): weight for name, weight in weights.items()})
+    if workers.main:
+        with run.replace(READER) as temporary:
+            reader.save_pretrained(temporary)
 
 
 def hash_seed(seed: int, purpose: str, number: int) -> int:

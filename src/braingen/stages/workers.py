@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+import os
 from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+import torch
 
 from braingen.config import Config
 from braingen.errors import UserError
-from braingen.runs import Run
+from braingen.runs import Follower, Run
 from braingen.stages.machine import device_of
 
 Item = TypeVar("Item")
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for each other: what the main one does first, such as all targets of a data set, may take hours."""
 
 
 class Workers:
@@ -27,7 +32,8 @@ class Workers:
     """
 
     def __init__(self, config: Config) -> None:
-        self._state = PartialState(cpu=device_of(config).type == "cpu")
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self._state = PartialState(cpu=device_of(config).type == "cpu", **({"timeout": PATIENCE} if several else {}))
 
     @property
     def main(self) -> bool:
@@ -46,6 +52,33 @@ class Workers:
         box = [value]
         broadcast_object_list(box)
         return box[0]
+
+    def greatest(self, value: int) -> int:
+        """The greatest of all processes' values."""
+        if self.count == 1:
+            return value
+        box = torch.tensor(value, device=self._state.device)
+        torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MAX)
+        return int(box.item())
+
+    def main_first(self, work: Callable[[], Item]) -> Item:
+        """Do something in the main process, then in the others, which find what it left on the disk.
+
+        Raises
+        ------
+        UserError
+            In the main process, when its work was refused; the others then leave quietly.
+        """
+        made: list[Item] = []
+        refused = None
+        if self.main:
+            try:
+                made.append(work())
+            except UserError as error:
+                refused = error
+        if self.told(refused is not None):
+            raise refused or SystemExit(2)
+        return made[0] if made else work()
 
     def share(self, items: Sequence[Item]) -> list[Item]:
         """This process's part of a list that is the same in all of them."""
@@ -83,7 +116,7 @@ def main_first(workers: Workers, action: Callable[[], object]) -> None:
 def shared_run(
     workers: Workers, folder: Path, settings: Mapping[str, Any], seeds: Mapping[str, int], may_change: Collection[str] = ()
 ) -> Iterator[Run]:
-    """A run folder that several processes work in: the main one holds its lock, the others read it.
+    """A run folder that several processes work in: the main one holds its lock and writes, the others read it.
 
     Raises
     ------
@@ -99,7 +132,7 @@ def shared_run(
     if workers.told(refused is not None):
         raise refused or SystemExit(2)
     if run is None:
-        yield Run(folder)
+        yield Follower(folder)
         return
     with run:
         yield run

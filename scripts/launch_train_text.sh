@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=braingen-text
+#SBATCH --signal=B:USR1@180
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#
+# Train the text encoder on the first sessions, on however many GPUs there are, with Slurm or without:
+#
+#   bash scripts/launch_train_text.sh 40 --config configs/nsd_subj01.yaml
+#   sbatch --gres=gpu:4 --time=8:00:00 scripts/launch_train_text.sh 40 --config configs/nsd_multi.yaml
+#
+# The first word is the number of sessions (0: all); further ones are flags of `braingen train text`. Start it in the repository's folder.
+# Before its time is up, Slurm tells the job; it saves and queues itself again, and goes on with the same bits. See docs/many_subjects.md.
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
+if [ $# -lt 1 ] || ! [[ $1 =~ ^[0-9]+$ ]]; then
+    echo "usage: $(basename "$0") <num_sessions> [flags], for instance: $(basename "$0") 40 --config configs/nsd_subj01.yaml" >&2
+    exit 2
+fi
+sessions=$1
+shift
+source scripts/processes.sh
+launch scripts/Train_text.py --num_sessions "$sessions" "$@"

@@ -1,0 +1,148 @@
+"""How well a new person is read from few sessions: routers and subject layer after training on others, everything, or from scratch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from braingen.config import Config
+from braingen.data.nsd import Layout
+from braingen.data.stimuli import Stimuli
+from braingen.data.trials import train_trials
+from braingen.errors import UserError
+from braingen.files import write_json
+from braingen.scores.curves import Curve, Point, as_rows, plot, write_table
+from braingen.scores.uncertainty import compare, summarise
+from braingen.stages.reading import ImageScores, scores_at
+from braingen.stages.train import READER, train
+from braingen.stages.workers import Workers
+
+FOLDER = "adapt_curve"
+WAYS = {
+    "routers": "pretrained, subject layer and routers",
+    "subject": "pretrained, subject layer only",
+    "all": "pretrained, everything",
+    "scratch": "from scratch",
+}
+PANELS = ("retrieval_brain_to_image", "two_way_clip", "clip_cos")
+Key = tuple[str, int, int]
+"""Way, sessions, seed."""
+
+
+def sessions_of(config: Config) -> list[int]:
+    """Numbers of sessions to try, none larger than the new person has."""
+    table = train_trials(Layout.of(config.data.root), config.data.subjects[0], 0).table
+    most = int(table["session"].nunique())
+    return sorted({min(count, most) for count in config.curve.sessions})
+
+
+def changed(config: Config, folder: Path, seed: int, data: dict[str, Any], optim: dict[str, Any]) -> Config:
+    """The configuration of one run of the curve."""
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"folder": folder, "image": None, "text": None, "seed": seed}),
+            "data": config.data.model_copy(update=data),
+            "optim": config.optim.model_copy(update=optim),
+        }
+    )
+
+
+def pretrained(config: Config, seed: int) -> Path:
+    """The run on the other subjects: the one that ``optim.start_from`` names, or one of this curve."""
+    if config.optim.start_from is not None:
+        return config.optim.start_from
+    folder = config.run.folder / FOLDER / f"pretrained-seed{seed}"
+    epochs = config.curve.pretrain_epochs or config.optim.num_epochs
+    data = {"subjects": config.curve.pretrain_on, "num_sessions": 0}
+    train(changed(config, folder, seed, data, {"num_epochs": epochs, "trained": "all"}), config.curve.modality)
+    return folder
+
+
+def one_run(config: Config, key: Key, workers: Workers) -> tuple[ImageScores, dict[str, Any]]:
+    """Train one point of the curve and read the test images.
+
+    Returns
+    -------
+    scores, and what the run left in its mark (numbers of parameters)
+    """
+    way, sessions, seed = key
+    folder = config.run.folder / FOLDER / f"{way}-{sessions}sessions-seed{seed}"
+    optim: dict[str, Any] = {"trained": "all", "start_from": None}
+    if way != "scratch":
+        optim = {"trained": way, "start_from": pretrained(config, seed)}
+    point = changed(config, folder, seed, {"subjects": config.data.subjects[:1], "num_sessions": sessions}, optim)
+    run = train(point, config.curve.modality)
+    reading = point.model_copy(update={"run": config.run})  # the same random pools for all
+    found = workers.main_first(lambda: scores_at(reading, config.curve.modality, run / "scores_of_embeddings.json", run / READER))
+    return found, json.loads((run / "finished").read_text(encoding="utf-8"))
+
+
+def adapt_curve(config: Config) -> Path:
+    """Train every point, score it, and write ``curve.json``, ``curve.md``, ``curve.png`` and ``curve.svg``; what is finished is kept.
+
+    Returns
+    -------
+    path of the table
+    """
+    subject = config.data.subjects[0]
+    if config.optim.start_from is None and subject in config.curve.pretrain_on:
+        raise UserError(
+            f"Subject {subject} is the new person (data.subjects) and among those trained on before (curve.pretrain_on"
+            f" {','.join(map(str, config.curve.pretrain_on))}): name another with --subj, or leave it out of --pretrain_on."
+        )
+    workers = Workers(config)
+    console = Console(quiet=not workers.main)
+    counts = sessions_of(config)
+    keys = [(way, count, seed) for seed in config.curve.seeds for count in counts for way in config.curve.ways]
+    found: dict[Key, ImageScores] = {}
+    shares: dict[str, tuple[int, int]] = {}
+    for number, key in enumerate(keys, 1):
+        console.print(f"[bold]{number}/{len(keys)} {WAYS[key[0]]}, {key[1]} sessions, seed {key[2]}[/bold]")
+        found[key], mark = one_run(config, key, workers)
+        shares[key[0]] = (mark["trained_parameters"], mark["parameters"])
+    folder = config.run.folder / FOLDER
+    if workers.main:
+        write(config, folder, found, shares, counts)
+        console.print((folder / "curve.md").read_text(encoding="utf-8"))
+    workers.wait()
+    return folder / "curve.md"
+
+
+def write(config: Config, folder: Path, found: dict[Key, ImageScores], shares: dict[str, tuple[int, int]], counts: list[int]) -> None:
+    """Put the points together as a table, a plot and JSON."""
+    subject, resamples = config.data.subjects[0], config.scores.bootstrap
+    names = [*next(iter(found.values())).values]
+
+    def values(way: str, count: int, name: str) -> dict[tuple[int, int], np.ndarray]:
+        return {(subject, seed): found[way, count, seed].values[name] for seed in config.curve.seeds}
+
+    points = [
+        Point(way, count, name, summarise(values(way, count, name), resamples, config.run.seed), found[way, count, seed].chance.get(name))
+        for way in config.curve.ways
+        for count in counts
+        for name in names
+        for seed in config.curve.seeds[:1]
+    ]
+    differences = []
+    for count in counts:  # seeds averaged, image by image
+        means: dict[str, dict[str, np.ndarray]] = {
+            way: {name: np.mean([*values(way, count, name).values()], axis=0) for name in names} for way in config.curve.ways
+        }
+        ids: dict[str, np.ndarray] = {way: np.arange(len(next(iter(means[way].values())))) for way in means}
+        if len(means) > 1:
+            differences += [{"sessions": count, **each._asdict()} for each in compare(means, ids, resamples, config.run.seed)]
+    kind = "simulated" if Stimuli(Layout.of(config.data.root)).simulated else "NSD"
+    ways: dict[str, str] = {way: WAYS[way] for way in config.curve.ways}
+    curve = Curve(f"Adapting to subject {subject} ({kind})", "sessions", ways, points)
+    notes = [
+        f"{WAYS[way][:1].upper()}{WAYS[way][1:]}: {trained:,} of {total:,} parameters trained ({trained / total:.1%})."
+        for way, (trained, total) in shares.items()
+    ]
+    told = {way: {"trained": trained, "total": total, "share": trained / total} for way, (trained, total) in shares.items()}
+    write_json(folder / "curve.json", {"points": as_rows(curve), "differences": differences, "parameters": told, "data": kind})
+    write_table(curve, folder / "curve.md", notes)
+    plot(curve, folder, "curve", PANELS)

@@ -1,0 +1,114 @@
+"""Scores against the width of a bottleneck: reading the brain suffers from a narrow one, a generator's prior does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from braingen.config import Config
+from braingen.data.nsd import Layout
+from braingen.data.stimuli import Stimuli
+from braingen.files import write_json
+from braingen.scores.curves import Curve, Point, as_rows, plot, write_table
+from braingen.scores.uncertainty import Summary, summarise
+from braingen.stages.evaluate import evaluate, read_scores
+from braingen.stages.reading import scores_at
+from braingen.stages.reconstruct import reconstruct
+from braingen.stages.train import READER, train
+from braingen.stages.workers import Workers
+
+FOLDER = "bottleneck"
+WAYS = {"brain": "brain"}
+PANELS = ("retrieval_brain_to_image", "two_way_clip", "clip_cos")
+DRAWN_PANELS = ("two_way_judge_late", "two_way_inception", "two_way_alexnet2", "ssim", "two_way_clip", "object_accuracy")
+"""Of pictures; those there are."""
+
+
+def narrowed(config: Config, width: int, seed: int) -> Config:
+    """The configuration of one run."""
+    folder = config.run.folder / FOLDER / f"b{width}-seed{seed}"
+    return config.model_copy(
+        update={
+            "run": config.run.model_copy(update={"folder": folder, "image": None, "text": None, "seed": seed}),
+            "encoder": config.encoder.model_copy(update={"b_size": width}),
+        }
+    )
+
+
+def of_embeddings(config: Config, workers: Workers) -> Curve:
+    """Scores of the image encoder's embeddings; the random baseline is the widest bottleneck's answer to random voxels."""
+    subject, settings = config.data.subjects[0], config.bottleneck
+    points: list[Point] = []
+    levels: dict[str, dict[str, float]] = {}
+    for width in settings.b_sizes:
+        by_seed: dict[str, dict[tuple[int, int], np.ndarray]] = {}
+        for seed in settings.seeds:
+            run = narrowed(config, width, seed)
+            folder = train(run, "image")
+            reading = run.model_copy(update={"run": config.run})  # the same random pools for all
+
+            def scored(name: str, random: bool, folder: Path = folder, reading: Config = reading):  # type: ignore[no-untyped-def]
+                return workers.main_first(lambda: scores_at(reading, "image", folder / name, folder / READER, random))
+
+            found = scored("scores_of_embeddings.json", False)
+            for name, values in found.values.items():
+                by_seed.setdefault(name, {})[subject, seed] = values
+            if width == max(settings.b_sizes) and seed == settings.seeds[0]:
+                noise = scored("scores_of_random_voxels.json", True)
+                levels["random voxels"] = {name: float(values.mean()) for name, values in noise.values.items()}
+        for name, values_of in by_seed.items():
+            summary = summarise(values_of, config.scores.bootstrap, config.run.seed)
+            points.append(Point("brain", width, name, summary, found.chance.get(name)))
+    levels["ceiling"] = dict.fromkeys(by_seed, 1.0)  # the true embeddings, held against themselves
+    return Curve("", "width of the bottleneck", WAYS, points, levels)
+
+
+def of_pictures(config: Config) -> Curve:
+    """Scores of pictures from image and text encoders; random voxels and ceiling are drawn once, with the widest bottleneck."""
+    seed, widths = config.bottleneck.seeds[0], config.bottleneck.b_sizes
+    points: list[Point] = []
+    levels: dict[str, dict[str, float]] = {}
+    for width in sorted(widths, reverse=True):
+        run = narrowed(config, width, seed)
+        widest = width == max(widths)
+        for modality in ("image", "text"):
+            train(run, modality)
+        for source in ("brain", "random", "ceiling") if widest else ("brain",):
+            reconstruct(run.model_copy(update={"sampler": run.sampler.model_copy(update={"source": source})}))
+        scores = read_scores(run.run.folder) if (run.run.folder / "scores.json").exists() else read_scores(evaluate(run).parent)
+        for name, score in scores.items():
+            if score["value"] is None:
+                continue
+            value, low, high = (float(score[key]) for key in ("value", "low", "high"))  # type: ignore[arg-type]
+            points.append(Point("brain", width, name, Summary(value, low, high, None, None, 1, 1), score["chance"]))
+            if widest:
+                for level, key in (("random voxels", "random"), ("ceiling", "ceiling")):
+                    if score[key] is not None:
+                        levels.setdefault(level, {})[name] = float(score[key])  # type: ignore[arg-type]
+    return Curve("", "width of the bottleneck", WAYS, sorted(points, key=lambda point: point.x), levels)
+
+
+def bottleneck(config: Config) -> Path:
+    """Train every width, score it, and write ``curve.json``, ``curve.md``, ``curve.png`` and ``curve.svg``; what is finished is kept.
+
+    Returns
+    -------
+    path of the table
+    """
+    workers = Workers(config)
+    curve = of_pictures(config) if config.bottleneck.pictures else of_embeddings(config, workers)
+    kind = "simulated" if Stimuli(Layout.of(config.data.root)).simulated else "NSD"
+    what = "pictures" if config.bottleneck.pictures else "embeddings"
+    curve = curve._replace(title=f"Bottleneck, subject {config.data.subjects[0]} ({kind}), {what}")
+    folder = config.run.folder / FOLDER
+    if workers.main:
+        levels: Mapping[str, Mapping[str, float]] = curve.levels
+        write_json(folder / "curve.json", {"points": as_rows(curve), "levels": levels, "data": kind})
+        write_table(curve, folder / "curve.md")
+        plot(curve, folder, "curve", DRAWN_PANELS if config.bottleneck.pictures else PANELS)
+        Console().print((folder / "curve.md").read_text(encoding="utf-8"))
+    workers.wait()
+    return folder / "curve.md"

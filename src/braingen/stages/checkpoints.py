@@ -1,0 +1,166 @@
+"""What it takes to go on: saved after epochs, by the clock within them, and when the process is told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+import shutil
+import time
+from typing import Any, Protocol
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
+import torch
+
+from braingen.errors import UserError
+from braingen.runs import Run
+from braingen.stages.workers import Workers
+from braingen.state import load_tree, save_tree
+from braingen.stopping import Request
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+"""Kinds of training in which no process holds the whole state; Accelerate then writes it, into a folder."""
+SHARDS = "shards"
+LEAST_PAUSE = 20
+"""Saving pauses for this many times as long as it took, so it takes at most a twentieth of the time."""
+
+
+class Stateful(Protocol):
+    """What can be saved: a model, an optimizer, a schedule, a loss scale."""
+
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
+@dataclass
+class Place:
+    """Where a training is."""
+
+    epoch: int = 0
+    """The epoch in hand, counted from 0."""
+    step: int = 0
+    """Steps of it that are done."""
+    best: float = -1.0
+    """Best score on the held-out images so far."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Sums of the losses over the steps that are done."""
+
+
+class _Wish(IntEnum):
+    NOTHING, SAVE, STOP = 0, 1, 2
+
+
+class Checkpoints:
+    """The saved state of a training, in its run folder.
+
+    With several processes the main one writes; random states are gathered from all, since each has its own.
+
+    Parameters
+    ----------
+    run : the run folder
+    accelerator, workers : how the training is shared out
+    parts : what is saved whole, by name
+    generator : of what chance decides in the model's input; the global one, of dropout, is saved too
+    pause : seconds between two saves after epochs, at least
+    pause_within : seconds after which a save comes within an epoch
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        accelerator: Accelerator,
+        workers: Workers,
+        parts: Mapping[str, Stateful],
+        generator: torch.Generator,
+        pause: float,
+        pause_within: float,
+    ) -> None:
+        self._run, self._accelerator, self._workers, self._generator = run, accelerator, workers, generator
+        self._sharded = accelerator.distributed_type in SHARDED
+        scaler = getattr(accelerator, "scaler", None)
+        self._parts = dict(parts) | ({"scaler": scaler} if scaler is not None else {})
+        self._pause, self._pause_within, self._took = pause, pause_within, 0.0
+        self._saved = time.monotonic()
+
+    def restore(self) -> Place:
+        """Go back to the last saved state, or stay at the beginning.
+
+        Raises
+        ------
+        UserError
+            When it was saved by another number of processes.
+        """
+        shards = self._run.path(SHARDS)
+        state = (self._workers.told(shards.exists()) and load_tree(shards / "state.safetensors")) or self._run.load_state()
+        if state is None:
+            return Place()
+        if len(state["random"]) != self._workers.count:
+            raise UserError(
+                f"{self._run.folder} was trained by {len(state['random'])} processes so far and would go on with {self._workers.count}:"
+                " batches and learning rates would change. Start as many, or another --model_name."
+            )
+        if self._sharded:
+            self._accelerator.load_state(str(shards))
+        for name, part in self._parts.items():
+            if name in state:
+                part.load_state_dict(state[name])
+        mine = state["random"][self._accelerator.process_index]
+        torch.set_rng_state(mine["global"])
+        self._generator.set_state(mine["generator"])
+        if mine["gpu"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(mine["gpu"])
+        return Place(**{name: state[name] for name in Place.__dataclass_fields__})
+
+    def look(self, place: Place, request: Request, epoch_over: bool = False) -> None:
+        """Save if it is time to, or stop if that was asked for; all processes do the same.
+
+        Raises
+        ------
+        Stopped
+            When the process was told to stop; the state is saved then.
+        """
+        passed = time.monotonic() - self._saved
+        due = passed > max(self._pause if epoch_over else self._pause_within, LEAST_PAUSE * self._took)
+        mine = _Wish.STOP if request.made else _Wish.SAVE if due and self._workers.main else _Wish.NOTHING
+        wish = self._workers.greatest(mine)
+        if wish != _Wish.NOTHING:
+            self.save(place)
+        if wish == _Wish.STOP:
+            self._accelerator.end_training()
+            request.made = True
+            request.heed()
+
+    def save(self, place: Place) -> None:
+        """Write the state, whole or not at all."""
+        began = time.monotonic()
+        mine = {
+            "global": torch.get_rng_state(),
+            "gpu": torch.cuda.get_rng_state() if self._accelerator.device.type == "cuda" else None,
+            "generator": self._generator.get_state(),
+        }
+        tree = {"random": gather_object([mine]) if self._workers.count > 1 else [mine], **vars(place)}
+        if self._sharded:
+            self._save_shards(tree)
+        else:
+            self._run.save_state({name: part.state_dict() for name, part in self._parts.items()} | tree)
+        self._saved = time.monotonic()
+        self._took = self._saved - began
+
+    def _save_shards(self, tree: dict[str, Any]) -> None:
+        with ExitStack() as stack:
+            mine = stack.enter_context(self._run.replace(SHARDS)) if self._workers.main else Path()
+            folder = self._workers.told(mine)
+            self._accelerator.save_state(str(folder))
+            if self._workers.main:
+                schedule = {"schedule": self._parts["schedule"].state_dict()}
+                save_tree(folder / "state.safetensors", tree | schedule)
+            self._workers.wait()
+
+    def remove(self) -> None:
+        """Drop the state: the run is finished."""
+        self._run.remove_state()
+        if self._workers.main:
+            shutil.rmtree(self._run.path(SHARDS), ignore_errors=True)

@@ -1,0 +1,201 @@
+"""What stage 1 needs before its first step: checked data, targets, batches, and a reader with fresh or earlier weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from accelerate.utils import set_seed
+import numpy as np
+import torch
+from torch import Tensor
+
+from braingen.brain.moe import encoder_arguments
+from braingen.brain.parameters import adapting_parameters, subject_parameters, train_only, trainable_parameters
+from braingen.brain.reader import BrainReader, TargetScale
+from braingen.config import Config, LossConfig
+from braingen.data.batches import TrainBatches
+from braingen.data.betas import Betas
+from braingen.data.checks import check_before_training
+from braingen.data.nsd import Layout
+from braingen.data.trials import hold_out_images, train_trials
+from braingen.errors import UserError
+from braingen.records import Trials
+from braingen.runs import Run
+from braingen.stages.targets import Targets
+
+READER = "reader"
+"""Folder of the best checkpoint in a training run."""
+UNTRAINED = {"image": ("low_level", "interm_out"), "text": ("train_pool",)}
+"""Parts of the dense encoder that are there for published checkpoints and that this stage has no target for."""
+MAY_DIFFER = {"subjects", "dropout", "voxel_dropout"}
+"""Settings of an encoder that a run may change from the run it starts from: they are no shape of a shared weight."""
+
+
+class Parts(NamedTuple):
+    """Everything a training run needs."""
+
+    reader: BrainReader
+    batches: TrainBatches
+    held_out: list[tuple[Trials, Betas]]
+    """Presentations of held-out training images, per subject."""
+    targets_ND: Tensor
+    """Standardised embeddings, one row per image of ``row_of_image``: N x T x D."""
+    row_of_image: np.ndarray
+    """Image id -> row of the targets, -1 for images that are not used."""
+    loss: LossConfig
+
+
+def run_folder(config: Config, modality: str) -> Path:
+    """Where the image or text run of a configuration lies: run.image and run.text, or beside each other in the run's folder."""
+    return (config.run.image if modality == "image" else config.run.text) or config.run.folder / modality
+
+
+def setup(config: Config, modality: str, rank: int = 0, world: int = 1) -> Parts:
+    """Check the data, compute the targets, build the reader.
+
+    Parameters
+    ----------
+    modality : 'image' or 'text'
+    rank, world : this process and the number of processes
+    """
+    refuse_untrained_parts(config, modality)
+    layout = Layout.of(config.data.root)
+    check_before_training(layout, config.data.subjects, config.data.num_sessions)
+    subjects, held_out = [], []
+    for subject in config.data.subjects:
+        kept, held = hold_out_images(train_trials(layout, subject, config.data.num_sessions), config.data.holdout_share, config.run.seed)
+        betas = Betas.of(layout, subject)
+        subjects.append((kept, betas))
+        held_out.append((held, betas))
+    targets = Targets(config)
+    images = np.unique(np.concatenate([part.table["image"].to_numpy() for pairs in (subjects, held_out) for part, _ in pairs]))
+    embeddings_NTD = targets.of(modality, images)
+    row_of_image = np.full(len(targets.stimuli), -1, dtype=np.int64)
+    row_of_image[images] = np.arange(len(images))
+    trained_on = row_of_image[np.unique(np.concatenate([trials.table["image"].to_numpy() for trials, _ in subjects]))]
+    set_seed(config.run.seed)
+    dense = config.encoder.model == "BrainEncoder"
+    voxels = {trials.subject: betas.voxels for trials, betas in subjects}
+    reader = build_reader(config, voxels, embeddings_NTD.shape[1:], targets.text_widths(modality) if dense else ())
+    if config.optim.start_from is None:
+        mean_TD = embeddings_NTD[trained_on].mean(0)
+        reader.set_scale(TargetScale(mean_TD, float((embeddings_NTD[trained_on] - mean_TD).std())))
+    else:
+        take_over(reader, BrainReader.from_pretrained(earlier_folder(config, modality) / READER))
+    choose_trained(reader, config)
+    return Parts(
+        reader=reader,
+        batches=TrainBatches(subjects, config.optim.batch_size, config.run.seed, rank, world),
+        held_out=held_out,
+        targets_ND=reader.standardised(embeddings_NTD),
+        row_of_image=row_of_image,
+        loss=config.loss_image if modality == "image" else config.loss_text,
+    )
+
+
+def refuse_untrained_parts(config: Config, modality: str) -> None:
+    """Parts that exist for published checkpoints and for which this stage has no target would stay at their random initial values."""
+    if config.encoder.model == "BrainEncoder":
+        asked = [name for name in UNTRAINED[modality] if getattr(config.encoder, name)]
+        if asked:
+            raise UserError(
+                f"encoder.{asked[0]}=true has no target in stage 1, which would leave it random: train without it (--no-{asked[0]});"
+                " `braingen import` loads it from a published checkpoint."
+            )
+
+
+def build_reader(
+    config: Config, voxels: dict[int, int], target_shape: torch.Size | tuple[int, ...], text_widths: Sequence[int] = ()
+) -> BrainReader:
+    """A reader with random weights, of the configured architecture, for subjects with so many voxels each.
+
+    Parameters
+    ----------
+    voxels : subject number -> voxel count
+    target_shape : T and D of what is decoded
+    text_widths : for captions, D of the text encoders that are decoded, in order; empty for images
+    """
+    tokens, width = target_shape
+    fields = config.encoder.model_dump(exclude={"model"})
+    if config.encoder.model == "BrainEncoder" and text_widths:
+        fields |= {"text_output": config.backbone.text_output, "low_level": False, "interm_out": False}
+        # the one that is not decoded may be of any width
+        fields["text_emb_dims"] = list(text_widths) if len(text_widths) == 2 else [text_widths[0]] * 2
+    elif config.encoder.model == "BrainEncoder":
+        fields |= {"fusion": "none", "train_pool": False}
+    encoder = {"clip_seq_dim": tokens, "clip_emb_dim": width, **encoder_arguments(config.encoder.model, fields)}
+    prior = config.prior.model_dump(exclude={"use_prior", "use", "sample_steps", "guidance_scale"})
+    return BrainReader(
+        encoder_class=config.encoder.model,
+        encoder_config={"subjects": {str(subject): count for subject, count in voxels.items()}, **encoder},
+        prior_config={"dim": width, "num_tokens": tokens, **prior} if config.prior.use_prior else None,
+        prior_use=config.prior.use,
+        sample_steps=config.prior.sample_steps,
+        guidance_scale=config.prior.guidance_scale,
+    )
+
+
+def earlier_folder(config: Config, modality: str) -> Path:
+    """The run folder that ``optim.start_from`` means: itself, or its image or text part.
+
+    Raises
+    ------
+    UserError
+        When there is no finished encoder.
+    """
+    start = config.optim.start_from
+    assert start is not None
+    found = [folder for folder in (start, start / modality) if (folder / READER).is_dir()]
+    if not found:
+        wanted = start / modality / READER
+        raise UserError(f"--start_from {start} holds no trained {modality} encoder ({wanted} is missing): train it first.")
+    Run(found[0]).require_finished()
+    return found[0]
+
+
+def take_over(reader: BrainReader, earlier: BrainReader) -> None:
+    """Copy everything but the layers of subjects that the earlier reader did not know: those keep their initial weights.
+
+    The scale of the target comes along, since experts and prior work in its units.
+
+    Raises
+    ------
+    UserError
+        When the two are not of the same architecture.
+    """
+    for part, free in (("encoder", MAY_DIFFER), ("prior", set[str]())):
+        old, new = (json.loads(json.dumps(each.config[f"{part}_config"])) or {} for each in (earlier, reader))
+        changed = [name for name in {**old, **new} if name not in free and old.get(name) != new.get(name)]
+        if changed:
+            name = changed[0]
+            raise UserError(
+                f"{part} {name} was {old.get(name)!r} in the run that --start_from names and is {new.get(name)!r} here: leave the"
+                f" {part}'s settings out, they are taken from that run."
+            )
+    weights, own = earlier.state_dict(), reader.state_dict()
+    fresh = {name for name in own if name not in weights}
+    if not fresh <= set(subject_parameters(reader)):
+        raise UserError(f"The run that --start_from names lacks {sorted(fresh - set(subject_parameters(reader)))[0]}: train it again.")
+    reader.load_state_dict({name: weights[name] for name in own if name not in fresh}, strict=False)
+
+
+def choose_trained(reader: BrainReader, config: Config) -> None:
+    """Freeze what ``optim.trained`` leaves out, and what is idle by design.
+
+    Raises
+    ------
+    UserError
+        When the rest would stay at random weights.
+    """
+    chosen = trainable_parameters(reader)
+    if config.optim.trained != "all":
+        if config.optim.start_from is None:
+            raise UserError(
+                f"optim.trained={config.optim.trained} would leave the experts at random weights: name a trained run with --start_from RUN."
+            )
+        subjects = config.data.subjects
+        chosen = adapting_parameters(reader, subjects) if config.optim.trained == "routers" else subject_parameters(reader, subjects)
+    train_only(reader, chosen)

@@ -1,0 +1,66 @@
+"""A training step whose batch is shared by two processes: what each of them runs, and the same batch in one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from accelerate import Accelerator
+from safetensors.torch import save_file
+import torch
+from torch import Tensor
+
+from braingen.brain import losses
+from braingen.brain.prior import PriorDraws
+from braingen.cli import parse_overrides
+from braingen.config import load_config
+from braingen.records import VoxelBatch
+from braingen.stages.reader_setup import Parts, setup
+from braingen.stages.train import Whole, step
+
+
+def generator(rank: int) -> torch.Generator:
+    return torch.Generator().manual_seed(100 + rank)
+
+
+def gradients_of(reader: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in reader.named_parameters() if parameter.grad is not None}
+
+
+def step_in_two(words: list[str], folder: str, progress: float) -> int:
+    """One of the two processes."""
+    accelerator = Accelerator(cpu=True)
+    rank = accelerator.process_index
+    parts = setup(load_config(*parse_overrides(words)), "image", rank, 2)
+    model = accelerator.prepare(Whole(parts.reader)).train()
+    result = model(step, parts.batches.batch(0, 0), parts, progress, generator(rank))
+    accelerator.backward(result.total)
+    save_file(gradients_of(parts.reader), Path(folder) / f"{rank}.safetensors")
+    accelerator.end_training()
+    return 0
+
+
+def step_in_one(words: list[str], progress: float, monkeypatch) -> dict[str, Tensor]:
+    """The same in this process: the two batches as one, with the draws that the two make."""
+    config = load_config(*parse_overrides(words))
+    halves = [setup(config, "image", rank, 2) for rank in range(2)]
+    parts: Parts = halves[0]
+    batch = tuple(
+        VoxelBatch(torch.cat([one.voxels_BV, other.voxels_BV]), torch.cat([one.image_B, other.image_B]), one.subject)
+        for one, other in zip(*(half.batches.batch(0, 0) for half in halves))
+    )
+    generators, draw_mix, prior = [generator(rank) for rank in range(2)], losses.draw_mix, parts.reader.prior
+    draw = prior.draw
+
+    def mixed(count: int, _: torch.Generator) -> losses.MixDraws:
+        return losses.join_mixes([draw_mix(count // 2, each) for each in generators])
+
+    def drawn(count: int, _: torch.Generator) -> PriorDraws:
+        # a process has its share of every subject in turn; here every subject has the shares of both in turn
+        per_process = [draw(count // 2, each) for each in generators]
+        subjects = len(batch)
+        return PriorDraws(*(torch.stack([x.unflatten(0, (subjects, -1)) for x in pair], 1).flatten(0, 2) for pair in zip(*per_process)))
+
+    monkeypatch.setattr(losses, "draw_mix", mixed)
+    monkeypatch.setattr(prior, "draw", drawn)
+    step(parts.reader.train(), batch, parts, progress, generators[0]).total.backward()
+    return gradients_of(parts.reader)
