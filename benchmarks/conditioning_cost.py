@@ -35,7 +35,7 @@ from braingen.records import Conditioning
 from braingen.routing.conditioning import RoutedConditioning
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.stages.finetune import router_of
-from braingen.stages.train import build_reader
+from braingen.stages.reader_setup import build_reader
 
 ORDERS = ("output", "levels", "experts", "step")
 PUBLISHED_CALLS = 2 * 29  # 30 steps make 29 calls, both branches of guidance one after the other

@@ -80,7 +80,7 @@ def test_the_papers_size_and_trained_share_are_found_again() -> None:
     trained = parts["subject layer"] + parts["routers, first level"] + parts["routers, further levels"] + parts["trunk, first level"]
     assert sum(parts.values()) == 293_445_710 and trained == 131_584_078
     assert round(100 * trained / 293_445_710, 2) == 44.84
-    effective = sum(parameter.numel() for parameter in adapting_parameters(model, 1).values())
+    effective = sum(parameter.numel() for parameter in adapting_parameters(model, [1]).values())
     assert effective == 64_409_630 and round(100 * effective / 293_445_710, 1) == 21.9
 
 

@@ -17,6 +17,7 @@ import torch
 
 from braingen.errors import UserError
 from braingen.runs import Run
+from braingen.stages.machine import end_tracking
 from braingen.stages.workers import Workers
 from braingen.state import load_tree, save_tree
 from braingen.stopping import Request
@@ -129,7 +130,7 @@ class Checkpoints:
         if wish != _Wish.NOTHING:
             self.save(place)
         if wish == _Wish.STOP:
-            self._accelerator.end_training()
+            end_tracking(self._accelerator)
             request.made = True
             request.heed()
 

@@ -33,7 +33,7 @@ from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.time_router import kl_guidance
 from braingen.runs import Run
 from braingen.stages.listening_data import ListeningData, Rows, listening_data, pieces
-from braingen.stages.machine import accelerator_of, device_of, precision_of
+from braingen.stages.machine import accelerator_of, device_of, end_tracking, precision_of
 from braingen.stages.targets import Targets
 from braingen.stages.train import READER, hash_seed, run_folder
 from braingen.stages.workers import Workers, shared_run
@@ -390,13 +390,13 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
                 tree = {"trained": trained, "average": average.mean, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
                 run.save_state({**tree, "step": done, "best": best, "sums": sums, "counted": counted})
                 if stop:
-                    accelerator.end_training()
+                    end_tracking(accelerator)
                     raise Stopped
             progress.update(bar, advance=1, description=f"fine-tuning, held-out loss {best:.4f}")
     average.swap()
     if workers.main:
         _save(run, LAST, model, config)
-    accelerator.end_training()
+    end_tracking(accelerator)
     run.mark_finished({"best_validation_loss": best})
     run.remove_state()
     workers.wait()

@@ -29,6 +29,12 @@ def precision_of(config: Config) -> str:
     return chosen
 
 
+def end_tracking(accelerator: Accelerator) -> None:
+    """Close the trackers. (``Accelerator.end_training`` would part the processes too, and a stage may train several times.)"""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
 def accelerator_of(config: Config, folder: Path, batch_size: int) -> Accelerator:
     """What shares training out over processes and devices, and sends its curves to the tracker.
 

@@ -20,7 +20,7 @@ from braingen.errors import UserError
 from braingen.files import free_bytes
 from braingen.stages.machine import device_of, precision_of
 from braingen.stages.models import Sizes, sizes_of
-from braingen.stages.train import build_reader, run_folder
+from braingen.stages.reader_setup import build_reader, run_folder
 
 LIBRARIES = 700 * 10**6
 """Anonymous memory of a process that has imported torch, diffusers and transformers (measured: 0.5-0.7 GB)."""

@@ -26,7 +26,7 @@ from braingen.data.trials import group_repeats
 from braingen.records import VoxelBatch
 from braingen.runs import Run
 from braingen.stages.checkpoints import SHARDED, Checkpoints, Place
-from braingen.stages.machine import accelerator_of
+from braingen.stages.machine import accelerator_of, end_tracking
 from braingen.stages.reader_setup import READER, Parts, earlier_folder, run_folder, setup
 from braingen.stages.workers import Workers, shared_run
 from braingen.stopping import Request, patience
@@ -217,7 +217,7 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
             if not last:
                 checkpoints.look(place, request, epoch_over=True)
             progress.update(bar, advance=1, description=f"training {run.folder.name}, held-out cosine {place.best:.3f}")
-    accelerator.end_training()
+    end_tracking(accelerator)
     run.mark_finished({"best_validation_cosine": place.best, "trained_parameters": share.trained, "parameters": share.total})
     checkpoints.remove()
     workers.wait()
