@@ -18,7 +18,7 @@ NO_RESULTS = {"provenance.json", "timings.json", "config.yaml"}
 STAGES = ("train", "finetune", "reconstruct", "refine", "evaluate", "report", "demo")
 
 
-def _work(words: list[str], kill_at: int, save_seconds: float, by: signal.Signals) -> None:
+def _work(words: list[str], kill_at: int, save_seconds: float, by: signal.Signals, only: str) -> None:
     from braingen.cli import main
     from braingen.diffusion import sample
     from braingen.stages import checkpoints, finetune, train
@@ -32,6 +32,8 @@ def _work(words: list[str], kill_at: int, save_seconds: float, by: signal.Signal
             os.kill(os.getpid(), by)
 
     def counted(module: Any, name: str, after: bool = False) -> None:
+        if only and name != only:
+            return
         original = getattr(module, name)
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -54,7 +56,7 @@ def _work(words: list[str], kill_at: int, save_seconds: float, by: signal.Signal
     raise SystemExit(main(words))
 
 
-def run(words: list[str], kill_at: int = 0, save_seconds: float = 0.0, by: signal.Signals = signal.SIGKILL) -> int:
+def run(words: list[str], kill_at: int = 0, save_seconds: float = 0.0, by: signal.Signals = signal.SIGKILL, only: str = "") -> int:
     """Run a command in a process of its own.
 
     Parameters
@@ -63,6 +65,7 @@ def run(words: list[str], kill_at: int = 0, save_seconds: float = 0.0, by: signa
     kill_at : number of the moment at which it dies, counted from 1; 0 for never
     save_seconds : how often training saves what it takes to continue; 0 after every epoch
     by : the signal
+    only : count these moments only, for instance 'step'
 
     Returns
     -------
@@ -71,7 +74,7 @@ def run(words: list[str], kill_at: int = 0, save_seconds: float = 0.0, by: signa
     # forked from a server that has the libraries loaded but has computed nothing, so that a start takes no seconds
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"braingen.stages.{name}" for name in STAGES])
-    process = context.Process(target=_work, args=(words, kill_at, save_seconds, by))
+    process = context.Process(target=_work, args=(words, kill_at, save_seconds, by, only))
     process.start()
     process.join()
     assert process.exitcode is not None

@@ -120,13 +120,10 @@ def test_training_stopped_within_an_epoch_goes_on_there_with_the_same_bits(words
     calm = start_anew(tmp_path)
     folder = tmp_path / "now" / "run" / "image"
     often = [WITHIN] if by == signal.SIGKILL else []
-    steps = []
-    for moment in (15, 12, 11):
-        assert run(["train", "image", *words, *often], kill_at=moment, save_seconds=1e9, by=by) == code
+    for moment in (3, 4):  # an epoch has five steps, two to an update
+        assert run(["train", "image", *words, *often], kill_at=moment, save_seconds=1e9, by=by, only="step") == code
         reached = load_tree(folder / "state.safetensors")
-        assert (reached["epoch"] or reached["step"]) and bool(reached["step"]) == bool(reached["sums"])
-        steps.append(reached["step"])
-    assert any(steps)
+        assert reached["step"] > 0 and reached["sums"]["clip"] > 0
     assert run(["train", "image", *words]) == 0
     assert_same_results(tmp_path / "now" / "run", calm / "run")
 
