@@ -70,14 +70,7 @@ class Workers:
             In the main process, when its work was refused; the others then leave quietly.
         """
         made: list[Item] = []
-        refused = None
-        if self.main:
-            try:
-                made.append(work())
-            except UserError as error:
-                refused = error
-        if self.told(refused is not None):
-            raise refused or SystemExit(2)
+        main_first(self, lambda: made.append(work()))
         return made[0] if made else work()
 
     def share(self, items: Sequence[Item]) -> list[Item]:
