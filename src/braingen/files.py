@@ -71,6 +71,12 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp-{os.getpid()}")
 
 
+def clear_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed while writing left in a folder (not below it)."""
+    for left in folder.glob(".*.tmp-*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
 @contextmanager
 def replaced_path(path: Path | str) -> Iterator[Path]:
     """Give a temporary path to write to; on success it is synced and renamed to `path`, on failure removed.

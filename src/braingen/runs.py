@@ -21,7 +21,6 @@ import importlib.metadata
 import json
 from pathlib import Path
 import platform
-import shutil
 import subprocess
 import sys
 from types import TracebackType
@@ -30,7 +29,7 @@ from typing import Any
 import yaml
 
 from braingen.errors import UserError
-from braingen.files import disk_errors_as_sentences, recover_folder, replaced_folder, sync_file, write_json, write_text
+from braingen.files import clear_temporaries, disk_errors_as_sentences, recover_folder, replaced_folder, sync_file, write_json, write_text
 from braingen.locks import FolderLock
 
 _PACKAGES = ("braingen", "torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "h5py")
@@ -121,8 +120,7 @@ class Run:
                 before = _read_yaml(path)
                 if _has_work(folder):
                     _refuse_other_settings(folder, before, settings, may_change)
-            for left in folder.glob(".*.tmp-*"):  # of a process that was killed while writing
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            clear_temporaries(folder)
             for aside in folder.glob(".*.before"):
                 recover_folder(folder / aside.name[1 : -len(".before")])
             text = config_text(settings)

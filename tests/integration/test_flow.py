@@ -274,7 +274,10 @@ def test_what_is_finished_is_not_done_again(flow, monkeypatch):
     parts = [flow.data, *(flow.run / name for name in ("image", "text", "finetune", "decoder", "reconstructions"))]
     before = [content(part, but=("provenance.json", ".lock")) for part in parts]
     scores = (flow.run / "scores.json").read_bytes()
+    left = flow.run / ".pictures.png.tmp-1"  # of a process that was killed while writing
+    left.touch()
     assert main(["demo", *flow.words]) == 0
+    assert not left.exists()
     assert [content(part, but=("provenance.json", ".lock")) for part in parts] == before
     assert (flow.run / "scores.json").read_bytes() == scores
 

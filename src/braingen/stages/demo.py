@@ -13,7 +13,7 @@ from braingen.config import Config
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.errors import UserError
-from braingen.files import replaced_folder, write_json
+from braingen.files import clear_temporaries, replaced_folder, write_json
 from braingen.stages.evaluate import evaluate
 from braingen.stages.finetune import finetune
 from braingen.stages.reconstruct import assemble, reconstruct
@@ -72,6 +72,7 @@ def demo(config: Config) -> Path:
         ("evaluate", lambda: evaluate(config)),
         ("report", lambda: report(config)),
     ]
+    clear_temporaries(config.run.folder)  # scores and page lie in no stage's own folder
     timings_path = config.run.folder / TIMINGS
     timings: dict[str, float] = json.loads(timings_path.read_text()) if timings_path.exists() else {}
     console, page = Console(), Path()
