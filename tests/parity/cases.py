@@ -74,7 +74,7 @@ def read_case(spec: dict[str, Any]) -> Case:
 
 
 def formula_weights(place: int, seed: int, shape: list[int], scale: float, offset: float) -> np.ndarray:
-    """Weights from a hash of their position (parity/README.md, 'Weights given by a formula').
+    """Weights from a hash of their position (tests/parity/data/README.md, 'Weights given by a formula').
 
     Parameters
     ----------

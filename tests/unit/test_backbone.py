@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_reported() -> None:
 
 
 def test_the_published_dense_encoder_is_linear_up_to_its_head_and_ours_is_not() -> None:
-    """METHOD section 9, item 10."""
+    """docs/deviations.md, row 1.7."""
     for trunk, is_linear in (("published", True), ("working", False)):
         model = BrainEncoder(**{**SMALL, "trunk": trunk}).eval()
         a, b, zero = torch.randn(1, 20), torch.randn(1, 20), torch.zeros(1, 20)

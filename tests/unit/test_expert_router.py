@@ -193,7 +193,7 @@ def test_given_noise_is_used_and_training_draws_its_own() -> None:
 
 
 def test_published_balance_cannot_tell_balanced_from_collapsed() -> None:
-    """METHOD section 9, item 3: disjoint choices and all experts choosing alike give one figure."""
+    """docs/deviations.md, row 1.6: disjoint choices and all experts choosing alike give one figure."""
     balanced = torch.arange(8).view(1, 2, 4)
     collapsed = torch.arange(4).expand(1, 2, 4)
     assert published_balance(balanced, 8) == published_balance(collapsed, 8)

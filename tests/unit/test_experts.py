@@ -84,7 +84,7 @@ def test_residual_trunk_equals_the_loop(x_EBK: torch.Tensor) -> None:
 
 
 def test_published_trunk_with_one_token_adds_one_number(x_EBK: torch.Tensor) -> None:
-    """METHOD section 9, item 10."""
+    """docs/deviations.md, row 1.7."""
     trunk = shake(MixerTrunk(EXPERTS, WIDTH, 1, 3, 0.15))
     added_EBK = trunk(x_EBK) - x_EBK
     assert added_EBK.flatten(1).std(dim=1).max() < 1e-6

@@ -172,7 +172,7 @@ def most_probable(probability_PBFU: Tensor, width: int, order: TokenOrder) -> Te
     """Every expert's most probable units (expert choice, published router).
 
     A unit's rank becomes its place in the expert's input, so the order matters; the published code left it to the library
-    (METHOD section 9, item 11). Of equally probable units the first are taken, as the GPU kernel does.
+    (docs/deviations.md, row 1.3). Of equally probable units the first are taken, as the GPU kernel does.
 
     Parameters
     ----------
@@ -273,7 +273,7 @@ def make_router(
 
 
 def published_balance(chosen_BEK: Tensor, units: int) -> Tensor:
-    """The published load-balancing figure: from the chosen places alone, without gradient, blind to use (METHOD section 9, item 3).
+    """The published load-balancing figure: from the chosen places alone, without gradient, blind to use (docs/deviations.md, row 1.6).
 
     Parameters
     ----------

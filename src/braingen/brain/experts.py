@@ -131,7 +131,7 @@ class MLP(nn.Sequential):
 class ResidualTrunk(nn.Module):
     """E residual networks whose blocks work: x + MLP(x), again and again.
 
-    The layers are those of the published trunk's width blocks, with the residual that makes them count (METHOD section 9, item 10).
+    The layers are those of the published trunk's width blocks, with the residual that makes them count (docs/deviations.md, row 1.7).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Published checkpoints' names for our encoders' weights (parity/README.md 'Keys'; MindEye2's and MoRE-Brain's names are the same family).
+"""Published checkpoints' names for our encoders' weights (tests/parity/data/README.md, 'Keys'; MindEye2's and MoRE-Brain's are alike).
 
 The published code keeps experts as lists of modules; ours are stacked. A published tensor is therefore one of ours, or a slice of one.
 """

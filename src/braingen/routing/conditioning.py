@@ -80,7 +80,7 @@ def alike(embedding_BTD: Tensor, counts: Sequence[int]) -> ExpertEmbeddings:
 
 
 def through_prior(embeddings: ExpertEmbeddings, prior: Prior, *, of: Literal["output", "levels", "experts"] = "levels") -> ExpertEmbeddings:
-    """Backbone outputs through the diffusion prior, once, before the denoising loop (METHOD section 9, item 4).
+    """Backbone outputs through the diffusion prior, once, before the denoising loop (docs/deviations.md, row 6.10).
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ class ConditioningForm(NamedTuple):
         return self._replace(start_C=self.start_C.to(device, dtype))
 
     def text(self, predicted_BTD: Tensor, first_BTD: Tensor | None = None, first_start_D: Tensor | None = None) -> Tensor:
-        """Cross-attention tokens from a predicted text embedding (METHOD section 3).
+        """Cross-attention tokens from a predicted text embedding.
 
         One predicted token: the start token, then the predicted one in every other place. As many as a prompt has: as they are. Columns
         that nothing predicts are zero.
@@ -193,7 +193,7 @@ class ConditioningForm(NamedTuple):
         predicted_BTD : Tensor
             T is 1 or N, D the number of predicted columns.
         first_BTD : Tensor, optional
-            A predicted embedding of the first text encoder for the columns before (METHOD section 3: zeros, or this).
+            A predicted embedding of the first text encoder for the columns before (published: zeros, or this).
         first_start_D : Tensor, optional
             That encoder's start token; zeros if left out.
 
