@@ -70,7 +70,7 @@ COMMANDS: dict[str, Command] = {
     "report": Command("one HTML page of pictures, scores and curves", "braingen.stages.report", "report", ("run", "data")),
     "import": Command("published checkpoints (MindEye2, MoRE-Brain) as run folders that later stages read",
                       "braingen.stages.import_checkpoint", "import_checkpoint", ("run", "published", "data", "encoder", "prior"),
-                      ("image", "text", "finetune")),
+                      ("image", "text", "finetune"), own="published"),
     "models": Command("every encoder, prior and router with its parameters by part, at the configured sizes", "braingen.stages.models",
                       "models", ("data", "backbone", "encoder", "prior", "router")),
     "settings": Command("list every setting with its default and meaning", "braingen.cli", "print_settings", ()),

@@ -186,7 +186,8 @@ def test_saved_and_loaded_routers_route_alike(time, space, options, tmp_path, le
     router = shaken(routed(time=time, space=space, **options)).eval()
     router.save_pretrained(tmp_path)
     again = DiffuseRouter.from_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    weights = {"diffusion_pytorch_model.safetensors"} if router.state_dict() else set()
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json"} | weights
     assert torch.equal(again(levels, T_B, latents).embedding_BTD, router(levels, T_B, latents).embedding_BTD)
 
 

@@ -6,6 +6,7 @@ B batch, L levels, E experts of a level, T tokens, D CLIP width
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from diffusers import ConfigMixin, ModelMixin
@@ -147,6 +148,16 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
             )
 
         self.space_routers = nn.ModuleList(space_router(number) for number in num_experts)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> DiffuseRouter:
+        """Load what ``save_pretrained`` wrote; a router without parameters (time and space off or fixed) is its config alone."""
+        settings = cls.load_config(pretrained_model_name_or_path, subfolder=kwargs.get("subfolder"))
+        with torch.device("meta"):
+            bare = not cls.from_config(settings).state_dict()
+        if bare:
+            return cast(DiffuseRouter, cls.from_config(settings)).eval()
+        return cast(DiffuseRouter, super().from_pretrained(pretrained_model_name_or_path, **kwargs))
 
     @property
     def reads_experts(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 import torch
 
@@ -48,6 +49,7 @@ def accelerator_of(config: Config, folder: Path, batch_size: int) -> Accelerator
     UserError
         For half precision under DeepSpeed, which would keep the weights themselves in it.
     """
+    AcceleratorState._reset_state()  # an earlier stage in this process may have had another number format; process groups stay
     accelerator = Accelerator(
         cpu=device_of(config).type == "cpu",
         mixed_precision=precision_of(config),
