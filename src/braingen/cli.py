@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import difflib
 from importlib import import_module
+import os
 from pathlib import Path
 import sys
 from typing import NamedTuple
@@ -38,7 +39,7 @@ COMMANDS: dict[str, Command] = {
     "demo": Command("the whole flow on a simulated subject, ending in a page of pictures", "braingen.stages.demo", "demo",
                     ("run", "data", "simulation", "encoder", "optim", "sampler")),
     "simulate": Command("write a simulated NSD, with known truth, in the layout of the real one", "braingen.stages.simulate", "simulate",
-                        ("data", "simulation")),
+                        ("data", "simulation"), own="simulation"),
     "prepare": Command("raw NSD, or your own scans, to the layout that is trained on", "braingen.stages.prepare", "prepare",
                        ("prepare", "data"), own="prepare"),
     "doctor": Command("look at data, backbones and machine: what is ready, what is missing, what to type", "braingen.stages.doctor",
@@ -48,13 +49,13 @@ COMMANDS: dict[str, Command] = {
     "train": Command("stage 1: learn to read CLIP embeddings out of voxels", "braingen.stages.train", "train",
                      ("run", "data", "backbone", "encoder", "prior", "loss_image", "loss_text", "optim"), ("image", "text"), "optim"),
     "adapt-curve": Command("how well a new person is read from few sessions, after training on others or not",
-                           "braingen.stages.adapt_curve", "adapt_curve", ("run", "data", "curve", "optim"), own="optim"),
+                           "braingen.stages.adapt_curve", "adapt_curve", ("run", "data", "curve", "optim"), own="curve"),
     "bottleneck": Command("scores against the width of a bottleneck between brain and experts", "braingen.stages.bottleneck", "bottleneck",
-                          ("run", "data", "bottleneck", "optim"), own="optim"),
+                          ("run", "data", "bottleneck", "optim"), own="bottleneck"),
     "finetune": Command("stage 2: teach the diffusion model to listen (image=RUN text=RUN)", "braingen.stages.finetune", "finetune",
                         ("run", "data", "backbone", "router", "lora", "finetune"), own="finetune"),
     "reconstruct": Command("stage 3: draw the test images from brain activity", "braingen.stages.reconstruct", "reconstruct",
-                           ("run", "data", "backbone", "sampler")),
+                           ("run", "data", "backbone", "sampler"), own="sampler"),
     "decode": Command("embeddings and pictures of a file of voxels", "braingen.stages.decode", "decode",
                       ("run", "data", "backbone", "sampler", "decode"), own="decode"),
     "refine": Command("stage 4: refine finished reconstructions, image to image", "braingen.stages.refine", "refine",
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
+        _show(_overview())
         return 0
     if words[0] == "--version":
         from braingen import __version__
@@ -125,7 +126,7 @@ def _run(words: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         raise UserError(f"There is no command '{name}'. " + (f"Did you mean {near[0]}?" if near else f"Commands: {', '.join(COMMANDS)}."))
     if any(word in ("-h", "--help") for word in rest):
-        print(_help(name, command))
+        _show(_help(name, command))
         return 0
     choice: list[str] = []
     if command.choices:
@@ -222,28 +223,44 @@ def _help(name: str, command: Command) -> str:
     choice += f" {command.words.partition('.')[2].upper()} ..." if command.words else ""
     lines = [f"usage: braingen {name}{choice} [--config FILE] [--name value ...]", "", command.summary, ""]
     for section in command.sections:
-        lines += _section_help(section)
+        lines += _section_help(section, command.own)
     if "sampler" in command.sections:
         lines += ["shorthands", "  --random_fmri: sampler.source=random", "  --ceiling: sampler.source=ceiling", ""]
     lines.append("Settings can also be written section.name=value. Lists: 2,2,2. Switches: --use_prior, --no-use_prior.")
     return "\n".join(lines)
 
 
-def _section_help(section: str) -> list[str]:
+def _show(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # who reads it (head, less) has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _shortest_name(section: str, field: str, own: str) -> str:
+    """What has to be typed for a setting: the field's name, or with its section where that alone means another one, or several."""
+    try:
+        alone = _setting(field, own) == f"{section}.{field}"
+    except UserError:
+        alone = False
+    return field if alone else f"{section}.{field}"
+
+
+def _section_help(section: str, own: str = "") -> list[str]:
     model: type[Section] = Config.model_fields[section].annotation  # type: ignore[assignment]
     defaults = getattr(Config(), section)
     lines = [f"{section}: {(model.__doc__ or '').strip()}"]
     for field, info in model.model_fields.items():
         default = getattr(defaults, field)
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        lines.append(f"  --{field} {'(' + str(shown) + ')' if shown != '' else ''}\n      {info.description}")
+        name = _shortest_name(section, field, own)
+        lines.append(f"  --{name} {'(' + str(shown) + ')' if shown not in ('', None) else ''}\n      {info.description}")
     return [*lines, ""]
 
 
 def print_settings(_: Config) -> None:
     """Print every setting with its default and meaning."""
-    for section in Config.model_fields:
-        print("\n".join(_section_help(section)))
+    _show("\n".join("\n".join(_section_help(section)) for section in Config.model_fields))
 
 
 if __name__ == "__main__":

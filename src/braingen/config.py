@@ -153,7 +153,7 @@ class BackboneConfig(Section):
 
 
 class EncoderConfig(Section):
-    """Voxels to CLIP space (METHOD section 2)."""
+    """Voxels to CLIP space (docs/models.md)."""
 
     model: Literal["BrainMoEMulti", "BrainMoE", "BrainMoEHier", "BrainEncoder"] = "BrainMoEMulti"
     """Which encoder; BrainMoEMulti is MoRE-Brain's."""
@@ -225,7 +225,7 @@ class PriorConfig(Section):
 
 
 class LossConfig(Section):
-    """Weights of the objective's terms (METHOD section 2)."""
+    """Weights of the objective's terms (docs/pipeline.md)."""
 
     clip_scale: Scale = 1.0
     """Contrastive loss on the projected output."""
@@ -271,7 +271,7 @@ class OptimConfig(Section):
 
 
 class RouterConfig(Section):
-    """Time and space routers between the experts and the diffusion model (METHOD section 3)."""
+    """Time and space routers between the experts and the diffusion model (docs/routing.md)."""
 
     route_image: bool = True
     """Route the image embedding."""
@@ -357,7 +357,7 @@ class FinetuneConfig(Section):
 
 
 class SamplerConfig(Section):
-    """Reconstruction (METHOD section 4)."""
+    """Reconstruction (docs/decoding.md)."""
 
     source: Literal["brain", "random", "ceiling"] = "brain"
     """What is read: brain activity, voxels drawn at random (baseline), or the true embeddings (ceiling)."""
@@ -405,7 +405,7 @@ class DecodeConfig(Section):
 
 
 class RefinerConfig(Section):
-    """Refinement: image-to-image on finished reconstructions (METHOD section 5)."""
+    """Refinement: image-to-image on finished reconstructions (docs/decoding.md)."""
 
     recons: str = ""
     """Folder of reconstructions to refine; empty for <folder>/reconstructions/<sampler.source>."""
@@ -447,7 +447,7 @@ class PublishedConfig(Section):
     adapter: Folder = Path()
     """LoRA of the U-Net in diffusers' safetensors form (import finetune)."""
     trained_on: Literal["gpu", "cpu"] = "gpu"
-    """Where the published router was trained: its top-k decides the order of an expert's units (parity notes, `by_gpu_rule`)."""
+    """Where the published router was trained: its top-k decides the order of an expert's units (docs/models.md)."""
     partial: bool = False
     """Import what fits although weights are missing, unexpected or of another shape; those missing stay random."""
 

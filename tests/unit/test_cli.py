@@ -92,7 +92,9 @@ def test_every_command_has_its_help(name, capsys):
     printed = capsys.readouterr().out
     assert COMMANDS[name].summary in printed
     for section in COMMANDS[name].sections:
-        assert all(f"--{field} " in printed for field in Config.model_fields[section].annotation.model_fields)
+        for field in Config.model_fields[section].annotation.model_fields:
+            shown = [flag for flag in (f"--{field}", f"--{section}.{field}") if f"  {flag} " in printed]
+            assert f"{section}.{field}" in {path for flag in shown for path in parse_overrides([f"{flag}=1"], COMMANDS[name].own)[1]}
 
 
 def test_every_command_leads_to_a_stage():
@@ -105,7 +107,16 @@ def test_every_command_leads_to_a_stage():
 def test_settings_are_listed(capsys):
     assert main(["settings"]) == 0
     printed = capsys.readouterr().out
-    assert all(f"--{path.split('.')[1]} " in printed for path in field_paths())
+    assert all(f"  --{path.split('.')[1]} " in printed or f"  --{path} " in printed for path in field_paths())
+
+
+def test_help_may_be_read_in_part():
+    """A reader that stops after a line (head) ends it without a traceback."""
+    code = "import sys; from braingen.cli import main; sys.exit(main(['train', '--help']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # before anything is written
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
 
 
 def test_the_version(capsys):
