@@ -155,8 +155,8 @@ class BackboneConfig(Section):
 class EncoderConfig(Section):
     """Voxels to CLIP space (docs/models.md)."""
 
-    model: Literal["BrainMoEMulti", "BrainMoE", "BrainMoEHier", "BrainEncoder"] = "BrainMoEMulti"
-    """Which encoder; BrainMoEMulti is MoRE-Brain's."""
+    model: Literal["BrainMoEMulti", "BrainMoE", "BrainMoEHier", "BrainMoEVoxel", "BrainEncoder"] = "BrainMoEMulti"
+    """Which encoder; BrainMoEMulti is MoRE-Brain's, BrainMoEVoxel routes voxels instead of units (docs/explain.md)."""
     hidden_dim: Positive = 4096
     """Shared width H after the subject layer (published: 4096)."""
     n_blocks: Positive = 4
@@ -169,6 +169,8 @@ class EncoderConfig(Section):
     """Units an expert reads, as a multiple of an even share (published: 1)."""
     routing: Literal["affinity", "value"] = "affinity"
     """affinity: an expert reads the same units every trial (ours); value: the published router, by activation."""
+    parcel_start: Literal["responses", "random"] = "responses"
+    """BrainMoEVoxel only: parcels start with voxels whose responses go together, or at random (docs/explain.md)."""
     trunk: Literal["working", "published"] = "working"
     """working: residual MLP; published: the wiring whose blocks have no effect with one token."""
     head: Literal["projector", "linear"] = "linear"
@@ -555,6 +557,54 @@ class StudyConfig(Section):
     """What a simulated rater compares: pixels, or the judge's late features (simulated pictures)."""
 
 
+class ExplainConfig(Section):
+    """Looking inside a decoder (docs/explain.md)."""
+
+    explain_steps: tuple[Literal["attributions", "experts", "components", "saliency", "ablation", "routers", "page"], ...] = (
+        "attributions",
+        "experts",
+        "components",
+        "saliency",
+        "ablation",
+        "routers",
+        "page",
+    )
+    """What to do, in this order; components and saliency take up finished attributions. Finished maps are never computed again."""
+    modality: Literal["image", "text"] = "image"
+    """Whose decoding is explained: the image encoder's or the text encoder's."""
+    about: str = "target"
+    """What is explained: target (length along the true embedding), cosine (with it), embedding (length along what was decoded), label (the
+    image's own class), label:NAME (one class for all images), caption (the image's first) or caption:TEXT (text encoder only)."""
+    parts: tuple[str, ...] = ("all",)
+    """Who is explained: all, whole, levels, experts, or names such as level-0 and level-3-expert-5."""
+    method: Literal["integrated_gradients", "gradient_shap"] = "integrated_gradients"
+    """integrated_gradients: from zero, every voxel's mean; gradient_shap: from responses to training images (MoRE-Brain's paper)."""
+    points: Positive = 8
+    """Points between baseline and image (integrated gradients), or draws (GradientSHAP: take 64 or more)."""
+    baselines: Positive = 128
+    """Training images whose responses are GradientSHAP's baselines."""
+    explain_images: NotNegative = 0
+    """Explain only the first n test images; 0 for all."""
+    nifti_images: NotNegative = 0
+    """Also write the maps of the first n images as NIfTI, one file each."""
+    labels: str = ""
+    """CSV with a column image and one per kind of label (several labels of an image joined by ;); simulated images have theirs without."""
+    grouping: str = "supercategory"
+    """Kind of label that categories mean: a column of labels; simulated: supercategory, object, colour, background or position."""
+    atlases: tuple[Folder, ...] = ()
+    """Atlas or ROI volumes (NIfTI, whole numbers) in the subject's functional space; the data folder's own are always used."""
+    surface: tuple[str, ...] = ()
+    """Surfaces for figures: meshes in the subject's space (GIFTI, FreeSurfer), or fsaverage5 where the volumes are in MNI space."""
+    field_of_view: Annotated[float, Field(gt=0)] = 8.4
+    """Width of the picture in degrees of visual angle (NSD: 8.4)."""
+    components: Positive = 32
+    """Independent components of the maps (MoRE-Brain's paper: 32); at most a quarter of the images are found."""
+    permutations: Positive = 2000
+    """Random exchanges of images behind the p values of expert profiles."""
+    draws: Positive = 20
+    """Times that as many random voxels are silenced as a region has."""
+
+
 class Config(Section):
     """All settings."""
 
@@ -581,6 +631,7 @@ class Config(Section):
     curve: CurveConfig = CurveConfig()
     bottleneck: BottleneckConfig = BottleneckConfig()
     study: StudyConfig = StudyConfig()
+    explain: ExplainConfig = ExplainConfig()
     published: PublishedConfig = PublishedConfig()
 
 

@@ -30,6 +30,7 @@ def write_fake_run(folder: Path, images: int = 30, seed: int = 0, simulated: boo
     _write_data(layout, drawn, seen, ids, rng, simulated)
     _write_pictures(config.run.folder, seen, ids, rng)
     _write_routing(config.run.folder, ids)
+    _write_explained(config.run.folder)
     _write_scores(config.run.folder, drawn, ids, rng)
     _write_refinement(config.run.folder, seen, ids)
     _write_runs(config, epochs, rng)
@@ -94,6 +95,14 @@ def _write_routing(run: Path, ids: list[int], steps: int = 5) -> None:
         folder.mkdir()
         for image in ids[:3]:
             Image.open(brain / f"{image:06d}.png").filter(ImageFilter.GaussianBlur(4 - 2 * level)).save(folder / f"{image:06d}.png")
+
+
+def _write_explained(run: Path) -> None:
+    """A page of `braingen explain`, and what it found."""
+    folder = run / "explain" / "image-target-integrated_gradients"
+    folder.mkdir(parents=True)
+    (folder / "explain.html").write_text("<!doctype html><title>inside</title>")
+    (folder / "findings.json").write_text(json.dumps({"attributions": ["Maps miss <2> % of what they explain."]}))
 
 
 def _write_scores(run: Path, drawn: list, ids: list[int], rng: np.random.Generator) -> None:

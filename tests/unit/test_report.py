@@ -79,7 +79,8 @@ def test_the_page_asks_for_nothing(page: str) -> None:
     for tag, attributes in Elements(page).found:
         for name in ("src", "href", "srcset", "action", "data", "poster"):
             address = attributes.get(name)
-            assert address is None or address.startswith(("data:", "#")), (tag, name, address[:80])
+            link = tag == "a" and name == "href" and (address or "").startswith("explain/")  # a page beside it, asked for by a click only
+            assert address is None or link or address.startswith(("data:", "#")), (tag, name, address[:80])
     style = page[page.index("<style>") : page.index("</style>")]
     assert "url(" not in style and "@import" not in style
     assert "default-src 'none'" in page
@@ -149,7 +150,7 @@ def test_absent_inputs_leave_their_section_out(copy: Config) -> None:
     run = copy.run.folder
     absent = ("random", "brain_level0", "brain_level1", "brain/routing.safetensors")
     for name in ("scores.json", "scores_per_image.csv", "comparisons.json", "timings.json", "study.json", "refinement.json",
-                 "image", "text", *(f"reconstructions/{each}" for each in absent)):  # fmt: skip
+                 "explain", "image", "text", *(f"reconstructions/{each}" for each in absent)):  # fmt: skip
         path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     page = render(inputs_of(copy))
@@ -161,7 +162,7 @@ def test_one_image_without_captions_makes_a_page(copy: Config) -> None:
     index = copy.run.folder / "reconstructions" / "brain" / "index.json"
     index.write_text(json.dumps({"images": [5]}))
     inputs = inputs_of(copy)._replace(captions=None, per_image={})
-    order = ["gallery", "scores", "refinement", "people", "routers", "curves", "run"]
+    order = ["gallery", "scores", "refinement", "people", "routers", "explained", "curves", "run"]
     assert re.findall(r'<section id="(\w+)"', render(inputs)) == order
 
 
@@ -328,3 +329,8 @@ def test_before_and_after_refinement_says_what_is_better_and_what_is_worse(confi
     started = {**inputs.refinement, "settings": {**inputs.refinement["settings"], "denoising_start": 0.6}}
     told = refinement.context(inputs._replace(refinement=started))
     assert told is not None and told["amount"] == "from 0.6 of the denoising on"
+
+
+def test_pages_that_look_inside_are_linked_with_what_they_found(page: str) -> None:
+    assert '<a href="explain/image-target-integrated_gradients/explain.html">' in page
+    assert "Maps miss &lt;2&gt; % of what they explain." in page

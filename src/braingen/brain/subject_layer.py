@@ -5,7 +5,7 @@ B batch, V voxels, H shared width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -38,12 +38,15 @@ class SubjectLayer(nn.Module):
     subjects : subject number -> voxel count
     hidden_dim : H
     voxel_dropout : share of voxels silenced while training, the others scaled up
+    linear : makes a subject's map from V and H
     """
 
-    def __init__(self, subjects: Subjects, hidden_dim: int, voxel_dropout: float = 0.0) -> None:
+    def __init__(
+        self, subjects: Subjects, hidden_dim: int, voxel_dropout: float = 0.0, linear: Callable[[int, int], nn.Linear] = nn.Linear
+    ) -> None:
         super().__init__()
         self.voxel_dropout = nn.Dropout(voxel_dropout)
-        self.linears = nn.ModuleDict({str(subject): nn.Linear(count, hidden_dim) for subject, count in voxel_counts(subjects).items()})
+        self.linears = nn.ModuleDict({str(subject): linear(count, hidden_dim) for subject, count in voxel_counts(subjects).items()})
 
     def forward(self, voxels_BV: Tensor, subject: int) -> Tensor:
         """Map the voxels of one subject.

@@ -7,13 +7,14 @@ such a function, a template, and a line in SECTIONS.
 from __future__ import annotations
 
 from collections.abc import Callable
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import yaml
 
-from braingen.report import figures, people, pictures, refinement, routers, tables
+from braingen.report import figures, inside, people, pictures, refinement, routers, tables
 from braingen.report.inputs import RUNS, SOURCES, Inputs
 from braingen.runs import config_text
 
@@ -145,6 +146,16 @@ def _run(inputs: Inputs) -> dict[str, Any] | None:
     }
 
 
+def _explained(inputs: Inputs) -> dict[str, Any] | None:
+    """Pages of `braingen explain`, and what each found."""
+    pages = []
+    for page in sorted((inputs.run / "explain").glob(f"*/{inside.PAGE}")):
+        findings = json.loads((page.parent / "findings.json").read_text(encoding="utf-8"))
+        told = [sentence for step in findings.values() for sentence in step]
+        pages.append({"name": page.parent.name.replace("_", " "), "link": page.relative_to(inputs.run).as_posix(), "findings": told})
+    return {"pages": pages} if pages else None
+
+
 def _merged(texts: dict[str, str]) -> list[tuple[str, str]]:
     """(names, text), names of equal texts joined."""
     names: dict[str, list[str]] = {}
@@ -160,6 +171,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("refinement", "Before and after refinement", refinement.context),
     Section("people", "What raters say", people.context),
     Section("routers", "Which experts were listened to", routers.context),
+    Section("explained", "Looking inside", _explained),
     Section("curves", "How it learned", _curves),
     Section("run", "What was run", _run),
 )

@@ -232,12 +232,8 @@ def _tint(glyph: Image.Image, hue: float) -> Image.Image:
 
 def _draw_object(picture: Image.Image, thing: Placement) -> None:
     side = picture.width
-    glyph = _glyph(thing.object, thing.colour)
-    scale = thing.size * side / max(glyph.size)
-    width, height = (max(1, round(edge * scale)) for edge in glyph.size)
-    glyph = glyph.resize((width, height), Image.Resampling.BICUBIC)
-    if thing.mirrored:
-        glyph = glyph.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    glyph = _placed_glyph(thing)
+    width, height = glyph.size
     if thing.hue_shift and thing.colour != NO_COLOUR:
         alpha = glyph.getchannel("A")
         hsv = np.array(glyph.convert("RGB").convert("HSV"))
@@ -265,6 +261,25 @@ _SKY_AND_GROUND: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], tup
     "night": ((8, 8, 35), (25, 25, 70), (15, 20, 35), (5, 8, 18)),
     "sunset": ((120, 50, 120), (255, 150, 70), (110, 50, 70), (60, 25, 50)),
 }
+
+
+def object_mask(scene: Scene, side: int) -> np.ndarray:
+    """Where the larger object is: bool, side x side, places of which it covers at least half."""
+    thing = scene.objects[0]
+    canvas = Image.new("L", (MASTER_SIZE, MASTER_SIZE))
+    glyph = _placed_glyph(thing)
+    corner = round(thing.x * MASTER_SIZE - glyph.width / 2), round(thing.y * MASTER_SIZE - glyph.height / 2)
+    canvas.paste(255, corner, glyph.getchannel("A"))
+    return np.asarray(canvas.resize((side, side), Image.Resampling.BOX)) >= 128
+
+
+def _placed_glyph(thing: Placement) -> Image.Image:
+    """The glyph of an object at its size in the master picture, mirrored where it is; RGBA."""
+    glyph = _glyph(thing.object, thing.colour)
+    scale = thing.size * MASTER_SIZE / max(glyph.size)
+    width, height = (max(1, round(edge * scale)) for edge in glyph.size)
+    glyph = glyph.resize((width, height), Image.Resampling.BICUBIC)
+    return glyph.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if thing.mirrored else glyph
 
 
 def _background(scene: Scene) -> np.ndarray:

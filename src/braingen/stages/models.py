@@ -125,6 +125,8 @@ def encoder_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
     seen = set()
     for kind in ENCODERS:
         for layout, changes in LAYOUTS.items():
+            if layout == "published layout" and kind == "BrainMoEVoxel":
+                continue  # ours alone
             if layout == "published layout":
                 changes = {**changes, "head": PUBLISHED_HEADS.get(kind, "projector")}
             variants = [("", changes)]

@@ -15,6 +15,7 @@ from torch import Tensor
 from braingen.brain.moe import encoder_arguments
 from braingen.brain.parameters import adapting_parameters, subject_parameters, train_only, trainable_parameters
 from braingen.brain.reader import BrainReader, TargetScale
+from braingen.brain.voxel_moe import BrainMoEVoxel
 from braingen.config import Config, LossConfig
 from braingen.data.batches import TrainBatches
 from braingen.data.betas import Betas
@@ -28,6 +29,8 @@ from braingen.stages.targets import Targets
 
 READER = "reader"
 """Folder of the best checkpoint in a training run."""
+PARCEL_TRIALS = 1500
+"""Trials from which parcels of voxels start: 94 MB at 15 724 voxels."""
 UNTRAINED = {"image": ("low_level", "interm_out"), "text": ("train_pool",)}
 """Parts of the dense encoder that are there for published checkpoints and that this stage has no target for."""
 MAY_DIFFER = {"subjects", "dropout", "voxel_dropout"}
@@ -80,6 +83,8 @@ def setup(config: Config, modality: str, rank: int = 0, world: int = 1) -> Parts
     dense = config.encoder.model == "BrainEncoder"
     voxels = {trials.subject: betas.voxels for trials, betas in subjects}
     reader = build_reader(config, voxels, embeddings_NTD.shape[1:], targets.text_widths(modality) if dense else ())
+    if isinstance(reader.encoder, BrainMoEVoxel) and config.encoder.parcel_start == "responses":
+        reader.encoder.start_from({trials.subject: some_responses(trials, betas) for trials, betas in subjects})
     if config.optim.start_from is None:
         mean_TD = embeddings_NTD[trained_on].mean(0)
         reader.set_scale(TargetScale(mean_TD, float((embeddings_NTD[trained_on] - mean_TD).std())))
@@ -94,6 +99,12 @@ def setup(config: Config, modality: str, rank: int = 0, world: int = 1) -> Parts
         row_of_image=row_of_image,
         loss=config.loss_image if modality == "image" else config.loss_text,
     )
+
+
+def some_responses(trials: Trials, betas: Betas) -> Tensor:
+    """At most PARCEL_TRIALS training trials, spread evenly over the sessions."""
+    rows = trials.table["trial"].to_numpy()
+    return torch.from_numpy(betas.rows(rows[:: -(-len(rows) // PARCEL_TRIALS)]))
 
 
 def refuse_untrained_parts(config: Config, modality: str) -> None:

@@ -1,0 +1,278 @@
+"""Are the maps right? On simulated subjects, whose voxels are known: attributions, expert assignments, saliency and ablations against what
+was planted, for the default encoder, the published one and voxel-level routing.
+
+    python benchmarks/explain_truth.py --seeds 3
+
+Simulates a small subject per seed (another brain, other pictures), trains an image encoder of every kind on it, and asks. Every finished
+(seed, encoder) is kept as JSON, so an interrupted run continues. Prints Markdown tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from braingen.brain.reader import BrainReader
+from braingen.config import Config, load_config
+from braingen.data.betas import Betas
+from braingen.data.nsd import Layout
+from braingen.data.trials import group_repeats, test_trials, train_trials
+from braingen.explain.ablation import ImageScores, ablate_voxels
+from braingen.explain.agreement import area_under_roc, group_agreement
+from braingen.explain.attribution import Explainer, Query, completeness
+from braingen.explain.experts import listen, voxel_selectivity
+from braingen.explain.maps import mean_maps
+from braingen.explain.readout import ReadOut, class_directions
+from braingen.explain.saliency import ReceptiveFields, beyond_usual, gaussians, inside_outside, pointing_game, saliency
+from braingen.scores.decoding import decoder_scores
+from braingen.scores.uncertainty import mean_interval
+from braingen.simulation.pictures import load_scenes
+from braingen.simulation.retina import FIELD_OF_VIEW
+from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, SUPERCATEGORIES, object_mask
+from braingen.simulation.semantics import LABEL_COUNTS, LABELS, labels
+from braingen.stages.reader_setup import READER, setup
+from braingen.stages.simulate import simulate
+from braingen.stages.targets import Targets
+from braingen.stages.train import train
+
+VARIANTS = {
+    "default": {"encoder.model": "BrainMoEMulti"},
+    "published": {"encoder.model": "BrainMoEMulti", "encoder.routing": "value", "encoder.trunk": "published"},
+    "voxel": {"encoder.model": "BrainMoEVoxel"},
+    "voxel, random start": {"encoder.model": "BrainMoEVoxel", "encoder.parcel_start": "random"},
+}
+EARLY = ("V1v", "V1d", "V2v", "V2d", "V3v", "V3d", "hV4")
+FACES = ("OFA", "FFA-1", "FFA-2")
+AREAS_FOR = (
+    ("supercategory", ("FFA-1", "FFA-2", "OFA", "EBA", "FBA-1", "FBA-2"), [SUPERCATEGORIES.index("person")]),
+    ("supercategory", ("food",), [SUPERCATEGORIES.index("food")]),
+    ("background", ("PPA", "OPA", "RSC"), [BACKGROUNDS.index(name) for name in ("room", "street", "forest", "beach", "desert", "sea")]),
+)
+"""Kind of label, the areas planted for it, and the labels these prefer: attributions to them, category against early areas."""
+UNSPECIFIC = ("semantic", "where")
+CARRIES = 0.1
+"""A voxel carries a label that explains at least this share of its noise-free variance; fixed before anything was computed."""
+SIDE = 32
+POINTS = 16
+
+
+def name_of(variant: str) -> str:
+    """For folders."""
+    return variant.replace(", ", "-").replace(" ", "-")
+
+
+class Subject(NamedTuple):
+    """A simulated subject: what a decoder is given, and what was planted."""
+
+    voxels_NV: np.ndarray
+    image_N: np.ndarray
+    label_NL: np.ndarray
+    train_image_M: np.ndarray
+    train_label_ML: np.ndarray
+    truth: dict[str, np.ndarray]
+    object_NP: np.ndarray
+
+
+def config_of(seed: int, variant: str, chosen: argparse.Namespace) -> Config:
+    """The demo's settings, smaller."""
+    root = chosen.folder / f"data-{seed}"
+    run = chosen.folder / f"run-{seed}-{name_of(variant)}"
+    overrides = {
+        "data.root": str(root), "run.folder": str(run), "run.seed": str(seed), "run.tracker": "none", "optim.validate_every": "3",
+        "simulation.seed": str(seed), "simulation.num_voxels": str(chosen.voxels), "simulation.num_sessions": str(chosen.sessions),
+        "simulation.num_test_images": str(chosen.images), "encoder.hidden_dim": str(chosen.hidden), "optim.num_epochs": str(chosen.epochs),
+    }  # fmt: skip
+    return load_config(Path("configs/simulated.yaml"), overrides | VARIANTS[variant])
+
+
+def read_subject(config: Config) -> Subject:
+    """Test images' responses, three presentations averaged, and the truth."""
+    layout = Layout.of(config.data.root)
+    repeats, betas = group_repeats(test_trials(layout, 1)), Betas.of(layout, 1)
+    scenes = load_scenes(layout, repeats.image_N.tolist())
+    train_image_M = np.unique(train_trials(layout, 1).table["image"].to_numpy())
+    with np.load(layout.truth(1)) as stored:
+        truth = {name: stored[name] for name in stored.files}
+    return Subject(
+        np.stack([betas.rows(rows[rows >= 0]).mean(0) for rows in repeats.rows_NR]),
+        repeats.image_N,
+        labels(scenes),
+        train_image_M,
+        labels(load_scenes(layout, train_image_M.tolist())),
+        truth,
+        np.stack([object_mask(scene, SIDE).ravel() for scene in scenes]),
+    )
+
+
+def explain_label(reader: BrainReader, subject: Subject, direction_CF: torch.Tensor, label_N: np.ndarray) -> tuple[np.ndarray, float]:
+    """Maps of every image, of how far its own class is in what was decoded; and how incomplete they are."""
+    explainer = Explainer(ReadOut(reader, 1), "integrated_gradients", steps=POINTS)
+    maps, value, error = [], [], []
+    for first in range(0, len(label_N), 32):
+        some = slice(first, first + 32)
+        voxels_BV = torch.from_numpy(subject.voxels_NV[some])
+        found = explainer(Query(subject.image_N[some], voxels_BV, direction_CF[label_N[some]]))
+        maps.append(found.map_BV.numpy())
+        value.append(found.value_B.numpy())
+        error.append(found.error_B.numpy())
+    return np.concatenate(maps), completeness(np.concatenate(value), np.concatenate(error))
+
+
+def ask(config: Config, subject: Subject) -> dict[str, Any]:
+    """Everything about one trained encoder."""
+    reader = BrainReader.from_pretrained(config.run.folder / "image" / READER).eval()
+    targets, truth = Targets(config), subject.truth
+    area_V = truth["area"]
+    early_V, category_V = np.isin(area_V, EARLY), ~np.isin(area_V, (*EARLY, *UNSPECIFIC))
+    true_NF = reader.standardised(targets.image(subject.image_N)).flatten(1)
+    trained_MF = reader.standardised(targets.image(subject.train_image_M)).flatten(1)
+    said = listen(reader, subject.voxels_NV, 1)
+    scores, _ = decoder_scores(said.clip_NF.numpy(), true_NF.numpy(), subject.image_N, resamples=1)
+    cosine, _ = decoder_scores(said.whole_NF.numpy(), true_NF.numpy(), subject.image_N, resamples=1)
+    out: dict[str, Any] = {
+        "parameters": sum(parameter.numel() for parameter in reader.encoder.parameters()),
+        "top-1": scores["retrieval_brain_to_image"].value,
+        "cosine": cosine["clip_cos"].value,
+    }
+
+    some = torch.from_numpy(subject.voxels_NV[:64])
+    for level, found in enumerate(voxel_selectivity(reader, 1, some)):
+        out[f"ami level {level}"] = group_agreement(found.chosen_V, area_V)._asdict() | {"exact": found.exact}
+    start = setup(config, "image").reader  # the same encoder, not trained
+    out["ami untrained"] = group_agreement(voxel_selectivity(start.eval(), 1, some)[-1].chosen_V, area_V)._asdict()
+
+    fields = ReceptiveFields(truth["prf_x"], truth["prf_y"], truth["prf_size"])
+    directions = {}
+    for asked in ("object", "colour", "background"):
+        which = LABELS.index(asked)
+        member_MC = subject.train_label_ML[:, which, None] == np.arange(LABEL_COUNTS[which])
+        label_N = subject.label_NL[:, which]
+        directions[asked] = class_directions(trained_MF, member_MC)
+        maps_NV, incomplete = explain_label(reader, subject, directions[asked], label_N)
+        used_N = label_N < len(COLOUR_NAMES) if asked == "colour" else np.ones(len(label_N), dtype=bool)  # the last: its own colours
+        # signed mean: what a voxel contributes to an image's own class; noise has no side to be on
+        strength_V = mean_maps(maps_NV, used_N[:, None])[0]
+        either_V = early_V | category_V
+        out[asked] = {
+            "carries": area_under_roc(strength_V, truth["label_share"][:, which] >= CARRIES),
+            "carriers": int((truth["label_share"][:, which] >= CARRIES).sum()),
+            "category over early": area_under_roc(strength_V[either_V], category_V[either_V]),
+            "planted, category over early": area_under_roc(truth["label_share"][either_V, which], category_V[either_V]),
+            "incomplete": incomplete,
+        }
+        if asked == "object":
+            for name, inside_V in (("all voxels", np.ones_like(early_V)), ("early voxels", early_V)):
+                gaussian_VP = gaussians(fields, SIDE, FIELD_OF_VIEW) * inside_V[:, None]
+                map_NP = beyond_usual(saliency(maps_NV, gaussian_VP))
+                out[f"pointing, {name}"] = pointing_game(map_NP, subject.object_NP)._asdict() | {
+                    "inside": mean_interval(inside_outside(map_NP, subject.object_NP), 2000)._asdict()
+                }
+    for name, areas, wanted in AREAS_FOR:
+        which = LABELS.index(name)
+        chosen_N = np.isin(subject.label_NL[:, which], wanted)
+        member_MC = subject.train_label_ML[:, which, None] == np.arange(LABEL_COUNTS[which])
+        direction_CF = class_directions(trained_MF, member_MC)
+        few = subject._replace(voxels_NV=subject.voxels_NV[chosen_N], image_N=subject.image_N[chosen_N])
+        maps_NV, _ = explain_label(reader, few, direction_CF, subject.label_NL[chosen_N, which])
+        inside_V = np.isin(area_V, areas)
+        either_V = early_V | inside_V
+        out[f"{areas[0]} over early"] = area_under_roc(maps_NV.mean(axis=0)[either_V], inside_V[either_V])
+    out["silenced faces"] = silence_faces(reader, subject, directions, trained_MF)
+    return out
+
+
+def silence_faces(
+    reader: BrainReader, subject: Subject, directions: dict[str, torch.Tensor], trained_MF: torch.Tensor
+) -> dict[str, Any]:
+    """Relative loss of the evidence for persons (on persons' images) and for the place (on all images), planted face voxels silenced."""
+    kind_N = subject.label_NL[:, LABELS.index("supercategory")]
+    person_N, background_N = kind_N == 0, subject.label_NL[:, LABELS.index("background")]
+    person_M = subject.train_label_ML[:, LABELS.index("supercategory")] == 0
+    person_F = class_directions(trained_MF, person_M[:, None])[0]
+
+    def score(voxels_NV: np.ndarray) -> ImageScores:
+        whole_NF = listen(reader, voxels_NV, 1).whole_NF
+        place_N = (whole_NF * directions["background"][background_N]).sum(1).numpy()
+        return ImageScores((whole_NF @ person_F).numpy(), place_N, place_N)  # persons in the first place, places in the others
+
+    before = score(subject.voxels_NV)
+    gone = ablate_voxels("faces", np.isin(subject.truth["area"], FACES), subject.voxels_NV, score, draws=20)
+
+    def losses(after: ImageScores) -> tuple[np.ndarray, np.ndarray]:
+        person = (before.cosine_N - after.cosine_N)[person_N] / before.cosine_N[person_N].mean()
+        return person, (before.found_N - after.found_N) / before.found_N.mean()
+
+    person, place = losses(gone.scores)
+    rng = np.random.default_rng(0)
+    drawn = [rng.choice(person, len(person)).mean() - rng.choice(place, len(place)).mean() for _ in range(4000)]
+    random = np.array([[each.mean() for each in losses(other)] for other in gone.random])
+    return {
+        "voxels": gone.voxels, "person images": len(person), "person": person.mean(), "place": place.mean(),
+        "difference": person.mean() - place.mean(), "low": np.quantile(drawn, 0.025), "high": np.quantile(drawn, 0.975),
+        "random person": random[:, 0].mean(), "random place": random[:, 1].mean(), "random person most": random[:, 0].max(),
+    }  # fmt: skip
+
+
+def table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """All figures, one row each; a cell holds the mean and, in brackets, every seed."""
+
+    def look(run: dict[str, Any], path: tuple[str, ...]) -> float:
+        found: Any = run
+        for key in path:
+            found = found[key]
+        return float(found)
+
+    paths = [("parameters",), ("top-1",), ("cosine",)]
+    paths += [(f"ami level {level}", "value") for level in range(4)] + [("ami level 3", "permuted_high"), ("ami untrained", "value")]
+    for asked in ("object", "colour", "background"):
+        paths += [(asked, key) for key in ("carries", "category over early", "planted, category over early", "incomplete")]
+    paths += [(f"{areas[0]} over early",) for _, areas, _ in AREAS_FOR]
+    for where in ("all voxels", "early voxels"):
+        name = f"pointing, {where}"
+        paths += [(name, key) for key in ("hits", "chance", "gain", "gain_low", "gain_high")]
+        paths += [(name, "inside", key) for key in ("value", "low", "high")]
+    faces = ("voxels", "person images", "person", "place", "difference", "low", "high", "random person", "random place")
+    paths += [("silenced faces", key) for key in faces]
+    lines = ["| | " + " | ".join(results) + " |", "| --- |" + " --- |" * len(results)]
+    for path in paths:
+        cells = []
+        for runs in results.values():
+            values = [look(run, path) for run in runs]
+            whole = all(value == int(value) and abs(value) > 1 for value in values if np.isfinite(value))
+            cells.append(f"{np.mean(values):.0f}" if whole else f"{np.mean(values):.3f} ({', '.join(f'{v:.3f}' for v in values)})")
+        lines.append(f"| {', '.join(path)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train and ask what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks/explain_truth"))
+    for name, default in (("seeds", 3), ("voxels", 800), ("sessions", 2), ("images", 100), ("hidden", 128), ("epochs", 15)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    chosen = parser.parse_args()
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in chosen.variants}
+    for seed in range(chosen.first, chosen.seeds):
+        for variant in chosen.variants:
+            config = config_of(seed, variant, chosen)
+            kept = chosen.folder / f"{seed}-{name_of(variant)}.json"
+            if not kept.exists():
+                simulate(config)
+                started = time.monotonic()
+                train(config, "image")
+                found = ask(config, read_subject(config)) | {"seed": seed, "seconds": round(time.monotonic() - started, 1)}
+                kept.write_text(json.dumps(found, indent=1, default=float))
+            results[variant].append(json.loads(kept.read_text()))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

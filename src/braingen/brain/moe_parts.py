@@ -1,0 +1,143 @@
+"""What mixtures of experts are put together from: levels of experts, and the ways in which a level's experts become one output.
+
+B batch, H shared width, P parent experts, E experts of a level, L levels, U units of a parent, K units an expert reads, D CLIP width,
+T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from braingen.brain.experts import ExpertHeads, Trunk
+from braingen.errors import UserError
+from braingen.records import ExpertEmbeddings, UnitRouting
+
+Combine = Literal["sum", "mean"]
+
+
+class LevelOutput(NamedTuple):
+    """What a level of experts makes of the units it is given."""
+
+    units_EBK: Tensor
+    """Output units of every expert, which the next level shares out."""
+    backbone_EBTD: Tensor
+    clip_EBTD: Tensor
+    routing: tuple[UnitRouting, ...]
+    balance: Tensor
+    """Load-balancing loss of the level, scalar."""
+
+
+class ExpertLevel(nn.Module):
+    """A router and the experts it serves: trunk, CLIP tokens and projection head of each.
+
+    Parameters
+    ----------
+    router, trunk, heads : the parts
+    """
+
+    def __init__(self, router: nn.Module, trunk: nn.Module, heads: ExpertHeads) -> None:
+        super().__init__()
+        self.router, self.trunk, self.heads = router, trunk, heads
+
+    def forward(self, x_PBU: Tensor, noise_PBUF: Tensor | None = None) -> LevelOutput:
+        routed = self.router(x_PBU, noise_PBUF)
+        units_EBK = self.trunk(routed.x_EBK)
+        backbone_EBTD, clip_EBTD = self.heads(units_EBK)
+        return LevelOutput(units_EBK, backbone_EBTD, clip_EBTD, routed.routing, routed.balance)
+
+
+class MetaExpert(nn.Module):
+    """One expert that reads all units.
+
+    Parameters
+    ----------
+    trunk, heads : the parts, of one expert each
+    """
+
+    def __init__(self, trunk: nn.Module, heads: ExpertHeads) -> None:
+        super().__init__()
+        self.trunk, self.heads = trunk, heads
+
+    def forward(self, x_BH: Tensor) -> tuple[Tensor, Tensor]:
+        """Return backbone_BTD and clip_BTD."""
+        backbone_EBTD, clip_EBTD = self.heads(self.trunk(x_BH[None]))
+        return backbone_EBTD[0], clip_EBTD[0]
+
+
+class ExpertMix(nn.Module):
+    """Learned weights per expert and token that sum up a level's experts (BrainMoEHier; free numbers, no softmax).
+
+    Parameters
+    ----------
+    experts, tokens : E, T
+    """
+
+    def __init__(self, experts: int, tokens: int) -> None:
+        super().__init__()
+        self.backbone = nn.Parameter(torch.ones(experts, tokens))
+        self.clip = nn.Parameter(torch.ones(experts, tokens))
+
+    def forward(self, level: LevelOutput) -> tuple[Tensor, Tensor]:
+        """Return backbone_BTD and clip_BTD."""
+        outputs = ((self.backbone, level.backbone_EBTD), (self.clip, level.clip_EBTD))
+        backbone_BTD, clip_BTD = (torch.einsum("et,ebtd->btd", weight, out) for weight, out in outputs)
+        return backbone_BTD, clip_BTD
+
+
+class EvenMix(nn.Module):
+    """Sum (published implementation) or mean (MoRE-Brain paper) of a level's experts.
+
+    Parameters
+    ----------
+    combine : 'sum' or 'mean'
+    """
+
+    def __init__(self, combine: Combine) -> None:
+        super().__init__()
+        if combine not in get_args(Combine):
+            raise UserError(f"level_combine={combine} is not possible: take level_combine=sum or level_combine=mean.")
+        self.combine = combine
+
+    def forward(self, level: LevelOutput) -> tuple[Tensor, Tensor]:
+        """Return backbone_BTD and clip_BTD."""
+        scale = 1.0 if self.combine == "sum" else 1 / len(level.backbone_EBTD)
+        return level.backbone_EBTD.sum(dim=0) * scale, level.clip_EBTD.sum(dim=0) * scale
+
+    def extra_repr(self) -> str:
+        return self.combine
+
+
+def start_gain(experts: int, trunk: Trunk, combine: str) -> float:
+    """Factor on the initial weights of heads, so that a level starts at the scale of a single decoder (published trunk: 1)."""
+    if trunk == "published":
+        return 1.0
+    return experts ** (0.5 if combine == "mean" else -0.5)
+
+
+def embeddings(
+    levels: Sequence[LevelOutput], mixed: Sequence[tuple[Tensor, Tensor]], return_experts: bool, meta: tuple[Tensor, Tensor] | None = None
+) -> ExpertEmbeddings:
+    """Put the record together: encoder output is the mean over levels, the meta expert counting as one.
+
+    Parameters
+    ----------
+    levels : outputs of the levels
+    mixed : per level backbone_BTD and clip_BTD
+    return_experts : keep what every expert said
+    meta : output of the meta expert
+    """
+    level_backbone_BLTD, level_clip_BLTD = (torch.stack(parts, dim=1) for parts in zip(*mixed, *([meta] if meta else [])))
+    return ExpertEmbeddings(
+        backbone_BTD=level_backbone_BLTD.mean(dim=1),
+        clip_BTD=level_clip_BLTD.mean(dim=1),
+        level_backbone_BLTD=level_backbone_BLTD,
+        level_clip_BLTD=level_clip_BLTD,
+        expert_backbone=tuple(level.backbone_EBTD.transpose(0, 1) for level in levels) if return_experts else (),
+        expert_clip=tuple(level.clip_EBTD.transpose(0, 1) for level in levels) if return_experts else (),
+        routing=tuple(record for level in levels for record in level.routing),
+        balance_loss=torch.stack([level.balance for level in levels]).mean(),
+    )

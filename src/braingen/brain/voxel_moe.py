@@ -1,0 +1,111 @@
+"""A mixture whose experts are parcels of cortex: BrainMoEVoxel.
+
+B batch, V voxels, H shared width, E experts of a level, K units an expert reads, P parcels, D CLIP width, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+import math
+from typing import Any, cast
+
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from braingen.brain.expert_router import balance_loss
+from braingen.brain.experts import ExpertHeads, Head, Trunk, make_trunk
+from braingen.brain.moe_parts import Combine, EvenMix, LevelOutput, embeddings, start_gain
+from braingen.brain.parcels import ParcelMap
+from braingen.brain.subject_layer import SubjectLayer, Subjects
+from braingen.records import ExpertEmbeddings
+
+
+class SubtreeLevel(nn.Module):
+    """Experts that read the units of their own subtree, without a router: where voxels belong is decided in the parcels.
+
+    Parameters
+    ----------
+    trunk, heads : of all experts of the level
+    """
+
+    def __init__(self, trunk: nn.Module, heads: ExpertHeads) -> None:
+        super().__init__()
+        self.trunk, self.heads = trunk, heads
+
+    def forward(self, x_BH: Tensor, balance: Tensor) -> LevelOutput:
+        experts = self.heads.backbone.weight.shape[0]
+        units_EBK = self.trunk(x_BH.unflatten(1, (experts, -1)).transpose(0, 1))
+        backbone_EBTD, clip_EBTD = self.heads(units_EBK)
+        return LevelOutput(units_EBK, backbone_EBTD, clip_EBTD, (), balance)
+
+
+class BrainMoEVoxel(ModelMixin, ConfigMixin):
+    """Routing at the level of voxels: a subject's voxels softly assigned to parcels in a tree, an expert reading its subtree.
+
+    Levels have as many experts as in :class:`braingen.brain.moe.BrainMoEMulti`, and an expert as many units, but levels stand side by
+    side: an expert reads its parcels and nothing that another expert has worked on, so its voxels are those of its parcels.
+
+    Parameters
+    ----------
+    num_exp_0, exp_factor_list : branches of the tree, level by level
+    subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, trunk, head, level_combine, dropout, voxel_dropout : see
+        :class:`braingen.brain.moe.BrainMoEMulti`
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        subjects: Subjects,
+        hidden_dim: int = 4096,
+        n_blocks: int = 4,
+        clip_emb_dim: int = 1280,
+        clip_seq_dim: int = 1,
+        num_exp_0: int = 2,
+        exp_factor_list: Sequence[int] = (2, 2, 2),
+        trunk: Trunk = "working",
+        head: Head = "projector",
+        level_combine: Combine = "sum",
+        dropout: float = 0.15,
+        voxel_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        factors = (num_exp_0, *exp_factor_list)
+        self.subject_layer = SubjectLayer(subjects, hidden_dim, voxel_dropout, partial(ParcelMap, factors=factors))
+        self.mix = EvenMix(level_combine)
+        self.levels = nn.ModuleList()
+        for depth in range(len(factors)):
+            experts = math.prod(factors[: depth + 1])
+            units = hidden_dim // experts
+            body = make_trunk(trunk, experts, units, 1 if depth else n_blocks, dropout)
+            gain = start_gain(experts, trunk, level_combine)
+            heads = ExpertHeads(experts, units, clip_seq_dim, clip_emb_dim, head, 2 * clip_emb_dim, gain)
+            self.levels.append(SubtreeLevel(body, heads))
+
+    def parcels(self, subject: int) -> ParcelMap:
+        """A subject's parcels."""
+        return cast(ParcelMap, self.subject_layer.linears[str(subject)])
+
+    def start_from(self, responses: dict[int, Tensor]) -> None:
+        """Begin with parcels of voxels that answer alike.
+
+        Parameters
+        ----------
+        responses : subject -> training trials x voxels
+        """
+        for subject, responses_TV in responses.items():
+            self.parcels(subject).start_from(responses_TV)
+
+    def forward(self, voxels_BV: Tensor, subject: int, return_experts: bool = False, router_noise: Any = None) -> ExpertEmbeddings:
+        """Encode the voxels of one subject.
+
+        Parameters
+        ----------
+        return_experts : also hand out what every expert says
+        router_noise : unused, as the parcels are the routing
+        """
+        x_BH = self.subject_layer(voxels_BV, subject)
+        shares = self.parcels(subject).shares()
+        outputs = [level(x_BH, balance_loss(share_EV[None])) for level, share_EV in zip(self.levels, shares)]
+        return embeddings(outputs, [self.mix(output) for output in outputs], return_experts)

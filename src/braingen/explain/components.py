@@ -1,0 +1,125 @@
+"""Components of many attribution maps: patterns of voxels that come and go together over images, shared by all subjects.
+
+Subjects have different voxels, but saw the same test images. So the maps of all subjects are laid side by side, images x (voxels of all
+subjects), and independent component analysis runs over the voxels, as in group analyses of resting-state fMRI with images in the place of
+time: a component is a map of voxels in every subject, and one loading per image that all subjects share.
+
+N images, V voxels of a subject, W voxels of all subjects, K components, C classes, S subjects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+import warnings
+
+import numpy as np
+import pandas as pd
+from scipy.stats import false_discovery_control, ttest_ind
+from sklearn.decomposition import FastICA
+from sklearn.exceptions import ConvergenceWarning
+
+_BLOCK = 2048  # voxels read at once
+
+
+class Components(NamedTuple):
+    """Independent components of attribution maps."""
+
+    maps: tuple[np.ndarray, ...]
+    """Per subject, K x V float32: strength of every voxel, in standard deviations over the voxels of all subjects. The sign is chosen so
+    that the heavier tail is positive."""
+    loading_NK: np.ndarray
+    """How strongly a component is there in every image's maps, float32."""
+    expression_SNK: np.ndarray
+    """The same, fitted to the maps of every subject alone (least squares on the subject's own component maps)."""
+    explained: float
+    """Share of the maps' squared size that the K components hold."""
+    converged: bool
+    """Whether the algorithm came to rest."""
+
+
+def components_of(maps: Sequence[np.ndarray], count: int, seed: int = 0) -> Components:
+    """Independent components of the maps of the same images in one or several subjects.
+
+    Parameters
+    ----------
+    maps : per subject N x V, arrays or memory maps; read in blocks of voxels, in which nothing but K numbers per voxel is kept
+    count : K; fewer are found where there are fewer images
+    seed : of the algorithm's start
+    """
+    images = len(maps[0])
+    count = min(count, images - 1)
+    gram_NN = np.zeros((images, images))
+    for maps_NV in maps:
+        for block_NW in _blocks(maps_NV):
+            gram_NN += block_NW @ block_NW.T
+    values, vectors = np.linalg.eigh(gram_NN)
+    kept = np.argsort(values)[::-1][:count]
+    basis_NK = vectors[:, kept] / np.sqrt(np.maximum(values[kept], 1e-30))
+    reduced_WK = np.concatenate([block_NW.T @ basis_NK for maps_NV in maps for block_NW in _blocks(maps_NV)])
+    ica = FastICA(count, whiten="unit-variance", random_state=seed, max_iter=500, tol=1e-3)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ConvergenceWarning)
+        source_WK = ica.fit_transform(reduced_WK)
+    sign_K = np.where((source_WK**3).mean(axis=0) < 0, -1.0, 1.0)
+    source_WK = source_WK * sign_K
+    edges = np.cumsum([0, *(maps_NV.shape[1] for maps_NV in maps)])
+    parts = [source_WK[a:b] for a, b in pairwise(edges)]
+    expression = np.stack([_fitted(maps_NV, part_VK) for maps_NV, part_VK in zip(maps, parts)])
+    both_NK = sum(_projected(maps_NV, part_VK) for maps_NV, part_VK in zip(maps, parts)) @ np.linalg.pinv(source_WK.T @ source_WK)
+    return Components(
+        maps=tuple(part_VK.T.astype(np.float32) for part_VK in parts),
+        loading_NK=both_NK.astype(np.float32),
+        expression_SNK=expression.astype(np.float32),
+        explained=float(values[kept].sum() / max(values.sum(), 1e-30)),
+        converged=not any(issubclass(each.category, ConvergenceWarning) for each in told),
+    )
+
+
+def _blocks(maps_NV: np.ndarray):  # type: ignore[no-untyped-def]
+    for first in range(0, maps_NV.shape[1], _BLOCK):
+        yield np.asarray(maps_NV[:, first : first + _BLOCK], dtype=np.float64)
+
+
+def _projected(maps_NV: np.ndarray, part_VK: np.ndarray) -> np.ndarray:
+    blocks = enumerate(_blocks(maps_NV))
+    return np.add.reduce([block_NW @ part_VK[k * _BLOCK : k * _BLOCK + block_NW.shape[1]] for k, block_NW in blocks])
+
+
+def _fitted(maps_NV: np.ndarray, part_VK: np.ndarray) -> np.ndarray:
+    return _projected(maps_NV, part_VK) @ np.linalg.pinv(part_VK.T @ part_VK)
+
+
+def related_classes(loading_NK: np.ndarray, member_NC: np.ndarray) -> pd.DataFrame:
+    """Which classes' images carry a component more or less than other images (Welch's t-test, as in MoRE-Brain; q over all tests).
+
+    Returns
+    -------
+    columns component, class (its number), t, p, q; classes with fewer than two images inside or outside are left out
+    """
+    rows = []
+    for number in range(member_NC.shape[1]):
+        inside_N = member_NC[:, number]
+        if 2 <= inside_N.sum() <= len(inside_N) - 2:
+            t_K, p_K = ttest_ind(loading_NK[inside_N], loading_NK[~inside_N], equal_var=False)
+            rows += [{"component": k, "class": number, "t": t, "p": p} for k, (t, p) in enumerate(zip(t_K, p_K))]
+    table = pd.DataFrame(rows, columns=["component", "class", "t", "p"])
+    table["p"] = table["p"].fillna(1.0)
+    table["q"] = false_discovery_control(table["p"]) if len(table) else table["p"]
+    return table.sort_values(["component", "p"], kind="stable").reset_index(drop=True)
+
+
+def expression_table(components: Components, subjects: Sequence[int]) -> pd.DataFrame:
+    """How much of every subject's maps a component holds, and how far its loadings over images agree with those of all.
+
+    Returns
+    -------
+    columns subject, component, strength (root mean square of the loading over images), agreement (correlation with the shared loading)
+    """
+    rows = []
+    for subject, own_NK in zip(subjects, components.expression_SNK):
+        for k in range(own_NK.shape[1]):
+            both = np.corrcoef(own_NK[:, k], components.loading_NK[:, k])[0, 1] if len(own_NK) > 1 else np.nan
+            rows.append({"subject": subject, "component": k, "strength": np.sqrt((own_NK[:, k] ** 2).mean()), "agreement": both})
+    return pd.DataFrame(rows)

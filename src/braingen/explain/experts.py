@@ -1,0 +1,163 @@
+"""What experts read and what they speak for.
+
+B trials, V voxels, H shared width, E experts of a level, P parents, F experts a parent splits into, K units of an expert, C classes,
+N images, F numbers of an embedding where a tensor says so.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, cast
+
+import numpy as np
+import pandas as pd
+from scipy.stats import false_discovery_control
+import torch
+from torch import Tensor
+
+from braingen.brain.expert_router import ValueRouter
+from braingen.brain.moe import BrainMoEMulti
+from braingen.brain.reader import BrainReader
+from braingen.brain.voxel_moe import BrainMoEVoxel
+from braingen.errors import UserError
+
+
+class Selectivity(NamedTuple):
+    """How much of every voxel an expert reads, from the weights alone."""
+
+    share_EV: np.ndarray
+    """Share of a voxel's squared weights that goes to every expert; sums to 1 over the experts of a level (0 for a voxel nobody reads)."""
+    exact: bool
+    """Whether an expert's inputs are a fixed set of units that kept their identity on the way. False where routing follows the
+    activation, or linear maps stand between levels: units are then followed by their place, which is all that the weights tell."""
+
+    @property
+    def chosen_V(self) -> np.ndarray:
+        """The expert that reads most of every voxel."""
+        return self.share_EV.argmax(axis=0)
+
+
+@torch.no_grad()
+def voxel_selectivity(reader: BrainReader, subject: int, voxels_BV: Tensor) -> list[Selectivity]:
+    """Follow every voxel through the subject layer and the routers to the experts, level by level.
+
+    A unit keeps its place along the residual path of an expert; what the blocks add to it comes from other units of the same expert and is
+    not followed. Attributions of an expert (:mod:`braingen.explain.attribution`) do follow it.
+
+    Parameters
+    ----------
+    voxels_BV : trials over which routing is averaged where it depends on the trial
+
+    Raises
+    ------
+    UserError
+        For an encoder whose units are not shared out level by level.
+    """
+    encoder = reader.encoder
+    if isinstance(encoder, BrainMoEVoxel):
+        return [Selectivity(share_EV.cpu().numpy(), True) for share_EV in encoder.parcels(subject).shares()]
+    if not isinstance(encoder, BrainMoEMulti) or encoder.bottleneck is not None:
+        raise UserError(
+            f"Which voxels an expert reads can be told for BrainMoEMulti without a bottleneck and for BrainMoEVoxel, not for "
+            f"{type(encoder).__name__}; its attributions can be computed all the same (--parts)."
+        )
+    energy_HV = encoder.subject_layer.linears[str(subject)].weight.float().square()  # type: ignore[operator,union-attr]
+    routing = iter(encoder.eval()(voxels_BV, subject).routing)
+    units_PBK = torch.arange(len(energy_HV), device=energy_HV.device).expand(1, len(voxels_BV), -1)
+    gain_PBK = torch.ones_like(units_PBK, dtype=torch.float32)
+    exact, levels = True, []
+    for depth, level in enumerate(encoder.levels):
+        exact = exact and not isinstance(level.router, ValueRouter)
+        if depth > 1 and encoder.config["trunk"] == "published":
+            exact = False
+        records = [next(routing) for _ in range(len(units_PBK))]
+        chosen, gains = [], []
+        for units_BK, gain_BK, record in zip(units_PBK, gain_PBK, records):
+            for expert in range(record.chosen_BEK.shape[1]):
+                index_BK = record.chosen_BEK[:, expert].expand(len(voxels_BV), -1)
+                chosen.append(units_BK.gather(1, index_BK))
+                gains.append(gain_BK.gather(1, index_BK) * record.weights_BEK[:, expert].float())
+        units_PBK, gain_PBK = torch.stack(chosen), torch.stack(gains)
+        read_EBH = torch.zeros(*units_PBK.shape[:2], len(energy_HV), device=energy_HV.device)
+        read_EBH.scatter_add_(2, units_PBK, gain_PBK.square())
+        energy_EV = read_EBH.mean(dim=1) @ energy_HV
+        levels.append(Selectivity((energy_EV / energy_EV.sum(dim=0).clamp_min(1e-20)).cpu().numpy(), exact))
+    return levels
+
+
+@torch.no_grad()
+def evidence(said: Tensor, direction_CF: Tensor) -> np.ndarray:
+    """How far what was said points to every class: N x C, or N x E x C for what every expert said (N x E x F)."""
+    return (said @ direction_CF.T.to(said)).float().cpu().numpy()
+
+
+def profile(evidence_NEC: np.ndarray, member_NC: np.ndarray, permutations: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """What every expert speaks for: its evidence for a class on that class's images, less that on all others.
+
+    The p value is two-sided, from exchanging the images (their classes move together); q is its false discovery rate (Benjamini and
+    Hochberg) over all experts and classes of the table.
+
+    Parameters
+    ----------
+    evidence_NEC : see :func:`evidence`
+    member_NC : bool, which image has which class; a class that no image or every image has gets no row
+    permutations : of the images
+
+    Returns
+    -------
+    columns expert, class (its number), images, difference, standardised (difference / sd of its permutations), p, q
+    """
+    usable_C = np.flatnonzero(member_NC.any(axis=0) & ~member_NC.all(axis=0))
+    member_NC, evidence_NEC = member_NC[:, usable_C].astype(np.float64), evidence_NEC[:, :, usable_C].astype(np.float64)
+    inside_C, outside_C = member_NC.sum(axis=0), (1 - member_NC).sum(axis=0)
+    weight_NC = member_NC / inside_C - (1 - member_NC) / outside_C
+
+    def differences(order_N: np.ndarray) -> np.ndarray:
+        return np.einsum("nc,nec->ec", weight_NC[order_N], evidence_NEC)
+
+    rng = np.random.default_rng(seed)
+    found_EC = differences(np.arange(len(member_NC)))
+    drawn_REC = np.stack([differences(rng.permutation(len(member_NC))) for _ in range(permutations)])
+    p_EC = (1 + (np.abs(drawn_REC) >= np.abs(found_EC) - 1e-12).sum(axis=0)) / (1 + permutations)
+    q_EC = false_discovery_control(p_EC.ravel()).reshape(p_EC.shape) if p_EC.size else p_EC
+    sd_EC = np.maximum(drawn_REC.std(axis=0), 1e-12)
+    experts, classes = np.indices(found_EC.shape).reshape(2, -1)
+    return pd.DataFrame(
+        {
+            "expert": experts,
+            "class": usable_C[classes],
+            "images": inside_C[classes].astype(int),
+            "difference": found_EC.ravel(),
+            "standardised": (found_EC / sd_EC).ravel(),
+            "p": p_EC.ravel(),
+            "q": q_EC.ravel(),
+        }
+    )
+
+
+class Said(NamedTuple):
+    """What experts say of some images, in units around the training mean, before the prior."""
+
+    levels_NLF: Tensor
+    experts: tuple[Tensor, ...]
+    """Per level, N x E x F."""
+    whole_NF: Tensor
+    """After the prior, as decoded."""
+    clip_NF: Tensor
+    """The projected output that retrieval uses."""
+
+
+@torch.no_grad()
+def listen(reader: BrainReader, voxels_NV: np.ndarray | Tensor, subject: int, batch_size: int = 64) -> Said:
+    """Ask every part of a decoder about some images."""
+    device = next(reader.parameters()).device
+    levels, whole, clip = [], [], []
+    experts: list[list[Tensor]] = []
+    for first in range(0, len(voxels_NV), batch_size):
+        voxels_BV = torch.as_tensor(voxels_NV[first : first + batch_size], device=device)
+        out = reader.eval()(voxels_BV, subject, return_experts=True)
+        decoded_BTD = out.backbone_BTD if reader.prior is None else reader.prior.predict(out.backbone_BTD)
+        whole.append(decoded_BTD.flatten(1).cpu())
+        clip.append(out.clip_BTD.flatten(1).cpu())
+        levels.append(out.level_backbone_BLTD.flatten(2).cpu())
+        experts.append([each.flatten(2).cpu() for each in out.expert_backbone])
+    return Said(torch.cat(levels), tuple(torch.cat(each) for each in zip(*experts)), torch.cat(whole), cast(Tensor, torch.cat(clip)))

@@ -1,0 +1,149 @@
+"""Pictures of maps: through the head, in slices, on a surface.
+
+V voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: works without a screen
+
+from matplotlib.figure import Figure
+import matplotlib.pyplot as plt
+import nibabel
+from nilearn import datasets, plotting, surface
+import numpy as np
+
+from braingen.data.volumes import VoxelPlaces
+from braingen.errors import UserError
+from braingen.files import replaced_path
+
+FSAVERAGE = "fsaverage5"
+_MAP = "RdBu_r"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replaced_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)
+
+
+def _limit(value_V: np.ndarray) -> float:
+    """Where colours end: the 99th percentile of sizes, so that one voxel does not wash out the rest."""
+    return float(np.quantile(np.abs(value_V), 0.99)) or 1e-12
+
+
+def _image(places: VoxelPlaces, value_V: np.ndarray) -> nibabel.Nifti1Image:
+    return nibabel.Nifti1Image(places.to_volume(np.asarray(value_V, dtype=np.float32)), places.affine)
+
+
+def draw_projections(path: Path, places: VoxelPlaces, value_V: np.ndarray, title: str = "") -> None:
+    """A glass brain in the subject's own space: from the right, from behind and from above, the value largest in size along the view.
+
+    nilearn's glass brain draws an outline of the standard (MNI) brain, into which no subject's own space fits, so the outline here is that
+    of the subject's voxels.
+    """
+    volume = nibabel.as_closest_canonical(_image(places, value_V))
+    inside = nibabel.as_closest_canonical(_image(places, np.ones(places.voxels)))
+    values, mask = np.asanyarray(volume.dataobj), np.asanyarray(inside.dataobj) > 0
+    limit = _limit(value_V)
+    figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.5), layout="constrained")
+    for axis, (along, name) in zip(axes, ((0, "from the right"), (1, "from behind"), (2, "from above"))):
+        where = np.abs(values).argmax(axis=along, keepdims=True)
+        seen = np.take_along_axis(values, where, axis=along).squeeze(axis=along)
+        outline = mask.any(axis=along)
+        shown = np.where(outline, seen, np.nan).T
+        axis.imshow(shown, origin="lower", cmap=_MAP, vmin=-limit, vmax=limit, interpolation="nearest")
+        axis.contour(outline.T, levels=[0.5], colors="0.5", linewidths=0.6)
+        axis.set_title(name, fontsize=9)
+        axis.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def draw_slices(path: Path, places: VoxelPlaces, value_V: np.ndarray, title: str = "", cuts: int = 6) -> None:
+    """Horizontal slices over the mask of the subject's voxels (nilearn's stat map)."""
+    background = _image(places, np.ones(places.voxels))
+    positions = np.quantile(places.millimetres_V3[:, 2], np.linspace(0.08, 0.92, cuts))
+    limit = _limit(value_V)
+    display = plotting.plot_stat_map(
+        _image(places, value_V), bg_img=background, display_mode="z", cut_coords=np.unique(np.round(positions, 1)), vmax=limit,
+        threshold=None, cmap=_MAP, black_bg=False, draw_cross=False, annotate=False, title=title or None,
+        colorbar=True, figure=plt.figure(figsize=(10, 2.2)),
+    )  # fmt: skip
+    _save(display.frame_axes.figure, path)
+
+
+def surface_meshes(named: Sequence[str]) -> list[tuple[str, object, object]]:
+    """(name, mesh to sample and draw, shading or None) per hemisphere.
+
+    Parameters
+    ----------
+    named : 'fsaverage5', or files that nilearn reads as meshes (GIFTI, FreeSurfer), in the space of the volumes
+
+    Raises
+    ------
+    UserError
+        When a file is missing.
+    """
+    if list(named) == [FSAVERAGE]:
+        shipped = datasets.fetch_surf_fsaverage(FSAVERAGE)  # comes with nilearn, nothing is fetched
+        return [(side, shipped[f"pial_{side}"], shipped[f"sulc_{side}"]) for side in ("left", "right")]
+    missing = [path for path in named if not Path(path).is_file()]
+    if missing:
+        raise UserError(f"There is no surface {missing[0]}: give meshes in the subject's space (GIFTI or FreeSurfer), or {FSAVERAGE}.")
+    return [(Path(path).name.split(".")[0], str(path), None) for path in named]
+
+
+def draw_surface(path: Path, places: VoxelPlaces, value_V: np.ndarray, named: Sequence[str], title: str = "") -> None:
+    """A map on surfaces, sampled at their vertices (ball of 3 mm), seen from the outside and from behind.
+
+    With fsaverage5 the volumes have to be in MNI space; voxels in a subject's own space would land on the wrong gyri.
+    """
+    meshes = surface_meshes(named)
+    image, inside = _image(places, value_V), _image(places, np.ones(places.voxels))
+    limit = _limit(value_V)
+    figure, axes = plt.subplots(len(meshes), 2, figsize=(7, 3.2 * len(meshes)), subplot_kw={"projection": "3d"}, squeeze=False)
+    for row, (name, mesh, shading) in enumerate(meshes):
+        texture = surface.vol_to_surf(image, mesh, mask_img=inside, radius=3.0, kind="ball")
+        for axis, view in zip(axes[row], ("lateral", "posterior")):
+            plotting.plot_surf_stat_map(
+                mesh, texture, hemi="right" if "right" in name or name.startswith("rh") else "left", view=view, bg_map=shading,
+                vmax=limit, cmap=_MAP, colorbar=False, axes=axis, figure=figure, title=f"{name}, {view}", threshold=1e-12,
+            )  # fmt: skip
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)
+
+
+def draw_sheet(path: Path, place_V2: np.ndarray, hemisphere_V: np.ndarray, area_V: np.ndarray, value_V: np.ndarray, title: str) -> None:
+    """A map on the flat sheet of a simulated subject, whose cortex is known, with the names of its planted areas.
+
+    Parameters
+    ----------
+    place_V2 : millimetres on the sheet: from the pole forward, from dorsal to ventral
+    hemisphere_V : 0 left, 1 right
+    area_V : names
+    """
+    limit = _limit(value_V)
+    figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.3), layout="constrained", sharey=True)
+    dots = 9e4 / len(value_V) / 2.2
+    for side, (axis, name) in enumerate(zip(axes, ("left hemisphere", "right hemisphere"))):
+        inside = hemisphere_V == side
+        across, down = place_V2[inside].T
+        axis.scatter(
+            -across if side == 0 else across, -down, c=value_V[inside], s=min(dots, 60), cmap=_MAP, vmin=-limit, vmax=limit, marker="s",
+            lw=0,
+        )  # fmt: skip
+        for area in np.unique(area_V[inside]):
+            mine = inside & (area_V == area)
+            x, y = np.median(place_V2[mine], axis=0)
+            axis.text(-x if side == 0 else x, -y, area, fontsize=6, ha="center", va="center", color="0.15")
+        axis.set_title(name, fontsize=9)
+        axis.set_axis_off()
+        axis.set_aspect("equal")
+    figure.suptitle(title, fontsize=10)
+    _save(figure, path)

@@ -1,0 +1,137 @@
+"""What is explained: a number read off a decoded embedding, of the whole decoder, a level or one expert.
+
+B batch, V voxels, F = T x D numbers of an embedding, C classes, N images.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from braingen.brain.reader import BrainReader
+from braingen.errors import UserError
+
+
+class Part(NamedTuple):
+    """The whole decoder, a level of it, or one expert; both count from 0."""
+
+    level: int | None = None
+    expert: int | None = None
+
+    @property
+    def name(self) -> str:
+        """``whole``, ``level-1`` or ``level-1-expert-3``: for file names and settings."""
+        if self.level is None:
+            return "whole"
+        return f"level-{self.level}" + ("" if self.expert is None else f"-expert-{self.expert}")
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return self.name.replace("-", " ").replace(" expert", ", expert")
+
+    @classmethod
+    def parse(cls, name: str) -> Part:
+        """Read a part's name.
+
+        Raises
+        ------
+        UserError
+            For anything else.
+        """
+        found = re.fullmatch(r"whole|level-(\d+)(?:-expert-(\d+))?", name)
+        if found is None:
+            raise UserError(f"There is no part '{name}': write whole, level-0 or level-0-expert-1 (levels and experts count from 0).")
+        return cls(*(None if number is None else int(number) for number in found.groups()))
+
+
+WHOLE = Part()
+
+
+@torch.no_grad()
+def experts_per_level(reader: BrainReader, voxels: int, subject: int) -> list[int]:
+    """How many experts every level has; empty for a dense encoder."""
+    device = next(reader.parameters()).device
+    read = reader(torch.zeros(1, voxels, device=device), subject, return_experts=True)
+    return [expert_BETD.shape[1] for expert_BETD in read.expert_backbone]
+
+
+def parts_of(experts: list[int]) -> list[Part]:
+    """The whole decoder, its levels, and their experts, in this order."""
+    levels = [Part(level) for level in range(len(experts))]
+    return [WHOLE, *levels, *(Part(level, expert) for level, count in enumerate(experts) for expert in range(count))]
+
+
+def decode(reader: BrainReader, voxels_BV: Tensor, subject: int, part: Part = WHOLE) -> Tensor:
+    """What a part says, in units around the training mean; differentiable.
+
+    The whole decoder's embedding has gone through the prior (one call of its network, whatever ``prior.use`` is), as in decoding. Levels
+    and experts are taken before it, because the prior was trained on the mean of the levels only. So, before the prior, the whole is the
+    mean of its levels and a level is the sum of its experts (their mean with ``level_combine: mean``).
+
+    Returns
+    -------
+    embedding_BF
+    """
+    out = reader(voxels_BV, subject, return_experts=part.expert is not None)
+    if part.level is None:
+        whole_BTD = out.backbone_BTD
+        return (whole_BTD if reader.prior is None else reader.prior.predict(whole_BTD)).flatten(1)
+    levels = out.level_backbone_BLTD.shape[1]
+    if part.level >= levels or (part.expert is not None and part.level >= len(out.expert_backbone)):
+        raise UserError(f"This encoder has {levels} levels and experts on {len(out.expert_backbone)} of them; there is no {part.name}.")
+    if part.expert is None:
+        return out.level_backbone_BLTD[:, part.level].flatten(1)
+    experts_BETD = out.expert_backbone[part.level]
+    if part.expert >= experts_BETD.shape[1]:
+        raise UserError(f"Level {part.level} has {experts_BETD.shape[1]} experts, counted from 0; there is no {part.name}.")
+    return experts_BETD[:, part.expert].flatten(1)
+
+
+class ReadOut(nn.Module):
+    """One number per trial: how far what a part says points in a direction.
+
+    Parameters
+    ----------
+    reader : frozen for the purpose
+    subject : whose voxels come
+    part : who speaks
+    cosine : divide by the length of what is said, so that the number is the cosine with the direction. Without it the number is linear in
+        the embedding, and levels and experts add up.
+    """
+
+    def __init__(self, reader: BrainReader, subject: int, part: Part = WHOLE, cosine: bool = False) -> None:
+        super().__init__()
+        self.reader, self.subject, self.part, self.cosine = reader.eval().requires_grad_(False), subject, part, cosine
+
+    def forward(self, voxels_BV: Tensor, direction_BF: Tensor) -> Tensor:
+        """value_B, for directions of length 1."""
+        said_BF = decode(self.reader, voxels_BV, self.subject, self.part)
+        if self.cosine:
+            said_BF = normalize(said_BF, dim=1)
+        return (said_BF * direction_BF).sum(dim=1)
+
+
+def class_directions(embedding_NF: Tensor, member_NC: np.ndarray) -> Tensor:
+    """Direction of every class: mean embedding of its images less that of all others, of length 1.
+
+    Parameters
+    ----------
+    embedding_NF : true embeddings of *training* images, around their mean
+    member_NC : bool, which image belongs to which class
+
+    Returns
+    -------
+    direction_CF : zeros for a class with no image, or with all
+    """
+    member_NC_ = torch.from_numpy(np.asarray(member_NC, dtype=np.float32)).to(embedding_NF)
+    inside_C, outside_C = member_NC_.sum(0), (1 - member_NC_).sum(0)
+    inside_CF = member_NC_.T @ embedding_NF / inside_C.clamp_min(1)[:, None]
+    outside_CF = (1 - member_NC_).T @ embedding_NF / outside_C.clamp_min(1)[:, None]
+    usable_C1 = ((inside_C > 0) & (outside_C > 0)).float()[:, None]
+    return normalize(inside_CF - outside_CF, dim=1) * usable_C1

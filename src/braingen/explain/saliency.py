@@ -1,0 +1,117 @@
+"""Where in the picture: a voxel's contribution spread over the part of the visual field it looks at.
+
+N images, V voxels, P = side x side places of the picture, from its upper left corner row by row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import rankdata
+
+from braingen.scores.uncertainty import mean_interval
+
+
+class ReceptiveFields(NamedTuple):
+    """Population receptive fields of a subject's voxels, in degrees from the centre of the picture."""
+
+    x_V: np.ndarray
+    """To the right."""
+    y_V: np.ndarray
+    """Up."""
+    size_V: np.ndarray
+    """Spread (sd) of the Gaussian."""
+
+    @classmethod
+    def from_polar(cls, eccentricity_V: np.ndarray, angle_V: np.ndarray, size_V: np.ndarray) -> ReceptiveFields:
+        """From NSD's volumes: degrees of eccentricity, polar angle counter-clockwise from the right, size."""
+        angle = np.radians(angle_V)
+        return cls(eccentricity_V * np.cos(angle), eccentricity_V * np.sin(angle), np.asarray(size_V))
+
+    @property
+    def usable_V(self) -> np.ndarray:
+        """Where all three are known and the size is positive."""
+        return np.isfinite(self.x_V) & np.isfinite(self.y_V) & np.isfinite(self.size_V) & (self.size_V > 0)
+
+
+def places(side: int, field_of_view: float) -> tuple[np.ndarray, np.ndarray]:
+    """Degrees to the right and up of the centres of side x side squares, P each."""
+    along = ((np.arange(side) + 0.5) / side - 0.5) * field_of_view
+    return np.tile(along, side), np.repeat(-along, side)
+
+
+def gaussians(fields: ReceptiveFields, side: int, field_of_view: float) -> np.ndarray:
+    """What every voxel looks at: V x P float32, each summing to 1 over the picture; zeros where the field is not known or lies outside."""
+    x_P, y_P = places(side, field_of_view)
+    usable_V = fields.usable_V
+    out_VP = np.zeros((len(fields.x_V), side * side), dtype=np.float32)
+    x, y, size = (np.asarray(values, dtype=np.float64)[usable_V, None] for values in fields)
+    squared = (x_P - x) ** 2 + (y_P - y) ** 2
+    weight = np.exp(-squared / (2 * size**2))
+    total = weight.sum(axis=1, keepdims=True)
+    out_VP[usable_V] = np.where(total > 1e-6, weight / np.maximum(total, 1e-6), 0)
+    return out_VP
+
+
+def saliency(maps_NV: np.ndarray, gaussian_VP: np.ndarray, block: int = 64) -> np.ndarray:
+    """Sizes of contributions spread over the picture: N x P float32, each summing to 1.
+
+    The size is taken, not the sign: a voxel that speaks against the decoded direction looked there too.
+    """
+    out_NP = np.empty((len(maps_NV), gaussian_VP.shape[1]), dtype=np.float32)
+    for first in range(0, len(maps_NV), block):
+        spread = np.abs(np.asarray(maps_NV[first : first + block], dtype=np.float32)) @ gaussian_VP
+        out_NP[first : first + block] = spread / np.maximum(spread.sum(axis=1, keepdims=True), 1e-12)
+    return out_NP
+
+
+def beyond_usual(saliency_NP: np.ndarray) -> np.ndarray:
+    """What is particular to an image: its saliency relative to the mean of all other images, less 1.
+
+    Voxels look at the centre more than at the margin, and some voxels weigh more in every image; neither says anything about this one.
+    """
+    others_NP = (saliency_NP.sum(axis=0) - saliency_NP) / max(len(saliency_NP) - 1, 1)
+    return saliency_NP / np.maximum(others_NP, 1e-12) - 1
+
+
+class Pointing(NamedTuple):
+    """How often the highest point of a map lies on the object, against maps of other images."""
+
+    hits: float
+    low: float
+    high: float
+    """95 % interval of the share of hits, over images."""
+    chance: float
+    """The same share with the maps of other images (every image with every other's map)."""
+    gain: float
+    gain_low: float
+    gain_high: float
+    """Hits less the image's own chance, with its 95 % interval over images: above 0 where the map follows the object."""
+    images: int
+
+
+def pointing_game(map_NP: np.ndarray, object_NP: np.ndarray, resamples: int = 2000, seed: int = 0) -> Pointing:
+    """The pointing game (Zhang et al. 2016), with a chance level that knows how central objects and maps are.
+
+    Parameters
+    ----------
+    map_NP : saliency of every image
+    object_NP : bool, where the object is
+    """
+    peak_N = map_NP.argmax(axis=1)
+    hit_NN = object_NP[:, peak_N]  # image x whose map
+    own_N = np.diagonal(hit_NN).astype(np.float64)
+    others_N = (hit_NN.sum(axis=1) - own_N) / (len(own_N) - 1)
+    hits, gain = mean_interval(own_N, resamples, seed), mean_interval(own_N - others_N, resamples, seed)
+    return Pointing(*hits, float(others_N.mean()), *gain, images=len(own_N))
+
+
+def inside_outside(map_NP: np.ndarray, object_NP: np.ndarray) -> np.ndarray:
+    """Per image, the area under the ROC curve of the map for telling object from background (0.5: it does not)."""
+    rank_NP = rankdata(map_NP, axis=1)
+    inside_N = object_NP.sum(axis=1)
+    outside_N = object_NP.shape[1] - inside_N
+    total_N = np.where(object_NP, rank_NP, 0).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (total_N - inside_N * (inside_N + 1) / 2) / (inside_N * outside_N)

@@ -1,0 +1,121 @@
+"""Maps as the field keeps them: NIfTI in the subject's own space, and tables of regions.
+
+V voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import csv
+import json
+from pathlib import Path
+
+import nibabel
+from nilearn.image import resample_to_img
+import numpy as np
+import pandas as pd
+
+from braingen.data import nsd
+from braingen.data.nsd import Layout
+from braingen.data.volumes import VoxelPlaces, load_nifti
+from braingen.errors import UserError
+
+LABELS = {
+    "prf-visualrois": ("V1v", "V1d", "V2v", "V2d", "V3v", "V3d", "hV4"),
+    "floc-faces": ("OFA", "FFA-1", "FFA-2", "mTL-faces", "aTL-faces"),
+    "floc-bodies": ("EBA", "FBA-1", "FBA-2", "mTL-bodies"),
+    "floc-places": ("OPA", "PPA", "RSC"),
+    "floc-words": ("OWFA", "VWFA-1", "VWFA-2", "mfs-words", "mTL-words"),
+}
+"""Names of the labels 1, 2, ... of NSD's region volumes (NSD data manual)."""
+
+
+def region_masks(path: Path, places: VoxelPlaces, names: Mapping[int, str] | None = None) -> dict[str, np.ndarray]:
+    """The regions of an atlas or ROI volume, as masks over a subject's voxels.
+
+    A volume on another grid is brought to the subject's by nearest neighbour: it must lie in the same space (the subject's functional
+    space), which no file can tell us.
+
+    Parameters
+    ----------
+    path : NIfTI of whole numbers; 0 and below is no region
+    names : label -> name; where not given, taken from a table of the same name beside it (.json: {"1": "V1v"}, .csv or .tsv: label and
+        name in the first two columns), from NSD's own names, or else "<volume> <label>"
+
+    Returns
+    -------
+    name -> bool V; regions that have no voxel of the subject are left out
+    """
+    image = load_nifti(path)
+    if len(image.shape) != 3:
+        raise UserError(f"{path} has shape {image.shape}: an atlas is one volume of labels, three axes.")
+    if image.shape != places.mask.shape or not np.allclose(image.affine, places.affine, atol=1e-4):
+        grid = nibabel.Nifti1Image(places.mask.astype(np.int16), places.affine)
+        image = resample_to_img(image, grid, interpolation="nearest", force_resample=True, copy_header=True)
+    label_V = places.to_vector(np.asanyarray(image.dataobj))
+    if not np.allclose(label_V, np.round(label_V), equal_nan=True):
+        found = label_V[label_V != np.round(label_V)][0]
+        raise UserError(f"{path} holds numbers like {found:g}: an atlas holds whole numbers, its labels.")
+    stem = path.name.removesuffix(".gz").removesuffix(".nii")
+    names = names or _names_beside(path.parent / stem) or dict(enumerate(LABELS.get(stem, ()), start=1))
+    labels = sorted({int(label) for label in label_V[np.isfinite(label_V)] if label > 0})
+    return {names.get(label, f"{stem} {label}"): label_V == label for label in labels}
+
+
+def _names_beside(stem: Path) -> dict[int, str]:
+    try:
+        for ending, delimiter in ((".csv", ","), (".tsv", "\t")):
+            table = stem.with_name(stem.name + ending)
+            if table.is_file():
+                with open(table, encoding="utf-8", newline="") as handle:
+                    rows = [row for row in csv.reader(handle, delimiter=delimiter) if len(row) > 1]
+                return {int(row[0]): row[1].strip() for row in rows if row[0].strip().isdigit()}
+        table = stem.with_name(stem.name + ".json")
+        if table.is_file():
+            return {int(label): str(name) for label, name in json.loads(table.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{table} is not a table of label names ({error}): give label and name in two columns.") from error
+    return {}
+
+
+def known_regions(layout: Layout, subject: int, places: VoxelPlaces, atlases: Sequence[Path] = ()) -> dict[str, np.ndarray]:
+    """Regions of the data folder's own volumes (visual areas and localisers, where they are there) and of further atlases."""
+    folder = layout.volumes(subject)
+    own = [folder / f"{name}.nii.gz" for name in nsd.ROI_VOLUMES if name in LABELS]
+    found: dict[str, np.ndarray] = {}
+    for path in [*(path for path in own if path.exists()), *atlases]:
+        found |= region_masks(Path(path), places)
+    return found
+
+
+def region_table(maps: Mapping[str, np.ndarray], regions: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """What every region holds of every map.
+
+    Regions of one atlas do not overlap, those of several may; voxels in none are the last row of every map.
+
+    Returns
+    -------
+    columns map, region, voxels, mean, mean_size (of the absolute values), share (of the map's summed absolute values), enrichment (share
+    over the region's share of voxels: 1 is no more than its size), peak (the value largest in size)
+    """
+    rows = []
+    for name, value_V in maps.items():
+        value_V = np.asarray(value_V, dtype=np.float64)
+        size_V = np.abs(value_V)
+        rest_V = ~np.any(list(regions.values()), axis=0) if regions else np.ones(len(value_V), dtype=bool)
+        for region, inside_V in {**regions, "in no region": rest_V}.items():
+            if inside_V.any():
+                share = size_V[inside_V].sum() / max(size_V.sum(), 1e-30)
+                rows.append(
+                    {
+                        "map": name,
+                        "region": region,
+                        "voxels": int(inside_V.sum()),
+                        "mean": value_V[inside_V].mean(),
+                        "mean_size": size_V[inside_V].mean(),
+                        "share": share,
+                        "enrichment": share / inside_V.mean(),
+                        "peak": value_V[inside_V][size_V[inside_V].argmax()],
+                    }
+                )
+    return pd.DataFrame(rows)

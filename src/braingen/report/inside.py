@@ -1,0 +1,171 @@
+"""The page of `braingen explain`: click an expert, see its voxels, categories and pictures. One file, no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+import matplotlib
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from braingen.data.nsd import Layout
+from braingen.data.stimuli import Stimuli
+from braingen.errors import UserError
+from braingen.files import write_text
+from braingen.report.pictures import data_uri, seen_pictures
+
+PAGE = "explain.html"
+SHOWN = 8
+"""Pictures shown of a part."""
+
+
+def _figure(path: Path) -> str:
+    """A figure as text for `src`, as WebP: a third of the PNG's size."""
+    if not path.exists():
+        return ""
+    buffer = io.BytesIO()
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(buffer, "WEBP", quality=80, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _overlay(picture: Image.Image, map_PP: np.ndarray) -> Image.Image:
+    """A picture dimmed where a part looked less than it does in other images."""
+    side = picture.width
+    limit = max(float(np.quantile(map_PP, 0.99)), 1e-6)
+    shown = np.clip(map_PP.astype(np.float32) / limit, 0, 1)
+    heat = Image.fromarray((matplotlib.colormaps["magma"](shown)[..., :3] * 255).astype(np.uint8)).resize((side, side))
+    return Image.blend(picture.convert("RGB"), heat, 0.55)
+
+
+def _read(path: Path) -> pd.DataFrame | None:
+    return pd.read_csv(path) if path.exists() else None
+
+
+def _parts(folder: Path, own: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is known of every part that has maps: figure, regions, categories, its strongest images."""
+    regions, profiles, lost = _read(own / "regions.csv"), _read(folder / "profiles.csv"), _read(folder / "ablation.csv")
+    complete = _read(folder / "completeness.csv")
+    subject = facts["subjects"][0]
+    names = ["whole"]
+    for depth, count in enumerate(facts["experts"]):
+        names += [f"level-{depth}", *(f"level-{depth}-expert-{number}" for number in range(count))]
+    found = []
+    for name in names:
+        notes_path = own / "maps" / f"{name}.json"
+        if not notes_path.exists():
+            continue
+        notes = json.loads(notes_path.read_text(encoding="utf-8"))
+        title, figure = name.replace("-", " ").replace(" expert", ", expert"), _figure(own / "figures" / f"{name}.png")
+        row: dict[str, Any] = {"name": name, "title": title, "figure": figure}
+        numbers: list[int | None] = [int(word) for word in name.split("-") if word.isdigit()]
+        level, expert = [*numbers, None, None][:2]
+        row |= {"level": level, "expert": expert}
+        if regions is not None:
+            mine = regions[(regions["map"] == name) & (regions["region"] != "in no region")].sort_values("enrichment", ascending=False)
+            told = ((str(each["region"]), f"{each['enrichment']:.1f}", f"{each['share']:.0%}") for _, each in mine.head(6).iterrows())
+            row["regions"] = list(told)
+        if profiles is not None and expert is not None:
+            mine = profiles[(profiles["subject"] == subject) & (profiles["level"] == level) & (profiles["expert"] == expert)]
+            mine = mine.sort_values("standardised", ascending=False)
+            reach = max(float(mine["standardised"].abs().max()), 1e-9)
+            row["classes"] = [
+                (str(each["class"]), f"{each['standardised']:.1f}", bool(each["q"] < 0.05), max(0.0, float(each["standardised"])) / reach)
+                for _, each in mine.iterrows()
+            ]
+        if lost is not None:
+            mine = lost[(lost["subject"] == subject) & (lost["silenced"] == name) & (lost["images"] == "all") & (lost["score"] == "cosine")]
+            row["loss"] = "" if mine.empty else f"{mine.iloc[0]['loss']:.4f} ({mine.iloc[0]['low']:.4f} to {mine.iloc[0]['high']:.4f})"
+        if complete is not None:
+            mine = complete[(complete["subject"] == subject) & (complete["part"] == name)]
+            row["incomplete"] = "" if mine.empty else f"{mine.iloc[0]['incomplete']:.1%}"
+        saliency = own / "saliency" / f"{name}.npy"
+        row["order"] = np.argsort(notes["value"])[::-1][:SHOWN].tolist()
+        row["images"] = [notes["images"][place] for place in row["order"]]
+        row["saliency"] = np.load(saliency, mmap_mode="r") if saliency.exists() else None
+        found.append(row)
+    return found
+
+
+def _components(folder: Path, own: Path) -> list[dict[str, Any]]:
+    loadings, related, regions = (_read(path) for path in (
+        folder / "component_loadings.csv", folder / "component_categories.csv", own / "components_regions.csv",
+    ))  # fmt: skip
+    if loadings is None:
+        return []
+    found = []
+    for k in range(min(12, loadings.shape[1] - 1)):
+        name = f"component {k}"
+        strongest = loadings.reindex(loadings[name].abs().sort_values(ascending=False).index)["image"].head(6).astype(int).tolist()
+        row: dict[str, Any] = {"name": name, "figure": _figure(own / "figures" / f"component-{k}.png"), "images": strongest}
+        row["classes"] = []
+        if related is not None:
+            mine = related[(related["component"] == k) & (related["q"] < 0.05)].head(3)
+            row["classes"] = [f"{each['class']} (t {each['t']:.1f})" for _, each in mine.iterrows()]
+        if regions is not None:
+            mine = regions[(regions["map"] == name) & (regions["region"] != "in no region")].sort_values("enrichment", ascending=False)
+            row["regions"] = ", ".join(f"{each['region']} {each['enrichment']:.1f}" for _, each in mine.head(4).iterrows())
+        found.append(row)
+    return found
+
+
+def write_page(folder: Path, run: Path, data_root: Path) -> Path:
+    """Write the page of one question beside its files.
+
+    Parameters
+    ----------
+    folder : of `braingen explain`
+    run : the run folder, for drawn pictures
+    data_root : the data folder, for seen pictures
+
+    Raises
+    ------
+    UserError
+        When nothing was explained yet.
+    """
+    if not (folder / "facts.json").exists():
+        raise UserError(f"{folder} holds nothing to show: run `braingen explain` first.")
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    findings = json.loads((folder / "findings.json").read_text(encoding="utf-8")) if (folder / "findings.json").exists() else {}
+    own = folder / f"subj{facts['subjects'][0]:02d}"
+    parts, components = _parts(folder, own, facts), _components(folder, own)
+    wanted = sorted({image for row in (*parts, *components) for image in row["images"]})
+    seen = dict(seen_pictures(Stimuli(Layout.of(data_root)), wanted))
+    thumbnails = {image: data_uri(picture, 96) for image, picture in seen.items()}
+    for row in parts:
+        maps = row.pop("saliency")
+        row["looks"] = [] if maps is None else [
+            data_uri(_overlay(seen[image], np.asarray(maps[place])), 72) for place, image in zip(row["order"], row["images"])
+        ]  # fmt: skip
+    drawn = run / "reconstructions" / "brain"
+    pictures = {image: data_uri(Image.open(path), 96) for image in wanted if (path := drawn / f"{image:06d}.png").exists()}
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    levels = _read(folder / "router_levels.csv")
+    ablated = _read(folder / "ablation.csv")
+    regional = None
+    if ablated is not None:
+        regional = ablated[(ablated["voxels"] > 0) & (ablated["images"] == "all") & (ablated["score"] == "cosine")]
+        regional = regional[regional["subject"] == facts["subjects"][0]].sort_values("loss", ascending=False).head(20)
+    text = templates.get_template("inside.html.j2").render(
+        facts=facts,
+        findings=[sentence for sentences in findings.values() for sentence in sentences],
+        parts=parts,
+        components=components,
+        seen=thumbnails,
+        drawn=pictures,
+        slices=_figure(own / "figures" / "whole-slices.png"),
+        surface=_figure(own / "figures" / "whole-surface.png"),
+        levels=[] if levels is None else levels.pivot(index="step", columns="level", values="weight").to_numpy().tolist(),
+        ablation=[] if regional is None else regional.to_dict("records"),
+    )
+    write_text(folder / PAGE, text)
+    return folder / PAGE

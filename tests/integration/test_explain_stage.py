@@ -1,0 +1,82 @@
+"""`braingen explain` on a small simulated run: every file is there, finished work stays, wrong questions are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from unit.told_commands import ROOT
+
+from braingen.cli import main
+from braingen.data.nsd import Layout
+from braingen.data.volumes import load_places
+
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, Path, list[str]]:
+    folder = tmp_path_factory.mktemp("explained")
+    words = ["--config", str(ROOT / "configs" / "simulated.yaml"), "--folder", str(folder / "run"), "--root", str(folder / "data")]
+    words += ["simulation.num_sessions=1", "simulation.trials_per_session=90", "simulation.num_voxels=200"]
+    words += [f"--num_test_images={IMAGES}", "encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", "optim.num_epochs=1"]
+    words += ["--tracker", "none", "run.device=cpu"]
+    assert main(["simulate", *words]) == 0
+    assert main(["train", "image", *words]) == 0
+    return folder / "run", folder / "data", words
+
+
+def explain(words: list[str], *more: str) -> int:
+    return main(["explain", *words, "--points", "2", "--permutations", "50", "--draws", "2", "--components", "2", *more])
+
+
+def test_maps_tables_and_a_page_are_left_and_maps_are_not_made_twice(run, capsys):
+    folder, data, words = run
+    assert explain(words, "--nifti_images", "1", "--parts", "whole,level-0,level-0-expert-1") == 0
+    told = capsys.readouterr().out
+    out = folder / "explain" / "image-target-integrated_gradients"
+    assert "Completeness" in told and str(out / "explain.html") in told.replace("\n", "")
+    own, places = out / "subj01", load_places(Layout.of(data), 1)
+    maps = np.load(own / "maps" / "whole.npy")
+    assert maps.shape == (IMAGES, places.voxels) and np.isfinite(maps).all() and (maps != 0).any()
+    first = json.loads((own / "maps" / "whole.json").read_text())["images"][0]
+    assert places.read(own / "nifti" / "images" / f"whole-{first:06d}.nii.gz").tobytes() == maps[0].tobytes()
+    np.testing.assert_allclose(places.read(own / "nifti" / "whole-mean.nii.gz"), maps.mean(0), atol=1e-6)
+    regions = pd.read_csv(own / "regions.csv")
+    assert {"V1v", "FFA-1", "food"} <= set(regions["region"]) and set(regions["map"]) == {"whole", "level-0", "level-0-expert-1"}
+    assert places.read(own / "nifti" / "selectivity-level-3.nii.gz").shape == (places.voxels, 16)
+    assert set(pd.read_csv(out / "ablation.csv")["silenced"]) >= {"level-3", "level-3-expert-15", "FFA-1"}
+    assert np.load(own / "saliency" / "whole.npy").shape == (IMAGES, 48, 48)
+    assert len(pd.read_csv(out / "component_loadings.csv")) == IMAGES
+    page = (out / "explain.html").read_text()
+    assert "level-0-expert-1" in page and "http://" not in page and "https://" not in page
+    assert "does not record" in " ".join(json.loads((out / "findings.json").read_text())["routers"])
+    written = (own / "maps" / "whole.npy").stat().st_mtime_ns
+    assert explain(words, "--parts", "whole", "--explain_steps", "attributions,saliency") == 0
+    assert (own / "maps" / "whole.npy").stat().st_mtime_ns == written
+
+
+def test_other_questions_have_folders_of_their_own(run):
+    folder, _, words = run
+    assert explain(words, "--about", "label:food", "--method", "gradient_shap", "--parts", "whole", "--explain_steps", "attributions") == 0
+    assert (folder / "explain" / "image-label-food-gradient_shap" / "completeness.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--about", "label:unicorn"], "There is no supercategory 'unicorn'"),
+        (["--about", "everything"], "take target, cosine"),
+        (["--about", "caption:a dog"], "--modality text"),
+        (["--parts", "level-7"], "has no level-7"),
+        (["--grouping", "mood"], "not known of simulated images"),
+        (["--labels", "nowhere.csv"], "no table of labels"),
+        (["--modality", "text"], "no trained text encoder"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused_in_a_sentence(run, more, told, capsys):
+    assert explain(run[2], *more, "--explain_steps", "attributions") == 2
+    assert told in capsys.readouterr().err
