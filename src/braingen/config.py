@@ -579,8 +579,8 @@ class ExplainConfig(Section):
     """Who is explained: all, whole, levels, experts, or names such as level-0 and level-3-expert-5."""
     method: Literal["integrated_gradients", "gradient_shap"] = "integrated_gradients"
     """integrated_gradients: from zero, every voxel's mean; gradient_shap: from responses to training images (MoRE-Brain's paper)."""
-    points: Positive = 8
-    """Points between baseline and image (integrated gradients), or draws (GradientSHAP: take 64 or more)."""
+    points: Positive = 64
+    """Points between baseline and image (integrated gradients; encoders bend sharply near zero), or draws (GradientSHAP)."""
     baselines: Positive = 128
     """Training images whose responses are GradientSHAP's baselines."""
     explain_images: NotNegative = 0
