@@ -256,7 +256,8 @@ def _section_help(section: str, own: str = "") -> list[str]:
         default = getattr(defaults, field)
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         name = _shortest_name(section, field, own)
-        lines.append(f"  --{name} {'(' + str(shown) + ')' if shown not in ('', None) else ''}\n      {info.description}")
+        value = "" if shown in ("", None) else f"({shown})"
+        lines.append(f"  --{name} {value}\n      {' '.join((info.description or '').split())}")
     return [*lines, ""]
 
 

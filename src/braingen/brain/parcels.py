@@ -19,7 +19,7 @@ START_LOGIT = 2.0
 
 
 class ParcelMap(nn.Linear):
-    """A subject's voxels in parcels, and for every parcel a small linear map of its own (METHOD section 9, item 2, to its end).
+    """A subject's voxels in parcels, and for every parcel a small linear map of its own (docs/explain.md).
 
     Every voxel has a logit for every branch of the tree. A softmax among the branches of one node, multiplied along the way down, is its
     share in every parcel; the shares of a voxel sum to 1 on every level. Units come in the order of the parcels, so those of a subtree lie

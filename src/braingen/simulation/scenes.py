@@ -69,7 +69,6 @@ COLOUR_NAMES: tuple[str, ...] = tuple(COLOURS)
 NO_COLOUR = -1
 """Colour index of an object that keeps its own colours."""
 BACKGROUNDS: tuple[str, ...] = ("meadow", "forest", "beach", "sea", "desert", "snow", "street", "room", "night", "sunset")
-OUTDOOR_PLACES: tuple[str, ...] = ("meadow", "forest", "beach", "sea", "desert", "snow", "sunset")
 POSITIONS: tuple[str, ...] = ("left", "middle", "right")
 
 

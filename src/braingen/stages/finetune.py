@@ -185,7 +185,7 @@ def draw(config: Config, batch: int, latent_shape: tuple[int, ...], times: int, 
 
 
 def step(model: nn.Module, rows: np.ndarray, parts: Parts, config: Config, generator: torch.Generator) -> StepLosses:
-    """The losses of one pass (METHOD section 3): weighted error of the prediction, and the pull on the time routers.
+    """The losses of one pass: weighted error of the prediction, and the pull on the time routers.
 
     Parameters
     ----------

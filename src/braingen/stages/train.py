@@ -62,7 +62,7 @@ class Whole(torch.nn.Module):
 
 
 def step(reader: BrainReader, batch: tuple[VoxelBatch, ...], parts: Parts, progress: float, generator: torch.Generator) -> StepLosses:
-    """One step's losses (METHOD section 2): contrastive (MixCo, then SoftCLIP), squared error, prior, cosine, load balancing.
+    """One step's losses: contrastive (MixCo, then SoftCLIP), squared error, prior, cosine, load balancing.
 
     With several processes the contrastive losses are those of the global batch, in every process; the others are means over the
     process's own trials, whose mean over processes, which DDP takes, is that of the global batch.
