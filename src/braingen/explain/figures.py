@@ -130,7 +130,7 @@ def draw_sheet(path: Path, place_V2: np.ndarray, hemisphere_V: np.ndarray, area_
     """
     limit = _limit(value_V)
     figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.3), layout="constrained", sharey=True)
-    dots = 9e4 / len(value_V) / 2.2
+    dots = 9e4 / len(value_V)
     for side, (axis, name) in enumerate(zip(axes, ("left hemisphere", "right hemisphere"))):
         inside = hemisphere_V == side
         across, down = place_V2[inside].T

@@ -174,7 +174,7 @@ class Explanation:
             for row in range(min(self.config.explain.nifti_images, len(maps_NV))):
                 subject.places.write(nifti / "images" / f"whole-{subject.image_N[row]:06d}.nii.gz", np.asarray(maps_NV[row]))
             title = f"subject {subject.number}: mean contribution to the decoded embedding"
-            figures.draw_slices(drawn / "whole-slices.png", subject.places, mean_V, title)
+            figures.draw_slices(drawn / "whole-slices.png", subject.places, mean_V)
             if self.config.explain.surface:
                 figures.draw_surface(drawn / "whole-surface.png", subject.places, mean_V, self.config.explain.surface, title)
         self._draw(drawn / f"{part.name}.png", subject, mean_V, "")
