@@ -141,8 +141,11 @@ def test_a_small_change_moves_no_unit() -> None:
 def test_two_steps_before_one_backward_pass() -> None:
     """As with several subjects: a refresh between forward and backward must not disturb."""
     router = AffinityRouter(1, 16, 2).train()
-    total = sum(router(torch.randn(1, 3, 16)).x_EBK.sum() for _ in range(2))
-    total.backward()
+    batches = torch.randn(2, 1, 3, 16, generator=torch.Generator().manual_seed(0))
+    gradients = [torch.autograd.grad(router(x_1BH).x_EBK.sum(), router.affinity)[0] for x_1BH in batches]
+    sum(router(x_1BH).x_EBK.sum() for x_1BH in batches).backward()
+    assert router.affinity.grad is not None and router.affinity.grad.abs().sum() > 0
+    torch.testing.assert_close(router.affinity.grad, gradients[0] + gradients[1])
 
 
 def test_refresh_without_a_change_changes_nothing() -> None:
