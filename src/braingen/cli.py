@@ -13,7 +13,9 @@ from pathlib import Path
 import sys
 from typing import NamedTuple
 
-from braingen.config import ALIASES, Config, Section, load_config, resolve
+from braingen.config import Config, load_config
+from braingen.config.names import ALIASES, resolve
+from braingen.config.values import Section
 from braingen.errors import UserError
 from braingen.stopping import REQUEUE, Stopped, stoppable
 

@@ -12,7 +12,8 @@ from integration.chromium import Page, chromium_page, find_chromium
 import pytest
 from unit.fake_report_inputs import write_fake_run
 
-from braingen.config import Config, StudyConfig
+from braingen.config import Config
+from braingen.config.judging import StudyConfig
 from braingen.scores.study.answers import COLUMNS
 from braingen.scores.study.consent import GAP
 from braingen.scores.study.plan import Plan, plan_from_json

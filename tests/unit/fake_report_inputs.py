@@ -12,9 +12,11 @@ from PIL import Image, ImageFilter
 from safetensors.numpy import save_file
 from unit.fake_study import write_fake_study
 
-from braingen.config import Config, DataConfig, RunConfig, save_config
+from braingen.config import Config
+from braingen.config.run_and_data import DataConfig, RunConfig
 from braingen.data import nsd
 from braingen.data.nsd import Layout
+from braingen.runs import config_text
 from braingen.simulation import scenes
 
 
@@ -147,7 +149,7 @@ def _write_runs(config: Config, epochs: int, rng: np.random.Generator) -> None:
     for encoder, speed in (("image", 5.0), ("text", 8.0)):
         folder = config.run.folder / encoder
         folder.mkdir(parents=True, exist_ok=True)
-        save_config(config, folder / "config.yaml")
+        (folder / "config.yaml").write_text(config_text(config.model_dump(mode="json")))
         start = {
             "time": "2026-01-02T03:04:05+00:00",
             "command": ["braingen", "demo", "--config", "configs/simulated.yaml"],

@@ -12,7 +12,8 @@ import pytest
 
 from braingen import __version__, cli
 from braingen.cli import COMMANDS, main, parse_overrides
-from braingen.config import Config, field_paths
+from braingen.config import Config
+from braingen.config.names import field_paths
 from braingen.errors import UserError
 
 

@@ -16,7 +16,9 @@ import torchvision
 from unit.fake_report_inputs import write_fake_run
 
 from braingen.cli import main
-from braingen.config import Config, DataConfig, ScoresConfig
+from braingen.config import Config
+from braingen.config.judging import ScoresConfig
+from braingen.config.run_and_data import DataConfig
 from braingen.data.nsd import SIMULATED_ATTRIBUTE
 from braingen.errors import UserError
 from braingen.scores.features import recipes

@@ -20,7 +20,7 @@ from braingen.brain.parameters import (
     weight_decay_groups,
 )
 from braingen.brain.published_keys import load_published, published_keys, to_published
-from braingen.config import EncoderConfig
+from braingen.config.reading import EncoderConfig
 from braingen.errors import UserError
 
 SMALL: dict[str, Any] = {"subjects": {1: 20, 3: 17}, "hidden_dim": 32, "n_blocks": 2, "clip_emb_dim": 8}

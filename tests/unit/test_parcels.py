@@ -9,7 +9,7 @@ from braingen.brain.moe import ENCODERS, encoder_arguments
 from braingen.brain.parameters import adapting_parameters, subject_parameters, weight_decay_groups
 from braingen.brain.parcels import ParcelMap
 from braingen.brain.voxel_moe import BrainMoEVoxel
-from braingen.config import EncoderConfig
+from braingen.config.reading import EncoderConfig
 from braingen.errors import UserError
 
 SMALL = {"subjects": {1: 40, 3: 33}, "hidden_dim": 32, "n_blocks": 1, "clip_emb_dim": 8, "head": "linear"}

@@ -10,7 +10,8 @@ from PIL import Image
 import pytest
 from unit.fake_report_inputs import write_fake_run
 
-from braingen.config import Config, StudyConfig
+from braingen.config import Config
+from braingen.config.judging import StudyConfig
 from braingen.errors import UserError
 from braingen.report.inputs import read_inputs
 from braingen.report.page import render

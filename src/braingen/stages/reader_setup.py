@@ -16,7 +16,8 @@ from braingen.brain.moe import encoder_arguments
 from braingen.brain.parameters import adapting_parameters, subject_parameters, train_only, trainable_parameters
 from braingen.brain.reader import BrainReader, TargetScale
 from braingen.brain.voxel_moe import BrainMoEVoxel
-from braingen.config import Config, LossConfig
+from braingen.config import Config
+from braingen.config.reading import LossConfig
 from braingen.data.batches import TrainBatches
 from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training

@@ -1,0 +1,174 @@
+"""Settings of everything that draws: routers, fine-tuning, sampling, decoding of files, refinement."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from braingen.config.values import NotNegative, Positive, Scale, Scheduler, Section, Share
+
+
+class RouterConfig(Section):
+    """Time and space routers between the experts and the diffusion model (docs/routing.md)."""
+
+    route_image: bool = True
+    """Route the image embedding."""
+    route_text: bool = True
+    """Route the text embedding."""
+    time: Literal["off", "fixed", "mlp", "attention"] = "attention"
+    """What weighs the levels at a denoising time: nothing (all alike), a schedule, a perceptron, or attention (MoRE-Brain)."""
+    time_choice: Literal["soft", "hard"] = "soft"
+    """Mix the levels, or choose one (MoRE-Brain's paper compares both)."""
+    time_hidden_dim: Positive = 768
+    """Width of the level embeddings (published: 768)."""
+    time_context: bool = False
+    """Let the time router see the noisy latents (published: off)."""
+    space: Literal["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross"] = "cross"
+    """What weighs the experts of a level; cross: attention from the noisy latents (MoRE-Brain's paper; its code leaves it off)."""
+    space_grid: NotNegative = 0
+    """Side of the grid on which 'cross' sees the latents; 0 for their own side at the training size (published: 64, at 512 px)."""
+    kl_scale: Scale = 0.001
+    """Weight of the pull toward coarse levels early and fine ones late (paper, eq. 5; its weight is not given)."""
+    kl_sigma: Annotated[float, Field(gt=0)] = 1.0
+    """Width of that Gaussian over levels, in levels (paper: 1)."""
+    prior_order: Literal["output", "levels", "experts", "step"] = "output"
+    """What the prior is applied to: the encoder's output (levels and experts move along), every level, every expert, all once before the
+    denoising; or the routed embedding at every step (published)."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters of the U-Net."""
+
+    rank: NotNegative = 16
+    """Rank of every adapter, alpha the same (published: 16); 0 for none."""
+
+
+class FinetuneConfig(Section):
+    """Stage 2: teaching the diffusion model to listen."""
+
+    max_train_steps: Positive = 20000
+    """Optimizer steps."""
+    train_batch_size: Positive = 16
+    """Pictures per process and pass (published: 48-128 in all; see gradient_accumulation_steps)."""
+    gradient_accumulation_steps: Positive = 3
+    """Passes per optimizer step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Of the LoRA (published: 1e-4)."""
+    router_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Of the routers (published: 1e-4)."""
+    lr_scheduler: Literal["constant", "cosine"] = "constant"
+    """What follows the warm-up (published: constant)."""
+    lr_warmup_steps: NotNegative = 500
+    """Steps of linear warm-up (published: 500)."""
+    adam_weight_decay: Scale = 1e-2
+    """AdamW weight decay on matrices (published: 1e-2)."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this norm (published: 1)."""
+    snr_gamma: Scale = 1.5
+    """Limit of the min-SNR weighting (published: 1.5); 0 for no weighting."""
+    noise_offset: Scale = 0.0
+    """Spread of a shift of the noise per channel, so that brightness is learned too (published: 0)."""
+    drop_image: Share = 0.05
+    """Share of pictures whose image condition is left out, for classifier-free guidance."""
+    drop_text: Share = 0.05
+    """The same for the text condition."""
+    drop_both: Share = 0.05
+    """The same for both together."""
+    reads: Literal["as_held_out", "plain"] = "as_held_out"
+    """What is heard of a training picture: drawn anew, as unsure as reads of held-out pictures are, or its own read (docs/routing.md)."""
+    resolution: NotNegative = 0
+    """Side of the training pictures in pixels; 0 for the U-Net's own size (published: 512)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    use_8bit_adam: bool = False
+    """AdamW with 8-bit moments (bitsandbytes, GPU)."""
+    use_ema: bool = False
+    """Keep averaged weights, and validate and save those."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of that average."""
+    attention: Literal["auto", "sdpa", "plain", "xformers"] = "auto"
+    """Attention kernels; auto: SDPA on a GPU, plain on a CPU, where SDPA's backward pass is slow at small widths."""
+    validation_steps: Positive = 500
+    """Optimizer steps between looks at the held-out training images."""
+    validation_images: Positive = 128
+    """Held-out training images looked at, always the same with the same noise."""
+
+
+class SamplerConfig(Section):
+    """Reconstruction (docs/decoding.md)."""
+
+    source: Literal["brain", "random", "ceiling"] = "brain"
+    """What is read: brain activity, voxels drawn at random (baseline), or the true embeddings (ceiling)."""
+    steps: Positive = 30
+    """Denoising steps (published: 30-50)."""
+    scheduler: Scheduler = "own"
+    """Rule from step to step; own is the backbone's (SDXL: euler)."""
+    negative_prompt: str = ""
+    """Text that guidance leads away from (published runs: about low quality); empty for no condition at all."""
+    samples: Positive = 1
+    """Pictures drawn of every image; kept is the one whose CLIP embedding is nearest to the decoded one (never to the truth)."""
+    guidance_scale: Annotated[float, Field(ge=1)] = 15.0
+    """Classifier-free guidance (published runs: 15)."""
+    ip_adapter_scale: Scale = 1.0
+    """Strength of the image condition (published: 1)."""
+    finetuned: Literal["auto", "yes", "no"] = "auto"
+    """Draw with the LoRA and the routers of `braingen finetune`; auto: when <folder>/finetune is finished."""
+    level: NotNegative | None = None
+    """Listen to this level of experts only (0 is the coarsest)."""
+    use_image: bool = True
+    """Listen to the decoded image embedding."""
+    use_text: bool = True
+    """Listen to the decoded text embedding."""
+    size: NotNegative = 0
+    """Side of the pictures in pixels; 0 for the U-Net's own size (512 in the published runs)."""
+    batch_size: Positive = 8
+    """Pictures drawn at once; they do not depend on it."""
+    repeats: Literal["average", "first"] = "average"
+    """Average the embeddings of an image's presentations (published), or read out a single trial."""
+    num_images: NotNegative = 0
+    """Reconstruct only the first n test images; 0 for all."""
+
+
+class DecodeConfig(Section):
+    """Decoding voxels somebody brings along; how is drawn, say the settings of `sampler`."""
+
+    voxels: str = ""
+    """File of responses, z-scored: .npy, .npz, .h5 or NIfTI (docs/decoding.md)."""
+    decoder: str = ""
+    """Folder of a saved decoder; empty for the encoders of <folder>, with what fine-tuning taught."""
+    output: str = ""
+    """Where embeddings and pictures go; empty for <folder>/decoded/<name of the file>."""
+    pictures: bool = True
+    """Draw; without, embeddings only."""
+
+
+class RefinerConfig(Section):
+    """Refinement: image-to-image on finished reconstructions (docs/decoding.md)."""
+
+    recons: str = ""
+    """Folder of reconstructions to refine; empty for <folder>/reconstructions/<sampler.source>."""
+    output: str = ""
+    """Where refined pictures go; empty for the same name with _refined at its end."""
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Share of the steps that is drawn anew (published: 0.2-0.5)."""
+    denoising_start: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Instead of the strength: share of the noise schedule's time that is left out; the picture is made as noisy as belongs to it."""
+    steps: Positive = 20
+    """Steps of the whole way, of which strength or denoising_start leave a part."""
+    scheduler: Scheduler = "own"
+    """Rule from step to step; own is the refiner's."""
+    guidance_scale: Annotated[float, Field(ge=1)] = 5.0
+    """Classifier-free guidance (published: 5)."""
+    negative_prompt: str = ""
+    """Text that guidance leads away from."""
+    aesthetic_score: Scale = 6.0
+    """How pleasing the picture is to be, heard by SDXL's refiner only (diffusers: 6)."""
+    negative_aesthetic_score: Scale = 2.5
+    """The same for what guidance leads away from (diffusers: 2.5)."""
+    use_image: bool = False
+    """Listen to the decoded image embedding as well, through the IP-Adapter; a base model's only (published: text alone)."""
+    size: NotNegative = 0
+    """Side in pixels at which is refined; 0 for the reconstructions' own."""
+    batch_size: Positive = 8
+    """Pictures refined at once; they do not depend on it."""

@@ -1,0 +1,161 @@
+"""Settings of what is measured: scores, comparisons, curves, people as judges, looks inside a decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from braingen.config.values import Folder, NotNegative, Positive, Section, Share
+
+
+class ScoresConfig(Section):
+    """Evaluation."""
+
+    bootstrap: Positive = 2000
+    """Resamples of the images for the 95 % intervals."""
+    retrieval_pool: Positive = 300
+    """Candidates in a retrieval; all test images when there are fewer (published: 300)."""
+    retrieval_draws: Positive = 30
+    """Seeded draws of the candidates (published: 30)."""
+    all_recons_path: str = ""
+    """Score these pictures instead of the run's own: a folder of PNGs named by image id, or an array with ids (docs/scores.md)."""
+    true_images_path: str = ""
+    """What was seen, of the same forms; empty takes it from MindEye2's all_images.pt near the pictures, else from the data folder."""
+    method: str = "BrainGen"
+    """What the pictures are called in tables and comparisons."""
+    feature_weights: str = ""
+    """Folder with the weights of comparison networks; empty looks in the usual caches."""
+    published_networks: bool = False
+    """Let the field's networks look at simulated pictures too; at photographs they always look."""
+    strict: bool = False
+    """A comparison network, or a word list, that is not on this machine is an error instead of a remark."""
+    partial: bool = False
+    """Score the images that have a picture when some have none (with all_recons_path)."""
+
+
+class CompareConfig(Section):
+    """Runs beside each other."""
+
+    runs: tuple[str, ...] = ()
+    """Evaluated run folders; those whose settings differ in nothing but subject and seed are one method."""
+    output: Folder = Path("runs/comparison")
+    """Folder of comparisons.json, comparisons.csv, summary.csv and comparison.md."""
+
+
+class CurveConfig(Section):
+    """How well a new person is read against sessions of data, with and without training on others before (MoRE-Brain's figure 9)."""
+
+    pretrain_on: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 3)
+    """Subjects trained on before, with all their sessions; data.subjects is the new person."""
+    pretrain_epochs: NotNegative = 0
+    """Passes over their trials; 0 for optim.num_epochs."""
+    sessions: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 10, 20, 40)
+    """Sessions of the new person (paper: 1, 4, 10, 20, 40); more than there are means all."""
+    ways: Annotated[tuple[Literal["routers", "subject", "all", "scratch"], ...], Field(min_length=1)] = ("routers", "all", "scratch")
+    """Trained for the new person: subject layer and routers, the subject layer, everything, or everything from scratch without others."""
+    modality: Literal["image", "text"] = "image"
+    """Which encoder."""
+    seeds: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0, 1, 2)
+    """Everything is done once per seed, training on others included."""
+
+
+class BottleneckConfig(Section):
+    """Scores against the width of a bottleneck after the subject layer (BrainBits; MoRE-Brain's figure 4)."""
+
+    b_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] = (16, 32, 64, 128, 256, 512)
+    """Widths; for the default experts at least 16."""
+    seeds: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0,)
+    """Every width is trained once per seed; pictures are drawn for the first one."""
+    pictures: bool = False
+    """Draw and score pictures too, of the image and the text encoder together; else embeddings of the image encoder alone."""
+
+
+class StudyConfig(Section):
+    """People as judges (docs/study.md)."""
+
+    study_folder: str = ""
+    """Folder of the study: consent text, pages for raters, result files, analysis; empty for <run.folder>/study."""
+    method_a: str = ""
+    """Reconstructions that are judged: a folder of PNGs named by image id, or an array with ids; empty for the run's own."""
+    method_b: str = ""
+    """A second set to compare with, of any kind that method_a may be; empty for none, and then there is no preference task."""
+    name_a: str = ""
+    """What the first method is called in results; empty for the name of its folder. Raters never see it."""
+    name_b: str = ""
+    """The same for the second."""
+    seen: str = ""
+    """The pictures that were seen, as for method_a; empty for those of data.root."""
+    tasks: Annotated[tuple[Literal["identification", "preference", "similarity"], ...], Field(min_length=1)] = (
+        "identification",
+        "preference",
+        "similarity",
+    )
+    """Questions, in this order: which was seen? which method is nearer? how alike? Identification first: the others show what was seen."""
+    study_images: Annotated[int, Field(ge=4)] = 40
+    """Test images drawn for the study (40: 90 questions with one method, 175 with two, checks included)."""
+    per_rater: NotNegative = 0
+    """Images a rater is asked about in every task, drawn for each rater; 0 for all."""
+    checks: Annotated[int, Field(ge=2)] = 5
+    """Attention checks in every task: trials whose answer is obvious."""
+    failed_checks: NotNegative = 1
+    """Attention checks a rater may fail in all; with more the rater is excluded."""
+    picture_side: NotNegative = 0
+    """Side of the pictures in pixels, the same for all; 0 for the largest there is, at most 512."""
+    draft: bool = False
+    """Build although the consent text is not filled in, to try the study out; pages and results say so."""
+    raters: Positive = 5
+    """Simulated raters of `study simulate`."""
+    lapse: Share = 0.1
+    """Share of the trials that a simulated rater answers at random."""
+    eyes: Literal["pixels", "judge"] = "pixels"
+    """What a simulated rater compares: pixels, or the judge's late features (simulated pictures)."""
+
+
+class ExplainConfig(Section):
+    """Looking inside a decoder (docs/explain.md)."""
+
+    explain_steps: tuple[Literal["attributions", "experts", "components", "saliency", "ablation", "routers", "page"], ...] = (
+        "attributions",
+        "experts",
+        "components",
+        "saliency",
+        "ablation",
+        "routers",
+        "page",
+    )
+    """What to do, in this order; components and saliency take up finished attributions. Finished maps are never computed again."""
+    modality: Literal["image", "text"] = "image"
+    """Whose decoding is explained: the image encoder's or the text encoder's."""
+    about: str = "target"
+    """What is explained: target (length along the true embedding), cosine (with it), embedding (length along what was decoded), label (the
+    image's own class), label:NAME (one class for all images), caption (the image's first) or caption:TEXT (text encoder only)."""
+    parts: tuple[str, ...] = ("all",)
+    """Who is explained: all, whole, levels, experts, or names such as level-0 and level-3-expert-5."""
+    method: Literal["integrated_gradients", "gradient_shap"] = "integrated_gradients"
+    """integrated_gradients: from zero, every voxel's mean; gradient_shap: from responses to training images (MoRE-Brain's paper)."""
+    points: Positive = 64
+    """Points between baseline and image (integrated gradients; encoders bend sharply near zero), or draws (GradientSHAP)."""
+    baselines: Positive = 128
+    """Training images whose responses are GradientSHAP's baselines."""
+    explain_images: NotNegative = 0
+    """Explain only the first n test images; 0 for all."""
+    nifti_images: NotNegative = 0
+    """Also write the maps of the first n images as NIfTI, one file each."""
+    labels: str = ""
+    """CSV with a column image and one per kind of label (several labels of an image joined by ;); simulated images have theirs without."""
+    grouping: str = "supercategory"
+    """Kind of label that categories mean: a column of labels; simulated: supercategory, object, colour, background or position."""
+    atlases: tuple[Folder, ...] = ()
+    """Atlas or ROI volumes (NIfTI, whole numbers) in the subject's functional space; the data folder's own are always used."""
+    surface: tuple[str, ...] = ()
+    """Surfaces for figures: meshes in the subject's space (GIFTI, FreeSurfer), or fsaverage5 where the volumes are in MNI space."""
+    field_of_view: Annotated[float, Field(gt=0)] = 8.4
+    """Width of the picture in degrees of visual angle (NSD: 8.4)."""
+    components: Positive = 32
+    """Independent components of the maps (MoRE-Brain's paper: 32); at most a quarter of the images are found."""
+    permutations: Positive = 2000
+    """Random exchanges of images behind the p values of expert profiles."""
+    draws: Positive = 20
+    """Times that as many random voxels are silenced as a region has."""

@@ -1,0 +1,71 @@
+"""What settings are called: their paths in the tree, flags people know, and the setting that a name means."""
+
+from __future__ import annotations
+
+import difflib
+
+from braingen.config.tree import Config
+from braingen.errors import UserError
+
+ALIASES = {
+    "model_name": "run.folder",
+    "data_path": "data.root",
+    "subj": "data.subjects",
+    "multi_subject": "data.subjects",
+    "num_sessions": "data.num_sessions",
+    "seed": "run.seed",
+    "model_name_image": "run.image",
+    "model_name_text": "run.text",
+    "lr": "optim.max_lr",
+    "batch_size": "optim.batch_size",
+    "guidance_scale": "sampler.guidance_scale",
+    "num_inference_steps": "sampler.steps",
+    "num_steps": "sampler.steps",
+    "steps": "sampler.steps",
+    "size": "sampler.size",
+    "scheduler": "sampler.scheduler",
+    "use_image": "sampler.use_image",
+    "negative_prompt": "sampler.negative_prompt",
+    "blurry_recon": "encoder.low_level",
+    "multisubject_ckpt": "optim.start_from",
+    "capacity_factor": "encoder.capacity_factor_0",
+}
+"""Flags people know from MindEye2 and MoRE-Brain whose field has another name or whose name stands in several sections."""
+
+
+def field_paths() -> list[str]:
+    """Every setting as ``section.field``, in the order of the tree."""
+    return [
+        f"{section}.{name}"
+        for section, info in Config.model_fields.items()
+        for name in info.annotation.model_fields  # type: ignore[union-attr]
+    ]
+
+
+def resolve(name: str) -> str:
+    """Find the setting that a name on the command line means.
+
+    Parameters
+    ----------
+    name : ``section.field``, a field whose name stands in one section only, or a known flag, without dashes
+
+    Raises
+    ------
+    UserError
+        When it is none of these; the message names the nearest.
+    """
+    paths = field_paths()
+    if name in paths:
+        return name
+    name = name.replace("-", "_")
+    if name in ALIASES:
+        return ALIASES[name]
+    matches = [path for path in paths if path == name or path.split(".")[1] == name]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UserError(f"--{name} could mean {' or '.join(matches)}: write one of them, for instance {matches[0]}=VALUE.")
+    known = {path: path for path in paths} | {path.split(".")[1]: path for path in paths} | ALIASES
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]}?" if near else "`braingen settings` lists all settings."
+    raise UserError(f"There is no setting '{name}'. {hint}")

@@ -1,0 +1,109 @@
+"""Settings of a run, of its data and of what is done before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from braingen.config.values import Factor, Folder, NotNegative, Positive, Precision, Scale, Section
+
+
+class RunConfig(Section):
+    """Where results go and how the machine is used."""
+
+    folder: Folder = Path("runs/demo")
+    """Folder of everything a run writes."""
+    image: Folder | None = None
+    """Run folder of the trained image encoder; <folder>/image when empty."""
+    text: Folder | None = None
+    """Run folder of the trained text encoder; <folder>/text when empty."""
+    finetune: Folder | None = None
+    """Run folder of the fine-tuning; <folder>/finetune when empty."""
+    seed: NotNegative = 0
+    """Seed of everything random (initial weights, batches, noise, bootstrap)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto takes a GPU when there is one."""
+    mixed_precision: Precision = "auto"
+    """Number format while training; auto is fp16 on a GPU (published implementation) and float32 on a CPU."""
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    """Where learning curves are sent, besides metrics.jsonl."""
+    save_minutes: Factor = 10.0
+    """Minutes between saves within an epoch of training; after an epoch a save may come sooner."""
+
+
+class DataConfig(Section):
+    """Which data."""
+
+    root: Folder = Path("data/NSD")
+    """Folder in the layout that MindEye2 distributes (docs/data.md)."""
+    subjects: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1,)
+    """Subjects trained on, or the one reconstructed (the first)."""
+    num_sessions: NotNegative = 0
+    """Use the first n sessions of every subject; 0 for all."""
+    holdout_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.08
+    """Share of the training *images* held out to choose the checkpoint; test images are never used for it."""
+
+
+class SimulationConfig(Section):
+    """The simulated NSD (docs/simulation.md); defaults are the demo's size."""
+
+    num_subjects: Positive = 1
+    """How many people are simulated."""
+    num_sessions: Positive = 5
+    """Sessions per subject (NSD: 30-40)."""
+    trials_per_session: Positive = 750
+    """Presentations per session (NSD: 750)."""
+    num_voxels: Positive = 2000
+    """Voxels in nsdgeneral of subject 1; further subjects differ a little, as people do (NSD: 12682-17907)."""
+    num_test_images: Positive = 120
+    """Test images shared by all subjects, each seen three times (NSD: 1000)."""
+    noise: Scale = 1.0
+    """Noise as a multiple of NSD's."""
+    seed: NotNegative = 0
+    """Seed of pictures, brains and noise."""
+
+
+class PrepareConfig(Section):
+    """Scans to the working layout (docs/data.md)."""
+
+    scans: Folder | None = None
+    """Folder with the raw release of NSD, or with scans of your own under BIDS-style names."""
+    kind: Literal["auto", "nsd", "own"] = "auto"
+    """What it holds; auto: NSD when there is a folder nsddata or nsddata_betas in it."""
+    mask: str = ""
+    """Voxels that are kept. NSD: a region volume, with labels or without (prf-visualrois:1,2); own scans: a mask's label; or a NIfTI
+    file. Empty for nsdgeneral, or the mask without a label."""
+    order: Literal["C", "F"] = "C"
+    """In which order the voxels of a mask are written: last axis of the volume fastest (C), or first (F); order.json records it."""
+    betas: str = "betas_fithrf_GLMdenoise_RR"
+    """Which of NSD's betas (MindEye2: GLMsingle's)."""
+    coco: Folder | None = None
+    """Folder with COCO's captions_train2017.json and captions_val2017.json; empty looks for <scans>/annotations."""
+    captions: bool = True
+    """Write captions."""
+    test_images: Folder | None = None
+    """Own scans: file with the test pictures, one stim_file a line; empty for the column `split` of the events, or else test_share."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Own scans: share of the pictures drawn for testing, by their names, where nothing else says which."""
+
+
+class CacheConfig(Section):
+    """Frozen work done once (docs/data.md)."""
+
+    what: Annotated[tuple[Literal["image", "text", "latents"], ...], Field(min_length=1)] = ("image", "text", "latents")
+    """CLIP embeddings of pictures, states of the text encoders for captions, VAE latents."""
+    images: Literal["used", "all"] = "used"
+    """Pictures of the subjects' trials, training and test, or every picture of the image file."""
+    batch_size: Positive = 64
+    """Pictures at once; a quarter of it for latents, which take more memory."""
+
+
+class DoctorConfig(Section):
+    """Looking at data, backbones and machine."""
+
+    output: Literal["text", "json"] = "text"
+    """What is printed: a list for people, or JSON for scripts."""
+    checksums: bool = False
+    """Also compare the files of a prepared folder with the checksums they were written with (reads all of them)."""
