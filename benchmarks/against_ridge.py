@@ -24,8 +24,8 @@ from braingen.files import write_json
 from braingen.scores.decoding import decoder_scores
 from braingen.scores.uncertainty import mean_interval, permutation_p
 from braingen.stages.evaluate import ridge_embeddings
-from braingen.stages.reconstruct import load_reader
 from braingen.stages.targets import Targets
+from braingen.stages.trained import load_reader
 
 
 @torch.no_grad()

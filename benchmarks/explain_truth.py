@@ -30,13 +30,14 @@ from braingen.explain.experts import listen, voxel_selectivity
 from braingen.explain.maps import mean_maps
 from braingen.explain.readout import ReadOut, class_directions
 from braingen.explain.saliency import ReceptiveFields, beyond_usual, gaussians, inside_outside, pointing_game, saliency
+from braingen.run_layout import READER
 from braingen.scores.decoding import decoder_scores
 from braingen.scores.uncertainty import mean_interval
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.retina import FIELD_OF_VIEW
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, SUPERCATEGORIES, object_mask
 from braingen.simulation.semantics import LABEL_COUNTS, LABELS, labels
-from braingen.stages.reader_setup import READER, setup
+from braingen.stages.reader_setup import setup
 from braingen.stages.simulate import simulate
 from braingen.stages.targets import Targets
 from braingen.stages.train import train

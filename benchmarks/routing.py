@@ -22,8 +22,8 @@ from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
 from braingen.data.trials import group_repeats, test_trials
+from braingen.run_layout import READER
 from braingen.scores.decoding import decoder_scores
-from braingen.stages.reconstruct import READER
 from braingen.stages.targets import Targets
 from braingen.stages.train import train
 

@@ -14,7 +14,7 @@ from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
 from braingen.data.trials import group_repeats, test_trials
-from braingen.stages.train import READER
+from braingen.run_layout import READER
 
 ROOT = Path(__file__).parents[2]
 SIZES = ["--hidden_dim", "32", "--n_blocks", "1", "--num_epochs", "1", "--batch_size", "40", "prior.depth=1", "run.tracker=none"]

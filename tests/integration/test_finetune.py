@@ -27,9 +27,10 @@ from braingen.diffusion.finetuning import load_tuned
 from braingen.diffusion.lora import LORA_FILE, has_lora
 from braingen.diffusion.unsure_reads import mixing_weights, unsure
 from braingen.errors import UserError
+from braingen.run_layout import EMBEDDINGS, ROUTING
 from braingen.stages import ablate as ablation
 from braingen.stages import finetune as stage
-from braingen.stages.reconstruct import EMBEDDINGS, ROUTING, assemble, reconstruct
+from braingen.stages.reconstruct import assemble, reconstruct
 from braingen.stages.targets import Targets
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler

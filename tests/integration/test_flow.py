@@ -28,7 +28,8 @@ from braingen.data.trials import group_repeats, test_trials, train_trials
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.lora import has_lora
 from braingen.records import Score
-from braingen.stages.reconstruct import ROUTING, embeddings_of, folder_of, reconstruct, setup
+from braingen.run_layout import ROUTING, drawn_folder
+from braingen.stages.reconstruct import embeddings_of, reconstruct, setup
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
 SCORES = {
@@ -257,7 +258,7 @@ def test_pictures_do_not_depend_on_how_the_work_is_split(flow, tmp_path):
     drawn = sorted(folder.glob("*.png"))
     assert len(drawn) == 3
     for path in drawn:
-        assert np.abs(pixels(path) - pixels(folder_of(flow.config) / path.name)).max() <= 1
+        assert np.abs(pixels(path) - pixels(drawn_folder(flow.config) / path.name)).max() <= 1
 
 
 # --- again, and step by step ----------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from braingen.diffusion.finetuning import load_tuned
 from braingen.errors import UserError
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.stages.import_checkpoint import import_checkpoint, read_weights
-from braingen.stages.reconstruct import load_reader
+from braingen.stages.trained import load_reader
 
 DATA = Path(__file__).parents[1] / "parity" / "data"
 MANIFEST = {case["case"]: case for case in json.loads((DATA / "manifest.json").read_text())["cases"]}

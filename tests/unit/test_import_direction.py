@@ -10,7 +10,7 @@ import sys
 SOURCE = Path(__file__).parents[2] / "src" / "braingen"
 TIERS = (
     {"_torchvision_guard", "errors", "files", "locks", "state", "stopping"},
-    {"config", "records", "runs"},
+    {"config", "records", "run_layout", "runs"},
     {"data", "clip", "brain", "scores"},
     {"routing"},
     {"diffusion", "explain"},
@@ -20,8 +20,8 @@ TIERS = (
     {"cli"},
 )
 TIER_OF = {part: height for height, tier in enumerate(TIERS) for part in tier}
-# config, records and runs describe what the others use; records name each other's types only
-NEIGHBOURS_ALLOWED = {"config", "records", "runs", "errors", "files", "locks", "state", "stopping", "_torchvision_guard"}
+# config, records, run_layout and runs describe what the others use; records name each other's types only
+NEIGHBOURS_ALLOWED = {"config", "records", "run_layout", "runs", "errors", "files", "locks", "state", "stopping", "_torchvision_guard"}
 HEAVY = {
     "peft": {"diffusion"},
     "transformers": {"clip", "scores", "diffusion", "simulation"},

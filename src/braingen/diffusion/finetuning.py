@@ -14,8 +14,8 @@ from braingen.errors import UserError
 from braingen.files import write_json
 from braingen.routing.diffuse_router import DiffuseRouter
 
-FINETUNE, BEST, LAST = "finetune", "best", "last"
-"""Folder of the run, and of its two checkpoints."""
+BEST, LAST = "best", "last"
+"""Folders of its two checkpoints."""
 ROUTERS, ORDER = {"image": "router_image", "text": "router_text"}, "listening.json"
 
 

@@ -15,14 +15,13 @@ from braingen.data.captions import Captions, load_captions
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.errors import UserError
+from braingen.run_layout import INDEX, SOURCES, drawn_in
 from braingen.scores.study.of_run import read_study
 
 ENCODERS = ("image", "text")
 """Folders of the trained encoders inside a run folder."""
 RUNS = {"image": "image encoder", "text": "text encoder", "reconstructions/brain": "pictures"}
 """Folders that say what was run with which settings, and what they made."""
-SOURCES = ("brain", "random", "ceiling")
-"""Folders of pictures inside RUN/reconstructions."""
 
 
 class Inputs(NamedTuple):
@@ -81,11 +80,11 @@ def read_inputs(run: Path, data_root: Path, subject: int = 1) -> Inputs:
         When there are no reconstructions from brain activity, the pictures that were seen are missing, or a file is damaged.
     """
     images, decoded = _index(run)
-    pictures = {source: _pictures(run / "reconstructions" / source) for source in SOURCES}
+    pictures = {source: _pictures(drawn_in(run, source)) for source in SOURCES}
     lost = [image for image in images if image not in pictures["brain"]]
     if lost:
         raise UserError(
-            f"{run / 'reconstructions' / 'brain'} lists image {lost[0]} but has no {lost[0]:06d}.png "
+            f"{drawn_in(run, 'brain')} lists image {lost[0]} but has no {lost[0]:06d}.png "
             f"({len(lost)} of {len(images)} missing); remove that folder and run `braingen reconstruct` again."
         )
     layout = Layout.of(data_root)
@@ -112,7 +111,7 @@ def read_inputs(run: Path, data_root: Path, subject: int = 1) -> Inputs:
         per_image=_per_image(run / "scores_per_image.csv"),
         comparisons=_json(run / "comparisons.json", "`braingen evaluate`") or [],
         refinement=_mapping(run / "refinement.json", "`braingen evaluate`"),
-        refined=_pictures(run / "reconstructions" / "brain_refined"),
+        refined=_pictures(drawn_in(run, "brain_refined")),
         metrics={name: _lines(run / name / "metrics.jsonl") for name in ENCODERS if (run / name / "metrics.jsonl").is_file()},
         settings=settings,
         provenance={name: found for name in RUNS if (found := _mapping(run / name / "provenance.json", "its stage"))},
@@ -127,7 +126,7 @@ def finite(value: Any) -> bool:
 
 def _index(run: Path) -> tuple[tuple[int, ...], dict[int, str]]:
     """Ids of the reconstructed images, ascending, and their decoded captions."""
-    path = run / "reconstructions" / "brain" / "index.json"
+    path = drawn_in(run, "brain") / INDEX
     if not path.is_file():
         raise UserError(f"{path} is missing: there are no pictures to show; run `braingen reconstruct --folder {run}` first.")
     index = _mapping(path, "`braingen reconstruct`")

@@ -19,6 +19,7 @@ from braingen.data.stimuli import Stimuli
 from braingen.errors import UserError
 from braingen.files import write_text
 from braingen.report.pictures import data_uri, seen_pictures
+from braingen.run_layout import drawn_in
 
 PAGE = "explain.html"
 SHOWN = 8
@@ -143,7 +144,7 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
         row["looks"] = [] if maps is None else [
             data_uri(_overlay(seen[image], np.asarray(maps[place])), 72) for place, image in zip(row["order"], row["images"])
         ]  # fmt: skip
-    drawn = run / "reconstructions" / "brain"
+    drawn = drawn_in(run, "brain")
     pictures = {image: data_uri(Image.open(path), 96) for image in wanted if (path := drawn / f"{image:06d}.png").exists()}
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,

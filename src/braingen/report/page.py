@@ -15,7 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import yaml
 
 from braingen.report import figures, inside, people, pictures, refinement, routers, tables
-from braingen.report.inputs import RUNS, SOURCES, Inputs
+from braingen.report.inputs import RUNS, Inputs
+from braingen.run_layout import SOURCES
 from braingen.runs import config_text
 
 LIMIT = 120

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from braingen.report import pictures
 from braingen.report.inputs import Inputs
+from braingen.run_layout import ROUTING, drawn_in
 
 SHOWN = 8
 """Images whose levels are shown: the first ones that were drawn."""
@@ -22,7 +23,7 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 200, 40, 78, 14, 34
 
 
 def _routing(run: Path) -> dict[str, np.ndarray]:
-    path = run / "reconstructions" / "brain" / "routing.safetensors"
+    path = drawn_in(run, "brain") / ROUTING
     return load_file(path) if path.is_file() else {}
 
 
@@ -103,13 +104,11 @@ def _counts(experts: int, levels: int, settings: Mapping[str, Any]) -> list[int]
 
 def _levels(inputs: Inputs) -> list[tuple[int, str, list[str]]]:
     """Of some images: what was seen, what each level alone would have drawn, and what all levels drew."""
-    folders = sorted(
-        (inputs.run / "reconstructions").glob("brain_level[0-9]*"), key=lambda path: int(path.name.removeprefix("brain_level"))
-    )
+    folders = sorted(drawn_in(inputs.run, "").glob("brain_level[0-9]*"), key=lambda path: int(path.name.removeprefix("brain_level")))
     if not folders:
         return []
     images = [i for i in inputs.images if all((folder / f"{i:06d}.png").is_file() for folder in folders)][:SHOWN]
-    drawn = [*folders, inputs.run / "reconstructions" / "brain"]
+    drawn = [*folders, drawn_in(inputs.run, "brain")]
     return [
         (image, pictures.data_uri(seen), [pictures.data_uri(pictures.open_picture(folder / f"{image:06d}.png")) for folder in drawn])
         for image, seen in pictures.seen_pictures(inputs.stimuli, images)

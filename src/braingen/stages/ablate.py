@@ -19,16 +19,16 @@ from braingen.config import Config
 from braingen.files import write_json, write_text
 from braingen.records import Score
 from braingen.report.ablation import Line, render_ablation
+from braingen.run_layout import EMBEDDINGS, drawn_folder, run_folder, tuning_folder
 from braingen.scores.feature_store import FeatureStore
 from braingen.scores.sheet import score_images
 from braingen.scores.table import as_json, comma_separated, markdown, rows_of
 from braingen.scores.uncertainty import Comparison, compare
-from braingen.stages.finetune import finetune, tuning_folder
+from braingen.stages.finetune import finetune
 from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Pngs, Seen
-from braingen.stages.reconstruct import EMBEDDINGS, folder_of, reconstruct
+from braingen.stages.reconstruct import reconstruct
 from braingen.stages.targets import Targets
-from braingen.stages.train import run_folder
 
 ABLATION, TABLE, PAGE = "ablation", "ablation", "ablation.html"
 """Folder inside the run, name of the tables in it, and the page."""
@@ -96,7 +96,7 @@ def make(config: Config, key: str) -> None:
 def scored(config: Config, key: str, targets: Targets, store: FeatureStore) -> Scored:
     """Score the pictures of a line."""
     own = config_of(config, key)
-    folder = folder_of(own)
+    folder = drawn_folder(own)
     ids = load_file(folder / EMBEDDINGS)["ids"].numpy()
     networks, named, missing = observers(own, targets.stimuli.simulated, ids)
     settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
@@ -148,7 +148,7 @@ def ablate(config: Config) -> Path:
     write_json(
         folder / f"{TABLE}.json", {key: {"title": VARIANTS[key].title, "scores": as_json(each.scores)} for key, each in found.items()}
     )
-    lines = [Line(key, VARIANTS[key].title, folder_of(config_of(config, key)), each.scores) for key, each in found.items()]
+    lines = [Line(key, VARIANTS[key].title, drawn_folder(config_of(config, key)), each.scores) for key, each in found.items()]
     ids = [int(image) for image in found["both"].table.index]
     write_text(folder / PAGE, render_ablation(lines, targets.stimuli, ids, data, compared))
     console.print(f"Open {(folder / PAGE).absolute()} in a browser.")

@@ -15,10 +15,11 @@ from braingen.data.stimuli import Stimuli
 from braingen.data.trials import train_trials
 from braingen.errors import UserError
 from braingen.files import write_json
+from braingen.run_layout import READER
 from braingen.scores.curves import Curve, Point, as_rows, plot, write_table
 from braingen.scores.uncertainty import compare, summarise
 from braingen.stages.reading import ImageScores, scores_at
-from braingen.stages.train import READER, train
+from braingen.stages.train import train
 from braingen.stages.workers import Workers
 
 FOLDER = "adapt_curve"

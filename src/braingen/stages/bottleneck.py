@@ -12,12 +12,13 @@ from braingen.config import Config
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.files import write_json
+from braingen.run_layout import READER
 from braingen.scores.curves import Curve, Point, as_rows, plot, write_table
 from braingen.scores.uncertainty import Summary, summarise
 from braingen.stages.evaluate import evaluate, read_scores
 from braingen.stages.reading import scores_at
 from braingen.stages.reconstruct import reconstruct
-from braingen.stages.train import READER, train
+from braingen.stages.train import train
 from braingen.stages.workers import Workers
 
 FOLDER = "bottleneck"

@@ -19,10 +19,11 @@ from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.sdxl import backbone_folder, scheduler_named
 from braingen.errors import UserError
 from braingen.files import replaced_path
+from braingen.run_layout import EMBEDDINGS, READER, run_folder
 from braingen.stages.machine import device_of
-from braingen.stages.reconstruct import EMBEDDINGS, assemble, draw_embeddings, read_responses, tuned_folder, write_index
+from braingen.stages.reconstruct import assemble, draw_embeddings, read_responses, write_index
 from braingen.stages.targets import Targets
-from braingen.stages.train import READER, run_folder
+from braingen.stages.trained import tuned_folder
 from braingen.stages.workers import Workers, shared_run
 
 

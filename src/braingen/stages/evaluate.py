@@ -23,6 +23,7 @@ from braingen.data.trials import Repeats, group_repeats, test_trials, train_tria
 from braingen.errors import UserError
 from braingen.files import write_json, write_text
 from braingen.records import Score
+from braingen.run_layout import EMBEDDINGS, INDEX, SOURCES, drawn_folder
 from braingen.runs import Run
 from braingen.scores.captions import caption_scores
 from braingen.scores.decoding import decoder_scores, scores_by_part
@@ -39,10 +40,10 @@ from braingen.stages.evaluate_pictures import evaluate_pictures
 from braingen.stages.machine import device_of
 from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Pngs, Seen
-from braingen.stages.reconstruct import EMBEDDINGS, INDEX, folder_of, load_reader
 from braingen.stages.refine import refined_folder, refined_is_there
 from braingen.stages.score_files import SCORES, Origin, print_scores, told_by, write_extremes, write_scores
 from braingen.stages.targets import Targets
+from braingen.stages.trained import load_reader
 
 COMPARISONS, BY_PART = "comparisons.json", "scores_by_part.csv"
 REFINED, REFINEMENT = "refined", "refinement.json"
@@ -107,7 +108,7 @@ def colour_score(words: pd.DataFrame, resamples: int, seed: int) -> Score:
 
 
 def _require(config: Config) -> dict[str, Path]:
-    folders = {source: folder_of(config, source) for source in ("brain", "random", "ceiling")}
+    folders = {source: drawn_folder(config, source) for source in SOURCES}
     if not (folders["brain"] / INDEX).exists():
         raise UserError(
             f"There are no finished reconstructions in {folders['brain']}: run `braingen reconstruct --folder {config.run.folder}` first."

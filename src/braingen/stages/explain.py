@@ -29,13 +29,12 @@ from braingen.explain.readout import WHOLE, Part, ReadOut, experts_per_level, pa
 from braingen.explain.saliency import ReceptiveFields, beyond_usual, gaussians, inside_outside, pointing_game, saliency
 from braingen.files import replaced_file, write_json, write_text
 from braingen.report.inside import write_page
+from braingen.run_layout import INDEX, READER, ROUTING, drawn_folder, run_folder
 from braingen.runs import Run
 from braingen.scores.uncertainty import mean_interval
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import object_mask
 from braingen.stages.explain_inputs import Inputs, Subject, read_inputs, training_responses
-from braingen.stages.reader_setup import READER, run_folder
-from braingen.stages.reconstruct import ROUTING, folder_of
 
 SIDE = 48
 """Places of a saliency map along one side: 0.18 degrees each, finer than any receptive field."""
@@ -331,7 +330,7 @@ class Explanation:
 
     def routers(self) -> None:
         """Level weights over denoising time, and how much every expert was listened to, where pictures were drawn with routers."""
-        path = folder_of(self.config, "brain") / ROUTING
+        path = drawn_folder(self.config, "brain") / ROUTING
         modality = self.config.explain.modality
         mixed = load_file(path) if path.exists() else {}
         if f"{modality}_levels" not in mixed:
@@ -339,7 +338,7 @@ class Explanation:
                      "`braingen reconstruct`.")  # fmt: skip
             return
         levels_NSL, experts_NSE = (mixed[f"{modality}_{name}"].numpy() for name in ("levels", "experts"))
-        index = json.loads((path.parent / "index.json").read_text(encoding="utf-8"))["images"]
+        index = json.loads((path.parent / INDEX).read_text(encoding="utf-8"))["images"]
         mean_SL, sd_SL = levels_NSL.mean(axis=0), levels_NSL.std(axis=0)
         steps = [
             {"step": step, "level": level, "weight": mean_SL[step, level], "sd": sd_SL[step, level]}

@@ -28,8 +28,8 @@ from braingen.explain.readout import class_directions
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS
 from braingen.stages.machine import device_of
-from braingen.stages.reconstruct import load_reader
 from braingen.stages.targets import Targets
+from braingen.stages.trained import load_reader
 
 ABOUT = ("target", "cosine", "embedding", "label", "caption")
 Labels = Callable[[np.ndarray], list[tuple[str, ...]]]

@@ -21,7 +21,7 @@ from braingen.brain.reader import BrainReader
 from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
 from braingen.diffusion.attention import use_attention
-from braingen.diffusion.finetuning import BEST, FINETUNE, LAST, save_tuned
+from braingen.diffusion.finetuning import BEST, LAST, save_tuned
 from braingen.diffusion.listening import ListeningUNet, expert_counts
 from braingen.diffusion.lora import add_lora, lora_parameters
 from braingen.diffusion.loss import denoising_loss, min_snr_weight, noisy_latents, offset_noise, prediction_target, signal_to_noise
@@ -31,11 +31,13 @@ from braingen.errors import UserError
 from braingen.routing.conditioning import ConditioningForm
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.time_router import kl_guidance
+from braingen.run_layout import READER, run_folder, tuning_folder
 from braingen.runs import Run
 from braingen.stages.listening_data import ListeningData, Rows, listening_data, pieces
 from braingen.stages.machine import accelerator_of, device_of, end_tracking, precision_of
 from braingen.stages.targets import Targets
-from braingen.stages.train import READER, hash_seed, run_folder
+from braingen.stages.train import hash_seed
+from braingen.stages.trained import load_reader
 from braingen.stages.workers import Workers, shared_run
 from braingen.stopping import Stopped, patience
 
@@ -73,11 +75,6 @@ class Draws(NamedTuple):
     """How errors of held-out reads are mixed."""
 
 
-def tuning_folder(config: Config) -> Path:
-    """Where the fine-tuning of a configuration lies: run.finetune, or in the run's folder."""
-    return config.run.finetune or config.run.folder / FINETUNE
-
-
 def router_of(config: Config, counts: tuple[int, ...], embedding: Sequence[int], latent_side: int, times: int) -> DiffuseRouter:
     """A fresh router for an encoder's experts.
 
@@ -104,21 +101,6 @@ def router_of(config: Config, counts: tuple[int, ...], embedding: Sequence[int],
     )
 
 
-def load_readers(config: Config) -> dict[str, BrainReader]:
-    """The best checkpoints of `braingen train image` and `braingen train text`, frozen."""
-    readers = {}
-    for name in ("image", "text"):
-        folder = run_folder(config, name)
-        if not (folder / READER).is_dir():
-            raise UserError(
-                f"There is no trained {name} encoder in {folder}: run `braingen train {name} --folder {config.run.folder}` first, "
-                f"or name its run folder: {name}=RUN."
-            )
-        Run(folder).require_finished()
-        readers[name] = BrainReader.from_pretrained(folder / READER).requires_grad_(False).eval().to(device_of(config))
-    return readers
-
-
 def check(config: Config, readers: dict[str, BrainReader]) -> None:
     """Refuse what cannot be trained, before anything is computed."""
     if not config.lora.rank and not (config.router.route_image or config.router.route_text):
@@ -132,7 +114,7 @@ def check(config: Config, readers: dict[str, BrainReader]) -> None:
 
 def setup(config: Config) -> Parts:
     """Load what is frozen, build what is trained, compute latents and reads, and fail early."""
-    readers = load_readers(config)
+    readers = {name: load_reader(config, name).requires_grad_(False).to(device_of(config)) for name in ("image", "text")}
     check(config, readers)
     targets = Targets(config)
     # on a CPU frozen weights stay float32: autocast there does not cover every layer that half-precision weights would meet

@@ -26,14 +26,14 @@ from braingen.brain.reader import BrainReader
 from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
 from braingen.data.nsd import subject_of_width
-from braingen.diffusion.finetuning import BEST, FINETUNE, ORDER, ROUTERS
+from braingen.diffusion.finetuning import BEST, ORDER, ROUTERS
 from braingen.diffusion.lora import LORA_FILE
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in, replaced_path, write_json
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.published_router import read_published_router
+from braingen.run_layout import READER, run_folder, tuning_folder
 from braingen.runs import Run
-from braingen.stages.train import READER, run_folder
 
 REPORT = "import.json"
 """What became of every entry of the file, in the run folder."""
@@ -256,7 +256,7 @@ def import_finetuning(config: Config) -> Path:
         "published": {**config.model_dump(mode="json")["published"], "fingerprints": [fingerprint_of_files(path) for path in used]},
         "router": {name: dict(router.config) for name, router in routers.items()},
     }
-    folder = config.run.folder / FINETUNE
+    folder = tuning_folder(config)
     with Run.start(folder, {**kept, "seed": config.run.seed}, {"run": config.run.seed}) as run:
         if run.finished:
             return folder

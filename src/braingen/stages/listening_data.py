@@ -26,8 +26,8 @@ from braingen.diffusion.unsure_reads import Unsureness, unsureness_of
 from braingen.errors import UserError
 from braingen.files import identity
 from braingen.routing.conditioning import all_experts
+from braingen.run_layout import READER, run_folder
 from braingen.stages.targets import Targets
-from braingen.stages.train import READER, run_folder
 
 
 class Pictures(NamedTuple):

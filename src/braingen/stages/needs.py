@@ -18,9 +18,10 @@ from braingen.data.nsd import Layout
 from braingen.diffusion.sdxl import backbone_folder, own_size
 from braingen.errors import UserError
 from braingen.files import free_bytes
+from braingen.run_layout import run_folder
 from braingen.stages.machine import device_of, precision_of
 from braingen.stages.models import Sizes, sizes_of
-from braingen.stages.reader_setup import build_reader, run_folder
+from braingen.stages.reader_setup import build_reader
 
 LIBRARIES = 700 * 10**6
 """Anonymous memory of a process that has imported torch, diffusers and transformers (measured: 0.5-0.7 GB)."""

@@ -25,11 +25,10 @@ from braingen.data.nsd import Layout
 from braingen.data.trials import hold_out_images, train_trials
 from braingen.errors import UserError
 from braingen.records import Trials
+from braingen.run_layout import READER
 from braingen.runs import Run
 from braingen.stages.targets import Targets
 
-READER = "reader"
-"""Folder of the best checkpoint in a training run."""
 PARCEL_TRIALS = 1500
 """Trials from which parcels of voxels start: 94 MB at 15 724 voxels."""
 UNTRAINED = {"image": ("low_level", "interm_out"), "text": ("train_pool",)}
@@ -50,11 +49,6 @@ class Parts(NamedTuple):
     row_of_image: np.ndarray
     """Image id -> row of the targets, -1 for images that are not used."""
     loss: LossConfig
-
-
-def run_folder(config: Config, modality: str) -> Path:
-    """Where the image or text run of a configuration lies: run.image and run.text, or beside each other in the run's folder."""
-    return (config.run.image if modality == "image" else config.run.text) or config.run.folder / modality
 
 
 def setup(config: Config, modality: str, rank: int = 0, world: int = 1) -> Parts:

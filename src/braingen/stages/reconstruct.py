@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor
 
-from braingen.brain.reader import BrainReader
 from braingen.clip.cache import fingerprint_of_files
 from braingen.clip.image_target import CLIPImageEncoder
 from braingen.config import Config
@@ -23,7 +22,7 @@ from braingen.data.trials import Repeats, group_repeats, test_trials, train_tria
 from braingen.data.voxel_file import Responses
 from braingen.diffusion.choose import best_of
 from braingen.diffusion.decoder import BrainDecoder, negative_condition, to_pil
-from braingen.diffusion.finetuning import BEST, NOT_TUNED, load_tuned
+from braingen.diffusion.finetuning import NOT_TUNED, load_tuned
 from braingen.diffusion.listening import RoutingRecorder, expert_counts
 from braingen.diffusion.lora import merged_lora
 from braingen.diffusion.sample import seeded_noise
@@ -32,18 +31,12 @@ from braingen.errors import UserError
 from braingen.files import replaced_path, write_json
 from braingen.records import ExpertEmbeddings
 from braingen.routing.conditioning import all_experts, from_experts
-from braingen.runs import Run
+from braingen.run_layout import EMBEDDINGS, INDEX, READER, ROUTING, drawn_folder, run_folder
 from braingen.stages.drawing import Drawn, draw_missing, gathered, notes
-from braingen.stages.finetune import tuning_folder
 from braingen.stages.machine import device_of
 from braingen.stages.targets import Targets
-from braingen.stages.train import READER, run_folder
+from braingen.stages.trained import load_reader, tuned_folder
 from braingen.stages.workers import Workers, shared_run
-
-EMBEDDINGS = "embeddings.safetensors"
-INDEX = "index.json"
-ROUTING = "routing.safetensors"
-"""How levels and experts were mixed, per picture and step; only where there are routers."""
 
 
 class Parts(NamedTuple):
@@ -54,34 +47,6 @@ class Parts(NamedTuple):
     betas: Betas
     subject: int
     targets: Targets
-
-
-def folder_of(config: Config, source: str | None = None) -> Path:
-    """Where the pictures of a source (brain, random, ceiling) lie; those of a single level beside them."""
-    level = "" if config.sampler.level is None else f"_level{config.sampler.level}"
-    return config.run.folder / "reconstructions" / f"{source or config.sampler.source}{level}"
-
-
-def load_reader(config: Config, modality: str) -> BrainReader:
-    """The best checkpoint of an earlier ``braingen train image`` or ``train text``."""
-    folder = run_folder(config, modality)
-    if not (folder / READER).is_dir():
-        raise UserError(
-            f"There is no trained {modality} encoder in {folder}: run `braingen train {modality} --folder {config.run.folder}` first."
-        )
-    Run(folder).require_finished()
-    return BrainReader.from_pretrained(folder / READER).eval()
-
-
-def tuned_folder(config: Config) -> Path | None:
-    """Where LoRA and routers of a finished fine-tuning lie; None where pictures are drawn without."""
-    run = tuning_folder(config)
-    if config.sampler.finetuned == "no" or (config.sampler.finetuned == "auto" and not (run / "config.yaml").exists()):
-        return None
-    if not (run / "config.yaml").exists():
-        raise UserError(f"There is no fine-tuning in {run}: run `braingen finetune --folder {config.run.folder}` first.")
-    Run(run).require_finished()
-    return run / BEST
 
 
 def assemble(config: Config, targets: Targets) -> BrainDecoder:
@@ -263,7 +228,7 @@ def reconstruct(config: Config) -> Path:
     -------
     folder : ``<image id>.png`` for every test image, ``embeddings.safetensors``, ``index.json``
     """
-    folder = folder_of(config)
+    folder = drawn_folder(config)
     settings = {**config.model_dump(mode="json", include={"data", "backbone", "sampler"}), "seed": config.run.seed}
     # pictures of readers or backbones that have changed since are not passed off as those of the present ones
     settings["readers"] = {modality: fingerprint_of_files(run_folder(config, modality) / READER) for modality in ("image", "text")}

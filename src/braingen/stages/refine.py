@@ -25,10 +25,10 @@ from braingen.diffusion.sdxl import backbone_folder, scheduler_named
 from braingen.errors import UserError
 from braingen.files import replaced_path, write_json
 from braingen.records import Conditioning
+from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder
 from braingen.runs import Run
 from braingen.stages.drawing import Drawn, draw_missing, picture_path
 from braingen.stages.machine import device_of
-from braingen.stages.reconstruct import EMBEDDINGS, INDEX, folder_of
 from braingen.stages.workers import Workers, shared_run
 
 REFINED = "_refined"
@@ -37,7 +37,7 @@ REFINED = "_refined"
 
 def recons_of(config: Config) -> Path:
     """The reconstructions that are refined."""
-    return Path(config.refiner.recons).expanduser() if config.refiner.recons else folder_of(config)
+    return Path(config.refiner.recons).expanduser() if config.refiner.recons else drawn_folder(config)
 
 
 def refined_folder(config: Config) -> Path:

@@ -19,6 +19,7 @@ from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.errors import UserError
 from braingen.files import write_json, write_text
+from braingen.run_layout import SOURCES, drawn_in
 from braingen.scores.pairs import Pictures
 from braingen.scores.pictures import Loaded, load_pictures
 from braingen.scores.study import analysis as analyses
@@ -40,8 +41,6 @@ from braingen.scores.study.plan import (
 PLAN, RESULTS, ANALYSIS = "plan.json", "results", "analysis.json"
 LARGEST = 512
 """Pixels of a picture's side where none is asked for."""
-SOURCES = ("brain", "random", "ceiling")
-"""Folders in RUN/reconstructions. (`stages.reconstruct.folder_of` says the same, and loads torch.)"""
 
 
 class Method(NamedTuple):
@@ -74,7 +73,7 @@ def study(config: Config, action: str) -> Path:
 
 def _methods(config: Config) -> list[Method]:
     settings = config.study
-    drawn = {source: config.run.folder / "reconstructions" / source for source in SOURCES}
+    drawn = {source: drawn_in(config.run.folder, source) for source in SOURCES}
     own = {path.absolute(): source for source, path in drawn.items()}
     found: list[Method] = []
     for path_text, name in ((settings.method_a, settings.name_a), (settings.method_b, settings.name_b)):

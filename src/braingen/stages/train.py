@@ -24,10 +24,11 @@ from braingen.config import Config
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.trials import group_repeats
 from braingen.records import VoxelBatch
+from braingen.run_layout import READER, run_folder
 from braingen.runs import Run
 from braingen.stages.checkpoints import SHARDED, Checkpoints, Place
 from braingen.stages.machine import accelerator_of, end_tracking
-from braingen.stages.reader_setup import READER, Parts, earlier_folder, run_folder, setup
+from braingen.stages.reader_setup import Parts, earlier_folder, setup
 from braingen.stages.workers import Workers, shared_run
 from braingen.stopping import Request, patience
 

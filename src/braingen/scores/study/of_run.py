@@ -10,15 +10,15 @@ from typing import Any
 
 from braingen.errors import UserError
 from braingen.records import Score
+from braingen.run_layout import drawn_in
 
 STUDY = "study.json"
 """In the run folder: `braingen.scores.study.analysis.as_json` of the study that was analysed last."""
-BRAIN = Path("reconstructions") / "brain"
 
 
 def fingerprint(run: Path, images: Sequence[int]) -> str:
     """Hash of what the run drew from brain activity for some images; empty where one is missing."""
-    paths = [run / BRAIN / f"{image:06d}.png" for image in images]
+    paths = [drawn_in(run, "brain") / f"{image:06d}.png" for image in images]
     if not all(path.is_file() for path in paths):
         return ""
     whole = hashlib.sha256()

@@ -1,0 +1,41 @@
+"""Where things lie in the folder of a run, as stages, report and study agree on it.
+
+Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from braingen.config import Config
+
+READER = "reader"
+"""Folder of the best checkpoint in a training run."""
+SOURCES = ("brain", "random", "ceiling")
+"""What pictures are drawn from: brain activity, random voxels, the true embeddings."""
+EMBEDDINGS = "embeddings.safetensors"
+INDEX = "index.json"
+"""Beside the pictures: what they were drawn from, and which there are."""
+ROUTING = "routing.safetensors"
+"""Beside them: how levels and experts were mixed, per picture and step; only where there are routers."""
+
+
+def run_folder(config: Config, modality: str) -> Path:
+    """Where the image or text run of a configuration lies: run.image and run.text, or beside each other in the run's folder."""
+    return (config.run.image if modality == "image" else config.run.text) or config.run.folder / modality
+
+
+def tuning_folder(config: Config) -> Path:
+    """Where the fine-tuning of a configuration lies: run.finetune, or in the run's folder."""
+    return config.run.finetune or config.run.folder / "finetune"
+
+
+def drawn_in(run: Path, source: str) -> Path:
+    """Where a run's pictures of a source lie."""
+    return run / "reconstructions" / source
+
+
+def drawn_folder(config: Config, source: str | None = None) -> Path:
+    """Where the pictures of a source lie, by default the configured one; those of a single level beside them."""
+    level = "" if config.sampler.level is None else f"_level{config.sampler.level}"
+    return drawn_in(config.run.folder, f"{source or config.sampler.source}{level}")

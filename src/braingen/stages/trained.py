@@ -1,0 +1,35 @@
+"""What earlier stages trained, asked for by later ones: there and finished, or a sentence that says what to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from braingen.brain.reader import BrainReader
+from braingen.config import Config
+from braingen.diffusion.finetuning import BEST
+from braingen.errors import UserError
+from braingen.run_layout import READER, run_folder, tuning_folder
+from braingen.runs import Run
+
+
+def load_reader(config: Config, modality: str) -> BrainReader:
+    """The best checkpoint of an earlier ``braingen train image`` or ``train text``."""
+    folder = run_folder(config, modality)
+    if not (folder / READER).is_dir():
+        raise UserError(
+            f"There is no trained {modality} encoder in {folder}: run `braingen train {modality} --folder {config.run.folder}` first, "
+            f"or name its run folder: {modality}=RUN."
+        )
+    Run(folder).require_finished()
+    return BrainReader.from_pretrained(folder / READER).eval()
+
+
+def tuned_folder(config: Config) -> Path | None:
+    """Where LoRA and routers of a finished fine-tuning lie; None where pictures are drawn without."""
+    run = tuning_folder(config)
+    if config.sampler.finetuned == "no" or (config.sampler.finetuned == "auto" and not (run / "config.yaml").exists()):
+        return None
+    if not (run / "config.yaml").exists():
+        raise UserError(f"There is no fine-tuning in {run}: run `braingen finetune --folder {config.run.folder}` first.")
+    Run(run).require_finished()
+    return run / BEST
