@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 from unit.fake_backbone import write_fake_backbone, write_fake_refiner
 
 from braingen.cli import main, parse_overrides
-from braingen.config import load_config
+from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
 from braingen.data.trials import test_trials
@@ -233,12 +233,23 @@ def test_a_file_of_voxels_becomes_embeddings_and_pictures(words, tmp_path, capsy
     [
         ([], "--voxels FILE"),
         (["--voxels", "gone.npy"], "gone.npy is missing"),
-        (["--voxels", "gone.npy", "--subj", "7"], "does not know subject 7"),
-        (["--voxels", "gone.npy", "--random_fmri"], "sampler.source = random has no meaning"),
-        (["--voxels", "gone.npy", "--decoder", "no_decoder"], "no_decoder is not a saved decoder"),
+        (["--voxels", "there.txt"], "there.txt ends in '.txt'"),
+        (["--voxels", "there.npy", "--subj", "7"], "does not know subject 7"),
+        (["--voxels", "there.npy", "--random_fmri"], "sampler.source = random has no meaning"),
+        (["--voxels", "there.npy", "--decoder", "no_decoder"], "no_decoder is not a saved decoder"),
     ],
 )
-def test_what_cannot_be_decoded_is_said_before_anything_is_written(words, capsys, more, sentence):
+def test_what_cannot_be_decoded_is_said_before_anything_is_written(words, capsys, monkeypatch, tmp_path, more, sentence):
+    np.save(tmp_path / "there.npy", np.zeros(3))
+    monkeypatch.chdir(tmp_path)
     assert main(["decode", *words, *more]) == 2
     assert sentence in capsys.readouterr().err
     assert not (Path(words[1]) / "decoded").exists()
+
+
+@pytest.mark.parametrize("path", ["gone.npy", "there.txt"])
+def test_a_wrong_path_of_voxels_is_told_before_the_decoder_is_loaded(capsys, monkeypatch, tmp_path, path):
+    loaded: list[Config] = []
+    monkeypatch.setattr("braingen.stages.decode.load_decoder", lambda config: loaded.append(config))
+    assert main(["decode", "--folder", str(tmp_path), "--voxels", str(tmp_path / path)]) == 2
+    assert path in capsys.readouterr().err and not loaded

@@ -99,6 +99,21 @@ def responses(voxels: np.ndarray, subject: int, width: int, image_ids: np.ndarra
     return Responses(rows_NV.astype(np.float32, copy=False), image_N)
 
 
+def voxel_file(path: Path | str) -> tuple[Path, str]:
+    """A file of responses and its ending, before anything is read of it.
+
+    Raises
+    ------
+    UserError
+        When its ending is none of :data:`SUFFIXES`, or it is missing or no file of data.
+    """
+    path = Path(path).expanduser()
+    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path.name} ends in {suffix or 'nothing'!r}; allowed are {', '.join(SUFFIXES)}.")
+    return refuse_stand_in(path, "give the path of a file of voxels"), suffix
+
+
 def load_responses(path: Path | str, subject: int, width: int, layout: Layout | None = None) -> Responses:
     """Read a file of responses.
 
@@ -113,11 +128,7 @@ def load_responses(path: Path | str, subject: int, width: int, layout: Layout | 
     UserError
         When the file is missing, damaged, holds no voxels, or those of somebody else.
     """
-    path = Path(path).expanduser()
-    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
-    if suffix not in SUFFIXES:
-        raise UserError(f"{path.name} ends in {suffix or 'nothing'!r}; allowed are {', '.join(SUFFIXES)}.")
-    refuse_stand_in(path, "give the path of a file of voxels")
+    path, suffix = voxel_file(path)
     ids = None
     if suffix in (".nii", ".nii.gz"):
         voxels = _from_volumes(path, subject, layout)

@@ -14,7 +14,7 @@ from braingen.clip.cache import fingerprint_of_files
 from braingen.clip.image_target import CLIPImageEncoder
 from braingen.config import Config
 from braingen.data.nsd import Layout
-from braingen.data.voxel_file import load_responses
+from braingen.data.voxel_file import load_responses, voxel_file
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.sdxl import backbone_folder, scheduler_named
 from braingen.errors import UserError
@@ -88,6 +88,7 @@ def decode(config: Config) -> Path:
         raise UserError("use_image and use_text are both off, so there is nothing to draw from: leave one of them on.")
     if config.sampler.source != "brain":
         raise UserError(f"sampler.source = {config.sampler.source} has no meaning for voxels you bring along: leave it at brain.")
+    voxel_file(config.decode.voxels)  # loading the decoder takes a while, a wrong path is told at once
     subject = config.data.subjects[0]
     decoder = load_decoder(config)
     given = load_responses(config.decode.voxels, subject, decoder.voxel_count(subject), Layout.of(config.data.root))
