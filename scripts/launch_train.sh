@@ -13,11 +13,5 @@
 # Before its time is up, Slurm tells the job; it saves and queues itself again, and goes on with the same bits. See docs/many_subjects.md.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
-if [ $# -lt 1 ] || ! [[ $1 =~ ^[0-9]+$ ]]; then
-    echo "usage: $(basename "$0") <num_sessions> [flags], for instance: $(basename "$0") 40 --config configs/nsd_subj01.yaml" >&2
-    exit 2
-fi
-sessions=$1
-shift
 source scripts/processes.sh
-launch scripts/Train.py --num_sessions "$sessions" "$@"
+train_on_sessions scripts/Train.py "$@"

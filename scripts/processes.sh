@@ -1,4 +1,5 @@
-# Read by the launch scripts: a Python script in as many processes as there are GPUs, stopped in good order and queued again.
+# Read by the launch scripts, in the repository's folder: a Python script in as many processes as there are GPUs, or any command, stopped in
+# good order and queued again.
 #
 #   PROCESSES           processes on each machine; without it one per GPU that is visible, or one where there is none
 #   ACCELERATE_CONFIG   file for `accelerate launch` (configs/accelerate/), for FSDP or DeepSpeed; without it DDP
@@ -8,6 +9,17 @@
 
 count_gpus() {
     nvidia-smi --list-gpus 2>/dev/null | grep -c . || true
+}
+
+# train_on_sessions SCRIPT NUM_SESSIONS FLAG...
+train_on_sessions() {
+    local script=$1
+    shift
+    if [ $# -lt 1 ] || ! [[ $1 =~ ^[0-9]+$ ]]; then
+        echo "usage: $(basename "$0") <num_sessions> [flags], for instance: $(basename "$0") 40 --config configs/nsd_subj01.yaml" >&2
+        return 2
+    fi
+    launch "$script" --num_sessions "$@"
 }
 
 # launch SCRIPT FLAG...
@@ -28,8 +40,14 @@ launch() {
     else
         command=("$PYTHON" "$@")
     fi
-    "${command[@]}" &
-    local child=$! stopped=0 code=0
+    stoppable "${command[@]}"
+}
+
+# stoppable COMMAND WORD...
+stoppable() {
+    local child stopped=0 code=0
+    "$@" &
+    child=$!
     # the batch shell is told by the scheduler (or by kill); what it started saves and ends
     trap 'stopped=1; kill -TERM "$child" 2>/dev/null || true' TERM USR1 INT
     wait "$child" || code=$?

@@ -72,6 +72,14 @@ def fake_python(folder: Path, ends_with: int) -> Path:
     return path
 
 
+def fake_slurm(folder: Path) -> dict[str, str]:
+    """The environment of a job, whose `scontrol` writes down what it is asked."""
+    path = folder / "scontrol"
+    path.write_text(f"#!/usr/bin/env bash\necho \"$@\" > {folder}/asked\n")
+    path.chmod(0o755)
+    return {**os.environ, "SLURM_JOB_ID": "77", "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT)}
+
+
 @pytest.mark.parametrize(
     ("processes", "words"),
     [("1", "scripts/Train.py"), ("3", "-m torch.distributed.run --standalone --nproc-per-node 3 scripts/Train.py")],
@@ -86,17 +94,29 @@ def test_as_many_processes_as_asked_for(tmp_path, processes, words):
 
 @pytest.mark.parametrize("name", ["TERM", "USR1"])
 def test_a_warning_of_slurm_reaches_the_training_and_puts_the_job_in_the_queue_again(tmp_path, name):
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text(f"#!/usr/bin/env bash\necho \"$@\" > {tmp_path}/asked\n")
-    scontrol.chmod(0o755)
-    environment = {**os.environ, "PYTHON": str(fake_python(tmp_path, 75)), "PROCESSES": "1", "SLURM_JOB_ID": "77"}
-    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT)}
+    environment = {**fake_slurm(tmp_path), "PYTHON": str(fake_python(tmp_path, 75)), "PROCESSES": "1"}
     typed = ["bash", str(ROOT / "scripts" / "launch_train_text.sh"), "0"]
     job = subprocess.Popen(typed, stdout=subprocess.PIPE, text=True, env=environment)
     assert job.stdout is not None and job.stdout.readline() == "scripts/Train_text.py --num_sessions 0\n"
     subprocess.run(["bash", "-c", f"sleep 0.3; kill -{name} {job.pid}"], check=True)
     assert job.communicate(timeout=30)[0] == "told\n" and job.returncode == 75
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
+
+
+def test_tuning_that_was_stopped_is_queued_again_and_nothing_is_drawn(tmp_path):
+    environment, asked = fake_slurm(tmp_path), tmp_path / "asked"
+    typed = ["bash", str(ROOT / "scripts" / "launch_tune_diffusion.sh"), "--rank", "8"]
+    stopped = {**environment, "BRAINGEN": str(fake_python(tmp_path, 75))}
+    job = subprocess.Popen(typed, stdout=subprocess.PIPE, text=True, env=stopped)
+    assert job.stdout is not None and job.stdout.readline() == "finetune --config configs/nsd_subj01.yaml --rank 8\n"
+    subprocess.run(["bash", "-c", f"sleep 0.3; kill -USR1 {job.pid}"], check=True)
+    assert job.communicate(timeout=30)[0] == "told\n" and job.returncode == 75
+    assert asked.read_text() == "requeue 77\n"
+    asked.unlink()
+    for code, commands in ((0, ["finetune", "reconstruct"]), (2, ["finetune"])):
+        done = subprocess.run(typed, capture_output=True, text=True, env={**environment, "BRAINGEN": str(fake_python(tmp_path, code))})
+        assert [line.split()[0] for line in done.stdout.splitlines()] == commands and done.returncode == code
+    assert not asked.exists()
 
 
 @pytest.mark.parametrize(("script", "choice"), [("Train.py", "image"), ("Train_text.py", "text")])
