@@ -39,14 +39,14 @@ def config_of(file: Path, folder: Path, seed: int, images: int, words: list[str]
 
 
 def values_of(config: Config, lines: list[str]) -> dict[str, dict[str, list[float]]]:
-    """Line -> score -> one value per test image, in the order of their ids; kept in the seed's folder."""
-    path = config.run.folder / "lines.json"
+    """Line -> score -> what every test image adds to it (`Sheet.paired`), in the order of their ids; kept in the seed's folder."""
+    path = config.run.folder / "lines_paired.json"  # earlier versions kept an image's own share of a two-way score, in lines.json
     known = json.loads(path.read_text()) if path.exists() else {}
     targets, store = Targets(config), FeatureStore()
     for line in lines:
         make(config, line)
         if line not in known:
-            table = scored(config, line, targets, store).table.sort_index()
+            table = scored(config, line, targets, store).paired.sort_index()
             known[line] = {score: table[score].tolist() for score in table}
             write_json(path, known)
     return {line: known[line] for line in lines}

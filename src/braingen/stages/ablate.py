@@ -11,19 +11,17 @@ import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 from rich.console import Console
 from safetensors.torch import load_file
 
 from braingen.config import Config
 from braingen.files import write_json, write_text
-from braingen.records import Score
 from braingen.report.ablation import Line, render_ablation
 from braingen.run_layout import EMBEDDINGS, drawn_folder, run_folder, tuning_folder
 from braingen.scores.feature_store import FeatureStore
-from braingen.scores.sheet import score_images
+from braingen.scores.sheet import Sheet, compare_sheets, score_images
 from braingen.scores.table import as_json, comma_separated, markdown, rows_of
-from braingen.scores.uncertainty import Comparison, compare
+from braingen.scores.uncertainty import Comparison
 from braingen.stages.finetune import finetune
 from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Pngs, Seen
@@ -66,14 +64,6 @@ AGAINST = ("untouched", "no_router")
 """Lines that every other is compared with, image by image."""
 
 
-class Scored(NamedTuple):
-    """What came of a line."""
-
-    scores: dict[str, Score]
-    table: pd.DataFrame
-    """Values of every image; the index is the image id."""
-
-
 def config_of(config: Config, key: str) -> Config:
     """The configuration of a line: the given one in a folder of its own, with the encoders of the given one."""
     variant = VARIANTS[key]
@@ -93,27 +83,23 @@ def make(config: Config, key: str) -> None:
     reconstruct(own)
 
 
-def scored(config: Config, key: str, targets: Targets, store: FeatureStore) -> Scored:
+def scored(config: Config, key: str, targets: Targets, store: FeatureStore) -> Sheet:
     """Score the pictures of a line."""
     own = config_of(config, key)
     folder = drawn_folder(own)
     ids = load_file(folder / EMBEDDINGS)["ids"].numpy()
     networks, named, missing = observers(own, targets.stimuli.simulated, ids)
     settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
-    sheet = score_images(Seen(targets.stimuli, ids), ids, Pngs(folder, ids), ids, networks, store=store, **settings)
-    return Scored(sheet.scores, sheet.table)
+    return score_images(Seen(targets.stimuli, ids), ids, Pngs(folder, ids), ids, networks, store=store, **settings)
 
 
-def comparisons(config: Config, found: Mapping[str, Scored]) -> list[Comparison]:
+def comparisons(config: Config, found: Mapping[str, Sheet]) -> list[Comparison]:
     """Every line minus those of AGAINST, image by image; p is corrected for the scores of one pair of lines."""
     out: list[Comparison] = []
     for first in found:
         for second in AGAINST:
             if first != second:
-                tables = {name: found[name].table for name in (first, second)}
-                columns = {name: {score: table[score].to_numpy() for score in table} for name, table in tables.items()}
-                ids = {name: table.index.to_numpy() for name, table in tables.items()}
-                out += compare(columns, ids, config.scores.bootstrap, config.run.seed)
+                out += compare_sheets({name: found[name] for name in (first, second)}, config.scores.bootstrap, config.run.seed)
     return out
 
 
