@@ -19,6 +19,7 @@ from braingen.data.stimuli import Stimuli
 from braingen.data.trials import test_trials, train_trials
 from braingen.data.volumes import load_places, read_regions
 from braingen.data.zscore import load_statistics, percent_signal
+from braingen.errors import UserError
 
 
 def run(scans: Path, root: Path, *more: str) -> Layout:
@@ -58,6 +59,16 @@ def test_pictures_and_captions_are_those_the_events_name(tmp_path):
         square = Image.open(fake.root / "stimuli" / name).crop((5, 0, 25, 20)).resize((224, 224), Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(np.rint(stimuli.images(np.array([image]))[0] * 255), np.asarray(square).transpose(2, 0, 1))
         assert captions[str(image)] == [f"this is {name}", "a picture"]
+
+
+def test_tables_call_them_own_scans(tmp_path):
+    layout = run(write_fake_scans(tmp_path / "scans").root, tmp_path / "NSD")
+    assert Stimuli(layout).data_name == "own scans"
+    layout.prepared().write_text("{")
+    with pytest.raises(UserError, match="is not a manifest"):
+        _ = Stimuli(layout).data_name
+    layout.prepared().unlink()
+    assert Stimuli(layout).data_name == "NSD"
 
 
 def test_test_pictures_may_be_listed_or_drawn(tmp_path):

@@ -233,6 +233,7 @@ def test_subjects_may_be_added(made, tmp_path):
 
 def test_checksums_are_those_of_the_files(made):
     manifest = json.loads((made.layout.root / "prepared.json").read_text())
+    assert Stimuli(made.layout).data_name == manifest["data"] == "NSD"
     found = manifest["subjects"]["1"]["sha256"]
     assert {"betas_all_subj01_fp32_renorm.hdf5", "wds/subj01/train/0.tar", "wds/subj01/new_test/0.tar", "volumes/subj01/order.json"} <= set(
         found
@@ -243,13 +244,13 @@ def test_checksums_are_those_of_the_files(made):
 
 def test_the_doctor_compares_checksums(made, tmp_path):
     layout = Layout.of(shutil.copytree(made.layout.root, tmp_path / "copy"))
-    (sound,) = doctor._checksums(layout, prepare.manifest_path(layout))
+    (sound,) = doctor._checksums(layout, layout.prepared())
     assert sound.level == "ok"
     with open(layout.wds_train(2, 1), "r+b") as file:
         file.seek(700)
         file.write(b"!")
     layout.captions().unlink()
-    (wrong,) = doctor._checksums(layout, prepare.manifest_path(layout))
+    (wrong,) = doctor._checksums(layout, layout.prepared())
     assert wrong.level == "error" and "wds/subj02/train/1.tar, coco_captions.json differ" in wrong.sentence
 
 

@@ -118,6 +118,10 @@ class Layout(NamedTuple):
         """What was planted in a simulated subject."""
         return self.root / "truth" / f"{subject_name(subject)}.npz"
 
+    def prepared(self) -> Path:
+        """What `braingen prepare` made the folder from, with the checksums of what was written."""
+        return self.root / "prepared.json"
+
     def cache(self) -> Path:
         """Folder beside the data for what was once computed from it (trial tables, voxel checks, image digests)."""
         return self.root / ".braingen"

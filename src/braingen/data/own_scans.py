@@ -90,6 +90,7 @@ class OwnScans:
         That share.
     """
 
+    called = "own scans"
     get_it = GUIDE
 
     def __init__(self, root: Path, mask: str, order: Any, test_images: Path | None, test_share: float) -> None:

@@ -44,11 +44,6 @@ _SESSION, _IMAGE, _SHARED = (nsd.BEHAV_COLUMNS.index(name) for name in ("session
 # --- the folder ----------------------------------------------------------------------------------------------------------------------
 
 
-def manifest_path(layout: Layout) -> Path:
-    """The file that says what a prepared folder was made from, with the checksums of what was written."""
-    return layout.root / "prepared.json"
-
-
 def prepare(
     scans: Scans, root: Path, subjects: Iterable[int], settings: dict[str, Any], num_sessions: int = 0, captions: bool = True
 ) -> Layout:
@@ -72,7 +67,7 @@ def prepare(
     layout = Layout.of(root)
     subjects = list(subjects)
     tables = {subject: _table(scans, subject, num_sessions) for subject in subjects}
-    manifest = _manifest(layout, {**settings, "num_sessions": num_sessions}, scans.origin)
+    manifest = _manifest(layout, {**settings, "num_sessions": num_sessions}, scans)
     todo = [subject for subject in subjects if not _is_done(layout, manifest, subject)]
     texts = scans.captions() if captions and not layout.captions().exists() else None
     _refuse_foreign_files(layout, manifest, todo)
@@ -81,17 +76,17 @@ def prepare(
     with disk_errors_as_sentences(layout.root):
         scratch.mkdir(parents=True, exist_ok=True)
         with only_writer(scratch):
-            write_json(manifest_path(layout), manifest)
+            write_json(layout.prepared(), manifest)
             for subject in todo:
                 manifest["subjects"][str(subject)] = _write_subject(scans, layout, subject, tables[subject], scratch)
-                write_json(manifest_path(layout), manifest)
+                write_json(layout.prepared(), manifest)
             if not layout.images().exists():
                 manifest["shared"][layout.images().name] = _write_images(scans, layout, scratch)
             if texts is not None:
                 with replaced_file(layout.captions(), "w") as handle:
                     json.dump({str(image): found for image, found in sorted(texts.items())}, handle)
                 manifest["shared"][layout.captions().name] = {"sha256": sha256_of(layout.captions())}
-            write_json(manifest_path(layout), manifest)
+            write_json(layout.prepared(), manifest)
         shutil.rmtree(scratch, ignore_errors=True)
     return layout
 
@@ -120,10 +115,11 @@ def _table(scans: Scans, subject: int, num_sessions: int) -> np.ndarray:
     return behav_T17
 
 
-def _manifest(layout: Layout, settings: dict[str, Any], origin: str) -> dict[str, Any]:
+def _manifest(layout: Layout, settings: dict[str, Any], scans: Scans) -> dict[str, Any]:
     """The manifest of the folder, new or continued; refuses a folder prepared with other settings."""
-    ours = {"made_by": "braingen prepare", "format": FORMAT, "settings": json.loads(json.dumps(settings)), "origin": origin}
-    path = manifest_path(layout)
+    settings = json.loads(json.dumps(settings))
+    ours = {"made_by": "braingen prepare", "format": FORMAT, "settings": settings, "data": scans.called, "origin": scans.origin}
+    path = layout.prepared()
     if not path.exists():
         return {**ours, "subjects": {}, "shared": {}}
     try:
@@ -132,7 +128,7 @@ def _manifest(layout: Layout, settings: dict[str, Any], origin: str) -> dict[str
         kept = {"subjects": dict(found["subjects"]), "shared": dict(found["shared"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a manifest of `braingen prepare`; choose another data folder with --data_path FOLDER.") from error
-    now = {"format": FORMAT, **ours["settings"]}
+    now = {"format": FORMAT, **settings}
     different = [f"{name} {theirs.get(name)} (now {value})" for name, value in now.items() if theirs.get(name) != value]
     if different:
         raise UserError(

@@ -53,6 +53,7 @@ class RawNSD:
         Folder with COCO's captions_train2017.json and captions_val2017.json; None looks for it in the root.
     """
 
+    called = "NSD"
     get_it = GET_RAW
 
     def __init__(self, root: Path, betas: str, mask: str, order: Any, coco: Path | None = None) -> None:

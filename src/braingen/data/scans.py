@@ -23,6 +23,8 @@ class Pictures(NamedTuple):
 class Scans(Protocol):
     """Scans to be prepared. T trials of a subject in order of presentation, V voxels, S side of a picture in pixels."""
 
+    called: str
+    """What tables call data made from them."""
     origin: str
     """Where they come from, for order.json and the manifest."""
     get_it: str

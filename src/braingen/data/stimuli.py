@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 import hashlib
+import json
 from pathlib import Path
 import zipfile
 
@@ -39,12 +41,31 @@ class Stimuli:
             raise UserError(f"{self.path}: `images` is {self.rows.dtype}, floating point in [0, 1] was expected; {nsd.GET_IT}.")
         self.simulated: bool = bool(self.rows.attributes.get(nsd.SIMULATED_ATTRIBUTE, False))
         """Whether these are scenes written by `braingen simulate`."""
+        self._manifest = layout.prepared()
         self._digests_path = layout.cache() / "image_digests.npz"
         self._known: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of images; ids run from 0 to this number less 1."""
         return self.rows.shape[0]
+
+    @cached_property
+    def data_name(self) -> str:
+        """What tables call the data: simulated data, own scans, or NSD, as the folder says of itself; NSD where it says nothing.
+
+        Raises
+        ------
+        UserError
+            When the manifest of `braingen prepare` is damaged.
+        """
+        if self.simulated:
+            return "simulated data"
+        if not self._manifest.exists():
+            return "NSD"
+        try:
+            return str(json.loads(self._manifest.read_text(encoding="utf-8")).get("data", "NSD"))
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"{self._manifest} is not a manifest of `braingen prepare`; {nsd.WRITE_IT}.") from error
 
     @property
     def size(self) -> tuple[int, int]:

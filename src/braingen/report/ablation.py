@@ -36,7 +36,7 @@ def render_ablation(lines: Sequence[Line], stimuli: Stimuli, images: Sequence[in
     ----------
     lines : in the order of the table
     images : ids of the test images
-    data : 'simulated data' or the data set's name
+    data : what the data are called
     compared : differences between lines
     """
     names = [name for name in FIRST if all(name in line.scores for line in lines)]

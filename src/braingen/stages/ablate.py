@@ -124,7 +124,7 @@ def ablate(config: Config) -> Path:
         make(config, key)
     targets, store = Targets(config), FeatureStore()
     found = {key: scored(config, key, targets, store) for key in VARIANTS}
-    data = "simulated data" if targets.stimuli.simulated else "NSD"
+    data = targets.stimuli.data_name
     protocol = f"{data}, subject {config.data.subjects[0]}"
     rows = [rows_of(VARIANTS[key].title, protocol, each.scores, baselines=False)[0] for key, each in found.items()]
     write_text(folder / f"{TABLE}.md", markdown(rows))

@@ -136,7 +136,7 @@ def write(config: Config, folder: Path, found: dict[Key, ImageScores], shares: d
         ids: dict[str, np.ndarray] = {way: np.arange(len(next(iter(means[way].values())))) for way in means}
         if len(means) > 1:
             differences += [{"sessions": count, **each._asdict()} for each in compare(means, ids, resamples, config.run.seed)]
-    kind = "simulated" if Stimuli(Layout.of(config.data.root)).simulated else "NSD"
+    kind = Stimuli(Layout.of(config.data.root)).data_name
     ways: dict[str, str] = {way: WAYS[way] for way in config.curve.ways}
     curve = Curve(f"Adapting to subject {subject} ({kind})", "sessions", ways, points)
     notes = [

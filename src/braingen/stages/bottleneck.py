@@ -101,7 +101,7 @@ def bottleneck(config: Config) -> Path:
     """
     workers = Workers(config)
     curve = of_pictures(config) if config.bottleneck.pictures else of_embeddings(config, workers)
-    kind = "simulated" if Stimuli(Layout.of(config.data.root)).simulated else "NSD"
+    kind = Stimuli(Layout.of(config.data.root)).data_name
     what = "pictures" if config.bottleneck.pictures else "embeddings"
     curve = curve._replace(title=f"Bottleneck, subject {config.data.subjects[0]} ({kind}), {what}")
     folder = config.run.folder / FOLDER

@@ -20,7 +20,6 @@ from braingen.config import Config
 from braingen.data import nsd
 from braingen.data.checks import all_checks
 from braingen.data.nsd import Layout
-from braingen.data.prepare import manifest_path
 from braingen.data.trials import listed, sessions_on_disk, test_trials, train_trials
 from braingen.errors import UserError
 from braingen.files import nearest_folder, sha256_of
@@ -126,7 +125,7 @@ def _data(config: Config) -> Iterator[Item]:
         if sessions:
             text = f"Subject {subject} is there too (sessions {listed(sessions)}): look at it with --subj {subject}."
             yield Item("note", "data", "trials", subject, text)
-    manifest = manifest_path(layout)
+    manifest = layout.prepared()
     if manifest.exists() and config.doctor.checksums:
         yield from _checksums(layout, manifest)
     elif manifest.exists():

@@ -236,11 +236,10 @@ def evaluate(config: Config) -> Path:
     if judged.get("stale"):
         Console().print("The pictures have been drawn anew since people judged them: the study is left out.")
     scores |= scores_in(judged)
-    data = "simulated data" if targets.stimuli.simulated else "NSD"
     beside = [decodings["brain"].table, captions["brain"].table, *([words["brain"]] if words else [])]
     sessions = f"{config.data.num_sessions or 'all'} session{'' if config.data.num_sessions == 1 else 's'}"
     subject = config.data.subjects[0]
-    origin = Origin(config.scores.method, f"{data}, subject {subject}; {sessions}", subject, config.run.seed)
+    origin = Origin(config.scores.method, f"{targets.stimuli.data_name}, subject {subject}; {sessions}", subject, config.run.seed)
     path = write_scores(folder, origin, scores, sheets["brain"], beside, missing)
     write_extremes(folder, sheets["brain"].table, Loaded(truth, ids), Loaded(Pngs(folders["brain"], ids), ids))
     write_json(folder / COMPARISONS, _comparisons(config, decodings, ids))

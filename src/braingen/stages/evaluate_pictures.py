@@ -99,8 +99,7 @@ def _asked(config: Config) -> Asked:
     outside = wanted[(wanted < 0) | (wanted >= len(stimuli))]
     if len(outside):
         raise UserError(f"There is a reconstruction of image {outside[0]}, but {stimuli.path} has {len(stimuli)} images (ids from 0).")
-    data = "simulated data" if stimuli.simulated else "NSD"
-    return Asked(recons, Loaded(Seen(stimuli, wanted), wanted), f"{data}, subject {subject}; matched by image id", stimuli)
+    return Asked(recons, Loaded(Seen(stimuli, wanted), wanted), f"{stimuli.data_name}, subject {subject}; matched by image id", stimuli)
 
 
 def evaluate_pictures(config: Config) -> Path:
