@@ -82,7 +82,7 @@ def test_it_loads_without_a_request_or_a_complaint(laptop: Page) -> None:
 def test_everything_fits_and_can_be_read(browser: Page, file: Path, width: int, height: int, phone: bool, dark: bool) -> None:
     browser.screen(width, height, dark=dark, phone=phone)
     browser.open(file)
-    browser.evaluate("document.querySelector('details').open = true")
+    browser.evaluate("document.querySelector('details').open = true; document.querySelector('#parts details').open = true")
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     outside = (
         "[...document.querySelectorAll('main *')].filter((e) => e.checkVisibility() && !e.closest('pre, .hidden, svg')"

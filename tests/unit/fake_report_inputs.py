@@ -34,6 +34,8 @@ def write_fake_run(folder: Path, images: int = 30, seed: int = 0, simulated: boo
     _write_routing(config.run.folder, ids)
     _write_explained(config.run.folder)
     _write_scores(config.run.folder, drawn, ids, rng)
+    _write_parts(config.run.folder)
+    _write_comparison(config.run.folder)
     _write_refinement(config.run.folder, seen, ids)
     _write_runs(config, epochs, rng)
     if images > 3:
@@ -143,6 +145,33 @@ def _write_scores(run: Path, drawn: list, ids: list[int], rng: np.random.Generat
             figures = [rng.normal(0.5 if right else 0.2, 0.08), rng.uniform(0.02, 0.08), rng.uniform(0.8, 1)]
             figures += [float(right), float(number % 7 > 0)]
             table.writerow([image, *(f"{figure:.6g}" for figure in figures), "" if number == 2 else 0.8, name, said])
+
+
+def _write_parts(run: Path) -> None:
+    """Scores of two levels and their experts."""
+    parts = ["level 0", "level 1", *(f"level {level}, expert {expert}" for level in (0, 1) for expert in range(2 + 2 * level))]
+    with open(run / "scores_by_part.csv", "w", newline="") as handle:
+        table = csv.writer(handle)
+        table.writerow(["part", "score", "value", "low", "high", "chance", "n", "pool"])
+        for number, part in enumerate(parts):
+            table.writerow([part, "clip_cos", 0.71 - number / 100, 0.66, 0.75, "", 26, ""])
+            table.writerow([part, "retrieval_brain_to_image", 0.61 - number / 100, 0.5, 0.7, 1 / 26, 26, 26])
+
+
+def _write_comparison(run: Path) -> None:
+    """What `braingen compare` leaves: two runs, of which one is better at one score."""
+    folder = run / "comparison"
+    folder.mkdir()
+    pair = {"level": "runs", "first": "runs/<ours>", "second": "runs/a_run_with_a_long_name_without_any_blank_in_it", "n": 26}
+    found = [
+        {"score": "clip_cos", "difference": 0.0012, "low": -0.003, "high": 0.0051, "p": 0.4, "p_holm": 0.41, "verdict": "not different"},
+        {"score": "pixcorr", "difference": 0.081, "low": 0.06, "high": 0.1, "p": 0.0001, "p_holm": 0.0002, "verdict": "better"},
+    ]
+    (folder / "comparisons.json").write_text(json.dumps([{**pair, **each} for each in found]))
+    with open(folder / "summary.csv", "w", newline="") as handle:
+        table = csv.writer(handle)
+        table.writerow(["method", "score", "value", "low", "high", "between_seeds", "between_subjects", "subjects", "seeds"])
+        table.writerow(["BrainGen", "pixcorr", 0.512, 0.49, 0.53, 0.004, "", 1, 3])
 
 
 def _write_runs(config: Config, epochs: int, rng: np.random.Generator) -> None:

@@ -17,7 +17,7 @@ from unit.fake_report_inputs import write_fake_run
 
 from braingen.config import Config
 from braingen.errors import UserError
-from braingen.report import figures, pictures, refinement, tables
+from braingen.report import compared, figures, parts, pictures, refinement, tables
 from braingen.report.inputs import Inputs, read_inputs
 from braingen.report.page import SECTIONS, render
 from braingen.stages.report import report
@@ -149,7 +149,8 @@ def test_the_same_inputs_give_the_same_page(config: Config, page: str) -> None:
 def test_absent_inputs_leave_their_section_out(copy: Config) -> None:
     run = copy.run.folder
     absent = ("random", "brain_level0", "brain_level1", "brain/routing.safetensors")
-    for name in ("scores.json", "scores_per_image.csv", "comparisons.json", "timings.json", "study.json", "refinement.json",
+    for name in ("scores.json", "scores_per_image.csv", "scores_by_part.csv", "comparisons.json", "comparison", "timings.json",
+                 "study.json", "refinement.json",
                  "explain", "image", "text", *(f"reconstructions/{each}" for each in absent)):  # fmt: skip
         path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -162,7 +163,7 @@ def test_one_image_without_captions_makes_a_page(copy: Config) -> None:
     index = copy.run.folder / "reconstructions" / "brain" / "index.json"
     index.write_text(json.dumps({"images": [5]}))
     inputs = inputs_of(copy)._replace(captions=None, per_image={})
-    order = ["gallery", "scores", "refinement", "people", "routers", "explained", "curves", "run"]
+    order = ["gallery", "scores", "parts", "compared", "refinement", "people", "routers", "explained", "curves", "run"]
     assert re.findall(r'<section id="(\w+)"', render(inputs)) == order
 
 
@@ -190,6 +191,8 @@ def test_without_reconstructions_the_command_is_named(copy: Config) -> None:
         ("scores.json", '{"pixcorr": ', "scores.json is not JSON or cut short.*braingen evaluate"),
         ("scores.json", "[1, 2]", "holds a list"),
         ("scores_per_image.csv", "picture,pixcorr\n1,0.5\n", "no column `image`"),
+        ("scores_by_part.csv", "level,score\n0,pixcorr\n", "no column `part`.*braingen evaluate"),
+        ("comparison/summary.csv", "run,score\na,pixcorr\n", "no column `method`.*braingen compare"),
         ("reconstructions/brain/index.json", '{"images": []}', "names no images"),
         ("reconstructions/brain/index.json", '{"images": [1, 4000]}', "no 004000.png"),
         ("reconstructions/brain/000001.png", "not a picture", "000001.png is not a picture"),
@@ -329,6 +332,29 @@ def test_before_and_after_refinement_says_what_is_better_and_what_is_worse(confi
     started = {**inputs.refinement, "settings": {**inputs.refinement["settings"], "denoising_start": 0.6}}
     told = refinement.context(inputs._replace(refinement=started))
     assert told is not None and told["amount"] == "from 0.6 of the denoising on"
+
+
+def test_levels_and_experts_have_a_table_each(config: Config, page: str) -> None:
+    told = parts.context(inputs_of(config))
+    assert told is not None and told["heads"] == ["CLIP cosine", "Retrieval, brain to image"]
+    assert [part for part, _ in told["levels"]] == ["level 0", "level 1"] and len(told["experts"]) == 6
+    assert told["levels"][1][1][0] == {"label": "CLIP cosine", "value": "0.700", "interval": "0.660 to 0.750"}
+    assert told["chances"] == [("Retrieval, brain to image", "0.038")]
+    assert "level 1, expert 3" in Elements(page).text
+
+
+def test_what_compare_found_is_told_by_pair_and_by_method(config: Config, page: str) -> None:
+    told = compared.context(inputs_of(config))
+    assert told is not None
+    ((first, _, rows),) = told["pairs"]
+    assert first == "runs/<ours>" and [(row["title"], row["verdict"]) for row in rows] == [
+        ("PixCorr", "better"), ("CLIP cosine", "not different"),
+    ]  # fmt: skip
+    assert rows[0]["p"] == "< 0.001" and rows[1]["interval"] == "−0.003 to 0.005"
+    assert told["methods"] == [("BrainGen", [
+        {"title": "PixCorr", "value": "0.512", "interval": "0.490 to 0.530", "seeds": "0.004", "subjects": "–", "runs": "1, 3"},
+    ])]  # fmt: skip
+    assert "runs/<ours> minus runs/a_run" in Elements(page).text
 
 
 def test_pages_that_look_inside_are_linked_with_what_they_found(page: str) -> None:

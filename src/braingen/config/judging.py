@@ -41,7 +41,7 @@ class CompareConfig(Section):
     runs: tuple[str, ...] = ()
     """Evaluated run folders; those whose settings differ in nothing but subject and seed are one method."""
     output: Folder = Path("runs/comparison")
-    """Folder of comparisons.json, comparisons.csv, summary.csv and comparison.md."""
+    """Folder of comparisons.json, comparisons.csv, summary.csv and comparison.md; RUN/comparison is shown on the page of RUN."""
 
 
 class CurveConfig(Section):

@@ -23,6 +23,9 @@ ENCODERS = ("image", "text")
 RUNS = {"image": "image encoder", "text": "text encoder", "reconstructions/brain": "pictures"}
 """Folders that say what was run with which settings, and what they made."""
 
+COMPARED = "comparison"
+"""Folder inside a run in which its page looks for what `braingen compare` found."""
+
 
 class Inputs(NamedTuple):
     """Everything a section may draw on."""
@@ -51,6 +54,12 @@ class Inputs(NamedTuple):
     """Image id -> column -> text of the table of per-image scores."""
     comparisons: list[dict[str, Any]]
     """Paired differences between methods."""
+    parts: list[dict[str, str]]
+    """Scores of every level and expert by itself: part, score, value, low, high, chance, n, pool."""
+    compared: list[dict[str, Any]]
+    """What `braingen compare` found, where its folder is the run's `comparison`: score, first, second, difference and how sure it is."""
+    summary: list[dict[str, str]]
+    """Its means over subjects and seeds: method, score, value, low, high, between_seeds, between_subjects, subjects, seeds."""
     refinement: dict[str, Any]
     """settings, and per score what it is before and after refinement; empty where nothing was refined."""
     refined: dict[int, Path]
@@ -110,6 +119,9 @@ def read_inputs(run: Path, data_root: Path, subject: int = 1) -> Inputs:
         study=study,
         per_image=_per_image(run / "scores_per_image.csv"),
         comparisons=_json(run / "comparisons.json", "`braingen evaluate`") or [],
+        parts=_table(run / "scores_by_part.csv", "part", "`braingen evaluate`"),
+        compared=_json(run / COMPARED / "comparisons.json", "`braingen compare`") or [],
+        summary=_table(run / COMPARED / "summary.csv", "method", "`braingen compare`"),
         refinement=_mapping(run / "refinement.json", "`braingen evaluate`"),
         refined=_pictures(drawn_in(run, "brain_refined")),
         metrics={name: _lines(run / name / "metrics.jsonl") for name in ENCODERS if (run / name / "metrics.jsonl").is_file()},
@@ -185,13 +197,17 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return [record for record in records if isinstance(record, dict)]
 
 
-def _per_image(path: Path) -> dict[int, dict[str, str]]:
+def _table(path: Path, column: str, command: str) -> list[dict[str, str]]:
+    """Rows of a CSV file that has a column; none where the file is not there."""
     if not path.is_file():
-        return {}
+        return []
     with open(path, encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle))
-    if rows and "image" not in rows[0]:
-        raise UserError(f"{path} has no column `image` (it has {', '.join(map(str, rows[0]))}); run `braingen evaluate` again.")
-    return {
-        int(float(row["image"])): {name: (text or "").strip() for name, text in row.items() if name and name != "image"} for row in rows
-    }
+    if rows and column not in rows[0]:
+        raise UserError(f"{path} has no column `{column}` (it has {', '.join(map(str, rows[0]))}); run {command} again.")
+    return [{name: (text or "").strip() for name, text in row.items() if name} for row in rows]
+
+
+def _per_image(path: Path) -> dict[int, dict[str, str]]:
+    rows = _table(path, "image", "`braingen evaluate`")
+    return {int(float(row["image"])): {name: text for name, text in row.items() if name != "image"} for row in rows}

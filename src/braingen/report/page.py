@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import yaml
 
-from braingen.report import figures, inside, people, pictures, refinement, routers, tables
+from braingen.report import compared, figures, inside, parts, people, pictures, refinement, routers, tables
 from braingen.report.inputs import RUNS, Inputs
 from braingen.run_layout import SOURCES
 from braingen.runs import config_text
@@ -169,6 +169,8 @@ SECTIONS: tuple[Section, ...] = (
     Section("gallery", "The pictures", _gallery),
     Section("game", "Your turn", _game),
     Section("scores", "How good it is", _scores),
+    Section("parts", "What each part reads", parts.context),
+    Section("compared", "Beside other runs", compared.context),
     Section("refinement", "Before and after refinement", refinement.context),
     Section("people", "What raters say", people.context),
     Section("routers", "Which experts were listened to", routers.context),

@@ -206,7 +206,8 @@ class Attribute(NamedTuple):
     right: bool
 
 
-def _figure(text: str) -> float | None:
+def figure(text: str) -> float | None:
+    """A cell of a table as a number; yes and no as 1 and 0; None where it holds none."""
     if text.lower() in ("true", "false"):
         return float(text.lower() == "true")
     try:
@@ -218,7 +219,7 @@ def _figure(text: str) -> float | None:
 
 def image_scores(row: Mapping[str, str]) -> dict[str, float]:
     """The numeric columns of an image, in the order of KINDS, others after them."""
-    figures = {name: value for name, text in row.items() if (value := _figure(text)) is not None}
+    figures = {name: value for name, text in row.items() if (value := figure(text)) is not None}
     figures = {name: value for name, value in figures.items() if not name.endswith(("_true", "_said"))}
     return {name: figures[name] for name in [*(n for n in KINDS if n in figures), *(n for n in figures if n not in KINDS)]}
 
@@ -229,7 +230,7 @@ def image_attributes(row: Mapping[str, str]) -> list[Attribute]:
     found = []
     for name in [*ATTRIBUTES, *(name for name in named if name not in ATTRIBUTES)]:
         true, said = row.get(f"{name}_true", ""), row.get(f"{name}_said", "")
-        accuracy = _figure(row.get(f"{name}_accuracy", ""))
+        accuracy = figure(row.get(f"{name}_accuracy", ""))
         if true and said:
             found.append(Attribute(name, true, said, true == said))
         elif accuracy is not None:

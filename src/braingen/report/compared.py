@@ -1,0 +1,54 @@
+"""The section on other runs: what `braingen compare` found, where its folder lies in the run's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from braingen.report import tables
+from braingen.report.inputs import Inputs
+
+
+def context(inputs: Inputs) -> dict[str, Any] | None:
+    """What the template needs, or None where nothing was compared."""
+    if not inputs.compared and not inputs.summary:
+        return None
+    pairs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for each in inputs.compared:
+        pairs.setdefault((str(each["first"]), str(each["second"])), []).append(each)
+    methods: dict[str, list[dict[str, str]]] = {}
+    for row in inputs.summary:
+        methods.setdefault(row["method"], []).append(row)
+    return {
+        "pairs": [(first, second, [_difference(each) for each in _ordered(found)]) for (first, second), found in pairs.items()],
+        "methods": [(method, [_mean(row) for row in _ordered(rows)]) for method, rows in methods.items()],
+    }
+
+
+def _ordered(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By score, as the other tables have them."""
+    known = list(tables.KINDS)
+    return sorted(rows, key=lambda row: known.index(row["score"]) if row["score"] in known else len(known))
+
+
+def _difference(each: dict[str, Any]) -> dict[str, str]:
+    return {
+        "title": tables.kind_of(each["score"]).title,
+        "difference": tables.number(each["difference"]),
+        "interval": f"{tables.number(each['low'])} to {tables.number(each['high'])}",
+        "p": tables.p_value(each["p_holm"]),
+        "verdict": str(each["verdict"]),
+        "n": str(each["n"]),
+    }
+
+
+def _mean(row: dict[str, str]) -> dict[str, str]:
+    figures = {name: tables.number(tables.figure(row[name])) for name in ("value", "low", "high", "between_seeds", "between_subjects")}
+    return {
+        "title": tables.kind_of(row["score"]).title,
+        "value": figures["value"],
+        "interval": f"{figures['low']} to {figures['high']}",
+        "seeds": figures["between_seeds"],
+        "subjects": figures["between_subjects"],
+        "runs": f"{row['subjects']}, {row['seeds']}",
+    }
