@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+import runpy
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from braingen.brain.expert_router import ValueRouter
+from braingen.brain.experts import StackedLinear
 from braingen.brain.moe import ENCODERS, BrainMoEMulti, encoder_arguments
 from braingen.brain.parameters import (
     adapting_parameters,
@@ -99,6 +102,18 @@ def test_default_equals_a_loop_over_experts() -> None:
         levels.append(sum(F.linear(x, heads.weight[e], heads.bias[e]) for e, x in enumerate(outputs)))
         given = outputs
     torch.testing.assert_close(model(voxels(), 1).level_backbone_BLTD[:, :, 0], torch.stack(levels, dim=1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["published", "default, projector heads", "default"])
+def test_the_loop_of_the_benchmark_computes_the_same(layout: str) -> None:
+    benchmark = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "batched_experts.py"))
+    assert layout in benchmark["LAYOUTS"]
+    stacked = build("multi", **benchmark["LAYOUTS"][layout]).eval()
+    loop = benchmark["looped"](copy.deepcopy(stacked)).eval()
+    assert not any(isinstance(module, StackedLinear) for module in loop.levels.modules())
+    for mine, theirs in zip(stacked(voxels(), 1), loop(voxels(), 1)):
+        if isinstance(mine, torch.Tensor):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
