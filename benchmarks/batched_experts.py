@@ -4,11 +4,11 @@
     python benchmarks/batched_experts.py --hidden_dim 512 --voxels 2000 --clip_emb_dim 128 --batch 64
     python benchmarks/batched_experts.py --device cuda
 
-"loop" has every expert as a module of its own, made of torch's layers and called one after another, as the published code does; routing and
-all else are the same, and so is what is computed (tests/unit/test_moe.py: `test_the_loop_of_the_benchmark_computes_the_same`). Each way runs
-in a process of its own. The published trunk is measured with the published router, a loop that computes the idle width blocks, and without
-the published balance loss, which alone made its step two to three times as long. On a busy machine wall time says little; processor seconds
-on one thread are the fairer figure.
+"loop" has every expert as a module of its own, made of torch's layers and called one after another, as the published code does; routing
+and all else are the same, and so is what is computed (tests/unit/test_moe.py: `test_the_loop_of_the_benchmark_computes_the_same`). Each
+way runs in a process of its own. The published trunk is measured with the published router, a loop that computes the idle width blocks, and
+without the published balance loss, which alone made its step two to three times as long. On a busy machine wall time says little; processor
+seconds on one thread are the fairer figure.
 Both ways run with THP_MEM_ALLOC_ENABLE=1, which lets PyTorch ask Linux for huge pages: else a third of a step goes into page faults of
 fresh gradients.
 """

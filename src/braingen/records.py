@@ -1,8 +1,8 @@
 """The records that travel between the stages: one NamedTuple per arrow of the flow.
 
-    Trials -> VoxelBatch -> ExpertEmbeddings -> Conditioning -> Reconstructions -> Scores
+    Trials -> VoxelBatch -> ExpertEmbeddings -> Conditioning -> pictures -> Scores
 
-Axis letters: B batch, V voxels, H shared width, E experts of a level, L levels, D CLIP width, T tokens, K units per expert, N images.
+Axis letters: B batch, V voxels, H shared width, E experts of a level, L levels, D CLIP width, T tokens, K units per expert.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # records are read by code that must start fast: no torch, no pandas at import
-    import numpy as np
     import pandas as pd
     from torch import Tensor
 
@@ -97,15 +96,6 @@ class Conditioning(NamedTuple):
     """How the image embedding was mixed; None without a router."""
     text_routing: Routing | None = None
     """How the text embedding was mixed; None without a router."""
-
-
-class Reconstructions(NamedTuple):
-    """Pictures read out of the brain, with the ids of the pictures that were seen."""
-
-    images_N3HW: np.ndarray
-    """float32 in [0, 1]."""
-    image_N: np.ndarray
-    """Image ids, int64, ascending."""
 
 
 class Score(NamedTuple):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 import json
 from pathlib import Path
-import random
 from typing import Any
 
 import numpy as np
@@ -116,23 +115,3 @@ def load_tree(path: Path | str) -> Any:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}); remove it to continue from an earlier state or to start anew.") from error
     return _unpack(json.loads(metadata[_HEADER]), tensors)
-
-
-def rng_state() -> dict[str, Any]:
-    """States of the global generators of Python, NumPy and PyTorch (all devices), for `save_tree`."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Put back what `rng_state` returned; states of GPUs that are not there any more are left out."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available():
-        for device, generator in enumerate(state["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(generator, device)

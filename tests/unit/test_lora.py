@@ -17,7 +17,6 @@ from braingen.diffusion.lora import (
     lora_weights,
     merged_lora,
     save_lora,
-    without_lora,
 )
 from braingen.diffusion.sdxl import without_ip_adapter
 from braingen.errors import UserError
@@ -92,16 +91,6 @@ def test_merging_twice_is_merging_once_and_comes_out_again():
     with merged_lora(unet), merged_lora(unet):
         torch.testing.assert_close(called(unet), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(called(unet), expected, rtol=0, atol=1e-5)
-
-
-def test_switched_off_the_unet_is_as_it_came():
-    unet = fake_backbone().unet
-    plain = called(unet)
-    add_lora(unet, 3)
-    randomised(unet)
-    with without_lora(unet):
-        assert torch.equal(called(unet), plain)
-    assert (called(unet) - plain).abs().max() > 1e-3
 
 
 def test_the_plain_unet_can_be_taken_out_from_under_it():

@@ -45,10 +45,10 @@ class PriorLoss(NamedTuple):
 class DiffusionPrior(ModelMixin, ConfigMixin):
     """Diffusion model of CLIP embeddings given brain tokens; it predicts the clean embedding.
 
-    Cost, in network calls: training 1; `predict` 1; sampling `network_calls(steps)` (= steps under the sampling rule "consistent") of 2 B
-    rows, or B rows without guidance. A row is S + 1 + T tokens. The published call, one branch after the other, makes 58 calls of B
-    rows for its 30 steps; this one makes 29 (rule "published") or 30 of 2 B rows, all of the same shape, so that `network` may be compiled:
-    ``prior.network.compile()``.
+    Cost, in network calls: training 1; `predict` 1; sampling one per step of `plan(steps)` (so many steps under the sampling rule
+    "consistent") of 2 B rows, or B rows without guidance. A row is S + 1 + T tokens. The published call, one branch after the other, makes
+    58 calls of B rows for its 30 steps; this one makes 29 (rule "published") or 30 of 2 B rows, all of the same shape, so that `network`
+    may be compiled: ``prior.network.compile()``.
 
     Parameters
     ----------
@@ -194,10 +194,6 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
     def plan(self, steps: int, eta: float = 1.0) -> tuple[SamplingStep, ...]:
         """The steps that `sample` makes; see `NoiseSchedule.plan`."""
         return self.schedule.plan(steps, eta, self.config["sampling"])
-
-    def network_calls(self, steps: int) -> int:
-        """Network calls of a sampling with so many steps."""
-        return len(self.plan(steps))
 
     def noise_shape(self, steps: int, eta: float = 1.0) -> tuple[int, int, int]:
         """Shape R x T x D of the standard normal draws one sample needs: its start, and one per step that adds noise."""

@@ -127,12 +127,3 @@ class Stimuli:
             except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
                 pass  # nothing hashed yet, or another file since
         return self._known
-
-    def content_key(self, ids: np.ndarray) -> str:
-        """One short key for the content of a set of images, whatever their order: the name of a cache made from them."""
-        ids = np.unique(np.asarray(ids, dtype=np.int64))
-        digest = hashlib.blake2b(digest_size=12)
-        digest.update(repr((self.rows.shape[1:], str(self.rows.dtype))).encode())
-        digest.update(ids.astype("<i8").tobytes())
-        digest.update(self.digests(ids).astype("<u8").tobytes())
-        return digest.hexdigest()

@@ -110,19 +110,6 @@ def merged_lora(unet: UNet2DConditionModel) -> Iterator[None]:
             layer.unmerge()
 
 
-@contextmanager
-def without_lora(unet: UNet2DConditionModel) -> Iterator[None]:
-    """With the LoRA switched off: the U-Net as it came."""
-    layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-
-
 def plain_key(key: str) -> str | None:
     """A key of a U-Net with a LoRA as it is called without one; None for the LoRA's own."""
     return None if ".lora_" in key else key.replace(".base_layer.", ".")

@@ -20,11 +20,6 @@ class Agreement(NamedTuple):
     permuted_high: float
     """Their 97.5th percentile."""
 
-    @property
-    def above_chance(self) -> bool:
-        """Whether it is larger than 97.5 % of the permuted ones."""
-        return self.value > self.permuted_high
-
 
 def group_agreement(group_V: np.ndarray, area_V: np.ndarray, permutations: int = 100, seed: int = 0) -> Agreement:
     """Compare an assignment of voxels (to experts, to parcels) with areas.

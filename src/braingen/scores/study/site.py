@@ -19,8 +19,6 @@ from braingen.scores.study.plan import Plan, plan_as_json
 
 ASSETS = Path(__file__).parent / "assets"
 SITE, PAGE, ONE_FILE = "site", "index.html", "study-in-one-file.html"
-FILES = "files.json"
-"""Beside the plan: hash of every file of the site."""
 LIBRARY = (
     "jspsych/jspsych-8.3.0.min.js",
     "jspsych/plugin-html-button-response-2.1.0.min.js",
