@@ -147,7 +147,7 @@ RAW: dict[str, tuple[Breaking, str] | tuple[Breaking, str, list[str]]] = {
     "betas as floats": (betas_hdf5(lambda x: x / 300), "holds float64, integers"),
     "betas all the same": (betas_hdf5(lambda x: x * 0), "have the same value in all trials"),
     "NIfTI betas cut short": (lambda root: cut(nifti(root)), "not a readable NIfTI"),
-    "NIfTI betas scaled": (lambda root: nifti(root, divided_by=300), "is scaled by its header"),
+    "NIfTI betas scaled": (lambda root: nifti(root, divided_by=300), r"betas_session\d+.nii.gz is scaled by its header"),
     "no such region": (lambda root: None, r"no region volume .*hV9.* \(there: nsdgeneral, prf-visual", ["--mask", "hV9"]),
     "labels nobody has": (lambda root: None, "no voxel has prf-visualrois in 77", ["--mask", "prf-visualrois:77"]),
     "labels that are no numbers": (lambda root: None, "labels are numbers", ["--mask", "prf-visualrois:V1"]),
@@ -246,7 +246,7 @@ OWN: dict[str, tuple[Breaking, str] | tuple[Breaking, str, list[str]]] = {
     "responses constant": (array(lambda x: x * 0 + 5), "have the same value in all trials"),
     "sessions of different width": (array(lambda x: x[:, :9], session=2), "has 9 voxels, the mask or the first session has"),
     "NIfTI without a mask": (lambda r: (to_nifti(r), [p.unlink() for p in r.rglob("*_mask.nii.gz")]), "no mask that says which voxels"),
-    "NIfTI in another space": (lambda root: to_nifti(root, np.eye(4)), "in the space of the mask was expected"),
+    "NIfTI in another space": (lambda root: to_nifti(root, np.eye(4)), r"_betas.nii.gz has shape .* in the space of the mask was expected"),
     "NIfTI of other trials": (lambda root: to_nifti(root, trials=7), "responses to 7 trials"),
     "mask of nothing": (mask_of_nothing, "no voxel above 0"),
     "mask of an unknown label": (lambda root: None, r"no mask with the label V9 \(there: .*V1", ["--mask", "V9"]),
@@ -279,6 +279,7 @@ def test_own_scans(sound_scans, tmp_path, capsys, name):
     extra = [word.replace("SCANS", str(root)) for word in (more[0] if more else [])]
     sentence = told(["prepare", "--scans", str(root), "--data_path", str(tmp_path / "NSD"), *extra], capsys)
     assert re.search(words, sentence), sentence
+    assert sentence.count("docs/data.md") <= 1  # a sentence, not one inside another
     assert not Layout.of(tmp_path / "NSD").images().exists()
 
 

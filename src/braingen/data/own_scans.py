@@ -27,9 +27,10 @@ import pandas as pd
 
 from braingen.data import nsd
 from braingen.data.hdf5 import Rows
+from braingen.data.large_files import blocks
 from braingen.data.pictures import load_picture
 from braingen.data.scans import Pictures
-from braingen.data.volumes import VoxelPlaces, load_nifti
+from braingen.data.volumes import VoxelPlaces, load_nifti, trials_in_nifti
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
 
@@ -323,24 +324,20 @@ def _array(path: Path, trials: int) -> Iterator[np.ndarray]:
     if len(array.shape) != 2 or array.dtype.kind not in "fiu":
         raise UserError(f"{path} is {array.dtype} of shape {array.shape}, numbers of (trials, voxels) were expected; {GUIDE}.")
     _refuse_count(path, array.shape[0], trials)
-    for first in range(0, trials, TRIALS_AT_ONCE):
-        yield np.asarray(take(np.arange(first, min(first + TRIALS_AT_ONCE, trials)))).astype(np.float64)
+    for first, last in blocks(trials, TRIALS_AT_ONCE):
+        yield np.asarray(take(np.arange(first, last))).astype(np.float64)
 
 
 def _nifti(path: Path, trials: int, places: VoxelPlaces | None) -> Iterator[np.ndarray]:
     if places is None:
         raise UserError(f"{path} is a volume, but there is no mask that says which voxels to take (sub-01_mask.nii.gz); {GUIDE}.")
-    try:
-        image = nibabel.Nifti1Image.from_filename(path, keep_file_open=True)
+
+    def check(image: nibabel.Nifti1Image) -> None:
         if len(image.shape) != 4 or image.shape[:3] != places.mask.shape or not np.allclose(image.affine, places.affine, atol=1e-4):
             raise UserError(
                 f"{path} has shape {image.shape}, {(*places.mask.shape, trials)} in the space of the mask was expected; resample one "
                 "of the two."
             )
         _refuse_count(path, image.shape[3], trials)
-        x_V, y_V, z_V = places.indices_V3.T
-        for first in range(0, trials, TRIALS_AT_ONCE):
-            block = np.asarray(image.dataobj[..., first : min(first + TRIALS_AT_ONCE, trials)])
-            yield block[x_V, y_V, z_V].T.astype(np.float64)
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not a readable NIfTI file ({' '.join(str(error).split())}); {GUIDE}.") from error
+
+    yield from trials_in_nifti(path, places, check, TRIALS_AT_ONCE, GUIDE)

@@ -19,9 +19,10 @@ from scipy.io import loadmat
 
 from braingen.data import nsd
 from braingen.data.hdf5 import Rows
+from braingen.data.large_files import blocks
 from braingen.data.pictures import fit_picture
 from braingen.data.scans import Pictures
-from braingen.data.volumes import VoxelPlaces, load_nifti
+from braingen.data.volumes import VoxelPlaces, load_nifti, trials_in_nifti
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
 
@@ -294,25 +295,21 @@ def _hdf5_blocks(path: Path, trials: int, places: VoxelPlaces) -> Iterator[np.nd
     rows = Rows(path, nsd.BETAS_DATASET, GET_RAW)
     _check(path, rows.shape[::-1], rows.dtype, trials, places)
     x_V, y_V, z_V = places.indices_V3.T
-    for first in range(0, trials, TRIALS_AT_ONCE):
-        block = rows.take(np.arange(first, min(first + TRIALS_AT_ONCE, trials)))
+    for first, last in blocks(trials, TRIALS_AT_ONCE):
+        block = rows.take(np.arange(first, last))
         yield block[:, z_V, y_V, x_V].astype(np.float64)
 
 
 def _nifti_blocks(path: Path, trials: int, places: VoxelPlaces) -> Iterator[np.ndarray]:
-    """A file whose axes run x, y, z, trials; read front to back, its compressed stream kept open."""
-    try:
-        image = nibabel.Nifti1Image.from_filename(path, keep_file_open=True)
+    """A file whose axes run x, y, z, trials."""
+
+    def check(image: nibabel.Nifti1Image) -> None:
         _check(path, image.shape, image.get_data_dtype(), trials, places)
         slope, inter = (getattr(image.dataobj, name) for name in ("slope", "inter"))  # nibabel empties the header's own
         if (slope, inter) != (1, 0):
             raise UserError(f"{path} is scaled by its header ({slope:g}, {inter:g}), the numbers as stored were expected; {GET_RAW}.")
-        x_V, y_V, z_V = places.indices_V3.T
-        for first in range(0, trials, TRIALS_AT_ONCE):
-            block = np.asarray(image.dataobj[..., first : min(first + TRIALS_AT_ONCE, trials)])
-            yield block[x_V, y_V, z_V].T.astype(np.float64)
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not a readable NIfTI file ({' '.join(str(error).split())}); {GET_RAW}.") from error
+
+    yield from trials_in_nifti(path, places, check, TRIALS_AT_ONCE, GET_RAW)
 
 
 def is_raw_nsd(root: Path) -> bool:
