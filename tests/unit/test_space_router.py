@@ -12,12 +12,13 @@ from braingen.routing.space_router import (
     CrossAttentionSpaceRouter,
     GateSpaceRouter,
     MeanSpaceRouter,
+    MixingSpaceRouter,
     SelfAttentionSpaceRouter,
     WeightSpaceRouter,
 )
 
 B, E, T, D, GRID = 3, 4, 2, 6, 5
-SPACES = ["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross"]
+SPACES = ["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"]
 
 
 def fresh() -> dict[str, torch.nn.Module]:
@@ -29,6 +30,7 @@ def fresh() -> dict[str, torch.nn.Module]:
         "query": WeightSpaceRouter(E, D, T, start="query"),
         "self": SelfAttentionSpaceRouter(D),
         "cross": CrossAttentionSpaceRouter(D, grid=GRID),
+        "mix": MixingSpaceRouter(D, grid=GRID),
     }
 
 
@@ -54,14 +56,14 @@ def test_a_fresh_router_gives_the_mean_over_experts(kind, experts, latents):
     torch.testing.assert_close(fresh()[kind](experts, latents).embedding_BTD, experts.mean(1), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "query", "self", "cross"])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid", "query", "self", "cross", "mix"])
 def test_attention_and_gates_share_out_one(kind, experts, latents):
     weights = shaken(fresh()[kind])(experts, latents).weights_BET
     total = weights.sum((1, 2)) if kind == "cross" else weights.sum(1)
     torch.testing.assert_close(total, torch.ones_like(total))
 
 
-@pytest.mark.parametrize("kind", ["query", "self", "cross"])
+@pytest.mark.parametrize("kind", ["query", "self", "cross", "mix"])
 def test_order_of_experts_does_not_matter_to_attention(kind, experts, latents):
     router, order = shaken(fresh()[kind]), torch.tensor([2, 0, 3, 1])
     here, there = router(experts, latents), router(experts[:, order], latents)
@@ -82,6 +84,18 @@ def test_cross_attention_needs_something_to_ask_with(experts):
     with pytest.raises(UserError, match="latents"):
         CrossAttentionSpaceRouter(D, grid=GRID)(experts)
     assert CrossAttentionSpaceRouter(D, grid=GRID, learned_query=True)(experts).embedding_BTD.shape == (B, T, D)
+
+
+def test_mixing_gives_the_mixture_it_reports_and_no_more(experts, latents):
+    router = shaken(MixingSpaceRouter(D, grid=GRID))
+    out = router(experts, latents)
+    torch.testing.assert_close((experts * out.weights_BET[..., None]).sum(1), out.embedding_BTD)
+    assert (out.weights_BET - 1 / E).abs().max() > 0.01
+    torch.testing.assert_close(out.weights_BET[:, :, 0], out.weights_BET[:, :, 1])
+    alike = experts[:, :1].expand_as(experts)
+    torch.testing.assert_close(router(alike, latents).embedding_BTD, alike[:, 0])  # where all say the same, that is heard
+    with pytest.raises(UserError, match="latents"):
+        router(experts)
 
 
 def test_gumbel_gate_takes_one_expert_per_token(experts):
@@ -151,7 +165,7 @@ def test_batch_equals_one_by_one(levels, latents):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("time", ["mlp", "attention"])
-@pytest.mark.parametrize("space", ["gate_softmax", "self", "cross"])
+@pytest.mark.parametrize("space", ["gate_softmax", "self", "cross", "mix"])
 def test_half_precision_agrees(dtype, time, space, levels, latents):
     router = routed(time=time, space=space, time_context=True, time_prior="multiply")
     for parameter in router.parameters():

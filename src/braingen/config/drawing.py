@@ -24,10 +24,11 @@ class RouterConfig(Section):
     """Width of the level embeddings (published: 768)."""
     time_context: bool = False
     """Let the time router see the noisy latents (published: off)."""
-    space: Literal["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross"] = "cross"
-    """What weighs the experts of a level; cross: attention from the noisy latents (MoRE-Brain's paper; its code leaves it off)."""
+    space: Literal["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"] = "mix"
+    """What weighs the experts of a level; cross: attention from the noisy latents (MoRE-Brain; its code leaves it off); mix: the same, kept a
+    mixture of the experts."""
     space_grid: NotNegative = 0
-    """Side of the grid on which 'cross' sees the latents; 0 for their own side at the training size (published: 64, at 512 px)."""
+    """Side of the grid on which 'cross' and 'mix' see the latents; 0 for their own side at the training size (published: 64, at 512 px)."""
     kl_scale: Scale = 0.001
     """Weight of the pull toward coarse levels early and fine ones late (paper, eq. 5; its weight is not given)."""
     kl_sigma: Annotated[float, Field(gt=0)] = 1.0

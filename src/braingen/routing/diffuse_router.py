@@ -20,13 +20,14 @@ from braingen.routing.space_router import (
     CrossAttentionSpaceRouter,
     GateSpaceRouter,
     MeanSpaceRouter,
+    MixingSpaceRouter,
     SelfAttentionSpaceRouter,
     WeightSpaceRouter,
 )
 from braingen.routing.time_router import AttentionTimeRouter, Choice, FixedTimeRouter, LevelPrior, MLPTimeRouter, TimeRouting
 
 Time = Literal["off", "fixed", "mlp", "attention"]
-Space = Literal["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross"]
+Space = Literal["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"]
 
 
 class Routed(NamedTuple):
@@ -66,12 +67,12 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         Gaussian that multiplies the time router's probabilities.
     time_prior_sigma : float
         Its width, in levels.
-    space : {"off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross"}
+    space : {"off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"}
         The space router of every level (`space_router.py`).
     space_temperature : float
         Divides its scores.
     space_grid : int
-        Side of the grid on which "cross" sees the latents (64 published; the latents' own side at the usual picture size is best).
+        Side of the grid on which "cross" and "mix" see the latents (64 published; the latents' own side at the usual picture size is best).
     level_output : {"mean", "sum"}
         What a level is when space is off: mean over its experts (paper) or their sum (published implementation). It has to be what
         the encoder was trained with.
@@ -101,7 +102,7 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         time_context_size: int = 64,
         time_prior: LevelPrior = "none",
         time_prior_sigma: float = 1.0,
-        space: Space = "cross",
+        space: Space = "mix",
         space_temperature: float = 1.0,
         space_grid: int = 64,
         level_output: Literal["mean", "sum"] = "mean",
@@ -143,8 +144,10 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
                 return SelfAttentionSpaceRouter(clip_emb_dim, temperature=space_temperature)
             if space == "cross":
                 return CrossAttentionSpaceRouter(clip_emb_dim, grid=space_grid, temperature=space_temperature)
+            if space == "mix":
+                return MixingSpaceRouter(clip_emb_dim, grid=space_grid, temperature=space_temperature)
             raise UserError(
-                f"space is {space!r}; allowed are 'off', 'gate_softmax', 'gate_sigmoid', 'gate_gumbel', 'weight', 'self' and 'cross'"
+                f"space is {space!r}; allowed are 'off', 'gate_softmax', 'gate_sigmoid', 'gate_gumbel', 'weight', 'self', 'cross' and 'mix'"
             )
 
         self.space_routers = nn.ModuleList(space_router(number) for number in num_experts)
@@ -182,7 +185,7 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         t_B : Tensor
             Diffusion times on the training scale.
         latents_BCHW : Tensor, optional
-            Noisy latents as the U-Net reads them, of any size; needed by "cross" and by a time router with context.
+            Noisy latents as the U-Net reads them, of any size; needed by "cross" and "mix" and by a time router with context.
         level : int, optional
             Listen to this level only, whatever the time router says.
         generator : torch.Generator, optional

@@ -49,11 +49,11 @@ SOFT = {"time": "attention", "time_choice": "soft"}
 VARIANTS: dict[str, Variant] = {
     "untouched": Variant("neither fine-tuned nor routed", sampler={"finetuned": "no"}, tuned_as="both"),
     "no_router": Variant("fine-tuned, no router", NO_ROUTER),
-    "space": Variant("space", {"time": "off", "space": "cross"}),
+    "space": Variant("space", {"time": "off", "space": "mix"}),
     "time_fixed": Variant("time, fixed schedule", {"time": "fixed", "space": "off"}),
     "time_hard": Variant("time, hard", {"time": "attention", "time_choice": "hard", "space": "off"}),
     "time_soft": Variant("time, soft", {**SOFT, "space": "off"}),
-    "both": Variant("time (soft) and space", {**SOFT, "space": "cross"}),
+    "both": Variant("time (soft) and space", {**SOFT, "space": "mix"}),
     "text": Variant("text only, time and space", sampler={"use_image": False}, tuned_as="both"),
     "image": Variant("image only, time and space", sampler={"use_text": False}, tuned_as="both"),
     "random": Variant("random voxels, time and space", sampler={"source": "random"}, tuned_as="both"),
