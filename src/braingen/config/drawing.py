@@ -25,8 +25,8 @@ class RouterConfig(Section):
     time_context: bool = False
     """Let the time router see the noisy latents (published: off)."""
     space: Literal["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"] = "mix"
-    """What weighs the experts of a level; cross: attention from the noisy latents (MoRE-Brain; its code leaves it off); mix: the same, kept a
-    mixture of the experts."""
+    """What weighs the experts of a level; cross: attention from the noisy latents (MoRE-Brain; its code leaves it off); mix: the same, but
+    what is heard stays a mixture of the experts."""
     space_grid: NotNegative = 0
     """Side of the grid on which 'cross' and 'mix' see the latents; 0 for their own side at the training size (published: 64, at 512 px)."""
     kl_scale: Scale = 0.001
