@@ -35,8 +35,8 @@ from braingen.run_layout import READER, run_folder, tuning_folder
 from braingen.runs import Run
 from braingen.stages.listening_data import ListeningData, Rows, listening_data, pieces
 from braingen.stages.machine import accelerator_of, device_of, end_tracking, precision_of
+from braingen.stages.steps import StepLosses, hash_seed
 from braingen.stages.targets import Targets
-from braingen.stages.train import hash_seed
 from braingen.stages.trained import load_reader
 from braingen.stages.workers import Workers, shared_run
 from braingen.stopping import Stopped, patience
@@ -55,13 +55,6 @@ class Parts(NamedTuple):
     alphas_cumprod: Tensor
     """The noise schedule."""
     prediction_type: str
-
-
-class StepLosses(NamedTuple):
-    """Terms of the objective, weighted, and their sum."""
-
-    total: Tensor
-    terms: dict[str, Tensor]
 
 
 class Draws(NamedTuple):
@@ -204,7 +197,7 @@ def _losses(
         sigma, times = config.router.kl_sigma, len(alphas)
         pulls = [kl_guidance(each.level_probabilities_BL, t_B, sigma=sigma, num_train_timesteps=times) for each in routings]
         terms["guidance"] = config.router.kl_scale * torch.stack(pulls).mean()
-    return StepLosses(torch.stack(list(terms.values())).sum(), terms)
+    return StepLosses.of(terms)
 
 
 @torch.no_grad()
@@ -356,8 +349,7 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
                     result = step(wrapped, rows.of(passes), parts, config, generator)
                 accelerator.backward(result.total / tune.gradient_accumulation_steps)
                 counted += 1
-                for name, term in result.terms.items():
-                    sums[name] = sums.get(name, 0.0) + term.item()
+                result.add_to(sums)
             accelerator.clip_grad_norm_(parameters.values(), tune.clip_norm)
             optimizer.step()
             schedule.step()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import contextlib
-import hashlib
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from braingen.runs import Run
 from braingen.stages.checkpoints import SHARDED, Checkpoints, Place
 from braingen.stages.machine import accelerator_of, end_tracking
 from braingen.stages.reader_setup import Parts, earlier_folder, setup
+from braingen.stages.steps import StepLosses, hash_seed
 from braingen.stages.workers import Workers, shared_run
 from braingen.stopping import Request, patience
 
@@ -38,13 +38,6 @@ MIXCO_TEMPERATURE = 0.006
 """Times temp_coeff (published implementation)."""
 SOFT_CLIP_TEMPERATURES = (0.004, 0.0075)
 """From and to, times temp_coeff (published implementation)."""
-
-
-class StepLosses(NamedTuple):
-    """Terms of the objective, weighted, and their sum."""
-
-    total: Tensor
-    terms: dict[str, Tensor]
 
 
 class Whole(torch.nn.Module):
@@ -115,7 +108,7 @@ def step(reader: BrainReader, batch: tuple[VoxelBatch, ...], parts: Parts, progr
         terms["cosine"] = weights.cos_scale * (1 - cosine_similarity(flat, aim_BTD.flatten(1)).mean())
         if weights.prior_clip_scale:
             terms["prior_clip"] = weights.prior_clip_scale * contrastive(predicted.prediction_BTD)
-    return StepLosses(torch.stack(list(terms.values())).sum(), terms)
+    return StepLosses.of(terms)
 
 
 @torch.no_grad()
@@ -256,8 +249,7 @@ def train_epoch(config: Config, training: Training, place: Place, checkpoints: C
         with contextlib.nullcontext() if group_over else accelerator.no_sync(model):
             result = model(step, batch, parts, done, generator)
             accelerator.backward(result.total / group)
-        for name, term in result.terms.items():
-            place.sums[name] = place.sums.get(name, 0.0) + term.item()
+        result.add_to(place.sums)
         place.step = number + 1
         if group_over:
             accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
@@ -278,8 +270,3 @@ def keep(run: Run, model: torch.nn.Module, accelerator: Accelerator, workers: Wo
     if workers.main:
         with run.replace(READER) as temporary:
             reader.save_pretrained(temporary)
-
-
-def hash_seed(seed: int, purpose: str, number: int) -> int:
-    """A seed for one purpose and one number, unrelated to its neighbours."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()[:7], "little")
