@@ -29,6 +29,8 @@ from braingen.stages.targets import Targets
 from braingen.stages.train import train
 
 RESULT = "routing_helps.json"
+LINES = "lines_paired.json"
+"""In a seed's folder: line -> score -> one value per image."""
 
 
 def config_of(file: Path, folder: Path, seed: int, images: int, words: list[str]) -> Config:
@@ -40,7 +42,7 @@ def config_of(file: Path, folder: Path, seed: int, images: int, words: list[str]
 
 def values_of(config: Config, lines: list[str]) -> dict[str, dict[str, list[float]]]:
     """Line -> score -> what every test image adds to it (`Sheet.paired`), in the order of their ids; kept in the seed's folder."""
-    path = config.run.folder / "lines_paired.json"  # earlier versions kept an image's own share of a two-way score, in lines.json
+    path = config.run.folder / LINES
     known = json.loads(path.read_text()) if path.exists() else {}
     targets, store = Targets(config), FeatureStore()
     for line in lines:

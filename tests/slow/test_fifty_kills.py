@@ -27,10 +27,8 @@ from braingen.cli import main
 
 KILLS = 50
 WITHIN = ["run.save_minutes=1e-9", "run.tracker=none"]
-TUNE = ["finetune.max_train_steps=6", "finetune.train_batch_size=4", "finetune.gradient_accumulation_steps=2"]
-TUNE += ["finetune.validation_steps=3", "finetune.validation_images=4"]
 ADAPT = ["--pretrain_on", "1", "curve.sessions=1", "curve.seeds=0", "--subj", "2"]
-STAGES = [["demo"], ["finetune", *TUNE], ["adapt-curve", *ADAPT], ["bottleneck", "--b_sizes", "16"]]
+STAGES = [["demo"], ["adapt-curve", *ADAPT], ["bottleneck", "--b_sizes", "16"]]
 
 
 def at_a_moment_of_the_clock(words: list[str], seconds: float) -> int:
@@ -88,10 +86,10 @@ def test_simulating_is_killed_too(tmp_path):
     assert main(["simulate", "--root", str(tmp_path / "calm"), *size]) == 0
     chance, killed = random.Random(6), 0
     words = ["simulate", "--root", str(tmp_path / "killed"), *size]
-    while run(words, kill_at=chance.randint(1, 6)) != 0:
+    while run(words, kill_at=chance.randint(1, 40)) != 0:
         killed += 1
         assert killed < 100
-    assert killed
+    assert killed >= 3
     for file in sorted(path for path in (tmp_path / "calm").rglob("*") if path.is_file() and path.suffix in (".tar", ".hdf5", ".json")):
         other = tmp_path / "killed" / file.relative_to(tmp_path / "calm")
         assert other.stat().st_size == file.stat().st_size

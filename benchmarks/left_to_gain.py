@@ -1,0 +1,139 @@
+"""What could listening better still gain? What the decoded embeddings hold, against what the pictures drawn from them show.
+
+    python benchmarks/routing_helps.py --folder runs/routing_helps --lines untouched both ceiling
+    python benchmarks/left_to_gain.py --folder runs/routing_helps
+
+Object, background and position are read from the embeddings of the test images by linear discriminants (class means from the true
+embeddings of training images, shrunk as held-out reads are; covariance within classes, plus that of the errors of held-out reads, shrunk
+after Ledoit and Wolf): once from what both encoders put out, once from what each of their levels says. If the second is no better, levels
+hold nothing that their mean does not, and no weighting of them can gain. If the pictures are named as well as the embeddings are read,
+nothing is lost in drawing. And where a picture is named right, PixCorr beside that of the picture drawn from the true embeddings says what
+is lost otherwise. Test images are scored, nothing is fitted to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from routing_helps import LINES, config_of
+from safetensors.torch import load_file
+from sklearn.covariance import ledoit_wolf
+import torch
+from torch import Tensor
+
+from braingen.cli import parse_overrides
+from braingen.config import Config
+from braingen.data.nsd import Layout
+from braingen.files import write_json
+from braingen.run_layout import EMBEDDINGS, drawn_folder
+from braingen.scores.uncertainty import mean_interval
+from braingen.simulation.pictures import load_scenes
+from braingen.simulation.semantics import LABELS, labels
+from braingen.stages.ablate import config_of as line_of
+from braingen.stages.finetune import load_readers, setup
+from braingen.stages.listening_data import listening_data
+from braingen.stages.targets import Targets
+
+NAMED = ("object", "background", "position")
+RESULT = "left_to_gain.json"
+
+
+def outputs(experts_NED: Tensor, counts: tuple[int, ...], levels: bool) -> np.ndarray:
+    """What an encoder puts out, N x D, or what its levels say, N x (L D), from what its experts say."""
+    each_NLD = torch.stack([level_NED.mean(dim=1) for level_NED in experts_NED.split(list(counts), dim=1)], dim=1)
+    return (each_NLD.flatten(1) if levels else each_NLD.mean(dim=1)).double().numpy()
+
+
+class Discriminants:
+    """Linear discriminant analysis of reads, from true embeddings and the errors of other reads.
+
+    Parameters
+    ----------
+    truth_NF : what would be read without error
+    label_N : classes
+    error_JF : errors
+    """
+
+    def __init__(self, truth_NF: np.ndarray, label_N: np.ndarray, error_JF: np.ndarray) -> None:
+        self.classes, row_N, count_C = np.unique(label_N, return_inverse=True, return_counts=True)
+        mean_CF = np.stack([truth_NF[row_N == row].mean(axis=0) for row in range(len(self.classes))])
+        within_NF = truth_NF - mean_CF[row_N]
+        covariance_FF = within_NF.T @ within_NF / len(within_NF) + ledoit_wolf(error_JF)[0]
+        self.weight_CF = np.linalg.solve(covariance_FF, mean_CF.T).T
+        self.bias_C = np.log(count_C / count_C.sum()) - 0.5 * (self.weight_CF * mean_CF).sum(axis=1)
+
+    def __call__(self, read_NF: np.ndarray) -> np.ndarray:
+        """The class of every read."""
+        return self.classes[(read_NF @ self.weight_CF.T + self.bias_C).argmax(axis=1)]
+
+
+def read_out(config: Config) -> dict[str, dict[str, list[float]]]:
+    """'output', 'levels' -> label -> per test image, whether it is read right from both encoders together."""
+    own = line_of(config, "both")
+    parts, readers, targets = setup(own), load_readers(own), Targets(own)
+    data = listening_data(own, targets, readers, parts.model.size, 10**6)  # the errors of all held-out images
+    drawn = load_file(drawn_folder(own) / EMBEDDINGS)
+    layout = Layout.of(own.data.root)
+    known_NL, asked_ML = (labels(load_scenes(layout, ids.tolist())) for ids in (data.train.image_N, drawn["ids"].numpy()))
+    found: dict[str, dict[str, list[float]]] = {}
+    for kind in ("output", "levels"):
+        truth, error, read = [], [], []
+        for name in readers:
+            counts, unsure = parts.model.counts[name], data.unsureness[name]
+            shrunk_NETD = unsure.slope_E[:, None, None] * data.train.truth[name][:, None]
+            for column, table in ((truth, shrunk_NETD), (error, unsure.error_JETD), (read, drawn[f"{name}_experts"])):
+                column.append(outputs(table.flatten(2).float(), counts, kind == "levels"))
+        truth_NF, error_JF, read_MF = (np.concatenate(column, axis=1) for column in (truth, error, read))
+        columns = {label: LABELS.index(label) for label in NAMED}
+        found[kind] = {
+            label: (Discriminants(truth_NF, known_NL[:, k], error_JF)(read_MF) == asked_ML[:, k]).astype(float).tolist()
+            for label, k in columns.items()
+        }
+    return found
+
+
+def described(values_SN: np.ndarray, resamples: int) -> dict[str, object]:
+    """Mean over seeds and images, its interval over images, and every seed's mean."""
+    interval = mean_interval(values_SN.mean(axis=0), resamples)
+    return {**{name: round(end, 5) for name, end in interval._asdict().items()}, "seeds": values_SN.mean(axis=1).round(5).tolist()}
+
+
+def main() -> None:
+    """Read out, compare, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", type=Path, default=Path("configs/simulated.yaml"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/routing_helps"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=300)
+    chosen, words = parser.parse_known_args()
+    parse_overrides(words)  # says what is misspelt before anything is read
+    configs = [config_of(chosen.config, chosen.folder, seed, chosen.images, words) for seed in range(chosen.seeds)]
+    lines = [json.loads((config.run.folder / LINES).read_text()) for config in configs]
+    read = [read_out(config) for config in configs]
+    resamples, table = configs[0].scores.bootstrap, dict[str, dict[str, object]]()
+    for label in NAMED:
+        for line in ("untouched", "both", "ceiling"):
+            named_SN = np.array([seed[line][f"{label}_accuracy"] for seed in lines])
+            table[f"{label} named in pictures, {line}"] = described(named_SN, resamples)
+        for kind in ("output", "levels"):
+            table[f"{label} read from the embeddings, {kind}"] = described(np.array([seed[kind][label] for seed in read]), resamples)
+        gain = np.array([seed["levels"][label] for seed in read]) - np.array([seed["output"][label] for seed in read])
+        table[f"{label} read, levels minus output"] = described(gain, resamples)
+    for line in ("untouched", "both"):
+        right_SN = np.array([[all(row) for row in zip(*(seed[line][f"{label}_accuracy"] for label in NAMED))] for seed in lines])
+        loss_SN = np.array([seed["ceiling"]["pixcorr"] for seed in lines]) - np.array([seed[line]["pixcorr"] for seed in lines])
+        table[f"PixCorr lost against true embeddings, {line}"] = described(loss_SN, resamples)
+        for name, some_SN in (("right", right_SN), ("wrong", ~right_SN)):
+            interval = mean_interval(loss_SN[some_SN], resamples)
+            table[f"PixCorr lost, {line}, pictures named {name}"] = {**interval._asdict(), "share": float(some_SN.mean())}
+    write_json(chosen.folder / RESULT, table)
+    for name, row in table.items():
+        print(f"{name:60} {row['value']:.4f} ({row['low']:.4f} to {row['high']:.4f})  {row.get('seeds', row.get('share'))}")
+    print(chosen.folder / RESULT)
+
+
+if __name__ == "__main__":
+    main()
