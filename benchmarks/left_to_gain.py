@@ -33,9 +33,10 @@ from braingen.scores.uncertainty import mean_interval
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.semantics import LABELS, labels
 from braingen.stages.ablate import config_of as line_of
-from braingen.stages.finetune import load_readers, setup
+from braingen.stages.finetune import setup
 from braingen.stages.listening_data import listening_data
 from braingen.stages.targets import Targets
+from braingen.stages.trained import load_readers
 
 NAMED = ("object", "background", "position")
 RESULT = "left_to_gain.json"

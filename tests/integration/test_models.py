@@ -68,7 +68,8 @@ def test_diffusion_routers_at_their_published_sizes(nsd: dict[str, Card]) -> Non
     assert nsd["DiffuseRouter: time attention, space off"].total == KEYS["diffusion_router"]["parameters"] == 249_600
     both = nsd["DiffuseRouter: time attention, space off"].total + nsd["DiffuseRouter: time off, space cross"].total
     assert both == KEYS["diffusion_router_with_space"]["parameters"] == 34_328_320
-    assert nsd["DiffuseRouter as configured: time attention, space cross"].total == both
+    own = nsd["DiffuseRouter: time attention, space off"].total + nsd["DiffuseRouter: time off, space mix"].total
+    assert nsd["DiffuseRouter as configured: time attention, space mix"].total == own
 
 
 def test_the_papers_size_and_trained_share_are_found_again() -> None:

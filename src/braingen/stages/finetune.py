@@ -37,7 +37,7 @@ from braingen.stages.listening_data import ListeningData, Rows, listening_data, 
 from braingen.stages.machine import accelerator_of, device_of, end_tracking, precision_of
 from braingen.stages.steps import StepLosses, hash_seed
 from braingen.stages.targets import Targets
-from braingen.stages.trained import load_reader
+from braingen.stages.trained import load_readers
 from braingen.stages.workers import Workers, shared_run
 from braingen.stopping import Stopped, patience
 
@@ -107,7 +107,7 @@ def check(config: Config, readers: dict[str, BrainReader]) -> None:
 
 def setup(config: Config) -> Parts:
     """Load what is frozen, build what is trained, compute latents and reads, and fail early."""
-    readers = {name: load_reader(config, name).requires_grad_(False).to(device_of(config)) for name in ("image", "text")}
+    readers = load_readers(config)
     check(config, readers)
     targets = Targets(config)
     # on a CPU frozen weights stay float32: autocast there does not cover every layer that half-precision weights would meet

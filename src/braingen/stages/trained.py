@@ -10,6 +10,7 @@ from braingen.diffusion.finetuning import BEST
 from braingen.errors import UserError
 from braingen.run_layout import READER, run_folder, tuning_folder
 from braingen.runs import Run
+from braingen.stages.machine import device_of
 
 
 def load_reader(config: Config, modality: str) -> BrainReader:
@@ -22,6 +23,11 @@ def load_reader(config: Config, modality: str) -> BrainReader:
         )
     Run(folder).require_finished()
     return BrainReader.from_pretrained(folder / READER).eval()
+
+
+def load_readers(config: Config) -> dict[str, BrainReader]:
+    """Both of them, frozen, where the configuration computes."""
+    return {name: load_reader(config, name).requires_grad_(False).to(device_of(config)) for name in ("image", "text")}
 
 
 def tuned_folder(config: Config) -> Path | None:
