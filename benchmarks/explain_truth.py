@@ -1,10 +1,11 @@
-"""Are the maps right? On simulated subjects, whose voxels are known: attributions, expert assignments, saliency and ablations against what
-was planted, for the default encoder, the published one and voxel-level routing.
+"""Are the maps right? On simulated subjects, whose voxels are known: attributions, activation patterns, expert assignments, saliency and
+ablations against what was planted, for the default encoder, the published one and voxel-level routing.
 
     python benchmarks/explain_truth.py --seeds 3
 
-Simulates a small subject per seed (another brain, other pictures), trains an image encoder of every kind on it, and asks. Every finished
-(seed, encoder) is kept as JSON, so an interrupted run continues. Prints Markdown tables.
+Simulates a small subject per seed (another brain, other pictures; 400 training images, and as many test images as NSD has), trains an image
+encoder of every kind on it, and asks. Every finished (seed, encoder) is kept as JSON, so an interrupted run continues. Prints a Markdown
+table.
 """
 
 from __future__ import annotations
@@ -28,8 +29,17 @@ from braingen.explain.agreement import area_under_roc, group_agreement
 from braingen.explain.attribution import Explainer, Query, completeness
 from braingen.explain.experts import listen, voxel_selectivity
 from braingen.explain.maps import mean_maps
+from braingen.explain.patterns import ClassReadOut, Patterns, activation_patterns
 from braingen.explain.readout import ReadOut, class_directions
-from braingen.explain.saliency import ReceptiveFields, beyond_usual, gaussians, inside_outside, pointing_game, saliency
+from braingen.explain.saliency import (
+    ReceptiveFields,
+    beyond_usual,
+    gaussians,
+    inside_outside,
+    peaks_on_object,
+    pointing_game,
+    saliency,
+)
 from braingen.run_layout import READER
 from braingen.scores.decoding import decoder_scores
 from braingen.scores.uncertainty import mean_interval
@@ -37,6 +47,7 @@ from braingen.simulation.pictures import load_scenes
 from braingen.simulation.retina import FIELD_OF_VIEW
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, SUPERCATEGORIES, object_mask
 from braingen.simulation.semantics import LABEL_COUNTS, LABELS, labels
+from braingen.stages.explain_inputs import averaged
 from braingen.stages.reader_setup import setup
 from braingen.stages.simulate import simulate
 from braingen.stages.targets import Targets
@@ -56,11 +67,14 @@ AREAS_FOR = (
     ("background", ("PPA", "OPA", "RSC"), [BACKGROUNDS.index(name) for name in ("room", "street", "forest", "beach", "desert", "sea")]),
 )
 """Kind of label, the areas planted for it, and the labels these prefer: attributions to them, category against early areas."""
+SIZES = {"seeds": 3, "voxels": 800, "sessions": 7, "trials": 600, "images": 1000, "hidden": 128, "epochs": 15}
 UNSPECIFIC = ("semantic", "where")
 CARRIES = 0.1
 """A voxel carries a label that explains at least this share of its noise-free variance; fixed before anything was computed."""
 SIDE = 32
 POINTS = 16
+FEW = 100
+"""Test images among which the right one is looked for, and that patterns from few images get."""
 
 
 def name_of(variant: str) -> str:
@@ -72,6 +86,8 @@ class Subject(NamedTuple):
     """A simulated subject: what a decoder is given, and what was planted."""
 
     voxels_NV: np.ndarray
+    rows_NR: np.ndarray
+    betas: Betas
     image_N: np.ndarray
     label_NL: np.ndarray
     train_image_M: np.ndarray
@@ -87,7 +103,8 @@ def config_of(seed: int, variant: str, chosen: argparse.Namespace) -> Config:
     overrides = {
         "data.root": str(root), "run.folder": str(run), "run.seed": str(seed), "run.tracker": "none", "optim.validate_every": "3",
         "simulation.seed": str(seed), "simulation.num_voxels": str(chosen.voxels), "simulation.num_sessions": str(chosen.sessions),
-        "simulation.num_test_images": str(chosen.images), "encoder.hidden_dim": str(chosen.hidden), "optim.num_epochs": str(chosen.epochs),
+        "simulation.trials_per_session": str(chosen.trials), "simulation.num_test_images": str(chosen.images),
+        "encoder.hidden_dim": str(chosen.hidden), "optim.num_epochs": str(chosen.epochs),
     }  # fmt: skip
     return load_config(Path("configs/simulated.yaml"), overrides | VARIANTS[variant])
 
@@ -101,7 +118,9 @@ def read_subject(config: Config) -> Subject:
     with np.load(layout.truth(1)) as stored:
         truth = {name: stored[name] for name in stored.files}
     return Subject(
-        np.stack([betas.rows(rows[rows >= 0]).mean(0) for rows in repeats.rows_NR]),
+        averaged(betas, repeats),
+        repeats.rows_NR,
+        betas,
         repeats.image_N,
         labels(scenes),
         train_image_M,
@@ -125,6 +144,15 @@ def explain_label(reader: BrainReader, subject: Subject, direction_CF: torch.Ten
     return np.concatenate(maps), completeness(np.concatenate(value), np.concatenate(error))
 
 
+def patterns_of(reader: BrainReader, subject: Subject, read_out: ClassReadOut, images: int | None = None) -> Patterns:
+    """Activation patterns of what is decoded of the test images, or of the first of them."""
+
+    def decoded(voxels_NV: np.ndarray) -> np.ndarray:
+        return read_out.probability(listen(reader, voxels_NV, 1).whole_NF.numpy())
+
+    return activation_patterns(subject.betas.rows, subject.rows_NR[:images], decoded)
+
+
 def ask(config: Config, subject: Subject) -> dict[str, Any]:
     """Everything about one trained encoder."""
     reader = BrainReader.from_pretrained(config.run.folder / "image" / READER).eval()
@@ -134,7 +162,8 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
     true_NF = reader.standardised(targets.image(subject.image_N)).flatten(1)
     trained_MF = reader.standardised(targets.image(subject.train_image_M)).flatten(1)
     said = listen(reader, subject.voxels_NV, 1)
-    scores, _ = decoder_scores(said.clip_NF.numpy(), true_NF.numpy(), subject.image_N, resamples=1)
+    some_N = slice(FEW)
+    scores, _ = decoder_scores(said.clip_NF[some_N].numpy(), true_NF[some_N].numpy(), subject.image_N[some_N], resamples=1)
     cosine, _ = decoder_scores(said.whole_NF.numpy(), true_NF.numpy(), subject.image_N, resamples=1)
     out: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in reader.encoder.parameters()),
@@ -167,13 +196,25 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
             "planted, category over early": area_under_roc(truth["label_share"][either_V, which], category_V[either_V]),
             "incomplete": incomplete,
         }
+        read_out = ClassReadOut.learn(trained_MF.numpy(), member_MC)
+        named_N = read_out.probability(said.whole_NF.numpy()).argmax(axis=1)
+        for name, images in (("patterns", None), ("patterns, few images", FEW)):
+            typical_V = patterns_of(reader, subject, read_out, images).typical_V
+            out[asked][name] = {
+                "carries": area_under_roc(typical_V, truth["label_share"][:, which] >= CARRIES),
+                "category over early": area_under_roc(typical_V[either_V], category_V[either_V]),
+            }
+        out[asked]["named rightly"] = float((named_N == label_N).mean())
         if asked == "object":
             for name, inside_V in (("all voxels", np.ones_like(early_V)), ("early voxels", early_V)):
                 gaussian_VP = gaussians(fields, SIDE, FIELD_OF_VIEW) * inside_V[:, None]
-                map_NP = beyond_usual(saliency(maps_NV, gaussian_VP))
-                out[f"pointing, {name}"] = pointing_game(map_NP, subject.object_NP)._asdict() | {
-                    "inside": mean_interval(inside_outside(map_NP, subject.object_NP), 2000)._asdict()
-                }
+                for kind, map_NV in (("pointing", maps_NV), ("pointing of responses", subject.voxels_NV)):
+                    map_NP = beyond_usual(saliency(map_NV, gaussian_VP))
+                    own_N, others_N = peaks_on_object(map_NP, subject.object_NP)
+                    out[f"{kind}, {name}"] = pointing_game(map_NP, subject.object_NP)._asdict() | {
+                        "inside": mean_interval(inside_outside(map_NP, subject.object_NP), 2000)._asdict(),
+                        "gains": np.round(own_N - others_N, 5).tolist(),
+                    }
     for name, areas, wanted in AREAS_FOR:
         which = LABELS.index(name)
         chosen_N = np.isin(subject.label_NL[:, which], wanted)
@@ -183,7 +224,14 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
         maps_NV, _ = explain_label(reader, few, direction_CF, subject.label_NL[chosen_N, which])
         inside_V = np.isin(area_V, areas)
         either_V = early_V | inside_V
-        out[f"{areas[0]} over early"] = area_under_roc(maps_NV.mean(axis=0)[either_V], inside_V[either_V])
+        # the same mean over images of patterns: every image has its own class's
+        weight_C = np.bincount(subject.label_NL[chosen_N, which], minlength=LABEL_COUNTS[which]) / chosen_N.sum()
+        pattern_V = weight_C @ patterns_of(reader, subject, ClassReadOut.learn(trained_MF.numpy(), member_MC)).map_CV
+        out[f"{areas[0]} over early"] = {
+            "attributions": area_under_roc(maps_NV.mean(axis=0)[either_V], inside_V[either_V]),
+            "patterns": area_under_roc(pattern_V[either_V], inside_V[either_V]),
+            "images": int(chosen_N.sum()),
+        }
     out["silenced faces"] = silence_faces(reader, subject, directions, trained_MF)
     return out
 
@@ -232,10 +280,12 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     paths = [("parameters",), ("top-1",), ("cosine",)]
     paths += [(f"ami level {level}", "value") for level in range(4)] + [("ami level 3", "permuted_high"), ("ami untrained", "value")]
     for asked in ("object", "colour", "background"):
-        paths += [(asked, key) for key in ("carries", "category over early", "planted, category over early", "incomplete")]
-    paths += [(f"{areas[0]} over early",) for _, areas, _ in AREAS_FOR]
-    for where in ("all voxels", "early voxels"):
-        name = f"pointing, {where}"
+        paths += [(asked, key) for key in ("carries", "category over early", "planted, category over early", "incomplete", "named rightly")]
+        kinds = ("patterns", "patterns, few images")
+        paths += [(asked, kind, key) for kind in kinds for key in ("carries", "category over early")]
+    paths += [(f"{areas[0]} over early", key) for _, areas, _ in AREAS_FOR for key in ("attributions", "patterns", "images")]
+    pointing = [f"{kind}, {where}" for where in ("all voxels", "early voxels") for kind in ("pointing", "pointing of responses")]
+    for name in pointing:
         paths += [(name, key) for key in ("hits", "chance", "gain", "gain_low", "gain_high")]
         paths += [(name, "inside", key) for key in ("value", "low", "high")]
     faces = ("voxels", "person images", "person", "place", "difference", "low", "high", "random person", "random place")
@@ -248,6 +298,10 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
             whole = all(value == int(value) and abs(value) > 1 for value in values if np.isfinite(value))
             cells.append(f"{np.mean(values):.0f}" if whole else f"{np.mean(values):.3f} ({', '.join(f'{v:.3f}' for v in values)})")
         lines.append(f"| {', '.join(path)} | " + " | ".join(cells) + " |")
+    for name in pointing:  # all seeds' images together
+        pooled = [mean_interval(np.concatenate([run[name]["gains"] for run in runs]), 4000) for runs in results.values()]
+        cells = [f"{told.value:.3f} ({told.low:.3f} to {told.high:.3f})" for told in pooled]
+        lines.append(f"| {name}, gain over all images | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -255,7 +309,7 @@ def main() -> None:
     """Train and ask what is missing, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks/explain_truth"))
-    for name, default in (("seeds", 3), ("voxels", 800), ("sessions", 2), ("images", 100), ("hidden", 128), ("epochs", 15)):
+    for name, default in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--first", type=int, default=0, help="first seed")

@@ -51,7 +51,14 @@ def test_maps_tables_and_a_page_are_left_and_maps_are_not_made_twice(run, capsys
     assert set(pd.read_csv(out / "ablation.csv")["silenced"]) >= {"level-3", "level-3-expert-15", "FFA-1"}
     assert np.load(own / "saliency" / "whole.npy").shape == (IMAGES, 48, 48)
     assert len(pd.read_csv(out / "component_loadings.csv")) == IMAGES
+    patterns = pd.read_csv(out / "patterns.csv")
+    assert {"person", "food"} <= set(patterns["class"]) and patterns["decoded"].dropna().between(0, 1).all()
+    assert set(pd.read_csv(own / "patterns_regions.csv")["map"]) == {*patterns["class"], "all categories"}
+    of_food = places.read(own / "nifti" / "patterns" / "food.nii.gz")
+    assert of_food.shape == (places.voxels,) and np.isfinite(of_food).all() and (of_food != 0).any()
+    assert places.read(own / "nifti" / "patterns-size.nii.gz").min() >= 0
     page = (out / "explain.html").read_text()
+    assert "Where what it decodes is to be seen" in page
     assert "level-0-expert-1" in page and "http://" not in page and "https://" not in page
     assert "does not record" in " ".join(json.loads((out / "findings.json").read_text())["routers"])
     written = (own / "maps" / "whole.npy").stat().st_mtime_ns

@@ -291,8 +291,9 @@ def test_a_voxel_lights_up_where_it_looks():
     np.testing.assert_allclose(places.sum(1), [1, 1, 0], atol=1e-5)
     assert np.unravel_index(places[0].argmax(), (21, 21)) == (10, 15)  # right of the centre: 2 degrees are 5 squares of 0.4
     assert np.unravel_index(places[1].argmax(), (21, 21)) == (5, 10)  # up is towards row 0
-    spread = saliency(np.array([[1.0, 0, 0], [0, -2.0, 5.0]]), places)
-    np.testing.assert_allclose(spread, places[:2], atol=1e-6)
+    spread = saliency(np.array([[1.0, 0, 0], [-3.0, 2.0, 5.0], [-1.0, 0, 5.0]]), places)
+    np.testing.assert_allclose(spread[:2], places[:2], atol=1e-6)  # what speaks against does not light up
+    assert (spread[2] == 0).all()
 
 
 def test_pointing_is_judged_against_other_images_maps():

@@ -116,8 +116,9 @@ class StudyConfig(Section):
 class ExplainConfig(Section):
     """Looking inside a decoder (docs/explain.md)."""
 
-    explain_steps: tuple[Literal["attributions", "experts", "components", "saliency", "ablation", "routers", "page"], ...] = (
+    explain_steps: tuple[Literal["attributions", "patterns", "experts", "components", "saliency", "ablation", "routers", "page"], ...] = (
         "attributions",
+        "patterns",
         "experts",
         "components",
         "saliency",

@@ -55,13 +55,14 @@ def gaussians(fields: ReceptiveFields, side: int, field_of_view: float) -> np.nd
 
 
 def saliency(maps_NV: np.ndarray, gaussian_VP: np.ndarray, block: int = 64) -> np.ndarray:
-    """Sizes of contributions spread over the picture: N x P float32, each summing to 1.
+    """Contributions in favour spread over the picture: N x P float32, each summing to 1 (to 0 where nothing speaks in favour).
 
-    The size is taken, not the sign: a voxel that speaks against the decoded direction looked there too.
+    A contribution against what is explained comes from places that show something else, or from cancelled noise; sizes of both kinds
+    together were tried and followed the object less (docs/explain.md).
     """
     out_NP = np.empty((len(maps_NV), gaussian_VP.shape[1]), dtype=np.float32)
     for first in range(0, len(maps_NV), block):
-        spread = np.abs(np.asarray(maps_NV[first : first + block], dtype=np.float32)) @ gaussian_VP
+        spread = np.maximum(np.asarray(maps_NV[first : first + block], dtype=np.float32), 0) @ gaussian_VP
         out_NP[first : first + block] = spread / np.maximum(spread.sum(axis=1, keepdims=True), 1e-12)
     return out_NP
 
@@ -91,6 +92,14 @@ class Pointing(NamedTuple):
     images: int
 
 
+def peaks_on_object(map_NP: np.ndarray, object_NP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Per image, whether its map's highest point lies on its object (1 or 0), and how often other images' maps' do."""
+    peak_N = map_NP.argmax(axis=1)
+    hit_NN = object_NP[:, peak_N]  # image x whose map
+    own_N = np.diagonal(hit_NN).astype(np.float64)
+    return own_N, (hit_NN.sum(axis=1) - own_N) / (len(own_N) - 1)
+
+
 def pointing_game(map_NP: np.ndarray, object_NP: np.ndarray, resamples: int = 2000, seed: int = 0) -> Pointing:
     """The pointing game (Zhang et al. 2016), with a chance level that knows how central objects and maps are.
 
@@ -99,10 +108,7 @@ def pointing_game(map_NP: np.ndarray, object_NP: np.ndarray, resamples: int = 20
     map_NP : saliency of every image
     object_NP : bool, where the object is
     """
-    peak_N = map_NP.argmax(axis=1)
-    hit_NN = object_NP[:, peak_N]  # image x whose map
-    own_N = np.diagonal(hit_NN).astype(np.float64)
-    others_N = (hit_NN.sum(axis=1) - own_N) / (len(own_N) - 1)
+    own_N, others_N = peaks_on_object(map_NP, object_NP)
     hits, gain = mean_interval(own_N, resamples, seed), mean_interval(own_N - others_N, resamples, seed)
     return Pointing(*hits, float(others_N.mean()), *gain, images=len(own_N))
 

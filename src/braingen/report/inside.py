@@ -116,6 +116,20 @@ def _components(folder: Path, own: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _patterns(folder: Path, own: Path, subject: int) -> list[dict[str, Any]]:
+    """Categories that have a figure, the best decoded ones first."""
+    table, regions = _read(folder / "patterns.csv"), _read(own / "patterns_regions.csv")
+    if table is None or regions is None:
+        return []
+    found = []
+    for _, each in table[table["subject"] == subject].iterrows():
+        if figure := _figure(own / "figures" / f"pattern-{str(each['class']).replace(' ', '_')}.png"):
+            mine = regions[(regions["map"] == each["class"]) & (regions["region"] != "in no region")].sort_values("mean", ascending=False)
+            places = [(str(row["region"]), f"{row['mean']:.2f}") for _, row in mine.head(5).iterrows()]
+            found.append({"name": each["class"], "decoded": f"{each['decoded']:.2f}", "figure": figure, "regions": places})
+    return found
+
+
 def write_page(folder: Path, run: Path, data_root: Path) -> Path:
     """Write the page of one question beside its files.
 
@@ -161,6 +175,7 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
         findings=[sentence for sentences in findings.values() for sentence in sentences],
         parts=parts,
         components=components,
+        patterns=_patterns(folder, own, facts["subjects"][0]),
         seen=thumbnails,
         drawn=pictures,
         slices=_figure(own / "figures" / "whole-slices.png"),

@@ -35,6 +35,7 @@ from braingen.scores.uncertainty import mean_interval
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import object_mask
 from braingen.stages.explain_inputs import Inputs, Subject, read_inputs, training_responses
+from braingen.stages.explain_patterns import write_patterns
 
 SIDE = 48
 """Places of a saliency map along one side: 0.18 degrees each, finer than any receptive field."""
@@ -176,9 +177,10 @@ class Explanation:
             figures.draw_slices(drawn / "whole-slices.png", subject.places, mean_V)
             if self.config.explain.surface:
                 figures.draw_surface(drawn / "whole-surface.png", subject.places, mean_V, self.config.explain.surface, title)
-        self._draw(drawn / f"{part.name}.png", subject, mean_V, "")
+        self.draw(drawn / f"{part.name}.png", subject, mean_V, "")
 
-    def _draw(self, path: Path, subject: Subject, value_V: np.ndarray, title: str) -> None:
+    def draw(self, path: Path, subject: Subject, value_V: np.ndarray, title: str) -> None:
+        """A figure of a map: the flat sheet of a simulated subject, views through the voxels of a real one."""
         truth = self.planted(subject)
         if truth:
             place_V2 = truth["sheet_uv"] * truth["sheet_extent_mm"]
@@ -251,7 +253,7 @@ class Explanation:
             table = volumes.region_table({f"component {k}": value_V for k, value_V in enumerate(map_KV)}, regions)
             self.table(self.of(subject) / "components_regions.csv", table)
             for k, value_V in enumerate(map_KV[:12]):
-                self._draw(self.of(subject) / "figures" / f"component-{k}.png", subject, value_V, "")
+                self.draw(self.of(subject) / "figures" / f"component-{k}.png", subject, value_V, "")
         loadings = pd.DataFrame(found.loading_NK, columns=[f"component {k}" for k in range(count)])
         loadings.insert(0, "image", self.inputs.subjects[0].image_N)
         self.table(self.folder / "component_loadings.csv", loadings)
@@ -397,6 +399,7 @@ def explain(config: Config) -> Path:
         findings: dict[str, list[str]] = json.loads(sentences_path.read_text(encoding="utf-8")) if sentences_path.exists() else {}
         steps = {
             "attributions": work.attributions,
+            "patterns": lambda: write_patterns(work),
             "experts": work.experts_step,
             "components": work.components,
             "saliency": work.saliency,

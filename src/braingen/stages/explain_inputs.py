@@ -6,6 +6,7 @@ N test images, V voxels, F numbers of an embedding, C classes, M training images
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from braingen.data.volumes import VoxelPlaces, load_places
 from braingen.errors import UserError
 from braingen.explain.experts import listen
 from braingen.explain.maps import membership
+from braingen.explain.patterns import ClassReadOut
 from braingen.explain.readout import class_directions
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS
@@ -41,6 +43,8 @@ class Subject(NamedTuple):
     number: int
     voxels_NV: np.ndarray
     """Responses averaged over presentations, float32."""
+    rows_NR: np.ndarray
+    """Rows of the betas of every presentation, -1 where there were fewer."""
     image_N: np.ndarray
     places: VoxelPlaces
 
@@ -53,6 +57,8 @@ class Classes(NamedTuple):
     """bool, of the test images."""
     direction_CF: Tensor
     """From training images, length 1."""
+    read_out: Callable[[], ClassReadOut]
+    """Learns from training images to tell the categories in an embedding; it takes a while with thousands of images."""
 
 
 class Inputs(NamedTuple):
@@ -123,7 +129,7 @@ def read_subjects(config: Config) -> tuple[Subject, ...]:
     for number, repeats in found.items():
         rows_NR = repeats.rows_NR[np.searchsorted(repeats.image_N, shared_N)]
         betas = Betas.of(layout, number)
-        subjects.append(Subject(number, averaged(betas, Repeats(shared_N, rows_NR)), shared_N, load_places(layout, number)))
+        subjects.append(Subject(number, averaged(betas, Repeats(shared_N, rows_NR)), rows_NR, shared_N, load_places(layout, number)))
         if subjects[-1].places.voxels != betas.voxels:
             raise UserError(
                 f"Subject {number}: the volumes' mask has {subjects[-1].places.voxels} voxels, the betas have {betas.voxels}; they do not"
@@ -170,8 +176,10 @@ def read_inputs(config: Config) -> Inputs:
         trained_M = training_images(config)
         of_trained, of_test = labels(trained_M), labels(image_N)
         names = tuple(sorted({name for found in (*of_trained, *of_test) for name in found}))
-        direction_CF = class_directions(standard(targets.of(config.explain.modality, trained_M)), membership(of_trained, names))
-        classes = Classes(names, membership(of_test, names), direction_CF.cpu())
+        trained_MF, member_MC = standard(targets.of(config.explain.modality, trained_M)), membership(of_trained, names)
+        direction_CF = class_directions(trained_MF, member_MC).cpu()
+        read_out = partial(ClassReadOut.learn, trained_MF.cpu().numpy(), member_MC)
+        classes = Classes(names, membership(of_test, names), direction_CF, read_out)
     direction_NF = _directions(config, reader, subjects[0], true_NF, classes, targets, standard)
     return Inputs(reader, subjects, true_NF.cpu(), classes, direction_NF, simulated)
 

@@ -1,0 +1,135 @@
+"""Where what is decoded is to be seen: activation patterns.
+
+A decoder gives weight to voxels that carry what it decodes and to voxels that cancel the noise of these; attributions show both. The
+covariance of a voxel's responses with what was decoded shows the first kind only (Haufe et al. 2014, NeuroImage 87:96-110). Two things are
+added here, for which images must have been shown more than once. What was decoded comes from other presentations than the response it is
+compared with, so that noise, which both would share, does not count. And the covariance is measured against what of a voxel's responses
+comes back with the image, not against their noise, so that a noisy voxel is not taken for one that carries little.
+
+N images, R presentations, V voxels, C classes, F numbers of an embedding, M training images, K = min(M, F).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+
+from braingen.errors import UserError
+
+_STRENGTH = 0.1
+"""C of the logistic regressions, of embeddings scaled to a mean variance of 1."""
+
+
+class ClassReadOut(NamedTuple):
+    """Says which classes an embedding shows; learnt from true embeddings, never from the brain."""
+
+    weight_CF: np.ndarray
+    """Zeros for a class that no training image has, or all."""
+    bias_C: np.ndarray
+
+    @classmethod
+    def learn(cls, embedding_MF: np.ndarray, member_MC: np.ndarray) -> ClassReadOut:
+        """One logistic regression per class against all other images, so that an image may belong to several.
+
+        Unlike the difference of mean embeddings (:func:`braingen.explain.readout.class_directions`) it discounts what merely happens to go
+        with a class in the training images.
+
+        Parameters
+        ----------
+        embedding_MF : true embeddings of training images
+        member_MC : bool, which image belongs to which class
+        """
+        mean_F = embedding_MF.mean(axis=0, dtype=np.float64)
+        centred_MF = embedding_MF - mean_F
+        scale = max(float(np.sqrt(np.square(centred_MF).mean())), 1e-12)
+        centred_MF /= scale
+        # embeddings of many tokens have more numbers than there are images: their span, where the solution lies, is enough
+        basis_FK = np.linalg.svd(centred_MF, full_matrices=False)[2].T if centred_MF.shape[1] > len(centred_MF) else None
+        input_MK = centred_MF if basis_FK is None else centred_MF @ basis_FK
+        weight_CF, bias_C = np.zeros((member_MC.shape[1], centred_MF.shape[1])), np.zeros(member_MC.shape[1])
+        for number in np.flatnonzero(member_MC.any(axis=0) & ~member_MC.all(axis=0)):
+            found = LogisticRegression(C=_STRENGTH, max_iter=1000).fit(input_MK, member_MC[:, number])
+            weight_CF[number] = (found.coef_[0] if basis_FK is None else basis_FK @ found.coef_[0]) / scale
+            bias_C[number] = found.intercept_[0] - weight_CF[number] @ mean_F
+        return cls(weight_CF, bias_C)
+
+    def probability(self, embedding_NF: np.ndarray) -> np.ndarray:
+        """Of every class, N x C."""
+        return 1 / (1 + np.exp(-(np.asarray(embedding_NF, dtype=np.float64) @ self.weight_CF.T + self.bias_C)))
+
+
+class Patterns(NamedTuple):
+    """Activation patterns, and how well voxels could be measured."""
+
+    map_CV: np.ndarray
+    """Correlation, over images, of what was decoded about a class with what a voxel repeats when an image comes again; float32. Estimated,
+    so that it may exceed 1 a little."""
+    reliability_V: np.ndarray
+    """Share of the variance of single responses that comes back with the image; about 0 for a voxel without signal; float32."""
+    floor: float
+    """Two standard errors of the reliability of a voxel without signal. Voxels below are treated as if they were there: what they repeat
+    is not known from nothing, and dividing by it would only enlarge noise."""
+
+    @property
+    def typical_V(self) -> np.ndarray:
+        """Root mean square over classes: how far a voxel goes along with any of them."""
+        return np.sqrt(np.square(self.map_CV).mean(axis=0))
+
+
+def activation_patterns(
+    read: Callable[[np.ndarray], np.ndarray], rows_NR: np.ndarray, decoded: Callable[[np.ndarray], np.ndarray]
+) -> Patterns:
+    """Compare responses with what is decoded from other presentations of the same images.
+
+    Every presentation is once set against the mean of the others, in both directions: decoded from the one and seen in the others, and the
+    other way round.
+
+    Parameters
+    ----------
+    read : rows of the betas to responses, such as ``Betas.rows``
+    rows_NR : rows of an image's presentations, -1 where it was shown less often; images shown once are left out
+    decoded : responses to what is decoded of them, N x C, such as probabilities of classes
+
+    Raises
+    ------
+    UserError
+        When fewer than three images were shown twice.
+    """
+    shown_NR = rows_NR >= 0
+    shown_N = shown_NR.sum(axis=1)
+    if (shown_N > 1).sum() < 3:
+        raise UserError("Activation patterns compare presentations of an image; at least three images must have been shown twice.")
+    shared_CV, signal_V, variance_V, splits = 0.0, 0.0, 0.0, 0
+    for one in range(rows_NR.shape[1]):
+        used_N = shown_NR[:, one] & (shown_N > 1)
+        if used_N.sum() < 3:
+            continue
+        one_NV = read(rows_NR[used_N, one]).astype(np.float64)
+        others_NV, count_N = np.zeros_like(one_NV), shown_N[used_N] - 1
+        for other in range(rows_NR.shape[1]):
+            there_N = shown_NR[used_N, other] & (other != one)
+            if there_N.any():
+                others_NV[there_N] += read(rows_NR[used_N, other][there_N])
+        others_NV /= count_N[:, None]
+        told_from_others_NC, told_from_one_NC = (_standard(decoded(each.astype(np.float32))) for each in (others_NV, one_NV))
+        one_NV -= one_NV.mean(axis=0)
+        others_NV -= others_NV.mean(axis=0)
+        images = len(one_NV)
+        shared_CV = shared_CV + (told_from_others_NC.T @ one_NV + told_from_one_NC.T @ others_NV) / (2 * images)
+        signal_V = signal_V + (one_NV * others_NV).sum(axis=0) / images
+        variance_V = variance_V + np.square(one_NV).sum(axis=0) / images
+        splits += 1
+    reliability_V = signal_V / np.maximum(variance_V, 1e-12)
+    floor = 2 / np.sqrt((shown_N * (shown_N - 1) / 2).sum())  # every pair of presentations is one more estimate of the same covariance
+    repeated_V = np.sqrt(np.maximum(np.maximum(reliability_V, floor) * variance_V / splits, 1e-12))
+    return Patterns((shared_CV / splits / repeated_V).astype(np.float32), np.float32(reliability_V), float(floor))
+
+
+def _standard(told_NC: np.ndarray) -> np.ndarray:
+    """Mean 0 and sd 1 over images; zeros for a class about which nothing is ever said."""
+    told_NC = told_NC - told_NC.mean(axis=0)
+    deviation_C = told_NC.std(axis=0)
+    return np.where(deviation_C > 1e-9, told_NC / np.maximum(deviation_C, 1e-9), 0)

@@ -1,0 +1,75 @@
+"""The step `patterns` of `braingen explain`: where what the whole decoder says of every category is to be seen.
+
+N images, V voxels, C categories.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from braingen.data.betas import Betas
+from braingen.errors import UserError
+from braingen.explain.agreement import area_under_roc
+from braingen.explain.experts import listen
+from braingen.explain.patterns import activation_patterns
+from braingen.explain.volumes import region_table
+
+if TYPE_CHECKING:
+    from braingen.stages.explain import Explanation
+
+DRAWN = 12
+"""Categories that get a figure: those that are decoded best."""
+ALL = "all categories"
+"""Row of the region table for the typical size over categories."""
+
+
+def write_patterns(work: Explanation) -> None:
+    """Patterns of every category, their typical size, reliability of voxels; NIfTI, tables, figures."""
+    classes = work.inputs.classes
+    if classes is None:
+        work.say("Patterns: nothing is known of what the images show; give a table with --labels (docs/explain.md).")
+        return
+    read_out, tables = classes.read_out(), []
+    for subject in work.inputs.subjects:
+
+        def decoded(voxels_NV: np.ndarray, number: int = subject.number) -> np.ndarray:
+            return read_out.probability(listen(work.inputs.reader, voxels_NV, number).whole_NF.numpy())
+
+        try:
+            found = activation_patterns(Betas.of(work.layout, subject.number).rows, subject.rows_NR, decoded)
+        except UserError as error:
+            work.say(f"Patterns: left out. {error}")
+            return
+        own = work.of(subject)
+        subject.places.write(own / "nifti" / "reliability.nii.gz", found.reliability_V)
+        subject.places.write(own / "nifti" / "patterns-size.nii.gz", found.typical_V)
+        for name, map_V in zip(classes.names, found.map_CV):
+            subject.places.write(own / "nifti" / "patterns" / f"{name.replace(' ', '_')}.nii.gz", map_V)
+        regions = region_table({**dict(zip(classes.names, found.map_CV)), ALL: found.typical_V}, work.regions(subject))
+        work.table(own / "patterns_regions.csv", regions)
+        told_NC = decoded(subject.voxels_NV)
+        named = regions[regions["region"] != "in no region"]
+        strongest = named.loc[named.groupby("map")["mean"].idxmax()].set_index("map") if len(named) else None
+        table = pd.DataFrame(
+            {
+                "subject": subject.number,
+                "class": classes.names,
+                "images": classes.member_NC.sum(axis=0),
+                "decoded": [area_under_roc(told_N, member_N) for told_N, member_N in zip(told_NC.T, classes.member_NC.T)],
+                "region": "" if strongest is None else [strongest.loc[name, "region"] for name in classes.names],
+                "mean": np.nan if strongest is None else [strongest.loc[name, "mean"] for name in classes.names],
+            }
+        ).sort_values("decoded", ascending=False, ignore_index=True)
+        tables.append(table)
+        for name in table["class"][:DRAWN]:
+            map_V = found.map_CV[classes.names.index(name)]
+            work.draw(own / "figures" / f"pattern-{name.replace(' ', '_')}.png", subject, map_V, "")
+    table = pd.concat(tables, ignore_index=True)
+    work.table(work.folder / "patterns.csv", table)
+    best = table.iloc[0]
+    where = f"; its pattern is strongest in {best['region']} (mean correlation {best['mean']:.2f})" if best["region"] else ""
+    work.say(f"Patterns: subject {best['subject']}'s decoder tells {best['class']} best from the rest (area under the ROC curve "
+             f"{best['decoded']:.2f}){where}.")  # fmt: skip
