@@ -72,6 +72,14 @@ def test_other_questions_have_folders_of_their_own(run):
     assert (folder / "explain" / "image-label-food-gradient_shap" / "completeness.csv").exists()
 
 
+def test_patterns_and_their_page_need_no_attributions(run):
+    folder, _, words = run
+    assert explain(words, "--about", "embedding", "--grouping", "background", "--explain_steps", "patterns,page") == 0
+    out = folder / "explain" / "image-embedding-integrated_gradients"
+    assert not (out / "subj01" / "maps").exists() and "meadow" in set(pd.read_csv(out / "patterns.csv")["class"])
+    assert "Where what it decodes is to be seen" in (out / "explain.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("more", "told"),
     [

@@ -42,17 +42,24 @@ class ClassReadOut(NamedTuple):
         embedding_MF : true embeddings of training images
         member_MC : bool, which image belongs to which class
         """
-        mean_F = embedding_MF.mean(axis=0, dtype=np.float64)
+        mean_F = embedding_MF.mean(axis=0)
         centred_MF = embedding_MF - mean_F
-        scale = max(float(np.sqrt(np.square(centred_MF).mean())), 1e-12)
+        scale = max(float(np.sqrt(np.square(centred_MF).mean(dtype=np.float64))), 1e-12)
         centred_MF /= scale
-        # embeddings of many tokens have more numbers than there are images: their span, where the solution lies, is enough
-        basis_FK = np.linalg.svd(centred_MF, full_matrices=False)[2].T if centred_MF.shape[1] > len(centred_MF) else None
-        input_MK = centred_MF if basis_FK is None else centred_MF @ basis_FK
+        # with more numbers than images (many tokens), the solution lies in the span of the images: look for it there
+        turned = centred_MF.shape[1] > len(centred_MF)
+        back_MK = np.zeros(0)
+        if turned:
+            squared_M, axes_MM = np.linalg.eigh(centred_MF @ centred_MF.T)
+            kept_M = squared_M > squared_M.max() * 1e-6
+            length_K = np.sqrt(squared_M[kept_M])
+            input_MK, back_MK = axes_MM[:, kept_M] * length_K, axes_MM[:, kept_M] / length_K
+        else:
+            input_MK = centred_MF
         weight_CF, bias_C = np.zeros((member_MC.shape[1], centred_MF.shape[1])), np.zeros(member_MC.shape[1])
         for number in np.flatnonzero(member_MC.any(axis=0) & ~member_MC.all(axis=0)):
             found = LogisticRegression(C=_STRENGTH, max_iter=1000).fit(input_MK, member_MC[:, number])
-            weight_CF[number] = (found.coef_[0] if basis_FK is None else basis_FK @ found.coef_[0]) / scale
+            weight_CF[number] = ((back_MK @ found.coef_[0]) @ centred_MF if turned else found.coef_[0]) / scale
             bias_C[number] = found.intercept_[0] - weight_CF[number] @ mean_F
         return cls(weight_CF, bias_C)
 
