@@ -14,6 +14,7 @@ from braingen.brain.prior import PriorDraws
 from braingen.cli import parse_overrides
 from braingen.config import load_config
 from braingen.records import VoxelBatch
+from braingen.stages import finetune
 from braingen.stages.reader_setup import Parts, setup
 from braingen.stages.train import Whole, step
 
@@ -22,8 +23,8 @@ def generator(rank: int) -> torch.Generator:
     return torch.Generator().manual_seed(100 + rank)
 
 
-def gradients_of(reader: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.grad.clone() for name, parameter in reader.named_parameters() if parameter.grad is not None}
+def gradients_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 def step_in_two(words: list[str], folder: str, progress: float) -> int:
@@ -64,3 +65,27 @@ def step_in_one(words: list[str], progress: float, monkeypatch) -> dict[str, Ten
     monkeypatch.setattr(prior, "draw", drawn)
     step(parts.reader.train(), batch, parts, progress, generators[0]).total.backward()
     return gradients_of(parts.reader)
+
+
+def tune_in_two(words: list[str], folder: str) -> int:
+    """One of two processes that take a step of fine-tuning: its gradients, after they were averaged."""
+    accelerator = Accelerator(cpu=True)
+    config, rank = load_config(*parse_overrides(words)), accelerator.process_index
+    parts = finetune.setup(config)
+    model = accelerator.prepare(parts.model).train()
+    rows = finetune.Rows(len(parts.data.train.rows), config.finetune.train_batch_size, 0, rank, 2).of(0)
+    accelerator.backward(finetune.step(model, rows, parts, config, generator(rank)).total)
+    save_file(gradients_of(parts.model), Path(folder) / f"{rank}.safetensors")
+    accelerator.end_training()
+    return 0
+
+
+def tune_in_one(words: list[str]) -> dict[str, Tensor]:
+    """The same in this process: one process's rows and draws after the other's, and the mean of both."""
+    config = load_config(*parse_overrides(words))
+    parts = finetune.setup(config)
+    parts.model.train()
+    for rank in range(2):
+        rows = finetune.Rows(len(parts.data.train.rows), config.finetune.train_batch_size, 0, rank, 2).of(0)
+        (finetune.step(parts.model, rows, parts, config, generator(rank)).total / 2).backward()
+    return gradients_of(parts.model)

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from typing import NamedTuple
 
+from integration.processes import shared
+from integration.shared_batch import tune_in_one, tune_in_two
 import numpy as np
 from PIL import Image
 import pytest
@@ -74,11 +76,36 @@ def generator(seed: int) -> torch.Generator:
 
 
 ROUTERS = {
-    "attention and cross": [],
+    "attention and mix": [],
+    "attention and cross": ["router.space=cross"],
     "hard, with context": ["router.time_choice=hard", "router.time_context=true"],
     "perceptron and gates": ["router.time=mlp", "router.space=gate_softmax"],
     "every step, recomputing activations": ["router.prior_order=step", "--gradient_checkpointing"],
 }
+
+
+def test_two_processes_have_the_gradients_of_one(subject, tmp_path):
+    words = [*subject.words, *TUNE, "--folder", str(tmp_path)]
+    expected = tune_in_one(words)  # first, so that latents and reads are there for both
+    shared(tune_in_two, 2, words, str(tmp_path))
+    assert sum(gradient.norm() > 0 for gradient in expected.values()) > 40
+    for rank in range(2):
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        assert found.keys() == expected.keys()
+        scale = max(gradient.abs().max() for gradient in expected.values())
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6 * scale)
+
+
+def test_two_processes_fine_tune_and_one_of_them_writes(subject, tmp_path):
+    words = [*subject.words, *TUNE, "--folder", str(tmp_path)]
+    shared(main, 2, ["finetune", *words])
+    losses = [json.loads(line)["validation/loss"] for line in (tmp_path / "finetune" / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 3 and len(set(losses)) == 3  # at the start, after two steps and at the end, written once
+    tuned = load_tuned(tmp_path / "finetune" / "last")
+    assert tuned.lora is not None and tuned.router_image is not None
+    assert any(value.abs().max() > 0 for name, value in load_file(tuned.lora).items() if "lora_B" in name)  # zero at the start
+    assert all(router.gate.item() != 0 for router in tuned.router_image.space_routers)
 
 
 @pytest.mark.parametrize("more", ROUTERS.values(), ids=ROUTERS)
