@@ -86,7 +86,7 @@ def test_simulating_is_killed_too(tmp_path):
     assert main(["simulate", "--root", str(tmp_path / "calm"), *size]) == 0
     chance, killed = random.Random(6), 0
     words = ["simulate", "--root", str(tmp_path / "killed"), *size]
-    while run(words, kill_at=chance.randint(1, 40)) != 0:
+    while run(words, kill_at=chance.randint(1, 120)) != 0:
         killed += 1
         assert killed < 100
     assert killed >= 3

@@ -80,7 +80,8 @@ def plot(curve: Curve, folder: Path, name: str, wanted: Sequence[str]) -> None:
     folder, name : the files are ``<folder>/<name>.png`` and ``.svg``
     wanted : scores that get a panel, where there are points of them
     """
-    from matplotlib.figure import Figure  # slow to import; no window, no global state
+    from matplotlib import rc_context  # slow to import
+    from matplotlib.figure import Figure  # no window, no global state
 
     scores = [score for score in wanted if score in curve.scores]
     figure = Figure(figsize=(4.2 * len(scores), 3.8), layout="constrained")
@@ -110,7 +111,8 @@ def plot(curve: Curve, folder: Path, name: str, wanted: Sequence[str]) -> None:
     panels[0].legend(fontsize=8, frameon=False)
     figure.suptitle(curve.title, fontsize=11)
     for kind in ("png", "svg"):
-        with replaced_path(folder / f"{name}.{kind}") as temporary:
+        # names inside an SVG are drawn by chance unless a salt is given; the same curve is to be the same file
+        with replaced_path(folder / f"{name}.{kind}") as temporary, rc_context({"svg.hashsalt": name}):
             figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 
