@@ -14,7 +14,8 @@ def curve() -> Curve:
         for way, start in (("routers", 0.6), ("scratch", 0.5))
         for x, value in ((1, start), (4, start + 0.2))
     ]
-    return Curve("Adapting", "sessions", {"routers": "routers only", "scratch": "from scratch"}, points, {"ceiling": {"two_way_clip": 0.99}})
+    ways = {"routers": "routers only", "scratch": "from scratch"}
+    return Curve("Adapting", "sessions", ways, points, {"ceiling": {"two_way_clip": 0.99}})
 
 
 def test_the_table_has_a_row_per_point_and_the_levels():
