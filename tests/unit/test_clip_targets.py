@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+import shutil
 
 from diffusers import StableDiffusionXLPipeline
 import numpy as np
@@ -271,3 +272,21 @@ def test_the_shipped_ones_load_by_the_same_lines(images):
             assert encoder(images).target_BTD.shape == (3, encoder.clip_seq_dim, encoder.clip_emb_dim)
     for output, width in (("L", 96), ("bigG", 128), ("joint", 224)):
         assert CLIPTextEncoderDual.from_pretrained(TINY, output=output)([["a red car"]]).shape == (1, 1, width)
+
+
+def test_a_hub_name_loads_what_the_folder_loads(folder, tmp_path):
+    """From the hub's own cache, as a download leaves it; there is no network in a test."""
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--someone--tiny"
+    shutil.copytree(folder, repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    cached = {"cache_dir": tmp_path, "local_files_only": True}
+    pictures = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    image = CLIPImageEncoder.from_pretrained("someone/tiny", subfolder="image_encoder", **cached)
+    torch.testing.assert_close(image(pictures).target_BTD, CLIPImageEncoder.from_pretrained(folder)(pictures).target_BTD, rtol=0, atol=0)
+    text = CLIPTextEncoderDual.from_pretrained("someone/tiny", output="joint", **cached)
+    expected = CLIPTextEncoderDual.from_pretrained(folder, output="joint")
+    torch.testing.assert_close(text([CAPTIONS]), expected([CAPTIONS]), rtol=0, atol=0)
+    with pytest.raises(UserError, match="someone/else"):
+        CLIPImageEncoder.from_pretrained("someone/else", subfolder="image_encoder", **cached)
