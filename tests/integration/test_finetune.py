@@ -243,13 +243,13 @@ def test_what_cannot_be_trained_is_refused(subject, tmp_path, more, sentence):
 
 
 def test_an_ablation_is_one_table_and_one_page(subject, tmp_path, monkeypatch):
-    few = ("untouched", "no_router", "time_hard", "both")
+    few = ("untouched", "no_router", "time_fixed", "time_hard", "both")
     monkeypatch.setattr(ablation, "VARIANTS", {key: ablation.VARIANTS[key] for key in few})
     words = [*subject.words, *TUNE, *DRAW, "finetune.max_train_steps=1", "scores.bootstrap=20", "--folder", str(tmp_path)]
     assert main(["ablate", *words]) == 0
     folder = tmp_path / "ablation"
     trained = {path.parent.name for path in folder.glob("*/finetune")}
-    assert trained == {"no_router", "time_hard", "both"}  # the others draw with one of these
+    assert trained == {"no_router", "time_fixed", "time_hard", "both"}  # the others draw with one of these
     results = json.loads((folder / "ablation.json").read_text())
     assert list(results) == list(few)
     assert all(0 <= line["scores"]["object_accuracy"]["value"] <= 1 and line["scores"]["pixcorr"]["n"] == 4 for line in results.values())

@@ -151,6 +151,8 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
             )
 
         self.space_routers = nn.ModuleList(space_router(number) for number in num_experts)
+        # diffusers asks every part of a pipeline for its type and device, and a fixed schedule alone has nothing else to answer with
+        self.register_buffer("nothing", torch.zeros(1), persistent=False)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> DiffuseRouter:
