@@ -1,6 +1,9 @@
-"""Through ``accelerate launch`` itself: several processes make what one makes. Minutes on a busy machine, so not part of the ordinary run:
+"""Through a launcher as people use it: several processes make what one makes. Minutes on a busy machine, so not part of the ordinary run:
 
-python -m pytest tests/slow/test_launched.py
+    python -m pytest tests/slow/test_launched.py
+
+``accelerate launch`` starts several processes on GPUs; on a CPU it wants MPI and else quietly starts one, so the launcher here is torch's,
+which tells processes of each other in the same way.
 """
 
 from __future__ import annotations
@@ -36,9 +39,9 @@ def launched(words: list[str], processes: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": os.pathsep.join(sys.path)}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port)]
+    told = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": os.pathsep.join(sys.path), "ACCELERATE_USE_CPU": "true"}
+    environment = os.environ | told
     done = subprocess.run([*launcher, "-m", "braingen.cli", *words], env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
 
