@@ -201,20 +201,25 @@ def _losses(
 
 
 @torch.no_grad()
-def validate(parts: Parts, config: Config) -> float:
-    """Mean denoising loss on held-out training pictures: their own reads, always the same noise and times, nothing left out."""
+def validate(parts: Parts, config: Config) -> dict[str, float]:
+    """The objective on held-out training pictures, and its denoising loss: their own reads, the same noise and times, nothing left out.
+
+    ``loss`` is what is minimised, guidance of the time routers included: a checkpoint is not preferred for not having been routed yet.
+    """
     parts.model.eval()
     held_out, device = parts.data.held_out, parts.alphas_cumprod.device
-    total = 0.0
+    sums = {"loss": 0.0, "denoising": 0.0}
     for number, rows in enumerate(pieces(len(held_out.rows), 32)):
         generator = torch.Generator().manual_seed(hash_seed(config.run.seed, "validation", number))
         latents = held_out.latents_of(rows).to(device)
         drawn = draw(config, len(rows), tuple(latents.shape[1:]), len(parts.alphas_cumprod), 1, generator)
         whole = drawn._replace(no_image_B=torch.zeros_like(drawn.no_image_B), no_text_B=torch.zeros_like(drawn.no_text_B))
         reads = {name: held_out.read_of(name, rows) for name in ("image", "text")}
-        total += len(rows) * _losses(parts.model, latents, reads, whole, parts, config, generator).terms["denoising"].item()
+        found = _losses(parts.model, latents, reads, whole, parts, config, generator)
+        sums["loss"] += len(rows) * found.total.item()
+        sums["denoising"] += len(rows) * found.terms["denoising"].item()
     parts.model.train()
-    return total / len(held_out.rows)
+    return {name: value / len(held_out.rows) for name, value in sums.items()}
 
 
 def _eight_bit_adam() -> Callable[..., torch.optim.Optimizer]:
@@ -325,13 +330,14 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
         """Validate, keep the best, log."""
         average.swap()
         with accelerator.autocast():
-            loss = validate(parts, config)
+            found = validate(parts, config)
+        loss = found["loss"]
         if loss < best and workers.main:
             _save(run, BEST, model, config)
         average.swap()
         values = {f"train/{name}": round(total / max(1, counted), 6) for name, total in sums.items()}
-        run.log(number, **values, **{"validation/loss": round(loss, 6)})
-        accelerator.log({**values, "validation/loss": loss}, step=number)
+        run.log(number, **values, **{f"validation/{name}": round(value, 6) for name, value in found.items()})
+        accelerator.log({**values, **{f"validation/{name}": value for name, value in found.items()}}, step=number)
         return min(best, loss)
 
     if state is None:
