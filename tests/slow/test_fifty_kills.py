@@ -61,7 +61,7 @@ def test_fifty_kills(words, tmp_path):
     calm_seconds = (time.monotonic() - began) / len(STAGES)
     calm = start_anew(tmp_path)
     chance, killed, rounds = random.Random(5), dict.fromkeys((name for name, *_ in STAGES), 0), 0
-    while sum(killed.values()) < KILLS:  # all stages from the beginning, until that many kills
+    while sum(killed.values()) < KILLS or not all(killed.values()):  # all stages from the beginning, until that many kills
         rounds += 1
         for name, *more in STAGES:
             code = -signal.SIGKILL
@@ -77,7 +77,6 @@ def test_fifty_kills(words, tmp_path):
         shutil.rmtree(tmp_path / "now")
         shutil.copytree(calm / "data", tmp_path / "now" / "data", ignore=shutil.ignore_patterns(".braingen"))
     print(f"{killed} kills in {rounds} rounds")
-    assert all(killed.values())
 
 
 def test_simulating_is_killed_too(tmp_path):
@@ -86,12 +85,12 @@ def test_simulating_is_killed_too(tmp_path):
     assert main(["simulate", "--root", str(tmp_path / "calm"), *size]) == 0
     chance, killed = random.Random(6), 0
     words = ["simulate", "--root", str(tmp_path / "killed"), *size]
-    while run(words, kill_at=chance.randint(1, 120)) != 0:
-        killed += 1
-        assert killed < 100
-    assert killed >= 3
-    for file in sorted(path for path in (tmp_path / "calm").rglob("*") if path.is_file() and path.suffix in (".tar", ".hdf5", ".json")):
-        other = tmp_path / "killed" / file.relative_to(tmp_path / "calm")
-        assert other.stat().st_size == file.stat().st_size
-        if file.suffix != ".hdf5":  # HDF5 notes when it was written
-            assert Path(other).read_bytes() == file.read_bytes()
+    while killed < 5:
+        while run(words, kill_at=chance.randint(1, 120)) != 0:
+            killed += 1
+        for file in sorted(path for path in (tmp_path / "calm").rglob("*") if path.is_file() and path.suffix in (".tar", ".hdf5", ".json")):
+            other = tmp_path / "killed" / file.relative_to(tmp_path / "calm")
+            assert other.stat().st_size == file.stat().st_size
+            if file.suffix != ".hdf5":  # HDF5 notes when it was written
+                assert Path(other).read_bytes() == file.read_bytes()
+        shutil.rmtree(tmp_path / "killed")
