@@ -160,3 +160,5 @@ class ExplainConfig(Section):
     """Random exchanges of images behind the p values of expert profiles."""
     draws: Positive = 20
     """Times that as many random voxels are silenced as a region has."""
+    ablation_images: NotNegative = 4
+    """Draw the first n images with levels and regions silenced, where both encoders are trained; 0 for none."""

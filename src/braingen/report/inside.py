@@ -18,7 +18,7 @@ from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.errors import UserError
 from braingen.files import write_text
-from braingen.report.pictures import data_uri, seen_pictures
+from braingen.report.pictures import data_uri, open_picture, seen_pictures
 from braingen.run_layout import drawn_in
 
 PAGE = "explain.html"
@@ -130,6 +130,20 @@ def _patterns(folder: Path, own: Path, subject: int) -> list[dict[str, Any]]:
     return found
 
 
+def _silenced(own: Path, seen: Stimuli) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Rows of pictures, each with its PixCorr: seen, undisturbed, then with things silenced."""
+    table = _read(own / "silenced_pictures.csv")
+    if table is None:
+        return []
+    images = table["image"].drop_duplicates().astype(int).tolist()
+    rows = [("seen", [(data_uri(picture, 96), "") for _, picture in seen_pictures(seen, images)])]
+    for name, mine in table.groupby("silenced", sort=False):
+        paths = [own / "silenced" / str(name).replace("/", "_") / f"{int(image):06d}.png" for image in mine["image"]]
+        scores = [f"{value:.2f}" for value in mine["pixcorr"]]
+        rows.append((str(name), [(data_uri(open_picture(path), 96), score) for path, score in zip(paths, scores)]))
+    return rows
+
+
 def write_page(folder: Path, run: Path, data_root: Path) -> Path:
     """Write the page of one question beside its files.
 
@@ -182,6 +196,7 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
         surface=_figure(own / "figures" / "whole-surface.png"),
         levels=[] if levels is None else levels.pivot(index="step", columns="level", values="weight").to_numpy().tolist(),
         ablation=[] if regional is None else regional.to_dict("records"),
+        silenced=_silenced(own, Stimuli(Layout.of(data_root))),
     )
     write_text(folder / PAGE, text)
     return folder / PAGE

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
+from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
 from braingen.data.volumes import load_label_vector
 from braingen.errors import UserError
@@ -36,12 +37,18 @@ from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import object_mask
 from braingen.stages.explain_inputs import Inputs, Subject, read_inputs, training_responses
 from braingen.stages.explain_patterns import write_patterns
+from braingen.stages.explain_pictures import draw_silenced, things_to_silence
+from braingen.stages.reconstruct import assemble
+from braingen.stages.targets import Targets
 
 SIDE = 48
 """Places of a saliency map along one side: 0.18 degrees each, finer than any receptive field."""
 MAY_CHANGE = tuple(
     f"explain.{name}"
-    for name in ("explain_steps", "parts", "nifti_images", "grouping", "atlases", "surface", "components", "permutations", "draws")
+    for name in (
+        *("explain_steps", "parts", "nifti_images", "grouping", "atlases", "surface", "components", "permutations", "draws"),
+        "ablation_images",
+    )
 )
 
 
@@ -329,6 +336,24 @@ class Explanation:
             most = regional.loc[regional["loss"].idxmax()]
             self.say(f"Ablation: of the regions, {most['silenced']} ({most['voxels']} voxels) costs most cosine, {most['loss']:.3f}"
                      f" (as many random voxels: {most.get('random', float('nan')):.3f}).")  # fmt: skip
+        self.silenced_pictures(table)
+
+    def silenced_pictures(self, table: pd.DataFrame) -> None:
+        """Pictures of the first images with levels and regions silenced; `table` is ablation.csv."""
+        if not (count := self.config.explain.ablation_images):
+            return
+        targets = Targets(self.config)
+        try:
+            decoder = assemble(self.config, targets)
+        except (UserError, OSError) as error:
+            self.say(f"Ablation: no pictures were drawn. {error}")
+            return
+        for subject in self.inputs.subjects:
+            mine = table[table["subject"] == subject.number]
+            things = things_to_silence(self.config, self.experts, self.regions(subject), mine)
+            betas, own = Betas.of(self.layout, subject.number), self.of(subject)
+            drawn = draw_silenced(self.config, decoder, targets, betas, subject, count, things, own / "silenced")
+            self.table(own / "silenced_pictures.csv", drawn)
 
     def routers(self) -> None:
         """Level weights over denoising time, and how much every expert was listened to, where pictures were drawn with routers."""

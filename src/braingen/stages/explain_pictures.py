@@ -1,0 +1,144 @@
+"""Pictures of silenced decoders: levels, experts or voxels silenced, the rest read and drawn as `braingen reconstruct` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+import json
+from pathlib import Path
+import shutil
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from braingen.clip.cache import fingerprint_of_files
+from braingen.config import Config
+from braingen.data.betas import Betas
+from braingen.data.trials import Repeats
+from braingen.data.voxel_file import Responses
+from braingen.diffusion.decoder import BrainDecoder
+from braingen.diffusion.lora import merged_lora
+from braingen.diffusion.sdxl import backbone_folder
+from braingen.explain.ablation import silenced
+from braingen.explain.readout import Part, parts_of
+from braingen.files import write_json
+from braingen.report.pictures import open_picture
+from braingen.run_layout import READER, run_folder
+from braingen.scores.pixel import pixel_correlation
+from braingen.stages.drawing import draw_missing, picture_path
+from braingen.stages.explain_inputs import Subject
+from braingen.stages.reconstruct import Embeddings, drawer, read_responses
+from braingen.stages.targets import Targets
+from braingen.stages.trained import tuned_folder
+from braingen.stages.workers import Workers
+
+UNDISTURBED = "undisturbed"
+REGIONS = 3
+"""Regions that are drawn silenced: those that cost most."""
+Silenced = Mapping[str, Part | np.ndarray]
+"""Name -> a level or expert of the explained encoder, or which voxels (bool V) of both encoders are silenced."""
+
+
+def things_to_silence(
+    config: Config, experts: list[int], regions: Mapping[str, np.ndarray], table: pd.DataFrame
+) -> dict[str, Part | np.ndarray]:
+    """Every level, experts named in explain.parts, the regions that cost most cosine, and random voxels, as many as the first of these.
+
+    Parameters
+    ----------
+    table : one subject's ablation.csv
+    """
+    asked = config.explain.parts
+    found: dict[str, Part | np.ndarray] = {
+        part.name: part
+        for part in parts_of(experts)
+        if part.level is not None and (part.expert is None or "experts" in asked or part.name in asked)
+    }
+    costs = table[(table["images"] == "all") & (table["score"] == "cosine") & (table["voxels"] > 0)].sort_values("loss", ascending=False)
+    names = costs["silenced"].head(REGIONS).tolist()
+    found |= {name: regions[name] for name in names}
+    if names:
+        first_V = regions[names[0]]
+        outside = np.flatnonzero(~first_V)
+        if len(outside) >= first_V.sum():
+            random_V = np.zeros_like(first_V)
+            random_V[np.random.default_rng(config.run.seed).choice(outside, int(first_V.sum()), replace=False)] = True
+            found[f"random as {names[0]}"] = random_V
+    return found
+
+
+def made_of(config: Config) -> dict[str, Any]:
+    """What pictures depend on: others are drawn when it changes."""
+    tuned = tuned_folder(config)
+    return {
+        **config.model_dump(mode="json", include={"data", "backbone", "sampler"}),
+        "seed": config.run.seed,
+        "modality": config.explain.modality,
+        "atlases": [str(path) for path in config.explain.atlases],
+        "readers": {name: fingerprint_of_files(run_folder(config, name) / READER) for name in ("image", "text")},
+        "weights": fingerprint_of_files(backbone_folder(config.backbone.path)),
+        "finetuned": fingerprint_of_files(tuned) if tuned is not None else "",
+    }
+
+
+def draw_silenced(
+    config: Config, decoder: BrainDecoder, targets: Targets, betas: Betas, subject: Subject, count: int, things: Silenced, folder: Path
+) -> pd.DataFrame:
+    """Draw the first images undisturbed and with every thing silenced, into ``folder/<name>/<image id>.png``.
+
+    Returns
+    -------
+    columns silenced, voxels, image, pixcorr (with the seen picture)
+    """
+    config = config.model_copy(update={"sampler": config.sampler.model_copy(update={"source": "brain"})})
+    made = {**made_of(config), "images": subject.image_N[:count].tolist()}
+    note = folder / "made.json"
+    if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != made:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(note, made)
+    ids_N, rows_NR = subject.image_N[:count], subject.rows_NR[:count]
+    ids = ids_N.tolist()
+    seen_N3HW = targets.stimuli.images(ids_N)
+    reader = decoder.brain_image if config.explain.modality == "image" else decoder.brain_text
+    decoder.set_progress_bar_config(disable=True)
+    nothing: dict[str, None] = {UNDISTURBED: None}
+    rows = []
+    for name, thing in {**nothing, **things}.items():
+        out = folder / name.replace("/", "_")
+        if not all(picture_path(out, image).exists() for image in ids):
+            out.mkdir(parents=True, exist_ok=True)
+            silent_V = thing if isinstance(thing, np.ndarray) else np.zeros(subject.voxels_NV.shape[1], dtype=bool)
+            trials = rows_NR[rows_NR >= 0]
+            voxels_MV = np.array(betas.rows(trials), dtype=np.float32)
+            voxels_MV[:, silent_V] = 0
+            new_NR = np.full_like(rows_NR, -1)
+            new_NR[rows_NR >= 0] = np.arange(len(trials))
+            all_NV = torch.as_tensor(subject.voxels_NV, device=reader.device)
+            with silenced(reader, thing, all_NV, subject.number) if isinstance(thing, Part) else nullcontext():
+                read = read_responses(
+                    config,
+                    decoder,
+                    Repeats(ids_N, new_NR),
+                    Responses(voxels_MV, np.repeat(ids_N, (rows_NR >= 0).sum(axis=1))),
+                    subject.number,
+                )
+            experts = {key: read[f"{key}_experts"] for key in ("image", "text")} if "image_experts" in read else None
+            draw = drawer(config, decoder, lambda: targets.image_encoder, Embeddings(read["image"], read["text"], ids, experts))
+            with merged_lora(decoder.unet):
+                draw_missing(
+                    out,
+                    ids,
+                    config.sampler.batch_size,
+                    draw,
+                    Workers(config),
+                    f"drawing {name}" if thing is None else f"drawing without {name}",
+                )
+            for path in out.glob("*.safetensors"):  # of the routers; nobody asks for them here
+                path.unlink()
+        drawn_N3HW = np.stack([np.asarray(open_picture(picture_path(out, image)), dtype=np.float32) / 255 for image in ids])
+        scores_N = pixel_correlation(seen_N3HW, drawn_N3HW.transpose(0, 3, 1, 2))
+        voxels = int(thing.sum()) if isinstance(thing, np.ndarray) else 0
+        rows += [{"silenced": name, "voxels": voxels, "image": image, "pixcorr": value} for image, value in zip(ids, scores_N)]
+    return pd.DataFrame(rows)

@@ -1,0 +1,59 @@
+"""Pictures of silenced decoders; the encoders have learnt next to nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+import pytest
+from unit.fake_backbone import write_fake_backbone
+
+from braingen.cli import main, parse_overrides
+from braingen.config import load_config
+from braingen.data.betas import Betas
+from braingen.data.nsd import Layout
+from braingen.stages.explain_inputs import read_subjects
+from braingen.stages.explain_pictures import draw_silenced
+from braingen.stages.reconstruct import assemble
+from braingen.stages.targets import Targets
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
+SMALL = ["simulation.num_sessions=1", "simulation.trials_per_session=60", "simulation.num_voxels=200", "--num_test_images=5"]
+SMALL += ["encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", "optim.num_epochs=1", "optim.batch_size=20"]
+SMALL += ["sampler.steps=2", "sampler.guidance_scale=2", "sampler.batch_size=2", "run.device=cpu", "run.tracker=none"]
+SMALL += ["explain.ablation_images=2", "explain.draws=2"]
+
+
+def pixels(folder: Path) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(path).convert("RGB")).astype(int) for path in sorted(folder.glob("*.png"))])
+
+
+def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
+    backbone = write_fake_backbone(tmp_path / "backbone", with_clip=True)
+    words = ["--folder", str(tmp_path / "run"), "--root", str(tmp_path / "data"), "--path", str(backbone), *SMALL]
+    for command in (["simulate"], ["train", "image"], ["train", "text"], ["reconstruct"]):
+        assert main([*command, *words]) == 0
+    again = ["explain", *words, "--explain_steps", "ablation,page"]
+    assert main(again) == 0
+    out = tmp_path / "run" / "explain" / "image-target-integrated_gradients"
+    own = out / "subj01"
+    table = pd.read_csv(own / "silenced_pictures.csv")
+    names = table["silenced"].unique().tolist()
+    assert names[:2] == ["undisturbed", "level-0"] and len(names) == 1 + 4 + 3 + 1 and names[-1] == f"random as {names[5]}"
+    usual = pixels(own / "silenced" / "undisturbed")
+    assert (usual == pixels(tmp_path / "run" / "reconstructions" / "brain")[:2]).all()
+    assert (pixels(own / "silenced" / "level-0") != usual).any()
+    assert f">{names[-1]}<" in (out / "explain.html").read_text()
+    path = next((own / "silenced" / "level-0").glob("*.png"))
+    written = path.stat().st_mtime_ns
+    assert main(again) == 0 and path.stat().st_mtime_ns == written
+
+    config = load_config(*parse_overrides(words))
+    targets, subject = Targets(config), read_subjects(config)[0]
+    every_V = np.ones(subject.voxels_NV.shape[1], dtype=bool)
+    betas = Betas.of(Layout.of(config.data.root), 1)
+    draw_silenced(config, assemble(config, targets), targets, betas, subject, 2, {"all": every_V, "none": ~every_V}, tmp_path / "own")
+    assert (pixels(tmp_path / "own" / "none") == usual).all()
+    assert (pixels(tmp_path / "own" / "all") != usual).any(axis=(1, 2, 3)).all()
