@@ -387,8 +387,8 @@ class Explanation:
             for k, part in enumerate(names[: experts_NSE.shape[2]])
         ]
         self.table(self.folder / "router_experts.csv", pd.DataFrame(use))
-        self.say(f"Routers: {len(index)} pictures, {mean_SL.shape[0]} steps; level weights from {np.round(mean_SL[0], 2).tolist()} to "
-                 f"{np.round(mean_SL[-1], 2).tolist()}.")  # fmt: skip
+        first, last = (", ".join(f"{weight:.2f}" for weight in mean_SL[step]) for step in (0, -1))
+        self.say(f"Routers: {len(index)} pictures, {mean_SL.shape[0]} steps; weights of the levels go from {first} to {last}.")
 
     def facts(self) -> dict[str, Any]:
         """What the page is told besides the files."""
