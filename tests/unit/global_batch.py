@@ -34,4 +34,5 @@ def two_processes(rank: int, folder: str) -> None:
     loss = global_loss(wrapped, voxels[rank], targets[rank], draws[rank], gather_rows)
     loss.backward()
     torch.save({"loss": loss.detach(), "weight": model.weight.grad, "bias": model.bias.grad}, f"{folder}/{rank}.pt")
+    dist.barrier()  # a process that leaves while the other still talks to it takes that one's threads down
     dist.destroy_process_group()
