@@ -13,18 +13,15 @@ is lost otherwise. Test images are scored, nothing is fitted to them.
 
 from __future__ import annotations
 
-import argparse
 import json
-from pathlib import Path
 
 import numpy as np
-from routing_helps import LINES, config_of
+from routing_helps import LINES, arguments, config_of
 from safetensors.torch import load_file
 from sklearn.covariance import ledoit_wolf
 import torch
 from torch import Tensor
 
-from braingen.cli import parse_overrides
 from braingen.config import Config
 from braingen.data.nsd import Layout
 from braingen.files import write_json
@@ -104,13 +101,7 @@ def described(values_SN: np.ndarray, resamples: int) -> dict[str, object]:
 
 def main() -> None:
     """Read out, compare, print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", type=Path, default=Path("configs/simulated.yaml"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/routing_helps"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=300)
-    chosen, words = parser.parse_known_args()
-    parse_overrides(words)  # says what is misspelt before anything is read
+    chosen, words = arguments(__doc__).parse_known_args()
     configs = [config_of(chosen.config, chosen.folder, seed, chosen.images, words) for seed in range(chosen.seeds)]
     lines = [json.loads((config.run.folder / LINES).read_text()) for config in configs]
     read = [read_out(config) for config in configs]

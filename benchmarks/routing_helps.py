@@ -67,13 +67,19 @@ def compared(seeds: list[dict[str, dict[str, list[float]]]], first: str, second:
     return found
 
 
-def main() -> None:
-    """Run what is missing and write the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def arguments(about: str | None) -> argparse.ArgumentParser:
+    """The options that say which seeds lie where; ``about`` is the docstring of the script."""
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.add_argument("--config", type=Path, default=Path("configs/simulated.yaml"))
     parser.add_argument("--folder", type=Path, default=Path("runs/routing_helps"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=300)
+    return parser
+
+
+def main() -> None:
+    """Run what is missing and write the table."""
+    parser = arguments(__doc__)
     parser.add_argument("--lines", nargs="+", default=["untouched", "both"], choices=sorted(VARIANTS))
     chosen, words = parser.parse_known_args()
     seeds = []
