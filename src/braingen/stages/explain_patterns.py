@@ -5,8 +5,6 @@ N images, V voxels, C categories.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 
@@ -16,9 +14,7 @@ from braingen.explain.agreement import area_under_roc
 from braingen.explain.experts import listen
 from braingen.explain.patterns import activation_patterns
 from braingen.explain.volumes import region_table
-
-if TYPE_CHECKING:
-    from braingen.stages.explain import Explanation
+from braingen.stages.explanation import Explanation
 
 DRAWN = 12
 """Categories that get a figure: those that are decoded best."""

@@ -113,7 +113,7 @@ def sorted_entries(entries: Mapping[str, Any]) -> Checkpoint:
     whole = "model_state_dict" in entries or "prior_state_dict" in entries
     not_read = [key for key in entries if key not in ("model_state_dict", "prior_state_dict")] if whole else []
     encoder, prior = {}, {}
-    for source in ((entries.get("model_state_dict", {}), entries.get("prior_state_dict", {})) if whole else (entries,)):
+    for source in (entries.get("model_state_dict", {}), entries.get("prior_state_dict", {})) if whole else (entries,):
         for key, value in source.items():
             bare = WRAPPERS.sub("", key)
             if not isinstance(value, Tensor):

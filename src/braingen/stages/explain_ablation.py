@@ -1,0 +1,71 @@
+"""The step `ablation` of `braingen explain`: levels, experts and regions silenced, and decoded again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+
+from braingen.data.betas import Betas
+from braingen.errors import UserError
+from braingen.explain.ablation import ablate_part, ablate_voxels, ablation_table, scores_of
+from braingen.explain.experts import listen
+from braingen.explain.readout import parts_of
+from braingen.stages.explain_pictures import draw_silenced, things_to_silence
+from braingen.stages.explanation import Explanation
+from braingen.stages.reconstruct import assemble
+from braingen.stages.targets import Targets
+
+
+def write_ablation(work: Explanation) -> None:
+    """Silence levels, experts and regions; decode again."""
+    classes, tables = work.inputs.classes, []
+    for subject in work.inputs.subjects:
+        count = len(subject.image_N)
+        member_NC = classes.member_NC if classes else np.zeros((count, 0), dtype=bool)
+        direction_CF = classes.direction_CF if classes else torch.zeros(0, work.inputs.true_NF.shape[1])
+
+        def decoded(voxels_NV: np.ndarray, number: int = subject.number):  # type: ignore[no-untyped-def]
+            return listen(work.inputs.reader, voxels_NV, number)
+
+        def score(said, directions=direction_CF, members=member_NC):  # type: ignore[no-untyped-def]
+            return scores_of(said, work.inputs.true_NF, directions, members)
+
+        groups = {"all": np.ones(count, dtype=bool)} | dict(zip(classes.names if classes else (), member_NC.T))
+        done = [
+            ablate_part(work.inputs.reader, part, subject.voxels_NV, subject.number, score)
+            for part in parts_of(work.experts)
+            if part.level is not None
+        ]
+        draws, seed = work.config.explain.draws, work.config.run.seed
+        for name, inside_V in work.regions(subject).items():
+            done.append(ablate_voxels(name, inside_V, subject.voxels_NV, lambda voxels: score(decoded(voxels)), draws, seed))
+        table = ablation_table(score(decoded(subject.voxels_NV)), done, groups, work.config.run.seed)
+        table.insert(0, "subject", subject.number)
+        tables.append(table)
+    table = pd.concat(tables, ignore_index=True)
+    work.table(work.folder / "ablation.csv", table)
+    regional = table[(table["images"] == "all") & (table["score"] == "cosine") & (table["voxels"] > 0)]
+    if len(regional):
+        most = regional.loc[regional["loss"].idxmax()]
+        work.say(f"Ablation: of the regions, {most['silenced']} ({most['voxels']} voxels) costs most cosine, {most['loss']:.3f}"
+                 f" (as many random voxels: {most.get('random', float('nan')):.3f}).")  # fmt: skip
+    write_silenced_pictures(work, table)
+
+
+def write_silenced_pictures(work: Explanation, table: pd.DataFrame) -> None:
+    """Pictures of the first images with levels and regions silenced; `table` is ablation.csv."""
+    if not (count := work.config.explain.ablation_images):
+        return
+    targets = Targets(work.config)
+    try:
+        decoder = assemble(work.config, targets)
+    except (UserError, OSError) as error:
+        work.say(f"Ablation: no pictures were drawn. {error}")
+        return
+    for subject in work.inputs.subjects:
+        mine = table[table["subject"] == subject.number]
+        things = things_to_silence(work.config, work.experts, work.regions(subject), mine)
+        betas, own = Betas.of(work.layout, subject.number), work.of(subject)
+        drawn = draw_silenced(work.config, decoder, targets, betas, subject, count, things, own / "silenced")
+        work.table(own / "silenced_pictures.csv", drawn)

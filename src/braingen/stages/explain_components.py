@@ -1,0 +1,35 @@
+"""The step `components` of `braingen explain`: independent components of the whole decoder's maps."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from braingen.explain.components import components_of, expression_table, related_classes
+from braingen.explain.readout import WHOLE
+from braingen.explain.volumes import region_table
+from braingen.stages.explanation import Explanation
+
+
+def write_components(work: Explanation) -> None:
+    """Independent components of the whole decoder's maps, over images and subjects."""
+    maps = [work.map_file(subject, WHOLE).maps() for subject in work.inputs.subjects]
+    count = min(work.config.explain.components, max(1, len(maps[0]) // 4))
+    found = components_of(maps, count, work.config.run.seed)
+    for subject, map_KV in zip(work.inputs.subjects, found.maps):
+        subject.places.write(work.of(subject) / "nifti" / "components.nii.gz", map_KV.T)
+        regions = work.regions(subject)
+        table = region_table({f"component {k}": value_V for k, value_V in enumerate(map_KV)}, regions)
+        work.table(work.of(subject) / "components_regions.csv", table)
+        for k, value_V in enumerate(map_KV[:12]):
+            work.draw(work.of(subject) / "figures" / f"component-{k}.png", subject, value_V, "")
+    loadings = pd.DataFrame(found.loading_NK, columns=[f"component {k}" for k in range(count)])
+    loadings.insert(0, "image", work.inputs.subjects[0].image_N)
+    work.table(work.folder / "component_loadings.csv", loadings)
+    work.table(work.folder / "component_expression.csv", expression_table(found, [each.number for each in work.inputs.subjects]))
+    told = f"Components: {count} hold {found.explained:.0%} of the maps" + ("" if found.converged else " (ICA did not converge)")
+    if work.inputs.classes is not None:
+        table = related_classes(found.loading_NK, work.inputs.classes.member_NC)
+        table["class"] = [work.inputs.classes.names[number] for number in table["class"]]
+        work.table(work.folder / "component_categories.csv", table)
+        told += f"; {table[table['q'] < 0.05]['component'].nunique()} of them go with a {work.config.explain.grouping} (FDR 5 %)"
+    work.say(told + ".")

@@ -1,0 +1,49 @@
+"""The step `routers` of `braingen explain`: level weights over denoising time, and how much every expert was listened to."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+from safetensors.torch import load_file
+
+from braingen.explain.readout import parts_of
+from braingen.run_layout import INDEX, ROUTING, drawn_folder
+from braingen.stages.explanation import Explanation
+
+
+def write_routers(work: Explanation) -> None:
+    """Level weights over denoising time, and how much every expert was listened to, where pictures were drawn with routers."""
+    path = drawn_folder(work.config, "brain") / ROUTING
+    modality = work.config.explain.modality
+    mixed = load_file(path) if path.exists() else {}
+    if f"{modality}_levels" not in mixed:
+        work.say(f"Routers: {path} does not record any for {modality}s: pictures were drawn without; `braingen finetune`, then "
+                 "`braingen reconstruct`.")  # fmt: skip
+        return
+    levels_NSL, experts_NSE = (mixed[f"{modality}_{name}"].numpy() for name in ("levels", "experts"))
+    index = json.loads((path.parent / INDEX).read_text(encoding="utf-8"))["images"]
+    mean_SL, sd_SL = levels_NSL.mean(axis=0), levels_NSL.std(axis=0)
+    steps = [
+        {"step": step, "level": level, "weight": mean_SL[step, level], "sd": sd_SL[step, level]}
+        for step in range(mean_SL.shape[0])
+        for level in range(mean_SL.shape[1])
+    ]
+    work.table(work.folder / "router_levels.csv", pd.DataFrame(steps))
+    names = [part for part in parts_of(work.experts) if part.expert is not None]
+    groups = {"all": np.ones(len(index), dtype=bool)}
+    if work.inputs.classes is not None:
+        row_of = {int(image): row for row, image in enumerate(work.inputs.subjects[0].image_N)}
+        rows = np.array([row_of.get(int(image), -1) for image in index])
+        classes = zip(work.inputs.classes.names, work.inputs.classes.member_NC.T)
+        groups |= {name: (rows >= 0) & member_N[rows] for name, member_N in classes}
+    use = [
+        {"level": part.level, "expert": part.expert, "images": group, "n": inside_N.sum(), "use": experts_NSE[inside_N, :, k].mean()}
+        for group, inside_N in groups.items()
+        if inside_N.any()
+        for k, part in enumerate(names[: experts_NSE.shape[2]])
+    ]
+    work.table(work.folder / "router_experts.csv", pd.DataFrame(use))
+    first, last = (", ".join(f"{weight:.2f}" for weight in mean_SL[step]) for step in (0, -1))
+    work.say(f"Routers: {len(index)} pictures, {mean_SL.shape[0]} steps; weights of the levels go from {first} to {last}.")

@@ -1,0 +1,47 @@
+"""The step `saliency` of `braingen explain`: where in the picture, by receptive fields."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from braingen.data.volumes import load_label_vector
+from braingen.errors import UserError
+from braingen.explain.readout import WHOLE, parts_of
+from braingen.explain.saliency import ReceptiveFields, beyond_usual, gaussians, inside_outside, pointing_game, saliency
+from braingen.files import replaced_file, write_json
+from braingen.scores.uncertainty import mean_interval
+from braingen.simulation.pictures import load_scenes
+from braingen.simulation.scenes import object_mask
+from braingen.stages.explanation import Explanation
+
+SIDE = 48
+"""Places of a saliency map along one side: 0.18 degrees each, finer than any receptive field."""
+
+
+def write_saliency(work: Explanation) -> None:
+    """Attributions spread over receptive fields, of the whole decoder and of experts whose maps are there."""
+    for subject in work.inputs.subjects:
+        try:
+            polar = [load_label_vector(work.layout, subject.number, name, subject.places)
+                     for name in ("prf_eccentricity", "prf_angle", "prf_size")]  # fmt: skip
+        except UserError as error:
+            work.say(f"Saliency: left out, receptive fields are needed. {error}")
+            return
+        gaussian_VP = gaussians(ReceptiveFields.from_polar(*polar), SIDE, work.config.explain.field_of_view)
+        finished = [part for part in parts_of(work.experts) if work.map_file(subject, part).finished]
+        if not finished:
+            raise UserError("There are no maps yet: run `braingen explain` with the step attributions first.")
+        for part in finished:
+            map_NP = beyond_usual(saliency(work.map_file(subject, part).maps(), gaussian_VP))
+            with replaced_file(work.of(subject) / "saliency" / f"{part.name}.npy") as handle:
+                np.save(handle, map_NP.reshape(-1, SIDE, SIDE).astype(np.float16))
+            if part == WHOLE and work.inputs.simulated:
+                scenes = load_scenes(work.layout, subject.image_N.tolist())
+                object_NP = np.stack([object_mask(scene, SIDE).ravel() for scene in scenes])
+                told = pointing_game(map_NP, object_NP, seed=work.config.run.seed)
+                inside = mean_interval(inside_outside(map_NP, object_NP), 2000)
+                write_json(work.of(subject) / "pointing.json", {**told._asdict(), "inside": inside._asdict()})
+                work.say(
+                    f"Saliency, subject {subject.number}: the peak lies on the object in {told.hits:.0%}, other images' maps in "
+                    f"{told.chance:.0%} (gain {told.gain:.2f}, 95 % interval {told.gain_low:.2f} to {told.gain_high:.2f})."
+                )

@@ -1,0 +1,110 @@
+"""One question that `braingen explain` answers: what it is about, where its files lie, and what all its steps need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from braingen.config import Config
+from braingen.data.nsd import Layout
+from braingen.errors import UserError
+from braingen.explain import figures, volumes
+from braingen.explain.maps import MapFile
+from braingen.explain.readout import WHOLE, Part, experts_per_level, parts_of
+from braingen.files import write_text
+from braingen.stages.explain_inputs import Inputs, Subject
+
+
+def chosen_parts(config: Config, experts: list[int]) -> list[Part]:
+    """The parts that explain.parts names, the whole decoder first."""
+    everything = parts_of(experts)
+    groups = {
+        "all": everything,
+        "whole": [WHOLE],
+        "levels": [part for part in everything if part.level is not None and part.expert is None],
+        "experts": [part for part in everything if part.expert is not None],
+    }
+    found = [part for name in config.explain.parts for part in groups.get(name) or [Part.parse(name)]]
+    missing = [part.name for part in found if part not in everything]
+    if missing:
+        raise UserError(f"This encoder has no {missing[0]}; its levels have {', '.join(map(str, experts)) or 'no'} experts.")
+    return [part for part in everything if part in found]
+
+
+class Explanation:
+    """One question, its folder and what is explained.
+
+    Parameters
+    ----------
+    config : settings
+    folder : where results go
+    inputs : what is explained
+    """
+
+    def __init__(self, config: Config, folder: Path, inputs: Inputs) -> None:
+        self.config, self.folder, self.inputs = config, folder, inputs
+        self.experts = experts_per_level(inputs.reader, len(inputs.subjects[0].voxels_NV[0]), inputs.subjects[0].number)
+        self.parts = chosen_parts(config, self.experts)
+        self.layout = Layout.of(config.data.root)
+        self.said: list[str] = []
+
+    def say(self, sentence: str) -> None:
+        """Something a reader has to know; printed, and kept for the page."""
+        self.said.append(sentence)
+        Console().print(sentence)
+
+    def of(self, subject: Subject) -> Path:
+        """A subject's folder."""
+        return self.folder / f"subj{subject.number:02d}"
+
+    def map_file(self, subject: Subject, part: Part) -> MapFile:
+        """Where a part's maps lie."""
+        return MapFile(self.of(subject) / "maps" / f"{part.name}.npy")
+
+    def regions(self, subject: Subject) -> dict[str, np.ndarray]:
+        """Named regions of a subject; of a simulated one the planted areas as well."""
+        found = volumes.known_regions(self.layout, subject.number, subject.places, self.config.explain.atlases)
+        area_V = self.planted(subject).get("area")
+        if area_V is not None:
+            found |= {str(area): area_V == area for area in np.unique(area_V) if str(area) not in found}
+        return found
+
+    def planted(self, subject: Subject) -> dict[str, np.ndarray]:
+        """What is known of a simulated subject's voxels; empty for a real one."""
+        path = self.layout.truth(subject.number)
+        if not self.inputs.simulated or not path.exists():
+            return {}
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in ("area", "hemisphere", "sheet_uv", "sheet_extent_mm")}
+
+    def table(self, path: Path, table: pd.DataFrame) -> None:
+        """Write a table as CSV."""
+        write_text(path, table.to_csv(index=False, float_format="%.6g"))
+
+    def draw(self, path: Path, subject: Subject, value_V: np.ndarray, title: str) -> None:
+        """A figure of a map: the flat sheet of a simulated subject, views through the voxels of a real one."""
+        truth = self.planted(subject)
+        if truth:
+            place_V2 = truth["sheet_uv"] * truth["sheet_extent_mm"]
+            figures.draw_sheet(path, place_V2, truth["hemisphere"], truth["area"], value_V, title)
+        else:
+            figures.draw_projections(path, subject.places, value_V, title)
+
+    def facts(self) -> dict[str, Any]:
+        """What the page is told besides the files."""
+        settings = self.config.explain
+        return {
+            "modality": settings.modality,
+            "about": settings.about,
+            "method": settings.method,
+            "points": settings.points,
+            "grouping": settings.grouping,
+            "images": len(self.inputs.subjects[0].image_N),
+            "subjects": [subject.number for subject in self.inputs.subjects],
+            "experts": self.experts,
+            "simulated": self.inputs.simulated,
+        }
