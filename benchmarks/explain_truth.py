@@ -236,9 +236,7 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
     return out
 
 
-def silence_faces(
-    reader: BrainReader, subject: Subject, directions: dict[str, torch.Tensor], trained_MF: torch.Tensor
-) -> dict[str, Any]:
+def silence_faces(reader: BrainReader, subject: Subject, directions: dict[str, torch.Tensor], trained_MF: torch.Tensor) -> dict[str, Any]:
     """Relative loss of the evidence for persons (on persons' images) and for the place (on all images), planted face voxels silenced."""
     kind_N = subject.label_NL[:, LABELS.index("supercategory")]
     person_N, background_N = kind_N == 0, subject.label_NL[:, LABELS.index("background")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
+from captum.attr import GradientShap
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from braingen.brain.reader import BrainReader
 from braingen.errors import UserError
 from braingen.explain.ablation import ImageScores, ablate_part, ablate_voxels, ablation_table, scores_of
 from braingen.explain.agreement import area_under_roc, group_agreement
-from braingen.explain.attribution import Explainer, Query, completeness
+from braingen.explain.attribution import Draws, Explainer, Query, completeness, gradient_shap
 from braingen.explain.components import components_of, expression_table, related_classes
 from braingen.explain.experts import evidence, listen, profile, voxel_selectivity
 from braingen.explain.maps import MapFile, mean_maps, membership, root_mean_square
@@ -84,6 +85,50 @@ def test_gradient_shap_goes_to_the_linear_answer_against_the_mean_of_its_baselin
     expected = (asked.voxels_BV - ask.baseline_SV.mean(0)) * (asked.direction_BF @ model.weight_FV)
     assert (ask(asked).map_BV - expected).abs().max() < 0.25 * expected.abs().max()
     torch.testing.assert_close(ask(asked).map_BV, ask(asked).map_BV, rtol=0, atol=0)  # seeded
+
+
+def test_gradient_shap_is_captums_at_the_same_draws():
+    model, asked, draws = Curved(), query(3), 10
+    baseline = torch.randn(6, VOXELS, generator=torch.Generator().manual_seed(7))
+    np.random.seed(5)  # captum draws from the global generator: baselines first, then places on the way
+    told, error = GradientShap(model).attribute(
+        asked.voxels_BV, baseline, n_samples=draws, additional_forward_args=(asked.direction_BF,), return_convergence_delta=True
+    )
+    np.random.seed(5)
+    chosen = np.random.choice(6, 3 * draws).reshape(3, draws)
+    map_BV, start_B = gradient_shap(model, asked, baseline, Draws(chosen, np.random.uniform(size=3 * draws).reshape(3, draws)), chunk=7)
+    torch.testing.assert_close(map_BV, told, atol=1e-6, rtol=1e-4)
+    value_B = model(asked.voxels_BV, asked.direction_BF)
+    torch.testing.assert_close(map_BV.sum(1) - (value_B - start_B), error.view(3, draws).mean(1), atol=1e-5, rtol=1e-4)
+
+
+def test_gradient_shap_depends_neither_on_pieces_nor_on_which_images_come_together():
+    asked = query(5)
+    whole = explainer(Curved(), "gradient_shap", steps=20)(asked)
+    for chunk in (1, 13, 40):
+        found = explainer(Curved(), "gradient_shap", steps=20, chunk=chunk)(asked)
+        for one, other in zip(found, whole):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    ask = explainer(Curved(), "gradient_shap", steps=20, chunk=13)
+    for rows in ([3], [4, 1], [0, 2, 3]):
+        found = ask(Query(asked.image_B[rows], asked.voxels_BV[rows], asked.direction_BF[rows]))
+        torch.testing.assert_close(found.map_BV, whole.map_BV[rows], atol=1e-6, rtol=1e-5)
+    other = explainer(Curved(), "gradient_shap", steps=20, seed=1)(asked).map_BV
+    assert (other - whole.map_BV).abs().max() > 1e-3
+
+
+def test_no_more_points_are_computed_at_once_than_a_chunk():
+    class Counted(Curved):
+        most = 0
+
+        def forward(self, voxels_BV, direction_BF):
+            self.most = max(self.most, len(voxels_BV))
+            return super().forward(voxels_BV, direction_BF)
+
+    for method in METHODS:
+        model = Counted()
+        explainer(model, method, steps=40, chunk=20)(query(5))
+        assert 5 < model.most <= 20
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,20 +1,20 @@
 """Attributions: how much every voxel contributed to a number read off a decoded embedding.
 
 Integrated gradients start from one baseline: all voxels at 0, which is every voxel's mean over its session, since responses are z-scored.
-GradientSHAP starts from many: responses to training images, so that a voxel is credited for what is unusual about it. Both come from
-captum. A map is complete when its sum over voxels is the difference between the number at the image and at the baseline; how far it is
-from that is kept beside every map.
+GradientSHAP starts from many: responses to training images, so that a voxel is credited for what is unusual about it. The former come from
+captum. The latter are what captum computes, but in pieces, where captum expands an image's draws all at once, and with draws of every
+image's own, where captum's depend on which images come together. A map is complete when its sum over voxels is the difference between the
+number at the image and at the baseline; how far it is from that is kept beside every map.
 
-N images, B of them at once, V voxels, F numbers of an embedding, S baselines.
+N images, B of them at once, V voxels, F numbers of an embedding, S baselines, K draws of an image, P points computed at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
-from captum.attr import GradientShap, IntegratedGradients
+from captum.attr import IntegratedGradients
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,53 @@ class Query(NamedTuple):
     """Per image the direction whose share is explained, of length 1."""
 
 
+class Draws(NamedTuple):
+    """Where GradientSHAP takes its gradients."""
+
+    baseline_BK: np.ndarray
+    """Which baseline."""
+    share_BK: np.ndarray
+    """How far from the baseline to the image, 0 to 1."""
+
+    @classmethod
+    def of(cls, image_B: np.ndarray, draws: int, baselines: int, seed: int) -> Draws:
+        """Every image's by its id: the same whichever images come with it."""
+        each = [np.random.default_rng((seed, int(image))) for image in image_B]
+        return cls(np.stack([rng.integers(baselines, size=draws) for rng in each]), np.stack([rng.random(draws) for rng in each]))
+
+
+def gradient_shap(readout: nn.Module, query: Query, baseline_SV: Tensor, draws: Draws, chunk: int = 512) -> tuple[Tensor, Tensor]:
+    """Expected gradients (Erion et al. 2021): mean over draws of the gradient between a baseline and the image, times their difference.
+
+    Parameters
+    ----------
+    readout : voxels_PV and direction_PF to value_P
+    chunk : points computed at once (one of every image at least); nothing but rounding depends on it
+
+    Returns
+    -------
+    map_BV, and the mean number at the baselines (B)
+    """
+    images, count = draws.share_BK.shape
+    at_once = max(1, chunk // images)
+    map_BV, start_B = torch.zeros_like(query.voxels_BV), query.voxels_BV.new_zeros(images)
+    for first in range(0, count, at_once):
+        some = slice(first, first + at_once)
+        chosen_P = torch.from_numpy(draws.baseline_BK[:, some].ravel()).to(baseline_SV.device)
+        share_P1 = torch.from_numpy(draws.share_BK[:, some].reshape(-1, 1)).to(map_BV)
+        repeats = len(chosen_P) // images
+        direction_PF = query.direction_BF.repeat_interleave(repeats, dim=0)
+        base_PV = baseline_SV[chosen_P]
+        with torch.no_grad():
+            start_B += readout(base_PV, direction_PF).view(images, repeats).sum(dim=1)
+        way_PV = query.voxels_BV.repeat_interleave(repeats, dim=0).sub_(base_PV)
+        point_PV = base_PV.addcmul_(share_P1, way_PV).requires_grad_()
+        with torch.enable_grad():
+            (slope_PV,) = torch.autograd.grad(readout(point_PV, direction_PF).sum(), point_PV)
+        map_BV += way_PV.mul_(slope_PV).view(images, repeats, -1).sum(dim=1)
+    return map_BV / count, start_B / count
+
+
 class Explainer:
     """Explains batches by one method.
 
@@ -54,7 +101,7 @@ class Explainer:
     baseline_SV : responses to training images for GradientSHAP; integrated gradients start from zeros
     steps : points on the way from the baseline (integrated gradients, Gauss-Legendre), or draws of a baseline and a point (GradientSHAP)
     chunk : points computed at once
-    seed : of the draws of GradientSHAP; each batch draws by its first image's id, so a resumed run draws the same
+    seed : of the draws of GradientSHAP
     """
 
     def __init__(
@@ -70,45 +117,24 @@ class Explainer:
         voxels_BV, direction_BF = query.voxels_BV, query.direction_BF
         with torch.no_grad():
             value_B = self.readout(voxels_BV, direction_BF)
-        if self.method == "integrated_gradients":
-            found = IntegratedGradients(self.readout).attribute(
-                voxels_BV,
-                baselines=torch.zeros_like(voxels_BV),
-                additional_forward_args=(direction_BF,),
-                n_steps=self.steps,
-                internal_batch_size=max(self.chunk, len(voxels_BV)),
-                return_convergence_delta=True,
-            )
-        else:
-            with _seeded(self.seed, int(query.image_B[0])):
-                found = GradientShap(self.readout).attribute(
-                    voxels_BV,
-                    baselines=self.baseline_SV,
-                    n_samples=self.steps,
-                    additional_forward_args=(direction_BF,),
-                    return_convergence_delta=True,
-                )
-        map_BV, error = found
-        error_B = error.detach().view(len(voxels_BV), -1).mean(dim=1)  # GradientSHAP: one per draw
-        return Attribution(map_BV.detach(), value_B, error_B)
+        if self.baseline_SV is not None:
+            draws = Draws.of(query.image_B, self.steps, len(self.baseline_SV), self.seed)
+            map_BV, start_B = gradient_shap(self.readout, query, self.baseline_SV, draws, self.chunk)
+            return Attribution(map_BV, value_B, map_BV.sum(dim=1) - (value_B - start_B))
+        map_BV, error_B = IntegratedGradients(self.readout).attribute(
+            voxels_BV,
+            baselines=torch.zeros_like(voxels_BV),
+            additional_forward_args=(direction_BF,),
+            n_steps=self.steps,
+            internal_batch_size=max(self.chunk, len(voxels_BV)),
+            return_convergence_delta=True,
+        )
+        return Attribution(map_BV.detach(), value_B, error_B.detach())
 
     def batches(self, queries: Iterable[Query]) -> Iterator[tuple[Query, Attribution]]:
         """Explain one batch after the other; nothing is kept."""
         for query in queries:
             yield query, self(query)
-
-
-@contextmanager
-def _seeded(seed: int, image: int) -> Iterator[None]:
-    """Let captum draw from a seed of our own (it uses the global generators), and leave the generators as they were."""
-    before = np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed * 1_000_003 + image)
-        np.random.seed((seed * 1_000_003 + image) % 2**32)
-        try:
-            yield
-        finally:
-            np.random.set_state(before)
 
 
 def completeness(value_N: np.ndarray, error_N: np.ndarray) -> float:
