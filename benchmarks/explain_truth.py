@@ -27,7 +27,7 @@ from braingen.data.trials import group_repeats, test_trials, train_trials
 from braingen.explain.ablation import ImageScores, ablate_voxels
 from braingen.explain.agreement import area_under_roc, group_agreement
 from braingen.explain.attribution import Explainer, Query, completeness
-from braingen.explain.experts import listen, voxel_selectivity
+from braingen.explain.experts import VoxelRows, all_said, listen, voxel_selectivity
 from braingen.explain.maps import mean_maps
 from braingen.explain.patterns import ClassReadOut, Patterns, activation_patterns
 from braingen.explain.readout import ReadOut, class_directions
@@ -148,7 +148,7 @@ def patterns_of(reader: BrainReader, subject: Subject, read_out: ClassReadOut, i
     """Activation patterns of what is decoded of the test images, or of the first of them."""
 
     def decoded(voxels_NV: np.ndarray) -> np.ndarray:
-        return read_out.probability(listen(reader, voxels_NV, 1).whole_NF.numpy())
+        return read_out.probability(all_said(listen(reader, voxels_NV, 1)).whole_NF.numpy())
 
     return activation_patterns(subject.betas.rows, subject.rows_NR[:images], decoded)
 
@@ -161,7 +161,7 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
     early_V, category_V = np.isin(area_V, EARLY), ~np.isin(area_V, (*EARLY, *UNSPECIFIC))
     true_NF = reader.standardised(targets.image(subject.image_N)).flatten(1)
     trained_MF = reader.standardised(targets.image(subject.train_image_M)).flatten(1)
-    said = listen(reader, subject.voxels_NV, 1)
+    said = all_said(listen(reader, subject.voxels_NV, 1))
     some_N = slice(FEW)
     scores, _ = decoder_scores(said.clip_NF[some_N].numpy(), true_NF[some_N].numpy(), subject.image_N[some_N], resamples=1)
     cosine, _ = decoder_scores(said.whole_NF.numpy(), true_NF.numpy(), subject.image_N, resamples=1)
@@ -243,8 +243,8 @@ def silence_faces(reader: BrainReader, subject: Subject, directions: dict[str, t
     person_M = subject.train_label_ML[:, LABELS.index("supercategory")] == 0
     person_F = class_directions(trained_MF, person_M[:, None])[0]
 
-    def score(voxels_NV: np.ndarray) -> ImageScores:
-        whole_NF = listen(reader, voxels_NV, 1).whole_NF
+    def score(voxels_NV: VoxelRows) -> ImageScores:
+        whole_NF = all_said(listen(reader, voxels_NV, 1)).whole_NF
         place_N = (whole_NF * directions["background"][background_N]).sum(1).numpy()
         return ImageScores((whole_NF @ person_F).numpy(), place_N, place_N)  # persons in the first place, places in the others
 

@@ -12,13 +12,15 @@ import torch
 from torch import nn
 
 from braingen.brain.reader import BrainReader
+from braingen.data.large_files import scratch_array
 from braingen.errors import UserError
-from braingen.explain.ablation import ImageScores, ablate_part, ablate_voxels, ablation_table, scores_of
+from braingen.explain.ablation import ImageScores, WithoutVoxels, ablate_part, ablate_voxels, ablation_table, scores_of, silenced
 from braingen.explain.agreement import area_under_roc, group_agreement
 from braingen.explain.attribution import Draws, Explainer, Query, completeness, gradient_shap
 from braingen.explain.components import components_of, expression_table, related_classes
-from braingen.explain.experts import evidence, listen, profile, voxel_selectivity
+from braingen.explain.experts import Said, all_said, evidence, listen, profile, voxel_selectivity
 from braingen.explain.maps import MapFile, mean_maps, membership, root_mean_square
+from braingen.explain.patterns import activation_patterns
 from braingen.explain.readout import WHOLE, Part, ReadOut, class_directions, decode, experts_per_level, parts_of
 from braingen.explain.saliency import ReceptiveFields, beyond_usual, gaussians, inside_outside, pointing_game, saliency
 
@@ -252,6 +254,36 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     assert many < few + 512 * voxels * 4 / 4  # all maps together would be 4 MB more
 
 
+@pytest.mark.parametrize("step", ["components", "saliency", "patterns", "ablation"])
+def test_what_is_made_of_maps_and_responses_holds_no_copy_of_them(step, tmp_path):
+    voxels, rng = 12000, np.random.default_rng(0)
+    inside = np.arange(voxels) < 9
+
+    def peak(count: int) -> int:
+        kept_NV, out_NP = (scratch_array(tmp_path, (count, width)) for width in (voxels, 400))
+        for row_V in kept_NV:
+            row_V[:] = rng.standard_normal(voxels)
+        tracemalloc.start()
+        if step == "components":
+            components_of([kept_NV], 4)
+        elif step == "saliency":
+            inside_outside(beyond_usual(saliency(kept_NV, np.ones((voxels, 400), np.float32), out_NP), out_NP), out_NP > 0)
+        elif step == "patterns":
+            rows = np.arange(count).reshape(-1, 2)
+            activation_patterns(lambda some: kept_NV[some], rows, lambda some: some[:, :2].copy())
+        else:
+            ablate_voxels(
+                "some", inside, kept_NV, lambda some: ImageScores(*3 * (np.concatenate([some[:64], some[64:128]])[:, 0],)), draws=2
+            )
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(128)
+    few, many = peak(256), peak(768)
+    assert many < few + 512 * voxels * 4 / 4  # a copy of them would be 25 MB more, or twice that as float64
+
+
 def test_means_are_those_of_numpy():
     maps = np.random.default_rng(0).standard_normal((150, 7)).astype(np.float32)
     member = np.random.default_rng(1).random((150, 3)) < 0.3
@@ -372,14 +404,32 @@ def test_agreement_is_one_for_the_same_groups_and_zero_by_chance():
 
 def test_silencing_an_expert_takes_what_it_says_about_images_and_no_offset():
     model, voxels = reader(), np.random.default_rng(0).standard_normal((12, VOXELS)).astype(np.float32)
-    before = listen(model, voxels, 1)
+    before = all_said(listen(model, voxels, 1))
     kept = {}
-    ablate_part(model, Part(1, 2), voxels, 1, lambda said: kept.setdefault("said", said))  # type: ignore[arg-type,return-value]
+    ablate_part(model, Part(1, 2), voxels, 1, lambda said: kept.setdefault("said", all_said(said)))  # type: ignore[arg-type,return-value]
     after = kept["said"]
     torch.testing.assert_close(after.experts[1][:, 2], before.experts[1][:, 2].mean(0).expand(12, -1))
     torch.testing.assert_close(after.experts[1][:, 3], before.experts[1][:, 3])
     torch.testing.assert_close(after.levels_NLF.mean(0), before.levels_NLF.mean(0))
-    torch.testing.assert_close(listen(model, voxels, 1).whole_NF, before.whole_NF)  # and afterwards it speaks again
+    torch.testing.assert_close(all_said(listen(model, voxels, 1)).whole_NF, before.whole_NF)  # and afterwards it speaks again
+
+
+def test_what_silencing_takes_away_does_not_depend_on_how_many_images_are_read_at_once():
+    model, voxels = reader(), np.random.default_rng(0).standard_normal((12, VOXELS)).astype(np.float32)
+    heard = []
+    for batch_size in (5, 12):
+        with silenced(model, Part(2), voxels, 1, batch_size):
+            heard.append(all_said(listen(model, voxels, 1, batch_size)))
+    for one, other in zip(*heard):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert heard[0].levels_NLF[:, 2].std(dim=0).max() < 1e-5 < heard[0].levels_NLF[:, 1].std(dim=0).min()
+
+
+def test_silenced_responses_are_those_with_zeros():
+    voxels = np.random.default_rng(0).standard_normal((12, VOXELS)).astype(np.float32)
+    inside = np.arange(VOXELS) % 3 == 0
+    found = WithoutVoxels(voxels, inside)
+    assert len(found) == 12 and np.array_equal(found[3:7], np.where(inside, 0, voxels[3:7])) and voxels.all()
 
 
 def test_silencing_the_voxels_that_carry_it_costs_more_than_others():
@@ -388,13 +438,11 @@ def test_silencing_the_voxels_that_carry_it_costs_more_than_others():
     voxels = np.concatenate([truth.numpy(), rng.standard_normal((40, 60))], axis=1).astype(np.float32)
     direction, member = torch.eye(WIDTH)[:2], np.stack([np.arange(40) < 20, np.arange(40) >= 20], axis=1)
 
-    def score(responses: np.ndarray) -> ImageScores:
+    def score(responses) -> ImageScores:
+        return scores_of(map(listen_as, (responses[:25], responses[25:])), truth, direction, member)
+
+    def listen_as(responses):
         said = torch.from_numpy(responses[:, :WIDTH])
-        return scores_of(listen_as(said), truth, direction, member)
-
-    def listen_as(said):
-        from braingen.explain.experts import Said
-
         return Said(said[:, None], (), said + 1e-6, said + 1e-6)
 
     inside = np.zeros(68, dtype=bool)

@@ -7,6 +7,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from braingen.errors import UserError
+from braingen.explain import patterns
 from braingen.explain.patterns import ClassReadOut, activation_patterns
 
 IMAGES, VOXELS = 3000, 12
@@ -106,3 +107,15 @@ def test_a_read_out_is_the_logistic_regression_of_every_class(numbers):
         expected = LogisticRegression(C=0.1, max_iter=2000, tol=1e-6).fit(scaled, member[:, number]).predict_proba(scaled)[:, 1]
         np.testing.assert_allclose(found.probability(embedding)[:, number], expected, atol=0.005)
     assert (found.weight_CF[3] == 0).all()  # nobody has it
+
+
+def test_a_pattern_does_not_depend_on_how_many_images_are_read_at_once(monkeypatch):
+    brain = Brain(4, 90)
+    brain.rows_NR[::7, 2] = -1  # some were shown twice only
+    whole = None
+    for images in (1000, 13):
+        monkeypatch.setattr(patterns, "_IMAGES", images)
+        found = brain.patterns()
+        whole = whole or found
+        np.testing.assert_allclose(found.map_CV, whole.map_CV, atol=1e-6)
+        np.testing.assert_allclose(found.reliability_V, whole.reliability_V, atol=1e-6)

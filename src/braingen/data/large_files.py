@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+import tempfile
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
-from braingen.files import sync_file
+from braingen.files import disk_errors_as_sentences, sync_file
 
 
 class ArrayOnDisk(NamedTuple):
@@ -55,6 +56,22 @@ def publish(part: Path, path: Path) -> None:
     """Give a file whose pieces are all there its name."""
     sync_file(part)
     os.replace(part, path)
+
+
+def scratch_array(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A float32 array for the time that it is used, in a file without a name, so that memory does not grow with it.
+
+    Pages of a mapped file are the system's to drop, unlike a process's own. Zeros are written first: a disk that is full says so now, and
+    does not kill the process when the array is filled.
+    """
+    size = 4 * int(np.prod(shape))
+    with disk_errors_as_sentences(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for first, last in blocks(size, 1 << 20):
+                file.write(bytes(last - first))
+            file.flush()
+            return np.asarray(np.memmap(file, dtype=np.float32, mode="r+", shape=shape))
 
 
 def blocks(total: int, size: int) -> list[tuple[int, int]]:

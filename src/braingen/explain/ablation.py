@@ -8,7 +8,7 @@ N images, V voxels, C classes, E experts, R random draws, F numbers of an embedd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, cast
 
@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from braingen.brain.reader import BrainReader
 from braingen.errors import UserError
-from braingen.explain.experts import Said, listen
+from braingen.explain.experts import Said, VoxelRows, listen
 from braingen.explain.readout import Part
 from braingen.scores.uncertainty import mean_interval
 
@@ -36,22 +36,28 @@ class ImageScores(NamedTuple):
     """How far the embedding points to the image's own classes (mean over them); NaN for an image without one."""
 
 
-def scores_of(said: Said, true_NF: Tensor, direction_CF: Tensor, member_NC: np.ndarray) -> ImageScores:
+def scores_of(said: Iterable[Said], true_NF: Tensor, direction_CF: Tensor, member_NC: np.ndarray) -> ImageScores:
     """Score what was decoded.
 
     Parameters
     ----------
+    said : of all images, some at a time
     true_NF : true embeddings in units around the training mean
     direction_CF : directions of classes
     member_NC : bool
     """
-    true_unit_NF = normalize(true_NF, dim=1)
-    cosine_N = (normalize(said.whole_NF, dim=1) * true_unit_NF).sum(dim=1).numpy()
-    nearest_N = (normalize(said.clip_NF, dim=1) @ true_unit_NF.T).argmax(dim=1).numpy()
-    evidence_NC = (said.whole_NF @ direction_CF.T).numpy()
-    with np.errstate(invalid="ignore"):
-        own_N = (evidence_NC * member_NC).sum(axis=1) / member_NC.sum(axis=1)
-    return ImageScores(cosine_N, (nearest_N == np.arange(len(nearest_N))).astype(np.float64), own_N)
+    length_N = true_NF.norm(dim=1).clamp_min(1e-12)
+    scores: list[ImageScores] = []
+    done = 0
+    for some in said:
+        rows = slice(done, done := done + len(some.whole_NF))
+        cosine_B = (normalize(some.whole_NF, dim=1) * true_NF[rows]).sum(dim=1) / length_N[rows]
+        nearest_B = (some.clip_NF @ true_NF.T / length_N).argmax(dim=1).numpy()
+        member_BC = member_NC[rows]
+        with np.errstate(invalid="ignore"):
+            own_B = ((some.whole_NF @ direction_CF.T).numpy() * member_BC).sum(axis=1) / member_BC.sum(axis=1)
+        scores.append(ImageScores(cosine_B.numpy(), (nearest_B == np.arange(rows.start, rows.stop)).astype(np.float64), own_B))
+    return ImageScores(*(np.concatenate(each) for each in zip(*scores)))
 
 
 def level_modules(reader: BrainReader) -> Sequence[nn.Module]:
@@ -70,21 +76,27 @@ def level_modules(reader: BrainReader) -> Sequence[nn.Module]:
 
 
 @contextmanager
-def silenced(reader: BrainReader, part: Part, voxels_NV: Tensor, subject: int) -> Iterator[None]:
+def silenced(reader: BrainReader, part: Part, voxels_NV: VoxelRows, subject: int, batch_size: int = 64) -> Iterator[None]:
     """Within it, a level or an expert says the same for every image: its mean over the given ones."""
     if part.level is None:
         raise ValueError("silence a level or an expert, not the whole decoder")
     heads = cast(nn.Module, level_modules(reader)[part.level].heads)
-    means: list[tuple[Tensor, Tensor]] = []
-    counted = heads.register_forward_hook(lambda _, __, out: means.append((out[0].mean(dim=1).detach(), out[1].mean(dim=1).detach())))
+    device, sums = next(reader.parameters()).device, [torch.zeros(()), torch.zeros(())]
+
+    def count(_: nn.Module, __: object, out: tuple[Tensor, Tensor]) -> None:
+        sums[:] = [sum_ETD.to(said_EBTD) + said_EBTD.sum(dim=1) for sum_ETD, said_EBTD in zip(sums, out)]
+
+    counted = heads.register_forward_hook(count)
     with torch.no_grad():
-        reader.eval()(voxels_NV, subject)
+        for first in range(0, len(voxels_NV), batch_size):
+            reader.eval()(torch.as_tensor(voxels_NV[first : first + batch_size], device=device), subject)
     counted.remove()
+    means = [sum_ETD / len(voxels_NV) for sum_ETD in sums]
     which = slice(None) if part.expert is None else slice(part.expert, part.expert + 1)
 
     def replace(_: nn.Module, __: object, out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         changed = []
-        for said_EBTD, mean_ETD in zip(out, means[0]):
+        for said_EBTD, mean_ETD in zip(out, means):
             said_EBTD = said_EBTD.clone()
             said_EBTD[which] = mean_ETD[which, None]
             changed.append(said_EBTD)
@@ -108,8 +120,23 @@ class Ablation(NamedTuple):
     """The same after silencing as many voxels drawn at random from the others; empty for experts and levels."""
 
 
+class WithoutVoxels:
+    """Responses with some voxels silenced, made of every slice when it is read: silencing copies nothing as a whole."""
+
+    def __init__(self, voxels_NV: VoxelRows, silent: np.ndarray) -> None:
+        self._voxels_NV, self._silent = voxels_NV, silent
+
+    def __len__(self) -> int:
+        return len(self._voxels_NV)
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        changed_BV = np.array(self._voxels_NV[rows])
+        changed_BV[:, self._silent] = 0
+        return changed_BV
+
+
 def ablate_voxels(
-    name: str, inside_V: np.ndarray, voxels_NV: np.ndarray, score: Callable[[np.ndarray], ImageScores], draws: int = 20, seed: int = 0
+    name: str, inside_V: np.ndarray, voxels_NV: VoxelRows, score: Callable[[VoxelRows], ImageScores], draws: int = 20, seed: int = 0
 ) -> Ablation:
     """Silence some voxels, then, `draws` times, as many of the others.
 
@@ -120,10 +147,8 @@ def ablate_voxels(
     draws : R; fewer voxels outside than inside: there is nothing to draw as many from, so none are drawn
     """
 
-    def without(silent_V: np.ndarray) -> ImageScores:
-        changed_NV = voxels_NV.copy()
-        changed_NV[:, silent_V] = 0
-        return score(changed_NV)
+    def without(silent: np.ndarray) -> ImageScores:
+        return score(WithoutVoxels(voxels_NV, silent))
 
     rng = np.random.default_rng(seed)
     outside, count = np.flatnonzero(~inside_V), int(inside_V.sum())
@@ -131,10 +156,11 @@ def ablate_voxels(
     return Ablation(name, count, without(np.flatnonzero(inside_V)), random)
 
 
-def ablate_part(reader: BrainReader, part: Part, voxels_NV: np.ndarray, subject: int, score: Callable[[Said], ImageScores]) -> Ablation:
+def ablate_part(
+    reader: BrainReader, part: Part, voxels_NV: VoxelRows, subject: int, score: Callable[[Iterable[Said]], ImageScores]
+) -> Ablation:
     """Silence a level or an expert."""
-    device = next(reader.parameters()).device
-    with silenced(reader, part, torch.as_tensor(voxels_NV, device=device), subject):
+    with silenced(reader, part, voxels_NV, subject):
         return Ablation(part.name, 0, score(listen(reader, voxels_NV, subject)), ())
 
 

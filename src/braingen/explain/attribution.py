@@ -11,7 +11,6 @@ N images, B of them at once, V voxels, F numbers of an embedding, S baselines, K
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 from captum.attr import IntegratedGradients
@@ -130,11 +129,6 @@ class Explainer:
             return_convergence_delta=True,
         )
         return Attribution(map_BV.detach(), value_B, error_B.detach())
-
-    def batches(self, queries: Iterable[Query]) -> Iterator[tuple[Query, Attribution]]:
-        """Explain one batch after the other; nothing is kept."""
-        for query in queries:
-            yield query, self(query)
 
 
 def completeness(value_N: np.ndarray, error_N: np.ndarray) -> float:

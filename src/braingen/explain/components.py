@@ -16,11 +16,14 @@ import warnings
 
 import numpy as np
 import pandas as pd
+from scipy.linalg import eigh
 from scipy.stats import false_discovery_control, ttest_ind
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 
-_BLOCK = 2048  # voxels read at once
+from braingen.data.large_files import blocks
+
+_AT_ONCE = 1 << 20  # numbers read at once, in blocks of voxels: 8 MB, however many images there are
 
 
 class Components(NamedTuple):
@@ -44,7 +47,7 @@ def components_of(maps: Sequence[np.ndarray], count: int, seed: int = 0) -> Comp
 
     Parameters
     ----------
-    maps : per subject N x V, arrays or memory maps; read in blocks of voxels, in which nothing but K numbers per voxel is kept
+    maps : per subject N x V, arrays or memory maps, read in blocks of voxels; held are K numbers per voxel and N x N of the images
     count : K; fewer are found where there are fewer images
     seed : of the algorithm's start
     """
@@ -54,9 +57,9 @@ def components_of(maps: Sequence[np.ndarray], count: int, seed: int = 0) -> Comp
     for maps_NV in maps:
         for block_NW in _blocks(maps_NV):
             gram_NN += block_NW @ block_NW.T
-    values, vectors = np.linalg.eigh(gram_NN)
-    kept = np.argsort(values)[::-1][:count]
-    basis_NK = vectors[:, kept] / np.sqrt(np.maximum(values[kept], 1e-30))
+    size = float(np.trace(gram_NN))
+    value_K, basis_NK = eigh(gram_NN, subset_by_index=(images - count, images - 1), overwrite_a=True)
+    basis_NK /= np.sqrt(np.maximum(value_K, 1e-30))
     reduced_WK = np.concatenate([block_NW.T @ basis_NK for maps_NV in maps for block_NW in _blocks(maps_NV)])
     ica = FastICA(count, whiten="unit-variance", random_state=seed, max_iter=500, tol=1e-3)
     with warnings.catch_warnings(record=True) as told:
@@ -72,19 +75,21 @@ def components_of(maps: Sequence[np.ndarray], count: int, seed: int = 0) -> Comp
         maps=tuple(part_VK.T.astype(np.float32) for part_VK in parts),
         loading_NK=both_NK.astype(np.float32),
         expression_SNK=expression.astype(np.float32),
-        explained=float(values[kept].sum() / max(values.sum(), 1e-30)),
+        explained=float(value_K.sum() / max(size, 1e-30)),
         converged=not any(issubclass(each.category, ConvergenceWarning) for each in told),
     )
 
 
 def _blocks(maps_NV: np.ndarray):  # type: ignore[no-untyped-def]
-    for first in range(0, maps_NV.shape[1], _BLOCK):
-        yield np.asarray(maps_NV[:, first : first + _BLOCK], dtype=np.float64)
+    for first, last in blocks(maps_NV.shape[1], max(1, _AT_ONCE // len(maps_NV))):
+        yield np.asarray(maps_NV[:, first:last], dtype=np.float64)
 
 
 def _projected(maps_NV: np.ndarray, part_VK: np.ndarray) -> np.ndarray:
-    blocks = enumerate(_blocks(maps_NV))
-    return np.add.reduce([block_NW @ part_VK[k * _BLOCK : k * _BLOCK + block_NW.shape[1]] for k, block_NW in blocks])
+    sum_NK, done = np.zeros((len(maps_NV), part_VK.shape[1])), 0
+    for block_NW in _blocks(maps_NV):
+        sum_NK += block_NW @ part_VK[done : (done := done + block_NW.shape[1])]
+    return sum_NK
 
 
 def _fitted(maps_NV: np.ndarray, part_VK: np.ndarray) -> np.ndarray:

@@ -6,7 +6,8 @@ N images, F numbers of an embedding where a tensor says so.
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -134,6 +135,16 @@ def profile(evidence_NEC: np.ndarray, member_NC: np.ndarray, permutations: int =
     )
 
 
+class VoxelRows(Protocol):
+    """Responses, N x V, read some rows at a time: an array, or what makes one of every slice."""
+
+    def __len__(self) -> int:
+        """N."""
+
+    def __getitem__(self, rows: slice, /) -> Any:
+        """Some of them, B x V."""
+
+
 class Said(NamedTuple):
     """What experts say of some images, in units around the training mean, before the prior."""
 
@@ -147,17 +158,22 @@ class Said(NamedTuple):
 
 
 @torch.no_grad()
-def listen(reader: BrainReader, voxels_NV: np.ndarray | Tensor, subject: int, batch_size: int = 64) -> Said:
-    """Ask every part of a decoder about some images."""
+def listen(reader: BrainReader, voxels_NV: VoxelRows, subject: int, batch_size: int = 64) -> Iterator[Said]:
+    """Ask every part of a decoder about images, some at a time: what 30 experts say of 1000 images is more than their voxels."""
     device = next(reader.parameters()).device
-    levels, whole, clip = [], [], []
-    experts: list[list[Tensor]] = []
     for first in range(0, len(voxels_NV), batch_size):
         voxels_BV = torch.as_tensor(voxels_NV[first : first + batch_size], device=device)
         out = reader.eval()(voxels_BV, subject, return_experts=True)
         decoded_BTD = out.backbone_BTD if reader.prior is None else reader.prior.predict(out.backbone_BTD)
-        whole.append(decoded_BTD.flatten(1).cpu())
-        clip.append(out.clip_BTD.flatten(1).cpu())
-        levels.append(out.level_backbone_BLTD.flatten(2).cpu())
-        experts.append([each.flatten(2).cpu() for each in out.expert_backbone])
-    return Said(torch.cat(levels), tuple(torch.cat(each) for each in zip(*experts)), torch.cat(whole), cast(Tensor, torch.cat(clip)))
+        yield Said(
+            out.level_backbone_BLTD.flatten(2).cpu(),
+            tuple(each.flatten(2).cpu() for each in out.expert_backbone),
+            decoded_BTD.flatten(1).cpu(),
+            out.clip_BTD.flatten(1).cpu(),
+        )
+
+
+def all_said(said: Iterable[Said]) -> Said:
+    """Of a few images, together."""
+    levels, experts, whole, clip = zip(*said)
+    return Said(torch.cat(levels), tuple(torch.cat(each) for each in zip(*experts)), torch.cat(whole), torch.cat(clip))

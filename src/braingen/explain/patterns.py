@@ -17,10 +17,13 @@ from typing import NamedTuple
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from braingen.data.large_files import blocks
 from braingen.errors import UserError
 
 _STRENGTH = 0.1
 """C of the logistic regressions, of embeddings scaled to a mean variance of 1."""
+_IMAGES = 64
+"""Whose responses are held at once."""
 
 
 class ClassReadOut(NamedTuple):
@@ -92,13 +95,13 @@ def activation_patterns(
     """Compare responses with what is decoded from other presentations of the same images.
 
     Every presentation is once set against the mean of the others, in both directions: decoded from the one and seen in the others, and the
-    other way round.
+    other way round. Responses are read some images at a time, twice: to decode them, and to compare them with what was decoded of all.
 
     Parameters
     ----------
     read : rows of the betas to responses, such as ``Betas.rows``
     rows_NR : rows of an image's presentations, -1 where it was shown less often; images shown once are left out
-    decoded : responses to what is decoded of them, N x C, such as probabilities of classes
+    decoded : responses of some images to what is decoded of them, B x C, such as probabilities of classes
 
     Raises
     ------
@@ -111,28 +114,41 @@ def activation_patterns(
         raise UserError("Activation patterns compare presentations of an image; at least three images must have been shown twice.")
     shared_CV, signal_V, variance_V, splits = 0.0, 0.0, 0.0, 0
     for one in range(rows_NR.shape[1]):
-        used_N = shown_NR[:, one] & (shown_N > 1)
-        if used_N.sum() < 3:
+        used_NR = rows_NR[shown_NR[:, one] & (shown_N > 1)]
+        images = len(used_NR)
+        if images < 3:
             continue
-        one_NV = read(rows_NR[used_N, one]).astype(np.float64)
-        others_NV, count_N = np.zeros_like(one_NV), shown_N[used_N] - 1
-        for other in range(rows_NR.shape[1]):
-            there_N = shown_NR[used_N, other] & (other != one)
-            if there_N.any():
-                others_NV[there_N] += read(rows_NR[used_N, other][there_N])
-        others_NV /= count_N[:, None]
-        told_from_others_NC, told_from_one_NC = (_standard(decoded(each.astype(np.float32))) for each in (others_NV, one_NV))
-        one_NV -= one_NV.mean(axis=0)
-        others_NV -= others_NV.mean(axis=0)
-        images = len(one_NV)
-        shared_CV = shared_CV + (told_from_others_NC.T @ one_NV + told_from_one_NC.T @ others_NV) / (2 * images)
-        signal_V = signal_V + (one_NV * others_NV).sum(axis=0) / images
-        variance_V = variance_V + np.square(one_NV).sum(axis=0) / images
+        pieces = [used_NR[first:last] for first, last in blocks(images, _IMAGES)]
+        told: list[tuple[np.ndarray, np.ndarray]] = []
+        sum_one_V, sum_others_V = 0.0, 0.0
+        for rows_BR in pieces:
+            one_BV, others_BV = _one_and_others(read, rows_BR, one)
+            told.append((decoded(others_BV.astype(np.float32)), decoded(one_BV.astype(np.float32))))
+            sum_one_V, sum_others_V = sum_one_V + one_BV.sum(axis=0), sum_others_V + others_BV.sum(axis=0)
+        from_others_NC, from_one_NC = (_standard(np.concatenate(each)) for each in zip(*told))
+        for rows_BR, (first, last) in zip(pieces, blocks(images, _IMAGES)):
+            one_BV, others_BV = _one_and_others(read, rows_BR, one)
+            one_BV -= sum_one_V / images
+            others_BV -= sum_others_V / images
+            shared_CV = shared_CV + (from_others_NC[first:last].T @ one_BV + from_one_NC[first:last].T @ others_BV) / (2 * images)
+            signal_V = signal_V + (one_BV * others_BV).sum(axis=0) / images
+            variance_V = variance_V + np.square(one_BV).sum(axis=0) / images
         splits += 1
     reliability_V = signal_V / np.maximum(variance_V, 1e-12)
     floor = 2 / np.sqrt((shown_N * (shown_N - 1) / 2).sum())  # every pair of presentations is one more estimate of the same covariance
     repeated_V = np.sqrt(np.maximum(np.maximum(reliability_V, floor) * variance_V / splits, 1e-12))
     return Patterns((shared_CV / splits / repeated_V).astype(np.float32), np.float32(reliability_V), float(floor))
+
+
+def _one_and_others(read: Callable[[np.ndarray], np.ndarray], rows_BR: np.ndarray, one: int) -> tuple[np.ndarray, np.ndarray]:
+    """Responses of one presentation and the mean of the others, B x V float64."""
+    one_BV = read(rows_BR[:, one]).astype(np.float64)
+    others_BV, others = np.zeros_like(one_BV), np.arange(rows_BR.shape[1]) != one
+    for rows_B in rows_BR[:, others].T:
+        there_B = rows_B >= 0
+        if there_B.any():
+            others_BV[there_B] += read(rows_B[there_B])
+    return one_BV, others_BV / (rows_BR[:, others] >= 0).sum(axis=1)[:, None]
 
 
 def _standard(told_NC: np.ndarray) -> np.ndarray:

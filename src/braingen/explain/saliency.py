@@ -10,7 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import rankdata
 
+from braingen.data.large_files import blocks
 from braingen.scores.uncertainty import mean_interval
+
+_VOXELS, _IMAGES = 512, 64
+"""Worked on at once."""
 
 
 class ReceptiveFields(NamedTuple):
@@ -44,36 +48,51 @@ def places(side: int, field_of_view: float) -> tuple[np.ndarray, np.ndarray]:
 def gaussians(fields: ReceptiveFields, side: int, field_of_view: float) -> np.ndarray:
     """What every voxel looks at: V x P float32, each summing to 1 over the picture; zeros where the field is not known or lies outside."""
     x_P, y_P = places(side, field_of_view)
-    usable_V = fields.usable_V
     out_VP = np.zeros((len(fields.x_V), side * side), dtype=np.float32)
-    x, y, size = (np.asarray(values, dtype=np.float64)[usable_V, None] for values in fields)
-    squared = (x_P - x) ** 2 + (y_P - y) ** 2
-    weight = np.exp(-squared / (2 * size**2))
-    total = weight.sum(axis=1, keepdims=True)
-    out_VP[usable_V] = np.where(total > 1e-6, weight / np.maximum(total, 1e-6), 0)
+    usable = np.flatnonzero(fields.usable_V)
+    for first, last in blocks(len(usable), _VOXELS):
+        some = usable[first:last]
+        x, y, size = (np.asarray(values, dtype=np.float64)[some, None] for values in fields)
+        squared = (x_P - x) ** 2 + (y_P - y) ** 2
+        weight = np.exp(-squared / (2 * size**2))
+        total = weight.sum(axis=1, keepdims=True)
+        out_VP[some] = np.where(total > 1e-6, weight / np.maximum(total, 1e-6), 0)
     return out_VP
 
 
-def saliency(maps_NV: np.ndarray, gaussian_VP: np.ndarray, block: int = 64) -> np.ndarray:
+def saliency(maps_NV: np.ndarray, gaussian_VP: np.ndarray, out_NP: np.ndarray | None = None) -> np.ndarray:
     """Contributions in favour spread over the picture: N x P float32, each summing to 1 (to 0 where nothing speaks in favour).
 
     A contribution against what is explained comes from places that show something else, or from cancelled noise; sizes of both kinds
     together were tried and followed the object less (docs/explain.md).
+
+    Parameters
+    ----------
+    out_NP : filled, such as a memory map; a new array where none is given
     """
-    out_NP = np.empty((len(maps_NV), gaussian_VP.shape[1]), dtype=np.float32)
-    for first in range(0, len(maps_NV), block):
-        spread = np.maximum(np.asarray(maps_NV[first : first + block], dtype=np.float32), 0) @ gaussian_VP
-        out_NP[first : first + block] = spread / np.maximum(spread.sum(axis=1, keepdims=True), 1e-12)
+    out_NP = np.empty((len(maps_NV), gaussian_VP.shape[1]), dtype=np.float32) if out_NP is None else out_NP
+    for first, last in blocks(len(maps_NV), _IMAGES):
+        spread = np.maximum(np.asarray(maps_NV[first:last], dtype=np.float32), 0) @ gaussian_VP
+        out_NP[first:last] = spread / np.maximum(spread.sum(axis=1, keepdims=True), 1e-12)
     return out_NP
 
 
-def beyond_usual(saliency_NP: np.ndarray) -> np.ndarray:
+def beyond_usual(saliency_NP: np.ndarray, out_NP: np.ndarray | None = None) -> np.ndarray:
     """What is particular to an image: its saliency relative to the mean of all other images, less 1.
 
     Voxels look at the centre more than at the margin, and some voxels weigh more in every image; neither says anything about this one.
+
+    Parameters
+    ----------
+    out_NP : filled, possibly saliency_NP itself; a new array where none is given
     """
-    others_NP = (saliency_NP.sum(axis=0) - saliency_NP) / max(len(saliency_NP) - 1, 1)
-    return saliency_NP / np.maximum(others_NP, 1e-12) - 1
+    out_NP = np.empty_like(saliency_NP) if out_NP is None else out_NP
+    sum_P = saliency_NP.sum(axis=0)
+    for first, last in blocks(len(saliency_NP), _IMAGES):
+        some_BP = saliency_NP[first:last]
+        others_BP = (sum_P - some_BP) / max(len(saliency_NP) - 1, 1)
+        out_NP[first:last] = some_BP / np.maximum(others_BP, 1e-12) - 1
+    return out_NP
 
 
 class Pointing(NamedTuple):
@@ -115,9 +134,9 @@ def pointing_game(map_NP: np.ndarray, object_NP: np.ndarray, resamples: int = 20
 
 def inside_outside(map_NP: np.ndarray, object_NP: np.ndarray) -> np.ndarray:
     """Per image, the area under the ROC curve of the map for telling object from background (0.5: it does not)."""
-    rank_NP = rankdata(map_NP, axis=1)
     inside_N = object_NP.sum(axis=1)
     outside_N = object_NP.shape[1] - inside_N
-    total_N = np.where(object_NP, rank_NP, 0).sum(axis=1)
+    pieces = blocks(len(map_NP), _IMAGES)
+    total_N = np.concatenate([np.where(object_NP[a:b], rankdata(map_NP[a:b], axis=1), 0).sum(axis=1) for a, b in pieces])
     with np.errstate(invalid="ignore", divide="ignore"):
         return (total_N - inside_N * (inside_N + 1) / 2) / (inside_N * outside_N)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from braingen.data.betas import Betas
 from braingen.errors import UserError
-from braingen.explain.ablation import ablate_part, ablate_voxels, ablation_table, scores_of
-from braingen.explain.experts import listen
+from braingen.explain.ablation import ImageScores, ablate_part, ablate_voxels, ablation_table, scores_of
+from braingen.explain.experts import Said, VoxelRows, listen
 from braingen.explain.readout import parts_of
 from braingen.stages.explain_pictures import draw_silenced, things_to_silence
 from braingen.stages.explanation import Explanation
@@ -25,10 +28,10 @@ def write_ablation(work: Explanation) -> None:
         member_NC = classes.member_NC if classes else np.zeros((count, 0), dtype=bool)
         direction_CF = classes.direction_CF if classes else torch.zeros(0, work.inputs.true_NF.shape[1])
 
-        def decoded(voxels_NV: np.ndarray, number: int = subject.number):  # type: ignore[no-untyped-def]
+        def decoded(voxels_NV: VoxelRows, number: int = subject.number) -> Iterator[Said]:
             return listen(work.inputs.reader, voxels_NV, number)
 
-        def score(said, directions=direction_CF, members=member_NC):  # type: ignore[no-untyped-def]
+        def score(said: Iterable[Said], directions: Tensor = direction_CF, members: np.ndarray = member_NC) -> ImageScores:
             return scores_of(said, work.inputs.true_NF, directions, members)
 
         groups = {"all": np.ones(count, dtype=bool)} | dict(zip(classes.names if classes else (), member_NC.T))

@@ -57,7 +57,7 @@ def _fill(work: Explanation, file: MapFile, subject: Subject, part: Part, baseli
 
     def query(rows: np.ndarray) -> Query:
         voxels_BV = torch.from_numpy(subject.voxels_NV[rows]).to(reader.device)
-        return Query(subject.image_N[rows], voxels_BV, work.inputs.direction_NF[rows])
+        return Query(subject.image_N[rows], voxels_BV, work.inputs.direction_NF[rows].to(reader.device))
 
     file.fill(explainer, subject.image_N, subject.voxels_NV.shape[1], query, 32)
 

@@ -57,9 +57,9 @@ def write_profiles(work: Explanation) -> None:
     tables = []
     for subject in work.inputs.subjects:
         said = listen(work.inputs.reader, subject.voxels_NV, subject.number)
-        for level, said_NEF in enumerate(said.experts):
-            evidence_NEC = evidence(said_NEF, classes.direction_CF)
-            found = profile(evidence_NEC, classes.member_NC, work.config.explain.permutations, work.config.run.seed)
+        pieces = [[evidence(said_BEF, classes.direction_CF) for said_BEF in some.experts] for some in said]
+        for level, evidence_BEC in enumerate(zip(*pieces)):
+            found = profile(np.concatenate(evidence_BEC), classes.member_NC, work.config.explain.permutations, work.config.run.seed)
             found.insert(0, "level", level)
             found.insert(0, "subject", subject.number)
             tables.append(found)

@@ -5,7 +5,7 @@ N test images, V voxels, F numbers of an embedding, C classes, M training images
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -19,20 +19,22 @@ from torch.nn.functional import normalize
 from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.data.betas import Betas
+from braingen.data.large_files import blocks, scratch_array
 from braingen.data.nsd import Layout
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.data.volumes import VoxelPlaces, load_places
 from braingen.errors import UserError
-from braingen.explain.experts import listen
 from braingen.explain.maps import membership
 from braingen.explain.patterns import ClassReadOut
-from braingen.explain.readout import class_directions
+from braingen.explain.readout import class_directions, decode
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS
 from braingen.stages.machine import device_of
 from braingen.stages.targets import Targets
 from braingen.stages.trained import load_reader
 
+_IMAGES = 64
+"""Whose embeddings are made at once."""
 ABOUT = ("target", "cosine", "embedding", "label", "caption")
 Labels = Callable[[np.ndarray], list[tuple[str, ...]]]
 
@@ -42,7 +44,7 @@ class Subject(NamedTuple):
 
     number: int
     voxels_NV: np.ndarray
-    """Responses averaged over presentations, float32."""
+    """Responses averaged over presentations, float32, in a mapped file."""
     rows_NR: np.ndarray
     """Rows of the betas of every presentation, -1 where there were fewer."""
     image_N: np.ndarray
@@ -72,13 +74,13 @@ class Inputs(NamedTuple):
     classes: Classes | None
     """None where nothing is known of what the images show."""
     direction_NF: Tensor
-    """Per test image the direction whose share is explained, of length 1."""
+    """Per test image the direction whose share is explained, of length 1, in a mapped file as true_NF."""
     simulated: bool
 
 
-def averaged(betas: Betas, repeats: Repeats) -> np.ndarray:
-    """Responses averaged over the presentations there are, N x V float32."""
-    out_NV = np.empty((len(repeats.image_N), betas.voxels), dtype=np.float32)
+def averaged(betas: Betas, repeats: Repeats, out_NV: np.ndarray | None = None) -> np.ndarray:
+    """Responses averaged over the presentations there are, N x V float32; into `out_NV` where it is given."""
+    out_NV = np.empty((len(repeats.image_N), betas.voxels), dtype=np.float32) if out_NV is None else out_NV
     for row, trials in enumerate(repeats.rows_NR):
         out_NV[row] = betas.rows(trials[trials >= 0]).mean(axis=0)
     return out_NV
@@ -118,7 +120,13 @@ def read_labels(config: Config, simulated: bool) -> Labels | None:
 
 
 def read_subjects(config: Config) -> tuple[Subject, ...]:
-    """The test images that all subjects saw."""
+    """The test images that all subjects saw.
+
+    Raises
+    ------
+    UserError
+        When they saw fewer than two in common, or a subject's volumes and betas differ in their number of voxels.
+    """
     layout = Layout.of(config.data.root)
     found = {number: group_repeats(test_trials(layout, number)) for number in config.data.subjects}
     shared = [image for image in next(iter(found.values())).image_N if all(image in each.image_N for each in found.values())]
@@ -128,13 +136,14 @@ def read_subjects(config: Config) -> tuple[Subject, ...]:
     subjects = []
     for number, repeats in found.items():
         rows_NR = repeats.rows_NR[np.searchsorted(repeats.image_N, shared_N)]
-        betas = Betas.of(layout, number)
-        subjects.append(Subject(number, averaged(betas, Repeats(shared_N, rows_NR)), rows_NR, shared_N, load_places(layout, number)))
-        if subjects[-1].places.voxels != betas.voxels:
+        betas, places = Betas.of(layout, number), load_places(layout, number)
+        if places.voxels != betas.voxels:
             raise UserError(
-                f"Subject {number}: the volumes' mask has {subjects[-1].places.voxels} voxels, the betas have {betas.voxels}; they do not"
+                f"Subject {number}: the volumes' mask has {places.voxels} voxels, the betas have {betas.voxels}; they do not"
                 " belong together (docs/data.md)."
             )
+        voxels_NV = scratch_array(config.run.folder, (len(shared_N), betas.voxels))
+        subjects.append(Subject(number, averaged(betas, Repeats(shared_N, rows_NR), voxels_NV), rows_NR, shared_N, places))
     return tuple(subjects)
 
 
@@ -166,22 +175,37 @@ def read_inputs(config: Config) -> Inputs:
     targets, subjects = Targets(config), read_subjects(config)
     image_N, simulated = subjects[0].image_N, targets.stimuli.simulated
 
-    def standard(embedding_NTD: Tensor) -> Tensor:
-        return reader.standardised(embedding_NTD.to(reader.device)).flatten(1)
+    def standard(embedding_BTD: Tensor) -> Tensor:
+        return reader.standardised(embedding_BTD.to(reader.device)).flatten(1)
 
-    true_NF = standard(targets.of(config.explain.modality, image_N))
+    def true(images: np.ndarray) -> Tensor:
+        table = targets.table(config.explain.modality, images)
+        return on_disk(config, len(images), lambda rows: standard(torch.from_numpy(table[images[rows]])))
+
+    true_NF = true(image_N)
     labels = read_labels(config, simulated)
     classes = None
     if labels is not None:
         trained_M = training_images(config)
         of_trained, of_test = labels(trained_M), labels(image_N)
         names = tuple(sorted({name for found in (*of_trained, *of_test) for name in found}))
-        trained_MF, member_MC = standard(targets.of(config.explain.modality, trained_M)), membership(of_trained, names)
-        direction_CF = class_directions(trained_MF, member_MC).cpu()
-        read_out = partial(ClassReadOut.learn, trained_MF.cpu().numpy(), member_MC)
+        trained_MF, member_MC = true(trained_M), membership(of_trained, names)
+        direction_CF = class_directions(trained_MF, member_MC)
+        read_out = partial(ClassReadOut.learn, trained_MF.numpy(), member_MC)
         classes = Classes(names, membership(of_test, names), direction_CF, read_out)
-    direction_NF = _directions(config, reader, subjects[0], true_NF, classes, targets, standard)
-    return Inputs(reader, subjects, true_NF.cpu(), classes, direction_NF, simulated)
+    of_rows = _directions(config, reader, subjects[0], true_NF, classes, targets, standard)
+    direction_NF = on_disk(config, len(image_N), lambda rows: normalize(of_rows(rows), dim=1))
+    return Inputs(reader, subjects, true_NF, classes, direction_NF, simulated)
+
+
+def on_disk(config: Config, count: int, make: Callable[[np.ndarray], Tensor]) -> Tensor:
+    """Embeddings of `count` images, made for some rows at a time and kept in a mapped file: whole tokens are larger than voxels."""
+    kept_NF: np.ndarray | None = None
+    for first, last in blocks(count, _IMAGES):
+        some_BF = make(np.arange(first, last)).cpu().numpy()
+        kept_NF = scratch_array(config.run.folder, (count, some_BF.shape[1])) if kept_NF is None else kept_NF
+        kept_NF[first:last] = some_BF
+    return torch.from_numpy(kept_NF)
 
 
 def _directions(
@@ -192,7 +216,8 @@ def _directions(
     classes: Classes | None,
     targets: Targets,
     standard: Callable[[Tensor], Tensor],
-) -> Tensor:
+) -> Callable[[np.ndarray], Tensor]:
+    """What makes the directions of some rows, of any length."""
     kind, _, name = config.explain.about.partition(":")
     if kind not in ABOUT or (name and kind in ("target", "cosine", "embedding")):
         raise UserError(
@@ -200,23 +225,30 @@ def _directions(
             "caption:TEXT."
         )
     if kind in ("target", "cosine"):
-        return normalize(true_NF, dim=1)
+        return lambda rows: true_NF[rows]
     if kind == "embedding":
-        return normalize(listen(reader, subject.voxels_NV, subject.number).whole_NF.to(true_NF), dim=1)
+
+        @torch.no_grad()
+        def decoded(rows: np.ndarray) -> Tensor:
+            return decode(reader, torch.from_numpy(subject.voxels_NV[rows]).to(reader.device), subject.number)
+
+        return decoded
     if kind == "caption":
         if config.explain.modality != "text":
             raise UserError("explain.about = caption asks the text encoder, whose embeddings captions have: add --modality text.")
-        texts: Iterable[str] = [name] * len(true_NF) if name else [targets.captions[int(image)][0] for image in subject.image_N]
-        return normalize(standard(targets.text_encoder([[text] for text in texts])), dim=1)
+        texts = [name] * len(true_NF) if name else [targets.captions[int(image)][0] for image in subject.image_N]
+        return lambda rows: standard(targets.text_encoder([[texts[row]] for row in rows]))
     if classes is None:
         raise UserError("explain.about = label needs to know what images show: give a table with --labels (docs/explain.md).")
     if name:
         if name not in classes.names:
             raise UserError(f"There is no {config.explain.grouping} '{name}' among {', '.join(classes.names)}.")
-        return classes.direction_CF[[classes.names.index(name)] * len(true_NF)].to(true_NF)
+        named = classes.names.index(name)
+        return lambda rows: classes.direction_CF[[named] * len(rows)]
     if not classes.member_NC.any(axis=1).all():
         raise UserError(
             f"Image {subject.image_N[~classes.member_NC.any(axis=1)][0]} has no {config.explain.grouping}: explain one class with"
             " --about label:NAME, or take another --grouping."
         )
-    return classes.direction_CF[torch.from_numpy(classes.member_NC.argmax(axis=1))].to(true_NF)
+    first_N = classes.member_NC.argmax(axis=1)
+    return lambda rows: classes.direction_CF[first_N[rows]]

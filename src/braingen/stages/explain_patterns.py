@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import torch
 
 from braingen.data.betas import Betas
+from braingen.data.large_files import blocks
 from braingen.errors import UserError
 from braingen.explain.agreement import area_under_roc
-from braingen.explain.experts import listen
 from braingen.explain.patterns import activation_patterns
+from braingen.explain.readout import decode
 from braingen.explain.volumes import region_table
 from braingen.stages.explanation import Explanation
 
@@ -31,8 +33,10 @@ def write_patterns(work: Explanation) -> None:
     read_out, tables = classes.read_out(), []
     for subject in work.inputs.subjects:
 
-        def decoded(voxels_NV: np.ndarray, number: int = subject.number) -> np.ndarray:
-            return read_out.probability(listen(work.inputs.reader, voxels_NV, number).whole_NF.numpy())
+        @torch.no_grad()
+        def decoded(voxels_BV: np.ndarray, number: int = subject.number) -> np.ndarray:
+            reader = work.inputs.reader
+            return read_out.probability(decode(reader, torch.from_numpy(voxels_BV).to(reader.device), number).cpu().numpy())
 
         try:
             found = activation_patterns(Betas.of(work.layout, subject.number).rows, subject.rows_NR, decoded)
@@ -46,7 +50,7 @@ def write_patterns(work: Explanation) -> None:
             subject.places.write(own / "nifti" / "patterns" / f"{name.replace(' ', '_')}.nii.gz", map_V)
         regions = region_table({**dict(zip(classes.names, found.map_CV)), ALL: found.typical_V}, work.regions(subject))
         work.table(own / "patterns_regions.csv", regions)
-        told_NC = decoded(subject.voxels_NV)
+        told_NC = np.concatenate([decoded(subject.voxels_NV[a:b]) for a, b in blocks(len(subject.voxels_NV), 64)])
         named = regions[regions["region"] != "in no region"]
         strongest = named.loc[named.groupby("map")["mean"].idxmax()].set_index("map") if len(named) else None
         table = pd.DataFrame(

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
@@ -115,8 +114,7 @@ def draw_silenced(
             voxels_MV[:, silent_V] = 0
             new_NR = np.full_like(rows_NR, -1)
             new_NR[rows_NR >= 0] = np.arange(len(trials))
-            all_NV = torch.as_tensor(subject.voxels_NV, device=reader.device)
-            with silenced(reader, thing, all_NV, subject.number) if isinstance(thing, Part) else nullcontext():
+            with silenced(reader, thing, subject.voxels_NV, subject.number) if isinstance(thing, Part) else nullcontext():
                 read = read_responses(
                     config,
                     decoder,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.lib.format import open_memmap
 
+from braingen.data.large_files import blocks, scratch_array
 from braingen.data.volumes import load_label_vector
 from braingen.errors import UserError
 from braingen.explain.readout import WHOLE, parts_of
 from braingen.explain.saliency import ReceptiveFields, beyond_usual, gaussians, inside_outside, pointing_game, saliency
-from braingen.files import replaced_file, write_json
+from braingen.files import replaced_path, write_json
 from braingen.scores.uncertainty import mean_interval
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import object_mask
@@ -31,10 +33,14 @@ def write_saliency(work: Explanation) -> None:
         finished = [part for part in parts_of(work.experts) if work.map_file(subject, part).finished]
         if not finished:
             raise UserError("There are no maps yet: run `braingen explain` with the step attributions first.")
+        map_NP = scratch_array(work.folder, (len(subject.image_N), SIDE * SIDE))
         for part in finished:
-            map_NP = beyond_usual(saliency(work.map_file(subject, part).maps(), gaussian_VP))
-            with replaced_file(work.of(subject) / "saliency" / f"{part.name}.npy") as handle:
-                np.save(handle, map_NP.reshape(-1, SIDE, SIDE).astype(np.float16))
+            beyond_usual(saliency(work.map_file(subject, part).maps(), gaussian_VP, map_NP), map_NP)
+            with replaced_path(work.of(subject) / "saliency" / f"{part.name}.npy") as path:
+                kept = open_memmap(path, "w+", np.float16, (len(map_NP), SIDE, SIDE))
+                for first, last in blocks(len(map_NP), 64):
+                    kept[first:last] = map_NP[first:last].reshape(-1, SIDE, SIDE)
+                del kept
             if part == WHOLE and work.inputs.simulated:
                 scenes = load_scenes(work.layout, subject.image_N.tolist())
                 object_NP = np.stack([object_mask(scene, SIDE).ravel() for scene in scenes])

@@ -137,6 +137,12 @@ class Targets:
         """Width of every text encoder that is decoded, in the order of the target's columns; empty for images."""
         return tuple(self.text_encoder.widths.values()) if modality == "text" else ()
 
+    def table(self, modality: str, image_ids: np.ndarray) -> np.ndarray:
+        """Targets of all images of the data folder, memory-mapped, with the rows of some images filled."""
+        if modality == "image":
+            return self.image_cache().table(image_ids, self.stimuli.digests(image_ids))
+        return self.text_cache().table(image_ids, self.text_digests(image_ids))
+
     def of(self, modality: str, image_ids: np.ndarray) -> Tensor:
         """Targets of the image or the text encoder."""
         return self.image(image_ids) if modality == "image" else self.text(image_ids)
