@@ -39,3 +39,9 @@ def drawn_folder(config: Config, source: str | None = None) -> Path:
     """Where the pictures of a source lie, by default the configured one; those of a single level beside them."""
     level = "" if config.sampler.level is None else f"_level{config.sampler.level}"
     return drawn_in(config.run.folder, f"{source or config.sampler.source}{level}")
+
+
+def random_folders(config: Config) -> list[Path]:
+    """Where the pictures of every draw of random voxels lie: ``random``, ``random_2``, ..."""
+    first = drawn_folder(config, "random")
+    return [first, *(first.with_name(f"{first.name}_{draw}") for draw in range(2, config.sampler.random_draws + 1))]

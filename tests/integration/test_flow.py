@@ -28,7 +28,7 @@ from braingen.data.trials import group_repeats, test_trials, train_trials
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.lora import has_lora
 from braingen.records import Score
-from braingen.run_layout import ROUTING, drawn_folder
+from braingen.run_layout import ROUTING, drawn_folder, random_folders
 from braingen.stages.reconstruct import embeddings_of, reconstruct, setup
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
@@ -206,6 +206,28 @@ def test_fine_tuning_is_used_and_routing_is_shown(flow):
     assert routing["image_levels"].shape == (IMAGES, flow.config.sampler.steps, 4)
     page = (flow.run / "report.html").read_text()
     assert "Which experts were listened to" in page and "One level alone" in page
+
+
+def test_the_random_baseline_is_the_mean_of_its_draws(flow, tmp_path):
+    draws = flow.config.sampler.random_draws
+    folders = random_folders(flow.config)
+    assert draws == len(folders) == 3 and all((folder / "index.json").exists() for folder in folders)
+    first = next(folders[0].glob("*.png")).name
+    assert len({pixels(folder / first).tobytes() for folder in folders}) == draws
+    controls = json.loads((flow.run / "controls.json").read_text())
+    assert controls["random"]["drawings"] == draws and controls["ceiling"]["drawings"] == 1
+    scores = json.loads((flow.run / "scores.json").read_text())
+    for source in ("random", "ceiling"):
+        for name, score in controls[source]["scores"].items():
+            assert score["value"] == scores[name][source]
+            assert score["low"] - 1e-6 <= score["value"] <= score["high"] + 1e-6, name
+    alone = []
+    for number, folder in enumerate(folders):
+        own = ["--config", str(ROOT / "configs" / "simulated.yaml"), "--root", str(flow.data), "--folder", str(tmp_path / f"run{number}")]
+        assert main(["evaluate", *own, "--all_recons_path", str(folder), "scores.bootstrap=50"]) == 0
+        alone.append(json.loads((tmp_path / f"run{number}" / "scores.json").read_text()))
+    for name in ("pixcorr", "two_way_judge_late", "object_accuracy"):
+        assert scores[name]["random"] == pytest.approx(np.mean([each[name]["value"] for each in alone]))
 
 
 def test_random_voxels_and_the_ceiling_are_other_pictures(flow):

@@ -101,6 +101,9 @@ class SamplerConfig(Section):
 
     source: Literal["brain", "random", "ceiling"] = "brain"
     """What is read: brain activity, voxels drawn at random (baseline), or the true embeddings (ceiling)."""
+    random_draws: Positive = 1
+    """How often voxels are drawn at random for every image; the baseline's scores are averaged over draws, so that with few images luck is
+    not taken for a score."""
     steps: Positive = 30
     """Denoising steps (published: 30-50)."""
     scheduler: Scheduler = "own"

@@ -116,7 +116,7 @@ def two_way_interval(beats_NN: np.ndarray, resamples: int = RESAMPLES, seed: int
 
     Parameters
     ----------
-    beats_NN : bool, `braingen.scores.identify.TwoWay.beats_NN`
+    beats_NN : bool, `braingen.scores.identify.TwoWay.beats_NN`; or the share of several drawings in which that is so
     """
     beats = np.asarray(beats_NN)
     images = len(beats)

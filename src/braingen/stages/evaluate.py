@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +23,9 @@ from braingen.data.trials import Repeats, group_repeats, test_trials, train_tria
 from braingen.errors import UserError
 from braingen.files import write_json, write_text
 from braingen.records import Score
-from braingen.run_layout import EMBEDDINGS, INDEX, SOURCES, drawn_folder
+from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder, random_folders
 from braingen.runs import Run
-from braingen.scores.captions import caption_scores
+from braingen.scores.averaged import Scored, averaged, intervals
 from braingen.scores.decoding import decoder_scores, scores_by_part
 from braingen.scores.feature_store import FeatureStore
 from braingen.scores.pictures import Loaded
@@ -36,6 +36,7 @@ from braingen.scores.table import as_json
 from braingen.scores.uncertainty import compare, mean_interval
 from braingen.simulation.observers import load_judge, spoken
 from braingen.simulation.scenes import COLOUR_NAMES
+from braingen.stages.evaluate_captions import TextSpace, caption_sheet
 from braingen.stages.evaluate_pictures import evaluate_pictures
 from braingen.stages.machine import device_of
 from braingen.stages.observers import observers
@@ -45,20 +46,13 @@ from braingen.stages.score_files import SCORES, Origin, print_scores, told_by, w
 from braingen.stages.targets import Targets
 from braingen.stages.trained import load_reader
 
-COMPARISONS, BY_PART = "comparisons.json", "scores_by_part.csv"
+COMPARISONS, BY_PART, CONTROLS = "comparisons.json", "scores_by_part.csv", "controls.json"
 REFINED, REFINEMENT = "refined", "refinement.json"
 """Name of the refined pictures beside the sources, and where their scores go."""
+COLOUR = "colour_accuracy"
 
 
-class Decoding(NamedTuple):
-    """Scores of embeddings, before any picture."""
-
-    scores: dict[str, Score]
-    table: pd.DataFrame
-    """Values of every image; the index is the image id."""
-
-
-def _decoding(config: Config, image_ND: Tensor, clip_ND: Tensor, true_ND: Tensor, true_clip_ND: Tensor, ids: np.ndarray) -> Decoding:
+def _decoding(config: Config, image_ND: Tensor, clip_ND: Tensor, true_ND: Tensor, true_clip_ND: Tensor, ids: np.ndarray) -> Scored:
     """CLIP-cos of the decoded embedding; retrieval with the encoder's projected output, in units around the training mean."""
     settings = {
         "pool": config.scores.retrieval_pool,
@@ -70,7 +64,7 @@ def _decoding(config: Config, image_ND: Tensor, clip_ND: Tensor, true_ND: Tensor
     retrieval, retrieval_table = decoder_scores(clip_ND.numpy(), true_clip_ND.numpy(), ids, **settings)
     scores = {name: (cosine if name == "clip_cos" else retrieval)[name] for name in cosine}
     table = pd.concat([cosine_table[["clip_cos"]], retrieval_table.drop(columns="clip_cos")], axis=1)
-    return Decoding(scores, table)
+    return Scored(scores, table)
 
 
 def ridge_embeddings(config: Config, targets: Targets, ids: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -107,54 +101,14 @@ def colour_score(words: pd.DataFrame, resamples: int, seed: int) -> Score:
     return Score(*interval, random=None, ceiling=None, ridge=None, chance=1 / len(COLOUR_NAMES), n=len(right), pool=None)
 
 
-def _require(config: Config) -> dict[str, Path]:
-    folders = {source: drawn_folder(config, source) for source in SOURCES}
-    if not (folders["brain"] / INDEX).exists():
-        raise UserError(
-            f"There are no finished reconstructions in {folders['brain']}: run `braingen reconstruct --folder {config.run.folder}` first."
-        )
-    return {source: folder for source, folder in folders.items() if (folder / INDEX).exists()}
-
-
-class TextSpace:
-    """CLIP text embeddings of captions, each computed once: those that people wrote come again for every source of pictures."""
-
-    def __init__(self, targets: Targets) -> None:
-        self._encoder = targets.text_encoder
-        self._known: dict[str, np.ndarray] = {}
-
-    @property
-    def there(self) -> bool:
-        """Whether the backbone has a text encoder with a projection into CLIP's joint space (SDXL's second one)."""
-        return "bigG" in self._encoder.models
-
-    @torch.inference_mode()
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """texts x D."""
-        unknown = list(dict.fromkeys(text for text in texts if text not in self._known))
-        for start in range(0, len(unknown), 64):
-            part = unknown[start : start + 64]
-            pooled_BD = self._encoder.prompt(part).pooled_BD
-            assert pooled_BD is not None
-            self._known.update(zip(part, pooled_BD.float().cpu().numpy()))
-        return np.stack([self._known[text] for text in texts])
-
-
-def caption_sheet(config: Config, targets: Targets, space: TextSpace, folder: Path, ids: np.ndarray) -> tuple[Decoding, dict[str, str]]:
-    """Scores of the captions that stand beside a folder's pictures, against what people wrote; and what is missing for them."""
-    said = json.loads((folder / INDEX).read_text())["captions"]
-    scores, values, missing = caption_scores(
-        [said[str(int(image))] for image in ids],
-        [targets.captions[int(image)] for image in ids],
-        space if space.there else None,
-        config.scores.bootstrap,
-        config.run.seed,
-    )
-    if not space.there:
-        missing["clip_text"] = "CLIP text similarity is missing: it needs SDXL's second text encoder; get it with:  --text_output bigG"
-    if missing and config.scores.strict:
-        raise UserError(next(iter(missing.values())))
-    return Decoding(scores, pd.DataFrame(values, index=pd.Index(ids, name="image"))), missing
+def _require(config: Config) -> dict[str, list[Path]]:
+    """Source -> folders of its drawings, as far as they are there."""
+    brain, ceiling = (drawn_folder(config, source) for source in ("brain", "ceiling"))
+    if not (brain / INDEX).exists():
+        raise UserError(f"There are no finished reconstructions in {brain}: run `braingen reconstruct --folder {config.run.folder}` first.")
+    folders = {"brain": [brain], "random": random_folders(config), "ceiling": [ceiling]}
+    there = {source: [folder for folder in some if (folder / INDEX).exists()] for source, some in folders.items()}
+    return {source: some for source, some in there.items() if some}
 
 
 @torch.no_grad()
@@ -184,6 +138,27 @@ def scores_of_parts(config: Config, targets: Targets, ids: np.ndarray) -> pd.Dat
     return scores_by_part(decoded, true_ND, repeats.image_N, resamples=config.scores.bootstrap, **settings)
 
 
+class Source(NamedTuple):
+    """Everything that is scored of one drawing of the images."""
+
+    pictures: Sheet
+    decoding: Scored | None
+    """None of refined pictures: their embeddings and captions are those of the pictures they were made from."""
+    captions: Scored | None
+    words: pd.DataFrame | None
+    """What the judge says of them; of simulated scenes only."""
+
+    def together(self) -> Scored:
+        """All its scores."""
+        parts = [Scored(self.pictures.scores, self.pictures.table, self.pictures.identified), *filter(None, (self.decoding, self.captions))]
+        tables = [part.table for part in parts]
+        if self.words is not None and COLOUR in self.pictures.scores:
+            asked = self.words["colour_true"] != ""
+            tables.append((self.words["colour_true"] == self.words["colour_said"])[asked].astype(float).rename(COLOUR).to_frame())
+        scores = {name: score for part in parts for name, score in part.scores.items()}
+        return Scored(scores, pd.concat(tables, axis=1), self.pictures.identified)
+
+
 def evaluate(config: Config) -> Path:
     """Write the scores of a run into its folder (`stages/score_files.py` names the files), or of ``scores.all_recons_path``.
 
@@ -195,56 +170,60 @@ def evaluate(config: Config) -> Path:
         return evaluate_pictures(config)
     folders = _require(config)
     if refined_is_there(config):
-        folders[REFINED] = refined_folder(config)
+        folders[REFINED] = [refined_folder(config)]
     targets = Targets(config)
-    sheets: dict[str, Sheet] = {}
-    decodings: dict[str, Decoding] = {}
-    captions: dict[str, Decoding] = {}
-    words: dict[str, pd.DataFrame] = {}
-    embeddings = {source: load_file(folder / EMBEDDINGS) for source, folder in folders.items()}
-    ids = embeddings["brain"]["ids"].numpy()
+    brain = folders["brain"][0]
+    ids = load_file(brain / EMBEDDINGS)["ids"].numpy()
     networks, named, missing = observers(config, targets.stimuli.simulated, ids)
     truth = Seen(targets.stimuli, ids)
     true_ND = targets.image(ids).flatten(1)
     raw_ridge, mean = ridge_embeddings(config, targets, ids)
-    decodings["ridge"] = _decoding(config, raw_ridge, raw_ridge - mean, true_ND, true_ND - mean, ids)
+    ridge = _decoding(config, raw_ridge, raw_ridge - mean, true_ND, true_ND - mean, ids)
     space = TextSpace(targets)
     kept = Layout.of(config.data.root).cache() / "features"  # of the true pictures, for every source and later evaluation
     settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
+
+    def source_in(folder: Path, refined: bool) -> Source:
+        sheet = score_images(truth, ids, Pngs(folder, ids), ids, networks, store=store, **settings)
+        words = None
+        if targets.stimuli.simulated:
+            words = spoken(load_judge(), Layout.of(config.data.root), ids, Pngs(folder, ids))
+            if (words["colour_true"] != "").any():
+                sheet.scores[COLOUR] = colour_score(words, config.scores.bootstrap, config.run.seed)
+        if refined:
+            return Source(sheet, None, None, words)
+        found = load_file(folder / EMBEDDINGS)
+        if found["ids"].tolist() != ids.tolist():
+            raise UserError(f"{folder} and {brain} hold different images: draw both with the same settings.")
+        decoding = _decoding(config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, true_ND - mean, ids)
+        captions, absent = caption_sheet(config, targets, space, folder, ids)
+        missing.update(absent)
+        return Source(sheet, decoding, captions, words)
+
     with Progress() as progress, FeatureStore(kept, progress=told_by(progress)) as store:
-        for source, folder in folders.items():
-            found = embeddings[source]
-            if found["ids"].tolist() != ids.tolist():
-                raise UserError(f"{folder} and {folders['brain']} hold different images: draw both with the same settings.")
-            sheets[source] = score_images(truth, ids, Pngs(folder, ids), ids, networks, store=store, **settings)
-            if targets.stimuli.simulated:
-                words[source] = spoken(load_judge(), Layout.of(config.data.root), ids, Pngs(folder, ids))
-                if (words[source]["colour_true"] != "").any():
-                    sheets[source].scores["colour_accuracy"] = colour_score(words[source], config.scores.bootstrap, config.run.seed)
-            if source == REFINED:  # their embeddings and captions are those of the pictures they were made from
-                continue
-            decodings[source] = _decoding(config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, true_ND - mean, ids)
-            captions[source], absent = caption_sheet(config, targets, space, folder, ids)
-            missing |= absent
-
-    def of(source: str) -> dict[str, Score] | None:
-        return {**sheets[source].scores, **decodings[source].scores, **captions[source].scores} if source in sheets else None
-
-    scores = with_baselines(of("brain") or {}, random=of("random"), ceiling=of("ceiling"), ridge=decodings["ridge"].scores)
+        found = {name: [source_in(folder, name == REFINED) for folder in drawings] for name, drawings in folders.items()}
+    of = {
+        name: averaged([each.together() for each in drawings], config.scores.bootstrap, config.run.seed) for name, drawings in found.items()
+    }
+    first = found["brain"][0]
+    scores = with_baselines(of["brain"], random=of.get("random"), ceiling=of.get("ceiling"), ridge=ridge.scores)
     folder = config.run.folder
     judged = read_study(folder)
     if judged.get("stale"):
         Console().print("The pictures have been drawn anew since people judged them: the study is left out.")
     scores |= scores_in(judged)
-    beside = [decodings["brain"].table, captions["brain"].table, *([words["brain"]] if words else [])]
+    assert first.decoding is not None and first.captions is not None
+    beside = [first.decoding.table, first.captions.table, *([] if first.words is None else [first.words])]
     sessions = f"{config.data.num_sessions or 'all'} session{'' if config.data.num_sessions == 1 else 's'}"
     subject = config.data.subjects[0]
     origin = Origin(config.scores.method, f"{targets.stimuli.data_name}, subject {subject}; {sessions}", subject, config.run.seed)
-    path = write_scores(folder, origin, scores, sheets["brain"], beside, missing)
-    write_extremes(folder, sheets["brain"].table, Loaded(truth, ids), Loaded(Pngs(folders["brain"], ids), ids))
-    write_json(folder / COMPARISONS, _comparisons(config, decodings, ids))
-    if REFINED in sheets:
-        write_json(folder / REFINEMENT, _before_and_after(config, sheets["brain"], sheets[REFINED]))
+    path = write_scores(folder, origin, scores, first.pictures, beside, missing)
+    write_extremes(folder, first.pictures.table, Loaded(truth, ids), Loaded(Pngs(brain, ids), ids))
+    controls = {name: {"drawings": len(folders[name]), "scores": intervals(of[name])} for name in ("random", "ceiling") if name in of}
+    write_json(folder / CONTROLS, controls)
+    write_json(folder / COMPARISONS, _comparisons(config, {"brain": first.decoding, "ridge": ridge}, ids))
+    if REFINED in found:
+        write_json(folder / REFINEMENT, _before_and_after(config, first.pictures, found[REFINED][0].pictures))
     else:
         (folder / REFINEMENT).unlink(missing_ok=True)
     write_text(folder / BY_PART, scores_of_parts(config, targets, ids).to_csv(index=False, float_format="%.6g"))
@@ -252,7 +231,7 @@ def evaluate(config: Config) -> Path:
     return path
 
 
-def _comparisons(config: Config, decodings: Mapping[str, Decoding], ids: np.ndarray) -> list[dict[str, float | str]]:
+def _comparisons(config: Config, decodings: Mapping[str, Scored], ids: np.ndarray) -> list[dict[str, float | str]]:
     """The encoder against ridge, image by image."""
     tables = {name: decodings[name].table.loc[ids] for name in ("brain", "ridge")}
     columns = {name: {score: table[score].to_numpy() for score in table} for name, table in tables.items()}

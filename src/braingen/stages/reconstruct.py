@@ -31,9 +31,10 @@ from braingen.errors import UserError
 from braingen.files import replaced_path, write_json
 from braingen.records import ExpertEmbeddings
 from braingen.routing.conditioning import all_experts, from_experts
-from braingen.run_layout import EMBEDDINGS, INDEX, READER, ROUTING, drawn_folder, run_folder
+from braingen.run_layout import EMBEDDINGS, INDEX, READER, ROUTING, drawn_folder, random_folders, run_folder
 from braingen.stages.drawing import Drawn, draw_missing, gathered, notes
 from braingen.stages.machine import device_of
+from braingen.stages.steps import hash_seed
 from braingen.stages.targets import Targets
 from braingen.stages.trained import load_reader, tuned_folder
 from braingen.stages.workers import Workers, shared_run
@@ -224,11 +225,23 @@ def write_index(folder: Path, ids: list[int], **more: Mapping[str, Any]) -> None
 def reconstruct(config: Config) -> Path:
     """Draw every test image; what is already drawn is kept. Under ``accelerate launch`` the processes share the pictures.
 
+    Random voxels are drawn ``sampler.random_draws`` times, each time with other noise for the pictures as well.
+
     Returns
     -------
-    folder : ``<image id>.png`` for every test image, ``embeddings.safetensors``, ``index.json``
+    folder : ``<image id>.png`` for every test image, ``embeddings.safetensors``, ``index.json``; of random voxels the first draw's
     """
-    folder = drawn_folder(config)
+    if config.sampler.source != "random":
+        return _reconstruct(config, drawn_folder(config))
+    first, *others = random_folders(config)
+    _reconstruct(config, first)
+    for number, folder in enumerate(others, 2):
+        own = config.run.model_copy(update={"seed": hash_seed(config.run.seed, "draw of random voxels", number)})
+        _reconstruct(config.model_copy(update={"run": own}), folder)
+    return first
+
+
+def _reconstruct(config: Config, folder: Path) -> Path:
     settings = {**config.model_dump(mode="json", include={"data", "backbone", "sampler"}), "seed": config.run.seed}
     # pictures of readers or backbones that have changed since are not passed off as those of the present ones
     settings["readers"] = {modality: fingerprint_of_files(run_folder(config, modality) / READER) for modality in ("image", "text")}
@@ -236,7 +249,7 @@ def reconstruct(config: Config) -> Path:
     tuned = tuned_folder(config)
     settings["finetuned"] = fingerprint_of_files(tuned) if tuned is not None else ""
     workers = Workers(config)
-    with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=["sampler.batch_size"]) as run:
+    with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=["sampler.batch_size", "sampler.random_draws"]) as run:
         if workers.told(run.finished):
             return folder
         started = time.monotonic()

@@ -1,0 +1,63 @@
+"""Scores of several drawings of the same images, averaged: a baseline drawn by chance is then not mistaken for its luck."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from braingen.records import Score
+from braingen.scores.identify import TwoWay
+from braingen.scores.table import as_json
+from braingen.scores.uncertainty import RESAMPLES, mean_interval, two_way_interval
+
+
+class Scored(NamedTuple):
+    """Scores of one set of images."""
+
+    scores: Mapping[str, Score]
+    table: pd.DataFrame
+    """Values of every image, NaN where a score does not ask about it; the index is the image id."""
+    identified: Mapping[str, TwoWay] = {}
+    """Pairwise outcomes of the two-way scores among them."""
+
+
+def averaged(drawings: Sequence[Scored], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Score]:
+    """Every score's mean over drawings; the interval is that of the mean, images resampled.
+
+    Parameters
+    ----------
+    drawings : of the same images; a score that one of them lacks is left out
+    resamples, seed : of the bootstrap
+
+    Returns
+    -------
+    Scores by name. One drawing is returned as it is.
+    """
+    first = drawings[0]
+    if len(drawings) == 1:
+        return dict(first.scores)
+    found: dict[str, Score] = {}
+    for name in first.scores:
+        if not all(name in each.scores for each in drawings):
+            continue
+        values = [each.scores[name].value for each in drawings]
+        low: float | None = None
+        high: float | None = None
+        if name in first.identified:
+            share_NN = np.asarray(np.mean([each.identified[name].beats_NN for each in drawings], axis=0), dtype=np.float32)
+            _, low, high = two_way_interval(share_NN, resamples, seed)
+        elif name in first.table:
+            values_DN = np.stack([each.table[name].loc[first.table.index].to_numpy() for each in drawings])
+            mean_N = values_DN.mean(axis=0)
+            _, low, high = mean_interval(mean_N[~np.isnan(mean_N)], resamples, seed)
+        mean = None if any(value is None for value in values) else float(np.mean([value for value in values if value is not None]))
+        found[name] = first.scores[name]._replace(value=mean, low=low, high=high)
+    return found
+
+
+def intervals(scores: Mapping[str, Score]) -> dict[str, dict[str, float | None]]:
+    """Value and interval of every score, as plain JSON values."""
+    return {name: {end: score[end] for end in ("value", "low", "high")} for name, score in as_json(scores).items()}

@@ -1,0 +1,59 @@
+"""Scores of the captions that stand beside a folder's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from braingen.config import Config
+from braingen.errors import UserError
+from braingen.run_layout import INDEX
+from braingen.scores.averaged import Scored
+from braingen.scores.captions import caption_scores
+from braingen.stages.targets import Targets
+
+
+class TextSpace:
+    """CLIP text embeddings of captions, each computed once: those that people wrote come again for every source of pictures."""
+
+    def __init__(self, targets: Targets) -> None:
+        self._encoder = targets.text_encoder
+        self._known: dict[str, np.ndarray] = {}
+
+    @property
+    def there(self) -> bool:
+        """Whether the backbone has a text encoder with a projection into CLIP's joint space (SDXL's second one)."""
+        return "bigG" in self._encoder.models
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """texts x D."""
+        unknown = list(dict.fromkeys(text for text in texts if text not in self._known))
+        for start in range(0, len(unknown), 64):
+            part = unknown[start : start + 64]
+            pooled_BD = self._encoder.prompt(part).pooled_BD
+            assert pooled_BD is not None
+            self._known.update(zip(part, pooled_BD.float().cpu().numpy()))
+        return np.stack([self._known[text] for text in texts])
+
+
+def caption_sheet(config: Config, targets: Targets, space: TextSpace, folder: Path, ids: np.ndarray) -> tuple[Scored, dict[str, str]]:
+    """Scores of the captions that stand beside a folder's pictures, against what people wrote; and what is missing for them."""
+    said = json.loads((folder / INDEX).read_text())["captions"]
+    scores, values, missing = caption_scores(
+        [said[str(int(image))] for image in ids],
+        [targets.captions[int(image)] for image in ids],
+        space if space.there else None,
+        config.scores.bootstrap,
+        config.run.seed,
+    )
+    if not space.there:
+        missing["clip_text"] = "CLIP text similarity is missing: it needs SDXL's second text encoder; get it with:  --text_output bigG"
+    if missing and config.scores.strict:
+        raise UserError(next(iter(missing.values())))
+    return Scored(scores, pd.DataFrame(values, index=pd.Index(ids, name="image"))), missing
