@@ -159,6 +159,15 @@ def test_absent_inputs_leave_their_section_out(copy: Config) -> None:
     assert "random voxels" not in Elements(page).text and "ceiling" in Elements(page).text
 
 
+def test_random_voxels_are_told_with_their_own_intervals(copy: Config) -> None:
+    score = {"value": 0.5123, "low": 0.48, "high": 0.54}
+    controls = {"random": {"drawings": 3, "scores": {"two_way_clip": score, "pixcorr": score}}}
+    (copy.run.folder / "controls.json").write_text(json.dumps(controls))
+    text = Elements(render(inputs_of(copy))).text
+    title = tables.kind_of("two_way_clip").title
+    assert f"Random voxels (the mean of 3 draws) with their own 95 % intervals: {title} 0.512 (0.480 to 0.540); chance is 0.5." in text
+
+
 def test_one_image_without_captions_makes_a_page(copy: Config) -> None:
     index = copy.run.folder / "reconstructions" / "brain" / "index.json"
     index.write_text(json.dumps({"images": [5]}))

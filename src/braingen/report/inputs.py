@@ -60,6 +60,8 @@ class Inputs(NamedTuple):
     """What `braingen compare` found, where its folder is the run's `comparison`: score, first, second, difference and how sure it is."""
     summary: list[dict[str, str]]
     """Its means over subjects and seeds: method, score, value, low, high, between_seeds, between_subjects, subjects, seeds."""
+    controls: dict[str, Any]
+    """random, ceiling -> drawings and scores with their own intervals."""
     refinement: dict[str, Any]
     """settings, and per score what it is before and after refinement; empty where nothing was refined."""
     refined: dict[int, Path]
@@ -122,6 +124,7 @@ def read_inputs(run: Path, data_root: Path, subject: int = 1) -> Inputs:
         parts=_table(run / "scores_by_part.csv", "part", "`braingen evaluate`"),
         compared=_json(run / COMPARED / "comparisons.json", "`braingen compare`") or [],
         summary=_table(run / COMPARED / "summary.csv", "method", "`braingen compare`"),
+        controls=_mapping(run / "controls.json", "`braingen evaluate`"),
         refinement=_mapping(run / "refinement.json", "`braingen evaluate`"),
         refined=_pictures(drawn_in(run, "brain_refined")),
         metrics={name: _lines(run / name / "metrics.jsonl") for name in ENCODERS if (run / name / "metrics.jsonl").is_file()},

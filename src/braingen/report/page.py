@@ -113,6 +113,7 @@ def _scores(inputs: Inputs) -> dict[str, Any] | None:
         "keys": [(name, figures.mark(name)) for name in marks],
         "n": " or ".join(map(str, numbers)),
         "asked": bool(asked),
+        "random_baseline": tables.random_baseline(inputs.controls),
         "comparisons": [
             {
                 "name": tables.comparison_name(str(each.get("name", ""))),

@@ -171,6 +171,17 @@ def _score_row(name: str, score: Mapping[str, Any]) -> ScoreRow:
     )
 
 
+def random_baseline(controls: Mapping[str, Any]) -> str:
+    """The two-way scores of random voxels with their own intervals, as a sentence; empty where there are none."""
+    random = controls.get("random") or {}
+    found = {name: score for name, score in (random.get("scores") or {}).items() if name.startswith("two_way") and score["low"] is not None}
+    if not found:
+        return ""
+    told = [f"{kind_of(name).title} {number(s['value'])} ({number(s['low'])} to {number(s['high'])})" for name, s in found.items()]
+    draws = "one draw" if random["drawings"] == 1 else f"the mean of {random['drawings']} draws"
+    return f"Random voxels ({draws}) with their own 95 % intervals: {'; '.join(told)}; chance is 0.5."
+
+
 def _axis(kind: Kind, values: Any) -> tuple[float, float]:
     present = list(values) or [0.0]
     if kind.axis is not None:
