@@ -30,7 +30,7 @@ from braingen.data.hdf5 import Rows
 from braingen.data.large_files import blocks
 from braingen.data.pictures import load_picture
 from braingen.data.scans import Pictures
-from braingen.data.volumes import VoxelPlaces, load_nifti, trials_in_nifti
+from braingen.data.volumes import VoxelPlaces, load_nifti, space_of, trials_in_nifti
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
 
@@ -220,7 +220,7 @@ class OwnScans:
         mask = np.asanyarray(image.dataobj) > 0
         if mask.ndim != 3 or not mask.any():
             raise UserError(f"{path} has no voxel above 0 in a volume of three axes (shape {mask.shape}); give the mask of the responses.")
-        return VoxelPlaces(mask, self.order, image.affine, self.origin)
+        return VoxelPlaces(mask, self.order, image.affine, self.origin, space_of(image))
 
     def regions(self, subject: int, places: VoxelPlaces | None, voxels: int) -> dict[str, np.ndarray]:
         regions = {"nsd_general": np.ones(voxels, dtype=bool)}

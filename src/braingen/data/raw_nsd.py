@@ -22,7 +22,7 @@ from braingen.data.hdf5 import Rows
 from braingen.data.large_files import blocks
 from braingen.data.pictures import fit_picture
 from braingen.data.scans import Pictures
-from braingen.data.volumes import VoxelPlaces, load_nifti, trials_in_nifti
+from braingen.data.volumes import VoxelPlaces, load_nifti, space_of, trials_in_nifti
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
 
@@ -161,7 +161,7 @@ class RawNSD:
             raise UserError(
                 f"{path}: no voxel has {_explained(self.mask)} (its values: {_some_values(values)}); give a mask with voxels in it."
             )
-        return VoxelPlaces(mask, self.order, image.affine, self.origin)
+        return VoxelPlaces(mask, self.order, image.affine, self.origin, space_of(image))
 
     def regions(self, subject: int, places: VoxelPlaces | None, voxels: int) -> dict[str, np.ndarray]:
         assert places is not None

@@ -31,6 +31,8 @@ _ORDERS: tuple[Literal["C"], Literal["F"]] = ("C", "F")
 _RULE = "value > 0"
 NSDGENERAL = "nsdgeneral.nii.gz"
 """NSD's mask of cortex that responds to pictures, the one betas are distributed in."""
+ALIGNED, MNI = 2, 4
+"""NIfTI's codes of where an affine leads: to some other image's coordinates, to those of MNI152."""
 
 
 def load_nifti(path: Path) -> nibabel.Nifti1Image:
@@ -86,7 +88,12 @@ def trials_in_nifti(
         raise UserError(f"{path} is not a readable NIfTI file ({' '.join(str(error).split())}); {get_it}.") from error
 
 
-def save_nifti(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
+def space_of(image: nibabel.Nifti1Image) -> int:
+    """NIfTI's code of where an image's affine leads; `ALIGNED`, the least that can be said, where the header says nothing."""
+    return int(image.header["sform_code"]) or int(image.header["qform_code"]) or ALIGNED
+
+
+def save_nifti(path: Path, volume: np.ndarray, affine: np.ndarray, space: int = ALIGNED) -> None:
     """Write a volume atomically, without rescaling; equal volumes give equal files (no time in the gzip header).
 
     Parameters
@@ -97,12 +104,15 @@ def save_nifti(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
         (x, y, z, ...), kept in its dtype; bool becomes uint8 and int64 int32, which NIfTI readers know.
     affine
         (4, 4) voxel indices to millimetres.
+    space
+        NIfTI's code of where the affine leads.
     """
     if volume.dtype == bool:
         volume = volume.astype(np.uint8)
     elif volume.dtype == np.int64:
         volume = volume.astype(np.int32)
     image = nibabel.Nifti1Image(volume, affine)
+    image.set_sform(affine, code=space)
     image.header.set_xyzt_units("mm")
     with replaced_path(path) as temporary:
         named = temporary.with_name(temporary.name + "".join(path.suffixes[-2:]))  # nibabel goes by the ending
@@ -128,6 +138,8 @@ class VoxelPlaces(NamedTuple):
     """(4, 4) voxel indices to millimetres."""
     source: str
     """Where mask and order come from."""
+    space: int = ALIGNED
+    """NIfTI's code of where the affine leads, as the mask's header has it: `MNI`, or anything else."""
 
     @property
     def voxels(self) -> int:
@@ -181,7 +193,7 @@ class VoxelPlaces(NamedTuple):
 
     def write(self, path: Path, values: np.ndarray, fill: float = 0) -> None:
         """Write a voxel vector as NIfTI."""
-        save_nifti(Path(path), self.to_volume(values, fill), self.affine)
+        save_nifti(Path(path), self.to_volume(values, fill), self.affine, self.space)
 
     def read(self, path: Path) -> np.ndarray:
         """Read a voxel vector from a NIfTI in this space; what `write` wrote comes back bit for bit."""
@@ -194,7 +206,7 @@ class VoxelPlaces(NamedTuple):
 def save_places(layout: Layout, subject: int, places: VoxelPlaces, mask: str = NSDGENERAL) -> None:
     """Write the mask, under a name, and order.json of a subject."""
     folder = layout.volumes(subject)
-    save_nifti(folder / mask, places.mask, places.affine)
+    save_nifti(folder / mask, places.mask, places.affine, places.space)
     save_order(layout, subject, places, mask)
 
 
@@ -239,7 +251,7 @@ def load_places(layout: Layout, subject: int) -> VoxelPlaces:
     mask = np.asanyarray(image.dataobj) > 0
     if _digest(mask) != digest:
         raise UserError(f"{folder / name} is not the mask {path} was written for ({int(mask.sum())} voxels, other places); {nsd.WRITE_IT}.")
-    return VoxelPlaces(mask, flattening, image.affine, source)
+    return VoxelPlaces(mask, flattening, image.affine, source, space_of(image))
 
 
 def find_order(layout: Layout, subject: int) -> VoxelPlaces:
@@ -275,7 +287,8 @@ def find_order(layout: Layout, subject: int) -> VoxelPlaces:
             f"{folder / 'prf-visualrois.nii.gz'} in {'both orders' if matching else 'neither order'}; "
             f"write {folder / 'order.json'} as docs/data.md describes."
         )
-    return VoxelPlaces(mask, matching[0], image.affine, f"found by comparing {layout.masks().name} with prf-visualrois.nii.gz")
+    source = f"found by comparing {layout.masks().name} with prf-visualrois.nii.gz"
+    return VoxelPlaces(mask, matching[0], image.affine, source, space_of(image))
 
 
 def read_regions(layout: Layout, subject: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
