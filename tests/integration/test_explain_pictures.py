@@ -51,7 +51,7 @@ def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
     assert main(again) == 0 and path.stat().st_mtime_ns == written
 
     config = load_config(*parse_overrides(words))
-    targets, subject = Targets(config), read_subjects(config)[0]
+    targets, subject = Targets(config), read_subjects(config, {})[0]
     every_V = np.ones(subject.voxels_NV.shape[1], dtype=bool)
     betas = Betas.of(Layout.of(config.data.root), 1)
     draw_silenced(config, assemble(config, targets), targets, betas, subject, 2, {"all": every_V, "none": ~every_V}, tmp_path / "own")

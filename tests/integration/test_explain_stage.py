@@ -72,6 +72,37 @@ def test_other_questions_have_folders_of_their_own(run):
     assert (folder / "explain" / "image-label-food-gradient_shap" / "completeness.csv").exists()
 
 
+def test_a_surface_figure_says_what_space_it_needs(run, capsys):
+    folder, _, words = run
+    more = ["--about", "label:food", "--parts", "whole", "--surface", "fsaverage5", "--explain_steps", "attributions,page"]
+    assert explain(words, *more) == 0
+    out = folder / "explain" / "image-label-food-integrated_gradients"
+    assert (out / "subj01" / "figures" / "whole-surface.png").stat().st_size > 10_000
+    said = " ".join(json.loads((out / "findings.json").read_text())["attributions"])
+    assert "voxels lie within 3 mm of fsaverage5" in said and "right for volumes in MNI space only" in said
+    assert "The same on the surface" in (out / "explain.html").read_text()
+    assert explain(words, "--about", "label:food", "--parts", "levels", "--surface", "fsaverage5", "--explain_steps", "attributions") == 0
+    assert "Surface: it shows the whole decoder's map" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        ("fsaverage6", "did you mean fsaverage5?"),
+        ("fsaverage5,lh.pial", "mixes fsaverage5 with other surfaces"),
+        ("~/lh.nowhere.gii", "There is no surface ~/lh.nowhere.gii"),
+        (str(ROOT / "README.md"), "cannot be read as a mesh"),
+    ],
+)
+def test_a_wrong_surface_is_refused_before_any_work(run, named, told, capsys, monkeypatch):
+    folder, _, words = run
+    monkeypatch.setattr("braingen.stages.explain_inputs.load_reader", lambda *_: pytest.fail("the encoder was read"))
+    assert explain(words, "--about", "cosine", "--surface", named) == 2
+    refused = capsys.readouterr().err
+    assert told in refused and refused.count("\n") == 1 and "Traceback" not in refused
+    assert not (folder / "explain" / "image-cosine-integrated_gradients").exists()
+
+
 def test_patterns_and_their_page_need_no_attributions(run):
     folder, _, words = run
     assert explain(words, "--about", "embedding", "--grouping", "background", "--explain_steps", "patterns,page") == 0

@@ -12,17 +12,18 @@ import matplotlib
 
 matplotlib.use("Agg")  # files only: works without a screen
 
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 import matplotlib.pyplot as plt
 import nibabel
-from nilearn import datasets, plotting, surface
+from nilearn import plotting
 import numpy as np
 
 from braingen.data.volumes import VoxelPlaces
-from braingen.errors import UserError
+from braingen.explain.surface import Mesh, sample, shown
 from braingen.files import replaced_path
 
-FSAVERAGE = "fsaverage5"
 _MAP = "RdBu_r"
 
 
@@ -78,43 +79,28 @@ def draw_slices(path: Path, places: VoxelPlaces, value_V: np.ndarray, title: str
     _save(display.frame_axes.figure, path)
 
 
-def surface_meshes(named: Sequence[str]) -> list[tuple[str, object, object]]:
-    """(name, mesh to sample and draw, shading or None) per hemisphere.
-
-    Parameters
-    ----------
-    named : 'fsaverage5', or files that nilearn reads as meshes (GIFTI, FreeSurfer), in the space of the volumes
-
-    Raises
-    ------
-    UserError
-        When a file is missing.
-    """
-    if list(named) == [FSAVERAGE]:
-        shipped = datasets.fetch_surf_fsaverage(FSAVERAGE)  # comes with nilearn, nothing is fetched
-        return [(side, shipped[f"pial_{side}"], shipped[f"sulc_{side}"]) for side in ("left", "right")]
-    missing = [path for path in named if not Path(path).is_file()]
-    if missing:
-        raise UserError(f"There is no surface {missing[0]}: give meshes in the subject's space (GIFTI or FreeSurfer), or {FSAVERAGE}.")
-    return [(Path(path).name.split(".")[0], str(path), None) for path in named]
-
-
-def draw_surface(path: Path, places: VoxelPlaces, value_V: np.ndarray, named: Sequence[str], title: str = "") -> None:
-    """A map on surfaces, sampled at their vertices (ball of 3 mm), seen from the outside and from behind.
-
-    With fsaverage5 the volumes have to be in MNI space; voxels in a subject's own space would land on the wrong gyri.
-    """
-    meshes = surface_meshes(named)
-    image, inside = _image(places, value_V), _image(places, np.ones(places.voxels))
-    limit = _limit(value_V)
-    figure, axes = plt.subplots(len(meshes), 2, figsize=(7, 3.2 * len(meshes)), subplot_kw={"projection": "3d"}, squeeze=False)
-    for row, (name, mesh, shading) in enumerate(meshes):
-        texture = surface.vol_to_surf(image, mesh, mask_img=inside, radius=3.0, kind="ball")
-        for axis, view in zip(axes[row], ("lateral", "posterior")):
+def draw_surface(path: Path, places: VoxelPlaces, value_V: np.ndarray, meshes: Sequence[Mesh], title: str = "") -> None:
+    """A map on surfaces, sampled where cortex is and drawn with open sulci, from four sides; grey where no voxels are."""
+    textures = [sample(mesh, places, value_V) for mesh in meshes]
+    seen = np.concatenate(textures)
+    limit = _limit(seen[np.isfinite(seen)]) if np.isfinite(seen).any() else 1.0  # means over a ball are smaller than voxels' values
+    views = ("lateral", "medial", "posterior", "ventral")
+    height = 2.1 * len(meshes) + 0.4
+    figure, axes = plt.subplots(len(meshes), len(views), figsize=(9.5, height), subplot_kw={"projection": "3d"}, squeeze=False)
+    top = 1 - 0.4 / height
+    figure.subplots_adjust(left=0, right=0.91, bottom=0, top=top, wspace=0, hspace=0)
+    for number, (row, mesh, texture_N) in enumerate(zip(axes, meshes, textures)):
+        figure.text(0.01, top * (1 - number / len(meshes)), f"{mesh.name} ({mesh.side})", fontsize=9, va="top")
+        inflated_N3, grey_N = shown(mesh)
+        for axis, view in zip(row, views):
             plotting.plot_surf_stat_map(
-                mesh, texture, hemi="right" if "right" in name or name.startswith("rh") else "left", view=view, bg_map=shading,
-                vmax=limit, cmap=_MAP, colorbar=False, axes=axis, figure=figure, title=f"{name}, {view}", threshold=1e-12,
+                [inflated_N3.copy(), mesh.face_F3],  # a copy: nilearn shifts what it draws
+                texture_N, hemi=mesh.side, view=view, bg_map=grey_N, vmin=-limit, vmax=limit, cmap=_MAP, colorbar=False,
+                axes=axis, figure=figure, threshold=None,
             )  # fmt: skip
+            axis.set_title(view, fontsize=8, color="0.35", y=0.86)
+    colours = ScalarMappable(Normalize(-limit, limit), _MAP)
+    figure.colorbar(colours, cax=figure.add_axes((0.92, 0.3, 0.012, 0.4)), ticks=(-limit, 0, limit), format="%.2g")
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
 

@@ -41,6 +41,8 @@ def write_attributions(work: Explanation) -> None:
                 _write_maps(work, subject, part, maps_NV, means[part.name])
                 progress.update(bar, advance=1, description=f"attributions: subject {subject.number}, {part.title}")
             work.table(work.of(subject) / "regions.csv", region_table(means, work.regions(subject)))
+    if settings.surface and WHOLE not in work.parts:
+        work.say("Surface: it shows the whole decoder's map, which --parts leaves out; add whole to it.")
     table = pd.DataFrame(rows)
     work.table(work.folder / "completeness.csv", table)
     worst = table.loc[table["incomplete"].idxmax()]
@@ -76,6 +78,8 @@ def _write_maps(work: Explanation, subject: Subject, part: Part, maps_NV: np.nda
             subject.places.write(nifti / "images" / f"whole-{subject.image_N[row]:06d}.nii.gz", np.asarray(maps_NV[row]))
         title = f"subject {subject.number}: mean contribution to the decoded embedding"
         figures.draw_slices(drawn / "whole-slices.png", subject.places, mean_V)
-        if work.config.explain.surface:
-            figures.draw_surface(drawn / "whole-surface.png", subject.places, mean_V, work.config.explain.surface, title)
+        if subject.meshes:
+            figures.draw_surface(drawn / "whole-surface.png", subject.places, mean_V, subject.meshes, title)
+            for sentence in subject.about_meshes:
+                work.say(sentence)
     work.draw(drawn / f"{part.name}.png", subject, mean_V, "")

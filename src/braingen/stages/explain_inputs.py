@@ -5,7 +5,7 @@ N test images, V voxels, F numbers of an embedding, C classes, M training images
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from braingen.errors import UserError
 from braingen.explain.maps import membership
 from braingen.explain.patterns import ClassReadOut
 from braingen.explain.readout import class_directions, decode
+from braingen.explain.surface import Mesh, check_space, read_meshes
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS
 from braingen.stages.machine import device_of
@@ -49,6 +50,10 @@ class Subject(NamedTuple):
     """Rows of the betas of every presentation, -1 where there were fewer."""
     image_N: np.ndarray
     places: VoxelPlaces
+    meshes: tuple[Mesh, ...] = ()
+    """Surfaces to draw on."""
+    about_meshes: tuple[str, ...] = ()
+    """Sentences that a reader of such a figure has to know."""
 
 
 class Classes(NamedTuple):
@@ -119,15 +124,17 @@ def read_labels(config: Config, simulated: bool) -> Labels | None:
     return lambda images: [tuple(filter(None, [things[asked](scene)])) for scene in load_scenes(layout, images.tolist())]
 
 
-def read_subjects(config: Config) -> tuple[Subject, ...]:
-    """The test images that all subjects saw.
+def read_subjects(config: Config, meshes: Mapping[int, tuple[Mesh, ...]]) -> tuple[Subject, ...]:
+    """The test images that all subjects saw, and every subject's surfaces, if any.
 
     Raises
     ------
     UserError
-        When they saw fewer than two in common, or a subject's volumes and betas differ in their number of voxels.
+        When surfaces lie elsewhere than voxels, subjects share fewer than two images, or mask and betas differ in their number of voxels.
     """
     layout = Layout.of(config.data.root)
+    places = {number: load_places(layout, number) for number in config.data.subjects}
+    about = {number: check_space(config.explain.surface, meshes.get(number, ()), places, number) for number in places}
     found = {number: group_repeats(test_trials(layout, number)) for number in config.data.subjects}
     shared = [image for image in next(iter(found.values())).image_N if all(image in each.image_N for each in found.values())]
     shared_N = np.array(shared[: config.explain.explain_images or None], dtype=np.int64)
@@ -136,14 +143,14 @@ def read_subjects(config: Config) -> tuple[Subject, ...]:
     subjects = []
     for number, repeats in found.items():
         rows_NR = repeats.rows_NR[np.searchsorted(repeats.image_N, shared_N)]
-        betas, places = Betas.of(layout, number), load_places(layout, number)
-        if places.voxels != betas.voxels:
+        betas = Betas.of(layout, number)
+        if places[number].voxels != betas.voxels:
             raise UserError(
-                f"Subject {number}: the volumes' mask has {places.voxels} voxels, the betas have {betas.voxels}; they do not"
+                f"Subject {number}: the volumes' mask has {places[number].voxels} voxels, the betas have {betas.voxels}; they do not"
                 " belong together (docs/data.md)."
             )
-        voxels_NV = scratch_array(config.run.folder, (len(shared_N), betas.voxels))
-        subjects.append(Subject(number, averaged(betas, Repeats(shared_N, rows_NR), voxels_NV), rows_NR, shared_N, places))
+        voxels_NV = averaged(betas, Repeats(shared_N, rows_NR), scratch_array(config.run.folder, (len(shared_N), betas.voxels)))
+        subjects.append(Subject(number, voxels_NV, rows_NR, shared_N, places[number], meshes.get(number, ()), about[number]))
     return tuple(subjects)
 
 
@@ -171,8 +178,9 @@ def read_inputs(config: Config) -> Inputs:
     UserError
         When something is missing, or what is asked about is not there.
     """
+    meshes = read_meshes(config.explain.surface, config.data.subjects)
     reader = load_reader(config, config.explain.modality).to(device_of(config)).requires_grad_(False)
-    targets, subjects = Targets(config), read_subjects(config)
+    targets, subjects = Targets(config), read_subjects(config, meshes)
     image_N, simulated = subjects[0].image_N, targets.stimuli.simulated
 
     def standard(embedding_BTD: Tensor) -> Tensor:

@@ -1,0 +1,241 @@
+"""Surfaces that maps are drawn on: found and checked before any work, then sampled from volumes.
+
+N vertices, F faces, V voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import difflib
+from pathlib import Path
+import re
+from typing import Any, Literal, NamedTuple
+import warnings
+
+import nibabel
+from nilearn import datasets
+from nilearn.surface import load_surf_data, load_surf_mesh, vol_to_surf
+import numpy as np
+from scipy.sparse import csr_matrix, diags_array
+from scipy.spatial import KDTree
+
+from braingen.data.nsd import subject_name
+from braingen.data.volumes import MNI, VoxelPlaces
+from braingen.errors import UserError
+
+Side = Literal["left", "right"]
+FSAVERAGE = "fsaverage5"
+SUBJECT = "{subject}"
+"""In a file's name it stands for subj01, subj02, ..."""
+REACH = 3.0
+"""Millimetres around a vertex in which voxels are taken to belong to it."""
+_FEWEST = 0.05
+"""Share of that ball which voxels have to fill (one of nilearn's twenty points) for a vertex to have a value."""
+_SMOOTHED = 20.0
+"""Millimetres over which a mesh is smoothed to be drawn: sulci open, the hemisphere keeps its shape."""
+_HELP = (
+    f"give meshes in the space of the volumes (--surface lh.pial,rh.pial; GIFTI or FreeSurfer), or {FSAVERAGE} where the volumes are in MNI"
+    " space"
+)
+_SIDES_IN_NAMES = (
+    r"(?i)(?<![a-z])hemi-(l|r)(?![a-z])",
+    r"(?i)(?<![a-z])(l|r)h(?![a-z])",
+    r"(?<![A-Za-z])(left|right)(?![a-z])",
+    r"(Left|Right|LEFT|RIGHT)(?![a-z])",
+    r"(?<![A-Za-z0-9])(L|R)(?![A-Za-z0-9])",
+)
+"""hemi-L as in BIDS, lh as in FreeSurfer, left, L as in HCP: the first kind that a name has, decides."""
+
+
+class Mesh(NamedTuple):
+    """A hemisphere's surface."""
+
+    name: str
+    side: Side
+    vertex_N3: np.ndarray
+    """Where cortex is, in the millimetres of the volumes."""
+    face_F3: np.ndarray
+    inflated_N3: np.ndarray | None = None
+    """Where vertices are drawn; None smooths the mesh for it."""
+    depth_N: np.ndarray | None = None
+    """Larger in sulci, for the shading; None takes the curvature of the mesh."""
+
+
+def side_of(name: str) -> Side | None:
+    """The hemisphere that a file's name tells; None where it tells neither, or both."""
+    for pattern in _SIDES_IN_NAMES:
+        found = {word[0].lower() for word in re.findall(pattern, name)}
+        if found:
+            return None if len(found) > 1 else "left" if found == {"l"} else "right"
+    return None
+
+
+def read_meshes(named: Sequence[str], subjects: Sequence[int]) -> dict[int, tuple[Mesh, ...]]:
+    """The meshes of every subject.
+
+    Parameters
+    ----------
+    named : nothing, 'fsaverage5', or files of one hemisphere each, in the space of the volumes; {subject} stands for subj01
+
+    Raises
+    ------
+    UserError
+        When a name is not known, a file is missing, is no mesh, does not lie where cortex is, or does not say which hemisphere it is.
+    """
+    if FSAVERAGE not in named:
+        return {subject: tuple(_read(name.replace(SUBJECT, subject_name(subject))) for name in named) for subject in subjects}
+    if len(named) > 1:
+        raise UserError(
+            f"explain.surface = {','.join(named)} mixes {FSAVERAGE} with other surfaces: it is a standard brain, for volumes in MNI space,"
+            f" and brings both hemispheres. Give --surface {FSAVERAGE} alone, or meshes in the subject's own space alone."
+        )
+    shipped = datasets.fetch_surf_fsaverage(FSAVERAGE)  # comes with nilearn, nothing is fetched
+    sides: tuple[Side, Side] = ("left", "right")
+    both = []
+    for side in sides:
+        vertex_N3, face_F3 = load_surf_mesh(shipped[f"pial_{side}"])
+        inflated_N3, _ = load_surf_mesh(shipped[f"infl_{side}"])
+        both.append(Mesh(FSAVERAGE, side, vertex_N3, face_F3, inflated_N3, load_surf_data(shipped[f"sulc_{side}"])))
+    return dict.fromkeys(subjects, tuple(both))
+
+
+def _read(name: str) -> Mesh:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise UserError(f"explain.surface = {name} is a folder: {_HELP}.")
+    if not path.is_file():
+        near = difflib.get_close_matches(name, [FSAVERAGE], cutoff=0.8)
+        raise UserError(f"There is no surface {name}{f' (did you mean {FSAVERAGE}?)' if near else ''}: {_HELP}.")
+    vertex_N3, face_F3, notes = _load(path)
+    if re.search(r"(?i)inflated|spher|ellipsoid|(?<![a-z])flat(?![a-z])", f"{notes.get('GeometricType', '')} {path.name}"):
+        raise UserError(
+            f"{path} is an inflated, spherical or flat surface, whose vertices do not lie where cortex is: give the pial, white or"
+            " midthickness surface; its sulci are opened for the figure."
+        )
+    sides: dict[str, Side] = {"CortexLeft": "left", "CortexRight": "right"}
+    side = sides.get(notes.get("AnatomicalStructurePrimary", "")) or side_of(path.name)
+    if side is None:
+        raise UserError(
+            f"{path} does not say which hemisphere it is, left or right: give one file a hemisphere, and name it such as lh.pial,"
+            " sub-01_hemi-L_pial.surf.gii or left.gii."
+        )
+    return Mesh(path.name, side, vertex_N3, face_F3)
+
+
+def _load(path: Path) -> tuple[np.ndarray, np.ndarray, Mapping[str, Any]]:
+    """Vertices, faces, and what a GIFTI file says about them."""
+    notes: Mapping[str, Any] = {}
+    try:
+        if path.name.endswith((".gii", ".gii.gz")):
+            image: Any = nibabel.load(path)
+            points, triangles = (image.get_arrays_from_intent(f"NIFTI_INTENT_{kind}") for kind in ("POINTSET", "TRIANGLE"))
+            if not points or not triangles:
+                raise ValueError("it holds no points and triangles")
+            vertex_N3, face_F3, notes = points[0].data, triangles[0].data, points[0].meta
+        else:  # not by nilearn, which goes by endings that lh.layerB1, lh.midthickness and lh.pial.T1 do not have
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # where the file has no geometry of a volume, hence no cras
+                vertex_N3, face_F3, header = nibabel.freesurfer.read_geometry(str(path), read_metadata=True)
+            vertex_N3 = vertex_N3 + header.get("cras", 0)  # FreeSurfer's own coordinates to the scanner's, as nilearn does
+        if not np.isfinite(vertex_N3).all() or face_F3.min() < 0 or face_F3.max() >= len(vertex_N3):
+            raise ValueError("vertices that are not finite, or faces of vertices that are not there")
+    except Exception as error:  # readers of damaged files stumble in many ways
+        raise UserError(f"{path} cannot be read as a mesh ({' '.join(str(error).split())}): {_HELP}.") from error
+    return np.asarray(vertex_N3, dtype=np.float64), np.asarray(face_F3, dtype=np.int64), notes
+
+
+def check_space(named: Sequence[str], meshes: Sequence[Mesh], places: Mapping[int, VoxelPlaces], subject: int) -> tuple[str, ...]:
+    """Compare a subject's meshes with where its voxels lie.
+
+    Parameters
+    ----------
+    named : as in `read_meshes`
+    places : of all subjects
+
+    Returns
+    -------
+    sentences a reader of the figure has to know
+
+    Raises
+    ------
+    UserError
+        When meshes of one subject would be used for several, or no voxel is near a vertex.
+    """
+    if not meshes:
+        return ()
+    mine, native, given = places[subject], FSAVERAGE not in named, ",".join(named)
+    standard = all(each.space == MNI for each in places.values())
+    if native and len(places) > 1 and not standard and not any(SUBJECT in name for name in named):
+        raise UserError(
+            f"explain.surface = {given} would be used for subjects {', '.join(map(str, places))}, and their masks' headers do not say"
+            f" that all are in MNI space: write {SUBJECT} where the name says {subject_name(subject)}, or explain one subject with --subj"
+            f" {subject}."
+        )
+    points = np.concatenate([part for mesh in meshes for part in (mesh.vertex_N3, mesh.vertex_N3[mesh.face_F3].mean(axis=1))])
+    distance_V, _ = KDTree(points).query(mine.millimetres_V3)
+    if distance_V.min() > REACH:
+        raise UserError(
+            f"No voxel of subject {subject} lies within {REACH:g} mm of {given} (the nearest is {distance_V.min():.0f} mm away): they are"
+            f" not in the same space; {_HELP}."
+        )
+    told = [f"Surface: {np.mean(distance_V <= REACH):.0%} of subject {subject}'s voxels lie within {REACH:g} mm of {given}."]
+    if not native and mine.space != MNI:
+        codes = nibabel.nifti1.xform_codes
+        label = codes.label[mine.space] if mine.space in codes.value_set("code") else "not known"
+        told.append(
+            f"Surface: {FSAVERAGE} is right for volumes in MNI space only, and the header of subject {subject}'s mask does not say that it"
+            f" is (NIfTI code {mine.space}, {label}; {MNI} is MNI152). A subject's own space is drawn on the wrong gyri: give the"
+            " subject's own surfaces (docs/explain.md)."
+        )
+    return tuple(told)
+
+
+def sample(mesh: Mesh, places: VoxelPlaces, value_V: np.ndarray) -> np.ndarray:
+    """Mean of the voxels around every vertex (ball of `REACH` mm, trilinear), N; NaN where hardly any are.
+
+    nilearn's mean also counts what is interpolated towards the zeros outside the mask, so it is divided by that of the mask itself: a map
+    of ones is one everywhere.
+    """
+    both_V2 = np.stack([np.asarray(value_V, dtype=np.float64), np.ones(places.voxels)], axis=1)
+    volume = np.pad(places.to_volume(both_V2), ((1, 1), (1, 1), (1, 1), (0, 0)))  # a rim: nilearn extrapolates at the edge
+    affine = places.affine @ np.block([[np.eye(3), -np.ones((3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)  # vertices outside the volume
+        texture_N2 = vol_to_surf(nibabel.Nifti1Image(volume, affine), [mesh.vertex_N3, mesh.face_F3], radius=REACH, kind="ball")
+    value_N, filled_N = texture_N2.T
+    known_N = filled_N >= _FEWEST  # NaN is not
+    return np.where(known_N, value_N / np.where(known_N, filled_N, 1), np.nan)
+
+
+def shown(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+    """Where vertices are drawn, with sulci opened, N x 3; and their grey, darker (larger) in sulci and far from white, N."""
+    mean_NN = _mean_of_neighbours(mesh.face_F3, len(mesh.vertex_N3))
+    edge = float(np.median(np.linalg.norm(mesh.vertex_N3[mesh.face_F3[:, 0]] - mesh.vertex_N3[mesh.face_F3[:, 1]], axis=1)))
+
+    def smooth(value_N: np.ndarray, millimetres: float) -> np.ndarray:
+        for _ in range(int(np.clip((millimetres / edge) ** 2, 1, 1000))):  # a step spreads over about an edge
+            value_N = mean_NN @ value_N
+        return value_N
+
+    inflated_N3 = smooth(mesh.vertex_N3, _SMOOTHED) if mesh.inflated_N3 is None else mesh.inflated_N3
+    depth_N = smooth(_curvature(mesh, mean_NN), _SMOOTHED / 4) if mesh.depth_N is None else mesh.depth_N
+    low, high = np.quantile(depth_N, (0.02, 0.98))
+    return inflated_N3, 0.25 + 0.4 * np.clip((depth_N - low) / max(high - low, 1e-12), 0, 1)
+
+
+def _mean_of_neighbours(faces: np.ndarray, vertices: int) -> csr_matrix:
+    one, other = faces[:, [0, 1, 2, 1, 2, 0]].ravel(), faces[:, [1, 2, 0, 0, 1, 2]].ravel()
+    beside_NN = csr_matrix((np.ones(len(one)), (one, other)), shape=(vertices, vertices))
+    beside_NN += diags_array(np.ones(vertices))  # itself too: a vertex without faces stays
+    return csr_matrix(diags_array(1 / np.asarray(beside_NN.sum(axis=1)).ravel()) @ beside_NN)
+
+
+def _curvature(mesh: Mesh, mean_NN: csr_matrix) -> np.ndarray:
+    """Larger in sulci: how far outside the neighbours' mean lies, N."""
+    corner_F33 = mesh.vertex_N3[mesh.face_F3]
+    normal_F3 = np.cross(corner_F33[:, 1] - corner_F33[:, 0], corner_F33[:, 2] - corner_F33[:, 0])
+    normal_N3 = np.zeros_like(mesh.vertex_N3)
+    for corner_F in mesh.face_F3.T:
+        np.add.at(normal_N3, corner_F, normal_F3)
+    normal_N3 /= np.maximum(np.linalg.norm(normal_N3, axis=1, keepdims=True), 1e-12)
+    return ((mean_NN @ mesh.vertex_N3 - mesh.vertex_N3) * normal_N3).sum(axis=1)
