@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 from PIL import Image
 import pytest
@@ -17,7 +18,7 @@ from braingen.data.nsd import Layout
 from braingen.data.own_scans import entities_of
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import test_trials, train_trials
-from braingen.data.volumes import load_places, read_regions
+from braingen.data.volumes import ALIGNED, MNI, load_places, read_regions
 from braingen.data.zscore import load_statistics, percent_signal
 from braingen.errors import UserError
 
@@ -49,6 +50,16 @@ def test_every_response_stands_beside_its_picture(tmp_path, form):
     assert regions["nsd_general"].all() and regions["V1"].any() and not regions["V2"].any()
     np.testing.assert_array_equal(regions["early_vis"], regions["V1"])
     np.testing.assert_array_equal(regions["higher_vis"], ~regions["V1"])
+
+
+def test_a_mask_in_mni_space_is_still_known_to_be_there(tmp_path):
+    fake = write_fake_scans(tmp_path / "scans")
+    path = fake.root / "sub-01" / "sub-01_mask.nii.gz"
+    image = nibabel.load(path)
+    image.set_sform(image.affine, code=MNI)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), path)
+    layout = run(fake.root, tmp_path / "NSD", "--subj", "1,2")
+    assert [load_places(layout, subject).space for subject in (1, 2)] == [MNI, ALIGNED]
 
 
 def test_pictures_and_captions_are_those_the_events_name(tmp_path):

@@ -166,6 +166,11 @@ def test_a_constant_map_is_constant_up_to_the_edge_of_the_voxels(side):
     assert 0.2 < np.isfinite(value_N).mean() < 0.6
 
 
+def red(part: np.ndarray) -> int:
+    """Pixels in the colours of large values."""
+    return int(((part[..., 0] > 0.3) & (part[..., 1] < 0.2)).sum())
+
+
 def test_the_figure_follows_the_map(tmp_path):
     layout = Layout(tmp_path)
     save_places(layout, SUBJECT, back_of_the_head())
@@ -179,15 +184,18 @@ def test_the_figure_follows_the_map(tmp_path):
         draw_surface(path, places, map_V, meshes, "a map")
     first, again, mirrored = (path.read_bytes() for path in paths)
     assert first == again and first != mirrored
-    picture = imread(paths[0])[:, : int(0.92 * 1045), :3]  # without the colour bar
-    left, right = np.array_split(picture[35:], 2)
+    above, below = np.array_split(imread(paths[0])[35:, :930], 2)  # without title and colour bar
+    assert red(below) > 3000 and red(above) < 0.05 * red(below)  # the left hemisphere stands above
+    negative = imread(paths[2])[35:, :930]
+    assert red(negative) == 0 and ((negative[..., 2] > 0.3) & (negative[..., 0] < 0.1)).sum() > 3000
 
-    def red(part: np.ndarray) -> int:
-        return int(((part[..., 0] > 0.3) & (part[..., 1] < 0.2)).sum())
 
-    assert red(right) > 3000 and red(left) < 0.05 * red(right)  # the left hemisphere stands above
-    negative = imread(paths[2])[35:, : int(0.92 * 1045), :3]
-    assert ((negative[..., 2] > 0.3) & (negative[..., 0] < 0.1)).sum() > 3000
+def test_every_hemisphere_is_seen_from_the_sides_that_are_written_there(tmp_path):
+    places, meshes = back_of_the_head(), read_meshes([FSAVERAGE], [SUBJECT])[SUBJECT]
+    draw_surface(tmp_path / "outer.png", places, np.abs(places.millimetres_V3[:, 0]) > 25, meshes)
+    for row in np.array_split(imread(tmp_path / "outer.png")[35:], 2):
+        lateral, medial = row[:, :238], row[:, 238:475]
+        assert red(lateral) > 2000 and red(medial) < 0.1 * red(lateral)
 
 
 def test_a_mesh_of_ones_own_is_drawn_with_open_sulci(tmp_path):
@@ -220,11 +228,12 @@ def test_what_a_standard_brain_asks_of_the_volumes_is_said(tmp_path):
 def test_surfaces_elsewhere_and_of_others_are_refused():
     own, places = read_meshes([str(shipped("pial_left"))], [1, 2]), back_of_the_head(space=ALIGNED)
     away = places._replace(affine=places.affine + np.array([[0, 0, 0, 300.0], [0] * 4, [0] * 4, [0] * 4]))
-    with pytest.raises(UserError, match=r"No voxel of subject 1 lies within 3 mm of lh.pial \(the nearest is \d+ mm away\)"):
+    with pytest.raises(UserError, match=r"No voxel of subject 1 lies within 3 mm of pial_left.gii.gz \(the nearest is \d+ mm away\)"):
         check_space(["lh.pial"], own[1], {1: away}, 1)
     with pytest.raises(UserError, match=r"would be used for subjects 1, 2, .* write \{subject\} where the name says subj01"):
         check_space(["lh.pial"], own[1], {1: places, 2: places}, 1)
-    assert check_space(["{subject}/lh.pial"], own[1], {1: places, 2: places}, 1)
+    (told,) = check_space(["{subject}/pial_left.gii.gz"], own[1], {1: places, 2: places}, 1)
+    assert told.endswith("of subject 1's voxels lie within 3 mm of pial_left.gii.gz.")
     assert check_space(["lh.pial"], own[1], dict.fromkeys((1, 2), back_of_the_head()), 1)
 
 

@@ -151,8 +151,8 @@ class ExplainConfig(Section):
     atlases: tuple[Folder, ...] = ()
     """Atlas or ROI volumes (NIfTI, whole numbers) in the subject's functional space; the data folder's own are always used."""
     surface: tuple[str, ...] = ()
-    """Also draw the whole decoder's map on a surface: fsaverage5 where the volumes are in MNI space; where they are in the subject's own
-    space, the subject's own meshes, one file a hemisphere (lh.pial,rh.pial; GIFTI or FreeSurfer; {subject} stands for subj01)."""
+    """Attributions also draw the whole decoder's map on a surface: fsaverage5 where the volumes are in MNI space; where they are in the
+    subject's own space, the subject's own meshes, one file a hemisphere (lh.pial,rh.pial; GIFTI or FreeSurfer; {subject} is subj01)."""
     field_of_view: Annotated[float, Field(gt=0)] = 8.4
     """Width of the picture in degrees of visual angle (NSD: 8.4)."""
     components: Positive = 32

@@ -88,7 +88,7 @@ def draw_surface(path: Path, places: VoxelPlaces, value_V: np.ndarray, meshes: S
     height = 2.1 * len(meshes) + 0.4
     figure, axes = plt.subplots(len(meshes), len(views), figsize=(9.5, height), subplot_kw={"projection": "3d"}, squeeze=False)
     top = 1 - 0.4 / height
-    figure.subplots_adjust(left=0, right=0.91, bottom=0, top=top, wspace=0, hspace=0)
+    figure.subplots_adjust(left=0, right=0.9, bottom=0, top=top, wspace=0, hspace=0)
     for number, (row, mesh, texture_N) in enumerate(zip(axes, meshes, textures)):
         figure.text(0.01, top * (1 - number / len(meshes)), f"{mesh.name} ({mesh.side})", fontsize=9, va="top")
         inflated_N3, grey_N = shown(mesh)
@@ -100,7 +100,7 @@ def draw_surface(path: Path, places: VoxelPlaces, value_V: np.ndarray, meshes: S
             )  # fmt: skip
             axis.set_title(view, fontsize=8, color="0.35", y=0.86)
     colours = ScalarMappable(Normalize(-limit, limit), _MAP)
-    figure.colorbar(colours, cax=figure.add_axes((0.92, 0.3, 0.012, 0.4)), ticks=(-limit, 0, limit), format="%.2g")
+    figure.colorbar(colours, cax=figure.add_axes((0.9, 0.3, 0.012, 0.4)), ticks=(-limit, 0, limit), format="%.2g")
     figure.suptitle(title, fontsize=10)
     _save(figure, path)
 

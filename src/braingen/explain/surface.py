@@ -163,22 +163,22 @@ def check_space(named: Sequence[str], meshes: Sequence[Mesh], places: Mapping[in
     """
     if not meshes:
         return ()
-    mine, native, given = places[subject], FSAVERAGE not in named, ",".join(named)
+    mine, native, seen = places[subject], FSAVERAGE not in named, ", ".join(dict.fromkeys(mesh.name for mesh in meshes))
     standard = all(each.space == MNI for each in places.values())
     if native and len(places) > 1 and not standard and not any(SUBJECT in name for name in named):
         raise UserError(
-            f"explain.surface = {given} would be used for subjects {', '.join(map(str, places))}, and their masks' headers do not say"
-            f" that all are in MNI space: write {SUBJECT} where the name says {subject_name(subject)}, or explain one subject with --subj"
-            f" {subject}."
+            f"explain.surface = {','.join(named)} would be used for subjects {', '.join(map(str, places))}, and their masks' headers"
+            f" do not say that all are in MNI space: write {SUBJECT} where the name says {subject_name(subject)}, or explain one subject"
+            f" with --subj {subject}."
         )
     points = np.concatenate([part for mesh in meshes for part in (mesh.vertex_N3, mesh.vertex_N3[mesh.face_F3].mean(axis=1))])
     distance_V, _ = KDTree(points).query(mine.millimetres_V3)
     if distance_V.min() > REACH:
         raise UserError(
-            f"No voxel of subject {subject} lies within {REACH:g} mm of {given} (the nearest is {distance_V.min():.0f} mm away): they are"
+            f"No voxel of subject {subject} lies within {REACH:g} mm of {seen} (the nearest is {distance_V.min():.0f} mm away): they are"
             f" not in the same space; {_HELP}."
         )
-    told = [f"Surface: {np.mean(distance_V <= REACH):.0%} of subject {subject}'s voxels lie within {REACH:g} mm of {given}."]
+    told = [f"Surface: {np.mean(distance_V <= REACH):.0%} of subject {subject}'s voxels lie within {REACH:g} mm of {seen}."]
     if not native and mine.space != MNI:
         codes = nibabel.nifti1.xform_codes
         label = codes.label[mine.space] if mine.space in codes.value_set("code") else "not known"
