@@ -230,8 +230,9 @@ def test_surfaces_elsewhere_and_of_others_are_refused():
     away = places._replace(affine=places.affine + np.array([[0, 0, 0, 300.0], [0] * 4, [0] * 4, [0] * 4]))
     with pytest.raises(UserError, match=r"No voxel of subject 1 lies within 3 mm of pial_left.gii.gz \(the nearest is \d+ mm away\)"):
         check_space(["lh.pial"], own[1], {1: away}, 1)
-    with pytest.raises(UserError, match=r"would be used for subjects 1, 2, .* write \{subject\} where the name says subj01"):
-        check_space(["lh.pial"], own[1], {1: places, 2: places}, 1)
+    for named in (["lh.pial"], ["lh.pial", "{subject}/rh.pial"]):
+        with pytest.raises(UserError, match=r"would be used for subjects 1, 2, .* write \{subject\} where the name says subj01"):
+            check_space(named, own[1], {1: places, 2: places}, 1)
     (told,) = check_space(["{subject}/pial_left.gii.gz"], own[1], {1: places, 2: places}, 1)
     assert told.endswith("of subject 1's voxels lie within 3 mm of pial_left.gii.gz.")
     assert check_space(["lh.pial"], own[1], dict.fromkeys((1, 2), back_of_the_head()), 1)

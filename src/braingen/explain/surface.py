@@ -165,7 +165,7 @@ def check_space(named: Sequence[str], meshes: Sequence[Mesh], places: Mapping[in
         return ()
     mine, native, seen = places[subject], FSAVERAGE not in named, ", ".join(dict.fromkeys(mesh.name for mesh in meshes))
     standard = all(each.space == MNI for each in places.values())
-    if native and len(places) > 1 and not standard and not any(SUBJECT in name for name in named):
+    if native and len(places) > 1 and not standard and not all(SUBJECT in name for name in named):
         raise UserError(
             f"explain.surface = {','.join(named)} would be used for subjects {', '.join(map(str, places))}, and their masks' headers"
             f" do not say that all are in MNI space: write {SUBJECT} where the name says {subject_name(subject)}, or explain one subject"
