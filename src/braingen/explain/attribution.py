@@ -58,7 +58,7 @@ class Draws(NamedTuple):
         return cls(np.stack([rng.integers(baselines, size=draws) for rng in each]), np.stack([rng.random(draws) for rng in each]))
 
 
-def gradient_shap(readout: nn.Module, query: Query, baseline_SV: Tensor, draws: Draws, chunk: int = 512) -> tuple[Tensor, Tensor]:
+def gradient_shap(readout: nn.Module, query: Query, baseline_SV: Tensor, draws: Draws, chunk: int = 256) -> tuple[Tensor, Tensor]:
     """Expected gradients (Erion et al. 2021): mean over draws of the gradient between a baseline and the image, times their difference.
 
     Parameters
@@ -104,7 +104,7 @@ class Explainer:
     """
 
     def __init__(
-        self, readout: nn.Module, method: Method, baseline_SV: Tensor | None = None, steps: int = 16, chunk: int = 512, seed: int = 0
+        self, readout: nn.Module, method: Method, baseline_SV: Tensor | None = None, steps: int = 16, chunk: int = 256, seed: int = 0
     ) -> None:
         if method == "gradient_shap" and baseline_SV is None:
             raise ValueError("GradientSHAP needs baselines")

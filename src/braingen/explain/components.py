@@ -58,7 +58,7 @@ def components_of(maps: Sequence[np.ndarray], count: int, seed: int = 0) -> Comp
         for block_NW in _blocks(maps_NV):
             gram_NN += block_NW @ block_NW.T
     size = float(np.trace(gram_NN))
-    value_K, basis_NK = eigh(gram_NN, subset_by_index=(images - count, images - 1), overwrite_a=True)
+    value_K, basis_NK = eigh(gram_NN.T, subset_by_index=(images - count, images - 1), overwrite_a=True)  # LAPACK's order: no copy
     basis_NK /= np.sqrt(np.maximum(value_K, 1e-30))
     reduced_WK = np.concatenate([block_NW.T @ basis_NK for maps_NV in maps for block_NW in _blocks(maps_NV)])
     ica = FastICA(count, whiten="unit-variance", random_state=seed, max_iter=500, tol=1e-3)
