@@ -14,6 +14,7 @@ from braingen.cli import main, parse_overrides
 from braingen.config import load_config
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
+from braingen.report.inside import write_page
 from braingen.stages.explain_inputs import read_subjects
 from braingen.stages.explain_pictures import draw_silenced
 from braingen.stages.reconstruct import assemble
@@ -53,7 +54,22 @@ def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
     config = load_config(*parse_overrides(words))
     targets, subject = Targets(config), read_subjects(config, {})[0]
     every_V = np.ones(subject.voxels_NV.shape[1], dtype=bool)
-    betas = Betas.of(Layout.of(config.data.root), 1)
-    draw_silenced(config, assemble(config, targets), targets, betas, subject, 2, {"all": every_V, "none": ~every_V}, tmp_path / "own")
-    assert (pixels(tmp_path / "own" / "none") == usual).all()
-    assert (pixels(tmp_path / "own" / "all") != usual).any(axis=(1, 2, 3)).all()
+    betas, decoder, drawn = Betas.of(Layout.of(config.data.root), 1), assemble(config, targets), tmp_path / "own"
+    draw_silenced(config, decoder, targets, betas, subject, 2, {"all": every_V, "none": ~every_V}, drawn)
+    assert (pixels(drawn / "none") == usual).all()
+    assert (pixels(drawn / "all") != usual).any(axis=(1, 2, 3)).all()
+
+    # a region of the same name that has other voxels now is drawn again, what has not changed is not
+    before, kept = pixels(drawn / "all"), next((drawn / "undisturbed").glob("*.png"))
+    written = kept.stat().st_mtime_ns
+    draw_silenced(config, decoder, targets, betas, subject, 2, {"all": every_V & (np.arange(len(every_V)) % 2 == 0)}, drawn)
+    assert (pixels(drawn / "all") != before).any() and (pixels(drawn / "all") != usual).any()
+    assert kept.stat().st_mtime_ns == written
+
+    # a region too large to draw as many voxels beside it has no row of them; without regions the pictures are on the page all the same
+    ablation = pd.read_csv(out / "ablation.csv")
+    ablation.drop(columns=["random", "p_random"]).to_csv(out / "ablation.csv", index=False)
+    assert "drawn at random" in write_page(out, tmp_path / "run", tmp_path / "data").read_text()
+    ablation[ablation["voxels"] == 0].dropna(axis=1, how="all").to_csv(out / "ablation.csv", index=False)
+    page = write_page(out, tmp_path / "run", tmp_path / "data").read_text()
+    assert ">undisturbed<" in page and ">level-0<" in page and "drawn at random" not in page

@@ -60,6 +60,9 @@ def test_maps_tables_and_a_page_are_left_and_maps_are_not_made_twice(run, capsys
     page = (out / "explain.html").read_text()
     assert "Where what it decodes is to be seen" in page
     assert "level-0-expert-1" in page and "http://" not in page and "https://" not in page
+    assert "no pictures were drawn. There is no trained text encoder" in " ".join(
+        json.loads((out / "findings.json").read_text())["ablation"]
+    )
     assert "does not record" in " ".join(json.loads((out / "findings.json").read_text())["routers"])
     written = (own / "maps" / "whole.npy").stat().st_mtime_ns
     assert explain(words, "--parts", "whole", "--explain_steps", "attributions,saliency") == 0

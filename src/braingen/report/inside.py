@@ -184,6 +184,7 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
     if ablated is not None:
         regional = ablated[(ablated["voxels"] > 0) & (ablated["images"] == "all") & (ablated["score"] == "cosine")]
         regional = regional[regional["subject"] == facts["subjects"][0]].sort_values("loss", ascending=False).head(20)
+        regional = regional.reindex(columns=regional.columns.union(["random", "p_random"]))  # absent where none could be drawn
     text = templates.get_template("inside.html.j2").render(
         facts=facts,
         findings=[sentence for sentences in findings.values() for sentence in sentences],

@@ -43,9 +43,16 @@ def write_ablation(work: Explanation) -> None:
         draws, seed = work.config.explain.draws, work.config.run.seed
         for name, inside_V in work.regions(subject).items():
             done.append(ablate_voxels(name, inside_V, subject.voxels_NV, lambda voxels: score(decoded(voxels)), draws, seed))
+        if not done:
+            work.say(
+                f"Ablation: left out, subject {subject.number}'s encoder has no experts and no region is known that could be silenced."
+            )
+            continue
         table = ablation_table(score(decoded(subject.voxels_NV)), done, groups, work.config.run.seed)
         table.insert(0, "subject", subject.number)
         tables.append(table)
+    if not tables:
+        return
     table = pd.concat(tables, ignore_index=True)
     work.table(work.folder / "ablation.csv", table)
     regional = table[(table["images"] == "all") & (table["score"] == "cosine") & (table["voxels"] > 0)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+import hashlib
 import json
 from pathlib import Path
 import shutil
@@ -69,13 +70,12 @@ def things_to_silence(
 
 
 def made_of(config: Config) -> dict[str, Any]:
-    """What pictures depend on: others are drawn when it changes."""
+    """What all pictures depend on, besides what is silenced: others are drawn when it changes."""
     tuned = tuned_folder(config)
     return {
         **config.model_dump(mode="json", include={"data", "backbone", "sampler"}),
         "seed": config.run.seed,
         "modality": config.explain.modality,
-        "atlases": [str(path) for path in config.explain.atlases],
         "readers": {name: fingerprint_of_files(run_folder(config, name) / READER) for name in ("image", "text")},
         "weights": fingerprint_of_files(backbone_folder(config.backbone.path)),
         "finetuned": fingerprint_of_files(tuned) if tuned is not None else "",
@@ -93,10 +93,6 @@ def draw_silenced(
     """
     config = config.model_copy(update={"sampler": config.sampler.model_copy(update={"source": "brain"})})
     made = {**made_of(config), "images": subject.image_N[:count].tolist()}
-    note = folder / "made.json"
-    if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != made:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_json(note, made)
     ids_N, rows_NR = subject.image_N[:count], subject.rows_NR[:count]
     ids = ids_N.tolist()
     seen_N3HW = targets.stimuli.images(ids_N)
@@ -106,8 +102,12 @@ def draw_silenced(
     rows = []
     for name, thing in {**nothing, **things}.items():
         out = folder / name.replace("/", "_")
+        own = {**made, "voxels": hashlib.sha256(np.packbits(thing).tobytes()).hexdigest() if isinstance(thing, np.ndarray) else ""}
+        note = out / "made.json"
+        if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != own:
+            shutil.rmtree(out, ignore_errors=True)
+            write_json(note, own)
         if not all(picture_path(out, image).exists() for image in ids):
-            out.mkdir(parents=True, exist_ok=True)
             silent_V = thing if isinstance(thing, np.ndarray) else np.zeros(subject.voxels_NV.shape[1], dtype=bool)
             trials = rows_NR[rows_NR >= 0]
             voxels_MV = np.array(betas.rows(trials), dtype=np.float32)
