@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 import tracemalloc
 
 from captum.attr import GradientShap
@@ -252,6 +254,27 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     peak(32)
     few, many = peak(64), peak(512)
     assert many < few + 512 * voxels * 4 / 4  # all maps together would be 4 MB more
+
+
+def test_a_scratch_array_leaves_no_file_and_tells_a_full_disk(tmp_path, monkeypatch):
+    kept = scratch_array(tmp_path, (3, 5))
+    assert kept.shape == (3, 5) and kept.dtype == np.float32 and not kept.any() and not list(tmp_path.iterdir())
+    kept[1] = np.arange(5)
+    assert kept.sum() == 10 and kept[1, 4] == 4
+
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
+    with pytest.raises(UserError, match="disk is full"):
+        scratch_array(tmp_path, (3, 5))
 
 
 @pytest.mark.parametrize("step", ["components", "saliency", "patterns", "ablation"])
