@@ -8,7 +8,12 @@ embeddings of training images, shrunk as held-out reads are; covariance within c
 after Ledoit and Wolf): once from what both encoders put out, once from what each of their levels says. If the second is no better, levels
 hold nothing that their mean does not, and no weighting of them can gain. If the pictures are named as well as the embeddings are read,
 nothing is lost in drawing. And where a picture is named right, PixCorr beside that of the picture drawn from the true embeddings says what
-is lost otherwise. Test images are scored, nothing is fitted to them.
+is lost otherwise.
+
+An ideal listener knows how unsure the decoded embeddings are, and draws what may have been seen: the untouched diffusion model is given
+the decoded embeddings plus what the decoding of a held-out training image, drawn by chance, was off by (image and text together).
+Fine-tuning on unsure reads leads there; where that listener scores below the untouched model, which takes the decoded embedding for the
+true one, nothing is to be gained by it. Test images are scored, nothing is fitted to them.
 """
 
 from __future__ import annotations
@@ -17,26 +22,35 @@ import json
 
 import numpy as np
 from routing_helps import LINES, arguments, config_of
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.covariance import ledoit_wolf
 import torch
 from torch import Tensor
 
 from braingen.config import Config
 from braingen.data.nsd import Layout
+from braingen.data.trials import group_repeats, hold_out_images, train_trials
 from braingen.files import write_json
-from braingen.run_layout import EMBEDDINGS, drawn_folder
+from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder
+from braingen.scores.sheet import score_images
 from braingen.scores.uncertainty import mean_interval
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.semantics import LABELS, labels
 from braingen.stages.ablate import config_of as line_of
 from braingen.stages.finetune import setup
 from braingen.stages.listening_data import listening_data
+from braingen.stages.observers import observers
+from braingen.stages.picture_sets import Pngs, Seen
+from braingen.stages.reconstruct import draw_embeddings, read_responses, write_index
+from braingen.stages.reconstruct import setup as drawing_parts
+from braingen.stages.steps import hash_seed
 from braingen.stages.targets import Targets
 from braingen.stages.trained import load_readers
+from braingen.stages.workers import Workers
 
 NAMED = ("object", "background", "position")
-RESULT = "left_to_gain.json"
+RESULT, IDEAL = "left_to_gain.json", "ideal_listener"
+AGAINST_IDEAL = ("pixcorr", "ssim", "two_way_judge_late", "object_accuracy", "position_accuracy")
 
 
 def outputs(experts_NED: Tensor, counts: tuple[int, ...], levels: bool) -> np.ndarray:
@@ -93,6 +107,38 @@ def read_out(config: Config) -> dict[str, dict[str, list[float]]]:
     return found
 
 
+def draw_ideally(config: Config) -> Config:
+    """Draw the test images as an ideal listener would; the settings of what was drawn."""
+    untouched = line_of(config, "untouched")
+    own = untouched.model_copy(update={"run": untouched.run.model_copy(update={"folder": untouched.run.folder.with_name(IDEAL)})})
+    folder = drawn_folder(own)
+    if (folder / INDEX).exists():
+        return own
+    parts, subject = drawing_parts(own), own.data.subjects[0]
+    trials = train_trials(Layout.of(own.data.root), subject, own.data.num_sessions)
+    held_out = group_repeats(hold_out_images(trials, own.data.holdout_share, own.run.seed)[1])
+    known, asked = read_responses(own, parts.decoder, held_out, parts.betas, subject), load_file(drawn_folder(untouched) / EMBEDDINGS)
+    chance = torch.Generator().manual_seed(hash_seed(own.run.seed, "ideal listener", 0))
+    row_N = torch.randint(len(held_out.image_N), (len(asked["ids"]),), generator=chance)
+    for name in ("image", "text"):
+        asked[name] = asked[name] + (parts.targets.of(name, held_out.image_N) - known[name])[row_N]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: asked[name].contiguous() for name in ("ids", "image", "text")}, folder / EMBEDDINGS)
+    draw_embeddings(own, parts.decoder, lambda: parts.targets.image_encoder, folder, Workers(own))
+    write_index(folder, asked["ids"].tolist())
+    return own
+
+
+def scores_of_ideal(config: Config, images: list[int]) -> dict[str, np.ndarray]:
+    """Score -> what every test image adds to it, of the ideal listener's pictures."""
+    own = draw_ideally(config)
+    folder, targets, ids = drawn_folder(own), Targets(own), np.array(images)
+    networks, named, _ = observers(own, targets.stimuli.simulated, ids)
+    sheet = score_images(Seen(targets.stimuli, ids), ids, Pngs(folder, ids), ids, networks, readouts=named, resamples=1)
+    table = sheet.paired.sort_index()
+    return {score: table[score].to_numpy() for score in table}
+
+
 def described(values_SN: np.ndarray, resamples: int) -> dict[str, object]:
     """Mean over seeds and images, its interval over images, and every seed's mean."""
     interval = mean_interval(values_SN.mean(axis=0), resamples)
@@ -121,6 +167,14 @@ def main() -> None:
         for name, some_SN in (("right", right_SN), ("wrong", ~right_SN)):
             interval = mean_interval(loss_SN[some_SN], resamples)
             table[f"PixCorr lost, {line}, pictures named {name}"] = {**interval._asdict(), "share": float(some_SN.mean())}
+    ids = [load_file(drawn_folder(line_of(config, "untouched")) / EMBEDDINGS)["ids"].tolist() for config in configs]
+    ideal = [scores_of_ideal(config, sorted(some)) for config, some in zip(configs, ids)]
+    for score in AGAINST_IDEAL:
+        ideal_SN = np.stack([seed[score] for seed in ideal])
+        table[f"{score}, ideal listener"] = described(ideal_SN, resamples)
+        for line in ("untouched", "both"):
+            other_SN = np.array([seed[line][score] for seed in lines])
+            table[f"{score}, ideal listener minus {line}"] = described(ideal_SN - other_SN, resamples)
     write_json(chosen.folder / RESULT, table)
     for name, row in table.items():
         print(f"{name:60} {row['value']:.4f} ({row['low']:.4f} to {row['high']:.4f})  {row.get('seeds', row.get('share'))}")
