@@ -173,6 +173,7 @@ def test_a_fingerprint_changes_with_the_weights(tmp_path):
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(bytes(1000))
     first = fingerprint_of_files(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("a card")
     assert first == fingerprint_of_files(tmp_path / "model")
     weights.write_bytes(bytes(999) + b"1")
     changed = fingerprint_of_files(tmp_path / "model")
