@@ -1,4 +1,8 @@
-"""A training step whose batch is shared by two processes: what each of them runs, and the same batch in one."""
+"""A training step whose batch is shared by two processes: what each of them runs, and the same batch in one.
+
+Processes leave without ``Accelerator.end_training``, as stages do: once it has parted them, the wrapped model is the last to hold their
+group, and letting go of it may wait for a thread of gloo that waits for Python's lock.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,7 @@ def step_in_two(words: list[str], folder: str, progress: float) -> int:
     result = model(step, parts.batches.batch(0, 0), parts, progress, generator(rank))
     accelerator.backward(result.total)
     save_file(gradients_of(parts.reader), Path(folder) / f"{rank}.safetensors")
-    accelerator.end_training()
+    accelerator.wait_for_everyone()
     return 0
 
 
@@ -76,7 +80,7 @@ def tune_in_two(words: list[str], folder: str) -> int:
     rows = finetune.Rows(len(parts.data.train.rows), config.finetune.train_batch_size, 0, rank, 2).of(0)
     accelerator.backward(finetune.step(model, rows, parts, config, generator(rank)).total)
     save_file(gradients_of(parts.model), Path(folder) / f"{rank}.safetensors")
-    accelerator.end_training()
+    accelerator.wait_for_everyone()
     return 0
 
 

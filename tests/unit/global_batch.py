@@ -29,10 +29,14 @@ def problem(processes: int):
 
 def two_processes(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    one_step(rank, folder)  # lets go of the wrapped model, which must not be the last to hold the group: that may wait for ever
+    dist.barrier()  # a process that leaves while the other still talks to it takes that one's threads down
+    dist.destroy_process_group()
+
+
+def one_step(rank: int, folder: str) -> None:
     model, voxels, targets, draws = problem(2)
     wrapped = DistributedDataParallel(model)
     loss = global_loss(wrapped, voxels[rank], targets[rank], draws[rank], gather_rows)
     loss.backward()
     torch.save({"loss": loss.detach(), "weight": model.weight.grad, "bias": model.bias.grad}, f"{folder}/{rank}.pt")
-    dist.barrier()  # a process that leaves while the other still talks to it takes that one's threads down
-    dist.destroy_process_group()
