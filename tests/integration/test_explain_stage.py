@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pandas as pd
 import pytest
@@ -106,6 +107,21 @@ def test_a_wrong_surface_is_refused_before_any_work(run, named, told, capsys, mo
     assert not (folder / "explain" / "image-cosine-integrated_gradients").exists()
 
 
+def test_an_atlas_that_misses_the_brain_is_refused_and_one_that_meets_it_is_a_region(run, tmp_path, capsys, monkeypatch):
+    folder, data, words = run
+    places = load_places(Layout.of(data), 1)
+    away = places.affine.copy()
+    away[:3, 3] += 1000
+    for name, affine in (("away", away), ("here", places.affine)):
+        nibabel.save(nibabel.Nifti1Image(places.mask.astype(np.int16), affine), tmp_path / f"{name}.nii.gz")
+    question = ["--about", "cosine", "--explain_steps", "attributions", "--parts", "whole", "--method", "gradient_shap"]
+    assert explain(words, *question, "--atlases", str(tmp_path / "here.nii.gz")) == 0
+    assert "here 1" in set(pd.read_csv(folder / "explain" / "image-cosine-gradient_shap" / "subj01" / "regions.csv")["region"])
+    monkeypatch.setattr("braingen.stages.explain_inputs.averaged", lambda *_: pytest.fail("responses were read"))
+    assert explain(words, *question, "--atlases", str(tmp_path / "away.nii.gz")) == 2
+    assert "away.nii.gz has no label above 0 at any voxel of subject 1" in capsys.readouterr().err
+
+
 def test_patterns_and_their_page_need_no_attributions(run):
     folder, _, words = run
     assert explain(words, "--about", "embedding", "--grouping", "background", "--explain_steps", "patterns,page") == 0
@@ -120,6 +136,8 @@ def test_patterns_and_their_page_need_no_attributions(run):
     [
         (["--about", "label:unicorn"], "There is no supercategory 'unicorn'"),
         (["--about", "everything"], "take target, cosine"),
+        (["--about", "label:"], "take target, cosine"),
+        (["--atlases", "nowhere.nii.gz"], "There is no atlas nowhere.nii.gz"),
         (["--about", "caption:a dog"], "--modality text"),
         (["--parts", "level-7"], "has no level-7"),
         (["--grouping", "mood"], "not known of simulated images"),

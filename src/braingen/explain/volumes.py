@@ -88,6 +88,27 @@ def known_regions(layout: Layout, subject: int, places: VoxelPlaces, atlases: Se
     return found
 
 
+def check_atlases(atlases: Sequence[Path], places: Mapping[int, VoxelPlaces]) -> None:
+    """Refuse an atlas that is not there or says nothing of any subject, before anything is computed.
+
+    Parameters
+    ----------
+    places : subject -> where its voxels lie
+
+    Raises
+    ------
+    UserError
+    """
+    for path in map(Path, atlases):
+        if not path.is_file():
+            raise UserError(f"There is no atlas {path}: --atlases takes NIfTI files of whole numbers, labels of regions.")
+        if not any(region_masks(path, each) for each in places.values()):
+            raise UserError(
+                f"{path} has no label above 0 at any voxel of subject {', '.join(map(str, places))}: an atlas has to lie in the subject's"
+                " functional space (docs/explain.md)."
+            )
+
+
 def region_table(maps: Mapping[str, np.ndarray], regions: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """What every region holds of every map.
 

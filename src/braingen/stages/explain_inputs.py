@@ -28,6 +28,7 @@ from braingen.explain.maps import membership
 from braingen.explain.patterns import ClassReadOut
 from braingen.explain.readout import class_directions, decode
 from braingen.explain.surface import Mesh, check_space, read_meshes
+from braingen.explain.volumes import check_atlases
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS
 from braingen.stages.machine import device_of
@@ -130,10 +131,12 @@ def read_subjects(config: Config, meshes: Mapping[int, tuple[Mesh, ...]]) -> tup
     Raises
     ------
     UserError
-        When surfaces lie elsewhere than voxels, subjects share fewer than two images, or mask and betas differ in their number of voxels.
+        When atlases or surfaces lie elsewhere than voxels, subjects share fewer than two images, or mask and betas differ in their number
+        of voxels.
     """
     layout = Layout.of(config.data.root)
     places = {number: load_places(layout, number) for number in config.data.subjects}
+    check_atlases(config.explain.atlases, places)
     about = {number: check_space(config.explain.surface, meshes.get(number, ()), places, number) for number in places}
     found = {number: group_repeats(test_trials(layout, number)) for number in config.data.subjects}
     shared = [image for image in next(iter(found.values())).image_N if all(image in each.image_N for each in found.values())]
@@ -226,8 +229,8 @@ def _directions(
     standard: Callable[[Tensor], Tensor],
 ) -> Callable[[np.ndarray], Tensor]:
     """What makes the directions of some rows, of any length."""
-    kind, _, name = config.explain.about.partition(":")
-    if kind not in ABOUT or (name and kind in ("target", "cosine", "embedding")):
+    kind, colon, name = config.explain.about.partition(":")
+    if kind not in ABOUT or (colon and not name) or (name and kind in ("target", "cosine", "embedding")):
         raise UserError(
             f"explain.about = {config.explain.about} is not possible: take target, cosine, embedding, label, label:NAME, caption or "
             "caption:TEXT."
