@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 import torch
 from unit.told_commands import ROOT, told_commands
 
@@ -228,6 +228,16 @@ def test_the_random_baseline_is_the_mean_of_its_draws(flow, tmp_path):
         alone.append(json.loads((tmp_path / f"run{number}" / "scores.json").read_text()))
     for name in ("pixcorr", "two_way_judge_late", "object_accuracy"):
         assert scores[name]["random"] == pytest.approx(np.mean([each[name]["value"] for each in alone]))
+
+
+def test_draws_of_other_images_are_refused_in_a_sentence(flow, tmp_path, capsys):
+    shutil.copytree(flow.run, tmp_path / "run")
+    drawn = tmp_path / "run" / "reconstructions" / "random_2"
+    found = load_file(drawn / "embeddings.safetensors")
+    save_file({name: rows[1:].contiguous() for name, rows in found.items()}, drawn / "embeddings.safetensors")
+    next(drawn.glob("*.png")).unlink()
+    assert main(["evaluate", *flow.words, "--folder", str(tmp_path / "run")]) == 2
+    assert f"{drawn} and {drawn.with_name('brain')} hold different images" in capsys.readouterr().err
 
 
 def test_random_voxels_and_the_ceiling_are_other_pictures(flow):

@@ -184,6 +184,9 @@ def evaluate(config: Config) -> Path:
     settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
 
     def source_in(folder: Path, refined: bool) -> Source:
+        found = {} if refined else load_file(folder / EMBEDDINGS)
+        if not refined and found["ids"].tolist() != ids.tolist():
+            raise UserError(f"{folder} and {brain} hold different images: draw both with the same settings.")
         sheet = score_images(truth, ids, Pngs(folder, ids), ids, networks, store=store, **settings)
         words = None
         if targets.stimuli.simulated:
@@ -192,9 +195,6 @@ def evaluate(config: Config) -> Path:
                 sheet.scores[COLOUR] = colour_score(words, config.scores.bootstrap, config.run.seed)
         if refined:
             return Source(sheet, None, None, words)
-        found = load_file(folder / EMBEDDINGS)
-        if found["ids"].tolist() != ids.tolist():
-            raise UserError(f"{folder} and {brain} hold different images: draw both with the same settings.")
         decoding = _decoding(config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, true_ND - mean, ids)
         captions, absent = caption_sheet(config, targets, space, folder, ids)
         missing.update(absent)

@@ -242,6 +242,7 @@ def reconstruct(config: Config) -> Path:
 
 
 def _reconstruct(config: Config, folder: Path) -> Path:
+    """Draw the configured source once, into a run folder; finished pictures of other settings are refused."""
     settings = {**config.model_dump(mode="json", include={"data", "backbone", "sampler"}), "seed": config.run.seed}
     # pictures of readers or backbones that have changed since are not passed off as those of the present ones
     settings["readers"] = {modality: fingerprint_of_files(run_folder(config, modality) / READER) for modality in ("image", "text")}
