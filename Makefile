@@ -20,7 +20,7 @@ TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 .PHONY: demo test check backbones clean
 
 demo: $(VENV)/installed
-	$(RUN)/braingen demo --config configs/simulated.yaml
+	$(RUN)/braingen demo
 
 test: $(VENV)/installed
 	$(RUN)/python -m pytest

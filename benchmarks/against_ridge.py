@@ -1,6 +1,6 @@
 """Trained encoders against cross-validated ridge regression on the same trials: retrieval and CLIP-cos, image by image, over several seeds.
 
-    python benchmarks/against_ridge.py runs/seed0 runs/seed1 --config configs/simulated.yaml data.root=data/simulated
+    python benchmarks/against_ridge.py runs/seed0 runs/seed1 --config simulated data.root=data/simulated
 
 The run folders hold an image encoder each (`braingen train image`), trained on the data that the settings name. An image's difference is
 averaged over the runs; intervals are bootstraps over images, p is of a sign-flip permutation test.
@@ -47,7 +47,7 @@ def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="RUN or section.field=value")
-    parser.add_argument("--config", type=Path, default=Path("configs/simulated.yaml"))
+    parser.add_argument("--config", type=Path, default=Path("simulated"))
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/against_ridge.json"))
     chosen = parser.parse_args()
     runs = [Path(word) for word in chosen.words if "=" not in word]

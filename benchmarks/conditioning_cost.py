@@ -184,7 +184,7 @@ def main() -> None:
     results: dict[str, Any] = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
     if chosen.skip != "seconds":
         torch.set_num_threads(1)
-        config = load_config(Path("configs/simulated.yaml"))
+        config = load_config(Path("simulated"))
         steps = config.sampler.steps
         print(f"Demo's size: processor seconds of one thread, median of {chosen.rounds} rounds; loops of {steps} steps\n")
         print("| prior before routers | batch | bare loop | reading | routed loop | conditioning adds |")
@@ -202,7 +202,7 @@ def main() -> None:
                 found["rounds"] = chosen.rounds
                 found[order] = {"bare": bare, "reading": reading, "routed": routed, "adds": share}
     if chosen.skip != "operations":
-        config = load_config(Path("configs/nsd_subj01.yaml"))
+        config = load_config(Path("nsd_subj01"))
         names = ("U-Net, a step with guidance", "encoders, three presentations", "priors, a row per picture", "routers, a step")
         results["full size"] = {}
         for batch in (24, 1):

@@ -1,8 +1,8 @@
 """What of MoRE-Brain's encoder earns its place: parts taken away one by one, same simulated data, same budget, several seeds.
 
-    python benchmarks/encoder_parts.py --config configs/simulated.yaml --seeds 3
+    python benchmarks/encoder_parts.py --config simulated --seeds 3
 
-Needs the simulated data (`braingen simulate --config configs/simulated.yaml`). Image encoder without the prior, so that nothing behind it
+Needs the simulated data (`braingen simulate --config simulated`). Image encoder without the prior, so that nothing behind it
 makes up for what it lacks. Beside the scores stand the parameters as trained here and of the same layout at full size (15 724 voxels,
 4096 units, 1280 wide; counted on the meta device). Prints a Markdown table and writes JSON beside it.
 """
@@ -57,7 +57,7 @@ def parameters(config: Config, voxels: int, width: int) -> int:
 def main() -> None:
     """Train every variant with every seed and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("configs/simulated.yaml"))
+    parser.add_argument("--config", type=Path, default=Path("simulated"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=0, help="instead of the config's")
     parser.add_argument("--data", default="", help="data folder instead of the config's")

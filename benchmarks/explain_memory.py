@@ -48,7 +48,7 @@ def configuration(folder: Path, images: int = 0, step: str = "page") -> Config:
         "explain.points": SIZES["points"], "explain.parts": "whole", "explain.explain_images": images, "explain.explain_steps": step,
         "explain.draws": SIZES["draws"], "explain.ablation_images": 0,
     }  # fmt: skip
-    return load_config(Path("configs/simulated.yaml"), {name: str(value) for name, value in settings.items()})
+    return load_config(Path("simulated"), {name: str(value) for name, value in settings.items()})
 
 
 def own_memory() -> float:

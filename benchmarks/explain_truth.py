@@ -106,7 +106,7 @@ def config_of(seed: int, variant: str, chosen: argparse.Namespace) -> Config:
         "simulation.trials_per_session": str(chosen.trials), "simulation.num_test_images": str(chosen.images),
         "encoder.hidden_dim": str(chosen.hidden), "optim.num_epochs": str(chosen.epochs),
     }  # fmt: skip
-    return load_config(Path("configs/simulated.yaml"), overrides | VARIANTS[variant])
+    return load_config(Path("simulated"), overrides | VARIANTS[variant])
 
 
 def read_subject(config: Config) -> Subject:

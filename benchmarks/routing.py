@@ -1,8 +1,8 @@
 """The identity-keeping router against the published one: same simulated data, same budget, several seeds; retrieval in both directions.
 
-    python benchmarks/routing.py --config configs/simulated.yaml --seeds 3
+    python benchmarks/routing.py --config simulated --seeds 3
 
-Needs the simulated data (`braingen simulate --config configs/simulated.yaml`). Prints a Markdown table and writes JSON beside it.
+Needs the simulated data (`braingen simulate --config simulated`). Prints a Markdown table and writes JSON beside it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def retrieval(config: Config, folder: Path) -> dict[str, float]:
 def main() -> None:
     """Train every variant with every seed and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=Path("configs/simulated.yaml"))
+    parser.add_argument("--config", type=Path, default=Path("simulated"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=0, help="instead of the config's")
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/routing.json"))

@@ -1,6 +1,6 @@
 """Does fine-tuning with routers help? The same encoders, drawn with and without it, image by image, over several seeds.
 
-    python benchmarks/routing_helps.py --config configs/simulated.yaml --folder runs/routing_helps --seeds 3 --images 300
+    python benchmarks/routing_helps.py --config simulated --folder runs/routing_helps --seeds 3 --images 300
 
 For every seed: both encoders are trained, the diffusion model is fine-tuned with routers, and the test images are drawn untouched (neither
 fine-tuned nor routed) and routed, from the same noise. With ``--lines untouched no_router both`` a fine-tuning without routers stands
@@ -70,7 +70,7 @@ def compared(seeds: list[dict[str, dict[str, list[float]]]], first: str, second:
 def arguments(about: str | None) -> argparse.ArgumentParser:
     """The options that say which seeds lie where; ``about`` is the docstring of the script."""
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
-    parser.add_argument("--config", type=Path, default=Path("configs/simulated.yaml"))
+    parser.add_argument("--config", type=Path, default=Path("simulated"))
     parser.add_argument("--folder", type=Path, default=Path("runs/routing_helps"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=300)

@@ -6,8 +6,8 @@
 #
 # Train the image encoder on the first sessions, on however many GPUs there are, with Slurm or without:
 #
-#   bash scripts/launch_train.sh 40 --config configs/nsd_subj01.yaml
-#   sbatch --gres=gpu:4 --time=8:00:00 scripts/launch_train.sh 40 --config configs/nsd_multi.yaml
+#   bash scripts/launch_train.sh 40 --config nsd_subj01
+#   sbatch --gres=gpu:4 --time=8:00:00 scripts/launch_train.sh 40 --config nsd_multi
 #
 # The first word is the number of sessions (0: all); further ones are flags of `braingen train image`. Start it in the repository's folder.
 # Before its time is up, Slurm tells the job; it saves and queues itself again, and goes on with the same bits. See docs/many_subjects.md.

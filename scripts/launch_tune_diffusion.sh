@@ -10,15 +10,15 @@
 #
 # Stage 2 and 3: fine-tune the diffusion model on the trained encoders of a configuration, then draw the test images with it.
 #
-#   scripts/launch_tune_diffusion.sh                                   # configs/nsd_subj01.yaml
-#   CONFIG=configs/simulated.yaml scripts/launch_tune_diffusion.sh --rank 8 router.kl_scale=0
+#   scripts/launch_tune_diffusion.sh                                   # --config nsd_subj01
+#   CONFIG=simulated scripts/launch_tune_diffusion.sh --rank 8 router.kl_scale=0
 #   sbatch scripts/launch_tune_diffusion.sh image=runs/a/image text=runs/b/text
 #
 # Everything after the name is handed to both commands. BRAINGEN is the command itself. Start it in the repository's folder.
 # Before its time is up, Slurm tells the job; it saves and queues itself again. Killed at any moment, the same line goes on.
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
-CONFIG=${CONFIG:-configs/nsd_subj01.yaml}
+CONFIG=${CONFIG:-nsd_subj01}
 BRAINGEN=${BRAINGEN:-braingen}
 source scripts/processes.sh
 

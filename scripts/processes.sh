@@ -2,7 +2,7 @@
 # good order and queued again.
 #
 #   PROCESSES           processes on each machine; without it one per GPU that is visible, or one where there is none
-#   ACCELERATE_CONFIG   file for `accelerate launch` (configs/accelerate/), for FSDP or DeepSpeed; without it DDP
+#   ACCELERATE_CONFIG   file for `accelerate launch` (src/braingen/configs/accelerate/), for FSDP or DeepSpeed; without it DDP
 #   PYTHON              the interpreter; without it .venv/bin/python of this folder, or python3
 
 [ -z "${PYTHON:-}" ] && if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
@@ -16,7 +16,7 @@ train_on_sessions() {
     local script=$1
     shift
     if [ $# -lt 1 ] || ! [[ $1 =~ ^[0-9]+$ ]]; then
-        echo "usage: $(basename "$0") <num_sessions> [flags], for instance: $(basename "$0") 40 --config configs/nsd_subj01.yaml" >&2
+        echo "usage: $(basename "$0") <num_sessions> [flags], for instance: $(basename "$0") 40 --config nsd_subj01" >&2
         return 2
     fi
     launch "$script" --num_sessions "$@"

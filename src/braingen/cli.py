@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from braingen.config import Config, load_config
 from braingen.config.names import ALIASES, resolve
+from braingen.config.shipped import FOLDER, shipped_configs
 from braingen.config.values import Section
 from braingen.errors import UserError
 from braingen.stopping import REQUEUE, Stopped, stoppable
@@ -35,11 +36,13 @@ class Command(NamedTuple):
     """The section whose names win where several sections have a setting of that name."""
     words: str = ""
     """The setting that words after the command's name go into, where it takes any."""
+    config: str = ""
+    """The configuration that ships with the package and is taken without --config; none: the defaults."""
 
 
 COMMANDS: dict[str, Command] = {
     "demo": Command("the whole flow on a simulated subject, ending in a page of pictures", "braingen.stages.demo", "demo",
-                    ("run", "data", "simulation", "encoder", "optim", "sampler")),
+                    ("run", "data", "simulation", "encoder", "optim", "sampler"), config="simulated"),
     "simulate": Command("write a simulated NSD, with known truth, in the layout of the real one", "braingen.stages.simulate", "simulate",
                         ("data", "simulation"), own="simulation"),
     "prepare": Command("raw NSD, or your own scans, to the layout that is trained on", "braingen.stages.prepare", "prepare",
@@ -140,7 +143,8 @@ def _run(words: list[str]) -> int:
             raise UserError(f"braingen {name} wants {wanted} next, not {given}: braingen {name} {command.choices[0]} ...")
         choice = [rest.pop(0)]
     file, overrides = parse_overrides(rest, command.own, command.words)
-    config = load_config(file, overrides)  # before the stage: its libraries take seconds to load, a typo is told at once
+    # before the stage: its libraries take seconds to load, and a typo is reported at once
+    config = load_config(file or command.config or None, overrides)
     stage: Callable[..., Path | None] = getattr(import_module(command.module), command.function)
     result = stage(config, *choice)
     if result is not None:
@@ -149,7 +153,9 @@ def _run(words: list[str]) -> int:
 
 
 def parse_overrides(words: Sequence[str], own: str = "", listed: str = "") -> tuple[Path | None, dict[str, str]]:
-    """Read ``--config FILE`` and overrides: ``section.field=value``, ``--flag value``, ``--flag=value``, ``--flag`` and ``--no-flag``.
+    """Read ``--config NAME`` or ``--config FILE`` and overrides.
+
+    Overrides are ``section.field=value``, ``--flag value``, ``--flag=value``, ``--flag`` and ``--no-flag``.
 
     Parameters
     ----------
@@ -158,7 +164,7 @@ def parse_overrides(words: Sequence[str], own: str = "", listed: str = "") -> tu
 
     Returns
     -------
-    config file or None, setting -> text
+    configuration (file or name) or None, setting -> text
     """
     file: Path | None = None
     overrides: dict[str, str] = {}
@@ -184,7 +190,7 @@ def parse_overrides(words: Sequence[str], own: str = "", listed: str = "") -> tu
         has_value = bool(equals) or bool(remaining and not remaining[0].startswith("--") and "=" not in remaining[0])
         if name == "config":
             if not has_value:
-                raise UserError("--config needs a file, for instance --config configs/simulated.yaml.")
+                raise UserError("--config needs a name or a file, for instance --config simulated.")
             file = Path(value if equals else remaining.pop(0))
         elif has_value:
             overrides[_setting(name, own)] = value if equals else remaining.pop(0)
@@ -216,16 +222,17 @@ def _switch(name: str, own: str) -> str:
 
 def _overview() -> str:
     lines = ["BrainGen: pictures of what a person saw, from their fMRI.", ""]
-    lines += ["usage: braingen COMMAND [--config FILE] [--name value ...]", ""]
+    lines += ["usage: braingen COMMAND [--config NAME|FILE] [--name value ...]", ""]
+    lines += [f"configurations that ship: {', '.join(shipped_configs())}", ""]
     lines += [f"  {name:<12} {command.summary}" for name, command in COMMANDS.items()]
-    lines += ["", "braingen COMMAND --help lists the settings of a command. Start with: braingen demo --config configs/simulated.yaml"]
+    lines += ["", "braingen COMMAND --help lists the settings of a command. Start with: braingen demo"]
     return "\n".join(lines)
 
 
 def _help(name: str, command: Command) -> str:
     choice = f" {{{','.join(command.choices)}}}" if command.choices else ""
     choice += f" {command.words.partition('.')[2].upper()} ..." if command.words else ""
-    lines = [f"usage: braingen {name}{choice} [--config FILE] [--name value ...]", "", command.summary, ""]
+    lines = [f"usage: braingen {name}{choice} [--config NAME|FILE] [--name value ...]", "", command.summary, ""]
     for section in command.sections:
         lines += _section_help(section, command.own)
     if "sampler" in command.sections:
@@ -265,7 +272,11 @@ def _section_help(section: str, own: str = "") -> list[str]:
 
 def print_settings(_: Config) -> None:
     """Print every setting with its default and meaning."""
-    _show("\n".join("\n".join(_section_help(section)) for section in Config.model_fields))
+    lines = [line for section in Config.model_fields for line in _section_help(section)]
+    lines += [f"configurations in {FOLDER}", f"  --config NAME: {', '.join(shipped_configs())}"]
+    lines += ["  accelerate launch --config_file FILE, for several GPUs:"]
+    lines += [f"      {file}" for file in sorted(FOLDER.glob("accelerate/*.yaml"))]
+    _show("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", CASES)
 def test_flags_make_the_encoder_they_say(name: str, data: Path, tmp_path: Path) -> None:
     modality, flags = CASES[name]
-    words = ["--config", str(ROOT / "configs/simulated.yaml"), "--root", str(data), "--folder", str(tmp_path), *SIZES, *flags]
+    words = ["--config", "simulated", "--root", str(data), "--folder", str(tmp_path), *SIZES, *flags]
     config = load_config(*parse_overrides(words))
     assert main(["train", modality, *words]) == 0
     reader = BrainReader.from_pretrained(tmp_path / modality / READER).eval()

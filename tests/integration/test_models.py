@@ -21,14 +21,14 @@ KEYS = json.loads((ROOT / "tests/parity/data/checkpoint_keys.json").read_text())
 
 @pytest.fixture(scope="module")
 def nsd() -> dict[str, Card]:
-    return {card.name: card for card in cards_of(load_config(ROOT / "configs/nsd_subj01.yaml", {"data.root": "nowhere"}))}
+    return {card.name: card for card in cards_of(load_config("nsd_subj01", {"data.root": "nowhere"}))}
 
 
 @pytest.fixture(scope="module")
 def tokens() -> dict[str, Card]:
     """MindEye2's target: 256 tokens of 1664."""
     choice = {"data.root": "nowhere", "image_output": "tokens", "image_projected": "false", "low_level": "false"}
-    return {card.name: card for card in cards_of(load_config(ROOT / "configs/nsd_subj01.yaml", choice))}
+    return {card.name: card for card in cards_of(load_config("nsd_subj01", choice))}
 
 
 def test_more_brains_published_layout_part_by_part(nsd: dict[str, Card]) -> None:
@@ -60,7 +60,7 @@ def test_mindeye2_at_its_published_sizes(tokens: dict[str, Card]) -> None:
 
 def test_mindeye2_1024_wide_without_low_level_branch() -> None:
     choice = {"data.root": "nowhere", "image_output": "tokens", "image_projected": "false", "hidden_dim": "1024"}
-    cards = {card.name: card for card in cards_of(load_config(ROOT / "configs/nsd_subj01.yaml", choice))}
+    cards = {card.name: card for card in cards_of(load_config("nsd_subj01", choice))}
     assert cards["BrainEncoder, published layout: image 256 x 1664"].total + 259_865_216 == 729_327_896
 
 
@@ -86,7 +86,7 @@ def test_the_papers_size_and_trained_share_are_found_again() -> None:
 
 
 def test_the_small_configuration_is_a_fifth_of_the_published_size() -> None:
-    cards = cards_of(load_config(ROOT / "configs/nsd_subj01_small.yaml", {"data.root": "nowhere"}))
+    cards = cards_of(load_config("nsd_subj01_small", {"data.root": "nowhere"}))
     assert cards[0].name == "BrainMoEMulti, as configured: image 1 x 1280"
     assert cards[0].total == 109_956_096 < 0.2 * 553_738_318
 
@@ -105,13 +105,13 @@ def test_every_variant_is_listed_and_every_parameter_has_a_part(nsd: dict[str, C
 def test_the_command_allocates_nothing(capsys) -> None:
     """553,738,318 parameters alone would be 2.2 GB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert main(["models", "--config", str(ROOT / "configs/nsd_subj01.yaml"), "--root", "nowhere"]) == 0
+    assert main(["models", "--config", "nsd_subj01", "--root", "nowhere"]) == 0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes
     assert "    553,738,318  BrainMoEMulti, published layout: image 1 x 1280" in capsys.readouterr().out
 
 
 def test_sizes_of_the_simulated_subject_come_from_the_shipped_backbone() -> None:
-    config = load_config(ROOT / "configs/simulated.yaml", {"data.root": "nowhere", "simulation.num_voxels": "77"})
+    config = load_config("simulated", {"data.root": "nowhere", "simulation.num_voxels": "77"})
     cards = {card.name: card for card in cards_of(config)}
     card = cards["BrainMoEMulti, as configured: image 1 x 128"]
     assert card.parts["subject layer"] == 77 * 512 + 512

@@ -181,7 +181,7 @@ def _write_runs(config: Config, epochs: int, rng: np.random.Generator) -> None:
         (folder / "config.yaml").write_text(config_text(config.model_dump(mode="json")))
         start = {
             "time": "2026-01-02T03:04:05+00:00",
-            "command": ["braingen", "demo", "--config", "configs/simulated.yaml"],
+            "command": ["braingen", "demo", "--config", "simulated"],
             "platform": "Linux",
             "versions": {"python": "3.11.2", "torch": "2.13.0"},
             "git": {"commit": "0123456789abcdef0123", "modified": True},

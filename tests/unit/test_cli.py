@@ -52,7 +52,7 @@ def test_the_config_file(words):
         (["encoder.hiden_dim=3"], "There is no setting 'encoder.hiden_dim'. Did you mean encoder.hidden_dim?"),
         (["--hidden_dim"], "--hidden_dim needs a value: --hidden_dim VALUE (now 4096)."),
         (["--hidden_dim", "--steps", "3"], "--hidden_dim needs a value: --hidden_dim VALUE (now 4096)."),
-        (["--config"], "--config needs a file, for instance --config configs/simulated.yaml."),
+        (["--config"], "--config needs a name or a file, for instance --config simulated."),
         (["hello"], "'hello' is not understood: write settings as section.field=value or --name value."),
     ],
 )
@@ -70,7 +70,7 @@ def test_words_that_are_not_understood(words, sentence):
         (["train"], "braingen train wants image or text next, not nothing: braingen train image ..."),
         (["train", "images"], "braingen train wants image or text next, not 'images': braingen train image ..."),
         (["evaluate", "--steps", "none"], "sampler.steps = none is not allowed: "),
-        (["report", "--config", "nowhere.yaml"], "There is no config file nowhere.yaml."),
+        (["report", "--config", "nowhere.yaml"], "There is no configuration nowhere.yaml."),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_and_code_2(words, sentence, capsys):

@@ -9,10 +9,11 @@ import pytest
 
 from braingen.config import Config, load_config
 from braingen.config.names import ALIASES, field_paths, resolve
+from braingen.config.shipped import FOLDER, shipped_configs
 from braingen.errors import UserError
 from braingen.runs import config_text
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
 
 
 def refusal(tmp_path: Path, text: str, overrides: dict[str, str] | None = None) -> str:
@@ -158,5 +159,30 @@ def test_a_missing_file_names_those_that_are_there(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "mine.yaml").write_text("")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"There is no config file configs/mne\.yaml\. Configs beside you: configs/mine\.yaml\."):
+    with pytest.raises(UserError) as caught:
         load_config(Path("configs/mne.yaml"))
+    shipped = ", ".join(shipped_configs())
+    assert str(caught.value) == (
+        "There is no configuration configs/mne.yaml. Configurations that ship with braingen: "
+        f"{shipped}. Files here: configs/mine.yaml."
+    )
+
+
+@pytest.mark.parametrize("asked", ["nsd_multi", "nsd_multi.yaml", "configs/nsd_multi.yaml", Path("nsd_multi")])
+def test_a_shipped_configuration_is_found_by_name(tmp_path, monkeypatch, asked):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(asked).data.subjects == tuple(range(1, 9))
+
+
+def test_a_file_comes_before_a_shipped_configuration_of_the_same_name(tmp_path, monkeypatch):
+    (tmp_path / "nsd_multi.yaml").write_text("data:\n  subjects: [3]\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_config("nsd_multi.yaml").data.subjects == (3,)
+    assert load_config("nsd_multi").data.subjects == tuple(range(1, 9))
+
+
+@pytest.mark.parametrize("asked", ["nsd_subj1", "elsewhere/nsd_subj01.yaml"])
+def test_an_unknown_name_lists_what_there_is(tmp_path, monkeypatch, asked):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"Did you mean nsd_subj01\?.*nsd_multi, nsd_subj01, nsd_subj01_small, simulated\."):
+        load_config(asked)

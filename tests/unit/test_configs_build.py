@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from braingen.brain.parameters import weight_decay_groups
 from braingen.config import load_config
+from braingen.config.shipped import FOLDER
 from braingen.data import nsd
 from braingen.stages.reader_setup import build_reader
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+CONFIGS = sorted(FOLDER.glob("*.yaml"))
 NSD_TARGET = (1, 1280)
 """Tokens and width of ViT-bigG/14's pooled embedding, and of a caption's end-of-sequence state."""
 SIMULATED_TARGET = (1, 128)

@@ -13,7 +13,9 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 import pytest
 from unit.told_commands import ROOT
 
-ACCELERATE = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+from braingen.config.shipped import FOLDER
+
+ACCELERATE = sorted((FOLDER / "accelerate").glob("*.yaml"))
 SCRIPTS = sorted((ROOT / "scripts").glob("launch_train*.sh"))
 
 
@@ -38,14 +40,14 @@ def test_accelerate_takes_the_file_and_no_port_or_number_of_processes_is_fixed(f
 
 
 def test_the_settings_of_fsdp_reach_its_plugin(monkeypatch):
-    for name, value in prepare_multi_gpu_env(launched(ROOT / "configs" / "accelerate" / "fsdp.yaml")).items():
+    for name, value in prepare_multi_gpu_env(launched(FOLDER / "accelerate" / "fsdp.yaml")).items():
         monkeypatch.setenv(name, value)
     plugin = FullyShardedDataParallelPlugin()
     assert (plugin.fsdp_version, plugin.min_num_params, plugin.reshard_after_forward) == (2, 20_000_000, True)
 
 
 def test_the_settings_of_deepspeed_reach_its_plugin(monkeypatch):
-    arguments = launched(ROOT / "configs" / "accelerate" / "deepspeed_zero2.yaml")
+    arguments = launched(FOLDER / "accelerate" / "deepspeed_zero2.yaml")
     arguments.deepspeed_fields_from_accelerate_config = ""  # as launch_command sets it for a file of its own
     for name, value in prepare_deepspeed_cmd_env(arguments)[1].items():
         monkeypatch.setenv(name, value)
@@ -108,7 +110,7 @@ def test_tuning_that_was_stopped_is_queued_again_and_nothing_is_drawn(tmp_path):
     typed = ["bash", str(ROOT / "scripts" / "launch_tune_diffusion.sh"), "--rank", "8"]
     stopped = {**environment, "BRAINGEN": str(fake_python(tmp_path, 75))}
     job = subprocess.Popen(typed, stdout=subprocess.PIPE, text=True, env=stopped)
-    assert job.stdout is not None and job.stdout.readline() == "finetune --config configs/nsd_subj01.yaml --rank 8\n"
+    assert job.stdout is not None and job.stdout.readline() == "finetune --config nsd_subj01 --rank 8\n"
     subprocess.run(["bash", "-c", f"sleep 0.3; kill -USR1 {job.pid}"], check=True)
     assert job.communicate(timeout=30)[0] == "told\n" and job.returncode == 75
     assert asked.read_text() == "requeue 77\n"

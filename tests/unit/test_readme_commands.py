@@ -12,8 +12,9 @@ from unit.told_commands import ROOT, told_commands
 
 from braingen.cli import COMMANDS, parse_overrides
 from braingen.config import load_config
+from braingen.config.shipped import FOLDER as SHIPPED
 
-FILES = [ROOT / "README.md", ROOT / "Makefile", *sorted((ROOT / "configs").glob("*.yaml")), *sorted((ROOT / "docs").glob("*.md"))]
+FILES = [ROOT / "README.md", ROOT / "Makefile", *sorted(SHIPPED.glob("*.yaml")), *sorted((ROOT / "docs").glob("*.md"))]
 TOLD = [(file.relative_to(ROOT).as_posix(), command) for file in FILES for command in told_commands(file)]
 
 

@@ -117,7 +117,7 @@ def test_real_data_are_not_called_simulated(tmp_path: Path) -> None:
     config = write_fake_run(tmp_path, 3, simulated=False, epochs=2)
     text = Elements(report(config).read_text(encoding="utf-8")).text
     assert "A person saw the left picture" in text
-    assert "imulated" not in text.replace("configs/simulated.yaml", "")
+    assert "imulated" not in text.replace("--config simulated", "")
 
 
 def test_every_score_is_shown_with_its_baselines(page: str, config: Config) -> None:

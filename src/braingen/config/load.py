@@ -10,16 +10,17 @@ from pydantic import ValidationError
 import yaml
 
 from braingen.config.names import field_paths, resolve
+from braingen.config.shipped import find_config
 from braingen.config.tree import Config
 from braingen.errors import UserError
 
 
-def load_config(file: Path | None = None, overrides: dict[str, str] | None = None) -> Config:
+def load_config(file: Path | str | None = None, overrides: dict[str, str] | None = None) -> Config:
     """Read a YAML file and apply overrides.
 
     Parameters
     ----------
-    file : YAML of the tree's shape; None for the defaults
+    file : YAML of the tree's shape, or the name of a configuration that ships; None for the defaults
     overrides : setting -> text, as typed on the command line; names as :func:`resolve` takes them
 
     Raises
@@ -29,9 +30,7 @@ def load_config(file: Path | None = None, overrides: dict[str, str] | None = Non
     """
     tree: dict[str, dict[str, Any]] = {}
     if file is not None:
-        if not file.is_file():
-            found = ", ".join(sorted(str(path) for path in Path("configs").glob("*.yaml"))) or "none here"
-            raise UserError(f"There is no config file {file}. Configs beside you: {found}.")
+        file = find_config(file)
         tree = _read_tree(file)
     for name, text in (overrides or {}).items():
         path = resolve(name)
@@ -72,7 +71,7 @@ def _read_tree(file: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(tree, dict | None) or any(not isinstance(section, dict | None) for section in (tree or {}).values()):
         raise UserError(
-            f"{file} is not of the form 'section:' with indented 'name: value' lines below; configs/simulated.yaml is an example."
+            f"{file} is not of the form 'section:' with indented 'name: value' lines below; {find_config('simulated')} is an example."
         )
     return {str(name): {str(field): value for field, value in (section or {}).items()} for name, section in (tree or {}).items()}
 

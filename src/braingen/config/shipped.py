@@ -38,7 +38,7 @@ def find_config(asked: Path | str) -> Path:
         return FOLDER / f"{path.stem}.yaml"
     near = difflib.get_close_matches(path.stem, names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
-    beside = sorted(str(file) for file in [*Path().glob("*.yaml"), *Path("configs").glob("*.yaml")])
+    beside = sorted(map(str, [*Path().glob("[!.]*.yaml"), *Path("configs").glob("[!.]*.yaml")]))
     yours = f" Files here: {', '.join(beside)}." if beside else ""
     raise UserError(
         f"There is no configuration {asked}.{hint} "
