@@ -137,7 +137,7 @@ def test_damaged_files_end_in_a_sentence(tmp_path):
         load_places(layout, 1)
     save_places(layout, 1, places)
     (layout.volumes(1) / "order.json").write_text("{")
-    with pytest.raises(UserError, match="not an order"):
+    with pytest.raises(UserError, match="is not JSON"):
         load_places(layout, 1)
     save_order(layout, 1, places._replace(order="Z"))
     with pytest.raises(UserError, match='"Z"'):

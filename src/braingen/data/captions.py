@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from braingen.data.nsd import Layout
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
+from braingen.text_files import read_json
 
 _AGAIN = "get it again, or write it with `braingen prepare` (from COCO's annotations) or `braingen simulate`"
 
@@ -66,15 +66,11 @@ def load_captions(layout: Layout) -> Captions:
     array = layout.captions_mindeye2()
     if array.exists() and not layout.captions().exists():
         return _from_array(refuse_stand_in(array, _AGAIN))
-    return _from_json(refuse_stand_in(layout.captions(), _AGAIN))
+    return _from_json(layout.captions())
 
 
 def _from_json(path: Path) -> Captions:
-    try:
-        with open(path, encoding="utf-8") as handle:
-            content = json.load(handle)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON or cut short ({error}); {_AGAIN}.") from error
+    content = read_json(path, _AGAIN)
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__}, {{"<73k id>": [captions]}} was expected; {_AGAIN}.')
     captions = {}

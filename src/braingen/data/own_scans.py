@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 import hashlib
-import json
 import math
 from pathlib import Path
 import re
@@ -33,6 +32,8 @@ from braingen.data.scans import Pictures
 from braingen.data.volumes import VoxelPlaces, load_nifti, space_of, trials_in_nifti
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
+from braingen.text_files import read_json
+from braingen.untrusted import path_below
 
 GUIDE = "docs/data.md describes the files under 'Your own scans'"
 BETAS = re.compile(r"_(betas|statmap)\.(nii|nii\.gz|npy|hdf5|h5)$")
@@ -257,12 +258,19 @@ class OwnScans:
 
     # -- pictures and captions ------------------------------------------------------------------------------------
 
-    def _picture(self, name: str) -> Path:
-        return next((path for path in (self.root / "stimuli" / name, self.root / name) if path.exists()), self.root / "stimuli" / name)
+    def _picture(self, name: str, source: Path) -> Path:
+        """File of a picture that a table names: below stimuli/, or below the folder itself; never outside of it."""
+        below = path_below(self.root, name, source), path_below(self.root, f"stimuli/{name}", source)
+        return next((path for path in reversed(below) if path.exists()), below[1])
+
+    @cached_property
+    def _named_in(self) -> dict[str, Path]:
+        """stim_file -> a table that names it."""
+        return {name: path for path, table in self._tables.items() for name in table["stim_file"]}
 
     @cached_property
     def pictures(self) -> Pictures:
-        paths = tuple(self._picture(name) for name in self._names)
+        paths = tuple(self._picture(name, self._named_in[name]) for name in self._names)
         missing = [path for path in paths if not path.exists()]
         if missing:
             raise UserError(f"{missing[0]} is missing ({len(missing)} of {len(paths)} pictures are), but the events name it; {GUIDE}.")
@@ -275,9 +283,8 @@ class OwnScans:
         path = next((p for p in (self.root / "captions.json", self.root / "stimuli" / "captions.json") if p.exists()), None)
         if path is None:
             return None
-        refuse_stand_in(path, GUIDE)
+        found = read_json(path, GUIDE)
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
             texts = {name: [str(text).strip() for text in ([given] if isinstance(given, str) else given)] for name, given in found.items()}
         except (ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{path} is not {{stim_file: [captions]}} ({' '.join(str(error).split())}); {GUIDE}.") from error

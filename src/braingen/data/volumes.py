@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import hashlib
-import json
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -26,6 +25,8 @@ from braingen.data.large_files import blocks
 from braingen.data.nsd import Layout
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in, replaced_path, write_json
+from braingen.text_files import read_json
+from braingen.untrusted import path_below
 
 _ORDERS: tuple[Literal["C"], Literal["F"]] = ("C", "F")
 _RULE = "value > 0"
@@ -238,16 +239,16 @@ def load_places(layout: Layout, subject: int) -> VoxelPlaces:
     path = folder / "order.json"
     if not path.exists():
         return find_order(layout, subject)
+    order = read_json(path, nsd.WRITE_IT)
     try:
-        order = json.loads(path.read_text(encoding="utf-8"))
         name, rule, flattening, source, digest = (order[key] for key in ("mask", "rule", "flattening", "source", "mask_sha256"))
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{path} is not an order of voxels (mask, rule, flattening, mask_sha256, source); {nsd.WRITE_IT}.") from error
     if flattening not in _ORDERS or rule != _RULE:
         raise UserError(
             f'{path}: flattening "{flattening}" of "{rule}" is not known, "C" or "F" of "{_RULE}" was expected; {nsd.WRITE_IT}.'
         )
-    image = load_nifti(folder / name)
+    image = load_nifti(path_below(folder, name, path))
     mask = np.asanyarray(image.dataobj) > 0
     if _digest(mask) != digest:
         raise UserError(f"{folder / name} is not the mask {path} was written for ({int(mask.sum())} voxels, other places); {nsd.WRITE_IT}.")

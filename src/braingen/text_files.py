@@ -1,0 +1,150 @@
+"""Text, JSON and YAML as people write them: always UTF-8, and no key twice.
+
+Without an encoding Python reads text in the encoding of the locale: a file written on one machine is garbled on
+another, or stops the program. Both JSON and YAML readers let the later of two equal keys win without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from braingen.errors import UserError
+from braingen.files import refuse_stand_in
+
+AGAIN = "restore it from a copy, or make it again"
+
+
+def read_text(path: Path | str, get_it: str = AGAIN) -> str:
+    """Read a UTF-8 text file, whatever the locale; a byte-order mark at its beginning is dropped.
+
+    Parameters
+    ----------
+    path
+        The file.
+    get_it
+        What the user does when the file is missing or damaged; ends the sentence.
+
+    Raises
+    ------
+    UserError
+        When the file is missing, a folder, empty, or not UTF-8.
+    """
+    path = refuse_stand_in(path, get_it)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); save it as UTF-8, or {get_it}."
+        ) from error
+
+
+def parse_json(text: str) -> Any:
+    """JSON in which every key of an object stands once.
+
+    Raises
+    ------
+    ValueError
+        For text that is no JSON, is nested too deep, or has a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def read_json(path: Path | str, get_it: str = AGAIN) -> Any:
+    """Read a JSON file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    get_it
+        What the user does when the file is missing or damaged; ends the sentence.
+
+    Raises
+    ------
+    UserError
+        When the file is missing, not UTF-8, no JSON, or has a key twice.
+    """
+    text = read_text(path, get_it)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON or cut short ({_flat(error)}); {get_it}.") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object: keep one of them")
+    return found
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, with every key of a mapping once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: dict[Hashable, yaml.Mark] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable):
+                if key in seen:
+                    first, again = seen[key].line + 1, key_node.start_mark.line + 1
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"'{key}' stands twice, in lines {first} and {again}: keep one of them", None
+                    )
+                seen[key] = key_node.start_mark
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML in which every key of a mapping stands once.
+
+    Raises
+    ------
+    ValueError
+        For text that is no YAML, is nested too deep, has a key twice, or holds an impossible date or number.
+    """
+    try:
+        return yaml.load(text, Loader=_OnceLoader)  # a subclass of SafeLoader
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except yaml.YAMLError as error:
+        raise ValueError(_flat(error)) from error
+
+
+def read_yaml(path: Path | str, get_it: str = AGAIN) -> Any:
+    """Read a YAML file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    get_it
+        What the user does when the file is missing or damaged; ends the sentence.
+
+    Raises
+    ------
+    UserError
+        When the file is missing, not UTF-8, no YAML, or has a key twice.
+    """
+    text = read_text(path, get_it)
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not valid YAML ({_flat(error)}); {get_it}.") from error
+
+
+def _flat(error: Exception) -> str:
+    """A message on one line."""
+    return " ".join(str(error).split())

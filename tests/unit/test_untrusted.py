@@ -1,0 +1,121 @@
+"""Whatever comes from a file is data: names do not reach other files, cells are no formulas, text is no markup."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from unit.fake_scans import write_fake_scans
+
+from braingen.cli import main
+from braingen.data.nsd import Layout
+from braingen.data.volumes import VoxelPlaces, load_places, save_places
+from braingen.errors import UserError
+from braingen.untrusted import csv_cell, csv_text, csv_value, folder_name, markdown_cell, one_line, path_below
+
+OUTSIDE = [
+    "../private.png", "a/../../private.png", "../../private.png", "/etc/passwd", "\\private.png", "C:\\private.png", "C:private.png",
+    "..\\private.png", "a\\..\\..\\private.png", "//host/share/x.png", "", " ", "a\0b.png", "a\nb.png", "a" * 300 + ".png", "..",
+    "x/" * 3000 + "a.png", "link.png", "folder_link/private.png",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, None, 3, ["a"]])
+def test_no_name_leads_out_of_the_folder(tmp_path, name):
+    root, private = tmp_path / "scans", tmp_path / "private"
+    root.mkdir()
+    private.mkdir()
+    (private / "private.png").touch()
+    (root / "link.png").symlink_to(private / "private.png")
+    (root / "folder_link").symlink_to(private)
+    with pytest.raises(UserError, match="the table names") as told:
+        path_below(root, name, "the table")
+    assert len(str(told.value)) < 600 and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.png", "set 1/ä 熊 🙂.png", "-rf.png", "a..b.png", ".hidden.png", "=1+1.png", "inner_link.png", "~/a.png"]
+)
+def test_names_below_the_folder_are_taken_as_they_are(tmp_path, name):
+    (tmp_path / "real.png").touch()
+    (tmp_path / "inner_link.png").symlink_to("real.png")
+    assert path_below(tmp_path, name, "the table") == tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["../../private.png", "ABSOLUTE", "link.png"])
+def test_pictures_outside_the_scans_are_not_taken_into_the_data(tmp_path, capsys, name):
+    fake = write_fake_scans(tmp_path / "scans")
+    private = tmp_path / "private.png"
+    first = fake.root / "stimuli" / fake.shown["01"][0][0]
+    private.write_bytes(first.read_bytes())
+    (fake.root / "stimuli" / "link.png").symlink_to(private)
+    name = str(private) if name == "ABSOLUTE" else name
+    for table in fake.root.rglob("*_events.tsv"):
+        table.write_text(table.read_text(encoding="utf-8").replace(fake.shown["01"][0][0], name), encoding="utf-8")
+    (fake.root / "captions.json").unlink(missing_ok=True)
+    assert main(["prepare", "--scans", str(fake.root), "--data_path", str(tmp_path / "out"), "--no-captions"]) == 2
+    told = capsys.readouterr().err
+    assert "_events.tsv names" in told and "private.png" in told
+    assert not Layout.of(tmp_path / "out").images().exists()
+
+
+def test_order_json_names_a_mask_beside_it(tmp_path):
+    layout = Layout.of(tmp_path)
+    save_places(layout, 1, VoxelPlaces(np.ones((2, 2, 2), bool), "C", np.eye(4), "made here"))
+    path = layout.volumes(1) / "order.json"
+    order = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("../nsdgeneral.nii.gz", "/nsdgeneral.nii.gz", 7):
+        path.write_text(json.dumps(order | {"mask": name}), encoding="utf-8")
+        with pytest.raises(UserError, match=r"order\.json names"):
+            load_places(layout, 1)
+
+
+def test_files_with_dots_in_their_names_have_folders_of_their_own():
+    endings = (".npy", ".nii", ".nii.gz")
+    assert folder_name("x/subj01.session01.npy", endings) == "subj01.session01"
+    assert folder_name("subj01.session02.nii.gz", endings) == "subj01.session02"
+    assert folder_name("Bär 熊 🙂.NPY", endings) == "Bär 熊 🙂"
+    strange = [
+        ".npy",
+        "..npy",
+        ".hidden.npy",
+        "-rf.npy",
+        "a\nb.npy",
+        "a_b.npy",
+        " .npy",
+        "x" * 250 + ".npy",
+        "x" * 251,
+        "...",
+        "\udcff.npy",
+    ]
+    names = [folder_name(name, endings) for name in strange]
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert name and not name.startswith((".", "-")) and name.isprintable() and "/" not in name and len(name.encode()) <= 120
+        Path(name).joinpath("index.json")  # a part of a path
+
+
+def test_cells_are_no_formulas_and_come_back():
+    texts = ["=1+1", "+1", "-x", "@SUM(1)", "\t=1", "\n=1", " =1", "＝1", "'quoted", "plain", "a=b", ""]
+    for text in texts:
+        assert csv_value(csv_cell(text)) == text
+        assert not csv_cell(text).lstrip().startswith(("=", "+", "-", "@", "＝"))
+    assert csv_cell(-1.5) == -1.5 and csv_cell("\r=1") == "'\n=1"
+    table = pd.DataFrame(
+        {"=name": texts, "number": np.linspace(-1, 1, len(texts)), "mixed": [-1.5, *texts[1:]]}, index=pd.Index(texts, name="id")
+    )
+    found = list(csv.reader(io.StringIO(csv_text(table))))
+    assert found[0] == ["id", "'=name", "number", "mixed"]
+    assert [csv_value(row[0]) for row in found[1:]] == texts and float(found[1][2]) == -1 and float(found[1][3]) == -1.5
+    assert not any(cell.startswith(("=", "@", "\t")) for row in found for cell in row)
+
+
+def test_text_is_no_markup():
+    assert one_line("a\x1b[31mb\nc\u202ed") == "a\ufffd[31mb\ufffdc\ufffdd"
+    assert len(one_line("x" * 500, 80)) == 80
+    assert markdown_cell("<script>|[a](b)`*_") == r"&lt;script&gt;\|\[a\](b)\`\*\_"
