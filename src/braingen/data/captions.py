@@ -15,6 +15,14 @@ from braingen.text_files import read_json
 _AGAIN = "get it again, or write it with `braingen prepare` (from COCO's annotations) or `braingen simulate`"
 
 
+NO_CAPTIONS = (
+    "{path} is missing: there are no captions. Train the image encoder alone, which needs none; or get some: for"
+    " NSD with `braingen prepare` from COCO's annotations; for scans of your own write captions.json"
+    " ({{stim_file: [captions]}}) beside them, by hand or with a captioning model, and run"
+    " `braingen prepare` again."
+)
+
+
 class Captions:
     """Captions by image id, empty ones dropped.
 
@@ -55,6 +63,11 @@ class Captions:
         return sorted({int(image) for image in images if image not in self})
 
 
+def has_captions(layout: Layout) -> bool:
+    """Whether a data folder has a file of captions; own scans may have none."""
+    return layout.captions().exists() or layout.captions_mindeye2().exists()
+
+
 def load_captions(layout: Layout) -> Captions:
     """Captions of a data folder: coco_captions.json, or MindEye2's COCO_73k_annots_curated.npy where there is no JSON.
 
@@ -63,6 +76,8 @@ def load_captions(layout: Layout) -> Captions:
     UserError
         When neither is there, or the file is damaged or of another form.
     """
+    if not has_captions(layout):
+        raise UserError(NO_CAPTIONS.format(path=layout.captions()))
     array = layout.captions_mindeye2()
     if array.exists() and not layout.captions().exists():
         return _from_array(refuse_stand_in(array, _AGAIN))

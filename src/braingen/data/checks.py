@@ -16,7 +16,7 @@ import numpy as np
 
 from braingen.data import nsd
 from braingen.data.betas import Betas, report_voxels
-from braingen.data.captions import load_captions
+from braingen.data.captions import NO_CAPTIONS, has_captions, load_captions
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import listed, sessions_on_disk, test_trials, train_trials
@@ -45,7 +45,9 @@ class Finding(NamedTuple):
     """What was found and, where something is wrong, what was expected and what to do."""
 
 
-def all_checks(layout: Layout, subjects: Sequence[int], num_sessions: int = 0, captions: bool = True) -> list[Finding]:
+def all_checks(
+    layout: Layout, subjects: Sequence[int], num_sessions: int = 0, captions: Literal["needed", "optional"] = "needed"
+) -> list[Finding]:
     """Look at everything the given subjects need and tell all that was found.
 
     Parameters
@@ -57,7 +59,7 @@ def all_checks(layout: Layout, subjects: Sequence[int], num_sessions: int = 0, c
     num_sessions
         Sessions that will be used (0: all).
     captions
-        Whether captions are needed.
+        "optional": a data folder without a file of captions is a note, since only text needs them.
 
     Returns
     -------
@@ -81,7 +83,7 @@ def check_before_training(layout: Layout, subjects: Sequence[int], num_sessions:
         With the sentence of the first error.
     """
     warnings = []
-    for finding in _findings(layout, subjects, num_sessions, captions):
+    for finding in _findings(layout, subjects, num_sessions, "needed" if captions else None):
         if finding.level == "error":
             raise UserError(finding.sentence)
         if finding.level == "warning":
@@ -90,7 +92,9 @@ def check_before_training(layout: Layout, subjects: Sequence[int], num_sessions:
     return warnings
 
 
-def _findings(layout: Layout, subjects: Sequence[int], num_sessions: int, captions: bool) -> Iterator[Finding]:
+def _findings(
+    layout: Layout, subjects: Sequence[int], num_sessions: int, captions: Literal["needed", "optional"] | None
+) -> Iterator[Finding]:
     if not layout.root.is_dir():
         what = "is a file" if layout.root.exists() else "does not exist"
         yield Finding(
@@ -106,7 +110,10 @@ def _findings(layout: Layout, subjects: Sequence[int], num_sessions: int, captio
         yield from _subject(layout, subject, num_sessions, used)
     ids = np.unique(np.concatenate(used)) if used else np.empty(0, dtype=np.int64)
     yield from _images(layout, ids)
-    if captions:
+    if captions == "optional" and not has_captions(layout):
+        sentence = NO_CAPTIONS.format(path=layout.captions())
+        yield Finding("note", None, "captions", sentence)
+    elif captions:
         yield from _captions(layout, ids)
 
 

@@ -50,7 +50,8 @@ class Read(NamedTuple):
     """What was read out of the brain and will be listened to: embeddings in standardised units, after the prior where it comes first."""
 
     image: ExpertEmbeddings
-    text: ExpertEmbeddings
+    text: ExpertEmbeddings | None
+    """None where the decoder has no text encoder."""
 
 
 class Decoded(NamedTuple):
@@ -58,11 +59,11 @@ class Decoded(NamedTuple):
 
     image_BTD: Tensor
     """CLIP image embedding, in CLIP's own units."""
-    text_BTD: Tensor
-    """End-of-sequence state of the text encoder, in its own units."""
+    text_BTD: Tensor | None
+    """End-of-sequence state of the text encoder, in its own units; None without a text encoder."""
     image_clip_BTD: Tensor
     """The image encoder's projected output, for retrieval; standardised units."""
-    text_clip_BTD: Tensor
+    text_clip_BTD: Tensor | None
 
 
 @dataclass
@@ -84,7 +85,8 @@ class BrainDecoder(DiffusionPipeline):
 
     Parameters
     ----------
-    brain_image, brain_text : readers of the image and the text embedding
+    brain_image, brain_text : readers of the image and the text embedding; the second may be None
+        (data without captions), and pictures are then generated from the image embedding alone
     unet : with the IP-Adapter in place
     vae, scheduler : as in an SDXL pipeline
     start_C : start token in cross-attention columns, zeros where nothing is predicted
@@ -95,12 +97,12 @@ class BrainDecoder(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "brain_image->brain_text->unet->vae"
-    _optional_components: ClassVar[list[str]] = ["router_image", "router_text"]
+    _optional_components: ClassVar[list[str]] = ["brain_text", "router_image", "router_text"]
 
     def __init__(
         self,
         brain_image: BrainReader,
-        brain_text: BrainReader,
+        brain_text: BrainReader | None,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
         scheduler: KarrasDiffusionSchedulers,
@@ -121,7 +123,7 @@ class BrainDecoder(DiffusionPipeline):
     def assemble(
         cls,
         brain_image: BrainReader,
-        brain_text: BrainReader,
+        brain_text: BrainReader | None,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
         scheduler: SchedulerMixin,
@@ -187,15 +189,23 @@ class BrainDecoder(DiffusionPipeline):
             noise = _prior_noise(reader, name, image_ids, seed)
             return read(reader, voxels_BRV, subject, present_BR, order, experts=experts or router is not None, noise=noise)
 
-        return Read(one("image", self.brain_image, self.router_image), one("text", self.brain_text, self.router_text))
+        image = one("image", self.brain_image, self.router_image)
+        if self.brain_text is None:
+            return Read(image, None)
+        return Read(image, one("text", self.brain_text, self.router_text))
 
     def decoded(self, read: Read) -> Decoded:
         """The embeddings of the whole encoders, unrouted."""
-        image, text = (
-            (x.backbone_BTD if self.config.prior_order != "step" else reader.through_prior(x.backbone_BTD))
-            for reader, x in ((self.brain_image, read.image), (self.brain_text, read.text))
-        )
-        return Decoded(self.brain_image.in_clip_units(image), self.brain_text.in_clip_units(text), read.image.clip_BTD, read.text.clip_BTD)
+
+        def one(reader: BrainReader, x: ExpertEmbeddings) -> Tensor:
+            last = self.config.prior_order == "step"
+            return reader.in_clip_units(reader.through_prior(x.backbone_BTD) if last else x.backbone_BTD)
+
+        image_BTD = one(self.brain_image, read.image)
+        if self.brain_text is None or read.text is None:
+            return Decoded(image_BTD, None, read.image.clip_BTD, None)
+        text_BTD = one(self.brain_text, read.text)
+        return Decoded(image_BTD, text_BTD, read.image.clip_BTD, read.text.clip_BTD)
 
     @torch.no_grad()
     def embed(self, voxels_BRV: Tensor, subject: int, image_ids: Sequence[int], seed: int = 0, present_BR: Tensor | None = None) -> Decoded:
@@ -205,6 +215,8 @@ class BrainDecoder(DiffusionPipeline):
     def sources(self, image: Embeddings, text: Embeddings) -> tuple[Source | None, Source | None]:
         """What to listen to, from what was read (standardised units) or from known embeddings (CLIP's own units)."""
         order: PriorOrder = self.config.prior_order
+        if text is not None and self.brain_text is None:
+            raise UserError("This decoder has no text encoder: generate from the image embedding alone, text=None.")
         parts = ((image, self.brain_image, self.router_image), (text, self.brain_text, self.router_text))
         first, second = (None if x is None else source_of(x, reader, router, order) for x, reader, router in parts)
         return first, second
@@ -310,7 +322,9 @@ class BrainDecoder(DiffusionPipeline):
             images += to_pil(self.draw(heard.image, heard.text, ids[some], **settings))
             mixed.append(recorder.tensors())
         routing = {name: torch.cat([part[name] for part in mixed]) for name in mixed[0]}
-        return BrainDecoderOutput(images, Decoded(*(torch.cat(column) for column in zip(*parts))), routing, ids)
+        columns = zip(Decoded._fields, zip(*parts))
+        joined = {name: None if rows[0] is None else torch.cat(rows) for name, rows in columns}
+        return BrainDecoderOutput(images, Decoded(**joined), routing, ids)  # type: ignore[arg-type]
 
     def voxel_count(self, subject: int) -> int:
         """How many voxels a subject has.

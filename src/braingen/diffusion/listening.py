@@ -158,7 +158,7 @@ class ListeningUNet(nn.Module):
         noisy_BChw: Tensor,
         t_B: Tensor,
         image_BETD: Tensor,
-        text_BETD: Tensor,
+        text_BETD: Tensor | None,
         no_image_B: Tensor,
         no_text_B: Tensor,
         generator: torch.Generator | None = None,
@@ -167,12 +167,15 @@ class ListeningUNet(nn.Module):
 
         Parameters
         ----------
-        image_BETD, text_BETD : what all experts say, of :func:`read`
+        image_BETD, text_BETD : what all experts say, of :func:`read`; no text where none is decoded
         no_image_B, no_text_B : whose image or text condition is left out
         generator : of hard choices in training
         """
         listen = RoutedConditioning(
-            self.form, image=self.source("image", image_BETD), text=self.source("text", text_BETD), generator=generator
+            self.form,
+            image=self.source("image", image_BETD),
+            text=None if text_BETD is None else self.source("text", text_BETD),
+            generator=generator,
         )
         condition = self.form.dropped(listen(t_B, noisy_BChw), image_B=no_image_B, text_B=no_text_B)
         prediction = predict(self.unet, noisy_BChw, t_B, condition, size_ids(self.size, len(t_B), noisy_BChw))

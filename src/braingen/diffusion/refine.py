@@ -173,7 +173,7 @@ def encode_pictures(vae: AutoencoderKL, images_B3HW: Tensor) -> Tensor:
 def refine_pictures(
     refiner: Refiner,
     images_B3HW: Tensor,
-    text_BTD: Tensor,
+    text_BTD: Tensor | None,
     image_ids: Sequence[int],
     how: Refinement,
     *,
@@ -186,7 +186,7 @@ def refine_pictures(
     Parameters
     ----------
     images_B3HW : square, in [0, 1]
-    text_BTD : decoded text embeddings in the text encoder's own units
+    text_BTD : decoded text embeddings in the text encoder's own units; None for no text
     image_ids : with the seed they determine the noise
     image_BTD : decoded image embeddings, where the U-Net has an IP-Adapter and is to listen to them
     size : side at which it is refined, in pixels; 0 for the pictures' own
@@ -217,8 +217,10 @@ def refine_pictures(
     noise = seeded_noise(image_ids, tuple(clean.shape[1:]), seed, "refinement").to(clean)
     latents = scheduler.add_noise(clean, noise, times[:1].expand(batch))
     begin, end = form.text_columns
-    text = form.text(text_BTD[..., begin - end :].to(form.start_C))  # of L and bigG side by side a refiner reads the latter
-    condition = form.empty(batch)._replace(tokens_BTC=text)
+    condition = form.empty(batch)
+    if text_BTD is not None:
+        text = form.text(text_BTD[..., begin - end :].to(form.start_C))  # of L and bigG side by side a refiner reads the latter
+        condition = condition._replace(tokens_BTC=text)
     if image_BTD is not None:
         condition = condition._replace(image_embeds_BTD=image_BTD.to(form.start_C))
     tokens, image, pooled = (x.expand(batch, *x.shape[1:]) for x in refiner.unconditional[:3] if isinstance(x, Tensor))

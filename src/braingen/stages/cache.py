@@ -10,6 +10,7 @@ import numpy as np
 
 from braingen.clip.cache import Cache
 from braingen.config import Config
+from braingen.data.captions import has_captions
 from braingen.data.checks import check_before_training
 from braingen.data.nsd import Layout
 from braingen.data.trials import test_trials, train_trials
@@ -51,12 +52,20 @@ def tables(config: Config, targets: Targets) -> dict[str, Table]:
         "text": lambda: Table(targets.text_cache(), targets.text_digests, batch),
         "latents": lambda: Table(targets.latents_cache(size), targets.stimuli.digests, max(1, batch // 4)),
     }
-    return {name: made[name]() for name in config.cache.what}
+    return {name: made[name]() for name in _wanted(config)}
+
+
+def _wanted(config: Config) -> tuple[str, ...]:
+    """What is computed: text only where there are captions, unless it is asked for by name."""
+    default = config.cache.what == Config().cache.what
+    if default and not has_captions(Layout.of(config.data.root)):
+        return tuple(name for name in config.cache.what if name != "text")
+    return config.cache.what
 
 
 def _check(config: Config, layout: Layout) -> None:
     """The data are right and the disk is large enough; pictures are hashed once, before several processes ask."""
-    check_before_training(layout, config.data.subjects, config.data.num_sessions, captions="text" in config.cache.what)
+    check_before_training(layout, config.data.subjects, config.data.num_sessions, captions="text" in _wanted(config))
     targets = Targets(config)
     ids = used_images(config, targets)
     refuse_small_disk(layout.cache(), cache_bytes(config, len(ids)), "The caches", "choose fewer with cache.what, or fewer subjects")

@@ -23,7 +23,7 @@ from braingen.run_layout import EMBEDDINGS, READER, run_folder
 from braingen.stages.machine import device_of
 from braingen.stages.reconstruct import assemble, draw_embeddings, read_responses, write_index
 from braingen.stages.targets import Targets
-from braingen.stages.trained import tuned_folder
+from braingen.stages.trained import modalities, tuned_folder
 from braingen.stages.workers import Workers, shared_run
 
 
@@ -50,7 +50,10 @@ def _weights(config: Config) -> dict[str, str]:
     """Fingerprints of all that decides how voxels are read and drawn."""
     if config.decode.decoder:
         return {"decoder": fingerprint_of_files(Path(config.decode.decoder).expanduser())}
-    found = {modality: fingerprint_of_files(run_folder(config, modality) / READER) for modality in ("image", "text")}
+    found = {
+        modality: fingerprint_of_files(run_folder(config, modality) / READER)
+        for modality in modalities(config)
+    }
     tuned = tuned_folder(config)
     return found | {
         "backbone": fingerprint_of_files(backbone_folder(config.backbone.path)),

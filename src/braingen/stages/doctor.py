@@ -118,7 +118,7 @@ def _machine(config: Config) -> Iterator[Item]:
 
 def _data(config: Config) -> Iterator[Item]:
     layout = Layout.of(config.data.root)
-    for finding in all_checks(layout, config.data.subjects, config.data.num_sessions):
+    for finding in all_checks(layout, config.data.subjects, config.data.num_sessions, "optional"):
         yield Item(finding.level, "data", finding.what, finding.subject, finding.sentence)
     for subject in range(1, 100):
         sessions = [] if subject in config.data.subjects else sessions_on_disk(layout, subject)

@@ -18,6 +18,7 @@ from torch import Tensor
 from braingen.config import Config
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
+from braingen.data.captions import has_captions
 from braingen.data.nsd import Layout
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.errors import UserError
@@ -179,7 +180,7 @@ def evaluate(config: Config) -> Path:
     true_ND = targets.image(ids).flatten(1)
     raw_ridge, mean = ridge_embeddings(config, targets, ids)
     ridge = _decoding(config, raw_ridge, raw_ridge - mean, true_ND, true_ND - mean, ids)
-    space = TextSpace(targets)
+    space = TextSpace(targets) if has_captions(Layout.of(config.data.root)) else None
     kept = Layout.of(config.data.root).cache() / "features"  # of the true pictures, for every source and later evaluation
     settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
 
@@ -212,8 +213,8 @@ def evaluate(config: Config) -> Path:
     if judged.get("stale"):
         Console().print("The pictures have been drawn anew since people judged them: the study is left out.")
     scores |= scores_in(judged)
-    assert first.decoding is not None and first.captions is not None
-    beside = [first.decoding.table, first.captions.table, *([] if first.words is None else [first.words])]
+    assert first.decoding is not None
+    beside = [first.decoding.table, *(each for each in (first.captions and first.captions.table, first.words) if each is not None)]
     sessions = f"{config.data.num_sessions or 'all'} session{'' if config.data.num_sessions == 1 else 's'}"
     subject = config.data.subjects[0]
     origin = Origin(config.scores.method, f"{targets.stimuli.data_name}, subject {subject}; {sessions}", subject, config.run.seed)

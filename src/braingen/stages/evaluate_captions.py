@@ -42,9 +42,19 @@ class TextSpace:
         return np.stack([self._known[text] for text in texts])
 
 
-def caption_sheet(config: Config, targets: Targets, space: TextSpace, folder: Path, ids: np.ndarray) -> tuple[Scored, dict[str, str]]:
-    """Scores of the captions that stand beside a folder's pictures, against what people wrote; and what is missing for them."""
-    said = json.loads((folder / INDEX).read_text())["captions"]
+def caption_sheet(
+    config: Config, targets: Targets, space: TextSpace | None, folder: Path, ids: np.ndarray
+) -> tuple[Scored | None, dict[str, str]]:
+    """Scores of the captions that stand beside a folder's pictures, against what people wrote.
+
+    Returns
+    -------
+    scores : None where the data hold no captions, or no text was decoded
+    missing : name of a score -> the sentence that says how to get it
+    """
+    said = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("captions")
+    if space is None or said is None:
+        return None, {}
     scores, values, missing = caption_scores(
         [said[str(int(image))] for image in ids],
         [targets.captions[int(image)] for image in ids],

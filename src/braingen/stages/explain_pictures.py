@@ -21,6 +21,7 @@ from braingen.data.voxel_file import Responses
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.lora import merged_lora
 from braingen.diffusion.sdxl import backbone_folder
+from braingen.errors import UserError
 from braingen.explain.ablation import silenced
 from braingen.explain.readout import Part, parts_of
 from braingen.files import write_json
@@ -29,7 +30,7 @@ from braingen.run_layout import READER, run_folder
 from braingen.scores.pixel import pixel_correlation
 from braingen.stages.drawing import draw_missing, picture_path
 from braingen.stages.explain_inputs import Subject
-from braingen.stages.reconstruct import Embeddings, drawer, read_responses
+from braingen.stages.reconstruct import drawer, embeddings_in, read_responses
 from braingen.stages.targets import Targets
 from braingen.stages.trained import tuned_folder
 from braingen.stages.workers import Workers
@@ -97,6 +98,8 @@ def draw_silenced(
     ids = ids_N.tolist()
     seen_N3HW = targets.stimuli.images(ids_N)
     reader = decoder.brain_image if config.explain.modality == "image" else decoder.brain_text
+    if reader is None:
+        raise UserError("This run has no text encoder to look into: explain.modality=image.")
     decoder.set_progress_bar_config(disable=True)
     nothing: dict[str, None] = {UNDISTURBED: None}
     rows = []
@@ -122,8 +125,7 @@ def draw_silenced(
                     Responses(voxels_MV, np.repeat(ids_N, (rows_NR >= 0).sum(axis=1))),
                     subject.number,
                 )
-            experts = {key: read[f"{key}_experts"] for key in ("image", "text")} if "image_experts" in read else None
-            draw = drawer(config, decoder, lambda: targets.image_encoder, Embeddings(read["image"], read["text"], ids, experts))
+            draw = drawer(config, decoder, lambda: targets.image_encoder, embeddings_in(read))
             with merged_lora(decoder.unet):
                 draw_missing(
                     out,

@@ -37,7 +37,7 @@ from braingen.stages.listening_data import ListeningData, Rows, listening_data, 
 from braingen.stages.machine import accelerator_of, device_of, end_tracking, precision_of
 from braingen.stages.steps import StepLosses, hash_seed
 from braingen.stages.targets import Targets
-from braingen.stages.trained import load_readers
+from braingen.stages.trained import load_readers, modalities
 from braingen.stages.workers import Workers, shared_run
 from braingen.stopping import Stopped, patience
 
@@ -172,9 +172,9 @@ def step(model: nn.Module, rows: np.ndarray, parts: Parts, config: Config, gener
     latents = train.latents_of(rows).to(device)
     drawn = draw(config, len(rows), tuple(latents.shape[1:]), len(parts.alphas_cumprod), _errors(parts), generator)
     if config.finetune.reads == "as_held_out":
-        reads = {name: unsure(train.truth[name][rows], parts.data.unsureness[name], drawn.weights_BJ) for name in ("image", "text")}
+        reads = {name: unsure(train.truth[name][rows], parts.data.unsureness[name], drawn.weights_BJ) for name in train.reads}
     else:
-        reads = {name: train.read_of(name, rows) for name in ("image", "text")}
+        reads = {name: train.read_of(name, rows) for name in train.reads}
     return _losses(model, latents, reads, drawn, parts, config, generator)
 
 
@@ -187,7 +187,7 @@ def _losses(
 ) -> StepLosses:
     device, alphas = latents_BChw.device, parts.alphas_cumprod
     t_B, noise_BChw = drawn.t_B.to(device), drawn.noise_BChw.to(device)
-    heard = (reads[name].to(device) for name in ("image", "text"))
+    heard = (reads[name].to(device) if name in reads else None for name in ("image", "text"))
     noisy_BChw = noisy_latents(alphas, latents_BChw, noise_BChw, t_B)
     guess_BChw, routings = model(noisy_BChw, t_B, *heard, drawn.no_image_B.to(device), drawn.no_text_B.to(device), generator)
     target_BChw = prediction_target(alphas, latents_BChw, noise_BChw, t_B, parts.prediction_type)
@@ -214,7 +214,7 @@ def validate(parts: Parts, config: Config) -> dict[str, float]:
         latents = held_out.latents_of(rows).to(device)
         drawn = draw(config, len(rows), tuple(latents.shape[1:]), len(parts.alphas_cumprod), 1, generator)
         whole = drawn._replace(no_image_B=torch.zeros_like(drawn.no_image_B), no_text_B=torch.zeros_like(drawn.no_text_B))
-        reads = {name: held_out.read_of(name, rows) for name in ("image", "text")}
+        reads = {name: held_out.read_of(name, rows) for name in held_out.reads}
         found = _losses(parts.model, latents, reads, whole, parts, config, generator)
         sums["loss"] += len(rows) * found.total.item()
         sums["denoising"] += len(rows) * found.terms["denoising"].item()
@@ -290,7 +290,9 @@ def finetune(config: Config) -> Path:
     """
     folder = tuning_folder(config)
     settings = config.model_dump(mode="json", include={"data", "backbone", "router", "lora", "finetune"})
-    settings["readers"] = {name: fingerprint_of_files(run_folder(config, name) / READER) for name in ("image", "text")}
+    settings["readers"] = {
+        name: fingerprint_of_files(run_folder(config, name) / READER) for name in modalities(config)
+    }
     settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))
     workers = Workers(config)
     with shared_run(workers, folder, {**settings, "seed": config.run.seed}, {"run": config.run.seed}) as run:

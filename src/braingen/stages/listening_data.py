@@ -104,7 +104,7 @@ def listening_data(config: Config, targets: Targets, readers: dict[str, BrainRea
     """
     layout = Layout.of(config.data.root)
     splits: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"train": [], "held_out": []}
-    reads: dict[str, list[np.ndarray]] = {"image": [], "text": []}
+    reads: dict[str, list[np.ndarray]] = {name: [] for name in readers}
     for position, subject in enumerate(config.data.subjects):
         trials = train_trials(layout, subject, config.data.num_sessions)
         repeats, betas = group_repeats(trials), Betas.of(layout, subject)

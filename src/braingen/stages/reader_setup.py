@@ -61,7 +61,7 @@ def setup(config: Config, modality: str, rank: int = 0, world: int = 1) -> Parts
     """
     refuse_untrained_parts(config, modality)
     layout = Layout.of(config.data.root)
-    check_before_training(layout, config.data.subjects, config.data.num_sessions)
+    check_before_training(layout, config.data.subjects, config.data.num_sessions, captions=modality == "text")
     subjects, held_out = [], []
     for subject in config.data.subjects:
         kept, held = hold_out_images(train_trials(layout, subject, config.data.num_sessions), config.data.holdout_share, config.run.seed)

@@ -17,6 +17,7 @@ from braingen.clip.image_target import CLIPImageEncoder
 from braingen.config import Config
 from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
+from braingen.data.captions import has_captions
 from braingen.data.nsd import Layout
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.data.voxel_file import Responses
@@ -36,7 +37,7 @@ from braingen.stages.drawing import Drawn, draw_missing, gathered, notes
 from braingen.stages.machine import device_of
 from braingen.stages.steps import hash_seed
 from braingen.stages.targets import Targets
-from braingen.stages.trained import load_reader, tuned_folder
+from braingen.stages.trained import load_reader, modalities, tuned_folder
 from braingen.stages.workers import Workers, shared_run
 
 
@@ -54,7 +55,8 @@ def assemble(config: Config, targets: Targets) -> BrainDecoder:
     """Readers of earlier runs, the backbone, and what fine-tuning taught it, as one decoder."""
     backbone = load_backbone(config.backbone.path, config.backbone.ip_adapter)
     backbone = backbone._replace(scheduler=scheduler_named(config.sampler.scheduler, backbone.scheduler))
-    image, text = load_reader(config, "image"), load_reader(config, "text")
+    image = load_reader(config, "image")
+    text = load_reader(config, "text") if "text" in modalities(config) else None
     folder = tuned_folder(config)
     tuned = load_tuned(folder) if folder is not None else NOT_TUNED
     return BrainDecoder.assemble(image, text, *backbone, targets.text_encoder, **tuned._asdict()).to(device_of(config))
@@ -64,6 +66,11 @@ def setup(config: Config) -> Parts:
     """Load what is needed and fail early."""
     if not (config.sampler.use_image or config.sampler.use_text):
         raise UserError("use_image and use_text are both off, so there is nothing to draw from: leave one of them on.")
+    if not config.sampler.use_image and "text" not in modalities(config):
+        raise UserError(
+            "sampler.use_image is off and there is no text embedding to generate from (no captions, no text"
+            " encoder): leave use_image on."
+        )
     layout = Layout.of(config.data.root)
     subject = config.data.subjects[0]
     repeats = group_repeats(test_trials(layout, subject))
@@ -81,14 +88,12 @@ def embeddings_of(config: Config, parts: Parts) -> dict[str, Tensor]:
     if config.sampler.source != "ceiling":
         return read_responses(config, parts.decoder, parts.repeats, parts.betas, parts.subject)
     ids, reader = parts.repeats.image_N, parts.decoder
-    image, text = parts.targets.image(ids), parts.targets.text(ids)
-    return {
-        "ids": torch.from_numpy(ids),
-        "image": image,
-        "text": text,
-        "image_clip": reader.brain_image.standardised(image.to(reader.device)).cpu(),
-        "text_clip": reader.brain_text.standardised(text.to(reader.device)).cpu(),
-    }
+    found = {"ids": torch.from_numpy(ids)}
+    for name, encoder in (("image", reader.brain_image), ("text", reader.brain_text)):
+        if encoder is not None and (name == "image" or has_captions(Layout.of(config.data.root))):
+            found[name] = parts.targets.of(name, ids)
+            found[f"{name}_clip"] = encoder.standardised(found[name].to(reader.device)).cpu()
+    return found
 
 
 @torch.no_grad()
@@ -109,11 +114,13 @@ def read_responses(config: Config, decoder: BrainDecoder, repeats: Repeats, beta
         voxels_BRV = voxels_BRV.to(decoder.device)
         read = decoder.read(voxels_BRV, subject, batch.image_B.tolist(), config.run.seed, present_BR, experts=mixed)
         for name, rows in zip(found, decoder.decoded(read)):
-            found[name].append(rows.float().cpu())
+            if rows is not None:
+                found[name].append(rows.float().cpu())
         for name, heard in (("image_experts", read.image), ("text_experts", read.text)):
-            if mixed:
+            if mixed and heard is not None:
                 found.setdefault(name, []).append(all_experts(heard).float().cpu())
-    return {"ids": torch.from_numpy(repeats.image_N), **{name: torch.cat(rows) for name, rows in found.items()}}
+    joined = {name: torch.cat(rows) for name, rows in found.items() if rows}
+    return {"ids": torch.from_numpy(repeats.image_N), **joined}
 
 
 def nearest_captions(config: Config, targets: Targets, text_NTD: Tensor, ids: np.ndarray) -> dict[str, str]:
@@ -132,8 +139,8 @@ class Embeddings(NamedTuple):
     """What pictures are drawn from; rows are images."""
 
     image_NTD: Tensor
-    text_NTD: Tensor
-    """Both in CLIP's own units."""
+    text_NTD: Tensor | None
+    """Both in CLIP's own units; no text without a text encoder."""
     image_N: list[int]
     """Image ids."""
     experts: Mapping[str, Tensor] | None = None
@@ -143,7 +150,16 @@ class Embeddings(NamedTuple):
         """What is listened to of some rows; ``counts``: experts of every level."""
         if self.experts is not None:
             return from_experts(self.experts[name][rows], counts)
-        return self.image_NTD[rows] if name == "image" else self.text_NTD[rows]
+        table = self.image_NTD if name == "image" else self.text_NTD
+        assert table is not None
+        return table[rows]
+
+
+def embeddings_in(read: Mapping[str, Tensor]) -> Embeddings:
+    """What :func:`read_responses` decoded, as pictures are generated from it."""
+    parts = {name: read.get(f"{name}_experts") for name in ("image", "text")}
+    experts = {name: rows for name, rows in parts.items() if rows is not None}
+    return Embeddings(read["image"], read.get("text"), read["ids"].tolist(), experts or None)
 
 
 def drawer(
@@ -156,7 +172,9 @@ def drawer(
     targets : the CLIP that pictures are read with; asked for only when there are several drawings to choose from
     """
     sampler = config.sampler
-    counts = {"image": expert_counts(decoder.brain_image), "text": expert_counts(decoder.brain_text)}
+    with_text = sampler.use_text and read.text_NTD is not None and decoder.brain_text is not None
+    encoders = {"image": decoder.brain_image, "text": decoder.brain_text}
+    counts = {name: expert_counts(each) for name, each in encoders.items() if each is not None}
     level = sampler.level if read.experts else None
     if level is not None and level >= len(counts["image"]):
         raise UserError(f"level = {level}, but the encoder has levels 0 to {len(counts['image']) - 1}.")
@@ -168,7 +186,7 @@ def drawer(
         def once(number: int) -> Tensor:
             return decoder.draw(
                 read.heard("image", some, counts["image"]) if sampler.use_image else None,
-                read.heard("text", some, counts["text"]) if sampler.use_text else None,
+                read.heard("text", some, counts["text"]) if with_text else None,
                 read.image_N[some],
                 seed=config.run.seed,
                 steps=sampler.steps,
@@ -207,8 +225,7 @@ def draw_embeddings(
     """Draw what the embeddings in a run folder say, by all processes; returns the embeddings."""
     read = load_file(folder / EMBEDDINGS)
     ids = read["ids"].tolist()
-    experts = {name: read[f"{name}_experts"] for name in ("image", "text")} if "image_experts" in read else None
-    draw = drawer(config, decoder, targets, Embeddings(read["image"], read["text"], ids, experts))
+    draw = drawer(config, decoder, targets, embeddings_in(read))
     description = f"drawing {len(ids)} pictures ({folder.name})"
     with merged_lora(decoder.unet):
         draw_missing(folder, ids, config.sampler.batch_size, draw, workers, description)
@@ -245,7 +262,10 @@ def _reconstruct(config: Config, folder: Path) -> Path:
     """Draw the configured source once, into a run folder; finished pictures of other settings are refused."""
     settings = {**config.model_dump(mode="json", include={"data", "backbone", "sampler"}), "seed": config.run.seed}
     # pictures of readers or backbones that have changed since are not passed off as those of the present ones
-    settings["readers"] = {modality: fingerprint_of_files(run_folder(config, modality) / READER) for modality in ("image", "text")}
+    settings["readers"] = {
+        modality: fingerprint_of_files(run_folder(config, modality) / READER)
+        for modality in modalities(config)
+    }
     settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))
     tuned = tuned_folder(config)
     settings["finetuned"] = fingerprint_of_files(tuned) if tuned is not None else ""
@@ -262,7 +282,10 @@ def _reconstruct(config: Config, folder: Path) -> Path:
         read = draw_embeddings(config, parts.decoder, lambda: parts.targets.image_encoder, folder, workers)
         if workers.main:
             ids = read["ids"].numpy()
-            write_index(folder, ids.tolist(), captions=nearest_captions(config, parts.targets, read["text"], ids))
+            more = {}
+            if "text" in read and has_captions(Layout.of(config.data.root)):
+                more["captions"] = nearest_captions(config, parts.targets, read["text"], ids)
+            write_index(folder, ids.tolist(), **more)
             run.mark_finished({"images": len(ids), "seconds": round(time.monotonic() - started, 1)})
         workers.wait()
     return folder

@@ -134,8 +134,13 @@ def refine(config: Config) -> Path:
         if workers.told(run.finished):
             return folder
         started = time.monotonic()
-        refiner = setup(config)
         read = load_file(recons / EMBEDDINGS)
+        if "text" not in read and not chosen.use_image:
+            raise UserError(
+                f"{recons} was generated without a text embedding, which is what refining is conditioned on: "
+                "refine with the base model and the decoded image instead, refiner.use_image=true."
+            )
+        refiner = setup(config)
         row = {image: number for number, image in enumerate(read["ids"].tolist())}
         how = Refinement(**chosen.model_dump(include=set(Refinement._fields)))
 
@@ -144,7 +149,7 @@ def refine(config: Config) -> Path:
             refined = refine_pictures(
                 refiner,
                 _read(recons, ids[some]),
-                read["text"][rows],
+                read["text"][rows] if "text" in read else None,
                 ids[some],
                 how,
                 seed=config.run.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 from diffusers import AutoencoderKL
@@ -38,7 +39,7 @@ class Targets:
         self._choice = config.backbone
         layout = Layout.of(config.data.root)
         self.stimuli = Stimuli(layout)
-        self.captions: Captions = load_captions(layout)
+        self._layout = layout
         self._folder = layout.cache() / "targets"
         self._backbone = backbone_folder(config.backbone.path)
         self.image_path = config.backbone.image_encoder or self._backbone
@@ -46,6 +47,11 @@ class Targets:
         self._image_encoder: CLIPImageEncoder | None = None
         self._text_encoder: CLIPTextEncoderDual | None = None
         self._vae: AutoencoderKL | None = None
+
+    @cached_property
+    def captions(self) -> Captions:
+        """What people wrote about the pictures; read when first asked for, since own scans may have none."""
+        return load_captions(self._layout)
 
     @property
     def image_encoder(self) -> CLIPImageEncoder:

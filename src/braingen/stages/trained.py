@@ -6,6 +6,8 @@ from pathlib import Path
 
 from braingen.brain.reader import BrainReader
 from braingen.config import Config
+from braingen.data.captions import has_captions
+from braingen.data.nsd import Layout
 from braingen.diffusion.finetuning import BEST
 from braingen.errors import UserError
 from braingen.run_layout import READER, run_folder, tuning_folder
@@ -25,9 +27,25 @@ def load_reader(config: Config, modality: str) -> BrainReader:
     return BrainReader.from_pretrained(folder / READER).eval()
 
 
+def modalities(config: Config) -> tuple[str, ...]:
+    """The embeddings that are decoded: of the image, and of the text where there can be one.
+
+    Pictures are generated from the image embedding alone where nobody trained a text encoder and
+    either the data hold no captions or ``sampler.use_text`` is off. Where there are captions and
+    text is wanted, a missing text encoder is an error (:func:`load_reader`).
+    """
+    if (run_folder(config, "text") / READER).is_dir():
+        return ("image", "text")
+    wanted = config.sampler.use_text and has_captions(Layout.of(config.data.root))
+    return ("image", "text") if wanted else ("image",)
+
+
 def load_readers(config: Config) -> dict[str, BrainReader]:
-    """Both of them, frozen, where the configuration computes."""
-    return {name: load_reader(config, name).requires_grad_(False).to(device_of(config)) for name in ("image", "text")}
+    """The trained encoders, frozen, where the configuration computes."""
+    return {
+        name: load_reader(config, name).requires_grad_(False).to(device_of(config))
+        for name in modalities(config)
+    }
 
 
 def tuned_folder(config: Config) -> Path | None:
