@@ -21,7 +21,7 @@ IMAGES = 12
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, Path, list[str]]:
     folder = tmp_path_factory.mktemp("explained")
-    words = ["--config", str(ROOT / "configs" / "simulated.yaml"), "--folder", str(folder / "run"), "--root", str(folder / "data")]
+    words = ["--config", "simulated", "--folder", str(folder / "run"), "--root", str(folder / "data")]
     words += ["simulation.num_sessions=1", "simulation.trials_per_session=90", "simulation.num_voxels=200"]
     words += [f"--num_test_images={IMAGES}", "encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", "optim.num_epochs=1"]
     words += ["--tracker", "none", "run.device=cpu"]

@@ -67,7 +67,7 @@ class Flow(NamedTuple):
 @pytest.fixture(scope="module")
 def flow(tmp_path_factory) -> Flow:
     folder = tmp_path_factory.mktemp("flow")
-    words = ["--config", str(ROOT / "configs" / "simulated.yaml"), "--folder", str(folder / "run"), "--root", str(folder / "data")]
+    words = ["--config", "simulated", "--folder", str(folder / "run"), "--root", str(folder / "data")]
     words += [*SMALL_DATA, *SMALL]
     assert main(["demo", *words]) == 0
     return Flow(words, load_config(*parse_overrides(words)), folder / "run", folder / "data")
@@ -223,7 +223,7 @@ def test_the_random_baseline_is_the_mean_of_its_draws(flow, tmp_path):
             assert score["low"] - 1e-6 <= score["value"] <= score["high"] + 1e-6, name
     alone = []
     for number, folder in enumerate(folders):
-        own = ["--config", str(ROOT / "configs" / "simulated.yaml"), "--root", str(flow.data), "--folder", str(tmp_path / f"run{number}")]
+        own = ["--config", "simulated", "--root", str(flow.data), "--folder", str(tmp_path / f"run{number}")]
         assert main(["evaluate", *own, "--all_recons_path", str(folder), "scores.bootstrap=50"]) == 0
         alone.append(json.loads((tmp_path / f"run{number}" / "scores.json").read_text()))
     for name in ("pixcorr", "two_way_judge_late", "object_accuracy"):
