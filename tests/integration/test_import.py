@@ -132,7 +132,7 @@ def test_levels_of_other_shapes_against_a_loop(sizes: dict[str, Any], tmp_path: 
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["text_joint_late", "text_BigG_pool"])
+@pytest.mark.parametrize("name", ["text_joint", "text_joint_early", "text_joint_mid_pool", "text_joint_late", "text_BigG_pool"])
 def test_text_encoders_too(name: str, tmp_path: Path) -> None:
     """The parity case is a trunk; a subject layer that changes nothing is put before it."""
     from parity.cases import read_case  # weights by formula
@@ -142,12 +142,11 @@ def test_text_encoders_too(name: str, tmp_path: Path) -> None:
     state = {f"backbone.{key}": torch.from_numpy(value.copy()) for key, value in case.state.items()}
     state |= {"ridge.linears.0.weight": torch.eye(width), "ridge.linears.0.bias": torch.zeros(width)}
     save_file(state, tmp_path / "text.safetensors")
-    if "late" in name:
-        assert main(["import", "text", "--checkpoint", str(tmp_path / "text.safetensors"), "--folder", str(tmp_path / "run")]) == 2
-    run = imported(tmp_path, "text", tmp_path / "text.safetensors", "--fusion", "late")
+    run = imported(tmp_path, "text", tmp_path / "text.safetensors")
     out = BrainReader.from_pretrained(run / "text" / "reader").eval()(tensors["in"]["x"][:, 0], 1)
-    for ours, field in ((out.backbone_BTD, "backbone"), (out.clip_BTD, "clip"), (out.pooled_BD, "pooled")):
-        torch.testing.assert_close(ours, tensors["out"][field], rtol=2e-4, atol=1e-4)
+    found = {"backbone": out.backbone_BTD, "clip": out.clip_BTD, "pooled": out.pooled_BD}
+    for field, wanted in tensors["out"].items():
+        torch.testing.assert_close(found[field], wanted, rtol=2e-4, atol=1e-4)
 
 
 # --- nothing is dropped silently ------------------------------------------------------------------------------------

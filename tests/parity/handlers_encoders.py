@@ -135,14 +135,16 @@ def brain_network(case: Case) -> dict[str, np.ndarray]:
 
 
 def brain_network_text(case: Case) -> dict[str, np.ndarray]:
+    """Fusion needs both trunks, pooling that of ViT-bigG; elsewhere the arguments mean nothing."""
     args = case.spec["constructor"]
+    output = {"joint": "joint", "l": "L", "bigg": "bigG"}[args["output_mode"].lower()]
     model = TextBackbone(
         args["h"],
         args["n_blocks"],
         args["clip_seq_dim"],
-        {"bigg": "bigG"}.get(args["output_mode"].lower(), args["output_mode"]),
-        fusion=args.get("fusion_strategy") or "none",
-        train_pool=args.get("train_pool", False),
+        output,
+        fusion=((args.get("fusion_strategy") or "none").lower() if output == "joint" else "none"),
+        train_pool=bool(args.get("train_pool")) and output != "L",
         trunk="published",
     )
     load(model, case)
@@ -203,7 +205,8 @@ def common(case: Case, order: str) -> dict[str, Any]:
 def brain_moe(case: Case) -> dict[str, np.ndarray]:
     args, out = case.spec["constructor"], {}
     for group, order in ORDERS.items():
-        model = BrainMoE(num_exp=args["num_exp"], capacity_factor=args["capacity_factor"], meta=args["meta"], **common(case, order))
+        settings = {"capacity_factor": args.get("capacity_factor", 1), "meta": args.get("meta", False)}
+        model = BrainMoE(num_exp=args["num_exp"], **settings, **common(case, order))
         load(model, case)
         records = per_subject(model, case, return_experts=True, router_noise=called_noise(case, [1]))
         out[f"{group}backbone"] = torch.cat([record.expert_backbone[0] for record in records]).transpose(0, 1)

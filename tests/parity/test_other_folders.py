@@ -1,7 +1,7 @@
 """Any folder of the form is checked: other sizes, seeds and settings pass, wrong numbers and unknown kinds fail.
 
 The other numbers come from encoders written out plainly (tests/unit/published_models.py). That these compute what the published code
-computes is shown by its recorded gradients, which they repeat bit for bit, rounding noise of idle layers included.
+computes is shown by its recorded gradients, to which their float64 gradients are as near as float32 rounding allows.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cases import Case, entries, handlers, read_case
+from cases import Case, entries, formula_weights, handlers, is_declined, read_case
 import numpy as np
 import pytest
 from safetensors.torch import save_file
+from test_parity import difference
 from test_parity import test_case as check
 import torch
 from torch import Tensor
-from unit.published_models import Mixer, MultiLevel, Ridge, lively
+from unit.published_models import Mixer, MultiLevel, Ridge, Text, lively
 
 WITH_GRADIENTS = [entry for entry in entries() if entry["kind"] == "BrainMoEMulti" and "grad_weight_backbone" in entry["in"]]
 
@@ -48,19 +49,19 @@ def gradients(model: MultiLevel, case: Case) -> dict[str, Tensor]:
     return {f"grad/{name}": parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
+AMPLIFIED = 2.0**-13
+"""Bound of the noise in a declined gradient beside its largest entry: half a digit of float32, 2**-24, amplified 2**11 times by layer
+norms over a single number (measured: 323 times at most, over three kinds of kernels)."""
+
+
 @pytest.mark.parametrize("entry", WITH_GRADIENTS, ids=[entry["case"] for entry in WITH_GRADIENTS])
 def test_declined_gradients_are_rounding_noise(entry: dict[str, Any]) -> None:
-    """In float32 the plain encoder repeats every recorded gradient; in float64 it and ours agree, the declined ones included."""
+    """In float64 the plain encoder and ours agree, and every recorded float32 gradient lies around them: the declined ones within
+    amplified rounding, the others within the entry's tolerance. No float32 kernel of this machine takes part."""
     case = read_case(entry)
-    state = {name: torch.from_numpy(value.copy()) for name, value in case.state.items()}
-    model = plain(case.spec["constructor"]).eval()
-    model.load_state_dict(state)
-    for name, gradient in gradients(model, case).items():
-        if name in case.outputs:
-            np.testing.assert_allclose(gradient.numpy(), case.outputs[name], rtol=1e-6, atol=1e-8, err_msg=name)
     exact = plain(case.spec["constructor"]).double().eval()
-    exact.load_state_dict(state)
-    wanted = gradients(exact, case)
+    exact.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in case.state.items()})
+    wanted = {name: gradient.numpy() for name, gradient in gradients(exact, case).items()}
     arrays = {name: value.astype(np.float64) if value.dtype == np.float32 else value for name, value in case.inputs.items()}
     doubled = Case(case.spec, {name: value.astype(np.float64) for name, value in case.state.items()}, arrays, case.outputs)
     default = torch.get_default_dtype()
@@ -69,11 +70,16 @@ def test_declined_gradients_are_rounding_noise(entry: dict[str, Any]) -> None:
         ours = handlers()[case.kind](doubled)
     finally:
         torch.set_default_dtype(default)
-    declined = [name for name in wanted if name.startswith(("grad/ridge", "grad/bottleneck")) and name in ours]
+    declined = [name for name in case.outputs if is_declined(case.name, case.kind, name)]
     assert declined
-    for name in declined:
-        assert np.abs(ours[name] - case.outputs[name]).max() > 0  # the noise
-        np.testing.assert_allclose(ours[name], wanted[name].numpy(), rtol=1e-7, atol=1e-9, err_msg=name)
+    for name, gradient in wanted.items():
+        if name in ours:
+            np.testing.assert_allclose(ours[name], gradient, rtol=1e-7, atol=1e-9, err_msg=name)
+        if name in declined:
+            noise = np.abs(case.outputs[name] - gradient).max()
+            assert 0 < noise <= AMPLIFIED * np.abs(gradient).max(), name
+        elif name in case.outputs:
+            assert difference(gradient, case.outputs[name], case.spec["tolerance"], name) == ""
 
 
 def written(folder: Path, entry: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -150,6 +156,40 @@ def test_other_sizes_of_the_dense_encoder(tmp_path: Path, monkeypatch: pytest.Mo
     tensors = {f"state/{key}": value for key, value in model.state_dict().items()} | {f"in/voxel_{i}": x for i, x in enumerate(voxels)}
     tensors |= {"out/ridge": ridge, "out/mixer": model.backbone.trunk(ridge), "out/backbone": backbone, "out/clip": clip}
     written(tmp_path, {"kind": "BrainEncoder", "constructor": args, "call": {}}, tensors)
+    monkeypatch.setenv("BRAINGEN_PARITY_DIR", str(tmp_path))
+    check(entries()[0], handlers())
+
+
+TEXT = {
+    "early, odd": {"output_mode": "joint", "fusion_strategy": "early", "n_blocks": 3, "train_pool": False, "clip_seq_dim": 1},
+    "mid, odd, pooled": {"output_mode": "joint", "fusion_strategy": "mid", "n_blocks": 5, "train_pool": True, "clip_seq_dim": 2},
+    "late, one block": {"output_mode": "joint", "fusion_strategy": "late", "n_blocks": 1, "train_pool": True, "clip_seq_dim": 1},
+    "one text encoder": {"output_mode": "L", "fusion_strategy": "", "n_blocks": 3, "train_pool": False, "clip_seq_dim": 3},
+    "the other": {"output_mode": "BigG", "fusion_strategy": None, "n_blocks": 1, "train_pool": True, "clip_seq_dim": 4},
+}
+
+
+@pytest.mark.parametrize("name", TEXT)
+@torch.no_grad()
+def test_other_text_encoders(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights by the formula, so that no large file is written."""
+    args = {"h": 5, "in_dim": 5, **TEXT[name]}
+    widths = {"joint": {"L": 768, "G": 1280}, "L": {"L": 768}, "BigG": {"G": 1280}}[args["output_mode"]]
+    with torch.device("meta"):
+        model = Text(5, args["n_blocks"], args["clip_seq_dim"], widths, args["fusion_strategy"] or "", args["train_pool"])
+    listed = [
+        {"key": key, "shape": list(value.shape), "scale": value.shape[-1] ** -0.5, "offset": float(value.ndim == 1 and "weight" in key)}
+        for key, value in model.state_dict().items()
+    ]
+    state = {
+        tensor["key"]: torch.from_numpy(formula_weights(place, 3, tensor["shape"], tensor["scale"], tensor["offset"]))
+        for place, tensor in enumerate(listed)
+    }
+    model.load_state_dict(state, assign=True)
+    x = torch.randn(2, 1, 5, generator=torch.Generator().manual_seed(1))
+    tensors = {"in/x": x} | {f"out/{part}": value for part, value in model.eval()(x).items()}
+    weights = {"kind": "formula", "seed": 3, "tensors": listed}
+    written(tmp_path, {"kind": "BrainNetworkText", "constructor": args, "call": {}, "weights": weights}, tensors)
     monkeypatch.setenv("BRAINGEN_PARITY_DIR", str(tmp_path))
     check(entries()[0], handlers())
 

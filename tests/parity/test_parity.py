@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cases import Handler, declined, entries, handlers, is_declined, read_case
+from cases import Case, Handler, declined, entries, handlers, is_declined, read_case
 import numpy as np
 import pytest
 import torch
@@ -27,17 +27,26 @@ def test_case(spec: dict[str, Any], handler_of: dict[str, Handler]) -> None:
     got = handler_of[case.kind](case)
     missing = [name for name in wanted if name not in got]
     assert not missing, f"the handler of {case.kind} returned no {missing}"
-    problems = [text for name in wanted if (text := difference(got[name], case.outputs[name], tolerance_of(spec, name), name))]
+    problems = [text for name in wanted if (text := difference(got[name], case.outputs[name], tolerance_of(case, name), name))]
     assert not problems, "\n".join(problems)
 
 
-def tolerance_of(spec: dict[str, Any], name: str) -> dict[str, float]:
-    """The entry's tolerance; a prior's single passes have a narrower one than its sampling."""
+FLOAT32_ANGLES = {"sdxl_schedule": "time_embedding", "prior_parts": "sinusoid"}
+"""Kind -> its table of sines and cosines of t * w. Ours is exact (tests/unit/test_sinusoids.py). The recorded one is not: its angles are
+float32, where exponent, exponential and product are rounded, which another processor does otherwise. Its error is at most
+3 * 2**-24 * t (docs/deviations.md, row 3.13); recorded values that are further off are wrong."""
+
+
+def tolerance_of(case: Case, name: str) -> dict[str, Any]:
+    """The entry's tolerance; a prior's single passes have a narrower one than its sampling, float32 angles their rounding error."""
     one_pass = name.split("/")[0] in ("train", "fixed", "onestep")
-    return spec.get("tolerance_one_pass", spec["tolerance"]) if one_pass else spec["tolerance"]
+    tolerance = case.spec.get("tolerance_one_pass", case.spec["tolerance"]) if one_pass else case.spec["tolerance"]
+    if FLOAT32_ANGLES.get(case.kind) == name:
+        return tolerance | {"atol": tolerance["atol"] + 3 * 2.0**-24 * case.inputs["times"][:, None]}
+    return tolerance
 
 
-def difference(ours: Any, theirs: np.ndarray, tolerance: dict[str, float], name: str) -> str:
+def difference(ours: Any, theirs: np.ndarray, tolerance: dict[str, Any], name: str) -> str:
     """What is wrong with an output; empty when it is right. Integers and truth values must agree exactly."""
     ours = ours.detach().cpu().numpy() if isinstance(ours, torch.Tensor) else np.asarray(ours)
     if ours.shape != theirs.shape:

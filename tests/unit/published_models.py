@@ -89,6 +89,51 @@ class MindEye2(nn.Module):
         return backbone, clip, part.bupsampler(grid), part.b_maps_projector(grid).flatten(2).mT
 
 
+class Text(nn.Module):
+    """One trunk per text encoder, fused or not; residuals pass by the fusion maps, as published.
+
+    Parameters
+    ----------
+    widths : D of ViT-L ("L") and of ViT-bigG ("G"); either may be absent
+    fusion : '', 'early', 'mid' or 'late'
+    """
+
+    def __init__(self, width: int, blocks: int, tokens: int, widths: dict[str, int], fusion: str = "", pool: bool = False) -> None:
+        super().__init__()
+        self.names, self.tokens, self.fusion = list(widths), tokens, fusion
+        for name, clip_width in widths.items():
+            setattr(self, f"bn_{name}", Mixer(width, blocks))
+            setattr(self, f"backbone_linear_{name}", nn.Linear(width, tokens * clip_width))
+            setattr(self, f"clip_proj_{name}", projector(clip_width, 2 * clip_width))
+        if pool:
+            self.pool_attn = nn.Linear(widths["G"], widths["G"])
+        self.fused = {"early": range(blocks), "mid": range(blocks // 2, blocks), "late": range(blocks - 1, blocks)}.get(fusion, range(0))
+        maps = [nn.Linear(2 * width, 2 * width) for _ in self.fused]
+        if maps:
+            self.fusion_linears = maps[0] if fusion == "late" else nn.ModuleList(maps)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Backbone and clip outputs side by side, and the pooled one; x is B x 1 x width."""
+        trunks = {name: getattr(self, f"bn_{name}") for name in self.names}
+        states, first, second = (dict.fromkeys(self.names, x) for _ in range(3))
+        for place in range(len(trunks[self.names[0]].mixer_blocks1)):
+            for name, trunk in trunks.items():
+                first[name] = trunk.mixer_blocks1[place](states[name]) + first[name]
+                states[name] = second[name] = trunk.mixer_blocks2[place](first[name].mT).mT + second[name]
+            if place in self.fused:
+                linear = self.fusion_linears if self.fusion == "late" else self.fusion_linears[place - self.fused.start]
+                states = dict(zip(self.names, linear(torch.cat([states[name] for name in self.names], dim=-1)).chunk(2, dim=-1)))
+        backbones = {
+            name: getattr(self, f"backbone_linear_{name}")(states[name].flatten(1)).unflatten(1, (self.tokens, -1)) for name in self.names
+        }
+        clips = {name: getattr(self, f"clip_proj_{name}")(backbone) for name, backbone in backbones.items()}
+        out = {"backbone": torch.cat(list(backbones.values()), dim=-1), "clip": torch.cat(list(clips.values()), dim=-1)}
+        if hasattr(self, "pool_attn"):
+            share = self.pool_attn(clips["G"]).softmax(dim=1).mean(dim=-1, keepdim=True)
+            out["pooled"] = (share * clips["G"]).sum(dim=1)
+        return out
+
+
 class Chooser(nn.Module):
     """A linear map without bias under the name ``router``."""
 

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from unit.published_models import Text, lively
 
 from braingen.brain.backbone import BrainEncoder, ImageBackbone
 from braingen.brain.parameters import idle_parameters, trainable_parameters
 from braingen.brain.published_keys import load_published, published_keys, to_published
+from braingen.brain.published_settings import encoder_settings
 from braingen.errors import UserError
 
 SMALL: dict[str, Any] = {"subjects": {1: 20, 2: 17}, "hidden_dim": 16, "n_blocks": 2, "clip_emb_dim": 8}
@@ -27,6 +29,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bigG_pool": {**TEXT, "text_output": "bigG", "clip_emb_dim": 10, "train_pool": True, "clip_seq_dim": 3},
     **{f"joint_{how}": {**TEXT, "text_output": "joint", "clip_emb_dim": 16, "fusion": how} for how in ("none", "early", "mid", "late")},
     "joint_published": {**TEXT, "text_output": "joint", "clip_emb_dim": 16, "fusion": "late", "trunk": "published", "train_pool": True},
+    **{
+        f"joint_published_{how}": {**TEXT, "text_output": "joint", "clip_emb_dim": 16, "fusion": how, "trunk": "published", "n_blocks": 3}
+        for how in ("early", "mid")
+    },
 }
 
 
@@ -82,6 +88,40 @@ def test_published_names_lead_there_and_back(name: str) -> None:
     assert load_published(other, to_published(model)).is_complete
     voxels_BV = torch.randn(2, 20)
     torch.testing.assert_close(other(voxels_BV, 1).clip_BTD, model(voxels_BV, 1).clip_BTD)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 5])
+@pytest.mark.parametrize("fusion", ["none", "early", "mid", "late"])
+@torch.no_grad()
+def test_published_fusion_with_any_number_of_blocks(fusion: str, blocks: int) -> None:
+    """Against the plainly written text trunks; the settings are read off the weights alone."""
+    widths = {"L": 6, "G": 10}
+    plain = lively(Text(8, blocks, 2, widths, fusion, pool=True), seed=blocks)
+    state = {f"backbone.{key}": value for key, value in plain.state_dict().items()}
+    state |= {"ridge.linears.0.weight": torch.eye(8), "ridge.linears.0.bias": torch.zeros(8)}
+    settings = encoder_settings(state, subjects=[1])
+    wanted = "early" if fusion == "mid" and blocks == 1 else fusion  # one map after the only block: the same thing
+    assert settings.arguments["fusion"] == wanted and settings.arguments["n_blocks"] == blocks
+    model = BrainEncoder(**settings.arguments)
+    assert load_published(model, state).is_complete
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    found, exact = model.eval()(x, 1), plain(x[:, None])
+    for ours, name in ((found.backbone_BTD, "backbone"), (found.clip_BTD, "clip"), (found.pooled_BD, "pooled")):
+        torch.testing.assert_close(ours, exact[name], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_every_fusion_map_of_a_working_trunk_has_an_effect_and_of_a_published_one_the_last() -> None:
+    for trunk, acting in (("working", [0, 1, 2]), ("published", [2])):
+        options = {**TEXT, "text_output": "joint", "clip_emb_dim": 16, "n_blocks": 3, "fusion": "early", "trunk": trunk}
+        model, x = lively(BrainEncoder(**options), seed=1), torch.randn(2, 20, generator=torch.Generator().manual_seed(0))
+        before, felt = model(x, 1).backbone_BTD, []
+        for place, linear in enumerate(model.backbone.fusion_linears):
+            kept = linear.weight.clone()
+            linear.weight.mul_(1.5)
+            felt += [place] if (model(x, 1).backbone_BTD - before).abs().max() > 1e-3 else []
+            linear.weight.copy_(kept)
+        assert felt == acting
 
 
 def test_what_does_not_fit_is_reported() -> None:

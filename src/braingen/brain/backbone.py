@@ -94,8 +94,9 @@ class TextBackbone(nn.Module):
     n_blocks, clip_seq_dim, trunk, dropout : see :class:`BrainEncoder`
     output : 'joint', 'L' or 'bigG'
     emb_dims : D of ViT-L and of ViT-bigG (768 and 1280 in SDXL)
-    fusion : with 'joint', a linear map of both trunks' states put together: 'early' before the trunks, 'mid' after every block,
-        'late' after the trunks, or 'none'
+    fusion : with 'joint', linear maps of both trunks' states put together, as published: 'early' after every block, 'mid' after every
+        block of the later half (the middle block of an odd number included), 'late' after the last block, or 'none'. The published trunk's
+        residuals pass by the maps, so that only the last map has an effect there (docs/deviations.md, row 1.16)
     train_pool : also predict the pooled embedding of ViT-bigG, a softmax-weighted mean of its tokens
     """
 
@@ -129,25 +130,22 @@ class TextBackbone(nn.Module):
         self.heads = nn.ModuleDict(
             {name: ExpertHeads(1, width, clip_seq_dim, sizes[name], head, inner=2 * sizes[name]) for name in names}
         )
-        fusions = {"none": 0, "early": 1, "mid": n_blocks, "late": 1}[fusion]
-        self.fusion_linears = nn.ModuleList(nn.Linear(2 * width, 2 * width) for _ in range(fusions))
+        first = {"none": n_blocks, "early": 0, "mid": n_blocks // 2, "late": n_blocks - 1}[fusion]
+        self.fused_blocks = range(first, n_blocks)
+        self.fusion_linears = nn.ModuleList(nn.Linear(2 * width, 2 * width) for _ in self.fused_blocks)
         self.pool = nn.Linear(sizes["G"], sizes["G"]) if train_pool else None
 
-    def _fuse(self, place: int, states: dict[str, Tensor]) -> dict[str, Tensor]:
-        left, right = self.fusion_linears[place](torch.cat([states["L"], states["G"]], dim=-1)).chunk(2, dim=-1)
+    def _fuse(self, linear: nn.Module, states: dict[str, Tensor]) -> dict[str, Tensor]:
+        left, right = linear(torch.cat([states["L"], states["G"]], dim=-1)).chunk(2, dim=-1)
         return {"L": left, "G": right}
 
     def forward(self, x_BSH: Tensor) -> BackboneOutput:
         """Read text tokens out of the shared units (S is 1)."""
-        states = {name: x_BSH.transpose(0, 1) for name in self.trunks}  # 1 x B x H
-        if self.fusion == "early":
-            states = self._fuse(0, states)
+        states = apart = {name: x_BSH.transpose(0, 1) for name in self.trunks}  # 1 x B x H
         for place in range(self.n_blocks):
-            states = {name: trunk.step(place, states[name]) for name, trunk in self.trunks.items()}  # type: ignore[operator]
-            if self.fusion == "mid":
-                states = self._fuse(place, states)
-        if self.fusion == "late":
-            states = self._fuse(0, states)
+            states = apart = {name: trunk.step(place, states[name], apart[name]) for name, trunk in self.trunks.items()}  # type: ignore[operator]
+            if place in self.fused_blocks:
+                states = self._fuse(self.fusion_linears[place - self.fused_blocks.start], states)
         outputs = {name: heads(states[name]) for name, heads in self.heads.items()}
         pooled_BD = None
         if self.pool is not None:

@@ -143,8 +143,8 @@ class ResidualTrunk(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(MLP(experts, width, dropout) for _ in range(n_blocks))
 
-    def step(self, place: int, x_EBK: Tensor) -> Tensor:
-        """The state after one more block."""
+    def step(self, place: int, x_EBK: Tensor, before_EBK: Tensor | None = None) -> Tensor:
+        """The state after one more block; its residual is the block's input, whatever stood there before."""
         return x_EBK + self.blocks[place](x_EBK)
 
     def states(self, x_EBK: Tensor) -> list[Tensor]:
@@ -178,9 +178,14 @@ class MixerTrunk(nn.Module):
         self.width_blocks = nn.ModuleList(MLP(experts, width, dropout) for _ in range(n_blocks))
         self.token_blocks = nn.ModuleList(MLP(experts, tokens, dropout) for _ in range(n_blocks))
 
-    def step(self, place: int, x_EBK: Tensor) -> Tensor:
-        """The state after one more pair of blocks, with one token."""
-        return x_EBK + self.token_blocks[place](x_EBK[..., None])[..., 0]
+    def step(self, place: int, x_EBK: Tensor, before_EBK: Tensor | None = None) -> Tensor:
+        """The state after one more pair of blocks, with one token.
+
+        Parameters
+        ----------
+        before_EBK : what the pair before it returned, which the residual keeps to where `x_EBK` was changed on the way
+        """
+        return (x_EBK if before_EBK is None else before_EBK) + self.token_blocks[place](x_EBK[..., None])[..., 0]
 
     def states(self, x_EBSK: Tensor) -> list[Tensor]:
         """The input, then the state after every pair of blocks."""

@@ -65,9 +65,13 @@ def idle_parameters(model: nn.Module) -> dict[str, str]:
                 reasons[f"{name}.width_blocks.{inner}"] = "published trunk: with one token the width blocks never reach the output"
         elif isinstance(module, StackedNorm) and module.weight.shape[1] == 1:
             reasons.setdefault(f"{name}.weight", "gain of a norm over a single number, which is zero")
-        elif isinstance(module, TextBackbone) and module.pool is not None and module.clip_seq_dim == 1:
-            for inner, _ in module.pool.named_parameters():
-                reasons[f"{name}.pool.{inner}"] = "a weighted mean of a single token is that token"
+        elif isinstance(module, TextBackbone):
+            if module.pool is not None and module.clip_seq_dim == 1:
+                for inner, _ in module.pool.named_parameters():
+                    reasons[f"{name}.pool.{inner}"] = "a weighted mean of a single token is that token"
+            if any(isinstance(trunk, MixerTrunk) for trunk in module.trunks.values()):
+                for inner, _ in module.fusion_linears[:-1].named_parameters():
+                    reasons[f"{name}.fusion_linears.{inner}"] = "published trunk: residuals pass by all fusion maps but the last"
         elif isinstance(module, AffinityRouter) and module.affinity.shape[1] == 1:
             for inner, _ in module.named_parameters():
                 reasons[f"{name}.{inner}"] = "a router with a single expert has nothing to choose"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize, scaled_dot_product_attention, silu
 
+from braingen.brain.sinusoids import falling_frequencies, sines_and_cosines
 from braingen.errors import UserError
 
 QueryMode = Literal["none", "pos_emb", "token", "all_pos_emb"]
@@ -100,9 +101,8 @@ def _bucket(distance: Tensor, buckets: int) -> Tensor:
 
 
 def rotary_frequencies(width: int, device: torch.device | None = None) -> Tensor:
-    """Angle per position of every pair of channels, float32, width // 2."""
-    pairs = torch.arange(width // 2, device=device, dtype=torch.float32)
-    return 10000.0 ** (-2 * pairs / width)
+    """Angle per position of every pair of channels, float64, width // 2."""
+    return falling_frequencies(width // 2, width / 2, device)
 
 
 def rotate(x: Tensor, width: int) -> Tensor:
@@ -116,8 +116,7 @@ def rotate(x: Tensor, width: int) -> Tensor:
         How many channels are rotated; the others stay.
     """
     frequencies = rotary_frequencies(width, x.device)
-    angles = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)[:, None] * frequencies
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    sin, cos = (wave.to(x.dtype) for wave in sines_and_cosines(torch.arange(x.shape[-2], device=x.device), frequencies))
     turned, rest = x[..., : 2 * len(frequencies)], x[..., 2 * len(frequencies) :]
     even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
@@ -195,9 +194,7 @@ class PriorFeedForward(nn.Module):
 def time_table(times_B: Tensor, width: int) -> Tensor:
     """Sines, then cosines, of a time at frequencies from 1 down to 1 / 10 000: float32, B x width."""
     half = width // 2
-    frequencies = torch.exp(torch.arange(half, device=times_B.device, dtype=torch.float32) * (-math.log(10000) / (half - 1)))
-    angles = times_B.float()[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+    return torch.cat(sines_and_cosines(times_B, falling_frequencies(half, half - 1, times_B.device)), dim=-1)
 
 
 class PriorTime(nn.Module):

@@ -94,7 +94,7 @@ def _text_backbone(published: str, ours: str, backbone: TextBackbone) -> Pairs:
     if backbone.pool is not None:
         yield from _both(f"{published}pool_attn", f"{ours}pool")
     for place in range(len(backbone.fusion_linears)):
-        suffix = f".{place}" if backbone.fusion == "mid" else ""
+        suffix = "" if backbone.fusion == "late" else f".{place}"
         yield from _both(f"{published}fusion_linears{suffix}", f"{ours}fusion_linears.{place}")
 
 

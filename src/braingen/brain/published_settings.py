@@ -27,7 +27,7 @@ class EncoderSettings(NamedTuple):
 
 
 def encoder_settings(
-    state: State, subjects: Sequence[int] = (), subject_of: Callable[[int], int | None] = lambda voxels: None, fusion: str = "none"
+    state: State, subjects: Sequence[int] = (), subject_of: Callable[[int], int | None] = lambda voxels: None
 ) -> EncoderSettings:
     """Find encoder class and arguments.
 
@@ -36,7 +36,6 @@ def encoder_settings(
     state : published name -> weight, of the encoder alone
     subjects : subject numbers of the subject layers, in order, for voxel counts that no subject is known by
     subject_of : voxel count -> subject number, None for a count that is not known
-    fusion : 'early' or 'late', for text encoders whose fusion layer could stand in either place (the shapes are the same)
 
     Raises
     ------
@@ -58,7 +57,7 @@ def encoder_settings(
     if "expert_router.router.weight" in state:
         return EncoderSettings("BrainMoE", shared | {"routing": "value"} | _one_level(state, units))
     if any(key.startswith("backbone.bn_") for key in state):
-        return EncoderSettings("BrainEncoder", shared | _text(state, fusion))
+        return EncoderSettings("BrainEncoder", shared | _text(state))
     if "backbone.backbone_linear.weight" in state:
         return EncoderSettings("BrainEncoder", shared | _image(state))
     raise UserError(
@@ -137,23 +136,22 @@ def _image(state: State) -> dict[str, Any]:
     }
 
 
-def _text(state: State, fusion: str) -> dict[str, Any]:
+def _text(state: State) -> dict[str, Any]:
     names = [name for name in "LG" if f"backbone.backbone_linear_{name}.weight" in state]
     heads = {name: _head(state, f"backbone.clip_proj_{name}") for name in names}
     widths = {name: width for name, (_, width) in heads.items()}
     some = names[0]
-    if "backbone.fusion_linears.weight" not in state:
-        fusion = "mid" if "backbone.fusion_linears.0.weight" in state else "none"
-    elif fusion not in ("early", "late"):
-        raise UserError("The fusion layer of this text encoder fits before its trunks and after them: say --fusion early or --fusion late.")
+    blocks = _blocks(state, f"backbone.bn_{some}.")
+    maps = _count(state, r"backbone\.fusion_linears\.(\d+)\.weight")
+    numbered = "early" if maps == blocks else "mid"  # a map after every block, or after those of the later half
     return {
-        "n_blocks": _blocks(state, f"backbone.bn_{some}."),
+        "n_blocks": blocks,
         "clip_emb_dim": sum(widths.values()),
         "clip_seq_dim": _size(state, f"backbone.backbone_linear_{some}.weight", 0) // widths[some],
         "head": heads[some][0],
         "text_output": {"LG": "joint", "L": "L", "G": "bigG"}["".join(names)],
         "text_emb_dims": [widths.get("L", widths[some]), widths.get("G", widths[some])],
-        "fusion": fusion,
+        "fusion": "late" if "backbone.fusion_linears.weight" in state else numbered if maps else "none",
         "train_pool": "backbone.pool_attn.weight" in state,
     }
 

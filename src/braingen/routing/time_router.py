@@ -11,11 +11,11 @@ from abc import ABC, abstractmethod
 from math import prod
 from typing import Literal, NamedTuple
 
-from diffusers.models.embeddings import get_timestep_embedding
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, interpolate, one_hot
+from torch.nn.functional import gelu, interpolate, one_hot, pad
 
+from braingen.brain.sinusoids import falling_frequencies, sines_and_cosines
 from braingen.errors import UserError
 
 Choice = Literal["soft", "hard"]
@@ -34,7 +34,7 @@ class TimeRouting(NamedTuple):
 
 
 def time_embedding(t_B: Tensor, width: int) -> Tensor:
-    """Sinusoidal embedding of diffusion times as SDXL's U-Net makes it: cosines, then sines.
+    """Sinusoidal embedding of diffusion times as SDXL's U-Net makes it, but exact: cosines, then sines.
 
     Parameters
     ----------
@@ -48,7 +48,9 @@ def time_embedding(t_B: Tensor, width: int) -> Tensor:
     Tensor
         B x F, float32.
     """
-    return get_timestep_embedding(t_B.float(), width, flip_sin_to_cos=True, downscale_freq_shift=0)
+    half = width // 2
+    sin_BF, cos_BF = sines_and_cosines(t_B, falling_frequencies(half, half, t_B.device))
+    return pad(torch.cat([cos_BF, sin_BF], dim=-1), (0, width % 2))
 
 
 def latent_grid(latents_BCHW: Tensor, grid: Grid) -> Tensor:

@@ -205,7 +205,7 @@ def import_reader(config: Config, modality: str) -> Path:
     """An encoder, and its prior where the file holds one, as a finished run of ``braingen train``."""
     path = config.published.checkpoint
     checkpoint = sorted_entries(read_weights(path))
-    settings = encoder_settings(checkpoint.encoder, config.data.subjects, subject_of_width, config.encoder.fusion)
+    settings = encoder_settings(checkpoint.encoder, config.data.subjects, subject_of_width)
     imported = assemble(config, checkpoint, settings)
     kept = {
         "published": {**config.model_dump(mode="json")["published"], "fingerprint": fingerprint_of_files(path)},
