@@ -170,7 +170,7 @@ def main() -> None:
         for way in ("loop", "stacked"):
             command = [sys.executable, __file__, *sys.argv[1:], "--one", layout, way]
             environment = {"THP_MEM_ALLOC_ENABLE": "1", **os.environ}
-            done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env=environment)
             if done.returncode:
                 sys.exit(f"{layout}, {way}: {done.stderr}")
             row = results[layout][way] = json.loads(done.stdout.splitlines()[-1])
@@ -179,7 +179,7 @@ def main() -> None:
             figures = f"{row['parameters']:12,} {row['seconds']:9.3f} {row['processor_seconds']:7.3f} {row['peak_gb']:8.2f}"
             print(f"{layout:24} {way:8} {figures} {ratio}", flush=True)
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "one")}
-    args.out.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n")
+    args.out.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--skip", choices=("seconds", "operations"))
     parser.add_argument("--json", type=Path, default=Path("benchmarks/conditioning_cost.json"))
     chosen = parser.parse_args()
-    results: dict[str, Any] = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
+    results: dict[str, Any] = json.loads(chosen.json.read_text(encoding="utf-8")) if chosen.json.exists() else {}
     if chosen.skip != "seconds":
         torch.set_num_threads(1)
         config = load_config(Path("simulated"))
@@ -221,7 +221,7 @@ def main() -> None:
             print(f"\n| prior before routers | adds to the operations of {STEPS} steps | to the operators called |\n| --- | ---: | ---: |")
             for order in operations:
                 print(f"| {order} | {operations[order]:.2%} | {calls[order]:.2%} |")
-    chosen.json.write_text(json.dumps(results, indent=1) + "\n")
+    chosen.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def main() -> None:
     if chosen.epochs:
         common["optim.num_epochs"] = str(chosen.epochs)
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
-    before = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
+    before = json.loads(chosen.json.read_text(encoding="utf-8")) if chosen.json.exists() else {}
     results: dict[str, dict[str, Any]] = before["results"] if before.get("settings") == common else {}
     for name in VARIANTS:
         settings = common | settings_of(name, plain.encoder.hidden_dim)
@@ -91,7 +91,7 @@ def main() -> None:
                 result["parameters"] = count_saved(folder)
             result["runs"].append(found)
             print(name, found, flush=True)
-            chosen.json.write_text(json.dumps({"settings": common, "results": results}, indent=1) + "\n")
+            chosen.json.write_text(json.dumps({"settings": common, "results": results}, indent=1) + "\n", encoding="utf-8")
     print("\n| encoder | parameters here | at full size | cosine, held out | brain to image | image to brain |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, result in results.items():

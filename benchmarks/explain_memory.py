@@ -53,7 +53,7 @@ def configuration(folder: Path, images: int = 0, step: str = "page") -> Config:
 
 def own_memory() -> float:
     """RssAnon of this process in MB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    line = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024 / 1e6
 
 
@@ -110,12 +110,12 @@ def main() -> None:
             for allocator in ({}, GIVEN_BACK):
                 if step == "attributions":  # finished maps would not be made again
                     shutil.rmtree(configuration(options.folder, images).run.folder, ignore_errors=True)
-                told = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | allocator).stdout
+                told = subprocess.run(call, stdout=subprocess.PIPE, encoding="utf-8", check=True, env=os.environ | allocator).stdout
                 found.append(json.loads(told.splitlines()[-1]))
             rows.append(found[0] | {"mb_above_it_freed_given_back": found[1]["mb_above_it"]})
             print(rows[-1], flush=True)
     about = {"voxels": VOXELS, **SIZES, "threads": 1, "load": [round(x, 1) for x in os.getloadavg()]}
-    options.out.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+    options.out.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n", encoding="utf-8")
     print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
     for row in rows:
         print("| " + " | ".join(map(str, row.values())) + " |")

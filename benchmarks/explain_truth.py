@@ -322,8 +322,8 @@ def main() -> None:
                 started = time.monotonic()
                 train(config, "image")
                 found = ask(config, read_subject(config)) | {"seed": seed, "seconds": round(time.monotonic() - started, 1)}
-                kept.write_text(json.dumps(found, indent=1, default=float))
-            results[variant].append(json.loads(kept.read_text()))
+                kept.write_text(json.dumps(found, indent=1, default=float), encoding="utf-8")
+            results[variant].append(json.loads(kept.read_text(encoding="utf-8")))
     print(table(results))
 
 

@@ -67,7 +67,7 @@ def write_data(root: Path) -> None:
         write_tar(layout.wds_train(SUBJECT, session), behav, trial[(trial // nsd.TRIALS_PER_SESSION == session) & ~testing])
     write_tar(layout.wds_test(SUBJECT), behav, trial[testing])
     write_regions(layout, {SUBJECT: {"nsd_general": np.ones(VOXELS, dtype=bool)}})
-    layout.captions().write_text(json.dumps({str(image): ["a black picture"] for image in range(IMAGES)}))
+    layout.captions().write_text(json.dumps({str(image): ["a black picture"] for image in range(IMAGES)}), encoding="utf-8")
     targets = Targets(configuration(root, 0))
     cache, ids = targets.image_cache(), np.arange(IMAGES)
     width = targets.image_encoder.clip_emb_dim
@@ -77,7 +77,7 @@ def write_data(root: Path) -> None:
 
 def own_memory() -> int:
     """RssAnon of this process in bytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    line = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
 
 
@@ -144,9 +144,11 @@ def main() -> None:
     rows = []
     for sessions in options.sessions.split(","):
         call = [sys.executable, __file__, "--folder", str(options.folder), "--steps", str(options.steps), "--one", sessions]
-        rows.append(json.loads(subprocess.run(call, capture_output=True, text=True, check=True).stdout.splitlines()[-1]))
+        rows.append(json.loads(subprocess.run(call, capture_output=True, encoding="utf-8", check=True).stdout.splitlines()[-1]))
     size = {"voxels": VOXELS, "trials": TRIALS, "hidden_dim": 256, "threads": 1, "load": [round(x, 1) for x in os.getloadavg()]}
-    options.out.write_text(json.dumps({**size, "published_way_gb_by_arithmetic": PUBLISHED_GB, "rows": rows}, indent=2) + "\n")
+    options.out.write_text(
+        json.dumps({**size, "published_way_gb_by_arithmetic": PUBLISHED_GB, "rows": rows}, indent=2) + "\n", encoding="utf-8"
+    )
     print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
     for row in rows:
         print("| " + " | ".join(map(str, row.values())) + " |")

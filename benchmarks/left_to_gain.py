@@ -149,7 +149,7 @@ def main() -> None:
     """Read out, compare, print."""
     chosen, words = arguments(__doc__).parse_known_args()
     configs = [config_of(chosen.config, chosen.folder, seed, chosen.images, words) for seed in range(chosen.seeds)]
-    lines = [json.loads((config.run.folder / LINES).read_text()) for config in configs]
+    lines = [json.loads((config.run.folder / LINES).read_text(encoding="utf-8")) for config in configs]
     read = [read_out(config) for config in configs]
     resamples, table = configs[0].scores.bootstrap, dict[str, dict[str, object]]()
     for label in NAMED:

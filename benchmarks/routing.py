@@ -79,7 +79,7 @@ def main() -> None:
             cells.append(f"{values.mean():.3f} ({', '.join(f'{value:.3f}' for value in values)})")
         print(f"| {name} | {' | '.join(cells)} |")
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
-    chosen.json.write_text(json.dumps(results, indent=1))
+    chosen.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def config_of(file: Path, folder: Path, seed: int, images: int, words: list[str]
 def values_of(config: Config, lines: list[str]) -> dict[str, dict[str, list[float]]]:
     """Line -> score -> what every test image adds to it (`Sheet.paired`), in the order of their ids; kept in the seed's folder."""
     path = config.run.folder / LINES
-    known = json.loads(path.read_text()) if path.exists() else {}
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     targets, store = Targets(config), FeatureStore()
     for line in lines:
         make(config, line)

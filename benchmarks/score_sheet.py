@@ -24,7 +24,7 @@ PIXELS, DECODER = "pixels", "decoder"
 
 
 def _anonymous_mb() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) / 1024
     return float("nan")
@@ -132,7 +132,7 @@ def main() -> None:
             f" {row['anonymous_mb']:13.0f}",
             flush=True,
         )
-    options.out.write_text(json.dumps(results, indent=2) + "\n")
+    options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

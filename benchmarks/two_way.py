@@ -79,7 +79,7 @@ def main() -> None:
             f"{way:18} {row['value']:8.5f} {row['seconds']:9.2f} {row['processor_seconds']:8.2f}"
             f" {ratios[0]:7.1f} {ratios[1]:9.1f} {row['memory_mb']:10.0f}"
         )
-    options.out.write_text(json.dumps(results, indent=2) + "\n")
+    options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

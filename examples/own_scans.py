@@ -35,7 +35,7 @@ def write_scans(root: Path) -> None:
     (root / "stimuli").mkdir(parents=True, exist_ok=True)
     for name in names:
         Image.fromarray(rng.integers(0, 256, (64, 80, 3), dtype=np.uint8)).save(root / "stimuli" / name)
-    (root / "captions.json").write_text(json.dumps({name: ["a picture of noise"] for name in names}))
+    (root / "captions.json").write_text(json.dumps({name: ["a picture of noise"] for name in names}), encoding="utf-8")
     for subject in ("01", "02"):
         mask = rng.random((8, 9, 7)) < 0.3
         folder = root / f"sub-{subject}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import difflib
 from importlib import import_module
+import io
 import os
 from pathlib import Path
 import sys
@@ -104,6 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     exit code : 0; 2 when something a person can put right stopped it; 75 when it was told to stop (SIGTERM) and can go on; 130 after Ctrl-C
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter that the terminal has not is shown as an escape, and stops nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
         with stoppable():
             return _run(words)
@@ -112,6 +116,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return REQUEUE
     except UserError as error:
         print(f"braingen: {error}", file=sys.stderr)
+        return 2
+    except UnicodeEncodeError as error:
+        name = ascii(error.object[max(0, error.start - 20) : error.end + 20])
+        print(
+            f"braingen: {name} cannot be written in this locale's encoding ({sys.getfilesystemencoding()}): set PYTHONUTF8=1, or a UTF-8 "
+            "locale such as LC_ALL=C.UTF-8, or give files and folders plain names.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("\nbraingen: stopped; the same command continues where it was.", file=sys.stderr)

@@ -108,7 +108,7 @@ def only_writer(scratch: Path) -> Iterator[None]:
     UserError
         When another process holds it.
     """
-    with open(scratch / "lock", "w") as handle:
+    with open(scratch / "lock", "wb") as handle:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system, however the process ends
         except OSError as error:

@@ -31,6 +31,7 @@ import yaml
 from braingen.errors import UserError
 from braingen.files import clear_temporaries, disk_errors_as_sentences, recover_folder, replaced_folder, sync_file, write_json, write_text
 from braingen.locks import FolderLock
+from braingen.text_files import read_json, read_yaml
 
 _PACKAGES = ("braingen", "torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "h5py")
 
@@ -159,7 +160,7 @@ class Run:
     @property
     def provenance(self) -> dict[str, Any]:
         """What is known of where the run came from."""
-        return json.loads((self.folder / "provenance.json").read_text(encoding="utf-8"))
+        return read_json(self.folder / "provenance.json")
 
     def path(self, name: str) -> Path:
         """Path of something in the run folder."""
@@ -180,7 +181,7 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """What `mark_finished` was given."""
-        return json.loads((self.folder / "finished").read_text(encoding="utf-8"))
+        return read_json(self.folder / "finished")
 
     def require_finished(self) -> Run:
         """This run, refused when it is not complete.
@@ -273,12 +274,7 @@ class Follower(Run):
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is not readable YAML ({' '.join(str(error).split())}); restore it or choose another run folder."
-        ) from error
+    content = read_yaml(path, "restore it or choose another run folder")
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings; restore it or choose another run folder.")
     return content
@@ -311,12 +307,15 @@ def _git_state() -> dict[str, Any] | None:
     if not (source / ".git").exists():
         return None
     try:
-        call = ["git", "-C", str(source)]
-        commit = subprocess.run([*call, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-        changes = subprocess.run([*call, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10, check=True).stdout
+        commit, changes = (
+            subprocess.run(["git", "-C", str(source), *words], capture_output=True, timeout=10, check=True).stdout.decode(
+                "utf-8", "replace"
+            )
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit, "modified": bool(changes.strip())}
+    return {"commit": commit.strip(), "modified": bool(changes.strip())}
 
 
 def _versions() -> dict[str, str]:
@@ -332,7 +331,7 @@ def _versions() -> dict[str, str]:
 def _add_provenance(folder: Path, config: Mapping[str, Any], seeds: Mapping[str, int]) -> None:
     path = folder / "provenance.json"
     try:
-        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
+        starts = read_json(path)["starts"]
     except (OSError, ValueError, KeyError, TypeError):
         starts = []  # a new run
     starts.append(

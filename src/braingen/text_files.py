@@ -142,7 +142,7 @@ def read_yaml(path: Path | str, get_it: str = AGAIN) -> Any:
     try:
         return parse_yaml(text)
     except ValueError as error:
-        raise UserError(f"{path} is not valid YAML ({_flat(error)}); {get_it}.") from error
+        raise UserError(f"{path} is not valid YAML: {_flat(error)}; {get_it}.") from error
 
 
 def _flat(error: Exception) -> str:

@@ -254,7 +254,7 @@ OWN: dict[str, tuple[Breaking, str] | tuple[Breaking, str, list[str]]] = {
     "picture an LFS pointer": (lambda root: (root / "stimuli" / NAMES[4]).write_bytes(LFS), "Git-LFS pointer"),
     "picture cut short": (lambda root: cut(root / "stimuli" / NAMES[4]), "not a readable picture"),
     "picture of text": (lambda root: (root / "stimuli" / NAMES[4]).write_text("a picture"), "not a readable picture"),
-    "captions cut short": (lambda root: cut(root / "captions.json"), r"captions\.json is not \{stim_file"),
+    "captions cut short": (lambda root: cut(root / "captions.json"), r"captions\.json is not JSON or cut short"),
     "captions a list": (lambda root: (root / "captions.json").write_text("[1]"), r"captions\.json is not \{stim_file"),
     "caption missing": (lambda root: (root / "captions.json").write_text(json.dumps({NAMES[0]: ["a"]})), r"no caption for .* \(11 such\)"),
     "unknown pictures for testing": (lambda r: (r / "t.txt").write_text("none.png\n"), "names none.png", ["--test_images", "SCANS/t.txt"]),

@@ -205,7 +205,7 @@ def test_without_reconstructions_the_command_is_named(copy: Config) -> None:
         ("reconstructions/brain/index.json", '{"images": []}', "names no images"),
         ("reconstructions/brain/index.json", '{"images": [1, 4000]}', "no 004000.png"),
         ("reconstructions/brain/000001.png", "not a picture", "000001.png is not a picture"),
-        ("image/config.yaml", "a: [1", "not readable YAML"),
+        ("image/config.yaml", "a: [1", "not valid YAML"),
     ],
 )
 def test_damaged_inputs_are_named(copy: Config, name: str, content: str, message: str) -> None:

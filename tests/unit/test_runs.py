@@ -231,7 +231,7 @@ def test_what_is_no_run_is_said(tmp_path):
     with pytest.raises(UserError, match="is not finished"):
         Run(tmp_path / "run").require_finished()
     (tmp_path / "run" / "config.yaml").write_text("a: [1")
-    with pytest.raises(UserError, match="not readable YAML"):
+    with pytest.raises(UserError, match="not valid YAML"):
         Run.start(tmp_path / "run", CONFIG)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="in the way"):

@@ -5,7 +5,6 @@ B batch, H W picture size, S side of CLIP's input, P tokens (patches), D CLIP wi
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
@@ -18,6 +17,7 @@ from transformers.utils import cached_file
 from braingen.clip.loading import load_config, load_frozen, subfolder_of
 from braingen.errors import UserError
 from braingen.files import write_json
+from braingen.text_files import read_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -157,7 +157,7 @@ class CLIPImageEncoder(nn.Module):
             _raise_exceptions_for_connection_errors=False,
             **hub,
         )
-        pixels = json.loads(Path(file).read_text()) if file else {}
+        pixels = read_json(Path(file)) if file else {}
         return cls(
             model,
             output=output,

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-import yaml
 
 from braingen.config.names import field_paths, resolve
 from braingen.config.shipped import find_config
 from braingen.config.tree import Config
 from braingen.errors import UserError
+from braingen.text_files import read_yaml
 
 
 def load_config(file: Path | str | None = None, overrides: dict[str, str] | None = None) -> Config:
@@ -59,16 +59,15 @@ def _architecture_of(run: Path) -> dict[str, dict[str, Any]]:
     """What a run that starts from another one takes over from it: backbone, encoder, prior and losses, from its config.yaml."""
     found: dict[str, dict[str, Any]] = {}
     for file in (run / "config.yaml", run / "image" / "config.yaml", run / "text" / "config.yaml"):
-        tree = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        tree = read_yaml(file) if file.is_file() else {}
+        if not isinstance(tree, dict):
+            raise UserError(f"{file} holds no settings; restore it or start from another run.")
         found |= {name: tree[name] for name in ("backbone", "encoder", "prior", "loss_image", "loss_text") if name in tree}
     return found
 
 
 def _read_tree(file: Path) -> dict[str, dict[str, Any]]:
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from error
+    tree = read_yaml(file, f"correct it; {find_config('simulated')} is an example")
     if not isinstance(tree, dict | None) or any(not isinstance(section, dict | None) for section in (tree or {}).values()):
         raise UserError(
             f"{file} is not of the form 'section:' with indented 'name: value' lines below; {find_config('simulated')} is an example."

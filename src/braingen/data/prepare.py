@@ -30,6 +30,7 @@ from braingen.data.zscore import statistics_path, zscore_session
 from braingen.errors import UserError
 from braingen.files import disk_errors_as_sentences, identity, refuse_small_disk, replaced_file, replaced_path, sha256_of, write_json
 from braingen.locks import only_writer
+from braingen.text_files import read_json
 
 FORMAT = 1
 """Raised when the same scans and settings come to mean other data."""
@@ -123,7 +124,7 @@ def _manifest(layout: Layout, settings: dict[str, Any], scans: Scans) -> dict[st
     if not path.exists():
         return {**ours, "subjects": {}, "shared": {}}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         theirs = {"format": found["format"], **found["settings"]}
         kept = {"subjects": dict(found["subjects"]), "shared": dict(found["shared"])}
     except (ValueError, KeyError, TypeError) as error:
@@ -195,7 +196,7 @@ class _Pieces:
     def known(self, name: str, made_from: str) -> dict[str, Any] | None:
         """The mark of a piece, or None where it is not finished or its source has changed since."""
         try:
-            mark = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+            mark = read_json(self.folder / f"{name}.json")
         except (OSError, ValueError):
             return None
         return mark if mark.get("made_from") == made_from else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from braingen.data.scans import Pictures
 from braingen.data.volumes import VoxelPlaces, load_nifti, space_of, trials_in_nifti
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
+from braingen.text_files import read_json
 
 GET_RAW = "get it from NSD's bucket (s3://natural-scenes-dataset, after accepting its terms), under the same path"
 UNITS_PER_PERCENT = 300
@@ -254,7 +254,7 @@ _GET_COCO = (
 def _annotations(path: Path) -> list[dict[str, Any]]:
     refuse_stand_in(path, _GET_COCO)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["annotations"]
+        found = read_json(path)["annotations"]
         if not all({"image_id", "id", "caption"} <= set(note) for note in found):
             raise KeyError("image_id, id, caption")
     except (ValueError, KeyError, TypeError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cached_property
 import hashlib
-import json
 from pathlib import Path
 import zipfile
 
@@ -15,6 +14,7 @@ from braingen.data.hdf5 import Rows
 from braingen.data.nsd import Layout
 from braingen.errors import UserError
 from braingen.files import identity, replaced_file
+from braingen.text_files import read_json
 
 
 class Stimuli:
@@ -63,7 +63,7 @@ class Stimuli:
         if not self._manifest.exists():
             return "NSD"
         try:
-            return str(json.loads(self._manifest.read_text(encoding="utf-8")).get("data", "NSD"))
+            return str(read_json(self._manifest).get("data", "NSD"))
         except (ValueError, AttributeError) as error:
             raise UserError(f"{self._manifest} is not a manifest of `braingen prepare`; {nsd.WRITE_IT}.") from error
 

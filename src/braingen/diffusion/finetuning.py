@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from braingen.diffusion.lora import LORA_FILE, has_lora, save_lora
 from braingen.errors import UserError
 from braingen.files import write_json
 from braingen.routing.diffuse_router import DiffuseRouter
+from braingen.text_files import read_json
 
 BEST, LAST = "best", "last"
 """Folders of its two checkpoints."""
@@ -53,4 +53,4 @@ def load_tuned(folder: Path) -> Tuned:
     found = {name: folder / sub for name, sub in ROUTERS.items()}
     image, text = (DiffuseRouter.from_pretrained(path).eval() if path.is_dir() else None for path in found.values())
     lora = folder / LORA_FILE
-    return Tuned(lora if lora.is_file() else None, image, text, json.loads((folder / ORDER).read_text())["prior_order"])
+    return Tuned(lora if lora.is_file() else None, image, text, read_json(folder / ORDER)["prior_order"])

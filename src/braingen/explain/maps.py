@@ -6,7 +6,6 @@ N images, V voxels, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from numpy.lib.format import open_memmap
 from braingen.errors import UserError
 from braingen.explain.attribution import Explainer, Query
 from braingen.files import disk_errors_as_sentences, sync_file, write_json
+from braingen.text_files import read_json
 
 _BLOCK = 64  # rows read at once
 
@@ -49,7 +49,7 @@ class MapFile(NamedTuple):
 
     def notes(self) -> dict:
         """``images`` and, per image, ``value`` and ``error`` (see :class:`braingen.explain.attribution.Attribution`)."""
-        return json.loads(self._notes.read_text(encoding="utf-8"))
+        return read_json(self._notes)
 
     def fill(
         self,
@@ -78,7 +78,7 @@ class MapFile(NamedTuple):
         part, notes_path = self.path.with_suffix(".part.npy"), self.path.with_suffix(".part.json")
         notes: dict[str, list] = {"images": image_N.tolist(), "value": [], "error": []}
         if part.exists() and notes_path.exists():
-            begun = json.loads(notes_path.read_text(encoding="utf-8"))
+            begun = read_json(notes_path)
             if begun["images"] == notes["images"] and np.load(part, mmap_mode="r").shape == (len(image_N), voxels):
                 notes = begun
         with disk_errors_as_sentences(self.path):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import csv
-import json
 from pathlib import Path
 
 import nibabel
@@ -19,6 +18,7 @@ from braingen.data import nsd
 from braingen.data.nsd import Layout
 from braingen.data.volumes import VoxelPlaces, load_nifti
 from braingen.errors import UserError
+from braingen.text_files import read_json
 
 LABELS = {
     "prf-visualrois": ("V1v", "V1d", "V2v", "V2d", "V3v", "V3d", "hV4"),
@@ -72,7 +72,7 @@ def _names_beside(stem: Path) -> dict[int, str]:
                 return {int(row[0]): row[1].strip() for row in rows if row[0].strip().isdigit()}
         table = stem.with_name(stem.name + ".json")
         if table.is_file():
-            return {int(label): str(name) for label, name in json.loads(table.read_text(encoding="utf-8")).items()}
+            return {int(label): str(name) for label, name in read_json(table).items()}
     except (ValueError, AttributeError) as error:
         raise UserError(f"{table} is not a table of label names ({error}): give label and name in two columns.") from error
     return {}

@@ -9,14 +9,13 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from braingen.data.captions import Captions, load_captions
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.errors import UserError
 from braingen.run_layout import INDEX, SOURCES, drawn_in
 from braingen.scores.study.of_run import read_study
+from braingen.text_files import read_json, read_yaml
 
 ENCODERS = ("image", "text")
 """Folders of the trained encoders inside a run folder."""
@@ -168,10 +167,7 @@ def _json(path: Path, command: str) -> Any:
     """Content of a JSON file, or None where it is not there."""
     if not path.is_file():
         return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not JSON or cut short ({error}); remove it and run {command} again.") from error
+    return read_json(path, f"remove it and run {command} again")
 
 
 def _mapping(path: Path, command: str) -> dict[str, Any]:
@@ -182,10 +178,7 @@ def _mapping(path: Path, command: str) -> dict[str, Any]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not readable YAML ({' '.join(str(error).split())}); restore it.") from error
+    content = read_yaml(path)
     return content if isinstance(content, dict) else {}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from braingen.errors import UserError
 from braingen.files import write_text
 from braingen.report.pictures import data_uri, open_picture, seen_pictures
 from braingen.run_layout import drawn_in
+from braingen.text_files import read_json
 
 PAGE = "explain.html"
 SHOWN = 8
@@ -62,7 +62,7 @@ def _parts(folder: Path, own: Path, facts: dict[str, Any]) -> list[dict[str, Any
         notes_path = own / "maps" / f"{name}.json"
         if not notes_path.exists():
             continue
-        notes = json.loads(notes_path.read_text(encoding="utf-8"))
+        notes = read_json(notes_path)
         title, figure = name.replace("-", " ").replace(" expert", ", expert"), _figure(own / "figures" / f"{name}.png")
         row: dict[str, Any] = {"name": name, "title": title, "figure": figure}
         numbers: list[int | None] = [int(word) for word in name.split("-") if word.isdigit()]
@@ -160,8 +160,8 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
     """
     if not (folder / "facts.json").exists():
         raise UserError(f"{folder} holds nothing to show: run `braingen explain` first.")
-    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    findings = json.loads((folder / "findings.json").read_text(encoding="utf-8")) if (folder / "findings.json").exists() else {}
+    facts = read_json(folder / "facts.json")
+    findings = read_json(folder / "findings.json") if (folder / "findings.json").exists() else {}
     own = folder / f"subj{facts['subjects'][0]:02d}"
     parts, components = _parts(folder, own, facts), _components(folder, own)
     wanted = sorted({image for row in (*parts, *components) for image in row["images"]})

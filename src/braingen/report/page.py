@@ -7,17 +7,16 @@ such a function, a template, and a line in SECTIONS.
 from __future__ import annotations
 
 from collections.abc import Callable
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-import yaml
 
 from braingen.report import compared, figures, inside, parts, people, pictures, refinement, routers, tables
 from braingen.report.inputs import RUNS, Inputs
 from braingen.run_layout import SOURCES
 from braingen.runs import config_text
+from braingen.text_files import parse_yaml, read_json
 
 LIMIT = 120
 """Images on a page; of a larger test set the first ones and the best and worst of the rest are shown."""
@@ -141,7 +140,7 @@ def _run(inputs: Inputs) -> dict[str, Any] | None:
     if not (settings or inputs.provenance or inputs.timings):
         return None
     return {
-        "settings": [(names, tables.changed_settings(yaml.safe_load(text)), text) for names, text in settings],
+        "settings": [(names, tables.changed_settings(parse_yaml(text)), text) for names, text in settings],
         "provenance": [(RUNS[name], tables.provenance_facts(found)) for name, found in inputs.provenance.items()],
         "times": figures.times_chart(inputs.timings) if inputs.timings else [],
         "total": tables.duration(sum(inputs.timings.values())),
@@ -152,7 +151,7 @@ def _explained(inputs: Inputs) -> dict[str, Any] | None:
     """Pages of `braingen explain`, and what each found."""
     pages = []
     for page in sorted((inputs.run / "explain").glob(f"*/{inside.PAGE}")):
-        findings = json.loads((page.parent / "findings.json").read_text(encoding="utf-8"))
+        findings = read_json(page.parent / "findings.json")
         told = [sentence for step in findings.values() for sentence in step]
         pages.append({"name": page.parent.name.replace("_", " "), "link": page.relative_to(inputs.run).as_posix(), "findings": told})
     return {"pages": pages} if pages else None

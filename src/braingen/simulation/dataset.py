@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-import json
 import os
 from pathlib import Path
 import shutil
@@ -34,6 +33,7 @@ from braingen.simulation.noise import neighbour_mixing, session_noise
 from braingen.simulation.pieces import Workshop, reserve_raw
 from braingen.simulation.presentations import Design, behaviour, make_design
 from braingen.simulation.scenes import STIMULUS_SIZE, Scene
+from braingen.text_files import read_json
 
 FORMAT = 1
 """Raised when the same arguments come to mean other data."""
@@ -186,7 +186,7 @@ def _is_finished(layout: Layout, manifest: dict[str, Any]) -> bool:
                 )
         return False
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         theirs = {"format": found["format"], **found["arguments"]}
         finished = bool(found["finished"])
     except (ValueError, KeyError, TypeError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from braingen.data.nsd import Layout
 from braingen.errors import UserError
 from braingen.simulation import scenes
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS, Placement, Scene
+from braingen.text_files import read_json
 
 MAX_IMAGES = 1_000_000
 """Pictures that one seed has room for."""
@@ -98,8 +98,7 @@ def load_scenes(layout: Layout, images: Sequence[int]) -> list[Scene]:
     path = scenes_path(layout)
     if not path.is_file():
         raise UserError(f"{path} is missing: {layout.root} was not written by `braingen simulate`, so what its pictures show is not known.")
-    with open(path, encoding="utf-8") as handle:
-        descriptions = json.load(handle)
+    descriptions = read_json(path, "write the folder again with `braingen simulate`")
     missing = [int(image) for image in images if str(int(image)) not in descriptions]
     if missing:
         raise UserError(f"{path} does not describe image {missing[0]}; it has {len(descriptions)} images, counted from 0.")

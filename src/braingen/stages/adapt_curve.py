@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from braingen.scores.uncertainty import compare, summarise
 from braingen.stages.reading import ImageScores, scores_at
 from braingen.stages.train import train
 from braingen.stages.workers import Workers
+from braingen.text_files import read_json
 
 FOLDER = "adapt_curve"
 WAYS = {
@@ -79,7 +79,7 @@ def one_run(config: Config, key: Key, workers: Workers) -> tuple[ImageScores, di
     run = train(point, config.curve.modality)
     reading = point.model_copy(update={"run": config.run})  # the same random pools for all
     found = workers.main_first(lambda: scores_at(reading, config.curve.modality, run / "scores_of_embeddings.json", run / READER))
-    return found, json.loads((run / "finished").read_text(encoding="utf-8"))
+    return found, read_json(run / "finished")
 
 
 def adapt_curve(config: Config) -> Path:

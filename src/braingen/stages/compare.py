@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
-import yaml
 
 from braingen.config import Config
 from braingen.errors import UserError
@@ -19,6 +18,7 @@ from braingen.files import write_json, write_text
 from braingen.scores.table import COLUMNS, column_of
 from braingen.scores.uncertainty import Comparison, compare, compare_methods, holm, mean_interval, permutation_p, summarise
 from braingen.stages.score_files import COMPUTED_BY, PAIRED, PER_IMAGE
+from braingen.text_files import read_json, read_yaml
 
 STAGES = ("image", "text", "finetune", "reconstructions/brain")
 """Run folders whose settings make a method."""
@@ -46,7 +46,7 @@ def _settings(folder: Path) -> dict[str, dict[str, Any]]:
     for stage in STAGES:
         path = folder / stage / "config.yaml"
         if path.is_file():
-            found[stage] = yaml.safe_load(path.read_text(encoding="utf-8"))
+            found[stage] = read_yaml(path)
     return found
 
 
@@ -64,7 +64,7 @@ def read_run(folder: Path) -> Evaluated:
     table = pd.read_csv(path, index_col="image")
     known = [name for name in table if name in COLUMNS or name.startswith("two_way_") or name.endswith("_accuracy")]
     settings = _settings(folder)
-    origin = json.loads((folder / COMPUTED_BY).read_text()) if (folder / COMPUTED_BY).is_file() else {}
+    origin = read_json(folder / COMPUTED_BY) if (folder / COMPUTED_BY).is_file() else {}
     drawn = settings.get("reconstructions/brain", {})
     subject = int((drawn.get("data", {}).get("subjects") or [origin.get("subject") or 0])[0])
     seed = int(drawn.get("seed") or origin.get("seed") or 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-import json
 from pathlib import Path
 import time
 
@@ -22,6 +21,7 @@ from braingen.stages.report import report
 from braingen.stages.simulate import simulate
 from braingen.stages.targets import Targets
 from braingen.stages.train import train
+from braingen.text_files import read_json
 
 TIMINGS, DECODER = "timings.json", "decoder"
 LEVEL_IMAGES = 8
@@ -74,7 +74,7 @@ def demo(config: Config) -> Path:
     ]
     clear_temporaries(config.run.folder)  # scores and page lie in no stage's own folder
     timings_path = config.run.folder / TIMINGS
-    timings: dict[str, float] = json.loads(timings_path.read_text()) if timings_path.exists() else {}
+    timings: dict[str, float] = read_json(timings_path) if timings_path.exists() else {}
     console, page = Console(), Path()
     for number, (name, step) in enumerate(steps, 1):
         console.print(f"[bold]{number}/{len(steps)} {name}[/bold]")

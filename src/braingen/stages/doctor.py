@@ -27,6 +27,7 @@ from braingen.scores import features
 from braingen.stages.backbone_files import backbone_findings
 from braingen.stages.machine import device_of
 from braingen.stages.needs import gigabytes, needs_of
+from braingen.text_files import read_json
 
 Level = Literal["ok", "note", "warning", "error"]
 SHOWN: dict[str, str] = {"ok": "ready  ", "note": "note   ", "warning": "WARNING", "error": "MISSING"}
@@ -136,7 +137,7 @@ def _data(config: Config) -> Iterator[Item]:
 
 def _checksums(layout: Layout, manifest: Path) -> Iterator[Item]:
     try:
-        found = json.loads(manifest.read_text(encoding="utf-8"))
+        found = read_json(manifest)
         entries = {name: digest for entry in found["subjects"].values() for name, digest in entry["sha256"].items()}
         entries |= {name: entry["sha256"] for name, entry in found["shared"].items() if "sha256" in entry}
     except (ValueError, KeyError, TypeError, AttributeError):

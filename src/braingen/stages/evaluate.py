@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +45,7 @@ from braingen.stages.refine import refined_folder, refined_is_there
 from braingen.stages.score_files import SCORES, Origin, print_scores, told_by, write_extremes, write_scores
 from braingen.stages.targets import Targets
 from braingen.stages.trained import load_reader
+from braingen.text_files import read_json
 
 COMPARISONS, BY_PART, CONTROLS = "comparisons.json", "scores_by_part.csv", "controls.json"
 REFINED, REFINEMENT = "refined", "refinement.json"
@@ -265,4 +265,4 @@ def _before_and_after(config: Config, before: Sheet, after: Sheet) -> dict[str, 
 
 def read_scores(folder: Path) -> dict[str, dict[str, float | None]]:
     """Read scores.json of a run."""
-    return json.loads((folder / SCORES).read_text())
+    return read_json(folder / SCORES)

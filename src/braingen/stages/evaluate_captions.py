@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from braingen.run_layout import INDEX
 from braingen.scores.averaged import Scored
 from braingen.scores.captions import caption_scores
 from braingen.stages.targets import Targets
+from braingen.text_files import read_json
 
 
 class TextSpace:
@@ -52,7 +52,7 @@ def caption_sheet(
     scores : None where the data hold no captions, or no text was decoded
     missing : name of a score -> the sentence that says how to get it
     """
-    said = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("captions")
+    said = read_json(folder / INDEX).get("captions")
     if space is None or said is None:
         return None, {}
     scores, values, missing = caption_scores(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 import re
 
@@ -21,6 +20,7 @@ from braingen.stages.explain_patterns import write_patterns
 from braingen.stages.explain_routers import write_routers
 from braingen.stages.explain_saliency import write_saliency
 from braingen.stages.explanation import Explanation
+from braingen.text_files import read_json
 
 MAY_CHANGE = tuple(
     f"explain.{name}"
@@ -62,7 +62,7 @@ def explain(config: Config) -> Path:
     with Run.start(folder, settings, {"run": config.run.seed}, may_change=MAY_CHANGE) as run:
         work = Explanation(config, folder, inputs)
         sentences_path = folder / "findings.json"
-        findings: dict[str, list[str]] = json.loads(sentences_path.read_text(encoding="utf-8")) if sentences_path.exists() else {}
+        findings: dict[str, list[str]] = read_json(sentences_path) if sentences_path.exists() else {}
         for name, step in STEPS.items():
             if name in config.explain.explain_steps:
                 work.said = []

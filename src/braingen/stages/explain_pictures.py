@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 import hashlib
-import json
 from pathlib import Path
 import shutil
 from typing import Any
@@ -34,6 +33,7 @@ from braingen.stages.reconstruct import drawer, embeddings_in, read_responses
 from braingen.stages.targets import Targets
 from braingen.stages.trained import tuned_folder
 from braingen.stages.workers import Workers
+from braingen.text_files import read_json
 
 UNDISTURBED = "undisturbed"
 REGIONS = 3
@@ -107,7 +107,7 @@ def draw_silenced(
         out = folder / name.replace("/", "_")
         own = {**made, "voxels": hashlib.sha256(np.packbits(thing).tobytes()).hexdigest() if isinstance(thing, np.ndarray) else ""}
         note = out / "made.json"
-        if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != own:
+        if not note.exists() or read_json(note) != own:
             shutil.rmtree(out, ignore_errors=True)
             write_json(note, own)
         if not all(picture_path(out, image).exists() for image in ids):

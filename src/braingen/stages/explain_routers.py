@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 from safetensors.torch import load_file
@@ -11,6 +9,7 @@ from safetensors.torch import load_file
 from braingen.explain.readout import parts_of
 from braingen.run_layout import INDEX, ROUTING, drawn_folder
 from braingen.stages.explanation import Explanation
+from braingen.text_files import read_json
 
 
 def write_routers(work: Explanation) -> None:
@@ -23,7 +22,7 @@ def write_routers(work: Explanation) -> None:
                  "`braingen reconstruct`.")  # fmt: skip
         return
     levels_NSL, experts_NSE = (mixed[f"{modality}_{name}"].numpy() for name in ("levels", "experts"))
-    index = json.loads((path.parent / INDEX).read_text(encoding="utf-8"))["images"]
+    index = read_json(path.parent / INDEX)["images"]
     mean_SL, sd_SL = levels_NSL.mean(axis=0), levels_NSL.std(axis=0)
     steps = [
         {"step": step, "level": level, "weight": mean_SL[step, level], "sd": sd_SL[step, level]}

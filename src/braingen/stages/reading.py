@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from braingen.scores.decoding import decoder_scores
 from braingen.scores.identify import two_way
 from braingen.stages.machine import device_of
 from braingen.stages.targets import Targets
+from braingen.text_files import read_json
 
 
 class Read(NamedTuple):
@@ -89,5 +89,5 @@ def scores_at(config: Config, modality: str, path: Path, reader_folder: Path, ra
         reader = BrainReader.from_pretrained(reader_folder)
         found = score_reading(config, modality, reader, read_test_images(config, modality, reader, random))
         write_json(path, {"values": {name: values.tolist() for name, values in found.values.items()}, "chance": found.chance})
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept = read_json(path)
     return ImageScores({name: np.array(values) for name, values in kept["values"].items()}, kept["chance"])

@@ -6,7 +6,6 @@ Reads a folder of reconstructions and writes another of the same form, so that w
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 import shutil
 import time
@@ -30,6 +29,7 @@ from braingen.runs import Run
 from braingen.stages.drawing import Drawn, draw_missing, picture_path
 from braingen.stages.machine import device_of
 from braingen.stages.workers import Workers, shared_run
+from braingen.text_files import read_json
 
 REFINED = "_refined"
 """What a folder of refined pictures is called, after the name of the one it was made from."""
@@ -85,7 +85,7 @@ def _require(config: Config) -> list[int]:
         raise UserError(f"refiner.output = {folder} is the folder of the reconstructions themselves; give another one.")
     if config.refiner.use_image and config.backbone.refiner:
         raise UserError("refiner.use_image needs the base model's IP-Adapter; SDXL's refiner has none: leave one of the two settings out.")
-    return [int(image) for image in json.loads((folder / INDEX).read_text())["images"]]
+    return [int(image) for image in read_json(folder / INDEX)["images"]]
 
 
 def setup(config: Config) -> Refiner:
@@ -162,7 +162,7 @@ def refine(config: Config) -> Path:
         if workers.main:
             with replaced_path(folder / EMBEDDINGS) as temporary:
                 shutil.copyfile(recons / EMBEDDINGS, temporary)
-            write_json(folder / INDEX, json.loads((recons / INDEX).read_text()))
+            write_json(folder / INDEX, read_json(recons / INDEX))
             run.mark_finished({"images": len(ids), "seconds": round(time.monotonic() - started, 1)})
         workers.wait()
     return folder

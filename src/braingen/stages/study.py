@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timezone
 import io
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +36,7 @@ from braingen.scores.study.plan import (
     plan_as_json,
     plan_from_json,
 )
+from braingen.text_files import read_json
 
 PLAN, RESULTS, ANALYSIS = "plan.json", "results", "analysis.json"
 LARGEST = 512
@@ -214,10 +214,7 @@ def _plan_content(folder: Path) -> dict[str, Any]:
     path = folder / PLAN
     if not path.is_file():
         raise UserError(f"{path} is missing: there is no study in {folder}; `braingen study build` writes one.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}): build the study again.") from error
+    return read_json(path, "build the study again")
 
 
 def _plan(folder: Path) -> Plan:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from braingen.errors import UserError
 from braingen.records import Score
 from braingen.run_layout import drawn_in
+from braingen.text_files import read_json
 
 STUDY = "study.json"
 """In the run folder: `braingen.scores.study.analysis.as_json` of the study that was analysed last."""
@@ -38,10 +38,10 @@ def read_study(run: Path) -> dict[str, Any]:
     path = run / STUDY
     if not path.is_file():
         return {}
+    content = read_json(path, "remove it and run `braingen study analyse` again")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         stale = content["fingerprint"] != fingerprint(run, content["images"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); remove it and run `braingen study analyse` again.") from error
     return {"stale": True} if stale else {**content, "stale": False}
 

@@ -24,6 +24,7 @@ from braingen.simulation.backbones.judge import train_judge
 from braingen.simulation.backbones.unet import encode_conditions, scheduler, train_unet
 from braingen.simulation.backbones.vae import sharpen_decoder, train_vae
 from braingen.simulation.judge import Judge
+from braingen.text_files import read_json
 
 
 class Recipe(NamedTuple):
@@ -104,8 +105,8 @@ def build(folder: Path, assets: Path, recipe: Recipe) -> None:
     export(assets, unet=unet, vae=vae, clip=clip, judge=judge)
     seconds = {}
     for log in sorted(folder.glob("*.jsonl")):
-        seconds[log.stem] = json.loads(log.read_text().splitlines()[-1])["seconds"]
-    (assets / "training_seconds.json").write_text(json.dumps(seconds, indent=1))
+        seconds[log.stem] = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])["seconds"]
+    (assets / "training_seconds.json").write_text(json.dumps(seconds, indent=1), encoding="utf-8")
 
 
 def export(assets: Path, *, unet, vae, clip: TinyCLIP, judge) -> None:
@@ -117,9 +118,9 @@ def export(assets: Path, *, unet, vae, clip: TinyCLIP, judge) -> None:
     for name, model in (("image_encoder", clip.image), ("text_encoder", clip.text_1), ("text_encoder_2", clip.text_2)):
         model.half().save_pretrained(assets / name)
     for file in assets.glob("*/config.json"):  # where a model was loaded from is nobody's business
-        known = json.loads(file.read_text())
+        known = read_json(file)
         if known.pop("_name_or_path", None) is not None:
-            file.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
+            file.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     clip.tokenizer.save_pretrained(assets / "tokenizer")
     clip.tokenizer.save_pretrained(assets / "tokenizer_2")
     scheduler().save_pretrained(assets / "scheduler")

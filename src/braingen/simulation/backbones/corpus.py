@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from braingen.simulation import scenes
+from braingen.text_files import read_json
 
 CORPUS_SEED = 7_000_000_000
 """Scene i of the corpus is drawn from seed CORPUS_SEED + i; simulated subjects use seeds below 2**32."""
@@ -83,9 +84,9 @@ def corpus(folder: Path, count: int, side: int, workers: int = 2) -> Corpus:
                 images[start : start + len(pictures)] = pictures
                 images.flush()
                 record = done_folder / f"{start:07d}.json"
-                record.with_suffix(".tmp").write_text(json.dumps({"captions": texts, "labels": labels}))
+                record.with_suffix(".tmp").write_text(json.dumps({"captions": texts, "labels": labels}), encoding="utf-8")
                 record.with_suffix(".tmp").rename(record)
-    records = [json.loads((done_folder / f"{start:07d}.json").read_text()) for start in range(0, count, _CHUNK)]
+    records = [read_json(done_folder / f"{start:07d}.json") for start in range(0, count, _CHUNK)]
     table = np.array([row for record in records for row in record["labels"]], dtype=np.int64)
     names = ("object", "background", "colour", "position", "objects")
     return Corpus(images, [five for record in records for five in record["captions"]], dict(zip(names, table.T)))

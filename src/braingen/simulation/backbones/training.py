@@ -92,7 +92,7 @@ def train(
             continue
         if (step + 1) % 50 == 0:
             seconds = spent + time.monotonic() - started
-            with log.open("a") as file:
+            with log.open("a", encoding="utf-8") as file:
                 values = {name: round(value.item(), 5) for name, value in losses.items()}
                 file.write(json.dumps({"step": step + 1, "seconds": round(seconds, 1), **values}) + "\n")
         if time.monotonic() - last_saved > save_seconds or step + 1 == steps:
