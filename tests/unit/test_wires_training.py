@@ -1,0 +1,512 @@
+"""The wires of stage 1: every term, flag and selection of the training loop reaches what it is meant for.
+
+The parts have tests of their own. Here each test fails when a wire between them is cut: a term left out or of the wrong sign, a flag
+that is ignored, the wrong images, weights that are not trained.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, mse_loss
+from unit.tiny_training import WIDTH, LinearReader, TableTargets, spy, table, tiny_config
+
+from braingen.brain import losses
+from braingen.brain.expert_router import AffinityRouter
+from braingen.brain.reader import BrainReader
+from braingen.config import Config
+from braingen.config.reading import LossConfig
+from braingen.data.betas import Betas
+from braingen.data.nsd import Layout
+from braingen.data.trials import hold_out_images, test_trials, train_trials
+from braingen.records import VoxelBatch
+from braingen.run_layout import READER
+from braingen.stages import reader_setup
+from braingen.stages import reading as stage_reading
+from braingen.stages import train as stage
+from braingen.stages.steps import StepLosses, hash_seed
+
+SCALES = {
+    "clip_scale": 2.0,
+    "mse_scale": 3.0,
+    "prior_scale": 5.0,
+    "cos_scale": 7.0,
+    "prior_clip_scale": 11.0,
+    "level_scale": 13.0,
+    "balance_scale": 17.0,
+    "temp_coeff": 40.0,
+    "mixup_pct": 0.4,
+}
+"""All different, so that two weights exchanged show."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("wires") / "data"
+
+
+@pytest.fixture(autouse=True)
+def table_in_place_of_clip(monkeypatch):
+    monkeypatch.setattr(reader_setup, "Targets", TableTargets)
+    monkeypatch.setattr(stage_reading, "Targets", TableTargets)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- the objective, term by term ------------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    reader: LinearReader
+    batch: tuple[VoxelBatch, ...]
+    parts: Any
+    truth_BTD: Tensor
+
+
+@pytest.fixture
+def case() -> Case:
+    """Two subjects, six trials each, whose images are not in the order of the table."""
+    draws = generator(1)
+    batch = tuple(
+        VoxelBatch(torch.randn(6, width, generator=draws), torch.tensor(images), subject)
+        for subject, width, images in ((1, 5, [9, 4, 7, 5, 8, 6]), (2, 4, [19, 15, 14, 18, 16, 17]))
+    )
+    row_of_image = np.full(24, -1)
+    row_of_image[4:20] = np.random.default_rng(0).permutation(16)
+    targets_ND = torch.randn(16, 1, WIDTH, generator=draws)
+    truth_BTD = torch.cat([targets_ND[row_of_image[part.image_B.numpy()]] for part in batch])
+    parts = reader_setup.Parts(None, None, [], targets_ND, row_of_image, LossConfig(**SCALES))  # type: ignore[arg-type]
+    return Case(LinearReader({1: 5, 2: 4}), batch, parts, truth_BTD)
+
+
+def outputs(case: Case, voxels: list[Tensor]) -> dict[str, Tensor]:
+    each = [case.reader(x, part.subject) for x, part in zip(voxels, case.batch)]
+    names = ("backbone_BTD", "clip_BTD", "level_backbone_BLTD")
+    return {name: torch.cat([getattr(one, name) for one in each]) for name in names} | {
+        "balance": torch.stack([one.balance_loss for one in each]).mean()
+    }
+
+
+def by_hand(case: Case, out: dict[str, Tensor], aim_BTD: Tensor, contrastive: Any) -> dict[str, Tensor]:
+    prediction = case.reader.prior.predict(out["backbone_BTD"])
+    return {
+        "clip": 2 * contrastive(out["clip_BTD"]),
+        "mse": 3 * mse_loss(out["backbone_BTD"], aim_BTD),
+        "prior": 5 * (prediction - aim_BTD).abs().mean(),
+        "cosine": 7 * (1 - cosine_similarity(prediction.flatten(1), aim_BTD.flatten(1)).mean()),
+        "prior_clip": 11 * contrastive(prediction),
+        "levels": 13 * (out["level_backbone_BLTD"] - aim_BTD[:, None]).square().mean(),
+        "balance": 17 * out["balance"],
+    }
+
+
+def assert_terms(found: StepLosses, expected: dict[str, Tensor]) -> None:
+    assert found.terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found.terms[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    torch.testing.assert_close(found.total, torch.stack(list(expected.values())).sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_while_trials_are_mixed_every_term_is_what_it_is_by_hand(case):
+    """Voxels are mixed within their subject; the targets of prior, cosine, squared error and levels are mixed alike."""
+    found = stage.step(case.reader, case.batch, case.parts, 0.39, generator(3))
+    draws = generator(3)
+    mixes = [losses.draw_mix(6, draws) for _ in case.batch]
+    whole = losses.join_mixes(mixes)
+    assert 0 < whole.mixed_B.sum() < 12
+    aim_BTD = losses.mix(case.truth_BTD, whole)
+    assert not torch.allclose(aim_BTD, case.truth_BTD)
+    out = outputs(case, [losses.mix(part.voxels_BV, mix) for part, mix in zip(case.batch, mixes)])
+
+    def contrastive(rows: Tensor) -> Tensor:  # targets unmixed, labels mixed
+        return losses.mixco_nce(losses.unit_rows(rows), losses.unit_rows(case.truth_BTD), 0.006 * 40, whole)
+
+    assert_terms(found, by_hand(case, out, aim_BTD, contrastive))
+    given_backbone, given_aim, given_generator = case.reader.prior.given[0]
+    torch.testing.assert_close(given_backbone, out["backbone_BTD"])
+    torch.testing.assert_close(given_aim, aim_BTD)
+    assert given_generator.get_state().equal(draws.get_state())  # the generator of the step, after the mixing
+
+
+@pytest.mark.parametrize("progress", [0.4, 0.7, 1.0])
+def test_after_the_mixing_labels_are_soft_and_their_temperature_is_annealed(case, progress):
+    found = stage.step(case.reader, case.batch, case.parts, progress, generator(3))
+    out = outputs(case, [part.voxels_BV for part in case.batch])
+    temperature = {0.4: 0.004, 0.7: (0.004 + 0.0075) / 2, 1.0: 0.0075}[progress] * 40
+
+    def contrastive(rows: Tensor) -> Tensor:
+        return losses.soft_clip(losses.unit_rows(rows), losses.unit_rows(case.truth_BTD), temperature)
+
+    assert_terms(found, by_hand(case, out, case.truth_BTD, contrastive))
+
+
+def test_terms_of_weight_zero_are_left_out_and_the_prior_where_there_is_none(case):
+    bare = case.parts._replace(loss=LossConfig(mse_scale=0, level_scale=0, prior_clip_scale=0))
+    assert set(stage.step(case.reader, case.batch, bare, 1.0, generator()).terms) == {"clip", "balance", "prior", "cosine"}
+    case.reader.prior = None
+    assert set(stage.step(case.reader, case.batch, bare, 1.0, generator()).terms) == {"clip", "balance"}
+
+
+@pytest.mark.parametrize("term", ["clip", "mse", "prior", "cosine", "prior_clip", "levels", "balance"])
+def test_every_term_reaches_the_encoder(case, term):
+    """The prior is trained together with the encoder, not on detached outputs."""
+    found = stage.step(case.reader, case.batch, case.parts, 0.1, generator()).terms[term]
+    layers = [case.reader.subject[str(part.subject)].weight for part in case.batch]
+    assert all(gradient.abs().max() > 0 for gradient in torch.autograd.grad(found, layers))
+
+
+def test_the_balance_loss_of_real_routers_evens_them_out():
+    """Going down its gradient makes an uneven router more even: its sign is right and it reaches the affinities."""
+    torch.manual_seed(0)
+    encoder = {"subjects": {"1": 8}, "clip_seq_dim": 1, "clip_emb_dim": WIDTH, "hidden_dim": 16, "n_blocks": 1, "exp_factor_list": [2]}
+    reader = BrainReader("BrainMoEMulti", encoder, None)
+    router = next(module for module in reader.modules() if isinstance(module, AffinityRouter))
+    with torch.no_grad():
+        router.affinity[..., 0].add_(0.5) if router.affinity.shape[-1] < router.affinity.shape[-2] else router.affinity[..., 0, :].add_(0.5)
+
+    def balance() -> Tensor:
+        return reader(torch.zeros(2, 8), 1).balance_loss
+
+    before = balance()
+    assert before > 0
+    parts = reader_setup.Parts(
+        reader, None, [], torch.randn(4, 1, WIDTH, generator=generator()), np.arange(4), LossConfig(clip_scale=0, balance_scale=1)
+    )
+    batch = (VoxelBatch(torch.randn(4, 8, generator=generator()), torch.arange(4), 1),)
+    (gradient,) = torch.autograd.grad(stage.step(reader, batch, parts, 1.0, generator()).total, [router.affinity])
+    with torch.no_grad():
+        router.affinity -= 0.2 * gradient / gradient.norm()
+    assert balance() < before
+
+
+# --- what is trained on, and what is looked at ----------------------------------------------------------------------
+
+
+def held_out_and_kept(config: Config) -> tuple[set[int], set[int]]:
+    held: set[int] = set()
+    kept: set[int] = set()
+    for subject in config.data.subjects:
+        trials = train_trials(Layout.of(config.data.root), subject, config.data.num_sessions)
+        train, out = hold_out_images(trials, config.data.holdout_share, config.run.seed)
+        kept |= set(train.table["image"])
+        held |= set(out.table["image"])
+    return held, kept
+
+
+class Seen(NamedTuple):
+    """What a training run did."""
+
+    config: Config
+    folder: Path
+    batches: list[tuple[VoxelBatch, ...]]
+    progress: list[float]
+    seeds: list[tuple[int, int]]
+    """Of every step: of dropout and of mixing."""
+    rates: list[float]
+    """Learning rate of every update."""
+    gradients: list[float]
+    """Norm of the gradients of every update."""
+    looked_at: list[set[int]]
+    """Images of every validation."""
+    states: list[dict[str, Tensor]]
+    """The reader at every validation."""
+    steps: int
+
+
+def trained(monkeypatch: pytest.MonkeyPatch, config: Config, modality: str = "image", cosines: list[float] | None = None) -> Seen:
+    """Run the training, recorded; `cosines`: what the validations are made to find."""
+    seen = Seen(config, config.run.folder / modality, [], [], [], [], [], [], [], 0)
+    fresh = stage.optimizer_of
+
+    def optimizer_of(reader: BrainReader, config: Config) -> torch.optim.Optimizer:
+        optimizer = fresh(reader, config)
+
+        def before_update(*_: Any) -> None:
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            seen.gradients.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
+            seen.rates.append(optimizer.param_groups[0]["lr"])
+
+        optimizer.register_step_pre_hook(before_update)
+        return optimizer
+
+    def before_step(reader: Any, batch: Any, parts: Any, progress: float, mixing: torch.Generator) -> None:
+        assert reader.training
+        seen.batches.append(batch)
+        seen.progress.append(progress)
+        seen.seeds.append((torch.initial_seed(), mixing.initial_seed()))
+
+    def before_validation(reader: BrainReader, parts: Any) -> None:
+        seen.looked_at.append({image for trials, _ in parts.held_out for image in trials.table["image"]})
+        seen.states.append({name: value.clone() for name, value in reader.state_dict().items()})
+
+    monkeypatch.setattr(stage, "optimizer_of", optimizer_of)
+    if cosines is not None:
+        wanted = iter(cosines)
+        monkeypatch.setattr(stage, "validate", lambda reader, parts: {"validation/cosine": next(wanted), "validation/retrieval": 0.0})
+    spy(monkeypatch, stage, "step", before_step)
+    spy(monkeypatch, stage, "validate", before_validation)
+    stage.train(config, modality)
+    return seen._replace(steps=len(seen.batches) // config.optim.num_epochs)
+
+
+def test_a_run_trains_on_kept_images_and_validates_on_held_out_ones(monkeypatch, root, tmp_path):
+    config = tiny_config(root, tmp_path, data__subjects="1,2")
+    seen = trained(monkeypatch, config)
+    held, kept = held_out_and_kept(config)
+    tested = {image for subject in (1, 2) for image in test_trials(Layout.of(root), subject).table["image"]}
+    assert held and kept and tested and not held & kept and not (held | kept) & tested
+    assert {image for batch in seen.batches for part in batch for image in part.image_B.tolist()} == kept
+    assert seen.looked_at == [held] * 3  # after every epoch
+    for batch in seen.batches:
+        assert [part.subject for part in batch] == [1, 2]
+        for part in batch:  # voxels of a trial stand beside the image that was shown in it
+            trials = train_trials(Layout.of(root), part.subject).table
+            betas = Betas.of(Layout.of(root), part.subject)
+            for voxels, image in zip(part.voxels_BV, part.image_B.tolist()):
+                shown = torch.from_numpy(betas.rows(trials["trial"][trials["image"] == image].to_numpy()))
+                assert (shown == voxels).all(1).any()
+
+
+def test_epochs_show_every_trial_once_in_an_order_of_their_own_with_chances_of_their_own(monkeypatch, root, tmp_path):
+    config = tiny_config(root, tmp_path)
+    seen = trained(monkeypatch, config)
+    rows = [[tuple(voxels.tolist()) for voxels in batch[0].voxels_BV] for batch in seen.batches]
+    epochs = [list(chain(*rows[first : first + seen.steps])) for first in range(0, len(rows), seen.steps)]
+    assert len(epochs) == 3 and len(epochs[0]) == len(set(epochs[0])) > 12
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2]
+    firsts = [seen.seeds[epoch * seen.steps] for epoch in range(3)]
+    assert len({seed for pair in firsts for seed in pair}) == 6  # dropout and mixing of every epoch
+    assert firsts[1] == (hash_seed(0, "dropout", 1), hash_seed(0, "mixing", 1))
+    assert seen.progress == pytest.approx([number / (3 * seen.steps) for number in range(3 * seen.steps)])
+
+
+@pytest.mark.parametrize(("modality", "scale"), [("image", 1.0), ("text", 4.0)])
+def test_setup_gives_every_image_its_own_target_in_units_of_the_training_images(root, tmp_path, modality, scale):
+    config = tiny_config(root, tmp_path, data__subjects="1,2", loss_image__clip_scale="1", loss_text__clip_scale="4")
+    parts = reader_setup.setup(config, modality)
+    held, kept = held_out_and_kept(config)
+    known = table(modality)[sorted(kept)]
+    mean, spread = known.mean(0), (known - known.mean(0)).std()
+    for image in range(24):
+        if image in held | kept:
+            expected = (table(modality)[image] - mean) / spread
+            torch.testing.assert_close(parts.targets_ND[parts.row_of_image[image]], expected, rtol=1e-4, atol=1e-5)
+        else:
+            assert parts.row_of_image[image] == -1
+    torch.testing.assert_close(parts.reader.mean_TD, mean)
+    assert parts.loss.clip_scale == scale
+    assert {image for trials, _ in parts.held_out for image in trials.table["image"]} == held
+
+
+def test_setup_builds_what_is_asked_for(root, tmp_path):
+    config = tiny_config(root, tmp_path, prior__use="sample", prior__sample_steps="3", prior__guidance_scale="2.5", optim__batch_size="5")
+    parts = reader_setup.setup(config, "image")
+    reader = parts.reader
+    assert reader.config.prior_use == "sample" and reader.config.sample_steps == 3 and reader.config.guidance_scale == 2.5
+    assert reader.config.encoder_config["hidden_dim"] == 16 and reader.config.encoder_config["subjects"] == {"1": 41}
+    assert reader.config.prior_config["timesteps"] == 10 and parts.batches.share == 5
+    assert reader_setup.setup(tiny_config(root, tmp_path, prior__use_prior="false"), "image").reader.prior is None
+    again, other = (reader_setup.setup(tiny_config(root, tmp_path, run__seed=seed), "image") for seed in ("0", "1"))
+    weights = {name: value for name, value in reader.encoder.state_dict().items() if value.ndim > 1}
+    assert all(torch.equal(again.reader.encoder.state_dict()[name], value) for name, value in weights.items())
+    assert not all(torch.equal(other.reader.encoder.state_dict()[name], value) for name, value in weights.items())
+    assert [other.batches.chosen(0, 0)[0].tolist()] != [again.batches.chosen(0, 0)[0].tolist()]
+
+
+def test_two_processes_get_different_trials_of_the_same_step(root, tmp_path):
+    config = tiny_config(root, tmp_path)
+    first, second = (reader_setup.setup(config, "image", rank, 2).batches.chosen(0, 0)[0] for rank in range(2))
+    assert len(first) == len(second) and not set(first) & set(second)
+
+
+# --- updates --------------------------------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_rises_for_two_epochs_and_falls_to_a_thousandth_of_its_start(monkeypatch, root, tmp_path):
+    config = tiny_config(root, tmp_path, optim__max_lr="0.002", optim__num_epochs="8")
+    rates = trained(monkeypatch, config).rates
+    top = int(np.argmax(rates))
+    assert rates[0] == pytest.approx(0.002 / 25) and rates[top] == pytest.approx(0.002, rel=0.1)
+    assert len(rates) // 8 <= top <= 2 * len(rates) // 8 + 1
+    assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] < rates[0] / 10
+
+
+@pytest.mark.parametrize("together", ["1", "2"])
+def test_gradients_are_averaged_over_the_steps_of_an_update_and_clipped(monkeypatch, root, tmp_path, together):
+    """A term whose gradient is known by hand stands in for the objective."""
+    free = tiny_config(root, tmp_path / "free", optim__gradient_accumulation_steps=together, optim__max_grad_norm="1e9")
+    values = iter(range(1, 1000))
+
+    def step(reader: BrainReader, *_: Any) -> StepLosses:
+        weight = next(parameter for parameter in reader.parameters() if parameter.requires_grad)
+        return StepLosses.of({"clip": next(values) * weight.flatten()[0]})
+
+    monkeypatch.setattr(stage, "step", step)
+    with monkeypatch.context() as patch:
+        seen = trained(patch, free)
+    count = next(values) - 1
+    numbers = np.arange(1, count + 1).reshape(3, -1)  # epochs x steps
+    size = int(together)
+    groups = [epoch[first : first + size].mean() for epoch in numbers for first in range(0, len(epoch), size)]
+    assert seen.gradients == pytest.approx(groups, rel=1e-4)
+    assert len(seen.rates) == len(groups) and (size == 1 or len(groups) < count)
+    clipped = tiny_config(root, tmp_path / "clipped", optim__gradient_accumulation_steps=together, optim__max_grad_norm="0.5")
+    assert trained(monkeypatch, clipped).gradients == pytest.approx([0.5] * len(groups), rel=1e-3)
+
+
+def test_weight_decay_is_of_linear_maps_alone_and_everything_trained_is_in_the_optimizer(root, tmp_path):
+    config = tiny_config(root, tmp_path, optim__weight_decay="0.25", optim__max_lr="0.125")
+    reader = reader_setup.setup(config, "image").reader
+    decayed, plain = stage.optimizer_of(reader, config).param_groups
+    assert decayed["weight_decay"] == 0.25 and plain["weight_decay"] == 0 and decayed["lr"] == plain["lr"] == 0.125
+    names = {id(parameter): name for name, parameter in reader.named_parameters()}
+    in_decayed, in_plain = ({names[id(p)] for p in group["params"]} for group in (decayed, plain))
+    assert in_decayed | in_plain == {name for name, p in reader.named_parameters() if p.requires_grad} and not in_decayed & in_plain
+    assert all(name.endswith("weight") for name in in_decayed) and {name for name in names.values() if name.endswith("bias")} <= in_plain
+    assert {name for name in names.values() if "affinity" in name} <= in_plain
+
+
+def test_everything_that_is_trained_moves_routers_too_and_subjects_that_are_not_shown_do_not(monkeypatch, root, tmp_path):
+    config = tiny_config(root, tmp_path, data__subjects="1,2", optim__max_lr="0.01")
+    start = reader_setup.setup(config, "image").reader
+    before = {name: parameter.detach().clone() for name, parameter in start.named_parameters() if parameter.requires_grad}
+    seen = trained(monkeypatch, config)
+    after = seen.states[-1]
+    still = [name for name, value in before.items() if torch.equal(after[name], value)]
+    assert still == []
+    assert sum("affinity" in name for name in before) >= 2
+    adapted = tiny_config(root, tmp_path / "new", data__subjects="1", optim__start_from=str(tmp_path), optim__trained="subject")
+    left = trained(monkeypatch, adapted)
+    kept = load_file(next((tmp_path / "image" / READER).glob("*.safetensors")))
+    moved = {name for name, value in left.states[-1].items() if not torch.equal(value, kept[name])}
+    assert moved and all("subject_layer" in name for name in moved)
+
+
+# --- which weights are kept -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cosines", "best"), [([0.1, 0.5, 0.3], 1), ([-0.3, -0.4, -0.2], 2), ([0.6, 0.5, 0.6], 0)])
+def test_the_reader_of_the_best_validation_is_kept(monkeypatch, root, tmp_path, cosines, best):
+    seen = trained(monkeypatch, tiny_config(root, tmp_path), cosines=cosines)
+    kept = BrainReader.from_pretrained(seen.folder / READER).state_dict()
+    assert [all(torch.equal(state[name], kept[name]) for name in kept) for state in seen.states] == [n == best for n in range(3)]
+
+
+def test_it_is_looked_at_as_often_as_asked_and_at_the_end(monkeypatch, root, tmp_path):
+    config = tiny_config(root, tmp_path, optim__validate_every="2", optim__num_epochs="5")
+    seen = trained(monkeypatch, config, cosines=[0.1, 0.2, 0.3])
+    assert len(seen.states) == 3
+
+
+def test_a_validation_averages_presentations_and_scores_the_embedding_after_the_prior(root, tmp_path):
+    config = tiny_config(root, tmp_path, data__subjects="1,2")
+    parts = reader_setup.setup(config, "image")
+    reader = LinearReader({1: 41, 2: 42})
+    found = stage.validate(reader, parts._replace(reader=reader))
+    assert reader.modes and not any(reader.modes) and reader.training
+    backbone, clip, truth = [], [], []
+    for trials, betas in parts.held_out:
+        for image in sorted(set(trials.table["image"])):
+            rows = trials.table["trial"][trials.table["image"] == image].to_numpy()
+            assert len(rows) == 3
+            out = reader(torch.from_numpy(betas.rows(rows)), trials.subject)
+            backbone.append(out.backbone_BTD.mean(0))
+            clip.append(out.clip_BTD.mean(0))
+            truth.append(parts.targets_ND[parts.row_of_image[image]])
+    decoded, true = reader.prior.predict(torch.stack(backbone)).flatten(1), torch.stack(truth).flatten(1)
+    assert found["validation/cosine"] == pytest.approx(cosine_similarity(decoded, true).mean().item(), abs=1e-4)
+    near = cosine_similarity(torch.stack(clip).flatten(1)[:, None], true[None], dim=-1).argmax(1)
+    assert found["validation/retrieval"] == pytest.approx((near == torch.arange(len(true))).float().mean().item(), abs=1e-4)
+    reader.prior = None
+    bare = cosine_similarity(torch.stack(backbone).flatten(1), true).mean().item()
+    assert stage.validate(reader, parts)["validation/cosine"] == pytest.approx(bare, abs=1e-4)
+    perfect = parts._replace(targets_ND=torch.stack(clip), row_of_image=row_numbers(parts))
+    assert stage.validate(reader, perfect)["validation/retrieval"] == 1
+
+
+def row_numbers(parts: Any) -> np.ndarray:
+    """Held-out images counted subject by subject."""
+    images = [image for trials, _ in parts.held_out for image in sorted(set(trials.table["image"]))]
+    rows = np.full(24, -1)
+    rows[images] = np.arange(len(images))
+    return rows
+
+
+# --- that it learns -------------------------------------------------------------------------------------------------
+
+
+def test_a_few_trials_are_learnt_by_heart(root, tmp_path):
+    """Going down the objective brings every output to its target."""
+    more = {"loss_image__mse_scale": "5", "loss_image__level_scale": "5", "optim__max_lr": "0.02", "optim__batch_size": "4"}
+    config = tiny_config(root, tmp_path, encoder__hidden_dim="32", **more)
+    parts = reader_setup.setup(config, "image")
+    reader, batch = parts.reader, parts.batches.batch(0, 0)
+    truth = parts.targets_ND[parts.row_of_image[batch[0].image_B.numpy()]].flatten(1)
+
+    @torch.no_grad()
+    def likeness() -> np.ndarray:
+        out = reader.eval()(batch[0].voxels_BV, 1)
+        levels = out.level_backbone_BLTD.flatten(2).unbind(1)
+        decoded = [out.backbone_BTD.flatten(1), reader.prior.predict(out.backbone_BTD).flatten(1), out.clip_BTD.flatten(1), *levels]
+        reader.train()
+        return np.array([cosine_similarity(each, truth).mean().item() for each in decoded])
+
+    before = likeness()
+    optimizer = stage.optimizer_of(reader, config)
+    draws = generator()
+    for _ in range(40):
+        optimizer.zero_grad()
+        stage.step(reader, batch, parts, 1.0, draws).total.backward()
+        optimizer.step()
+    assert (likeness() > before + 0.2).all()
+
+
+# --- reading the test images ----------------------------------------------------------------------------------------
+
+
+def test_test_images_are_read_by_id_their_presentations_averaged(root, tmp_path):
+    config = tiny_config(root, tmp_path, data__subjects="2")
+    parts = reader_setup.setup(config, "image")
+    reader = parts.reader.eval()
+    found = stage_reading.read_test_images(config, "image", reader)
+    trials = test_trials(Layout.of(root), 2).table
+    betas = Betas.of(Layout.of(root), 2)
+    assert found.image_N.tolist() == [0, 1, 2, 3]
+    with torch.no_grad():
+        for row, image in enumerate(found.image_N):
+            out = reader(torch.from_numpy(betas.rows(trials["trial"][trials["image"] == image].to_numpy())), 2)
+            decoded = reader.in_clip_units(reader.prior.predict(out.backbone_BTD.mean(0, keepdim=True)))
+            torch.testing.assert_close(found.embedding_ND[row], decoded.flatten(), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found.clip_ND[row], out.clip_BTD.mean(0).flatten(), rtol=1e-4, atol=1e-4)
+    one, two = (stage_reading.read_test_images(config, "image", reader, random=True) for _ in range(2))
+    assert torch.equal(one.embedding_ND, two.embedding_ND) and not torch.allclose(one.embedding_ND, found.embedding_ND)
+    assert not torch.allclose(one.embedding_ND[0], one.embedding_ND[1])
+
+
+def test_what_was_read_is_scored_against_its_own_images(root, tmp_path):
+    """The true embeddings score 1; of two exchanged images neither is found, and the cosine is of CLIP's own units."""
+    config = tiny_config(root, tmp_path)
+    reader = reader_setup.setup(config, "image").reader
+    ids = np.array([2, 0, 3, 1])
+    true = table("image")[ids].flatten(1)
+    standard = reader.standardised(table("image")[ids]).flatten(1)
+    perfect = stage_reading.score_reading(config, "image", reader, stage_reading.Read(true, standard, ids)).values
+    assert {name: value.mean() for name, value in perfect.items()} == pytest.approx(dict.fromkeys(perfect, 1.0))
+    swapped = [1, 0, 2, 3]
+    exchanged = stage_reading.Read(true[swapped], standard[swapped], ids)
+    found = stage_reading.score_reading(config, "image", reader, exchanged).values
+    assert found["retrieval_brain_to_image"].mean() == found["retrieval_image_to_brain"].mean() == 0.5
+    cosine = cosine_similarity(true[swapped].double(), true.double())
+    assert sorted(found["clip_cos"]) == pytest.approx(sorted(cosine.tolist()), abs=1e-5)
+    assert found["two_way_clip"].mean() < 1
