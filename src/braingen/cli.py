@@ -19,6 +19,7 @@ from braingen.config.names import ALIASES, resolve
 from braingen.config.shipped import FOLDER, shipped_configs
 from braingen.config.values import Section
 from braingen.errors import UserError
+from braingen.files import disk_trouble
 from braingen.stopping import REQUEUE, Stopped, stoppable
 
 
@@ -125,9 +126,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except Exception as error:
+        sentence = _sentence_of(error)
+        if sentence is None:  # a fault of the program: its traceback is wanted
+            raise
+        print(f"braingen: {sentence}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nbraingen: stopped; the same command continues where it was.", file=sys.stderr)
         return 130
+
+
+def _sentence_of(error: Exception) -> str | None:
+    """A sentence for troubles of the machine that may come at any line: a full disk, missing permission, too little memory."""
+    trouble = disk_trouble(error)
+    if trouble is not None:
+        name = getattr(error, "filename", None)
+        return f"{name or 'A file'} cannot be read or written: {trouble}."
+    if isinstance(error, MemoryError):
+        return f"There is not enough memory ({error or 'an array was too large'}): use smaller batches, or another machine."
+    return None
 
 
 def _run(words: list[str]) -> int:

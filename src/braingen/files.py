@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 import errno
 import hashlib
 import json
 import os
 from pathlib import Path
+import re
 import shutil
+import struct
+import tokenize
 from typing import IO, Any
+import zipfile
+import zlib
 
 from braingen.errors import UserError
 
@@ -24,12 +29,57 @@ _DISK_TROUBLE = {
     errno.EEXIST: "a file of that name is in the way: remove it or choose another path",
     errno.EIO: "the disk reported a hardware error: choose another disk and look at the system log",
 }
+UNREADABLE_ARRAY = (
+    OSError,
+    ValueError,
+    EOFError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    LookupError,
+    TypeError,
+    RuntimeError,  # NotImplementedError and RecursionError among them
+    MemoryError,
+    OverflowError,
+)
+"""What NumPy (which reads a header as a Python literal), zipfile and h5py raise at files that hold something else than they say."""
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+_NUMBER_IN_TEXT = re.compile(r"os error (\d+)|errno = (\d+)|\[Errno (\d+)\]")
+"""How libraries that raise exceptions of their own name the operating system's error: Rust's (safetensors), HDF5's, Python's."""
+_WRITTEN_IN_PART = re.compile(r"\d+ requested and \d+ written|PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+")
+"""What NumPy and PyTorch raise when the disk took only a part of an array; they leave the error's number out."""
+
+
+def error_number(error: BaseException | None) -> int:
+    """The operating system's number of an error, also of one inside another library's exception; 0 where there is none."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        if not isinstance(error, UserError):
+            if found := _NUMBER_IN_TEXT.search(str(error)):
+                return int(next(number for number in found.groups() if number))
+            if _WRITTEN_IN_PART.search(str(error)):
+                return errno.ENOSPC
+        error = error.__cause__
+    return 0
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """What a person can do about an error of the disk, as the second half of a sentence; None for any other error."""
+    return None if isinstance(error, UserError) else _DISK_TROUBLE.get(error_number(error))
 
 
 @contextmanager
 def disk_errors_as_sentences(path: Path | str) -> Iterator[None]:
     """Turn a full or read-only disk into a `UserError` that names `path`; every other exception passes unchanged.
+
+    Also when the error comes wrapped by a library that writes files itself (safetensors, HDF5, NumPy, PyTorch).
 
     Raises
     ------
@@ -38,8 +88,8 @@ def disk_errors_as_sentences(path: Path | str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        trouble = _DISK_TROUBLE.get(error.errno or 0)
+    except Exception as error:
+        trouble = disk_trouble(error)
         if trouble is None:
             raise
         raise UserError(f"Cannot write {path}: {trouble}. What was there before is untouched.") from error
@@ -135,6 +185,49 @@ def replaced_folder(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextmanager
+def replaced_parts(folder: Path | str, parts: Collection[str], index: str, keep: bool = False) -> Iterator[Path]:
+    """Give an empty temporary folder to fill; on success its content takes the place of the parts of `folder`.
+
+    For a folder in which other files lie as well, which stay. The index, without which the folder is not read, goes before the first part
+    is exchanged and comes back last: parts of two saves never pass for one.
+
+    Parameters
+    ----------
+    folder
+        Made if it is not there.
+    parts
+        Names of folders that belong to it; those that are not written anew are removed.
+    index
+        Name of the file that makes the folder readable.
+    keep
+        Leave the files of the parts that are not written anew.
+    """
+    folder = Path(folder)
+    with disk_errors_as_sentences(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        clear_temporaries(folder)
+        temporary = temporary_name(folder / "parts")
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in sorted(temporary.rglob("*")):
+                if file.is_file():
+                    sync_file(file)
+            (folder / index).unlink(missing_ok=True)
+            for name in parts:
+                if not keep and (folder / name).is_dir():
+                    shutil.rmtree(folder / name)
+            for source in sorted(temporary.rglob("*"), key=lambda path: path == temporary / index):
+                if source.is_file():
+                    target = folder / source.relative_to(temporary)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(source, target)
+            _sync_folder(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _aside_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.before")
 
@@ -159,6 +252,46 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Write JSON atomically, indented, keys in the order given, one newline at the end."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def reserve(path: Path | str, size: int) -> None:
+    """Give a file its full size on the disk now, so that a memory map of it can be filled.
+
+    Writing through a map of a sparse file kills the process with SIGBUS when the disk is full; this raises ENOSPC instead.
+    """
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot do it
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path | str, get_it: str) -> Any:
+    """Read a JSON file that may have come from anywhere.
+
+    Parameters
+    ----------
+    path
+        The file.
+    get_it
+        What the user is to do when it is missing or not JSON; ends the sentence.
+
+    Raises
+    ------
+    UserError
+        When it is missing, a stand-in, not text, not JSON, or nested too deeply to be data.
+    """
+    refuse_stand_in(path, get_it)
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply for a file of data; {get_it}.") from error
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are such
+        raise UserError(f"{path} is not JSON or cut short ({error}); {get_it}.") from error
 
 
 def nearest_folder(path: Path | str) -> Path:

@@ -80,18 +80,7 @@ def save_tree(path: Path | str, state: Any) -> None:
         tensors[name] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
     with replaced_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={_HEADER: header})
-        except SafetensorError as error:
-            raise _as_os_error(error, temporary) from error
-
-
-def _as_os_error(error: SafetensorError, path: Path) -> Exception:
-    """The operating system's error inside a SafetensorError (its number stands in the text), else the error itself."""
-    text = str(error)
-    _, found, rest = text.partition("os error ")
-    number = rest.partition(")")[0]
-    return OSError(int(number), text, str(path)) if found and number.isdigit() else error
+        save_file(tensors, temporary, metadata={_HEADER: header})
 
 
 def load_tree(path: Path | str) -> Any:

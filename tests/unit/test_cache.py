@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+
 import numpy as np
 import pytest
 import torch
 
 import braingen.clip.cache as cache_module
 from braingen.clip.cache import Cache, digest_of_texts, fingerprint_of_files
+from braingen.errors import UserError
 
 N = 40
 
@@ -102,15 +105,15 @@ def test_an_interruption_loses_one_batch_at_most(model, tmp_path, finished):
 def test_killed_between_rows_and_their_mark_they_are_made_again(model, tmp_path, monkeypatch):
     ids = np.arange(16)
 
-    open_table = cache_module._open_table
+    write_rows = cache_module._write_rows
 
-    def open_or_die(path, *args):
-        if "made_from" in path.name:
+    def write_or_die(path, rows, values):
+        if "made_from" in path.name and values.any():
             raise KeyboardInterrupt
-        return open_table(path, *args)
+        write_rows(path, rows, values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "_open_table", open_or_die)
+        patch.setattr(cache_module, "_write_rows", write_or_die)
         with pytest.raises(KeyboardInterrupt):
             cache_of(model, tmp_path).of(ids, model.digests(ids), batch=8)
     model.asked.clear()
@@ -180,3 +183,47 @@ def test_a_fingerprint_changes_with_the_weights(tmp_path):
     (tmp_path / "model" / "config.json").write_text("{}")
     assert len({first, changed, fingerprint_of_files(tmp_path / "model"), fingerprint_of_files("some/hub-name")}) == 4
     assert fingerprint_of_files("some/hub-name") == fingerprint_of_files("some/hub-name") != fingerprint_of_files("another/hub-name")
+
+
+def test_what_is_no_table_is_made_again(model, tmp_path):
+    ids = np.arange(6)
+    objects = np.array([{}, {}], dtype=object)
+    for number, damage in enumerate(
+        (
+            lambda path: np.save(path, objects, allow_pickle=True),
+            lambda path: np.save(path, np.zeros(3)),
+            lambda path: path.write_bytes(b""),
+            lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': no one\n"),
+            lambda path: path.write_bytes(path.read_bytes()[:-40]),
+        )
+    ):
+        for pattern in ("*.rows.npy", "*.made_from.npy"):
+            folder = tmp_path / f"{number}{pattern[2:4]}"
+            cache_of(model, folder).of(ids, model.digests(ids))
+            (path,) = folder.glob(pattern)
+            damage(path)
+            np.testing.assert_array_equal(cache_of(model, folder).of(ids, model.digests(ids)), model.rows(ids))
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, np.float32), (np.inf, np.float32), (1e6, np.float16)])
+def test_a_row_that_is_no_number_is_refused_with_its_image(tmp_path, value, dtype):
+    def compute(ids: np.ndarray) -> torch.Tensor:
+        return torch.where(torch.from_numpy(ids == 7)[:, None], value, 1.0)
+
+    cache = Cache(tmp_path, "thing", {}, N, compute, dtype)
+    digests = np.arange(1, 11, dtype=np.uint64)
+    with pytest.raises(UserError, match=r"thing of image 7 .* is NaN or infinite as float"):
+        cache.of(np.arange(10), digests)
+    assert cache.of(np.arange(5), digests[:5]).all()
+
+
+def test_a_full_disk_is_an_error_not_the_end_of_the_process(model, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    ids = np.arange(6)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", full)
+        with pytest.raises(UserError, match=r"Cannot write .*rows\.npy: the disk is full"):
+            cache_of(model, tmp_path).of(ids, model.digests(ids))
+    np.testing.assert_array_equal(cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids))

@@ -9,7 +9,7 @@ import sys
 
 SOURCE = Path(__file__).parents[2] / "src" / "braingen"
 TIERS = (
-    {"_torchvision_guard", "errors", "files", "locks", "state", "stopping", "text_files", "untrusted"},
+    {"_torchvision_guard", "errors", "files", "locks", "state", "stopping", "text_files", "untrusted", "weights"},
     {"config", "records", "run_layout", "runs"},
     {"data", "clip", "brain", "scores"},
     {"routing"},
@@ -21,8 +21,7 @@ TIERS = (
 )
 TIER_OF = {part: height for height, tier in enumerate(TIERS) for part in tier}
 # config, records, run_layout and runs describe what the others use; records name each other's types only
-BASE = {"errors", "files", "locks", "state", "stopping", "text_files", "untrusted", "_torchvision_guard"}
-NEIGHBOURS_ALLOWED = {"config", "records", "run_layout", "runs"} | BASE
+NEIGHBOURS_ALLOWED = TIERS[0] | TIERS[1]
 HEAVY = {
     "peft": {"diffusion"},
     "transformers": {"clip", "scores", "diffusion", "simulation"},

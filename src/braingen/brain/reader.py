@@ -5,6 +5,7 @@ B batch, V voxels, T tokens, D CLIP width.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from diffusers import ConfigMixin, ModelMixin
@@ -15,6 +16,7 @@ from torch import Tensor
 from braingen.brain.moe import ENCODERS
 from braingen.brain.prior import DiffusionPrior
 from braingen.records import ExpertEmbeddings
+from braingen.weights import load_whole
 
 
 class TargetScale(NamedTuple):
@@ -58,6 +60,18 @@ class BrainReader(ModelMixin, ConfigMixin):
         self.prior = DiffusionPrior(**prior_config) if prior_config is not None else None
         self.register_buffer("mean_TD", torch.zeros(encoder_config["clip_seq_dim"], encoder_config["clip_emb_dim"]))
         self.register_buffer("spread", torch.ones(()))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """Load what ``save_pretrained`` wrote.
+
+        Raises
+        ------
+        UserError
+            When it is damaged, incomplete, or holds NaN or infinite weights.
+        """
+        again = "train it again, or name another run folder"
+        return load_whole(super().from_pretrained, pretrained_model_name_or_path, again, **kwargs)
 
     def set_scale(self, scale: TargetScale) -> None:
         """Take over the scale of the target, once, before training."""

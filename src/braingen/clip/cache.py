@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+import errno
 import hashlib
 import json
 import os
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import open_memmap
 from rich.progress import track
 from torch import Tensor
 
-from braingen.files import disk_errors_as_sentences, temporary_name
+from braingen.errors import UserError
+from braingen.files import UNREADABLE_ARRAY, disk_errors_as_sentences, error_number, temporary_name
 
 Compute = Callable[[np.ndarray], Tensor]
 """Image ids (int64) -> one row per id."""
@@ -35,11 +36,22 @@ class Cache:
     """
 
     def __init__(
-        self, folder: Path, name: str, key: dict[str, str], num_images: int, compute: Compute, dtype: type[np.floating] = np.float32
+        self,
+        folder: Path,
+        name: str,
+        key: dict[str, str],
+        num_images: int,
+        compute: Compute,
+        dtype: type[np.floating] = np.float32,
     ) -> None:
         self.name, self.num_images, self.compute, self.dtype = name, num_images, compute, dtype
-        digest = hashlib.sha256(json.dumps({**key, "images": num_images}, sort_keys=True).encode()).hexdigest()[:16]
-        self._rows_path, self._made_from_path = folder / f"{name}-{digest}.rows.npy", folder / f"{name}-{digest}.made_from.npy"
+        digest = hashlib.sha256(
+            json.dumps({**key, "images": num_images}, sort_keys=True).encode()
+        ).hexdigest()[:16]
+        self._rows_path, self._made_from_path = (
+            folder / f"{name}-{digest}.rows.npy",
+            folder / f"{name}-{digest}.made_from.npy",
+        )
 
     def of(self, image_ids: np.ndarray, digests: np.ndarray, batch: int = 64) -> np.ndarray:
         """Rows of some images in their order, computing those that are missing.
@@ -55,62 +67,144 @@ class Cache:
     def table(self, image_ids: np.ndarray, digests: np.ndarray, batch: int = 64) -> np.ndarray:
         """The memory-mapped table of all images, with the rows of some images filled; parameters as for :meth:`of`."""
         self.fill(image_ids, digests, batch)
-        return np.load(self._rows_path, mmap_mode="r")
+        found = self._tables()
+        if found is None:  # somebody removed or damaged it since
+            raise UserError(
+                f"{self._rows_path} changed while it was used: start the same command again."
+            )
+        return found[0]
+
+    def _tables(self) -> tuple[np.memmap, np.memmap] | None:
+        """Rows and what they were made from, mapped; None where they are not there, or no tables of this cache: then they mean nothing."""
+        rows, made_from = _mapped(self._rows_path), _mapped(self._made_from_path)
+        if rows is None or made_from is None:
+            return None
+        if (
+            rows.dtype != self.dtype
+            or made_from.dtype != np.uint64
+            or rows.shape[:1] + made_from.shape != (self.num_images,) * 2
+        ):
+            return None
+        return rows, made_from
 
     def stale(self, image_ids: np.ndarray, digests: np.ndarray) -> np.ndarray:
         """Positions, among distinct images, of those that are missing or were made from something else."""
-        known = self._made_from_path.exists() and self._rows_path.exists()
-        made_from = np.load(self._made_from_path, mmap_mode="r")[image_ids] if known else np.zeros(len(image_ids), dtype=np.uint64)
+        found = self._tables()
+        made_from = (
+            found[1][image_ids] if found is not None else np.zeros(len(image_ids), dtype=np.uint64)
+        )
         return np.flatnonzero(made_from != digests)
 
     def fill(self, image_ids: np.ndarray, digests: np.ndarray, batch: int = 64) -> None:
         """Compute what is missing or stale among some images.
 
         Several processes may fill the same table at once, each its own images.
+
+        Raises
+        ------
+        UserError
+            When a result is NaN or infinite, or the disk is full; what was computed before is kept.
         """
         wanted, first = np.unique(np.asarray(image_ids, dtype=np.int64), return_index=True)
         now = np.asarray(digests, dtype=np.uint64)[first]
         stale = self.stale(wanted, now)
         missing, now = wanted[stale], now[stale]
-        rows: np.ndarray | None = None
-        made_from: np.ndarray | None = None
+        ready = False
         starts = range(0, len(missing), batch)
-        for start in track(starts, description=f"{self.name} of {len(missing)} images", disable=len(starts) < 4):
+        for start in track(
+            starts, description=f"{self.name} of {len(missing)} images", disable=len(starts) < 4
+        ):
             ids = missing[start : start + batch]
-            values = self.compute(ids).detach().float().cpu().numpy().astype(self.dtype)
+            with np.errstate(over="ignore"):  # told in the next line
+                values = self.compute(ids).detach().float().cpu().numpy().astype(self.dtype)
+            self._refuse_not_finite(values, ids)
             with disk_errors_as_sentences(self._rows_path):
-                if rows is None or made_from is None:
-                    if not self._rows_path.exists():  # somebody removed it: its marks mean nothing any more
-                        self._made_from_path.unlink(missing_ok=True)
-                    rows = _open_table(self._rows_path, (self.num_images, *values.shape[1:]), self.dtype)
-                    made_from = _open_table(self._made_from_path, (self.num_images,), np.uint64)
-                made_from[ids] = 0  # should this process end between the next two lines, old digests must not vouch for new rows
-                rows[ids] = values
-                rows.flush()  # type: ignore[attr-defined]
-                made_from[ids] = now[start : start + batch]  # after the rows, so what is marked is there
-                made_from.flush()  # type: ignore[attr-defined]
+                if not ready:
+                    self._make_tables((self.num_images, *values.shape[1:]))
+                    ready = True
+                # should this process end between the next lines, old digests must not vouch for new rows
+                _write_rows(self._made_from_path, ids, np.zeros(len(ids), dtype=np.uint64))
+                _write_rows(self._rows_path, ids, values)
+                _write_rows(
+                    self._made_from_path, ids, now[start : start + batch]
+                )  # after the rows, so what is marked is there
+
+    def _refuse_not_finite(self, values: np.ndarray, ids: np.ndarray) -> None:
+        wrong = ~np.isfinite(values).reshape(len(ids), -1).all(axis=1)
+        if wrong.any():
+            raise UserError(
+                f"{self.name} of image {int(ids[wrong][0])} ({int(wrong.sum())} of {len(ids)} looked at) is NaN or infinite as "
+                f"{np.dtype(self.dtype).name}: look at that picture and at the weights that made it."
+            )
+
+    def _make_tables(self, shape: tuple[int, ...]) -> None:
+        """Make what is not there, of zeros; what is damaged or of another shape goes first."""
+        for path, wanted, dtype in (
+            (self._rows_path, shape, self.dtype),
+            (self._made_from_path, shape[:1], np.dtype(np.uint64)),
+        ):
+            there = _mapped(path)
+            if path.exists() and (there is None or there.shape != wanted or there.dtype != dtype):
+                path.unlink(missing_ok=True)
+        if not self._rows_path.exists():  # its marks mean nothing any more
+            self._made_from_path.unlink(missing_ok=True)
+        _make_table(self._rows_path, shape, self.dtype)
+        _make_table(self._made_from_path, shape[:1], np.uint64)
 
 
-def _open_table(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-    """Map a file of zeros for writing, made sparse where it is not there yet."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = temporary_name(path)
-        open_memmap(fresh, "w+", dtype, shape).flush()
-        try:
-            os.link(fresh, path)
-        except FileExistsError:
-            pass  # another process made it meanwhile and may have filled rows already: both go on in that one
-        except OSError:
-            os.replace(fresh, path)  # a file system without links
-        finally:
-            fresh.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r+")
+def _mapped(path: Path) -> np.memmap | None:
+    """A file of an array, mapped for reading; None where there is none, or something else under its name."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except UNREADABLE_ARRAY:
+        return None
+
+
+def _make_table(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
+    """A file of zeros, sparse, unless it is there already."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = temporary_name(path)
+    try:
+        with open(fresh, "wb") as handle:
+            np.lib.format.write_array_header_1_0(
+                handle, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+            )
+            handle.truncate(handle.tell() + np.dtype(dtype).itemsize * int(np.prod(shape)))
+        os.link(fresh, path)
+    except FileExistsError:
+        pass  # another process made it meanwhile and may have filled rows already: both go on in that one
+    except OSError as error:
+        if error_number(error) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        os.replace(fresh, path)  # a file system without links
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _write_rows(path: Path, ids: np.ndarray, values: np.ndarray) -> None:
+    """Write rows of a table in place. Not through a map: where the disk is full, that would kill the process instead of raising."""
+    table = np.load(path, mmap_mode="r", allow_pickle=False)
+    offset, size = table.offset, values[0].nbytes
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        for row, value in zip(ids.tolist(), np.ascontiguousarray(values)):
+            content, done = value.tobytes(), 0
+            while done < size:
+                done += os.pwrite(descriptor, content[done:], offset + row * size + done)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def digest_of_texts(texts: Iterable[Iterable[str]]) -> np.ndarray:
     """A 64-bit digest, never 0, of every group of texts."""
-    digests = [int.from_bytes(hashlib.blake2b("\0".join(group).encode(), digest_size=8).digest(), "little") or 1 for group in texts]
+    digests = [
+        int.from_bytes(hashlib.blake2b("\0".join(group).encode(), digest_size=8).digest(), "little")
+        or 1
+        for group in texts
+    ]
     return np.array(digests, dtype=np.uint64)
 
 
@@ -121,7 +215,11 @@ def fingerprint_of_files(folder: str | Path, sample: int = 1 << 20) -> str:
     """
     root = Path(folder)
     digest = hashlib.sha256(b"" if root.exists() else str(folder).encode())
-    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".md")
+    files = (
+        [root]
+        if root.is_file()
+        else sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".md")
+    )
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name}/{size}".encode())

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
+from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from braingen.errors import UserError
+from braingen.weights import plain_text, refuse_not_finite
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -55,9 +57,9 @@ def load_frozen(cls: type[Model], path: str | Path, *, subfolder: str = "", allo
     try:
         # with output_loading_info it returns a pair, which its annotation leaves out
         model, info = cls.from_pretrained(str(path), subfolder=subfolder, output_loading_info=True, **kwargs)  # type: ignore[misc]
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, SafetensorError) as error:
         raise UserError(
-            f"{cls.__name__} cannot be loaded from {where!r}: {str(error).splitlines()[0]} "
+            f"{cls.__name__} cannot be loaded from {where!r}: {plain_text(error)} "
             "Give a folder that holds config.json and model.safetensors, or the hub name of such a model."
         ) from error
     finally:
@@ -69,6 +71,7 @@ def load_frozen(cls: type[Model], path: str | Path, *, subfolder: str = "", allo
     found = "; ".join(f"{len(keys)} {what} (first: {keys[0]})" for what, keys in wrong.items() if keys)
     if found:
         raise UserError(f"{where!r} does not fit {cls.__name__}: weights {found}. Give the folder of a {cls.__name__}.")
+    refuse_not_finite(model, where, "get it again")
     return model.requires_grad_(False).eval()
 
 
@@ -82,8 +85,8 @@ def load_config(path: str | Path, *, subfolder: str = "", **kwargs) -> Pretraine
     """
     try:
         return AutoConfig.from_pretrained(str(path), subfolder=subfolder, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         where = f"{path}/{subfolder}" if subfolder else str(path)
         raise UserError(
-            f"no model configuration in {where!r}: {str(error).splitlines()[0]} Give a folder that holds config.json, or a hub name."
+            f"no model configuration in {where!r}: {plain_text(error)} Give a folder that holds config.json, or a hub name."
         ) from error

@@ -15,6 +15,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from braingen.clip.loading import load_frozen
 from braingen.errors import UserError
+from braingen.weights import first_line
 
 Output = Literal["L", "bigG", "joint"]
 PARTS: dict[str, tuple[str, ...]] = {"L": ("L",), "bigG": ("bigG",), "joint": ("L", "bigG")}
@@ -116,7 +117,7 @@ class CLIPTextEncoderDual(nn.Module):
                 parts[tokenizer_folder] = CLIPTokenizer.from_pretrained(str(path), subfolder=tokenizer_folder, **hub)
             except (OSError, ValueError) as error:
                 raise UserError(
-                    f"no tokenizer in '{path}/{tokenizer_folder}': {str(error).splitlines()[0]} "
+                    f"no tokenizer in '{path}/{tokenizer_folder}': {first_line(error)} "
                     "Give a folder laid out like an SDXL pipeline."
                 ) from error
         return cls(**parts, output=output, tokens=tokens)

@@ -25,8 +25,17 @@ from braingen.data.nsd import Layout
 from braingen.data.voxel_file import load_responses, responses
 from braingen.diffusion.listening import PriorOrder, RoutingRecorder, read, source_of
 from braingen.diffusion.lora import LORA_FILE, has_lora, load_lora, save_lora
-from braingen.diffusion.sample import OnStep, decode_latents, denoise, latent_shape, seeded_generators, seeded_noise
+from braingen.diffusion.sample import (
+    OnStep,
+    decode_latents,
+    denoise,
+    latent_shape,
+    refuse_not_finite_rows,
+    seeded_generators,
+    seeded_noise,
+)
 from braingen.diffusion.sdxl import (
+    UNREADABLE,
     add_ip_adapter,
     image_embedding_width,
     load_ip_adapter_file,
@@ -36,12 +45,27 @@ from braingen.diffusion.sdxl import (
 )
 from braingen.diffusion.sdxl import ip_adapter_weights as adapter_weights_of
 from braingen.errors import UserError
+from braingen.files import replaced_parts
 from braingen.records import Conditioning, ExpertEmbeddings
 from braingen.routing.conditioning import ConditioningForm, RoutedConditioning, Source
 from braingen.routing.diffuse_router import DiffuseRouter
+from braingen.weights import plain_text, refuse_not_finite
 
 IP_ADAPTER = Path("ip_adapter") / "ip-adapter.safetensors"
 LORA = "lora"
+INDEX = "model_index.json"
+PARTS = (
+    "brain_image",
+    "brain_text",
+    "unet",
+    "vae",
+    "scheduler",
+    "router_image",
+    "router_text",
+    IP_ADAPTER.parent.name,
+    LORA,
+)
+"""Folders of a saved decoder; there may be other files beside them, such as a README."""
 Embeddings = Tensor | ExpertEmbeddings | None
 """What :meth:`BrainDecoder.read` gave (standardised units), or B x T x D embeddings in CLIP's own units."""
 
@@ -190,9 +214,11 @@ class BrainDecoder(DiffusionPipeline):
             return read(reader, voxels_BRV, subject, present_BR, order, experts=experts or router is not None, noise=noise)
 
         image = one("image", self.brain_image, self.router_image)
-        if self.brain_text is None:
-            return Read(image, None)
-        return Read(image, one("text", self.brain_text, self.router_text))
+        text = None if self.brain_text is None else one("text", self.brain_text, self.router_text)
+        for name, found in (("image", image), ("text", text)):
+            for values in () if found is None else (found.backbone_BTD, found.clip_BTD, *found.expert_backbone):
+                refuse_not_finite_rows(values, image_ids, f"The decoded {name} embedding")
+        return Read(image, text)
 
     def decoded(self, read: Read) -> Decoded:
         """The embeddings of the whole encoders, unrouted."""
@@ -273,8 +299,9 @@ class BrainDecoder(DiffusionPipeline):
             guidance_scale=guidance_scale,
             on_step=on_step,
             generators=seeded_generators(image_ids, seed, f"steps of {purpose}"),
+            names=image_ids,
         )
-        return decode_latents(self.vae, latents)
+        return decode_latents(self.vae, latents, image_ids)
 
     @torch.no_grad()
     def __call__(
@@ -366,27 +393,42 @@ class BrainDecoder(DiffusionPipeline):
         return torch.from_numpy(voxels_BRV).to(device), torch.from_numpy(present_BR), [int(i) for i in repeats.image_N]
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save everything in one folder; IP-Adapter and LoRA lie in files of their own, as everywhere."""
+        """Save everything in one folder; IP-Adapter and LoRA lie in files of their own, as everywhere.
+
+        Written beside what is there and put in its place when all is on the disk. Parts that an earlier save left and that this decoder
+        has not (LoRA, routers, shards of larger weights) go; files that are no part of a decoder stay.
+        """
+        folder = Path(save_directory)
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", folder.name)  # diffusers' default, not the name of the temporary folder
         adapter = {key: value.contiguous() for key, value in adapter_weights_of(self.unet).items()}
         with_adapter = self.unet
-        self.register_modules(unet=without_ip_adapter(self.unet))
-        try:
-            super().save_pretrained(save_directory, **kwargs)
-        finally:
-            self.register_modules(unet=with_adapter)
-        path = Path(save_directory) / IP_ADAPTER
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(adapter, path)
-        if has_lora(self.unet):
-            save_lora(self.unet, Path(save_directory) / LORA)
+        with replaced_parts(folder, PARTS, INDEX, keep=kwargs.get("variant") is not None) as temporary:
+            self.register_modules(unet=without_ip_adapter(self.unet))
+            try:
+                super().save_pretrained(temporary, **kwargs)
+            finally:
+                self.register_modules(unet=with_adapter)
+            path = temporary / IP_ADAPTER
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(adapter, path)
+            if has_lora(self.unet):
+                save_lora(self.unet, temporary / LORA)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> BrainDecoder:
         """Load what :meth:`save_pretrained` wrote."""
         folder = Path(pretrained_model_name_or_path)
-        if not (folder / "model_index.json").is_file():
-            raise UserError(f"{folder} is not a saved decoder (no model_index.json); `braingen demo` leaves one in runs/demo/decoder.")
-        decoder: BrainDecoder = super().from_pretrained(folder, **kwargs)
+        if not (folder / INDEX).is_file():
+            raise UserError(f"{folder} is not a saved decoder (no {INDEX}); `braingen demo` leaves one in runs/demo/decoder.")
+        try:
+            decoder: BrainDecoder = super().from_pretrained(folder, **kwargs)
+        except UserError:
+            raise
+        except UNREADABLE as error:
+            raise UserError(f"{folder} is damaged or no saved decoder ({plain_text(error)}); save it again.") from error
+        for name in ("unet", "vae"):  # the others look after themselves
+            refuse_not_finite(getattr(decoder, name), folder / name, "save it again")
         add_ip_adapter(decoder.unet, load_ip_adapter_file(str(folder / IP_ADAPTER)))
         if (folder / LORA / LORA_FILE).exists():
             load_lora(decoder.unet, folder / LORA)

@@ -13,11 +13,11 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
 import torch
 from torch import Tensor, nn
 
 from braingen.errors import UserError
+from braingen.weights import read_tensors
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 """What is adapted (published). The IP-Adapter's own maps (to_k_ip, to_v_ip) are not among them."""
@@ -82,7 +82,7 @@ def load_lora(unet: UNet2DConditionModel, file: Path | str) -> None:
     path = Path(file) / LORA_FILE if Path(file).is_dir() else Path(file)
     if not path.is_file():
         raise UserError(f"There is no LoRA in {file}: expected {LORA_FILE}, as `braingen finetune` writes it.")
-    weights = load_file(path)
+    weights = read_tensors(path, "fine-tune or import it again")
     try:
         unet.load_lora_adapter(dict(weights), prefix="unet", adapter_name=ADAPTER)
     except (RuntimeError, ValueError) as error:

@@ -241,5 +241,6 @@ def refine_pictures(
         without,
         guidance_scale=how.guidance_scale,
         generators=seeded_generators(image_ids, seed, "steps of refinement"),
+        names=image_ids,
     )
-    return decode_latents(refiner.vae, latents)
+    return decode_latents(refiner.vae, latents, image_ids)

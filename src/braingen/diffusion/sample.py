@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from braingen.diffusion.sdxl import vae_factor
+from braingen.errors import UserError
 from braingen.records import Conditioning
 
 ConditionAt = Callable[[Tensor, Tensor], Conditioning]
@@ -37,6 +38,30 @@ def seeded_noise(image_ids: Sequence[int], shape: tuple[int, ...], seed: int, pu
     noise : Tensor, len(image_ids) x shape, float32 on the CPU
     """
     return torch.stack([torch.randn(shape, generator=generator) for generator in seeded_generators(image_ids, seed, purpose)])
+
+
+def refuse_not_finite_rows(values: Tensor, names: Sequence[int] | None, what: str) -> None:
+    """Stop where something computed for a picture has become NaN or infinite, before it is drawn as a black one.
+
+    Parameters
+    ----------
+    values : one row per picture
+    names : image ids of the rows; rows are counted from 0 where they have none
+    what : what has become so; begins the sentence
+
+    Raises
+    ------
+    UserError
+        With the pictures' ids.
+    """
+    rows = torch.isfinite(values).flatten(1).all(1).logical_not().nonzero().flatten().tolist()
+    if rows:
+        ids = [int(names[row]) if names is not None else row for row in rows]
+        pictures = ", ".join(map(str, ids[:4])) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
+        raise UserError(
+            f"{what} of picture {pictures} became NaN or infinite, so nothing is drawn of it: look at its voxels (are they z-scored?),"
+            " at the weights of encoder, LoRA and backbone, and, in half precision, try float32."
+        )
 
 
 def predict(unet: UNet2DConditionModel, latents_B4hw: Tensor, t: Tensor, condition: Conditioning, time_ids_B6: Tensor) -> Tensor:
@@ -71,6 +96,7 @@ def denoise(
     guidance_scale: float,
     on_step: OnStep | None = None,
     generators: list[torch.Generator] | None = None,
+    names: Sequence[int] | None = None,
 ) -> Tensor:
     """Turn noise into latents.
 
@@ -79,7 +105,7 @@ def denoise(
     noise_B4hw : standard normal, one row per picture
     size : side of the picture in pixels, for SDXL's size conditioning
     steps : of the scheduler; one of second order (Heun) calls the U-Net twice for all but the last
-    condition_at, unconditional, guidance_scale, on_step, generators : as for :func:`denoise_from`
+    condition_at, unconditional, guidance_scale, on_step, generators, names : as for :func:`denoise_from`
 
     Returns
     -------
@@ -100,6 +126,7 @@ def denoise(
         guidance_scale=guidance_scale,
         on_step=on_step,
         generators=generators,
+        names=names,
     )
 
 
@@ -117,6 +144,7 @@ def denoise_from(
     guidance_scale: float,
     on_step: OnStep | None = None,
     generators: list[torch.Generator] | None = None,
+    names: Sequence[int] | None = None,
 ) -> Tensor:
     """The loop itself, from latents as noisy as they are at the first of `times`.
 
@@ -129,10 +157,16 @@ def denoise_from(
     guidance_scale : 1 for no guidance (Ho & Salimans 2022); the U-Net is then called on B rows instead of 2 B
     on_step : called after every step with its number, the latents and the condition
     generators : per picture, for schedulers that add noise at every step
+    names : image ids, to name pictures whose latents are no numbers any more
 
     Returns
     -------
     latents_B4hw : scaled latents, ready for the VAE
+
+    Raises
+    ------
+    UserError
+        When the latents of a picture become NaN or infinite.
     """
     latents = latents_B4hw
     guided = guidance_scale > 1
@@ -148,6 +182,7 @@ def denoise_from(
         else:
             output = predict(unet, scaled, t, condition, all_ids)
         latents = scheduler.step(output, t, latents, return_dict=False, **noisy)[0]
+        refuse_not_finite_rows(latents, names, f"At step {step + 1} of {len(times)} the latents")
         if on_step is not None:
             on_step(step, latents, condition)
     return latents
@@ -162,9 +197,16 @@ def _stacked(first: Conditioning, second: Conditioning) -> Conditioning:
 
 
 @torch.no_grad()
-def decode_latents(vae: AutoencoderKL, latents_B4hw: Tensor) -> Tensor:
-    """Scaled latents to pictures: B x 3 x H x W in [0, 1], float32."""
+def decode_latents(vae: AutoencoderKL, latents_B4hw: Tensor, names: Sequence[int] | None = None) -> Tensor:
+    """Scaled latents to pictures: B x 3 x H x W in [0, 1], float32.
+
+    Raises
+    ------
+    UserError
+        When the autoencoder's output is NaN or infinite, with the image ids in `names`.
+    """
     pictures = vae.decode(latents_B4hw / vae.config.scaling_factor).sample
+    refuse_not_finite_rows(pictures, names, "The autoencoder's output")
     return (pictures.float() / 2 + 0.5).clamp(0, 1)
 
 

@@ -23,12 +23,13 @@ from diffusers.schedulers import (
 from diffusers.utils import logging
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 import torch
 from torch import Tensor
 
 from braingen.diffusion.lora import plain_key
 from braingen.errors import UserError
+from braingen.weights import first_line, plain_text, read_tensors, refuse_not_finite
 
 Model = TypeVar("Model", bound=ModelMixin)
 TINY = Path(__file__).parent.parent / "simulation" / "assets" / "tiny"
@@ -46,6 +47,9 @@ SCHEDULERS: dict[str, type[SchedulerMixin]] = {
     "unipc": UniPCMultistepScheduler,
 }
 """Schedulers by the names of ``sampler.scheduler``."""
+
+UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, SafetensorError)
+"""What diffusers raises at damaged files of a model."""
 
 
 class Backbone(NamedTuple):
@@ -100,9 +104,11 @@ def load_plain(
         unet = _load_whole(UNet2DConditionModel, folder, "unet", dtype)
         vae = _load_whole(AutoencoderKL, folder, "vae", vae_dtype or dtype)
         scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except UNREADABLE as error:
         raise UserError(
-            f"{setting} = {path!r} does not hold an SDXL pipeline (unet/, vae/, scheduler/): {str(error).splitlines()[0]} "
+            f"{setting} = {path!r} does not hold an SDXL pipeline (unet/, vae/, scheduler/): {plain_text(error)} "
             f"Use {setting}=tiny, a folder written by save_pretrained, or a hub name such as stabilityai/stable-diffusion-xl-base-1.0."
         ) from error
     return Backbone(unet.requires_grad_(False).eval(), vae.requires_grad_(False).eval(), scheduler)
@@ -118,9 +124,11 @@ def load_vae(path: str, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
     """
     try:
         return _load_whole(AutoencoderKL, backbone_folder(path), "vae", dtype).requires_grad_(False).eval()
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except UNREADABLE as error:
         raise UserError(
-            f"backbone.path = {path!r} does not hold a VAE (vae/): {str(error).splitlines()[0]} Use backbone.path=tiny, a folder written "
+            f"backbone.path = {path!r} does not hold a VAE (vae/): {plain_text(error)} Use backbone.path=tiny, a folder written "
             "by save_pretrained, or a hub name such as stabilityai/stable-diffusion-xl-base-1.0."
         ) from error
 
@@ -143,9 +151,9 @@ def own_size(path: str, local_files_only: bool = False) -> int:
         unet = UNet2DConditionModel.load_config(folder, subfolder="unet", local_files_only=local_files_only)
         vae = AutoencoderKL.load_config(folder, subfolder="vae", local_files_only=local_files_only)
         return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
-            f"backbone.path = {path!r} does not hold the configurations of an SDXL pipeline (unet/, vae/): {str(error).splitlines()[0]} "
+            f"backbone.path = {path!r} does not hold the configurations of an SDXL pipeline (unet/, vae/): {plain_text(error)} "
             "Use backbone.path=tiny, a folder written by save_pretrained, or a hub name such as stabilityai/stable-diffusion-xl-base-1.0."
         ) from error
 
@@ -177,25 +185,27 @@ def _load_whole(cls: type[Model], folder: str, name: str, dtype: torch.dtype) ->
         model, info = cls.from_pretrained(folder, subfolder=name, torch_dtype=dtype, output_loading_info=True)
     if info["missing_keys"]:
         raise ValueError(f"{name}/ lacks {len(info['missing_keys'])} of its weights (first: {sorted(info['missing_keys'])[0]}).")
+    refuse_not_finite(model, f"{folder}/{name}", "get it again")
     return model
 
 
 def load_ip_adapter_file(source: str) -> dict[str, Tensor]:
     """Read an IP-Adapter from a file, a folder or the hub, under the keys of its files (``image_proj.*``, ``ip_adapter.*``)."""
     path = Path(source)
+    again = "get it again, or set backbone.ip_adapter=h94/IP-Adapter"
     for candidate in (path, path / "ip-adapter.safetensors", path / IP_ADAPTER_FILE):
-        if candidate.is_file():
-            return load_file(candidate)
+        if candidate.is_file():  # also in the older .bin form, whose two parts are dictionaries of their own
+            return read_tensors(candidate, again)
     if path.exists() or source.count("/") != 1:
         raise UserError(
-            f"There is no IP-Adapter in {source}: expected a .safetensors file or a folder with {IP_ADAPTER_FILE}. "
+            f"There is no IP-Adapter in {source}: expected a .safetensors or .bin file or a folder with {IP_ADAPTER_FILE}. "
             "Set backbone.ip_adapter=h94/IP-Adapter, or the path of your copy."
         )
     try:
-        return load_file(hf_hub_download(source, IP_ADAPTER_FILE))
+        return read_tensors(hf_hub_download(source, IP_ADAPTER_FILE), again)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"The IP-Adapter {source} could not be fetched: {str(error).splitlines()[0]} Without network access copy "
+            f"The IP-Adapter {source} could not be fetched: {first_line(error)} Without network access copy "
             f"{IP_ADAPTER_FILE} here and give its path: backbone.ip_adapter=PATH."
         ) from error
 
@@ -208,6 +218,7 @@ def add_ip_adapter(unet: UNet2DConditionModel, weights: dict[str, Tensor]) -> No
     UserError
         When the weights are not of an IP-Adapter, or of one made for another U-Net or another kind of image embedding.
     """
+    refuse_not_finite(weights, "The IP-Adapter", "get it again")
     parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     for key, value in weights.items():
         group, _, name = key.partition(".")

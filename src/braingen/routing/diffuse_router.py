@@ -25,6 +25,7 @@ from braingen.routing.space_router import (
     WeightSpaceRouter,
 )
 from braingen.routing.time_router import AttentionTimeRouter, Choice, FixedTimeRouter, LevelPrior, MLPTimeRouter, TimeRouting
+from braingen.weights import load_whole, plain_text
 
 Time = Literal["off", "fixed", "mlp", "attention"]
 Space = Literal["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"]
@@ -157,12 +158,16 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> DiffuseRouter:
         """Load what ``save_pretrained`` wrote; a router without parameters (time and space off or fixed) is its config alone."""
-        settings = cls.load_config(pretrained_model_name_or_path, subfolder=kwargs.get("subfolder"))
-        with torch.device("meta"):
-            bare = not cls.from_config(settings).state_dict()
+        again = "fine-tune or import it again"
+        try:
+            settings = cls.load_config(pretrained_model_name_or_path, subfolder=kwargs.get("subfolder"))
+            with torch.device("meta"):
+                bare = not cls.from_config(settings).state_dict()
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise UserError(f"{pretrained_model_name_or_path} holds no diffusion router ({plain_text(error)}); {again}.") from error
         if bare:
             return cast(DiffuseRouter, cls.from_config(settings)).eval()
-        return cast(DiffuseRouter, super().from_pretrained(pretrained_model_name_or_path, **kwargs))
+        return cast(DiffuseRouter, load_whole(super().from_pretrained, pretrained_model_name_or_path, again, **kwargs))
 
     @property
     def reads_experts(self) -> bool:

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-import pickle
 import re
 import shutil
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 import torch
 from torch import Tensor
 
@@ -29,11 +26,12 @@ from braingen.data.nsd import subject_of_width
 from braingen.diffusion.finetuning import BEST, ORDER, ROUTERS
 from braingen.diffusion.lora import LORA_FILE
 from braingen.errors import UserError
-from braingen.files import refuse_stand_in, replaced_path, write_json
+from braingen.files import replaced_path, write_json
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.published_router import read_published_router
 from braingen.run_layout import READER, run_folder, tuning_folder
 from braingen.runs import Run
+from braingen.weights import read_entries, read_tensors, refuse_not_finite
 
 REPORT = "import.json"
 """What became of every entry of the file, in the run folder."""
@@ -85,24 +83,8 @@ def read_weights(path: Path) -> dict[str, Any]:
     UserError
         If it is missing, no such file, or holds Python objects beside tensors and plain values.
     """
-    refuse_stand_in(path, "give the checkpoint's path, for instance --checkpoint train_logs/final_subj01/last.pth")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        try:
-            entries = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            entries = torch.load(path, map_location="cpu", weights_only=True)  # files older than torch 1.6
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds Python objects beside tensors, or is no checkpoint; loading them could run code, so it is not read"
-            f" ({' '.join(str(error).split())[:160]}). Where you trust its origin, keep its weights only: d = torch.load('{path.name}',"
-            " weights_only=False); torch.save({k: d[k] for k in ('model_state_dict', 'prior_state_dict') if k in d}, 'weights.pth')."
-        ) from error
-    except (RuntimeError, SafetensorError, EOFError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a checkpoint: {' '.join(str(error).split())[:200]}.") from error
+    keep = "{k: d[k] for k in ('model_state_dict', 'prior_state_dict') if k in d}"
+    entries = read_entries(path, "give the checkpoint's path, for instance --checkpoint train_logs/final_subj01/last.pth", keep)
     if not isinstance(entries, Mapping) or not entries:
         raise UserError(f"{path} holds a {type(entries).__name__}; expected names with tensors, or a dictionary with model_state_dict.")
     return dict(entries)
@@ -114,8 +96,10 @@ def sorted_entries(entries: Mapping[str, Any]) -> Checkpoint:
     not_read = [key for key in entries if key not in ("model_state_dict", "prior_state_dict")] if whole else []
     encoder, prior = {}, {}
     for source in (entries.get("model_state_dict", {}), entries.get("prior_state_dict", {})) if whole else (entries,):
+        if not isinstance(source, Mapping):
+            raise UserError(f"The checkpoint's model_state_dict is a {type(source).__name__}; names with tensors were expected.")
         for key, value in source.items():
-            bare = WRAPPERS.sub("", key)
+            bare = WRAPPERS.sub("", str(key))
             if not isinstance(value, Tensor):
                 not_read.append(key)
             elif bare.startswith(("diffusion_prior.", "prior.")):
@@ -205,6 +189,7 @@ def import_reader(config: Config, modality: str) -> Path:
     """An encoder, and its prior where the file holds one, as a finished run of ``braingen train``."""
     path = config.published.checkpoint
     checkpoint = sorted_entries(read_weights(path))
+    refuse_not_finite(checkpoint.encoder | checkpoint.prior, path)
     settings = encoder_settings(checkpoint.encoder, config.data.subjects, subject_of_width)
     imported = assemble(config, checkpoint, settings)
     kept = {
@@ -247,7 +232,7 @@ def import_finetuning(config: Config) -> Path:
     routers: dict[str, DiffuseRouter] = {}
     idle: dict[str, list[str]] = {}
     for name, path in files.items():
-        state = {WRAPPERS.sub("", key): value for key, value in read_weights(path).items()}
+        state = {WRAPPERS.sub("", key): value for key, value in read_tensors(path, "give the path of a diffusion router").items()}
         routers[name], idle[name] = read_published_router(state, counts)
     if given.adapter != Path():
         read_weights(given.adapter)
