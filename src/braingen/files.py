@@ -270,30 +270,6 @@ def reserve(path: Path | str, size: int) -> None:
         os.close(descriptor)
 
 
-def read_json(path: Path | str, get_it: str) -> Any:
-    """Read a JSON file that may have come from anywhere.
-
-    Parameters
-    ----------
-    path
-        The file.
-    get_it
-        What the user is to do when it is missing or not JSON; ends the sentence.
-
-    Raises
-    ------
-    UserError
-        When it is missing, a stand-in, not text, not JSON, or nested too deeply to be data.
-    """
-    refuse_stand_in(path, get_it)
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise UserError(f"{path} is nested too deeply for a file of data; {get_it}.") from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are such
-        raise UserError(f"{path} is not JSON or cut short ({error}); {get_it}.") from error
-
-
 def nearest_folder(path: Path | str) -> Path:
     """A path, or the nearest of the folders above it that exists."""
     path = Path(path).absolute()
