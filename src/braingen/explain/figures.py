@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+import warnings
 
 import matplotlib
 
@@ -34,8 +35,22 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _limit(value_V: np.ndarray) -> float:
-    """Where colours end: the 99th percentile of sizes, so that one voxel does not wash out the rest."""
-    return float(np.quantile(np.abs(value_V), 0.99)) or 1e-12
+    """Where colours end, from -limit to limit: the 99th percentile of sizes, so that one voxel does not wash out the rest.
+
+    Where that is zero, the largest size; where all is zero, or nothing is a number, 1: zero is the middle of the colours.
+    """
+    size = np.abs(np.asarray(value_V, dtype=np.float64))
+    size = size[np.isfinite(size)]
+    if not size.size:
+        return 1.0
+    return float(np.quantile(size, 0.99)) or float(size.max()) or 1.0
+
+
+def _titled(title: str, value_V: np.ndarray) -> str:
+    """A title that says so where there is nothing to see."""
+    finite = np.isfinite(value_V)
+    told = "no finite value" if not finite.any() else "zero everywhere" if not np.any(np.asarray(value_V)[finite]) else ""
+    return f"{title} ({told})" if title and told else title or told
 
 
 def _image(places: VoxelPlaces, value_V: np.ndarray) -> nibabel.Nifti1Image:
@@ -45,37 +60,48 @@ def _image(places: VoxelPlaces, value_V: np.ndarray) -> nibabel.Nifti1Image:
 def draw_projections(path: Path, places: VoxelPlaces, value_V: np.ndarray, title: str = "") -> None:
     """A glass brain in the subject's own space: from the right, from behind and from above, the value largest in size along the view.
 
+    Values that are not finite are left out.
+
     nilearn's glass brain draws an outline of the standard (MNI) brain, into which no subject's own space fits, so the outline here is that
     of the subject's voxels.
     """
     volume = nibabel.as_closest_canonical(_image(places, value_V))
     inside = nibabel.as_closest_canonical(_image(places, np.ones(places.voxels)))
     values, mask = np.asanyarray(volume.dataobj), np.asanyarray(inside.dataobj) > 0
+    size = np.where(mask & np.isfinite(values), np.abs(values), -1)  # -1: never the largest, where there is any value
     limit = _limit(value_V)
     figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.5), layout="constrained")
     for axis, (along, name) in zip(axes, ((0, "from the right"), (1, "from behind"), (2, "from above"))):
-        where = np.abs(values).argmax(axis=along, keepdims=True)
+        where = size.argmax(axis=along, keepdims=True)
         seen = np.take_along_axis(values, where, axis=along).squeeze(axis=along)
         outline = mask.any(axis=along)
-        shown = np.where(outline, seen, np.nan).T
+        shown = np.where(size.max(axis=along) >= 0, seen, np.nan).T
         axis.imshow(shown, origin="lower", cmap=_MAP, vmin=-limit, vmax=limit, interpolation="nearest")
-        axis.contour(outline.T, levels=[0.5], colors="0.5", linewidths=0.6)
+        if min(outline.shape) > 1 and not outline.all():  # else there is no line to draw
+            axis.contour(outline.T, levels=[0.5], colors="0.5", linewidths=0.6)
         axis.set_title(name, fontsize=9)
         axis.set_axis_off()
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(_titled(title, value_V), fontsize=10)
     _save(figure, path)
 
 
 def draw_slices(path: Path, places: VoxelPlaces, value_V: np.ndarray, title: str = "", cuts: int = 6) -> None:
-    """Horizontal slices over the mask of the subject's voxels (nilearn's stat map)."""
+    """Horizontal slices over the mask of the subject's voxels (nilearn's stat map); values that are not finite are left out."""
     background = _image(places, np.ones(places.voxels))
     positions = np.quantile(places.millimetres_V3[:, 2], np.linspace(0.08, 0.92, cuts))
     limit = _limit(value_V)
-    display = plotting.plot_stat_map(
-        _image(places, value_V), bg_img=background, display_mode="z", cut_coords=np.unique(np.round(positions, 1)), vmax=limit,
-        threshold=None, cmap=_MAP, black_bg=False, draw_cross=False, annotate=False, title=title or None,
-        colorbar=True, figure=plt.figure(figsize=(10, 2.2)),
-    )  # fmt: skip
+    # nilearn leaves out what lies below the threshold: voxels without a value become 0, and those of value 0 just enough to be drawn
+    least = 1e-6 * limit
+    value_V = np.asarray(value_V, dtype=np.float64)
+    drawn_V = np.where(np.isfinite(value_V), np.where(np.abs(value_V) < 2 * least, 2 * least, value_V), 0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "empty mask", UserWarning)  # of a map without any value
+        display = plotting.plot_stat_map(
+            _image(places, drawn_V), bg_img=background, display_mode="z", cut_coords=np.unique(np.round(positions, 1)), vmin=-limit,
+            vmax=limit, symmetric_cbar=True, threshold=least, cmap=_MAP, black_bg=False, draw_cross=False, annotate=False,
+            title=_titled(title, value_V) or None,
+            colorbar=True, figure=plt.figure(figsize=(10, 2.2)),
+        )  # fmt: skip
     _save(display.frame_axes.figure, path)
 
 
@@ -83,7 +109,7 @@ def draw_surface(path: Path, places: VoxelPlaces, value_V: np.ndarray, meshes: S
     """A map on surfaces, sampled where cortex is and drawn with open sulci, from four sides; grey where no voxels are."""
     textures = [sample(mesh, places, value_V) for mesh in meshes]
     seen = np.concatenate(textures)
-    limit = _limit(seen[np.isfinite(seen)]) if np.isfinite(seen).any() else 1.0  # means over a ball are smaller than voxels' values
+    limit = _limit(seen)  # means over a ball are smaller than voxels' values
     views = ("lateral", "medial", "posterior", "ventral")
     height = 2.1 * len(meshes) + 0.4
     figure, axes = plt.subplots(len(meshes), len(views), figsize=(9.5, height), subplot_kw={"projection": "3d"}, squeeze=False)
@@ -101,7 +127,7 @@ def draw_surface(path: Path, places: VoxelPlaces, value_V: np.ndarray, meshes: S
             axis.set_title(view, fontsize=8, color="0.35", y=0.86)
     colours = ScalarMappable(Normalize(-limit, limit), _MAP)
     figure.colorbar(colours, cax=figure.add_axes((0.9, 0.3, 0.012, 0.4)), ticks=(-limit, 0, limit), format="%.2g")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(_titled(title, value_V), fontsize=10)
     _save(figure, path)
 
 
@@ -116,7 +142,7 @@ def draw_sheet(path: Path, place_V2: np.ndarray, hemisphere_V: np.ndarray, area_
     """
     limit = _limit(value_V)
     figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.3), layout="constrained", sharey=True)
-    dots = 9e4 / len(value_V)
+    dots = 9e4 / max(1, len(value_V))
     for side, (axis, name) in enumerate(zip(axes, ("left hemisphere", "right hemisphere"))):
         inside = hemisphere_V == side
         across, down = place_V2[inside].T
@@ -131,5 +157,5 @@ def draw_sheet(path: Path, place_V2: np.ndarray, hemisphere_V: np.ndarray, area_
         axis.set_title(name, fontsize=9)
         axis.set_axis_off()
         axis.set_aspect("equal")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(_titled(title, value_V), fontsize=10)
     _save(figure, path)

@@ -196,7 +196,9 @@ def sample(mesh: Mesh, places: VoxelPlaces, value_V: np.ndarray) -> np.ndarray:
     nilearn's mean also counts what is interpolated towards the zeros outside the mask, so it is divided by that of the mask itself: a map
     of ones is one everywhere.
     """
-    both_V2 = np.stack([np.asarray(value_V, dtype=np.float64), np.ones(places.voxels)], axis=1)
+    value_V = np.asarray(value_V, dtype=np.float64)
+    finite_V = np.isfinite(value_V)  # what has no value counts as little as what lies outside the mask
+    both_V2 = np.stack([np.where(finite_V, value_V, 0), finite_V], axis=1)
     volume = np.pad(places.to_volume(both_V2), ((1, 1), (1, 1), (1, 1), (0, 0)))  # a rim: nilearn extrapolates at the edge
     affine = places.affine @ np.block([[np.eye(3), -np.ones((3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]])
     with warnings.catch_warnings():

@@ -80,7 +80,7 @@ def difference_chart(comparison: Mapping[str, Any], reach: float) -> Markup:
 
 def times_chart(timings: Mapping[str, float]) -> list[tuple[str, str, Markup]]:
     """Stages with their times and a bar each: (stage, time, bar)."""
-    longest = max(timings.values()) or 1.0
+    longest = max(timings.values(), default=0) or 1.0
     rows = []
     for stage, seconds in timings.items():
         bar = f'<rect x="0" y="20%" width="{max(0.4, 100 * seconds / longest):.2f}%" height="60%" rx="3" class="bar"/>'
@@ -135,13 +135,13 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     step = 10 ** math.floor(math.log10((high - low) / about))
     step *= min((1, 2, 2.5, 5, 10), key=lambda factor: abs((high - low) / (factor * step) - about))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(step * k, 12) for k in range(first, last + 1)]
+    return [float(f"{step * k:.12g}") for k in range(first, last + 1)]
 
 
 def _panel(key: str, lines: Mapping[str, Sequence[tuple[float, float]]], held_out: bool, unit: str) -> Markup:
     values = [y for points in lines.values() for _, y in points]
     low, high = min(values), max(values)
-    if low == high:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # constant, but for rounding
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
     marks = ticks(low, high)
     low, high = marks[0], marks[-1]

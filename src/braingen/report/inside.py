@@ -39,8 +39,9 @@ def _figure(path: Path) -> str:
 def _overlay(picture: Image.Image, map_PP: np.ndarray) -> Image.Image:
     """A picture dimmed where a part looked less than it does in other images."""
     side = picture.width
-    limit = max(float(np.quantile(map_PP, 0.99)), 1e-6)
-    shown = np.clip(map_PP.astype(np.float32) / limit, 0, 1)
+    map_PP = np.nan_to_num(np.asarray(map_PP, dtype=np.float32), nan=0, posinf=0, neginf=0)
+    limit = float(np.quantile(map_PP, 0.99)) or float(map_PP.max()) or 1.0
+    shown = np.clip(map_PP / abs(limit), 0, 1)
     heat = Image.fromarray((matplotlib.colormaps["magma"](shown)[..., :3] * 255).astype(np.uint8)).resize((side, side))
     return Image.blend(picture.convert("RGB"), heat, 0.55)
 
