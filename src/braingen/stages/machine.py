@@ -11,6 +11,7 @@ import torch
 
 from braingen.config import Config
 from braingen.errors import UserError
+from braingen.extras import how_to_install, missing
 
 
 def device_of(config: Config) -> torch.device:
@@ -36,6 +37,15 @@ def end_tracking(accelerator: Accelerator) -> None:
         tracker.finish()
 
 
+def _tracker_of(config: Config) -> str | None:
+    """The tracker, as far as it is installed; curves are in metrics.jsonl in any case."""
+    tracker = config.run.tracker
+    if tracker == "tensorboard" and missing("track"):
+        print(f"Learning curves go to metrics.jsonl alone, since tensorboard is not installed: {how_to_install('track')}.")
+        return None
+    return None if tracker == "none" else tracker
+
+
 def accelerator_of(config: Config, folder: Path, batch_size: int) -> Accelerator:
     """What shares training out over processes and devices, and sends its curves to the tracker.
 
@@ -51,10 +61,7 @@ def accelerator_of(config: Config, folder: Path, batch_size: int) -> Accelerator
     """
     AcceleratorState._reset_state()  # an earlier stage in this process may have had another number format; process groups stay
     accelerator = Accelerator(
-        cpu=device_of(config).type == "cpu",
-        mixed_precision=precision_of(config),
-        log_with=None if config.run.tracker == "none" else config.run.tracker,
-        project_dir=folder,
+        cpu=device_of(config).type == "cpu", mixed_precision=precision_of(config), log_with=_tracker_of(config), project_dir=folder
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         if precision_of(config) != "no":
