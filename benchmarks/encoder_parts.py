@@ -20,7 +20,7 @@ import numpy as np
 from routing import retrieval
 import torch
 
-from braingen.brain.moe import ENCODERS, encoder_arguments
+from braingen.brain.moe import ENCODERS
 from braingen.brain.reader import BrainReader
 from braingen.config import Config, load_config
 from braingen.runs import Run
@@ -49,7 +49,7 @@ def settings_of(variant: str, hidden_dim: int) -> dict[str, str]:
 def parameters(config: Config, voxels: int, width: int) -> int:
     """Parameters of the configured encoder."""
     with torch.device("meta"):
-        arguments: dict[str, Any] = encoder_arguments(config.encoder.model, config.encoder.model_dump(exclude={"model"}))
+        arguments: dict[str, Any] = config.encoder.arguments()
         model = ENCODERS[config.encoder.model](subjects={1: voxels}, clip_emb_dim=width, clip_seq_dim=1, **arguments)
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -15,9 +15,9 @@ import sys
 from typing import NamedTuple
 
 from braingen.config import Config, load_config
-from braingen.config.names import ALIASES, resolve
+from braingen.config.describe import allowed, condition
+from braingen.config.names import ALIASES, fields_of, resolve
 from braingen.config.shipped import FOLDER, shipped_configs
-from braingen.config.values import Section
 from braingen.errors import UserError
 from braingen.files import disk_trouble
 from braingen.stopping import REQUEUE, Stopped, stoppable
@@ -235,7 +235,7 @@ def _setting(name: str, own: str) -> str:
     """The setting that a name means to a command with a section of its own."""
     name = name.replace("-", "_")
     if own:
-        fields = Config.model_fields[own].annotation.model_fields  # type: ignore[union-attr]
+        fields = fields_of(own)
         field = name if name in fields else ALIASES.get(name, "").partition(".")[2]  # a flag people know, of another section
         if field in fields:
             return f"{own}.{field}"
@@ -245,8 +245,10 @@ def _setting(name: str, own: str) -> str:
 def _switch(name: str, own: str) -> str:
     path = _setting(name, own)
     section, field = path.split(".")
-    if Config.model_fields[section].annotation.model_fields[field].annotation is not bool:  # type: ignore[union-attr]
-        raise UserError(f"--{name} needs a value: --{name} VALUE (now {getattr(getattr(Config(), section), field)!r}).")
+    info = fields_of(section)[field]
+    if info.annotation is not bool:
+        now = getattr(getattr(Config(), section), field, info.default)
+        raise UserError(f"--{name} needs a value: --{name} VALUE (now {now!r}).")
     return path
 
 
@@ -288,15 +290,16 @@ def _shortest_name(section: str, field: str, own: str) -> str:
 
 
 def _section_help(section: str, own: str = "") -> list[str]:
-    model: type[Section] = Config.model_fields[section].annotation  # type: ignore[assignment]
     defaults = getattr(Config(), section)
-    lines = [f"{section}: {(model.__doc__ or '').strip()}"]
-    for field, info in model.model_fields.items():
-        default = getattr(defaults, field)
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        name = _shortest_name(section, field, own)
-        value = "" if shown in ("", None) else f"({shown})"
-        lines.append(f"  --{name} {value}\n      {' '.join((info.description or '').split())}")
+    lines = [f"{section}: {(type(defaults).__doc__ or '').strip()}"]
+    for field, info in fields_of(section).items():
+        default = getattr(defaults, field, info.default)
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        value = "" if text in ("", None) else f"({text}) "
+        meaning = " ".join((info.description or "").split())
+        where = condition(section, field)
+        lines.append(f"  --{_shortest_name(section, field, own)} {value} {allowed(section, field)}\n      {meaning}")
+        lines += [f"      [{where}]"] if where else []
     return [*lines, ""]
 
 

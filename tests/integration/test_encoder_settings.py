@@ -22,14 +22,14 @@ PUBLISHED = ["--routing", "value", "--trunk", "published", "--head", "projector"
 CASES = {
     "published": ("image", [*PUBLISHED, "--num_exp_0", "2", "--exp_factor_list", "2,2", "--capacity_factor_0", "1", "--b_size", "-1"]),
     "bottleneck": ("image", ["--b_size", "16", "--exp_factor_list", "2", "--cap_fac_list", "1.5", "--level_combine", "mean"]),
-    "one level": ("image", ["--model", "BrainMoE", "--num_exp", "4", "--meta", "--no-use_prior"]),
+    "one level": ("image", ["--model", "BrainMoE", "--num_exp", "4", "--meta", "--no-use_prior", "prior.depth=default"]),
     "side by side": ("image", ["--model", "BrainMoEHier", "--num_exps", "2,4", "--capacity_factors", "1,2", "--meta", "--activation_term"]),
-    "dense": ("image", ["--model", "BrainEncoder", "--fusion", "late", "--train_pool"]),  # both are of its text side, and left out here
+    "dense": ("image", ["--model", "BrainEncoder", "--text_output", "joint", "--fusion", "late", "--train_pool"]),  # of its text side
     "tokens": ("image", ["--image_output", "tokens", "--no-image_projected", "--exp_factor_list", "2"]),
     "pooled and tokens, dense": ("image", ["--image_output", "both", "--model", "BrainEncoder", "--trunk", "published"]),
     "joint, fused": ("text", ["--text_output", "joint", "--model", "BrainEncoder", "--fusion", "mid", "--low_level"]),
     "first text encoder": ("text", ["--text_output", "L", "--model", "BrainEncoder", "--trunk", "published"]),
-    "all tokens": ("text", ["--text_tokens", "all", "--exp_factor_list", "2", "--no-use_prior"]),
+    "all tokens": ("text", ["--text_tokens", "all", "--exp_factor_list", "2", "--no-use_prior", "prior.depth=default"]),
 }
 TOKENS = {"tokens", "pooled and tokens, dense", "all tokens"}
 

@@ -12,8 +12,7 @@ import pytest
 
 from braingen import __version__, cli
 from braingen.cli import COMMANDS, main, parse_overrides
-from braingen.config import Config
-from braingen.config.names import field_paths
+from braingen.config.names import field_paths, fields_of
 from braingen.errors import UserError
 
 
@@ -93,7 +92,7 @@ def test_every_command_has_its_help(name, capsys):
     printed = capsys.readouterr().out
     assert COMMANDS[name].summary in printed
     for section in COMMANDS[name].sections:
-        for field in Config.model_fields[section].annotation.model_fields:
+        for field in fields_of(section):
             shown = [flag for flag in (f"--{field}", f"--{section}.{field}") if f"  {flag} " in printed]
             assert f"{section}.{field}" in {path for flag in shown for path in parse_overrides([f"{flag}=1"], COMMANDS[name].own)[1]}
 

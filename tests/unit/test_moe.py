@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from braingen.brain.expert_router import ValueRouter
 from braingen.brain.experts import StackedLinear
-from braingen.brain.moe import ENCODERS, BrainMoEMulti, encoder_arguments
+from braingen.brain.moe import ENCODERS, BrainMoEMulti
 from braingen.brain.parameters import (
     adapting_parameters,
     idle_parameters,
@@ -23,7 +23,7 @@ from braingen.brain.parameters import (
     weight_decay_groups,
 )
 from braingen.brain.published_keys import load_published, published_keys, to_published
-from braingen.config.reading import EncoderConfig
+from braingen.config.encoders import ENCODER_CONFIGS, BrainMoEMultiConfig, settings_for
 from braingen.errors import UserError
 
 SMALL: dict[str, Any] = {"subjects": {1: 20, 3: 17}, "hidden_dim": 32, "n_blocks": 2, "clip_emb_dim": 8}
@@ -285,11 +285,14 @@ def test_only_weights_of_linear_maps_decay() -> None:
 
 
 def test_settings_of_a_config_fit_every_encoder() -> None:
-    settings = EncoderConfig(hidden_dim=32, exp_factor_list=(2, 2), n_blocks=1).model_dump(exclude={"model"})
+    assert list(ENCODER_CONFIGS) == list(ENCODERS)
+    given = BrainMoEMultiConfig(hidden_dim=32, exp_factor_list=(2, 2), n_blocks=1)
     for name, encoder in ENCODERS.items():
-        arguments = encoder_arguments(name, settings)
-        encoder(subjects={1: 5}, clip_emb_dim=4, clip_seq_dim=1, **arguments)
-    assert encoder_arguments("BrainMoEHier", settings)["num_exps"] == [2, 4, 8]
+        settings = settings_for(name, given)
+        assert (settings.model, settings.hidden_dim) == (name, 32)
+        encoder(subjects={1: 5}, clip_emb_dim=4, clip_seq_dim=1, **settings.arguments())
+    assert settings_for("BrainMoEHier", given).arguments()["num_exps"] == [2, 4, 8]
+    assert settings_for("BrainMoE", given).arguments()["num_exp"] == 8
 
 
 def test_one_more_brain_encoder_size() -> None:

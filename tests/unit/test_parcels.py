@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from braingen.brain.moe import ENCODERS, encoder_arguments
+from braingen.brain.moe import ENCODERS
 from braingen.brain.parameters import adapting_parameters, subject_parameters, weight_decay_groups
 from braingen.brain.parcels import ParcelMap
 from braingen.brain.voxel_moe import BrainMoEVoxel
-from braingen.config.reading import EncoderConfig
+from braingen.config.encoders import BrainMoEVoxelConfig
 from braingen.errors import UserError
 
 SMALL = {"subjects": {1: 40, 3: 33}, "hidden_dim": 32, "n_blocks": 1, "clip_emb_dim": 8, "head": "linear"}
@@ -90,8 +90,8 @@ def test_permuted_voxels_give_permuted_parcels():
 
 
 def test_it_is_reached_from_the_configuration_and_survives_saving(tmp_path):
-    settings = EncoderConfig(model="BrainMoEVoxel", hidden_dim=32, n_blocks=1).model_dump(exclude={"model"})
-    model = ENCODERS["BrainMoEVoxel"](subjects={1: 40}, clip_emb_dim=8, **encoder_arguments("BrainMoEVoxel", settings)).eval()
+    settings = BrainMoEVoxelConfig(hidden_dim=32, n_blocks=1)
+    model = ENCODERS["BrainMoEVoxel"](subjects={1: 40}, clip_emb_dim=8, **settings.arguments()).eval()
     model.save_pretrained(tmp_path)
     voxels = torch.randn(2, 40)
     assert torch.equal(BrainMoEVoxel.from_pretrained(tmp_path).eval()(voxels, 1).clip_BTD, model(voxels, 1).clip_BTD)

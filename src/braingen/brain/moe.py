@@ -6,13 +6,10 @@ D CLIP width, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-import inspect
-from typing import Any
+from collections.abc import Sequence
 
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-import numpy as np
 from torch import Tensor, nn
 
 from braingen.brain.backbone import BrainEncoder
@@ -244,24 +241,3 @@ ENCODERS: dict[str, type[ModelMixin]] = {
     "BrainEncoder": BrainEncoder,
 }
 """Encoders by the name that stands in a config."""
-
-
-def encoder_arguments(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a config's encoder settings that an encoder has, under its own names.
-
-    Parameters
-    ----------
-    name : key of :data:`ENCODERS`
-    settings : fields of ``EncoderConfig``; where num_exp or num_exps are not given, num_exp_0 and exp_factor_list give the experts of the
-        other mixtures too
-    """
-    given = dict(settings)
-    levels = np.cumprod([given.get("num_exp_0", 2), *given.get("exp_factor_list", ())]).tolist()
-    capacity = given.get("capacity_factor_0", 1.0)
-    given["num_exp"] = given.get("num_exp") or levels[-1]
-    given["num_exps"] = list(given.get("num_exps") or levels)
-    given["capacity_factor"] = capacity
-    given["capacity_factors"] = list(given.get("capacity_factors") or [capacity] * len(given["num_exps"]))
-    given["cap_fac_list"] = list(given.get("cap_fac_list") or []) or None
-    accepted = inspect.signature(ENCODERS[name].__init__).parameters
-    return {key: value for key, value in given.items() if key in accepted}

@@ -6,7 +6,7 @@ says what it is, in which unit, and where its default comes from. Sizes of backb
 
 from __future__ import annotations
 
-from braingen.config.load import load_config
+from braingen.config.load import load_config, with_settings
 from braingen.config.tree import Config
 
-__all__ = ["Config", "load_config"]
+__all__ = ["Config", "load_config", "with_settings"]

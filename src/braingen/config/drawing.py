@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from braingen.config.effect import Needs, above
 from braingen.config.values import NotNegative, Positive, Scale, Scheduler, Section, Share
+
+ROUTED = Needs("router.route_image", True) | Needs("router.route_text", True)
+LEARNED_TIME = Needs("router.time", "mlp", "attention")
+"""Kinds of time router with weights of their own."""
+TRAINED_ROUTER = LEARNED_TIME | Needs(
+    "router.space", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"
+)
+"""Without any of these nothing of a router is trained."""
+FROM_VOXELS = Needs("sampler.source", "brain", "random")
+GUIDED = Needs("guidance_scale", above(1))
 
 
 class RouterConfig(Section):
@@ -16,22 +27,24 @@ class RouterConfig(Section):
     """Route the image embedding."""
     route_text: bool = True
     """Route the text embedding."""
-    time: Literal["off", "fixed", "mlp", "attention"] = "attention"
+    time: Annotated[Literal["off", "fixed", "mlp", "attention"], ROUTED] = "attention"
     """What weighs the levels at a denoising time: nothing (all alike), a schedule, a perceptron, or attention (MoRE-Brain)."""
-    time_choice: Literal["soft", "hard"] = "soft"
+    time_choice: Annotated[Literal["soft", "hard"], ROUTED, LEARNED_TIME] = "soft"
     """Mix the levels, or choose one (MoRE-Brain's paper compares both)."""
-    time_hidden_dim: Positive = 768
+    time_hidden_dim: Annotated[Positive, ROUTED, LEARNED_TIME] = 768
     """Width of the level embeddings (published: 768)."""
-    time_context: bool = False
+    time_context: Annotated[bool, ROUTED, Needs("time", "attention")] = False
     """Let the time router see the noisy latents (published: off)."""
-    space: Literal["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"] = "mix"
+    space: Annotated[
+        Literal["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"], ROUTED
+    ] = "mix"
     """What weighs the experts of a level; cross: attention from the noisy latents (MoRE-Brain; its code leaves it off); mix: the same, but
     what is heard stays a mixture of the experts."""
-    space_grid: NotNegative = 0
+    space_grid: Annotated[NotNegative, ROUTED, Needs("space", "cross", "mix") | Needs("time_context", True)] = 0
     """Side of the grid on which 'cross' and 'mix' see the latents; 0 for their own side at the training size (published: 64, at 512 px)."""
-    kl_scale: Scale = 0.001
+    kl_scale: Annotated[Scale, ROUTED, LEARNED_TIME] = 0.001
     """Weight of the pull toward coarse levels early and fine ones late (paper, eq. 5; its weight is not given)."""
-    kl_sigma: Annotated[float, Field(gt=0)] = 1.0
+    kl_sigma: Annotated[float, Field(gt=0), ROUTED, LEARNED_TIME, Needs("kl_scale", above(0))] = 1.0
     """Width of that Gaussian over levels, in levels (paper: 1)."""
     prior_order: Literal["output", "levels", "experts", "step"] = "output"
     """What the prior is applied to: the encoder's output (levels and experts move along), every level, every expert, all once before the
@@ -54,9 +67,9 @@ class FinetuneConfig(Section):
     """Pictures per process and pass (published: 48-128 in all; see gradient_accumulation_steps)."""
     gradient_accumulation_steps: Positive = 3
     """Passes per optimizer step."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0), Needs("lora.rank", above(0))] = 1e-4
     """Of the LoRA (published: 1e-4)."""
-    router_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    router_learning_rate: Annotated[float, Field(gt=0), ROUTED, TRAINED_ROUTER] = 1e-4
     """Of the routers (published: 1e-4)."""
     lr_scheduler: Literal["constant", "cosine"] = "constant"
     """What follows the warm-up (published: constant)."""
@@ -86,7 +99,7 @@ class FinetuneConfig(Section):
     """AdamW with 8-bit moments (bitsandbytes, GPU)."""
     use_ema: bool = False
     """Keep averaged weights, and validate and save those."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_decay: Annotated[float, Field(ge=0, lt=1), Needs("use_ema", True)] = 0.999
     """Decay of that average."""
     attention: Literal["auto", "sdpa", "plain", "xformers"] = "auto"
     """Attention kernels; auto: SDPA on a GPU, plain on a CPU, where SDPA's backward pass is slow at small widths."""
@@ -108,17 +121,17 @@ class SamplerConfig(Section):
     """Denoising steps (published: 30-50)."""
     scheduler: Scheduler = "own"
     """Rule from step to step; own is the backbone's (SDXL: euler)."""
-    negative_prompt: str = ""
+    negative_prompt: Annotated[str, GUIDED] = ""
     """Text that guidance leads away from (published runs: about low quality); empty for no condition at all."""
     samples: Positive = 1
     """Pictures drawn of every image; kept is the one whose CLIP embedding is nearest to the decoded one (never to the truth)."""
     guidance_scale: Annotated[float, Field(ge=1)] = 15.0
     """Classifier-free guidance (published runs: 15)."""
-    ip_adapter_scale: Scale = 1.0
+    ip_adapter_scale: Annotated[Scale, Needs("use_image", True)] = 1.0
     """Strength of the image condition (published: 1)."""
     finetuned: Literal["auto", "yes", "no"] = "auto"
     """Draw with the LoRA and the routers of `braingen finetune`; auto: when <folder>/finetune is finished."""
-    level: NotNegative | None = None
+    level: Annotated[NotNegative | None, FROM_VOXELS] = None
     """Listen to this level of experts only (0 is the coarsest)."""
     use_image: bool = True
     """Listen to the decoded image embedding."""
@@ -128,7 +141,7 @@ class SamplerConfig(Section):
     """Side of the pictures in pixels; 0 for the U-Net's own size (512 in the published runs)."""
     batch_size: Positive = 8
     """Pictures drawn at once; they do not depend on it."""
-    repeats: Literal["average", "first"] = "average"
+    repeats: Annotated[Literal["average", "first"], FROM_VOXELS] = "average"
     """Average the embeddings of an image's presentations (published), or read out a single trial."""
     num_images: NotNegative = 0
     """Reconstruct only the first n test images; 0 for all."""
@@ -154,7 +167,7 @@ class RefinerConfig(Section):
     """Folder of reconstructions to refine; empty for <folder>/reconstructions/<sampler.source>."""
     output: str = ""
     """Where refined pictures go; empty for the same name with _refined at its end."""
-    strength: Annotated[float, Field(gt=0, le=1)] = 0.3
+    strength: Annotated[float, Field(gt=0, le=1), Needs("denoising_start", None)] = 0.3
     """Share of the steps that is drawn anew (published: 0.2-0.5)."""
     denoising_start: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Instead of the strength: share of the noise schedule's time that is left out; the picture is made as noisy as belongs to it."""
@@ -164,11 +177,11 @@ class RefinerConfig(Section):
     """Rule from step to step; own is the refiner's."""
     guidance_scale: Annotated[float, Field(ge=1)] = 5.0
     """Classifier-free guidance (published: 5)."""
-    negative_prompt: str = ""
+    negative_prompt: Annotated[str, GUIDED] = ""
     """Text that guidance leads away from."""
     aesthetic_score: Scale = 6.0
     """How pleasing the picture is to be, heard by SDXL's refiner only (diffusers: 6)."""
-    negative_aesthetic_score: Scale = 2.5
+    negative_aesthetic_score: Annotated[Scale, GUIDED] = 2.5
     """The same for what guidance leads away from (diffusers: 2.5)."""
     use_image: bool = False
     """Listen to the decoded image embedding as well, through the IP-Adapter; a base model's only (published: text alone)."""

@@ -7,7 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from braingen.config.effect import Needs, given
 from braingen.config.values import Folder, NotNegative, Positive, Section, Share
+
+OWN_PICTURES = Needs("scores.all_recons_path", "")
+"""Retrieval is scored from a run's own embeddings; pictures alone have none."""
+PRETRAINED_HERE = Needs("optim.start_from", None)
+"""Without an earlier run, others are trained on first."""
 
 
 class ScoresConfig(Section):
@@ -15,13 +21,13 @@ class ScoresConfig(Section):
 
     bootstrap: Positive = 2000
     """Resamples of the images for the 95 % intervals."""
-    retrieval_pool: Positive = 300
+    retrieval_pool: Annotated[Positive, OWN_PICTURES] = 300
     """Candidates in a retrieval; all test images when there are fewer (published: 300)."""
-    retrieval_draws: Positive = 30
+    retrieval_draws: Annotated[Positive, OWN_PICTURES] = 30
     """Seeded draws of the candidates (published: 30)."""
     all_recons_path: str = ""
     """Score these pictures instead of the run's own: a folder of PNGs named by image id, or an array with ids (docs/scores.md)."""
-    true_images_path: str = ""
+    true_images_path: Annotated[str, Needs("all_recons_path", given())] = ""
     """What was seen, of the same forms; empty takes it from MindEye2's all_images.pt near the pictures, else from the data folder."""
     method: str = "BrainGen"
     """What the pictures are called in tables and comparisons."""
@@ -31,7 +37,7 @@ class ScoresConfig(Section):
     """Let the field's networks look at simulated pictures too; at photographs they always look."""
     strict: bool = False
     """A comparison network, or a word list, that is not on this machine is an error instead of a remark."""
-    partial: bool = False
+    partial: Annotated[bool, Needs("all_recons_path", given())] = False
     """Score the images that have a picture when some have none (with all_recons_path)."""
 
 
@@ -47,9 +53,9 @@ class CompareConfig(Section):
 class CurveConfig(Section):
     """How well a new person is read against sessions of data, with and without training on others before (MoRE-Brain's figure 9)."""
 
-    pretrain_on: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 3)
+    pretrain_on: Annotated[tuple[Positive, ...], Field(min_length=1), PRETRAINED_HERE] = (1, 2, 3)
     """Subjects trained on before, with all their sessions; data.subjects is the new person."""
-    pretrain_epochs: NotNegative = 0
+    pretrain_epochs: Annotated[NotNegative, PRETRAINED_HERE] = 0
     """Passes over their trials; 0 for optim.num_epochs."""
     sessions: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 10, 20, 40)
     """Sessions of the new person (paper: 1, 4, 10, 20, 40); more than there are means all."""
@@ -67,7 +73,7 @@ class BottleneckConfig(Section):
     b_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] = (16, 32, 64, 128, 256, 512)
     """Widths; for the default experts at least 16."""
     seeds: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0,)
-    """Every width is trained once per seed; pictures are drawn for the first one."""
+    """Every width is trained once per seed; with pictures, one seed."""
     pictures: bool = False
     """Draw and score pictures too, of the image and the text encoder together; else embeddings of the image encoder alone."""
 
@@ -83,7 +89,7 @@ class StudyConfig(Section):
     """A second set to compare with, of any kind that method_a may be; empty for none, and then there is no preference task."""
     name_a: str = ""
     """What the first method is called in results; empty for the name of its folder. Raters never see it."""
-    name_b: str = ""
+    name_b: Annotated[str, Needs("method_b", given())] = ""
     """The same for the second."""
     seen: str = ""
     """The pictures that were seen, as for method_a; empty for those of data.root."""
@@ -138,7 +144,7 @@ class ExplainConfig(Section):
     """integrated_gradients: from zero, every voxel's mean; gradient_shap: from responses to training images (MoRE-Brain's paper)."""
     points: Positive = 64
     """Points between baseline and image (integrated gradients; encoders bend sharply near zero), or draws (GradientSHAP)."""
-    baselines: Positive = 128
+    baselines: Annotated[Positive, Needs("method", "gradient_shap")] = 128
     """Training images whose responses are GradientSHAP's baselines."""
     explain_images: NotNegative = 0
     """Explain only the first n test images; 0 for all."""

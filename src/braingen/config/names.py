@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from typing import cast
 
+from pydantic.fields import FieldInfo
+
+from braingen.config.encoders import ENCODER_CONFIGS
 from braingen.config.tree import Config
+from braingen.config.values import Section
 from braingen.errors import UserError
 
 ALIASES = {
@@ -33,13 +38,29 @@ ALIASES = {
 """Flags people know from MindEye2 and MoRE-Brain whose field has another name or whose name stands in several sections."""
 
 
+def variants_of(section: str) -> dict[str, type[Section]]:
+    """The classes that a section may be of, by the name that chooses one; a single one, without a name, for most sections."""
+    kind = Config.model_fields[section].annotation
+    return dict(ENCODER_CONFIGS) if section == "encoder" else {"": cast(type[Section], kind)}
+
+
+def fields_of(section: str) -> dict[str, FieldInfo]:
+    """The settings of a section, those of all variants together, in order."""
+    found: dict[str, FieldInfo] = {}
+    for variant in variants_of(section).values():
+        for name, info in variant.model_fields.items():
+            found.setdefault(name, info)
+    return found
+
+
+def having(section: str, field: str) -> list[str]:
+    """The variants of a section that have a setting."""
+    return [name for name, variant in variants_of(section).items() if field in variant.model_fields]
+
+
 def field_paths() -> list[str]:
     """Every setting as ``section.field``, in the order of the tree."""
-    return [
-        f"{section}.{name}"
-        for section, info in Config.model_fields.items()
-        for name in info.annotation.model_fields  # type: ignore[union-attr]
-    ]
+    return [f"{section}.{name}" for section in Config.model_fields for name in fields_of(section)]
 
 
 def resolve(name: str) -> str:

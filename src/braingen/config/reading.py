@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from braingen.config.values import Factor, Folder, NotNegative, Positive, Scale, Section, Share
+from braingen.config.effect import Needs, above, given
+from braingen.config.encoders import MIXTURES
+from braingen.config.values import Folder, Positive, Scale, Section, Share
 
 
 class BackboneConfig(Section):
@@ -31,59 +33,9 @@ class BackboneConfig(Section):
     """Which tokens of a caption: the end-of-sequence token (MoRE-Brain) or all of them (77)."""
 
 
-class EncoderConfig(Section):
-    """Voxels to CLIP space (docs/models.md)."""
-
-    model: Literal["BrainMoEMulti", "BrainMoE", "BrainMoEHier", "BrainMoEVoxel", "BrainEncoder"] = "BrainMoEMulti"
-    """Which encoder; BrainMoEMulti is MoRE-Brain's, BrainMoEVoxel routes voxels instead of units (docs/explain.md)."""
-    hidden_dim: Positive = 4096
-    """Shared width H after the subject layer (published: 4096)."""
-    n_blocks: Positive = 4
-    """Residual blocks of an expert of the first level (published: 4)."""
-    num_exp_0: Positive = 2
-    """Experts of the first level (published: 2)."""
-    exp_factor_list: tuple[Positive, ...] = (2, 2, 2)
-    """Into how many each expert splits, level by level (published: 2,2,2)."""
-    capacity_factor_0: Annotated[float, Field(gt=0)] = 1.0
-    """Units an expert reads, as a multiple of an even share (published: 1)."""
-    routing: Literal["affinity", "value"] = "affinity"
-    """affinity: an expert reads the same units every trial (ours); value: the published router, by activation."""
-    parcel_start: Literal["responses", "random"] = "responses"
-    """BrainMoEVoxel only: parcels start with voxels whose responses go together, or at random (docs/explain.md)."""
-    trunk: Literal["working", "published"] = "working"
-    """working: residual MLP; published: the wiring whose blocks have no effect with one token."""
-    head: Literal["projector", "linear"] = "linear"
-    """Projection of an expert's output: one linear map, or the published three-layer projector (docs/models.md: 2.6 x the parameters)."""
-    dropout: Share = 0.15
-    """Dropout inside blocks (published: 0.15)."""
-    voxel_dropout: Share = 0.0
-    """Dropout on voxels (published: none)."""
-    b_size: Annotated[int, Field(ge=0), BeforeValidator(lambda value: 0 if str(value).strip() == "-1" else value)] = 0
-    """Width of a bottleneck after the subject layer, for the bottleneck analysis (BrainBits); 0 (or the published -1) for none."""
-    cap_fac_list: tuple[Factor, ...] = ()
-    """Capacity factors of the levels after the first; empty for 1 (published: 1,1,1)."""
-    num_exp: NotNegative = 0
-    """BrainMoE: its experts (published: 16); 0 for as many as the last level of BrainMoEMulti has."""
-    num_exps: tuple[Positive, ...] = ()
-    """BrainMoEHier: experts level by level (published: 4,8,16,32); empty for as many as the levels of BrainMoEMulti have."""
-    capacity_factors: tuple[Factor, ...] = ()
-    """BrainMoEHier: capacity factors level by level; empty for capacity_factor_0 everywhere."""
-    meta: bool = False
-    """BrainMoE, BrainMoEHier: one more expert that reads all units (published: none)."""
-    level_combine: Literal["sum", "mean"] = "sum"
-    """Output of a level of experts: their sum (published implementation) or mean (MoRE-Brain's paper)."""
-    activation_term: bool = False
-    """Affinity routing: let the activation modulate the weight of a unit (ours; off keeps weights the same in every trial)."""
-    token_order: Literal["index", "gpu", "value", "native"] = "index"
-    """Value routing: order of an expert's units; gpu for published weights, which were trained on GPUs (docs/models.md)."""
-    fusion: Literal["none", "early", "mid", "late"] = "none"
-    """BrainEncoder on captions with backbone.text_output=joint: where the two text trunks are joined (published: none)."""
-    low_level: bool = False
-    """BrainEncoder on images: MindEye2's low-level branch, for its checkpoints; stage 1 does not train it."""
-    interm_out: bool = False
-    """BrainEncoder on images: projection heads after every block but the last, for checkpoints; stage 1 does not train them."""
-    train_pool: bool = False
-    """BrainEncoder on captions: also predict the pooled embedding, for checkpoints; stage 1 does not train it."""
+WITH_PRIOR = Needs("prior.use_prior", True)
+SAMPLED = Needs("prior.use", "sample") | Needs("published.checkpoint", given())
+"""Priors of published checkpoints are always sampled."""
 
 
 class PriorConfig(Section):
@@ -91,17 +43,17 @@ class PriorConfig(Section):
 
     use_prior: bool = True
     """Train and use the prior; without it the encoder's output is the embedding."""
-    depth: Positive = 6
+    depth: Annotated[Positive, WITH_PRIOR] = 6
     """Transformer layers (MindEye2: 6)."""
-    dim_head: Positive = 52
+    dim_head: Annotated[Positive, WITH_PRIOR] = 52
     """Width of a head (MindEye2: 52)."""
-    timesteps: Positive = 100
+    timesteps: Annotated[Positive, WITH_PRIOR] = 100
     """Noise steps in training (MindEye2: 100)."""
-    use: Literal["predict", "sample"] = "predict"
+    use: Annotated[Literal["predict", "sample"], WITH_PRIOR] = "predict"
     """predict: one deterministic call of the network (nearer to the target, docs/deviations.md); sample: as published, many and random."""
-    sample_steps: Positive = 30
+    sample_steps: Annotated[Positive, WITH_PRIOR, SAMPLED] = 30
     """Steps when sampling (MoRE-Brain: 30)."""
-    guidance_scale: Annotated[float, Field(ge=1)] = 1.5
+    guidance_scale: Annotated[float, Field(ge=1), WITH_PRIOR, SAMPLED] = 1.5
     """Classifier-free guidance when sampling (MoRE-Brain: 1.5)."""
 
 
@@ -112,17 +64,17 @@ class LossConfig(Section):
     """Contrastive loss on the projected output."""
     mse_scale: Scale = 0.0
     """Squared error of the encoder's output, in units of the target's variance (MoRE-Brain's paper: 1)."""
-    prior_scale: Scale = 30.0
+    prior_scale: Annotated[Scale, WITH_PRIOR] = 30.0
     """Squared error of the prior's prediction."""
-    cos_scale: Scale = 0.5
+    cos_scale: Annotated[Scale, WITH_PRIOR] = 0.5
     """1 - cosine of the prior's prediction with the target."""
-    prior_clip_scale: Scale = 1.0
+    prior_clip_scale: Annotated[Scale, WITH_PRIOR] = 1.0
     """Contrastive loss on the prior's prediction."""
     level_scale: Scale = 0.0
     """Squared error of every level's output by itself, mean over levels: makes each level a decoder (published: only their mean is one)."""
-    balance_scale: Scale = 0.1
+    balance_scale: Annotated[Scale, Needs("encoder.model", *MIXTURES)] = 0.1
     """Load balancing over experts (MoRE-Brain's paper: 0.1)."""
-    temp_coeff: Annotated[float, Field(gt=0)] = 5.0
+    temp_coeff: Annotated[float, Field(gt=0), Needs("clip_scale", above(0)) | Needs("prior_clip_scale", above(0))] = 5.0
     """Multiplies the temperatures of the contrastive losses."""
     mixup_pct: Share = 0.33
     """Share of the epochs with MixCo; SoftCLIP afterwards."""

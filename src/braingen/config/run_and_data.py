@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from braingen.config.effect import Needs
 from braingen.config.values import Factor, Folder, NotNegative, Positive, Precision, Scale, Section
 
 
@@ -65,6 +66,9 @@ class SimulationConfig(Section):
     """Seed of pictures, brains and noise."""
 
 
+NSD_SCANS, OWN_SCANS = Needs("prepare.kind", "auto", "nsd"), Needs("prepare.kind", "auto", "own")
+
+
 class PrepareConfig(Section):
     """Scans to the working layout (docs/data.md)."""
 
@@ -77,15 +81,15 @@ class PrepareConfig(Section):
     file. Empty for nsdgeneral, or the mask without a label."""
     order: Literal["C", "F"] = "C"
     """In which order the voxels of a mask are written: last axis of the volume fastest (C), or first (F); order.json records it."""
-    betas: str = "betas_fithrf_GLMdenoise_RR"
+    betas: Annotated[str, NSD_SCANS] = "betas_fithrf_GLMdenoise_RR"
     """Which of NSD's betas (MindEye2: GLMsingle's)."""
-    coco: Folder | None = None
+    coco: Annotated[Folder | None, NSD_SCANS, Needs("captions", True)] = None
     """Folder with COCO's captions_train2017.json and captions_val2017.json; empty looks for <scans>/annotations."""
     captions: bool = True
     """Write captions."""
-    test_images: Folder | None = None
+    test_images: Annotated[Folder | None, OWN_SCANS] = None
     """Own scans: file with the test pictures, one stim_file a line; empty for the column `split` of the events, or else test_share."""
-    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    test_share: Annotated[float, Field(gt=0, lt=1), OWN_SCANS, Needs("test_images", None)] = 0.1
     """Own scans: share of the pictures drawn for testing, by their names, where nothing else says which."""
 
 

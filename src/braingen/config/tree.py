@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import ValidationInfo, model_validator
+
 from braingen.config.drawing import DecodeConfig, FinetuneConfig, LoraConfig, RefinerConfig, RouterConfig, SamplerConfig
+from braingen.config.effect import refuse_idle
+from braingen.config.encoders import BrainMoEMultiConfig, EncoderConfig
 from braingen.config.judging import BottleneckConfig, CompareConfig, CurveConfig, ExplainConfig, ScoresConfig, StudyConfig
-from braingen.config.reading import BackboneConfig, EncoderConfig, LossConfig, OptimConfig, PriorConfig, PublishedConfig
+from braingen.config.reading import BackboneConfig, LossConfig, OptimConfig, PriorConfig, PublishedConfig
 from braingen.config.run_and_data import CacheConfig, DataConfig, DoctorConfig, PrepareConfig, RunConfig, SimulationConfig
 from braingen.config.values import Section
 
@@ -19,7 +25,7 @@ class Config(Section):
     cache: CacheConfig = CacheConfig()
     doctor: DoctorConfig = DoctorConfig()
     backbone: BackboneConfig = BackboneConfig()
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: EncoderConfig = BrainMoEMultiConfig()
     prior: PriorConfig = PriorConfig()
     loss_image: LossConfig = LossConfig()
     loss_text: LossConfig = LossConfig(clip_scale=0.9, prior_scale=0.1, prior_clip_scale=0.1, temp_coeff=10.0, mixup_pct=0.0)
@@ -37,3 +43,22 @@ class Config(Section):
     study: StudyConfig = StudyConfig()
     explain: ExplainConfig = ExplainConfig()
     published: PublishedConfig = PublishedConfig()
+
+    @model_validator(mode="after")
+    def refuse_settings_without_effect(self, info: ValidationInfo) -> Config:
+        """Whatever was given and differs from its default must be read by something; the context's `tolerated` settings excepted."""
+        tolerated = (info.context or {}).get("tolerated", ())
+        paths = [
+            f"{section}.{field}"
+            for section in type(self).model_fields
+            for field in getattr(self, section).model_fields_set
+            if f"{section}.{field}" not in tolerated and getattr(getattr(self, section), field) != default_of(self, section, field)
+        ]
+        refuse_idle(self, sorted(paths))
+        return self
+
+
+def default_of(config: Config, section: str, field: str) -> Any:
+    """The default of a setting in the variant that is chosen."""
+    part, usual = getattr(config, section), Config.model_fields[section].default
+    return getattr(usual, field) if type(part) is type(usual) else type(part).model_fields[field].default

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from braingen.config import Config
+from braingen.config import Config, with_settings
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
+from braingen.errors import UserError
 from braingen.files import write_json
 from braingen.run_layout import READER
 from braingen.scores.curves import Curve, Point, as_rows, plot, write_table
@@ -31,12 +32,8 @@ DRAWN_PANELS = ("two_way_judge_late", "two_way_inception", "two_way_alexnet2", "
 def narrowed(config: Config, width: int, seed: int) -> Config:
     """The configuration of one run."""
     folder = config.run.folder / FOLDER / f"b{width}-seed{seed}"
-    return config.model_copy(
-        update={
-            "run": config.run.model_copy(update={"folder": folder, "image": None, "text": None, "seed": seed}),
-            "encoder": config.encoder.model_copy(update={"b_size": width}),
-        }
-    )
+    run = config.run.model_copy(update={"folder": folder, "image": None, "text": None, "seed": seed})
+    return with_settings(config, "encoder", {"b_size": width}).model_copy(update={"run": run})
 
 
 def of_embeddings(config: Config, workers: Workers) -> Curve:
@@ -98,7 +95,18 @@ def bottleneck(config: Config) -> Path:
     Returns
     -------
     path of the table
+
+    Raises
+    ------
+    UserError
+        For an encoder that has no bottleneck, or several seeds with pictures.
     """
+    narrowed(config, config.bottleneck.b_sizes[0], config.bottleneck.seeds[0])  # an encoder without a bottleneck is refused
+    if config.bottleneck.pictures and len(config.bottleneck.seeds) > 1:
+        raise UserError(
+            f"bottleneck.seeds = {','.join(map(str, config.bottleneck.seeds))} with bottleneck.pictures=true: pictures are drawn for one"
+            " seed. Give a single one, or leave --pictures out."
+        )
     workers = Workers(config)
     curve = of_pictures(config) if config.bottleneck.pictures else of_embeddings(config, workers)
     kind = Stimuli(Layout.of(config.data.root)).data_name

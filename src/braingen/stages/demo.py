@@ -50,7 +50,7 @@ def demo(config: Config) -> Path:
             f"{layout.root} holds real data, and the demo writes a simulated subject: choose another folder, --root data/simulated."
         )
 
-    levels = 1 + len(config.encoder.exp_factor_list) if config.encoder.model == "BrainMoEMulti" else 0
+    levels = len(config.encoder.experts) if config.encoder.model == "BrainMoEMulti" else 0
 
     def drawn(source: str, level: int | None = None) -> Callable[[], Path]:
         changed: dict[str, object] = {"source": source}

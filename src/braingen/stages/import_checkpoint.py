@@ -12,7 +12,6 @@ import re
 import shutil
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -228,7 +227,7 @@ def import_finetuning(config: Config) -> Path:
     files = {name: path for name, path in files.items() if path != Path()}
     if not files and given.adapter == Path():
         raise UserError("There is nothing to import: give --router_image, --router_text or --adapter.")
-    counts = np.cumprod([config.encoder.num_exp_0, *config.encoder.exp_factor_list]).tolist()
+    counts = list(config.encoder.experts)
     routers: dict[str, DiffuseRouter] = {}
     idle: dict[str, list[str]] = {}
     for name, path in files.items():

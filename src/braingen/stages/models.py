@@ -8,13 +8,14 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import nn
 
-from braingen.brain.moe import ENCODERS, encoder_arguments
+from braingen.brain.moe import ENCODERS
 from braingen.brain.parameters import adapting_parameters, count_by_part, idle_parameters
 from braingen.brain.prior import DiffusionPrior
 from braingen.clip.image_target import CLIPImageEncoder, vision_config
 from braingen.clip.loading import load_config
 from braingen.clip.text_target import FOLDERS, PARTS
 from braingen.config import Config
+from braingen.config.encoders import ENCODER_CONFIGS, BrainEncoderConfig, settings_for
 from braingen.data import nsd
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
@@ -114,12 +115,15 @@ def sizes_of(config: Config) -> Sizes:
 
 def encoder_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
     """Every encoder in every layout, for the image embedding; the dense one for captions as well."""
-    settings = config.encoder.model_dump(exclude={"model"}) | {"fusion": "none", "train_pool": False}
     subject = next(iter(sizes.subjects))
     tokens, width = sizes.image
 
-    def build(kind: str, target: tuple[int, int], **changes: Any) -> nn.Module:
-        arguments = encoder_arguments(kind, settings | changes)
+    def arguments_of(kind: str, changes: dict[str, Any]) -> dict[str, Any]:
+        known = ENCODER_CONFIGS[kind].model_fields
+        settings = settings_for(kind, config.encoder, **{name: value for name, value in changes.items() if name in known})
+        return settings.image_arguments() if isinstance(settings, BrainEncoderConfig) else settings.arguments()
+
+    def build(kind: str, target: tuple[int, int], arguments: dict[str, Any]) -> nn.Module:
         return ENCODERS[kind](subjects=sizes.subjects, clip_seq_dim=target[0], clip_emb_dim=target[1], **arguments)
 
     seen = set()
@@ -130,22 +134,25 @@ def encoder_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
             if layout == "published layout":
                 changes = {**changes, "head": PUBLISHED_HEADS.get(kind, "projector")}
             variants = [("", changes)]
-            if kind in ("BrainMoE", "BrainMoEHier") and not config.encoder.meta:
+            if kind in ("BrainMoE", "BrainMoEHier") and not getattr(config.encoder, "meta", False):
                 variants.append((", meta expert", {**changes, "meta": True}))
-            if kind == "BrainEncoder" and not config.encoder.low_level and layout == "published layout":
+            if kind == "BrainEncoder" and not getattr(config.encoder, "low_level", False) and layout == "published layout":
                 variants.append((", low-level branch", {**changes, "low_level": True}))
             for note, options in variants:
-                built = f"{kind} {encoder_arguments(kind, settings | options)}"
+                arguments = arguments_of(kind, options)
+                built = f"{kind} {arguments}"
                 if built not in seen:  # the configuration may be one of the layouts
                     seen.add(built)
-                    yield card(f"{kind}, {layout}{note}: image {tokens} x {width}", build(kind, sizes.image, **options), subject)
+                    yield card(f"{kind}, {layout}{note}: image {tokens} x {width}", build(kind, sizes.image, arguments), subject)
     for output, names in PARTS.items():
         for fusion in ("none", "early", "mid", "late") if output == "joint" else ("none",):
             target = (sizes.text[0], sum(sizes.text_widths[name] for name in names))
-            options = {"text_output": output, "text_emb_dims": list(sizes.text_widths.values()), "fusion": fusion}
-            options |= {"low_level": False, "interm_out": False}
+            settings = BrainEncoderConfig.model_validate(
+                settings_for("BrainEncoder", config.encoder).model_dump() | {"fusion": fusion, "train_pool": False}
+            )
+            arguments = settings.text_arguments(output, list(sizes.text_widths.values()))
             note = f", {fusion} fusion" if fusion != "none" else ""
-            yield card(f"BrainEncoder: text {output} {target[0]} x {target[1]}{note}", build("BrainEncoder", target, **options), subject)
+            yield card(f"BrainEncoder: text {output} {target[0]} x {target[1]}{note}", build("BrainEncoder", target, arguments), subject)
 
 
 def other_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
@@ -153,7 +160,7 @@ def other_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
     prior = config.prior.model_dump(exclude={"use_prior", "use", "sample_steps", "guidance_scale"})
     for name, (tokens, width) in (("image", sizes.image), ("text", sizes.text)):
         yield card(f"DiffusionPrior: {name} {tokens} x {width}", DiffusionPrior(width, tokens, **prior))
-    levels = encoder_arguments("BrainMoEHier", {**config.encoder.model_dump(), "num_exps": ()})["num_exps"]
+    levels = config.encoder.experts
     tokens, width = sizes.image
     wanted = config.router
     shared: dict[str, Any] = {"num_experts": levels, "clip_emb_dim": width, "clip_seq_dim": tokens}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from braingen.config import Config
+from braingen.config import Config, with_settings
 from braingen.data.own_scans import OwnScans
 from braingen.data.prepare import prepare as write_layout
 from braingen.data.raw_nsd import RawNSD, is_raw_nsd
@@ -26,7 +26,10 @@ def scans_of(config: Config) -> Scans:
     if not chosen.scans.is_dir():
         found = "is a file" if chosen.scans.exists() else "does not exist"
         raise UserError(f"The folder of scans {chosen.scans} {found}; name yours with --scans.")
-    if chosen.kind == "nsd" or (chosen.kind == "auto" and is_raw_nsd(chosen.scans)):
+    if chosen.kind == "auto":  # what was found there may have no use for some settings
+        chosen = with_settings(config, "prepare", {"kind": "nsd" if is_raw_nsd(chosen.scans) else "own"}).prepare
+    assert chosen.scans is not None
+    if chosen.kind == "nsd":
         return RawNSD(chosen.scans, chosen.betas, chosen.mask or "nsdgeneral", chosen.order, chosen.coco)
     return OwnScans(chosen.scans, chosen.mask, chosen.order, chosen.test_images, chosen.test_share)
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from accelerate.utils import set_seed
 import numpy as np
 import torch
 from torch import Tensor
 
-from braingen.brain.moe import encoder_arguments
 from braingen.brain.parameters import adapting_parameters, subject_parameters, train_only, trainable_parameters
 from braingen.brain.reader import BrainReader, TargetScale
 from braingen.brain.voxel_moe import BrainMoEVoxel
 from braingen.config import Config
+from braingen.config.encoders import BrainEncoderConfig, BrainMoEVoxelConfig
 from braingen.config.reading import LossConfig
 from braingen.data.batches import TrainBatches
 from braingen.data.betas import Betas
@@ -78,7 +78,8 @@ def setup(config: Config, modality: str, rank: int = 0, world: int = 1) -> Parts
     dense = config.encoder.model == "BrainEncoder"
     voxels = {trials.subject: betas.voxels for trials, betas in subjects}
     reader = build_reader(config, voxels, embeddings_NTD.shape[1:], targets.text_widths(modality) if dense else ())
-    if isinstance(reader.encoder, BrainMoEVoxel) and config.encoder.parcel_start == "responses":
+    if isinstance(config.encoder, BrainMoEVoxelConfig) and config.encoder.parcel_start == "responses":
+        assert isinstance(reader.encoder, BrainMoEVoxel)
         reader.encoder.start_from({trials.subject: some_responses(trials, betas) for trials, betas in subjects})
     if config.optim.start_from is None:
         mean_TD = embeddings_NTD[trained_on].mean(0)
@@ -125,18 +126,19 @@ def build_reader(
     text_widths : for captions, D of the text encoders that are decoded, in order; empty for images
     """
     tokens, width = target_shape
-    fields = config.encoder.model_dump(exclude={"model"})
-    if config.encoder.model == "BrainEncoder" and text_widths:
-        fields |= {"text_output": config.backbone.text_output, "low_level": False, "interm_out": False}
-        # the one that is not decoded may be of any width
-        fields["text_emb_dims"] = list(text_widths) if len(text_widths) == 2 else [text_widths[0]] * 2
-    elif config.encoder.model == "BrainEncoder":
-        fields |= {"fusion": "none", "train_pool": False}
-    encoder = {"clip_seq_dim": tokens, "clip_emb_dim": width, **encoder_arguments(config.encoder.model, fields)}
+    encoder: dict[str, Any]
+    if isinstance(config.encoder, BrainEncoderConfig):
+        text = (config.backbone.text_output, text_widths)
+        encoder = config.encoder.text_arguments(*text) if text_widths else config.encoder.image_arguments()
+    else:
+        encoder = config.encoder.arguments()
     prior = config.prior.model_dump(exclude={"use_prior", "use", "sample_steps", "guidance_scale"})
     return BrainReader(
         encoder_class=config.encoder.model,
-        encoder_config={"subjects": {str(subject): count for subject, count in voxels.items()}, **encoder},
+        encoder_config={
+            "subjects": {str(subject): count for subject, count in voxels.items()},
+            **{"clip_seq_dim": tokens, "clip_emb_dim": width, **encoder},
+        },
         prior_config={"dim": width, "num_tokens": tokens, **prior} if config.prior.use_prior else None,
         prior_use=config.prior.use,
         sample_steps=config.prior.sample_steps,

@@ -176,8 +176,11 @@ def drawer(
     encoders = {"image": decoder.brain_image, "text": decoder.brain_text}
     counts = {name: expert_counts(each) for name, each in encoders.items() if each is not None}
     level = sampler.level if read.experts else None
-    if level is not None and level >= len(counts["image"]):
-        raise UserError(f"level = {level}, but the encoder has levels 0 to {len(counts['image']) - 1}.")
+    for name in [name for name, used in (("image", sampler.use_image), ("text", sampler.use_text)) if used and level is not None]:
+        if len(counts[name]) == 1:
+            raise UserError(f"sampler.level = {level} has no effect: the {name} encoder has no levels. Leave it out.")
+        if level is not None and level >= len(counts[name]):
+            raise UserError(f"sampler.level = {level}, but the {name} encoder has levels 0 to {len(counts[name]) - 1}.")
     negative = negative_condition(decoder.form, backbone_folder(config.backbone.path), sampler.negative_prompt)
 
     def draw(some: slice) -> list[Drawn]:

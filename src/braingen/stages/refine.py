@@ -97,6 +97,12 @@ def setup(config: Config) -> Refiner:
     path = config.backbone.refiner or config.backbone.path
     text = config.backbone.text_output
     refiner = load_refiner(path, text_output=text, ip_adapter=adapter, negative_prompt=settings.negative_prompt)
+    for name in ("aesthetic_score", "negative_aesthetic_score"):
+        if not refiner.scored and getattr(settings, name) != Refinement._field_defaults[name]:
+            raise UserError(
+                f"refiner.{name} = {getattr(settings, name):g} has no effect: {path} is a base model, and SDXL's refiner alone is given"
+                " an aesthetic score. Leave it out, or name the refiner with backbone.refiner."
+            )
     device = device_of(config)
     return refiner._replace(
         unet=refiner.unet.to(device),

@@ -20,6 +20,7 @@ from braingen.brain.parameters import trained_share, weight_decay_groups
 from braingen.brain.reader import BrainReader
 from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
+from braingen.config.names import fields_of
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.trials import group_repeats
 from braingen.records import VoxelBatch
@@ -171,7 +172,9 @@ def train(config: Config, modality: str) -> Path:
         settings["started_from"] = fingerprint_of_files(earlier_folder(config, modality) / READER)
     folder = run_folder(config, modality)
     workers = Workers(config)
-    with shared_run(workers, folder, settings, {"run": config.run.seed}) as run:
+    # older runs list the settings of all encoders, whichever was chosen
+    others = [f"encoder.{name}" for name in fields_of("encoder") if name not in type(config.encoder).model_fields]
+    with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=others) as run:
         if not workers.told(run.finished):
             accelerator = accelerator_of(config, folder, config.optim.batch_size)
             parts = workers.main_first(lambda: setup(config, modality, accelerator.process_index, accelerator.num_processes))
