@@ -174,7 +174,7 @@ def test_nothing_is_lost_of_runs_that_list_the_settings_of_all_encoders(tmp_path
     """Run folders made before the encoders had settings of their own."""
     every = {field: info.default for field, info in fields_of("encoder").items()} | {"model": "BrainMoEVoxel", "b_size": 16, "hidden_dim": 64}
     lines = [f"  {name}: {list(value) if isinstance(value, tuple) else value}" for name, value in every.items()]
-    (tmp_path / "config.yaml").write_text("\n".join(["encoder:", *lines]) + "\n")
+    (tmp_path / "config.yaml").write_text("\n".join(["encoder:", *lines, ""]))
     taken = load_config(None, {"optim.start_from": str(tmp_path)}).encoder
     assert (taken.model, taken.hidden_dim) == ("BrainMoEVoxel", 64)
 
