@@ -172,7 +172,8 @@ def test_a_file_gives_way_to_another_encoder_on_the_command_line_with_a_remark(t
 
 def test_nothing_is_lost_of_runs_that_list_the_settings_of_all_encoders(tmp_path: Path) -> None:
     """Run folders made before the encoders had settings of their own."""
-    every = {field: info.default for field, info in fields_of("encoder").items()} | {"model": "BrainMoEVoxel", "b_size": 16, "hidden_dim": 64}
+    every = {field: info.default for field, info in fields_of("encoder").items()}
+    every |= {"model": "BrainMoEVoxel", "b_size": 16, "hidden_dim": 64}
     lines = [f"  {name}: {list(value) if isinstance(value, tuple) else value}" for name, value in every.items()]
     (tmp_path / "config.yaml").write_text("\n".join(["encoder:", *lines, ""]))
     taken = load_config(None, {"optim.start_from": str(tmp_path)}).encoder
