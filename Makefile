@@ -1,7 +1,9 @@
 # Everything sets itself up: a virtual environment with the pinned packages of requirements.lock.
 #
 #   make demo     the whole flow on a simulated subject; open runs/demo/report.html afterwards
-#   make test     the tests
+#   make quick    the tests a contributor runs at every change, under a minute on two cores
+#   make test     all tests
+#   make test-machines    unit and parity tests as other processors run them, with a table at the end
 #   make check    style, types, import direction
 #   make backbones    train the shipped tiny backbones anew (hours on a CPU, resumable)
 #
@@ -17,13 +19,25 @@ RUN := $(VENV)/bin
 TORCH := torch==2.13.0
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
-.PHONY: demo test check backbones clean
+# As many tests at once as there are cores, each with one thread; a file's tests stay together, since they share what is expensive to make.
+# The files of tests/integration come first (testpaths of pyproject.toml): they take longest.
+quick test: export OMP_NUM_THREADS ?= 1
+PYTEST := $(RUN)/python -m pytest
+TOGETHER := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo quick test test-machines check backbones clean
 
 demo: $(VENV)/installed
 	$(RUN)/braingen demo
 
+quick: $(VENV)/installed
+	$(PYTEST) $(TOGETHER) -m "not slow" tests/parity tests/unit
+
 test: $(VENV)/installed
-	$(RUN)/python -m pytest
+	$(PYTEST) $(TOGETHER)
+
+test-machines: $(VENV)/installed
+	$(RUN)/python tests/machines.py
 
 check: $(VENV)/installed
 	$(RUN)/ruff check .

@@ -82,7 +82,7 @@ def test_two_processes_draw_what_one_draws_and_go_on_where_they_were_stopped(wor
     assert differ(alone, together) == 0
     assert json.loads((folder / "index.json").read_text()) == index
     for name, rows in load_file(folder / "embeddings.safetensors").items():
-        torch.testing.assert_close(rows, embeddings[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(rows, embeddings[name], rtol=0, atol=1e-5)
     # stopped half way: two pictures are missing and the mark is not set
     first, *_, last = sorted(together)
     (folder / "finished").unlink()
@@ -210,7 +210,7 @@ def test_a_file_of_voxels_becomes_embeddings_and_pictures(words, tmp_path, capsy
     assert differ(expected, pictures(folder)) == 0
     read = load_file(folder / "embeddings.safetensors")
     for name, rows in load_file(recons / "embeddings.safetensors").items():
-        torch.testing.assert_close(read[name], rows, rtol=0, atol=1e-6)
+        torch.testing.assert_close(read[name], rows, rtol=0, atol=1e-5)
     assert json.loads((folder / "index.json").read_text()) == {"images": read["ids"].tolist()}
     # a saved decoder, without the run and the data; single trials as volumes
     assemble(config, Targets(config)).save_pretrained(tmp_path / "decoder")

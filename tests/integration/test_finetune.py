@@ -94,7 +94,7 @@ def test_two_processes_have_the_gradients_of_one(subject, tmp_path):
         assert found.keys() == expected.keys()
         scale = max(gradient.abs().max() for gradient in expected.values())
         for name, gradient in expected.items():
-            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6 * scale)
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5 * scale)
 
 
 def test_two_processes_fine_tune_and_one_of_them_writes(subject, tmp_path):
@@ -172,7 +172,7 @@ def test_lora_off_and_routers_uniform_is_the_unrouted_result(subject, tmp_path):
         difference = pixels(path) - pixels(tmp_path / "before" / "brain" / path.name)
         assert np.abs(difference).max() <= 1  # a rounding at most: levels are added up in another order
     one, other = (load_file(tmp_path / part / "brain" / EMBEDDINGS) for part in ("reconstructions", "before"))
-    torch.testing.assert_close(one["image"], other["image"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(one["image"], other["image"], rtol=0, atol=1e-4)
 
 
 def test_a_trained_one_draws_otherwise_and_a_level_can_be_heard_alone(subject, tuned, tmp_path):

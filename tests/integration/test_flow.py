@@ -277,7 +277,7 @@ def test_a_single_trial_can_be_read_out(flow):
     voxels = torch.from_numpy(parts.betas.rows(parts.repeats.rows_NR[:, 0]))
     expected = parts.decoder.embed(voxels[:, None], 1, parts.repeats.image_N.tolist())
     assert found["ids"].tolist() == parts.repeats.image_N.tolist() and len(found["ids"]) == 2
-    torch.testing.assert_close(found["image"], expected.image_BTD, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found["image"], expected.image_BTD, rtol=0, atol=1e-4)
 
 
 def test_pictures_do_not_depend_on_how_the_work_is_split(flow, tmp_path):

@@ -42,7 +42,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_global_batch(words, tm
         assert found.keys() == expected.keys()
         assert all(gradient.norm() > 0 for gradient in expected.values())
         off = {name: ((found[name] - gradient).norm() / gradient.norm()).item() for name, gradient in expected.items()}
-        assert {name: error for name, error in off.items() if error > 1e-4} == {}
+        assert {name: error for name, error in off.items() if error > 1e-3} == {}
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

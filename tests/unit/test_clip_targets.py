@@ -108,7 +108,7 @@ def test_preprocessing_agrees_with_pillow_and_leaves_the_right_size_alone(folder
 def test_image_embedding_does_not_depend_on_the_batch(folder, images):
     encoder = CLIPImageEncoder.from_pretrained(folder)
     one_by_one = torch.cat([encoder(image[None]).pooled_BD for image in images])
-    torch.testing.assert_close(encoder(images).pooled_BD, one_by_one, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(encoder(images).pooled_BD, one_by_one, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +265,7 @@ def test_text_encoders_at_full_size(folder):
             assert (encoder.clip_seq_dim, encoder.clip_emb_dim) == (length, width)
 
 
+@pytest.mark.slow
 def test_the_shipped_ones_load_by_the_same_lines(images):
     for output in ("pooled", "tokens", "both"):
         for projected in (True, False):

@@ -75,7 +75,7 @@ def test_routers_that_are_off_give_exactly_the_unrouted_result():
 def test_fresh_routers_give_the_unrouted_result_after_a_prior_too(of):
     ready = through_prior(IMAGE, bent, of=of)
     routed = RoutedConditioning(FORM, image=Source(ready, router(D)))(500, LATENTS)
-    torch.testing.assert_close(routed.image_embeds_BTD, ready.backbone_BTD, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(routed.image_embeds_BTD, ready.backbone_BTD, rtol=1e-5, atol=1e-5)
     for level, experts in enumerate(ready.expert_backbone):
         torch.testing.assert_close(experts.mean(1), ready.level_backbone_BLTD[:, level])
 
@@ -231,7 +231,7 @@ def test_single_levels_with_and_without_routers():
     for source in (Source(IMAGE), Source(IMAGE, router(D))):
         for level in range(len(COUNTS)):
             heard = RoutedConditioning(FORM, image=source, level=level)(10, LATENTS).image_embeds_BTD
-            torch.testing.assert_close(heard, IMAGE.level_backbone_BLTD[:, level], rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(heard, IMAGE.level_backbone_BLTD[:, level], rtol=1e-5, atol=1e-5)
 
 
 def test_encoders_without_experts_can_be_routed_in_time():

@@ -93,6 +93,7 @@ def _bars() -> np.ndarray:
     return np.where(apertures[:, None], texture, 0.5).astype(np.float32), apertures
 
 
+@pytest.mark.slow
 def test_a_receptive_field_fit_recovers_the_planted_centres(cortex):
     pictures, apertures = _bars()
     response = early_responses(cortex, pictures)
@@ -213,6 +214,7 @@ def _ridge_r2(features: np.ndarray, response: np.ndarray, train: int) -> np.ndar
     return best
 
 
+@pytest.mark.slow
 def test_contrast_explains_early_voxels_and_categories_late_ones(cortex, shown):
     drawn, pictures = shown
     signal = responses(cortex, pictures, drawn)

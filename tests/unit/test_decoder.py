@@ -69,7 +69,7 @@ def test_a_saved_decoder_draws_the_same_pictures(decoder, tmp_path, caplog):
     # weights that are read lie differently in memory, which may change the last bit of a product
     assert np.abs(pixels(out.images) - pixels(expected.images)).max() <= 1
     for mine, theirs in zip(out.decoded, expected.decoded):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
     assert (tmp_path / IP_ADAPTER).is_file()
     decoder(voxels(1), subject=1, **FEW)  # saving took nothing away from the one that was saved
 
@@ -121,8 +121,8 @@ def test_presentations_are_averaged_before_the_prior(decoder):
     out = decoder.embed(torch.from_numpy(given), 1, [4, 5])
     each = [decoder.embed(torch.from_numpy(given[:, [r]]), 1, [4, 5]) for r in range(3)]
     mean = torch.stack([one.image_clip_BTD for one in each]).mean(0)
-    torch.testing.assert_close(out.image_clip_BTD, mean, rtol=0, atol=1e-5)
-    torch.testing.assert_close(decoder(given, subject=1, image_ids=[4, 5], **FEW).decoded.image_BTD, out.image_BTD, rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.image_clip_BTD, mean, rtol=0, atol=1e-4)
+    torch.testing.assert_close(decoder(given, subject=1, image_ids=[4, 5], **FEW).decoded.image_BTD, out.image_BTD, rtol=0, atol=1e-4)
     alike = decoder.embed(torch.from_numpy(given[:, [0, 0, 0]]), 1, [4, 5])
     torch.testing.assert_close(alike.image_BTD, each[0].image_BTD, rtol=0, atol=1e-4)
 
@@ -135,7 +135,7 @@ def test_a_presentation_that_is_absent_is_not_heard(decoder):
     for mine, theirs in zip(decoder.embed(given, 1, [4, 5], 0, present_BR), decoder.embed(changed, 1, [4, 5], 0, present_BR)):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
     two = decoder.embed(given[:1, :2], 1, [4])
-    torch.testing.assert_close(decoder.embed(given, 1, [4, 5], 0, present_BR).image_BTD[:1], two.image_BTD, rtol=0, atol=1e-5)
+    torch.testing.assert_close(decoder.embed(given, 1, [4, 5], 0, present_BR).image_BTD[:1], two.image_BTD, rtol=0, atol=1e-4)
 
 
 def test_each_subject_has_its_own_voxels(decoder):

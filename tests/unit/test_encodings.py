@@ -68,6 +68,7 @@ def test_nothing_is_read_or_written_in_the_encoding_of_the_locale(folder):
     assert files and not found, found
 
 
+@pytest.mark.slow
 def test_json_and_yaml_files_are_read_by_readers_that_refuse_a_key_twice():
     wrong = []
     for path in sorted((ROOT / "src").rglob("*.py")):

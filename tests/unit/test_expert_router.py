@@ -75,7 +75,7 @@ def test_two_experts_are_shared_out_in_the_best_even_way() -> None:
     mask_FU = balanced_split(affinity_FU[None])[0]
     splits = itertools.combinations(range(8), 4)
     best = max(float(affinity_FU[0, list(left)].sum() + affinity_FU[1, [u for u in range(8) if u not in left]].sum()) for left in splits)
-    assert float(affinity_FU[mask_FU].sum()) == pytest.approx(best)
+    assert float(affinity_FU[mask_FU].sum()) == pytest.approx(best, rel=1e-5)
 
 
 def test_more_experts_come_close_to_the_best_assignment() -> None:
@@ -165,7 +165,7 @@ def test_gradients_reach_affinities_and_balance_is_zero_only_when_even() -> None
     uneven = torch.tensor([0.9, 0.1]).view(1, 2, 1).expand(1, 2, 16).clone().requires_grad_()
     loss = balance_loss(uneven)
     loss.backward()
-    assert loss.item() == pytest.approx(0.16) and uneven.grad is not None and uneven.grad.abs().sum() > 0
+    assert loss.item() == pytest.approx(0.16, rel=1e-5) and uneven.grad is not None and uneven.grad.abs().sum() > 0
 
 
 def test_published_choice_takes_the_most_probable_units() -> None:

@@ -47,6 +47,7 @@ def unet() -> UNet2DConditionModel:
         return sdxl_with_adapter()
 
 
+@pytest.mark.slow
 def test_the_unet_and_its_adapter_have_their_published_sizes(unet):
     assert count(adapter_of(unet).values()) == count(ip_adapter_weights(unet).values()) == ADAPTER
     assert len(ip_adapter_weights(unet)) == 4 + 2 * 70 and max(int(k.split(".")[1]) for k in ip_adapter_weights(unet) if "_ip." in k) == 139
@@ -54,6 +55,7 @@ def test_the_unet_and_its_adapter_have_their_published_sizes(unet):
     assert image_embedding_width(unet) == 1280
 
 
+@pytest.mark.slow
 def test_a_lora_of_rank_16_adds_two_factors_to_every_target(unet):
     layers = {n: m for n, m in unet.named_modules() if isinstance(m, torch.nn.Linear) and n.endswith(tuple(f".{t}" for t in TARGETS))}
     expected = sum(RANK * (layer.in_features + layer.out_features) for layer in layers.values())

@@ -64,7 +64,7 @@ def test_saved_and_loaded_it_does_the_same(tmp_path):
     plain = called(other)
     load_lora(other, tmp_path)
     assert (called(other) - plain).abs().max() > 1e-3
-    torch.testing.assert_close(called(other), called(unet), rtol=0, atol=1e-6)
+    torch.testing.assert_close(called(other), called(unet), rtol=0, atol=1e-5)
     assert not any(parameter.requires_grad for parameter in other.parameters())
 
 
@@ -78,7 +78,7 @@ def test_a_stock_pipeline_loads_it(tmp_path):
     parts = {"text_encoder": None, "text_encoder_2": None, "tokenizer": None, "tokenizer_2": None, "scheduler": backbone.scheduler}
     stock = StableDiffusionXLPipeline(vae=backbone.vae, unet=backbone.unet, **parts)
     stock.load_lora_weights(tmp_path)
-    torch.testing.assert_close(called(stock.unet), called(unet), rtol=0, atol=1e-6)
+    torch.testing.assert_close(called(stock.unet), called(unet), rtol=0, atol=1e-5)
     loaded = {name: value for name, value in stock.unet.named_parameters() if ".lora_" in name}
     assert len(loaded) == len(lora_weights(unet))
 
@@ -89,8 +89,8 @@ def test_merging_twice_is_merging_once_and_comes_out_again():
     randomised(unet)
     expected = called(unet)
     with merged_lora(unet), merged_lora(unet):
-        torch.testing.assert_close(called(unet), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(called(unet), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(called(unet), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(called(unet), expected, rtol=0, atol=1e-4)
 
 
 def test_the_plain_unet_can_be_taken_out_from_under_it():

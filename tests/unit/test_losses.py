@@ -213,10 +213,10 @@ def test_anneal():
 def test_similarities_against_numpy():
     left, right = torch.randn(5, 2, 7, generator=generator(1)), torch.randn(4, 2, 7, generator=generator(2))
     a, b = left.flatten(1).double().numpy(), right.flatten(1).double().numpy()
-    np.testing.assert_allclose(correlation_matrix(left, right), np.corrcoef(a, b)[:5, 5:], atol=1e-6)
+    np.testing.assert_allclose(correlation_matrix(left, right), np.corrcoef(a, b)[:5, 5:], atol=1e-5)
     a, b = a / np.linalg.norm(a, axis=1, keepdims=True), b / np.linalg.norm(b, axis=1, keepdims=True)
-    np.testing.assert_allclose(cosine_matrix(left, right), a @ b.T, atol=1e-6)
-    np.testing.assert_allclose(cosine_matrix(left, right, centre=True), (a - a.mean(0)) @ (b - b.mean(0)).T, atol=1e-6)
+    np.testing.assert_allclose(cosine_matrix(left, right), a @ b.T, atol=1e-5)
+    np.testing.assert_allclose(cosine_matrix(left, right, centre=True), (a - a.mean(0)) @ (b - b.mean(0)).T, atol=1e-5)
 
 
 def test_top_k():
@@ -230,6 +230,7 @@ def test_top_k():
 # two processes
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one_with_the_global_batch(tmp_path: Path):
     # forked, a process whose parent has computed gradients can wait for ever
     torch.multiprocessing.spawn(two_processes, args=(str(tmp_path),), nprocs=2)
@@ -239,8 +240,8 @@ def test_two_processes_have_the_gradients_of_one_with_the_global_batch(tmp_path:
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         torch.testing.assert_close(found["loss"], loss.detach())
-        torch.testing.assert_close(found["weight"], model.weight.grad, rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(found["bias"], model.bias.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found["weight"], model.weight.grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found["bias"], model.bias.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_gather_is_nothing_in_one_process():

@@ -235,6 +235,7 @@ GRAPHS: dict[str, dict[str, Any]] = {
 """Every encoder, small: tracing takes longer than computing."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHS)
 def test_compiled_whole(name: str) -> None:
     """One graph without breaks."""
@@ -243,6 +244,7 @@ def test_compiled_whole(name: str) -> None:
     torch.testing.assert_close(compiled(voxels(), 1).clip_BTD, model(voxels(), 1).clip_BTD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPHS)
 def test_exported(name: str) -> None:
     """For any batch size."""
@@ -253,6 +255,7 @@ def test_exported(name: str) -> None:
     torch.testing.assert_close(program.module()(many, subject=1).clip_BTD, model(many, 1).clip_BTD)
 
 
+@pytest.mark.slow
 def test_compiled_training_step_moves_units_as_the_plain_one_does() -> None:
     plain, other = (build("multi", **GRAPHS["multi"], dropout=0.0).train() for _ in range(2))
     compiled = torch.compile(other, backend="aot_eager")
@@ -264,7 +267,7 @@ def test_compiled_training_step_moves_units_as_the_plain_one_does() -> None:
     assert torch.equal(plain.levels[0].router.chosen_PFK, other.levels[0].router.chosen_PFK)
     for ours, theirs in zip(other.parameters(), plain.parameters()):
         if theirs.grad is not None:
-            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_what_a_new_subject_trains() -> None:

@@ -357,6 +357,7 @@ def test_compiled_network_samples_the_same():
     torch.testing.assert_close(prior.sample(brain, 4, noise=noise), plain, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_network_can_be_exported():
     prior = small(depth=1).eval()
     inputs = (normal(3, 2, 16), torch.tensor([1, 9, 19]), normal(3, 2, 16, seed=1))

@@ -168,6 +168,7 @@ def test_image_and_seed_are_all_that_chance_depends_on(refiner):
         assert (refine_pictures(refiner, pictures, text_BTD, [image], HOW, seed=seed) - first).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_less_strength_the_nearer_to_the_picture():
     """With the shipped U-Net, which has learnt to remove noise."""
     pictures, text_BTD = given(4)
