@@ -6,6 +6,7 @@
     state.safetensors  everything needed to go on after being killed
     *.safetensors      weights; models themselves are folders written by save_pretrained
     finished           the mark that the run is complete, with a summary
+    diverged.json      the mark that its losses became NaN or infinite
     .lock              held while a process works here
 
 Every write is atomic. Importing this loads no torch: `braingen --help` stays fast.
@@ -21,6 +22,7 @@ import importlib.metadata
 import json
 from pathlib import Path
 import platform
+import shutil
 import subprocess
 import sys
 from types import TracebackType
@@ -33,6 +35,8 @@ from braingen.files import clear_temporaries, disk_errors_as_sentences, recover_
 from braingen.locks import FolderLock
 from braingen.text_files import read_json, read_yaml
 
+DIVERGED = "diverged.json"
+"""Mark of a training whose losses became NaN or infinite."""
 _PACKAGES = ("braingen", "torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "h5py")
 
 
@@ -119,7 +123,9 @@ class Run:
             path = folder / "config.yaml"
             if path.exists():
                 before = _read_yaml(path)
-                if _has_work(folder):
+                if (folder / DIVERGED).exists() and not (folder / "finished").exists():
+                    _begin_anew(folder)
+                elif _has_work(folder):
                     _refuse_other_settings(folder, before, settings, may_change)
             clear_temporaries(folder)
             for aside in folder.glob(".*.before"):
@@ -191,9 +197,23 @@ class Run:
         UserError
             When the run was stopped before its end.
         """
+        if (self.folder / DIVERGED).is_file() and not self.finished:
+            raise UserError(
+                f"The training in {self.folder} diverged ({read_json(self.folder / DIVERGED).get('reason')}); train it again with"
+                " other settings, or name another run."
+            )
         if not self.finished:
             raise UserError(f"The run in {self.folder} is not finished; start its command again, it continues where it stopped.")
         return self
+
+    def mark_diverged(self, reason: str) -> None:
+        """Note that the training came to nothing: the next start begins anew, under other settings too.
+
+        States go, since numbers that are none may be among them; the best checkpoint before stays until a better one takes its place.
+        """
+        self._own()
+        write_json(self.folder / DIVERGED, {"reason": reason})
+        _drop_states(self.folder)
 
     # -- state ---------------------------------------------------------------------------------------------------
 
@@ -266,6 +286,9 @@ class Follower(Run):
     def remove_state(self, name: str = "state") -> None:
         """See `mark_finished`."""
 
+    def mark_diverged(self, reason: str) -> None:
+        """See `mark_finished`."""
+
     def log(self, step: int, **values: Any) -> None:
         """See `mark_finished`."""
 
@@ -278,6 +301,21 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings; restore it or choose another run folder.")
     return content
+
+
+def _drop_states(folder: Path) -> None:
+    for state in folder.glob("*.safetensors"):
+        state.unlink()
+    shutil.rmtree(folder / "shards", ignore_errors=True)
+
+
+def _begin_anew(folder: Path) -> None:
+    """Clear what a diverged training left; its curves stay under another name."""
+    _drop_states(folder)
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists():
+        metrics.replace(folder / "metrics_diverged.jsonl")
+    (folder / DIVERGED).unlink()
 
 
 def _has_work(folder: Path) -> bool:

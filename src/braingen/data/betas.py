@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import NamedTuple
-import zipfile
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from braingen.data import nsd
 from braingen.data.hdf5 import Rows
 from braingen.data.nsd import Layout
 from braingen.errors import UserError
-from braingen.files import identity, replaced_file
+from braingen.files import UNREADABLE_ARRAY, identity, replaced_file
 
 
 class Betas:
@@ -118,7 +117,7 @@ def report_voxels(betas: Betas, layout: Layout | None = None) -> VoxelReport:
             with np.load(cache, allow_pickle=False) as stored:
                 if str(stored["key"]) == key:
                     return VoxelReport(**{name: stored[name] for name in VoxelReport._fields})
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+        except UNREADABLE_ARRAY:
             pass  # not looked at yet, or another file since
     V, N = betas.voxels, betas.trials
     least_V, most_V = np.full(V, np.inf, dtype=np.float32), np.full(V, -np.inf, dtype=np.float32)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
-
+from braingen.arrays import read_npy
 from braingen.data.nsd import Layout
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
@@ -97,10 +96,7 @@ def _from_json(path: Path) -> Captions:
 
 
 def _from_array(path: Path) -> Captions:
-    try:
-        texts = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path} cannot be read as an array of text ({error}); {_AGAIN}.") from error
+    texts = read_npy(path, _AGAIN)
     if texts.dtype.kind != "U" or texts.ndim not in (1, 2):
         raise UserError(f"{path} is {texts.dtype} of shape {texts.shape}, text of shape (images, captions) was expected; {_AGAIN}.")
     rows = texts.reshape(len(texts), -1)

@@ -24,6 +24,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 
+from braingen.arrays import read_npy
 from braingen.data import nsd
 from braingen.data.hdf5 import Rows
 from braingen.data.large_files import blocks
@@ -320,10 +321,7 @@ def _refuse_count(path: Path, found: int, trials: int) -> None:
 
 def _array(path: Path, trials: int) -> Iterator[np.ndarray]:
     if path.suffix == ".npy":
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{path} is not a readable array ({' '.join(str(error).split())}); {GUIDE}.") from error
+        array = read_npy(path, GUIDE)
         take = array.__getitem__
     else:
         rows = Rows(path, nsd.BETAS_DATASET, GUIDE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cached_property
 import hashlib
 from pathlib import Path
-import zipfile
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from braingen.data import nsd
 from braingen.data.hdf5 import Rows
 from braingen.data.nsd import Layout
 from braingen.errors import UserError
-from braingen.files import identity, replaced_file
+from braingen.files import UNREADABLE_ARRAY, identity, replaced_file
 from braingen.text_files import read_json
 
 
@@ -123,7 +122,9 @@ class Stimuli:
             try:
                 with np.load(self._digests_path, allow_pickle=False) as stored:
                     if str(stored["key"]) == key:
-                        self._known = stored["digests"]
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+                        known = stored["digests"]
+                        if known.shape == self._known.shape and known.dtype == np.uint64:
+                            self._known = known
+            except UNREADABLE_ARRAY:
                 pass  # nothing hashed yet, or another file since
         return self._known

@@ -12,18 +12,22 @@ import os
 from pathlib import Path
 import tarfile
 from typing import NamedTuple
-import zipfile
 
 import numpy as np
 import pandas as pd
 
+from braingen.arrays import read_header
 from braingen.data import nsd
 from braingen.data.nsd import Layout
 from braingen.errors import UserError
-from braingen.files import identity, refuse_stand_in, replaced_file
+from braingen.files import UNREADABLE_ARRAY, identity, refuse_stand_in, replaced_file
 from braingen.records import Trials
 
 _TAR_END = 1024  # a complete tar ends with two blocks of 512 zero bytes
+
+
+LARGEST_SAMPLE = 1 << 16
+"""Bytes of a behav.npy; it has 17 numbers."""
 
 
 class Repeats(NamedTuple):
@@ -64,14 +68,18 @@ def read_behav(path: Path) -> np.ndarray:
                 name = member.name
                 if member.name.rpartition("/")[2].partition(".")[2] != "behav.npy":
                     continue
-                data = tar.extractfile(member)
-                if data is None:
+                if not member.isfile():  # a link could lead anywhere
                     raise ValueError("not a plain file")
-                row = np.load(io.BytesIO(data.read()), allow_pickle=False)
-                if row.shape != (1, len(nsd.BEHAV_COLUMNS)):
-                    raise ValueError(f"shape {row.shape} where (1, {len(nsd.BEHAV_COLUMNS)}) was expected")
-                rows.append(row[0].astype(np.float64))
-    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+                if member.size > LARGEST_SAMPLE:
+                    raise ValueError(f"{member.size:,} bytes where {len(nsd.BEHAV_COLUMNS)} numbers were expected")
+                data = tar.extractfile(member)
+                content = io.BytesIO(b"" if data is None else data.read())
+                shape, _ = read_header(content)  # before anything of that size is allocated
+                if shape != (1, len(nsd.BEHAV_COLUMNS)):
+                    raise ValueError(f"shape {shape} where (1, {len(nsd.BEHAV_COLUMNS)}) was expected")
+                content.seek(0)
+                rows.append(np.load(content, allow_pickle=False)[0].astype(np.float64))
+    except (tarfile.TarError, *UNREADABLE_ARRAY) as error:
         raise UserError(f"{path} is damaged at {name} ({error}); {nsd.GET_IT}.") from error
     if not rows:
         raise UserError(f"{path} holds no sample with a behav.npy; {nsd.GET_IT}.")
@@ -91,9 +99,9 @@ def _read_once(path: Path, key: str, cache: Path) -> np.ndarray:
     """`read_behav` through the cache file; `key` is the tar's identity."""
     try:
         with np.load(cache, allow_pickle=False) as stored:
-            if str(stored["key"]) == key:
-                return stored["behav"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+            if str(stored["key"]) == key and stored["behav"].shape[1:] == (len(nsd.BEHAV_COLUMNS),):
+                return stored["behav"].astype(np.float64)
+    except UNREADABLE_ARRAY:
         pass  # no cache yet, or one that a newer tar has outdated: read the tar
     behav = read_behav(path)
     try:

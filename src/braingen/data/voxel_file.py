@@ -15,18 +15,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-import zipfile
 
 import h5py
 import numpy as np
 import pandas as pd
 
+from braingen.arrays import read_dataset, read_npy, read_npz, refuse_more_than_memory, whole_numbers
 from braingen.data import nsd
 from braingen.data.nsd import Layout
 from braingen.data.trials import Repeats, group_repeats
 from braingen.data.volumes import load_places
 from braingen.errors import UserError
-from braingen.files import refuse_stand_in
+from braingen.files import UNREADABLE_ARRAY, refuse_stand_in
 from braingen.records import Trials
 
 VOXEL_KEYS = ("voxels", "betas", "data")
@@ -80,11 +80,9 @@ def responses(voxels: np.ndarray, subject: int, width: int, image_ids: np.ndarra
         other = nsd.subject_of_width(voxels.shape[-1])
         hint = f" (so many has NSD subject {other})" if other else ""
         raise UserError(f"{name} has {voxels.shape[-1]} voxels{hint}, subject {subject} has {width}: give all voxels of that subject.")
-    ids = np.arange(len(voxels)) if image_ids is None else np.asarray(image_ids).ravel()
+    ids = np.arange(len(voxels)) if image_ids is None else whole_numbers(image_ids, name, "give integers")
     if len(ids) != len(voxels):
         raise UserError(f"image_ids names {len(ids)} pictures, {name} is of {len(voxels)}; give one id for each.")
-    if not np.issubdtype(ids.dtype, np.integer) and not (ids == np.floor(ids)).all():
-        raise UserError(f"the image ids of {name} are no whole numbers (the first is {ids[0]}); give integers.")
     repeats = voxels.shape[1] if voxels.ndim == 3 else 1
     rows_NV, image_N = voxels.reshape(-1, width), np.repeat(ids.astype(np.int64), repeats)
     if repeats > 1:
@@ -153,16 +151,23 @@ def _from_volumes(path: Path, subject: int, layout: Layout | None) -> np.ndarray
 
 def _arrays(path: Path, suffix: str) -> Mapping[str, Any]:
     """Arrays of a file by name; that of a .npy is called as voxels are."""
+    again = "write it again"
+    if suffix == ".npy":
+        array = read_npy(path, again)
+        refuse_more_than_memory(array.nbytes, str(path), again)
+        return {VOXEL_KEYS[0]: array}
+    if suffix == ".npz":
+        return read_npz(path, again)
     try:
-        if suffix == ".npy":
-            return {VOXEL_KEYS[0]: np.load(path, mmap_mode="r", allow_pickle=False)}
-        if suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
         with h5py.File(path, "r") as file:
-            wanted = {*VOXEL_KEYS, *ID_KEYS}
-            return {name: value[()] if name in wanted else value.shape for name, value in file.items() if isinstance(value, h5py.Dataset)}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            wanted, found = {*VOXEL_KEYS, *ID_KEYS}, {}
+            for name, value in file.items():
+                if isinstance(value, h5py.Dataset):
+                    found[name] = read_dataset(value, path, again) if name in wanted else value.shape
+            return found
+    except UserError:
+        raise
+    except UNREADABLE_ARRAY as error:
         raise UserError(f"{path} cannot be read as {suffix} ({' '.join(str(error).split())}); write it again.") from error
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from braingen.arrays import read_npz
 from braingen.data.nsd import Layout
 from braingen.errors import UserError
 
@@ -41,8 +42,12 @@ def load_statistics(layout: Layout, subject: int) -> Statistics:
     path = statistics_path(layout, subject)
     if not path.exists():
         raise UserError(f"{path} is missing: only `braingen prepare` keeps what betas were z-scored with.")
-    with np.load(path, allow_pickle=False) as stored:
-        return Statistics(**{name: stored[name] for name in Statistics._fields})
+    again = "run `braingen prepare` again"
+    stored = read_npz(path, again)
+    lacking = [name for name in Statistics._fields if name not in stored]
+    if lacking:
+        raise UserError(f"{path} has no {lacking[0]}; {again}.")
+    return Statistics(**{name: stored[name] for name in Statistics._fields})
 
 
 def percent_signal(z_BV: np.ndarray, rows: np.ndarray, statistics: Statistics) -> np.ndarray:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
+from braingen.arrays import new_npy
 from braingen.errors import UserError
 from braingen.explain.attribution import Explainer, Query
 from braingen.files import disk_errors_as_sentences, sync_file, write_json
@@ -84,7 +84,7 @@ class MapFile(NamedTuple):
         with disk_errors_as_sentences(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             begun_rows = len(notes["value"])
-            rows = np.load(part, mmap_mode="r+") if begun_rows else open_memmap(part, "w+", np.float32, (len(image_N), voxels))
+            rows = np.load(part, mmap_mode="r+") if begun_rows else new_npy(part, np.float32, (len(image_N), voxels))
             tick(begun_rows)
             for first in range(begun_rows, len(image_N), batch_size):
                 some = np.arange(first, min(first + batch_size, len(image_N)))

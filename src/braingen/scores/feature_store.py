@@ -14,6 +14,9 @@ import tempfile
 import numpy as np
 import torch
 
+from braingen.arrays import new_npy, read_npy
+from braingen.errors import UserError
+from braingen.files import disk_errors_as_sentences
 from braingen.scores.features import Features
 from braingen.scores.pairs import Pictures
 from braingen.scores.pixel import ERROR_SIDE, resize
@@ -65,8 +68,17 @@ class FeatureStore:
         of = f"{getattr(network, 'weights', None)}-{pictures.digest}" if keep else f"now-{os.getpid()}-{id(pictures)}"
         path = self.folder / f"{network.name}-{of}.npy"
         if keep and path.exists():
-            return np.load(path, mmap_mode="r")
-        path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                kept = read_npy(path, "it is computed again")
+                if kept.ndim == 2 and len(kept) == len(pictures) and kept.dtype == np.float32:
+                    return kept
+            except UserError:
+                pass  # damaged: computed again
+        with disk_errors_as_sentences(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return self._computed(network, pictures, path, keep)
+
+    def _computed(self, network: Features, pictures: Pictures, path: Path, keep: bool) -> np.ndarray:
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         out_NF: np.ndarray | None = None
         for start in range(0, len(pictures), self.batch):
@@ -74,7 +86,7 @@ class FeatureStore:
             if out_NF is None:
                 shape = (len(pictures), part_BF.shape[1])
                 small = 4 * shape[0] * shape[1] <= _IN_MEMORY and not keep
-                make = np.empty if small else lambda s, d: np.lib.format.open_memmap(unfinished, mode="w+", dtype=d, shape=s)
+                make = np.empty if small else lambda s, d: new_npy(unfinished, d, s)
                 out_NF = make(shape, np.float32)
             out_NF[start : start + self.batch] = part_BF
             if self.progress is not None:

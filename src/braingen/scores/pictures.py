@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from braingen.arrays import plain, read_npy, read_npz, whole_numbers
 from braingen.errors import UserError
+from braingen.files import refuse_stand_in
 
 IMAGE_KEYS = ("images", "recons", "all_recons", "all_blurryrecons", "all_images", "reconstructions")
 """Names under which pictures are looked for in a file with several arrays."""
@@ -93,10 +95,10 @@ def load_pictures(path: Path | str, image_N: np.ndarray | None = None) -> Loaded
     beside = path.with_name(f"{path.stem}_ids.npy")
     ids = image_N if image_N is not None else _first(arrays, ID_KEYS)
     if ids is None and beside.exists():
-        ids = np.load(beside)
+        ids = read_npy(beside, "write the image ids as integers")
     if ids is None:
         raise UserError(f"{path} does not say which images its {len(pictures)} pictures are of; put their image ids into {beside}.")
-    return Loaded(pictures, np.asarray(ids))
+    return Loaded(pictures, whole_numbers(ids, beside if beside.exists() else path, "write the image ids as integers"))
 
 
 def _first(arrays: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -121,16 +123,20 @@ def _folder(path: Path) -> Loaded:
 
 def _open(path: Path) -> Any:
     """The arrays of a file; large ones are mapped where the format allows it."""
-    try:
-        if path.suffix in (".pt", ".pth"):
-            import torch
+    again = "write the pictures again"
+    if path.suffix in (".pt", ".pth"):
+        from braingen.weights import read_entries
 
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            if isinstance(content, Mapping):
-                return {name: value for name, value in content.items() if hasattr(value, "shape")}
-            return content
-        if path.suffix in (".npy", ".npz"):
-            return np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
+        content = read_entries(path, again)
+        if isinstance(content, Mapping):
+            return {str(name): value for name, value in content.items() if hasattr(value, "shape")}
+        return content
+    if path.suffix == ".npy":
+        return read_npy(path, again)
+    if path.suffix == ".npz":
+        return read_npz(path, again)
+    refuse_stand_in(path, again)
+    try:
         if path.suffix == ".safetensors":
             from safetensors.numpy import load_file
 
@@ -139,4 +145,4 @@ def _open(path: Path) -> Any:
 
         return {name: value for name, value in h5py.File(path, "r").items() if isinstance(value, h5py.Dataset)}
     except Exception as error:  # every reader has exceptions of its own
-        raise UserError(f"{path} cannot be read as {path.suffix} ({type(error).__name__}: {str(error).splitlines()[0]}).") from error
+        raise UserError(f"{path} cannot be read as {path.suffix} ({type(error).__name__}: {plain(error)}).") from error

@@ -89,6 +89,7 @@ def _asked(config: Config) -> Asked:
             how = f"no image ids: in the order of {file.name}"
         recons = recons or _opened(path, truth.image_N if truth else None)
         return Asked(recons, truth or _opened(file, recons.image_N), f"{file.name}; {how}", None)
+    _stated(path)  # what is wrong with the pictures is told before what is missing beside them
     if not layout.images().exists():
         raise UserError(
             f"What was seen is not known: {layout.images()} does not exist. Name the data folder (--root) or a file (--true_images_path)."

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
+from braingen.arrays import new_npy
 from braingen.data.large_files import blocks, scratch_array
 from braingen.data.volumes import load_label_vector
 from braingen.errors import UserError
@@ -37,7 +37,7 @@ def write_saliency(work: Explanation) -> None:
         for part in finished:
             beyond_usual(saliency(work.map_file(subject, part).maps(), gaussian_VP, map_NP), map_NP)
             with replaced_path(work.of(subject) / "saliency" / f"{part.name}.npy") as path:
-                kept = open_memmap(path, "w+", np.float16, (len(map_NP), SIDE, SIDE))
+                kept = new_npy(path, np.float16, (len(map_NP), SIDE, SIDE))
                 for first, last in blocks(len(map_NP), 64):
                     kept[first:last] = map_NP[first:last].reshape(-1, SIDE, SIDE)
                 del kept

@@ -35,7 +35,7 @@ from braingen.run_layout import READER, run_folder, tuning_folder
 from braingen.runs import Run
 from braingen.stages.listening_data import ListeningData, Rows, listening_data, pieces
 from braingen.stages.machine import accelerator_of, device_of, end_tracking, precision_of
-from braingen.stages.steps import StepLosses, hash_seed
+from braingen.stages.steps import Divergence, StepLosses, hash_seed
 from braingen.stages.targets import Targets
 from braingen.stages.trained import load_readers, modalities
 from braingen.stages.workers import Workers, shared_run
@@ -326,6 +326,13 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
         first, best, sums, counted = (state[name] for name in ("step", "best", "sums", "counted"))
         run.rewind_metrics(first)
     accelerator.init_trackers("braingen", config=None)
+    divergence = Divergence(
+        run,
+        workers,
+        getattr(accelerator, "scaler", None) is not None,
+        f"Lower finetune.learning_rate (now {tune.learning_rate:g}), finetune.router_learning_rate ({tune.router_learning_rate:g}) or"
+        f" finetune.clip_norm ({tune.clip_norm:g}), or compute in float32 (--mixed_precision no).",
+    )
     saved = time.monotonic()
 
     def look(number: int) -> float:
@@ -333,6 +340,7 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
         average.swap()
         with accelerator.autocast():
             found = validate(parts, config)
+        divergence.validated(found, f"on the held-out images at step {number}")
         loss = found["loss"]
         if loss < best and workers.main:
             _save(run, BEST, model, config)
@@ -355,9 +363,11 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
                 generator = torch.Generator().manual_seed(hash_seed(config.run.seed, f"pass of {rows.rank}", passes))
                 with accelerator.autocast():
                     result = step(wrapped, rows.of(passes), parts, config, generator)
+                sound = divergence.passed(result, f"in step {number + 1} of {tune.max_train_steps}")
                 accelerator.backward(result.total / tune.gradient_accumulation_steps)
-                counted += 1
-                result.add_to(sums)
+                if sound:
+                    counted += 1
+                    result.add_to(sums)
             accelerator.clip_grad_norm_(parameters.values(), tune.clip_norm)
             optimizer.step()
             schedule.step()

@@ -29,7 +29,7 @@ from braingen.runs import Run
 from braingen.stages.checkpoints import SHARDED, Checkpoints, Place
 from braingen.stages.machine import accelerator_of, end_tracking
 from braingen.stages.reader_setup import Parts, earlier_folder, setup
-from braingen.stages.steps import StepLosses, hash_seed
+from braingen.stages.steps import Divergence, StepLosses, hash_seed
 from braingen.stages.workers import Workers, shared_run
 from braingen.stopping import Request, patience
 
@@ -197,14 +197,23 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
     place = checkpoints.restore()
     run.rewind_metrics(place.epoch * steps)
     accelerator.init_trackers("braingen", config=None)
+    divergence = Divergence(
+        run,
+        workers,
+        getattr(accelerator, "scaler", None) is not None,
+        f"Lower optim.max_lr (now {config.optim.max_lr:g}) or optim.max_grad_norm ({config.optim.max_grad_norm:g}), compute in float32"
+        " (--mixed_precision no), or look at the responses with `braingen doctor`.",
+    )
     with patience() as request, Progress(disable=not workers.main) as progress:
         bar = progress.add_task(f"training {run.folder.name}", total=epochs, completed=place.epoch)
         while place.epoch < epochs:
-            train_epoch(config, Training(model, optimizer, schedule, accelerator, parts, generator), place, checkpoints, request)
+            training = Training(model, optimizer, schedule, accelerator, parts, generator, divergence)
+            train_epoch(config, training, place, checkpoints, request)
             epoch, last = place.epoch + 1, place.epoch + 1 == epochs
             values = {f"train/{name}": round(total / steps, 6) for name, total in place.sums.items()}
             if last or epoch % config.optim.validate_every == 0:
                 values |= model(validate, parts) if sharded else validate(parts.reader, parts)
+                divergence.validated(values, f"after epoch {epoch}")
                 if values["validation/cosine"] > place.best:
                     place.best = values["validation/cosine"]
                     keep(run, model, accelerator, workers)
@@ -230,11 +239,12 @@ class Training(NamedTuple):
     accelerator: Accelerator
     parts: Parts
     generator: torch.Generator
+    divergence: Divergence
 
 
 def train_epoch(config: Config, training: Training, place: Place, checkpoints: Checkpoints, request: Request) -> None:
     """The steps of an epoch that are not done yet."""
-    model, optimizer, schedule, accelerator, parts, generator = training
+    model, optimizer, schedule, accelerator, parts, generator, divergence = training
     epochs, steps, rank = config.optim.num_epochs, parts.batches.steps, accelerator.process_index
     if not place.step:
         # dropout and mixing of an epoch depend on its number alone, and on the process
@@ -251,8 +261,11 @@ def train_epoch(config: Config, training: Training, place: Place, checkpoints: C
         # processes exchange gradients once per update
         with contextlib.nullcontext() if group_over else accelerator.no_sync(model):
             result = model(step, batch, parts, done, generator)
+            # before the weights are changed by it
+            sound = divergence.passed(result, f"in epoch {place.epoch + 1}, step {number + 1} of {steps}")
             accelerator.backward(result.total / group)
-        result.add_to(place.sums)
+        if sound:
+            result.add_to(place.sums)
         place.step = number + 1
         if group_over:
             accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)

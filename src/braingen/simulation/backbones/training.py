@@ -11,6 +11,8 @@ import time
 import torch
 from torch import Tensor, distributed, nn
 
+from braingen.errors import UserError
+
 Losses = dict[str, Tensor]
 
 
@@ -78,6 +80,12 @@ def train(
             group["lr"] = learning_rate * cosine(step, steps)
         losses = losses_of(step, generator)
         total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            terms = ", ".join(f"{term} {value.item():g}" for term, value in losses.items())
+            raise UserError(
+                f"The training of {name} in {folder} came to NaN or infinite losses in step {step + 1}: {terms}. Lower its learning rate"
+                f" ({learning_rate:g}); what was saved before is in {path}, remove it to begin anew."
+            )
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         if processes > 1:

@@ -1,0 +1,192 @@
+"""Arrays in files of other people: .npy, .npz and HDF5 that may hold something else than they say, or more than fits.
+
+Nothing is unpickled. What a file declares is compared with what it has and with the memory of the machine before any of it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+import zipfile
+
+import numpy as np
+import psutil
+
+from braingen.errors import UserError
+from braingen.files import UNREADABLE_ARRAY, refuse_stand_in, reserve
+
+LARGEST_SHARE = 0.9
+"""Of the memory that is free; an array that takes more would end the process sooner or later."""
+
+
+def plain(error: BaseException) -> str:
+    """An error's message on one line, or its kind where it has none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def refuse_more_than_memory(size: int, what: str, instead: str) -> None:
+    """Refuse to read what does not fit.
+
+    Parameters
+    ----------
+    size
+        Bytes.
+    what
+        Begins the sentence: the file, and what of it.
+    instead
+        What the user is to do; ends the sentence.
+
+    Raises
+    ------
+    UserError
+        When less memory is free.
+    """
+    free = psutil.virtual_memory().available
+    if size > LARGEST_SHARE * free:
+        raise UserError(
+            f"{what} is said to hold {size / 1e9:,.1f} GB, {free / 1e9:,.1f} GB of memory are free; {instead}."
+        )
+
+
+def read_npy(path: Path | str, get_it: str) -> np.ndarray:
+    """The array of a .npy file, memory-mapped.
+
+    Raises
+    ------
+    UserError
+        When it is missing, damaged, shorter than it says, or holds Python objects.
+    """
+    refuse_stand_in(path, get_it)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except UNREADABLE_ARRAY as error:
+        raise UserError(
+            f"{path} cannot be read as .npy: it is not a readable array ({_reason(error)}); {get_it}."
+        ) from error
+
+
+def read_npz(path: Path | str, get_it: str) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file by name.
+
+    Raises
+    ------
+    UserError
+        When it is missing, damaged, declares more than it has or than fits into memory, or holds Python objects.
+    """
+    refuse_stand_in(path, get_it)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                refuse_more_than_memory(
+                    max(member.file_size, _declared(archive, member)),
+                    f"{path}: {member.filename}",
+                    get_it,
+                )
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except UserError:
+        raise
+    except UNREADABLE_ARRAY as error:
+        raise UserError(f"{path} cannot be read as .npz ({_reason(error)}); {get_it}.") from error
+
+
+def _declared(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """Bytes that the header of a member promises."""
+    if not member.filename.endswith(".npy"):
+        return 0
+    with archive.open(member) as handle:
+        shape, dtype = read_header(handle)
+    return int(np.prod(shape, dtype=object)) * dtype.itemsize
+
+
+def read_header(handle: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type that the header of an array in .npy form declares; its numbers are not read.
+
+    Raises
+    ------
+    ValueError
+        When it is no such header.
+    """
+    version = np.lib.format.read_magic(handle)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(handle)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(handle)
+    else:
+        raise ValueError(f"version {version} of the .npy format is not known")
+    return shape, dtype
+
+
+def read_dataset(dataset: Any, path: Path | str, get_it: str) -> np.ndarray:
+    """A whole HDF5 dataset.
+
+    Raises
+    ------
+    UserError
+        When it is damaged, does not hold plain values, or declares more than fits into memory.
+    """
+    refuse_more_than_memory(
+        dataset.size * dataset.dtype.itemsize if dataset.size else 0,
+        f"{path}: {dataset.name}",
+        get_it,
+    )
+    if dataset.dtype.hasobject:
+        raise UserError(
+            f"{path}: {dataset.name} holds {dataset.dtype}, numbers were expected; {get_it}."
+        )
+    try:
+        return dataset[()]
+    except UNREADABLE_ARRAY as error:
+        raise UserError(
+            f"{path}: {dataset.name} cannot be read ({plain(error)}); {get_it}."
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    if "allow_pickle" in str(error) or "Python objects" in str(error):
+        return "it holds Python objects, which could run code"
+    return plain(error)
+
+
+def whole_numbers(ids: Any, path: Path | str, get_it: str) -> np.ndarray:
+    """Image ids as int64, flat.
+
+    Raises
+    ------
+    UserError
+        When they are no whole numbers.
+    """
+    found = np.asarray(ids).ravel()
+    if (
+        found.dtype.kind not in "iuf"
+        or not np.isfinite(found).all()
+        or (found != np.floor(found)).any()
+    ):
+        shown = "" if not found.size else f" (the first is {str(found[0])[:40]})"
+        raise UserError(
+            f"{path}: image ids are no whole numbers but {found.dtype}{shown}; {get_it}."
+        )
+    if found.size and (found.min() < -(2**62) or found.max() > 2**62):
+        raise UserError(
+            f"{path}: image ids reach {found.max():g}, ids of pictures were expected; {get_it}."
+        )
+    return found.astype(np.int64)
+
+
+def shapes_of(arrays: Mapping[str, Any]) -> str:
+    """What a file holds, for messages."""
+    return (
+        ", ".join(f"{name} {tuple(np.shape(value))}" for name, value in arrays.items()) or "nothing"
+    )
+
+
+def new_npy(path: Path | str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """A new .npy file, mapped for writing, whose bytes have their place on the disk: a full disk is told now.
+
+    Filling the map of a sparse file would end the process without a word.
+    """
+    made = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if made.nbytes:
+        reserve(path, made.offset + made.nbytes)
+    return made

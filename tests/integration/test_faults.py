@@ -1,0 +1,175 @@
+"""What stops a run in the middle, or before it, is told in one sentence: numbers that are none, parts and settings that do not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+import re
+import shutil
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+import torch
+from unit.fake_backbone import write_fake_backbone
+
+from braingen.cli import main
+from braingen.stages import finetune as tuning
+from braingen.stages import train as training
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SMALL = ["simulation.num_sessions=1", "simulation.trials_per_session=60", "run.device=cpu"]
+SMALL += ["simulation.num_voxels=60", "simulation.num_test_images=4", "run.tracker=none"]
+SMALL += ["encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", "prior.dim_head=16"]
+SMALL += ["optim.num_epochs=2", "optim.batch_size=20", "router.time_hidden_dim=16", "lora.rank=2"]
+SMALL += ["finetune.train_batch_size=4", "finetune.gradient_accumulation_steps=1"]
+SMALL += ["finetune.max_train_steps=3", "finetune.lr_warmup_steps=0", "finetune.validation_steps=2"]
+SMALL += ["finetune.validation_images=4", "sampler.steps=2", "sampler.guidance_scale=2"]
+SMALL += ["sampler.batch_size=4", "refiner.steps=4", "refiner.strength=0.5"]
+
+
+class Subject(NamedTuple):
+    """A subject whose encoders are trained."""
+
+    words: list[str]
+    stage1: list[str]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory) -> Subject:
+    folder = tmp_path_factory.mktemp("faults")
+    backbone = write_fake_backbone(folder / "backbone", with_clip=True)
+    words = ["--root", str(folder / "data"), "--path", str(backbone), *SMALL]
+    stage1 = [f"run.image={folder / 'stage1' / 'image'}", f"run.text={folder / 'stage1' / 'text'}"]
+    for command in (["simulate"], ["train", "image"], ["train", "text"]):
+        assert main([*command, *words, *stage1]) == 0
+    return Subject(words, stage1, folder)
+
+
+def told(capsys, *words: str) -> str:
+    """Run a command that is to end in a sentence."""
+    capsys.readouterr()
+    assert main(list(words)) == 2
+    sentence = capsys.readouterr().err.strip().splitlines()[-1]
+    assert sentence.startswith("braingen: ")
+    return sentence
+
+
+# --- a training that diverges ---
+
+
+def broken_at(call: int, function, value: float = np.nan):
+    """A step whose losses are no numbers from a call on."""
+    calls = 0
+
+    def step(*arguments):
+        nonlocal calls
+        calls += 1
+        result = function(*arguments)
+        return result._replace(total=result.total * value) if calls >= call else result
+
+    return step
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_a_training_that_diverges_is_told_and_can_be_begun_anew(
+    subject, tmp_path, capsys, monkeypatch, modality, value
+):
+    words = ["train", modality, *subject.words, "--folder", str(tmp_path)]
+    run = tmp_path / modality
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "step", broken_at(3, training.step, value))
+        patch.setattr(training, "SAVE_SECONDS", 0.0)
+        sentence = told(capsys, *words)
+    assert re.search(r"NaN or infinite losses in epoch \d, step \d of \d", sentence)
+    assert "optim.max_lr (now 0.0003)" in sentence and "begins anew" in sentence
+    assert not (run / "finished").exists() and not (run / "state.safetensors").exists()
+    assert json.loads((run / "diverged.json").read_text())["reason"]
+    later = told(capsys, "reconstruct", *subject.words, "--folder", str(tmp_path))
+    assert "diverged" in later or "no trained" in later
+    assert main([*words, "optim.max_lr=1e-4"]) == 0  # other settings are allowed now
+    assert (run / "finished").exists() and (run / "reader").is_dir()
+    assert not (run / "diverged.json").exists()
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_a_learning_rate_that_is_far_too_large(subject, tmp_path, capsys):
+    words = ["train", "image", *subject.words, "--folder", str(tmp_path), "optim.max_lr=1e15"]
+    first, second = told(capsys, *words), told(capsys, *words)
+    assert first == second and "optim.max_lr (now 1e+15)" in first
+    assert not (tmp_path / "image" / "finished").exists()
+
+
+@pytest.mark.parametrize("call", [1, 3])
+def test_a_fine_tuning_that_diverges(subject, tmp_path, capsys, monkeypatch, call):
+    words = ["finetune", *subject.words, *subject.stage1, "--folder", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "step", broken_at(call, tuning.step))
+        sentence = told(capsys, *words)
+    assert f"in step {call} of 3" in sentence and "finetune.learning_rate (now 0.0001)" in sentence
+    assert not (tmp_path / "finetune" / "finished").exists()
+    assert main([*words, "finetune.learning_rate=1e-5"]) == 0
+    assert (tmp_path / "finetune" / "finished").exists()
+    assert json.loads((tmp_path / "finetune" / "finished").read_text())["best_validation_loss"] < 99
+
+
+def test_held_out_losses_that_are_no_numbers(subject, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tuning, "validate", lambda *_: {"loss": np.nan, "denoising": 1.0})
+    words = ["finetune", *subject.words, *subject.stage1, "--folder", str(tmp_path)]
+    assert "on the held-out images at step 0: loss nan" in told(capsys, *words)
+    monkeypatch.setattr(training, "validate", lambda *_: {"validation/cosine": np.nan})
+    words = ["train", "image", *subject.words, "--folder", str(tmp_path)]
+    assert re.search(r"after epoch 1: .*validation/cosine nan", told(capsys, *words))
+    assert not list(tmp_path.rglob("finished"))
+
+
+def test_under_a_loss_scale_single_passes_may_overflow(tmp_path):
+    from braingen.errors import UserError
+    from braingen.runs import Run
+    from braingen.stages.steps import Divergence, StepLosses
+
+    class Alone:
+        def greatest(self, value: int) -> int:
+            return value
+
+    sound = StepLosses.of({"a": torch.ones(())})
+    nan = StepLosses.of({"a": torch.full((), np.nan)})
+    with Run.start(tmp_path, {"a": 1}) as run:
+        scaled = Divergence(run, Alone(), True, "Lower it.")
+        for _ in range(3):
+            assert not any(scaled.passed(nan, "here") for _ in range(Divergence.TOLERATED))
+            assert scaled.passed(sound, "here")
+        assert not any(scaled.passed(nan, "here") for _ in range(Divergence.TOLERATED))
+        assert not (tmp_path / "diverged.json").exists()
+        with pytest.raises(UserError, match=r"here: a nan.* Lower it\."):
+            scaled.passed(nan, "here")
+    with Run.start(tmp_path, {"a": 2}) as run, pytest.raises(UserError):
+        Divergence(run, Alone(), False, "").passed(nan, "here")
+
+
+# --- frozen weights and data that are no numbers ---
+
+
+def test_nan_in_what_is_drawn_with_ends_before_a_picture(subject, tmp_path, capsys):
+    for name in ("image", "text"):
+        shutil.copytree(subject.folder / "stage1" / name, tmp_path / "run" / name)
+    path = next((tmp_path / "run" / "image" / "reader").glob("*.safetensors"))
+    weights = {name: value.clone() for name, value in load_file(path).items()}
+    next(x for x in weights.values() if x.is_floating_point()).view(-1)[0] = torch.nan
+    save_file(weights, path)
+    for command in ("reconstruct", "finetune"):
+        sentence = told(capsys, command, *subject.words, "--folder", str(tmp_path / "run"))
+        assert "1 of" in sentence and "NaN or infinite" in sentence and "train it again" in sentence
+    assert not list(tmp_path.rglob("*.png")) and not list(tmp_path.rglob("finetune/finished"))
+
+
+def test_voxels_too_large_for_numbers(subject, tmp_path, capsys):
+    np.save(tmp_path / "huge.npy", np.full((1, 60), 1e38, np.float32))
+    words = ["decode", *subject.words, *subject.stage1, "--folder", str(tmp_path)]
+    sentence = told(capsys, *words, "--voxels", str(tmp_path / "huge.npy"))
+    assert (not list(tmp_path.rglob("*.png")) and "huge" in sentence) or "picture 0" in sentence
