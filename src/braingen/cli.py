@@ -21,6 +21,7 @@ from braingen.config.shipped import FOLDER, shipped_configs
 from braingen.errors import UserError
 from braingen.files import disk_trouble
 from braingen.stopping import REQUEUE, Stopped, stoppable
+from braingen.untrusted import without_controls
 
 
 class Command(NamedTuple):
@@ -116,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nbraingen: told to stop; what was done is saved, the same command continues where it was.", file=sys.stderr)
         return REQUEUE
     except UserError as error:
-        print(f"braingen: {error}", file=sys.stderr)
+        print(f"braingen: {without_controls(error)}", file=sys.stderr)
         return 2
     except UnicodeEncodeError as error:
         name = ascii(error.object[max(0, error.start - 20) : error.end + 20])

@@ -12,11 +12,12 @@ import html
 import os
 from pathlib import Path, PureWindowsPath
 import re
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from braingen.errors import UserError
+
+if TYPE_CHECKING:  # the command line shows messages before pandas is loaded
+    import pandas as pd
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What a cell begins with that spreadsheets compute; the last four are the full-width forms of = + - @."""
@@ -115,10 +116,15 @@ def one_line(value: Any, longest: int = 0) -> str:
     return text if not longest or len(text) <= longest else f"{text[: longest - 1]}\u2026"
 
 
+def without_controls(value: Any) -> str:
+    """A value as text that a terminal shows and does not obey: lines stay, other control characters become ``\ufffd``."""
+    return "\n".join(one_line(line) for line in str(value).split("\n"))
+
+
 def markdown_cell(value: Any) -> str:
     """Text as a cell of a Markdown table: no column, line, link or tag of its own."""
     text = html.escape(one_line(value), quote=False)
-    return re.sub(r"([\\|`*_\[\]~])", r"\\\1", text)
+    return re.sub(r"([\\|`\[\]])", r"\\\1", text)
 
 
 def csv_cell(value: Any) -> Any:
@@ -139,12 +145,14 @@ def csv_value(cell: Any) -> Any:
 
 def csv_text(table: pd.DataFrame, **options: Any) -> str:
     """A table as CSV whose text cells, column names and row names are never formulas; options are those of `DataFrame.to_csv`."""
+    from pandas.api.types import is_numeric_dtype  # slow to import
+
     safe = table.copy()
     for place, (_, column) in enumerate(table.items()):
-        if not pd.api.types.is_numeric_dtype(column):
+        if not is_numeric_dtype(column):
             safe.isetitem(place, column.map(csv_cell))
     safe.columns = [csv_cell(name) for name in table.columns]
-    if not pd.api.types.is_numeric_dtype(table.index):
+    if not is_numeric_dtype(table.index):
         safe.index = table.index.map(csv_cell)
         safe.index.name = table.index.name
     return safe.to_csv(**options)

@@ -9,7 +9,7 @@ import sys
 
 SOURCE = Path(__file__).parents[2] / "src" / "braingen"
 TIERS = (
-    {"_torchvision_guard", "arrays", "errors", "extras", "files", "locks", "state", "stopping"}
+    {"_torchvision_guard", "console", "arrays", "errors", "extras", "files", "locks", "state", "stopping"}
     | {"text_files", "untrusted", "weights"},
     {"config", "records", "run_layout", "runs"},
     {"data", "clip", "brain", "scores"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
@@ -10,12 +11,20 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from rich.table import Table
+from rich.text import Text
 from unit.fake_scans import write_fake_scans
+from unit.fake_study import answer_rows, fake_plan
+from unit.told_commands import ROOT
 
 from braingen.cli import main
+from braingen.console import Progress, add_row, console, track
 from braingen.data.nsd import Layout
 from braingen.data.volumes import VoxelPlaces, load_places, save_places
 from braingen.errors import UserError
+from braingen.scores.study.analysis import analyse, markdown
+from braingen.scores.study.answers import COLUMNS, as_csv, checksum, read_result, verdicts
+from braingen.stages.study import _print_files
 from braingen.untrusted import csv_cell, csv_text, csv_value, folder_name, markdown_cell, one_line, path_below
 
 OUTSIDE = [
@@ -118,4 +127,87 @@ def test_cells_are_no_formulas_and_come_back():
 def test_text_is_no_markup():
     assert one_line("a\x1b[31mb\nc\u202ed") == "a\ufffd[31mb\ufffdc\ufffdd"
     assert len(one_line("x" * 500, 80)) == 80
-    assert markdown_cell("<script>|[a](b)`*_") == r"&lt;script&gt;\|\[a\](b)\`\*\_"
+    assert markdown_cell("<script>|[a](b)`x_y\n|") == "&lt;script&gt;\\|\\[a\\](b)\\`x_y\ufffd\\|"
+
+
+def test_printing_goes_through_consoles_that_know_no_markup():
+    wrong = []
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rich") and path.name != "console.py":
+                wrong += [f"{path.name}: {alias.name}" for alias in node.names if alias.name in ("Progress", "track", "print")]
+            if isinstance(node, ast.Call):
+                call = ast.unparse(node.func)
+                if (call in ("Console", "rich.print") and path.name != "console.py") or call.endswith((".to_csv", ".from_markup")):
+                    wrong.append(f"{path.name}:{node.lineno} {call}")
+    # what is written for the simulated raw release are numbers and file names of our own
+    assert [each for each in wrong if not each.startswith(("untrusted.py", "raw_release.py"))] == []
+
+
+NASTY = ["[/x]", "[bold]", "[link=http://x]a[/link]", ":smile:", "<script>", "\x1b[31mred", "a\nb", "\\[/x]", "["]
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_consoles_tables_and_bars_show_text_as_it_is(capsys, text):
+    console().print(text, soft_wrap=True)
+    table = Table("name")
+    add_row(table, text)
+    console().print(table)
+    shown = capsys.readouterr().out
+    assert one_line(text) in shown.split("\n", 2)[2] and "\x1b" not in shown.split("\n", 2)[2]
+    list(track([1], description=text))
+    with Progress() as progress:
+        progress.add_task(text, total=1)
+        assert Text.from_markup(progress.tasks[0].description, emoji=False).plain == one_line(text)
+
+
+def test_messages_hold_no_control_characters(capsys):
+    assert main(["report", "--config", "a\x1b]0;title\x07b.yaml"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+CODES = ["[/x]", "", "a b", "x" * 33, "=1+1", "<script>alert(1)</script>", "ä", "../x", "a\x1b[31m", "[bold]"]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_raters_strange_code_stops_nobody_elses_answers(tmp_path, capsys, code):
+    plan = fake_plan(range(8))
+    for name, rater in (("good", "anna"), ("bad", code)):
+        (tmp_path / f"{name}.csv").write_text(as_csv(answer_rows(plan, rater)), encoding="utf-8")
+    found = {
+        verdict.result.path.stem: verdict for verdict in verdicts([read_result(path, plan) for path in sorted(tmp_path.iterdir())], plan)
+    }
+    assert found["good"].reason == "" and "code" in found["bad"].reason
+    analysed = analyse(plan, list(found.values()), 20, 0)
+    assert "<script>" not in markdown(analysed) and analysed.findings[0].raters == 1
+    cells = [cell for row in csv.reader(io.StringIO(csv_text(analysed.files, index=False))) for cell in row]
+    assert not any(cell.startswith(("=", "@", "+")) for cell in cells)
+    _print_files(console(), list(found.values()))
+    assert "\x1b" not in capsys.readouterr().out
+
+
+OTHER_FILES = {
+    "empty": b"", "no text": b"\xff\xfe\x00", "zeros": b"\0" * 100,
+    "a table": b"a,b\n1,2\n", "only names": ",".join(COLUMNS).encode() + b"\n",
+    "a huge cell": ",".join(COLUMNS).encode() + b"\n" + b"x" * 200_000 + b"\n", "a picture": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_a_file_that_is_no_result_counts_as_none_and_stops_nobody(tmp_path, name):
+    path = tmp_path / "x.csv"
+    path.write_bytes(OTHER_FILES[name])
+    result = read_result(path, fake_plan(range(8)))
+    assert result.problems and not result.answers
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("number", "²"), ("number", "9" * 5000), ("rt_ms", "abc"), ("rt_ms", "inf"), ("rt_ms", "-1"), ("rt_ms", "1e999")]
+)
+def test_numbers_in_a_result_file_are_numbers(tmp_path, column, value):
+    plan = fake_plan(range(8))
+    rows = answer_rows(plan, "anna")
+    rows[0][COLUMNS.index(column)] = value
+    rows[0][-1] = checksum(rows[0][:-1])
+    (tmp_path / "x.csv").write_text(as_csv(rows), encoding="utf-8")
+    assert len(read_result(tmp_path / "x.csv", plan).problems) == 1

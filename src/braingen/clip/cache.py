@@ -10,9 +10,9 @@ import os
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 from torch import Tensor
 
+from braingen.console import track
 from braingen.errors import UserError
 from braingen.files import UNREADABLE_ARRAY, disk_errors_as_sentences, error_number, temporary_name
 
@@ -45,9 +45,7 @@ class Cache:
         dtype: type[np.floating] = np.float32,
     ) -> None:
         self.name, self.num_images, self.compute, self.dtype = name, num_images, compute, dtype
-        digest = hashlib.sha256(
-            json.dumps({**key, "images": num_images}, sort_keys=True).encode()
-        ).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps({**key, "images": num_images}, sort_keys=True).encode()).hexdigest()[:16]
         self._rows_path, self._made_from_path = (
             folder / f"{name}-{digest}.rows.npy",
             folder / f"{name}-{digest}.made_from.npy",
@@ -69,9 +67,7 @@ class Cache:
         self.fill(image_ids, digests, batch)
         found = self._tables()
         if found is None:  # somebody removed or damaged it since
-            raise UserError(
-                f"{self._rows_path} changed while it was used: start the same command again."
-            )
+            raise UserError(f"{self._rows_path} changed while it was used: start the same command again.")
         return found[0]
 
     def _tables(self) -> tuple[np.memmap, np.memmap] | None:
@@ -79,20 +75,14 @@ class Cache:
         rows, made_from = _mapped(self._rows_path), _mapped(self._made_from_path)
         if rows is None or made_from is None:
             return None
-        if (
-            rows.dtype != self.dtype
-            or made_from.dtype != np.uint64
-            or rows.shape[:1] + made_from.shape != (self.num_images,) * 2
-        ):
+        if rows.dtype != self.dtype or made_from.dtype != np.uint64 or rows.shape[:1] + made_from.shape != (self.num_images,) * 2:
             return None
         return rows, made_from
 
     def stale(self, image_ids: np.ndarray, digests: np.ndarray) -> np.ndarray:
         """Positions, among distinct images, of those that are missing or were made from something else."""
         found = self._tables()
-        made_from = (
-            found[1][image_ids] if found is not None else np.zeros(len(image_ids), dtype=np.uint64)
-        )
+        made_from = found[1][image_ids] if found is not None else np.zeros(len(image_ids), dtype=np.uint64)
         return np.flatnonzero(made_from != digests)
 
     def fill(self, image_ids: np.ndarray, digests: np.ndarray, batch: int = 64) -> None:
@@ -111,9 +101,7 @@ class Cache:
         missing, now = wanted[stale], now[stale]
         ready = False
         starts = range(0, len(missing), batch)
-        for start in track(
-            starts, description=f"{self.name} of {len(missing)} images", disable=len(starts) < 4
-        ):
+        for start in track(starts, description=f"{self.name} of {len(missing)} images", disable=len(starts) < 4):
             ids = missing[start : start + batch]
             with np.errstate(over="ignore"):  # told in the next line
                 values = self.compute(ids).detach().float().cpu().numpy().astype(self.dtype)
@@ -125,9 +113,7 @@ class Cache:
                 # should this process end between the next lines, old digests must not vouch for new rows
                 _write_rows(self._made_from_path, ids, np.zeros(len(ids), dtype=np.uint64))
                 _write_rows(self._rows_path, ids, values)
-                _write_rows(
-                    self._made_from_path, ids, now[start : start + batch]
-                )  # after the rows, so what is marked is there
+                _write_rows(self._made_from_path, ids, now[start : start + batch])  # after the rows, so what is marked is there
 
     def _refuse_not_finite(self, values: np.ndarray, ids: np.ndarray) -> None:
         wrong = ~np.isfinite(values).reshape(len(ids), -1).all(axis=1)
@@ -168,9 +154,7 @@ def _make_table(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> 
     fresh = temporary_name(path)
     try:
         with open(fresh, "wb") as handle:
-            np.lib.format.write_array_header_1_0(
-                handle, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-            )
+            np.lib.format.write_array_header_1_0(handle, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
             handle.truncate(handle.tell() + np.dtype(dtype).itemsize * int(np.prod(shape)))
         os.link(fresh, path)
     except FileExistsError:
@@ -200,11 +184,7 @@ def _write_rows(path: Path, ids: np.ndarray, values: np.ndarray) -> None:
 
 def digest_of_texts(texts: Iterable[Iterable[str]]) -> np.ndarray:
     """A 64-bit digest, never 0, of every group of texts."""
-    digests = [
-        int.from_bytes(hashlib.blake2b("\0".join(group).encode(), digest_size=8).digest(), "little")
-        or 1
-        for group in texts
-    ]
+    digests = [int.from_bytes(hashlib.blake2b("\0".join(group).encode(), digest_size=8).digest(), "little") or 1 for group in texts]
     return np.array(digests, dtype=np.uint64)
 
 
@@ -215,11 +195,7 @@ def fingerprint_of_files(folder: str | Path, sample: int = 1 << 20) -> str:
     """
     root = Path(folder)
     digest = hashlib.sha256(b"" if root.exists() else str(folder).encode())
-    files = (
-        [root]
-        if root.is_file()
-        else sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".md")
-    )
+    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".md")
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name}/{size}".encode())

@@ -18,8 +18,8 @@ from typing import Any
 
 import h5py
 import numpy as np
-from rich.progress import track
 
+from braingen.console import track
 from braingen.data import nsd
 from braingen.data.large_files import ArrayOnDisk, blocks, publish, reserve_hdf5
 from braingen.data.nsd import Layout

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from braingen.records import Score
+from braingen.untrusted import csv_cell, markdown_cell, one_line
 
 
 class Column(NamedTuple):
@@ -155,8 +156,15 @@ def markdown(rows: Sequence[Row], interval: bool = True) -> str:
     head = ["Method", "Protocol", "N", *(_heading(name, ("↑", "↓")) for name in names)]
     lines = [head, ["---", "---", *["---:"] * (len(names) + 1)]]
     for row in rows:
-        lines.append([row.method, row.protocol, str(row.n), *(_cell(name, row.scores.get(name), interval) for name in names)])
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines) + "\n"
+        lines.append(
+            [
+                markdown_cell(row.method),
+                markdown_cell(row.protocol),
+                str(row.n),
+                *(_cell(name, row.scores.get(name), interval) for name in names),
+            ]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
@@ -185,7 +193,7 @@ def latex(rows: Sequence[Row], interval: bool = False) -> str:
             cell = _cell(name, score, interval)
             value = score.value if isinstance(score, Score) else score
             cells.append(rf"\textbf{{{cell}}}" if value is not None and value == best[name] else cell)
-        lines.append(" & ".join([_latex_text(row.method), _latex_text(row.protocol), str(row.n), *cells]) + r" \\")
+        lines.append(" & ".join([_latex_text(one_line(row.method)), _latex_text(one_line(row.protocol)), str(row.n), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -208,7 +216,9 @@ def comma_separated(rows: Sequence[Row]) -> str:
             score = row.scores[name]
             full = score if isinstance(score, Score) else Score(score, None, None, None, None, None, None, row.n, None)
             better = "higher" if column_of(name).higher_is_better else "lower"
-            writer.writerow([row.method, row.protocol, name, better, *("" if value is None else value for value in full)])
+            writer.writerow(
+                [csv_cell(row.method), csv_cell(row.protocol), csv_cell(name), better, *("" if value is None else value for value in full)]
+            )
     return out.getvalue()
 
 

@@ -16,10 +16,11 @@ import shutil
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
+from braingen.console import Progress
 from braingen.data import nsd
 from braingen.data.large_files import ArrayOnDisk, blocks, in_hdf5, publish, reserve_hdf5
 from braingen.data.nsd import Layout

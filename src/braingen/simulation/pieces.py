@@ -12,9 +12,9 @@ import time
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
+from braingen.console import Progress
 from braingen.data.large_files import ArrayOnDisk
 
 Shared = TypeVar("Shared")

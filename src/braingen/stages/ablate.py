@@ -11,10 +11,10 @@ import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from safetensors.torch import load_file
 
 from braingen.config import Config
+from braingen.console import console as new_console
 from braingen.files import write_json, write_text
 from braingen.report.ablation import Line, render_ablation
 from braingen.run_layout import EMBEDDINGS, drawn_folder, run_folder, tuning_folder
@@ -118,9 +118,9 @@ def ablate(config: Config) -> Path:
     -------
     path of the page; the table lies beside it as .md, .csv and .json, differences between lines as .differences.csv
     """
-    folder, console = config.run.folder / ABLATION, Console()
+    folder, console = config.run.folder / ABLATION, new_console()
     for number, (key, variant) in enumerate(VARIANTS.items(), 1):
-        console.print(f"[bold]{number}/{len(VARIANTS)} {variant.title}[/bold]")
+        console.print(f"{number}/{len(VARIANTS)} {variant.title}", style="bold")
         make(config, key)
     targets, store = Targets(config), FeatureStore()
     found = {key: scored(config, key, targets, store) for key in VARIANTS}

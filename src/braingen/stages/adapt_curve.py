@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from braingen.config import Config
+from braingen.console import console as new_console
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import train_trials
@@ -96,13 +96,13 @@ def adapt_curve(config: Config) -> Path:
             f" {','.join(map(str, config.curve.pretrain_on))}): name another with --subj, or leave it out of --pretrain_on."
         )
     workers = Workers(config)
-    console = Console(quiet=not workers.main)
+    console = new_console(quiet=not workers.main)
     counts = sessions_of(config)
     keys = [(way, count, seed) for seed in config.curve.seeds for count in counts for way in config.curve.ways]
     found: dict[Key, ImageScores] = {}
     shares: dict[str, tuple[int, int]] = {}
     for number, key in enumerate(keys, 1):
-        console.print(f"[bold]{number}/{len(keys)} {WAYS[key[0]]}, {key[1]} sessions, seed {key[2]}[/bold]")
+        console.print(f"{number}/{len(keys)} {WAYS[key[0]]}, {key[1]} sessions, seed {key[2]}", style="bold")
         found[key], mark = one_run(config, key, workers)
         shares[key[0]] = (mark["trained_parameters"], mark["parameters"])
     folder = config.run.folder / FOLDER

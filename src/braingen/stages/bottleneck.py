@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from braingen.config import Config, with_settings
+from braingen.console import console as new_console
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.errors import UserError
@@ -118,6 +118,6 @@ def bottleneck(config: Config) -> Path:
         write_json(folder / "curve.json", {"points": as_rows(curve), "levels": levels, "data": kind})
         write_table(curve, folder / "curve.md")
         plot(curve, folder, "curve", DRAWN_PANELS if config.bottleneck.pictures else PANELS)
-        Console().print((folder / "curve.md").read_text(encoding="utf-8"))
+        new_console().print((folder / "curve.md").read_text(encoding="utf-8"))
     workers.wait()
     return folder / "curve.md"

@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
 from braingen.config import Config
+from braingen.console import add_row
+from braingen.console import console as new_console
 from braingen.errors import UserError
 from braingen.files import write_json, write_text
 from braingen.scores.table import COLUMNS, column_of
 from braingen.scores.uncertainty import Comparison, compare, compare_methods, holm, mean_interval, permutation_p, summarise
 from braingen.stages.score_files import COMPUTED_BY, PAIRED, PER_IMAGE
 from braingen.text_files import read_json, read_yaml
+from braingen.untrusted import csv_text, markdown_cell
 
 STAGES = ("image", "text", "finetune", "reconstructions/brain")
 """Run folders whose settings make a method."""
@@ -163,9 +165,9 @@ def _comparison_table(found: Sequence[Comparison]) -> list[str]:
     lines += ["| --- | --- | --- | ---: | :---: | ---: | --- | ---: |"]
     for one in found:
         interval = f"{one.low:+.4f} to {one.high:+.4f}"
+        names = f"{markdown_cell(one.first)} | {markdown_cell(one.second)}"
         lines.append(
-            f"| {column_of(one.score).title} | {one.first} | {one.second} | {one.difference:+.4f} | {interval} | {one.p_holm:.3g} "
-            f"| {verdict(one)} | {one.n} |"
+            f"| {column_of(one.score).title} | {names} | {one.difference:+.4f} | {interval} | {one.p_holm:.3g} | {verdict(one)} | {one.n} |"
         )
     return lines
 
@@ -179,7 +181,15 @@ def _markdown(runs: Sequence[Comparison], methods: Sequence[Comparison], summary
     for _, each in summary.iterrows():
         spread = ["-" if pd.isna(each[name]) else f"{each[name]:.4f}" for name in ("between_seeds", "between_subjects")]
         interval = f"{each['low']:.4f} to {each['high']:.4f}"
-        cells = [each["method"], column_of(each["score"]).title, f"{each['value']:.4f}", interval, *spread, each["subjects"], each["seeds"]]
+        cells = [
+            markdown_cell(each["method"]),
+            column_of(each["score"]).title,
+            f"{each['value']:.4f}",
+            interval,
+            *spread,
+            each["subjects"],
+            each["seeds"],
+        ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
@@ -219,12 +229,12 @@ def compare_runs(config: Config) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     records = _told(found, "runs") + _told(together, "methods")
     write_json(folder / "comparisons.json", records)
-    write_text(folder / "comparisons.csv", pd.DataFrame(records).to_csv(index=False, float_format="%.6g"))
-    write_text(folder / "summary.csv", summary.to_csv(index=False, float_format="%.6g"))
+    write_text(folder / "comparisons.csv", csv_text(pd.DataFrame(records), index=False, float_format="%.6g"))
+    write_text(folder / "summary.csv", csv_text(summary, index=False, float_format="%.6g"))
     write_text(folder / "comparison.md", _markdown(found, together, summary))
     shown = Table("score", "first", "second", "difference", "95 %", "p (Holm)", "first is", title="first minus second")
     for one in [*found, *together]:
         interval = f"{one.low:+.4f} to {one.high:+.4f}"
-        shown.add_row(one.score, one.first, one.second, f"{one.difference:+.4f}", interval, f"{one.p_holm:.3g}", verdict(one))
-    Console().print(shown)
+        add_row(shown, one.score, one.first, one.second, f"{one.difference:+.4f}", interval, f"{one.p_holm:.3g}", verdict(one))
+    new_console().print(shown)
     return folder

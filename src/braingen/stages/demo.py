@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 import time
 
-from rich.console import Console
-
 from braingen.config import Config
+from braingen.console import console as new_console
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.errors import UserError
@@ -75,9 +74,9 @@ def demo(config: Config) -> Path:
     clear_temporaries(config.run.folder)  # scores and page lie in no stage's own folder
     timings_path = config.run.folder / TIMINGS
     timings: dict[str, float] = read_json(timings_path) if timings_path.exists() else {}
-    console, page = Console(), Path()
+    console, page = new_console(), Path()
     for number, (name, step) in enumerate(steps, 1):
-        console.print(f"[bold]{number}/{len(steps)} {name}[/bold]")
+        console.print(f"{number}/{len(steps)} {name}", style="bold")
         started = time.monotonic()
         page = step()
         # a step that was interrupted or is found finished adds what it took this time

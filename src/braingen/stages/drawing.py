@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from rich.progress import track
 from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor
 
+from braingen.console import track
 from braingen.files import replaced_path
 from braingen.stages.workers import Workers
 

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.progress import Progress
 from safetensors.torch import load_file
 import torch
 from torch import Tensor
 
 from braingen.config import Config
+from braingen.console import Progress
+from braingen.console import console as new_console
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
@@ -46,6 +46,7 @@ from braingen.stages.score_files import SCORES, Origin, print_scores, told_by, w
 from braingen.stages.targets import Targets
 from braingen.stages.trained import load_reader
 from braingen.text_files import read_json
+from braingen.untrusted import csv_text
 
 COMPARISONS, BY_PART, CONTROLS = "comparisons.json", "scores_by_part.csv", "controls.json"
 REFINED, REFINEMENT = "refined", "refinement.json"
@@ -211,7 +212,7 @@ def evaluate(config: Config) -> Path:
     folder = config.run.folder
     judged = read_study(folder)
     if judged.get("stale"):
-        Console().print("The pictures have been drawn anew since people judged them: the study is left out.")
+        new_console().print("The pictures have been drawn anew since people judged them: the study is left out.")
     scores |= scores_in(judged)
     assert first.decoding is not None
     beside = [first.decoding.table, *(each for each in (first.captions and first.captions.table, first.words) if each is not None)]
@@ -227,7 +228,7 @@ def evaluate(config: Config) -> Path:
         write_json(folder / REFINEMENT, _before_and_after(config, first.pictures, found[REFINED][0].pictures))
     else:
         (folder / REFINEMENT).unlink(missing_ok=True)
-    write_text(folder / BY_PART, scores_of_parts(config, targets, ids).to_csv(index=False, float_format="%.6g"))
+    write_text(folder / BY_PART, csv_text(scores_of_parts(config, targets, ids), index=False, float_format="%.6g"))
     print_scores(scores, missing)
     return path
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.progress import Progress
 
 from braingen.config import Config
+from braingen.console import Progress
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import group_repeats, test_trials

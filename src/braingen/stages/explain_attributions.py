@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from rich.progress import Progress
 import torch
 from torch import Tensor
 
+from braingen.console import Progress
 from braingen.explain import figures
 from braingen.explain.attribution import Explainer, Query, completeness
 from braingen.explain.maps import MapFile, mean_maps, root_mean_square

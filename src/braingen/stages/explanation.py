@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 
 from braingen.config import Config
+from braingen.console import console as new_console
 from braingen.data.nsd import Layout
 from braingen.errors import UserError
 from braingen.explain import figures, volumes
@@ -17,6 +17,7 @@ from braingen.explain.maps import MapFile
 from braingen.explain.readout import WHOLE, Part, experts_per_level, parts_of
 from braingen.files import write_text
 from braingen.stages.explain_inputs import Inputs, Subject
+from braingen.untrusted import csv_text
 
 
 def chosen_parts(config: Config, experts: list[int]) -> list[Part]:
@@ -55,7 +56,7 @@ class Explanation:
     def say(self, sentence: str) -> None:
         """Something a reader has to know; printed, and kept for the page."""
         self.said.append(sentence)
-        Console().print(sentence)
+        new_console().print(sentence)
 
     def of(self, subject: Subject) -> Path:
         """A subject's folder."""
@@ -83,7 +84,7 @@ class Explanation:
 
     def table(self, path: Path, table: pd.DataFrame) -> None:
         """Write a table as CSV."""
-        write_text(path, table.to_csv(index=False, float_format="%.6g"))
+        write_text(path, csv_text(table, index=False, float_format="%.6g"))
 
     def draw(self, path: Path, subject: Subject, value_V: np.ndarray, title: str) -> None:
         """A figure of a map: the flat sheet of a simulated subject, views through the voxels of a real one."""

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from accelerate import Accelerator
 import numpy as np
-from rich.progress import Progress
 import torch
 from torch import Tensor, nn
 
 from braingen.brain.reader import BrainReader
 from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
+from braingen.console import Progress
 from braingen.diffusion.attention import use_attention
 from braingen.diffusion.finetuning import BEST, LAST, save_tuned
 from braingen.diffusion.listening import ListeningUNet, expert_counts
@@ -290,9 +290,7 @@ def finetune(config: Config) -> Path:
     """
     folder = tuning_folder(config)
     settings = config.model_dump(mode="json", include={"data", "backbone", "router", "lora", "finetune"})
-    settings["readers"] = {
-        name: fingerprint_of_files(run_folder(config, name) / READER) for name in modalities(config)
-    }
+    settings["readers"] = {name: fingerprint_of_files(run_folder(config, name) / READER) for name in modalities(config)}
     settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))
     workers = Workers(config)
     with shared_run(workers, folder, {**settings, "seed": config.run.seed}, {"run": config.run.seed}) as run:

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from rich import box
-from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 from rich.table import Column, Table
 
+from braingen.console import Progress
+from braingen.console import console as new_console
 from braingen.files import write_json, write_text
 from braingen.records import Score
 from braingen.report.pictures import write_sheet
@@ -21,6 +22,7 @@ from braingen.scores.feature_store import Progress as Told
 from braingen.scores.pictures import Loaded
 from braingen.scores.sheet import Sheet
 from braingen.scores.table import CAUTION, PUBLISHED, as_json, best_and_worst, comma_separated, latex, markdown, rows_of
+from braingen.untrusted import csv_text
 
 SCORES, PER_IMAGE, TABLE = "scores.json", "scores_per_image.csv", "scores.md"
 PAIRED = "scores_paired.csv"
@@ -61,7 +63,7 @@ def write_scores(
     """
     write_json(folder / SCORES, as_json(scores))
     for name, table in ((PER_IMAGE, sheet.table), (PAIRED, sheet.paired)):
-        write_text(folder / name, pd.concat([table, *beside], axis=1).to_csv(float_format="%.6g"))
+        write_text(folder / name, csv_text(pd.concat([table, *beside], axis=1), float_format="%.6g"))
     rows = [*rows_of(origin.method, origin.protocol, scores), *PUBLISHED]
     notes = [f"{CAUTION} Computed with {RESIZING}.", *(f"Missing: {sentence}" for sentence in missing.values())]
     write_text(folder / TABLE, markdown(rows) + "\n" + "\n\n".join(notes) + "\n")
@@ -102,7 +104,7 @@ def print_scores(scores: Mapping[str, Score], missing: Mapping[str, str]) -> Non
     for name, score in scores.items():
         interval = f"{text(score.low)}-{text(score.high)}"
         table.add_row(name, text(score.value), interval, text(score.random), text(score.ridge), text(score.ceiling), text(score.chance))
-    console = Console()
+    console = new_console()
     console.print(table)
     for sentence in missing.values():
         console.print(sentence, markup=False, soft_wrap=True)

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from braingen.config import Config
+from braingen.console import add_row
+from braingen.console import console as new_console
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.errors import UserError
@@ -37,6 +39,7 @@ from braingen.scores.study.plan import (
     plan_from_json,
 )
 from braingen.text_files import read_json
+from braingen.untrusted import csv_text, one_line
 
 PLAN, RESULTS, ANALYSIS = "plan.json", "results", "analysis.json"
 LARGEST = 512
@@ -143,7 +146,7 @@ def build(config: Config) -> Path:
         While the consent text has gaps (unless ``study.draft``), when pictures are missing or cannot be shown, or when there are results of
         an earlier study.
     """
-    console, settings, folder = Console(), config.study, study_folder(config)
+    console, settings, folder = new_console(), config.study, study_folder(config)
     methods = _methods(config)
     tasks = _tasks(config, methods, console)
     ids = sorted(set.intersection(*(set(map(int, method.pictures.image_N)) for method in methods)))
@@ -233,7 +236,7 @@ def check(config: Config) -> Path:
     UserError
         When a file of the study was changed or lost, or a result file is damaged, edited or of another study.
     """
-    console, folder = Console(), study_folder(config)
+    console, folder = new_console(), study_folder(config)
     content = _plan_content(folder)
     plan = plan_from_json(content)
     problems = site.check_site(folder / site.SITE, content.get("files", {}))
@@ -248,7 +251,7 @@ def check(config: Config) -> Path:
     broken = [verdict for verdict in found if verdict.result.problems]
     for verdict in broken:
         for problem in verdict.result.problems[:5]:
-            console.print(f"{verdict.result.path.name}: {problem}", markup=False, highlight=False, soft_wrap=True)
+            console.print(one_line(f"{verdict.result.path.name}: {problem}"), soft_wrap=True)
     if broken:
         raise UserError(f"{len(broken)} of {len(found)} result files cannot be used, the first being {broken[0].result.path}.")
     return folder
@@ -263,7 +266,7 @@ def _print_files(console: Console, found: Sequence[Verdict]) -> None:
         result = verdict.result
         who = f"{result.rater}{' (simulated)' if result.simulated else ''}"
         trials = f"{len(result.answers)} of {result.expected}"
-        table.add_row(result.path.name, who, trials, f"{result.failed} of {result.checks}", verdict.reason or "yes")
+        add_row(table, result.path.name, who, trials, f"{result.failed} of {result.checks}", verdict.reason or "yes")
     console.print(table)
 
 
@@ -285,12 +288,12 @@ def analyse(config: Config) -> Path:
     found = verdicts([read_result(path, plan) for path in files], plan)
     result = analyses.analyse(plan, found, config.scores.bootstrap, config.run.seed)
     content = analyses.as_json(plan, result)
-    write_text(folder / "raters.csv", result.raters.to_csv(index=False, float_format="%.6g"))
-    write_text(folder / "images.csv", result.images.to_csv(index=False, float_format="%.6g"))
-    write_text(folder / "files.csv", result.files.to_csv(index=False, float_format="%.6g"))
+    write_text(folder / "raters.csv", csv_text(result.raters, index=False, float_format="%.6g"))
+    write_text(folder / "images.csv", csv_text(result.images, index=False, float_format="%.6g"))
+    write_text(folder / "files.csv", csv_text(result.files, index=False, float_format="%.6g"))
     write_text(folder / "analysis.md", analyses.markdown(result))
     write_json(folder / ANALYSIS, content)
-    console = Console()
+    console = new_console()
     _print_files(console, found)
     console.print(analyses.markdown(result), markup=False, highlight=False, soft_wrap=True)
     if plan.of_run:
@@ -337,5 +340,5 @@ def simulate(config: Config) -> Path:
         rows = rater.rate(plan, number, eyes, config.study.lapse, now, config.run.seed)
         write_text(folder / RESULTS / f"{rater.CODE.format(number=number)}.csv", as_csv(rows))
     told = f"{config.study.raters} simulated raters have answered (eyes {config.study.eyes}, lapse {config.study.lapse:g})"
-    Console().print(f"{told}; `braingen study analyse` is next.", soft_wrap=True)
+    new_console().print(f"{told}; `braingen study analyse` is next.", soft_wrap=True)
     return folder / RESULTS

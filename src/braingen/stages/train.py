@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
-from rich.progress import Progress
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss, normalize
@@ -21,6 +20,7 @@ from braingen.brain.reader import BrainReader
 from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
 from braingen.config.names import fields_of
+from braingen.console import Progress
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.trials import group_repeats
 from braingen.records import VoxelBatch

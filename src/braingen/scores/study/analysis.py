@@ -25,6 +25,7 @@ from braingen.scores.study.statistics import (
     mean_over_raters_and_images,
 )
 from braingen.scores.uncertainty import Interval
+from braingen.untrusted import markdown_cell
 
 PEOPLE, SIMULATED = "human", "simulated_rater"
 """How score names begin; an answer of a simulated rater is never told under the first."""
@@ -158,9 +159,7 @@ def analyse(plan: Plan, found: Sequence[Verdict], resamples: int, seed: int) -> 
         p = exact_p(share.hits, share.n) if task != "similarity" else None
         asked = np.isfinite(matrix.answers_RU)
         images = len(np.unique(matrix.image_U[asked.any(0)]))
-        findings.append(
-            Finding(task, method, share.value, share.low, share.high, wide, p, share.n, int(asked.any(1).sum()), images)
-        )
+        findings.append(Finding(task, method, share.value, share.low, share.high, wide, p, share.n, int(asked.any(1).sum()), images))
         for rater, answers_U in zip(matrix.raters, matrix.answers_RU):
             per_rater.append({"rater": rater, "task": task, "method": method, **_share_or_mean(task, answers_U)._asdict()})
         for image in np.unique(matrix.image_U):
@@ -286,10 +285,20 @@ def markdown(analysis: Analysis) -> str:
         exact = "" if each.low is None or each.high is None else f"{each.low:.3f} to {each.high:.3f}"
         wide = "" if each.wide is None else f"{each.wide.low:.3f} to {each.wide.high:.3f}"
         p = "" if each.p is None else ("< 0.001" if each.p < 0.001 else f"{each.p:.3f}")
-        cells = [each.task, each.method, f"{each.value:.3f}", exact, wide, p, str(each.answers), str(each.raters), str(each.images)]
+        cells = [
+            each.task,
+            markdown_cell(each.method),
+            f"{each.value:.3f}",
+            exact,
+            wide,
+            p,
+            str(each.answers),
+            str(each.raters),
+            str(each.images),
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| agreement | Krippendorff's alpha | scale | raters | units |", "| --- | ---: | --- | ---: | ---: |"]
     for agreed in analysis.agreement:
         alpha = "not defined" if agreed.alpha is None else f"{agreed.alpha:.3f}"
         lines.append(f"| {agreed.task} | {alpha} | {agreed.level} | {agreed.raters} | {agreed.units} |")
-    return "\n".join([*lines, "", *(f"* {note}" for note in analysis.notes)]) + "\n"
+    return "\n".join([*lines, "", *(f"* {markdown_cell(note)}" for note in analysis.notes)]) + "\n"

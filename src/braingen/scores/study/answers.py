@@ -10,11 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import csv
 import io
 from pathlib import Path
+import re
 from typing import NamedTuple
 
 from braingen.errors import UserError
 from braingen.scores.study.plan import RATINGS, Plan, check_passed
 from braingen.scores.study.session import Shown, hash32, session
+from braingen.text_files import read_text
+from braingen.untrusted import one_line
 
 COLUMNS = (
     "study", "rater", "session", "simulated", "draft", "number", "task", "trial", "kind", "image", "method", "left", "right",
@@ -22,6 +25,8 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of a result file, in order. `docs/study.md` says what is in each."""
 SIDES = ("left", "right")
+_CODE = re.compile(r"[A-Za-z0-9_-]{1,32}")
+"""What the page allows as a rater's code."""
 
 
 class Answer(NamedTuple):
@@ -109,31 +114,20 @@ def as_csv(rows: Iterable[Sequence[str]]) -> str:
 def read_result(path: Path, plan: Plan) -> Result:
     """Read one result file and say what is wrong with it; spreadsheet programs' semicolons and byte-order marks are understood.
 
-    Raises
-    ------
-    UserError
-        When it is not a result file at all.
+    Whatever is wrong is a problem of this file alone (`Result.problems`): a file of one person does not stop the others'.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text ({error}); give the CSV file that the study page saved.") from error
-    first = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text), delimiter=";" if first.count(";") > first.count(",") else ",")
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise UserError(f"{path} is not a result file of a study: its first line is not `{','.join(COLUMNS[:4])},...`.")
-    rows = [{name: (value or "").strip() for name, value in row.items() if name in COLUMNS} for row in reader]
+    rows, wrong = _rows(path)
     if not rows:
-        raise UserError(f"{path} holds no answers.")
+        return Result(path, "", "", False, False, (), "", 0, (wrong,))
     rater = rows[0]["rater"]
     expected = session(plan, rater)
     problems = _of_the_file(rows, plan)
     answers: list[Answer] = []
     if not problems:
         for line, row in enumerate(rows, 2):
-            wrong = _of_the_row(row, expected)
-            if wrong:
-                problems.append(f"line {line}: {wrong}")
+            fault = _of_the_row(row, expected)
+            if fault:
+                problems.append(f"line {line}: {fault}")
             else:
                 answers.append(_answer(row, expected[int(row["number"]) - 1]))
         numbers = [row["number"] for row in rows]
@@ -153,11 +147,27 @@ def read_result(path: Path, plan: Plan) -> Result:
     )
 
 
+def _rows(path: Path) -> tuple[list[dict[str, str]], str]:
+    """Rows of a result file; without any, why there are none."""
+    try:
+        text = read_text(path, "give the CSV file that the study page saved")
+        first = text.partition("\n")[0]
+        reader = csv.DictReader(io.StringIO(text), delimiter=";" if first.count(";") > first.count(",") else ",")
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            return [], f"not a result file of a study: its first line is not `{','.join(COLUMNS[:4])},...`"
+        rows = [{name: (value or "").strip() for name, value in row.items() if name in COLUMNS} for row in reader]
+    except (UserError, OSError, csv.Error) as error:
+        return [], f"not a result file of a study: {error}"
+    return rows, "it holds no answers"
+
+
 def _of_the_file(rows: Sequence[Mapping[str, str]], plan: Plan) -> list[str]:
     for name in ("study", "rater", "session", "simulated", "draft"):
         values = list(dict.fromkeys(row[name] for row in rows))
         if len(values) > 1:
             return [f"column {name} has {len(values)} values in one file: {', '.join(values[:3])}"]
+    if not _CODE.fullmatch(rows[0]["rater"]):
+        return [f"the rater's code {one_line(rows[0]['rater'], 40)!r} is not 1 to 32 letters, digits, - or _, which the page takes"]
     if rows[0]["study"] != plan.study:
         return [f"answers of another study ({rows[0]['study']}; this one is {plan.study}): was the study built again in the meantime?"]
     return []
@@ -165,7 +175,7 @@ def _of_the_file(rows: Sequence[Mapping[str, str]], plan: Plan) -> list[str]:
 
 def _of_the_row(row: Mapping[str, str], expected: Sequence[Shown]) -> str:
     """What is wrong with a row, or nothing."""
-    if not row["number"].isdigit() or not 1 <= int(row["number"]) <= len(expected):
+    if not re.fullmatch(r"[0-9]{1,6}", row["number"]) or not 1 <= int(row["number"]) <= len(expected):
         return f"number {row['number']!r} is not one of the {len(expected)} trials of rater {row['rater']}"
     shown = expected[int(row["number"]) - 1]
     trial = shown.trial
@@ -178,6 +188,8 @@ def _of_the_row(row: Mapping[str, str], expected: Sequence[Shown]) -> str:
     allowed = [str(step) for step in range(1, RATINGS + 1)] if trial.task == "similarity" else list(SIDES)
     if row["answer"] not in allowed:
         return f"answer {row['answer']!r} is none of {', '.join(allowed)}"
+    if not re.fullmatch(r"([0-9]{1,12}(\.[0-9]{0,6})?)?", row["rt_ms"]):
+        return f"rt_ms is {one_line(row['rt_ms'], 40)!r}, not a time in milliseconds"
     if row["checksum"] != checksum([row[name] for name in COLUMNS[:-1]]):
         return "the row was changed after the page had written it (its checksum does not fit)"
     return ""

@@ -8,6 +8,7 @@ import re
 
 from braingen.errors import UserError
 from braingen.files import write_text
+from braingen.text_files import read_text
 
 CONSENT = "consent.md"
 GAP = re.compile(r"\[FILL IN[^\]]*\]")
@@ -26,7 +27,7 @@ def read_consent(folder: Path) -> str:
     path = folder / CONSENT
     if not path.exists():
         write_text(path, _TEMPLATE.read_text(encoding="utf-8"))
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, "write what participants are told before they agree, or remove the file to get a template")
     if not text.strip():
         raise UserError(f"{path} is empty: write what participants are told before they agree, or remove the file to get a template.")
     return text
