@@ -1,8 +1,11 @@
 #!/usr/bin/env python
-"""Teaches the diffusion model to listen: the flags of `braingen finetune`, under the name people know."""
+"""Teaches the diffusion model to listen: the flags of `braingen finetune`, under the name people know.
+
+The configuration is nsd_subj01 unless --config names another.
+"""
 
 import sys
 
-from braingen.cli import main
+from braingen.cli import script
 
-sys.exit(main(["finetune", *sys.argv[1:]]))
+sys.exit(script("finetune"))

@@ -1,8 +1,11 @@
 #!/usr/bin/env python
-"""Refines finished reconstructions: the flags of `braingen refine`, under the name people know."""
+"""Refines finished reconstructions: the flags of `braingen refine`, under the name people know.
+
+The configuration is nsd_subj01 unless --config names another.
+"""
 
 import sys
 
-from braingen.cli import main
+from braingen.cli import script
 
-sys.exit(main(["refine", *sys.argv[1:]]))
+sys.exit(script("refine"))

@@ -1,8 +1,11 @@
 #!/usr/bin/env python
-"""Trains the text encoder: the flags of `braingen train text`, under the name people know."""
+"""Trains the text encoder: the flags of `braingen train text`, under the name people know.
+
+The configuration is nsd_subj01 unless --config names another.
+"""
 
 import sys
 
-from braingen.cli import main
+from braingen.cli import script
 
-sys.exit(main(["train", "text", *sys.argv[1:]]))
+sys.exit(script("train", "text"))

@@ -1,8 +1,11 @@
 #!/usr/bin/env python
-"""Scores the reconstructions: the flags of `braingen evaluate`, under the name people know."""
+"""Scores the reconstructions: the flags of `braingen evaluate`, under the name people know.
+
+The configuration is nsd_subj01 unless --config names another.
+"""
 
 import sys
 
-from braingen.cli import main
+from braingen.cli import script
 
-sys.exit(main(["evaluate", *sys.argv[1:]]))
+sys.exit(script("evaluate"))

@@ -8,19 +8,19 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #
-# Stage 2 and 3: fine-tune the diffusion model on the trained encoders of a configuration, then draw the test images with it.
+# Stage 2 and 3: fine-tune the diffusion model on the trained encoders of a configuration, then reconstruct the test images with it:
 #
-#   scripts/launch_tune_diffusion.sh                                   # --config nsd_subj01
-#   CONFIG=simulated scripts/launch_tune_diffusion.sh --rank 8 router.kl_scale=0
-#   sbatch scripts/launch_tune_diffusion.sh image=runs/a/image text=runs/b/text
+#   bash scripts/launch_tune_diffusion.sh
+#   bash scripts/launch_tune_diffusion.sh --model_name_image A --model_name_text B --rank 8 router.kl_scale=0
+#   sbatch scripts/launch_tune_diffusion.sh --config nsd_multi
 #
-# Everything after the name is handed to both commands. BRAINGEN is the command itself. Start it in the repository's folder.
-# Before its time is up, Slurm tells the job; it saves and queues itself again. Killed at any moment, the same line goes on.
+# Flags are handed to both commands. Without --config it is nsd_subj01. Data (data/NSD) and runs are those of the folder in which it is
+# started. Before its time is up, Slurm signals the job; it saves and queues itself again. Killed at any moment, the same line goes on.
 set -euo pipefail
-cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"
-CONFIG=${CONFIG:-nsd_subj01}
-BRAINGEN=${BRAINGEN:-braingen}
-source scripts/processes.sh
+here=$(dirname "${BASH_SOURCE[0]}")
+# Slurm runs a copy that lies elsewhere
+[ -f "$here/processes.sh" ] || { cd "${SLURM_SUBMIT_DIR:-.}"; here=$([ -f processes.sh ] && echo . || echo scripts); }
+source "$here/processes.sh"
 
-stoppable $BRAINGEN finetune --config "$CONFIG" "$@"
-stoppable $BRAINGEN reconstruct --config "$CONFIG" "$@"
+stoppable "$PYTHON" "$SCRIPTS/Finetune_diffusion.py" "$@"
+stoppable "$PYTHON" "$SCRIPTS/Recon_inference.py" "$@"

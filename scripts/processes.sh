@@ -1,11 +1,26 @@
-# Read by the launch scripts, in the repository's folder: a Python script in as many processes as there are GPUs, or any command, stopped in
-# good order and queued again.
+# Read by the launch scripts: a Python script in as many processes as there are GPUs, or any command, stopped in good order and queued
+# again. Everything is read and written in the folder in which a script is started.
 #
 #   PROCESSES           processes on each machine; without it one per GPU that is visible, or one where there is none
-#   ACCELERATE_CONFIG   file for `accelerate launch` (src/braingen/configs/accelerate/), for FSDP or DeepSpeed; without it DDP
-#   PYTHON              the interpreter; without it .venv/bin/python of this folder, or python3
+#   ACCELERATE_CONFIG   file for `accelerate launch`, for FSDP or DeepSpeed, or the name of one that ships (fsdp); without it DDP
+#   PYTHON              the interpreter; without it that of the active environment, of .venv here or in the checkout, or python3
+#   BRAINGEN_SET        settings for every command, such as 'backbone.path=/models/sdxl run.tracker=none'
 
-[ -z "${PYTHON:-}" ] && if [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; else PYTHON=python3; fi
+SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [ -z "${PYTHON:-}" ]; then
+    PYTHON=python3
+    if [ -z "${VIRTUAL_ENV:-}" ]; then
+        for folder in .venv "$SCRIPTS/../.venv"; do
+            if [ -x "$folder/bin/python" ]; then
+                PYTHON=$folder/bin/python
+                break
+            fi
+        done
+    fi
+fi
+if [ -n "${ACCELERATE_CONFIG:-}" ] && [ ! -f "$ACCELERATE_CONFIG" ]; then
+    ACCELERATE_CONFIG=$("$PYTHON" -c 'from braingen.config.shipped import FOLDER; print(FOLDER)')/accelerate/${ACCELERATE_CONFIG%.yaml}.yaml
+fi
 
 count_gpus() {
     nvidia-smi --list-gpus 2>/dev/null | grep -c . || true
@@ -16,10 +31,10 @@ train_on_sessions() {
     local script=$1
     shift
     if [ $# -lt 1 ] || ! [[ $1 =~ ^[0-9]+$ ]]; then
-        echo "usage: $(basename "$0") <num_sessions> [flags], for instance: $(basename "$0") 40 --config nsd_subj01" >&2
+        echo "usage: $(basename "$0") <num_sessions> [flags], for instance: $(basename "$0") 40 --model_name A --subj 1" >&2
         return 2
     fi
-    launch "$script" --num_sessions "$@"
+    launch "$SCRIPTS/$script" --num_sessions "$@"
 }
 
 # launch SCRIPT FLAG...

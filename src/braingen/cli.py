@@ -11,12 +11,13 @@ from importlib import import_module
 import io
 import os
 from pathlib import Path
+import shlex
 import sys
 from typing import NamedTuple
 
 from braingen.config import Config, load_config
 from braingen.config.describe import allowed, condition
-from braingen.config.names import ALIASES, fields_of, resolve
+from braingen.config.names import ALIASES, ALL, OWN_ALIASES, fields_of, resolve
 from braingen.config.shipped import FOLDER, shipped_configs
 from braingen.errors import UserError
 from braingen.files import disk_trouble
@@ -86,6 +87,10 @@ COMMANDS: dict[str, Command] = {
                       "models", ("data", "backbone", "encoder", "prior", "router")),
     "settings": Command("list every setting with its default and meaning", "braingen.cli", "print_settings", ()),
 }  # fmt: skip
+PUBLISHED = "nsd_subj01"
+"""Configuration of the published scripts, which name none."""
+ENVIRONMENT = "BRAINGEN_SET"
+"""Environment variable with settings for every command, such as ``backbone.path=/models/sdxl``."""
 SHORTHANDS = {
     "json": ("doctor.output", "json"),
     "random_fmri": ("sampler.source", "random"),
@@ -174,6 +179,7 @@ def _run(words: list[str]) -> int:
             raise UserError(f"braingen {name} wants {wanted} next, not {given}: braingen {name} {command.choices[0]} ...")
         choice = [rest.pop(0)]
     file, overrides = parse_overrides(rest, command.own, command.words)
+    overrides = {**_from_environment(command.own), **overrides}
     # before the stage: its libraries take seconds to load, and a typo is reported at once
     config = load_config(file or command.config or None, overrides)
     stage: Callable[..., Path | None] = getattr(import_module(command.module), command.function)
@@ -181,6 +187,31 @@ def _run(words: list[str]) -> int:
     if result is not None:
         print(result)
     return 0
+
+
+def script(*command: str) -> int:
+    """Run a command under the name of a published script, with the process's own words.
+
+    The published commands name no configuration: they are for NSD, subject 1, at full size.
+    """
+    given = sys.argv[1:]
+    named = any(word == "--config" or word.startswith("--config=") for word in given)
+    return main([*command, *([] if named else ["--config", PUBLISHED]), *given])
+
+
+def _from_environment(own: str) -> dict[str, str]:
+    """Settings of every command of a job, from the environment variable BRAINGEN_SET; what is typed wins."""
+    text = os.environ.get(ENVIRONMENT, "")
+    if not text.strip():
+        return {}
+    try:
+        file, overrides = parse_overrides(shlex.split(text), own)
+    except (UserError, ValueError) as error:
+        raise UserError(f"The environment variable {ENVIRONMENT} is not understood: {error}") from error
+    if file is not None:
+        raise UserError(f"The environment variable {ENVIRONMENT} takes settings, not --config {file}.")
+    print(f"Settings from {ENVIRONMENT}: {text}", file=sys.stderr)
+    return overrides
 
 
 def parse_overrides(words: Sequence[str], own: str = "", listed: str = "") -> tuple[Path | None, dict[str, str]]:
@@ -198,38 +229,65 @@ def parse_overrides(words: Sequence[str], own: str = "", listed: str = "") -> tu
     configuration (file or name) or None, setting -> text
     """
     file: Path | None = None
-    overrides: dict[str, str] = {}
-    remaining = list(words)
+    given = Given()
+    remaining, single = list(words), False
     named: list[str] = []
     while listed and remaining and not remaining[0].startswith("--") and "=" not in remaining[0]:
         named.append(remaining.pop(0))
     if named:
-        overrides[listed] = ",".join(named)
+        given.put(listed, ",".join(named), listed)
     while remaining:
         word = remaining.pop(0)
         if not word.startswith("--"):
             name, equals, value = word.partition("=")
             if not equals:
                 raise UserError(f"'{word}' is not understood: write settings as section.field=value or --name value.")
-            overrides[_setting(name, own)] = value
+            given.put(_setting(name, own), value, name)
             continue
         name, equals, value = word[2:].partition("=")
         if name in SHORTHANDS and not equals:
-            setting, text = SHORTHANDS[name]
-            overrides[setting] = text
+            given.put(*SHORTHANDS[name], f"--{name}")
             continue
         has_value = bool(equals) or bool(remaining and not remaining[0].startswith("--") and "=" not in remaining[0])
         if name == "config":
             if not has_value:
                 raise UserError("--config needs a name or a file, for instance --config simulated.")
             file = Path(value if equals else remaining.pop(0))
+        elif not has_value and name == "multi_subject":
+            given.put("data.subjects", ALL, f"--{name}")
+        elif not has_value and name == "no-multi_subject":
+            single = True
         elif has_value:
-            overrides[_setting(name, own)] = value if equals else remaining.pop(0)
+            given.put(_setting(name, own), value if equals else remaining.pop(0), f"--{name}")
         elif name.startswith("no-") or name.startswith("no_"):
-            overrides[_switch(name[3:], own)] = "false"
+            given.put(_switch(name[3:], own), "false", f"--{name}")
         else:
-            overrides[_switch(name, own)] = "true"
-    return file, overrides
+            given.put(_switch(name, own), "true", f"--{name}")
+    if single:  # the published scripts' subject, unless --subj names one
+        given.settings.setdefault("data.subjects", "1")
+    return file, given.settings
+
+
+class Given:
+    """Settings as they are typed; the same one under two names is an error where the values differ."""
+
+    def __init__(self) -> None:
+        self.settings: dict[str, str] = {}
+        self._names: dict[str, str] = {}
+
+    def put(self, setting: str, text: str, name: str) -> None:
+        """Take a value; of one name the last counts, so that a script's own can be changed.
+
+        Raises
+        ------
+        UserError
+            When another name has set it to another value.
+        """
+        before, other = self.settings.get(setting), self._names.get(setting)
+        if before is not None and other != name and before != text:
+            shown = " and ".join(f"{flag} {value}" for flag, value in ((other, before), (name, text)))
+            raise UserError(f"{shown} both set {setting}, to different values: leave one of them out.")
+        self.settings[setting], self._names[setting] = text, name
 
 
 def _setting(name: str, own: str) -> str:
@@ -237,7 +295,8 @@ def _setting(name: str, own: str) -> str:
     name = name.replace("-", "_")
     if own:
         fields = fields_of(own)
-        field = name if name in fields else ALIASES.get(name, "").partition(".")[2]  # a flag people know, of another section
+        known = OWN_ALIASES.get(own, {}).get(name) or ALIASES.get(name, "").partition(".")[2]  # a flag people know
+        field = name if name in fields else known
         if field in fields:
             return f"{own}.{field}"
     return resolve(name)

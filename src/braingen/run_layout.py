@@ -9,6 +9,8 @@ from pathlib import Path
 
 from braingen.config import Config
 
+NAMED_IN = (Path("train_logs"), Path("runs"))
+"""Where an encoder is looked for by the name of its run: as published, and ours."""
 READER = "reader"
 """Folder of the best checkpoint in a training run."""
 SOURCES = ("brain", "random", "ceiling")
@@ -21,8 +23,24 @@ ROUTING = "routing.safetensors"
 
 
 def run_folder(config: Config, modality: str) -> Path:
-    """Where the image or text run of a configuration lies: run.image and run.text, or beside each other in the run's folder."""
-    return (config.run.image if modality == "image" else config.run.text) or config.run.folder / modality
+    """Where the image or text run of a configuration lies: run.image and run.text, or beside each other in the run's folder.
+
+    run.image and run.text may be the folder of the encoder, the ``--model_name`` that it was trained under, or that name in
+    ``train_logs/`` or ``runs/``: the first of these that holds a run.
+    """
+    named = config.run.image if modality == "image" else config.run.text
+    if named is None:
+        return config.run.folder / modality
+    places = [named, *(parent / named for parent in NAMED_IN if len(named.parts) == 1)]
+    folders = [folder for place in places for folder in (place, place / modality)]
+    trained = (folder for folder in folders if (folder / READER).is_dir() or (folder / "config.yaml").is_file())
+    return next(trained, named)
+
+
+def trained_models(modality: str) -> list[str]:
+    """Names, for ``--model_name_image`` and ``--model_name_text``, of the trained encoders below the current folder."""
+    found = {folder.parent.parent for parent in (Path(), *NAMED_IN) for folder in parent.glob(f"*/{modality}/{READER}")}
+    return sorted(folder.name for folder in found)
 
 
 def tuning_folder(config: Config) -> Path:

@@ -268,8 +268,8 @@ def test_an_ablation_is_one_table_and_one_page(subject, tmp_path, monkeypatch):
 def test_the_launch_script_tunes_and_draws(subject, tmp_path):
     words = [*subject.words, *TUNE, *DRAW, "finetune.max_train_steps=1", "--num_images", "2", "--folder", str(tmp_path)]
     script = Path(__file__).parents[2] / "scripts" / "launch_tune_diffusion.sh"
-    places = {"CONFIG": "simulated", "BRAINGEN": f"{sys.executable} -m braingen.cli"}
-    subprocess.run([script, *words], env={**os.environ, **places}, cwd=script.parents[1], check=True)
+    typed = [script, "--config", "simulated", *words]
+    subprocess.run(typed, env={**os.environ, "PYTHON": sys.executable}, cwd=tmp_path, check=True)
     assert (tmp_path / "finetune" / "finished").is_file()
     assert len(list((tmp_path / "reconstructions" / "brain").glob("*.png"))) == 2
 

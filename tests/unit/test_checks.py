@@ -14,7 +14,7 @@ from unit.fake_nsd import FakeSubject, write_betas, write_fake_nsd, write_images
 from unit.test_volumes import places_of
 
 from braingen.data.checks import all_checks, check_before_training
-from braingen.data.nsd import VOXELS, Layout
+from braingen.data.nsd import SIMULATED_ATTRIBUTE, VOXELS, Layout
 from braingen.data.volumes import VoxelPlaces, save_places
 from braingen.errors import UserError
 
@@ -258,6 +258,10 @@ def test_unknown_subjects_and_sessions(data):
         check_before_training(data.layout, [1, 5])
     with pytest.raises(UserError, match="no subject 0"):
         check_before_training(data.layout, [0])
+    warnings = check_before_training(data.layout, [1], num_sessions=7)
+    assert [each.sentence for each in warnings] == ["Subject 1 was scanned in 2 sessions, fewer than --num_sessions 7: all are used."]
+    with h5py.File(data.layout.images(), "r+") as file:
+        del file["images"].attrs[SIMULATED_ATTRIBUTE]
     with pytest.raises(UserError, match="session 2-6 of 7 missing"):
         check_before_training(data.layout, [1], num_sessions=7)
 

@@ -12,6 +12,7 @@ import pytest
 
 from braingen import __version__, cli
 from braingen.cli import COMMANDS, main, parse_overrides
+from braingen.config import Config, load_config
 from braingen.config.names import field_paths, fields_of
 from braingen.errors import UserError
 
@@ -156,3 +157,61 @@ def test_help_and_mistakes_take_less_than_a_second_of_work():
         code_returned, modules = json.loads(done.stdout.splitlines()[-1])
         assert code_returned == expected
         assert not {"torch", "diffusers", "transformers", "pandas", "numpy", "h5py"} & set(modules)
+
+
+@pytest.mark.parametrize(
+    ("typed", "subjects"),
+    [
+        ("--multi_subject", "all"),
+        ("--multi_subject 2,3", "2,3"),
+        ("--multi_subject=2,3", "2,3"),
+        ("--multi_subject --batch_size 8", "all"),
+        ("--no-multi_subject", "1"),
+        ("--subj 2 --no-multi_subject", "2"),
+        ("--no-multi_subject --subj 2", "2"),
+        ("--subj 2 --multi_subject 2", "2"),
+    ],
+)
+def test_several_subjects_are_a_switch_or_a_list(typed, subjects):
+    assert parse_overrides(typed.split())[1]["data.subjects"] == subjects
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        ("--subj 1 --multi_subject 2,3", "--subj 1 and --multi_subject 2,3 both set data.subjects"),
+        ("--multi_subject 2,3 --subj 1", "--multi_subject 2,3 and --subj 1 both set data.subjects"),
+        ("--subj 1 --multi_subject", "--subj 1 and --multi_subject all both set data.subjects"),
+        ("--batch_size 8 optim.batch_size=9", "--batch_size 8 and optim.batch_size 9 both set optim.batch_size"),
+        ("--random_fmri sampler.source=ceiling", "--random_fmri random and sampler.source ceiling both set sampler.source"),
+    ],
+)
+def test_a_setting_under_two_names_is_told_where_the_values_differ(typed, named):
+    with pytest.raises(UserError) as caught:
+        parse_overrides(typed.split())
+    assert str(caught.value) == f"{named}, to different values: leave one of them out."
+
+
+def test_of_one_name_the_last_counts():
+    assert parse_overrides(["--num_sessions", "40", "--num_sessions", "2"])[1] == {"data.num_sessions": "2"}
+
+
+def test_settings_of_a_job_come_from_the_environment_and_what_is_typed_wins(monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr("braingen.stages.report.report", seen.append)
+    monkeypatch.setenv("BRAINGEN_SET", "encoder.hidden_dim=64 --num_epochs 3 run.folder='runs/a b'")
+    assert main(["report", "--num_epochs", "4"]) == 0
+    assert (seen[0].encoder.hidden_dim, seen[0].optim.num_epochs, str(seen[0].run.folder)) == (64, 4, "runs/a b")
+    assert capsys.readouterr().err.startswith("Settings from BRAINGEN_SET: encoder.hidden_dim=64")
+    monkeypatch.setenv("BRAINGEN_SET", "hiden_dim=64")
+    assert main(["report"]) == 2
+    assert "BRAINGEN_SET is not understood: There is no setting 'hiden_dim'." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "setting", "value"),
+    [("--batch_size 5", "train_batch_size", 5), ("--lr 0.5", "learning_rate", 0.5), ("--weight_decay 0.5", "adam_weight_decay", 0.5)],
+)
+def test_known_flags_mean_the_fine_tunings_own_settings(flag, setting, value):
+    config = load_config(*parse_overrides(flag.split(), "finetune"))
+    assert getattr(config.finetune, setting) == value and config.optim == Config().optim

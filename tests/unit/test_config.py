@@ -186,3 +186,11 @@ def test_an_unknown_name_lists_what_there_is(tmp_path, monkeypatch, asked):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"Did you mean nsd_subj01\?.*nsd_multi, nsd_subj01, nsd_subj01_small, simulated\."):
         load_config(asked)
+
+
+def test_all_subjects_are_those_of_the_data_folder(tmp_path):
+    for name in ("subj02", "subj05", "subj101", "others"):
+        (tmp_path / "wds" / name).mkdir(parents=True)
+    chosen = {"data.subjects": "all", "data.root": str(tmp_path)}
+    assert load_config(None, chosen).data.subjects == (2, 5, 101)
+    assert load_config(None, {**chosen, "data.root": str(tmp_path / "none")}).data.subjects == tuple(range(1, 9))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 
@@ -84,14 +85,14 @@ def fake_slurm(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("processes", "words"),
-    [("1", "scripts/Train.py"), ("3", "-m torch.distributed.run --standalone --nproc-per-node 3 scripts/Train.py")],
+    [("1", ""), ("3", "-m torch.distributed.run --standalone --nproc-per-node 3 ")],
 )
 def test_as_many_processes_as_asked_for(tmp_path, processes, words):
     environment = {**os.environ, "PYTHON": str(fake_python(tmp_path, 3)), "PROCESSES": processes}
     environment.pop("SLURM_JOB_ID", None)
     typed = ["bash", str(ROOT / "scripts" / "launch_train.sh"), "4", "--subj", "1"]
     done = subprocess.run(typed, capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert done.stdout.strip() == f"{words} --num_sessions 4 --subj 1" and done.returncode == 3
+    assert done.stdout.strip() == f"{words}{ROOT / 'scripts' / 'Train.py'} --num_sessions 4 --subj 1" and done.returncode == 3
 
 
 @pytest.mark.parametrize("name", ["TERM", "USR1"])
@@ -99,7 +100,7 @@ def test_a_warning_of_slurm_reaches_the_training_and_puts_the_job_in_the_queue_a
     environment = {**fake_slurm(tmp_path), "PYTHON": str(fake_python(tmp_path, 75)), "PROCESSES": "1"}
     typed = ["bash", str(ROOT / "scripts" / "launch_train_text.sh"), "0"]
     job = subprocess.Popen(typed, stdout=subprocess.PIPE, text=True, env=environment)
-    assert job.stdout is not None and job.stdout.readline() == "scripts/Train_text.py --num_sessions 0\n"
+    assert job.stdout is not None and job.stdout.readline() == f"{ROOT / 'scripts' / 'Train_text.py'} --num_sessions 0\n"
     subprocess.run(["bash", "-c", f"sleep 0.3; kill -{name} {job.pid}"], check=True)
     assert job.communicate(timeout=30)[0] == "told\n" and job.returncode == 75
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
@@ -108,16 +109,16 @@ def test_a_warning_of_slurm_reaches_the_training_and_puts_the_job_in_the_queue_a
 def test_tuning_that_was_stopped_is_queued_again_and_nothing_is_drawn(tmp_path):
     environment, asked = fake_slurm(tmp_path), tmp_path / "asked"
     typed = ["bash", str(ROOT / "scripts" / "launch_tune_diffusion.sh"), "--rank", "8"]
-    stopped = {**environment, "BRAINGEN": str(fake_python(tmp_path, 75))}
+    stopped = {**environment, "PYTHON": str(fake_python(tmp_path, 75))}
     job = subprocess.Popen(typed, stdout=subprocess.PIPE, text=True, env=stopped)
-    assert job.stdout is not None and job.stdout.readline() == "finetune --config nsd_subj01 --rank 8\n"
+    assert job.stdout is not None and job.stdout.readline() == f"{ROOT / 'scripts' / 'Finetune_diffusion.py'} --rank 8\n"
     subprocess.run(["bash", "-c", f"sleep 0.3; kill -USR1 {job.pid}"], check=True)
     assert job.communicate(timeout=30)[0] == "told\n" and job.returncode == 75
     assert asked.read_text() == "requeue 77\n"
     asked.unlink()
-    for code, commands in ((0, ["finetune", "reconstruct"]), (2, ["finetune"])):
-        done = subprocess.run(typed, capture_output=True, text=True, env={**environment, "BRAINGEN": str(fake_python(tmp_path, code))})
-        assert [line.split()[0] for line in done.stdout.splitlines()] == commands and done.returncode == code
+    for code, commands in ((0, ["Finetune_diffusion.py", "Recon_inference.py"]), (2, ["Finetune_diffusion.py"])):
+        done = subprocess.run(typed, capture_output=True, text=True, env={**environment, "PYTHON": str(fake_python(tmp_path, code))})
+        assert [Path(line.split()[0]).name for line in done.stdout.splitlines()] == commands and done.returncode == code
     assert not asked.exists()
 
 
@@ -126,4 +127,16 @@ def test_the_scripts_people_know_hand_their_flags_on(script, choice):
     typed = [sys.executable, str(ROOT / "scripts" / script), "--hiden_dim", "3"]
     done = subprocess.run(typed, capture_output=True, text=True)
     assert done.returncode == 2 and "Did you mean hidden_dim?" in done.stderr
-    assert f'"train", "{choice}"' in (ROOT / "scripts" / script).read_text()
+    assert f'script("train", "{choice}")' in (ROOT / "scripts" / script).read_text()
+
+
+def test_slurm_runs_a_copy_of_a_script_in_the_folder_it_was_submitted_from(tmp_path):
+    """The copy lies in Slurm's own folder, without its companions; those of the submit folder are used."""
+    spool, submitted = tmp_path / "spool", tmp_path / "submitted"
+    spool.mkdir()
+    shutil.copytree(ROOT / "scripts", submitted / "scripts")
+    shutil.copy(ROOT / "scripts" / "launch_train.sh", spool / "slurm_script")
+    environment = {**os.environ, "SLURM_SUBMIT_DIR": str(submitted), "PYTHON": str(fake_python(tmp_path, 3)), "PROCESSES": "1"}
+    environment.pop("SLURM_JOB_ID", None)
+    done = subprocess.run(["bash", str(spool / "slurm_script"), "4"], capture_output=True, text=True, env=environment, cwd=spool)
+    assert done.stdout.strip() == f"{submitted / 'scripts' / 'Train.py'} --num_sessions 4" and done.returncode == 3

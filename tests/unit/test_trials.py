@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
+import pandas as pd
 import pytest
 from unit.fake_nsd import write_fake_nsd, write_tar
 
 from braingen.data import trials as trials_module
+from braingen.data.nsd import SIMULATED_ATTRIBUTE
 from braingen.data.trials import group_repeats, hold_out_images, read_behav, sessions_on_disk, test_trials, train_trials
 from braingen.errors import UserError
 
@@ -145,8 +148,36 @@ def test_missing_session_names_those_that_exist(data):
     with pytest.raises(UserError, match=r"session 1 of 3 missing .* has session 0, 2;"):
         train_trials(layout, 1)
     assert len(train_trials(layout, 1, num_sessions=1).table)
+    with pytest.raises(UserError, match="session 1 of 3 missing"):
+        train_trials(layout, 1, num_sessions=40)
+    unmark(layout)
     with pytest.raises(UserError, match="1, 3-39 of 40"):
         train_trials(layout, 1, num_sessions=40)
+
+
+def unmark(layout) -> None:
+    """Make the folder one that does not say that it is simulated: to a reader it is NSD."""
+    with h5py.File(layout.images(), "r+") as file:
+        del file["images"].attrs[SIMULATED_ATTRIBUTE]
+
+
+def test_more_sessions_than_a_subject_was_scanned_in_are_all_of_them(data):
+    layout, _ = data
+    everything = train_trials(layout, 1).table
+    pd.testing.assert_frame_equal(train_trials(layout, 1, num_sessions=40).table, everything)
+    unmark(layout)
+    with pytest.raises(UserError, match="session 3-39 of 40 missing"):
+        train_trials(layout, 1, num_sessions=40)
+
+
+def test_forty_sessions_of_nsds_subjects_with_fewer(tmp_path):
+    """Subject 4 was scanned thirty times: `launch_train.sh 40 --subj 4` is all of it."""
+    layout, _ = write_fake_nsd(tmp_path, subjects=[4], sessions=30, images=40)
+    unmark(layout)
+    assert train_trials(layout, 4, num_sessions=40).table["session"].nunique() == 30
+    layout.wds_train(4, 29).unlink()
+    with pytest.raises(UserError, match="session 29 of 30 missing"):
+        train_trials(layout, 4, num_sessions=40)
 
 
 def test_wrong_subject_and_missing_subject(data):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from braingen.config.effect import asks_nothing, refuse_idle, shown, unmet
 from braingen.config.encoders import ENCODER_CONFIGS, chosen_encoder
-from braingen.config.names import field_paths, fields_of, having, resolve, variants_of
+from braingen.config.names import ALL, field_paths, fields_of, having, resolve, variants_of
 from braingen.config.shipped import find_config
 from braingen.config.tree import Config, default_of
 from braingen.errors import UserError
@@ -51,6 +51,7 @@ def load_config(file: Path | str | None = None, overrides: dict[str, str] | None
             written.get(section, {}).pop(field, None)
         else:
             typed.setdefault(section, {})[field] = _parse(f"{section}.{field}", text)
+    _name_all_subjects(written, typed)
     start = typed.get("optim", {}).get("start_from", written.get("optim", {}).get("start_from"))
     taken = _architecture_of(Path(str(start)).expanduser()) if start else {}
     origin = f" (in {file})" if file else ""
@@ -176,6 +177,19 @@ def _parse(path: str, text: str) -> Any:
     if annotation.startswith("tuple"):  # lists on the command line: 2,2,2
         return [part.strip() for part in text.strip("[]() ").split(",") if part.strip()]  # folders may have blanks in their names
     return text  # numbers and switches are read by the field's own type, so a folder may be called 2024 and a precision no
+
+
+def _name_all_subjects(written: Tree, typed: Tree) -> None:
+    """Put the numbers in the place of ``data.subjects=all``."""
+    if typed.get("data", {}).get("subjects") == [ALL]:
+        root = typed["data"].get("root", written.get("data", {}).get("root", Config().data.root))
+        typed["data"]["subjects"] = _all_subjects(Path(str(root)).expanduser())
+
+
+def _all_subjects(root: Path) -> list[int]:
+    """Subjects whose trials lie in a data folder; NSD's eight where there are none (later stages report what is missing)."""
+    there = sorted(int(folder.name[4:]) for folder in root.glob("wds/subj*") if folder.name[4:].isdecimal())
+    return there or list(range(1, 9))
 
 
 def _architecture_of(run: Path) -> Tree:

@@ -36,6 +36,18 @@ ALIASES = {
     "capacity_factor": "encoder.capacity_factor_0",
 }
 """Flags people know from MindEye2 and MoRE-Brain whose field has another name or whose name stands in several sections."""
+OWN_ALIASES = {
+    "finetune": {
+        "batch_size": "train_batch_size",
+        "lr": "learning_rate",
+        "max_lr": "learning_rate",
+        "max_grad_norm": "clip_norm",
+        "weight_decay": "adam_weight_decay",
+    },
+}
+"""Section of a command -> flag -> field: what a known flag means to a command that has it under another name."""
+ALL = "all"
+"""Value of data.subjects on the command line: every subject of the data folder."""
 
 
 def variants_of(section: str) -> dict[str, type[Section]]:

@@ -130,6 +130,9 @@ def _subject(layout: Layout, subject: int, num_sessions: int, used: list[np.ndar
         sessions = table["session"].nunique()
         sentence = f"Subject {subject}: {len(table)} training trials of {table['image'].nunique()} images in {sessions} sessions."
         yield Finding("ok", subject, "trials", sentence)
+        if sessions < num_sessions:
+            sentence = f"Subject {subject} was scanned in {sessions} sessions, fewer than --num_sessions {num_sessions}: all are used."
+            yield Finding("warning", subject, "trials", sentence)
     except UserError as error:
         yield Finding("error", subject, "trials", str(error))
     try:

@@ -10,9 +10,11 @@ from functools import lru_cache
 import io
 import os
 from pathlib import Path
+import sys
 import tarfile
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 import pandas as pd
 
@@ -131,14 +133,14 @@ def sessions_on_disk(layout: Layout, subject: int) -> list[int]:
 
 
 def _sessions_to_read(layout: Layout, subject: int, num_sessions: int) -> range:
-    """Sessions 0..n-1 that were asked for (0: all); every one of them has to be there."""
+    """Sessions 0..n-1 that were asked for (0: all), at most those there are of the subject; every one of them has to be there."""
     found = sessions_on_disk(layout, subject)
     folder = layout.wds_train(subject, 0).parent
     if num_sessions < 0:
         raise UserError(f"--num_sessions is {num_sessions}: give the number of sessions to use, or 0 for all.")
     if not found:
         raise UserError(f"There are no training trials of subject {subject}: no tar in {folder}; {nsd.GET_IT}.")
-    wanted = range(num_sessions or found[-1] + 1)
+    wanted = range(min(num_sessions, scanned_sessions(layout, subject)) if num_sessions else found[-1] + 1)
     missing = [session for session in wanted if session not in set(found)]
     if missing:
         raise UserError(
@@ -146,6 +148,23 @@ def _sessions_to_read(layout: Layout, subject: int, num_sessions: int) -> range:
             f"{listed(found)}; {nsd.GET_IT}, or ask for fewer with --num_sessions."
         )
     return wanted
+
+
+def scanned_sessions(layout: Layout, subject: int) -> int:
+    """In how many sessions a subject was scanned, as far as that is known; a number that no request exceeds where it is not.
+
+    Of NSD's subjects it is known, of a simulated subject it is what was written. A download of NSD that is not complete has a gap
+    between what is there and what was scanned, so that a missing session is not taken for one that never was.
+    """
+    found = sessions_on_disk(layout, subject)
+    try:
+        with h5py.File(layout.images(), "r") as file:
+            simulated = bool(file[nsd.IMAGES_DATASET].attrs.get(nsd.SIMULATED_ATTRIBUTE, False))
+    except (OSError, KeyError):  # reported where the pictures are looked at
+        simulated = False
+    if simulated and found:
+        return found[-1] + 1
+    return nsd.SESSIONS.get(subject, sys.maxsize) if not layout.prepared().exists() else sys.maxsize
 
 
 def listed(numbers: list[int]) -> str:

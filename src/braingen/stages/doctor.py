@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 import json
 import os
 from pathlib import Path
@@ -27,6 +28,7 @@ from braingen.scores import features
 from braingen.stages.backbone_files import backbone_findings
 from braingen.stages.machine import device_of
 from braingen.stages.needs import gigabytes, needs_of
+from braingen.stages.tiny import unfit_backbone
 from braingen.text_files import read_json
 
 Level = Literal["ok", "note", "warning", "error"]
@@ -79,6 +81,10 @@ def examine(config: Config) -> Iterator[Item]:
     """Look at everything, cheap things first."""
     yield from _machine(config)
     yield from _data(config)
+    with suppress(UserError):  # of a damaged image file, reported among the data
+        unfit = unfit_backbone(config)
+        if unfit is not None:
+            yield Item("error" if unfit.refused else "warning", "backbone", "data", None, unfit.sentence)
     for finding in backbone_findings(config):
         yield Item(finding.level, "backbone", finding.part, None, finding.sentence)
     yield from _networks()

@@ -44,6 +44,7 @@ from braingen.stages.picture_sets import Pngs, Seen
 from braingen.stages.refine import refined_folder, refined_is_there
 from braingen.stages.score_files import SCORES, Origin, print_scores, told_by, write_extremes, write_scores
 from braingen.stages.targets import Targets
+from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_reader
 from braingen.text_files import read_json
 from braingen.untrusted import csv_text
@@ -170,6 +171,7 @@ def evaluate(config: Config) -> Path:
     """
     if config.scores.all_recons_path:
         return evaluate_pictures(config)
+    check_backbone(config)
     folders = _require(config)
     if refined_is_there(config):
         folders[REFINED] = [refined_folder(config)]

@@ -37,6 +37,7 @@ from braingen.stages.listening_data import ListeningData, Rows, listening_data, 
 from braingen.stages.machine import accelerator_of, device_of, end_tracking, precision_of
 from braingen.stages.steps import Divergence, StepLosses, hash_seed
 from braingen.stages.targets import Targets
+from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_readers, modalities
 from braingen.stages.workers import Workers, shared_run
 from braingen.stopping import Stopped, patience
@@ -288,6 +289,7 @@ def finetune(config: Config) -> Path:
     -------
     the run folder: ``best/`` and ``last/`` with LoRA and routers, ``metrics.jsonl``
     """
+    check_backbone(config)
     folder = tuning_folder(config)
     settings = config.model_dump(mode="json", include={"data", "backbone", "router", "lora", "finetune"})
     settings["readers"] = {name: fingerprint_of_files(run_folder(config, name) / READER) for name in modalities(config)}

@@ -37,6 +37,7 @@ from braingen.stages.drawing import Drawn, draw_missing, gathered, notes
 from braingen.stages.machine import device_of
 from braingen.stages.steps import hash_seed
 from braingen.stages.targets import Targets
+from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_reader, modalities, tuned_folder
 from braingen.stages.workers import Workers, shared_run
 
@@ -251,6 +252,7 @@ def reconstruct(config: Config) -> Path:
     -------
     folder : ``<image id>.png`` for every test image, ``embeddings.safetensors``, ``index.json``; of random voxels the first draw's
     """
+    check_backbone(config)
     if config.sampler.source != "random":
         return _reconstruct(config, drawn_folder(config))
     first, *others = random_folders(config)

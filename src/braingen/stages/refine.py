@@ -28,6 +28,7 @@ from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder
 from braingen.runs import Run
 from braingen.stages.drawing import Drawn, draw_missing, picture_path
 from braingen.stages.machine import device_of
+from braingen.stages.tiny import check_backbone
 from braingen.stages.workers import Workers, shared_run
 from braingen.text_files import read_json
 
@@ -131,6 +132,7 @@ def refine(config: Config) -> Path:
     """
     recons, folder, chosen = recons_of(config), refined_folder(config), config.refiner
     ids = _require(config)
+    check_backbone(config)
     settings = config.model_dump(mode="json", include={"backbone": True, "refiner": True, "data": {"subjects"}})
     settings |= {"seed": config.run.seed, "recons": _digest(recons, ids)}
     settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.refiner or config.backbone.path))

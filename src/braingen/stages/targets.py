@@ -20,6 +20,7 @@ from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.diffusion.sdxl import backbone_folder, load_vae
 from braingen.stages.machine import device_of
+from braingen.stages.tiny import check_backbone
 
 
 def _part(path: str, name: str) -> str:
@@ -36,6 +37,7 @@ class Targets:
     """
 
     def __init__(self, config: Config) -> None:
+        check_backbone(config)
         self._choice = config.backbone
         layout = Layout.of(config.data.root)
         self.stimuli = Stimuli(layout)

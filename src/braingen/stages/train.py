@@ -30,6 +30,7 @@ from braingen.stages.checkpoints import SHARDED, Checkpoints, Place
 from braingen.stages.machine import accelerator_of, end_tracking
 from braingen.stages.reader_setup import Parts, earlier_folder, setup
 from braingen.stages.steps import Divergence, StepLosses, hash_seed
+from braingen.stages.tiny import check_backbone
 from braingen.stages.workers import Workers, shared_run
 from braingen.stopping import Request, patience
 
@@ -166,6 +167,7 @@ def train(config: Config, modality: str) -> Path:
     -------
     the run folder, with the best checkpoint in ``reader/``
     """
+    check_backbone(config)
     settings = config.model_dump(mode="json", include={"data", "backbone", "encoder", "prior", f"loss_{modality}", "optim"})
     settings["seed"] = config.run.seed
     if config.optim.start_from is not None:  # what it starts from must not change under a run that is continued

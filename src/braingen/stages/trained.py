@@ -10,7 +10,7 @@ from braingen.data.captions import has_captions
 from braingen.data.nsd import Layout
 from braingen.diffusion.finetuning import BEST
 from braingen.errors import UserError
-from braingen.run_layout import READER, run_folder, tuning_folder
+from braingen.run_layout import READER, run_folder, trained_models, tuning_folder
 from braingen.runs import Run
 from braingen.stages.machine import device_of
 
@@ -19,9 +19,11 @@ def load_reader(config: Config, modality: str) -> BrainReader:
     """The best checkpoint of an earlier ``braingen train image`` or ``train text``."""
     folder = run_folder(config, modality)
     if not (folder / READER).is_dir():
+        names = trained_models(modality)
+        there = f" Trained here: {', '.join(names)}." if names else ""
         raise UserError(
             f"There is no trained {modality} encoder in {folder}: run `braingen train {modality} --folder {config.run.folder}` first, "
-            f"or name its run folder: {modality}=RUN."
+            f"or name its run: --model_name_{modality} RUN.{there}"
         )
     Run(folder).require_finished()
     return BrainReader.from_pretrained(folder / READER).eval()
