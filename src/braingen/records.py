@@ -81,6 +81,8 @@ class Routing(NamedTuple):
     """Soft probability of every level (the same unless a level is chosen hard): what the guidance loss acts on."""
     expert_weights: tuple[Tensor, ...]
     """Per level, B x E: use of its experts by the space router, averaged over tokens (attention: summed)."""
+    levels_are_learned: bool = False
+    """Whether the probabilities come from a time router with weights, which the guidance loss pulls on."""
 
 
 class Conditioning(NamedTuple):

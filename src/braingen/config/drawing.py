@@ -6,15 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from braingen.config.effect import Needs, above
+from braingen.config.effect import Needs, above, other_than
 from braingen.config.values import NotNegative, Positive, Scale, Scheduler, Section, Share
 
 ROUTED = Needs("router.route_image", True) | Needs("router.route_text", True)
-LEARNED_TIME = Needs("router.time", "mlp", "attention")
-"""Kinds of time router with weights of their own."""
-TRAINED_ROUTER = LEARNED_TIME | Needs(
-    "router.space", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"
-)
+LEARNED_TIME = Needs("router.time", other_than("off", "fixed"))
+"""Time routers with weights of their own."""
+TRAINED_ROUTER = LEARNED_TIME | Needs("router.space", other_than("off"))
 """Without any of these nothing of a router is trained."""
 FROM_VOXELS = Needs("sampler.source", "brain", "random")
 GUIDED = Needs("guidance_scale", above(1))

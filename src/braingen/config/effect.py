@@ -33,6 +33,11 @@ def given() -> Rule:
     return Rule(lambda value: str(value or "") not in ("", ".") and value != (), " given")
 
 
+def other_than(*values: Any) -> Rule:
+    """None of these values."""
+    return Rule(lambda value: value not in values, " other than " + " or ".join(shown(value) for value in values))
+
+
 def one_of(*values: Any) -> Rule:
     """One of these values."""
     return Rule(lambda value: value in values, "=" + " or ".join(shown(value) for value in values))

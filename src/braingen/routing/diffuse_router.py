@@ -16,19 +16,9 @@ from torch import Tensor, nn
 
 from braingen.errors import UserError
 from braingen.records import Routing
-from braingen.routing.space_router import (
-    CrossAttentionSpaceRouter,
-    GateSpaceRouter,
-    MeanSpaceRouter,
-    MixingSpaceRouter,
-    SelfAttentionSpaceRouter,
-    WeightSpaceRouter,
-)
-from braingen.routing.time_router import AttentionTimeRouter, Choice, FixedTimeRouter, LevelPrior, MLPTimeRouter, TimeRouting
+from braingen.routing.space_router import SPACE_ROUTERS, SpaceSettings
+from braingen.routing.time_router import TIME_ROUTERS, Choice, LevelPrior, TimeRouting, TimeSettings
 from braingen.weights import load_whole, plain_text
-
-Time = Literal["off", "fixed", "mlp", "attention"]
-Space = Literal["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"]
 
 
 class Routed(NamedTuple):
@@ -54,8 +44,8 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         D.
     clip_seq_dim : int
         T; only "weight" has parameters per token.
-    time : {"off", "fixed", "mlp", "attention"}
-        The time router (`time_router.py`); off mixes levels evenly.
+    time : str
+        A key of `TIME_ROUTERS`: the time router (`time_router.py`); off mixes levels evenly.
     time_choice : {"soft", "hard"}
         Weighted sum over levels, or one level per sample.
     time_hidden_dim, time_embedding_dim, time_layers, time_temperature
@@ -68,8 +58,8 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         Gaussian that multiplies the time router's probabilities.
     time_prior_sigma : float
         Its width, in levels.
-    space : {"off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"}
-        The space router of every level (`space_router.py`).
+    space : str
+        A key of `SPACE_ROUTERS`: the space router of every level (`space_router.py`).
     space_temperature : float
         Divides its scores.
     space_grid : int
@@ -93,7 +83,7 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         num_experts: Sequence[int] = (2, 4, 8, 16),
         clip_emb_dim: int = 1280,
         clip_seq_dim: int = 1,
-        time: Time = "attention",
+        time: str = "attention",
         time_choice: Choice = "soft",
         time_hidden_dim: int = 768,
         time_embedding_dim: int = 320,
@@ -103,7 +93,7 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         time_context_size: int = 64,
         time_prior: LevelPrior = "none",
         time_prior_sigma: float = 1.0,
-        space: Space = "mix",
+        space: str = "mix",
         space_temperature: float = 1.0,
         space_grid: int = 64,
         level_output: Literal["mean", "sum"] = "mean",
@@ -112,46 +102,37 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         super().__init__()
         levels = len(num_experts)
         self.expert_counts = tuple(num_experts)
-        self.space_kind = space
-        learned: dict[str, Any] = {
-            "embedding_dim": time_embedding_dim,
-            "temperature": time_temperature,
-            "choice": time_choice,
-            "level_prior": time_prior,
-            "prior_sigma": time_prior_sigma,
-            "num_train_timesteps": num_train_timesteps,
-            "hidden_dim": time_hidden_dim,
-        }
-        self.time_router: nn.Module | None
-        if time == "off":
-            self.time_router = None
-        elif time == "fixed":
-            self.time_router = FixedTimeRouter(levels, num_train_timesteps=num_train_timesteps)
-        elif time == "mlp":
-            self.time_router = MLPTimeRouter(levels, num_layers=time_layers, **learned)
-        elif time == "attention":
-            self.time_router = AttentionTimeRouter(levels, context=time_context, context_size=time_context_size, **learned)
-        else:
-            raise UserError(f"time is {time!r}; allowed are 'off', 'fixed', 'mlp' and 'attention'")
-
-        def space_router(number: int) -> nn.Module:
-            if space == "off":
-                return MeanSpaceRouter(reduce=level_output)
-            if space.startswith("gate_"):
-                return GateSpaceRouter(number, clip_emb_dim, gate=cast(Literal["softmax"], space[5:]), temperature=space_temperature)
-            if space == "weight":
-                return WeightSpaceRouter(number, clip_emb_dim, clip_seq_dim, temperature=space_temperature)
-            if space == "self":
-                return SelfAttentionSpaceRouter(clip_emb_dim, temperature=space_temperature)
-            if space == "cross":
-                return CrossAttentionSpaceRouter(clip_emb_dim, grid=space_grid, temperature=space_temperature)
-            if space == "mix":
-                return MixingSpaceRouter(clip_emb_dim, grid=space_grid, temperature=space_temperature)
-            raise UserError(
-                f"space is {space!r}; allowed are 'off', 'gate_softmax', 'gate_sigmoid', 'gate_gumbel', 'weight', 'self', 'cross' and 'mix'"
+        for name, value, known in (("time", time, TIME_ROUTERS), ("space", space, SPACE_ROUTERS)):
+            if value not in known:
+                raise UserError(f"{name} is {value!r}; allowed are {', '.join(map(repr, known))}")
+        settings = TimeSettings(
+            levels,
+            hidden_dim=time_hidden_dim,
+            embedding_dim=time_embedding_dim,
+            layers=time_layers,
+            temperature=time_temperature,
+            choice=time_choice,
+            context=time_context,
+            context_size=time_context_size,
+            level_prior=time_prior,
+            prior_sigma=time_prior_sigma,
+            num_train_timesteps=num_train_timesteps,
+        )
+        kind = TIME_ROUTERS[time]
+        self.time_router = kind.build(settings) if kind is not None else None
+        self.space_routers = nn.ModuleList(
+            SPACE_ROUTERS[space](
+                SpaceSettings(
+                    number,
+                    clip_emb_dim,
+                    clip_seq_dim,
+                    temperature=space_temperature,
+                    grid=space_grid,
+                    level_output=level_output,
+                )
             )
-
-        self.space_routers = nn.ModuleList(space_router(number) for number in num_experts)
+            for number in num_experts
+        )
         # diffusers asks every part of a pipeline for its type and device, and a fixed schedule alone has nothing else to answer with
         self.register_buffer("nothing", torch.zeros(1), persistent=False)
 
@@ -172,7 +153,7 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
     @property
     def reads_experts(self) -> bool:
         """Whether single experts are needed; without a space router the levels' own outputs do."""
-        return self.space_kind != "off"
+        return any(router.reads_experts for router in self.space_routers)
 
     def forward(
         self,
@@ -217,7 +198,9 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
             times = TimeRouting(only_BL, only_BL)
         elif self.time_router is not None:
             times = self.time_router(t_B, latents_BCHW, generator)
-        return self.mix(experts, times, latents_BCHW, generator)
+        learned = level is None and self.time_router is not None and self.time_router.learned
+        routed = self.mix(experts, times, latents_BCHW, generator)
+        return routed._replace(routing=routed.routing._replace(levels_are_learned=learned))
 
     def mix(
         self,
@@ -236,8 +219,10 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         else:
             embedding_BTD = (levels_BLTD * times.weights_BL[:, :, None, None]).sum(dim=1)
         # attention runs over all tokens of all experts, weights are per token: both become one number per expert
-        pool = torch.sum if self.space_kind == "cross" else torch.mean
-        use = tuple(pool(level.weights_BET, dim=-1) for level in mixed)
+        use = tuple(
+            (torch.sum if router.use_sums_over_tokens else torch.mean)(level.weights_BET, dim=-1)  # type: ignore[operator]
+            for router, level in zip(self.space_routers, mixed)
+        )
         return Routed(embedding_BTD, Routing(times.weights_BL, times.probabilities_BL, use))
 
 

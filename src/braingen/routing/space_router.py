@@ -7,7 +7,10 @@ Every router is made so that at the start it gives the mean over the experts, ex
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +28,39 @@ class SpaceRouting(NamedTuple):
     """Use of every expert: its weight for every token, or (cross-attention) the attention paid to its tokens, summing to 1 over E and T."""
 
 
-class MeanSpaceRouter(nn.Module):
+class SpaceSettings(NamedTuple):
+    """What the space router of a level may be built from; each kind takes what it needs."""
+
+    experts: int
+    """E."""
+    clip_emb_dim: int
+    """D."""
+    clip_seq_dim: int = 1
+    """T."""
+    temperature: float = 1.0
+    grid: int = 64
+    level_output: Literal["mean", "sum"] = "mean"
+
+
+class SpaceRouter(nn.Module, ABC):
+    """Contract of a space router: built from `SpaceSettings`, it mixes the experts of a level.
+
+    A new kind is a subclass with a line in `SPACE_ROUTERS` and its name in ``router.space`` (config/drawing.py).
+    """
+
+    reads_experts: ClassVar[bool] = True
+    """Whether single experts are needed; else the level's own output does."""
+    reads_latents: ClassVar[bool] = False
+    """Whether it looks at the noisy latents, on the grid of ``router.space_grid``."""
+    use_sums_over_tokens: ClassVar[bool] = False
+    """Whether its weights sum to 1 over experts and tokens together; else over the experts of a token."""
+
+    @abstractmethod
+    def forward(self, experts_BETD: Tensor, latents_BCHW: Tensor | None = None, generator: torch.Generator | None = None) -> SpaceRouting:
+        """Mix the experts of a level; see `CrossAttentionSpaceRouter.forward`."""
+
+
+class MeanSpaceRouter(SpaceRouter):
     """No routing: the mean over experts (paper), or their sum (published implementation).
 
     Parameters
@@ -33,6 +68,8 @@ class MeanSpaceRouter(nn.Module):
     reduce : {"mean", "sum"}
         Which of the two.
     """
+
+    reads_experts = False
 
     def __init__(self, *, reduce: Literal["mean", "sum"] = "mean") -> None:
         super().__init__()
@@ -46,7 +83,7 @@ class MeanSpaceRouter(nn.Module):
         return SpaceRouting(experts_BETD.sum(dim=1), torch.ones_like(experts_BETD[..., 0]))
 
 
-class GateSpaceRouter(nn.Module):
+class GateSpaceRouter(SpaceRouter):
     """Gates from the mean over experts.
 
     Parameters
@@ -95,7 +132,7 @@ class GateSpaceRouter(nn.Module):
         return _weighted(experts_BETD, weights_BTE.transpose(1, 2))
 
 
-class WeightSpaceRouter(nn.Module):
+class WeightSpaceRouter(SpaceRouter):
     """One learned weight per expert and token, or a score per expert from its own embedding.
 
     Parameters
@@ -146,7 +183,7 @@ class WeightSpaceRouter(nn.Module):
         return _weighted(experts_BETD, weights_BET)
 
 
-class SelfAttentionSpaceRouter(nn.Module):
+class SelfAttentionSpaceRouter(SpaceRouter):
     """Experts weighted by how well their key answers the query of the mean over experts.
 
     Parameters
@@ -179,7 +216,7 @@ class SelfAttentionSpaceRouter(nn.Module):
         return _weighted(experts_BETD, weights_BET)
 
 
-class CrossAttentionSpaceRouter(nn.Module):
+class CrossAttentionSpaceRouter(SpaceRouter):
     """Cross-attention from the noisy latents to the experts, added to their mean (the paper's router).
 
     The query is the mean over channels of the projected latents, keys and values are projections of all experts' tokens; the attended
@@ -196,6 +233,9 @@ class CrossAttentionSpaceRouter(nn.Module):
     learned_query : bool
         Have a learned latent image to use where no latents are given.
     """
+
+    reads_latents = True
+    use_sums_over_tokens = True
 
     def __init__(self, clip_emb_dim: int, *, grid: int = 64, temperature: float = 1.0, learned_query: bool = False) -> None:
         super().__init__()
@@ -237,7 +277,7 @@ class CrossAttentionSpaceRouter(nn.Module):
         return SpaceRouting(experts_BETD.mean(dim=1) + attended_B1D, attention_BN.view(B, E, T))
 
 
-class MixingSpaceRouter(nn.Module):
+class MixingSpaceRouter(SpaceRouter):
     """Cross-attention from the noisy latents to the experts that says whom to listen to, and adds nothing of its own.
 
     Query and keys as in :class:`CrossAttentionSpaceRouter`; values are what the experts say, so the level stays a mixture of its experts. A
@@ -254,6 +294,8 @@ class MixingSpaceRouter(nn.Module):
     temperature : float
         Scores are divided by it (and by sqrt(D)).
     """
+
+    reads_latents = True
 
     def __init__(self, clip_emb_dim: int, *, grid: int = 64, temperature: float = 1.0) -> None:
         super().__init__()
@@ -292,3 +334,26 @@ class MixingSpaceRouter(nn.Module):
 
 def _weighted(experts_BETD: Tensor, weights_BET: Tensor) -> SpaceRouting:
     return SpaceRouting((experts_BETD * weights_BET[..., None]).sum(dim=1), weights_BET)
+
+
+def _gate(settings: SpaceSettings, gate: Literal["softmax", "sigmoid", "gumbel"]) -> SpaceRouter:
+    return GateSpaceRouter(settings.experts, settings.clip_emb_dim, gate=gate, temperature=settings.temperature)
+
+
+def _looking(settings: SpaceSettings, kind: type[CrossAttentionSpaceRouter] | type[MixingSpaceRouter]) -> SpaceRouter:
+    return kind(settings.clip_emb_dim, grid=settings.grid, temperature=settings.temperature)
+
+
+SPACE_ROUTERS: dict[str, Callable[[SpaceSettings], SpaceRouter]] = {
+    "off": lambda settings: MeanSpaceRouter(reduce=settings.level_output),
+    "gate_softmax": partial(_gate, gate="softmax"),
+    "gate_sigmoid": partial(_gate, gate="sigmoid"),
+    "gate_gumbel": partial(_gate, gate="gumbel"),
+    "weight": lambda settings: WeightSpaceRouter(
+        settings.experts, settings.clip_emb_dim, settings.clip_seq_dim, temperature=settings.temperature
+    ),
+    "self": lambda settings: SelfAttentionSpaceRouter(settings.clip_emb_dim, temperature=settings.temperature),
+    "cross": partial(_looking, kind=CrossAttentionSpaceRouter),
+    "mix": partial(_looking, kind=MixingSpaceRouter),
+}
+"""How the space router of a level is built, by the name that stands in ``router.space``."""

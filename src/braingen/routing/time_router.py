@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from math import prod
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +157,45 @@ def one_of(logits: Tensor, *, training: bool, generator: torch.Generator | None 
     return hard + soft - soft.detach()
 
 
-class FixedTimeRouter(nn.Module):
+class TimeSettings(NamedTuple):
+    """What a time router may be built from; each kind takes what it needs."""
+
+    levels: int
+    """L."""
+    hidden_dim: int = 768
+    embedding_dim: int = 320
+    layers: int = 3
+    temperature: float = 1.0
+    choice: Choice = "soft"
+    context: bool = False
+    context_size: Grid = 64
+    level_prior: LevelPrior = "none"
+    prior_sigma: float = 1.0
+    num_train_timesteps: int = 1000
+
+
+class TimeRouter(nn.Module, ABC):
+    """Contract of a time router: built from `TimeSettings`, it weighs the levels at a denoising time.
+
+    A new kind is a subclass with a line in `TIME_ROUTERS` and its name in ``router.time`` (config/drawing.py).
+    """
+
+    @classmethod
+    @abstractmethod
+    def build(cls, settings: TimeSettings) -> TimeRouter:
+        """A fresh router."""
+
+    @property
+    def learned(self) -> bool:
+        """Whether it has weights of its own; the pull toward coarse levels early (`kl_guidance`) acts on every router that has."""
+        return any(True for _ in self.parameters())
+
+    @abstractmethod
+    def forward(self, t_B: Tensor, latents_BCHW: Tensor | None = None, generator: torch.Generator | None = None) -> TimeRouting:
+        """Weights of the levels at times `t_B` on the training scale; see `LearnedTimeRouter.forward`."""
+
+
+class FixedTimeRouter(TimeRouter):
     """Schedule without parameters: level min(L - 1, floor(L (1 - t/T))), coarse while the image is still noise, fine at the end.
 
     Parameters
@@ -174,6 +212,11 @@ class FixedTimeRouter(nn.Module):
         self.levels = levels
         self.num_train_timesteps = num_train_timesteps
 
+    @classmethod
+    def build(cls, settings: TimeSettings) -> FixedTimeRouter:
+        """A fresh router."""
+        return cls(settings.levels, num_train_timesteps=settings.num_train_timesteps)
+
     def level(self, t_B: Tensor) -> Tensor:
         """The level of every time, B, int64; times beyond T count as T."""
         level_B = torch.floor(self.levels * (self.num_train_timesteps - t_B.double()) / self.num_train_timesteps)
@@ -185,7 +228,7 @@ class FixedTimeRouter(nn.Module):
         return TimeRouting(weights_BL, weights_BL)
 
 
-class LearnedTimeRouter(nn.Module, ABC):
+class LearnedTimeRouter(TimeRouter):
     """What the learned time routers share: from logits to weights.
 
     Parameters
@@ -228,6 +271,18 @@ class LearnedTimeRouter(nn.Module, ABC):
         self.level_prior = level_prior
         self.prior_sigma = prior_sigma
         self.num_train_timesteps = num_train_timesteps
+
+    @staticmethod
+    def shared(settings: TimeSettings) -> dict[str, Any]:
+        """The arguments that all kinds of learned router have."""
+        return {
+            "embedding_dim": settings.embedding_dim,
+            "temperature": settings.temperature,
+            "choice": settings.choice,
+            "level_prior": settings.level_prior,
+            "prior_sigma": settings.prior_sigma,
+            "num_train_timesteps": settings.num_train_timesteps,
+        }
 
     @abstractmethod
     def logits(self, embedding_BF: Tensor, latents_BCHW: Tensor | None = None) -> Tensor:
@@ -302,6 +357,11 @@ class MLPTimeRouter(LearnedTimeRouter):
         nn.init.zeros_(self.output_layer.weight)
         nn.init.zeros_(self.output_layer.bias)
 
+    @classmethod
+    def build(cls, settings: TimeSettings) -> MLPTimeRouter:
+        """A fresh router."""
+        return cls(settings.levels, hidden_dim=settings.hidden_dim, num_layers=settings.layers, **cls.shared(settings))
+
     def logits(self, embedding_BF: Tensor, latents_BCHW: Tensor | None = None) -> Tensor:
         """Score of every level, B x L, temperature included."""
         x_BH = gelu(self.layers[0](embedding_BF))
@@ -343,6 +403,17 @@ class AttentionTimeRouter(LearnedTimeRouter):
                 nn.init.zeros_(projection.weight)
                 nn.init.zeros_(projection.bias)
 
+    @classmethod
+    def build(cls, settings: TimeSettings) -> AttentionTimeRouter:
+        """A fresh router."""
+        return cls(
+            settings.levels,
+            hidden_dim=settings.hidden_dim,
+            context=settings.context,
+            context_size=settings.context_size,
+            **cls.shared(settings),
+        )
+
     def logits(self, embedding_BF: Tensor, latents_BCHW: Tensor | None = None) -> Tensor:
         """Score of every level, B x L, temperature included."""
         query_BH = self.timestep_proj(embedding_BF)
@@ -352,3 +423,12 @@ class AttentionTimeRouter(LearnedTimeRouter):
             cells_BP = latent_grid(latents_BCHW, self.context_size).mean(dim=1)
             query_BH = query_BH + self.context_proj(cells_BP.to(self.context_proj.weight.dtype))
         return query_BH @ self.granularity_embeddings.T / (query_BH.shape[-1] ** 0.5 * self.temperature)
+
+
+TIME_ROUTERS: dict[str, type[TimeRouter] | None] = {
+    "off": None,
+    "fixed": FixedTimeRouter,
+    "mlp": MLPTimeRouter,
+    "attention": AttentionTimeRouter,
+}
+"""Kinds of time router by the name that stands in ``router.time``; None mixes the levels evenly."""

@@ -194,9 +194,10 @@ def _losses(
     target_BChw = prediction_target(alphas, latents_BChw, noise_BChw, t_B, parts.prediction_type)
     weight_B = min_snr_weight(signal_to_noise(alphas, t_B), config.finetune.snr_gamma or None, parts.prediction_type)
     terms = {"denoising": denoising_loss(guess_BChw, target_BChw, weight_B).mean()}
-    if config.router.kl_scale and config.router.time in ("mlp", "attention") and routings:
+    learned = [each for each in routings if each.levels_are_learned]
+    if config.router.kl_scale and learned:
         sigma, times = config.router.kl_sigma, len(alphas)
-        pulls = [kl_guidance(each.level_probabilities_BL, t_B, sigma=sigma, num_train_timesteps=times) for each in routings]
+        pulls = [kl_guidance(each.level_probabilities_BL, t_B, sigma=sigma, num_train_timesteps=times) for each in learned]
         terms["guidance"] = config.router.kl_scale * torch.stack(pulls).mean()
     return StepLosses.of(terms)
 

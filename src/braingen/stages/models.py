@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,7 +21,9 @@ from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
 from braingen.diffusion.sdxl import backbone_folder
 from braingen.errors import UserError
-from braingen.routing.diffuse_router import DiffuseRouter, Space
+from braingen.routing.diffuse_router import DiffuseRouter
+from braingen.routing.space_router import SPACE_ROUTERS
+from braingen.routing.time_router import TIME_ROUTERS
 
 PUBLISHED_IMAGE = {"pooled": (1, 1280, 1664), "tokens": (256, 1280, 1664), "both": (257, 1280, 1664)}
 """Tokens, and width with and without projection, of ViT-bigG/14 at 224 pixels: where no configuration is at hand."""
@@ -166,10 +168,10 @@ def other_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
     shared: dict[str, Any] = {"num_experts": levels, "clip_emb_dim": width, "clip_seq_dim": tokens}
     shared |= {"time_hidden_dim": wanted.time_hidden_dim}
     shared |= {"space_grid": wanted.space_grid or 64, "time_context_size": wanted.space_grid or 64}
-    for time, context in (("fixed", False), ("mlp", False), ("attention", False), ("attention", True)):
+    for time, context in [*((time, False) for time in TIME_ROUTERS if time != "off"), ("attention", True)]:
         note = " with context" if context else ""
         yield card(f"DiffuseRouter: time {time}{note}, space off", DiffuseRouter(time=time, space="off", time_context=context, **shared))
-    for space in get_args(Space):
+    for space in SPACE_ROUTERS:
         if space != "off":
             yield card(f"DiffuseRouter: time off, space {space}", DiffuseRouter(time="off", space=space, **shared))
     own = f"DiffuseRouter as configured: time {wanted.time}, space {wanted.space}"
