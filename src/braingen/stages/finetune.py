@@ -206,7 +206,8 @@ def _losses(
 def validate(parts: Parts, config: Config) -> dict[str, float]:
     """The objective on held-out training pictures, and its denoising loss: their own reads, the same noise and times, nothing left out.
 
-    ``loss`` is what is minimised, guidance of the time routers included: a checkpoint is not preferred for not having been routed yet.
+    ``denoising`` chooses the checkpoint. ``loss`` is what is minimised, guidance of the time routers
+    included; guidance says how routers are set and nothing about pictures.
     """
     parts.model.eval()
     held_out, device = parts.data.held_out, parts.alphas_cumprod.device
@@ -342,7 +343,7 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
         with accelerator.autocast():
             found = validate(parts, config)
         divergence.validated(found, f"on the held-out images at step {number}")
-        loss = found["loss"]
+        loss = found["denoising"]
         if loss < best and workers.main:
             _save(run, BEST, model, config)
         average.swap()
@@ -385,12 +386,12 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
                 if stop:
                     end_tracking(accelerator)
                     raise Stopped
-            progress.update(bar, advance=1, description=f"fine-tuning, held-out loss {best:.4f}")
+            progress.update(bar, advance=1, description=f"fine-tuning, held-out denoising loss {best:.4f}")
     average.swap()
     if workers.main:
         _save(run, LAST, model, config)
     end_tracking(accelerator)
-    run.mark_finished({"best_validation_loss": best})
+    run.mark_finished({"best_validation_denoising": best})
     run.remove_state()
     workers.wait()
 

@@ -1,0 +1,477 @@
+"""The wires of fine-tuning: every term, flag and selection of its loop reaches what it is meant for.
+
+Each test fails when a wire is cut: no min-SNR weights, conditions of other pictures, routers exchanged, the worst checkpoint kept.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from unit.fake_backbone import fake_backbone
+from unit.tiny_finetuning import TableTargets, latents, table, text_encoder, tiny_reader, tiny_tuning
+from unit.tiny_training import spy
+
+from braingen.config import Config
+from braingen.data.betas import Betas
+from braingen.data.nsd import Layout
+from braingen.data.trials import hold_out_images, train_trials
+from braingen.diffusion.finetuning import load_tuned
+from braingen.diffusion.listening import ListeningUNet, expert_counts, read
+from braingen.diffusion.lora import load_lora, lora_parameters, lora_weights
+from braingen.diffusion.loss import min_snr_weight
+from braingen.diffusion.unsure_reads import mixing_weights, unsure
+from braingen.records import Routing
+from braingen.routing.conditioning import ConditioningForm, all_experts
+from braingen.routing.diffuse_router import DiffuseRouter
+from braingen.routing.time_router import kl_guidance
+from braingen.stages import finetune as stage
+from braingen.stages import listening_data
+from braingen.stages.steps import StepLosses, hash_seed
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
+COUNTS = (2, 4)
+"""Experts of the tiny encoders' levels."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("wires") / "data"
+
+
+@pytest.fixture
+def tiny(monkeypatch, root, tmp_path):
+    """Settings of a tiny fine-tuning, stand-ins in place."""
+    return lambda folder=tmp_path / "run", **more: tiny_tuning(monkeypatch, root, folder, **more)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- the data -------------------------------------------------------------------------------------------------------
+
+
+def data_of(config: Config, targets: TableTargets, readers: Any = None) -> listening_data.ListeningData:
+    readers = readers or {name: tiny_reader(name) for name in ("image", "text")}
+    return listening_data.listening_data(config, targets, readers, 32, config.finetune.validation_images)  # type: ignore[arg-type]
+
+
+def test_every_row_holds_the_latents_reads_and_truths_of_its_own_picture(tiny):
+    """Of two subjects; a read is of the subject who saw the picture, averaged over its presentations, after the prior."""
+    config, targets = tiny(data__subjects="1,2"), TableTargets()
+    readers = {name: tiny_reader(name) for name in ("image", "text")}
+    data = data_of(config, targets, readers)
+    assert targets.asked[0][1] == 32
+    layout = Layout.of(config.data.root)
+    splits = {subject: hold_out_images(train_trials(layout, subject), config.data.holdout_share, 0) for subject in (1, 2)}
+    for part, which in ((data.train, 0), (data.held_out, 1)):
+        expected = [image for subject in (1, 2) for image in sorted(set(splits[subject][which].table["image"]))]
+        assert part.image_N.tolist() == (expected if which == 0 else expected[:3])
+        np.testing.assert_array_equal(part.latents_of(part.rows).numpy(), latents()[part.image_N].astype(np.float32))
+        for row in part.rows[::2]:
+            image, subject = part.image_N[row], int(part.subject_N[row]) + 1
+            trials = splits[subject][which].table
+            assert image in set(trials["image"])
+            voxels = torch.from_numpy(Betas.of(layout, subject).rows(trials["trial"][trials["image"] == image].to_numpy()))
+            for name, reader in readers.items():
+                there = torch.ones(1, len(voxels), dtype=torch.bool)
+                said = all_experts(read(reader, voxels[None], subject, there, "output", experts=True))
+                torch.testing.assert_close(part.read_of(name, np.array([row])), said, rtol=2e-3, atol=5e-3)
+                torch.testing.assert_close(part.truth[name][row], reader.standardised(table(name)[image]), rtol=1e-4, atol=1e-5)
+    assert len(data.held_out.truth["image"]) == len(data.held_out.image_N) == 3
+
+
+def test_errors_are_measured_on_all_held_out_pictures_and_on_no_other(tiny):
+    config = tiny(data__subjects="1,2", finetune__validation_images="1")
+    data, whole = data_of(config, TableTargets()), data_of(tiny(data__subjects="1,2", finetune__validation_images="99"), TableTargets())
+    assert len(data.held_out.rows) == 1 < len(whole.held_out.rows)
+    for name in ("image", "text"):
+        reads, truth = whole.held_out.read_of(name, whole.held_out.rows), whole.held_out.truth[name]
+        slope_E = (reads * truth[:, None]).sum((0, 2, 3)) / truth.square().sum()
+        torch.testing.assert_close(data.unsureness[name].slope_E, slope_E, rtol=1e-3, atol=1e-4)
+        expected = reads - slope_E[:, None, None] * truth[:, None]
+        torch.testing.assert_close(data.unsureness[name].error_JETD, expected, rtol=1e-3, atol=1e-3)
+
+
+# --- the objective --------------------------------------------------------------------------------------------------
+
+
+class FakeUNet(nn.Module):
+    """Stands in for the listening U-Net: keeps what it is given and answers with something that depends on it."""
+
+    def __init__(self, levels: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.5))
+        self.levels_BL = levels
+        self.given: list[tuple[Any, ...]] = []
+        self.modes: list[bool] = []
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, tuple[Routing, ...]]:
+        self.given.append(arguments)
+        self.modes.append(self.training)
+        noisy_BChw, t_B = arguments[:2]
+        if self.levels_BL is None:
+            return self.weight * noisy_BChw, ()
+        levels_BL = self.levels_BL[: len(t_B)]
+        return self.weight * noisy_BChw, (Routing(levels_BL, levels_BL, ()), Routing(levels_BL.flip(1), levels_BL.flip(1), ()))
+
+
+ALPHAS = torch.linspace(0.999, 0.01, 100)
+
+
+def parts_of(config: Config, prediction: str = "epsilon", model: nn.Module | None = None) -> stage.Parts:
+    return stage.Parts(model or FakeUNet(), data_of(config, TableTargets()), ALPHAS, prediction)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reads", ["as_held_out", "plain"])
+@pytest.mark.parametrize(("prediction", "gamma"), [("epsilon", "1.5"), ("epsilon", "0"), ("v_prediction", "5")])
+def test_the_denoising_loss_is_what_it_is_by_hand(tiny, prediction, gamma, reads):
+    config = tiny(finetune__snr_gamma=gamma, finetune__reads=reads, finetune__noise_offset="0.3", router__kl_scale="0")
+    parts, rows = parts_of(config, prediction), np.array([4, 1, 3])
+    chance = generator(5)
+    found = stage.step(parts.model, rows, parts, config, chance)
+    assert set(found.terms) == {"denoising"} and found.total == found.terms["denoising"]
+    noisy, t_B, image, text, no_image, no_text, passed_on = parts.model.given[0]
+    errors = len(parts.data.unsureness["image"].error_JETD)
+    drawn = stage.draw(config, 3, (4, 8, 8), 100, errors, generator(5))
+    clean = torch.from_numpy(latents()[parts.data.train.image_N[rows]].astype(np.float32))
+    a = ALPHAS[drawn.t_B].view(-1, 1, 1, 1)
+    assert torch.equal(t_B, drawn.t_B) and passed_on is chance
+    torch.testing.assert_close(noisy, a.sqrt() * clean + (1 - a).sqrt() * drawn.noise_BChw)
+    assert drawn.noise_BChw.mean((2, 3)).std() > 0.2  # shifted per channel
+    goal = drawn.noise_BChw if prediction == "epsilon" else a.sqrt() * drawn.noise_BChw - (1 - a).sqrt() * clean
+    error_B = (0.5 * noisy - goal).square().mean((1, 2, 3))
+    snr_B = ALPHAS[drawn.t_B] / (1 - ALPHAS[drawn.t_B])
+    limit = float(gamma)
+    if not limit:
+        weight_B = torch.ones(3)
+    elif prediction == "epsilon":
+        weight_B = snr_B.clamp(max=limit) / snr_B
+    else:
+        weight_B = snr_B.clamp(max=limit) / (snr_B + 1)
+    assert not limit or weight_B.min() < 0.9
+    torch.testing.assert_close(found.total, (weight_B * error_B).mean(), rtol=1e-4, atol=1e-6)
+    for name, heard in (("image", image), ("text", text)):
+        own = parts.data.train.read_of(name, rows)
+        if reads == "as_held_out":
+            own = unsure(parts.data.train.truth[name][rows], parts.data.unsureness[name], drawn.weights_BJ)
+        torch.testing.assert_close(heard, own, rtol=1e-4, atol=1e-4)
+    assert not no_image.any() and not no_text.any()
+
+
+def test_conditions_are_dropped_as_drawn_image_and_text_apart(tiny):
+    config = tiny(finetune__drop_image="0.3", finetune__drop_text="0.2", finetune__drop_both="0.1", finetune__train_batch_size="3")
+    parts = parts_of(config)
+    dropped = np.zeros((0, 2))
+    for seed in range(60):
+        stage.step(parts.model, np.array([0, 1, 2]), parts, config, generator(seed))
+        no_image, no_text = parts.model.given[-1][4:6]
+        dropped = np.concatenate([dropped, torch.stack([no_image, no_text], 1).numpy()])
+    image, text = dropped.mean(0)
+    assert 0.25 < image < 0.55 and 0.15 < text < 0.45 and image > text
+    assert 0 < dropped.all(1).mean() < 0.25
+
+
+def test_routers_that_learn_are_pulled_toward_coarse_then_fine_and_others_are_not(tiny):
+    levels = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])
+    config = tiny(router__kl_scale="0.5", router__kl_sigma="0.7")
+    parts = parts_of(config, model=FakeUNet(levels))
+    found = stage.step(parts.model, np.array([0, 1, 2]), parts, config, generator(1))
+    t_B = parts.model.given[0][1]
+    pulls = [kl_guidance(x, t_B, sigma=0.7, num_train_timesteps=100) for x in (levels, levels.flip(1))]
+    torch.testing.assert_close(found.terms["guidance"], 0.5 * (pulls[0] + pulls[1]) / 2)
+    torch.testing.assert_close(found.total, found.terms["guidance"] + found.terms["denoising"])
+    for more in ({"router__time": "fixed"}, {"router__time": "off"}, {"router__kl_scale": "0"}):
+        assert "guidance" not in stage.step(parts.model, np.array([0, 1, 2]), parts, tiny(**more), generator(1)).terms
+
+
+def test_a_validation_hears_held_out_pictures_whole_with_the_same_noise_every_time(tiny, monkeypatch):
+    levels = torch.tensor([[0.9, 0.1]]).expand(5, 2)
+    config = tiny(finetune__drop_both="1", router__kl_scale="2")
+    parts = parts_of(config, model=FakeUNet(levels))
+    monkeypatch.setattr(stage, "pieces", lambda count, size: listening_data.pieces(count, 2))
+    found = stage.validate(parts, config)
+    first, parts.model.given = parts.model.given, []
+    assert stage.validate(parts, config) == found
+    assert parts.model.modes and not any(parts.model.modes) and parts.model.training
+    held, row, denoising, guidance = parts.data.held_out, 0, 0.0, 0.0
+    for once, again in zip(first, parts.model.given, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(once[:6], again[:6]))
+        noisy, t_B, image, text, no_image, no_text, _ = once
+        assert not no_image.any() and not no_text.any()
+        rows = np.arange(row, row + len(t_B))
+        torch.testing.assert_close(image, held.read_of("image", rows))
+        torch.testing.assert_close(text, held.read_of("text", rows))
+        clean, a = held.latents_of(rows), ALPHAS[t_B].view(-1, 1, 1, 1)
+        noise = (noisy - a.sqrt() * clean) / (1 - a).sqrt()
+        error_B = (0.5 * noisy - noise).square().mean((1, 2, 3))
+        denoising += (min_snr_weight(ALPHAS[t_B] / (1 - ALPHAS[t_B]), 1.5) * error_B).sum().item()
+        for each in (levels, levels.flip(1)):
+            guidance += len(t_B) * kl_guidance(each[: len(t_B)], t_B, num_train_timesteps=100).item()
+        row += len(t_B)
+    assert row == len(held.rows) and len(first) > 1
+    assert found["denoising"] == pytest.approx(denoising / row, rel=1e-3)
+    assert found["loss"] == pytest.approx((denoising + guidance) / row, rel=1e-3)
+
+
+# --- the listening U-Net --------------------------------------------------------------------------------------------
+
+
+class EchoUNet(nn.Module):
+    """Keeps what a U-Net is called with."""
+
+    def forward(self, latents: Tensor, t: Tensor, *, encoder_hidden_states: Tensor, added_cond_kwargs: dict[str, Any]) -> Any:
+        self.called = {"latents": latents, "t": t, "tokens": encoder_hidden_states, **added_cond_kwargs}
+        return type("Out", (), {"sample": latents})()
+
+
+def a_router(seed: int) -> DiffuseRouter:
+    """A router whose weights are no longer those of the start, so that it prefers some levels and experts."""
+    torch.manual_seed(seed)
+    made = DiffuseRouter(num_experts=COUNTS, clip_emb_dim=128, time_hidden_dim=16, space="weight", space_grid=8)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return made.eval()
+
+
+def form_of() -> ConditioningForm:
+    return ConditioningForm.of(text_encoder(), cross_attention_dim=224, pooled_dim=128, image_shape=(1, 128))
+
+
+@pytest.mark.parametrize("routed", [("image", "text"), ("image",), ("text",), ()])
+def test_image_and_text_are_routed_by_their_own_routers_and_decoded_by_their_own_encoders(routed):
+    readers = {name: tiny_reader(name) for name in ("image", "text")}
+    routers = {name: a_router(seed) for name, seed in (("image", 1), ("text", 2)) if name in routed}
+    counts = dict.fromkeys(readers, COUNTS)
+    unet = EchoUNet()
+    model = ListeningUNet(unet, form_of(), readers, dict(routers), counts, "output", 32)  # type: ignore[arg-type]
+    draws = generator()
+    reads = {name: torch.randn(3, 6, 1, 128, generator=draws) for name in readers}
+    noisy, t_B = torch.randn(3, 4, 8, 8, generator=draws), torch.tensor([900, 500, 20])
+    drop_image, drop_text = torch.tensor([True, False, False]), torch.tensor([False, True, False])
+    _, routings = model(noisy, t_B, reads["image"], reads["text"], drop_image, drop_text, None)
+    assert len(routings) == len(routed)
+
+    def heard(name: str) -> Tensor:
+        experts = reads[name].split(list(COUNTS), dim=1)
+        if name in routed:
+            mixed = routers[name](experts, t_B, noisy)
+            mine = routings[routed.index(name)].level_weights_BL
+            torch.testing.assert_close(mine, mixed.routing.level_weights_BL)
+            return readers[name].in_clip_units(mixed.embedding_BTD)
+        return readers[name].in_clip_units(torch.stack([x.mean(1) for x in experts]).mean(0))
+
+    image, text = heard("image"), heard("text")
+    image[0] = 0
+    torch.testing.assert_close(unet.called["image_embeds"][0], image, rtol=1e-4, atol=1e-4)
+    tokens = form_of().text(text)
+    tokens[1] = 0
+    torch.testing.assert_close(unet.called["tokens"], tokens, rtol=1e-4, atol=1e-4)
+    assert not unet.called["text_embeds"].any() and unet.called["text_embeds"].shape == (3, 128)
+    assert unet.called["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]] * 3
+    assert torch.equal(unet.called["t"], t_B) and torch.equal(unet.called["latents"], noisy)
+
+
+def test_a_prior_at_every_step_stands_after_the_router_and_passes_gradients_to_it():
+    readers = {name: tiny_reader(name) for name in ("image", "text")}
+    routers = {"image": a_router(1), "text": a_router(2)}
+    unet = EchoUNet()
+    model = ListeningUNet(unet, form_of(), readers, dict(routers), dict.fromkeys(readers, COUNTS), "step", 32)  # type: ignore[arg-type]
+    reads = torch.randn(2, 6, 1, 128, generator=generator())
+    noisy, t_B, nothing = torch.zeros(2, 4, 8, 8), torch.tensor([10, 990]), torch.zeros(2, dtype=torch.bool)
+    model(noisy, t_B, reads, reads, nothing, nothing, None)
+    reader = readers["image"]
+    routed = routers["image"](reads.split(list(COUNTS), dim=1), t_B, noisy).embedding_BTD
+    (heard,) = unet.called["image_embeds"]
+    torch.testing.assert_close(heard, reader.in_clip_units(reader.through_prior(routed)), rtol=1e-4, atol=1e-4)
+    gradients = torch.autograd.grad(heard.square().sum(), list(routers["image"].parameters()), allow_unused=True)
+    assert sum(gradient is not None and gradient.abs().max() > 0 for gradient in gradients) > 3
+
+
+# --- setup ----------------------------------------------------------------------------------------------------------
+
+
+def test_setup_builds_the_routers_and_the_lora_that_are_asked_for(tiny):
+    parts = stage.setup(tiny(router__route_text="false", lora__rank="3", router__prior_order="levels"))
+    assert set(parts.model.routers) == {"image"} and parts.model.order == "levels" and parts.model.size == 32
+    assert {value.shape[0] for name, value in lora_weights(parts.model.unet).items() if "lora_A" in name} == {3}
+    assert parts.model.counts == {"image": COUNTS, "text": COUNTS} == {name: expert_counts(tiny_reader(name)) for name in ("image", "text")}
+    router = parts.model.routers["image"]
+    assert router.expert_counts == COUNTS and router.config.num_train_timesteps == 1000
+    assert router.config.time == "attention" and router.config.space == "mix" and router.config.space_grid == 8
+    assert parts.prediction_type == "epsilon" and len(parts.alphas_cumprod) == 1000
+    none = stage.setup(tiny(router__route_image="false", router__time="fixed"))
+    assert set(none.model.routers) == {"text"} and none.model.routers["text"].config.time == "fixed"
+    again, other = (stage.setup(tiny(run__seed=seed)).model for seed in ("0", "7"))
+    for mine, yours, same in ((none.model, again, True), (again, other, False)):
+        first, second = (lora_weights(model.unet) for model in (mine, yours))
+        assert all(torch.equal(first[name], second[name]) for name in first if "lora_A" in name) == same
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------
+
+
+class Tuning(NamedTuple):
+    config: Config
+    folder: Path
+    rows: list[list[int]]
+    """Of every pass."""
+    seeds: list[int]
+    rates: list[tuple[float, float]]
+    """Of LoRA and routers, at every update."""
+    gradients: list[float]
+    states: list[dict[str, Tensor]]
+    """What is trained, at every validation."""
+    before: dict[str, Tensor]
+
+
+def tuned(monkeypatch: pytest.MonkeyPatch, config: Config, found: list[dict[str, float]] | None = None) -> Tuning:
+    """Run a fine-tuning, recorded; `found`: what its validations are made to find."""
+    seen = Tuning(config, config.run.folder / "finetune", [], [], [], [], [], {})
+    fresh = stage.optimizer_of
+
+    def optimizer_of(model: ListeningUNet, config: Config) -> torch.optim.Optimizer:
+        optimizer = fresh(model, config)
+        seen.before.update({name: p.detach().clone() for name, p in model.named_parameters()})
+        lora = {id(p) for name, p in model.named_parameters() if ".lora_" in name}
+
+        def before_update(*_: Any) -> None:
+            of = {id(group["params"][0]) in lora: group["lr"] for group in optimizer.param_groups}
+            seen.rates.append((of[True], of[False]))
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            seen.gradients.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
+
+        optimizer.register_step_pre_hook(before_update)
+        return optimizer
+
+    def before_step(model: nn.Module, rows: np.ndarray, parts: Any, config: Config, chance: torch.Generator) -> None:
+        assert model.training
+        seen.rows.append(rows.tolist())
+        seen.seeds.append(chance.initial_seed())
+
+    def before_validation(parts: stage.Parts, config: Config) -> None:
+        seen.states.append({name: p.detach().clone() for name, p in parts.model.named_parameters()})
+
+    monkeypatch.setattr(stage, "optimizer_of", optimizer_of)
+    if found is not None:
+        wanted = iter(found)
+        monkeypatch.setattr(stage, "validate", lambda parts, config: next(wanted))
+    spy(monkeypatch, stage, "step", before_step)
+    spy(monkeypatch, stage, "validate", before_validation)
+    monkeypatch.setattr(stage, "fingerprint_of_files", lambda folder: str(folder))
+    stage.finetune(config)
+    return seen
+
+
+def is_of(checkpoint: Path, state: dict[str, Tensor]) -> bool:
+    """Whether a checkpoint holds the LoRA and the routers of a state."""
+    unet = fake_backbone().unet
+    load_lora(unet, checkpoint)
+    loaded = load_tuned(checkpoint)
+    kept = {f"unet.{name}": p for name, p in lora_parameters(unet).items()}
+    for kind, router in (("image", loaded.router_image), ("text", loaded.router_text)):
+        kept |= {f"routers.{kind}.{name}": p for name, p in router.named_parameters()}
+    assert kept.keys() == {name for name in state if ".lora_" in name or name.startswith("routers.")}
+    return all(torch.equal(p, state[name]) for name, p in kept.items())
+
+
+@pytest.mark.parametrize(
+    ("denoising", "loss", "best"),
+    [
+        ([0.5, 0.3, 0.4, 0.6], [0.9, 0.8, 0.7, 0.6], 1),  # the objective goes on falling, for its guidance
+        ([0.5, 0.6, 0.7, 0.8], [0.9, 0.8, 0.7, 0.6], 0),  # training made denoising worse: the start is kept
+        ([0.5, 0.4, 0.3, 0.2], [0.5, 0.6, 0.7, 0.8], 3),
+    ],
+)
+def test_the_checkpoint_of_the_lowest_held_out_denoising_loss_is_kept_whatever_the_guidance(tiny, monkeypatch, denoising, loss, best):
+    found = [{"loss": whole, "denoising": part} for whole, part in zip(loss, denoising)]
+    seen = tuned(monkeypatch, tiny(finetune__learning_rate="0.01", finetune__router_learning_rate="0.01"), found)
+    assert [is_of(seen.folder / "best", state) for state in seen.states] == [number == best for number in range(4)]
+    assert is_of(seen.folder / "last", seen.states[-1])
+    told = json.loads((seen.folder / "finished").read_text())
+    assert told["best_validation_denoising"] == denoising[best]
+    records = [json.loads(line) for line in (seen.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["validation/denoising"] for record in records] == denoising
+    assert [record["validation/loss"] for record in records] == loss
+
+
+def test_passes_go_through_the_rows_with_chances_of_their_own_and_rates_warm_up(tiny, monkeypatch):
+    more = {"gradient_accumulation_steps": "2", "lr_warmup_steps": "2", "learning_rate": "0.004", "router_learning_rate": "0.02"}
+    more |= {"lr_scheduler": "cosine", "max_train_steps": "4", "validation_steps": "2"}
+    config = tiny(**{f"finetune__{name}": value for name, value in more.items()})
+    seen = tuned(monkeypatch, config)
+    rows = listening_data.Rows(len(data_of(config, TableTargets()).train.rows), 3, 0)
+    assert seen.rows == [rows.of(number).tolist() for number in range(8)]
+    assert seen.seeds == [hash_seed(0, "pass of 0", number) for number in range(8)]
+    assert [lora for lora, _ in seen.rates] == pytest.approx([0.002, 0.004, 0.004, 0.002])
+    assert [routers for _, routers in seen.rates] == pytest.approx([0.01, 0.02, 0.02, 0.01])
+    assert len(seen.states) == 3  # at the start, after two updates, at the end
+
+
+def test_lora_and_routers_learn_and_nothing_else_does(tiny, monkeypatch):
+    config = tiny(finetune__learning_rate="0.01", finetune__router_learning_rate="0.01", finetune__adam_weight_decay="0")
+    seen = tuned(monkeypatch, config)
+    moved = {name for name, value in seen.before.items() if not torch.equal(seen.states[-1][name], value)}
+    trained = {name for name in seen.before if ".lora_" in name or name.startswith("routers.")}
+    assert moved <= trained and trained - moved == set()
+    assert {name.split(".")[1] for name in moved if name.startswith("routers.")} == {"image", "text"}
+
+
+def test_gradients_are_averaged_over_the_passes_of_an_update_and_clipped(tiny, monkeypatch, tmp_path):
+    values = iter(range(1, 100))
+
+    def step(model: nn.Module, *_: Any) -> StepLosses:
+        weight = next(p for name, p in model.named_parameters() if name.startswith("routers."))
+        return StepLosses.of({"denoising": next(values) * weight.flatten()[0]})
+
+    monkeypatch.setattr(stage, "step", step)
+    found = [{"loss": 1.0, "denoising": 1.0}] * 4
+    more = {"finetune__gradient_accumulation_steps": "3"}
+    with monkeypatch.context() as patch:
+        assert tuned(patch, tiny(finetune__clip_norm="1e9", **more), found).gradients == pytest.approx([2, 5, 8], rel=1e-4)
+    config = tiny(tmp_path / "clipped", finetune__clip_norm="0.25", **more)
+    assert tuned(monkeypatch, config, found).gradients == pytest.approx([0.25] * 3, rel=1e-3)
+
+
+def test_weights_of_matrices_decay_and_others_do_not(tiny):
+    config = tiny(finetune__adam_weight_decay="0.5", finetune__learning_rate="0.25", finetune__router_learning_rate="0.125")
+    model = stage.setup(config).model
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {
+        names[id(p)]: (group["lr"], group["weight_decay"])
+        for group in stage.optimizer_of(model, config).param_groups
+        for p in group["params"]
+    }
+    for name, parameter in stage.trained_parameters(model).items():
+        assert found.pop(name) == (0.125 if name.startswith("routers.") else 0.25, 0.5 if parameter.ndim > 1 else 0.0)
+    assert not found
+
+
+def test_averaged_weights_are_validated_and_saved_and_trained_ones_go_on(tiny, monkeypatch):
+    more = {"use_ema": "true", "ema_decay": "0.9", "learning_rate": "0.01", "router_learning_rate": "0.01"}
+    found = [{"loss": 1.0, "denoising": value} for value in (0.4, 0.3, 0.2, 0.1)]
+    states: list[dict[str, Tensor]] = []
+    with monkeypatch.context() as patch:
+        spy(patch, stage.Average, "update", lambda self, number: states.append({k: p.detach().clone() for k, p in self.parameters.items()}))
+        seen = tuned(patch, tiny(**{f"finetune__{name}": value for name, value in more.items()}), found)
+    mean = {name: seen.before[name].clone() for name in states[0]}
+    for number, state in enumerate(states):
+        rate = 1 - min(0.9, (1 + number) / (10 + number))
+        mean = {name: value + rate * (state[name] - value) for name, value in mean.items()}
+    assert any(not torch.allclose(mean[name], states[-1][name]) for name in mean)
+    for name, value in mean.items():
+        torch.testing.assert_close(seen.states[-1][name], value, rtol=1e-4, atol=1e-6)
+    assert is_of(seen.folder / "best", seen.states[-1]) and is_of(seen.folder / "last", seen.states[-1])
+
+
+def test_weights_of_the_mixed_errors_are_those_of_the_pass():
+    """Image and text errors of a picture are mixed with the same weights, drawn anew for every picture."""
+    weights_BJ = mixing_weights(400, 9, generator())
+    assert weights_BJ.square().sum(1).mean().item() == pytest.approx(1, rel=0.15) and not torch.equal(weights_BJ[0], weights_BJ[1])
