@@ -57,7 +57,12 @@ def tiny_config(root: Path, folder: Path, **more: str) -> Config:
     fixed |= {"encoder.hidden_dim": "16", "encoder.n_blocks": "1", "encoder.exp_factor_list": "2", "encoder.dropout": "0"}
     fixed |= {"prior.depth": "1", "prior.dim_head": "6", "prior.timesteps": "10", "optim.num_epochs": "3", "optim.batch_size": "8"}
     fixed |= {"scores.bootstrap": "20", "scores.retrieval_draws": "2"}
-    return load_config(None, fixed | {name.replace("__", "."): value for name, value in more.items()})
+    wanted = fixed | {name.replace("__", "."): value for name, value in more.items()}
+    if wanted.get("prior.use_prior") == "false":
+        wanted = {name: value for name, value in wanted.items() if not name.startswith("prior.") or name == "prior.use_prior"}
+    if wanted.get("router.time") in ("fixed", "off"):
+        wanted.pop("router.time_hidden_dim", None)
+    return load_config(None, wanted)
 
 
 class RecordingPrior(nn.Module):
