@@ -184,7 +184,7 @@ def test_a_file_comes_before_a_shipped_configuration_of_the_same_name(tmp_path, 
 @pytest.mark.parametrize("asked", ["nsd_subj1", "elsewhere/nsd_subj01.yaml"])
 def test_an_unknown_name_lists_what_there_is(tmp_path, monkeypatch, asked):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"Did you mean nsd_subj01\?.*nsd_multi, nsd_subj01, nsd_subj01_small, simulated\."):
+    with pytest.raises(UserError, match=r"Did you mean nsd_subj01\?.*nsd_multi, nsd_subj01, nsd_subj01_small, own_scans, simulated\."):
         load_config(asked)
 
 

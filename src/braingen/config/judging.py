@@ -78,6 +78,17 @@ class BottleneckConfig(Section):
     """Draw and score pictures too, of the image and the text encoder together; else embeddings of the image encoder alone."""
 
 
+class CrossValidationConfig(Section):
+    """Scores of data sets too small for a test set: every picture is left out once (docs/data.md)."""
+
+    folds: Annotated[int, Field(ge=2)] = 10
+    """Groups that the pictures are shared out to; an encoder is trained for each, without its pictures."""
+    subjects: tuple[Positive, ...] = ()
+    """Numbers of the subjects; empty for all of the scans."""
+    modality: Literal["image", "text"] = "image"
+    """Which encoder; text needs captions."""
+
+
 class StudyConfig(Section):
     """People as judges (docs/study.md)."""
 

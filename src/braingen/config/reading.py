@@ -95,6 +95,9 @@ class OptimConfig(Section):
     """Gradients are clipped to this norm (published encoder stage: none)."""
     validate_every: Positive = 1
     """Epochs between looks at the held-out training images."""
+    checkpoint: Literal["held_out", "folds", "auto"] = "held_out"
+    """How the epoch is chosen: on held-out images (data.holdout_share); by 5-fold cross-validation over the training images, then training
+    on all of them; auto: by folds where fewer than 30 images would be held out."""
     gradient_accumulation_steps: Positive = 1
     """Steps per update of the weights, whose gradients are averaged; contrastive losses see one step (published: 1)."""
     start_from: Folder | None = None

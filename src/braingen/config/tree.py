@@ -9,7 +9,15 @@ from pydantic import ValidationInfo, model_validator
 from braingen.config.drawing import DecodeConfig, FinetuneConfig, LoraConfig, RefinerConfig, RouterConfig, SamplerConfig
 from braingen.config.effect import refuse_idle
 from braingen.config.encoders import BrainMoEMultiConfig, EncoderConfig
-from braingen.config.judging import BottleneckConfig, CompareConfig, CurveConfig, ExplainConfig, ScoresConfig, StudyConfig
+from braingen.config.judging import (
+    BottleneckConfig,
+    CompareConfig,
+    CrossValidationConfig,
+    CurveConfig,
+    ExplainConfig,
+    ScoresConfig,
+    StudyConfig,
+)
 from braingen.config.reading import BackboneConfig, LossConfig, OptimConfig, PriorConfig, PublishedConfig
 from braingen.config.run_and_data import CacheConfig, DataConfig, DoctorConfig, PrepareConfig, RunConfig, SimulationConfig
 from braingen.config.values import Section
@@ -40,6 +48,7 @@ class Config(Section):
     compare: CompareConfig = CompareConfig()
     curve: CurveConfig = CurveConfig()
     bottleneck: BottleneckConfig = BottleneckConfig()
+    cross_validation: CrossValidationConfig = CrossValidationConfig()
     study: StudyConfig = StudyConfig()
     explain: ExplainConfig = ExplainConfig()
     published: PublishedConfig = PublishedConfig()

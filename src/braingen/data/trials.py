@@ -283,6 +283,34 @@ def hold_out_images(trials: Trials, share: float, seed: int) -> tuple[Trials, Tr
     drawn = ticket < share
     drawn[ticket.argmin()] = True
     drawn[ticket.argmax()] = False
-    held = trials.table["image"].isin(images[drawn]).to_numpy()
+    return hold_out(trials, images[drawn])
+
+
+def fold_of_images(images: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Share images out to folds of equal size, by chance.
+
+    Parameters
+    ----------
+    images : ids, each once; with several subjects those of all, so that an image is in one fold for everybody
+
+    Returns
+    -------
+    fold of every image, 0 to folds - 1
+
+    Raises
+    ------
+    UserError
+        When a fold would have no image to be judged by or to learn from.
+    """
+    if folds < 2 or len(images) < 2 * folds:
+        raise UserError(
+            f"{len(images)} training images cannot be shared out to {folds} folds: take optim.checkpoint=held_out."
+        )
+    return np.argsort(np.argsort(_lottery(images, seed), kind="stable"), kind="stable") % folds
+
+
+def hold_out(trials: Trials, images: np.ndarray) -> tuple[Trials, Trials]:
+    """Split training trials into those of other images and those of the given ones (split "validation")."""
+    held = trials.table["image"].isin(images).to_numpy()
     validation = trials.table[held].reset_index(drop=True).assign(split="validation")
     return Trials(trials.table[~held].reset_index(drop=True), trials.subject), Trials(validation, trials.subject)

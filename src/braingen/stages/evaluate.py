@@ -70,8 +70,10 @@ def _decoding(config: Config, image_ND: Tensor, clip_ND: Tensor, true_ND: Tensor
     return Scored(scores, table)
 
 
-def ridge_embeddings(config: Config, targets: Targets, ids: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Image embeddings of the test images by cross-validated ridge regression on the same training trials.
+def ridge_embeddings(
+    config: Config, targets: Targets, ids: np.ndarray, modality: str = "image"
+) -> tuple[Tensor, Tensor]:
+    """Embeddings of the test images by cross-validated ridge regression on the same training trials.
 
     Ridge learns from all training trials, the encoders' held-out ones included: it chooses its penalty by leaving images out.
 
@@ -84,7 +86,7 @@ def ridge_embeddings(config: Config, targets: Targets, ids: np.ndarray) -> tuple
     table = train_trials(layout, subject, config.data.num_sessions).table
     images = table["image"].to_numpy()
     known, row = np.unique(images, return_inverse=True)
-    true_ND = targets.image(known).flatten(1).numpy()
+    true_ND = targets.of(modality, known).flatten(1).numpy()
     ridge = fit_ridge(betas.rows(table["trial"].to_numpy()), true_ND[row], images)
     repeats = group_repeats(test_trials(layout, subject))
     rows_of_image = dict(zip(repeats.image_N.tolist(), repeats.rows_NR))

@@ -22,7 +22,7 @@ from braingen.data.batches import TrainBatches
 from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
 from braingen.data.nsd import Layout
-from braingen.data.trials import hold_out_images, train_trials
+from braingen.data.trials import fold_of_images, hold_out, hold_out_images, train_trials
 from braingen.errors import UserError
 from braingen.records import Trials
 from braingen.run_layout import READER
@@ -51,21 +51,49 @@ class Parts(NamedTuple):
     loss: LossConfig
 
 
-def setup(config: Config, modality: str, rank: int = 0, world: int = 1) -> Parts:
+class Fold(NamedTuple):
+    """One part of a cross-validation over training images."""
+
+    number: int
+    """From 0."""
+    of: int
+
+    def split(self, trials: Sequence[Trials], seed: int) -> list[tuple[Trials, Trials]]:
+        """Training trials of every subject -> those of the other folds, and those of this one."""
+        images = np.unique(np.concatenate([each.table["image"].to_numpy() for each in trials]))
+        left_out = images[fold_of_images(images, self.of, seed) == self.number]
+        return [hold_out(each, left_out) for each in trials]
+
+
+def splits_of(config: Config, fold: Fold | None = None) -> list[tuple[Trials, Trials]]:
+    """Per subject, the trials that are trained on and those of the images that checkpoints are judged by.
+
+    Images of ``data.holdout_share`` are never trained on, in a fold neither: fine-tuning measures on them
+    how unseen pictures are decoded.
+    """
+    layout = Layout.of(config.data.root)
+    trials = [train_trials(layout, subject, config.data.num_sessions) for subject in config.data.subjects]
+    found = [hold_out_images(each, config.data.holdout_share, config.run.seed) for each in trials]
+    return found if fold is None else fold.split([kept for kept, _ in found], config.run.seed)
+
+
+def setup(
+    config: Config, modality: str, rank: int = 0, world: int = 1, fold: Fold | None = None
+) -> Parts:
     """Check the data, compute the targets, build the reader.
 
     Parameters
     ----------
     modality : 'image' or 'text'
     rank, world : this process and the number of processes
+    fold : of a cross-validation; None for the held-out images of ``data.holdout_share``
     """
     refuse_untrained_parts(config, modality)
     layout = Layout.of(config.data.root)
     check_before_training(layout, config.data.subjects, config.data.num_sessions, captions=modality == "text")
     subjects, held_out = [], []
-    for subject in config.data.subjects:
-        kept, held = hold_out_images(train_trials(layout, subject, config.data.num_sessions), config.data.holdout_share, config.run.seed)
-        betas = Betas.of(layout, subject)
+    for kept, held in splits_of(config, fold):
+        betas = Betas.of(layout, kept.subject)
         subjects.append((kept, betas))
         held_out.append((held, betas))
     targets = Targets(config)

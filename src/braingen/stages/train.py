@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import contextlib
+import logging
 import math
 from pathlib import Path
+import shutil
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss, normalize
@@ -28,12 +31,16 @@ from braingen.run_layout import READER, run_folder
 from braingen.runs import Run
 from braingen.stages.checkpoints import SHARDED, Checkpoints, Place
 from braingen.stages.machine import accelerator_of, end_tracking
-from braingen.stages.reader_setup import Parts, earlier_folder, setup
+from braingen.stages.reader_setup import Fold, Parts, earlier_folder, setup, splits_of
 from braingen.stages.steps import Divergence, StepLosses, hash_seed
 from braingen.stages.tiny import check_backbone
 from braingen.stages.workers import Workers, shared_run
 from braingen.stopping import Request, patience
 
+logger = logging.getLogger(__name__)
+
+FEW_IMAGES, FOLDS = 30, 5
+"""Held-out images below which the epoch is better chosen by cross-validation, and its folds."""
 SAVE_SECONDS = 5.0
 """States are saved after an epoch when this much time has passed since the last."""
 MIXCO_TEMPERATURE = 0.006
@@ -179,13 +186,76 @@ def train(config: Config, modality: str) -> Path:
     with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=others) as run:
         if not workers.told(run.finished):
             accelerator = accelerator_of(config, folder, config.optim.batch_size)
-            parts = workers.main_first(lambda: setup(config, modality, accelerator.process_index, accelerator.num_processes))
-            fit(config, parts, run, accelerator, workers)
+            chosen = epoch_by_folds(config, modality, folder, settings, workers) if by_folds(config) else None
+            fit(config, parts_of(config, modality, accelerator, workers), run, accelerator, workers, chosen)
     return folder
 
 
-def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, workers: Workers) -> None:
-    """Run the epochs: steps, validation, checkpoints, logs."""
+def parts_of(
+    config: Config, modality: str, accelerator: Accelerator, workers: Workers, fold: Fold | None = None
+) -> Parts:
+    """What a training works with, set up by the main process first, which fills the caches."""
+    place = accelerator.process_index, accelerator.num_processes
+    return workers.main_first(lambda: setup(config, modality, *place, fold))
+
+
+def by_folds(config: Config) -> bool:
+    """Whether the epoch is chosen by cross-validation; too few held-out images without it are warned of."""
+    if config.optim.checkpoint == "folds":
+        return True
+    held = [trials.table["image"].to_numpy() for _, trials in splits_of(config)]
+    count = len(np.unique(np.concatenate(held)))
+    if config.optim.checkpoint == "auto":
+        return count < FEW_IMAGES
+    if count < FEW_IMAGES:
+        logger.warning(
+            "The epoch is chosen on %d held-out images, which is little to choose by;"
+            " optim.checkpoint=folds chooses it by cross-validation over the training images.",
+            count,
+        )
+    return False
+
+
+def epoch_by_folds(
+    config: Config, modality: str, folder: Path, settings: dict[str, Any], workers: Workers
+) -> int:
+    """The epoch with the best cosine of left-out training images, each image counted once.
+
+    Every fold is trained as the whole will be, in a run folder of its own below the run's. Its
+    metrics are kept, its weights are not.
+    """
+    sums: dict[int, float] = {}
+    for number in range(FOLDS):
+        fold, own = Fold(number, FOLDS), folder / "folds" / f"fold-{number + 1}"
+        judged = [trials.table["image"].to_numpy() for _, trials in splits_of(config, fold)]
+        images = sum(len(np.unique(each)) for each in judged)
+        mine = {**settings, "fold": f"{number + 1} of {FOLDS}"}
+        with shared_run(workers, own, mine, {"run": config.run.seed}) as run:
+            if not workers.told(run.finished):
+                accelerator = accelerator_of(config, own, config.optim.batch_size)
+                fit(config, parts_of(config, modality, accelerator, workers, fold), run, accelerator, workers)
+            for record in run.metrics:
+                if "validation/cosine" in record:
+                    sums[record["epoch"]] = sums.get(record["epoch"], 0.0) + images * record["validation/cosine"]
+        if workers.main:
+            shutil.rmtree(own / READER, ignore_errors=True)
+    return max(sums, key=lambda epoch: (sums[epoch], -epoch))
+
+
+def fit(
+    config: Config,
+    parts: Parts,
+    run: Run,
+    accelerator: Accelerator,
+    workers: Workers,
+    chosen: int | None = None,
+) -> None:
+    """Run the epochs: steps, validation, checkpoints, logs.
+
+    Parameters
+    ----------
+    chosen : the epoch whose weights are kept; None: the one that held-out images like best
+    """
     epochs, steps = config.optim.num_epochs, parts.batches.steps
     share = trained_share(parts.reader)
     optimizer = optimizer_of(parts.reader, config)
@@ -213,12 +283,15 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
             train_epoch(config, training, place, checkpoints, request)
             epoch, last = place.epoch + 1, place.epoch + 1 == epochs
             values = {f"train/{name}": round(total / steps, 6) for name, total in place.sums.items()}
+            if epoch == chosen:
+                keep(run, model, accelerator, workers)
             if last or epoch % config.optim.validate_every == 0:
                 values |= model(validate, parts) if sharded else validate(parts.reader, parts)
                 divergence.validated(values, f"after epoch {epoch}")
                 if values["validation/cosine"] > place.best:
                     place.best = values["validation/cosine"]
-                    keep(run, model, accelerator, workers)
+                    if chosen is None:
+                        keep(run, model, accelerator, workers)
             run.log(epoch * steps, epoch=epoch, **values)
             accelerator.log(values, step=epoch)
             place.epoch, place.step, place.sums = epoch, 0, {}
@@ -226,7 +299,9 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
                 checkpoints.look(place, request, epoch_over=True)
             progress.update(bar, advance=1, description=f"training {run.folder.name}, held-out cosine {place.best:.3f}")
     end_tracking(accelerator)
-    run.mark_finished({"best_validation_cosine": place.best, "trained_parameters": share.trained, "parameters": share.total})
+    by = {} if chosen is None else {"epoch_chosen_by_folds": chosen}
+    counts = {"trained_parameters": share.trained, "parameters": share.total}
+    run.mark_finished({"best_validation_cosine": place.best, **counts, **by})
     checkpoints.remove()
     workers.wait()
 

@@ -1,0 +1,59 @@
+"""One page of a cross-validation: every score with its interval beside ridge regression and random voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from braingen.report import figures, tables
+from braingen.scores.folds import Difference, Row
+
+WORDS = {
+    "clip_cos": ("Cosine", "of decoded and true embedding"),
+    "clip_cos_centred": ("Cosine around the training mean", "of decoded and true embedding, less what all embeddings share"),
+    "two_way_embedding": (
+        "Two-way identification of the embedding",
+        "the decoded embedding is more like the picture's own than like another left-out picture's",
+    ),
+    "retrieval_brain_to_image": (
+        "Retrieval",
+        "the nearest of the embeddings left out together is the picture's own",
+    ),
+}
+"""Score -> title and meaning."""
+
+
+def render_cross_validation(
+    rows: Sequence[Row], differences: Sequence[Difference], facts: Mapping[str, Any], methods: Mapping[str, str]
+) -> str:
+    """The page as one self-contained HTML text.
+
+    Parameters
+    ----------
+    rows, differences : of :func:`braingen.scores.folds.pooled`
+    facts : data, modality, backbone, encoder, folds, subjects, seed
+    methods : method -> its name
+    """
+    reach = max((abs(x) for each in differences for x in (each.low, each.high)), default=1.0) or 1.0
+    scores = list(dict.fromkeys(row.score for row in rows))
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template("cross_validation.html.j2").render(
+        facts=facts,
+        pictures=max(row.n for row in rows),
+        scores=[(*WORDS[score], [row for row in rows if row.score == score]) for score in scores],
+        differences=[
+            (WORDS[each.score][0], each, figures.difference_chart(each._asdict(), reach)) for each in differences
+        ],
+        methods=methods,
+        number=tables.number,
+        p_value=tables.p_value,
+    )

@@ -1,0 +1,189 @@
+"""Scans too few for a test set: every picture is left out once, decoded by encoders that never saw it, and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+import torch
+
+from braingen.config import Config
+from braingen.data.nsd import Layout
+from braingen.data.stimuli import Stimuli
+from braingen.data.trials import train_trials
+from braingen.errors import UserError
+from braingen.files import clear_temporaries, replaced_path, write_json, write_text
+from braingen.report.cross_validation import render_cross_validation
+from braingen.scores.folds import Difference, Fold, Row, pooled, split_pictures
+from braingen.stages.evaluate import ridge_embeddings
+from braingen.stages.prepare import prepare, scans_of
+from braingen.stages.reading import read_test_images
+from braingen.stages.targets import Targets
+from braingen.stages.train import train
+from braingen.stages.trained import load_reader
+
+FOLDER, DECODED, SCORES = "cross_validation", "decoded.safetensors", "cross_validation"
+METHODS = {
+    "encoder": "encoder",
+    "ridge": "ridge regression",
+    "random": "encoder, random voxels",
+}
+"""What is scored -> its name in tables; the first one is compared with the others."""
+
+
+def names_of_pictures(root: Path) -> dict[str, list[str]]:
+    """Picture -> all names it goes under in events: equal pictures are one picture, and are left out together.
+
+    Raises
+    ------
+    UserError
+        When the folder was not prepared from own scans.
+    """
+    path = root / "pictures.tsv"
+    if not path.is_file():
+        raise UserError(
+            f"{root} has no pictures.tsv: cross-validation is for scans of your own, named with --scans."
+            " NSD has test pictures: braingen train, reconstruct, evaluate."
+        )
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    names = {group["stim_file"].min(): sorted(group["stim_file"]) for _, group in table.groupby("image")}
+    return dict(sorted(names.items()))
+
+
+def fold_config(config: Config, folder: Path, subject: int, test_list: Path) -> Config:
+    """The configuration of one fold of one subject: data of its own, beside the whole folder's, and a run of its own."""
+    number = test_list.stem
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"root": config.data.root / "folds" / number, "subjects": (subject,)}),
+            "run": config.run.model_copy(
+                update={"folder": folder / f"subject-{subject:02d}" / number, "image": None, "text": None}
+            ),
+            "prepare": config.prepare.model_copy(update={"test_images": test_list}),
+        }
+    )
+
+
+def decode_fold(config: Config, modality: str) -> Path:
+    """Prepare, train and decode one fold; what is finished is kept.
+
+    Returns
+    -------
+    file with ``ids``, ``true``, ``mean`` and one table of embeddings per method, tokens flattened
+    """
+    prepare(config)
+    run = train(config, modality)
+    path = run / DECODED
+    if not path.exists():
+        reader = load_reader(config, modality)
+        read, random = (read_test_images(config, modality, reader, random=noise) for noise in (False, True))
+        targets = Targets(config)
+        table = train_trials(Layout.of(config.data.root), config.data.subjects[0], config.data.num_sessions).table
+        known = targets.of(modality, np.unique(table["image"].to_numpy())).flatten(1)
+        found = {
+            "ids": torch.from_numpy(read.image_N),
+            "true": targets.of(modality, read.image_N).flatten(1),
+            "mean": known.mean(0),
+            "encoder": read.embedding_ND,
+            "ridge": ridge_embeddings(config, targets, read.image_N, modality)[0],
+            "random": random.embedding_ND,
+        }
+        with replaced_path(path) as temporary:
+            save_file({name: rows.float().contiguous() if name != "ids" else rows for name, rows in found.items()}, temporary)
+    return path
+
+
+def read_fold(path: Path, subject: int, root: Path) -> Fold:
+    """What a fold decoded, with its pictures by name."""
+    found = load_file(path)
+    table = pd.read_csv(root / "pictures.tsv", sep="\t", dtype=str, keep_default_na=False)
+    name_of = table.groupby(table["image"].astype(int))["stim_file"].min().to_dict()
+    return Fold(
+        subject=subject,
+        pictures=[name_of[int(image)] for image in found["ids"]],
+        true_ND=found["true"].numpy(),
+        mean_D=found["mean"].numpy(),
+        decoded={method: found[method].numpy() for method in METHODS},
+    )
+
+
+def cross_validate(config: Config) -> Path:
+    """Prepare, train and score every fold of every subject, and write a table, JSON and a page.
+
+    Returns
+    -------
+    path of the page
+    """
+    chosen, folder = config.cross_validation, config.run.folder / FOLDER
+    console = Console()
+    scans = scans_of(config)
+    subjects = list(chosen.subjects) or list(scans.subjects())
+    whole = config.model_copy(update={"data": config.data.model_copy(update={"subjects": tuple(subjects)})})
+    prepare(whole)
+    names = names_of_pictures(config.data.root)
+    lists = []
+    for number, pictures in enumerate(split_pictures(list(names), chosen.folds, config.run.seed), 1):
+        path = folder / "folds" / f"fold-{number:02d}-of-{chosen.folds:02d}.txt"
+        write_text(path, "".join(f"{name}\n" for picture in pictures for name in names[picture]))
+        lists.append(path)
+    clear_temporaries(folder)
+    found: list[Fold] = []
+    for subject in subjects:
+        for number, test_list in enumerate(lists, 1):
+            console.print(f"[bold]subject {subject}, fold {number} of {len(lists)}[/bold]")
+            own = fold_config(config, folder, subject, test_list)
+            found.append(read_fold(decode_fold(own, chosen.modality), subject, own.data.root))
+    rows, differences = pooled(found, config.scores.bootstrap, config.run.seed)
+    return write(config, folder, rows, differences, found)
+
+
+def write(
+    config: Config, folder: Path, rows: Sequence[Row], differences: Sequence[Difference], folds: Sequence[Fold]
+) -> Path:
+    """The table, JSON of everything, and the page."""
+    data = Stimuli(Layout.of(config.data.root)).data_name
+    sizes = sorted({len(fold.pictures) for fold in folds})
+    facts: dict[str, Any] = {
+        "data": data,
+        "modality": config.cross_validation.modality,
+        "backbone": config.backbone.path,
+        "encoder": config.encoder.model,
+        "folds": config.cross_validation.folds,
+        "left_out_together": sizes,
+        "subjects": sorted({fold.subject for fold in folds}),
+        "seed": config.run.seed,
+    }
+    record = {**facts, "rows": [row._asdict() for row in rows], "differences": [each._asdict() for each in differences]}
+    write_json(folder / f"{SCORES}.json", record)
+    write_text(folder / f"{SCORES}.md", markdown(rows, differences, facts))
+    page = folder / "report.html"
+    write_text(page, render_cross_validation(rows, differences, facts, METHODS))
+    Console().print(markdown(rows, differences, facts), markup=False)
+    return page
+
+
+def markdown(rows: Sequence[Row], differences: Sequence[Difference], facts: Mapping[str, Any]) -> str:
+    """The table as text."""
+    lines = [
+        f"# Cross-validation over pictures: {facts['data']}",
+        "",
+        f"{facts['folds']} folds, {len(facts['subjects'])} subjects; every picture left out once; intervals over pictures.",
+        "",
+        "| score | method | value | 95 % interval | chance | pictures |",
+        "| --- | --- | ---: | :---: | ---: | ---: |",
+    ]
+    for row in rows:
+        chance = "" if row.chance is None else f"{row.chance:.3f}"
+        interval = f"{row.low:.3f} to {row.high:.3f}"
+        lines.append(f"| {row.score} | {METHODS[row.method]} | {row.value:.3f} | {interval} | {chance} | {row.n} |")
+    lines += ["", "| score | difference | value | 95 % interval | p |", "| --- | --- | ---: | :---: | ---: |"]
+    for each in differences:
+        what = f"{METHODS[each.first]} minus {METHODS[each.second]}"
+        interval = f"{each.low:+.3f} to {each.high:+.3f}"
+        lines.append(f"| {each.score} | {what} | {each.difference:+.3f} | {interval} | {each.p:.4f} |")
+    return "\n".join(lines) + "\n"
