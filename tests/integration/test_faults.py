@@ -173,3 +173,131 @@ def test_voxels_too_large_for_numbers(subject, tmp_path, capsys):
     words = ["decode", *subject.words, *subject.stage1, "--folder", str(tmp_path)]
     sentence = told(capsys, *words, "--voxels", str(tmp_path / "huge.npy"))
     assert (not list(tmp_path.rglob("*.png")) and "huge" in sentence) or "picture 0" in sentence
+
+
+# --- settings that cannot work ---
+
+
+REFUSED = {
+    "nothing to train": (
+        [
+            "finetune",
+            "lora.rank=0",
+            "router.time=fixed",
+            "router.space=off",
+            "router.time_hidden_dim=default",
+        ],
+        r"rank = 0 and routers without weights .*router\.time=fixed, router\.space=off",
+    ),
+    "neither": (
+        [
+            "finetune",
+            "lora.rank=0",
+            "router.time=off",
+            "router.space=off",
+            "router.time_hidden_dim=default",
+        ],
+        "leave nothing",
+    ),
+    "training pictures": (
+        ["finetune", "finetune.resolution=30"],
+        r"finetune\.resolution = 30 .*28|32",
+    ),
+    "cached latents": (["cache", "finetune.resolution=30"], r"finetune\.resolution = 30 .*28|32"),
+    "shares": (
+        ["finetune", "finetune.drop_image=0.6", "finetune.drop_text=0.6"],
+        r"drop_image 0\.6, drop_text 0\.6 and drop_both 0\.05 are 1\.25 together",
+    ),
+    "tiny pictures": (
+        ["reconstruct", "sampler.size=3"],
+        r"sampler\.size = 3 pixels.*give 4 or more",
+    ),
+    "too many steps": (
+        ["reconstruct", "sampler.steps=1001"],
+        r"sampler\.steps = 1001, .* give 1 to 1000",
+    ),
+    "too many, another rule": (
+        ["reconstruct", "sampler.steps=1001", "sampler.scheduler=ddim"],
+        r"sampler\.steps = 1001",
+    ),
+    "no step left": (
+        ["refine", "refiner.steps=3", "refiner.strength=0.3"],
+        "leaves no step to refine",
+    ),
+    "no weight": (
+        [
+            "train",
+            "image",
+            *(f"loss_image.{x}_scale=0" for x in ("clip", "prior", "cos", "prior_clip")),
+        ],
+        "nothing would be learned",
+    ),
+    "no number": (["train", "image", "optim.max_lr=nan"], r"optim\.max_lr = nan .*finite"),
+    "infinite": (["finetune", "finetune.clip_norm=inf"], r"finetune\.clip_norm = inf .*finite"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_settings_that_cannot_work_are_refused_before_work(
+    subject, tmp_path, capsys, monkeypatch, name
+):
+    (*command,), words = REFUSED[name]
+
+    def work(*_, **__):
+        raise AssertionError("something was computed")
+
+    for place in (
+        "braingen.stages.finetune.listening_data",
+        "braingen.stages.finetune.load_backbone",
+        "braingen.stages.reconstruct.load_backbone",
+        "braingen.stages.refine.load_refiner",
+        "braingen.stages.train.fit",
+        "braingen.clip.cache._write_rows",
+    ):
+        monkeypatch.setattr(place, work)
+    given = [word for word in command if "=" not in word]
+    settings = [word for word in command if "=" in word]
+    sentence = told(
+        capsys, *given, *subject.words, *subject.stage1, "--folder", str(tmp_path), *settings
+    )
+    assert re.search(words, sentence), sentence
+
+
+# --- pictures of any side, and the steps of a refinement ---
+
+
+def test_sides_and_steps_are_what_was_asked_for_and_told(subject, tmp_path, capsys):
+    words = [*subject.words, *subject.stage1, "--folder", str(tmp_path), "--num_images", "2"]
+    assert main(["reconstruct", *words, "sampler.size=30"]) == 0
+    drawn = sorted((tmp_path / "reconstructions" / "brain").glob("*.png"))
+    from PIL import Image
+
+    assert [Image.open(path).size for path in drawn] == [(30, 30)] * 2
+    sentence = told(capsys, "refine", *words)
+    assert "30" in sentence and "multiple of 4" in sentence
+    assert main(["refine", *words, "refiner.size=32", "refiner.strength=0.5"]) == 0
+    finished = json.loads((tmp_path / "reconstructions" / "brain_refined" / "finished").read_text())
+    assert finished["steps"] == 2 and finished["of_steps"] == 4
+
+
+@pytest.mark.parametrize("name", ["own", "euler_ancestral", "heun", "ddim", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("how", [{"strength": 0.3}, {"strength": 1.0}, {"denoising_start": 0.6}])
+def test_the_number_of_steps_told_is_the_number_run(name, how):
+    """Counted by calls of the scheduler; one of second order takes two for every step but the last."""
+    from unit.fake_backbone import sdxl_scheduler
+
+    from braingen.diffusion.refine import Refinement, last_times, steps_run
+    from braingen.diffusion.sdxl import scheduler_named
+
+    scheduler = scheduler_named(name, sdxl_scheduler())
+    settings = Refinement(10, **{"strength": 0.0, **how}, guidance_scale=1.0)
+    told = steps_run(scheduler, settings)
+    scheduler.set_timesteps(10)
+    times, first = last_times(scheduler, settings)
+    scheduler.set_begin_index(first) if hasattr(scheduler, "set_begin_index") else None
+    sigmas = set()
+    latents = torch.zeros(1, 4, 8, 8)
+    for t in times:
+        latents = scheduler.step(torch.zeros_like(latents), t, latents).prev_sample
+        sigmas.add(float(t))
+    assert told == len(sigmas)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braingen.config.effect import Needs, above, other_than
 from braingen.config.values import NotNegative, Positive, Scale, Scheduler, Section, Share
@@ -106,6 +106,17 @@ class FinetuneConfig(Section):
     validation_images: Positive = 128
     """Held-out training images looked at, always the same with the same noise."""
 
+    @model_validator(mode="after")
+    def dropped_shares_make_a_whole(self) -> FinetuneConfig:
+        """A picture loses one condition, the other, or both: the shares are parts of the same whole."""
+        dropped = self.drop_image + self.drop_text + self.drop_both
+        if dropped > 1:
+            raise ValueError(
+                f"finetune.drop_image {self.drop_image:g}, drop_text {self.drop_text:g} and drop_both {self.drop_both:g} are"
+                f" {dropped:g} together: give shares of at most 1 in all."
+            )
+        return self
+
 
 class SamplerConfig(Section):
     """Reconstruction (docs/decoding.md)."""
@@ -187,3 +198,13 @@ class RefinerConfig(Section):
     """Side in pixels at which is refined; 0 for the reconstructions' own."""
     batch_size: Positive = 8
     """Pictures refined at once; they do not depend on it."""
+
+    @model_validator(mode="after")
+    def some_step_is_left(self) -> RefinerConfig:
+        """A strength that leaves no step would refine nothing; of a denoising_start the scheduler knows."""
+        if self.denoising_start is None and int(self.steps * self.strength) < 1:
+            raise ValueError(
+                f"refiner.strength {self.strength:g} of refiner.steps {self.steps} leaves no step to refine with: use more steps"
+                " or a larger strength."
+            )
+        return self

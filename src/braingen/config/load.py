@@ -228,4 +228,6 @@ def _explain(error: ValidationError, file: Path | None, overridden: set[str], se
         return f"encoder.model = {chosen_encoder(first['input'])}{'' if typed else origin} is not allowed: input should be {allowed}."
     if not parts:  # of the whole tree: a sentence of its own
         return str(first["ctx"]["error"]) if "error" in first.get("ctx", {}) else first["msg"]
+    if first["type"] == "value_error" and isinstance(first["input"], dict):  # of a section: settings that do not go together
+        return f"{first['ctx']['error']}{origin}"
     return f"{path} = {str(first['input']) or 'nothing'}{origin} is not allowed: {first['msg'][:1].lower() + first['msg'][1:]}."

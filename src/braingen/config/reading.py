@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from braingen.config.effect import Needs, above, given
 from braingen.config.encoders import MIXTURES
@@ -78,6 +78,14 @@ class LossConfig(Section):
     """Multiplies the temperatures of the contrastive losses."""
     mixup_pct: Share = 0.33
     """Share of the epochs with MixCo; SoftCLIP afterwards."""
+
+    @model_validator(mode="after")
+    def something_is_minimised(self) -> LossConfig:
+        """Without any weight nothing would be learned, in silence."""
+        aims = ("clip_scale", "mse_scale", "prior_scale", "cos_scale", "prior_clip_scale", "level_scale")
+        if not any(getattr(self, name) for name in aims):
+            raise ValueError(f"All of {', '.join(aims)} are 0, so that nothing would be learned: give one of them a weight.")
+        return self
 
 
 class OptimConfig(Section):

@@ -41,6 +41,8 @@ from braingen.diffusion.sdxl import (
     load_ip_adapter_file,
     picture_size,
     pooled_width,
+    refuse_side,
+    vae_factor,
     without_ip_adapter,
 )
 from braingen.diffusion.sdxl import ip_adapter_weights as adapter_weights_of
@@ -269,7 +271,7 @@ class BrainDecoder(DiffusionPipeline):
         Parameters
         ----------
         image, text : what :meth:`read` gave, or B x T x D embeddings in CLIP's own units; one of the two may be None
-        size : side in pixels; 0 for the U-Net's own
+        size : side in pixels; 0 for the U-Net's own. One that is no multiple of the autoencoder's factor is cut out of the next larger
         level : listen to this level of experts only
         on_step : called after every step with its number, the latents and the condition (see :class:`RoutingRecorder`)
         negative : what guidance leads away from, one row (:func:`negative_condition`); nothing at all when left out
@@ -279,6 +281,7 @@ class BrainDecoder(DiffusionPipeline):
         -------
         images_B3HW : float32 in [0, 1]. The same id, seed and sample start from the same noise, in whatever batch.
         """
+        refuse_side(size, vae_factor(self.vae), "size", multiple=False)
         size = size or picture_size(self.unet, self.vae)
         purpose = f"picture {sample}" if sample else "picture"
         noise = seeded_noise(image_ids, latent_shape(self.unet, self.vae, size), seed, purpose).to(self.unet.device, self.unet.dtype)
@@ -301,7 +304,9 @@ class BrainDecoder(DiffusionPipeline):
             generators=seeded_generators(image_ids, seed, f"steps of {purpose}"),
             names=image_ids,
         )
-        return decode_latents(self.vae, latents, image_ids)
+        images_B3HW = decode_latents(self.vae, latents, image_ids)
+        cut = (images_B3HW.shape[-1] - size) // 2  # of a side that is no multiple of the autoencoder's factor
+        return images_B3HW[..., cut : cut + size, cut : cut + size]
 
     @torch.no_grad()
     def __call__(

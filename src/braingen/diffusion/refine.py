@@ -17,7 +17,15 @@ from torch.nn.functional import interpolate
 
 from braingen.clip.text_target import CLIPTextEncoderDual, Output
 from braingen.diffusion.sample import decode_latents, denoise_from, seeded_generators, seeded_noise, size_ids
-from braingen.diffusion.sdxl import add_ip_adapter, backbone_folder, image_embedding_width, load_ip_adapter_file, load_plain, vae_factor
+from braingen.diffusion.sdxl import (
+    add_ip_adapter,
+    backbone_folder,
+    image_embedding_width,
+    load_ip_adapter_file,
+    load_plain,
+    refuse_steps,
+    vae_factor,
+)
 from braingen.errors import UserError
 from braingen.records import Conditioning
 from braingen.routing.conditioning import ConditioningForm
@@ -163,6 +171,20 @@ def last_times(scheduler: SchedulerMixin, how: Refinement) -> tuple[Tensor, int]
     return times[first:], first
 
 
+def steps_run(scheduler: SchedulerMixin, how: Refinement) -> int:
+    """How many steps a refinement really runs: what strength or denoising_start leave of the whole way.
+
+    Raises
+    ------
+    UserError
+        When there are more steps than the noise schedule has times, or not one is left.
+    """
+    refuse_steps(how.steps, scheduler, "refiner.steps")
+    scheduler.set_timesteps(how.steps)
+    times, _ = last_times(scheduler, how)
+    return len(times) if scheduler.order == 1 else (len(times) + 1) // 2  # of second order: every time but one stands there twice
+
+
 def encode_pictures(vae: AutoencoderKL, images_B3HW: Tensor) -> Tensor:
     """Pictures in [0, 1] to scaled latents, B x 4 x h x w: the most probable ones, without the autoencoder's own noise."""
     x_B3HW = images_B3HW.to(vae.device, vae.dtype) * 2 - 1
@@ -210,6 +232,7 @@ def refine_pictures(
         images_B3HW = resized.clamp(0, 1)
     unet, scheduler, form, batch = refiner.unet, refiner.scheduler, refiner.form, len(images_B3HW)
     clean = encode_pictures(refiner.vae, images_B3HW).to(unet.dtype)
+    refuse_steps(how.steps, scheduler, "refiner.steps")
     scheduler.set_timesteps(how.steps, device=clean.device)
     times, first = last_times(scheduler, how)
     if hasattr(scheduler, "set_begin_index"):

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 import torch
 from torch import Tensor
 
-from braingen.diffusion.sdxl import vae_factor
+from braingen.diffusion.sdxl import refuse_steps, vae_factor
 from braingen.errors import UserError
 from braingen.records import Conditioning
 
@@ -104,13 +104,15 @@ def denoise(
     ----------
     noise_B4hw : standard normal, one row per picture
     size : side of the picture in pixels, for SDXL's size conditioning
-    steps : of the scheduler; one of second order (Heun) calls the U-Net twice for all but the last
+    steps : of the scheduler, at most as many as its noise schedule has times
+        One of second order (Heun) calls the U-Net twice for all but the last
     condition_at, unconditional, guidance_scale, on_step, generators, names : as for :func:`denoise_from`
 
     Returns
     -------
     latents_B4hw : scaled latents, ready for the VAE
     """
+    refuse_steps(steps, scheduler)
     scheduler.set_timesteps(steps, device=noise_B4hw.device)
     latents = noise_B4hw * scheduler.init_noise_sigma
     ids_B6 = size_ids(size, len(latents), latents)
@@ -211,6 +213,6 @@ def decode_latents(vae: AutoencoderKL, latents_B4hw: Tensor, names: Sequence[int
 
 
 def latent_shape(unet: UNet2DConditionModel, vae: AutoencoderKL, size: int) -> tuple[int, int, int]:
-    """Channels, height and width of the latents of a square picture of ``size`` pixels."""
-    side = size // vae_factor(vae)
+    """Channels, height and width of the latents of a square picture of ``size`` pixels, the last latent perhaps used in part."""
+    side = -(-size // vae_factor(vae))
     return (unet.config.in_channels, side, side)

@@ -158,6 +158,78 @@ def own_size(path: str, local_files_only: bool = False) -> int:
         ) from error
 
 
+def load_scheduler(path: str, setting: str = "backbone.path") -> SchedulerMixin:
+    """The scheduler of a backbone alone, without its weights.
+
+    Raises
+    ------
+    UserError
+        When it is not there.
+    """
+    try:
+        return EulerDiscreteScheduler.from_pretrained(backbone_folder(path), subfolder="scheduler")
+    except UNREADABLE as error:
+        raise UserError(
+            f"{setting} = {path!r} does not hold the scheduler of an SDXL pipeline (scheduler/): {plain_text(error)}"
+            f" Use {setting}=tiny, a folder written by save_pretrained, or a hub name."
+        ) from error
+
+
+def refuse_steps(steps: int, scheduler: SchedulerMixin, setting: str = "steps") -> None:
+    """Refuse more denoising steps than the noise schedule has times.
+
+    Raises
+    ------
+    UserError
+        With the largest number.
+    """
+    most = int(scheduler.config.num_train_timesteps)
+    if not 1 <= steps <= most:
+        raise UserError(f"{setting} = {steps}, but the noise schedule has {most} times: give 1 to {most}.")
+
+
+def refuse_side(side: int, factor: int, setting: str, multiple: bool = True) -> None:
+    """Refuse a side of pictures that the autoencoder cannot make.
+
+    Parameters
+    ----------
+    side : in pixels; 0, the U-Net's own, is always allowed
+    factor : pixels per latent
+    setting : name of the setting, for the message
+    multiple : whether it has to be a multiple of the factor; pictures that are generated are cropped otherwise
+
+    Raises
+    ------
+    UserError
+        With what is allowed.
+    """
+    if not side or (side >= factor and not (multiple and side % factor)):
+        return
+    near = max(factor, round(side / factor) * factor)
+    allowed = f"a multiple of {factor}" if multiple else f"{factor} or more"
+    raise UserError(
+        f"{setting} = {side} pixels, and the autoencoder turns {factor} x {factor} pixels into one latent: give {allowed}, such as {near}."
+    )
+
+
+def pixels_per_latent(path: str, local_files_only: bool = False) -> int:
+    """How many pixels one latent stands for along a side, from the autoencoder's configuration alone.
+
+    Raises
+    ------
+    UserError
+        When it is not at hand.
+    """
+    try:
+        vae = AutoencoderKL.load_config(backbone_folder(path), subfolder="vae", local_files_only=local_files_only)
+        return int(2 ** (len(vae["block_out_channels"]) - 1))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"backbone.path = {path!r} does not hold the configuration of an autoencoder (vae/): {plain_text(error)} "
+            "Use backbone.path=tiny, a folder written by save_pretrained, or a hub name such as stabilityai/stable-diffusion-xl-base-1.0."
+        ) from error
+
+
 def scheduler_named(name: str, own: SchedulerMixin) -> SchedulerMixin:
     """The scheduler of a name, with the noise schedule and the kind of prediction of a model's own; "own" is that one itself."""
     if name == "own":

@@ -21,11 +21,13 @@ def _verdict(name: str, each: dict[str, Any]) -> str:
     return "better" if each["difference"] * tables.direction(name) > 0 else "worse"
 
 
-def _amount(settings: dict[str, Any]) -> str:
-    """How much was drawn anew, in words."""
+def _amount(settings: dict[str, Any], steps: int | None) -> str:
+    """How much was generated anew, in words, with the steps that were really run; None where an older version left them out."""
     if settings.get("denoising_start") is not None:
-        return f"from {settings['denoising_start']:g} of the denoising on"
-    return f"strength {settings['strength']:g}"
+        amount = f"from {settings['denoising_start']:g} of the denoising on"
+    else:
+        amount = f"strength {settings['strength']:g}"
+    return amount if steps is None else f"{amount}, {steps} of {settings['steps']} steps run"
 
 
 def context(inputs: Inputs) -> dict[str, Any] | None:
@@ -64,7 +66,7 @@ def context(inputs: Inputs) -> dict[str, Any] | None:
     return {
         "rows": rows,
         "cards": cards,
-        "amount": _amount(told["settings"]),
+        "amount": _amount(told["settings"], told.get("steps")),
         "guidance": f"{told['settings']['guidance_scale']:g}",
         "better": verdicts.count("better"),
         "worse": verdicts.count("worse"),

@@ -14,7 +14,7 @@ from braingen.data.captions import has_captions
 from braingen.data.checks import check_before_training
 from braingen.data.nsd import Layout
 from braingen.data.trials import test_trials, train_trials
-from braingen.diffusion.sdxl import own_size
+from braingen.diffusion.sdxl import own_size, pixels_per_latent, refuse_side
 from braingen.files import refuse_small_disk
 from braingen.stages.needs import cache_bytes
 from braingen.stages.targets import Targets
@@ -46,6 +46,8 @@ def used_images(config: Config, targets: Targets) -> np.ndarray:
 def tables(config: Config, targets: Targets) -> dict[str, Table]:
     """The tables that are asked for, by name."""
     batch = config.cache.batch_size
+    if "latents" in _wanted(config):
+        refuse_side(config.finetune.resolution, pixels_per_latent(config.backbone.path), "finetune.resolution")
     size = config.finetune.resolution or (own_size(config.backbone.path) if "latents" in config.cache.what else 0)
     made: dict[str, Callable[[], Table]] = {
         "image": lambda: Table(targets.image_cache(), targets.stimuli.digests, batch),

@@ -21,7 +21,7 @@ from braingen.errors import UserError
 from braingen.files import replaced_path
 from braingen.run_layout import EMBEDDINGS, READER, run_folder
 from braingen.stages.machine import device_of
-from braingen.stages.reconstruct import assemble, draw_embeddings, read_responses, write_index
+from braingen.stages.reconstruct import assemble, check_drawing, draw_embeddings, read_responses, write_index
 from braingen.stages.targets import Targets
 from braingen.stages.trained import modalities, tuned_folder
 from braingen.stages.workers import Workers, shared_run
@@ -91,6 +91,8 @@ def decode(config: Config) -> Path:
         raise UserError("use_image and use_text are both off, so there is nothing to draw from: leave one of them on.")
     if config.sampler.source != "brain":
         raise UserError(f"sampler.source = {config.sampler.source} has no meaning for voxels you bring along: leave it at brain.")
+    if config.decode.pictures and not config.decode.decoder:
+        check_drawing(config)
     voxel_file(config.decode.voxels)  # loading the decoder takes a while, a wrong path is told at once
     subject = config.data.subjects[0]
     decoder = load_decoder(config)

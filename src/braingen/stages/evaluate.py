@@ -265,7 +265,8 @@ def _before_and_after(config: Config, before: Sheet, after: Sheet) -> dict[str, 
         if name in compared:
             each = compared[name]
             found[name] |= {"difference": each.difference, "low": each.low, "high": each.high, "p": each.p_holm}
-    return {"settings": Run(refined_folder(config)).config["refiner"], "scores": found}
+    run = Run(refined_folder(config))
+    return {"settings": run.config["refiner"], "steps": run.summary.get("steps"), "scores": found}
 
 
 def read_scores(folder: Path) -> dict[str, dict[str, float | None]]:

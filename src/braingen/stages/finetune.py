@@ -25,7 +25,16 @@ from braingen.diffusion.finetuning import BEST, LAST, save_tuned
 from braingen.diffusion.listening import ListeningUNet, expert_counts
 from braingen.diffusion.lora import add_lora, lora_parameters
 from braingen.diffusion.loss import denoising_loss, min_snr_weight, noisy_latents, offset_noise, prediction_target, signal_to_noise
-from braingen.diffusion.sdxl import backbone_folder, image_embedding_width, load_backbone, picture_size, pooled_width, vae_factor
+from braingen.diffusion.sdxl import (
+    backbone_folder,
+    image_embedding_width,
+    load_backbone,
+    picture_size,
+    pixels_per_latent,
+    pooled_width,
+    refuse_side,
+    vae_factor,
+)
 from braingen.diffusion.unsure_reads import mixing_weights, unsure
 from braingen.errors import UserError
 from braingen.routing.conditioning import ConditioningForm
@@ -97,8 +106,17 @@ def router_of(config: Config, counts: tuple[int, ...], embedding: Sequence[int],
 
 def check(config: Config, readers: dict[str, BrainReader]) -> None:
     """Refuse what cannot be trained, before anything is computed."""
-    if not config.lora.rank and not (config.router.route_image or config.router.route_text):
-        raise UserError("rank = 0 and no routers leave nothing to train: give --rank 16, --route_image or --route_text.")
+    routed = {name: reader for name, reader in readers.items() if getattr(config.router, f"route_{name}")}
+    with torch.device("meta"):  # parameters are counted, not made
+        trained = sum(
+            parameter.numel()
+            for reader in routed.values()
+            for parameter in router_of(config, expert_counts(reader), reader.mean_TD.shape, 8, 1000).parameters()
+        )
+    if not config.lora.rank and not trained:
+        why = f"routers without weights (router.time={config.router.time}, router.space={config.router.space})" if routed else "no routers"
+        raise UserError(f"rank = 0 and {why} leave nothing to train: give --rank 16, or routers that learn.")
+    refuse_side(config.finetune.resolution, pixels_per_latent(config.backbone.path), "finetune.resolution")
     for name, reader in readers.items():
         if config.router.prior_order == "step" and reader.config.prior_use != "predict":
             raise UserError(f"prior_order = step needs a prior that gradients pass through: train {name} with prior.use=predict.")

@@ -27,7 +27,15 @@ from braingen.diffusion.finetuning import NOT_TUNED, load_tuned
 from braingen.diffusion.listening import RoutingRecorder, expert_counts
 from braingen.diffusion.lora import merged_lora
 from braingen.diffusion.sample import seeded_noise
-from braingen.diffusion.sdxl import backbone_folder, load_backbone, scheduler_named
+from braingen.diffusion.sdxl import (
+    backbone_folder,
+    load_backbone,
+    load_scheduler,
+    pixels_per_latent,
+    refuse_side,
+    refuse_steps,
+    scheduler_named,
+)
 from braingen.errors import UserError
 from braingen.files import replaced_path, write_json
 from braingen.records import ExpertEmbeddings
@@ -63,6 +71,19 @@ def assemble(config: Config, targets: Targets) -> BrainDecoder:
     return BrainDecoder.assemble(image, text, *backbone, targets.text_encoder, **tuned._asdict()).to(device_of(config))
 
 
+def check_drawing(config: Config) -> None:
+    """Refuse settings of the sampler that the backbone cannot follow, before any of its weights is loaded.
+
+    Raises
+    ------
+    UserError
+        For more steps than the noise schedule has times, and pictures smaller than the autoencoder makes.
+    """
+    path, sampler = config.backbone.path, config.sampler
+    refuse_steps(sampler.steps, scheduler_named(sampler.scheduler, load_scheduler(path)), "sampler.steps")
+    refuse_side(sampler.size, pixels_per_latent(path), "sampler.size", multiple=False)
+
+
 def setup(config: Config) -> Parts:
     """Load what is needed and fail early."""
     if not (config.sampler.use_image or config.sampler.use_text):
@@ -72,6 +93,7 @@ def setup(config: Config) -> Parts:
             "sampler.use_image is off and there is no text embedding to generate from (no captions, no text"
             " encoder): leave use_image on."
         )
+    check_drawing(config)
     layout = Layout.of(config.data.root)
     subject = config.data.subjects[0]
     repeats = group_repeats(test_trials(layout, subject))

@@ -19,8 +19,8 @@ from torch import Tensor
 from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
 from braingen.diffusion.decoder import to_pil
-from braingen.diffusion.refine import Refinement, Refiner, load_refiner, refine_pictures
-from braingen.diffusion.sdxl import backbone_folder, scheduler_named
+from braingen.diffusion.refine import Refinement, Refiner, load_refiner, refine_pictures, steps_run
+from braingen.diffusion.sdxl import backbone_folder, load_scheduler, pixels_per_latent, refuse_side, scheduler_named
 from braingen.errors import UserError
 from braingen.files import replaced_path, write_json
 from braingen.records import Conditioning
@@ -89,13 +89,22 @@ def _require(config: Config) -> list[int]:
     return [int(image) for image in read_json(folder / INDEX)["images"]]
 
 
+def _model(config: Config) -> str:
+    """What refines."""
+    return config.backbone.refiner or config.backbone.path
+
+
+def _setting(config: Config) -> str:
+    return "backbone.refiner" if config.backbone.refiner else "backbone.path"
+
+
 def setup(config: Config) -> Refiner:
     """Load what refines, and fail early."""
     settings = config.refiner
     adapter = None
     if settings.use_image:
         adapter = config.backbone.ip_adapter or str(Path(backbone_folder(config.backbone.path)) / "ip_adapter")
-    path = config.backbone.refiner or config.backbone.path
+    path = _model(config)
     text = config.backbone.text_output
     refiner = load_refiner(path, text_output=text, ip_adapter=adapter, negative_prompt=settings.negative_prompt)
     for name in ("aesthetic_score", "negative_aesthetic_score"):
@@ -135,7 +144,10 @@ def refine(config: Config) -> Path:
     check_backbone(config)
     settings = config.model_dump(mode="json", include={"backbone": True, "refiner": True, "data": {"subjects"}})
     settings |= {"seed": config.run.seed, "recons": _digest(recons, ids)}
-    settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.refiner or config.backbone.path))
+    settings["weights"] = fingerprint_of_files(backbone_folder(_model(config)))
+    how = Refinement(**chosen.model_dump(include=set(Refinement._fields)))
+    steps = steps_run(scheduler_named(chosen.scheduler, load_scheduler(_model(config), _setting(config))), how)
+    refuse_side(chosen.size, pixels_per_latent(_model(config)), "refiner.size")
     workers = Workers(config)
     free = ["refiner.batch_size", "refiner.recons", "refiner.output"]
     with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=free) as run:
@@ -150,7 +162,6 @@ def refine(config: Config) -> Path:
             )
         refiner = setup(config)
         row = {image: number for number, image in enumerate(read["ids"].tolist())}
-        how = Refinement(**chosen.model_dump(include=set(Refinement._fields)))
 
         def draw(some: slice) -> list[Drawn]:
             rows = [row[image] for image in ids[some]]
@@ -171,6 +182,6 @@ def refine(config: Config) -> Path:
             with replaced_path(folder / EMBEDDINGS) as temporary:
                 shutil.copyfile(recons / EMBEDDINGS, temporary)
             write_json(folder / INDEX, read_json(recons / INDEX))
-            run.mark_finished({"images": len(ids), "seconds": round(time.monotonic() - started, 1)})
+            run.mark_finished({"images": len(ids), "steps": steps, "of_steps": how.steps, "seconds": round(time.monotonic() - started, 1)})
         workers.wait()
     return folder

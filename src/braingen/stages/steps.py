@@ -83,7 +83,8 @@ class Divergence:
 
     def stop(self, values: Mapping[str, float], where: str) -> None:
         """Mark the run and raise."""
-        named = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
+        named = ", ".join(f"{name} {value:g}" for name, value in (wrong or values).items())
         reason = f"NaN or infinite losses {where}: {named}"
         self._run.mark_diverged(reason)
         raise UserError(
