@@ -14,8 +14,8 @@ from unit.fake_scans import NAMES, write_fake_scans
 from braingen.cli import main
 from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
+from braingen.data.ingest.names import entities_of
 from braingen.data.nsd import Layout
-from braingen.data.own_scans import entities_of
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import test_trials, train_trials
 from braingen.data.volumes import ALIGNED, MNI, load_places, read_regions

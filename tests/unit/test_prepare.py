@@ -22,7 +22,7 @@ from braingen.data.raw_nsd import RawNSD
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import behav, test_trials, train_trials
 from braingen.data.volumes import load_label_vector, load_places, read_regions
-from braingen.data.zscore import load_statistics, percent_signal, zscore_session
+from braingen.data.zscore import Moments, load_statistics, percent_signal, zscored
 from braingen.errors import UserError
 from braingen.simulation.dataset import write_dataset
 from braingen.simulation.raw_release import write_raw_release
@@ -116,18 +116,43 @@ def test_responses_are_the_simulated_ones_up_to_rounding(made):
         np.testing.assert_allclose(Betas.of(made.layout, subject).rows(rows), Betas.of(made.simulated, subject).rows(rows), atol=0.02)
 
 
+def z_scored(response: np.ndarray, test: np.ndarray, block: int = 7) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """z-scores, mean and spread, from responses that come in blocks of trials."""
+    moments = Moments(response.shape[1])
+    for first in range(0, len(response), block):
+        moments.add(response[first : first + block], test[first : first + block])
+    return (zscored(response, *moments.statistics()), *moments.statistics())
+
+
+@pytest.mark.parametrize("offset", [0, 1e6])
+def test_mean_and_spread_do_not_depend_on_the_blocks(offset):
+    rng = np.random.default_rng(1)
+    response, test = rng.normal(offset, 2, (40, 6)), rng.random(40) < 0.3
+    for block in (1, 7, 40):
+        _, mean, sd = z_scored(response, test, block)
+        np.testing.assert_allclose(mean, response[~test].mean(axis=0), rtol=1e-10)
+        np.testing.assert_allclose(sd, response[~test].std(axis=0), rtol=1e-6)
+    halves = [Moments(6), Moments(6)]
+    for half, rows in zip(halves, (slice(0, 15), slice(15, None))):
+        half.add(response[rows], test[rows])
+    merged = halves[0].merged(halves[1])
+    np.testing.assert_allclose(merged.statistics()[0], response[~test].mean(axis=0), rtol=1e-10)
+    np.testing.assert_allclose(merged.statistics()[1], response[~test].std(axis=0), rtol=1e-6)
+    assert merged.trials == 40 and merged.training == (~test).sum()
+
+
 def test_changed_test_trials_change_no_training_trial():
     rng = np.random.default_rng(0)
     response, test = rng.normal(3, 2, (40, 6)), rng.random(40) < 0.3
-    before, _, _ = zscore_session(response, test)
-    after, _, _ = zscore_session(np.where(test[:, None], response * 9 - 4, response), test)
+    before, _, _ = z_scored(response, test)
+    after, _, _ = z_scored(np.where(test[:, None], response * 9 - 4, response), test)
     np.testing.assert_array_equal(before[~test], after[~test])
     assert (before[test] != after[test]).any()
 
 
 def test_a_voxel_that_never_changes_stays_at_zero():
     response = np.full((9, 1), 0.1) + np.zeros((9, 2))
-    z, mean, sd = zscore_session(response, np.arange(9) < 2)
+    z, mean, sd = z_scored(response, np.arange(9) < 2)
     assert (z == 0).all() and (sd == 1).all() and (mean == 0.1).all()
 
 

@@ -77,8 +77,10 @@ class PrepareConfig(Section):
     kind: Literal["auto", "nsd", "own"] = "auto"
     """What it holds; auto: NSD when there is a folder nsddata or nsddata_betas in it."""
     mask: str = ""
-    """Voxels that are kept. NSD: a region volume, with labels or without (prf-visualrois:1,2); own scans: a mask's label; or a NIfTI
-    file. Empty for nsdgeneral, or the mask without a label."""
+    """Voxels that are kept. NSD: a region volume, with labels or names or without (prf-visualrois:1,2, prf-visualrois:V1, V1); own
+    scans: a mask's label, or 'all'; or a file (NIfTI, .npy). Empty for nsdgeneral, or the mask without a label."""
+    mask_above: Annotated[float | None, OWN_SCANS] = None
+    """Own scans: a voxel is inside a mask whose value is above this; empty for 0, and 0.5 where a mask is soft (values between 0 and 1)."""
     order: Literal["C", "F"] = "C"
     """In which order the voxels of a mask are written: last axis of the volume fastest (C), or first (F); order.json records it."""
     betas: Annotated[str, NSD_SCANS] = "betas_fithrf_GLMdenoise_RR"
@@ -91,6 +93,40 @@ class PrepareConfig(Section):
     """Own scans: file with the test pictures, one stim_file a line; empty for the column `split` of the events, or else test_share."""
     test_share: Annotated[float, Field(gt=0, lt=1), OWN_SCANS, Needs("test_images", None)] = 0.1
     """Own scans: share of the pictures drawn for testing, by their names, where nothing else says which."""
+    zscore: Literal["auto", "session", "subject", "none"] = "auto"
+    """Over which training trials responses are z-scored: those of the session, those of all sessions of the subject, or not at all; auto
+    takes the session where every session has 20 training trials, else the subject, and none below 5. NSD: session."""
+    space: str = ""
+    """NSD: func1pt8mm (empty) or fsaverage. Own scans: the space- whose responses and masks are taken, where there are several."""
+    task: Annotated[str, OWN_SCANS] = ""
+    """Own scans: the task- whose events and responses are taken."""
+    desc: Annotated[str, OWN_SCANS] = ""
+    """Own scans: the desc- whose responses are taken."""
+    stat: Annotated[str, OWN_SCANS] = ""
+    """Own scans: the stat- whose maps are taken (effect)."""
+    entities: Annotated[tuple[str, ...], OWN_SCANS] = ()
+    """Own scans: further entities that choose responses, as key-value (res-2, den-32k)."""
+    responses: Annotated[str, OWN_SCANS] = ""
+    """Own scans: folder, or pattern of paths, below scans, of the responses that are taken, where there are several
+    (derivatives/glmsingle)."""
+    dataset: Annotated[str, OWN_SCANS] = ""
+    """Own scans: name of the dataset with the responses in HDF5 and .npz files; empty for betas, or the only one that fits."""
+    trials: Annotated[Folder | None, OWN_SCANS] = None
+    """Own scans: one table of all trials (CSV, TSV, Parquet: subject, session, trial, image, split), instead of events.tsv."""
+    stimulus_column: Annotated[str, OWN_SCANS] = "stim_file"
+    """Own scans: column of the events that names the picture."""
+    stimuli: Annotated[Folder | None, OWN_SCANS] = None
+    """Own scans: folder of the pictures; empty for <scans>/stimuli."""
+    ground: Annotated[str, OWN_SCANS] = "grey"
+    """Own scans: colour that transparent pictures are laid on."""
+    trial_type: Annotated[tuple[str, ...], OWN_SCANS] = ()
+    """Own scans: values of trial_type that are taken; empty for all."""
+    bad_trials: Annotated[Literal["leave_out", "keep"], OWN_SCANS] = "leave_out"
+    """Own scans: trials that a column bad, exclude or reject marks."""
+    one_back: Annotated[Literal["keep", "leave_out"], OWN_SCANS] = "keep"
+    """Own scans: trials that show the picture of the trial before."""
+    accept: Annotated[tuple[Literal["time_series", "labels"], ...], OWN_SCANS] = ()
+    """Own scans: responses that are taken although they look like a time series, or have whole-numbered columns like labels."""
 
 
 class CacheConfig(Section):

@@ -59,6 +59,17 @@ ROI_VOLUMES = ("nsdgeneral", "prf-visualrois", "floc-faces", "floc-bodies", "flo
 PRF_VOLUMES = ("prf_eccentricity", "prf_angle", "prf_size")
 VISUAL_ROI_LABELS = {"V1": (1, 2), "V2": (3, 4), "V3": (5, 6), "V4": (7,)}
 """Labels of prf-visualrois.nii.gz (ventral, dorsal; hV4 has one)."""
+REGION_NAMES: dict[str, dict[str, tuple[int, ...]]] = {
+    "prf-visualrois": {
+        "V1v": (1,), "V1d": (2,), "V2v": (3,), "V2d": (4,), "V3v": (5,), "V3d": (6,), "hV4": (7,),
+        "V1": (1, 2), "V2": (3, 4), "V3": (5, 6), "V4": (7,),
+    },
+    "floc-faces": {"OFA": (1,), "FFA-1": (2,), "FFA-2": (3,), "mTL-faces": (4,), "aTL-faces": (5,), "FFA": (2, 3)},
+    "floc-bodies": {"EBA": (1,), "FBA-1": (2,), "FBA-2": (3,), "mTL-bodies": (4,), "FBA": (2, 3)},
+    "floc-places": {"OPA": (1,), "PPA": (2,), "RSC": (3,)},
+    "floc-words": {"OWFA": (1,), "VWFA-1": (2,), "VWFA-2": (3,), "mfs-words": (4,), "mTL-words": (5,), "VWFA": (2, 3)},
+}  # fmt: skip
+"""Names of the labels of NSD's region volumes (NSD data manual)."""
 
 
 def subject_name(subject: int) -> str:

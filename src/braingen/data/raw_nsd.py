@@ -6,7 +6,7 @@ reverse; both are integers, 300 to the percent of signal change; the 1000 shared
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from braingen.data import nsd
 from braingen.data.hdf5 import Rows
 from braingen.data.large_files import blocks
 from braingen.data.pictures import fit_picture
-from braingen.data.scans import Pictures
-from braingen.data.volumes import VoxelPlaces, load_nifti, space_of, trials_in_nifti
+from braingen.data.scans import Pictures, Statistics
+from braingen.data.volumes import NSDGENERAL, VoxelPlaces, load_nifti, space_of, trials_in_nifti
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
 from braingen.text_files import read_json
@@ -52,14 +52,21 @@ class RawNSD:
         In which order the voxels of the mask are written one after the other: "C" or "F" (`data/volumes.py`).
     coco
         Folder with COCO's captions_train2017.json and captions_val2017.json; None looks for it in the root.
+    zscore
+        Over which training trials responses are z-scored; auto is the session, as MindEye2's.
     """
 
     called = "NSD"
     get_it = GET_RAW
+    format = 1
+    grows = False
+    drops_voxels = False  # nsdgeneral's width names the subject
 
-    def __init__(self, root: Path, betas: str, mask: str, order: Any, coco: Path | None = None) -> None:
+    def __init__(self, root: Path, betas: str, mask: str, order: Any, coco: Path | None = None, zscore: Statistics = "auto") -> None:
         self.root, self.version, self.mask, self.order = root, betas, mask, order
+        self.region = _of_area(mask)
         self._coco = coco
+        self.statistics: Statistics = "session" if zscore == "auto" else zscore
         self.origin = f"raw NSD ({betas}), voxels with {_explained(mask)}, {order} order"
 
     # -- where things are -----------------------------------------------------------------------------------------
@@ -81,6 +88,9 @@ class RawNSD:
     def experiment(self) -> Path:
         """Folder of what all subjects share."""
         return self.root / "nsddata" / "experiments" / "nsd"
+
+    def prepare_for(self, subjects: Sequence[int]) -> None:
+        """Everything is found where NSD has it."""
 
     def subjects(self) -> tuple[int, ...]:
         folder = self.root / "nsddata" / "ppdata"
@@ -149,21 +159,25 @@ class RawNSD:
     # -- voxels ---------------------------------------------------------------------------------------------------
 
     def places(self, subject: int) -> VoxelPlaces:
-        name, _, labels = self.mask.partition(":")
+        name, _, labels = self.region.partition(":")
         path = Path(name) if name.endswith((".nii", ".nii.gz")) else self.data(subject) / "roi" / f"{name}.nii.gz"
         if not path.exists() and path.parent.is_dir() and path.parent.name == "roi":
             there = ", ".join(sorted(p.name.removesuffix(".nii.gz") for p in path.parent.glob("*.nii.gz"))) or "nothing"
             raise UserError(f"There is no region volume {path} (there: {there}); name one of these with --mask, or {GET_RAW}.")
         image = load_nifti(path)
         values = np.asanyarray(image.dataobj)
-        mask = np.isin(values, _labels(labels, self.mask)) if labels else values > 0
+        mask = np.isin(values, _labels(labels, self.mask, name)) if labels else values > 0
         if mask.ndim != 3 or not mask.any():
             raise UserError(
                 f"{path}: no voxel has {_explained(self.mask)} (its values: {_some_values(values)}); give a mask with voxels in it."
             )
         return VoxelPlaces(mask, self.order, image.affine, self.origin, space_of(image))
 
-    def regions(self, subject: int, places: VoxelPlaces | None, voxels: int) -> dict[str, np.ndarray]:
+    def candidates(self, subject: int) -> tuple[int, int]:
+        places = self.places(subject)
+        return places.voxels, places.mask.size
+
+    def regions(self, subject: int, places: VoxelPlaces | None, kept_V: np.ndarray) -> dict[str, np.ndarray]:
         assert places is not None
         general, areas = (self._vector(subject, name, places) for name in ("nsdgeneral", "prf-visualrois"))
         masks = {"nsd_general": general > 0}
@@ -199,6 +213,46 @@ class RawNSD:
         read = _hdf5_blocks if path.suffix == ".hdf5" else _nifti_blocks
         for block in read(path, trials, places):
             yield block / UNITS_PER_PERCENT
+
+    def _ribbon(self, subject: int) -> list[str]:
+        """Whether a mask goes far beyond NSD's voxels that respond to pictures."""
+        places, path = self.places(subject), self.data(subject) / "roi" / NSDGENERAL
+        notes = [f"mask {_explained(self.mask)}: {places.voxels} of {places.mask.size} voxels"]
+        if not path.exists():
+            return notes
+        inside = np.asanyarray(load_nifti(path).dataobj) > 0
+        outside = int((places.mask & ~inside).sum())
+        if outside > places.voxels / 2:
+            notes.append(
+                f"{outside} of the {places.voxels} voxels lie outside nsdgeneral ({int(inside.sum())} voxels): this is the cortical "
+                "ribbon or "
+                "more, not visual cortex (nsdgeneral is 1 there, 0 elsewhere in cortex, -1 outside; its voxels are those above 0)"
+            )
+        return notes
+
+    def signs(self, subject: int) -> tuple[str, ...]:
+        return ()
+
+    def is_array(self, subject: int) -> bool:
+        return False
+
+    def caption_file(self) -> Path | None:
+        return None
+
+    def exchanged(self) -> set[int]:
+        return set()
+
+    def sources(self, subject: int) -> list[Path]:
+        return []
+
+    def tables(self, root: Path) -> list[Path]:
+        return []
+
+    def notes(self, subject: int) -> list[str]:
+        return self._ribbon(subject)
+
+    def who(self, subject: int) -> dict[str, Any]:
+        return {"label": nsd.subject_name(subject), "sessions": {}, "test pictures": "NSD's shared1000"}
 
     # -- pictures and captions ------------------------------------------------------------------------------------
 
@@ -262,11 +316,22 @@ def _annotations(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _labels(text: str, mask: str) -> list[float]:
-    try:
-        return [float(label) for label in text.split(",")]
-    except ValueError:
-        raise UserError(f"prepare.mask = {mask!r}: labels are numbers, for instance prf-visualrois:1,2.") from None
+def _of_area(mask: str) -> str:
+    """A mask that is the name of an area alone (V1, FFA-1), with the region volume it belongs to."""
+    found = next((volume for volume, names in nsd.REGION_NAMES.items() if mask.lower() in {n.lower() for n in names}), None)
+    return mask if found is None else f"{found}:{mask}"
+
+
+def _labels(text: str, mask: str, volume: str) -> list[float]:
+    names = {name.lower(): labels for name, labels in nsd.REGION_NAMES.get(volume, {}).items()}
+    found: list[float] = []
+    for label in text.split(","):
+        try:
+            found += names[label.strip().lower()] if label.strip().lower() in names else [float(label)]
+        except ValueError:
+            known = f", or names ({', '.join(nsd.REGION_NAMES[volume])})" if names else ""
+            raise UserError(f"prepare.mask = {mask!r}: labels are numbers{known}, for instance prf-visualrois:1,2.") from None
+    return found
 
 
 def _explained(mask: str) -> str:

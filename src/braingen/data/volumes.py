@@ -158,6 +158,10 @@ class VoxelPlaces(NamedTuple):
         """(V, 3) float64: position of every voxel's centre in the subject's functional space."""
         return self.indices_V3 @ self.affine[:3, :3].T + self.affine[:3, 3]
 
+    def restricted(self, kept_V: np.ndarray) -> VoxelPlaces:
+        """The places of some of the voxels, in the same order."""
+        return self._replace(mask=self.to_volume(np.asarray(kept_V, dtype=bool)))
+
     def to_volume(self, values: np.ndarray, fill: float = 0) -> np.ndarray:
         """Put voxel vectors (V,) or (V, ...) into a volume (x, y, z, ...) of the same dtype, `fill` outside the mask.
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from braingen.config import Config, with_settings
-from braingen.data.own_scans import OwnScans
+from braingen.config.run_and_data import PrepareConfig
+from braingen.console import console
+from braingen.data.ingest.own import OwnScans
 from braingen.data.prepare import prepare as write_layout
 from braingen.data.raw_nsd import RawNSD, is_raw_nsd
 from braingen.data.scans import Scans
 from braingen.errors import UserError
+from braingen.untrusted import one_line
+
+_ALWAYS = ("mask", "order", "betas", "test_images", "test_share")
+"""Settings that a manifest has always named; others are named where they are not the default, so that older folders go on."""
 
 
 def scans_of(config: Config) -> Scans:
@@ -30,18 +37,34 @@ def scans_of(config: Config) -> Scans:
         chosen = with_settings(config, "prepare", {"kind": "nsd" if is_raw_nsd(chosen.scans) else "own"}).prepare
     assert chosen.scans is not None
     if chosen.kind == "nsd":
-        return RawNSD(chosen.scans, chosen.betas, chosen.mask or "nsdgeneral", chosen.order, chosen.coco)
-    return OwnScans(chosen.scans, chosen.mask, chosen.order, chosen.test_images, chosen.test_share)
+        return RawNSD(chosen.scans, chosen.betas, chosen.mask or "nsdgeneral", chosen.order, chosen.coco, chosen.zscore)
+    return OwnScans(chosen, config.data.root)
+
+
+def recorded(chosen: PrepareConfig) -> dict[str, Any]:
+    """Settings that determine the result besides the scans."""
+    found = chosen.model_dump(mode="json", exclude={"scans", "coco", "captions", "kind", "accept"})
+    defaults = PrepareConfig().model_dump(mode="json")
+    return {name: value for name, value in found.items() if name in _ALWAYS or value != defaults[name]}
+
+
+def _print(text: str) -> None:
+    for line in text.splitlines():
+        console().print(one_line(line), soft_wrap=True)
 
 
 def prepare(config: Config) -> Path:
-    """Write the data folder of the chosen subjects, or what is missing of it; continues where it was stopped.
+    """Write the data folder of the chosen subjects, or what is missing of it; continues where it was stopped, and prints what was done.
 
     Returns
     -------
     Path
         The data folder, `data.root`.
     """
-    scans = scans_of(config)
-    settings = config.prepare.model_dump(mode="json", exclude={"scans", "coco", "captions", "kind"})
-    return write_layout(scans, config.data.root, config.data.subjects, settings, config.data.num_sessions, config.prepare.captions).root
+    scans, chosen = scans_of(config), config.prepare
+    settings = recorded(chosen)
+    if isinstance(scans, RawNSD) and chosen.mask:
+        settings["mask"] = scans.region  # V1 and prf-visualrois:V1 are the same
+    return write_layout(
+        scans, config.data.root, config.data.subjects, settings, config.data.num_sessions, chosen.captions, chosen.accept, _print
+    ).root
