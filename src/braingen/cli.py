@@ -183,9 +183,8 @@ def _run(words: list[str]) -> int:
             raise UserError(f"braingen {name} wants {wanted} next, not {given}: braingen {name} {command.choices[0]} ...")
         choice = [rest.pop(0)]
     file, overrides = parse_overrides(rest, command.own, command.words)
-    overrides = {**_from_environment(command.own), **overrides}
     # before the stage: its libraries take seconds to load, and a typo is reported at once
-    config = load_config(file or command.config or None, overrides)
+    config = load_config(file or command.config or None, overrides, _from_environment(command.own))
     stage: Callable[..., Path | None] = getattr(import_module(command.module), command.function)
     result = stage(config, *choice)
     if result is not None:

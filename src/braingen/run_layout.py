@@ -6,8 +6,11 @@ Importing this loads no torch.
 from __future__ import annotations
 
 from pathlib import Path
+import re
 
 from braingen.config import Config
+from braingen.errors import UserError
+from braingen.text_files import read_yaml
 
 NAMED_IN = (Path("train_logs"), Path("runs"))
 """Where an encoder is looked for by the name of its run: as published, and ours."""
@@ -46,6 +49,63 @@ def trained_models(modality: str) -> list[str]:
 def tuning_folder(config: Config) -> Path:
     """Where the fine-tuning of a configuration lies: run.finetune, or in the run's folder."""
     return config.run.finetune or config.run.folder / "finetune"
+
+
+def subject_folder(run: Path, subject: int) -> Path:
+    """Where pictures, scores and page of a subject lie in a run of several: ``subj01``, ``subj02``, ..."""
+    return run / f"subj{subject:02d}"
+
+
+def typed_run(run: Path) -> str:
+    """What is typed to name a run folder, or a subject's folder inside it."""
+    of_subject = re.fullmatch(r"subj(\d\d+)", run.name)
+    if of_subject and any((run.parent / modality).is_dir() for modality in ("image", "text")):
+        return f"--folder {run.parent} --subj {int(of_subject[1])}"
+    return f"--folder {run}"
+
+
+def subject_configs(config: Config) -> list[Config]:
+    """The configuration of every subject whose pictures are made or scored: one each, with encoders and fine-tuning of the whole run.
+
+    With several subjects, or one of several that the run's own encoder was trained on, each has a folder of its own
+    (:func:`subject_folder`); a run of one subject has no such folders.
+    """
+    if len(config.data.subjects) == 1 and not _trained_on_several(config):
+        return [config]
+    places = {"image": run_folder(config, "image"), "text": run_folder(config, "text"), "finetune": tuning_folder(config)}
+
+    def of(subject: int) -> Config:
+        run = config.run.model_copy(update={**places, "folder": subject_folder(config.run.folder, subject)})
+        return config.model_copy(update={"run": run, "data": config.data.model_copy(update={"subjects": (subject,)})})
+
+    return [of(subject) for subject in config.data.subjects]
+
+
+def one_subject(config: Config, command: str) -> Config:
+    """The configuration of the only subject, for a command that works on one.
+
+    Raises
+    ------
+    UserError
+        When data.subjects names several.
+    """
+    subjects = config.data.subjects
+    if len(subjects) > 1:
+        raise UserError(
+            f"{command} works on one subject, and data.subjects names {', '.join(map(str, subjects))}: "
+            f"choose one with --subj, for instance --subj {subjects[0]}."
+        )
+    return subject_configs(config)[0]
+
+
+def _trained_on_several(config: Config) -> bool:
+    """Whether the encoders that lie in the run's own folder were trained on several subjects."""
+    for modality, named in (("image", config.run.image), ("text", config.run.text)):
+        path = config.run.folder / modality / "config.yaml"
+        if named is None and path.is_file():
+            subjects = (read_yaml(path).get("data") or {}).get("subjects") or []
+            return len(subjects) > 1
+    return False
 
 
 def drawn_in(run: Path, source: str) -> Path:

@@ -203,6 +203,9 @@ def test_settings_of_a_job_come_from_the_environment_and_what_is_typed_wins(monk
     assert main(["report", "--num_epochs", "4"]) == 0
     assert (seen[0].encoder.hidden_dim, seen[0].optim.num_epochs, str(seen[0].run.folder)) == (64, 4, "runs/a b")
     assert capsys.readouterr().err.startswith("Settings from BRAINGEN_SET: encoder.hidden_dim=64")
+    # to a command on which one of them has no effect it is as if it stood in the file
+    monkeypatch.setenv("BRAINGEN_SET", "scores.retrieval_draws=3")
+    assert main(["report", "--all_recons_path", "here"]) == 0
     monkeypatch.setenv("BRAINGEN_SET", "hiden_dim=64")
     assert main(["report"]) == 2
     assert "BRAINGEN_SET is not understood: There is no setting 'hiden_dim'." in capsys.readouterr().err

@@ -23,7 +23,11 @@ DEFAULT = "default"
 """As a value on the command line: what the setting is when nobody gives it."""
 
 
-def load_config(file: Path | str | None = None, overrides: dict[str, str] | None = None) -> Config:
+def load_config(
+    file: Path | str | None = None,
+    overrides: dict[str, str] | None = None,
+    over_file: dict[str, str] | None = None,
+) -> Config:
     """Read a YAML file and apply overrides.
 
     A setting that has no effect beside the others is refused where it is typed, and in a file where the file itself makes it so. A file's
@@ -34,6 +38,7 @@ def load_config(file: Path | str | None = None, overrides: dict[str, str] | None
     ----------
     file : YAML of the tree's shape, or the name of a configuration that ships; None for the defaults
     overrides : setting -> text, as typed on the command line; names as :func:`resolve` takes them
+    over_file : the same, for settings of several commands: put over those of the file, and treated as the file's
 
     Raises
     ------
@@ -44,6 +49,9 @@ def load_config(file: Path | str | None = None, overrides: dict[str, str] | None
     if file is not None:
         file = find_config(file)
         written = _read_tree(file)
+    for name, text in (over_file or {}).items():
+        section, _, field = resolve(name).partition(".")
+        written.setdefault(section, {})[field] = _parse(f"{section}.{field}", text)
     typed: Tree = {}
     for name, text in (overrides or {}).items():
         section, _, field = resolve(name).partition(".")

@@ -13,7 +13,7 @@ from braingen.data.captions import Captions, load_captions
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.errors import UserError
-from braingen.run_layout import INDEX, SOURCES, drawn_in
+from braingen.run_layout import INDEX, SOURCES, drawn_in, typed_run
 from braingen.scores.study.of_run import read_study
 from braingen.text_files import read_json, read_yaml
 
@@ -75,7 +75,7 @@ class Inputs(NamedTuple):
     """Stage -> seconds."""
 
 
-def read_inputs(run: Path, data_root: Path, subject: int = 1) -> Inputs:
+def read_inputs(run: Path, data_root: Path, subject: int = 1, trained: Path | None = None) -> Inputs:
     """Read what stages left in a run folder.
 
     Parameters
@@ -83,6 +83,7 @@ def read_inputs(run: Path, data_root: Path, subject: int = 1) -> Inputs:
     run : the run folder
     data_root : the data folder with the pictures that were seen and their captions
     subject : whose brain was read, for where the settings of the run do not say
+    trained : folder in which the encoders lie, where that is not the run's own
 
     Raises
     ------
@@ -106,7 +107,8 @@ def read_inputs(run: Path, data_root: Path, subject: int = 1) -> Inputs:
             "of this run; give its data folder with --data_path."
         )
     study = read_study(run)
-    settings = {name: _yaml(run / name / "config.yaml") for name in RUNS if (run / name / "config.yaml").is_file()}
+    folders = {name: (trained or run if name in ENCODERS else run) / name for name in RUNS}
+    settings = {name: _yaml(folder / "config.yaml") for name, folder in folders.items() if (folder / "config.yaml").is_file()}
     return Inputs(
         run=run,
         subject=_subject(settings, subject),
@@ -126,9 +128,9 @@ def read_inputs(run: Path, data_root: Path, subject: int = 1) -> Inputs:
         controls=_mapping(run / "controls.json", "`braingen evaluate`"),
         refinement=_mapping(run / "refinement.json", "`braingen evaluate`"),
         refined=_pictures(drawn_in(run, "brain_refined")),
-        metrics={name: _lines(run / name / "metrics.jsonl") for name in ENCODERS if (run / name / "metrics.jsonl").is_file()},
+        metrics={name: _lines(folders[name] / "metrics.jsonl") for name in ENCODERS if (folders[name] / "metrics.jsonl").is_file()},
         settings=settings,
-        provenance={name: found for name in RUNS if (found := _mapping(run / name / "provenance.json", "its stage"))},
+        provenance={name: found for name, folder in folders.items() if (found := _mapping(folder / "provenance.json", "its stage"))},
         timings={stage: float(seconds) for stage, seconds in _mapping(run / "timings.json", "`braingen demo`").items() if finite(seconds)},
     )
 
@@ -142,7 +144,7 @@ def _index(run: Path) -> tuple[tuple[int, ...], dict[int, str]]:
     """Ids of the reconstructed images, ascending, and their decoded captions."""
     path = drawn_in(run, "brain") / INDEX
     if not path.is_file():
-        raise UserError(f"{path} is missing: there are no pictures to show; run `braingen reconstruct --folder {run}` first.")
+        raise UserError(f"{path} is missing: there are no pictures to show; run `braingen reconstruct {typed_run(run)}` first.")
     index = _mapping(path, "`braingen reconstruct`")
     images = index.get("images") or []
     if not images or not all(isinstance(image, int) and image >= 0 for image in images):
@@ -156,7 +158,7 @@ def _pictures(folder: Path) -> dict[int, Path]:
 
 
 def _subject(settings: Mapping[str, Mapping[str, Any]], otherwise: int) -> int:
-    for config in settings.values():
+    for config in list(settings.values())[::-1]:  # the pictures' own first: encoders may know several subjects
         subjects = (config.get("data") or {}).get("subjects")
         if subjects:
             return int(subjects[0])

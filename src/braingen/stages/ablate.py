@@ -17,7 +17,7 @@ from braingen.config import Config
 from braingen.console import console as new_console
 from braingen.files import write_json, write_text
 from braingen.report.ablation import Line, render_ablation
-from braingen.run_layout import EMBEDDINGS, drawn_folder, run_folder, tuning_folder
+from braingen.run_layout import EMBEDDINGS, drawn_folder, one_subject, run_folder, tuning_folder
 from braingen.scores.feature_store import FeatureStore
 from braingen.scores.sheet import Sheet, compare_sheets, score_images
 from braingen.scores.table import as_json, comma_separated, markdown, rows_of
@@ -118,6 +118,7 @@ def ablate(config: Config) -> Path:
     -------
     path of the page; the table lies beside it as .md, .csv and .json, differences between lines as .differences.csv
     """
+    one_subject(config, "braingen ablate")
     folder, console = config.run.folder / ABLATION, new_console()
     for number, (key, variant) in enumerate(VARIANTS.items(), 1):
         console.print(f"{number}/{len(VARIANTS)} {variant.title}", style="bold")

@@ -14,7 +14,7 @@ from braingen.data.stimuli import Stimuli
 from braingen.data.trials import train_trials
 from braingen.errors import UserError
 from braingen.files import write_json
-from braingen.run_layout import READER
+from braingen.run_layout import READER, one_subject
 from braingen.scores.curves import Curve, Point, as_rows, plot, write_table
 from braingen.scores.uncertainty import compare, summarise
 from braingen.stages.reading import ImageScores, scores_at
@@ -89,6 +89,7 @@ def adapt_curve(config: Config) -> Path:
     -------
     path of the table
     """
+    one_subject(config, "braingen adapt-curve")
     subject = config.data.subjects[0]
     if config.optim.start_from is None and subject in config.curve.pretrain_on:
         raise UserError(

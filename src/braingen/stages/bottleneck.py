@@ -13,7 +13,7 @@ from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.errors import UserError
 from braingen.files import write_json
-from braingen.run_layout import READER
+from braingen.run_layout import READER, one_subject
 from braingen.scores.curves import Curve, Point, as_rows, plot, write_table
 from braingen.scores.uncertainty import Summary, summarise
 from braingen.stages.evaluate import evaluate, read_scores
@@ -107,6 +107,7 @@ def bottleneck(config: Config) -> Path:
             f"bottleneck.seeds = {','.join(map(str, config.bottleneck.seeds))} with bottleneck.pictures=true: pictures are drawn for one"
             " seed. Give a single one, or leave --pictures out."
         )
+    one_subject(config, "braingen bottleneck")
     workers = Workers(config)
     curve = of_pictures(config) if config.bottleneck.pictures else of_embeddings(config, workers)
     kind = Stimuli(Layout.of(config.data.root)).data_name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import json
 from pathlib import Path
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from braingen.console import add_row
 from braingen.console import console as new_console
 from braingen.errors import UserError
 from braingen.files import write_json, write_text
+from braingen.run_layout import typed_run
 from braingen.scores.table import COLUMNS, column_of
 from braingen.scores.uncertainty import Comparison, compare, compare_methods, holm, mean_interval, permutation_p, summarise
 from braingen.stages.score_files import COMPUTED_BY, PAIRED, PER_IMAGE
@@ -45,8 +47,10 @@ class Evaluated(NamedTuple):
 
 def _settings(folder: Path) -> dict[str, dict[str, Any]]:
     found = {}
+    of_several = re.fullmatch(r"subj\d\d+", folder.name) is not None
     for stage in STAGES:
-        path = folder / stage / "config.yaml"
+        own = folder / stage / "config.yaml"
+        path = folder.parent / stage / "config.yaml" if of_several and not own.is_file() else own
         if path.is_file():
             found[stage] = read_yaml(path)
     return found
@@ -62,7 +66,7 @@ def read_run(folder: Path) -> Evaluated:
     """
     path = next((folder / name for name in (PAIRED, PER_IMAGE) if (folder / name).is_file()), None)
     if path is None:
-        raise UserError(f"{folder} has no {PAIRED}: run `braingen evaluate --folder {folder}` first.")
+        raise UserError(f"{folder} has no {PAIRED}: run `braingen evaluate {typed_run(folder)}` first.")
     table = pd.read_csv(path, index_col="image")
     known = [name for name in table if name in COLUMNS or name.startswith("two_way_") or name.endswith("_accuracy")]
     settings = _settings(folder)
@@ -78,6 +82,15 @@ def read_run(folder: Path) -> Evaluated:
     named = origin.get("method", "BrainGen")
     method = json.dumps([named, settings], sort_keys=True, default=str) if settings or named != "BrainGen" else str(folder)
     return Evaluated(str(folder), named, subject, seed, method, table[known])
+
+
+def evaluated_in(folder: Path) -> list[Path]:
+    """Where scores of single images lie: in the run folder, or in those of its subjects."""
+    if not any((folder / name).is_file() for name in (PAIRED, PER_IMAGE)):
+        of_subjects = [each.parent for each in sorted(folder.glob(f"subj*/{PAIRED}"))]
+        if of_subjects:
+            return of_subjects
+    return [folder]
 
 
 def methods_of(runs: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
@@ -213,7 +226,7 @@ def compare_runs(config: Config) -> Path:
     folders = list(dict.fromkeys(Path(name).expanduser() for name in config.compare.runs))
     if len(folders) < 2:
         raise UserError(f"A comparison needs at least 2 different runs, there is {len(folders)}: braingen compare runs/a runs/b ...")
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_run(each) for folder in folders for each in evaluated_in(folder)]
     resamples, seed = config.scores.bootstrap, config.run.seed
     found: list[Comparison] = []
     for subject in sorted({run.subject for run in runs}):  # test images are shared, brains are not: runs are paired within a subject

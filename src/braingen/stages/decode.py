@@ -19,7 +19,7 @@ from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.sdxl import backbone_folder, scheduler_named
 from braingen.errors import UserError
 from braingen.files import replaced_path
-from braingen.run_layout import EMBEDDINGS, READER, run_folder
+from braingen.run_layout import EMBEDDINGS, READER, one_subject, run_folder
 from braingen.stages.machine import device_of
 from braingen.stages.reconstruct import assemble, check_drawing, draw_embeddings, read_responses, write_index
 from braingen.stages.targets import Targets
@@ -94,6 +94,7 @@ def decode(config: Config) -> Path:
     if config.decode.pictures and not config.decode.decoder:
         check_drawing(config)
     voxel_file(config.decode.voxels)  # loading the decoder takes a while, a wrong path is told at once
+    one_subject(config, "braingen decode")
     subject = config.data.subjects[0]
     decoder = load_decoder(config)
     given = load_responses(config.decode.voxels, subject, decoder.voxel_count(subject), Layout.of(config.data.root))

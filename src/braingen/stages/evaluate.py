@@ -23,7 +23,7 @@ from braingen.data.trials import Repeats, group_repeats, test_trials, train_tria
 from braingen.errors import UserError
 from braingen.files import write_json, write_text
 from braingen.records import Score
-from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder, random_folders
+from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder, one_subject, random_folders, subject_configs, typed_run
 from braingen.runs import Run
 from braingen.scores.averaged import Scored, averaged, intervals
 from braingen.scores.decoding import decoder_scores, scores_by_part
@@ -43,6 +43,8 @@ from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Pngs, Seen
 from braingen.stages.refine import refined_folder, refined_is_there
 from braingen.stages.score_files import SCORES, Origin, print_scores, told_by, write_extremes, write_scores
+from braingen.stages.subject_means import write_mean
+from braingen.stages.subjects import each_subject
 from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_reader
@@ -110,7 +112,8 @@ def _require(config: Config) -> dict[str, list[Path]]:
     """Source -> folders of its drawings, as far as they are there."""
     brain, ceiling = (drawn_folder(config, source) for source in ("brain", "ceiling"))
     if not (brain / INDEX).exists():
-        raise UserError(f"There are no finished reconstructions in {brain}: run `braingen reconstruct --folder {config.run.folder}` first.")
+        what = typed_run(config.run.folder)
+        raise UserError(f"There are no finished reconstructions in {brain}: run `braingen reconstruct {what}` first.")
     folders = {"brain": [brain], "random": random_folders(config), "ceiling": [ceiling]}
     there = {source: [folder for folder in some if (folder / INDEX).exists()] for source, some in folders.items()}
     return {source: some for source, some in there.items() if some}
@@ -169,11 +172,20 @@ def evaluate(config: Config) -> Path:
 
     Returns
     -------
-    path of scores.json
+    path of scores.json; with several subjects of the mean over them, each subject's lie in its own folder
     """
     if config.scores.all_recons_path:
-        return evaluate_pictures(config)
+        return evaluate_pictures(one_subject(config, "scores.all_recons_path"))
     check_backbone(config)
+    configs = subject_configs(config)
+    for one in configs:  # before minutes of scoring
+        _require(one)
+    each_subject(config, evaluate_subject)
+    return write_mean(config) if len(configs) > 1 else configs[0].run.folder / SCORES
+
+
+def evaluate_subject(config: Config) -> Path:
+    """Score the only subject of a configuration."""
     folders = _require(config)
     if refined_is_there(config):
         folders[REFINED] = [refined_folder(config)]

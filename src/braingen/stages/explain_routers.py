@@ -7,14 +7,14 @@ import pandas as pd
 from safetensors.torch import load_file
 
 from braingen.explain.readout import parts_of
-from braingen.run_layout import INDEX, ROUTING, drawn_folder
+from braingen.run_layout import INDEX, ROUTING, drawn_folder, subject_configs
 from braingen.stages.explanation import Explanation
 from braingen.text_files import read_json
 
 
 def write_routers(work: Explanation) -> None:
     """Level weights over denoising time, and how much every expert was listened to, where pictures were drawn with routers."""
-    path = drawn_folder(work.config, "brain") / ROUTING
+    path = drawn_folder(subject_configs(work.config)[0], "brain") / ROUTING  # of several subjects the first
     modality = work.config.explain.modality
     mixed = load_file(path) if path.exists() else {}
     if f"{modality}_levels" not in mixed:

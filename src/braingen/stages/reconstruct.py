@@ -44,6 +44,7 @@ from braingen.run_layout import EMBEDDINGS, INDEX, READER, ROUTING, drawn_folder
 from braingen.stages.drawing import Drawn, draw_missing, gathered, notes
 from braingen.stages.machine import device_of
 from braingen.stages.steps import hash_seed
+from braingen.stages.subjects import each_subject
 from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_reader, modalities, tuned_folder
@@ -266,15 +267,21 @@ def write_index(folder: Path, ids: list[int], **more: Mapping[str, Any]) -> None
 
 
 def reconstruct(config: Config) -> Path:
-    """Draw every test image; what is already drawn is kept. Under ``accelerate launch`` the processes share the pictures.
+    """Generate every test image of every subject; what is already there is kept. Under ``accelerate launch`` processes share the pictures.
 
     Random voxels are drawn ``sampler.random_draws`` times, each time with other noise for the pictures as well.
 
     Returns
     -------
-    folder : ``<image id>.png`` for every test image, ``embeddings.safetensors``, ``index.json``; of random voxels the first draw's
+    folder : ``<image id>.png`` for every test image, ``embeddings.safetensors``, ``index.json``; of random voxels the first draw's.
+        With several subjects the run folder, which has such a folder for each (`run_layout.subject_configs`)
     """
     check_backbone(config)
+    return each_subject(config, reconstruct_subject)
+
+
+def reconstruct_subject(config: Config) -> Path:
+    """Generate the test images of the only subject of a configuration."""
     if config.sampler.source != "random":
         return _reconstruct(config, drawn_folder(config))
     first, *others = random_folders(config)

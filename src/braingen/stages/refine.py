@@ -24,10 +24,11 @@ from braingen.diffusion.sdxl import backbone_folder, load_scheduler, pixels_per_
 from braingen.errors import UserError
 from braingen.files import replaced_path, write_json
 from braingen.records import Conditioning
-from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder
+from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder, one_subject, typed_run
 from braingen.runs import Run
 from braingen.stages.drawing import Drawn, draw_missing, picture_path
 from braingen.stages.machine import device_of
+from braingen.stages.subjects import each_subject
 from braingen.stages.tiny import check_backbone
 from braingen.stages.workers import Workers, shared_run
 from braingen.text_files import read_json
@@ -79,8 +80,8 @@ def _require(config: Config) -> list[int]:
     lacking = [name for name in (INDEX, EMBEDDINGS) if not (folder / name).is_file()]
     if lacking:
         raise UserError(
-            f"{folder} holds no finished reconstructions (no {lacking[0]}): run `braingen reconstruct --folder {config.run.folder}` first, "
-            "or name another folder of ours: --recons FOLDER."
+            f"{folder} holds no finished reconstructions (no {lacking[0]}): run `braingen reconstruct {typed_run(config.run.folder)}`"
+            " first, or name another folder of ours: --recons FOLDER."
         )
     if refined_folder(config) == folder:
         raise UserError(f"refiner.output = {folder} is the folder of the reconstructions themselves; give another one.")
@@ -133,12 +134,21 @@ def _read(folder: Path, ids: list[int]) -> Tensor:
 
 
 def refine(config: Config) -> Path:
-    """Refine every picture of a folder of reconstructions; what is refined already is kept.
+    """Refine every picture of every subject's reconstructions, or of the folder that is named; what is refined already is kept.
 
     Returns
     -------
-    folder : of the same form as that of the reconstructions
+    folder : of the same form as that of the reconstructions; with several subjects the run folder
     """
+    if config.refiner.recons:
+        return refine_folder(config)
+    if config.refiner.output:
+        return refine_folder(one_subject(config, "refiner.output"))
+    return each_subject(config, refine_folder)
+
+
+def refine_folder(config: Config) -> Path:
+    """Refine one folder of reconstructions."""
     recons, folder, chosen = recons_of(config), refined_folder(config), config.refiner
     ids = _require(config)
     check_backbone(config)

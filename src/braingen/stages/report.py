@@ -6,8 +6,14 @@ from pathlib import Path
 
 from braingen.config import Config
 from braingen.files import write_text
-from braingen.report.inputs import read_inputs
+from braingen.report.inputs import Inputs, read_inputs
 from braingen.report.page import draw_sheet, render
+from braingen.report.subjects import SubjectPage, render_subjects
+from braingen.run_layout import subject_configs
+from braingen.stages.score_files import SCORES
+from braingen.text_files import read_json
+
+PAGE, SHEET = "report.html", "pictures.png"
 
 
 def report(cfg: Config) -> Path:
@@ -19,15 +25,27 @@ def report(cfg: Config) -> Path:
 
     Returns
     -------
-    path of the page : open it in any browser
+    path of the page : open it in any browser; with several subjects the page of all, which leads to each one's
 
     Raises
     ------
     UserError
         When there are no reconstructions yet, or a file is damaged.
     """
-    inputs = read_inputs(cfg.run.folder, cfg.data.root, subject=cfg.data.subjects[0])
-    page = cfg.run.folder / "report.html"
-    write_text(page, render(inputs))
-    draw_sheet(inputs, cfg.run.folder / "pictures.png")
+    configs = subject_configs(cfg)
+    inputs = [_report_subject(one, cfg.run.folder) for one in configs]
+    if len(configs) == 1:
+        return configs[0].run.folder / PAGE
+    page, scores = cfg.run.folder / PAGE, cfg.run.folder / SCORES
+    links = [(one.run.folder / PAGE).relative_to(cfg.run.folder).as_posix() for one in configs]
+    mean = read_json(scores) if scores.is_file() else {}
+    write_text(page, render_subjects([SubjectPage(*each) for each in zip(inputs, links)], mean))
     return page
+
+
+def _report_subject(cfg: Config, trained: Path) -> Inputs:
+    """Write page and sheet of the only subject of a configuration; its encoders lie in the folder `trained`."""
+    inputs = read_inputs(cfg.run.folder, cfg.data.root, subject=cfg.data.subjects[0], trained=trained)
+    write_text(cfg.run.folder / PAGE, render(inputs))
+    draw_sheet(inputs, cfg.run.folder / SHEET)
+    return inputs

@@ -20,7 +20,7 @@ from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.errors import UserError
 from braingen.files import write_json, write_text
-from braingen.run_layout import SOURCES, drawn_in
+from braingen.run_layout import SOURCES, drawn_in, one_subject, typed_run
 from braingen.scores.pairs import Pictures
 from braingen.scores.pictures import Loaded, load_pictures
 from braingen.scores.study import analysis as analyses
@@ -68,7 +68,8 @@ def study(config: Config, action: str) -> Path:
     -------
     path : the page to open, the folder that was checked, the analysis, or the folder of result files
     """
-    return {"build": build, "check": check, "analyse": analyse, "simulate": simulate}[action](config)
+    actions = {"build": build, "check": check, "analyse": analyse, "simulate": simulate}
+    return actions[action](one_subject(config, "braingen study"))
 
 
 # --- build ---------------------------------------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def _methods(config: Config) -> list[Method]:
             continue
         path = Path(path_text).expanduser() if path_text else drawn["brain"]
         if not path.exists():
-            told = "" if path_text else f"; run `braingen reconstruct --folder {config.run.folder}` first, or give --method_a"
+            told = "" if path_text else f"; run `braingen reconstruct {typed_run(config.run.folder)}` first, or give --method_a"
             raise UserError(f"{path} does not exist{told}.")
         found.append(Method(name or path.stem, path, own.get(path.absolute(), ""), load_pictures(path)))
     names = [method.name for method in found]

@@ -1,0 +1,50 @@
+"""The page of a run of several subjects: their scores beside the mean, first pictures of each, and the way to each one's page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from braingen.report import pictures, tables
+from braingen.report.inputs import Inputs
+
+SHOWN = 12
+"""Test images of every subject on the page: the first ones, nothing selected."""
+
+
+class SubjectPage(NamedTuple):
+    """A subject of the run."""
+
+    inputs: Inputs
+    link: str
+    """Of its own page, from the run folder."""
+
+
+def render_subjects(subjects: Sequence[SubjectPage], mean: Mapping[str, Mapping[str, float | None]]) -> str:
+    """The page as one self-contained HTML text.
+
+    Parameters
+    ----------
+    subjects : in the order of the columns
+    mean : score -> value, low, high and baselines of the mean over subjects; empty where nothing was scored
+    """
+    rows = [
+        (tables.kind_of(name).title, score, [subject.inputs.scores.get(name, {}).get("value") for subject in subjects])
+        for name, score in mean.items()
+    ]
+    grids = []
+    for subject in subjects:
+        shown = list(subject.inputs.images[:SHOWN])
+        seen = [(image, pictures.data_uri(picture)) for image, picture in pictures.seen_pictures(subject.inputs.stimuli, shown)]
+        drawn = [(image, pictures.data_uri(pictures.open_picture(subject.inputs.pictures["brain"][image]))) for image in shown]
+        grids.append((subject, seen, drawn))
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    simulated = subjects[0].inputs.simulated
+    return templates.get_template("subjects.html.j2").render(
+        rows=rows, subjects=subjects, grids=grids, simulated=simulated, number=tables.number
+    )

@@ -1,0 +1,109 @@
+"""Scores of several subjects as published: the mean over subjects, beside each subject's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich import box
+from rich.table import Column, Table
+
+from braingen.config import Config
+from braingen.console import add_row, console
+from braingen.data.nsd import Layout
+from braingen.data.stimuli import Stimuli
+from braingen.files import write_json, write_text
+from braingen.records import Score
+from braingen.run_layout import subject_configs
+from braingen.scores.table import CAUTION, PUBLISHED, Row, as_json, comma_separated, latex, markdown, rows_of
+from braingen.scores.uncertainty import summarise
+from braingen.stages.compare import read_run
+from braingen.stages.score_files import CSV, LATEX, SCORES, TABLE
+from braingen.text_files import read_json
+
+BASELINES = ("random", "ceiling", "ridge", "chance")
+
+
+class Subject(NamedTuple):
+    """What was scored of one subject."""
+
+    number: int
+    scores: dict[str, Score]
+    images: dict[str, np.ndarray]
+    """Score -> its value of every image, in ascending order of image ids."""
+
+
+def read_subject(config: Config) -> Subject:
+    """What `evaluate_subject` left in a subject's folder."""
+    folder = config.run.folder
+    scores = {name: Score(**fields) for name, fields in read_json(folder / SCORES).items()}
+    table = read_run(folder).table.sort_index()
+    return Subject(config.data.subjects[0], scores, {name: table[name].to_numpy() for name in table})
+
+
+def mean_scores(subjects: Sequence[Subject], resamples: int, seed: int) -> dict[str, Score]:
+    """The mean over subjects of every score that all of them have, with its interval over images.
+
+    The interval is missing where a score has no values of single images. Baselines are means too; ``n`` is the mean number of images.
+    """
+    found = {}
+    for name in subjects[0].scores:
+        each = [subject.scores.get(name) for subject in subjects]
+        scores = [score for score in each if score is not None and score.value is not None]
+        if len(scores) < len(subjects):
+            continue
+        low = high = None
+        if all(name in subject.images for subject in subjects):
+            summary = summarise({(subject.number, 0): subject.images[name] for subject in subjects}, resamples, seed)
+            low, high = summary.low, summary.high
+        baselines = {key: _mean([getattr(score, key) for score in scores]) for key in BASELINES}
+        pools = {score.pool for score in scores}
+        n = round(sum(score.n for score in scores) / len(scores))
+        found[name] = Score(_mean([s.value for s in scores]), low, high, n=n, pool=pools.pop() if len(pools) == 1 else None, **baselines)
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def write_mean(config: Config) -> Path:
+    """Write and print the mean over the subjects of a run, and every subject's scores beside it.
+
+    Returns
+    -------
+    path of scores.json in the run folder; tables to paste lie beside it
+    """
+    subjects = [read_subject(one) for one in subject_configs(config)]
+    mean = mean_scores(subjects, config.scores.bootstrap, config.run.seed)
+    folder, data = config.run.folder, Stimuli(Layout.of(config.data.root)).data_name
+    sessions = f"{config.data.num_sessions or 'all'} session{'' if config.data.num_sessions == 1 else 's'}"
+    numbers = ", ".join(str(subject.number) for subject in subjects)
+    method = config.scores.method
+    rows: list[Row] = rows_of(method, f"{data}, mean of subjects {numbers}; {sessions}", mean)
+    for subject in subjects:
+        rows += rows_of(method, f"{data}, subject {subject.number}; {sessions}", subject.scores, baselines=False)
+    rows += PUBLISHED
+    write_text(folder / TABLE, markdown(rows) + f"\n{CAUTION}\n")
+    write_text(folder / CSV, comma_separated(rows))
+    write_text(folder / LATEX, latex(rows))
+    write_json(folder / SCORES, as_json(mean))
+    print_mean(subjects, mean)
+    return folder / SCORES
+
+
+def print_mean(subjects: Sequence[Subject], mean: Mapping[str, Score]) -> None:
+    """Means and subjects, side by side."""
+    names = ("score", "mean", "95 %", *(f"subj {subject.number}" for subject in subjects))
+    table = Table(*(Column(name, no_wrap=True) for name in names), title="mean of subjects", box=box.SIMPLE, padding=(0, 1, 0, 0))
+
+    def text(value: float | None) -> str:
+        return "" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+    for name, score in mean.items():
+        interval = "" if score.low is None else f"{text(score.low)}-{text(score.high)}"
+        add_row(table, name, text(score.value), interval, *(text(subject.scores[name].value) for subject in subjects))
+    console().print(table)

@@ -1,0 +1,27 @@
+"""What is done for every subject of a run in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from braingen.config import Config
+from braingen.console import console as new_console
+from braingen.run_layout import subject_configs
+
+
+def each_subject(config: Config, work: Callable[[Config], Path]) -> Path:
+    """Do something for every subject, each in its folder of the run.
+
+    Returns
+    -------
+    what the work returned for a single subject, or the run folder
+    """
+    configs = subject_configs(config)
+    if len(configs) == 1:
+        return work(configs[0])
+    console = new_console()
+    for one in configs:
+        path = work(one)
+        console.print(f"Subject {one.data.subjects[0]}: {path}", soft_wrap=True, markup=False)
+    return config.run.folder
