@@ -182,9 +182,10 @@ def _run(words: list[str]) -> int:
             wanted = " or ".join(command.choices)
             raise UserError(f"braingen {name} wants {wanted} next, not {given}: braingen {name} {command.choices[0]} ...")
         choice = [rest.pop(0)]
-    file, overrides = parse_overrides(rest, command.own, command.words)
+    own = (command.own, f"loss_{choice[0]}") if name == "train" else (command.own,)
+    file, overrides = parse_overrides(rest, own, command.words)
     # before the stage: its libraries take seconds to load, and a typo is reported at once
-    config = load_config(file or command.config or None, overrides, _from_environment(command.own))
+    config = load_config(file or command.config or None, overrides, _from_environment(own))
     stage: Callable[..., Path | None] = getattr(import_module(command.module), command.function)
     result = stage(config, *choice)
     if result is not None:
@@ -202,7 +203,7 @@ def script(*command: str) -> int:
     return main([*command, *([] if named else ["--config", PUBLISHED]), *given])
 
 
-def _from_environment(own: str) -> dict[str, str]:
+def _from_environment(own: Sequence[str]) -> dict[str, str]:
     """Settings of every command of a job, from the environment variable BRAINGEN_SET; what is typed wins."""
     text = os.environ.get(ENVIRONMENT, "")
     if not text.strip():
@@ -217,20 +218,21 @@ def _from_environment(own: str) -> dict[str, str]:
     return overrides
 
 
-def parse_overrides(words: Sequence[str], own: str = "", listed: str = "") -> tuple[Path | None, dict[str, str]]:
+def parse_overrides(words: Sequence[str], own: str | Sequence[str] = "", listed: str = "") -> tuple[Path | None, dict[str, str]]:
     """Read ``--config NAME`` or ``--config FILE`` and overrides.
 
     Overrides are ``section.field=value``, ``--flag value``, ``--flag=value``, ``--flag`` and ``--no-flag``.
 
     Parameters
     ----------
-    own : section whose names win where several sections have a setting of that name
+    own : section or sections whose names win where several sections have a setting of that name
     listed : setting that plain words at the beginning are collected in; without it they are refused
 
     Returns
     -------
     configuration (file or name) or None, setting -> text
     """
+    own = (own,) if isinstance(own, str) else own
     file: Path | None = None
     given = Given()
     remaining, single = list(words), False
@@ -293,19 +295,19 @@ class Given:
         self.settings[setting], self._names[setting] = text, name
 
 
-def _setting(name: str, own: str) -> str:
-    """The setting that a name means to a command with a section of its own."""
+def _setting(name: str, own: Sequence[str]) -> str:
+    """The setting that a name means to a command with sections of its own."""
     name = name.replace("-", "_")
-    if own:
-        fields = fields_of(own)
-        known = OWN_ALIASES.get(own, {}).get(name) or ALIASES.get(name, "").partition(".")[2]  # a flag people know
+    for section in filter(None, own):
+        fields = fields_of(section)
+        known = OWN_ALIASES.get(section, {}).get(name) or ALIASES.get(name, "").partition(".")[2]  # a flag people know
         field = name if name in fields else known
         if field in fields:
-            return f"{own}.{field}"
+            return f"{section}.{field}"
     return resolve(name)
 
 
-def _switch(name: str, own: str) -> str:
+def _switch(name: str, own: Sequence[str]) -> str:
     path = _setting(name, own)
     section, field = path.split(".")
     info = fields_of(section)[field]
@@ -346,7 +348,7 @@ def _show(text: str) -> None:
 def _shortest_name(section: str, field: str, own: str) -> str:
     """What has to be typed for a setting: the field's name, or with its section where that alone means another one, or several."""
     try:
-        alone = _setting(field, own) == f"{section}.{field}"
+        alone = _setting(field, (own,)) == f"{section}.{field}"
     except UserError:
         alone = False
     return field if alone else f"{section}.{field}"

@@ -218,3 +218,13 @@ def test_settings_of_a_job_come_from_the_environment_and_what_is_typed_wins(monk
 def test_known_flags_mean_the_fine_tunings_own_settings(flag, setting, value):
     config = load_config(*parse_overrides(flag.split(), "finetune"))
     assert getattr(config.finetune, setting) == value and config.optim == Config().optim
+
+
+def test_a_loss_of_a_training_command_is_that_of_its_encoder(monkeypatch):
+    seen = []
+    monkeypatch.setattr("braingen.stages.train.train", lambda config, modality: seen.append(config))
+    for modality in ("image", "text"):
+        assert main(["train", modality, "--prior_scale", "7", "--mixup_pct=0.5"]) == 0
+    default = Config()
+    assert (seen[0].loss_image.prior_scale, seen[0].loss_image.mixup_pct) == (7, 0.5) and seen[0].loss_text == default.loss_text
+    assert (seen[1].loss_text.prior_scale, seen[1].loss_text.mixup_pct) == (7, 0.5) and seen[1].loss_image == default.loss_image
