@@ -125,7 +125,7 @@ class Run:
                 before = _read_yaml(path)
                 if (folder / DIVERGED).exists() and not (folder / "finished").exists():
                     _begin_anew(folder)
-                elif _has_work(folder):
+                elif has_work(folder):
                     _refuse_other_settings(folder, before, settings, may_change)
             clear_temporaries(folder)
             for aside in folder.glob(".*.before"):
@@ -318,7 +318,7 @@ def _begin_anew(folder: Path) -> None:
     (folder / DIVERGED).unlink()
 
 
-def _has_work(folder: Path) -> bool:
+def has_work(folder: Path) -> bool:
     """Whether anything was made under the settings in the folder: a run that failed before it began holds nobody to a wrong path."""
     return any(path.name not in ("config.yaml", "provenance.json") and not path.name.startswith(".") for path in folder.iterdir())
 

@@ -18,6 +18,7 @@ from braingen.run_layout import READER
 
 ROOT = Path(__file__).parents[2]
 SIZES = ["--hidden_dim", "32", "--n_blocks", "1", "--num_epochs", "1", "--batch_size", "40", "prior.depth=1", "run.tracker=none"]
+UNDRAWN = ["backbone.ip_adapter=none"]  # which takes one token
 PUBLISHED = ["--routing", "value", "--trunk", "published", "--head", "projector"]
 CASES = {
     "published": ("image", [*PUBLISHED, "--num_exp_0", "2", "--exp_factor_list", "2,2", "--capacity_factor_0", "1", "--b_size", "-1"]),
@@ -25,8 +26,8 @@ CASES = {
     "one level": ("image", ["--model", "BrainMoE", "--num_exp", "4", "--meta", "--no-use_prior", "prior.depth=default"]),
     "side by side": ("image", ["--model", "BrainMoEHier", "--num_exps", "2,4", "--capacity_factors", "1,2", "--meta", "--activation_term"]),
     "dense": ("image", ["--model", "BrainEncoder", "--text_output", "joint", "--fusion", "late", "--train_pool"]),  # of its text side
-    "tokens": ("image", ["--image_output", "tokens", "--no-image_projected", "--exp_factor_list", "2"]),
-    "pooled and tokens, dense": ("image", ["--image_output", "both", "--model", "BrainEncoder", "--trunk", "published"]),
+    "tokens": ("image", ["--image_output", "tokens", "--no-image_projected", "--exp_factor_list", "2", *UNDRAWN]),
+    "pooled and tokens, dense": ("image", ["--image_output", "both", "--model", "BrainEncoder", "--trunk", "published", *UNDRAWN]),
     "joint, fused": ("text", ["--text_output", "joint", "--model", "BrainEncoder", "--fusion", "mid", "--low_level"]),
     "first text encoder": ("text", ["--text_output", "L", "--model", "BrainEncoder", "--trunk", "published"]),
     "all tokens": ("text", ["--text_tokens", "all", "--exp_factor_list", "2", "--no-use_prior", "prior.depth=default"]),

@@ -263,6 +263,100 @@ def test_settings_that_cannot_work_are_refused_before_work(
     assert re.search(words, sentence), sentence
 
 
+# --- frozen models that do not go together ---
+
+
+def other_clip(folder: Path, width: int) -> Path:
+    """A CLIP image encoder whose embedding has another width."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 2, "image_size": 32, "patch_size": 16}
+    model = CLIPVisionModelWithProjection(CLIPVisionConfig(**shape, projection_dim=width))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["another width", "several tokens"])
+def test_an_image_embedding_that_cannot_be_drawn_from_is_told_before_work(
+    subject, tmp_path, capsys, monkeypatch, how
+):
+    settings, found = {
+        "another width": (
+            [f"backbone.image_encoder={other_clip(tmp_path / 'clip', 64)}"],
+            "1 x 64",
+        ),
+        "several tokens": (["backbone.image_output=tokens"], r"\d+ x 128"),
+    }[how]
+
+    def work(*_, **__):
+        raise AssertionError("something was computed")
+
+    monkeypatch.setattr("braingen.clip.cache._write_rows", work)
+    monkeypatch.setattr("braingen.stages.needs.needs_of", lambda *_: [])
+    words = [*subject.words, *subject.stage1, *settings]
+    for command in (["doctor"], ["train", "image"], ["finetune"], ["reconstruct"]):
+        folder = [f"run.image={tmp_path / 'new'}"] if command[0] == "train" else []
+        sentence = told(capsys, *command, *words, *folder, "--folder", str(tmp_path / "run"))
+        assert re.search(rf"{found} \(tokens x width.*takes 1 x 128", sentence), sentence
+
+
+def test_encoders_of_another_backbone_are_told(subject, tmp_path, capsys):
+    """Trained on an embedding that is not drawn from, and then given to a backbone that draws."""
+    other = [f"backbone.image_encoder={other_clip(tmp_path / 'clip', 64)}", "ip_adapter=none"]
+    image = [f"run.image={tmp_path / 'image'}"]
+    assert main(["train", "image", *subject.words, *other, *image]) == 0
+    words = [*subject.words, *subject.stage1, *image, "--folder", str(tmp_path)]
+    for command in ("reconstruct", "finetune"):
+        sentence = told(capsys, command, *words)
+        assert "image encoder predicts 1 x 64" in sentence and "conditioned on 1 x 128" in sentence
+    assert "ip_adapter=none trains encoders of which" in told(capsys, "reconstruct", *words, *other)
+
+
+def test_every_pair_of_parts_is_looked_at(tmp_path):
+    from diffusers import UNet2DConditionModel
+    from unit.fake_backbone import plain_unet, random_adapter, write_fake_refiner
+
+    from braingen.config import load_config
+    from braingen.stages.widths import misfits
+
+    sound = write_fake_backbone(tmp_path / "sound", with_clip=True)
+
+    def found(folder: Path, *more: str) -> list[str]:
+        settings = dict(word.split("=") for word in more)
+        config = load_config(None, {"backbone.path": str(folder), **settings})
+        return [misfit.sentence for misfit in misfits(config)]
+
+    assert found(sound) == [] and found(sound, "backbone.text_output=joint") == []
+    refiner = write_fake_refiner(tmp_path / "refiner")
+    assert found(sound, f"backbone.refiner={refiner}") == []
+    narrow = shutil.copytree(sound, tmp_path / "narrow")
+    plain_unet(text_width=96).save_pretrained(narrow / "unet")
+    assert [re.search(r"\b(224|128)\b.*\b96\b", text) is not None for text in found(narrow)] == [
+        True
+    ] * 2
+    assert "224 wide (text_output=joint)" in found(narrow, "backbone.text_output=joint")[1]
+    plain_unet(text_width=96, told=5).save_pretrained(refiner / "unet")
+    assert "reads 96 columns" in found(sound, f"backbone.refiner={refiner}")[0]
+    channels = shutil.copytree(sound, tmp_path / "channels")
+    config = UNet2DConditionModel.load_config(channels / "unet")
+    UNet2DConditionModel.from_config({**config, "in_channels": 8}).save_pretrained(
+        channels / "unet"
+    )
+    assert "latents of 4 channels, its U-Net takes 8" in found(channels)[0]
+    wide = shutil.copytree(sound, tmp_path / "wide")
+    weights = random_adapter(plain_unet(), image_width=1280)
+    save_file(weights, wide / "ip_adapter" / "ip-adapter.safetensors")
+    assert "takes 1 x 1280" in found(wide)[0] and found(wide, "backbone.ip_adapter=none") == []
+    (wide / "ip_adapter" / "ip-adapter.safetensors").unlink()
+    torch.save(weights, wide / "ip_adapter" / "a.bin")
+    assert (
+        "takes 1 x 1280" in found(wide, f"backbone.ip_adapter={wide / 'ip_adapter' / 'a.bin'}")[0]
+    )
+    assert "takes 1 x 1280" in found(sound, "backbone.ip_adapter=h94/IP-Adapter")[0]
+    assert found(tmp_path / "nowhere") == []
+
+
 # --- pictures of any side, and the steps of a refinement ---
 
 

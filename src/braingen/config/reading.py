@@ -20,7 +20,8 @@ class BackboneConfig(Section):
     image_encoder: str = ""
     """CLIP whose image embeddings are decoded: folder or hub name; empty for <path>/image_encoder."""
     ip_adapter: str = ""
-    """IP-Adapter: a safetensors file, or a folder or hub name with sdxl_models/ip-adapter_sdxl.safetensors; empty for <path>/ip_adapter."""
+    """IP-Adapter: a safetensors file, or a folder or hub name with sdxl_models/ip-adapter_sdxl.safetensors; empty for <path>/ip_adapter;
+    none to train encoders of which nothing is drawn."""
     refiner: str = ""
     """What `braingen refine` draws with (stabilityai/stable-diffusion-xl-refiner-1.0, or a folder); empty for <path>, the base model."""
     image_output: Literal["pooled", "tokens", "both"] = "pooled"

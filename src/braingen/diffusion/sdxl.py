@@ -48,6 +48,8 @@ SCHEDULERS: dict[str, type[SchedulerMixin]] = {
 }
 """Schedulers by the names of ``sampler.scheduler``."""
 
+NO_ADAPTER = "none"
+"""Value of ``backbone.ip_adapter``: encoders are trained and scored, and nothing is drawn."""
 UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, SafetensorError)
 """What diffusers raises at damaged files of a model."""
 
@@ -263,6 +265,11 @@ def _load_whole(cls: type[Model], folder: str, name: str, dtype: torch.dtype) ->
 
 def load_ip_adapter_file(source: str) -> dict[str, Tensor]:
     """Read an IP-Adapter from a file, a folder or the hub, under the keys of its files (``image_proj.*``, ``ip_adapter.*``)."""
+    if source == NO_ADAPTER:
+        raise UserError(
+            f"backbone.ip_adapter={NO_ADAPTER} trains encoders of which nothing is drawn: to draw or fine-tune, name an IP-Adapter"
+            " that takes their image embedding."
+        )
     path = Path(source)
     again = "get it again, or set backbone.ip_adapter=h94/IP-Adapter"
     for candidate in (path, path / "ip-adapter.safetensors", path / IP_ADAPTER_FILE):

@@ -15,7 +15,7 @@ from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from braingen.config import Config
-from braingen.diffusion.sdxl import IP_ADAPTER_FILE, backbone_folder
+from braingen.diffusion.sdxl import IP_ADAPTER_FILE, NO_ADAPTER, backbone_folder
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
 
@@ -134,7 +134,12 @@ def backbone_findings(config: Config) -> Iterator[PartFinding]:
     image = _resolved(choice.image_encoder, "backbone.image_encoder", findings) if choice.image_encoder else folder
     if image is not None:
         findings.append(_model(image, "image_encoder", "backbone.image_encoder"))
-    adapter = _resolved(choice.ip_adapter, "backbone.ip_adapter", findings) if choice.ip_adapter else folder and folder / "ip_adapter"
+    if choice.ip_adapter == NO_ADAPTER:
+        adapter = None
+        text = f"backbone.ip_adapter={NO_ADAPTER}: encoders can be trained, nothing can be drawn with the image embedding."
+        findings.append(PartFinding("note", "ip_adapter", text))
+    else:
+        adapter = _resolved(choice.ip_adapter, "backbone.ip_adapter", findings) if choice.ip_adapter else folder and folder / "ip_adapter"
     if adapter is not None:
         candidates = (adapter, adapter / "ip-adapter.safetensors", adapter / IP_ADAPTER_FILE)
         file = next((path for path in candidates if path.is_file()), None)

@@ -29,6 +29,7 @@ from braingen.stages.backbone_files import backbone_findings
 from braingen.stages.machine import device_of
 from braingen.stages.needs import gigabytes, needs_of
 from braingen.stages.tiny import unfit_backbone
+from braingen.stages.widths import misfits
 from braingen.text_files import read_json
 
 Level = Literal["ok", "note", "warning", "error"]
@@ -87,6 +88,8 @@ def examine(config: Config) -> Iterator[Item]:
             yield Item("error" if unfit.refused else "warning", "backbone", "data", None, unfit.sentence)
     for finding in backbone_findings(config):
         yield Item(finding.level, "backbone", finding.part, None, finding.sentence)
+    for misfit in misfits(config):
+        yield Item("error", "backbone", "widths", None, misfit.sentence)
     yield from _networks()
     yield from _needs(config)
 

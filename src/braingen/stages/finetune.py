@@ -48,6 +48,7 @@ from braingen.stages.steps import Divergence, StepLosses, hash_seed
 from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_readers, modalities
+from braingen.stages.widths import refuse_misfits, refuse_other_widths
 from braingen.stages.workers import Workers, shared_run
 from braingen.stopping import Stopped, patience
 
@@ -126,6 +127,7 @@ def check(config: Config, readers: dict[str, BrainReader]) -> None:
 
 def setup(config: Config) -> Parts:
     """Load what is frozen, build what is trained, compute latents and reads, and fail early."""
+    refuse_misfits(config)
     readers = load_readers(config)
     check(config, readers)
     targets = Targets(config)
@@ -134,13 +136,14 @@ def setup(config: Config) -> Parts:
     backbone = load_backbone(config.backbone.path, config.backbone.ip_adapter, dtype, vae_dtype=torch.float32)
     unet, vae = backbone.unet.to(device_of(config)), backbone.vae.to(device_of(config))
     size = config.finetune.resolution or picture_size(unet, vae)
-    data = listening_data(config, targets, readers, size, config.finetune.validation_images)
     form = ConditioningForm.of(
         targets.text_encoder,
         cross_attention_dim=unet.config.cross_attention_dim,
         pooled_dim=pooled_width(unet),
         image_shape=(1, image_embedding_width(unet)),
     )
+    refuse_other_widths(form, readers["image"], readers.get("text"))
+    data = listening_data(config, targets, readers, size, config.finetune.validation_images)
     use_attention(unet, config.finetune.attention)
     if config.lora.rank:
         add_lora(unet, config.lora.rank, config.run.seed)

@@ -28,6 +28,7 @@ from braingen.records import Trials
 from braingen.run_layout import READER
 from braingen.runs import Run
 from braingen.stages.targets import Targets
+from braingen.stages.widths import refuse_misfits
 
 PARCEL_TRIALS = 1500
 """Trials from which parcels of voxels start: 94 MB at 15 724 voxels."""
@@ -89,6 +90,7 @@ def setup(
     fold : of a cross-validation; None for the held-out images of ``data.holdout_share``
     """
     refuse_untrained_parts(config, modality)
+    refuse_misfits(config, ("image",) if modality == "image" else ("text",), fetch=True)
     layout = Layout.of(config.data.root)
     check_before_training(layout, config.data.subjects, config.data.num_sessions, captions=modality == "text")
     subjects, held_out = [], []

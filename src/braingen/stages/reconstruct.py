@@ -48,6 +48,7 @@ from braingen.stages.subjects import each_subject
 from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_reader, modalities, tuned_folder
+from braingen.stages.widths import refuse_misfits, refuse_other_widths
 from braingen.stages.workers import Workers, shared_run
 
 
@@ -69,7 +70,9 @@ def assemble(config: Config, targets: Targets) -> BrainDecoder:
     text = load_reader(config, "text") if "text" in modalities(config) else None
     folder = tuned_folder(config)
     tuned = load_tuned(folder) if folder is not None else NOT_TUNED
-    return BrainDecoder.assemble(image, text, *backbone, targets.text_encoder, **tuned._asdict()).to(device_of(config))
+    decoder = BrainDecoder.assemble(image, text, *backbone, targets.text_encoder, **tuned._asdict())
+    refuse_other_widths(decoder.form, image, text)
+    return decoder.to(device_of(config))
 
 
 def check_drawing(config: Config) -> None:
@@ -78,8 +81,9 @@ def check_drawing(config: Config) -> None:
     Raises
     ------
     UserError
-        For more steps than the noise schedule has times, and pictures smaller than the autoencoder makes.
+        For parts that do not go together, more steps than the noise schedule has times, and pictures smaller than the autoencoder makes.
     """
+    refuse_misfits(config)
     path, sampler = config.backbone.path, config.sampler
     refuse_steps(sampler.steps, scheduler_named(sampler.scheduler, load_scheduler(path)), "sampler.steps")
     refuse_side(sampler.size, pixels_per_latent(path), "sampler.size", multiple=False)

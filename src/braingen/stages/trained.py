@@ -11,7 +11,7 @@ from braingen.data.nsd import Layout
 from braingen.diffusion.finetuning import BEST
 from braingen.errors import UserError
 from braingen.run_layout import READER, run_folder, trained_models, tuning_folder
-from braingen.runs import Run
+from braingen.runs import Run, has_work
 from braingen.stages.machine import device_of
 
 
@@ -54,6 +54,8 @@ def tuned_folder(config: Config) -> Path | None:
     """Where LoRA and routers of a finished fine-tuning lie; None where pictures are drawn without."""
     run = tuning_folder(config)
     if config.sampler.finetuned == "no" or (config.sampler.finetuned == "auto" and not (run / "config.yaml").exists()):
+        return None
+    if config.sampler.finetuned == "auto" and not has_work(run):  # refused before it began
         return None
     if not (run / "config.yaml").exists():
         raise UserError(f"There is no fine-tuning in {run}: run `braingen finetune --folder {config.run.folder}` first.")

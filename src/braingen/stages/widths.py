@@ -1,0 +1,228 @@
+"""Do the frozen models fit each other? Widths from configurations and headers of files alone, so that it takes no time.
+
+T tokens, D embedding width, C cross-attention columns of the U-Net.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
+
+from braingen.brain.reader import BrainReader
+from braingen.clip.image_target import CLIPImageEncoder, vision_config
+from braingen.clip.loading import load_config
+from braingen.clip.text_target import FOLDERS, PARTS
+from braingen.config import Config
+from braingen.diffusion.sdxl import (
+    IP_ADAPTER_FILE,
+    NO_ADAPTER,
+    UNREADABLE,
+    backbone_folder,
+)
+from braingen.errors import UserError
+from braingen.routing.conditioning import ConditioningForm
+from braingen.weights import read_tensors
+
+Part = Literal["image", "text", "other"]
+PUBLISHED_ADAPTER = ("h94/IP-Adapter", 1280)
+"""The adapter that configurations name, and the width it takes, where it has not been fetched."""
+
+
+class Misfit(NamedTuple):
+    """Two parts that do not go together."""
+
+    part: Part
+    """Which encoder it concerns."""
+    sentence: str
+
+
+class Adapter(NamedTuple):
+    """Widths of an IP-Adapter."""
+
+    embedding: int
+    """D of the image embedding that it takes; it takes one token of it."""
+    columns: int | None
+    """C of the U-Net it was made for; None where that is not known."""
+
+
+def adapter_file(config: Config) -> Path | None:
+    """The IP-Adapter's file, on this machine or in the hub's cache."""
+    source = config.backbone.ip_adapter
+    path = Path(source or Path(backbone_folder(config.backbone.path)) / "ip_adapter")
+    for candidate in (path, path / "ip-adapter.safetensors", path / IP_ADAPTER_FILE):
+        if candidate.is_file():
+            return candidate
+    if not source or source.count("/") != 1:
+        return None
+    try:
+        cached = try_to_load_from_cache(source, IP_ADAPTER_FILE)
+    except ValueError:  # no name of the hub
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def adapter_of(config: Config) -> Adapter | None:
+    """What the configured IP-Adapter takes; None where it is not known (without the file, or for another kind of adapter)."""
+    file = adapter_file(config)
+    if file is None:
+        name, width = PUBLISHED_ADAPTER
+        return Adapter(width, None) if config.backbone.ip_adapter == name else None
+    names = ("image_proj.proj.weight", "image_proj.norm.weight")
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt") as opened:
+                shapes = [tuple(opened.get_slice(name).get_shape()) for name in names]
+        else:
+            found = read_tensors(file, "get it again")
+            shapes = [tuple(found[name].shape) for name in names]
+        return Adapter(shapes[0][1], shapes[1][0])
+    except (SafetensorError, OSError, LookupError, UserError):
+        return None  # what is wrong with the file is told where it is read
+
+
+def _unet(path: str) -> dict[str, Any]:
+    try:
+        return UNet2DConditionModel.load_config(
+            backbone_folder(path), subfolder="unet", local_files_only=True
+        )
+    except UNREADABLE:
+        return {}
+
+
+def misfits(config: Config, local_files_only: bool = True) -> Iterator[Misfit]:
+    """Look at every pair of parts that has to agree; parts whose configuration is not at hand are passed over.
+
+    Parameters
+    ----------
+    local_files_only : do not ask the hub for the image encoder's configuration
+    """
+    choice = config.backbone
+    unet = _unet(choice.path)
+    columns = unet.get("cross_attention_dim")
+    adapter = adapter_of(config) if choice.ip_adapter != NO_ADAPTER else None
+    source = choice.image_encoder or backbone_folder(choice.path)
+    if adapter is not None:
+        try:
+            vision = vision_config(source, local_files_only=local_files_only)
+            encoder = CLIPImageEncoder.on_meta(
+                vision, output=choice.image_output, projected=choice.image_projected
+            )
+            tokens, width = encoder.clip_seq_dim, encoder.clip_emb_dim
+            if (tokens, width) != (1, adapter.embedding):
+                yield Misfit(
+                    "image",
+                    f"The image embedding of {source} is {tokens} x {width} (tokens x width; image_output={choice.image_output},"
+                    f" image_projected={str(choice.image_projected).lower()}), and the IP-Adapter takes 1 x {adapter.embedding}: choose the"
+                    " image encoder the IP-Adapter was made for, another backbone.ip_adapter, or, to train an encoder of which nothing is"
+                    f" drawn, backbone.ip_adapter={NO_ADAPTER}.",
+                )
+        except UserError:
+            pass
+        if columns and adapter.columns not in (None, columns):
+            yield Misfit(
+                "other",
+                f"The IP-Adapter was made for a U-Net of {adapter.columns} cross-attention columns, {choice.path} has {columns}: choose"
+                " the one that was made for it, backbone.ip_adapter=PATH.",
+            )
+    yield from _text_misfits(config, unet)
+    if choice.refiner:
+        yield from _refiner_misfits(config)
+
+
+def _text_misfits(config: Config, unet: dict[str, Any]) -> Iterator[Misfit]:
+    choice, folder = config.backbone, backbone_folder(config.backbone.path)
+    columns = unet.get("cross_attention_dim")
+    try:
+        towers = {
+            name: load_config(folder, subfolder=FOLDERS[name][0], local_files_only=True)
+            for name in PARTS[choice.text_output]
+        }
+    except UserError:
+        towers = {}
+    if towers and columns:
+        width = sum(tower.hidden_size for tower in towers.values())
+        if width > columns or (choice.text_output == "joint" and width != columns):
+            yield Misfit(
+                "text",
+                f"The text embedding of {choice.path} is {width} wide (text_output={choice.text_output}), its U-Net reads {columns}"
+                " columns: choose another backbone.text_output, or text encoders that were made for this U-Net.",
+            )
+    try:
+        vae = AutoencoderKL.load_config(folder, subfolder="vae", local_files_only=True)
+    except UNREADABLE:
+        vae = {}
+    if vae and unet and vae.get("latent_channels") != unet.get("in_channels"):
+        yield Misfit(
+            "other",
+            f"The autoencoder of {choice.path} makes latents of {vae.get('latent_channels')} channels, its U-Net takes"
+            f" {unet.get('in_channels')}: give parts of one model.",
+        )
+
+
+def _refiner_misfits(config: Config) -> Iterator[Misfit]:
+    """A refiner reads the second text encoder alone."""
+    choice = config.backbone
+    columns = _unet(choice.refiner).get("cross_attention_dim")
+    try:
+        width = load_config(
+            backbone_folder(choice.path), subfolder=FOLDERS["bigG"][0], local_files_only=True
+        ).hidden_size
+    except UserError:
+        return
+    if columns and columns < width:
+        yield Misfit(
+            "other",
+            f"The decoded text embedding is {width} wide, the U-Net of backbone.refiner={choice.refiner} reads {columns} columns:"
+            " choose the refiner that was made for this base model.",
+        )
+
+
+def refuse_misfits(
+    config: Config, parts: tuple[Part, ...] = ("image", "text", "other"), fetch: bool = False
+) -> None:
+    """Refuse models that do not go together, before anything is computed with them.
+
+    Parameters
+    ----------
+    parts : what will be used
+    fetch : the image encoder's configuration may be fetched from the hub
+
+    Raises
+    ------
+    UserError
+        With both widths of the first.
+    """
+    for misfit in misfits(config, local_files_only=not fetch):
+        if misfit.part in parts:
+            raise UserError(misfit.sentence)
+
+
+def refuse_other_widths(
+    form: ConditioningForm, image: BrainReader | None, text: BrainReader | None
+) -> None:
+    """Refuse encoders that were trained on embeddings of other widths than the U-Net and its IP-Adapter take.
+
+    Raises
+    ------
+    UserError
+        With both.
+    """
+    first, last = form.text_columns
+    for name, reader, tokens, width in (
+        ("image", image, (form.image_shape[0],), form.image_shape[1]),
+        ("text", text, (1, form.text_length), last - first),
+    ):
+        if reader is None:
+            continue
+        found = reader.mean_TD.shape
+        if found[0] not in tokens or found[1] != width:
+            allowed = " or ".join(f"{count} x {width}" for count in tokens)
+            raise UserError(
+                f"The {name} encoder predicts {found[0]} x {found[1]} (tokens x width), and the U-Net is conditioned on {allowed}: name the"
+                f" run that was trained on this backbone's {name} embedding, or the backbone it was trained on."
+            )
