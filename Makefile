@@ -6,6 +6,7 @@
 #   make test-machines    unit and parity tests as other processors run them, with a table at the end
 #   make check    style, types, import direction
 #   make backbones    train the shipped tiny backbones anew (hours on a CPU, resumable)
+#   make quickstart-decoder    train the shipped decoder of `braingen quickstart` anew (resumable)
 #
 # TORCH_INDEX chooses where torch comes from. On a machine without an NVIDIA GPU the CPU wheels are taken, for instance
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu      (CPU)
@@ -25,7 +26,7 @@ quick test: export OMP_NUM_THREADS ?= 1
 PYTEST := $(RUN)/python -m pytest
 TOGETHER := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo quick test test-machines check backbones clean
+.PHONY: demo quick test test-machines check backbones quickstart-decoder clean
 
 demo: $(VENV)/installed
 	$(RUN)/braingen demo
@@ -46,6 +47,9 @@ check: $(VENV)/installed
 
 backbones: $(VENV)/installed
 	$(RUN)/python -m braingen.simulation.backbones.build
+
+quickstart-decoder: $(VENV)/installed
+	$(RUN)/python -m braingen.stages.quickstart_build
 
 # torch first and by itself: asked for by another package, pip would take the build with gigabytes of CUDA libraries
 $(VENV)/installed: requirements.lock pyproject.toml

@@ -45,6 +45,8 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
+    "quickstart": Command("decode a dozen simulated test brains with the decoder that is installed with the package; seconds",
+                          "braingen.stages.quickstart", "quickstart", ("quickstart",), own="quickstart"),
     "demo": Command("the whole flow on a simulated subject, ending in a page of pictures", "braingen.stages.demo", "demo",
                     ("run", "data", "simulation", "encoder", "optim", "sampler"), config="simulated"),
     "simulate": Command("write a simulated NSD, with known truth, in the layout of the real one", "braingen.stages.simulate", "simulate",

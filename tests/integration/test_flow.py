@@ -50,7 +50,7 @@ SOURCES = ("brain", "random", "ceiling")
 IMAGES = 8
 SMALL_DATA = ["simulation.num_sessions=2", "simulation.trials_per_session=60", "simulation.num_voxels=200", f"--num_test_images={IMAGES}"]
 SMALL = ["encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", "optim.num_epochs=2", "optim.batch_size=20"]
-SMALL += ["sampler.steps=2", "scores.bootstrap=50", "scores.retrieval_draws=3"]
+SMALL += ["quickstart.steps=1", "sampler.steps=2", "scores.bootstrap=50", "scores.retrieval_draws=3"]
 SMALL += ["finetune.max_train_steps=2", "finetune.train_batch_size=4", "finetune.gradient_accumulation_steps=1", "--validation_images", "4"]
 
 
@@ -69,7 +69,7 @@ def flow(tmp_path_factory) -> Flow:
     folder = tmp_path_factory.mktemp("flow")
     words = ["--config", "simulated", "--folder", str(folder / "run"), "--root", str(folder / "data")]
     words += [*SMALL_DATA, *SMALL]
-    assert main(["demo", *words]) == 0
+    assert main(["demo", *words, "run.processes=2"]) == 0
     return Flow(words, load_config(*parse_overrides(words)), folder / "run", folder / "data")
 
 
@@ -160,7 +160,7 @@ def test_the_same_pictures_given_as_a_folder_have_the_same_scores(flow, tmp_path
 
 def test_times_are_kept_apart_from_scores(flow):
     timings = json.loads((flow.run / "timings.json").read_text())
-    assert {"simulate", "train image", "train text", "evaluate", "report"} <= set(timings)
+    assert {"quickstart", "simulate", "train", "evaluate", "report"} <= set(timings)
     assert all(seconds >= 0 for seconds in timings.values())
     assert "seconds" not in (flow.run / "scores.json").read_text()
 
@@ -309,7 +309,7 @@ def test_what_is_finished_is_not_done_again(flow, monkeypatch):
     scores = (flow.run / "scores.json").read_bytes()
     left = flow.run / ".pictures.png.tmp-1"  # of a process that was killed while writing
     left.touch()
-    assert main(["demo", *flow.words]) == 0
+    assert main(["demo", *flow.words, "run.processes=1"]) == 0
     assert not left.exists()
     assert [content(part, but=("provenance.json", ".lock")) for part in parts] == before
     assert (flow.run / "scores.json").read_bytes() == scores

@@ -24,6 +24,7 @@ EPOCHS = 5
 SMALL_DATA = ["simulation.num_sessions=2", "simulation.trials_per_session=60", "simulation.num_voxels=200", "simulation.num_test_images=6"]
 SMALL = ["encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", f"optim.num_epochs={EPOCHS}", "optim.batch_size=20"]
 SMALL += ["sampler.steps=2", "sampler.guidance_scale=2", "sampler.batch_size=2", "scores.bootstrap=50", "scores.retrieval_draws=3"]
+SMALL += ["run.processes=1", "quickstart.steps=1"]
 SMALL += ["sampler.random_draws=2", "refiner.steps=4", "refiner.strength=0.5", "refiner.batch_size=2"]
 SMALL += ["finetune.max_train_steps=3", "finetune.train_batch_size=4", "finetune.gradient_accumulation_steps=2", "--validation_images", "4"]
 SMALL += ["finetune.lr_warmup_steps=0", "finetune.validation_steps=2", "run.device=cpu", *SMALL_DATA]

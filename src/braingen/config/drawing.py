@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from braingen.config.effect import Needs, above, other_than
-from braingen.config.values import NotNegative, Positive, Scale, Scheduler, Section, Share
+from braingen.config.values import Folder, NotNegative, Positive, Scale, Scheduler, Section, Share
 
 ROUTED = Needs("router.route_image", True) | Needs("router.route_text", True)
 LEARNED_TIME = Needs("router.time", other_than("off", "fixed"))
@@ -154,6 +155,21 @@ class SamplerConfig(Section):
     """Average the embeddings of an image's presentations (published), or read out a single trial."""
     num_images: NotNegative = 0
     """Reconstruct only the first n test images; 0 for all."""
+
+
+class QuickstartConfig(Section):
+    """Decoding the shipped test brains with the shipped decoder."""
+
+    output: Folder = Path("runs/quickstart")
+    """Folder of the page."""
+    open: bool = True
+    """Open the page in a browser, where the command runs in a terminal on a desktop; --no-open for never."""
+    steps: Positive = 8
+    """Denoising steps."""
+    scheduler: Scheduler = "unipc"
+    """Rule from step to step; own is the tiny backbone's."""
+    guidance_scale: Annotated[float, Field(ge=1)] = 2.5
+    """Classifier-free guidance."""
 
 
 class DecodeConfig(Section):

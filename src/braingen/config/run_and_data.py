@@ -30,6 +30,8 @@ class RunConfig(Section):
     """Number format while training; auto is fp16 on a GPU (published implementation) and float32 on a CPU."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Where learning curves are sent, besides metrics.jsonl."""
+    processes: NotNegative = 0
+    """Processes in which `braingen demo` works, one thread each; 0 for one per core, two at most. Other commands: accelerate launch."""
     save_minutes: Factor = 10.0
     """Minutes between saves within an epoch of training; after an epoch a save may come sooner."""
 

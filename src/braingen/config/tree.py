@@ -6,7 +6,15 @@ from typing import Any
 
 from pydantic import ValidationInfo, model_validator
 
-from braingen.config.drawing import DecodeConfig, FinetuneConfig, LoraConfig, RefinerConfig, RouterConfig, SamplerConfig
+from braingen.config.drawing import (
+    DecodeConfig,
+    FinetuneConfig,
+    LoraConfig,
+    QuickstartConfig,
+    RefinerConfig,
+    RouterConfig,
+    SamplerConfig,
+)
 from braingen.config.effect import refuse_idle
 from braingen.config.encoders import BrainMoEMultiConfig, EncoderConfig
 from braingen.config.judging import (
@@ -27,6 +35,7 @@ class Config(Section):
     """All settings."""
 
     run: RunConfig = RunConfig()
+    quickstart: QuickstartConfig = QuickstartConfig()
     data: DataConfig = DataConfig()
     simulation: SimulationConfig = SimulationConfig()
     prepare: PrepareConfig = PrepareConfig()

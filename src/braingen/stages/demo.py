@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 import time
+from typing import NamedTuple
 
 from braingen.config import Config
 from braingen.console import console as new_console
@@ -12,11 +13,14 @@ from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.errors import UserError
 from braingen.files import clear_temporaries, replaced_folder, write_json
+from braingen.run_layout import drawn_folder, run_folder, subject_configs
 from braingen.stages.evaluate import evaluate
 from braingen.stages.finetune import finetune
-from braingen.stages.reconstruct import assemble, reconstruct
-from braingen.stages.refine import refine
+from braingen.stages.quickstart import PAGE, quickstart
+from braingen.stages.reconstruct import assemble, drawings, drawn_images, reconstruct_into, reconstruct_subject
+from braingen.stages.refine import refine_folder, refined_folder
 from braingen.stages.report import report
+from braingen.stages.side_by_side import Task, group_of
 from braingen.stages.simulate import simulate
 from braingen.stages.targets import Targets
 from braingen.stages.train import train
@@ -36,8 +40,17 @@ def save_decoder(config: Config) -> Path:
     return folder
 
 
+class Step(NamedTuple):
+    """A part of the demo."""
+
+    name: str
+    what: str
+    """What is done, and how long it takes on two cores, for whoever waits."""
+    work: Callable[[], Path | None]
+
+
 def demo(config: Config) -> Path:
-    """Simulate, train both encoders, fine-tune, draw brain, random voxels and ceiling and from single levels, refine, score, report.
+    """Show the shipped decoder, then simulate, train both encoders, fine-tune, draw, refine, score, report.
 
     Returns
     -------
@@ -48,39 +61,89 @@ def demo(config: Config) -> Path:
         raise UserError(
             f"{layout.root} holds real data, and the demo writes a simulated subject: choose another folder, --root data/simulated."
         )
-
-    levels = len(config.encoder.experts) if config.encoder.model == "BrainMoEMulti" else 0
-
-    def drawn(source: str, level: int | None = None) -> Callable[[], Path]:
-        changed: dict[str, object] = {"source": source}
-        if level is not None:
-            changed |= {"level": level, "num_images": LEVEL_IMAGES}
-        return lambda: reconstruct(config.model_copy(update={"sampler": config.sampler.model_copy(update=changed)}))
-
-    steps: list[tuple[str, Callable[[], Path]]] = [
-        ("simulate", lambda: simulate(config)),
-        ("train image", lambda: train(config, "image")),
-        ("train text", lambda: train(config, "text")),
-        ("finetune", lambda: finetune(config)),
-        ("decoder", lambda: save_decoder(config)),
-        ("reconstruct", drawn("brain")),
-        ("reconstruct random voxels", drawn("random")),
-        ("reconstruct ceiling", drawn("ceiling")),
-        *((f"reconstruct level {level}", drawn("brain", level)) for level in range(levels)),
-        ("refine", lambda: refine(config)),
-        ("evaluate", lambda: evaluate(config)),
-        ("report", lambda: report(config)),
-    ]
     clear_temporaries(config.run.folder)  # scores and page lie in no stage's own folder
-    timings_path = config.run.folder / TIMINGS
+    with group_of(config) as group:
+        steps = [
+            Step("quickstart", "a dozen test brains, decoded by the decoder that is shipped (10 s)", lambda: first_look(config)),
+            Step("simulate", "pictures, and a simulated subject who sees them (20 s)", lambda: simulate(config)),
+            Step("train", "both encoders, from voxels to CLIP embeddings (1 to 2 min)", lambda: group.run(training(config))),
+            Step("finetune", "LoRA and routers of the diffusion model (1 to 2 min)", lambda: finetune(config)),
+            Step("decoder", "saved in one folder", lambda: save_decoder(config)),
+            Step("reconstruct", "brain, random voxels, ceiling, single levels (1 to 2 min)", lambda: group.run(drawing(config))),
+            Step("evaluate", "scores with intervals (half a minute)", lambda: evaluate(config)),
+            Step("report", "the page", lambda: report(config)),
+        ]
+        return _do(steps, config.run.folder)
+
+
+def first_look(config: Config) -> Path:
+    """The page of `braingen quickstart`, in the run's folder."""
+    output = config.run.folder / "quickstart"
+    if (output / PAGE).exists():
+        return output / PAGE
+    return quickstart(config.model_copy(update={"quickstart": config.quickstart.model_copy(update={"output": output})}))
+
+
+def training(config: Config) -> list[Task]:
+    """Both encoders."""
+    return [_training(config, modality) for modality in ("image", "text")]
+
+
+def _training(config: Config, modality: str) -> Task:
+    log = run_folder(config, modality) / "metrics.jsonl"
+
+    def done() -> int:
+        return log.read_bytes().count(b"\n") if log.exists() else 0
+
+    return Task(f"training the {modality} encoder, epochs", train, (config, modality), done, config.optim.num_epochs)
+
+
+def drawing(config: Config) -> list[Task]:
+    """Everything that is drawn, the longest first."""
+    found = [task for one in subject_configs(config) for task in _drawing_of_subject(one)]
+    return sorted(found, key=lambda task: -task.total)
+
+
+def _drawing_of_subject(config: Config) -> list[Task]:
+
+    def changed(**sampler: object) -> Config:
+        return config.model_copy(update={"sampler": config.sampler.model_copy(update=sampler)})
+
+    count, who = len(drawn_images(config).image_N), f"subject {config.data.subjects[0]}, pictures"
+    sources = [each for source in ("random", "ceiling") for each in drawings(changed(source=source))]
+    brain, refined = drawn_folder(config, "brain"), refined_folder(config)
+    found = [Task(f"{who} from brain activity, refined", _draw_and_refine, (config,), _pictures(brain, refined), 2 * count)]
+    for each in sources:
+        found.append(Task(f"{who} ({each.folder.name})", reconstruct_into, tuple(each), _pictures(each.folder), count))
+    levels = len(config.encoder.experts) if config.encoder.model == "BrainMoEMulti" else 0
+    for level in range(levels):
+        (each,) = drawings(changed(source="brain", level=level, num_images=LEVEL_IMAGES))
+        some = min(count, LEVEL_IMAGES)
+        found.append(Task(f"{who} from level {level} alone", reconstruct_into, tuple(each), _pictures(each.folder), some))
+    return found
+
+
+def _pictures(*folders: Path) -> Callable[[], int]:
+    return lambda: sum(len(list(folder.glob("[0-9]*.png"))) for folder in folders)
+
+
+def _draw_and_refine(config: Config) -> None:
+    reconstruct_subject(config.model_copy(update={"sampler": config.sampler.model_copy(update={"source": "brain"})}))
+    refine_folder(config)
+
+
+def _do(steps: Sequence[Step], folder: Path) -> Path:
+    """Do the steps that are not done, tell which, and note what each took; returns what the last one made."""
+    timings_path = folder / TIMINGS
     timings: dict[str, float] = read_json(timings_path) if timings_path.exists() else {}
-    console, page = new_console(), Path()
-    for number, (name, step) in enumerate(steps, 1):
-        console.print(f"{number}/{len(steps)} {name}", style="bold")
+    console, made = new_console(), None
+    for number, step in enumerate(steps, 1):
+        console.print(f"{number}/{len(steps)} {step.name}: {step.what}", style="bold")
         started = time.monotonic()
-        page = step()
+        made = step.work()
         # a step that was interrupted or is found finished adds what it took this time
-        timings[name] = round(timings.get(name, 0.0) + time.monotonic() - started, 1)
+        timings[step.name] = round(timings.get(step.name, 0.0) + time.monotonic() - started, 1)
         write_json(timings_path, timings)
-    console.print(f"Open {page.absolute()} in a browser.")
-    return page
+    assert made is not None
+    console.print(f"Open {made.absolute()} in a browser.")
+    return made

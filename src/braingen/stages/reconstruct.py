@@ -89,6 +89,13 @@ def check_drawing(config: Config) -> None:
     refuse_side(sampler.size, pixels_per_latent(path), "sampler.size", multiple=False)
 
 
+def drawn_images(config: Config) -> Repeats:
+    """The test images that are drawn, with their presentations."""
+    repeats = group_repeats(test_trials(Layout.of(config.data.root), config.data.subjects[0]))
+    count = config.sampler.num_images or len(repeats.image_N)
+    return Repeats(repeats.image_N[:count], repeats.rows_NR[:count])
+
+
 def setup(config: Config) -> Parts:
     """Load what is needed and fail early."""
     if not (config.sampler.use_image or config.sampler.use_text):
@@ -101,10 +108,7 @@ def setup(config: Config) -> Parts:
     check_drawing(config)
     layout = Layout.of(config.data.root)
     subject = config.data.subjects[0]
-    repeats = group_repeats(test_trials(layout, subject))
-    if config.sampler.num_images:
-        count = config.sampler.num_images
-        repeats = Repeats(repeats.image_N[:count], repeats.rows_NR[:count])
+    repeats = drawn_images(config)
     targets = Targets(config)
     decoder = assemble(config, targets)
     decoder.set_progress_bar_config(disable=True)
@@ -286,17 +290,33 @@ def reconstruct(config: Config) -> Path:
 
 def reconstruct_subject(config: Config) -> Path:
     """Generate the test images of the only subject of a configuration."""
+    each = drawings(config)
+    for drawing in each:
+        reconstruct_into(*drawing)
+    return each[0].folder
+
+
+class Drawing(NamedTuple):
+    """The test images drawn once."""
+
+    config: Config
+    """With the seed of this drawing."""
+    folder: Path
+
+
+def drawings(config: Config) -> list[Drawing]:
+    """What :func:`reconstruct` draws: once what was seen, ``sampler.random_draws`` times random voxels; in any order."""
     if config.sampler.source != "random":
-        return _reconstruct(config, drawn_folder(config))
+        return [Drawing(config, drawn_folder(config))]
     first, *others = random_folders(config)
-    _reconstruct(config, first)
+    found = [Drawing(config, first)]
     for number, folder in enumerate(others, 2):
         own = config.run.model_copy(update={"seed": hash_seed(config.run.seed, "draw of random voxels", number)})
-        _reconstruct(config.model_copy(update={"run": own}), folder)
-    return first
+        found.append(Drawing(config.model_copy(update={"run": own}), folder))
+    return found
 
 
-def _reconstruct(config: Config, folder: Path) -> Path:
+def reconstruct_into(config: Config, folder: Path) -> Path:
     """Draw the configured source once, into a run folder; finished pictures of other settings are refused."""
     settings = {**config.model_dump(mode="json", include={"data", "backbone", "sampler"}), "seed": config.run.seed}
     # pictures of readers or backbones that have changed since are not passed off as those of the present ones

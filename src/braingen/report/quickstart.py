@@ -1,0 +1,54 @@
+"""The page of `braingen quickstart`: pictures seen by a simulated person beside those decoded from their simulated brain activity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from braingen.report import tables
+from braingen.report.pictures import data_uri
+
+
+class Pair(NamedTuple):
+    """One test image."""
+
+    image: int
+    """Its id."""
+    seen: Image.Image
+    decoded: Image.Image
+    caption: str
+    """Of the seen picture."""
+
+
+def render(pairs: Sequence[Pair], scores: dict[str, dict[str, Any]]) -> str:
+    """The page as one self-contained HTML text: no request leaves it.
+
+    Parameters
+    ----------
+    pairs : in the order in which they are shown
+    scores : score name -> value, low, high, chance, n, measured over all test images of the subject
+    """
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    cards = [
+        {
+            "image": pair.image,
+            "seen": data_uri(pair.seen),
+            "decoded": data_uri(pair.decoded),
+            "caption": pair.caption,
+        }
+        for pair in pairs
+    ]
+    numbers = sorted({int(score["n"]) for score in scores.values() if score.get("n")})
+    return templates.get_template("quickstart.html.j2").render(
+        cards=cards, tiles=tables.tiles(scores), total=max(numbers, default=0)
+    )
