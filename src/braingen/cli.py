@@ -21,6 +21,7 @@ from braingen.config.names import ALIASES, ALL, OWN_ALIASES, fields_of, resolve
 from braingen.config.shipped import FOLDER, shipped_configs
 from braingen.errors import UserError
 from braingen.files import disk_trouble
+from braingen.scores.metrics import METRICS, Metric
 from braingen.stopping import REQUEUE, Stopped, stoppable
 from braingen.untrusted import without_controls
 
@@ -336,8 +337,15 @@ def _help(name: str, command: Command) -> str:
         lines += _section_help(section, command.own)
     if "sampler" in command.sections:
         lines += ["shorthands", "  --random_fmri: sampler.source=random", "  --ceiling: sampler.source=ceiling", ""]
+    if name in ("evaluate", "compare"):
+        lines += ["scores", *(_score_line(key, each) for key, each in METRICS.items()), ""]
     lines.append("Settings can also be written section.name=value. Lists: 2,2,2. Switches: --use_prior, --no-use_prior.")
     return "\n".join(lines)
+
+
+def _score_line(name: str, each: Metric) -> str:
+    better = "" if each.higher_is_better else "; lower is better"
+    return f"  {name}: {each.meaning.format(pool='scores.retrieval_pool images')}{better}"
 
 
 def _show(text: str) -> None:

@@ -126,7 +126,6 @@ def _write_scores(run: Path, drawn: list, ids: list[int], rng: np.random.Generat
         "clip_cos": score(0.861, 0.402, 1.0, ridge=0.802),
         "retrieval_brain_to_image": score(0.742, 0.01, 1.0, ridge=0.688, chance=1 / n, pool=n),
         "retrieval_image_to_brain": score(0.731, 0.01, 1.0, ridge=0.702, chance=1 / n, pool=n),
-        "a_new_score": score(0.31, 0.1, 0.4),
     }  # fmt: skip
     (run / "scores.json").write_text(json.dumps(scores))
     comparisons = [

@@ -13,12 +13,12 @@ import pytest
 from unit.fake_study import answer_rows, fake_plan
 
 from braingen.errors import UserError
+from braingen.scores.metrics import METRICS as TABLE_COLUMNS
 from braingen.scores.study import rater, site, statistics
 from braingen.scores.study.analysis import analyse, markdown, scores_of
 from braingen.scores.study.answers import COLUMNS, Result, as_csv, checksum, read_result, verdicts
 from braingen.scores.study.plan import SEEN, Plan, choose_images, plan_as_json, plan_from_json
 from braingen.scores.study.session import Draw, session
-from braingen.scores.table import COLUMNS as TABLE_COLUMNS
 
 NONE = float("nan")
 KRIPPENDORFF_2011 = np.array(

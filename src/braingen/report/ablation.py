@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from braingen.data.stimuli import Stimuli
 from braingen.records import Score
 from braingen.report import pictures, tables
+from braingen.scores.metrics import metric
 from braingen.scores.uncertainty import Comparison
 
 SHOWN = 12
@@ -49,10 +50,10 @@ def render_ablation(lines: Sequence[Line], stimuli: Stimuli, images: Sequence[in
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     titles = {line.key: line.title for line in lines}
-    told = [(titles[one.first], titles[one.second], tables.kind_of(one.score).title, one) for one in compared if one.score in names]
+    told = [(titles[one.first], titles[one.second], metric(one.score).words, one) for one in compared if one.score in names]
     return templates.get_template("ablation.html.j2").render(
         rows=rows,
-        heads=[tables.kind_of(name).title for name in names],
+        heads=[metric(name).words for name in names],
         lines=lines,
         grid=grid,
         data=data,

@@ -7,6 +7,7 @@ from typing import Any
 
 from braingen.report import tables
 from braingen.report.inputs import Inputs
+from braingen.scores.metrics import in_report, metric
 
 
 def context(inputs: Inputs) -> dict[str, Any] | None:
@@ -27,13 +28,14 @@ def context(inputs: Inputs) -> dict[str, Any] | None:
 
 def _ordered(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """By score, as the other tables have them."""
-    known = list(tables.KINDS)
-    return sorted(rows, key=lambda row: known.index(row["score"]) if row["score"] in known else len(known))
+    rows = list(rows)
+    order = in_report(row["score"] for row in rows)
+    return sorted(rows, key=lambda row: order.index(row["score"]))
 
 
 def _difference(each: dict[str, Any]) -> dict[str, str]:
     return {
-        "title": tables.kind_of(each["score"]).title,
+        "title": metric(each["score"]).words,
         "difference": tables.number(each["difference"]),
         "interval": f"{tables.number(each['low'])} to {tables.number(each['high'])}",
         "p": tables.p_value(each["p_holm"]),
@@ -45,7 +47,7 @@ def _difference(each: dict[str, Any]) -> dict[str, str]:
 def _mean(row: dict[str, str]) -> dict[str, str]:
     figures = {name: tables.number(tables.figure(row[name])) for name in ("value", "low", "high", "between_seeds", "between_subjects")}
     return {
-        "title": tables.kind_of(row["score"]).title,
+        "title": metric(row["score"]).words,
         "value": figures["value"],
         "interval": f"{figures['low']} to {figures['high']}",
         "seeds": figures["between_seeds"],

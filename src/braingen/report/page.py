@@ -16,6 +16,7 @@ from braingen.report import compared, figures, inside, parts, people, pictures, 
 from braingen.report.inputs import RUNS, Inputs
 from braingen.run_layout import SOURCES
 from braingen.runs import config_text
+from braingen.scores.metrics import PEOPLE, in_report, metric
 from braingen.text_files import parse_yaml, read_json
 
 LIMIT = 120
@@ -68,19 +69,19 @@ def _gallery(inputs: Inputs) -> dict[str, Any]:
                 "decoded": inputs.decoded_captions.get(image, ""),
                 "attributes": attributes,
                 "right": right,
-                "scores": [(tables.kind_of(name).title, tables.number(value)) for name, value in scores.items()],
+                "scores": [(metric(name).words, tables.number(value)) for name, value in scores.items()],
                 "sort": {"overall": rank.get(image)}
-                | {name: value * tables.direction(name) for name, value in scores.items() if name in tables.KINDS},
+                | {name: value * tables.direction(name) for name, value in scores.items()},
             }
         )
     known = {name for image in images for name in tables.image_scores(inputs.per_image.get(image, {}))}
-    sortable = [name for name in tables.KINDS if name in known]
+    sortable = in_report(known)
     judged = [tables.image_attributes(inputs.per_image.get(image, {})) for image in inputs.images]
     objects = [attribute.right for attributes in judged for attribute in attributes if attribute.name == "object"]
     return {
         "cards": cards,
         "columns": {name: told for name, told in COLUMNS.items() if name == "seen" or name in sources},
-        "sorts": ([("overall", "all scores together")] if rank else []) + [(name, tables.kind_of(name).title) for name in sortable],
+        "sorts": ([("overall", "all scores together")] if rank else []) + [(name, metric(name).words) for name in sortable],
         "judged": len(objects),
         "named": sum(objects),
         "total": len(inputs.images),
@@ -104,7 +105,7 @@ def _scores(inputs: Inputs) -> dict[str, Any] | None:
     reach = max((abs(c[key]) for c in inputs.comparisons for key in ("difference", "low", "high") if c.get(key) is not None), default=0)
     present = {name for _, rows in groups for row in rows for name in row.figures}
     marks = ["brain", *(name for name in ("random", "ridge", "ceiling", "chance") if name in present)]
-    asked = {name for name in inputs.scores if tables.kind_of(name).group == tables.PEOPLE}
+    asked = {name for name in inputs.scores if metric(name).group == PEOPLE}
     others = [score for name, score in inputs.scores.items() if isinstance(score, dict) and name not in asked]
     numbers = sorted({score["n"] for score in others if score.get("n")})
     return {

@@ -6,6 +6,7 @@ from typing import Any
 
 from braingen.report import tables
 from braingen.report.inputs import Inputs
+from braingen.scores.metrics import metric
 
 
 def context(inputs: Inputs) -> dict[str, Any] | None:
@@ -18,17 +19,17 @@ def context(inputs: Inputs) -> dict[str, Any] | None:
         found.setdefault(row["part"], {})[row["score"]] = row
     lines = [(part, [_cell(name, scores.get(name, {})) for name in names]) for part, scores in found.items()]
     return {
-        "heads": [tables.kind_of(name).title for name in names],
+        "heads": [metric(name).words for name in names],
         "levels": [line for line in lines if "expert" not in line[0]],
         "experts": [line for line in lines if "expert" in line[0]],
-        "chances": [(tables.kind_of(name).title, tables.number(chance)) for name in names if (chance := _chance(found, name)) is not None],
+        "chances": [(metric(name).words, tables.number(chance)) for name in names if (chance := _chance(found, name)) is not None],
     }
 
 
 def _cell(name: str, row: dict[str, str]) -> dict[str, str]:
     value, low, high = (tables.figure(row.get(key, "")) for key in ("value", "low", "high"))
     interval = "" if low is None or high is None else f"{tables.number(low)} to {tables.number(high)}"
-    return {"label": tables.kind_of(name).title, "value": tables.number(value), "interval": interval}
+    return {"label": metric(name).words, "value": tables.number(value), "interval": interval}
 
 
 def _chance(found: dict[str, dict[str, dict[str, str]]], name: str) -> float | None:

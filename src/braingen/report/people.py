@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from braingen.report import figures, tables
 from braingen.report.inputs import Inputs
+from braingen.scores.metrics import LIKERT, SHARE
 
 QUESTIONS = {
     "identification": ("Which picture was seen?", "seen or another test image, given the drawing"),
@@ -32,7 +33,7 @@ def _chart(finding: Mapping[str, Any], title: str) -> Markup:
         figures_there["chance"] = 0.5
     value = tables.number(finding["value"])
     interval = _interval(drawn["low"], drawn["high"])
-    axis = (1.0, 7.0) if rating else tables.SHARE
+    axis = LIKERT if rating else SHARE
     return figures.interval_chart(tables.ScoreRow(finding["task"], title, "", value, interval, (), figures_there, axis))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from braingen.report import pictures, tables
 from braingen.report.inputs import Inputs
+from braingen.scores.metrics import in_report, metric
 
 SHOWN = 8
 """Test images shown: the first ones, not chosen."""
@@ -35,15 +36,13 @@ def context(inputs: Inputs) -> dict[str, Any] | None:
     told = inputs.refinement
     if not told or not inputs.refined:
         return None
-    order = [name for name in tables.KINDS if name in told["scores"]]
-    order += sorted(name for name in told["scores"] if name not in tables.KINDS)
     rows = []
-    for name in order:
+    for name in in_report(told["scores"]):
         each = told["scores"][name]
         interval = f"{tables.number(each['low'])} to {tables.number(each['high'])}" if each.get("difference") is not None else ""
         rows.append(
             {
-                "title": tables.kind_of(name).title,
+                "title": metric(name).words,
                 "before": tables.number(each["before"]["value"]),
                 "after": tables.number(each["after"]["value"]),
                 "difference": tables.number(each.get("difference")),

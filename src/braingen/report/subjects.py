@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from braingen.report import pictures, tables
 from braingen.report.inputs import Inputs
+from braingen.scores.metrics import metric
 
 SHOWN = 12
 """Test images of every subject on the page: the first ones, nothing selected."""
@@ -32,7 +33,7 @@ def render_subjects(subjects: Sequence[SubjectPage], mean: Mapping[str, Mapping[
     mean : score -> value, low, high and baselines of the mean over subjects; empty where nothing was scored
     """
     rows = [
-        (tables.kind_of(name).title, score, [subject.inputs.scores.get(name, {}).get("value") for subject in subjects])
+        (metric(name).words, score, [subject.inputs.scores.get(name, {}).get("value") for subject in subjects])
         for name, score in mean.items()
     ]
     grids = []

@@ -11,71 +11,12 @@ from scipy.stats import rankdata
 
 from braingen.config import Config
 from braingen.runs import flat
-from braingen.scores.table import column_of
+from braingen.scores.metrics import ATTRIBUTES, GROUPS, METRICS, Metric, in_report, metric, score_columns
 
 NONE = "–"
 """What stands where a figure has no meaning."""
-SHARE = (0.0, 1.0)
 
 
-class Kind(NamedTuple):
-    """How a score is told."""
-
-    title: str
-    meaning: str
-    """One line; {pool} is the number of candidates."""
-    group: str
-    axis: tuple[float, float] | None = SHARE
-    """Ends of its axis; None for an axis that fits the figures."""
-    unit: str = ""
-
-
-WHICH, WHAT, ALIKE, CLOSE, SAID, PEOPLE, MORE = (
-    "Which picture was it?",
-    "What was in the picture?",
-    "How alike are the two pictures?",
-    "How close is the decoded embedding, without a picture?",
-    "How well does the decoded caption tell it?",
-    "What do those say who look at it?",
-    "Further scores",
-)
-GROUPS = (WHICH, WHAT, ALIKE, CLOSE, SAID, PEOPLE, MORE)
-_TWO_WAY = "the same, to"
-KINDS: dict[str, Kind] = {
-    "retrieval_brain_to_image": Kind("Retrieval, brain to image", "the seen picture is found among {pool} from brain activity", WHICH),
-    "retrieval_image_to_brain": Kind("Retrieval, image to brain", "the activity that a picture caused is found among {pool}", WHICH),
-    "two_way_clip": Kind("Two-way, CLIP", "the drawn picture is more like the seen one than like another, to CLIP", WHICH),
-    "two_way_judge_late": Kind("Two-way, judge, late layer", f"{_TWO_WAY} an independent network, by contents", WHICH),
-    "two_way_judge_middle": Kind("Two-way, judge, middle layer", f"{_TWO_WAY} an independent network, by parts", WHICH),
-    "two_way_judge_early": Kind("Two-way, judge, early layer", f"{_TWO_WAY} an independent network, by edges and colours", WHICH),
-    "two_way_inception": Kind("Two-way, Inception", f"{_TWO_WAY} InceptionV3", WHICH),
-    "two_way_alexnet5": Kind("Two-way, AlexNet(5)", f"{_TWO_WAY} AlexNet's fifth layer", WHICH),
-    "two_way_alexnet2": Kind("Two-way, AlexNet(2)", f"{_TWO_WAY} AlexNet's second layer", WHICH),
-    "object_accuracy": Kind("Object", "an independent network names the seen object in the drawn picture", WHAT),
-    "background_accuracy": Kind("Background", "the same for the place", WHAT),
-    "colour_accuracy": Kind("Colour", "the same for the object's colour", WHAT),
-    "position_accuracy": Kind("Position", "the same for where the object is", WHAT),
-    "pixcorr": Kind("PixCorr", "correlation of the pixels", ALIKE),
-    "ssim": Kind("SSIM", "structural similarity", ALIKE),
-    "ssim_columns": Kind("SSIM, legacy columns", "as older papers computed it", ALIKE),
-    "mse": Kind("MSE", "squared error of the pixels", ALIKE, axis=None),
-    "psnr": Kind("PSNR", "peak signal to noise, in decibels", ALIKE, axis=None, unit=" dB"),
-    "lpips": Kind("LPIPS", "distance to AlexNet, weighted by what people see", ALIKE),
-    "dreamsim": Kind("DreamSim", "distance as people judge it", ALIKE),
-    "effnet_b1": Kind("EfficientNet-B1", "correlation distance", ALIKE),
-    "swav": Kind("SwAV", "correlation distance", ALIKE),
-    "clip_cos": Kind("CLIP cosine", "cosine of decoded and true CLIP embedding", CLOSE),
-    "meteor": Kind("METEOR", "words in common, synonyms counted", SAID),
-    "rouge_l": Kind("ROUGE-L", "longest words in common", SAID),
-    "clip_text": Kind("CLIP text similarity", "cosine of decoded and true caption", SAID),
-    "human_identification": Kind("People: which was seen", "shown the drawn picture and two others, people choose the seen one", PEOPLE),
-    "human_preference": Kind("People: preferred", "people choose this drawing over another method's", PEOPLE),
-    "human_similarity": Kind("People: similarity", "drawn and seen picture, rated from 1 to 7", PEOPLE, axis=(1.0, 7.0)),
-    "simulated_rater_identification": Kind("Simulated raters: which was seen", "no people: a program that compares pictures", PEOPLE),
-    "simulated_rater_preference": Kind("Simulated raters: preferred", "no people: a program that compares pictures", PEOPLE),
-    "simulated_rater_similarity": Kind("Simulated raters: similarity", "no people; rated from 1 to 7", PEOPLE, axis=(1.0, 7.0)),
-}
-"""Scores in the order in which they are told."""
 TILES = ("retrieval_brain_to_image", "object_accuracy", "background_accuracy", "two_way_clip")
 """Scores told at the top of the page, with what they say."""
 TILE_TEXT = {
@@ -84,8 +25,6 @@ TILE_TEXT = {
     "background_accuracy": "show the right place",
     "two_way_clip": "of the time the drawn picture is more like the seen one than like another, says CLIP",
 }
-ATTRIBUTES = ("object", "colour", "position", "background")
-"""What the judge reads in a picture, in the order in which it is told."""
 
 
 def number(value: Any) -> str:
@@ -119,14 +58,9 @@ def percent(value: float) -> str:
     return text
 
 
-def kind_of(name: str) -> Kind:
-    """How a score is told; one nobody has described is shown under its own name."""
-    return KINDS.get(name) or Kind(name.replace("_", " "), "", MORE, axis=None)
-
-
 def direction(name: str) -> int:
     """1 for a score that is better when higher, -1 for one that is better when lower."""
-    return 1 if column_of(name).higher_is_better else -1
+    return 1 if metric(name).higher_is_better else -1
 
 
 class ScoreRow(NamedTuple):
@@ -145,23 +79,22 @@ class ScoreRow(NamedTuple):
 
 
 def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[ScoreRow]]]:
-    """The score table, in groups: known scores in the order of KINDS, others after them."""
-    order = [name for name in KINDS if name in scores] + sorted(name for name in scores if name not in KINDS)
+    """The score table, in the groups and the order of the report."""
     groups: dict[str, list[ScoreRow]] = {group: [] for group in GROUPS}
-    for name in order:
+    for name in in_report(scores):
         if isinstance(scores[name], Mapping):
-            groups[kind_of(name).group].append(_score_row(name, scores[name]))
+            groups[metric(name).group].append(_score_row(name, scores[name]))
     return [(group, rows) for group, rows in groups.items() if rows]
 
 
 def _score_row(name: str, score: Mapping[str, Any]) -> ScoreRow:
-    kind = kind_of(name)
+    kind = metric(name)
     names = ("value", "low", "high", "random", "ridge", "ceiling", "chance")
     figures = {key: float(score[key]) for key in names if isinstance(score.get(key), (int, float)) and math.isfinite(score[key])}
     interval = f"{number(figures['low'])} to {number(figures['high'])}" if {"low", "high"} <= set(figures) else ""
     return ScoreRow(
         name=name,
-        title=kind.title,
+        title=kind.words,
         meaning=kind.meaning.format(pool=score.get("pool") or "all") + ("" if direction(name) > 0 else "; lower is better"),
         value=number(figures.get("value")) + (kind.unit if "value" in figures else ""),
         interval=interval,
@@ -177,12 +110,12 @@ def random_baseline(controls: Mapping[str, Any]) -> str:
     found = {name: score for name, score in (random.get("scores") or {}).items() if name.startswith("two_way") and score["low"] is not None}
     if not found:
         return ""
-    told = [f"{kind_of(name).title} {number(s['value'])} ({number(s['low'])} to {number(s['high'])})" for name, s in found.items()]
+    told = [f"{metric(name).words} {number(s['value'])} ({number(s['low'])} to {number(s['high'])})" for name, s in found.items()]
     draws = "one draw" if random["drawings"] == 1 else f"the mean of {random['drawings']} draws"
     return f"Random voxels ({draws}) with their own 95 % intervals: {'; '.join(told)}; chance is 0.5."
 
 
-def _axis(kind: Kind, values: Any) -> tuple[float, float]:
+def _axis(kind: Metric, values: Any) -> tuple[float, float]:
     present = list(values) or [0.0]
     if kind.axis is not None:
         return min(kind.axis[0], *present), max(kind.axis[1], *present)
@@ -229,10 +162,9 @@ def figure(text: str) -> float | None:
 
 
 def image_scores(row: Mapping[str, str]) -> dict[str, float]:
-    """The numeric columns of an image, in the order of KINDS, others after them."""
-    figures = {name: value for name, text in row.items() if (value := figure(text)) is not None}
-    figures = {name: value for name, value in figures.items() if not name.endswith(("_true", "_said"))}
-    return {name: figures[name] for name in [*(n for n in KINDS if n in figures), *(n for n in figures if n not in KINDS)]}
+    """The scores of an image, in the order of the report."""
+    figures = {name: figure(row[name]) for name in in_report(score_columns(name for name in row if name != "image"))}
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def image_attributes(row: Mapping[str, str]) -> list[Attribute]:
@@ -254,7 +186,7 @@ def overall(per_image: Mapping[int, Mapping[str, str]]) -> dict[int, float]:
     images = list(per_image)
     figures = [image_scores(per_image[image]) for image in images]
     ranks = []
-    for name in KINDS:
+    for name in METRICS:
         values = np.array([row.get(name, np.nan) for row in figures]) * direction(name)
         known = np.isfinite(values)
         if known.sum() > 1:
@@ -343,7 +275,7 @@ def duration(seconds: float) -> str:
 
 def comparison_name(name: str) -> str:
     """What is compared, with the score under the name it has in the table."""
-    for score, kind in KINDS.items():
+    for score, kind in METRICS.items():
         if name.endswith(score) and not name.endswith(f"_{score}"):
-            return name.removesuffix(score) + kind.title
+            return name.removesuffix(score) + kind.words
     return name

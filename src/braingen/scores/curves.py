@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from braingen.files import replaced_path, write_text
-from braingen.scores.table import column_of
+from braingen.scores.metrics import metric
 from braingen.scores.uncertainty import Summary
 
 
@@ -49,7 +49,7 @@ def as_rows(curve: Curve) -> list[dict[str, str | float | int | None]]:
 
 def markdown(curve: Curve, notes: Sequence[str] = ()) -> str:
     """A table with a row per way and x, a column per score, and notes below it."""
-    heads = [column_of(score).title for score in curve.scores]
+    heads = [metric(score).title for score in curve.scores]
     lines = [f"# {curve.title}", "", f"| way | {curve.x_title} | seeds | " + " | ".join(heads) + " |"]
     lines.append("| --- | --- | --- |" + " --- |" * len(heads))
     by_place: dict[tuple[str, float], dict[str, Point]] = {}
@@ -63,7 +63,7 @@ def markdown(curve: Curve, notes: Sequence[str] = ()) -> str:
         lines.append(f"| {name} | | | " + " | ".join(f"{values[score]:.3f}" if score in values else "" for score in curve.scores) + " |")
     told = ["Value [95 % interval over images] ± standard deviation between seeds."]
     chances = {point.score: point.chance for point in curve.points if point.chance is not None}
-    told += [f"Chance: {', '.join(f'{column_of(score).title} {chance:.3g}' for score, chance in chances.items())}."] if chances else []
+    told += [f"Chance: {', '.join(f'{metric(score).title} {chance:.3g}' for score, chance in chances.items())}."] if chances else []
     return "\n".join([*lines, "", *told, *notes]) + "\n"
 
 
@@ -105,7 +105,7 @@ def plot(curve: Curve, folder: Path, name: str, wanted: Sequence[str]) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set_title(column_of(score).title, fontsize=10)
+        axes.set_title(metric(score).title, fontsize=10)
         axes.set_xlabel(curve.x_title)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].legend(fontsize=8, frameon=False)

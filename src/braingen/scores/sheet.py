@@ -18,6 +18,7 @@ from braingen.records import Score
 from braingen.scores import identify, pixel, uncertainty
 from braingen.scores.feature_store import FeatureStore, as_scored
 from braingen.scores.features import Features
+from braingen.scores.metrics import metric
 from braingen.scores.pairs import Pairs, match
 
 
@@ -97,7 +98,7 @@ def score_sheet(
     Raises
     ------
     UserError
-        When a network has random weights, or a read-out lacks the class of an image.
+        When a score is not registered, a network has random weights, or a read-out lacks the class of an image.
     """
     for network in networks:
         if getattr(network, "weights", "not stated") is None:
@@ -105,6 +106,10 @@ def score_sheet(
     if store is None:
         with FeatureStore() as temporary:
             return score_sheet(pairs, networks, readouts, missing, temporary, resamples, seed)
+    for network in networks:  # an unregistered score is refused before anything is computed
+        metric(network.name if getattr(network, "use", "two_way") != "two_way" else f"two_way_{network.name}")
+    for readout in readouts:
+        metric(f"{readout.name}_accuracy")
     count = len(pairs.image_N)
     values = pixel.all_scores(pairs.truth, pairs.recons)
     scores = {name: _plain(uncertainty.mean_interval(each, resamples, seed), count, None) for name, each in values.items()}
@@ -131,7 +136,7 @@ def score_sheet(
     for readout in readouts:
         name = f"{readout.name}_accuracy"
         values[name] = _right(readout, pairs, store.batch)
-        scores[name] = _plain(uncertainty.mean_interval(values[name], resamples, seed), count, readout.chance)
+        scores[name] = _plain(uncertainty.share_interval(values[name]), count, readout.chance)
     return Sheet(
         scores=scores,
         table=pd.DataFrame(values, index=pd.Index(pairs.image_N, name="image")),

@@ -12,53 +12,8 @@ import numpy as np
 import pandas as pd
 
 from braingen.records import Score
+from braingen.scores.metrics import FIELD, in_tables, metric
 from braingen.untrusted import csv_cell, markdown_cell, one_line
-
-
-class Column(NamedTuple):
-    """How a score is printed."""
-
-    title: str
-    higher_is_better: bool
-    percent: bool = False
-    digits: int = 3
-
-
-COLUMNS = {
-    "pixcorr": Column("PixCorr", True),
-    "ssim": Column("SSIM", True),
-    "two_way_alexnet2": Column("Alex(2)", True, percent=True, digits=1),
-    "two_way_alexnet5": Column("Alex(5)", True, percent=True, digits=1),
-    "two_way_inception": Column("Incep", True, percent=True, digits=1),
-    "two_way_clip": Column("CLIP", True, percent=True, digits=1),
-    "effnet_b1": Column("Eff", False),
-    "swav": Column("SwAV", False),
-    "dreamsim": Column("DreamSim", False),
-    "lpips": Column("LPIPS", False),
-    "mse": Column("MSE", False, digits=4),
-    "psnr": Column("PSNR (dB)", True, digits=2),
-    "ssim_columns": Column("SSIM, legacy columns", True),
-    "two_way_judge_early": Column("Judge early", True, percent=True, digits=1),
-    "two_way_judge_middle": Column("Judge middle", True, percent=True, digits=1),
-    "two_way_judge_late": Column("Judge late", True, percent=True, digits=1),
-    "object_accuracy": Column("Object named", True, percent=True, digits=1),
-    "background_accuracy": Column("Background named", True, percent=True, digits=1),
-    "colour_accuracy": Column("Colour named", True, percent=True, digits=1),
-    "position_accuracy": Column("Position named", True, percent=True, digits=1),
-    "clip_cos": Column("CLIP-cos", True),
-    "retrieval_brain_to_image": Column("Retrieval brain->image", True, percent=True, digits=1),
-    "retrieval_image_to_brain": Column("Retrieval image->brain", True, percent=True, digits=1),
-    "meteor": Column("METEOR", True),
-    "rouge_l": Column("ROUGE-L", True),
-    "clip_text": Column("CLIP text similarity", True),
-    "human_identification": Column("People, two-way", True, percent=True, digits=1),
-    "human_preference": Column("People, preferred", True, percent=True, digits=1),
-    "human_similarity": Column("People, similarity 1-7", True, digits=2),
-    "simulated_rater_identification": Column("Simulated raters, two-way", True, percent=True, digits=1),
-    "simulated_rater_preference": Column("Simulated raters, preferred", True, percent=True, digits=1),
-    "simulated_rater_similarity": Column("Simulated raters, similarity 1-7", True, digits=2),
-}
-"""The eight columns of the field's tables first, in their order. Two-way, accuracies and retrieval are in per cent, as published."""
 
 
 class Row(NamedTuple):
@@ -70,15 +25,13 @@ class Row(NamedTuple):
     n: int
     """Test images."""
     scores: Mapping[str, Score | float]
-    """By the names of `COLUMNS`; a published figure is a bare number."""
+    """By the names of `METRICS`; a published figure is a bare number."""
 
 
 def _published(method: str, protocol: str, figures: str, n: int = 1000, **others: float) -> Row:
     """Figures in the order of the field's columns, "-" where none was published."""
-    names = list(COLUMNS)[:8]
-    values = {
-        name: float(figure) / (100 if COLUMNS[name].percent else 1) for name, figure in zip(names, figures.split("/")) if figure != "-"
-    }
+    printed = zip(FIELD, figures.split("/"))
+    values = {name: float(figure) / (100 if metric(name).percent else 1) for name, figure in printed if figure != "-"}
     return Row(method, protocol, n, values | others)
 
 
@@ -114,19 +67,11 @@ def as_json(scores: Mapping[str, Score]) -> dict[str, dict[str, float | int | No
 
 
 def _number(name: str, value: float | None) -> str:
-    column = column_of(name)
+    column = metric(name)
     if value is None:
         return "-"
     text = f"{value * (100 if column.percent else 1):.{column.digits}f}"
     return text.replace("0.", ".", 1) if not column.percent and text.startswith(("0.", "-0.")) else text
-
-
-def column_of(name: str) -> Column:
-    """How a score is printed; an unknown one as a number that is better when higher."""
-    if name in COLUMNS:
-        return COLUMNS[name]
-    two_way = name.startswith("two_way_") or name.endswith("_accuracy")
-    return Column(name.removeprefix("two_way_").replace("_", " "), True, two_way, 1 if two_way else 3)
 
 
 def _cell(name: str, score: Score | float | None, interval: bool) -> str:
@@ -141,12 +86,11 @@ def _cell(name: str, score: Score | float | None, interval: bool) -> str:
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    present = {name for row in rows for name in row.scores}
-    return [name for name in COLUMNS if name in present] + sorted(present - set(COLUMNS))
+    return in_tables(name for row in rows for name in row.scores)
 
 
 def _heading(name: str, better: tuple[str, str]) -> str:
-    column = column_of(name)
+    column = metric(name)
     return f"{column.title} {better[0] if column.higher_is_better else better[1]}"
 
 
@@ -182,7 +126,7 @@ def latex(rows: Sequence[Row], interval: bool = False) -> str:
     lines = [r"\begin{tabular}{ll" + "r" * (len(names) + 1) + "}", r"\toprule"]
     heads = []
     for name in names:
-        column = column_of(name)
+        column = metric(name)
         arrow = r"$\uparrow$" if column.higher_is_better else r"$\downarrow$"
         heads.append(f"{_latex_text(column.title)} {arrow}")
     lines += [" & ".join(["Method", "Protocol", "N", *heads]) + r" \\", r"\midrule"]
@@ -203,7 +147,7 @@ def _best(name: str, rows: Sequence[Row]) -> float | None:
     known = [value for value in values if value is not None]
     if len(known) < 2:
         return None
-    return max(known) if column_of(name).higher_is_better else min(known)
+    return max(known) if metric(name).higher_is_better else min(known)
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
@@ -215,7 +159,7 @@ def comma_separated(rows: Sequence[Row]) -> str:
         for name in _names([row]):
             score = row.scores[name]
             full = score if isinstance(score, Score) else Score(score, None, None, None, None, None, None, row.n, None)
-            better = "higher" if column_of(name).higher_is_better else "lower"
+            better = "higher" if metric(name).higher_is_better else "lower"
             writer.writerow(
                 [csv_cell(row.method), csv_cell(row.protocol), csv_cell(name), better, *("" if value is None else value for value in full)]
             )
@@ -235,6 +179,6 @@ def rows_of(name: str, protocol: str, scores: Mapping[str, Score], baselines: bo
 
 def best_and_worst(table: pd.DataFrame, count: int = 8) -> tuple[np.ndarray, np.ndarray]:
     """Image ids of the best and the worst pictures, by their mean rank over all scores of the per-image table; best first, worst first."""
-    ranks = [table[name].rank(ascending=not column_of(name).higher_is_better) for name in table]
+    ranks = [table[name].rank(ascending=not metric(name).higher_is_better) for name in table]
     order = table.index[np.argsort(np.mean(ranks, axis=0), kind="stable")].to_numpy()
     return order[:count], order[::-1][:count]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import binomtest
 
 from braingen.errors import UserError
 
@@ -54,7 +55,7 @@ class Summary(NamedTuple):
     value: float
     """Mean over subjects of the mean over their seeds."""
     low: float
-    """Ends of the 95 % interval: images are resampled within each subject; subjects and seeds are the ones at hand."""
+    """Ends of the 95 % interval: images are resampled, once for all subjects; subjects and seeds are the ones at hand."""
     high: float
     between_seeds: float | None
     """Standard deviation between seeds of one subject (pooled); None with one seed."""
@@ -89,15 +90,43 @@ def _finite(values: np.ndarray, what: str = "values") -> np.ndarray:
     return values
 
 
+def share_interval(right_N: np.ndarray) -> Interval:
+    """Share of images that are right, with the exact binomial 95 % interval (Clopper and Pearson 1934).
+
+    A bootstrap of images that are all right gives 1 to 1, as if no image could be wrong; 120 of 120 leave 0.970 to 1.
+
+    Parameters
+    ----------
+    right_N : one value per image, each 0 or 1
+    """
+    right = _finite(right_N)
+    if not np.isin(right, (0, 1)).all():
+        raise UserError("A share is of images that are right (1) or wrong (0); there are values between.")
+    exact = binomtest(int(right.sum()), len(right)).proportion_ci(confidence_level=0.95, method="exact")
+    return Interval(float(right.mean()), float(exact.low), float(exact.high))
+
+
 def mean_interval(values_N: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """Mean over images with its bootstrap 95 % interval."""
     values = _finite(values_N)
-    return ratio_interval(values, np.ones_like(values), resamples, seed)
+    return ratio_interval(values, np.ones_like(values), resamples, seed, share=False)
 
 
-def ratio_interval(found_N: np.ndarray, asked_N: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Sum over sum, images resampled: retrieval over random pools, where an image was asked for in some draws only."""
+def ratio_interval(found_N: np.ndarray, asked_N: np.ndarray, resamples: int = RESAMPLES, seed: int = 0, share: bool = True) -> Interval:
+    """Sum over sum, images resampled: retrieval over random pools, where an image was asked for in some draws only.
+
+    Where every image is either always found or never, and all are asked for equally often or are all alike, the interval is exact
+    (`share_interval`).
+
+    Parameters
+    ----------
+    share : allow that
+    """
     found, asked = _finite(found_N), _finite(asked_N)
+    if share:
+        right = (found / np.maximum(asked, 1))[asked > 0]
+        if np.isin(right, (0, 1)).all() and (len(np.unique(asked)) == 1 or len(np.unique(right)) == 1):
+            return share_interval(right)
     replicates = [(counts @ found) / np.maximum(counts @ asked, 1e-300) for counts in _counts(len(found), resamples, seed)]
     return Interval(float(found.sum() / asked.sum()), *_ends(np.concatenate(replicates)))
 
@@ -121,6 +150,10 @@ def two_way_interval(beats_NN: np.ndarray, resamples: int = RESAMPLES, seed: int
     beats = np.asarray(beats_NN)
     images = len(beats)
     weights = beats.astype(np.float32)
+    others = ~np.eye(images, dtype=bool)
+    if len(np.unique(weights[others])) == 1 and weights[others][0] in (0, 1):
+        # every resample is the same; the share of images that win all their pairs, or none, has an exact interval and bounds the score
+        return share_interval(np.full(images, weights[others][0]))
     replicates = np.concatenate([_pair_mean(weights, counts) for counts in _counts(images, resamples, seed)])
     return Interval(float(beats.sum() / (images * (images - 1))), *_ends(replicates))
 
@@ -248,32 +281,49 @@ def compare_methods(
     return _finite(np.array([added[image] for image in sorted(added)]) * len(added), "differences")
 
 
-def summarise(values: Mapping[tuple[int, int], np.ndarray], resamples: int = RESAMPLES, seed: int = 0) -> Summary:
+def summarise(
+    values: Mapping[tuple[int, int], Mapping[int, float]], resamples: int = RESAMPLES, seed: int = 0, share: bool = False
+) -> Summary:
     """One score over subjects and seeds.
+
+    All subjects of NSD saw the same test images, and an image that is hard to decode is so for all of them: images are drawn once for all
+    subjects. Drawn for each subject by itself they would seem to be four times as many with four subjects, and a 95 % interval would hold
+    the truth in three of four cases only (`test_intervals_over_subjects_that_share_images_hold_the_truth`).
 
     Parameters
     ----------
-    values : (subject, seed) -> N values, one per image; the seeds of one subject scored the same images in the same order. All subjects of
-        NSD saw the same test images, yet each is resampled for itself: what varies is what could be decoded from whom.
+    values : (subject, seed) -> image id -> value; the seeds of one subject scored the same images
+    share : every value is 0 or 1, an image right or wrong: with one subject and seed the interval is exact (`share_interval`)
+
+    Raises
+    ------
+    UserError
+        When there are no runs, or seeds of a subject scored different images.
     """
     subjects = sorted({subject for subject, _ in values})
     if not subjects:
         raise UserError("There are no runs to summarise.")
-    replicates, means, variances = [], [], []
+    images = np.array(sorted({image for run in values.values() for image in run}))
+    per_image, means, variances = [], [], []
     most = 0
     for subject in subjects:
-        runs = [np.asarray(v) for (who, _), v in sorted(values.items()) if who == subject]
-        if len({len(run) for run in runs}) != 1:
-            raise UserError(f"Runs of subject {subject} scored {[len(run) for run in runs]} images; compare what all scored.")
-        per_seed_SN = _finite(np.stack(runs))
-        per_image = per_seed_SN.mean(0)
-        blocks = [counts @ per_image / len(per_image) for counts in _counts(len(per_image), resamples, seed + subject)]
-        replicates.append(np.concatenate(blocks))
-        means.append(per_image.mean())
+        runs = [dict(run) for (who, _), run in sorted(values.items()) if who == subject]
+        if len({frozenset(run) for run in runs}) != 1:
+            raise UserError(f"Runs of subject {subject} scored different images ({[len(run) for run in runs]}); compare what all scored.")
+        own = np.array(sorted(runs[0]))
+        per_seed_SN = _finite(np.array([[run[image] for image in own.tolist()] for run in runs]))
+        per_image.append((np.searchsorted(images, own), per_seed_SN.mean(0)))
+        means.append(per_seed_SN.mean())
         most = max(most, len(runs))
         if len(runs) > 1:
             variances.append(per_seed_SN.mean(1).var(ddof=1))
-    low, high = _ends(np.mean(replicates, axis=0))
+    replicates = [
+        np.mean([counts[:, rows] @ each / np.maximum(counts[:, rows].sum(1), 1) for rows, each in per_image], axis=0)
+        for counts in _counts(len(images), resamples, seed)
+    ]
+    low, high = _ends(np.concatenate(replicates))
+    if share and len(values) == 1:
+        _, low, high = share_interval(per_image[0][1])
     return Summary(
         value=float(np.mean(means)),
         low=low,

@@ -25,7 +25,6 @@ class Verdict(NamedTuple):
     position_BC: Tensor
     early_BF: Tensor
     """Flattened features of the first block."""
-    middle_BF: Tensor
     late_BF: Tensor
     """Pooled features of the last block."""
 
@@ -81,7 +80,6 @@ class Judge(ModelMixin, ConfigMixin):
             colour_BC=self.heads["colour"](pooled),
             position_BC=self.heads["position"](nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)),
             early_BF=features[0].flatten(1),
-            middle_BF=features[2].flatten(1),
             late_BF=pooled,
         )
 

@@ -119,8 +119,8 @@ def write(config: Config, folder: Path, found: dict[Key, ImageScores], shares: d
     subject, resamples = config.data.subjects[0], config.scores.bootstrap
     names = [*next(iter(found.values())).values]
 
-    def values(way: str, count: int, name: str) -> dict[tuple[int, int], np.ndarray]:
-        return {(subject, seed): found[way, count, seed].values[name] for seed in config.curve.seeds}
+    def values(way: str, count: int, name: str) -> dict[tuple[int, int], dict[int, float]]:
+        return {(subject, seed): found[way, count, seed].by_place(name) for seed in config.curve.seeds}
 
     points = [
         Point(way, count, name, summarise(values(way, count, name), resamples, config.run.seed), found[way, count, seed].chance.get(name))
@@ -132,7 +132,8 @@ def write(config: Config, folder: Path, found: dict[Key, ImageScores], shares: d
     differences = []
     for count in counts:  # seeds averaged, image by image
         means: dict[str, dict[str, np.ndarray]] = {
-            way: {name: np.mean([*values(way, count, name).values()], axis=0) for name in names} for way in config.curve.ways
+            way: {name: np.mean([found[way, count, seed].values[name] for seed in config.curve.seeds], axis=0) for name in names}
+            for way in config.curve.ways
         }
         ids: dict[str, np.ndarray] = {way: np.arange(len(next(iter(means[way].values())))) for way in means}
         if len(means) > 1:

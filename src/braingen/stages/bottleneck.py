@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from braingen.config import Config, with_settings
 from braingen.console import console as new_console
 from braingen.data.nsd import Layout
@@ -42,7 +40,7 @@ def of_embeddings(config: Config, workers: Workers) -> Curve:
     points: list[Point] = []
     levels: dict[str, dict[str, float]] = {}
     for width in settings.b_sizes:
-        by_seed: dict[str, dict[tuple[int, int], np.ndarray]] = {}
+        by_seed: dict[str, dict[tuple[int, int], dict[int, float]]] = {}
         for seed in settings.seeds:
             run = narrowed(config, width, seed)
             folder = train(run, "image")
@@ -52,8 +50,8 @@ def of_embeddings(config: Config, workers: Workers) -> Curve:
                 return workers.main_first(lambda: scores_at(reading, "image", folder / name, folder / READER, random))
 
             found = scored("scores_of_embeddings.json", False)
-            for name, values in found.values.items():
-                by_seed.setdefault(name, {})[subject, seed] = values
+            for name in found.values:
+                by_seed.setdefault(name, {})[subject, seed] = found.by_place(name)
             if width == max(settings.b_sizes) and seed == settings.seeds[0]:
                 noise = scored("scores_of_random_voxels.json", True)
                 levels["random voxels"] = {name: float(values.mean()) for name, values in noise.values.items()}

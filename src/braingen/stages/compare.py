@@ -8,7 +8,6 @@ from pathlib import Path
 import re
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from rich.table import Table
 
@@ -18,7 +17,7 @@ from braingen.console import console as new_console
 from braingen.errors import UserError
 from braingen.files import write_json, write_text
 from braingen.run_layout import typed_run
-from braingen.scores.table import COLUMNS, column_of
+from braingen.scores.metrics import metric, score_columns
 from braingen.scores.uncertainty import Comparison, compare, compare_methods, holm, mean_interval, permutation_p, summarise
 from braingen.stages.score_files import COMPUTED_BY, PAIRED, PER_IMAGE
 from braingen.text_files import read_json, read_yaml
@@ -68,7 +67,10 @@ def read_run(folder: Path) -> Evaluated:
     if path is None:
         raise UserError(f"{folder} has no {PAIRED}: run `braingen evaluate {typed_run(folder)}` first.")
     table = pd.read_csv(path, index_col="image")
-    known = [name for name in table if name in COLUMNS or name.startswith("two_way_") or name.endswith("_accuracy")]
+    try:
+        known = score_columns(table)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     settings = _settings(folder)
     origin = read_json(folder / COMPUTED_BY) if (folder / COMPUTED_BY).is_file() else {}
     drawn = settings.get("reconstructions/brain", {})
@@ -125,8 +127,8 @@ def pairwise(runs: Sequence[Evaluated], resamples: int, seed: int) -> list[Compa
     return compare(columns, {run.name: run.table.index.to_numpy() for run in runs}, resamples, seed)
 
 
-def _values(runs: Sequence[Evaluated], score: str) -> dict[tuple[int, int], np.ndarray]:
-    return {(run.subject, run.seed): run.table[score].sort_index().to_numpy() for run in runs if score in run.table}
+def _values(runs: Sequence[Evaluated], score: str) -> dict[tuple[int, int], dict[int, float]]:
+    return {(run.subject, run.seed): run.table[score].to_dict() for run in runs if score in run.table}
 
 
 def summaries(methods: Mapping[str, Sequence[Evaluated]], resamples: int, seed: int) -> pd.DataFrame:
@@ -139,7 +141,8 @@ def summaries(methods: Mapping[str, Sequence[Evaluated]], resamples: int, seed: 
     rows = []
     for method, runs in methods.items():
         for score in runs[0].table:
-            rows.append({"method": method, "score": score, **summarise(_values(runs, score), resamples, seed)._asdict()})
+            summary = summarise(_values(runs, score), resamples, seed, metric(score).yes_or_no)
+            rows.append({"method": method, "score": score, **summary._asdict()})
     return pd.DataFrame(rows)
 
 
@@ -170,7 +173,7 @@ def verdict(each: Comparison) -> str:
     """What a comparison says, in words."""
     if not each.differs:
         return "not different"
-    return "better" if (each.difference > 0) == column_of(each.score).higher_is_better else "worse"
+    return "better" if (each.difference > 0) == metric(each.score).higher_is_better else "worse"
 
 
 def _comparison_table(found: Sequence[Comparison]) -> list[str]:
@@ -180,7 +183,7 @@ def _comparison_table(found: Sequence[Comparison]) -> list[str]:
         interval = f"{one.low:+.4f} to {one.high:+.4f}"
         names = f"{markdown_cell(one.first)} | {markdown_cell(one.second)}"
         lines.append(
-            f"| {column_of(one.score).title} | {names} | {one.difference:+.4f} | {interval} | {one.p_holm:.3g} | {verdict(one)} | {one.n} |"
+            f"| {metric(one.score).title} | {names} | {one.difference:+.4f} | {interval} | {one.p_holm:.3g} | {verdict(one)} | {one.n} |"
         )
     return lines
 
@@ -196,7 +199,7 @@ def _markdown(runs: Sequence[Comparison], methods: Sequence[Comparison], summary
         interval = f"{each['low']:.4f} to {each['high']:.4f}"
         cells = [
             markdown_cell(each["method"]),
-            column_of(each["score"]).title,
+            metric(each["score"]).title,
             f"{each['value']:.4f}",
             interval,
             *spread,

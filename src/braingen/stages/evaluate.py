@@ -33,7 +33,7 @@ from braingen.scores.ridge import fit_ridge
 from braingen.scores.sheet import Sheet, compare_sheets, score_images, with_baselines
 from braingen.scores.study.of_run import read_study, scores_in
 from braingen.scores.table import as_json
-from braingen.scores.uncertainty import compare, mean_interval
+from braingen.scores.uncertainty import compare, share_interval
 from braingen.simulation.observers import load_judge, spoken
 from braingen.simulation.scenes import COLOUR_NAMES
 from braingen.stages.evaluate_captions import TextSpace, caption_sheet
@@ -100,11 +100,11 @@ def ridge_embeddings(
     return torch.from_numpy(ridge.predict(voxels)), torch.from_numpy(true_ND.mean(0))
 
 
-def colour_score(words: pd.DataFrame, resamples: int, seed: int) -> Score:
+def colour_score(words: pd.DataFrame) -> Score:
     """How often the judge names the colour rightly, of the objects that come in several colours."""
     asked = words[words["colour_true"] != ""]
     right = (asked["colour_true"] == asked["colour_said"]).to_numpy(dtype=float)
-    interval = mean_interval(right, resamples, seed)
+    interval = share_interval(right)
     return Score(*interval, random=None, ceiling=None, ridge=None, chance=1 / len(COLOUR_NAMES), n=len(right), pool=None)
 
 
@@ -210,7 +210,7 @@ def evaluate_subject(config: Config) -> Path:
         if targets.stimuli.simulated:
             words = spoken(load_judge(), Layout.of(config.data.root), ids, Pngs(folder, ids))
             if (words["colour_true"] != "").any():
-                sheet.scores[COLOUR] = colour_score(words, config.scores.bootstrap, config.run.seed)
+                sheet.scores[COLOUR] = colour_score(words)
         if refined:
             return Source(sheet, None, None, words)
         decoding = _decoding(config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, true_ND - mean, ids)

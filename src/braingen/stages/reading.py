@@ -69,6 +69,10 @@ class ImageScores(NamedTuple):
     """By name: CLIP cosine, top-1 retrieval both ways, share of the other images that two-way identification tells apart."""
     chance: dict[str, float]
 
+    def by_place(self, name: str) -> dict[int, float]:
+        """The values of a score by the image's place among the test images."""
+        return dict(enumerate(self.values[name].tolist()))
+
 
 def score_reading(config: Config, modality: str, reader: BrainReader, read: Read) -> ImageScores:
     """Hold what was read against the true embeddings."""

@@ -31,16 +31,16 @@ class Subject(NamedTuple):
 
     number: int
     scores: dict[str, Score]
-    images: dict[str, np.ndarray]
-    """Score -> its value of every image, in ascending order of image ids."""
+    images: dict[str, dict[int, float]]
+    """Score -> image id -> value."""
 
 
 def read_subject(config: Config) -> Subject:
     """What `evaluate_subject` left in a subject's folder."""
     folder = config.run.folder
     scores = {name: Score(**fields) for name, fields in read_json(folder / SCORES).items()}
-    table = read_run(folder).table.sort_index()
-    return Subject(config.data.subjects[0], scores, {name: table[name].to_numpy() for name in table})
+    table = read_run(folder).table
+    return Subject(config.data.subjects[0], scores, {name: table[name].to_dict() for name in table})
 
 
 def mean_scores(subjects: Sequence[Subject], resamples: int, seed: int) -> dict[str, Score]:

@@ -1,0 +1,120 @@
+"""One registry of scores: an unregistered one is an error wherever scores go, and never better when higher by default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from braingen.cli import main
+from braingen.errors import UserError
+from braingen.report import tables
+from braingen.report.compared import _ordered
+from braingen.scores import metrics, table
+from braingen.scores.curves import Curve, Point, markdown
+from braingen.scores.features import recipes
+from braingen.scores.metrics import ALIKE, GROUPS, METRICS, Metric, metric
+from braingen.scores.sheet import score_images
+from braingen.scores.uncertainty import Comparison, Summary
+from braingen.stages import compare
+
+ROOT = Path(__file__).parents[2]
+POINT = Point("way", 1, "unheard_of", Summary(0, 0, 0, None, None, 1, 1), None)
+
+
+PICTURES = np.random.default_rng(0).random((2, 3, 16, 16)).astype(np.float32)
+
+
+class Network:
+    """A comparison network whose score nobody registered."""
+
+    name, weights = "unheard_of", "0"
+
+    def features(self, images_B3HW):
+        raise AssertionError("nothing is computed for a score that is not registered")
+
+
+def run_folder(folder: Path, *scores: str) -> Path:
+    folder.mkdir()
+    columns = {name: np.linspace(0, 1, 6) for name in scores} | {"object_true": ["cat"] * 6, "object_said": ["dog"] * 6}
+    pd.DataFrame(columns, index=pd.Index(range(6), name="image")).to_csv(folder / "scores_paired.csv")
+    return folder
+
+
+PLACES = {
+    "sheet": lambda: score_images(PICTURES, [1, 2], PICTURES, [1, 2], [Network()]),  # type: ignore[list-item]
+    "table": lambda: table.markdown([table.Row("m", "p", 1, {"unheard_of": 0.5})]),
+    "latex": lambda: table.latex([table.Row("m", "p", 1, {"unheard_of": 0.5})]),
+    "csv": lambda: table.comma_separated([table.Row("m", "p", 1, {"unheard_of": 0.5})]),
+    "best and worst": lambda: table.best_and_worst(pd.DataFrame({"unheard_of": [0.0, 1.0]})),
+    "curve": lambda: markdown(Curve("t", "x", {"way": "w"}, [POINT])),
+    "verdict": lambda: compare.verdict(Comparison("unheard_of", "a", "b", 1, 0.5, 2, 0.001, 0.001, 9)),
+    "report": lambda: tables.score_rows({"unheard_of": {"value": 0.5}}),
+    "report, an image": lambda: tables.image_scores({"image": "1", "unheard_of": "0.5"}),
+    "report, direction": lambda: tables.direction("unheard_of"),
+    "report, comparisons": lambda: _ordered([{"score": "unheard_of"}]),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_score_that_is_not_registered_is_an_error(place: str) -> None:
+    with pytest.raises(UserError, match=r"There is no score '(two_way_)?unheard_of' in the registry"):
+        PLACES[place]()
+
+
+def test_compare_names_the_column_it_does_not_know(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run", "pixcorr", "two_way_clap")
+    with pytest.raises(UserError, match=r"scores_paired\.csv: There is no score 'two_way_clap' .* Did you mean two_way_clip\?"):
+        compare.read_run(folder)
+
+
+def test_compare_leaves_no_score_out(tmp_path: Path) -> None:
+    assert list(compare.read_run(run_folder(tmp_path / "run", *METRICS)).table) == list(METRICS)
+
+
+def test_a_registered_score_is_taken_everywhere_with_its_direction(tmp_path: Path, monkeypatch) -> None:
+    """One entry is all that a new score needs."""
+    monkeypatch.setitem(METRICS, "haze", Metric("Haze", "Haze of the picture", "how pale it is", ALIKE, 9, higher_is_better=False))
+    assert "Haze ↓" in table.markdown([table.Row("m", "p", 1, {"haze": 0.5})])
+    assert "haze,lower" in table.comma_separated([table.Row("m", "p", 1, {"haze": 0.5})])
+    assert compare.verdict(Comparison("haze", "a", "b", 1, 0.5, 2, 0.001, 0.001, 9)) == "worse"
+    ((group, (row,)),) = tables.score_rows({"haze": {"value": 0.5}})
+    assert (group, row.title) == (ALIKE, "Haze of the picture") and row.meaning == "how pale it is; lower is better"
+    assert list(compare.read_run(run_folder(tmp_path / "run", "haze")).table) == ["haze"]
+    best, worst = table.best_and_worst(pd.DataFrame({"haze": [0.0, 1.0]}), 1)
+    assert (list(best), list(worst)) == ([0], [1])
+
+
+def test_every_entry_is_complete_and_none_is_told_twice() -> None:
+    places = [(each.group, each.place) for each in METRICS.values()]
+    assert len(set(places)) == len(places) and {group for group, _ in places} == set(GROUPS)
+    assert len({each.title for each in METRICS.values()}) == len({each.words for each in METRICS.values()}) == len(METRICS)
+    assert all(each.meaning for each in METRICS.values())
+
+
+def test_every_network_and_judge_has_its_score() -> None:
+    for name, recipe in recipes().items():
+        metric(name if getattr(recipe, "use", "two_way") != "two_way" else f"two_way_{name}")
+
+
+def test_the_table_in_the_docs_is_the_registry() -> None:
+    text = (ROOT / "docs/scores.md").read_text()
+    rows = re.findall(r"^\| (`[^|]*`) \| [^|]* \| (higher|lower|lower, higher) \|$", text, re.M)
+    found = {}
+    for keys, better in rows:
+        names, ways = re.findall(r"`(\w+)`", keys), better.split(", ")
+        found |= dict(zip(names, ways if len(ways) == len(names) else ways * len(names)))
+    assert found == {name: "higher" if each.higher_is_better else "lower" for name, each in METRICS.items()}
+
+
+def test_help_lists_the_scores(capsys) -> None:
+    assert main(["evaluate", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {name}: " in printed for name in METRICS) and "lower is better" in printed
+
+
+def test_the_fields_columns_come_first() -> None:
+    assert [METRICS[name].title for name in metrics.FIELD] == ["PixCorr", "SSIM", "Alex(2)", "Alex(5)", "Incep", "CLIP", "Eff", "SwAV"]
