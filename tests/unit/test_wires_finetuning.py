@@ -15,17 +15,18 @@ import torch
 from torch import Tensor, nn
 from unit.fake_backbone import fake_backbone
 from unit.tiny_finetuning import TableTargets, latents, table, text_encoder, tiny_reader, tiny_tuning
-from unit.tiny_training import spy
+from unit.tiny_training import spy, tiny_config
 
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
 from braingen.data.trials import hold_out_images, train_trials
-from braingen.diffusion.finetuning import load_tuned
+from braingen.diffusion.finetuning import load_tuned, save_tuned
 from braingen.diffusion.listening import ListeningUNet, expert_counts, read
-from braingen.diffusion.lora import load_lora, lora_parameters, lora_weights
+from braingen.diffusion.lora import add_lora, load_lora, lora_parameters, lora_weights
 from braingen.diffusion.loss import min_snr_weight
 from braingen.diffusion.unsure_reads import mixing_weights, unsure
+from braingen.errors import UserError
 from braingen.records import Routing
 from braingen.routing.conditioning import ConditioningForm, all_experts
 from braingen.routing.diffuse_router import DiffuseRouter
@@ -33,6 +34,7 @@ from braingen.routing.time_router import kl_guidance
 from braingen.stages import finetune as stage
 from braingen.stages import listening_data
 from braingen.stages.steps import StepLosses, hash_seed
+from braingen.stages.trained import load_readers, tuned_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
 COUNTS = (2, 4)
@@ -313,6 +315,55 @@ def test_setup_builds_the_routers_and_the_lora_that_are_asked_for(tiny):
     for mine, yours, same in ((none.model, again, True), (again, other, False)):
         first, second = (lora_weights(model.unet) for model in (mine, yours))
         assert all(torch.equal(first[name], second[name]) for name in first if "lora_A" in name) == same
+
+
+def test_a_checkpoint_brings_back_the_lora_the_routers_and_the_order_of_the_prior(tmp_path):
+    unet, routers = fake_backbone().unet, {"image": a_router(1), "text": a_router(2)}
+    save_tuned(tmp_path / "bare", unet, {"text": routers["text"]}, "experts")
+    bare = load_tuned(tmp_path / "bare")
+    assert bare.lora is bare.router_image is None and bare.prior_order == "experts"
+    add_lora(unet, 2)
+    save_tuned(tmp_path / "whole", unet, routers, "levels")
+    whole = load_tuned(tmp_path / "whole")
+    assert whole.lora.is_file() and whole.prior_order == "levels"
+    for found, router in (
+        (whole.router_image, routers["image"]),
+        (whole.router_text, routers["text"]),
+        (bare.router_text, routers["text"]),
+    ):
+        assert not found.training and all(torch.equal(p, q) for p, q in zip(found.parameters(), router.parameters(), strict=True))
+
+
+def a_run(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("a: 1")
+    (folder / "finished").write_text("{}")
+
+
+def test_what_was_tuned_is_used_as_the_setting_says(tiny, root, tmp_path):
+    """auto: when there is a fine-tuning; no: never; yes: there has to be one. The best checkpoint, not the last."""
+    settings = {name: tiny_config(root, tmp_path / "run", sampler__finetuned=name) for name in ("auto", "yes", "no")}
+    assert tuned_folder(settings["auto"]) is None and tuned_folder(settings["no"]) is None
+    with pytest.raises(UserError, match="braingen finetune"):
+        tuned_folder(settings["yes"])
+    a_run(tmp_path / "run" / "finetune")
+    best = tmp_path / "run" / "finetune" / "best"
+    assert tuned_folder(settings["auto"]) == tuned_folder(settings["yes"]) == best and tuned_folder(settings["no"]) is None
+    (tmp_path / "run" / "finetune" / "finished").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        tuned_folder(settings["auto"])
+
+
+def test_the_encoders_of_image_and_text_come_from_their_own_runs_frozen(root, tmp_path):
+    config = tiny_config(root, tmp_path / "run")
+    for name in ("image", "text"):
+        a_run(tmp_path / "run" / name)
+        tiny_reader(name).requires_grad_(True).train().save_pretrained(tmp_path / "run" / name / "reader")
+    found = load_readers(config)
+    assert list(found) == ["image", "text"]
+    for name, reader in found.items():
+        assert not reader.training and not any(p.requires_grad for p in reader.parameters())
+        assert all(torch.equal(p, q) for p, q in zip(reader.parameters(), tiny_reader(name).parameters(), strict=True))
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------

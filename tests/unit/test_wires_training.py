@@ -323,6 +323,35 @@ def test_setup_builds_what_is_asked_for(root, tmp_path):
     assert [other.batches.chosen(0, 0)[0].tolist()] != [again.batches.chosen(0, 0)[0].tolist()]
 
 
+@pytest.mark.parametrize(("widths", "dims"), [((12,), [12, 12]), ((5, 7), [5, 7])])
+def test_a_dense_encoder_of_captions_has_the_widths_of_the_text_encoders(root, tmp_path, widths, dims):
+    output = "joint" if len(widths) == 2 else "L"
+    config = tiny_config(root, tmp_path, encoder__model="BrainEncoder", backbone__text_output=output)
+    text = reader_setup.build_reader(config, {3: 9}, (1, WIDTH), widths).config.encoder_config
+    assert text["text_emb_dims"] == dims and text["text_output"] == output and text["subjects"] == {"3": 9}
+    assert (text["clip_seq_dim"], text["clip_emb_dim"]) == (1, WIDTH)
+    image = reader_setup.build_reader(config, {3: 9}, (1, WIDTH)).config.encoder_config
+    assert image.get("fusion", "none") == "none" and not image.get("train_pool")
+
+
+@pytest.mark.parametrize("trained_part", ["routers", "subject", "all"])
+def test_a_run_starts_from_the_weights_of_another_and_trains_what_is_asked_for(root, tmp_path, trained_part):
+    first = reader_setup.setup(tiny_config(root, tmp_path / "first"), "image").reader
+    first.save_pretrained(tmp_path / "first" / "image" / READER)
+    for name, text in (("config.yaml", "a: 1"), ("finished", "{}")):
+        (tmp_path / "first" / "image" / name).write_text(text)
+    more = {"optim__start_from": str(tmp_path / "first"), "optim__trained": trained_part, "run__seed": "5"}
+    reader = reader_setup.setup(tiny_config(root, tmp_path / "second", data__subjects="2", **more), "image").reader
+    own, taken = reader.state_dict(), first.state_dict()
+    shared = own.keys() & taken.keys()
+    assert all(torch.equal(own[name], taken[name]) for name in shared) and {"mean_TD", "spread"} <= shared
+    free = {name for name, parameter in reader.named_parameters() if parameter.requires_grad}
+    subject = {name for name in own if "subject_layer" in name}
+    routers = {name for name in own if "affinity" in name}
+    assert subject == own.keys() - taken.keys() and routers
+    assert free == {"subject": subject, "routers": subject | routers}.get(trained_part, {n for n, _ in reader.named_parameters()})
+
+
 def test_two_processes_get_different_trials_of_the_same_step(root, tmp_path):
     config = tiny_config(root, tmp_path)
     first, second = (reader_setup.setup(config, "image", rank, 2).batches.chosen(0, 0)[0] for rank in range(2))
@@ -510,3 +539,5 @@ def test_what_was_read_is_scored_against_its_own_images(root, tmp_path):
     cosine = cosine_similarity(true[swapped].double(), true.double())
     assert sorted(found["clip_cos"]) == pytest.approx(sorted(cosine.tolist()), abs=1e-5)
     assert found["two_way_clip"].mean() < 1
+    chance = stage_reading.score_reading(config, "image", reader, exchanged).chance
+    assert chance == {"two_way_clip": 0.5, "retrieval_brain_to_image": 0.25, "retrieval_image_to_brain": 0.25}

@@ -60,6 +60,8 @@ def tiny_config(root: Path, folder: Path, **more: str) -> Config:
     wanted = fixed | {name.replace("__", "."): value for name, value in more.items()}
     if wanted.get("prior.use_prior") == "false":
         wanted = {name: value for name, value in wanted.items() if not name.startswith("prior.") or name == "prior.use_prior"}
+    if wanted.get("encoder.model") == "BrainEncoder":
+        wanted.pop("encoder.exp_factor_list")
     if wanted.get("router.time") in ("fixed", "off"):
         wanted.pop("router.time_hidden_dim", None)
     return load_config(None, wanted)
