@@ -63,6 +63,7 @@ def run(machine: Machine, arguments: list[str]) -> Outcome:
     """Run pytest under the restrictions of a machine; its output goes to the terminal."""
     kept = {name: value for name, value in os.environ.items() if name not in OLD}
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(machine.threads))
+    threads["OMP_WAIT_POLICY"] = "PASSIVE"  # a thread that waits leaves its core to others
     workers = max(1, (os.cpu_count() or 1) // machine.threads)
     spread = ["-n", str(workers)] if workers > 1 else ["-n", "0"]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *spread, *arguments]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 from importlib.machinery import ModuleSpec
-import importlib.metadata
 import importlib.util
 from pathlib import Path
 import re
@@ -68,7 +67,7 @@ def test_extras_are_those_of_pyproject() -> None:
 
 
 def test_tests_import_only_what_dev_brings() -> None:
-    own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"unit", "parity", "integration", "tomli"}
+    own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"unit", "parity", "integration", "tomli", "tomllib"}
     optional = PROJECT["optional-dependencies"]
     brought = modules([*PROJECT["dependencies"], *optional["dev"], *optional["explain"], *optional["track"]])
     assert {module: files for module, files in imported(ROOT / "tests").items() if module not in brought | own} == {}
@@ -81,8 +80,6 @@ def test_the_lock_file_pins_all_that_tests_need() -> None:
     optional = PROJECT["optional-dependencies"]
     wanted = [*PROJECT["dependencies"], *optional["dev"], *optional["explain"], *optional["track"]]
     assert names(wanted) <= pinned
-    for name in names(wanted):
-        importlib.metadata.version(name)  # and they are installed
 
 
 @pytest.fixture

@@ -288,7 +288,7 @@ def test_a_sample_does_not_depend_on_its_batch(prior):
     brain, noise = normal(6, 2, 16), normal(6, *prior.noise_shape(7), seed=3)
     together = prior.sample(brain, 7, noise=noise)
     for rows in ([0], [4, 1], [5, 0, 2]):
-        torch.testing.assert_close(prior.sample(brain[rows], 7, noise=noise[rows]), together[rows], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(prior.sample(brain[rows], 7, noise=noise[rows]), together[rows], atol=1e-4, rtol=1e-4)
 
 
 def test_sampling_is_seeded_and_eta_zero_needs_its_start_only(prior):
@@ -308,7 +308,7 @@ def test_guidance_in_one_pass_is_guidance_in_two(prior, null):
     noisy, brain, times = normal(3, 2, 16), normal(3, 2, 16, seed=1), torch.tensor([1, 9, 19])
     none = torch.zeros(3, dtype=torch.bool)
     full, without = network(noisy, times, brain), network(noisy, times, brain, none, none if null == "both" else None)
-    torch.testing.assert_close(network.guided(noisy, times, brain, 2.5, null), without + 2.5 * (full - without), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(network.guided(noisy, times, brain, 2.5, null), without + 2.5 * (full - without), atol=1e-4, rtol=1e-4)
     assert torch.equal(network.guided(noisy, times, brain, 1.0, null), full)
 
 
@@ -354,7 +354,7 @@ def test_compiled_network_samples_the_same():
     brain, noise = normal(3, 2, 16), normal(3, *prior.noise_shape(4))
     plain = prior.sample(brain, 4, noise=noise)
     prior.network.compile(fullgraph=True, backend="eager")
-    torch.testing.assert_close(prior.sample(brain, 4, noise=noise), plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(prior.sample(brain, 4, noise=noise), plain, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -363,7 +363,7 @@ def test_network_can_be_exported():
     inputs = (normal(3, 2, 16), torch.tensor([1, 9, 19]), normal(3, 2, 16, seed=1))
     program = torch.export.export(prior.network, inputs, dynamic_shapes=({0: torch.export.Dim("batch", min=2)},) * 3)
     more = (normal(5, 2, 16), torch.arange(5), normal(5, 2, 16, seed=1))
-    torch.testing.assert_close(program.module()(*more), prior.network(*more), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(program.module()(*more), prior.network(*more), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

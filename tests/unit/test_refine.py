@@ -143,8 +143,8 @@ def test_refining_is_diffusers_image_to_image(refiner, scheduler_class, how, mon
     ).images
     assert len(ours) == len(theirs) > 1
     for mine, other in zip(ours, theirs):
-        torch.testing.assert_close(mine, other, rtol=0, atol=1e-4)
-    torch.testing.assert_close(refined, out.float(), rtol=0, atol=1e-4)
+        torch.testing.assert_close(mine, other, rtol=0, atol=5e-4)
+    torch.testing.assert_close(refined, out.float(), rtol=0, atol=5e-4)
 
 
 # --- what it promises -----------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ def test_a_batch_equals_one_by_one(refiner):
     together = refine_pictures(refiner, pictures, text_BTD, [5, 6, 7, 8], HOW)
     for row in range(4):
         alone = refine_pictures(refiner, pictures[row : row + 1], text_BTD[row : row + 1], [5 + row], HOW)
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=1e-4)
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=5e-4)
 
 
 def test_image_and_seed_are_all_that_chance_depends_on(refiner):

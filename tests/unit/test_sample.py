@@ -160,8 +160,8 @@ def test_the_loop_is_diffusers_loop(backbone, guidance_scale):
         ).images
         assert len(theirs) == len(ours) == STEPS
         for step in range(STEPS):
-            torch.testing.assert_close(ours[step][number], theirs[step][0], rtol=0, atol=1e-4)
-        torch.testing.assert_close(pictures[number], out[0].float(), rtol=0, atol=1e-4)
+            torch.testing.assert_close(ours[step][number], theirs[step][0], rtol=0, atol=5e-4)
+        torch.testing.assert_close(pictures[number], out[0].float(), rtol=0, atol=5e-4)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -215,7 +215,7 @@ def test_the_loop_is_diffusers_loop_with_every_scheduler(fake, name):
     )
     assert len(ours) == len(theirs) == (7 if name == "heun" else 4)
     for mine, other in zip(ours, theirs):
-        torch.testing.assert_close(mine, other, rtol=0, atol=1e-4)
+        torch.testing.assert_close(mine, other, rtol=0, atol=5e-4)
 
 
 # --- laws -----------------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_a_batch_equals_one_by_one(fake, guidance_scale):
         alone = denoise(
             fake.unet, fake.scheduler, noise[number : number + 1], lambda t, noisy, mine=mine: mine, row(empty, number), **settings
         )
-        torch.testing.assert_close(together[number : number + 1], alone, rtol=0, atol=1e-4)
+        torch.testing.assert_close(together[number : number + 1], alone, rtol=0, atol=5e-4)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -250,7 +250,7 @@ def test_a_batch_equals_one_by_one_with_every_scheduler(fake, name):
 
     together = drawn([0, 1, 2])
     for row in range(3):
-        torch.testing.assert_close(together[row : row + 1], drawn([row]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(together[row : row + 1], drawn([row]), rtol=0, atol=5e-4)
 
 
 def test_schedulers_keep_the_models_noise_and_prediction(fake):
@@ -291,7 +291,7 @@ def test_guidance_towards_the_same_condition_changes_nothing(fake):
         denoise(fake.unet, fake.scheduler, noise, lambda t, noisy: condition, condition, size=size, steps=STEPS, guidance_scale=scale)
         for scale in (1.0, 7.0)
     )
-    torch.testing.assert_close(plain, guided, rtol=0, atol=1e-4)
+    torch.testing.assert_close(plain, guided, rtol=0, atol=5e-4)
 
 
 def test_the_condition_is_asked_anew_at_every_step_and_heard(fake):

@@ -34,6 +34,7 @@ from braingen.simulation.presentations import behaviour, make_design
 from braingen.stages.simulate import simulate
 
 SIZE = {"num_subjects": 2, "num_sessions": 3, "trials_per_session": 150, "num_voxels": 400, "num_test_images": 30, "noise": 1.0, "seed": 5}
+pytestmark = pytest.mark.slow  # a small data set is made in full
 TINY = {"num_subjects": 1, "num_sessions": 2, "trials_per_session": 24, "num_voxels": 60, "num_test_images": 3, "noise": 1.0, "seed": 1}
 COLUMN = {name: index for index, name in enumerate(nsd.BEHAV_COLUMNS)}
 

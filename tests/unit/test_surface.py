@@ -171,6 +171,7 @@ def red(part: np.ndarray) -> int:
     return int(((part[..., 0] > 0.3) & (part[..., 1] < 0.2)).sum())
 
 
+@pytest.mark.slow
 def test_the_figure_follows_the_map(tmp_path):
     layout = Layout(tmp_path)
     save_places(layout, SUBJECT, back_of_the_head())
@@ -190,6 +191,7 @@ def test_the_figure_follows_the_map(tmp_path):
     assert red(negative) == 0 and ((negative[..., 2] > 0.3) & (negative[..., 0] < 0.1)).sum() > 3000
 
 
+@pytest.mark.slow
 def test_every_hemisphere_is_seen_from_the_sides_that_are_written_there(tmp_path):
     places, meshes = back_of_the_head(), read_meshes([FSAVERAGE], [SUBJECT])[SUBJECT]
     draw_surface(tmp_path / "outer.png", places, np.abs(places.millimetres_V3[:, 0]) > 25, meshes)
