@@ -29,12 +29,14 @@ from braingen.diffusion import decoder as diffusion_decoder
 from braingen.diffusion.decoder import BrainDecoder, Decoded
 from braingen.diffusion.finetuning import Tuned
 from braingen.diffusion.lora import add_lora, lora_parameters, save_lora
-from braingen.diffusion.refine import Refinement
+from braingen.diffusion.refine import Refinement, assemble_refiner
 from braingen.diffusion.sample import denoise_from, seeded_noise, size_ids
+from braingen.errors import UserError
 from braingen.records import Conditioning
 from braingen.routing.conditioning import all_experts, from_experts
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.run_layout import EMBEDDINGS, INDEX, ROUTING, random_folders
+from braingen.runs import Run
 from braingen.stages import drawing
 from braingen.stages import reconstruct as stage
 from braingen.stages import refine as refine_stage
@@ -459,6 +461,14 @@ def test_a_reconstruction_keeps_pictures_embeddings_and_captions_by_image_id(mon
     index = json.loads((folder / INDEX).read_text())
     expected = stage.nearest_captions(config, TableTargets(), table("text")[[3, 0, 2]], np.array([3, 0, 2]))  # type: ignore[arg-type]
     assert index["images"] == [3, 0, 2] and index["captions"] == expected
+    kept = Run(folder).config
+    assert kept["sampler"]["batch_size"] == 2 and kept["seed"] == 0 and kept["data"]["subjects"] == [1]
+    assert Run(folder).summary["images"] == 3
+    again = FakeDecoder()
+    reconstructed(monkeypatch, config, again)
+    assert not again.drawn
+    with pytest.raises(UserError, match=r"sampler\.steps"):  # pictures of other settings are not passed off as theirs
+        reconstructed(monkeypatch, tiny_config(root, tmp_path, sampler__batch_size="2", sampler__steps="9"), again)
 
 
 def test_every_draw_of_random_voxels_has_a_seed_and_a_folder_of_its_own(monkeypatch, root, tmp_path):
@@ -503,6 +513,28 @@ def test_refining_hears_every_pictures_own_text_with_the_settings_of_the_refiner
         torch.testing.assert_close(pictures, shades[:, :, None, None].expand(-1, -1, 8, 8))
     for image in order:
         assert np.asarray(Image.open(folder / f"{image:06d}.png"))[0, 0].tolist() == [255 - image, 255 - 2 * image, 255 - 3 * image]
+
+
+@pytest.mark.parametrize("use_image", ["true", "false"])
+def test_a_refiner_is_loaded_as_configured(monkeypatch, root, tmp_path, use_image):
+    asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    texts = text_encoder()
+    backbone = fake_backbone()
+
+    def load_refiner(*given: Any, **more: Any) -> Any:
+        asked.append((given, more))
+        return assemble_refiner(backbone.unet, backbone.vae, backbone.scheduler, texts, texts)
+
+    monkeypatch.setattr(refine_stage, "load_refiner", load_refiner)
+    monkeypatch.setattr(refine_stage, "backbone_folder", lambda path: f"folder of {path}")
+    more = {"refiner__scheduler": "ddim", "refiner__negative_prompt": "a blur", "refiner__use_image": use_image}
+    refiner = refine_stage.setup(tiny_config(root, tmp_path, backbone__path="somewhere", **more))
+    adapter = "folder of somewhere/ip_adapter" if use_image == "true" else None
+    assert asked == [(("somewhere",), {"text_output": "bigG", "ip_adapter": adapter, "negative_prompt": "a blur"})]
+    assert type(refiner.scheduler).__name__ == "DDIMScheduler"
+    if use_image == "false":
+        refine_stage.setup(tiny_config(root, tmp_path, backbone__path="somewhere", backbone__refiner="its refiner"))
+        assert asked[-1][0] == ("its refiner",)
 
 
 def test_decoded_embeddings_are_named_after_their_encoders():

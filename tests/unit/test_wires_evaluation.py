@@ -25,11 +25,13 @@ from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
 from braingen.data.trials import test_trials, train_trials
+from braingen.errors import UserError
 from braingen.records import Score
 from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder, random_folders
 from braingen.scores import sheet as scores_sheet
 from braingen.scores import uncertainty
 from braingen.scores.averaged import Scored
+from braingen.scores.captions import caption_scores
 from braingen.scores.decoding import decoder_scores
 from braingen.scores.ridge import fit_ridge
 from braingen.stages import evaluate as stage
@@ -75,7 +77,7 @@ class PicturedTargets(TableTargets):
 class Patches:
     """A comparison network: mean colours of patches."""
 
-    name, weights = "patches", "0123"
+    name, weights = "clip", "0123"
 
     def features(self, images_B3HW: Tensor) -> Tensor:
         return avg_pool2d(images_B3HW, 64).flatten(1)
@@ -195,7 +197,7 @@ def test_a_reconstruction_is_held_against_the_image_of_its_id_and_not_of_its_pla
     order = np.random.default_rng(0).permutation(IMAGES)
     found = scores_sheet.score_images(truth, np.arange(IMAGES), recons[order], order, [Patches()], resamples=20)
     assert found.table.index.tolist() == list(range(IMAGES))
-    assert found.table["pixcorr"].idxmin() == 7 == found.table["two_way_patches"].idxmin()
+    assert found.table["pixcorr"].idxmin() == 7 == found.table["two_way_clip"].idxmin()
     assert found.table["pixcorr"].drop(7).min() > 0.99
 
 
@@ -234,7 +236,9 @@ def evaluated(root, tmp_path_factory) -> tuple[Config, dict[str, Any]]:
     The decoded embedding of image 3 is that of image 1; captions are right for image 0 alone.
     """
     folder = tmp_path_factory.mktemp("evaluated")
-    config = tiny_config(root, folder, sampler__source="random", sampler__random_draws="2", scores__bootstrap="50")
+    config = tiny_config(
+        root, folder, sampler__source="random", sampler__random_draws="2", scores__bootstrap="50", run__seed="3", scores__method="mine"
+    )
     noise = np.random.default_rng(0).random((3, IMAGES, 3, 32, 32)).astype(np.float32)
     reader, true = tiny_reader("image"), table("image")[IDS]
     mean = table("image")[sorted(set(train_trials(Layout.of(root), 1).table["image"]))].mean(0)
@@ -261,7 +265,7 @@ def test_brain_random_ceiling_and_ridge_stand_in_their_own_columns(evaluated, ro
     config, scores = evaluated
     pixcorr = scores["pixcorr"]
     assert pixcorr["ceiling"] > 0.99 > pixcorr["value"] > 0.5 > pixcorr["random"]
-    assert scores["two_way_patches"]["ceiling"] == 1 and scores["two_way_patches"]["value"] > scores["two_way_patches"]["random"]
+    assert scores["two_way_clip"]["ceiling"] == 1 and scores["two_way_clip"]["value"] > scores["two_way_clip"]["random"]
     assert scores["clip_cos"]["ceiling"] == pytest.approx(1) and scores["clip_cos"]["random"] < 0 < scores["clip_cos"]["value"] < 1
     assert scores["retrieval_brain_to_image"]["value"] == pytest.approx(0.75)  # one was decoded as another
     assert scores["retrieval_brain_to_image"]["ceiling"] == 1
@@ -298,6 +302,32 @@ def test_values_of_every_image_stand_beside_its_id(evaluated):
     assert scores["pixcorr"]["value"] == pytest.approx(pixcorr.mean(), abs=1e-5)
 
 
+def test_intervals_parts_and_provenance_are_of_the_settings(monkeypatch, evaluated, root):
+    config, scores = evaluated
+    values = pd.read_csv(config.run.folder / "scores_per_image.csv", index_col="image").sort_index()
+    for name in ("pixcorr", "clip_cos", "rouge_l"):
+        _, low, high = uncertainty.mean_interval(values[name].to_numpy(), 50, 3)
+        assert (scores[name]["low"], scores[name]["high"]) == pytest.approx((low, high), abs=1e-4)
+    monkeypatch.setattr(stage, "load_reader", lambda config, name: tiny_reader(name))
+    parts = stage.scores_of_parts(config, TableTargets(), IDS)
+    written = pd.read_csv(config.run.folder / "scores_by_part.csv")
+    pd.testing.assert_frame_equal(written, parts, check_dtype=False, rtol=1e-4, atol=1e-5)
+    told = json.loads((config.run.folder / "scores_provenance.json").read_text())
+    assert (told["method"], told["subject"], told["seed"]) == ("mine", 1, 3) and told["weights"] == {"clip": "0123"}
+
+
+def test_given_pictures_are_scored_instead_of_a_run(monkeypatch, root, tmp_path):
+    config = tiny_config(root, tmp_path, scores__all_recons_path="somewhere")
+    monkeypatch.setattr(stage, "evaluate_pictures", lambda config: ("pictures of", config))
+    assert stage.evaluate(config) == ("pictures of", config)
+
+
+@pytest.mark.parametrize(("said", "seen"), [(["a"], [["a"], ["b"]]), (["a", "b"], [["a"], []])])
+def test_captions_without_their_counterpart_are_refused(said, seen):
+    with pytest.raises(UserError, match="captions were retrieved"):
+        caption_scores(said, seen)
+
+
 def test_the_encoder_is_compared_with_ridge_and_not_ridge_with_the_encoder(evaluated):
     config, scores = evaluated
     told = {each["name"]: each for each in json.loads((config.run.folder / "comparisons.json").read_text())}
@@ -314,7 +344,7 @@ def test_refined_pictures_are_compared_with_unrefined_after_minus_before(root, t
         scores_sheet.score_images(truth, np.arange(6), share * truth + (1 - share) * noise, np.arange(6), [Patches()], resamples=20)
         for share in (0.4, 0.8)
     )
-    monkeypatch.setattr(stage, "Run", lambda folder: type("R", (), {"config": {"refiner": {"strength": 0.5}}}))
+    monkeypatch.setattr(stage, "Run", lambda folder: type("R", (), {"config": {"refiner": {"strength": 0.5}}, "summary": {"steps": 4}}))
     found = stage._before_and_after(tiny_config(root, tmp_path), before, after)["scores"]["pixcorr"]
     assert found["before"]["value"] == pytest.approx(before.scores["pixcorr"].value)
     assert found["after"]["value"] == pytest.approx(after.scores["pixcorr"].value)
@@ -357,5 +387,5 @@ def test_a_source_brings_every_score_it_has():
 
 def test_colours_are_scored_where_an_object_has_several():
     words = pd.DataFrame({"colour_true": ["red", "", "blue", "red"], "colour_said": ["red", "red", "red", "blue"]}, index=[1, 2, 3, 4])
-    found = stage.colour_score(words, 20, 0)
+    found = stage.colour_score(words)
     assert found.value == pytest.approx(1 / 3) and found.n == 3 and found.chance == 1 / len(stage.COLOUR_NAMES)

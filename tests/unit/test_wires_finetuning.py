@@ -17,6 +17,7 @@ from unit.fake_backbone import fake_backbone
 from unit.tiny_finetuning import TableTargets, latents, table, text_encoder, tiny_reader, tiny_tuning
 from unit.tiny_training import spy, tiny_config
 
+from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
@@ -297,6 +298,12 @@ def test_a_prior_at_every_step_stands_after_the_router_and_passes_gradients_to_i
     assert sum(gradient is not None and gradient.abs().max() > 0 for gradient in gradients) > 3
 
 
+def dense_reader() -> BrainReader:
+    torch.manual_seed(0)
+    encoder = {"subjects": {"1": 41}, "clip_seq_dim": 1, "clip_emb_dim": 128, "hidden_dim": 16, "n_blocks": 1}
+    return BrainReader("BrainEncoder", encoder, None).eval()
+
+
 # --- setup ----------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +312,10 @@ def test_setup_builds_the_routers_and_the_lora_that_are_asked_for(tiny):
     assert set(parts.model.routers) == {"image"} and parts.model.order == "levels" and parts.model.size == 32
     assert {value.shape[0] for name, value in lora_weights(parts.model.unet).items() if "lora_A" in name} == {3}
     assert parts.model.counts == {"image": COUNTS, "text": COUNTS} == {name: expert_counts(tiny_reader(name)) for name in ("image", "text")}
+    assert parts.model.form.image_shape == (1, 128) and parts.model.form.pooled_dim == 128
+    assert expert_counts(dense_reader()) == (1,)
+    out = dense_reader()(torch.zeros(2, 41), 1)
+    assert torch.equal(all_experts(out), out.level_backbone_BLTD)
     router = parts.model.routers["image"]
     assert router.expert_counts == COUNTS and router.config.num_train_timesteps == 1000
     assert router.config.time == "attention" and router.config.space == "mix" and router.config.space_grid == 8
@@ -439,6 +450,7 @@ def is_of(checkpoint: Path, state: dict[str, Tensor]) -> bool:
         ([0.5, 0.3, 0.4, 0.6], [0.9, 0.8, 0.7, 0.6], 1),  # the objective goes on falling, for its guidance
         ([0.5, 0.6, 0.7, 0.8], [0.9, 0.8, 0.7, 0.6], 0),  # training made denoising worse: the start is kept
         ([0.5, 0.4, 0.3, 0.2], [0.5, 0.6, 0.7, 0.8], 3),
+        ([0.5, 0.4, 0.4, 0.4], [0.5, 0.4, 0.3, 0.2], 1),  # of equals the first
     ],
 )
 def test_the_checkpoint_of_the_lowest_held_out_denoising_loss_is_kept_whatever_the_guidance(tiny, monkeypatch, denoising, loss, best):

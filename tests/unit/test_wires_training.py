@@ -7,6 +7,7 @@ that is ignored, the wrong images, weights that are not trained.
 from __future__ import annotations
 
 from itertools import chain
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from braingen.brain.expert_router import AffinityRouter
 from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.config.reading import LossConfig
+from braingen.data.batches import RepeatedBatch
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
 from braingen.data.trials import hold_out_images, test_trials, train_trials
@@ -186,6 +188,27 @@ def test_the_balance_loss_of_real_routers_evens_them_out():
     with torch.no_grad():
         router.affinity -= 0.2 * gradient / gradient.norm()
     assert balance() < before
+
+
+def test_the_objective_is_the_sum_of_its_terms_and_every_term_is_summed_by_name():
+    found = StepLosses.of({"clip": torch.tensor(2.0), "prior": torch.tensor(3.0)})
+    sums: dict[str, float] = {}
+    found.add_to(sums)
+    found.add_to(sums)
+    assert found.total == 5 and sums == {"clip": 4.0, "prior": 6.0}
+    seeds = {hash_seed(*each) for each in ((0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1))}
+    assert len(seeds) == 4 and all(0 <= seed < 2**63 for seed in seeds) and hash_seed(0, "a", 0) in seeds
+
+
+def test_a_presentation_of_a_batch_keeps_its_images_and_its_subject():
+    voxels = torch.arange(12.0).view(2, 3, 2)
+    batch = RepeatedBatch(voxels, torch.tensor([[True, True, False], [True, True, True]]), torch.tensor([8, 5]), 4)
+    third = batch.presentation(2)
+    assert (
+        third.subject == 4 and third.image_B.tolist() == [8, 5] and torch.equal(third.voxels_BV, torch.stack([voxels[0, 1], voxels[1, 2]]))
+    )
+    whole = batch.averaged()
+    assert whole.subject == 4 and torch.equal(whole.voxels_BV, torch.stack([voxels[0, :2].mean(0), voxels[1].mean(0)]))
 
 
 # --- what is trained on, and what is looked at ----------------------------------------------------------------------
@@ -430,6 +453,23 @@ def test_the_reader_of_the_best_validation_is_kept(monkeypatch, root, tmp_path, 
     seen = trained(monkeypatch, tiny_config(root, tmp_path), cosines=cosines)
     kept = BrainReader.from_pretrained(seen.folder / READER).state_dict()
     assert [all(torch.equal(state[name], kept[name]) for name in kept) for state in seen.states] == [n == best for n in range(3)]
+
+
+def test_what_is_logged_is_the_mean_of_every_term_over_the_epoch(monkeypatch, root, tmp_path):
+    terms = iter(range(1, 100))
+
+    def step(reader: BrainReader, *_: Any) -> StepLosses:
+        weight = next(parameter for parameter in reader.parameters() if parameter.requires_grad)
+        return StepLosses.of({"clip": 0 * weight.sum() + next(terms)})
+
+    monkeypatch.setattr(stage, "step", step)
+    seen = trained(monkeypatch, tiny_config(root, tmp_path, optim__num_epochs="2"), cosines=[0.25, 0.125])
+    records = [json.loads(line) for line in (seen.folder / "metrics.jsonl").read_text().splitlines()]
+    count = (next(terms) - 1) // 2
+    assert [record["train/clip"] for record in records] == pytest.approx([(count + 1) / 2, count + (count + 1) / 2])
+    assert [record["epoch"] for record in records] == [1, 2] and [record["step"] for record in records] == [count, 2 * count]
+    assert [record["validation/cosine"] for record in records] == [0.25, 0.125]
+    assert json.loads((seen.folder / "finished").read_text())["best_validation_cosine"] == 0.25
 
 
 def test_it_is_looked_at_as_often_as_asked_and_at_the_end(monkeypatch, root, tmp_path):

@@ -62,6 +62,8 @@ def tiny_config(root: Path, folder: Path, **more: str) -> Config:
         wanted = {name: value for name, value in wanted.items() if not name.startswith("prior.") or name == "prior.use_prior"}
     if wanted.get("encoder.model") == "BrainEncoder":
         wanted.pop("encoder.exp_factor_list")
+    if wanted.get("scores.all_recons_path"):
+        wanted.pop("scores.retrieval_draws")
     if wanted.get("router.time") in ("fixed", "off"):
         wanted.pop("router.time_hidden_dim", None)
     return load_config(None, wanted)
