@@ -66,7 +66,7 @@ def test_words_that_are_not_understood(words, sentence):
     ("words", "sentence"),
     [
         (["simulat"], "There is no command 'simulat'. Did you mean simulate?"),
-        (["xyz"], "There is no command 'xyz'. Commands: demo, simulate, "),
+        (["xyz"], "There is no command 'xyz'. Commands: quickstart, demo, simulate, "),
         (["train"], "braingen train wants image or text next, not nothing: braingen train image ..."),
         (["train", "images"], "braingen train wants image or text next, not 'images': braingen train image ..."),
         (["evaluate", "--steps", "none"], "sampler.steps = none is not allowed: "),
