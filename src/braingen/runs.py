@@ -20,6 +20,7 @@ from datetime import datetime, timezone
 import hashlib
 import importlib.metadata
 import json
+import os
 from pathlib import Path
 import platform
 import shutil
@@ -37,6 +38,9 @@ from braingen.text_files import read_json, read_yaml
 
 DIVERGED = "diverged.json"
 """Mark of a training whose losses became NaN or infinite."""
+CONTENTS = "contents"
+"""Where a run's settings keep fingerprints of what lies at the places they name: setting -> fingerprint. Places are
+compared by these, and not as text."""
 _PACKAGES = ("braingen", "torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "h5py")
 
 
@@ -97,7 +101,7 @@ class Run:
         folder
             Made if it is not there.
         config
-            The settings (JSON-able tree).
+            The settings (JSON-able tree), with fingerprints of places under `CONTENTS`.
         seeds
             Seeds in use, for the provenance.
         may_change
@@ -324,19 +328,35 @@ def has_work(folder: Path) -> bool:
 
 
 def _refuse_other_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str]) -> None:
-    old, new = flat(before), flat(now)
+    contents = [each.get(CONTENTS) or {} for each in (before, now)]
+    old, new = (flat({key: value for key, value in each.items() if key != CONTENTS}) for each in (before, now))
     changed = [
         name
         for name in {**old, **new}
-        if old.get(name) != new.get(name) and not any(name == free or name.startswith(f"{free}.") for free in may_change)
+        if old.get(name) != new.get(name)
+        and not any(name == free or name.startswith(f"{free}.") for free in may_change)
+        and not _same_place(name, old.get(name), new.get(name), *contents)
     ]
     if changed:
-        shown = "; ".join(f"{name} was {old.get(name)!r}, is now {new.get(name)!r}" for name in changed[:4])
+
+        def told(name: str) -> str:
+            other = " (with other content)" if all(name in each for each in contents) else ""
+            return f"{name} was {old.get(name)!r}, is now {new.get(name)!r}{other}"
+
+        shown = "; ".join(map(told, changed[:4]))
         more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise UserError(
             f"{folder} holds a run with other settings ({shown}{more}); give the same settings to continue it, "
             "or another --model_name, or remove the folder to start anew."
         )
+
+
+def _same_place(name: str, old: Any, new: Any, *contents: Mapping[str, str]) -> bool:
+    """Whether two texts name a folder or file with the same content, or are two ways to write one path."""
+    if name in contents[1] and contents[0].get(name) == contents[1][name]:
+        return True
+    written = all(isinstance(path, str) and path and (os.sep in path or Path(path).exists()) for path in (old, new))
+    return written and os.path.realpath(Path(old).expanduser()) == os.path.realpath(Path(new).expanduser())
 
 
 def _git_state() -> dict[str, Any] | None:

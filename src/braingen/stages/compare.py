@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import json
+import os
 from pathlib import Path
 import re
 from typing import Any, NamedTuple
@@ -17,8 +18,10 @@ from braingen.console import console as new_console
 from braingen.errors import UserError
 from braingen.files import write_json, write_text
 from braingen.run_layout import typed_run
+from braingen.runs import CONTENTS
 from braingen.scores.metrics import metric, score_columns
 from braingen.scores.uncertainty import Comparison, compare, compare_methods, holm, mean_interval, permutation_p, summarise
+from braingen.stages.contents import DATA
 from braingen.stages.score_files import COMPUTED_BY, PAIRED, PER_IMAGE
 from braingen.text_files import read_json, read_yaml
 from braingen.untrusted import csv_text, markdown_cell
@@ -77,6 +80,12 @@ def read_run(folder: Path) -> Evaluated:
     subject = int((drawn.get("data", {}).get("subjects") or [origin.get("subject") or 0])[0])
     seed = int(drawn.get("seed") or origin.get("seed") or 0)
     for each in settings.values():
+        if "root" in (each.get("data") or {}):  # written in another way it is the same folder
+            each["data"]["root"] = os.path.realpath(Path(each["data"]["root"]).expanduser())
+        for place, content in (each.pop(CONTENTS, None) or {}).items():
+            section, field = place.split(".")
+            if place != DATA and section in each:  # a moved model is the same model
+                each[section][field] = content
         each.get("data", {}).pop("subjects", None)
         for name in NOT_OF_A_METHOD:
             each.pop(name, None)

@@ -10,7 +10,8 @@ from braingen.config import Config
 from braingen.files import write_json
 from braingen.report.inside import write_page
 from braingen.run_layout import READER, run_folder
-from braingen.runs import Run
+from braingen.runs import CONTENTS, Run
+from braingen.stages.contents import contents_of
 from braingen.stages.explain_ablation import write_ablation
 from braingen.stages.explain_attributions import write_attributions
 from braingen.stages.explain_components import write_components
@@ -58,6 +59,7 @@ def explain(config: Config) -> Path:
     settings = {**config.model_dump(mode="json", include={"data", "explain"}), "seed": config.run.seed}
     reader = run_folder(config, config.explain.modality) / READER
     settings["reader"] = fingerprint_of_files(reader) if reader.exists() else ""
+    settings[CONTENTS] = contents_of(settings)
     inputs = read_inputs(config)
     with Run.start(folder, settings, {"run": config.run.seed}, may_change=MAY_CHANGE) as run:
         work = Explanation(config, folder, inputs)

@@ -26,7 +26,9 @@ from braingen.explain.readout import Part, parts_of
 from braingen.files import write_json
 from braingen.report.pictures import open_picture
 from braingen.run_layout import READER, run_folder
+from braingen.runs import CONTENTS
 from braingen.scores.pixel import pixel_correlation
+from braingen.stages.contents import contents_of
 from braingen.stages.drawing import draw_missing, picture_path
 from braingen.stages.explain_inputs import Subject
 from braingen.stages.reconstruct import drawer, embeddings_in, read_responses
@@ -34,6 +36,7 @@ from braingen.stages.targets import Targets
 from braingen.stages.trained import tuned_folder
 from braingen.stages.workers import Workers
 from braingen.text_files import read_json
+from braingen.untrusted import folder_name
 
 UNDISTURBED = "undisturbed"
 REGIONS = 3
@@ -73,8 +76,14 @@ def things_to_silence(
 def made_of(config: Config) -> dict[str, Any]:
     """What all pictures depend on, besides what is silenced: others are drawn when it changes."""
     tuned = tuned_folder(config)
+    settings = config.model_dump(mode="json", include={"data", "backbone", "sampler"})
+    contents = contents_of(settings)
+    for name in contents:  # the same data under another path are the same data
+        section, field = name.split(".")
+        del settings[section][field]
     return {
-        **config.model_dump(mode="json", include={"data", "backbone", "sampler"}),
+        **settings,
+        CONTENTS: contents,
         "seed": config.run.seed,
         "modality": config.explain.modality,
         "readers": {name: fingerprint_of_files(run_folder(config, name) / READER) for name in ("image", "text")},
@@ -104,7 +113,7 @@ def draw_silenced(
     nothing: dict[str, None] = {UNDISTURBED: None}
     rows = []
     for name, thing in {**nothing, **things}.items():
-        out = folder / name.replace("/", "_")
+        out = folder / folder_name(name.replace("/", "_"), ())
         own = {**made, "voxels": hashlib.sha256(np.packbits(thing).tobytes()).hexdigest() if isinstance(thing, np.ndarray) else ""}
         note = out / "made.json"
         if not note.exists() or read_json(note) != own:

@@ -29,7 +29,8 @@ from braingen.files import replaced_path, write_json
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.published_router import read_published_router
 from braingen.run_layout import READER, run_folder, tuning_folder
-from braingen.runs import Run
+from braingen.runs import CONTENTS, Run
+from braingen.stages.contents import contents_of
 from braingen.weights import read_entries, read_tensors, refuse_not_finite
 
 REPORT = "import.json"
@@ -197,7 +198,7 @@ def import_reader(config: Config, modality: str) -> Path:
         "prior": None if imported.reader.prior is None else dict(imported.reader.config.prior_config),
     }
     folder = run_folder(config, modality)
-    with Run.start(folder, {**kept, "seed": config.run.seed}, {"run": config.run.seed}) as run:
+    with Run.start(folder, {**kept, "seed": config.run.seed, CONTENTS: contents_of(kept)}, {"run": config.run.seed}) as run:
         if run.finished:
             return folder
         with run.replace(READER) as temporary:
@@ -241,7 +242,7 @@ def import_finetuning(config: Config) -> Path:
         "router": {name: dict(router.config) for name, router in routers.items()},
     }
     folder = tuning_folder(config)
-    with Run.start(folder, {**kept, "seed": config.run.seed}, {"run": config.run.seed}) as run:
+    with Run.start(folder, {**kept, "seed": config.run.seed, CONTENTS: contents_of(kept)}, {"run": config.run.seed}) as run:
         if run.finished:
             return folder
         with run.replace(BEST) as temporary:

@@ -13,6 +13,7 @@ from braingen.data.prepare import prepare as write_layout
 from braingen.data.raw_nsd import RawNSD, is_raw_nsd
 from braingen.data.scans import Scans
 from braingen.errors import UserError
+from braingen.files import sha256_of
 from braingen.untrusted import one_line
 
 _ALWAYS = ("mask", "order", "betas", "test_images", "test_share")
@@ -63,7 +64,11 @@ def prepare(config: Config) -> Path:
     """
     scans, chosen = scans_of(config), config.prepare
     settings = recorded(chosen)
-    if isinstance(scans, RawNSD) and chosen.mask:
+    for name in ("mask", "test_images"):  # files count by their content: they may lie elsewhere when the command is given again
+        path = Path(settings[name] or "")
+        if settings[name] and path.is_file():
+            settings[name] = f"{path.name} {sha256_of(path)[:16]}"
+    if isinstance(scans, RawNSD) and chosen.mask and not Path(chosen.mask).is_file():
         settings["mask"] = scans.region  # V1 and prf-visualrois:V1 are the same
     return write_layout(
         scans, config.data.root, config.data.subjects, settings, config.data.num_sessions, chosen.captions, chosen.accept, _print

@@ -15,7 +15,8 @@ import torch
 
 from braingen.config import Config
 from braingen.errors import UserError
-from braingen.runs import Follower, Run
+from braingen.runs import CONTENTS, Follower, Run
+from braingen.stages.contents import contents_of
 from braingen.stages.machine import device_of
 
 Item = TypeVar("Item")
@@ -119,7 +120,7 @@ def shared_run(
     run, refused = None, None
     if workers.main:
         try:
-            run = Run.start(folder, settings, seeds, may_change)
+            run = Run.start(folder, {**settings, CONTENTS: contents_of(settings)}, seeds, may_change)
         except UserError as error:
             refused = error
     if workers.told(refused is not None):
