@@ -276,6 +276,24 @@ def nearest_folder(path: Path | str) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
+def can_be_written(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made where it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = temporary_name(folder / "probe")
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def own_cache(folder: Path) -> Path:
+    """Where a person keeps what belongs to a folder that cannot be written: below XDG_CACHE_HOME, or ~/.cache."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return home / "braingen" / hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
+
+
 def free_bytes(path: Path | str) -> int:
     """What is free on the disk where a path is, or would be."""
     return shutil.disk_usage(nearest_folder(path)).free

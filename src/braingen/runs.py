@@ -188,6 +188,11 @@ class Run:
         self._own()
         write_json(self.folder / "finished", dict(summary or {}))
 
+    def unmark_finished(self) -> None:
+        """Take the mark away, where something that the run made is not there any more."""
+        self._own()
+        (self.folder / "finished").unlink(missing_ok=True)
+
     @property
     def summary(self) -> dict[str, Any]:
         """What `mark_finished` was given."""

@@ -16,8 +16,8 @@ from braingen.runs import CONTENTS, Run
 from braingen.stages.contents import PLACES, contents_of, data_fingerprint
 
 NOT_COMPARED = {  # paths that no run keeps among its settings, that are free to change, or that are outputs
-    "run.folder", "run.image", "run.text", "run.finetune", "prepare.scans", "prepare.coco", "prepare.test_images", "compare.output",
-    "explain.atlases",
+    "run.folder", "run.image", "run.text", "run.finetune", "prepare.scans", "prepare.coco", "prepare.test_images", "prepare.trials",
+    "prepare.stimuli", "compare.output", "explain.atlases", "quickstart.output",
 }  # fmt: skip
 
 

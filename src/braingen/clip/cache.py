@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import errno
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from braingen.console import track
 from braingen.errors import UserError
-from braingen.files import UNREADABLE_ARRAY, disk_errors_as_sentences, error_number, temporary_name
+from braingen.files import UNREADABLE_ARRAY, can_be_written, disk_errors_as_sentences, error_number, own_cache, temporary_name
 
+logger = logging.getLogger(__name__)
 Compute = Callable[[np.ndarray], Tensor]
 """Image ids (int64) -> one row per id."""
 
@@ -27,7 +29,7 @@ class Cache:
 
     Parameters
     ----------
-    folder : where tables are kept
+    folder : where tables are kept; where it cannot be written, what is lacking is kept in `files.own_cache` of it
     name : of the result
     key : what all rows depend on (weights, settings); another key is another table
     num_images : rows of the image file; the table on disk is sparse until it is filled
@@ -46,10 +48,13 @@ class Cache:
     ) -> None:
         self.name, self.num_images, self.compute, self.dtype = name, num_images, compute, dtype
         digest = hashlib.sha256(json.dumps({**key, "images": num_images}, sort_keys=True).encode()).hexdigest()[:16]
-        self._rows_path, self._made_from_path = (
-            folder / f"{name}-{digest}.rows.npy",
-            folder / f"{name}-{digest}.made_from.npy",
-        )
+        self._name = f"{name}-{digest}"
+        self._own = own_cache(folder)
+        self._lie_in(folder)
+
+    def _lie_in(self, folder: Path) -> None:
+        self.folder = folder
+        self._rows_path, self._made_from_path = folder / f"{self._name}.rows.npy", folder / f"{self._name}.made_from.npy"
 
     def of(self, image_ids: np.ndarray, digests: np.ndarray, batch: int = 64) -> np.ndarray:
         """Rows of some images in their order, computing those that are missing.
@@ -98,6 +103,12 @@ class Cache:
         wanted, first = np.unique(np.asarray(image_ids, dtype=np.int64), return_index=True)
         now = np.asarray(digests, dtype=np.uint64)[first]
         stale = self.stale(wanted, now)
+        if len(stale) and self.folder != self._own and not can_be_written(self.folder):
+            # a data folder that is shared, read-only: what is lacking there is kept elsewhere
+            self._lie_in(self._own)
+            logger.warning("The folder of caches cannot be written: %s of pictures are kept in %s.", self.name, self._own)
+            self.fill(image_ids, digests, batch)
+            return
         missing, now = wanted[stale], now[stale]
         ready = False
         starts = range(0, len(missing), batch)

@@ -16,7 +16,7 @@ import torch
 
 from braingen.arrays import new_npy, read_npy
 from braingen.errors import UserError
-from braingen.files import disk_errors_as_sentences
+from braingen.files import can_be_written, disk_errors_as_sentences
 from braingen.scores.features import Features
 from braingen.scores.pairs import Pictures
 from braingen.scores.pixel import ERROR_SIDE, resize
@@ -38,7 +38,8 @@ class FeatureStore:
 
     Parameters
     ----------
-    folder : kept between runs, one file per network, weights and pictures; without it a temporary folder that goes with this object
+    folder : kept between runs, one file per network, weights and pictures; without it, or where it cannot be written, a
+        temporary folder that goes with this object
     batch : pictures that go through a network at once
     progress : told after every batch
     """
@@ -66,7 +67,8 @@ class FeatureStore:
         """
         keep = keep and getattr(network, "weights", None) is not None
         of = f"{getattr(network, 'weights', None)}-{pictures.digest}" if keep else f"now-{os.getpid()}-{id(pictures)}"
-        path = self.folder / f"{network.name}-{of}.npy"
+        name = f"{network.name}-{of}.npy"
+        path = self.folder / name
         if keep and path.exists():
             try:
                 kept = read_npy(path, "it is computed again")
@@ -74,6 +76,10 @@ class FeatureStore:
                     return kept
             except UserError:
                 pass  # damaged: computed again
+        if self._temporary is None and not can_be_written(self.folder):  # data folders are often read-only
+            self._temporary = tempfile.TemporaryDirectory(prefix="braingen-features-")
+        if self._temporary is not None:
+            path = Path(self._temporary.name) / name
         with disk_errors_as_sentences(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             return self._computed(network, pictures, path, keep)

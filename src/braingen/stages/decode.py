@@ -14,24 +14,26 @@ from braingen.clip.cache import fingerprint_of_files
 from braingen.clip.image_target import CLIPImageEncoder
 from braingen.config import Config
 from braingen.data.nsd import Layout
-from braingen.data.voxel_file import load_responses, voxel_file
+from braingen.data.voxel_file import SUFFIXES, load_responses, voxel_file
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.sdxl import backbone_folder, scheduler_named
 from braingen.errors import UserError
 from braingen.files import replaced_path
-from braingen.run_layout import EMBEDDINGS, READER, one_subject, run_folder
+from braingen.run_layout import EMBEDDINGS, READER, ROUTING, one_subject, run_folder
+from braingen.stages.drawing import drawn_files
 from braingen.stages.machine import device_of
 from braingen.stages.reconstruct import assemble, check_drawing, draw_embeddings, read_responses, write_index
 from braingen.stages.targets import Targets
 from braingen.stages.trained import modalities, tuned_folder
-from braingen.stages.workers import Workers, shared_run
+from braingen.stages.workers import Workers, complete, shared_run
+from braingen.untrusted import folder_name
 
 
 def decoded_folder(config: Config) -> Path:
     """Where embeddings and pictures go."""
     if config.decode.output:
         return Path(config.decode.output).expanduser()
-    return config.run.folder / "decoded" / Path(config.decode.voxels).name.partition(".")[0]
+    return config.run.folder / "decoded" / folder_name(config.decode.voxels, SUFFIXES)
 
 
 def load_decoder(config: Config) -> BrainDecoder:
@@ -50,10 +52,7 @@ def _weights(config: Config) -> dict[str, str]:
     """Fingerprints of all that decides how voxels are read and drawn."""
     if config.decode.decoder:
         return {"decoder": fingerprint_of_files(Path(config.decode.decoder).expanduser())}
-    found = {
-        modality: fingerprint_of_files(run_folder(config, modality) / READER)
-        for modality in modalities(config)
-    }
+    found = {modality: fingerprint_of_files(run_folder(config, modality) / READER) for modality in modalities(config)}
     tuned = tuned_folder(config)
     return found | {
         "backbone": fingerprint_of_files(backbone_folder(config.backbone.path)),
@@ -107,7 +106,7 @@ def decode(config: Config) -> Path:
     settings |= {"seed": config.run.seed, "weights": _weights(config)}
     settings["voxels"] = hashlib.sha256(given.voxels_NV.tobytes() + given.image_N.tobytes()).hexdigest()[:16]
     with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=["sampler.batch_size"]) as run:
-        if workers.told(run.finished):
+        if complete(workers, run, lambda: drawn_files(folder, run.summary, config.decode.pictures)):
             return folder
         started = time.monotonic()
         if workers.main and not (folder / EMBEDDINGS).exists():
@@ -120,6 +119,7 @@ def decode(config: Config) -> Path:
         if workers.main:
             if config.decode.pictures:
                 write_index(folder, repeats.image_N.tolist())
-            run.mark_finished({"images": len(repeats.image_N), "seconds": round(time.monotonic() - started, 1)})
+            seconds = round(time.monotonic() - started, 1)
+            run.mark_finished({"images": len(repeats.image_N), "routing": (folder / ROUTING).exists(), "seconds": seconds})
         workers.wait()
     return folder

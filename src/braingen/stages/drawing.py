@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor
 
 from braingen.console import track
+from braingen.errors import UserError
 from braingen.files import replaced_path
+from braingen.run_layout import EMBEDDINGS, INDEX, ROUTING
 from braingen.stages.workers import Workers
 
 _NOTE = "braingen"
@@ -31,9 +35,50 @@ class Drawn(NamedTuple):
     """Larger things, kept beside the PNG until all pictures are there; see :func:`gathered`."""
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """A picture of a run folder.
+
+    Raises
+    ------
+    UserError
+        When it is missing, or no picture.
+    """
+    again = "remove it and start the command again that made the folder (`braingen reconstruct`, `decode` or `refine`)"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {again.partition(' and ')[2]}: it makes what is missing.")
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            yield picture
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is not a picture or cut short ({error}); {again}.") from error
+
+
 def picture_path(folder: Path, image: int) -> Path:
     """Where the picture of an image id lies."""
     return folder / f"{image:06d}.png"
+
+
+def drawn_files(folder: Path, summary: Mapping[str, Any], pictures: bool = True) -> list[Path]:
+    """Files of a finished folder of drawings: embeddings and, with pictures, index, pictures and what is remembered of routers.
+
+    Parameters
+    ----------
+    summary : what the folder was marked finished with
+    pictures : whether there are any
+    """
+    embeddings, routing = folder / EMBEDDINGS, folder / ROUTING
+    if not pictures:
+        return [embeddings]
+    if summary.get("routing") and not routing.exists():  # it was remembered while drawing, so all is drawn again
+        for path in folder.glob("*.png"):
+            path.unlink()
+    try:
+        ids = load_file(embeddings)["ids"].tolist() if embeddings.exists() else []
+    except SafetensorError as error:
+        raise UserError(f"{embeddings} is damaged ({error}); remove it and start the same command again.") from error
+    return [embeddings, folder / INDEX, *(picture_path(folder, image) for image in ids)]
 
 
 def draw_missing(
@@ -86,7 +131,7 @@ def notes(folder: Path, ids: Sequence[int]) -> dict[str, dict[str, Any]]:
     """What the pictures of these ids carry with them, by image id; pictures without a note are left out."""
     found = {}
     for image in ids:
-        with Image.open(picture_path(folder, image)) as picture:
+        with opened(picture_path(folder, image)) as picture:
             text = picture.info.get(_NOTE)
         if text:
             found[str(int(image))] = json.loads(text)

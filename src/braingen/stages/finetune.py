@@ -49,7 +49,7 @@ from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_readers, modalities
 from braingen.stages.widths import refuse_misfits, refuse_other_widths
-from braingen.stages.workers import Workers, shared_run
+from braingen.stages.workers import Workers, complete, shared_run
 from braingen.stopping import Stopped, patience
 
 SAVE_SECONDS = 20.0
@@ -319,7 +319,7 @@ def finetune(config: Config) -> Path:
     settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))
     workers = Workers(config)
     with shared_run(workers, folder, {**settings, "seed": config.run.seed}, {"run": config.run.seed}) as run:
-        if not workers.told(run.finished):
+        if not complete(workers, run, lambda: [folder / BEST]):
             accelerator = accelerator_of(config, folder, config.finetune.train_batch_size)
             fit(config, workers.main_first(lambda: setup(config)), run, accelerator, workers)
     return folder

@@ -199,7 +199,7 @@ def import_reader(config: Config, modality: str) -> Path:
     }
     folder = run_folder(config, modality)
     with Run.start(folder, {**kept, "seed": config.run.seed, CONTENTS: contents_of(kept)}, {"run": config.run.seed}) as run:
-        if run.finished:
+        if run.finished and (folder / READER).is_dir():
             return folder
         with run.replace(READER) as temporary:
             imported.reader.save_pretrained(temporary)
@@ -243,7 +243,7 @@ def import_finetuning(config: Config) -> Path:
     }
     folder = tuning_folder(config)
     with Run.start(folder, {**kept, "seed": config.run.seed, CONTENTS: contents_of(kept)}, {"run": config.run.seed}) as run:
-        if run.finished:
+        if run.finished and (folder / BEST).is_dir():
             return folder
         with run.replace(BEST) as temporary:
             for name, router in routers.items():

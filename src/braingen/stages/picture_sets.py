@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from braingen.data.stimuli import Stimuli
+from braingen.stages.drawing import opened
 
 
 class Pngs(Sequence):
@@ -21,7 +21,8 @@ class Pngs(Sequence):
         return len(self._paths)
 
     def __getitem__(self, row):  # type: ignore[no-untyped-def]
-        return np.asarray(Image.open(self._paths[row]).convert("RGB")).transpose(2, 0, 1)
+        with opened(self._paths[row]) as picture:
+            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
 
 
 class Seen(Sequence):

@@ -64,10 +64,12 @@ def prepare(config: Config) -> Path:
     """
     scans, chosen = scans_of(config), config.prepare
     settings = recorded(chosen)
-    for name in ("mask", "test_images"):  # files count by their content: they may lie elsewhere when the command is given again
-        path = Path(settings[name] or "")
-        if settings[name] and path.is_file():
+    for name in ("mask", "test_images", "trials", "stimuli"):  # may lie elsewhere when the command is given again
+        path = Path(settings.get(name) or "").expanduser()
+        if settings.get(name) and path.is_file():
             settings[name] = f"{path.name} {sha256_of(path)[:16]}"
+        elif settings.get(name) and path.is_dir():
+            settings[name] = path.resolve().name
     if isinstance(scans, RawNSD) and chosen.mask and not Path(chosen.mask).is_file():
         settings["mask"] = scans.region  # V1 and prf-visualrois:V1 are the same
     return write_layout(

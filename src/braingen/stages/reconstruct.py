@@ -41,7 +41,7 @@ from braingen.files import replaced_path, write_json
 from braingen.records import ExpertEmbeddings
 from braingen.routing.conditioning import all_experts, from_experts
 from braingen.run_layout import EMBEDDINGS, INDEX, READER, ROUTING, drawn_folder, random_folders, run_folder
-from braingen.stages.drawing import Drawn, draw_missing, gathered, notes
+from braingen.stages.drawing import Drawn, draw_missing, drawn_files, gathered, notes
 from braingen.stages.machine import device_of
 from braingen.stages.steps import hash_seed
 from braingen.stages.subjects import each_subject
@@ -49,7 +49,7 @@ from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_reader, modalities, tuned_folder
 from braingen.stages.widths import refuse_misfits, refuse_other_widths
-from braingen.stages.workers import Workers, shared_run
+from braingen.stages.workers import Workers, complete, shared_run
 
 
 class Parts(NamedTuple):
@@ -102,8 +102,7 @@ def setup(config: Config) -> Parts:
         raise UserError("use_image and use_text are both off, so there is nothing to draw from: leave one of them on.")
     if not config.sampler.use_image and "text" not in modalities(config):
         raise UserError(
-            "sampler.use_image is off and there is no text embedding to generate from (no captions, no text"
-            " encoder): leave use_image on."
+            "sampler.use_image is off and there is no text embedding to generate from (no captions, no text encoder): leave use_image on."
         )
     check_drawing(config)
     layout = Layout.of(config.data.root)
@@ -320,16 +319,13 @@ def reconstruct_into(config: Config, folder: Path) -> Path:
     """Draw the configured source once, into a run folder; finished pictures of other settings are refused."""
     settings = {**config.model_dump(mode="json", include={"data", "backbone", "sampler"}), "seed": config.run.seed}
     # pictures of readers or backbones that have changed since are not passed off as those of the present ones
-    settings["readers"] = {
-        modality: fingerprint_of_files(run_folder(config, modality) / READER)
-        for modality in modalities(config)
-    }
+    settings["readers"] = {modality: fingerprint_of_files(run_folder(config, modality) / READER) for modality in modalities(config)}
     settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))
     tuned = tuned_folder(config)
     settings["finetuned"] = fingerprint_of_files(tuned) if tuned is not None else ""
     workers = Workers(config)
     with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=["sampler.batch_size", "sampler.random_draws"]) as run:
-        if workers.told(run.finished):
+        if complete(workers, run, lambda: drawn_files(folder, run.summary)):
             return folder
         started = time.monotonic()
         parts = setup(config)
@@ -344,6 +340,6 @@ def reconstruct_into(config: Config, folder: Path) -> Path:
             if "text" in read and has_captions(Layout.of(config.data.root)):
                 more["captions"] = nearest_captions(config, parts.targets, read["text"], ids)
             write_index(folder, ids.tolist(), **more)
-            run.mark_finished({"images": len(ids), "seconds": round(time.monotonic() - started, 1)})
+            run.mark_finished({"images": len(ids), "routing": (folder / ROUTING).exists(), "seconds": round(time.monotonic() - started, 1)})
         workers.wait()
     return folder

@@ -11,7 +11,6 @@ import shutil
 import time
 
 import numpy as np
-from PIL import Image
 from safetensors.torch import load_file
 import torch
 from torch import Tensor
@@ -22,15 +21,15 @@ from braingen.diffusion.decoder import to_pil
 from braingen.diffusion.refine import Refinement, Refiner, load_refiner, refine_pictures, steps_run
 from braingen.diffusion.sdxl import backbone_folder, load_scheduler, pixels_per_latent, refuse_side, scheduler_named
 from braingen.errors import UserError
-from braingen.files import replaced_path, write_json
+from braingen.files import refuse_stand_in, replaced_path, write_json
 from braingen.records import Conditioning
 from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder, one_subject, typed_run
 from braingen.runs import Run
-from braingen.stages.drawing import Drawn, draw_missing, picture_path
+from braingen.stages.drawing import Drawn, draw_missing, drawn_files, opened, picture_path
 from braingen.stages.machine import device_of
 from braingen.stages.subjects import each_subject
 from braingen.stages.tiny import check_backbone
-from braingen.stages.workers import Workers, shared_run
+from braingen.stages.workers import Workers, complete, shared_run
 from braingen.text_files import read_json
 
 REFINED = "_refined"
@@ -54,6 +53,7 @@ def _digest(folder: Path, ids: list[int]) -> str:
     """Of the pictures and embeddings that are refined: those of others are not passed off as theirs."""
     digest = hashlib.sha256()
     for path in [folder / EMBEDDINGS, *(picture_path(folder, image) for image in ids)]:
+        refuse_stand_in(path, "run `braingen reconstruct` again, it draws what is missing")
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
@@ -128,7 +128,7 @@ def _read(folder: Path, ids: list[int]) -> Tensor:
     """Pictures of one size as B x 3 x H x W in [0, 1]."""
     pictures = []
     for image in ids:
-        with Image.open(picture_path(folder, image)) as picture:
+        with opened(picture_path(folder, image)) as picture:
             pictures.append(np.asarray(picture.convert("RGB")))
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
 
@@ -161,7 +161,7 @@ def refine_folder(config: Config) -> Path:
     workers = Workers(config)
     free = ["refiner.batch_size", "refiner.recons", "refiner.output"]
     with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=free) as run:
-        if workers.told(run.finished):
+        if complete(workers, run, lambda: drawn_files(folder, run.summary)):
             return folder
         started = time.monotonic()
         read = load_file(recons / EMBEDDINGS)

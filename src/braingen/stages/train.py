@@ -34,7 +34,7 @@ from braingen.stages.machine import accelerator_of, end_tracking
 from braingen.stages.reader_setup import Fold, Parts, earlier_folder, setup, splits_of
 from braingen.stages.steps import Divergence, StepLosses, hash_seed
 from braingen.stages.tiny import check_backbone
-from braingen.stages.workers import Workers, shared_run
+from braingen.stages.workers import Workers, complete, shared_run
 from braingen.stopping import Request, patience
 
 logger = logging.getLogger(__name__)
@@ -184,16 +184,14 @@ def train(config: Config, modality: str) -> Path:
     # older runs list the settings of all encoders, whichever was chosen
     others = [f"encoder.{name}" for name in fields_of("encoder") if name not in type(config.encoder).model_fields]
     with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=others) as run:
-        if not workers.told(run.finished):
+        if not complete(workers, run, lambda: [folder / READER]):
             accelerator = accelerator_of(config, folder, config.optim.batch_size)
             chosen = epoch_by_folds(config, modality, folder, settings, workers) if by_folds(config) else None
             fit(config, parts_of(config, modality, accelerator, workers), run, accelerator, workers, chosen)
     return folder
 
 
-def parts_of(
-    config: Config, modality: str, accelerator: Accelerator, workers: Workers, fold: Fold | None = None
-) -> Parts:
+def parts_of(config: Config, modality: str, accelerator: Accelerator, workers: Workers, fold: Fold | None = None) -> Parts:
     """What a training works with, set up by the main process first, which fills the caches."""
     place = accelerator.process_index, accelerator.num_processes
     return workers.main_first(lambda: setup(config, modality, *place, fold))
@@ -216,9 +214,7 @@ def by_folds(config: Config) -> bool:
     return False
 
 
-def epoch_by_folds(
-    config: Config, modality: str, folder: Path, settings: dict[str, Any], workers: Workers
-) -> int:
+def epoch_by_folds(config: Config, modality: str, folder: Path, settings: dict[str, Any], workers: Workers) -> int:
     """The epoch with the best cosine of left-out training images, each image counted once.
 
     Every fold is trained as the whole will be, in a run folder of its own below the run's. Its
@@ -231,7 +227,7 @@ def epoch_by_folds(
         images = sum(len(np.unique(each)) for each in judged)
         mine = {**settings, "fold": f"{number + 1} of {FOLDS}"}
         with shared_run(workers, own, mine, {"run": config.run.seed}) as run:
-            if not workers.told(run.finished):
+            if not workers.told(run.finished):  # its weights are removed, its metrics are what it is for
                 accelerator = accelerator_of(config, own, config.optim.batch_size)
                 fit(config, parts_of(config, modality, accelerator, workers, fold), run, accelerator, workers)
             for record in run.metrics:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 import os
@@ -104,6 +104,24 @@ def main_first(workers: Workers, action: Callable[[], object]) -> None:
             refused = error
     if workers.told(refused is not None):
         raise refused or SystemExit(2)
+
+
+def complete(workers: Workers, run: Run, products: Callable[[], Iterable[Path]]) -> bool:
+    """Whether a run is finished and what it made is there, in every process.
+
+    What somebody removed since is made again: the mark is taken away, and the run goes on.
+
+    Parameters
+    ----------
+    products : what a finished run holds; asked for only when it is marked as finished, in the main process
+    """
+    if workers.main and run.finished:
+        lost = [path for path in products() if not path.exists()]
+        if lost:
+            more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+            print(f"{lost[0]}{more} is missing, although the run was finished: it is made again.", flush=True)
+            run.unmark_finished()
+    return workers.told(run.finished)
 
 
 @contextmanager
