@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor
 from unit.published_models import MindEye2, MultiLevel, lively
@@ -22,6 +22,8 @@ from braingen.cli import main
 from braingen.config import load_config
 from braingen.data.nsd import subject_of_width
 from braingen.diffusion.finetuning import load_tuned
+from braingen.diffusion.lora_files import unet_on_meta
+from braingen.diffusion.sdxl import unet_config
 from braingen.errors import UserError
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.stages.import_checkpoint import import_checkpoint, read_weights
@@ -285,7 +287,11 @@ def test_routers_and_lora_become_a_finished_finetuning(tmp_path: Path, capsys) -
     image, text = (DiffuseRouter(space=space, **sizes) for space in ("off", "cross"))
     for name, router in (("image", image), ("text", text)):
         torch.save({key: torch.randn_like(value) for key, value in router.state_dict().items()}, tmp_path / f"{name}.pth")
-    save_file({"unet.down.lora.weight": torch.ones(2)}, tmp_path / "lora.safetensors")
+    shapes = {name: parameter.shape for name, parameter in unet_on_meta(unet_config("tiny")).named_parameters()}
+    name = next(name.removesuffix(".weight") for name in shapes if name.endswith("attn1.to_q.weight"))
+    outputs, inputs = shapes[f"{name}.weight"]
+    lora = {f"unet.{name}.lora_A.weight": torch.randn(2, inputs), f"unet.{name}.lora_B.weight": torch.randn(outputs, 2)}
+    save_file(lora, tmp_path / "lora.safetensors")
     words = ["import", "finetune", "--router_image", str(tmp_path / "image.pth"), "--router_text", str(tmp_path / "text.pth")]
     words += ["--adapter", str(tmp_path / "lora.safetensors"), "--folder", str(tmp_path / "run")]
     assert main([*words, "--exp_factor_list", "2,2"]) == 2
@@ -296,7 +302,9 @@ def test_routers_and_lora_become_a_finished_finetuning(tmp_path: Path, capsys) -
         for key, value in torch.load(tmp_path / f"{name}.pth", weights_only=True).items():
             assert torch.equal(router.state_dict()[key], value)
     assert tuned.router_image.config.space == "off" and tuned.router_text.config.space_grid == 5
-    assert tuned.lora is not None and tuned.lora.read_bytes() == (tmp_path / "lora.safetensors").read_bytes()
+    assert tuned.lora is not None
+    found = load_file(tuned.lora)
+    assert found.keys() == lora.keys() and all(torch.equal(found[key], value) for key, value in lora.items())
 
 
 def test_nothing_to_import_is_told(tmp_path: Path) -> None:

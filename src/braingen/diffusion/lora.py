@@ -16,8 +16,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 import torch
 from torch import Tensor, nn
 
+from braingen.diffusion.lora_files import read_lora
 from braingen.errors import UserError
-from braingen.weights import read_tensors
+from braingen.weights import plain_text
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 """What is adapted (published). The IP-Adapter's own maps (to_k_ip, to_v_ip) are not among them."""
@@ -82,15 +83,18 @@ def load_lora(unet: UNet2DConditionModel, file: Path | str) -> None:
     path = Path(file) / LORA_FILE if Path(file).is_dir() else Path(file)
     if not path.is_file():
         raise UserError(f"There is no LoRA in {file}: expected {LORA_FILE}, as `braingen finetune` writes it.")
-    weights = read_tensors(path, "fine-tune or import it again")
+    weights = read_lora(path, unet).weights
     try:
         unet.load_lora_adapter(dict(weights), prefix="unet", adapter_name=ADAPTER)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"The LoRA in {path} was made for another U-Net: {' '.join(str(error).split())[:300]}") from error
-    placed = set(lora_weights(unet)) if has_lora(unet) else set()
-    missing = sorted({key.removeprefix("unet.") for key in weights} ^ placed)
-    if missing:
-        raise UserError(f"The LoRA in {path} does not fit this U-Net: {len(missing)} weights have no counterpart (first: {missing[0]}).")
+    except (RuntimeError, ValueError, LookupError) as error:
+        raise UserError(f"The LoRA in {path} was made for another U-Net: {plain_text(error, 300)}") from error
+    placed = {name for name, module in unet.named_modules() if isinstance(module, BaseTunerLayer)}
+    wanted = {key.removeprefix("unet.").partition(".lora_")[0] for key in weights}
+    if placed != wanted:
+        raise UserError(
+            f"The LoRA in {path} does not fit this U-Net: {len(placed ^ wanted)} of its maps have no counterpart"
+            f" (first: {sorted(placed ^ wanted)[0]})."
+        )
     unet.requires_grad_(False)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from diffusers import AutoencoderKL, ModelMixin, SchedulerMixin, UNet2DConditionModel
 from diffusers.schedulers import (
@@ -212,6 +212,14 @@ def refuse_side(side: int, factor: int, setting: str, multiple: bool = True) -> 
     raise UserError(
         f"{setting} = {side} pixels, and the autoencoder turns {factor} x {factor} pixels into one latent: give {allowed}, such as {near}."
     )
+
+
+def unet_config(path: str) -> dict[str, Any]:
+    """The configuration of a backbone's U-Net where it is on this machine; empty where it is not."""
+    try:
+        return UNet2DConditionModel.load_config(backbone_folder(path), subfolder="unet", local_files_only=True)
+    except UNREADABLE:
+        return {}
 
 
 def pixels_per_latent(path: str, local_files_only: bool = False) -> int:

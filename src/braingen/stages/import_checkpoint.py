@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 import re
-import shutil
 from typing import Any, NamedTuple
 
+from safetensors.torch import save_file
 import torch
 from torch import Tensor
 
@@ -24,6 +24,8 @@ from braingen.config import Config
 from braingen.data.nsd import subject_of_width
 from braingen.diffusion.finetuning import BEST, ORDER, ROUTERS
 from braingen.diffusion.lora import LORA_FILE
+from braingen.diffusion.lora_files import left_out, read_lora, unet_on_meta
+from braingen.diffusion.sdxl import unet_config
 from braingen.errors import UserError
 from braingen.files import replaced_path, write_json
 from braingen.routing.diffuse_router import DiffuseRouter
@@ -234,8 +236,10 @@ def import_finetuning(config: Config) -> Path:
     for name, path in files.items():
         state = {WRAPPERS.sub("", key): value for key, value in read_tensors(path, "give the path of a diffusion router").items()}
         routers[name], idle[name] = read_published_router(state, counts)
+    adapter = None
     if given.adapter != Path():
-        read_weights(given.adapter)
+        settings = unet_config(config.backbone.path)
+        adapter = read_lora(given.adapter, unet_on_meta(settings) if settings else None)
     used = [*files.values(), *([given.adapter] if given.adapter != Path() else [])]
     kept = {
         "published": {**config.model_dump(mode="json")["published"], "fingerprints": [fingerprint_of_files(path) for path in used]},
@@ -248,12 +252,14 @@ def import_finetuning(config: Config) -> Path:
         with run.replace(BEST) as temporary:
             for name, router in routers.items():
                 router.save_pretrained(temporary / ROUTERS[name])
-            if given.adapter != Path():
+            if adapter is not None:
                 with replaced_path(temporary / LORA_FILE) as file:
-                    shutil.copyfile(given.adapter, file)
+                    save_file(adapter.weights, file, metadata={"format": "pt"})
             write_json(temporary / ORDER, {"prior_order": config.router.prior_order})
         write_json(folder / REPORT, {**kept, "without_influence": idle})
         run.mark_finished({"imported": [str(path) for path in used]})
+    for remark in left_out(adapter) if adapter is not None else ():
+        print(remark)
     for name, names in idle.items():
         print(f"router of the {name} embedding; without influence and left out: {', '.join(names) or 'nothing'}")
     return folder

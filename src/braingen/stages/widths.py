@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
@@ -23,6 +23,7 @@ from braingen.diffusion.sdxl import (
     NO_ADAPTER,
     UNREADABLE,
     backbone_folder,
+    unet_config,
 )
 from braingen.errors import UserError
 from braingen.routing.conditioning import ConditioningForm
@@ -85,15 +86,6 @@ def adapter_of(config: Config) -> Adapter | None:
         return None  # what is wrong with the file is told where it is read
 
 
-def _unet(path: str) -> dict[str, Any]:
-    try:
-        return UNet2DConditionModel.load_config(
-            backbone_folder(path), subfolder="unet", local_files_only=True
-        )
-    except UNREADABLE:
-        return {}
-
-
 def misfits(config: Config, local_files_only: bool = True) -> Iterator[Misfit]:
     """Look at every pair of parts that has to agree; parts whose configuration is not at hand are passed over.
 
@@ -102,7 +94,7 @@ def misfits(config: Config, local_files_only: bool = True) -> Iterator[Misfit]:
     local_files_only : do not ask the hub for the image encoder's configuration
     """
     choice = config.backbone
-    unet = _unet(choice.path)
+    unet = unet_config(choice.path)
     columns = unet.get("cross_attention_dim")
     adapter = adapter_of(config) if choice.ip_adapter != NO_ADAPTER else None
     source = choice.image_encoder or backbone_folder(choice.path)
@@ -167,7 +159,7 @@ def _text_misfits(config: Config, unet: dict[str, Any]) -> Iterator[Misfit]:
 def _refiner_misfits(config: Config) -> Iterator[Misfit]:
     """A refiner reads the second text encoder alone."""
     choice = config.backbone
-    columns = _unet(choice.refiner).get("cross_attention_dim")
+    columns = unet_config(choice.refiner).get("cross_attention_dim")
     try:
         width = load_config(
             backbone_folder(choice.path), subfolder=FOLDERS["bigG"][0], local_files_only=True
