@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file
 import torch
 from torch import Tensor
 from unit.published_models import MindEye2, MultiLevel, lively
@@ -303,7 +304,7 @@ def test_routers_and_lora_become_a_finished_finetuning(tmp_path: Path, capsys) -
             assert torch.equal(router.state_dict()[key], value)
     assert tuned.router_image.config.space == "off" and tuned.router_text.config.space_grid == 5
     assert tuned.lora is not None
-    found = load_file(tuned.lora)
+    found = load_tensors(tuned.lora)
     assert found.keys() == lora.keys() and all(torch.equal(found[key], value) for key, value in lora.items())
 
 
