@@ -304,9 +304,9 @@ def test_values_of_every_image_stand_beside_its_id(evaluated):
 
 def test_intervals_parts_and_provenance_are_of_the_settings(monkeypatch, evaluated, root):
     config, scores = evaluated
-    values = pd.read_csv(config.run.folder / "scores_per_image.csv", index_col="image").sort_index()
-    for name in ("pixcorr", "clip_cos", "rouge_l"):
-        _, low, high = uncertainty.mean_interval(values[name].to_numpy(), 50, 3)
+    values = pd.read_csv(config.run.folder / "scores_per_image.csv", index_col="image")
+    for name, order in (("pixcorr", sorted(IDS)), ("clip_cos", sorted(IDS)), ("rouge_l", IDS)):
+        _, low, high = uncertainty.mean_interval(values.loc[order, name].to_numpy(), 50, 3)
         assert (scores[name]["low"], scores[name]["high"]) == pytest.approx((low, high), abs=1e-4)
     monkeypatch.setattr(stage, "load_reader", lambda config, name: tiny_reader(name))
     parts = stage.scores_of_parts(config, TableTargets(), IDS)
