@@ -125,7 +125,7 @@ class PublishedConfig(Section):
     router_text: Folder = Path()
     """Diffusion router of the text embedding (import finetune)."""
     adapter: Folder = Path()
-    """LoRA of the U-Net in diffusers' safetensors form (import finetune)."""
+    """LoRA of the U-Net of backbone.path, in diffusers', peft's or kohya's names (import finetune)."""
     trained_on: Literal["gpu", "cpu"] = "gpu"
     """Where the published router was trained: its top-k decides the order of an expert's units (docs/models.md)."""
     partial: bool = False

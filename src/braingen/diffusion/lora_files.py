@@ -194,11 +194,11 @@ def _of_stability(name: str) -> str:
     if match is None:
         return name
     if match[5] is not None:
-        place, rest = int(match[5]), match[6]
+        middle, rest = int(match[5]), match[6]
         return (
             f"mid_block_attentions_0_{rest}"
-            if place == 1
-            else f"mid_block_resnets_{place // 2}_{_RESNET.get(rest, rest)}"
+            if middle == 1
+            else f"mid_block_resnets_{middle // 2}_{_RESNET.get(rest, rest)}"
         )
     number, part, rest = int(match[2]), int(match[3]), match[4]
     number -= match[1] == "input_blocks"
