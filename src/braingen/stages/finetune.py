@@ -43,7 +43,7 @@ from braingen.routing.time_router import kl_guidance
 from braingen.run_layout import READER, run_folder, tuning_folder
 from braingen.runs import Run
 from braingen.stages.listening_data import ListeningData, Rows, listening_data, pieces
-from braingen.stages.machine import accelerator_of, device_of, end_tracking, precision_of
+from braingen.stages.machine import accelerator_of, device_of, end_tracking, precision_of, start_tracking
 from braingen.stages.steps import Divergence, StepLosses, hash_seed
 from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
@@ -348,7 +348,7 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
         schedule.load_state_dict(state["schedule"])
         first, best, sums, counted = (state[name] for name in ("step", "best", "sums", "counted"))
         run.rewind_metrics(first)
-    accelerator.init_trackers("braingen", config=None)
+    start_tracking(accelerator, config, run)
     divergence = Divergence(
         run,
         workers,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from netrc import NetrcParseError, netrc
+import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -12,6 +16,8 @@ import torch
 from braingen.config import Config
 from braingen.errors import UserError
 from braingen.extras import how_to_install, missing
+from braingen.runs import Run, flat
+from braingen.untrusted import one_line
 
 
 def device_of(config: Config) -> torch.device:
@@ -40,10 +46,60 @@ def end_tracking(accelerator: Accelerator) -> None:
 def _tracker_of(config: Config) -> str | None:
     """The tracker, as far as it is installed; curves are in metrics.jsonl in any case."""
     tracker = config.run.tracker
+    if tracker == "wandb":
+        check_wandb()
     if tracker == "tensorboard" and missing("track"):
         print(f"Learning curves go to metrics.jsonl alone, since tensorboard is not installed: {how_to_install('track')}.")
         return None
     return None if tracker == "none" else tracker
+
+
+def check_wandb() -> None:
+    """Refuse W&B where it cannot work, before anything is computed.
+
+    Raises
+    ------
+    UserError
+        When the package, or a key, is not there.
+    """
+    if find_spec("wandb") is None:
+        raise UserError(
+            "run.tracker=wandb needs the package wandb, which is not installed: pip install wandb, or leave the tracker out "
+            "(--tracker tensorboard)."
+        )
+    if os.environ.get("WANDB_MODE", "").lower() in ("offline", "dryrun", "disabled") or os.environ.get("WANDB_API_KEY"):
+        return
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        known = netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host)
+    except (OSError, NetrcParseError, RuntimeError):  # none there, damaged, or no home
+        known = None
+    if known is None:
+        raise UserError(
+            f"run.tracker=wandb needs a key for {host}: type `wandb login` once, set WANDB_API_KEY, or keep the curves on this machine "
+            "with WANDB_MODE=offline."
+        )
+
+
+def start_tracking(accelerator: Accelerator, config: Config, run: Run) -> None:
+    """Open the trackers. A run of W&B has the settings, is called as the run folder is, and lies in it.
+
+    Raises
+    ------
+    UserError
+        When W&B refuses.
+    """
+    if config.run.tracker != "wandb":
+        accelerator.init_trackers("braingen", config=None)
+        return
+    about = {"wandb": {"name": f"{run.folder.parent.name}/{run.folder.name}", "dir": str(run.folder)}}
+    try:
+        accelerator.init_trackers("braingen", config=flat(run.config), init_kwargs=about)
+    except Exception as error:  # W&B's own, of many kinds
+        raise UserError(
+            f"W&B could not be started ({type(error).__name__}: {one_line(error, 200)}): look at your key and connection, set "
+            "WANDB_MODE=offline, or choose --tracker tensorboard."
+        ) from error
 
 
 def accelerator_of(config: Config, folder: Path, batch_size: int) -> Accelerator:
@@ -57,7 +113,7 @@ def accelerator_of(config: Config, folder: Path, batch_size: int) -> Accelerator
     Raises
     ------
     UserError
-        For half precision under DeepSpeed, which would keep the weights themselves in it.
+        When the tracker cannot work, and for half precision under DeepSpeed, which would keep the weights themselves in it.
     """
     AcceleratorState._reset_state()  # an earlier stage in this process may have had another number format; process groups stay
     accelerator = Accelerator(

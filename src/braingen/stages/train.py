@@ -30,7 +30,7 @@ from braingen.records import VoxelBatch
 from braingen.run_layout import READER, run_folder
 from braingen.runs import Run
 from braingen.stages.checkpoints import SHARDED, Checkpoints, Place
-from braingen.stages.machine import accelerator_of, end_tracking
+from braingen.stages.machine import accelerator_of, end_tracking, start_tracking
 from braingen.stages.reader_setup import Fold, Parts, earlier_folder, setup, splits_of
 from braingen.stages.steps import Divergence, StepLosses, hash_seed
 from braingen.stages.tiny import check_backbone
@@ -264,7 +264,7 @@ def fit(
     checkpoints = Checkpoints(run, accelerator, workers, saved, generator, SAVE_SECONDS, 60 * config.run.save_minutes)
     place = checkpoints.restore()
     run.rewind_metrics(place.epoch * steps)
-    accelerator.init_trackers("braingen", config=None)
+    start_tracking(accelerator, config, run)
     divergence = Divergence(
         run,
         workers,
