@@ -139,3 +139,47 @@ def test_what_is_no_file_of_voxels_is_refused_in_a_sentence(tmp_path, trials_NV)
         with pytest.raises(UserError, match=sentence) as caught:
             load_responses(tmp_path / name, SUBJECT, WIDTH)
         assert "\n" not in str(caught.value)
+
+
+# --- scale ----------------------------------------------------------------------------------------------------------
+
+NOISE = np.random.default_rng(3).standard_normal((60, WIDTH))
+ODD = {
+    "raw integers": (NOISE * 150 + 700).astype(np.int16), "zeros": np.zeros((60, WIDTH)), "percent signal change": NOISE * 4 + 1.5,
+    "ten times": NOISE * 10, "a tenth": NOISE / 10, "one value": np.full((60, WIDTH), 0.1), "probabilities": np.abs(NOISE) / 4 + 0.5,
+    "a row of zeros": np.where(np.arange(60)[:, None] == 0, 0, NOISE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [1, 3, 60])
+@pytest.mark.parametrize("name", ODD)
+def test_responses_that_are_not_z_scored_are_warned_of(tmp_path, caplog, layout, name, rows):
+    voxels = ODD[name][:rows]
+    responses(voxels, SUBJECT, WIDTH)
+    assert "z-scored" in caplog.text and "standard deviation" in caplog.text
+    for ending in (".npy", ".npz", ".h5", ".nii.gz"):
+        caplog.clear()
+        path = tmp_path / f"given{ending}"
+        if ending == ".npy":
+            np.save(path, voxels)
+        elif ending == ".npz":
+            np.savez(path, voxels=voxels)
+        elif ending == ".h5":
+            with h5py.File(path, "w") as file:
+                file["voxels"] = voxels
+        else:
+            places(layout).write(path, np.asarray(voxels, dtype=np.float32).T)
+        load_responses(path, SUBJECT, WIDTH, layout)
+        assert f"given{ending}: " in caplog.text and "z-scored" in caplog.text
+
+
+@pytest.mark.parametrize("rows", [1, 3, 60])
+def test_z_scored_responses_and_their_averages_are_taken_without_a_word(caplog, rows):
+    for voxels in (NOISE, NOISE / np.sqrt(3), NOISE * 1.5, NOISE.reshape(20, 3, WIDTH)):
+        responses(voxels[:rows], SUBJECT, WIDTH)
+    assert not caplog.text
+
+
+def test_numbers_that_float32_cannot_hold_are_refused():
+    with pytest.raises(UserError, match="has inf at row 0"):
+        responses(np.full((1, WIDTH), 1e300), SUBJECT, WIDTH)

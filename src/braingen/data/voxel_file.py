@@ -13,6 +13,7 @@ N rows (trials), P pictures, R presentations, V voxels.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ from braingen.errors import UserError
 from braingen.files import UNREADABLE_ARRAY, refuse_stand_in
 from braingen.records import Trials
 
+logger = logging.getLogger(__name__)
+_ROWS_LOOKED_AT, _ROWS_TO_TELL = 500, 20
 VOXEL_KEYS = ("voxels", "betas", "data")
 ID_KEYS = ("ids", "image_ids", "image")
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".nii", ".nii.gz")
@@ -58,6 +61,32 @@ class Responses(NamedTuple):
         return group_repeats(Trials(table, 0), max_repeats=len(table))
 
 
+def odd_scale(voxels_NV: np.ndarray, name: str) -> str:
+    """A sentence where responses are not scaled as those that encoders are trained with, else nothing.
+
+    Z-scored over trials, a voxel has mean 0 and standard deviation 1, and averages of trials less. Where there are enough
+    rows voxels are looked at one by one, otherwise all values together; raw integers, percent signal change and zeros are noticed.
+
+    Parameters
+    ----------
+    voxels_NV : finite
+    name : of the array or file; begins the sentence
+    """
+    some = voxels_NV[np.linspace(0, len(voxels_NV) - 1, min(len(voxels_NV), _ROWS_LOOKED_AT)).astype(np.int64)].astype(np.float64)
+    enough = len(some) >= _ROWS_TO_TELL
+    axis = 0 if enough else None
+    mean, deviation = float(np.median(np.abs(some.mean(axis=axis)))), float(np.median(some.std(axis=axis)))
+    silent = int((some == some[:, :1]).all(axis=1).sum()) if some.shape[1] > 1 else 0
+    if mean <= 0.5 and 0.25 < deviation < 2.5 and not silent:
+        return ""
+    what = "a typical voxel has" if enough else "values have"
+    rows = f"; {silent} of {len(some)} rows have the same value in every voxel" if silent else ""
+    return (
+        f"{name}: {what} mean {mean:.3g} and standard deviation {deviation:.3g}{rows}; responses z-scored over the trials of a session "
+        "(0 and 1) were expected, as in the betas the encoder was trained with: z-score them as `braingen prepare` does (docs/data.md)."
+    )
+
+
 def responses(voxels: np.ndarray, subject: int, width: int, image_ids: np.ndarray | None = None, name: str = "voxels") -> Responses:
     """Responses from an array.
 
@@ -72,6 +101,11 @@ def responses(voxels: np.ndarray, subject: int, width: int, image_ids: np.ndarra
     ------
     UserError
         When shape, width or number of ids do not fit, or values are not finite.
+
+    Warns
+    -----
+    logging
+        Where values are not scaled as z-scored responses are (`odd_scale`).
     """
     if voxels.ndim not in (1, 2, 3) or not voxels.size or not np.issubdtype(voxels.dtype, np.number) or np.iscomplexobj(voxels):
         raise UserError(f"{name} is {voxels.dtype} of shape {tuple(voxels.shape)}; expected real numbers, V, B x V or B x R x V.")
@@ -91,10 +125,14 @@ def responses(voxels: np.ndarray, subject: int, width: int, image_ids: np.ndarra
         if absent:
             raise UserError(f"{name} has no presentation of image {absent[0]} (all NaN); leave such images out.")
         rows_NV, image_N = rows_NV[present], image_N[present]
+    with np.errstate(over="ignore"):  # told in the next lines
+        rows_NV = rows_NV.astype(np.float32, copy=False)
     if not np.isfinite(rows_NV).all():
         row, voxel = np.argwhere(~np.isfinite(rows_NV))[0]
         raise UserError(f"{name} has {rows_NV[row, voxel]} at row {row}, voxel {voxel}; only finite numbers are allowed.")
-    return Responses(rows_NV.astype(np.float32, copy=False), image_N)
+    if told := odd_scale(rows_NV, name):
+        logger.warning(told)
+    return Responses(rows_NV, image_N)
 
 
 def voxel_file(path: Path | str) -> tuple[Path, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import logging
 from pathlib import Path
 import time
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
 from braingen.data.nsd import Layout
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
-from braingen.data.voxel_file import Responses
+from braingen.data.voxel_file import Responses, odd_scale
 from braingen.diffusion.choose import best_of
 from braingen.diffusion.decoder import BrainDecoder, negative_condition, to_pil
 from braingen.diffusion.finetuning import NOT_TUNED, load_tuned
@@ -50,6 +51,8 @@ from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_reader, modalities, tuned_folder
 from braingen.stages.widths import refuse_misfits, refuse_other_widths
 from braingen.stages.workers import Workers, complete, shared_run
+
+logger = logging.getLogger(__name__)
 
 
 class Parts(NamedTuple):
@@ -135,6 +138,10 @@ def read_responses(config: Config, decoder: BrainDecoder, repeats: Repeats, beta
     ``text_experts``.
     """
     mixed = config.sampler.level is not None or any((decoder.router_image, decoder.router_text))
+    if isinstance(betas, Betas) and config.sampler.source == "brain":  # responses of a file were looked at when it was read
+        read_N = repeats.rows_NR[repeats.rows_NR >= 0]
+        if told := odd_scale(betas.rows(np.sort(read_N)[:: -(-len(read_N) // 200)]), str(betas.path)):
+            logger.warning(told)
     found: dict[str, list[Tensor]] = {"image": [], "text": [], "image_clip": [], "text_clip": []}
     for batch in RepeatBatches(repeats, betas, subject, 32):
         voxels_BRV, present_BR = batch.voxels_BRV, batch.present_BR
