@@ -188,12 +188,26 @@ def _run(words: list[str]) -> int:
     own = (command.own, f"loss_{choice[0]}") if name == "train" else (command.own,)
     file, overrides = parse_overrides(rest, own, command.words)
     # before the stage: its libraries take seconds to load, and a typo is reported at once
-    config = load_config(file or command.config or None, overrides, _from_environment(own))
+    given = _from_environment(own)
+    overrides = _numbered(file or command.config or None, overrides, given)
+    config = load_config(file or command.config or None, overrides, given)
     stage: Callable[..., Path | None] = getattr(import_module(command.module), command.function)
     result = stage(config, *choice)
     if result is not None:
         print(result)
     return 0
+
+
+def _numbered(file: Path | str | None, overrides: dict[str, str], given: dict[str, str]) -> dict[str, str]:
+    """`--subj AB` of scans of one's own, as the number that the label has."""
+    key = next((name for name in overrides if resolve(name) == "data.subjects"), "")
+    words = [word.strip() for word in overrides.get(key, "").strip("[]() ").split(",") if word.strip()]
+    if not key or all(word.lstrip("-").isdecimal() for word in words):
+        return overrides
+    from braingen.data.ingest.own import numbers_of_labels
+
+    config = load_config(file, {name: value for name, value in overrides.items() if name != key}, given)
+    return {**overrides, key: ",".join(map(str, numbers_of_labels(words, config.prepare, config.data.root)))}
 
 
 def script(*command: str) -> int:

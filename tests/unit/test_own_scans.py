@@ -16,6 +16,7 @@ from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
 from braingen.data.ingest.names import entities_of
 from braingen.data.nsd import Layout
+from braingen.data.places import ColumnPlaces, load_any_places
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import test_trials, train_trials
 from braingen.data.volumes import ALIGNED, MNI, load_places, read_regions
@@ -98,7 +99,8 @@ def test_arrays_need_no_mask(tmp_path):
     for mask in fake.root.rglob("*_mask.nii.gz"):
         mask.unlink()
     layout = run(fake.root, tmp_path / "NSD")
-    assert not (layout.volumes(1) / "order.json").exists() and list(read_regions(layout, 1)) == ["nsd_general"]
+    assert load_any_places(layout, 1) == ColumnPlaces(fake.responses["01"][0].shape[1], "own scans in scans")
+    assert list(read_regions(layout, 1)) == ["nsd_general"]
     rows = np.arange(5)
     back = percent_signal(Betas.of(layout, 1).rows(rows), rows, load_statistics(layout, 1))
     np.testing.assert_allclose(back, fake.responses["01"][0][:5], rtol=1e-5, atol=1e-5)

@@ -177,6 +177,9 @@ class DecodeConfig(Section):
 
     voxels: str = ""
     """File of responses, z-scored: .npy, .npz, .h5 or NIfTI (docs/decoding.md)."""
+    zscore: Literal["none", "folder"] = "none"
+    """Responses as they are, or z-scored first with the mean and spread that the data folder keeps of its training trials (for responses
+    in the unit of its scans)."""
     decoder: str = ""
     """Folder of a saved decoder; empty for the encoders of <folder>, with what fine-tuning taught."""
     output: str = ""

@@ -18,9 +18,10 @@ from braingen.data import nsd
 from braingen.data.betas import Betas, report_voxels
 from braingen.data.captions import NO_CAPTIONS, has_captions, load_captions
 from braingen.data.nsd import Layout
+from braingen.data.places import SurfacePlaces, load_any_places
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import listed, sessions_on_disk, test_trials, train_trials
-from braingen.data.volumes import load_places, read_regions
+from braingen.data.volumes import VoxelPlaces, read_regions
 from braingen.errors import UserError
 from braingen.records import Trials
 
@@ -104,6 +105,17 @@ def _findings(
             f"The data folder {layout.root} {what}; name yours with --data_path, or write a simulated one with `braingen simulate`.",
         )
         return
+    if not layout.wds_train(1, 0).parent.parent.parent.is_dir() and (layout.root / "webdataset_avg_split").is_dir():
+        yield Finding(
+            "error",
+            None,
+            "root",
+            f"{layout.root} is in MindEye1's layout (webdataset_avg_split: tars of averaged samples); BrainGen reads MindEye2's: "
+            "wds/subj01/train/0.tar, betas_all_subj01_fp32_renorm.hdf5, coco_images_224_float16.hdf5 (docs/data.md); get it from the "
+            "Hugging "
+            "Face dataset pscotti/mindeyev2, or write it from the raw release of NSD with `braingen prepare`.",
+        )
+        return
     yield Finding("ok", None, "root", f"The data folder {layout.root} is there.")
     used: list[np.ndarray] = []
     for subject in subjects:
@@ -119,8 +131,8 @@ def _findings(
 
 def _subject(layout: Layout, subject: int, num_sessions: int, used: list[np.ndarray]) -> Iterator[Finding]:
     """Everything of one subject; the image ids found are added to `used`."""
-    if not 1 <= subject <= 99:
-        yield Finding("error", subject, "trials", f"There is no subject {subject}: NSD has subjects 1 to 8; name one of them with --subj.")
+    if subject < 1:
+        yield Finding("error", subject, "trials", f"There is no subject {subject}: subjects count from 1; name one with --subj.")
         return
     training = testing = None
     try:
@@ -327,18 +339,24 @@ def _volumes(layout: Layout, subject: int, voxels: int) -> Iterator[Finding]:
         yield Finding("note", subject, "volumes", sentence)
         return
     try:
-        places = load_places(layout, subject)
+        places = load_any_places(layout, subject)
     except UserError as error:
         yield Finding("warning", subject, "volumes", f"Maps of subject {subject} cannot be put into the volume: {error}")
         return
     if places.voxels != voxels:
         whose = _whose(layout, places.voxels, subject)
+        what = "a mask" if isinstance(places, VoxelPlaces) else "places"
         sentence = (
-            f"{folder} has a mask of {places.voxels} voxels{whose}, the betas have {voxels}: exchange one of them for subject {subject}'s."
+            f"{folder} has {what} of {places.voxels} voxels{whose}, the betas have {voxels}: exchange one of them for subject {subject}'s."
         )
         yield Finding("error", subject, "volumes", sentence)
-    else:
+    elif isinstance(places, VoxelPlaces):
         yield Finding("ok", subject, "volumes", f"Subject {subject}: every voxel has its place in a volume {places.mask.shape}.")
+    elif isinstance(places, SurfacePlaces):
+        yield Finding("ok", subject, "volumes", f"Subject {subject}: every column has its vertex on the surface {places.surface}.")
+    else:
+        sentence = f"Subject {subject}: where the {places.voxels} columns lie is not known: there will be tables by region, and no maps."
+        yield Finding("note", subject, "volumes", sentence)
 
 
 def _images(layout: Layout, ids: np.ndarray) -> Iterator[Finding]:

@@ -27,7 +27,8 @@ from braingen.data import nsd
 from braingen.data.ingest.reliability import Reliability, reliability
 from braingen.data.large_files import ArrayOnDisk, blocks, in_hdf5, publish, reserve_hdf5
 from braingen.data.nsd import Layout
-from braingen.data.scans import Places, Scans
+from braingen.data.places import ColumnPlaces, Places, files_of, key_of, save_other_places
+from braingen.data.scans import Scans
 from braingen.data.stimuli import Stimuli
 from braingen.data.tars import write_tar
 from braingen.data.volumes import NSDGENERAL, VoxelPlaces, load_nifti, read_regions, save_places, write_regions
@@ -328,11 +329,12 @@ def _write_subject(
     looked = _look(scans, subject, behav_T17, inside, folder, accept)
     places = inside if inside is None or looked.kept_V.all() else inside.restricted(looked.kept_V)
     _write_betas(scans, layout, subject, behav_T17, inside, looked, folder)
-    written = [*_write_volumes(scans, layout, subject, places), *_write_tars(layout, subject, behav_T17)]
+    known = places if places is not None else ColumnPlaces(int(looked.kept_V.sum()), scans.origin)
+    written = [*_write_volumes(scans, layout, subject, known), *_write_tars(layout, subject, behav_T17)]
     _add_regions(layout, subject, scans.regions(subject, places, looked.kept_V))
     found = reliability(in_hdf5(layout.betas(subject), nsd.BETAS_DATASET).map(), behav_T17[:, _IMAGE])
     if found is not None:
-        written += _write_reliability(layout, subject, places, found)
+        written += _write_reliability(layout, subject, known, found)
     checksums = {path.relative_to(layout.root).as_posix(): sha256_of(path) for path in [*written, statistics_path(layout, subject)]}
     checksums[layout.betas(subject).name] = sha256_of(layout.betas(subject))
     sessions = int(behav_T17[:, _SESSION].max())
@@ -348,10 +350,10 @@ def _write_subject(
     }
 
 
-def _write_volumes(scans: Scans, layout: Layout, subject: int, places: VoxelPlaces | None) -> list[Path]:
-    """Mask, order and region volumes, these copied byte for byte."""
-    if places is None:
-        return []
+def _write_volumes(scans: Scans, layout: Layout, subject: int, places: Places) -> list[Path]:
+    """Mask, order and region volumes, these copied byte for byte; or the vertices of a surface."""
+    if not isinstance(places, VoxelPlaces):
+        return save_other_places(layout, subject, places)
     folder = layout.volumes(subject)
     copies = dict(scans.volumes(subject))
     general = copies.get(NSDGENERAL.removesuffix(".nii.gz"))
@@ -556,7 +558,7 @@ def _write_betas(
         part.unlink()  # of other voxels or trials than now
     marks, parts = _Pieces(folder, part), {}
     betas = reserve_hdf5(part, nsd.BETAS_DATASET, (len(behav_T17), voxels), "float32", {})
-    key = hashlib.sha256(b"" if places is None else places.indices_V3.tobytes()).hexdigest()[:16]
+    key = hashlib.sha256(b"" if places is None else key_of(places)).hexdigest()[:16]
     everything = looked.kept_V.all()
     out = betas.map(writable=True)
     for session in track(sessions, description=f"subject {subject}: sessions", disable=len(sessions) < 4):
@@ -582,7 +584,7 @@ def _write_betas(
     publish(betas.path, layout.betas(subject))
 
 
-def _write_reliability(layout: Layout, subject: int, places: Places | None, found: Reliability) -> list[Path]:
+def _write_reliability(layout: Layout, subject: int, places: Places, found: Reliability) -> list[Path]:
     """Split-half reliability and noise ceiling per voxel, as a table and, where voxels have places, as maps."""
     folder = layout.volumes(subject)
     table = folder / "reliability.tsv"
@@ -591,10 +593,9 @@ def _write_reliability(layout: Layout, subject: int, places: Places | None, foun
         for voxel, (half, ceiling) in enumerate(zip(found.split_half_V.tolist(), found.noise_ceiling_V.tolist())):
             handle.write(f"{voxel}\t{half:.4f}\t{ceiling:.2f}\n")
     written = [table]
-    if places is not None:
-        for name, values in (("split_half", found.split_half_V), ("noise_ceiling", found.noise_ceiling_V)):
-            places.write(folder / f"{name}.nii.gz", values)
-            written.append(folder / f"{name}.nii.gz")
+    for name, values in (("split_half", found.split_half_V), ("noise_ceiling", found.noise_ceiling_V)):
+        places.write(folder / f"{name}.nii.gz", values)
+        written += files_of(places, folder / f"{name}.nii.gz")
     return written
 
 

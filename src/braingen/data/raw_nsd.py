@@ -20,6 +20,7 @@ from braingen.data import nsd
 from braingen.data.hdf5 import Rows
 from braingen.data.large_files import blocks
 from braingen.data.pictures import fit_picture
+from braingen.data.places import Places
 from braingen.data.scans import Pictures, Statistics
 from braingen.data.volumes import NSDGENERAL, VoxelPlaces, load_nifti, space_of, trials_in_nifti
 from braingen.errors import UserError
@@ -177,8 +178,8 @@ class RawNSD:
         places = self.places(subject)
         return places.voxels, places.mask.size
 
-    def regions(self, subject: int, places: VoxelPlaces | None, kept_V: np.ndarray) -> dict[str, np.ndarray]:
-        assert places is not None
+    def regions(self, subject: int, places: Places | None, kept_V: np.ndarray) -> dict[str, np.ndarray]:
+        assert isinstance(places, VoxelPlaces)
         general, areas = (self._vector(subject, name, places) for name in ("nsdgeneral", "prf-visualrois"))
         masks = {"nsd_general": general > 0}
         masks |= {name: np.isin(areas, labels) for name, labels in nsd.VISUAL_ROI_LABELS.items()}
@@ -202,13 +203,18 @@ class RawNSD:
             path = stem.with_name(stem.name + ending)
             if path.exists():
                 return [refuse_stand_in(path, GET_RAW)]
+        other = self.betas_folder(subject).parents[1] / "fsaverage" / self.version
+        if not stem.parent.is_dir() and other.is_dir():
+            raise UserError(
+                f"{stem}.hdf5 (or .nii.gz) is missing, but there are betas on fsaverage ({other}): take those with --space fsaverage."
+            )
         there = sorted(int(p.name[13:15]) for p in stem.parent.glob("betas_session[0-9][0-9].*"))
         first = next((k for k in range(1, session + 1) if k not in there), session) - 1
         fewer = f", or take the first ones with --num_sessions {first}" if first else ""
         raise UserError(f"{stem}.hdf5 (or .nii.gz) is missing; {GET_RAW}{fewer}.")
 
-    def responses(self, subject: int, session: int, trials: int, places: VoxelPlaces | None) -> Iterator[np.ndarray]:
-        assert places is not None
+    def responses(self, subject: int, session: int, trials: int, places: Places | None) -> Iterator[np.ndarray]:
+        assert isinstance(places, VoxelPlaces)
         (path,) = self.session_files(subject, session)
         read = _hdf5_blocks if path.suffix == ".hdf5" else _nifti_blocks
         for block in read(path, trials, places):

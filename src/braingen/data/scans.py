@@ -8,10 +8,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from braingen.data.volumes import VoxelPlaces
+from braingen.data.places import Places
 
 Statistics = Literal["auto", "session", "subject", "none"]
-Places = VoxelPlaces
 
 
 class Pictures(NamedTuple):

@@ -14,6 +14,9 @@ import numpy as np
 from braingen.data import nsd
 from braingen.files import replaced_file
 
+NO_TRIALS = "no_training_trials"
+"""Member of the tar of a session in which test pictures only were shown."""
+
 
 def write_tar(path: Path, behav_T17: np.ndarray, trials: np.ndarray) -> None:
     """Write the samples of some trials as a tar in NSD's form.
@@ -24,6 +27,9 @@ def write_tar(path: Path, behav_T17: np.ndarray, trials: np.ndarray) -> None:
     behav_T17 : the subject's whole table, in order of presentation
     trials : rows of it that become samples
     """
+    if not len(trials):
+        _write_empty(path)
+        return
     session, image = behav_T17[:, nsd.BEHAV_COLUMNS.index("session")], behav_T17[:, nsd.BEHAV_COLUMNS.index("image")]
     by_image = np.argsort(image, kind="stable")
     first = np.searchsorted(image[by_image], image[trials], side="left")
@@ -45,6 +51,12 @@ def write_tar(path: Path, behav_T17: np.ndarray, trials: np.ndarray) -> None:
                 member.size = buffer.tell()
                 buffer.seek(0)
                 tar.addfile(member, buffer)
+
+
+def _write_empty(path: Path) -> None:
+    """A tar of a session without training trials, which says so: a tar without samples may as well be damaged."""
+    with replaced_file(path) as handle, tarfile.open(fileobj=handle, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.addfile(tarfile.TarInfo(NO_TRIALS))
 
 
 def _padded(rows: np.ndarray, length: int) -> np.ndarray:

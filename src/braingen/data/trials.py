@@ -21,6 +21,7 @@ import pandas as pd
 from braingen.arrays import read_header
 from braingen.data import nsd
 from braingen.data.nsd import Layout
+from braingen.data.tars import NO_TRIALS
 from braingen.errors import UserError
 from braingen.files import UNREADABLE_ARRAY, identity, refuse_stand_in, replaced_file
 from braingen.records import Trials
@@ -83,6 +84,8 @@ def read_behav(path: Path) -> np.ndarray:
                 rows.append(np.load(content, allow_pickle=False)[0].astype(np.float64))
     except (tarfile.TarError, *UNREADABLE_ARRAY) as error:
         raise UserError(f"{path} is damaged at {name} ({error}); {nsd.GET_IT}.") from error
+    if not rows and name == NO_TRIALS:
+        return np.empty((0, len(nsd.BEHAV_COLUMNS)))
     if not rows:
         raise UserError(f"{path} holds no sample with a behav.npy; {nsd.GET_IT}.")
     behav = np.stack(rows)
@@ -120,7 +123,7 @@ def behav(layout: Layout, subject: int, path: Path) -> np.ndarray:
     cache = layout.cache() / "trials" / f"{nsd.subject_name(subject)}_{path.parent.name}_{path.stem}.npz"
     table = _read_once(path, identity(path), cache)
     subjects = np.unique(table[:, nsd.BEHAV_COLUMNS.index("subject")])
-    if subjects.tolist() != [subject]:
+    if len(table) and subjects.tolist() != [subject]:
         found = ", ".join(f"{s:g}" for s in subjects)
         raise UserError(f"{path} holds trials of subject {found}, subject {subject} was expected; {nsd.GET_IT}.")
     return table
@@ -130,6 +133,12 @@ def sessions_on_disk(layout: Layout, subject: int) -> list[int]:
     """Numbers of the training tars that exist, ascending."""
     folder = layout.wds_train(subject, 0).parent
     return sorted(int(path.stem) for path in folder.glob("*.tar") if path.stem.isdigit()) if folder.is_dir() else []
+
+
+def subjects_on_disk(layout: Layout) -> list[int]:
+    """Numbers of the subjects whose training tars are there, ascending."""
+    found = (folder.name.removeprefix("subj") for folder in layout.wds_train(1, 0).parent.parent.parent.glob("subj*"))
+    return sorted(int(number) for number in found if number.isdecimal())
 
 
 def _sessions_to_read(layout: Layout, subject: int, num_sessions: int) -> range:
@@ -224,8 +233,11 @@ def test_trials(layout: Layout, subject: int, which: str = "new_test") -> Trials
     table = behav(layout, subject, layout.wds_test(subject, which))
     column = nsd.BEHAV_COLUMNS.index("session")
     first = 0.0
-    if layout.wds_train(subject, 0).exists():
-        first = behav(layout, subject, layout.wds_train(subject, 0))[0, column]
+    for session in sessions_on_disk(layout, subject):
+        training = behav(layout, subject, layout.wds_train(subject, session))
+        if len(training):  # a session may hold test pictures only
+            first = training[0, column] - session
+            break
     return Trials(_table(table, subject, table[:, column] - first, "test"), subject)
 
 
@@ -303,9 +315,7 @@ def fold_of_images(images: np.ndarray, folds: int, seed: int) -> np.ndarray:
         When a fold would have no image to be judged by or to learn from.
     """
     if folds < 2 or len(images) < 2 * folds:
-        raise UserError(
-            f"{len(images)} training images cannot be shared out to {folds} folds: take optim.checkpoint=held_out."
-        )
+        raise UserError(f"{len(images)} training images cannot be shared out to {folds} folds: take optim.checkpoint=held_out.")
     return np.argsort(np.argsort(_lottery(images, seed), kind="stable"), kind="stable") % folds
 
 

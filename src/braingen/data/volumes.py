@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import hashlib
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import h5py
 import nibabel
@@ -126,6 +126,13 @@ def save_nifti(path: Path, volume: np.ndarray, affine: np.ndarray, space: int = 
 
 def _digest(mask: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(mask, dtype=np.uint8).tobytes()).hexdigest()
+
+
+class ReadsMaps(Protocol):
+    """Places that read a vector of all columns from a file."""
+
+    def read(self, path: Path) -> np.ndarray:
+        """The map of a file."""
 
 
 class VoxelPlaces(NamedTuple):
@@ -244,6 +251,9 @@ def load_places(layout: Layout, subject: int) -> VoxelPlaces:
     if not path.exists():
         return find_order(layout, subject)
     order = read_json(path, nsd.WRITE_IT)
+    if isinstance(order, dict) and ("surface" in order or "columns" in order):
+        where = f"on the surface {order['surface']}" if "surface" in order else "columns without a place"
+        raise UserError(f"The responses of subject {subject} are {where}, not voxels of a volume ({path}).")
     try:
         name, rule, flattening, source, digest = (order[key] for key in ("mask", "rule", "flattening", "source", "mask_sha256"))
     except (KeyError, TypeError) as error:
@@ -334,7 +344,7 @@ def write_regions(layout: Layout, subjects: Mapping[int, Mapping[str, np.ndarray
                 group.create_dataset(name, data=region)
 
 
-def load_label_vector(layout: Layout, subject: int, name: str, places: VoxelPlaces | None = None) -> np.ndarray:
+def load_label_vector(layout: Layout, subject: int, name: str, places: ReadsMaps | None = None) -> np.ndarray:
     """Labels or values (V,) of a region or pRF volume of the data folder, such as "floc-faces" or "prf_size"."""
-    places = places or load_places(layout, subject)
+    places = load_places(layout, subject) if places is None else places
     return places.read(layout.volumes(subject) / f"{name}.nii.gz")

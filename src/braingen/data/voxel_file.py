@@ -26,6 +26,7 @@ from braingen.data import nsd
 from braingen.data.nsd import Layout
 from braingen.data.trials import Repeats, group_repeats
 from braingen.data.volumes import load_places
+from braingen.data.zscore import load_statistics, zscored
 from braingen.errors import UserError
 from braingen.files import UNREADABLE_ARRAY, refuse_stand_in
 from braingen.records import Trials
@@ -133,6 +134,41 @@ def responses(voxels: np.ndarray, subject: int, width: int, image_ids: np.ndarra
     if told := odd_scale(rows_NV, name):
         logger.warning(told)
     return Responses(rows_NV, image_N)
+
+
+def with_folders_statistics(given: Responses, layout: Layout, subject: int) -> Responses:
+    """Responses in the unit of the scans, z-scored with the mean and spread of the training trials of a data folder, over its sessions.
+
+    Raises
+    ------
+    UserError
+        When the folder keeps none, or of other voxels.
+    """
+    statistics = load_statistics(layout, subject)
+    if statistics.mean_SV.shape[1] != given.voxels:
+        raise UserError(
+            f"The responses have {given.voxels} voxels, {layout.root} keeps mean and spread of {statistics.mean_SV.shape[1]} voxels of "
+            "subject "
+            f"{subject}; name the folder the decoder was trained on with --data_path."
+        )
+    z_NV = zscored(given.voxels_NV, statistics.mean_SV.mean(axis=0), statistics.sd_SV.mean(axis=0))
+    return given._replace(voxels_NV=z_NV)
+
+
+def unit_warning(given: Responses) -> str | None:
+    """A sentence where responses are not in the unit of z-scored ones, as a decoder is trained on; None where they are."""
+    rows_NV = given.voxels_NV.astype(np.float64)
+    few = len(rows_NV) < 20
+    mean = float(np.abs(rows_NV.mean()) if few else np.median(np.abs(rows_NV.mean(axis=0))))
+    spread = float(rows_NV.std() if few else np.median(rows_NV.std(axis=0)))
+    if mean <= 0.5 and 0.4 < spread < 2.5:
+        return None
+    return (
+        f"a typical voxel has mean {mean:.2g} and spread {spread:.2g} over the {len(rows_NV)} rows given, a decoder is trained on z-scored "
+        "responses (0 and 1): what is decoded from others means nothing. z-score them as the training data were, or with those "
+        "statistics by "
+        "decode.zscore=folder"
+    )
 
 
 def voxel_file(path: Path | str) -> tuple[Path, str]:

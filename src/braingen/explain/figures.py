@@ -21,8 +21,9 @@ import nibabel
 from nilearn import plotting
 import numpy as np
 
+from braingen.data.places import Places, SurfacePlaces
 from braingen.data.volumes import VoxelPlaces
-from braingen.explain.surface import Mesh, sample, shown
+from braingen.explain.surface import Mesh, sample, shown, vertex_values
 from braingen.files import replaced_path
 
 _MAP = "RdBu_r"
@@ -105,9 +106,32 @@ def draw_slices(path: Path, places: VoxelPlaces, value_V: np.ndarray, title: str
     _save(display.frame_axes.figure, path)
 
 
-def draw_surface(path: Path, places: VoxelPlaces, value_V: np.ndarray, meshes: Sequence[Mesh], title: str = "") -> None:
-    """A map on surfaces, sampled where cortex is and drawn with open sulci, from four sides; grey where no voxels are."""
-    textures = [sample(mesh, places, value_V) for mesh in meshes]
+def draw_columns(path: Path, places: Places, value_V: np.ndarray, title: str = "") -> None:
+    """A map of columns whose places are not known, or that no mesh is there for: how many have which value."""
+    where = f"no mesh of {places.surface} (--surface)" if isinstance(places, SurfacePlaces) else "where columns lie is not known"
+    finite_V = np.asarray(value_V, dtype=np.float64)
+    finite_V = finite_V[np.isfinite(finite_V)]
+    figure, axis = plt.subplots(figsize=(7.2, 2.5), layout="constrained")
+    axis.hist(finite_V, bins=50, color="0.5")
+    axis.set_xlabel(f"value; {where}", fontsize=8)
+    axis.set_ylabel("columns", fontsize=8)
+    figure.suptitle(_titled(title, value_V), fontsize=10)
+    _save(figure, path)
+
+
+def draw_surface(
+    path: Path, places: VoxelPlaces | SurfacePlaces, value_V: np.ndarray, meshes: Sequence[Mesh], title: str = ""
+) -> None:
+    """A map on surfaces, from four sides, drawn with open sulci; grey where there is nothing.
+
+    Voxels are sampled where cortex is; responses that lie on the surface stand where they are.
+    """
+    if isinstance(places, SurfacePlaces):
+        found = [vertex_values(mesh, places, value_V) for mesh in meshes]
+        meshes = [mesh for mesh, texture in zip(meshes, found) if texture is not None]
+        textures = [texture for texture in found if texture is not None]
+    else:
+        textures = [sample(mesh, places, value_V) for mesh in meshes]
     seen = np.concatenate(textures)
     limit = _limit(seen)  # means over a ball are smaller than voxels' values
     views = ("lateral", "medial", "posterior", "ventral")

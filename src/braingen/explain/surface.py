@@ -20,6 +20,7 @@ from scipy.sparse import csr_matrix, diags_array
 from scipy.spatial import KDTree
 
 from braingen.data.nsd import subject_name
+from braingen.data.places import SurfacePlaces
 from braingen.data.volumes import MNI, VoxelPlaces
 from braingen.errors import UserError
 
@@ -27,6 +28,8 @@ Side = Literal["left", "right"]
 FSAVERAGE = "fsaverage5"
 SUBJECT = "{subject}"
 """In a file's name it stands for subj01, subj02, ..."""
+_ICOSAHEDRA = (642, 2562, 10242, 40962, 163842)
+"""Vertices of fsaverage3 to fsaverage."""
 REACH = 3.0
 """Millimetres around a vertex in which voxels are taken to belong to it."""
 _FEWEST = 0.05
@@ -188,6 +191,48 @@ def check_space(named: Sequence[str], meshes: Sequence[Mesh], places: Mapping[in
             " subject's own surfaces (docs/explain.md)."
         )
     return tuple(told)
+
+
+def check_vertices(meshes: Sequence[Mesh], places: SurfacePlaces) -> None:
+    """Compare meshes with the surface that responses lie on.
+
+    Raises
+    ------
+    UserError
+        When a mesh has another number of vertices.
+    """
+    for mesh in meshes:
+        side = mesh.side[0].upper()
+        if side in places.vertices and vertex_values(mesh, places, np.zeros(places.voxels)) is None:
+            raise UserError(
+                f"explain.surface: {mesh.name} has {len(mesh.vertex_N3)} vertices, the {mesh.side} hemisphere of {places.surface}, "
+                "which the "
+                f"responses lie on, has {places.vertices[side]}: give meshes of that surface."
+            )
+
+
+def vertex_values(mesh: Mesh, places: SurfacePlaces, value_V: np.ndarray) -> np.ndarray | None:
+    """A map at the vertices of a mesh, N, NaN where there is no column; None where the mesh is of another surface.
+
+    FreeSurfer's icosahedra contain each other: the first vertices of fsaverage are those of fsaverage5.
+    """
+    side = mesh.side[0].upper()
+    if side not in places.vertices:
+        return np.full(len(mesh.vertex_N3), np.nan)
+    texture = places.texture(side, np.asarray(value_V))
+    if len(texture) == len(mesh.vertex_N3):
+        return texture
+    if len(mesh.vertex_N3) in _ICOSAHEDRA and len(texture) in _ICOSAHEDRA and len(texture) > len(mesh.vertex_N3):
+        return texture[: len(mesh.vertex_N3)]
+    return None
+
+
+def meshes_of(places: SurfacePlaces) -> tuple[Mesh, ...]:
+    """The meshes that are shipped and fit responses on fsaverage5 or finer; none for other surfaces."""
+    if not places.surface.startswith("fsaverage"):
+        return ()
+    shipped = read_meshes([FSAVERAGE], [0])[0]
+    return tuple(mesh for mesh in shipped if vertex_values(mesh, places, np.zeros(places.voxels)) is not None)
 
 
 def sample(mesh: Mesh, places: VoxelPlaces, value_V: np.ndarray) -> np.ndarray:

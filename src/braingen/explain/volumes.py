@@ -16,7 +16,8 @@ import pandas as pd
 
 from braingen.data import nsd
 from braingen.data.nsd import Layout
-from braingen.data.volumes import VoxelPlaces, load_nifti
+from braingen.data.places import Places
+from braingen.data.volumes import VoxelPlaces, load_nifti, read_regions
 from braingen.errors import UserError
 from braingen.text_files import read_json
 
@@ -28,6 +29,9 @@ LABELS = {
     "floc-words": ("OWFA", "VWFA-1", "VWFA-2", "mfs-words", "mTL-words"),
 }
 """Names of the labels 1, 2, ... of NSD's region volumes (NSD data manual)."""
+
+
+_UNIONS = ("nsd_general", "early_vis", "higher_vis")
 
 
 def region_masks(path: Path, places: VoxelPlaces, names: Mapping[int, str] | None = None) -> dict[str, np.ndarray]:
@@ -78,14 +82,23 @@ def _names_beside(stem: Path) -> dict[int, str]:
     return {}
 
 
-def known_regions(layout: Layout, subject: int, places: VoxelPlaces, atlases: Sequence[Path] = ()) -> dict[str, np.ndarray]:
-    """Regions of the data folder's own volumes (visual areas and localisers, where they are there) and of further atlases."""
+def known_regions(layout: Layout, subject: int, places: Places, atlases: Sequence[Path] = ()) -> dict[str, np.ndarray]:
+    """Regions of the data folder's own volumes (visual areas and localisers) and of further atlases; where columns lie on a surface or
+    nowhere, and where there are no such volumes, those of brain_region_masks.hdf5."""
     folder = layout.volumes(subject)
+    if not isinstance(places, VoxelPlaces):
+        return _regions_of_columns(layout, subject)
     own = [folder / f"{name}.nii.gz" for name in nsd.ROI_VOLUMES if name in LABELS]
     found: dict[str, np.ndarray] = {}
     for path in [*(path for path in own if path.exists()), *atlases]:
         found |= region_masks(Path(path), places)
-    return found
+    return found or _regions_of_columns(layout, subject)
+
+
+def _regions_of_columns(layout: Layout, subject: int) -> dict[str, np.ndarray]:
+    if not layout.masks().exists():
+        return {}
+    return {name: mask for name, mask in read_regions(layout, subject).items() if name not in _UNIONS}
 
 
 def check_atlases(atlases: Sequence[Path], places: Mapping[int, VoxelPlaces]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import hashlib
+import logging
 from pathlib import Path
 import time
 
@@ -14,7 +15,7 @@ from braingen.clip.cache import fingerprint_of_files
 from braingen.clip.image_target import CLIPImageEncoder
 from braingen.config import Config
 from braingen.data.nsd import Layout
-from braingen.data.voxel_file import SUFFIXES, load_responses, voxel_file
+from braingen.data.voxel_file import SUFFIXES, load_responses, unit_warning, voxel_file, with_folders_statistics
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.sdxl import backbone_folder, scheduler_named
 from braingen.errors import UserError
@@ -27,6 +28,8 @@ from braingen.stages.targets import Targets
 from braingen.stages.trained import modalities, tuned_folder
 from braingen.stages.workers import Workers, complete, shared_run
 from braingen.untrusted import folder_name
+
+logger = logging.getLogger(__name__)
 
 
 def decoded_folder(config: Config) -> Path:
@@ -97,6 +100,11 @@ def decode(config: Config) -> Path:
     subject = config.data.subjects[0]
     decoder = load_decoder(config)
     given = load_responses(config.decode.voxels, subject, decoder.voxel_count(subject), Layout.of(config.data.root))
+    if config.decode.zscore == "folder":
+        given = with_folders_statistics(given, Layout.of(config.data.root), subject)
+    strange = unit_warning(given)
+    if strange is not None:
+        logger.warning("WARNING: %s: %s.", config.decode.voxels, strange)
     repeats = given.grouped()
     if config.sampler.num_images:
         count = config.sampler.num_images

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 import json
 import os
@@ -21,9 +21,9 @@ from braingen.config import Config
 from braingen.data import nsd
 from braingen.data.checks import all_checks
 from braingen.data.nsd import Layout
-from braingen.data.trials import listed, sessions_on_disk, test_trials, train_trials
+from braingen.data.trials import listed, sessions_on_disk, subjects_on_disk, test_trials, train_trials
 from braingen.errors import UserError
-from braingen.files import nearest_folder, sha256_of
+from braingen.files import identity, nearest_folder, sha256_of
 from braingen.scores import features
 from braingen.stages.backbone_files import backbone_findings
 from braingen.stages.machine import device_of
@@ -130,18 +130,37 @@ def _data(config: Config) -> Iterator[Item]:
     layout = Layout.of(config.data.root)
     for finding in all_checks(layout, config.data.subjects, config.data.num_sessions, "optional"):
         yield Item(finding.level, "data", finding.what, finding.subject, finding.sentence)
-    for subject in range(1, 100):
+    for subject in subjects_on_disk(layout):
         sessions = [] if subject in config.data.subjects else sessions_on_disk(layout, subject)
         if sessions:
             text = f"Subject {subject} is there too (sessions {listed(sessions)}): look at it with --subj {subject}."
             yield Item("note", "data", "trials", subject, text)
     manifest = layout.prepared()
+    if manifest.exists():
+        yield from _sources(manifest, config.data.subjects)
     if manifest.exists() and config.doctor.checksums:
         yield from _checksums(layout, manifest)
     elif manifest.exists():
         yield Item(
             "note", "data", "checksums", None, "Prepared by `braingen prepare`; compare its files with their checksums with --checksums."
         )
+
+
+def _sources(manifest: Path, subjects: Sequence[int]) -> Iterator[Item]:
+    """Scans that have changed since a folder was prepared from them, by size and time."""
+    try:
+        made_from = {subject: read_json(manifest)["subjects"].get(str(subject), {}).get("made_from") for subject in subjects}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return  # told when the manifest is needed
+    for subject, found in made_from.items():
+        if not found or not Path(found["folder"]).is_dir():
+            continue
+        paths = {name: Path(found["folder"], name) for name in found["sources"]}
+        changed = [name for name, path in paths.items() if not path.exists() or identity(path) != found["sources"][name]["stamp"]]
+        if changed:
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            text = f"Subject {subject}: {changed[0]}{more} changed since the folder was prepared from it; run `braingen prepare` again."
+            yield Item("warning", "data", "sources", subject, text)
 
 
 def _checksums(layout: Layout, manifest: Path) -> Iterator[Item]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from braingen.console import Progress
+from braingen.data.places import ColumnPlaces
+from braingen.data.volumes import VoxelPlaces
 from braingen.explain import figures
 from braingen.explain.attribution import Explainer, Query, completeness
 from braingen.explain.maps import MapFile, mean_maps, root_mean_square
@@ -77,8 +79,9 @@ def _write_maps(work: Explanation, subject: Subject, part: Part, maps_NV: np.nda
         for row in range(min(work.config.explain.nifti_images, len(maps_NV))):
             subject.places.write(nifti / "images" / f"whole-{subject.image_N[row]:06d}.nii.gz", np.asarray(maps_NV[row]))
         title = f"subject {subject.number}: mean contribution to the decoded embedding"
-        figures.draw_slices(drawn / "whole-slices.png", subject.places, mean_V)
-        if subject.meshes:
+        if isinstance(subject.places, VoxelPlaces):
+            figures.draw_slices(drawn / "whole-slices.png", subject.places, mean_V)
+        if subject.meshes and not isinstance(subject.places, ColumnPlaces):
             figures.draw_surface(drawn / "whole-surface.png", subject.places, mean_V, subject.meshes, title)
             for sentence in subject.about_meshes:
                 work.say(sentence)

@@ -21,13 +21,14 @@ from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.large_files import blocks, scratch_array
 from braingen.data.nsd import Layout
+from braingen.data.places import Places, SurfacePlaces, load_any_places
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
-from braingen.data.volumes import VoxelPlaces, load_places
+from braingen.data.volumes import VoxelPlaces
 from braingen.errors import UserError
 from braingen.explain.maps import membership
 from braingen.explain.patterns import ClassReadOut
 from braingen.explain.readout import class_directions, decode
-from braingen.explain.surface import Mesh, check_space, read_meshes
+from braingen.explain.surface import Mesh, check_space, check_vertices, read_meshes
 from braingen.explain.volumes import check_atlases
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS
@@ -50,7 +51,7 @@ class Subject(NamedTuple):
     rows_NR: np.ndarray
     """Rows of the betas of every presentation, -1 where there were fewer."""
     image_N: np.ndarray
-    places: VoxelPlaces
+    places: Places
     meshes: tuple[Mesh, ...] = ()
     """Surfaces to draw on."""
     about_meshes: tuple[str, ...] = ()
@@ -135,9 +136,17 @@ def read_subjects(config: Config, meshes: Mapping[int, tuple[Mesh, ...]]) -> tup
         of voxels.
     """
     layout = Layout.of(config.data.root)
-    places = {number: load_places(layout, number) for number in config.data.subjects}
-    check_atlases(config.explain.atlases, places)
-    about = {number: check_space(config.explain.surface, meshes.get(number, ()), places, number) for number in places}
+    places = {number: load_any_places(layout, number) for number in config.data.subjects}
+    volumes = {number: each for number, each in places.items() if isinstance(each, VoxelPlaces)}
+    if config.explain.atlases and len(volumes) < len(places):
+        raise UserError("explain.atlases are volumes, and the responses lie on a surface or have no places: leave --atlases out.")
+    check_atlases(config.explain.atlases, volumes)
+    about: dict[int, tuple[str, ...]] = dict.fromkeys(places, ())
+    for number, each in places.items():
+        if isinstance(each, VoxelPlaces):
+            about[number] = check_space(config.explain.surface, meshes.get(number, ()), volumes, number)
+        elif isinstance(each, SurfacePlaces):
+            check_vertices(meshes.get(number, ()), each)
     found = {number: group_repeats(test_trials(layout, number)) for number in config.data.subjects}
     shared = [image for image in next(iter(found.values())).image_N if all(image in each.image_N for each in found.values())]
     shared_N = np.array(shared[: config.explain.explain_images or None], dtype=np.int64)

@@ -11,10 +11,13 @@ import pandas as pd
 from braingen.config import Config
 from braingen.console import console as new_console
 from braingen.data.nsd import Layout
+from braingen.data.places import SurfacePlaces
+from braingen.data.volumes import VoxelPlaces
 from braingen.errors import UserError
 from braingen.explain import figures, volumes
 from braingen.explain.maps import MapFile
 from braingen.explain.readout import WHOLE, Part, experts_per_level, parts_of
+from braingen.explain.surface import meshes_of
 from braingen.files import write_text
 from braingen.stages.explain_inputs import Inputs, Subject
 from braingen.untrusted import csv_text
@@ -92,8 +95,12 @@ class Explanation:
         if truth:
             place_V2 = truth["sheet_uv"] * truth["sheet_extent_mm"]
             figures.draw_sheet(path, place_V2, truth["hemisphere"], truth["area"], value_V, title)
-        else:
+        elif isinstance(subject.places, VoxelPlaces):
             figures.draw_projections(path, subject.places, value_V, title)
+        elif isinstance(subject.places, SurfacePlaces) and (meshes := subject.meshes or meshes_of(subject.places)):
+            figures.draw_surface(path, subject.places, value_V, meshes, title)
+        else:
+            figures.draw_columns(path, subject.places, value_V, title)
 
     def facts(self) -> dict[str, Any]:
         """What the page is told besides the files."""

@@ -11,6 +11,7 @@ from braingen.console import console
 from braingen.data.ingest.own import OwnScans
 from braingen.data.prepare import prepare as write_layout
 from braingen.data.raw_nsd import RawNSD, is_raw_nsd
+from braingen.data.raw_nsd_surface import SPACE, RawNSDSurface
 from braingen.data.scans import Scans
 from braingen.errors import UserError
 from braingen.files import sha256_of
@@ -38,7 +39,11 @@ def scans_of(config: Config) -> Scans:
         chosen = with_settings(config, "prepare", {"kind": "nsd" if is_raw_nsd(chosen.scans) else "own"}).prepare
     assert chosen.scans is not None
     if chosen.kind == "nsd":
-        return RawNSD(chosen.scans, chosen.betas, chosen.mask or "nsdgeneral", chosen.order, chosen.coco, chosen.zscore)
+        if chosen.space not in ("", "func1pt8mm", SPACE):
+            raise UserError(f"prepare.space = {chosen.space} is not read of NSD: func1pt8mm (empty) or {SPACE} is.")
+        return (RawNSDSurface if chosen.space == SPACE else RawNSD)(
+            chosen.scans, chosen.betas, chosen.mask or "nsdgeneral", chosen.order, chosen.coco, chosen.zscore
+        )
     return OwnScans(chosen, config.data.root)
 
 

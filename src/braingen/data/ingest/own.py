@@ -18,13 +18,15 @@ from braingen.config.run_and_data import PrepareConfig
 from braingen.data import nsd
 from braingen.data.ingest import forms
 from braingen.data.ingest.events import EventTable, read_events, read_table
-from braingen.data.ingest.forms import Asked, Source
+from braingen.data.ingest.forms import Asked, Part, Source
+from braingen.data.ingest.forms.surfaces import VERTICES
 from braingen.data.ingest.identity import PICTURES, Identity, KnownPicture
 from braingen.data.ingest.masks import Grid, Mask, above, choose_mask, labels_of, misfit, read_mask, region_files
 from braingen.data.ingest.names import GUIDE, Named, Tree, differing, natural, plain, same_label
 from braingen.data.ingest.pairing import Pair, among, consistent, pair, same_events, units_of
 from braingen.data.ingest.stimuli import Shown, Stimuli, pixels_of
 from braingen.data.ingest.trial_table import events_of_table, find_trial_table
+from braingen.data.places import Places, SurfacePlaces, surface_places
 from braingen.data.scans import Pictures, Statistics
 from braingen.data.volumes import ALIGNED, VoxelPlaces, load_nifti
 from braingen.errors import UserError
@@ -710,7 +712,7 @@ class OwnScans:
             )
         return affines[0] if len(affines) == 1 else None
 
-    def places(self, subject: int) -> VoxelPlaces | None:
+    def places(self, subject: int) -> Places | None:
         mask, source = self._mask(subject), self._record(subject).lead
         if source.is_volume:
             kept = np.ones(source.grid, dtype=bool) if mask is None else mask.kept
@@ -721,14 +723,30 @@ class OwnScans:
             return VoxelPlaces(
                 mask.kept, self.prepare.order, mask.affine if mask.affine is not None else np.eye(4), self.origin, mask.space
             )
+        if source.parts or (source.surface and source.columns // 2 in VERTICES):
+            return self._on_surface(source, self._columns(subject, source))
         return None
+
+    def _on_surface(self, source: Source, columns: np.ndarray | None) -> SurfacePlaces:
+        half = source.columns // 2
+        surface = source.surface if source.parts else VERTICES[half]
+        parts = source.parts or tuple(Part(side, half, None) for side in ("L", "R"))
+        stretches, there = [], 0
+        for part in parts:
+            count = part.vertices if part.vertex_N is None else len(part.vertex_N)
+            stretches.append((part.side, part.vertices, part.vertex_N, count))
+            there += count
+        if there < source.columns:  # grayordinates below the cortex
+            stretches.append(("", 0, None, source.columns - there))
+        places = surface_places(surface, stretches, self.origin)
+        return places if columns is None else places.restricted(columns)
 
     def _columns(self, subject: int, source: Source) -> np.ndarray | None:
         """Columns of a source that the mask keeps; None for all."""
         mask = self._mask(subject)
         if source.is_volume:
             places = self.places(subject)
-            assert places is not None
+            assert isinstance(places, VoxelPlaces)
             return np.ravel_multi_index(tuple(places.indices_V3.T), source.grid)
         if mask is not None and mask.kept.ndim == 1 and mask.kept.size == source.columns:
             return np.flatnonzero(mask.kept)
@@ -740,7 +758,7 @@ class OwnScans:
         columns = self._columns(subject, source)
         return source.columns if columns is None else len(columns), source.columns
 
-    def regions(self, subject: int, places: VoxelPlaces | None, kept_V: np.ndarray) -> dict[str, np.ndarray]:
+    def regions(self, subject: int, places: Places | None, kept_V: np.ndarray) -> dict[str, np.ndarray]:
         """Regions of the voxels that are kept of those inside the mask."""
         record, mask = self._record(subject), self._mask(subject)
         source = record.lead
@@ -761,13 +779,13 @@ class OwnScans:
         return regions
 
     def _region(
-        self, file: Named, source: Source, columns: np.ndarray | None, places: VoxelPlaces | None, kept_V: np.ndarray
+        self, file: Named, source: Source, columns: np.ndarray | None, places: Places | None, kept_V: np.ndarray
     ) -> np.ndarray | None:
         """The voxels of a region among those that are kept; None where it cannot be told."""
         values, image = read_mask(file.path)
         inside, _ = above(values, file.path, self.prepare.mask_above)
         if image is not None:
-            if places is None:
+            if not isinstance(places, VoxelPlaces):
                 self._new_notes.append(
                     f"the region {file.path.name} is a volume and ignored: where the columns lie is not known; give it as .npy"
                 )
@@ -790,7 +808,7 @@ class OwnScans:
         mask = next((m for m in self._mask_of.values() if m is not None), None)
         return str(mask.files[0]) if mask else "of the responses"
 
-    def _segmented(self, label: str, places: VoxelPlaces | None, kept_V: np.ndarray) -> dict[str, np.ndarray]:
+    def _segmented(self, label: str, places: Places | None, kept_V: np.ndarray) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
         tables = self._tree.named(LABEL_TABLES)
         for file in self._tree.named(LABELS):
@@ -801,11 +819,14 @@ class OwnScans:
                 self._new_notes.append(f"{file.path.name} is ignored: no table names its labels ({file.path.name.partition('.')[0]}.tsv)")
                 continue
             image = load_nifti(file.path)
-            reason = "no places" if places is None else misfit(Grid(image.shape, image.affine), Grid(places.mask.shape, places.affine))
-            if reason or places is None:
+            volume = places if isinstance(places, VoxelPlaces) else None
+            reason = (
+                "no grid in common" if volume is None else misfit(Grid(image.shape, image.affine), Grid(volume.mask.shape, volume.affine))
+            )
+            if reason or volume is None:
                 self._new_notes.append(f"{file.path.name} is ignored: it and the mask have {reason}")
                 continue
-            values = places.to_vector(np.asanyarray(image.dataobj))
+            values = volume.to_vector(np.asanyarray(image.dataobj))
             for index, name in names.items():
                 if (values == index).any():
                     found[name] = found.get(name, np.zeros(len(values), bool)) | (values == index)
@@ -819,7 +840,7 @@ class OwnScans:
         used = dict.fromkeys(stretch.source for number, _, stretch in self._in_order(subject) if number == session)
         return [path for source in used for path in sources[source].files]
 
-    def responses(self, subject: int, session: int, trials: int, places: VoxelPlaces | None) -> Iterator[np.ndarray]:
+    def responses(self, subject: int, session: int, trials: int, places: Places | None) -> Iterator[np.ndarray]:
         sources = self._record(subject).sources
         for number, _, stretch in self._in_order(subject):
             if number != session:
@@ -954,6 +975,27 @@ class OwnScans:
             "test pictures": self.where_tests,
             "captions": self.caption_file().name if self.prepare.captions and self.caption_file() else "none",  # type: ignore[union-attr]
         }
+
+
+def numbers_of_labels(words: Sequence[str], prepare: PrepareConfig, data: Path) -> list[int]:
+    """Numbers of subjects that are given by label or number, by the tables of a data folder and the scans that are named.
+
+    Raises
+    ------
+    UserError
+        When a label is not known; those that are, are listed with their numbers.
+    """
+    known = dict(Identity(data).subjects)
+    if prepare.scans is not None and prepare.scans.is_dir():
+        known |= OwnScans(prepare, data).labels
+    found = []
+    for word in words:
+        label = word.removeprefix("sub-")
+        if label not in known and not word.isdecimal():
+            there = ", ".join(f"{name} ({number})" for name, number in sorted(known.items(), key=lambda pair: pair[1])) or "none"
+            raise UserError(f"There is no subject {word}; labels and numbers of those that are known: {there}. Name one with --subj.")
+        found.append(known[label] if label in known else int(word))
+    return found
 
 
 def _left_out(trials: pd.DataFrame) -> pd.Series:
