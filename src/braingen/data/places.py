@@ -159,7 +159,7 @@ def surface_places(surface: str, parts: Sequence[tuple[str, int, np.ndarray | No
     sides, numbers = [], []
     for side, count, vertex_N, columns in parts:
         if side:
-            vertices[side] = count
+            vertices[side] = int(count)
         sides.append(np.full(columns, side, dtype="U1"))
         numbers.append(np.arange(columns) if vertex_N is None else np.asarray(vertex_N, dtype=np.int64))
     return SurfacePlaces(surface, vertices, np.concatenate(sides), np.concatenate(numbers).astype(np.int64), source)

@@ -164,13 +164,21 @@ def _in_order_of_onsets(trials: pd.DataFrame, path: Path) -> tuple[pd.DataFrame,
     parts = [np.flatnonzero(runs == run) for run in dict.fromkeys(runs)]
     if any((np.diff(part) != 1).any() for part in parts):
         raise UserError(f"{path}: the lines of run {runs[0]} and others are mixed; sort the table by run and onset.")
-    if len(parts) == 1:  # onsets that begin anew are runs written one below the other
+    if len(parts) == 1:
         falls = np.flatnonzero(np.diff(onset) < 0) + 1
-        starts = onset[np.r_[0, falls]]
-        step = np.median(np.abs(np.diff(onset)))
-        if len(falls) and len(falls) <= len(onset) / 4 and np.ptp(starts) <= 5 * step and starts.max() <= np.sort(onset)[len(onset) // 2]:
-            trials = trials.assign(run=np.repeat(np.arange(1, len(falls) + 2), np.diff(np.r_[0, falls, len(onset)])).astype(str))
-            return trials, [f"{path.name}: onsets begin anew {len(falls)} times, taken as {len(falls) + 1} runs one after the other"]
+        begins = np.r_[0, falls]
+        # few pieces, each from the beginning: runs written one below the other, perhaps
+        like_runs = 0 < len(falls) <= len(onset) / 4 and onset[begins].max() <= np.sort(onset)[len(onset) // 2]
+        if like_runs and len(np.unique(onset)) < len(onset):  # one run has no two pictures at one time
+            runs = np.repeat(np.arange(1, len(falls) + 2), np.diff(np.r_[begins, len(onset)])).astype(str)
+            note = f"{path.name}: onsets begin anew {len(falls)} times, taken as {len(falls) + 1} runs one after the other"
+            return trials.assign(run=runs), [note]
+        if like_runs:
+            raise UserError(
+                f"{path}: onsets begin anew {len(falls)} times (first in line {int(trials['line'].iloc[falls[0]]) + 2}): these are "
+                "runs one "
+                "below the other, or lines in another order than the onsets. Add a column run (1, 2, ...), or sort the lines by onset."
+            )
     order = np.concatenate([part[np.argsort(onset[part], kind="stable")] for part in parts])
     same = [part for part in parts if len(np.unique(onset[part])) < len(part)]
     if (order == np.arange(len(order))).all():

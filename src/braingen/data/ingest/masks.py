@@ -88,7 +88,7 @@ def read_mask(path: Path) -> tuple[np.ndarray, Any]:
 def above(values: np.ndarray, path: Path, threshold: float | None) -> tuple[np.ndarray, str]:
     """Voxels of a mask, and what its values are, for the summary."""
     found = np.unique(values)
-    soft = len(found) > 2 and bool((found != np.round(found)).any())
+    soft = bool((found != np.round(found)).any()) and not (len(found) == 2 and 0 in found)
     limit = threshold if threshold is not None else 0.5 if soft else 0.0
     kept = values > limit
     shown = ", ".join(f"{value:g}" for value in found[:6]) + (f", ... ({len(found)} values)" if len(found) > 6 else "")

@@ -68,7 +68,7 @@ def read_mgh(file: Named, asked: Asked) -> Source:
         raise UserError(f"{file.path} is not a readable FreeSurfer file ({' '.join(str(error).split())}); {GUIDE}.") from error
     if sorted(shape[:3])[:2] != [1, 1]:
         raise UserError(f"{file.path} has shape {shape}, (vertices, 1, 1, trials) was expected; {GUIDE}.")
-    vertices = max(shape[:3])
+    vertices, trials = int(max(shape[:3])), int(trials)
 
     def take(first: int, last: int) -> np.ndarray:
         block = image.dataobj[..., first:last] if len(shape) > 3 else image.dataobj
