@@ -188,9 +188,9 @@ def _run(words: list[str]) -> int:
     own = (command.own, f"loss_{choice[0]}") if name == "train" else (command.own,)
     file, overrides = parse_overrides(rest, own, command.words)
     # before the stage: its libraries take seconds to load, and a typo is reported at once
-    given = _from_environment(own)
-    overrides = _numbered(file or command.config or None, overrides, given)
-    config = load_config(file or command.config or None, overrides, given)
+    environment = _from_environment(own)
+    overrides = _numbered(file or command.config or None, overrides, environment)
+    config = load_config(file or command.config or None, overrides, environment)
     stage: Callable[..., Path | None] = getattr(import_module(command.module), command.function)
     result = stage(config, *choice)
     if result is not None:

@@ -52,7 +52,7 @@ DRAWERS = [name for name, _ in inspect.getmembers(figures, inspect.isfunction) i
 
 
 def test_every_drawing_function_is_here():
-    assert set(DRAWERS) == {"draw_projections", "draw_sheet", "draw_slices", "draw_surface"}
+    assert set(DRAWERS) == {"draw_columns", "draw_projections", "draw_sheet", "draw_slices", "draw_surface"}
 
 
 @pytest.mark.parametrize("name", [name for name in DRAWERS if name != "draw_surface"])

@@ -107,14 +107,18 @@ def draw_slices(path: Path, places: VoxelPlaces, value_V: np.ndarray, title: str
 
 
 def draw_columns(path: Path, places: Places, value_V: np.ndarray, title: str = "") -> None:
-    """A map of columns whose places are not known, or that no mesh is there for: how many have which value."""
+    """A map of columns whose places are not known, or that no mesh is there for: values row by row, in the order of the betas."""
     where = f"no mesh of {places.surface} (--surface)" if isinstance(places, SurfacePlaces) else "where columns lie is not known"
-    finite_V = np.asarray(value_V, dtype=np.float64)
-    finite_V = finite_V[np.isfinite(finite_V)]
+    value_V = np.asarray(value_V, dtype=np.float64)
+    value_V = np.where(np.isfinite(value_V), value_V, np.nan)
+    wide = max(1, int(np.ceil(np.sqrt(4 * len(value_V)))))
+    filled = np.pad(value_V, (0, -len(value_V) % wide), constant_values=np.nan).reshape(-1, wide)
+    limit = _limit(value_V)
     figure, axis = plt.subplots(figsize=(7.2, 2.5), layout="constrained")
-    axis.hist(finite_V, bins=50, color="0.5")
-    axis.set_xlabel(f"value; {where}", fontsize=8)
-    axis.set_ylabel("columns", fontsize=8)
+    axis.imshow(filled, cmap=_MAP, vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto")
+    axis.set_xlabel(f"columns, row by row; {where}", fontsize=8)
+    axis.set_xticks([])
+    axis.set_yticks([])
     figure.suptitle(_titled(title, value_V), fontsize=10)
     _save(figure, path)
 
