@@ -324,7 +324,7 @@ def test_cost_is_as_stated(sampling, calls):
     assert sizes == [3] * calls
 
 
-@pytest.mark.parametrize(("settings", "giga"), [({"dim": 1280}, 0.857), ({"dim": 1664, "num_tokens": 256}, 251.7)])
+@pytest.mark.parametrize(("settings", "giga"), [({"dim": 1280}, 0.766), ({"dim": 1664, "num_tokens": 256}, 230.9)])
 def test_cost_of_a_call_at_full_size(settings, giga):
     """Floating point operations of one row, in 10^9 (docs/models.md); guidance doubles them."""
     with torch.device("meta"):
@@ -452,3 +452,25 @@ def test_strange_weights_are_named():
     assert network_state({"prior.net.surprise": torch.zeros(1)}).unknown == ["prior.net.surprise"]
     with pytest.raises(UserError, match="no diffusion prior"):
         settings_of({"prior.net.surprise": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("settings", [{}, {"causal": True}, {"num_tokens_target": 3}, {"learned_query_mode": "token"}], ids=str)
+def test_the_last_layer_is_asked_for_what_is_read_only_and_says_the_same(settings):
+    """Of the last layer the places that nobody reads are not computed; read out of the whole sequence, the prediction is the same."""
+    network = small(depth=2, **settings).eval().network
+    target, brain, times = normal(4, network.num_tokens_target, 16), normal(4, 2, 16, seed=1), torch.tensor([0, 3, 9, 19])
+    sizes = []
+    network.layers[-1]["feed_forward"].register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[1]))
+    found = network(target, times, brain)
+    assert sizes == [network.num_tokens_target]
+    attend = type(network.layers[-1]["attention"]).forward
+    whole = []
+
+    def ask_all(self, x_BND, bias_ANM, asked=None):
+        whole.append(attend(self, x_BND, bias_ANM))
+        return whole[-1] if asked is None else whole[-1][:, -asked:]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(network.layers[-1]["attention"]), "forward", ask_all)
+        torch.testing.assert_close(network(target, times, brain), found)
+    assert len(whole) == 2

@@ -105,7 +105,7 @@ def rotary_frequencies(width: int, device: torch.device | None = None) -> Tensor
     return falling_frequencies(width // 2, width / 2, device)
 
 
-def rotate(x: Tensor, width: int) -> Tensor:
+def rotate(x: Tensor, width: int, first: int = 0) -> Tensor:
     """Turn neighbouring pairs among the first `width` channels by an angle that grows with the position (rotary embedding).
 
     Parameters
@@ -114,9 +114,11 @@ def rotate(x: Tensor, width: int) -> Tensor:
         (..., N, C), positions on the last axis but one.
     width : int
         How many channels are rotated; the others stay.
+    first : int
+        Position of the first row.
     """
     frequencies = rotary_frequencies(width, x.device)
-    sin, cos = (wave.to(x.dtype) for wave in sines_and_cosines(torch.arange(x.shape[-2], device=x.device), frequencies))
+    sin, cos = (wave.to(x.dtype) for wave in sines_and_cosines(torch.arange(first, first + x.shape[-2], device=x.device), frequencies))
     turned, rest = x[..., : 2 * len(frequencies)], x[..., 2 * len(frequencies) :]
     even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
@@ -147,20 +149,22 @@ class PriorAttention(nn.Module):
         self.out = nn.Linear(heads * dim_head, width, bias=False)
         self.norm_out = GainNorm(width, norm)
 
-    def forward(self, x_BND: Tensor, bias_ANM: Tensor) -> Tensor:
-        """Attend; `bias_ANM` is the bias of N queries and M = N + 1 keys."""
+    def forward(self, x_BND: Tensor, bias_ANM: Tensor, asked: int | None = None) -> Tensor:
+        """Attend; `bias_ANM` is the bias of N queries and M = N + 1 keys. Only the last `asked` tokens ask, all where it is left out."""
         B, N, _ = x_BND.shape
+        first = 0 if asked is None else N - asked
         x_BND = self.norm_in(x_BND)
-        q_BANC = self.queries(x_BND).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q_BANC = self.queries(x_BND[:, first:]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k_BNC, v_BNC = self.key_value(x_BND).chunk(2, dim=-1)
         rotated = min(ROTARY_WIDTH, k_BNC.shape[-1])
-        q_BANC, k_BNC = rotate(q_BANC, rotated), rotate(k_BNC, rotated)
+        q_BANC, k_BNC = rotate(q_BANC, rotated, first), rotate(k_BNC, rotated)
         null_k, null_v = self.null_key_value.to(x_BND.dtype).expand(B, -1, -1).split(1, dim=1)
         k_BMC, v_BMC = torch.cat([null_k.to(k_BNC.dtype), k_BNC], dim=1), torch.cat([null_v.to(v_BNC.dtype), v_BNC], dim=1)
         q_BANC, k_BMC = normalize(q_BANC, dim=-1), normalize(k_BMC, dim=-1)
         if self.causal:
             ahead_NM = torch.ones(N, N + 1, dtype=torch.bool, device=x_BND.device).triu(2)
             bias_ANM = bias_ANM.masked_fill(ahead_NM, -math.inf)
+        bias_ANM = bias_ANM[:, first:]
         k_BAMC, v_BAMC = (y[:, None].expand(-1, self.heads, -1, -1) for y in (k_BMC, v_BMC))
         heard_BANC = scaled_dot_product_attention(
             q_BANC, k_BAMC.to(q_BANC.dtype), v_BAMC.to(q_BANC.dtype), bias_ANM.to(q_BANC.dtype), scale=COSINE_SCALE
@@ -330,12 +334,15 @@ class PriorNetwork(nn.Module):
         if self.learned_query is not None and self.learned_query_mode == "all_pos_emb":
             x_BND = x_BND + self.learned_query.to(x_BND.dtype)
         bias_ANM = self.relative_position(x_BND.shape[1])
-        for layer in self.layers:
+        read = self.num_tokens_target
+        for number, layer in enumerate(self.layers, 1):
             assert isinstance(layer, nn.ModuleDict)
-            x_BND = x_BND + layer["attention"](x_BND, bias_ANM)
+            if number < len(self.layers):
+                x_BND = x_BND + layer["attention"](x_BND, bias_ANM)
+            else:  # what follows acts on every token by itself, so only those that are read go through it
+                x_BND = x_BND[:, -read:] + layer["attention"](x_BND, bias_ANM, read)
             x_BND = x_BND + layer["feed_forward"](x_BND)
-        # the last norm and map act on every token by itself, so only those that are read go through them
-        return self.out(self.norm_out(x_BND[:, -self.num_tokens_target :]))
+        return self.out(self.norm_out(x_BND))
 
     def guided(self, noisy_BTD: Tensor, times_B: Tensor, condition_BSD: Tensor, scale: float, null: NullBranch = "condition") -> Tensor:
         """Predict with classifier-free guidance, null + scale * (full - null), both branches in one pass of 2 B rows (B rows at scale 1).
