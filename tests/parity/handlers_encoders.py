@@ -6,14 +6,15 @@ from typing import Any
 
 from cases import Case, Handler
 import numpy as np
+from published import published_balance, to_published
 import torch
 from torch import Tensor
 
 import braingen  # noqa: F401
 from braingen.brain.backbone import BackboneOutput, BrainEncoder, ImageBackbone, TextBackbone
-from braingen.brain.expert_router import ValueRouter, published_balance
+from braingen.brain.expert_router import ValueRouter
 from braingen.brain.moe import BrainMoE, BrainMoEHier, BrainMoEMulti
-from braingen.brain.published_keys import load_published, to_published
+from braingen.brain.published_keys import load_published
 from braingen.records import ExpertEmbeddings
 
 ORDERS = {"": "native", "by_index/": "index", "by_value/": "value", "by_gpu_rule/": "gpu"}

@@ -8,11 +8,11 @@ import re
 from typing import Any
 
 import numpy as np
+from published import anneal, cosine_matrix, row_correlations, soft_cont, soft_siglip, top_k_accuracy
 import torch
 from torch import Tensor
 
-from braingen.brain.losses import MixDraws, anneal, choose_mixed, mix, mixco_nce, soft_clip, soft_cont, soft_siglip
-from braingen.brain.similarity import correlation_matrix, cosine_matrix, top_k_accuracy
+from braingen.brain.losses import MixDraws, choose_mixed, mix, mixco_nce, soft_clip
 
 Outputs = dict[str, Any]
 
@@ -70,7 +70,7 @@ def helpers(case: Any) -> Outputs:
     out: Outputs = {
         "cosine": cosine_matrix(left, right),
         "cosine_mean_removed": cosine_matrix(left, right, centre=True),
-        "pearson": correlation_matrix(right, left),
+        "pearson": row_correlations(right, left),
     }
     for name in case.outputs:
         if found := re.fullmatch(r"topk_(\d+)", name):

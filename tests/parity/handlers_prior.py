@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import numpy as np
+from published import noise_in, posterior_log_variance, start_of
 import torch
 from torch import Tensor, nn
 
@@ -77,7 +78,7 @@ def noise_scheduler(case: Any) -> Outputs:
         "sqrt_recip_alphas_cumprod": np.sqrt(1 / kept),
         "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / kept - 1),
         "posterior_variance": schedule.posterior_variance,
-        "posterior_log_variance_clipped": schedule.posterior_log_variance,
+        "posterior_log_variance_clipped": posterior_log_variance(schedule),
         "posterior_mean_coef1": schedule.posterior_start,
         "posterior_mean_coef2": schedule.posterior_sample,
         "p2_loss_weight": (k + kept / (1 - kept)) ** -gamma,
@@ -91,9 +92,9 @@ def noise_scheduler(case: Any) -> Outputs:
         "q_sample": noised,
         "posterior_mean": mean,
         "posterior_variance": at_times(schedule.posterior_variance, times, axes),
-        "posterior_log_variance": at_times(schedule.posterior_log_variance, times, axes),
-        "predict_noise": schedule.noise_in(noised, times, start),
-        "predict_start": schedule.start_of(noised, times, noise),
+        "posterior_log_variance": at_times(posterior_log_variance(schedule), times, axes),
+        "predict_noise": noise_in(schedule, noised, times, start),
+        "predict_start": start_of(schedule, noised, times, noise),
         "v": schedule.velocity(start, times, noise),
     }
 

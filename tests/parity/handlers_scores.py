@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import numpy as np
+from published import correlation_matrix, structural_similarity
 import torch
 
 from braingen.scores import identify, pixel
@@ -22,8 +23,8 @@ def image_metrics(case: Any) -> dict[str, np.ndarray]:
         smaller = int(prefix.removeprefix("via")) if prefix else None
         a, b = (x if smaller is None else pixel.resize(torch.as_tensor(x), smaller).numpy() for x in (images, recons))
         correlation = pixel.pixel_correlation(a, b, side)
-        similarity = pixel.structural_similarity(a, b, side)
-        columns = pixel.structural_similarity(a, b, side, columns=True)
+        similarity = structural_similarity(a, b, side)
+        columns = structural_similarity(a, b, side, columns=True)
         values = {
             "pixcorr": correlation.mean(),
             "pixcorr_each": correlation,
@@ -55,7 +56,7 @@ def two_way_identification(case: Any) -> dict[str, np.ndarray]:
         "score": np.asarray(score.value),
         "wins": score.wins_N,
         "total": np.asarray(len(truth) - 1),
-        "correlation": identify.correlation_matrix(truth, recons),
+        "correlation": correlation_matrix(truth, recons),
     }
 
 

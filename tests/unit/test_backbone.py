@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from parity.published import to_published
 import pytest
 import torch
 from torch.nn import functional as F
@@ -12,7 +13,7 @@ from unit.published_models import Text, lively
 
 from braingen.brain.backbone import BrainEncoder, ImageBackbone
 from braingen.brain.parameters import idle_parameters, trainable_parameters
-from braingen.brain.published_keys import load_published, published_keys, to_published
+from braingen.brain.published_keys import load_published, published_keys
 from braingen.brain.published_settings import encoder_settings
 from braingen.errors import UserError
 

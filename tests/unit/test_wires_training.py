@@ -28,7 +28,7 @@ from braingen.data.batches import RepeatedBatch
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
 from braingen.data.trials import hold_out_images, test_trials, train_trials
-from braingen.records import VoxelBatch
+from braingen.records import Trials, VoxelBatch
 from braingen.run_layout import READER
 from braingen.stages import reader_setup
 from braingen.stages import reading as stage_reading
@@ -149,6 +149,14 @@ def test_after_the_mixing_labels_are_soft_and_their_temperature_is_annealed(case
         return losses.soft_clip(losses.unit_rows(rows), losses.unit_rows(case.truth_BTD), temperature)
 
     assert_terms(found, by_hand(case, out, case.truth_BTD, contrastive))
+
+
+def test_a_training_of_a_single_step_has_a_temperature(case):
+    """The published annealing divides 0 by 0 for one step."""
+    parts = case.parts._replace(loss=case.parts.loss.model_copy(update={"mixup_pct": 0.0}))
+    found = stage.step(case.reader, case.batch, parts, 0.0, generator(3))
+    rows, wanted = (losses.unit_rows(x) for x in (outputs(case, [part.voxels_BV for part in case.batch])["clip_BTD"], case.truth_BTD))
+    torch.testing.assert_close(found.terms["clip"], 2 * losses.soft_clip(rows, wanted, 0.004 * 40), rtol=1e-4, atol=1e-5)
 
 
 def test_terms_of_weight_zero_are_left_out_and_the_prior_where_there_is_none(case):
@@ -497,6 +505,10 @@ def test_a_validation_averages_presentations_and_scores_the_embedding_after_the_
     assert found["validation/cosine"] == pytest.approx(cosine_similarity(decoded, true).mean().item(), abs=1e-4)
     near = cosine_similarity(torch.stack(clip).flatten(1)[:, None], true[None], dim=-1).argmax(1)
     assert found["validation/retrieval"] == pytest.approx((near == torch.arange(len(true))).float().mean().item(), abs=1e-4)
+    (trials, betas), _ = parts.held_out
+    one = Trials(trials.table[trials.table["image"] == trials.table["image"].iloc[0]], trials.subject)
+    alone = stage.validate(reader, parts._replace(held_out=[(one, betas)]))  # published accuracies fail with fewer candidates than k
+    assert alone["validation/retrieval"] == 1
     reader.prior = None
     bare = cosine_similarity(torch.stack(backbone).flatten(1), true).mean().item()
     assert stage.validate(reader, parts)["validation/cosine"] == pytest.approx(bare, abs=1e-4)

@@ -270,18 +270,3 @@ def make_router(
     if kind == "value":
         return ValueRouter(parents, experts, expert_width(units, experts, capacity), token_order=token_order)
     raise UserError(f"routing={kind} is not possible: take routing=affinity or routing=value.")
-
-
-def published_balance(chosen_BEK: Tensor, units: int) -> Tensor:
-    """The published load-balancing figure: from the chosen places alone, without gradient, blind to use (docs/deviations.md, row 1.6).
-
-    Parameters
-    ----------
-    chosen_BEK : indices of the chosen units
-    units : U
-    """
-    batch, experts, width = chosen_BEK.shape
-    count_EU = chosen_BEK.new_zeros(experts, units).index_put_(
-        (torch.arange(experts).repeat_interleave(batch * width), chosen_BEK.transpose(0, 1).flatten()), torch.tensor(1), accumulate=True
-    )
-    return ((count_EU / (batch * width) - 1 / experts) ** 2).mean()

@@ -9,12 +9,11 @@ the loss of the global batch, the same in every process.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, logsigmoid, normalize
+from torch.nn.functional import log_softmax, normalize
 
 from braingen.errors import UserError
 
@@ -200,71 +199,6 @@ def soft_clip(preds_BF: Tensor, targets_BF: Tensor, temperature: float, *, gathe
     logits_BB = _similarities(preds_BF, targets_BF) / temperature
     wanted_BB = (_similarities(targets_BF, targets_BF) / temperature).softmax(-1)
     return (_cross_entropy(logits_BB, wanted_BB) + _cross_entropy(logits_BB.T, wanted_BB)) / 2
-
-
-def soft_cont(preds_BF: Tensor, targets_BF: Tensor, augmented_BF: Tensor, temperature: float, *, gather: Gather | None = None) -> Tensor:
-    """Contrastive loss, both ways, against targets of augmented pictures; labels are the similarities of targets to them (MindEye).
-
-    Parameters
-    ----------
-    preds_BF, targets_BF, augmented_BF : Tensor
-        Rows of length 1: predictions, targets, targets of the same pictures augmented.
-    temperature : float
-        Divides cosines of predictions and of labels.
-    gather : callable, optional
-        See the module.
-
-    Raises
-    ------
-    UserError
-        If shapes differ.
-    """
-    if gather is not None:
-        preds_BF, targets_BF, augmented_BF = gather(preds_BF), gather(targets_BF), gather(augmented_BF)
-    logits_BB = _similarities(preds_BF, augmented_BF) / temperature
-    labels_BB = _similarities(targets_BF, augmented_BF) / temperature
-    return (_cross_entropy(logits_BB, labels_BB.softmax(-1)) + _cross_entropy(logits_BB.T, labels_BB.T.softmax(-1))) / 2
-
-
-def soft_siglip(
-    preds_BF: Tensor, targets_BF: Tensor, log_scale: Tensor | float, bias: Tensor | float, *, gather: Gather | None = None
-) -> Tensor:
-    """Sigmoid contrastive loss with soft labels (MindEye2): every pair is a question of its own, without a softmax over the batch.
-
-    Parameters
-    ----------
-    preds_BF, targets_BF : Tensor
-        Rows of length 1.
-    log_scale, bias : Tensor or float
-        Logits are exp(log_scale) * cosine + bias (SigLIP starts at log 10 and -10).
-    gather : callable, optional
-        See the module.
-
-    Raises
-    ------
-    UserError
-        If shapes differ.
-    """
-    if gather is not None:
-        preds_BF, targets_BF = gather(preds_BF), gather(targets_BF)
-    logits_BB = _similarities(preds_BF, targets_BF) * torch.as_tensor(log_scale, device=preds_BF.device).exp() + bias
-    # 1 for a pair, cosine - 1 (at most 0) for others
-    labels_BB = _similarities(targets_BF, targets_BF) - 1 + torch.eye(len(targets_BF), device=targets_BF.device)
-    forth, back = (-logsigmoid(pairs_BB * labels_BB).sum() / len(preds_BF) for pairs_BB in (logits_BB, logits_BB.T))
-    return (forth + back) / 2
-
-
-def anneal(first: float, last: float, steps: int) -> list[float]:
-    """Values that go from first to last on half a cosine, both included; only the first for one step.
-
-    (The published function divides 0 by 0 for one step.)
-
-    Parameters
-    ----------
-    steps : int
-        How many values; 0 gives none.
-    """
-    return [last + (first - last) * (1 + math.cos(math.pi * step / max(steps - 1, 1))) / 2 for step in range(steps)]
 
 
 def _similarities(left_BF: Tensor, right_BF: Tensor) -> Tensor:

@@ -107,11 +107,6 @@ class NoiseSchedule:
         """Number of steps K."""
         return len(self.betas)
 
-    @property
-    def posterior_log_variance(self) -> np.ndarray:
-        """Logarithm of the variance of the step back; the first, which is 0, is kept finite (published implementation)."""
-        return np.log(np.maximum(self.posterior_variance, 1e-20))
-
     def noised(self, start_BTD: Tensor, times_B: Tensor, noise_BTD: Tensor) -> Tensor:
         """Add the noise of given times to clean embeddings.
 
@@ -125,24 +120,10 @@ class NoiseSchedule:
         signal, spread = (at_times(table, times_B, start_BTD.ndim) for table in (np.sqrt(self.kept), np.sqrt(1 - self.kept)))
         return (signal * start_BTD + spread * noise_BTD).to(start_BTD.dtype)
 
-    def noise_in(self, sample_BTD: Tensor, times_B: Tensor, start_BTD: Tensor) -> Tensor:
-        """The noise that a sample contains if its clean embedding is `start_BTD`."""
-        whole, ratio = self._inverse(times_B, sample_BTD.ndim)
-        return (whole * sample_BTD - start_BTD) / ratio
-
-    def start_of(self, sample_BTD: Tensor, times_B: Tensor, noise_BTD: Tensor) -> Tensor:
-        """The clean embedding of a sample if its noise is `noise_BTD`."""
-        whole, ratio = self._inverse(times_B, sample_BTD.ndim)
-        return whole * sample_BTD - ratio * noise_BTD
-
     def velocity(self, start_BTD: Tensor, times_B: Tensor, noise_BTD: Tensor) -> Tensor:
         """Salimans & Ho's v for a clean embedding and a noise."""
         signal, spread = (at_times(table, times_B, start_BTD.ndim) for table in (np.sqrt(self.kept), np.sqrt(1 - self.kept)))
         return signal * noise_BTD - spread * start_BTD
-
-    def _inverse(self, times_B: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
-        """1 / signal and noise / signal: near the last time both are in the thousands, so that their rounding shows in results."""
-        return at_times(np.sqrt(1 / self.kept), times_B, ndim), at_times(np.sqrt(1 / self.kept - 1), times_B, ndim)
 
     def plan(self, steps: int, eta: float = 1.0, rule: SamplingRule = "consistent") -> tuple[SamplingStep, ...]:
         """The steps of sampling, from pure noise to a clean embedding.

@@ -191,15 +191,3 @@ def load_published(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
     return LoadReport(
         missing=sorted(keys.keys() - state.keys()), unexpected=sorted(state.keys() - keys.keys()), other_shape=sorted(other_shape)
     )
-
-
-def to_published(model: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Our weights under published names.
-
-    Parameters
-    ----------
-    tensors : other tensors in the places of the weights, for instance gradients; those that lack are left out
-    """
-    tensors = dict(model.named_parameters()) if tensors is None else tensors
-    places = {name: place for name, place in published_keys(model).items() if place[0] in tensors}
-    return {name: tensors[ours][index] if index else tensors[ours] for name, (ours, index) in places.items()}

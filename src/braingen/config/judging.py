@@ -10,8 +10,6 @@ from pydantic import Field
 from braingen.config.effect import Needs, given
 from braingen.config.values import Folder, NotNegative, Positive, Section, Share
 
-OWN_PICTURES = Needs("scores.all_recons_path", "")
-"""Retrieval is scored from a run's own embeddings; pictures alone have none."""
 PRETRAINED_HERE = Needs("optim.start_from", None)
 """Without an earlier run, others are trained on first."""
 
@@ -21,9 +19,9 @@ class ScoresConfig(Section):
 
     bootstrap: Positive = 2000
     """Resamples of the images for the 95 % intervals."""
-    retrieval_pool: Annotated[Positive, OWN_PICTURES] = 300
+    retrieval_pool: Positive = 300
     """Candidates in a retrieval; all test images when there are fewer (published: 300)."""
-    retrieval_draws: Annotated[Positive, OWN_PICTURES] = 30
+    retrieval_draws: Positive = 30
     """Seeded draws of the candidates (published: 30)."""
     all_recons_path: str = ""
     """Score these pictures instead of the run's own: a folder of PNGs named by image id, or an array with ids (docs/scores.md)."""

@@ -126,12 +126,6 @@ class RepeatedBatch(NamedTuple):
         """Responses averaged over the presentations there are."""
         return VoxelBatch(average_repeats(self.voxels_BRV, self.present_BR), self.image_B, self.subject)
 
-    def presentation(self, repeat: int) -> VoxelBatch:
-        """The given presentation (0-based) of every image; the last one there is where an image was shown less often."""
-        last_B = self.present_BR.sum(dim=1) - 1
-        at_B = last_B.clamp(max=repeat)
-        return VoxelBatch(self.voxels_BRV[torch.arange(len(at_B)), at_B], self.image_B, self.subject)
-
 
 def average_repeats(x_BR: Tensor, present_BR: Tensor) -> Tensor:
     """Mean over presentations (axis 1) of anything computed per presentation (B, R, ...), missing ones left out."""

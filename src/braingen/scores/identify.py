@@ -200,21 +200,6 @@ def _correlate(truth_NF: np.ndarray, recons_NF: np.ndarray, precision: Precision
     return all_NM.cpu().numpy(), own_N.cpu().numpy()
 
 
-def correlation_matrix(truth_NF: np.ndarray, recons_NF: np.ndarray, precision: Precision = "float64", device: str = "cpu") -> np.ndarray:
-    """Pearson correlation of every image (rows) with every reconstruction (columns).
-
-    Centred features are multiplied a block of features at a time, so that beside the inputs only the result and two blocks are held,
-    where ``numpy.corrcoef`` stacks both sets in float64 and computes four times as many products.
-
-    Parameters
-    ----------
-    truth_NF, recons_NF : features, arrays or memory maps; the numbers of rows may differ
-    precision : of the products; "int8" is an estimate, see `two_way`
-    device : where they are computed
-    """
-    return _correlate(truth_NF, recons_NF, precision, device)[0]
-
-
 def fastest_precision(device: str = "cpu") -> Precision:
     """int8 where the processor has instructions for it (AVX-512 VNNI: several times the products of float32), else float32."""
     vnni = getattr(torch.cpu, "_is_vnni_supported", None) or getattr(torch.cpu, "_is_avx512_vnni_supported", None)  # not public yet

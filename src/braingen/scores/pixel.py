@@ -115,28 +115,6 @@ def _compared(means: Tensor) -> Tensor:
     return similarity.mean((1, 2), dtype=torch.float64)
 
 
-def structural_similarity(
-    truth_N3HW: Images, recons_N3HW: Images, side: int = PIXCORR_SIDE, columns: bool = False, batch: int = 1
-) -> np.ndarray:
-    """SSIM of grey pictures at ``side`` with an 11-tap Gaussian window, per image.
-
-    Parameters
-    ----------
-    columns : the legacy value. scikit-image before 0.20 took ``multichannel=True`` at its word on a grey picture, so that every column of
-        pixels was a one-dimensional signal of its own; older papers' figures are of this kind and are higher by 0.004 to 0.04.
-    """
-
-    def score(truth: Tensor, recons: Tensor) -> Tensor:
-        return _similarity(grey(resize(truth, side)), grey(resize(recons, side)))[:, int(columns)]
-
-    return per_image(score, truth_N3HW, recons_N3HW, batch)
-
-
-def squared_error(truth_N3HW: Images, recons_N3HW: Images, side: int = ERROR_SIDE, batch: int = 1) -> np.ndarray:
-    """MSE over all pixels and channels at ``side``, per image."""
-    return per_image(lambda a, b: (resize(a, side) - resize(b, side)).square().mean((1, 2, 3)), truth_N3HW, recons_N3HW, batch)
-
-
 def peak_signal_to_noise(squared_error_N: np.ndarray) -> np.ndarray:
     """PSNR in dB of pictures in [0, 1] from their MSE; at most `HIGHEST_PSNR`, which equal pictures get."""
     return -10 * np.log10(np.maximum(squared_error_N, 10 ** (-HIGHEST_PSNR / 10)))
