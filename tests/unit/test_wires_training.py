@@ -208,15 +208,12 @@ def test_the_objective_is_the_sum_of_its_terms_and_every_term_is_summed_by_name(
     assert len(seeds) == 4 and all(0 <= seed < 2**63 for seed in seeds) and hash_seed(0, "a", 0) in seeds
 
 
-def test_a_presentation_of_a_batch_keeps_its_images_and_its_subject():
+def test_an_averaged_batch_keeps_its_images_and_its_subject():
     voxels = torch.arange(12.0).view(2, 3, 2)
     batch = RepeatedBatch(voxels, torch.tensor([[True, True, False], [True, True, True]]), torch.tensor([8, 5]), 4)
-    third = batch.presentation(2)
-    assert (
-        third.subject == 4 and third.image_B.tolist() == [8, 5] and torch.equal(third.voxels_BV, torch.stack([voxels[0, 1], voxels[1, 2]]))
-    )
     whole = batch.averaged()
-    assert whole.subject == 4 and torch.equal(whole.voxels_BV, torch.stack([voxels[0, :2].mean(0), voxels[1].mean(0)]))
+    assert whole.subject == 4 and whole.image_B.tolist() == [8, 5]
+    assert torch.equal(whole.voxels_BV, torch.stack([voxels[0, :2].mean(0), voxels[1].mean(0)]))
 
 
 # --- what is trained on, and what is looked at ----------------------------------------------------------------------
