@@ -7,12 +7,14 @@ from pathlib import Path
 import resource
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 from braingen import __version__, cli
 from braingen.cli import COMMANDS, main, parse_overrides
 from braingen.config import Config, load_config
+from braingen.config.describe import allowed, condition
 from braingen.config.names import field_paths, fields_of
 from braingen.errors import UserError
 
@@ -109,6 +111,30 @@ def test_settings_are_listed(capsys):
     assert main(["settings"]) == 0
     printed = capsys.readouterr().out
     assert all(f"  --{path.split('.')[1]} " in printed or f"  --{path} " in printed for path in field_paths())
+
+
+def test_help_prints_what_may_be_given(capsys):
+    """Choices, bounds and kinds of every setting, and beside which others it counts."""
+    assert main(["settings"]) == 0
+    printed = capsys.readouterr().out
+    lines: dict[str, str] = {}
+    section = ""
+    for line in printed.splitlines():
+        if line.partition(":")[0] in Config.model_fields:
+            section = line.partition(":")[0]
+        elif line.startswith("  --") and section:
+            lines.setdefault(f"{section}.{line.split()[0][2:].removeprefix(f'{section}.')}", line)
+    for path in field_paths():
+        section, _, field = path.partition(".")
+        assert lines[path].endswith(f" {allowed(section, field)}"), path
+        for choice in get_args(fields_of(section)[field].annotation):
+            assert not isinstance(choice, str) or choice in allowed(section, field), (path, choice)
+        assert condition(section, field) in printed
+    assert allowed("encoder", "model") == "{BrainMoEMulti,BrainMoE,BrainMoEHier,BrainMoEVoxel,BrainEncoder}"
+    assert allowed("router", "time_choice") == "{soft,hard}" and allowed("prior", "use_prior") == "switch"
+    assert allowed("refiner", "strength") == "number above 0, at most 1"
+    assert allowed("encoder", "exp_factor_list") == "list of whole number above 0"
+    assert condition("prior", "depth") == "only with prior.use_prior=true"
 
 
 def test_help_may_be_read_in_part():
