@@ -108,12 +108,10 @@ def router_of(config: Config, counts: tuple[int, ...], embedding: Sequence[int],
 def check(config: Config, readers: dict[str, BrainReader]) -> None:
     """Refuse what cannot be trained, before anything is computed."""
     routed = {name: reader for name, reader in readers.items() if getattr(config.router, f"route_{name}")}
+    shapes = [(expert_counts(reader), reader.mean_TD.shape) for reader in routed.values()]
     with torch.device("meta"):  # parameters are counted, not made
-        trained = sum(
-            parameter.numel()
-            for reader in routed.values()
-            for parameter in router_of(config, expert_counts(reader), reader.mean_TD.shape, 8, 1000).parameters()
-        )
+        routers = [router_of(config, counts, shape, 8, 1000) for counts, shape in shapes]
+    trained = sum(parameter.numel() for router in routers for parameter in router.parameters())
     if not config.lora.rank and not trained:
         why = f"routers without weights (router.time={config.router.time}, router.space={config.router.space})" if routed else "no routers"
         raise UserError(f"rank = 0 and {why} leave nothing to train: give --rank 16, or routers that learn.")
