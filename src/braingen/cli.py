@@ -192,7 +192,12 @@ def _run(words: list[str]) -> int:
     overrides = _numbered(file or command.config or None, overrides, environment)
     config = load_config(file or command.config or None, overrides, environment)
     stage: Callable[..., Path | None] = getattr(import_module(command.module), command.function)
-    result = stage(config, *choice)
+    try:
+        result = stage(config, *choice)
+    except UserError as error:
+        from braingen.data.nsd import fitting_advice
+
+        raise UserError(fitting_advice(str(error), config.data.root)) from error
     if result is not None:
         print(result)
     return 0

@@ -332,6 +332,13 @@ def has_work(folder: Path) -> bool:
     return any(path.name not in ("config.yaml", "provenance.json") and not path.name.startswith(".") for path in folder.iterdir())
 
 
+def remove_run(folder: Path) -> None:
+    """Remove a run that was refused before any work, and the folder around it where that is empty then."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+        folder.parent.rmdir()
+
+
 def _refuse_other_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str]) -> None:
     contents = [each.get(CONTENTS) or {} for each in (before, now)]
     old, new = (flat({key: value for key, value in each.items() if key != CONTENTS}) for each in (before, now))

@@ -40,6 +40,8 @@ class BrainReader(ModelMixin, ConfigMixin):
     prior_config : the prior's constructor's arguments, or None for no prior
     prior_use : 'predict', one deterministic call of the prior's network, or 'sample'
     sample_steps, guidance_scale : how the prior is sampled
+    head_trained : whether the projection heads were trained (``clip_scale`` above 0); pictures are retrieved by the
+        encoder's output where they were not
     """
 
     mean_TD: Tensor
@@ -54,6 +56,7 @@ class BrainReader(ModelMixin, ConfigMixin):
         prior_use: Literal["predict", "sample"] = "predict",
         sample_steps: int = 30,
         guidance_scale: float = 1.5,
+        head_trained: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = ENCODERS[encoder_class](**encoder_config)
@@ -91,7 +94,12 @@ class BrainReader(ModelMixin, ConfigMixin):
 
     def forward(self, voxels_BV: Tensor, subject: int, return_experts: bool = False) -> ExpertEmbeddings:
         """Encode voxels; outputs are in standardised units."""
-        return self.encoder(voxels_BV, subject, return_experts=return_experts)
+        out = self.encoder(voxels_BV, subject, return_experts=return_experts)
+        if self.config.head_trained or self.training:
+            return out
+        return out._replace(
+            clip_BTD=out.backbone_BTD, level_clip_BLTD=out.level_backbone_BLTD, expert_clip=out.expert_backbone
+        )
 
     def through_prior(self, backbone_BTD: Tensor, noise: Tensor | None = None) -> Tensor:
         """The prior's answer to encoder outputs, in standardised units; gradients pass where the prior is asked once (prior_use 'predict').

@@ -67,7 +67,8 @@ def all_checks(
     list[Finding]
         In the order of looking: cheap things first within a subject, then what all subjects share.
     """
-    return list(_findings(layout, subjects, num_sessions, captions))
+    found = _findings(layout, subjects, num_sessions, captions)
+    return [one._replace(sentence=nsd.fitting_advice(one.sentence, layout.root)) for one in found]
 
 
 def check_before_training(layout: Layout, subjects: Sequence[int], num_sessions: int = 0, captions: bool = True) -> list[Finding]:

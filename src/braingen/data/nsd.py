@@ -6,6 +6,7 @@ A simulated data folder has the same names with other sizes, so readers take siz
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,20 @@ WRITE_IT = "write it with `braingen prepare` or `braingen simulate`"
 """What a user does about a missing or damaged file of ours; ends sentences."""
 GET_IT = f"get it from the Hugging Face dataset pscotti/mindeyev2, or {WRITE_IT}"
 """What a user does about a missing or damaged file of the distributed layout; ends sentences."""
+
+
+def fitting_advice(text: str, root: Path) -> str:
+    """A message whose advice fits the data folder: one made from own scans is not downloaded, it is prepared again."""
+    try:
+        made_from = json.loads((root / "prepared.json").read_text(encoding="utf-8"))["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return text
+    if made_from != "own scans":
+        return text
+    again = f"write it again from your scans with `braingen prepare --scans SCANS --data_path {root}`"
+    return text.replace(GET_IT, again).replace(WRITE_IT, again)
+
+
 SUBJECTS = (1, 2, 3, 4, 5, 6, 7, 8)
 SESSIONS = {1: 40, 2: 40, 3: 32, 4: 30, 5: 40, 6: 32, 7: 40, 8: 30}
 """Scan sessions per subject."""

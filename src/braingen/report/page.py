@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+import numpy as np
 
 from braingen.report import compared, figures, inside, parts, people, pictures, refinement, routers, tables
 from braingen.report.inputs import RUNS, Inputs
 from braingen.run_layout import SOURCES
 from braingen.runs import config_text
-from braingen.scores.metrics import PEOPLE, in_report, metric
+from braingen.scores.metrics import ALIKE, METRICS, PEOPLE, WHICH, in_report, metric
 from braingen.text_files import parse_yaml, read_json
 
 LIMIT = 120
@@ -79,6 +80,7 @@ def _gallery(inputs: Inputs) -> dict[str, Any]:
     judged = [tables.image_attributes(inputs.per_image.get(image, {})) for image in inputs.images]
     objects = [attribute.right for attributes in judged for attribute in attributes if attribute.name == "object"]
     return {
+        "cannot": cannot_draw(inputs),
         "cards": cards,
         "columns": {name: told for name, told in COLUMNS.items() if name == "seen" or name in sources},
         "sorts": ([("overall", "all scores together")] if rank else []) + [(name, metric(name).words) for name in sortable],
@@ -88,6 +90,24 @@ def _gallery(inputs: Inputs) -> dict[str, Any]:
         "first_look": FIRST_LOOK,
         "extremes": len(images) < len(inputs.images),
     }
+
+
+def cannot_draw(inputs: Inputs) -> bool:
+    """Whether even pictures generated from the true embeddings are no nearer to what was seen than those from random voxels.
+
+    Decided by the scores of pictures: none of them has the oracle above random voxels by their intervals.
+    """
+    drawings = [inputs.controls.get(name) or {} for name in ("ceiling", "random")]
+    oracle, chance = (each.get("scores") or {} for each in drawings)
+    apart = []
+    for name in METRICS:
+        if METRICS[name].group not in (WHICH, ALIKE) or name.startswith(("retrieval", "two_way_embedding")):
+            continue
+        ends = [(found.get(name) or {}).get(end) for found in (oracle, chance) for end in ("low", "high")]
+        low, high, random_low, random_high = (float(end) if isinstance(end, (int, float)) else np.nan for end in ends)
+        if not np.isnan([low, high, random_low, random_high]).any():
+            apart.append(low > random_high if METRICS[name].higher_is_better else high < random_low)
+    return bool(apart) and not any(apart)
 
 
 def _game(inputs: Inputs) -> dict[str, Any] | None:

@@ -14,6 +14,9 @@ from braingen.records import Score
 from braingen.scores import identify, uncertainty
 from braingen.scores.pairs import check_ids
 
+FEWEST_CANDIDATES = 5
+"""A retrieval among fewer images is not scored: with one or two, chance is a good score."""
+
 
 def decoder_scores(
     decoded_ND: np.ndarray,
@@ -35,7 +38,7 @@ def decoder_scores(
 
     Returns
     -------
-    Scores by name, and the values of every image (index: image id).
+    Scores by name, and the values of every image (index: image id). Retrieval is left out among fewer than five images.
     """
     ids = check_ids(image_N, len(decoded_ND), "decoded embeddings")
     order = np.argsort(ids)  # so that pools hold the same images whatever order they came in
@@ -45,6 +48,8 @@ def decoder_scores(
     interval = uncertainty.mean_interval(cosines, resamples, seed)
     scores = {"clip_cos": Score(*interval, random=None, ceiling=None, ridge=None, chance=None, n=count, pool=None)}
     table = pd.DataFrame({"clip_cos": cosines}, index=pd.Index(ids, name="image"))
+    if count < FEWEST_CANDIDATES:
+        return scores, table
     pools = identify.draw_pools(count, pool, draws, seed)
     for name, way in zip(identify.BothWays._fields, identify.retrieval(decoded, true, pools)):
         interval = uncertainty.ratio_interval(way.found_N, way.asked_N, resamples, seed)

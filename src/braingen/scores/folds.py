@@ -16,10 +16,9 @@ import numpy as np
 
 from braingen.errors import UserError
 from braingen.scores import identify, uncertainty
+from braingen.scores.decoding import FEWEST_CANDIDATES
 from braingen.scores.uncertainty import RESAMPLES
 
-FEWEST_CANDIDATES = 5
-"""A retrieval among fewer pictures is not scored: with one or two, chance is a good score."""
 COSINE, CENTRED = "clip_cos", "clip_cos_centred"
 TWO_WAY, RETRIEVAL = "two_way_embedding", "retrieval_brain_to_image"
 Values = Mapping[int, Mapping[str, float]]

@@ -87,6 +87,16 @@ METRICS: dict[str, Metric] = {
     "colour_accuracy": _named("Colour named", "Colour", "the same for the object's colour", 2),
     "position_accuracy": _named("Position named", "Position", "the same for where the object is", 3),
     "clip_cos": Metric("CLIP-cos", "CLIP cosine", "cosine of decoded and true CLIP embedding", CLOSE, 0),
+    "clip_cos_centred": Metric(
+        "CLIP-cos, centred", "CLIP cosine around the mean", "the same, less what all embeddings share", CLOSE, 1
+    ),
+    "two_way_embedding": _percent(
+        "Two-way, embedding",
+        "Two-way, decoded embedding",
+        "the decoded embedding is more like the seen picture's own than like another's",
+        WHICH,
+        8,
+    ),
     "retrieval_brain_to_image": _percent(
         "Retrieval brain->image", "Retrieval, brain to image", "the seen picture is found among {pool} from brain activity", WHICH, 0
     ),

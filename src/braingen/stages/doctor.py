@@ -27,13 +27,18 @@ from braingen.files import identity, nearest_folder, sha256_of
 from braingen.scores import features
 from braingen.stages.backbone_files import backbone_findings
 from braingen.stages.machine import device_of
-from braingen.stages.needs import gigabytes, needs_of
+from braingen.stages.models import sizes_of
+from braingen.stages.needs import encoder_parameters, gigabytes, needs_of
 from braingen.stages.tiny import unfit_backbone
 from braingen.stages.widths import misfits
 from braingen.text_files import read_json
 
 Level = Literal["ok", "note", "warning", "error"]
 SHOWN: dict[str, str] = {"ok": "ready  ", "note": "note   ", "warning": "WARNING", "error": "MISSING"}
+
+MANY_PER_TRIAL = 50_000
+"""Parameters a training trial: NSD's configuration has 20 000 with all sessions, 800 000 with one, where ridge is as good."""
+FEW_TEST_PICTURES = 20
 
 
 class Item(NamedTuple):
@@ -92,6 +97,7 @@ def examine(config: Config) -> Iterator[Item]:
         yield Item("error", "backbone", "widths", None, misfit.sentence)
     yield from _networks()
     yield from _needs(config)
+    yield from _trials_and_parameters(config)
 
 
 def _machine(config: Config) -> Iterator[Item]:
@@ -194,6 +200,36 @@ def _networks() -> Iterator[Item]:
             yield Item(
                 "note", "scores", name, None, f"{recipe.title} will be missing among the scores; get its weights with:  {error.line}"
             )
+
+
+def _trials_and_parameters(config: Config) -> Iterator[Item]:
+    """Whether there are trials enough for the encoder, and test pictures enough for scores."""
+    layout = Layout.of(config.data.root)
+    try:
+        sizes = sizes_of(config)
+        trials = [len(train_trials(layout, each, config.data.num_sessions).table) for each in config.data.subjects]
+        pictures = [test_trials(layout, each).table["image"].nunique() for each in config.data.subjects]
+        parameters = encoder_parameters(config, sizes)
+    except UserError:
+        return  # reported elsewhere
+    per_trial = parameters / sum(trials)
+    text = f"{parameters / 1e6:.1f} million parameters of the image encoder, {sum(trials)} training trials"
+    if per_trial > MANY_PER_TRIAL:
+        text += (
+            f": {per_trial:,.0f} parameters a trial. Expect it to learn its training pictures by heart, and ridge regression to be"
+            " better; a smaller encoder helps (--config own_scans, encoder.hidden_dim, encoder.n_blocks), and"
+            " optim.checkpoint=folds chooses its epoch well."
+        )
+        yield Item("warning", "data", "trials and parameters", None, text)
+    else:
+        yield Item("ok", "data", "trials and parameters", None, f"{text}.")
+    for subject, count in zip(config.data.subjects, pictures):
+        if count < FEW_TEST_PICTURES:
+            text = (
+                f"Subject {subject} has {count} test pictures: scores of so few say little (chance alone moves two-way identification"
+                f" by {0.98 / count**0.5:.2f}). `braingen cross-validate --scans SCANS` leaves every picture out once."
+            )
+            yield Item("warning", "data", "test pictures", subject, text)
 
 
 def _needs(config: Config) -> Iterator[Item]:

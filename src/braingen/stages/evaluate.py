@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,14 +27,15 @@ from braingen.records import Score
 from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder, one_subject, random_folders, subject_configs, typed_run
 from braingen.runs import Run
 from braingen.scores.averaged import Scored, averaged, intervals
-from braingen.scores.decoding import decoder_scores, scores_by_part
+from braingen.scores.decoding import FEWEST_CANDIDATES, decoder_scores, scores_by_part
 from braingen.scores.feature_store import FeatureStore
+from braingen.scores.identify import two_way
 from braingen.scores.pictures import Loaded
 from braingen.scores.ridge import fit_ridge
 from braingen.scores.sheet import Sheet, compare_sheets, score_images, with_baselines
 from braingen.scores.study.of_run import read_study, scores_in
 from braingen.scores.table import as_json
-from braingen.scores.uncertainty import compare, share_interval
+from braingen.scores.uncertainty import compare, share_interval, two_way_interval
 from braingen.simulation.observers import load_judge, spoken
 from braingen.simulation.scenes import COLOUR_NAMES
 from braingen.stages.evaluate_captions import TextSpace, caption_sheet
@@ -54,11 +56,27 @@ from braingen.untrusted import csv_text
 COMPARISONS, BY_PART, CONTROLS = "comparisons.json", "scores_by_part.csv", "controls.json"
 REFINED, REFINEMENT = "refined", "refinement.json"
 """Name of the refined pictures beside the sources, and where their scores go."""
-COLOUR = "colour_accuracy"
+logger = logging.getLogger(__name__)
+
+COLOUR, TWO_WAY = "colour_accuracy", "two_way_embedding"
+FEW = 20
+"""Test pictures below which a warning tells how little can be said."""
 
 
-def _decoding(config: Config, image_ND: Tensor, clip_ND: Tensor, true_ND: Tensor, true_clip_ND: Tensor, ids: np.ndarray) -> Scored:
-    """CLIP-cos of the decoded embedding; retrieval with the encoder's projected output, in units around the training mean."""
+def _decoding(
+    config: Config, image_ND: Tensor, clip_ND: Tensor, true_ND: Tensor, mean_D: Tensor, ids: np.ndarray
+) -> Scored:
+    """CLIP-cos and two-way identification of the decoded embedding; retrieval with the encoder's projected output.
+
+    Retrieval and two-way identification are of embeddings around the training mean.
+
+    Parameters
+    ----------
+    image_ND, true_ND : decoded and true embeddings in CLIP's own units
+    clip_ND : the projected output, around the training mean
+    mean_D : mean embedding of the training pictures
+    """
+    true_clip_ND = true_ND - mean_D
     settings = {
         "pool": config.scores.retrieval_pool,
         "draws": config.scores.retrieval_draws,
@@ -68,8 +86,12 @@ def _decoding(config: Config, image_ND: Tensor, clip_ND: Tensor, true_ND: Tensor
     cosine, cosine_table = decoder_scores(image_ND.numpy(), true_ND.numpy(), ids, **settings)
     retrieval, retrieval_table = decoder_scores(clip_ND.numpy(), true_clip_ND.numpy(), ids, **settings)
     scores = {name: (cosine if name == "clip_cos" else retrieval)[name] for name in cosine}
-    table = pd.concat([cosine_table[["clip_cos"]], retrieval_table.drop(columns="clip_cos")], axis=1)
-    return Scored(scores, table)
+    apart = two_way(true_clip_ND.numpy(), (image_ND - mean_D).numpy())
+    interval = two_way_interval(apart.beats_NN, config.scores.bootstrap, config.run.seed)
+    scores[TWO_WAY] = Score(*interval, random=None, ceiling=None, ridge=None, chance=0.5, n=len(ids), pool=None)
+    own = pd.Series(apart.share_N, index=pd.Index(ids, name="image"), name=TWO_WAY)
+    table = pd.concat([cosine_table[["clip_cos"]], own, retrieval_table.drop(columns="clip_cos")], axis=1)
+    return Scored(scores, table, {TWO_WAY: apart})
 
 
 def ridge_embeddings(
@@ -119,6 +141,28 @@ def _require(config: Config) -> dict[str, list[Path]]:
     return {source: some for source, some in there.items() if some}
 
 
+def warn_of_few(count: int) -> None:
+    """Say how little a few test pictures can tell.
+
+    Raises
+    ------
+    UserError
+        For a single picture: there is nothing it could be mistaken for.
+    """
+    advice = (
+        "prepare with more test pictures (prepare.test_share, prepare.test_images), or leave every picture out once:"
+        " braingen cross-validate --scans SCANS."
+    )
+    if count < 2:
+        raise UserError(f"{count} test picture cannot be scored, since there is no other to take it for: {advice}")
+    if count < FEW:
+        unsure = "" if count >= FEWEST_CANDIDATES else f" Retrieval needs {FEWEST_CANDIDATES} and is left out."
+        logger.warning(
+            "Only %d test pictures: two-way identification is at chance at 0.500, and by chance alone within about"
+            " +-%.2f of it (95 %%).%s Better: %s", count, 0.98 / np.sqrt(count), unsure, advice
+        )  # fmt: skip
+
+
 @torch.no_grad()
 def scores_of_parts(config: Config, targets: Targets, ids: np.ndarray) -> pd.DataFrame:
     """CLIP-cos and retrieval of what every level, and every expert, of the image encoder says by itself.
@@ -164,7 +208,8 @@ class Source(NamedTuple):
             asked = self.words["colour_true"] != ""
             tables.append((self.words["colour_true"] == self.words["colour_said"])[asked].astype(float).rename(COLOUR).to_frame())
         scores = {name: score for part in parts for name, score in part.scores.items()}
-        return Scored(scores, pd.concat(tables, axis=1), self.pictures.identified)
+        identified = {name: found for part in parts for name, found in part.identified.items()}
+        return Scored(scores, pd.concat(tables, axis=1), identified)
 
 
 def evaluate(config: Config) -> Path:
@@ -192,11 +237,12 @@ def evaluate_subject(config: Config) -> Path:
     targets = Targets(config)
     brain = folders["brain"][0]
     ids = load_file(brain / EMBEDDINGS)["ids"].numpy()
+    warn_of_few(len(ids))
     networks, named, missing = observers(config, targets.stimuli.simulated, ids)
     truth = Seen(targets.stimuli, ids)
     true_ND = targets.image(ids).flatten(1)
     raw_ridge, mean = ridge_embeddings(config, targets, ids)
-    ridge = _decoding(config, raw_ridge, raw_ridge - mean, true_ND, true_ND - mean, ids)
+    ridge = _decoding(config, raw_ridge, raw_ridge - mean, true_ND, mean, ids)
     space = TextSpace(targets) if has_captions(Layout.of(config.data.root)) else None
     kept = Layout.of(config.data.root).cache() / "features"  # of the true pictures, for every source and later evaluation
     settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
@@ -213,7 +259,7 @@ def evaluate_subject(config: Config) -> Path:
                 sheet.scores[COLOUR] = colour_score(words)
         if refined:
             return Source(sheet, None, None, words)
-        decoding = _decoding(config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, true_ND - mean, ids)
+        decoding = _decoding(config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, mean, ids)
         captions, absent = caption_sheet(config, targets, space, folder, ids)
         missing.update(absent)
         return Source(sheet, decoding, captions, words)

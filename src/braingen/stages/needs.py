@@ -49,14 +49,20 @@ class Need(NamedTuple):
         return self.needed <= self.there
 
 
-def training_bytes(config: Config, modality: str, sizes: Sizes) -> tuple[int, int]:
-    """Bytes of a training run: on the device that computes, and of its state on disk."""
+def encoder_parameters(config: Config, sizes: Sizes, modality: str = "image") -> int:
+    """Parameters of the image or the text encoder with its prior, counted without allocating them."""
     with torch.device("meta"):
         target = sizes.image if modality == "image" else sizes.text
         widths = tuple(sizes.text_widths.values()) if modality == "text" else ()
         voxels = {int(subject): count for subject, count in sizes.subjects.items()}
         reader = build_reader(config, voxels, target, widths if config.encoder.model == "BrainEncoder" else ())
-    count = sum(p.numel() for p in reader.parameters())
+    return sum(p.numel() for p in reader.parameters())
+
+
+def training_bytes(config: Config, modality: str, sizes: Sizes) -> tuple[int, int]:
+    """Bytes of a training run: on the device that computes, and of its state on disk."""
+    target = sizes.image if modality == "image" else sizes.text
+    count = encoder_parameters(config, sizes, modality)
     units = config.encoder.hidden_dim * config.encoder.n_blocks * 4 + 3 * target[0] * target[1] * (2 + config.prior.depth)
     activations = config.optim.batch_size * units * ACTIVATIONS_PER_UNIT * 4
     return 16 * count + activations, 16 * count  # weights, gradients and the two moments of AdamW, float32

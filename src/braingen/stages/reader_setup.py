@@ -107,7 +107,9 @@ def setup(
     set_seed(config.run.seed)
     dense = config.encoder.model == "BrainEncoder"
     voxels = {trials.subject: betas.voxels for trials, betas in subjects}
-    reader = build_reader(config, voxels, embeddings_NTD.shape[1:], targets.text_widths(modality) if dense else ())
+    loss = config.loss_image if modality == "image" else config.loss_text
+    widths = targets.text_widths(modality) if dense else ()
+    reader = build_reader(config, voxels, embeddings_NTD.shape[1:], widths, head_trained=loss.clip_scale > 0)
     if isinstance(config.encoder, BrainMoEVoxelConfig) and config.encoder.parcel_start == "responses":
         assert isinstance(reader.encoder, BrainMoEVoxel)
         reader.encoder.start_from({trials.subject: some_responses(trials, betas) for trials, betas in subjects})
@@ -123,7 +125,7 @@ def setup(
         held_out=held_out,
         targets_ND=reader.standardised(embeddings_NTD),
         row_of_image=row_of_image,
-        loss=config.loss_image if modality == "image" else config.loss_text,
+        loss=loss,
     )
 
 
@@ -145,7 +147,11 @@ def refuse_untrained_parts(config: Config, modality: str) -> None:
 
 
 def build_reader(
-    config: Config, voxels: dict[int, int], target_shape: torch.Size | tuple[int, ...], text_widths: Sequence[int] = ()
+    config: Config,
+    voxels: dict[int, int],
+    target_shape: torch.Size | tuple[int, ...],
+    text_widths: Sequence[int] = (),
+    head_trained: bool = True,
 ) -> BrainReader:
     """A reader with random weights, of the configured architecture, for subjects with so many voxels each.
 
@@ -154,6 +160,7 @@ def build_reader(
     voxels : subject number -> voxel count
     target_shape : T and D of what is decoded
     text_widths : for captions, D of the text encoders that are decoded, in order; empty for images
+    head_trained : whether the contrastive loss trains the projection heads
     """
     tokens, width = target_shape
     encoder: dict[str, Any]
@@ -173,6 +180,7 @@ def build_reader(
         prior_use=config.prior.use,
         sample_steps=config.prior.sample_steps,
         guidance_scale=config.prior.guidance_scale,
+        head_trained=head_trained,
     )
 
 

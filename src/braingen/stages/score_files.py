@@ -21,7 +21,7 @@ from braingen.report.pictures import write_sheet
 from braingen.scores.feature_store import Progress as Told
 from braingen.scores.pictures import Loaded
 from braingen.scores.sheet import Sheet
-from braingen.scores.table import CAUTION, PUBLISHED, as_json, best_and_worst, comma_separated, latex, markdown, rows_of
+from braingen.scores.table import CAUTION, PUBLISHED, Row, as_json, best_and_worst, comma_separated, latex, markdown, rows_of
 from braingen.untrusted import csv_text
 
 SCORES, PER_IMAGE, TABLE = "scores.json", "scores_per_image.csv", "scores.md"
@@ -31,6 +31,10 @@ CSV, LATEX, COMPUTED_BY, EXTREMES = "scores.csv", "scores.tex", "scores_provenan
 RESIZING = "pictures to 256 pixels first, bilinear without antialiasing, as published figures were made"
 SHOWN = 12
 """Best pictures on the sheet, and as many worst ones."""
+
+
+OWN_SCANS = "own scans"
+"""What data are called that `braingen prepare` made from anybody's scans."""
 
 
 class Origin(NamedTuple):
@@ -64,14 +68,21 @@ def write_scores(
     write_json(folder / SCORES, as_json(scores))
     for name, table in ((PER_IMAGE, sheet.table), (PAIRED, sheet.paired)):
         write_text(folder / name, csv_text(pd.concat([table, *beside], axis=1), float_format="%.6g"))
-    rows = [*rows_of(origin.method, origin.protocol, scores), *PUBLISHED]
-    notes = [f"{CAUTION} Computed with {RESIZING}.", *(f"Missing: {sentence}" for sentence in missing.values())]
+    rows = [*rows_of(origin.method, origin.protocol, scores), *published_beside(origin.protocol)]
+    published = published_beside(origin.protocol)
+    about = f"{CAUTION if published else ''} Computed with {RESIZING}.".strip()
+    notes = [about, *(f"Missing: {sentence}" for sentence in missing.values())]
     write_text(folder / TABLE, markdown(rows) + "\n" + "\n\n".join(notes) + "\n")
     write_text(folder / CSV, comma_separated(rows))
     write_text(folder / LATEX, latex(rows))
     record = {"weights": sheet.weights, "versions": sheet.versions, "resizing": RESIZING, "missing": dict(missing)}
     write_json(folder / COMPUTED_BY, origin._asdict() | record)
     return folder / SCORES
+
+
+def published_beside(protocol: str) -> Sequence[Row]:
+    """Published figures on NSD: beside NSD, and for orientation beside simulated data of its form; not beside own scans."""
+    return () if protocol.startswith(OWN_SCANS) else PUBLISHED
 
 
 def _picture(pictures: Any, row: int) -> Image.Image:

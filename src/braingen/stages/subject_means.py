@@ -17,10 +17,10 @@ from braingen.data.stimuli import Stimuli
 from braingen.files import write_json, write_text
 from braingen.records import Score
 from braingen.run_layout import subject_configs
-from braingen.scores.table import CAUTION, PUBLISHED, Row, as_json, comma_separated, latex, markdown, rows_of
+from braingen.scores.table import CAUTION, Row, as_json, comma_separated, latex, markdown, rows_of
 from braingen.scores.uncertainty import summarise
 from braingen.stages.compare import read_run
-from braingen.stages.score_files import CSV, LATEX, SCORES, TABLE
+from braingen.stages.score_files import CSV, LATEX, SCORES, TABLE, published_beside
 from braingen.text_files import read_json
 
 BASELINES = ("random", "ceiling", "ridge", "chance")
@@ -86,8 +86,8 @@ def write_mean(config: Config) -> Path:
     rows: list[Row] = rows_of(method, f"{data}, mean of subjects {numbers}; {sessions}", mean)
     for subject in subjects:
         rows += rows_of(method, f"{data}, subject {subject.number}; {sessions}", subject.scores, baselines=False)
-    rows += PUBLISHED
-    write_text(folder / TABLE, markdown(rows) + f"\n{CAUTION}\n")
+    rows += published_beside(data)
+    write_text(folder / TABLE, markdown(rows) + (f"\n{CAUTION}\n" if published_beside(data) else ""))
     write_text(folder / CSV, comma_separated(rows))
     write_text(folder / LATEX, latex(rows))
     write_json(folder / SCORES, as_json(mean))

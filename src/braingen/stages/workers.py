@@ -15,7 +15,7 @@ import torch
 
 from braingen.config import Config
 from braingen.errors import UserError
-from braingen.runs import CONTENTS, Follower, Run
+from braingen.runs import CONTENTS, Follower, Run, has_work, remove_run
 from braingen.stages.contents import contents_of
 from braingen.stages.machine import device_of
 
@@ -135,7 +135,7 @@ def shared_run(
     UserError
         In the main process, when the folder cannot be opened (`Run.start`); the others then leave quietly.
     """
-    run, refused = None, None
+    run, refused, fresh = None, None, workers.main and not (folder / "config.yaml").exists()
     if workers.main:
         try:
             run = Run.start(folder, {**settings, CONTENTS: contents_of(settings)}, seeds, may_change)
@@ -146,5 +146,10 @@ def shared_run(
     if run is None:
         yield Follower(folder)
         return
-    with run:
-        yield run
+    try:
+        with run:
+            yield run
+    except UserError:
+        if fresh and not has_work(folder):  # refused before any work: the next attempt may have other settings
+            remove_run(folder)
+        raise
