@@ -5,6 +5,7 @@
 #   make test     all tests
 #   make test-machines    unit and parity tests as other processors run them, with a table at the end
 #   make check    style, types, import direction
+#   make mutants  which changes of the loops no quick test notices (hours on two cores, resumable; docs/experiments/mutation.md)
 #   make backbones    train the shipped tiny backbones anew (hours on a CPU, resumable)
 #   make quickstart-decoder    train the shipped decoder of `braingen quickstart` anew (resumable)
 #
@@ -26,7 +27,7 @@ quick test: export OMP_NUM_THREADS ?= 1
 PYTEST := $(RUN)/python -m pytest
 TOGETHER := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo quick test test-machines check backbones quickstart-decoder clean
+.PHONY: demo quick test test-machines check mutants backbones quickstart-decoder clean
 
 demo: $(VENV)/installed
 	$(RUN)/braingen demo
@@ -44,6 +45,11 @@ check: $(VENV)/installed
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 	$(RUN)/python -m pytest tests/unit/test_import_direction.py
+
+mutants: $(VENV)/installed
+	$(RUN)/pip install --quiet --disable-pip-version-check mutmut==3.8.1
+	$(RUN)/python benchmarks/mutants.py --out runs/mutants.jsonl --sample $(or $(SAMPLE),8)
+	$(RUN)/python benchmarks/mutants.py --out runs/wires.jsonl --wires
 
 backbones: $(VENV)/installed
 	$(RUN)/python -m braingen.simulation.backbones.build

@@ -126,16 +126,24 @@ def sample(module: str, count: int, seed: int) -> list[Mutant]:
     return list(chosen.values())
 
 
-def surviving(module: str, changes: set[str]) -> list[Mutant]:
-    """Mutants of a module whose change is among those given, wherever the line is now."""
-    found: dict[str, Mutant] = {}
-    for candidate in candidates(module) if changes else ():
-        tree, mutation = candidate[0], candidate[2]
-        first = tree.code_for_node(mutation.original_node).splitlines()[0].strip()
-        mutant = made(module, candidate) if any(first in change for change in changes) else None
-        if mutant is not None and mutant.change in changes:
-            found[mutant.key] = mutant
-    return list(found.values())
+def again(entry: dict[str, Any]) -> Mutant | None:
+    """A mutant of an earlier run in the present code; None where the changed lines are no longer there."""
+    code = (SOURCE / entry["module"]).read_text(encoding="utf-8").splitlines()
+    change = entry["change"].splitlines()
+    old, new = ([text[2:] for text in change if text[0] == sign] for sign in "-+")
+    stripped = [text.strip() for text in code]
+    places = [place for place in range(len(code) - len(old) + 1) if stripped[place : place + len(old)] == old]
+    if not places or not old:
+        return None
+    place = min(places, key=lambda place: abs(place + 1 - entry["line"]))
+    indent = [text[: len(text) - len(text.lstrip())] for text in code[place : place + len(old)]]
+    lines = [indent[min(number, len(old) - 1)] + text for number, text in enumerate(new)]
+    changed = "\n".join([*code[:place], *lines, *code[place + len(old) :], ""])
+    try:
+        compile(changed, entry["module"], "exec")
+    except SyntaxError:
+        return None
+    return Mutant(entry["module"], entry["function"], place + 1, entry["change"], changed)
 
 
 def cut(wire: dict[str, str]) -> Mutant:
@@ -249,6 +257,9 @@ def main() -> None:
     parser.add_argument("--wires", action="store_true", help="cut the wires of wires.toml instead of drawing mutants")
     parser.add_argument("--summary", action="store_true", help="print what the result file says and do nothing else")
     options = parser.parse_args()
+    options.out = options.out.absolute()
+    options.again = options.again and options.again.absolute()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     if options.summary:
         print(summary(done))
@@ -259,23 +270,20 @@ def main() -> None:
         import tomli as tomllib
     tests: dict[str, list[str]] = tomllib.loads((ROOT / "benchmarks" / "mutants.toml").read_text(encoding="utf-8"))["tests"]
     modules = [name for name in tests if not options.modules or name in options.modules]
-    left: dict[str, set[str]] = defaultdict(set)
-    for line in options.again.read_text().splitlines() if options.again else []:
-        each = json.loads(line)
-        if not each["killed"]:
-            left[each["module"]].add(each["change"])
     os.chdir(ROOT)
     work: list[tuple[Mutant, list[str]]] = []
     if options.wires:
         wires = tomllib.loads((ROOT / "benchmarks" / "wires.toml").read_text(encoding="utf-8"))["cut"]
         wires = [wire for wire in wires if not options.modules or wire["module"] in options.modules]
         work = [(cut(wire), wire["tests"].split()) for wire in wires]
+    elif options.again:
+        before = [json.loads(line) for line in options.again.read_text().splitlines()]
+        alive = [again(entry) for entry in before if not entry["killed"] and entry["module"] in modules]
+        work = [(mutant, tests[mutant.module]) for mutant in alive if mutant is not None]
+        print(f"{len(work)} of {len(alive)} survivors are still in the code")
+        random.Random(options.seed).shuffle(work)  # so that a run that is stopped has tried some of every module
     else:
-        for name in modules:
-            found = surviving(name, left[name]) if options.again else sample(name, options.sample, options.seed)
-            work += [(mutant, tests[name]) for mutant in found]
-        if options.again:  # so that a run that is stopped has tried some of every module
-            random.Random(options.seed).shuffle(work)
+        work = [(mutant, tests[name]) for name in modules for mutant in sample(name, options.sample, options.seed)]
     warm()
     known = {f"{each['module']}: {each['change']}" for each in done}
     clean: dict[str, Outcome] = {}

@@ -33,6 +33,7 @@ from braingen.scores import uncertainty
 from braingen.scores.averaged import Scored
 from braingen.scores.captions import caption_scores
 from braingen.scores.decoding import decoder_scores
+from braingen.scores.feature_store import as_scored
 from braingen.scores.ridge import fit_ridge
 from braingen.stages import evaluate as stage
 from braingen.stages import score_files
@@ -195,7 +196,8 @@ def test_a_reconstruction_is_held_against_the_image_of_its_id_and_not_of_its_pla
     recons = truth.copy()
     recons[7] = 1 - truth[7]
     order = np.random.default_rng(0).permutation(IMAGES)
-    found = scores_sheet.score_images(truth, np.arange(IMAGES), recons[order], order, [Patches()], resamples=20)
+    other = np.random.default_rng(1).permutation(IMAGES)
+    found = scores_sheet.score_images(truth[other], other, recons[order], order, [Patches()], resamples=20)
     assert found.table.index.tolist() == list(range(IMAGES))
     assert found.table["pixcorr"].idxmin() == 7 == found.table["two_way_clip"].idxmin()
     assert found.table["pixcorr"].drop(7).min() > 0.99
@@ -210,6 +212,17 @@ def test_two_way_asks_which_true_image_a_reconstruction_resembles_and_not_the_ot
     found = scores_sheet.identify.two_way(truth, recons).beats_NN
     np.testing.assert_array_equal(found, expected)
     assert not np.array_equal(expected, expected.T) and (expected.sum(0) != (r < np.diag(r)[:, None]).sum(1)).any()
+
+
+def test_a_sheet_asks_two_way_with_true_and_generated_pictures_in_their_places():
+    noise = np.random.default_rng(2).random((IMAGES, 3, 32, 32)).astype(np.float32)
+    recons = 0.04 * scenes() + 0.9 * noise
+    found = scores_sheet.score_images(scenes(), np.arange(IMAGES), recons, np.arange(IMAGES), [Patches()], resamples=20)
+    sides = [as_scored(x, slice(0, IMAGES)).flatten(1) for x in (scenes(), recons)]
+    r = np.corrcoef(*(Patches().features(x.view(IMAGES, 3, 256, 256)).double().numpy() for x in sides))[:IMAGES, IMAGES:]
+    expected = (r < np.diag(r)[None]).sum(0) / (IMAGES - 1)
+    np.testing.assert_allclose(found.table["two_way_clip"], expected, atol=1e-6)
+    assert np.abs(expected - (np.diag(r)[None] > r.T).sum(0) / (IMAGES - 1)).max() > 0.05
 
 
 def test_best_and_worst_pictures_stand_under_their_own_images(monkeypatch, tmp_path):

@@ -108,8 +108,9 @@ def test_errors_are_measured_on_all_held_out_pictures_and_on_no_other(tiny):
 class FakeUNet(nn.Module):
     """Stands in for the listening U-Net: keeps what it is given and answers with something that depends on it."""
 
-    def __init__(self, levels: Tensor | None = None) -> None:
+    def __init__(self, levels: Tensor | None = None, learned: bool = True) -> None:
         super().__init__()
+        self.learned = learned
         self.weight = nn.Parameter(torch.tensor(0.5))
         self.levels_BL = levels
         self.given: list[tuple[Any, ...]] = []
@@ -122,7 +123,7 @@ class FakeUNet(nn.Module):
         if self.levels_BL is None:
             return self.weight * noisy_BChw, ()
         levels_BL = self.levels_BL[: len(t_B)]
-        return self.weight * noisy_BChw, (Routing(levels_BL, levels_BL, ()), Routing(levels_BL.flip(1), levels_BL.flip(1), ()))
+        return self.weight * noisy_BChw, tuple(Routing(x, x, (), self.learned) for x in (levels_BL, levels_BL.flip(1)))
 
 
 ALPHAS = torch.linspace(0.999, 0.01, 100)
@@ -190,8 +191,9 @@ def test_routers_that_learn_are_pulled_toward_coarse_then_fine_and_others_are_no
     pulls = [kl_guidance(x, t_B, sigma=0.7, num_train_timesteps=100) for x in (levels, levels.flip(1))]
     torch.testing.assert_close(found.terms["guidance"], 0.5 * (pulls[0] + pulls[1]) / 2)
     torch.testing.assert_close(found.total, found.terms["guidance"] + found.terms["denoising"])
-    for more in ({"router__time": "fixed"}, {"router__time": "off"}, {"router__kl_scale": "0"}):
-        assert "guidance" not in stage.step(parts.model, np.array([0, 1, 2]), parts, tiny(**more), generator(1)).terms
+    off = parts_of(config, model=FakeUNet(levels, learned=False)), config
+    for bare, settings in (off, (parts, tiny(router__kl_scale="0"))):
+        assert "guidance" not in stage.step(bare.model, np.array([0, 1, 2]), bare, settings, generator(1)).terms
 
 
 def test_a_validation_hears_held_out_pictures_whole_with_the_same_noise_every_time(tiny, monkeypatch):
@@ -349,6 +351,7 @@ def a_run(folder: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("a: 1")
     (folder / "finished").write_text("{}")
+    (folder / "metrics.jsonl").write_text("")
 
 
 def test_what_was_tuned_is_used_as_the_setting_says(tiny, root, tmp_path):
