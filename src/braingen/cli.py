@@ -207,7 +207,7 @@ def _numbered(file: Path | str | None, overrides: dict[str, str], given: dict[st
     """`--subj AB` of scans of one's own, as the number that the label has."""
     key = next((name for name in overrides if resolve(name) == "data.subjects"), "")
     words = [word.strip() for word in overrides.get(key, "").strip("[]() ").split(",") if word.strip()]
-    if not key or all(word.lstrip("-").isdecimal() for word in words):
+    if not key or words == [ALL] or all(word.lstrip("-").isdecimal() for word in words):
         return overrides
     from braingen.data.ingest.own import numbers_of_labels
 

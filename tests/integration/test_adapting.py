@@ -112,7 +112,7 @@ def test_dropout_may_change_and_training_on_the_same_person_keeps_the_layer(plac
 
 def test_the_curve_over_sessions(place, capsys):
     """Resumable: a second start trains and reads nothing, and finds the same."""
-    words = ["--root", str(place / "data"), "--path", str(place / "fake"), *SMALL, *OF_A_RUN, "--num_epochs", "1", "--subj", "3"]
+    words = ["--root", str(place / "data"), "--path", str(place / "fake"), *SMALL, *OF_A_RUN[1:], "--num_epochs", "1", "--subj", "3"]
     words += ["--folder", str(place / "curve"), "--pretrain_on", "1,2", "--sessions", "1,40", "curve.seeds=0,1"]
     assert main(["adapt-curve", *words]) == 0
     folder = place / "curve" / "adapt_curve"
@@ -136,7 +136,7 @@ def test_the_curve_over_sessions(place, capsys):
 
 
 def test_the_bottleneck_curve(place):
-    words = ["--root", str(place / "data"), "--path", str(place / "fake"), *SMALL, *OF_A_RUN, "--num_epochs", "1", "--subj", "1"]
+    words = ["--root", str(place / "data"), "--path", str(place / "fake"), *SMALL, *OF_A_RUN[1:], "--num_epochs", "1", "--subj", "1"]
     assert main(["bottleneck", *words, "--folder", str(place / "narrow"), "--b_sizes", "16,32", "bottleneck.seeds=0,1"]) == 0
     folder = place / "narrow" / "bottleneck"
     found = json.loads((folder / "curve.json").read_text())

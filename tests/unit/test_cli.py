@@ -254,3 +254,9 @@ def test_a_loss_of_a_training_command_is_that_of_its_encoder(monkeypatch):
     default = Config()
     assert (seen[0].loss_image.prior_scale, seen[0].loss_image.mixup_pct) == (7, 0.5) and seen[0].loss_text == default.loss_text
     assert (seen[1].loss_text.prior_scale, seen[1].loss_text.mixup_pct) == (7, 0.5) and seen[1].loss_image == default.loss_image
+
+
+def test_all_subjects_are_no_label(tmp_path):
+    """`--multi_subject` as a switch means all subjects that are there, and no subject of that name is looked for."""
+    given = {"data.subjects": "all", "data.root": str(tmp_path)}
+    assert cli._numbered(None, given, {}) == given
