@@ -66,10 +66,10 @@ def demo(config: Config) -> Path:
         steps = [
             Step("quickstart", "a dozen test brains, decoded by the decoder that is shipped (10 s)", lambda: first_look(config)),
             Step("simulate", "pictures, and a simulated subject who sees them (20 s)", lambda: simulate(config)),
-            Step("train", "both encoders, from voxels to CLIP embeddings (1 to 2 min)", lambda: group.run(training(config))),
-            Step("finetune", "LoRA and routers of the diffusion model (1 to 2 min)", lambda: finetune(config)),
+            Step("train", "both encoders, from voxels to CLIP embeddings (about 2 min)", lambda: group.run(training(config))),
+            Step("finetune", "LoRA and routers of the diffusion model (about 1 min)", lambda: finetune(config)),
             Step("decoder", "saved in one folder", lambda: save_decoder(config)),
-            Step("reconstruct", "brain, random voxels, ceiling, single levels (1 to 2 min)", lambda: group.run(drawing(config))),
+            Step("reconstruct", "brain, random voxels, ceiling, single levels, refined (about 2 min)", lambda: group.run(drawing(config))),
             Step("evaluate", "scores with intervals (half a minute)", lambda: evaluate(config)),
             Step("report", "the page", lambda: report(config)),
         ]

@@ -37,7 +37,14 @@ SEED = 100
 BRAIN_COUNT = 12
 SIDE = 128
 """Of the shipped seen pictures, in pixels: what the tiny backbones generate."""
-CHANGES = {"encoder.hidden_dim": "256", "prior.depth": "2", "optim.num_epochs": "40", "sampler.finetuned": "no", "run.seed": str(SEED)}
+CHANGES = {
+    "encoder.hidden_dim": "256",
+    "prior.depth": "2",
+    "optim.num_epochs": "40",
+    "optim.max_lr": "1e-3",
+    "sampler.finetuned": "no",
+    "run.seed": str(SEED),
+}
 """What differs from the demo's configuration: smaller encoders, trained for longer, no fine-tuning."""
 KEPT = ("value", "low", "high", "random", "ceiling", "ridge", "chance", "n", "pool")
 
