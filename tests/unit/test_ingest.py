@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 import pytest
+from unit.fake_raw import write_fake_raw
 from unit.fake_scans import AFFINE, NAMES, FakeScans, write_fake_scans
 
 from braingen.cli import main
@@ -25,12 +26,13 @@ from braingen.data.ingest.identity import Identity
 from braingen.data.ingest.reliability import reliability
 from braingen.data.ingest.stimuli import Stimuli as Pictures
 from braingen.data.nsd import Layout
-from braingen.data.places import SurfacePlaces, load_any_places
+from braingen.data.places import SurfacePlaces, load_any_places, surface_places
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import test_trials, train_trials
 from braingen.data.volumes import load_places, read_regions
 from braingen.data.zscore import load_statistics, percent_signal
 from braingen.errors import UserError
+from braingen.explain.surface import check_vertices, meshes_of, vertex_values
 
 Change = Callable[[FakeScans], object]
 
@@ -195,7 +197,10 @@ def test_responses_on_surfaces_return_to_their_vertices(fake, form, tmp_path):
             axes = (nibabel.cifti2.ScalarAxis([f"trial {k}" for k in range(12)]), parts[0] + parts[1])
             nibabel.save(nibabel.Cifti2Image(both, axes), path.with_name(f"{stem}_space-fsnative_betas.dscalar.nii"))
         whole.append(both)
+    for side, vertices in (("L", [1, 2]), ("R", [3, 4, 5])):
+        np.save(fake.root / "sub-01" / f"sub-01_hemi-{side}_label-V1_mask.npy", np.isin(np.arange(10), vertices))
     layout = prepared(fake)
+    assert read_regions(layout, 1)["V1"].nonzero()[0].tolist() == [1, 2, 13, 14]  # vertex 4 of the right has no signal
     places = load_any_places(layout, 1)
     assert isinstance(places, SurfacePlaces) and places.surface == "fsnative" and dict(places.vertices) == {"L": 10, "R": 10}
     kept = np.arange(20) != 14
@@ -360,6 +365,15 @@ def test_single_maps_that_nothing_numbers_are_refused(fake, capsys):
         nifti(fake.mask.astype(np.float32), path.with_name(path.name.replace("_betas", f"_desc-{name}_betas")))
     path.unlink()
     assert "numbers them from 1" in refused(fake, capsys)
+
+
+def test_other_peoples_maps_and_data_folders_among_the_scans_are_left_alone(fake):
+    nifti(fake.mask.astype(np.float32), fake.root / "sub-01" / "sub-01_contrast-faces_stat-t_statmap.nii.gz")
+    nifti(fake.mask.astype(np.float32), fake.root / "sub-01" / "sub-01_task-floc_stat-t_statmap.nii.gz")
+    root = fake.root / "data"
+    for _ in range(2):  # the second call sees what the first has written
+        assert main(["prepare", "--scans", str(fake.root), "--data_path", str(root)]) == 0
+        same(Layout.of(root), fake)
 
 
 def test_links_are_followed_and_dangling_ones_refused(fake, tmp_path, capsys):
@@ -771,3 +785,50 @@ def test_the_summary_tells_how_reliable_responses_are():
     expected = 100 * 1 / (1 + 0.09 / 4)
     np.testing.assert_allclose(np.mean(good.noise_ceiling_V), expected, atol=3)
     assert reliability(noise, np.arange(120)) is None
+
+
+def test_maps_of_finer_surfaces_are_drawn_on_the_mesh_that_comes_along():
+    counts = {"L": 40962, "R": 40962}
+    places = surface_places("fsaverage6", [(side, n, None, n) for side, n in counts.items()], "here")
+    values = np.arange(places.voxels, dtype=np.float32)
+    left, right = meshes_of(places)
+    np.testing.assert_array_equal(vertex_values(left, places, values), values[: len(left.vertex_N3)])
+    np.testing.assert_array_equal(vertex_values(right, places, values), values[40962 : 40962 + len(right.vertex_N3)])
+    some = places.restricted(np.arange(places.voxels) % 2 == 0)
+    drawn = vertex_values(left, some, values[::2])
+    assert np.isnan(drawn[1::2]).all() and np.array_equal(drawn[::2], values[: len(left.vertex_N3) : 2])
+    native = surface_places("fsnative", [("L", 50, None, 50)], "here")
+    assert meshes_of(native) == ()
+    with pytest.raises(UserError, match="10242 vertices, the left hemisphere of fsnative"):
+        check_vertices([left], native)
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_nsds_betas_on_fsaverage(tmp_path, labels):
+    rng = np.random.default_rng(0)
+    raw_release = write_fake_raw(tmp_path / "raw")
+    root, trials = raw_release.root, {}
+    folder = root / "nsddata_betas" / "ppdata" / "subj01" / "fsaverage" / "betas_fithrf_GLMdenoise_RR"
+    folder.mkdir(parents=True)
+    table = pd.read_csv(root / "nsddata" / "ppdata" / "subj01" / "behav" / "responses.tsv", sep="\t")
+    for session, count in table["SESSION"].value_counts().sort_index().items():
+        trials[session] = rng.normal(2, 1, (int(count), 20)).astype(np.float32)
+        for side, part in (("lh", slice(0, 10)), ("rh", slice(10, 20))):
+            image = nibabel.MGHImage(np.ascontiguousarray(trials[session][:, part].T[:, None, None]), np.eye(4))
+            nibabel.save(image, folder / f"{side}.betas_session{int(session):02d}.mgh")
+    kept = np.ones(20, dtype=bool)
+    if labels:
+        place = root / "nsddata" / "freesurfer" / "fsaverage" / "label"
+        place.mkdir(parents=True)
+        for side in ("lh", "rh"):
+            for name, values in (("nsdgeneral", np.arange(10) > 2), ("prf-visualrois", np.arange(10) % 8)):
+                nibabel.save(nibabel.MGHImage(values.astype(np.int32)[:, None, None], np.eye(4)), place / f"{side}.{name}.mgz")
+        kept = np.tile(np.arange(10) > 2, 2)
+    assert main(["prepare", "--scans", str(root), "--data_path", str(tmp_path / "NSD"), "--space", "fsaverage", "--no-captions"]) == 0
+    layout = Layout.of(tmp_path / "NSD")
+    np.testing.assert_allclose(raw(layout), np.concatenate(list(trials.values()))[:, kept], rtol=1e-4, atol=1e-4)
+    places = load_any_places(layout, 1)
+    assert isinstance(places, SurfacePlaces) and places.surface == "fsaverage" and places.voxels == kept.sum()
+    if labels:
+        expected = np.isin(np.tile(np.arange(10) % 8, 2)[kept], (5, 6))
+        np.testing.assert_array_equal(read_regions(layout, 1)["V3"], expected)

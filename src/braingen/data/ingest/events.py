@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +66,7 @@ def read_table(path: Path) -> pd.DataFrame:
     return table
 
 
-def read_events(path: Path, column: str, names_of_pictures: Sequence[str]) -> EventTable:
+def read_events(path: Path, column: str, names_of_pictures: Callable[[], Sequence[str]]) -> EventTable:
     """Trials with a picture, in the order of onsets.
 
     Parameters
@@ -82,7 +82,7 @@ def read_events(path: Path, column: str, names_of_pictures: Sequence[str]) -> Ev
     """
     table = read_table(path)
     if column not in table:
-        raise UserError(f"{path} has no column {column} (it has {', '.join(table.columns)}){_offer(table, names_of_pictures)}; {GUIDE}.")
+        raise UserError(f"{path} has no column {column} (it has {', '.join(table.columns)}){_offer(table, names_of_pictures())}; {GUIDE}.")
     return trials_of(table, path, column)
 
 

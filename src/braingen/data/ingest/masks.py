@@ -132,6 +132,8 @@ def choose_mask(
         group = chosen(group, {"space": wanted["space"]})
     if not group:
         return None
+    if source.parts and group[0].of("hemi"):
+        return _of_hemispheres(group, source, threshold)
     if not source.is_volume:
         values = {file.path: read_mask(file.path)[0] for file in group}
         fitting = [file for file in group if source.columns in (values[file.path].size, int((values[file.path] > 0).sum()))]
@@ -154,6 +156,36 @@ def choose_mask(
     left = len(group) - len(fitting)
     mask = _joined([file.path for file in fitting], source, threshold, set(apart))
     return mask._replace(notes=(*mask.notes, *((f"{left} masks of other grids left out",) if left else ())))
+
+
+def over_columns(file: Named, values: np.ndarray, source: Source) -> np.ndarray:
+    """Values of a hemisphere's vertices, at the columns of a source; 0 at those of the other hemisphere.
+
+    Raises
+    ------
+    UserError
+        When they are of another number of vertices.
+    """
+    found, first = np.zeros(source.columns, dtype=values.dtype), 0
+    for part in source.parts:
+        count = part.vertices if part.vertex_N is None else len(part.vertex_N)
+        if part.side == file.of("hemi").upper()[:1]:
+            if values.size != part.vertices:
+                raise UserError(f"{file.path} has {values.size} vertices, {source.name} has {part.vertices} in hemisphere {part.side}.")
+            found[first : first + count] = values.ravel() if part.vertex_N is None else values.ravel()[part.vertex_N]
+        first += count
+    return found
+
+
+def _of_hemispheres(files: Sequence[Named], source: Source, threshold: float | None) -> Mask:
+    kept, notes = np.zeros(source.columns, dtype=bool), []
+    for file in files:
+        inside, note = above(read_mask(file.path)[0], file.path, threshold)
+        kept |= over_columns(file, inside, source)
+        notes.append(note)
+    if not kept.any():
+        raise UserError(f"{files[0].path} has no vertex above 0; give the mask of the responses.")
+    return Mask(kept, None, 0, tuple(file.path for file in files), tuple(notes))
 
 
 def _equal(files: Sequence[Named]) -> bool:

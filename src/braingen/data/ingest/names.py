@@ -133,6 +133,9 @@ def _walk(root: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
+        if "prepared.json" in names:  # a data folder among the scans holds masks and tables of its own
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED)
         for name in sorted(names):
             path = Path(folder, name)

@@ -21,7 +21,7 @@ from braingen.data.ingest.events import EventTable, read_events, read_table
 from braingen.data.ingest.forms import Asked, Part, Source
 from braingen.data.ingest.forms.surfaces import VERTICES
 from braingen.data.ingest.identity import PICTURES, Identity, KnownPicture
-from braingen.data.ingest.masks import Grid, Mask, above, choose_mask, labels_of, misfit, read_mask, region_files
+from braingen.data.ingest.masks import Grid, Mask, above, choose_mask, labels_of, misfit, over_columns, read_mask, region_files
 from braingen.data.ingest.names import GUIDE, Named, Tree, differing, natural, plain, same_label
 from braingen.data.ingest.pairing import Pair, among, consistent, pair, same_events, units_of
 from braingen.data.ingest.stimuli import Shown, Stimuli, pixels_of
@@ -208,7 +208,7 @@ class OwnScans:
             if same_label(file.of("sub"), label) or (not file.of("sub") and len(self.labels) == 1)
         ]
         stray = [file for file in self._tree.named(forms.RESPONSES) if not file.of("sub")]
-        if stray and len(self.labels) > 1:
+        if stray and len(self.labels) > 1 and not mine:
             raise UserError(
                 f"{stray[0].path} does not say whose it is, there are subjects {', '.join(self.labels)}: put it into a folder sub-LABEL."
             )
@@ -229,7 +229,7 @@ class OwnScans:
 
         def table_of(file: Named) -> EventTable:
             if file.path not in tables:
-                tables[file.path] = read_events(file.path, self.prepare.stimulus_column, self.stimuli.names())
+                tables[file.path] = read_events(file.path, self.prepare.stimulus_column, self.stimuli.names)
             return tables[file.path]
 
         units, told = units_of(mine, self.wanted, lambda file: sum(len(table_of(e).trials) for e in events if e.same(file, ("ses",))))
@@ -687,10 +687,10 @@ class OwnScans:
                             f"The mask {found.files[0]} has {found.kept.size} places, {found.kept.sum()} of them kept; {source.name} has "
                             f"{source.columns} columns; give a mask of as many."
                         )
+                    where = f"they lie on {source.surface}" if source.parts else "where they lie is not known"
                     self._new_notes.append(
-                        f"the mask {found.files[0].name} keeps {int(found.kept.sum())} voxels, the responses have {source.columns} "
-                        "columns: the "
-                        "mask is not used, and where the columns lie is not known"
+                        f"the mask {found.files[0].name} ({int(found.kept.sum())} voxels) is not used: the responses have "
+                        f"{source.columns} columns, {where}"
                     )
                     found = None
             self._mask_of[subject] = found
@@ -795,7 +795,7 @@ class OwnScans:
                 named = self._mask_name(file)
                 raise UserError(f"The region {file.path} does not fit the mask {named}: they have {reason}; resample the region.")
             return places.to_vector(inside)
-        inside = inside.ravel()
+        inside = over_columns(file, inside, source) if source.parts and file.of("hemi") else inside.ravel()
         if columns is not None and len(inside) == source.columns:
             inside = inside[columns]
         if len(inside) != len(kept_V):

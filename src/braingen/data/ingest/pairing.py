@@ -114,9 +114,12 @@ def units_of(responses: Sequence[Named], wanted: Mapping[str, str], trials_of: C
         kept = _best_of_glmsingle(kept, notes)
         if len(kept) > 1:
             kept = _without_maps(kept, trials_of, notes)
+        elif _axes(kept[0]) == 3 and trials_of(kept[0]) != 1:
+            notes.append(f"left out, a volume of three axes: {kept[0].path.name}")
+            continue
         units.append(_unit(kept, trials_of))
     left = [file for group in groups.values() for file in group if wanted and not chosen(group, wanted)]
-    if responses and not units:
+    if left and not units:
         told = {key: sorted({file.of(key) or "none" for file in left}) for key in wanted}
         there = "; ".join(f"{key}: {', '.join(values)}" for key, values in told.items())
         raise UserError(f"No responses have {', '.join(f'{k}-{v}' for k, v in wanted.items())} (there: {there}); choose one of these.")
