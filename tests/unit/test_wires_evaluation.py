@@ -28,8 +28,8 @@ from braingen.data.trials import test_trials, train_trials
 from braingen.errors import UserError
 from braingen.records import Score
 from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder, random_folders
+from braingen.scores import decoding, uncertainty
 from braingen.scores import sheet as scores_sheet
-from braingen.scores import uncertainty
 from braingen.scores.averaged import Scored
 from braingen.scores.captions import caption_scores
 from braingen.scores.decoding import decoder_scores
@@ -46,6 +46,14 @@ IDS = np.array([2, 0, 3, 1])
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("wires") / "data"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def retrieval_among_four():
+    """The tiny data folder has four test images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "FEWEST_CANDIDATES", 2)
+        yield
 
 
 def scenes() -> np.ndarray:
@@ -102,19 +110,19 @@ def test_the_cosine_is_of_the_decoded_embedding_and_retrieval_of_the_projected_o
     config = tiny_config(root, tmp_path, scores__bootstrap="30", scores__retrieval_pool="3", scores__retrieval_draws="5", run__seed="4")
     draws = torch.Generator().manual_seed(1)
     true, other = torch.randn(4, 6, generator=draws), torch.randn(4, 6, generator=draws)
-    right = stage._decoding(config, true, other, true, other, IDS).scores
+    right = stage._decoding(config, true, other, true, true - other, IDS).scores
     assert {name: score.value for name, score in right.items()} == pytest.approx(dict.fromkeys(right, 1.0))
-    wrong = stage._decoding(config, true, other[[1, 0, 3, 2]], true, other, IDS)
+    wrong = stage._decoding(config, true, other[[1, 0, 3, 2]], true, true - other, IDS)
     assert wrong.scores["clip_cos"].value == pytest.approx(1)
     assert wrong.scores["retrieval_brain_to_image"].value < 1 > wrong.scores["retrieval_image_to_brain"].value
-    far = stage._decoding(config, -true, other, true, other, IDS)
+    far = stage._decoding(config, -true, other, true, true - other, IDS)
     assert far.scores["clip_cos"].value == pytest.approx(-1) and far.scores["retrieval_brain_to_image"].value == pytest.approx(1)
     assert far.table.loc[0, "clip_cos"] == pytest.approx(-1) and set(far.table) == set(right)
     assert right["retrieval_brain_to_image"].pool == 3
     asked: list[dict[str, Any]] = []
     with pytest.MonkeyPatch.context() as patch:
         spy(patch, stage, "decoder_scores", lambda *_, **named: asked.append(named))
-        stage._decoding(config, true, other, true, other, IDS)
+        stage._decoding(config, true, other, true, true - other, IDS)
     assert asked == [{"pool": 3, "draws": 5, "resamples": 30, "seed": 4}] * 2
 
 
@@ -243,7 +251,7 @@ def test_best_and_worst_pictures_stand_under_their_own_images(monkeypatch, tmp_p
 
 
 @pytest.fixture(scope="module")
-def evaluated(root, tmp_path_factory) -> tuple[Config, dict[str, Any]]:
+def evaluated(root, tmp_path_factory, retrieval_among_four) -> tuple[Config, dict[str, Any]]:
     """An evaluation of pictures of known quality: of the brain half right, of random voxels nothing, twice, of the ceiling right.
 
     The decoded embedding of image 3 is that of image 1; captions are right for image 0 alone.
@@ -284,7 +292,7 @@ def test_brain_random_ceiling_and_ridge_stand_in_their_own_columns(evaluated, ro
     assert scores["retrieval_brain_to_image"]["ceiling"] == 1
     raw, mean = stage.ridge_embeddings(config, TableTargets(), IDS)
     true = table("image")[IDS].flatten(1)
-    ridge = stage._decoding(config, raw, raw - mean, true, true - mean, IDS).scores
+    ridge = stage._decoding(config, raw, raw - mean, true, mean, IDS).scores
     for name in ("clip_cos", "retrieval_brain_to_image", "retrieval_image_to_brain"):
         assert scores[name]["ridge"] == pytest.approx(ridge[name].value, abs=1e-6)
     assert pixcorr["ridge"] is None
@@ -324,9 +332,14 @@ def test_intervals_parts_and_provenance_are_of_the_settings(monkeypatch, evaluat
     monkeypatch.setattr(stage, "load_reader", lambda config, name: tiny_reader(name))
     parts = stage.scores_of_parts(config, TableTargets(), IDS)
     written = pd.read_csv(config.run.folder / "scores_by_part.csv")
-    pd.testing.assert_frame_equal(written, parts, check_dtype=False, rtol=1e-4, atol=1e-5)
+    pd.testing.assert_frame_equal(written, parts.astype(written.dtypes), rtol=1e-4, atol=1e-5)
     told = json.loads((config.run.folder / "scores_provenance.json").read_text())
     assert (told["method"], told["subject"], told["seed"]) == ("mine", 1, 3) and told["weights"] == {"clip": "0123"}
+    assert "clip_text" not in told["missing"]  # the text encoder is there
+    asked: list[dict[str, Any]] = []
+    spy(monkeypatch, stage, "scores_by_part", lambda *_, **named: asked.append(named))
+    stage.scores_of_parts(config, TableTargets(), IDS)
+    assert asked == [{"pool": config.scores.retrieval_pool, "draws": 2, "seed": 3, "resamples": 50}]
 
 
 def test_given_pictures_are_scored_instead_of_a_run(monkeypatch, root, tmp_path):

@@ -30,6 +30,7 @@ from braingen.data.nsd import Layout
 from braingen.data.trials import hold_out_images, test_trials, train_trials
 from braingen.records import Trials, VoxelBatch
 from braingen.run_layout import READER
+from braingen.scores import decoding
 from braingen.stages import reader_setup
 from braingen.stages import reading as stage_reading
 from braingen.stages import train as stage
@@ -572,8 +573,9 @@ def test_test_images_are_read_by_id_their_presentations_averaged(root, tmp_path)
     assert not torch.allclose(one.embedding_ND[0], one.embedding_ND[1])
 
 
-def test_what_was_read_is_scored_against_its_own_images(root, tmp_path):
+def test_what_was_read_is_scored_against_its_own_images(monkeypatch, root, tmp_path):
     """The true embeddings score 1; of two exchanged images neither is found, and the cosine is of CLIP's own units."""
+    monkeypatch.setattr(decoding, "FEWEST_CANDIDATES", 2)  # the tiny data folder has four test images
     config = tiny_config(root, tmp_path)
     reader = reader_setup.setup(config, "image").reader
     ids = np.array([2, 0, 3, 1])
