@@ -601,6 +601,23 @@ def test_a_second_call_sees_the_world_anew(fake, capsys):
     np.testing.assert_allclose(raw(layout)[:12], 3 * fake.responses["01"][0], rtol=1e-4, atol=1e-4)
 
 
+def test_exchanged_pictures_and_captions_are_written_again_under_their_ids(fake, capsys):
+    layout = prepared(fake)
+    before = Stimuli(layout).images(np.arange(12))
+    Image.fromarray(np.full((20, 30, 3), 9, np.uint8)).save(fake.root / "stimuli" / NAMES[5])
+    texts = json.loads((fake.root / "captions.json").read_text())
+    (fake.root / "captions.json").write_text(json.dumps(texts | {NAMES[2]: ["another"]}))
+    prepared(fake)
+    told = capsys.readouterr().out
+    assert "pictures and captions were written" in told and "CHANGED: 1 pictures are other pictures" in told
+    after, image = Stimuli(layout).images(np.arange(12)), sorted(NAMES).index(NAMES[5])
+    assert not np.array_equal(after[image], before[image])
+    np.testing.assert_array_equal(np.delete(after, image, axis=0), np.delete(before, image, axis=0))
+    assert json.loads(layout.captions().read_text())[str(sorted(NAMES).index(NAMES[2]))] == ["another"]
+    prepared(fake)
+    assert "nothing was done" in capsys.readouterr().out
+
+
 def test_a_session_that_is_gone_is_refused(fake, capsys):
     prepared(fake)
     shutil.rmtree(fake.root / "sub-01" / "ses-1")

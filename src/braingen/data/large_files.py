@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 import tempfile
@@ -72,6 +73,16 @@ def scratch_array(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
                 file.write(bytes(last - first))
             file.flush()
             return np.asarray(np.memmap(file, dtype=np.float32, mode="r+", shape=shape))
+
+
+def release(array: np.ndarray) -> None:
+    """Give back the pages of a mapped array that this process holds; they are read again when they are needed, and nothing is lost.
+
+    The system drops them itself when memory is short, but until then they count as this process's.
+    """
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def blocks(total: int, size: int) -> list[tuple[int, int]]:

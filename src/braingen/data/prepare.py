@@ -25,7 +25,7 @@ import numpy as np
 from braingen.console import track
 from braingen.data import nsd
 from braingen.data.ingest.reliability import Reliability, reliability
-from braingen.data.large_files import ArrayOnDisk, blocks, in_hdf5, publish, reserve_hdf5
+from braingen.data.large_files import ArrayOnDisk, blocks, in_hdf5, publish, release, reserve_hdf5
 from braingen.data.nsd import Layout
 from braingen.data.places import ColumnPlaces, Places, files_of, key_of, save_other_places
 from braingen.data.scans import Scans
@@ -125,9 +125,16 @@ def prepare(
             write_json(layout.prepared(), manifest)
         shutil.rmtree(scratch, ignore_errors=True)
     done = [subject for subject in subjects if subject not in todo]
+    again = ["pictures"] * more_pictures + ["captions"] * (texts is not None)
     if done:
-        which = ", ".join(map(str, done))
-        tell(f"Subject{'s' if len(done) > 1 else ''} {which}: prepared already, and nothing has changed since; nothing was done.")
+        which = f"Subject{'s' if len(done) > 1 else ''} {', '.join(map(str, done))}: prepared already, and nothing has changed since; "
+        tell(which + (f"{' and '.join(again)} were written." if again else "nothing was done."))
+    if more_pictures and scans.exchanged():
+        tell(
+            f"CHANGED: {len(scans.exchanged())} pictures are other pictures than when they were prepared; they stand under their ids "
+            "now, for "
+            "all subjects of the folder."
+        )
     return layout
 
 
@@ -310,6 +317,7 @@ def _verified(array: ArrayOnDisk, parts: dict[str, tuple[slice, str]], path: Pat
         read = hashlib.sha256()
         for first, last in blocks(rows.stop - rows.start, max(1, _VERIFIED_BYTES // row_bytes)):
             read.update(np.ascontiguousarray(found[rows.start + first : rows.start + last]).data)
+            release(found)
         if read.hexdigest() != digest:
             raise UserError(
                 f"{name} of {path} is not on the disk as it was written: remove {path.parent / '.preparing'} and start the same command "
@@ -574,6 +582,7 @@ def _write_betas(
                 out[first : first + len(z_TV)] = z_TV
                 digest.update(np.ascontiguousarray(z_TV).data)
                 first += len(z_TV)
+                release(out)
             out.flush()
             mark = marks.finish(name, made_from, digest.hexdigest())
         parts[name] = (rows, mark["sha256"])

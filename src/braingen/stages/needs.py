@@ -28,6 +28,8 @@ LIBRARIES = 700 * 10**6
 SDXL_GB = {"unet": 10.3, "vae": 0.33, "text_encoder": 0.49, "text_encoder_2": 2.78, "image_encoder": 7.4, "ip_adapter": 0.7}
 """Float32 weights of Stable Diffusion XL, ViT-bigG/14 and the plain IP-Adapter: from their parameter counts, where no files are at hand."""
 FULL_SIDE, LATENT_CHANNELS = 1024, 4
+MANY_VOXELS = 200_000
+"""More than any mask of visual cortex has."""
 ACTIVATIONS_PER_UNIT = 12
 """Floats kept for the backward pass per unit of width and block of an expert: norm, two linear maps, activation, dropout masks."""
 
@@ -120,6 +122,8 @@ def needs_of(config: Config, images: int) -> list[Need]:
     memory = psutil.virtual_memory().available
     needs = []
     smaller = "choose a smaller encoder.hidden_dim or optim.batch_size, or a machine with more"
+    if max(sizes.subjects.values(), default=0) > MANY_VOXELS:
+        smaller = "keep fewer voxels: prepare again with a mask of visual cortex (--mask; NSD's has 13 000 to 18 000 voxels)"
     fewer = "choose a smaller sampler.batch_size or sampler.size, or a machine with more"
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)

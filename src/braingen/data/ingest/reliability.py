@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import csr_array
 
+from braingen.data.large_files import release
+
 _BLOCK_BYTES = 64 * 2**20
 _FEWEST = 4
 """Pictures that have to repeat."""
@@ -64,6 +66,7 @@ def reliability(betas_TV: np.ndarray, image_T: np.ndarray) -> Reliability | None
     step = max(1, _BLOCK_BYTES // (4 * len(image_T)))
     for first in range(0, voxels, step):
         block = np.asarray(betas_TV[:, first : first + step], dtype=np.float64)
+        release(betas_TV)
         split_half_V[first : first + step] = _correlation(*(half @ block for half in halves))
         ceiling_V[first : first + step] = _ceiling(block[used], (mean @ block)[row], len(used) - pictures, repeats)
     same, other, error = _likeness(betas_TV, image_T)
@@ -100,6 +103,7 @@ def _likeness(betas_TV: np.ndarray, image_T: np.ndarray) -> tuple[float, float, 
         return np.nan, np.nan, np.nan
     columns = np.linspace(0, betas_TV.shape[1] - 1, min(betas_TV.shape[1], 20000)).astype(np.int64)
     rows = np.stack([np.asarray(betas_TV[trial])[columns] for trial in trials]).astype(np.float64)
+    release(betas_TV)
     rows -= rows.mean(axis=1, keepdims=True)
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
     correlation = (rows / np.where(norm > 0, norm, 1)) @ (rows / np.where(norm > 0, norm, 1)).T

@@ -57,7 +57,8 @@ def refuse_matlab(file: Named) -> UserError:
     """The sentence about a .mat file, with the line that converts it."""
     path = file.path
     with open(path, "rb") as handle:
-        is_hdf5 = handle.read(128).startswith(b"MATLAB 7.3") or path.read_bytes()[512:516] == b"\x89HDF"
+        start = handle.read(516)
+    is_hdf5 = start.startswith((b"MATLAB 7.3", b"\x89HDF")) or start[512:516] == b"\x89HDF"
     if is_hdf5:
         line = f"import h5py, numpy as np; np.save('{path.stem}.npy', h5py.File('{path.name}')['betas'][()].T)"
         more = "v7.3 is HDF5 with the axes in reverse, hence .T: trials must come first (or x, y, z, trials)"

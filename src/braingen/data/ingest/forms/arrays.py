@@ -19,6 +19,7 @@ from braingen import arrays
 from braingen.data.ingest.forms.base import Asked, Source
 from braingen.data.ingest.forms.surfaces import VERTICES
 from braingen.data.ingest.names import GUIDE, Named
+from braingen.data.large_files import release
 from braingen.data.nsd import BETAS_DATASET
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
@@ -138,7 +139,13 @@ def read_npy(file: Named, asked: Asked) -> Source:
         if "Python objects" not in str(error):
             raise
         return _glmsingle(file, load_arrays_of_pickle(file.path), asked)
-    return _source(file, "NumPy", array, array.__getitem__, asked)
+
+    def take(index: Any) -> np.ndarray:
+        block = np.array(array[index])
+        release(array)
+        return block
+
+    return _source(file, "NumPy", array, take, asked)
 
 
 def _glmsingle(file: Named, found: Mapping[str, Any], asked: Asked) -> Source:
