@@ -43,6 +43,7 @@ SCORES = {
     "object_accuracy",
     "background_accuracy",
     "clip_cos",
+    "two_way_embedding",
     "retrieval_brain_to_image",
     "retrieval_image_to_brain",
 }
@@ -93,7 +94,7 @@ def test_every_score_comes_with_all_that_a_reviewer_asks_for(flow):
         assert tuple(score) == Score._fields == ("value", "low", "high", "random", "ceiling", "ridge", "chance", "n", "pool"), name
         assert score["low"] <= score["value"] <= score["high"] and 0 < score["n"] <= IMAGES
         assert score["random"] is not None and score["ceiling"] is not None
-        of_decoder = name == "clip_cos" or name.startswith("retrieval")
+        of_decoder = name in ("clip_cos", "two_way_embedding") or name.startswith("retrieval")
         assert (score["ridge"] is not None) == of_decoder
         assert (score["pool"] is not None) == name.startswith("retrieval")
         assert (score["chance"] is not None) == (name.startswith(("two_way", "retrieval")) or name.endswith("_accuracy"))
@@ -110,7 +111,7 @@ def test_refined_pictures_stand_beside_the_unrefined_with_their_scores(flow):
     assert sorted(path.name for path in folder.glob("*.png")) == names
     told = json.loads((flow.run / "refinement.json").read_text())
     scores = json.loads((flow.run / "scores.json").read_text())
-    of_the_decoder = {"clip_cos", "retrieval_brain_to_image", "retrieval_image_to_brain", "rouge_l", "meteor", "clip_text"}
+    of_the_decoder = {"clip_cos", "two_way_embedding", "retrieval_brain_to_image", "retrieval_image_to_brain", "rouge_l", "meteor", "clip_text"}
     assert set(told["scores"]) == set(scores) - of_the_decoder
     for name, each in told["scores"].items():
         assert each["before"]["value"] == scores[name]["value"]
@@ -316,10 +317,10 @@ def test_what_is_finished_is_not_done_again(flow, monkeypatch):
 
 
 def test_the_readmes_commands_run_one_after_the_other(flow, tmp_path, monkeypatch, capsys):
-    """Those for NSD, with its configuration, on the small data and the tiny backbones: without baselines, on four pictures."""
+    """Those for NSD, with its configuration, on the small data and the tiny backbones: without baselines, on six pictures."""
     commands = [command for command in told_commands(ROOT / "README.md") if "nsd_subj01" in command]
     assert [shlex.split(command)[1] for command in commands] == ["train", "train", "finetune", "reconstruct", "evaluate", "report"]
-    smaller = ["--root", str(flow.data), "--folder", str(tmp_path), "--num_sessions", "2", "--num_images", "4", "sampler.size=0"]
+    smaller = ["--root", str(flow.data), "--folder", str(tmp_path), "--num_sessions", "2", "--num_images", "6", "sampler.size=0"]
     sizes = [word for word in SMALL if not word.startswith("optim.num_epochs")]
     smaller += [*sizes, "--resolution", "0", "--num_epochs", "1", "--path", "tiny", "backbone.image_encoder=", "backbone.ip_adapter="]
     monkeypatch.chdir(ROOT)
@@ -329,7 +330,7 @@ def test_the_readmes_commands_run_one_after_the_other(flow, tmp_path, monkeypatc
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert set(scores) >= SCORES
     assert {score["random"] for score in scores.values()} == {score["ceiling"] for score in scores.values()} == {None}
-    assert scores["pixcorr"]["n"] == 4
+    assert scores["pixcorr"]["n"] == 6
 
 
 def test_a_study_of_the_run_stands_in_tables_and_report(flow, tmp_path):
