@@ -106,7 +106,7 @@ def test_what_others_wrote_is_escaped(page: str) -> None:
 
 def test_it_says_simulated_wherever_figures_are(page: str) -> None:
     text = Elements(page).text
-    assert "A simulated person saw the left picture" in text
+    assert "A simulated person saw the picture on the left" in text
     title = page[page.index("<title>") : page.index("</title>")]
     assert "imulated" in title
     for section in SECTIONS:
@@ -117,7 +117,7 @@ def test_it_says_simulated_wherever_figures_are(page: str) -> None:
 def test_real_data_are_not_called_simulated(tmp_path: Path) -> None:
     config = write_fake_run(tmp_path, 3, simulated=False, epochs=2)
     text = Elements(report(config).read_text(encoding="utf-8")).text
-    assert "A person saw the left picture" in text
+    assert "A person saw the picture on the left" in text
     assert "imulated" not in text.replace("--config simulated", "")
 
 

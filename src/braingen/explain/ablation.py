@@ -71,7 +71,7 @@ def level_modules(reader: BrainReader) -> Sequence[nn.Module]:
     encoder = reader.encoder
     found = getattr(encoder, "levels", None) or ([encoder.level] if hasattr(encoder, "level") else None)
     if found is None:
-        raise UserError(f"{type(encoder).__name__} has no experts to silence; its regions can be (--ablate regions).")
+        raise UserError(f"{type(encoder).__name__} has no experts to silence; its regions can be nonetheless.")
     return list(found)
 
 

@@ -150,13 +150,13 @@
       const text = TEXT[trial.task], rating = trial.task === "similarity";
       let stop;
       const cue = trial.cue ? `<div class="cue">${picture(trial.cue, text.cue)}</div>` : "";
-      const pair = rating ? `<div class="pair">${picture(pictures[0], "first picture")}${picture(pictures[1], "second picture")}</div>` : "";
+      const pair = rating ? `<div class="pair">${picture(pictures[0], "picture A")}${picture(pictures[1], "picture B")}</div>` : "";
       return {
         type: jsPsychHtmlButtonResponse,
         stimulus: `<h1 class="question">${text.question}</h1>${cue}${pair}`,
         choices: rating ? ["1", "2", "3", "4", "5", "6", "7"] : pictures,
         button_html: (choice, k) => (rating ? `<button class="step">${choice}</button>`
-          : `<button class="option" aria-label="${k ? "the right picture" : "the left picture"}">${picture(choice, "")}${keys(k ? "→" : "←")}</button>`),
+          : `<button class="option" aria-label="${k ? "picture B, on the right" : "picture A, on the left"}">${picture(choice, "")}${keys(k ? "→" : "←")}</button>`),
         prompt: rating ? '<p class="ends"><span>nothing in common</span><span>the same picture</span></p>' : null,
         enable_button_after: 250, // a double click does not answer twice
         post_trial_gap: 150,
@@ -176,7 +176,7 @@
 
     const timeline = [];
     const used = new Set(shown.flatMap(({ trial }) => [trial.cue, ...trial.options]).filter(Boolean));
-    timeline.push({ type: jsPsychPreload, images: [...used].map(src), message: "One moment, the pictures are being loaded.", show_progress_bar: false,
+    timeline.push({ type: jsPsychPreload, images: [...used].sort().map(src), message: "One moment, the pictures are being loaded.", show_progress_bar: false,
       error_message: "A picture could not be loaded. Please tell the person who gave you this study." });
     for (let number = state.rows.length; number < shown.length; number += 1) {
       const task = shown[number].trial.task;
