@@ -211,7 +211,7 @@ def outcome(mutant: Mutant | None, tests: list[str]) -> Outcome:
         finally:
             os._exit(code)
     os.close(writing)
-    with os.fdopen(reading) as pipe:
+    with os.fdopen(reading, encoding="utf-8") as pipe:
         imported = set(pipe.read().split())
     _, status = os.waitpid(child, 0)
     return Outcome(os.waitstatus_to_exitcode(status) == 0, time.monotonic() - began, imported)
@@ -260,7 +260,7 @@ def main() -> None:
     options.out = options.out.absolute()
     options.again = options.again and options.again.absolute()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    done = [json.loads(line) for line in options.out.read_text(encoding="utf-8").splitlines()] if options.out.exists() else []
     if options.summary:
         print(summary(done))
         return
@@ -277,7 +277,7 @@ def main() -> None:
         wires = [wire for wire in wires if not options.modules or wire["module"] in options.modules]
         work = [(cut(wire), wire["tests"].split()) for wire in wires]
     elif options.again:
-        before = [json.loads(line) for line in options.again.read_text().splitlines()]
+        before = [json.loads(line) for line in options.again.read_text(encoding="utf-8").splitlines()]
         alive = [again(entry) for entry in before if not entry["killed"] and entry["module"] in modules]
         work = [(mutant, tests[mutant.module]) for mutant in alive if mutant is not None]
         print(f"{len(work)} of {len(alive)} survivors are still in the code")
@@ -302,12 +302,12 @@ def main() -> None:
             now = Outcome(True, 0.0, set())
         entry = mutant._asdict() | {"killed": not now.passed, "seconds": round(now.seconds, 1)}
         del entry["code"]
-        with options.out.open("a") as file:
+        with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
         word = "survives" if now.passed else "noticed "
         what = mutant.function if options.wires else mutant.change.splitlines()[-1][:90]
         print(word, f"{now.seconds:5.1f} s", mutant.module, mutant.line, what, flush=True)
-    print(summary([json.loads(line) for line in options.out.read_text().splitlines()]))
+    print(summary([json.loads(line) for line in options.out.read_text(encoding="utf-8").splitlines()]))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from braingen.untrusted import one_line
 Item = TypeVar("Item")
 
 
-def console(quiet: bool = False) -> Console:
+def console(quiet: bool = False, stderr: bool = False) -> Console:
     """A console that prints strings, and cells of tables, as they are; or nothing."""
-    return Console(markup=False, emoji=False, highlight=False, quiet=quiet)
+    return Console(markup=False, emoji=False, highlight=False, quiet=quiet, stderr=stderr)
 
 
 def add_row(table: Table, *cells: object) -> None:

@@ -17,9 +17,9 @@ from braingen.text_files import parse_json, parse_yaml, read_json, read_text, re
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("src", "scripts", "examples", "benchmarks")
-OTHER_OPENERS = {"Image", "tarfile", "zipfile", "os", "h5py", "browser", "webbrowser", "self"}
+OTHER_OPENERS = {"archive", "unit", "Image", "tarfile", "zipfile", "os", "h5py", "browser", "webbrowser", "self"}
 OWN_READERS = {  # JSON that is no file of its own: a header, a note, a line of metrics
-    "braingen/text_files.py", "braingen/stages/backbone_files.py", "braingen/stages/drawing.py", "braingen/locks.py", "braingen/runs.py",
+    "braingen/text_files.py", "braingen/stages/backbone_files.py", "braingen/stages/drawing.py", "braingen/diffusion/lora_files.py", "braingen/locks.py", "braingen/runs.py",
     "braingen/report/inputs.py", "braingen/state.py", "braingen/simulation/backbones/clip.py", "braingen/simulation/backbones/build.py",
 }  # fmt: skip
 
@@ -41,7 +41,9 @@ def without_encoding(source: str) -> list[str]:
         if (
             (name in ("read_text", "write_text") and of is not None)
             or (
-                name in ("open", "fdopen") and not binary and (of is None or name == "fdopen" or getattr(of, "id", "") not in OTHER_OPENERS)
+                name in ("open", "fdopen")
+                and not binary
+                and (of is None or name == "fdopen" or getattr(of, "id", getattr(of, "attr", "")) not in OTHER_OPENERS)
             )
             or (name in ("NamedTemporaryFile", "TemporaryFile") and modes and not binary)
             or name in ("popen", "loadtxt", "savetxt", "genfromtxt", "FileHandler", "getoutput")

@@ -6,9 +6,10 @@ A simulated data folder has the same names with other sizes, so readers take siz
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
+
+from braingen.text_files import read_json
 
 DEFAULT_ROOT = Path("data/NSD")
 WRITE_IT = "write it with `braingen prepare` or `braingen simulate`"
@@ -20,7 +21,7 @@ GET_IT = f"get it from the Hugging Face dataset pscotti/mindeyev2, or {WRITE_IT}
 def fitting_advice(text: str, root: Path) -> str:
     """A message whose advice fits the data folder: one made from own scans is not downloaded, it is prepared again."""
     try:
-        made_from = json.loads((root / "prepared.json").read_text(encoding="utf-8"))["data"]
+        made_from = read_json(root / "prepared.json")["data"]
     except (OSError, ValueError, KeyError, TypeError):
         return text
     if made_from != "own scans":

@@ -242,8 +242,7 @@ def _captions_wanted(scans: Scans, layout: Layout, manifest: dict[str, Any]) -> 
     file, known = scans.caption_file(), manifest["shared"].get(layout.captions().name, {}).get("made_from")
     if file is None or known is None:
         return False
-    with open(layout.captions(), encoding="utf-8") as handle:
-        written = len(json.load(handle))
+    written = len(read_json(layout.captions()))
     return sha256_of(file) != known or written < scans.pictures.number
 
 

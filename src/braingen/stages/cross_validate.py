@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 import torch
 
 from braingen.config import Config
+from braingen.console import console as new_console
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import train_trials
@@ -61,9 +61,7 @@ def fold_config(config: Config, folder: Path, subject: int, test_list: Path) -> 
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"root": config.data.root / "folds" / number, "subjects": (subject,)}),
-            "run": config.run.model_copy(
-                update={"folder": folder / f"subject-{subject:02d}" / number, "image": None, "text": None}
-            ),
+            "run": config.run.model_copy(update={"folder": folder / f"subject-{subject:02d}" / number, "image": None, "text": None}),
             "prepare": config.prepare.model_copy(update={"test_images": test_list}),
         }
     )
@@ -120,7 +118,7 @@ def cross_validate(config: Config) -> Path:
     path of the page
     """
     chosen, folder = config.cross_validation, config.run.folder / FOLDER
-    console = Console()
+    console = new_console()
     scans = scans_of(config)
     subjects = list(chosen.subjects) or list(scans.subjects())
     whole = config.model_copy(update={"data": config.data.model_copy(update={"subjects": tuple(subjects)})})
@@ -135,16 +133,14 @@ def cross_validate(config: Config) -> Path:
     found: list[Fold] = []
     for subject in subjects:
         for number, test_list in enumerate(lists, 1):
-            console.print(f"[bold]subject {subject}, fold {number} of {len(lists)}[/bold]")
+            console.print(f"subject {subject}, fold {number} of {len(lists)}", style="bold")
             own = fold_config(config, folder, subject, test_list)
             found.append(read_fold(decode_fold(own, chosen.modality), subject, own.data.root))
     rows, differences = pooled(found, config.scores.bootstrap, config.run.seed)
     return write(config, folder, rows, differences, found)
 
 
-def write(
-    config: Config, folder: Path, rows: Sequence[Row], differences: Sequence[Difference], folds: Sequence[Fold]
-) -> Path:
+def write(config: Config, folder: Path, rows: Sequence[Row], differences: Sequence[Difference], folds: Sequence[Fold]) -> Path:
     """The table, JSON of everything, and the page."""
     data = Stimuli(Layout.of(config.data.root)).data_name
     sizes = sorted({len(fold.pictures) for fold in folds})
@@ -163,7 +159,7 @@ def write(
     write_text(folder / f"{SCORES}.md", markdown(rows, differences, facts))
     page = folder / "report.html"
     write_text(page, render_cross_validation(rows, differences, facts, METHODS))
-    Console().print(markdown(rows, differences, facts), markup=False)
+    new_console().print(markdown(rows, differences, facts))
     return page
 
 

@@ -123,7 +123,7 @@ def _begin() -> None:
     """Prepare a process: one thread, no output of its own, and an end as soon as the process that started it ends, however that ends."""
     torch.set_num_threads(1)
     threadpool_limits(1)
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for the life of the process)
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the life of the process)
     for number in (*SIGNALS, signal.SIGINT):  # between tasks there is nothing to save; the process that started this one ends it
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -6,9 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-
 from braingen.config import Config
+from braingen.console import console
 from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.diffusion.sdxl import TINY, backbone_folder
@@ -59,4 +58,4 @@ def check_backbone(config: Config) -> None:
 @lru_cache
 def _warn(sentence: str) -> None:
     """Once in a process."""
-    Console(stderr=True).print(f"WARNING: {sentence}", markup=False, soft_wrap=True)
+    console(stderr=True).print(f"WARNING: {sentence}", soft_wrap=True)
