@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("src", "scripts", "examples", "benchmarks")
 OTHER_OPENERS = {"archive", "unit", "Image", "tarfile", "zipfile", "os", "h5py", "browser", "webbrowser", "self"}
 OWN_READERS = {  # JSON that is no file of its own: a header, a note, a line of metrics
-    "braingen/text_files.py", "braingen/stages/backbone_files.py", "braingen/stages/drawing.py", "braingen/diffusion/lora_files.py", "braingen/locks.py", "braingen/runs.py",
+    "braingen/text_files.py", "braingen/stages/backbone_files.py", "braingen/stages/drawing.py", "braingen/diffusion/lora_files.py",
+    "braingen/locks.py", "braingen/runs.py",
     "braingen/report/inputs.py", "braingen/state.py", "braingen/simulation/backbones/clip.py", "braingen/simulation/backbones/build.py",
 }  # fmt: skip
 
