@@ -12,7 +12,8 @@ from scipy.sparse import csr_array
 
 from braingen.data.large_files import release
 
-_BLOCK_BYTES = 64 * 2**20
+_BLOCK_BYTES = 16 * 2**20
+_MAPPED_BYTES = 64 * 2**20
 _FEWEST = 4
 """Pictures that have to repeat."""
 _TRIALS_COMPARED = 400
@@ -65,12 +66,21 @@ def reliability(betas_TV: np.ndarray, image_T: np.ndarray) -> Reliability | None
     split_half_V, ceiling_V = np.zeros(voxels, np.float32), np.zeros(voxels, np.float32)
     step = max(1, _BLOCK_BYTES // (4 * len(image_T)))
     for first in range(0, voxels, step):
-        block = np.asarray(betas_TV[:, first : first + step], dtype=np.float64)
-        release(betas_TV)
+        block = _columns(betas_TV, first, min(first + step, voxels))
         split_half_V[first : first + step] = _correlation(*(half @ block for half in halves))
         ceiling_V[first : first + step] = _ceiling(block[used], (mean @ block)[row], len(used) - pictures, repeats)
     same, other, error = _likeness(betas_TV, image_T)
     return Reliability(pictures, repeats, split_half_V, ceiling_V, 1.645 / np.sqrt(max(pictures - 1, 1)), same, other, error)
+
+
+def _columns(betas_TV: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Columns first..last-1 as float64; a map's pages are given back while it is read, since those around a column come along."""
+    found = np.empty((len(betas_TV), last - first))
+    rows = max(1, _MAPPED_BYTES // (betas_TV.itemsize * betas_TV.shape[1]))
+    for begin in range(0, len(found), rows):
+        found[begin : begin + rows] = betas_TV[begin : begin + rows, first:last]
+        release(betas_TV)
+    return found
 
 
 def _means(row: np.ndarray, column: np.ndarray, rows: int, columns: int) -> csr_array:
@@ -102,8 +112,10 @@ def _likeness(betas_TV: np.ndarray, image_T: np.ndarray) -> tuple[float, float, 
     if betas_TV.shape[1] < 3:
         return np.nan, np.nan, np.nan
     columns = np.linspace(0, betas_TV.shape[1] - 1, min(betas_TV.shape[1], 20000)).astype(np.int64)
-    rows = np.stack([np.asarray(betas_TV[trial])[columns] for trial in trials]).astype(np.float64)
-    release(betas_TV)
+    rows = np.empty((len(trials), len(columns)))
+    for place, trial in enumerate(trials):
+        rows[place] = np.asarray(betas_TV[trial])[columns]
+        release(betas_TV)
     rows -= rows.mean(axis=1, keepdims=True)
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
     correlation = (rows / np.where(norm > 0, norm, 1)) @ (rows / np.where(norm > 0, norm, 1)).T
