@@ -751,6 +751,23 @@ def test_pictures_of_all_depths_are_the_same_picture(tmp_path):
         pictures.load(pictures.find({"rows.npy#7": tmp_path / "events.tsv"})[0])
 
 
+@pytest.mark.parametrize("column", ["ImgName", "trial_type"])
+def test_pictures_elsewhere_named_by_stem_in_another_column(fake, monkeypatch, column):
+    events(fake, lambda t: t.drop(columns="trial_type").assign(stim_file=t["stim_file"].str.removesuffix(".png")).rename(
+        columns={"stim_file": column}))  # fmt: skip
+    monkeypatch.chdir(fake.root.parent)
+    shutil.move("scans/stimuli", "elsewhere")
+    words = ["prepare", "--scans", "scans", "--data_path", "NSD", "prepare.stimuli=elsewhere", f"prepare.stimulus_column={column}"]
+    for _ in range(2):
+        assert main(words) == 0
+    layout = Layout.of(fake.root.parent / "NSD")
+    assert [f"{name}.png" for name in shown(layout)] == [name for order in fake.shown["01"] for name in order]
+    np.testing.assert_allclose(raw(layout), np.concatenate(fake.responses["01"]), rtol=1e-4, atol=1e-4)
+    with Image.open(fake.root.parent / "elsewhere" / sorted(NAMES)[3]) as picture:
+        square = picture.crop((5, 0, 25, 20)).resize((224, 224), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(np.rint(Stimuli(layout).images(np.array([3]))[0] * 255), np.asarray(square).transpose(2, 0, 1))
+
+
 @pytest.mark.parametrize("form", ["stems", "list", "coco"])
 def test_captions_by_stem_as_a_list_or_as_coco_has_them(fake, form):
     by_name = {name: [f"this is {name}"] for name in NAMES}

@@ -462,7 +462,7 @@ class OwnScans:
             if loaded.kind:
                 kinds[loaded.kind] = kinds.get(loaded.kind, 0) + 1
             pixels = pixels_of(loaded.picture_HW3)
-            source = one.path.relative_to(self.root).as_posix() if one.path.is_relative_to(self.root) else one.path.as_posix()
+            source = one.path.relative_to(self.root).as_posix() if one.path.is_relative_to(self.root) else one.path.absolute().as_posix()
             if name in known:
                 if known[name].pixels != pixels:
                     self._exchange(name, pixels, one.path)
@@ -902,14 +902,13 @@ class OwnScans:
         texts = _captions_by_name(path)
         stems: dict[str, list[str]] = {}
         for name in texts:
-            stems.setdefault(name.rpartition("/")[2].rpartition(".")[0] or name.rpartition("/")[2], []).append(name)
+            stems.setdefault(_stem(name), []).append(name)
         found: dict[int, list[str]] = {}
         without = []
         for name, known in self.identity.pictures.items():
             mine = texts.get(name)
             if mine is None:
-                stem = name.rpartition("/")[2].rpartition(".")[0] or name
-                fitting = stems.get(stem, [])
+                fitting = stems.get(_stem(name), [])
                 mine = texts[fitting[0]] if len(fitting) == 1 else None
             if mine:
                 found[known.image] = list(dict.fromkeys([*found.get(known.image, []), *mine]))
@@ -1030,6 +1029,12 @@ def _wrong_count(each: Pair, source: Source, trials: int) -> str:
         f"{each.unit.first.path} holds responses to {source.trials} trials, its events name a picture in {trials}{tables}: they do not "
         f"belong together.{hint} {GUIDE}."
     )
+
+
+def _stem(name: str) -> str:
+    """A name without folders and ending."""
+    last = name.rpartition("/")[2]
+    return last.rpartition(".")[0] or last
 
 
 def _captions_by_name(path: Path) -> dict[str, list[str]]:
