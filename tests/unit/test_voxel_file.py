@@ -9,7 +9,7 @@ from unit.fake_nsd import write_fake_nsd
 
 from braingen.data.nsd import Layout
 from braingen.data.volumes import VoxelPlaces, save_nifti, save_places
-from braingen.data.voxel_file import Responses, load_responses, responses, unit_warning, with_folders_statistics
+from braingen.data.voxel_file import Responses, load_responses, responses, with_folders_statistics
 from braingen.data.zscore import statistics_path
 from braingen.errors import UserError
 
@@ -189,19 +189,14 @@ def test_numbers_that_float32_cannot_hold_are_refused():
 # --- units ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rows", [1, 6, 40])
-def test_responses_in_another_unit_than_a_decoders_are_told_of(rows):
-    z_NV = np.random.default_rng(2).standard_normal((rows, 200)).astype(np.float32)
-    assert unit_warning(responses(z_NV, SUBJECT, 200)) is None
-    for strange in (z_NV * 500 + 300, z_NV + 3, np.ones_like(z_NV), z_NV / 10):
-        assert "a decoder is trained on z-scored responses" in str(unit_warning(responses(strange, SUBJECT, 200)))
-
-
-def test_the_folders_mean_and_spread_bring_them_back(layout):
+def test_the_folders_mean_and_spread_bring_them_back(layout, caplog):
     z_NV = np.random.default_rng(3).standard_normal((40, WIDTH)).astype(np.float32)
     mean_SV, sd_SV = np.full((2, WIDTH), 300.0), np.full((2, WIDTH), 50.0)
     np.savez(statistics_path(layout, SUBJECT), mean_SV=mean_SV, sd_SV=sd_SV, session_T=np.zeros(4, np.int16))
-    given = with_folders_statistics(responses(z_NV * 50 + 300, SUBJECT, WIDTH), layout, SUBJECT)
+    given = with_folders_statistics(responses(z_NV * 50 + 300, SUBJECT, WIDTH, zscored=False), layout, SUBJECT)
     np.testing.assert_allclose(given.voxels_NV, z_NV, atol=1e-5)
+    assert not caplog.records
+    responses(z_NV * 50 + 300, SUBJECT, WIDTH)
+    assert "decode.zscore=folder" in caplog.text
     with pytest.raises(UserError, match=f"have 9 voxels, .* keeps mean and spread of {WIDTH}"):
         with_folders_statistics(responses(z_NV[:, :9], SUBJECT, 9), layout, SUBJECT)

@@ -26,7 +26,8 @@ from braingen.data import nsd
 from braingen.data.nsd import Layout
 from braingen.data.trials import Repeats, group_repeats
 from braingen.data.volumes import load_places
-from braingen.data.zscore import load_statistics, zscored
+from braingen.data.zscore import load_statistics
+from braingen.data.zscore import zscored as in_deviations
 from braingen.errors import UserError
 from braingen.files import UNREADABLE_ARRAY, refuse_stand_in
 from braingen.records import Trials
@@ -84,11 +85,14 @@ def odd_scale(voxels_NV: np.ndarray, name: str) -> str:
     rows = f"; {silent} of {len(some)} rows have the same value in every voxel" if silent else ""
     return (
         f"{name}: {what} mean {mean:.3g} and standard deviation {deviation:.3g}{rows}; responses z-scored over the trials of a session "
-        "(0 and 1) were expected, as in the betas the encoder was trained with: z-score them as `braingen prepare` does (docs/data.md)."
+        "(0 and 1) were expected, as in the betas the encoder was trained with: z-score them as `braingen prepare` does (docs/data.md); "
+        "`braingen decode` does with decode.zscore=folder."
     )
 
 
-def responses(voxels: np.ndarray, subject: int, width: int, image_ids: np.ndarray | None = None, name: str = "voxels") -> Responses:
+def responses(
+    voxels: np.ndarray, subject: int, width: int, image_ids: np.ndarray | None = None, name: str = "voxels", zscored: bool = True
+) -> Responses:
     """Responses from an array.
 
     Parameters
@@ -97,6 +101,7 @@ def responses(voxels: np.ndarray, subject: int, width: int, image_ids: np.ndarra
     width : voxels that the subject has
     image_ids : one per picture (per row of the first axis); counted from 0 when left out
     name : of the array in messages
+    zscored : whether they are said to be; else nothing is said about their scale
 
     Raises
     ------
@@ -131,7 +136,7 @@ def responses(voxels: np.ndarray, subject: int, width: int, image_ids: np.ndarra
     if not np.isfinite(rows_NV).all():
         row, voxel = np.argwhere(~np.isfinite(rows_NV))[0]
         raise UserError(f"{name} has {rows_NV[row, voxel]} at row {row}, voxel {voxel}; only finite numbers are allowed.")
-    if told := odd_scale(rows_NV, name):
+    if zscored and (told := odd_scale(rows_NV, name)):
         logger.warning(told)
     return Responses(rows_NV, image_N)
 
@@ -151,24 +156,8 @@ def with_folders_statistics(given: Responses, layout: Layout, subject: int) -> R
             "subject "
             f"{subject}; name the folder the decoder was trained on with --data_path."
         )
-    z_NV = zscored(given.voxels_NV, statistics.mean_SV.mean(axis=0), statistics.sd_SV.mean(axis=0))
+    z_NV = in_deviations(given.voxels_NV, statistics.mean_SV.mean(axis=0), statistics.sd_SV.mean(axis=0))
     return given._replace(voxels_NV=z_NV)
-
-
-def unit_warning(given: Responses) -> str | None:
-    """A sentence where responses are not in the unit of z-scored ones, as a decoder is trained on; None where they are."""
-    rows_NV = given.voxels_NV.astype(np.float64)
-    few = len(rows_NV) < 20
-    mean = float(np.abs(rows_NV.mean()) if few else np.median(np.abs(rows_NV.mean(axis=0))))
-    spread = float(rows_NV.std() if few else np.median(rows_NV.std(axis=0)))
-    if mean <= 0.5 and 0.4 < spread < 2.5:
-        return None
-    return (
-        f"a typical voxel has mean {mean:.2g} and spread {spread:.2g} over the {len(rows_NV)} rows given, a decoder is trained on z-scored "
-        "responses (0 and 1): what is decoded from others means nothing. z-score them as the training data were, or with those "
-        "statistics by "
-        "decode.zscore=folder"
-    )
 
 
 def voxel_file(path: Path | str) -> tuple[Path, str]:
@@ -186,7 +175,7 @@ def voxel_file(path: Path | str) -> tuple[Path, str]:
     return refuse_stand_in(path, "give the path of a file of voxels"), suffix
 
 
-def load_responses(path: Path | str, subject: int, width: int, layout: Layout | None = None) -> Responses:
+def load_responses(path: Path | str, subject: int, width: int, layout: Layout | None = None, zscored: bool = True) -> Responses:
     """Read a file of responses.
 
     Parameters
@@ -194,6 +183,7 @@ def load_responses(path: Path | str, subject: int, width: int, layout: Layout | 
     path : ends in .npy, .npz, .h5, .hdf5, .nii or .nii.gz
     subject, width : whose voxels, and how many that subject has
     layout : the data folder with the subject's mask and order of voxels; needed for NIfTI only
+    zscored : whether they are said to be
 
     Raises
     ------
@@ -213,7 +203,7 @@ def load_responses(path: Path | str, subject: int, width: int, layout: Layout | 
     beside = path.with_name(path.name.removesuffix(suffix) + "_ids.npy")
     if ids is None and beside.exists():
         ids = _arrays(beside, ".npy")[VOXEL_KEYS[0]]
-    return responses(np.asarray(voxels), subject, width, ids, str(path))
+    return responses(np.asarray(voxels), subject, width, ids, str(path), zscored)
 
 
 def _from_volumes(path: Path, subject: int, layout: Layout | None) -> np.ndarray:

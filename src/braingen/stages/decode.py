@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import hashlib
-import logging
 from pathlib import Path
 import time
 
@@ -15,7 +14,7 @@ from braingen.clip.cache import fingerprint_of_files
 from braingen.clip.image_target import CLIPImageEncoder
 from braingen.config import Config
 from braingen.data.nsd import Layout
-from braingen.data.voxel_file import SUFFIXES, load_responses, unit_warning, voxel_file, with_folders_statistics
+from braingen.data.voxel_file import SUFFIXES, load_responses, voxel_file, with_folders_statistics
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.sdxl import backbone_folder, scheduler_named
 from braingen.errors import UserError
@@ -28,8 +27,6 @@ from braingen.stages.targets import Targets
 from braingen.stages.trained import modalities, tuned_folder
 from braingen.stages.workers import Workers, complete, shared_run
 from braingen.untrusted import folder_name
-
-logger = logging.getLogger(__name__)
 
 
 def decoded_folder(config: Config) -> Path:
@@ -99,12 +96,10 @@ def decode(config: Config) -> Path:
     one_subject(config, "braingen decode")
     subject = config.data.subjects[0]
     decoder = load_decoder(config)
-    given = load_responses(config.decode.voxels, subject, decoder.voxel_count(subject), Layout.of(config.data.root))
-    if config.decode.zscore == "folder":
-        given = with_folders_statistics(given, Layout.of(config.data.root), subject)
-    strange = unit_warning(given)
-    if strange is not None:
-        logger.warning("WARNING: %s: %s.", config.decode.voxels, strange)
+    layout, as_they_are = Layout.of(config.data.root), config.decode.zscore == "none"
+    given = load_responses(config.decode.voxels, subject, decoder.voxel_count(subject), layout, as_they_are)
+    if not as_they_are:
+        given = with_folders_statistics(given, layout, subject)
     repeats = given.grouped()
     if config.sampler.num_images:
         count = config.sampler.num_images
