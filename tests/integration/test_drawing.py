@@ -101,8 +101,8 @@ def test_two_processes_draw_what_one_draws_and_go_on_where_they_were_stopped(wor
 def test_every_option_of_the_sampler_is_heard(words):
     plain = drawn(words)
     assert differ(plain, drawn(words)) == 0
-    options = [["--scheduler", "ddim"], ["--negative_prompt", "a blurry photo"], ["--ip_adapter_scale", "0.3"], ["--num_steps", "3"]]
-    options += [["--guidance_scale", "6"], ["--no-use_image"], ["--no-use_text"]]
+    options = [["--scheduler", "ddim"], ["--negative_prompt", "a blurry photo"], ["--ip_adapter_scale", "0.3"], ["sampler.steps=3"]]
+    options += [["sampler.guidance_scale=6"], ["--no-use_image"], ["--no-use_text"]]
     for option in options:
         assert differ(plain, drawn(words, *option)) > 2, option
     assert {picture.shape for picture in drawn(words, "sampler.size=64").values()} == {(64, 64, 3)}
@@ -177,6 +177,7 @@ def test_refining_makes_another_folder_of_the_same_form(words, tmp_path):
     # the refiner's own classes, and a folder and a start of one's own
     refiner = write_fake_refiner(tmp_path / "refiner")
     own = ["--refiner", str(refiner), "--output", str(tmp_path / "other"), "--recons", str(recons), "--denoising_start", "0.4"]
+    own += ["--strength", "default"]  # which says where to start as well
     assert main(["refine", *words, *more, *own]) == 0
     assert differ(after, pictures(tmp_path / "other")) > 2
 
@@ -186,7 +187,7 @@ def test_refining_says_what_is_missing_and_keeps_to_the_pictures_it_began_with(w
     assert "run `braingen reconstruct --folder" in capsys.readouterr().err
     drawn(words)
     assert main(["refine", *words, "--strength", "0.5", "--steps", "2"]) == 0
-    drawn(words, "--guidance_scale", "4")
+    drawn(words, "sampler.guidance_scale=4")
     assert main(["refine", *words, "--strength", "0.5", "--steps", "2"]) == 2
     assert "recons was" in capsys.readouterr().err
     assert main(["refine", *words, "--use_image", "--refiner", "somewhere", "--output", str(tmp_path / "other")]) == 2

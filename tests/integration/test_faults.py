@@ -115,7 +115,7 @@ def test_a_fine_tuning_that_diverges(subject, tmp_path, capsys, monkeypatch, cal
     assert not (tmp_path / "finetune" / "finished").exists()
     assert main([*words, "finetune.learning_rate=1e-5"]) == 0
     assert (tmp_path / "finetune" / "finished").exists()
-    assert json.loads((tmp_path / "finetune" / "finished").read_text())["best_validation_loss"] < 99
+    assert json.loads((tmp_path / "finetune" / "finished").read_text())["best_validation_denoising"] < 99
 
 
 def test_held_out_losses_that_are_no_numbers(subject, tmp_path, capsys, monkeypatch):

@@ -231,7 +231,7 @@ def test_it_goes_on_where_it_was_killed_with_the_same_bits(subject, tuned, tmp_p
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--rank", "0", "--no-route_image", "--no-route_text"], "nothing to train"),
+        (["--rank", "0", "--no-route_image", "--no-route_text", "router.time_hidden_dim=default"], "nothing to train"),
         (["--use_8bit_adam"], "needs bitsandbytes"),
         (["finetune.attention=xformers"], "xformers is not installed"),
         (["--model_name_image", "nowhere"], "There is no trained image encoder in nowhere"),

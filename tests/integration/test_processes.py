@@ -18,7 +18,7 @@ from braingen.state import load_tree, save_tree
 
 SMALL = ["encoder.hidden_dim=32", "encoder.n_blocks=1", "encoder.dropout=0", "prior.depth=1", "optim.num_epochs=2", "run.device=cpu"]
 SMALL += ["run.tracker=none", "--multi_subject", "1,2"]
-ONE_PASS = ["loss_image.mixup_pct=0", "prior.use_prior=false", "loss_image.mse_scale=1"]
+ONE_PASS = ["loss_image.mixup_pct=0", "prior.use_prior=false", "prior.depth=default", "loss_image.mse_scale=1"]
 """Nothing is drawn by chance, so that the number of processes is all that differs."""
 
 

@@ -69,7 +69,7 @@ def test_pictures_outside_the_scans_are_not_taken_into_the_data(tmp_path, capsys
     (fake.root / "captions.json").unlink(missing_ok=True)
     assert main(["prepare", "--scans", str(fake.root), "--data_path", str(tmp_path / "out"), "--no-captions"]) == 2
     told = capsys.readouterr().err
-    assert "_events.tsv names" in told and "private.png" in told
+    assert "_events.tsv" in told and name[:30] in told  # long names are shortened
     assert not Layout.of(tmp_path / "out").images().exists()
 
 
