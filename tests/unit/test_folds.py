@@ -162,6 +162,16 @@ def test_no_retrieval_among_fewer_than_five():
     assert RETRIEVAL in {row.score for row in rows}
 
 
+def test_scores_of_several_draws_are_averaged():
+    folds = made_folds(1.0)
+    twice = [fold._replace(decoded={"encoder": np.stack([fold.decoded["encoder"], fold.decoded["random"]])}) for fold in folds]
+    rows, _ = pooled(folds, resamples=20)
+    both, _ = pooled(twice, resamples=20)
+    for row in both:
+        expected = np.mean([each.value for each in rows if each.score == row.score])
+        assert row.value == pytest.approx(expected)
+
+
 def test_a_picture_left_out_twice_is_refused():
     folds = made_folds(0.0)
     with pytest.raises(UserError, match="left out twice"):

@@ -128,7 +128,9 @@ class Explainer:
             internal_batch_size=max(self.chunk, len(voxels_BV)),
             return_convergence_delta=True,
         )
-        return Attribution(map_BV.detach(), value_B, error_B.detach())
+        # captum before 0.8 answers in float64 where it works in pieces
+        map_BV, error_B = (x.detach().to(voxels_BV.dtype) for x in (map_BV, error_B))
+        return Attribution(map_BV, value_B, error_B)
 
 
 def completeness(value_N: np.ndarray, error_N: np.ndarray) -> float:

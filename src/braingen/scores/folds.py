@@ -36,7 +36,7 @@ class Fold(NamedTuple):
     mean_D: np.ndarray
     """Mean embedding of the training pictures."""
     decoded: Mapping[str, np.ndarray]
-    """Method -> decoded embeddings, N x D, in CLIP's own units."""
+    """Method -> decoded embeddings, N x D, in CLIP's own units; or R x N x D of a method drawn R times, whose scores are averaged."""
 
 
 class Row(NamedTuple):
@@ -77,6 +77,9 @@ def values_of(fold: Fold, method: str) -> tuple[dict[str, np.ndarray], dict[str,
     from five candidates on.
     """
     decoded_ND, true_ND = fold.decoded[method], fold.true_ND
+    if decoded_ND.ndim == 3:
+        draws = [values_of(fold._replace(decoded={method: each_ND}), method) for each_ND in decoded_ND]
+        return {name: np.mean([values[name] for values, _ in draws], axis=0) for name in draws[0][0]}, draws[0][1]
     around = [x - fold.mean_D for x in (true_ND, decoded_ND)]
     values = {COSINE: identify.cosine(decoded_ND, true_ND), CENTRED: identify.cosine(around[1], around[0])}
     chance: dict[str, float] = {}
