@@ -28,6 +28,8 @@ from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.diffusion.sdxl import TINY
 from braingen.errors import UserError
 
+pytestmark = pytest.mark.slow  # left out of `make quick`
+
 LENGTH = 12
 VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 TEXT = {"intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": LENGTH, "projection_dim": 12}

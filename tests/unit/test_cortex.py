@@ -12,6 +12,8 @@ from braingen.simulation.noise import neighbour_mixing, planted_snr, session_noi
 from braingen.simulation.retina import CELLS, CHANNELS, FIELD_OF_VIEW, channel_maps
 from braingen.simulation.sheet import VOXEL_SIZE
 
+pytestmark = pytest.mark.slow  # left out of `make quick`
+
 VOXELS = 500
 
 

@@ -15,6 +15,8 @@ from braingen.config import load_config
 from braingen.errors import UserError
 from braingen.text_files import parse_json, parse_yaml, read_json, read_text, read_yaml
 
+pytestmark = pytest.mark.slow  # left out of `make quick`
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("src", "scripts", "examples", "benchmarks")
 OTHER_OPENERS = {"archive", "unit", "Image", "tarfile", "zipfile", "os", "h5py", "browser", "webbrowser", "self"}

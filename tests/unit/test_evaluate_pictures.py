@@ -25,6 +25,8 @@ from braingen.scores.features import recipes
 from braingen.stages.compare import read_run
 from braingen.stages.observers import observers
 
+pytestmark = pytest.mark.slow  # left out of `make quick`
+
 IMAGES = 10
 
 

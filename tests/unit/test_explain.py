@@ -26,6 +26,8 @@ from braingen.explain.patterns import activation_patterns
 from braingen.explain.readout import WHOLE, Part, ReadOut, class_directions, decode, experts_per_level, parts_of
 from braingen.explain.saliency import ReceptiveFields, beyond_usual, gaussians, inside_outside, pointing_game, saliency
 
+pytestmark = pytest.mark.slow  # left out of `make quick`
+
 VOXELS, WIDTH = 30, 8
 METHODS = ("integrated_gradients", "gradient_shap")
 

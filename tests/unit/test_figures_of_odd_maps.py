@@ -15,6 +15,8 @@ from braingen.explain import figures
 from braingen.report.figures import curve_panels, difference_chart, ticks, times_chart
 from braingen.report.inside import _overlay
 
+pytestmark = pytest.mark.slow  # left out of `make quick`
+
 SIDE = 12
 grid = np.stack(np.meshgrid(*[np.arange(SIDE)] * 3, indexing="ij"), axis=-1)
 PLACES = VoxelPlaces(((grid - SIDE / 2 + 0.5) ** 2).sum(-1) < 30, "C", np.diag([2.0, 2, 2, 1]), "a ball")

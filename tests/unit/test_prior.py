@@ -18,6 +18,8 @@ from braingen.brain.prior_published import PUBLISHED_PRIOR, network_state, setti
 from braingen.brain.prior_schedule import NoiseSchedule, betas_of
 from braingen.errors import UserError
 
+pytestmark = pytest.mark.slow  # left out of `make quick`
+
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

@@ -26,7 +26,7 @@ from braingen.diffusion.sample import seeded_noise
 from braingen.diffusion.sdxl import TINY
 from braingen.errors import UserError
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
+pytestmark = [pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"), pytest.mark.slow]  # of diffusers' scheduler
 HOW = Refinement(steps=6, strength=0.5, guidance_scale=5.0)
 REFINER_UNET = {
     "sample_size": 128,

@@ -23,6 +23,8 @@ from braingen.report.page import SECTIONS, render
 from braingen.scores.metrics import metric
 from braingen.stages.report import report
 
+pytestmark = pytest.mark.slow  # left out of `make quick`
+
 IMAGES = 26
 
 

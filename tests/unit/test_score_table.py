@@ -15,6 +15,8 @@ from braingen.records import Score
 from braingen.scores import captions, decoding, feature_store, pairs, sheet, table
 from braingen.scores.metrics import ALIKE, METRICS, Metric, metric
 
+pytestmark = pytest.mark.slow  # left out of `make quick`
+
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:

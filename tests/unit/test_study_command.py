@@ -19,6 +19,8 @@ from braingen.scores.study import consent, site
 from braingen.scores.study.of_run import read_study, scores_in
 from braingen.stages.study import study
 
+pytestmark = pytest.mark.slow  # left out of `make quick`
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Config:

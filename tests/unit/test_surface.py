@@ -21,6 +21,8 @@ from braingen.errors import UserError
 from braingen.explain.figures import draw_surface
 from braingen.explain.surface import FSAVERAGE, check_space, read_meshes, sample, shown, side_of
 
+pytestmark = pytest.mark.slow  # left out of `make quick`
+
 LEFT, SUBJECT = "left", 1
 
 

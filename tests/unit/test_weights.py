@@ -37,9 +37,9 @@ from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.state import save_tree
 from braingen.weights import read_tensors
 
-pytestmark = pytest.mark.filterwarnings(
+pytestmark = [pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning", "ignore:Detected pickle protocol"
-)
+), pytest.mark.slow]
 GET_IT = "get it again"
 
 

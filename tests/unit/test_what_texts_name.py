@@ -15,6 +15,8 @@ from braingen.config import Config
 from braingen.config.names import resolve
 from braingen.errors import UserError
 
+pytestmark = pytest.mark.slow  # left out of `make quick`
+
 OF_OTHER_PROGRAMS = {
     "config", "help", "version", "h",  # of every command
     "multi_gpu", "num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port", "mixed_precision", "cpu",
