@@ -38,6 +38,7 @@ def test_every_picture_of_every_subject_is_left_out_once(tmp_path, capsys):
     for fold in decoded:
         assert len(fold["ids"]) == 6 and fold["random"].shape == (10, *fold["encoder"].shape)
         assert not np.allclose(fold["ridge"], fold["encoder"])
+        assert not np.allclose(fold["random"][0], fold["random"][1])
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "ridge regression" in page and "tiny backbone" in page
     # finished folds are kept

@@ -52,7 +52,7 @@ def test_every_training_image_is_in_one_fold_and_held_out_images_are_in_none(roo
 
 def test_the_epoch_of_the_best_mean_over_left_out_images_is_kept(monkeypatch, root, tmp_path):
     """Curves of the folds disagree; the fold with more images counts more, and the run's own held-out images do not count."""
-    curves = iter([[0.1, 0.5, 0.2], [0.1, 0.4, 0.3], [0.6, 0.1, 0.3], [0.9, 0.0, 0.1]])
+    curves = iter([[0.1, 0.5, 0.2], [0.1, 0.2, 0.4], [0.1, 0.2, 0.4], [0.9, 0.0, 0.1]])
     current: list[float] = []
 
     def validate(reader, parts):
@@ -66,8 +66,9 @@ def test_the_epoch_of_the_best_mean_over_left_out_images_is_kept(monkeypatch, ro
     config = tiny_config(root, tmp_path / "run", optim__checkpoint="folds")
     folder = stage.train(config, "image")
     sizes = [len(images_of(reader_setup.splits_of(config, reader_setup.Fold(k, 3))[0][1])) for k in range(3)]
-    means = np.array([[0.1, 0.5, 0.2], [0.1, 0.4, 0.3], [0.6, 0.1, 0.3]]).T @ sizes
-    best = int(means.argmax())
+    left_out = np.array([[0.1, 0.5, 0.2], [0.1, 0.2, 0.4], [0.1, 0.2, 0.4]])
+    best = int((left_out.T @ sizes).argmax())
+    assert best != int(left_out.sum(axis=0).argmax())  # a fold counts by its images
     assert best == 1  # what follows would say nothing if it were the first or the last
     assert [epoch for name, epoch in kept if name == folder.name] == [best]
     assert read_json(folder / "finished")["epoch_chosen_by_folds"] == best + 1

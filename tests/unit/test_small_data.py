@@ -60,12 +60,18 @@ def test_two_way_identification_of_the_embedding_is_around_the_training_mean(roo
     config = tiny_config(root, tmp_path)
     draws = torch.Generator().manual_seed(0)
     mean_D = 100 * torch.randn(12, generator=draws)
-    true_ND = mean_D + torch.randn(10, 12, generator=draws)
-    image_ND = mean_D + 0.8 * (true_ND - mean_D) + 0.6 * torch.randn(10, 12, generator=draws)
+    along_D = torch.nn.functional.normalize(mean_D - mean_D.mean(), dim=0)  # a correlation with the mean in it hardly sees this
+    true_ND = mean_D + 5 * torch.randn(10, 1, generator=draws) * along_D + 0.3 * torch.randn(10, 12, generator=draws)
+    image_ND = mean_D + 0.8 * (true_ND - mean_D) + 0.9 * torch.randn(10, 12, generator=draws)
     found = evaluate._decoding(config, image_ND, image_ND - mean_D, true_ND, mean_D, np.arange(10))
     around = [(x - mean_D).numpy() for x in (true_ND, image_ND)]
-    r = np.corrcoef(*around)[:10, 10:]
-    expected = np.mean([[r[i, j] < r[j, j] for i in range(10) if i != j] for j in range(10)])
+
+    def by_hand(truth: np.ndarray, decoded: np.ndarray) -> float:
+        r = np.corrcoef(truth, decoded)[:10, 10:]
+        return float(np.mean([[r[i, j] < r[j, j] for i in range(10) if i != j] for j in range(10)]))
+
+    expected = by_hand(*around)
+    assert abs(expected - by_hand(true_ND.numpy(), image_ND.numpy())) > 0.05
     score = found.scores["two_way_embedding"]
     assert score.value == pytest.approx(expected) and 0.5 < expected < 1
     assert score.chance == 0.5 and score.n == 10
