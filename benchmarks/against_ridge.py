@@ -18,8 +18,8 @@ from braingen.cli import parse_overrides
 from braingen.config import Config, load_config
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
-from braingen.data.nsd import Layout
 from braingen.data.trials import group_repeats, test_trials
+from braingen.data_layout import Layout
 from braingen.files import write_json
 from braingen.scores.decoding import decoder_scores
 from braingen.scores.uncertainty import mean_interval, permutation_p

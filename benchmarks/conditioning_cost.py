@@ -26,11 +26,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from braingen.brain.reader import BrainReader
 from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config import Config, load_config
+from braingen.config.shipped import TINY
 from braingen.data import nsd
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.listening import expert_counts
 from braingen.diffusion.sample import denoise, latent_shape, seeded_noise
-from braingen.diffusion.sdxl import TINY, load_backbone, picture_size
+from braingen.diffusion.sdxl import load_backbone, picture_size
 from braingen.records import Conditioning
 from braingen.routing.conditioning import RoutedConditioning
 from braingen.routing.diffuse_router import DiffuseRouter

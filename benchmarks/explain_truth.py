@@ -22,8 +22,8 @@ import torch
 from braingen.brain.reader import BrainReader
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
-from braingen.data.nsd import Layout
 from braingen.data.trials import group_repeats, test_trials, train_trials
+from braingen.data_layout import Layout
 from braingen.explain.ablation import ImageScores, ablate_voxels
 from braingen.explain.agreement import area_under_roc, group_agreement
 from braingen.explain.attribution import Explainer, Query, completeness

@@ -28,12 +28,13 @@ import torch
 from torch import Tensor
 
 from braingen.config import Config
-from braingen.data.nsd import Layout
 from braingen.data.trials import group_repeats, hold_out_images, train_trials
+from braingen.data_layout import Layout
 from braingen.files import write_json
 from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder
 from braingen.scores.sheet import score_images
 from braingen.scores.uncertainty import mean_interval
+from braingen.seeds import hash_seed
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.semantics import LABELS, labels
 from braingen.stages.ablate import config_of as line_of
@@ -43,7 +44,6 @@ from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Pngs, Seen
 from braingen.stages.reconstruct import draw_embeddings, read_responses, write_index
 from braingen.stages.reconstruct import setup as drawing_parts
-from braingen.stages.steps import hash_seed
 from braingen.stages.targets import Targets
 from braingen.stages.trained import load_readers
 from braingen.stages.workers import Workers

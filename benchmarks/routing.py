@@ -20,8 +20,8 @@ from braingen.brain.reader import BrainReader
 from braingen.config import Config, load_config
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
-from braingen.data.nsd import Layout
 from braingen.data.trials import group_repeats, test_trials
+from braingen.data_layout import Layout
 from braingen.run_layout import READER
 from braingen.scores.decoding import decoder_scores
 from braingen.stages.targets import Targets

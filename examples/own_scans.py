@@ -20,9 +20,9 @@ from PIL import Image
 
 from braingen.cli import main
 from braingen.data.betas import Betas
-from braingen.data.nsd import Layout
 from braingen.data.volumes import load_places
 from braingen.data.zscore import load_statistics, percent_signal
+from braingen.data_layout import Layout
 
 PICTURES, SESSIONS, REPEATS = 20, 2, 2
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])

@@ -18,9 +18,9 @@ from unit.fake_backbone import write_fake_backbone, write_fake_refiner
 from braingen.cli import main, parse_overrides
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
-from braingen.data.nsd import Layout
 from braingen.data.trials import test_trials
 from braingen.data.volumes import load_places, save_nifti
+from braingen.data_layout import Layout
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.stages.drawing import notes
 from braingen.stages.reconstruct import assemble

@@ -12,8 +12,8 @@ from braingen.cli import main, parse_overrides
 from braingen.config import load_config
 from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
-from braingen.data.nsd import Layout
 from braingen.data.trials import group_repeats, test_trials
+from braingen.data_layout import Layout
 from braingen.run_layout import READER
 
 ROOT = Path(__file__).parents[2]

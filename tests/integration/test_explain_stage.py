@@ -12,8 +12,8 @@ import pytest
 from unit.told_commands import ROOT
 
 from braingen.cli import main
-from braingen.data.nsd import Layout
 from braingen.data.volumes import load_places
+from braingen.data_layout import Layout
 
 IMAGES = 12
 

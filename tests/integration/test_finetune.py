@@ -22,8 +22,8 @@ import yaml
 from braingen.cli import main, parse_overrides
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
-from braingen.data.nsd import Layout
 from braingen.data.trials import group_repeats, test_trials
+from braingen.data_layout import Layout
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.finetuning import load_tuned
 from braingen.diffusion.lora import LORA_FILE, has_lora

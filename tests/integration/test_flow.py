@@ -23,8 +23,8 @@ from braingen.cli import main, parse_overrides
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.captions import load_captions
-from braingen.data.nsd import Layout
 from braingen.data.trials import group_repeats, test_trials, train_trials
+from braingen.data_layout import Layout
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.lora import has_lora
 from braingen.records import Score

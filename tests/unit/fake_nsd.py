@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from braingen.data import nsd
-from braingen.data.nsd import Layout
+from braingen.data_layout import Layout, subject_name
 
 SIZE = 8
 """Height and width of the fake images."""
@@ -95,7 +95,7 @@ def write_fake_nsd(
             betas = rng.standard_normal((len(shown), width)).astype(np.float32)
             write_betas(layout.betas(subject), betas, chunks)
             areas = rng.integers(0, 5, width)  # V1, V2, V3, V4, higher
-            group = masks.create_group(nsd.subject_name(subject))
+            group = masks.create_group(subject_name(subject))
             for index, region in enumerate(("V1", "V2", "V3", "V4", "higher_vis")):
                 group[region] = areas == index
             group["early_vis"] = areas < 4

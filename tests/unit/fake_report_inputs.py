@@ -15,7 +15,7 @@ from unit.fake_study import write_fake_study
 from braingen.config import Config
 from braingen.config.run_and_data import DataConfig, RunConfig
 from braingen.data import nsd
-from braingen.data.nsd import Layout
+from braingen.data_layout import Layout
 from braingen.runs import config_text
 from braingen.simulation import scenes
 

@@ -15,9 +15,9 @@ from unit.fake_nsd import write_fake_nsd
 
 from braingen.arrays import new_npy, read_npy, read_npz, refuse_more_than_memory, whole_numbers
 from braingen.data.captions import load_captions
-from braingen.data.nsd import Layout
 from braingen.data.trials import read_behav, train_trials
 from braingen.data.voxel_file import load_responses
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.scores.pictures import load_pictures
 

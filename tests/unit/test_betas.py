@@ -12,7 +12,7 @@ from unit.fake_nsd import write_betas
 
 from braingen.data import betas as betas_module
 from braingen.data.betas import Betas, report_voxels
-from braingen.data.nsd import Layout
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 
 STORAGE = {

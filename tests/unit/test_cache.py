@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import braingen.clip.cache as cache_module
-from braingen.clip.cache import Cache, digest_of_texts, fingerprint_of_files
+from braingen.clip.cache import Cache
 from braingen.errors import UserError
+from braingen.fingerprints import digest_of_texts, fingerprint_of_files
 
 N = 40
 

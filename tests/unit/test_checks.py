@@ -14,8 +14,9 @@ from unit.fake_nsd import FakeSubject, write_betas, write_fake_nsd, write_images
 from unit.test_volumes import places_of
 
 from braingen.data.checks import all_checks, check_before_training
-from braingen.data.nsd import SIMULATED_ATTRIBUTE, VOXELS, Layout
+from braingen.data.nsd import SIMULATED_ATTRIBUTE, VOXELS
 from braingen.data.volumes import VoxelPlaces, save_places
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 
 

@@ -9,8 +9,8 @@ from unit.fake_backbone import IMAGE_WIDTH, TEXT_WIDTH, fake_backbone
 
 from braingen.brain.reader import BrainReader, TargetScale
 from braingen.clip.text_target import CLIPTextEncoderDual
+from braingen.config.shipped import TINY
 from braingen.diffusion.decoder import IP_ADAPTER, BrainDecoder, to_pil
-from braingen.diffusion.sdxl import TINY
 from braingen.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler

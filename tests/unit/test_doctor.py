@@ -11,7 +11,8 @@ from unit.fake_nsd import write_fake_nsd
 
 from braingen.cli import main
 from braingen.config import load_config
-from braingen.data.nsd import VOXELS, Layout
+from braingen.data.nsd import VOXELS
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.stages import cache as cache_stage
 from braingen.stages import doctor as doctor_stage

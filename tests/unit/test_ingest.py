@@ -25,12 +25,12 @@ from braingen.data.ingest.forms.arrays import load_arrays_of_pickle
 from braingen.data.ingest.identity import Identity
 from braingen.data.ingest.reliability import reliability
 from braingen.data.ingest.stimuli import Stimuli as Pictures
-from braingen.data.nsd import Layout
 from braingen.data.places import SurfacePlaces, load_any_places, surface_places
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import test_trials, train_trials
 from braingen.data.volumes import load_places, read_regions
 from braingen.data.zscore import load_statistics, percent_signal
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.explain.surface import check_vertices, meshes_of, vertex_values
 

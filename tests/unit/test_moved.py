@@ -10,7 +10,7 @@ from pydantic import BaseModel
 import pytest
 
 from braingen.config import Config
-from braingen.data.nsd import Layout
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.runs import CONTENTS, Run
 from braingen.stages.contents import PLACES, contents_of, data_fingerprint

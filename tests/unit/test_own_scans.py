@@ -15,12 +15,12 @@ from braingen.cli import main
 from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
 from braingen.data.ingest.names import entities_of
-from braingen.data.nsd import Layout
 from braingen.data.places import ColumnPlaces, load_any_places
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import test_trials, train_trials
 from braingen.data.volumes import ALIGNED, MNI, load_places, read_regions
 from braingen.data.zscore import load_statistics, percent_signal
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 
 

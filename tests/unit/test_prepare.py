@@ -17,12 +17,12 @@ from braingen.cli import main
 from braingen.data import nsd, prepare
 from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
-from braingen.data.nsd import Layout
 from braingen.data.raw_nsd import RawNSD
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import behav, test_trials, train_trials
 from braingen.data.volumes import load_label_vector, load_places, read_regions
 from braingen.data.zscore import Moments, load_statistics, percent_signal, zscored
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.simulation.dataset import write_dataset
 from braingen.simulation.raw_release import write_raw_release

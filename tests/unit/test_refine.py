@@ -12,6 +12,7 @@ from torch import Tensor
 from unit.fake_backbone import POOLED_WIDTH, TEXT_WIDTH, fake_backbone, plain_unet, sdxl_scheduler, small_vae, write_fake_refiner
 
 from braingen.clip.text_target import CLIPTextEncoderDual
+from braingen.config.shipped import TINY
 from braingen.diffusion.refine import (
     Refinement,
     Refiner,
@@ -23,7 +24,6 @@ from braingen.diffusion.refine import (
     refine_pictures,
 )
 from braingen.diffusion.sample import seeded_noise
-from braingen.diffusion.sdxl import TINY
 from braingen.errors import UserError
 
 pytestmark = [pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"), pytest.mark.slow]  # of diffusers' scheduler

@@ -18,11 +18,10 @@ from unit.fake_backbone import (
     write_fake_backbone,
 )
 
+from braingen.config.shipped import TINY, backbone_folder
 from braingen.diffusion.sdxl import (
     IP_ADAPTER_FILE,
-    TINY,
     add_ip_adapter,
-    backbone_folder,
     image_embedding_width,
     ip_adapter_weights,
     load_backbone,

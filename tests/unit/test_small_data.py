@@ -15,7 +15,7 @@ from braingen.brain.reader import BrainReader
 from braingen.cli import main
 from braingen.data import nsd
 from braingen.data.checks import all_checks
-from braingen.data.nsd import Layout
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.report.inputs import read_inputs
 from braingen.report.page import cannot_draw, render

@@ -10,8 +10,8 @@ import pytest
 from unit.fake_nsd import SIZE, write_images
 
 from braingen.data.captions import load_captions
-from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 
 

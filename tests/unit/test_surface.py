@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from unit.told_commands import ROOT
 
-from braingen.data.nsd import Layout
 from braingen.data.volumes import ALIGNED, MNI, VoxelPlaces, load_places, save_nifti, save_places
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.explain.figures import draw_surface
 from braingen.explain.surface import FSAVERAGE, check_space, read_meshes, sample, shown, side_of

@@ -9,8 +9,8 @@ import pytest
 from unit.fake_nsd import write_fake_nsd
 
 from braingen.cli import main
+from braingen.config.shipped import TINY
 from braingen.data.nsd import SIMULATED_ATTRIBUTE
-from braingen.diffusion.sdxl import TINY
 
 STAGES = ["train image", "train text", "cache", "finetune", "reconstruct", "evaluate", "doctor", "bottleneck"]
 STAGES += ["ablate", "adapt-curve --pretrain_on 2"]

@@ -19,8 +19,8 @@ from unit.told_commands import ROOT
 
 from braingen.cli import main
 from braingen.console import Progress, add_row, console, track
-from braingen.data.nsd import Layout
 from braingen.data.volumes import VoxelPlaces, load_places, save_places
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.scores.study.analysis import analyse, markdown
 from braingen.scores.study.answers import COLUMNS, as_csv, checksum, read_result, verdicts

@@ -19,12 +19,12 @@ from unit.test_decoder import decoder_of, reader, voxels
 
 from braingen.clip.image_target import CLIPImageEncoder
 from braingen.clip.text_target import CLIPTextEncoderDual
+from braingen.config.shipped import TINY
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.lora import add_lora, load_lora, lora_parameters, save_lora
 from braingen.diffusion.refine import Refinement, load_refiner, refine_pictures
 from braingen.diffusion.sample import decode_latents
 from braingen.diffusion.sdxl import (
-    TINY,
     add_ip_adapter,
     load_backbone,
     load_ip_adapter_file,

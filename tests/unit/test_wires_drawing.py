@@ -23,8 +23,8 @@ from unit.tiny_training import spy, tiny_config
 
 from braingen.config import Config
 from braingen.data.betas import Betas
-from braingen.data.nsd import Layout
 from braingen.data.trials import group_repeats, test_trials, train_trials
+from braingen.data_layout import Layout
 from braingen.diffusion import decoder as diffusion_decoder
 from braingen.diffusion.decoder import BrainDecoder, Decoded
 from braingen.diffusion.finetuning import Tuned

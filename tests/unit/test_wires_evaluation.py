@@ -23,8 +23,8 @@ from unit.tiny_training import IMAGES, spy, tiny_config
 
 from braingen.config import Config
 from braingen.data.betas import Betas
-from braingen.data.nsd import Layout
 from braingen.data.trials import test_trials, train_trials
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.records import Score
 from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder, random_folders

@@ -20,9 +20,9 @@ from unit.tiny_training import spy, tiny_config
 from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.data.betas import Betas
-from braingen.data.nsd import Layout
 from braingen.data.trials import hold_out_images, train_trials
-from braingen.diffusion.finetuning import load_tuned, save_tuned
+from braingen.data_layout import Layout
+from braingen.diffusion.finetuning import load_tuned, save_tuned, tuned_folder
 from braingen.diffusion.listening import ListeningUNet, expert_counts, read
 from braingen.diffusion.lora import add_lora, load_lora, lora_parameters, lora_weights
 from braingen.diffusion.loss import min_snr_weight
@@ -32,10 +32,11 @@ from braingen.records import Routing
 from braingen.routing.conditioning import ConditioningForm, all_experts
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.time_router import kl_guidance
+from braingen.seeds import hash_seed
 from braingen.stages import finetune as stage
 from braingen.stages import listening_data
-from braingen.stages.steps import StepLosses, hash_seed
-from braingen.stages.trained import load_readers, tuned_folder
+from braingen.stages.steps import StepLosses
+from braingen.stages.trained import load_readers
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
 COUNTS = (2, 4)

@@ -15,7 +15,7 @@ from unit.tiny_training import IMAGES, tiny_config
 from braingen.brain.reader import BrainReader, TargetScale
 from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config import Config
-from braingen.diffusion.sdxl import TINY
+from braingen.config.shipped import TINY
 from braingen.stages import finetune, listening_data
 
 VOXELS = {"1": 41, "2": 42}

@@ -9,6 +9,8 @@ from braingen.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "configs"
 """Part of the package, so that an installed wheel has them. ``accelerate/`` is for ``accelerate launch``."""
+TINY = Path(__file__).parents[1] / "simulation" / "assets" / "tiny"
+"""The backbones that are shipped with the package."""
 
 
 def shipped_configs() -> list[str]:
@@ -44,3 +46,8 @@ def find_config(asked: Path | str) -> Path:
         f"There is no configuration {asked}.{hint} "
         f"Configurations that ship with braingen: {', '.join(names)}.{yours}"
     )
+
+
+def backbone_folder(path: str) -> str:
+    """Turn the setting ``backbone.path`` into a folder or hub name; 'tiny' means the shipped one."""
+    return str(TINY) if path == "tiny" else path

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from braingen.data import nsd
 from braingen.data.hdf5 import Rows
-from braingen.data.nsd import Layout
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.files import UNREADABLE_ARRAY, identity, replaced_file
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from braingen.arrays import read_npy
-from braingen.data.nsd import Layout
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
 from braingen.text_files import read_json

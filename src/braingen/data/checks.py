@@ -17,11 +17,11 @@ import numpy as np
 from braingen.data import nsd
 from braingen.data.betas import Betas, report_voxels
 from braingen.data.captions import NO_CAPTIONS, has_captions, load_captions
-from braingen.data.nsd import Layout
 from braingen.data.places import SurfacePlaces, load_any_places
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import listed, sessions_on_disk, test_trials, train_trials
 from braingen.data.volumes import VoxelPlaces, read_regions
+from braingen.data_layout import Layout, subject_name
 from braingen.errors import UserError
 from braingen.records import Trials
 
@@ -221,10 +221,10 @@ def _whose(layout: Layout, width: int, subject: int) -> str:
     """Whose voxel count that is, as the end of a clause."""
     with suppress(OSError, AttributeError, TypeError, StopIteration), h5py.File(layout.masks(), "r") as file:
         for group in file:
-            if group != nsd.subject_name(subject) and len(next(iter(file[group].values()))) == width:
+            if group != subject_name(subject) and len(next(iter(file[group].values()))) == width:
                 return f", the width of {group}"
     other = nsd.subject_of_width(width)
-    return f", the width of NSD's {nsd.subject_name(other)}" if other not in (None, subject) else ""
+    return f", the width of NSD's {subject_name(other)}" if other not in (None, subject) else ""
 
 
 def _width(layout: Layout, subject: int, betas: Betas, masks: int | None) -> Iterator[Finding]:

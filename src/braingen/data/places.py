@@ -15,8 +15,8 @@ import numpy as np
 
 from braingen.arrays import read_npz
 from braingen.data import nsd
-from braingen.data.nsd import Layout
 from braingen.data.volumes import VoxelPlaces, load_places
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.files import replaced_file, replaced_path, write_json
 from braingen.text_files import read_json

@@ -26,13 +26,13 @@ from braingen.console import track
 from braingen.data import nsd
 from braingen.data.ingest.reliability import Reliability, reliability
 from braingen.data.large_files import ArrayOnDisk, blocks, in_hdf5, publish, release, reserve_hdf5
-from braingen.data.nsd import Layout
 from braingen.data.places import ColumnPlaces, Places, files_of, key_of, save_other_places
 from braingen.data.scans import Scans
 from braingen.data.stimuli import Stimuli
 from braingen.data.tars import write_tar
 from braingen.data.volumes import NSDGENERAL, VoxelPlaces, load_nifti, read_regions, save_places, write_regions
 from braingen.data.zscore import Moments, statistics_path, zscored
+from braingen.data_layout import Layout, subject_name
 from braingen.errors import UserError
 from braingen.files import disk_errors_as_sentences, identity, refuse_small_disk, replaced_file, replaced_path, sha256_of, write_json
 from braingen.locks import only_writer
@@ -250,7 +250,7 @@ def _refuse_foreign_files(layout: Layout, manifest: dict[str, Any], subjects: It
     """What somebody else wrote is never overwritten; pictures and captions that are there are left as they are."""
     for subject in subjects:
         for path in (layout.betas(subject), layout.wds_train(subject, 0).parent):
-            mine = str(subject) in manifest["subjects"] or (layout.root / ".preparing" / nsd.subject_name(subject)).exists()
+            mine = str(subject) in manifest["subjects"] or (layout.root / ".preparing" / subject_name(subject)).exists()
             if path.exists() and not mine:
                 raise UserError(
                     f"{path} is there and was not written by `braingen prepare`; choose another data folder with --data_path FOLDER, or "
@@ -330,7 +330,7 @@ def _verified(array: ArrayOnDisk, parts: dict[str, tuple[slice, str]], path: Pat
 def _write_subject(
     scans: Scans, layout: Layout, subject: int, behav_T17: np.ndarray, scratch: Path, accept: Sequence[str]
 ) -> dict[str, Any]:
-    folder = scratch / nsd.subject_name(subject)
+    folder = scratch / subject_name(subject)
     folder.mkdir(exist_ok=True)
     inside = scans.places(subject)
     looked = _look(scans, subject, behav_T17, inside, folder, accept)

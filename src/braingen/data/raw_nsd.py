@@ -23,6 +23,7 @@ from braingen.data.pictures import fit_picture
 from braingen.data.places import Places
 from braingen.data.scans import Pictures, Statistics
 from braingen.data.volumes import NSDGENERAL, VoxelPlaces, load_nifti, space_of, trials_in_nifti
+from braingen.data_layout import subject_name
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
 from braingen.text_files import read_json
@@ -74,11 +75,11 @@ class RawNSD:
 
     def data(self, subject: int) -> Path:
         """The subject's folder in functional space of 1.8 mm."""
-        return self.root / "nsddata" / "ppdata" / nsd.subject_name(subject) / "func1pt8mm"
+        return self.root / "nsddata" / "ppdata" / subject_name(subject) / "func1pt8mm"
 
     def betas_folder(self, subject: int) -> Path:
         """Folder of the subject's betas."""
-        return self.root / "nsddata_betas" / "ppdata" / nsd.subject_name(subject) / "func1pt8mm" / self.version
+        return self.root / "nsddata_betas" / "ppdata" / subject_name(subject) / "func1pt8mm" / self.version
 
     @property
     def stimuli(self) -> Path:
@@ -95,7 +96,7 @@ class RawNSD:
 
     def subjects(self) -> tuple[int, ...]:
         folder = self.root / "nsddata" / "ppdata"
-        return tuple(s for s in nsd.SUBJECTS if (folder / nsd.subject_name(s)).is_dir())
+        return tuple(s for s in nsd.SUBJECTS if (folder / subject_name(s)).is_dir())
 
     # -- which picture when ---------------------------------------------------------------------------------------
 
@@ -258,7 +259,7 @@ class RawNSD:
         return self._ribbon(subject)
 
     def who(self, subject: int) -> dict[str, Any]:
-        return {"label": nsd.subject_name(subject), "sessions": {}, "test pictures": "NSD's shared1000"}
+        return {"label": subject_name(subject), "sessions": {}, "test pictures": "NSD's shared1000"}
 
     # -- pictures and captions ------------------------------------------------------------------------------------
 

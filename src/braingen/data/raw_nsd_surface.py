@@ -15,6 +15,7 @@ from braingen.data import nsd
 from braingen.data.large_files import blocks
 from braingen.data.places import Places, SurfacePlaces, surface_places
 from braingen.data.raw_nsd import GET_RAW, TRIALS_AT_ONCE, RawNSD, _labels
+from braingen.data_layout import subject_name
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
 
@@ -26,7 +27,7 @@ class RawNSDSurface(RawNSD):
     """NSD's own files, with the responses on fsaverage; everything else as `RawNSD`."""
 
     def betas_folder(self, subject: int) -> Path:
-        return self.root / "nsddata_betas" / "ppdata" / nsd.subject_name(subject) / SPACE / self.version
+        return self.root / "nsddata_betas" / "ppdata" / subject_name(subject) / SPACE / self.version
 
     @property
     def labels_folder(self) -> Path:

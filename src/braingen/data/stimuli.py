@@ -10,7 +10,7 @@ import numpy as np
 
 from braingen.data import nsd
 from braingen.data.hdf5 import Rows
-from braingen.data.nsd import Layout
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.files import UNREADABLE_ARRAY, identity, replaced_file
 from braingen.text_files import read_json

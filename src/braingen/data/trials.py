@@ -20,8 +20,8 @@ import pandas as pd
 
 from braingen.arrays import read_header
 from braingen.data import nsd
-from braingen.data.nsd import Layout
 from braingen.data.tars import NO_TRIALS
+from braingen.data_layout import Layout, subject_name
 from braingen.errors import UserError
 from braingen.files import UNREADABLE_ARRAY, identity, refuse_stand_in, replaced_file
 from braingen.records import Trials
@@ -120,7 +120,7 @@ def _read_once(path: Path, key: str, cache: Path) -> np.ndarray:
 def behav(layout: Layout, subject: int, path: Path) -> np.ndarray:
     """All 17 columns of one tar (samples, 17), read once."""
     refuse_stand_in(path, nsd.GET_IT)
-    cache = layout.cache() / "trials" / f"{nsd.subject_name(subject)}_{path.parent.name}_{path.stem}.npz"
+    cache = layout.cache() / "trials" / f"{subject_name(subject)}_{path.parent.name}_{path.stem}.npz"
     table = _read_once(path, identity(path), cache)
     subjects = np.unique(table[:, nsd.BEHAV_COLUMNS.index("subject")])
     if len(table) and subjects.tolist() != [subject]:
@@ -202,7 +202,7 @@ def _table(behav: np.ndarray, subject: int, session: np.ndarray, split: str) -> 
     if twice.any():
         raise UserError(
             f"Subject {subject}: {split} trial {int(table['trial'][twice].iloc[0])} occurs twice in the tars under "
-            f"wds/{nsd.subject_name(subject)}, every trial was expected once; {nsd.GET_IT}."
+            f"wds/{subject_name(subject)}, every trial was expected once; {nsd.GET_IT}."
         )
     table["repeat"] = table.groupby("image").cumcount().astype(np.int64)
     table["split"] = split

@@ -22,7 +22,7 @@ import numpy as np
 
 from braingen.data import nsd
 from braingen.data.large_files import blocks
-from braingen.data.nsd import Layout
+from braingen.data_layout import Layout, subject_name
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in, replaced_path, write_json
 from braingen.text_files import read_json
@@ -315,7 +315,7 @@ def read_regions(layout: Layout, subject: int, names: Sequence[str] | None = Non
         When the file, the subject or a region is missing, or is not a boolean vector.
     """
     path = refuse_stand_in(layout.masks(), nsd.GET_IT)
-    group = nsd.subject_name(subject)
+    group = subject_name(subject)
     try:
         with h5py.File(path, "r") as file:
             if group not in file:
@@ -339,7 +339,7 @@ def write_regions(layout: Layout, subjects: Mapping[int, Mapping[str, np.ndarray
     """Write brain_region_masks.hdf5: one group per subject of boolean vectors by name."""
     with replaced_path(layout.masks()) as temporary, h5py.File(temporary, "w") as file:
         for subject, regions in subjects.items():
-            group = file.create_group(nsd.subject_name(subject))
+            group = file.create_group(subject_name(subject))
             for name, region in regions.items():
                 group.create_dataset(name, data=region)
 

@@ -23,11 +23,11 @@ import pandas as pd
 
 from braingen.arrays import read_dataset, read_npy, read_npz, refuse_more_than_memory, whole_numbers
 from braingen.data import nsd
-from braingen.data.nsd import Layout
 from braingen.data.trials import Repeats, group_repeats
 from braingen.data.volumes import load_places
 from braingen.data.zscore import load_statistics
 from braingen.data.zscore import zscored as in_deviations
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.files import UNREADABLE_ARRAY, refuse_stand_in
 from braingen.records import Trials

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from braingen.arrays import read_npz
-from braingen.data.nsd import Layout
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 
 

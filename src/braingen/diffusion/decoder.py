@@ -21,8 +21,8 @@ from torch import Tensor
 
 from braingen.brain.reader import BrainReader
 from braingen.clip.text_target import CLIPTextEncoderDual
-from braingen.data.nsd import Layout
 from braingen.data.voxel_file import load_responses, responses
+from braingen.data_layout import Layout
 from braingen.diffusion.listening import PriorOrder, RoutingRecorder, read, source_of
 from braingen.diffusion.lora import LORA_FILE, has_lora, load_lora, save_lora
 from braingen.diffusion.sample import (

@@ -7,11 +7,14 @@ from typing import NamedTuple
 
 from diffusers import UNet2DConditionModel
 
+from braingen.config import Config
 from braingen.diffusion.listening import PriorOrder
 from braingen.diffusion.lora import LORA_FILE, has_lora, save_lora
 from braingen.errors import UserError
 from braingen.files import write_json
 from braingen.routing.diffuse_router import DiffuseRouter
+from braingen.run_layout import tuning_folder
+from braingen.runs import Run, has_work
 from braingen.text_files import read_json
 
 BEST, LAST = "best", "last"
@@ -54,3 +57,16 @@ def load_tuned(folder: Path) -> Tuned:
     image, text = (DiffuseRouter.from_pretrained(path).eval() if path.is_dir() else None for path in found.values())
     lora = folder / LORA_FILE
     return Tuned(lora if lora.is_file() else None, image, text, read_json(folder / ORDER)["prior_order"])
+
+
+def tuned_folder(config: Config) -> Path | None:
+    """Where LoRA and routers of a finished fine-tuning lie; None where pictures are drawn without."""
+    run = tuning_folder(config)
+    if config.sampler.finetuned == "no" or (config.sampler.finetuned == "auto" and not (run / "config.yaml").exists()):
+        return None
+    if config.sampler.finetuned == "auto" and not has_work(run):  # refused before it began
+        return None
+    if not (run / "config.yaml").exists():
+        raise UserError(f"There is no fine-tuning in {run}: run `braingen finetune --folder {config.run.folder}` first.")
+    Run(run).require_finished()
+    return run / BEST

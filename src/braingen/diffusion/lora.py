@@ -114,6 +114,3 @@ def merged_lora(unet: UNet2DConditionModel) -> Iterator[None]:
             layer.unmerge()
 
 
-def plain_key(key: str) -> str | None:
-    """A key of a U-Net with a LoRA as it is called without one; None for the LoRA's own."""
-    return None if ".lora_" in key else key.replace(".base_layer.", ".")

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from braingen.clip.text_target import CLIPTextEncoderDual, Output
+from braingen.config.shipped import backbone_folder
 from braingen.diffusion.sample import decode_latents, denoise_from, seeded_generators, seeded_noise, size_ids
 from braingen.diffusion.sdxl import (
     add_ip_adapter,
-    backbone_folder,
     image_embedding_width,
     load_ip_adapter_file,
     load_plain,

@@ -27,13 +27,11 @@ from safetensors import SafetensorError
 import torch
 from torch import Tensor
 
-from braingen.diffusion.lora import plain_key
+from braingen.config.shipped import backbone_folder
 from braingen.errors import UserError
 from braingen.weights import first_line, plain_text, read_tensors, refuse_not_finite
 
 Model = TypeVar("Model", bound=ModelMixin)
-TINY = Path(__file__).parent.parent / "simulation" / "assets" / "tiny"
-"""The backbones that are shipped with the package."""
 IP_ADAPTER_FILE = "sdxl_models/ip-adapter_sdxl.safetensors"
 """Where h94/IP-Adapter keeps the adapter made for ViT-bigG/14."""
 
@@ -61,11 +59,6 @@ class Backbone(NamedTuple):
     """With the IP-Adapter in place, where there is to be one."""
     vae: AutoencoderKL
     scheduler: SchedulerMixin
-
-
-def backbone_folder(path: str) -> str:
-    """Turn the setting ``backbone.path`` into a folder or hub name; 'tiny' means the shipped one."""
-    return str(TINY) if path == "tiny" else path
 
 
 def load_backbone(
@@ -369,3 +362,8 @@ def picture_size(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
 def vae_factor(vae: AutoencoderKL) -> int:
     """How many pixels one latent stands for along a side."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def plain_key(key: str) -> str | None:
+    """A key of a U-Net with a LoRA as it is called without one; None for the LoRA's own."""
+    return None if ".lora_" in key else key.replace(".base_layer.", ".")

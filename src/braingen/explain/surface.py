@@ -19,9 +19,9 @@ import numpy as np
 from scipy.sparse import csr_matrix, diags_array
 from scipy.spatial import KDTree
 
-from braingen.data.nsd import subject_name
 from braingen.data.places import SurfacePlaces
 from braingen.data.volumes import MNI, VoxelPlaces
+from braingen.data_layout import subject_name
 from braingen.errors import UserError
 
 Side = Literal["left", "right"]

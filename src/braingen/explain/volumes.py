@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from braingen.data import nsd
-from braingen.data.nsd import Layout
 from braingen.data.places import Places
 from braingen.data.volumes import VoxelPlaces, load_nifti, read_regions
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.text_files import read_json
 

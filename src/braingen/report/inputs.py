@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from braingen.data.captions import Captions, load_captions
-from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.run_layout import INDEX, SOURCES, drawn_in, typed_run
 from braingen.scores.study.of_run import read_study

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.files import write_text
 from braingen.report.pictures import data_uri, open_picture, seen_pictures

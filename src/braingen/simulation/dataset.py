@@ -23,8 +23,8 @@ from threadpoolctl import threadpool_limits
 from braingen.console import Progress
 from braingen.data import nsd
 from braingen.data.large_files import ArrayOnDisk, blocks, in_hdf5, publish, reserve_hdf5
-from braingen.data.nsd import Layout
 from braingen.data.volumes import write_regions
+from braingen.data_layout import Layout, subject_name
 from braingen.errors import UserError
 from braingen.files import disk_errors_as_sentences, refuse_small_disk, write_json
 from braingen.locks import only_writer
@@ -264,7 +264,7 @@ def _write_subject(work: _Work, subject: int) -> dict[str, np.ndarray]:
     """Write all files of a subject and return its region masks."""
     layout, design, seed, scratch = work.layout, work.design, work.arguments.seed, work.workshop.scratch
     cortex = build_cortex(seed, subject, work.arguments.voxels(subject))
-    name = nsd.subject_name(subject)
+    name = subject_name(subject)
     subject_files.write_volumes(layout, subject, cortex)
     subject_files.write_tars(layout, subject, design, behaviour(design, seed, subject))
     if layout.truth(subject).exists() and layout.betas(subject).exists():  # the truth is written last

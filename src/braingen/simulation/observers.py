@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from braingen.clip.cache import fingerprint_of_files
 from braingen.clip.image_target import CLIPImageEncoder
-from braingen.data.nsd import Layout
-from braingen.diffusion.sdxl import TINY
+from braingen.config.shipped import TINY
+from braingen.data_layout import Layout
+from braingen.fingerprints import fingerprint_of_files
 from braingen.scores.sheet import ReadOut
 from braingen.simulation.judge import Judge, Verdict
 from braingen.simulation.pictures import load_scenes

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from braingen.data.nsd import Layout
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.simulation import scenes
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS, Placement, Scene

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from braingen.data.nsd import Layout
 from braingen.data.tars import write_tar
 from braingen.data.volumes import VoxelPlaces, save_places
+from braingen.data_layout import Layout
 from braingen.files import replaced_file
 from braingen.simulation.cortex import FLOC_AREAS, VISUAL_AREAS, Cortex
 from braingen.simulation.presentations import Design

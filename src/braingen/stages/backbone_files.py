@@ -15,7 +15,8 @@ from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from braingen.config import Config
-from braingen.diffusion.sdxl import IP_ADAPTER_FILE, NO_ADAPTER, backbone_folder
+from braingen.config.shipped import backbone_folder
+from braingen.diffusion.sdxl import IP_ADAPTER_FILE, NO_ADAPTER
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
 

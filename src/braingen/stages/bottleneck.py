@@ -7,8 +7,8 @@ from pathlib import Path
 
 from braingen.config import Config, with_settings
 from braingen.console import console as new_console
-from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.files import write_json
 from braingen.run_layout import READER, one_subject

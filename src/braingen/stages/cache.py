@@ -12,8 +12,8 @@ from braingen.clip.cache import Cache
 from braingen.config import Config
 from braingen.data.captions import has_captions
 from braingen.data.checks import check_before_training
-from braingen.data.nsd import Layout
 from braingen.data.trials import test_trials, train_trials
+from braingen.data_layout import Layout
 from braingen.diffusion.sdxl import own_size, pixels_per_latent, refuse_side
 from braingen.files import refuse_small_disk
 from braingen.stages.needs import cache_bytes

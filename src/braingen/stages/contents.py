@@ -11,9 +11,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from braingen.clip.cache import fingerprint_of_files
-from braingen.data.nsd import Layout, subject_name
-from braingen.diffusion.sdxl import backbone_folder
+from braingen.config.shipped import backbone_folder
+from braingen.data_layout import Layout, subject_name
+from braingen.fingerprints import fingerprint_of_files
 from braingen.runs import flat
 
 DATA = "data.root"

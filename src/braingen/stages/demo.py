@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from braingen.config import Config
 from braingen.console import console as new_console
-from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.files import clear_temporaries, replaced_folder, write_json
 from braingen.run_layout import drawn_folder, run_folder, subject_configs

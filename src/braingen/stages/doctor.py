@@ -20,8 +20,8 @@ from braingen import __version__
 from braingen.config import Config
 from braingen.data import nsd
 from braingen.data.checks import all_checks
-from braingen.data.nsd import Layout
 from braingen.data.trials import listed, sessions_on_disk, subjects_on_disk, test_trials, train_trials
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.files import identity, nearest_folder, sha256_of
 from braingen.scores import features

@@ -19,8 +19,8 @@ from braingen.console import console as new_console
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
-from braingen.data.nsd import Layout
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.files import write_json, write_text
 from braingen.records import Score

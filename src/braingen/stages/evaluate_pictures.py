@@ -9,9 +9,9 @@ import numpy as np
 
 from braingen.config import Config
 from braingen.console import Progress
-from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import group_repeats, test_trials
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.scores.feature_store import FeatureStore
 from braingen.scores.pictures import Loaded, load_pictures

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 import re
 
-from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
 from braingen.files import write_json
+from braingen.fingerprints import fingerprint_of_files
 from braingen.report.inside import write_page
 from braingen.run_layout import READER, run_folder
 from braingen.runs import CONTENTS, Run

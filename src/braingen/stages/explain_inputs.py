@@ -20,10 +20,10 @@ from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.large_files import blocks, scratch_array
-from braingen.data.nsd import Layout
 from braingen.data.places import Places, SurfacePlaces, load_any_places
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.data.volumes import VoxelPlaces
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.explain.maps import membership
 from braingen.explain.patterns import ClassReadOut

@@ -12,18 +12,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
+from braingen.config.shipped import backbone_folder
 from braingen.data.betas import Betas
 from braingen.data.trials import Repeats
 from braingen.data.voxel_file import Responses
 from braingen.diffusion.decoder import BrainDecoder
+from braingen.diffusion.finetuning import tuned_folder
 from braingen.diffusion.lora import merged_lora
-from braingen.diffusion.sdxl import backbone_folder
 from braingen.errors import UserError
 from braingen.explain.ablation import silenced
 from braingen.explain.readout import Part, parts_of
 from braingen.files import write_json
+from braingen.fingerprints import fingerprint_of_files
 from braingen.report.pictures import open_picture
 from braingen.run_layout import READER, run_folder
 from braingen.runs import CONTENTS
@@ -33,7 +34,6 @@ from braingen.stages.drawing import draw_missing, picture_path
 from braingen.stages.explain_inputs import Subject
 from braingen.stages.reconstruct import drawer, embeddings_in, read_responses
 from braingen.stages.targets import Targets
-from braingen.stages.trained import tuned_folder
 from braingen.stages.workers import Workers
 from braingen.text_files import read_json
 from braingen.untrusted import folder_name

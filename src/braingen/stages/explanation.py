@@ -10,9 +10,9 @@ import pandas as pd
 
 from braingen.config import Config
 from braingen.console import console as new_console
-from braingen.data.nsd import Layout
 from braingen.data.places import SurfacePlaces
 from braingen.data.volumes import VoxelPlaces
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.explain import figures, volumes
 from braingen.explain.maps import MapFile

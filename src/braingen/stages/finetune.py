@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from braingen.brain.reader import BrainReader
-from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
+from braingen.config.shipped import backbone_folder
 from braingen.console import Progress
 from braingen.diffusion.attention import use_attention
 from braingen.diffusion.finetuning import BEST, LAST, save_tuned
@@ -26,7 +26,6 @@ from braingen.diffusion.listening import ListeningUNet, expert_counts
 from braingen.diffusion.lora import add_lora, lora_parameters
 from braingen.diffusion.loss import denoising_loss, min_snr_weight, noisy_latents, offset_noise, prediction_target, signal_to_noise
 from braingen.diffusion.sdxl import (
-    backbone_folder,
     image_embedding_width,
     load_backbone,
     picture_size,
@@ -37,14 +36,16 @@ from braingen.diffusion.sdxl import (
 )
 from braingen.diffusion.unsure_reads import mixing_weights, unsure
 from braingen.errors import UserError
+from braingen.fingerprints import fingerprint_of_files
 from braingen.routing.conditioning import ConditioningForm
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.time_router import kl_guidance
 from braingen.run_layout import READER, run_folder, tuning_folder
 from braingen.runs import Run
+from braingen.seeds import hash_seed
 from braingen.stages.listening_data import ListeningData, Rows, listening_data, pieces
 from braingen.stages.machine import accelerator_of, device_of, end_tracking, precision_of, start_tracking
-from braingen.stages.steps import Divergence, StepLosses, hash_seed
+from braingen.stages.steps import Divergence, StepLosses
 from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_readers, modalities

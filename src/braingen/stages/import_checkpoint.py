@@ -19,7 +19,6 @@ from braingen.brain.prior_published import network_state, published_name, settin
 from braingen.brain.published_keys import LoadReport, load_published
 from braingen.brain.published_settings import EncoderSettings, encoder_settings
 from braingen.brain.reader import BrainReader
-from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
 from braingen.data.nsd import subject_of_width
 from braingen.diffusion.finetuning import BEST, ORDER, ROUTERS
@@ -28,6 +27,7 @@ from braingen.diffusion.lora_files import left_out, read_lora, unet_on_meta
 from braingen.diffusion.sdxl import unet_config
 from braingen.errors import UserError
 from braingen.files import replaced_path, write_json
+from braingen.fingerprints import fingerprint_of_files
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.published_router import read_published_router
 from braingen.run_layout import READER, run_folder, tuning_folder

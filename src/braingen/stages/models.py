@@ -16,10 +16,10 @@ from braingen.clip.loading import load_config
 from braingen.clip.text_target import FOLDERS, PARTS
 from braingen.config import Config
 from braingen.config.encoders import ENCODER_CONFIGS, BrainEncoderConfig, settings_for
+from braingen.config.shipped import backbone_folder
 from braingen.data import nsd
 from braingen.data.betas import Betas
-from braingen.data.nsd import Layout
-from braingen.diffusion.sdxl import backbone_folder
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.space_router import SPACE_ROUTERS

@@ -14,8 +14,9 @@ import psutil
 import torch
 
 from braingen.config import Config
-from braingen.data.nsd import Layout
-from braingen.diffusion.sdxl import backbone_folder, own_size
+from braingen.config.shipped import backbone_folder
+from braingen.data_layout import Layout
+from braingen.diffusion.sdxl import own_size
 from braingen.errors import UserError
 from braingen.files import free_bytes
 from braingen.run_layout import run_folder

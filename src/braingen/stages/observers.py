@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
-from braingen.data.nsd import Layout
+from braingen.data_layout import Layout
+from braingen.fingerprints import fingerprint_of_files
 from braingen.scores import features as published_networks
 from braingen.scores.features import FeatureNetwork, Features
 from braingen.scores.sheet import ReadOut

@@ -17,9 +17,10 @@ from torch import Tensor
 from braingen.brain.reader import BrainReader
 from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config import Config
+from braingen.config.shipped import TINY
 from braingen.console import console as new_console
 from braingen.diffusion.decoder import BrainDecoder, to_pil
-from braingen.diffusion.sdxl import TINY, load_backbone, scheduler_named
+from braingen.diffusion.sdxl import load_backbone, scheduler_named
 from braingen.errors import UserError
 from braingen.files import write_text
 from braingen.report.quickstart import Pair, render

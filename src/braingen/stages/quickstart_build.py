@@ -19,9 +19,9 @@ from braingen.brain.reader import BrainReader
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.captions import load_captions
-from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import group_repeats, test_trials
+from braingen.data_layout import Layout
 from braingen.files import replaced_folder, write_json
 from braingen.report.pictures import seen_pictures
 from braingen.run_layout import READER, run_folder

@@ -21,8 +21,8 @@ from braingen.config.reading import LossConfig
 from braingen.data.batches import TrainBatches
 from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
-from braingen.data.nsd import Layout
 from braingen.data.trials import fold_of_images, hold_out, hold_out_images, train_trials
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.records import Trials
 from braingen.run_layout import READER

@@ -13,8 +13,8 @@ from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
-from braingen.data.nsd import Layout
 from braingen.data.trials import group_repeats, test_trials
+from braingen.data_layout import Layout
 from braingen.diffusion.sample import seeded_noise
 from braingen.files import write_json
 from braingen.scores.decoding import decoder_scores

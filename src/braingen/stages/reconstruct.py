@@ -13,23 +13,22 @@ from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor
 
-from braingen.clip.cache import fingerprint_of_files
 from braingen.clip.image_target import CLIPImageEncoder
 from braingen.config import Config
+from braingen.config.shipped import backbone_folder
 from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
-from braingen.data.nsd import Layout
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.data.voxel_file import Responses, odd_scale
+from braingen.data_layout import Layout
 from braingen.diffusion.choose import best_of
 from braingen.diffusion.decoder import BrainDecoder, negative_condition, to_pil
-from braingen.diffusion.finetuning import NOT_TUNED, load_tuned
+from braingen.diffusion.finetuning import NOT_TUNED, load_tuned, tuned_folder
 from braingen.diffusion.listening import RoutingRecorder, expert_counts
 from braingen.diffusion.lora import merged_lora
 from braingen.diffusion.sample import seeded_noise
 from braingen.diffusion.sdxl import (
-    backbone_folder,
     load_backbone,
     load_scheduler,
     pixels_per_latent,
@@ -39,16 +38,17 @@ from braingen.diffusion.sdxl import (
 )
 from braingen.errors import UserError
 from braingen.files import replaced_path, write_json
+from braingen.fingerprints import fingerprint_of_files
 from braingen.records import ExpertEmbeddings
 from braingen.routing.conditioning import all_experts, from_experts
 from braingen.run_layout import EMBEDDINGS, INDEX, READER, ROUTING, drawn_folder, random_folders, run_folder
+from braingen.seeds import hash_seed
 from braingen.stages.drawing import Drawn, draw_missing, drawn_files, gathered, notes
 from braingen.stages.machine import device_of
-from braingen.stages.steps import hash_seed
 from braingen.stages.subjects import each_subject
 from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
-from braingen.stages.trained import load_reader, modalities, tuned_folder
+from braingen.stages.trained import load_reader, modalities
 from braingen.stages.widths import refuse_misfits, refuse_other_widths
 from braingen.stages.workers import Workers, complete, shared_run
 

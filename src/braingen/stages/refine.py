@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 import torch
 from torch import Tensor
 
-from braingen.clip.cache import fingerprint_of_files
 from braingen.config import Config
+from braingen.config.shipped import backbone_folder
 from braingen.diffusion.decoder import to_pil
 from braingen.diffusion.refine import Refinement, Refiner, load_refiner, refine_pictures, steps_run
-from braingen.diffusion.sdxl import backbone_folder, load_scheduler, pixels_per_latent, refuse_side, scheduler_named
+from braingen.diffusion.sdxl import load_scheduler, pixels_per_latent, refuse_side, scheduler_named
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in, replaced_path, write_json
+from braingen.fingerprints import fingerprint_of_files
 from braingen.records import Conditioning
 from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder, one_subject, typed_run
 from braingen.runs import Run

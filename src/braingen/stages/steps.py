@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-import hashlib
 import math
 from typing import NamedTuple
 
@@ -93,6 +92,3 @@ class Divergence:
         )
 
 
-def hash_seed(seed: int, purpose: str, number: int) -> int:
-    """A seed for one purpose and one number, unrelated to its neighbours."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()[:7], "little")

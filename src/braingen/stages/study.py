@@ -16,8 +16,8 @@ from rich.table import Table
 from braingen.config import Config
 from braingen.console import add_row
 from braingen.console import console as new_console
-from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 from braingen.files import write_json, write_text
 from braingen.run_layout import SOURCES, drawn_in, one_subject, typed_run

@@ -12,8 +12,8 @@ from rich.table import Column, Table
 
 from braingen.config import Config
 from braingen.console import add_row, console
-from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
+from braingen.data_layout import Layout
 from braingen.files import write_json, write_text
 from braingen.records import Score
 from braingen.run_layout import subject_configs

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from braingen.clip.cache import Cache, digest_of_texts, fingerprint_of_files
+from braingen.clip.cache import Cache
 from braingen.clip.image_target import CLIPImageEncoder
 from braingen.clip.text_target import FOLDERS, PARTS, CLIPTextEncoderDual
 from braingen.config import Config
+from braingen.config.shipped import backbone_folder
 from braingen.data.captions import Captions, load_captions
-from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
-from braingen.diffusion.sdxl import backbone_folder, load_vae
+from braingen.data_layout import Layout
+from braingen.diffusion.sdxl import load_vae
+from braingen.fingerprints import digest_of_texts, fingerprint_of_files
 from braingen.stages.machine import device_of
 from braingen.stages.tiny import check_backbone
 

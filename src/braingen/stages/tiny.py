@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from braingen.config import Config
+from braingen.config.shipped import TINY, backbone_folder
 from braingen.console import console
-from braingen.data.nsd import Layout
 from braingen.data.stimuli import Stimuli
-from braingen.diffusion.sdxl import TINY, backbone_folder
+from braingen.data_layout import Layout
 from braingen.errors import UserError
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.data.captions import has_captions
-from braingen.data.nsd import Layout
-from braingen.diffusion.finetuning import BEST
+from braingen.data_layout import Layout
 from braingen.errors import UserError
-from braingen.run_layout import READER, run_folder, trained_models, tuning_folder
-from braingen.runs import Run, has_work
+from braingen.run_layout import READER, run_folder, trained_models
+from braingen.runs import Run
 from braingen.stages.machine import device_of
 
 
@@ -50,14 +47,3 @@ def load_readers(config: Config) -> dict[str, BrainReader]:
     }
 
 
-def tuned_folder(config: Config) -> Path | None:
-    """Where LoRA and routers of a finished fine-tuning lie; None where pictures are drawn without."""
-    run = tuning_folder(config)
-    if config.sampler.finetuned == "no" or (config.sampler.finetuned == "auto" and not (run / "config.yaml").exists()):
-        return None
-    if config.sampler.finetuned == "auto" and not has_work(run):  # refused before it began
-        return None
-    if not (run / "config.yaml").exists():
-        raise UserError(f"There is no fine-tuning in {run}: run `braingen finetune --folder {config.run.folder}` first.")
-    Run(run).require_finished()
-    return run / BEST

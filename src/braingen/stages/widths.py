@@ -18,13 +18,8 @@ from braingen.clip.image_target import CLIPImageEncoder, vision_config
 from braingen.clip.loading import load_config
 from braingen.clip.text_target import FOLDERS, PARTS
 from braingen.config import Config
-from braingen.diffusion.sdxl import (
-    IP_ADAPTER_FILE,
-    NO_ADAPTER,
-    UNREADABLE,
-    backbone_folder,
-    unet_config,
-)
+from braingen.config.shipped import backbone_folder
+from braingen.diffusion.sdxl import IP_ADAPTER_FILE, NO_ADAPTER, UNREADABLE, unet_config
 from braingen.errors import UserError
 from braingen.routing.conditioning import ConditioningForm
 from braingen.weights import read_tensors

@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 import torch
 from torch import distributed, multiprocessing
 
-from braingen.diffusion.sdxl import TINY, ip_adapter_weights, load_backbone, without_ip_adapter
+from braingen.config.shipped import TINY
+from braingen.diffusion.sdxl import ip_adapter_weights, load_backbone, without_ip_adapter
 from braingen.simulation.backbones.clip import TinyCLIP, load_text_encoders, train_clip, train_image_tower
 from braingen.simulation.backbones.corpus import Corpus, corpus
 from braingen.simulation.backbones.judge import train_judge
