@@ -19,8 +19,8 @@ from braingen.config import Config, load_config
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
-from braingen.data_layout import Layout
-from braingen.files import write_json
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.files import write_json
 from braingen.scores.decoding import decoder_scores
 from braingen.scores.uncertainty import mean_interval, permutation_p
 from braingen.stages.evaluate import ridge_embeddings

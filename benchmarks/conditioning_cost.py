@@ -32,11 +32,11 @@ from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.listening import expert_counts
 from braingen.diffusion.sample import denoise, latent_shape, seeded_noise
 from braingen.diffusion.sdxl import load_backbone, picture_size
-from braingen.records import Conditioning
 from braingen.routing.conditioning import RoutedConditioning
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.stages.finetune import router_of
 from braingen.stages.reader_setup import build_reader
+from braingen.types import Conditioning
 
 ORDERS = ("output", "levels", "experts", "step")
 PUBLISHED_CALLS = 2 * 29  # 30 steps make 29 calls, both branches of guidance one after the other

@@ -23,7 +23,7 @@ import torch
 from braingen.brain.moe import ENCODERS
 from braingen.brain.reader import BrainReader
 from braingen.config import Config, load_config
-from braingen.runs import Run
+from braingen.runtime.run_folder import Run
 from braingen.stages.train import train
 
 VARIANTS: dict[str, dict[str, str]] = {

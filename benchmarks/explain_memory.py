@@ -27,7 +27,7 @@ import torch
 
 from braingen.config import Config, load_config
 from braingen.data import nsd
-from braingen.data_layout import Layout
+from braingen.runtime.data_layout import Layout
 from braingen.stages.explain import STEPS, explain, folder_for
 from braingen.stages.simulate import simulate
 from braingen.stages.train import train

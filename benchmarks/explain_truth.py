@@ -23,7 +23,6 @@ from braingen.brain.reader import BrainReader
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials, train_trials
-from braingen.data_layout import Layout
 from braingen.explain.ablation import ImageScores, ablate_voxels
 from braingen.explain.agreement import area_under_roc, group_agreement
 from braingen.explain.attribution import Explainer, Query, completeness
@@ -40,7 +39,8 @@ from braingen.explain.saliency import (
     pointing_game,
     saliency,
 )
-from braingen.run_layout import READER
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.paths import READER
 from braingen.scores.decoding import decoder_scores
 from braingen.scores.uncertainty import mean_interval
 from braingen.simulation.pictures import load_scenes

@@ -27,7 +27,7 @@ from braingen.data import nsd
 from braingen.data.large_files import publish, reserve_hdf5
 from braingen.data.tars import write_tar
 from braingen.data.volumes import write_regions
-from braingen.data_layout import Layout
+from braingen.runtime.data_layout import Layout
 from braingen.stages.targets import Targets
 from braingen.stages.train import optimizer_of, setup, step
 

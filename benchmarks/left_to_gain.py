@@ -29,12 +29,13 @@ from torch import Tensor
 
 from braingen.config import Config
 from braingen.data.trials import group_repeats, hold_out_images, train_trials
-from braingen.data_layout import Layout
-from braingen.files import write_json
-from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.distributed import Workers
+from braingen.runtime.files import write_json
+from braingen.runtime.paths import EMBEDDINGS, INDEX, drawn_folder
+from braingen.runtime.seeds import hash_seed
 from braingen.scores.sheet import score_images
 from braingen.scores.uncertainty import mean_interval
-from braingen.seeds import hash_seed
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.semantics import LABELS, labels
 from braingen.stages.ablate import config_of as line_of
@@ -46,7 +47,6 @@ from braingen.stages.reconstruct import draw_embeddings, read_responses, write_i
 from braingen.stages.reconstruct import setup as drawing_parts
 from braingen.stages.targets import Targets
 from braingen.stages.trained import load_readers
-from braingen.stages.workers import Workers
 
 NAMED = ("object", "background", "position")
 RESULT, IDEAL = "left_to_gain.json", "ideal_listener"

@@ -21,8 +21,8 @@ from braingen.config import Config, load_config
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
-from braingen.data_layout import Layout
-from braingen.run_layout import READER
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.paths import READER
 from braingen.scores.decoding import decoder_scores
 from braingen.stages.targets import Targets
 from braingen.stages.train import train

@@ -20,7 +20,7 @@ import numpy as np
 
 from braingen.cli import parse_overrides
 from braingen.config import Config, load_config
-from braingen.files import write_json
+from braingen.runtime.files import write_json
 from braingen.scores.feature_store import FeatureStore
 from braingen.scores.uncertainty import mean_interval
 from braingen.stages.ablate import VARIANTS, make, scored

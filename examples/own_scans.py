@@ -22,7 +22,7 @@ from braingen.cli import main
 from braingen.data.betas import Betas
 from braingen.data.volumes import load_places
 from braingen.data.zscore import load_statistics, percent_signal
-from braingen.data_layout import Layout
+from braingen.runtime.data_layout import Layout
 
 PICTURES, SESSIONS, REPEATS = 20, 2, 2
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])

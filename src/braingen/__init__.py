@@ -12,7 +12,7 @@ The flow, which is also the folder listing:
 
 from __future__ import annotations
 
-from braingen import _torchvision_guard
+from braingen.runtime import torchvision_guard as _torchvision_guard
 
 _torchvision_guard.install()
 

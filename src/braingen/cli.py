@@ -19,11 +19,11 @@ from braingen.config import Config, load_config
 from braingen.config.describe import allowed, condition
 from braingen.config.names import ALIASES, ALL, OWN_ALIASES, fields_of, resolve
 from braingen.config.shipped import FOLDER, shipped_configs
-from braingen.errors import UserError
-from braingen.files import disk_trouble
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import disk_trouble
+from braingen.runtime.preemption import REQUEUE, Stopped, stoppable
+from braingen.runtime.untrusted import without_controls
 from braingen.scores.metrics import METRICS, Metric
-from braingen.stopping import REQUEUE, Stopped, stoppable
-from braingen.untrusted import without_controls
 
 
 class Command(NamedTuple):

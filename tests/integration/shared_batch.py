@@ -17,10 +17,10 @@ from braingen.brain import losses
 from braingen.brain.prior import PriorDraws
 from braingen.cli import parse_overrides
 from braingen.config import load_config
-from braingen.records import VoxelBatch
 from braingen.stages import finetune
 from braingen.stages.reader_setup import Parts, setup
 from braingen.stages.train import Whole, step
+from braingen.types import VoxelBatch
 
 
 def generator(rank: int) -> torch.Generator:

@@ -20,8 +20,8 @@ from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.trials import test_trials
 from braingen.data.volumes import load_places, save_nifti
-from braingen.data_layout import Layout
 from braingen.diffusion.decoder import BrainDecoder
+from braingen.runtime.data_layout import Layout
 from braingen.stages.drawing import notes
 from braingen.stages.reconstruct import assemble
 from braingen.stages.targets import Targets

@@ -13,8 +13,8 @@ from braingen.config import load_config
 from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
-from braingen.data_layout import Layout
-from braingen.run_layout import READER
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.paths import READER
 
 ROOT = Path(__file__).parents[2]
 SIZES = ["--hidden_dim", "32", "--n_blocks", "1", "--num_epochs", "1", "--batch_size", "40", "prior.depth=1", "run.tracker=none"]

@@ -13,7 +13,7 @@ from unit.told_commands import ROOT
 
 from braingen.cli import main
 from braingen.data.volumes import load_places
-from braingen.data_layout import Layout
+from braingen.runtime.data_layout import Layout
 
 IMAGES = 12
 

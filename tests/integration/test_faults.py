@@ -129,8 +129,8 @@ def test_held_out_losses_that_are_no_numbers(subject, tmp_path, capsys, monkeypa
 
 
 def test_under_a_loss_scale_single_passes_may_overflow(tmp_path):
-    from braingen.errors import UserError
-    from braingen.runs import Run
+    from braingen.runtime.errors import UserError
+    from braingen.runtime.run_folder import Run
     from braingen.stages.steps import Divergence, StepLosses
 
     class Alone:

@@ -23,13 +23,13 @@ from braingen.cli import main, parse_overrides
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
-from braingen.data_layout import Layout
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.finetuning import load_tuned
 from braingen.diffusion.lora import LORA_FILE, has_lora
 from braingen.diffusion.unsure_reads import mixing_weights, unsure
-from braingen.errors import UserError
-from braingen.run_layout import EMBEDDINGS, ROUTING
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.paths import EMBEDDINGS, ROUTING
 from braingen.stages import ablate as ablation
 from braingen.stages import finetune as stage
 from braingen.stages.reconstruct import assemble, reconstruct

@@ -25,8 +25,8 @@ from braingen.data.nsd import subject_of_width
 from braingen.diffusion.finetuning import load_tuned
 from braingen.diffusion.lora_files import unet_on_meta
 from braingen.diffusion.sdxl import unet_config
-from braingen.errors import UserError
 from braingen.routing.diffuse_router import DiffuseRouter
+from braingen.runtime.errors import UserError
 from braingen.stages.import_checkpoint import import_checkpoint, read_weights
 from braingen.stages.trained import load_reader
 

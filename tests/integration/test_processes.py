@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from unit.fake_backbone import write_fake_backbone
 
 from braingen.cli import main
+from braingen.runtime.state import load_tree, save_tree
 from braingen.stages import train
-from braingen.state import load_tree, save_tree
 
 SMALL = ["encoder.hidden_dim=32", "encoder.n_blocks=1", "encoder.dropout=0", "prior.depth=1", "optim.num_epochs=2", "run.device=cpu"]
 SMALL += ["run.tracker=none", "--multi_subject", "1,2"]

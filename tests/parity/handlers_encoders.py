@@ -15,7 +15,7 @@ from braingen.brain.backbone import BackboneOutput, BrainEncoder, ImageBackbone,
 from braingen.brain.expert_router import ValueRouter
 from braingen.brain.moe import BrainMoE, BrainMoEHier, BrainMoEMulti
 from braingen.brain.published_keys import load_published
-from braingen.records import ExpertEmbeddings
+from braingen.types import ExpertEmbeddings
 
 ORDERS = {"": "native", "by_index/": "index", "by_value/": "value", "by_gpu_rule/": "gpu"}
 """Group of outputs -> our name of the order."""

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from braingen.data import nsd
-from braingen.data_layout import Layout, subject_name
+from braingen.runtime.data_layout import Layout, subject_name
 
 SIZE = 8
 """Height and width of the fake images."""

@@ -10,7 +10,7 @@ from unit.fake_nsd import write_fake_nsd
 from braingen.data import nsd
 from braingen.data.raw_nsd import RawNSD
 from braingen.data.volumes import VoxelPlaces, read_regions, save_places
-from braingen.data_layout import Layout
+from braingen.runtime.data_layout import Layout
 from braingen.simulation.raw_release import write_raw_release
 
 

@@ -15,8 +15,8 @@ from unit.fake_study import write_fake_study
 from braingen.config import Config
 from braingen.config.run_and_data import DataConfig, RunConfig
 from braingen.data import nsd
-from braingen.data_layout import Layout
-from braingen.runs import config_text
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.run_folder import config_text
 from braingen.simulation import scenes
 
 

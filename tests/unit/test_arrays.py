@@ -13,12 +13,18 @@ import numpy as np
 import pytest
 from unit.fake_nsd import write_fake_nsd
 
-from braingen.arrays import new_npy, read_npy, read_npz, refuse_more_than_memory, whole_numbers
 from braingen.data.captions import load_captions
 from braingen.data.trials import read_behav, train_trials
 from braingen.data.voxel_file import load_responses
-from braingen.data_layout import Layout
-from braingen.errors import UserError
+from braingen.runtime.arrays import (
+    new_npy,
+    read_npy,
+    read_npz,
+    refuse_more_than_memory,
+    whole_numbers,
+)
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
 from braingen.scores.pictures import load_pictures
 
 OBJECTS = np.array([{}, {}], dtype=object)

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braingen.records import Score
 from braingen.scores.averaged import Scored, averaged, intervals
 from braingen.scores.identify import TwoWay
 from braingen.scores.uncertainty import mean_interval, two_way_interval
+from braingen.types import Score
 
 IMAGES = 60
 

@@ -15,7 +15,7 @@ from braingen.brain.backbone import BrainEncoder, ImageBackbone
 from braingen.brain.parameters import idle_parameters, trainable_parameters
 from braingen.brain.published_keys import load_published, published_keys
 from braingen.brain.published_settings import encoder_settings
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 SMALL: dict[str, Any] = {"subjects": {1: 20, 2: 17}, "hidden_dim": 16, "n_blocks": 2, "clip_emb_dim": 8}
 TEXT: dict[str, Any] = {**SMALL, "text_emb_dims": (6, 10)}

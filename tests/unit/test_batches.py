@@ -13,8 +13,8 @@ from unit.fake_nsd import write_betas
 from braingen.data.batches import RepeatBatches, TrainBatches, average_repeats, prefetched
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats
-from braingen.errors import UserError
-from braingen.records import Trials
+from braingen.runtime.errors import UserError
+from braingen.types import Trials
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from unit.fake_nsd import write_betas
 
 from braingen.data import betas as betas_module
 from braingen.data.betas import Betas, report_voxels
-from braingen.data_layout import Layout
-from braingen.errors import UserError
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
 
 STORAGE = {
     "contiguous": {},

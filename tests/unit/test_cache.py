@@ -10,8 +10,8 @@ import torch
 
 import braingen.clip.cache as cache_module
 from braingen.clip.cache import Cache
-from braingen.errors import UserError
-from braingen.fingerprints import digest_of_texts, fingerprint_of_files
+from braingen.runtime.errors import UserError
+from braingen.runtime.fingerprints import digest_of_texts, fingerprint_of_files
 
 N = 40
 

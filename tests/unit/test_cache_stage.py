@@ -11,10 +11,10 @@ from unit.fake_nsd import write_fake_nsd
 from braingen.cli import main
 from braingen.clip.cache import Cache
 from braingen.config import load_config
-from braingen.data_layout import Layout
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.distributed import Workers
 from braingen.stages.cache import used_images
 from braingen.stages.targets import Targets
-from braingen.stages.workers import Workers
 
 
 @pytest.fixture(scope="module")

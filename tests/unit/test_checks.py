@@ -16,8 +16,8 @@ from unit.test_volumes import places_of
 from braingen.data.checks import all_checks, check_before_training
 from braingen.data.nsd import SIMULATED_ATTRIBUTE, VOXELS
 from braingen.data.volumes import VoxelPlaces, save_places
-from braingen.data_layout import Layout
-from braingen.errors import UserError
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
 
 
 class Broken:

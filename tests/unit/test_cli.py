@@ -16,7 +16,7 @@ from braingen.cli import COMMANDS, main, parse_overrides
 from braingen.config import Config, load_config
 from braingen.config.describe import allowed, condition
 from braingen.config.names import field_paths, fields_of
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from transformers import (
 from braingen.clip.image_target import CLIP_MEAN, CLIP_STD, CLIPImageEncoder
 from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config.shipped import TINY
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 pytestmark = pytest.mark.slow  # left out of `make quick`
 

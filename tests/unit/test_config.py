@@ -10,8 +10,8 @@ import pytest
 from braingen.config import Config, load_config
 from braingen.config.names import ALIASES, field_paths, fields_of, resolve
 from braingen.config.shipped import FOLDER, shipped_configs
-from braingen.errors import UserError
-from braingen.runs import config_text
+from braingen.runtime.errors import UserError
+from braingen.runtime.run_folder import config_text
 
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 

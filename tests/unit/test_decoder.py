@@ -11,7 +11,7 @@ from braingen.brain.reader import BrainReader, TargetScale
 from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config.shipped import TINY
 from braingen.diffusion.decoder import IP_ADAPTER, BrainDecoder, to_pil
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
 VOXELS = {"1": 30, "5": 23}

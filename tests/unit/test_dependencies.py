@@ -11,9 +11,9 @@ import sys
 
 import pytest
 
-from braingen import extras
-from braingen.errors import UserError
-from braingen.extras import EXTRAS
+from braingen.runtime import extras
+from braingen.runtime.errors import UserError
+from braingen.runtime.extras import EXTRAS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -110,7 +110,7 @@ def test_explain_without_its_extra_is_one_sentence(module: str, hidden: set[str]
 
 def test_without_tensorboard_curves_go_to_the_file_and_this_is_printed(hidden: set[str], tmp_path: Path, capsys) -> None:
     from braingen.config import load_config
-    from braingen.stages.machine import accelerator_of
+    from braingen.runtime.device import accelerator_of
 
     config = load_config(None, {"run.device": "cpu"})
     assert accelerator_of(config, tmp_path, 1).log_with

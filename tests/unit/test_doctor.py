@@ -12,8 +12,8 @@ from unit.fake_nsd import write_fake_nsd
 from braingen.cli import main
 from braingen.config import load_config
 from braingen.data.nsd import VOXELS
-from braingen.data_layout import Layout
-from braingen.errors import UserError
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
 from braingen.stages import cache as cache_stage
 from braingen.stages import doctor as doctor_stage
 from braingen.stages.models import Sizes
@@ -92,7 +92,7 @@ def test_tables_that_are_there_need_no_more_disk(tmp_path):
 def test_a_cache_the_disk_cannot_hold_is_refused_before_it_is_begun(tmp_path, monkeypatch):
     write_fake_nsd(tmp_path / "NSD", subjects=[1])
     config = load_config(None, {"data.root": str(tmp_path / "NSD"), "run.device": "cpu", "cache.what": "image"})
-    monkeypatch.setattr("braingen.files.free_bytes", lambda path: 1000)
+    monkeypatch.setattr("braingen.runtime.files.free_bytes", lambda path: 1000)
     with pytest.raises(UserError, match=r"The caches need .* GB more in .*free some space, choose fewer"):
         cache_stage.cache(config)
     assert not (Layout.of(tmp_path / "NSD").cache() / "targets").exists()

@@ -12,8 +12,8 @@ import sys
 import pytest
 
 from braingen.config import load_config
-from braingen.errors import UserError
-from braingen.text_files import parse_json, parse_yaml, read_json, read_text, read_yaml
+from braingen.runtime.errors import UserError
+from braingen.runtime.text_files import parse_json, parse_yaml, read_json, read_text, read_yaml
 
 pytestmark = pytest.mark.slow  # left out of `make quick`
 
@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("src", "scripts", "examples", "benchmarks")
 OTHER_OPENERS = {"archive", "unit", "Image", "tarfile", "zipfile", "os", "h5py", "browser", "webbrowser", "self"}
 OWN_READERS = {  # JSON that is no file of its own: a header, a note, a line of metrics
-    "braingen/text_files.py", "braingen/stages/backbone_files.py", "braingen/stages/drawing.py", "braingen/diffusion/lora_files.py",
-    "braingen/locks.py", "braingen/runs.py",
-    "braingen/report/inputs.py", "braingen/state.py", "braingen/simulation/backbones/clip.py", "braingen/simulation/backbones/build.py",
+    "braingen/runtime/text_files.py", "braingen/stages/backbone_files.py", "braingen/stages/drawing.py", "braingen/diffusion/lora_files.py",
+    "braingen/runtime/lock.py", "braingen/runtime/run_folder.py",
+    "braingen/report/inputs.py", "braingen/runtime/state.py", "braingen/simulation/backbones/clip.py", "braingen/simulation/backbones/build.py",
 }  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def test_the_command_line_works_where_the_locale_is_not_utf_8(tmp_path, locale):
         assert done.returncode == code and b"Traceback" not in done.stderr, done.stderr.decode()
         assert told in done.stdout + done.stderr
     code = (
-        "from braingen.text_files import read_yaml; import sys; sys.stdout.buffer.write(read_yaml(sys.argv[1])['run']['folder'].encode())"
+        "from braingen.runtime.text_files import read_yaml; import sys; sys.stdout.buffer.write(read_yaml(sys.argv[1])['run']['folder'].encode())"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, capture_output=True, check=True)
     assert done.stdout.decode() == "Läufe 熊"
@@ -158,7 +158,7 @@ def test_the_command_line_works_where_the_locale_is_not_utf_8(tmp_path, locale):
 
 def test_provenance_and_metrics_of_a_run_keep_their_letters(tmp_path):
     code = (
-        "from braingen.runs import Run; import sys\n"
+        "from braingen.runtime.run_folder import Run; import sys\n"
         "with Run.start(sys.argv[1], {'name': 'B\\xe4r \\u718a'}) as run:\n"
         "    run.log(1, caption='\\u718a'); run.mark_finished({'a': '\\xe4'}); print(ascii((run.config, run.metrics, run.summary)))"
     )

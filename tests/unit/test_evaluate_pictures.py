@@ -20,7 +20,7 @@ from braingen.config import Config
 from braingen.config.judging import ScoresConfig
 from braingen.config.run_and_data import DataConfig
 from braingen.data.nsd import SIMULATED_ATTRIBUTE
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 from braingen.scores.features import recipes
 from braingen.stages.compare import read_run
 from braingen.stages.observers import observers

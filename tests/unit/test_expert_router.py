@@ -17,7 +17,7 @@ from braingen.brain.expert_router import (
     expert_width,
     most_probable,
 )
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from braingen.brain.experts import ExpertHeads, MixerTrunk, Projector, ResidualTrunk, StackedLinear, StackedNorm, make_trunk
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 EXPERTS, BATCH, WIDTH = 3, 5, 8
 

@@ -15,7 +15,6 @@ from torch import nn
 
 from braingen.brain.reader import BrainReader
 from braingen.data.large_files import scratch_array
-from braingen.errors import UserError
 from braingen.explain.ablation import ImageScores, WithoutVoxels, ablate_part, ablate_voxels, ablation_table, scores_of, silenced
 from braingen.explain.agreement import area_under_roc, group_agreement
 from braingen.explain.attribution import Draws, Explainer, Query, completeness, gradient_shap
@@ -25,6 +24,7 @@ from braingen.explain.maps import MapFile, mean_maps, membership, root_mean_squa
 from braingen.explain.patterns import activation_patterns
 from braingen.explain.readout import WHOLE, Part, ReadOut, class_directions, decode, experts_per_level, parts_of
 from braingen.explain.saliency import ReceptiveFields, beyond_usual, gaussians, inside_outside, pointing_game, saliency
+from braingen.runtime.errors import UserError
 
 pytestmark = pytest.mark.slow  # left out of `make quick`
 

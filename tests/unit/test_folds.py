@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from unit.tiny_training import TableTargets, spy, tiny_config
 
-from braingen.errors import UserError
-from braingen.runs import Run
+from braingen.runtime.errors import UserError
+from braingen.runtime.run_folder import Run
+from braingen.runtime.text_files import read_json
 from braingen.scores.folds import CENTRED, RETRIEVAL, TWO_WAY, Fold, pooled, split_pictures
 from braingen.stages import reader_setup
 from braingen.stages import train as stage
-from braingen.text_files import read_json
 
 
 @pytest.fixture(scope="module")

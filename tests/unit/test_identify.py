@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 from braingen.scores import identify
 
 

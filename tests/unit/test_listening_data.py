@@ -11,7 +11,7 @@ from unit.test_lora import called
 from braingen.config import load_config
 from braingen.diffusion.attention import use_attention
 from braingen.diffusion.unsure_reads import mixing_weights, unsure, unsureness_of
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 from braingen.stages.finetune import draw, rate_factor
 from braingen.stages.listening_data import Rows, pieces
 

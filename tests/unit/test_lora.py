@@ -19,7 +19,7 @@ from braingen.diffusion.lora import (
     save_lora,
 )
 from braingen.diffusion.sdxl import without_ip_adapter
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 
 def called(unet, seed: int = 0) -> torch.Tensor:

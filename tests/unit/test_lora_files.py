@@ -16,7 +16,7 @@ from unit.test_lora import called, randomised
 
 from braingen.diffusion.lora import LORA_FILE, add_lora, load_lora, save_lora
 from braingen.diffusion.lora_files import _of_stability, read_lora, unet_on_meta
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 Weights = dict[str, Tensor]
 RANK = 3

@@ -25,7 +25,7 @@ from braingen.brain.losses import (
     soft_clip,
     unit_rows,
 )
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 
 def generator(seed: int = 0) -> torch.Generator:

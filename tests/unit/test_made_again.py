@@ -13,15 +13,15 @@ import torch
 
 from braingen.clip.cache import Cache
 from braingen.config import Config
-from braingen.errors import UserError
-from braingen.files import can_be_written, own_cache
-from braingen.run_layout import EMBEDDINGS, INDEX, ROUTING
-from braingen.runs import Run
+from braingen.runtime.distributed import Workers, complete
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import can_be_written, own_cache
+from braingen.runtime.paths import EMBEDDINGS, INDEX, ROUTING
+from braingen.runtime.run_folder import Run
 from braingen.scores.feature_store import FeatureStore
 from braingen.scores.pairs import Pictures
 from braingen.stages.drawing import drawn_files, opened, picture_path
 from braingen.stages.picture_sets import Pngs
-from braingen.stages.workers import Workers, complete
 
 IDS = [3, 7]
 

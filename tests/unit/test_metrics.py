@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from braingen.cli import main
-from braingen.errors import UserError
 from braingen.report import tables
 from braingen.report.compared import _ordered
+from braingen.runtime.errors import UserError
 from braingen.scores import metrics, table
 from braingen.scores.curves import Curve, Point, markdown
 from braingen.scores.features import recipes

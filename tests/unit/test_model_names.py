@@ -8,8 +8,8 @@ import pytest
 
 from braingen.cli import parse_overrides
 from braingen.config import load_config
-from braingen.errors import UserError
-from braingen.run_layout import READER, run_folder, trained_models
+from braingen.runtime.errors import UserError
+from braingen.runtime.paths import READER, run_folder, trained_models
 from braingen.stages.trained import load_reader
 
 

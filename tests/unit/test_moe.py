@@ -25,7 +25,7 @@ from braingen.brain.parameters import (
 )
 from braingen.brain.published_keys import load_published, published_keys
 from braingen.config.encoders import ENCODER_CONFIGS, BrainMoEMultiConfig, settings_for
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 SMALL: dict[str, Any] = {"subjects": {1: 20, 3: 17}, "hidden_dim": 32, "n_blocks": 2, "clip_emb_dim": 8}
 PUBLISHED = {"routing": "value", "trunk": "published"}

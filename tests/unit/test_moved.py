@@ -10,10 +10,10 @@ from pydantic import BaseModel
 import pytest
 
 from braingen.config import Config
-from braingen.data_layout import Layout
-from braingen.errors import UserError
-from braingen.runs import CONTENTS, Run
-from braingen.stages.contents import PLACES, contents_of, data_fingerprint
+from braingen.runtime.contents import PLACES, contents_of, data_fingerprint
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.run_folder import CONTENTS, Run
 
 NOT_COMPARED = {  # paths that no run keeps among its settings, that are free to change, or that are outputs
     "run.folder", "run.image", "run.text", "run.finetune", "prepare.scans", "prepare.coco", "prepare.test_images", "prepare.trials",

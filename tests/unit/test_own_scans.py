@@ -20,8 +20,8 @@ from braingen.data.stimuli import Stimuli
 from braingen.data.trials import test_trials, train_trials
 from braingen.data.volumes import ALIGNED, MNI, load_places, read_regions
 from braingen.data.zscore import load_statistics, percent_signal
-from braingen.data_layout import Layout
-from braingen.errors import UserError
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
 
 
 def run(scans: Path, root: Path, *more: str) -> Layout:

@@ -10,7 +10,7 @@ from braingen.brain.parameters import adapting_parameters, subject_parameters, w
 from braingen.brain.parcels import ParcelMap
 from braingen.brain.voxel_moe import BrainMoEVoxel
 from braingen.config.encoders import BrainMoEVoxelConfig
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 SMALL = {"subjects": {1: 40, 3: 33}, "hidden_dim": 32, "n_blocks": 1, "clip_emb_dim": 8, "head": "linear"}
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from braingen.errors import UserError
 from braingen.explain import patterns
 from braingen.explain.patterns import ClassReadOut, activation_patterns
+from braingen.runtime.errors import UserError
 
 IMAGES, VOXELS = 3000, 12
 CARRIERS, SILENCERS, NOTHING = slice(0, 4), slice(4, 8), slice(8, 12)

@@ -10,7 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import torch
 from torch.nn.functional import interpolate
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 from braingen.scores import pairs, pixel
 
 

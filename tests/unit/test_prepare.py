@@ -22,8 +22,8 @@ from braingen.data.stimuli import Stimuli
 from braingen.data.trials import behav, test_trials, train_trials
 from braingen.data.volumes import load_label_vector, load_places, read_regions
 from braingen.data.zscore import Moments, load_statistics, percent_signal, zscored
-from braingen.data_layout import Layout
-from braingen.errors import UserError
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
 from braingen.simulation.dataset import write_dataset
 from braingen.simulation.raw_release import write_raw_release
 from braingen.stages import doctor

@@ -16,7 +16,7 @@ from braingen.brain.prior import DiffusionPrior, PriorDraws
 from braingen.brain.prior_network import GainNorm, PriorAttention, PriorNetwork, RelativePosition, rotate
 from braingen.brain.prior_published import PUBLISHED_PRIOR, network_state, settings_of
 from braingen.brain.prior_schedule import NoiseSchedule, betas_of
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 pytestmark = pytest.mark.slow  # left out of `make quick`
 

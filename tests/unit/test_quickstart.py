@@ -13,8 +13,8 @@ import torch
 from braingen.cli import main
 from braingen.config import Config
 from braingen.diffusion.decoder import BrainDecoder
-from braingen.errors import UserError
 from braingen.report.quickstart import Pair, render
+from braingen.runtime.errors import UserError
 from braingen.stages import quickstart as stage
 from braingen.stages.quickstart import SHIPPED, load_shipped, load_shipped_decoder
 

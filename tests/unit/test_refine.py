@@ -24,7 +24,7 @@ from braingen.diffusion.refine import (
     refine_pictures,
 )
 from braingen.diffusion.sample import seeded_noise
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 pytestmark = [pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"), pytest.mark.slow]  # of diffusers' scheduler
 HOW = Refinement(steps=6, strength=0.5, guidance_scale=5.0)

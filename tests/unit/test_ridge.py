@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge as SklearnRidge
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 from braingen.scores import ridge
 
 

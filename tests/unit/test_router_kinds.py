@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from braingen.config import Config, load_config
 from braingen.config.describe import condition
 from braingen.config.names import fields_of
-from braingen.errors import UserError
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.space_router import SPACE_ROUTERS, SpaceRouter, SpaceRouting, SpaceSettings
 from braingen.routing.time_router import TIME_ROUTERS, TimeRouter, TimeRouting, TimeSettings
+from braingen.runtime.errors import UserError
 from braingen.stages import finetune
 
 

@@ -16,11 +16,21 @@ import numpy as np
 import pytest
 import torch
 
-from braingen import files, locks, runs, state
-from braingen.errors import UserError
-from braingen.files import identity, recover_folder, refuse_stand_in, replaced_file, replaced_folder, write_json, write_text
-from braingen.runs import Run, config_hash, flat
-from braingen.state import load_tree, save_tree
+from braingen.runtime import files, state
+from braingen.runtime import lock as locks
+from braingen.runtime import run_folder as runs
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import (
+    identity,
+    recover_folder,
+    refuse_stand_in,
+    replaced_file,
+    replaced_folder,
+    write_json,
+    write_text,
+)
+from braingen.runtime.run_folder import Run, config_hash, flat
+from braingen.runtime.state import load_tree, save_tree
 
 CONFIG = {"data": {"root": "x", "subjects": [1, 2]}, "optim": {"max_lr": 3e-4, "epochs": 5}, "name": None}
 
@@ -292,7 +302,7 @@ def test_left_overs_of_a_killed_process_are_removed(tmp_path):
 
 WORKER = """
 import sys, time
-from braingen.runs import Run
+from braingen.runtime.run_folder import Run
 with Run.start(sys.argv[1], {"a": 1}) as run:
     print("started", flush=True)
     step = (run.load_state() or {"step": 0})["step"]
@@ -369,7 +379,7 @@ def test_a_lock_of_another_machine_is_respected_while_it_lives(tmp_path, monkeyp
 
 
 def test_reading_settings_loads_no_torch():
-    code = "import sys; import braingen.runs; print('torch' in sys.modules)"
+    code = "import sys; import braingen.runtime.run_folder; print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[1])}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True).stdout
     assert out.strip() == "False"

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 import torch
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 from braingen.scores.pairs import match
 from braingen.scores.pictures import load_pictures
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
-from braingen.errors import UserError
-from braingen.records import Score
+from braingen.runtime.errors import UserError
 from braingen.scores import captions, decoding, feature_store, pairs, sheet, table
 from braingen.scores.metrics import ALIKE, METRICS, Metric, metric
+from braingen.types import Score
 
 pytestmark = pytest.mark.slow  # left out of `make quick`
 

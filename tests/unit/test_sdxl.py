@@ -31,7 +31,7 @@ from braingen.diffusion.sdxl import (
     vae_factor,
     without_ip_adapter,
 )
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 SDXL = {
     "sample_size": 128,

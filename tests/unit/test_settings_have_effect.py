@@ -19,7 +19,7 @@ from braingen.config.effect import Needs, asks_nothing
 from braingen.config.encoders import ENCODER_CONFIGS
 from braingen.config.names import field_paths, fields_of, having, variants_of
 from braingen.diffusion.refine import Refinement
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 from braingen.simulation.dataset import write_dataset
 from braingen.stages import reconstruct
 from braingen.stages.bottleneck import bottleneck

@@ -15,11 +15,11 @@ from braingen.brain.reader import BrainReader
 from braingen.cli import main
 from braingen.data import nsd
 from braingen.data.checks import all_checks
-from braingen.data_layout import Layout
-from braingen.errors import UserError
 from braingen.report.inputs import read_inputs
 from braingen.report.page import cannot_draw, render
-from braingen.run_layout import READER
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.paths import READER
 from braingen.scores.decoding import decoder_scores
 from braingen.scores.table import PUBLISHED
 from braingen.stages import evaluate, reader_setup, train

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from braingen.errors import UserError
 from braingen.routing.diffuse_router import DiffuseRouter, from_published
 from braingen.routing.space_router import (
     CrossAttentionSpaceRouter,
@@ -16,6 +15,7 @@ from braingen.routing.space_router import (
     SelfAttentionSpaceRouter,
     WeightSpaceRouter,
 )
+from braingen.runtime.errors import UserError
 
 B, E, T, D, GRID = 3, 4, 2, 6, 5
 SPACES = ["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"]

@@ -11,8 +11,8 @@ from unit.fake_nsd import SIZE, write_images
 
 from braingen.data.captions import load_captions
 from braingen.data.stimuli import Stimuli
-from braingen.data_layout import Layout
-from braingen.errors import UserError
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
 
 
 @pytest.fixture

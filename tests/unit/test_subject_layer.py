@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from braingen.brain.subject_layer import SubjectLayer, voxel_counts
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 
 def test_each_subject_has_its_own_linear_map() -> None:

@@ -16,10 +16,10 @@ import pytest
 from unit.told_commands import ROOT
 
 from braingen.data.volumes import ALIGNED, MNI, VoxelPlaces, load_places, save_nifti, save_places
-from braingen.data_layout import Layout
-from braingen.errors import UserError
 from braingen.explain.figures import draw_surface
 from braingen.explain.surface import FSAVERAGE, check_space, read_meshes, sample, shown, side_of
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
 
 pytestmark = pytest.mark.slow  # left out of `make quick`
 

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from braingen.errors import UserError
 from braingen.routing.time_router import (
     AttentionTimeRouter,
     FixedTimeRouter,
@@ -19,6 +18,7 @@ from braingen.routing.time_router import (
     one_of,
     time_embedding,
 )
+from braingen.runtime.errors import UserError
 
 TIMES = torch.tensor([999.0, 750.5, 500.0, 1.0, 0.0])
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from braingen.config import Config
-from braingen.errors import UserError
-from braingen.runs import Run
-from braingen.stages import machine
+from braingen.runtime import device as machine
+from braingen.runtime.errors import UserError
+from braingen.runtime.run_folder import Run
 
 
 def config_with(tracker: str) -> Config:

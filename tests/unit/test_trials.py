@@ -13,7 +13,7 @@ from unit.fake_nsd import write_fake_nsd, write_tar
 from braingen.data import trials as trials_module
 from braingen.data.nsd import SIMULATED_ATTRIBUTE
 from braingen.data.trials import group_repeats, hold_out_images, read_behav, sessions_on_disk, test_trials, train_trials
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 from braingen.scores import identify, uncertainty
 
 

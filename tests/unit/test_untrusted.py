@@ -18,14 +18,22 @@ from unit.fake_study import answer_rows, fake_plan
 from unit.told_commands import ROOT
 
 from braingen.cli import main
-from braingen.console import Progress, add_row, console, track
 from braingen.data.volumes import VoxelPlaces, load_places, save_places
-from braingen.data_layout import Layout
-from braingen.errors import UserError
+from braingen.runtime.console import Progress, add_row, console, track
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.untrusted import (
+    csv_cell,
+    csv_text,
+    csv_value,
+    folder_name,
+    markdown_cell,
+    one_line,
+    path_below,
+)
 from braingen.scores.study.analysis import analyse, markdown
 from braingen.scores.study.answers import COLUMNS, as_csv, checksum, read_result, verdicts
 from braingen.stages.study import _print_files
-from braingen.untrusted import csv_cell, csv_text, csv_value, folder_name, markdown_cell, one_line, path_below
 
 OUTSIDE = [
     "../private.png", "a/../../private.png", "../../private.png", "/etc/passwd", "\\private.png", "C:\\private.png", "C:private.png",

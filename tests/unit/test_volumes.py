@@ -8,8 +8,8 @@ import pytest
 
 from braingen.data.nsd import VOXELS
 from braingen.data.volumes import VoxelPlaces, find_order, load_label_vector, load_places, read_regions, save_nifti, save_order, save_places
-from braingen.data_layout import Layout
-from braingen.errors import UserError
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
 
 AFFINE = np.array([[1.8, 0, 0, -70], [0, 1.8, 0, -90], [0, 0, 1.8, -60], [0, 0, 0, 1.0]])
 

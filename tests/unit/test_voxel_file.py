@@ -10,8 +10,8 @@ from unit.fake_nsd import write_fake_nsd
 from braingen.data.volumes import VoxelPlaces, save_nifti, save_places
 from braingen.data.voxel_file import Responses, load_responses, responses, with_folders_statistics
 from braingen.data.zscore import statistics_path
-from braingen.data_layout import Layout
-from braingen.errors import UserError
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
 
 WIDTH, SUBJECT = 41, 1
 IDS = np.array([30, 7, 30, 12, 7, 30])

@@ -31,11 +31,16 @@ from braingen.diffusion.sdxl import (
     load_plain,
     load_vae,
 )
-from braingen.errors import UserError
-from braingen.files import disk_errors_as_sentences, disk_trouble, replaced_file, replaced_path
 from braingen.routing.diffuse_router import DiffuseRouter
-from braingen.state import save_tree
-from braingen.weights import read_tensors
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import (
+    disk_errors_as_sentences,
+    disk_trouble,
+    replaced_file,
+    replaced_path,
+)
+from braingen.runtime.state import save_tree
+from braingen.runtime.weights import read_tensors
 
 pytestmark = [pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning", "ignore:Detected pickle protocol"
@@ -276,7 +281,7 @@ def test_an_interrupted_save_is_the_old_decoder_or_none(tmp_path, monkeypatch, w
         next(second.unet.parameters()).add_(1)
     calls = {
         "writing": "braingen.diffusion.decoder.save_file",
-        "exchanging": "braingen.files.os.replace",
+        "exchanging": "braingen.runtime.files.os.replace",
     }
 
     def killed(*_):
@@ -405,7 +410,7 @@ def test_a_state_on_a_full_disk(tmp_path, monkeypatch):
     def full(*_, **__):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("braingen.state.save_file", full)
+    monkeypatch.setattr("braingen.runtime.state.save_file", full)
     with pytest.raises(UserError, match=r"Cannot write .*the disk is full"):
         save_tree(tmp_path / "state.safetensors", {"a": torch.zeros(2)})
 

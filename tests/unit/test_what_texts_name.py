@@ -13,7 +13,7 @@ from unit.told_commands import ROOT
 from braingen.cli import COMMANDS, SHORTHANDS
 from braingen.config import Config
 from braingen.config.names import resolve
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 pytestmark = pytest.mark.slow  # left out of `make quick`
 

@@ -24,10 +24,9 @@ from unit.tiny_training import IMAGES, spy, tiny_config
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import test_trials, train_trials
-from braingen.data_layout import Layout
-from braingen.errors import UserError
-from braingen.records import Score
-from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder, random_folders
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.paths import EMBEDDINGS, INDEX, drawn_folder, random_folders
 from braingen.scores import decoding, uncertainty
 from braingen.scores import sheet as scores_sheet
 from braingen.scores.averaged import Scored
@@ -38,6 +37,7 @@ from braingen.scores.ridge import fit_ridge
 from braingen.stages import evaluate as stage
 from braingen.stages import score_files
 from braingen.stages.picture_sets import Pngs, Seen
+from braingen.types import Score
 
 IDS = np.array([2, 0, 3, 1])
 """The test images of `unit.fake_nsd`, in an order that is not theirs."""

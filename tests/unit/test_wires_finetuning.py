@@ -21,22 +21,22 @@ from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import hold_out_images, train_trials
-from braingen.data_layout import Layout
 from braingen.diffusion.finetuning import load_tuned, save_tuned, tuned_folder
 from braingen.diffusion.listening import ListeningUNet, expert_counts, read
 from braingen.diffusion.lora import add_lora, load_lora, lora_parameters, lora_weights
 from braingen.diffusion.loss import min_snr_weight
 from braingen.diffusion.unsure_reads import mixing_weights, unsure
-from braingen.errors import UserError
-from braingen.records import Routing
 from braingen.routing.conditioning import ConditioningForm, all_experts
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.time_router import kl_guidance
-from braingen.seeds import hash_seed
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.seeds import hash_seed
 from braingen.stages import finetune as stage
 from braingen.stages import listening_data
 from braingen.stages.steps import StepLosses
 from braingen.stages.trained import load_readers
+from braingen.types import Routing
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
 COUNTS = (2, 4)

@@ -27,15 +27,15 @@ from braingen.config.reading import LossConfig
 from braingen.data.batches import RepeatedBatch
 from braingen.data.betas import Betas
 from braingen.data.trials import hold_out_images, test_trials, train_trials
-from braingen.data_layout import Layout
-from braingen.records import Trials, VoxelBatch
-from braingen.run_layout import READER
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.paths import READER
+from braingen.runtime.seeds import hash_seed
 from braingen.scores import decoding
-from braingen.seeds import hash_seed
 from braingen.stages import reader_setup
 from braingen.stages import reading as stage_reading
 from braingen.stages import train as stage
 from braingen.stages.steps import StepLosses
+from braingen.types import Trials, VoxelBatch
 
 SCALES = {
     "clip_scale": 2.0,

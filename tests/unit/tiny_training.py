@@ -12,7 +12,7 @@ from unit.fake_nsd import write_fake_nsd
 
 from braingen.brain.prior import PriorLoss
 from braingen.config import Config, load_config
-from braingen.records import ExpertEmbeddings
+from braingen.types import ExpertEmbeddings
 
 WIDTH, IMAGES = 12, 24
 """Width of an embedding, and pictures of the data folder: 0-3 are of the test set, 4-13 subject 1's, 14-23 subject 2's."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from braingen.brain.experts import ExpertHeads, Head, Trunk, make_trunk
 from braingen.brain.low_level import LowLevelBranch
 from braingen.brain.subject_layer import SubjectLayer, Subjects
-from braingen.errors import UserError
-from braingen.records import ExpertEmbeddings
+from braingen.runtime.errors import UserError
+from braingen.types import ExpertEmbeddings
 
 TextOutput = Literal["joint", "L", "bigG"]
 Fusion = Literal["none", "early", "mid", "late"]

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from braingen.errors import UserError
-from braingen.records import UnitRouting
+from braingen.runtime.errors import UserError
+from braingen.types import UnitRouting
 
 TokenOrder = Literal["index", "gpu", "value", "native"]
 HYSTERESIS = 0.1

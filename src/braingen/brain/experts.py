@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 Trunk = Literal["working", "published"]
 Head = Literal["projector", "linear"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, normalize
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 Gather = Callable[[Tensor], Tensor]
 """Rows of this process -> rows of all processes in order of rank, with gradient to this process's."""

@@ -18,8 +18,8 @@ from braingen.brain.experts import ExpertHeads, Head, StackedLinear, Trunk, make
 from braingen.brain.moe_parts import Combine, EvenMix, ExpertLevel, ExpertMix, LevelOutput, MetaExpert, embeddings, start_gain
 from braingen.brain.subject_layer import SubjectLayer, Subjects
 from braingen.brain.voxel_moe import BrainMoEVoxel
-from braingen.errors import UserError
-from braingen.records import ExpertEmbeddings
+from braingen.runtime.errors import UserError
+from braingen.types import ExpertEmbeddings
 
 
 class BrainMoEMulti(ModelMixin, ConfigMixin):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from braingen.brain.experts import ExpertHeads, Trunk
-from braingen.errors import UserError
-from braingen.records import ExpertEmbeddings, UnitRouting
+from braingen.runtime.errors import UserError
+from braingen.types import ExpertEmbeddings, UnitRouting
 
 Combine = Literal["sum", "mean"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 START_LOGIT = 2.0
 """Logit of the branch a voxel starts in (0 for the others): with two branches it begins there to 88 %."""

@@ -17,7 +17,7 @@ from torch.nn.functional import mse_loss
 
 from braingen.brain.prior_network import NormRule, NullBranch, PositionRule, PriorNetwork, QueryMode
 from braingen.brain.prior_schedule import BetaSchedule, NoiseSchedule, SamplingRule, SamplingStep
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 
 class PriorDraws(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from braingen.brain.prior_schedule import BetaSchedule, betas_of
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 PUBLISHED_PRIOR: dict[str, Any] = {
     "norm": "published",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 BetaSchedule = Literal["cosine", "linear", "quadratic", "sigmoid", "jsd"]
 SamplingRule = Literal["consistent", "published"]

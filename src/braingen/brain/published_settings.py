@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 State = Mapping[str, Tensor]
 

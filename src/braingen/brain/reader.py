@@ -15,8 +15,8 @@ from torch import Tensor
 
 from braingen.brain.moe import ENCODERS
 from braingen.brain.prior import DiffusionPrior
-from braingen.records import ExpertEmbeddings
-from braingen.weights import load_whole
+from braingen.runtime.weights import load_whole
+from braingen.types import ExpertEmbeddings
 
 
 class TargetScale(NamedTuple):

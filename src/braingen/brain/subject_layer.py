@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 Subjects = Mapping[str, int] | Mapping[int, int] | Sequence[int]
 """Subject number -> voxel count (numbers become strings in config.json), or the voxel counts of subjects 1, 2, ..."""

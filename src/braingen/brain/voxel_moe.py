@@ -19,7 +19,7 @@ from braingen.brain.experts import ExpertHeads, Head, Trunk, make_trunk
 from braingen.brain.moe_parts import Combine, EvenMix, LevelOutput, embeddings, start_gain
 from braingen.brain.parcels import ParcelMap
 from braingen.brain.subject_layer import SubjectLayer, Subjects
-from braingen.records import ExpertEmbeddings
+from braingen.types import ExpertEmbeddings
 
 
 class SubtreeLevel(nn.Module):

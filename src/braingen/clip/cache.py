@@ -13,9 +13,16 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from braingen.console import track
-from braingen.errors import UserError
-from braingen.files import UNREADABLE_ARRAY, can_be_written, disk_errors_as_sentences, error_number, own_cache, temporary_name
+from braingen.runtime.console import track
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import (
+    UNREADABLE_ARRAY,
+    can_be_written,
+    disk_errors_as_sentences,
+    error_number,
+    own_cache,
+    temporary_name,
+)
 
 logger = logging.getLogger(__name__)
 Compute = Callable[[np.ndarray], Tensor]

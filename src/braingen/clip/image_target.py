@@ -15,9 +15,9 @@ from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModel, CLIPVisi
 from transformers.utils import cached_file
 
 from braingen.clip.loading import load_config, load_frozen, subfolder_of
-from braingen.errors import UserError
-from braingen.files import write_json
-from braingen.text_files import read_json
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import write_json
+from braingen.runtime.text_files import read_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

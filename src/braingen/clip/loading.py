@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from braingen.errors import UserError
-from braingen.weights import plain_text, refuse_not_finite
+from braingen.runtime.errors import UserError
+from braingen.runtime.weights import plain_text, refuse_not_finite
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from braingen.clip.loading import load_frozen
-from braingen.errors import UserError
-from braingen.weights import first_line
+from braingen.runtime.errors import UserError
+from braingen.runtime.weights import first_line
 
 Output = Literal["L", "bigG", "joint"]
 PARTS: dict[str, tuple[str, ...]] = {"L": ("L",), "bigG": ("bigG",), "joint": ("L", "bigG")}

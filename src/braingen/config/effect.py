@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from braingen.config.tree import Config

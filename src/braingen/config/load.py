@@ -15,8 +15,8 @@ from braingen.config.encoders import ENCODER_CONFIGS, chosen_encoder
 from braingen.config.names import ALL, field_paths, fields_of, having, resolve, variants_of
 from braingen.config.shipped import find_config
 from braingen.config.tree import Config, default_of
-from braingen.errors import UserError
-from braingen.text_files import read_yaml
+from braingen.runtime.errors import UserError
+from braingen.runtime.text_files import read_yaml
 
 Tree = dict[str, dict[str, Any]]
 DEFAULT = "default"

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from braingen.config.encoders import ENCODER_CONFIGS
 from braingen.config.tree import Config
 from braingen.config.values import Section
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 ALIASES = {
     "model_name": "run.folder",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "configs"
 """Part of the package, so that an installed wheel has them. ``accelerate/`` is for ``accelerate launch``."""

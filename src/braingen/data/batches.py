@@ -19,8 +19,8 @@ from torch import Tensor
 
 from braingen.data.betas import Betas
 from braingen.data.trials import Repeats
-from braingen.errors import UserError
-from braingen.records import Trials, VoxelBatch
+from braingen.runtime.errors import UserError
+from braingen.types import Trials, VoxelBatch
 
 Item = TypeVar("Item")
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from braingen.data import nsd
 from braingen.data.hdf5 import Rows
-from braingen.data_layout import Layout
-from braingen.errors import UserError
-from braingen.files import UNREADABLE_ARRAY, identity, replaced_file
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import UNREADABLE_ARRAY, identity, replaced_file
 
 
 class Betas:

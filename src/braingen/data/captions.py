@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from braingen.arrays import read_npy
-from braingen.data_layout import Layout
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in
-from braingen.text_files import read_json
+from braingen.runtime.arrays import read_npy
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in
+from braingen.runtime.text_files import read_json
 
 _AGAIN = "get it again, or write it with `braingen prepare` (from COCO's annotations) or `braingen simulate`"
 

@@ -21,9 +21,9 @@ from braingen.data.places import SurfacePlaces, load_any_places
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import listed, sessions_on_disk, test_trials, train_trials
 from braingen.data.volumes import VoxelPlaces, read_regions
-from braingen.data_layout import Layout, subject_name
-from braingen.errors import UserError
-from braingen.records import Trials
+from braingen.runtime.data_layout import Layout, subject_name
+from braingen.runtime.errors import UserError
+from braingen.types import Trials
 
 _CONSTANT_TOLERATED = 0.01  # share of voxels; a few dead ones are common at the rim of a mask and harmless
 _IMAGES_LOOKED_AT = 512

@@ -9,8 +9,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in
 
 
 class Rows:

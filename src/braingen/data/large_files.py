@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from braingen.files import disk_errors_as_sentences, sync_file
+from braingen.runtime.files import disk_errors_as_sentences, sync_file
 
 
 class ArrayOnDisk(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from braingen.text_files import read_json
+from braingen.runtime.text_files import read_json
 
 WRITE_IT = "write it with `braingen prepare` or `braingen simulate`"
 """What a user does about a missing or damaged file of ours; ends sentences."""

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in
 
 
 def fit_picture(picture_HW3: np.ndarray, side: int) -> np.ndarray:

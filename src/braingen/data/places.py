@@ -13,13 +13,13 @@ from typing import NamedTuple
 import nibabel
 import numpy as np
 
-from braingen.arrays import read_npz
 from braingen.data import nsd
 from braingen.data.volumes import VoxelPlaces, load_places
-from braingen.data_layout import Layout
-from braingen.errors import UserError
-from braingen.files import replaced_file, replaced_path, write_json
-from braingen.text_files import read_json
+from braingen.runtime.arrays import read_npz
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import replaced_file, replaced_path, write_json
+from braingen.runtime.text_files import read_json
 
 SIDES = ("L", "R")
 _STRUCTURE = {"L": "CortexLeft", "R": "CortexRight"}

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from braingen.console import track
 from braingen.data import nsd
 from braingen.data.ingest.reliability import Reliability, reliability
 from braingen.data.large_files import ArrayOnDisk, blocks, in_hdf5, publish, release, reserve_hdf5
@@ -32,11 +31,20 @@ from braingen.data.stimuli import Stimuli
 from braingen.data.tars import write_tar
 from braingen.data.volumes import NSDGENERAL, VoxelPlaces, load_nifti, read_regions, save_places, write_regions
 from braingen.data.zscore import Moments, statistics_path, zscored
-from braingen.data_layout import Layout, subject_name
-from braingen.errors import UserError
-from braingen.files import disk_errors_as_sentences, identity, refuse_small_disk, replaced_file, replaced_path, sha256_of, write_json
-from braingen.locks import only_writer
-from braingen.text_files import read_json
+from braingen.runtime.console import track
+from braingen.runtime.data_layout import Layout, subject_name
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import (
+    disk_errors_as_sentences,
+    identity,
+    refuse_small_disk,
+    replaced_file,
+    replaced_path,
+    sha256_of,
+    write_json,
+)
+from braingen.runtime.lock import only_writer
+from braingen.runtime.text_files import read_json
 
 ENOUGH_TRIALS = 20
 """Training trials with which a session is z-scored by itself."""

@@ -23,10 +23,10 @@ from braingen.data.pictures import fit_picture
 from braingen.data.places import Places
 from braingen.data.scans import Pictures, Statistics
 from braingen.data.volumes import NSDGENERAL, VoxelPlaces, load_nifti, space_of, trials_in_nifti
-from braingen.data_layout import subject_name
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in
-from braingen.text_files import read_json
+from braingen.runtime.data_layout import subject_name
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in
+from braingen.runtime.text_files import read_json
 
 GET_RAW = "get it from NSD's bucket (s3://natural-scenes-dataset, after accepting its terms), under the same path"
 UNITS_PER_PERCENT = 300

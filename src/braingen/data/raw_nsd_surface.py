@@ -15,9 +15,9 @@ from braingen.data import nsd
 from braingen.data.large_files import blocks
 from braingen.data.places import Places, SurfacePlaces, surface_places
 from braingen.data.raw_nsd import GET_RAW, TRIALS_AT_ONCE, RawNSD, _labels
-from braingen.data_layout import subject_name
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in
+from braingen.runtime.data_layout import subject_name
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in
 
 SPACE = "fsaverage"
 _SIDES = {"L": "lh", "R": "rh"}

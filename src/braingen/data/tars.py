@@ -12,7 +12,7 @@ import tarfile
 import numpy as np
 
 from braingen.data import nsd
-from braingen.files import replaced_file
+from braingen.runtime.files import replaced_file
 
 NO_TRIALS = "no_training_trials"
 """Member of the tar of a session in which test pictures only were shown."""

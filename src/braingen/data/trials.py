@@ -18,13 +18,13 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from braingen.arrays import read_header
 from braingen.data import nsd
 from braingen.data.tars import NO_TRIALS
-from braingen.data_layout import Layout, subject_name
-from braingen.errors import UserError
-from braingen.files import UNREADABLE_ARRAY, identity, refuse_stand_in, replaced_file
-from braingen.records import Trials
+from braingen.runtime.arrays import read_header
+from braingen.runtime.data_layout import Layout, subject_name
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import UNREADABLE_ARRAY, identity, refuse_stand_in, replaced_file
+from braingen.types import Trials
 
 _TAR_END = 1024  # a complete tar ends with two blocks of 512 zero bytes
 

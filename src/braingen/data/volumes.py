@@ -22,11 +22,11 @@ import numpy as np
 
 from braingen.data import nsd
 from braingen.data.large_files import blocks
-from braingen.data_layout import Layout, subject_name
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in, replaced_path, write_json
-from braingen.text_files import read_json
-from braingen.untrusted import path_below
+from braingen.runtime.data_layout import Layout, subject_name
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in, replaced_path, write_json
+from braingen.runtime.text_files import read_json
+from braingen.runtime.untrusted import path_below
 
 _ORDERS: tuple[Literal["C"], Literal["F"]] = ("C", "F")
 _RULE = "value > 0"

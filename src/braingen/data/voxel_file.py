@@ -21,16 +21,22 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from braingen.arrays import read_dataset, read_npy, read_npz, refuse_more_than_memory, whole_numbers
 from braingen.data import nsd
 from braingen.data.trials import Repeats, group_repeats
 from braingen.data.volumes import load_places
 from braingen.data.zscore import load_statistics
 from braingen.data.zscore import zscored as in_deviations
-from braingen.data_layout import Layout
-from braingen.errors import UserError
-from braingen.files import UNREADABLE_ARRAY, refuse_stand_in
-from braingen.records import Trials
+from braingen.runtime.arrays import (
+    read_dataset,
+    read_npy,
+    read_npz,
+    refuse_more_than_memory,
+    whole_numbers,
+)
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import UNREADABLE_ARRAY, refuse_stand_in
+from braingen.types import Trials
 
 logger = logging.getLogger(__name__)
 _ROWS_LOOKED_AT, _ROWS_TO_TELL = 500, 20

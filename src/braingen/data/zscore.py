@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from braingen.arrays import read_npz
-from braingen.data_layout import Layout
-from braingen.errors import UserError
+from braingen.runtime.arrays import read_npz
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
 
 
 class Statistics(NamedTuple):

@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import (
 )
 from diffusers.utils.import_utils import is_xformers_available
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 Attention = Literal["auto", "sdpa", "plain", "xformers"]
 _KINDS = {

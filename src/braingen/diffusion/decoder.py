@@ -22,7 +22,6 @@ from torch import Tensor
 from braingen.brain.reader import BrainReader
 from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.data.voxel_file import load_responses, responses
-from braingen.data_layout import Layout
 from braingen.diffusion.listening import PriorOrder, RoutingRecorder, read, source_of
 from braingen.diffusion.lora import LORA_FILE, has_lora, load_lora, save_lora
 from braingen.diffusion.sample import (
@@ -46,12 +45,13 @@ from braingen.diffusion.sdxl import (
     without_ip_adapter,
 )
 from braingen.diffusion.sdxl import ip_adapter_weights as adapter_weights_of
-from braingen.errors import UserError
-from braingen.files import replaced_parts
-from braingen.records import Conditioning, ExpertEmbeddings
 from braingen.routing.conditioning import ConditioningForm, RoutedConditioning, Source
 from braingen.routing.diffuse_router import DiffuseRouter
-from braingen.weights import plain_text, refuse_not_finite
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import replaced_parts
+from braingen.runtime.weights import plain_text, refuse_not_finite
+from braingen.types import Conditioning, ExpertEmbeddings
 
 IP_ADAPTER = Path("ip_adapter") / "ip-adapter.safetensors"
 LORA = "lora"

@@ -10,12 +10,12 @@ from diffusers import UNet2DConditionModel
 from braingen.config import Config
 from braingen.diffusion.listening import PriorOrder
 from braingen.diffusion.lora import LORA_FILE, has_lora, save_lora
-from braingen.errors import UserError
-from braingen.files import write_json
 from braingen.routing.diffuse_router import DiffuseRouter
-from braingen.run_layout import tuning_folder
-from braingen.runs import Run, has_work
-from braingen.text_files import read_json
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import write_json
+from braingen.runtime.paths import tuning_folder
+from braingen.runtime.run_folder import Run, has_work
+from braingen.runtime.text_files import read_json
 
 BEST, LAST = "best", "last"
 """Folders of its two checkpoints."""

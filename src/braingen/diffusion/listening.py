@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from braingen.brain.reader import BrainReader
 from braingen.data.batches import average_repeats
 from braingen.diffusion.sample import predict, size_ids
-from braingen.records import Conditioning, ExpertEmbeddings, Routing
 from braingen.routing.conditioning import (
     ConditioningForm,
     RoutedConditioning,
@@ -26,6 +25,7 @@ from braingen.routing.conditioning import (
     through_prior,
 )
 from braingen.routing.diffuse_router import DiffuseRouter
+from braingen.types import Conditioning, ExpertEmbeddings, Routing
 
 PriorOrder = Literal["output", "levels", "experts", "step"]
 """What the prior is applied to: before the denoising the encoder's output, every level or every expert; or what is heard, at every step."""

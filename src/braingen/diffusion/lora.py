@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from braingen.diffusion.lora_files import read_lora
-from braingen.errors import UserError
-from braingen.weights import plain_text
+from braingen.runtime.errors import UserError
+from braingen.runtime.weights import plain_text
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 """What is adapted (published). The IP-Adapter's own maps (to_k_ip, to_v_ip) are not among them."""

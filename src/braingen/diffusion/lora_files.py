@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 import torch
 from torch import Tensor, nn
 
-from braingen.errors import UserError
-from braingen.text_files import read_json
-from braingen.weights import read_tensors
+from braingen.runtime.errors import UserError
+from braingen.runtime.text_files import read_json
+from braingen.runtime.weights import read_tensors
 
 GET_IT = "give a LoRA of an SDXL U-Net, as .safetensors or .bin"
 OTHER_KINDS = {

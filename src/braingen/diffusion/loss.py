@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 
 def signal_to_noise(alphas_cumprod: Tensor, t_B: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ from braingen.diffusion.sdxl import (
     refuse_steps,
     vae_factor,
 )
-from braingen.errors import UserError
-from braingen.records import Conditioning
 from braingen.routing.conditioning import ConditioningForm
+from braingen.runtime.errors import UserError
+from braingen.types import Conditioning
 
 SIZES, SCORE = 6, 5
 """Numbers that a base model is told (original size, crop, target size), and a refiner (original size, crop, aesthetic score)."""

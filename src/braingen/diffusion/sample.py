@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from braingen.diffusion.sdxl import refuse_steps, vae_factor
-from braingen.errors import UserError
-from braingen.records import Conditioning
+from braingen.runtime.errors import UserError
+from braingen.types import Conditioning
 
 ConditionAt = Callable[[Tensor, Tensor], Conditioning]
 """(t, noisy latents) -> what the U-Net listens to at this step."""

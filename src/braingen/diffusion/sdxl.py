@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from braingen.config.shipped import backbone_folder
-from braingen.errors import UserError
-from braingen.weights import first_line, plain_text, read_tensors, refuse_not_finite
+from braingen.runtime.errors import UserError
+from braingen.runtime.weights import first_line, plain_text, read_tensors, refuse_not_finite
 
 Model = TypeVar("Model", bound=ModelMixin)
 IP_ADAPTER_FILE = "sdxl_models/ip-adapter_sdxl.safetensors"

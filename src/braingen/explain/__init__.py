@@ -1,5 +1,5 @@
 """Looking inside: which voxels, through which expert, when, for what (docs/explain.md)."""
 
-from braingen.extras import need
+from braingen.runtime.extras import need
 
 need("explain", "braingen explain")

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from braingen.brain.reader import BrainReader
-from braingen.errors import UserError
 from braingen.explain.experts import Said, VoxelRows, listen
 from braingen.explain.readout import Part
+from braingen.runtime.errors import UserError
 from braingen.scores.uncertainty import mean_interval
 
 

@@ -19,7 +19,7 @@ from braingen.brain.expert_router import ValueRouter
 from braingen.brain.moe import BrainMoEMulti
 from braingen.brain.reader import BrainReader
 from braingen.brain.voxel_moe import BrainMoEVoxel
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 
 class Selectivity(NamedTuple):

@@ -24,7 +24,7 @@ import numpy as np
 from braingen.data.places import Places, SurfacePlaces
 from braingen.data.volumes import VoxelPlaces
 from braingen.explain.surface import Mesh, sample, shown, vertex_values
-from braingen.files import replaced_path
+from braingen.runtime.files import replaced_path
 
 _MAP = "RdBu_r"
 

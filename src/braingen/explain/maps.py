@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from braingen.arrays import new_npy
-from braingen.errors import UserError
 from braingen.explain.attribution import Explainer, Query
-from braingen.files import disk_errors_as_sentences, sync_file, write_json
-from braingen.text_files import read_json
+from braingen.runtime.arrays import new_npy
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import disk_errors_as_sentences, sync_file, write_json
+from braingen.runtime.text_files import read_json
 
 _BLOCK = 64  # rows read at once
 

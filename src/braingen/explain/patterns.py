@@ -18,7 +18,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from braingen.data.large_files import blocks
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 _STRENGTH = 0.1
 """C of the logistic regressions, of embeddings scaled to a mean variance of 1."""

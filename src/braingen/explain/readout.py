@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from braingen.brain.reader import BrainReader
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 
 class Part(NamedTuple):

@@ -21,8 +21,8 @@ from scipy.spatial import KDTree
 
 from braingen.data.places import SurfacePlaces
 from braingen.data.volumes import MNI, VoxelPlaces
-from braingen.data_layout import subject_name
-from braingen.errors import UserError
+from braingen.runtime.data_layout import subject_name
+from braingen.runtime.errors import UserError
 
 Side = Literal["left", "right"]
 FSAVERAGE = "fsaverage5"

@@ -17,9 +17,9 @@ import pandas as pd
 from braingen.data import nsd
 from braingen.data.places import Places
 from braingen.data.volumes import VoxelPlaces, load_nifti, read_regions
-from braingen.data_layout import Layout
-from braingen.errors import UserError
-from braingen.text_files import read_json
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.text_files import read_json
 
 LABELS = {
     "prf-visualrois": ("V1v", "V1d", "V2v", "V2d", "V3v", "V3d", "hV4"),

@@ -9,10 +9,10 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from braingen.data.stimuli import Stimuli
-from braingen.records import Score
 from braingen.report import pictures, tables
 from braingen.scores.metrics import metric
 from braingen.scores.uncertainty import Comparison
+from braingen.types import Score
 
 SHOWN = 12
 """Test images on the page: the first ones, nothing selected."""

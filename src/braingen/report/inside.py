@@ -14,12 +14,12 @@ import pandas as pd
 from PIL import Image
 
 from braingen.data.stimuli import Stimuli
-from braingen.data_layout import Layout
-from braingen.errors import UserError
-from braingen.files import write_text
 from braingen.report.pictures import data_uri, open_picture, seen_pictures
-from braingen.run_layout import drawn_in
-from braingen.text_files import read_json
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import write_text
+from braingen.runtime.paths import drawn_in
+from braingen.runtime.text_files import read_json
 
 PAGE = "explain.html"
 SHOWN = 8

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from braingen.data.stimuli import Stimuli
-from braingen.errors import UserError
-from braingen.files import replaced_file
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import replaced_file
 
 SIDE = 128
 """Side of an embedded picture in pixels."""

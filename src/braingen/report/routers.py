@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from braingen.report import pictures
 from braingen.report.inputs import Inputs
-from braingen.run_layout import ROUTING, drawn_in
+from braingen.runtime.paths import ROUTING, drawn_in
 
 SHOWN = 8
 """Images whose levels are shown: the first ones that were drawn."""

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from braingen.config import Config
-from braingen.runs import flat
+from braingen.runtime.run_folder import flat
 from braingen.scores.metrics import ATTRIBUTES, GROUPS, METRICS, Metric, in_report, metric, score_columns
 
 NONE = "–"

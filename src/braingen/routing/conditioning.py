@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from braingen.clip.text_target import CLIPTextEncoderDual, PromptEmbeddings
-from braingen.errors import UserError
-from braingen.records import Conditioning, ExpertEmbeddings, Routing
 from braingen.routing.diffuse_router import DiffuseRouter
+from braingen.runtime.errors import UserError
+from braingen.types import Conditioning, ExpertEmbeddings, Routing
 
 Prior = Callable[[Tensor], Tensor]
 """N x T x D embeddings of the brain -> N x T x D embeddings as CLIP makes them."""

@@ -14,11 +14,11 @@ from diffusers.configuration_utils import register_to_config
 import torch
 from torch import Tensor, nn
 
-from braingen.errors import UserError
-from braingen.records import Routing
 from braingen.routing.space_router import SPACE_ROUTERS, SpaceSettings
 from braingen.routing.time_router import TIME_ROUTERS, Choice, LevelPrior, TimeRouting, TimeSettings
-from braingen.weights import load_whole, plain_text
+from braingen.runtime.errors import UserError
+from braingen.runtime.weights import load_whole, plain_text
+from braingen.types import Routing
 
 
 class Routed(NamedTuple):

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from braingen.errors import UserError
 from braingen.routing.diffuse_router import DiffuseRouter, from_published
+from braingen.runtime.errors import UserError
 
 
 def router_settings(state: Mapping[str, Tensor], num_experts: Sequence[int]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from braingen.errors import UserError
 from braingen.routing.time_router import latent_grid, one_of
+from braingen.runtime.errors import UserError
 
 
 class SpaceRouting(NamedTuple):

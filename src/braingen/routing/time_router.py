@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, one_hot, pad
 
 from braingen.brain.sinusoids import falling_frequencies, sines_and_cosines
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 Choice = Literal["soft", "hard"]
 LevelPrior = Literal["none", "multiply", "published"]

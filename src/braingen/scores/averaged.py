@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from braingen.records import Score
 from braingen.scores.identify import TwoWay
 from braingen.scores.table import as_json
 from braingen.scores.uncertainty import RESAMPLES, mean_interval, two_way_interval
+from braingen.types import Score
 
 
 class Scored(NamedTuple):

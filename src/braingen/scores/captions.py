@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from braingen.errors import UserError
-from braingen.records import Score
+from braingen.runtime.errors import UserError
 from braingen.scores import identify, uncertainty
+from braingen.types import Score
 
 METEOR_LINE = "pip install nltk && python -m nltk.downloader wordnet"
 """METEOR counts synonyms, for which it needs the word list of WordNet."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from braingen.files import replaced_path, write_text
+from braingen.runtime.files import replaced_path, write_text
 from braingen.scores.metrics import metric
 from braingen.scores.uncertainty import Summary
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from braingen.records import Score
 from braingen.scores import identify, uncertainty
 from braingen.scores.pairs import check_ids
+from braingen.types import Score
 
 FEWEST_CANDIDATES = 5
 """A retrieval among fewer images is not scored: with one or two, chance is a good score."""

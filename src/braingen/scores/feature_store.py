@@ -14,9 +14,9 @@ import tempfile
 import numpy as np
 import torch
 
-from braingen.arrays import new_npy, read_npy
-from braingen.errors import UserError
-from braingen.files import can_be_written, disk_errors_as_sentences
+from braingen.runtime.arrays import new_npy, read_npy
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import can_be_written, disk_errors_as_sentences
 from braingen.scores.features import Features
 from braingen.scores.pairs import Pictures
 from braingen.scores.pixel import ERROR_SIDE, resize

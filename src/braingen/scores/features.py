@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 from braingen.scores.pixel import resize
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 from braingen.scores import identify, uncertainty
 from braingen.scores.decoding import FEWEST_CANDIDATES
 from braingen.scores.uncertainty import RESAMPLES

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 RETRIEVAL_POOL = 300
 """Candidates of a retrieval (MindEye2's evaluation)."""

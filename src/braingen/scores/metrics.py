@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import difflib
 from typing import NamedTuple
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 WHICH, WHAT, ALIKE, CLOSE, SAID, PEOPLE = (
     "Which picture was it?",

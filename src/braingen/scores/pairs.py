@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 SMALLEST_SIDE = 16
 """Pixels. Below it a picture has no 11-pixel SSIM window of its own, and no network was made for it."""

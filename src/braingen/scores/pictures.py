@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from braingen.arrays import plain, read_npy, read_npz, whole_numbers
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in
+from braingen.runtime.arrays import plain, read_npy, read_npz, whole_numbers
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in
 
 IMAGE_KEYS = ("images", "recons", "all_recons", "all_blurryrecons", "all_images", "reconstructions")
 """Names under which pictures are looked for in a file with several arrays."""
@@ -125,7 +125,7 @@ def _open(path: Path) -> Any:
     """The arrays of a file; large ones are mapped where the format allows it."""
     again = "write the pictures again"
     if path.suffix in (".pt", ".pth"):
-        from braingen.weights import read_entries
+        from braingen.runtime.weights import read_entries
 
         content = read_entries(path, again)
         if isinstance(content, Mapping):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 RELATIVE_PENALTIES = tuple(10.0 ** (power / 2) for power in range(-6, 9))
 """Grid of penalties as multiples of the mean eigenvalue of X'X: from nearly none to far more than noise as strong as NSD's asks for."""

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from braingen.errors import UserError
-from braingen.records import Score
+from braingen.runtime.errors import UserError
 from braingen.scores import identify, pixel, uncertainty
 from braingen.scores.feature_store import FeatureStore, as_scored
 from braingen.scores.features import Features
 from braingen.scores.metrics import metric
 from braingen.scores.pairs import Pairs, match
+from braingen.types import Score
 
 
 class ReadOut(NamedTuple):

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from braingen.records import Score
+from braingen.runtime.untrusted import csv_cell, markdown_cell, one_line
 from braingen.scores.metrics import FIELD, in_tables, metric
-from braingen.untrusted import csv_cell, markdown_cell, one_line
+from braingen.types import Score
 
 
 class Row(NamedTuple):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 RESAMPLES = 10_000
 """Bootstrap resamples and random permutations."""

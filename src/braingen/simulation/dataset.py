@@ -20,21 +20,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
-from braingen.console import Progress
 from braingen.data import nsd
 from braingen.data.large_files import ArrayOnDisk, blocks, in_hdf5, publish, reserve_hdf5
 from braingen.data.volumes import write_regions
-from braingen.data_layout import Layout, subject_name
-from braingen.errors import UserError
-from braingen.files import disk_errors_as_sentences, refuse_small_disk, write_json
-from braingen.locks import only_writer
+from braingen.runtime.console import Progress
+from braingen.runtime.data_layout import Layout, subject_name
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import disk_errors_as_sentences, refuse_small_disk, write_json
+from braingen.runtime.lock import only_writer
+from braingen.runtime.text_files import read_json
 from braingen.simulation import pictures, semantics, subject_files
 from braingen.simulation.cortex import Cortex, build_cortex, responses
 from braingen.simulation.noise import neighbour_mixing, session_noise
 from braingen.simulation.pieces import Workshop, reserve_raw
 from braingen.simulation.presentations import Design, behaviour, make_design
 from braingen.simulation.scenes import STIMULUS_SIZE, Scene
-from braingen.text_files import read_json
 
 FORMAT = 1
 """Raised when the same arguments come to mean other data."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from braingen.clip.image_target import CLIPImageEncoder
 from braingen.config.shipped import TINY
-from braingen.data_layout import Layout
-from braingen.fingerprints import fingerprint_of_files
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.fingerprints import fingerprint_of_files
 from braingen.scores.sheet import ReadOut
 from braingen.simulation.judge import Judge, Verdict
 from braingen.simulation.pictures import load_scenes

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from braingen.data_layout import Layout
-from braingen.errors import UserError
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.text_files import read_json
 from braingen.simulation import scenes
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS, Placement, Scene
-from braingen.text_files import read_json
 
 MAX_IMAGES = 1_000_000
 """Pictures that one seed has room for."""

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from braingen.console import Progress
 from braingen.data.large_files import ArrayOnDisk
+from braingen.runtime.console import Progress
 
 Shared = TypeVar("Shared")
 Piece = TypeVar("Piece")

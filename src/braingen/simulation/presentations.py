@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from braingen.data import nsd
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 _CLOSE_SHARE = 0.5  # of the presentations lie close to the others of their picture
 _CLOSE = 0.25  # sd of their distance, in sessions

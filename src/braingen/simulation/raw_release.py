@@ -27,7 +27,7 @@ from braingen.data.raw_nsd import STIMULI_DATASET, UNITS_PER_PERCENT, RawNSD
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import behav, sessions_on_disk, test_trials
 from braingen.data.volumes import load_places
-from braingen.data_layout import Layout
+from braingen.runtime.data_layout import Layout
 
 RAW_SIDE = 425
 """Pixels of NSD's stimuli."""

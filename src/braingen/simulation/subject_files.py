@@ -13,8 +13,8 @@ import numpy as np
 
 from braingen.data.tars import write_tar
 from braingen.data.volumes import VoxelPlaces, save_places
-from braingen.data_layout import Layout
-from braingen.files import replaced_file
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.files import replaced_file
 from braingen.simulation.cortex import FLOC_AREAS, VISUAL_AREAS, Cortex
 from braingen.simulation.presentations import Design
 from braingen.simulation.retina import CHANNELS

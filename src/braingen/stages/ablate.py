@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file
 
 from braingen.config import Config
-from braingen.console import console as new_console
-from braingen.files import write_json, write_text
 from braingen.report.ablation import Line, render_ablation
-from braingen.run_layout import EMBEDDINGS, drawn_folder, one_subject, run_folder, tuning_folder
+from braingen.runtime.console import console as new_console
+from braingen.runtime.files import write_json, write_text
+from braingen.runtime.paths import EMBEDDINGS, drawn_folder, one_subject, run_folder, tuning_folder
 from braingen.scores.feature_store import FeatureStore
 from braingen.scores.sheet import Sheet, compare_sheets, score_images
 from braingen.scores.table import as_json, comma_separated, markdown, rows_of

@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 
 from braingen.config import Config
-from braingen.console import console as new_console
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import train_trials
-from braingen.data_layout import Layout
-from braingen.errors import UserError
-from braingen.files import write_json
-from braingen.run_layout import READER, one_subject
+from braingen.runtime.console import console as new_console
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.distributed import Workers
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import write_json
+from braingen.runtime.paths import READER, one_subject
+from braingen.runtime.text_files import read_json
 from braingen.scores.curves import Curve, Point, as_rows, plot, write_table
 from braingen.scores.uncertainty import compare, summarise
 from braingen.stages.reading import ImageScores, scores_at
 from braingen.stages.train import train
-from braingen.stages.workers import Workers
-from braingen.text_files import read_json
 
 FOLDER = "adapt_curve"
 WAYS = {

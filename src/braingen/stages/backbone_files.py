@@ -17,8 +17,8 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.diffusion.sdxl import IP_ADAPTER_FILE, NO_ADAPTER
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")

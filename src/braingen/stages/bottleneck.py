@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from braingen.config import Config, with_settings
-from braingen.console import console as new_console
 from braingen.data.stimuli import Stimuli
-from braingen.data_layout import Layout
-from braingen.errors import UserError
-from braingen.files import write_json
-from braingen.run_layout import READER, one_subject
+from braingen.runtime.console import console as new_console
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.distributed import Workers
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import write_json
+from braingen.runtime.paths import READER, one_subject
 from braingen.scores.curves import Curve, Point, as_rows, plot, write_table
 from braingen.scores.uncertainty import Summary, summarise
 from braingen.stages.evaluate import evaluate, read_scores
 from braingen.stages.reading import scores_at
 from braingen.stages.reconstruct import reconstruct
 from braingen.stages.train import train
-from braingen.stages.workers import Workers
 
 FOLDER = "bottleneck"
 WAYS = {"brain": "brain"}

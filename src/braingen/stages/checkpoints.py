@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
 import torch
 
-from braingen.errors import UserError
-from braingen.runs import Run
-from braingen.stages.machine import end_tracking
-from braingen.stages.workers import Workers
-from braingen.state import load_tree, save_tree
-from braingen.stopping import Request
+from braingen.runtime.device import end_tracking
+from braingen.runtime.distributed import Workers
+from braingen.runtime.errors import UserError
+from braingen.runtime.preemption import Request
+from braingen.runtime.run_folder import Run
+from braingen.runtime.state import load_tree, save_tree
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 """Kinds of training in which no process holds the whole state; Accelerate then writes it, into a folder."""

@@ -13,18 +13,18 @@ import pandas as pd
 from rich.table import Table
 
 from braingen.config import Config
-from braingen.console import add_row
-from braingen.console import console as new_console
-from braingen.errors import UserError
-from braingen.files import write_json, write_text
-from braingen.run_layout import typed_run
-from braingen.runs import CONTENTS
+from braingen.runtime.console import add_row
+from braingen.runtime.console import console as new_console
+from braingen.runtime.contents import DATA
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import write_json, write_text
+from braingen.runtime.paths import typed_run
+from braingen.runtime.run_folder import CONTENTS
+from braingen.runtime.text_files import read_json, read_yaml
+from braingen.runtime.untrusted import csv_text, markdown_cell
 from braingen.scores.metrics import metric, score_columns
 from braingen.scores.uncertainty import Comparison, compare, compare_methods, holm, mean_interval, permutation_p, summarise
-from braingen.stages.contents import DATA
 from braingen.stages.score_files import COMPUTED_BY, PAIRED, PER_IMAGE
-from braingen.text_files import read_json, read_yaml
-from braingen.untrusted import csv_text, markdown_cell
 
 STAGES = ("image", "text", "finetune", "reconstructions/brain")
 """Run folders whose settings make a method."""

@@ -14,21 +14,21 @@ from braingen.clip.image_target import CLIPImageEncoder
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.data.voxel_file import SUFFIXES, load_responses, voxel_file, with_folders_statistics
-from braingen.data_layout import Layout
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.finetuning import tuned_folder
 from braingen.diffusion.sdxl import scheduler_named
-from braingen.errors import UserError
-from braingen.files import replaced_path
-from braingen.fingerprints import fingerprint_of_files
-from braingen.run_layout import EMBEDDINGS, READER, ROUTING, one_subject, run_folder
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.device import device_of
+from braingen.runtime.distributed import Workers, complete, shared_run
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import replaced_path
+from braingen.runtime.fingerprints import fingerprint_of_files
+from braingen.runtime.paths import EMBEDDINGS, READER, ROUTING, one_subject, run_folder
+from braingen.runtime.untrusted import folder_name
 from braingen.stages.drawing import drawn_files
-from braingen.stages.machine import device_of
 from braingen.stages.reconstruct import assemble, check_drawing, draw_embeddings, read_responses, write_index
 from braingen.stages.targets import Targets
 from braingen.stages.trained import modalities
-from braingen.stages.workers import Workers, complete, shared_run
-from braingen.untrusted import folder_name
 
 
 def decoded_folder(config: Config) -> Path:

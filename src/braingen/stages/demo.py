@@ -8,12 +8,13 @@ import time
 from typing import NamedTuple
 
 from braingen.config import Config
-from braingen.console import console as new_console
 from braingen.data.stimuli import Stimuli
-from braingen.data_layout import Layout
-from braingen.errors import UserError
-from braingen.files import clear_temporaries, replaced_folder, write_json
-from braingen.run_layout import drawn_folder, run_folder, subject_configs
+from braingen.runtime.console import console as new_console
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import clear_temporaries, replaced_folder, write_json
+from braingen.runtime.paths import drawn_folder, run_folder, subject_configs
+from braingen.runtime.text_files import read_json
 from braingen.stages.evaluate import evaluate
 from braingen.stages.finetune import finetune
 from braingen.stages.quickstart import PAGE, quickstart
@@ -24,7 +25,6 @@ from braingen.stages.side_by_side import Task, group_of
 from braingen.stages.simulate import simulate
 from braingen.stages.targets import Targets
 from braingen.stages.train import train
-from braingen.text_files import read_json
 
 TIMINGS, DECODER = "timings.json", "decoder"
 LEVEL_IMAGES = 8

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor
 
-from braingen.console import track
-from braingen.errors import UserError
-from braingen.files import replaced_path
-from braingen.run_layout import EMBEDDINGS, INDEX, ROUTING
-from braingen.stages.workers import Workers
+from braingen.runtime.console import track
+from braingen.runtime.distributed import Workers
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import replaced_path
+from braingen.runtime.paths import EMBEDDINGS, INDEX, ROUTING
 
 _NOTE = "braingen"
 """Key of the text that a picture carries about how it was made."""

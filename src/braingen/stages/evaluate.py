@@ -14,18 +14,29 @@ import torch
 from torch import Tensor
 
 from braingen.config import Config
-from braingen.console import Progress
-from braingen.console import console as new_console
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
-from braingen.data_layout import Layout
-from braingen.errors import UserError
-from braingen.files import write_json, write_text
-from braingen.records import Score
-from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder, one_subject, random_folders, subject_configs, typed_run
-from braingen.runs import Run
+from braingen.runtime.console import Progress
+from braingen.runtime.console import console as new_console
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.device import device_of
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import write_json, write_text
+from braingen.runtime.paths import (
+    EMBEDDINGS,
+    INDEX,
+    drawn_folder,
+    one_subject,
+    random_folders,
+    subject_configs,
+    typed_run,
+)
+from braingen.runtime.run_folder import Run
+from braingen.runtime.subjects import each_subject
+from braingen.runtime.text_files import read_json
+from braingen.runtime.untrusted import csv_text
 from braingen.scores.averaged import Scored, averaged, intervals
 from braingen.scores.decoding import FEWEST_CANDIDATES, decoder_scores, scores_by_part
 from braingen.scores.feature_store import FeatureStore
@@ -40,18 +51,15 @@ from braingen.simulation.observers import load_judge, spoken
 from braingen.simulation.scenes import COLOUR_NAMES
 from braingen.stages.evaluate_captions import TextSpace, caption_sheet
 from braingen.stages.evaluate_pictures import evaluate_pictures
-from braingen.stages.machine import device_of
 from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Pngs, Seen
 from braingen.stages.refine import refined_folder, refined_is_there
 from braingen.stages.score_files import SCORES, Origin, print_scores, told_by, write_extremes, write_scores
 from braingen.stages.subject_means import write_mean
-from braingen.stages.subjects import each_subject
 from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_reader
-from braingen.text_files import read_json
-from braingen.untrusted import csv_text
+from braingen.types import Score
 
 COMPARISONS, BY_PART, CONTROLS = "comparisons.json", "scores_by_part.csv", "controls.json"
 REFINED, REFINEMENT = "refined", "refinement.json"

@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 
 from braingen.config import Config
-from braingen.errors import UserError
-from braingen.run_layout import INDEX
+from braingen.runtime.errors import UserError
+from braingen.runtime.paths import INDEX
+from braingen.runtime.text_files import read_json
 from braingen.scores.averaged import Scored
 from braingen.scores.captions import caption_scores
 from braingen.stages.targets import Targets
-from braingen.text_files import read_json
 
 
 class TextSpace:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from braingen.config import Config
-from braingen.console import Progress
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import group_repeats, test_trials
-from braingen.data_layout import Layout
-from braingen.errors import UserError
+from braingen.runtime.console import Progress
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
 from braingen.scores.feature_store import FeatureStore
 from braingen.scores.pictures import Loaded, load_pictures
 from braingen.scores.sheet import score_images

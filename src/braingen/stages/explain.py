@@ -6,12 +6,13 @@ from pathlib import Path
 import re
 
 from braingen.config import Config
-from braingen.files import write_json
-from braingen.fingerprints import fingerprint_of_files
 from braingen.report.inside import write_page
-from braingen.run_layout import READER, run_folder
-from braingen.runs import CONTENTS, Run
-from braingen.stages.contents import contents_of
+from braingen.runtime.contents import contents_of
+from braingen.runtime.files import write_json
+from braingen.runtime.fingerprints import fingerprint_of_files
+from braingen.runtime.paths import READER, run_folder
+from braingen.runtime.run_folder import CONTENTS, Run
+from braingen.runtime.text_files import read_json
 from braingen.stages.explain_ablation import write_ablation
 from braingen.stages.explain_attributions import write_attributions
 from braingen.stages.explain_components import write_components
@@ -21,7 +22,6 @@ from braingen.stages.explain_patterns import write_patterns
 from braingen.stages.explain_routers import write_routers
 from braingen.stages.explain_saliency import write_saliency
 from braingen.stages.explanation import Explanation
-from braingen.text_files import read_json
 
 MAY_CHANGE = tuple(
     f"explain.{name}"

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from braingen.console import Progress
 from braingen.data.places import ColumnPlaces
 from braingen.data.volumes import VoxelPlaces
 from braingen.explain import figures
@@ -18,6 +17,7 @@ from braingen.explain.attribution import Explainer, Query, completeness
 from braingen.explain.maps import MapFile, mean_maps, root_mean_square
 from braingen.explain.readout import WHOLE, Part, ReadOut
 from braingen.explain.volumes import region_table
+from braingen.runtime.console import Progress
 from braingen.stages.explain_inputs import Subject, training_responses
 from braingen.stages.explanation import Explanation
 

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from braingen.errors import UserError
 from braingen.explain.agreement import group_agreement
 from braingen.explain.experts import evidence, listen, profile, voxel_selectivity
 from braingen.explain.readout import Part
 from braingen.explain.volumes import region_table
+from braingen.runtime.errors import UserError
 from braingen.stages.explanation import Explanation
 
 

@@ -23,16 +23,16 @@ from braingen.data.large_files import blocks, scratch_array
 from braingen.data.places import Places, SurfacePlaces, load_any_places
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.data.volumes import VoxelPlaces
-from braingen.data_layout import Layout
-from braingen.errors import UserError
 from braingen.explain.maps import membership
 from braingen.explain.patterns import ClassReadOut
 from braingen.explain.readout import class_directions, decode
 from braingen.explain.surface import Mesh, check_space, check_vertices, read_meshes
 from braingen.explain.volumes import check_atlases
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.device import device_of
+from braingen.runtime.errors import UserError
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS
-from braingen.stages.machine import device_of
 from braingen.stages.targets import Targets
 from braingen.stages.trained import load_reader
 

@@ -20,23 +20,23 @@ from braingen.data.voxel_file import Responses
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.finetuning import tuned_folder
 from braingen.diffusion.lora import merged_lora
-from braingen.errors import UserError
 from braingen.explain.ablation import silenced
 from braingen.explain.readout import Part, parts_of
-from braingen.files import write_json
-from braingen.fingerprints import fingerprint_of_files
 from braingen.report.pictures import open_picture
-from braingen.run_layout import READER, run_folder
-from braingen.runs import CONTENTS
+from braingen.runtime.contents import contents_of
+from braingen.runtime.distributed import Workers
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import write_json
+from braingen.runtime.fingerprints import fingerprint_of_files
+from braingen.runtime.paths import READER, run_folder
+from braingen.runtime.run_folder import CONTENTS
+from braingen.runtime.text_files import read_json
+from braingen.runtime.untrusted import folder_name
 from braingen.scores.pixel import pixel_correlation
-from braingen.stages.contents import contents_of
 from braingen.stages.drawing import draw_missing, picture_path
 from braingen.stages.explain_inputs import Subject
 from braingen.stages.reconstruct import drawer, embeddings_in, read_responses
 from braingen.stages.targets import Targets
-from braingen.stages.workers import Workers
-from braingen.text_files import read_json
-from braingen.untrusted import folder_name
 
 UNDISTURBED = "undisturbed"
 REGIONS = 3

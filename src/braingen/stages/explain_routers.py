@@ -7,9 +7,9 @@ import pandas as pd
 from safetensors.torch import load_file
 
 from braingen.explain.readout import parts_of
-from braingen.run_layout import INDEX, ROUTING, drawn_folder, subject_configs
+from braingen.runtime.paths import INDEX, ROUTING, drawn_folder, subject_configs
+from braingen.runtime.text_files import read_json
 from braingen.stages.explanation import Explanation
-from braingen.text_files import read_json
 
 
 def write_routers(work: Explanation) -> None:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
-from braingen.console import Progress
 from braingen.diffusion.attention import use_attention
 from braingen.diffusion.finetuning import BEST, LAST, save_tuned
 from braingen.diffusion.listening import ListeningUNet, expert_counts
@@ -35,23 +34,30 @@ from braingen.diffusion.sdxl import (
     vae_factor,
 )
 from braingen.diffusion.unsure_reads import mixing_weights, unsure
-from braingen.errors import UserError
-from braingen.fingerprints import fingerprint_of_files
 from braingen.routing.conditioning import ConditioningForm
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.time_router import kl_guidance
-from braingen.run_layout import READER, run_folder, tuning_folder
-from braingen.runs import Run
-from braingen.seeds import hash_seed
+from braingen.runtime.console import Progress
+from braingen.runtime.device import (
+    accelerator_of,
+    device_of,
+    end_tracking,
+    precision_of,
+    start_tracking,
+)
+from braingen.runtime.distributed import Workers, complete, shared_run
+from braingen.runtime.errors import UserError
+from braingen.runtime.fingerprints import fingerprint_of_files
+from braingen.runtime.paths import READER, run_folder, tuning_folder
+from braingen.runtime.preemption import Stopped, patience
+from braingen.runtime.run_folder import Run
+from braingen.runtime.seeds import hash_seed
 from braingen.stages.listening_data import ListeningData, Rows, listening_data, pieces
-from braingen.stages.machine import accelerator_of, device_of, end_tracking, precision_of, start_tracking
 from braingen.stages.steps import Divergence, StepLosses
 from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_readers, modalities
 from braingen.stages.widths import refuse_misfits, refuse_other_widths
-from braingen.stages.workers import Workers, complete, shared_run
-from braingen.stopping import Stopped, patience
 
 SAVE_SECONDS = 20.0
 """A run that is killed loses at most a step more than this."""

@@ -25,15 +25,15 @@ from braingen.diffusion.finetuning import BEST, ORDER, ROUTERS
 from braingen.diffusion.lora import LORA_FILE
 from braingen.diffusion.lora_files import left_out, read_lora, unet_on_meta
 from braingen.diffusion.sdxl import unet_config
-from braingen.errors import UserError
-from braingen.files import replaced_path, write_json
-from braingen.fingerprints import fingerprint_of_files
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.published_router import read_published_router
-from braingen.run_layout import READER, run_folder, tuning_folder
-from braingen.runs import CONTENTS, Run
-from braingen.stages.contents import contents_of
-from braingen.weights import read_entries, read_tensors, refuse_not_finite
+from braingen.runtime.contents import contents_of
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import replaced_path, write_json
+from braingen.runtime.fingerprints import fingerprint_of_files
+from braingen.runtime.paths import READER, run_folder, tuning_folder
+from braingen.runtime.run_folder import CONTENTS, Run
+from braingen.runtime.weights import read_entries, read_tensors, refuse_not_finite
 
 REPORT = "import.json"
 """What became of every entry of the file, in the run folder."""

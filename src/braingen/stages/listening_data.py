@@ -19,15 +19,15 @@ from braingen.config import Config
 from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
 from braingen.data.trials import Repeats, group_repeats, hold_out_images, train_trials
-from braingen.data_layout import Layout
 from braingen.diffusion.listening import read
 from braingen.diffusion.sample import seeded_noise
 from braingen.diffusion.unsure_reads import Unsureness, unsureness_of
-from braingen.errors import UserError
-from braingen.files import identity
-from braingen.fingerprints import digest_of_texts, fingerprint_of_files
 from braingen.routing.conditioning import all_experts
-from braingen.run_layout import READER, run_folder
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import identity
+from braingen.runtime.fingerprints import digest_of_texts, fingerprint_of_files
+from braingen.runtime.paths import READER, run_folder
 from braingen.stages.targets import Targets
 
 

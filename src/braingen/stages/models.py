@@ -19,11 +19,11 @@ from braingen.config.encoders import ENCODER_CONFIGS, BrainEncoderConfig, settin
 from braingen.config.shipped import backbone_folder
 from braingen.data import nsd
 from braingen.data.betas import Betas
-from braingen.data_layout import Layout
-from braingen.errors import UserError
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.space_router import SPACE_ROUTERS
 from braingen.routing.time_router import TIME_ROUTERS
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
 
 PUBLISHED_IMAGE = {"pooled": (1, 1280, 1664), "tokens": (256, 1280, 1664), "both": (257, 1280, 1664)}
 """Tokens, and width with and without projection, of ViT-bigG/14 at 224 pixels: where no configuration is at hand."""

@@ -15,12 +15,12 @@ import torch
 
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
-from braingen.data_layout import Layout
 from braingen.diffusion.sdxl import own_size
-from braingen.errors import UserError
-from braingen.files import free_bytes
-from braingen.run_layout import run_folder
-from braingen.stages.machine import device_of, precision_of
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.device import device_of, precision_of
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import free_bytes
+from braingen.runtime.paths import run_folder
 from braingen.stages.models import Sizes, sizes_of
 from braingen.stages.reader_setup import build_reader
 

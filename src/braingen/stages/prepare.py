@@ -7,15 +7,15 @@ from typing import Any
 
 from braingen.config import Config, with_settings
 from braingen.config.run_and_data import PrepareConfig
-from braingen.console import console
 from braingen.data.ingest.own import OwnScans
 from braingen.data.prepare import prepare as write_layout
 from braingen.data.raw_nsd import RawNSD, is_raw_nsd
 from braingen.data.raw_nsd_surface import SPACE, RawNSDSurface
 from braingen.data.scans import Scans
-from braingen.errors import UserError
-from braingen.files import sha256_of
-from braingen.untrusted import one_line
+from braingen.runtime.console import console
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import sha256_of
+from braingen.runtime.untrusted import one_line
 
 _ALWAYS = ("mask", "order", "betas", "test_images", "test_share")
 """Settings that a manifest has always named; others are named where they are not the default, so that older folders go on."""

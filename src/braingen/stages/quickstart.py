@@ -18,14 +18,14 @@ from braingen.brain.reader import BrainReader
 from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config import Config
 from braingen.config.shipped import TINY
-from braingen.console import console as new_console
 from braingen.diffusion.decoder import BrainDecoder, to_pil
 from braingen.diffusion.sdxl import load_backbone, scheduler_named
-from braingen.errors import UserError
-from braingen.files import write_text
 from braingen.report.quickstart import Pair, render
-from braingen.stages.machine import device_of
-from braingen.text_files import read_json
+from braingen.runtime.console import console as new_console
+from braingen.runtime.device import device_of
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import write_text
+from braingen.runtime.text_files import read_json
 
 SHIPPED = Path(__file__).parent.parent / "simulation" / "assets" / "quickstart"
 """Decoder, brains, seen pictures and measured scores; its README.md says how they were made."""

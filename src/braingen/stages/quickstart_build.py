@@ -21,16 +21,16 @@ from braingen.data.betas import Betas
 from braingen.data.captions import load_captions
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import group_repeats, test_trials
-from braingen.data_layout import Layout
-from braingen.files import replaced_folder, write_json
 from braingen.report.pictures import seen_pictures
-from braingen.run_layout import READER, run_folder
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.files import replaced_folder, write_json
+from braingen.runtime.paths import READER, run_folder
+from braingen.runtime.text_files import read_json
 from braingen.stages.evaluate import evaluate
 from braingen.stages.quickstart import BRAINS, CARD, SEEN, SHIPPED, SUBJECT
 from braingen.stages.reconstruct import reconstruct
 from braingen.stages.simulate import simulate
 from braingen.stages.train import train
-from braingen.text_files import read_json
 
 SEED = 100
 """Of the simulated subject and of the training; the demo's subject has seed 0."""

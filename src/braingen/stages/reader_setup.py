@@ -22,13 +22,13 @@ from braingen.data.batches import TrainBatches
 from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
 from braingen.data.trials import fold_of_images, hold_out, hold_out_images, train_trials
-from braingen.data_layout import Layout
-from braingen.errors import UserError
-from braingen.records import Trials
-from braingen.run_layout import READER
-from braingen.runs import Run
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.paths import READER
+from braingen.runtime.run_folder import Run
 from braingen.stages.targets import Targets
 from braingen.stages.widths import refuse_misfits
+from braingen.types import Trials
 
 PARCEL_TRIALS = 1500
 """Trials from which parcels of voxels start: 94 MB at 15 724 voxels."""

@@ -14,14 +14,14 @@ from braingen.config import Config
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
-from braingen.data_layout import Layout
 from braingen.diffusion.sample import seeded_noise
-from braingen.files import write_json
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.device import device_of
+from braingen.runtime.files import write_json
+from braingen.runtime.text_files import read_json
 from braingen.scores.decoding import decoder_scores
 from braingen.scores.identify import two_way
-from braingen.stages.machine import device_of
 from braingen.stages.targets import Targets
-from braingen.text_files import read_json
 
 
 class Read(NamedTuple):

@@ -21,7 +21,6 @@ from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.data.voxel_file import Responses, odd_scale
-from braingen.data_layout import Layout
 from braingen.diffusion.choose import best_of
 from braingen.diffusion.decoder import BrainDecoder, negative_condition, to_pil
 from braingen.diffusion.finetuning import NOT_TUNED, load_tuned, tuned_folder
@@ -36,21 +35,30 @@ from braingen.diffusion.sdxl import (
     refuse_steps,
     scheduler_named,
 )
-from braingen.errors import UserError
-from braingen.files import replaced_path, write_json
-from braingen.fingerprints import fingerprint_of_files
-from braingen.records import ExpertEmbeddings
 from braingen.routing.conditioning import all_experts, from_experts
-from braingen.run_layout import EMBEDDINGS, INDEX, READER, ROUTING, drawn_folder, random_folders, run_folder
-from braingen.seeds import hash_seed
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.device import device_of
+from braingen.runtime.distributed import Workers, complete, shared_run
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import replaced_path, write_json
+from braingen.runtime.fingerprints import fingerprint_of_files
+from braingen.runtime.paths import (
+    EMBEDDINGS,
+    INDEX,
+    READER,
+    ROUTING,
+    drawn_folder,
+    random_folders,
+    run_folder,
+)
+from braingen.runtime.seeds import hash_seed
+from braingen.runtime.subjects import each_subject
 from braingen.stages.drawing import Drawn, draw_missing, drawn_files, gathered, notes
-from braingen.stages.machine import device_of
-from braingen.stages.subjects import each_subject
 from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_reader, modalities
 from braingen.stages.widths import refuse_misfits, refuse_other_widths
-from braingen.stages.workers import Workers, complete, shared_run
+from braingen.types import ExpertEmbeddings
 
 logger = logging.getLogger(__name__)
 

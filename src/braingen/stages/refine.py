@@ -20,18 +20,18 @@ from braingen.config.shipped import backbone_folder
 from braingen.diffusion.decoder import to_pil
 from braingen.diffusion.refine import Refinement, Refiner, load_refiner, refine_pictures, steps_run
 from braingen.diffusion.sdxl import load_scheduler, pixels_per_latent, refuse_side, scheduler_named
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in, replaced_path, write_json
-from braingen.fingerprints import fingerprint_of_files
-from braingen.records import Conditioning
-from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder, one_subject, typed_run
-from braingen.runs import Run
+from braingen.runtime.device import device_of
+from braingen.runtime.distributed import Workers, complete, shared_run
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in, replaced_path, write_json
+from braingen.runtime.fingerprints import fingerprint_of_files
+from braingen.runtime.paths import EMBEDDINGS, INDEX, drawn_folder, one_subject, typed_run
+from braingen.runtime.run_folder import Run
+from braingen.runtime.subjects import each_subject
+from braingen.runtime.text_files import read_json
 from braingen.stages.drawing import Drawn, draw_missing, drawn_files, opened, picture_path
-from braingen.stages.machine import device_of
-from braingen.stages.subjects import each_subject
 from braingen.stages.tiny import check_backbone
-from braingen.stages.workers import Workers, complete, shared_run
-from braingen.text_files import read_json
+from braingen.types import Conditioning
 
 REFINED = "_refined"
 """What a folder of refined pictures is called, after the name of the one it was made from."""

@@ -21,10 +21,10 @@ from threadpoolctl import threadpool_limits
 import torch
 
 from braingen.config import Config
-from braingen.console import Progress
-from braingen.errors import UserError
-from braingen.stages.machine import device_of
-from braingen.stopping import SIGNALS, Stopped, patience, stoppable
+from braingen.runtime.console import Progress
+from braingen.runtime.device import device_of
+from braingen.runtime.errors import UserError
+from braingen.runtime.preemption import SIGNALS, Stopped, patience, stoppable
 
 MOST = 2
 """Processes at most, of about half a gigabyte each."""

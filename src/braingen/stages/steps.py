@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from braingen.errors import UserError
-from braingen.runs import Run
-from braingen.stages.workers import Workers
+from braingen.runtime.distributed import Workers
+from braingen.runtime.errors import UserError
+from braingen.runtime.run_folder import Run
 
 
 class StepLosses(NamedTuple):

@@ -14,13 +14,15 @@ from rich.console import Console
 from rich.table import Table
 
 from braingen.config import Config
-from braingen.console import add_row
-from braingen.console import console as new_console
 from braingen.data.stimuli import Stimuli
-from braingen.data_layout import Layout
-from braingen.errors import UserError
-from braingen.files import write_json, write_text
-from braingen.run_layout import SOURCES, drawn_in, one_subject, typed_run
+from braingen.runtime.console import add_row
+from braingen.runtime.console import console as new_console
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import write_json, write_text
+from braingen.runtime.paths import SOURCES, drawn_in, one_subject, typed_run
+from braingen.runtime.text_files import read_json
+from braingen.runtime.untrusted import csv_text, one_line
 from braingen.scores.pairs import Pictures
 from braingen.scores.pictures import Loaded, load_pictures
 from braingen.scores.study import analysis as analyses
@@ -38,8 +40,6 @@ from braingen.scores.study.plan import (
     plan_as_json,
     plan_from_json,
 )
-from braingen.text_files import read_json
-from braingen.untrusted import csv_text, one_line
 
 PLAN, RESULTS, ANALYSIS = "plan.json", "results", "analysis.json"
 LARGEST = 512

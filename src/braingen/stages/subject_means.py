@@ -11,17 +11,17 @@ from rich import box
 from rich.table import Column, Table
 
 from braingen.config import Config
-from braingen.console import add_row, console
 from braingen.data.stimuli import Stimuli
-from braingen.data_layout import Layout
-from braingen.files import write_json, write_text
-from braingen.records import Score
-from braingen.run_layout import subject_configs
+from braingen.runtime.console import add_row, console
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.files import write_json, write_text
+from braingen.runtime.paths import subject_configs
+from braingen.runtime.text_files import read_json
 from braingen.scores.table import CAUTION, Row, as_json, comma_separated, latex, markdown, rows_of
 from braingen.scores.uncertainty import summarise
 from braingen.stages.compare import read_run
 from braingen.stages.score_files import CSV, LATEX, SCORES, TABLE, published_beside
-from braingen.text_files import read_json
+from braingen.types import Score
 
 BASELINES = ("random", "ceiling", "ridge", "chance")
 

@@ -18,10 +18,10 @@ from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.data.captions import Captions, load_captions
 from braingen.data.stimuli import Stimuli
-from braingen.data_layout import Layout
 from braingen.diffusion.sdxl import load_vae
-from braingen.fingerprints import digest_of_texts, fingerprint_of_files
-from braingen.stages.machine import device_of
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.device import device_of
+from braingen.runtime.fingerprints import digest_of_texts, fingerprint_of_files
 from braingen.stages.tiny import check_backbone
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from braingen.config import Config
 from braingen.config.shipped import TINY, backbone_folder
-from braingen.console import console
 from braingen.data.stimuli import Stimuli
-from braingen.data_layout import Layout
-from braingen.errors import UserError
+from braingen.runtime.console import console
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
 
 
 class Unfit(NamedTuple):

@@ -22,21 +22,21 @@ from braingen.brain.parameters import trained_share, weight_decay_groups
 from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.config.names import fields_of
-from braingen.console import Progress
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.trials import group_repeats
-from braingen.fingerprints import fingerprint_of_files
-from braingen.records import VoxelBatch
-from braingen.run_layout import READER, run_folder
-from braingen.runs import Run
-from braingen.seeds import hash_seed
+from braingen.runtime.console import Progress
+from braingen.runtime.device import accelerator_of, end_tracking, start_tracking
+from braingen.runtime.distributed import Workers, complete, shared_run
+from braingen.runtime.fingerprints import fingerprint_of_files
+from braingen.runtime.paths import READER, run_folder
+from braingen.runtime.preemption import Request, patience
+from braingen.runtime.run_folder import Run
+from braingen.runtime.seeds import hash_seed
 from braingen.stages.checkpoints import SHARDED, Checkpoints, Place
-from braingen.stages.machine import accelerator_of, end_tracking, start_tracking
 from braingen.stages.reader_setup import Fold, Parts, earlier_folder, setup, splits_of
 from braingen.stages.steps import Divergence, StepLosses
 from braingen.stages.tiny import check_backbone
-from braingen.stages.workers import Workers, complete, shared_run
-from braingen.stopping import Request, patience
+from braingen.types import VoxelBatch
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.data.captions import has_captions
-from braingen.data_layout import Layout
-from braingen.errors import UserError
-from braingen.run_layout import READER, run_folder, trained_models
-from braingen.runs import Run
-from braingen.stages.machine import device_of
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.device import device_of
+from braingen.runtime.errors import UserError
+from braingen.runtime.paths import READER, run_folder, trained_models
+from braingen.runtime.run_folder import Run
 
 
 def load_reader(config: Config, modality: str) -> BrainReader:

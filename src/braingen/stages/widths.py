@@ -20,9 +20,9 @@ from braingen.clip.text_target import FOLDERS, PARTS
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.diffusion.sdxl import IP_ADAPTER_FILE, NO_ADAPTER, UNREADABLE, unet_config
-from braingen.errors import UserError
 from braingen.routing.conditioning import ConditioningForm
-from braingen.weights import read_tensors
+from braingen.runtime.errors import UserError
+from braingen.runtime.weights import read_tensors
 
 Part = Literal["image", "text", "other"]
 PUBLISHED_ADAPTER = ("h94/IP-Adapter", 1280)

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from braingen.data.ingest.names import GUIDE
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in
 
 STIMULUS = "stim_file"
 SPLITS: dict[str, str] = {

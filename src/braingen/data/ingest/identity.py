@@ -17,9 +17,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from braingen.data.ingest.names import natural
-from braingen.errors import UserError
-from braingen.files import replaced_file
-from braingen.untrusted import csv_text, csv_value
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import replaced_file
+from braingen.runtime.untrusted import csv_text, csv_value
 
 SUBJECTS, SESSIONS, PICTURES = "subjects.tsv", "sessions.tsv", "pictures.tsv"
 

@@ -13,8 +13,8 @@ from braingen.data.ingest.events import read_table
 from braingen.data.ingest.forms import Source
 from braingen.data.ingest.names import GUIDE, Named, chosen, differing
 from braingen.data.volumes import load_nifti
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in
 
 _USUAL = ("", "brain", "nsdgeneral")
 EVERYWHERE = "all"

@@ -12,7 +12,7 @@ from pathlib import Path
 import re
 from typing import Any, NamedTuple
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 GUIDE = "docs/data.md describes the files under 'Your own scans'"
 TRIAL_ENTITIES = ("sub", "ses", "task", "acq", "dir", "run")

@@ -29,9 +29,9 @@ from braingen.data.ingest.trial_table import events_of_table, find_trial_table
 from braingen.data.places import Places, SurfacePlaces, surface_places
 from braingen.data.scans import Pictures, Statistics
 from braingen.data.volumes import ALIGNED, VoxelPlaces, load_nifti
-from braingen.errors import UserError
-from braingen.files import write_json
-from braingen.text_files import read_json, read_text
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import write_json
+from braingen.runtime.text_files import read_json, read_text
 
 EVENTS = re.compile(r"(_|^)events\.(tsv|csv)$")
 MASK = re.compile(r"(_|^)mask\.(nii|nii\.gz|npy|gii|label\.gii|shape\.gii)$")

@@ -20,7 +20,7 @@ from braingen.data.ingest.forms import Asked, Source
 from braingen.data.ingest.forms.surfaces import join_hemispheres
 from braingen.data.ingest.forms.volumes import read_single_maps
 from braingen.data.ingest.names import GUIDE, TRIAL_ENTITIES, Named, chosen, differing, natural, plain, same_label
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 _SETTINGS = {"task": "--task", "space": "--space", "desc": "--desc", "stat": "--stat"}
 _TYPES = ("TYPED", "TYPEC", "TYPEB")

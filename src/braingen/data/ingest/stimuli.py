@@ -19,9 +19,9 @@ from PIL import Image, ImageColor, UnidentifiedImageError
 
 from braingen.data.ingest.names import GUIDE
 from braingen.data.pictures import fit_picture
-from braingen.errors import UserError
-from braingen.files import identity, refuse_stand_in
-from braingen.untrusted import path_below
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import identity, refuse_stand_in
+from braingen.runtime.untrusted import path_below
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".ppm", ".pgm")
 _ARRAYS = (".hdf5", ".h5", ".npy")

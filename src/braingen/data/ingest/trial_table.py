@@ -9,7 +9,7 @@ import pandas as pd
 
 from braingen.data.ingest.events import EventTable, read_table, trials_of
 from braingen.data.ingest.names import GUIDE, Named, natural
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 _USUAL = ("trials.csv", "trials.tsv", "trials.parquet")
 _COLUMNS = {

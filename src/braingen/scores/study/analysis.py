@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from braingen.errors import UserError
-from braingen.records import Score
+from braingen.runtime.errors import UserError
+from braingen.runtime.untrusted import markdown_cell
 from braingen.scores import table
 from braingen.scores.study.answers import Answer, Result, Verdict
 from braingen.scores.study.plan import SEEN, Plan
@@ -25,7 +25,7 @@ from braingen.scores.study.statistics import (
     mean_over_raters_and_images,
 )
 from braingen.scores.uncertainty import Interval
-from braingen.untrusted import markdown_cell
+from braingen.types import Score
 
 PEOPLE, SIMULATED = "human", "simulated_rater"
 """How score names begin; an answer of a simulated rater is never told under the first."""

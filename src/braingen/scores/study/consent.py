@@ -6,9 +6,9 @@ import html
 from pathlib import Path
 import re
 
-from braingen.errors import UserError
-from braingen.files import write_text
-from braingen.text_files import read_text
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import write_text
+from braingen.runtime.text_files import read_text
 
 CONSENT = "consent.md"
 GAP = re.compile(r"\[FILL IN[^\]]*\]")

@@ -7,10 +7,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from braingen.errors import UserError
-from braingen.records import Score
-from braingen.run_layout import drawn_in
-from braingen.text_files import read_json
+from braingen.runtime.errors import UserError
+from braingen.runtime.paths import drawn_in
+from braingen.runtime.text_files import read_json
+from braingen.types import Score
 
 STUDY = "study.json"
 """In the run folder: `braingen.scores.study.analysis.as_json` of the study that was analysed last."""

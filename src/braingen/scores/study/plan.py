@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 SEEN, OTHER, NOISE = "seen", "other", "noise"
 """Roles of pictures that are not a method's: the one that was seen, another test image, and noise that resembles nothing."""

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from braingen.errors import UserError
-from braingen.files import replaced_folder
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import replaced_folder
 from braingen.scores.study.plan import Plan, plan_as_json
 
 ASSETS = Path(__file__).parent / "assets"

@@ -19,13 +19,13 @@ from torch import distributed, multiprocessing
 
 from braingen.config.shipped import TINY
 from braingen.diffusion.sdxl import ip_adapter_weights, load_backbone, without_ip_adapter
+from braingen.runtime.text_files import read_json
 from braingen.simulation.backbones.clip import TinyCLIP, load_text_encoders, train_clip, train_image_tower
 from braingen.simulation.backbones.corpus import Corpus, corpus
 from braingen.simulation.backbones.judge import train_judge
 from braingen.simulation.backbones.unet import encode_conditions, scheduler, train_unet
 from braingen.simulation.backbones.vae import sharpen_decoder, train_vae
 from braingen.simulation.judge import Judge
-from braingen.text_files import read_json
 
 
 class Recipe(NamedTuple):

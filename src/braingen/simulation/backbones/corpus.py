@@ -16,8 +16,8 @@ from numpy.lib.format import open_memmap
 import torch
 from torch.nn.functional import interpolate
 
+from braingen.runtime.text_files import read_json
 from braingen.simulation import scenes
-from braingen.text_files import read_json
 
 CORPUS_SEED = 7_000_000_000
 """Scene i of the corpus is drawn from seed CORPUS_SEED + i; simulated subjects use seeds below 2**32."""

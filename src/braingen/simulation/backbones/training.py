@@ -11,7 +11,7 @@ import time
 import torch
 from torch import Tensor, distributed, nn
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 Losses = dict[str, Tensor]
 

@@ -13,7 +13,7 @@ from braingen.data.ingest.forms.base import Asked, Part, Reader, Source
 from braingen.data.ingest.forms.surfaces import read_gifti, read_mgh
 from braingen.data.ingest.forms.volumes import read_nifti
 from braingen.data.ingest.names import Named
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 
 class Form(NamedTuple):

@@ -15,14 +15,14 @@ import h5py
 import numpy as np
 from numpy.lib import format as npy
 
-from braingen import arrays
 from braingen.data.ingest.forms.base import Asked, Source
 from braingen.data.ingest.forms.surfaces import VERTICES
 from braingen.data.ingest.names import GUIDE, Named
 from braingen.data.large_files import release
 from braingen.data.nsd import BETAS_DATASET
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in
+from braingen.runtime import arrays
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in
 
 GLMSINGLE = "betasmd"
 _GLMSINGLE_SIGNS = {"betasmd", "R2", "HRFindex", "FRACvalue"}

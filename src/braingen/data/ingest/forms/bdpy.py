@@ -9,7 +9,7 @@ import numpy as np
 
 from braingen.data.ingest.forms.base import Source
 from braingen.data.ingest.names import Named
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 
 class Columns(NamedTuple):

@@ -10,8 +10,8 @@ import numpy as np
 
 from braingen.data.ingest.forms.base import Asked, Part, Source
 from braingen.data.ingest.names import GUIDE, Named
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in
 
 VERTICES = {642: "fsaverage3", 2562: "fsaverage4", 10242: "fsaverage5", 40962: "fsaverage6", 163842: "fsaverage", 32492: "fsLR"}
 """Surfaces known by their number of vertices per hemisphere."""

@@ -11,8 +11,8 @@ import numpy as np
 
 from braingen.data.ingest.forms.base import Asked, Part, Source
 from braingen.data.ingest.names import GUIDE, Named
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in
 
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 _CORTEX = {"CIFTI_STRUCTURE_CORTEX_LEFT": "L", "CIFTI_STRUCTURE_CORTEX_RIGHT": "R"}

@@ -13,8 +13,8 @@ import socket
 import time
 from typing import Any
 
-from braingen.errors import UserError
-from braingen.files import disk_errors_as_sentences
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import disk_errors_as_sentences
 
 _OTHER_HOST_PATIENCE = 15 * 60  # seconds without a sign of life after which another machine's lock counts as left behind
 _SIGN_OF_LIFE = 30  # seconds between touches of the lock

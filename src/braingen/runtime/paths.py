@@ -9,8 +9,8 @@ from pathlib import Path
 import re
 
 from braingen.config import Config
-from braingen.errors import UserError
-from braingen.text_files import read_yaml
+from braingen.runtime.errors import UserError
+from braingen.runtime.text_files import read_yaml
 
 NAMED_IN = (Path("train_logs"), Path("runs"))
 """Where an encoder is looked for by the name of its run: as published, and ours."""

@@ -14,7 +14,7 @@ from rich.markup import escape
 import rich.progress
 from rich.table import Table
 
-from braingen.untrusted import one_line
+from braingen.runtime.untrusted import one_line
 
 Item = TypeVar("Item")
 

@@ -14,10 +14,10 @@ from accelerate.utils import DistributedType
 import torch
 
 from braingen.config import Config
-from braingen.errors import UserError
-from braingen.extras import how_to_install, missing
-from braingen.runs import Run, flat
-from braingen.untrusted import one_line
+from braingen.runtime.errors import UserError
+from braingen.runtime.extras import how_to_install, missing
+from braingen.runtime.run_folder import Run, flat
+from braingen.runtime.untrusted import one_line
 
 
 def device_of(config: Config) -> torch.device:

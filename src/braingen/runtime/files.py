@@ -17,7 +17,7 @@ from typing import IO, Any
 import zipfile
 import zlib
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 _DISK_TROUBLE = {
     errno.ENOSPC: "the disk is full: free some space or choose another folder, then start the same command again",

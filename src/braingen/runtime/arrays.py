@@ -13,8 +13,8 @@ import zipfile
 import numpy as np
 import psutil
 
-from braingen.errors import UserError
-from braingen.files import UNREADABLE_ARRAY, refuse_stand_in, reserve
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import UNREADABLE_ARRAY, refuse_stand_in, reserve
 
 LARGEST_SHARE = 0.9
 """Of the memory that is free; an array that takes more would end the process sooner or later."""

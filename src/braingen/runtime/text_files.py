@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in
 
 AGAIN = "restore it from a copy, or make it again"
 

@@ -14,10 +14,10 @@ from accelerate.utils import broadcast_object_list
 import torch
 
 from braingen.config import Config
-from braingen.errors import UserError
-from braingen.runs import CONTENTS, Follower, Run, has_work, remove_run
-from braingen.stages.contents import contents_of
-from braingen.stages.machine import device_of
+from braingen.runtime.contents import contents_of
+from braingen.runtime.device import device_of
+from braingen.runtime.errors import UserError
+from braingen.runtime.run_folder import CONTENTS, Follower, Run, has_work, remove_run
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(hours=12)

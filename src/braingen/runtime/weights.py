@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 import torch
 from torch import Tensor, nn
 
-from braingen.errors import UserError
-from braingen.files import refuse_stand_in
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import refuse_stand_in
 
 SAFETENSORS, PICKLED = (".safetensors",), (".pth", ".pt", ".ckpt", ".bin")
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")

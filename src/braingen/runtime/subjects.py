@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from braingen.config import Config
-from braingen.console import console as new_console
-from braingen.run_layout import subject_configs
+from braingen.runtime.console import console as new_console
+from braingen.runtime.paths import subject_configs
 
 
 def each_subject(config: Config, work: Callable[[Config], Path]) -> Path:

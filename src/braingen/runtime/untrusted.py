@@ -14,7 +14,7 @@ from pathlib import Path, PureWindowsPath
 import re
 from typing import TYPE_CHECKING, Any
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 if TYPE_CHECKING:  # the command line shows messages before pandas is loaded
     import pandas as pd

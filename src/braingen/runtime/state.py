@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 import torch
 from torch import Tensor
 
-from braingen.errors import UserError
-from braingen.files import replaced_path
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import replaced_path
 
 _HEADER = "braingen"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from braingen.config.shipped import backbone_folder
-from braingen.data_layout import Layout, subject_name
-from braingen.fingerprints import fingerprint_of_files
-from braingen.runs import flat
+from braingen.runtime.data_layout import Layout, subject_name
+from braingen.runtime.fingerprints import fingerprint_of_files
+from braingen.runtime.run_folder import flat
 
 DATA = "data.root"
 PLACES = (

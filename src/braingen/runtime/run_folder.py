@@ -31,10 +31,18 @@ from typing import Any
 
 import yaml
 
-from braingen.errors import UserError
-from braingen.files import clear_temporaries, disk_errors_as_sentences, recover_folder, replaced_folder, sync_file, write_json, write_text
-from braingen.locks import FolderLock
-from braingen.text_files import read_json, read_yaml
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import (
+    clear_temporaries,
+    disk_errors_as_sentences,
+    recover_folder,
+    replaced_folder,
+    sync_file,
+    write_json,
+    write_text,
+)
+from braingen.runtime.lock import FolderLock
+from braingen.runtime.text_files import read_json, read_yaml
 
 DIVERGED = "diverged.json"
 """Mark of a training whose losses became NaN or infinite."""
@@ -227,8 +235,8 @@ class Run:
     # -- state ---------------------------------------------------------------------------------------------------
 
     def save_state(self, state: Any, name: str = "state") -> None:
-        """Write all it takes to continue (see `braingen.state.save_tree`), the metrics so far with it."""
-        from braingen.state import save_tree  # torch
+        """Write all it takes to continue (see `braingen.runtime.state.save_tree`), the metrics so far with it."""
+        from braingen.runtime.state import save_tree  # torch
 
         self._own().touch()
         metrics = self.folder / "metrics.jsonl"
@@ -238,7 +246,7 @@ class Run:
 
     def load_state(self, name: str = "state") -> Any | None:
         """What `save_state` wrote, or None where the run has not come that far."""
-        from braingen.state import load_tree  # torch
+        from braingen.runtime.state import load_tree  # torch
 
         path = self.folder / f"{name}.safetensors"
         return load_tree(path) if path.exists() else None

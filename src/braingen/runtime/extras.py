@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from braingen.errors import UserError
+from braingen.runtime.errors import UserError
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "explain": ("captum", "nilearn", "sklearn"),
