@@ -19,13 +19,13 @@ from braingen.config import Config, load_config
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
+from braingen.encoders.trained import load_reader
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.files import write_json
 from braingen.scores.decoding import decoder_scores
 from braingen.scores.uncertainty import mean_interval, permutation_p
 from braingen.stages.evaluate import ridge_embeddings
 from braingen.stages.targets import Targets
-from braingen.stages.trained import load_reader
 
 
 @torch.no_grad()

@@ -37,8 +37,8 @@ def looped(model: Any) -> Any:
     import torch
     from torch import nn
 
-    from braingen.brain.experts import MixerTrunk, StackedLinear, StackedNorm
-    from braingen.brain.moe import LevelOutput
+    from braingen.encoders.experts import MixerTrunk, StackedLinear, StackedNorm
+    from braingen.encoders.moe import LevelOutput
 
     def alone(module: nn.Module, expert: int) -> nn.Module:
         """One expert's share of a stacked module, of torch's own layers."""
@@ -106,8 +106,8 @@ def one(layout: str, way: str, args: argparse.Namespace) -> dict[str, float]:
     import torch
 
     import braingen  # noqa: F401
-    from braingen.brain.moe import BrainMoEMulti
-    from braingen.brain.parameters import trainable_parameters
+    from braingen.encoders.moe import BrainMoEMulti
+    from braingen.encoders.parameters import trainable_parameters
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)

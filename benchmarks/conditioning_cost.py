@@ -23,7 +23,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from braingen.brain.reader import BrainReader
 from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config import Config, load_config
 from braingen.config.shipped import TINY
@@ -32,6 +31,7 @@ from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.listening import expert_counts
 from braingen.diffusion.sample import denoise, latent_shape, seeded_noise
 from braingen.diffusion.sdxl import load_backbone, picture_size
+from braingen.encoders.embedding_decoder import BrainReader
 from braingen.routing.conditioning import RoutedConditioning
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.stages.finetune import router_of

@@ -20,9 +20,9 @@ import numpy as np
 from routing import retrieval
 import torch
 
-from braingen.brain.moe import ENCODERS
-from braingen.brain.reader import BrainReader
 from braingen.config import Config, load_config
+from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.moe import ENCODERS
 from braingen.runtime.run_folder import Run
 from braingen.stages.train import train
 

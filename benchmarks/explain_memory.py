@@ -27,11 +27,11 @@ import torch
 
 from braingen.config import Config, load_config
 from braingen.data import nsd
+from braingen.encoders.trained import load_reader
 from braingen.runtime.data_layout import Layout
 from braingen.stages.explain import STEPS, explain, folder_for
 from braingen.stages.simulate import simulate
 from braingen.stages.train import train
-from braingen.stages.trained import load_reader
 
 VOXELS, TEST_IMAGES = nsd.VOXELS[1], 1000
 SIZES = {"hidden_dim": 128, "points": 64, "draws": 2}

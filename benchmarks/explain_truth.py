@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from braingen.brain.reader import BrainReader
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials, train_trials
+from braingen.encoders.embedding_decoder import BrainReader
 from braingen.explain.ablation import ImageScores, ablate_voxels
 from braingen.explain.agreement import area_under_roc, group_agreement
 from braingen.explain.attribution import Explainer, Query, completeness

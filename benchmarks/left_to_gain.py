@@ -29,6 +29,7 @@ from torch import Tensor
 
 from braingen.config import Config
 from braingen.data.trials import group_repeats, hold_out_images, train_trials
+from braingen.encoders.trained import load_readers
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers
 from braingen.runtime.files import write_json
@@ -46,7 +47,6 @@ from braingen.stages.picture_sets import Pngs, Seen
 from braingen.stages.reconstruct import draw_embeddings, read_responses, write_index
 from braingen.stages.reconstruct import setup as drawing_parts
 from braingen.stages.targets import Targets
-from braingen.stages.trained import load_readers
 
 NAMED = ("object", "background", "position")
 RESULT, IDEAL = "left_to_gain.json", "ideal_listener"

@@ -16,11 +16,11 @@ import time
 import numpy as np
 import torch
 
-from braingen.brain.reader import BrainReader
 from braingen.config import Config, load_config
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
+from braingen.encoders.embedding_decoder import BrainReader
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.paths import READER
 from braingen.scores.decoding import decoder_scores

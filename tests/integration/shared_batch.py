@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 import torch
 from torch import Tensor
 
-from braingen.brain import losses
-from braingen.brain.prior import PriorDraws
 from braingen.cli import parse_overrides
 from braingen.config import load_config
+from braingen.encoders import losses
+from braingen.encoders.prior.diffusion_prior import PriorDraws
 from braingen.stages import finetune
 from braingen.stages.reader_setup import Parts, setup
 from braingen.stages.train import Whole, step

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 import torch
 from unit.fake_backbone import write_fake_backbone
 
-from braingen.brain.reader import BrainReader
 from braingen.cli import main
 from braingen.config import load_config
+from braingen.encoders.embedding_decoder import BrainReader
 from braingen.stages.reader_setup import setup
 
 SIZE = ["simulation.num_subjects=3", "simulation.num_sessions=2", "simulation.trials_per_session=60", "simulation.num_voxels=100"]

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from braingen.brain.reader import BrainReader
 from braingen.cli import main, parse_overrides
 from braingen.config import load_config
 from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
+from braingen.encoders.embedding_decoder import BrainReader
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.paths import READER
 

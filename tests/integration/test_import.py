@@ -18,17 +18,17 @@ from unit.published_models import MindEye2, MultiLevel, lively
 from braingen.brain.prior_published import network_state, settings_of
 from braingen.brain.published_keys import load_published, published_keys
 from braingen.brain.published_settings import capacity_of, encoder_settings
-from braingen.brain.reader import BrainReader
 from braingen.cli import main
 from braingen.config import load_config
 from braingen.data.nsd import subject_of_width
 from braingen.diffusion.finetuning import load_tuned
 from braingen.diffusion.lora_files import unet_on_meta
 from braingen.diffusion.sdxl import unet_config
+from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.trained import load_reader
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.errors import UserError
 from braingen.stages.import_checkpoint import import_checkpoint, read_weights
-from braingen.stages.trained import load_reader
 
 DATA = Path(__file__).parents[1] / "parity" / "data"
 MANIFEST = {case["case"]: case for case in json.loads((DATA / "manifest.json").read_text())["cases"]}

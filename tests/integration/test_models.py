@@ -9,10 +9,10 @@ import resource
 import pytest
 import torch
 
-from braingen.brain.moe import BrainMoEMulti
-from braingen.brain.parameters import adapting_parameters, count_by_part
 from braingen.cli import main
 from braingen.config import load_config
+from braingen.encoders.moe import BrainMoEMulti
+from braingen.encoders.parameters import adapting_parameters, count_by_part
 from braingen.stages.models import Card, cards_of
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import braingen  # noqa: F401
-from braingen.brain.backbone import BackboneOutput, BrainEncoder, ImageBackbone, TextBackbone
-from braingen.brain.expert_router import ValueRouter
-from braingen.brain.moe import BrainMoE, BrainMoEHier, BrainMoEMulti
 from braingen.brain.published_keys import load_published
+from braingen.encoders.dense import BackboneOutput, BrainEncoder, ImageBackbone, TextBackbone
+from braingen.encoders.feature_router import ValueRouter
+from braingen.encoders.moe import BrainMoE, BrainMoEHier, BrainMoEMulti
 from braingen.types import ExpertEmbeddings
 
 ORDERS = {"": "native", "by_index/": "index", "by_value/": "value", "by_gpu_rule/": "gpu"}

@@ -12,7 +12,7 @@ from published import anneal, cosine_matrix, row_correlations, soft_cont, soft_s
 import torch
 from torch import Tensor
 
-from braingen.brain.losses import MixDraws, choose_mixed, mix, mixco_nce, soft_clip
+from braingen.encoders.losses import MixDraws, choose_mixed, mix, mixco_nce, soft_clip
 
 Outputs = dict[str, Any]
 

@@ -12,10 +12,18 @@ import torch
 from torch import Tensor, nn
 
 import braingen  # noqa: F401  (before diffusers: it guards the import of torchvision)
-from braingen.brain.prior import DiffusionPrior, PriorDraws
-from braingen.brain.prior_network import GainNorm, PriorNetwork, PriorTime, RelativePosition, rotary_frequencies, rotate, time_table
 from braingen.brain.prior_published import PUBLISHED_PRIOR, network_state, settings_of
-from braingen.brain.prior_schedule import NoiseSchedule, at_times
+from braingen.encoders.prior.diffusion_prior import DiffusionPrior, PriorDraws
+from braingen.encoders.prior.network import (
+    GainNorm,
+    PriorNetwork,
+    PriorTime,
+    RelativePosition,
+    rotary_frequencies,
+    rotate,
+    time_table,
+)
+from braingen.encoders.prior.schedule import NoiseSchedule, at_times
 
 Outputs = dict[str, Any]
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, normalize
 
-from braingen.brain.losses import _cross_entropy, _similarities
-from braingen.brain.prior_schedule import NoiseSchedule, at_times
 from braingen.brain.published_keys import published_keys
+from braingen.encoders.losses import _cross_entropy, _similarities
+from braingen.encoders.prior.schedule import NoiseSchedule, at_times
 from braingen.scores.identify import Precision, _correlate
 from braingen.scores.pixel import ERROR_SIDE, PIXCORR_SIDE, Images, _similarity, grey, per_image, resize
 

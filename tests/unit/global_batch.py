@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from braingen.brain.gather import gather_rows
-from braingen.brain.losses import MixDraws, draw_mix, mix, mixco_nce, soft_clip, unit_rows
+from braingen.encoders.gather import gather_rows
+from braingen.encoders.losses import MixDraws, draw_mix, mix, mixco_nce, soft_clip, unit_rows
 
 
 def generator(seed: int) -> torch.Generator:

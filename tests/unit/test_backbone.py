@@ -11,10 +11,10 @@ import torch
 from torch.nn import functional as F
 from unit.published_models import Text, lively
 
-from braingen.brain.backbone import BrainEncoder, ImageBackbone
-from braingen.brain.parameters import idle_parameters, trainable_parameters
 from braingen.brain.published_keys import load_published, published_keys
 from braingen.brain.published_settings import encoder_settings
+from braingen.encoders.dense import BrainEncoder, ImageBackbone
+from braingen.encoders.parameters import idle_parameters, trainable_parameters
 from braingen.runtime.errors import UserError
 
 SMALL: dict[str, Any] = {"subjects": {1: 20, 2: 17}, "hidden_dim": 16, "n_blocks": 2, "clip_emb_dim": 8}

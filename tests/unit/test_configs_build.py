@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from braingen.brain.parameters import weight_decay_groups
 from braingen.config import load_config
 from braingen.config.shipped import FOLDER
 from braingen.data import nsd
+from braingen.encoders.parameters import weight_decay_groups
 from braingen.stages.reader_setup import build_reader
 
 CONFIGS = sorted(FOLDER.glob("*.yaml"))

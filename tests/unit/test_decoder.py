@@ -7,10 +7,10 @@ import pytest
 import torch
 from unit.fake_backbone import IMAGE_WIDTH, TEXT_WIDTH, fake_backbone
 
-from braingen.brain.reader import BrainReader, TargetScale
 from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config.shipped import TINY
 from braingen.diffusion.decoder import IP_ADAPTER, BrainDecoder, to_pil
+from braingen.encoders.embedding_decoder import BrainReader, TargetScale
 from braingen.runtime.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler

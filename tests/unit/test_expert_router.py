@@ -8,7 +8,7 @@ from parity.published import published_balance
 import pytest
 import torch
 
-from braingen.brain.expert_router import (
+from braingen.encoders.feature_router import (
     HYSTERESIS,
     AffinityRouter,
     ValueRouter,

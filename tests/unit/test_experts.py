@@ -7,7 +7,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from braingen.brain.experts import ExpertHeads, MixerTrunk, Projector, ResidualTrunk, StackedLinear, StackedNorm, make_trunk
+from braingen.encoders.experts import (
+    ExpertHeads,
+    MixerTrunk,
+    Projector,
+    ResidualTrunk,
+    StackedLinear,
+    StackedNorm,
+    make_trunk,
+)
 from braingen.runtime.errors import UserError
 
 EXPERTS, BATCH, WIDTH = 3, 5, 8

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from braingen.brain.reader import BrainReader
 from braingen.data.large_files import scratch_array
+from braingen.encoders.embedding_decoder import BrainReader
 from braingen.explain.ablation import ImageScores, WithoutVoxels, ablate_part, ablate_voxels, ablation_table, scores_of, silenced
 from braingen.explain.agreement import area_under_roc, group_agreement
 from braingen.explain.attribution import Draws, Explainer, Query, completeness, gradient_shap

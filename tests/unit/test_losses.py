@@ -13,8 +13,8 @@ from scipy import stats
 import torch
 from unit.global_batch import global_loss, problem, two_processes
 
-from braingen.brain.gather import gather_rows
-from braingen.brain.losses import (
+from braingen.encoders.gather import gather_rows
+from braingen.encoders.losses import (
     MixDraws,
     choose_mixed,
     draw_mix,

@@ -8,9 +8,9 @@ import pytest
 
 from braingen.cli import parse_overrides
 from braingen.config import load_config
+from braingen.encoders.trained import load_reader
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import READER, run_folder, trained_models
-from braingen.stages.trained import load_reader
 
 
 def config_of(typed: str):

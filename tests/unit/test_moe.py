@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from braingen.brain.expert_router import ValueRouter
-from braingen.brain.experts import StackedLinear
-from braingen.brain.moe import ENCODERS, BrainMoEMulti
-from braingen.brain.parameters import (
+from braingen.brain.published_keys import load_published, published_keys
+from braingen.config.encoders import ENCODER_CONFIGS, BrainMoEMultiConfig, settings_for
+from braingen.encoders.experts import StackedLinear
+from braingen.encoders.feature_router import ValueRouter
+from braingen.encoders.moe import ENCODERS, BrainMoEMulti
+from braingen.encoders.parameters import (
     adapting_parameters,
     idle_parameters,
     router_parameters,
@@ -23,8 +25,6 @@ from braingen.brain.parameters import (
     trainable_parameters,
     weight_decay_groups,
 )
-from braingen.brain.published_keys import load_published, published_keys
-from braingen.config.encoders import ENCODER_CONFIGS, BrainMoEMultiConfig, settings_for
 from braingen.runtime.errors import UserError
 
 SMALL: dict[str, Any] = {"subjects": {1: 20, 3: 17}, "hidden_dim": 32, "n_blocks": 2, "clip_emb_dim": 8}

@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from braingen.brain.moe import ENCODERS
-from braingen.brain.parameters import adapting_parameters, subject_parameters, weight_decay_groups
-from braingen.brain.parcels import ParcelMap
-from braingen.brain.voxel_moe import BrainMoEVoxel
 from braingen.config.encoders import BrainMoEVoxelConfig
+from braingen.encoders.moe import ENCODERS
+from braingen.encoders.moe_voxel import BrainMoEVoxel
+from braingen.encoders.parameters import (
+    adapting_parameters,
+    subject_parameters,
+    weight_decay_groups,
+)
+from braingen.encoders.parcels import ParcelMap
 from braingen.runtime.errors import UserError
 
 SMALL = {"subjects": {1: 40, 3: 33}, "hidden_dim": 32, "n_blocks": 1, "clip_emb_dim": 8, "head": "linear"}

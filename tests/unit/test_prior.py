@@ -12,10 +12,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import braingen  # noqa: F401  (before diffusers: it guards the import of torchvision)
-from braingen.brain.prior import DiffusionPrior, PriorDraws
-from braingen.brain.prior_network import GainNorm, PriorAttention, PriorNetwork, RelativePosition, rotate
 from braingen.brain.prior_published import PUBLISHED_PRIOR, network_state, settings_of
-from braingen.brain.prior_schedule import NoiseSchedule, betas_of
+from braingen.encoders.prior.diffusion_prior import DiffusionPrior, PriorDraws
+from braingen.encoders.prior.network import (
+    GainNorm,
+    PriorAttention,
+    PriorNetwork,
+    RelativePosition,
+    rotate,
+)
+from braingen.encoders.prior.schedule import NoiseSchedule, betas_of
 from braingen.runtime.errors import UserError
 
 pytestmark = pytest.mark.slow  # left out of `make quick`

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from braingen.brain.prior_network import rotary_frequencies, rotate, time_table
-from braingen.brain.sinusoids import falling_frequencies, sines_and_cosines
+from braingen.encoders.prior.network import rotary_frequencies, rotate, time_table
+from braingen.encoders.sinusoids import falling_frequencies, sines_and_cosines
 from braingen.routing.time_router import time_embedding
 
 HALF_DIGIT = 2.0**-24

@@ -11,10 +11,10 @@ import torch
 from unit.fake_report_inputs import write_fake_run
 from unit.tiny_training import TableTargets, spy, tiny_config
 
-from braingen.brain.reader import BrainReader
 from braingen.cli import main
 from braingen.data import nsd
 from braingen.data.checks import all_checks
+from braingen.encoders.embedding_decoder import BrainReader
 from braingen.report.inputs import read_inputs
 from braingen.report.page import cannot_draw, render
 from braingen.runtime.data_layout import Layout

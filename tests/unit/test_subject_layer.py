@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from braingen.brain.subject_layer import SubjectLayer, voxel_counts
+from braingen.encoders.subject_layer import SubjectLayer, voxel_counts
 from braingen.runtime.errors import UserError
 
 

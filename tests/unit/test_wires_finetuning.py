@@ -17,7 +17,6 @@ from unit.fake_backbone import fake_backbone
 from unit.tiny_finetuning import TableTargets, latents, table, text_encoder, tiny_reader, tiny_tuning
 from unit.tiny_training import spy, tiny_config
 
-from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import hold_out_images, train_trials
@@ -26,6 +25,8 @@ from braingen.diffusion.listening import ListeningUNet, expert_counts, read
 from braingen.diffusion.lora import add_lora, load_lora, lora_parameters, lora_weights
 from braingen.diffusion.loss import min_snr_weight
 from braingen.diffusion.unsure_reads import mixing_weights, unsure
+from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.trained import load_readers
 from braingen.routing.conditioning import ConditioningForm, all_experts
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.time_router import kl_guidance
@@ -35,7 +36,6 @@ from braingen.runtime.seeds import hash_seed
 from braingen.stages import finetune as stage
 from braingen.stages import listening_data
 from braingen.stages.steps import StepLosses
-from braingen.stages.trained import load_readers
 from braingen.types import Routing
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler

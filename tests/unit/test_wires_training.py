@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
 from unit.tiny_training import WIDTH, LinearReader, TableTargets, spy, table, tiny_config
 
-from braingen.brain import losses
-from braingen.brain.expert_router import AffinityRouter
-from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.config.reading import LossConfig
 from braingen.data.batches import RepeatedBatch
 from braingen.data.betas import Betas
 from braingen.data.trials import hold_out_images, test_trials, train_trials
+from braingen.encoders import losses
+from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.feature_router import AffinityRouter
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.paths import READER
 from braingen.runtime.seeds import hash_seed

@@ -12,10 +12,10 @@ from torch import Tensor
 from unit.fake_backbone import fake_backbone, write_fake_backbone
 from unit.tiny_training import IMAGES, tiny_config
 
-from braingen.brain.reader import BrainReader, TargetScale
 from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config import Config
 from braingen.config.shipped import TINY
+from braingen.encoders.embedding_decoder import BrainReader, TargetScale
 from braingen.stages import finetune, listening_data
 
 VOXELS = {"1": 41, "2": 42}

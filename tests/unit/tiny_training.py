@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from unit.fake_nsd import write_fake_nsd
 
-from braingen.brain.prior import PriorLoss
 from braingen.config import Config, load_config
+from braingen.encoders.prior.diffusion_prior import PriorLoss
 from braingen.types import ExpertEmbeddings
 
 WIDTH, IMAGES = 12, 24

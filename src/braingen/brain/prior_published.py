@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 from torch import Tensor
 
-from braingen.brain.prior_schedule import BetaSchedule, betas_of
+from braingen.encoders.prior.schedule import BetaSchedule, betas_of
 from braingen.runtime.errors import UserError
 
 PUBLISHED_PRIOR: dict[str, Any] = {

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from braingen.brain.backbone import BrainEncoder, ImageBackbone, TextBackbone
-from braingen.brain.experts import ExpertHeads, MixerTrunk, Projector, ResidualTrunk
-from braingen.brain.moe import BrainMoE, BrainMoEHier, BrainMoEMulti
+from braingen.encoders.dense import BrainEncoder, ImageBackbone, TextBackbone
+from braingen.encoders.experts import ExpertHeads, MixerTrunk, Projector, ResidualTrunk
+from braingen.encoders.moe import BrainMoE, BrainMoEHier, BrainMoEMulti
 
 Place = tuple[str, tuple[int, ...]]
 """Our parameter and the index of the slice within it (empty for the whole)."""
@@ -163,7 +163,7 @@ def published_keys(model: nn.Module) -> dict[str, Place]:
 
     Parameters
     ----------
-    model : an encoder of :data:`braingen.brain.moe.ENCODERS` with ``routing: value``, or a backbone alone. Names of settings that
+    model : an encoder of :data:`braingen.encoders.moe.ENCODERS` with ``routing: value``, or a backbone alone. Names of settings that
         the published code does not have (a working trunk) are those of the nearest published part; affinities have none.
     """
     pairs = _backbone("", "", model) if isinstance(model, ImageBackbone | TextBackbone) else _encoder(model)

@@ -21,7 +21,7 @@ class EncoderSettings(NamedTuple):
     """An encoder, ready to be built."""
 
     encoder_class: str
-    """A key of ``braingen.brain.moe.ENCODERS``."""
+    """A key of ``braingen.encoders.moe.ENCODERS``."""
     arguments: dict[str, Any]
     """Its constructor's arguments."""
 

@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 import torch
 from torch import Tensor
 
-from braingen.brain.reader import BrainReader
 from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.data.voxel_file import load_responses, responses
 from braingen.diffusion.listening import PriorOrder, RoutingRecorder, read, source_of
@@ -45,6 +44,7 @@ from braingen.diffusion.sdxl import (
     without_ip_adapter,
 )
 from braingen.diffusion.sdxl import ip_adapter_weights as adapter_weights_of
+from braingen.encoders.embedding_decoder import BrainReader
 from braingen.routing.conditioning import ConditioningForm, RoutedConditioning, Source
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.data_layout import Layout

@@ -11,9 +11,9 @@ from diffusers import UNet2DConditionModel
 import torch
 from torch import Tensor, nn
 
-from braingen.brain.reader import BrainReader
 from braingen.data.batches import average_repeats
 from braingen.diffusion.sample import predict, size_ids
+from braingen.encoders.embedding_decoder import BrainReader
 from braingen.routing.conditioning import (
     ConditioningForm,
     RoutedConditioning,

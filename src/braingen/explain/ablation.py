@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from braingen.brain.reader import BrainReader
+from braingen.encoders.embedding_decoder import BrainReader
 from braingen.explain.experts import Said, VoxelRows, listen
 from braingen.explain.readout import Part
 from braingen.runtime.errors import UserError

@@ -15,10 +15,10 @@ from scipy.stats import false_discovery_control
 import torch
 from torch import Tensor
 
-from braingen.brain.expert_router import ValueRouter
-from braingen.brain.moe import BrainMoEMulti
-from braingen.brain.reader import BrainReader
-from braingen.brain.voxel_moe import BrainMoEVoxel
+from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.feature_router import ValueRouter
+from braingen.encoders.moe import BrainMoEMulti
+from braingen.encoders.moe_voxel import BrainMoEVoxel
 from braingen.runtime.errors import UserError
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from braingen.brain.reader import BrainReader
+from braingen.encoders.embedding_decoder import BrainReader
 from braingen.runtime.errors import UserError
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, interpolate, one_hot, pad
 
-from braingen.brain.sinusoids import falling_frequencies, sines_and_cosines
+from braingen.encoders.sinusoids import falling_frequencies, sines_and_cosines
 from braingen.runtime.errors import UserError
 
 Choice = Literal["soft", "hard"]

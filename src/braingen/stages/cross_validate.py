@@ -14,6 +14,7 @@ import torch
 from braingen.config import Config
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import train_trials
+from braingen.encoders.trained import load_reader
 from braingen.report.cross_validation import render_cross_validation
 from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
@@ -26,7 +27,6 @@ from braingen.stages.prepare import prepare, scans_of
 from braingen.stages.reading import read_test_images
 from braingen.stages.targets import Targets
 from braingen.stages.train import train
-from braingen.stages.trained import load_reader
 
 FOLDER, DECODED, SCORES = "cross_validation", "decoded.safetensors", "cross_validation"
 RANDOM_DRAWS = 10

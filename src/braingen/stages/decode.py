@@ -17,6 +17,7 @@ from braingen.data.voxel_file import SUFFIXES, load_responses, voxel_file, with_
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.finetuning import tuned_folder
 from braingen.diffusion.sdxl import scheduler_named
+from braingen.encoders.trained import modalities
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.distributed import Workers, complete, shared_run
@@ -28,7 +29,6 @@ from braingen.runtime.untrusted import folder_name
 from braingen.stages.drawing import drawn_files
 from braingen.stages.reconstruct import assemble, check_drawing, draw_embeddings, read_responses, write_index
 from braingen.stages.targets import Targets
-from braingen.stages.trained import modalities
 
 
 def decoded_folder(config: Config) -> Path:

@@ -18,6 +18,7 @@ from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
+from braingen.encoders.trained import load_reader
 from braingen.runtime.console import Progress
 from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
@@ -58,7 +59,6 @@ from braingen.stages.score_files import SCORES, Origin, print_scores, told_by, w
 from braingen.stages.subject_means import write_mean
 from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
-from braingen.stages.trained import load_reader
 from braingen.types import Score
 
 COMPARISONS, BY_PART, CONTROLS = "comparisons.json", "scores_by_part.csv", "controls.json"

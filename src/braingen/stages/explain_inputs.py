@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.large_files import blocks, scratch_array
 from braingen.data.places import Places, SurfacePlaces, load_any_places
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.data.volumes import VoxelPlaces
+from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.trained import load_reader
 from braingen.explain.maps import membership
 from braingen.explain.patterns import ClassReadOut
 from braingen.explain.readout import class_directions, decode
@@ -34,7 +35,6 @@ from braingen.runtime.errors import UserError
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS
 from braingen.stages.targets import Targets
-from braingen.stages.trained import load_reader
 
 _IMAGES = 64
 """Whose embeddings are made at once."""

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.diffusion.attention import use_attention
@@ -34,6 +33,8 @@ from braingen.diffusion.sdxl import (
     vae_factor,
 )
 from braingen.diffusion.unsure_reads import mixing_weights, unsure
+from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.trained import load_readers, modalities
 from braingen.routing.conditioning import ConditioningForm
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.time_router import kl_guidance
@@ -56,7 +57,6 @@ from braingen.stages.listening_data import ListeningData, Rows, listening_data, 
 from braingen.stages.steps import Divergence, StepLosses
 from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
-from braingen.stages.trained import load_readers, modalities
 from braingen.stages.widths import refuse_misfits, refuse_other_widths
 
 SAVE_SECONDS = 20.0

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from braingen.brain.reader import BrainReader
 from braingen.clip.cache import Cache
 from braingen.config import Config
 from braingen.data.batches import RepeatBatches
@@ -22,6 +21,7 @@ from braingen.data.trials import Repeats, group_repeats, hold_out_images, train_
 from braingen.diffusion.listening import read
 from braingen.diffusion.sample import seeded_noise
 from braingen.diffusion.unsure_reads import Unsureness, unsureness_of
+from braingen.encoders.embedding_decoder import BrainReader
 from braingen.routing.conditioning import all_experts
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError

@@ -8,9 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from braingen.brain.moe import ENCODERS
-from braingen.brain.parameters import adapting_parameters, count_by_part, idle_parameters
-from braingen.brain.prior import DiffusionPrior
 from braingen.clip.image_target import CLIPImageEncoder, vision_config
 from braingen.clip.loading import load_config
 from braingen.clip.text_target import FOLDERS, PARTS
@@ -19,6 +16,9 @@ from braingen.config.encoders import ENCODER_CONFIGS, BrainEncoderConfig, settin
 from braingen.config.shipped import backbone_folder
 from braingen.data import nsd
 from braingen.data.betas import Betas
+from braingen.encoders.moe import ENCODERS
+from braingen.encoders.parameters import adapting_parameters, count_by_part, idle_parameters
+from braingen.encoders.prior.diffusion_prior import DiffusionPrior
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.space_router import SPACE_ROUTERS
 from braingen.routing.time_router import TIME_ROUTERS

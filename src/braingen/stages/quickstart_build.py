@@ -15,12 +15,12 @@ from PIL import Image
 from safetensors.torch import save_file
 import torch
 
-from braingen.brain.reader import BrainReader
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.captions import load_captions
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import group_repeats, test_trials
+from braingen.encoders.embedding_decoder import BrainReader
 from braingen.report.pictures import seen_pictures
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.files import replaced_folder, write_json

@@ -12,9 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from braingen.brain.parameters import adapting_parameters, subject_parameters, train_only, trainable_parameters
-from braingen.brain.reader import BrainReader, TargetScale
-from braingen.brain.voxel_moe import BrainMoEVoxel
 from braingen.config import Config
 from braingen.config.encoders import BrainEncoderConfig, BrainMoEVoxelConfig
 from braingen.config.reading import LossConfig
@@ -22,6 +19,14 @@ from braingen.data.batches import TrainBatches
 from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
 from braingen.data.trials import fold_of_images, hold_out, hold_out_images, train_trials
+from braingen.encoders.embedding_decoder import BrainReader, TargetScale
+from braingen.encoders.moe_voxel import BrainMoEVoxel
+from braingen.encoders.parameters import (
+    adapting_parameters,
+    subject_parameters,
+    train_only,
+    trainable_parameters,
+)
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import READER

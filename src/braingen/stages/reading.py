@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
 from braingen.diffusion.sample import seeded_noise
+from braingen.encoders.embedding_decoder import BrainReader
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.files import write_json

@@ -35,6 +35,7 @@ from braingen.diffusion.sdxl import (
     refuse_steps,
     scheduler_named,
 )
+from braingen.encoders.trained import load_reader, modalities
 from braingen.routing.conditioning import all_experts, from_experts
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
@@ -56,7 +57,6 @@ from braingen.runtime.subjects import each_subject
 from braingen.stages.drawing import Drawn, draw_missing, drawn_files, gathered, notes
 from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
-from braingen.stages.trained import load_reader, modalities
 from braingen.stages.widths import refuse_misfits, refuse_other_widths
 from braingen.types import ExpertEmbeddings
 

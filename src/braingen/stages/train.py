@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss, normalize
 
-from braingen.brain import losses
-from braingen.brain.gather import gather_rows
-from braingen.brain.parameters import trained_share, weight_decay_groups
-from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.config.names import fields_of
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.trials import group_repeats
+from braingen.encoders import losses
+from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.gather import gather_rows
+from braingen.encoders.parameters import trained_share, weight_decay_groups
 from braingen.runtime.console import Progress
 from braingen.runtime.device import accelerator_of, end_tracking, start_tracking
 from braingen.runtime.distributed import Workers, complete, shared_run

@@ -13,8 +13,8 @@ from diffusers.configuration_utils import register_to_config
 import torch
 from torch import Tensor
 
-from braingen.brain.moe import ENCODERS
-from braingen.brain.prior import DiffusionPrior
+from braingen.encoders.moe import ENCODERS
+from braingen.encoders.prior.diffusion_prior import DiffusionPrior
 from braingen.runtime.weights import load_whole
 from braingen.types import ExpertEmbeddings
 
@@ -35,7 +35,7 @@ class BrainReader(ModelMixin, ConfigMixin):
 
     Parameters
     ----------
-    encoder_class : name of the encoder, a key of ``braingen.brain.moe.ENCODERS``
+    encoder_class : name of the encoder, a key of ``braingen.encoders.moe.ENCODERS``
     encoder_config : its constructor's arguments
     prior_config : the prior's constructor's arguments, or None for no prior
     prior_use : 'predict', one deterministic call of the prior's network, or 'sample'

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize, scaled_dot_product_attention, silu
 
-from braingen.brain.sinusoids import falling_frequencies, sines_and_cosines
+from braingen.encoders.sinusoids import falling_frequencies, sines_and_cosines
 from braingen.runtime.errors import UserError
 
 QueryMode = Literal["none", "pos_emb", "token", "all_pos_emb"]

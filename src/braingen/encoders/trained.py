@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.data.captions import has_captions
+from braingen.encoders.embedding_decoder import BrainReader
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from braingen.brain.experts import ExpertHeads, Trunk
+from braingen.encoders.experts import ExpertHeads, Trunk
 from braingen.runtime.errors import UserError
 from braingen.types import ExpertEmbeddings, UnitRouting
 

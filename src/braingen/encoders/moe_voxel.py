@@ -14,11 +14,11 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from braingen.brain.expert_router import balance_loss
-from braingen.brain.experts import ExpertHeads, Head, Trunk, make_trunk
-from braingen.brain.moe_parts import Combine, EvenMix, LevelOutput, embeddings, start_gain
-from braingen.brain.parcels import ParcelMap
-from braingen.brain.subject_layer import SubjectLayer, Subjects
+from braingen.encoders.experts import ExpertHeads, Head, Trunk, make_trunk
+from braingen.encoders.feature_router import balance_loss
+from braingen.encoders.moe_parts import Combine, EvenMix, LevelOutput, embeddings, start_gain
+from braingen.encoders.parcels import ParcelMap
+from braingen.encoders.subject_layer import SubjectLayer, Subjects
 from braingen.types import ExpertEmbeddings
 
 
@@ -44,14 +44,14 @@ class SubtreeLevel(nn.Module):
 class BrainMoEVoxel(ModelMixin, ConfigMixin):
     """Routing at the level of voxels: a subject's voxels softly assigned to parcels in a tree, an expert reading its subtree.
 
-    Levels have as many experts as in :class:`braingen.brain.moe.BrainMoEMulti`, and an expert as many units, but levels stand side by
+    Levels have as many experts as in :class:`braingen.encoders.moe.BrainMoEMulti`, and an expert as many units, but levels stand side by
     side: an expert reads its parcels and nothing that another expert has worked on, so its voxels are those of its parcels.
 
     Parameters
     ----------
     num_exp_0, exp_factor_list : branches of the tree, level by level
     subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, trunk, head, level_combine, dropout, voxel_dropout : see
-        :class:`braingen.brain.moe.BrainMoEMulti`
+        :class:`braingen.encoders.moe.BrainMoEMulti`
     """
 
     @register_to_config

@@ -15,8 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from braingen.brain.prior_network import NormRule, NullBranch, PositionRule, PriorNetwork, QueryMode
-from braingen.brain.prior_schedule import BetaSchedule, NoiseSchedule, SamplingRule, SamplingStep
+from braingen.encoders.prior.network import (
+    NormRule,
+    NullBranch,
+    PositionRule,
+    PriorNetwork,
+    QueryMode,
+)
+from braingen.encoders.prior.schedule import BetaSchedule, NoiseSchedule, SamplingRule, SamplingStep
 from braingen.runtime.errors import UserError
 
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from braingen.brain.backbone import TextBackbone
-from braingen.brain.expert_router import AffinityRouter, ValueRouter
-from braingen.brain.experts import MixerTrunk, StackedLinear, StackedNorm
-from braingen.brain.subject_layer import SubjectLayer
+from braingen.encoders.dense import TextBackbone
+from braingen.encoders.experts import MixerTrunk, StackedLinear, StackedNorm
+from braingen.encoders.feature_router import AffinityRouter, ValueRouter
+from braingen.encoders.subject_layer import SubjectLayer
 
 Named = dict[str, nn.Parameter]
 

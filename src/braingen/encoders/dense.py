@@ -13,9 +13,9 @@ from diffusers.configuration_utils import register_to_config
 import torch
 from torch import Tensor, nn
 
-from braingen.brain.experts import ExpertHeads, Head, Trunk, make_trunk
-from braingen.brain.low_level import LowLevelBranch
-from braingen.brain.subject_layer import SubjectLayer, Subjects
+from braingen.encoders.experts import ExpertHeads, Head, Trunk, make_trunk
+from braingen.encoders.low_level import LowLevelBranch
+from braingen.encoders.subject_layer import SubjectLayer, Subjects
 from braingen.runtime.errors import UserError
 from braingen.types import ExpertEmbeddings
 

@@ -12,12 +12,21 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from braingen.brain.backbone import BrainEncoder
-from braingen.brain.expert_router import Routing, TokenOrder, make_router
-from braingen.brain.experts import ExpertHeads, Head, StackedLinear, Trunk, make_trunk
-from braingen.brain.moe_parts import Combine, EvenMix, ExpertLevel, ExpertMix, LevelOutput, MetaExpert, embeddings, start_gain
-from braingen.brain.subject_layer import SubjectLayer, Subjects
-from braingen.brain.voxel_moe import BrainMoEVoxel
+from braingen.encoders.dense import BrainEncoder
+from braingen.encoders.experts import ExpertHeads, Head, StackedLinear, Trunk, make_trunk
+from braingen.encoders.feature_router import Routing, TokenOrder, make_router
+from braingen.encoders.moe_parts import (
+    Combine,
+    EvenMix,
+    ExpertLevel,
+    ExpertMix,
+    LevelOutput,
+    MetaExpert,
+    embeddings,
+    start_gain,
+)
+from braingen.encoders.moe_voxel import BrainMoEVoxel
+from braingen.encoders.subject_layer import SubjectLayer, Subjects
 from braingen.runtime.errors import UserError
 from braingen.types import ExpertEmbeddings
 
@@ -36,7 +45,7 @@ class BrainMoEMulti(ModelMixin, ConfigMixin):
     capacity_factor_0, cap_fac_list : units an expert reads as a multiple of an even share, first level and later ones (1 by default)
     routing : 'affinity' (an expert reads the same units in every trial) or 'value' (published, by activation)
     activation_term : affinity routing only: let the activation modulate the weight of a unit
-    token_order : value routing only: order of an expert's units, see :func:`braingen.brain.expert_router.most_probable`
+    token_order : value routing only: order of an expert's units, see :func:`braingen.encoders.feature_router.most_probable`
     trunk : 'working' (residual blocks) or 'published' (mixer blocks that do nothing with one token)
     head : projection head of an expert, 'projector' or 'linear' (a fraction of the parameters)
     level_combine : output of a level, 'sum' over its experts (published implementation) or 'mean' (paper)
