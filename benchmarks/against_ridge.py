@@ -25,7 +25,7 @@ from braingen.runtime.files import write_json
 from braingen.scores.decoding import decoder_scores
 from braingen.scores.uncertainty import mean_interval, permutation_p
 from braingen.stages.evaluate import ridge_embeddings
-from braingen.stages.targets import Targets
+from braingen.targets.tables import Targets
 
 
 @torch.no_grad()

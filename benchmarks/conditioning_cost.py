@@ -23,7 +23,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config import Config, load_config
 from braingen.config.shipped import TINY
 from braingen.data import nsd
@@ -36,6 +35,7 @@ from braingen.routing.conditioning import RoutedConditioning
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.stages.finetune import router_of
 from braingen.stages.reader_setup import build_reader
+from braingen.targets.clip_text import CLIPTextEncoderDual
 from braingen.types import Conditioning
 
 ORDERS = ("output", "levels", "experts", "step")

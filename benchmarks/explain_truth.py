@@ -50,8 +50,8 @@ from braingen.simulation.semantics import LABEL_COUNTS, LABELS, labels
 from braingen.stages.explain_inputs import averaged
 from braingen.stages.reader_setup import setup
 from braingen.stages.simulate import simulate
-from braingen.stages.targets import Targets
 from braingen.stages.train import train
+from braingen.targets.tables import Targets
 
 VARIANTS = {
     "default": {"encoder.model": "BrainMoEMulti"},

@@ -46,7 +46,7 @@ from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Pngs, Seen
 from braingen.stages.reconstruct import draw_embeddings, read_responses, write_index
 from braingen.stages.reconstruct import setup as drawing_parts
-from braingen.stages.targets import Targets
+from braingen.targets.tables import Targets
 
 NAMED = ("object", "background", "position")
 RESULT, IDEAL = "left_to_gain.json", "ideal_listener"

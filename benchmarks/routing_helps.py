@@ -25,8 +25,8 @@ from braingen.scores.feature_store import FeatureStore
 from braingen.scores.uncertainty import mean_interval
 from braingen.stages.ablate import VARIANTS, make, scored
 from braingen.stages.simulate import simulate
-from braingen.stages.targets import Targets
 from braingen.stages.train import train
+from braingen.targets.tables import Targets
 
 RESULT = "routing_helps.json"
 LINES = "lines_paired.json"

@@ -6,12 +6,12 @@ import pytest
 from safetensors.torch import load_file
 import torch
 
-from braingen.clip.image_target import CLIPImageEncoder
-from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.diffusion.sdxl import image_embedding_width, load_backbone, picture_size, pooled_width
 from braingen.simulation.backbones import corpus as corpus_module
 from braingen.simulation.backbones.build import Recipe, build
 from braingen.simulation.judge import Judge
+from braingen.targets.clip_image import CLIPImageEncoder
+from braingen.targets.clip_text import CLIPTextEncoderDual
 
 RECIPE = Recipe(
     side=64, pictures=40, held_out=8, conditioned=32, clip_steps=2, image_tower_steps=2, vae_steps=2, vae_full_size_steps=1,

@@ -24,7 +24,7 @@ from braingen.diffusion.decoder import BrainDecoder
 from braingen.runtime.data_layout import Layout
 from braingen.stages.drawing import notes
 from braingen.stages.reconstruct import assemble
-from braingen.stages.targets import Targets
+from braingen.targets.tables import Targets
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
 IMAGES = 5

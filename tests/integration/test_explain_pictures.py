@@ -18,7 +18,7 @@ from braingen.runtime.data_layout import Layout
 from braingen.stages.explain_inputs import read_subjects
 from braingen.stages.explain_pictures import draw_silenced
 from braingen.stages.reconstruct import assemble
-from braingen.stages.targets import Targets
+from braingen.targets.tables import Targets
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
 SMALL = ["simulation.num_sessions=1", "simulation.trials_per_session=60", "simulation.num_voxels=200", "--num_test_images=5"]

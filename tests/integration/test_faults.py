@@ -252,7 +252,7 @@ def test_settings_that_cannot_work_are_refused_before_work(
         "braingen.stages.reconstruct.load_backbone",
         "braingen.stages.refine.load_refiner",
         "braingen.stages.train.fit",
-        "braingen.clip.cache._write_rows",
+        "braingen.targets.cache._write_rows",
     ):
         monkeypatch.setattr(place, work)
     given = [word for word in command if "=" not in word]
@@ -292,7 +292,7 @@ def test_an_image_embedding_that_cannot_be_drawn_from_is_told_before_work(
     def work(*_, **__):
         raise AssertionError("something was computed")
 
-    monkeypatch.setattr("braingen.clip.cache._write_rows", work)
+    monkeypatch.setattr("braingen.targets.cache._write_rows", work)
     monkeypatch.setattr("braingen.stages.needs.needs_of", lambda *_: [])
     words = [*subject.words, *subject.stage1, *settings]
     for command in (["doctor"], ["train", "image"], ["finetune"], ["reconstruct"]):

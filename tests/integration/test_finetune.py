@@ -33,7 +33,7 @@ from braingen.runtime.paths import EMBEDDINGS, ROUTING
 from braingen.stages import ablate as ablation
 from braingen.stages import finetune as stage
 from braingen.stages.reconstruct import assemble, reconstruct
-from braingen.stages.targets import Targets
+from braingen.targets.tables import Targets
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
 

@@ -305,7 +305,7 @@ def test_what_is_finished_is_not_done_again(flow, monkeypatch):
     monkeypatch.setattr("braingen.stages.train.fit", done_again)
     monkeypatch.setattr("braingen.stages.finetune.fit", done_again)
     monkeypatch.setattr(BrainDecoder, "draw", done_again)
-    monkeypatch.setattr("braingen.clip.cache._write_rows", done_again)
+    monkeypatch.setattr("braingen.targets.cache._write_rows", done_again)
     parts = [flow.data, *(flow.run / name for name in ("image", "text", "finetune", "decoder", "reconstructions"))]
     before = [content(part, but=("provenance.json", ".lock")) for part in parts]
     scores = (flow.run / "scores.json").read_bytes()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-import braingen.clip.cache as cache_module
-from braingen.clip.cache import Cache
 from braingen.runtime.errors import UserError
 from braingen.runtime.fingerprints import digest_of_texts, fingerprint_of_files
+import braingen.targets.cache as cache_module
+from braingen.targets.cache import Cache
 
 N = 40
 

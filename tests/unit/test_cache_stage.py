@@ -9,12 +9,12 @@ from unit.fake_backbone import write_fake_backbone
 from unit.fake_nsd import write_fake_nsd
 
 from braingen.cli import main
-from braingen.clip.cache import Cache
 from braingen.config import load_config
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers
 from braingen.stages.cache import used_images
-from braingen.stages.targets import Targets
+from braingen.targets.cache import Cache
+from braingen.targets.tables import Targets
 
 
 @pytest.fixture(scope="module")

@@ -23,10 +23,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from braingen.clip.image_target import CLIP_MEAN, CLIP_STD, CLIPImageEncoder
-from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config.shipped import TINY
 from braingen.runtime.errors import UserError
+from braingen.targets.clip_image import CLIP_MEAN, CLIP_STD, CLIPImageEncoder
+from braingen.targets.clip_text import CLIPTextEncoderDual
 
 pytestmark = pytest.mark.slow  # left out of `make quick`
 

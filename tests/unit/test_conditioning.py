@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from braingen.clip.text_target import PromptEmbeddings
 from braingen.routing.conditioning import ConditioningForm, RoutedConditioning, Source, experts_of_sums, map_embeddings, through_prior
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.errors import UserError
+from braingen.targets.clip_text import PromptEmbeddings
 from braingen.types import ExpertEmbeddings
 
 B, D, D_TEXT, D_FIRST, LENGTH, POOLED = 3, 6, 5, 4, 7, 8

@@ -7,11 +7,11 @@ import pytest
 import torch
 from unit.fake_backbone import IMAGE_WIDTH, TEXT_WIDTH, fake_backbone
 
-from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config.shipped import TINY
 from braingen.diffusion.decoder import IP_ADAPTER, BrainDecoder, to_pil
 from braingen.encoders.embedding_decoder import BrainReader, TargetScale
 from braingen.runtime.errors import UserError
+from braingen.targets.clip_text import CLIPTextEncoderDual
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
 VOXELS = {"1": 30, "5": 23}

@@ -13,7 +13,7 @@ from unit.fake_backbone import small_vae, write_fake_backbone
 from unit.fake_nsd import write_fake_nsd
 
 from braingen.config import load_config
-from braingen.stages.targets import Targets
+from braingen.targets.tables import Targets
 
 IDS = np.array([9, 2, 5])
 

@@ -11,7 +11,6 @@ import pytest
 from safetensors.torch import save_file
 import torch
 
-from braingen.clip.cache import Cache
 from braingen.config import Config
 from braingen.runtime.distributed import Workers, complete
 from braingen.runtime.errors import UserError
@@ -22,6 +21,7 @@ from braingen.scores.feature_store import FeatureStore
 from braingen.scores.pairs import Pictures
 from braingen.stages.drawing import drawn_files, opened, picture_path
 from braingen.stages.picture_sets import Pngs
+from braingen.targets.cache import Cache
 
 IDS = [3, 7]
 

@@ -54,8 +54,8 @@ def test_what_is_shipped_is_a_dozen_brains_with_pictures_captions_and_scores():
 
 def test_shipped_brains_are_decoded_nearer_to_what_was_seen_than_to_the_others(decoder):
     """Identification among the twelve, by the embedding of the seen pictures under the frozen CLIP."""
-    from braingen.clip.image_target import CLIPImageEncoder
     from braingen.config.shipped import TINY
+    from braingen.targets.clip_image import CLIPImageEncoder
 
     shipped = load_shipped()
     clip = CLIPImageEncoder.from_pretrained(str(TINY), dtype=torch.float32)

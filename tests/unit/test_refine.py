@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from unit.fake_backbone import POOLED_WIDTH, TEXT_WIDTH, fake_backbone, plain_unet, sdxl_scheduler, small_vae, write_fake_refiner
 
-from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config.shipped import TINY
 from braingen.diffusion.refine import (
     Refinement,
@@ -25,6 +24,7 @@ from braingen.diffusion.refine import (
 )
 from braingen.diffusion.sample import seeded_noise
 from braingen.runtime.errors import UserError
+from braingen.targets.clip_text import CLIPTextEncoderDual
 
 pytestmark = [pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"), pytest.mark.slow]  # of diffusers' scheduler
 HOW = Refinement(steps=6, strength=0.5, guidance_scale=5.0)

@@ -17,8 +17,6 @@ from torch import Tensor
 from unit.fake_backbone import fake_backbone, random_adapter, write_fake_backbone
 from unit.test_decoder import decoder_of, reader, voxels
 
-from braingen.clip.image_target import CLIPImageEncoder
-from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config.shipped import TINY
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.lora import add_lora, load_lora, lora_parameters, save_lora
@@ -41,6 +39,8 @@ from braingen.runtime.files import (
 )
 from braingen.runtime.state import save_tree
 from braingen.runtime.weights import read_tensors
+from braingen.targets.clip_image import CLIPImageEncoder
+from braingen.targets.clip_text import CLIPTextEncoderDual
 
 pytestmark = [pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning", "ignore:Detected pickle protocol"

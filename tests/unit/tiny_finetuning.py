@@ -12,11 +12,11 @@ from torch import Tensor
 from unit.fake_backbone import fake_backbone, write_fake_backbone
 from unit.tiny_training import IMAGES, tiny_config
 
-from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config import Config
 from braingen.config.shipped import TINY
 from braingen.encoders.embedding_decoder import BrainReader, TargetScale
 from braingen.stages import finetune, listening_data
+from braingen.targets.clip_text import CLIPTextEncoderDual
 
 VOXELS = {"1": 41, "2": 42}
 """Of the subjects of `unit.fake_nsd`."""
@@ -49,7 +49,7 @@ class _Stimuli:
 
 
 class TableTargets:
-    """Stands in for `braingen.stages.targets.Targets`."""
+    """Stands in for `braingen.targets.tables.Targets`."""
 
     def __init__(self, config: Config | None = None) -> None:
         self.stimuli = _Stimuli()

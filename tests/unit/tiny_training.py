@@ -24,7 +24,7 @@ def table(modality: str) -> Tensor:
 
 
 class TableTargets:
-    """Stands in for `braingen.stages.targets.Targets`: embeddings by image id."""
+    """Stands in for `braingen.targets.tables.Targets`: embeddings by image id."""
 
     def __init__(self, config: Config) -> None:
         self.stimuli = _Stimuli()

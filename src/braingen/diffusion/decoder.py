@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 import torch
 from torch import Tensor
 
-from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.data.voxel_file import load_responses, responses
 from braingen.diffusion.listening import PriorOrder, RoutingRecorder, read, source_of
 from braingen.diffusion.lora import LORA_FILE, has_lora, load_lora, save_lora
@@ -51,6 +50,7 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import replaced_parts
 from braingen.runtime.weights import plain_text, refuse_not_finite
+from braingen.targets.clip_text import CLIPTextEncoderDual
 from braingen.types import Conditioning, ExpertEmbeddings
 
 IP_ADAPTER = Path("ip_adapter") / "ip-adapter.safetensors"

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from braingen.clip.text_target import CLIPTextEncoderDual, Output
 from braingen.config.shipped import backbone_folder
 from braingen.diffusion.sample import decode_latents, denoise_from, seeded_generators, seeded_noise, size_ids
 from braingen.diffusion.sdxl import (
@@ -28,6 +27,7 @@ from braingen.diffusion.sdxl import (
 )
 from braingen.routing.conditioning import ConditioningForm
 from braingen.runtime.errors import UserError
+from braingen.targets.clip_text import CLIPTextEncoderDual, Output
 from braingen.types import Conditioning
 
 SIZES, SCORE = 6, 5

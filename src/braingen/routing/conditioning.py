@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from braingen.clip.text_target import CLIPTextEncoderDual, PromptEmbeddings
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.errors import UserError
+from braingen.targets.clip_text import CLIPTextEncoderDual, PromptEmbeddings
 from braingen.types import Conditioning, ExpertEmbeddings, Routing
 
 Prior = Callable[[Tensor], Tensor]

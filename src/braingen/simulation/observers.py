@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from braingen.clip.image_target import CLIPImageEncoder
 from braingen.config.shipped import TINY
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.fingerprints import fingerprint_of_files
@@ -18,6 +17,7 @@ from braingen.scores.sheet import ReadOut
 from braingen.simulation.judge import Judge, Verdict
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS
+from braingen.targets.clip_image import CLIPImageEncoder
 
 
 class ClipFeatures:

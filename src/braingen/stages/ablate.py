@@ -26,7 +26,7 @@ from braingen.stages.finetune import finetune
 from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Pngs, Seen
 from braingen.stages.reconstruct import reconstruct
-from braingen.stages.targets import Targets
+from braingen.targets.tables import Targets
 
 ABLATION, TABLE, PAGE = "ablation", "ablation", "ablation.html"
 """Folder inside the run, name of the tables in it, and the page."""

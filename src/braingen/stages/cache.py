@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from braingen.clip.cache import Cache
 from braingen.config import Config
 from braingen.data.captions import has_captions
 from braingen.data.checks import check_before_training
@@ -18,7 +17,8 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers, main_first
 from braingen.runtime.files import refuse_small_disk
 from braingen.stages.needs import cache_bytes
-from braingen.stages.targets import Targets
+from braingen.targets.cache import Cache
+from braingen.targets.tables import Targets
 
 
 class Table(NamedTuple):

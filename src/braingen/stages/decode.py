@@ -10,7 +10,6 @@ import time
 from safetensors.torch import save_file
 import torch
 
-from braingen.clip.image_target import CLIPImageEncoder
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.data.voxel_file import SUFFIXES, load_responses, voxel_file, with_folders_statistics
@@ -28,7 +27,8 @@ from braingen.runtime.paths import EMBEDDINGS, READER, ROUTING, one_subject, run
 from braingen.runtime.untrusted import folder_name
 from braingen.stages.drawing import drawn_files
 from braingen.stages.reconstruct import assemble, check_drawing, draw_embeddings, read_responses, write_index
-from braingen.stages.targets import Targets
+from braingen.targets.clip_image import CLIPImageEncoder
+from braingen.targets.tables import Targets
 
 
 def decoded_folder(config: Config) -> Path:

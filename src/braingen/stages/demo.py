@@ -23,8 +23,8 @@ from braingen.stages.refine import refine_folder, refined_folder
 from braingen.stages.report import report
 from braingen.stages.side_by_side import Task, group_of
 from braingen.stages.simulate import simulate
-from braingen.stages.targets import Targets
 from braingen.stages.train import train
+from braingen.targets.tables import Targets
 
 TIMINGS, DECODER = "timings.json", "decoder"
 LEVEL_IMAGES = 8

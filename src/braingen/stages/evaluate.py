@@ -57,8 +57,8 @@ from braingen.stages.picture_sets import Pngs, Seen
 from braingen.stages.refine import refined_folder, refined_is_there
 from braingen.stages.score_files import SCORES, Origin, print_scores, told_by, write_extremes, write_scores
 from braingen.stages.subject_means import write_mean
-from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
+from braingen.targets.tables import Targets
 from braingen.types import Score
 
 COMPARISONS, BY_PART, CONTROLS = "comparisons.json", "scores_by_part.csv", "controls.json"

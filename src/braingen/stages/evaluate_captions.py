@@ -15,7 +15,7 @@ from braingen.runtime.paths import INDEX
 from braingen.runtime.text_files import read_json
 from braingen.scores.averaged import Scored
 from braingen.scores.captions import caption_scores
-from braingen.stages.targets import Targets
+from braingen.targets.tables import Targets
 
 
 class TextSpace:

@@ -17,7 +17,7 @@ from braingen.runtime.errors import UserError
 from braingen.stages.explain_pictures import draw_silenced, things_to_silence
 from braingen.stages.explanation import Explanation
 from braingen.stages.reconstruct import assemble
-from braingen.stages.targets import Targets
+from braingen.targets.tables import Targets
 
 
 def write_ablation(work: Explanation) -> None:

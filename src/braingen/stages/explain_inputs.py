@@ -34,7 +34,7 @@ from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS
-from braingen.stages.targets import Targets
+from braingen.targets.tables import Targets
 
 _IMAGES = 64
 """Whose embeddings are made at once."""

@@ -36,7 +36,7 @@ from braingen.scores.pixel import pixel_correlation
 from braingen.stages.drawing import draw_missing, picture_path
 from braingen.stages.explain_inputs import Subject
 from braingen.stages.reconstruct import drawer, embeddings_in, read_responses
-from braingen.stages.targets import Targets
+from braingen.targets.tables import Targets
 
 UNDISTURBED = "undisturbed"
 REGIONS = 3

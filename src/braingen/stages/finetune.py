@@ -55,9 +55,9 @@ from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
 from braingen.stages.listening_data import ListeningData, Rows, listening_data, pieces
 from braingen.stages.steps import Divergence, StepLosses
-from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
 from braingen.stages.widths import refuse_misfits, refuse_other_widths
+from braingen.targets.tables import Targets
 
 SAVE_SECONDS = 20.0
 """A run that is killed loses at most a step more than this."""

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from braingen.clip.cache import Cache
 from braingen.config import Config
 from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
@@ -28,7 +27,8 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.files import identity
 from braingen.runtime.fingerprints import digest_of_texts, fingerprint_of_files
 from braingen.runtime.paths import READER, run_folder
-from braingen.stages.targets import Targets
+from braingen.targets.cache import Cache
+from braingen.targets.tables import Targets
 
 
 class Pictures(NamedTuple):

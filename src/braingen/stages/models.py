@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from braingen.clip.image_target import CLIPImageEncoder, vision_config
 from braingen.clip.loading import load_config
-from braingen.clip.text_target import FOLDERS, PARTS
 from braingen.config import Config
 from braingen.config.encoders import ENCODER_CONFIGS, BrainEncoderConfig, settings_for
 from braingen.config.shipped import backbone_folder
@@ -24,6 +22,8 @@ from braingen.routing.space_router import SPACE_ROUTERS
 from braingen.routing.time_router import TIME_ROUTERS
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
+from braingen.targets.clip_image import CLIPImageEncoder, vision_config
+from braingen.targets.clip_text import FOLDERS, PARTS
 
 PUBLISHED_IMAGE = {"pooled": (1, 1280, 1664), "tokens": (256, 1280, 1664), "both": (257, 1280, 1664)}
 """Tokens, and width with and without projection, of ViT-bigG/14 at 224 pixels: where no configuration is at hand."""

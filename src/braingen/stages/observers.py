@@ -12,7 +12,7 @@ from braingen.scores import features as published_networks
 from braingen.scores.features import FeatureNetwork, Features
 from braingen.scores.sheet import ReadOut
 from braingen.simulation.observers import ClipFeatures, judge_networks, load_judge, readouts
-from braingen.stages.targets import Targets
+from braingen.targets.tables import Targets
 
 
 def observers(config: Config, simulated: bool, ids: np.ndarray) -> tuple[list[Features], list[ReadOut], dict[str, str]]:

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 import torch
 from torch import Tensor
 
-from braingen.clip.text_target import CLIPTextEncoderDual
 from braingen.config import Config
 from braingen.config.shipped import TINY
 from braingen.diffusion.decoder import BrainDecoder, to_pil
@@ -26,6 +25,7 @@ from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_text
 from braingen.runtime.text_files import read_json
+from braingen.targets.clip_text import CLIPTextEncoderDual
 
 SHIPPED = Path(__file__).parent.parent / "simulation" / "assets" / "quickstart"
 """Decoder, brains, seen pictures and measured scores; its README.md says how they were made."""

@@ -31,8 +31,8 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import READER
 from braingen.runtime.run_folder import Run
-from braingen.stages.targets import Targets
 from braingen.stages.widths import refuse_misfits
+from braingen.targets.tables import Targets
 from braingen.types import Trials
 
 PARCEL_TRIALS = 1500

@@ -21,7 +21,7 @@ from braingen.runtime.files import write_json
 from braingen.runtime.text_files import read_json
 from braingen.scores.decoding import decoder_scores
 from braingen.scores.identify import two_way
-from braingen.stages.targets import Targets
+from braingen.targets.tables import Targets
 
 
 class Read(NamedTuple):

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor
 
-from braingen.clip.image_target import CLIPImageEncoder
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.data.batches import RepeatBatches
@@ -55,9 +54,10 @@ from braingen.runtime.paths import (
 from braingen.runtime.seeds import hash_seed
 from braingen.runtime.subjects import each_subject
 from braingen.stages.drawing import Drawn, draw_missing, drawn_files, gathered, notes
-from braingen.stages.targets import Targets
 from braingen.stages.tiny import check_backbone
 from braingen.stages.widths import refuse_misfits, refuse_other_widths
+from braingen.targets.clip_image import CLIPImageEncoder
+from braingen.targets.tables import Targets
 from braingen.types import ExpertEmbeddings
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,7 @@ from diffusers import AutoencoderKL
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
-from braingen.clip.image_target import CLIPImageEncoder, vision_config
 from braingen.clip.loading import load_config
-from braingen.clip.text_target import FOLDERS, PARTS
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.diffusion.sdxl import IP_ADAPTER_FILE, NO_ADAPTER, UNREADABLE, unet_config
@@ -23,6 +21,8 @@ from braingen.encoders.embedding_decoder import BrainReader
 from braingen.routing.conditioning import ConditioningForm
 from braingen.runtime.errors import UserError
 from braingen.runtime.weights import read_tensors
+from braingen.targets.clip_image import CLIPImageEncoder, vision_config
+from braingen.targets.clip_text import FOLDERS, PARTS
 
 Part = Literal["image", "text", "other"]
 PUBLISHED_ADAPTER = ("h94/IP-Adapter", 1280)

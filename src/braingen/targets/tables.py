@@ -11,9 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from braingen.clip.cache import Cache
-from braingen.clip.image_target import CLIPImageEncoder
-from braingen.clip.text_target import FOLDERS, PARTS, CLIPTextEncoderDual
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.data.captions import Captions, load_captions
@@ -23,6 +20,9 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.fingerprints import digest_of_texts, fingerprint_of_files
 from braingen.stages.tiny import check_backbone
+from braingen.targets.cache import Cache
+from braingen.targets.clip_image import CLIPImageEncoder
+from braingen.targets.clip_text import FOLDERS, PARTS, CLIPTextEncoderDual
 
 
 def _part(path: str, name: str) -> str:
