@@ -29,8 +29,8 @@ from braingen.data import nsd
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.listening import expert_counts
 from braingen.diffusion.sample import denoise, latent_shape, seeded_noise
-from braingen.diffusion.sdxl import load_backbone, picture_size
 from braingen.encoders.embedding_decoder import BrainReader
+from braingen.pretrained.sdxl import load_backbone, picture_size
 from braingen.routing.conditioning import RoutedConditioning
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.stages.finetune import router_of

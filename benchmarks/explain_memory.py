@@ -29,8 +29,8 @@ from braingen.config import Config, load_config
 from braingen.data import nsd
 from braingen.encoders.trained import load_reader
 from braingen.runtime.data_layout import Layout
+from braingen.simulation.simulate import simulate
 from braingen.stages.explain import STEPS, explain, folder_for
-from braingen.stages.simulate import simulate
 from braingen.stages.train import train
 
 VOXELS, TEST_IMAGES = nsd.VOXELS[1], 1000

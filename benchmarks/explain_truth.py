@@ -47,9 +47,9 @@ from braingen.simulation.pictures import load_scenes
 from braingen.simulation.retina import FIELD_OF_VIEW
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, SUPERCATEGORIES, object_mask
 from braingen.simulation.semantics import LABEL_COUNTS, LABELS, labels
+from braingen.simulation.simulate import simulate
 from braingen.stages.explain_inputs import averaged
 from braingen.stages.reader_setup import setup
-from braingen.stages.simulate import simulate
 from braingen.stages.train import train
 from braingen.targets.tables import Targets
 

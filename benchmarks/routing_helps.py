@@ -23,8 +23,8 @@ from braingen.config import Config, load_config
 from braingen.runtime.files import write_json
 from braingen.scores.feature_store import FeatureStore
 from braingen.scores.uncertainty import mean_interval
+from braingen.simulation.simulate import simulate
 from braingen.stages.ablate import VARIANTS, make, scored
-from braingen.stages.simulate import simulate
 from braingen.stages.train import train
 from braingen.targets.tables import Targets
 

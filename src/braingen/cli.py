@@ -50,7 +50,7 @@ COMMANDS: dict[str, Command] = {
                           "braingen.stages.quickstart", "quickstart", ("quickstart",), own="quickstart"),
     "demo": Command("the whole flow on a simulated subject, ending in a page of pictures", "braingen.stages.demo", "demo",
                     ("run", "data", "simulation", "encoder", "optim", "sampler"), config="simulated"),
-    "simulate": Command("write a simulated NSD, with known truth, in the layout of the real one", "braingen.stages.simulate", "simulate",
+    "simulate": Command("write a simulated NSD, with known truth, in the layout of the real one", "braingen.simulation.simulate", "simulate",
                         ("data", "simulation"), own="simulation"),
     "prepare": Command("raw NSD, or your own scans, to the layout that is trained on", "braingen.stages.prepare", "prepare",
                        ("prepare", "data"), own="prepare"),

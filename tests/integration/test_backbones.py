@@ -6,7 +6,12 @@ import pytest
 from safetensors.torch import load_file
 import torch
 
-from braingen.diffusion.sdxl import image_embedding_width, load_backbone, picture_size, pooled_width
+from braingen.pretrained.sdxl import (
+    image_embedding_width,
+    load_backbone,
+    picture_size,
+    pooled_width,
+)
 from braingen.simulation.backbones import corpus as corpus_module
 from braingen.simulation.backbones.build import Recipe, build
 from braingen.simulation.judge import Judge

@@ -381,7 +381,7 @@ def test_the_number_of_steps_told_is_the_number_run(name, how):
     from unit.fake_backbone import sdxl_scheduler
 
     from braingen.diffusion.refine import Refinement, last_times, steps_run
-    from braingen.diffusion.sdxl import scheduler_named
+    from braingen.pretrained.sdxl import scheduler_named
 
     scheduler = scheduler_named(name, sdxl_scheduler())
     settings = Refinement(10, **{"strength": 0.0, **how}, guidance_scale=1.0)

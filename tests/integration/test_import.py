@@ -23,9 +23,9 @@ from braingen.config import load_config
 from braingen.data.nsd import subject_of_width
 from braingen.diffusion.finetuning import load_tuned
 from braingen.diffusion.lora_files import unet_on_meta
-from braingen.diffusion.sdxl import unet_config
 from braingen.encoders.embedding_decoder import BrainReader
 from braingen.encoders.trained import load_reader
+from braingen.pretrained.sdxl import unet_config
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.errors import UserError
 from braingen.stages.import_checkpoint import import_checkpoint, read_weights

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from braingen.config.shipped import TINY
-from braingen.diffusion.sdxl import Backbone, add_ip_adapter
+from braingen.pretrained.sdxl import Backbone, add_ip_adapter
 
 TEXT_WIDTH, POOLED_WIDTH, IMAGE_WIDTH, IMAGE_TOKENS = 224, 128, 128, 4
 """Widths of the shipped CLIP encoders, so that these can stand beside a fake U-Net; tokens per image as in every plain IP-Adapter."""

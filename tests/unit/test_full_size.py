@@ -8,7 +8,7 @@ import torch
 from unit.test_sdxl import SDXL
 
 from braingen.diffusion.lora import TARGETS, add_lora, lora_parameters
-from braingen.diffusion.sdxl import add_ip_adapter, image_embedding_width, ip_adapter_weights
+from braingen.pretrained.sdxl import add_ip_adapter, image_embedding_width, ip_adapter_weights
 
 PLAIN = 2_567_463_684
 """Parameters of SDXL's U-Net."""

@@ -18,7 +18,7 @@ from braingen.diffusion.lora import (
     merged_lora,
     save_lora,
 )
-from braingen.diffusion.sdxl import without_ip_adapter
+from braingen.pretrained.sdxl import without_ip_adapter
 from braingen.runtime.errors import UserError
 
 

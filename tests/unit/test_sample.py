@@ -17,7 +17,15 @@ from unit.fake_backbone import fake_backbone
 
 from braingen.config.values import Scheduler
 from braingen.diffusion.sample import decode_latents, denoise, latent_shape, predict, seeded_generators, seeded_noise, size_ids
-from braingen.diffusion.sdxl import SCHEDULERS, Backbone, image_embedding_width, load_backbone, picture_size, pooled_width, scheduler_named
+from braingen.pretrained.sdxl import (
+    SCHEDULERS,
+    Backbone,
+    image_embedding_width,
+    load_backbone,
+    picture_size,
+    pooled_width,
+    scheduler_named,
+)
 from braingen.runtime.errors import UserError
 from braingen.types import Conditioning
 

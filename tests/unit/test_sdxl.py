@@ -19,7 +19,7 @@ from unit.fake_backbone import (
 )
 
 from braingen.config.shipped import TINY, backbone_folder
-from braingen.diffusion.sdxl import (
+from braingen.pretrained.sdxl import (
     IP_ADAPTER_FILE,
     add_ip_adapter,
     image_embedding_width,
@@ -190,7 +190,7 @@ def test_without_a_network_it_says_what_to_copy(monkeypatch):
     def offline(*args):
         raise LocalEntryNotFoundError("no network\nand more lines")
 
-    monkeypatch.setattr("braingen.diffusion.sdxl.hf_hub_download", offline)
+    monkeypatch.setattr("braingen.pretrained.sdxl.hf_hub_download", offline)
     with pytest.raises(UserError, match=r"h94/IP-Adapter could not be fetched: no network Without network access copy .*ip_adapter=PATH"):
         load_ip_adapter_file("h94/IP-Adapter")
 

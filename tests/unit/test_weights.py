@@ -22,7 +22,7 @@ from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.lora import add_lora, load_lora, lora_parameters, save_lora
 from braingen.diffusion.refine import Refinement, load_refiner, refine_pictures
 from braingen.diffusion.sample import decode_latents
-from braingen.diffusion.sdxl import (
+from braingen.pretrained.sdxl import (
     add_ip_adapter,
     load_backbone,
     load_ip_adapter_file,

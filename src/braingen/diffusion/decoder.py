@@ -31,7 +31,8 @@ from braingen.diffusion.sample import (
     seeded_generators,
     seeded_noise,
 )
-from braingen.diffusion.sdxl import (
+from braingen.encoders.embedding_decoder import BrainReader
+from braingen.pretrained.sdxl import (
     UNREADABLE,
     add_ip_adapter,
     image_embedding_width,
@@ -42,8 +43,7 @@ from braingen.diffusion.sdxl import (
     vae_factor,
     without_ip_adapter,
 )
-from braingen.diffusion.sdxl import ip_adapter_weights as adapter_weights_of
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.pretrained.sdxl import ip_adapter_weights as adapter_weights_of
 from braingen.routing.conditioning import ConditioningForm, RoutedConditioning, Source
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.data_layout import Layout

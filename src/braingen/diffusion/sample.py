@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 import torch
 from torch import Tensor
 
-from braingen.diffusion.sdxl import refuse_steps, vae_factor
+from braingen.pretrained.sdxl import refuse_steps, vae_factor
 from braingen.runtime.errors import UserError
 from braingen.types import Conditioning
 

@@ -12,7 +12,7 @@ from braingen.config import Config
 from braingen.data.captions import has_captions
 from braingen.data.checks import check_before_training
 from braingen.data.trials import test_trials, train_trials
-from braingen.diffusion.sdxl import own_size, pixels_per_latent, refuse_side
+from braingen.pretrained.sdxl import own_size, pixels_per_latent, refuse_side
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers, main_first
 from braingen.runtime.files import refuse_small_disk

@@ -15,8 +15,8 @@ from braingen.config.shipped import backbone_folder
 from braingen.data.voxel_file import SUFFIXES, load_responses, voxel_file, with_folders_statistics
 from braingen.diffusion.decoder import BrainDecoder
 from braingen.diffusion.finetuning import tuned_folder
-from braingen.diffusion.sdxl import scheduler_named
 from braingen.encoders.trained import modalities
+from braingen.pretrained.sdxl import scheduler_named
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.distributed import Workers, complete, shared_run

@@ -15,6 +15,7 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.files import clear_temporaries, replaced_folder, write_json
 from braingen.runtime.paths import drawn_folder, run_folder, subject_configs
 from braingen.runtime.text_files import read_json
+from braingen.simulation.simulate import simulate
 from braingen.stages.evaluate import evaluate
 from braingen.stages.finetune import finetune
 from braingen.stages.quickstart import PAGE, quickstart
@@ -22,7 +23,6 @@ from braingen.stages.reconstruct import assemble, drawings, drawn_images, recons
 from braingen.stages.refine import refine_folder, refined_folder
 from braingen.stages.report import report
 from braingen.stages.side_by_side import Task, group_of
-from braingen.stages.simulate import simulate
 from braingen.stages.train import train
 from braingen.targets.tables import Targets
 

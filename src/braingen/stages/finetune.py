@@ -23,7 +23,10 @@ from braingen.diffusion.finetuning import BEST, LAST, save_tuned
 from braingen.diffusion.listening import ListeningUNet, expert_counts
 from braingen.diffusion.lora import add_lora, lora_parameters
 from braingen.diffusion.loss import denoising_loss, min_snr_weight, noisy_latents, offset_noise, prediction_target, signal_to_noise
-from braingen.diffusion.sdxl import (
+from braingen.diffusion.unsure_reads import mixing_weights, unsure
+from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.trained import load_readers, modalities
+from braingen.pretrained.sdxl import (
     image_embedding_width,
     load_backbone,
     picture_size,
@@ -32,9 +35,7 @@ from braingen.diffusion.sdxl import (
     refuse_side,
     vae_factor,
 )
-from braingen.diffusion.unsure_reads import mixing_weights, unsure
-from braingen.encoders.embedding_decoder import BrainReader
-from braingen.encoders.trained import load_readers, modalities
+from braingen.pretrained.tiny import check_backbone
 from braingen.routing.conditioning import ConditioningForm
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.time_router import kl_guidance
@@ -55,7 +56,6 @@ from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
 from braingen.stages.listening_data import ListeningData, Rows, listening_data, pieces
 from braingen.stages.steps import Divergence, StepLosses
-from braingen.stages.tiny import check_backbone
 from braingen.stages.widths import refuse_misfits, refuse_other_widths
 from braingen.targets.tables import Targets
 

@@ -23,8 +23,8 @@ from braingen.data.nsd import subject_of_width
 from braingen.diffusion.finetuning import BEST, ORDER, ROUTERS
 from braingen.diffusion.lora import LORA_FILE
 from braingen.diffusion.lora_files import left_out, read_lora, unet_on_meta
-from braingen.diffusion.sdxl import unet_config
 from braingen.encoders.embedding_decoder import BrainReader
+from braingen.pretrained.sdxl import unet_config
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.published_router import read_published_router
 from braingen.runtime.contents import contents_of

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from braingen.clip.loading import load_config
 from braingen.config import Config
 from braingen.config.encoders import ENCODER_CONFIGS, BrainEncoderConfig, settings_for
 from braingen.config.shipped import backbone_folder
@@ -17,6 +16,7 @@ from braingen.data.betas import Betas
 from braingen.encoders.moe import ENCODERS
 from braingen.encoders.parameters import adapting_parameters, count_by_part, idle_parameters
 from braingen.encoders.prior.diffusion_prior import DiffusionPrior
+from braingen.pretrained.loading import load_config
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.space_router import SPACE_ROUTERS
 from braingen.routing.time_router import TIME_ROUTERS

@@ -15,7 +15,7 @@ import torch
 
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
-from braingen.diffusion.sdxl import own_size
+from braingen.pretrained.sdxl import own_size
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of, precision_of
 from braingen.runtime.errors import UserError

@@ -26,10 +26,10 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.files import replaced_folder, write_json
 from braingen.runtime.paths import READER, run_folder
 from braingen.runtime.text_files import read_json
+from braingen.simulation.simulate import simulate
 from braingen.stages.evaluate import evaluate
 from braingen.stages.quickstart import BRAINS, CARD, SEEN, SHIPPED, SUBJECT
 from braingen.stages.reconstruct import reconstruct
-from braingen.stages.simulate import simulate
 from braingen.stages.train import train
 
 SEED = 100

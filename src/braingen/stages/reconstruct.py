@@ -26,7 +26,8 @@ from braingen.diffusion.finetuning import NOT_TUNED, load_tuned, tuned_folder
 from braingen.diffusion.listening import RoutingRecorder, expert_counts
 from braingen.diffusion.lora import merged_lora
 from braingen.diffusion.sample import seeded_noise
-from braingen.diffusion.sdxl import (
+from braingen.encoders.trained import load_reader, modalities
+from braingen.pretrained.sdxl import (
     load_backbone,
     load_scheduler,
     pixels_per_latent,
@@ -34,7 +35,7 @@ from braingen.diffusion.sdxl import (
     refuse_steps,
     scheduler_named,
 )
-from braingen.encoders.trained import load_reader, modalities
+from braingen.pretrained.tiny import check_backbone
 from braingen.routing.conditioning import all_experts, from_experts
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
@@ -54,7 +55,6 @@ from braingen.runtime.paths import (
 from braingen.runtime.seeds import hash_seed
 from braingen.runtime.subjects import each_subject
 from braingen.stages.drawing import Drawn, draw_missing, drawn_files, gathered, notes
-from braingen.stages.tiny import check_backbone
 from braingen.stages.widths import refuse_misfits, refuse_other_widths
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.tables import Targets

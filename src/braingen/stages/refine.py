@@ -19,7 +19,8 @@ from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.diffusion.decoder import to_pil
 from braingen.diffusion.refine import Refinement, Refiner, load_refiner, refine_pictures, steps_run
-from braingen.diffusion.sdxl import load_scheduler, pixels_per_latent, refuse_side, scheduler_named
+from braingen.pretrained.sdxl import load_scheduler, pixels_per_latent, refuse_side, scheduler_named
+from braingen.pretrained.tiny import check_backbone
 from braingen.runtime.device import device_of
 from braingen.runtime.distributed import Workers, complete, shared_run
 from braingen.runtime.errors import UserError
@@ -30,7 +31,6 @@ from braingen.runtime.run_folder import Run
 from braingen.runtime.subjects import each_subject
 from braingen.runtime.text_files import read_json
 from braingen.stages.drawing import Drawn, draw_missing, drawn_files, opened, picture_path
-from braingen.stages.tiny import check_backbone
 from braingen.types import Conditioning
 
 REFINED = "_refined"

@@ -24,6 +24,7 @@ from braingen.encoders import losses
 from braingen.encoders.embedding_decoder import BrainReader
 from braingen.encoders.gather import gather_rows
 from braingen.encoders.parameters import trained_share, weight_decay_groups
+from braingen.pretrained.tiny import check_backbone
 from braingen.runtime.console import Progress
 from braingen.runtime.device import accelerator_of, end_tracking, start_tracking
 from braingen.runtime.distributed import Workers, complete, shared_run
@@ -35,7 +36,6 @@ from braingen.runtime.seeds import hash_seed
 from braingen.stages.checkpoints import SHARDED, Checkpoints, Place
 from braingen.stages.reader_setup import Fold, Parts, earlier_folder, setup, splits_of
 from braingen.stages.steps import Divergence, StepLosses
-from braingen.stages.tiny import check_backbone
 from braingen.types import VoxelBatch
 
 logger = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ from diffusers import AutoencoderKL
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
-from braingen.clip.loading import load_config
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
-from braingen.diffusion.sdxl import IP_ADAPTER_FILE, NO_ADAPTER, UNREADABLE, unet_config
 from braingen.encoders.embedding_decoder import BrainReader
+from braingen.pretrained.loading import load_config
+from braingen.pretrained.sdxl import IP_ADAPTER_FILE, NO_ADAPTER, UNREADABLE, unet_config
 from braingen.routing.conditioning import ConditioningForm
 from braingen.runtime.errors import UserError
 from braingen.runtime.weights import read_tensors

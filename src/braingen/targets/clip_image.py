@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 from transformers.utils import cached_file
 
-from braingen.clip.loading import load_config, load_frozen, subfolder_of
+from braingen.pretrained.loading import load_config, load_frozen, subfolder_of
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json
 from braingen.runtime.text_files import read_json

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from braingen.clip.loading import load_frozen
+from braingen.pretrained.loading import load_frozen
 from braingen.runtime.errors import UserError
 from braingen.runtime.weights import first_line
 

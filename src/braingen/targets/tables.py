@@ -15,11 +15,11 @@ from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.data.captions import Captions, load_captions
 from braingen.data.stimuli import Stimuli
-from braingen.diffusion.sdxl import load_vae
+from braingen.pretrained.sdxl import load_vae
+from braingen.pretrained.tiny import check_backbone
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.fingerprints import digest_of_texts, fingerprint_of_files
-from braingen.stages.tiny import check_backbone
 from braingen.targets.cache import Cache
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.clip_text import FOLDERS, PARTS, CLIPTextEncoderDual

@@ -18,7 +18,7 @@ import torch
 from torch import distributed, multiprocessing
 
 from braingen.config.shipped import TINY
-from braingen.diffusion.sdxl import ip_adapter_weights, load_backbone, without_ip_adapter
+from braingen.pretrained.sdxl import ip_adapter_weights, load_backbone, without_ip_adapter
 from braingen.runtime.text_files import read_json
 from braingen.simulation.backbones.clip import TinyCLIP, load_text_encoders, train_clip, train_image_tower
 from braingen.simulation.backbones.corpus import Corpus, corpus

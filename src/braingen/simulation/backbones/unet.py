@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from braingen.diffusion.attention import use_attention
-from braingen.diffusion.sdxl import add_ip_adapter
+from braingen.pretrained.sdxl import add_ip_adapter
 from braingen.simulation.backbones.clip import TinyCLIP, clip_pixels
 from braingen.simulation.backbones.corpus import Corpus
 from braingen.simulation.backbones.training import Losses, train

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
-from braingen.diffusion.sdxl import IP_ADAPTER_FILE, NO_ADAPTER
+from braingen.pretrained.sdxl import IP_ADAPTER_FILE, NO_ADAPTER
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import refuse_stand_in
 
