@@ -26,10 +26,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from braingen.config import Config, load_config
 from braingen.config.shipped import TINY
 from braingen.data import nsd
-from braingen.diffusion.decoder import BrainDecoder
-from braingen.diffusion.listening import expert_counts
-from braingen.diffusion.sample import denoise, latent_shape, seeded_noise
 from braingen.encoders.embedding_decoder import BrainReader
+from braingen.generation.conditioned_unet import expert_counts
+from braingen.generation.pipeline import BrainDecoder
+from braingen.generation.sampling import denoise, latent_shape, seeded_noise
 from braingen.pretrained.sdxl import load_backbone, picture_size
 from braingen.routing.conditioning import RoutedConditioning
 from braingen.routing.diffuse_router import DiffuseRouter

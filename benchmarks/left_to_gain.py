@@ -30,6 +30,8 @@ from torch import Tensor
 from braingen.config import Config
 from braingen.data.trials import group_repeats, hold_out_images, train_trials
 from braingen.encoders.trained import load_readers
+from braingen.generation.reconstruct import draw_embeddings, read_responses, write_index
+from braingen.generation.reconstruct import setup as drawing_parts
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers
 from braingen.runtime.files import write_json
@@ -44,8 +46,6 @@ from braingen.stages.finetune import setup
 from braingen.stages.listening_data import listening_data
 from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Pngs, Seen
-from braingen.stages.reconstruct import draw_embeddings, read_responses, write_index
-from braingen.stages.reconstruct import setup as drawing_parts
 from braingen.targets.tables import Targets
 
 NAMED = ("object", "background", "position")

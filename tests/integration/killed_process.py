@@ -20,7 +20,7 @@ STAGES = ("train", "finetune", "reconstruct", "refine", "evaluate", "report", "d
 
 def _work(words: list[str], kill_at: int, save_seconds: float, by: signal.Signals, only: str) -> None:
     from braingen.cli import main
-    from braingen.diffusion import sample
+    from braingen.generation import sampling as sample
     from braingen.stages import checkpoints, finetune, train
 
     passed = 0

@@ -20,10 +20,10 @@ from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.trials import test_trials
 from braingen.data.volumes import load_places, save_nifti
-from braingen.diffusion.decoder import BrainDecoder
+from braingen.generation.pipeline import BrainDecoder
+from braingen.generation.reconstruct import assemble
+from braingen.generation.resumable import notes
 from braingen.runtime.data_layout import Layout
-from braingen.stages.drawing import notes
-from braingen.stages.reconstruct import assemble
 from braingen.targets.tables import Targets
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
@@ -251,6 +251,6 @@ def test_what_cannot_be_decoded_is_said_before_anything_is_written(words, capsys
 @pytest.mark.parametrize("path", ["gone.npy", "there.txt"])
 def test_a_wrong_path_of_voxels_is_told_before_the_decoder_is_loaded(capsys, monkeypatch, tmp_path, path):
     loaded: list[Config] = []
-    monkeypatch.setattr("braingen.stages.decode.load_decoder", lambda config: loaded.append(config))
+    monkeypatch.setattr("braingen.generation.decode.load_decoder", lambda config: loaded.append(config))
     assert main(["decode", "--folder", str(tmp_path), "--voxels", str(tmp_path / path)]) == 2
     assert path in capsys.readouterr().err and not loaded

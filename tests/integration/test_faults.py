@@ -249,8 +249,8 @@ def test_settings_that_cannot_work_are_refused_before_work(
     for place in (
         "braingen.stages.finetune.listening_data",
         "braingen.stages.finetune.load_backbone",
-        "braingen.stages.reconstruct.load_backbone",
-        "braingen.stages.refine.load_refiner",
+        "braingen.generation.reconstruct.load_backbone",
+        "braingen.generation.refine.load_refiner",
         "braingen.stages.train.fit",
         "braingen.targets.cache._write_rows",
     ):
@@ -318,7 +318,7 @@ def test_every_pair_of_parts_is_looked_at(tmp_path):
     from unit.fake_backbone import plain_unet, random_adapter, write_fake_refiner
 
     from braingen.config import load_config
-    from braingen.stages.widths import misfits
+    from braingen.generation.compatibility import misfits
 
     sound = write_fake_backbone(tmp_path / "sound", with_clip=True)
 
@@ -380,7 +380,7 @@ def test_the_number_of_steps_told_is_the_number_run(name, how):
     """Counted by calls of the scheduler; one of second order takes two for every step but the last."""
     from unit.fake_backbone import sdxl_scheduler
 
-    from braingen.diffusion.refine import Refinement, last_times, steps_run
+    from braingen.generation.refiner import Refinement, last_times, steps_run
     from braingen.pretrained.sdxl import scheduler_named
 
     scheduler = scheduler_named(name, sdxl_scheduler())

@@ -23,16 +23,16 @@ from braingen.cli import main, parse_overrides
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
-from braingen.diffusion.decoder import BrainDecoder
-from braingen.diffusion.finetuning import load_tuned
-from braingen.diffusion.lora import LORA_FILE, has_lora
 from braingen.diffusion.unsure_reads import mixing_weights, unsure
+from braingen.generation.lora import LORA_FILE, has_lora
+from braingen.generation.pipeline import BrainDecoder
+from braingen.generation.reconstruct import assemble, reconstruct
+from braingen.generation.trained_modules import load_tuned
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDINGS, ROUTING
 from braingen.stages import ablate as ablation
 from braingen.stages import finetune as stage
-from braingen.stages.reconstruct import assemble, reconstruct
 from braingen.targets.tables import Targets
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler

@@ -24,11 +24,11 @@ from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.captions import load_captions
 from braingen.data.trials import group_repeats, test_trials, train_trials
-from braingen.diffusion.decoder import BrainDecoder
-from braingen.diffusion.lora import has_lora
+from braingen.generation.lora import has_lora
+from braingen.generation.pipeline import BrainDecoder
+from braingen.generation.reconstruct import embeddings_of, reconstruct, setup
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.paths import ROUTING, drawn_folder, random_folders
-from braingen.stages.reconstruct import embeddings_of, reconstruct, setup
 from braingen.types import Score
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler

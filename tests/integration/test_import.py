@@ -21,10 +21,10 @@ from braingen.brain.published_settings import capacity_of, encoder_settings
 from braingen.cli import main
 from braingen.config import load_config
 from braingen.data.nsd import subject_of_width
-from braingen.diffusion.finetuning import load_tuned
-from braingen.diffusion.lora_files import unet_on_meta
 from braingen.encoders.embedding_decoder import BrainReader
 from braingen.encoders.trained import load_reader
+from braingen.generation.lora_files import unet_on_meta
+from braingen.generation.trained_modules import load_tuned
 from braingen.pretrained.sdxl import unet_config
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.errors import UserError

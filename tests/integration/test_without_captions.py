@@ -14,7 +14,7 @@ from unit.fake_scans import write_fake_scans
 from braingen.cli import main, parse_overrides
 from braingen.config import load_config
 from braingen.data.betas import Betas
-from braingen.diffusion.decoder import BrainDecoder
+from braingen.generation.pipeline import BrainDecoder
 from braingen.runtime.data_layout import Layout
 from braingen.stages.demo import save_decoder
 

@@ -8,8 +8,8 @@ import torch
 from unit.fake_backbone import IMAGE_WIDTH, TEXT_WIDTH, fake_backbone
 
 from braingen.config.shipped import TINY
-from braingen.diffusion.decoder import IP_ADAPTER, BrainDecoder, to_pil
 from braingen.encoders.embedding_decoder import BrainReader, TargetScale
+from braingen.generation.pipeline import IP_ADAPTER, BrainDecoder, to_pil
 from braingen.runtime.errors import UserError
 from braingen.targets.clip_text import CLIPTextEncoderDual
 

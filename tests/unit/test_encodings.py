@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("src", "scripts", "examples", "benchmarks")
 OTHER_OPENERS = {"archive", "unit", "Image", "tarfile", "zipfile", "os", "h5py", "browser", "webbrowser", "self"}
 OWN_READERS = {  # JSON that is no file of its own: a header, a note, a line of metrics
-    "braingen/runtime/text_files.py", "braingen/pretrained/files.py", "braingen/stages/drawing.py", "braingen/diffusion/lora_files.py",
+    "braingen/runtime/text_files.py", "braingen/pretrained/files.py", "braingen/generation/resumable.py", "braingen/generation/lora_files.py",
     "braingen/runtime/lock.py", "braingen/runtime/run_folder.py",
     "braingen/report/inputs.py", "braingen/runtime/state.py", "braingen/simulation/backbones/clip.py", "braingen/simulation/backbones/build.py",
 }  # fmt: skip

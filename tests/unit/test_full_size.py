@@ -7,7 +7,7 @@ import pytest
 import torch
 from unit.test_sdxl import SDXL
 
-from braingen.diffusion.lora import TARGETS, add_lora, lora_parameters
+from braingen.generation.lora import TARGETS, add_lora, lora_parameters
 from braingen.pretrained.sdxl import add_ip_adapter, image_embedding_width, ip_adapter_weights
 
 PLAIN = 2_567_463_684

@@ -9,8 +9,8 @@ from unit.fake_backbone import fake_backbone
 from unit.test_lora import called
 
 from braingen.config import load_config
-from braingen.diffusion.attention import use_attention
 from braingen.diffusion.unsure_reads import mixing_weights, unsure, unsureness_of
+from braingen.generation.attention import use_attention
 from braingen.runtime.errors import UserError
 from braingen.stages.finetune import draw, rate_factor
 from braingen.stages.listening_data import Rows, pieces

@@ -7,7 +7,7 @@ import pytest
 import torch
 from unit.fake_backbone import fake_backbone, plain_unet
 
-from braingen.diffusion.lora import (
+from braingen.generation.lora import (
     LORA_FILE,
     TARGETS,
     add_lora,

@@ -14,8 +14,8 @@ from torch import Tensor
 from unit.fake_backbone import fake_backbone, plain_unet
 from unit.test_lora import called, randomised
 
-from braingen.diffusion.lora import LORA_FILE, add_lora, load_lora, save_lora
-from braingen.diffusion.lora_files import _of_stability, read_lora, unet_on_meta
+from braingen.generation.lora import LORA_FILE, add_lora, load_lora, save_lora
+from braingen.generation.lora_files import _of_stability, read_lora, unet_on_meta
 from braingen.runtime.errors import UserError
 
 Weights = dict[str, Tensor]

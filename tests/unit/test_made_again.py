@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 import torch
 
 from braingen.config import Config
+from braingen.generation.resumable import drawn_files, opened, picture_path
 from braingen.runtime.distributed import Workers, complete
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import can_be_written, own_cache
@@ -19,7 +20,6 @@ from braingen.runtime.paths import EMBEDDINGS, INDEX, ROUTING
 from braingen.runtime.run_folder import Run
 from braingen.scores.feature_store import FeatureStore
 from braingen.scores.pairs import Pictures
-from braingen.stages.drawing import drawn_files, opened, picture_path
 from braingen.stages.picture_sets import Pngs
 from braingen.targets.cache import Cache
 

@@ -12,7 +12,7 @@ import torch
 
 from braingen.cli import main
 from braingen.config import Config
-from braingen.diffusion.decoder import BrainDecoder
+from braingen.generation.pipeline import BrainDecoder
 from braingen.report.quickstart import Pair, render
 from braingen.runtime.errors import UserError
 from braingen.stages import quickstart as stage

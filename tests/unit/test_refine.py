@@ -12,7 +12,7 @@ from torch import Tensor
 from unit.fake_backbone import POOLED_WIDTH, TEXT_WIDTH, fake_backbone, plain_unet, sdxl_scheduler, small_vae, write_fake_refiner
 
 from braingen.config.shipped import TINY
-from braingen.diffusion.refine import (
+from braingen.generation.refiner import (
     Refinement,
     Refiner,
     assemble_refiner,
@@ -22,7 +22,7 @@ from braingen.diffusion.refine import (
     numbers_told,
     refine_pictures,
 )
-from braingen.diffusion.sample import seeded_noise
+from braingen.generation.sampling import seeded_noise
 from braingen.runtime.errors import UserError
 from braingen.targets.clip_text import CLIPTextEncoderDual
 

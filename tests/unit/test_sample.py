@@ -16,7 +16,15 @@ from torch import Tensor
 from unit.fake_backbone import fake_backbone
 
 from braingen.config.values import Scheduler
-from braingen.diffusion.sample import decode_latents, denoise, latent_shape, predict, seeded_generators, seeded_noise, size_ids
+from braingen.generation.sampling import (
+    decode_latents,
+    denoise,
+    latent_shape,
+    predict,
+    seeded_generators,
+    seeded_noise,
+    size_ids,
+)
 from braingen.pretrained.sdxl import (
     SCHEDULERS,
     Backbone,

@@ -18,10 +18,10 @@ from braingen.config.describe import condition
 from braingen.config.effect import Needs, asks_nothing
 from braingen.config.encoders import ENCODER_CONFIGS
 from braingen.config.names import field_paths, fields_of, having, variants_of
-from braingen.diffusion.refine import Refinement
+from braingen.generation import reconstruct
+from braingen.generation.refiner import Refinement
 from braingen.runtime.errors import UserError
 from braingen.simulation.dataset import write_dataset
-from braingen.stages import reconstruct
 from braingen.stages.bottleneck import bottleneck
 from braingen.stages.finetune import router_of
 from braingen.stages.prepare import scans_of

@@ -18,10 +18,10 @@ from unit.fake_backbone import fake_backbone, random_adapter, write_fake_backbon
 from unit.test_decoder import decoder_of, reader, voxels
 
 from braingen.config.shipped import TINY
-from braingen.diffusion.decoder import BrainDecoder
-from braingen.diffusion.lora import add_lora, load_lora, lora_parameters, save_lora
-from braingen.diffusion.refine import Refinement, load_refiner, refine_pictures
-from braingen.diffusion.sample import decode_latents
+from braingen.generation.lora import add_lora, load_lora, lora_parameters, save_lora
+from braingen.generation.pipeline import BrainDecoder
+from braingen.generation.refiner import Refinement, load_refiner, refine_pictures
+from braingen.generation.sampling import decode_latents
 from braingen.pretrained.sdxl import (
     add_ip_adapter,
     load_backbone,
@@ -280,7 +280,7 @@ def test_an_interrupted_save_is_the_old_decoder_or_none(tmp_path, monkeypatch, w
     with torch.no_grad():
         next(second.unet.parameters()).add_(1)
     calls = {
-        "writing": "braingen.diffusion.decoder.save_file",
+        "writing": "braingen.generation.pipeline.save_file",
         "exchanging": "braingen.runtime.files.os.replace",
     }
 

@@ -24,12 +24,16 @@ from unit.tiny_training import spy, tiny_config
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials, train_trials
-from braingen.diffusion import decoder as diffusion_decoder
-from braingen.diffusion.decoder import BrainDecoder, Decoded
-from braingen.diffusion.finetuning import Tuned
-from braingen.diffusion.lora import add_lora, lora_parameters, save_lora
-from braingen.diffusion.refine import Refinement, assemble_refiner
-from braingen.diffusion.sample import denoise_from, seeded_noise, size_ids
+from braingen.generation import pipeline as diffusion_decoder
+from braingen.generation import reconstruct as stage
+from braingen.generation import refine as refine_stage
+from braingen.generation import resumable as drawing
+from braingen.generation.lora import add_lora, lora_parameters, save_lora
+from braingen.generation.pipeline import BrainDecoder, Decoded
+from braingen.generation.refiner import Refinement, assemble_refiner
+from braingen.generation.resumable import Drawn, draw_missing
+from braingen.generation.sampling import denoise_from, seeded_noise, size_ids
+from braingen.generation.trained_modules import Tuned
 from braingen.routing.conditioning import all_experts, from_experts
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.data_layout import Layout
@@ -37,10 +41,6 @@ from braingen.runtime.distributed import Workers
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDINGS, INDEX, ROUTING, random_folders
 from braingen.runtime.run_folder import Run
-from braingen.stages import drawing
-from braingen.stages import reconstruct as stage
-from braingen.stages import refine as refine_stage
-from braingen.stages.drawing import Drawn, draw_missing
 from braingen.types import Conditioning
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler

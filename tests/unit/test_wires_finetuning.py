@@ -20,13 +20,13 @@ from unit.tiny_training import spy, tiny_config
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import hold_out_images, train_trials
-from braingen.diffusion.finetuning import load_tuned, save_tuned, tuned_folder
-from braingen.diffusion.listening import ListeningUNet, expert_counts, read
-from braingen.diffusion.lora import add_lora, load_lora, lora_parameters, lora_weights
 from braingen.diffusion.loss import min_snr_weight
 from braingen.diffusion.unsure_reads import mixing_weights, unsure
 from braingen.encoders.embedding_decoder import BrainReader
 from braingen.encoders.trained import load_readers
+from braingen.generation.conditioned_unet import ListeningUNet, expert_counts, read
+from braingen.generation.lora import add_lora, load_lora, lora_parameters, lora_weights
+from braingen.generation.trained_modules import load_tuned, save_tuned, tuned_folder
 from braingen.routing.conditioning import ConditioningForm, all_experts
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.time_router import kl_guidance

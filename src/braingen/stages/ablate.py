@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file
 
 from braingen.config import Config
+from braingen.generation.reconstruct import reconstruct
 from braingen.report.ablation import Line, render_ablation
 from braingen.runtime.console import console as new_console
 from braingen.runtime.files import write_json, write_text
@@ -25,7 +26,6 @@ from braingen.scores.uncertainty import Comparison
 from braingen.stages.finetune import finetune
 from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Pngs, Seen
-from braingen.stages.reconstruct import reconstruct
 from braingen.targets.tables import Targets
 
 ABLATION, TABLE, PAGE = "ablation", "ablation", "ablation.html"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from braingen.config import Config, with_settings
 from braingen.data.stimuli import Stimuli
+from braingen.generation.reconstruct import reconstruct
 from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers
@@ -17,7 +18,6 @@ from braingen.scores.curves import Curve, Point, as_rows, plot, write_table
 from braingen.scores.uncertainty import Summary, summarise
 from braingen.stages.evaluate import evaluate, read_scores
 from braingen.stages.reading import scores_at
-from braingen.stages.reconstruct import reconstruct
 from braingen.stages.train import train
 
 FOLDER = "bottleneck"

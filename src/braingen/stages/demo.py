@@ -9,6 +9,14 @@ from typing import NamedTuple
 
 from braingen.config import Config
 from braingen.data.stimuli import Stimuli
+from braingen.generation.reconstruct import (
+    assemble,
+    drawings,
+    drawn_images,
+    reconstruct_into,
+    reconstruct_subject,
+)
+from braingen.generation.refine import refine_folder, refined_folder
 from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
@@ -19,8 +27,6 @@ from braingen.simulation.simulate import simulate
 from braingen.stages.evaluate import evaluate
 from braingen.stages.finetune import finetune
 from braingen.stages.quickstart import PAGE, quickstart
-from braingen.stages.reconstruct import assemble, drawings, drawn_images, reconstruct_into, reconstruct_subject
-from braingen.stages.refine import refine_folder, refined_folder
 from braingen.stages.report import report
 from braingen.stages.side_by_side import Task, group_of
 from braingen.stages.train import train

@@ -19,6 +19,7 @@ from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.encoders.trained import load_reader
+from braingen.generation.refine import refined_folder, refined_is_there
 from braingen.pretrained.tiny import check_backbone
 from braingen.runtime.console import Progress
 from braingen.runtime.console import console as new_console
@@ -55,7 +56,6 @@ from braingen.stages.evaluate_captions import TextSpace, caption_sheet
 from braingen.stages.evaluate_pictures import evaluate_pictures
 from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Pngs, Seen
-from braingen.stages.refine import refined_folder, refined_is_there
 from braingen.stages.score_files import SCORES, Origin, print_scores, told_by, write_extremes, write_scores
 from braingen.stages.subject_means import write_mean
 from braingen.targets.tables import Targets

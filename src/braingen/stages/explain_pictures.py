@@ -17,11 +17,13 @@ from braingen.config.shipped import backbone_folder
 from braingen.data.betas import Betas
 from braingen.data.trials import Repeats
 from braingen.data.voxel_file import Responses
-from braingen.diffusion.decoder import BrainDecoder
-from braingen.diffusion.finetuning import tuned_folder
-from braingen.diffusion.lora import merged_lora
 from braingen.explain.ablation import silenced
 from braingen.explain.readout import Part, parts_of
+from braingen.generation.lora import merged_lora
+from braingen.generation.pipeline import BrainDecoder
+from braingen.generation.reconstruct import drawer, embeddings_in, read_responses
+from braingen.generation.resumable import draw_missing, picture_path
+from braingen.generation.trained_modules import tuned_folder
 from braingen.report.pictures import open_picture
 from braingen.runtime.contents import contents_of
 from braingen.runtime.distributed import Workers
@@ -33,9 +35,7 @@ from braingen.runtime.run_folder import CONTENTS
 from braingen.runtime.text_files import read_json
 from braingen.runtime.untrusted import folder_name
 from braingen.scores.pixel import pixel_correlation
-from braingen.stages.drawing import draw_missing, picture_path
 from braingen.stages.explain_inputs import Subject
-from braingen.stages.reconstruct import drawer, embeddings_in, read_responses
 from braingen.targets.tables import Targets
 
 UNDISTURBED = "undisturbed"

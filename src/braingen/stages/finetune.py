@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
-from braingen.diffusion.attention import use_attention
-from braingen.diffusion.finetuning import BEST, LAST, save_tuned
-from braingen.diffusion.listening import ListeningUNet, expert_counts
-from braingen.diffusion.lora import add_lora, lora_parameters
 from braingen.diffusion.loss import denoising_loss, min_snr_weight, noisy_latents, offset_noise, prediction_target, signal_to_noise
 from braingen.diffusion.unsure_reads import mixing_weights, unsure
 from braingen.encoders.embedding_decoder import BrainReader
 from braingen.encoders.trained import load_readers, modalities
+from braingen.generation.attention import use_attention
+from braingen.generation.compatibility import refuse_misfits, refuse_other_widths
+from braingen.generation.conditioned_unet import ListeningUNet, expert_counts
+from braingen.generation.lora import add_lora, lora_parameters
+from braingen.generation.trained_modules import BEST, LAST, save_tuned
 from braingen.pretrained.sdxl import (
     image_embedding_width,
     load_backbone,
@@ -56,7 +57,6 @@ from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
 from braingen.stages.listening_data import ListeningData, Rows, listening_data, pieces
 from braingen.stages.steps import Divergence, StepLosses
-from braingen.stages.widths import refuse_misfits, refuse_other_widths
 from braingen.targets.tables import Targets
 
 SAVE_SECONDS = 20.0

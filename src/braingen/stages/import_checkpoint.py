@@ -20,10 +20,10 @@ from braingen.brain.published_keys import LoadReport, load_published
 from braingen.brain.published_settings import EncoderSettings, encoder_settings
 from braingen.config import Config
 from braingen.data.nsd import subject_of_width
-from braingen.diffusion.finetuning import BEST, ORDER, ROUTERS
-from braingen.diffusion.lora import LORA_FILE
-from braingen.diffusion.lora_files import left_out, read_lora, unet_on_meta
 from braingen.encoders.embedding_decoder import BrainReader
+from braingen.generation.lora import LORA_FILE
+from braingen.generation.lora_files import left_out, read_lora, unet_on_meta
+from braingen.generation.trained_modules import BEST, ORDER, ROUTERS
 from braingen.pretrained.sdxl import unet_config
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.published_router import read_published_router

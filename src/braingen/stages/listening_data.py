@@ -17,10 +17,10 @@ from braingen.config import Config
 from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
 from braingen.data.trials import Repeats, group_repeats, hold_out_images, train_trials
-from braingen.diffusion.listening import read
-from braingen.diffusion.sample import seeded_noise
 from braingen.diffusion.unsure_reads import Unsureness, unsureness_of
 from braingen.encoders.embedding_decoder import BrainReader
+from braingen.generation.conditioned_unet import read
+from braingen.generation.sampling import seeded_noise
 from braingen.routing.conditioning import all_experts
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError

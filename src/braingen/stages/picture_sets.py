@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from braingen.data.stimuli import Stimuli
-from braingen.stages.drawing import opened
+from braingen.generation.resumable import opened
 
 
 class Pngs(Sequence):

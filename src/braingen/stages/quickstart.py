@@ -16,8 +16,8 @@ from torch import Tensor
 
 from braingen.config import Config
 from braingen.config.shipped import TINY
-from braingen.diffusion.decoder import BrainDecoder, to_pil
 from braingen.encoders.embedding_decoder import BrainReader
+from braingen.generation.pipeline import BrainDecoder, to_pil
 from braingen.pretrained.sdxl import load_backbone, scheduler_named
 from braingen.report.quickstart import Pair, render
 from braingen.runtime.console import console as new_console

@@ -27,11 +27,11 @@ from braingen.encoders.parameters import (
     train_only,
     trainable_parameters,
 )
+from braingen.generation.compatibility import refuse_misfits
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import READER
 from braingen.runtime.run_folder import Run
-from braingen.stages.widths import refuse_misfits
 from braingen.targets.tables import Targets
 from braingen.types import Trials
 

@@ -13,8 +13,8 @@ from braingen.config import Config
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
-from braingen.diffusion.sample import seeded_noise
 from braingen.encoders.embedding_decoder import BrainReader
+from braingen.generation.sampling import seeded_noise
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.files import write_json

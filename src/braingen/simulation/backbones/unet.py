@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from braingen.diffusion.attention import use_attention
+from braingen.generation.attention import use_attention
 from braingen.pretrained.sdxl import add_ip_adapter
 from braingen.simulation.backbones.clip import TinyCLIP, clip_pixels
 from braingen.simulation.backbones.corpus import Corpus

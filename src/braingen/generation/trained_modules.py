@@ -8,8 +8,8 @@ from typing import NamedTuple
 from diffusers import UNet2DConditionModel
 
 from braingen.config import Config
-from braingen.diffusion.listening import PriorOrder
-from braingen.diffusion.lora import LORA_FILE, has_lora, save_lora
+from braingen.generation.conditioned_unet import PriorOrder
+from braingen.generation.lora import LORA_FILE, has_lora, save_lora
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json

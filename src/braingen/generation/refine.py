@@ -17,8 +17,15 @@ from torch import Tensor
 
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
-from braingen.diffusion.decoder import to_pil
-from braingen.diffusion.refine import Refinement, Refiner, load_refiner, refine_pictures, steps_run
+from braingen.generation.pipeline import to_pil
+from braingen.generation.refiner import (
+    Refinement,
+    Refiner,
+    load_refiner,
+    refine_pictures,
+    steps_run,
+)
+from braingen.generation.resumable import Drawn, draw_missing, drawn_files, opened, picture_path
 from braingen.pretrained.sdxl import load_scheduler, pixels_per_latent, refuse_side, scheduler_named
 from braingen.pretrained.tiny import check_backbone
 from braingen.runtime.device import device_of
@@ -30,7 +37,6 @@ from braingen.runtime.paths import EMBEDDINGS, INDEX, drawn_folder, one_subject,
 from braingen.runtime.run_folder import Run
 from braingen.runtime.subjects import each_subject
 from braingen.runtime.text_files import read_json
-from braingen.stages.drawing import Drawn, draw_missing, drawn_files, opened, picture_path
 from braingen.types import Conditioning
 
 REFINED = "_refined"

@@ -20,13 +20,15 @@ from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.data.voxel_file import Responses, odd_scale
-from braingen.diffusion.choose import best_of
-from braingen.diffusion.decoder import BrainDecoder, negative_condition, to_pil
-from braingen.diffusion.finetuning import NOT_TUNED, load_tuned, tuned_folder
-from braingen.diffusion.listening import RoutingRecorder, expert_counts
-from braingen.diffusion.lora import merged_lora
-from braingen.diffusion.sample import seeded_noise
 from braingen.encoders.trained import load_reader, modalities
+from braingen.generation.compatibility import refuse_misfits, refuse_other_widths
+from braingen.generation.conditioned_unet import RoutingRecorder, expert_counts
+from braingen.generation.lora import merged_lora
+from braingen.generation.pipeline import BrainDecoder, negative_condition, to_pil
+from braingen.generation.rerank import best_of
+from braingen.generation.resumable import Drawn, draw_missing, drawn_files, gathered, notes
+from braingen.generation.sampling import seeded_noise
+from braingen.generation.trained_modules import NOT_TUNED, load_tuned, tuned_folder
 from braingen.pretrained.sdxl import (
     load_backbone,
     load_scheduler,
@@ -54,8 +56,6 @@ from braingen.runtime.paths import (
 )
 from braingen.runtime.seeds import hash_seed
 from braingen.runtime.subjects import each_subject
-from braingen.stages.drawing import Drawn, draw_missing, drawn_files, gathered, notes
-from braingen.stages.widths import refuse_misfits, refuse_other_widths
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.tables import Targets
 from braingen.types import ExpertEmbeddings

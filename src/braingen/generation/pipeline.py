@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from braingen.data.voxel_file import load_responses, responses
-from braingen.diffusion.listening import PriorOrder, RoutingRecorder, read, source_of
-from braingen.diffusion.lora import LORA_FILE, has_lora, load_lora, save_lora
-from braingen.diffusion.sample import (
+from braingen.encoders.embedding_decoder import BrainReader
+from braingen.generation.conditioned_unet import PriorOrder, RoutingRecorder, read, source_of
+from braingen.generation.lora import LORA_FILE, has_lora, load_lora, save_lora
+from braingen.generation.sampling import (
     OnStep,
     decode_latents,
     denoise,
@@ -31,7 +32,6 @@ from braingen.diffusion.sample import (
     seeded_generators,
     seeded_noise,
 )
-from braingen.encoders.embedding_decoder import BrainReader
 from braingen.pretrained.sdxl import (
     UNREADABLE,
     add_ip_adapter,

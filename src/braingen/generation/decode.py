@@ -13,9 +13,17 @@ import torch
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.data.voxel_file import SUFFIXES, load_responses, voxel_file, with_folders_statistics
-from braingen.diffusion.decoder import BrainDecoder
-from braingen.diffusion.finetuning import tuned_folder
 from braingen.encoders.trained import modalities
+from braingen.generation.pipeline import BrainDecoder
+from braingen.generation.reconstruct import (
+    assemble,
+    check_drawing,
+    draw_embeddings,
+    read_responses,
+    write_index,
+)
+from braingen.generation.resumable import drawn_files
+from braingen.generation.trained_modules import tuned_folder
 from braingen.pretrained.sdxl import scheduler_named
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
@@ -25,8 +33,6 @@ from braingen.runtime.files import replaced_path
 from braingen.runtime.fingerprints import fingerprint_of_files
 from braingen.runtime.paths import EMBEDDINGS, READER, ROUTING, one_subject, run_folder
 from braingen.runtime.untrusted import folder_name
-from braingen.stages.drawing import drawn_files
-from braingen.stages.reconstruct import assemble, check_drawing, draw_embeddings, read_responses, write_index
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.tables import Targets
 

@@ -16,7 +16,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from braingen.config.shipped import backbone_folder
-from braingen.diffusion.sample import decode_latents, denoise_from, seeded_generators, seeded_noise, size_ids
+from braingen.generation.sampling import (
+    decode_latents,
+    denoise_from,
+    seeded_generators,
+    seeded_noise,
+    size_ids,
+)
 from braingen.pretrained.sdxl import (
     add_ip_adapter,
     image_embedding_width,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from braingen.data.batches import average_repeats
-from braingen.diffusion.sample import predict, size_ids
 from braingen.encoders.embedding_decoder import BrainReader
+from braingen.generation.sampling import predict, size_ids
 from braingen.routing.conditioning import (
     ConditioningForm,
     RoutedConditioning,

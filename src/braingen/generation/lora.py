@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 import torch
 from torch import Tensor, nn
 
-from braingen.diffusion.lora_files import read_lora
+from braingen.generation.lora_files import read_lora
 from braingen.runtime.errors import UserError
 from braingen.runtime.weights import plain_text
 
