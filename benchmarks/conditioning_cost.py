@@ -33,9 +33,9 @@ from braingen.generation.sampling import denoise, latent_shape, seeded_noise
 from braingen.pretrained.sdxl import load_backbone, picture_size
 from braingen.routing.conditioning import RoutedConditioning
 from braingen.routing.diffuse_router import DiffuseRouter
-from braingen.stages.finetune import router_of
-from braingen.stages.reader_setup import build_reader
 from braingen.targets.clip_text import CLIPTextEncoderDual
+from braingen.training.diffusion import router_of
+from braingen.training.encoder_setup import build_reader
 from braingen.types import Conditioning
 
 ORDERS = ("output", "levels", "experts", "step")

@@ -24,7 +24,7 @@ from braingen.config import Config, load_config
 from braingen.encoders.embedding_decoder import BrainReader
 from braingen.encoders.moe import ENCODERS
 from braingen.runtime.run_folder import Run
-from braingen.stages.train import train
+from braingen.training.encoder import train
 
 VARIANTS: dict[str, dict[str, str]] = {
     "published layout": {"routing": "value", "trunk": "published", "head": "projector"},

@@ -31,7 +31,7 @@ from braingen.encoders.trained import load_reader
 from braingen.runtime.data_layout import Layout
 from braingen.simulation.simulate import simulate
 from braingen.stages.explain import STEPS, explain, folder_for
-from braingen.stages.train import train
+from braingen.training.encoder import train
 
 VOXELS, TEST_IMAGES = nsd.VOXELS[1], 1000
 SIZES = {"hidden_dim": 128, "points": 64, "draws": 2}

@@ -49,9 +49,9 @@ from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, SUPERCATEGORIE
 from braingen.simulation.semantics import LABEL_COUNTS, LABELS, labels
 from braingen.simulation.simulate import simulate
 from braingen.stages.explain_inputs import averaged
-from braingen.stages.reader_setup import setup
-from braingen.stages.train import train
 from braingen.targets.tables import Targets
+from braingen.training.encoder import train
+from braingen.training.encoder_setup import setup
 
 VARIANTS = {
     "default": {"encoder.model": "BrainMoEMulti"},

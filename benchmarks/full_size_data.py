@@ -28,8 +28,8 @@ from braingen.data.large_files import publish, reserve_hdf5
 from braingen.data.tars import write_tar
 from braingen.data.volumes import write_regions
 from braingen.runtime.data_layout import Layout
-from braingen.stages.train import optimizer_of, setup, step
 from braingen.targets.tables import Targets
+from braingen.training.encoder import optimizer_of, setup, step
 
 SUBJECT, SESSIONS, IMAGES, TEST_IMAGES = 1, 40, 10000, 1000
 TRIALS, VOXELS = SESSIONS * nsd.TRIALS_PER_SESSION, nsd.VOXELS[SUBJECT]

@@ -42,11 +42,11 @@ from braingen.scores.uncertainty import mean_interval
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.semantics import LABELS, labels
 from braingen.stages.ablate import config_of as line_of
-from braingen.stages.finetune import setup
-from braingen.stages.listening_data import listening_data
 from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Pngs, Seen
 from braingen.targets.tables import Targets
+from braingen.training.diffusion import setup
+from braingen.training.diffusion_data import listening_data
 
 NAMED = ("object", "background", "position")
 RESULT, IDEAL = "left_to_gain.json", "ideal_listener"

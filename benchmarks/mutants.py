@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=12, help="mutants of every module")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", type=Path, help="result file whose survivors are tried again")
-    parser.add_argument("--modules", nargs="*", help="only these modules, e.g. stages/train.py")
+    parser.add_argument("--modules", nargs="*", help="only these modules, e.g. training/encoder.py")
     parser.add_argument("--wires", action="store_true", help="cut the wires of wires.toml instead of drawing mutants")
     parser.add_argument("--summary", action="store_true", help="print what the result file says and do nothing else")
     options = parser.parse_args()

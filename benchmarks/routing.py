@@ -24,8 +24,8 @@ from braingen.encoders.embedding_decoder import BrainReader
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.paths import READER
 from braingen.scores.decoding import decoder_scores
-from braingen.stages.train import train
 from braingen.targets.tables import Targets
+from braingen.training.encoder import train
 
 VARIANTS = {
     "affinity routing, working trunk (default)": {"routing": "affinity", "trunk": "working"},

@@ -25,8 +25,8 @@ from braingen.scores.feature_store import FeatureStore
 from braingen.scores.uncertainty import mean_interval
 from braingen.simulation.simulate import simulate
 from braingen.stages.ablate import VARIANTS, make, scored
-from braingen.stages.train import train
 from braingen.targets.tables import Targets
+from braingen.training.encoder import train
 
 RESULT = "routing_helps.json"
 LINES = "lines_paired.json"

@@ -21,7 +21,9 @@ STAGES = ("train", "finetune", "reconstruct", "refine", "evaluate", "report", "d
 def _work(words: list[str], kill_at: int, save_seconds: float, by: signal.Signals, only: str) -> None:
     from braingen.cli import main
     from braingen.generation import sampling as sample
-    from braingen.stages import checkpoints, finetune, train
+    from braingen.training import checkpoints
+    from braingen.training import diffusion as finetune
+    from braingen.training import encoder as train
 
     passed = 0
 

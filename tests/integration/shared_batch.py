@@ -17,9 +17,9 @@ from braingen.cli import parse_overrides
 from braingen.config import load_config
 from braingen.encoders import losses
 from braingen.encoders.prior.diffusion_prior import PriorDraws
-from braingen.stages import finetune
-from braingen.stages.reader_setup import Parts, setup
-from braingen.stages.train import Whole, step
+from braingen.training import diffusion as finetune
+from braingen.training.encoder import Whole, step
+from braingen.training.encoder_setup import Parts, setup
 from braingen.types import VoxelBatch
 
 

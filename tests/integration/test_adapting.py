@@ -14,7 +14,7 @@ from unit.fake_backbone import write_fake_backbone
 from braingen.cli import main
 from braingen.config import load_config
 from braingen.encoders.embedding_decoder import BrainReader
-from braingen.stages.reader_setup import setup
+from braingen.training.encoder_setup import setup
 
 SIZE = ["simulation.num_subjects=3", "simulation.num_sessions=2", "simulation.trials_per_session=60", "simulation.num_voxels=100"]
 SMALL = ["encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", "loss_image.mse_scale=1"]

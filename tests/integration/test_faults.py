@@ -15,8 +15,8 @@ import torch
 from unit.fake_backbone import write_fake_backbone
 
 from braingen.cli import main
-from braingen.stages import finetune as tuning
-from braingen.stages import train as training
+from braingen.training import diffusion as tuning
+from braingen.training import encoder as training
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
@@ -131,7 +131,7 @@ def test_held_out_losses_that_are_no_numbers(subject, tmp_path, capsys, monkeypa
 def test_under_a_loss_scale_single_passes_may_overflow(tmp_path):
     from braingen.runtime.errors import UserError
     from braingen.runtime.run_folder import Run
-    from braingen.stages.steps import Divergence, StepLosses
+    from braingen.training.steps import Divergence, StepLosses
 
     class Alone:
         def greatest(self, value: int) -> int:
@@ -247,11 +247,11 @@ def test_settings_that_cannot_work_are_refused_before_work(
         raise AssertionError("something was computed")
 
     for place in (
-        "braingen.stages.finetune.listening_data",
-        "braingen.stages.finetune.load_backbone",
+        "braingen.training.diffusion.listening_data",
+        "braingen.training.diffusion.load_backbone",
         "braingen.generation.reconstruct.load_backbone",
         "braingen.generation.refine.load_refiner",
-        "braingen.stages.train.fit",
+        "braingen.training.encoder.fit",
         "braingen.targets.cache._write_rows",
     ):
         monkeypatch.setattr(place, work)

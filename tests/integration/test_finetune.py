@@ -23,7 +23,6 @@ from braingen.cli import main, parse_overrides
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
-from braingen.diffusion.unsure_reads import mixing_weights, unsure
 from braingen.generation.lora import LORA_FILE, has_lora
 from braingen.generation.pipeline import BrainDecoder
 from braingen.generation.reconstruct import assemble, reconstruct
@@ -32,8 +31,9 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDINGS, ROUTING
 from braingen.stages import ablate as ablation
-from braingen.stages import finetune as stage
 from braingen.targets.tables import Targets
+from braingen.training import diffusion as stage
+from braingen.training.conditioning_augmentation import mixing_weights, unsure
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
 

@@ -302,8 +302,8 @@ def test_what_is_finished_is_not_done_again(flow, monkeypatch):
     def done_again(*args, **kwargs):
         raise AssertionError("done again")
 
-    monkeypatch.setattr("braingen.stages.train.fit", done_again)
-    monkeypatch.setattr("braingen.stages.finetune.fit", done_again)
+    monkeypatch.setattr("braingen.training.encoder.fit", done_again)
+    monkeypatch.setattr("braingen.training.diffusion.fit", done_again)
     monkeypatch.setattr(BrainDecoder, "draw", done_again)
     monkeypatch.setattr("braingen.targets.cache._write_rows", done_again)
     parts = [flow.data, *(flow.run / name for name in ("image", "text", "finetune", "decoder", "reconstructions"))]

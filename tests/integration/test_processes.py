@@ -14,7 +14,7 @@ from unit.fake_backbone import write_fake_backbone
 
 from braingen.cli import main
 from braingen.runtime.state import load_tree, save_tree
-from braingen.stages import train
+from braingen.training import encoder as train
 
 SMALL = ["encoder.hidden_dim=32", "encoder.n_blocks=1", "encoder.dropout=0", "prior.depth=1", "optim.num_epochs=2", "run.device=cpu"]
 SMALL += ["run.tracker=none", "--multi_subject", "1,2"]
@@ -88,7 +88,7 @@ def test_another_number_of_processes_does_not_go_on_with_the_state_of_some(words
     real = train.step
     monkeypatch.setattr(train, "step", stopped)
     typed = ["train", "image", "--folder", str(tmp_path), *words, "run.save_minutes=1e-9"]
-    monkeypatch.setattr("braingen.stages.checkpoints.LEAST_PAUSE", 0)
+    monkeypatch.setattr("braingen.training.checkpoints.LEAST_PAUSE", 0)
     assert main(typed) == 130
     path = tmp_path / "image" / "state.safetensors"
     state = load_tree(path)

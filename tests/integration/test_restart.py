@@ -18,7 +18,7 @@ from braingen.cli import main
 from braingen.runtime import state
 from braingen.runtime.preemption import REQUEUE
 from braingen.runtime.state import load_tree
-from braingen.stages import checkpoints
+from braingen.training import checkpoints
 
 EPOCHS = 5
 SMALL_DATA = ["simulation.num_sessions=2", "simulation.trials_per_session=60", "simulation.num_voxels=200", "simulation.num_test_images=6"]

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from braingen.diffusion.loss import min_snr_weight, noisy_latents, prediction_target, signal_to_noise
 from braingen.routing.diffuse_router import DiffuseRouter, from_published
 from braingen.routing.space_router import (
     CrossAttentionSpaceRouter,
@@ -29,6 +28,12 @@ from braingen.routing.time_router import (
     TimeRouting,
     log_gaussian_levels,
     time_embedding,
+)
+from braingen.training.diffusion_loss import (
+    min_snr_weight,
+    noisy_latents,
+    prediction_target,
+    signal_to_noise,
 )
 
 Outputs = dict[str, np.ndarray]

@@ -158,7 +158,7 @@ def test_a_stage_is_given_the_settings_and_its_path_is_printed(monkeypatch, caps
         seen.append((config.encoder.hidden_dim, choice))
         return Path("somewhere")
 
-    monkeypatch.setattr("braingen.stages.train.train", stage)
+    monkeypatch.setattr("braingen.training.encoder.train", stage)
     assert main(["train", "text", "--hidden_dim", "48"]) == 0
     assert seen == [(48, "text")] and capsys.readouterr().out == "somewhere\n"
 
@@ -248,7 +248,7 @@ def test_known_flags_mean_the_fine_tunings_own_settings(flag, setting, value):
 
 def test_a_loss_of_a_training_command_is_that_of_its_encoder(monkeypatch):
     seen = []
-    monkeypatch.setattr("braingen.stages.train.train", lambda config, modality: seen.append(config))
+    monkeypatch.setattr("braingen.training.encoder.train", lambda config, modality: seen.append(config))
     for modality in ("image", "text"):
         assert main(["train", modality, "--prior_scale", "7", "--mixup_pct=0.5"]) == 0
     default = Config()

@@ -9,7 +9,7 @@ from braingen.config import load_config
 from braingen.config.shipped import FOLDER
 from braingen.data import nsd
 from braingen.encoders.parameters import weight_decay_groups
-from braingen.stages.reader_setup import build_reader
+from braingen.training.encoder_setup import build_reader
 
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 NSD_TARGET = (1, 1280)

@@ -6,8 +6,15 @@ from diffusers import DDPMScheduler, EulerDiscreteScheduler
 import pytest
 import torch
 
-from braingen.diffusion.loss import denoising_loss, min_snr_weight, noisy_latents, offset_noise, prediction_target, signal_to_noise
 from braingen.runtime.errors import UserError
+from braingen.training.diffusion_loss import (
+    denoising_loss,
+    min_snr_weight,
+    noisy_latents,
+    offset_noise,
+    prediction_target,
+    signal_to_noise,
+)
 
 SDXL = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 TIMES = torch.tensor([0, 10, 250, 500, 999])

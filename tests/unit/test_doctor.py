@@ -18,7 +18,7 @@ from braingen.stages import cache as cache_stage
 from braingen.stages import doctor as doctor_stage
 from braingen.stages.models import Sizes
 from braingen.stages.needs import Need, cache_bytes, needs_of, training_bytes
-from braingen.stages.reader_setup import build_reader
+from braingen.training.encoder_setup import build_reader
 
 PUBLISHED = {"image": (1, 1280), "text": (1, 1280)}
 

@@ -12,8 +12,8 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.run_folder import Run
 from braingen.runtime.text_files import read_json
 from braingen.scores.folds import CENTRED, RETRIEVAL, TWO_WAY, Fold, pooled, split_pictures
-from braingen.stages import reader_setup
-from braingen.stages import train as stage
+from braingen.training import encoder as stage
+from braingen.training import encoder_setup as reader_setup
 
 
 @pytest.fixture(scope="module")

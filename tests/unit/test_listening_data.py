@@ -9,11 +9,11 @@ from unit.fake_backbone import fake_backbone
 from unit.test_lora import called
 
 from braingen.config import load_config
-from braingen.diffusion.unsure_reads import mixing_weights, unsure, unsureness_of
 from braingen.generation.attention import use_attention
 from braingen.runtime.errors import UserError
-from braingen.stages.finetune import draw, rate_factor
-from braingen.stages.listening_data import Rows, pieces
+from braingen.training.conditioning_augmentation import mixing_weights, unsure, unsureness_of
+from braingen.training.diffusion import draw, rate_factor
+from braingen.training.diffusion_data import Rows, pieces
 
 
 def test_an_epoch_shows_every_row_once_over_passes_and_processes():

@@ -16,7 +16,7 @@ from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.space_router import SPACE_ROUTERS, SpaceRouter, SpaceRouting, SpaceSettings
 from braingen.routing.time_router import TIME_ROUTERS, TimeRouter, TimeRouting, TimeSettings
 from braingen.runtime.errors import UserError
-from braingen.stages import finetune
+from braingen.training import diffusion as finetune
 
 
 class Free(TimeRouter):

@@ -23,9 +23,9 @@ from braingen.generation.refiner import Refinement
 from braingen.runtime.errors import UserError
 from braingen.simulation.dataset import write_dataset
 from braingen.stages.bottleneck import bottleneck
-from braingen.stages.finetune import router_of
 from braingen.stages.prepare import scans_of
-from braingen.stages.reader_setup import build_reader
+from braingen.training.diffusion import router_of
+from braingen.training.encoder_setup import build_reader
 
 SOURCE = Path(__file__).parents[2] / "src/braingen"
 SMALL = {"encoder.hidden_dim": "72", "encoder.n_blocks": "2", "prior.depth": "1", "prior.dim_head": "8"}

@@ -22,8 +22,10 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.paths import READER
 from braingen.scores.decoding import decoder_scores
 from braingen.scores.table import PUBLISHED
-from braingen.stages import evaluate, reader_setup, train
+from braingen.stages import evaluate
 from braingen.stages.score_files import published_beside
+from braingen.training import encoder as train
+from braingen.training import encoder_setup as reader_setup
 
 
 @pytest.fixture(scope="module")

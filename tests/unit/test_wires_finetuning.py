@@ -20,8 +20,6 @@ from unit.tiny_training import spy, tiny_config
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import hold_out_images, train_trials
-from braingen.diffusion.loss import min_snr_weight
-from braingen.diffusion.unsure_reads import mixing_weights, unsure
 from braingen.encoders.embedding_decoder import BrainReader
 from braingen.encoders.trained import load_readers
 from braingen.generation.conditioned_unet import ListeningUNet, expert_counts, read
@@ -33,9 +31,11 @@ from braingen.routing.time_router import kl_guidance
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.seeds import hash_seed
-from braingen.stages import finetune as stage
-from braingen.stages import listening_data
-from braingen.stages.steps import StepLosses
+from braingen.training import diffusion as stage
+from braingen.training import diffusion_data as listening_data
+from braingen.training.conditioning_augmentation import mixing_weights, unsure
+from braingen.training.diffusion_loss import min_snr_weight
+from braingen.training.steps import StepLosses
 from braingen.types import Routing
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler

@@ -31,10 +31,10 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.paths import READER
 from braingen.runtime.seeds import hash_seed
 from braingen.scores import decoding
-from braingen.stages import reader_setup
 from braingen.stages import reading as stage_reading
-from braingen.stages import train as stage
-from braingen.stages.steps import StepLosses
+from braingen.training import encoder as stage
+from braingen.training import encoder_setup as reader_setup
+from braingen.training.steps import StepLosses
 from braingen.types import Trials, VoxelBatch
 
 SCALES = {

@@ -15,8 +15,9 @@ from unit.tiny_training import IMAGES, tiny_config
 from braingen.config import Config
 from braingen.config.shipped import TINY
 from braingen.encoders.embedding_decoder import BrainReader, TargetScale
-from braingen.stages import finetune, listening_data
 from braingen.targets.clip_text import CLIPTextEncoderDual
+from braingen.training import diffusion as finetune
+from braingen.training import diffusion_data as listening_data
 
 VOXELS = {"1": 41, "2": 42}
 """Of the subjects of `unit.fake_nsd`."""

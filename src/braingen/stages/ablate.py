@@ -23,10 +23,10 @@ from braingen.scores.feature_store import FeatureStore
 from braingen.scores.sheet import Sheet, compare_sheets, score_images
 from braingen.scores.table import as_json, comma_separated, markdown, rows_of
 from braingen.scores.uncertainty import Comparison
-from braingen.stages.finetune import finetune
 from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Pngs, Seen
 from braingen.targets.tables import Targets
+from braingen.training.diffusion import finetune
 
 ABLATION, TABLE, PAGE = "ablation", "ablation", "ablation.html"
 """Folder inside the run, name of the tables in it, and the page."""

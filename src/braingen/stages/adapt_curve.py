@@ -20,7 +20,7 @@ from braingen.runtime.text_files import read_json
 from braingen.scores.curves import Curve, Point, as_rows, plot, write_table
 from braingen.scores.uncertainty import compare, summarise
 from braingen.stages.reading import ImageScores, scores_at
-from braingen.stages.train import train
+from braingen.training.encoder import train
 
 FOLDER = "adapt_curve"
 WAYS = {

@@ -18,7 +18,7 @@ from braingen.scores.curves import Curve, Point, as_rows, plot, write_table
 from braingen.scores.uncertainty import Summary, summarise
 from braingen.stages.evaluate import evaluate, read_scores
 from braingen.stages.reading import scores_at
-from braingen.stages.train import train
+from braingen.training.encoder import train
 
 FOLDER = "bottleneck"
 WAYS = {"brain": "brain"}

@@ -25,8 +25,8 @@ from braingen.scores.folds import Difference, Fold, Row, pooled, split_pictures
 from braingen.stages.evaluate import ridge_embeddings
 from braingen.stages.prepare import prepare, scans_of
 from braingen.stages.reading import read_test_images
-from braingen.stages.train import train
 from braingen.targets.tables import Targets
+from braingen.training.encoder import train
 
 FOLDER, DECODED, SCORES = "cross_validation", "decoded.safetensors", "cross_validation"
 RANDOM_DRAWS = 10

@@ -25,12 +25,12 @@ from braingen.runtime.paths import drawn_folder, run_folder, subject_configs
 from braingen.runtime.text_files import read_json
 from braingen.simulation.simulate import simulate
 from braingen.stages.evaluate import evaluate
-from braingen.stages.finetune import finetune
 from braingen.stages.quickstart import PAGE, quickstart
 from braingen.stages.report import report
 from braingen.stages.side_by_side import Task, group_of
-from braingen.stages.train import train
 from braingen.targets.tables import Targets
+from braingen.training.diffusion import finetune
+from braingen.training.encoder import train
 
 TIMINGS, DECODER = "timings.json", "decoder"
 LEVEL_IMAGES = 8

@@ -22,7 +22,7 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.files import free_bytes
 from braingen.runtime.paths import run_folder
 from braingen.stages.models import Sizes, sizes_of
-from braingen.stages.reader_setup import build_reader
+from braingen.training.encoder_setup import build_reader
 
 LIBRARIES = 700 * 10**6
 """Anonymous memory of a process that has imported torch, diffusers and transformers (measured: 0.5-0.7 GB)."""

@@ -30,7 +30,7 @@ from braingen.runtime.text_files import read_json
 from braingen.simulation.simulate import simulate
 from braingen.stages.evaluate import evaluate
 from braingen.stages.quickstart import BRAINS, CARD, SEEN, SHIPPED, SUBJECT
-from braingen.stages.train import train
+from braingen.training.encoder import train
 
 SEED = 100
 """Of the simulated subject and of the training; the demo's subject has seed 0."""

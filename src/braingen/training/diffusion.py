@@ -18,8 +18,6 @@ from torch import Tensor, nn
 
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
-from braingen.diffusion.loss import denoising_loss, min_snr_weight, noisy_latents, offset_noise, prediction_target, signal_to_noise
-from braingen.diffusion.unsure_reads import mixing_weights, unsure
 from braingen.encoders.embedding_decoder import BrainReader
 from braingen.encoders.trained import load_readers, modalities
 from braingen.generation.attention import use_attention
@@ -55,9 +53,18 @@ from braingen.runtime.paths import READER, run_folder, tuning_folder
 from braingen.runtime.preemption import Stopped, patience
 from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
-from braingen.stages.listening_data import ListeningData, Rows, listening_data, pieces
-from braingen.stages.steps import Divergence, StepLosses
 from braingen.targets.tables import Targets
+from braingen.training.conditioning_augmentation import mixing_weights, unsure
+from braingen.training.diffusion_data import ListeningData, Rows, listening_data, pieces
+from braingen.training.diffusion_loss import (
+    denoising_loss,
+    min_snr_weight,
+    noisy_latents,
+    offset_noise,
+    prediction_target,
+    signal_to_noise,
+)
+from braingen.training.steps import Divergence, StepLosses
 
 SAVE_SECONDS = 20.0
 """A run that is killed loses at most a step more than this."""

@@ -33,9 +33,9 @@ from braingen.runtime.paths import READER, run_folder
 from braingen.runtime.preemption import Request, patience
 from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
-from braingen.stages.checkpoints import SHARDED, Checkpoints, Place
-from braingen.stages.reader_setup import Fold, Parts, earlier_folder, setup, splits_of
-from braingen.stages.steps import Divergence, StepLosses
+from braingen.training.checkpoints import SHARDED, Checkpoints, Place
+from braingen.training.encoder_setup import Fold, Parts, earlier_folder, setup, splits_of
+from braingen.training.steps import Divergence, StepLosses
 from braingen.types import VoxelBatch
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,6 @@ from braingen.config import Config
 from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
 from braingen.data.trials import Repeats, group_repeats, hold_out_images, train_trials
-from braingen.diffusion.unsure_reads import Unsureness, unsureness_of
 from braingen.encoders.embedding_decoder import BrainReader
 from braingen.generation.conditioned_unet import read
 from braingen.generation.sampling import seeded_noise
@@ -29,6 +28,7 @@ from braingen.runtime.fingerprints import digest_of_texts, fingerprint_of_files
 from braingen.runtime.paths import READER, run_folder
 from braingen.targets.cache import Cache
 from braingen.targets.tables import Targets
+from braingen.training.conditioning_augmentation import Unsureness, unsureness_of
 
 
 class Pictures(NamedTuple):
