@@ -20,11 +20,11 @@ from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
 from braingen.encoders.trained import load_reader
+from braingen.evaluation.decoding import decoder_scores
+from braingen.evaluation.evaluate import ridge_embeddings
+from braingen.evaluation.uncertainty import mean_interval, permutation_p
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.files import write_json
-from braingen.scores.decoding import decoder_scores
-from braingen.scores.uncertainty import mean_interval, permutation_p
-from braingen.stages.evaluate import ridge_embeddings
 from braingen.targets.tables import Targets
 
 

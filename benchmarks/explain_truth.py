@@ -23,6 +23,8 @@ from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials, train_trials
 from braingen.encoders.embedding_decoder import BrainReader
+from braingen.evaluation.decoding import decoder_scores
+from braingen.evaluation.uncertainty import mean_interval
 from braingen.explain.ablation import ImageScores, ablate_voxels
 from braingen.explain.agreement import area_under_roc, group_agreement
 from braingen.explain.attribution import Explainer, Query, completeness
@@ -41,8 +43,6 @@ from braingen.explain.saliency import (
 )
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.paths import READER
-from braingen.scores.decoding import decoder_scores
-from braingen.scores.uncertainty import mean_interval
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.retina import FIELD_OF_VIEW
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, SUPERCATEGORIES, object_mask

@@ -30,6 +30,10 @@ from torch import Tensor
 from braingen.config import Config
 from braingen.data.trials import group_repeats, hold_out_images, train_trials
 from braingen.encoders.trained import load_readers
+from braingen.evaluation.image_sets import Pngs, Seen
+from braingen.evaluation.metric_table import score_images
+from braingen.evaluation.observers import observers
+from braingen.evaluation.uncertainty import mean_interval
 from braingen.generation.reconstruct import draw_embeddings, read_responses, write_index
 from braingen.generation.reconstruct import setup as drawing_parts
 from braingen.runtime.data_layout import Layout
@@ -37,13 +41,9 @@ from braingen.runtime.distributed import Workers
 from braingen.runtime.files import write_json
 from braingen.runtime.paths import EMBEDDINGS, INDEX, drawn_folder
 from braingen.runtime.seeds import hash_seed
-from braingen.scores.sheet import score_images
-from braingen.scores.uncertainty import mean_interval
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.semantics import LABELS, labels
 from braingen.stages.ablate import config_of as line_of
-from braingen.stages.observers import observers
-from braingen.stages.picture_sets import Pngs, Seen
 from braingen.targets.tables import Targets
 from braingen.training.diffusion import setup
 from braingen.training.diffusion_data import listening_data

@@ -21,9 +21,9 @@ from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
 from braingen.encoders.embedding_decoder import BrainReader
+from braingen.evaluation.decoding import decoder_scores
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.paths import READER
-from braingen.scores.decoding import decoder_scores
 from braingen.targets.tables import Targets
 from braingen.training.encoder import train
 

@@ -20,9 +20,9 @@ import numpy as np
 
 from braingen.cli import parse_overrides
 from braingen.config import Config, load_config
+from braingen.evaluation.feature_store import FeatureStore
+from braingen.evaluation.uncertainty import mean_interval
 from braingen.runtime.files import write_json
-from braingen.scores.feature_store import FeatureStore
-from braingen.scores.uncertainty import mean_interval
 from braingen.simulation.simulate import simulate
 from braingen.stages.ablate import VARIANTS, make, scored
 from braingen.targets.tables import Targets

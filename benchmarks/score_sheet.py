@@ -72,9 +72,17 @@ def one(part: str, images: int, batch: int, threads: int) -> dict[str, float]:
     import torch
 
     import braingen  # noqa: F401
-    from braingen.scores import decoding, features, identify, pixel, uncertainty
-    from braingen.scores.feature_store import FeatureStore, as_scored
-    from braingen.scores.pairs import match
+    from braingen.evaluation import (
+        decoding,
+        features,
+        pixel,
+        uncertainty,
+    )
+    from braingen.evaluation import (
+        identification as identify,
+    )
+    from braingen.evaluation.feature_store import FeatureStore, as_scored
+    from braingen.evaluation.image_pairs import match
 
     torch.set_num_threads(threads)
     ids = np.arange(images)
@@ -104,7 +112,7 @@ def one(part: str, images: int, batch: int, threads: int) -> dict[str, float]:
 
 def main() -> None:
     """Run every part, print the table and write the JSON."""
-    from braingen.scores import features
+    from braingen.evaluation import features
 
     parts = [PIXELS, *(name for name in features.recipes() if name != "dreamsim"), DECODER]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

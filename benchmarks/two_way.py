@@ -28,7 +28,7 @@ def one(way: str, images: int, features: int, noise: float, threads: int) -> dic
     import torch
 
     import braingen  # noqa: F401
-    from braingen.scores import identify
+    from braingen.evaluation import identification as identify
 
     torch.set_num_threads(threads)
     generator = np.random.default_rng(0)

@@ -19,11 +19,11 @@ from braingen.config import Config, load_config
 from braingen.config.describe import allowed, condition
 from braingen.config.names import ALIASES, ALL, OWN_ALIASES, fields_of, resolve
 from braingen.config.shipped import FOLDER, shipped_configs
+from braingen.evaluation.metrics import METRICS, Metric
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import disk_trouble
 from braingen.runtime.preemption import REQUEUE, Stopped, stoppable
 from braingen.runtime.untrusted import without_controls
-from braingen.scores.metrics import METRICS, Metric
 
 
 class Command(NamedTuple):
@@ -76,10 +76,10 @@ COMMANDS: dict[str, Command] = {
                       ("run", "data", "backbone", "sampler", "decode"), own="decode"),
     "refine": Command("stage 4: refine finished reconstructions, image to image", "braingen.generation.refine", "refine",
                       ("run", "backbone", "refiner"), own="refiner"),
-    "evaluate": Command("score the reconstructions, with intervals, random voxels and a ceiling", "braingen.stages.evaluate", "evaluate",
+    "evaluate": Command("score the reconstructions, with intervals, random voxels and a ceiling", "braingen.evaluation.evaluate", "evaluate",
                         ("run", "data", "scores"), own="scores"),
     "compare": Command("evaluated runs beside each other: differences with intervals and tests, subjects and seeds summarised",
-                       "braingen.stages.compare", "compare_runs", ("run", "scores", "compare"), own="compare", words="compare.runs"),
+                       "braingen.evaluation.compare", "compare_runs", ("run", "scores", "compare"), own="compare", words="compare.runs"),
     "study": Command("people as judges: build a study for any browser, check and analyse its results", "braingen.stages.study", "study",
                      ("run", "data", "study"), ("build", "check", "analyse", "simulate")),
     "ablate": Command("the paper's table 2: what text, image, time and space routing each add", "braingen.stages.ablate", "ablate",

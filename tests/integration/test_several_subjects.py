@@ -16,8 +16,8 @@ from PIL import Image
 import pytest
 
 from braingen.cli import main
+from braingen.evaluation.compare import evaluated_in, read_run
 from braingen.report.inputs import read_inputs
-from braingen.stages.compare import evaluated_in, read_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
 IMAGES = 5

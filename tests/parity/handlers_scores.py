@@ -10,7 +10,8 @@ import numpy as np
 from published import correlation_matrix, structural_similarity
 import torch
 
-from braingen.scores import identify, pixel
+from braingen.evaluation import identification as identify
+from braingen.evaluation import pixel
 
 
 def image_metrics(case: Any) -> dict[str, np.ndarray]:

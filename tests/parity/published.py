@@ -16,8 +16,16 @@ from torch.nn.functional import logsigmoid, normalize
 from braingen.brain.published_keys import published_keys
 from braingen.encoders.losses import _cross_entropy, _similarities
 from braingen.encoders.prior.schedule import NoiseSchedule, at_times
-from braingen.scores.identify import Precision, _correlate
-from braingen.scores.pixel import ERROR_SIDE, PIXCORR_SIDE, Images, _similarity, grey, per_image, resize
+from braingen.evaluation.identification import Precision, _correlate
+from braingen.evaluation.pixel import (
+    ERROR_SIDE,
+    PIXCORR_SIDE,
+    Images,
+    _similarity,
+    grey,
+    per_image,
+    resize,
+)
 
 
 def soft_cont(preds_BF: Tensor, targets_BF: Tensor, augmented_BF: Tensor, temperature: float) -> Tensor:

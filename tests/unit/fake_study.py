@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from braingen.evaluation.human_ratings import fingerprint
 from braingen.scores.study.analysis import analyse, as_json
 from braingen.scores.study.answers import as_csv, read_result, row_of, verdicts
-from braingen.scores.study.of_run import fingerprint
 from braingen.scores.study.plan import Plan, choose_images, identity_of, make_trials, pictures_needed
 from braingen.scores.study.session import session
 

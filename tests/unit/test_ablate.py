@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from braingen.config import Config
-from braingen.scores.identify import TwoWay
-from braingen.scores.sheet import Sheet
+from braingen.evaluation.identification import TwoWay
+from braingen.evaluation.metric_table import Sheet
 from braingen.stages.ablate import comparisons
 
 IMAGES = 6

@@ -16,6 +16,7 @@ from unit.fake_nsd import write_fake_nsd
 from braingen.data.captions import load_captions
 from braingen.data.trials import read_behav, train_trials
 from braingen.data.voxel_file import load_responses
+from braingen.evaluation.image_files import load_pictures
 from braingen.runtime.arrays import (
     new_npy,
     read_npy,
@@ -25,7 +26,6 @@ from braingen.runtime.arrays import (
 )
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
-from braingen.scores.pictures import load_pictures
 
 OBJECTS = np.array([{}, {}], dtype=object)
 AGAIN = "write it again"

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from braingen.scores.averaged import Scored, averaged, intervals
-from braingen.scores.identify import TwoWay
-from braingen.scores.uncertainty import mean_interval, two_way_interval
+from braingen.evaluation.averaged import Scored, averaged, intervals
+from braingen.evaluation.identification import TwoWay
+from braingen.evaluation.uncertainty import mean_interval, two_way_interval
 from braingen.types import Score
 
 IMAGES = 60

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from braingen.scores.curves import Curve, Point, markdown, plot
-from braingen.scores.uncertainty import Summary
+from braingen.evaluation.curves import Curve, Point, markdown, plot
+from braingen.evaluation.uncertainty import Summary
 
 
 def curve() -> Curve:

@@ -20,10 +20,10 @@ from braingen.config import Config
 from braingen.config.judging import ScoresConfig
 from braingen.config.run_and_data import DataConfig
 from braingen.data.nsd import SIMULATED_ATTRIBUTE
+from braingen.evaluation.compare import read_run
+from braingen.evaluation.features import recipes
+from braingen.evaluation.observers import observers
 from braingen.runtime.errors import UserError
-from braingen.scores.features import recipes
-from braingen.stages.compare import read_run
-from braingen.stages.observers import observers
 
 pytestmark = pytest.mark.slow  # left out of `make quick`
 
@@ -136,7 +136,7 @@ def test_who_looks_at_simulated_pictures(seen, tmp_path, monkeypatch):
     """The tiny CLIP and the judge; the field's networks too when asked for, from the folder that is named, but CLIP."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
     monkeypatch.setenv("HOME", str(tmp_path / "nothing"))
-    monkeypatch.setattr("braingen.stages.observers.readouts", lambda judge, layout, ids: [])
+    monkeypatch.setattr("braingen.evaluation.observers.readouts", lambda judge, layout, ids: [])
     root, ids, _ = seen
     torch.save(torchvision.models.alexnet(weights=None).state_dict(), tmp_path / recipes()["alexnet2"].file)
 

@@ -14,8 +14,8 @@ from torch.nn.functional import interpolate
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from braingen.evaluation import features
 from braingen.runtime.errors import UserError
-from braingen.scores import features
 
 IMAGES = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
 

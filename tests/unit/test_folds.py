@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from unit.tiny_training import TableTargets, spy, tiny_config
 
+from braingen.evaluation.folds import CENTRED, RETRIEVAL, TWO_WAY, Fold, pooled, split_pictures
 from braingen.runtime.errors import UserError
 from braingen.runtime.run_folder import Run
 from braingen.runtime.text_files import read_json
-from braingen.scores.folds import CENTRED, RETRIEVAL, TWO_WAY, Fold, pooled, split_pictures
 from braingen.training import encoder as stage
 from braingen.training import encoder_setup as reader_setup
 

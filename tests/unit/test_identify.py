@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from braingen.evaluation import identification as identify
 from braingen.runtime.errors import UserError
-from braingen.scores import identify
 
 
 def noisy_copies(count: int, width: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

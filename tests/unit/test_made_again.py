@@ -12,15 +12,15 @@ from safetensors.torch import save_file
 import torch
 
 from braingen.config import Config
+from braingen.evaluation.feature_store import FeatureStore
+from braingen.evaluation.image_pairs import Pictures
+from braingen.evaluation.image_sets import Pngs
 from braingen.generation.resumable import drawn_files, opened, picture_path
 from braingen.runtime.distributed import Workers, complete
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import can_be_written, own_cache
 from braingen.runtime.paths import EMBEDDINGS, INDEX, ROUTING
 from braingen.runtime.run_folder import Run
-from braingen.scores.feature_store import FeatureStore
-from braingen.scores.pairs import Pictures
-from braingen.stages.picture_sets import Pngs
 from braingen.targets.cache import Cache
 
 IDS = [3, 7]

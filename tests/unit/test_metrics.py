@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 
 from braingen.cli import main
+from braingen.evaluation import compare, metrics
+from braingen.evaluation import tables as table
+from braingen.evaluation.curves import Curve, Point, markdown
+from braingen.evaluation.features import recipes
+from braingen.evaluation.metric_table import score_images
+from braingen.evaluation.metrics import ALIKE, GROUPS, METRICS, Metric, metric
+from braingen.evaluation.uncertainty import Comparison, Summary
 from braingen.report import tables
 from braingen.report.compared import _ordered
 from braingen.runtime.errors import UserError
-from braingen.scores import metrics, table
-from braingen.scores.curves import Curve, Point, markdown
-from braingen.scores.features import recipes
-from braingen.scores.metrics import ALIKE, GROUPS, METRICS, Metric, metric
-from braingen.scores.sheet import score_images
-from braingen.scores.uncertainty import Comparison, Summary
-from braingen.stages import compare
 
 ROOT = Path(__file__).parents[2]
 POINT = Point("way", 1, "unheard_of", Summary(0, 0, 0, None, None, 1, 1), None)

@@ -10,8 +10,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 import torch
 from torch.nn.functional import interpolate
 
+from braingen.evaluation import image_pairs as pairs
+from braingen.evaluation import pixel
 from braingen.runtime.errors import UserError
-from braingen.scores import pairs, pixel
 
 
 def pictures(seed: int, count: int = 4, side: int = 32) -> np.ndarray:

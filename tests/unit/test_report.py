@@ -16,11 +16,11 @@ import pytest
 from unit.fake_report_inputs import write_fake_run
 
 from braingen.config import Config
+from braingen.evaluation.metrics import metric
 from braingen.report import compared, figures, parts, pictures, refinement, tables
 from braingen.report.inputs import Inputs, read_inputs
 from braingen.report.page import SECTIONS, render
 from braingen.runtime.errors import UserError
-from braingen.scores.metrics import metric
 from braingen.stages.report import report
 
 pytestmark = pytest.mark.slow  # left out of `make quick`

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge as SklearnRidge
 
+from braingen.evaluation import ridge
 from braingen.runtime.errors import UserError
-from braingen.scores import ridge
 
 
 def simulated(trials: int, voxels: int, width: int = 7, noise: float = 2.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

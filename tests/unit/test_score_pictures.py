@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import save_file
 import torch
 
+from braingen.evaluation.image_files import load_pictures
+from braingen.evaluation.image_pairs import match
 from braingen.runtime.errors import UserError
-from braingen.scores.pairs import match
-from braingen.scores.pictures import load_pictures
 
 BYTES = np.random.default_rng(0).integers(0, 256, (4, 3, 20, 20), dtype=np.uint8)
 IDS = np.array([7, 3, 120, 55])

@@ -10,9 +10,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
+from braingen.evaluation import (
+    captions,
+    decoding,
+    feature_store,
+)
+from braingen.evaluation import (
+    image_pairs as pairs,
+)
+from braingen.evaluation import (
+    metric_table as sheet,
+)
+from braingen.evaluation import (
+    tables as table,
+)
+from braingen.evaluation.metrics import ALIKE, METRICS, Metric, metric
 from braingen.runtime.errors import UserError
-from braingen.scores import captions, decoding, feature_store, pairs, sheet, table
-from braingen.scores.metrics import ALIKE, METRICS, Metric, metric
 from braingen.types import Score
 
 pytestmark = pytest.mark.slow  # left out of `make quick`

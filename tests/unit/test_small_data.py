@@ -15,15 +15,15 @@ from braingen.cli import main
 from braingen.data import nsd
 from braingen.data.checks import all_checks
 from braingen.encoders.embedding_decoder import BrainReader
+from braingen.evaluation import evaluate
+from braingen.evaluation.decoding import decoder_scores
+from braingen.evaluation.score_files import published_beside
+from braingen.evaluation.tables import PUBLISHED
 from braingen.report.inputs import read_inputs
 from braingen.report.page import cannot_draw, render
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import READER
-from braingen.scores.decoding import decoder_scores
-from braingen.scores.table import PUBLISHED
-from braingen.stages import evaluate
-from braingen.stages.score_files import published_beside
 from braingen.training import encoder as train
 from braingen.training import encoder_setup as reader_setup
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from unit.fake_study import answer_rows, fake_plan
 
+from braingen.evaluation.metrics import METRICS as TABLE_COLUMNS
 from braingen.runtime.errors import UserError
-from braingen.scores.metrics import METRICS as TABLE_COLUMNS
 from braingen.scores.study import rater, site, statistics
 from braingen.scores.study.analysis import analyse, markdown, scores_of
 from braingen.scores.study.answers import COLUMNS, Result, as_csv, checksum, read_result, verdicts

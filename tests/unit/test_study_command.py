@@ -12,11 +12,11 @@ from unit.fake_report_inputs import write_fake_run
 
 from braingen.config import Config
 from braingen.config.judging import StudyConfig
+from braingen.evaluation.human_ratings import read_study, scores_in
 from braingen.report.inputs import read_inputs
 from braingen.report.page import render
 from braingen.runtime.errors import UserError
 from braingen.scores.study import consent, site
-from braingen.scores.study.of_run import read_study, scores_in
 from braingen.stages.study import study
 
 pytestmark = pytest.mark.slow  # left out of `make quick`

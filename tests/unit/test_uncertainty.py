@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from braingen.evaluation import identification as identify
+from braingen.evaluation import uncertainty
 from braingen.runtime.errors import UserError
-from braingen.scores import identify, uncertainty
 
 
 def test_interval_of_a_mean_is_the_normal_one_for_many_images() -> None:

@@ -24,19 +24,18 @@ from unit.tiny_training import IMAGES, spy, tiny_config
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import test_trials, train_trials
+from braingen.evaluation import decoding, score_files, uncertainty
+from braingen.evaluation import evaluate as stage
+from braingen.evaluation import metric_table as scores_sheet
+from braingen.evaluation.averaged import Scored
+from braingen.evaluation.captions import caption_scores
+from braingen.evaluation.decoding import decoder_scores
+from braingen.evaluation.feature_store import as_scored
+from braingen.evaluation.image_sets import Pngs, Seen
+from braingen.evaluation.ridge import fit_ridge
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDINGS, INDEX, drawn_folder, random_folders
-from braingen.scores import decoding, uncertainty
-from braingen.scores import sheet as scores_sheet
-from braingen.scores.averaged import Scored
-from braingen.scores.captions import caption_scores
-from braingen.scores.decoding import decoder_scores
-from braingen.scores.feature_store import as_scored
-from braingen.scores.ridge import fit_ridge
-from braingen.stages import evaluate as stage
-from braingen.stages import score_files
-from braingen.stages.picture_sets import Pngs, Seen
 from braingen.types import Score
 
 IDS = np.array([2, 0, 3, 1])

@@ -27,11 +27,11 @@ from braingen.data.trials import hold_out_images, test_trials, train_trials
 from braingen.encoders import losses
 from braingen.encoders.embedding_decoder import BrainReader
 from braingen.encoders.feature_router import AffinityRouter
+from braingen.evaluation import decoding
+from braingen.evaluation import embeddings as stage_reading
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.paths import READER
 from braingen.runtime.seeds import hash_seed
-from braingen.scores import decoding
-from braingen.stages import reading as stage_reading
 from braingen.training import encoder as stage
 from braingen.training import encoder_setup as reader_setup
 from braingen.training.steps import StepLosses

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from braingen.encoders.embedding_decoder import BrainReader
+from braingen.evaluation.uncertainty import mean_interval
 from braingen.explain.experts import Said, VoxelRows, listen
 from braingen.explain.readout import Part
 from braingen.runtime.errors import UserError
-from braingen.scores.uncertainty import mean_interval
 
 
 class ImageScores(NamedTuple):

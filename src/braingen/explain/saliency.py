@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from braingen.data.large_files import blocks
-from braingen.scores.uncertainty import mean_interval
+from braingen.evaluation.uncertainty import mean_interval
 
 _VOXELS, _IMAGES = 512, 64
 """Worked on at once."""

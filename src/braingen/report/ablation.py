@@ -9,9 +9,9 @@ from typing import NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from braingen.data.stimuli import Stimuli
+from braingen.evaluation.metrics import metric
+from braingen.evaluation.uncertainty import Comparison
 from braingen.report import pictures, tables
-from braingen.scores.metrics import metric
-from braingen.scores.uncertainty import Comparison
 from braingen.types import Score
 
 SHOWN = 12

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from braingen.evaluation.metrics import in_report, metric
 from braingen.report import tables
 from braingen.report.inputs import Inputs
-from braingen.scores.metrics import in_report, metric
 
 
 def context(inputs: Inputs) -> dict[str, Any] | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from braingen.evaluation.folds import Difference, Row
 from braingen.report import figures, tables
-from braingen.scores.folds import Difference, Row
 
 WORDS = {
     "clip_cos": ("Cosine", "of decoded and true embedding"),
@@ -33,7 +33,7 @@ def render_cross_validation(
 
     Parameters
     ----------
-    rows, differences : of :func:`braingen.scores.folds.pooled`
+    rows, differences : of :func:`braingen.evaluation.folds.pooled`
     facts : data, modality, backbone, encoder, folds, subjects, seed
     methods : method -> its name
     """

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from braingen.data.captions import Captions, load_captions
 from braingen.data.stimuli import Stimuli
+from braingen.evaluation.human_ratings import read_study
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import INDEX, SOURCES, drawn_in, typed_run
 from braingen.runtime.text_files import read_json, read_yaml
-from braingen.scores.study.of_run import read_study
 
 ENCODERS = ("image", "text")
 """Folders of the trained encoders inside a run folder."""

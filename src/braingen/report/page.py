@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import numpy as np
 
+from braingen.evaluation.metrics import ALIKE, METRICS, PEOPLE, WHICH, in_report, metric
 from braingen.report import compared, figures, inside, parts, people, pictures, refinement, routers, tables
 from braingen.report.inputs import RUNS, Inputs
 from braingen.runtime.paths import SOURCES
 from braingen.runtime.run_folder import config_text
 from braingen.runtime.text_files import parse_yaml, read_json
-from braingen.scores.metrics import ALIKE, METRICS, PEOPLE, WHICH, in_report, metric
 
 LIMIT = 120
 """Images on a page; of a larger test set the first ones and the best and worst of the rest are shown."""

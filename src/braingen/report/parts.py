@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from braingen.evaluation.metrics import metric
 from braingen.report import tables
 from braingen.report.inputs import Inputs
-from braingen.scores.metrics import metric
 
 
 def context(inputs: Inputs) -> dict[str, Any] | None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from braingen.evaluation.metrics import LIKERT, SHARE
 from braingen.report import figures, tables
 from braingen.report.inputs import Inputs
-from braingen.scores.metrics import LIKERT, SHARE
 
 QUESTIONS = {
     "identification": ("Which picture was seen?", "seen or another test image, given the drawing"),

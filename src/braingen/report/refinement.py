@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from braingen.evaluation.metrics import in_report, metric
 from braingen.report import pictures, tables
 from braingen.report.inputs import Inputs
-from braingen.scores.metrics import in_report, metric
 
 SHOWN = 8
 """Test images shown: the first ones, not chosen."""

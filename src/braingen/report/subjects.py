@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from braingen.evaluation.metrics import metric
 from braingen.report import pictures, tables
 from braingen.report.inputs import Inputs
-from braingen.scores.metrics import metric
 
 SHOWN = 12
 """Test images of every subject on the page: the first ones, nothing selected."""

@@ -10,8 +10,16 @@ import numpy as np
 from scipy.stats import rankdata
 
 from braingen.config import Config
+from braingen.evaluation.metrics import (
+    ATTRIBUTES,
+    GROUPS,
+    METRICS,
+    Metric,
+    in_report,
+    metric,
+    score_columns,
+)
 from braingen.runtime.run_folder import flat
-from braingen.scores.metrics import ATTRIBUTES, GROUPS, METRICS, Metric, in_report, metric, score_columns
 
 NONE = "–"
 """What stands where a figure has no meaning."""

@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file
 
 from braingen.config import Config
+from braingen.evaluation.feature_store import FeatureStore
+from braingen.evaluation.image_sets import Pngs, Seen
+from braingen.evaluation.metric_table import Sheet, compare_sheets, score_images
+from braingen.evaluation.observers import observers
+from braingen.evaluation.tables import as_json, comma_separated, markdown, rows_of
+from braingen.evaluation.uncertainty import Comparison
 from braingen.generation.reconstruct import reconstruct
 from braingen.report.ablation import Line, render_ablation
 from braingen.runtime.console import console as new_console
 from braingen.runtime.files import write_json, write_text
 from braingen.runtime.paths import EMBEDDINGS, drawn_folder, one_subject, run_folder, tuning_folder
-from braingen.scores.feature_store import FeatureStore
-from braingen.scores.sheet import Sheet, compare_sheets, score_images
-from braingen.scores.table import as_json, comma_separated, markdown, rows_of
-from braingen.scores.uncertainty import Comparison
-from braingen.stages.observers import observers
-from braingen.stages.picture_sets import Pngs, Seen
 from braingen.targets.tables import Targets
 from braingen.training.diffusion import finetune
 

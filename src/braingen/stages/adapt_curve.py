@@ -10,6 +10,9 @@ import numpy as np
 from braingen.config import Config
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import train_trials
+from braingen.evaluation.curves import Curve, Point, as_rows, plot, write_table
+from braingen.evaluation.embeddings import ImageScores, scores_at
+from braingen.evaluation.uncertainty import compare, summarise
 from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers
@@ -17,9 +20,6 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json
 from braingen.runtime.paths import READER, one_subject
 from braingen.runtime.text_files import read_json
-from braingen.scores.curves import Curve, Point, as_rows, plot, write_table
-from braingen.scores.uncertainty import compare, summarise
-from braingen.stages.reading import ImageScores, scores_at
 from braingen.training.encoder import train
 
 FOLDER = "adapt_curve"

@@ -7,6 +7,10 @@ from pathlib import Path
 
 from braingen.config import Config, with_settings
 from braingen.data.stimuli import Stimuli
+from braingen.evaluation.curves import Curve, Point, as_rows, plot, write_table
+from braingen.evaluation.embeddings import scores_at
+from braingen.evaluation.evaluate import evaluate, read_scores
+from braingen.evaluation.uncertainty import Summary, summarise
 from braingen.generation.reconstruct import reconstruct
 from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
@@ -14,10 +18,6 @@ from braingen.runtime.distributed import Workers
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json
 from braingen.runtime.paths import READER, one_subject
-from braingen.scores.curves import Curve, Point, as_rows, plot, write_table
-from braingen.scores.uncertainty import Summary, summarise
-from braingen.stages.evaluate import evaluate, read_scores
-from braingen.stages.reading import scores_at
 from braingen.training.encoder import train
 
 FOLDER = "bottleneck"

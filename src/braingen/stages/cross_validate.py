@@ -15,16 +15,16 @@ from braingen.config import Config
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import train_trials
 from braingen.encoders.trained import load_reader
+from braingen.evaluation.embeddings import read_test_images
+from braingen.evaluation.evaluate import ridge_embeddings
+from braingen.evaluation.folds import Difference, Fold, Row, pooled, split_pictures
 from braingen.report.cross_validation import render_cross_validation
 from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import clear_temporaries, replaced_path, write_json, write_text
 from braingen.runtime.seeds import hash_seed
-from braingen.scores.folds import Difference, Fold, Row, pooled, split_pictures
-from braingen.stages.evaluate import ridge_embeddings
 from braingen.stages.prepare import prepare, scans_of
-from braingen.stages.reading import read_test_images
 from braingen.targets.tables import Targets
 from braingen.training.encoder import train
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from braingen.config import Config
 from braingen.data.stimuli import Stimuli
+from braingen.evaluation.evaluate import evaluate
 from braingen.generation.reconstruct import (
     assemble,
     drawings,
@@ -24,7 +25,6 @@ from braingen.runtime.files import clear_temporaries, replaced_folder, write_jso
 from braingen.runtime.paths import drawn_folder, run_folder, subject_configs
 from braingen.runtime.text_files import read_json
 from braingen.simulation.simulate import simulate
-from braingen.stages.evaluate import evaluate
 from braingen.stages.quickstart import PAGE, quickstart
 from braingen.stages.report import report
 from braingen.stages.side_by_side import Task, group_of

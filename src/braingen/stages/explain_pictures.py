@@ -17,6 +17,7 @@ from braingen.config.shipped import backbone_folder
 from braingen.data.betas import Betas
 from braingen.data.trials import Repeats
 from braingen.data.voxel_file import Responses
+from braingen.evaluation.pixel import pixel_correlation
 from braingen.explain.ablation import silenced
 from braingen.explain.readout import Part, parts_of
 from braingen.generation.lora import merged_lora
@@ -34,7 +35,6 @@ from braingen.runtime.paths import READER, run_folder
 from braingen.runtime.run_folder import CONTENTS
 from braingen.runtime.text_files import read_json
 from braingen.runtime.untrusted import folder_name
-from braingen.scores.pixel import pixel_correlation
 from braingen.stages.explain_inputs import Subject
 from braingen.targets.tables import Targets
 

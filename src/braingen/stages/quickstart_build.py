@@ -21,6 +21,7 @@ from braingen.data.captions import load_captions
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import group_repeats, test_trials
 from braingen.encoders.embedding_decoder import BrainReader
+from braingen.evaluation.evaluate import evaluate
 from braingen.generation.reconstruct import reconstruct
 from braingen.report.pictures import seen_pictures
 from braingen.runtime.data_layout import Layout
@@ -28,7 +29,6 @@ from braingen.runtime.files import replaced_folder, write_json
 from braingen.runtime.paths import READER, run_folder
 from braingen.runtime.text_files import read_json
 from braingen.simulation.simulate import simulate
-from braingen.stages.evaluate import evaluate
 from braingen.stages.quickstart import BRAINS, CARD, SEEN, SHIPPED, SUBJECT
 from braingen.training.encoder import train
 

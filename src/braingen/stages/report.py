@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from braingen.config import Config
+from braingen.evaluation.score_files import SCORES
 from braingen.report.inputs import Inputs, read_inputs
 from braingen.report.page import draw_sheet, render
 from braingen.report.subjects import SubjectPage, render_subjects
 from braingen.runtime.files import write_text
 from braingen.runtime.paths import subject_configs
 from braingen.runtime.text_files import read_json
-from braingen.stages.score_files import SCORES
 
 PAGE, SHEET = "report.html", "pictures.png"
 

@@ -15,6 +15,9 @@ from rich.table import Table
 
 from braingen.config import Config
 from braingen.data.stimuli import Stimuli
+from braingen.evaluation.human_ratings import STUDY, fingerprint, read_study
+from braingen.evaluation.image_files import Loaded, load_pictures
+from braingen.evaluation.image_pairs import Pictures
 from braingen.runtime.console import add_row
 from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
@@ -23,12 +26,9 @@ from braingen.runtime.files import write_json, write_text
 from braingen.runtime.paths import SOURCES, drawn_in, one_subject, typed_run
 from braingen.runtime.text_files import read_json
 from braingen.runtime.untrusted import csv_text, one_line
-from braingen.scores.pairs import Pictures
-from braingen.scores.pictures import Loaded, load_pictures
 from braingen.scores.study import analysis as analyses
 from braingen.scores.study import consent, rater, site
 from braingen.scores.study.answers import Verdict, as_csv, read_result, verdicts
-from braingen.scores.study.of_run import STUDY, fingerprint, read_study
 from braingen.scores.study.plan import (
     NOISE,
     SEEN,
@@ -314,7 +314,7 @@ def _judge() -> rater.Features:
     """The judge's late features; simulated pictures only."""
     import torch
 
-    from braingen.simulation.observers import judge_networks, load_judge
+    from braingen.evaluation.scene_observers import judge_networks, load_judge
 
     late = next(network for network in judge_networks(load_judge()) if network.name == "judge_late")
     return lambda images: late.features(torch.from_numpy(images)).flatten(1).numpy()

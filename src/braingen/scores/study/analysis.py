@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from braingen.evaluation import tables as table
+from braingen.evaluation.uncertainty import Interval
 from braingen.runtime.errors import UserError
 from braingen.runtime.untrusted import markdown_cell
-from braingen.scores import table
 from braingen.scores.study.answers import Answer, Result, Verdict
 from braingen.scores.study.plan import SEEN, Plan
 from braingen.scores.study.statistics import (
@@ -24,7 +25,6 @@ from braingen.scores.study.statistics import (
     krippendorff_alpha,
     mean_over_raters_and_images,
 )
-from braingen.scores.uncertainty import Interval
 from braingen.types import Score
 
 PEOPLE, SIMULATED = "human", "simulated_rater"

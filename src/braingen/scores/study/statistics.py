@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
-from braingen.scores.uncertainty import Interval
+from braingen.evaluation.uncertainty import Interval
 
 
 class Share(NamedTuple):

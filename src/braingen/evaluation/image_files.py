@@ -1,6 +1,6 @@
 """Reconstructions as people keep them: a folder of PNGs, or an array with ids in .pt, .npy, .npz, HDF5 or safetensors.
 
-N pictures, S x S pixels. A file is opened, not loaded, where its format allows; `braingen.scores.pairs` reads it a picture at a time.
+N pictures, S x S pixels. A file is opened, not loaded, where its format allows; `braingen.evaluation.image_pairs` reads it a picture at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUFFIXES = (".pt", ".pth", ".npy", ".npz", ".h5", ".hdf5", ".safetensors")
 
 
 class Loaded(NamedTuple):
-    """Pictures with their image ids, as `braingen.scores.pairs.match` takes them."""
+    """Pictures with their image ids, as `braingen.evaluation.image_pairs.match` takes them."""
 
     pictures: Any
     """N x 3 x S x S, sliceable."""

@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from braingen.evaluation import identification as identify
+from braingen.evaluation import pixel, uncertainty
+from braingen.evaluation.feature_store import FeatureStore, as_scored
+from braingen.evaluation.features import Features
+from braingen.evaluation.image_pairs import Pairs, match
+from braingen.evaluation.metrics import metric
 from braingen.runtime.errors import UserError
-from braingen.scores import identify, pixel, uncertainty
-from braingen.scores.feature_store import FeatureStore, as_scored
-from braingen.scores.features import Features
-from braingen.scores.metrics import metric
-from braingen.scores.pairs import Pairs, match
 from braingen.types import Score
 
 
@@ -87,7 +88,7 @@ def score_sheet(
 
     Parameters
     ----------
-    pairs : pictures matched by image id (`braingen.scores.pairs.match`)
+    pairs : pictures matched by image id (`braingen.evaluation.image_pairs.match`)
     networks : comparison networks, used as their ``use`` says ("two_way" where they do not): two-way identification becomes
         ``two_way_<name>``, distances keep the network's name
     readouts : what names the content of pictures
@@ -150,7 +151,7 @@ def score_sheet(
 def score_images(
     truth: Any, truth_ids: Any, recons: Any, recon_ids: Any, networks: Sequence[Features] = (), partial: bool = False, **settings: Any
 ) -> Sheet:
-    """`score_sheet` of pictures that are not matched yet: see `braingen.scores.pairs.match` for what is taken and what is refused."""
+    """`score_sheet` of pictures that are not matched yet: see `braingen.evaluation.image_pairs.match` for what is taken and what is refused."""
     return score_sheet(match(truth, truth_ids, recons, recon_ids, partial), networks, **settings)
 
 
@@ -191,7 +192,7 @@ def with_baselines(
 
 
 def compare_sheets(sheets: Mapping[str, Sheet], resamples: int = uncertainty.RESAMPLES, seed: int = 0) -> list[uncertainty.Comparison]:
-    """Every two runs on every score they share, image by image, Holm-corrected (`braingen.scores.uncertainty.compare`)."""
+    """Every two runs on every score they share, image by image, Holm-corrected (`braingen.evaluation.uncertainty.compare`)."""
     tables = {name: sheet.paired for name, sheet in sheets.items()}
     columns = {name: {score: table[score].to_numpy() for score in table} for name, table in tables.items()}
     return uncertainty.compare(columns, {name: sheet.table.index.to_numpy() for name, sheet in sheets.items()}, resamples, seed)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from braingen.evaluation.metrics import FIELD, in_tables, metric
 from braingen.runtime.untrusted import csv_cell, markdown_cell, one_line
-from braingen.scores.metrics import FIELD, in_tables, metric
 from braingen.types import Score
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from braingen.evaluation import identification as identify
+from braingen.evaluation import uncertainty
 from braingen.runtime.errors import UserError
-from braingen.scores import identify, uncertainty
 from braingen.types import Score
 
 METEOR_LINE = "pip install nltk && python -m nltk.downloader wordnet"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from braingen.config.shipped import TINY
+from braingen.evaluation.metric_table import ReadOut
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.fingerprints import fingerprint_of_files
-from braingen.scores.sheet import ReadOut
 from braingen.simulation.judge import Judge, Verdict
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS

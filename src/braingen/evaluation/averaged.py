@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from braingen.scores.identify import TwoWay
-from braingen.scores.table import as_json
-from braingen.scores.uncertainty import RESAMPLES, mean_interval, two_way_interval
+from braingen.evaluation.identification import TwoWay
+from braingen.evaluation.tables import as_json
+from braingen.evaluation.uncertainty import RESAMPLES, mean_interval, two_way_interval
 from braingen.types import Score
 
 

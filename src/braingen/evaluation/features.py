@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from braingen.evaluation.pixel import resize
 from braingen.runtime.errors import UserError
-from braingen.scores.pixel import resize
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and standard deviation of the ImageNet pixels, in [0, 1]."""

@@ -145,7 +145,7 @@ def two_way_interval(beats_NN: np.ndarray, resamples: int = RESAMPLES, seed: int
 
     Parameters
     ----------
-    beats_NN : bool, `braingen.scores.identify.TwoWay.beats_NN`; or the share of several drawings in which that is so
+    beats_NN : bool, `braingen.evaluation.identification.TwoWay.beats_NN`; or the share of several drawings in which that is so
     """
     beats = np.asarray(beats_NN)
     images = len(beats)
@@ -167,7 +167,7 @@ def two_way_by_image(beats_NN: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    beats_NN : bool, `braingen.scores.identify.TwoWay.beats_NN`
+    beats_NN : bool, `braingen.evaluation.identification.TwoWay.beats_NN`
     """
     beats = np.asarray(beats_NN, dtype=np.float64)
     others = len(beats) - 1

@@ -144,7 +144,7 @@ def metric(name: str) -> Metric:
         return METRICS[name]
     near = difflib.get_close_matches(name, METRICS, n=1)
     raise UserError(
-        f"There is no score '{name}' in the registry (METRICS in braingen/scores/metrics.py), so it is not known whether higher is better."
+        f"There is no score '{name}' in the registry (METRICS in braingen/evaluation/metrics.py), so it is not known whether higher is better."
         f" {f'Did you mean {near[0]}? Else register' if near else 'Register'} it there, or leave its column out."
     )
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from braingen.scores import identify, uncertainty
-from braingen.scores.pairs import check_ids
+from braingen.evaluation import identification as identify
+from braingen.evaluation import uncertainty
+from braingen.evaluation.image_pairs import check_ids
 from braingen.types import Score
 
 FEWEST_CANDIDATES = 5

@@ -13,15 +13,25 @@ from rich import box
 from rich.progress import TaskID
 from rich.table import Column, Table
 
+from braingen.evaluation.feature_store import Progress as Told
+from braingen.evaluation.image_files import Loaded
+from braingen.evaluation.metric_table import Sheet
+from braingen.evaluation.tables import (
+    CAUTION,
+    PUBLISHED,
+    Row,
+    as_json,
+    best_and_worst,
+    comma_separated,
+    latex,
+    markdown,
+    rows_of,
+)
 from braingen.report.pictures import write_sheet
 from braingen.runtime.console import Progress
 from braingen.runtime.console import console as new_console
 from braingen.runtime.files import write_json, write_text
 from braingen.runtime.untrusted import csv_text
-from braingen.scores.feature_store import Progress as Told
-from braingen.scores.pictures import Loaded
-from braingen.scores.sheet import Sheet
-from braingen.scores.table import CAUTION, PUBLISHED, Row, as_json, best_and_worst, comma_separated, latex, markdown, rows_of
 from braingen.types import Score
 
 SCORES, PER_IMAGE, TABLE = "scores.json", "scores_per_image.csv", "scores.md"

@@ -10,15 +10,21 @@ import numpy as np
 from braingen.config import Config
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import group_repeats, test_trials
+from braingen.evaluation.feature_store import FeatureStore
+from braingen.evaluation.image_files import Loaded, load_pictures
+from braingen.evaluation.image_sets import Seen
+from braingen.evaluation.metric_table import score_images
+from braingen.evaluation.observers import observers
+from braingen.evaluation.score_files import (
+    Origin,
+    print_scores,
+    told_by,
+    write_extremes,
+    write_scores,
+)
 from braingen.runtime.console import Progress
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
-from braingen.scores.feature_store import FeatureStore
-from braingen.scores.pictures import Loaded, load_pictures
-from braingen.scores.sheet import score_images
-from braingen.stages.observers import observers
-from braingen.stages.picture_sets import Seen
-from braingen.stages.score_files import Origin, print_scores, told_by, write_extremes, write_scores
 
 ALL_IMAGES = "all_images.pt"
 """MindEye2's file of what was seen; it lies one folder above ``<model>/<model>_all_recons.pt``, in the same order."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from braingen.evaluation.metrics import metric
+from braingen.evaluation.uncertainty import Summary
 from braingen.runtime.files import replaced_path, write_text
-from braingen.scores.metrics import metric
-from braingen.scores.uncertainty import Summary
 
 
 class Point(NamedTuple):

@@ -14,12 +14,12 @@ import tempfile
 import numpy as np
 import torch
 
+from braingen.evaluation.features import Features
+from braingen.evaluation.image_pairs import Pictures
+from braingen.evaluation.pixel import ERROR_SIDE, resize
 from braingen.runtime.arrays import new_npy, read_npy
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import can_be_written, disk_errors_as_sentences
-from braingen.scores.features import Features
-from braingen.scores.pairs import Pictures
-from braingen.scores.pixel import ERROR_SIDE, resize
 
 _IN_MEMORY = 64_000_000
 """Bytes; features up to this size are not written to the disk."""

@@ -14,13 +14,13 @@ from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
 from braingen.encoders.embedding_decoder import BrainReader
+from braingen.evaluation.decoding import decoder_scores
+from braingen.evaluation.identification import two_way
 from braingen.generation.sampling import seeded_noise
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.files import write_json
 from braingen.runtime.text_files import read_json
-from braingen.scores.decoding import decoder_scores
-from braingen.scores.identify import two_way
 from braingen.targets.tables import Targets
 
 

@@ -13,6 +13,17 @@ import pandas as pd
 from rich.table import Table
 
 from braingen.config import Config
+from braingen.evaluation.metrics import metric, score_columns
+from braingen.evaluation.score_files import COMPUTED_BY, PAIRED, PER_IMAGE
+from braingen.evaluation.uncertainty import (
+    Comparison,
+    compare,
+    compare_methods,
+    holm,
+    mean_interval,
+    permutation_p,
+    summarise,
+)
 from braingen.runtime.console import add_row
 from braingen.runtime.console import console as new_console
 from braingen.runtime.contents import DATA
@@ -22,9 +33,6 @@ from braingen.runtime.paths import typed_run
 from braingen.runtime.run_folder import CONTENTS
 from braingen.runtime.text_files import read_json, read_yaml
 from braingen.runtime.untrusted import csv_text, markdown_cell
-from braingen.scores.metrics import metric, score_columns
-from braingen.scores.uncertainty import Comparison, compare, compare_methods, holm, mean_interval, permutation_p, summarise
-from braingen.stages.score_files import COMPUTED_BY, PAIRED, PER_IMAGE
 
 STAGES = ("image", "text", "finetune", "reconstructions/brain")
 """Run folders whose settings make a method."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from braingen.config import Config
+from braingen.evaluation import features as published_networks
+from braingen.evaluation.features import FeatureNetwork, Features
+from braingen.evaluation.metric_table import ReadOut
+from braingen.evaluation.scene_observers import ClipFeatures, judge_networks, load_judge, readouts
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.fingerprints import fingerprint_of_files
-from braingen.scores import features as published_networks
-from braingen.scores.features import FeatureNetwork, Features
-from braingen.scores.sheet import ReadOut
-from braingen.simulation.observers import ClipFeatures, judge_networks, load_judge, readouts
 from braingen.targets.tables import Targets
 
 

@@ -19,6 +19,30 @@ from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.encoders.trained import load_reader
+from braingen.evaluation.averaged import Scored, averaged, intervals
+from braingen.evaluation.decoding import FEWEST_CANDIDATES, decoder_scores, scores_by_part
+from braingen.evaluation.evaluate_captions import TextSpace, caption_sheet
+from braingen.evaluation.evaluate_images import evaluate_pictures
+from braingen.evaluation.feature_store import FeatureStore
+from braingen.evaluation.human_ratings import read_study, scores_in
+from braingen.evaluation.identification import two_way
+from braingen.evaluation.image_files import Loaded
+from braingen.evaluation.image_sets import Pngs, Seen
+from braingen.evaluation.metric_table import Sheet, compare_sheets, score_images, with_baselines
+from braingen.evaluation.observers import observers
+from braingen.evaluation.ridge import fit_ridge
+from braingen.evaluation.scene_observers import load_judge, spoken
+from braingen.evaluation.score_files import (
+    SCORES,
+    Origin,
+    print_scores,
+    told_by,
+    write_extremes,
+    write_scores,
+)
+from braingen.evaluation.subject_means import write_mean
+from braingen.evaluation.tables import as_json
+from braingen.evaluation.uncertainty import compare, share_interval, two_way_interval
 from braingen.generation.refine import refined_folder, refined_is_there
 from braingen.pretrained.tiny import check_backbone
 from braingen.runtime.console import Progress
@@ -40,24 +64,7 @@ from braingen.runtime.run_folder import Run
 from braingen.runtime.subjects import each_subject
 from braingen.runtime.text_files import read_json
 from braingen.runtime.untrusted import csv_text
-from braingen.scores.averaged import Scored, averaged, intervals
-from braingen.scores.decoding import FEWEST_CANDIDATES, decoder_scores, scores_by_part
-from braingen.scores.feature_store import FeatureStore
-from braingen.scores.identify import two_way
-from braingen.scores.pictures import Loaded
-from braingen.scores.ridge import fit_ridge
-from braingen.scores.sheet import Sheet, compare_sheets, score_images, with_baselines
-from braingen.scores.study.of_run import read_study, scores_in
-from braingen.scores.table import as_json
-from braingen.scores.uncertainty import compare, share_interval, two_way_interval
-from braingen.simulation.observers import load_judge, spoken
 from braingen.simulation.scenes import COLOUR_NAMES
-from braingen.stages.evaluate_captions import TextSpace, caption_sheet
-from braingen.stages.evaluate_pictures import evaluate_pictures
-from braingen.stages.observers import observers
-from braingen.stages.picture_sets import Pngs, Seen
-from braingen.stages.score_files import SCORES, Origin, print_scores, told_by, write_extremes, write_scores
-from braingen.stages.subject_means import write_mean
 from braingen.targets.tables import Targets
 from braingen.types import Score
 
@@ -221,7 +228,7 @@ class Source(NamedTuple):
 
 
 def evaluate(config: Config) -> Path:
-    """Write the scores of a run into its folder (`stages/score_files.py` names the files), or of ``scores.all_recons_path``.
+    """Write the scores of a run into its folder (`evaluation/score_files.py` names the files), or of ``scores.all_recons_path``.
 
     Returns
     -------

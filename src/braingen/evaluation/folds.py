@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from braingen.evaluation import identification as identify
+from braingen.evaluation import uncertainty
+from braingen.evaluation.decoding import FEWEST_CANDIDATES
+from braingen.evaluation.uncertainty import RESAMPLES
 from braingen.runtime.errors import UserError
-from braingen.scores import identify, uncertainty
-from braingen.scores.decoding import FEWEST_CANDIDATES
-from braingen.scores.uncertainty import RESAMPLES
 
 COSINE, CENTRED = "clip_cos", "clip_cos_centred"
 TWO_WAY, RETRIEVAL = "two_way_embedding", "retrieval_brain_to_image"

@@ -77,7 +77,7 @@ def correlation(truth_BP: Tensor, recons_BP: Tensor) -> Tensor:
 def pixel_correlation(truth_N3HW: Images, recons_N3HW: Images, side: int = PIXCORR_SIDE, batch: int = 1) -> np.ndarray:
     """PixCorr: Pearson correlation over all pixels and channels at ``side``, per image (published evaluation script).
 
-    A constant picture gives NaN when it is black and rounding noise otherwise; `braingen.scores.pairs.Pictures` refuses it.
+    A constant picture gives NaN when it is black and rounding noise otherwise; `braingen.evaluation.image_pairs.Pictures` refuses it.
     """
     return per_image(lambda a, b: correlation(resize(a, side).flatten(1), resize(b, side).flatten(1)), truth_N3HW, recons_N3HW, batch)
 

@@ -12,15 +12,23 @@ from rich.table import Column, Table
 
 from braingen.config import Config
 from braingen.data.stimuli import Stimuli
+from braingen.evaluation.compare import read_run
+from braingen.evaluation.score_files import CSV, LATEX, SCORES, TABLE, published_beside
+from braingen.evaluation.tables import (
+    CAUTION,
+    Row,
+    as_json,
+    comma_separated,
+    latex,
+    markdown,
+    rows_of,
+)
+from braingen.evaluation.uncertainty import summarise
 from braingen.runtime.console import add_row, console
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.files import write_json, write_text
 from braingen.runtime.paths import subject_configs
 from braingen.runtime.text_files import read_json
-from braingen.scores.table import CAUTION, Row, as_json, comma_separated, latex, markdown, rows_of
-from braingen.scores.uncertainty import summarise
-from braingen.stages.compare import read_run
-from braingen.stages.score_files import CSV, LATEX, SCORES, TABLE, published_beside
 from braingen.types import Score
 
 BASELINES = ("random", "ceiling", "ridge", "chance")

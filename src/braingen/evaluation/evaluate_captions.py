@@ -10,11 +10,11 @@ import pandas as pd
 import torch
 
 from braingen.config import Config
+from braingen.evaluation.averaged import Scored
+from braingen.evaluation.captions import caption_scores
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import INDEX
 from braingen.runtime.text_files import read_json
-from braingen.scores.averaged import Scored
-from braingen.scores.captions import caption_scores
 from braingen.targets.tables import Targets
 
 
