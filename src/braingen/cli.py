@@ -80,7 +80,7 @@ COMMANDS: dict[str, Command] = {
                         ("run", "data", "scores"), own="scores"),
     "compare": Command("evaluated runs beside each other: differences with intervals and tests, subjects and seeds summarised",
                        "braingen.evaluation.compare", "compare_runs", ("run", "scores", "compare"), own="compare", words="compare.runs"),
-    "study": Command("people as judges: build a study for any browser, check and analyse its results", "braingen.stages.study", "study",
+    "study": Command("people as judges: build a study for any browser, check and analyse its results", "braingen.human_eval.study", "study",
                      ("run", "data", "study"), ("build", "check", "analyse", "simulate")),
     "ablate": Command("the paper's table 2: what text, image, time and space routing each add", "braingen.stages.ablate", "ablate",
                       ("run", "data", "router", "lora", "finetune", "sampler")),

@@ -14,13 +14,13 @@ from unit.fake_report_inputs import write_fake_run
 
 from braingen.config import Config
 from braingen.config.judging import StudyConfig
-from braingen.scores.study.answers import COLUMNS
-from braingen.scores.study.consent import GAP
-from braingen.scores.study.plan import Plan, plan_from_json
-from braingen.scores.study.session import Shown, session
-from braingen.scores.study.site import ONE_FILE
+from braingen.human_eval.answers import COLUMNS
+from braingen.human_eval.consent import GAP
+from braingen.human_eval.plan import Plan, plan_from_json
+from braingen.human_eval.session import Shown, session
+from braingen.human_eval.site import ONE_FILE
+from braingen.human_eval.study import study
 from braingen.stages.report import report
-from braingen.stages.study import study
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium or Chrome on this machine (apt-get install chromium)")
 

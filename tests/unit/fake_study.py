@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from braingen.evaluation.human_ratings import fingerprint
-from braingen.scores.study.analysis import analyse, as_json
-from braingen.scores.study.answers import as_csv, read_result, row_of, verdicts
-from braingen.scores.study.plan import Plan, choose_images, identity_of, make_trials, pictures_needed
-from braingen.scores.study.session import session
+from braingen.human_eval.analysis import analyse, as_json
+from braingen.human_eval.answers import as_csv, read_result, row_of, verdicts
+from braingen.human_eval.plan import Plan, choose_images, identity_of, make_trials, pictures_needed
+from braingen.human_eval.session import session
 
 TASKS = ("identification", "preference", "similarity")
 

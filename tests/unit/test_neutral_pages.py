@@ -10,7 +10,7 @@ from unit.told_commands import ROOT
 PACKAGE = ROOT / "src" / "braingen"
 PAGES = sorted(
     path
-    for folder in ("scores/study/assets", "report/templates")
+    for folder in ("human_eval/assets", "report/templates")
     for path in (PACKAGE / folder).rglob("*")
     if path.suffix in (".js", ".html", ".j2", ".md") and "jspsych" not in path.parts
 )
@@ -26,14 +26,14 @@ def test_no_page_calls_a_picture_the_right_one(path):
 
 
 def test_labels_are_a_and_b():
-    text = (PACKAGE / "scores/study/assets/study.js").read_text(encoding="utf-8")
+    text = (PACKAGE / "human_eval/assets/study.js").read_text(encoding="utf-8")
     assert 'k ? "picture B, on the right" : "picture A, on the left"' in text
     game = (PACKAGE / "report/templates/game.html.j2").read_text(encoding="utf-8")
     assert re.findall(r'class="answer" aria-label="([^"]*)"', game) == ["Picture A was seen", "Picture B was seen"]
 
 
 def test_the_markup_of_a_question_knows_nothing_of_the_answer():
-    text = (PACKAGE / "scores/study/assets/study.js").read_text(encoding="utf-8")
+    text = (PACKAGE / "human_eval/assets/study.js").read_text(encoding="utf-8")
     question = text[text.index("const question =") : text.index("const timeline =")]
     assert set(re.findall(r"trial\.(\w+)", question)) <= {"task", "cue"}
     assert set(re.findall(r"picture\(([\w\[\].]+),", question)) == {"trial.cue", "pictures[0]", "pictures[1]", "choice"}

@@ -13,12 +13,12 @@ import pytest
 from unit.fake_study import answer_rows, fake_plan
 
 from braingen.evaluation.metrics import METRICS as TABLE_COLUMNS
+from braingen.human_eval import rater, site, statistics
+from braingen.human_eval.analysis import analyse, markdown, scores_of
+from braingen.human_eval.answers import COLUMNS, Result, as_csv, checksum, read_result, verdicts
+from braingen.human_eval.plan import SEEN, Plan, choose_images, plan_as_json, plan_from_json
+from braingen.human_eval.session import Draw, session
 from braingen.runtime.errors import UserError
-from braingen.scores.study import rater, site, statistics
-from braingen.scores.study.analysis import analyse, markdown, scores_of
-from braingen.scores.study.answers import COLUMNS, Result, as_csv, checksum, read_result, verdicts
-from braingen.scores.study.plan import SEEN, Plan, choose_images, plan_as_json, plan_from_json
-from braingen.scores.study.session import Draw, session
 
 NONE = float("nan")
 KRIPPENDORFF_2011 = np.array(

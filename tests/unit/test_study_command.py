@@ -13,11 +13,11 @@ from unit.fake_report_inputs import write_fake_run
 from braingen.config import Config
 from braingen.config.judging import StudyConfig
 from braingen.evaluation.human_ratings import read_study, scores_in
+from braingen.human_eval import consent, site
+from braingen.human_eval.study import study
 from braingen.report.inputs import read_inputs
 from braingen.report.page import render
 from braingen.runtime.errors import UserError
-from braingen.scores.study import consent, site
-from braingen.stages.study import study
 
 pytestmark = pytest.mark.slow  # left out of `make quick`
 

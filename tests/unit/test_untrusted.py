@@ -19,6 +19,9 @@ from unit.told_commands import ROOT
 
 from braingen.cli import main
 from braingen.data.volumes import VoxelPlaces, load_places, save_places
+from braingen.human_eval.analysis import analyse, markdown
+from braingen.human_eval.answers import COLUMNS, as_csv, checksum, read_result, verdicts
+from braingen.human_eval.study import _print_files
 from braingen.runtime.console import Progress, add_row, console, track
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
@@ -31,9 +34,6 @@ from braingen.runtime.untrusted import (
     one_line,
     path_below,
 )
-from braingen.scores.study.analysis import analyse, markdown
-from braingen.scores.study.answers import COLUMNS, as_csv, checksum, read_result, verdicts
-from braingen.stages.study import _print_files
 
 OUTSIDE = [
     "../private.png", "a/../../private.png", "../../private.png", "/etc/passwd", "\\private.png", "C:\\private.png", "C:private.png",

@@ -13,7 +13,7 @@ from braingen.runtime.text_files import read_json
 from braingen.types import Score
 
 STUDY = "study.json"
-"""In the run folder: `braingen.scores.study.analysis.as_json` of the study that was analysed last."""
+"""In the run folder: `braingen.human_eval.analysis.as_json` of the study that was analysed last."""
 
 
 def fingerprint(run: Path, images: Sequence[int]) -> str:

@@ -13,11 +13,11 @@ from pathlib import Path
 import re
 from typing import NamedTuple
 
+from braingen.human_eval.plan import RATINGS, Plan, check_passed
+from braingen.human_eval.session import Shown, hash32, session
 from braingen.runtime.errors import UserError
 from braingen.runtime.text_files import read_text
 from braingen.runtime.untrusted import one_line
-from braingen.scores.study.plan import RATINGS, Plan, check_passed
-from braingen.scores.study.session import Shown, hash32, session
 
 COLUMNS = (
     "study", "rater", "session", "simulated", "draft", "number", "task", "trial", "kind", "image", "method", "left", "right",

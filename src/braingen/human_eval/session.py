@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
-from braingen.scores.study.plan import Plan, Trial
+from braingen.human_eval.plan import Plan, Trial
 
 Item = TypeVar("Item")
 _MASK = 0xFFFFFFFF

@@ -13,11 +13,9 @@ import pandas as pd
 
 from braingen.evaluation import tables as table
 from braingen.evaluation.uncertainty import Interval
-from braingen.runtime.errors import UserError
-from braingen.runtime.untrusted import markdown_cell
-from braingen.scores.study.answers import Answer, Result, Verdict
-from braingen.scores.study.plan import SEEN, Plan
-from braingen.scores.study.statistics import (
+from braingen.human_eval.answers import Answer, Result, Verdict
+from braingen.human_eval.plan import SEEN, Plan
+from braingen.human_eval.statistics import (
     Level,
     Share,
     exact_p,
@@ -25,6 +23,8 @@ from braingen.scores.study.statistics import (
     krippendorff_alpha,
     mean_over_raters_and_images,
 )
+from braingen.runtime.errors import UserError
+from braingen.runtime.untrusted import markdown_cell
 from braingen.types import Score
 
 PEOPLE, SIMULATED = "human", "simulated_rater"

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from braingen.human_eval.plan import Plan, plan_as_json
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import replaced_folder
-from braingen.scores.study.plan import Plan, plan_as_json
 
 ASSETS = Path(__file__).parent / "assets"
 SITE, PAGE, ONE_FILE = "site", "index.html", "study-in-one-file.html"

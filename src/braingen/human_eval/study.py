@@ -18,18 +18,10 @@ from braingen.data.stimuli import Stimuli
 from braingen.evaluation.human_ratings import STUDY, fingerprint, read_study
 from braingen.evaluation.image_files import Loaded, load_pictures
 from braingen.evaluation.image_pairs import Pictures
-from braingen.runtime.console import add_row
-from braingen.runtime.console import console as new_console
-from braingen.runtime.data_layout import Layout
-from braingen.runtime.errors import UserError
-from braingen.runtime.files import write_json, write_text
-from braingen.runtime.paths import SOURCES, drawn_in, one_subject, typed_run
-from braingen.runtime.text_files import read_json
-from braingen.runtime.untrusted import csv_text, one_line
-from braingen.scores.study import analysis as analyses
-from braingen.scores.study import consent, rater, site
-from braingen.scores.study.answers import Verdict, as_csv, read_result, verdicts
-from braingen.scores.study.plan import (
+from braingen.human_eval import analysis as analyses
+from braingen.human_eval import consent, rater, site
+from braingen.human_eval.answers import Verdict, as_csv, read_result, verdicts
+from braingen.human_eval.plan import (
     NOISE,
     SEEN,
     Plan,
@@ -40,6 +32,14 @@ from braingen.scores.study.plan import (
     plan_as_json,
     plan_from_json,
 )
+from braingen.runtime.console import add_row
+from braingen.runtime.console import console as new_console
+from braingen.runtime.data_layout import Layout
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import write_json, write_text
+from braingen.runtime.paths import SOURCES, drawn_in, one_subject, typed_run
+from braingen.runtime.text_files import read_json
+from braingen.runtime.untrusted import csv_text, one_line
 
 PLAN, RESULTS, ANALYSIS = "plan.json", "results", "analysis.json"
 LARGEST = 512

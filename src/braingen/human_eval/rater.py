@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from braingen.scores.study.answers import row_of
-from braingen.scores.study.plan import RATINGS, SEEN, Plan, Trial
-from braingen.scores.study.session import session
+from braingen.human_eval.answers import row_of
+from braingen.human_eval.plan import RATINGS, SEEN, Plan, Trial
+from braingen.human_eval.session import session
 
 Features = Callable[[np.ndarray], np.ndarray]
 """Pictures, N x 3 x S x S in [0, 1], to N x F: what the rater looks at."""
