@@ -28,9 +28,9 @@ import torch
 from braingen.config import Config, load_config
 from braingen.data import nsd
 from braingen.encoders.trained import load_reader
+from braingen.interpret.run import STEPS, explain, folder_for
 from braingen.runtime.data_layout import Layout
 from braingen.simulation.simulate import simulate
-from braingen.stages.explain import STEPS, explain, folder_for
 from braingen.training.encoder import train
 
 VOXELS, TEST_IMAGES = nsd.VOXELS[1], 1000

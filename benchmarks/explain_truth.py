@@ -25,14 +25,15 @@ from braingen.data.trials import group_repeats, test_trials, train_trials
 from braingen.encoders.embedding_decoder import BrainReader
 from braingen.evaluation.decoding import decoder_scores
 from braingen.evaluation.uncertainty import mean_interval
-from braingen.explain.ablation import ImageScores, ablate_voxels
-from braingen.explain.agreement import area_under_roc, group_agreement
-from braingen.explain.attribution import Explainer, Query, completeness
-from braingen.explain.experts import VoxelRows, all_said, listen, voxel_selectivity
-from braingen.explain.maps import mean_maps
-from braingen.explain.patterns import ClassReadOut, Patterns, activation_patterns
-from braingen.explain.readout import ReadOut, class_directions
-from braingen.explain.saliency import (
+from braingen.interpret.ablation import ImageScores, ablate_voxels
+from braingen.interpret.agreement import area_under_roc, group_agreement
+from braingen.interpret.attribution import Explainer, Query, completeness
+from braingen.interpret.experts import VoxelRows, all_said, listen, voxel_selectivity
+from braingen.interpret.inputs import averaged
+from braingen.interpret.maps import mean_maps
+from braingen.interpret.patterns import ClassReadOut, Patterns, activation_patterns
+from braingen.interpret.readout import ReadOut, class_directions
+from braingen.interpret.saliency import (
     ReceptiveFields,
     beyond_usual,
     gaussians,
@@ -48,7 +49,6 @@ from braingen.simulation.retina import FIELD_OF_VIEW
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, SUPERCATEGORIES, object_mask
 from braingen.simulation.semantics import LABEL_COUNTS, LABELS, labels
 from braingen.simulation.simulate import simulate
-from braingen.stages.explain_inputs import averaged
 from braingen.targets.tables import Targets
 from braingen.training.encoder import train
 from braingen.training.encoder_setup import setup

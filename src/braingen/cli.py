@@ -84,7 +84,7 @@ COMMANDS: dict[str, Command] = {
                      ("run", "data", "study"), ("build", "check", "analyse", "simulate")),
     "ablate": Command("the paper's table 2: what text, image, time and space routing each add", "braingen.stages.ablate", "ablate",
                       ("run", "data", "router", "lora", "finetune", "sampler")),
-    "explain": Command("look inside: which voxels, through which expert, for what; maps, tables and a page", "braingen.stages.explain",
+    "explain": Command("look inside: which voxels, through which expert, for what; maps, tables and a page", "braingen.interpret.run",
                        "explain", ("run", "data", "explain"), own="explain"),
     "report": Command("one HTML page of pictures, scores and curves", "braingen.stages.report", "report", ("run", "data")),
     "import": Command("published checkpoints (MindEye2, MoRE-Brain) as run folders that later stages read",

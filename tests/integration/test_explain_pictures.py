@@ -14,10 +14,10 @@ from braingen.cli import main, parse_overrides
 from braingen.config import load_config
 from braingen.data.betas import Betas
 from braingen.generation.reconstruct import assemble
+from braingen.interpret.ablated_images import draw_silenced
+from braingen.interpret.inputs import read_subjects
 from braingen.report.inside import write_page
 from braingen.runtime.data_layout import Layout
-from braingen.stages.explain_inputs import read_subjects
-from braingen.stages.explain_pictures import draw_silenced
 from braingen.targets.tables import Targets
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler

@@ -100,7 +100,7 @@ def test_a_surface_figure_says_what_space_it_needs(run, capsys):
 )
 def test_a_wrong_surface_is_refused_before_any_work(run, named, told, capsys, monkeypatch):
     folder, _, words = run
-    monkeypatch.setattr("braingen.stages.explain_inputs.load_reader", lambda *_: pytest.fail("the encoder was read"))
+    monkeypatch.setattr("braingen.interpret.inputs.load_reader", lambda *_: pytest.fail("the encoder was read"))
     assert explain(words, "--about", "cosine", "--surface", named) == 2
     refused = capsys.readouterr().err
     assert told in refused and refused.count("\n") == 1 and "Traceback" not in refused
@@ -117,7 +117,7 @@ def test_an_atlas_that_misses_the_brain_is_refused_and_one_that_meets_it_is_a_re
     question = ["--about", "cosine", "--explain_steps", "attributions", "--parts", "whole", "--method", "gradient_shap"]
     assert explain(words, *question, "--atlases", str(tmp_path / "here.nii.gz")) == 0
     assert "here 1" in set(pd.read_csv(folder / "explain" / "image-cosine-gradient_shap" / "subj01" / "regions.csv")["region"])
-    monkeypatch.setattr("braingen.stages.explain_inputs.averaged", lambda *_: pytest.fail("responses were read"))
+    monkeypatch.setattr("braingen.interpret.inputs.averaged", lambda *_: pytest.fail("responses were read"))
     assert explain(words, *question, "--atlases", str(tmp_path / "away.nii.gz")) == 2
     assert "away.nii.gz has no label above 0 at any voxel of subject 1" in capsys.readouterr().err
 

@@ -15,15 +15,38 @@ from torch import nn
 
 from braingen.data.large_files import scratch_array
 from braingen.encoders.embedding_decoder import BrainReader
-from braingen.explain.ablation import ImageScores, WithoutVoxels, ablate_part, ablate_voxels, ablation_table, scores_of, silenced
-from braingen.explain.agreement import area_under_roc, group_agreement
-from braingen.explain.attribution import Draws, Explainer, Query, completeness, gradient_shap
-from braingen.explain.components import components_of, expression_table, related_classes
-from braingen.explain.experts import Said, all_said, evidence, listen, profile, voxel_selectivity
-from braingen.explain.maps import MapFile, mean_maps, membership, root_mean_square
-from braingen.explain.patterns import activation_patterns
-from braingen.explain.readout import WHOLE, Part, ReadOut, class_directions, decode, experts_per_level, parts_of
-from braingen.explain.saliency import ReceptiveFields, beyond_usual, gaussians, inside_outside, pointing_game, saliency
+from braingen.interpret.ablation import (
+    ImageScores,
+    WithoutVoxels,
+    ablate_part,
+    ablate_voxels,
+    ablation_table,
+    scores_of,
+    silenced,
+)
+from braingen.interpret.agreement import area_under_roc, group_agreement
+from braingen.interpret.attribution import Draws, Explainer, Query, completeness, gradient_shap
+from braingen.interpret.components import components_of, expression_table, related_classes
+from braingen.interpret.experts import Said, all_said, evidence, listen, profile, voxel_selectivity
+from braingen.interpret.maps import MapFile, mean_maps, membership, root_mean_square
+from braingen.interpret.patterns import activation_patterns
+from braingen.interpret.readout import (
+    WHOLE,
+    Part,
+    ReadOut,
+    class_directions,
+    decode,
+    experts_per_level,
+    parts_of,
+)
+from braingen.interpret.saliency import (
+    ReceptiveFields,
+    beyond_usual,
+    gaussians,
+    inside_outside,
+    pointing_game,
+    saliency,
+)
 from braingen.runtime.errors import UserError
 
 pytestmark = pytest.mark.slow  # left out of `make quick`

@@ -11,7 +11,7 @@ from PIL import Image
 import pytest
 
 from braingen.data.volumes import VoxelPlaces
-from braingen.explain import figures
+from braingen.interpret import figures
 from braingen.report.figures import curve_panels, difference_chart, ticks, times_chart
 from braingen.report.inside import _overlay
 

@@ -30,7 +30,7 @@ from braingen.data.stimuli import Stimuli
 from braingen.data.trials import test_trials, train_trials
 from braingen.data.volumes import load_places, read_regions
 from braingen.data.zscore import load_statistics, percent_signal
-from braingen.explain.surface import check_vertices, meshes_of, vertex_values
+from braingen.interpret.surface import check_vertices, meshes_of, vertex_values
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from braingen.explain import patterns
-from braingen.explain.patterns import ClassReadOut, activation_patterns
+from braingen.interpret import patterns
+from braingen.interpret.patterns import ClassReadOut, activation_patterns
 from braingen.runtime.errors import UserError
 
 IMAGES, VOXELS = 3000, 12

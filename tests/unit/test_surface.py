@@ -16,8 +16,8 @@ import pytest
 from unit.told_commands import ROOT
 
 from braingen.data.volumes import ALIGNED, MNI, VoxelPlaces, load_places, save_nifti, save_places
-from braingen.explain.figures import draw_surface
-from braingen.explain.surface import FSAVERAGE, check_space, read_meshes, sample, shown, side_of
+from braingen.interpret.figures import draw_surface
+from braingen.interpret.surface import FSAVERAGE, check_space, read_meshes, sample, shown, side_of
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from braingen.explain.agreement import group_agreement
-from braingen.explain.experts import evidence, listen, profile, voxel_selectivity
-from braingen.explain.readout import Part
-from braingen.explain.volumes import region_table
+from braingen.interpret.agreement import group_agreement
+from braingen.interpret.experts import evidence, listen, profile, voxel_selectivity
+from braingen.interpret.question import Explanation
+from braingen.interpret.readout import Part
+from braingen.interpret.volumes import region_table
 from braingen.runtime.errors import UserError
-from braingen.stages.explanation import Explanation
 
 
 def write_experts(work: Explanation) -> None:

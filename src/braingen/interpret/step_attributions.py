@@ -12,14 +12,14 @@ from torch import Tensor
 
 from braingen.data.places import ColumnPlaces
 from braingen.data.volumes import VoxelPlaces
-from braingen.explain import figures
-from braingen.explain.attribution import Explainer, Query, completeness
-from braingen.explain.maps import MapFile, mean_maps, root_mean_square
-from braingen.explain.readout import WHOLE, Part, ReadOut
-from braingen.explain.volumes import region_table
+from braingen.interpret import figures
+from braingen.interpret.attribution import Explainer, Query, completeness
+from braingen.interpret.inputs import Subject, training_responses
+from braingen.interpret.maps import MapFile, mean_maps, root_mean_square
+from braingen.interpret.question import Explanation
+from braingen.interpret.readout import WHOLE, Part, ReadOut
+from braingen.interpret.volumes import region_table
 from braingen.runtime.console import Progress
-from braingen.stages.explain_inputs import Subject, training_responses
-from braingen.stages.explanation import Explanation
 
 
 def write_attributions(work: Explanation) -> None:

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from safetensors.torch import load_file
 
-from braingen.explain.readout import parts_of
+from braingen.interpret.question import Explanation
+from braingen.interpret.readout import parts_of
 from braingen.runtime.paths import INDEX, ROUTING, drawn_folder, subject_configs
 from braingen.runtime.text_files import read_json
-from braingen.stages.explanation import Explanation
 
 
 def write_routers(work: Explanation) -> None:

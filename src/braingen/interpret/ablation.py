@@ -20,8 +20,8 @@ from torch.nn.functional import normalize
 
 from braingen.encoders.embedding_decoder import BrainReader
 from braingen.evaluation.uncertainty import mean_interval
-from braingen.explain.experts import Said, VoxelRows, listen
-from braingen.explain.readout import Part
+from braingen.interpret.experts import Said, VoxelRows, listen
+from braingen.interpret.readout import Part
 from braingen.runtime.errors import UserError
 
 

@@ -37,7 +37,7 @@ class ClassReadOut(NamedTuple):
     def learn(cls, embedding_MF: np.ndarray, member_MC: np.ndarray) -> ClassReadOut:
         """One logistic regression per class against all other images, so that an image may belong to several.
 
-        Unlike the difference of mean embeddings (:func:`braingen.explain.readout.class_directions`) it discounts what merely happens to go
+        Unlike the difference of mean embeddings (:func:`braingen.interpret.readout.class_directions`) it discounts what merely happens to go
         with a class in the training images.
 
         Parameters

@@ -24,11 +24,11 @@ from braingen.data.trials import Repeats, group_repeats, test_trials, train_tria
 from braingen.data.volumes import VoxelPlaces
 from braingen.encoders.embedding_decoder import BrainReader
 from braingen.encoders.trained import load_reader
-from braingen.explain.maps import membership
-from braingen.explain.patterns import ClassReadOut
-from braingen.explain.readout import class_directions, decode
-from braingen.explain.surface import Mesh, check_space, check_vertices, read_meshes
-from braingen.explain.volumes import check_atlases
+from braingen.interpret.maps import membership
+from braingen.interpret.patterns import ClassReadOut
+from braingen.interpret.readout import class_directions, decode
+from braingen.interpret.surface import Mesh, check_space, check_vertices, read_meshes
+from braingen.interpret.volumes import check_atlases
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError

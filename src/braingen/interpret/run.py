@@ -6,6 +6,15 @@ from pathlib import Path
 import re
 
 from braingen.config import Config
+from braingen.interpret.inputs import read_inputs
+from braingen.interpret.question import Explanation
+from braingen.interpret.step_ablation import write_ablation
+from braingen.interpret.step_attributions import write_attributions
+from braingen.interpret.step_components import write_components
+from braingen.interpret.step_experts import write_experts
+from braingen.interpret.step_patterns import write_patterns
+from braingen.interpret.step_routers import write_routers
+from braingen.interpret.step_saliency import write_saliency
 from braingen.report.inside import write_page
 from braingen.runtime.contents import contents_of
 from braingen.runtime.files import write_json
@@ -13,15 +22,6 @@ from braingen.runtime.fingerprints import fingerprint_of_files
 from braingen.runtime.paths import READER, run_folder
 from braingen.runtime.run_folder import CONTENTS, Run
 from braingen.runtime.text_files import read_json
-from braingen.stages.explain_ablation import write_ablation
-from braingen.stages.explain_attributions import write_attributions
-from braingen.stages.explain_components import write_components
-from braingen.stages.explain_experts import write_experts
-from braingen.stages.explain_inputs import read_inputs
-from braingen.stages.explain_patterns import write_patterns
-from braingen.stages.explain_routers import write_routers
-from braingen.stages.explain_saliency import write_saliency
-from braingen.stages.explanation import Explanation
 
 MAY_CHANGE = tuple(
     f"explain.{name}"

@@ -10,13 +10,19 @@ import torch
 from torch import Tensor
 
 from braingen.data.betas import Betas
-from braingen.explain.ablation import ImageScores, ablate_part, ablate_voxels, ablation_table, scores_of
-from braingen.explain.experts import Said, VoxelRows, listen
-from braingen.explain.readout import parts_of
 from braingen.generation.reconstruct import assemble
+from braingen.interpret.ablated_images import draw_silenced, things_to_silence
+from braingen.interpret.ablation import (
+    ImageScores,
+    ablate_part,
+    ablate_voxels,
+    ablation_table,
+    scores_of,
+)
+from braingen.interpret.experts import Said, VoxelRows, listen
+from braingen.interpret.question import Explanation
+from braingen.interpret.readout import parts_of
 from braingen.runtime.errors import UserError
-from braingen.stages.explain_pictures import draw_silenced, things_to_silence
-from braingen.stages.explanation import Explanation
 from braingen.targets.tables import Targets
 
 

@@ -42,7 +42,7 @@ def voxel_selectivity(reader: BrainReader, subject: int, voxels_BV: Tensor) -> l
     """Follow every voxel through the subject layer and the routers to the experts, level by level.
 
     A unit keeps its place along the residual path of an expert; what the blocks add to it comes from other units of the same expert and is
-    not followed. Attributions of an expert (:mod:`braingen.explain.attribution`) do follow it.
+    not followed. Attributions of an expert (:mod:`braingen.interpret.attribution`) do follow it.
 
     Parameters
     ----------

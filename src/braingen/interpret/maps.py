@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from braingen.explain.attribution import Explainer, Query
+from braingen.interpret.attribution import Explainer, Query
 from braingen.runtime.arrays import new_npy
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import disk_errors_as_sentences, sync_file, write_json
@@ -48,7 +48,7 @@ class MapFile(NamedTuple):
         return np.load(self.path, mmap_mode="r")
 
     def notes(self) -> dict:
-        """``images`` and, per image, ``value`` and ``error`` (see :class:`braingen.explain.attribution.Attribution`)."""
+        """``images`` and, per image, ``value`` and ``error`` (see :class:`braingen.interpret.attribution.Attribution`)."""
         return read_json(self._notes)
 
     def fill(

@@ -18,13 +18,14 @@ from braingen.data.betas import Betas
 from braingen.data.trials import Repeats
 from braingen.data.voxel_file import Responses
 from braingen.evaluation.pixel import pixel_correlation
-from braingen.explain.ablation import silenced
-from braingen.explain.readout import Part, parts_of
 from braingen.generation.lora import merged_lora
 from braingen.generation.pipeline import BrainDecoder
 from braingen.generation.reconstruct import drawer, embeddings_in, read_responses
 from braingen.generation.resumable import draw_missing, picture_path
 from braingen.generation.trained_modules import tuned_folder
+from braingen.interpret.ablation import silenced
+from braingen.interpret.inputs import Subject
+from braingen.interpret.readout import Part, parts_of
 from braingen.report.pictures import open_picture
 from braingen.runtime.contents import contents_of
 from braingen.runtime.distributed import Workers
@@ -35,7 +36,6 @@ from braingen.runtime.paths import READER, run_folder
 from braingen.runtime.run_folder import CONTENTS
 from braingen.runtime.text_files import read_json
 from braingen.runtime.untrusted import folder_name
-from braingen.stages.explain_inputs import Subject
 from braingen.targets.tables import Targets
 
 UNDISTURBED = "undisturbed"

@@ -11,16 +11,16 @@ import pandas as pd
 from braingen.config import Config
 from braingen.data.places import SurfacePlaces
 from braingen.data.volumes import VoxelPlaces
-from braingen.explain import figures, volumes
-from braingen.explain.maps import MapFile
-from braingen.explain.readout import WHOLE, Part, experts_per_level, parts_of
-from braingen.explain.surface import meshes_of
+from braingen.interpret import figures, volumes
+from braingen.interpret.inputs import Inputs, Subject
+from braingen.interpret.maps import MapFile
+from braingen.interpret.readout import WHOLE, Part, experts_per_level, parts_of
+from braingen.interpret.surface import meshes_of
 from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_text
 from braingen.runtime.untrusted import csv_text
-from braingen.stages.explain_inputs import Inputs, Subject
 
 
 def chosen_parts(config: Config, experts: list[int]) -> list[Part]:

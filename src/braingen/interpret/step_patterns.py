@@ -11,12 +11,12 @@ import torch
 
 from braingen.data.betas import Betas
 from braingen.data.large_files import blocks
-from braingen.explain.agreement import area_under_roc
-from braingen.explain.patterns import activation_patterns
-from braingen.explain.readout import decode
-from braingen.explain.volumes import region_table
+from braingen.interpret.agreement import area_under_roc
+from braingen.interpret.patterns import activation_patterns
+from braingen.interpret.question import Explanation
+from braingen.interpret.readout import decode
+from braingen.interpret.volumes import region_table
 from braingen.runtime.errors import UserError
-from braingen.stages.explanation import Explanation
 
 DRAWN = 12
 """Categories that get a figure: those that are decoded best."""

@@ -7,14 +7,21 @@ import numpy as np
 from braingen.data.large_files import blocks, scratch_array
 from braingen.data.volumes import load_label_vector
 from braingen.evaluation.uncertainty import mean_interval
-from braingen.explain.readout import WHOLE, parts_of
-from braingen.explain.saliency import ReceptiveFields, beyond_usual, gaussians, inside_outside, pointing_game, saliency
+from braingen.interpret.question import Explanation
+from braingen.interpret.readout import WHOLE, parts_of
+from braingen.interpret.saliency import (
+    ReceptiveFields,
+    beyond_usual,
+    gaussians,
+    inside_outside,
+    pointing_game,
+    saliency,
+)
 from braingen.runtime.arrays import new_npy
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import replaced_path, write_json
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import object_mask
-from braingen.stages.explanation import Explanation
 
 SIDE = 48
 """Places of a saliency map along one side: 0.18 degrees each, finer than any receptive field."""

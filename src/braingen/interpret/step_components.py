@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pandas as pd
 
-from braingen.explain.components import components_of, expression_table, related_classes
-from braingen.explain.readout import WHOLE
-from braingen.explain.volumes import region_table
-from braingen.stages.explanation import Explanation
+from braingen.interpret.components import components_of, expression_table, related_classes
+from braingen.interpret.question import Explanation
+from braingen.interpret.readout import WHOLE
+from braingen.interpret.volumes import region_table
 
 
 def write_components(work: Explanation) -> None:

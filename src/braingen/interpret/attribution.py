@@ -95,7 +95,7 @@ class Explainer:
 
     Parameters
     ----------
-    readout : voxels_BV and direction_BF to value_B, such as :class:`braingen.explain.readout.ReadOut`
+    readout : voxels_BV and direction_BF to value_B, such as :class:`braingen.interpret.readout.ReadOut`
     method : 'integrated_gradients' or 'gradient_shap'
     baseline_SV : responses to training images for GradientSHAP; integrated gradients start from zeros
     steps : points on the way from the baseline (integrated gradients, Gauss-Legendre), or draws of a baseline and a point (GradientSHAP)

@@ -23,7 +23,7 @@ import numpy as np
 
 from braingen.data.places import Places, SurfacePlaces
 from braingen.data.volumes import VoxelPlaces
-from braingen.explain.surface import Mesh, sample, shown, vertex_values
+from braingen.interpret.surface import Mesh, sample, shown, vertex_values
 from braingen.runtime.files import replaced_path
 
 _MAP = "RdBu_r"
