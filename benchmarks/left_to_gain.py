@@ -34,6 +34,7 @@ from braingen.evaluation.image_sets import Pngs, Seen
 from braingen.evaluation.metric_table import score_images
 from braingen.evaluation.observers import observers
 from braingen.evaluation.uncertainty import mean_interval
+from braingen.experiments.ablation_table import config_of as line_of
 from braingen.generation.reconstruct import draw_embeddings, read_responses, write_index
 from braingen.generation.reconstruct import setup as drawing_parts
 from braingen.runtime.data_layout import Layout
@@ -43,7 +44,6 @@ from braingen.runtime.paths import EMBEDDINGS, INDEX, drawn_folder
 from braingen.runtime.seeds import hash_seed
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.semantics import LABELS, labels
-from braingen.stages.ablate import config_of as line_of
 from braingen.targets.tables import Targets
 from braingen.training.diffusion import setup
 from braingen.training.diffusion_data import listening_data

@@ -23,6 +23,7 @@ from braingen.cli import main, parse_overrides
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
+from braingen.experiments import ablation_table as ablation
 from braingen.generation.lora import LORA_FILE, has_lora
 from braingen.generation.pipeline import BrainDecoder
 from braingen.generation.reconstruct import assemble, reconstruct
@@ -30,7 +31,6 @@ from braingen.generation.trained_modules import load_tuned
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDINGS, ROUTING
-from braingen.stages import ablate as ablation
 from braingen.targets.tables import Targets
 from braingen.training import diffusion as stage
 from braingen.training.conditioning_augmentation import mixing_weights, unsure

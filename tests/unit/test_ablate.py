@@ -8,7 +8,7 @@ import pandas as pd
 from braingen.config import Config
 from braingen.evaluation.identification import TwoWay
 from braingen.evaluation.metric_table import Sheet
-from braingen.stages.ablate import comparisons
+from braingen.experiments.ablation_table import comparisons
 
 IMAGES = 6
 
