@@ -293,7 +293,7 @@ def test_an_image_embedding_that_cannot_be_drawn_from_is_told_before_work(
         raise AssertionError("something was computed")
 
     monkeypatch.setattr("braingen.targets.cache._write_rows", work)
-    monkeypatch.setattr("braingen.stages.needs.needs_of", lambda *_: [])
+    monkeypatch.setattr("braingen.diagnostics.resources.needs_of", lambda *_: [])
     words = [*subject.words, *subject.stage1, *settings]
     for command in (["doctor"], ["train", "image"], ["finetune"], ["reconstruct"]):
         folder = [f"run.image={tmp_path / 'new'}"] if command[0] == "train" else []

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from unit.published_models import MindEye2, MultiLevel, lively
 
-from braingen.brain.prior_published import network_state, settings_of
-from braingen.brain.published_keys import load_published, published_keys
-from braingen.brain.published_settings import capacity_of, encoder_settings
 from braingen.cli import main
+from braingen.compat.encoder_settings import capacity_of, encoder_settings
+from braingen.compat.import_checkpoint import import_checkpoint, read_weights
+from braingen.compat.keys import load_published, published_keys
+from braingen.compat.prior import network_state, settings_of
 from braingen.config import load_config
 from braingen.data.nsd import subject_of_width
 from braingen.encoders.embedding_decoder import BrainReader
@@ -28,7 +29,6 @@ from braingen.generation.trained_modules import load_tuned
 from braingen.pretrained.sdxl import unet_config
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.errors import UserError
-from braingen.stages.import_checkpoint import import_checkpoint, read_weights
 
 DATA = Path(__file__).parents[1] / "parity" / "data"
 MANIFEST = {case["case"]: case for case in json.loads((DATA / "manifest.json").read_text())["cases"]}

@@ -11,9 +11,9 @@ import torch
 
 from braingen.cli import main
 from braingen.config import load_config
+from braingen.diagnostics.summary import Card, cards_of
 from braingen.encoders.moe import BrainMoEMulti
 from braingen.encoders.parameters import adapting_parameters, count_by_part
-from braingen.stages.models import Card, cards_of
 
 ROOT = Path(__file__).parents[2]
 KEYS = json.loads((ROOT / "tests/parity/data/checkpoint_keys.json").read_text())

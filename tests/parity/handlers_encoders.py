@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import braingen  # noqa: F401
-from braingen.brain.published_keys import load_published
+from braingen.compat.keys import load_published
 from braingen.encoders.dense import BackboneOutput, BrainEncoder, ImageBackbone, TextBackbone
 from braingen.encoders.feature_router import ValueRouter
 from braingen.encoders.moe import BrainMoE, BrainMoEHier, BrainMoEMulti

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import braingen  # noqa: F401  (before diffusers: it guards the import of torchvision)
-from braingen.brain.prior_published import PUBLISHED_PRIOR, network_state, settings_of
+from braingen.compat.prior import PUBLISHED_PRIOR, network_state, settings_of
 from braingen.encoders.prior.diffusion_prior import DiffusionPrior, PriorDraws
 from braingen.encoders.prior.network import (
     GainNorm,

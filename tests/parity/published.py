@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, normalize
 
-from braingen.brain.published_keys import published_keys
+from braingen.compat.keys import published_keys
 from braingen.encoders.losses import _cross_entropy, _similarities
 from braingen.encoders.prior.schedule import NoiseSchedule, at_times
 from braingen.evaluation.identification import Precision, _correlate

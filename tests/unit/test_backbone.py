@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 from unit.published_models import Text, lively
 
-from braingen.brain.published_keys import load_published, published_keys
-from braingen.brain.published_settings import encoder_settings
+from braingen.compat.encoder_settings import encoder_settings
+from braingen.compat.keys import load_published, published_keys
 from braingen.encoders.dense import BrainEncoder, ImageBackbone
 from braingen.encoders.parameters import idle_parameters, trainable_parameters
 from braingen.runtime.errors import UserError

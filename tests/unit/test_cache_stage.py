@@ -10,9 +10,9 @@ from unit.fake_nsd import write_fake_nsd
 
 from braingen.cli import main
 from braingen.config import load_config
+from braingen.diagnostics.precompute import used_images
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers
-from braingen.stages.cache import used_images
 from braingen.targets.cache import Cache
 from braingen.targets.tables import Targets
 

@@ -12,12 +12,12 @@ from unit.fake_nsd import write_fake_nsd
 from braingen.cli import main
 from braingen.config import load_config
 from braingen.data.nsd import VOXELS
+from braingen.diagnostics import doctor as doctor_stage
+from braingen.diagnostics import precompute as cache_stage
+from braingen.diagnostics.resources import Need, cache_bytes, needs_of, training_bytes
+from braingen.diagnostics.summary import Sizes
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
-from braingen.stages import cache as cache_stage
-from braingen.stages import doctor as doctor_stage
-from braingen.stages.models import Sizes
-from braingen.stages.needs import Need, cache_bytes, needs_of, training_bytes
 from braingen.training.encoder_setup import build_reader
 
 PUBLISHED = {"image": (1, 1280), "text": (1, 1280)}

@@ -337,7 +337,7 @@ def test_a_hub_name_offline(sound_backbone, tmp_path, capsys, monkeypatch):
     sentence = told(ask("someone/some-model", sound_backbone[1], tmp_path), capsys)
     assert re.search("not in the cache and the hub does not answer .*hf download someone/some-model", sentence)
     monkeypatch.setattr("braingen.pretrained.files.hub_answers", lambda: True)
-    monkeypatch.setattr("braingen.stages.doctor.needs_of", lambda *_: [])  # SDXL may be too large for the machine of a test
+    monkeypatch.setattr("braingen.diagnostics.doctor.needs_of", lambda *_: [])  # SDXL may be too large for the machine of a test
     words = [*ask("someone/some-model", sound_backbone[1], tmp_path), "--json"]
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from braingen.brain.published_keys import load_published, published_keys
+from braingen.compat.keys import load_published, published_keys
 from braingen.config.encoders import ENCODER_CONFIGS, BrainMoEMultiConfig, settings_for
 from braingen.encoders.experts import StackedLinear
 from braingen.encoders.feature_router import ValueRouter

@@ -22,11 +22,11 @@ from braingen.data.stimuli import Stimuli
 from braingen.data.trials import behav, test_trials, train_trials
 from braingen.data.volumes import load_label_vector, load_places, read_regions
 from braingen.data.zscore import Moments, load_statistics, percent_signal, zscored
+from braingen.diagnostics import doctor
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.simulation.dataset import write_dataset
 from braingen.simulation.raw_release import write_raw_release
-from braingen.stages import doctor
 
 SUBJECTS, SESSIONS, TRIALS = (1, 2), 4, 20
 FORMS = {1: "hdf5", 2: "nii.gz"}

@@ -21,6 +21,8 @@ from braingen.config import Config
 from braingen.data import nsd
 from braingen.data.checks import all_checks
 from braingen.data.trials import listed, sessions_on_disk, subjects_on_disk, test_trials, train_trials
+from braingen.diagnostics.resources import encoder_parameters, gigabytes, needs_of
+from braingen.diagnostics.summary import sizes_of
 from braingen.evaluation import features
 from braingen.generation.compatibility import misfits
 from braingen.pretrained.files import backbone_findings
@@ -30,8 +32,6 @@ from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import identity, nearest_folder, sha256_of
 from braingen.runtime.text_files import read_json
-from braingen.stages.models import sizes_of
-from braingen.stages.needs import encoder_parameters, gigabytes, needs_of
 
 Level = Literal["ok", "note", "warning", "error"]
 SHOWN: dict[str, str] = {"ok": "ready  ", "note": "note   ", "warning": "WARNING", "error": "MISSING"}

@@ -15,13 +15,13 @@ import torch
 
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
+from braingen.diagnostics.summary import Sizes, sizes_of
 from braingen.pretrained.sdxl import own_size
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of, precision_of
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import free_bytes
 from braingen.runtime.paths import run_folder
-from braingen.stages.models import Sizes, sizes_of
 from braingen.training.encoder_setup import build_reader
 
 LIBRARIES = 700 * 10**6

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 import torch
 from torch import Tensor
 
-from braingen.brain.prior_published import network_state, published_name, settings_of
-from braingen.brain.published_keys import LoadReport, load_published
-from braingen.brain.published_settings import EncoderSettings, encoder_settings
+from braingen.compat.encoder_settings import EncoderSettings, encoder_settings
+from braingen.compat.keys import LoadReport, load_published
+from braingen.compat.prior import network_state, published_name, settings_of
+from braingen.compat.router import read_published_router
 from braingen.config import Config
 from braingen.data.nsd import subject_of_width
 from braingen.encoders.embedding_decoder import BrainReader
@@ -26,7 +27,6 @@ from braingen.generation.lora_files import left_out, read_lora, unet_on_meta
 from braingen.generation.trained_modules import BEST, ORDER, ROUTERS
 from braingen.pretrained.sdxl import unet_config
 from braingen.routing.diffuse_router import DiffuseRouter
-from braingen.routing.published_router import read_published_router
 from braingen.runtime.contents import contents_of
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import replaced_path, write_json

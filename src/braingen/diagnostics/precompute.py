@@ -12,11 +12,11 @@ from braingen.config import Config
 from braingen.data.captions import has_captions
 from braingen.data.checks import check_before_training
 from braingen.data.trials import test_trials, train_trials
+from braingen.diagnostics.resources import cache_bytes
 from braingen.pretrained.sdxl import own_size, pixels_per_latent, refuse_side
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers, main_first
 from braingen.runtime.files import refuse_small_disk
-from braingen.stages.needs import cache_bytes
 from braingen.targets.cache import Cache
 from braingen.targets.tables import Targets
 
