@@ -55,7 +55,7 @@ backbones: $(VENV)/installed
 	$(RUN)/python -m braingen.simulation.backbones.build
 
 quickstart-decoder: $(VENV)/installed
-	$(RUN)/python -m braingen.stages.quickstart_build
+	$(RUN)/python -m braingen.demo.quickstart_build
 
 # torch first and by itself: asked for by another package, pip would take the build with gigabytes of CUDA libraries
 $(VENV)/installed: requirements.lock pyproject.toml

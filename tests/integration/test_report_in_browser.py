@@ -9,7 +9,7 @@ from integration.chromium import Page, chromium_page, find_chromium
 import pytest
 from unit.fake_report_inputs import write_fake_run
 
-from braingen.stages.report import report
+from braingen.report.write import report
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium or Chrome on this machine (apt-get install chromium)")
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from braingen.config import Config
+from braingen.demo.parallel import Task, group_of, process_count
 from braingen.runtime.errors import UserError
 from braingen.runtime.preemption import Stopped, patience, stoppable
-from braingen.stages.side_by_side import Task, group_of, process_count
 
 WAIT_SECONDS = 120
 """After which something that should have happened will not."""

@@ -20,7 +20,7 @@ from braingen.human_eval.plan import Plan, plan_from_json
 from braingen.human_eval.session import Shown, session
 from braingen.human_eval.site import ONE_FILE
 from braingen.human_eval.study import study
-from braingen.stages.report import report
+from braingen.report.write import report
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium or Chrome on this machine (apt-get install chromium)")
 

@@ -14,9 +14,9 @@ from unit.fake_scans import write_fake_scans
 from braingen.cli import main, parse_overrides
 from braingen.config import load_config
 from braingen.data.betas import Betas
+from braingen.demo.flow import save_decoder
 from braingen.generation.pipeline import BrainDecoder
 from braingen.runtime.data_layout import Layout
-from braingen.stages.demo import save_decoder
 
 SMALL = ["encoder.hidden_dim=16", "encoder.n_blocks=1", "prior.depth=1", "optim.num_epochs=1"]
 SMALL += ["sampler.steps=2", "scores.bootstrap=50", "scores.retrieval_draws=3", "refiner.steps=4"]

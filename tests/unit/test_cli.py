@@ -224,7 +224,7 @@ def test_of_one_name_the_last_counts():
 
 def test_settings_of_a_job_come_from_the_environment_and_what_is_typed_wins(monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr("braingen.stages.report.report", seen.append)
+    monkeypatch.setattr("braingen.report.write.report", seen.append)
     monkeypatch.setenv("BRAINGEN_SET", "encoder.hidden_dim=64 --num_epochs 3 run.folder='runs/a b'")
     assert main(["report", "--num_epochs", "4"]) == 0
     assert (seen[0].encoder.hidden_dim, seen[0].optim.num_epochs, str(seen[0].run.folder)) == (64, 4, "runs/a b")

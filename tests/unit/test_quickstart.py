@@ -12,11 +12,11 @@ import torch
 
 from braingen.cli import main
 from braingen.config import Config
+from braingen.demo import quickstart as stage
+from braingen.demo.quickstart import SHIPPED, load_shipped, load_shipped_decoder
 from braingen.generation.pipeline import BrainDecoder
 from braingen.report.quickstart import Pair, render
 from braingen.runtime.errors import UserError
-from braingen.stages import quickstart as stage
-from braingen.stages.quickstart import SHIPPED, load_shipped, load_shipped_decoder
 
 
 class Page(html.parser.HTMLParser):

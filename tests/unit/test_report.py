@@ -16,12 +16,13 @@ import pytest
 from unit.fake_report_inputs import write_fake_run
 
 from braingen.config import Config
+from braingen.data import image_grid as pictures
 from braingen.evaluation.metrics import metric
-from braingen.report import compared, figures, parts, pictures, refinement, tables
+from braingen.report import compared, figures, parts, refinement, tables
 from braingen.report.inputs import Inputs, read_inputs
 from braingen.report.page import SECTIONS, render
+from braingen.report.write import report
 from braingen.runtime.errors import UserError
-from braingen.stages.report import report
 
 pytestmark = pytest.mark.slow  # left out of `make quick`
 

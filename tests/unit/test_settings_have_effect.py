@@ -18,12 +18,12 @@ from braingen.config.describe import condition
 from braingen.config.effect import Needs, asks_nothing
 from braingen.config.encoders import ENCODER_CONFIGS
 from braingen.config.names import field_paths, fields_of, having, variants_of
+from braingen.data.prepare_command import scans_of
 from braingen.experiments.bottleneck import bottleneck
 from braingen.generation import reconstruct
 from braingen.generation.refiner import Refinement
 from braingen.runtime.errors import UserError
 from braingen.simulation.dataset import write_dataset
-from braingen.stages.prepare import scans_of
 from braingen.training.diffusion import router_of
 from braingen.training.encoder_setup import build_reader
 

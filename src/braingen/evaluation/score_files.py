@@ -13,6 +13,7 @@ from rich import box
 from rich.progress import TaskID
 from rich.table import Column, Table
 
+from braingen.data.image_grid import write_sheet
 from braingen.evaluation.feature_store import Progress as Told
 from braingen.evaluation.image_files import Loaded
 from braingen.evaluation.metric_table import Sheet
@@ -27,7 +28,6 @@ from braingen.evaluation.tables import (
     markdown,
     rows_of,
 )
-from braingen.report.pictures import write_sheet
 from braingen.runtime.console import Progress
 from braingen.runtime.console import console as new_console
 from braingen.runtime.files import write_json, write_text

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import torch
 
 from braingen.config import Config
+from braingen.data.prepare_command import prepare, scans_of
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import train_trials
 from braingen.encoders.trained import load_reader
@@ -24,7 +25,6 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import clear_temporaries, replaced_path, write_json, write_text
 from braingen.runtime.seeds import hash_seed
-from braingen.stages.prepare import prepare, scans_of
 from braingen.targets.tables import Targets
 from braingen.training.encoder import train
 

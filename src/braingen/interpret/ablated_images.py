@@ -15,6 +15,7 @@ import pandas as pd
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.data.betas import Betas
+from braingen.data.image_grid import open_picture
 from braingen.data.trials import Repeats
 from braingen.data.voxel_file import Responses
 from braingen.evaluation.pixel import pixel_correlation
@@ -26,7 +27,6 @@ from braingen.generation.trained_modules import tuned_folder
 from braingen.interpret.ablation import silenced
 from braingen.interpret.inputs import Subject
 from braingen.interpret.readout import Part, parts_of
-from braingen.report.pictures import open_picture
 from braingen.runtime.contents import contents_of
 from braingen.runtime.distributed import Workers
 from braingen.runtime.errors import UserError

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from braingen.data import image_grid as pictures
 from braingen.data.stimuli import Stimuli
 from braingen.evaluation.metrics import metric
 from braingen.evaluation.uncertainty import Comparison
-from braingen.report import pictures, tables
+from braingen.report import tables
 from braingen.types import Score
 
 SHOWN = 12

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from braingen.data.image_grid import data_uri, open_picture, seen_pictures
 from braingen.data.stimuli import Stimuli
-from braingen.report.pictures import data_uri, open_picture, seen_pictures
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_text

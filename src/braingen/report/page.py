@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import numpy as np
 
+from braingen.data import image_grid as pictures
 from braingen.evaluation.metrics import ALIKE, METRICS, PEOPLE, WHICH, in_report, metric
-from braingen.report import compared, figures, inside, parts, people, pictures, refinement, routers, tables
+from braingen.report import compared, figures, inside, parts, people, refinement, routers, tables
 from braingen.report.inputs import RUNS, Inputs
 from braingen.runtime.paths import SOURCES
 from braingen.runtime.run_folder import config_text

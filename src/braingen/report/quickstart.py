@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from braingen.data.image_grid import data_uri
 from braingen.report import tables
-from braingen.report.pictures import data_uri
 
 
 class Pair(NamedTuple):

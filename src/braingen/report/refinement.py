@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from braingen.data import image_grid as pictures
 from braingen.evaluation.metrics import in_report, metric
-from braingen.report import pictures, tables
+from braingen.report import tables
 from braingen.report.inputs import Inputs
 
 SHOWN = 8

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 import numpy as np
 from safetensors.numpy import load_file
 
-from braingen.report import pictures
+from braingen.data import image_grid as pictures
 from braingen.report.inputs import Inputs
 from braingen.runtime.paths import ROUTING, drawn_in
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from braingen.data import image_grid as pictures
 from braingen.evaluation.metrics import metric
-from braingen.report import pictures, tables
+from braingen.report import tables
 from braingen.report.inputs import Inputs
 
 SHOWN = 12

@@ -1,4 +1,4 @@
-"""Make the decoder, the test brains and the scores that `braingen quickstart` ships with: ``python -m braingen.stages.quickstart_build``.
+"""Make the decoder, the test brains and the scores that `braingen quickstart` ships with: ``python -m braingen.demo.quickstart_build``.
 
 A subject of the demo's kind is simulated under a seed of its own, both encoders are trained by stage 1 as it is, smaller than the demo's,
 the test images are generated and scored; encoders in half precision, a dozen test brains and the scores are written. Every stage
@@ -18,18 +18,18 @@ import torch
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.captions import load_captions
+from braingen.data.image_grid import seen_pictures
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import group_repeats, test_trials
+from braingen.demo.quickstart import BRAINS, CARD, SEEN, SHIPPED, SUBJECT
 from braingen.encoders.embedding_decoder import BrainReader
 from braingen.evaluation.evaluate import evaluate
 from braingen.generation.reconstruct import reconstruct
-from braingen.report.pictures import seen_pictures
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.files import replaced_folder, write_json
 from braingen.runtime.paths import READER, run_folder
 from braingen.runtime.text_files import read_json
 from braingen.simulation.simulate import simulate
-from braingen.stages.quickstart import BRAINS, CARD, SEEN, SHIPPED, SUBJECT
 from braingen.training.encoder import train
 
 SEED = 100

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from braingen.config import Config
 from braingen.data.stimuli import Stimuli
+from braingen.demo.parallel import Task, group_of
+from braingen.demo.quickstart import PAGE, quickstart
 from braingen.evaluation.evaluate import evaluate
 from braingen.generation.reconstruct import (
     assemble,
@@ -18,6 +20,7 @@ from braingen.generation.reconstruct import (
     reconstruct_subject,
 )
 from braingen.generation.refine import refine_folder, refined_folder
+from braingen.report.write import report
 from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
@@ -25,9 +28,6 @@ from braingen.runtime.files import clear_temporaries, replaced_folder, write_jso
 from braingen.runtime.paths import drawn_folder, run_folder, subject_configs
 from braingen.runtime.text_files import read_json
 from braingen.simulation.simulate import simulate
-from braingen.stages.quickstart import PAGE, quickstart
-from braingen.stages.report import report
-from braingen.stages.side_by_side import Task, group_of
 from braingen.targets.tables import Targets
 from braingen.training.diffusion import finetune
 from braingen.training.encoder import train
