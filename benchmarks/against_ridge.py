@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from braingen.cli import parse_overrides
 from braingen.config import Config, load_config
+from braingen.config.overrides import parse_overrides
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials

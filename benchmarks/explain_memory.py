@@ -30,7 +30,7 @@ from braingen.data import nsd
 from braingen.encoders.trained import load_reader
 from braingen.interpret.run import STEPS, explain, folder_for
 from braingen.runtime.data_layout import Layout
-from braingen.simulation.simulate import simulate
+from braingen.simulation.dataset import simulate
 from braingen.training.encoder import train
 
 VOXELS, TEST_IMAGES = nsd.VOXELS[1], 1000

@@ -44,11 +44,11 @@ from braingen.interpret.saliency import (
 )
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.paths import READER
+from braingen.simulation.dataset import simulate
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.retina import FIELD_OF_VIEW
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, SUPERCATEGORIES, object_mask
 from braingen.simulation.semantics import LABEL_COUNTS, LABELS, labels
-from braingen.simulation.simulate import simulate
 from braingen.targets.tables import Targets
 from braingen.training.encoder import train
 from braingen.training.encoder_setup import setup

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from braingen.cli import parse_overrides
 from braingen.config import Config, load_config
+from braingen.config.overrides import parse_overrides
 from braingen.evaluation.feature_store import FeatureStore
 from braingen.evaluation.uncertainty import mean_interval
 from braingen.experiments.ablation_table import VARIANTS, make, scored
 from braingen.runtime.files import write_json
-from braingen.simulation.simulate import simulate
+from braingen.simulation.dataset import simulate
 from braingen.targets.tables import Targets
 from braingen.training.encoder import train
 

@@ -2,12 +2,14 @@
 
 The flow, which is also the folder listing:
 
-    data        trials and voxels of the Natural Scenes Dataset (or a simulated one)
-    brain       voxels -> expert embeddings, in CLIP space
-    routing     expert embeddings -> what the diffusion model listens to, when and where
-    diffusion   conditioning -> picture
-    scores      picture beside the one that was seen
-    explain     which part of the brain, through which expert, for what
+    data         trials and voxels of the Natural Scenes Dataset, a simulated one, or your own scans
+    targets      what encoders aim at: CLIP embeddings, computed once
+    encoders     voxels -> expert embeddings, in CLIP space
+    routing      expert embeddings -> conditioning, by denoising time and place in the image
+    generation   conditioning -> image
+    training     of encoders and of the diffusion model
+    evaluation   image beside the one that was seen; metrics with intervals
+    interpret    which voxels, through which expert, for what
 """
 
 from __future__ import annotations

@@ -15,7 +15,15 @@ from typing import Any
 
 NO_RESULTS = {"provenance.json", "timings.json", "config.yaml"}
 """Written anew by every start; a kill there would keep a test from getting anywhere."""
-STAGES = ("train", "finetune", "reconstruct", "refine", "evaluate", "report", "demo")
+STAGES = [
+    "braingen.training.encoder",
+    "braingen.training.diffusion",
+    "braingen.generation.reconstruct",
+    "braingen.generation.refine",
+    "braingen.evaluation.evaluate",
+    "braingen.report.write",
+    "braingen.demo.flow",
+]
 
 
 def _work(words: list[str], kill_at: int, save_seconds: float, by: signal.Signals, only: str) -> None:
@@ -75,7 +83,7 @@ def run(words: list[str], kill_at: int = 0, save_seconds: float = 0.0, by: signa
     """
     # forked from a server that has the libraries loaded but has computed nothing, so that a start takes no seconds
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"braingen.stages.{name}" for name in STAGES])
+    context.set_forkserver_preload(STAGES)
     process = context.Process(target=_work, args=(words, kill_at, save_seconds, by, only))
     process.start()
     process.join()

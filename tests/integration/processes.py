@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 
-PRELOADED = [f"braingen.stages.{name}" for name in ("train", "reconstruct", "refine", "adapt_curve")]
+PRELOADED = [
+    "braingen.training.encoder",
+    "braingen.generation.reconstruct",
+    "braingen.generation.refine",
+    "braingen.experiments.adaptation_curve",
+]
 
 
 def shared(work: Callable[..., int], processes: int, *arguments: Any, codes: Sequence[int] | None = None) -> None:

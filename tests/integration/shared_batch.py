@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 import torch
 from torch import Tensor
 
-from braingen.cli import parse_overrides
 from braingen.config import load_config
+from braingen.config.overrides import parse_overrides
 from braingen.encoders import losses
 from braingen.encoders.prior.diffusion_prior import PriorDraws
 from braingen.training import diffusion as finetune

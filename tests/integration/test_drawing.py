@@ -15,8 +15,9 @@ import torch
 from torch.nn.functional import cosine_similarity
 from unit.fake_backbone import write_fake_backbone, write_fake_refiner
 
-from braingen.cli import main, parse_overrides
+from braingen.cli import main
 from braingen.config import Config, load_config
+from braingen.config.overrides import parse_overrides
 from braingen.data.betas import Betas
 from braingen.data.trials import test_trials
 from braingen.data.volumes import load_places, save_nifti

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from braingen.cli import main, parse_overrides
+from braingen.cli import main
 from braingen.config import load_config
+from braingen.config.overrides import parse_overrides
 from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials

@@ -10,8 +10,9 @@ from PIL import Image
 import pytest
 from unit.fake_backbone import write_fake_backbone
 
-from braingen.cli import main, parse_overrides
+from braingen.cli import main
 from braingen.config import load_config
+from braingen.config.overrides import parse_overrides
 from braingen.data.betas import Betas
 from braingen.generation.reconstruct import assemble
 from braingen.interpret.ablated_images import draw_silenced

@@ -19,8 +19,9 @@ import torch
 from unit.fake_backbone import write_fake_backbone
 import yaml
 
-from braingen.cli import main, parse_overrides
+from braingen.cli import main
 from braingen.config import Config, load_config
+from braingen.config.overrides import parse_overrides
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
 from braingen.experiments import ablation_table as ablation

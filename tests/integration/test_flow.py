@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 import torch
 from unit.told_commands import ROOT, told_commands
 
-from braingen.cli import main, parse_overrides
+from braingen.cli import main
 from braingen.config import Config, load_config
+from braingen.config.overrides import parse_overrides
 from braingen.data.betas import Betas
 from braingen.data.captions import load_captions
 from braingen.data.trials import group_repeats, test_trials, train_trials

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 import torch
 from unit.fake_scans import write_fake_scans
 
-from braingen.cli import main, parse_overrides
+from braingen.cli import main
 from braingen.config import load_config
+from braingen.config.overrides import parse_overrides
 from braingen.data.betas import Betas
 from braingen.demo.flow import save_decoder
 from braingen.generation.pipeline import BrainDecoder

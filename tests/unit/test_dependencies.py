@@ -100,7 +100,7 @@ def test_explain_without_its_extra_is_one_sentence(module: str, hidden: set[str]
     from braingen.cli import main
 
     hidden.add(module)
-    for name in [name for name in sys.modules if re.match(r"braingen\.(explain|stages\.expla)", name)]:
+    for name in [name for name in sys.modules if re.match(r"braingen\.interpret", name)]:
         monkeypatch.delitem(sys.modules, name)
     assert main(["explain"]) == 2
     said = capsys.readouterr().err

@@ -9,25 +9,30 @@ import sys
 
 SOURCE = Path(__file__).parents[2] / "src" / "braingen"
 TIERS = (
-    {"_torchvision_guard", "console", "arrays", "errors", "extras", "files", "locks", "state", "stopping"}
-    | {"text_files", "untrusted", "weights"},
-    {"config", "records", "run_layout", "runs"},
-    {"data", "clip", "brain", "scores"},
+    {"runtime", "config", "types"},
+    {"data"},
+    {"encoders", "pretrained"},
+    {"targets"},
     {"routing"},
-    {"diffusion", "explain"},
+    {"generation"},
     {"simulation"},
+    {"training"},
+    {"evaluation"},
     {"report"},
-    {"stages"},
+    {"interpret", "human_eval"},
+    {"experiments", "diagnostics", "compat"},
+    {"demo"},
+    {"commands"},
     {"cli"},
 )
 TIER_OF = {part: height for height, tier in enumerate(TIERS) for part in tier}
-# config, records, run_layout and runs describe what the others use; records name each other's types only
-NEIGHBOURS_ALLOWED = TIERS[0] | TIERS[1]
+# run folders know settings, settings raise the errors of the runtime; records name each other's types only
+NEIGHBOURS_ALLOWED = TIERS[0]
 HEAVY = {
-    "peft": {"diffusion"},
-    "transformers": {"clip", "scores", "diffusion", "simulation"},
-    "captum": {"explain"},
-    "nilearn": {"explain"},
+    "peft": {"generation"},
+    "transformers": {"pretrained", "targets", "evaluation", "generation", "simulation"},
+    "captum": {"interpret"},
+    "nilearn": {"interpret"},
 }
 
 

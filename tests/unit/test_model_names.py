@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from braingen.cli import parse_overrides
 from braingen.config import load_config
+from braingen.config.overrides import parse_overrides
 from braingen.encoders.trained import load_reader
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import READER, run_folder, trained_models

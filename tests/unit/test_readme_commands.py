@@ -10,9 +10,12 @@ import shlex
 import pytest
 from unit.told_commands import ROOT, told_commands
 
-from braingen.cli import COMMANDS, parse_overrides
+from braingen.commands import all_commands
 from braingen.config import load_config
+from braingen.config.overrides import parse_overrides
 from braingen.config.shipped import FOLDER as SHIPPED
+
+COMMANDS = all_commands()
 
 FILES = [ROOT / "README.md", ROOT / "Makefile", *sorted(SHIPPED.glob("*.yaml")), *sorted((ROOT / "docs").glob("*.md"))]
 TOLD = [(file.relative_to(ROOT).as_posix(), command) for file in FILES for command in told_commands(file)]

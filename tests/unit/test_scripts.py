@@ -62,11 +62,11 @@ def test_their_defaults_are_the_published_ones():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_flags_people_know_are_settings(name):
-    from braingen.cli import COMMANDS as all_commands
-    from braingen.cli import parse_overrides
+    from braingen.commands import all_commands
     from braingen.config import load_config
+    from braingen.config.overrides import parse_overrides
 
-    command = all_commands[COMMANDS[name][0]]
+    command = all_commands()[COMMANDS[name][0]]
     file, overrides = parse_overrides(KNOWN[name].split(), command.own)
     assert len(overrides) == KNOWN[name].count("--")
     load_config(file, overrides)

@@ -251,7 +251,7 @@ def built(settings: dict[str, str]) -> tuple[Any, ...]:
 
 
 ENCODER_FIELDS = [(model, field) for model, settings in ENCODER_CONFIGS.items() for field in settings.model_fields]
-OUTSIDE = {"model": "another encoder", "parcel_start": "where parcels start is decided by stages/reader_setup.setup (read statically)"}
+OUTSIDE = {"model": "another encoder", "parcel_start": "where parcels start is decided by training/encoder_setup.setup (read statically)"}
 
 
 @pytest.mark.parametrize(("model", "field"), [each for each in ENCODER_FIELDS if each[1] not in OUTSIDE], ids=lambda value: value)
@@ -328,14 +328,14 @@ def refused(settings: dict[str, str]) -> str:
 # --- every other setting is read somewhere -------------------------------------------------------------------------------------------
 
 HANDED_OVER: dict[str, tuple[str, set[str]]] = {
-    "simulation": ("write_dataset(**simulation) in stages/simulate", set(inspect.signature(write_dataset).parameters)),
-    "refiner": ("Refinement(**refiner) in stages/refine", set(Refinement._fields)),
+    "simulation": ("write_dataset(**simulation) in simulation/dataset", set(inspect.signature(write_dataset).parameters)),
+    "refiner": ("Refinement(**refiner) in generation/refine", set(Refinement._fields)),
     "encoder": ("AnyEncoder.arguments, shown above", {field for _, field in ENCODER_FIELDS} - {"parcel_start"}),
     "prior": ("DiffusionPrior(**prior), shown above", {"depth", "dim_head", "timesteps"}),
 }
 """Sections that are passed on whole, with the names that the receiver takes."""
 NAMED = {"weights": ("loss_image", "loss_text")}
-"""Local names of sections that are not taken from a configuration directly: `parts.loss` in stages/train."""
+"""Local names of sections that are not taken from a configuration directly: `parts.loss` in training/encoder."""
 
 
 def reads_of(tree: ast.AST) -> Iterator[str]:

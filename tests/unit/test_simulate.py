@@ -29,9 +29,8 @@ from braingen.runtime.errors import UserError
 from braingen.simulation import dataset, pictures, scenes, semantics
 from braingen.simulation.backbones.corpus import CORPUS_SEED
 from braingen.simulation.cortex import FLOC_AREAS, VISUAL_AREAS
-from braingen.simulation.dataset import Arguments, bytes_needed, manifest_path, write_dataset
+from braingen.simulation.dataset import Arguments, bytes_needed, manifest_path, simulate, write_dataset
 from braingen.simulation.presentations import behaviour, make_design
-from braingen.simulation.simulate import simulate
 
 SIZE = {"num_subjects": 2, "num_sessions": 3, "trials_per_session": 150, "num_voxels": 400, "num_test_images": 30, "noise": 1.0, "seed": 5}
 pytestmark = pytest.mark.slow  # a small data set is made in full

@@ -27,7 +27,7 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.files import clear_temporaries, replaced_folder, write_json
 from braingen.runtime.paths import drawn_folder, run_folder, subject_configs
 from braingen.runtime.text_files import read_json
-from braingen.simulation.simulate import simulate
+from braingen.simulation.dataset import simulate
 from braingen.targets.tables import Targets
 from braingen.training.diffusion import finetune
 from braingen.training.encoder import train

@@ -29,7 +29,7 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.files import replaced_folder, write_json
 from braingen.runtime.paths import READER, run_folder
 from braingen.runtime.text_files import read_json
-from braingen.simulation.simulate import simulate
+from braingen.simulation.dataset import simulate
 from braingen.training.encoder import train
 
 SEED = 100

@@ -1,4 +1,4 @@
-"""Looking inside: which voxels, through which expert, when, for what (docs/explain.md)."""
+"""Interpretability: which voxels feed which expert, when, for what (docs/explain.md)."""
 
 from braingen.runtime.extras import need
 

@@ -381,7 +381,7 @@ def _same_place(name: str, old: Any, new: Any, *contents: Mapping[str, str]) -> 
 
 def _git_state() -> dict[str, Any] | None:
     """Commit of the source this package runs from, where it runs from a checkout of its own."""
-    source = Path(__file__).resolve().parents[2]
+    source = Path(__file__).resolve().parents[3]
     if not (source / ".git").exists():
         return None
     try:

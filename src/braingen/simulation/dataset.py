@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits
 
+from braingen.config import Config
 from braingen.data import nsd
 from braingen.data.large_files import ArrayOnDisk, blocks, in_hdf5, publish, reserve_hdf5
 from braingen.data.volumes import write_regions
@@ -69,6 +70,11 @@ class Arguments(NamedTuple):
 def manifest_path(layout: Layout) -> Path:
     """The file that says what a simulated data folder was made with, and whether it is finished."""
     return layout.root / "manifest.json"
+
+
+def simulate(config: Config) -> Path:
+    """Write the simulated data folder of a configuration, ``data.root``, or what is missing of it."""
+    return write_dataset(config.data.root, **config.simulation.model_dump()).root
 
 
 def write_dataset(

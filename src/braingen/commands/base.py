@@ -1,0 +1,41 @@
+"""What a command of the command line is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+GROUPS = {
+    "start": "start here",
+    "data": "data",
+    "decoder": "train a decoder and use it",
+    "evaluation": "evaluate",
+    "inside": "look inside",
+    "experiments": "experiments",
+    "reference": "models and settings",
+}
+"""Headings of the help, in their order."""
+
+
+class Command(NamedTuple):
+    """A command: what its help shows, and what it calls."""
+
+    name: str
+    summary: str
+    run: Callable[..., Path | None]
+    """Takes the configuration, and the choice where there are choices. It imports what it needs itself, so that help is quick."""
+    group: str
+    """Heading under which the help lists it."""
+    place: int
+    """Where it stands under its heading."""
+    sections: tuple[str, ...] = ()
+    """Sections of the settings that its help lists."""
+    choices: tuple[str, ...] = ()
+    """What may follow the command's name, where something must."""
+    own: str = ""
+    """The section whose names win where several sections have a setting of that name."""
+    words: str = ""
+    """The setting that words after the command's name go into, where it takes any."""
+    config: str = ""
+    """The configuration that ships with the package and is taken without --config; none: the defaults."""

@@ -1,0 +1,26 @@
+"""`braingen evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from braingen.commands.base import Command
+from braingen.config import Config
+
+
+def run(config: Config) -> Path | None:
+    """Score the reconstructions, with intervals, random voxels and a ceiling."""
+    from braingen.evaluation.evaluate import evaluate
+
+    return evaluate(config)
+
+
+COMMAND = Command(
+    name="evaluate",
+    summary="score the reconstructions, with intervals, random voxels and a ceiling",
+    run=run,
+    group="evaluation",
+    place=0,
+    sections=("run", "data", "scores"),
+    own="scores",
+)

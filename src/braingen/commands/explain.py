@@ -1,0 +1,26 @@
+"""`braingen explain`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from braingen.commands.base import Command
+from braingen.config import Config
+
+
+def run(config: Config) -> Path | None:
+    """Look inside: which voxels, through which expert, for what; maps, tables and a page."""
+    from braingen.interpret.run import explain
+
+    return explain(config)
+
+
+COMMAND = Command(
+    name="explain",
+    summary="look inside: which voxels, through which expert, for what; maps, tables and a page",
+    run=run,
+    group="inside",
+    place=0,
+    sections=("run", "data", "explain"),
+    own="explain",
+)

@@ -1,0 +1,101 @@
+"""The texts of ``--help``: all commands, one command, all settings."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from braingen.commands.base import GROUPS, Command
+from braingen.config import Config
+from braingen.config.describe import allowed, condition
+from braingen.config.names import fields_of
+from braingen.config.overrides import _setting
+from braingen.config.shipped import shipped_configs
+from braingen.evaluation.metrics import METRICS, Metric
+from braingen.runtime.errors import UserError
+
+
+def overview(commands: dict[str, Command]) -> str:
+    """The help of the program."""
+    lines = ["BrainGen: pictures of what a person saw, from their fMRI.", ""]
+    lines += ["usage: braingen COMMAND [--config NAME|FILE] [--name value ...]", ""]
+    lines += [f"configurations that ship: {', '.join(shipped_configs())}", ""]
+    for group, title in GROUPS.items():
+        lines += [
+            title,
+            *(
+                f"  {each.name:<15} {each.summary}"
+                for each in commands.values()
+                if each.group == group
+            ),
+            "",
+        ]
+    lines += ["braingen COMMAND --help lists the settings of a command. Start with: braingen demo"]
+    return "\n".join(lines)
+
+
+def help_of(command: Command) -> str:
+    """The help of one command."""
+    name = command.name
+    choice = f" {{{','.join(command.choices)}}}" if command.choices else ""
+    choice += f" {command.words.partition('.')[2].upper()} ..." if command.words else ""
+    lines = [
+        f"usage: braingen {name}{choice} [--config NAME|FILE] [--name value ...]",
+        "",
+        command.summary,
+        "",
+    ]
+    for section in command.sections:
+        lines += section_help(section, command.own)
+    if "sampler" in command.sections:
+        lines += [
+            "shorthands",
+            "  --random_fmri: sampler.source=random",
+            "  --ceiling: sampler.source=ceiling",
+            "",
+        ]
+    if name in ("evaluate", "compare"):
+        lines += ["scores", *(_score_line(key, each) for key, each in METRICS.items()), ""]
+    lines.append(
+        "Settings can also be written section.name=value. Lists: 2,2,2. Switches: --use_prior, --no-use_prior."
+    )
+    return "\n".join(lines)
+
+
+def _score_line(name: str, each: Metric) -> str:
+    better = "" if each.higher_is_better else "; lower is better"
+    return f"  {name}: {each.meaning.format(pool='scores.retrieval_pool images')}{better}"
+
+
+def show(text: str) -> None:
+    """Print a text, however much of it is read."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # who reads it (head, less) has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def shortest_name(section: str, field: str, own: str) -> str:
+    """What has to be typed for a setting: the field's name, or with its section where that alone means another one, or several."""
+    try:
+        alone = _setting(field, (own,)) == f"{section}.{field}"
+    except UserError:
+        alone = False
+    return field if alone else f"{section}.{field}"
+
+
+def section_help(section: str, own: str = "") -> list[str]:
+    """Lines on every setting of a section: how it is typed, default, allowed values, meaning."""
+    defaults = getattr(Config(), section)
+    lines = [f"{section}: {(type(defaults).__doc__ or '').strip()}"]
+    for field, info in fields_of(section).items():
+        default = getattr(defaults, field, info.default)
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        value = "" if text in ("", None) else f"({text}) "
+        meaning = " ".join((info.description or "").split())
+        where = condition(section, field)
+        lines.append(
+            f"  --{shortest_name(section, field, own)} {value} {allowed(section, field)}\n      {meaning}"
+        )
+        lines += [f"      [{where}]"] if where else []
+    return [*lines, ""]

@@ -1,0 +1,23 @@
+"""`braingen models`."""
+
+from __future__ import annotations
+
+from braingen.commands.base import Command
+from braingen.config import Config
+
+
+def run(config: Config) -> None:
+    """Every encoder, prior and router with its parameters by part, at the configured sizes."""
+    from braingen.diagnostics.summary import models
+
+    models(config)
+
+
+COMMAND = Command(
+    name="models",
+    summary="every encoder, prior and router with its parameters by part, at the configured sizes",
+    run=run,
+    group="reference",
+    place=1,
+    sections=("data", "backbone", "encoder", "prior", "router"),
+)

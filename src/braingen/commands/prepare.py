@@ -1,0 +1,26 @@
+"""`braingen prepare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from braingen.commands.base import Command
+from braingen.config import Config
+
+
+def run(config: Config) -> Path | None:
+    """Raw NSD, or your own scans, to the layout that is trained on."""
+    from braingen.data.prepare_command import prepare
+
+    return prepare(config)
+
+
+COMMAND = Command(
+    name="prepare",
+    summary="raw NSD, or your own scans, to the layout that is trained on",
+    run=run,
+    group="data",
+    place=1,
+    sections=("prepare", "data"),
+    own="prepare",
+)

@@ -1,0 +1,26 @@
+"""`braingen reconstruct`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from braingen.commands.base import Command
+from braingen.config import Config
+
+
+def run(config: Config) -> Path | None:
+    """Stage 3: draw the test images from brain activity."""
+    from braingen.generation.reconstruct import reconstruct
+
+    return reconstruct(config)
+
+
+COMMAND = Command(
+    name="reconstruct",
+    summary="stage 3: draw the test images from brain activity",
+    run=run,
+    group="decoder",
+    place=2,
+    sections=("run", "data", "backbone", "sampler"),
+    own="sampler",
+)

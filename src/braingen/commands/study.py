@@ -1,0 +1,26 @@
+"""`braingen study`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from braingen.commands.base import Command
+from braingen.config import Config
+
+
+def run(config: Config, which: str) -> Path | None:
+    """People as judges: build a study for any browser, check and analyse its results."""
+    from braingen.human_eval.study import study
+
+    return study(config, which)
+
+
+COMMAND = Command(
+    name="study",
+    summary="people as judges: build a study for any browser, check and analyse its results",
+    run=run,
+    group="evaluation",
+    place=2,
+    sections=("run", "data", "study"),
+    choices=("build", "check", "analyse", "simulate"),
+)
