@@ -316,7 +316,7 @@ with Run.start(sys.argv[1], {"a": 1}) as run:
 
 
 def start_worker(folder: Path) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     worker = subprocess.Popen([sys.executable, "-c", WORKER, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     assert worker.stdout is not None and worker.stdout.readline() == b"started\n"
     return worker
@@ -380,6 +380,6 @@ def test_a_lock_of_another_machine_is_respected_while_it_lives(tmp_path, monkeyp
 
 def test_reading_settings_loads_no_torch():
     code = "import sys; import braingen.runtime.run_folder; print('torch' in sys.modules)"
-    environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[2])}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True).stdout
     assert out.strip() == "False"

@@ -11,6 +11,7 @@ from braingen.config import Config
 from braingen.runtime import device as machine
 from braingen.runtime.errors import UserError
 from braingen.runtime.run_folder import Run
+from braingen.training import diffusion, encoder
 
 
 def config_with(tracker: str) -> Config:
@@ -96,6 +97,6 @@ def test_no_tracker_is_none(tmp_path):
 
 
 def test_both_trainings_open_their_trackers_in_one_place():
-    for name in ("train", "finetune"):
-        text = (Path(machine.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    for training in (encoder, diffusion):
+        text = Path(training.__file__).read_text(encoding="utf-8")
         assert "start_tracking(" in text and "init_trackers" not in text
