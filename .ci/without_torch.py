@@ -1,4 +1,5 @@
-"""Plugin of pytest: what cannot run for want of torch is skipped, so that Python versions that have no CPU build of it run all the rest.
+"""Plugin of pytest: what cannot run for want of torch is skipped, so that Python versions that have
+no CPU build of it run all the rest.
 
 A module counts as wanting only if it is torch, or one that is not installed because it needs torch.
 """
@@ -12,10 +13,15 @@ from typing import Any
 import pytest
 
 NEED_TORCH = ("torchvision", "accelerate", "peft", "captum", "torchmetrics")
-WANTING = () if find_spec("torch") else ("torch", *(name for name in NEED_TORCH if find_spec(name) is None))
+WANTING = (
+    ()
+    if find_spec("torch")
+    else ("torch", *(name for name in NEED_TORCH if find_spec(name) is None))
+)
 ABSENT = re.compile(
     rf"No module named '({'|'.join(WANTING)})['.]"
-    r"|needs the PyTorch|requires the PyTorch|PyTorch was not found|Torch not compiled|is not installed: pip install 'braingen\[explain\]'"
+    r"|needs the PyTorch|requires the PyTorch|PyTorch was not found|Torch not compiled|is not"
+    r" installed: pip install 'braingen\[explain\]'"
 )
 
 

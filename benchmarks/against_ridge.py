@@ -1,9 +1,12 @@
-"""Trained encoders against cross-validated ridge regression on the same trials: retrieval and CLIP-cos, image by image, over several seeds.
+"""Trained encoders against cross-validated ridge regression on the same trials: retrieval and
+CLIP-cos, image by image, over several seeds.
 
-    python benchmarks/against_ridge.py runs/seed0 runs/seed1 --config simulated data.root=data/simulated
+    python benchmarks/against_ridge.py runs/seed0 runs/seed1 --config simulated
+    data.root=data/simulated
 
-The run folders hold an image encoder each (`braingen train image`), trained on the data that the settings name. An image's difference is
-averaged over the runs; intervals are bootstraps over images, p is of a sign-flip permutation test.
+The run folders hold an image encoder each (`braingen train image`), trained on the data that the
+settings name. An image's difference is averaged over the runs; intervals are bootstraps over
+images, p is of a sign-flip permutation test.
 """
 
 from __future__ import annotations
@@ -30,14 +33,23 @@ from braingen.targets.tables import Targets
 
 @torch.no_grad()
 def decoded(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embedding (after the prior) and projected output of a run's image encoder for every test image, N x D each."""
-    reader, subject, layout = load_reader(config, "image"), config.data.subjects[0], Layout.of(config.data.root)
+    """Embedding (after the prior) and projected output of a run's image encoder for every test
+    image, N x D each.
+    """
+    reader, subject, layout = (
+        load_reader(config, "image"),
+        config.data.subjects[0],
+        Layout.of(config.data.root),
+    )
     repeats = group_repeats(test_trials(layout, subject))
     embedding, projected = [], []
     for batch in RepeatBatches(repeats, Betas.of(layout, subject), subject, 64):
         count, presentations = batch.present_BR.shape
         out = reader(batch.voxels_BRV.flatten(0, 1), subject)
-        mean = [average_repeats(x.unflatten(0, (count, presentations)), batch.present_BR) for x in (out.backbone_BTD, out.clip_BTD)]
+        mean = [
+            average_repeats(x.unflatten(0, (count, presentations)), batch.present_BR)
+            for x in (out.backbone_BTD, out.clip_BTD)
+        ]
         embedding.append(reader.embedding(mean[0]).flatten(1))
         projected.append(mean[1].flatten(1))
     return torch.cat(embedding), torch.cat(projected)
@@ -45,7 +57,9 @@ def decoded(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
 
 def main() -> None:
     """Compare and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("words", nargs="+", metavar="RUN or section.field=value")
     parser.add_argument("--config", type=Path, default=Path("simulated"))
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/against_ridge.json"))
@@ -54,14 +68,21 @@ def main() -> None:
     _, overrides = parse_overrides([word for word in chosen.words if "=" in word])
     configs = [load_config(chosen.config, {**overrides, "run.folder": str(run)}) for run in runs]
     targets = Targets(configs[0])
-    ids = group_repeats(test_trials(Layout.of(configs[0].data.root), configs[0].data.subjects[0])).image_N
+    ids = group_repeats(
+        test_trials(Layout.of(configs[0].data.root), configs[0].data.subjects[0])
+    ).image_N
     true = targets.image(ids).flatten(1)
     ridge, mean = ridge_embeddings(configs[0], targets, ids)
 
     def table(raw_ND: torch.Tensor, around_ND: torch.Tensor) -> dict[str, np.ndarray]:
         cosine = decoder_scores(raw_ND.numpy(), true.numpy(), ids, resamples=1)[1]["clip_cos"]
-        found = decoder_scores(around_ND.numpy(), (true - mean).numpy(), ids, pool=len(ids), resamples=1)[1]
-        return {"clip_cos": cosine.to_numpy(), **{name: found[name].to_numpy() for name in found if name != "clip_cos"}}
+        found = decoder_scores(
+            around_ND.numpy(), (true - mean).numpy(), ids, pool=len(ids), resamples=1
+        )[1]
+        return {
+            "clip_cos": cosine.to_numpy(),
+            **{name: found[name].to_numpy() for name in found if name != "clip_cos"},
+        }
 
     theirs = table(ridge, ridge - mean)
     ours = [table(*decoded(config)) for config in configs]
@@ -72,11 +93,19 @@ def main() -> None:
         interval = mean_interval(difference)
         seeds = [round(float(each[name].mean()), 4) for each in ours]
         result[name] = {
-            "encoder": float(np.mean(seeds)), "seeds": seeds, "ridge": float(values.mean()),
-            "difference": interval.value, "low": interval.low, "high": interval.high, "p": permutation_p(difference),
-        }  # fmt: skip
+            "encoder": float(np.mean(seeds)),
+            "seeds": seeds,
+            "ridge": float(values.mean()),
+            "difference": interval.value,
+            "low": interval.low,
+            "high": interval.high,
+            "p": permutation_p(difference),
+        }
         told = f"{result[name]['encoder']:.3f} against {values.mean():.3f}"
-        print(f"{name:26} {told}: {interval.value:+.3f} ({interval.low:+.3f} to {interval.high:+.3f}), p {result[name]['p']:.2g}, {seeds}")
+        print(
+            f"{name:26} {told}: {interval.value:+.3f} ({interval.low:+.3f} to"
+            f" {interval.high:+.3f}), p {result[name]['p']:.2g}, {seeds}"
+        )
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
     write_json(chosen.json, {"images": len(ids), "runs": len(runs), "scores": result})
 

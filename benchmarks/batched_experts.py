@@ -1,16 +1,18 @@
-"""Stacked experts against a Python loop over experts: seconds per training step and peak memory, at full size.
+"""Stacked experts against a Python loop over experts: seconds per training step and peak memory, at
+full size.
 
     python benchmarks/batched_experts.py                 4096 units, 15 724 voxels, batch 24, forward + backward + AdamW
     python benchmarks/batched_experts.py --hidden_dim 512 --voxels 2000 --clip_emb_dim 128 --batch 64
     python benchmarks/batched_experts.py --device cuda
 
-"loop" has every expert as a module of its own, made of torch's layers and called one after another, as the published code does; routing
-and all else are the same, and so is what is computed (tests/unit/test_moe.py: `test_the_loop_of_the_benchmark_computes_the_same`). Each
-way runs in a process of its own. The published trunk is measured with the published router, a loop that computes the idle width blocks, and
-without the published balance loss, which alone made its step two to three times as long. On a busy machine wall time says little; processor
-seconds on one thread are the fairer figure.
-Both ways run with THP_MEM_ALLOC_ENABLE=1, which lets PyTorch ask Linux for huge pages: else a third of a step goes into page faults of
-fresh gradients.
+"loop" has every expert as a module of its own, made of torch's layers and called one after another,
+as the published code does; routing and all else are the same, and so is what is computed
+(tests/unit/test_moe.py: `test_the_loop_of_the_benchmark_computes_the_same`). Each way runs in a
+process of its own. The published trunk is measured with the published router, a loop that computes
+the idle width blocks, and without the published balance loss, which alone made its step two to
+three times as long. On a busy machine wall time says little; processor seconds on one thread are
+the fairer figure. Both ways run with THP_MEM_ALLOC_ENABLE=1, which lets PyTorch ask Linux for huge
+pages: else a third of a step goes into page faults of fresh gradients.
 """
 
 from __future__ import annotations
@@ -63,7 +65,11 @@ def looped(model: Any) -> Any:
             mixer = isinstance(trunk, MixerTrunk)
             width_blocks = trunk.width_blocks if mixer else getattr(trunk, "blocks", [])
             self.width_blocks = nn.ModuleList(alone(block, expert) for block in width_blocks)
-            self.token_blocks = nn.ModuleList(alone(block, expert) for block in trunk.token_blocks) if mixer else None
+            self.token_blocks = (
+                nn.ModuleList(alone(block, expert) for block in trunk.token_blocks)
+                if mixer
+                else None
+            )
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if self.single is not None:
@@ -87,14 +93,24 @@ def looped(model: Any) -> Any:
             self.backbones = nn.ModuleList(alone(level.heads.backbone, e) for e in experts)
             self.clips = nn.ModuleList(alone(level.heads.clip, e) for e in experts)
 
-        def forward(self, x_PBU: torch.Tensor, noise_PBUF: torch.Tensor | None = None) -> LevelOutput:
+        def forward(
+            self, x_PBU: torch.Tensor, noise_PBUF: torch.Tensor | None = None
+        ) -> LevelOutput:
             routed = self.router(x_PBU, noise_PBUF)
             units, backbones, clips = [], [], []
-            for x_BK, trunk, backbone, clip in zip(routed.x_EBK, self.trunks, self.backbones, self.clips):
+            for x_BK, trunk, backbone, clip in zip(
+                routed.x_EBK, self.trunks, self.backbones, self.clips
+            ):
                 units.append(trunk(x_BK))
                 backbones.append(backbone(units[-1]).unflatten(-1, (self.tokens, -1)))
                 clips.append(clip(backbones[-1]))
-            return LevelOutput(torch.stack(units), torch.stack(backbones), torch.stack(clips), routed.routing, routed.balance)
+            return LevelOutput(
+                torch.stack(units),
+                torch.stack(backbones),
+                torch.stack(clips),
+                routed.routing,
+                routed.balance,
+            )
 
     for place in range(len(model.levels)):
         model.levels[place] = Level(model.levels[place])
@@ -122,7 +138,11 @@ def one(layout: str, way: str, args: argparse.Namespace) -> dict[str, float]:
 
     def step() -> None:
         out = model(voxels_BV, 1)
-        loss = (out.backbone_BTD - target_BTD).pow(2).mean() + (out.clip_BTD - target_BTD).pow(2).mean() + out.balance_loss
+        loss = (
+            (out.backbone_BTD - target_BTD).pow(2).mean()
+            + (out.clip_BTD - target_BTD).pow(2).mean()
+            + out.balance_loss
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -142,12 +162,19 @@ def one(layout: str, way: str, args: argparse.Namespace) -> dict[str, float]:
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     # the fastest step: whatever else the machine does only adds
-    return {"parameters": count, "seconds": min(walls), "processor_seconds": min(processors), "peak_gb": peak}
+    return {
+        "parameters": count,
+        "seconds": min(walls),
+        "processor_seconds": min(processors),
+        "peak_gb": peak,
+    }
 
 
 def main() -> None:
     """Run every way, print the table and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--hidden_dim", type=int, default=4096)
     parser.add_argument("--voxels", type=int, default=15724)
     parser.add_argument("--clip_emb_dim", type=int, default=1280)
@@ -164,22 +191,34 @@ def main() -> None:
         print(json.dumps(one(*args.one, args)))
         return
     results: dict[str, dict[str, dict[str, float]]] = {}
-    print(f"{'layout':24} {'way':8} {'parameters':>12} {'s a step':>9} {'cpu s':>7} {'peak GB':>8} {'loop / stacked':>15}")
+    print(
+        f"{'layout':24} {'way':8} {'parameters':>12} {'s a step':>9} {'cpu s':>7} {'peak GB':>8}"
+        f" {'loop / stacked':>15}"
+    )
     for layout in args.layouts:
         results[layout] = {}
         for way in ("loop", "stacked"):
             command = [sys.executable, __file__, *sys.argv[1:], "--one", layout, way]
             environment = {"THP_MEM_ALLOC_ENABLE": "1", **os.environ}
-            done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, env=environment)
+            done = subprocess.run(
+                command, capture_output=True, encoding="utf-8", check=False, env=environment
+            )
             if done.returncode:
                 sys.exit(f"{layout}, {way}: {done.stderr}")
             row = results[layout][way] = json.loads(done.stdout.splitlines()[-1])
             clock = "seconds" if args.device == "cuda" else "processor_seconds"
-            ratio = f"{results[layout]['loop'][clock] / row[clock]:15.2f}" if way == "stacked" else ""
-            figures = f"{row['parameters']:12,} {row['seconds']:9.3f} {row['processor_seconds']:7.3f} {row['peak_gb']:8.2f}"
+            ratio = (
+                f"{results[layout]['loop'][clock] / row[clock]:15.2f}" if way == "stacked" else ""
+            )
+            figures = (
+                f"{row['parameters']:12,} {row['seconds']:9.3f} {row['processor_seconds']:7.3f}"
+                f" {row['peak_gb']:8.2f}"
+            )
             print(f"{layout:24} {way:8} {figures} {ratio}", flush=True)
     settings = {key: value for key, value in vars(args).items() if key not in ("out", "one")}
-    args.out.write_text(json.dumps({"settings": settings, "results": results}, indent=2) + "\n", encoding="utf-8")
+    args.out.write_text(
+        json.dumps({"settings": settings, "results": results}, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

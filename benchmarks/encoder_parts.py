@@ -1,10 +1,12 @@
-"""What of MoRE-Brain's encoder earns its place: parts taken away one by one, same simulated data, same budget, several seeds.
+"""What of MoRE-Brain's encoder earns its place: parts taken away one by one, same simulated data,
+same budget, several seeds.
 
     python benchmarks/encoder_parts.py --config simulated --seeds 3
 
-Needs the simulated data (`braingen simulate --config simulated`). Image encoder without the prior, so that nothing behind it
-makes up for what it lacks. Beside the scores stand the parameters as trained here and of the same layout at full size (15 724 voxels,
-4096 units, 1280 wide; counted on the meta device). Prints a Markdown table and writes JSON beside it.
+Needs the simulated data (`braingen simulate --config simulated`). Image encoder without the prior,
+so that nothing behind it makes up for what it lacks. Beside the scores stand the parameters as
+trained here and of the same layout at full size (15 724 voxels, 4096 units, 1280 wide; counted on
+the meta device). Prints a Markdown table and writes JSON beside it.
 """
 
 from __future__ import annotations
@@ -33,9 +35,16 @@ VARIANTS: dict[str, dict[str, str]] = {
     "and linear heads (default)": {"head": "linear"},
     "default, 1 block": {"head": "linear", "n_blocks": "1"},
     "default, 1 block, levels 2 and 4": {"head": "linear", "n_blocks": "1", "exp_factor_list": "2"},
-    "the same, a quarter of the units": {"head": "linear", "n_blocks": "1", "exp_factor_list": "2", "hidden_dim": "quarter"},
+    "the same, a quarter of the units": {
+        "head": "linear",
+        "n_blocks": "1",
+        "exp_factor_list": "2",
+        "hidden_dim": "quarter",
+    },
 }
-"""Encoder settings by what is said of them; the rest is the config's. A quarter is of the config's hidden_dim."""
+"""Encoder settings by what is said of them; the rest is the config's. A quarter is of the config's
+hidden_dim.
+"""
 
 
 def settings_of(variant: str, hidden_dim: int) -> dict[str, str]:
@@ -50,18 +59,24 @@ def parameters(config: Config, voxels: int, width: int) -> int:
     """Parameters of the configured encoder."""
     with torch.device("meta"):
         arguments: dict[str, Any] = config.encoder.arguments()
-        model = ENCODERS[config.encoder.model](subjects={1: voxels}, clip_emb_dim=width, clip_seq_dim=1, **arguments)
+        model = ENCODERS[config.encoder.model](
+            subjects={1: voxels}, clip_emb_dim=width, clip_seq_dim=1, **arguments
+        )
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def main() -> None:
     """Train every variant with every seed and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", type=Path, default=Path("simulated"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=0, help="instead of the config's")
     parser.add_argument("--data", default="", help="data folder instead of the config's")
-    parser.add_argument("--n_blocks", type=int, default=4, help="of the layouts that do not say (published: 4)")
+    parser.add_argument(
+        "--n_blocks", type=int, default=4, help="of the layouts that do not say (published: 4)"
+    )
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/encoder_parts.json"))
     chosen = parser.parse_args()
     plain = load_config(chosen.config, {"data.root": chosen.data} if chosen.data else {})
@@ -71,7 +86,9 @@ def main() -> None:
         common["optim.num_epochs"] = str(chosen.epochs)
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(chosen.json.read_text(encoding="utf-8")) if chosen.json.exists() else {}
-    results: dict[str, dict[str, Any]] = before["results"] if before.get("settings") == common else {}
+    results: dict[str, dict[str, Any]] = (
+        before["results"] if before.get("settings") == common else {}
+    )
     for name in VARIANTS:
         settings = common | settings_of(name, plain.encoder.hidden_dim)
         full = load_config(chosen.config, common | settings_of(name, 4096))
@@ -82,7 +99,9 @@ def main() -> None:
             if seed in done:  # of an earlier call with the same settings
                 continue
             with tempfile.TemporaryDirectory() as scratch:
-                config = load_config(chosen.config, settings | {"run.folder": scratch, "run.seed": str(seed)})
+                config = load_config(
+                    chosen.config, settings | {"run.folder": scratch, "run.seed": str(seed)}
+                )
                 started = time.process_time()
                 folder = train(config, "image")
                 seconds = round(time.process_time() - started, 1)
@@ -91,20 +110,32 @@ def main() -> None:
                 result["parameters"] = count_saved(folder)
             result["runs"].append(found)
             print(name, found, flush=True)
-            chosen.json.write_text(json.dumps({"settings": common, "results": results}, indent=1) + "\n", encoding="utf-8")
-    print("\n| encoder | parameters here | at full size | cosine, held out | brain to image | image to brain |")
+            chosen.json.write_text(
+                json.dumps({"settings": common, "results": results}, indent=1) + "\n",
+                encoding="utf-8",
+            )
+    print(
+        "\n| encoder | parameters here | at full size | cosine, held out | brain to image | image"
+        " to brain |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     for name, result in results.items():
         cells = []
         for score in ("held_out_cosine", "retrieval_brain_to_image", "retrieval_image_to_brain"):
             values = np.array([run[score] for run in result["runs"]])
             cells.append(f"{values.mean():.3f} ({', '.join(f'{value:.3f}' for value in values)})")
-        print(f"| {name} | {result['parameters']:,} | {result['parameters_full_size']:,} | {' | '.join(cells)} |")
+        print(
+            f"| {name} | {result['parameters']:,} | {result['parameters_full_size']:,} |"
+            f" {' | '.join(cells)} |"
+        )
 
 
 def count_saved(folder: Path) -> int:
     """Parameters of the encoder of a finished run."""
-    return sum(parameter.numel() for parameter in BrainReader.from_pretrained(folder / "reader").encoder.parameters())
+    return sum(
+        parameter.numel()
+        for parameter in BrainReader.from_pretrained(folder / "reader").encoder.parameters()
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Are the maps right? On simulated subjects, whose voxels are known: attributions, activation patterns, expert assignments, saliency and
-ablations against what was planted, for the default encoder, the published one and voxel-level routing.
+"""Are the maps right? On simulated subjects, whose voxels are known: attributions, activation
+patterns, expert assignments, saliency and ablations against what was planted, for the default
+encoder, the published one and voxel-level routing.
 
     python benchmarks/explain_truth.py --seeds 3
 
-Simulates a small subject per seed (another brain, other pictures; 400 training images, and as many test images as NSD has), trains an image
-encoder of every kind on it, and asks. Every finished (seed, encoder) is kept as JSON, so an interrupted run continues. Prints a Markdown
-table.
+Simulates a small subject per seed (another brain, other pictures; 400 training images, and as many
+test images as NSD has), trains an image encoder of every kind on it, and asks. Every finished
+(seed, encoder) is kept as JSON, so an interrupted run continues. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -55,22 +56,49 @@ from braingen.training.encoder_setup import setup
 
 VARIANTS = {
     "default": {"encoder.model": "BrainMoEMulti"},
-    "published": {"encoder.model": "BrainMoEMulti", "encoder.routing": "value", "encoder.trunk": "published"},
+    "published": {
+        "encoder.model": "BrainMoEMulti",
+        "encoder.routing": "value",
+        "encoder.trunk": "published",
+    },
     "voxel": {"encoder.model": "BrainMoEVoxel"},
     "voxel, random start": {"encoder.model": "BrainMoEVoxel", "encoder.parcel_start": "random"},
 }
 EARLY = ("V1v", "V1d", "V2v", "V2d", "V3v", "V3d", "hV4")
 FACES = ("OFA", "FFA-1", "FFA-2")
 AREAS_FOR = (
-    ("supercategory", ("FFA-1", "FFA-2", "OFA", "EBA", "FBA-1", "FBA-2"), [SUPERCATEGORIES.index("person")]),
+    (
+        "supercategory",
+        ("FFA-1", "FFA-2", "OFA", "EBA", "FBA-1", "FBA-2"),
+        [SUPERCATEGORIES.index("person")],
+    ),
     ("supercategory", ("food",), [SUPERCATEGORIES.index("food")]),
-    ("background", ("PPA", "OPA", "RSC"), [BACKGROUNDS.index(name) for name in ("room", "street", "forest", "beach", "desert", "sea")]),
+    (
+        "background",
+        ("PPA", "OPA", "RSC"),
+        [
+            BACKGROUNDS.index(name)
+            for name in ("room", "street", "forest", "beach", "desert", "sea")
+        ],
+    ),
 )
-"""Kind of label, the areas planted for it, and the labels these prefer: attributions to them, category against early areas."""
-SIZES = {"seeds": 3, "voxels": 800, "sessions": 7, "trials": 600, "images": 1000, "hidden": 128, "epochs": 15}
+"""Kind of label, the areas planted for it, and the labels these prefer: attributions to them,
+category against early areas.
+"""
+SIZES = {
+    "seeds": 3,
+    "voxels": 800,
+    "sessions": 7,
+    "trials": 600,
+    "images": 1000,
+    "hidden": 128,
+    "epochs": 15,
+}
 UNSPECIFIC = ("semantic", "where")
 CARRIES = 0.1
-"""A voxel carries a label that explains at least this share of its noise-free variance; fixed before anything was computed."""
+"""A voxel carries a label that explains at least this share of its noise-free variance; fixed
+before anything was computed.
+"""
 SIDE = 32
 POINTS = 16
 FEW = 100
@@ -101,11 +129,19 @@ def config_of(seed: int, variant: str, chosen: argparse.Namespace) -> Config:
     root = chosen.folder / f"data-{seed}"
     run = chosen.folder / f"run-{seed}-{name_of(variant)}"
     overrides = {
-        "data.root": str(root), "run.folder": str(run), "run.seed": str(seed), "run.tracker": "none", "optim.validate_every": "3",
-        "simulation.seed": str(seed), "simulation.num_voxels": str(chosen.voxels), "simulation.num_sessions": str(chosen.sessions),
-        "simulation.trials_per_session": str(chosen.trials), "simulation.num_test_images": str(chosen.images),
-        "encoder.hidden_dim": str(chosen.hidden), "optim.num_epochs": str(chosen.epochs),
-    }  # fmt: skip
+        "data.root": str(root),
+        "run.folder": str(run),
+        "run.seed": str(seed),
+        "run.tracker": "none",
+        "optim.validate_every": "3",
+        "simulation.seed": str(seed),
+        "simulation.num_voxels": str(chosen.voxels),
+        "simulation.num_sessions": str(chosen.sessions),
+        "simulation.trials_per_session": str(chosen.trials),
+        "simulation.num_test_images": str(chosen.images),
+        "encoder.hidden_dim": str(chosen.hidden),
+        "optim.num_epochs": str(chosen.epochs),
+    }
     return load_config(Path("simulated"), overrides | VARIANTS[variant])
 
 
@@ -130,8 +166,12 @@ def read_subject(config: Config) -> Subject:
     )
 
 
-def explain_label(reader: BrainReader, subject: Subject, direction_CF: torch.Tensor, label_N: np.ndarray) -> tuple[np.ndarray, float]:
-    """Maps of every image, of how far its own class is in what was decoded; and how incomplete they are."""
+def explain_label(
+    reader: BrainReader, subject: Subject, direction_CF: torch.Tensor, label_N: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Maps of every image, of how far its own class is in what was decoded; and how incomplete they
+    are.
+    """
     explainer = Explainer(ReadOut(reader, 1), "integrated_gradients", steps=POINTS)
     maps, value, error = [], [], []
     for first in range(0, len(label_N), 32):
@@ -144,7 +184,9 @@ def explain_label(reader: BrainReader, subject: Subject, direction_CF: torch.Ten
     return np.concatenate(maps), completeness(np.concatenate(value), np.concatenate(error))
 
 
-def patterns_of(reader: BrainReader, subject: Subject, read_out: ClassReadOut, images: int | None = None) -> Patterns:
+def patterns_of(
+    reader: BrainReader, subject: Subject, read_out: ClassReadOut, images: int | None = None
+) -> Patterns:
     """Activation patterns of what is decoded of the test images, or of the first of them."""
 
     def decoded(voxels_NV: np.ndarray) -> np.ndarray:
@@ -163,7 +205,9 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
     trained_MF = reader.standardised(targets.image(subject.train_image_M)).flatten(1)
     said = all_said(listen(reader, subject.voxels_NV, 1))
     some_N = slice(FEW)
-    scores, _ = decoder_scores(said.clip_NF[some_N].numpy(), true_NF[some_N].numpy(), subject.image_N[some_N], resamples=1)
+    scores, _ = decoder_scores(
+        said.clip_NF[some_N].numpy(), true_NF[some_N].numpy(), subject.image_N[some_N], resamples=1
+    )
     cosine, _ = decoder_scores(said.whole_NF.numpy(), true_NF.numpy(), subject.image_N, resamples=1)
     out: dict[str, Any] = {
         "parameters": sum(parameter.numel() for parameter in reader.encoder.parameters()),
@@ -173,9 +217,13 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
 
     some = torch.from_numpy(subject.voxels_NV[:64])
     for level, found in enumerate(voxel_selectivity(reader, 1, some)):
-        out[f"ami level {level}"] = group_agreement(found.chosen_V, area_V)._asdict() | {"exact": found.exact}
+        out[f"ami level {level}"] = group_agreement(found.chosen_V, area_V)._asdict() | {
+            "exact": found.exact
+        }
     start = setup(config, "image").reader  # the same encoder, not trained
-    out["ami untrained"] = group_agreement(voxel_selectivity(start.eval(), 1, some)[-1].chosen_V, area_V)._asdict()
+    out["ami untrained"] = group_agreement(
+        voxel_selectivity(start.eval(), 1, some)[-1].chosen_V, area_V
+    )._asdict()
 
     fields = ReceptiveFields(truth["prf_x"], truth["prf_y"], truth["prf_size"])
     directions = {}
@@ -185,7 +233,9 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
         label_N = subject.label_NL[:, which]
         directions[asked] = class_directions(trained_MF, member_MC)
         maps_NV, incomplete = explain_label(reader, subject, directions[asked], label_N)
-        used_N = label_N < len(COLOUR_NAMES) if asked == "colour" else np.ones(len(label_N), dtype=bool)  # the last: its own colours
+        used_N = (
+            label_N < len(COLOUR_NAMES) if asked == "colour" else np.ones(len(label_N), dtype=bool)
+        )  # the last: its own colours
         # signed mean: what a voxel contributes to an image's own class; noise has no side to be on
         strength_V = mean_maps(maps_NV, used_N[:, None])[0]
         either_V = early_V | category_V
@@ -193,7 +243,9 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
             "carries": area_under_roc(strength_V, truth["label_share"][:, which] >= CARRIES),
             "carriers": int((truth["label_share"][:, which] >= CARRIES).sum()),
             "category over early": area_under_roc(strength_V[either_V], category_V[either_V]),
-            "planted, category over early": area_under_roc(truth["label_share"][either_V, which], category_V[either_V]),
+            "planted, category over early": area_under_roc(
+                truth["label_share"][either_V, which], category_V[either_V]
+            ),
             "incomplete": incomplete,
         }
         read_out = ClassReadOut.learn(trained_MF.numpy(), member_MC)
@@ -206,13 +258,21 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
             }
         out[asked]["named rightly"] = float((named_N == label_N).mean())
         if asked == "object":
-            for name, inside_V in (("all voxels", np.ones_like(early_V)), ("early voxels", early_V)):
+            for name, inside_V in (
+                ("all voxels", np.ones_like(early_V)),
+                ("early voxels", early_V),
+            ):
                 gaussian_VP = gaussians(fields, SIDE, FIELD_OF_VIEW) * inside_V[:, None]
-                for kind, map_NV in (("pointing", maps_NV), ("pointing of responses", subject.voxels_NV)):
+                for kind, map_NV in (
+                    ("pointing", maps_NV),
+                    ("pointing of responses", subject.voxels_NV),
+                ):
                     map_NP = beyond_usual(saliency(map_NV, gaussian_VP))
                     own_N, others_N = peaks_on_object(map_NP, subject.object_NP)
                     out[f"{kind}, {name}"] = pointing_game(map_NP, subject.object_NP)._asdict() | {
-                        "inside": mean_interval(inside_outside(map_NP, subject.object_NP), 2000)._asdict(),
+                        "inside": mean_interval(
+                            inside_outside(map_NP, subject.object_NP), 2000
+                        )._asdict(),
                         "gains": np.round(own_N - others_N, 5).tolist(),
                     }
     for name, areas, wanted in AREAS_FOR:
@@ -220,13 +280,21 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
         chosen_N = np.isin(subject.label_NL[:, which], wanted)
         member_MC = subject.train_label_ML[:, which, None] == np.arange(LABEL_COUNTS[which])
         direction_CF = class_directions(trained_MF, member_MC)
-        few = subject._replace(voxels_NV=subject.voxels_NV[chosen_N], image_N=subject.image_N[chosen_N])
+        few = subject._replace(
+            voxels_NV=subject.voxels_NV[chosen_N], image_N=subject.image_N[chosen_N]
+        )
         maps_NV, _ = explain_label(reader, few, direction_CF, subject.label_NL[chosen_N, which])
         inside_V = np.isin(area_V, areas)
         either_V = early_V | inside_V
         # the same mean over images of patterns: every image has its own class's
-        weight_C = np.bincount(subject.label_NL[chosen_N, which], minlength=LABEL_COUNTS[which]) / chosen_N.sum()
-        pattern_V = weight_C @ patterns_of(reader, subject, ClassReadOut.learn(trained_MF.numpy(), member_MC)).map_CV
+        weight_C = (
+            np.bincount(subject.label_NL[chosen_N, which], minlength=LABEL_COUNTS[which])
+            / chosen_N.sum()
+        )
+        pattern_V = (
+            weight_C
+            @ patterns_of(reader, subject, ClassReadOut.learn(trained_MF.numpy(), member_MC)).map_CV
+        )
         out[f"{areas[0]} over early"] = {
             "attributions": area_under_roc(maps_NV.mean(axis=0)[either_V], inside_V[either_V]),
             "patterns": area_under_roc(pattern_V[either_V], inside_V[either_V]),
@@ -236,8 +304,15 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
     return out
 
 
-def silence_faces(reader: BrainReader, subject: Subject, directions: dict[str, torch.Tensor], trained_MF: torch.Tensor) -> dict[str, Any]:
-    """Relative loss of the evidence for persons (on persons' images) and for the place (on all images), planted face voxels silenced."""
+def silence_faces(
+    reader: BrainReader,
+    subject: Subject,
+    directions: dict[str, torch.Tensor],
+    trained_MF: torch.Tensor,
+) -> dict[str, Any]:
+    """Relative loss of the evidence for persons (on persons' images) and for the place (on all
+    images), planted face voxels silenced.
+    """
     kind_N = subject.label_NL[:, LABELS.index("supercategory")]
     person_N, background_N = kind_N == 0, subject.label_NL[:, LABELS.index("background")]
     person_M = subject.train_label_ML[:, LABELS.index("supercategory")] == 0
@@ -246,10 +321,14 @@ def silence_faces(reader: BrainReader, subject: Subject, directions: dict[str, t
     def score(voxels_NV: VoxelRows) -> ImageScores:
         whole_NF = all_said(listen(reader, voxels_NV, 1)).whole_NF
         place_N = (whole_NF * directions["background"][background_N]).sum(1).numpy()
-        return ImageScores((whole_NF @ person_F).numpy(), place_N, place_N)  # persons in the first place, places in the others
+        return ImageScores(
+            (whole_NF @ person_F).numpy(), place_N, place_N
+        )  # persons in the first place, places in the others
 
     before = score(subject.voxels_NV)
-    gone = ablate_voxels("faces", np.isin(subject.truth["area"], FACES), subject.voxels_NV, score, draws=20)
+    gone = ablate_voxels(
+        "faces", np.isin(subject.truth["area"], FACES), subject.voxels_NV, score, draws=20
+    )
 
     def losses(after: ImageScores) -> tuple[np.ndarray, np.ndarray]:
         person = (before.cosine_N - after.cosine_N)[person_N] / before.cosine_N[person_N].mean()
@@ -257,13 +336,23 @@ def silence_faces(reader: BrainReader, subject: Subject, directions: dict[str, t
 
     person, place = losses(gone.scores)
     rng = np.random.default_rng(0)
-    drawn = [rng.choice(person, len(person)).mean() - rng.choice(place, len(place)).mean() for _ in range(4000)]
+    drawn = [
+        rng.choice(person, len(person)).mean() - rng.choice(place, len(place)).mean()
+        for _ in range(4000)
+    ]
     random = np.array([[each.mean() for each in losses(other)] for other in gone.random])
     return {
-        "voxels": gone.voxels, "person images": len(person), "person": person.mean(), "place": place.mean(),
-        "difference": person.mean() - place.mean(), "low": np.quantile(drawn, 0.025), "high": np.quantile(drawn, 0.975),
-        "random person": random[:, 0].mean(), "random place": random[:, 1].mean(), "random person most": random[:, 0].max(),
-    }  # fmt: skip
+        "voxels": gone.voxels,
+        "person images": len(person),
+        "person": person.mean(),
+        "place": place.mean(),
+        "difference": person.mean() - place.mean(),
+        "low": np.quantile(drawn, 0.025),
+        "high": np.quantile(drawn, 0.975),
+        "random person": random[:, 0].mean(),
+        "random place": random[:, 1].mean(),
+        "random person most": random[:, 0].max(),
+    }
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
@@ -276,28 +365,69 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
         return float(found)
 
     paths = [("parameters",), ("top-1",), ("cosine",)]
-    paths += [(f"ami level {level}", "value") for level in range(4)] + [("ami level 3", "permuted_high"), ("ami untrained", "value")]
+    paths += [(f"ami level {level}", "value") for level in range(4)] + [
+        ("ami level 3", "permuted_high"),
+        ("ami untrained", "value"),
+    ]
     for asked in ("object", "colour", "background"):
-        paths += [(asked, key) for key in ("carries", "category over early", "planted, category over early", "incomplete", "named rightly")]
+        paths += [
+            (asked, key)
+            for key in (
+                "carries",
+                "category over early",
+                "planted, category over early",
+                "incomplete",
+                "named rightly",
+            )
+        ]
         kinds = ("patterns", "patterns, few images")
-        paths += [(asked, kind, key) for kind in kinds for key in ("carries", "category over early")]
-    paths += [(f"{areas[0]} over early", key) for _, areas, _ in AREAS_FOR for key in ("attributions", "patterns", "images")]
-    pointing = [f"{kind}, {where}" for where in ("all voxels", "early voxels") for kind in ("pointing", "pointing of responses")]
+        paths += [
+            (asked, kind, key) for kind in kinds for key in ("carries", "category over early")
+        ]
+    paths += [
+        (f"{areas[0]} over early", key)
+        for _, areas, _ in AREAS_FOR
+        for key in ("attributions", "patterns", "images")
+    ]
+    pointing = [
+        f"{kind}, {where}"
+        for where in ("all voxels", "early voxels")
+        for kind in ("pointing", "pointing of responses")
+    ]
     for name in pointing:
         paths += [(name, key) for key in ("hits", "chance", "gain", "gain_low", "gain_high")]
         paths += [(name, "inside", key) for key in ("value", "low", "high")]
-    faces = ("voxels", "person images", "person", "place", "difference", "low", "high", "random person", "random place")
+    faces = (
+        "voxels",
+        "person images",
+        "person",
+        "place",
+        "difference",
+        "low",
+        "high",
+        "random person",
+        "random place",
+    )
     paths += [("silenced faces", key) for key in faces]
     lines = ["| | " + " | ".join(results) + " |", "| --- |" + " --- |" * len(results)]
     for path in paths:
         cells = []
         for runs in results.values():
             values = [look(run, path) for run in runs]
-            whole = all(value == int(value) and abs(value) > 1 for value in values if np.isfinite(value))
-            cells.append(f"{np.mean(values):.0f}" if whole else f"{np.mean(values):.3f} ({', '.join(f'{v:.3f}' for v in values)})")
+            whole = all(
+                value == int(value) and abs(value) > 1 for value in values if np.isfinite(value)
+            )
+            cells.append(
+                f"{np.mean(values):.0f}"
+                if whole
+                else f"{np.mean(values):.3f} ({', '.join(f'{v:.3f}' for v in values)})"
+            )
         lines.append(f"| {', '.join(path)} | " + " | ".join(cells) + " |")
     for name in pointing:  # all seeds' images together
-        pooled = [mean_interval(np.concatenate([run[name]["gains"] for run in runs]), 4000) for runs in results.values()]
+        pooled = [
+            mean_interval(np.concatenate([run[name]["gains"] for run in runs]), 4000)
+            for runs in results.values()
+        ]
         cells = [f"{told.value:.3f} ({told.low:.3f} to {told.high:.3f})" for told in pooled]
         lines.append(f"| {name}, gain over all images | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -305,7 +435,9 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
 
 def main() -> None:
     """Train and ask what is missing, then print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks/explain_truth"))
     for name, default in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -321,7 +453,10 @@ def main() -> None:
                 simulate(config)
                 started = time.monotonic()
                 train(config, "image")
-                found = ask(config, read_subject(config)) | {"seed": seed, "seconds": round(time.monotonic() - started, 1)}
+                found = ask(config, read_subject(config)) | {
+                    "seed": seed,
+                    "seconds": round(time.monotonic() - started, 1),
+                }
                 kept.write_text(json.dumps(found, indent=1, default=float), encoding="utf-8")
             results[variant].append(json.loads(kept.read_text(encoding="utf-8")))
     print(table(results))

@@ -6,10 +6,11 @@
     python benchmarks/mutants.py --out mutants.jsonl --summary           the scores, and the survivors
     python benchmarks/mutants.py --out wires.jsonl --wires               cuts every wire of benchmarks/wires.toml, one at a time
 
-The changes are those of mutmut. mutmut's own runner leaves out decorated functions (`torch.no_grad()`) and measures the tests with
-its own import path; here every mutant runs in a forked process that has the libraries imported already, and a mutated module is
-handed out in place of the file, which is never changed. Changes of texts, of error messages and of defaults are left out. The result
-file has one line per mutant; a run that is stopped goes on where it was.
+The changes are those of mutmut. mutmut's own runner leaves out decorated functions
+(`torch.no_grad()`) and measures the tests with its own import path; here every mutant runs in a
+forked process that has the libraries imported already, and a mutated module is handed out in place
+of the file, which is never changed. Changes of texts, of error messages and of defaults are left
+out. The result file has one line per mutant; a run that is stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class Mutant(NamedTuple):
 
 
 def candidates(module: str) -> Iterator[Any]:
-    """Mutations of a module that can be wires: no texts, error messages, annotations or defaults."""
+    """Mutations of a module that can be wires: no texts, error messages, annotations or
+    defaults.
+    """
     import libcst as cst
     from libcst.metadata import PositionProvider
     from mutmut.mutation import file_mutation
@@ -80,7 +83,11 @@ def candidates(module: str) -> Iterator[Any]:
         def _create_mutations(self, node: cst.CSTNode) -> None:
             before = len(self.mutations)
             super()._create_mutations(node)
-            line = self.get_metadata(PositionProvider, node).start.line if before < len(self.mutations) else 0
+            line = (
+                self.get_metadata(PositionProvider, node).start.line
+                if before < len(self.mutations)
+                else 0
+            )
             self.places += [(".".join(self._stack), line)] * (len(self.mutations) - before)
 
         def _skip_node_and_children(self, node: cst.CSTNode) -> bool:
@@ -95,7 +102,9 @@ def candidates(module: str) -> Iterator[Any]:
     visitor = Visitor(mutation_operators, get_ignored_lines(module, code, wrapper, None), None)
     tree = wrapper.visit(visitor)
     for mutation, (function, line) in zip(visitor.mutations, visitor.places):
-        if (function and not function[0].isupper()) or "." in function:  # inside a function or a method
+        if (
+            function and not function[0].isupper()
+        ) or "." in function:  # inside a function or a method
             yield tree, code, mutation, function, line
 
 
@@ -103,8 +112,12 @@ def made(module: str, candidate: Any) -> Mutant | None:
     """The mutant of a candidate; None where the result is the same code or none at all."""
     tree, code, mutation, function, line = candidate
     changed = tree.deep_replace(mutation.original_node, mutation.mutated_node).code
-    lines = list(difflib.unified_diff(code.splitlines(), changed.splitlines(), n=0, lineterm=""))[2:]
-    change = "\n".join(text[0] + " " + text[1:].strip() for text in lines if not text.startswith("@@"))
+    lines = list(difflib.unified_diff(code.splitlines(), changed.splitlines(), n=0, lineterm=""))[
+        2:
+    ]
+    change = "\n".join(
+        text[0] + " " + text[1:].strip() for text in lines if not text.startswith("@@")
+    )
     try:
         compile(changed, module, "exec")
     except SyntaxError:
@@ -127,12 +140,18 @@ def sample(module: str, count: int, seed: int) -> list[Mutant]:
 
 
 def again(entry: dict[str, Any]) -> Mutant | None:
-    """A mutant of an earlier run in the present code; None where the changed lines are no longer there."""
+    """A mutant of an earlier run in the present code; None where the changed lines are no longer
+    there.
+    """
     code = (SOURCE / entry["module"]).read_text(encoding="utf-8").splitlines()
     change = entry["change"].splitlines()
     old, new = ([text[2:] for text in change if text[0] == sign] for sign in "-+")
     stripped = [text.strip() for text in code]
-    places = [place for place in range(len(code) - len(old) + 1) if stripped[place : place + len(old)] == old]
+    places = [
+        place
+        for place in range(len(code) - len(old) + 1)
+        if stripped[place : place + len(old)] == old
+    ]
     if not places or not old:
         return None
     place = min(places, key=lambda place: abs(place + 1 - entry["line"]))
@@ -150,9 +169,18 @@ def cut(wire: dict[str, str]) -> Mutant:
     """The module of a wire with the wire cut; an error where the code has changed."""
     code = (SOURCE / wire["module"]).read_text(encoding="utf-8")
     if code.count(wire["old"]) != 1:
-        sys.exit(f"{wire['module']} holds {code.count(wire['old'])} times, instead of once: {wire['old']}")
+        sys.exit(
+            f"{wire['module']} holds {code.count(wire['old'])} times, instead of once:"
+            f" {wire['old']}"
+        )
     line = code[: code.index(wire["old"])].count("\n") + 1
-    return Mutant(wire["module"], wire["wire"], line, f"- {wire['old']}\n+ {wire['new']}", code.replace(wire["old"], wire["new"]))
+    return Mutant(
+        wire["module"],
+        wire["wire"],
+        line,
+        f"- {wire['old']}\n+ {wire['new']}",
+        code.replace(wire["old"], wire["new"]),
+    )
 
 
 def dotted(module: str) -> str:
@@ -170,7 +198,9 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         if fullname != self.name:
             return None
-        return importlib.util.spec_from_loader(fullname, self, origin=str(SOURCE / self.mutant.module))
+        return importlib.util.spec_from_loader(
+            fullname, self, origin=str(SOURCE / self.mutant.module)
+        )
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
         return None
@@ -206,8 +236,13 @@ def outcome(mutant: Mutant | None, tests: list[str]) -> Outcome:
 
         code = 1
         try:
-            code = int(pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]))
-            os.write(writing, " ".join(name for name in sys.modules if name.startswith("braingen.")).encode())
+            code = int(
+                pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"])
+            )
+            os.write(
+                writing,
+                " ".join(name for name in sys.modules if name.startswith("braingen.")).encode(),
+            )
         finally:
             os._exit(code)
     os.close(writing)
@@ -222,13 +257,30 @@ def warm() -> None:
     sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
     import braingen  # noqa: F401
 
-    for name in ("torch", "pandas", "h5py", "PIL.Image", "scipy.stats", "accelerate", "diffusers", "transformers", "peft", "rich", "yaml"):
+    for name in (
+        "torch",
+        "pandas",
+        "h5py",
+        "PIL.Image",
+        "scipy.stats",
+        "accelerate",
+        "diffusers",
+        "transformers",
+        "peft",
+        "rich",
+        "yaml",
+    ):
         __import__(name)
     import diffusers
     import torch
 
     torch.set_num_threads(1)
-    for name in ("AutoencoderKL", "UNet2DConditionModel", "EulerDiscreteScheduler", "DiffusionPipeline"):
+    for name in (
+        "AutoencoderKL",
+        "UNet2DConditionModel",
+        "EulerDiscreteScheduler",
+        "DiffusionPipeline",
+    ):
         getattr(diffusers, name)
     loaded = [name for name in sys.modules if name.startswith("braingen.")]
     for name in loaded:
@@ -240,27 +292,49 @@ def summary(results: list[dict[str, Any]]) -> str:
     of: dict[str, list[bool]] = defaultdict(list)
     for each in results:
         of[each["module"]].append(each["killed"])
-    lines = [f"{module}: {sum(killed)} of {len(killed)} noticed" for module, killed in sorted(of.items())]
+    lines = [
+        f"{module}: {sum(killed)} of {len(killed)} noticed" for module, killed in sorted(of.items())
+    ]
     every = [each["killed"] for each in results]
-    lines.append(f"together: {sum(every)} of {len(every)} noticed ({sum(every) / max(1, len(every)):.1%})")
-    lines += [f"\n{each['module']}:{each['line']} {each['function']}\n{each['change']}" for each in results if not each["killed"]]
+    lines.append(
+        f"together: {sum(every)} of {len(every)} noticed ({sum(every) / max(1, len(every)):.1%})"
+    )
+    lines += [
+        f"\n{each['module']}:{each['line']} {each['function']}\n{each['change']}"
+        for each in results
+        if not each["killed"]
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="result file, one JSON object per mutant")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="result file, one JSON object per mutant"
+    )
     parser.add_argument("--sample", type=int, default=12, help="mutants of every module")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", type=Path, help="result file whose survivors are tried again")
     parser.add_argument("--modules", nargs="*", help="only these modules, e.g. training/encoder.py")
-    parser.add_argument("--wires", action="store_true", help="cut the wires of wires.toml instead of drawing mutants")
-    parser.add_argument("--summary", action="store_true", help="print what the result file says and do nothing else")
+    parser.add_argument(
+        "--wires",
+        action="store_true",
+        help="cut the wires of wires.toml instead of drawing mutants",
+    )
+    parser.add_argument(
+        "--summary", action="store_true", help="print what the result file says and do nothing else"
+    )
     options = parser.parse_args()
     options.out = options.out.absolute()
     options.again = options.again and options.again.absolute()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in options.out.read_text(encoding="utf-8").splitlines()] if options.out.exists() else []
+    done = (
+        [json.loads(line) for line in options.out.read_text(encoding="utf-8").splitlines()]
+        if options.out.exists()
+        else []
+    )
     if options.summary:
         print(summary(done))
         return
@@ -268,22 +342,36 @@ def main() -> None:
         import tomllib
     else:
         import tomli as tomllib
-    tests: dict[str, list[str]] = tomllib.loads((ROOT / "benchmarks" / "mutants.toml").read_text(encoding="utf-8"))["tests"]
+    tests: dict[str, list[str]] = tomllib.loads(
+        (ROOT / "benchmarks" / "mutants.toml").read_text(encoding="utf-8")
+    )["tests"]
     modules = [name for name in tests if not options.modules or name in options.modules]
     os.chdir(ROOT)
     work: list[tuple[Mutant, list[str]]] = []
     if options.wires:
-        wires = tomllib.loads((ROOT / "benchmarks" / "wires.toml").read_text(encoding="utf-8"))["cut"]
+        wires = tomllib.loads((ROOT / "benchmarks" / "wires.toml").read_text(encoding="utf-8"))[
+            "cut"
+        ]
         wires = [wire for wire in wires if not options.modules or wire["module"] in options.modules]
         work = [(cut(wire), wire["tests"].split()) for wire in wires]
     elif options.again:
-        before = [json.loads(line) for line in options.again.read_text(encoding="utf-8").splitlines()]
-        alive = [again(entry) for entry in before if not entry["killed"] and entry["module"] in modules]
+        before = [
+            json.loads(line) for line in options.again.read_text(encoding="utf-8").splitlines()
+        ]
+        alive = [
+            again(entry) for entry in before if not entry["killed"] and entry["module"] in modules
+        ]
         work = [(mutant, tests[mutant.module]) for mutant in alive if mutant is not None]
         print(f"{len(work)} of {len(alive)} survivors are still in the code")
-        random.Random(options.seed).shuffle(work)  # so that a run that is stopped has tried some of every module
+        random.Random(options.seed).shuffle(
+            work
+        )  # so that a run that is stopped has tried some of every module
     else:
-        work = [(mutant, tests[name]) for name in modules for mutant in sample(name, options.sample, options.seed)]
+        work = [
+            (mutant, tests[name])
+            for name in modules
+            for mutant in sample(name, options.sample, options.seed)
+        ]
     warm()
     known = {f"{each['module']}: {each['change']}" for each in done}
     clean: dict[str, Outcome] = {}
@@ -293,7 +381,9 @@ def main() -> None:
         chosen = [f"tests/{path}" for path in paths]
         if options.wires:  # each has tests of its own, which `make test` runs without a cut
             clean[" ".join(chosen)] = Outcome(True, 0.0, {dotted(mutant.module)})
-        first = clean.get(" ".join(chosen)) or clean.setdefault(" ".join(chosen), outcome(None, chosen))
+        first = clean.get(" ".join(chosen)) or clean.setdefault(
+            " ".join(chosen), outcome(None, chosen)
+        )
         if not first.passed:
             sys.exit(f"These tests fail without any change: {' '.join(chosen)}")
         if dotted(mutant.module) in first.imported:
@@ -307,7 +397,9 @@ def main() -> None:
         word = "survives" if now.passed else "noticed "
         what = mutant.function if options.wires else mutant.change.splitlines()[-1][:90]
         print(word, f"{now.seconds:5.1f} s", mutant.module, mutant.line, what, flush=True)
-    print(summary([json.loads(line) for line in options.out.read_text(encoding="utf-8").splitlines()]))
+    print(
+        summary([json.loads(line) for line in options.out.read_text(encoding="utf-8").splitlines()])
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""The identity-keeping router against the published one: same simulated data, same budget, several seeds; retrieval in both directions.
+"""The identity-keeping router against the published one: same simulated data, same budget, several
+seeds; retrieval in both directions.
 
     python benchmarks/routing.py --config simulated --seeds 3
 
-Needs the simulated data (`braingen simulate --config simulated`). Prints a Markdown table and writes JSON beside it.
+Needs the simulated data (`braingen simulate --config simulated`). Prints a Markdown table and
+writes JSON beside it.
 """
 
 from __future__ import annotations
@@ -43,16 +45,25 @@ def retrieval(config: Config, folder: Path) -> dict[str, float]:
     decoded = []
     for batch in RepeatBatches(repeats, betas, subject, 64):
         count, presentations = batch.present_BR.shape
-        each = reader(batch.voxels_BRV.flatten(0, 1), subject).clip_BTD.unflatten(0, (count, presentations))
+        each = reader(batch.voxels_BRV.flatten(0, 1), subject).clip_BTD.unflatten(
+            0, (count, presentations)
+        )
         decoded.append(average_repeats(each, batch.present_BR))
     true = reader.standardised(Targets(config).image(repeats.image_N))
-    scores, _ = decoder_scores(torch.cat(decoded).flatten(1).numpy(), true.flatten(1).numpy(), repeats.image_N, resamples=1)
-    return {name: float(scores[name].value or 0) for name in ("retrieval_brain_to_image", "retrieval_image_to_brain")}
+    scores, _ = decoder_scores(
+        torch.cat(decoded).flatten(1).numpy(), true.flatten(1).numpy(), repeats.image_N, resamples=1
+    )
+    return {
+        name: float(scores[name].value or 0)
+        for name in ("retrieval_brain_to_image", "retrieval_image_to_brain")
+    }
 
 
 def main() -> None:
     """Train every variant with every seed and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", type=Path, default=Path("simulated"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=0, help="instead of the config's")
@@ -61,15 +72,21 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {}
     for name, encoder in VARIANTS.items():
         for seed in range(chosen.seeds):
-            overrides = {f"encoder.{field}": value for field, value in encoder.items()} | {"run.seed": str(seed)}
+            overrides = {f"encoder.{field}": value for field, value in encoder.items()} | {
+                "run.seed": str(seed)
+            }
             if chosen.epochs:
                 overrides["optim.num_epochs"] = str(chosen.epochs)
             with tempfile.TemporaryDirectory() as scratch:
-                config = load_config(chosen.config, overrides | {"run.folder": scratch, "run.tracker": "none"})
+                config = load_config(
+                    chosen.config, overrides | {"run.folder": scratch, "run.tracker": "none"}
+                )
                 started = time.monotonic()
                 folder = train(config, "image")
                 seconds = round(time.monotonic() - started, 1)
-                results.setdefault(name, []).append({"seed": seed, "seconds": seconds, **retrieval(config, folder)})
+                results.setdefault(name, []).append(
+                    {"seed": seed, "seconds": seconds, **retrieval(config, folder)}
+                )
             print(name, results[name][-1], flush=True)
     print("\n| encoder | brain to image | image to brain |\n| --- | --- | --- |")
     for name, runs in results.items():

@@ -1,11 +1,14 @@
-"""Does fine-tuning with routers help? The same encoders, drawn with and without it, image by image, over several seeds.
+"""Does fine-tuning with routers help? The same encoders, drawn with and without it, image by image,
+over several seeds.
 
-    python benchmarks/routing_helps.py --config simulated --folder runs/routing_helps --seeds 3 --images 300
+    python benchmarks/routing_helps.py --config simulated --folder runs/routing_helps --seeds 3
+    --images 300
 
-For every seed: both encoders are trained, the diffusion model is fine-tuned with routers, and the test images are drawn untouched (neither
-fine-tuned nor routed) and routed, from the same noise. With ``--lines untouched no_router both`` a fine-tuning without routers stands
-between them (any lines of `braingen ablate`). Everything is resumable: the same command goes on. Settings may follow, as on the command
-line: ``finetune.max_train_steps=2000``.
+For every seed: both encoders are trained, the diffusion model is fine-tuned with routers, and the
+test images are drawn untouched (neither fine-tuned nor routed) and routed, from the same noise.
+With ``--lines untouched no_router both`` a fine-tuning without routers stands between them (any
+lines of `braingen ablate`). Everything is resumable: the same command goes on. Settings may follow,
+as on the command line: ``finetune.max_train_steps=2000``.
 
 An image's difference is averaged over seeds; the interval is a bootstrap over images.
 """
@@ -36,12 +39,19 @@ LINES = "lines_paired.json"
 def config_of(file: Path, folder: Path, seed: int, images: int, words: list[str]) -> Config:
     """The settings of a seed: one simulated subject for all, encoders and drawings of its own."""
     _, overrides = parse_overrides(words)
-    own = {"data.root": str(folder / "data"), "run.folder": str(folder / f"seed{seed}"), "run.seed": str(seed), "run.tracker": "none"}
+    own = {
+        "data.root": str(folder / "data"),
+        "run.folder": str(folder / f"seed{seed}"),
+        "run.seed": str(seed),
+        "run.tracker": "none",
+    }
     return load_config(file, {**own, "simulation.num_test_images": str(images), **overrides})
 
 
 def values_of(config: Config, lines: list[str]) -> dict[str, dict[str, list[float]]]:
-    """Line -> score -> what every test image adds to it (`Sheet.paired`), in the order of their ids; kept in the seed's folder."""
+    """Line -> score -> what every test image adds to it (`Sheet.paired`), in the order of their
+    ids; kept in the seed's folder.
+    """
     path = config.run.folder / LINES
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     targets, store = Targets(config), FeatureStore()
@@ -54,8 +64,12 @@ def values_of(config: Config, lines: list[str]) -> dict[str, dict[str, list[floa
     return {line: known[line] for line in lines}
 
 
-def compared(seeds: list[dict[str, dict[str, list[float]]]], first: str, second: str, resamples: int) -> dict[str, dict[str, object]]:
-    """Per score: both means, their difference with its interval over images, and the difference of every seed."""
+def compared(
+    seeds: list[dict[str, dict[str, list[float]]]], first: str, second: str, resamples: int
+) -> dict[str, dict[str, object]]:
+    """Per score: both means, their difference with its interval over images, and the difference of
+    every seed.
+    """
     found: dict[str, dict[str, object]] = {}
     for score in seeds[0][first]:
         one, other = (np.array([seed[line][score] for seed in seeds]) for line in (first, second))
@@ -63,7 +77,11 @@ def compared(seeds: list[dict[str, dict[str, list[float]]]], first: str, second:
         per_seed = [round(float(each), 5) for each in (one - other).mean(axis=1)]
         means = {first: round(float(one.mean()), 5), second: round(float(other.mean()), 5)}
         difference = {"difference": interval.value, "low": interval.low, "high": interval.high}
-        found[score] = {**means, **{name: round(value, 5) for name, value in difference.items()}, "seeds": per_seed}
+        found[score] = {
+            **means,
+            **{name: round(value, 5) for name, value in difference.items()},
+            "seeds": per_seed,
+        }
     return found
 
 
@@ -80,7 +98,9 @@ def arguments(about: str | None) -> argparse.ArgumentParser:
 def main() -> None:
     """Run what is missing and write the table."""
     parser = arguments(__doc__)
-    parser.add_argument("--lines", nargs="+", default=["untouched", "both"], choices=sorted(VARIANTS))
+    parser.add_argument(
+        "--lines", nargs="+", default=["untouched", "both"], choices=sorted(VARIANTS)
+    )
     chosen, words = parser.parse_known_args()
     seeds = []
     for seed in range(chosen.seeds):
@@ -94,7 +114,12 @@ def main() -> None:
         for number, second in enumerate(chosen.lines)
         for first in chosen.lines[number + 1 :]
     }
-    about = {"seeds": chosen.seeds, "images": chosen.images, "data": "simulated", "finetune": config.finetune.model_dump(mode="json")}
+    about = {
+        "seeds": chosen.seeds,
+        "images": chosen.images,
+        "data": "simulated",
+        "finetune": config.finetune.model_dump(mode="json"),
+    }
     write_json(chosen.folder / RESULT, {**about, "compared": result})
     for title, scores in result.items():
         print(f"\n{title} (simulated, {chosen.seeds} seeds, {chosen.images} test images)")

@@ -1,11 +1,13 @@
-"""Two-way identification against the published way, ``numpy.corrcoef`` over both stacks: seconds, processor seconds and peak memory.
+"""Two-way identification against the published way, ``numpy.corrcoef`` over both stacks: seconds,
+processor seconds and peak memory.
 
     python benchmarks/two_way.py                          1000 x 139 968 features, as measured for the published code
     python benchmarks/two_way.py --images 300 --threads 1
 
-Each way runs in a process of its own on the same seeded features (the second set is a noisy copy of the first; ``--noise`` says how
-noisy: 1 is a good reconstruction, 300 is chance). "memory" is the process's peak above what it held with the libraries
-loaded and the inputs made. On a busy machine wall time says little; processor seconds on one thread are then the fairer ratio.
+Each way runs in a process of its own on the same seeded features (the second set is a noisy copy of
+the first; ``--noise`` says how noisy: 1 is a good reconstruction, 300 is chance). "memory" is the
+process's peak above what it held with the libraries loaded and the inputs made. On a busy machine
+wall time says little; processor seconds on one thread are then the fairer ratio.
 """
 
 from __future__ import annotations
@@ -36,22 +38,34 @@ def one(way: str, images: int, features: int, noise: float, threads: int) -> dic
     recons = generator.standard_normal((images, features), dtype=np.float32)
     recons *= noise
     recons += truth
-    identify.two_way(truth[:64, :4096], recons[:64, :4096], "int8")  # libraries load their kernels at the first use
+    identify.two_way(
+        truth[:64, :4096], recons[:64, :4096], "int8"
+    )  # libraries load their kernels at the first use
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, processor = time.perf_counter(), time.process_time()
     if way == "published":
         r = np.corrcoef(truth, recons)[:images, images:]
         value = float((r < np.diag(r)).sum() / (images * (images - 1)))
     else:
-        value = identify.two_way(truth, recons, "float32" if way.endswith("float32") else None).value
+        value = identify.two_way(
+            truth, recons, "float32" if way.endswith("float32") else None
+        ).value
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"value": value, "seconds": wall, "processor_seconds": processor, "memory_mb": (peak - before) / 1024, "peak_mb": peak / 1024}
+    return {
+        "value": value,
+        "seconds": wall,
+        "processor_seconds": processor,
+        "memory_mb": (peak - before) / 1024,
+        "peak_mb": peak / 1024,
+    }
 
 
 def main() -> None:
     """Run every way, print the table and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--features", type=int, default=192 * 27 * 27)
     parser.add_argument("--noise", type=float, default=1.0)
@@ -60,21 +74,43 @@ def main() -> None:
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
-        print(json.dumps(one(options.way, options.images, options.features, options.noise, options.threads)))
+        print(
+            json.dumps(
+                one(options.way, options.images, options.features, options.noise, options.threads)
+            )
+        )
         return
     import os
 
-    environment = os.environ | {f"{library}_NUM_THREADS": str(options.threads) for library in ("OMP", "OPENBLAS", "MKL")}
-    results: dict[str, Any] = {"images": options.images, "features": options.features, "noise": options.noise, "threads": options.threads}
+    environment = os.environ | {
+        f"{library}_NUM_THREADS": str(options.threads) for library in ("OMP", "OPENBLAS", "MKL")
+    }
+    results: dict[str, Any] = {
+        "images": options.images,
+        "features": options.features,
+        "noise": options.noise,
+        "threads": options.threads,
+    }
     for way in WAYS:
-        done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--way", way], env=environment, stdout=subprocess.PIPE, check=True)
+        done = subprocess.run(
+            [sys.executable, __file__, *sys.argv[1:], "--way", way],
+            env=environment,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
         results[way] = json.loads(done.stdout)
     print(f"{options.images} x {options.features} float32 features, {options.threads} threads")
-    print(f"{'way':18} {'score':>8} {'seconds':>9} {'cpu s':>8} {'ratio':>7} {'cpu ratio':>9} {'memory MB':>10}")
+    print(
+        f"{'way':18} {'score':>8} {'seconds':>9} {'cpu s':>8} {'ratio':>7} {'cpu ratio':>9}"
+        f" {'memory MB':>10}"
+    )
     base = results["published"]
     for way in WAYS:
         row = results[way]
-        ratios = base["seconds"] / row["seconds"], base["processor_seconds"] / row["processor_seconds"]
+        ratios = (
+            base["seconds"] / row["seconds"],
+            base["processor_seconds"] / row["processor_seconds"],
+        )
         print(
             f"{way:18} {row['value']:8.5f} {row['seconds']:9.2f} {row['processor_seconds']:8.2f}"
             f" {ratios[0]:7.1f} {ratios[1]:9.1f} {row['memory_mb']:10.0f}"

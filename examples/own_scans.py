@@ -1,10 +1,11 @@
-"""Your own scans, from BIDS-style files to a trained encoder: made-up responses of two people stand in for yours.
+"""Your own scans, from BIDS-style files to a trained encoder: made-up responses of two people stand
+in for yours.
 
     python examples/own_scans.py FOLDER
 
-Writes FOLDER/scans as a lab might have them, prepares them (`braingen prepare`), looks at the result (`braingen doctor`), puts a map of
-every voxel back into the head and takes it out again, and trains a very small image encoder. Nothing is learnt here: the responses are
-noise.
+Writes FOLDER/scans as a lab might have them, prepares them (`braingen prepare`), looks at the
+result (`braingen doctor`), puts a map of every voxel back into the head and takes it out again, and
+trains a very small image encoder. Nothing is learnt here: the responses are noise.
 """
 
 from __future__ import annotations
@@ -29,23 +30,39 @@ AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 
 
 def write_scans(root: Path) -> None:
-    """What a lab has: a mask, a table of events and a volume of responses per session, and the pictures."""
+    """What a lab has: a mask, a table of events and a volume of responses per session, and the
+    pictures.
+    """
     rng = np.random.default_rng(0)
     names = [f"picture{number:02d}.png" for number in range(PICTURES)]
     (root / "stimuli").mkdir(parents=True, exist_ok=True)
     for name in names:
-        Image.fromarray(rng.integers(0, 256, (64, 80, 3), dtype=np.uint8)).save(root / "stimuli" / name)
-    (root / "captions.json").write_text(json.dumps({name: ["a picture of noise"] for name in names}), encoding="utf-8")
+        Image.fromarray(rng.integers(0, 256, (64, 80, 3), dtype=np.uint8)).save(
+            root / "stimuli" / name
+        )
+    (root / "captions.json").write_text(
+        json.dumps({name: ["a picture of noise"] for name in names}), encoding="utf-8"
+    )
     for subject in ("01", "02"):
         mask = rng.random((8, 9, 7)) < 0.3
         folder = root / f"sub-{subject}"
         folder.mkdir(parents=True, exist_ok=True)
-        nibabel.save(nibabel.Nifti1Image(mask.astype(np.uint8), AFFINE), folder / f"sub-{subject}_mask.nii.gz")
+        nibabel.save(
+            nibabel.Nifti1Image(mask.astype(np.uint8), AFFINE),
+            folder / f"sub-{subject}_mask.nii.gz",
+        )
         for session in range(1, SESSIONS + 1):
             shown = rng.permutation(names * REPEATS)
-            events = pd.DataFrame({"onset": 4.0 * np.arange(len(shown)), "duration": 3.0, "stim_file": shown})
+            events = pd.DataFrame(
+                {"onset": 4.0 * np.arange(len(shown)), "duration": 3.0, "stim_file": shown}
+            )
             events["split"] = np.where(events["stim_file"] < "picture04", "test", "train")
-            stem = folder / f"ses-{session:02d}" / "func" / f"sub-{subject}_ses-{session:02d}_task-look"
+            stem = (
+                folder
+                / f"ses-{session:02d}"
+                / "func"
+                / f"sub-{subject}_ses-{session:02d}_task-look"
+            )
             stem.parent.mkdir(parents=True, exist_ok=True)
             events.to_csv(f"{stem}_events.tsv", sep="\t", index=False)
             volume = np.zeros((*mask.shape, len(shown)), dtype=np.float32)
@@ -65,14 +82,24 @@ def run(folder: Path) -> None:
     layout = Layout.of(data)
     betas, places = Betas.of(layout, 1), load_places(layout, 1)
     rows = np.arange(5)
-    response = percent_signal(betas.rows(rows), rows, load_statistics(layout, 1))  # in the unit of your scans
-    given = np.asanyarray(nibabel.load(next((scans / "sub-01" / "ses-01").rglob("*_betas.nii.gz"))).dataobj)
+    response = percent_signal(
+        betas.rows(rows), rows, load_statistics(layout, 1)
+    )  # in the unit of your scans
+    given = np.asanyarray(
+        nibabel.load(next((scans / "sub-01" / "ses-01").rglob("*_betas.nii.gz"))).dataobj
+    )
     np.testing.assert_allclose(places.to_volume(response.T), given[..., :5], atol=1e-5)
     values = betas.rows(rows[:1])[0]
     places.write(folder / "map.nii.gz", values)
     assert (places.read(folder / "map.nii.gz") == values).all()
 
-    small = ["encoder.hidden_dim=16", "encoder.n_blocks=1", "prior.depth=1", "optim.num_epochs=1", "optim.batch_size=16"]
+    small = [
+        "encoder.hidden_dim=16",
+        "encoder.n_blocks=1",
+        "prior.depth=1",
+        "optim.num_epochs=1",
+        "optim.batch_size=16",
+    ]
     small += ["data.holdout_share=0.2", "--device", "cpu", "--tracker", "none"]
     assert main(["train", "image", *where, "--model_name", str(folder / "run"), *small]) == 0
 

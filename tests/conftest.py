@@ -1,4 +1,6 @@
-"""Tests import braingen before diffusers and transformers: on CPU-only machines it prepares torchvision for them."""
+"""Tests import braingen before diffusers and transformers: on CPU-only machines it prepares
+torchvision for them.
+"""
 
 from __future__ import annotations
 

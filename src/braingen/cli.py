@@ -1,4 +1,6 @@
-"""The command line: it finds the command, reads the settings, and turns errors into sentences and exit codes."""
+"""The command line: it finds the command, reads the settings, and turns errors into sentences and
+exit codes.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Parameters
     ----------
-    arguments : words after the program's name; None for the process's own
+    arguments : Sequence[str] | None, optional
+        Words after the program's name; None for the process's own.
 
     Returns
     -------
-    exit code : 0; 2 when something a person can put right stopped it; 75 when it was told to stop (SIGTERM) and can go on; 130 after Ctrl-C
+    int
+        Exit code : 0; 2 when something a person can put right stopped it; 75 when it was told to
+        stop (SIGTERM) and can go on; 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -44,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _run(words)
     except Stopped:
         print(
-            "\nbraingen: told to stop; what was done is saved, the same command continues where it was.",
+            "\nbraingen: told to stop; what was done is saved, the same command continues where it"
+            " was.",
             file=sys.stderr,
         )
         return REQUEUE
@@ -54,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UnicodeEncodeError as error:
         name = ascii(error.object[max(0, error.start - 20) : error.end + 20])
         print(
-            f"braingen: {name} cannot be written in this locale's encoding ({sys.getfilesystemencoding()}): set PYTHONUTF8=1, or a UTF-8 "
-            "locale such as LC_ALL=C.UTF-8, or give files and folders plain names.",
+            f"braingen: {name} cannot be written in this locale's encoding"
+            f" ({sys.getfilesystemencoding()}): set PYTHONUTF8=1, or a UTF-8 locale such as"
+            " LC_ALL=C.UTF-8, or give files and folders plain names.",
             file=sys.stderr,
         )
         return 2
@@ -71,13 +78,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _sentence_of(error: Exception) -> str | None:
-    """A sentence for troubles of the machine that may come at any line: a full disk, missing permission, too little memory."""
+    """A sentence for troubles of the machine that may come at any line: a full disk, missing
+    permission, too little memory.
+    """
     trouble = disk_trouble(error)
     if trouble is not None:
         name = getattr(error, "filename", None)
         return f"{name or 'A file'} cannot be read or written: {trouble}."
     if isinstance(error, MemoryError):
-        return f"There is not enough memory ({error or 'an array was too large'}): use smaller batches, or another machine."
+        return (
+            f"There is not enough memory ({error or 'an array was too large'}): use smaller"
+            " batches, or another machine."
+        )
     return None
 
 
@@ -108,7 +120,8 @@ def _run(words: list[str]) -> int:
             given = f"'{rest[0]}'" if rest else "nothing"
             wanted = " or ".join(command.choices)
             raise UserError(
-                f"braingen {name} wants {wanted} next, not {given}: braingen {name} {command.choices[0]} ..."
+                f"braingen {name} wants {wanted} next, not {given}: braingen {name}"
+                f" {command.choices[0]} ..."
             )
         choice = [rest.pop(0)]
     own = (command.own, f"loss_{choice[0]}") if name == "train" else (command.own,)

@@ -2,7 +2,8 @@
 
     Trials -> VoxelBatch -> ExpertEmbeddings -> Conditioning -> pictures -> Scores
 
-Axis letters: B batch, V voxels, H shared width, E experts of a level, L levels, D CLIP width, T tokens, K units per expert.
+Axis letters: B batch, V voxels, H shared width, E experts of a level, L levels, D CLIP width, T
+tokens, K units per expert.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ class Trials(NamedTuple):
     """Which picture was shown when, to whom; one row per presentation."""
 
     table: pd.DataFrame
-    """Columns subject, session, trial (row of the betas file), image (id in the image file), repeat (0-based), split."""
+    """Columns subject, session, trial (row of the betas file), image (id in the image file), repeat
+    (0-based), split.
+    """
     subject: int
     """NSD subject number, 1-8 (simulated subjects are numbered alike)."""
 
@@ -38,11 +41,17 @@ class UnitRouting(NamedTuple):
     """How one level's router shared out the units among its experts."""
 
     probabilities_BEH: Tensor
-    """Soft probability of every expert for every unit, summing to 1 over E. (B is 1 where routing does not depend on the trial.)"""
+    """Soft probability of every expert for every unit, summing to 1 over E. (B is 1 where routing
+    does not depend on the trial.)
+    """
     chosen_BEK: Tensor
-    """Indices of the units every expert reads, in the order of its inputs, int64. (B is 1 where routing does not depend on the trial.)"""
+    """Indices of the units every expert reads, in the order of its inputs, int64. (B is 1 where
+    routing does not depend on the trial.)
+    """
     weights_BEK: Tensor
-    """What the chosen units are multiplied with. (B is 1 where that does not depend on the trial.)"""
+    """What the chosen units are multiplied with. (B is 1 where that does not depend on the
+    trial.)
+    """
 
 
 class ExpertEmbeddings(NamedTuple):
@@ -57,9 +66,13 @@ class ExpertEmbeddings(NamedTuple):
     level_clip_BLTD: Tensor
     """Projected output of every level."""
     expert_backbone: tuple[Tensor, ...]
-    """Per level, the backbone outputs of its experts, B x E x T x D each; empty when not asked for."""
+    """Per level, the backbone outputs of its experts, B x E x T x D each; empty when not
+    asked for.
+    """
     expert_clip: tuple[Tensor, ...]
-    """Per level, the projected outputs of its experts, B x E x T x D each; empty when not asked for."""
+    """Per level, the projected outputs of its experts, B x E x T x D each; empty when not asked
+    for.
+    """
     routing: tuple[UnitRouting, ...]
     """Per router, in the order of levels; empty for a dense encoder."""
     balance_loss: Tensor
@@ -67,7 +80,9 @@ class ExpertEmbeddings(NamedTuple):
     low_level: tuple[Tensor, ...] = ()
     """MindEye2's low-level branch (blurry latents, ConvNext features); empty without it."""
     intermediate_clip: tuple[Tensor, ...] = ()
-    """Projected features after inner blocks, B x T x D each; empty unless the dense encoder was built with them."""
+    """Projected features after inner blocks, B x T x D each; empty unless the dense encoder was
+    built with them.
+    """
     pooled_BD: Tensor | None = None
     """Pooled text embedding; None unless the encoder predicts one."""
 
@@ -78,11 +93,17 @@ class Routing(NamedTuple):
     level_weights_BL: Tensor
     """Weights that the levels were mixed with."""
     level_probabilities_BL: Tensor
-    """Soft probability of every level (the same unless a level is chosen hard): what the guidance loss acts on."""
+    """Soft probability of every level (the same unless a level is chosen hard): what the guidance
+    loss acts on.
+    """
     expert_weights: tuple[Tensor, ...]
-    """Per level, B x E: use of its experts by the space router, averaged over tokens (attention: summed)."""
+    """Per level, B x E: use of its experts by the space router, averaged over tokens (attention:
+    summed).
+    """
     levels_are_learned: bool = False
-    """Whether the probabilities come from a time router with weights, which the guidance loss pulls on."""
+    """Whether the probabilities come from a time router with weights, which the guidance loss pulls
+    on.
+    """
 
 
 class Conditioning(NamedTuple):
@@ -101,7 +122,9 @@ class Conditioning(NamedTuple):
 
 
 class Score(NamedTuple):
-    """One figure with everything a reviewer asks for; None where a field has no meaning for the score."""
+    """One figure with everything a reviewer asks for; None where a field has no meaning for the
+    score.
+    """
 
     value: float | None
     low: float | None

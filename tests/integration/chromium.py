@@ -1,4 +1,6 @@
-"""A headless Chromium for tests, driven through its own debugging pipe: no driver, no port, no further package."""
+"""A headless Chromium for tests, driven through its own debugging pipe: no driver, no port, no
+further package.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,19 @@ PATIENCE = 60.0  # seconds; a busy machine starts a browser slowly
 
 @cache
 def find_chromium() -> str | None:
-    """Path of a Chromium or Chrome on this machine that starts (some systems have a stub that only asks to install one), or None."""
+    """Path of a Chromium or Chrome on this machine that starts (some systems have a stub that only
+    asks to install one), or None.
+    """
     for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"):
         path = shutil.which(name)
         try:
-            if path and subprocess.run([path, "--version"], capture_output=True, timeout=PATIENCE).returncode == 0:
+            if (
+                path
+                and subprocess.run(
+                    [path, "--version"], capture_output=True, timeout=PATIENCE
+                ).returncode
+                == 0
+            ):
                 return path
         except (OSError, subprocess.TimeoutExpired):
             continue
@@ -41,7 +51,9 @@ class Page:
         self._number = 0
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
-        """Everything the browser reported by itself: requests, messages of the console, exceptions."""
+        """Everything the browser reported by itself: requests, messages of the console,
+        exceptions.
+        """
 
     def _receive(self, until: float) -> dict[str, Any]:
         while b"\0" not in self._buffer:
@@ -76,13 +88,21 @@ class Page:
         """Open a tab, to which all further commands go; an earlier one is left alone."""
         self._session = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
 
     def screen(self, width: int, height: int, dark: bool = False, phone: bool = False) -> None:
         """Size and colours of the screen; a phone has touch and two pixels per point."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
+        )
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", media="screen", features=features)
 
@@ -96,25 +116,51 @@ class Page:
 
     def evaluate(self, expression: str) -> Any:
         """Value of a JavaScript expression in the page; promises are waited for."""
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        result = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in result:
-            raise RuntimeError(result["exceptionDetails"].get("exception", {}).get("description", "exception in the page"))
+            raise RuntimeError(
+                result["exceptionDetails"]
+                .get("exception", {})
+                .get("description", "exception in the page")
+            )
         return result["result"].get("value")
 
     def screenshot(self, path: Path, whole: bool = False) -> None:
         """What is on the screen, or the whole page, as PNG."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]))
+        path.write_bytes(
+            base64.b64decode(
+                self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)[
+                    "data"
+                ]
+            )
+        )
 
     def requests(self) -> list[str]:
         """Addresses the page asked for, itself and its own data URIs left out."""
-        urls = [event["params"]["request"]["url"] for event in self.events if event.get("method") == "Network.requestWillBeSent"]
+        urls = [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event.get("method") == "Network.requestWillBeSent"
+        ]
         return [url for url in urls if not url.startswith(("data:", "file:"))]
 
     def complaints(self) -> list[str]:
         """Exceptions and errors in the console."""
-        found = [str(event["params"]) for event in self.events if event.get("method") == "Runtime.exceptionThrown"]
-        entries = [event["params"]["entry"] for event in self.events if event.get("method") == "Log.entryAdded"]
-        return found + [entry["text"] for entry in entries if entry["level"] in ("error", "warning")]
+        found = [
+            str(event["params"])
+            for event in self.events
+            if event.get("method") == "Runtime.exceptionThrown"
+        ]
+        entries = [
+            event["params"]["entry"]
+            for event in self.events
+            if event.get("method") == "Log.entryAdded"
+        ]
+        return found + [
+            entry["text"] for entry in entries if entry["level"] in ("error", "warning")
+        ]
 
 
 @contextmanager
@@ -132,7 +178,14 @@ def chromium_page() -> Iterator[Page]:
         os.dup2(high_write, 4)
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run"]
+        options = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--hide-scrollbars",
+            "--no-first-run",
+        ]
         process = subprocess.Popen(
             [program, *options, "--remote-debugging-pipe", f"--user-data-dir={profile}"],
             preexec_fn=connect,

@@ -1,7 +1,9 @@
-"""A process that runs a `braingen` command and kills itself with SIGKILL (or another signal) at a chosen moment of its work.
+"""A process that runs a `braingen` command and kills itself with SIGKILL (or another signal) at a
+chosen moment of its work.
 
-Moments are counted where a kill could do harm: before and after every rename that puts a result in its place, at every optimisation step
-and at every call of the U-Net. So a test needs no luck to hit the middle of something, and hits the same middle every time.
+Moments are counted where a kill could do harm: before and after every rename that puts a result in
+its place, at every optimisation step and at every call of the U-Net. So a test needs no luck to hit
+the middle of something, and hits the same middle every time.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ STAGES = [
 ]
 
 
-def _work(words: list[str], kill_at: int, save_seconds: float, by: signal.Signals, only: str) -> None:
+def _work(
+    words: list[str], kill_at: int, save_seconds: float, by: signal.Signals, only: str
+) -> None:
     from braingen.cli import main
     from braingen.generation import sampling as sample
     from braingen.training import checkpoints
@@ -66,22 +70,35 @@ def _work(words: list[str], kill_at: int, save_seconds: float, by: signal.Signal
     raise SystemExit(main(words))
 
 
-def run(words: list[str], kill_at: int = 0, save_seconds: float = 0.0, by: signal.Signals = signal.SIGKILL, only: str = "") -> int:
+def run(
+    words: list[str],
+    kill_at: int = 0,
+    save_seconds: float = 0.0,
+    by: signal.Signals = signal.SIGKILL,
+    only: str = "",
+) -> int:
     """Run a command in a process of its own.
 
     Parameters
     ----------
-    words : of the command line, after `braingen`
-    kill_at : number of the moment at which it dies, counted from 1; 0 for never
-    save_seconds : how often training saves what it takes to continue; 0 after every epoch
-    by : the signal
-    only : count these moments only, for instance 'step'
+    words : list[str]
+        Of the command line, after `braingen`.
+    kill_at : int, optional
+        Number of the moment at which it dies, counted from 1; 0 for never.
+    save_seconds : float, optional
+        How often training saves what it takes to continue; 0 after every epoch.
+    by : signal.Signals, optional
+        The signal.
+    only : str, optional
+        Count these moments only, for instance 'step'.
 
     Returns
     -------
-    exit code : -9 where it was killed
+    int
+        Exit code : -9 where it was killed.
     """
-    # forked from a server that has the libraries loaded but has computed nothing, so that a start takes no seconds
+    # forked from a server that has the libraries loaded but has computed nothing, so that a start
+    # takes no seconds
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(STAGES)
     process = context.Process(target=_work, args=(words, kill_at, save_seconds, by, only))

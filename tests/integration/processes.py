@@ -1,4 +1,6 @@
-"""Work shared by several processes that are told of each other as ``accelerate launch`` does it, without its seconds of start-up."""
+"""Work shared by several processes that are told of each other as ``accelerate launch`` does it,
+without its seconds of start-up.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,17 @@ PRELOADED = [
 ]
 
 
-def shared(work: Callable[..., int], processes: int, *arguments: Any, codes: Sequence[int] | None = None) -> None:
+def shared(
+    work: Callable[..., int], processes: int, *arguments: Any, codes: Sequence[int] | None = None
+) -> None:
     """Run something in several processes at once.
 
     Parameters
     ----------
-    work : importable; its return value is the exit code
-    codes : exit codes that are expected; 0 where not given
+    work : Callable[..., int]
+        Importable; its return value is the exit code.
+    codes : Sequence[int] | None, optional
+        Exit codes that are expected; 0 where not given.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -33,7 +39,10 @@ def shared(work: Callable[..., int], processes: int, *arguments: Any, codes: Seq
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     threads = torch.get_num_threads()
-    started = [context.Process(target=_one_of, args=(rank, processes, port, threads, work, arguments)) for rank in range(processes)]
+    started = [
+        context.Process(target=_one_of, args=(rank, processes, port, threads, work, arguments))
+        for rank in range(processes)
+    ]
     for process in started:
         process.start()
     for process in started:
@@ -41,8 +50,21 @@ def shared(work: Callable[..., int], processes: int, *arguments: Any, codes: Seq
     assert [process.exitcode for process in started] == list(codes or [0] * processes)
 
 
-def _one_of(rank: int, world: int, port: int, threads: int, work: Callable[..., int], arguments: Sequence[Any]) -> None:
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+def _one_of(
+    rank: int,
+    world: int,
+    port: int,
+    threads: int,
+    work: Callable[..., int],
+    arguments: Sequence[Any],
+) -> None:
+    names = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world,
+        "LOCAL_WORLD_SIZE": world,
+        "MASTER_PORT": port,
+    }
     os.environ |= {name: str(value) for name, value in names.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(threads)

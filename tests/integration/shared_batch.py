@@ -1,7 +1,9 @@
-"""A training step whose batch is shared by two processes: what each of them runs, and the same batch in one.
+"""A training step whose batch is shared by two processes: what each of them runs, and the same
+batch in one.
 
-Processes leave without ``Accelerator.end_training``, as stages do: once it has parted them, the wrapped model is the last to hold their
-group, and letting go of it may wait for a thread of gloo that waits for Python's lock.
+Processes leave without ``Accelerator.end_training``, as stages do: once it has parted them, the
+wrapped model is the last to hold their group, and letting go of it may wait for a thread of gloo
+that waits for Python's lock.
 """
 
 from __future__ import annotations
@@ -28,7 +30,11 @@ def generator(rank: int) -> torch.Generator:
 
 
 def gradients_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def step_in_two(words: list[str], folder: str, progress: float) -> int:
@@ -50,20 +56,34 @@ def step_in_one(words: list[str], progress: float, monkeypatch) -> dict[str, Ten
     halves = [setup(config, "image", rank, 2) for rank in range(2)]
     parts: Parts = halves[0]
     batch = tuple(
-        VoxelBatch(torch.cat([one.voxels_BV, other.voxels_BV]), torch.cat([one.image_B, other.image_B]), one.subject)
+        VoxelBatch(
+            torch.cat([one.voxels_BV, other.voxels_BV]),
+            torch.cat([one.image_B, other.image_B]),
+            one.subject,
+        )
         for one, other in zip(*(half.batches.batch(0, 0) for half in halves))
     )
-    generators, draw_mix, prior = [generator(rank) for rank in range(2)], losses.draw_mix, parts.reader.prior
+    generators, draw_mix, prior = (
+        [generator(rank) for rank in range(2)],
+        losses.draw_mix,
+        parts.reader.prior,
+    )
     draw = prior.draw
 
     def mixed(count: int, _: torch.Generator) -> losses.MixDraws:
         return losses.join_mixes([draw_mix(count // 2, each) for each in generators])
 
     def drawn(count: int, _: torch.Generator) -> PriorDraws:
-        # a process has its share of every subject in turn; here every subject has the shares of both in turn
+        # a process has its share of every subject in turn; here every subject has the shares of
+        # both in turn
         per_process = [draw(count // 2, each) for each in generators]
         subjects = len(batch)
-        return PriorDraws(*(torch.stack([x.unflatten(0, (subjects, -1)) for x in pair], 1).flatten(0, 2) for pair in zip(*per_process)))
+        return PriorDraws(
+            *(
+                torch.stack([x.unflatten(0, (subjects, -1)) for x in pair], 1).flatten(0, 2)
+                for pair in zip(*per_process)
+            )
+        )
 
     monkeypatch.setattr(losses, "draw_mix", mixed)
     monkeypatch.setattr(prior, "draw", drawn)
@@ -72,12 +92,16 @@ def step_in_one(words: list[str], progress: float, monkeypatch) -> dict[str, Ten
 
 
 def tune_in_two(words: list[str], folder: str) -> int:
-    """One of two processes that take a step of fine-tuning: its gradients, after they were averaged."""
+    """One of two processes that take a step of fine-tuning: its gradients, after they were
+    averaged.
+    """
     accelerator = Accelerator(cpu=True)
     config, rank = load_config(*parse_overrides(words)), accelerator.process_index
     parts = finetune.setup(config)
     model = accelerator.prepare(parts.model).train()
-    rows = finetune.Rows(len(parts.data.train.rows), config.finetune.train_batch_size, 0, rank, 2).of(0)
+    rows = finetune.Rows(
+        len(parts.data.train.rows), config.finetune.train_batch_size, 0, rank, 2
+    ).of(0)
     accelerator.backward(finetune.step(model, rows, parts, config, generator(rank)).total)
     save_file(gradients_of(parts.model), Path(folder) / f"{rank}.safetensors")
     accelerator.wait_for_everyone()
@@ -85,11 +109,15 @@ def tune_in_two(words: list[str], folder: str) -> int:
 
 
 def tune_in_one(words: list[str]) -> dict[str, Tensor]:
-    """The same in this process: one process's rows and draws after the other's, and the mean of both."""
+    """The same in this process: one process's rows and draws after the other's, and the mean of
+    both.
+    """
     config = load_config(*parse_overrides(words))
     parts = finetune.setup(config)
     parts.model.train()
     for rank in range(2):
-        rows = finetune.Rows(len(parts.data.train.rows), config.finetune.train_batch_size, 0, rank, 2).of(0)
+        rows = finetune.Rows(
+            len(parts.data.train.rows), config.finetune.train_batch_size, 0, rank, 2
+        ).of(0)
         (finetune.step(parts.model, rows, parts, config, generator(rank)).total / 2).backward()
     return gradients_of(parts.model)

@@ -1,4 +1,6 @@
-"""A new person after training on others: what is taken over, what is trained, and the curve over sessions."""
+"""A new person after training on others: what is taken over, what is trained, and the curve over
+sessions.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +18,55 @@ from braingen.config import load_config
 from braingen.encoders.embedding_decoder import BrainReader
 from braingen.training.encoder_setup import setup
 
-SIZE = ["simulation.num_subjects=3", "simulation.num_sessions=2", "simulation.trials_per_session=60", "simulation.num_voxels=100"]
+SIZE = [
+    "simulation.num_subjects=3",
+    "simulation.num_sessions=2",
+    "simulation.trials_per_session=60",
+    "simulation.num_voxels=100",
+]
 SMALL = ["encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", "loss_image.mse_scale=1"]
-OF_A_RUN = ["optim.num_epochs=2", "optim.batch_size=20", "run.device=cpu", "run.tracker=none", "scores.bootstrap=50"]
+OF_A_RUN = [
+    "optim.num_epochs=2",
+    "optim.batch_size=20",
+    "run.device=cpu",
+    "run.tracker=none",
+    "scores.bootstrap=50",
+]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """Data of three people, and a run on two of them in ``others``."""
     folder = tmp_path_factory.mktemp("adapting")
-    assert main(["simulate", "--root", str(folder / "data"), *SIZE, "simulation.num_test_images=8"]) == 0
+    assert (
+        main(["simulate", "--root", str(folder / "data"), *SIZE, "simulation.num_test_images=8"])
+        == 0
+    )
     write_fake_backbone(folder / "fake", with_clip=True)
     words = ["--root", str(folder / "data"), "--path", str(folder / "fake"), *SMALL, *OF_A_RUN]
-    assert main(["train", "image", "--folder", str(folder / "others"), "--multi_subject", "1,2", *words]) == 0
+    assert (
+        main(
+            ["train", "image", "--folder", str(folder / "others"), "--multi_subject", "1,2", *words]
+        )
+        == 0
+    )
     return folder
 
 
 def adapted(place: Path, name: str, *more: str) -> list[str]:
-    """A run that starts from the one on others: neither backbone nor architecture nor losses are typed again."""
-    typed = ["train", "image", "--folder", str(place / name), "--root", str(place / "data"), "--start_from", str(place / "others")]
+    """A run that starts from the one on others: neither backbone nor architecture nor losses are
+    typed again.
+    """
+    typed = [
+        "train",
+        "image",
+        "--folder",
+        str(place / name),
+        "--root",
+        str(place / "data"),
+        "--start_from",
+        str(place / "others"),
+    ]
     return [*typed, "--subj", "3", "--num_sessions", "1", *OF_A_RUN, *more]
 
 
@@ -44,7 +76,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("trained", ["routers", "subject", "all"])
 def test_what_is_not_trained_stays_as_it_was(place, trained):
-    more = {"routers": ["--train_router_only"], "subject": ["--trained", "subject"], "all": []}[trained]
+    more = {"routers": ["--train_router_only"], "subject": ["--trained", "subject"], "all": []}[
+        trained
+    ]
     assert main(adapted(place, trained, *more)) == 0
     before, after = weights(place / "others"), weights(place / trained)
     own = {"encoder.subject_layer.linears.3.weight", "encoder.subject_layer.linears.3.bias"}
@@ -58,26 +92,45 @@ def test_what_is_not_trained_stays_as_it_was(place, trained):
         assert changed - choices == (routers if trained == "routers" else set())
         assert trained == "routers" or not changed
     mark = json.loads((place / trained / "image" / "finished").read_text())
-    counted = sum(after[name].numel() for name in own | (routers if trained == "routers" else set()))
+    counted = sum(
+        after[name].numel() for name in own | (routers if trained == "routers" else set())
+    )
     assert mark["trained_parameters"] == (mark["parameters"] if trained == "all" else counted)
     reader = BrainReader.from_pretrained(place / trained / "image" / "reader")
     assert list(reader.encoder.config.subjects) == ["3"]
 
 
 def test_architecture_backbone_and_losses_come_from_the_run(place):
-    config = load_config(None, {"optim.start_from": str(place / "others"), "loss_image.clip_scale": "0.5"})
-    assert config.encoder.hidden_dim == 32 and config.prior.depth == 1 and config.backbone.path == str(place / "fake")
-    assert config.loss_image.mse_scale == 1 and config.loss_image.clip_scale == 0.5  # what is typed comes first
+    config = load_config(
+        None, {"optim.start_from": str(place / "others"), "loss_image.clip_scale": "0.5"}
+    )
+    assert (
+        config.encoder.hidden_dim == 32
+        and config.prior.depth == 1
+        and config.backbone.path == str(place / "fake")
+    )
+    assert (
+        config.loss_image.mse_scale == 1 and config.loss_image.clip_scale == 0.5
+    )  # what is typed comes first
     assert config.optim.num_epochs == 50  # how it is trained does not
-    assert load_config(None, {"optim.start_from": str(place / "others" / "image")}).encoder.hidden_dim == 32
+    assert (
+        load_config(None, {"optim.start_from": str(place / "others" / "image")}).encoder.hidden_dim
+        == 32
+    )
 
 
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["encoder.hidden_dim=64"], "encoder hidden_dim was 32 in the run that --start_from names and is 64 here"),
+        (
+            ["encoder.hidden_dim=64"],
+            "encoder hidden_dim was 32 in the run that --start_from names and is 64 here",
+        ),
         (["prior.depth=2"], "prior depth was 1 in the run that --start_from names and is 2 here"),
-        (["--start_from", "nowhere"], "--start_from nowhere holds no trained image encoder (nowhere/image/reader is missing)"),
+        (
+            ["--start_from", "nowhere"],
+            "--start_from nowhere holds no trained image encoder (nowhere/image/reader is missing)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told_before_anything_is_trained(place, capsys, more, sentence):
@@ -89,22 +142,59 @@ def test_what_does_not_fit_is_told_before_anything_is_trained(place, capsys, mor
 
 def test_routers_alone_need_experts_from_somewhere(place, capsys):
     words = ["--root", str(place / "data"), "--path", str(place / "fake"), *SMALL, *OF_A_RUN]
-    assert main(["train", "image", "--folder", str(place / "alone"), "--subj", "3", "--train_router_only", *words]) == 2
+    assert (
+        main(
+            [
+                "train",
+                "image",
+                "--folder",
+                str(place / "alone"),
+                "--subj",
+                "3",
+                "--train_router_only",
+                *words,
+            ]
+        )
+        == 2
+    )
     assert "name a trained run with --start_from RUN" in capsys.readouterr().err
 
 
 def test_an_adapted_run_goes_on_with_the_run_it_started_from_and_no_other(place, capsys):
     assert main(adapted(place, "once", "--train_router_only")) == 0
     words = ["--root", str(place / "data"), "--path", str(place / "fake"), *SMALL, *OF_A_RUN]
-    assert main(["train", "image", "--folder", str(place / "others2"), "--multi_subject", "1,2", *words, "run.seed=1"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "image",
+                "--folder",
+                str(place / "others2"),
+                "--multi_subject",
+                "1,2",
+                *words,
+                "run.seed=1",
+            ]
+        )
+        == 0
+    )
     again = adapted(place, "once", "--train_router_only", "--start_from", str(place / "others2"))
     capsys.readouterr()
     assert main(again) == 2 and "optim.start_from was" in capsys.readouterr().err
 
 
 def test_dropout_may_change_and_training_on_the_same_person_keeps_the_layer(place):
-    config = load_config(None, {"optim.start_from": str(place / "others"), "data.subjects": "1", "data.root": str(place / "data")})
-    config = config.model_copy(update={"encoder": config.encoder.model_copy(update={"dropout": 0.5, "voxel_dropout": 0.1})})
+    config = load_config(
+        None,
+        {
+            "optim.start_from": str(place / "others"),
+            "data.subjects": "1",
+            "data.root": str(place / "data"),
+        },
+    )
+    config = config.model_copy(
+        update={"encoder": config.encoder.model_copy(update={"dropout": 0.5, "voxel_dropout": 0.1})}
+    )
     reader = setup(config, "image").reader
     name = "encoder.subject_layer.linears.1.weight"
     assert torch.equal(reader.state_dict()[name], weights(place / "others")[name])
@@ -112,38 +202,111 @@ def test_dropout_may_change_and_training_on_the_same_person_keeps_the_layer(plac
 
 def test_the_curve_over_sessions(place, capsys):
     """Resumable: a second start trains and reads nothing, and finds the same."""
-    words = ["--root", str(place / "data"), "--path", str(place / "fake"), *SMALL, *OF_A_RUN[1:], "--num_epochs", "1", "--subj", "3"]
-    words += ["--folder", str(place / "curve"), "--pretrain_on", "1,2", "--sessions", "1,40", "curve.seeds=0,1"]
+    words = [
+        "--root",
+        str(place / "data"),
+        "--path",
+        str(place / "fake"),
+        *SMALL,
+        *OF_A_RUN[1:],
+        "--num_epochs",
+        "1",
+        "--subj",
+        "3",
+    ]
+    words += [
+        "--folder",
+        str(place / "curve"),
+        "--pretrain_on",
+        "1,2",
+        "--sessions",
+        "1,40",
+        "curve.seeds=0,1",
+    ]
     assert main(["adapt-curve", *words]) == 0
     folder = place / "curve" / "adapt_curve"
     found = json.loads((folder / "curve.json").read_text())
     places = {(point["way"], point["x"], point["score"]) for point in found["points"]}
-    assert {(way, x) for way, x, _ in places} == {(way, x) for way in ("routers", "all", "scratch") for x in (1, 2)}  # 40 are all there are
+    assert {(way, x) for way, x, _ in places} == {
+        (way, x) for way in ("routers", "all", "scratch") for x in (1, 2)
+    }  # 40 are all there are
     for point in found["points"]:
-        assert point["low"] <= point["value"] <= point["high"] and point["seeds"] == 2 and point["between_seeds"] is not None
-    assert found["parameters"]["routers"]["share"] < found["parameters"]["all"]["share"] == found["parameters"]["scratch"]["share"] == 1
-    assert {(each["first"], each["second"]) for each in found["differences"]} >= {("routers", "scratch"), ("routers", "all")}
+        assert (
+            point["low"] <= point["value"] <= point["high"]
+            and point["seeds"] == 2
+            and point["between_seeds"] is not None
+        )
+    assert (
+        found["parameters"]["routers"]["share"]
+        < found["parameters"]["all"]["share"]
+        == found["parameters"]["scratch"]["share"]
+        == 1
+    )
+    assert {(each["first"], each["second"]) for each in found["differences"]} >= {
+        ("routers", "scratch"),
+        ("routers", "all"),
+    }
     table = (folder / "curve.md").read_text()
-    assert "simulated" in table and "parameters trained" in table and table.count("| from scratch |") == 2
-    assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG" and "<svg" in (folder / "curve.svg").read_text()
+    assert (
+        "simulated" in table
+        and "parameters trained" in table
+        and table.count("| from scratch |") == 2
+    )
+    assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG" and "<svg" in (
+        folder / "curve.svg"
+    ).read_text()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("reader/*")}
     assert main(["adapt-curve", *words]) == 0
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("reader/*")} == before
     assert json.loads((folder / "curve.json").read_text()) == found
     capsys.readouterr()
     assert main(["adapt-curve", *words, "--pretrain_on", "1,3"]) == 2
-    assert "Subject 3 is the new person (data.subjects) and among those trained on before" in capsys.readouterr().err
+    assert (
+        "Subject 3 is the new person (data.subjects) and among those trained on before"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_bottleneck_curve(place):
-    words = ["--root", str(place / "data"), "--path", str(place / "fake"), *SMALL, *OF_A_RUN[1:], "--num_epochs", "1", "--subj", "1"]
-    assert main(["bottleneck", *words, "--folder", str(place / "narrow"), "--b_sizes", "16,32", "bottleneck.seeds=0,1"]) == 0
+    words = [
+        "--root",
+        str(place / "data"),
+        "--path",
+        str(place / "fake"),
+        *SMALL,
+        *OF_A_RUN[1:],
+        "--num_epochs",
+        "1",
+        "--subj",
+        "1",
+    ]
+    assert (
+        main(
+            [
+                "bottleneck",
+                *words,
+                "--folder",
+                str(place / "narrow"),
+                "--b_sizes",
+                "16,32",
+                "bottleneck.seeds=0,1",
+            ]
+        )
+        == 0
+    )
     folder = place / "narrow" / "bottleneck"
     found = json.loads((folder / "curve.json").read_text())
     assert {point["x"] for point in found["points"]} == {16, 32}
-    assert found["levels"].keys() == {"random voxels", "ceiling"} and found["levels"]["ceiling"]["clip_cos"] == 1
+    assert (
+        found["levels"].keys() == {"random voxels", "ceiling"}
+        and found["levels"]["ceiling"]["clip_cos"] == 1
+    )
     assert found["levels"]["random voxels"].keys() == {point["score"] for point in found["points"]}
-    assert (folder / "curve.png").exists() and "| random voxels |" in (folder / "curve.md").read_text()
+    assert (folder / "curve.png").exists() and "| random voxels |" in (
+        folder / "curve.md"
+    ).read_text()
     for width in (16, 32):
-        config = json.loads((folder / f"b{width}-seed0" / "image" / "reader" / "config.json").read_text())
+        config = json.loads(
+            (folder / f"b{width}-seed0" / "image" / "reader" / "config.json").read_text()
+        )
         assert config["encoder_config"]["b_size"] == width

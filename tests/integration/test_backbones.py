@@ -19,10 +19,18 @@ from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.clip_text import CLIPTextEncoderDual
 
 RECIPE = Recipe(
-    side=64, pictures=40, held_out=8, conditioned=32, clip_steps=2, image_tower_steps=2, vae_steps=2, vae_full_size_steps=1,
-    decoder_steps=2, judge_steps=2,
+    side=64,
+    pictures=40,
+    held_out=8,
+    conditioned=32,
+    clip_steps=2,
+    image_tower_steps=2,
+    vae_steps=2,
+    vae_full_size_steps=1,
+    decoder_steps=2,
+    judge_steps=2,
     unet_steps=2,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +58,19 @@ def test_what_was_built_is_read_like_any_backbone(built):
 
 def test_weights_are_shipped_in_half_precision(built):
     for path in (built / "tiny").rglob("*.safetensors"):
-        assert {value.dtype for value in load_file(path).values() if value.is_floating_point()} == {torch.float16}, path
+        assert {value.dtype for value in load_file(path).values() if value.is_floating_point()} == {
+            torch.float16
+        }, path
 
 
 def test_a_finished_recipe_is_not_trained_again(built):
     before = {path: path.stat().st_mtime_ns for path in (built / "work").glob("*.pt")}
     build(built / "work", built / "again", RECIPE)
     assert before == {path: path.stat().st_mtime_ns for path in (built / "work").glob("*.pt")}
-    first, second = (load_file(built / name / "unet" / "diffusion_pytorch_model.safetensors") for name in ("tiny", "again"))
+    first, second = (
+        load_file(built / name / "unet" / "diffusion_pytorch_model.safetensors")
+        for name in ("tiny", "again")
+    )
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -76,9 +89,16 @@ def test_finished_backbones_are_trained_further(built, monkeypatch):
         return load_file(next((built / folder / part).glob("*.safetensors")))
 
     for part in ("text_encoder", "text_encoder_2", "judge"):
-        assert all(torch.equal(value, weights("tiny", part)[key]) for key, value in weights("next", part).items()), part
+        assert all(
+            torch.equal(value, weights("tiny", part)[key])
+            for key, value in weights("next", part).items()
+        ), part
     before, after = weights("tiny", "unet"), weights("next", "unet")
-    moved = torch.cat([(after[key].float() - value.float()).abs().flatten() for key, value in before.items()])
+    moved = torch.cat(
+        [(after[key].float() - value.float()).abs().flatten() for key, value in before.items()]
+    )
     assert 0 < moved.max() < 1e-3  # one step of the warm-up (rate 1e-5) away from where it began
-    encoder = {key: value for key, value in weights("tiny", "vae").items() if key.startswith("encoder.")}
+    encoder = {
+        key: value for key, value in weights("tiny", "vae").items() if key.startswith("encoder.")
+    }
     assert all(torch.equal(value, weights("next", "vae")[key]) for key, value in encoder.items())

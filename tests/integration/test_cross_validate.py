@@ -1,4 +1,6 @@
-"""`braingen cross-validate`: from a folder of scans to a table and a page, every picture left out once."""
+"""`braingen cross-validate`: from a folder of scans to a table and a page, every picture left out
+once.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +13,56 @@ from unit.fake_scans import NAMES, write_fake_scans
 
 from braingen.cli import main
 
-SMALL = ["encoder.hidden_dim=16", "prior.depth=1", "optim.num_epochs=1", "optim.checkpoint=held_out", "scores.bootstrap=20"]
+SMALL = [
+    "encoder.hidden_dim=16",
+    "prior.depth=1",
+    "optim.num_epochs=1",
+    "optim.checkpoint=held_out",
+    "scores.bootstrap=20",
+]
 SMALL += ["data.holdout_share=0.3", "--device", "cpu", "run.tracker=none"]
 
 
 def test_every_picture_of_every_subject_is_left_out_once(tmp_path, capsys):
     fake = write_fake_scans(tmp_path / "scans")
     for path in fake.root.rglob("*_events.tsv"):  # nothing says which pictures are for testing
-        pd.read_csv(path, sep="\t").drop(columns="split").to_csv(path, sep="\t", index=False, na_rep="n/a")
-    words = ["--scans", str(fake.root), "--root", str(tmp_path / "data"), "--folder", str(tmp_path / "run"), "--folds", "2"]
+        pd.read_csv(path, sep="\t").drop(columns="split").to_csv(
+            path, sep="\t", index=False, na_rep="n/a"
+        )
+    words = [
+        "--scans",
+        str(fake.root),
+        "--root",
+        str(tmp_path / "data"),
+        "--folder",
+        str(tmp_path / "run"),
+        "--folds",
+        "2",
+    ]
     assert main(["cross-validate", *words, *SMALL]) == 0
     folder = tmp_path / "run" / "cross_validation"
-    lists = [path.read_text(encoding="utf-8").split("\n")[:-1] for path in sorted((folder / "folds").glob("*.txt"))]
+    lists = [
+        path.read_text(encoding="utf-8").split("\n")[:-1]
+        for path in sorted((folder / "folds").glob("*.txt"))
+    ]
     assert sorted(name for part in lists for name in part) == sorted(NAMES)
     found = json.loads((folder / "cross_validation.json").read_text(encoding="utf-8"))
     assert found["subjects"] == [1, 2] and found["data"] == "own scans"
     rows = {(row["method"], row["score"]): row for row in found["rows"]}
     for method in ("encoder", "ridge", "random"):
-        for score in ("clip_cos", "clip_cos_centred", "two_way_embedding", "retrieval_brain_to_image"):
+        for score in (
+            "clip_cos",
+            "clip_cos_centred",
+            "two_way_embedding",
+            "retrieval_brain_to_image",
+        ):
             row = rows[method, score]
             assert row["n"] == len(NAMES) and row["subjects"] == 2
             assert row["low"] <= row["value"] <= row["high"]
     assert rows["encoder", "retrieval_brain_to_image"]["chance"] == 1 / 6
-    decoded = [load_file(path) for path in sorted(folder.glob("subject-*/*/image/decoded.safetensors"))]
+    decoded = [
+        load_file(path) for path in sorted(folder.glob("subject-*/*/image/decoded.safetensors"))
+    ]
     assert len(decoded) == 4
     for fold in decoded:
         assert len(fold["ids"]) == 6 and fold["random"].shape == (10, *fold["encoder"].shape)
@@ -48,5 +77,17 @@ def test_every_picture_of_every_subject_is_left_out_once(tmp_path, capsys):
 
 
 def test_scans_have_to_be_named(tmp_path, capsys):
-    assert main(["cross-validate", "--root", str(tmp_path / "data"), "--folder", str(tmp_path / "run"), *SMALL]) == 2
+    assert (
+        main(
+            [
+                "cross-validate",
+                "--root",
+                str(tmp_path / "data"),
+                "--folder",
+                str(tmp_path / "run"),
+                *SMALL,
+            ]
+        )
+        == 2
+    )
     assert "--scans" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Drawing: its options, several processes at one reconstruction, several drawings of a brain; the encoders have learnt next to nothing."""
+"""Drawing: its options, several processes at one reconstruction, several drawings of a brain; the
+encoders have learnt next to nothing.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,30 @@ from braingen.generation.resumable import notes
 from braingen.runtime.data_layout import Layout
 from braingen.targets.tables import Targets
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of diffusers' scheduler
 IMAGES = 5
-SMALL = ["simulation.num_sessions=1", "simulation.trials_per_session=60", "simulation.num_voxels=200", f"--num_test_images={IMAGES}"]
-SMALL += ["encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", "optim.num_epochs=1", "optim.batch_size=20"]
-SMALL += ["sampler.steps=2", "sampler.guidance_scale=2", "sampler.batch_size=2", "run.device=cpu", "run.tracker=none"]
+SMALL = [
+    "simulation.num_sessions=1",
+    "simulation.trials_per_session=60",
+    "simulation.num_voxels=200",
+    f"--num_test_images={IMAGES}",
+]
+SMALL += [
+    "encoder.hidden_dim=32",
+    "encoder.n_blocks=1",
+    "prior.depth=1",
+    "optim.num_epochs=1",
+    "optim.batch_size=20",
+]
+SMALL += [
+    "sampler.steps=2",
+    "sampler.guidance_scale=2",
+    "sampler.batch_size=2",
+    "run.device=cpu",
+    "run.tracker=none",
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +60,15 @@ def trained(tmp_path_factory) -> list[str]:
     """Words that name a run whose encoders are trained; its folder is the second of them."""
     folder = tmp_path_factory.mktemp("drawing")
     backbone = write_fake_backbone(folder / "backbone", with_clip=True)
-    words = ["--folder", str(folder / "run"), "--root", str(folder / "data"), "--path", str(backbone), *SMALL]
+    words = [
+        "--folder",
+        str(folder / "run"),
+        "--root",
+        str(folder / "data"),
+        "--path",
+        str(backbone),
+        *SMALL,
+    ]
     for command in (["simulate"], ["train", "image"], ["train", "text"]):
         assert main([*command, *words]) == 0
     return words
@@ -62,7 +91,10 @@ def drawn(words: list[str], *more: str) -> dict[str, np.ndarray]:
 
 
 def pictures(folder: Path) -> dict[str, np.ndarray]:
-    return {path.name: np.asarray(Image.open(path).convert("RGB")).astype(int) for path in sorted(folder.glob("*.png"))}
+    return {
+        path.name: np.asarray(Image.open(path).convert("RGB")).astype(int)
+        for path in sorted(folder.glob("*.png"))
+    }
 
 
 def differ(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> int:
@@ -70,13 +102,16 @@ def differ(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> int:
     return max(np.abs(first[name] - second[name]).max() for name in first)
 
 
-# --- several processes ----------------------------------------------------------------------------------------------
+# --- several processes ----------------------------------------------------------------------------
 
 
 def test_two_processes_draw_what_one_draws_and_go_on_where_they_were_stopped(words):
     alone = drawn(words)
     folder = Path(words[1]) / "reconstructions" / "brain"
-    index, embeddings = json.loads((folder / "index.json").read_text()), load_file(folder / "embeddings.safetensors")
+    index, embeddings = (
+        json.loads((folder / "index.json").read_text()),
+        load_file(folder / "embeddings.safetensors"),
+    )
     shutil.rmtree(folder)
     shared(main, 2, ["reconstruct", *words])
     together = pictures(folder)
@@ -87,22 +122,31 @@ def test_two_processes_draw_what_one_draws_and_go_on_where_they_were_stopped(wor
     # stopped half way: two pictures are missing and the mark is not set
     first, *_, last = sorted(together)
     (folder / "finished").unlink()
-    kept = {name: (folder / name).stat().st_mtime_ns for name in together if name not in (first, last)}
+    kept = {
+        name: (folder / name).stat().st_mtime_ns for name in together if name not in (first, last)
+    }
     for name in (first, last):
         (folder / name).unlink()
     shared(main, 2, ["reconstruct", *words])
     assert differ(alone, pictures(folder)) == 0 and (folder / "finished").is_file()
-    untouched = [name for name, before in kept.items() if (folder / name).stat().st_mtime_ns == before]
+    untouched = [
+        name for name, before in kept.items() if (folder / name).stat().st_mtime_ns == before
+    ]
     assert untouched == sorted(together)[2:4]  # the batch in between, which had all its pictures
 
 
-# --- options --------------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 def test_every_option_of_the_sampler_is_heard(words):
     plain = drawn(words)
     assert differ(plain, drawn(words)) == 0
-    options = [["--scheduler", "ddim"], ["--negative_prompt", "a blurry photo"], ["--ip_adapter_scale", "0.3"], ["sampler.steps=3"]]
+    options = [
+        ["--scheduler", "ddim"],
+        ["--negative_prompt", "a blurry photo"],
+        ["--ip_adapter_scale", "0.3"],
+        ["sampler.steps=3"],
+    ]
     options += [["sampler.guidance_scale=6"], ["--no-use_image"], ["--no-use_text"]]
     for option in options:
         assert differ(plain, drawn(words, *option)) > 2, option
@@ -120,7 +164,7 @@ def test_an_unknown_scheduler_is_named_with_the_known_ones(words, capsys):
     assert "eular" in capsys.readouterr().err
 
 
-# --- several drawings of a brain ------------------------------------------------------------------------------------
+# --- several drawings of a brain ------------------------------------------------------------------
 
 
 def test_the_best_drawing_is_the_one_nearest_to_the_decoded_embedding(words):
@@ -136,8 +180,20 @@ def test_the_best_drawing_is_the_one_nearest_to_the_decoded_embedding(words):
     reader, different = decoder.brain_image, set()
     for row, image in enumerate(read["ids"].tolist()):
         some = slice(row, row + 1)
-        single = [decoder.draw(read["image"][some], read["text"][some], [image], steps=2, guidance_scale=2.0, sample=n) for n in range(3)]
-        said = torch.cat([reader.standardised(targets.image_encoder(x).target_BTD) for x in single]).flatten(1)
+        single = [
+            decoder.draw(
+                read["image"][some],
+                read["text"][some],
+                [image],
+                steps=2,
+                guidance_scale=2.0,
+                sample=n,
+            )
+            for n in range(3)
+        ]
+        said = torch.cat(
+            [reader.standardised(targets.image_encoder(x).target_BTD) for x in single]
+        ).flatten(1)
         cosine = cosine_similarity(said, reader.standardised(read["image"][some]).flatten(1))
         np.testing.assert_allclose(told[str(image)]["similarity"], cosine.numpy(), atol=1e-3)
         assert told[str(image)]["sample"] == int(cosine.argmax())
@@ -155,7 +211,7 @@ def test_one_drawing_is_the_first_of_several(words):
         assert same == (note["sample"] == 0)
 
 
-# --- refinement -----------------------------------------------------------------------------------------------------
+# --- refinement -----------------------------------------------------------------------------------
 
 
 def test_refining_makes_another_folder_of_the_same_form(words, tmp_path):
@@ -177,13 +233,24 @@ def test_refining_makes_another_folder_of_the_same_form(words, tmp_path):
     assert differ(after, pictures(folder)) == 0 and (folder / "finished").is_file()
     # the refiner's own classes, and a folder and a start of one's own
     refiner = write_fake_refiner(tmp_path / "refiner")
-    own = ["--refiner", str(refiner), "--output", str(tmp_path / "other"), "--recons", str(recons), "--denoising_start", "0.4"]
+    own = [
+        "--refiner",
+        str(refiner),
+        "--output",
+        str(tmp_path / "other"),
+        "--recons",
+        str(recons),
+        "--denoising_start",
+        "0.4",
+    ]
     own += ["--strength", "default"]  # which says where to start as well
     assert main(["refine", *words, *more, *own]) == 0
     assert differ(after, pictures(tmp_path / "other")) > 2
 
 
-def test_refining_says_what_is_missing_and_keeps_to_the_pictures_it_began_with(words, capsys, tmp_path):
+def test_refining_says_what_is_missing_and_keeps_to_the_pictures_it_began_with(
+    words, capsys, tmp_path
+):
     assert main(["refine", *words]) == 2
     assert "run `braingen reconstruct --folder" in capsys.readouterr().err
     drawn(words)
@@ -191,21 +258,40 @@ def test_refining_says_what_is_missing_and_keeps_to_the_pictures_it_began_with(w
     drawn(words, "sampler.guidance_scale=4")
     assert main(["refine", *words, "--strength", "0.5", "--steps", "2"]) == 2
     assert "recons was" in capsys.readouterr().err
-    assert main(["refine", *words, "--use_image", "--refiner", "somewhere", "--output", str(tmp_path / "other")]) == 2
+    assert (
+        main(
+            [
+                "refine",
+                *words,
+                "--use_image",
+                "--refiner",
+                "somewhere",
+                "--output",
+                str(tmp_path / "other"),
+            ]
+        )
+        == 2
+    )
     assert "refiner has none" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
-# --- voxels somebody brings along -----------------------------------------------------------------------------------
+# --- voxels somebody brings along -----------------------------------------------------------------
 
 
 def test_a_file_of_voxels_becomes_embeddings_and_pictures(words, tmp_path, capsys):
-    """The test images' own responses, as a file with ids: the same embeddings and pictures as those of `braingen reconstruct`."""
+    """The test images' own responses, as a file with ids: the same embeddings and pictures as those
+    of `braingen reconstruct`.
+    """
     expected = drawn(words)
     recons = Path(words[1]) / "reconstructions" / "brain"
     config = load_config(*parse_overrides(words))
     layout = Layout.of(config.data.root)
     trials, betas = test_trials(layout, 1).table, Betas.of(layout, 1)
-    np.savez(tmp_path / "mine.npz", voxels=betas.rows(trials["trial"].to_numpy()), ids=trials["image"].to_numpy())
+    np.savez(
+        tmp_path / "mine.npz",
+        voxels=betas.rows(trials["trial"].to_numpy()),
+        ids=trials["image"].to_numpy(),
+    )
     assert main(["decode", *words, "--voxels", str(tmp_path / "mine.npz")]) == 0
     folder = Path(words[1]) / "decoded" / "mine"
     assert str(folder) in capsys.readouterr().out
@@ -217,17 +303,39 @@ def test_a_file_of_voxels_becomes_embeddings_and_pictures(words, tmp_path, capsy
     # a saved decoder, without the run and the data; single trials as volumes
     assemble(config, Targets(config)).save_pretrained(tmp_path / "decoder")
     places = load_places(layout, 1)
-    save_nifti(tmp_path / "single.nii.gz", places.to_volume(betas.rows(np.arange(2)).T), places.affine)
-    alone = ["--decoder", str(tmp_path / "decoder"), "--folder", str(tmp_path / "elsewhere"), *words[2:]]
-    assert main(["decode", *alone, "--voxels", str(tmp_path / "single.nii.gz"), "--samples", "2"]) == 0
+    save_nifti(
+        tmp_path / "single.nii.gz", places.to_volume(betas.rows(np.arange(2)).T), places.affine
+    )
+    alone = [
+        "--decoder",
+        str(tmp_path / "decoder"),
+        "--folder",
+        str(tmp_path / "elsewhere"),
+        *words[2:],
+    ]
+    assert (
+        main(["decode", *alone, "--voxels", str(tmp_path / "single.nii.gz"), "--samples", "2"]) == 0
+    )
     folder = tmp_path / "elsewhere" / "decoded" / "single"
     assert sorted(path.name for path in folder.glob("*.png")) == ["000000.png", "000001.png"]
     assert set(json.loads((folder / "index.json").read_text())["samples"]) == {"0", "1"}
     # embeddings only, of the npz, with no data folder at all
-    bare = [*alone, "--root", str(tmp_path / "nowhere"), "--voxels", str(tmp_path / "mine.npz"), "--no-pictures"]
+    bare = [
+        *alone,
+        "--root",
+        str(tmp_path / "nowhere"),
+        "--voxels",
+        str(tmp_path / "mine.npz"),
+        "--no-pictures",
+    ]
     assert main(["decode", *bare, "--output", str(tmp_path / "bare")]) == 0
     assert not list((tmp_path / "bare").glob("*.png"))
-    torch.testing.assert_close(load_file(tmp_path / "bare" / "embeddings.safetensors")["image"], read["image"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        load_file(tmp_path / "bare" / "embeddings.safetensors")["image"],
+        read["image"],
+        rtol=0,
+        atol=1e-4,
+    )
 
 
 @pytest.mark.parametrize(
@@ -241,7 +349,9 @@ def test_a_file_of_voxels_becomes_embeddings_and_pictures(words, tmp_path, capsy
         (["--voxels", "there.npy", "--decoder", "no_decoder"], "no_decoder is not a saved decoder"),
     ],
 )
-def test_what_cannot_be_decoded_is_said_before_anything_is_written(words, capsys, monkeypatch, tmp_path, more, sentence):
+def test_what_cannot_be_decoded_is_said_before_anything_is_written(
+    words, capsys, monkeypatch, tmp_path, more, sentence
+):
     np.save(tmp_path / "there.npy", np.zeros(3))
     monkeypatch.chdir(tmp_path)
     assert main(["decode", *words, *more]) == 2
@@ -250,8 +360,12 @@ def test_what_cannot_be_decoded_is_said_before_anything_is_written(words, capsys
 
 
 @pytest.mark.parametrize("path", ["gone.npy", "there.txt"])
-def test_a_wrong_path_of_voxels_is_told_before_the_decoder_is_loaded(capsys, monkeypatch, tmp_path, path):
+def test_a_wrong_path_of_voxels_is_told_before_the_decoder_is_loaded(
+    capsys, monkeypatch, tmp_path, path
+):
     loaded: list[Config] = []
-    monkeypatch.setattr("braingen.generation.decode.load_decoder", lambda config: loaded.append(config))
+    monkeypatch.setattr(
+        "braingen.generation.decode.load_decoder", lambda config: loaded.append(config)
+    )
     assert main(["decode", "--folder", str(tmp_path), "--voxels", str(tmp_path / path)]) == 2
     assert path in capsys.readouterr().err and not loaded

@@ -21,20 +21,52 @@ from braingen.report.inside import write_page
 from braingen.runtime.data_layout import Layout
 from braingen.targets.tables import Targets
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
-SMALL = ["simulation.num_sessions=1", "simulation.trials_per_session=60", "simulation.num_voxels=200", "--num_test_images=5"]
-SMALL += ["encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", "optim.num_epochs=1", "optim.batch_size=20"]
-SMALL += ["sampler.steps=2", "sampler.guidance_scale=2", "sampler.batch_size=2", "run.device=cpu", "run.tracker=none"]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of diffusers' scheduler
+SMALL = [
+    "simulation.num_sessions=1",
+    "simulation.trials_per_session=60",
+    "simulation.num_voxels=200",
+    "--num_test_images=5",
+]
+SMALL += [
+    "encoder.hidden_dim=32",
+    "encoder.n_blocks=1",
+    "prior.depth=1",
+    "optim.num_epochs=1",
+    "optim.batch_size=20",
+]
+SMALL += [
+    "sampler.steps=2",
+    "sampler.guidance_scale=2",
+    "sampler.batch_size=2",
+    "run.device=cpu",
+    "run.tracker=none",
+]
 SMALL += ["explain.ablation_images=2", "explain.draws=2"]
 
 
 def pixels(folder: Path) -> np.ndarray:
-    return np.stack([np.asarray(Image.open(path).convert("RGB")).astype(int) for path in sorted(folder.glob("*.png"))])
+    return np.stack(
+        [
+            np.asarray(Image.open(path).convert("RGB")).astype(int)
+            for path in sorted(folder.glob("*.png"))
+        ]
+    )
 
 
 def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
     backbone = write_fake_backbone(tmp_path / "backbone", with_clip=True)
-    words = ["--folder", str(tmp_path / "run"), "--root", str(tmp_path / "data"), "--path", str(backbone), *SMALL]
+    words = [
+        "--folder",
+        str(tmp_path / "run"),
+        "--root",
+        str(tmp_path / "data"),
+        "--path",
+        str(backbone),
+        *SMALL,
+    ]
     for command in (["simulate"], ["train", "image"], ["train", "text"], ["reconstruct"]):
         assert main([*command, *words]) == 0
     again = ["explain", *words, "--explain_steps", "ablation,page"]
@@ -43,7 +75,11 @@ def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
     own = out / "subj01"
     table = pd.read_csv(own / "silenced_pictures.csv")
     names = table["silenced"].unique().tolist()
-    assert names[:2] == ["undisturbed", "level-0"] and len(names) == 1 + 4 + 3 + 1 and names[-1] == f"random as {names[5]}"
+    assert (
+        names[:2] == ["undisturbed", "level-0"]
+        and len(names) == 1 + 4 + 3 + 1
+        and names[-1] == f"random as {names[5]}"
+    )
     usual = pixels(own / "silenced" / "undisturbed")
     assert (usual == pixels(tmp_path / "run" / "reconstructions" / "brain")[:2]).all()
     assert (pixels(own / "silenced" / "level-0") != usual).any()
@@ -55,22 +91,41 @@ def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
     config = load_config(*parse_overrides(words))
     targets, subject = Targets(config), read_subjects(config, {})[0]
     every_V = np.ones(subject.voxels_NV.shape[1], dtype=bool)
-    betas, decoder, drawn = Betas.of(Layout.of(config.data.root), 1), assemble(config, targets), tmp_path / "own"
-    draw_silenced(config, decoder, targets, betas, subject, 2, {"all": every_V, "none": ~every_V}, drawn)
+    betas, decoder, drawn = (
+        Betas.of(Layout.of(config.data.root), 1),
+        assemble(config, targets),
+        tmp_path / "own",
+    )
+    draw_silenced(
+        config, decoder, targets, betas, subject, 2, {"all": every_V, "none": ~every_V}, drawn
+    )
     assert (pixels(drawn / "none") == usual).all()
     assert (pixels(drawn / "all") != usual).any(axis=(1, 2, 3)).all()
 
-    # a region of the same name that has other voxels now is drawn again, what has not changed is not
+    # a region of the same name that has other voxels now is drawn again, what has not changed is
+    # not
     before, kept = pixels(drawn / "all"), next((drawn / "undisturbed").glob("*.png"))
     written = kept.stat().st_mtime_ns
-    draw_silenced(config, decoder, targets, betas, subject, 2, {"all": every_V & (np.arange(len(every_V)) % 2 == 0)}, drawn)
+    draw_silenced(
+        config,
+        decoder,
+        targets,
+        betas,
+        subject,
+        2,
+        {"all": every_V & (np.arange(len(every_V)) % 2 == 0)},
+        drawn,
+    )
     assert (pixels(drawn / "all") != before).any() and (pixels(drawn / "all") != usual).any()
     assert kept.stat().st_mtime_ns == written
 
-    # a region too large to draw as many voxels beside it has no row of them; without regions the pictures are on the page all the same
+    # a region too large to draw as many voxels beside it has no row of them; without regions the
+    # pictures are on the page all the same
     ablation = pd.read_csv(out / "ablation.csv")
     ablation.drop(columns=["random", "p_random"]).to_csv(out / "ablation.csv", index=False)
     assert "drawn at random" in write_page(out, tmp_path / "run", tmp_path / "data").read_text()
-    ablation[ablation["voxels"] == 0].dropna(axis=1, how="all").to_csv(out / "ablation.csv", index=False)
+    ablation[ablation["voxels"] == 0].dropna(axis=1, how="all").to_csv(
+        out / "ablation.csv", index=False
+    )
     page = write_page(out, tmp_path / "run", tmp_path / "data").read_text()
     assert ">undisturbed<" in page and ">level-0<" in page and "drawn at random" not in page

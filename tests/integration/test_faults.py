@@ -1,4 +1,6 @@
-"""What stops a run in the middle, or before it, is told in one sentence: numbers that are none, parts and settings that do not fit."""
+"""What stops a run in the middle, or before it, is told in one sentence: numbers that are none,
+parts and settings that do not fit.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +117,10 @@ def test_a_fine_tuning_that_diverges(subject, tmp_path, capsys, monkeypatch, cal
     assert not (tmp_path / "finetune" / "finished").exists()
     assert main([*words, "finetune.learning_rate=1e-5"]) == 0
     assert (tmp_path / "finetune" / "finished").exists()
-    assert json.loads((tmp_path / "finetune" / "finished").read_text())["best_validation_denoising"] < 99
+    assert (
+        json.loads((tmp_path / "finetune" / "finished").read_text())["best_validation_denoising"]
+        < 99
+    )
 
 
 def test_held_out_losses_that_are_no_numbers(subject, tmp_path, capsys, monkeypatch):
@@ -377,7 +382,9 @@ def test_sides_and_steps_are_what_was_asked_for_and_told(subject, tmp_path, caps
 @pytest.mark.parametrize("name", ["own", "euler_ancestral", "heun", "ddim", "dpmpp_2m", "unipc"])
 @pytest.mark.parametrize("how", [{"strength": 0.3}, {"strength": 1.0}, {"denoising_start": 0.6}])
 def test_the_number_of_steps_told_is_the_number_run(name, how):
-    """Counted by calls of the scheduler; one of second order takes two for every step but the last."""
+    """Counted by calls of the scheduler; one of second order takes two for every step but
+    the last.
+    """
     from unit.fake_backbone import sdxl_scheduler
 
     from braingen.generation.refiner import Refinement, last_times, steps_run

@@ -1,4 +1,5 @@
-"""The whole flow at reduced size, by the commands people type: from nothing to a page of pictures, and a decoder that draws the same.
+"""The whole flow at reduced size, by the commands people type: from nothing to a page of pictures,
+and a decoder that draws the same.
 
 Sizes are so small that nothing is learnt; what is tested is that everything fits together.
 """
@@ -32,7 +33,9 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.paths import ROUTING, drawn_folder, random_folders
 from braingen.types import Score
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of diffusers' scheduler
 SCORES = {
     "pixcorr",
     "ssim",
@@ -50,10 +53,32 @@ SCORES = {
 }
 SOURCES = ("brain", "random", "ceiling")
 IMAGES = 8
-SMALL_DATA = ["simulation.num_sessions=2", "simulation.trials_per_session=60", "simulation.num_voxels=200", f"--num_test_images={IMAGES}"]
-SMALL = ["encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", "optim.num_epochs=2", "optim.batch_size=20"]
-SMALL += ["quickstart.steps=1", "sampler.steps=2", "scores.bootstrap=50", "scores.retrieval_draws=3"]
-SMALL += ["finetune.max_train_steps=2", "finetune.train_batch_size=4", "finetune.gradient_accumulation_steps=1", "--validation_images", "4"]
+SMALL_DATA = [
+    "simulation.num_sessions=2",
+    "simulation.trials_per_session=60",
+    "simulation.num_voxels=200",
+    f"--num_test_images={IMAGES}",
+]
+SMALL = [
+    "encoder.hidden_dim=32",
+    "encoder.n_blocks=1",
+    "prior.depth=1",
+    "optim.num_epochs=2",
+    "optim.batch_size=20",
+]
+SMALL += [
+    "quickstart.steps=1",
+    "sampler.steps=2",
+    "scores.bootstrap=50",
+    "scores.retrieval_draws=3",
+]
+SMALL += [
+    "finetune.max_train_steps=2",
+    "finetune.train_batch_size=4",
+    "finetune.gradient_accumulation_steps=1",
+    "--validation_images",
+    "4",
+]
 
 
 class Flow(NamedTuple):
@@ -69,7 +94,14 @@ class Flow(NamedTuple):
 @pytest.fixture(scope="module")
 def flow(tmp_path_factory) -> Flow:
     folder = tmp_path_factory.mktemp("flow")
-    words = ["--config", "simulated", "--folder", str(folder / "run"), "--root", str(folder / "data")]
+    words = [
+        "--config",
+        "simulated",
+        "--folder",
+        str(folder / "run"),
+        "--root",
+        str(folder / "data"),
+    ]
     words += [*SMALL_DATA, *SMALL]
     assert main(["demo", *words, "run.processes=2"]) == 0
     return Flow(words, load_config(*parse_overrides(words)), folder / "run", folder / "data")
@@ -82,26 +114,37 @@ def pixels(path: Path) -> np.ndarray:
 def content(folder: Path, but: tuple[str, ...] = ()) -> dict[str, tuple[int, int]]:
     """Inode and time of change of every file: neither stays when a file is written again."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in but]
-    return {str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+    return {
+        str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in files
+    }
 
 
-# --- what the demo leaves -------------------------------------------------------------------------------------------
+# --- what the demo leaves -------------------------------------------------------------------------
 
 
 def test_every_score_comes_with_all_that_a_reviewer_asks_for(flow):
     scores = json.loads((flow.run / "scores.json").read_text())
     assert set(scores) >= SCORES
     for name, score in scores.items():
-        assert tuple(score) == Score._fields == ("value", "low", "high", "random", "ceiling", "ridge", "chance", "n", "pool"), name
+        assert (
+            tuple(score)
+            == Score._fields
+            == ("value", "low", "high", "random", "ceiling", "ridge", "chance", "n", "pool")
+        ), name
         assert score["low"] <= score["value"] <= score["high"] and 0 < score["n"] <= IMAGES
         assert score["random"] is not None and score["ceiling"] is not None
         of_decoder = name in ("clip_cos", "two_way_embedding") or name.startswith("retrieval")
         assert (score["ridge"] is not None) == of_decoder
         assert (score["pool"] is not None) == name.startswith("retrieval")
-        assert (score["chance"] is not None) == (name.startswith(("two_way", "retrieval")) or name.endswith("_accuracy"))
+        assert (score["chance"] is not None) == (
+            name.startswith(("two_way", "retrieval")) or name.endswith("_accuracy")
+        )
         if of_decoder:
             assert score["ceiling"] == pytest.approx(1)
-    assert all(score["chance"] == 0.5 for name, score in scores.items() if name.startswith("two_way"))
+    assert all(
+        score["chance"] == 0.5 for name, score in scores.items() if name.startswith("two_way")
+    )
     assert scores["retrieval_brain_to_image"]["pool"] == IMAGES
     assert scores["retrieval_brain_to_image"]["chance"] == pytest.approx(1 / IMAGES)
 
@@ -118,7 +161,9 @@ def test_refined_pictures_stand_beside_the_unrefined_with_their_scores(flow):
     for name, each in told["scores"].items():
         assert each["before"]["value"] == scores[name]["value"]
         if name != "colour_accuracy":  # of some images only
-            assert each["difference"] == pytest.approx(each["after"]["value"] - each["before"]["value"], abs=1e-9)
+            assert each["difference"] == pytest.approx(
+                each["after"]["value"] - each["before"]["value"], abs=1e-9
+            )
             assert each["low"] <= each["difference"] <= each["high"]
     assert told["settings"]["strength"] == flow.config.refiner.strength
     assert "Before and after refinement" in (flow.run / "report.html").read_text()
@@ -137,7 +182,11 @@ def test_the_files_that_an_evaluation_leaves(flow):
     assert "BrainGen, random voxels" in table and "MindEye2" in table
     parts = pd.read_csv(flow.run / "scores_by_part.csv")
     assert {"level 0", "level 0, expert 1", "level 3, expert 15"} <= set(parts["part"])
-    assert set(parts["score"]) == {"clip_cos", "retrieval_brain_to_image", "retrieval_image_to_brain"}
+    assert set(parts["score"]) == {
+        "clip_cos",
+        "retrieval_brain_to_image",
+        "retrieval_image_to_brain",
+    }
     scores = json.loads((flow.run / "scores.json").read_text())
     paired = pd.read_csv(flow.run / "scores_paired.csv")
     for name in ("two_way_clip", "two_way_judge_late", "pixcorr", "clip_cos"):
@@ -150,15 +199,43 @@ def test_the_files_that_an_evaluation_leaves(flow):
 def test_the_same_pictures_given_as_a_folder_have_the_same_scores(flow, tmp_path):
     folder = flow.run / "reconstructions" / "brain"
     own = json.loads((flow.run / "scores.json").read_text())
-    words = ["--all_recons_path", str(folder), "--folder", str(tmp_path / "given"), "--method", "given"]
+    words = [
+        "--all_recons_path",
+        str(folder),
+        "--folder",
+        str(tmp_path / "given"),
+        "--method",
+        "given",
+    ]
     assert main(["evaluate", *flow.words, *words]) == 0
     given = json.loads((tmp_path / "given" / "scores.json").read_text())
-    assert {"two_way_clip", "two_way_judge_early", "object_accuracy", "pixcorr", "ssim"} <= set(given) < set(own)
+    assert (
+        {"two_way_clip", "two_way_judge_early", "object_accuracy", "pixcorr", "ssim"}
+        <= set(given)
+        < set(own)
+    )
     for name, score in given.items():
-        assert score["value"] == own[name]["value"] and score["low"] == own[name]["low"] and score["random"] is None
-    assert main(["compare", str(flow.run), str(tmp_path / "given"), "--output", str(tmp_path / "compared")]) == 0
+        assert (
+            score["value"] == own[name]["value"]
+            and score["low"] == own[name]["low"]
+            and score["random"] is None
+        )
+    assert (
+        main(
+            [
+                "compare",
+                str(flow.run),
+                str(tmp_path / "given"),
+                "--output",
+                str(tmp_path / "compared"),
+            ]
+        )
+        == 0
+    )
     told = json.loads((tmp_path / "compared" / "comparisons.json").read_text())
-    assert {each["verdict"] for each in told} == {"not different"} and "two_way_judge_late" in {each["score"] for each in told}
+    assert {each["verdict"] for each in told} == {"not different"} and "two_way_judge_late" in {
+        each["score"] for each in told
+    }
 
 
 def test_times_are_kept_apart_from_scores(flow):
@@ -179,7 +256,9 @@ def test_results_are_keyed_by_image_id_and_can_be_opened(flow):
     assert len(ids) == IMAGES
     for source in SOURCES:
         folder = flow.run / "reconstructions" / source
-        assert sorted(path.name for path in folder.glob("*.png")) == [f"{image:06d}.png" for image in ids]
+        assert sorted(path.name for path in folder.glob("*.png")) == [
+            f"{image:06d}.png" for image in ids
+        ]
         assert {pixels(path).shape for path in folder.glob("*.png")} == {(128, 128, 3)}
         assert json.loads((folder / "index.json").read_text())["images"] == ids
 
@@ -189,22 +268,37 @@ def test_captions_are_never_those_of_test_images(flow):
     captions = load_captions(layout)
     trained = {captions[image][0] for image in train_trials(layout, 1).table["image"].unique()}
     for source in SOURCES:
-        told = json.loads((flow.run / "reconstructions" / source / "index.json").read_text())["captions"]
+        told = json.loads((flow.run / "reconstructions" / source / "index.json").read_text())[
+            "captions"
+        ]
         assert len(told) == IMAGES and set(told.values()) <= trained
 
 
 def test_learning_is_logged(flow):
     for modality in ("image", "text"):
-        records = [json.loads(line) for line in (flow.run / modality / "metrics.jsonl").read_text().splitlines()]
+        records = [
+            json.loads(line)
+            for line in (flow.run / modality / "metrics.jsonl").read_text().splitlines()
+        ]
         assert [record["epoch"] for record in records] == [1, 2]
-        assert all(np.isfinite(record[name]) for record in records for name in ("train/clip", "validation/cosine"))
+        assert all(
+            np.isfinite(record[name])
+            for record in records
+            for name in ("train/clip", "validation/cosine")
+        )
         assert list((flow.run / modality).rglob("events.out.tfevents.*"))
-        assert (flow.run / modality / "finished").is_file() and not (flow.run / modality / "state.safetensors").exists()
+        assert (flow.run / modality / "finished").is_file() and not (
+            flow.run / modality / "state.safetensors"
+        ).exists()
 
 
 def test_fine_tuning_is_used_and_routing_is_shown(flow):
     decoder = BrainDecoder.from_pretrained(flow.run / "decoder")
-    assert decoder.router_image is not None and decoder.router_text is not None and has_lora(decoder.unet)
+    assert (
+        decoder.router_image is not None
+        and decoder.router_text is not None
+        and has_lora(decoder.unet)
+    )
     routing = load_file(flow.run / "reconstructions" / "brain" / ROUTING)
     assert routing["image_levels"].shape == (IMAGES, flow.config.sampler.steps, 4)
     page = (flow.run / "report.html").read_text()
@@ -214,7 +308,9 @@ def test_fine_tuning_is_used_and_routing_is_shown(flow):
 def test_the_random_baseline_is_the_mean_of_its_draws(flow, tmp_path):
     draws = flow.config.sampler.random_draws
     folders = random_folders(flow.config)
-    assert draws == len(folders) == 3 and all((folder / "index.json").exists() for folder in folders)
+    assert draws == len(folders) == 3 and all(
+        (folder / "index.json").exists() for folder in folders
+    )
     first = next(folders[0].glob("*.png")).name
     assert len({pixels(folder / first).tobytes() for folder in folders}) == draws
     controls = json.loads((flow.run / "controls.json").read_text())
@@ -226,30 +322,48 @@ def test_the_random_baseline_is_the_mean_of_its_draws(flow, tmp_path):
             assert score["low"] - 1e-6 <= score["value"] <= score["high"] + 1e-6, name
     alone = []
     for number, folder in enumerate(folders):
-        own = ["--config", "simulated", "--root", str(flow.data), "--folder", str(tmp_path / f"run{number}")]
-        assert main(["evaluate", *own, "--all_recons_path", str(folder), "scores.bootstrap=50"]) == 0
+        own = [
+            "--config",
+            "simulated",
+            "--root",
+            str(flow.data),
+            "--folder",
+            str(tmp_path / f"run{number}"),
+        ]
+        assert (
+            main(["evaluate", *own, "--all_recons_path", str(folder), "scores.bootstrap=50"]) == 0
+        )
         alone.append(json.loads((tmp_path / f"run{number}" / "scores.json").read_text()))
     for name in ("pixcorr", "two_way_judge_late", "object_accuracy"):
-        assert scores[name]["random"] == pytest.approx(np.mean([each[name]["value"] for each in alone]))
+        assert scores[name]["random"] == pytest.approx(
+            np.mean([each[name]["value"] for each in alone])
+        )
 
 
 def test_draws_of_other_images_are_refused_in_a_sentence(flow, tmp_path, capsys):
     shutil.copytree(flow.run, tmp_path / "run")
     drawn = tmp_path / "run" / "reconstructions" / "random_2"
     found = load_file(drawn / "embeddings.safetensors")
-    save_file({name: rows[1:].contiguous() for name, rows in found.items()}, drawn / "embeddings.safetensors")
+    save_file(
+        {name: rows[1:].contiguous() for name, rows in found.items()},
+        drawn / "embeddings.safetensors",
+    )
     next(drawn.glob("*.png")).unlink()
     assert main(["evaluate", *flow.words, "--folder", str(tmp_path / "run")]) == 2
-    assert f"{drawn} and {drawn.with_name('brain')} hold different images" in capsys.readouterr().err
+    assert (
+        f"{drawn} and {drawn.with_name('brain')} hold different images" in capsys.readouterr().err
+    )
 
 
 def test_random_voxels_and_the_ceiling_are_other_pictures(flow):
     first = sorted(path.name for path in (flow.run / "reconstructions" / "brain").glob("*.png"))[0]
-    brain, random, ceiling = (pixels(flow.run / "reconstructions" / source / first) for source in SOURCES)
+    brain, random, ceiling = (
+        pixels(flow.run / "reconstructions" / source / first) for source in SOURCES
+    )
     assert (brain != random).any() and (brain != ceiling).any()
 
 
-# --- the decoder ----------------------------------------------------------------------------------------------------
+# --- the decoder ----------------------------------------------------------------------------------
 
 
 def test_the_decoder_is_one_folder_that_draws_the_same_pictures(flow):
@@ -268,13 +382,21 @@ def test_the_decoder_is_one_folder_that_draws_the_same_pictures(flow):
     )
     for image, picture in zip(ids, out.images):
         drawn = pixels(flow.run / "reconstructions" / "brain" / f"{image:06d}.png")
-        assert np.abs(np.asarray(picture).astype(int) - drawn).max() <= 1  # another batch may round otherwise
-    single = decoder(betas.rows(rows[:2, 0]), subject=1, num_inference_steps=1).images  # as the README writes it
+        assert (
+            np.abs(np.asarray(picture).astype(int) - drawn).max() <= 1
+        )  # another batch may round otherwise
+    single = decoder(
+        betas.rows(rows[:2, 0]), subject=1, num_inference_steps=1
+    ).images  # as the README writes it
     assert [image.size for image in single] == [(128, 128)] * 2
 
 
 def test_a_single_trial_can_be_read_out(flow):
-    config = flow.config.model_copy(update={"sampler": flow.config.sampler.model_copy(update={"repeats": "first", "num_images": 2})})
+    config = flow.config.model_copy(
+        update={
+            "sampler": flow.config.sampler.model_copy(update={"repeats": "first", "num_images": 2})
+        }
+    )
     parts = setup(config)
     found = embeddings_of(config, parts)
     voxels = torch.from_numpy(parts.betas.rows(parts.repeats.rows_NR[:, 0]))
@@ -296,7 +418,7 @@ def test_pictures_do_not_depend_on_how_the_work_is_split(flow, tmp_path):
         assert np.abs(pixels(path) - pixels(drawn_folder(flow.config) / path.name)).max() <= 1
 
 
-# --- again, and step by step ----------------------------------------------------------------------------------------
+# --- again, and step by step ----------------------------------------------------------------------
 
 
 def test_what_is_finished_is_not_done_again(flow, monkeypatch):
@@ -307,7 +429,10 @@ def test_what_is_finished_is_not_done_again(flow, monkeypatch):
     monkeypatch.setattr("braingen.training.diffusion.fit", done_again)
     monkeypatch.setattr(BrainDecoder, "draw", done_again)
     monkeypatch.setattr("braingen.targets.cache._write_rows", done_again)
-    parts = [flow.data, *(flow.run / name for name in ("image", "text", "finetune", "decoder", "reconstructions"))]
+    parts = [
+        flow.data,
+        *(flow.run / name for name in ("image", "text", "finetune", "decoder", "reconstructions")),
+    ]
     before = [content(part, but=("provenance.json", ".lock")) for part in parts]
     scores = (flow.run / "scores.json").read_bytes()
     left = flow.run / ".pictures.png.tmp-1"  # of a process that was killed while writing
@@ -319,32 +444,74 @@ def test_what_is_finished_is_not_done_again(flow, monkeypatch):
 
 
 def test_the_readmes_commands_run_one_after_the_other(flow, tmp_path, monkeypatch, capsys):
-    """Those for NSD, with its configuration, on the small data and the tiny backbones: without baselines, on six pictures."""
+    """Those for NSD, with its configuration, on the small data and the tiny backbones: without
+    baselines, on six pictures.
+    """
     commands = [command for command in told_commands(ROOT / "README.md") if "nsd_subj01" in command]
-    assert [shlex.split(command)[1] for command in commands] == ["train", "train", "finetune", "reconstruct", "evaluate", "report"]
-    smaller = ["--root", str(flow.data), "--folder", str(tmp_path), "--num_sessions", "2", "--num_images", "6", "sampler.size=0"]
+    assert [shlex.split(command)[1] for command in commands] == [
+        "train",
+        "train",
+        "finetune",
+        "reconstruct",
+        "evaluate",
+        "report",
+    ]
+    smaller = [
+        "--root",
+        str(flow.data),
+        "--folder",
+        str(tmp_path),
+        "--num_sessions",
+        "2",
+        "--num_images",
+        "6",
+        "sampler.size=0",
+    ]
     sizes = [word for word in SMALL if not word.startswith("optim.num_epochs")]
-    smaller += [*sizes, "--resolution", "0", "--num_epochs", "1", "--path", "tiny", "backbone.image_encoder=", "backbone.ip_adapter="]
+    smaller += [
+        *sizes,
+        "--resolution",
+        "0",
+        "--num_epochs",
+        "1",
+        "--path",
+        "tiny",
+        "backbone.image_encoder=",
+        "backbone.ip_adapter=",
+    ]
     monkeypatch.chdir(ROOT)
     for command in commands:
         assert main([*shlex.split(command)[1:], *smaller]) == 0
     assert str(tmp_path / "report.html") in capsys.readouterr().out
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert set(scores) >= SCORES
-    assert {score["random"] for score in scores.values()} == {score["ceiling"] for score in scores.values()} == {None}
+    assert (
+        {score["random"] for score in scores.values()}
+        == {score["ceiling"] for score in scores.values()}
+        == {None}
+    )
     assert scores["pixcorr"]["n"] == 6
 
 
 def test_a_study_of_the_run_stands_in_tables_and_report(flow, tmp_path):
-    """Answered by simulated raters that see with the judge's features; the figures are never called people's."""
+    """Answered by simulated raters that see with the judge's features; the figures are never called
+    people's.
+    """
     run = Path(shutil.copytree(flow.run, tmp_path / "run"))
     words = [*flow.words, "--folder", str(run), "--study_images", "4", "--checks", "2"]
-    steps = (["study", "build", "--draft"], ["study", "simulate", "--eyes", "judge", "--lapse", "0", "--raters", "2"], ["study", "check"])
+    steps = (
+        ["study", "build", "--draft"],
+        ["study", "simulate", "--eyes", "judge", "--lapse", "0", "--raters", "2"],
+        ["study", "check"],
+    )
     for step in (*steps, ["study", "analyse"], ["evaluate"], ["report"]):
         assert main([*step, *words]) == 0
     scores = json.loads((run / "scores.json").read_text())
     assert set(scores) >= SCORES | {"simulated_rater_identification", "simulated_rater_similarity"}
-    assert scores["simulated_rater_identification"]["chance"] == 0.5 and scores["simulated_rater_identification"]["n"] == 4
+    assert (
+        scores["simulated_rater_identification"]["chance"] == 0.5
+        and scores["simulated_rater_identification"]["n"] == 4
+    )
     assert not any(name.startswith("human") for name in scores)
     assert "Simulated raters, two-way" in (run / "scores.md").read_text()
     assert "The raters are simulated" in (run / "report.html").read_text()

@@ -16,6 +16,11 @@ def test_the_example_of_glmsingle_runs(tmp_path):
     spec.loader.exec_module(example)
     example.run(tmp_path)
     assert (tmp_path / "run" / "image" / "finished").is_file()
-    found = json.loads((tmp_path / "data" / "prepared.json").read_text(encoding="utf-8"))["subjects"]["1"]
+    found = json.loads((tmp_path / "data" / "prepared.json").read_text(encoding="utf-8"))[
+        "subjects"
+    ]["1"]
     assert found["voxels"] == 6 * 7 * 7 and found["trials"] == 144
-    assert found["reliability"]["same_picture"] > 0.7 and abs(found["reliability"]["other_picture"]) < 0.1
+    assert (
+        found["reliability"]["same_picture"] > 0.7
+        and abs(found["reliability"]["other_picture"]) < 0.1
+    )

@@ -14,4 +14,6 @@ def test_the_example_of_own_scans_runs(tmp_path):
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     example.run(tmp_path)
-    assert (tmp_path / "run" / "image" / "finished").is_file() and (tmp_path / "map.nii.gz").is_file()
+    assert (tmp_path / "run" / "image" / "finished").is_file() and (
+        tmp_path / "map.nii.gz"
+    ).is_file()

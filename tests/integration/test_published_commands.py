@@ -1,7 +1,9 @@
-"""The five lines of the published Quick Start, one after another, in a folder that holds nothing but data/NSD (and the scripts).
+"""The five lines of the published Quick Start, one after another, in a folder that holds nothing
+but data/NSD (and the scripts).
 
-SDXL's weights are not at hand: BRAINGEN_SET names the tiny stand-in for every command, and sizes at which the lines take seconds. Nothing
-else is given; everything that is not named there is what the lines find by themselves (configuration, data, encoders, pictures).
+SDXL's weights are not at hand: BRAINGEN_SET names the tiny stand-in for every command, and sizes at
+which the lines take seconds. Nothing else is given; everything that is not named there is what the
+lines find by themselves (configuration, data, encoders, pictures).
 """
 
 from __future__ import annotations
@@ -28,12 +30,18 @@ LINES = [
     f"python final_evaluations.py --all_recons_path {RUN}/reconstructions/brain",
 ]
 IMAGES = 4
-DATA = ["simulation.num_sessions=2", "simulation.trials_per_session=60", "simulation.num_voxels=100", f"--num_test_images={IMAGES}"]
+DATA = [
+    "simulation.num_sessions=2",
+    "simulation.trials_per_session=60",
+    "simulation.num_voxels=100",
+    f"--num_test_images={IMAGES}",
+]
 STAND_IN = "backbone.path=tiny backbone.image_encoder= backbone.ip_adapter= backbone.refiner= "
 SIZES = (
-    "encoder.hidden_dim=32 encoder.n_blocks=1 prior.depth=1 optim.num_epochs=1 finetune.max_train_steps=1 finetune.validation_images=2 "
-    "finetune.resolution=128 finetune.train_batch_size=2 finetune.gradient_accumulation_steps=1 sampler.size=128 sampler.steps=2 "
-    "scores.bootstrap=20 run.device=cpu run.tracker=none"
+    "encoder.hidden_dim=32 encoder.n_blocks=1 prior.depth=1 optim.num_epochs=1"
+    " finetune.max_train_steps=1 finetune.validation_images=2 finetune.resolution=128"
+    " finetune.train_batch_size=2 finetune.gradient_accumulation_steps=1 sampler.size=128"
+    " sampler.steps=2 scores.bootstrap=20 run.device=cpu run.tracker=none"
 )
 
 
@@ -55,10 +63,26 @@ def run(line: str, place: Path, settings: str) -> subprocess.CompletedProcess[st
         for name in ("python", "python3"):
             (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
             (binaries / name).chmod(0o755)
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "CONFIG") and not name.startswith("SLURM_")}
-    environment |= {"PATH": f"{binaries}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "src"), "BRAINGEN_SET": settings, "PROCESSES": "1"}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHON", "CONFIG") and not name.startswith("SLURM_")
+    }
+    environment |= {
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT / "src"),
+        "BRAINGEN_SET": settings,
+        "PROCESSES": "1",
+    }
     environment |= {"COLUMNS": "120", "VIRTUAL_ENV": str(binaries.parent)}
-    return subprocess.run(["bash", "-c", line], cwd=place, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["bash", "-c", line],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_the_published_lines_end_in_pictures_and_a_score_table(place):
@@ -68,14 +92,21 @@ def test_the_published_lines_end_in_pictures_and_a_score_table(place):
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         outputs.append(done.stdout)
     assert [output.split()[-1] for output in outputs[:4]] == [
-        f"{RUN}/image", f"{RUN}/text", f"{RUN}/reconstructions/brain", f"{RUN}/reconstructions/brain"
-    ]  # fmt: skip
-    pictures = sorted(path.name for path in (place / RUN / "reconstructions" / "brain").glob("*.png"))
+        f"{RUN}/image",
+        f"{RUN}/text",
+        f"{RUN}/reconstructions/brain",
+        f"{RUN}/reconstructions/brain",
+    ]
+    pictures = sorted(
+        path.name for path in (place / RUN / "reconstructions" / "brain").glob("*.png")
+    )
     assert len(pictures) == IMAGES
     settings = (place / RUN / "image" / "config.yaml").read_text()
     assert "num_sessions: 40" in settings and "root: data/NSD" in settings
     scores = json.loads((place / RUN / "scores.json").read_text())
-    assert {"pixcorr", "ssim"} <= set(scores) and all(score["n"] == IMAGES for score in scores.values())
+    assert {"pixcorr", "ssim"} <= set(scores) and all(
+        score["n"] == IMAGES for score in scores.values()
+    )
     table = outputs[4]
     for name, score in scores.items():
         assert re.search(rf"^\s*{name} +{score['value']:.3f} ", table, flags=re.MULTILINE), name

@@ -1,5 +1,5 @@
-"""Every option of the published description acts: one is changed at a time, and weights, pictures or scores differ; or it is refused in
-a sentence, never dropped.
+"""Every option of the published description acts: one is changed at a time, and weights, pictures
+or scores differ; or it is refused in a sentence, never dropped.
 
 The commands run under their published names, at sizes at which nothing is learnt.
 """
@@ -21,15 +21,24 @@ from unit.told_commands import ROOT
 
 from braingen.cli import main
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
-DATA = ["simulation.num_subjects=2", "simulation.num_sessions=2", "simulation.trials_per_session=30", "simulation.num_voxels=60"]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of diffusers' scheduler
+DATA = [
+    "simulation.num_subjects=2",
+    "simulation.num_sessions=2",
+    "simulation.trials_per_session=30",
+    "simulation.num_voxels=60",
+]
 DATA += ["simulation.num_test_images=3"]
 JOB = (
-    "backbone.path=tiny backbone.image_encoder= backbone.ip_adapter= backbone.refiner= encoder.hidden_dim=32 encoder.n_blocks=1 "
-    "encoder.exp_factor_list=2 prior.depth=1 optim.num_epochs=1 optim.batch_size=12 finetune.max_train_steps=1 "
-    "finetune.validation_images=2 finetune.resolution=128 finetune.train_batch_size=2 finetune.gradient_accumulation_steps=1 "
-    "finetune.lr_warmup_steps=0 sampler.size=128 sampler.steps=2 refiner.steps=4 refiner.strength=0.5 scores.bootstrap=20 "
-    "run.device=cpu run.tracker=none"
+    "backbone.path=tiny backbone.image_encoder= backbone.ip_adapter= backbone.refiner="
+    " encoder.hidden_dim=32 encoder.n_blocks=1 encoder.exp_factor_list=2 prior.depth=1"
+    " optim.num_epochs=1 optim.batch_size=12 finetune.max_train_steps=1"
+    " finetune.validation_images=2 finetune.resolution=128 finetune.train_batch_size=2"
+    " finetune.gradient_accumulation_steps=1 finetune.lr_warmup_steps=0 sampler.size=128"
+    " sampler.steps=2 refiner.steps=4 refiner.strength=0.5 scores.bootstrap=20 run.device=cpu"
+    " run.tracker=none"
 )
 TRAINED = {
     "subj": "--subj 2",
@@ -79,11 +88,19 @@ DRAWN = {
     "seed": "--seed 7",
     "use_text": "--no-use_text",
 }
-REFINED = {"strength": "--strength 1", "guidance_scale": "--guidance_scale 1.5", "num_inference_steps": "--num_inference_steps 8"}
+REFINED = {
+    "strength": "--strength 1",
+    "guidance_scale": "--guidance_scale 1.5",
+    "num_inference_steps": "--num_inference_steps 8",
+}
 REFUSED = {
     "blurry_recon": ("Train.py", "--blurry_recon", "blurry_recon|low_level"),
     "a typo": ("Train.py", "--hiden_dim 3", "Did you mean hidden_dim"),
-    "train_router_only": ("Train.py", "--train_router_only", "name a trained run with --start_from"),
+    "train_router_only": (
+        "Train.py",
+        "--train_router_only",
+        "name a trained run with --start_from",
+    ),
     "two choices of subjects": ("Train.py", "--subj 1 --multi_subject 2", "both set data.subjects"),
     "nowhere": ("final_evaluations.py", "--all_recons_path nowhere", "nowhere"),
 }
@@ -111,7 +128,13 @@ def place(tmp_path_factory):
                 runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
             return ended.value.code
 
-        for line in ("Train.py", "Train_text.py", "Finetune_diffusion.py", "Recon_inference.py", "Recon_inference_refiner.py"):
+        for line in (
+            "Train.py",
+            "Train_text.py",
+            "Finetune_diffusion.py",
+            "Recon_inference.py",
+            "Recon_inference_refiner.py",
+        ):
             assert script(line, "") == 0
         assert script("Train.py", "--model_name runs/other --seed 3") == 0
         yield Place(folder, script)
@@ -123,13 +146,18 @@ def weights(folder: Path) -> dict[str, str]:
     for file in sorted(folder.rglob("*.safetensors")):
         for name, tensor in load_file(file).items():
             key = f"{file.relative_to(folder)}/{name}"
-            found[key] = f"{tuple(tensor.shape)} {hashlib.sha256(tensor.float().numpy().tobytes()).hexdigest()}"
+            found[key] = (
+                f"{tuple(tensor.shape)}"
+                f" {hashlib.sha256(tensor.float().numpy().tobytes()).hexdigest()}"
+            )
     assert found, folder
     return found
 
 
 def pictures(folder: Path) -> dict[str, str]:
-    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.png")}
+    found = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.png")
+    }
     assert len(found) == 3, folder
     return found
 
@@ -138,21 +166,27 @@ def pictures(folder: Path) -> dict[str, str]:
 def test_an_option_of_training_changes_the_weights(place, option):
     name = f"trained_{option}"
     assert place.script("Train.py", f"--model_name {name} {TRAINED[option]}") == 0
-    assert weights(place.folder / name / "image" / "reader") != weights(place.folder / "runs/nsd_subj01/image/reader")
+    assert weights(place.folder / name / "image" / "reader") != weights(
+        place.folder / "runs/nsd_subj01/image/reader"
+    )
 
 
 def test_the_same_options_are_those_of_the_text_encoder(place):
     for option in ("prior_scale", "mixup_pct", "b_size"):
         words = TRAINED[option].replace("--mixup_pct 0", "--mixup_pct 1")
         assert place.script("Train_text.py", f"--model_name text_{option} {words}") == 0
-        assert weights(place.folder / f"text_{option}/text/reader") != weights(place.folder / "runs/nsd_subj01/text/reader")
+        assert weights(place.folder / f"text_{option}/text/reader") != weights(
+            place.folder / "runs/nsd_subj01/text/reader"
+        )
 
 
 def test_training_from_others_moves_subject_layer_and_routers_alone(place):
     words = "--model_name routers --subj 2 --train_router_only --multisubject_ckpt runs/nsd_subj01"
     assert place.script("Train.py", words) == 0
-    before, after = (load_file(next((place.folder / run).rglob("*.safetensors"))) for run in ("runs/nsd_subj01/image/reader",
-                                                                                             "routers/image/reader"))
+    before, after = (
+        load_file(next((place.folder / run).rglob("*.safetensors")))
+        for run in ("runs/nsd_subj01/image/reader", "routers/image/reader")
+    )
     moved = {name for name in after if name in before and not before[name].equal(after[name])}
     assert moved and all("router" in name for name in moved)
 
@@ -165,7 +199,9 @@ def test_an_option_of_fine_tuning_changes_lora_or_routers(place, option):
         if f"model_name_{modality}" not in words:
             words += f" --model_name_{modality} runs/nsd_subj01"
     assert place.script("Finetune_diffusion.py", f"--model_name {name} {words}") == 0
-    assert weights(place.folder / name / "finetune" / "last") != weights(place.folder / "runs/nsd_subj01/finetune/last")
+    assert weights(place.folder / name / "finetune" / "last") != weights(
+        place.folder / "runs/nsd_subj01/finetune/last"
+    )
 
 
 @pytest.mark.parametrize("option", DRAWN)
@@ -175,7 +211,12 @@ def test_an_option_of_reconstruction_changes_the_pictures(place, option):
     for modality in ("image", "text"):
         if f"model_name_{modality}" not in words:
             words += f" --model_name_{modality} runs/nsd_subj01"
-    assert place.script("Recon_inference.py", f"--model_name {name} finetune=runs/nsd_subj01/finetune {words}") == 0
+    assert (
+        place.script(
+            "Recon_inference.py", f"--model_name {name} finetune=runs/nsd_subj01/finetune {words}"
+        )
+        == 0
+    )
     source = "random" if option == "random_fmri" else "brain"
     now = pictures(place.folder / name / "reconstructions" / source)
     assert now != pictures(place.folder / "runs/nsd_subj01/reconstructions/brain")
@@ -185,13 +226,18 @@ def test_an_option_of_reconstruction_changes_the_pictures(place, option):
 def test_an_option_of_refinement_changes_the_pictures(place, option):
     output = place.folder / f"refined_{option}"
     assert place.script("Recon_inference_refiner.py", f"--output {output} {REFINED[option]}") == 0
-    assert pictures(output) != pictures(place.folder / "runs/nsd_subj01/reconstructions/brain_refined")
+    assert pictures(output) != pictures(
+        place.folder / "runs/nsd_subj01/reconstructions/brain_refined"
+    )
 
 
 def test_all_recons_path_says_which_pictures_are_scored(place):
     found = {}
     for source in ("brain", "brain_refined"):
-        words = f"--model_name scored_{source} --all_recons_path runs/nsd_subj01/reconstructions/{source}"
+        words = (
+            f"--model_name scored_{source} --all_recons_path"
+            f" runs/nsd_subj01/reconstructions/{source}"
+        )
         assert place.script("final_evaluations.py", words) == 0
         found[source] = json.loads((place.folder / f"scored_{source}" / "scores.json").read_text())
     assert found["brain"]["pixcorr"]["value"] != found["brain_refined"]["pixcorr"]["value"]

@@ -1,4 +1,6 @@
-"""The report as people meet it: in a browser, on a laptop and on a phone, in the light and in the dark."""
+"""The report as people meet it: in a browser, on a laptop and on a phone, in the light and in the
+dark.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,10 @@ from unit.fake_report_inputs import write_fake_run
 
 from braingen.report.write import report
 
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium or Chrome on this machine (apt-get install chromium)")
+pytestmark = pytest.mark.skipif(
+    find_chromium() is None,
+    reason="no Chromium or Chrome on this machine (apt-get install chromium)",
+)
 
 IMAGES = 30
 CONTRAST = """(() => {
@@ -72,21 +77,33 @@ def choose(page: Page, name: str, value: str) -> None:
 def test_it_loads_without_a_request_or_a_complaint(laptop: Page) -> None:
     assert laptop.requests() == []
     assert laptop.complaints() == []
-    broken = "[...document.images].filter((i) => i.checkVisibility() && (!i.complete || i.naturalWidth === 0)).length"
+    broken = (
+        "[...document.images].filter((i) => i.checkVisibility() && (!i.complete || i.naturalWidth"
+        " === 0)).length"
+    )
     assert laptop.evaluate(broken) == 0
     assert laptop.evaluate(f"{VISIBLE}.length") == 24
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize(("width", "height", "phone"), [(1280, 800, False), (820, 1180, True), (390, 844, True), (320, 640, True)])
-def test_everything_fits_and_can_be_read(browser: Page, file: Path, width: int, height: int, phone: bool, dark: bool) -> None:
+@pytest.mark.parametrize(
+    ("width", "height", "phone"),
+    [(1280, 800, False), (820, 1180, True), (390, 844, True), (320, 640, True)],
+)
+def test_everything_fits_and_can_be_read(
+    browser: Page, file: Path, width: int, height: int, phone: bool, dark: bool
+) -> None:
     browser.screen(width, height, dark=dark, phone=phone)
     browser.open(file)
-    browser.evaluate("document.querySelector('details').open = true; document.querySelector('#parts details').open = true")
+    browser.evaluate(
+        "document.querySelector('details').open = true; document.querySelector('#parts"
+        " details').open = true"
+    )
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     outside = (
-        "[...document.querySelectorAll('main *')].filter((e) => e.checkVisibility() && !e.closest('pre, .hidden, svg')"
-        " && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.tagName + '.' + e.className)"
+        "[...document.querySelectorAll('main *')].filter((e) => e.checkVisibility() &&"
+        " !e.closest('pre, .hidden, svg') && e.getBoundingClientRect().right > innerWidth +"
+        " 1).map((e) => e.tagName + '.' + e.className)"
     )
     assert browser.evaluate(outside) == []
     assert browser.evaluate(CONTRAST) == []
@@ -97,16 +114,24 @@ def test_everything_fits_and_can_be_read(browser: Page, file: Path, width: int, 
 def test_best_and_worst_first(laptop: Page) -> None:
     laptop.evaluate("document.querySelector('.more button').click()")
     assert laptop.evaluate(ORDER) == list(range(IMAGES))
-    values = f"{VISIBLE}.map((card) => JSON.parse(card.dataset.sort)[document.querySelector('[name=by]').value])"
+    values = (
+        f"{VISIBLE}.map((card) =>"
+        " JSON.parse(card.dataset.sort)[document.querySelector('[name=by]').value])"
+    )
     for order, sign in (("best", -1), ("worst", 1)):
         choose(laptop, "order", order)
         for by in ("overall", "mse", "clip_cos"):
             laptop.evaluate(f"document.querySelector('[name=by]').value = '{by}'")
-            laptop.evaluate("document.querySelector('[name=by]').dispatchEvent(new Event('change', {bubbles: true}))")
+            laptop.evaluate(
+                "document.querySelector('[name=by]').dispatchEvent(new Event('change', {bubbles:"
+                " true}))"
+            )
             shown = laptop.evaluate(values)
             known = [value for value in shown if value is not None]
             assert known == sorted(known, key=lambda value: sign * value)
-            assert shown[len(known) :] == [None] * (IMAGES - len(known))  # those without the score come last
+            assert shown[len(known) :] == [None] * (
+                IMAGES - len(known)
+            )  # those without the score come last
     choose(laptop, "order", "all")
     assert laptop.evaluate(ORDER) == list(range(IMAGES))
 
@@ -115,13 +140,18 @@ def test_filter_by_object(laptop: Page) -> None:
     wrong = [number for number in range(IMAGES) if number % 4 == 0]
     choose(laptop, "show", "wrong")
     assert laptop.evaluate(ORDER) == wrong
-    assert f"Showing {len(wrong)} of {len(wrong)}; {IMAGES} in all." in laptop.evaluate("document.querySelector('.count').textContent")
+    assert f"Showing {len(wrong)} of {len(wrong)}; {IMAGES} in all." in laptop.evaluate(
+        "document.querySelector('.count').textContent"
+    )
     choose(laptop, "show", "right")
     assert laptop.evaluate(f"{VISIBLE}.length") == IMAGES - len(wrong)
 
 
 def test_controls_can_be_put_away(laptop: Page) -> None:
-    count = f"{VISIBLE}.flatMap((card) => [...card.querySelectorAll('img')]).filter((i) => i.checkVisibility()).length"
+    count = (
+        f"{VISIBLE}.flatMap((card) => [...card.querySelectorAll('img')]).filter((i) =>"
+        " i.checkVisibility()).length"
+    )
     assert laptop.evaluate(count) == 4 * 24
     laptop.evaluate("document.querySelector('[name=controls]').click()")
     assert laptop.evaluate(count) == 2 * 24
@@ -133,7 +163,9 @@ def test_a_picture_opens_large_and_the_arrows_turn_pages(laptop: Page) -> None:
     assert laptop.evaluate("document.querySelector('.viewer').open") is True
     assert laptop.evaluate(place) == "2 of 24"
     for key, code in (("ArrowRight", 39), ("ArrowLeft", 37), ("ArrowLeft", 37), ("ArrowLeft", 37)):
-        laptop.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code)
+        laptop.call(
+            "Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code
+        )
     assert laptop.evaluate(place) == "24 of 24"
     laptop.evaluate("document.querySelector('[data-close]').click()")
     assert laptop.evaluate("document.querySelector('.viewer').open") is False
@@ -142,9 +174,10 @@ def test_a_picture_opens_large_and_the_arrows_turn_pages(laptop: Page) -> None:
 def test_the_readers_own_turn(laptop: Page) -> None:
     verdict = "document.querySelector('.verdict').textContent"
     seen_of_drawn = (
-        "(() => { const drawn = document.querySelector('.drawn').src;"
-        " const card = [...document.querySelectorAll('.cards .card')].find((c) => c.querySelector('.brain img').src === drawn);"
-        " return [...document.querySelectorAll('.answer img')].findIndex((i) => i.src === card.querySelector('.seen img').src); })()"
+        "(() => { const drawn = document.querySelector('.drawn').src; const card ="
+        " [...document.querySelectorAll('.cards .card')].find((c) => c.querySelector('.brain"
+        " img').src === drawn); return [...document.querySelectorAll('.answer img')].findIndex((i)"
+        " => i.src === card.querySelector('.seen img').src); })()"
     )
     for played in range(1, 11):
         place = laptop.evaluate(seen_of_drawn)

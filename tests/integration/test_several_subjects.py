@@ -1,4 +1,6 @@
-"""A run of two subjects: both are reconstructed, refined, scored and shown; one is chosen with --subj."""
+"""A run of two subjects: both are reconstructed, refined, scored and shown; one is chosen with
+--subj.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,41 @@ from braingen.cli import main
 from braingen.evaluation.compare import evaluated_in, read_run
 from braingen.report.inputs import read_inputs
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of diffusers' scheduler
 IMAGES = 5
-SMALL = ["simulation.num_subjects=2", "simulation.num_sessions=2", "simulation.trials_per_session=60", "simulation.num_voxels=100"]
-SMALL += [f"simulation.num_test_images={IMAGES}", "encoder.hidden_dim=32", "encoder.n_blocks=1", "encoder.exp_factor_list=2"]
-SMALL += ["prior.depth=1", "optim.num_epochs=1", "optim.batch_size=20", "run.device=cpu", "run.tracker=none"]
-SMALL += ["sampler.steps=2", "refiner.steps=2", "refiner.strength=0.5", "scores.bootstrap=50", "scores.retrieval_draws=3"]
-SMALL += ["finetune.max_train_steps=1", "finetune.train_batch_size=2", "finetune.gradient_accumulation_steps=1"]
+SMALL = [
+    "simulation.num_subjects=2",
+    "simulation.num_sessions=2",
+    "simulation.trials_per_session=60",
+    "simulation.num_voxels=100",
+]
+SMALL += [
+    f"simulation.num_test_images={IMAGES}",
+    "encoder.hidden_dim=32",
+    "encoder.n_blocks=1",
+    "encoder.exp_factor_list=2",
+]
+SMALL += [
+    "prior.depth=1",
+    "optim.num_epochs=1",
+    "optim.batch_size=20",
+    "run.device=cpu",
+    "run.tracker=none",
+]
+SMALL += [
+    "sampler.steps=2",
+    "refiner.steps=2",
+    "refiner.strength=0.5",
+    "scores.bootstrap=50",
+    "scores.retrieval_draws=3",
+]
+SMALL += [
+    "finetune.max_train_steps=1",
+    "finetune.train_batch_size=2",
+    "finetune.gradient_accumulation_steps=1",
+]
 SMALL += ["finetune.validation_images=2"]
 SUBJECTS = (1, 2)
 
@@ -49,7 +79,14 @@ def place(tmp_path_factory) -> Place:
     words = typed(folder / "run", folder / "data")
     assert main(["simulate", *words]) == 0
     both = [*words, "--multi_subject"]
-    for command in (["train", "image"], ["train", "text"], ["finetune"], ["reconstruct"], ["reconstruct", "--random_fmri"], ["refine"]):
+    for command in (
+        ["train", "image"],
+        ["train", "text"],
+        ["finetune"],
+        ["reconstruct"],
+        ["reconstruct", "--random_fmri"],
+        ["refine"],
+    ):
         assert main([*command, *both]) == 0
     out = StringIO()
     with redirect_stdout(out):
@@ -68,7 +105,10 @@ def scores(folder: Path) -> dict:
 
 @pytest.mark.parametrize("source", ["brain", "random", "brain_refined"])
 def test_every_subject_has_pictures_of_its_own(place, source):
-    first, second = (pictures(place.run / f"subj{subject:02d}" / "reconstructions" / source) for subject in SUBJECTS)
+    first, second = (
+        pictures(place.run / f"subj{subject:02d}" / "reconstructions" / source)
+        for subject in SUBJECTS
+    )
     assert len(first) == IMAGES and first.keys() == second.keys()  # the test images are shared
     assert not (place.run / "reconstructions").exists()
     if source != "random":
@@ -76,8 +116,13 @@ def test_every_subject_has_pictures_of_its_own(place, source):
 
 
 def test_the_mean_of_subjects_is_the_mean_of_their_scores(place):
-    mean, each = scores(place.run), [scores(place.run / f"subj{subject:02d}") for subject in SUBJECTS]
-    assert set(mean) == set(each[0]) and {"pixcorr", "clip_cos", "retrieval_brain_to_image"} <= set(mean)
+    mean, each = (
+        scores(place.run),
+        [scores(place.run / f"subj{subject:02d}") for subject in SUBJECTS],
+    )
+    assert set(mean) == set(each[0]) and {"pixcorr", "clip_cos", "retrieval_brain_to_image"} <= set(
+        mean
+    )
     for name, score in mean.items():
         for key in ("value", "random", "ridge", "chance"):
             values = [one[name][key] for one in each]
@@ -88,10 +133,14 @@ def test_the_mean_of_subjects_is_the_mean_of_their_scores(place):
     assert mean["pixcorr"]["low"] is not None and mean["pixcorr"]["n"] == IMAGES
     table = pd.read_csv(place.run / "scores.csv")
     ours = table[(table["method"] == "BrainGen") & (table["score"] == "pixcorr")]
-    assert [re.search("mean of subjects 1, 2|subject 1|subject 2", text)[0] for text in ours["protocol"]] == [
-        "mean of subjects 1, 2", "subject 1", "subject 2"
-    ]  # fmt: skip
-    assert "mean of subjects" in place.printed and "subj 1" in place.printed and "subj 2" in place.printed
+    assert [
+        re.search("mean of subjects 1, 2|subject 1|subject 2", text)[0] for text in ours["protocol"]
+    ] == ["mean of subjects 1, 2", "subject 1", "subject 2"]
+    assert (
+        "mean of subjects" in place.printed
+        and "subj 1" in place.printed
+        and "subj 2" in place.printed
+    )
 
 
 def test_the_page_shows_both_and_leads_to_each(place):
@@ -102,7 +151,9 @@ def test_the_page_shows_both_and_leads_to_each(place):
         own = place.run / f"subj{subject:02d}"
         inputs = read_inputs(own, place.run.parent / "data", trained=place.run)
         assert inputs.subject == subject and set(inputs.metrics) == {"image", "text"}
-        assert "How it learned" in (own / "report.html").read_text()  # the curves of the encoders of the whole run
+        assert (
+            "How it learned" in (own / "report.html").read_text()
+        )  # the curves of the encoders of the whole run
 
 
 def test_a_subject_is_chosen_and_what_is_there_of_it_is_kept(place):
@@ -117,11 +168,25 @@ def test_a_subject_is_chosen_and_what_is_there_of_it_is_kept(place):
 def test_runs_of_several_are_compared_subject_by_subject(place, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(place.run, other)
-    for folder in other.glob("subj*/reconstructions/brain/config.yaml"):  # as if drawn with other settings
+    for folder in other.glob(
+        "subj*/reconstructions/brain/config.yaml"
+    ):  # as if drawn with other settings
         folder.write_text(folder.read_text().replace("guidance_scale: 15.0", "guidance_scale: 7.0"))
     assert evaluated_in(place.run) == [place.run / "subj01", place.run / "subj02"]
     assert [read_run(folder).subject for folder in evaluated_in(other)] == [1, 2]
-    assert main(["compare", str(place.run), str(other), "--output", str(tmp_path / "out"), "scores.bootstrap=50"]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                str(place.run),
+                str(other),
+                "--output",
+                str(tmp_path / "out"),
+                "scores.bootstrap=50",
+            ]
+        )
+        == 0
+    )
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
     assert set(summary["subjects"]) == {2}
     found = summary[(summary["score"] == "pixcorr")]["value"].to_numpy()
@@ -132,14 +197,28 @@ def test_runs_of_several_are_compared_subject_by_subject(place, tmp_path):
 
 @pytest.mark.parametrize(
     "command",
-    ["ablate", "bottleneck", "adapt-curve", "study build", "decode --voxels mine.npz", "evaluate --all_recons_path here"],
+    [
+        "ablate",
+        "bottleneck",
+        "adapt-curve",
+        "study build",
+        "decode --voxels mine.npz",
+        "evaluate --all_recons_path here",
+    ],
 )
 def test_what_works_on_one_subject_asks_which(place, tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
     np.savez("mine.npz", voxels=np.zeros((2, 100), dtype=np.float32))
-    words = [word for word in place.words if not word.startswith("scores.") or "all_recons_path" not in command]
+    words = [
+        word
+        for word in place.words
+        if not word.startswith("scores.") or "all_recons_path" not in command
+    ]
     assert main([*command.split(), *words, "--multi_subject", "1,2"]) == 2
-    assert "works on one subject, and data.subjects names 1, 2: choose one with --subj" in capsys.readouterr().err
+    assert (
+        "works on one subject, and data.subjects names 1, 2: choose one with --subj"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_subject_without_pictures_is_named_before_anything_is_scored(place, tmp_path, capsys):

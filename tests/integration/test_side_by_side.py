@@ -1,4 +1,6 @@
-"""Work of the demo in several processes: done once each, refused and stopped in good order, and never left running alone."""
+"""Work of the demo in several processes: done once each, refused and stopped in good order, and
+never left running alone.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def test_tasks_are_done_in_other_processes_of_one_thread_or_all_here(tmp_path):
     assert 1 <= len({process for process, _ in facts}) <= 2
     with group_of(config(1)) as group:
         group.run(tasks)
-    assert {(tmp_path / str(number)).read_text().split()[0] for number in range(3)} == {str(os.getpid())}
+    assert {(tmp_path / str(number)).read_text().split()[0] for number in range(3)} == {
+        str(os.getpid())
+    }
 
 
 def test_a_refusal_reaches_the_caller_and_the_others_save_and_end(tmp_path):
@@ -100,9 +104,13 @@ def _start_and_be_killed(path: Path) -> None:
 
 
 def test_the_processes_of_a_killed_demo_end_with_it(tmp_path):
-    """SIGKILL leaves no time to stop them: they look after their parent themselves, and hold no lock on."""
+    """SIGKILL leaves no time to stop them: they look after their parent themselves, and hold no
+    lock on.
+    """
     running = tmp_path / "running"
-    process = multiprocessing.get_context("spawn").Process(target=_start_and_be_killed, args=(running,))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_start_and_be_killed, args=(running,)
+    )
     process.start()
     moments = threading.Event()
     while not (running.exists() and running.read_text()):
@@ -117,7 +125,11 @@ def test_the_processes_of_a_killed_demo_end_with_it(tmp_path):
     assert not Path(f"/proc/{worker}").exists() and not (tmp_path / "running.saved").exists()
 
 
-@pytest.mark.parametrize(("asked", "cores", "count"), [(0, 1, 1), (0, 2, 2), (0, 64, 2), (1, 64, 1), (3, 1, 3)])
-def test_as_many_processes_as_cores_two_at_most_unless_told_otherwise(monkeypatch, asked, cores, count):
+@pytest.mark.parametrize(
+    ("asked", "cores", "count"), [(0, 1, 1), (0, 2, 2), (0, 64, 2), (1, 64, 1), (3, 1, 3)]
+)
+def test_as_many_processes_as_cores_two_at_most_unless_told_otherwise(
+    monkeypatch, asked, cores, count
+):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert process_count(config(asked)) == count

@@ -1,4 +1,6 @@
-"""A study as people meet it: opened from the disk in a browser, answered with keys, mouse and fingers, saved, analysed, in the report."""
+"""A study as people meet it: opened from the disk in a browser, answered with keys, mouse and
+fingers, saved, analysed, in the report.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,15 @@ from braingen.human_eval.site import ONE_FILE
 from braingen.human_eval.study import study
 from braingen.report.write import report
 
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium or Chrome on this machine (apt-get install chromium)")
+pytestmark = pytest.mark.skipif(
+    find_chromium() is None,
+    reason="no Chromium or Chrome on this machine (apt-get install chromium)",
+)
 
 BEGIN = "!!document.querySelector('.telling [data-choice]')"
 ASKED = "!!document.querySelector('.asking [data-choice]:not([disabled])')"
 SAVE = "!!document.querySelector('#save')"
 ANSWERED = "document.querySelector('.where').textContent.split(' ')[0]"
-
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     config = write_fake_run(tmp_path_factory.mktemp("study"), 8, epochs=2)
     (config.run.folder / "study.json").unlink()
     other = str(config.run.folder / "reconstructions" / "random")
-    config = config.model_copy(update={"study": StudyConfig(study_images=4, checks=2, method_b=other, draft=True)})
+    config = config.model_copy(
+        update={"study": StudyConfig(study_images=4, checks=2, method_b=other, draft=True)}
+    )
     study(config, "build")
     text = config.run.folder / "study" / "consent.md"
     text.write_text(GAP.sub("the Institute for Testing", text.read_text()))
@@ -66,14 +72,22 @@ def wait_for(page: Page, expression: str, seconds: float = 60.0) -> None:
 def press(page: Page, key: str) -> None:
     code = {"ArrowLeft": 37, "ArrowRight": 39, "Enter": 13}.get(key, ord(key[0]))
     text = {"text": "\r"} if key == "Enter" else {"text": key} if len(key) == 1 else {}
-    page.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=key, windowsVirtualKeyCode=code, **text)
+    page.call(
+        "Input.dispatchKeyEvent",
+        type="keyDown",
+        key=key,
+        code=key,
+        windowsVirtualKeyCode=code,
+        **text,
+    )
     page.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=key, windowsVirtualKeyCode=code)
 
 
 def middle(page: Page, selector: str) -> tuple[float, float]:
     box = page.evaluate(
-        f"(() => {{ const e = document.querySelector('{selector}'); e.scrollIntoView({{block: 'nearest'}});"
-        " const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+        f"(() => {{ const e = document.querySelector('{selector}'); e.scrollIntoView({{block:"
+        " 'nearest'}); const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y +"
+        " b.height / 2]; })()"
     )
     return box[0], box[1]
 
@@ -100,15 +114,22 @@ def enter(page: Page, code: str, act: Callable[[Page, str], None]) -> None:
 
 
 def answer_of(shown: Shown, plan: Plan) -> str:
-    """What somebody answers who sees everything, likes the first method, and rates it 6 and the other 2."""
+    """What somebody answers who sees everything, likes the first method, and rates it 6 and the
+    other 2.
+    """
     trial = shown.trial
     if trial.task == "similarity":
-        return {"high": "7", "low": "1"}.get(trial.right) or ("6" if trial.method == plan.methods[0] else "2")
+        return {"high": "7", "low": "1"}.get(trial.right) or (
+            "6" if trial.method == plan.methods[0] else "2"
+        )
     return "left" if shown.left == (trial.right or plan.methods[0]) else "right"
 
 
 def button(answer: str) -> str:
-    return f'.asking [data-choice="{ {"left": 0, "right": 1}.get(answer) if answer in ("left", "right") else int(answer) - 1 }"]'
+    return (
+        ".asking"
+        f' [data-choice="{ {"left": 0, "right": 1}.get(answer) if answer in ("left", "right") else int(answer) - 1 }"]'
+    )
 
 
 def results(folder: Path) -> list[dict[str, str]]:
@@ -120,7 +141,9 @@ def results(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
-def test_a_study_is_taken_saved_analysed_and_in_the_report(browser: Page, config: Config, tmp_path: Path) -> None:
+def test_a_study_is_taken_saved_analysed_and_in_the_report(
+    browser: Page, config: Config, tmp_path: Path
+) -> None:
     folder, plan = config.run.folder / "study", plan_of(config)
     expected = session(plan, "P-1")
     browser.screen(1280, 800)
@@ -143,7 +166,10 @@ def test_a_study_is_taken_saved_analysed_and_in_the_report(browser: Page, config
             press(browser, "Enter")
         wait_for(browser, ASKED)
         assert browser.evaluate(ANSWERED) == str(number)
-        pictures = browser.evaluate("[...document.querySelectorAll('.option img, .pair img')].map((i) => i.getAttribute('src'))")
+        pictures = browser.evaluate(
+            "[...document.querySelectorAll('.option img, .pair img')].map((i) =>"
+            " i.getAttribute('src'))"
+        )
         places = [1, 0] if shown.flipped else [0, 1]
         assert pictures == [f"pictures/{shown.trial.options[place]}.webp" for place in places]
         broken = "[...document.images].filter((i) => !i.complete || i.naturalWidth === 0).length"
@@ -153,35 +179,63 @@ def test_a_study_is_taken_saved_analysed_and_in_the_report(browser: Page, config
             click(browser, button(answer))
         else:
             press(browser, {"left": "ArrowLeft", "right": "ArrowRight"}.get(answer, answer))
-        wait_for(browser, f"{SAVE} || {ANSWERED} === '{number + 1}' || !document.querySelector('.asking [data-choice]')")
+        wait_for(
+            browser,
+            f"{SAVE} || {ANSWERED} === '{number + 1}' || !document.querySelector('.asking"
+            " [data-choice]')",
+        )
     wait_for(browser, SAVE)
     assert browser.requests() == [] and browser.complaints() == []
-    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder / "results"))
+    browser.call(
+        "Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder / "results")
+    )
     click(browser, "#save")
     rows = results(folder / "results")
     assert tuple(rows[0]) == COLUMNS and len(rows) == len(expected) == 22
     assert [row["trial"] for row in rows] == [shown.trial.id for shown in expected]
     assert {row["input"] for row in rows} == {"key", "mouse"}
-    assert all(row["rater"] == "P-1" and row["simulated"] == "0" and row["draft"] == "0" and int(row["rt_ms"]) > 200 for row in rows)
+    assert all(
+        row["rater"] == "P-1"
+        and row["simulated"] == "0"
+        and row["draft"] == "0"
+        and int(row["rt_ms"]) > 200
+        for row in rows
+    )
 
-    study(config, "check")  # every row with its checksum, made in the browser, is what Python expects
+    study(
+        config, "check"
+    )  # every row with its checksum, made in the browser, is what Python expects
     analysis = json.loads(study(config, "analyse").read_text())
     found = {(each["task"], each["method"]): each for each in analysis["findings"]}
     assert analysis["who"] == "human" and not analysis["draft"]
-    assert found["identification", "brain"]["value"] == 1 and found["preference", "brain"]["value"] == 1
-    assert found["preference", "brain"]["low"] == pytest.approx(0.025 ** (1 / 4))  # Clopper and Pearson, 4 of 4
-    assert found["similarity", "brain"]["value"] == 6 and found["similarity", "random"]["value"] == 2
+    assert (
+        found["identification", "brain"]["value"] == 1
+        and found["preference", "brain"]["value"] == 1
+    )
+    assert found["preference", "brain"]["low"] == pytest.approx(
+        0.025 ** (1 / 4)
+    )  # Clopper and Pearson, 4 of 4
+    assert (
+        found["similarity", "brain"]["value"] == 6 and found["similarity", "random"]["value"] == 2
+    )
     browser.open(report(config))
     text = browser.evaluate("document.querySelector('#people').innerText")
-    assert "1 person looked at the pictures, which are simulated." in text and "Which picture was seen? brain" in text
-    assert "People: which was seen" in browser.evaluate("document.querySelector('#scores').innerText")
+    assert (
+        "1 person looked at the pictures, which are simulated." in text
+        and "Which picture was seen? brain" in text
+    )
+    assert "People: which was seen" in browser.evaluate(
+        "document.querySelector('#scores').innerText"
+    )
 
 
 PHONES = [(390, 844), (320, 568), (844, 390)]
 
 
 def test_on_a_phone_in_one_file(browser: Page, config: Config, tmp_path: Path) -> None:
-    """All by touch; everything fits on three screens, pictures are large, fingers find the buttons."""
+    """All by touch; everything fits on three screens, pictures are large, fingers find the
+    buttons.
+    """
     plan = plan_of(config)
     expected = session(plan, "phone")
     file = tmp_path / ONE_FILE  # alone: nothing lies beside it
@@ -201,10 +255,16 @@ def test_on_a_phone_in_one_file(browser: Page, config: Config, tmp_path: Path) -
                     fits(browser, width, height)
                 browser.screen(390, 844, phone=True)
             touch(browser, button(answer_of(shown, plan)))
-            wait_for(browser, f"{SAVE} || {ANSWERED} === '{number + 1}' || !document.querySelector('.asking [data-choice]')")
+            wait_for(
+                browser,
+                f"{SAVE} || {ANSWERED} === '{number + 1}' || !document.querySelector('.asking"
+                " [data-choice]')",
+            )
         wait_for(browser, SAVE)
         assert browser.requests() == [] and browser.complaints() == []
-        browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "saved"))
+        browser.call(
+            "Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "saved")
+        )
         touch(browser, "#save")
         rows = results(tmp_path / "saved")
         assert [row["answer"] for row in rows] == [answer_of(shown, plan) for shown in expected]

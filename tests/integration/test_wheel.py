@@ -1,4 +1,6 @@
-"""What is distributed: wheel and source archive hold the package, all of it and nothing else. (.ci/wheel installs and uses them.)"""
+"""What is distributed: wheel and source archive hold the package, all of it and nothing else.
+(.ci/wheel installs and uses them.)
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ WEIGHTS = 2**17
 
 
 class Distributed(NamedTuple):
-    """Files of the two archives, under their paths in the repository or the wheel, with their sizes in bytes."""
+    """Files of the two archives, under their paths in the repository or the wheel, with their sizes
+    in bytes.
+    """
 
     wheel: dict[str, int]
     source: dict[str, int]
@@ -31,7 +35,9 @@ def tracked() -> list[str]:
     """Files of the package in the repository, without what a run or an editor leaves."""
     asked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "src/braingen"]
     try:
-        listed = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+        listed = subprocess.run(
+            asked, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
     return [name for name in listed if (ROOT / name).exists()]
@@ -41,7 +47,13 @@ def tracked() -> list[str]:
 def distributed(tmp_path_factory) -> Distributed:
     pytest.importorskip("setuptools", "77")
     work = tmp_path_factory.mktemp("wheel")
-    for name in (*IN_BOTH, *tracked(), "tests/conftest.py", "benchmarks/routing.py", "scripts/Train.py"):
+    for name in (
+        *IN_BOTH,
+        *tracked(),
+        "tests/conftest.py",
+        "benchmarks/routing.py",
+        "scripts/Train.py",
+    ):
         place = work / "copy" / name
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -51,14 +63,21 @@ def distributed(tmp_path_factory) -> Distributed:
     # what a run leaves in the package's folder
     (work / "copy/src/braingen/__pycache__").mkdir()
     (work / "copy/src/braingen/__pycache__/cli.pyc").write_bytes(b"")
-    build = "from setuptools import build_meta as b; b.build_sdist('../dist'); b.build_wheel('../dist')"
-    subprocess.run([sys.executable, "-c", build], cwd=work / "copy", check=True, capture_output=True)
+    build = (
+        "from setuptools import build_meta as b; b.build_sdist('../dist'); b.build_wheel('../dist')"
+    )
+    subprocess.run(
+        [sys.executable, "-c", build], cwd=work / "copy", check=True, capture_output=True
+    )
     (wheel,), (source,) = (work / "dist").glob("*.whl"), (work / "dist").glob("*.tar.gz")
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = {info.filename: info.file_size for info in archive.infolist()}
     with tarfile.open(source) as archive:
         members = [member for member in archive.getmembers() if member.isfile()]
-        in_source = {str(PurePosixPath(*PurePosixPath(member.name).parts[1:])): member.size for member in members}
+        in_source = {
+            str(PurePosixPath(*PurePosixPath(member.name).parts[1:])): member.size
+            for member in members
+        }
     return Distributed(in_wheel, in_source)
 
 
@@ -74,12 +93,26 @@ def test_the_source_archive_builds_the_same_and_holds_no_tests(distributed):
 
 
 def test_every_large_file_is_accounted_for(distributed):
-    """Weights stand in a card of the package (a row of its README.md) with their size; nothing else is large."""
-    cards = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "src/braingen").rglob("README.md")))
+    """Weights stand in a card of the package (a row of its README.md) with their size; nothing else
+    is large.
+    """
+    cards = "\n".join(
+        file.read_text(encoding="utf-8")
+        for file in sorted((ROOT / "src/braingen").rglob("README.md"))
+    )
     for name, size in distributed.wheel.items():
         if size <= WEIGHTS:
             continue
-        called = "|".join(re.escape(f"`{each}`") for each in (Path(name).name, Path(name).parent.name, f"{Path(name).parent.name}/"))
-        rows = re.findall(rf"^\|[^|]*(?:{called})[^|]*\|.*\| ([\d.]+) MB(?: each)? \|$", cards, flags=re.MULTILINE)
+        called = "|".join(
+            re.escape(f"`{each}`")
+            for each in (Path(name).name, Path(name).parent.name, f"{Path(name).parent.name}/")
+        )
+        rows = re.findall(
+            rf"^\|[^|]*(?:{called})[^|]*\|.*\| ([\d.]+) MB(?: each)? \|$", cards, flags=re.MULTILINE
+        )
         assert rows, f"{name} ({size} bytes) stands in no card"
-        assert any(float(row) == pytest.approx(size / 1e6, abs=0.06) for row in rows), (name, size, rows)
+        assert any(float(row) == pytest.approx(size / 1e6, abs=0.06) for row in rows), (
+            name,
+            size,
+            rows,
+        )

@@ -1,6 +1,8 @@
-"""Parity cases: numbers that the published implementation produced, read through the manifest that describes them.
+"""Parity cases: numbers that the published implementation produced, read through the manifest that
+describes them.
 
-The folder is tests/parity/data, or the one that the environment variable BRAINGEN_PARITY_DIR names (any folder of the same form).
+The folder is tests/parity/data, or the one that the environment variable BRAINGEN_PARITY_DIR names
+(any folder of the same form).
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Case:
-    """One entry of the manifest with its tensors; names are those of the file without the ``state/``, ``in/`` or ``out/``."""
+    """One entry of the manifest with its tensors; names are those of the file without the
+    ``state/``, ``in/`` or ``out/``.
+    """
 
     spec: dict[str, Any]
     """The manifest's entry: kind, constructor, call, mode, tolerance and more."""
@@ -55,7 +59,10 @@ def entries() -> list[dict[str, Any]]:
     """The manifest's entries."""
     file = folder() / "manifest.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist: BRAINGEN_PARITY_DIR must name a folder with manifest.json and its files.")
+        raise FileNotFoundError(
+            f"{file} does not exist: BRAINGEN_PARITY_DIR must name a folder with manifest.json and"
+            " its files."
+        )
     return list(json.loads(file.read_text())["cases"])
 
 
@@ -69,16 +76,22 @@ def read_case(spec: dict[str, Any]) -> Case:
     if spec.get("weights", {}).get("kind") == "formula":
         seed = int(spec["weights"]["seed"])
         for place, tensor in enumerate(spec["weights"]["tensors"]):
-            groups["state"][tensor["key"]] = formula_weights(place, seed, tensor["shape"], tensor["scale"], tensor["offset"])
+            groups["state"][tensor["key"]] = formula_weights(
+                place, seed, tensor["shape"], tensor["scale"], tensor["offset"]
+            )
     return Case(spec, groups["state"], groups["in"], groups["out"])
 
 
-def formula_weights(place: int, seed: int, shape: list[int], scale: float, offset: float) -> np.ndarray:
-    """Weights from a hash of their position (tests/parity/data/README.md, 'Weights given by a formula').
+def formula_weights(
+    place: int, seed: int, shape: list[int], scale: float, offset: float
+) -> np.ndarray:
+    """Weights from a hash of their position (tests/parity/data/README.md, 'Weights given by a
+    formula').
 
     Parameters
     ----------
-    place : number of the tensor in its list
+    place : int
+        Number of the tensor in its list.
     """
     word = np.uint64(0xFFFFFFFF)
     size = int(np.prod(shape, dtype=np.int64))
@@ -86,7 +99,11 @@ def formula_weights(place: int, seed: int, shape: list[int], scale: float, offse
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         h = ((h ^ (h >> np.uint64(shift))) * np.uint64(factor)) & word
     h = h ^ (h >> np.uint64(16))
-    return (scale * (2.0 * h.astype(np.float64) / 2.0**32 - 1.0) + offset).astype(np.float32).reshape(shape)
+    return (
+        (scale * (2.0 * h.astype(np.float64) / 2.0**32 - 1.0) + offset)
+        .astype(np.float32)
+        .reshape(shape)
+    )
 
 
 def handlers() -> dict[str, Handler]:
@@ -107,7 +124,9 @@ def handlers() -> dict[str, Handler]:
 
 
 def declined() -> dict[str, dict[str, str]]:
-    """Outputs deliberately not followed: case or kind -> output (a pattern; "*" for all) -> reason."""
+    """Outputs deliberately not followed: case or kind -> output (a pattern; "*" for all) ->
+    reason.
+    """
     return dict(json.loads((HERE / "declined.json").read_text()))
 
 

@@ -1,4 +1,6 @@
-"""Parity of the encoders: subject layer, trunks, expert router, mixtures of experts, text trunks."""
+"""Parity of the encoders: subject layer, trunks, expert router, mixtures of experts, text
+trunks.
+"""
 
 from __future__ import annotations
 
@@ -38,16 +40,26 @@ def subjects(case: Case) -> dict[int, int]:
 
 def voxels(case: Case) -> list[tuple[int, Tensor]]:
     """Subject number in our model (position in the published list) and voxels."""
-    found = sorted((int(name.split("_")[1]), x) for name, x in tensors(case.inputs).items() if name.startswith("voxel_"))
+    found = sorted(
+        (int(name.split("_")[1]), x)
+        for name, x in tensors(case.inputs).items()
+        if name.startswith("voxel_")
+    )
     return [(place + 1, x[:, 0]) for place, x in found]
 
 
-def per_subject(model: torch.nn.Module, case: Case, router_noise: list[Tensor] | None = None, **options: Any) -> list[ExpertEmbeddings]:
-    """Published encoders join subjects on the batch axis, in the order of the list; routers' noise, P x B x U x F, was recorded so."""
+def per_subject(
+    model: torch.nn.Module, case: Case, router_noise: list[Tensor] | None = None, **options: Any
+) -> list[ExpertEmbeddings]:
+    """Published encoders join subjects on the batch axis, in the order of the list; routers' noise,
+    P x B x U x F, was recorded so.
+    """
     records, first = [], 0
     for subject, x_BV in voxels(case):
         if router_noise is not None:
-            options["router_noise"] = [noise_PBUF[:, first : first + len(x_BV)] for noise_PBUF in router_noise]
+            options["router_noise"] = [
+                noise_PBUF[:, first : first + len(x_BV)] for noise_PBUF in router_noise
+            ]
         records.append(model(x_BV, subject, **options))
         first += len(x_BV)
     return records
@@ -62,9 +74,12 @@ def noise_by_level(case: Case, routers: list[int]) -> list[Tensor] | None:
 
     Parameters
     ----------
-    routers : number of routers per level
+    routers : list[int]
+        Number of routers per level.
     """
-    draws = [x for name, x in sorted(tensors(case.inputs).items()) if name.startswith("router_noise_")]
+    draws = [
+        x for name, x in sorted(tensors(case.inputs).items()) if name.startswith("router_noise_")
+    ]
     if not draws:
         return None
     first = np.cumsum([0, *routers])
@@ -72,7 +87,9 @@ def noise_by_level(case: Case, routers: list[int]) -> list[Tensor] | None:
 
 
 def called_noise(case: Case, routers: list[int]) -> list[Tensor] | None:
-    """The draws that the plain outputs were made with: those recorded if the call had its training flag on."""
+    """The draws that the plain outputs were made with: those recorded if the call had its training
+    flag on.
+    """
     return noise_by_level(case, routers) if case.spec.get("call", {}).get("training") else None
 
 
@@ -161,19 +178,25 @@ def expert_router(case: Case) -> dict[str, np.ndarray]:
     for group, order in ORDERS.items():
         router = ValueRouter(1, experts, width, token_width, order)
         router.load_state_dict({"weight": tensors(case.state)["router.weight"][None]})
-        picked_PBFNK, (routing,) = router.route(x_BNU[None], inputs["noise"][None] if "noise" in inputs else None)
+        picked_PBFNK, (routing,) = router.route(
+            x_BNU[None], inputs["noise"][None] if "noise" in inputs else None
+        )
         out[f"{group}selected"] = picked_PBFNK[0].transpose(0, 1)
         out[f"{group}weights"] = routing.weights_BEK.transpose(0, 1)
         out[f"{group}indices"] = routing.chosen_BEK.transpose(0, 1)
         if not group:
             out["probs"] = routing.probabilities_BEH.mT
             out["lb_loss"] = published_balance(routing.chosen_BEK, units)
-            mask_BEU = torch.zeros(*routing.probabilities_BEH.shape, dtype=torch.bool).scatter_(2, routing.chosen_BEK, True)
+            mask_BEU = torch.zeros(*routing.probabilities_BEH.shape, dtype=torch.bool).scatter_(
+                2, routing.chosen_BEK, True
+            )
             out["mask"] = mask_BEU.transpose(0, 1)
     return numbers(out)
 
 
-def published_loss(records: list[ExpertEmbeddings], routers: list[int], widths: list[int]) -> Tensor:
+def published_loss(
+    records: list[ExpertEmbeddings], routers: list[int], widths: list[int]
+) -> Tensor:
     """Mean over the given routers of the published load-balancing figure."""
     figures = []
     for router, width in zip(routers, widths):
@@ -184,7 +207,10 @@ def published_loss(records: list[ExpertEmbeddings], routers: list[int], widths: 
 
 def level_routing(records: list[ExpertEmbeddings], routers: range, field: str) -> Tensor:
     """Chosen units or their weights of all experts of a level: E x B x K."""
-    parts = [torch.cat([getattr(record.routing[place], field) for record in records]) for place in routers]
+    parts = [
+        torch.cat([getattr(record.routing[place], field) for record in records])
+        for place in routers
+    ]
     return torch.cat([part.transpose(0, 1) for part in parts])
 
 
@@ -206,12 +232,21 @@ def common(case: Case, order: str) -> dict[str, Any]:
 def brain_moe(case: Case) -> dict[str, np.ndarray]:
     args, out = case.spec["constructor"], {}
     for group, order in ORDERS.items():
-        settings = {"capacity_factor": args.get("capacity_factor", 1), "meta": args.get("meta", False)}
+        settings = {
+            "capacity_factor": args.get("capacity_factor", 1),
+            "meta": args.get("meta", False),
+        }
         model = BrainMoE(num_exp=args["num_exp"], **settings, **common(case, order))
         load(model, case)
-        records = per_subject(model, case, return_experts=True, router_noise=called_noise(case, [1]))
-        out[f"{group}backbone"] = torch.cat([record.expert_backbone[0] for record in records]).transpose(0, 1)
-        out[f"{group}clip"] = torch.cat([record.expert_clip[0] for record in records]).transpose(0, 1)
+        records = per_subject(
+            model, case, return_experts=True, router_noise=called_noise(case, [1])
+        )
+        out[f"{group}backbone"] = torch.cat(
+            [record.expert_backbone[0] for record in records]
+        ).transpose(0, 1)
+        out[f"{group}clip"] = torch.cat([record.expert_clip[0] for record in records]).transpose(
+            0, 1
+        )
         out[f"{group}indices"] = level_routing(records, range(1), "chosen_BEK")
         out[f"{group}weights"] = level_routing(records, range(1), "weights_BEK")
         out[f"{group}lb_loss"] = published_loss(records, [0], [args["hidden_dim"]])
@@ -222,16 +257,30 @@ def brain_moe_hier(case: Case) -> dict[str, np.ndarray]:
     args, out = case.spec["constructor"], {}
     for group, order in ORDERS.items():
         model = BrainMoEHier(
-            num_exps=args["num_exps"], capacity_factors=args["capacity_factors"], meta=args.get("meta", False), **common(case, order)
+            num_exps=args["num_exps"],
+            capacity_factors=args["capacity_factors"],
+            meta=args.get("meta", False),
+            **common(case, order),
         )
         load(model, case)
         levels = len(args["num_exps"])
-        records = per_subject(model, case, return_experts=True, router_noise=called_noise(case, [1] * levels))
-        out[f"{group}backbone"], out[f"{group}clip"] = stacked(records, "backbone_BTD"), stacked(records, "clip_BTD")
-        out[f"{group}lb_loss"] = published_loss(records, list(range(levels)), [args["hidden_dim"]] * levels)
+        records = per_subject(
+            model, case, return_experts=True, router_noise=called_noise(case, [1] * levels)
+        )
+        out[f"{group}backbone"], out[f"{group}clip"] = (
+            stacked(records, "backbone_BTD"),
+            stacked(records, "clip_BTD"),
+        )
+        out[f"{group}lb_loss"] = published_loss(
+            records, list(range(levels)), [args["hidden_dim"]] * levels
+        )
         for level in range(levels):
-            out[f"{group}indices_{level}"] = level_routing(records, range(level, level + 1), "chosen_BEK")
-            out[f"{group}weights_{level}"] = level_routing(records, range(level, level + 1), "weights_BEK")
+            out[f"{group}indices_{level}"] = level_routing(
+                records, range(level, level + 1), "chosen_BEK"
+            )
+            out[f"{group}weights_{level}"] = level_routing(
+                records, range(level, level + 1), "weights_BEK"
+            )
     return numbers(out)
 
 
@@ -255,13 +304,18 @@ def brain_moe_multi(case: Case) -> dict[str, np.ndarray]:
         runs = {"": called_noise(case, routers), "noisy/": noise_by_level(case, routers)}
         for name, noise in runs.items():
             records = per_subject(model, case, return_experts=True, router_noise=noise)
-            out |= {f"{name}{group}{key}": value for key, value in multi_outputs(records, routers, units).items()}
+            out |= {
+                f"{name}{group}{key}": value
+                for key, value in multi_outputs(records, routers, units).items()
+            }
         if order == "index" and "grad_weight_backbone" in case.inputs:
             out |= gradients(model, case)
     return numbers(out)
 
 
-def multi_outputs(records: list[ExpertEmbeddings], routers: list[int], units: int) -> dict[str, Tensor]:
+def multi_outputs(
+    records: list[ExpertEmbeddings], routers: list[int], units: int
+) -> dict[str, Tensor]:
     out = {
         "backbone": stacked(records, "backbone_BTD"),
         "clip": stacked(records, "clip_BTD"),
@@ -270,8 +324,12 @@ def multi_outputs(records: list[ExpertEmbeddings], routers: list[int], units: in
     first = np.cumsum([0, *routers])
     for level in range(len(routers)):
         places = range(first[level], first[level + 1])
-        out[f"expert_backbone_{level}"] = torch.cat([record.expert_backbone[level] for record in records]).transpose(0, 1)
-        out[f"expert_clip_{level}"] = torch.cat([record.expert_clip[level] for record in records]).transpose(0, 1)
+        out[f"expert_backbone_{level}"] = torch.cat(
+            [record.expert_backbone[level] for record in records]
+        ).transpose(0, 1)
+        out[f"expert_clip_{level}"] = torch.cat(
+            [record.expert_clip[level] for record in records]
+        ).transpose(0, 1)
         out[f"indices_{level}"] = level_routing(records, places, "chosen_BEK")
         out[f"weights_{level}"] = level_routing(records, places, "weights_BEK")
     return out
@@ -283,8 +341,14 @@ def gradients(model: BrainMoEMulti, case: Case) -> dict[str, Tensor]:
     total = (stacked(records, "backbone_BTD") * weight["grad_weight_backbone"]).sum()
     total = total + (stacked(records, "clip_BTD") * weight["grad_weight_clip"]).sum()
     total.backward()
-    grads = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    return {"grad_objective": total} | {f"grad/{name}": grad for name, grad in to_published(model, grads).items()}
+    grads = {
+        name: parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    return {"grad_objective": total} | {
+        f"grad/{name}": grad for name, grad in to_published(model, grads).items()
+    }
 
 
 HANDLERS: dict[str, Handler] = {

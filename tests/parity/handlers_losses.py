@@ -8,7 +8,14 @@ import re
 from typing import Any
 
 import numpy as np
-from published import anneal, cosine_matrix, row_correlations, soft_cont, soft_siglip, top_k_accuracy
+from published import (
+    anneal,
+    cosine_matrix,
+    row_correlations,
+    soft_cont,
+    soft_siglip,
+    top_k_accuracy,
+)
 import torch
 from torch import Tensor
 
@@ -18,7 +25,9 @@ Outputs = dict[str, Any]
 
 
 def _inputs(case: Any) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in case.inputs.items()}
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in case.inputs.items()
+    }
 
 
 def mixco(case: Any) -> Outputs:
@@ -34,7 +43,9 @@ def mixco(case: Any) -> Outputs:
 
 
 def mixco_contrastive(case: Any) -> Outputs:
-    """The contrastive loss of mixed trials, with the published treatment of samples that are their own partner."""
+    """The contrastive loss of mixed trials, with the published treatment of samples that are their
+    own partner.
+    """
     given, temperature = _inputs(case), float(case.spec["call"]["temp"])
     out: Outputs = {}
     for name in case.outputs:
@@ -42,7 +53,14 @@ def mixco_contrastive(case: Any) -> Outputs:
         partner = {"mixed": "perm", "mixed_fixed": "perm_fixed"}.get(which)
         draws = MixDraws(given[partner], given["betas"], given["select"]) if partner else None
         both_ways = not name.endswith("_oneway")
-        out[name] = mixco_nce(given["preds"], given["targs"], temperature, draws, both_ways=both_ways, own_partner="published")
+        out[name] = mixco_nce(
+            given["preds"],
+            given["targs"],
+            temperature,
+            draws,
+            both_ways=both_ways,
+            own_partner="published",
+        )
     return out
 
 
@@ -78,7 +96,9 @@ def helpers(case: Any) -> Outputs:
             k = min(int(found[1]), len(given["similarities"]))
             out[name] = top_k_accuracy(given["similarities"], given["labels"], k)
         elif found := re.fullmatch(r"anneal_([\d.e-]+)_([\d.e-]+)_(\d+)", name):
-            out[name] = np.array(anneal(float(found[1]), float(found[2]), int(found[3])), dtype=np.float32)
+            out[name] = np.array(
+                anneal(float(found[1]), float(found[2]), int(found[3])), dtype=np.float32
+            )
     return out
 
 

@@ -1,4 +1,6 @@
-"""Parity of the diffusion prior: its parts, its noise, its network, training, one-pass use and sampling."""
+"""Parity of the diffusion prior: its parts, its noise, its network, training, one-pass use and
+sampling.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,18 @@ def _dtype(case: Any) -> torch.dtype:
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], prefix: str = "") -> None:
-    """Load what belongs to a network, or to the part of it whose names begin with `prefix`; nothing may be missing or left over."""
+    """Load what belongs to a network, or to the part of it whose names begin with `prefix`; nothing
+    may be missing or left over.
+    """
     found = network_state(state)
     assert not found.unknown, found.unknown
-    network.load_state_dict({name.removeprefix(prefix): value for name, value in found.state.items() if name.startswith(prefix)})
+    network.load_state_dict(
+        {
+            name.removeprefix(prefix): value
+            for name, value in found.state.items()
+            if name.startswith(prefix)
+        }
+    )
 
 
 @torch.no_grad()
@@ -50,7 +60,9 @@ def prior_parts(case: Any) -> Outputs:
     dim = int(case.spec["constructor"]["dim"])
     time = PriorTime(dim)
     _load(time, state, "time.")
-    position = RelativePosition(state["rel_pos_bias.relative_attention_bias.weight"].shape[1], "published")
+    position = RelativePosition(
+        state["rel_pos_bias.relative_attention_bias.weight"].shape[1], "published"
+    )
     _load(position, state, "relative_position.")
     out: Outputs = {}
     for name in case.outputs:
@@ -65,7 +77,9 @@ def prior_parts(case: Any) -> Outputs:
         elif found := re.fullmatch(r"rotary_freqs_(\d+)", name):
             out[name] = rotary_frequencies(int(found[1]))
         elif name in ("stable_norm_out", "norm_out"):
-            out[name] = GainNorm(dim, "published", by_largest=name == "stable_norm_out")(given["stable_norm_in"])
+            out[name] = GainNorm(dim, "published", by_largest=name == "stable_norm_out")(
+                given["stable_norm_in"]
+            )
     return out
 
 
@@ -94,7 +108,10 @@ def noise_scheduler(case: Any) -> Outputs:
     assert not args, args
     start, noise, times = given["x_start"], given["noise"], given["times"]
     noised, axes = schedule.noised(start, times, noise), start.ndim
-    mean = at_times(schedule.posterior_start, times, axes) * start + at_times(schedule.posterior_sample, times, axes) * noised
+    mean = (
+        at_times(schedule.posterior_start, times, axes) * start
+        + at_times(schedule.posterior_sample, times, axes) * noised
+    )
     return {
         **{f"table/{name}": table for name, table in tables.items()},
         "q_sample": noised,
@@ -109,21 +126,34 @@ def noise_scheduler(case: Any) -> Outputs:
 
 @torch.no_grad()
 def prior_network(case: Any) -> Outputs:
-    """One network call with nothing, condition, image or both dropped, dropped at random, and guided."""
+    """One network call with nothing, condition, image or both dropped, dropped at random, and
+    guided.
+    """
     args, given = dict(case.spec["constructor"]), _tensors(case.inputs)
     network = PriorNetwork(args.pop("dim"), **args, norm="published", relative_position="published")
     _load(network, _tensors(case.state))
     network.to(_dtype(case))
     noisy, times, condition = given["image_embed"], given["times"], given["condition"]
     none = torch.zeros(len(noisy), dtype=torch.bool)
-    kept = {"keep_all": (None, None), "drop_condition": (none, None), "drop_image": (None, none), "drop_both": (none, none)}
+    kept = {
+        "keep_all": (None, None),
+        "drop_condition": (none, None),
+        "drop_image": (None, none),
+        "drop_both": (none, none),
+    }
     out: Outputs = {}
     for name in case.outputs:
         if name in kept:
             out[name] = network(noisy, times, condition, *kept[name])
         elif name == "drop_some":
             share = _share_kept(case)
-            out[name] = network(noisy, times, condition, given["uniform_condition"] < share, given["uniform_image"] < share)
+            out[name] = network(
+                noisy,
+                times,
+                condition,
+                given["uniform_condition"] < share,
+                given["uniform_image"] < share,
+            )
         elif found := re.fullmatch(r"cond_scale_([\d.]+)", name):
             out[name] = network.guided(noisy, times, condition, float(found[1]), "both")
     return out
@@ -145,7 +175,11 @@ def prior_full(case: Any) -> Outputs:
     settings = {
         "dim": args.pop("out_dim"),
         "num_tokens": args.pop("clip_seq_dim"),
-        **{name: args.pop(name) for name in ("depth", "dim_head", "heads", "timesteps") if name in args},
+        **{
+            name: args.pop(name)
+            for name in ("depth", "dim_head", "heads", "timesteps")
+            if name in args
+        },
         **PUBLISHED_PRIOR,
         "condition_drop_prob": drop,
         "image_drop_prob": drop,
@@ -162,7 +196,9 @@ def prior_full(case: Any) -> Outputs:
 
     def drawn(group: str) -> PriorDraws:
         everything = torch.zeros(len(condition))  # below any share: nothing dropped
-        uniform = (given.get(f"{group}/uniform_{what}", everything) for what in ("condition", "image"))
+        uniform = (
+            given.get(f"{group}/uniform_{what}", everything) for what in ("condition", "image")
+        )
         return PriorDraws(given[f"{group}/times"], given[f"{group}/noise"], *uniform)
 
     out: Outputs = {}
@@ -173,22 +209,33 @@ def prior_full(case: Any) -> Outputs:
     for name in case.outputs:
         if match := re.fullmatch(r"(sample_T(\d+))_scale([\d.]+)", name):
             group, steps, scale = match[1], int(match[2]), float(match[3])
-            noise = torch.cat([given[f"{group}/initial"][None], given[f"{group}/steps"]]).transpose(0, 1)
+            noise = torch.cat([given[f"{group}/initial"][None], given[f"{group}/steps"]]).transpose(
+                0, 1
+            )
             assert [step.time for step in prior.plan(steps)] == given[f"{group}/times"].tolist()
             out[name] = prior.sample(condition, steps, scale, noise=noise)
             if f"{name}/x" in case.outputs:
-                out |= {f"{name}/{part}": value for part, value in _chain(prior, condition, steps, scale, noise).items()}
+                out |= {
+                    f"{name}/{part}": value
+                    for part, value in _chain(prior, condition, steps, scale, noise).items()
+                }
     return out
 
 
-def _chain(prior: DiffusionPrior, condition: Tensor, steps: int, scale: float, noise: Tensor) -> dict[str, Tensor]:
-    """Input and prediction of every step: what the network was called with and returned while sampling."""
+def _chain(
+    prior: DiffusionPrior, condition: Tensor, steps: int, scale: float, noise: Tensor
+) -> dict[str, Tensor]:
+    """Input and prediction of every step: what the network was called with and returned while
+    sampling.
+    """
     asked, answered = [], []
 
     def record(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         rows = len(condition)  # with guidance: the full branch, then the null branch
         asked.append(inputs[0][:rows])
-        answered.append(output if scale == 1 else output[rows:] + (output[:rows] - output[rows:]) * scale)
+        answered.append(
+            output if scale == 1 else output[rows:] + (output[:rows] - output[rows:]) * scale
+        )
 
     hook = prior.network.register_forward_hook(record)
     prior.sample(condition, steps, scale, noise=noise)

@@ -15,14 +15,19 @@ from braingen.evaluation import pixel
 
 
 def image_metrics(case: Any) -> dict[str, np.ndarray]:
-    """PixCorr and both kinds of SSIM at the given size, directly and through a smaller size first."""
+    """PixCorr and both kinds of SSIM at the given size, directly and through a smaller size
+    first.
+    """
     images, recons = case.inputs["images"], case.inputs["recons"]
     side = int(case.spec["call"].get("size", pixel.PIXCORR_SIDE))
     out: dict[str, np.ndarray] = {}
     through = sorted({name.rpartition("/")[0] for name in case.outputs})  # "", "via256"
     for prefix in through:
         smaller = int(prefix.removeprefix("via")) if prefix else None
-        a, b = (x if smaller is None else pixel.resize(torch.as_tensor(x), smaller).numpy() for x in (images, recons))
+        a, b = (
+            x if smaller is None else pixel.resize(torch.as_tensor(x), smaller).numpy()
+            for x in (images, recons)
+        )
         correlation = pixel.pixel_correlation(a, b, side)
         similarity = structural_similarity(a, b, side)
         columns = structural_similarity(a, b, side, columns=True)
@@ -39,7 +44,9 @@ def image_metrics(case: Any) -> dict[str, np.ndarray]:
         out |= {f"{prefix}/{name}".lstrip("/"): np.asarray(value) for name, value in values.items()}
     black = images.copy()
     black[0] = 0
-    out["pixcorr_helper_nan_ignored"] = np.asarray(np.nanmean(pixel.pixel_correlation(black, recons, side)))
+    out["pixcorr_helper_nan_ignored"] = np.asarray(
+        np.nanmean(pixel.pixel_correlation(black, recons, side))
+    )
     larger = pixel.resize(torch.as_tensor(images), side)
     for name, probe in (("resized_probe", larger), ("gray_probe", pixel.grey(larger))):
         if name in case.outputs:
@@ -51,7 +58,9 @@ def image_metrics(case: Any) -> dict[str, np.ndarray]:
 
 def two_way_identification(case: Any) -> dict[str, np.ndarray]:
     """Wins of every reconstruction, out of the other images."""
-    truth, recons = (case.inputs[name].reshape(len(case.inputs[name]), -1) for name in ("reals", "preds"))
+    truth, recons = (
+        case.inputs[name].reshape(len(case.inputs[name]), -1) for name in ("reals", "preds")
+    )
     score = identify.two_way(truth, recons)
     return {
         "score": np.asarray(score.value),
@@ -63,23 +72,36 @@ def two_way_identification(case: Any) -> dict[str, np.ndarray]:
 
 def feature_distance(case: Any) -> dict[str, np.ndarray]:
     """One minus the correlation of every image's features with its reconstruction's."""
-    truth, recons = (case.inputs[name].reshape(len(case.inputs[name]), -1) for name in ("gt", "fake"))
+    truth, recons = (
+        case.inputs[name].reshape(len(case.inputs[name]), -1) for name in ("gt", "fake")
+    )
     each = identify.correlation_distance(truth, recons)
     return {"distance": np.asarray(each.mean()), "distance_each": each}
 
 
 def retrieval(case: Any) -> dict[str, np.ndarray]:
-    """Both directions over the recorded draws. The reference's "fwd" searches, for every image, the nearest brain embedding."""
+    """Both directions over the recorded draws. The reference's "fwd" searches, for every image, the
+    nearest brain embedding.
+    """
     brain, image = case.inputs["brain_embeds"], case.inputs["image_embeds"]
     pools = case.inputs.get("samples")
     if pools is None:  # the recorded generator draws them again
         generator = np.random.RandomState(case.spec["seeds"]["draws_numpy_legacy"])
         call = case.spec["call"]
-        pools = np.stack([generator.choice(len(image), call["ways"], replace=False) for _ in range(call["repeats"])])
+        pools = np.stack(
+            [
+                generator.choice(len(image), call["ways"], replace=False)
+                for _ in range(call["repeats"])
+            ]
+        )
     both = identify.retrieval(brain, image, pools)
     out: dict[str, np.ndarray] = {}
     for name, way in (("fwd", both.image_to_brain), ("bwd", both.brain_to_image)):
-        out |= {name: np.asarray(way.value), f"{name}_each": way.draws_R, f"{name}_sem": np.asarray(way.error)}
+        out |= {
+            name: np.asarray(way.value),
+            f"{name}_each": way.draws_R,
+            f"{name}_sem": np.asarray(way.error),
+        }
     return out
 
 

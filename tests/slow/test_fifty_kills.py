@@ -1,8 +1,10 @@
-"""SIGKILL at 50 random moments over all stages: every start goes on, nothing is lost, and the results are those of a run left in peace.
+"""SIGKILL at 50 random moments over all stages: every start goes on, nothing is lost, and the
+results are those of a run left in peace.
 
-Half of the kills come at a moment of the work (tests/integration/killed_process.py counts them), half at a moment of the clock, whatever is
-going on then. Rounds through all stages go on until there were that many. Not part of continuous integration, for its time (a quarter of an
-hour and more):
+Half of the kills come at a moment of the work (tests/integration/killed_process.py counts them),
+half at a moment of the clock, whatever is going on then. Rounds through all stages go on until
+there were that many. Not part of continuous integration, for its time (a quarter of an hour and
+more):
 
     python -m pytest tests/slow/test_fifty_kills.py
 """
@@ -33,7 +35,11 @@ STAGES = [["demo"], ["adapt-curve", *ADAPT], ["bottleneck", "--b_sizes", "16"]]
 
 def at_a_moment_of_the_clock(words: list[str], seconds: float) -> int:
     """Start a command as people do, and kill it after some seconds."""
-    process = subprocess.Popen([sys.executable, "-m", "braingen.cli", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "braingen.cli", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     try:
         _, said = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -51,7 +57,17 @@ def words(tmp_path) -> list[str]:
     data = [*SMALL_DATA, "simulation.num_subjects=2"]
     assert main(["simulate", "--root", str(tmp_path / "now" / "data"), *data]) == 0
     now = tmp_path / "now"
-    return ["--folder", str(now / "run"), "--root", str(now / "data"), "--path", str(backbone), *small, *data, *WITHIN]
+    return [
+        "--folder",
+        str(now / "run"),
+        "--root",
+        str(now / "data"),
+        "--path",
+        str(backbone),
+        *small,
+        *data,
+        *WITHIN,
+    ]
 
 
 def test_fifty_kills(words, tmp_path):
@@ -61,7 +77,9 @@ def test_fifty_kills(words, tmp_path):
     calm_seconds = (time.monotonic() - began) / len(STAGES)
     calm = start_anew(tmp_path)
     chance, killed, rounds = random.Random(5), dict.fromkeys((name for name, *_ in STAGES), 0), 0
-    while sum(killed.values()) < KILLS or not all(killed.values()):  # all stages from the beginning, until that many kills
+    while sum(killed.values()) < KILLS or not all(
+        killed.values()
+    ):  # all stages from the beginning, until that many kills
         rounds += 1
         for name, *more in STAGES:
             code = -signal.SIGKILL
@@ -69,26 +87,39 @@ def test_fifty_kills(words, tmp_path):
                 if chance.random() < 0.5:
                     code = run([name, *words, *more], kill_at=chance.randint(1, 25))
                 else:
-                    code = at_a_moment_of_the_clock([name, *words, *more], chance.uniform(2, 2 + calm_seconds))
+                    code = at_a_moment_of_the_clock(
+                        [name, *words, *more], chance.uniform(2, 2 + calm_seconds)
+                    )
                 assert code in (0, -signal.SIGKILL)
                 killed[name] += code != 0
         assert_same_results(tmp_path / "now" / "run", calm / "run")
         assert not list((tmp_path / "now").rglob(".*.tmp-*"))
         shutil.rmtree(tmp_path / "now")
-        shutil.copytree(calm / "data", tmp_path / "now" / "data", ignore=shutil.ignore_patterns(".braingen"))
+        shutil.copytree(
+            calm / "data", tmp_path / "now" / "data", ignore=shutil.ignore_patterns(".braingen")
+        )
     print(f"{killed} kills in {rounds} rounds")
 
 
 def test_simulating_is_killed_too(tmp_path):
     """Data are written in pieces; a piece is whole or not there."""
-    size = ["simulation.num_sessions=2", "simulation.trials_per_session=60", "simulation.num_voxels=200", "simulation.num_test_images=6"]
+    size = [
+        "simulation.num_sessions=2",
+        "simulation.trials_per_session=60",
+        "simulation.num_voxels=200",
+        "simulation.num_test_images=6",
+    ]
     assert main(["simulate", "--root", str(tmp_path / "calm"), *size]) == 0
     chance, killed = random.Random(6), 0
     words = ["simulate", "--root", str(tmp_path / "killed"), *size]
     while killed < 5:
         while run(words, kill_at=chance.randint(1, 120)) != 0:
             killed += 1
-        for file in sorted(path for path in (tmp_path / "calm").rglob("*") if path.is_file() and path.suffix in (".tar", ".hdf5", ".json")):
+        for file in sorted(
+            path
+            for path in (tmp_path / "calm").rglob("*")
+            if path.is_file() and path.suffix in (".tar", ".hdf5", ".json")
+        ):
             other = tmp_path / "killed" / file.relative_to(tmp_path / "calm")
             assert other.stat().st_size == file.stat().st_size
             if file.suffix != ".hdf5":  # HDF5 notes when it was written

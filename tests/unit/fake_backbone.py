@@ -1,4 +1,6 @@
-"""A backbone of random weights in the layout of an SDXL pipeline, the smallest of the real classes: quick, and of no particular quality."""
+"""A backbone of random weights in the layout of an SDXL pipeline, the smallest of the real classes:
+quick, and of no particular quality.
+"""
 
 from __future__ import annotations
 
@@ -15,29 +17,44 @@ from braingen.config.shipped import TINY
 from braingen.pretrained.sdxl import Backbone, add_ip_adapter
 
 TEXT_WIDTH, POOLED_WIDTH, IMAGE_WIDTH, IMAGE_TOKENS = 224, 128, 128, 4
-"""Widths of the shipped CLIP encoders, so that these can stand beside a fake U-Net; tokens per image as in every plain IP-Adapter."""
+"""Widths of the shipped CLIP encoders, so that these can stand beside a fake U-Net; tokens per
+image as in every plain IP-Adapter.
+"""
 
 
-def random_adapter(unet: UNet2DConditionModel, image_width: int = IMAGE_WIDTH, seed: int = 5) -> dict[str, Tensor]:
-    """Weights of an IP-Adapter for a U-Net, all different, under the keys of the files people share."""
+def random_adapter(
+    unet: UNet2DConditionModel, image_width: int = IMAGE_WIDTH, seed: int = 5
+) -> dict[str, Tensor]:
+    """Weights of an IP-Adapter for a U-Net, all different, under the keys of the files people
+    share.
+    """
     generator = torch.Generator().manual_seed(seed)
     width = unet.config.cross_attention_dim
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
 
-    weights = {"image_proj.proj.weight": draw(IMAGE_TOKENS * width, image_width), "image_proj.proj.bias": draw(IMAGE_TOKENS * width)}
+    weights = {
+        "image_proj.proj.weight": draw(IMAGE_TOKENS * width, image_width),
+        "image_proj.proj.bias": draw(IMAGE_TOKENS * width),
+    }
     weights |= {"image_proj.norm.weight": 1 + draw(width), "image_proj.norm.bias": draw(width)}
     modules = dict(unet.named_modules())
     cross = [name.removesuffix(".processor") for name in unet.attn_processors if "attn2" in name]
     for order, name in enumerate(cross):
         for part in ("to_k_ip", "to_v_ip"):
-            weights[f"ip_adapter.{2 * order + 1}.{part}.weight"] = draw(modules[name].inner_dim, width)
+            weights[f"ip_adapter.{2 * order + 1}.{part}.weight"] = draw(
+                modules[name].inner_dim, width
+            )
     return weights
 
 
-def plain_unet(seed: int = 0, pooled_width: int = POOLED_WIDTH, text_width: int = TEXT_WIDTH, told: int = 6) -> UNet2DConditionModel:
-    """An SDXL-shaped U-Net of random weights, without an IP-Adapter; a refiner is told five numbers and has the second encoder's width."""
+def plain_unet(
+    seed: int = 0, pooled_width: int = POOLED_WIDTH, text_width: int = TEXT_WIDTH, told: int = 6
+) -> UNet2DConditionModel:
+    """An SDXL-shaped U-Net of random weights, without an IP-Adapter; a refiner is told five numbers
+    and has the second encoder's width.
+    """
     torch.manual_seed(seed)
     return UNet2DConditionModel(
         sample_size=8,
@@ -88,24 +105,36 @@ def fake_backbone() -> Backbone:
     """U-Net with IP-Adapter, autoencoder and scheduler, frozen, as `load_backbone` gives them."""
     unet = plain_unet()
     add_ip_adapter(unet, random_adapter(unet))
-    return Backbone(unet.requires_grad_(False).eval(), small_vae().requires_grad_(False).eval(), sdxl_scheduler())
+    return Backbone(
+        unet.requires_grad_(False).eval(),
+        small_vae().requires_grad_(False).eval(),
+        sdxl_scheduler(),
+    )
 
 
 def write_fake_backbone(folder: Path, with_clip: bool = False) -> Path:
-    """Write one; ``with_clip`` puts the shipped CLIP encoders beside it, so that a whole run can use it."""
+    """Write one; ``with_clip`` puts the shipped CLIP encoders beside it, so that a whole run can
+    use it.
+    """
     unet = plain_unet()
     unet.save_pretrained(folder / "unet")
     small_vae().save_pretrained(folder / "vae")
     sdxl_scheduler().save_pretrained(folder / "scheduler")
     (folder / "ip_adapter").mkdir()
     save_file(random_adapter(unet), folder / "ip_adapter" / "ip-adapter.safetensors")
-    for name in ("image_encoder", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2") if with_clip else ():
+    for name in (
+        ("image_encoder", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+        if with_clip
+        else ()
+    ):
         shutil.copytree(TINY / name, folder / name)
     return folder
 
 
 def write_fake_refiner(folder: Path) -> Path:
-    """A folder of the structure of SDXL's refiner: one text encoder, five numbers beside the text."""
+    """A folder of the structure of SDXL's refiner: one text encoder, five numbers beside
+    the text.
+    """
     plain_unet(seed=3, text_width=POOLED_WIDTH, told=5).save_pretrained(folder / "unet")
     small_vae().save_pretrained(folder / "vae")
     sdxl_scheduler().save_pretrained(folder / "scheduler")

@@ -1,4 +1,6 @@
-"""A tiny data folder in NSD's layout, made of random numbers, for any test that needs one; and ways to break it."""
+"""A tiny data folder in NSD's layout, made of random numbers, for any test that needs one; and ways
+to break it.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,20 @@ class FakeSubject(NamedTuple):
 
 
 def write_tar(path: Path, subject: int, trials: np.ndarray, end: bool = True) -> None:
-    """A tar of samples for trials (session, global trial, image); sessions are written from 1, as in the real files."""
+    """A tar of samples for trials (session, global trial, image); sessions are written from 1, as
+    in the real files.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for number, (session, row, image) in enumerate(trials):
             behav = np.full((1, 17), -1.0)
             behav[0, [0, 1, 2, 3, 4, 5]] = image, subject, session + 1, 1, number + 1, row
             behav[0, 16] = 0
-            arrays = {"behav": behav, "past_behav": np.full((15, 17), -1.0), "future_behav": np.full((15, 17), -1.0)}
+            arrays = {
+                "behav": behav,
+                "past_behav": np.full((15, 17), -1.0),
+                "future_behav": np.full((15, 17), -1.0),
+            }
             arrays["olds_behav"] = np.full((3, 17), -1.0)
             for name, array in arrays.items():
                 buffer = io.BytesIO()
@@ -49,14 +57,23 @@ def write_tar(path: Path, subject: int, trials: np.ndarray, end: bool = True) ->
                 tar.addfile(member, buffer)
 
 
-def write_betas(path: Path, betas: np.ndarray, chunks: tuple[int, int] | None = None, compression: str | None = None) -> None:
+def write_betas(
+    path: Path,
+    betas: np.ndarray,
+    chunks: tuple[int, int] | None = None,
+    compression: str | None = None,
+) -> None:
     with h5py.File(path, "w") as file:
         file.create_dataset("betas", data=betas, chunks=chunks, compression=compression)
 
 
-def write_images(path: Path, images: np.ndarray, chunks: bool = False, simulated: bool = True) -> None:
+def write_images(
+    path: Path, images: np.ndarray, chunks: bool = False, simulated: bool = True
+) -> None:
     with h5py.File(path, "w") as file:
-        dataset = file.create_dataset("images", data=images, chunks=(1, *images.shape[1:]) if chunks else None)
+        dataset = file.create_dataset(
+            "images", data=images, chunks=(1, *images.shape[1:]) if chunks else None
+        )
         if simulated:
             dataset.attrs[nsd.SIMULATED_ATTRIBUTE] = True
 
@@ -73,8 +90,9 @@ def write_fake_nsd(
 ) -> tuple[Layout, dict[int, FakeSubject]]:
     """Write a data folder; subject s has `voxels + s` voxels.
 
-    Images 0..test_images-1 are shared by all subjects and used for testing; every subject sees `images` further images of its own.
-    Every image is shown three times, in shuffled order over the sessions; trials are shared out evenly among sessions.
+    Images 0..test_images-1 are shared by all subjects and used for testing; every subject sees
+    `images` further images of its own. Every image is shown three times, in shuffled order over the
+    sessions; trials are shared out evenly among sessions.
     """
     layout = Layout.of(root)
     root.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""A tiny raw release of random numbers, made from a fake data folder with volumes: quick, for tests of what goes wrong."""
+"""A tiny raw release of random numbers, made from a fake data folder with volumes: quick, for tests
+of what goes wrong.
+"""
 
 from __future__ import annotations
 

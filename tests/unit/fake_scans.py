@@ -45,24 +45,47 @@ def write_events(path: Path, names: list[str], split: bool = True) -> None:
     rows = []
     for number, name in enumerate(names):
         if number % 2:
-            rows.append({"onset": 4 * number - 1.0, "duration": 1, "trial_type": "fixation", "stim_file": None})
-        row = {"onset": 4.0 * number, "duration": 3, "trial_type": "picture", "stim_file": name, "response_time": 0.5 + number / 100}
+            rows.append(
+                {
+                    "onset": 4 * number - 1.0,
+                    "duration": 1,
+                    "trial_type": "fixation",
+                    "stim_file": None,
+                }
+            )
+        row = {
+            "onset": 4.0 * number,
+            "duration": 3,
+            "trial_type": "picture",
+            "stim_file": name,
+            "response_time": 0.5 + number / 100,
+        }
         rows.append(row | ({"split": "test" if name in NAMES[:3] else "train"} if split else {}))
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(path, sep="\t", index=False, na_rep="n/a")
 
 
 def write_fake_scans(
-    root: Path, subjects: tuple[str, ...] = ("01", "02"), form: str = "nii.gz", sessions: int = 2, seed: int = 0
+    root: Path,
+    subjects: tuple[str, ...] = ("01", "02"),
+    form: str = "nii.gz",
+    sessions: int = 2,
+    seed: int = 0,
 ) -> FakeScans:
-    """Every picture once per session, in two runs; the second subject's responses are one file per run."""
+    """Every picture once per session, in two runs; the second subject's responses are one file per
+    run.
+    """
     rng = np.random.default_rng(0)
     mask = rng.random((5, 6, 4)) < 0.4
     responses: dict[str, list[np.ndarray]] = {}
     shown: dict[str, list[list[str]]] = {}
     for number, subject in enumerate(subjects):
         folder = root / f"sub-{subject}"
-        for name, where in (("", mask), ("_label-V1", mask & (rng.random(mask.shape) < 0.3)), ("_label-V2", np.zeros_like(mask))):
+        for name, where in (
+            ("", mask),
+            ("_label-V1", mask & (rng.random(mask.shape) < 0.3)),
+            ("_label-V2", np.zeros_like(mask)),
+        ):
             path = folder / f"sub-{subject}{name}_mask.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             nibabel.save(nibabel.Nifti1Image(where.astype(np.uint8), AFFINE), path)
@@ -75,7 +98,9 @@ def write_fake_scans(
             for run, part in ((1, slice(None, half)), (2, slice(half, None))):
                 write_events(stem.with_name(f"{stem.name}_run-{run}_events.tsv"), order[part])
                 if number:
-                    save(stem.with_name(f"{stem.name}_run-{run}_betas.{form}"), response[part], mask)
+                    save(
+                        stem.with_name(f"{stem.name}_run-{run}_betas.{form}"), response[part], mask
+                    )
             if not number:
                 save(stem.with_name(f"{stem.name}_betas.{form}"), response, mask)
             responses[subject].append(response)
@@ -84,5 +109,7 @@ def write_fake_scans(
         path = root / "stimuli" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
-    (root / "captions.json").write_text(json.dumps({name: [f"this is {name}", "a picture"] for name in NAMES}))
+    (root / "captions.json").write_text(
+        json.dumps({name: [f"this is {name}", "a picture"] for name in NAMES})
+    )
     return FakeScans(root, mask, responses, shown)

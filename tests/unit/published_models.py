@@ -1,6 +1,8 @@
-"""Published encoders written out plainly, one torch layer per weight, from the description in tests/parity/data/README.md.
+"""Published encoders written out plainly, one torch layer per weight, from the description in
+tests/parity/data/README.md.
 
-They are the independent answer to the importer and to the stacked encoders: state_dict() has the published names, forward is a loop.
+They are the independent answer to the importer and to the stacked encoders: state_dict() has the
+published names, forward is a loop.
 """
 
 from __future__ import annotations
@@ -16,7 +18,12 @@ import braingen  # noqa: F401  (before diffusers: it guards the import of torchv
 
 def mlp(width: int) -> nn.Sequential:
     """Norm, then linear, GELU, dropout, linear, nested as published."""
-    return nn.Sequential(nn.LayerNorm(width), nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(0.15), nn.Linear(width, width)))
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.Dropout(0.15), nn.Linear(width, width)
+        ),
+    )
 
 
 def projector(width: int, inner: int) -> nn.Sequential:
@@ -31,7 +38,14 @@ def projector(width: int, inner: int) -> nn.Sequential:
 class Mixer(nn.Module):
     """The published trunk; heads are added where width and tokens of an output are given."""
 
-    def __init__(self, width: int, blocks: int, tokens: int = 0, clip_width: int = 0, head: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        blocks: int,
+        tokens: int = 0,
+        clip_width: int = 0,
+        head: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.mixer_blocks1 = nn.ModuleList(mlp(width) for _ in range(blocks))
         self.mixer_blocks2 = nn.ModuleList(mlp(1) for _ in range(blocks))
@@ -41,7 +55,9 @@ class Mixer(nn.Module):
             self.clip_proj = head
 
     def trunk(self, x: Tensor) -> Tensor:
-        """B x 1 x width in and out; residuals as published: each kind of block adds to the last output of its own kind."""
+        """B x 1 x width in and out; residuals as published: each kind of block adds to the last
+        output of its own kind.
+        """
         first = second = x
         for block1, block2 in zip(self.mixer_blocks1, self.mixer_blocks2):
             first = block1(x) + first
@@ -66,19 +82,30 @@ class Ridge(nn.Module):
 class MindEye2(nn.Module):
     """Ridge, trunk, heads and low-level branch under MindEye2's names."""
 
-    def __init__(self, voxels: Sequence[int], width: int, blocks: int, tokens: int, clip_width: int) -> None:
+    def __init__(
+        self, voxels: Sequence[int], width: int, blocks: int, tokens: int, clip_width: int
+    ) -> None:
         super().__init__()
         self.ridge = Ridge(voxels, width)
         self.backbone = Mixer(width, blocks, tokens, clip_width, projector(clip_width, clip_width))
         self.backbone.blin1 = nn.Linear(width, 64 * 7 * 7)
         self.backbone.bnorm = nn.GroupNorm(1, 64)
         self.backbone.bupsampler = Decoder(
-            in_channels=64, out_channels=4, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(32, 64, 128), layers_per_block=1
+            in_channels=64,
+            out_channels=4,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(32, 64, 128),
+            layers_per_block=1,
         )
         self.backbone.b_maps_projector = nn.Sequential(
-            nn.Conv2d(64, 512, 1, bias=False), nn.GroupNorm(1, 512), nn.ReLU(True),
-            nn.Conv2d(512, 512, 1, bias=False), nn.GroupNorm(1, 512), nn.ReLU(True), nn.Conv2d(512, 512, 1),
-        )  # fmt: skip
+            nn.Conv2d(64, 512, 1, bias=False),
+            nn.GroupNorm(1, 512),
+            nn.ReLU(True),
+            nn.Conv2d(512, 512, 1, bias=False),
+            nn.GroupNorm(1, 512),
+            nn.ReLU(True),
+            nn.Conv2d(512, 512, 1),
+        )
 
     def forward(self, voxels: Tensor, place: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return backbone, clip, blurry latents and ConvNext features."""
@@ -94,11 +121,21 @@ class Text(nn.Module):
 
     Parameters
     ----------
-    widths : D of ViT-L ("L") and of ViT-bigG ("G"); either may be absent
-    fusion : '', 'early', 'mid' or 'late'
+    widths : dict[str, int]
+        D of ViT-L ("L") and of ViT-bigG ("G"); either may be absent.
+    fusion : str, optional
+        '', 'early', 'mid' or 'late'.
     """
 
-    def __init__(self, width: int, blocks: int, tokens: int, widths: dict[str, int], fusion: str = "", pool: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        blocks: int,
+        tokens: int,
+        widths: dict[str, int],
+        fusion: str = "",
+        pool: bool = False,
+    ) -> None:
         super().__init__()
         self.names, self.tokens, self.fusion = list(widths), tokens, fusion
         for name, clip_width in widths.items():
@@ -107,7 +144,11 @@ class Text(nn.Module):
             setattr(self, f"clip_proj_{name}", projector(clip_width, 2 * clip_width))
         if pool:
             self.pool_attn = nn.Linear(widths["G"], widths["G"])
-        self.fused = {"early": range(blocks), "mid": range(blocks // 2, blocks), "late": range(blocks - 1, blocks)}.get(fusion, range(0))
+        self.fused = {
+            "early": range(blocks),
+            "mid": range(blocks // 2, blocks),
+            "late": range(blocks - 1, blocks),
+        }.get(fusion, range(0))
         maps = [nn.Linear(2 * width, 2 * width) for _ in self.fused]
         if maps:
             self.fusion_linears = maps[0] if fusion == "late" else nn.ModuleList(maps)
@@ -119,15 +160,37 @@ class Text(nn.Module):
         for place in range(len(trunks[self.names[0]].mixer_blocks1)):
             for name, trunk in trunks.items():
                 first[name] = trunk.mixer_blocks1[place](states[name]) + first[name]
-                states[name] = second[name] = trunk.mixer_blocks2[place](first[name].mT).mT + second[name]
+                states[name] = second[name] = (
+                    trunk.mixer_blocks2[place](first[name].mT).mT + second[name]
+                )
             if place in self.fused:
-                linear = self.fusion_linears if self.fusion == "late" else self.fusion_linears[place - self.fused.start]
-                states = dict(zip(self.names, linear(torch.cat([states[name] for name in self.names], dim=-1)).chunk(2, dim=-1)))
+                linear = (
+                    self.fusion_linears
+                    if self.fusion == "late"
+                    else self.fusion_linears[place - self.fused.start]
+                )
+                states = dict(
+                    zip(
+                        self.names,
+                        linear(torch.cat([states[name] for name in self.names], dim=-1)).chunk(
+                            2, dim=-1
+                        ),
+                    )
+                )
         backbones = {
-            name: getattr(self, f"backbone_linear_{name}")(states[name].flatten(1)).unflatten(1, (self.tokens, -1)) for name in self.names
+            name: getattr(self, f"backbone_linear_{name}")(states[name].flatten(1)).unflatten(
+                1, (self.tokens, -1)
+            )
+            for name in self.names
         }
-        clips = {name: getattr(self, f"clip_proj_{name}")(backbone) for name, backbone in backbones.items()}
-        out = {"backbone": torch.cat(list(backbones.values()), dim=-1), "clip": torch.cat(list(clips.values()), dim=-1)}
+        clips = {
+            name: getattr(self, f"clip_proj_{name}")(backbone)
+            for name, backbone in backbones.items()
+        }
+        out = {
+            "backbone": torch.cat(list(backbones.values()), dim=-1),
+            "clip": torch.cat(list(clips.values()), dim=-1),
+        }
         if hasattr(self, "pool_attn"):
             share = self.pool_attn(clips["G"]).softmax(dim=1).mean(dim=-1, keepdim=True)
             out["pooled"] = (share * clips["G"]).sum(dim=1)
@@ -143,7 +206,9 @@ class Chooser(nn.Module):
 
 
 class MultiLevel(nn.Module):
-    """MoRE-Brain's levels of experts, called one after another; units in ascending order, or by the GPU's rule."""
+    """MoRE-Brain's levels of experts, called one after another; units in ascending order, or by the
+    GPU's rule.
+    """
 
     def __init__(
         self,
@@ -165,25 +230,37 @@ class MultiLevel(nn.Module):
         self.factors, self.tokens = list(factors), tokens
         self.widths, number = [], 1
         units = bottleneck or width
-        parts: dict[str, list[list[nn.Module]]] = {"expert_list": [], "b_proj_list": [], "c_proj_list": [], "router_list": []}
+        parts: dict[str, list[list[nn.Module]]] = {
+            "expert_list": [],
+            "b_proj_list": [],
+            "c_proj_list": [],
+            "router_list": [],
+        }
         for level, (factor, capacity) in enumerate(zip(factors, capacities)):
             units = int(units // factor * capacity)
             parents, number = number, number * factor
             self.widths.append(units)
-            bodies = [Mixer(units, blocks) if level == 0 else nn.Linear(units, units) for _ in range(number)]
+            bodies = [
+                Mixer(units, blocks) if level == 0 else nn.Linear(units, units)
+                for _ in range(number)
+            ]
             outs = [nn.Linear(units, tokens * clip_width) for _ in range(number)]
             clips = [projector(clip_width, 2 * clip_width) for _ in range(number)]
             routers = [Chooser(factor) for _ in range(parents)]
             if level == 0:
                 (self.router_0,) = routers
-                self.experts_0, self.backbone_proj_0, self.clip_proj_0 = (nn.ModuleList(x) for x in (bodies, outs, clips))
+                self.experts_0, self.backbone_proj_0, self.clip_proj_0 = (
+                    nn.ModuleList(x) for x in (bodies, outs, clips)
+                )
                 continue
             for name, modules in zip(parts, (bodies, outs, clips, routers)):
                 parts[name].append(list(modules))
         for name, lists in parts.items():
             setattr(self, name, nn.ModuleList(nn.ModuleList(modules) for modules in lists))
 
-    def chosen(self, x: Tensor, router: Chooser, width: int, rule: str, noise: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+    def chosen(
+        self, x: Tensor, router: Chooser, width: int, rule: str, noise: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
         """Per expert the chosen values times their probabilities, and their places."""
         probability = router.router(x[..., None]).softmax(dim=-1)  # B x U x E
         if noise is not None:
@@ -192,18 +269,28 @@ class MultiLevel(nn.Module):
         for expert in range(probability.shape[-1]):
             rows = []
             for row in probability[:, :, expert].detach():
-                best = sorted(range(len(row)), key=lambda unit, row=row: (-float(row[unit]), unit))[:width]
+                best = sorted(range(len(row)), key=lambda unit, row=row: (-float(row[unit]), unit))[
+                    :width
+                ]
                 last = float(row[best[-1]])
-                key = (lambda unit, row=row, last=last: (float(row[unit]) == last, unit)) if rule == "gpu" else (lambda unit: unit)
+                key = (
+                    (lambda unit, row=row, last=last: (float(row[unit]) == last, unit))
+                    if rule == "gpu"
+                    else (lambda unit: unit)
+                )
                 rows.append(sorted(best, key=key))
             places = torch.tensor(rows)
-            found.append((x.gather(1, places) * probability[:, :, expert].gather(1, places), places))
+            found.append(
+                (x.gather(1, places) * probability[:, :, expert].gather(1, places), places)
+            )
         return found
 
     def forward(
         self, voxels: Tensor, place: int, rule: str = "index", noise: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Encoder output and its projection, B x tokens x clip width; `noise` is one draw per router, in the order they are called."""
+        """Encoder output and its projection, B x tokens x clip width; `noise` is one draw per
+        router, in the order they are called.
+        """
         x = self.ridge.linears[place](voxels)
         given = [x if self.bottleneck is None else self.bottleneck.ln(x)]
         levels: list[tuple[Tensor, Tensor]] = []
@@ -212,12 +299,20 @@ class MultiLevel(nn.Module):
             routers = [self.router_0] if level == 0 else list(self.router_list[level - 1])
             inputs = []
             for parent, router in zip(given, routers):
-                inputs += [x for x, _ in self.chosen(parent, router, width, rule, None if draws is None else next(draws))]
+                inputs += [
+                    x
+                    for x, _ in self.chosen(
+                        parent, router, width, rule, None if draws is None else next(draws)
+                    )
+                ]
             if level == 0:
                 bodies, outs, clips = self.experts_0, self.backbone_proj_0, self.clip_proj_0
                 given = [body.trunk(x[:, None])[:, 0] for body, x in zip(bodies, inputs)]
             else:
-                bodies, outs, clips = (part[level - 1] for part in (self.expert_list, self.b_proj_list, self.c_proj_list))
+                bodies, outs, clips = (
+                    part[level - 1]
+                    for part in (self.expert_list, self.b_proj_list, self.c_proj_list)
+                )
                 given = [body(x) for body, x in zip(bodies, inputs)]
             backbones = [out(x).unflatten(1, (self.tokens, -1)) for out, x in zip(outs, given)]
             levels.append((sum(backbones), sum(clip(x) for clip, x in zip(clips, backbones))))
@@ -226,10 +321,21 @@ class MultiLevel(nn.Module):
 
 
 def lively(model: nn.Module, seed: int) -> nn.Module:
-    """Random weights of sensible size, norms and routers included, in eval mode: at torch's own initial values much would be trivial."""
+    """Random weights of sensible size, norms and routers included, in eval mode: at torch's own
+    initial values much would be trivial.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            spread = 1.0 if "router" in name else 0.3 if parameter.ndim < 2 else parameter[0].numel() ** -0.5
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + (parameter.ndim == 1 and name.endswith("weight")))
+            spread = (
+                1.0
+                if "router" in name
+                else 0.3
+                if parameter.ndim < 2
+                else parameter[0].numel() ** -0.5
+            )
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) * spread
+                + (parameter.ndim == 1 and name.endswith("weight"))
+            )
     return model.eval()

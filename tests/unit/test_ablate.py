@@ -18,11 +18,28 @@ def sheet(mistaken_for: list[int]) -> Sheet:
     beats = ~np.eye(IMAGES, dtype=bool)
     beats[mistaken_for, range(IMAGES)] = False
     found = TwoWay(beats)
-    return Sheet({}, pd.DataFrame({"two_way_late": found.share_N}, index=range(IMAGES)), {"two_way_late": found}, {}, {}, {})
+    return Sheet(
+        {},
+        pd.DataFrame({"two_way_late": found.share_N}, index=range(IMAGES)),
+        {"two_way_late": found},
+        {},
+        {},
+        {},
+    )
 
 
 def test_two_way_scores_are_compared_by_what_an_image_adds_as_a_distractor_too():
-    """Every picture's own share is 4 of 5 in both lines; only which images it is mistaken for differs."""
-    lines = {"untouched": sheet([1, 0, 0, 0, 0, 0]), "no_router": sheet([2, 0, 0, 0, 0, 0]), "both": sheet([1, 2, 3, 4, 5, 0])}
-    (one,) = [each for each in comparisons(Config(), lines) if (each.first, each.second) == ("both", "untouched")]
+    """Every picture's own share is 4 of 5 in both lines; only which images it is mistaken for
+    differs.
+    """
+    lines = {
+        "untouched": sheet([1, 0, 0, 0, 0, 0]),
+        "no_router": sheet([2, 0, 0, 0, 0, 0]),
+        "both": sheet([1, 2, 3, 4, 5, 0]),
+    }
+    (one,) = [
+        each
+        for each in comparisons(Config(), lines)
+        if (each.first, each.second) == ("both", "untouched")
+    ]
     assert abs(one.difference) < 1e-12 and one.low < -0.1 and one.high > 0.1

@@ -1,4 +1,6 @@
-"""Files of arrays that say more than they hold, or hold something else: a sentence for every kind, nothing unpickled."""
+"""Files of arrays that say more than they hold, or hold something else: a sentence for every kind,
+nothing unpickled.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,11 @@ def drawing(seed: int) -> Scored:
     np.fill_diagonal(beats_NN, False)
     table = pd.DataFrame({"pixcorr": values_N}, index=pd.Index(np.arange(IMAGES), name="image"))
     two_way = TwoWay(beats_NN)
-    return Scored({"pixcorr": score(float(values_N.mean())), "two_way_clip": score(two_way.value)}, table, {"two_way_clip": two_way})
+    return Scored(
+        {"pixcorr": score(float(values_N.mean())), "two_way_clip": score(two_way.value)},
+        table,
+        {"two_way_clip": two_way},
+    )
 
 
 def test_one_drawing_is_returned_as_it_is() -> None:
@@ -45,8 +49,15 @@ def test_the_mean_of_independent_drawings_is_known_better_than_one() -> None:
     several = [drawing(seed) for seed in range(9)]
     found = averaged(several, 400)
     for name in ("pixcorr", "two_way_clip"):
-        assert found[name].value == pytest.approx(np.mean([each.scores[name].value for each in several]))
-    width = {count: np.subtract(*averaged(several[:count] * (2 if count == 1 else 1), 400)["pixcorr"][2:0:-1]) for count in (1, 9)}
+        assert found[name].value == pytest.approx(
+            np.mean([each.scores[name].value for each in several])
+        )
+    width = {
+        count: np.subtract(
+            *averaged(several[:count] * (2 if count == 1 else 1), 400)["pixcorr"][2:0:-1]
+        )
+        for count in (1, 9)
+    }
     assert width[9] < width[1] / 2
 
 
@@ -70,4 +81,6 @@ def test_a_score_that_has_no_value_has_none_on_average() -> None:
     nothing = drawing(0)._replace(scores={"psnr": score(None)})
     found = averaged([nothing, nothing], 50)
     assert found["psnr"][:3] == (None, None, None)
-    assert intervals({"pixcorr": score(float("inf"))}) == {"pixcorr": {"value": None, "low": 0.0, "high": 1.0}}
+    assert intervals({"pixcorr": score(float("inf"))}) == {
+        "pixcorr": {"value": None, "low": 0.0, "high": 1.0}
+    }

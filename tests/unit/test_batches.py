@@ -25,7 +25,9 @@ def subject(tmp_path):
         rows = np.random.default_rng(number).permutation(trials + 5)[:trials]
         rows.sort()
         path = tmp_path / f"{number}.hdf5"
-        write_betas(path, np.repeat(np.arange(trials + 5, dtype=np.float32)[:, None], 3 + number, axis=1))
+        write_betas(
+            path, np.repeat(np.arange(trials + 5, dtype=np.float32)[:, None], 3 + number, axis=1)
+        )
         table = pd.DataFrame({"trial": rows, "image": rows * 10 + number, "repeat": 0})
         return Trials(table, number), Betas(path)
 
@@ -49,14 +51,18 @@ def test_voxels_belong_to_the_images(subject):
     for (batch,) in TrainBatches([subject(2, 30)], 7, seed=0).epoch(4):
         assert batch.subject == 2 and batch.voxels_BV.shape == (len(batch.image_B), 5)
         assert batch.voxels_BV.dtype == torch.float32 and batch.image_B.dtype == torch.int64
-        assert torch.equal(batch.voxels_BV * 10 + 2, batch.image_B[:, None].expand_as(batch.voxels_BV).float())
+        assert torch.equal(
+            batch.voxels_BV * 10 + 2, batch.image_B[:, None].expand_as(batch.voxels_BV).float()
+        )
 
 
 def test_epochs_and_seeds_shuffle_anew_and_repeat_exactly(subject):
     one = subject(1, 50)
 
     def order(seed, epoch):
-        return torch.cat([batch.image_B for (batch,) in TrainBatches([one], 8, seed).epoch(epoch)]).tolist()
+        return torch.cat(
+            [batch.image_B for (batch,) in TrainBatches([one], 8, seed).epoch(epoch)]
+        ).tolist()
 
     assert order(0, 0) == order(0, 0)
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
@@ -103,8 +109,12 @@ def test_subjects_get_equal_shares_and_shorter_ones_go_round(subject):
     long, short = subject(1, 60), subject(2, 25)
     batches = TrainBatches([long, short], 12, 0)
     epoch = list(batches.epoch(0))
-    assert all(len(a.image_B) == len(b.image_B) and (a.subject, b.subject) == (1, 2) for a, b in epoch)
-    assert sorted(torch.cat([a.image_B for a, _ in epoch]).tolist()) == long[0].table["image"].tolist()
+    assert all(
+        len(a.image_B) == len(b.image_B) and (a.subject, b.subject) == (1, 2) for a, b in epoch
+    )
+    assert (
+        sorted(torch.cat([a.image_B for a, _ in epoch]).tolist()) == long[0].table["image"].tolist()
+    )
     shown = torch.cat([b.image_B for _, b in epoch]).tolist()
     for start in (0, 25):  # pass after pass, each complete
         assert sorted(shown[start : start + 25]) == short[0].table["image"].tolist()

@@ -1,4 +1,6 @@
-"""Rows of the betas file in any order, from any kind of HDF5 storage, and what is wrong with them."""
+"""Rows of the betas file in any order, from any kind of HDF5 storage, and what is wrong
+with them.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +65,9 @@ def test_whole_load_and_blocks(tmp_path, array, storage):
     betas = Betas(tmp_path / "b.hdf5")
     assert np.array_equal(betas.tensor().numpy(), array)
     blocks = list(betas.rows_on_disk.blocks(size=500))
-    assert len(blocks) > 3 and [first for first, _ in blocks] == sorted(first for first, _ in blocks)
+    assert len(blocks) > 3 and [first for first, _ in blocks] == sorted(
+        first for first, _ in blocks
+    )
     assert np.array_equal(np.concatenate([block for _, block in blocks]), array)
 
 
@@ -167,6 +171,8 @@ def test_bad_voxels_and_trials_are_found(tmp_path, array, storage, monkeypatch):
     write_betas(tmp_path / "b.hdf5", array, **STORAGE[storage])
     again = report_voxels(Betas(tmp_path / "b.hdf5"), layout)  # noticed that the file changed
     assert np.flatnonzero(again.constant_V).tolist() == [11] and not again.zero_N.any()
-    monkeypatch.setattr(betas_module.Rows, "blocks", lambda self: pytest.fail("looked through again"))
+    monkeypatch.setattr(
+        betas_module.Rows, "blocks", lambda self: pytest.fail("looked through again")
+    )
     kept = report_voxels(Betas(tmp_path / "b.hdf5"), layout)
     assert all(np.array_equal(a, b) for a, b in zip(kept, again))

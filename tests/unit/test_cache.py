@@ -1,4 +1,6 @@
-"""The cache of frozen work: each picture once, again exactly when it changed, never lost or mixed up by an interruption."""
+"""The cache of frozen work: each picture once, again exactly when it changed, never lost or mixed
+up by an interruption.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ N = 40
 
 
 class Model:
-    """Stands for a frozen model: a row of an id and of the content its picture has now; remembers what it was asked."""
+    """Stands for a frozen model: a row of an id and of the content its picture has now; remembers
+    what it was asked.
+    """
 
     def __init__(self) -> None:
         self.content = np.arange(N)
@@ -59,7 +63,9 @@ def test_what_was_computed_is_not_computed_again(model, tmp_path):
     cache_of(model, tmp_path).of(ids, model.digests(ids))
     model.asked.clear()
     more = np.arange(15, 25)
-    np.testing.assert_array_equal(cache_of(model, tmp_path).of(more, model.digests(more)), model.rows(more))
+    np.testing.assert_array_equal(
+        cache_of(model, tmp_path).of(more, model.digests(more)), model.rows(more)
+    )
     assert model.asked == [20, 21, 22, 23, 24]
 
 
@@ -68,7 +74,9 @@ def test_exactly_the_changed_pictures_are_computed_again(model, tmp_path):
     cache_of(model, tmp_path).of(ids, model.digests(ids))
     model.asked.clear()
     model.content[[4, 11]] += 100
-    np.testing.assert_array_equal(cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids))
+    np.testing.assert_array_equal(
+        cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids)
+    )
     assert model.asked == [4, 11]
 
 
@@ -86,7 +94,9 @@ def test_an_image_file_of_another_length_is_another_table(model, tmp_path):
     few = np.arange(5)
     cache_of(model, tmp_path, count=5).of(few, model.digests(few))
     ids = np.arange(N)
-    np.testing.assert_array_equal(cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids))
+    np.testing.assert_array_equal(
+        cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids)
+    )
 
 
 @pytest.mark.parametrize("finished", [0, 1, 8, 9, 24])
@@ -99,7 +109,9 @@ def test_an_interruption_loses_one_batch_at_most(model, tmp_path, finished):
     assert done == finished // 8 * 8
     model.asked.clear()
     model.fail_after = np.inf
-    np.testing.assert_array_equal(cache_of(model, tmp_path).of(ids, model.digests(ids), batch=8), model.rows(ids))
+    np.testing.assert_array_equal(
+        cache_of(model, tmp_path).of(ids, model.digests(ids), batch=8), model.rows(ids)
+    )
     assert model.asked == list(range(done, 32))
 
 
@@ -118,12 +130,16 @@ def test_killed_between_rows_and_their_mark_they_are_made_again(model, tmp_path,
         with pytest.raises(KeyboardInterrupt):
             cache_of(model, tmp_path).of(ids, model.digests(ids), batch=8)
     model.asked.clear()
-    np.testing.assert_array_equal(cache_of(model, tmp_path).of(ids, model.digests(ids), batch=8), model.rows(ids))
+    np.testing.assert_array_equal(
+        cache_of(model, tmp_path).of(ids, model.digests(ids), batch=8), model.rows(ids)
+    )
     assert model.asked == ids.tolist()
 
 
 def test_two_processes_fill_one_table(model, tmp_path):
-    """The second starts before the first has marked anything; neither wipes out the other's rows."""
+    """The second starts before the first has marked anything; neither wipes out the other's
+    rows.
+    """
     other, mine, theirs = Model(), np.arange(20), np.arange(10, 30)
     inner = cache_of(other, tmp_path)
 
@@ -135,7 +151,9 @@ def test_two_processes_fill_one_table(model, tmp_path):
     outer = Cache(tmp_path, "thing", {"weights": "a"}, N, interleaved)
     np.testing.assert_array_equal(outer.of(mine, model.digests(mine), batch=8), model.rows(mine))
     everything = np.arange(30)
-    np.testing.assert_array_equal(cache_of(model, tmp_path).of(everything, model.digests(everything)), model.rows(everything))
+    np.testing.assert_array_equal(
+        cache_of(model, tmp_path).of(everything, model.digests(everything)), model.rows(everything)
+    )
     assert not list(tmp_path.glob(".*"))  # nothing temporary is left
 
 
@@ -144,7 +162,9 @@ def test_a_table_someone_removed_is_made_again(model, tmp_path):
     cache_of(model, tmp_path).of(ids, model.digests(ids))
     for path in tmp_path.glob("*.rows.npy"):
         path.unlink()
-    np.testing.assert_array_equal(cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids))
+    np.testing.assert_array_equal(
+        cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids)
+    )
 
 
 def test_a_removed_tables_marks_vouch_for_nothing(model, tmp_path):
@@ -152,7 +172,9 @@ def test_a_removed_tables_marks_vouch_for_nothing(model, tmp_path):
     next(tmp_path.glob("*.rows.npy")).unlink()
     cache_of(model, tmp_path).of(np.arange(3), model.digests(np.arange(3)))
     ids = np.arange(6)
-    np.testing.assert_array_equal(cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids))
+    np.testing.assert_array_equal(
+        cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids)
+    )
 
 
 def test_a_table_on_disk_is_as_small_as_what_is_in_it(model, tmp_path):
@@ -168,7 +190,11 @@ def test_a_table_on_disk_is_as_small_as_what_is_in_it(model, tmp_path):
 def test_digests_of_texts_tell_texts_apart():
     texts = [["a cat", "a dog"], ["a cata dog"], ["a cat"], ["a dog", "a cat"], []]
     digests = digest_of_texts(texts)
-    assert digests.dtype == np.uint64 and len(set(digests.tolist())) == len(texts) and (digests != 0).all()
+    assert (
+        digests.dtype == np.uint64
+        and len(set(digests.tolist())) == len(texts)
+        and (digests != 0).all()
+    )
     np.testing.assert_array_equal(digests, digest_of_texts(texts))
 
 
@@ -182,8 +208,22 @@ def test_a_fingerprint_changes_with_the_weights(tmp_path):
     weights.write_bytes(bytes(999) + b"1")
     changed = fingerprint_of_files(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text("{}")
-    assert len({first, changed, fingerprint_of_files(tmp_path / "model"), fingerprint_of_files("some/hub-name")}) == 4
-    assert fingerprint_of_files("some/hub-name") == fingerprint_of_files("some/hub-name") != fingerprint_of_files("another/hub-name")
+    assert (
+        len(
+            {
+                first,
+                changed,
+                fingerprint_of_files(tmp_path / "model"),
+                fingerprint_of_files("some/hub-name"),
+            }
+        )
+        == 4
+    )
+    assert (
+        fingerprint_of_files("some/hub-name")
+        == fingerprint_of_files("some/hub-name")
+        != fingerprint_of_files("another/hub-name")
+    )
 
 
 def test_what_is_no_table_is_made_again(model, tmp_path):
@@ -203,10 +243,14 @@ def test_what_is_no_table_is_made_again(model, tmp_path):
             cache_of(model, folder).of(ids, model.digests(ids))
             (path,) = folder.glob(pattern)
             damage(path)
-            np.testing.assert_array_equal(cache_of(model, folder).of(ids, model.digests(ids)), model.rows(ids))
+            np.testing.assert_array_equal(
+                cache_of(model, folder).of(ids, model.digests(ids)), model.rows(ids)
+            )
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(np.nan, np.float32), (np.inf, np.float32), (1e6, np.float16)])
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(np.nan, np.float32), (np.inf, np.float32), (1e6, np.float16)]
+)
 def test_a_row_that_is_no_number_is_refused_with_its_image(tmp_path, value, dtype):
     def compute(ids: np.ndarray) -> torch.Tensor:
         return torch.where(torch.from_numpy(ids == 7)[:, None], value, 1.0)
@@ -227,4 +271,6 @@ def test_a_full_disk_is_an_error_not_the_end_of_the_process(model, tmp_path, mon
         patch.setattr("os.pwrite", full)
         with pytest.raises(UserError, match=r"Cannot write .*rows\.npy: the disk is full"):
             cache_of(model, tmp_path).of(ids, model.digests(ids))
-    np.testing.assert_array_equal(cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids))
+    np.testing.assert_array_equal(
+        cache_of(model, tmp_path).of(ids, model.digests(ids)), model.rows(ids)
+    )

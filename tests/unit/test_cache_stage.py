@@ -1,4 +1,6 @@
-"""`braingen cache`: what later stages ask for is there afterwards; it goes on after a stop, and notices what changed."""
+"""`braingen cache`: what later stages ask for is there afterwards; it goes on after a stop, and
+notices what changed.
+"""
 
 from __future__ import annotations
 
@@ -60,9 +62,14 @@ def test_later_stages_find_everything(words, computed):
     targets = Targets(config)
     ids = used_images(config, targets)
     assert ids.tolist() == list(range(14))
-    assert sorted(computed) == sorted((name, i) for name in ("image_embedding", "text_embedding", "latents") for i in range(14))
+    assert sorted(computed) == sorted(
+        (name, i) for name in ("image_embedding", "text_embedding", "latents") for i in range(14)
+    )
     computed.clear()
-    assert targets.image(ids).shape[0] == targets.text(ids).shape[0] == 14 and targets.latents(ids, 16)[ids].any()
+    assert (
+        targets.image(ids).shape[0] == targets.text(ids).shape[0] == 14
+        and targets.latents(ids, 16)[ids].any()
+    )
     assert main(["cache", *words]) == 0
     assert computed == []
 
@@ -104,9 +111,15 @@ def test_two_processes_share_the_pictures(words, computed, monkeypatch):
     for rank in (0, 1):
         with monkeypatch.context() as patch:
             patch.setattr(Workers, "share", lambda self, items, rank=rank: list(items)[rank::2])
-            patch.setattr(Workers, "told", lambda self, value: np.arange(14) if isinstance(value, np.ndarray) else value)
+            patch.setattr(
+                Workers,
+                "told",
+                lambda self, value: np.arange(14) if isinstance(value, np.ndarray) else value,
+            )
             assert main(["cache", *words, "cache.what=image,latents"]) == 0
-    assert sorted(computed) == sorted((name, i) for name in ("image_embedding", "latents") for i in range(14))
+    assert sorted(computed) == sorted(
+        (name, i) for name in ("image_embedding", "latents") for i in range(14)
+    )
     computed.clear()
     assert main(["cache", *words, "cache.what=image,latents"]) == 0
     assert computed == []

@@ -1,4 +1,6 @@
-"""The command line: quick help, overrides in every spelling, and a sentence for whatever is misspelt."""
+"""The command line: quick help, overrides in every spelling, and a sentence for whatever is
+misspelt.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ COMMANDS = all_commands()
         (["--subj", "1", "--lr", "3e-4"], {"data.subjects": "1", "optim.max_lr": "3e-4"}),
         (["--use_prior"], {"prior.use_prior": "true"}),
         (["--no-use_prior", "--steps", "3"], {"prior.use_prior": "false", "sampler.steps": "3"}),
-        (["--no_use_prior", "--no-use_text"], {"prior.use_prior": "false", "sampler.use_text": "false"}),
+        (
+            ["--no_use_prior", "--no-use_text"],
+            {"prior.use_prior": "false", "sampler.use_text": "false"},
+        ),
         (["--use_image", "false"], {"sampler.use_image": "false"}),
         (["--use_image", "sampler.steps=2"], {"sampler.use_image": "true", "sampler.steps": "2"}),
         (["--random_fmri"], {"sampler.source": "random"}),
@@ -55,11 +60,20 @@ def test_the_config_file(words):
     ("words", "sentence"),
     [
         (["--hiden_dim", "3"], "There is no setting 'hiden_dim'. Did you mean hidden_dim?"),
-        (["encoder.hiden_dim=3"], "There is no setting 'encoder.hiden_dim'. Did you mean encoder.hidden_dim?"),
+        (
+            ["encoder.hiden_dim=3"],
+            "There is no setting 'encoder.hiden_dim'. Did you mean encoder.hidden_dim?",
+        ),
         (["--hidden_dim"], "--hidden_dim needs a value: --hidden_dim VALUE (now 4096)."),
-        (["--hidden_dim", "--steps", "3"], "--hidden_dim needs a value: --hidden_dim VALUE (now 4096)."),
+        (
+            ["--hidden_dim", "--steps", "3"],
+            "--hidden_dim needs a value: --hidden_dim VALUE (now 4096).",
+        ),
         (["--config"], "--config needs a name or a file, for instance --config simulated."),
-        (["hello"], "'hello' is not understood: write settings as section.field=value or --name value."),
+        (
+            ["hello"],
+            "'hello' is not understood: write settings as section.field=value or --name value.",
+        ),
     ],
 )
 def test_words_that_are_not_understood(words, sentence):
@@ -73,8 +87,14 @@ def test_words_that_are_not_understood(words, sentence):
     [
         (["simulat"], "There is no command 'simulat'. Did you mean simulate?"),
         (["xyz"], "There is no command 'xyz'. Commands: quickstart, demo, doctor, "),
-        (["train"], "braingen train wants image or text next, not nothing: braingen train image ..."),
-        (["train", "images"], "braingen train wants image or text next, not 'images': braingen train image ..."),
+        (
+            ["train"],
+            "braingen train wants image or text next, not nothing: braingen train image ...",
+        ),
+        (
+            ["train", "images"],
+            "braingen train wants image or text next, not 'images': braingen train image ...",
+        ),
         (["evaluate", "--steps", "none"], "sampler.steps = none is not allowed: "),
         (["report", "--config", "nowhere.yaml"], "There is no configuration nowhere.yaml."),
     ],
@@ -100,8 +120,14 @@ def test_every_command_has_its_help(name, capsys):
     assert COMMANDS[name].summary in printed
     for section in COMMANDS[name].sections:
         for field in fields_of(section):
-            shown = [flag for flag in (f"--{field}", f"--{section}.{field}") if f"  {flag} " in printed]
-            assert f"{section}.{field}" in {path for flag in shown for path in parse_overrides([f"{flag}=1"], COMMANDS[name].own)[1]}
+            shown = [
+                flag for flag in (f"--{field}", f"--{section}.{field}") if f"  {flag} " in printed
+            ]
+            assert f"{section}.{field}" in {
+                path
+                for flag in shown
+                for path in parse_overrides([f"{flag}=1"], COMMANDS[name].own)[1]
+            }
 
 
 def test_every_command_leads_to_a_stage():
@@ -110,7 +136,11 @@ def test_every_command_leads_to_a_stage():
     import inspect
 
     for command in COMMANDS.values():
-        called = [node for node in ast.walk(ast.parse(inspect.getsource(command.run))) if isinstance(node, ast.ImportFrom)]
+        called = [
+            node
+            for node in ast.walk(ast.parse(inspect.getsource(command.run)))
+            if isinstance(node, ast.ImportFrom)
+        ]
         for node in called:
             assert callable(getattr(importlib.import_module(node.module), node.names[0].name))
         assert called or command.name == "settings", command.name
@@ -119,7 +149,10 @@ def test_every_command_leads_to_a_stage():
 def test_settings_are_listed(capsys):
     assert main(["settings"]) == 0
     printed = capsys.readouterr().out
-    assert all(f"  --{path.split('.')[1]} " in printed or f"  --{path} " in printed for path in field_paths())
+    assert all(
+        f"  --{path.split('.')[1]} " in printed or f"  --{path} " in printed
+        for path in field_paths()
+    )
 
 
 def test_help_prints_what_may_be_given(capsys):
@@ -139,8 +172,14 @@ def test_help_prints_what_may_be_given(capsys):
         for choice in get_args(fields_of(section)[field].annotation):
             assert not isinstance(choice, str) or choice in allowed(section, field), (path, choice)
         assert condition(section, field) in printed
-    assert allowed("encoder", "model") == "{BrainMoEMulti,BrainMoE,BrainMoEHier,BrainMoEVoxel,BrainEncoder}"
-    assert allowed("router", "time_choice") == "{soft,hard}" and allowed("prior", "use_prior") == "switch"
+    assert (
+        allowed("encoder", "model")
+        == "{BrainMoEMulti,BrainMoE,BrainMoEHier,BrainMoEVoxel,BrainEncoder}"
+    )
+    assert (
+        allowed("router", "time_choice") == "{soft,hard}"
+        and allowed("prior", "use_prior") == "switch"
+    )
     assert allowed("refiner", "strength") == "number above 0, at most 1"
     assert allowed("encoder", "exp_factor_list") == "list of whole number above 0"
     assert condition("prior", "depth") == "only with prior.use_prior=true"
@@ -149,7 +188,9 @@ def test_help_prints_what_may_be_given(capsys):
 def test_help_may_be_read_in_part():
     """A reader that stops after a line (head) ends it without a traceback."""
     code = "import sys; from braingen.cli import main; sys.exit(main(['train', '--help']))"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         process.stdout.close()  # before anything is written
         assert process.stderr.read() == ""
     assert process.returncode == 0
@@ -182,11 +223,18 @@ def test_being_stopped_is_told_calmly(monkeypatch, capsys):
 
 
 def test_help_and_mistakes_take_less_than_a_second_of_work():
-    """Seconds of processor, not of the clock: other work on the machine does not count. No heavy library is loaded."""
-    code = "import json, sys; from braingen.cli import main; code = main(sys.argv[1:]); print(json.dumps([code, sorted(sys.modules)]))"
+    """Seconds of processor, not of the clock: other work on the machine does not count. No heavy
+    library is loaded.
+    """
+    code = (
+        "import json, sys; from braingen.cli import main; code = main(sys.argv[1:]);"
+        " print(json.dumps([code, sorted(sys.modules)]))"
+    )
     for words, expected in ((["--help"], 0), (["train", "image", "--hiden_dim", "3"], 2)):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
         code_returned, modules = json.loads(done.stdout.splitlines()[-1])
@@ -217,8 +265,14 @@ def test_several_subjects_are_a_switch_or_a_list(typed, subjects):
         ("--subj 1 --multi_subject 2,3", "--subj 1 and --multi_subject 2,3 both set data.subjects"),
         ("--multi_subject 2,3 --subj 1", "--multi_subject 2,3 and --subj 1 both set data.subjects"),
         ("--subj 1 --multi_subject", "--subj 1 and --multi_subject all both set data.subjects"),
-        ("--batch_size 8 optim.batch_size=9", "--batch_size 8 and optim.batch_size 9 both set optim.batch_size"),
-        ("--random_fmri sampler.source=ceiling", "--random_fmri random and sampler.source ceiling both set sampler.source"),
+        (
+            "--batch_size 8 optim.batch_size=9",
+            "--batch_size 8 and optim.batch_size 9 both set optim.batch_size",
+        ),
+        (
+            "--random_fmri sampler.source=ceiling",
+            "--random_fmri random and sampler.source ceiling both set sampler.source",
+        ),
     ],
 )
 def test_a_setting_under_two_names_is_told_where_the_values_differ(typed, named):
@@ -228,7 +282,9 @@ def test_a_setting_under_two_names_is_told_where_the_values_differ(typed, named)
 
 
 def test_of_one_name_the_last_counts():
-    assert parse_overrides(["--num_sessions", "40", "--num_sessions", "2"])[1] == {"data.num_sessions": "2"}
+    assert parse_overrides(["--num_sessions", "40", "--num_sessions", "2"])[1] == {
+        "data.num_sessions": "2"
+    }
 
 
 def test_settings_of_a_job_come_from_the_environment_and_what_is_typed_wins(monkeypatch, capsys):
@@ -236,19 +292,30 @@ def test_settings_of_a_job_come_from_the_environment_and_what_is_typed_wins(monk
     monkeypatch.setattr("braingen.report.write.report", seen.append)
     monkeypatch.setenv("BRAINGEN_SET", "encoder.hidden_dim=64 --num_epochs 3 run.folder='runs/a b'")
     assert main(["report", "--num_epochs", "4"]) == 0
-    assert (seen[0].encoder.hidden_dim, seen[0].optim.num_epochs, str(seen[0].run.folder)) == (64, 4, "runs/a b")
+    assert (seen[0].encoder.hidden_dim, seen[0].optim.num_epochs, str(seen[0].run.folder)) == (
+        64,
+        4,
+        "runs/a b",
+    )
     assert capsys.readouterr().err.startswith("Settings from BRAINGEN_SET: encoder.hidden_dim=64")
     # to a command on which one of them has no effect it is as if it stood in the file
     monkeypatch.setenv("BRAINGEN_SET", "scores.retrieval_draws=3")
     assert main(["report", "--all_recons_path", "here"]) == 0
     monkeypatch.setenv("BRAINGEN_SET", "hiden_dim=64")
     assert main(["report"]) == 2
-    assert "BRAINGEN_SET is not understood: There is no setting 'hiden_dim'." in capsys.readouterr().err
+    assert (
+        "BRAINGEN_SET is not understood: There is no setting 'hiden_dim'."
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
     ("flag", "setting", "value"),
-    [("--batch_size 5", "train_batch_size", 5), ("--lr 0.5", "learning_rate", 0.5), ("--weight_decay 0.5", "adam_weight_decay", 0.5)],
+    [
+        ("--batch_size 5", "train_batch_size", 5),
+        ("--lr 0.5", "learning_rate", 0.5),
+        ("--weight_decay 0.5", "adam_weight_decay", 0.5),
+    ],
 )
 def test_known_flags_mean_the_fine_tunings_own_settings(flag, setting, value):
     config = load_config(*parse_overrides(flag.split(), "finetune"))
@@ -257,15 +324,23 @@ def test_known_flags_mean_the_fine_tunings_own_settings(flag, setting, value):
 
 def test_a_loss_of_a_training_command_is_that_of_its_encoder(monkeypatch):
     seen = []
-    monkeypatch.setattr("braingen.training.encoder.train", lambda config, modality: seen.append(config))
+    monkeypatch.setattr(
+        "braingen.training.encoder.train", lambda config, modality: seen.append(config)
+    )
     for modality in ("image", "text"):
         assert main(["train", modality, "--prior_scale", "7", "--mixup_pct=0.5"]) == 0
     default = Config()
-    assert (seen[0].loss_image.prior_scale, seen[0].loss_image.mixup_pct) == (7, 0.5) and seen[0].loss_text == default.loss_text
-    assert (seen[1].loss_text.prior_scale, seen[1].loss_text.mixup_pct) == (7, 0.5) and seen[1].loss_image == default.loss_image
+    assert (seen[0].loss_image.prior_scale, seen[0].loss_image.mixup_pct) == (7, 0.5) and seen[
+        0
+    ].loss_text == default.loss_text
+    assert (seen[1].loss_text.prior_scale, seen[1].loss_text.mixup_pct) == (7, 0.5) and seen[
+        1
+    ].loss_image == default.loss_image
 
 
 def test_all_subjects_are_no_label(tmp_path):
-    """`--multi_subject` as a switch means all subjects that are there, and no subject of that name is looked for."""
+    """`--multi_subject` as a switch means all subjects that are there, and no subject of that name
+    is looked for.
+    """
     given = {"data.subjects": "all", "data.root": str(tmp_path)}
     assert cli._numbered(None, given, {}) == given

@@ -1,4 +1,6 @@
-"""The CLIP targets against transformers' own outputs, and the laws of their preprocessing and loading."""
+"""The CLIP targets against transformers' own outputs, and the laws of their preprocessing and
+loading.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,21 @@ from braingen.targets.clip_text import CLIPTextEncoderDual
 pytestmark = pytest.mark.slow  # left out of `make quick`
 
 LENGTH = 12
-VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-TEXT = {"intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": LENGTH, "projection_dim": 12}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 8,
+}
+TEXT = {
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "max_position_embeddings": LENGTH,
+    "projection_dim": 12,
+}
 CAPTIONS = ["a red car", "car", "a very red red car on a beach", "", "beach a car red"]
 
 
@@ -41,17 +56,34 @@ def folder(tmp_path_factory) -> Path:
     """Tiny models in the layout of an SDXL pipeline, with an image encoder beside them."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("tiny")
-    letters = {f"{c}{end}": i for i, (c, end) in enumerate((c, e) for c in "abcdehnorvy" for e in ("", "</w>"))}
+    letters = {
+        f"{c}{end}": i
+        for i, (c, end) in enumerate((c, e) for c in "abcdehnorvy" for e in ("", "</w>"))
+    }
     special = {"<|startoftext|>": len(letters), "<|endoftext|>": len(letters) + 1}
     for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "a")):
-        tokenizer = CLIPTokenizer(vocab=letters | special, merges=[], model_max_length=LENGTH, pad_token=pad)
+        tokenizer = CLIPTokenizer(
+            vocab=letters | special, merges=[], model_max_length=LENGTH, pad_token=pad
+        )
         tokenizer.save_pretrained(path / name)
-    ids = {"vocab_size": len(letters) + 2, "bos_token_id": len(letters), "eos_token_id": len(letters) + 1}
-    CLIPTextModel(CLIPTextConfig(hidden_size=8, **TEXT, **ids)).save_pretrained(path / "text_encoder")
-    CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=16, **TEXT, **ids)).save_pretrained(path / "text_encoder_2")
-    both = CLIPConfig(text_config=dict(hidden_size=8, **TEXT, **ids), vision_config=VISION, projection_dim=12)
+    ids = {
+        "vocab_size": len(letters) + 2,
+        "bos_token_id": len(letters),
+        "eos_token_id": len(letters) + 1,
+    }
+    CLIPTextModel(CLIPTextConfig(hidden_size=8, **TEXT, **ids)).save_pretrained(
+        path / "text_encoder"
+    )
+    CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=16, **TEXT, **ids)).save_pretrained(
+        path / "text_encoder_2"
+    )
+    both = CLIPConfig(
+        text_config=dict(hidden_size=8, **TEXT, **ids), vision_config=VISION, projection_dim=12
+    )
     CLIPModel(both).save_pretrained(path / "image_encoder")
-    CLIPVisionModelWithProjection(CLIPVisionConfig(projection_dim=10, **VISION)).save_pretrained(path / "vision_projected")
+    CLIPVisionModelWithProjection(CLIPVisionConfig(projection_dim=10, **VISION)).save_pretrained(
+        path / "vision_projected"
+    )
     CLIPVisionModel(CLIPVisionConfig(**VISION)).save_pretrained(path / "vision_plain")
     return path
 
@@ -86,25 +118,43 @@ def test_image_outputs_have_the_sizes_they_say(folder, images, output, projected
 
 def test_projected_and_plain_towers_give_the_same_tokens(folder, images):
     projected = CLIPImageEncoder.from_pretrained(folder / "vision_projected", output="both")
-    plain = CLIPImageEncoder.from_pretrained(folder / "vision_projected", output="both", projected=False)
+    plain = CLIPImageEncoder.from_pretrained(
+        folder / "vision_projected", output="both", projected=False
+    )
     inside = CLIPImageEncoder(projected.model, output="both", projected=False)
     for a, b in zip(plain(images), inside(images)):
         torch.testing.assert_close(a, b)
     model = projected.model
-    torch.testing.assert_close(model.visual_projection(plain(images).pooled_BD), projected(images).pooled_BD)
+    torch.testing.assert_close(
+        model.visual_projection(plain(images).pooled_BD), projected(images).pooled_BD
+    )
 
 
 def test_preprocessing_agrees_with_pillow_and_leaves_the_right_size_alone(folder):
     encoder = CLIPImageEncoder.from_pretrained(folder)
     rng = np.random.default_rng(0)
-    smooth = Image.fromarray(rng.integers(0, 256, (10, 14, 3), dtype=np.uint8)).resize((140, 100), Image.BICUBIC)
+    smooth = Image.fromarray(rng.integers(0, 256, (10, 14, 3), dtype=np.uint8)).resize(
+        (140, 100), Image.BICUBIC
+    )
     picture = torch.from_numpy(np.asarray(smooth).copy()).permute(2, 0, 1)[None].float() / 255
     wide = round(140 * 32 / 100)
-    expected = np.asarray(smooth.resize((wide, 32), Image.BICUBIC), np.float32)[:, (wide - 32) // 2 :][:, :32] / 255
-    ours = (encoder.preprocess(picture) * torch.tensor(CLIP_STD).view(3, 1, 1) + torch.tensor(CLIP_MEAN).view(3, 1, 1))[0].permute(1, 2, 0)
-    assert np.abs(ours.numpy() - expected).max() < 1.5 / 255  # Pillow rounds to bytes after each direction
+    expected = (
+        np.asarray(smooth.resize((wide, 32), Image.BICUBIC), np.float32)[:, (wide - 32) // 2 :][
+            :, :32
+        ]
+        / 255
+    )
+    ours = (
+        encoder.preprocess(picture) * torch.tensor(CLIP_STD).view(3, 1, 1)
+        + torch.tensor(CLIP_MEAN).view(3, 1, 1)
+    )[0].permute(1, 2, 0)
+    assert (
+        np.abs(ours.numpy() - expected).max() < 1.5 / 255
+    )  # Pillow rounds to bytes after each direction
     exact = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(encoder.preprocess(exact), (exact - encoder.mean_311) / encoder.std_311)
+    torch.testing.assert_close(
+        encoder.preprocess(exact), (exact - encoder.mean_311) / encoder.std_311
+    )
 
 
 def test_image_embedding_does_not_depend_on_the_batch(folder, images):
@@ -138,13 +188,25 @@ def test_text_target_is_the_penultimate_hidden_state(folder, output, tokens):
             tokenizer = CLIPTokenizer.from_pretrained(folder / f"tokenizer{name}")
             rows = []
             for text in CAPTIONS:
-                ids = tokenizer(text, truncation=True, max_length=LENGTH)["input_ids"]  # not padded: the end is simply the last
+                ids = tokenizer(text, truncation=True, max_length=LENGTH)[
+                    "input_ids"
+                ]  # not padded: the end is simply the last
                 with torch.no_grad():
                     if tokens == "all":
-                        padded = tokenizer(text, padding="max_length", truncation=True, max_length=LENGTH)["input_ids"]
-                        rows.append(model(torch.tensor([padded]), output_hidden_states=True).hidden_states[-2][0])
+                        padded = tokenizer(
+                            text, padding="max_length", truncation=True, max_length=LENGTH
+                        )["input_ids"]
+                        rows.append(
+                            model(torch.tensor([padded]), output_hidden_states=True).hidden_states[
+                                -2
+                            ][0]
+                        )
                     else:
-                        rows.append(model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-2][0, -1:])
+                        rows.append(
+                            model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-2][
+                                0, -1:
+                            ]
+                        )
             parts.append(torch.stack(rows))
     expected = torch.cat(parts, -1)
     ours = encoder.encode(CAPTIONS)
@@ -167,7 +229,9 @@ def test_start_token_opens_every_text(folder):
     encoder = CLIPTextEncoderDual.from_pretrained(folder, output="joint", tokens="all")
     start = encoder.start_token()
     assert start.shape == (encoder.clip_emb_dim,)
-    torch.testing.assert_close(encoder.encode(CAPTIONS)[:, 0], start.expand(5, -1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        encoder.encode(CAPTIONS)[:, 0], start.expand(5, -1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_prompts_are_what_the_sdxl_pipeline_reads(folder):
@@ -181,7 +245,9 @@ def test_prompts_are_what_the_sdxl_pipeline_reads(folder):
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         tokenizer_2=CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
     )
-    tokens, _, pooled, _ = pipeline.encode_prompt(CAPTIONS, do_classifier_free_guidance=False, device="cpu")
+    tokens, _, pooled, _ = pipeline.encode_prompt(
+        CAPTIONS, do_classifier_free_guidance=False, device="cpu"
+    )
     ours = encoder.prompt(CAPTIONS)
     torch.testing.assert_close(ours.tokens_BTD, tokens)
     torch.testing.assert_close(ours.pooled_BD, pooled)
@@ -190,14 +256,20 @@ def test_prompts_are_what_the_sdxl_pipeline_reads(folder):
 def test_old_checkpoints_with_prefixed_keys_load_and_lacking_ones_are_refused(folder, tmp_path):
     source = folder / "text_encoder"
     state = load_file(source / "model.safetensors")
-    for name, kept in (("prefixed", {f"text_model.{k}": v for k, v in state.items()}), ("lacking", dict(list(state.items())[1:]))):
+    for name, kept in (
+        ("prefixed", {f"text_model.{k}": v for k, v in state.items()}),
+        ("lacking", dict(list(state.items())[1:])),
+    ):
         inside = tmp_path / name / "text_encoder"
         inside.mkdir(parents=True)
         (inside / "config.json").write_text((source / "config.json").read_text())
         save_file(kept, inside / "model.safetensors", metadata={"format": "pt"})
         (tmp_path / name / "tokenizer").symlink_to(folder / "tokenizer")
     encoder = CLIPTextEncoderDual.from_pretrained(tmp_path / "prefixed", output="L")
-    torch.testing.assert_close(encoder.encode(["a car"]), CLIPTextEncoderDual.from_pretrained(folder, output="L").encode(["a car"]))
+    torch.testing.assert_close(
+        encoder.encode(["a car"]),
+        CLIPTextEncoderDual.from_pretrained(folder, output="L").encode(["a car"]),
+    )
     with pytest.raises(UserError, match="1 missing"):
         CLIPTextEncoderDual.from_pretrained(tmp_path / "lacking", output="L")
 
@@ -219,7 +291,9 @@ def test_saved_and_loaded_encoders_embed_alike(folder, images, tmp_path):
         encoder = CLIPImageEncoder.from_pretrained(folder, output="both", projected=projected)
         encoder.mean_311 += 0.125  # statistics of its own
         encoder.save_pretrained(tmp_path / str(projected))
-        again = CLIPImageEncoder.from_pretrained(tmp_path / str(projected), output="both", projected=projected)
+        again = CLIPImageEncoder.from_pretrained(
+            tmp_path / str(projected), output="both", projected=projected
+        )
         torch.testing.assert_close(again(images).target_BTD, encoder(images).target_BTD)
     for output in ("L", "bigG", "joint"):
         text = CLIPTextEncoderDual.from_pretrained(folder, output=output, tokens="all")
@@ -228,11 +302,21 @@ def test_saved_and_loaded_encoders_embed_alike(folder, images, tmp_path):
         torch.testing.assert_close(again.encode(CAPTIONS), text.encode(CAPTIONS))
 
 
-# --- full sizes, without weights ------------------------------------------------------------------------------------
+# --- full sizes, without weights ------------------------------------------------------------------
 
-FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "projection_dim")
-VIT_L_IMAGE, VIT_BIGG_IMAGE = (dict(zip(FIELDS, sizes)) for sizes in ((1024, 4096, 24, 16, 768), (1664, 8192, 48, 16, 1280)))
-VIT_L_TEXT, VIT_BIGG_TEXT = (dict(zip(FIELDS, sizes)) for sizes in ((768, 3072, 12, 12, 768), (1280, 5120, 32, 20, 1280)))
+FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "projection_dim",
+)
+VIT_L_IMAGE, VIT_BIGG_IMAGE = (
+    dict(zip(FIELDS, sizes)) for sizes in ((1024, 4096, 24, 16, 768), (1664, 8192, 48, 16, 1280))
+)
+VIT_L_TEXT, VIT_BIGG_TEXT = (
+    dict(zip(FIELDS, sizes)) for sizes in ((768, 3072, 12, 12, 768), (1280, 5120, 32, 20, 1280))
+)
 
 
 @pytest.mark.parametrize(
@@ -241,16 +325,26 @@ VIT_L_TEXT, VIT_BIGG_TEXT = (dict(zip(FIELDS, sizes)) for sizes in ((768, 3072, 
     ids=["ViT-L/14", "ViT-bigG/14"],
 )
 def test_image_encoders_at_full_size(sizes, millions, projected, plain):
-    """Both towers at their released sizes (parameters as OpenCLIP lists them), on the meta device; 256 x 1664 is MindEye2's target."""
+    """Both towers at their released sizes (parameters as OpenCLIP lists them), on the meta device;
+    256 x 1664 is MindEye2's target.
+    """
     vision = CLIPVisionConfig(image_size=224, patch_size=14, **sizes)
     for output, tokens in (("pooled", 1), ("tokens", 256), ("both", 257)):
         for project, width in ((True, projected), (False, plain)):
             encoder = CLIPImageEncoder.on_meta(vision, output=output, projected=project)
-            assert (encoder.clip_seq_dim, encoder.clip_emb_dim, encoder.size) == (tokens, width, 224)
+            assert (encoder.clip_seq_dim, encoder.clip_emb_dim, encoder.size) == (
+                tokens,
+                width,
+                224,
+            )
     model = CLIPImageEncoder.on_meta(vision).model
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == millions
     out = model(pixel_values=torch.empty(2, 3, 224, 224, device="meta"))
-    assert out.image_embeds.shape == (2, projected) and out.last_hidden_state.shape == (2, 257, plain)
+    assert out.image_embeds.shape == (2, projected) and out.last_hidden_state.shape == (
+        2,
+        257,
+        plain,
+    )
 
 
 def test_text_encoders_at_full_size(folder):
@@ -263,7 +357,9 @@ def test_text_encoders_at_full_size(folder):
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     for output, width in (("L", 768), ("bigG", 1280), ("joint", 2048)):
         for tokens, length in (("eos", 1), ("all", 77)):
-            encoder = CLIPTextEncoderDual(first, tokenizer, second, tokenizer, output=output, tokens=tokens)
+            encoder = CLIPTextEncoderDual(
+                first, tokenizer, second, tokenizer, output=output, tokens=tokens
+            )
             assert (encoder.clip_seq_dim, encoder.clip_emb_dim) == (length, width)
 
 
@@ -272,9 +368,17 @@ def test_the_shipped_ones_load_by_the_same_lines(images):
     for output in ("pooled", "tokens", "both"):
         for projected in (True, False):
             encoder = CLIPImageEncoder.from_pretrained(TINY, output=output, projected=projected)
-            assert encoder(images).target_BTD.shape == (3, encoder.clip_seq_dim, encoder.clip_emb_dim)
+            assert encoder(images).target_BTD.shape == (
+                3,
+                encoder.clip_seq_dim,
+                encoder.clip_emb_dim,
+            )
     for output, width in (("L", 96), ("bigG", 128), ("joint", 224)):
-        assert CLIPTextEncoderDual.from_pretrained(TINY, output=output)([["a red car"]]).shape == (1, 1, width)
+        assert CLIPTextEncoderDual.from_pretrained(TINY, output=output)([["a red car"]]).shape == (
+            1,
+            1,
+            width,
+        )
 
 
 def test_a_hub_name_loads_what_the_folder_loads(folder, tmp_path):
@@ -287,7 +391,12 @@ def test_a_hub_name_loads_what_the_folder_loads(folder, tmp_path):
     cached = {"cache_dir": tmp_path, "local_files_only": True}
     pictures = torch.rand(2, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     image = CLIPImageEncoder.from_pretrained("someone/tiny", subfolder="image_encoder", **cached)
-    torch.testing.assert_close(image(pictures).target_BTD, CLIPImageEncoder.from_pretrained(folder)(pictures).target_BTD, rtol=0, atol=0)
+    torch.testing.assert_close(
+        image(pictures).target_BTD,
+        CLIPImageEncoder.from_pretrained(folder)(pictures).target_BTD,
+        rtol=0,
+        atol=0,
+    )
     text = CLIPTextEncoderDual.from_pretrained("someone/tiny", output="joint", **cached)
     expected = CLIPTextEncoderDual.from_pretrained(folder, output="joint")
     torch.testing.assert_close(text([CAPTIONS]), expected([CAPTIONS]), rtol=0, atol=0)

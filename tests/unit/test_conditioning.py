@@ -1,11 +1,20 @@
-"""Laws of RoutedConditioning: off is unrouted, gradients reach routers, the prior runs when it is said to, text has its form."""
+"""Laws of RoutedConditioning: off is unrouted, gradients reach routers, the prior runs when it is
+said to, text has its form.
+"""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from braingen.routing.conditioning import ConditioningForm, RoutedConditioning, Source, experts_of_sums, map_embeddings, through_prior
+from braingen.routing.conditioning import (
+    ConditioningForm,
+    RoutedConditioning,
+    Source,
+    experts_of_sums,
+    map_embeddings,
+    through_prior,
+)
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.errors import UserError
 from braingen.targets.clip_text import PromptEmbeddings
@@ -16,16 +25,26 @@ COUNTS = (2, 4, 2)
 
 
 def embeddings(width: int, seed: int = 0, counts: tuple[int, ...] = COUNTS) -> ExpertEmbeddings:
-    """As an encoder of levels makes them: levels are means of experts, the output is the mean of levels."""
+    """As an encoder of levels makes them: levels are means of experts, the output is the mean of
+    levels.
+    """
     generator = torch.Generator().manual_seed(seed)
     experts = tuple(torch.randn(B, number, 1, width, generator=generator) for number in counts)
     levels = torch.stack([x.mean(1) for x in experts], 1)
-    return ExpertEmbeddings(levels.mean(1), levels.mean(1), levels, levels, experts, experts, (), torch.zeros(()))
+    return ExpertEmbeddings(
+        levels.mean(1), levels.mean(1), levels, levels, experts, experts, (), torch.zeros(())
+    )
 
 
 def router(width: int, **settings) -> DiffuseRouter:
     torch.manual_seed(0)
-    sizes = {"num_experts": COUNTS, "clip_emb_dim": width, "time_hidden_dim": 8, "time_embedding_dim": 16, "space_grid": 4}
+    sizes = {
+        "num_experts": COUNTS,
+        "clip_emb_dim": width,
+        "time_hidden_dim": 8,
+        "time_embedding_dim": 16,
+        "space_grid": 4,
+    }
     return DiffuseRouter(**sizes | settings)
 
 
@@ -65,7 +84,9 @@ def test_without_routers_it_is_the_encoders_output():
 
 def test_routers_that_are_off_give_exactly_the_unrouted_result():
     off = {"time": "off", "space": "off"}
-    routed = RoutedConditioning(FORM, image=Source(IMAGE, router(D, **off)), text=Source(TEXT, router(D_TEXT, **off)))(500, LATENTS)
+    routed = RoutedConditioning(
+        FORM, image=Source(IMAGE, router(D, **off)), text=Source(TEXT, router(D_TEXT, **off))
+    )(500, LATENTS)
     unrouted = RoutedConditioning(FORM, image=Source(IMAGE), text=Source(TEXT))(500, LATENTS)
     assert torch.equal(routed.image_embeds_BTD, unrouted.image_embeds_BTD)
     assert torch.equal(routed.tokens_BTC, unrouted.tokens_BTC)
@@ -87,9 +108,16 @@ def test_prior_takes_what_it_is_given():
         rows.append(len(x))
         return bent(x)
 
-    assert torch.equal(through_prior(IMAGE, counting, of="output").backbone_BTD, bent(IMAGE.backbone_BTD))
-    torch.testing.assert_close(through_prior(IMAGE, counting, of="levels").level_backbone_BLTD, bent(IMAGE.level_backbone_BLTD))
-    for mine, before in zip(through_prior(IMAGE, counting, of="experts").expert_backbone, IMAGE.expert_backbone):
+    assert torch.equal(
+        through_prior(IMAGE, counting, of="output").backbone_BTD, bent(IMAGE.backbone_BTD)
+    )
+    torch.testing.assert_close(
+        through_prior(IMAGE, counting, of="levels").level_backbone_BLTD,
+        bent(IMAGE.level_backbone_BLTD),
+    )
+    for mine, before in zip(
+        through_prior(IMAGE, counting, of="experts").expert_backbone, IMAGE.expert_backbone
+    ):
         torch.testing.assert_close(mine, bent(before))
     assert rows == [B, 3 * B, 8 * B]
     routed = RoutedConditioning(FORM, image=Source(through_prior(IMAGE, counting), router(D)))
@@ -99,26 +127,38 @@ def test_prior_takes_what_it_is_given():
 
 
 def test_for_an_affine_prior_all_orders_agree():
-    # only time is routed: weights that depend on the embeddings would see others before than after the prior
+    # only time is routed: weights that depend on the embeddings would see others before than after
+    # the prior
     timed = shaken(router(D, space="off"))
-    after = RoutedConditioning(FORM, image=Source(IMAGE, timed, prior=affine))(300, LATENTS).image_embeds_BTD
+    after = RoutedConditioning(FORM, image=Source(IMAGE, timed, prior=affine))(
+        300, LATENTS
+    ).image_embeds_BTD
     for of in ("levels", "experts"):
-        before = RoutedConditioning(FORM, image=Source(through_prior(IMAGE, affine, of=of), timed))(300, LATENTS).image_embeds_BTD
+        before = RoutedConditioning(FORM, image=Source(through_prior(IMAGE, affine, of=of), timed))(
+            300, LATENTS
+        ).image_embeds_BTD
         torch.testing.assert_close(before, after)
 
 
 def test_experts_of_sums_become_estimates_of_their_level():
-    sums = IMAGE._replace(level_backbone_BLTD=torch.stack([x.sum(1) for x in IMAGE.expert_backbone], 1))
+    sums = IMAGE._replace(
+        level_backbone_BLTD=torch.stack([x.sum(1) for x in IMAGE.expert_backbone], 1)
+    )
     scaled = experts_of_sums(sums)
     for level, experts in enumerate(scaled.expert_backbone):
         torch.testing.assert_close(experts.mean(1), sums.level_backbone_BLTD[:, level])
 
 
 def test_gradients_reach_every_router_parameter_unless_a_prior_stops_them():
-    image_router, text_router = shaken(router(D, time_context=True, time_context_size=3)), shaken(router(D_TEXT, time="mlp", space="self"))
+    image_router, text_router = (
+        shaken(router(D, time_context=True, time_context_size=3)),
+        shaken(router(D_TEXT, time="mlp", space="self")),
+    )
 
     def loss(prior) -> torch.Tensor:
-        routed = RoutedConditioning(FORM, image=Source(IMAGE, image_router, prior), text=Source(TEXT, text_router))
+        routed = RoutedConditioning(
+            FORM, image=Source(IMAGE, image_router, prior), text=Source(TEXT, text_router)
+        )
         condition = routed(torch.tensor([900, 400, 10]), LATENTS)
         return condition.image_embeds_BTD.square().sum() + condition.tokens_BTC.square().sum()
 
@@ -132,35 +172,57 @@ def test_gradients_reach_every_router_parameter_unless_a_prior_stops_them():
 
 
 def test_one_time_for_all_is_the_time_of_each():
-    routed = RoutedConditioning(FORM, image=Source(IMAGE, shaken(router(D))), text=Source(TEXT, shaken(router(D_TEXT))))
+    routed = RoutedConditioning(
+        FORM, image=Source(IMAGE, shaken(router(D))), text=Source(TEXT, shaken(router(D_TEXT)))
+    )
     one = routed(torch.tensor(420), LATENTS)
     for same in (420, 420.0, torch.tensor([420]), torch.full((B,), 420)):
         other = routed(same, LATENTS)
-        assert torch.equal(one.image_embeds_BTD, other.image_embeds_BTD) and torch.equal(one.tokens_BTC, other.tokens_BTC)
+        assert torch.equal(one.image_embeds_BTD, other.image_embeds_BTD) and torch.equal(
+            one.tokens_BTC, other.tokens_BTC
+        )
     assert not torch.equal(one.image_embeds_BTD, routed(20, LATENTS).image_embeds_BTD)
     assert one.image_routing.level_weights_BL.shape == (B, len(COUNTS))
 
 
 def test_a_batch_is_its_rows_and_any_latent_size_does():
     image_router = shaken(router(D))
-    whole = RoutedConditioning(FORM, image=Source(IMAGE, image_router))(420, LATENTS).image_embeds_BTD
+    whole = RoutedConditioning(FORM, image=Source(IMAGE, image_router))(
+        420, LATENTS
+    ).image_embeds_BTD
     for row in range(B):
         alone = map_embeddings(IMAGE, lambda x, row=row: x[row : row + 1])
-        single = RoutedConditioning(FORM, image=Source(alone, image_router))(420, LATENTS[row : row + 1]).image_embeds_BTD
+        single = RoutedConditioning(FORM, image=Source(alone, image_router))(
+            420, LATENTS[row : row + 1]
+        ).image_embeds_BTD
         torch.testing.assert_close(single[0], whole[row], rtol=1e-4, atol=1e-5)
-    assert RoutedConditioning(FORM, image=Source(IMAGE, image_router))(420, torch.randn(B, 4, 9, 13)).image_embeds_BTD.shape == (B, 1, D)
+    assert RoutedConditioning(FORM, image=Source(IMAGE, image_router))(
+        420, torch.randn(B, 4, 9, 13)
+    ).image_embeds_BTD.shape == (B, 1, D)
 
 
 def test_image_or_text_alone_leaves_the_other_empty():
     only_image = RoutedConditioning(FORM, image=Source(IMAGE, router(D)))(420, LATENTS)
-    assert only_image.image_embeds_BTD.any() and not only_image.tokens_BTC.any() and only_image.text_routing is None
+    assert (
+        only_image.image_embeds_BTD.any()
+        and not only_image.tokens_BTC.any()
+        and only_image.text_routing is None
+    )
     only_text = RoutedConditioning(FORM, text=Source(TEXT, router(D_TEXT)))(420, LATENTS)
-    assert only_text.tokens_BTC.any() and not only_text.image_embeds_BTD.any() and only_text.image_routing is None
-    assert only_image.tokens_BTC.shape == only_text.tokens_BTC.shape == (B, LENGTH, D_FIRST + D_TEXT)
+    assert (
+        only_text.tokens_BTC.any()
+        and not only_text.image_embeds_BTD.any()
+        and only_text.image_routing is None
+    )
+    assert (
+        only_image.tokens_BTC.shape == only_text.tokens_BTC.shape == (B, LENGTH, D_FIRST + D_TEXT)
+    )
     with pytest.raises(UserError, match="at least one"):
         RoutedConditioning(FORM)
     with pytest.raises(UserError, match="rows"):
-        RoutedConditioning(FORM, image=Source(IMAGE), text=Source(map_embeddings(TEXT, lambda x: x[:2])))
+        RoutedConditioning(
+            FORM, image=Source(IMAGE), text=Source(map_embeddings(TEXT, lambda x: x[:2]))
+        )
 
 
 def test_text_is_the_start_token_and_one_vector_repeated():
@@ -174,7 +236,9 @@ def test_text_is_the_start_token_and_one_vector_repeated():
     first, start = torch.randn(B, 1, D_FIRST), torch.full((D_FIRST,), 9.0)
     both = FORM.text(TEXT.backbone_BTD, first, start)
     assert torch.equal(both[..., D_FIRST:], tokens[..., D_FIRST:])
-    assert (both[:, 0, :D_FIRST] == 9).all() and torch.equal(both[:, 1:, :D_FIRST], first.expand(B, LENGTH - 1, D_FIRST))
+    assert (both[:, 0, :D_FIRST] == 9).all() and torch.equal(
+        both[:, 1:, :D_FIRST], first.expand(B, LENGTH - 1, D_FIRST)
+    )
     for bad in (torch.randn(B, 2, D_TEXT), torch.randn(B, 1, D_TEXT + 1)):
         with pytest.raises(UserError, match="allowed"):
             FORM.text(bad)
@@ -195,7 +259,9 @@ def test_form_puts_the_columns_where_sdxl_has_them(output):
             return torch.ones(self.width)
 
     encoder = Encoder()
-    form = ConditioningForm.of(encoder, cross_attention_dim=D_FIRST + D_TEXT, pooled_dim=POOLED, image_shape=(1, D))
+    form = ConditioningForm.of(
+        encoder, cross_attention_dim=D_FIRST + D_TEXT, pooled_dim=POOLED, image_shape=(1, D)
+    )
     begin = D_FIRST if output == "bigG" else 0
     assert form.text_columns == (begin, begin + encoder.width)
     expected = torch.zeros(D_FIRST + D_TEXT)
@@ -210,17 +276,26 @@ def test_guidance_leads_away_from_nothing_or_from_a_prompt():
     routed = RoutedConditioning(FORM, image=Source(IMAGE))
     assert not any(x.any() for x in routed.unconditional[:3])
     written = PromptEmbeddings(torch.randn(1, LENGTH, D_FIRST + D_TEXT), torch.randn(1, POOLED))
-    away = RoutedConditioning(FORM, image=Source(IMAGE), negative=FORM.prompt(written)).unconditional
+    away = RoutedConditioning(
+        FORM, image=Source(IMAGE), negative=FORM.prompt(written)
+    ).unconditional
     assert torch.equal(away.tokens_BTC, written.tokens_BTD.expand(B, -1, -1))
     assert torch.equal(away.pooled_BD, written.pooled_BD.expand(B, -1))
     assert not away.image_embeds_BTD.any() and len(away.image_embeds_BTD) == B
     second_only = FORM.prompt(PromptEmbeddings(torch.ones(1, LENGTH, D_TEXT), None))
-    assert not second_only.tokens_BTC[..., :D_FIRST].any() and second_only.tokens_BTC[..., D_FIRST:].all()
+    assert (
+        not second_only.tokens_BTC[..., :D_FIRST].any()
+        and second_only.tokens_BTC[..., D_FIRST:].all()
+    )
 
 
 def test_dropped_rows_are_empty_and_others_untouched():
     condition = RoutedConditioning(FORM, image=Source(IMAGE), text=Source(TEXT))(1, LATENTS)
-    dropped = FORM.dropped(condition, image_B=torch.tensor([True, False, True]), text_B=torch.tensor([False, False, True]))
+    dropped = FORM.dropped(
+        condition,
+        image_B=torch.tensor([True, False, True]),
+        text_B=torch.tensor([False, False, True]),
+    )
     assert dropped.image_embeds_BTD.flatten(1).any(1).tolist() == [False, True, False]
     assert dropped.tokens_BTC.flatten(1).any(1).tolist() == [True, True, False]
     assert torch.equal(dropped.image_embeds_BTD[1], condition.image_embeds_BTD[1])
@@ -230,15 +305,24 @@ def test_dropped_rows_are_empty_and_others_untouched():
 def test_single_levels_with_and_without_routers():
     for source in (Source(IMAGE), Source(IMAGE, router(D))):
         for level in range(len(COUNTS)):
-            heard = RoutedConditioning(FORM, image=source, level=level)(10, LATENTS).image_embeds_BTD
-            torch.testing.assert_close(heard, IMAGE.level_backbone_BLTD[:, level], rtol=1e-5, atol=1e-5)
+            heard = RoutedConditioning(FORM, image=source, level=level)(
+                10, LATENTS
+            ).image_embeds_BTD
+            torch.testing.assert_close(
+                heard, IMAGE.level_backbone_BLTD[:, level], rtol=1e-5, atol=1e-5
+            )
 
 
 def test_encoders_without_experts_can_be_routed_in_time():
     bare = IMAGE._replace(expert_backbone=(), expert_clip=())
     timed = shaken(router(D, space="off"))
-    with_experts = RoutedConditioning(FORM, image=Source(IMAGE, timed))(77, LATENTS).image_embeds_BTD
-    torch.testing.assert_close(RoutedConditioning(FORM, image=Source(bare, timed))(77, LATENTS).image_embeds_BTD, with_experts)
+    with_experts = RoutedConditioning(FORM, image=Source(IMAGE, timed))(
+        77, LATENTS
+    ).image_embeds_BTD
+    torch.testing.assert_close(
+        RoutedConditioning(FORM, image=Source(bare, timed))(77, LATENTS).image_embeds_BTD,
+        with_experts,
+    )
     with pytest.raises(UserError, match="experts and got"):
         RoutedConditioning(FORM, image=Source(bare, router(D)))(77, LATENTS)
     with pytest.raises(UserError, match="there are none"):

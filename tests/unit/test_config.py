@@ -1,4 +1,6 @@
-"""Settings: nothing is lost between file, tree and file; whatever is mistyped is named with what was probably meant."""
+"""Settings: nothing is lost between file, tree and file; whatever is mistyped is named with what
+was probably meant.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +117,12 @@ def test_flags_people_know_are_settings(flag, setting):
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("hiden_dim", "hidden_dim"), ("encoder.hiden_dim", "encoder.hidden_dim"), ("num_epoch", "num_epochs"), ("subjs", "subj")],
+    [
+        ("hiden_dim", "hidden_dim"),
+        ("encoder.hiden_dim", "encoder.hidden_dim"),
+        ("num_epoch", "num_epochs"),
+        ("subjs", "subj"),
+    ],
 )
 def test_a_typo_names_the_nearest_setting(typed, meant):
     with pytest.raises(UserError, match=f"There is no setting '{typed}'.*Did you mean {meant}\\?"):
@@ -123,7 +130,9 @@ def test_a_typo_names_the_nearest_setting(typed, meant):
 
 
 def test_a_name_of_several_sections_asks_which():
-    with pytest.raises(UserError, match=r"--clip_scale could mean loss_image\.clip_scale or loss_text\.clip_scale"):
+    with pytest.raises(
+        UserError, match=r"--clip_scale could mean loss_image\.clip_scale or loss_text\.clip_scale"
+    ):
         resolve("clip_scale")
 
 
@@ -135,11 +144,23 @@ def test_a_name_like_nothing_points_to_the_list():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("encoder:\n  hiden_dim: 3\n", "There is no setting 'encoder.hiden_dim' (in {file}). Did you mean encoder.hidden_dim?"),
-        ("encodr:\n  hidden_dim: 3\n", "There is no setting 'encodr' (in {file}). Did you mean encoder?"),
+        (
+            "encoder:\n  hiden_dim: 3\n",
+            "There is no setting 'encoder.hiden_dim' (in {file}). Did you mean encoder.hidden_dim?",
+        ),
+        (
+            "encodr:\n  hidden_dim: 3\n",
+            "There is no setting 'encodr' (in {file}). Did you mean encoder?",
+        ),
         ("encodr:\n", "There is no setting 'encodr' (in {file}). Did you mean encoder?"),
-        ("encoder:\n  hidden_dim: many\n", "encoder.hidden_dim = many (in {file}) is not allowed: input should be a valid integer"),
-        ("sampler:\n  steps: 0\n", "sampler.steps = 0 (in {file}) is not allowed: input should be greater than 0."),
+        (
+            "encoder:\n  hidden_dim: many\n",
+            "encoder.hidden_dim = many (in {file}) is not allowed: input should be a valid integer",
+        ),
+        (
+            "sampler:\n  steps: 0\n",
+            "sampler.steps = 0 (in {file}) is not allowed: input should be greater than 0.",
+        ),
         ("encoder: [1\n", "{file} is not valid YAML: "),
         ("- encoder\n", "{file} is not of the form 'section:'"),
         ("encoder: 3\n", "{file} is not of the form 'section:'"),
@@ -162,13 +183,16 @@ def test_a_missing_file_names_those_that_are_there(tmp_path, monkeypatch):
     with pytest.raises(UserError) as caught:
         load_config(Path("configs/mne.yaml"))
     shipped = ", ".join(shipped_configs())
-    assert str(caught.value) == (
-        "There is no configuration configs/mne.yaml. Configurations that ship with braingen: "
+    assert (
+        str(caught.value)
+        == "There is no configuration configs/mne.yaml. Configurations that ship with braingen: "
         f"{shipped}. Files here: configs/mine.yaml."
     )
 
 
-@pytest.mark.parametrize("asked", ["nsd_multi", "nsd_multi.yaml", "configs/nsd_multi.yaml", Path("nsd_multi")])
+@pytest.mark.parametrize(
+    "asked", ["nsd_multi", "nsd_multi.yaml", "configs/nsd_multi.yaml", Path("nsd_multi")]
+)
 def test_a_shipped_configuration_is_found_by_name(tmp_path, monkeypatch, asked):
     monkeypatch.chdir(tmp_path)
     assert load_config(asked).data.subjects == tuple(range(1, 9))
@@ -184,7 +208,13 @@ def test_a_file_comes_before_a_shipped_configuration_of_the_same_name(tmp_path, 
 @pytest.mark.parametrize("asked", ["nsd_subj1", "elsewhere/nsd_subj01.yaml"])
 def test_an_unknown_name_lists_what_there_is(tmp_path, monkeypatch, asked):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"Did you mean nsd_subj01\?.*nsd_multi, nsd_subj01, nsd_subj01_small, own_scans, simulated\."):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"Did you mean nsd_subj01\?.*nsd_multi, nsd_subj01, nsd_subj01_small, own_scans,"
+            r" simulated\."
+        ),
+    ):
         load_config(asked)
 
 
@@ -193,4 +223,6 @@ def test_all_subjects_are_those_of_the_data_folder(tmp_path):
         (tmp_path / "wds" / name).mkdir(parents=True)
     chosen = {"data.subjects": "all", "data.root": str(tmp_path)}
     assert load_config(None, chosen).data.subjects == (2, 5, 101)
-    assert load_config(None, {**chosen, "data.root": str(tmp_path / "none")}).data.subjects == tuple(range(1, 9))
+    assert load_config(
+        None, {**chosen, "data.root": str(tmp_path / "none")}
+    ).data.subjects == tuple(range(1, 9))

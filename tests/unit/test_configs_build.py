@@ -1,4 +1,6 @@
-"""Every configuration that is shipped builds what it describes, at its full size, on the meta device: shapes without memory."""
+"""Every configuration that is shipped builds what it describes, at its full size, on the meta
+device: shapes without memory.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ def target_of(config) -> tuple[int, int]:
 
 def voxels_of(config) -> dict[int, int]:
     simulated = config.backbone.path == "tiny"
-    return {subject: config.simulation.num_voxels if simulated else nsd.VOXELS[subject] for subject in config.data.subjects}
+    return {
+        subject: config.simulation.num_voxels if simulated else nsd.VOXELS[subject]
+        for subject in config.data.subjects
+    }
 
 
 @pytest.fixture(scope="module", params=CONFIGS, ids=lambda file: file.stem)
@@ -38,21 +43,36 @@ def test_a_batch_has_the_targets_shape(built):
     subject, voxels = list(voxels_of(config).items())[-1]
     out = reader.train()(torch.empty(4, voxels, device="meta"), subject)
     assert out.backbone_BTD.shape == out.clip_BTD.shape == (4, *target_of(config))
-    assert out.level_backbone_BLTD.shape == (4, 1 + len(config.encoder.exp_factor_list), *target_of(config))
+    assert out.level_backbone_BLTD.shape == (
+        4,
+        1 + len(config.encoder.exp_factor_list),
+        *target_of(config),
+    )
     assert out.balance_loss.shape == ()
     assert reader.eval().embedding(out.backbone_BTD).shape == (4, *target_of(config))
 
 
 def test_every_subject_has_its_layer(built):
     config, reader = built
-    counted = sum(parameter.numel() for name, parameter in reader.encoder.named_parameters() if "subject" in name)
-    needed = sum(voxels * (config.encoder.b_size or config.encoder.hidden_dim) for voxels in voxels_of(config).values())
+    counted = sum(
+        parameter.numel()
+        for name, parameter in reader.encoder.named_parameters()
+        if "subject" in name
+    )
+    needed = sum(
+        voxels * (config.encoder.b_size or config.encoder.hidden_dim)
+        for voxels in voxels_of(config).values()
+    )
     assert counted >= needed
 
 
 def test_the_optimizer_takes_every_parameter_that_has_an_effect(built):
     config, reader = built
-    given = [parameter for group in weight_decay_groups(reader, config.optim.weight_decay) for parameter in group["params"]]
+    given = [
+        parameter
+        for group in weight_decay_groups(reader, config.optim.weight_decay)
+        for parameter in group["params"]
+    ]
     assert len({id(parameter) for parameter in given}) == len(given)
     assert config.encoder.trunk == "published" or len(given) == len(list(reader.parameters()))
 
@@ -66,4 +86,6 @@ def test_the_steps_of_an_epoch_fit_the_batch(built):
 def test_configurations_are_commented_with_commands():
     assert {file.stem for file in CONFIGS} >= {"simulated", "nsd_subj01", "nsd_multi"}
     for file in CONFIGS:
-        assert "braingen" in "".join(line for line in file.read_text().splitlines() if line.startswith("#")), file
+        assert "braingen" in "".join(
+            line for line in file.read_text().splitlines() if line.startswith("#")
+        ), file

@@ -10,7 +10,13 @@ from braingen.evaluation.uncertainty import Summary
 
 def curve() -> Curve:
     points = [
-        Point(way, x, "two_way_clip", Summary(value, value - 0.05, value + 0.05, 0.01, None, 1, 3), 0.5)
+        Point(
+            way,
+            x,
+            "two_way_clip",
+            Summary(value, value - 0.05, value + 0.05, 0.01, None, 1, 3),
+            0.5,
+        )
         for way, start in (("routers", 0.6), ("scratch", 0.5))
         for x, value in ((1, start), (4, start + 0.2))
     ]

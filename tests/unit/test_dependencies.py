@@ -1,4 +1,6 @@
-"""What is imported under src/ and what pyproject.toml asks for are the same, both ways; extras are told in one sentence when missing."""
+"""What is imported under src/ and what pyproject.toml asks for are the same, both ways; extras are
+told in one sentence when missing.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,27 @@ else:
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "scikit-image": "skimage", "huggingface-hub": "huggingface_hub"}
+MODULES = {
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+    "scikit-image": "skimage",
+    "huggingface-hub": "huggingface_hub",
+}
 """Distribution -> the module it is imported as, where the names differ."""
-LOADED_BY_ANOTHER = {"tensorboard": "accelerate, as run.tracker says", "xformers": "diffusers, as lora.attention says"}
+LOADED_BY_ANOTHER = {
+    "tensorboard": "accelerate, as run.tracker says",
+    "xformers": "diffusers, as lora.attention says",
+}
 """Modules that are used without an import of ours, and by whom."""
 
 
 def names(requirements: list[str]) -> set[str]:
     """Distributions of a list of requirements; extras of our own are left out."""
-    found = {re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-") for requirement in requirements}  # type: ignore[index]
+    found = {
+        re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
+        for requirement in requirements
+    }  # type: ignore[index]
     return found - {"braingen"}
 
 
@@ -56,21 +70,39 @@ def test_what_is_imported_is_asked_for_and_what_is_asked_for_is_imported() -> No
     found = imported(ROOT / "src")
     optional = {module for parts in EXTRAS.values() for module in parts}
     needed = modules(PROJECT["dependencies"])
-    assert {module: files for module, files in found.items() if module not in needed | optional} == {}
+    assert {
+        module: files for module, files in found.items() if module not in needed | optional
+    } == {}
     assert (needed | optional) - set(found) == set(LOADED_BY_ANOTHER)
     assert not needed & optional
 
 
 def test_extras_are_those_of_pyproject() -> None:
-    listed = {extra: modules(needs) for extra, needs in PROJECT["optional-dependencies"].items() if extra != "dev"}
+    listed = {
+        extra: modules(needs)
+        for extra, needs in PROJECT["optional-dependencies"].items()
+        if extra != "dev"
+    }
     assert listed == {extra: set(parts) for extra, parts in EXTRAS.items()}
 
 
 def test_tests_import_only_what_dev_brings() -> None:
-    own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"unit", "parity", "integration", "tomli", "tomllib"}
+    own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {
+        "unit",
+        "parity",
+        "integration",
+        "tomli",
+        "tomllib",
+    }
     optional = PROJECT["optional-dependencies"]
-    brought = modules([*PROJECT["dependencies"], *optional["dev"], *optional["explain"], *optional["track"]])
-    assert {module: files for module, files in imported(ROOT / "tests").items() if module not in brought | own} == {}
+    brought = modules(
+        [*PROJECT["dependencies"], *optional["dev"], *optional["explain"], *optional["track"]]
+    )
+    assert {
+        module: files
+        for module, files in imported(ROOT / "tests").items()
+        if module not in brought | own
+    } == {}
     assert "braingen[explain,track]" in optional["dev"]
 
 
@@ -96,7 +128,9 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 @pytest.mark.parametrize("module", EXTRAS["explain"])
-def test_explain_without_its_extra_is_one_sentence(module: str, hidden: set[str], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_explain_without_its_extra_is_one_sentence(
+    module: str, hidden: set[str], monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     from braingen.cli import main
 
     hidden.add(module)
@@ -104,11 +138,16 @@ def test_explain_without_its_extra_is_one_sentence(module: str, hidden: set[str]
         monkeypatch.delitem(sys.modules, name)
     assert main(["explain"]) == 2
     said = capsys.readouterr().err
-    assert f"braingen explain needs {module}, which is not installed: pip install 'braingen[explain]'" in said
+    assert (
+        f"braingen explain needs {module}, which is not installed: pip install 'braingen[explain]'"
+        in said
+    )
     assert "Traceback" not in said
 
 
-def test_without_tensorboard_curves_go_to_the_file_and_this_is_printed(hidden: set[str], tmp_path: Path, capsys) -> None:
+def test_without_tensorboard_curves_go_to_the_file_and_this_is_printed(
+    hidden: set[str], tmp_path: Path, capsys
+) -> None:
     from braingen.config import load_config
     from braingen.runtime.device import accelerator_of
 
@@ -121,5 +160,7 @@ def test_without_tensorboard_curves_go_to_the_file_and_this_is_printed(hidden: s
 
 def test_every_extra_that_is_missing_is_named(hidden: set[str]) -> None:
     hidden |= {"captum", "nilearn"}
-    with pytest.raises(UserError, match="The map needs captum and nilearn, which are not installed"):
+    with pytest.raises(
+        UserError, match="The map needs captum and nilearn, which are not installed"
+    ):
         extras.need("explain", "The map")

@@ -1,4 +1,6 @@
-"""The fine-tuning objective against diffusers' schedulers and against what min-SNR weighting means."""
+"""The fine-tuning objective against diffusers' schedulers and against what min-SNR
+weighting means.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +18,34 @@ from braingen.training.diffusion_loss import (
     signal_to_noise,
 )
 
-SDXL = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+SDXL = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+}
 TIMES = torch.tensor([0, 10, 250, 500, 999])
 
 
 @pytest.fixture
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(5, 4, 3, 3, generator=generator), torch.randn(5, 4, 3, 3, generator=generator)
+    return torch.randn(5, 4, 3, 3, generator=generator), torch.randn(
+        5, 4, 3, 3, generator=generator
+    )
 
 
 def test_noise_and_targets_are_the_schedulers(pair):
     latents, noise = pair
     scheduler = DDPMScheduler(**SDXL)
     table = scheduler.alphas_cumprod
-    torch.testing.assert_close(noisy_latents(table, latents, noise, TIMES), scheduler.add_noise(latents, noise, TIMES))
+    torch.testing.assert_close(
+        noisy_latents(table, latents, noise, TIMES), scheduler.add_noise(latents, noise, TIMES)
+    )
     velocity = scheduler.get_velocity(latents, noise, TIMES)
-    torch.testing.assert_close(prediction_target(table, latents, noise, TIMES, "v_prediction"), velocity)
+    torch.testing.assert_close(
+        prediction_target(table, latents, noise, TIMES, "v_prediction"), velocity
+    )
     assert prediction_target(table, latents, noise, TIMES) is noise
 
 
@@ -56,7 +69,9 @@ def test_weighted_error_is_the_pictures_error_up_to_the_limit(prediction, gamma,
     alpha = table[TIMES].view(-1, 1, 1, 1)
     noisy = noisy_latents(table, latents, noise, TIMES)
     target = prediction_target(table, latents, noise, TIMES, prediction)
-    guess = target + 0.1 * torch.randn(target.shape, generator=torch.Generator().manual_seed(1), dtype=target.dtype)
+    guess = target + 0.1 * torch.randn(
+        target.shape, generator=torch.Generator().manual_seed(1), dtype=target.dtype
+    )
     if prediction == "epsilon":
         picture = (noisy - (1 - alpha).sqrt() * guess) / alpha.sqrt()
     else:
@@ -78,7 +93,9 @@ def test_noise_offset_shifts_channels():
     assert offset_noise(noise, 0.0) is noise
     shifted = offset_noise(noise, 0.5, torch.Generator().manual_seed(1))
     difference = shifted - noise
-    torch.testing.assert_close(difference, difference[..., :1, :1].expand_as(difference), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        difference, difference[..., :1, :1].expand_as(difference), rtol=0, atol=1e-5
+    )
     assert difference.std().item() == pytest.approx(0.5, rel=0.05)
     assert torch.equal(shifted, offset_noise(noise, 0.5, torch.Generator().manual_seed(1)))
 

@@ -17,7 +17,9 @@ def test_examples_run(tmp_path, monkeypatch):
     mask = np.zeros((4, 5, 6), dtype=bool)
     mask.ravel()[: written[1].betas.shape[1]] = True
     save_places(layout, 1, VoxelPlaces(mask, "F", np.eye(4), "test"))
-    examples = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "data.md").read_text(), re.S)
+    examples = re.findall(
+        r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "data.md").read_text(), re.S
+    )
     assert len(examples) == 3
     scope: dict = {}
     for example in examples:

@@ -1,4 +1,6 @@
-"""`braingen doctor` on sound data: everything is told, nothing is written, scripts get JSON and an exit code."""
+"""`braingen doctor` on sound data: everything is told, nothing is written, scripts get JSON and an
+exit code.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,14 @@ PUBLISHED = {"image": (1, 1280), "text": (1, 1280)}
 @pytest.fixture
 def words(tmp_path) -> list[str]:
     write_fake_nsd(tmp_path / "NSD")
-    return ["--data_path", str(tmp_path / "NSD"), "--model_name", str(tmp_path / "run"), "--device", "cpu"]
+    return [
+        "--data_path",
+        str(tmp_path / "NSD"),
+        "--model_name",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+    ]
 
 
 def test_sound_data_are_ready(words, capsys, tmp_path):
@@ -37,13 +46,28 @@ def test_sound_data_are_ready(words, capsys, tmp_path):
     found = json.loads(capsys.readouterr().out)
     assert found["ready"] is True
     areas = {(item["area"], item["what"]) for item in found["findings"]}
-    assert areas >= {("machine", "device"), ("machine", "runs"), ("backbone", "unet"), ("backbone", "ip_adapter"), ("scores", "alexnet2")}
-    assert areas >= {("data", name) for name in ("root", "trials", "test", "betas", "masks", "images", "captions", "volumes")}
-    assert areas >= {("needs", name) for name in ("memory to train", "memory to draw", "disk for caches", "disk for training")}
+    assert areas >= {
+        ("machine", "device"),
+        ("machine", "runs"),
+        ("backbone", "unet"),
+        ("backbone", "ip_adapter"),
+        ("scores", "alexnet2"),
+    }
+    assert areas >= {
+        ("data", name)
+        for name in ("root", "trials", "test", "betas", "masks", "images", "captions", "volumes")
+    }
+    assert areas >= {
+        ("needs", name)
+        for name in ("memory to train", "memory to draw", "disk for caches", "disk for training")
+    }
     others = [item for item in found["findings"] if item["subject"] == 2]
     assert len(others) == 1 and "--subj 2" in others[0]["sentence"]
     assert all(item["sentence"].strip() for item in found["findings"])
-    assert sorted(path for path in (tmp_path / "NSD").rglob("*") if ".braingen" not in path.parts) == before
+    assert (
+        sorted(path for path in (tmp_path / "NSD").rglob("*") if ".braingen" not in path.parts)
+        == before
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -54,7 +78,9 @@ def test_people_get_a_list(words, capsys):
 
 
 def test_too_little_of_anything_is_an_error_with_what_to_do(words, capsys, monkeypatch):
-    monkeypatch.setattr(doctor_stage, "needs_of", lambda *_: [Need("memory to train", 9 * 10**9, 10**9, "get more")])
+    monkeypatch.setattr(
+        doctor_stage, "needs_of", lambda *_: [Need("memory to train", 9 * 10**9, 10**9, "get more")]
+    )
     assert main(["doctor", *words, "--json"]) == 2
     streams = capsys.readouterr()
     assert json.loads(streams.out)["ready"] is False
@@ -62,7 +88,15 @@ def test_too_little_of_anything_is_an_error_with_what_to_do(words, capsys, monke
 
 
 def test_training_memory_is_reckoned_from_the_parameters_of_the_real_model():
-    config = load_config(None, {"encoder.hidden_dim": "64", "encoder.n_blocks": "1", "prior.depth": "1", "optim.batch_size": "1"})
+    config = load_config(
+        None,
+        {
+            "encoder.hidden_dim": "64",
+            "encoder.n_blocks": "1",
+            "prior.depth": "1",
+            "optim.batch_size": "1",
+        },
+    )
     sizes = Sizes({"1": 300}, (1, 128), (1, 128), {"L": 64, "bigG": 128}, ())
     reader = build_reader(config, {1: 300}, (1, 128))
     held = sum(parameter.numel() * parameter.element_size() for parameter in reader.parameters())
@@ -71,17 +105,28 @@ def test_training_memory_is_reckoned_from_the_parameters_of_the_real_model():
 
 
 def test_full_size_needs_what_the_paper_used(tmp_path):
-    """MoRE-Brain at full size: the encoder of 293.4 M parameters and its prior do not fit a 4 GB card and do fit an 80 GB one."""
-    config = load_config(None, {"data.root": str(tmp_path), "run.device": "cpu", "backbone.path": str(tmp_path / "none")})
+    """MoRE-Brain at full size: the encoder of 293.4 M parameters and its prior do not fit a 4 GB
+    card and do fit an 80 GB one.
+    """
+    config = load_config(
+        None,
+        {"data.root": str(tmp_path), "run.device": "cpu", "backbone.path": str(tmp_path / "none")},
+    )
     sizes = Sizes({"1": VOXELS[1]}, *PUBLISHED.values(), {"L": 768, "bigG": 1280}, ())
     device, _ = training_bytes(config, "image", sizes)
     assert 4e9 < device < 80e9
-    assert {need.what.split(" in ")[0] for need in needs_of(config, 10000)} >= {"memory to train", "memory to draw", "disk for training"}
+    assert {need.what.split(" in ")[0] for need in needs_of(config, 10000)} >= {
+        "memory to train",
+        "memory to draw",
+        "disk for training",
+    }
 
 
 def test_tables_that_are_there_need_no_more_disk(tmp_path):
     write_fake_nsd(tmp_path / "NSD", subjects=[1])
-    config = load_config(None, {"data.root": str(tmp_path / "NSD"), "run.device": "cpu", "cache.what": "image"})
+    config = load_config(
+        None, {"data.root": str(tmp_path / "NSD"), "run.device": "cpu", "cache.what": "image"}
+    )
     before = cache_bytes(config, 100_000)
     folder = Layout.of(tmp_path / "NSD").cache() / "targets"
     folder.mkdir(parents=True)
@@ -91,8 +136,12 @@ def test_tables_that_are_there_need_no_more_disk(tmp_path):
 
 def test_a_cache_the_disk_cannot_hold_is_refused_before_it_is_begun(tmp_path, monkeypatch):
     write_fake_nsd(tmp_path / "NSD", subjects=[1])
-    config = load_config(None, {"data.root": str(tmp_path / "NSD"), "run.device": "cpu", "cache.what": "image"})
+    config = load_config(
+        None, {"data.root": str(tmp_path / "NSD"), "run.device": "cpu", "cache.what": "image"}
+    )
     monkeypatch.setattr("braingen.runtime.files.free_bytes", lambda path: 1000)
-    with pytest.raises(UserError, match=r"The caches need .* GB more in .*free some space, choose fewer"):
+    with pytest.raises(
+        UserError, match=r"The caches need .* GB more in .*free some space, choose fewer"
+    ):
         cache_stage.cache(config)
     assert not (Layout.of(tmp_path / "NSD").cache() / "targets").exists()

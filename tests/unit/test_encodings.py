@@ -1,4 +1,6 @@
-"""Text is UTF-8 whatever the locale, and no key stands twice: in every file that is read, by every reader there is."""
+"""Text is UTF-8 whatever the locale, and no key stands twice: in every file that is read, by every
+reader there is.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,30 @@ pytestmark = pytest.mark.slow  # left out of `make quick`
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("src", "scripts", "examples", "benchmarks")
-OTHER_OPENERS = {"archive", "unit", "Image", "tarfile", "zipfile", "os", "h5py", "browser", "webbrowser", "self"}
+OTHER_OPENERS = {
+    "archive",
+    "unit",
+    "Image",
+    "tarfile",
+    "zipfile",
+    "os",
+    "h5py",
+    "browser",
+    "webbrowser",
+    "self",
+}
 OWN_READERS = {  # JSON that is no file of its own: a header, a note, a line of metrics
-    "braingen/runtime/text_files.py", "braingen/pretrained/files.py", "braingen/generation/resumable.py", "braingen/generation/lora_files.py",
-    "braingen/runtime/lock.py", "braingen/runtime/run_folder.py",
-    "braingen/report/inputs.py", "braingen/runtime/state.py", "braingen/simulation/backbones/clip.py", "braingen/simulation/backbones/build.py",
-}  # fmt: skip
+    "braingen/runtime/text_files.py",
+    "braingen/pretrained/files.py",
+    "braingen/generation/resumable.py",
+    "braingen/generation/lora_files.py",
+    "braingen/runtime/lock.py",
+    "braingen/runtime/run_folder.py",
+    "braingen/report/inputs.py",
+    "braingen/runtime/state.py",
+    "braingen/simulation/backbones/clip.py",
+    "braingen/simulation/backbones/build.py",
+}
 
 
 def without_encoding(source: str) -> list[str]:
@@ -37,8 +57,14 @@ def without_encoding(source: str) -> list[str]:
         if "encoding" in words or None in words:
             continue
         of = node.func.value if isinstance(node.func, ast.Attribute) else None
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        modes = [each.value for each in [*node.args, *words.values()] if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+        name = (
+            node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        )
+        modes = [
+            each.value
+            for each in [*node.args, *words.values()]
+            if isinstance(each, ast.Constant) and isinstance(each.value, str)
+        ]
         modes = [mode for mode in modes if mode and set(mode) <= set("rwaxbt+")]
         binary = any("b" in mode for mode in modes)
         if (
@@ -46,22 +72,32 @@ def without_encoding(source: str) -> list[str]:
             or (
                 name in ("open", "fdopen")
                 and not binary
-                and (of is None or name == "fdopen" or getattr(of, "id", getattr(of, "attr", "")) not in OTHER_OPENERS)
+                and (
+                    of is None
+                    or name == "fdopen"
+                    or getattr(of, "id", getattr(of, "attr", "")) not in OTHER_OPENERS
+                )
             )
             or (name in ("NamedTemporaryFile", "TemporaryFile") and modes and not binary)
             or name in ("popen", "loadtxt", "savetxt", "genfromtxt", "FileHandler", "getoutput")
-            or any(isinstance(words.get(word), ast.Constant) and words[word].value for word in ("text", "universal_newlines"))
+            or any(
+                isinstance(words.get(word), ast.Constant) and words[word].value
+                for word in ("text", "universal_newlines")
+            )
         ):
             found.append(f"line {node.lineno}: {ast.unparse(node)[:80]}")
     return found
 
 
 def test_the_search_itself():
-    bad = "Path(p).read_text()\np.write_text(x)\nopen(p)\nopen(p, 'w')\np.open('a')\nrun(c, text=True)\nos.fdopen(n, 'w')\nnp.loadtxt(p)"
+    bad = (
+        "Path(p).read_text()\np.write_text(x)\nopen(p)\nopen(p, 'w')\np.open('a')\nrun(c,"
+        " text=True)\nos.fdopen(n, 'w')\nnp.loadtxt(p)"
+    )
     assert len(without_encoding(bad)) == 8
     good = (
-        "read_text(p)\np.read_text(encoding='utf-8')\nopen(p, 'rb')\nopen(p, mode='wb')\nImage.open(p)\nos.open(p, 0)\nrun(c)\n"
-        "open(p, encoding='utf-8')"
+        "read_text(p)\np.read_text(encoding='utf-8')\nopen(p, 'rb')\nopen(p,"
+        " mode='wb')\nImage.open(p)\nos.open(p, 0)\nrun(c)\nopen(p, encoding='utf-8')"
     )
     assert not without_encoding(good)
 
@@ -69,7 +105,11 @@ def test_the_search_itself():
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_nothing_is_read_or_written_in_the_encoding_of_the_locale(folder):
     files = sorted((ROOT / folder).rglob("*.py"))
-    found = {str(path.relative_to(ROOT)): calls for path in files if (calls := without_encoding(path.read_text(encoding="utf-8")))}
+    found = {
+        str(path.relative_to(ROOT)): calls
+        for path in files
+        if (calls := without_encoding(path.read_text(encoding="utf-8")))
+    }
     assert files and not found, found
 
 
@@ -81,8 +121,13 @@ def test_json_and_yaml_files_are_read_by_readers_that_refuse_a_key_twice():
             call = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             of_a_file = "read_text" in ast.unparse(node) and call == "json.loads"
             own = str(path.relative_to(ROOT / "src")) in OWN_READERS
-            round_trip = call == "json.loads" and ast.unparse(node).startswith("json.loads(json.dumps(")
-            loads = call in ("json.load", "yaml.safe_load", "yaml.load", "json.loads") and not round_trip
+            round_trip = call == "json.loads" and ast.unparse(node).startswith(
+                "json.loads(json.dumps("
+            )
+            loads = (
+                call in ("json.load", "yaml.safe_load", "yaml.load", "json.loads")
+                and not round_trip
+            )
             if loads and (not own or (of_a_file and path.name != "build.py")):
                 wrong.append(f"{path.name}:{node.lineno} {call}")
     assert not wrong
@@ -113,14 +158,25 @@ def test_anchors_and_merges_are_not_taken_for_keys_that_stand_twice():
 
 
 @pytest.mark.parametrize(
-    "text", ["{a: 1, b: {c: {d: 1, d: 2}}}", "[{a: 1, a: 2}]", "? [1]\n: 2\n? [1]\n: 3", "a: 2024-13-45", "[" * 5000, "a: b: c", "\x00"]
+    "text",
+    [
+        "{a: 1, b: {c: {d: 1, d: 2}}}",
+        "[{a: 1, a: 2}]",
+        "? [1]\n: 2\n? [1]\n: 3",
+        "a: 2024-13-45",
+        "[" * 5000,
+        "a: b: c",
+        "\x00",
+    ],
 )
 def test_yaml_that_is_none_is_a_value_error(text):
     with pytest.raises(ValueError, match=r"\w"):
         parse_yaml(text)
 
 
-@pytest.mark.parametrize("text", ['{"a": {"b": 1, "b": 2}}', '[{"a": 1, "a": 1}]', "[" * 100_000, "{", ""])
+@pytest.mark.parametrize(
+    "text", ['{"a": {"b": 1, "b": 2}}', '[{"a": 1, "a": 1}]', "[" * 100_000, "{", ""]
+)
 def test_json_that_is_none_is_a_value_error(text):
     with pytest.raises(ValueError, match=r"\w"):
         parse_json(text)
@@ -139,30 +195,48 @@ def test_files_are_read_as_utf_8_with_or_without_a_byte_order_mark(tmp_path):
         read_json(tmp_path / "none.json", "do this")
 
 
-@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONIOENCODING": "latin-1"}])
+@pytest.mark.parametrize(
+    "locale", [{"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONIOENCODING": "latin-1"}]
+)
 def test_the_command_line_works_where_the_locale_is_not_utf_8(tmp_path, locale):
     path = tmp_path / "Bär.yaml"
     path.write_text("run: {folder: Läufe 熊}\nfoo: {a: 1}\n", encoding="utf-8")
     environment = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"} | locale
-    for words, code, told in ((["--config", str(path)], 2, b"foo"), (["--version"], 0, b""), (["settings"], 0, b"optim")):
+    for words, code, told in (
+        (["--config", str(path)], 2, b"foo"),
+        (["--version"], 0, b""),
+        (["settings"], 0, b"optim"),
+    ):
         command = [sys.executable, "-m", "braingen.cli", *(["report", *words] if code else words)]
         done = subprocess.run(command, env=environment, capture_output=True, check=False)
         assert done.returncode == code and b"Traceback" not in done.stderr, done.stderr.decode()
         assert told in done.stdout + done.stderr
     code = (
-        "from braingen.runtime.text_files import read_yaml; import sys; sys.stdout.buffer.write(read_yaml(sys.argv[1])['run']['folder'].encode())"
+        "from braingen.runtime.text_files import read_yaml; import sys;"
+        " sys.stdout.buffer.write(read_yaml(sys.argv[1])['run']['folder'].encode())"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path)], env=environment, capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], env=environment, capture_output=True, check=True
+    )
     assert done.stdout.decode() == "Läufe 熊"
 
 
 def test_provenance_and_metrics_of_a_run_keep_their_letters(tmp_path):
     code = (
-        "from braingen.runtime.run_folder import Run; import sys\n"
-        "with Run.start(sys.argv[1], {'name': 'B\\xe4r \\u718a'}) as run:\n"
-        "    run.log(1, caption='\\u718a'); run.mark_finished({'a': '\\xe4'}); print(ascii((run.config, run.metrics, run.summary)))"
+        "from braingen.runtime.run_folder import Run; import sys\nwith Run.start(sys.argv[1],"
+        " {'name': 'B\\xe4r \\u718a'}) as run:\n    run.log(1, caption='\\u718a');"
+        " run.mark_finished({'a': '\\xe4'}); print(ascii((run.config, run.metrics, run.summary)))"
     )
     environment = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], env=environment, capture_output=True, check=True)
-    assert ast.literal_eval(done.stdout.decode()) == ({"name": "Bär 熊"}, [{"step": 1, "caption": "熊"}], {"a": "ä"})
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        env=environment,
+        capture_output=True,
+        check=True,
+    )
+    assert ast.literal_eval(done.stdout.decode()) == (
+        {"name": "Bär 熊"},
+        [{"step": 1, "caption": "熊"}],
+        {"a": "ä"},
+    )
     assert json.loads((tmp_path / "run" / "finished").read_text(encoding="utf-8")) == {"a": "ä"}

@@ -52,11 +52,19 @@ def test_permuting_units_permutes_what_the_published_router_chooses(experts: int
     """As sets: the order inside an expert follows the units' places."""
     router = ValueRouter(2, experts, 24 // experts)
     router.weight.data.normal_(generator=seeded())
-    x_PBU, order = torch.randn(2, 3, 24, generator=seeded()), torch.randperm(24, generator=seeded(1))
+    x_PBU, order = (
+        torch.randn(2, 3, 24, generator=seeded()),
+        torch.randperm(24, generator=seeded(1)),
+    )
 
     def chosen(x_PBU: torch.Tensor) -> torch.Tensor:
         _, routing = router.eval().route(x_PBU[:, :, None])
-        return torch.stack([torch.zeros(3, experts, 24, dtype=torch.bool).scatter_(2, record.chosen_BEK, True) for record in routing])
+        return torch.stack(
+            [
+                torch.zeros(3, experts, 24, dtype=torch.bool).scatter_(2, record.chosen_BEK, True)
+                for record in routing
+            ]
+        )
 
     assert torch.equal(chosen(x_PBU[..., order]), chosen(x_PBU)[..., order])
 
@@ -74,7 +82,13 @@ def test_two_experts_are_shared_out_in_the_best_even_way() -> None:
     affinity_FU = torch.randn(2, 8, generator=seeded())
     mask_FU = balanced_split(affinity_FU[None])[0]
     splits = itertools.combinations(range(8), 4)
-    best = max(float(affinity_FU[0, list(left)].sum() + affinity_FU[1, [u for u in range(8) if u not in left]].sum()) for left in splits)
+    best = max(
+        float(
+            affinity_FU[0, list(left)].sum()
+            + affinity_FU[1, [u for u in range(8) if u not in left]].sum()
+        )
+        for left in splits
+    )
     assert float(affinity_FU[mask_FU].sum()) == pytest.approx(best, rel=1e-5)
 
 
@@ -109,9 +123,15 @@ def test_router_equals_the_loop() -> None:
 
 
 def test_probabilities_sum_to_one() -> None:
-    for router in (AffinityRouter(2, 16, 4), AffinityRouter(2, 16, 4, activation_term=True), ValueRouter(2, 4, 4)):
+    for router in (
+        AffinityRouter(2, 16, 4),
+        AffinityRouter(2, 16, 4, activation_term=True),
+        ValueRouter(2, 4, 4),
+    ):
         for record in router(torch.randn(2, 5, 16)).routing:
-            torch.testing.assert_close(record.probabilities_BEH.sum(dim=1), torch.ones_like(record.probabilities_BEH[:, 0]))
+            torch.testing.assert_close(
+                record.probabilities_BEH.sum(dim=1), torch.ones_like(record.probabilities_BEH[:, 0])
+            )
 
 
 def test_units_that_stay_keep_their_places() -> None:
@@ -142,7 +162,9 @@ def test_two_steps_before_one_backward_pass() -> None:
     """As with several subjects: a refresh between forward and backward must not disturb."""
     router = AffinityRouter(1, 16, 2).train()
     batches = torch.randn(2, 1, 3, 16, generator=torch.Generator().manual_seed(0))
-    gradients = [torch.autograd.grad(router(x_1BH).x_EBK.sum(), router.affinity)[0] for x_1BH in batches]
+    gradients = [
+        torch.autograd.grad(router(x_1BH).x_EBK.sum(), router.affinity)[0] for x_1BH in batches
+    ]
     sum(router(x_1BH).x_EBK.sum() for x_1BH in batches).backward()
     assert router.affinity.grad is not None and router.affinity.grad.abs().sum() > 0
     torch.testing.assert_close(router.affinity.grad, gradients[0] + gradients[1])
@@ -165,7 +187,11 @@ def test_gradients_reach_affinities_and_balance_is_zero_only_when_even() -> None
     uneven = torch.tensor([0.9, 0.1]).view(1, 2, 1).expand(1, 2, 16).clone().requires_grad_()
     loss = balance_loss(uneven)
     loss.backward()
-    assert loss.item() == pytest.approx(0.16, rel=1e-5) and uneven.grad is not None and uneven.grad.abs().sum() > 0
+    assert (
+        loss.item() == pytest.approx(0.16, rel=1e-5)
+        and uneven.grad is not None
+        and uneven.grad.abs().sum() > 0
+    )
 
 
 def test_published_choice_takes_the_most_probable_units() -> None:
@@ -196,7 +222,9 @@ def test_given_noise_is_used_and_training_draws_its_own() -> None:
 
 
 def test_published_balance_cannot_tell_balanced_from_collapsed() -> None:
-    """docs/deviations.md, row 1.6: disjoint choices and all experts choosing alike give one figure."""
+    """docs/deviations.md, row 1.6: disjoint choices and all experts choosing alike give one
+    figure.
+    """
     balanced = torch.arange(8).view(1, 2, 4)
     collapsed = torch.arange(4).expand(1, 2, 4)
     assert published_balance(balanced, 8) == published_balance(collapsed, 8)

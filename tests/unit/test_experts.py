@@ -51,14 +51,18 @@ def test_linear_and_norm_equal_the_loop(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape)
     for layer in (StackedLinear(EXPERTS, WIDTH, 6), StackedNorm(EXPERTS, WIDTH)):
         shake(layer)
-        torch.testing.assert_close(layer(x), torch.stack([apply_alone([layer], x[e], e) for e in range(EXPERTS)]))  # type: ignore[arg-type]
+        torch.testing.assert_close(
+            layer(x), torch.stack([apply_alone([layer], x[e], e) for e in range(EXPERTS)])
+        )  # type: ignore[arg-type]
 
 
 def test_gradients_equal_the_loop(x_EBK: torch.Tensor) -> None:
     projector = shake(Projector(EXPERTS, WIDTH, 12))
     weights = list(projector.parameters())
     batched = torch.autograd.grad(projector(x_EBK).pow(2).sum(), weights)
-    looped = torch.autograd.grad(sum(apply_alone(projector, x_EBK[e], e).pow(2).sum() for e in range(EXPERTS)), weights)
+    looped = torch.autograd.grad(
+        sum(apply_alone(projector, x_EBK[e], e).pow(2).sum() for e in range(EXPERTS)), weights
+    )
     for ours, theirs in zip(batched, looped):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -66,8 +70,12 @@ def test_gradients_equal_the_loop(x_EBK: torch.Tensor) -> None:
 def test_numerical_gradients() -> None:
     layer = StackedLinear(2, 3, 4).double()
     x_EBI = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, weight, bias: torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x), (
-        x_EBI, layer.weight, layer.bias))  # fmt: skip
+    assert torch.autograd.gradcheck(
+        lambda x, weight, bias: torch.func.functional_call(
+            layer, {"weight": weight, "bias": bias}, x
+        ),
+        (x_EBI, layer.weight, layer.bias),
+    )
 
 
 def test_mixed_precision(x_EBK: torch.Tensor) -> None:
@@ -112,7 +120,10 @@ def test_published_trunk_with_several_tokens_works() -> None:
     trunk = shake(MixerTrunk(1, WIDTH, 3, 2, 0.15))
     x_EBSK = torch.randn(1, BATCH, 3, WIDTH, requires_grad=True)
     trunk.states(x_EBSK)[-1].sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in trunk.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0
+        for parameter in trunk.parameters()
+    )
 
 
 def test_heads_have_tokens_and_widths(x_EBK: torch.Tensor) -> None:

@@ -1,4 +1,6 @@
-"""Laws of maps: complete, zero at the baseline, blind where the model is blind; and methods against answers that are known."""
+"""Laws of maps: complete, zero at the baseline, blind where the model is blind; and methods against
+answers that are known.
+"""
 
 from __future__ import annotations
 
@@ -82,19 +84,30 @@ def query(count: int = 5, seed: int = 0, voxels: int = VOXELS) -> Query:
 
 
 def explainer(model: nn.Module, method: str, baselines: int = 6, **options) -> Explainer:
-    baseline = torch.randn(baselines, VOXELS, generator=torch.Generator().manual_seed(7)) if method == "gradient_shap" else None
+    baseline = (
+        torch.randn(baselines, VOXELS, generator=torch.Generator().manual_seed(7))
+        if method == "gradient_shap"
+        else None
+    )
     return Explainer(model, method, baseline, **options)
 
 
 def reader(seed: int = 0, **options) -> BrainReader:
     torch.manual_seed(seed)
-    encoder = {"subjects": {"1": VOXELS}, "hidden_dim": 32, "n_blocks": 1, "clip_seq_dim": 1, "clip_emb_dim": WIDTH, "head": "linear"}
+    encoder = {
+        "subjects": {"1": VOXELS},
+        "hidden_dim": 32,
+        "n_blocks": 1,
+        "clip_seq_dim": 1,
+        "clip_emb_dim": WIDTH,
+        "head": "linear",
+    }
     kind = options.pop("encoder_class", "BrainMoEMulti")
     prior = {"dim": WIDTH, "num_tokens": 1, "depth": 1, "dim_head": 8}
     return BrainReader(kind, {**encoder, **options}, prior).eval()
 
 
-# --- attributions -----------------------------------------------------------------------------------------------------
+# --- attributions ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -104,7 +117,12 @@ def test_maps_of_a_linear_model_are_complete_and_what_they_must_be(method):
     found = ask(asked)
     assert found.error_B.abs().max() < 1e-4
     if method == "integrated_gradients":
-        torch.testing.assert_close(found.map_BV, asked.voxels_BV * (asked.direction_BF @ model.weight_FV), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            found.map_BV,
+            asked.voxels_BV * (asked.direction_BF @ model.weight_FV),
+            atol=1e-5,
+            rtol=1e-4,
+        )
         torch.testing.assert_close(found.map_BV.sum(1), found.value_B, atol=1e-4, rtol=1e-4)
 
 
@@ -119,16 +137,30 @@ def test_gradient_shap_goes_to_the_linear_answer_against_the_mean_of_its_baselin
 def test_gradient_shap_is_captums_at_the_same_draws():
     model, asked, draws = Curved(), query(3), 10
     baseline = torch.randn(6, VOXELS, generator=torch.Generator().manual_seed(7))
-    np.random.seed(5)  # captum draws from the global generator: baselines first, then places on the way
+    np.random.seed(
+        5
+    )  # captum draws from the global generator: baselines first, then places on the way
     told, error = GradientShap(model).attribute(
-        asked.voxels_BV, baseline, n_samples=draws, additional_forward_args=(asked.direction_BF,), return_convergence_delta=True
+        asked.voxels_BV,
+        baseline,
+        n_samples=draws,
+        additional_forward_args=(asked.direction_BF,),
+        return_convergence_delta=True,
     )
     np.random.seed(5)
     chosen = np.random.choice(6, 3 * draws).reshape(3, draws)
-    map_BV, start_B = gradient_shap(model, asked, baseline, Draws(chosen, np.random.uniform(size=3 * draws).reshape(3, draws)), chunk=7)
+    map_BV, start_B = gradient_shap(
+        model,
+        asked,
+        baseline,
+        Draws(chosen, np.random.uniform(size=3 * draws).reshape(3, draws)),
+        chunk=7,
+    )
     torch.testing.assert_close(map_BV, told, atol=1e-5, rtol=1e-4)
     value_B = model(asked.voxels_BV, asked.direction_BF)
-    torch.testing.assert_close(map_BV.sum(1) - (value_B - start_B), error.view(3, draws).mean(1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        map_BV.sum(1) - (value_B - start_B), error.view(3, draws).mean(1), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_gradient_shap_depends_neither_on_pieces_nor_on_which_images_come_together():
@@ -189,7 +221,10 @@ def test_a_model_that_ignores_a_region_gives_it_nothing(method):
 
 
 def test_more_points_make_maps_more_complete():
-    few, many = (explainer(Curved(), "integrated_gradients", steps=steps)(query()).error_B.abs().mean() for steps in (2, 16))
+    few, many = (
+        explainer(Curved(), "integrated_gradients", steps=steps)(query()).error_B.abs().mean()
+        for steps in (2, 16)
+    )
     assert many < few / 10 and completeness(np.ones(3), np.zeros(3)) == 0
 
 
@@ -225,7 +260,7 @@ def test_directions_point_from_the_others_to_a_class():
     assert found[2].abs().sum() == 0
 
 
-# --- maps on disk -----------------------------------------------------------------------------------------------------
+# --- maps on disk ---------------------------------------------------------------------------------
 
 
 def test_an_interrupted_file_of_maps_goes_on_with_the_same_bits(tmp_path):
@@ -268,9 +303,12 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
         tracemalloc.start()
         file = MapFile(tmp_path / f"{count}.npy")
         file.fill(
-            Explainer(Wide(), "integrated_gradients", steps=2), np.arange(count), voxels,
-            lambda rows: Query(rows, torch.randn(len(rows), voxels), torch.randn(len(rows), WIDTH)), 16,
-        )  # fmt: skip
+            Explainer(Wide(), "integrated_gradients", steps=2),
+            np.arange(count),
+            voxels,
+            lambda rows: Query(rows, torch.randn(len(rows), voxels), torch.randn(len(rows), WIDTH)),
+            16,
+        )
         mean_maps(file.maps(), np.ones((count, 1))), root_mean_square(file.maps())
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -283,7 +321,12 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
 
 def test_a_scratch_array_leaves_no_file_and_tells_a_full_disk(tmp_path, monkeypatch):
     kept = scratch_array(tmp_path, (3, 5))
-    assert kept.shape == (3, 5) and kept.dtype == np.float32 and not kept.any() and not list(tmp_path.iterdir())
+    assert (
+        kept.shape == (3, 5)
+        and kept.dtype == np.float32
+        and not kept.any()
+        and not list(tmp_path.iterdir())
+    )
     kept[1] = np.arange(5)
     assert kept.sum() == 10 and kept[1, 4] == 4
 
@@ -315,13 +358,20 @@ def test_what_is_made_of_maps_and_responses_holds_no_copy_of_them(step, tmp_path
         if step == "components":
             components_of([kept_NV], 4)
         elif step == "saliency":
-            inside_outside(beyond_usual(saliency(kept_NV, np.ones((voxels, 400), np.float32), out_NP), out_NP), out_NP > 0)
+            inside_outside(
+                beyond_usual(saliency(kept_NV, np.ones((voxels, 400), np.float32), out_NP), out_NP),
+                out_NP > 0,
+            )
         elif step == "patterns":
             rows = np.arange(count).reshape(-1, 2)
             activation_patterns(lambda some: kept_NV[some], rows, lambda some: some[:, :2].copy())
         else:
             ablate_voxels(
-                "some", inside, kept_NV, lambda some: ImageScores(*3 * (np.concatenate([some[:64], some[64:128]])[:, 0],)), draws=2
+                "some",
+                inside,
+                kept_NV,
+                lambda some: ImageScores(*3 * (np.concatenate([some[:64], some[64:128]])[:, 0],)),
+                draws=2,
             )
         size = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -329,7 +379,9 @@ def test_what_is_made_of_maps_and_responses_holds_no_copy_of_them(step, tmp_path
 
     peak(128)
     few, many = peak(256), peak(768)
-    assert many < few + 512 * voxels * 4 / 4  # a copy of them would be 25 MB more, or twice that as float64
+    assert (
+        many < few + 512 * voxels * 4 / 4
+    )  # a copy of them would be 25 MB more, or twice that as float64
 
 
 def test_means_are_those_of_numpy():
@@ -342,14 +394,16 @@ def test_means_are_those_of_numpy():
     np.testing.assert_allclose(root_mean_square(maps), np.sqrt((maps**2).mean(0)), rtol=1e-5)
 
 
-# --- experts ----------------------------------------------------------------------------------------------------------
+# --- experts --------------------------------------------------------------------------------------
 
 
 def test_voxels_are_followed_to_the_expert_that_reads_their_unit():
     model = reader()
     encoder = model.encoder
     with torch.no_grad():
-        encoder.subject_layer.linears["1"].weight.copy_(torch.eye(32)[:, :VOXELS])  # voxel v is unit v
+        encoder.subject_layer.linears["1"].weight.copy_(
+            torch.eye(32)[:, :VOXELS]
+        )  # voxel v is unit v
         for block in (block for level in encoder.levels for block in level.trunk.blocks):
             block[-1].weight.zero_()  # nothing but the residual path
             block[-1].bias.zero_()
@@ -357,10 +411,16 @@ def test_voxels_are_followed_to_the_expert_that_reads_their_unit():
     for level, found in enumerate(voxel_selectivity(model, 1, voxels)):
         assert found.exact and found.share_EV.shape == (2 ** (level + 1), VOXELS)
         np.testing.assert_allclose(found.share_EV.sum(0), 1, atol=1e-5)
-        for voxel in (0, 9, 23):  # an expert that reads a voxel says something else when it changes; the others do not
+        for voxel in (
+            0,
+            9,
+            23,
+        ):  # an expert that reads a voxel says something else when it changes; the others do not
             changed = voxels.clone()
             changed[:, voxel] += 1
-            before, after = (model(x, 1, return_experts=True).expert_backbone[level] for x in (voxels, changed))
+            before, after = (
+                model(x, 1, return_experts=True).expert_backbone[level] for x in (voxels, changed)
+            )
             differs = ((before - after).abs().amax(dim=(0, 2, 3)) > 1e-6).numpy()
             assert np.array_equal(differs, found.share_EV[:, voxel] > 0)
 
@@ -379,14 +439,18 @@ def test_a_profile_finds_what_an_expert_speaks_for_and_nothing_in_noise():
     said[:, 1, 2] += 2 * member[:, 2]
     table = profile(said, member, permutations=300).set_index(["expert", "class"])
     assert table.loc[(1, 2), "q"] < 0.05 and table.loc[(1, 2), "standardised"] > 5
-    assert table.loc[(1, 2), "difference"] == pytest.approx(said[member[:, 2], 1, 2].mean() - said[~member[:, 2], 1, 2].mean())
+    assert table.loc[(1, 2), "difference"] == pytest.approx(
+        said[member[:, 2], 1, 2].mean() - said[~member[:, 2], 1, 2].mean()
+    )
     assert (table.drop((1, 2))["q"] < 0.05).sum() == 0
-    p = np.concatenate([profile(rng.standard_normal((40, 2, 4)), member[:40], 99, seed)["p"] for seed in range(40)])
+    p = np.concatenate(
+        [profile(rng.standard_normal((40, 2, 4)), member[:40], 99, seed)["p"] for seed in range(40)]
+    )
     assert 0.02 < (p <= 0.1).mean() < 0.2  # p values of noise are even
     assert evidence(torch.ones(3, 2, WIDTH), torch.ones(4, WIDTH)).shape == (3, 2, 4)
 
 
-# --- components -------------------------------------------------------------------------------------------------------
+# --- components -----------------------------------------------------------------------------------
 
 
 def test_planted_components_come_back_in_both_subjects_and_their_category_is_named():
@@ -395,29 +459,45 @@ def test_planted_components_come_back_in_both_subjects_and_their_category_is_nam
     inside = np.zeros(60, dtype=bool)
     inside[:15] = True
     loading[inside, 1] += 4
-    patterns = [rng.laplace(size=(3, width)) * (rng.random((3, width)) < 0.3) for width in (400, 300)]
-    maps = [loading @ pattern + 0.05 * rng.standard_normal((60, pattern.shape[1])) for pattern in patterns]
+    patterns = [
+        rng.laplace(size=(3, width)) * (rng.random((3, width)) < 0.3) for width in (400, 300)
+    ]
+    maps = [
+        loading @ pattern + 0.05 * rng.standard_normal((60, pattern.shape[1]))
+        for pattern in patterns
+    ]
     found = components_of(maps, 3)
-    match = np.abs(np.corrcoef(np.concatenate(found.maps, axis=1), np.concatenate(patterns, axis=1))[:3, 3:])
+    match = np.abs(
+        np.corrcoef(np.concatenate(found.maps, axis=1), np.concatenate(patterns, axis=1))[:3, 3:]
+    )
     assert (match.max(axis=0) > 0.95).all() and found.explained > 0.95 and found.converged
-    table = related_classes(found.loading_NK, np.stack([inside, ~inside & (np.arange(60) % 2 == 0)], axis=1))
+    table = related_classes(
+        found.loading_NK, np.stack([inside, ~inside & (np.arange(60) % 2 == 0)], axis=1)
+    )
     best = table.loc[table["p"].idxmin()]
     assert best["class"] == 0 and best["component"] == match[:, 1].argmax() and best["q"] < 0.001
     expressed = expression_table(found, [1, 2])
     assert len(expressed) == 6 and (expressed["agreement"] > 0.95).all()
 
 
-# --- saliency ---------------------------------------------------------------------------------------------------------
+# --- saliency -------------------------------------------------------------------------------------
 
 
 def test_a_voxel_lights_up_where_it_looks():
-    fields = ReceptiveFields.from_polar(np.array([2.0, 2.0, np.nan]), np.array([0.0, 90.0, 0.0]), np.array([0.5, 0.5, 0.5]))
+    fields = ReceptiveFields.from_polar(
+        np.array([2.0, 2.0, np.nan]), np.array([0.0, 90.0, 0.0]), np.array([0.5, 0.5, 0.5])
+    )
     places = gaussians(fields, 21, 8.4)
     np.testing.assert_allclose(places.sum(1), [1, 1, 0], atol=1e-5)
-    assert np.unravel_index(places[0].argmax(), (21, 21)) == (10, 15)  # right of the centre: 2 degrees are 5 squares of 0.4
+    assert np.unravel_index(places[0].argmax(), (21, 21)) == (
+        10,
+        15,
+    )  # right of the centre: 2 degrees are 5 squares of 0.4
     assert np.unravel_index(places[1].argmax(), (21, 21)) == (5, 10)  # up is towards row 0
     spread = saliency(np.array([[1.0, 0, 0], [-3.0, 2.0, 5.0], [-1.0, 0, 5.0]]), places)
-    np.testing.assert_allclose(spread[:2], places[:2], atol=1e-6)  # what speaks against does not light up
+    np.testing.assert_allclose(
+        spread[:2], places[:2], atol=1e-6
+    )  # what speaks against does not light up
     assert (spread[2] == 0).all()
 
 
@@ -436,55 +516,87 @@ def test_pointing_is_judged_against_other_images_maps():
     assert np.abs(beyond_usual(same)).max() < 1e-9  # what is in every image says nothing about one
 
 
-# --- agreement --------------------------------------------------------------------------------------------------------
+# --- agreement ------------------------------------------------------------------------------------
 
 
 def test_agreement_is_one_for_the_same_groups_and_zero_by_chance():
     area = np.repeat(["a", "b", "c"], 50)
-    same, random = group_agreement(np.repeat([2, 0, 1], 50), area), group_agreement(np.random.default_rng(0).integers(3, size=150), area)
-    assert same.value == pytest.approx(1) and same.value > same.permuted_high and abs(same.permuted) < 0.02
+    same, random = (
+        group_agreement(np.repeat([2, 0, 1], 50), area),
+        group_agreement(np.random.default_rng(0).integers(3, size=150), area),
+    )
+    assert (
+        same.value == pytest.approx(1)
+        and same.value > same.permuted_high
+        and abs(same.permuted) < 0.02
+    )
     assert random.value <= random.permuted_high
-    assert area_under_roc(np.arange(6), np.arange(6) > 2) == 1 and np.isnan(area_under_roc(np.arange(3), np.ones(3)))
+    assert area_under_roc(np.arange(6), np.arange(6) > 2) == 1 and np.isnan(
+        area_under_roc(np.arange(3), np.ones(3))
+    )
 
 
-# --- ablations --------------------------------------------------------------------------------------------------------
+# --- ablations ------------------------------------------------------------------------------------
 
 
 def test_silencing_an_expert_takes_what_it_says_about_images_and_no_offset():
-    model, voxels = reader(), np.random.default_rng(0).standard_normal((12, VOXELS)).astype(np.float32)
+    model, voxels = (
+        reader(),
+        np.random.default_rng(0).standard_normal((12, VOXELS)).astype(np.float32),
+    )
     before = all_said(listen(model, voxels, 1))
     kept = {}
     ablate_part(model, Part(1, 2), voxels, 1, lambda said: kept.setdefault("said", all_said(said)))  # type: ignore[arg-type,return-value]
     after = kept["said"]
-    torch.testing.assert_close(after.experts[1][:, 2], before.experts[1][:, 2].mean(0).expand(12, -1))
+    torch.testing.assert_close(
+        after.experts[1][:, 2], before.experts[1][:, 2].mean(0).expand(12, -1)
+    )
     torch.testing.assert_close(after.experts[1][:, 3], before.experts[1][:, 3])
     torch.testing.assert_close(after.levels_NLF.mean(0), before.levels_NLF.mean(0))
-    torch.testing.assert_close(all_said(listen(model, voxels, 1)).whole_NF, before.whole_NF)  # and afterwards it speaks again
+    torch.testing.assert_close(
+        all_said(listen(model, voxels, 1)).whole_NF, before.whole_NF
+    )  # and afterwards it speaks again
 
 
 def test_what_silencing_takes_away_does_not_depend_on_how_many_images_are_read_at_once():
-    model, voxels = reader(), np.random.default_rng(0).standard_normal((12, VOXELS)).astype(np.float32)
+    model, voxels = (
+        reader(),
+        np.random.default_rng(0).standard_normal((12, VOXELS)).astype(np.float32),
+    )
     heard = []
     for batch_size in (5, 12):
         with silenced(model, Part(2), voxels, 1, batch_size):
             heard.append(all_said(listen(model, voxels, 1, batch_size)))
     for one, other in zip(*heard):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-    assert heard[0].levels_NLF[:, 2].std(dim=0).max() < 1e-5 < heard[0].levels_NLF[:, 1].std(dim=0).min()
+    assert (
+        heard[0].levels_NLF[:, 2].std(dim=0).max()
+        < 1e-5
+        < heard[0].levels_NLF[:, 1].std(dim=0).min()
+    )
 
 
 def test_silenced_responses_are_those_with_zeros():
     voxels = np.random.default_rng(0).standard_normal((12, VOXELS)).astype(np.float32)
     inside = np.arange(VOXELS) % 3 == 0
     found = WithoutVoxels(voxels, inside)
-    assert len(found) == 12 and np.array_equal(found[3:7], np.where(inside, 0, voxels[3:7])) and voxels.all()
+    assert (
+        len(found) == 12
+        and np.array_equal(found[3:7], np.where(inside, 0, voxels[3:7]))
+        and voxels.all()
+    )
 
 
 def test_silencing_the_voxels_that_carry_it_costs_more_than_others():
     rng = np.random.default_rng(0)
     truth = torch.from_numpy(rng.standard_normal((40, WIDTH))).float()
-    voxels = np.concatenate([truth.numpy(), rng.standard_normal((40, 60))], axis=1).astype(np.float32)
-    direction, member = torch.eye(WIDTH)[:2], np.stack([np.arange(40) < 20, np.arange(40) >= 20], axis=1)
+    voxels = np.concatenate([truth.numpy(), rng.standard_normal((40, 60))], axis=1).astype(
+        np.float32
+    )
+    direction, member = (
+        torch.eye(WIDTH)[:2],
+        np.stack([np.arange(40) < 20, np.arange(40) >= 20], axis=1),
+    )
 
     def score(responses) -> ImageScores:
         return scores_of(map(listen_as, (responses[:25], responses[25:])), truth, direction, member)
@@ -497,7 +609,17 @@ def test_silencing_the_voxels_that_carry_it_costs_more_than_others():
     inside[: WIDTH // 2] = True
     before = score(voxels)
     assert before.cosine_N.min() > 0.999 and before.found_N.min() == 1
-    table = ablation_table(before, [ablate_voxels("half", inside, voxels, score, draws=10)], {"all": np.ones(40, dtype=bool)})
+    table = ablation_table(
+        before,
+        [ablate_voxels("half", inside, voxels, score, draws=10)],
+        {"all": np.ones(40, dtype=bool)},
+    )
     row = table.set_index("score").loc["cosine"]
-    assert row["loss"] > 0.2 and row["excess_low"] > 0.1 and row["p_random"] == pytest.approx(1 / 11)
-    assert isinstance(table, pd.DataFrame) and set(table["score"]) == {"cosine", "found", "evidence"}
+    assert (
+        row["loss"] > 0.2 and row["excess_low"] > 0.1 and row["p_random"] == pytest.approx(1 / 11)
+    )
+    assert isinstance(table, pd.DataFrame) and set(table["score"]) == {
+        "cosine",
+        "found",
+        "evidence",
+    }

@@ -1,4 +1,6 @@
-"""Comparison networks: published layers and shapes, loading from files, and what is said when they are missing."""
+"""Comparison networks: published layers and shapes, loading from files, and what is said when they
+are missing.
+"""
 
 from __future__ import annotations
 
@@ -65,22 +67,40 @@ def test_published_shapes(name: str, width: int, parameters: int | None) -> None
         ("swav", "resnet50", "avgpool"),
     ],
 )
-def test_features_are_those_of_the_named_layer(name: str, architecture: str, layer: str, tmp_path: Path) -> None:
-    """Random weights, saved as the released file is, against torchvision's own feature extractor."""
+def test_features_are_those_of_the_named_layer(
+    name: str, architecture: str, layer: str, tmp_path: Path
+) -> None:
+    """Random weights, saved as the released file is, against torchvision's own feature
+    extractor.
+    """
     torch.manual_seed(0)
-    options: dict[str, Any] = {"init_weights": False, "transform_input": True} if name == "inception" else {}
+    options: dict[str, Any] = (
+        {"init_weights": False, "transform_input": True} if name == "inception" else {}
+    )
     model = getattr(models, architecture)(weights=None, **options).eval()
     recipe = features.recipes()[name]
     state = model.state_dict()
-    if name == "swav":  # the released file: a wrapped model with heads of its own, and no classifier
-        state = {f"module.{key}": value for key, value in state.items() if not key.startswith("fc.")}
-        state |= {"module.prototypes.weight": torch.zeros(3, 2), "module.projection_head.0.weight": torch.zeros(2, 2)}
+    if (
+        name == "swav"
+    ):  # the released file: a wrapped model with heads of its own, and no classifier
+        state = {
+            f"module.{key}": value for key, value in state.items() if not key.startswith("fc.")
+        }
+        state |= {
+            "module.prototypes.weight": torch.zeros(3, 2),
+            "module.projection_head.0.weight": torch.zeros(2, 2),
+        }
     torch.save(state, tmp_path / recipe.file)
     network = features.load(name, tmp_path)
     with torch.inference_mode():
-        expected = create_feature_extractor(model, {layer: "it"})(prepared(recipe.side))["it"].flatten(1)
+        expected = create_feature_extractor(model, {layer: "it"})(prepared(recipe.side))[
+            "it"
+        ].flatten(1)
     torch.testing.assert_close(network.features(IMAGES), expected)
-    assert network.weights == features.weights_hash(tmp_path / recipe.file) and len(network.weights) == 16
+    assert (
+        network.weights == features.weights_hash(tmp_path / recipe.file)
+        and len(network.weights) == 16
+    )
 
 
 def test_files_are_those_torchvision_releases() -> None:
@@ -98,13 +118,27 @@ def test_clip_is_the_projected_image_embedding(tmp_path: Path) -> None:
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
     vision = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=56, projection_dim=8
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=224,
+        patch_size=56,
+        projection_dim=8,
     )
     text = CLIPTextConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50, eos_token_id=2, projection_dim=8
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=50,
+        eos_token_id=2,
+        projection_dim=8,
     )
     torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)).eval()
+    model = CLIPModel(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)
+    ).eval()
     model.save_pretrained(tmp_path / "clip-vit-large-patch14")
     network = features.load("clip", tmp_path)
     small = interpolate(IMAGES, size=(224, 224), mode="bilinear", antialias=False)
@@ -117,14 +151,20 @@ def test_clip_is_the_projected_image_embedding(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_lpips_is_its_definition(tmp_path: Path) -> None:
-    """Squared differences of unit-length AlexNet activations, weighted by the learned 1 x 1 layers (Zhang et al. 2018, eq. 1)."""
+    """Squared differences of unit-length AlexNet activations, weighted by the learned 1 x 1 layers
+    (Zhang et al. 2018, eq. 1).
+    """
     from torchmetrics.functional.image import lpips as module
 
     torch.manual_seed(0)
     alexnet = models.alexnet(weights=None).eval()
     torch.save(alexnet.state_dict(), tmp_path / features.recipes()["lpips"].file)
     network = features.load("lpips", tmp_path)
-    learned = torch.load(Path(module.__file__).parent / "lpips_models" / "alex.pth", map_location="cpu", weights_only=True)
+    learned = torch.load(
+        Path(module.__file__).parent / "lpips_models" / "alex.pth",
+        map_location="cpu",
+        weights_only=True,
+    )
     shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     expected = torch.zeros(1)
     with torch.inference_mode():
@@ -135,7 +175,9 @@ def test_lpips_is_its_definition(tmp_path: Path) -> None:
                 unit = pair / (pair.square().sum(1, keepdim=True).sqrt() + 1e-8)
                 weight = learned[f"lin{(1, 4, 7, 9, 11).index(number)}.model.1.weight"]
                 expected += ((unit[:1] - unit[1:]).square() * weight[0]).sum(1).mean()
-    torch.testing.assert_close(network.distance(IMAGES[:1], IMAGES[1:]), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        network.distance(IMAGES[:1], IMAGES[1:]), expected, rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(network.distance(IMAGES, IMAGES), torch.zeros(2))
 
 
@@ -143,7 +185,9 @@ def test_missing_weights_are_named_with_the_line_that_gets_them() -> None:
     found, missing = features.load_all()
     assert not found and list(missing) == list(features.recipes())
     for name, sentence in missing.items():
-        assert features.recipes()[name].title in sentence and features.recipes()[name].line in sentence
+        assert (
+            features.recipes()[name].title in sentence and features.recipes()[name].line in sentence
+        )
     with pytest.raises(features.MissingWeights, match=r"AlexNet\(2\)"):
         features.load_all(strict=True)
     with pytest.raises(UserError, match="there are alexnet2"):
@@ -160,7 +204,9 @@ def test_a_broken_file_is_refused(tmp_path: Path) -> None:
         features.load("effnet_b1", tmp_path)
 
 
-def test_dreamsim_is_loaded_only_when_all_of_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dreamsim_is_loaded_only_when_all_of_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its package would download; it must not be asked before every part has been found."""
     asked = []
 

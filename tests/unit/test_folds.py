@@ -1,4 +1,6 @@
-"""Few trials: the epoch chosen by cross-validation over training images, and scores by leaving pictures out."""
+"""Few trials: the epoch chosen by cross-validation over training images, and scores by leaving
+pictures out.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ def table_in_place_of_clip(monkeypatch):
     monkeypatch.setattr(stage, "FOLDS", 3)
 
 
-# --- the epoch by folds ---------------------------------------------------------------------------------------------
+# --- the epoch by folds ---------------------------------------------------------------------------
 
 
 def images_of(trials) -> set[int]:
@@ -35,14 +37,18 @@ def images_of(trials) -> set[int]:
 
 
 @pytest.mark.parametrize("subjects", ["1", "1,2"])
-def test_every_training_image_is_in_one_fold_and_held_out_images_are_in_none(root, tmp_path, subjects):
+def test_every_training_image_is_in_one_fold_and_held_out_images_are_in_none(
+    root, tmp_path, subjects
+):
     config = tiny_config(root, tmp_path, data__subjects=subjects)
     whole = reader_setup.splits_of(config)
     folds = [reader_setup.splits_of(config, reader_setup.Fold(number, 3)) for number in range(3)]
     for position, (kept, held) in enumerate(whole):
         judged = [images_of(fold[position][1]) for fold in folds]
         trained = [images_of(fold[position][0]) for fold in folds]
-        assert set.union(*judged) == images_of(kept) and sum(map(len, judged)) == len(images_of(kept))
+        assert set.union(*judged) == images_of(kept) and sum(map(len, judged)) == len(
+            images_of(kept)
+        )
         for one, other in zip(judged, trained):
             assert one | other == images_of(kept) and not one & other
             assert not (one | other) & images_of(held)
@@ -51,7 +57,9 @@ def test_every_training_image_is_in_one_fold_and_held_out_images_are_in_none(roo
 
 
 def test_the_epoch_of_the_best_mean_over_left_out_images_is_kept(monkeypatch, root, tmp_path):
-    """Curves of the folds disagree; the fold with more images counts more, and the run's own held-out images do not count."""
+    """Curves of the folds disagree; the fold with more images counts more, and the run's own
+    held-out images do not count.
+    """
     curves = iter([[0.1, 0.5, 0.2], [0.1, 0.2, 0.4], [0.1, 0.2, 0.4], [0.9, 0.0, 0.1]])
     current: list[float] = []
 
@@ -62,10 +70,15 @@ def test_the_epoch_of_the_best_mean_over_left_out_images_is_kept(monkeypatch, ro
 
     monkeypatch.setattr(stage, "validate", validate)
     kept: list[tuple[str, int]] = []
-    spy(monkeypatch, stage, "keep", lambda run, *_: kept.append((run.folder.name, len(run.metrics))))
+    spy(
+        monkeypatch, stage, "keep", lambda run, *_: kept.append((run.folder.name, len(run.metrics)))
+    )
     config = tiny_config(root, tmp_path / "run", optim__checkpoint="folds")
     folder = stage.train(config, "image")
-    sizes = [len(images_of(reader_setup.splits_of(config, reader_setup.Fold(k, 3))[0][1])) for k in range(3)]
+    sizes = [
+        len(images_of(reader_setup.splits_of(config, reader_setup.Fold(k, 3))[0][1]))
+        for k in range(3)
+    ]
     left_out = np.array([[0.1, 0.5, 0.2], [0.1, 0.2, 0.4], [0.1, 0.2, 0.4]])
     best = int((left_out.T @ sizes).argmax())
     assert best != int(left_out.sum(axis=0).argmax())  # a fold counts by its images
@@ -93,11 +106,17 @@ def test_a_fold_learns_from_the_other_folds_only(monkeypatch, root, tmp_path):
     assert len(seen) == 4
     for name in seen:
         assert not seen[name] & judged[name], name
-    assert set.union(*(judged[name] for name in judged if name.startswith("fold-"))) == seen["image"]
+    assert (
+        set.union(*(judged[name] for name in judged if name.startswith("fold-"))) == seen["image"]
+    )
 
 
-@pytest.mark.parametrize(("choice", "few", "expected"), [("auto", 30, True), ("auto", 1, False), ("held_out", 30, False)])
-def test_folds_are_taken_where_held_out_images_are_few(monkeypatch, caplog, root, tmp_path, choice, few, expected):
+@pytest.mark.parametrize(
+    ("choice", "few", "expected"), [("auto", 30, True), ("auto", 1, False), ("held_out", 30, False)]
+)
+def test_folds_are_taken_where_held_out_images_are_few(
+    monkeypatch, caplog, root, tmp_path, choice, few, expected
+):
     monkeypatch.setattr(stage, "FEW_IMAGES", few)
     config = tiny_config(root, tmp_path, optim__checkpoint=choice)
     assert stage.by_folds(config) == expected
@@ -110,10 +129,12 @@ def test_too_few_images_for_folds_are_refused(root, tmp_path, monkeypatch):
         stage.train(tiny_config(root, tmp_path / "run", optim__checkpoint="folds"), "image")
 
 
-# --- scores by folds ------------------------------------------------------------------------------------------------
+# --- scores by folds ------------------------------------------------------------------------------
 
 
-def made_folds(noise: float, subjects: tuple[int, ...] = (1, 2), count: int = 24, folds: int = 4) -> list[Fold]:
+def made_folds(
+    noise: float, subjects: tuple[int, ...] = (1, 2), count: int = 24, folds: int = 4
+) -> list[Fold]:
     draws = np.random.default_rng(0)
     names = [f"picture{i:02d}" for i in range(count)]
     true = dict(zip(names, 5 + draws.normal(size=(count, 12))))
@@ -122,7 +143,10 @@ def made_folds(noise: float, subjects: tuple[int, ...] = (1, 2), count: int = 24
         for part in split_pictures(names, folds, seed=1):
             mean = np.mean([true[name] for name in names if name not in part], axis=0)
             rows = np.stack([true[name] for name in part])
-            decoded = {"encoder": rows + noise * draws.normal(size=rows.shape), "random": mean + draws.normal(size=rows.shape)}
+            decoded = {
+                "encoder": rows + noise * draws.normal(size=rows.shape),
+                "random": mean + draws.normal(size=rows.shape),
+            }
             found.append(Fold(subject, part, rows, mean, decoded))
     return found
 
@@ -144,16 +168,23 @@ def test_perfect_embeddings_are_perfect_and_random_ones_at_chance():
 def test_scores_are_means_over_subjects_of_means_over_their_own_pictures():
     """One subject saw fewer pictures; a fold is compared within itself."""
     folds = made_folds(1.0)
-    folds = [fold for fold in folds if fold.subject == 1] + [fold for fold in folds if fold.subject == 2][:2]
+    folds = [fold for fold in folds if fold.subject == 1] + [
+        fold for fold in folds if fold.subject == 2
+    ][:2]
     rows, _ = pooled(folds, resamples=20)
     by_subject: dict[int, list[float]] = {}
     for fold in folds:
         for j, decoded in enumerate(fold.decoded["encoder"]):
-            mine = [np.corrcoef(decoded - fold.mean_D, true - fold.mean_D)[0, 1] for true in fold.true_ND]
+            mine = [
+                np.corrcoef(decoded - fold.mean_D, true - fold.mean_D)[0, 1]
+                for true in fold.true_ND
+            ]
             share = np.mean([mine[i] < mine[j] for i in range(len(mine)) if i != j])
             by_subject.setdefault(fold.subject, []).append(share)
     expected = np.mean([np.mean(values) for values in by_subject.values()])
-    assert next(r for r in rows if (r.method, r.score) == ("encoder", TWO_WAY)).value == pytest.approx(expected)
+    assert next(
+        r for r in rows if (r.method, r.score) == ("encoder", TWO_WAY)
+    ).value == pytest.approx(expected)
 
 
 def test_no_retrieval_among_fewer_than_five():
@@ -165,7 +196,12 @@ def test_no_retrieval_among_fewer_than_five():
 
 def test_scores_of_several_draws_are_averaged():
     folds = made_folds(1.0)
-    twice = [fold._replace(decoded={"encoder": np.stack([fold.decoded["encoder"], fold.decoded["random"]])}) for fold in folds]
+    twice = [
+        fold._replace(
+            decoded={"encoder": np.stack([fold.decoded["encoder"], fold.decoded["random"]])}
+        )
+        for fold in folds
+    ]
     rows, _ = pooled(folds, resamples=20)
     both, _ = pooled(twice, resamples=20)
     for row in both:

@@ -9,9 +9,13 @@ from braingen.evaluation import identification as identify
 from braingen.runtime.errors import UserError
 
 
-def noisy_copies(count: int, width: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def noisy_copies(
+    count: int, width: int, noise: float, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
-    truth = np.maximum(generator.standard_normal((count, width)), 0).astype(np.float32)  # as after a ReLU
+    truth = np.maximum(generator.standard_normal((count, width)), 0).astype(
+        np.float32
+    )  # as after a ReLU
     return truth, truth + noise * generator.standard_normal((count, width)).astype(np.float32)
 
 
@@ -23,9 +27,13 @@ def plain_two_way(truth: np.ndarray, recons: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("precision", [None, "int8", "float32", "float64"])
 @pytest.mark.parametrize("noise", [0.5, 5.0, 50.0])
-def test_every_precision_gives_the_wins_of_float64(precision: identify.Precision | None, noise: float) -> None:
+def test_every_precision_gives_the_wins_of_float64(
+    precision: identify.Precision | None, noise: float
+) -> None:
     truth, recons = noisy_copies(60, 3000, noise)
-    np.testing.assert_array_equal(identify.two_way(truth, recons, precision).beats_NN, plain_two_way(truth, recons))
+    np.testing.assert_array_equal(
+        identify.two_way(truth, recons, precision).beats_NN, plain_two_way(truth, recons)
+    )
 
 
 def test_wins_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +73,9 @@ def test_truth_is_perfect_and_shuffled_is_chance() -> None:
 
 
 def test_two_way_falls_with_noise() -> None:
-    values = [identify.two_way(*noisy_copies(60, 400, noise)).value for noise in (0.1, 3.0, 10.0, 40.0)]
+    values = [
+        identify.two_way(*noisy_copies(60, 400, noise)).value for noise in (0.1, 3.0, 10.0, 40.0)
+    ]
     assert values == sorted(values, reverse=True)
     assert values[0] == 1 and values[-1] < 0.9
 
@@ -74,7 +84,9 @@ def test_two_way_does_not_depend_on_the_order_of_images() -> None:
     truth, recons = noisy_copies(40, 300, 8.0)
     order = np.random.default_rng(2).permutation(40)
     shares = identify.two_way(truth, recons).share_N
-    np.testing.assert_array_equal(identify.two_way(truth[order], recons[order]).share_N, shares[order])
+    np.testing.assert_array_equal(
+        identify.two_way(truth[order], recons[order]).share_N, shares[order]
+    )
 
 
 def test_correlation_distance_is_numpys() -> None:
@@ -87,7 +99,9 @@ def test_features_from_a_memory_map(tmp_path: object) -> None:
     truth, recons = noisy_copies(20, 200, 5.0)
     np.save(f"{tmp_path}/truth.npy", truth)
     mapped = np.load(f"{tmp_path}/truth.npy", mmap_mode="r")
-    np.testing.assert_array_equal(identify.two_way(mapped, recons).beats_NN, identify.two_way(truth, recons).beats_NN)
+    np.testing.assert_array_equal(
+        identify.two_way(mapped, recons).beats_NN, identify.two_way(truth, recons).beats_NN
+    )
 
 
 def test_constant_features_are_refused() -> None:
@@ -100,7 +114,9 @@ def test_constant_features_are_refused() -> None:
 
 
 def test_directions_of_retrieval_are_what_they_are_called() -> None:
-    """Two decoded embeddings near one image: from the brains that image is found twice, from the images each finds its own brain."""
+    """Two decoded embeddings near one image: from the brains that image is found twice, from the
+    images each finds its own brain.
+    """
     images = np.array([[1.0, 0.0], [0.0, 1.0]])
     decoded = np.array([[1.0, 0.0], [1.0, 0.3]])
     both = identify.retrieval(decoded, images)

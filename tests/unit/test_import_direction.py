@@ -26,7 +26,8 @@ TIERS = (
     {"cli"},
 )
 TIER_OF = {part: height for height, tier in enumerate(TIERS) for part in tier}
-# run folders know settings, settings raise the errors of the runtime; records name each other's types only
+# run folders know settings, settings raise the errors of the runtime; records name each other's
+# types only
 NEIGHBOURS_ALLOWED = TIERS[0]
 HEAVY = {
     "peft": {"generation"},
@@ -37,7 +38,10 @@ HEAVY = {
 
 
 def _parts() -> list[tuple[str, Path]]:
-    return [(path.relative_to(SOURCE).parts[0].removesuffix(".py"), path) for path in sorted(SOURCE.rglob("*.py"))]
+    return [
+        (path.relative_to(SOURCE).parts[0].removesuffix(".py"), path)
+        for path in sorted(SOURCE.rglob("*.py"))
+    ]
 
 
 def _imports(path: Path) -> set[str]:
@@ -63,7 +67,11 @@ def test_imports_go_downward_only():
             if not name.startswith("braingen.") or name.split(".")[1] not in TIER_OF:
                 continue
             other = name.split(".")[1]
-            if other != part and other not in NEIGHBOURS_ALLOWED and TIER_OF[other] >= TIER_OF[part]:
+            if (
+                other != part
+                and other not in NEIGHBOURS_ALLOWED
+                and TIER_OF[other] >= TIER_OF[part]
+            ):
                 wrong.append(f"{path.relative_to(SOURCE)} imports {name}")
     assert not sorted(set(wrong))
 
@@ -83,4 +91,9 @@ def test_importing_braingen_loads_no_heavy_library():
         "import sys, braingen, braingen.cli, braingen.config;"
         "print([m for m in ('torch', 'diffusers', 'pandas', 'h5py') if m in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )

@@ -1,4 +1,6 @@
-"""Own scans of the kinds that labs have: nothing is paired, counted, masked or scaled wrongly without a word."""
+"""Own scans of the kinds that labs have: nothing is paired, counted, masked or scaled wrongly
+without a word.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,19 @@ def prepared(fake: FakeScans, *more: str, name: str = "NSD") -> Layout:
 
 
 def refused(fake: FakeScans, capsys, *more: str, name: str = "NSD") -> str:
-    assert main(["prepare", "--scans", str(fake.root), "--data_path", str(fake.root.parent / name), *more]) == 2
+    assert (
+        main(
+            [
+                "prepare",
+                "--scans",
+                str(fake.root),
+                "--data_path",
+                str(fake.root.parent / name),
+                *more,
+            ]
+        )
+        == 2
+    )
     found = capsys.readouterr().err.strip()
     assert found.startswith("braingen: ") and "\n" not in found and "Traceback" not in found
     return found
@@ -69,7 +83,9 @@ def raw(layout: Layout, subject: int = 1) -> np.ndarray:
 
 def shown(layout: Layout, subject: int = 1) -> list[str]:
     """stim_file of every row of the betas, by the table of the folder."""
-    name = {picture.image: name for name, picture in reversed(Identity(layout.root).pictures.items())}
+    name = {
+        picture.image: name for name, picture in reversed(Identity(layout.root).pictures.items())
+    }
     tables = [train_trials(layout, subject).table, test_trials(layout, subject).table]
     rows = pd.concat(tables).sort_values("trial")
     return [name[image] for image in rows["image"]]
@@ -78,7 +94,9 @@ def shown(layout: Layout, subject: int = 1) -> list[str]:
 def same(layout: Layout, fake: FakeScans, subject: int = 1) -> None:
     """Every response beside its picture."""
     label = next(iter(fake.responses))
-    np.testing.assert_allclose(raw(layout, subject), np.concatenate(fake.responses[label]), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        raw(layout, subject), np.concatenate(fake.responses[label]), rtol=1e-4, atol=1e-4
+    )
     assert shown(layout, subject) == [name for order in fake.shown[label] for name in order]
 
 
@@ -86,7 +104,9 @@ def betas(fake: FakeScans, session: int = 1) -> Path:
     return next(fake.root.rglob(f"sub-01_ses-{session}_*_betas.*"))
 
 
-def events(fake: FakeScans, change: Callable[[pd.DataFrame], pd.DataFrame], pattern: str = "*_events.tsv") -> None:
+def events(
+    fake: FakeScans, change: Callable[[pd.DataFrame], pd.DataFrame], pattern: str = "*_events.tsv"
+) -> None:
     for path in sorted(fake.root.rglob(pattern)):
         change(pd.read_csv(path, sep="\t")).to_csv(path, sep="\t", index=False, na_rep="n/a")
 
@@ -107,11 +127,13 @@ def renamed(path: Path, ending: str, entity: str = "") -> Path:
     return path.with_name(path.name.partition("_betas.")[0] + entity + ending)
 
 
-# --- forms: the same responses, whatever they are written in -------------------------------------------------------------------------
+# --- forms: the same responses, whatever they are written in --------------------------------------
 
 
 def as_nifti2(fake: FakeScans, path: Path, response: np.ndarray) -> None:
-    nibabel.save(nibabel.Nifti2Image(volume(fake, response), AFFINE), renamed(path, "_betas.nii.gz"))
+    nibabel.save(
+        nibabel.Nifti2Image(volume(fake, response), AFFINE), renamed(path, "_betas.nii.gz")
+    )
 
 
 def as_xyzt(fake: FakeScans, path: Path, response: np.ndarray) -> None:
@@ -123,13 +145,22 @@ def as_txyz(fake: FakeScans, path: Path, response: np.ndarray) -> None:
 
 
 def as_glmsingle_npy(fake: FakeScans, path: Path, response: np.ndarray) -> None:
-    found = {"betasmd": volume(fake, response, np.nan), "R2": fake.mask.astype(np.float32), "pcnum": 2, "pcregressors": [np.ones(3)]}
+    found = {
+        "betasmd": volume(fake, response, np.nan),
+        "R2": fake.mask.astype(np.float32),
+        "pcnum": 2,
+        "pcregressors": [np.ones(3)],
+    }
     np.save(renamed(path, "_betas.npy"), found, allow_pickle=True)
 
 
 def as_glmsingle_hdf5(fake: FakeScans, path: Path, response: np.ndarray) -> None:
     with h5py.File(renamed(path, "_betas.hdf5"), "w") as file:
-        file["betasmd"], file["R2"], file["meanvol"] = volume(fake, response, np.nan), fake.mask * 1.0, fake.mask * 1.0
+        file["betasmd"], file["R2"], file["meanvol"] = (
+            volume(fake, response, np.nan),
+            fake.mask * 1.0,
+            fake.mask * 1.0,
+        )
 
 
 def as_other_dataset(fake: FakeScans, path: Path, response: np.ndarray) -> None:
@@ -143,24 +174,43 @@ def as_npz(fake: FakeScans, path: Path, response: np.ndarray) -> None:
 
 def as_single_maps(fake: FakeScans, path: Path, response: np.ndarray) -> None:
     path.unlink()
-    for trial, values in enumerate(volume(fake, response).transpose(3, 0, 1, 2), start=1):  # 1, 2, ..., 10: not the order of text
+    for trial, values in enumerate(
+        volume(fake, response).transpose(3, 0, 1, 2), start=1
+    ):  # 1, 2, ..., 10: not the order of text
         nifti(values, path.with_name(path.name.replace("_betas", f"_desc-trial{trial}_betas")))
 
 
 def as_bdpy(fake: FakeScans, path: Path, response: np.ndarray) -> None:
     voxels = response.shape[1]
     with h5py.File(renamed(path, "_betas.h5"), "w") as file:
-        file["dataset"] = np.concatenate([np.ones((len(response), 1)), response, np.arange(len(response))[:, None]], axis=1)
+        file["dataset"] = np.concatenate(
+            [np.ones((len(response), 1)), response, np.arange(len(response))[:, None]], axis=1
+        )
         nan = np.full(voxels, np.nan)
         group = file.create_group("metadata")
         group["key"] = np.array([b"Run", b"VoxelData", b"Label", b"ROI_V1"])
         roi = np.r_[np.nan, np.arange(voxels) < 3, np.nan]
-        group["value"] = np.stack([np.r_[1, nan, np.nan], np.r_[np.nan, np.ones(voxels), np.nan], np.r_[np.nan, nan, 1], roi])
+        group["value"] = np.stack(
+            [
+                np.r_[1, nan, np.nan],
+                np.r_[np.nan, np.ones(voxels), np.nan],
+                np.r_[np.nan, nan, 1],
+                roi,
+            ]
+        )
 
 
 FORMS = [
-    as_nifti2, as_xyzt, as_txyz, as_glmsingle_npy, as_glmsingle_hdf5, as_other_dataset, as_npz, as_single_maps, as_bdpy,
-]  # fmt: skip
+    as_nifti2,
+    as_xyzt,
+    as_txyz,
+    as_glmsingle_npy,
+    as_glmsingle_hdf5,
+    as_other_dataset,
+    as_npz,
+    as_single_maps,
+    as_bdpy,
+]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -185,24 +235,52 @@ def test_responses_on_surfaces_return_to_their_vertices(fake, form, tmp_path):
         for side, response in sides.items():
             name = f"{stem}_hemi-{side}_space-fsnative_betas"
             if form == "gifti":
-                arrays = [nibabel.gifti.GiftiDataArray(row, "NIFTI_INTENT_NONE") for row in response]
-                nibabel.save(nibabel.gifti.GiftiImage(darrays=arrays), path.with_name(f"{name}.func.gii"))
+                arrays = [
+                    nibabel.gifti.GiftiDataArray(row, "NIFTI_INTENT_NONE") for row in response
+                ]
+                nibabel.save(
+                    nibabel.gifti.GiftiImage(darrays=arrays), path.with_name(f"{name}.func.gii")
+                )
             elif form == "mgh":
-                nibabel.save(nibabel.MGHImage(response.T[:, None, None], np.eye(4)), path.with_name(f"{name}.mgh"))
+                nibabel.save(
+                    nibabel.MGHImage(response.T[:, None, None], np.eye(4)),
+                    path.with_name(f"{name}.mgh"),
+                )
             elif form == "npy":
                 np.save(path.with_name(f"{name}.npy"), response)
         both = np.concatenate([sides["L"], sides["R"]], axis=1)
         if form == "cifti":
-            parts = [nibabel.cifti2.BrainModelAxis.from_mask(np.ones(10, bool), name=f"cortex_{side}") for side in ("left", "right")]
-            axes = (nibabel.cifti2.ScalarAxis([f"trial {k}" for k in range(12)]), parts[0] + parts[1])
-            nibabel.save(nibabel.Cifti2Image(both, axes), path.with_name(f"{stem}_space-fsnative_betas.dscalar.nii"))
+            parts = [
+                nibabel.cifti2.BrainModelAxis.from_mask(np.ones(10, bool), name=f"cortex_{side}")
+                for side in ("left", "right")
+            ]
+            axes = (
+                nibabel.cifti2.ScalarAxis([f"trial {k}" for k in range(12)]),
+                parts[0] + parts[1],
+            )
+            nibabel.save(
+                nibabel.Cifti2Image(both, axes),
+                path.with_name(f"{stem}_space-fsnative_betas.dscalar.nii"),
+            )
         whole.append(both)
     for side, vertices in (("L", [1, 2]), ("R", [3, 4, 5])):
-        np.save(fake.root / "sub-01" / f"sub-01_hemi-{side}_label-V1_mask.npy", np.isin(np.arange(10), vertices))
+        np.save(
+            fake.root / "sub-01" / f"sub-01_hemi-{side}_label-V1_mask.npy",
+            np.isin(np.arange(10), vertices),
+        )
     layout = prepared(fake)
-    assert read_regions(layout, 1)["V1"].nonzero()[0].tolist() == [1, 2, 13, 14]  # vertex 4 of the right has no signal
+    assert read_regions(layout, 1)["V1"].nonzero()[0].tolist() == [
+        1,
+        2,
+        13,
+        14,
+    ]  # vertex 4 of the right has no signal
     places = load_any_places(layout, 1)
-    assert isinstance(places, SurfacePlaces) and places.surface == "fsnative" and dict(places.vertices) == {"L": 10, "R": 10}
+    assert (
+        isinstance(places, SurfacePlaces)
+        and places.surface == "fsnative"
+        and dict(places.vertices) == {"L": 10, "R": 10}
+    )
     kept = np.arange(20) != 14
     np.testing.assert_allclose(raw(layout), np.concatenate(whole)[:, kept], rtol=1e-4, atol=1e-4)
     assert 4 not in places.vertex_V[places.side_V == "R"]
@@ -221,7 +299,9 @@ def test_a_pickle_runs_nothing(tmp_path):
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
-    np.save(tmp_path / "TYPED_X.npy", np.array({"betasmd": Evil()}, dtype=object), allow_pickle=True)
+    np.save(
+        tmp_path / "TYPED_X.npy", np.array({"betasmd": Evil()}, dtype=object), allow_pickle=True
+    )
     with pytest.raises(UserError, match=r"it wants to run (posix|nt)\.system"):
         load_arrays_of_pickle(tmp_path / "TYPED_X.npy")
     (tmp_path / "b.npy").write_bytes(pickle.dumps({"a": 1}))
@@ -240,7 +320,11 @@ def write_glmsingle(fake: FakeScans, order: np.ndarray | None = None) -> None:
         file["betasmd"] = volume(fake, np.concatenate(fake.responses["01"]), np.nan)
     names = [name for session in fake.shown["01"] for name in session]
     conditions = np.array([NAMES.index(name) for name in names]) if order is None else order
-    np.save(folder / "DESIGNINFO.npy", {"stimorder": [np.int64(c) for c in conditions], "numtrialrun": [6] * 4}, allow_pickle=True)
+    np.save(
+        folder / "DESIGNINFO.npy",
+        {"stimorder": [np.int64(c) for c in conditions], "numtrialrun": [6] * 4},
+        allow_pickle=True,
+    )
 
 
 def test_glmsingles_folder_is_cut_by_the_events(fake):
@@ -249,11 +333,16 @@ def test_glmsingles_folder_is_cut_by_the_events(fake):
 
 
 def test_glmsingles_own_order_has_to_agree_with_the_events(fake, capsys):
-    write_glmsingle(fake, np.roll([NAMES.index(name) for session in fake.shown["01"] for name in session], 1))
-    assert re.search(r"stimorder in DESIGNINFO\) contradict the pictures of the events in \d+ of 24 trials", refused(fake, capsys))
+    write_glmsingle(
+        fake, np.roll([NAMES.index(name) for session in fake.shown["01"] for name in session], 1)
+    )
+    assert re.search(
+        r"stimorder in DESIGNINFO\) contradict the pictures of the events in \d+ of 24 trials",
+        refused(fake, capsys),
+    )
 
 
-# --- pairing -------------------------------------------------------------------------------------------------------------------------
+# --- pairing --------------------------------------------------------------------------------------
 
 
 def test_events_that_are_not_in_the_order_of_onsets_are_brought_into_it(fake, capsys):
@@ -279,7 +368,9 @@ def test_labels_that_are_the_same_number_are_the_same_run(fake):
     for session, response in enumerate(fake.responses["01"], start=1):
         stem = betas(fake, session)
         for run, part in ((1, response[:6]), (2, response[6:])):
-            nifti(volume(fake, part), stem.with_name(stem.name.replace("_betas", f"_run-{run}_betas")))
+            nifti(
+                volume(fake, part), stem.with_name(stem.name.replace("_betas", f"_run-{run}_betas"))
+            )
         stem.unlink()
     same(prepared(fake), fake)
 
@@ -312,17 +403,40 @@ def test_a_copy_of_a_table_counts_once(fake, capsys):
 def several(fake: FakeScans, *entities: str, statmap: bool = False) -> None:
     for path in sorted(fake.root.rglob("*_betas.nii.gz")):
         for entity in entities:
-            shutil.copy(path, path.with_name(path.name.replace("_betas", f"_{entity}_{'statmap' if statmap else 'betas'}")))
+            shutil.copy(
+                path,
+                path.with_name(
+                    path.name.replace("_betas", f"_{entity}_{'statmap' if statmap else 'betas'}")
+                ),
+            )
         path.unlink()
 
 
 CLAIMS: dict[str, tuple[Change, str, list[str]]] = {
-    "spaces": (lambda f: several(f, "space-T1w", "space-MNI"), r"tells them apart is space: .*--space", ["--space", "T1w"]),
-    "statistics": (lambda f: several(f, "stat-effect", "stat-t", statmap=True), r"stat: effect, t\. .*--stat", ["--stat", "effect"]),
-    "versions": (lambda f: several(f, "desc-a", "desc-b"), r"desc: a, b\. .*--desc", ["--desc", "b"]),
-    "resolutions": (lambda f: several(f, "res-1", "res-2"), r"prepare\.entities=res-", ["prepare.entities=res-2"]),
+    "spaces": (
+        lambda f: several(f, "space-T1w", "space-MNI"),
+        r"tells them apart is space: .*--space",
+        ["--space", "T1w"],
+    ),
+    "statistics": (
+        lambda f: several(f, "stat-effect", "stat-t", statmap=True),
+        r"stat: effect, t\. .*--stat",
+        ["--stat", "effect"],
+    ),
+    "versions": (
+        lambda f: several(f, "desc-a", "desc-b"),
+        r"desc: a, b\. .*--desc",
+        ["--desc", "b"],
+    ),
+    "resolutions": (
+        lambda f: several(f, "res-1", "res-2"),
+        r"prepare\.entities=res-",
+        ["prepare.entities=res-2"],
+    ),
     "folders": (
-        lambda f: shutil.copytree(f.root / "sub-01" / "ses-1", f.root / "derivatives" / "b" / "sub-01" / "ses-1"),
+        lambda f: shutil.copytree(
+            f.root / "sub-01" / "ses-1", f.root / "derivatives" / "b" / "sub-01" / "ses-1"
+        ),
         r"claim the same trials; .*--responses",
         ["--responses", "sub-01"],
     ),
@@ -354,7 +468,10 @@ def test_tasks_are_not_mixed(fake, capsys):
 
 def test_maps_of_three_axes_are_no_responses(fake, capsys):
     for path in list(fake.root.rglob("*_betas.nii.gz")):
-        nifti(fake.mask.astype(np.float32), path.with_name(path.name.replace("_betas", "_stat-rSquared_statmap")))
+        nifti(
+            fake.mask.astype(np.float32),
+            path.with_name(path.name.replace("_betas", "_stat-rSquared_statmap")),
+        )
     same(prepared(fake), fake)
     assert "left out, volumes of three axes" in capsys.readouterr().out
 
@@ -362,14 +479,23 @@ def test_maps_of_three_axes_are_no_responses(fake, capsys):
 def test_single_maps_that_nothing_numbers_are_refused(fake, capsys):
     path = betas(fake)
     for name in "abc":
-        nifti(fake.mask.astype(np.float32), path.with_name(path.name.replace("_betas", f"_desc-{name}_betas")))
+        nifti(
+            fake.mask.astype(np.float32),
+            path.with_name(path.name.replace("_betas", f"_desc-{name}_betas")),
+        )
     path.unlink()
     assert "numbers them from 1" in refused(fake, capsys)
 
 
 def test_other_peoples_maps_and_data_folders_among_the_scans_are_left_alone(fake):
-    nifti(fake.mask.astype(np.float32), fake.root / "sub-01" / "sub-01_contrast-faces_stat-t_statmap.nii.gz")
-    nifti(fake.mask.astype(np.float32), fake.root / "sub-01" / "sub-01_task-floc_stat-t_statmap.nii.gz")
+    nifti(
+        fake.mask.astype(np.float32),
+        fake.root / "sub-01" / "sub-01_contrast-faces_stat-t_statmap.nii.gz",
+    )
+    nifti(
+        fake.mask.astype(np.float32),
+        fake.root / "sub-01" / "sub-01_task-floc_stat-t_statmap.nii.gz",
+    )
     root = fake.root / "data"
     for _ in range(2):  # the second call sees what the first has written
         assert main(["prepare", "--scans", str(fake.root), "--data_path", str(root)]) == 0
@@ -382,7 +508,9 @@ def test_links_are_followed_and_dangling_ones_refused(fake, tmp_path, capsys):
         shutil.move(str(fake.root / name), str(tmp_path / "elsewhere" / name))
         (fake.root / name).symlink_to(tmp_path / "elsewhere" / name)
     same(prepared(fake), fake)
-    (fake.root / "sub-01" / "sub-01_ses-3_task-look_betas.nii.gz").symlink_to(".git/annex/objects/x")
+    (fake.root / "sub-01" / "sub-01_ses-3_task-look_betas.nii.gz").symlink_to(
+        ".git/annex/objects/x"
+    )
     assert "its content is not here (`datalad get`" in refused(fake, capsys, name="again")
 
 
@@ -395,7 +523,10 @@ def plain_names(fake: FakeScans) -> None:
 
 
 NAMED: dict[str, tuple[Change, str]] = {
-    "underscore in a subject": (lambda f: (f.root / "sub-01").rename(f.root / "sub-a_1"), r"label in sub-a_1 is not letters and digits"),
+    "underscore in a subject": (
+        lambda f: (f.root / "sub-01").rename(f.root / "sub-a_1"),
+        r"label in sub-a_1 is not letters and digits",
+    ),
     "folder and name of two subjects": (
         lambda f: betas(f).rename(betas(f).with_name("sub-02_ses-1_task-look_betas.nii.gz")),
         "lies in a folder of sub-01, but its name says sub-02",
@@ -404,9 +535,18 @@ NAMED: dict[str, tuple[Change, str]] = {
         lambda f: copied_events(f).write_text("onset\tstim_file\n1\tset0/picture00.png\n"),
         "are events of the same run and differ",
     ),
-    "an unknown split": (lambda f: events(f, lambda t: t.assign(split="tset")), r"split is 'tset' in \d+ lines; allowed are train, test"),
-    "an onset of text": (lambda f: events(f, lambda t: t.assign(onset="soon")), "onset 'soon' in line 2 is no number"),
-    "a flag of text": (lambda f: events(f, lambda t: t.assign(bad="perhaps")), "column bad has 'perhaps'"),
+    "an unknown split": (
+        lambda f: events(f, lambda t: t.assign(split="tset")),
+        r"split is 'tset' in \d+ lines; allowed are train, test",
+    ),
+    "an onset of text": (
+        lambda f: events(f, lambda t: t.assign(onset="soon")),
+        "onset 'soon' in line 2 is no number",
+    ),
+    "a flag of text": (
+        lambda f: events(f, lambda t: t.assign(bad="perhaps")),
+        "column bad has 'perhaps'",
+    ),
     "another column names the picture": (
         lambda f: events(f, lambda t: t.rename(columns={"stim_file": "image_name"})),
         r"the values of image_name are pictures: take it with prepare\.stimulus_column=image_name",
@@ -416,29 +556,47 @@ NAMED: dict[str, tuple[Change, str]] = {
         r"48 is 4 x 12: one response per event is needed",
     ),
     "a time series beside no responses": (
-        lambda f: [p.rename(p.with_name(p.name.replace("_betas", "_desc-preproc_bold"))) for p in list(f.root.rglob("*_betas.nii.gz"))],
+        lambda f: [
+            p.rename(p.with_name(p.name.replace("_betas", "_desc-preproc_bold")))
+            for p in list(f.root.rglob("*_betas.nii.gz"))
+        ],
         r"there are time series .* but no single-trial responses: estimate them first",
     ),
     "Matlab": (
-        lambda f: [p.rename(p.with_name(p.name.replace(".nii.gz", ".mat"))) for p in list(f.root.rglob("*_betas.nii.gz"))],
+        lambda f: [
+            p.rename(p.with_name(p.name.replace(".nii.gz", ".mat")))
+            for p in list(f.root.rglob("*_betas.nii.gz"))
+        ],
         r"is a Matlab file, which is not read; convert it .*scipy\.io\.loadmat",
     ),
-    "plain names": (plain_names, r"no table of events .*there are subject1/session1/betas\.nii\.gz, .*call the events "
-    "sub-01_ses-01_events"),
+    "plain names": (
+        plain_names,
+        r"no table of events .*there are subject1/session1/betas\.nii\.gz, .*call the events "
+        "sub-01_ses-01_events",
+    ),
     "onsets that may be runs or another order": (
         lambda f: events(f, lambda t: t.iloc[np.r_[0:9:2, 1:9:2]]),
         r"onsets begin anew 1 times .*Add a column run",
     ),
     "a mask on a flipped grid": (
-        lambda f: nifti(f.mask[::-1].astype(np.uint8), f.root / "sub-01" / "sub-01_mask.nii.gz", np.diag([-2.0, 2, 2, 1])),
+        lambda f: nifti(
+            f.mask[::-1].astype(np.uint8),
+            f.root / "sub-01" / "sub-01_mask.nii.gz",
+            np.diag([-2.0, 2, 2, 1]),
+        ),
         r"the same shape \(5, 6, 4\), but affines that lead up to .* mm apart, axis x is flipped",
     ),
     "a region on another grid": (
-        lambda f: nifti(np.ones((6, 6, 4), np.uint8), f.root / "sub-01" / "sub-01_label-V1_mask.nii.gz"),
-        r"label-V1_mask\.nii\.gz does not fit the mask .*sub-01_mask\.nii\.gz: they have shape \(6, 6, 4\) and \(5, 6, 4\)",
+        lambda f: nifti(
+            np.ones((6, 6, 4), np.uint8), f.root / "sub-01" / "sub-01_label-V1_mask.nii.gz"
+        ),
+        (
+            r"label-V1_mask\.nii\.gz does not fit the mask .*sub-01_mask\.nii\.gz: they have shape"
+            r" \(6, 6, 4\) and \(5, 6, 4\)"
+        ),
     ),
     "a mask that is no NIfTI": (lambda f: None, "no mask with the label nothing"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -454,10 +612,16 @@ def test_mistakes_are_named(fake, capsys, name):
 def test_labels_of_a_single_trial_are_columns_not_voxels(fake, capsys):
     for session, response in enumerate(fake.responses["01"], start=1):
         ids = [NAMES.index(name) for name in fake.shown["01"][session - 1]]
-        np.save(renamed(betas(fake, session), "_betas.npy"), np.c_[ids, np.ones(12), response.astype(float)])
+        np.save(
+            renamed(betas(fake, session), "_betas.npy"),
+            np.c_[ids, np.ones(12), response.astype(float)],
+        )
     for mask in fake.root.rglob("*_mask.nii.gz"):
         mask.unlink()
-    assert re.search(r"2 of \d+ columns hold whole numbers.*column 0 follows the picture number", refused(fake, capsys))
+    assert re.search(
+        r"2 of \d+ columns hold whole numbers.*column 0 follows the picture number",
+        refused(fake, capsys),
+    )
     prepared(fake, "prepare.accept=labels")
 
 
@@ -468,19 +632,30 @@ def test_a_time_series_is_no_response_and_may_be_insisted_on(fake, capsys):
         image.header.set_xyzt_units("mm", "sec")
         image.header["pixdim"][4] = 1.6
         nibabel.save(image, path)
-    assert re.search(r"looks like a time series.*repetition time of 1\.6 s; it holds whole numbers; the mean .* times its spread",
-                     refused(fake, capsys))  # fmt: skip
+    assert re.search(
+        r"looks like a time series.*repetition time of 1\.6 s; it holds whole numbers; the mean .*"
+        r" times its spread",
+        refused(fake, capsys),
+    )
     prepared(fake, "prepare.accept=time_series")
 
 
 def test_trials_are_left_out_on_both_sides(fake, capsys):
-    events(fake, lambda t: t.assign(bad=[int(k == 2) for k in range(len(t))]))  # the second picture of every run
-    events(fake, lambda t: t.assign(split=t["split"].where(np.arange(len(t)) != 6, " Exclude ")), "sub-01_ses-1*run-1_events.tsv")
+    events(
+        fake, lambda t: t.assign(bad=[int(k == 2) for k in range(len(t))])
+    )  # the second picture of every run
+    events(
+        fake,
+        lambda t: t.assign(split=t["split"].where(np.arange(len(t)) != 6, " Exclude ")),
+        "sub-01_ses-1*run-1_events.tsv",
+    )
     layout = prepared(fake)
     names = [name for order in fake.shown["01"] for name in order]
     kept = [k for k in range(24) if k % 6 != 1 and k != 4]
     assert shown(layout) == [names[k] for k in kept]
-    np.testing.assert_allclose(raw(layout), np.concatenate(fake.responses["01"])[kept], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        raw(layout), np.concatenate(fake.responses["01"])[kept], rtol=1e-4, atol=1e-4
+    )
     told = capsys.readouterr().out
     assert "4 trials, marked as bad" in told and "1 trials, split exclude" in told
 
@@ -494,14 +669,19 @@ def test_responses_that_lack_the_bad_trials_are_told_from_those_that_have_them(f
     names = [name for order in fake.shown["01"] for name in order]
     both = np.r_[kept, kept + 12]
     assert shown(layout) == [names[k] for k in both]
-    np.testing.assert_allclose(raw(layout), np.concatenate(fake.responses["01"])[both], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        raw(layout), np.concatenate(fake.responses["01"])[both], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_responses_without_events_are_named(fake, capsys):
     for path in fake.root.rglob("sub-01_ses-1*_events.tsv"):
         path.unlink()
     layout = prepared(fake)
-    assert re.search(r"LEFT OUT, responses that no table of events belongs to: \S+sub-01_ses-1_task-look_betas", capsys.readouterr().out)
+    assert re.search(
+        r"LEFT OUT, responses that no table of events belongs to: \S+sub-01_ses-1_task-look_betas",
+        capsys.readouterr().out,
+    )
     np.testing.assert_allclose(raw(layout), fake.responses["01"][1], rtol=1e-4, atol=1e-4)
     assert Identity(layout.root).sessions == {1: {"2": 1}}
 
@@ -511,14 +691,18 @@ def test_sessions_are_in_the_order_of_acquisition(fake, times, capsys):
     if times:
         for session, time in enumerate(times, start=1):
             path = fake.root / "sub-01" / f"ses-{session}" / f"sub-01_ses-{session}_scans.tsv"
-            path.write_text(f"filename\tacq_time\nfunc/sub-01_ses-{session}_task-look_bold.nii.gz\t{time}T10:00:00\n")
+            path.write_text(
+                f"filename\tacq_time\nfunc/sub-01_ses-{session}_task-look_bold.nii.gz\t{time}T10:00:00\n"
+            )
     layout = prepared(fake)
     order = [1, 0] if times else [0, 1]
-    np.testing.assert_allclose(raw(layout), np.concatenate([fake.responses["01"][k] for k in order]), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        raw(layout), np.concatenate([fake.responses["01"][k] for k in order]), rtol=1e-4, atol=1e-4
+    )
     assert ("order of acquisition: 2, 1" in capsys.readouterr().out) is bool(times)
 
 
-# --- identity ------------------------------------------------------------------------------------------------------------------------
+# --- identity -------------------------------------------------------------------------------------
 
 
 def test_numbers_never_change_and_what_comes_later_is_appended(tmp_path):
@@ -531,7 +715,9 @@ def test_numbers_never_change_and_what_comes_later_is_appended(tmp_path):
     later = write_fake_scans(tmp_path / "two" / "scans", subjects=("BB",), seed=1)
     shutil.copytree(later.root / "sub-BB", first.root / "sub-BB")
     new = {}
-    for path in (first.root / "sub-BB").rglob("*_events.tsv"):  # pictures that sort before all others
+    for path in (first.root / "sub-BB").rglob(
+        "*_events.tsv"
+    ):  # pictures that sort before all others
         path.write_text(path.read_text().replace("set", "a_set"))
     for name in NAMES:
         new[name] = first.root / "stimuli" / f"a_{name}"
@@ -543,7 +729,9 @@ def test_numbers_never_change_and_what_comes_later_is_appended(tmp_path):
     assert shown(layout, 2) == before and len(Stimuli(layout)) == 24
     np.testing.assert_array_equal(Stimuli(layout).images(np.arange(12)), pictures)
     assert {known.pictures[f"a_{name}"].image for name in NAMES} == set(range(12, 24))
-    np.testing.assert_allclose(raw(layout, 3), np.concatenate(later.responses["BB"]), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        raw(layout, 3), np.concatenate(later.responses["BB"]), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_equal_pictures_are_one_picture_and_never_on_both_sides(fake):
@@ -552,7 +740,9 @@ def test_equal_pictures_are_one_picture_and_never_on_both_sides(fake):
     shutil.copytree(fake.root / "stimuli", fake.root / "stimuli" / "again")
     events(fake, lambda t: t.drop(columns="split"))
     layout = prepared(fake, "--no-captions", "--test_share", "0.4")
-    training, testing = (set(trials.table["image"]) for trials in (train_trials(layout, 1), test_trials(layout, 1)))
+    training, testing = (
+        set(trials.table["image"]) for trials in (train_trials(layout, 1), test_trials(layout, 1))
+    )
     assert len(Stimuli(layout)) == 12 and not training & testing and len(training | testing) == 12
 
 
@@ -572,7 +762,11 @@ def test_test_pictures_stay_on_their_side_when_others_come(tmp_path):
     shutil.move(str(aside), str(fake.root / "sub-01" / "ses-2"))
     prepared(fake, "--no-captions", "--test_share", "0.3")
     after = {name: picture.side for name, picture in Identity(layout.root).pictures.items()}
-    assert {name: after[name] for name in before} == before and set(after.values()) == {"train", "test"} and len(after) == 24
+    assert (
+        {name: after[name] for name in before} == before
+        and set(after.values()) == {"train", "test"}
+        and len(after) == 24
+    )
 
 
 def test_own_scans_are_not_put_into_somebody_elses_folder(fake, tmp_path, capsys):
@@ -609,11 +803,16 @@ def test_exchanged_pictures_and_captions_are_written_again_under_their_ids(fake,
     (fake.root / "captions.json").write_text(json.dumps(texts | {NAMES[2]: ["another"]}))
     prepared(fake)
     told = capsys.readouterr().out
-    assert "pictures and captions were written" in told and "CHANGED: 1 pictures are other pictures" in told
+    assert (
+        "pictures and captions were written" in told
+        and "CHANGED: 1 pictures are other pictures" in told
+    )
     after, image = Stimuli(layout).images(np.arange(12)), sorted(NAMES).index(NAMES[5])
     assert not np.array_equal(after[image], before[image])
     np.testing.assert_array_equal(np.delete(after, image, axis=0), np.delete(before, image, axis=0))
-    assert json.loads(layout.captions().read_text())[str(sorted(NAMES).index(NAMES[2]))] == ["another"]
+    assert json.loads(layout.captions().read_text())[str(sorted(NAMES).index(NAMES[2]))] == [
+        "another"
+    ]
     prepared(fake)
     assert "nothing was done" in capsys.readouterr().out
 
@@ -627,7 +826,9 @@ def test_a_session_that_is_gone_is_refused(fake, capsys):
 def test_subjects_are_named_by_label(tmp_path, capsys):
     fake = write_fake_scans(tmp_path / "scans", subjects=("AB", "XY"), form="npy")
     layout = prepared(fake, "--subj", "XY")
-    np.testing.assert_allclose(raw(layout, 2), np.concatenate(fake.responses["XY"]), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        raw(layout, 2), np.concatenate(fake.responses["XY"]), rtol=1e-4, atol=1e-4
+    )
     assert "AB (1), XY (2)" in refused(fake, capsys, "--subj", "ZZ")
 
 
@@ -637,7 +838,7 @@ def test_only_the_subjects_that_are_asked_for_are_looked_at(tmp_path):
     same(prepared(fake, "--subj", "1"), fake)
 
 
-# --- voxels --------------------------------------------------------------------------------------------------------------------------
+# --- voxels ---------------------------------------------------------------------------------------
 
 
 def test_voxels_without_a_signal_are_dropped_in_all_sessions(fake, capsys):
@@ -648,24 +849,35 @@ def test_voxels_without_a_signal_are_dropped_in_all_sessions(fake, capsys):
     layout = prepared(fake)
     voxels = int(fake.mask.sum())
     kept = ~np.isin(np.arange(voxels), (3, 5))
-    np.testing.assert_allclose(raw(layout), np.concatenate(fake.responses["01"])[:, kept], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        raw(layout), np.concatenate(fake.responses["01"])[:, kept], rtol=1e-4, atol=1e-4
+    )
     assert load_places(layout, 1).voxels == voxels - 2 == len(read_regions(layout, 1)["V1"])
     told = capsys.readouterr().out
-    assert f"{voxels - 2} kept of {voxels}" in told and "1 NaN or infinite in some trial; 1 constant in a session" in told
+    assert (
+        f"{voxels - 2} kept of {voxels}" in told
+        and "1 NaN or infinite in some trial; 1 constant in a session" in told
+    )
 
 
 def test_masks_of_hemispheres_are_joined_and_those_of_runs_intersected(fake, capsys):
     whole = fake.root / "sub-01" / "sub-01_mask.nii.gz"
     left = np.arange(5)[:, None, None] < 2
     for side, where in (("L", left), ("R", ~left)):
-        nifti((fake.mask & where).astype(np.uint8), fake.root / "sub-01" / f"sub-01_hemi-{side}_label-V3_mask.nii.gz")
+        nifti(
+            (fake.mask & where).astype(np.uint8),
+            fake.root / "sub-01" / f"sub-01_hemi-{side}_label-V3_mask.nii.gz",
+        )
     layout = prepared(fake)
     assert read_regions(layout, 1)["V3"].all()
     whole.unlink()
     for session, drop in ((1, 0), (2, 4)):
         part = fake.mask.copy()
         part[drop] = False
-        nifti(part.astype(np.uint8), betas(fake, session).with_name(f"sub-01_ses-{session}_desc-brain_mask.nii.gz"))
+        nifti(
+            part.astype(np.uint8),
+            betas(fake, session).with_name(f"sub-01_ses-{session}_desc-brain_mask.nii.gz"),
+        )
     layout = prepared(fake, name="intersected")
     both = fake.mask.copy()
     both[[0, 4]] = False
@@ -691,7 +903,10 @@ def test_label_volumes_with_a_table_are_regions(fake, capsys):
     (fake.root / "sub-01" / "sub-01_desc-visual_dseg.tsv").write_text("index\tname\n1\tV1\n2\tMT\n")
     layout = prepared(fake)
     np.testing.assert_array_equal(read_regions(layout, 1)["MT"], labels[fake.mask] == 2)
-    assert "sub-01_desc-other_dseg.nii.gz is ignored: no table names its labels" in capsys.readouterr().out
+    assert (
+        "sub-01_desc-other_dseg.nii.gz is ignored: no table names its labels"
+        in capsys.readouterr().out
+    )
 
 
 def test_boolean_arrays_are_masks_and_regions_of_columns(fake):
@@ -703,11 +918,15 @@ def test_boolean_arrays_are_masks_and_regions_of_columns(fake):
     np.save(fake.root / "cortex.npy", np.arange(voxels) > 4)
     np.save(fake.root / "sub-01" / "sub-01_label-V1_mask.npy", np.arange(voxels) < 7)
     layout = prepared(fake, "--mask", str(fake.root / "cortex.npy"))
-    np.testing.assert_allclose(raw(layout), np.concatenate(fake.responses["01"])[:, 5:], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        raw(layout), np.concatenate(fake.responses["01"])[:, 5:], rtol=1e-4, atol=1e-4
+    )
     assert read_regions(layout, 1)["V1"].nonzero()[0].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(("rule", "expected"), [("auto", "subject"), ("session", "session"), ("none", "none")])
+@pytest.mark.parametrize(
+    ("rule", "expected"), [("auto", "subject"), ("session", "session"), ("none", "none")]
+)
 def test_what_is_z_scored_over_is_told(fake, rule, expected, capsys):
     layout = prepared(fake, f"prepare.zscore={rule}")
     statistics = load_statistics(layout, 1)
@@ -719,16 +938,34 @@ def test_what_is_z_scored_over_is_told(fake, rule, expected, capsys):
 
 def test_a_session_of_test_pictures_alone_is_allowed(fake):
     for session in (1, 2):
-        events(fake, lambda t, s=session: t.assign(stim_file=[n if n == "n/a" or pd.isna(n) else (NAMES[:3] if s == 2 else NAMES[3:])[
-            k % (3 if s == 2 else 9)] for k, n in enumerate(t["stim_file"])], split="test" if s == 2 else "train"),
-            f"sub-01_ses-{session}*_events.tsv")  # fmt: skip
+        events(
+            fake,
+            lambda t, s=session: t.assign(
+                stim_file=[
+                    (
+                        n
+                        if n == "n/a" or pd.isna(n)
+                        else (NAMES[:3] if s == 2 else NAMES[3:])[k % (3 if s == 2 else 9)]
+                    )
+                    for k, n in enumerate(t["stim_file"])
+                ],
+                split="test" if s == 2 else "train",
+            ),
+            f"sub-01_ses-{session}*_events.tsv",
+        )
     layout = prepared(fake)
     training, testing = train_trials(layout, 1).table, test_trials(layout, 1).table
-    assert set(training["session"]) == {0} and set(testing["session"]) == {1} and len(training) == len(testing) == 12
-    np.testing.assert_allclose(raw(layout), np.concatenate(fake.responses["01"]), rtol=1e-4, atol=1e-4)
+    assert (
+        set(training["session"]) == {0}
+        and set(testing["session"]) == {1}
+        and len(training) == len(testing) == 12
+    )
+    np.testing.assert_allclose(
+        raw(layout), np.concatenate(fake.responses["01"]), rtol=1e-4, atol=1e-4
+    )
 
 
-# --- pictures, captions, tables ------------------------------------------------------------------------------------------------------
+# --- pictures, captions, tables -------------------------------------------------------------------
 
 
 def test_pictures_of_all_depths_are_the_same_picture(tmp_path):
@@ -742,30 +979,56 @@ def test_pictures_of_all_depths_are_the_same_picture(tmp_path):
         file["pictures"] = np.repeat(grey[None, None], 3, axis=1)
     pictures = Pictures(tmp_path, tmp_path, "#ff0000")
     names = ["8", "16.png", "rows.npy#1", "rows.hdf5#0", "alpha.png"]
-    found = [pictures.load(one) for one in pictures.find(dict.fromkeys(names, tmp_path / "events.tsv"))]
+    found = [
+        pictures.load(one) for one in pictures.find(dict.fromkeys(names, tmp_path / "events.tsv"))
+    ]
     for one in found[:4]:
         np.testing.assert_array_equal(one.picture_HW3, np.repeat(grey[..., None], 3, axis=2))
     assert [one.kind for one in found] == ["", "16-bit", "", "", "transparent"]
-    np.testing.assert_array_equal(found[4].picture_HW3[grey <= 100], np.broadcast_to([255, 0, 0], (int((grey <= 100).sum()), 3)))
+    np.testing.assert_array_equal(
+        found[4].picture_HW3[grey <= 100],
+        np.broadcast_to([255, 0, 0], (int((grey <= 100).sum()), 3)),
+    )
     with pytest.raises(UserError, match="has 2 pictures, the events name row 7"):
         pictures.load(pictures.find({"rows.npy#7": tmp_path / "events.tsv"})[0])
 
 
 @pytest.mark.parametrize("column", ["ImgName", "trial_type"])
 def test_pictures_elsewhere_named_by_stem_in_another_column(fake, monkeypatch, column):
-    events(fake, lambda t: t.drop(columns="trial_type").assign(stim_file=t["stim_file"].str.removesuffix(".png")).rename(
-        columns={"stim_file": column}))  # fmt: skip
+    events(
+        fake,
+        lambda t: (
+            t.drop(columns="trial_type")
+            .assign(stim_file=t["stim_file"].str.removesuffix(".png"))
+            .rename(columns={"stim_file": column})
+        ),
+    )
     monkeypatch.chdir(fake.root.parent)
     shutil.move("scans/stimuli", "elsewhere")
-    words = ["prepare", "--scans", "scans", "--data_path", "NSD", "prepare.stimuli=elsewhere", f"prepare.stimulus_column={column}"]
+    words = [
+        "prepare",
+        "--scans",
+        "scans",
+        "--data_path",
+        "NSD",
+        "prepare.stimuli=elsewhere",
+        f"prepare.stimulus_column={column}",
+    ]
     for _ in range(2):
         assert main(words) == 0
     layout = Layout.of(fake.root.parent / "NSD")
-    assert [f"{name}.png" for name in shown(layout)] == [name for order in fake.shown["01"] for name in order]
-    np.testing.assert_allclose(raw(layout), np.concatenate(fake.responses["01"]), rtol=1e-4, atol=1e-4)
+    assert [f"{name}.png" for name in shown(layout)] == [
+        name for order in fake.shown["01"] for name in order
+    ]
+    np.testing.assert_allclose(
+        raw(layout), np.concatenate(fake.responses["01"]), rtol=1e-4, atol=1e-4
+    )
     with Image.open(fake.root.parent / "elsewhere" / sorted(NAMES)[3]) as picture:
         square = picture.crop((5, 0, 25, 20)).resize((224, 224), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(np.rint(Stimuli(layout).images(np.array([3]))[0] * 255), np.asarray(square).transpose(2, 0, 1))
+    np.testing.assert_array_equal(
+        np.rint(Stimuli(layout).images(np.array([3]))[0] * 255),
+        np.asarray(square).transpose(2, 0, 1),
+    )
 
 
 @pytest.mark.parametrize("form", ["stems", "list", "coco"])
@@ -776,7 +1039,12 @@ def test_captions_by_stem_as_a_list_or_as_coco_has_them(fake, form):
         found = [{"file_name": name, "caption": texts[0]} for name, texts in by_name.items()]
     elif form == "coco":
         images = [{"id": k, "file_name": name} for k, name in enumerate(NAMES)]
-        found = {"images": images, "annotations": [{"image_id": k, "caption": by_name[name][0]} for k, name in enumerate(NAMES)]}
+        found = {
+            "images": images,
+            "annotations": [
+                {"image_id": k, "caption": by_name[name][0]} for k, name in enumerate(NAMES)
+            ],
+        }
     (fake.root / "captions.json").write_text(json.dumps(found))
     written = json.loads(prepared(fake).captions().read_text())
     assert written == {str(image): by_name[name] for image, name in enumerate(sorted(NAMES))}
@@ -785,21 +1053,34 @@ def test_captions_by_stem_as_a_list_or_as_coco_has_them(fake, form):
 def test_a_list_of_test_pictures_that_contradicts_the_column_is_told(fake, capsys):
     (fake.root / "tests.txt").write_text(f"{NAMES[0]}\n{NAMES[7]}\n")
     layout = prepared(fake, "--test_images", str(fake.root / "tests.txt"))
-    assert set(test_trials(layout, 1).table["image"]) == {sorted(NAMES).index(NAMES[k]) for k in (0, 7)}
-    assert "CONTRADICTION: tests.txt and the column split disagree on 3 pictures" in capsys.readouterr().out
+    assert set(test_trials(layout, 1).table["image"]) == {
+        sorted(NAMES).index(NAMES[k]) for k in (0, 7)
+    }
+    assert (
+        "CONTRADICTION: tests.txt and the column split disagree on 3 pictures"
+        in capsys.readouterr().out
+    )
 
 
 def test_one_table_of_trials_instead_of_events(tmp_path):
     fake = write_fake_scans(tmp_path / "scans", subjects=("01",))
     rows = [
-        {"subject": 1, "session": session, "trial": 12 * (session - 1) + k, "image": name, "split": ("train", "test")[name in NAMES[:3]]}
+        {
+            "subject": 1,
+            "session": session,
+            "trial": 12 * (session - 1) + k,
+            "image": name,
+            "split": ("train", "test")[name in NAMES[:3]],
+        }
         for session, order in enumerate(fake.shown["01"], start=1)
         for k, name in enumerate(order)
     ]
     for path in list((fake.root / "sub-01").rglob("*")):
         if path.is_file():
             path.unlink()
-    table = pd.DataFrame(rows).sample(frac=1, random_state=0)  # the order of lines says nothing, trial numbers do
+    table = pd.DataFrame(rows).sample(
+        frac=1, random_state=0
+    )  # the order of lines says nothing, trial numbers do
     table.to_csv(fake.root / "trials.csv", index=False)
     np.save(fake.root / "sub-01" / "betas.npy", np.concatenate(fake.responses["01"]))
     same(prepared(fake), fake)
@@ -810,9 +1091,18 @@ def test_the_summary_tells_how_reliable_responses_are():
     image = rng.permutation(np.repeat(np.arange(30), 4))
     signal, noise = rng.normal(size=(30, 50)), rng.normal(size=(120, 50))
     good = reliability(signal[image] + 0.3 * noise, image)
-    assert good is not None and np.median(good.split_half_V) > 0.9 and np.median(good.noise_ceiling_V) > 90 and good.same > 0.8
+    assert (
+        good is not None
+        and np.median(good.split_half_V) > 0.9
+        and np.median(good.noise_ceiling_V) > 90
+        and good.same > 0.8
+    )
     none = reliability(noise, image)
-    assert none is not None and abs(np.median(none.split_half_V)) < 0.15 and (none.split_half_V > none.chance).mean() < 0.2
+    assert (
+        none is not None
+        and abs(np.median(none.split_half_V)) < 0.15
+        and (none.split_half_V > none.chance).mean() < 0.2
+    )
     assert abs(none.same - none.other) < 0.05
     shifted = reliability(np.roll(signal[image], 1, axis=0) + 0.3 * noise, image)  # one trial off
     assert shifted is not None and shifted.same < 0.2
@@ -823,14 +1113,22 @@ def test_the_summary_tells_how_reliable_responses_are():
 
 def test_maps_of_finer_surfaces_are_drawn_on_the_mesh_that_comes_along():
     counts = {"L": 40962, "R": 40962}
-    places = surface_places("fsaverage6", [(side, n, None, n) for side, n in counts.items()], "here")
+    places = surface_places(
+        "fsaverage6", [(side, n, None, n) for side, n in counts.items()], "here"
+    )
     values = np.arange(places.voxels, dtype=np.float32)
     left, right = meshes_of(places)
-    np.testing.assert_array_equal(vertex_values(left, places, values), values[: len(left.vertex_N3)])
-    np.testing.assert_array_equal(vertex_values(right, places, values), values[40962 : 40962 + len(right.vertex_N3)])
+    np.testing.assert_array_equal(
+        vertex_values(left, places, values), values[: len(left.vertex_N3)]
+    )
+    np.testing.assert_array_equal(
+        vertex_values(right, places, values), values[40962 : 40962 + len(right.vertex_N3)]
+    )
     some = places.restricted(np.arange(places.voxels) % 2 == 0)
     drawn = vertex_values(left, some, values[::2])
-    assert np.isnan(drawn[1::2]).all() and np.array_equal(drawn[::2], values[: len(left.vertex_N3) : 2])
+    assert np.isnan(drawn[1::2]).all() and np.array_equal(
+        drawn[::2], values[: len(left.vertex_N3) : 2]
+    )
     native = surface_places("fsnative", [("L", 50, None, 50)], "here")
     assert meshes_of(native) == ()
     with pytest.raises(UserError, match="10242 vertices, the left hemisphere of fsnative"):
@@ -842,27 +1140,59 @@ def test_nsds_betas_on_fsaverage(tmp_path, labels):
     rng = np.random.default_rng(0)
     raw_release = write_fake_raw(tmp_path / "raw")
     root, trials = raw_release.root, {}
-    folder = root / "nsddata_betas" / "ppdata" / "subj01" / "fsaverage" / "betas_fithrf_GLMdenoise_RR"
+    folder = (
+        root / "nsddata_betas" / "ppdata" / "subj01" / "fsaverage" / "betas_fithrf_GLMdenoise_RR"
+    )
     folder.mkdir(parents=True)
-    table = pd.read_csv(root / "nsddata" / "ppdata" / "subj01" / "behav" / "responses.tsv", sep="\t")
+    table = pd.read_csv(
+        root / "nsddata" / "ppdata" / "subj01" / "behav" / "responses.tsv", sep="\t"
+    )
     for session, count in table["SESSION"].value_counts().sort_index().items():
         trials[session] = rng.normal(2, 1, (int(count), 20)).astype(np.float32)
         for side, part in (("lh", slice(0, 10)), ("rh", slice(10, 20))):
-            image = nibabel.MGHImage(np.ascontiguousarray(trials[session][:, part].T[:, None, None]), np.eye(4))
+            image = nibabel.MGHImage(
+                np.ascontiguousarray(trials[session][:, part].T[:, None, None]), np.eye(4)
+            )
             nibabel.save(image, folder / f"{side}.betas_session{int(session):02d}.mgh")
     kept = np.ones(20, dtype=bool)
     if labels:
         place = root / "nsddata" / "freesurfer" / "fsaverage" / "label"
         place.mkdir(parents=True)
         for side in ("lh", "rh"):
-            for name, values in (("nsdgeneral", np.arange(10) > 2), ("prf-visualrois", np.arange(10) % 8)):
-                nibabel.save(nibabel.MGHImage(values.astype(np.int32)[:, None, None], np.eye(4)), place / f"{side}.{name}.mgz")
+            for name, values in (
+                ("nsdgeneral", np.arange(10) > 2),
+                ("prf-visualrois", np.arange(10) % 8),
+            ):
+                nibabel.save(
+                    nibabel.MGHImage(values.astype(np.int32)[:, None, None], np.eye(4)),
+                    place / f"{side}.{name}.mgz",
+                )
         kept = np.tile(np.arange(10) > 2, 2)
-    assert main(["prepare", "--scans", str(root), "--data_path", str(tmp_path / "NSD"), "--space", "fsaverage", "--no-captions"]) == 0
+    assert (
+        main(
+            [
+                "prepare",
+                "--scans",
+                str(root),
+                "--data_path",
+                str(tmp_path / "NSD"),
+                "--space",
+                "fsaverage",
+                "--no-captions",
+            ]
+        )
+        == 0
+    )
     layout = Layout.of(tmp_path / "NSD")
-    np.testing.assert_allclose(raw(layout), np.concatenate(list(trials.values()))[:, kept], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        raw(layout), np.concatenate(list(trials.values()))[:, kept], rtol=1e-4, atol=1e-4
+    )
     places = load_any_places(layout, 1)
-    assert isinstance(places, SurfacePlaces) and places.surface == "fsaverage" and places.voxels == kept.sum()
+    assert (
+        isinstance(places, SurfacePlaces)
+        and places.surface == "fsaverage"
+        and places.voxels == kept.sum()
+    )
     if labels:
         expected = np.isin(np.tile(np.arange(10) % 8, 2)[kept], (5, 6))
         np.testing.assert_array_equal(read_regions(layout, 1)["V3"], expected)

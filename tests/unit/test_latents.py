@@ -1,4 +1,6 @@
-"""The table of VAE latents: what the VAE makes of each picture, once, anew when picture, size or weights change."""
+"""The table of VAE latents: what the VAE makes of each picture, once, anew when picture, size or
+weights change.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,21 @@ IDS = np.array([9, 2, 5])
 def config(tmp_path):
     write_fake_nsd(tmp_path / "NSD", subjects=[1])
     write_fake_backbone(tmp_path / "backbone")
-    return load_config(None, {"data.root": str(tmp_path / "NSD"), "backbone.path": str(tmp_path / "backbone"), "run.device": "cpu"})
+    return load_config(
+        None,
+        {
+            "data.root": str(tmp_path / "NSD"),
+            "backbone.path": str(tmp_path / "backbone"),
+            "run.device": "cpu",
+        },
+    )
 
 
 def expected(targets: Targets, size: int) -> torch.Tensor:
     pictures = torch.from_numpy(targets.stimuli.images(IDS))
-    pictures = interpolate(pictures, size=(size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    pictures = interpolate(
+        pictures, size=(size, size), mode="bicubic", antialias=True, align_corners=False
+    ).clamp(0, 1)
     vae = small_vae().eval()
     with torch.no_grad():
         return vae.encode(pictures * 2 - 1).latent_dist.mean * vae.config.scaling_factor
@@ -36,12 +47,20 @@ def expected(targets: Targets, size: int) -> torch.Tensor:
 def test_latents_are_the_vaes(config):
     targets = Targets(config)
     table = targets.latents(IDS, 32)
-    assert table.shape == (len(targets.stimuli), 4, 8, 8) and table.dtype == np.float16 and isinstance(table, np.memmap)
-    torch.testing.assert_close(torch.from_numpy(table[IDS]).float(), expected(targets, 32), rtol=2e-3, atol=2e-3)
+    assert (
+        table.shape == (len(targets.stimuli), 4, 8, 8)
+        and table.dtype == np.float16
+        and isinstance(table, np.memmap)
+    )
+    torch.testing.assert_close(
+        torch.from_numpy(table[IDS]).float(), expected(targets, 32), rtol=2e-3, atol=2e-3
+    )
     assert not table[[0, 1, 3]].any()  # nothing else was computed
 
 
-def test_what_is_there_is_not_computed_again_until_picture_size_or_weights_change(config, monkeypatch):
+def test_what_is_there_is_not_computed_again_until_picture_size_or_weights_change(
+    config, monkeypatch
+):
     Targets(config).latents(IDS, 32)
 
     def again(self):

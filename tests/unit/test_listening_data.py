@@ -18,11 +18,18 @@ from braingen.training.diffusion_data import Rows, pieces
 
 def test_an_epoch_shows_every_row_once_over_passes_and_processes():
     world, batch, count = 2, 3, 12
-    passes = [[Rows(count, batch, 7, rank, world).of(number) for rank in range(world)] for number in range(4)]
+    passes = [
+        [Rows(count, batch, 7, rank, world).of(number) for rank in range(world)]
+        for number in range(4)
+    ]
     epochs = np.concatenate([rows for ranks in passes for rows in ranks]).reshape(2, count)
     assert [sorted(epoch) for epoch in epochs] == [list(range(count))] * 2
     assert epochs[0].tolist() != epochs[1].tolist()
-    assert Rows(count, batch, 7).of(5).tolist() == Rows(count, batch, 7).of(5).tolist() != Rows(count, batch, 8).of(5).tolist()
+    assert (
+        Rows(count, batch, 7).of(5).tolist()
+        == Rows(count, batch, 7).of(5).tolist()
+        != Rows(count, batch, 8).of(5).tolist()
+    )
 
 
 def test_pieces_are_all_rows_in_order():
@@ -32,9 +39,15 @@ def test_pieces_are_all_rows_in_order():
 def test_learning_rates_warm_up_and_end():
     config = load_config(None, {"max_train_steps": "100", "lr_warmup_steps": "10"})
     assert [rate_factor(config, step) for step in (0, 9, 10, 99)] == [0.1, 1.0, 1.0, 1.0]
-    falling = load_config(None, {"max_train_steps": "100", "lr_warmup_steps": "10", "lr_scheduler": "cosine"})
+    falling = load_config(
+        None, {"max_train_steps": "100", "lr_warmup_steps": "10", "lr_scheduler": "cosine"}
+    )
     factors = [rate_factor(falling, step) for step in range(10, 101)]
-    assert factors[0] == 1 and factors[-1] == pytest.approx(0) and factors == sorted(factors, reverse=True)
+    assert (
+        factors[0] == 1
+        and factors[-1] == pytest.approx(0)
+        and factors == sorted(factors, reverse=True)
+    )
 
 
 def test_conditions_are_dropped_as_often_as_asked_and_times_cover_the_schedule():

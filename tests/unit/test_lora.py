@@ -1,4 +1,6 @@
-"""LoRA: nothing changes at first, it is saved as diffusers saves it, and what is merged comes out again."""
+"""LoRA: nothing changes at first, it is saved as diffusers saves it, and what is merged comes out
+again.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ def called(unet, seed: int = 0) -> torch.Tensor:
 
     added = {"text_embeds": draw(2, 128), "time_ids": draw(2, 6), "image_embeds": [draw(2, 1, 128)]}
     with torch.no_grad():
-        return unet(draw(2, 4, 8, 8), torch.tensor(500), encoder_hidden_states=draw(2, 6, 224), added_cond_kwargs=added).sample
+        return unet(
+            draw(2, 4, 8, 8),
+            torch.tensor(500),
+            encoder_hidden_states=draw(2, 6, 224),
+            added_cond_kwargs=added,
+        ).sample
 
 
 def randomised(unet) -> None:
@@ -50,7 +57,9 @@ def test_a_fresh_one_changes_nothing_and_reaches_every_target():
     wanted = {name for name, _ in plain_unet().named_modules() if name.endswith(TARGETS)}
     assert adapted == wanted and len(wanted) > 10
     assert not any("_ip" in name for name in adapted)
-    assert [name for name, parameter in unet.named_parameters() if parameter.requires_grad] == list(lora_parameters(unet))
+    assert [name for name, parameter in unet.named_parameters() if parameter.requires_grad] == list(
+        lora_parameters(unet)
+    )
     with pytest.raises(UserError, match="a LoRA already"):
         add_lora(unet, 4)
 
@@ -75,7 +84,13 @@ def test_a_stock_pipeline_loads_it(tmp_path):
     randomised(unet)
     save_lora(unet, tmp_path)
     backbone = fake_backbone()
-    parts = {"text_encoder": None, "text_encoder_2": None, "tokenizer": None, "tokenizer_2": None, "scheduler": backbone.scheduler}
+    parts = {
+        "text_encoder": None,
+        "text_encoder_2": None,
+        "tokenizer": None,
+        "tokenizer_2": None,
+        "scheduler": backbone.scheduler,
+    }
     stock = StableDiffusionXLPipeline(vae=backbone.vae, unet=backbone.unet, **parts)
     stock.load_lora_weights(tmp_path)
     torch.testing.assert_close(called(stock.unet), called(unet), rtol=0, atol=1e-5)
@@ -108,7 +123,10 @@ def test_another_unets_is_refused(tmp_path):
         load_lora(fake_backbone().unet, tmp_path)
     unet = fake_backbone().unet
     add_lora(unet, 3)
-    weights = {key.replace("down_blocks.1", "down_blocks.7"): value.contiguous() for key, value in lora_weights(unet).items()}
+    weights = {
+        key.replace("down_blocks.1", "down_blocks.7"): value.contiguous()
+        for key, value in lora_weights(unet).items()
+    }
     StableDiffusionXLPipeline.save_lora_weights(tmp_path, unet_lora_layers=weights)
     with pytest.raises(UserError, match="LoRA in"):
         load_lora(fake_backbone().unet, tmp_path)

@@ -1,4 +1,6 @@
-"""LoRAs in everybody's names come out as one and the same; what is none, or another's, is refused with its kind."""
+"""LoRAs in everybody's names come out as one and the same; what is none, or another's, is refused
+with its kind.
+"""
 
 from __future__ import annotations
 
@@ -212,7 +214,9 @@ def test_without_the_unet_names_are_taken_as_they_are(own, tmp_path):
 def test_block_names_of_stability():
     """Against SDXL's U-Net: one name for every block that has attention or layers."""
     pairs = {
-        "input_blocks_4_1_transformer_blocks_0_attn1_to_q": "down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q",
+        "input_blocks_4_1_transformer_blocks_0_attn1_to_q": (
+            "down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+        ),
         "input_blocks_8_1_proj_in": "down_blocks_2_attentions_1_proj_in",
         "middle_block_1_proj_out": "mid_block_attentions_0_proj_out",
         "middle_block_2_in_layers_2": "mid_block_resnets_1_conv1",

@@ -1,4 +1,6 @@
-"""Losses against loops over samples, mixing against its definition, and the global batch of two processes against one."""
+"""Losses against loops over samples, mixing against its definition, and the global batch of two
+processes against one.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,14 @@ import math
 from pathlib import Path
 
 import numpy as np
-from parity.published import anneal, cosine_matrix, row_correlations, soft_cont, soft_siglip, top_k_accuracy
+from parity.published import (
+    anneal,
+    cosine_matrix,
+    row_correlations,
+    soft_cont,
+    soft_siglip,
+    top_k_accuracy,
+)
 import pytest
 from scipy import stats
 import torch
@@ -57,13 +66,19 @@ def test_mix_is_the_weighted_mean_of_a_sample_and_its_partner_and_leaves_its_inp
     assert torch.equal(voxels, before)
     for i in range(6):
         weight = float(draws.weight_B[i])
-        torch.testing.assert_close(mixed[i], weight * before[i] + (1 - weight) * before[draws.partner_B[i]])
+        torch.testing.assert_close(
+            mixed[i], weight * before[i] + (1 - weight) * before[draws.partner_B[i]]
+        )
         assert draws.mixed_B[i] or torch.equal(mixed[i], before[i])
     assert mix(voxels.half(), draws).dtype == torch.float16
 
 
 def test_draws_are_seeded_and_follow_beta():
-    one, two, other = draw_mix(4000, generator(1)), draw_mix(4000, generator(1)), draw_mix(4000, generator(2))
+    one, two, other = (
+        draw_mix(4000, generator(1)),
+        draw_mix(4000, generator(1)),
+        draw_mix(4000, generator(2)),
+    )
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert not torch.equal(one.weight_B, other.weight_B)
     assert sorted(one.partner_B.tolist()) == list(range(4000))
@@ -111,7 +126,9 @@ def test_wrong_number_of_draws_is_refused():
 def test_mixco_nce_against_a_loop():
     preds, targets, temperature = rows(7, 0), rows(7, 1), 0.05
     draws = MixDraws(
-        torch.tensor([1, 0, 2, 3, 6, 4, 5]), torch.tensor([0.3, 0.9, 0.4, 1.0, 0.6, 1.0, 0.2]), torch.ones(7, dtype=torch.bool)
+        torch.tensor([1, 0, 2, 3, 6, 4, 5]),
+        torch.tensor([0.3, 0.9, 0.4, 1.0, 0.6, 1.0, 0.2]),
+        torch.ones(7, dtype=torch.bool),
     )
     wanted = torch.zeros(7, 7)
     for i in range(7):
@@ -120,13 +137,21 @@ def test_mixco_nce_against_a_loop():
     torch.testing.assert_close(wanted.sum(1), torch.ones(7))
     logits = preds @ targets.T / temperature
     forth, back = entropy_by_hand(logits, wanted), entropy_by_hand(logits.T, wanted.T)
-    assert float(mixco_nce(preds, targets, temperature, draws)) == pytest.approx((forth + back) / 2, rel=1e-4)
-    assert float(mixco_nce(preds, targets, temperature, draws, both_ways=False)) == pytest.approx(forth, rel=1e-4)
+    assert float(mixco_nce(preds, targets, temperature, draws)) == pytest.approx(
+        (forth + back) / 2, rel=1e-4
+    )
+    assert float(mixco_nce(preds, targets, temperature, draws, both_ways=False)) == pytest.approx(
+        forth, rel=1e-4
+    )
 
 
 def test_a_sample_that_is_its_own_partner_counts_fully():
     preds, targets = rows(5, 0), rows(5, 1)
-    own = choose_mixed(torch.arange(5), torch.tensor([0.2, 0.4, 0.6, 0.8, 1.0]), torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0]))
+    own = choose_mixed(
+        torch.arange(5),
+        torch.tensor([0.2, 0.4, 0.6, 0.8, 1.0]),
+        torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0]),
+    )
     plain = mixco_nce(preds, targets, 0.1)
     torch.testing.assert_close(mixco_nce(preds, targets, 0.1, own), plain)
     assert mixco_nce(preds, targets, 0.1, own, own_partner="published") < plain
@@ -136,10 +161,15 @@ def test_a_sample_that_is_its_own_partner_counts_fully():
 
 def test_unmixed_batch_is_plain_cross_entropy():
     preds, targets = rows(6, 0), rows(6, 1)
-    draws = MixDraws(torch.randperm(6, generator=generator()), torch.ones(6), torch.zeros(6, dtype=torch.bool))
+    draws = MixDraws(
+        torch.randperm(6, generator=generator()), torch.ones(6), torch.zeros(6, dtype=torch.bool)
+    )
     logits = preds @ targets.T / 0.03
     right = torch.arange(6)
-    expected = (torch.nn.functional.cross_entropy(logits, right) + torch.nn.functional.cross_entropy(logits.T, right)) / 2
+    expected = (
+        torch.nn.functional.cross_entropy(logits, right)
+        + torch.nn.functional.cross_entropy(logits.T, right)
+    ) / 2
     torch.testing.assert_close(mixco_nce(preds, targets, 0.03, draws), expected)
     torch.testing.assert_close(mixco_nce(preds, targets, 0.03), expected)
 
@@ -147,17 +177,23 @@ def test_unmixed_batch_is_plain_cross_entropy():
 def test_soft_losses_against_a_loop():
     preds, targets, augmented = rows(6, 0), rows(6, 1), rows(6, 2)
     logits, labels = preds @ targets.T / 0.05, targets @ targets.T / 0.05
-    expected = (entropy_by_hand(logits, labels.softmax(1)) + entropy_by_hand(logits.T, labels.softmax(1))) / 2
+    expected = (
+        entropy_by_hand(logits, labels.softmax(1)) + entropy_by_hand(logits.T, labels.softmax(1))
+    ) / 2
     assert float(soft_clip(preds, targets, 0.05)) == pytest.approx(expected, rel=1e-4)
     logits, labels = preds @ augmented.T / 0.05, targets @ augmented.T / 0.05
-    expected = (entropy_by_hand(logits, labels.softmax(1)) + entropy_by_hand(logits.T, labels.T.softmax(1))) / 2
+    expected = (
+        entropy_by_hand(logits, labels.softmax(1)) + entropy_by_hand(logits.T, labels.T.softmax(1))
+    ) / 2
     assert float(soft_cont(preds, targets, augmented, 0.05)) == pytest.approx(expected, rel=1e-4)
     total = 0.0
     for i in range(6):
         for j in range(6):
             label = 1.0 if i == j else float(targets[i] @ targets[j]) - 1
             for a, b in ((i, j), (j, i)):
-                total += math.log1p(math.exp(-label * (10 * float(preds[a] @ targets[b]) - 10))) / 6 / 2
+                total += (
+                    math.log1p(math.exp(-label * (10 * float(preds[a] @ targets[b]) - 10))) / 6 / 2
+                )
     assert float(soft_siglip(preds, targets, math.log(10), -10.0)) == pytest.approx(total, rel=1e-4)
 
 
@@ -208,12 +244,20 @@ def test_anneal():
 
 
 def test_similarities_against_numpy():
-    left, right = torch.randn(5, 2, 7, generator=generator(1)), torch.randn(4, 2, 7, generator=generator(2))
+    left, right = (
+        torch.randn(5, 2, 7, generator=generator(1)),
+        torch.randn(4, 2, 7, generator=generator(2)),
+    )
     a, b = left.flatten(1).double().numpy(), right.flatten(1).double().numpy()
     np.testing.assert_allclose(row_correlations(left, right), np.corrcoef(a, b)[:5, 5:], atol=1e-5)
-    a, b = a / np.linalg.norm(a, axis=1, keepdims=True), b / np.linalg.norm(b, axis=1, keepdims=True)
+    a, b = (
+        a / np.linalg.norm(a, axis=1, keepdims=True),
+        b / np.linalg.norm(b, axis=1, keepdims=True),
+    )
     np.testing.assert_allclose(cosine_matrix(left, right), a @ b.T, atol=1e-5)
-    np.testing.assert_allclose(cosine_matrix(left, right, centre=True), (a - a.mean(0)) @ (b - b.mean(0)).T, atol=1e-5)
+    np.testing.assert_allclose(
+        cosine_matrix(left, right, centre=True), (a - a.mean(0)) @ (b - b.mean(0)).T, atol=1e-5
+    )
 
 
 def test_top_k():

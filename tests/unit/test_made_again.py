@@ -1,4 +1,6 @@
-"""What a message advises works: files that were removed from a finished run are made again; and data folders may be read-only."""
+"""What a message advises works: files that were removed from a finished run are made again; and
+data folders may be read-only.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def test_a_picture_that_is_none_ends_in_a_sentence(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     for read in (lambda: Pngs(tmp_path, np.array([3]))[0], lambda: opened(path).__enter__()):
-        with pytest.raises(UserError, match=r"000003\.png is (missing|not a picture).*again that made the folder"):
+        with pytest.raises(
+            UserError, match=r"000003\.png is (missing|not a picture).*again that made the folder"
+        ):
             read()
 
 
@@ -87,7 +91,9 @@ def read_only(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_is_noticed(tmp_path, read_only):
-    assert can_be_written(tmp_path / "new" / "folder") and not list((tmp_path / "new" / "folder").iterdir())
+    assert can_be_written(tmp_path / "new" / "folder") and not list(
+        (tmp_path / "new" / "folder").iterdir()
+    )
     assert not can_be_written(read_only)
 
 
@@ -98,7 +104,9 @@ def test_features_are_computed_where_the_data_folder_cannot_be_written(read_only
         def features(self, pictures):
             return pictures.mean((2, 3))
 
-    pictures = Pictures(np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32), np.arange(3), "pictures")
+    pictures = Pictures(
+        np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32), np.arange(3), "pictures"
+    )
     with FeatureStore(read_only) as store:
         first = np.array(store.features(Mean(), pictures, keep=True))
     assert first.shape == (3, 3) and np.isfinite(first).all()
@@ -113,6 +121,8 @@ def test_caches_are_kept_elsewhere_where_the_data_folder_cannot_be_written(tmp_p
 
     for _ in range(2):
         cache = Cache(read_only / "targets", "image", {"weights": "x"}, 5, compute)
-        np.testing.assert_array_equal(cache.of(np.array([1, 4]), np.array([5, 6], dtype=np.uint64)), [[1], [4]])
+        np.testing.assert_array_equal(
+            cache.of(np.array([1, 4]), np.array([5, 6], dtype=np.uint64)), [[1], [4]]
+        )
     assert calls == [[1, 4]] and list(own_cache(read_only / "targets").glob("*.npy"))
     assert own_cache(read_only / "targets").is_relative_to(tmp_path / "own")

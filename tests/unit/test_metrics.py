@@ -1,4 +1,6 @@
-"""One registry of scores: an unregistered one is an error wherever scores go, and never better when higher by default."""
+"""One registry of scores: an unregistered one is an error wherever scores go, and never better when
+higher by default.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +41,13 @@ class Network:
 
 def run_folder(folder: Path, *scores: str) -> Path:
     folder.mkdir()
-    columns = {name: np.linspace(0, 1, 6) for name in scores} | {"object_true": ["cat"] * 6, "object_said": ["dog"] * 6}
-    pd.DataFrame(columns, index=pd.Index(range(6), name="image")).to_csv(folder / "scores_paired.csv")
+    columns = {name: np.linspace(0, 1, 6) for name in scores} | {
+        "object_true": ["cat"] * 6,
+        "object_said": ["dog"] * 6,
+    }
+    pd.DataFrame(columns, index=pd.Index(range(6), name="image")).to_csv(
+        folder / "scores_paired.csv"
+    )
     return folder
 
 
@@ -51,7 +58,9 @@ PLACES = {
     "csv": lambda: table.comma_separated([table.Row("m", "p", 1, {"unheard_of": 0.5})]),
     "best and worst": lambda: table.best_and_worst(pd.DataFrame({"unheard_of": [0.0, 1.0]})),
     "curve": lambda: markdown(Curve("t", "x", {"way": "w"}, [POINT])),
-    "verdict": lambda: compare.verdict(Comparison("unheard_of", "a", "b", 1, 0.5, 2, 0.001, 0.001, 9)),
+    "verdict": lambda: compare.verdict(
+        Comparison("unheard_of", "a", "b", 1, 0.5, 2, 0.001, 0.001, 9)
+    ),
     "report": lambda: tables.score_rows({"unheard_of": {"value": 0.5}}),
     "report, an image": lambda: tables.image_scores({"image": "1", "unheard_of": "0.5"}),
     "report, direction": lambda: tables.direction("unheard_of"),
@@ -61,13 +70,20 @@ PLACES = {
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_score_that_is_not_registered_is_an_error(place: str) -> None:
-    with pytest.raises(UserError, match=r"There is no score '(two_way_)?unheard_of' in the registry"):
+    with pytest.raises(
+        UserError, match=r"There is no score '(two_way_)?unheard_of' in the registry"
+    ):
         PLACES[place]()
 
 
 def test_compare_names_the_column_it_does_not_know(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run", "pixcorr", "two_way_clap")
-    with pytest.raises(UserError, match=r"scores_paired\.csv: There is no score 'two_way_clap' .* Did you mean two_way_clip\?"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"scores_paired\.csv: There is no score 'two_way_clap' .* Did you mean two_way_clip\?"
+        ),
+    ):
         compare.read_run(folder)
 
 
@@ -75,14 +91,23 @@ def test_compare_leaves_no_score_out(tmp_path: Path) -> None:
     assert list(compare.read_run(run_folder(tmp_path / "run", *METRICS)).table) == list(METRICS)
 
 
-def test_a_registered_score_is_taken_everywhere_with_its_direction(tmp_path: Path, monkeypatch) -> None:
+def test_a_registered_score_is_taken_everywhere_with_its_direction(
+    tmp_path: Path, monkeypatch
+) -> None:
     """One entry is all that a new score needs."""
-    monkeypatch.setitem(METRICS, "haze", Metric("Haze", "Haze of the picture", "how pale it is", ALIKE, 9, higher_is_better=False))
+    monkeypatch.setitem(
+        METRICS,
+        "haze",
+        Metric("Haze", "Haze of the picture", "how pale it is", ALIKE, 9, higher_is_better=False),
+    )
     assert "Haze ↓" in table.markdown([table.Row("m", "p", 1, {"haze": 0.5})])
     assert "haze,lower" in table.comma_separated([table.Row("m", "p", 1, {"haze": 0.5})])
     assert compare.verdict(Comparison("haze", "a", "b", 1, 0.5, 2, 0.001, 0.001, 9)) == "worse"
     ((group, (row,)),) = tables.score_rows({"haze": {"value": 0.5}})
-    assert (group, row.title) == (ALIKE, "Haze of the picture") and row.meaning == "how pale it is; lower is better"
+    assert (group, row.title) == (
+        ALIKE,
+        "Haze of the picture",
+    ) and row.meaning == "how pale it is; lower is better"
     assert list(compare.read_run(run_folder(tmp_path / "run", "haze")).table) == ["haze"]
     best, worst = table.best_and_worst(pd.DataFrame({"haze": [0.0, 1.0]}), 1)
     assert (list(best), list(worst)) == ([0], [1])
@@ -91,7 +116,11 @@ def test_a_registered_score_is_taken_everywhere_with_its_direction(tmp_path: Pat
 def test_every_entry_is_complete_and_none_is_told_twice() -> None:
     places = [(each.group, each.place) for each in METRICS.values()]
     assert len(set(places)) == len(places) and {group for group, _ in places} == set(GROUPS)
-    assert len({each.title for each in METRICS.values()}) == len({each.words for each in METRICS.values()}) == len(METRICS)
+    assert (
+        len({each.title for each in METRICS.values()})
+        == len({each.words for each in METRICS.values()})
+        == len(METRICS)
+    )
     assert all(each.meaning for each in METRICS.values())
 
 
@@ -107,7 +136,9 @@ def test_the_table_in_the_docs_is_the_registry() -> None:
     for keys, better in rows:
         names, ways = re.findall(r"`(\w+)`", keys), better.split(", ")
         found |= dict(zip(names, ways if len(ways) == len(names) else ways * len(names)))
-    assert found == {name: "higher" if each.higher_is_better else "lower" for name, each in METRICS.items()}
+    assert found == {
+        name: "higher" if each.higher_is_better else "lower" for name, each in METRICS.items()
+    }
 
 
 def test_help_lists_the_scores(capsys) -> None:
@@ -117,4 +148,13 @@ def test_help_lists_the_scores(capsys) -> None:
 
 
 def test_the_fields_columns_come_first() -> None:
-    assert [METRICS[name].title for name in metrics.FIELD] == ["PixCorr", "SSIM", "Alex(2)", "Alex(5)", "Incep", "CLIP", "Eff", "SwAV"]
+    assert [METRICS[name].title for name in metrics.FIELD] == [
+        "PixCorr",
+        "SSIM",
+        "Alex(2)",
+        "Alex(5)",
+        "Incep",
+        "CLIP",
+        "Eff",
+        "SwAV",
+    ]

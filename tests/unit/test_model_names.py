@@ -22,7 +22,9 @@ def trained(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("place", ["A/image", "train_logs/A", "train_logs/A/image", "runs/A/image", "runs/A"])
+@pytest.mark.parametrize(
+    "place", ["A/image", "train_logs/A", "train_logs/A/image", "runs/A/image", "runs/A"]
+)
 def test_a_name_is_looked_up_where_models_are_trained(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
     trained(Path(place))

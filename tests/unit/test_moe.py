@@ -1,4 +1,6 @@
-"""Mixtures of experts: outputs, gradients, precision, published sizes, compiled and exported forms."""
+"""Mixtures of experts: outputs, gradients, precision, published sizes, compiled and
+exported forms.
+"""
 
 from __future__ import annotations
 
@@ -27,23 +29,47 @@ from braingen.encoders.parameters import (
 )
 from braingen.runtime.errors import UserError
 
-SMALL: dict[str, Any] = {"subjects": {1: 20, 3: 17}, "hidden_dim": 32, "n_blocks": 2, "clip_emb_dim": 8}
+SMALL: dict[str, Any] = {
+    "subjects": {1: 20, 3: 17},
+    "hidden_dim": 32,
+    "n_blocks": 2,
+    "clip_emb_dim": 8,
+}
 PUBLISHED = {"routing": "value", "trunk": "published"}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "multi": ("BrainMoEMulti", SMALL),
-    "multi_tokens": ("BrainMoEMulti", {**SMALL, "clip_seq_dim": 3, "head": "linear", "level_combine": "mean"}),
+    "multi_tokens": (
+        "BrainMoEMulti",
+        {**SMALL, "clip_seq_dim": 3, "head": "linear", "level_combine": "mean"},
+    ),
     "multi_published": ("BrainMoEMulti", {**SMALL, **PUBLISHED}),
     "multi_published_trunk": ("BrainMoEMulti", {**SMALL, "trunk": "published"}),
-    "multi_capacity": ("BrainMoEMulti", {**SMALL, "num_exp_0": 4, "exp_factor_list": (1, 2), "cap_fac_list": (1, 1.5)}),
+    "multi_capacity": (
+        "BrainMoEMulti",
+        {**SMALL, "num_exp_0": 4, "exp_factor_list": (1, 2), "cap_fac_list": (1, 1.5)},
+    ),
     "multi_bottleneck": ("BrainMoEMulti", {**SMALL, "b_size": 16, "activation_term": True}),
     "one": ("BrainMoE", {**SMALL, "num_exp": 4}),
-    "one_published": ("BrainMoE", {**SMALL, "num_exp": 4, **PUBLISHED, "meta": True, "clip_seq_dim": 2}),
+    "one_published": (
+        "BrainMoE",
+        {**SMALL, "num_exp": 4, **PUBLISHED, "meta": True, "clip_seq_dim": 2},
+    ),
     "hier": ("BrainMoEHier", {**SMALL, "num_exps": (2, 4, 8), "meta": True}),
-    "hier_published": ("BrainMoEHier", {**SMALL, "num_exps": (2, 4), "capacity_factors": (1, 2), **PUBLISHED, "clip_seq_dim": 2}),
+    "hier_published": (
+        "BrainMoEHier",
+        {**SMALL, "num_exps": (2, 4), "capacity_factors": (1, 2), **PUBLISHED, "clip_seq_dim": 2},
+    ),
     "dense": ("BrainEncoder", SMALL),
     "dense_text": (
         "BrainEncoder",
-        {**SMALL, "text_output": "joint", "text_emb_dims": (3, 5), "fusion": "mid", "train_pool": True, "clip_seq_dim": 2},
+        {
+            **SMALL,
+            "text_output": "joint",
+            "text_emb_dims": (3, 5),
+            "fusion": "mid",
+            "train_pool": True,
+            "clip_seq_dim": 2,
+        },
     ),
 }
 
@@ -76,7 +102,9 @@ def test_default_has_the_papers_levels() -> None:
     out = model(voxels(), 1, return_experts=True)
     assert [x.shape[1] for x in out.expert_backbone] == [2, 4, 8, 16]
     assert len(out.routing) == 1 + 2 + 4 + 8
-    assert [record.chosen_BEK.shape[-1] for record in out.routing] == [16] + [8] * 2 + [4] * 4 + [2] * 8
+    assert [record.chosen_BEK.shape[-1] for record in out.routing] == [16] + [8] * 2 + [4] * 4 + [
+        2
+    ] * 8
     for level, experts in enumerate(out.expert_backbone):
         torch.testing.assert_close(experts.sum(dim=1), out.level_backbone_BLTD[:, level])
     assert model(voxels(), 1).expert_backbone == ()
@@ -100,9 +128,16 @@ def test_default_equals_a_loop_over_experts() -> None:
                     x = x + F.linear(inner, down.weight[expert], down.bias[expert])
                 outputs.append(x)
         heads = level.heads.backbone
-        levels.append(sum(F.linear(x, heads.weight[e], heads.bias[e]) for e, x in enumerate(outputs)))
+        levels.append(
+            sum(F.linear(x, heads.weight[e], heads.bias[e]) for e, x in enumerate(outputs))
+        )
         given = outputs
-    torch.testing.assert_close(model(voxels(), 1).level_backbone_BLTD[:, :, 0], torch.stack(levels, dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model(voxels(), 1).level_backbone_BLTD[:, :, 0],
+        torch.stack(levels, dim=1),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("layout", ["published", "default, projector heads", "default"])
@@ -121,16 +156,26 @@ def test_the_loop_of_the_benchmark_computes_the_same(layout: str) -> None:
 def test_every_trained_parameter_gets_a_gradient_and_no_idle_one_does(name: str) -> None:
     model = build(name)
     trained, idle = trainable_parameters(model), idle_parameters(model)
-    assert trained.keys() | idle.keys() == {key for key, _ in model.named_parameters()} and not trained.keys() & idle.keys()
+    assert (
+        trained.keys() | idle.keys() == {key for key, _ in model.named_parameters()}
+        and not trained.keys() & idle.keys()
+    )
     optimizer = torch.optim.AdamW(weight_decay_groups(model, 0.01), lr=1e-3)
     touched: set[str] = set()
     for _ in range(2):
         optimizer.zero_grad()
         outputs = [model(voxels(count), subject) for subject, count in SMALL["subjects"].items()]
         pooled = [out.pooled_BD.pow(2).sum() for out in outputs if out.pooled_BD is not None]
-        losses = [out.backbone_BTD.pow(2).sum() + out.clip_BTD.pow(2).sum() + out.balance_loss for out in outputs]
+        losses = [
+            out.backbone_BTD.pow(2).sum() + out.clip_BTD.pow(2).sum() + out.balance_loss
+            for out in outputs
+        ]
         sum(losses + pooled).backward()
-        touched |= {key for key, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.abs().sum() > 0}
+        touched |= {
+            key
+            for key, parameter in model.named_parameters()
+            if parameter.grad is not None and parameter.grad.abs().sum() > 0
+        }
         optimizer.step()
     assert touched == trained.keys()
 
@@ -140,7 +185,10 @@ def test_balance_loss_has_a_gradient_for_every_level(name: str) -> None:
     model = build(name)
     model(voxels(), 1).balance_loss.backward()
     routers = router_parameters(model)
-    assert routers and all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in routers.values())
+    assert routers and all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0
+        for parameter in routers.values()
+    )
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -157,7 +205,9 @@ def test_saved_and_loaded_is_the_same(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(again(voxels(), 1).clip_BTD, model(voxels(), 1).clip_BTD)
 
 
-@pytest.mark.parametrize("name", [name for name, (_, options) in VARIANTS.items() if options.get("routing") == "value"])
+@pytest.mark.parametrize(
+    "name", [name for name, (_, options) in VARIANTS.items() if options.get("routing") == "value"]
+)
 def test_published_names_lead_there_and_back(name: str) -> None:
     model, other = build(name).eval(), build(name, seed=1).eval()
     places = published_keys(model)
@@ -169,15 +219,19 @@ def test_published_names_lead_there_and_back(name: str) -> None:
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
 def test_half_precision_agrees_with_float32(name: str, dtype: torch.dtype, bound: float) -> None:
-    """Root mean square of the difference, as a share of the output's, in trials in which the same units are chosen.
+    """Root mean square of the difference, as a share of the output's, in trials in which the same
+    units are chosen.
 
-    Affinity routing chooses the same in all; the published router sorts by activation, and rounding moves units on the border.
+    Affinity routing chooses the same in all; the published router sorts by activation, and rounding
+    moves units on the border.
     """
     model, other = build(name).eval(), build(name).eval()
     for encoder in (model, other):
         for router in encoder.modules():
             if isinstance(router, ValueRouter):  # at the initial 1e-4 all units are on the border
-                router.weight.data.normal_(generator=torch.Generator().manual_seed(router.weight.numel()))
+                router.weight.data.normal_(
+                    generator=torch.Generator().manual_seed(router.weight.numel())
+                )
     x_BV = voxels(batch=64)
     exact, rounded = model(x_BV, 1), other.to(dtype)(x_BV.to(dtype), 1)
     same_B = torch.ones(64, dtype=torch.bool)
@@ -185,7 +239,10 @@ def test_half_precision_agrees_with_float32(name: str, dtype: torch.dtype, bound
         same_B &= (one.chosen_BEK == two.chosen_BEK).flatten(1).all(dim=1).expand(64)
     by_value = VARIANTS[name][1].get("routing") == "value"
     assert same_B.sum() >= 4 if by_value else same_B.all()
-    for ours, theirs in ((rounded.backbone_BTD, exact.backbone_BTD), (rounded.clip_BTD, exact.clip_BTD)):
+    for ours, theirs in (
+        (rounded.backbone_BTD, exact.backbone_BTD),
+        (rounded.clip_BTD, exact.clip_BTD),
+    ):
         gap, size = (ours.float() - theirs)[same_B], theirs[same_B]
         assert gap.pow(2).mean().sqrt() < bound * size.pow(2).mean().sqrt()
 
@@ -198,9 +255,12 @@ def test_training_makes_no_difference_to_which_units_an_expert_reads_in_evaluati
 
 
 def test_published_gradients_in_float32_and_float64() -> None:
-    """The recorded ones hold the published code's rounding noise (tests/parity/declined.json); ours must not."""
+    """The recorded ones hold the published code's rounding noise (tests/parity/declined.json); ours
+    must not.
+    """
     model = build("multi_published").eval()
-    for level in model.levels:  # at the initial 1e-4, probabilities are so close that rounding decides which units are chosen
+    # at the initial 1e-4, probabilities are so close that rounding decides which units are chosen
+    for level in model.levels:
         torch.nn.init.normal_(level.router.weight)
     gradients = []
     for dtype in (torch.float64, torch.float32):
@@ -208,20 +268,34 @@ def test_published_gradients_in_float32_and_float64() -> None:
         model.to(dtype)
         out = model(voxels().to(dtype), 1)
         (out.backbone_BTD.sin().sum() + out.clip_BTD.cos().sum()).backward()
-        gradients.append({key: p.grad.double() for key, p in model.named_parameters() if p.grad is not None})
+        gradients.append(
+            {key: p.grad.double() for key, p in model.named_parameters() if p.grad is not None}
+        )
     for key, exact in gradients[0].items():
-        torch.testing.assert_close(gradients[1][key], exact, rtol=1e-3, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            gradients[1][key],
+            exact,
+            rtol=1e-3,
+            atol=1e-5,
+            msg=lambda text, key=key: f"{key}: {text}",
+        )
 
 
-@pytest.mark.parametrize("name", [name for name, (_, options) in VARIANTS.items() if "routing" not in options])
+@pytest.mark.parametrize(
+    "name", [name for name, (_, options) in VARIANTS.items() if "routing" not in options]
+)
 def test_every_unit_is_read_exactly_once_per_level(name: str) -> None:
-    """With capacity 1 and experts that divide the units; every parent's units are shared out among its own experts."""
+    """With capacity 1 and experts that divide the units; every parent's units are shared out among
+    its own experts.
+    """
     options = {"cap_fac_list": None} if name == "multi_capacity" else {}
     out = build(name, **options).eval()(voxels(), 1)
     assert out.routing or name.startswith("dense")
     for record in out.routing:
         units = record.probabilities_BEH.shape[2]
-        for chosen_EK in record.chosen_BEK:  # one for all trials, unless an activation term makes them differ
+        for (
+            chosen_EK
+        ) in record.chosen_BEK:  # one for all trials, unless an activation term makes them differ
             assert torch.equal(chosen_EK.flatten().sort().values, torch.arange(units))
 
 
@@ -274,7 +348,9 @@ def test_compiled_training_step_moves_units_as_the_plain_one_does() -> None:
 def test_what_a_new_subject_trains() -> None:
     model = build("multi")
     names = adapting_parameters(model, [3]).keys()
-    assert names == {"subject_layer.linears.3.weight", "subject_layer.linears.3.bias"} | {f"levels.{i}.router.affinity" for i in range(4)}
+    assert names == {"subject_layer.linears.3.weight", "subject_layer.linears.3.bias"} | {
+        f"levels.{i}.router.affinity" for i in range(4)
+    }
     assert len(subject_parameters(model)) == 4
 
 
@@ -284,7 +360,11 @@ def test_only_weights_of_linear_maps_decay() -> None:
     names = {id(parameter): key for key, parameter in model.named_parameters()}
     assert len(decayed) + len(plain) == len(names)
     norms = tuple(f".{place}.weight" for place in (0, 3, 6))
-    linear = {key for key in names.values() if key.endswith("weight") and ("linears" in key or not key.endswith(norms))}
+    linear = {
+        key
+        for key in names.values()
+        if key.endswith("weight") and ("linears" in key or not key.endswith(norms))
+    }
     assert {names[id(p)] for p in decayed} == linear
 
 

@@ -1,4 +1,6 @@
-"""A run goes on when data or models lie elsewhere than before with the same content, and is refused when the content is another."""
+"""A run goes on when data or models lie elsewhere than before with the same content, and is refused
+when the content is another.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,32 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.run_folder import CONTENTS, Run
 
-NOT_COMPARED = {  # paths that no run keeps among its settings, that are free to change, or that are outputs
-    "run.folder", "run.image", "run.text", "run.finetune", "prepare.scans", "prepare.coco", "prepare.test_images", "prepare.trials",
-    "prepare.stimuli", "compare.output", "explain.atlases", "quickstart.output",
-}  # fmt: skip
+# paths that no run keeps among its settings, that are free to change, or that are outputs
+NOT_COMPARED = {
+    "run.folder",
+    "run.image",
+    "run.text",
+    "run.finetune",
+    "prepare.scans",
+    "prepare.coco",
+    "prepare.test_images",
+    "prepare.trials",
+    "prepare.stimuli",
+    "compare.output",
+    "explain.atlases",
+    "quickstart.output",
+}
 
 
 def data_folder(root: Path, seed: int = 0) -> Layout:
     """Files in the places of a data folder; nothing opens them here."""
     layout = Layout.of(root)
-    files = [layout.images(), layout.captions(), *(layout.betas(subject) for subject in (1, 2)), *(layout.wds_train(1, k) for k in (0, 1))]
+    files = [
+        layout.images(),
+        layout.captions(),
+        *(layout.betas(subject) for subject in (1, 2)),
+        *(layout.wds_train(1, k) for k in (0, 1)),
+    ]
     for number, path in enumerate(files):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(np.random.default_rng([seed, number]).bytes(300_000))
@@ -37,10 +55,18 @@ def test_every_path_among_the_settings_is_compared_by_content():
 
     found = set()
     for section, info in Config.model_fields.items():
-        kinds = [kind for kind in [info.annotation, *getattr(info.annotation, "__args__", ())] if isinstance(kind, type)]
+        kinds = [
+            kind
+            for kind in [info.annotation, *getattr(info.annotation, "__args__", ())]
+            if isinstance(kind, type)
+        ]
         for kind in kinds:
             if issubclass(kind, BaseModel):
-                found |= {f"{section}.{name}" for name, field in kind.model_fields.items() if paths(field.annotation)}
+                found |= {
+                    f"{section}.{name}"
+                    for name, field in kind.model_fields.items()
+                    if paths(field.annotation)
+                }
     assert found - NOT_COMPARED <= set(PLACES)
     assert {"data.root", "optim.start_from"} <= found
 
@@ -55,7 +81,10 @@ def work(folder: Path, tree: dict) -> None:
         run.log(1, loss=1.0)
 
 
-@pytest.mark.parametrize("way", ["moved", "copied", "absolute", "through a link", "with dots", "named from the home folder"])
+@pytest.mark.parametrize(
+    "way",
+    ["moved", "copied", "absolute", "through a link", "with dots", "named from the home folder"],
+)
 def test_a_run_goes_on_with_the_same_data_elsewhere(tmp_path, monkeypatch, way):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -71,7 +100,11 @@ def test_a_run_goes_on_with_the_same_data_elsewhere(tmp_path, monkeypatch, way):
         Path("link").symlink_to("data")
         root = "link"
     else:
-        root = {"absolute": str(tmp_path / "data"), "with dots": "run/../data", "named from the home folder": "~/data"}[way]
+        root = {
+            "absolute": str(tmp_path / "data"),
+            "with dots": "run/../data",
+            "named from the home folder": "~/data",
+        }[way]
     work(Path("run"), settings(root))
     assert Run("run").config["data"]["root"] == root
 
@@ -85,7 +118,9 @@ def test_a_run_is_refused_with_other_data_elsewhere(tmp_path):
             work(tmp_path / "run", settings(tmp_path / root))
 
 
-def test_runs_of_earlier_versions_go_on_where_the_path_is_the_same_written_otherwise(tmp_path, monkeypatch):
+def test_runs_of_earlier_versions_go_on_where_the_path_is_the_same_written_otherwise(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     data_folder(Path("data"))
     tree = settings("data")
@@ -102,7 +137,11 @@ def test_a_model_that_was_moved_is_the_same_model(tmp_path, place):
         (tmp_path / name / "model.safetensors").write_bytes(content)
 
     def tree(name: str) -> dict:
-        path = tmp_path / name if "published" not in place and "labels" not in place else tmp_path / name / "model.safetensors"
+        path = (
+            tmp_path / name
+            if "published" not in place and "labels" not in place
+            else tmp_path / name / "model.safetensors"
+        )
         return settings(tmp_path / "none", **{section: {field: str(path)}})
 
     work(tmp_path / "run", tree("a"))
@@ -129,7 +168,10 @@ def test_what_makes_data_others(tmp_path):
     assert data_fingerprint(layout, [1]) == whole != data_fingerprint(layout, [1, 2])
     without = data_fingerprint(layout, [1], captions=False)
     layout.captions().write_bytes(b"corrected")
-    assert data_fingerprint(layout, [1], captions=False) == without and data_fingerprint(layout, [1]) != whole
+    assert (
+        data_fingerprint(layout, [1], captions=False) == without
+        and data_fingerprint(layout, [1]) != whole
+    )
     layout.betas(1).write_bytes(layout.betas(1).read_bytes()[:-1] + b"x")
     assert data_fingerprint(layout, [1], captions=False) != without
     assert data_fingerprint(Layout.of(tmp_path / "none"), [1]) == ""

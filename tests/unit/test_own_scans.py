@@ -1,4 +1,6 @@
-"""Anybody's own scans under BIDS-style names: the right response beside the right picture, in the right voxel, in the working layout."""
+"""Anybody's own scans under BIDS-style names: the right response beside the right picture, in the
+right voxel, in the working layout.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,14 @@ def test_every_response_stands_beside_its_picture(tmp_path, form):
         betas, statistics = Betas.of(layout, subject), load_statistics(layout, subject)
         rows = np.arange(betas.trials)
         back = percent_signal(betas.rows(rows), rows, statistics)
-        np.testing.assert_allclose(back, np.concatenate(fake.responses[label]), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            back, np.concatenate(fake.responses[label]), rtol=1e-5, atol=1e-5
+        )
         shown = [name for order in fake.shown[label] for name in order]
-        for trials, testing in ((train_trials(layout, subject), False), (test_trials(layout, subject), True)):
+        for trials, testing in (
+            (train_trials(layout, subject), False),
+            (test_trials(layout, subject), True),
+        ):
             names = [sorted(NAMES)[image] for image in trials.table["image"]]
             assert names == [name for name in shown if (name in NAMES[:3]) is testing]
             assert [shown[row] for row in trials.table["trial"]] == names
@@ -68,8 +75,15 @@ def test_pictures_and_captions_are_those_the_events_name(tmp_path):
     layout = run(fake.root, tmp_path / "NSD")
     stimuli, captions = Stimuli(layout), json.loads(layout.captions().read_text())
     for image, name in enumerate(sorted(NAMES)):
-        square = Image.open(fake.root / "stimuli" / name).crop((5, 0, 25, 20)).resize((224, 224), Image.Resampling.BICUBIC)
-        np.testing.assert_array_equal(np.rint(stimuli.images(np.array([image]))[0] * 255), np.asarray(square).transpose(2, 0, 1))
+        square = (
+            Image.open(fake.root / "stimuli" / name)
+            .crop((5, 0, 25, 20))
+            .resize((224, 224), Image.Resampling.BICUBIC)
+        )
+        np.testing.assert_array_equal(
+            np.rint(stimuli.images(np.array([image]))[0] * 255),
+            np.asarray(square).transpose(2, 0, 1),
+        )
         assert captions[str(image)] == [f"this is {name}", "a picture"]
 
 
@@ -87,10 +101,21 @@ def test_test_pictures_may_be_listed_or_drawn(tmp_path):
     fake = write_fake_scans(tmp_path / "scans")
     (tmp_path / "tests.txt").write_text("\n".join(NAMES[5:7]) + "\n")
     layout = run(fake.root, tmp_path / "listed", "--test_images", str(tmp_path / "tests.txt"))
-    assert set(test_trials(layout, 1).table["image"]) == {sorted(NAMES).index(name) for name in NAMES[5:7]}
+    assert set(test_trials(layout, 1).table["image"]) == {
+        sorted(NAMES).index(name) for name in NAMES[5:7]
+    }
     for table in fake.root.rglob("*_events.tsv"):
-        table.write_text("\n".join(line.rpartition("\t")[0] for line in table.read_text().splitlines()) + "\n")
-    drawn = [set(test_trials(run(fake.root, tmp_path / str(share), "--test_share", str(share)), 1).table["image"]) for share in (0.2, 0.5)]
+        table.write_text(
+            "\n".join(line.rpartition("\t")[0] for line in table.read_text().splitlines()) + "\n"
+        )
+    drawn = [
+        set(
+            test_trials(run(fake.root, tmp_path / str(share), "--test_share", str(share)), 1).table[
+                "image"
+            ]
+        )
+        for share in (0.2, 0.5)
+    ]
     assert [len(found) for found in drawn] == [3, 6] and drawn[0] < drawn[1]
 
 
@@ -99,7 +124,9 @@ def test_arrays_need_no_mask(tmp_path):
     for mask in fake.root.rglob("*_mask.nii.gz"):
         mask.unlink()
     layout = run(fake.root, tmp_path / "NSD")
-    assert load_any_places(layout, 1) == ColumnPlaces(fake.responses["01"][0].shape[1], "own scans in scans")
+    assert load_any_places(layout, 1) == ColumnPlaces(
+        fake.responses["01"][0].shape[1], "own scans in scans"
+    )
     assert list(read_regions(layout, 1)) == ["nsd_general"]
     rows = np.arange(5)
     back = percent_signal(Betas.of(layout, 1).rows(rows), rows, load_statistics(layout, 1))

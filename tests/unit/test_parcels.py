@@ -16,7 +16,13 @@ from braingen.encoders.parameters import (
 from braingen.encoders.parcels import ParcelMap
 from braingen.runtime.errors import UserError
 
-SMALL = {"subjects": {1: 40, 3: 33}, "hidden_dim": 32, "n_blocks": 1, "clip_emb_dim": 8, "head": "linear"}
+SMALL = {
+    "subjects": {1: 40, 3: 33},
+    "hidden_dim": 32,
+    "n_blocks": 1,
+    "clip_emb_dim": 8,
+    "head": "linear",
+}
 
 
 def small(**options) -> BrainMoEVoxel:
@@ -30,7 +36,9 @@ def test_every_voxel_is_shared_out_whole_on_every_level():
     assert [len(share_EV) for share_EV in levels] == [2, 4, 12]
     for share_EV in levels:
         torch.testing.assert_close(share_EV.sum(0), torch.ones(40))
-    for coarse, fine, factor in zip(levels, levels[1:], (2, 3)):  # a branch has what its own branches have
+    for coarse, fine, factor in zip(
+        levels, levels[1:], (2, 3)
+    ):  # a branch has what its own branches have
         torch.testing.assert_close(fine.unflatten(0, (-1, factor)).sum(1), coarse)
 
 
@@ -40,7 +48,9 @@ def test_an_expert_reads_the_voxels_of_its_own_subtree_and_no_others():
     with torch.no_grad():
         for logits in parcels.branch_logits:
             logits.zero_()
-            logits[:, :20] = torch.tensor([60.0, -60.0]).repeat(len(logits) // 2)[:, None]  # first half: always the first branch
+            logits[:, :20] = torch.tensor([60.0, -60.0]).repeat(len(logits) // 2)[
+                :, None
+            ]  # first half: always the first branch
             logits[:, 20:] = torch.tensor([-60.0, 60.0]).repeat(len(logits) // 2)[:, None]
     voxels = torch.randn(3, 40)
     changed = voxels.clone()
@@ -68,14 +78,20 @@ def test_a_new_subject_trains_its_parcels_too_and_they_do_not_decay():
     assert {name.split(".")[-2] for name in of_three} >= {"branch_logits"}
     assert set(adapting_parameters(model, [3])) == set(of_three)
     decayed = {id(parameter) for parameter in weight_decay_groups(model, 0.1)[0]["params"]}
-    assert not decayed & {id(parameter) for parameter in model.parcels(1).branch_logits.parameters()}
+    assert not decayed & {
+        id(parameter) for parameter in model.parcels(1).branch_logits.parameters()
+    }
 
 
 def test_parcels_start_with_voxels_that_answer_alike():
     generator = torch.Generator().manual_seed(1)
     group_V = torch.arange(64) % 4  # four groups of voxels, two and two related
     shared, own = torch.randn(300, 2, generator=generator), torch.randn(300, 4, generator=generator)
-    responses = shared[:, group_V // 2] * 1.5 + own[:, group_V] + 0.3 * torch.randn(300, 64, generator=generator)
+    responses = (
+        shared[:, group_V // 2] * 1.5
+        + own[:, group_V]
+        + 0.3 * torch.randn(300, 64, generator=generator)
+    )
     parcels = ParcelMap(64, 32, (2, 2))
     parcels.start_from(responses)
     coarse, fine = (share_EV.argmax(0) for share_EV in parcels.shares())
@@ -85,7 +101,10 @@ def test_parcels_start_with_voxels_that_answer_alike():
 
 
 def test_permuted_voxels_give_permuted_parcels():
-    responses, order = torch.randn(50, 40, generator=torch.Generator().manual_seed(0)), torch.randperm(40)
+    responses, order = (
+        torch.randn(50, 40, generator=torch.Generator().manual_seed(0)),
+        torch.randperm(40),
+    )
     plain, permuted = ParcelMap(40, 32, (2,)), ParcelMap(40, 32, (2,))
     plain.start_from(responses)
     permuted.start_from(responses[:, order])
@@ -95,10 +114,15 @@ def test_permuted_voxels_give_permuted_parcels():
 
 def test_it_is_reached_from_the_configuration_and_survives_saving(tmp_path):
     settings = BrainMoEVoxelConfig(hidden_dim=32, n_blocks=1)
-    model = ENCODERS["BrainMoEVoxel"](subjects={1: 40}, clip_emb_dim=8, **settings.arguments()).eval()
+    model = ENCODERS["BrainMoEVoxel"](
+        subjects={1: 40}, clip_emb_dim=8, **settings.arguments()
+    ).eval()
     model.save_pretrained(tmp_path)
     voxels = torch.randn(2, 40)
-    assert torch.equal(BrainMoEVoxel.from_pretrained(tmp_path).eval()(voxels, 1).clip_BTD, model(voxels, 1).clip_BTD)
+    assert torch.equal(
+        BrainMoEVoxel.from_pretrained(tmp_path).eval()(voxels, 1).clip_BTD,
+        model(voxels, 1).clip_BTD,
+    )
 
 
 def test_units_that_parcels_cannot_share_are_refused():

@@ -1,4 +1,6 @@
-"""The diffusion prior: its schedule against closed forms, its parts against loops, its sampler against an exact answer."""
+"""The diffusion prior: its schedule against closed forms, its parts against loops, its sampler
+against an exact answer.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def small(**settings) -> DiffusionPrior:
     torch.manual_seed(0)
-    return DiffusionPrior(**({"dim": 16, "num_tokens": 2, "depth": 2, "dim_head": 8, "timesteps": 20} | settings))
+    return DiffusionPrior(
+        **({"dim": 16, "num_tokens": 2, "depth": 2, "dim_head": 8, "timesteps": 20} | settings)
+    )
 
 
 @pytest.fixture
@@ -51,7 +55,9 @@ def prior() -> DiffusionPrior:
 def test_cosine_schedule_is_its_closed_form_until_betas_are_clipped():
     schedule = NoiseSchedule(100)
     t = np.arange(1, 101) / 100
-    exact = np.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    exact = (
+        np.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    )
     np.testing.assert_allclose(schedule.kept[:-1], exact[:-1], rtol=1e-10)
     assert schedule.betas[-1] == 0.999
 
@@ -70,16 +76,24 @@ def test_noised_has_the_variance_it_should_and_can_be_undone():
     times = torch.arange(20)
     noised = schedule.noised(start, times, noise)
     torch.testing.assert_close(noised.flatten(1).var(1), torch.ones(20), atol=0.03, rtol=0)
-    torch.testing.assert_close(noise_in(schedule, noised, times, start), noise, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        noise_in(schedule, noised, times, start), noise, atol=1e-4, rtol=1e-4
+    )
     early = slice(0, 15)  # the last times hold hardly any signal to recover
-    torch.testing.assert_close(start_of(schedule, noised, times, noise)[early], start[early], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        start_of(schedule, noised, times, noise)[early], start[early], atol=1e-4, rtol=1e-4
+    )
     velocity = schedule.velocity(start, times, noise)
     signal = torch.from_numpy(np.sqrt(schedule.kept)).float()[:, None, None]
-    torch.testing.assert_close(signal * noised - (1 - signal**2).sqrt() * velocity, start, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        signal * noised - (1 - signal**2).sqrt() * velocity, start, atol=1e-4, rtol=1e-4
+    )
 
 
 def test_all_steps_with_eta_one_are_ancestral_sampling():
-    """DDIM with every step and eta 1 against the posterior of the forward process, which the published full sampler is made of."""
+    """DDIM with every step and eta 1 against the posterior of the forward process, which the
+    published full sampler is made of.
+    """
     schedule = NoiseSchedule(50)
     for ours, ancestral in zip(schedule.plan(50), schedule.plan(50, rule="published"), strict=True):
         assert ours.time == ancestral.time
@@ -89,13 +103,17 @@ def test_all_steps_with_eta_one_are_ancestral_sampling():
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [1, 3, 7, 30, 100])
 def test_sampling_turns_gaussian_data_into_gaussian_data(steps, eta):
-    """For data N(0, 1) the best prediction is sqrt(kept) x; with many steps the variance then stays 1."""
+    """For data N(0, 1) the best prediction is sqrt(kept) x; with many steps the variance then stays
+    1.
+    """
     schedule = NoiseSchedule(100)
     plan = schedule.plan(steps, eta)
     assert len(plan) == steps and plan[0].time == 99 and plan[-1].noise == 0
     variance = 1.0
     for step in plan:
-        variance = (step.start * math.sqrt(schedule.kept[step.time]) + step.sample) ** 2 * variance + step.noise**2
+        variance = (
+            step.start * math.sqrt(schedule.kept[step.time]) + step.sample
+        ) ** 2 * variance + step.noise**2
         assert variance <= 1 + 1e-9  # never more than the data's
     if steps == 100:
         assert variance > 0.9
@@ -144,11 +162,15 @@ def test_relative_positions_tell_sides_apart_and_the_null_key():
     buckets = RelativePosition(2).buckets(200)
     null, pairs = buckets[:, 0], buckets[:, 1:]
     assert (null == 16).all() and not (pairs == 16).any()
-    assert (pairs.tril() < 16).all() and (pairs.triu(1)[torch.ones(200, 200).triu(1).bool()] > 16).all()
+    assert (pairs.tril() < 16).all() and (
+        pairs.triu(1)[torch.ones(200, 200).triu(1).bool()] > 16
+    ).all()
     for i, j in [(5, 5), (9, 3), (3, 9), (150, 60)]:
         assert pairs[i, j] == pairs[i + 7, j + 7]
     published = RelativePosition(2, "published").buckets(10)
-    assert (published[torch.ones(10, 11).triu(0).bool()] == 0).all()  # everything from the query's own key position on
+    assert (
+        published[torch.ones(10, 11).triu(0).bool()] == 0
+    ).all()  # everything from the query's own key position on
     assert published[9].tolist() == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0]
 
 
@@ -168,7 +190,12 @@ def test_attention_against_a_loop(causal):
             q = rotate(attention.queries(inside)[b, :, 4 * a : 4 * a + 4], 4)
             for n in range(5):
                 seen = n + 2 if causal else 6
-                logits = torch.stack([16 * nn.functional.cosine_similarity(q[n], key, dim=0) for key in keys]) + bias[a, n]
+                logits = (
+                    torch.stack(
+                        [16 * nn.functional.cosine_similarity(q[n], key, dim=0) for key in keys]
+                    )
+                    + bias[a, n]
+                )
                 heard[b, n, 4 * a : 4 * a + 4] = logits[:seen].softmax(0) @ values[:seen]
     torch.testing.assert_close(attention(x, bias), attention.norm_out(attention.out(heard)))
 
@@ -177,8 +204,12 @@ def test_norms():
     x = normal(3, 8) - 5  # all negative
     torch.testing.assert_close(GainNorm(8)(x), nn.LayerNorm(8)(x))
     published = GainNorm(8, "published", by_largest=True)(x)
-    torch.testing.assert_close(published, -nn.LayerNorm(8)(x), atol=1e-2, rtol=0)  # the sign that flips
-    torch.testing.assert_close(GainNorm(8, "published")(x.double()), nn.LayerNorm(8, eps=1e-3).double()(x.double()))
+    torch.testing.assert_close(
+        published, -nn.LayerNorm(8)(x), atol=1e-2, rtol=0
+    )  # the sign that flips
+    torch.testing.assert_close(
+        GainNorm(8, "published")(x.double()), nn.LayerNorm(8, eps=1e-3).double()(x.double())
+    )
 
 
 def test_the_published_size_has_the_published_parameters():
@@ -187,7 +218,8 @@ def test_the_published_size_has_the_published_parameters():
             sum(p.numel() for p in DiffusionPrior(**settings).parameters())
             for settings in ({"dim": 1280}, {"dim": 1664, "num_tokens": 256})
         ]
-    # published: 152,714,368 and 259,865,216, which count 16 rotary frequencies; those are constants and not stored here
+    # published: 152,714,368 and 259,865,216, which count 16 rotary frequencies; those are constants
+    # and not stored here
     assert counts == [152_714_368 - 16, 259_865_216 - 16]
 
 
@@ -228,7 +260,12 @@ def test_every_parameter_is_trained():
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.03), (torch.float16, 0.004)])
 def test_half_precision_agrees(prior, dtype, bound):
-    network, noisy, brain, times = prior.network, normal(8, 2, 16), normal(8, 2, 16, seed=1), torch.arange(8)
+    network, noisy, brain, times = (
+        prior.network,
+        normal(8, 2, 16),
+        normal(8, 2, 16, seed=1),
+        torch.arange(8),
+    )
     exact = network(noisy, times, brain)
     half = network.to(dtype)(noisy.to(dtype), times, brain.to(dtype))
     assert half.dtype == dtype
@@ -244,26 +281,40 @@ def test_draws_are_seeded_and_recorded_draws_replay(prior):
     brain, clean = normal(4, 2, 16), normal(4, 2, 16, seed=1)
     one, two = prior.loss(brain, clean, generator(3)), prior.loss(brain, clean, generator(3))
     replayed = prior.loss(brain, clean, draws=prior.draw(4, generator(3)))
-    assert torch.equal(one.prediction_BTD, two.prediction_BTD) and torch.equal(one.prediction_BTD, replayed.prediction_BTD)
+    assert torch.equal(one.prediction_BTD, two.prediction_BTD) and torch.equal(
+        one.prediction_BTD, replayed.prediction_BTD
+    )
     torch.testing.assert_close(one.loss, ((one.prediction_BTD - clean) ** 2).mean())
-    assert not torch.equal(prior.loss(brain, clean, generator(4)).prediction_BTD, one.prediction_BTD)
+    assert not torch.equal(
+        prior.loss(brain, clean, generator(4)).prediction_BTD, one.prediction_BTD
+    )
 
 
 def test_conditions_are_dropped_while_training_only_and_for_each_by_itself(prior):
     brain, clean = normal(2, 2, 16), normal(2, 2, 16, seed=1)
     times, noise = torch.tensor([3, 12]), normal(2, 2, 16, seed=2)
 
-    def predicted(condition: list[float], image: list[float], model: DiffusionPrior = prior) -> torch.Tensor:
-        return model(brain, clean, draws=PriorDraws(times, noise, torch.tensor(condition), torch.tensor(image))).prediction_BTD
+    def predicted(
+        condition: list[float], image: list[float], model: DiffusionPrior = prior
+    ) -> torch.Tensor:
+        return model(
+            brain,
+            clean,
+            draws=PriorDraws(times, noise, torch.tensor(condition), torch.tensor(image)),
+        ).prediction_BTD
 
     kept = predicted([0, 0], [0, 0])
     assert torch.equal(predicted([0.9, 0.9], [0.9, 0.9]), kept)  # eval mode
     prior.train()
     for place, (condition, image) in enumerate([([0.81, 0.79], [0, 0]), ([0, 0], [0.81, 0.79])]):
         dropped = predicted(condition, image)
-        assert not torch.allclose(dropped[0], kept[0]) and torch.allclose(dropped[1], kept[1]), place
+        assert not torch.allclose(dropped[0], kept[0]) and torch.allclose(dropped[1], kept[1]), (
+            place
+        )
     published = small(drop_in_eval=True).eval()
-    assert not torch.allclose(predicted([0.9, 0], [0, 0], published)[0], predicted([0, 0], [0, 0], published)[0])
+    assert not torch.allclose(
+        predicted([0.9, 0], [0, 0], published)[0], predicted([0, 0], [0, 0], published)[0]
+    )
 
 
 def test_the_prior_learns():
@@ -297,17 +348,30 @@ def test_a_sample_does_not_depend_on_its_batch(prior):
     brain, noise = normal(6, 2, 16), normal(6, *prior.noise_shape(7), seed=3)
     together = prior.sample(brain, 7, noise=noise)
     for rows in ([0], [4, 1], [5, 0, 2]):
-        torch.testing.assert_close(prior.sample(brain[rows], 7, noise=noise[rows]), together[rows], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            prior.sample(brain[rows], 7, noise=noise[rows]), together[rows], atol=1e-4, rtol=1e-4
+        )
 
 
 def test_sampling_is_seeded_and_eta_zero_needs_its_start_only(prior):
     brain = normal(3, 2, 16)
-    assert torch.equal(prior.sample(brain, 6, generator=generator(1)), prior.sample(brain, 6, generator=generator(1)))
-    assert not torch.equal(prior.sample(brain, 6, generator=generator(1)), prior.sample(brain, 6, generator=generator(2)))
+    assert torch.equal(
+        prior.sample(brain, 6, generator=generator(1)),
+        prior.sample(brain, 6, generator=generator(1)),
+    )
+    assert not torch.equal(
+        prior.sample(brain, 6, generator=generator(1)),
+        prior.sample(brain, 6, generator=generator(2)),
+    )
     assert prior.noise_shape(6) == (6, 2, 16) and prior.noise_shape(6, eta=0.0) == (1, 2, 16)
     noise = normal(3, 6, 2, 16)
     other = torch.cat([noise[:, :1], normal(3, 5, 2, 16, seed=8)], dim=1)
-    torch.testing.assert_close(prior.sample(brain, 6, noise=noise, eta=0.0), prior.sample(brain, 6, noise=other, eta=0.0), rtol=0, atol=0)
+    torch.testing.assert_close(
+        prior.sample(brain, 6, noise=noise, eta=0.0),
+        prior.sample(brain, 6, noise=other, eta=0.0),
+        rtol=0,
+        atol=0,
+    )
     assert not torch.equal(prior.sample(brain, 6, noise=noise), prior.sample(brain, 6, noise=other))
 
 
@@ -316,8 +380,16 @@ def test_guidance_in_one_pass_is_guidance_in_two(prior, null):
     network = prior.network
     noisy, brain, times = normal(3, 2, 16), normal(3, 2, 16, seed=1), torch.tensor([1, 9, 19])
     none = torch.zeros(3, dtype=torch.bool)
-    full, without = network(noisy, times, brain), network(noisy, times, brain, none, none if null == "both" else None)
-    torch.testing.assert_close(network.guided(noisy, times, brain, 2.5, null), without + 2.5 * (full - without), atol=1e-4, rtol=1e-4)
+    full, without = (
+        network(noisy, times, brain),
+        network(noisy, times, brain, none, none if null == "both" else None),
+    )
+    torch.testing.assert_close(
+        network.guided(noisy, times, brain, 2.5, null),
+        without + 2.5 * (full - without),
+        atol=1e-4,
+        rtol=1e-4,
+    )
     assert torch.equal(network.guided(noisy, times, brain, 1.0, null), full)
 
 
@@ -333,7 +405,9 @@ def test_cost_is_as_stated(sampling, calls):
     assert sizes == [3] * calls
 
 
-@pytest.mark.parametrize(("settings", "giga"), [({"dim": 1280}, 0.766), ({"dim": 1664, "num_tokens": 256}, 230.9)])
+@pytest.mark.parametrize(
+    ("settings", "giga"), [({"dim": 1280}, 0.766), ({"dim": 1664, "num_tokens": 256}, 230.9)]
+)
 def test_cost_of_a_call_at_full_size(settings, giga):
     """Floating point operations of one row, in 10^9 (docs/models.md); guidance doubles them."""
     with torch.device("meta"):
@@ -342,7 +416,9 @@ def test_cost_of_a_call_at_full_size(settings, giga):
         counts = []
         for call in (
             lambda: prior.predict(condition),
-            lambda: prior.network.guided(condition, torch.zeros(1, dtype=torch.int64), condition, 1.5),
+            lambda: prior.network.guided(
+                condition, torch.zeros(1, dtype=torch.int64), condition, 1.5
+            ),
         ):
             with FlopCounterMode(display=False) as counter:
                 call()
@@ -370,7 +446,9 @@ def test_compiled_network_samples_the_same():
 def test_network_can_be_exported():
     prior = small(depth=1).eval()
     inputs = (normal(3, 2, 16), torch.tensor([1, 9, 19]), normal(3, 2, 16, seed=1))
-    program = torch.export.export(prior.network, inputs, dynamic_shapes=({0: torch.export.Dim("batch", min=2)},) * 3)
+    program = torch.export.export(
+        prior.network, inputs, dynamic_shapes=({0: torch.export.Dim("batch", min=2)},) * 3
+    )
     more = (normal(5, 2, 16), torch.arange(5), normal(5, 2, 16, seed=1))
     torch.testing.assert_close(program.module()(*more), prior.network(*more), atol=1e-4, rtol=1e-4)
 
@@ -380,10 +458,24 @@ def test_network_can_be_exported():
     [
         (lambda prior: prior.sample(torch.zeros(2, 2, 16), 5), "needs a generator"),
         (lambda prior: prior.sample(torch.zeros(2, 3, 16), 5, generator=generator()), "B x 2 x 16"),
-        (lambda prior: prior.sample(torch.zeros(2, 2, 16), 5, noise=torch.zeros(2, 4, 2, 16)), r"\(2, 5, 2, 16\)"),
-        (lambda prior: prior.loss(torch.zeros(2, 2, 16), torch.zeros(2, 2, 16)), "needs a generator"),
-        (lambda prior: prior.loss(torch.zeros(2, 2, 16), torch.zeros(2, 1, 16), generator()), "target"),
-        (lambda prior: small(condition_drop_prob=0).sample(torch.zeros(2, 2, 16), 5, generator=generator()), "without dropping"),
+        (
+            lambda prior: prior.sample(torch.zeros(2, 2, 16), 5, noise=torch.zeros(2, 4, 2, 16)),
+            r"\(2, 5, 2, 16\)",
+        ),
+        (
+            lambda prior: prior.loss(torch.zeros(2, 2, 16), torch.zeros(2, 2, 16)),
+            "needs a generator",
+        ),
+        (
+            lambda prior: prior.loss(torch.zeros(2, 2, 16), torch.zeros(2, 1, 16), generator()),
+            "target",
+        ),
+        (
+            lambda prior: small(condition_drop_prob=0).sample(
+                torch.zeros(2, 2, 16), 5, generator=generator()
+            ),
+            "without dropping",
+        ),
         (lambda prior: small(image_drop_prob=0).predict(torch.zeros(2, 2, 16)), "image_drop_prob"),
         (lambda prior: small(image_drop_prob=1.5), "0 to 1"),
         (lambda prior: PriorNetwork(16, learned_query_mode="some"), "pos_emb"),
@@ -424,7 +516,9 @@ def published_names(prior: DiffusionPrior) -> dict[str, torch.Tensor]:
         "learned_query": "learned_query",
         "null_condition": "null_brain_embeds",
         "null_image": "null_image_embed",
-        "relative_position.table.weight": "causal_transformer.rel_pos_bias.relative_attention_bias.weight",
+        "relative_position.table.weight": (
+            "causal_transformer.rel_pos_bias.relative_attention_bias.weight"
+        ),
         "norm_out.gain": "causal_transformer.norm.g",
         "out.weight": "causal_transformer.project_out.weight",
         **{
@@ -438,7 +532,9 @@ def published_names(prior: DiffusionPrior) -> dict[str, torch.Tensor]:
         if key.startswith("layers."):
             _, number, rest = key.split(".", 2)
             named[f"prior.net.causal_transformer.layers.{number}.{layer[rest]}"] = value
-            named[f"prior.net.causal_transformer.layers.{number}.0.rotary_emb.freqs"] = torch.zeros(4)
+            named[f"prior.net.causal_transformer.layers.{number}.0.rotary_emb.freqs"] = torch.zeros(
+                4
+            )
         else:
             named[f"prior.net.{outside[key]}"] = value
     return named
@@ -452,9 +548,14 @@ def test_published_weights_are_read_back_with_their_settings():
     again = DiffusionPrior(**settings_of(named))
     again.network.load_state_dict(found.state)
     assert {key: again.config[key] for key in prior.config if not key.startswith("_")} == {
-        key: value if key != "heads" else 2 for key, value in prior.config.items() if not key.startswith("_")
+        key: value if key != "heads" else 2
+        for key, value in prior.config.items()
+        if not key.startswith("_")
     }
-    assert all(torch.equal(a, b) for a, b in zip(prior.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(prior.state_dict().values(), again.state_dict().values(), strict=True)
+    )
 
 
 def test_strange_weights_are_named():
@@ -463,13 +564,25 @@ def test_strange_weights_are_named():
         settings_of({"prior.net.surprise": torch.zeros(1)})
 
 
-@pytest.mark.parametrize("settings", [{}, {"causal": True}, {"num_tokens_target": 3}, {"learned_query_mode": "token"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"causal": True}, {"num_tokens_target": 3}, {"learned_query_mode": "token"}],
+    ids=str,
+)
 def test_the_last_layer_is_asked_for_what_is_read_only_and_says_the_same(settings):
-    """Of the last layer the places that nobody reads are not computed; read out of the whole sequence, the prediction is the same."""
+    """Of the last layer the places that nobody reads are not computed; read out of the whole
+    sequence, the prediction is the same.
+    """
     network = small(depth=2, **settings).eval().network
-    target, brain, times = normal(4, network.num_tokens_target, 16), normal(4, 2, 16, seed=1), torch.tensor([0, 3, 9, 19])
+    target, brain, times = (
+        normal(4, network.num_tokens_target, 16),
+        normal(4, 2, 16, seed=1),
+        torch.tensor([0, 3, 9, 19]),
+    )
     sizes = []
-    network.layers[-1]["feed_forward"].register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[1]))
+    network.layers[-1]["feed_forward"].register_forward_hook(
+        lambda module, inputs, output: sizes.append(output.shape[1])
+    )
     found = network(target, times, brain)
     assert sizes == [network.num_tokens_target]
     attend = type(network.layers[-1]["attention"]).forward

@@ -32,7 +32,11 @@ class Page(html.parser.HTMLParser):
         given = dict(attrs)
         if tag == "img":
             self.pictures.append(given)
-        self.fetched += [value for name in ("src", "href") if (value := given.get(name)) and not value.startswith(("data:", "#"))]
+        self.fetched += [
+            value
+            for name in ("src", "href")
+            if (value := given.get(name)) and not value.startswith(("data:", "#"))
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,13 @@ def decoder() -> BrainDecoder:
 
 def test_what_is_shipped_is_a_dozen_brains_with_pictures_captions_and_scores():
     shipped = load_shipped()
-    assert len(shipped.ids) == len(set(shipped.ids)) == len(shipped.seen) == len(shipped.captions) == 12
+    assert (
+        len(shipped.ids)
+        == len(set(shipped.ids))
+        == len(shipped.seen)
+        == len(shipped.captions)
+        == 12
+    )
     assert shipped.voxels_BRV.shape == (12, 3, 2000) and shipped.voxels_BRV.dtype == torch.float32
     assert all(picture.size == (128, 128) for picture in shipped.seen) and all(shipped.captions)
     for name in ("retrieval_brain_to_image", "two_way_clip", "object_accuracy", "clip_cos"):
@@ -53,7 +63,9 @@ def test_what_is_shipped_is_a_dozen_brains_with_pictures_captions_and_scores():
 
 
 def test_shipped_brains_are_decoded_nearer_to_what_was_seen_than_to_the_others(decoder):
-    """Identification among the twelve, by the embedding of the seen pictures under the frozen CLIP."""
+    """Identification among the twelve, by the embedding of the seen pictures under the
+    frozen CLIP.
+    """
     from braingen.config.shipped import TINY
     from braingen.targets.clip_image import CLIPImageEncoder
 
@@ -63,14 +75,23 @@ def test_shipped_brains_are_decoded_nearer_to_what_was_seen_than_to_the_others(d
     true_BTD = clip(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).target_BTD
     read = decoder.read(shipped.voxels_BRV, stage.SUBJECT, shipped.ids)
     mean_TD = decoder.brain_image.mean_TD
-    rows = [torch.nn.functional.normalize((x - mean_TD).flatten(1), dim=1) for x in (decoder.decoded(read).image_BTD, true_BTD)]
+    rows = [
+        torch.nn.functional.normalize((x - mean_TD).flatten(1), dim=1)
+        for x in (decoder.decoded(read).image_BTD, true_BTD)
+    ]
     assert ((rows[0] @ rows[1].T).argmax(1) == torch.arange(12)).sum() >= 10
 
 
-def test_the_command_writes_one_page_of_seen_against_decoded(monkeypatch, tmp_path, decoder, capsys):
+def test_the_command_writes_one_page_of_seen_against_decoded(
+    monkeypatch, tmp_path, decoder, capsys
+):
     monkeypatch.setattr(stage, "load_shipped_decoder", lambda scheduler: decoder)
-    monkeypatch.setattr(stage.webbrowser, "open", lambda _: pytest.fail("nobody is there to see a browser"))
-    assert main(["quickstart", "--output", str(tmp_path), "quickstart.steps=1", "run.device=cpu"]) == 0
+    monkeypatch.setattr(
+        stage.webbrowser, "open", lambda _: pytest.fail("nobody is there to see a browser")
+    )
+    assert (
+        main(["quickstart", "--output", str(tmp_path), "quickstart.steps=1", "run.device=cpu"]) == 0
+    )
     page = tmp_path / "index.html"
     assert capsys.readouterr().out.rstrip().endswith(str(page))
     text = page.read_text(encoding="utf-8")
@@ -78,7 +99,9 @@ def test_the_command_writes_one_page_of_seen_against_decoded(monkeypatch, tmp_pa
     assert len(found.pictures) == 24 and not found.fetched
     assert all(picture["alt"] for picture in found.pictures)
     captions = load_shipped().captions
-    assert [picture["alt"] for picture in found.pictures[::2]] == [f"Seen: {caption}" for caption in captions]
+    assert [picture["alt"] for picture in found.pictures[::2]] == [
+        f"Seen: {caption}" for caption in captions
+    ]
     assert "simulated" in text.lower() and "None of them was used in" in text
 
 
@@ -89,7 +112,9 @@ def test_the_command_writes_one_page_of_seen_against_decoded(monkeypatch, tmp_pa
     (True, {}, True, False),
     (True, {"DISPLAY": ":0", "CI": "true"}, True, False),
 ], ids=["a person at a desktop", "--no-open", "output is piped", "no desktop", "CI"])  # fmt: skip
-def test_a_browser_is_opened_only_for_a_person_at_a_desktop(monkeypatch, tmp_path, decoder, terminal, environment, asked, opens):
+def test_a_browser_is_opened_only_for_a_person_at_a_desktop(
+    monkeypatch, tmp_path, decoder, terminal, environment, asked, opens
+):
     opened: list[str] = []
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "CI"):
         monkeypatch.delenv(name, raising=False)
@@ -100,7 +125,11 @@ def test_a_browser_is_opened_only_for_a_person_at_a_desktop(monkeypatch, tmp_pat
     monkeypatch.setattr(stage.webbrowser, "open", opened.append)
     monkeypatch.setattr(stage, "load_shipped_decoder", lambda scheduler: decoder)
     monkeypatch.setattr(BrainDecoder, "draw", lambda *_, **__: torch.zeros(12, 3, 8, 8))
-    config = Config().model_copy(update={"quickstart": Config().quickstart.model_copy(update={"output": tmp_path, "open": asked})})
+    config = Config().model_copy(
+        update={
+            "quickstart": Config().quickstart.model_copy(update={"output": tmp_path, "open": asked})
+        }
+    )
     page = stage.quickstart(config)
     assert opened == ([page.as_uri()] if opens else [])
 
@@ -119,6 +148,7 @@ def test_captions_are_text_and_not_markup():
 def test_everything_shipped_is_in_the_wheel():
     """Files are found by the patterns of pyproject's package-data."""
     import fnmatch
+
     try:
         import tomllib
     except ModuleNotFoundError:
@@ -128,4 +158,8 @@ def test_everything_shipped_is_in_the_wheel():
     patterns = settings["tool"]["setuptools"]["package-data"]["braingen"]
     files = [file.relative_to(root).as_posix() for file in SHIPPED.rglob("*") if file.is_file()]
     assert len(files) >= 18
-    assert [file for file in files if not any(fnmatch.fnmatch(file, pattern.replace("**/", "")) for pattern in patterns)] == []
+    assert [
+        file
+        for file in files
+        if not any(fnmatch.fnmatch(file, pattern.replace("**/", "")) for pattern in patterns)
+    ] == []

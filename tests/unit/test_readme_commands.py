@@ -1,4 +1,5 @@
-"""Every `braingen` command people are told to type, in README, docs, configs and Makefile, is one that the command line understands.
+"""Every `braingen` command people are told to type, in README, docs, configs and Makefile, is one
+that the command line understands.
 
 tests/integration/test_flow.py runs those of the README, at reduced size.
 """
@@ -17,13 +18,28 @@ from braingen.config.shipped import FOLDER as SHIPPED
 
 COMMANDS = all_commands()
 
-FILES = [ROOT / "README.md", ROOT / "Makefile", *sorted(SHIPPED.glob("*.yaml")), *sorted((ROOT / "docs").glob("*.md"))]
-TOLD = [(file.relative_to(ROOT).as_posix(), command) for file in FILES for command in told_commands(file)]
+FILES = [
+    ROOT / "README.md",
+    ROOT / "Makefile",
+    *sorted(SHIPPED.glob("*.yaml")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+TOLD = [
+    (file.relative_to(ROOT).as_posix(), command)
+    for file in FILES
+    for command in told_commands(file)
+]
 
 
 def test_the_readmes_commands_are_found():
     in_readme = [command for file, command in TOLD if file == "README.md"]
-    assert {command.split()[1] for command in in_readme} >= {"train", "reconstruct", "evaluate", "report", "settings"}
+    assert {command.split()[1] for command in in_readme} >= {
+        "train",
+        "reconstruct",
+        "evaluate",
+        "report",
+        "settings",
+    }
     assert any(file == "Makefile" and command.startswith("braingen demo") for file, command in TOLD)
 
 

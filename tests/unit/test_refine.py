@@ -1,4 +1,6 @@
-"""Refinement against diffusers' StableDiffusionXLImg2ImgPipeline, on a base model and on a refiner, and what it promises."""
+"""Refinement against diffusers' StableDiffusionXLImg2ImgPipeline, on a base model and on a refiner,
+and what it promises.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,15 @@ from diffusers.schedulers import EulerDiscreteScheduler, HeunDiscreteScheduler
 import pytest
 import torch
 from torch import Tensor
-from unit.fake_backbone import POOLED_WIDTH, TEXT_WIDTH, fake_backbone, plain_unet, sdxl_scheduler, small_vae, write_fake_refiner
+from unit.fake_backbone import (
+    POOLED_WIDTH,
+    TEXT_WIDTH,
+    fake_backbone,
+    plain_unet,
+    sdxl_scheduler,
+    small_vae,
+    write_fake_refiner,
+)
 
 from braingen.config.shipped import TINY
 from braingen.generation.refiner import (
@@ -26,12 +36,20 @@ from braingen.generation.sampling import seeded_noise
 from braingen.runtime.errors import UserError
 from braingen.targets.clip_text import CLIPTextEncoderDual
 
-pytestmark = [pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"), pytest.mark.slow]  # of diffusers' scheduler
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.slow,
+]  # of diffusers' scheduler
 HOW = Refinement(steps=6, strength=0.5, guidance_scale=5.0)
 REFINER_UNET = {
     "sample_size": 128,
     "block_out_channels": (384, 768, 1536, 1536),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "down_block_types": (
+        "DownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    ),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "transformer_layers_per_block": 4,
     "layers_per_block": 2,
@@ -57,7 +75,14 @@ def refiner(request, folder) -> Refiner:
         return load_refiner(str(folder), negative_prompt="a blurry photo")
     texts = CLIPTextEncoderDual.from_pretrained(TINY, dtype=torch.float32)
     both = CLIPTextEncoderDual.from_pretrained(TINY, output="joint", dtype=torch.float32)
-    return assemble_refiner(plain_unet().eval().requires_grad_(False), small_vae(), sdxl_scheduler(), texts, both, "a blurry photo")
+    return assemble_refiner(
+        plain_unet().eval().requires_grad_(False),
+        small_vae(),
+        sdxl_scheduler(),
+        texts,
+        both,
+        "a blurry photo",
+    )
 
 
 def given(batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -68,12 +93,14 @@ def given(batch: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return pictures, torch.randn(batch, 1, 128, generator=generator)
 
 
-# --- against diffusers ----------------------------------------------------------------------------------------------
+# --- against diffusers ----------------------------------------------------------------------------
 
 
 def pipeline_of(refiner: Refiner, scheduler) -> StableDiffusionXLImg2ImgPipeline:
     texts = CLIPTextEncoderDual.from_pretrained(TINY, dtype=torch.float32)
-    parts = dict.fromkeys(("text_encoder", "tokenizer", "tokenizer_2", "image_encoder", "feature_extractor"))
+    parts = dict.fromkeys(
+        ("text_encoder", "tokenizer", "tokenizer_2", "image_encoder", "feature_extractor")
+    )
     pipeline = StableDiffusionXLImg2ImgPipeline(
         vae=refiner.vae,
         unet=refiner.unet,
@@ -90,11 +117,18 @@ def pipeline_of(refiner: Refiner, scheduler) -> StableDiffusionXLImg2ImgPipeline
 @pytest.mark.parametrize("scheduler_class", [EulerDiscreteScheduler, HeunDiscreteScheduler])
 @pytest.mark.parametrize(
     "how",
-    [HOW, HOW._replace(guidance_scale=1.0), HOW._replace(strength=1.0), HOW._replace(denoising_start=0.6, strength=0.1)],
+    [
+        HOW,
+        HOW._replace(guidance_scale=1.0),
+        HOW._replace(strength=1.0),
+        HOW._replace(denoising_start=0.6, strength=0.1),
+    ],
     ids=["strength", "no guidance", "everything", "denoising start"],
 )
 def test_refining_is_diffusers_image_to_image(refiner, scheduler_class, how, monkeypatch):
-    """The same latents, noise, text, times and numbers; latents after every step, and the picture."""
+    """The same latents, noise, text, times and numbers; latents after every step, and the
+    picture.
+    """
     refiner = refiner._replace(scheduler=scheduler_class.from_config(refiner.scheduler.config))
     pictures, text_BTD = given(1)
     ours: list[Tensor] = []
@@ -111,7 +145,9 @@ def test_refining_is_diffusers_image_to_image(refiner, scheduler_class, how, mon
     scheduler = scheduler_class.from_config(refiner.scheduler.config)
     clean = encode_pictures(refiner.vae, pictures)
     noise = seeded_noise([7], tuple(clean.shape[1:]), 3, "refinement")
-    if how.denoising_start is not None:  # there diffusers expects latents with the noise still in them
+    if (
+        how.denoising_start is not None
+    ):  # there diffusers expects latents with the noise still in them
         scheduler.set_timesteps(how.steps)
         times, first = last_times(scheduler, how)
         scheduler.set_begin_index(first)
@@ -147,14 +183,16 @@ def test_refining_is_diffusers_image_to_image(refiner, scheduler_class, how, mon
     torch.testing.assert_close(refined, out.float(), rtol=0, atol=5e-4)
 
 
-# --- what it promises -----------------------------------------------------------------------------------------------
+# --- what it promises -----------------------------------------------------------------------------
 
 
 def test_a_batch_equals_one_by_one(refiner):
     pictures, text_BTD = given(4)
     together = refine_pictures(refiner, pictures, text_BTD, [5, 6, 7, 8], HOW)
     for row in range(4):
-        alone = refine_pictures(refiner, pictures[row : row + 1], text_BTD[row : row + 1], [5 + row], HOW)
+        alone = refine_pictures(
+            refiner, pictures[row : row + 1], text_BTD[row : row + 1], [5 + row], HOW
+        )
         torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=5e-4)
 
 
@@ -163,9 +201,13 @@ def test_image_and_seed_are_all_that_chance_depends_on(refiner):
     torch.manual_seed(0)
     first = refine_pictures(refiner, pictures, text_BTD, [7], HOW, seed=1)
     torch.manual_seed(1)
-    torch.testing.assert_close(refine_pictures(refiner, pictures, text_BTD, [7], HOW, seed=1), first, rtol=0, atol=0)
+    torch.testing.assert_close(
+        refine_pictures(refiner, pictures, text_BTD, [7], HOW, seed=1), first, rtol=0, atol=0
+    )
     for image, seed in ((8, 1), (7, 2)):
-        assert (refine_pictures(refiner, pictures, text_BTD, [image], HOW, seed=seed) - first).abs().max() > 1e-3
+        assert (
+            refine_pictures(refiner, pictures, text_BTD, [image], HOW, seed=seed) - first
+        ).abs().max() > 1e-3
 
 
 @pytest.mark.slow
@@ -175,7 +217,16 @@ def test_the_less_strength_the_nearer_to_the_picture():
     pictures = torch.nn.functional.interpolate(pictures, size=(128, 128), mode="bilinear")
     refiner = load_refiner("tiny")
     far = [
-        float((refine_pictures(refiner, pictures, text_BTD, range(4), Refinement(10, strength, 1.0)) - pictures).abs().mean())
+        float(
+            (
+                refine_pictures(
+                    refiner, pictures, text_BTD, range(4), Refinement(10, strength, 1.0)
+                )
+                - pictures
+            )
+            .abs()
+            .mean()
+        )
         for strength in (0.1, 0.4, 1.0)
     ]
     assert far[0] < far[1] < far[2]
@@ -193,7 +244,11 @@ def test_the_aesthetic_score_is_heard_by_a_refiner_only(refiner):
     pictures, text_BTD = given(1)
     first = refine_pictures(refiner, pictures, text_BTD, [7], HOW)
     for change in ({"aesthetic_score": 2.0}, {"negative_aesthetic_score": 6.0}):
-        differ = (refine_pictures(refiner, pictures, text_BTD, [7], HOW._replace(**change)) - first).abs().max()
+        differ = (
+            (refine_pictures(refiner, pictures, text_BTD, [7], HOW._replace(**change)) - first)
+            .abs()
+            .max()
+        )
         assert differ > 1e-4 if refiner.scored else differ == 0
 
 
@@ -202,7 +257,10 @@ def test_of_a_joint_text_embedding_a_refiner_reads_the_second_encoder(refiner):
     if refiner.scored:
         joint = torch.cat([torch.randn(1, 1, 96), text_BTD], dim=-1)
         torch.testing.assert_close(
-            refine_pictures(refiner, pictures, joint, [7], HOW), refine_pictures(refiner, pictures, text_BTD, [7], HOW), rtol=0, atol=0
+            refine_pictures(refiner, pictures, joint, [7], HOW),
+            refine_pictures(refiner, pictures, text_BTD, [7], HOW),
+            rtol=0,
+            atol=0,
         )
 
 
@@ -217,7 +275,10 @@ def test_it_may_be_refined_at_another_size(refiner):
 
 @pytest.mark.parametrize(
     ("how", "sentence"),
-    [(HOW._replace(strength=0.1), "strength 0.1 of 6 steps"), (HOW._replace(denoising_start=0.999), "denoising_start 0.999 with 6 steps")],
+    [
+        (HOW._replace(strength=0.1), "strength 0.1 of 6 steps"),
+        (HOW._replace(denoising_start=0.999), "denoising_start 0.999 with 6 steps"),
+    ],
 )
 def test_a_refinement_without_a_step_is_refused(refiner, how, sentence):
     pictures, text_BTD = given(1)
@@ -225,16 +286,27 @@ def test_a_refinement_without_a_step_is_refused(refiner, how, sentence):
         refine_pictures(refiner, pictures, text_BTD, [7], how)
 
 
-# --- base models and refiners ---------------------------------------------------------------------------------------
+# --- base models and refiners ---------------------------------------------------------------------
 
 
 def test_a_folder_of_the_real_structure_is_loaded_as_a_refiner(folder):
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler"}
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+        "unet",
+        "vae",
+        "text_encoder_2",
+        "tokenizer_2",
+        "scheduler",
+    }
     loaded = load_refiner(str(folder))
     assert loaded.scored and loaded.form.text_columns == (0, 128)
     texts = CLIPTextEncoderDual.from_pretrained(folder, dtype=torch.float32)
-    torch.testing.assert_close(loaded.unconditional.tokens_BTC, texts.prompt([""]).tokens_BTD)  # an empty text, not zeros
-    assert not any(parameter.requires_grad for parameter in [*loaded.unet.parameters(), *loaded.vae.parameters()])
+    torch.testing.assert_close(
+        loaded.unconditional.tokens_BTC, texts.prompt([""]).tokens_BTD
+    )  # an empty text, not zeros
+    assert not any(
+        parameter.requires_grad
+        for parameter in [*loaded.unet.parameters(), *loaded.vae.parameters()]
+    )
 
 
 def test_the_shipped_backbone_is_loaded_as_a_base_model():
@@ -243,8 +315,12 @@ def test_the_shipped_backbone_is_loaded_as_a_base_model():
     assert not loaded.unconditional.tokens_BTC.any() and loaded.unet.encoder_hid_proj is None
     listening = load_refiner("tiny", ip_adapter=str(TINY / "ip_adapter"))
     pictures, text_BTD = torch.rand(1, 3, 128, 128), given(1)[1]
-    image = torch.randn(2, 1, 1, listening.form.image_shape[1], generator=torch.Generator().manual_seed(0))
-    one, other = (refine_pictures(listening, pictures, text_BTD, [7], HOW, image_BTD=x) for x in image)
+    image = torch.randn(
+        2, 1, 1, listening.form.image_shape[1], generator=torch.Generator().manual_seed(0)
+    )
+    one, other = (
+        refine_pictures(listening, pictures, text_BTD, [7], HOW, image_BTD=x) for x in image
+    )
     assert (one - other).abs().max() > 1e-3
 
 
@@ -253,7 +329,12 @@ def test_what_cannot_refine_is_refused(folder, tmp_path):
         load_refiner(str(folder), text_output="L")
     with pytest.raises(UserError, match="does not hold an SDXL pipeline"):
         load_refiner(str(tmp_path))
-    with pytest.raises(UserError, match=r"added embedding is 176 wide; with a pooled text of 120 .* 168 \(a base model\) or 160"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"added embedding is 176 wide; with a pooled text of 120 .* 168 \(a base model\) or 160"
+        ),
+    ):
         numbers_told(fake_backbone().unet, 120)
 
 
@@ -262,4 +343,6 @@ def test_the_refiner_at_full_size_has_its_published_shapes():
         unet = UNet2DConditionModel(**REFINER_UNET)
     assert unet.add_embedding.linear_1.in_features == 1280 + 5 * 256
     assert numbers_told(unet, 1280) == 5
-    assert sum(parameter.numel() for parameter in unet.parameters()) == 2_259_526_660  # of a 9.04 GB file in float32
+    assert (
+        sum(parameter.numel() for parameter in unet.parameters()) == 2_259_526_660
+    )  # of a 9.04 GB file in float32

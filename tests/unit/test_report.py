@@ -1,4 +1,6 @@
-"""The report: everything there is is shown, what is absent is left out, nothing is fetched, and what is damaged is named."""
+"""The report: everything there is is shown, what is absent is left out, nothing is fetched, and
+what is damaged is named.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def page(config: Config) -> str:
 def copy(config: Config, tmp_path: Path) -> Config:
     """A run folder of its own, to break."""
     shutil.copytree(config.run.folder, tmp_path / "run")
-    return config.model_copy(update={"run": config.run.model_copy(update={"folder": tmp_path / "run"})})
+    return config.model_copy(
+        update={"run": config.run.model_copy(update={"folder": tmp_path / "run"})}
+    )
 
 
 def inputs_of(config: Config) -> Inputs:
@@ -76,15 +80,21 @@ class Elements(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-# --- the page ------------------------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
 def test_the_page_asks_for_nothing(page: str) -> None:
     for tag, attributes in Elements(page).found:
         for name in ("src", "href", "srcset", "action", "data", "poster"):
             address = attributes.get(name)
-            link = tag == "a" and name == "href" and (address or "").startswith("explain/")  # a page beside it, asked for by a click only
-            assert address is None or link or address.startswith(("data:", "#")), (tag, name, address[:80])
+            link = (
+                tag == "a" and name == "href" and (address or "").startswith("explain/")
+            )  # a page beside it, asked for by a click only
+            assert address is None or link or address.startswith(("data:", "#")), (
+                tag,
+                name,
+                address[:80],
+            )
     style = page[page.index("<style>") : page.index("</style>")]
     assert "url(" not in style and "@import" not in style
     assert "default-src 'none'" in page
@@ -94,8 +104,13 @@ def test_every_picture_is_there_and_is_described(page: str, config: Config) -> N
     elements = Elements(page).found
     cards = [attributes for tag, attributes in elements if tag == "article"]
     assert len(cards) == IMAGES
-    shown = [attributes for tag, attributes in elements if tag == "img" and len(attributes["src"] or "") > 100]
-    # seen, brain, random, ceiling; four pairs at the top; seen, before and after refinement; levels of three images
+    shown = [
+        attributes
+        for tag, attributes in elements
+        if tag == "img" and len(attributes["src"] or "") > 100
+    ]
+    # seen, brain, random, ceiling; four pairs at the top; seen, before and after refinement; levels
+    # of three images
     assert len(shown) == 4 * IMAGES + 8 + 3 * min(IMAGES, refinement.SHOWN) + 12
     assert all(attributes["alt"] for attributes in shown)
     captions = json.loads((config.data.root / "coco_captions.json").read_text())
@@ -114,7 +129,9 @@ def test_it_says_simulated_wherever_figures_are(page: str) -> None:
     assert "imulated" in title
     for section in SECTIONS:
         start = page.index(f'<section id="{section.key}"')
-        assert "imulated" in Elements(page[start : page.index("</section>", start)]).text, section.key
+        assert "imulated" in Elements(page[start : page.index("</section>", start)]).text, (
+            section.key
+        )
 
 
 def test_real_data_are_not_called_simulated(tmp_path: Path) -> None:
@@ -136,8 +153,18 @@ def test_routers_are_shown_over_time_by_expert_and_by_level(page: str) -> None:
     start = page.index('<section id="routers"')
     section = page[start : page.index("</section>", start)]
     text = Elements(section).text
-    means = re.search(r"Mean level listened to: ([\d.]+) at the first step, ([\d.]+) at the last, from coarse to fine", text)
-    assert means and float(means[1]) < 1 and float(means[2]) > 2 and "t = 980" in text and "t = 20" in text
+    means = re.search(
+        r"Mean level listened to: ([\d.]+) at the first step, ([\d.]+) at the last, from coarse to"
+        r" fine",
+        text,
+    )
+    assert (
+        means
+        and float(means[1]) < 1
+        and float(means[2]) > 2
+        and "t = 980" in text
+        and "t = 20" in text
+    )
     assert section.count('class="bar"') == 2 * 30
     assert section.count("<img") == 3 * 4  # three images: seen, two levels, all
 
@@ -153,9 +180,20 @@ def test_the_same_inputs_give_the_same_page(config: Config, page: str) -> None:
 def test_absent_inputs_leave_their_section_out(copy: Config) -> None:
     run = copy.run.folder
     absent = ("random", "brain_level0", "brain_level1", "brain/routing.safetensors")
-    for name in ("scores.json", "scores_per_image.csv", "scores_by_part.csv", "comparisons.json", "comparison", "timings.json",
-                 "study.json", "refinement.json",
-                 "explain", "image", "text", *(f"reconstructions/{each}" for each in absent)):  # fmt: skip
+    for name in (
+        "scores.json",
+        "scores_per_image.csv",
+        "scores_by_part.csv",
+        "comparisons.json",
+        "comparison",
+        "timings.json",
+        "study.json",
+        "refinement.json",
+        "explain",
+        "image",
+        "text",
+        *(f"reconstructions/{each}" for each in absent),
+    ):
         path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     page = render(inputs_of(copy))
@@ -169,14 +207,28 @@ def test_random_voxels_are_told_with_their_own_intervals(copy: Config) -> None:
     (copy.run.folder / "controls.json").write_text(json.dumps(controls))
     text = Elements(render(inputs_of(copy))).text
     title = metric("two_way_clip").words
-    assert f"Random voxels (the mean of 3 draws) with their own 95 % intervals: {title} 0.512 (0.480 to 0.540); chance is 0.5." in text
+    assert (
+        f"Random voxels (the mean of 3 draws) with their own 95 % intervals: {title} 0.512 (0.480"
+        " to 0.540); chance is 0.5." in text
+    )
 
 
 def test_one_image_without_captions_makes_a_page(copy: Config) -> None:
     index = copy.run.folder / "reconstructions" / "brain" / "index.json"
     index.write_text(json.dumps({"images": [5]}))
     inputs = inputs_of(copy)._replace(captions=None, per_image={})
-    order = ["gallery", "scores", "parts", "compared", "refinement", "people", "routers", "explained", "curves", "run"]
+    order = [
+        "gallery",
+        "scores",
+        "parts",
+        "compared",
+        "refinement",
+        "people",
+        "routers",
+        "explained",
+        "curves",
+        "run",
+    ]
     assert re.findall(r'<section id="(\w+)"', render(inputs)) == order
 
 
@@ -189,7 +241,7 @@ def test_a_large_test_set_shows_the_first_and_the_extremes() -> None:
     assert tables.choose(images[:120], rank, limit=120) == list(range(120))
 
 
-# --- what is wrong is named ----------------------------------------------------------------------------------------------------------
+# --- what is wrong is named -----------------------------------------------------------------------
 
 
 def test_without_reconstructions_the_command_is_named(copy: Config) -> None:
@@ -205,7 +257,11 @@ def test_without_reconstructions_the_command_is_named(copy: Config) -> None:
         ("scores.json", "[1, 2]", "holds a list"),
         ("scores_per_image.csv", "picture,pixcorr\n1,0.5\n", "no column `image`"),
         ("scores_by_part.csv", "level,score\n0,pixcorr\n", "no column `part`.*braingen evaluate"),
-        ("comparison/summary.csv", "run,score\na,pixcorr\n", "no column `method`.*braingen compare"),
+        (
+            "comparison/summary.csv",
+            "run,score\na,pixcorr\n",
+            "no column `method`.*braingen compare",
+        ),
         ("reconstructions/brain/index.json", '{"images": []}', "names no images"),
         ("reconstructions/brain/index.json", '{"images": [1, 4000]}', "no 004000.png"),
         ("reconstructions/brain/000001.png", "not a picture", "000001.png is not a picture"),
@@ -226,7 +282,7 @@ def test_pictures_of_another_data_folder_are_refused(copy: Config) -> None:
         report(copy)
 
 
-# --- tables --------------------------------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def test_overall_is_the_mean_rank_with_errors_turned_round() -> None:
@@ -242,7 +298,13 @@ def test_overall_is_the_mean_rank_with_errors_turned_round() -> None:
 
 
 def test_attributes_are_told_by_name_or_by_accuracy() -> None:
-    row = {"object_true": "dog", "object_said": "cup", "colour_accuracy": "1.0", "background_accuracy": "", "object_accuracy": "0"}
+    row = {
+        "object_true": "dog",
+        "object_said": "cup",
+        "colour_accuracy": "1.0",
+        "background_accuracy": "",
+        "object_accuracy": "0",
+    }
     found = tables.image_attributes(row)
     assert [(each.name, each.right) for each in found] == [("object", False), ("colour", True)]
     assert found[0].said == "cup"
@@ -250,18 +312,31 @@ def test_attributes_are_told_by_name_or_by_accuracy() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "–"), (float("nan"), "–"), (0.0, "0.000"), (0.5, "0.500"), (-0.25, "−0.250"), (14.612, "14.6"), (0.00123, "0.0012")],
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (0.0, "0.000"),
+        (0.5, "0.500"),
+        (-0.25, "−0.250"),
+        (14.612, "14.6"),
+        (0.00123, "0.0012"),
+    ],
 )
 def test_numbers_have_as_many_digits_as_are_worth_reading(value: float | None, text: str) -> None:
     assert tables.number(value) == text
 
 
-@pytest.mark.parametrize(("share", "text"), [(0.742, "74"), (0.998, "99.8"), (0.003, "0.3"), (1.0, "100"), (0.0, "0")])
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.742, "74"), (0.998, "99.8"), (0.003, "0.3"), (1.0, "100"), (0.0, "0")]
+)
 def test_percent_never_claims_all_or_nothing(share: float, text: str) -> None:
     assert tables.percent(share) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(2.14, "2.1 s"), (41.4, "41 s"), (152.9, "2 min 33 s"), (7325.0, "2 h 2 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(2.14, "2.1 s"), (41.4, "41 s"), (152.9, "2 min 33 s"), (7325.0, "2 h 2 min")],
+)
 def test_durations(seconds: float, text: str) -> None:
     assert tables.duration(seconds) == text
 
@@ -271,26 +346,49 @@ def test_only_settings_that_differ_are_listed() -> None:
     assert tables.changed_settings(settings) == []
     settings["optim"]["num_epochs"] = 3
     settings["new"] = {"thing": True}
-    assert tables.changed_settings(settings) == [("optim.num_epochs", "3", "50"), ("new.thing", "yes", "–")]
+    assert tables.changed_settings(settings) == [
+        ("optim.num_epochs", "3", "50"),
+        ("new.thing", "yes", "–"),
+    ]
 
 
 def test_free_form_provenance_is_told() -> None:
-    facts = dict(tables.provenance_facts({"seed": 3, "versions": {"torch": "2.13"}, "argv": ["a", "b"], "nothing": None}))
+    facts = dict(
+        tables.provenance_facts(
+            {"seed": 3, "versions": {"torch": "2.13"}, "argv": ["a", "b"], "nothing": None}
+        )
+    )
     assert facts == {"seed": "3", "versions": "torch 2.13", "argv": "a, b"}
 
 
-# --- figures and pictures ------------------------------------------------------------------------------------------------------------
+# --- figures and pictures -------------------------------------------------------------------------
 
 
 def test_marks_lie_where_their_values_are() -> None:
-    score = {"value": 0.5, "low": 0.25, "high": 0.75, "random": 0.0, "ceiling": 1.0, "ridge": None, "chance": 0.5, "n": 9, "pool": None}
+    score = {
+        "value": 0.5,
+        "low": 0.25,
+        "high": 0.75,
+        "random": 0.0,
+        "ceiling": 1.0,
+        "ridge": None,
+        "chance": 0.5,
+        "n": 9,
+        "pool": None,
+    }
     ((_, (row,)),) = tables.score_rows({"object_accuracy": score})
     chart = figures.interval_chart(row)
-    assert 'cx="50.00%"' in chart and 'x1="26.00%" x2="74.00%"' in chart and chart.count("<svg x=") == 2
+    assert (
+        'cx="50.00%"' in chart
+        and 'x1="26.00%" x2="74.00%"' in chart
+        and chart.count("<svg x=") == 2
+    )
     assert "random 0.000" in chart and "ridge" not in chart.split("aria-label")[1].split(">")[0]
 
 
-@pytest.mark.parametrize("values", [(0.0, 1.0), (-0.31, 0.92), (1e-5, 3e-5), (120.0, 9000.0), (0.8, 0.81)])
+@pytest.mark.parametrize(
+    "values", [(0.0, 1.0), (-0.31, 0.92), (1e-5, 3e-5), (120.0, 9000.0), (0.8, 0.81)]
+)
 def test_ticks_are_round_and_cover_the_values(values: tuple[float, float]) -> None:
     marks = figures.ticks(*values)
     steps = np.diff(marks)
@@ -299,9 +397,20 @@ def test_ticks_are_round_and_cover_the_values(values: tuple[float, float]) -> No
 
 
 def test_curves_mark_the_best_of_what_is_held_out_and_skip_what_is_no_number() -> None:
-    records = [{"epoch": e, "validation/loss": abs(e - 3), "train/clip": float("nan") if e == 1 else 1.0, "note": "x"} for e in range(6)]
+    records = [
+        {
+            "epoch": e,
+            "validation/loss": abs(e - 3),
+            "train/clip": float("nan") if e == 1 else 1.0,
+            "note": "x",
+        }
+        for e in range(6)
+    ]
     panels = figures.curve_panels({"image": records})
-    assert [(panel.title, panel.group) for panel in panels] == [("loss", "held-out"), ("clip", "training")]
+    assert [(panel.title, panel.group) for panel in panels] == [
+        ("loss", "held-out"),
+        ("clip", "training"),
+    ]
     assert "best 0.00 at epoch 3" in panels[0].chart
     assert "nan" not in panels[1].chart and panels[1].chart.count(" L") == 4
     assert figures.curve_panels({"image": []}) == []
@@ -309,7 +418,16 @@ def test_curves_mark_the_best_of_what_is_held_out_and_skip_what_is_no_number() -
 
 def test_embedded_pictures_look_like_what_they_were() -> None:
     ramp = np.linspace(0, 255, 224).astype(np.uint8)
-    picture = Image.fromarray(np.stack([np.tile(ramp, (224, 1)), np.tile(ramp[:, None], (1, 224)), np.full((224, 224), 90, np.uint8)], -1))
+    picture = Image.fromarray(
+        np.stack(
+            [
+                np.tile(ramp, (224, 1)),
+                np.tile(ramp[:, None], (1, 224)),
+                np.full((224, 224), 90, np.uint8),
+            ],
+            -1,
+        )
+    )
     uri = pictures.data_uri(picture)
     back = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/webp;base64,"))))
     assert back.size == (pictures.SIDE, pictures.SIDE)
@@ -318,7 +436,10 @@ def test_embedded_pictures_look_like_what_they_were() -> None:
 
 def test_the_sheet_has_seen_above_drawn(tmp_path: Path) -> None:
     colours = [("red", "blue"), ("green", "black"), ("white", "yellow")]
-    pairs = [(Image.new("RGB", (20, 20), seen), Image.new("RGB", (9, 9), drawn)) for seen, drawn in colours]
+    pairs = [
+        (Image.new("RGB", (20, 20), seen), Image.new("RGB", (9, 9), drawn))
+        for seen, drawn in colours
+    ]
     pictures.write_sheet(tmp_path / "sheet.png", pairs, "title", columns=2, side=10)
     sheet = Image.open(tmp_path / "sheet.png").convert("RGB")
     left, top = 16 + 92, 16 + 34
@@ -344,7 +465,10 @@ def test_before_and_after_refinement_says_what_is_better_and_what_is_worse(confi
     assert rows["MSE"]["difference"] == "−0.009" and context["amount"] == "strength 0.3"
     assert [card["image"] for card in context["cards"]] == list(inputs.images[: refinement.SHOWN])
     assert refinement.context(inputs._replace(refined={})) is None
-    started = {**inputs.refinement, "settings": {**inputs.refinement["settings"], "denoising_start": 0.6}}
+    started = {
+        **inputs.refinement,
+        "settings": {**inputs.refinement["settings"], "denoising_start": 0.6},
+    }
     told = refinement.context(inputs._replace(refinement=started))
     assert told is not None and told["amount"] == "from 0.6 of the denoising on"
 
@@ -352,8 +476,14 @@ def test_before_and_after_refinement_says_what_is_better_and_what_is_worse(confi
 def test_levels_and_experts_have_a_table_each(config: Config, page: str) -> None:
     told = parts.context(inputs_of(config))
     assert told is not None and told["heads"] == ["CLIP cosine", "Retrieval, brain to image"]
-    assert [part for part, _ in told["levels"]] == ["level 0", "level 1"] and len(told["experts"]) == 6
-    assert told["levels"][1][1][0] == {"label": "CLIP cosine", "value": "0.700", "interval": "0.660 to 0.750"}
+    assert [part for part, _ in told["levels"]] == ["level 0", "level 1"] and len(
+        told["experts"]
+    ) == 6
+    assert told["levels"][1][1][0] == {
+        "label": "CLIP cosine",
+        "value": "0.700",
+        "interval": "0.660 to 0.750",
+    }
     assert told["chances"] == [("Retrieval, brain to image", "0.038")]
     assert "level 1, expert 3" in Elements(page).text
 
@@ -366,9 +496,21 @@ def test_what_compare_found_is_told_by_pair_and_by_method(config: Config, page: 
         ("PixCorr", "better"), ("CLIP cosine", "not different"),
     ]  # fmt: skip
     assert rows[0]["p"] == "< 0.001" and rows[1]["interval"] == "−0.003 to 0.005"
-    assert told["methods"] == [("BrainGen", [
-        {"title": "PixCorr", "value": "0.512", "interval": "0.490 to 0.530", "seeds": "0.004", "subjects": "–", "runs": "1, 3"},
-    ])]  # fmt: skip
+    assert told["methods"] == [
+        (
+            "BrainGen",
+            [
+                {
+                    "title": "PixCorr",
+                    "value": "0.512",
+                    "interval": "0.490 to 0.530",
+                    "seeds": "0.004",
+                    "subjects": "–",
+                    "runs": "1, 3",
+                }
+            ],
+        )
+    ]
     assert "runs/<ours> minus runs/a_run" in Elements(page).text
 
 

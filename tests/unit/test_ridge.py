@@ -1,4 +1,6 @@
-"""Ridge regression against scikit-learn, and its closed-form cross-validation against fitting again without the image."""
+"""Ridge regression against scikit-learn, and its closed-form cross-validation against fitting again
+without the image.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,21 @@ from braingen.evaluation import ridge
 from braingen.runtime.errors import UserError
 
 
-def simulated(trials: int, voxels: int, width: int = 7, noise: float = 2.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Targets of images shown one to three times, and noisy voxels tuned to them, neither centred."""
+def simulated(
+    trials: int, voxels: int, width: int = 7, noise: float = 2.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Targets of images shown one to three times, and noisy voxels tuned to them, neither
+    centred.
+    """
     generator = np.random.default_rng(seed)
     image = np.sort(generator.integers(0, trials // 2, trials))[generator.permutation(trials)]
     per_image = generator.standard_normal((trials, width))
     targets = per_image[image] + 0.5
-    voxels_NV = targets @ generator.standard_normal((width, voxels)) + noise * generator.standard_normal((trials, voxels)) + 1
+    voxels_NV = (
+        targets @ generator.standard_normal((width, voxels))
+        + noise * generator.standard_normal((trials, voxels))
+        + 1
+    )
     return voxels_NV.astype(np.float32), targets.astype(np.float32), image
 
 
@@ -30,7 +40,9 @@ def test_coefficients_are_scikit_learns(trials: int, voxels: int) -> None:
 
 
 @pytest.mark.parametrize(("trials", "voxels"), [(50, 20), (30, 60)])
-def test_cross_validation_equals_fitting_without_every_image(trials: int, voxels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cross_validation_equals_fitting_without_every_image(
+    trials: int, voxels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ridge, "_ROWS", 16)  # several blocks
     x, y, image = simulated(trials, voxels)
     fitted = ridge.fit_ridge(x, y, image, relative_penalties=(0.01, 1.0, 30.0))
@@ -67,7 +79,9 @@ def test_memory_map_and_averaging(tmp_path: object) -> None:
     x, y, image = simulated(60, 20)
     np.save(f"{tmp_path}/x.npy", x)
     mapped = ridge.fit_ridge(np.load(f"{tmp_path}/x.npy", mmap_mode="r"), y, image)
-    np.testing.assert_array_equal(mapped.coefficients_VD, ridge.fit_ridge(x, y, image).coefficients_VD)
+    np.testing.assert_array_equal(
+        mapped.coefficients_VD, ridge.fit_ridge(x, y, image).coefficients_VD
+    )
     means, ids = ridge.average_repeats(x, image)
     np.testing.assert_allclose(means[3], x[image == ids[3]].mean(0), rtol=1e-5)
 

@@ -1,4 +1,6 @@
-"""Kinds of routers: a new one is a class and a line in a registry, and nothing goes by the names of the old ones."""
+"""Kinds of routers: a new one is a class and a line in a registry, and nothing goes by the names of
+the old ones.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,12 @@ class Free(TimeRouter):
     def build(cls, settings: TimeSettings) -> Free:
         return cls(settings.levels)
 
-    def forward(self, t_B: Tensor, latents_BCHW: Tensor | None = None, generator: torch.Generator | None = None) -> TimeRouting:
+    def forward(
+        self,
+        t_B: Tensor,
+        latents_BCHW: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> TimeRouting:
         weights_BL = self.score.softmax(0).expand(len(t_B), -1)
         return TimeRouting(weights_BL, weights_BL)
 
@@ -40,7 +47,12 @@ class First(SpaceRouter):
 
     reads_latents = True
 
-    def forward(self, experts_BETD: Tensor, latents_BCHW: Tensor | None = None, generator: torch.Generator | None = None) -> SpaceRouting:
+    def forward(
+        self,
+        experts_BETD: Tensor,
+        latents_BCHW: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> SpaceRouting:
         assert latents_BCHW is not None
         use_BET = torch.zeros(experts_BETD.shape[:3])
         use_BET[:, 0] = 1
@@ -54,17 +66,25 @@ def config_with(**router: Any) -> Config:
 
 
 def losses(config: Config, levels: int = 3) -> tuple[dict[str, Tensor], DiffuseRouter]:
-    """The terms of a fine-tuning step with an image and a text router and a U-Net that guesses nothing; the image router."""
+    """The terms of a fine-tuning step with an image and a text router and a U-Net that guesses
+    nothing; the image router.
+    """
     routers = [finetune.router_of(config, (2,) * levels, (1, 8), 8, 1000) for _ in range(2)]
     experts = [torch.zeros(4, 2, 1, 8)] * levels
 
     def unet(noisy_BChw: Tensor, t_B: Tensor, *_: Any) -> tuple[Tensor, tuple[Any, ...]]:
-        return torch.zeros_like(noisy_BChw), tuple(router(experts, t_B, noisy_BChw).routing for router in routers)
+        return torch.zeros_like(noisy_BChw), tuple(
+            router(experts, t_B, noisy_BChw).routing for router in routers
+        )
 
     latents = torch.ones(4, 4, 8, 8)
     off = torch.zeros(4, dtype=torch.bool)
-    drawn = finetune.Draws(torch.tensor([10, 300, 600, 990]), torch.randn(4, 4, 8, 8), off, off, torch.zeros(4, 1))
-    parts = SimpleNamespace(alphas_cumprod=torch.linspace(0.999, 0.01, 1000), prediction_type="epsilon")
+    drawn = finetune.Draws(
+        torch.tensor([10, 300, 600, 990]), torch.randn(4, 4, 8, 8), off, off, torch.zeros(4, 1)
+    )
+    parts = SimpleNamespace(
+        alphas_cumprod=torch.linspace(0.999, 0.01, 1000), prediction_type="epsilon"
+    )
     reads = {"image": torch.zeros(4, 2, 1, 8), "text": torch.zeros(4, 2, 1, 8)}
     found = finetune._losses(unet, latents, reads, drawn, parts, config, torch.Generator())  # type: ignore[arg-type]
     return found.terms, routers[0]
@@ -97,7 +117,9 @@ def test_guidance_acts_on_a_new_kind_of_time_router(monkeypatch) -> None:
     assert router.time_router.score.grad.abs().sum() > 0
     assert "guidance" not in losses(config_with(time="free", kl_scale=0.0))[0]
     wide, _ = losses(config_with(time="free", kl_scale=1.0, kl_sigma=9.0))
-    assert wide["guidance"] < single["guidance"]  # even weights are nearly what a wide Gaussian asks for
+    assert (
+        wide["guidance"] < single["guidance"]
+    )  # even weights are nearly what a wide Gaussian asks for
 
 
 def test_a_new_kind_of_space_router_is_built_saved_and_loaded(monkeypatch, tmp_path) -> None:
@@ -109,7 +131,10 @@ def test_a_new_kind_of_space_router_is_built_saved_and_loaded(monkeypatch, tmp_p
 
     monkeypatch.setitem(SPACE_ROUTERS, "first", make)
     router = finetune.router_of(config_with(time="mlp", space="first"), (2, 3), (1, 8), 16, 1000)
-    assert [(each.experts, each.clip_emb_dim, each.grid) for each in built] == [(2, 8, 16), (3, 8, 16)] and router.reads_experts
+    assert [(each.experts, each.clip_emb_dim, each.grid) for each in built] == [
+        (2, 8, 16),
+        (3, 8, 16),
+    ] and router.reads_experts
     experts = [torch.randn(1, count, 1, 8) for count in (2, 3)]
     latents = torch.ones(1, 4, 16, 16)
     out = router(experts, torch.tensor([5.0]), latents)
@@ -117,7 +142,9 @@ def test_a_new_kind_of_space_router_is_built_saved_and_loaded(monkeypatch, tmp_p
     assert [use.tolist() for use in out.routing.expert_weights] == [[[1, 0]], [[1, 0, 0]]]
     router.save_pretrained(tmp_path)
     again = DiffuseRouter.from_pretrained(tmp_path)
-    torch.testing.assert_close(again(experts, torch.tensor([5.0]), latents).embedding_BTD, out.embedding_BTD)
+    torch.testing.assert_close(
+        again(experts, torch.tensor([5.0]), latents).embedding_BTD, out.embedding_BTD
+    )
 
 
 @pytest.mark.parametrize("space", SPACE_ROUTERS)
@@ -125,7 +152,9 @@ def test_the_grid_counts_for_the_routers_that_see_the_latents(space: str) -> Non
     router = SPACE_ROUTERS[space](SpaceSettings(2, 8))
     given = {"router.space": space, "router.space_grid": "8"}
     if router.reads_latents:
-        assert load_config(None, given).router.space_grid == 8 and space in condition("router", "space_grid")
+        assert load_config(None, given).router.space_grid == 8 and space in condition(
+            "router", "space_grid"
+        )
     else:
         with pytest.raises(UserError, match=r"router\.space_grid = 8 has no effect"):
             load_config(None, given)
@@ -138,7 +167,9 @@ def test_the_grid_counts_for_the_routers_that_see_the_latents(space: str) -> Non
 
 
 def test_a_kind_that_is_not_registered_names_those_that_are() -> None:
-    with pytest.raises(UserError, match="time is 'nothing'; allowed are 'off', 'fixed', 'mlp', 'attention'"):
+    with pytest.raises(
+        UserError, match="time is 'nothing'; allowed are 'off', 'fixed', 'mlp', 'attention'"
+    ):
         DiffuseRouter(time="nothing")
     with pytest.raises(UserError, match="space is 'nothing'; allowed are 'off', 'gate_softmax'"):
         DiffuseRouter(space="nothing")

@@ -1,4 +1,6 @@
-"""Run folders: continued, never mixed up, never half written; tested by killing processes and filling disks."""
+"""Run folders: continued, never mixed up, never half written; tested by killing processes and
+filling disks.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,14 @@ from braingen.runtime.files import (
 from braingen.runtime.run_folder import Run, config_hash, flat
 from braingen.runtime.state import load_tree, save_tree
 
-CONFIG = {"data": {"root": "x", "subjects": [1, 2]}, "optim": {"max_lr": 3e-4, "epochs": 5}, "name": None}
+CONFIG = {
+    "data": {"root": "x", "subjects": [1, 2]},
+    "optim": {"max_lr": 3e-4, "epochs": 5},
+    "name": None,
+}
 
 
-# -- state ---------------------------------------------------------------------------------------------------
+# -- state -----------------------------------------------------------------------------------------
 
 
 def assert_same(a, b):
@@ -58,9 +64,19 @@ def assert_same(a, b):
 
 def test_every_kind_of_value_returns_with_its_type(tmp_path):
     tree = {
-        "tensors": [torch.randn(3, 2), torch.zeros(0, 4), torch.tensor(1.5), torch.arange(5), torch.tensor([True, False])],
+        "tensors": [
+            torch.randn(3, 2),
+            torch.zeros(0, 4),
+            torch.tensor(1.5),
+            torch.arange(5),
+            torch.tensor([True, False]),
+        ],
         "half": (torch.randn(4).half(), torch.randn(4).bfloat16()),
-        "arrays": {"a": np.arange(3), "b": np.array(2.0), "f": np.asfortranarray(np.random.default_rng(0).random((3, 2)))},
+        "arrays": {
+            "a": np.arange(3),
+            "b": np.array(2.0),
+            "f": np.asfortranarray(np.random.default_rng(0).random((3, 2))),
+        },
         "numbers": [0.1, 1e-300, float("inf"), float("nan"), 2**70, -0.0, True, None, "ä\n\"'"],
         5: {(1, "x"): 1, None: 2, 2.5: [()]},
         "tensor": {"tensor": "not a tensor"},
@@ -73,7 +89,14 @@ def test_every_kind_of_value_returns_with_its_type(tmp_path):
 
 def test_tied_weights_views_and_transposes_are_kept(tmp_path):
     x = torch.arange(12.0).reshape(3, 4)
-    tree = {"a": x, "tied": x, "view": x[1:], "transposed": x.T, "stride": x[:, ::2], "parameter": torch.nn.Parameter(x)}
+    tree = {
+        "a": x,
+        "tied": x,
+        "view": x[1:],
+        "transposed": x.T,
+        "stride": x[:, ::2],
+        "parameter": torch.nn.Parameter(x),
+    }
     save_tree(tmp_path / "s", tree)
     back = load_tree(tmp_path / "s")
     assert all(torch.equal(back[key], value) for key, value in tree.items())
@@ -88,9 +111,15 @@ def test_what_cannot_be_kept_is_refused_by_name(tmp_path):
 def test_training_continues_bit_for_bit(tmp_path):
     def parts():
         torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+        model = torch.nn.Sequential(
+            torch.nn.Linear(4, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1)
+        )
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        return model, optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=20)
+        return (
+            model,
+            optimizer,
+            torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=20),
+        )
 
     def train(model, optimizer, schedule, steps):
         for _ in range(steps):
@@ -132,15 +161,22 @@ def test_a_damaged_state_ends_in_a_sentence(tmp_path):
         load_tree(path)
 
 
-# -- disk ----------------------------------------------------------------------------------------------------
+# -- disk ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "no permission"), (errno.EDQUOT, "quota")],
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "no permission"),
+        (errno.EDQUOT, "quota"),
+    ],
 )
 @pytest.mark.parametrize("what", ["text", "state", "log", "folder"])
-def test_disk_trouble_is_a_sentence_and_spares_what_was_there(tmp_path, monkeypatch, number, words, what):
+def test_disk_trouble_is_a_sentence_and_spares_what_was_there(
+    tmp_path, monkeypatch, number, words, what
+):
     with Run.start(tmp_path / "run", CONFIG) as run:
         run.save_state({"a": torch.ones(2)})
         run.log(1, loss=0.5)
@@ -152,7 +188,9 @@ def test_disk_trouble_is_a_sentence_and_spares_what_was_there(tmp_path, monkeypa
             raise OSError(number, os.strerror(number))
 
         def fail_in_rust(*_, **__):
-            raise state.SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+            raise state.SafetensorError(
+                f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})"
+            )
 
         monkeypatch.setattr(files.os, "replace", fail)
         monkeypatch.setattr(state, "save_file", fail_in_rust)
@@ -173,7 +211,11 @@ def test_disk_trouble_is_a_sentence_and_spares_what_was_there(tmp_path, monkeypa
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_truly_full_disk(tmp_path):
-    with pytest.raises(UserError, match="disk is full"), files.disk_errors_as_sentences("/dev/full"), open("/dev/full", "wb") as handle:
+    with (
+        pytest.raises(UserError, match="disk is full"),
+        files.disk_errors_as_sentences("/dev/full"),
+        open("/dev/full", "wb") as handle,
+    ):
         handle.write(b"x" * 100_000)
 
 
@@ -211,7 +253,7 @@ def test_stand_ins_are_refused(tmp_path):
         refuse_stand_in(path, "get it")
 
 
-# -- run folders ---------------------------------------------------------------------------------------------
+# -- run folders -----------------------------------------------------------------------------------
 
 
 def test_a_run_is_started_read_and_finished(tmp_path):
@@ -227,7 +269,10 @@ def test_a_run_is_started_read_and_finished(tmp_path):
     known = read.provenance
     assert known["seeds"] == {"order": 3} and known["config_hash"] == config_hash(CONFIG)
     (start,) = known["starts"]
-    assert start["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0] and start["command"]
+    assert (
+        start["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+        and start["command"]
+    )
     with pytest.raises(RuntimeError, match="opened for reading"):
         read.log(2)
 
@@ -252,7 +297,10 @@ def test_other_settings_are_refused_and_named(tmp_path):
     with Run.start(tmp_path, CONFIG) as run:
         run.log(1, loss=1)
     other = {**CONFIG, "optim": {"max_lr": 1e-3, "epochs": 5, "extra": 1}}
-    with pytest.raises(UserError, match=r"optim\.max_lr was 0\.0003, is now 0\.001; optim\.extra was None, is now 1"):
+    with pytest.raises(
+        UserError,
+        match=r"optim\.max_lr was 0\.0003, is now 0\.001; optim\.extra was None, is now 1",
+    ):
         Run.start(tmp_path, other)
     Run.start(tmp_path, CONFIG).close()  # a refusal keeps no lock
     with Run.start(tmp_path, other, may_change=["optim"]) as run:
@@ -272,7 +320,11 @@ def test_a_run_that_made_nothing_yet_takes_corrected_settings(tmp_path):
 
 
 def test_hash_and_flat_names():
-    assert config_hash({"a": 1, "b": {"c": 2, "d": 3}}) == config_hash({"b": {"d": 3, "c": 2}, "a": 1}) != config_hash({"a": 1})
+    assert (
+        config_hash({"a": 1, "b": {"c": 2, "d": 3}})
+        == config_hash({"b": {"d": 3, "c": 2}, "a": 1})
+        != config_hash({"a": 1})
+    )
     assert flat({"a": {"b": {"c": 1}}, "d": [1]}) == {"a.b.c": 1, "d": [1]}
 
 
@@ -316,8 +368,17 @@ with Run.start(sys.argv[1], {"a": 1}) as run:
 
 
 def start_worker(folder: Path) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(runs.__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
+    worker = subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    )
     assert worker.stdout is not None and worker.stdout.readline() == b"started\n"
     return worker
 
@@ -359,7 +420,10 @@ def test_a_file_system_without_locks_goes_by_the_process(tmp_path, monkeypatch):
 
 
 def test_the_same_process_is_held_off_too(tmp_path):
-    with Run.start(tmp_path, CONFIG), pytest.raises(UserError, match="already open in this process"):
+    with (
+        Run.start(tmp_path, CONFIG),
+        pytest.raises(UserError, match="already open in this process"),
+    ):
         Run.start(tmp_path, CONFIG)
     Run.start(tmp_path, CONFIG).close()
 
@@ -381,5 +445,7 @@ def test_a_lock_of_another_machine_is_respected_while_it_lives(tmp_path, monkeyp
 def test_reading_settings_loads_no_torch():
     code = "import sys; import braingen.runtime.run_folder; print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[2])}
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    ).stdout
     assert out.strip() == "False"

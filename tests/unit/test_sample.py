@@ -1,4 +1,5 @@
-"""Our denoising loop against diffusers' StableDiffusionXLPipeline, and the laws of its noise and its batches.
+"""Our denoising loop against diffusers' StableDiffusionXLPipeline, and the laws of its noise and
+its batches.
 
 B pictures, N text length, C cross-attention width, D image-embedding width
 """
@@ -37,7 +38,9 @@ from braingen.pretrained.sdxl import (
 from braingen.runtime.errors import UserError
 from braingen.types import Conditioning
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of diffusers' scheduler
 N = 6
 STEPS = 3
 
@@ -49,7 +52,9 @@ def fake() -> Backbone:
 
 @pytest.fixture(scope="module", params=["shipped", "fake"])
 def backbone(request, fake) -> Backbone:
-    """The tiny components that are shipped (predicting velocity), and random ones with SDXL's own scheduler (predicting noise)."""
+    """The tiny components that are shipped (predicting velocity), and random ones with SDXL's own
+    scheduler (predicting noise).
+    """
     return load_backbone("tiny") if request.param == "shipped" else fake
 
 
@@ -58,7 +63,9 @@ def random_condition(backbone: Backbone, batch: int, seed: int = 0) -> Condition
     unet = backbone.unet
     tokens_BNC = torch.randn(batch, N, unet.config.cross_attention_dim, generator=generator)
     image_BTD = torch.randn(batch, 1, image_embedding_width(unet), generator=generator)
-    return Conditioning(tokens_BNC, image_BTD, torch.randn(batch, pooled_width(unet), generator=generator))
+    return Conditioning(
+        tokens_BNC, image_BTD, torch.randn(batch, pooled_width(unet), generator=generator)
+    )
 
 
 def empty_condition(backbone: Backbone, batch: int) -> Conditioning:
@@ -82,12 +89,16 @@ class Counting(torch.nn.Module):
         self.unet, self.rows = unet, []
 
     def forward(self, latents, t, **condition):
-        assert len(condition["encoder_hidden_states"]) == len(condition["added_cond_kwargs"]["time_ids"]) == len(latents)
+        assert (
+            len(condition["encoder_hidden_states"])
+            == len(condition["added_cond_kwargs"]["time_ids"])
+            == len(latents)
+        )
         self.rows.append(len(latents))
         return self.unet(latents, t, **condition)
 
 
-# --- noise ----------------------------------------------------------------------------------------------------------
+# --- noise ----------------------------------------------------------------------------------------
 
 
 def test_noise_depends_on_the_image_and_never_on_its_batch():
@@ -96,12 +107,20 @@ def test_noise_depends_on_the_image_and_never_on_its_batch():
     assert noise.shape == (4, 4, 8, 8)
     torch.testing.assert_close(noise[0], noise[2], rtol=0, atol=0)
     for number, image in enumerate(ids):
-        torch.testing.assert_close(noise[number : number + 1], seeded_noise([image], (4, 8, 8), 0, "picture"), rtol=0, atol=0)
+        torch.testing.assert_close(
+            noise[number : number + 1],
+            seeded_noise([image], (4, 8, 8), 0, "picture"),
+            rtol=0,
+            atol=0,
+        )
 
 
 def test_noise_of_other_images_seeds_and_purposes_is_unrelated():
     shape = (4, 32, 32)
-    rows = [seeded_noise([image], shape, seed, purpose) for image, seed, purpose in [(1, 0, "a"), (2, 0, "a"), (1, 1, "a"), (1, 0, "b")]]
+    rows = [
+        seeded_noise([image], shape, seed, purpose)
+        for image, seed, purpose in [(1, 0, "a"), (2, 0, "a"), (1, 1, "a"), (1, 0, "b")]
+    ]
     correlations = torch.corrcoef(torch.cat(rows).flatten(1)) - torch.eye(4)
     assert correlations.abs().max() < 0.1  # 4096 numbers each: a standard deviation of 0.016
 
@@ -116,24 +135,41 @@ def test_noise_is_standard_normal_and_leaves_the_global_generator_alone():
 def test_noise_is_the_same_on_every_machine():
     """Pinned, since pictures of earlier runs must be reproducible."""
     first = seeded_noise([46002], (4, 4, 4), 42, "picture").flatten()[:3]
-    torch.testing.assert_close(first, torch.tensor([-0.827644, 1.188684, 1.995542]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        first, torch.tensor([-0.827644, 1.188684, 1.995542]), rtol=0, atol=1e-5
+    )
 
 
-# --- against diffusers ----------------------------------------------------------------------------------------------
+# --- against diffusers ----------------------------------------------------------------------------
 
 
-def pipeline_of(backbone: Backbone, scheduler_class=EulerDiscreteScheduler) -> StableDiffusionXLPipeline:
-    parts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "image_encoder", "feature_extractor"))
+def pipeline_of(
+    backbone: Backbone, scheduler_class=EulerDiscreteScheduler
+) -> StableDiffusionXLPipeline:
+    parts = dict.fromkeys(
+        (
+            "text_encoder",
+            "text_encoder_2",
+            "tokenizer",
+            "tokenizer_2",
+            "image_encoder",
+            "feature_extractor",
+        )
+    )
     scheduler = scheduler_class.from_config(backbone.scheduler.config)
-    pipeline = StableDiffusionXLPipeline(vae=backbone.vae, unet=backbone.unet, scheduler=scheduler, add_watermarker=False, **parts)
+    pipeline = StableDiffusionXLPipeline(
+        vae=backbone.vae, unet=backbone.unet, scheduler=scheduler, add_watermarker=False, **parts
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 def test_the_loop_is_diffusers_loop(backbone, guidance_scale):
-    """With constant conditioning and no routers: latents after every step, and the picture. One row at a time on their side, since the
-    pipeline repeats embeddings of several prompts in a scrambled order."""
+    """With constant conditioning and no routers: latents after every step, and the picture. One row
+    at a time on their side, since the pipeline repeats embeddings of several prompts in a scrambled
+    order.
+    """
     size, shape = sides(backbone)
     condition, empty = random_condition(backbone, 2), empty_condition(backbone, 2)
     noise = seeded_noise([11, 12], shape, 0, "picture")
@@ -154,7 +190,11 @@ def test_the_loop_is_diffusers_loop(backbone, guidance_scale):
     for number in range(2):
         theirs: list[Tensor] = []
         mine, nothing = row(condition, number), row(empty, number)
-        images = [mine.image_embeds_BTD] if guidance_scale == 1 else [torch.cat([nothing.image_embeds_BTD, mine.image_embeds_BTD])]
+        images = (
+            [mine.image_embeds_BTD]
+            if guidance_scale == 1
+            else [torch.cat([nothing.image_embeds_BTD, mine.image_embeds_BTD])]
+        )
 
         def keep(pipeline, step, t, values, kept=theirs):
             kept.append(values["latents"])
@@ -182,9 +222,15 @@ def test_the_loop_is_diffusers_loop(backbone, guidance_scale):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_loop_is_diffusers_loop_with_every_scheduler(fake, name):
-    """Latents after every step; schedulers that add noise at every step draw it from the picture's own generator on both sides."""
+    """Latents after every step; schedulers that add noise at every step draw it from the picture's
+    own generator on both sides.
+    """
     size, shape = sides(fake)
-    condition, empty, noise = random_condition(fake, 1), empty_condition(fake, 1), seeded_noise([11], shape, 0, "picture")
+    condition, empty, noise = (
+        random_condition(fake, 1),
+        empty_condition(fake, 1),
+        seeded_noise([11], shape, 0, "picture"),
+    )
     ours: list[Tensor] = []
     scheduler = scheduler_named(name, fake.scheduler)
     own_step = type(scheduler).step
@@ -234,19 +280,30 @@ def test_the_loop_is_diffusers_loop_with_every_scheduler(fake, name):
         torch.testing.assert_close(mine, other, rtol=0, atol=5e-4)
 
 
-# --- laws -----------------------------------------------------------------------------------------------------------
+# --- laws -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_a_batch_equals_one_by_one(fake, guidance_scale):
     size, shape = sides(fake)
-    condition, empty, noise = random_condition(fake, 5), empty_condition(fake, 5), seeded_noise(range(5), shape, 0, "picture")
+    condition, empty, noise = (
+        random_condition(fake, 5),
+        empty_condition(fake, 5),
+        seeded_noise(range(5), shape, 0, "picture"),
+    )
     settings = {"size": size, "steps": STEPS, "guidance_scale": guidance_scale}
-    together = denoise(fake.unet, fake.scheduler, noise, lambda t, noisy: condition, empty, **settings)
+    together = denoise(
+        fake.unet, fake.scheduler, noise, lambda t, noisy: condition, empty, **settings
+    )
     for number in range(5):
         mine = row(condition, number)
         alone = denoise(
-            fake.unet, fake.scheduler, noise[number : number + 1], lambda t, noisy, mine=mine: mine, row(empty, number), **settings
+            fake.unet,
+            fake.scheduler,
+            noise[number : number + 1],
+            lambda t, noisy, mine=mine: mine,
+            row(empty, number),
+            **settings,
         )
         torch.testing.assert_close(together[number : number + 1], alone, rtol=0, atol=5e-4)
 
@@ -260,7 +317,10 @@ def test_a_batch_equals_one_by_one_with_every_scheduler(fake, name):
 
     def drawn(rows: list[int]) -> Tensor:
         given, nothing = (Conditioning(*(x[rows] for x in y[:3])) for y in (condition, empty))
-        noise, generators = seeded_noise(rows, shape, 0, "picture"), seeded_generators(rows, 0, "steps")
+        noise, generators = (
+            seeded_noise(rows, shape, 0, "picture"),
+            seeded_generators(rows, 0, "steps"),
+        )
         settings = {"size": size, "steps": 4, "guidance_scale": 3.0, "generators": generators}
         return denoise(fake.unet, scheduler, noise, lambda t, noisy: given, nothing, **settings)
 
@@ -304,7 +364,16 @@ def test_guidance_towards_the_same_condition_changes_nothing(fake):
     size, shape = sides(fake)
     condition, noise = random_condition(fake, 2), seeded_noise([1, 2], shape, 0, "picture")
     plain, guided = (
-        denoise(fake.unet, fake.scheduler, noise, lambda t, noisy: condition, condition, size=size, steps=STEPS, guidance_scale=scale)
+        denoise(
+            fake.unet,
+            fake.scheduler,
+            noise,
+            lambda t, noisy: condition,
+            condition,
+            size=size,
+            steps=STEPS,
+            guidance_scale=scale,
+        )
         for scale in (1.0, 7.0)
     )
     torch.testing.assert_close(plain, guided, rtol=0, atol=5e-4)
@@ -338,14 +407,27 @@ def test_the_condition_is_asked_anew_at_every_step_and_heard(fake):
         guidance_scale=2.0,
         on_step=lambda step, _, condition: heard.append((step, condition)),
     )
-    assert [t for t, _ in asked] == fake.scheduler.timesteps.tolist() == sorted((t for t, _ in asked), reverse=True)
+    assert (
+        [t for t, _ in asked]
+        == fake.scheduler.timesteps.tolist()
+        == sorted((t for t, _ in asked), reverse=True)
+    )
     assert [step for step, _ in heard] == list(range(STEPS))
     for step in range(STEPS):
         latents, t, given = called[step]
         assert float(t) == asked[step][0] and heard[step][1] is conditions[step]
-        torch.testing.assert_close(latents[2:], asked[step][1], rtol=0, atol=0)  # what the condition saw is what the U-Net sees
-        torch.testing.assert_close(given["encoder_hidden_states"][2:], conditions[step].tokens_BTC, rtol=0, atol=0)
-        torch.testing.assert_close(given["added_cond_kwargs"]["image_embeds"][0][2:], conditions[step].image_embeds_BTD, rtol=0, atol=0)
+        torch.testing.assert_close(
+            latents[2:], asked[step][1], rtol=0, atol=0
+        )  # what the condition saw is what the U-Net sees
+        torch.testing.assert_close(
+            given["encoder_hidden_states"][2:], conditions[step].tokens_BTC, rtol=0, atol=0
+        )
+        torch.testing.assert_close(
+            given["added_cond_kwargs"]["image_embeds"][0][2:],
+            conditions[step].image_embeds_BTD,
+            rtol=0,
+            atol=0,
+        )
         assert not given["encoder_hidden_states"][:2].any()
 
 
@@ -358,7 +440,16 @@ def test_sampling_leaves_no_gradient_and_fine_tuning_gets_one(fake):
     out = predict(fake.unet, noise, torch.tensor(300), condition, size_ids(size, 1, noise))
     out.square().mean().backward()
     assert condition.image_embeds_BTD.grad.abs().max() > 0
-    drawn = denoise(fake.unet, fake.scheduler, noise, lambda t, noisy: condition, condition, size=size, steps=1, guidance_scale=1.0)
+    drawn = denoise(
+        fake.unet,
+        fake.scheduler,
+        noise,
+        lambda t, noisy: condition,
+        condition,
+        size=size,
+        steps=1,
+        guidance_scale=1.0,
+    )
     assert not drawn.requires_grad
 
 

@@ -1,4 +1,6 @@
-"""Reconstructions in the forms people keep them: all give the same pictures for the same image ids."""
+"""Reconstructions in the forms people keep them: all give the same pictures for the same
+image ids.
+"""
 
 from __future__ import annotations
 

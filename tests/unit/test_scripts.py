@@ -18,11 +18,22 @@ COMMANDS = {
     "final_evaluations.py": ["evaluate"],
 }
 KNOWN = {
-    "Train.py": "--model_name a --subj 1 --num_sessions 2 --hidden_dim 64 --n_blocks 1 --use_prior --batch_size 8 --b_size 16",
+    "Train.py": (
+        "--model_name a --subj 1 --num_sessions 2 --hidden_dim 64 --n_blocks 1 --use_prior"
+        " --batch_size 8 --b_size 16"
+    ),
     "Train_text.py": "--model_name a --multi_subject 1,2 --num_exp_0 2 --exp_factor_list 2,2",
-    "Finetune_diffusion.py": "--model_name a --batch_size 4 --lr 1e-5 --rank 16 --snr_gamma 1.5 --route_image --route_text",
-    "Recon_inference.py": "--model_name a --subj 1 --guidance_scale 15 --num_inference_steps 50 --negative_prompt blurry --random_fmri",
-    "Recon_inference_refiner.py": "--model_name a --strength 0.3 --guidance_scale 5 --num_inference_steps 50",
+    "Finetune_diffusion.py": (
+        "--model_name a --batch_size 4 --lr 1e-5 --rank 16 --snr_gamma 1.5 --route_image"
+        " --route_text"
+    ),
+    "Recon_inference.py": (
+        "--model_name a --subj 1 --guidance_scale 15 --num_inference_steps 50 --negative_prompt"
+        " blurry --random_fmri"
+    ),
+    "Recon_inference_refiner.py": (
+        "--model_name a --strength 0.3 --guidance_scale 5 --num_inference_steps 50"
+    ),
     "final_evaluations.py": "--model_name a --subj 1",
 }
 """Flags of the published scripts whose meaning is a setting of ours."""
@@ -35,7 +46,10 @@ def test_a_script_runs_its_command(name, monkeypatch):
     monkeypatch.setattr(sys, "argv", [name, "--subj", "1"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPTS / name), run_name="__main__")
-    assert given == [[*COMMANDS[name], "--config", "nsd_subj01", "--subj", "1"]] and ended.value.code == 3
+    assert (
+        given == [[*COMMANDS[name], "--config", "nsd_subj01", "--subj", "1"]]
+        and ended.value.code == 3
+    )
 
 
 @pytest.mark.parametrize("named", [["--config", "mine.yaml"], ["--config=mine.yaml"]])
@@ -49,7 +63,9 @@ def test_a_named_configuration_takes_the_place_of_nsds(named, monkeypatch):
 
 
 def test_their_defaults_are_the_published_ones():
-    """Data in the published layout, Stable Diffusion XL and ViT-bigG, the published sizes: what the description gives."""
+    """Data in the published layout, Stable Diffusion XL and ViT-bigG, the published sizes: what the
+    description gives.
+    """
     from braingen.cli import PUBLISHED
     from braingen.config import load_config
 
@@ -57,8 +73,19 @@ def test_their_defaults_are_the_published_ones():
     assert str(config.data.root) == "data/NSD" and config.data.subjects == (1,)
     assert "stable-diffusion-xl" in config.backbone.path and "bigG" in config.backbone.image_encoder
     encoder = config.encoder
-    assert (encoder.hidden_dim, encoder.n_blocks, encoder.num_exp_0, encoder.exp_factor_list) == (4096, 4, 2, (2, 2, 2))
-    assert (config.lora.rank, config.finetune.snr_gamma, config.optim.batch_size, config.optim.num_epochs) == (16, 1.5, 24, 50)
+    assert (encoder.hidden_dim, encoder.n_blocks, encoder.num_exp_0, encoder.exp_factor_list) == (
+        4096,
+        4,
+        2,
+        (2, 2, 2),
+    )
+    assert (
+        config.lora.rank,
+        config.finetune.snr_gamma,
+        config.optim.batch_size,
+        config.optim.num_epochs,
+    ) == (16, 1.5, 24, 50)
+
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_flags_people_know_are_settings(name):

@@ -1,4 +1,6 @@
-"""Loading of what draws: the same lines for the shipped backbones, a local copy and a hub name; IP-Adapters in and out unchanged."""
+"""Loading of what draws: the same lines for the shipped backbones, a local copy and a hub name;
+IP-Adapters in and out unchanged.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,11 @@ SDXL = {
     "projection_class_embeddings_input_dim": 2816,
 }
 """The U-Net of stabilityai/stable-diffusion-xl-base-1.0."""
-SDXL_VAE = {"block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4, "layers_per_block": 2}
+SDXL_VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
 SDXL_VAE |= {"up_block_types": ("UpDecoderBlock2D",) * 4, "latent_channels": 4, "sample_size": 1024}
 
 
@@ -60,12 +66,20 @@ def folder(tmp_path_factory):
 def outputs(unet, image=None):
     """What a U-Net makes of fixed inputs."""
     generator = torch.Generator().manual_seed(3)
-    latents, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 6, TEXT_WIDTH, generator=generator)
-    added = {"text_embeds": torch.randn(2, POOLED_WIDTH, generator=generator), "time_ids": torch.full((2, 6), 32.0)}
+    latents, text = (
+        torch.randn(2, 4, 8, 8, generator=generator),
+        torch.randn(2, 6, TEXT_WIDTH, generator=generator),
+    )
+    added = {
+        "text_embeds": torch.randn(2, POOLED_WIDTH, generator=generator),
+        "time_ids": torch.full((2, 6), 32.0),
+    }
     if image is not None:
         added["image_embeds"] = [image]
     with torch.no_grad():
-        return unet.eval()(latents, torch.tensor(500), encoder_hidden_states=text, added_cond_kwargs=added).sample
+        return unet.eval()(
+            latents, torch.tensor(500), encoder_hidden_states=text, added_cond_kwargs=added
+        ).sample
 
 
 def equal(first: dict, second: dict) -> None:
@@ -91,7 +105,9 @@ def test_an_adapter_is_heard_and_can_be_taken_off_again():
     torch.testing.assert_close(outputs(taken_off), outputs(plain), rtol=0, atol=0)
     equal(taken_off.state_dict(), plain.state_dict())
     outputs(unet, image)  # the one with the adapter still has it
-    assert next(taken_off.parameters()).data_ptr() == next(unet.parameters()).data_ptr()  # no copy of the weights
+    assert (
+        next(taken_off.parameters()).data_ptr() == next(unet.parameters()).data_ptr()
+    )  # no copy of the weights
 
 
 def test_a_plain_unet_is_what_is_saved_and_loaded(tmp_path):
@@ -111,11 +127,20 @@ def test_a_key_of_something_else_is_named():
 def test_a_folder_is_loaded_frozen_with_its_adapter(folder):
     backbone = load_backbone(str(folder))
     for model in (backbone.unet, backbone.vae):
-        assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
-    equal(ip_adapter_weights(backbone.unet), load_file(folder / "ip_adapter" / "ip-adapter.safetensors"))
+        assert not model.training and not any(
+            parameter.requires_grad for parameter in model.parameters()
+        )
+    equal(
+        ip_adapter_weights(backbone.unet),
+        load_file(folder / "ip_adapter" / "ip-adapter.safetensors"),
+    )
     fake = fake_backbone()
     equal(backbone.unet.state_dict(), fake.unet.state_dict())
-    assert all(backbone.scheduler.config[key] == value for key, value in fake.scheduler.config.items() if not key.startswith("_"))
+    assert all(
+        backbone.scheduler.config[key] == value
+        for key, value in fake.scheduler.config.items()
+        if not key.startswith("_")
+    )
 
 
 def test_loading_says_nothing(folder, capfd):
@@ -137,16 +162,30 @@ def test_an_adapter_is_found_as_a_file_and_in_both_layouts(folder, tmp_path):
 def test_sizes_are_read_from_the_models(folder):
     backbone = load_backbone(str(folder))
     assert (vae_factor(backbone.vae), picture_size(backbone.unet, backbone.vae)) == (4, 32)
-    assert (pooled_width(backbone.unet), image_embedding_width(backbone.unet)) == (POOLED_WIDTH, IMAGE_WIDTH)
-    assert backbone.unet.encoder_hid_proj.image_projection_layers[0].num_image_text_embeds == IMAGE_TOKENS
+    assert (pooled_width(backbone.unet), image_embedding_width(backbone.unet)) == (
+        POOLED_WIDTH,
+        IMAGE_WIDTH,
+    )
+    assert (
+        backbone.unet.encoder_hid_proj.image_projection_layers[0].num_image_text_embeds
+        == IMAGE_TOKENS
+    )
 
 
 def test_the_shipped_backbones_are_loaded_by_the_same_lines():
     assert backbone_folder("tiny") == str(TINY) and backbone_folder("some/where") == "some/where"
     backbone = load_backbone("tiny")
-    assert next(backbone.unet.parameters()).dtype == torch.float32  # shipped in half precision, used in single
+    assert (
+        next(backbone.unet.parameters()).dtype == torch.float32
+    )  # shipped in half precision, used in single
     assert picture_size(backbone.unet, backbone.vae) == 128
-    equal(ip_adapter_weights(backbone.unet), {k: v.float() for k, v in load_file(TINY / "ip_adapter" / "ip-adapter.safetensors").items()})
+    equal(
+        ip_adapter_weights(backbone.unet),
+        {
+            k: v.float()
+            for k, v in load_file(TINY / "ip_adapter" / "ip-adapter.safetensors").items()
+        },
+    )
 
 
 def test_sdxl_at_full_size_has_its_published_shapes():
@@ -154,7 +193,8 @@ def test_sdxl_at_full_size_has_its_published_shapes():
         unet, vae = UNet2DConditionModel(**SDXL), AutoencoderKL(**SDXL_VAE)
     assert sum(parameter.numel() for parameter in unet.parameters()) == 2_567_463_684
     assert (vae_factor(vae), picture_size(unet, vae), pooled_width(unet)) == (8, 1024, 1280)
-    # h94/IP-Adapter's sdxl_models/ip-adapter_sdxl.safetensors: 70 cross-attentions, numbered 1, 3 ... 139
+    # h94/IP-Adapter's sdxl_models/ip-adapter_sdxl.safetensors: 70 cross-attentions, numbered 1, 3
+    # ... 139
     cross = [name for name in unet.attn_processors if "attn2" in name]
     assert len(cross) == 70 and 2 * (len(cross) - 1) + 1 == 139
 
@@ -164,7 +204,10 @@ def test_a_folder_with_a_part_missing_says_what_to_type(tmp_path, missing):
     folder = write_fake_backbone(tmp_path / "backbone")
     for file in (folder / missing).iterdir():
         file.unlink()
-    with pytest.raises(UserError, match=r"does not hold an SDXL pipeline \(unet/, vae/, scheduler/\).*backbone\.path=tiny") as caught:
+    with pytest.raises(
+        UserError,
+        match=r"does not hold an SDXL pipeline \(unet/, vae/, scheduler/\).*backbone\.path=tiny",
+    ) as caught:
         load_backbone(str(folder))
     assert "\n" not in str(caught.value)
 
@@ -180,7 +223,10 @@ def test_weights_that_are_missing_are_not_left_random(tmp_path):
 
 
 def test_a_missing_adapter_says_what_to_type(tmp_path):
-    with pytest.raises(UserError, match=r"There is no IP-Adapter in .*/nowhere.*backbone\.ip_adapter=h94/IP-Adapter"):
+    with pytest.raises(
+        UserError,
+        match=r"There is no IP-Adapter in .*/nowhere.*backbone\.ip_adapter=h94/IP-Adapter",
+    ):
         load_ip_adapter_file(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"There is no IP-Adapter in "):
         load_ip_adapter_file(str(tmp_path))
@@ -191,7 +237,13 @@ def test_without_a_network_it_says_what_to_copy(monkeypatch):
         raise LocalEntryNotFoundError("no network\nand more lines")
 
     monkeypatch.setattr("braingen.pretrained.sdxl.hf_hub_download", offline)
-    with pytest.raises(UserError, match=r"h94/IP-Adapter could not be fetched: no network Without network access copy .*ip_adapter=PATH"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"h94/IP-Adapter could not be fetched: no network Without network access copy"
+            r" .*ip_adapter=PATH"
+        ),
+    ):
         load_ip_adapter_file("h94/IP-Adapter")
 
 

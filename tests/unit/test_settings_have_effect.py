@@ -1,4 +1,6 @@
-"""Every setting is read by something, in every variant that accepts it, and refused where nothing reads it."""
+"""Every setting is read by something, in every variant that accepts it, and refused where nothing
+reads it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,12 @@ from braingen.training.diffusion import router_of
 from braingen.training.encoder_setup import build_reader
 
 SOURCE = Path(__file__).parents[2] / "src/braingen"
-SMALL = {"encoder.hidden_dim": "72", "encoder.n_blocks": "2", "prior.depth": "1", "prior.dim_head": "8"}
+SMALL = {
+    "encoder.hidden_dim": "72",
+    "encoder.n_blocks": "2",
+    "prior.depth": "1",
+    "prior.dim_head": "8",
+}
 LEVELS = {"encoder.exp_factor_list": "2", "encoder.num_exp_0": "3"}
 """Other than the defaults, so that a setting that is dropped is seen."""
 VALUES = {
@@ -64,25 +71,43 @@ def texts(section: str, field: str) -> list[str]:
     if (section, field) == ("encoder", "model"):
         return list(ENCODER_CONFIGS)
     schema = schema_of(section, field)
-    schema = next((part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"), schema)
+    schema = next(
+        (part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"), schema
+    )
     if "enum" in schema:
         found = [str(value) for value in schema["enum"]]
     elif schema.get("type") == "boolean":
         found = ["true", "false"]
     elif schema.get("type") == "array":
         inner = schema["items"].get("type")
-        found = ["3,2", "", "2"] if inner in ("integer", "number") else [*schema["items"].get("enum", ["some/place"]), ""]
+        found = (
+            ["3,2", "", "2"]
+            if inner in ("integer", "number")
+            else [*schema["items"].get("enum", ["some/place"]), ""]
+        )
     elif schema["type"] in ("integer", "number"):
-        low, high = schema.get("minimum", schema.get("exclusiveMinimum", 0)), schema.get("maximum", schema.get("exclusiveMaximum", 9))
+        low, high = (
+            schema.get("minimum", schema.get("exclusiveMinimum", 0)),
+            schema.get("maximum", schema.get("exclusiveMaximum", 9)),
+        )
         third = (high - low) / 3
-        around = [low + 1, low + 2, 0] if schema["type"] == "integer" else [low + third, low + third / 2]
+        around = (
+            [low + 1, low + 2, 0] if schema["type"] == "integer" else [low + third, low + third / 2]
+        )
         around += [low] if "minimum" in schema else []
         found = [f"{value:g}" for value in around]
     else:
         found = ["some", ""]
     found = [text for path, text in VALUES.items() if path == f"{section}.{field}"] + found
-    usual = (str(default).lower() if isinstance(default, bool) else str(default), str(default).strip("(,)").replace(" ", ""))
-    return [text for text in found if text not in usual] + [text for text in found if text in usual] + ["default"]
+    usual = (
+        str(default).lower() if isinstance(default, bool) else str(default),
+        str(default).strip("(,)").replace(" ", ""),
+    )
+    return (
+        [text for text in found if text not in usual]
+        + [text for text in found if text in usual]
+        + ["default"]
+    )
 
 
 def whole(path: str) -> tuple[str, str]:
@@ -94,17 +119,26 @@ CONDITIONAL = [
     (variant, path)
     for path in field_paths()
     for variant in (having(*whole(path)) if path.startswith("encoder.") else [""])
-    if any(isinstance(m, Needs) for m in variants_of(whole(path)[0])[variant].model_fields[whole(path)[1]].metadata)
+    if any(
+        isinstance(m, Needs)
+        for m in variants_of(whole(path)[0])[variant].model_fields[whole(path)[1]].metadata
+    )
 ]
 
 
 def needs_of(variant: str, path: str) -> list[Needs]:
     section, field = whole(path)
-    return [m for m in variants_of(section)[variant].model_fields[field].metadata if isinstance(m, Needs)]
+    return [
+        m
+        for m in variants_of(section)[variant].model_fields[field].metadata
+        if isinstance(m, Needs)
+    ]
 
 
 def assignments(variant: str, path: str, meeting: bool) -> dict[str, str]:
-    """Settings beside which a setting has an effect (all needs met), or has none (the last one not met)."""
+    """Settings beside which a setting has an effect (all needs met), or has none (the last one not
+    met).
+    """
     section = whole(path)[0]
     chosen: dict[str, str] = {"encoder.model": variant} if variant else {}
     needs = needs_of(variant, path)
@@ -121,50 +155,75 @@ def assignments(variant: str, path: str, meeting: bool) -> dict[str, str]:
                 chosen = tried
                 break
         else:
-            raise AssertionError(f"{path}: {need.words(section)} cannot be {'met' if wanted else 'missed'}")
+            raise AssertionError(
+                f"{path}: {need.words(section)} cannot be {'met' if wanted else 'missed'}"
+            )
     return chosen
 
 
 @pytest.mark.parametrize(("variant", "path"), CONDITIONAL, ids=lambda value: value)
-def test_a_setting_with_a_condition_is_taken_where_it_is_met_and_refused_elsewhere(variant: str, path: str) -> None:
+def test_a_setting_with_a_condition_is_taken_where_it_is_met_and_refused_elsewhere(
+    variant: str, path: str
+) -> None:
     section, field = whole(path)
     text = texts(section, field)[0]
     with_effect, without = (assignments(variant, path, meeting) for meeting in (True, False))
     config = load_config(None, with_effect | {path: text})
-    assert not asks_nothing(getattr(getattr(config, section), field), fields_of(section)[field].default)
+    assert not asks_nothing(
+        getattr(getattr(config, section), field), fields_of(section)[field].default
+    )
     with pytest.raises(UserError) as caught:
         load_config(None, without | {path: text})
     said = str(caught.value)
-    assert said.startswith(f"{path} = ") and "has no effect with" in said and needs_of(variant, path)[-1].words(section) in said
-    assert needs_of(variant, path)[-1].words(section) in condition(section, field) or variant not in ("", having(section, field)[0])
+    assert (
+        said.startswith(f"{path} = ")
+        and "has no effect with" in said
+        and needs_of(variant, path)[-1].words(section) in said
+    )
+    assert needs_of(variant, path)[-1].words(section) in condition(
+        section, field
+    ) or variant not in ("", having(section, field)[0])
     load_config(None, without | {path: "default"})  # what the sentence proposes
 
 
 @pytest.mark.parametrize("model", ENCODER_CONFIGS)
 def test_what_an_encoder_has_not_is_refused_by_name(model: str, tmp_path: Path) -> None:
-    lacking = [field for field in fields_of("encoder") if field not in ENCODER_CONFIGS[model].model_fields]
+    lacking = [
+        field for field in fields_of("encoder") if field not in ENCODER_CONFIGS[model].model_fields
+    ]
     assert lacking
     for field in lacking:
         text = texts("encoder", field)[0]
         said = f"encoder.{field} = {text}"
         with pytest.raises(UserError) as caught:
             load_config(None, {"encoder.model": model, f"encoder.{field}": text})
-        assert str(caught.value).startswith(f"{said} has no effect with encoder.model={model}, which has no such setting;")
+        assert str(caught.value).startswith(
+            f"{said} has no effect with encoder.model={model}, which has no such setting;"
+        )
         assert all(name in str(caught.value) for name in having("encoder", field))
         file = tmp_path / "given.yaml"
-        file.write_text(f"encoder:\n  model: {model}\n  {field}: {'[' + text + ']' if ',' in text or field.endswith('list') else text}\n")
-        with pytest.raises(UserError, match=f"encoder.{field} = .* \\(in {file}\\) has no effect with encoder.model={model}"):
+        file.write_text(
+            f"encoder:\n  model: {model}\n  {field}:"
+            f" {'[' + text + ']' if ',' in text or field.endswith('list') else text}\n"
+        )
+        with pytest.raises(
+            UserError,
+            match=f"encoder.{field} = .* \\(in {file}\\) has no effect with encoder.model={model}",
+        ):
             load_config(file)
         with pytest.raises(UserError, match="has no effect"):
             with_settings(load_config(None, {"encoder.model": model}), "encoder", {field: 1})
 
 
-def test_a_file_gives_way_to_another_encoder_on_the_command_line_with_a_remark(tmp_path: Path, capsys) -> None:
+def test_a_file_gives_way_to_another_encoder_on_the_command_line_with_a_remark(
+    tmp_path: Path, capsys
+) -> None:
     file = tmp_path / "given.yaml"
     file.write_text("encoder:\n  b_size: 16\n  capacity_factor_0: 1.0\n")
     assert load_config(file, {"encoder.model": "BrainMoEVoxel"}).encoder.model == "BrainMoEVoxel"
-    assert capsys.readouterr().err == (
-        f"braingen: encoder.b_size = 16 (in {file}) is left out, since encoder.model=BrainMoEVoxel has no such setting.\n"
+    assert (
+        capsys.readouterr().err == f"braingen: encoder.b_size = 16 (in {file}) is left out, since"
+        " encoder.model=BrainMoEVoxel has no such setting.\n"
     )
     file.write_text("prior:\n  depth: 3\n")
     assert not load_config(file, {"use_prior": "false"}).prior.use_prior
@@ -174,7 +233,10 @@ def test_nothing_is_lost_of_runs_that_list_the_settings_of_all_encoders(tmp_path
     """Run folders made before the encoders had settings of their own."""
     every = {field: info.default for field, info in fields_of("encoder").items()}
     every |= {"model": "BrainMoEVoxel", "b_size": 16, "hidden_dim": 64}
-    lines = [f"  {name}: {list(value) if isinstance(value, tuple) else value}" for name, value in every.items()]
+    lines = [
+        f"  {name}: {list(value) if isinstance(value, tuple) else value}"
+        for name, value in every.items()
+    ]
     (tmp_path / "config.yaml").write_text("\n".join(["encoder:", *lines, ""]))
     taken = load_config(None, {"optim.start_from": str(tmp_path)}).encoder
     assert (taken.model, taken.hidden_dim) == ("BrainMoEVoxel", 64)
@@ -183,19 +245,28 @@ def test_nothing_is_lost_of_runs_that_list_the_settings_of_all_encoders(tmp_path
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"router": {"time": "fixed", "kl_scale": 1.0}}, "router.kl_scale = 1 has no effect with router.time=fixed"),
+        (
+            {"router": {"time": "fixed", "kl_scale": 1.0}},
+            "router.kl_scale = 1 has no effect with router.time=fixed",
+        ),
         ({"encoder": {"model": "BrainMoEVoxel", "b_size": 16}}, "b_size"),
         ({"lora": {"rank": 0}, "finetune": {"learning_rate": 1.0}}, "finetune.learning_rate"),
     ],
 )
-def test_a_configuration_made_in_python_is_checked_as_well(settings: dict[str, Any], words: str) -> None:
+def test_a_configuration_made_in_python_is_checked_as_well(
+    settings: dict[str, Any], words: str
+) -> None:
     with pytest.raises(ValueError, match=words):
         Config.model_validate(settings)
 
 
-def test_the_bottleneck_of_an_encoder_without_one_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+def test_the_bottleneck_of_an_encoder_without_one_is_refused_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
     given = {"encoder.model": "BrainMoEVoxel", "run.folder": str(tmp_path / "run")}
-    with pytest.raises(UserError, match=r"encoder\.b_size = 16 has no effect with encoder\.model=BrainMoEVoxel"):
+    with pytest.raises(
+        UserError, match=r"encoder\.b_size = 16 has no effect with encoder\.model=BrainMoEVoxel"
+    ):
         bottleneck(load_config(None, given))
     with pytest.raises(UserError, match=r"bottleneck\.seeds = 0,1 with bottleneck\.pictures=true"):
         bottleneck(load_config(None, {"bottleneck.seeds": "0,1", "bottleneck.pictures": "true"}))
@@ -205,30 +276,48 @@ def test_the_bottleneck_of_an_encoder_without_one_is_refused_before_anything_is_
 def test_what_the_scans_turn_out_to_be_decides_about_their_settings(tmp_path: Path) -> None:
     given = {"prepare.scans": str(tmp_path), "prepare.test_share": "0.3", "prepare.betas": "mine"}
     (tmp_path / "nsddata").mkdir()
-    with pytest.raises(UserError, match=r"prepare\.test_share = 0\.3 has no effect with prepare\.kind=nsd"):
+    with pytest.raises(
+        UserError, match=r"prepare\.test_share = 0\.3 has no effect with prepare\.kind=nsd"
+    ):
         scans_of(load_config(None, given))
     (tmp_path / "nsddata").rmdir()
-    with pytest.raises(UserError, match=r"prepare\.betas = mine has no effect with prepare\.kind=own"):
+    with pytest.raises(
+        UserError, match=r"prepare\.betas = mine has no effect with prepare\.kind=own"
+    ):
         scans_of(load_config(None, given))
 
 
 @pytest.mark.parametrize(
     ("counts", "flags", "words"),
     [
-        ({"image": (1,), "text": (2, 4)}, {}, "sampler.level = 1 has no effect: the image encoder has no levels"),
-        ({"image": (2, 4), "text": (1,)}, {}, "sampler.level = 1 has no effect: the text encoder has no levels"),
-        ({"image": (2, 4, 8), "text": (2, 4)}, {"sampler.level": "2"}, "the text encoder has levels 0 to 1"),
+        (
+            {"image": (1,), "text": (2, 4)},
+            {},
+            "sampler.level = 1 has no effect: the image encoder has no levels",
+        ),
+        (
+            {"image": (2, 4), "text": (1,)},
+            {},
+            "sampler.level = 1 has no effect: the text encoder has no levels",
+        ),
+        (
+            {"image": (2, 4, 8), "text": (2, 4)},
+            {"sampler.level": "2"},
+            "the text encoder has levels 0 to 1",
+        ),
     ],
 )
 def test_a_level_that_an_encoder_has_not_is_refused(counts, flags, words, monkeypatch) -> None:
     monkeypatch.setattr(reconstruct, "expert_counts", lambda reader: counts[reader])
     decoder = SimpleNamespace(brain_image="image", brain_text="text")
-    read = reconstruct.Embeddings(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), [0], {"image": torch.zeros(1, 6, 1, 2)})
+    read = reconstruct.Embeddings(
+        torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), [0], {"image": torch.zeros(1, 6, 1, 2)}
+    )
     with pytest.raises(UserError, match=words):
         reconstruct.drawer(load_config(None, {"sampler.level": "1", **flags}), decoder, None, read)  # type: ignore[arg-type]
 
 
-# --- every accepted setting of encoder, prior and routers changes what is built -----------------------------------------------------
+# --- every accepted setting of encoder, prior and routers changes what is built -------------------
 
 
 def built(settings: dict[str, str]) -> tuple[Any, ...]:
@@ -245,16 +334,32 @@ def built(settings: dict[str, str]) -> tuple[Any, ...]:
         repr(reader),
         {**reader.config, "encoder_config": None, "prior_config": None},
         {name: weight.sum().item() for name, weight in reader.state_dict().items()},
-        [out.backbone_BTD.sum().item() for out in (trained, plain)] + [trained.clip_BTD.sum().item(), trained.balance_loss.item()],
-        {name: reader.prior.config[name] for name in ("timesteps",)} if reader.prior is not None else None,
+        [out.backbone_BTD.sum().item() for out in (trained, plain)]
+        + [trained.clip_BTD.sum().item(), trained.balance_loss.item()],
+        (
+            {name: reader.prior.config[name] for name in ("timesteps",)}
+            if reader.prior is not None
+            else None
+        ),
     )
 
 
-ENCODER_FIELDS = [(model, field) for model, settings in ENCODER_CONFIGS.items() for field in settings.model_fields]
-OUTSIDE = {"model": "another encoder", "parcel_start": "where parcels start is decided by training/encoder_setup.setup (read statically)"}
+ENCODER_FIELDS = [
+    (model, field) for model, settings in ENCODER_CONFIGS.items() for field in settings.model_fields
+]
+OUTSIDE = {
+    "model": "another encoder",
+    "parcel_start": (
+        "where parcels start is decided by training/encoder_setup.setup (read statically)"
+    ),
+}
 
 
-@pytest.mark.parametrize(("model", "field"), [each for each in ENCODER_FIELDS if each[1] not in OUTSIDE], ids=lambda value: value)
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [each for each in ENCODER_FIELDS if each[1] not in OUTSIDE],
+    ids=lambda value: value,
+)
 def test_every_setting_of_an_encoder_changes_it(model: str, field: str) -> None:
     own = ENCODER_CONFIGS[model].model_fields
     common = {"encoder.model": model, **SMALL}
@@ -280,7 +385,11 @@ def test_every_setting_of_the_prior_changes_the_reader(field: str) -> None:
     before = SMALL | (assignments("", path, True) if ("", path) in CONDITIONAL else {})
     changed = {**before, path: "false" if field == "use_prior" else texts("prior", field)[0]}
     if field == "use_prior":
-        changed = {key: text for key, text in changed.items() if not key.startswith("prior.") or key == path}
+        changed = {
+            key: text
+            for key, text in changed.items()
+            if not key.startswith("prior.") or key == path
+        }
     elif field in ("depth", "dim_head"):
         changed[path] = "2"
     assert built(before) != built(changed)
@@ -299,7 +408,11 @@ def router_fingerprint(settings: dict[str, str]) -> tuple[Any, ...]:
     for parameter in router.parameters():  # they start without effect
         torch.nn.init.normal_(parameter)
     routed = router(experts, torch.tensor([10.0, 900.0]), torch.randn(2, 4, 8, 8))
-    return repr(router), {n: tuple(p.shape) for n, p in router.named_parameters()}, routed.embedding_BTD.sum().item()
+    return (
+        repr(router),
+        {n: tuple(p.shape) for n, p in router.named_parameters()},
+        routed.embedding_BTD.sum().item(),
+    )
 
 
 @pytest.mark.parametrize(("time", "space"), list(product(TIMES, SPACES)), ids=lambda value: value)
@@ -313,7 +426,9 @@ def test_every_setting_that_a_router_accepts_changes_it(time: str, space: str) -
         for text in texts("router", field)[:1]:
             if refused({**base, f"router.{field}": text}):
                 continue
-            assert router_fingerprint(base) != router_fingerprint({**base, f"router.{field}": text}), (field, text)
+            assert router_fingerprint(base) != router_fingerprint(
+                {**base, f"router.{field}": text}
+            ), (field, text)
 
 
 def refused(settings: dict[str, str]) -> str:
@@ -325,29 +440,47 @@ def refused(settings: dict[str, str]) -> str:
     return ""
 
 
-# --- every other setting is read somewhere -------------------------------------------------------------------------------------------
+# --- every other setting is read somewhere --------------------------------------------------------
 
 HANDED_OVER: dict[str, tuple[str, set[str]]] = {
-    "simulation": ("write_dataset(**simulation) in simulation/dataset", set(inspect.signature(write_dataset).parameters)),
+    "simulation": (
+        "write_dataset(**simulation) in simulation/dataset",
+        set(inspect.signature(write_dataset).parameters),
+    ),
     "refiner": ("Refinement(**refiner) in generation/refine", set(Refinement._fields)),
-    "encoder": ("AnyEncoder.arguments, shown above", {field for _, field in ENCODER_FIELDS} - {"parcel_start"}),
+    "encoder": (
+        "AnyEncoder.arguments, shown above",
+        {field for _, field in ENCODER_FIELDS} - {"parcel_start"},
+    ),
     "prior": ("DiffusionPrior(**prior), shown above", {"depth", "dim_head", "timesteps"}),
 }
 """Sections that are passed on whole, with the names that the receiver takes."""
 NAMED = {"weights": ("loss_image", "loss_text")}
-"""Local names of sections that are not taken from a configuration directly: `parts.loss` in training/encoder."""
+"""Local names of sections that are not taken from a configuration directly: `parts.loss` in
+training/encoder.
+"""
 
 
 def reads_of(tree: ast.AST) -> Iterator[str]:
-    """Settings that a module reads: ``config.section.field``, or ``name.field`` where ``name`` was set to ``config.section``."""
+    """Settings that a module reads: ``config.section.field``, or ``name.field`` where ``name`` was
+    set to ``config.section``.
+    """
     sections = set(Config.model_fields)
     local: dict[str, set[str]] = {name: set(places) for name, places in NAMED.items()}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
             for target in node.targets:
-                pairs = zip(target.elts, node.value.elts) if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple) else ()
+                pairs = (
+                    zip(target.elts, node.value.elts)
+                    if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
+                    else ()
+                )
                 for left, right in pairs or ((target, node.value),):
-                    if isinstance(left, ast.Name) and isinstance(right, ast.Attribute) and right.attr in sections:
+                    if (
+                        isinstance(left, ast.Name)
+                        and isinstance(right, ast.Attribute)
+                        and right.attr in sections
+                    ):
                         local.setdefault(left.id, set()).add(right.attr)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
@@ -358,7 +491,11 @@ def reads_of(tree: ast.AST) -> Iterator[str]:
 
 
 def test_every_setting_is_read_by_code() -> None:
-    read = {path for section, (_, names) in HANDED_OVER.items() for path in (f"{section}.{name}" for name in names)}
+    read = {
+        path
+        for section, (_, names) in HANDED_OVER.items()
+        for path in (f"{section}.{name}" for name in names)
+    }
     for file in SOURCE.rglob("*.py"):
         if "config" not in file.relative_to(SOURCE).parts[0]:
             read |= set(reads_of(ast.parse(file.read_text())))

@@ -1,4 +1,6 @@
-"""Small data sets: what few pictures cannot say is told, and nothing better than chance is made of them."""
+"""Small data sets: what few pictures cannot say is told, and nothing better than chance is made of
+them.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,7 @@ def root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("small") / "data"
 
 
-# --- scores of few pictures -----------------------------------------------------------------------------------------
+# --- scores of few pictures -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("count", "there"), [(2, False), (4, False), (5, True), (9, True)])
@@ -62,8 +64,14 @@ def test_two_way_identification_of_the_embedding_is_around_the_training_mean(roo
     config = tiny_config(root, tmp_path)
     draws = torch.Generator().manual_seed(0)
     mean_D = 100 * torch.randn(12, generator=draws)
-    along_D = torch.nn.functional.normalize(mean_D - mean_D.mean(), dim=0)  # a correlation with the mean in it hardly sees this
-    true_ND = mean_D + 5 * torch.randn(10, 1, generator=draws) * along_D + 0.3 * torch.randn(10, 12, generator=draws)
+    along_D = torch.nn.functional.normalize(
+        mean_D - mean_D.mean(), dim=0
+    )  # a correlation with the mean in it hardly sees this
+    true_ND = (
+        mean_D
+        + 5 * torch.randn(10, 1, generator=draws) * along_D
+        + 0.3 * torch.randn(10, 12, generator=draws)
+    )
     image_ND = mean_D + 0.8 * (true_ND - mean_D) + 0.9 * torch.randn(10, 12, generator=draws)
     found = evaluate._decoding(config, image_ND, image_ND - mean_D, true_ND, mean_D, np.arange(10))
     around = [(x - mean_D).numpy() for x in (true_ND, image_ND)]
@@ -81,11 +89,13 @@ def test_two_way_identification_of_the_embedding_is_around_the_training_mean(roo
     assert found.identified["two_way_embedding"].value == pytest.approx(expected)
 
 
-# --- a head that was never trained ----------------------------------------------------------------------------------
+# --- a head that was never trained ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("scale", "trained"), [("0", False), ("0.33", True)])
-def test_pictures_are_retrieved_by_the_embedding_where_no_head_was_trained(monkeypatch, root, tmp_path, scale, trained):
+def test_pictures_are_retrieved_by_the_embedding_where_no_head_was_trained(
+    monkeypatch, root, tmp_path, scale, trained
+):
     monkeypatch.setattr(reader_setup, "Targets", TableTargets)
     config = tiny_config(root, tmp_path, loss_image__clip_scale=scale, loss_image__mse_scale="1")
     reader = BrainReader.from_pretrained(train.train(config, "image") / READER).eval()
@@ -97,10 +107,12 @@ def test_pictures_are_retrieved_by_the_embedding_where_no_head_was_trained(monke
     assert not torch.allclose(own.clip_BTD, own.backbone_BTD)
 
 
-# --- tables, reports and advice -------------------------------------------------------------------------------------
+# --- tables, reports and advice -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("data", "beside"), [("NSD", True), ("simulated data", True), ("own scans", False)])
+@pytest.mark.parametrize(
+    ("data", "beside"), [("NSD", True), ("simulated data", True), ("own scans", False)]
+)
 def test_published_figures_on_nsd_stand_beside_no_own_scans(data, beside):
     assert bool(published_beside(f"{data}, subject 1; all sessions")) == beside
     assert not beside or published_beside(data) == PUBLISHED
@@ -109,13 +121,23 @@ def test_published_figures_on_nsd_stand_beside_no_own_scans(data, beside):
 @pytest.mark.parametrize("able", [True, False])
 def test_the_report_says_when_the_models_cannot_generate_such_pictures(tmp_path, able):
     config = write_fake_run(tmp_path, images=8)
-    random = {"pixcorr": {"value": 0.1, "low": 0.05, "high": 0.15}, "mse": {"value": 0.2, "low": 0.18, "high": 0.22}}
+    random = {
+        "pixcorr": {"value": 0.1, "low": 0.05, "high": 0.15},
+        "mse": {"value": 0.2, "low": 0.18, "high": 0.22},
+    }
     random["two_way_embedding"] = {"value": 0.5, "low": 0.4, "high": 0.6}
     oracle = {name: dict(ends) for name, ends in random.items()}
-    oracle["two_way_embedding"] = {"value": 1.0, "low": 1.0, "high": 1.0}  # of the embedding, no picture
+    oracle["two_way_embedding"] = {
+        "value": 1.0,
+        "low": 1.0,
+        "high": 1.0,
+    }  # of the embedding, no picture
     if able:
         oracle["mse"] = {"value": 0.1, "low": 0.09, "high": 0.11}  # lower is better
-    controls = {"random": {"drawings": 1, "scores": random}, "ceiling": {"drawings": 1, "scores": oracle}}
+    controls = {
+        "random": {"drawings": 1, "scores": random},
+        "ceiling": {"drawings": 1, "scores": oracle},
+    }
     (config.run.folder / "controls.json").write_text(json.dumps(controls), encoding="utf-8")
     inputs = read_inputs(config.run.folder, config.data.root)
     assert cannot_draw(inputs) != able
@@ -130,11 +152,26 @@ def test_nothing_is_said_of_pictures_without_controls(tmp_path):
 
 def test_advice_fits_a_folder_made_from_own_scans(tmp_path, capsys):
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "prepared.json").write_text(json.dumps({"data": "own scans"}), encoding="utf-8")
-    sentences = [one.sentence for one in all_checks(Layout.of(tmp_path / "data"), [1]) if one.level == "error"]
+    (tmp_path / "data" / "prepared.json").write_text(
+        json.dumps({"data": "own scans"}), encoding="utf-8"
+    )
+    sentences = [
+        one.sentence
+        for one in all_checks(Layout.of(tmp_path / "data"), [1])
+        if one.level == "error"
+    ]
     assert sentences and any("braingen prepare --scans" in text for text in sentences)
     assert not any("pscotti" in text for text in sentences)
-    words = ["train", "image", "--data_path", str(tmp_path / "data"), "--folder", str(tmp_path / "run"), "--device", "cpu"]
+    words = [
+        "train",
+        "image",
+        "--data_path",
+        str(tmp_path / "data"),
+        "--folder",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+    ]
     assert main(words) == 2
     told = capsys.readouterr().err
     assert "braingen prepare --scans" in told and "pscotti" not in told
@@ -153,7 +190,9 @@ def test_a_refused_training_leaves_no_run_folder(root, tmp_path, monkeypatch):
     assert not (tmp_path / "runs" / "one").exists()
 
 
-def test_a_folder_with_work_or_of_an_earlier_run_stays_when_a_training_is_refused(root, tmp_path, monkeypatch):
+def test_a_folder_with_work_or_of_an_earlier_run_stays_when_a_training_is_refused(
+    root, tmp_path, monkeypatch
+):
     monkeypatch.setattr(reader_setup, "Targets", TableTargets)
     config = tiny_config(root, tmp_path, optim__num_epochs="1")
 

@@ -1,4 +1,6 @@
-"""Laws of the space routers and of DiffuseRouter: off is the mean, a fresh router changes nothing, every parameter learns."""
+"""Laws of the space routers and of DiffuseRouter: off is the mean, a fresh router changes nothing,
+every parameter learns.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def latents() -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", fresh())
 def test_a_fresh_router_gives_the_mean_over_experts(kind, experts, latents):
-    torch.testing.assert_close(fresh()[kind](experts, latents).embedding_BTD, experts.mean(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        fresh()[kind](experts, latents).embedding_BTD, experts.mean(1), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid", "query", "self", "cross", "mix"])
@@ -75,15 +79,21 @@ def test_cross_attention_against_torchs_own(experts, latents):
     router = shaken(CrossAttentionSpaceRouter(D, grid=GRID))
     query = router.q_proj(latents.flatten(2)).mean(1, keepdim=True)
     tokens = experts.flatten(1, 2)
-    expected = experts.mean(1) + scaled_dot_product_attention(query, router.k_proj(tokens), router.v_proj(tokens))
-    torch.testing.assert_close(router(experts, latents).embedding_BTD, expected, rtol=1e-4, atol=1e-5)
+    expected = experts.mean(1) + scaled_dot_product_attention(
+        query, router.k_proj(tokens), router.v_proj(tokens)
+    )
+    torch.testing.assert_close(
+        router(experts, latents).embedding_BTD, expected, rtol=1e-4, atol=1e-5
+    )
     assert router(experts, torch.randn(B, 4, 11, 8)).embedding_BTD.shape == (B, T, D)
 
 
 def test_cross_attention_needs_something_to_ask_with(experts):
     with pytest.raises(UserError, match="latents"):
         CrossAttentionSpaceRouter(D, grid=GRID)(experts)
-    assert CrossAttentionSpaceRouter(D, grid=GRID, learned_query=True)(experts).embedding_BTD.shape == (B, T, D)
+    assert CrossAttentionSpaceRouter(D, grid=GRID, learned_query=True)(
+        experts
+    ).embedding_BTD.shape == (B, T, D)
 
 
 def test_mixing_gives_the_mixture_it_reports_and_no_more(experts, latents):
@@ -93,7 +103,9 @@ def test_mixing_gives_the_mixture_it_reports_and_no_more(experts, latents):
     assert (out.weights_BET - 1 / E).abs().max() > 0.01
     torch.testing.assert_close(out.weights_BET[:, :, 0], out.weights_BET[:, :, 1])
     alike = experts[:, :1].expand_as(experts)
-    torch.testing.assert_close(router(alike, latents).embedding_BTD, alike[:, 0])  # where all say the same, that is heard
+    torch.testing.assert_close(
+        router(alike, latents).embedding_BTD, alike[:, 0]
+    )  # where all say the same, that is heard
     with pytest.raises(UserError, match="latents"):
         router(experts)
 
@@ -102,12 +114,20 @@ def test_gumbel_gate_takes_one_expert_per_token(experts):
     router = shaken(GateSpaceRouter(E, D, gate="gumbel"))
     for mode in (router.train(), router.eval()):
         weights = mode(experts, generator=torch.Generator().manual_seed(0)).weights_BET
-        assert torch.allclose(weights.sort(1).values, torch.tensor([0.0, 0, 0, 1])[None, :, None], atol=1e-6)
+        assert torch.allclose(
+            weights.sort(1).values, torch.tensor([0.0, 0, 0, 1])[None, :, None], atol=1e-6
+        )
 
 
 def routed(**settings) -> DiffuseRouter:
     torch.manual_seed(0)
-    sizes = {"num_experts": (2, 3, 4), "clip_emb_dim": D, "clip_seq_dim": T, "time_hidden_dim": 8, "time_embedding_dim": 16}
+    sizes = {
+        "num_experts": (2, 3, 4),
+        "clip_emb_dim": D,
+        "clip_seq_dim": T,
+        "time_hidden_dim": 8,
+        "time_embedding_dim": 16,
+    }
     return DiffuseRouter(**sizes | {"time_context_size": GRID, "space_grid": GRID} | settings)
 
 
@@ -144,13 +164,23 @@ def test_every_parameter_learns_within_two_steps(time, space, choice, levels, la
     before = {name: p.detach().clone() for name, p in router.named_parameters()}
     generator = torch.Generator().manual_seed(0)
     # enough samples that a hard choice takes every level in both steps
-    levels, t_B, latents = [x.repeat(16, 1, 1, 1) for x in levels], T_B.repeat(16), latents.repeat(16, 1, 1, 1)
+    levels, t_B, latents = (
+        [x.repeat(16, 1, 1, 1) for x in levels],
+        T_B.repeat(16),
+        latents.repeat(16, 1, 1, 1),
+    )
     target = torch.randn(16 * B, T, D, generator=generator)
     seen: set[str] = set()
     for _ in range(2):
         optimizer.zero_grad()
-        (router(levels, t_B, latents, generator=generator).embedding_BTD - target).square().mean().backward()
-        seen |= {name for name, p in router.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        (
+            router(levels, t_B, latents, generator=generator).embedding_BTD - target
+        ).square().mean().backward()
+        seen |= {
+            name
+            for name, p in router.named_parameters()
+            if p.grad is not None and p.grad.abs().sum() > 0
+        }
         optimizer.step()
     assert seen == set(before)
     assert all(not torch.equal(p, before[name]) for name, p in router.named_parameters())
@@ -159,7 +189,10 @@ def test_every_parameter_learns_within_two_steps(time, space, choice, levels, la
 def test_batch_equals_one_by_one(levels, latents):
     router = shaken(routed(time="attention", space="cross", time_context=True)).eval()
     whole = router(levels, T_B, latents).embedding_BTD
-    single = [router([x[i : i + 1] for x in levels], T_B[i : i + 1], latents[i : i + 1]).embedding_BTD for i in range(B)]
+    single = [
+        router([x[i : i + 1] for x in levels], T_B[i : i + 1], latents[i : i + 1]).embedding_BTD
+        for i in range(B)
+    ]
     torch.testing.assert_close(whole, torch.cat(single), rtol=1e-4, atol=1e-5)
 
 
@@ -169,7 +202,9 @@ def test_batch_equals_one_by_one(levels, latents):
 def test_half_precision_agrees(dtype, time, space, levels, latents):
     router = routed(time=time, space=space, time_context=True, time_prior="multiply")
     for parameter in router.parameters():
-        parameter.data = 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+        parameter.data = 0.2 * torch.randn(
+            parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())
+        )
     full = router(levels, T_B, latents).embedding_BTD
     half = router.to(dtype)([x.to(dtype) for x in levels], T_B, latents.to(dtype)).embedding_BTD
     assert half.dtype == dtype
@@ -187,7 +222,11 @@ def test_one_level_alone_is_that_level(levels, latents):
     ("time", "space", "options"),
     [
         ("attention", "cross", {"time_choice": "hard"}),
-        ("attention", "off", {"time_context": True, "level_output": "sum", "time_prior": "multiply"}),
+        (
+            "attention",
+            "off",
+            {"time_context": True, "level_output": "sum", "time_prior": "multiply"},
+        ),
         ("mlp", "gate_softmax", {"time_layers": 1, "time_temperature": 0.7}),
         ("mlp", "gate_sigmoid", {"time_prior": "published", "time_prior_sigma": 0.5}),
         ("fixed", "gate_gumbel", {"num_train_timesteps": 500}),
@@ -202,7 +241,9 @@ def test_saved_and_loaded_routers_route_alike(time, space, options, tmp_path, le
     again = DiffuseRouter.from_pretrained(tmp_path)
     weights = {"diffusion_pytorch_model.safetensors"} if router.state_dict() else set()
     assert {path.name for path in tmp_path.iterdir()} == {"config.json"} | weights
-    assert torch.equal(again(levels, T_B, latents).embedding_BTD, router(levels, T_B, latents).embedding_BTD)
+    assert torch.equal(
+        again(levels, T_B, latents).embedding_BTD, router(levels, T_B, latents).embedding_BTD
+    )
 
 
 def test_published_sizes():

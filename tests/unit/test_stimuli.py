@@ -68,7 +68,10 @@ def test_digests_follow_the_content(tmp_path, pictures):
     pictures[4, 0, 0, 0] -= 0.125
     pictures[[3, 1]] = pictures[[1, 3]]
     write_images(layout.images(), pictures)
-    assert np.flatnonzero(Stimuli(layout).digests(np.arange(12)) != digests).tolist() == [1, 3]  # the same images under other ids
+    assert np.flatnonzero(Stimuli(layout).digests(np.arange(12)) != digests).tolist() == [
+        1,
+        3,
+    ]  # the same images under other ids
 
 
 def test_an_image_is_hashed_once(tmp_path, pictures, monkeypatch):
@@ -120,7 +123,9 @@ def test_damaged_captions_end_in_a_sentence(tmp_path, content, words):
 
 def test_pickled_captions_are_not_opened(tmp_path):
     layout = Layout(tmp_path)
-    np.save(layout.captions_mindeye2(), np.array([["a"], ["b", "c"]], dtype=object), allow_pickle=True)
+    np.save(
+        layout.captions_mindeye2(), np.array([["a"], ["b", "c"]], dtype=object), allow_pickle=True
+    )
     with pytest.raises(UserError, match=r"cannot be read as \.npy"):
         load_captions(layout)
 

@@ -1,4 +1,6 @@
-"""`braingen study`: from a run to pages, answers, tables and report; what is missing, changed or not allowed is said in one sentence."""
+"""`braingen study`: from a run to pages, answers, tables and report; what is missing, changed or
+not allowed is said in one sentence.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def config(made: Config, tmp_path: Path) -> Config:
     """A run folder of its own, with settings of a small study."""
     run = Path(shutil.copytree(made.run.folder, tmp_path / "run"))
-    settings = StudyConfig(study_images=8, checks=2, method_b=str(run / "reconstructions" / "random"), raters=2, draft=True)
-    return made.model_copy(update={"run": made.run.model_copy(update={"folder": run}), "study": settings})
+    settings = StudyConfig(
+        study_images=8,
+        checks=2,
+        method_b=str(run / "reconstructions" / "random"),
+        raters=2,
+        draft=True,
+    )
+    return made.model_copy(
+        update={"run": made.run.model_copy(update={"folder": run}), "study": settings}
+    )
 
 
 def with_study(config: Config, **values: object) -> Config:
@@ -43,14 +53,24 @@ def with_study(config: Config, **values: object) -> Config:
 
 def test_consent_comes_first(config: Config) -> None:
     folder = config.run.folder / "study"
-    with pytest.raises(UserError, match=r"still has 8 places to fill in, the first being '\[FILL IN: name of the institution\]'"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"still has 8 places to fill in, the first being '\[FILL IN: name of the institution\]'"
+        ),
+    ):
         study(with_study(config, draft=False), "build")
     assert not (folder / "site").exists()
     text = (folder / "consent.md").read_text()
     (folder / "consent.md").write_text(consent.GAP.sub("<Uni & Co>", text))
     page = study(with_study(config, draft=False), "build")
     assert "Draft" not in page.read_text()
-    assert "&lt;Uni &amp; Co&gt;" in json.loads((folder / "site" / "plan.js").read_text().split(" = ", 1)[1].rstrip(";\n"))["consent"]
+    assert (
+        "&lt;Uni &amp; Co&gt;"
+        in json.loads((folder / "site" / "plan.js").read_text().split(" = ", 1)[1].rstrip(";\n"))[
+            "consent"
+        ]
+    )
     (folder / "consent.md").write_text(" \n")
     with pytest.raises(UserError, match="is empty"):
         study(config, "build")
@@ -58,7 +78,11 @@ def test_consent_comes_first(config: Config) -> None:
 
 def test_consent_as_html() -> None:
     html = consent.as_html("# A\n\ntwo\nlines\n\n- one\n- two\n  more\n\n[FILL IN: x] <b>")
-    assert html == "<h1>A</h1>\n<p>two lines</p>\n<ul><li>one</li><li>two more</li></ul>\n<p><mark>[FILL IN: x]</mark> &lt;b&gt;</p>"
+    assert (
+        html
+        == "<h1>A</h1>\n<p>two lines</p>\n<ul><li>one</li><li>two more</li></ul>\n<p><mark>[FILL"
+        " IN: x]</mark> &lt;b&gt;</p>"
+    )
 
 
 def test_from_run_to_table_and_report(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,11 +97,20 @@ def test_from_run_to_table_and_report(config: Config, capsys: pytest.CaptureFixt
     study(config, "simulate")
     study(config, "check")
     analysis = json.loads(study(config, "analyse").read_text())
-    assert analysis["who"] == "simulated_rater" and analysis["study"] == json.loads((run / "study" / "plan.json").read_text())["study"]
+    assert (
+        analysis["who"] == "simulated_rater"
+        and analysis["study"] == json.loads((run / "study" / "plan.json").read_text())["study"]
+    )
     score = scores_in(read_study(run))["simulated_rater_identification"]
-    assert score.chance == 0.5 and 4 <= score.n <= 8 and score.random is not None  # the second method is the run's own control
+    assert (
+        score.chance == 0.5 and 4 <= score.n <= 8 and score.random is not None
+    )  # the second method is the run's own control
     text = render(read_inputs(run, config.data.root))
-    assert "The raters are simulated" in text and "Simulated raters: which was seen" in text and "People: which" not in text
+    assert (
+        "The raters are simulated" in text
+        and "Simulated raters: which was seen" in text
+        and "People: which" not in text
+    )
     picture = run / "reconstructions" / "brain" / f"{analysis['images'][0]:06d}.png"
     Image.new("RGB", (128, 128), "red").save(picture)  # drawn anew
     assert read_study(run) == {"stale": True}
@@ -86,24 +119,36 @@ def test_from_run_to_table_and_report(config: Config, capsys: pytest.CaptureFixt
     assert "drawn anew since" in render(read_inputs(run, config.data.root))
 
 
-def test_a_study_of_other_pictures_stays_out_of_the_runs_scores(config: Config, tmp_path: Path) -> None:
+def test_a_study_of_other_pictures_stays_out_of_the_runs_scores(
+    config: Config, tmp_path: Path
+) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     for path in (config.run.folder / "reconstructions" / "brain").glob("*.png"):
         shutil.copy(path, mine / f"image_{int(path.stem)}.png")
-    here = with_study(config, method_a=str(mine), method_b="", study_folder=str(tmp_path / "elsewhere"), seen=str(mine))
+    here = with_study(
+        config,
+        method_a=str(mine),
+        method_b="",
+        study_folder=str(tmp_path / "elsewhere"),
+        seen=str(mine),
+    )
     study(here, "build")
     study(here, "simulate")
     analysis = json.loads(study(here, "analyse").read_text())
     assert analysis["methods"] == ["mine"] and not (config.run.folder / "study.json").exists()
-    assert analysis["findings"][0]["value"] > 0.7  # drawing and picture are the same here; a tenth are lapses
+    assert (
+        analysis["findings"][0]["value"] > 0.7
+    )  # drawing and picture are the same here; a tenth are lapses
     assert [row["task"] for row in analysis["findings"]] == ["identification", "similarity"]
 
 
 def test_check_names_what_was_changed(config: Config) -> None:
     folder = study(config, "build").parent
     (folder / "study.js").write_text("alert(1)")
-    with pytest.raises(UserError, match=r"study\.js was changed since the study was built: build the study again"):
+    with pytest.raises(
+        UserError, match=r"study\.js was changed since the study was built: build the study again"
+    ):
         study(config, "check")
     study(config, "build")
     next((folder / "pictures").iterdir()).unlink()
@@ -133,7 +178,10 @@ def test_a_study_with_answers_is_not_replaced(config: Config) -> None:
         ({"method_a": "/nowhere"}, "/nowhere does not exist"),
         ({"name_a": "same", "name_b": "same"}, "Both methods are called 'same'"),
         ({"name_a": "seen"}, "cannot be called 'seen'"),
-        ({"method_b": "", "tasks": ("preference",)}, "Preference compares two methods, and there is one"),
+        (
+            {"method_b": "", "tasks": ("preference",)},
+            "Preference compares two methods, and there is one",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_said(config: Config, values: dict, message: str) -> None:

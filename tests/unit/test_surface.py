@@ -1,4 +1,6 @@
-"""Surfaces of maps: which hemisphere a file is, what is refused before any work, and that a figure shows the map on the right places."""
+"""Surfaces of maps: which hemisphere a file is, what is refused before any work, and that a figure
+shows the map on the right places.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,13 @@ def back_of_the_head(side: float = 4.0, space: int = MNI) -> VoxelPlaces:
     """Every place of a grid over the back third of the standard brain, both hemispheres."""
     affine = np.diag([side, side, side, 1.0])
     affine[:3, 3] = -76, -112, -40
-    return VoxelPlaces(np.ones(np.ceil(np.array([152, 62, 100]) / side).astype(int), dtype=bool), "C", affine, "a box", space)
+    return VoxelPlaces(
+        np.ones(np.ceil(np.array([152, 62, 100]) / side).astype(int), dtype=bool),
+        "C",
+        affine,
+        "a box",
+        space,
+    )
 
 
 def shipped(name: str) -> Path:
@@ -45,7 +53,11 @@ def pial() -> tuple[np.ndarray, np.ndarray]:
 
 def write_gifti(path: Path, vertex_N3: np.ndarray, face_F3: np.ndarray, **notes: str) -> Path:
     arrays = [
-        nibabel.gifti.GiftiDataArray(vertex_N3.astype(np.float32), intent="NIFTI_INTENT_POINTSET", meta=nibabel.gifti.GiftiMetaData(notes)),
+        nibabel.gifti.GiftiDataArray(
+            vertex_N3.astype(np.float32),
+            intent="NIFTI_INTENT_POINTSET",
+            meta=nibabel.gifti.GiftiMetaData(notes),
+        ),
         nibabel.gifti.GiftiDataArray(face_F3.astype(np.int32), intent="NIFTI_INTENT_TRIANGLE"),
     ]
     nibabel.save(nibabel.gifti.GiftiImage(darrays=arrays), path)
@@ -84,7 +96,9 @@ def test_the_hemisphere_is_told_by_the_name_or_not_at_all(name, side):
 
 def test_a_gifti_file_that_says_its_hemisphere_is_believed(tmp_path):
     vertex_N3, face_F3 = pial()
-    path = write_gifti(tmp_path / "cortex.gii", vertex_N3, face_F3, AnatomicalStructurePrimary="CortexRight")
+    path = write_gifti(
+        tmp_path / "cortex.gii", vertex_N3, face_F3, AnatomicalStructurePrimary="CortexRight"
+    )
     assert read_meshes([str(path)], [SUBJECT])[SUBJECT][0].side == "right"
     with pytest.raises(UserError, match="does not say which hemisphere"):
         read_meshes([str(write_gifti(tmp_path / "cortex.gii", vertex_N3, face_F3))], [SUBJECT])
@@ -95,18 +109,47 @@ def test_meshes_of_all_kinds_are_the_same_mesh(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_gifti(tmp_path / "lh.gii", vertex_N3, face_F3)
     (tmp_path / "lh.gii.gz").write_bytes(gzip.compress((tmp_path / "lh.gii").read_bytes()))
-    offset = np.array([5.0, -7.0, 11.0])  # FreeSurfer's coordinates are the scanner's less the centre of its volume
-    header = {"head": [2, 0, 20], "valid": "1  # volume info valid", "filename": "orig.mgz", "volume": [256, 256, 256]}
-    header |= {"voxelsize": [1, 1, 1], "xras": [-1, 0, 0], "yras": [0, 0, -1], "zras": [0, 1, 0], "cras": offset}
+    offset = np.array(
+        [5.0, -7.0, 11.0]
+    )  # FreeSurfer's coordinates are the scanner's less the centre of its volume
+    header = {
+        "head": [2, 0, 20],
+        "valid": "1  # volume info valid",
+        "filename": "orig.mgz",
+        "volume": [256, 256, 256],
+    }
+    header |= {
+        "voxelsize": [1, 1, 1],
+        "xras": [-1, 0, 0],
+        "yras": [0, 0, -1],
+        "zras": [0, 1, 0],
+        "cras": offset,
+    }
     for name in ("lh.pial", "lh.layerB1"):
-        nibabel.freesurfer.write_geometry(tmp_path / name, vertex_N3 - offset, face_F3, volume_info=header)
+        nibabel.freesurfer.write_geometry(
+            tmp_path / name, vertex_N3 - offset, face_F3, volume_info=header
+        )
     nibabel.freesurfer.write_geometry(tmp_path / "lh.white", vertex_N3, face_F3)
     own = tmp_path / "subj01"
     own.mkdir()
     shutil.copyfile(tmp_path / "lh.gii", own / "lh.gii")
-    named = ["~/lh.gii", "~/lh.gii.gz", "~/lh.pial", "~/lh.layerB1", "~/lh.white", "~/{subject}/lh.gii"]
+    named = [
+        "~/lh.gii",
+        "~/lh.gii.gz",
+        "~/lh.pial",
+        "~/lh.layerB1",
+        "~/lh.white",
+        "~/{subject}/lh.gii",
+    ]
     meshes = read_meshes(named, [SUBJECT])[SUBJECT]
-    assert [mesh.name for mesh in meshes] == ["lh.gii", "lh.gii.gz", "lh.pial", "lh.layerB1", "lh.white", "lh.gii"]
+    assert [mesh.name for mesh in meshes] == [
+        "lh.gii",
+        "lh.gii.gz",
+        "lh.pial",
+        "lh.layerB1",
+        "lh.white",
+        "lh.gii",
+    ]
     for mesh in meshes:
         assert mesh.side == LEFT
         np.testing.assert_allclose(mesh.vertex_N3, vertex_N3, atol=1e-4)
@@ -116,9 +159,21 @@ def test_meshes_of_all_kinds_are_the_same_mesh(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("named", "told"),
     [
-        (["fsaverage6"], r"There is no surface fsaverage6 \(did you mean fsaverage5\?\): give meshes"),
-        (["nowhere/lh.pial"], "There is no surface nowhere/lh.pial: give meshes .* or fsaverage5 where the volumes are in MNI space"),
-        ([FSAVERAGE, "lh.pial"], "explain.surface = fsaverage5,lh.pial mixes fsaverage5 with other surfaces"),
+        (
+            ["fsaverage6"],
+            r"There is no surface fsaverage6 \(did you mean fsaverage5\?\): give meshes",
+        ),
+        (
+            ["nowhere/lh.pial"],
+            (
+                "There is no surface nowhere/lh.pial: give meshes .* or fsaverage5 where the"
+                " volumes are in MNI space"
+            ),
+        ),
+        (
+            [FSAVERAGE, "lh.pial"],
+            "explain.surface = fsaverage5,lh.pial mixes fsaverage5 with other surfaces",
+        ),
         (["{folder}"], "is a folder: give meshes"),
         (["{folder}/lh.pial"], "cannot be read as a mesh"),
         (["{folder}/left.txt"], "cannot be read as a mesh"),
@@ -142,7 +197,11 @@ def test_what_is_no_surface_is_refused_in_one_sentence(tmp_path, named, told):
     (tmp_path / "lh.cut.gii.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "lh.cut.gii").write_bytes(gzip.decompress(whole)[:5000])
     write_gifti(tmp_path / "lh.torn.gii", vertex_N3[:-1], face_F3)
-    write_gifti(tmp_path / "lh.nan.gii", np.where(np.arange(len(vertex_N3))[:, None] == 3, np.nan, vertex_N3), face_F3)
+    write_gifti(
+        tmp_path / "lh.nan.gii",
+        np.where(np.arange(len(vertex_N3))[:, None] == 3, np.nan, vertex_N3),
+        face_F3,
+    )
     write_gifti(tmp_path / "lh.round.gii", vertex_N3, face_F3, GeometricType="Spherical")
     files = {name: shipped(name) for name in ("sulc_left", "infl_left", "sphere_left")}
     with pytest.raises(UserError, match=told) as refused:
@@ -209,7 +268,9 @@ def test_a_mesh_of_ones_own_is_drawn_with_open_sulci(tmp_path):
     places = back_of_the_head()
     draw_surface(tmp_path / "own.png", places, places.millimetres_V3[:, 2], meshes)
     assert imread(tmp_path / "own.png").std() > 0.1
-    np.testing.assert_allclose(meshes[0].vertex_N3, vertex_N3, atol=1e-4)  # what is sampled next is not where something was drawn
+    np.testing.assert_allclose(
+        meshes[0].vertex_N3, vertex_N3, atol=1e-4
+    )  # what is sampled next is not where something was drawn
     drawn_N3, grey_N = shown(meshes[0])
     _, sulcus_N = shown(read_meshes([FSAVERAGE], [SUBJECT])[SUBJECT][0])  # FreeSurfer's
     assert np.corrcoef(grey_N, sulcus_N)[0, 1] > 0.5
@@ -222,20 +283,40 @@ def test_what_a_standard_brain_asks_of_the_volumes_is_said(tmp_path):
     meshes = read_meshes([FSAVERAGE], [SUBJECT])[SUBJECT]
     told = check_space([FSAVERAGE], meshes, {SUBJECT: back_of_the_head()}, SUBJECT)
     assert len(told) == 1 and "of subject 1's voxels lie within 3 mm of fsaverage5" in told[0]
-    _, warned = check_space([FSAVERAGE], meshes, {SUBJECT: back_of_the_head(space=ALIGNED)}, SUBJECT)
-    assert "right for volumes in MNI space only" in warned and "NIfTI code 2, aligned; 4 is MNI152" in warned
+    _, warned = check_space(
+        [FSAVERAGE], meshes, {SUBJECT: back_of_the_head(space=ALIGNED)}, SUBJECT
+    )
+    assert (
+        "right for volumes in MNI space only" in warned
+        and "NIfTI code 2, aligned; 4 is MNI152" in warned
+    )
     own = read_meshes([str(shipped("pial_left"))], [SUBJECT])[SUBJECT]
-    assert len(check_space(["lh.pial"], own, {SUBJECT: back_of_the_head(space=ALIGNED)}, SUBJECT)) == 1
+    assert (
+        len(check_space(["lh.pial"], own, {SUBJECT: back_of_the_head(space=ALIGNED)}, SUBJECT)) == 1
+    )
     assert check_space([], (), {SUBJECT: back_of_the_head()}, SUBJECT) == ()
 
 
 def test_surfaces_elsewhere_and_of_others_are_refused():
     own, places = read_meshes([str(shipped("pial_left"))], [1, 2]), back_of_the_head(space=ALIGNED)
-    away = places._replace(affine=places.affine + np.array([[0, 0, 0, 300.0], [0] * 4, [0] * 4, [0] * 4]))
-    with pytest.raises(UserError, match=r"No voxel of subject 1 lies within 3 mm of pial_left.gii.gz \(the nearest is \d+ mm away\)"):
+    away = places._replace(
+        affine=places.affine + np.array([[0, 0, 0, 300.0], [0] * 4, [0] * 4, [0] * 4])
+    )
+    with pytest.raises(
+        UserError,
+        match=(
+            r"No voxel of subject 1 lies within 3 mm of pial_left.gii.gz \(the nearest is \d+ mm"
+            r" away\)"
+        ),
+    ):
         check_space(["lh.pial"], own[1], {1: away}, 1)
     for named in (["lh.pial"], ["lh.pial", "{subject}/rh.pial"]):
-        with pytest.raises(UserError, match=r"would be used for subjects 1, 2, .* write \{subject\} where the name says subj01"):
+        with pytest.raises(
+            UserError,
+            match=(
+                r"would be used for subjects 1, 2, .* write \{subject\} where the name says subj01"
+            ),
+        ):
             check_space(named, own[1], {1: places, 2: places}, 1)
     (told,) = check_space(["{subject}/pial_left.gii.gz"], own[1], {1: places, 2: places}, 1)
     assert told.endswith("of subject 1's voxels lie within 3 mm of pial_left.gii.gz.")
@@ -250,19 +331,28 @@ def test_nsds_places_of_vertices_become_surfaces_as_the_docs_say(tmp_path, monke
     for folder in (own / "func1pt8mm" / "roi", own / "transforms", surf):
         folder.mkdir(parents=True)
     save_nifti(own / "func1pt8mm" / "roi" / "nsdgeneral.nii.gz", places.mask, places.affine)
-    counted_N3 = nibabel.affines.apply_affine(np.linalg.inv(places.affine), vertex_N3) + 1  # from 1, as NSD's are
+    counted_N3 = (
+        nibabel.affines.apply_affine(np.linalg.inv(places.affine), vertex_N3) + 1
+    )  # from 1, as NSD's are
     for side in ("lh", "rh"):
         image = nibabel.MGHImage(counted_N3.astype(np.float32)[:, None, None], np.eye(4))
         nibabel.save(image, own / "transforms" / f"{side}.func1pt8-to-layerB2.mgz")
         nibabel.freesurfer.write_geometry(surf / f"{side}.white", vertex_N3 + 20, face_F3)
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "explain.md").read_text(), re.S)
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "explain.md").read_text(), re.S
+    )
     exec(example, {})
-    meshes = read_meshes(["{subject}.lh.layerB2.gii", "{subject}.rh.layerB2.gii"], [SUBJECT])[SUBJECT]
+    meshes = read_meshes(["{subject}.lh.layerB2.gii", "{subject}.rh.layerB2.gii"], [SUBJECT])[
+        SUBJECT
+    ]
     assert [mesh.side for mesh in meshes] == ["left", "right"]
     np.testing.assert_allclose(meshes[1].vertex_N3, vertex_N3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("sform", "qform", "known"), [(4, 0, MNI), (0, 4, MNI), (2, 4, ALIGNED), (1, 1, 1), (0, 0, ALIGNED)])
+@pytest.mark.parametrize(
+    ("sform", "qform", "known"),
+    [(4, 0, MNI), (0, 4, MNI), (2, 4, ALIGNED), (1, 1, 1), (0, 0, ALIGNED)],
+)
 def test_the_headers_word_for_the_space_is_kept(tmp_path, sform, qform, known):
     layout, places = Layout(tmp_path), back_of_the_head()
     save_places(layout, SUBJECT, places)

@@ -1,4 +1,6 @@
-"""Laws of the time routers: weights sum to 1, coarse before fine, gradients through hard choices, guidance toward the Gaussian."""
+"""Laws of the time routers: weights sum to 1, coarse before fine, gradients through hard choices,
+guidance toward the Gaussian.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ TIMES = torch.tensor([999.0, 750.5, 500.0, 1.0, 0.0])
 
 def learned(**settings) -> list[LearnedTimeRouter]:
     settings = {"embedding_dim": 16, "hidden_dim": 8} | settings
-    return [MLPTimeRouter(4, num_layers=3, **settings), MLPTimeRouter(4, num_layers=1, **settings), AttentionTimeRouter(4, **settings)]
+    return [
+        MLPTimeRouter(4, num_layers=3, **settings),
+        MLPTimeRouter(4, num_layers=1, **settings),
+        AttentionTimeRouter(4, **settings),
+    ]
 
 
 def shaken(router: torch.nn.Module) -> torch.nn.Module:
@@ -40,7 +46,9 @@ def test_time_embedding_is_cosines_then_sines():
     ours = time_embedding(torch.tensor([0, 37, 999]), 320)
     frequencies = torch.tensor([10000.0 ** (-i / 160) for i in range(160)], dtype=torch.float64)
     angles = torch.tensor([[0.0], [37.0], [999.0]], dtype=torch.float64) * frequencies
-    torch.testing.assert_close(ours, torch.cat([angles.cos(), angles.sin()], 1).float(), rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        ours, torch.cat([angles.cos(), angles.sin()], 1).float(), rtol=0, atol=1e-7
+    )
 
 
 def test_fixed_schedule_goes_from_coarse_to_fine_in_equal_shares():
@@ -66,7 +74,9 @@ def test_hard_choice_is_one_level_and_still_teaches(kind):
     router = shaken(learned(choice="hard")[kind])
     generator = torch.Generator().manual_seed(0)
     routing = router.train()(TIMES, generator=generator)
-    assert torch.allclose(routing.weights_BL.sort(1).values, torch.tensor([0.0, 0, 0, 1]), atol=1e-6)
+    assert torch.allclose(
+        routing.weights_BL.sort(1).values, torch.tensor([0.0, 0, 0, 1]), atol=1e-6
+    )
     (routing.weights_BL * torch.arange(4)).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in router.parameters())
     quiet = router.eval()(TIMES)
@@ -77,12 +87,16 @@ def test_hard_choice_is_one_level_and_still_teaches(kind):
 
 def test_gumbel_samples_follow_the_softmax():
     logits = torch.tensor([0.3, -1.0, 1.2, 0.0])
-    drawn = one_of(logits.expand(20_000, 4), training=True, generator=torch.Generator().manual_seed(0))
+    drawn = one_of(
+        logits.expand(20_000, 4), training=True, generator=torch.Generator().manual_seed(0)
+    )
     torch.testing.assert_close(drawn.mean(0), logits.softmax(0), rtol=0, atol=0.012)
 
 
 def test_context_changes_the_weights_and_takes_any_size():
-    router = shaken(AttentionTimeRouter(3, embedding_dim=16, hidden_dim=8, context=True, context_size=4))
+    router = shaken(
+        AttentionTimeRouter(3, embedding_dim=16, hidden_dim=8, context=True, context_size=4)
+    )
     small, large = torch.randn(5, 4, 4, 4), torch.randn(5, 4, 9, 7)
     assert not torch.allclose(router(TIMES, small).weights_BL, router(TIMES, -small).weights_BL)
     assert router(TIMES, large).weights_BL.shape == (5, 3)
@@ -94,7 +108,9 @@ def test_grid_keeps_its_own_size_and_the_mean():
     x = torch.randn(2, 4, 8, 8)
     assert torch.equal(latent_grid(x, 8), x.flatten(2))
     torch.testing.assert_close(latent_grid(x, 4).mean(-1), x.mean((2, 3)), rtol=0, atol=0.1)
-    torch.testing.assert_close(latent_grid(torch.full((1, 1, 5, 5), 2.0), (3, 7)), torch.full((1, 1, 21), 2.0))
+    torch.testing.assert_close(
+        latent_grid(torch.full((1, 1, 5, 5), 2.0), (3, 7)), torch.full((1, 1, 21), 2.0)
+    )
 
 
 def test_gaussian_moves_from_coarse_to_fine():
@@ -111,7 +127,9 @@ def test_guidance_is_the_kl_divergence():
     target = log_gaussian_levels(TIMES, 4).exp()
     assert kl_guidance(target, TIMES).item() == pytest.approx(0, abs=1e-6)
     p = torch.rand(5, 4).softmax(1)
-    expected = torch.distributions.kl_divergence(torch.distributions.Categorical(p), torch.distributions.Categorical(target)).mean()
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(p), torch.distributions.Categorical(target)
+    ).mean()
     torch.testing.assert_close(kl_guidance(p, TIMES), expected)
     one_hot = torch.eye(4)[:1].clone().requires_grad_()
     narrow = kl_guidance(one_hot, torch.zeros(1), sigma=0.1)
@@ -140,7 +158,9 @@ def test_multiplied_prior_is_renormalised_except_as_published():
         router = AttentionTimeRouter(4, embedding_dim=16, hidden_dim=8, level_prior=prior)
         weights = router(TIMES).weights_BL
         assert torch.allclose(weights.sum(1), torch.ones(5)) == sums
-    torch.testing.assert_close(learned(level_prior="multiply")[2](TIMES).weights_BL, log_gaussian_levels(TIMES, 4).exp())
+    torch.testing.assert_close(
+        learned(level_prior="multiply")[2](TIMES).weights_BL, log_gaussian_levels(TIMES, 4).exp()
+    )
 
 
 def test_settings_that_cannot_be_are_refused():

@@ -1,4 +1,6 @@
-"""The tiny backbones are refused on NSD by everything that computes with them, and own scans come with a warning."""
+"""The tiny backbones are refused on NSD by everything that computes with them, and own scans come
+with a warning.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,24 @@ from braingen.cli import main
 from braingen.config.shipped import TINY
 from braingen.data.nsd import SIMULATED_ATTRIBUTE
 
-STAGES = ["train image", "train text", "cache", "finetune", "reconstruct", "evaluate", "doctor", "bottleneck"]
+STAGES = [
+    "train image",
+    "train text",
+    "cache",
+    "finetune",
+    "reconstruct",
+    "evaluate",
+    "doctor",
+    "bottleneck",
+]
 STAGES += ["ablate", "adapt-curve --pretrain_on 2"]
-FEW = ["encoder.hidden_dim=16", "encoder.n_blocks=1", "prior.depth=1", "optim.num_epochs=1", "encoder.exp_factor_list=2"]
+FEW = [
+    "encoder.hidden_dim=16",
+    "encoder.n_blocks=1",
+    "prior.depth=1",
+    "optim.num_epochs=1",
+    "encoder.exp_factor_list=2",
+]
 
 
 @pytest.fixture
@@ -30,18 +47,26 @@ def words(tmp_path) -> list[str]:
 def test_refused_on_data_that_are_not_marked_simulated(words, capsys, tmp_path, stage, backbone):
     assert main([*stage.split(), *words, f"backbone.path={backbone}"]) == 2
     sentence = capsys.readouterr().err
-    assert f"holds NSD, not simulated data, and backbone.path = {backbone} knows simulated pictures only" in sentence
+    assert (
+        f"holds NSD, not simulated data, and backbone.path = {backbone} knows simulated pictures"
+        " only" in sentence
+    )
     assert "--config nsd_subj01" in sentence and "Traceback" not in sentence
     assert not list((tmp_path / "run").rglob("reader"))
 
 
 def test_own_scans_are_warned_of(words, capsys, tmp_path):
-    (tmp_path / "NSD" / "prepared.json").write_text(json.dumps({"data": "own scans", "subjects": {}, "shared": {}}))
+    (tmp_path / "NSD" / "prepared.json").write_text(
+        json.dumps({"data": "own scans", "subjects": {}, "shared": {}})
+    )
     assert main(["train", "image", *words, *FEW, "optim.batch_size=4", "--tracker", "none"]) == 0
     assert "WARNING" in capsys.readouterr().err
     main(["doctor", *words, "--json"])
     found = json.loads(capsys.readouterr().out)["findings"]
-    assert any(item["level"] == "warning" and "knows simulated pictures only" in item["sentence"] for item in found)
+    assert any(
+        item["level"] == "warning" and "knows simulated pictures only" in item["sentence"]
+        for item in found
+    )
 
 
 def test_pictures_of_anybody_are_scored_without_a_backbone(words, tmp_path, capsys):

@@ -1,4 +1,6 @@
-"""Trackers that cannot work are refused, or told, in one sentence before anything is computed; a run of W&B is the run's."""
+"""Trackers that cannot work are refused, or told, in one sentence before anything is computed; a
+run of W&B is the run's.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def nobody(monkeypatch, tmp_path):
 
 
 def installed(monkeypatch, there: bool) -> None:
-    monkeypatch.setattr(machine, "find_spec", lambda name: ModuleSpec(name, None) if there else None)
+    monkeypatch.setattr(
+        machine, "find_spec", lambda name: ModuleSpec(name, None) if there else None
+    )
 
 
 def test_wandb_that_is_not_installed_is_refused_with_what_to_type(monkeypatch, tmp_path):
@@ -36,16 +40,22 @@ def test_wandb_that_is_not_installed_is_refused_with_what_to_type(monkeypatch, t
         machine.accelerator_of(config_with("wandb"), tmp_path, 4)
 
 
-@pytest.mark.parametrize("content", [None, "machine somewhere.else login user password x\n", "damaged {\n", ""])
+@pytest.mark.parametrize(
+    "content", [None, "machine somewhere.else login user password x\n", "damaged {\n", ""]
+)
 def test_wandb_without_a_key_is_refused_with_what_to_type(monkeypatch, tmp_path, content):
     installed(monkeypatch, True)
     if content is not None:
         (tmp_path / ".netrc").write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=r"needs a key for api\.wandb\.ai: type `wandb login`.*WANDB_MODE=offline"):
+    with pytest.raises(
+        UserError, match=r"needs a key for api\.wandb\.ai: type `wandb login`.*WANDB_MODE=offline"
+    ):
         machine.check_wandb()
 
 
-@pytest.mark.parametrize("way", ["WANDB_MODE=offline", "WANDB_MODE=disabled", "WANDB_API_KEY=x", "netrc", "own server"])
+@pytest.mark.parametrize(
+    "way", ["WANDB_MODE=offline", "WANDB_MODE=disabled", "WANDB_API_KEY=x", "netrc", "own server"]
+)
 def test_wandb_with_a_key_or_offline_is_taken(monkeypatch, tmp_path, way):
     installed(monkeypatch, True)
     host = "api.wandb.ai"
@@ -55,7 +65,9 @@ def test_wandb_with_a_key_or_offline_is_taken(monkeypatch, tmp_path, way):
     if "=" in way:
         monkeypatch.setenv(*way.split("="))
     else:
-        (tmp_path / ".netrc").write_text(f"machine {host}\n  login user\n  password x\n", encoding="utf-8")
+        (tmp_path / ".netrc").write_text(
+            f"machine {host}\n  login user\n  password x\n", encoding="utf-8"
+        )
         (tmp_path / ".netrc").chmod(0o600)
     machine.check_wandb()
 
@@ -78,15 +90,28 @@ def test_a_run_of_wandb_has_the_settings_and_the_name_and_lies_in_the_run_folder
     with Run.start(folder, {"optim": {"max_lr": 0.1}, "seed": 3}) as run:
         recorder = Recorder()
         machine.start_tracking(recorder, config_with("wandb"), run)
-        assert recorder.calls == [("braingen", {"optim.max_lr": 0.1, "seed": 3}, {"wandb": {"name": "mine/image", "dir": str(folder)}})]
+        assert recorder.calls == [
+            (
+                "braingen",
+                {"optim.max_lr": 0.1, "seed": 3},
+                {"wandb": {"name": "mine/image", "dir": str(folder)}},
+            )
+        ]
         other = Recorder()
         machine.start_tracking(other, config_with("tensorboard"), run)
         assert other.calls == [("braingen", None, None)]
-        with pytest.raises(UserError, match=r"could not be started \(ConnectionError: no\nwhere|could not be started"):
-            machine.start_tracking(Recorder(ConnectionError("no\nwhere")), config_with("wandb"), run)
+        with pytest.raises(
+            UserError,
+            match=r"could not be started \(ConnectionError: no\nwhere|could not be started",
+        ):
+            machine.start_tracking(
+                Recorder(ConnectionError("no\nwhere")), config_with("wandb"), run
+            )
 
 
-def test_tensorboard_that_is_not_installed_is_told_and_training_goes_on(monkeypatch, capsys, tmp_path):
+def test_tensorboard_that_is_not_installed_is_told_and_training_goes_on(
+    monkeypatch, capsys, tmp_path
+):
     monkeypatch.setattr(machine, "missing", lambda extra: ["tensorboard"])
     assert machine.accelerator_of(config_with("tensorboard"), tmp_path, 4).log_with == []
     assert "metrics.jsonl" in capsys.readouterr().out

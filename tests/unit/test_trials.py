@@ -12,7 +12,14 @@ from unit.fake_nsd import write_fake_nsd, write_tar
 
 from braingen.data import trials as trials_module
 from braingen.data.nsd import SIMULATED_ATTRIBUTE
-from braingen.data.trials import group_repeats, hold_out_images, read_behav, sessions_on_disk, test_trials, train_trials
+from braingen.data.trials import (
+    group_repeats,
+    hold_out_images,
+    read_behav,
+    sessions_on_disk,
+    test_trials,
+    train_trials,
+)
 from braingen.runtime.errors import UserError
 
 
@@ -33,7 +40,10 @@ def test_training_trials_are_those_written(data):
 def test_first_sessions_only(data):
     layout, written = data
     table = train_trials(layout, 1, num_sessions=2).table
-    assert np.array_equal(table[["session", "trial", "image"]].to_numpy(), written[1].train[written[1].train[:, 0] < 2])
+    assert np.array_equal(
+        table[["session", "trial", "image"]].to_numpy(),
+        written[1].train[written[1].train[:, 0] < 2],
+    )
 
 
 def test_test_trials_and_their_repeats(data):
@@ -102,7 +112,10 @@ def test_share_held_out_is_met_on_average():
         ticket = trials_module._lottery(ids, seed)
         assert abs((ticket < 0.1).mean() - 0.1) < 0.01
         assert abs(np.corrcoef(ids, ticket)[0, 1]) < 0.03
-    assert abs(np.corrcoef(trials_module._lottery(ids, 0), trials_module._lottery(ids, 1))[0, 1]) < 0.03
+    assert (
+        abs(np.corrcoef(trials_module._lottery(ids, 0), trials_module._lottery(ids, 1))[0, 1])
+        < 0.03
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])

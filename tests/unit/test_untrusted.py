@@ -1,4 +1,6 @@
-"""Whatever comes from a file is data: names do not reach other files, cells are no formulas, text is no markup."""
+"""Whatever comes from a file is data: names do not reach other files, cells are no formulas, text
+is no markup.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,26 @@ from braingen.runtime.untrusted import (
 )
 
 OUTSIDE = [
-    "../private.png", "a/../../private.png", "../../private.png", "/etc/passwd", "\\private.png", "C:\\private.png", "C:private.png",
-    "..\\private.png", "a\\..\\..\\private.png", "//host/share/x.png", "", " ", "a\0b.png", "a\nb.png", "a" * 300 + ".png", "..",
-    "x/" * 3000 + "a.png", "link.png", "folder_link/private.png",
-]  # fmt: skip
+    "../private.png",
+    "a/../../private.png",
+    "../../private.png",
+    "/etc/passwd",
+    "\\private.png",
+    "C:\\private.png",
+    "C:private.png",
+    "..\\private.png",
+    "a\\..\\..\\private.png",
+    "//host/share/x.png",
+    "",
+    " ",
+    "a\0b.png",
+    "a\nb.png",
+    "a" * 300 + ".png",
+    "..",
+    "x/" * 3000 + "a.png",
+    "link.png",
+    "folder_link/private.png",
+]
 
 
 @pytest.mark.parametrize("name", [*OUTSIDE, None, 3, ["a"]])
@@ -56,7 +74,17 @@ def test_no_name_leads_out_of_the_folder(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["a.png", "set 1/ä 熊 🙂.png", "-rf.png", "a..b.png", ".hidden.png", "=1+1.png", "inner_link.png", "~/a.png"]
+    "name",
+    [
+        "a.png",
+        "set 1/ä 熊 🙂.png",
+        "-rf.png",
+        "a..b.png",
+        ".hidden.png",
+        "=1+1.png",
+        "inner_link.png",
+        "~/a.png",
+    ],
 )
 def test_names_below_the_folder_are_taken_as_they_are(tmp_path, name):
     (tmp_path / "real.png").touch()
@@ -73,9 +101,24 @@ def test_pictures_outside_the_scans_are_not_taken_into_the_data(tmp_path, capsys
     (fake.root / "stimuli" / "link.png").symlink_to(private)
     name = str(private) if name == "ABSOLUTE" else name
     for table in fake.root.rglob("*_events.tsv"):
-        table.write_text(table.read_text(encoding="utf-8").replace(fake.shown["01"][0][0], name), encoding="utf-8")
+        table.write_text(
+            table.read_text(encoding="utf-8").replace(fake.shown["01"][0][0], name),
+            encoding="utf-8",
+        )
     (fake.root / "captions.json").unlink(missing_ok=True)
-    assert main(["prepare", "--scans", str(fake.root), "--data_path", str(tmp_path / "out"), "--no-captions"]) == 2
+    assert (
+        main(
+            [
+                "prepare",
+                "--scans",
+                str(fake.root),
+                "--data_path",
+                str(tmp_path / "out"),
+                "--no-captions",
+            ]
+        )
+        == 2
+    )
     told = capsys.readouterr().err
     assert "_events.tsv" in told and name[:30] in told  # long names are shortened
     assert not Layout.of(tmp_path / "out").images().exists()
@@ -113,22 +156,46 @@ def test_files_with_dots_in_their_names_have_folders_of_their_own():
     names = [folder_name(name, endings) for name in strange]
     assert len(set(names)) == len(names)
     for name in names:
-        assert name and not name.startswith((".", "-")) and name.isprintable() and "/" not in name and len(name.encode()) <= 120
+        assert (
+            name
+            and not name.startswith((".", "-"))
+            and name.isprintable()
+            and "/" not in name
+            and len(name.encode()) <= 120
+        )
         Path(name).joinpath("index.json")  # a part of a path
 
 
 def test_cells_are_no_formulas_and_come_back():
-    texts = ["=1+1", "+1", "-x", "@SUM(1)", "\t=1", "\n=1", " =1", "＝1", "'quoted", "plain", "a=b", ""]
+    texts = [
+        "=1+1",
+        "+1",
+        "-x",
+        "@SUM(1)",
+        "\t=1",
+        "\n=1",
+        " =1",
+        "＝1",
+        "'quoted",
+        "plain",
+        "a=b",
+        "",
+    ]
     for text in texts:
         assert csv_value(csv_cell(text)) == text
         assert not csv_cell(text).lstrip().startswith(("=", "+", "-", "@", "＝"))
     assert csv_cell(-1.5) == -1.5 and csv_cell("\r=1") == "'\n=1"
     table = pd.DataFrame(
-        {"=name": texts, "number": np.linspace(-1, 1, len(texts)), "mixed": [-1.5, *texts[1:]]}, index=pd.Index(texts, name="id")
+        {"=name": texts, "number": np.linspace(-1, 1, len(texts)), "mixed": [-1.5, *texts[1:]]},
+        index=pd.Index(texts, name="id"),
     )
     found = list(csv.reader(io.StringIO(csv_text(table))))
     assert found[0] == ["id", "'=name", "number", "mixed"]
-    assert [csv_value(row[0]) for row in found[1:]] == texts and float(found[1][2]) == -1 and float(found[1][3]) == -1.5
+    assert (
+        [csv_value(row[0]) for row in found[1:]] == texts
+        and float(found[1][2]) == -1
+        and float(found[1][3]) == -1.5
+    )
     assert not any(cell.startswith(("=", "@", "\t")) for row in found for cell in row)
 
 
@@ -142,17 +209,37 @@ def test_printing_goes_through_consoles_that_know_no_markup():
     wrong = []
     for path in sorted((ROOT / "src").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rich") and path.name != "console.py":
-                wrong += [f"{path.name}: {alias.name}" for alias in node.names if alias.name in ("Progress", "track", "print")]
+            if (
+                isinstance(node, ast.ImportFrom)
+                and (node.module or "").startswith("rich")
+                and path.name != "console.py"
+            ):
+                wrong += [
+                    f"{path.name}: {alias.name}"
+                    for alias in node.names
+                    if alias.name in ("Progress", "track", "print")
+                ]
             if isinstance(node, ast.Call):
                 call = ast.unparse(node.func)
-                if (call in ("Console", "rich.print") and path.name != "console.py") or call.endswith((".to_csv", ".from_markup")):
+                if (
+                    call in ("Console", "rich.print") and path.name != "console.py"
+                ) or call.endswith((".to_csv", ".from_markup")):
                     wrong.append(f"{path.name}:{node.lineno} {call}")
     # what is written for the simulated raw release are numbers and file names of our own
     assert [each for each in wrong if not each.startswith(("untrusted.py", "raw_release.py"))] == []
 
 
-NASTY = ["[/x]", "[bold]", "[link=http://x]a[/link]", ":smile:", "<script>", "\x1b[31mred", "a\nb", "\\[/x]", "["]
+NASTY = [
+    "[/x]",
+    "[bold]",
+    "[link=http://x]a[/link]",
+    ":smile:",
+    "<script>",
+    "\x1b[31mred",
+    "a\nb",
+    "\\[/x]",
+    "[",
+]
 
 
 @pytest.mark.parametrize("text", NASTY)
@@ -174,7 +261,18 @@ def test_messages_hold_no_control_characters(capsys):
     assert "\x1b" not in capsys.readouterr().err
 
 
-CODES = ["[/x]", "", "a b", "x" * 33, "=1+1", "<script>alert(1)</script>", "ä", "../x", "a\x1b[31m", "[bold]"]
+CODES = [
+    "[/x]",
+    "",
+    "a b",
+    "x" * 33,
+    "=1+1",
+    "<script>alert(1)</script>",
+    "ä",
+    "../x",
+    "a\x1b[31m",
+    "[bold]",
+]
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -183,22 +281,33 @@ def test_a_raters_strange_code_stops_nobody_elses_answers(tmp_path, capsys, code
     for name, rater in (("good", "anna"), ("bad", code)):
         (tmp_path / f"{name}.csv").write_text(as_csv(answer_rows(plan, rater)), encoding="utf-8")
     found = {
-        verdict.result.path.stem: verdict for verdict in verdicts([read_result(path, plan) for path in sorted(tmp_path.iterdir())], plan)
+        verdict.result.path.stem: verdict
+        for verdict in verdicts(
+            [read_result(path, plan) for path in sorted(tmp_path.iterdir())], plan
+        )
     }
     assert found["good"].reason == "" and "code" in found["bad"].reason
     analysed = analyse(plan, list(found.values()), 20, 0)
     assert "<script>" not in markdown(analysed) and analysed.findings[0].raters == 1
-    cells = [cell for row in csv.reader(io.StringIO(csv_text(analysed.files, index=False))) for cell in row]
+    cells = [
+        cell
+        for row in csv.reader(io.StringIO(csv_text(analysed.files, index=False)))
+        for cell in row
+    ]
     assert not any(cell.startswith(("=", "@", "+")) for cell in cells)
     _print_files(console(), list(found.values()))
     assert "\x1b" not in capsys.readouterr().out
 
 
 OTHER_FILES = {
-    "empty": b"", "no text": b"\xff\xfe\x00", "zeros": b"\0" * 100,
-    "a table": b"a,b\n1,2\n", "only names": ",".join(COLUMNS).encode() + b"\n",
-    "a huge cell": ",".join(COLUMNS).encode() + b"\n" + b"x" * 200_000 + b"\n", "a picture": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
-}  # fmt: skip
+    "empty": b"",
+    "no text": b"\xff\xfe\x00",
+    "zeros": b"\0" * 100,
+    "a table": b"a,b\n1,2\n",
+    "only names": ",".join(COLUMNS).encode() + b"\n",
+    "a huge cell": ",".join(COLUMNS).encode() + b"\n" + b"x" * 200_000 + b"\n",
+    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
+}
 
 
 @pytest.mark.parametrize("name", OTHER_FILES)
@@ -210,7 +319,15 @@ def test_a_file_that_is_no_result_counts_as_none_and_stops_nobody(tmp_path, name
 
 
 @pytest.mark.parametrize(
-    ("column", "value"), [("number", "²"), ("number", "9" * 5000), ("rt_ms", "abc"), ("rt_ms", "inf"), ("rt_ms", "-1"), ("rt_ms", "1e999")]
+    ("column", "value"),
+    [
+        ("number", "²"),
+        ("number", "9" * 5000),
+        ("rt_ms", "abc"),
+        ("rt_ms", "inf"),
+        ("rt_ms", "-1"),
+        ("rt_ms", "1e999"),
+    ],
 )
 def test_numbers_in_a_result_file_are_numbers(tmp_path, column, value):
     plan = fake_plan(range(8))

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from braingen.data.nsd import VOXELS
-from braingen.data.volumes import VoxelPlaces, find_order, load_label_vector, load_places, read_regions, save_nifti, save_order, save_places
+from braingen.data.volumes import (
+    VoxelPlaces,
+    find_order,
+    load_label_vector,
+    load_places,
+    read_regions,
+    save_nifti,
+    save_order,
+    save_places,
+)
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 
@@ -22,7 +31,9 @@ def places_of(order: str, seed: int = 0, shape=(7, 6, 5), share: float = 0.4) ->
 def test_flattening_is_that_of_numpy(order):
     places = places_of(order)
     volume = np.random.default_rng(1).random(places.mask.shape)
-    assert np.array_equal(places.to_vector(volume), volume.ravel(order=order)[places.mask.ravel(order=order)])
+    assert np.array_equal(
+        places.to_vector(volume), volume.ravel(order=order)[places.mask.ravel(order=order)]
+    )
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -41,7 +52,9 @@ def test_written_and_read_back_is_the_same_bits(tmp_path, order, dtype, ending):
 def test_a_map_of_every_voxels_number_returns_each_to_its_place():
     for subject, order in [(1, "C"), (2, "F")]:
         mask = np.zeros((30, 31, 32), dtype=bool)
-        mask.ravel()[np.random.default_rng(subject).permutation(mask.size)[: VOXELS[subject]]] = True
+        mask.ravel()[np.random.default_rng(subject).permutation(mask.size)[: VOXELS[subject]]] = (
+            True
+        )
         places = VoxelPlaces(mask, order, AFFINE, "")
         number = np.arange(places.voxels)
         volume = places.to_volume(number, fill=-1)
@@ -76,7 +89,11 @@ def test_order_is_kept_with_the_data(tmp_path, order):
     layout, places = Layout(tmp_path), places_of(order)
     save_places(layout, 3, places)
     back = load_places(layout, 3)
-    assert back.order == order and np.array_equal(back.mask, places.mask) and np.allclose(back.affine, AFFINE)
+    assert (
+        back.order == order
+        and np.array_equal(back.mask, places.mask)
+        and np.allclose(back.affine, AFFINE)
+    )
 
 
 def write_regions(layout: Layout, subject: int, places: VoxelPlaces, areas: np.ndarray) -> None:
@@ -103,7 +120,11 @@ def test_an_order_that_cannot_be_told_is_not_guessed(tmp_path):
         find_order(layout, 1)
     areas = np.random.default_rng(3).integers(0, 8, places.mask.shape)
     write_regions(layout, 1, places, areas)
-    save_nifti(layout.volumes(1) / "prf-visualrois.nii.gz", np.roll(areas, 1, axis=0).astype(np.int16), AFFINE)
+    save_nifti(
+        layout.volumes(1) / "prf-visualrois.nii.gz",
+        np.roll(areas, 1, axis=0).astype(np.int16),
+        AFFINE,
+    )
     with pytest.raises(UserError, match="neither order"):
         find_order(layout, 1)
 
@@ -122,7 +143,11 @@ def test_wrong_sizes_and_spaces_are_refused(tmp_path):
         places.to_volume(np.zeros(VOXELS[5]))
     with pytest.raises(UserError, match="functional space"):
         places.to_vector(np.zeros((3, 3, 3)))
-    save_nifti(tmp_path / "moved.nii.gz", np.zeros(places.mask.shape, dtype=np.float32), AFFINE @ np.diag([2, 2, 2, 1]))
+    save_nifti(
+        tmp_path / "moved.nii.gz",
+        np.zeros(places.mask.shape, dtype=np.float32),
+        AFFINE @ np.diag([2, 2, 2, 1]),
+    )
     with pytest.raises(UserError, match="another affine"):
         places.read(tmp_path / "moved.nii.gz")
 

@@ -1,4 +1,6 @@
-"""Voxels somebody brings along: arrays and files in every form, single trials and repeats, and what is refused."""
+"""Voxels somebody brings along: arrays and files in every form, single trials and repeats, and what
+is refused.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def same(read: Responses, voxels_NV: np.ndarray, ids: np.ndarray) -> None:
     assert read.voxels_NV.dtype == np.float32 and read.image_N.tolist() == ids.tolist()
 
 
-# --- arrays ---------------------------------------------------------------------------------------------------------
+# --- arrays ---------------------------------------------------------------------------------------
 
 
 def test_rows_with_one_id_are_presentations_of_a_picture(trials_NV):
@@ -73,7 +75,11 @@ def test_repeats_may_lie_along_an_axis_of_their_own_and_be_absent(trials_NV):
 @pytest.mark.parametrize(
     ("given", "ids", "sentence"),
     [
-        (np.zeros((2, 15724)), None, r"15724 voxels \(so many has NSD subject 1\), subject 1 has 41"),
+        (
+            np.zeros((2, 15724)),
+            None,
+            r"15724 voxels \(so many has NSD subject 1\), subject 1 has 41",
+        ),
         (np.zeros((2, WIDTH)), np.arange(3), "names 3 pictures, voxels is of 2"),
         (np.zeros((2, WIDTH)), np.array([0.5, 1]), "no whole numbers"),
         (np.full((2, WIDTH), np.inf), None, "inf at row 0, voxel 0"),
@@ -88,7 +94,7 @@ def test_what_is_no_response_is_refused(given, ids, sentence):
         responses(given, SUBJECT, WIDTH, ids)
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_every_form_of_file_is_read(tmp_path, trials_NV, layout):
@@ -109,11 +115,17 @@ def test_every_form_of_file_is_read(tmp_path, trials_NV, layout):
 def test_volumes_are_read_through_the_subjects_mask(tmp_path, trials_NV, layout, suffix):
     where = places(layout)
     save_nifti(tmp_path / f"many{suffix}", where.to_volume(trials_NV.T), where.affine)
-    same(load_responses(tmp_path / f"many{suffix}", SUBJECT, WIDTH, layout), trials_NV, np.arange(6))
+    same(
+        load_responses(tmp_path / f"many{suffix}", SUBJECT, WIDTH, layout), trials_NV, np.arange(6)
+    )
     np.save(tmp_path / "many_ids.npy", IDS)
     same(load_responses(tmp_path / f"many{suffix}", SUBJECT, WIDTH, layout), trials_NV, IDS)
     where.write(tmp_path / f"one{suffix}", trials_NV[0])
-    same(load_responses(tmp_path / f"one{suffix}", SUBJECT, WIDTH, layout), trials_NV[:1], np.array([0]))
+    same(
+        load_responses(tmp_path / f"one{suffix}", SUBJECT, WIDTH, layout),
+        trials_NV[:1],
+        np.array([0]),
+    )
     with pytest.raises(UserError, match="name the data folder with the subject's mask"):
         load_responses(tmp_path / f"one{suffix}", SUBJECT, WIDTH)
     shifted = where.affine.copy()
@@ -142,14 +154,19 @@ def test_what_is_no_file_of_voxels_is_refused_in_a_sentence(tmp_path, trials_NV)
         assert "\n" not in str(caught.value)
 
 
-# --- scale ----------------------------------------------------------------------------------------------------------
+# --- scale ----------------------------------------------------------------------------------------
 
 NOISE = np.random.default_rng(3).standard_normal((60, WIDTH))
 ODD = {
-    "raw integers": (NOISE * 150 + 700).astype(np.int16), "zeros": np.zeros((60, WIDTH)), "percent signal change": NOISE * 4 + 1.5,
-    "ten times": NOISE * 10, "a tenth": NOISE / 10, "one value": np.full((60, WIDTH), 0.1), "probabilities": np.abs(NOISE) / 4 + 0.5,
+    "raw integers": (NOISE * 150 + 700).astype(np.int16),
+    "zeros": np.zeros((60, WIDTH)),
+    "percent signal change": NOISE * 4 + 1.5,
+    "ten times": NOISE * 10,
+    "a tenth": NOISE / 10,
+    "one value": np.full((60, WIDTH), 0.1),
+    "probabilities": np.abs(NOISE) / 4 + 0.5,
     "a row of zeros": np.where(np.arange(60)[:, None] == 0, 0, NOISE),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("rows", [1, 3, 60])
@@ -186,14 +203,21 @@ def test_numbers_that_float32_cannot_hold_are_refused():
         responses(np.full((1, WIDTH), 1e300), SUBJECT, WIDTH)
 
 
-# --- units ----------------------------------------------------------------------------------------------------------
+# --- units ----------------------------------------------------------------------------------------
 
 
 def test_the_folders_mean_and_spread_bring_them_back(layout, caplog):
     z_NV = np.random.default_rng(3).standard_normal((40, WIDTH)).astype(np.float32)
     mean_SV, sd_SV = np.full((2, WIDTH), 300.0), np.full((2, WIDTH), 50.0)
-    np.savez(statistics_path(layout, SUBJECT), mean_SV=mean_SV, sd_SV=sd_SV, session_T=np.zeros(4, np.int16))
-    given = with_folders_statistics(responses(z_NV * 50 + 300, SUBJECT, WIDTH, zscored=False), layout, SUBJECT)
+    np.savez(
+        statistics_path(layout, SUBJECT),
+        mean_SV=mean_SV,
+        sd_SV=sd_SV,
+        session_T=np.zeros(4, np.int16),
+    )
+    given = with_folders_statistics(
+        responses(z_NV * 50 + 300, SUBJECT, WIDTH, zscored=False), layout, SUBJECT
+    )
     np.testing.assert_allclose(given.voxels_NV, z_NV, atol=1e-5)
     assert not caplog.records
     responses(z_NV * 50 + 300, SUBJECT, WIDTH)

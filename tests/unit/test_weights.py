@@ -1,4 +1,6 @@
-"""Files of weights from anywhere: read whole and finite, or refused in a sentence that says what they are; full disks told alike."""
+"""Files of weights from anywhere: read whole and finite, or refused in a sentence that says what
+they are; full disks told alike.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,12 @@ from braingen.runtime.weights import read_tensors
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.clip_text import CLIPTextEncoderDual
 
-pytestmark = [pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning", "ignore:Detected pickle protocol"
-), pytest.mark.slow]
+pytestmark = [
+    pytest.mark.filterwarnings(
+        "ignore:__array__ implementation:DeprecationWarning", "ignore:Detected pickle protocol"
+    ),
+    pytest.mark.slow,
+]
 GET_IT = "get it again"
 
 
@@ -332,11 +337,13 @@ def test_a_damaged_decoder_is_told(tmp_path):
             "Error while serializing: I/O error: No space left on device (os error 28)"
         ),
         OSError(
-            "Can't synchronously write data (file write failed: errno = 28, error message = 'No space left on device')"
+            "Can't synchronously write data (file write failed: errno = 28, error message = 'No"
+            " space left on device')"
         ),
         OSError("1000 requested and 17 written"),
         RuntimeError(
-            "[enforce fail at inline_container.cc:603] . PytorchStreamWriter failed writing file data/0: file write failed"
+            "[enforce fail at inline_container.cc:603] . PytorchStreamWriter failed writing file"
+            " data/0: file write failed"
         ),
         SafetensorError("I/O error: Disk quota exceeded (os error 122)"),
     ],

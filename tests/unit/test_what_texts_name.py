@@ -20,16 +20,73 @@ COMMANDS = all_commands()
 pytestmark = pytest.mark.slow  # left out of `make quick`
 
 OF_OTHER_PROGRAMS = {
-    "config", "help", "version", "h",  # of every command
-    "multi_gpu", "num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port", "mixed_precision", "cpu",
-    "deepspeed_config_file", "use_deepspeed", "use_fsdp", "zero_stage", "config_file",  # accelerate launch
-    "upgrade", "index-url", "extra-index-url", "no-deps", "system", "locked", "python", "frozen", "require-hashes", "user",  # pip and uv
-    "no-cov", "durations", "depth", "porcelain", "local-dir", "include", "repo-type", "exclude", "recursive", "no-sign-request",
-    "signal", "requeue", "array", "gres", "time", "mem", "cpus-per-task", "nodes", "ntasks", "ntasks-per-node", "job-name",
-    "partition", "output", "dependency", "parsable", "export",
-    "standalone", "nproc-per-node", "nproc_per_node", "to-scanner", "requirement", "editable",  # torchrun, FreeSurfer, pip
-    "flag", "no-flag", "name", "field", "no", "no-ckpt_saving", "hidden",  # placeholders, and a published flag in a table of departures
-}  # fmt: skip
+    "config",
+    "help",
+    "version",
+    "h",  # of every command
+    "multi_gpu",
+    "num_processes",
+    "num_machines",
+    "machine_rank",
+    "main_process_ip",
+    "main_process_port",
+    "mixed_precision",
+    "cpu",
+    "deepspeed_config_file",
+    "use_deepspeed",
+    "use_fsdp",
+    "zero_stage",
+    "config_file",  # accelerate launch
+    "upgrade",
+    "index-url",
+    "extra-index-url",
+    "no-deps",
+    "system",
+    "locked",
+    "python",
+    "frozen",
+    "require-hashes",
+    "user",  # pip and uv
+    "no-cov",
+    "durations",
+    "depth",
+    "porcelain",
+    "local-dir",
+    "include",
+    "repo-type",
+    "exclude",
+    "recursive",
+    "no-sign-request",
+    "signal",
+    "requeue",
+    "array",
+    "gres",
+    "time",
+    "mem",
+    "cpus-per-task",
+    "nodes",
+    "ntasks",
+    "ntasks-per-node",
+    "job-name",
+    "partition",
+    "output",
+    "dependency",
+    "parsable",
+    "export",
+    "standalone",
+    "nproc-per-node",
+    "nproc_per_node",
+    "to-scanner",
+    "requirement",
+    "editable",  # torchrun, FreeSurfer, pip
+    "flag",
+    "no-flag",
+    "name",
+    "field",
+    "no",
+    "no-ckpt_saving",
+    "hidden",  # placeholders, and a published flag in a table of departures
+}
 """Of accelerate, pip, uv, git, pytest, aws, huggingface-cli and Slurm."""
 
 
@@ -38,17 +95,32 @@ def sources() -> list[Path]:
 
 
 def literals() -> list[tuple[str, str]]:
-    """(file and line, text) of every string in the sources; f-strings in one piece, with … for what is put in."""
+    """(file and line, text) of every string in the sources; f-strings in one piece, with … for what
+    is put in.
+    """
     found = []
     for path in sources():
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node) if part is not node}
+        inside = {
+            id(part)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.JoinedStr)
+            for part in ast.walk(node)
+            if part is not node
+        }
         for node in ast.walk(tree):
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.JoinedStr):
-                parts = [str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values]
+                parts = [
+                    str(part.value) if isinstance(part, ast.Constant) else "…"
+                    for part in node.values
+                ]
                 found.append((where, "".join(parts)))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            elif (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and id(node) not in inside
+            ):
                 found.append((where, node.value))
     return found
 
@@ -69,9 +141,14 @@ def argparse_flags() -> set[str]:
     for folder in ("src", "scripts", "benchmarks", "examples", "tests"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("add_argument", "addoption"):
+                if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in (
+                    "add_argument",
+                    "addoption",
+                ):
                     found |= {
-                        arg.value.lstrip("-") for arg in node.args if isinstance(arg, ast.Constant) and str(arg.value).startswith("--")
+                        arg.value.lstrip("-")
+                        for arg in node.args
+                        if isinstance(arg, ast.Constant) and str(arg.value).startswith("--")
                     }
     return found
 
@@ -84,8 +161,14 @@ def is_flag(name: str) -> bool:
     if {name, plain} & (FLAGS | set(SHORTHANDS)):
         return True
     plain = plain.removeprefix("no_")
-    candidates = [plain, f"no_{plain}", *(f"{command.own}.{plain}" for command in COMMANDS.values() if command.own)]
-    candidates += [f"{section}.{plain}" for section in Config.model_fields]  # several sections may have it: the command decides
+    candidates = [
+        plain,
+        f"no_{plain}",
+        *(f"{command.own}.{plain}" for command in COMMANDS.values() if command.own),
+    ]
+    candidates += [
+        f"{section}.{plain}" for section in Config.model_fields
+    ]  # several sections may have it: the command decides
     for candidate in candidates:
         try:
             resolve(candidate)
@@ -96,13 +179,17 @@ def is_flag(name: str) -> bool:
 
 
 def flags_in(text: str) -> list[str]:
-    return [name for name in re.findall(r"(?<![\w\-/.=&|])--([A-Za-z][\w\-]*)(?!…)", text) if not is_flag(name.rstrip("-_"))]
+    return [
+        name
+        for name in re.findall(r"(?<![\w\-/.=&|])--([A-Za-z][\w\-]*)(?!…)", text)
+        if not is_flag(name.rstrip("-_"))
+    ]
 
 
 def commands_in(text: str) -> list[str]:
-    named = re.findall(r"`(?:bash |python -m )?braingen ([a-z][a-z\-]*)(?![\w.…])", text) + re.findall(
-        r"^ {0,8}braingen ([a-z][a-z\-]*)(?![\w.])", text, re.M
-    )
+    named = re.findall(
+        r"`(?:bash |python -m )?braingen ([a-z][a-z\-]*)(?![\w.…])", text
+    ) + re.findall(r"^ {0,8}braingen ([a-z][a-z\-]*)(?![\w.])", text, re.M)
     return [name for name in named if name not in COMMANDS]
 
 
@@ -115,7 +202,19 @@ def settings_in(text: str) -> list[str]:
     named += re.findall(rf"`({SECTIONS})\.([a-z]\w*)`", text)
     lost = []
     for section, field in named:
-        if field in ("tex", "svg", "identify", "yaml", "json", "csv", "html", "md", "py", "safetensors", "png"):
+        if field in (
+            "tex",
+            "svg",
+            "identify",
+            "yaml",
+            "json",
+            "csv",
+            "html",
+            "md",
+            "py",
+            "safetensors",
+            "png",
+        ):
             continue
         try:
             resolve(f"{section}.{field}")
@@ -137,7 +236,9 @@ def identifiers() -> set[str]:
                 if isinstance(node, ast.ImportFrom) and node.module:
                     found |= set(node.module.split("."))
             text = path.read_text(encoding="utf-8")
-            found |= set(re.findall(r"""["']([A-Za-z_]\w*)["']""", text))  # keys of records and files
+            found |= set(
+                re.findall(r"""["']([A-Za-z_]\w*)["']""", text)
+            )  # keys of records and files
             found |= set(re.findall(r"""["'][a-z]*\{\w+\}(_\w+)["']""", text))
     found |= {"text_levels", "image_levels", "force_zeros_for_empty_prompt", "random_2"} | {
         path.stem for path in (ROOT / "tests").rglob("*.py")
@@ -150,26 +251,39 @@ QUOTED = re.compile(r"`{1,2}(?:braingen\.)?([A-Za-z_][\w.]*?)(\(\))?`{1,2}")
 
 
 def functions_in(text: str) -> list[str]:
-    """Names of functions and classes in backquotes, with an underscore or brackets, that are nowhere in the code."""
+    """Names of functions and classes in backquotes, with an underscore or brackets, that are
+    nowhere in the code.
+    """
     lost = []
     for name, brackets in QUOTED.findall(text):
         last = name.rstrip(".").split(".")[-1]
-        looks = not name.startswith("test_") and (brackets or ("_" in name.strip("_") and "." not in name) or name.startswith("braingen."))
+        looks = not name.startswith("test_") and (
+            brackets or ("_" in name.strip("_") and "." not in name) or name.startswith("braingen.")
+        )
         if looks and last not in NAMES and last not in ("yaml", "json", "py", "md"):
             lost.append(name)
     return lost
 
 
 def test_the_search_itself():
-    assert flags_in("leave it out with --ablate, or --no-captions, --batch_size 3, --folder=x") == ["ablate"]
-    assert commands_in("run `braingen check_images` or `braingen train image`") == ["check"] or commands_in("`braingen checks x`") == [
-        "checks"
+    assert flags_in("leave it out with --ablate, or --no-captions, --batch_size 3, --folder=x") == [
+        "ablate"
     ]
+    assert commands_in("run `braingen check_images` or `braingen train image`") == [
+        "check"
+    ] or commands_in("`braingen checks x`") == ["checks"]
     assert settings_in("set optim.nothing=3 or `optim.max_lr`, optim.max_lr=1") == ["optim.nothing"]
-    assert functions_in("see `check_pictures_of\u005fall` and `load_config`, `fit()`") == ["check_pictures_of_all"]
+    assert functions_in("see `check_pictures_of\u005fall` and `load_config`, `fit()`") == [
+        "check_pictures_of_all"
+    ]
 
 
-SEARCHES = {"flags": flags_in, "commands": commands_in, "settings": settings_in, "functions": functions_in}
+SEARCHES = {
+    "flags": flags_in,
+    "commands": commands_in,
+    "settings": settings_in,
+    "functions": functions_in,
+}
 
 
 @pytest.mark.parametrize("what", SEARCHES)

@@ -1,7 +1,8 @@
-"""The wires of drawing: what was decoded, and every setting of the sampler, reaches the denoising; pictures go by image id.
+"""The wires of drawing: what was decoded, and every setting of the sampler, reaches the denoising;
+pictures go by image id.
 
-Each test fails when a wire is cut: another subject's voxels, one presentation instead of three, exchanged routers, an ignored guidance
-scale, captions of the wrong images.
+Each test fails when a wire is cut: another subject's voxels, one presentation instead of three,
+exchanged routers, an ignored guidance scale, captions of the wrong images.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ from braingen.runtime.paths import EMBEDDINGS, INDEX, ROUTING, random_folders
 from braingen.runtime.run_folder import Run
 from braingen.types import Conditioning
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of diffusers' scheduler
 COUNTS = (2, 4)
 
 
@@ -58,7 +61,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def a_router(seed: int) -> DiffuseRouter:
     torch.manual_seed(seed)
-    made = DiffuseRouter(num_experts=COUNTS, clip_emb_dim=128, time_hidden_dim=16, space="weight", space_grid=8)
+    made = DiffuseRouter(
+        num_experts=COUNTS, clip_emb_dim=128, time_hidden_dim=16, space="weight", space_grid=8
+    )
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter))
@@ -70,7 +75,7 @@ def a_decoder(**more: Any) -> BrainDecoder:
     return BrainDecoder.assemble(image, text, *fake_backbone(), text_encoder(), **more)
 
 
-# --- from responses to embeddings -----------------------------------------------------------------------------------
+# --- from responses to embeddings -----------------------------------------------------------------
 
 
 def responses_of(config: Config, decoder: Any, subject: int = 2) -> dict[str, Tensor]:
@@ -80,13 +85,18 @@ def responses_of(config: Config, decoder: Any, subject: int = 2) -> dict[str, Te
 
 
 @pytest.mark.parametrize("routed", [False, True])
-def test_embeddings_are_the_mean_over_an_images_presentations_to_this_subject(root, tmp_path, routed):
+def test_embeddings_are_the_mean_over_an_images_presentations_to_this_subject(
+    root, tmp_path, routed
+):
     """Image by the image encoder, text by the text encoder; experts along where they are mixed."""
     config = tiny_config(root, tmp_path)
     decoder = a_decoder(**({"router_image": a_router(1)} if routed else {}))
     found = responses_of(config, decoder)
     trials, betas = test_trials(Layout.of(root), 2).table, Betas.of(Layout.of(root), 2)
-    assert found["ids"].tolist() == [0, 1, 2, 3] and ("image_experts" in found) == ("text_experts" in found) == routed
+    assert (
+        found["ids"].tolist() == [0, 1, 2, 3]
+        and ("image_experts" in found) == ("text_experts" in found) == routed
+    )
     with torch.no_grad():
         for row, image in enumerate(found["ids"].tolist()):
             rows = trials["trial"][trials["image"] == image].to_numpy()
@@ -94,8 +104,12 @@ def test_embeddings_are_the_mean_over_an_images_presentations_to_this_subject(ro
             for name, reader in (("image", decoder.brain_image), ("text", decoder.brain_text)):
                 out = reader(torch.from_numpy(betas.rows(rows)), 2)
                 mean = out.backbone_BTD.mean(0, keepdim=True)
-                torch.testing.assert_close(found[name][row], reader.embedding(mean)[0], rtol=1e-3, atol=1e-3)
-                torch.testing.assert_close(found[f"{name}_clip"][row], out.clip_BTD.mean(0), rtol=1e-3, atol=1e-4)
+                torch.testing.assert_close(
+                    found[name][row], reader.embedding(mean)[0], rtol=1e-3, atol=1e-3
+                )
+                torch.testing.assert_close(
+                    found[f"{name}_clip"][row], out.clip_BTD.mean(0), rtol=1e-3, atol=1e-4
+                )
                 if routed:
                     levels = from_experts(found[f"{name}_experts"][row : row + 1], COUNTS)
                     whole = reader.in_clip_units(levels.backbone_BTD)[0]
@@ -109,27 +123,44 @@ def test_a_single_trial_random_voxels_and_a_level_are_read_when_asked_for(root, 
     plain = tiny_config(root, tmp_path)
     firsts = group_repeats(test_trials(layout, 2)).rows_NR[:, 0]
     single = responses_of(tiny_config(root, tmp_path, sampler__repeats="first"), decoder)
-    expected = decoder.embed(torch.from_numpy(Betas.of(layout, 2).rows(firsts))[:, None], 2, [0, 1, 2, 3])
+    expected = decoder.embed(
+        torch.from_numpy(Betas.of(layout, 2).rows(firsts))[:, None], 2, [0, 1, 2, 3]
+    )
     torch.testing.assert_close(single["image"], expected.image_BTD, rtol=1e-3, atol=1e-3)
     one, again, other = (
-        responses_of(tiny_config(root, tmp_path, sampler__source="random", run__seed=seed), decoder) for seed in ("0", "0", "1")
+        responses_of(tiny_config(root, tmp_path, sampler__source="random", run__seed=seed), decoder)
+        for seed in ("0", "0", "1")
     )
     voxels = seeded_noise([0, 1, 2, 3], (3, 42), 0, "random voxels")
-    torch.testing.assert_close(one["image"], decoder.embed(voxels, 2, [0, 1, 2, 3]).image_BTD, rtol=1e-3, atol=1e-3)
-    assert torch.equal(one["image"], again["image"]) and not torch.allclose(one["image"], other["image"])
+    torch.testing.assert_close(
+        one["image"], decoder.embed(voxels, 2, [0, 1, 2, 3]).image_BTD, rtol=1e-3, atol=1e-3
+    )
+    assert torch.equal(one["image"], again["image"]) and not torch.allclose(
+        one["image"], other["image"]
+    )
     for found in (one, single):
         assert not torch.allclose(found["image"], responses_of(plain, decoder)["image"], atol=1e-2)
-        assert not torch.allclose(found["image"][0], found["image"][1], atol=1e-2)  # another image, other voxels
+        assert not torch.allclose(
+            found["image"][0], found["image"][1], atol=1e-2
+        )  # another image, other voxels
     assert "image_experts" in responses_of(tiny_config(root, tmp_path, sampler__level="1"), decoder)
 
 
 def test_priors_are_sampled_with_noise_of_image_seed_and_encoder(root, tmp_path):
     decoder = BrainDecoder.assemble(
-        tiny_reader("image", prior_use="sample"), tiny_reader("text", prior_use="sample"), *fake_backbone(), text_encoder()
+        tiny_reader("image", prior_use="sample"),
+        tiny_reader("text", prior_use="sample"),
+        *fake_backbone(),
+        text_encoder(),
     )
     seeds: list[tuple[Any, ...]] = []
     with pytest.MonkeyPatch.context() as patch:
-        spy(patch, diffusion_decoder, "seeded_noise", lambda ids, shape, seed, purpose: seeds.append((list(ids), seed, purpose)))
+        spy(
+            patch,
+            diffusion_decoder,
+            "seeded_noise",
+            lambda ids, shape, seed, purpose: seeds.append((list(ids), seed, purpose)),
+        )
         responses_of(tiny_config(root, tmp_path, run__seed="3"), decoder)
     assert seeds == [([0, 1, 2, 3], 3, "prior of image"), ([0, 1, 2, 3], 3, "prior of text")]
 
@@ -153,7 +184,9 @@ def test_captions_are_those_of_the_training_image_nearest_around_the_mean(root, 
     known = table("text")[seen].flatten(1)
     mean = known.mean(0)
     wanted = [7, 0, 3]
-    asked = (mean + 0.001 * (known[wanted] - mean))[:, None]  # the direction from the mean decides, not the size
+    asked = (mean + 0.001 * (known[wanted] - mean))[
+        :, None
+    ]  # the direction from the mean decides, not the size
     found = stage.nearest_captions(config, TableTargets(), asked, np.array([2, 0, 1]))  # type: ignore[arg-type]
     assert found == {str(image): f"caption {seen[row]}" for image, row in zip((2, 0, 1), wanted)}
     # the embedding of a test image finds a training image's caption all the same
@@ -161,11 +194,13 @@ def test_captions_are_those_of_the_training_image_nearest_around_the_mean(root, 
     assert int(test_caption["0"].split()[1]) in seen
 
 
-# --- what is assembled ----------------------------------------------------------------------------------------------
+# --- what is assembled ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tuned", [True, False])
-def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned(monkeypatch, root, tmp_path, tuned):
+def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned(
+    monkeypatch, root, tmp_path, tuned
+):
     unet = fake_backbone().unet
     add_lora(unet, 2)
     with torch.no_grad():
@@ -181,20 +216,33 @@ def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned
     decoder = stage.assemble(tiny_config(root, tmp_path, sampler__scheduler="ddim"), TableTargets())  # type: ignore[arg-type]
     assert type(decoder.scheduler).__name__ == "DDIMScheduler"
     for name, reader in (("image", decoder.brain_image), ("text", decoder.brain_text)):
-        assert all(torch.equal(p, q) for p, q in zip(reader.parameters(), tiny_reader(name).parameters()))
+        assert all(
+            torch.equal(p, q) for p, q in zip(reader.parameters(), tiny_reader(name).parameters())
+        )
     if not tuned:
-        assert decoder.router_image is decoder.router_text is None and not lora_parameters(decoder.unet)
+        assert decoder.router_image is decoder.router_text is None and not lora_parameters(
+            decoder.unet
+        )
         assert decoder.config.prior_order == "output"
         return
-    assert (decoder.router_image, decoder.router_text) == routers and decoder.config.prior_order == "levels"
+    assert (
+        decoder.router_image,
+        decoder.router_text,
+    ) == routers and decoder.config.prior_order == "levels"
     placed = lora_parameters(decoder.unet)
-    assert placed and all(torch.equal(placed[name], value) for name, value in lora_parameters(unet).items())
+    assert placed and all(
+        torch.equal(placed[name], value) for name, value in lora_parameters(unet).items()
+    )
 
 
 def test_setup_takes_the_test_images_of_the_first_subject(monkeypatch, root, tmp_path):
     monkeypatch.setattr(stage, "Targets", TableTargets)
     monkeypatch.setattr(stage, "modalities", lambda config: ("image", "text"))
-    monkeypatch.setattr(stage, "assemble", lambda config, targets: SimpleNamespace(set_progress_bar_config=lambda disable: None))
+    monkeypatch.setattr(
+        stage,
+        "assemble",
+        lambda config, targets: SimpleNamespace(set_progress_bar_config=lambda disable: None),
+    )
     parts = stage.setup(tiny_config(root, tmp_path, data__subjects="2,1", sampler__num_images="3"))
     expected = group_repeats(test_trials(Layout.of(root), 2))
     assert parts.subject == 2 and parts.betas.voxels == 42
@@ -202,7 +250,7 @@ def test_setup_takes_the_test_images_of_the_first_subject(monkeypatch, root, tmp
     np.testing.assert_array_equal(parts.repeats.rows_NR, expected.rows_NR[:3])
 
 
-# --- the sampler's settings -----------------------------------------------------------------------------------------
+# --- the sampler's settings -----------------------------------------------------------------------
 
 
 class FakeDecoder:
@@ -226,18 +274,40 @@ class FakeDecoder:
 def given(experts: bool = False) -> stage.Embeddings:
     draws = generator(4)
     both = {name: torch.randn(4, 6, 1, 128, generator=draws) for name in ("image", "text")}
-    return stage.Embeddings(table("image")[:4], table("text")[:4], [5, 3, 9, 8], both if experts else None)
+    return stage.Embeddings(
+        table("image")[:4], table("text")[:4], [5, 3, 9, 8], both if experts else None
+    )
 
 
-def drawer_of(monkeypatch: pytest.MonkeyPatch, config: Config, decoder: FakeDecoder, read: stage.Embeddings, clip: Any = None) -> Any:
-    monkeypatch.setattr(stage, "negative_condition", lambda form, path, prompt: (form, path, prompt))
+def drawer_of(
+    monkeypatch: pytest.MonkeyPatch,
+    config: Config,
+    decoder: FakeDecoder,
+    read: stage.Embeddings,
+    clip: Any = None,
+) -> Any:
+    monkeypatch.setattr(
+        stage, "negative_condition", lambda form, path, prompt: (form, path, prompt)
+    )
     monkeypatch.setattr(stage, "backbone_folder", lambda path: f"folder of {path}")
     return stage.drawer(config, decoder, lambda: clip, read)  # type: ignore[arg-type]
 
 
 def test_every_setting_of_the_sampler_reaches_the_drawing(monkeypatch, root, tmp_path):
-    more = {"steps": "7", "guidance_scale": "3.5", "ip_adapter_scale": "0.25", "size": "64", "negative_prompt": "a blur", "level": "1"}
-    config = tiny_config(root, tmp_path, run__seed="11", **{f"sampler__{name}": value for name, value in more.items()})
+    more = {
+        "steps": "7",
+        "guidance_scale": "3.5",
+        "ip_adapter_scale": "0.25",
+        "size": "64",
+        "negative_prompt": "a blur",
+        "level": "1",
+    }
+    config = tiny_config(
+        root,
+        tmp_path,
+        run__seed="11",
+        **{f"sampler__{name}": value for name, value in more.items()},
+    )
     decoder = FakeDecoder()
     drawn = drawer_of(monkeypatch, config, decoder, given(experts=True))(slice(1, 3))
     ((image, text, ids), named), *rest = decoder.drawn
@@ -259,8 +329,12 @@ def test_every_setting_of_the_sampler_reaches_the_drawing(monkeypatch, root, tmp
     assert [np.asarray(each.picture)[0, 0, 0] for each in drawn] == [30, 90]
 
 
-@pytest.mark.parametrize(("image", "text"), [("true", "true"), ("true", "false"), ("false", "true")])
-def test_image_and_text_are_heard_or_left_out_each_by_its_own_switch(monkeypatch, root, tmp_path, image, text):
+@pytest.mark.parametrize(
+    ("image", "text"), [("true", "true"), ("true", "false"), ("false", "true")]
+)
+def test_image_and_text_are_heard_or_left_out_each_by_its_own_switch(
+    monkeypatch, root, tmp_path, image, text
+):
     decoder = FakeDecoder()
     config = tiny_config(root, tmp_path, sampler__use_image=image, sampler__use_text=text)
     drawer_of(monkeypatch, config, decoder, given())(slice(0, 2))
@@ -271,17 +345,27 @@ def test_image_and_text_are_heard_or_left_out_each_by_its_own_switch(monkeypatch
             torch.testing.assert_close(what, table(name)[:2])
 
 
-def test_of_several_drawings_the_one_nearest_to_the_decoded_embedding_is_kept(monkeypatch, root, tmp_path):
+def test_of_several_drawings_the_one_nearest_to_the_decoded_embedding_is_kept(
+    monkeypatch, root, tmp_path
+):
     decoder, read = FakeDecoder(), given()
     wanted = {5: 1, 3: 0, 9: 2, 8: 1}
 
-    def clip(pictures: Tensor) -> Any:  # the wanted sample of an image is seen as its decoded embedding, others as something else
+    def clip(
+        pictures: Tensor,
+    ) -> (
+        Any
+    ):  # the wanted sample of an image is seen as its decoded embedding, others as something else
         shades = (pictures[:, 0, 0, 0] * 255).round().int().tolist()
         found = []
         for shade in shades:
             image, sample = divmod(shade, 10)
             row = read.image_N.index(image)
-            found.append(read.image_NTD[row] if sample == wanted[image] else read.image_NTD[row] + 30 * (-1) ** row * (1 + sample))
+            found.append(
+                read.image_NTD[row]
+                if sample == wanted[image]
+                else read.image_NTD[row] + 30 * (-1) ** row * (1 + sample)
+            )
         return SimpleNamespace(target_BTD=torch.stack(found))
 
     config = tiny_config(root, tmp_path, sampler__samples="3")
@@ -311,45 +395,81 @@ def denoised(
 
 def test_a_decoder_starts_every_picture_from_its_own_noise_and_hands_the_settings_on(monkeypatch):
     decoder = a_decoder()
-    negative = Conditioning(torch.ones(1, decoder.form.text_length, 224), torch.zeros(1, 1, 128), torch.ones(1, 128))
+    negative = Conditioning(
+        torch.ones(1, decoder.form.text_length, 224), torch.zeros(1, 1, 128), torch.ones(1, 128)
+    )
     on_step = lambda *_: None  # noqa: E731
-    more = {"seed": 4, "steps": 9, "guidance_scale": 2.5, "ip_adapter_scale": 0.3, "negative": negative, "sample": 2, "on_step": on_step}
+    more = {
+        "seed": 4,
+        "steps": 9,
+        "guidance_scale": 2.5,
+        "ip_adapter_scale": 0.3,
+        "negative": negative,
+        "sample": 2,
+        "on_step": on_step,
+    }
     (unet, scheduler, noise, condition, without), named = denoised(
         monkeypatch, decoder, table("image")[:2], table("text")[:2], [12, 7], **more
     )
     assert unet is decoder.unet and scheduler is decoder.scheduler
     torch.testing.assert_close(noise, seeded_noise([12, 7], (4, 8, 8), 4, "picture 2"))
     first = {"seed": 4, "sample": 0}
-    (_, _, other, *_), _ = denoised(monkeypatch, decoder, table("image")[:2], table("text")[:2], [12, 7], **first)
+    (_, _, other, *_), _ = denoised(
+        monkeypatch, decoder, table("image")[:2], table("text")[:2], [12, 7], **first
+    )
     torch.testing.assert_close(other, seeded_noise([12, 7], (4, 8, 8), 4, "picture"))
     generators = named.pop("generators")
-    assert named.items() >= {"size": 32, "steps": 9, "guidance_scale": 2.5, "on_step": on_step}.items()
+    assert (
+        named.items() >= {"size": 32, "steps": 9, "guidance_scale": 2.5, "on_step": on_step}.items()
+    )
     assert len({each.initial_seed() for each in generators}) == 2
     torch.testing.assert_close(without.tokens_BTC, negative.tokens_BTC.expand(2, -1, -1))
     heard = condition(500, noise)
     torch.testing.assert_close(heard.image_embeds_BTD, table("image")[:2], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(heard.tokens_BTC, decoder.form.text(table("text")[:2]), rtol=1e-4, atol=1e-4)
-    (*_, nothing), named = denoised(monkeypatch, decoder, table("image")[:1], None, [1], size=64, ip_adapter_scale=0.3)
+    torch.testing.assert_close(
+        heard.tokens_BTC, decoder.form.text(table("text")[:2]), rtol=1e-4, atol=1e-4
+    )
+    (*_, nothing), named = denoised(
+        monkeypatch, decoder, table("image")[:1], None, [1], size=64, ip_adapter_scale=0.3
+    )
     assert not any(x.any() for x in nothing[:3]) and named["size"] == 64
-    scales = {scale for each in decoder.unet.attn_processors.values() if hasattr(each, "to_k_ip") for scale in each.scale}
+    scales = {
+        scale
+        for each in decoder.unet.attn_processors.values()
+        if hasattr(each, "to_k_ip")
+        for scale in each.scale
+    }
     assert scales == {0.3}
 
 
 def test_what_is_heard_while_drawing_is_routed_by_the_routers_of_image_and_text(monkeypatch):
     routers = {"image": a_router(1), "text": a_router(2)}
     decoder = a_decoder(router_image=routers["image"], router_text=routers["text"])
-    experts = {name: torch.randn(2, 6, 1, 128, generator=generator(seed)) for name, seed in (("image", 1), ("text", 2))}
+    experts = {
+        name: torch.randn(2, 6, 1, 128, generator=generator(seed))
+        for name, seed in (("image", 1), ("text", 2))
+    }
     read = {name: from_experts(value, COUNTS) for name, value in experts.items()}
-    (_, _, noise, condition, _), _ = denoised(monkeypatch, decoder, read["image"], read["text"], [1, 2])
+    (_, _, noise, condition, _), _ = denoised(
+        monkeypatch, decoder, read["image"], read["text"], [1, 2]
+    )
     heard = condition(torch.tensor(300.0), noise)
     readers = {"image": decoder.brain_image, "text": decoder.brain_text}
     routed = {
-        name: readers[name].in_clip_units(routers[name](experts[name].split(list(COUNTS), 1), torch.full((2,), 300.0), noise).embedding_BTD)
+        name: readers[name].in_clip_units(
+            routers[name](
+                experts[name].split(list(COUNTS), 1), torch.full((2,), 300.0), noise
+            ).embedding_BTD
+        )
         for name in experts
     }
     torch.testing.assert_close(heard.image_embeds_BTD, routed["image"], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(heard.tokens_BTC, decoder.form.text(routed["text"]), rtol=1e-4, atol=1e-4)
-    (_, _, _, alone, _), _ = denoised(monkeypatch, decoder, read["image"], read["text"], [1, 2], level=1)
+    torch.testing.assert_close(
+        heard.tokens_BTC, decoder.form.text(routed["text"]), rtol=1e-4, atol=1e-4
+    )
+    (_, _, _, alone, _), _ = denoised(
+        monkeypatch, decoder, read["image"], read["text"], [1, 2], level=1
+    )
     assert alone(300.0, noise).image_routing.level_weights_BL.tolist() == [[0.0, 1.0]] * 2
 
 
@@ -360,24 +480,41 @@ class EchoUNet(nn.Module):
         super().__init__()
         self.calls: list[dict[str, Any]] = []
 
-    def forward(self, latents: Tensor, t: Tensor, *, encoder_hidden_states: Tensor, added_cond_kwargs: dict[str, Any]) -> Any:
+    def forward(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        *,
+        encoder_hidden_states: Tensor,
+        added_cond_kwargs: dict[str, Any],
+    ) -> Any:
         self.calls.append({"latents": latents, "t": t, **added_cond_kwargs})
         (image,) = added_cond_kwargs["image_embeds"]
-        each = encoder_hidden_states.mean((1, 2)) + 10 * image.mean((1, 2)) + 100 * added_cond_kwargs["text_embeds"].mean(1)
+        each = (
+            encoder_hidden_states.mean((1, 2))
+            + 10 * image.mean((1, 2))
+            + 100 * added_cond_kwargs["text_embeds"].mean(1)
+        )
         return SimpleNamespace(sample=each[:, None, None, None] + latents)
 
 
 def test_guidance_leads_from_the_condition_without_to_the_given_one():
-    """The loop by hand: Euler steps of the guided prediction, conditions asked anew with the scaled latents."""
+    """The loop by hand: Euler steps of the guided prediction, conditions asked anew with the scaled
+    latents.
+    """
     scheduler = fake_backbone().scheduler
     scheduler.set_timesteps(3)
     asked: list[tuple[float, Tensor]] = []
 
     def condition_at(t: Tensor, latents: Tensor) -> Conditioning:
         asked.append((float(t), latents))
-        return Conditioning(torch.full((2, 5, 6), 0.3), torch.full((2, 1, 4), 0.2), torch.full((2, 3), 0.1))
+        return Conditioning(
+            torch.full((2, 5, 6), 0.3), torch.full((2, 1, 4), 0.2), torch.full((2, 3), 0.1)
+        )
 
-    without = Conditioning(torch.full((2, 5, 6), 0.01), torch.full((2, 1, 4), 0.02), torch.full((2, 3), 0.03))
+    without = Conditioning(
+        torch.full((2, 5, 6), 0.01), torch.full((2, 1, 4), 0.02), torch.full((2, 3), 0.03)
+    )
     start = torch.randn(2, 4, 2, 2, generator=generator())
     ids, other_ids = size_ids(64, 2, start), size_ids(32, 2, start)
     unet, steps = EchoUNet(), []
@@ -407,7 +544,7 @@ def test_guidance_leads_from_the_condition_without_to_the_given_one():
     assert unet.calls[0]["time_ids"][:, 0].tolist() == [32, 32, 64, 64]
 
 
-# --- pictures on disk -----------------------------------------------------------------------------------------------
+# --- pictures on disk -----------------------------------------------------------------------------
 
 
 def test_pictures_go_by_id_and_only_those_that_are_missing_are_drawn(root, tmp_path):
@@ -418,14 +555,28 @@ def test_pictures_go_by_id_and_only_those_that_are_missing_are_drawn(root, tmp_p
 
     def draw(some: slice) -> list[Drawn]:
         asked.append(ids[some])
-        return [Drawn(Image.new("RGB", (2, 2), (i, i, i)), {"of": i}, {"weights": torch.tensor([float(i)])}) for i in ids[some]]
+        return [
+            Drawn(
+                Image.new("RGB", (2, 2), (i, i, i)),
+                {"of": i},
+                {"weights": torch.tensor([float(i)])},
+            )
+            for i in ids[some]
+        ]
 
     draw_missing(tmp_path, ids, 2, draw, Workers(tiny_config(root, tmp_path)), "")
     assert asked == [[40, 7], [25]]
     for image in (40, 7, 25):
         assert np.asarray(Image.open(drawing.picture_path(tmp_path, image)))[0, 0, 0] == image
     assert drawing.notes(tmp_path, ids) == {str(image): {"of": image} for image in (40, 7, 25)}
-    draw_missing(tmp_path, ids, 1, lambda some: pytest.fail("drawn again"), Workers(tiny_config(root, tmp_path)), "")
+    draw_missing(
+        tmp_path,
+        ids,
+        1,
+        lambda some: pytest.fail("drawn again"),
+        Workers(tiny_config(root, tmp_path)),
+        "",
+    )
     for image in (19, 3):
         save_file({"weights": torch.tensor([float(image)])}, tmp_path / f"{image:06d}.safetensors")
     drawing.gathered(tmp_path, ids, tmp_path / ROUTING)
@@ -436,8 +587,14 @@ def test_pictures_go_by_id_and_only_those_that_are_missing_are_drawn(root, tmp_p
 
 def reconstructed(monkeypatch: pytest.MonkeyPatch, config: Config, decoder: FakeDecoder) -> Path:
     """A reconstruction of given embeddings by a decoder that paints one colour per image."""
-    found = {"ids": torch.tensor([3, 0, 2]), "image": table("image")[[3, 0, 2]], "text": table("text")[[3, 0, 2]]}
-    monkeypatch.setattr(stage, "setup", lambda config: stage.Parts(decoder, None, None, 1, TableTargets()))  # type: ignore[arg-type]
+    found = {
+        "ids": torch.tensor([3, 0, 2]),
+        "image": table("image")[[3, 0, 2]],
+        "text": table("text")[[3, 0, 2]],
+    }
+    monkeypatch.setattr(
+        stage, "setup", lambda config: stage.Parts(decoder, None, None, 1, TableTargets())
+    )  # type: ignore[arg-type]
     monkeypatch.setattr(stage, "embeddings_of", lambda config, parts: found)
     monkeypatch.setattr(stage, "negative_condition", lambda *_: None)
     monkeypatch.setattr(stage, "modalities", lambda config: ("image", "text"))
@@ -445,13 +602,17 @@ def reconstructed(monkeypatch: pytest.MonkeyPatch, config: Config, decoder: Fake
     return stage.reconstruct(config)
 
 
-def test_a_reconstruction_keeps_pictures_embeddings_and_captions_by_image_id(monkeypatch, root, tmp_path):
+def test_a_reconstruction_keeps_pictures_embeddings_and_captions_by_image_id(
+    monkeypatch, root, tmp_path
+):
     config = tiny_config(root, tmp_path, sampler__batch_size="2")
     decoder = FakeDecoder()
     add_lora(decoder.unet, 2)
     folder = reconstructed(monkeypatch, config, decoder)
     assert [arguments[2] for arguments, _ in decoder.drawn] == [[3, 0], [2]] and all(decoder.merged)
-    assert not any(getattr(module, "merged", False) for module in decoder.unet.modules())  # taken out again
+    assert not any(
+        getattr(module, "merged", False) for module in decoder.unet.modules()
+    )  # taken out again
     for (image, text, ids), _ in decoder.drawn:
         torch.testing.assert_close(image, table("image")[ids])
         torch.testing.assert_close(text, table("text")[ids])
@@ -459,37 +620,60 @@ def test_a_reconstruction_keeps_pictures_embeddings_and_captions_by_image_id(mon
         assert np.asarray(Image.open(folder / f"{image:06d}.png"))[0, 0, 0] == image * 10
     assert load_file(folder / EMBEDDINGS)["ids"].tolist() == [3, 0, 2]
     index = json.loads((folder / INDEX).read_text())
-    expected = stage.nearest_captions(config, TableTargets(), table("text")[[3, 0, 2]], np.array([3, 0, 2]))  # type: ignore[arg-type]
+    expected = stage.nearest_captions(
+        config, TableTargets(), table("text")[[3, 0, 2]], np.array([3, 0, 2])
+    )  # type: ignore[arg-type]
     assert index["images"] == [3, 0, 2] and index["captions"] == expected
     kept = Run(folder).config
-    assert kept["sampler"]["batch_size"] == 2 and kept["seed"] == 0 and kept["data"]["subjects"] == [1]
+    assert (
+        kept["sampler"]["batch_size"] == 2 and kept["seed"] == 0 and kept["data"]["subjects"] == [1]
+    )
     assert Run(folder).summary["images"] == 3
     again = FakeDecoder()
     reconstructed(monkeypatch, config, again)
     assert not again.drawn
-    with pytest.raises(UserError, match=r"sampler\.steps"):  # pictures of other settings are not passed off as theirs
-        reconstructed(monkeypatch, tiny_config(root, tmp_path, sampler__batch_size="2", sampler__steps="9"), again)
+    with pytest.raises(
+        UserError, match=r"sampler\.steps"
+    ):  # pictures of other settings are not passed off as theirs
+        reconstructed(
+            monkeypatch,
+            tiny_config(root, tmp_path, sampler__batch_size="2", sampler__steps="9"),
+            again,
+        )
 
 
-def test_every_draw_of_random_voxels_has_a_seed_and_a_folder_of_its_own(monkeypatch, root, tmp_path):
+def test_every_draw_of_random_voxels_has_a_seed_and_a_folder_of_its_own(
+    monkeypatch, root, tmp_path
+):
     seen: list[tuple[int, Path]] = []
-    monkeypatch.setattr(stage, "reconstruct_into", lambda config, folder: seen.append((config.run.seed, folder)) or folder)
+    monkeypatch.setattr(
+        stage,
+        "reconstruct_into",
+        lambda config, folder: seen.append((config.run.seed, folder)) or folder,
+    )
     config = tiny_config(root, tmp_path, sampler__source="random", sampler__random_draws="3")
     assert stage.reconstruct(config) == random_folders(config)[0]
-    assert [folder for _, folder in seen] == random_folders(config) and len({seed for seed, _ in seen}) == 3
+    assert [folder for _, folder in seen] == random_folders(config) and len(
+        {seed for seed, _ in seen}
+    ) == 3
     assert seen[0][0] == config.run.seed
 
 
-# --- refinement -----------------------------------------------------------------------------------------------------
+# --- refinement -----------------------------------------------------------------------------------
 
 
-def test_refining_hears_every_pictures_own_text_with_the_settings_of_the_refiner(monkeypatch, root, tmp_path):
+def test_refining_hears_every_pictures_own_text_with_the_settings_of_the_refiner(
+    monkeypatch, root, tmp_path
+):
     recons = tmp_path / "reconstructions" / "brain"
     recons.mkdir(parents=True)
     order, rows = [9, 4, 6], [4, 6, 9]  # of the index, and of the embeddings
     for image in order:
         Image.new("RGB", (8, 8), (image, 2 * image, 3 * image)).save(recons / f"{image:06d}.png")
-    save_file({"ids": torch.tensor(rows), "text": table("text")[rows], "image": table("image")[rows]}, recons / EMBEDDINGS)
+    save_file(
+        {"ids": torch.tensor(rows), "text": table("text")[rows], "image": table("image")[rows]},
+        recons / EMBEDDINGS,
+    )
     (recons / INDEX).write_text(json.dumps({"images": order}))
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
@@ -499,8 +683,17 @@ def test_refining_hears_every_pictures_own_text_with_the_settings_of_the_refiner
 
     monkeypatch.setattr(refine_stage, "refine_pictures", refine_pictures)
     monkeypatch.setattr(refine_stage, "setup", lambda config: "the refiner")
-    more = {"strength": "0.6", "steps": "9", "guidance_scale": "3", "use_image": "true", "size": "16", "batch_size": "2"}
-    config = tiny_config(root, tmp_path, run__seed="8", **{f"refiner__{name}": value for name, value in more.items()})
+    more = {
+        "strength": "0.6",
+        "steps": "9",
+        "guidance_scale": "3",
+        "use_image": "true",
+        "size": "16",
+        "batch_size": "2",
+    }
+    config = tiny_config(
+        root, tmp_path, run__seed="8", **{f"refiner__{name}": value for name, value in more.items()}
+    )
     folder = refine_stage.refine(config)
     assert [ids for (_, _, _, ids, _), _ in calls] == [[9, 4], [6]]
     for (refiner, pictures, text, ids, how), named in calls:
@@ -512,7 +705,11 @@ def test_refining_hears_every_pictures_own_text_with_the_settings_of_the_refiner
         shades = torch.tensor([[i, 2 * i, 3 * i] for i in ids]) / 255
         torch.testing.assert_close(pictures, shades[:, :, None, None].expand(-1, -1, 8, 8))
     for image in order:
-        assert np.asarray(Image.open(folder / f"{image:06d}.png"))[0, 0].tolist() == [255 - image, 255 - 2 * image, 255 - 3 * image]
+        assert np.asarray(Image.open(folder / f"{image:06d}.png"))[0, 0].tolist() == [
+            255 - image,
+            255 - 2 * image,
+            255 - 3 * image,
+        ]
 
 
 @pytest.mark.parametrize("use_image", ["true", "false"])
@@ -527,15 +724,31 @@ def test_a_refiner_is_loaded_as_configured(monkeypatch, root, tmp_path, use_imag
 
     monkeypatch.setattr(refine_stage, "load_refiner", load_refiner)
     monkeypatch.setattr(refine_stage, "backbone_folder", lambda path: f"folder of {path}")
-    more = {"refiner__scheduler": "ddim", "refiner__negative_prompt": "a blur", "refiner__use_image": use_image}
+    more = {
+        "refiner__scheduler": "ddim",
+        "refiner__negative_prompt": "a blur",
+        "refiner__use_image": use_image,
+    }
     refiner = refine_stage.setup(tiny_config(root, tmp_path, backbone__path="somewhere", **more))
     adapter = "folder of somewhere/ip_adapter" if use_image == "true" else None
-    assert asked == [(("somewhere",), {"text_output": "bigG", "ip_adapter": adapter, "negative_prompt": "a blur"})]
+    assert asked == [
+        (
+            ("somewhere",),
+            {"text_output": "bigG", "ip_adapter": adapter, "negative_prompt": "a blur"},
+        )
+    ]
     assert type(refiner.scheduler).__name__ == "DDIMScheduler"
     if use_image == "false":
-        refine_stage.setup(tiny_config(root, tmp_path, backbone__path="somewhere", backbone__refiner="its refiner"))
+        refine_stage.setup(
+            tiny_config(root, tmp_path, backbone__path="somewhere", backbone__refiner="its refiner")
+        )
         assert asked[-1][0] == ("its refiner",)
 
 
 def test_decoded_embeddings_are_named_after_their_encoders():
-    assert Decoded._fields == ("image_BTD", "text_BTD", "image_clip_BTD", "text_clip_BTD")  # `read_responses` goes by this order
+    assert Decoded._fields == (
+        "image_BTD",
+        "text_BTD",
+        "image_clip_BTD",
+        "text_clip_BTD",
+    )  # `read_responses` goes by this order

@@ -1,7 +1,9 @@
-"""The wires of evaluation: every score is of the right pictures, against the right truth, beside the right baseline.
+"""The wires of evaluation: every score is of the right pictures, against the right truth, beside
+the right baseline.
 
-Each test fails when a wire is cut: pictures paired by order instead of id, true and generated exchanged, directions of retrieval exchanged,
-ridge fitted on test trials, a ceiling made of what was decoded.
+Each test fails when a wire is cut: pictures paired by order instead of id, true and generated
+exchanged, directions of retrieval exchanged, ridge fitted on test trials, a ceiling made of what
+was decoded.
 """
 
 from __future__ import annotations
@@ -79,7 +81,10 @@ class PicturedTargets(TableTargets):
     def __init__(self, config: Config | None = None) -> None:
         super().__init__(config)
         self.stimuli = Pictured()  # type: ignore[assignment]
-        self.captions = {image: [f"a {word}"] for image, word in enumerate(("red car", "blue tree", "green dog", "yellow house"))}
+        self.captions = {
+            image: [f"a {word}"]
+            for image, word in enumerate(("red car", "blue tree", "green dog", "yellow house"))
+        }
 
 
 class Patches:
@@ -91,31 +96,62 @@ class Patches:
         return avg_pool2d(images_B3HW, 64).flatten(1)
 
 
-# --- the decoder ----------------------------------------------------------------------------------------------------
+# --- the decoder ----------------------------------------------------------------------------------
 
 
 def test_both_directions_of_retrieval_are_what_their_names_say():
-    """Every brain is decoded to the first image, more or less: brains find one image, and images find their own brains."""
+    """Every brain is decoded to the first image, more or less: brains find one image, and images
+    find their own brains.
+    """
     true = np.eye(4)
     decoded = np.array([[1.0, 0, 0, 0], [1, 0.5, 0, 0], [1, 0, 0.5, 0], [1, 0, 0, 0.5]])
     scores, values = decoder_scores(decoded, true, np.array([9, 4, 6, 5]), resamples=20)
-    assert scores["retrieval_brain_to_image"].value == 0.25 and scores["retrieval_image_to_brain"].value == 1
-    assert values.loc[9, "retrieval_brain_to_image"] == 1 and values["retrieval_brain_to_image"].sum() == 1
-    assert values.loc[9, "clip_cos"] == pytest.approx(1) and values.loc[4, "clip_cos"] == pytest.approx(0.5 / 1.25**0.5)
-    assert scores["retrieval_brain_to_image"].chance == 0.25 == 1 / scores["retrieval_brain_to_image"].pool
+    assert (
+        scores["retrieval_brain_to_image"].value == 0.25
+        and scores["retrieval_image_to_brain"].value == 1
+    )
+    assert (
+        values.loc[9, "retrieval_brain_to_image"] == 1
+        and values["retrieval_brain_to_image"].sum() == 1
+    )
+    assert values.loc[9, "clip_cos"] == pytest.approx(1) and values.loc[
+        4, "clip_cos"
+    ] == pytest.approx(0.5 / 1.25**0.5)
+    assert (
+        scores["retrieval_brain_to_image"].chance
+        == 0.25
+        == 1 / scores["retrieval_brain_to_image"].pool
+    )
 
 
-def test_the_cosine_is_of_the_decoded_embedding_and_retrieval_of_the_projected_output(root, tmp_path):
-    config = tiny_config(root, tmp_path, scores__bootstrap="30", scores__retrieval_pool="3", scores__retrieval_draws="5", run__seed="4")
+def test_the_cosine_is_of_the_decoded_embedding_and_retrieval_of_the_projected_output(
+    root, tmp_path
+):
+    config = tiny_config(
+        root,
+        tmp_path,
+        scores__bootstrap="30",
+        scores__retrieval_pool="3",
+        scores__retrieval_draws="5",
+        run__seed="4",
+    )
     draws = torch.Generator().manual_seed(1)
     true, other = torch.randn(4, 6, generator=draws), torch.randn(4, 6, generator=draws)
     right = stage._decoding(config, true, other, true, true - other, IDS).scores
-    assert {name: score.value for name, score in right.items()} == pytest.approx(dict.fromkeys(right, 1.0))
+    assert {name: score.value for name, score in right.items()} == pytest.approx(
+        dict.fromkeys(right, 1.0)
+    )
     wrong = stage._decoding(config, true, other[[1, 0, 3, 2]], true, true - other, IDS)
     assert wrong.scores["clip_cos"].value == pytest.approx(1)
-    assert wrong.scores["retrieval_brain_to_image"].value < 1 > wrong.scores["retrieval_image_to_brain"].value
+    assert (
+        wrong.scores["retrieval_brain_to_image"].value
+        < 1
+        > wrong.scores["retrieval_image_to_brain"].value
+    )
     far = stage._decoding(config, -true, other, true, true - other, IDS)
-    assert far.scores["clip_cos"].value == pytest.approx(-1) and far.scores["retrieval_brain_to_image"].value == pytest.approx(1)
+    assert far.scores["clip_cos"].value == pytest.approx(-1) and far.scores[
+        "retrieval_brain_to_image"
+    ].value == pytest.approx(1)
     assert far.table.loc[0, "clip_cos"] == pytest.approx(-1) and set(far.table) == set(right)
     assert right["retrieval_brain_to_image"].pool == 3
     asked: list[dict[str, Any]] = []
@@ -125,15 +161,21 @@ def test_the_cosine_is_of_the_decoded_embedding_and_retrieval_of_the_projected_o
     assert asked == [{"pool": 3, "draws": 5, "resamples": 30, "seed": 4}] * 2
 
 
-def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trials(monkeypatch, root, tmp_path):
-    """Fitted by hand on the same trials it predicts the same; its voxels are means over an image's test presentations."""
+def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trials(
+    monkeypatch, root, tmp_path
+):
+    """Fitted by hand on the same trials it predicts the same; its voxels are means over an image's
+    test presentations.
+    """
     config = tiny_config(root, tmp_path, data__subjects="2,1")
     layout = Layout.of(root)
     train, test = (trials(layout, 2).table for trials in (train_trials, test_trials))
     betas = Betas.of(layout, 2)
     shown = train["image"].to_numpy()
     assert not set(shown) & set(test["image"])
-    own = fit_ridge(betas.rows(train["trial"].to_numpy()), table("image")[shown].flatten(1).numpy(), shown)
+    own = fit_ridge(
+        betas.rows(train["trial"].to_numpy()), table("image")[shown].flatten(1).numpy(), shown
+    )
     given: list[tuple[Any, ...]] = []
     spy(monkeypatch, stage, "fit_ridge", lambda *arguments, **_: given.append(arguments))
     found, mean = stage.ridge_embeddings(config, TableTargets(), IDS)
@@ -142,52 +184,87 @@ def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trial
     np.testing.assert_array_equal(given[0][2], shown)
     rows = [test["trial"][test["image"] == image].to_numpy() for image in IDS]
     assert {len(each) for each in rows} == {3}
-    np.testing.assert_allclose(found.numpy(), own.predict(np.stack([betas.rows(each).mean(0) for each in rows])), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(
+        found.numpy(),
+        own.predict(np.stack([betas.rows(each).mean(0) for each in rows])),
+        rtol=1e-3,
+        atol=1e-3,
+    )
     torch.testing.assert_close(mean, table("image")[sorted(set(shown))].flatten(1).mean(0))
-    single = stage.ridge_embeddings(tiny_config(root, tmp_path, data__subjects="2", sampler__repeats="first"), TableTargets(), IDS)[0]
-    np.testing.assert_allclose(single.numpy(), own.predict(np.stack([betas.rows(each[:1])[0] for each in rows])), rtol=1e-3, atol=1e-3)
+    single = stage.ridge_embeddings(
+        tiny_config(root, tmp_path, data__subjects="2", sampler__repeats="first"),
+        TableTargets(),
+        IDS,
+    )[0]
+    np.testing.assert_allclose(
+        single.numpy(),
+        own.predict(np.stack([betas.rows(each[:1])[0] for each in rows])),
+        rtol=1e-3,
+        atol=1e-3,
+    )
 
 
 def test_the_penalty_of_ridge_is_chosen_on_left_out_images_not_on_left_out_trials():
-    """With targets that follow noise shared by an image's presentations, leaving out a trial would choose no penalty at all."""
+    """With targets that follow noise shared by an image's presentations, leaving out a trial would
+    choose no penalty at all.
+    """
     draws = np.random.default_rng(0)
     image_N = np.repeat(np.arange(30), 3)
     voxels = draws.standard_normal((30, 200))[image_N] + 0.01 * draws.standard_normal((90, 200))
     targets = draws.standard_normal((30, 2))[image_N]  # nothing to learn
     honest, naive = fit_ridge(voxels, targets, image_N), fit_ridge(voxels, targets, np.arange(90))
-    assert honest.penalty_D[0] == max(honest.penalties_A) and naive.penalty_D[0] < honest.penalty_D[0] / 1000
+    assert (
+        honest.penalty_D[0] == max(honest.penalties_A)
+        and naive.penalty_D[0] < honest.penalty_D[0] / 1000
+    )
     assert honest.error_A.min() > 0.9 and naive.error_A.min() < 0.2
 
 
-def test_levels_and_experts_are_scored_each_by_itself_over_all_presentations(monkeypatch, root, tmp_path):
+def test_levels_and_experts_are_scored_each_by_itself_over_all_presentations(
+    monkeypatch, root, tmp_path
+):
     config = tiny_config(root, tmp_path)
     reader = tiny_reader("image")
     monkeypatch.setattr(stage, "load_reader", lambda config, name: tiny_reader(name))
-    found = stage.scores_of_parts(config, TableTargets(), np.array([0, 2, 3])).set_index(["part", "score"])["value"]
+    found = stage.scores_of_parts(config, TableTargets(), np.array([0, 2, 3])).set_index(
+        ["part", "score"]
+    )["value"]
     trials, betas = test_trials(Layout.of(root), 1).table, Betas.of(Layout.of(root), 1)
     said: dict[str, list[Tensor]] = {}
     with torch.no_grad():
         for image in (0, 2, 3):
-            out = reader(torch.from_numpy(betas.rows(trials["trial"][trials["image"] == image].to_numpy())), 1, return_experts=True)
+            out = reader(
+                torch.from_numpy(betas.rows(trials["trial"][trials["image"] == image].to_numpy())),
+                1,
+                return_experts=True,
+            )
             for level, experts_BETD in enumerate(out.expert_backbone):
-                said.setdefault(f"level {level}", []).append(out.level_backbone_BLTD[:, level].mean(0).flatten())
+                said.setdefault(f"level {level}", []).append(
+                    out.level_backbone_BLTD[:, level].mean(0).flatten()
+                )
                 for expert in range(experts_BETD.shape[1]):
-                    said.setdefault(f"level {level}, expert {expert}", []).append(experts_BETD[:, expert].mean(0).flatten())
+                    said.setdefault(f"level {level}, expert {expert}", []).append(
+                        experts_BETD[:, expert].mean(0).flatten()
+                    )
     assert set(said) == set(found.index.get_level_values(0)) and len(said) == 8
     true = reader.standardised(table("image")[[0, 2, 3]]).flatten(1).numpy()
     for part, rows in said.items():
-        expected, _ = decoder_scores(torch.stack(rows).numpy(), true, np.array([0, 2, 3]), resamples=20)
+        expected, _ = decoder_scores(
+            torch.stack(rows).numpy(), true, np.array([0, 2, 3]), resamples=20
+        )
         for name, score in expected.items():
             assert found[part, name] == pytest.approx(score.value, abs=1e-4)
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------------------
 
 
 def write_pictures(folder: Path, pictures: dict[int, np.ndarray]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for image, values in pictures.items():
-        Image.fromarray((values * 255).round().astype(np.uint8).transpose(1, 2, 0)).save(folder / f"{image:06d}.png")
+        Image.fromarray((values * 255).round().astype(np.uint8).transpose(1, 2, 0)).save(
+            folder / f"{image:06d}.png"
+        )
 
 
 def test_pictures_are_found_by_their_ids(tmp_path):
@@ -198,35 +275,48 @@ def test_pictures_are_found_by_their_ids(tmp_path):
 
 
 def test_a_reconstruction_is_held_against_the_image_of_its_id_and_not_of_its_place():
-    """One picture is of nothing; the score that suffers is its own, whatever the order of either side."""
+    """One picture is of nothing; the score that suffers is its own, whatever the order of either
+    side.
+    """
     truth = scenes()
     recons = truth.copy()
     recons[7] = 1 - truth[7]
     order = np.random.default_rng(0).permutation(IMAGES)
     other = np.random.default_rng(1).permutation(IMAGES)
-    found = scores_sheet.score_images(truth[other], other, recons[order], order, [Patches()], resamples=20)
+    found = scores_sheet.score_images(
+        truth[other], other, recons[order], order, [Patches()], resamples=20
+    )
     assert found.table.index.tolist() == list(range(IMAGES))
     assert found.table["pixcorr"].idxmin() == 7 == found.table["two_way_clip"].idxmin()
     assert found.table["pixcorr"].drop(7).min() > 0.99
 
 
 def test_two_way_asks_which_true_image_a_reconstruction_resembles_and_not_the_other_way_round():
-    """Features by hand: reconstruction 1 beats both others, reconstruction 0 loses to image 1; exchanged, the outcome would differ."""
+    """Features by hand: reconstruction 1 beats both others, reconstruction 0 loses to image 1;
+    exchanged, the outcome would differ.
+    """
     truth = np.array([[1.0, 0, 0, 0], [0.9, 0.5, 0, 0], [0, 0, 1, 0]])
     recons = np.array([[0.8, 0.5, 0, 0.01], [0, 1, 0, 0], [0, 0, 1, 0.2]])
     r = np.corrcoef(truth, recons)[:3, 3:]
     expected = r < np.diag(r)[None]
     found = scores_sheet.identify.two_way(truth, recons).beats_NN
     np.testing.assert_array_equal(found, expected)
-    assert not np.array_equal(expected, expected.T) and (expected.sum(0) != (r < np.diag(r)[:, None]).sum(1)).any()
+    assert (
+        not np.array_equal(expected, expected.T)
+        and (expected.sum(0) != (r < np.diag(r)[:, None]).sum(1)).any()
+    )
 
 
 def test_a_sheet_asks_two_way_with_true_and_generated_pictures_in_their_places():
     noise = np.random.default_rng(2).random((IMAGES, 3, 32, 32)).astype(np.float32)
     recons = 0.04 * scenes() + 0.9 * noise
-    found = scores_sheet.score_images(scenes(), np.arange(IMAGES), recons, np.arange(IMAGES), [Patches()], resamples=20)
+    found = scores_sheet.score_images(
+        scenes(), np.arange(IMAGES), recons, np.arange(IMAGES), [Patches()], resamples=20
+    )
     sides = [as_scored(x, slice(0, IMAGES)).flatten(1) for x in (scenes(), recons)]
-    r = np.corrcoef(*(Patches().features(x.view(IMAGES, 3, 256, 256)).double().numpy() for x in sides))[:IMAGES, IMAGES:]
+    r = np.corrcoef(
+        *(Patches().features(x.view(IMAGES, 3, 256, 256)).double().numpy() for x in sides)
+    )[:IMAGES, IMAGES:]
     expected = (r < np.diag(r)[None]).sum(0) / (IMAGES - 1)
     np.testing.assert_allclose(found.table["two_way_clip"], expected, atol=1e-6)
     assert np.abs(expected - (np.diag(r)[None] > r.T).sum(0) / (IMAGES - 1)).max() > 0.05
@@ -234,43 +324,69 @@ def test_a_sheet_asks_two_way_with_true_and_generated_pictures_in_their_places()
 
 def test_best_and_worst_pictures_stand_under_their_own_images(monkeypatch, tmp_path):
     sheets: list[list[tuple[Image.Image, Image.Image]]] = []
-    monkeypatch.setattr(score_files, "write_sheet", lambda path, pairs, *_, **__: sheets.append(pairs))
+    monkeypatch.setattr(
+        score_files, "write_sheet", lambda path, pairs, *_, **__: sheets.append(pairs)
+    )
     monkeypatch.setattr(score_files, "SHOWN", 2)
-    values = pd.DataFrame({"pixcorr": [0.1, 0.9, 0.5, 0.3]}, index=pd.Index([0, 1, 2, 3], name="image"))
+    values = pd.DataFrame(
+        {"pixcorr": [0.1, 0.9, 0.5, 0.3]}, index=pd.Index([0, 1, 2, 3], name="image")
+    )
     recons = 1 - scenes()[[3, 1, 0, 2]]
     truth = score_files.Loaded(scenes()[IDS], IDS)
-    score_files.write_extremes(tmp_path, values, truth, score_files.Loaded(recons, np.array([3, 1, 0, 2])))
+    score_files.write_extremes(
+        tmp_path, values, truth, score_files.Loaded(recons, np.array([3, 1, 0, 2]))
+    )
     assert len(sheets[0]) == 4
     for image, (seen, drawn) in zip((1, 2, 3, 0), sheets[0]):  # best first, worst last
         assert np.abs(np.asarray(seen).transpose(2, 0, 1) / 255 - scenes()[image]).max() < 0.01
-        assert np.abs(np.asarray(drawn).transpose(2, 0, 1) / 255 - (1 - scenes()[image])).max() < 0.01
+        assert (
+            np.abs(np.asarray(drawn).transpose(2, 0, 1) / 255 - (1 - scenes()[image])).max() < 0.01
+        )
 
 
-# --- the whole evaluation -------------------------------------------------------------------------------------------
+# --- the whole evaluation -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def evaluated(root, tmp_path_factory, retrieval_among_four) -> tuple[Config, dict[str, Any]]:
-    """An evaluation of pictures of known quality: of the brain half right, of random voxels nothing, twice, of the ceiling right.
+    """An evaluation of pictures of known quality: of the brain half right, of random voxels
+    nothing, twice, of the ceiling right.
 
     The decoded embedding of image 3 is that of image 1; captions are right for image 0 alone.
     """
     folder = tmp_path_factory.mktemp("evaluated")
     config = tiny_config(
-        root, folder, sampler__source="random", sampler__random_draws="2", scores__bootstrap="50", run__seed="3", scores__method="mine"
+        root,
+        folder,
+        sampler__source="random",
+        sampler__random_draws="2",
+        scores__bootstrap="50",
+        run__seed="3",
+        scores__method="mine",
     )
     noise = np.random.default_rng(0).random((3, IMAGES, 3, 32, 32)).astype(np.float32)
     reader, true = tiny_reader("image"), table("image")[IDS]
     mean = table("image")[sorted(set(train_trials(Layout.of(root), 1).table["image"]))].mean(0)
     swapped = true.clone()
     swapped[2] = true[3]
-    folders = [drawn_folder(config, "brain"), *random_folders(config), drawn_folder(config, "ceiling")]
+    folders = [
+        drawn_folder(config, "brain"),
+        *random_folders(config),
+        drawn_folder(config, "ceiling"),
+    ]
     pictures = [0.6 * scenes() + 0.4 * noise[0], noise[1], noise[2], scenes()]
     embeddings = [swapped, *(-1 * true + 0.1 * number for number in range(2)), true]
     for place, drawn, decoded in zip(folders, pictures, embeddings, strict=True):
         write_pictures(place, {int(image): drawn[image] for image in IDS})
         centred = (decoded - mean) / reader.spread
-        save_file({"ids": torch.from_numpy(IDS), "image": decoded.contiguous(), "image_clip": centred.contiguous()}, place / EMBEDDINGS)
+        save_file(
+            {
+                "ids": torch.from_numpy(IDS),
+                "image": decoded.contiguous(),
+                "image_clip": centred.contiguous(),
+            },
+            place / EMBEDDINGS,
+        )
         said = {str(int(image)): "a red car" for image in IDS}
         (place / INDEX).write_text(json.dumps({"images": IDS.tolist(), "captions": said}))
     with pytest.MonkeyPatch.context() as patch:
@@ -285,9 +401,17 @@ def test_brain_random_ceiling_and_ridge_stand_in_their_own_columns(evaluated, ro
     config, scores = evaluated
     pixcorr = scores["pixcorr"]
     assert pixcorr["ceiling"] > 0.99 > pixcorr["value"] > 0.5 > pixcorr["random"]
-    assert scores["two_way_clip"]["ceiling"] == 1 and scores["two_way_clip"]["value"] > scores["two_way_clip"]["random"]
-    assert scores["clip_cos"]["ceiling"] == pytest.approx(1) and scores["clip_cos"]["random"] < 0 < scores["clip_cos"]["value"] < 1
-    assert scores["retrieval_brain_to_image"]["value"] == pytest.approx(0.75)  # one was decoded as another
+    assert (
+        scores["two_way_clip"]["ceiling"] == 1
+        and scores["two_way_clip"]["value"] > scores["two_way_clip"]["random"]
+    )
+    assert (
+        scores["clip_cos"]["ceiling"] == pytest.approx(1)
+        and scores["clip_cos"]["random"] < 0 < scores["clip_cos"]["value"] < 1
+    )
+    assert scores["retrieval_brain_to_image"]["value"] == pytest.approx(
+        0.75
+    )  # one was decoded as another
     assert scores["retrieval_brain_to_image"]["ceiling"] == 1
     raw, mean = stage.ridge_embeddings(config, TableTargets(), IDS)
     true = table("image")[IDS].flatten(1)
@@ -300,23 +424,41 @@ def test_brain_random_ceiling_and_ridge_stand_in_their_own_columns(evaluated, ro
 def test_random_voxels_are_the_mean_of_their_draws_and_no_other(evaluated):
     config, scores = evaluated
     controls = json.loads((config.run.folder / "controls.json").read_text())
-    assert {name: each["drawings"] for name, each in controls.items()} == {"random": 2, "ceiling": 1}
+    assert {name: each["drawings"] for name, each in controls.items()} == {
+        "random": 2,
+        "ceiling": 1,
+    }
     each = [
-        scores_sheet.score_images(scenes()[IDS], IDS, Pngs(folder, IDS), IDS, resamples=20).scores["pixcorr"].value
+        scores_sheet.score_images(scenes()[IDS], IDS, Pngs(folder, IDS), IDS, resamples=20)
+        .scores["pixcorr"]
+        .value
         for folder in random_folders(config)
     ]
-    assert scores["pixcorr"]["random"] == pytest.approx(np.mean(each), abs=1e-6) and each[0] != each[1]
+    assert (
+        scores["pixcorr"]["random"] == pytest.approx(np.mean(each), abs=1e-6) and each[0] != each[1]
+    )
 
 
 def test_values_of_every_image_stand_beside_its_id(evaluated):
     config, scores = evaluated
     found = pd.read_csv(config.run.folder / "scores_per_image.csv", index_col="image")
     assert sorted(found.index) == [0, 1, 2, 3]
-    assert found["clip_cos"].idxmin() == 3 and found["clip_cos"].drop(3).min() > 0.999  # the decoded embedding of another image
-    assert found["rouge_l"].idxmax() == 0 and found.loc[0, "rouge_l"] == 1 and found["rouge_l"].drop(0).max() < 1
-    assert found.loc[0, "clip_text"] == pytest.approx(1, abs=1e-4) and found["clip_text"].drop(0).max() < 0.999
+    assert (
+        found["clip_cos"].idxmin() == 3 and found["clip_cos"].drop(3).min() > 0.999
+    )  # the decoded embedding of another image
+    assert (
+        found["rouge_l"].idxmax() == 0
+        and found.loc[0, "rouge_l"] == 1
+        and found["rouge_l"].drop(0).max() < 1
+    )
+    assert (
+        found.loc[0, "clip_text"] == pytest.approx(1, abs=1e-4)
+        and found["clip_text"].drop(0).max() < 0.999
+    )
     brain = drawn_folder(config, "brain")
-    pixcorr = scores_sheet.score_images(scenes()[IDS], IDS, Pngs(brain, IDS), IDS, resamples=20).table["pixcorr"]
+    pixcorr = scores_sheet.score_images(
+        scenes()[IDS], IDS, Pngs(brain, IDS), IDS, resamples=20
+    ).table["pixcorr"]
     for image in range(4):
         assert found.loc[image, "pixcorr"] == pytest.approx(pixcorr[image], abs=1e-4)
     assert scores["pixcorr"]["value"] == pytest.approx(pixcorr.mean(), abs=1e-5)
@@ -333,7 +475,9 @@ def test_intervals_parts_and_provenance_are_of_the_settings(monkeypatch, evaluat
     written = pd.read_csv(config.run.folder / "scores_by_part.csv")
     pd.testing.assert_frame_equal(written, parts.astype(written.dtypes), rtol=1e-4, atol=1e-5)
     told = json.loads((config.run.folder / "scores_provenance.json").read_text())
-    assert (told["method"], told["subject"], told["seed"]) == ("mine", 1, 3) and told["weights"] == {"clip": "0123"}
+    assert (told["method"], told["subject"], told["seed"]) == ("mine", 1, 3) and told[
+        "weights"
+    ] == {"clip": "0123"}
     assert "clip_text" not in told["missing"]  # the text encoder is there
     asked: list[dict[str, Any]] = []
     spy(monkeypatch, stage, "scores_by_part", lambda *_, **named: asked.append(named))
@@ -355,28 +499,53 @@ def test_captions_without_their_counterpart_are_refused(said, seen):
 
 def test_the_encoder_is_compared_with_ridge_and_not_ridge_with_the_encoder(evaluated):
     config, scores = evaluated
-    told = {each["name"]: each for each in json.loads((config.run.folder / "comparisons.json").read_text())}
+    told = {
+        each["name"]: each
+        for each in json.loads((config.run.folder / "comparisons.json").read_text())
+    }
     for name in ("clip_cos", "retrieval_brain_to_image"):
         each = told[f"encoder minus ridge: {name}"]
-        assert each["difference"] == pytest.approx(scores[name]["value"] - scores[name]["ridge"], abs=1e-6) and each["difference"] != 0
+        assert (
+            each["difference"]
+            == pytest.approx(scores[name]["value"] - scores[name]["ridge"], abs=1e-6)
+            and each["difference"] != 0
+        )
         assert each["low"] <= each["difference"] <= each["high"] and 0 < each["p"] <= 1
 
 
-def test_refined_pictures_are_compared_with_unrefined_after_minus_before(root, tmp_path, monkeypatch):
+def test_refined_pictures_are_compared_with_unrefined_after_minus_before(
+    root, tmp_path, monkeypatch
+):
     truth = scenes()[:6]
     noise = np.random.default_rng(1).random(truth.shape).astype(np.float32)
     before, after = (
-        scores_sheet.score_images(truth, np.arange(6), share * truth + (1 - share) * noise, np.arange(6), [Patches()], resamples=20)
+        scores_sheet.score_images(
+            truth,
+            np.arange(6),
+            share * truth + (1 - share) * noise,
+            np.arange(6),
+            [Patches()],
+            resamples=20,
+        )
         for share in (0.4, 0.8)
     )
-    monkeypatch.setattr(stage, "Run", lambda folder: type("R", (), {"config": {"refiner": {"strength": 0.5}}, "summary": {"steps": 4}}))
+    monkeypatch.setattr(
+        stage,
+        "Run",
+        lambda folder: type(
+            "R", (), {"config": {"refiner": {"strength": 0.5}}, "summary": {"steps": 4}}
+        ),
+    )
     found = stage._before_and_after(tiny_config(root, tmp_path), before, after)["scores"]["pixcorr"]
     assert found["before"]["value"] == pytest.approx(before.scores["pixcorr"].value)
     assert found["after"]["value"] == pytest.approx(after.scores["pixcorr"].value)
-    assert found["difference"] == pytest.approx(found["after"]["value"] - found["before"]["value"]) and found["difference"] > 0.05
+    assert (
+        found["difference"] == pytest.approx(found["after"]["value"] - found["before"]["value"])
+        and found["difference"] > 0.05
+    )
 
 
-# --- figures beside each other --------------------------------------------------------------------------------------
+# --- figures beside each other --------------------------------------------------------------------
 
 
 def score(value: float) -> Score:
@@ -385,14 +554,24 @@ def score(value: float) -> Score:
 
 def test_baselines_go_into_the_columns_of_their_names():
     one = scores_sheet.with_baselines(
-        {"pixcorr": score(0.5), "ssim": score(0.4)}, {"pixcorr": score(0.1)}, {"pixcorr": score(0.9)}, {"ssim": score(0.3)}
+        {"pixcorr": score(0.5), "ssim": score(0.4)},
+        {"pixcorr": score(0.1)},
+        {"pixcorr": score(0.9)},
+        {"ssim": score(0.3)},
     )
-    assert (one["pixcorr"].value, one["pixcorr"].random, one["pixcorr"].ceiling, one["pixcorr"].ridge) == (0.5, 0.1, 0.9, None)
+    assert (
+        one["pixcorr"].value,
+        one["pixcorr"].random,
+        one["pixcorr"].ceiling,
+        one["pixcorr"].ridge,
+    ) == (0.5, 0.1, 0.9, None)
     assert (one["ssim"].random, one["ssim"].ceiling, one["ssim"].ridge) == (None, None, 0.3)
 
 
 def test_runs_are_compared_image_by_image_whatever_their_order():
-    """Images differ far more than the runs do, so that only a paired comparison finds the difference and an interval of no width."""
+    """Images differ far more than the runs do, so that only a paired comparison finds the
+    difference and an interval of no width.
+    """
     draws = np.random.default_rng(0)
     values, order = 10 * draws.standard_normal(20), draws.permutation(20)
     runs = {"a": {"s": values + 0.25}, "b": {"s": values[order]}}
@@ -402,15 +581,27 @@ def test_runs_are_compared_image_by_image_whatever_their_order():
 
 
 def test_a_source_brings_every_score_it_has():
-    frames = [pd.DataFrame({name: [0.1, 0.2]}, index=pd.Index([4, 7], name="image")) for name in ("pixcorr", "clip_cos", "rouge_l")]
+    frames = [
+        pd.DataFrame({name: [0.1, 0.2]}, index=pd.Index([4, 7], name="image"))
+        for name in ("pixcorr", "clip_cos", "rouge_l")
+    ]
     sheet = scores_sheet.Sheet({"pixcorr": score(0.1)}, frames[0], {}, {}, {}, {})
     decoding, captions = (Scored({frame.columns[0]: score(0.2)}, frame) for frame in frames[1:])
     whole = stage.Source(sheet, decoding, captions, None).together()
-    assert list(whole.scores) == ["pixcorr", "clip_cos", "rouge_l"] and list(whole.table) == list(whole.scores)
+    assert list(whole.scores) == ["pixcorr", "clip_cos", "rouge_l"] and list(whole.table) == list(
+        whole.scores
+    )
     assert list(stage.Source(sheet, None, None, None).together().scores) == ["pixcorr"]
 
 
 def test_colours_are_scored_where_an_object_has_several():
-    words = pd.DataFrame({"colour_true": ["red", "", "blue", "red"], "colour_said": ["red", "red", "red", "blue"]}, index=[1, 2, 3, 4])
+    words = pd.DataFrame(
+        {"colour_true": ["red", "", "blue", "red"], "colour_said": ["red", "red", "red", "blue"]},
+        index=[1, 2, 3, 4],
+    )
     found = stage.colour_score(words)
-    assert found.value == pytest.approx(1 / 3) and found.n == 3 and found.chance == 1 / len(stage.COLOUR_NAMES)
+    assert (
+        found.value == pytest.approx(1 / 3)
+        and found.n == 3
+        and found.chance == 1 / len(stage.COLOUR_NAMES)
+    )

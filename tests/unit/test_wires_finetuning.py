@@ -1,6 +1,8 @@
-"""The wires of fine-tuning: every term, flag and selection of its loop reaches what it is meant for.
+"""The wires of fine-tuning: every term, flag and selection of its loop reaches what it is meant
+for.
 
-Each test fails when a wire is cut: no min-SNR weights, conditions of other pictures, routers exchanged, the worst checkpoint kept.
+Each test fails when a wire is cut: no min-SNR weights, conditions of other pictures, routers
+exchanged, the worst checkpoint kept.
 """
 
 from __future__ import annotations
@@ -14,7 +16,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from unit.fake_backbone import fake_backbone
-from unit.tiny_finetuning import TableTargets, latents, table, text_encoder, tiny_reader, tiny_tuning
+from unit.tiny_finetuning import (
+    TableTargets,
+    latents,
+    table,
+    text_encoder,
+    tiny_reader,
+    tiny_tuning,
+)
 from unit.tiny_training import spy, tiny_config
 
 from braingen.config import Config
@@ -38,7 +47,9 @@ from braingen.training.diffusion_loss import min_snr_weight
 from braingen.training.steps import StepLosses
 from braingen.types import Routing
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of diffusers' scheduler
 COUNTS = (2, 4)
 """Experts of the tiny encoders' levels."""
 
@@ -58,42 +69,71 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# --- the data -------------------------------------------------------------------------------------------------------
+# --- the data -------------------------------------------------------------------------------------
 
 
-def data_of(config: Config, targets: TableTargets, readers: Any = None) -> listening_data.ListeningData:
+def data_of(
+    config: Config, targets: TableTargets, readers: Any = None
+) -> listening_data.ListeningData:
     readers = readers or {name: tiny_reader(name) for name in ("image", "text")}
-    return listening_data.listening_data(config, targets, readers, 32, config.finetune.validation_images)  # type: ignore[arg-type]
+    return listening_data.listening_data(
+        config, targets, readers, 32, config.finetune.validation_images
+    )  # type: ignore[arg-type]
 
 
 def test_every_row_holds_the_latents_reads_and_truths_of_its_own_picture(tiny):
-    """Of two subjects; a read is of the subject who saw the picture, averaged over its presentations, after the prior."""
+    """Of two subjects; a read is of the subject who saw the picture, averaged over its
+    presentations, after the prior.
+    """
     config, targets = tiny(data__subjects="1,2"), TableTargets()
     readers = {name: tiny_reader(name) for name in ("image", "text")}
     data = data_of(config, targets, readers)
     assert targets.asked[0][1] == 32
     layout = Layout.of(config.data.root)
-    splits = {subject: hold_out_images(train_trials(layout, subject), config.data.holdout_share, 0) for subject in (1, 2)}
+    splits = {
+        subject: hold_out_images(train_trials(layout, subject), config.data.holdout_share, 0)
+        for subject in (1, 2)
+    }
     for part, which in ((data.train, 0), (data.held_out, 1)):
-        expected = [image for subject in (1, 2) for image in sorted(set(splits[subject][which].table["image"]))]
+        expected = [
+            image
+            for subject in (1, 2)
+            for image in sorted(set(splits[subject][which].table["image"]))
+        ]
         assert part.image_N.tolist() == (expected if which == 0 else expected[:3])
-        np.testing.assert_array_equal(part.latents_of(part.rows).numpy(), latents()[part.image_N].astype(np.float32))
+        np.testing.assert_array_equal(
+            part.latents_of(part.rows).numpy(), latents()[part.image_N].astype(np.float32)
+        )
         for row in part.rows[::2]:
             image, subject = part.image_N[row], int(part.subject_N[row]) + 1
             trials = splits[subject][which].table
             assert image in set(trials["image"])
-            voxels = torch.from_numpy(Betas.of(layout, subject).rows(trials["trial"][trials["image"] == image].to_numpy()))
+            voxels = torch.from_numpy(
+                Betas.of(layout, subject).rows(trials["trial"][trials["image"] == image].to_numpy())
+            )
             for name, reader in readers.items():
                 there = torch.ones(1, len(voxels), dtype=torch.bool)
-                said = all_experts(read(reader, voxels[None], subject, there, "output", experts=True))
-                torch.testing.assert_close(part.read_of(name, np.array([row])), said, rtol=2e-3, atol=5e-3)
-                torch.testing.assert_close(part.truth[name][row], reader.standardised(table(name)[image]), rtol=1e-4, atol=1e-5)
+                said = all_experts(
+                    read(reader, voxels[None], subject, there, "output", experts=True)
+                )
+                torch.testing.assert_close(
+                    part.read_of(name, np.array([row])), said, rtol=2e-3, atol=5e-3
+                )
+                torch.testing.assert_close(
+                    part.truth[name][row],
+                    reader.standardised(table(name)[image]),
+                    rtol=1e-4,
+                    atol=1e-5,
+                )
     assert len(data.held_out.truth["image"]) == len(data.held_out.image_N) == 3
 
 
 def test_errors_are_measured_on_all_held_out_pictures_and_on_no_other(tiny):
     config = tiny(data__subjects="1,2", finetune__validation_images="1")
-    data, whole = data_of(config, TableTargets()), data_of(tiny(data__subjects="1,2", finetune__validation_images="99"), TableTargets())
+    data, whole = (
+        data_of(config, TableTargets()),
+        data_of(tiny(data__subjects="1,2", finetune__validation_images="99"), TableTargets()),
+    )
     assert len(data.held_out.rows) == 1 < len(whole.held_out.rows)
     for name in ("image", "text"):
         reads, truth = whole.held_out.read_of(name, whole.held_out.rows), whole.held_out.truth[name]
@@ -103,11 +143,13 @@ def test_errors_are_measured_on_all_held_out_pictures_and_on_no_other(tiny):
         torch.testing.assert_close(data.unsureness[name].error_JETD, expected, rtol=1e-3, atol=1e-3)
 
 
-# --- the objective --------------------------------------------------------------------------------------------------
+# --- the objective --------------------------------------------------------------------------------
 
 
 class FakeUNet(nn.Module):
-    """Stands in for the listening U-Net: keeps what it is given and answers with something that depends on it."""
+    """Stands in for the listening U-Net: keeps what it is given and answers with something that
+    depends on it.
+    """
 
     def __init__(self, levels: Tensor | None = None, learned: bool = True) -> None:
         super().__init__()
@@ -124,20 +166,31 @@ class FakeUNet(nn.Module):
         if self.levels_BL is None:
             return self.weight * noisy_BChw, ()
         levels_BL = self.levels_BL[: len(t_B)]
-        return self.weight * noisy_BChw, tuple(Routing(x, x, (), self.learned) for x in (levels_BL, levels_BL.flip(1)))
+        return self.weight * noisy_BChw, tuple(
+            Routing(x, x, (), self.learned) for x in (levels_BL, levels_BL.flip(1))
+        )
 
 
 ALPHAS = torch.linspace(0.999, 0.01, 100)
 
 
-def parts_of(config: Config, prediction: str = "epsilon", model: nn.Module | None = None) -> stage.Parts:
+def parts_of(
+    config: Config, prediction: str = "epsilon", model: nn.Module | None = None
+) -> stage.Parts:
     return stage.Parts(model or FakeUNet(), data_of(config, TableTargets()), ALPHAS, prediction)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("reads", ["as_held_out", "plain"])
-@pytest.mark.parametrize(("prediction", "gamma"), [("epsilon", "1.5"), ("epsilon", "0"), ("v_prediction", "5")])
+@pytest.mark.parametrize(
+    ("prediction", "gamma"), [("epsilon", "1.5"), ("epsilon", "0"), ("v_prediction", "5")]
+)
 def test_the_denoising_loss_is_what_it_is_by_hand(tiny, prediction, gamma, reads):
-    config = tiny(finetune__snr_gamma=gamma, finetune__reads=reads, finetune__noise_offset="0.3", router__kl_scale="0")
+    config = tiny(
+        finetune__snr_gamma=gamma,
+        finetune__reads=reads,
+        finetune__noise_offset="0.3",
+        router__kl_scale="0",
+    )
     parts, rows = parts_of(config, prediction), np.array([4, 1, 3])
     chance = generator(5)
     found = stage.step(parts.model, rows, parts, config, chance)
@@ -150,7 +203,11 @@ def test_the_denoising_loss_is_what_it_is_by_hand(tiny, prediction, gamma, reads
     assert torch.equal(t_B, drawn.t_B) and passed_on is chance
     torch.testing.assert_close(noisy, a.sqrt() * clean + (1 - a).sqrt() * drawn.noise_BChw)
     assert drawn.noise_BChw.mean((2, 3)).std() > 0.2  # shifted per channel
-    goal = drawn.noise_BChw if prediction == "epsilon" else a.sqrt() * drawn.noise_BChw - (1 - a).sqrt() * clean
+    goal = (
+        drawn.noise_BChw
+        if prediction == "epsilon"
+        else a.sqrt() * drawn.noise_BChw - (1 - a).sqrt() * clean
+    )
     error_B = (0.5 * noisy - goal).square().mean((1, 2, 3))
     snr_B = ALPHAS[drawn.t_B] / (1 - ALPHAS[drawn.t_B])
     limit = float(gamma)
@@ -165,13 +222,20 @@ def test_the_denoising_loss_is_what_it_is_by_hand(tiny, prediction, gamma, reads
     for name, heard in (("image", image), ("text", text)):
         own = parts.data.train.read_of(name, rows)
         if reads == "as_held_out":
-            own = unsure(parts.data.train.truth[name][rows], parts.data.unsureness[name], drawn.weights_BJ)
+            own = unsure(
+                parts.data.train.truth[name][rows], parts.data.unsureness[name], drawn.weights_BJ
+            )
         torch.testing.assert_close(heard, own, rtol=1e-4, atol=1e-4)
     assert not no_image.any() and not no_text.any()
 
 
 def test_conditions_are_dropped_as_drawn_image_and_text_apart(tiny):
-    config = tiny(finetune__drop_image="0.3", finetune__drop_text="0.2", finetune__drop_both="0.1", finetune__train_batch_size="3")
+    config = tiny(
+        finetune__drop_image="0.3",
+        finetune__drop_text="0.2",
+        finetune__drop_both="0.1",
+        finetune__train_batch_size="3",
+    )
     parts = parts_of(config)
     dropped = np.zeros((0, 2))
     for seed in range(60):
@@ -189,15 +253,22 @@ def test_routers_that_learn_are_pulled_toward_coarse_then_fine_and_others_are_no
     parts = parts_of(config, model=FakeUNet(levels))
     found = stage.step(parts.model, np.array([0, 1, 2]), parts, config, generator(1))
     t_B = parts.model.given[0][1]
-    pulls = [kl_guidance(x, t_B, sigma=0.7, num_train_timesteps=100) for x in (levels, levels.flip(1))]
+    pulls = [
+        kl_guidance(x, t_B, sigma=0.7, num_train_timesteps=100) for x in (levels, levels.flip(1))
+    ]
     torch.testing.assert_close(found.terms["guidance"], 0.5 * (pulls[0] + pulls[1]) / 2)
     torch.testing.assert_close(found.total, found.terms["guidance"] + found.terms["denoising"])
     off = parts_of(config, model=FakeUNet(levels, learned=False)), config
     for bare, settings in (off, (parts, tiny(router__kl_scale="0"))):
-        assert "guidance" not in stage.step(bare.model, np.array([0, 1, 2]), bare, settings, generator(1)).terms
+        assert (
+            "guidance"
+            not in stage.step(bare.model, np.array([0, 1, 2]), bare, settings, generator(1)).terms
+        )
 
 
-def test_a_validation_hears_held_out_pictures_whole_with_the_same_noise_every_time(tiny, monkeypatch):
+def test_a_validation_hears_held_out_pictures_whole_with_the_same_noise_every_time(
+    tiny, monkeypatch
+):
     levels = torch.tensor([[0.9, 0.1]]).expand(5, 2)
     config = tiny(finetune__drop_both="1", router__kl_scale="2")
     parts = parts_of(config, model=FakeUNet(levels))
@@ -219,28 +290,46 @@ def test_a_validation_hears_held_out_pictures_whole_with_the_same_noise_every_ti
         error_B = (0.5 * noisy - noise).square().mean((1, 2, 3))
         denoising += (min_snr_weight(ALPHAS[t_B] / (1 - ALPHAS[t_B]), 1.5) * error_B).sum().item()
         for each in (levels, levels.flip(1)):
-            guidance += len(t_B) * kl_guidance(each[: len(t_B)], t_B, num_train_timesteps=100).item()
+            guidance += (
+                len(t_B) * kl_guidance(each[: len(t_B)], t_B, num_train_timesteps=100).item()
+            )
         row += len(t_B)
     assert row == len(held.rows) and len(first) > 1
     assert found["denoising"] == pytest.approx(denoising / row, rel=1e-3)
     assert found["loss"] == pytest.approx((denoising + guidance) / row, rel=1e-3)
 
 
-# --- the listening U-Net --------------------------------------------------------------------------------------------
+# --- the listening U-Net --------------------------------------------------------------------------
 
 
 class EchoUNet(nn.Module):
     """Keeps what a U-Net is called with."""
 
-    def forward(self, latents: Tensor, t: Tensor, *, encoder_hidden_states: Tensor, added_cond_kwargs: dict[str, Any]) -> Any:
-        self.called = {"latents": latents, "t": t, "tokens": encoder_hidden_states, **added_cond_kwargs}
+    def forward(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        *,
+        encoder_hidden_states: Tensor,
+        added_cond_kwargs: dict[str, Any],
+    ) -> Any:
+        self.called = {
+            "latents": latents,
+            "t": t,
+            "tokens": encoder_hidden_states,
+            **added_cond_kwargs,
+        }
         return type("Out", (), {"sample": latents})()
 
 
 def a_router(seed: int) -> DiffuseRouter:
-    """A router whose weights are no longer those of the start, so that it prefers some levels and experts."""
+    """A router whose weights are no longer those of the start, so that it prefers some levels and
+    experts.
+    """
     torch.manual_seed(seed)
-    made = DiffuseRouter(num_experts=COUNTS, clip_emb_dim=128, time_hidden_dim=16, space="weight", space_grid=8)
+    made = DiffuseRouter(
+        num_experts=COUNTS, clip_emb_dim=128, time_hidden_dim=16, space="weight", space_grid=8
+    )
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter))
@@ -248,7 +337,9 @@ def a_router(seed: int) -> DiffuseRouter:
 
 
 def form_of() -> ConditioningForm:
-    return ConditioningForm.of(text_encoder(), cross_attention_dim=224, pooled_dim=128, image_shape=(1, 128))
+    return ConditioningForm.of(
+        text_encoder(), cross_attention_dim=224, pooled_dim=128, image_shape=(1, 128)
+    )
 
 
 @pytest.mark.parametrize("routed", [("image", "text"), ("image",), ("text",), ()])
@@ -289,46 +380,81 @@ def test_a_prior_at_every_step_stands_after_the_router_and_passes_gradients_to_i
     readers = {name: tiny_reader(name) for name in ("image", "text")}
     routers = {"image": a_router(1), "text": a_router(2)}
     unet = EchoUNet()
-    model = ListeningUNet(unet, form_of(), readers, dict(routers), dict.fromkeys(readers, COUNTS), "step", 32)  # type: ignore[arg-type]
+    model = ListeningUNet(
+        unet, form_of(), readers, dict(routers), dict.fromkeys(readers, COUNTS), "step", 32
+    )  # type: ignore[arg-type]
     reads = torch.randn(2, 6, 1, 128, generator=generator())
-    noisy, t_B, nothing = torch.zeros(2, 4, 8, 8), torch.tensor([10, 990]), torch.zeros(2, dtype=torch.bool)
+    noisy, t_B, nothing = (
+        torch.zeros(2, 4, 8, 8),
+        torch.tensor([10, 990]),
+        torch.zeros(2, dtype=torch.bool),
+    )
     model(noisy, t_B, reads, reads, nothing, nothing, None)
     reader = readers["image"]
     routed = routers["image"](reads.split(list(COUNTS), dim=1), t_B, noisy).embedding_BTD
     (heard,) = unet.called["image_embeds"]
-    torch.testing.assert_close(heard, reader.in_clip_units(reader.through_prior(routed)), rtol=1e-4, atol=1e-4)
-    gradients = torch.autograd.grad(heard.square().sum(), list(routers["image"].parameters()), allow_unused=True)
+    torch.testing.assert_close(
+        heard, reader.in_clip_units(reader.through_prior(routed)), rtol=1e-4, atol=1e-4
+    )
+    gradients = torch.autograd.grad(
+        heard.square().sum(), list(routers["image"].parameters()), allow_unused=True
+    )
     assert sum(gradient is not None and gradient.abs().max() > 0 for gradient in gradients) > 3
 
 
 def dense_reader() -> BrainReader:
     torch.manual_seed(0)
-    encoder = {"subjects": {"1": 41}, "clip_seq_dim": 1, "clip_emb_dim": 128, "hidden_dim": 16, "n_blocks": 1}
+    encoder = {
+        "subjects": {"1": 41},
+        "clip_seq_dim": 1,
+        "clip_emb_dim": 128,
+        "hidden_dim": 16,
+        "n_blocks": 1,
+    }
     return BrainReader("BrainEncoder", encoder, None).eval()
 
 
-# --- setup ----------------------------------------------------------------------------------------------------------
+# --- setup ----------------------------------------------------------------------------------------
 
 
 def test_setup_builds_the_routers_and_the_lora_that_are_asked_for(tiny):
-    parts = stage.setup(tiny(router__route_text="false", lora__rank="3", router__prior_order="levels"))
-    assert set(parts.model.routers) == {"image"} and parts.model.order == "levels" and parts.model.size == 32
-    assert {value.shape[0] for name, value in lora_weights(parts.model.unet).items() if "lora_A" in name} == {3}
-    assert parts.model.counts == {"image": COUNTS, "text": COUNTS} == {name: expert_counts(tiny_reader(name)) for name in ("image", "text")}
+    parts = stage.setup(
+        tiny(router__route_text="false", lora__rank="3", router__prior_order="levels")
+    )
+    assert (
+        set(parts.model.routers) == {"image"}
+        and parts.model.order == "levels"
+        and parts.model.size == 32
+    )
+    assert {
+        value.shape[0] for name, value in lora_weights(parts.model.unet).items() if "lora_A" in name
+    } == {3}
+    assert (
+        parts.model.counts
+        == {"image": COUNTS, "text": COUNTS}
+        == {name: expert_counts(tiny_reader(name)) for name in ("image", "text")}
+    )
     assert parts.model.form.image_shape == (1, 128) and parts.model.form.pooled_dim == 128
     assert expert_counts(dense_reader()) == (1,)
     out = dense_reader()(torch.zeros(2, 41), 1)
     assert torch.equal(all_experts(out), out.level_backbone_BLTD)
     router = parts.model.routers["image"]
     assert router.expert_counts == COUNTS and router.config.num_train_timesteps == 1000
-    assert router.config.time == "attention" and router.config.space == "mix" and router.config.space_grid == 8
+    assert (
+        router.config.time == "attention"
+        and router.config.space == "mix"
+        and router.config.space_grid == 8
+    )
     assert parts.prediction_type == "epsilon" and len(parts.alphas_cumprod) == 1000
     none = stage.setup(tiny(router__route_image="false", router__time="fixed"))
     assert set(none.model.routers) == {"text"} and none.model.routers["text"].config.time == "fixed"
     again, other = (stage.setup(tiny(run__seed=seed)).model for seed in ("0", "7"))
     for mine, yours, same in ((none.model, again, True), (again, other, False)):
         first, second = (lora_weights(model.unet) for model in (mine, yours))
-        assert all(torch.equal(first[name], second[name]) for name in first if "lora_A" in name) == same
+        assert (
+            all(torch.equal(first[name], second[name]) for name in first if "lora_A" in name)
+            == same
+        )
 
 
 def test_a_checkpoint_brings_back_the_lora_the_routers_and_the_order_of_the_prior(tmp_path):
@@ -345,7 +471,9 @@ def test_a_checkpoint_brings_back_the_lora_the_routers_and_the_order_of_the_prio
         (whole.router_text, routers["text"]),
         (bare.router_text, routers["text"]),
     ):
-        assert not found.training and all(torch.equal(p, q) for p, q in zip(found.parameters(), router.parameters(), strict=True))
+        assert not found.training and all(
+            torch.equal(p, q) for p, q in zip(found.parameters(), router.parameters(), strict=True)
+        )
 
 
 def a_run(folder: Path) -> None:
@@ -356,14 +484,22 @@ def a_run(folder: Path) -> None:
 
 
 def test_what_was_tuned_is_used_as_the_setting_says(tiny, root, tmp_path):
-    """auto: when there is a fine-tuning; no: never; yes: there has to be one. The best checkpoint, not the last."""
-    settings = {name: tiny_config(root, tmp_path / "run", sampler__finetuned=name) for name in ("auto", "yes", "no")}
+    """auto: when there is a fine-tuning; no: never; yes: there has to be one. The best checkpoint,
+    not the last.
+    """
+    settings = {
+        name: tiny_config(root, tmp_path / "run", sampler__finetuned=name)
+        for name in ("auto", "yes", "no")
+    }
     assert tuned_folder(settings["auto"]) is None and tuned_folder(settings["no"]) is None
     with pytest.raises(UserError, match="braingen finetune"):
         tuned_folder(settings["yes"])
     a_run(tmp_path / "run" / "finetune")
     best = tmp_path / "run" / "finetune" / "best"
-    assert tuned_folder(settings["auto"]) == tuned_folder(settings["yes"]) == best and tuned_folder(settings["no"]) is None
+    assert (
+        tuned_folder(settings["auto"]) == tuned_folder(settings["yes"]) == best
+        and tuned_folder(settings["no"]) is None
+    )
     (tmp_path / "run" / "finetune" / "finished").unlink()
     with pytest.raises(UserError, match="not finished"):
         tuned_folder(settings["auto"])
@@ -373,15 +509,20 @@ def test_the_encoders_of_image_and_text_come_from_their_own_runs_frozen(root, tm
     config = tiny_config(root, tmp_path / "run")
     for name in ("image", "text"):
         a_run(tmp_path / "run" / name)
-        tiny_reader(name).requires_grad_(True).train().save_pretrained(tmp_path / "run" / name / "reader")
+        tiny_reader(name).requires_grad_(True).train().save_pretrained(
+            tmp_path / "run" / name / "reader"
+        )
     found = load_readers(config)
     assert list(found) == ["image", "text"]
     for name, reader in found.items():
         assert not reader.training and not any(p.requires_grad for p in reader.parameters())
-        assert all(torch.equal(p, q) for p, q in zip(reader.parameters(), tiny_reader(name).parameters(), strict=True))
+        assert all(
+            torch.equal(p, q)
+            for p, q in zip(reader.parameters(), tiny_reader(name).parameters(), strict=True)
+        )
 
 
-# --- the loop -------------------------------------------------------------------------------------------------------
+# --- the loop -------------------------------------------------------------------------------------
 
 
 class Tuning(NamedTuple):
@@ -398,7 +539,9 @@ class Tuning(NamedTuple):
     before: dict[str, Tensor]
 
 
-def tuned(monkeypatch: pytest.MonkeyPatch, config: Config, found: list[dict[str, float]] | None = None) -> Tuning:
+def tuned(
+    monkeypatch: pytest.MonkeyPatch, config: Config, found: list[dict[str, float]] | None = None
+) -> Tuning:
     """Run a fine-tuning, recorded; `found`: what its validations are made to find."""
     seen = Tuning(config, config.run.folder / "finetune", [], [], [], [], [], {})
     fresh = stage.optimizer_of
@@ -411,13 +554,22 @@ def tuned(monkeypatch: pytest.MonkeyPatch, config: Config, found: list[dict[str,
         def before_update(*_: Any) -> None:
             of = {id(group["params"][0]) in lora: group["lr"] for group in optimizer.param_groups}
             seen.rates.append((of[True], of[False]))
-            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            seen.gradients.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
+            gradients = [
+                p.grad
+                for group in optimizer.param_groups
+                for p in group["params"]
+                if p.grad is not None
+            ]
+            seen.gradients.append(
+                torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+            )
 
         optimizer.register_step_pre_hook(before_update)
         return optimizer
 
-    def before_step(model: nn.Module, rows: np.ndarray, parts: Any, config: Config, chance: torch.Generator) -> None:
+    def before_step(
+        model: nn.Module, rows: np.ndarray, parts: Any, config: Config, chance: torch.Generator
+    ) -> None:
         assert model.training
         seen.rows.append(rows.tolist())
         seen.seeds.append(chance.initial_seed())
@@ -444,33 +596,58 @@ def is_of(checkpoint: Path, state: dict[str, Tensor]) -> bool:
     kept = {f"unet.{name}": p for name, p in lora_parameters(unet).items()}
     for kind, router in (("image", loaded.router_image), ("text", loaded.router_text)):
         kept |= {f"routers.{kind}.{name}": p for name, p in router.named_parameters()}
-    assert kept.keys() == {name for name in state if ".lora_" in name or name.startswith("routers.")}
+    assert kept.keys() == {
+        name for name in state if ".lora_" in name or name.startswith("routers.")
+    }
     return all(torch.equal(p, state[name]) for name, p in kept.items())
 
 
 @pytest.mark.parametrize(
     ("denoising", "loss", "best"),
     [
-        ([0.5, 0.3, 0.4, 0.6], [0.9, 0.8, 0.7, 0.6], 1),  # the objective goes on falling, for its guidance
-        ([0.5, 0.6, 0.7, 0.8], [0.9, 0.8, 0.7, 0.6], 0),  # training made denoising worse: the start is kept
+        (
+            [0.5, 0.3, 0.4, 0.6],
+            [0.9, 0.8, 0.7, 0.6],
+            1,
+        ),  # the objective goes on falling, for its guidance
+        (
+            [0.5, 0.6, 0.7, 0.8],
+            [0.9, 0.8, 0.7, 0.6],
+            0,
+        ),  # training made denoising worse: the start is kept
         ([0.5, 0.4, 0.3, 0.2], [0.5, 0.6, 0.7, 0.8], 3),
         ([0.5, 0.4, 0.4, 0.4], [0.5, 0.4, 0.3, 0.2], 1),  # of equals the first
     ],
 )
-def test_the_checkpoint_of_the_lowest_held_out_denoising_loss_is_kept_whatever_the_guidance(tiny, monkeypatch, denoising, loss, best):
+def test_the_checkpoint_of_the_lowest_held_out_denoising_loss_is_kept_whatever_the_guidance(
+    tiny, monkeypatch, denoising, loss, best
+):
     found = [{"loss": whole, "denoising": part} for whole, part in zip(loss, denoising)]
-    seen = tuned(monkeypatch, tiny(finetune__learning_rate="0.01", finetune__router_learning_rate="0.01"), found)
-    assert [is_of(seen.folder / "best", state) for state in seen.states] == [number == best for number in range(4)]
+    seen = tuned(
+        monkeypatch,
+        tiny(finetune__learning_rate="0.01", finetune__router_learning_rate="0.01"),
+        found,
+    )
+    assert [is_of(seen.folder / "best", state) for state in seen.states] == [
+        number == best for number in range(4)
+    ]
     assert is_of(seen.folder / "last", seen.states[-1])
     told = json.loads((seen.folder / "finished").read_text())
     assert told["best_validation_denoising"] == denoising[best]
-    records = [json.loads(line) for line in (seen.folder / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (seen.folder / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [record["validation/denoising"] for record in records] == denoising
     assert [record["validation/loss"] for record in records] == loss
 
 
 def test_passes_go_through_the_rows_with_chances_of_their_own_and_rates_warm_up(tiny, monkeypatch):
-    more = {"gradient_accumulation_steps": "2", "lr_warmup_steps": "2", "learning_rate": "0.004", "router_learning_rate": "0.02"}
+    more = {
+        "gradient_accumulation_steps": "2",
+        "lr_warmup_steps": "2",
+        "learning_rate": "0.004",
+        "router_learning_rate": "0.02",
+    }
     more |= {"lr_scheduler": "cosine", "max_train_steps": "4", "validation_steps": "2"}
     config = tiny(**{f"finetune__{name}": value for name, value in more.items()})
     seen = tuned(monkeypatch, config)
@@ -483,15 +660,26 @@ def test_passes_go_through_the_rows_with_chances_of_their_own_and_rates_warm_up(
 
 
 def test_lora_and_routers_learn_and_nothing_else_does(tiny, monkeypatch):
-    config = tiny(finetune__learning_rate="0.01", finetune__router_learning_rate="0.01", finetune__adam_weight_decay="0")
+    config = tiny(
+        finetune__learning_rate="0.01",
+        finetune__router_learning_rate="0.01",
+        finetune__adam_weight_decay="0",
+    )
     seen = tuned(monkeypatch, config)
-    moved = {name for name, value in seen.before.items() if not torch.equal(seen.states[-1][name], value)}
+    moved = {
+        name for name, value in seen.before.items() if not torch.equal(seen.states[-1][name], value)
+    }
     trained = {name for name in seen.before if ".lora_" in name or name.startswith("routers.")}
     assert moved <= trained and trained - moved == set()
-    assert {name.split(".")[1] for name in moved if name.startswith("routers.")} == {"image", "text"}
+    assert {name.split(".")[1] for name in moved if name.startswith("routers.")} == {
+        "image",
+        "text",
+    }
 
 
-def test_gradients_are_averaged_over_the_passes_of_an_update_and_clipped(tiny, monkeypatch, tmp_path):
+def test_gradients_are_averaged_over_the_passes_of_an_update_and_clipped(
+    tiny, monkeypatch, tmp_path
+):
     values = iter(range(1, 100))
 
     def step(model: nn.Module, *_: Any) -> StepLosses:
@@ -502,13 +690,19 @@ def test_gradients_are_averaged_over_the_passes_of_an_update_and_clipped(tiny, m
     found = [{"loss": 1.0, "denoising": 1.0}] * 4
     more = {"finetune__gradient_accumulation_steps": "3"}
     with monkeypatch.context() as patch:
-        assert tuned(patch, tiny(finetune__clip_norm="1e9", **more), found).gradients == pytest.approx([2, 5, 8], rel=1e-4)
+        assert tuned(
+            patch, tiny(finetune__clip_norm="1e9", **more), found
+        ).gradients == pytest.approx([2, 5, 8], rel=1e-4)
     config = tiny(tmp_path / "clipped", finetune__clip_norm="0.25", **more)
     assert tuned(monkeypatch, config, found).gradients == pytest.approx([0.25] * 3, rel=1e-3)
 
 
 def test_weights_of_matrices_decay_and_others_do_not(tiny):
-    config = tiny(finetune__adam_weight_decay="0.5", finetune__learning_rate="0.25", finetune__router_learning_rate="0.125")
+    config = tiny(
+        finetune__adam_weight_decay="0.5",
+        finetune__learning_rate="0.25",
+        finetune__router_learning_rate="0.125",
+    )
     model = stage.setup(config).model
     names = {id(p): name for name, p in model.named_parameters()}
     found = {
@@ -517,17 +711,34 @@ def test_weights_of_matrices_decay_and_others_do_not(tiny):
         for p in group["params"]
     }
     for name, parameter in stage.trained_parameters(model).items():
-        assert found.pop(name) == (0.125 if name.startswith("routers.") else 0.25, 0.5 if parameter.ndim > 1 else 0.0)
+        assert found.pop(name) == (
+            0.125 if name.startswith("routers.") else 0.25,
+            0.5 if parameter.ndim > 1 else 0.0,
+        )
     assert not found
 
 
 def test_averaged_weights_are_validated_and_saved_and_trained_ones_go_on(tiny, monkeypatch):
-    more = {"use_ema": "true", "ema_decay": "0.9", "learning_rate": "0.01", "router_learning_rate": "0.01"}
+    more = {
+        "use_ema": "true",
+        "ema_decay": "0.9",
+        "learning_rate": "0.01",
+        "router_learning_rate": "0.01",
+    }
     found = [{"loss": 1.0, "denoising": value} for value in (0.4, 0.3, 0.2, 0.1)]
     states: list[dict[str, Tensor]] = []
     with monkeypatch.context() as patch:
-        spy(patch, stage.Average, "update", lambda self, number: states.append({k: p.detach().clone() for k, p in self.parameters.items()}))
-        seen = tuned(patch, tiny(**{f"finetune__{name}": value for name, value in more.items()}), found)
+        spy(
+            patch,
+            stage.Average,
+            "update",
+            lambda self, number: states.append(
+                {k: p.detach().clone() for k, p in self.parameters.items()}
+            ),
+        )
+        seen = tuned(
+            patch, tiny(**{f"finetune__{name}": value for name, value in more.items()}), found
+        )
     mean = {name: seen.before[name].clone() for name in states[0]}
     for number, state in enumerate(states):
         rate = 1 - min(0.9, (1 + number) / (10 + number))
@@ -535,10 +746,16 @@ def test_averaged_weights_are_validated_and_saved_and_trained_ones_go_on(tiny, m
     assert any(not torch.allclose(mean[name], states[-1][name]) for name in mean)
     for name, value in mean.items():
         torch.testing.assert_close(seen.states[-1][name], value, rtol=1e-4, atol=1e-6)
-    assert is_of(seen.folder / "best", seen.states[-1]) and is_of(seen.folder / "last", seen.states[-1])
+    assert is_of(seen.folder / "best", seen.states[-1]) and is_of(
+        seen.folder / "last", seen.states[-1]
+    )
 
 
 def test_weights_of_the_mixed_errors_are_those_of_the_pass():
-    """Image and text errors of a picture are mixed with the same weights, drawn anew for every picture."""
+    """Image and text errors of a picture are mixed with the same weights, drawn anew for every
+    picture.
+    """
     weights_BJ = mixing_weights(400, 9, generator())
-    assert weights_BJ.square().sum(1).mean().item() == pytest.approx(1, rel=0.15) and not torch.equal(weights_BJ[0], weights_BJ[1])
+    assert weights_BJ.square().sum(1).mean().item() == pytest.approx(
+        1, rel=0.15
+    ) and not torch.equal(weights_BJ[0], weights_BJ[1])

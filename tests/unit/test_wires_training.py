@@ -1,7 +1,8 @@
-"""The wires of stage 1: every term, flag and selection of the training loop reaches what it is meant for.
+"""The wires of stage 1: every term, flag and selection of the training loop reaches what it is
+meant for.
 
-The parts have tests of their own. Here each test fails when a wire between them is cut: a term left out or of the wrong sign, a flag
-that is ignored, the wrong images, weights that are not trained.
+The parts have tests of their own. Here each test fails when a wire between them is cut: a term left
+out or of the wrong sign, a flag that is ignored, the wrong images, weights that are not trained.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# --- the objective, term by term ------------------------------------------------------------------------------------
+# --- the objective, term by term ------------------------------------------------------------------
 
 
 class Case(NamedTuple):
@@ -100,7 +101,9 @@ def outputs(case: Case, voxels: list[Tensor]) -> dict[str, Tensor]:
     }
 
 
-def by_hand(case: Case, out: dict[str, Tensor], aim_BTD: Tensor, contrastive: Any) -> dict[str, Tensor]:
+def by_hand(
+    case: Case, out: dict[str, Tensor], aim_BTD: Tensor, contrastive: Any
+) -> dict[str, Tensor]:
     prediction = case.reader.prior.predict(out["backbone_BTD"])
     return {
         "clip": 2 * contrastive(out["clip_BTD"]),
@@ -116,12 +119,22 @@ def by_hand(case: Case, out: dict[str, Tensor], aim_BTD: Tensor, contrastive: An
 def assert_terms(found: StepLosses, expected: dict[str, Tensor]) -> None:
     assert found.terms.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found.terms[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
-    torch.testing.assert_close(found.total, torch.stack(list(expected.values())).sum(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            found.terms[name],
+            value,
+            rtol=1e-4,
+            atol=1e-5,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+    torch.testing.assert_close(
+        found.total, torch.stack(list(expected.values())).sum(), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_while_trials_are_mixed_every_term_is_what_it_is_by_hand(case):
-    """Voxels are mixed within their subject; the targets of prior, cosine, squared error and levels are mixed alike."""
+    """Voxels are mixed within their subject; the targets of prior, cosine, squared error and levels
+    are mixed alike.
+    """
     found = stage.step(case.reader, case.batch, case.parts, 0.39, generator(3))
     draws = generator(3)
     mixes = [losses.draw_mix(6, draws) for _ in case.batch]
@@ -132,13 +145,17 @@ def test_while_trials_are_mixed_every_term_is_what_it_is_by_hand(case):
     out = outputs(case, [losses.mix(part.voxels_BV, mix) for part, mix in zip(case.batch, mixes)])
 
     def contrastive(rows: Tensor) -> Tensor:  # targets unmixed, labels mixed
-        return losses.mixco_nce(losses.unit_rows(rows), losses.unit_rows(case.truth_BTD), 0.006 * 40, whole)
+        return losses.mixco_nce(
+            losses.unit_rows(rows), losses.unit_rows(case.truth_BTD), 0.006 * 40, whole
+        )
 
     assert_terms(found, by_hand(case, out, aim_BTD, contrastive))
     given_backbone, given_aim, given_generator = case.reader.prior.given[0]
     torch.testing.assert_close(given_backbone, out["backbone_BTD"])
     torch.testing.assert_close(given_aim, aim_BTD)
-    assert given_generator.get_state().equal(draws.get_state())  # the generator of the step, after the mixing
+    assert given_generator.get_state().equal(
+        draws.get_state()
+    )  # the generator of the step, after the mixing
 
 
 @pytest.mark.parametrize("progress", [0.4, 0.7, 1.0])
@@ -148,7 +165,9 @@ def test_after_the_mixing_labels_are_soft_and_their_temperature_is_annealed(case
     temperature = {0.4: 0.004, 0.7: (0.004 + 0.0075) / 2, 1.0: 0.0075}[progress] * 40
 
     def contrastive(rows: Tensor) -> Tensor:
-        return losses.soft_clip(losses.unit_rows(rows), losses.unit_rows(case.truth_BTD), temperature)
+        return losses.soft_clip(
+            losses.unit_rows(rows), losses.unit_rows(case.truth_BTD), temperature
+        )
 
     assert_terms(found, by_hand(case, out, case.truth_BTD, contrastive))
 
@@ -157,18 +176,36 @@ def test_a_training_of_a_single_step_has_a_temperature(case):
     """The published annealing divides 0 by 0 for one step."""
     parts = case.parts._replace(loss=case.parts.loss.model_copy(update={"mixup_pct": 0.0}))
     found = stage.step(case.reader, case.batch, parts, 0.0, generator(3))
-    rows, wanted = (losses.unit_rows(x) for x in (outputs(case, [part.voxels_BV for part in case.batch])["clip_BTD"], case.truth_BTD))
-    torch.testing.assert_close(found.terms["clip"], 2 * losses.soft_clip(rows, wanted, 0.004 * 40), rtol=1e-4, atol=1e-5)
+    rows, wanted = (
+        losses.unit_rows(x)
+        for x in (
+            outputs(case, [part.voxels_BV for part in case.batch])["clip_BTD"],
+            case.truth_BTD,
+        )
+    )
+    torch.testing.assert_close(
+        found.terms["clip"], 2 * losses.soft_clip(rows, wanted, 0.004 * 40), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_terms_of_weight_zero_are_left_out_and_the_prior_where_there_is_none(case):
     bare = case.parts._replace(loss=LossConfig(mse_scale=0, level_scale=0, prior_clip_scale=0))
-    assert set(stage.step(case.reader, case.batch, bare, 1.0, generator()).terms) == {"clip", "balance", "prior", "cosine"}
+    assert set(stage.step(case.reader, case.batch, bare, 1.0, generator()).terms) == {
+        "clip",
+        "balance",
+        "prior",
+        "cosine",
+    }
     case.reader.prior = None
-    assert set(stage.step(case.reader, case.batch, bare, 1.0, generator()).terms) == {"clip", "balance"}
+    assert set(stage.step(case.reader, case.batch, bare, 1.0, generator()).terms) == {
+        "clip",
+        "balance",
+    }
 
 
-@pytest.mark.parametrize("term", ["clip", "mse", "prior", "cosine", "prior_clip", "levels", "balance"])
+@pytest.mark.parametrize(
+    "term", ["clip", "mse", "prior", "cosine", "prior_clip", "levels", "balance"]
+)
 def test_every_term_reaches_the_encoder(case, term):
     """The prior is trained together with the encoder, not on detached outputs."""
     found = stage.step(case.reader, case.batch, case.parts, 0.1, generator()).terms[term]
@@ -177,13 +214,24 @@ def test_every_term_reaches_the_encoder(case, term):
 
 
 def test_the_balance_loss_of_real_routers_evens_them_out():
-    """Going down its gradient makes an uneven router more even: its sign is right and it reaches the affinities."""
+    """Going down its gradient makes an uneven router more even: its sign is right and it reaches
+    the affinities.
+    """
     torch.manual_seed(0)
-    encoder = {"subjects": {"1": 8}, "clip_seq_dim": 1, "clip_emb_dim": WIDTH, "hidden_dim": 16, "n_blocks": 1, "exp_factor_list": [2]}
+    encoder = {
+        "subjects": {"1": 8},
+        "clip_seq_dim": 1,
+        "clip_emb_dim": WIDTH,
+        "hidden_dim": 16,
+        "n_blocks": 1,
+        "exp_factor_list": [2],
+    }
     reader = BrainReader("BrainMoEMulti", encoder, None)
     router = next(module for module in reader.modules() if isinstance(module, AffinityRouter))
     with torch.no_grad():
-        router.affinity[..., 0].add_(0.5) if router.affinity.shape[-1] < router.affinity.shape[-2] else router.affinity[..., 0, :].add_(0.5)
+        router.affinity[..., 0].add_(0.5) if router.affinity.shape[-1] < router.affinity.shape[
+            -2
+        ] else router.affinity[..., 0, :].add_(0.5)
 
     def balance() -> Tensor:
         return reader(torch.zeros(2, 8), 1).balance_loss
@@ -191,10 +239,17 @@ def test_the_balance_loss_of_real_routers_evens_them_out():
     before = balance()
     assert before > 0
     parts = reader_setup.Parts(
-        reader, None, [], torch.randn(4, 1, WIDTH, generator=generator()), np.arange(4), LossConfig(clip_scale=0, balance_scale=1)
+        reader,
+        None,
+        [],
+        torch.randn(4, 1, WIDTH, generator=generator()),
+        np.arange(4),
+        LossConfig(clip_scale=0, balance_scale=1),
     )
     batch = (VoxelBatch(torch.randn(4, 8, generator=generator()), torch.arange(4), 1),)
-    (gradient,) = torch.autograd.grad(stage.step(reader, batch, parts, 1.0, generator()).total, [router.affinity])
+    (gradient,) = torch.autograd.grad(
+        stage.step(reader, batch, parts, 1.0, generator()).total, [router.affinity]
+    )
     with torch.no_grad():
         router.affinity -= 0.2 * gradient / gradient.norm()
     assert balance() < before
@@ -207,18 +262,24 @@ def test_the_objective_is_the_sum_of_its_terms_and_every_term_is_summed_by_name(
     found.add_to(sums)
     assert found.total == 5 and sums == {"clip": 4.0, "prior": 6.0}
     seeds = {hash_seed(*each) for each in ((0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1))}
-    assert len(seeds) == 4 and all(0 <= seed < 2**63 for seed in seeds) and hash_seed(0, "a", 0) in seeds
+    assert (
+        len(seeds) == 4
+        and all(0 <= seed < 2**63 for seed in seeds)
+        and hash_seed(0, "a", 0) in seeds
+    )
 
 
 def test_an_averaged_batch_keeps_its_images_and_its_subject():
     voxels = torch.arange(12.0).view(2, 3, 2)
-    batch = RepeatedBatch(voxels, torch.tensor([[True, True, False], [True, True, True]]), torch.tensor([8, 5]), 4)
+    batch = RepeatedBatch(
+        voxels, torch.tensor([[True, True, False], [True, True, True]]), torch.tensor([8, 5]), 4
+    )
     whole = batch.averaged()
     assert whole.subject == 4 and whole.image_B.tolist() == [8, 5]
     assert torch.equal(whole.voxels_BV, torch.stack([voxels[0, :2].mean(0), voxels[1].mean(0)]))
 
 
-# --- what is trained on, and what is looked at ----------------------------------------------------------------------
+# --- what is trained on, and what is looked at ----------------------------------------------------
 
 
 def held_out_and_kept(config: Config) -> tuple[set[int], set[int]]:
@@ -252,7 +313,12 @@ class Seen(NamedTuple):
     steps: int
 
 
-def trained(monkeypatch: pytest.MonkeyPatch, config: Config, modality: str = "image", cosines: list[float] | None = None) -> Seen:
+def trained(
+    monkeypatch: pytest.MonkeyPatch,
+    config: Config,
+    modality: str = "image",
+    cosines: list[float] | None = None,
+) -> Seen:
     """Run the training, recorded; `cosines`: what the validations are made to find."""
     seen = Seen(config, config.run.folder / modality, [], [], [], [], [], [], [], 0)
     fresh = stage.optimizer_of
@@ -261,27 +327,42 @@ def trained(monkeypatch: pytest.MonkeyPatch, config: Config, modality: str = "im
         optimizer = fresh(reader, config)
 
         def before_update(*_: Any) -> None:
-            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            seen.gradients.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
+            gradients = [
+                p.grad
+                for group in optimizer.param_groups
+                for p in group["params"]
+                if p.grad is not None
+            ]
+            seen.gradients.append(
+                torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+            )
             seen.rates.append(optimizer.param_groups[0]["lr"])
 
         optimizer.register_step_pre_hook(before_update)
         return optimizer
 
-    def before_step(reader: Any, batch: Any, parts: Any, progress: float, mixing: torch.Generator) -> None:
+    def before_step(
+        reader: Any, batch: Any, parts: Any, progress: float, mixing: torch.Generator
+    ) -> None:
         assert reader.training
         seen.batches.append(batch)
         seen.progress.append(progress)
         seen.seeds.append((torch.initial_seed(), mixing.initial_seed()))
 
     def before_validation(reader: BrainReader, parts: Any) -> None:
-        seen.looked_at.append({image for trials, _ in parts.held_out for image in trials.table["image"]})
+        seen.looked_at.append(
+            {image for trials, _ in parts.held_out for image in trials.table["image"]}
+        )
         seen.states.append({name: value.clone() for name, value in reader.state_dict().items()})
 
     monkeypatch.setattr(stage, "optimizer_of", optimizer_of)
     if cosines is not None:
         wanted = iter(cosines)
-        monkeypatch.setattr(stage, "validate", lambda reader, parts: {"validation/cosine": next(wanted), "validation/retrieval": 0.0})
+        monkeypatch.setattr(
+            stage,
+            "validate",
+            lambda reader, parts: {"validation/cosine": next(wanted), "validation/retrieval": 0.0},
+        )
     spy(monkeypatch, stage, "step", before_step)
     spy(monkeypatch, stage, "validate", before_validation)
     stage.train(config, modality)
@@ -292,9 +373,15 @@ def test_a_run_trains_on_kept_images_and_validates_on_held_out_ones(monkeypatch,
     config = tiny_config(root, tmp_path, data__subjects="1,2")
     seen = trained(monkeypatch, config)
     held, kept = held_out_and_kept(config)
-    tested = {image for subject in (1, 2) for image in test_trials(Layout.of(root), subject).table["image"]}
+    tested = {
+        image
+        for subject in (1, 2)
+        for image in test_trials(Layout.of(root), subject).table["image"]
+    }
     assert held and kept and tested and not held & kept and not (held | kept) & tested
-    assert {image for batch in seen.batches for part in batch for image in part.image_B.tolist()} == kept
+    assert {
+        image for batch in seen.batches for part in batch for image in part.image_B.tolist()
+    } == kept
     assert seen.looked_at == [held] * 3  # after every epoch
     for batch in seen.batches:
         assert [part.subject for part in batch] == [1, 2]
@@ -302,27 +389,39 @@ def test_a_run_trains_on_kept_images_and_validates_on_held_out_ones(monkeypatch,
             trials = train_trials(Layout.of(root), part.subject).table
             betas = Betas.of(Layout.of(root), part.subject)
             for voxels, image in zip(part.voxels_BV, part.image_B.tolist()):
-                shown = torch.from_numpy(betas.rows(trials["trial"][trials["image"] == image].to_numpy()))
+                shown = torch.from_numpy(
+                    betas.rows(trials["trial"][trials["image"] == image].to_numpy())
+                )
                 assert (shown == voxels).all(1).any()
 
 
-def test_epochs_show_every_trial_once_in_an_order_of_their_own_with_chances_of_their_own(monkeypatch, root, tmp_path):
+def test_epochs_show_every_trial_once_in_an_order_of_their_own_with_chances_of_their_own(
+    monkeypatch, root, tmp_path
+):
     config = tiny_config(root, tmp_path)
     seen = trained(monkeypatch, config)
     rows = [[tuple(voxels.tolist()) for voxels in batch[0].voxels_BV] for batch in seen.batches]
-    epochs = [list(chain(*rows[first : first + seen.steps])) for first in range(0, len(rows), seen.steps)]
+    epochs = [
+        list(chain(*rows[first : first + seen.steps])) for first in range(0, len(rows), seen.steps)
+    ]
     assert len(epochs) == 3 and len(epochs[0]) == len(set(epochs[0])) > 12
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
     assert epochs[0] != epochs[1] != epochs[2]
     firsts = [seen.seeds[epoch * seen.steps] for epoch in range(3)]
     assert len({seed for pair in firsts for seed in pair}) == 6  # dropout and mixing of every epoch
     assert firsts[1] == (hash_seed(0, "dropout", 1), hash_seed(0, "mixing", 1))
-    assert seen.progress == pytest.approx([number / (3 * seen.steps) for number in range(3 * seen.steps)])
+    assert seen.progress == pytest.approx(
+        [number / (3 * seen.steps) for number in range(3 * seen.steps)]
+    )
 
 
 @pytest.mark.parametrize(("modality", "scale"), [("image", 1.0), ("text", 4.0)])
-def test_setup_gives_every_image_its_own_target_in_units_of_the_training_images(root, tmp_path, modality, scale):
-    config = tiny_config(root, tmp_path, data__subjects="1,2", loss_image__clip_scale="1", loss_text__clip_scale="4")
+def test_setup_gives_every_image_its_own_target_in_units_of_the_training_images(
+    root, tmp_path, modality, scale
+):
+    config = tiny_config(
+        root, tmp_path, data__subjects="1,2", loss_image__clip_scale="1", loss_text__clip_scale="4"
+    )
     parts = reader_setup.setup(config, modality)
     held, kept = held_out_and_kept(config)
     known = table(modality)[sorted(kept)]
@@ -330,7 +429,9 @@ def test_setup_gives_every_image_its_own_target_in_units_of_the_training_images(
     for image in range(24):
         if image in held | kept:
             expected = (table(modality)[image] - mean) / spread
-            torch.testing.assert_close(parts.targets_ND[parts.row_of_image[image]], expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                parts.targets_ND[parts.row_of_image[image]], expected, rtol=1e-4, atol=1e-5
+            )
         else:
             assert parts.row_of_image[image] == -1
     torch.testing.assert_close(parts.reader.mean_TD, mean)
@@ -339,72 +440,133 @@ def test_setup_gives_every_image_its_own_target_in_units_of_the_training_images(
 
 
 def test_setup_builds_what_is_asked_for(root, tmp_path):
-    config = tiny_config(root, tmp_path, prior__use="sample", prior__sample_steps="3", prior__guidance_scale="2.5", optim__batch_size="5")
+    config = tiny_config(
+        root,
+        tmp_path,
+        prior__use="sample",
+        prior__sample_steps="3",
+        prior__guidance_scale="2.5",
+        optim__batch_size="5",
+    )
     parts = reader_setup.setup(config, "image")
     reader = parts.reader
-    assert reader.config.prior_use == "sample" and reader.config.sample_steps == 3 and reader.config.guidance_scale == 2.5
-    assert reader.config.encoder_config["hidden_dim"] == 16 and reader.config.encoder_config["subjects"] == {"1": 41}
+    assert (
+        reader.config.prior_use == "sample"
+        and reader.config.sample_steps == 3
+        and reader.config.guidance_scale == 2.5
+    )
+    assert reader.config.encoder_config["hidden_dim"] == 16 and reader.config.encoder_config[
+        "subjects"
+    ] == {"1": 41}
     assert reader.config.prior_config["timesteps"] == 10 and parts.batches.share == 5
-    assert reader_setup.setup(tiny_config(root, tmp_path, prior__use_prior="false"), "image").reader.prior is None
-    again, other = (reader_setup.setup(tiny_config(root, tmp_path, run__seed=seed), "image") for seed in ("0", "1"))
+    assert (
+        reader_setup.setup(
+            tiny_config(root, tmp_path, prior__use_prior="false"), "image"
+        ).reader.prior
+        is None
+    )
+    again, other = (
+        reader_setup.setup(tiny_config(root, tmp_path, run__seed=seed), "image")
+        for seed in ("0", "1")
+    )
     weights = {name: value for name, value in reader.encoder.state_dict().items() if value.ndim > 1}
-    assert all(torch.equal(again.reader.encoder.state_dict()[name], value) for name, value in weights.items())
-    assert not all(torch.equal(other.reader.encoder.state_dict()[name], value) for name, value in weights.items())
+    assert all(
+        torch.equal(again.reader.encoder.state_dict()[name], value)
+        for name, value in weights.items()
+    )
+    assert not all(
+        torch.equal(other.reader.encoder.state_dict()[name], value)
+        for name, value in weights.items()
+    )
     assert [other.batches.chosen(0, 0)[0].tolist()] != [again.batches.chosen(0, 0)[0].tolist()]
 
 
 @pytest.mark.parametrize(("widths", "dims"), [((12,), [12, 12]), ((5, 7), [5, 7])])
-def test_a_dense_encoder_of_captions_has_the_widths_of_the_text_encoders(root, tmp_path, widths, dims):
+def test_a_dense_encoder_of_captions_has_the_widths_of_the_text_encoders(
+    root, tmp_path, widths, dims
+):
     output = "joint" if len(widths) == 2 else "L"
-    config = tiny_config(root, tmp_path, encoder__model="BrainEncoder", backbone__text_output=output)
+    config = tiny_config(
+        root, tmp_path, encoder__model="BrainEncoder", backbone__text_output=output
+    )
     text = reader_setup.build_reader(config, {3: 9}, (1, WIDTH), widths).config.encoder_config
-    assert text["text_emb_dims"] == dims and text["text_output"] == output and text["subjects"] == {"3": 9}
+    assert (
+        text["text_emb_dims"] == dims
+        and text["text_output"] == output
+        and text["subjects"] == {"3": 9}
+    )
     assert (text["clip_seq_dim"], text["clip_emb_dim"]) == (1, WIDTH)
     image = reader_setup.build_reader(config, {3: 9}, (1, WIDTH)).config.encoder_config
     assert image.get("fusion", "none") == "none" and not image.get("train_pool")
 
 
 @pytest.mark.parametrize("trained_part", ["routers", "subject", "all"])
-def test_a_run_starts_from_the_weights_of_another_and_trains_what_is_asked_for(root, tmp_path, trained_part):
+def test_a_run_starts_from_the_weights_of_another_and_trains_what_is_asked_for(
+    root, tmp_path, trained_part
+):
     first = reader_setup.setup(tiny_config(root, tmp_path / "first"), "image").reader
     first.save_pretrained(tmp_path / "first" / "image" / READER)
     for name, text in (("config.yaml", "a: 1"), ("finished", "{}")):
         (tmp_path / "first" / "image" / name).write_text(text)
-    more = {"optim__start_from": str(tmp_path / "first"), "optim__trained": trained_part, "run__seed": "5"}
-    reader = reader_setup.setup(tiny_config(root, tmp_path / "second", data__subjects="2", **more), "image").reader
+    more = {
+        "optim__start_from": str(tmp_path / "first"),
+        "optim__trained": trained_part,
+        "run__seed": "5",
+    }
+    reader = reader_setup.setup(
+        tiny_config(root, tmp_path / "second", data__subjects="2", **more), "image"
+    ).reader
     own, taken = reader.state_dict(), first.state_dict()
     shared = own.keys() & taken.keys()
-    assert all(torch.equal(own[name], taken[name]) for name in shared) and {"mean_TD", "spread"} <= shared
+    assert (
+        all(torch.equal(own[name], taken[name]) for name in shared)
+        and {"mean_TD", "spread"} <= shared
+    )
     free = {name for name, parameter in reader.named_parameters() if parameter.requires_grad}
     subject = {name for name in own if "subject_layer" in name}
     routers = {name for name in own if "affinity" in name}
     assert subject == own.keys() - taken.keys() and routers
-    assert free == {"subject": subject, "routers": subject | routers}.get(trained_part, {n for n, _ in reader.named_parameters()})
+    assert free == {"subject": subject, "routers": subject | routers}.get(
+        trained_part, {n for n, _ in reader.named_parameters()}
+    )
 
 
 def test_two_processes_get_different_trials_of_the_same_step(root, tmp_path):
     config = tiny_config(root, tmp_path)
-    first, second = (reader_setup.setup(config, "image", rank, 2).batches.chosen(0, 0)[0] for rank in range(2))
+    first, second = (
+        reader_setup.setup(config, "image", rank, 2).batches.chosen(0, 0)[0] for rank in range(2)
+    )
     assert len(first) == len(second) and not set(first) & set(second)
 
 
-# --- updates --------------------------------------------------------------------------------------------------------
+# --- updates --------------------------------------------------------------------------------------
 
 
-def test_the_learning_rate_rises_for_two_epochs_and_falls_to_a_thousandth_of_its_start(monkeypatch, root, tmp_path):
+def test_the_learning_rate_rises_for_two_epochs_and_falls_to_a_thousandth_of_its_start(
+    monkeypatch, root, tmp_path
+):
     config = tiny_config(root, tmp_path, optim__max_lr="0.002", optim__num_epochs="8")
     rates = trained(monkeypatch, config).rates
     top = int(np.argmax(rates))
     assert rates[0] == pytest.approx(0.002 / 25) and rates[top] == pytest.approx(0.002, rel=0.1)
     assert len(rates) // 8 <= top <= 2 * len(rates) // 8 + 1
-    assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(
+        rates[top:], reverse=True
+    )
     assert rates[-1] < rates[0] / 10
 
 
 @pytest.mark.parametrize("together", ["1", "2"])
-def test_gradients_are_averaged_over_the_steps_of_an_update_and_clipped(monkeypatch, root, tmp_path, together):
+def test_gradients_are_averaged_over_the_steps_of_an_update_and_clipped(
+    monkeypatch, root, tmp_path, together
+):
     """A term whose gradient is known by hand stands in for the objective."""
-    free = tiny_config(root, tmp_path / "free", optim__gradient_accumulation_steps=together, optim__max_grad_norm="1e9")
+    free = tiny_config(
+        root,
+        tmp_path / "free",
+        optim__gradient_accumulation_steps=together,
+        optim__max_grad_norm="1e9",
+    )
     values = iter(range(1, 1000))
 
     def step(reader: BrainReader, *_: Any) -> StepLosses:
@@ -417,49 +579,86 @@ def test_gradients_are_averaged_over_the_steps_of_an_update_and_clipped(monkeypa
     count = next(values) - 1
     numbers = np.arange(1, count + 1).reshape(3, -1)  # epochs x steps
     size = int(together)
-    groups = [epoch[first : first + size].mean() for epoch in numbers for first in range(0, len(epoch), size)]
+    groups = [
+        epoch[first : first + size].mean()
+        for epoch in numbers
+        for first in range(0, len(epoch), size)
+    ]
     assert seen.gradients == pytest.approx(groups, rel=1e-4)
     assert len(seen.rates) == len(groups) and (size == 1 or len(groups) < count)
-    clipped = tiny_config(root, tmp_path / "clipped", optim__gradient_accumulation_steps=together, optim__max_grad_norm="0.5")
+    clipped = tiny_config(
+        root,
+        tmp_path / "clipped",
+        optim__gradient_accumulation_steps=together,
+        optim__max_grad_norm="0.5",
+    )
     assert trained(monkeypatch, clipped).gradients == pytest.approx([0.5] * len(groups), rel=1e-3)
 
 
-def test_weight_decay_is_of_linear_maps_alone_and_everything_trained_is_in_the_optimizer(root, tmp_path):
+def test_weight_decay_is_of_linear_maps_alone_and_everything_trained_is_in_the_optimizer(
+    root, tmp_path
+):
     config = tiny_config(root, tmp_path, optim__weight_decay="0.25", optim__max_lr="0.125")
     reader = reader_setup.setup(config, "image").reader
     decayed, plain = stage.optimizer_of(reader, config).param_groups
-    assert decayed["weight_decay"] == 0.25 and plain["weight_decay"] == 0 and decayed["lr"] == plain["lr"] == 0.125
+    assert (
+        decayed["weight_decay"] == 0.25
+        and plain["weight_decay"] == 0
+        and decayed["lr"] == plain["lr"] == 0.125
+    )
     names = {id(parameter): name for name, parameter in reader.named_parameters()}
     in_decayed, in_plain = ({names[id(p)] for p in group["params"]} for group in (decayed, plain))
-    assert in_decayed | in_plain == {name for name, p in reader.named_parameters() if p.requires_grad} and not in_decayed & in_plain
-    assert all(name.endswith("weight") for name in in_decayed) and {name for name in names.values() if name.endswith("bias")} <= in_plain
+    assert (
+        in_decayed | in_plain == {name for name, p in reader.named_parameters() if p.requires_grad}
+        and not in_decayed & in_plain
+    )
+    assert (
+        all(name.endswith("weight") for name in in_decayed)
+        and {name for name in names.values() if name.endswith("bias")} <= in_plain
+    )
     assert {name for name in names.values() if "affinity" in name} <= in_plain
 
 
-def test_everything_that_is_trained_moves_routers_too_and_subjects_that_are_not_shown_do_not(monkeypatch, root, tmp_path):
+def test_everything_that_is_trained_moves_routers_too_and_subjects_that_are_not_shown_do_not(
+    monkeypatch, root, tmp_path
+):
     config = tiny_config(root, tmp_path, data__subjects="1,2", optim__max_lr="0.01")
     start = reader_setup.setup(config, "image").reader
-    before = {name: parameter.detach().clone() for name, parameter in start.named_parameters() if parameter.requires_grad}
+    before = {
+        name: parameter.detach().clone()
+        for name, parameter in start.named_parameters()
+        if parameter.requires_grad
+    }
     seen = trained(monkeypatch, config)
     after = seen.states[-1]
     still = [name for name, value in before.items() if torch.equal(after[name], value)]
     assert still == []
     assert sum("affinity" in name for name in before) >= 2
-    adapted = tiny_config(root, tmp_path / "new", data__subjects="1", optim__start_from=str(tmp_path), optim__trained="subject")
+    adapted = tiny_config(
+        root,
+        tmp_path / "new",
+        data__subjects="1",
+        optim__start_from=str(tmp_path),
+        optim__trained="subject",
+    )
     left = trained(monkeypatch, adapted)
     kept = load_file(next((tmp_path / "image" / READER).glob("*.safetensors")))
     moved = {name for name, value in left.states[-1].items() if not torch.equal(value, kept[name])}
     assert moved and all("subject_layer" in name for name in moved)
 
 
-# --- which weights are kept -----------------------------------------------------------------------------------------
+# --- which weights are kept -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("cosines", "best"), [([0.1, 0.5, 0.3], 1), ([-0.3, -0.4, -0.2], 2), ([0.6, 0.5, 0.6], 0)])
+@pytest.mark.parametrize(
+    ("cosines", "best"), [([0.1, 0.5, 0.3], 1), ([-0.3, -0.4, -0.2], 2), ([0.6, 0.5, 0.6], 0)]
+)
 def test_the_reader_of_the_best_validation_is_kept(monkeypatch, root, tmp_path, cosines, best):
     seen = trained(monkeypatch, tiny_config(root, tmp_path), cosines=cosines)
     kept = BrainReader.from_pretrained(seen.folder / READER).state_dict()
-    assert [all(torch.equal(state[name], kept[name]) for name in kept) for state in seen.states] == [n == best for n in range(3)]
+    assert [
+        all(torch.equal(state[name], kept[name]) for name in kept) for state in seen.states
+    ] == [n == best for n in range(3)]
 
 
 def test_what_is_logged_is_the_mean_of_every_term_over_the_epoch(monkeypatch, root, tmp_path):
@@ -470,11 +669,19 @@ def test_what_is_logged_is_the_mean_of_every_term_over_the_epoch(monkeypatch, ro
         return StepLosses.of({"clip": 0 * weight.sum() + next(terms)})
 
     monkeypatch.setattr(stage, "step", step)
-    seen = trained(monkeypatch, tiny_config(root, tmp_path, optim__num_epochs="2"), cosines=[0.25, 0.125])
-    records = [json.loads(line) for line in (seen.folder / "metrics.jsonl").read_text().splitlines()]
+    seen = trained(
+        monkeypatch, tiny_config(root, tmp_path, optim__num_epochs="2"), cosines=[0.25, 0.125]
+    )
+    records = [
+        json.loads(line) for line in (seen.folder / "metrics.jsonl").read_text().splitlines()
+    ]
     count = (next(terms) - 1) // 2
-    assert [record["train/clip"] for record in records] == pytest.approx([(count + 1) / 2, count + (count + 1) / 2])
-    assert [record["epoch"] for record in records] == [1, 2] and [record["step"] for record in records] == [count, 2 * count]
+    assert [record["train/clip"] for record in records] == pytest.approx(
+        [(count + 1) / 2, count + (count + 1) / 2]
+    )
+    assert [record["epoch"] for record in records] == [1, 2] and [
+        record["step"] for record in records
+    ] == [count, 2 * count]
     assert [record["validation/cosine"] for record in records] == [0.25, 0.125]
     assert json.loads((seen.folder / "finished").read_text())["best_validation_cosine"] == 0.25
 
@@ -485,7 +692,9 @@ def test_it_is_looked_at_as_often_as_asked_and_at_the_end(monkeypatch, root, tmp
     assert len(seen.states) == 3
 
 
-def test_a_validation_averages_presentations_and_scores_the_embedding_after_the_prior(root, tmp_path):
+def test_a_validation_averages_presentations_and_scores_the_embedding_after_the_prior(
+    root, tmp_path
+):
     config = tiny_config(root, tmp_path, data__subjects="1,2")
     parts = reader_setup.setup(config, "image")
     reader = LinearReader({1: 41, 2: 42})
@@ -500,13 +709,24 @@ def test_a_validation_averages_presentations_and_scores_the_embedding_after_the_
             backbone.append(out.backbone_BTD.mean(0))
             clip.append(out.clip_BTD.mean(0))
             truth.append(parts.targets_ND[parts.row_of_image[image]])
-    decoded, true = reader.prior.predict(torch.stack(backbone)).flatten(1), torch.stack(truth).flatten(1)
-    assert found["validation/cosine"] == pytest.approx(cosine_similarity(decoded, true).mean().item(), abs=1e-4)
+    decoded, true = (
+        reader.prior.predict(torch.stack(backbone)).flatten(1),
+        torch.stack(truth).flatten(1),
+    )
+    assert found["validation/cosine"] == pytest.approx(
+        cosine_similarity(decoded, true).mean().item(), abs=1e-4
+    )
     near = cosine_similarity(torch.stack(clip).flatten(1)[:, None], true[None], dim=-1).argmax(1)
-    assert found["validation/retrieval"] == pytest.approx((near == torch.arange(len(true))).float().mean().item(), abs=1e-4)
+    assert found["validation/retrieval"] == pytest.approx(
+        (near == torch.arange(len(true))).float().mean().item(), abs=1e-4
+    )
     (trials, betas), _ = parts.held_out
-    one = Trials(trials.table[trials.table["image"] == trials.table["image"].iloc[0]], trials.subject)
-    alone = stage.validate(reader, parts._replace(held_out=[(one, betas)]))  # published accuracies fail with fewer candidates than k
+    one = Trials(
+        trials.table[trials.table["image"] == trials.table["image"].iloc[0]], trials.subject
+    )
+    alone = stage.validate(
+        reader, parts._replace(held_out=[(one, betas)])
+    )  # published accuracies fail with fewer candidates than k
     assert alone["validation/retrieval"] == 1
     reader.prior = None
     bare = cosine_similarity(torch.stack(backbone).flatten(1), true).mean().item()
@@ -523,12 +743,17 @@ def row_numbers(parts: Any) -> np.ndarray:
     return rows
 
 
-# --- that it learns -------------------------------------------------------------------------------------------------
+# --- that it learns -------------------------------------------------------------------------------
 
 
 def test_a_few_trials_are_learnt_by_heart(root, tmp_path):
     """Going down the objective brings every output to its target."""
-    more = {"loss_image__mse_scale": "5", "loss_image__level_scale": "5", "optim__max_lr": "0.02", "optim__batch_size": "4"}
+    more = {
+        "loss_image__mse_scale": "5",
+        "loss_image__level_scale": "5",
+        "optim__max_lr": "0.02",
+        "optim__batch_size": "4",
+    }
     config = tiny_config(root, tmp_path, encoder__hidden_dim="32", **more)
     parts = reader_setup.setup(config, "image")
     reader, batch = parts.reader, parts.batches.batch(0, 0)
@@ -538,7 +763,12 @@ def test_a_few_trials_are_learnt_by_heart(root, tmp_path):
     def likeness() -> np.ndarray:
         out = reader.eval()(batch[0].voxels_BV, 1)
         levels = out.level_backbone_BLTD.flatten(2).unbind(1)
-        decoded = [out.backbone_BTD.flatten(1), reader.prior.predict(out.backbone_BTD).flatten(1), out.clip_BTD.flatten(1), *levels]
+        decoded = [
+            out.backbone_BTD.flatten(1),
+            reader.prior.predict(out.backbone_BTD).flatten(1),
+            out.clip_BTD.flatten(1),
+            *levels,
+        ]
         reader.train()
         return np.array([cosine_similarity(each, truth).mean().item() for each in decoded])
 
@@ -552,7 +782,7 @@ def test_a_few_trials_are_learnt_by_heart(root, tmp_path):
     assert (likeness() > before + 0.2).all()
 
 
-# --- reading the test images ----------------------------------------------------------------------------------------
+# --- reading the test images ----------------------------------------------------------------------
 
 
 def test_test_images_are_read_by_id_their_presentations_averaged(root, tmp_path):
@@ -565,31 +795,58 @@ def test_test_images_are_read_by_id_their_presentations_averaged(root, tmp_path)
     assert found.image_N.tolist() == [0, 1, 2, 3]
     with torch.no_grad():
         for row, image in enumerate(found.image_N):
-            out = reader(torch.from_numpy(betas.rows(trials["trial"][trials["image"] == image].to_numpy())), 2)
-            decoded = reader.in_clip_units(reader.prior.predict(out.backbone_BTD.mean(0, keepdim=True)))
-            torch.testing.assert_close(found.embedding_ND[row], decoded.flatten(), rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(found.clip_ND[row], out.clip_BTD.mean(0).flatten(), rtol=1e-4, atol=1e-4)
-    one, two = (stage_reading.read_test_images(config, "image", reader, random=True) for _ in range(2))
-    assert torch.equal(one.embedding_ND, two.embedding_ND) and not torch.allclose(one.embedding_ND, found.embedding_ND)
+            out = reader(
+                torch.from_numpy(betas.rows(trials["trial"][trials["image"] == image].to_numpy())),
+                2,
+            )
+            decoded = reader.in_clip_units(
+                reader.prior.predict(out.backbone_BTD.mean(0, keepdim=True))
+            )
+            torch.testing.assert_close(
+                found.embedding_ND[row], decoded.flatten(), rtol=1e-4, atol=1e-4
+            )
+            torch.testing.assert_close(
+                found.clip_ND[row], out.clip_BTD.mean(0).flatten(), rtol=1e-4, atol=1e-4
+            )
+    one, two = (
+        stage_reading.read_test_images(config, "image", reader, random=True) for _ in range(2)
+    )
+    assert torch.equal(one.embedding_ND, two.embedding_ND) and not torch.allclose(
+        one.embedding_ND, found.embedding_ND
+    )
     assert not torch.allclose(one.embedding_ND[0], one.embedding_ND[1])
 
 
 def test_what_was_read_is_scored_against_its_own_images(monkeypatch, root, tmp_path):
-    """The true embeddings score 1; of two exchanged images neither is found, and the cosine is of CLIP's own units."""
-    monkeypatch.setattr(decoding, "FEWEST_CANDIDATES", 2)  # the tiny data folder has four test images
+    """The true embeddings score 1; of two exchanged images neither is found, and the cosine is of
+    CLIP's own units.
+    """
+    monkeypatch.setattr(
+        decoding, "FEWEST_CANDIDATES", 2
+    )  # the tiny data folder has four test images
     config = tiny_config(root, tmp_path)
     reader = reader_setup.setup(config, "image").reader
     ids = np.array([2, 0, 3, 1])
     true = table("image")[ids].flatten(1)
     standard = reader.standardised(table("image")[ids]).flatten(1)
-    perfect = stage_reading.score_reading(config, "image", reader, stage_reading.Read(true, standard, ids)).values
-    assert {name: value.mean() for name, value in perfect.items()} == pytest.approx(dict.fromkeys(perfect, 1.0))
+    perfect = stage_reading.score_reading(
+        config, "image", reader, stage_reading.Read(true, standard, ids)
+    ).values
+    assert {name: value.mean() for name, value in perfect.items()} == pytest.approx(
+        dict.fromkeys(perfect, 1.0)
+    )
     swapped = [1, 0, 2, 3]
     exchanged = stage_reading.Read(true[swapped], standard[swapped], ids)
     found = stage_reading.score_reading(config, "image", reader, exchanged).values
-    assert found["retrieval_brain_to_image"].mean() == found["retrieval_image_to_brain"].mean() == 0.5
+    assert (
+        found["retrieval_brain_to_image"].mean() == found["retrieval_image_to_brain"].mean() == 0.5
+    )
     cosine = cosine_similarity(true[swapped].double(), true.double())
     assert sorted(found["clip_cos"]) == pytest.approx(sorted(cosine.tolist()), abs=1e-5)
     assert found["two_way_clip"].mean() < 1
     chance = stage_reading.score_reading(config, "image", reader, exchanged).chance
-    assert chance == {"two_way_clip": 0.5, "retrieval_brain_to_image": 0.25, "retrieval_image_to_brain": 0.25}
+    assert chance == {
+        "two_way_clip": 0.5,
+        "retrieval_brain_to_image": 0.25,
+        "retrieval_image_to_brain": 0.25,
+    }

@@ -1,4 +1,6 @@
-"""Fine-tuning at the smallest size: a fake backbone, encoders of 16 units, and latents from a table in place of the VAE's."""
+"""Fine-tuning at the smallest size: a fake backbone, encoders of 16 units, and latents from a table
+in place of the VAE's.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,18 @@ def text_encoder() -> CLIPTextEncoderDual:
 
 def table(modality: str) -> Tensor:
     """Embeddings in place of CLIP's."""
-    return 1 + 2 * torch.randn(IMAGES, 1, WIDTH, generator=torch.Generator().manual_seed(len(modality)))
+    return 1 + 2 * torch.randn(
+        IMAGES, 1, WIDTH, generator=torch.Generator().manual_seed(len(modality))
+    )
 
 
 def latents() -> np.ndarray:
     """In place of the VAE's."""
-    return torch.randn(IMAGES, 4, 8, 8, generator=torch.Generator().manual_seed(9)).numpy().astype(np.float16)
+    return (
+        torch.randn(IMAGES, 4, 8, 8, generator=torch.Generator().manual_seed(9))
+        .numpy()
+        .astype(np.float16)
+    )
 
 
 class _Stimuli:
@@ -76,10 +84,23 @@ class TableTargets:
 
 
 def tiny_reader(modality: str, prior: bool = True, prior_use: str = "predict") -> BrainReader:
-    """An encoder of two and four experts for both subjects, with random weights; image and text are of different ones."""
+    """An encoder of two and four experts for both subjects, with random weights; image and text are
+    of different ones.
+    """
     torch.manual_seed(len(modality))
-    encoder = {"subjects": VOXELS, "clip_seq_dim": 1, "clip_emb_dim": WIDTH, "hidden_dim": 16, "n_blocks": 1, "exp_factor_list": [2]}
-    priors = {"dim": WIDTH, "num_tokens": 1, "depth": 1, "dim_head": 16, "timesteps": 10} if prior else None
+    encoder = {
+        "subjects": VOXELS,
+        "clip_seq_dim": 1,
+        "clip_emb_dim": WIDTH,
+        "hidden_dim": 16,
+        "n_blocks": 1,
+        "exp_factor_list": [2],
+    }
+    priors = (
+        {"dim": WIDTH, "num_tokens": 1, "depth": 1, "dim_head": 16, "timesteps": 10}
+        if prior
+        else None
+    )
     reader = BrainReader("BrainMoEMulti", encoder, priors, prior_use, sample_steps=2)  # type: ignore[arg-type]
     reader.set_scale(TargetScale(table(modality).mean(0), 2.0))
     return reader.eval().requires_grad_(False)
@@ -91,11 +112,22 @@ def tiny_tuning(monkeypatch: Any, root: Path, folder: Path, **more: str) -> Conf
     if not backbone.exists():
         write_fake_backbone(backbone)
     fixed = {"backbone__path": str(backbone), "lora__rank": "2", "router__time_hidden_dim": "16"}
-    fixed |= {f"finetune__{name}": "0" for name in ("lr_warmup_steps", "drop_image", "drop_text", "drop_both")}
-    fixed |= {"finetune__train_batch_size": "3", "finetune__gradient_accumulation_steps": "1", "finetune__max_train_steps": "3"}
+    fixed |= {
+        f"finetune__{name}": "0"
+        for name in ("lr_warmup_steps", "drop_image", "drop_text", "drop_both")
+    }
+    fixed |= {
+        "finetune__train_batch_size": "3",
+        "finetune__gradient_accumulation_steps": "1",
+        "finetune__max_train_steps": "3",
+    }
     fixed |= {"finetune__validation_steps": "1", "finetune__validation_images": "3"}
     monkeypatch.setattr(finetune, "Targets", TableTargets)
-    monkeypatch.setattr(finetune, "load_readers", lambda config: {name: tiny_reader(name) for name in ("image", "text")})
+    monkeypatch.setattr(
+        finetune,
+        "load_readers",
+        lambda config: {name: tiny_reader(name) for name in ("image", "text")},
+    )
     monkeypatch.setattr(finetune, "load_backbone", lambda *_, **__: fake_backbone())
     monkeypatch.setattr(listening_data, "fingerprint_of_files", lambda folder: str(folder))
     return tiny_config(root, folder, **fixed | more)

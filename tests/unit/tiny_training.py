@@ -1,4 +1,6 @@
-"""Stage 1 at the smallest size: a data folder of random numbers, embeddings from a table in place of CLIP, an encoder of 16 units."""
+"""Stage 1 at the smallest size: a data folder of random numbers, embeddings from a table in place
+of CLIP, an encoder of 16 units.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,18 @@ from braingen.encoders.prior.diffusion_prior import PriorLoss
 from braingen.types import ExpertEmbeddings
 
 WIDTH, IMAGES = 12, 24
-"""Width of an embedding, and pictures of the data folder: 0-3 are of the test set, 4-13 subject 1's, 14-23 subject 2's."""
+"""Width of an embedding, and pictures of the data folder: 0-3 are of the test set, 4-13 subject
+1's, 14-23 subject 2's.
+"""
 
 
 def table(modality: str) -> Tensor:
-    """The embeddings that stand in for CLIP's: far from zero and of a spread other than one, so that standardising shows."""
-    return 3 + 2 * torch.randn(IMAGES, 1, WIDTH, generator=torch.Generator().manual_seed(len(modality)))
+    """The embeddings that stand in for CLIP's: far from zero and of a spread other than one, so
+    that standardising shows.
+    """
+    return 3 + 2 * torch.randn(
+        IMAGES, 1, WIDTH, generator=torch.Generator().manual_seed(len(modality))
+    )
 
 
 class TableTargets:
@@ -50,16 +58,39 @@ class _Stimuli:
 
 
 def tiny_config(root: Path, folder: Path, **more: str) -> Config:
-    """Settings of a run that takes about a second; `more`: settings with _ for the dot, section first (optim__batch_size)."""
+    """Settings of a run that takes about a second; `more`: settings with _ for the dot, section
+    first (optim__batch_size).
+    """
     if not root.exists():
         write_fake_nsd(root)
-    fixed = {"data.root": str(root), "run.folder": str(folder), "run.device": "cpu", "run.tracker": "none", "data.holdout_share": "0.3"}
-    fixed |= {"encoder.hidden_dim": "16", "encoder.n_blocks": "1", "encoder.exp_factor_list": "2", "encoder.dropout": "0"}
-    fixed |= {"prior.depth": "1", "prior.dim_head": "6", "prior.timesteps": "10", "optim.num_epochs": "3", "optim.batch_size": "8"}
+    fixed = {
+        "data.root": str(root),
+        "run.folder": str(folder),
+        "run.device": "cpu",
+        "run.tracker": "none",
+        "data.holdout_share": "0.3",
+    }
+    fixed |= {
+        "encoder.hidden_dim": "16",
+        "encoder.n_blocks": "1",
+        "encoder.exp_factor_list": "2",
+        "encoder.dropout": "0",
+    }
+    fixed |= {
+        "prior.depth": "1",
+        "prior.dim_head": "6",
+        "prior.timesteps": "10",
+        "optim.num_epochs": "3",
+        "optim.batch_size": "8",
+    }
     fixed |= {"scores.bootstrap": "20", "scores.retrieval_draws": "2"}
     wanted = fixed | {name.replace("__", "."): value for name, value in more.items()}
     if wanted.get("prior.use_prior") == "false":
-        wanted = {name: value for name, value in wanted.items() if not name.startswith("prior.") or name == "prior.use_prior"}
+        wanted = {
+            name: value
+            for name, value in wanted.items()
+            if not name.startswith("prior.") or name == "prior.use_prior"
+        }
     if wanted.get("encoder.model") == "BrainEncoder":
         wanted.pop("encoder.exp_factor_list")
     if wanted.get("scores.all_recons_path"):
@@ -77,7 +108,9 @@ class RecordingPrior(nn.Module):
         self.map = nn.Linear(width, width)
         self.given: list[tuple[Tensor, Tensor, torch.Generator]] = []
 
-    def forward(self, backbone_BTD: Tensor, aim_BTD: Tensor, generator: torch.Generator) -> PriorLoss:
+    def forward(
+        self, backbone_BTD: Tensor, aim_BTD: Tensor, generator: torch.Generator
+    ) -> PriorLoss:
         self.given.append((backbone_BTD, aim_BTD, generator))
         prediction_BTD = self.predict(backbone_BTD)
         return PriorLoss((prediction_BTD - aim_BTD).abs().mean(), prediction_BTD)
@@ -87,12 +120,18 @@ class RecordingPrior(nn.Module):
 
 
 class LinearReader(nn.Module):
-    """A reader of linear maps whose outputs are all different, so that one taken for another shows."""
+    """A reader of linear maps whose outputs are all different, so that one taken for
+    another shows.
+    """
 
-    def __init__(self, voxels: dict[int, int], width: int = WIDTH, levels: int = 2, prior: bool = True) -> None:
+    def __init__(
+        self, voxels: dict[int, int], width: int = WIDTH, levels: int = 2, prior: bool = True
+    ) -> None:
         super().__init__()
         torch.manual_seed(5)
-        self.subject = nn.ModuleDict({str(subject): nn.Linear(count, width) for subject, count in voxels.items()})
+        self.subject = nn.ModuleDict(
+            {str(subject): nn.Linear(count, width) for subject, count in voxels.items()}
+        )
         self.clip = nn.Linear(width, width)
         self.levels = nn.ModuleList(nn.Linear(width, width) for _ in range(levels))
         self.prior = RecordingPrior(width) if prior else None
@@ -100,14 +139,18 @@ class LinearReader(nn.Module):
         self.modes: list[bool] = []
         self.seen: list[tuple[Tensor, int]] = []
 
-    def forward(self, voxels_BV: Tensor, subject: int, return_experts: bool = False) -> ExpertEmbeddings:
+    def forward(
+        self, voxels_BV: Tensor, subject: int, return_experts: bool = False
+    ) -> ExpertEmbeddings:
         self.modes.append(self.training)
         self.seen.append((voxels_BV, subject))
         backbone_BTD = self.subject[str(subject)](voxels_BV)[:, None]
         levels_BLTD = torch.stack([level(backbone_BTD) for level in self.levels], dim=1)
         balance = backbone_BTD.square().mean() * (1 + subject)
         clip_BTD = self.clip(backbone_BTD)
-        return ExpertEmbeddings(backbone_BTD, clip_BTD, levels_BLTD, levels_BLTD, (), (), (), balance)
+        return ExpertEmbeddings(
+            backbone_BTD, clip_BTD, levels_BLTD, levels_BLTD, (), (), (), balance
+        )
 
 
 def spy(monkeypatch: Any, module: Any, name: str, before: Any) -> None:

@@ -11,10 +11,16 @@ OUTLINE = ("...", "\u2026")
 
 
 def told_commands(file: Path) -> list[str]:
-    """Whole commands: lines that begin with one (in code blocks, comments and recipes), and those in backquotes."""
+    """Whole commands: lines that begin with one (in code blocks, comments and recipes), and those
+    in backquotes.
+    """
     text = file.read_text(encoding="utf-8")
-    lines = re.findall(r"^(?:\$ |# +|\t\$\(RUN\)/| {4})?(braingen [a-z][^\n]*)$", text, flags=re.MULTILINE)
+    lines = re.findall(
+        r"^(?:\$ |# +|\t\$\(RUN\)/| {4})?(braingen [a-z][^\n]*)$", text, flags=re.MULTILINE
+    )
     commands = [re.split(r"\s{2,}[(#]|\s#", line)[0].strip() for line in lines]
     if file.parent != ROOT / "docs":  # docs quote messages too
-        commands += [found.replace("\n", " ") for found in re.findall(r"`(braingen [a-z][^`]*)`", text)]
+        commands += [
+            found.replace("\n", " ") for found in re.findall(r"`(braingen [a-z][^`]*)`", text)
+        ]
     return [command for command in commands if not any(mark in command for mark in OUTLINE)]

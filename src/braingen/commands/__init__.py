@@ -11,7 +11,9 @@ from braingen.commands.base import GROUPS, Command
 
 @lru_cache
 def all_commands() -> dict[str, Command]:
-    """Every command by its name, in the order of the help: each module of this package that has a ``COMMAND``."""
+    """Every command by its name, in the order of the help: each module of this package that has a
+    ``COMMAND``.
+    """
     modules = [
         import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)
     ]

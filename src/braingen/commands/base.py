@@ -24,7 +24,9 @@ class Command(NamedTuple):
     name: str
     summary: str
     run: Callable[..., Path | None]
-    """Takes the configuration, and the choice where there are choices. It imports what it needs itself, so that help is quick."""
+    """Takes the configuration, and the choice where there are choices. It imports what it needs
+    itself, so that help is quick.
+    """
     group: str
     """Heading under which the help lists it."""
     place: int
@@ -38,4 +40,6 @@ class Command(NamedTuple):
     words: str = ""
     """The setting that words after the command's name go into, where it takes any."""
     config: str = ""
-    """The configuration that ships with the package and is taken without --config; none: the defaults."""
+    """The configuration that ships with the package and is taken without --config; none: the
+    defaults.
+    """

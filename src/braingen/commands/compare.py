@@ -9,7 +9,9 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """Evaluated runs beside each other: differences with intervals and tests, subjects and seeds summarised."""
+    """Evaluated runs beside each other: differences with intervals and tests, subjects and seeds
+    summarised.
+    """
     from braingen.evaluation.compare import compare_runs
 
     return compare_runs(config)
@@ -17,7 +19,10 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="compare",
-    summary="evaluated runs beside each other: differences with intervals and tests, subjects and seeds summarised",
+    summary=(
+        "evaluated runs beside each other: differences with intervals and tests, subjects and seeds"
+        " summarised"
+    ),
     run=run,
     group="evaluation",
     place=1,

@@ -57,7 +57,8 @@ def help_of(command: Command) -> str:
     if name in ("evaluate", "compare"):
         lines += ["scores", *(_score_line(key, each) for key, each in METRICS.items()), ""]
     lines.append(
-        "Settings can also be written section.name=value. Lists: 2,2,2. Switches: --use_prior, --no-use_prior."
+        "Settings can also be written section.name=value. Lists: 2,2,2. Switches: --use_prior,"
+        " --no-use_prior."
     )
     return "\n".join(lines)
 
@@ -76,7 +77,9 @@ def show(text: str) -> None:
 
 
 def shortest_name(section: str, field: str, own: str) -> str:
-    """What has to be typed for a setting: the field's name, or with its section where that alone means another one, or several."""
+    """What has to be typed for a setting: the field's name, or with its section where that alone
+    means another one, or several.
+    """
     try:
         alone = _setting(field, (own,)) == f"{section}.{field}"
     except UserError:
@@ -95,7 +98,8 @@ def section_help(section: str, own: str = "") -> list[str]:
         meaning = " ".join((info.description or "").split())
         where = condition(section, field)
         lines.append(
-            f"  --{shortest_name(section, field, own)} {value} {allowed(section, field)}\n      {meaning}"
+            f"  --{shortest_name(section, field, own)} {value} {allowed(section, field)}\n     "
+            f" {meaning}"
         )
         lines += [f"      [{where}]"] if where else []
     return [*lines, ""]

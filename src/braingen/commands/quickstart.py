@@ -9,7 +9,9 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """Decode a dozen simulated test brains with the decoder that is installed with the package; seconds."""
+    """Decode a dozen simulated test brains with the decoder that is installed with the package;
+    seconds.
+    """
     from braingen.demo.quickstart import quickstart
 
     return quickstart(config)
@@ -17,7 +19,10 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="quickstart",
-    summary="decode a dozen simulated test brains with the decoder that is installed with the package; seconds",
+    summary=(
+        "decode a dozen simulated test brains with the decoder that is installed with the package;"
+        " seconds"
+    ),
     run=run,
     group="start",
     place=0,

@@ -1,7 +1,8 @@
 """The architecture of a published encoder, read off the names and shapes of its weights.
 
-MindEye2's checkpoints and MoRE-Brain's state dicts say nothing about settings, but shapes do: which encoder, its widths, blocks, experts
-and capacities, subjects by their voxel counts. Names are those of `published_keys.py`.
+MindEye2's checkpoints and MoRE-Brain's state dicts say nothing about settings, but shapes do: which
+encoder, its widths, blocks, experts and capacities, subjects by their voxel counts. Names are those
+of `published_keys.py`.
 """
 
 from __future__ import annotations
@@ -27,15 +28,21 @@ class EncoderSettings(NamedTuple):
 
 
 def encoder_settings(
-    state: State, subjects: Sequence[int] = (), subject_of: Callable[[int], int | None] = lambda voxels: None
+    state: State,
+    subjects: Sequence[int] = (),
+    subject_of: Callable[[int], int | None] = lambda voxels: None,
 ) -> EncoderSettings:
     """Find encoder class and arguments.
 
     Parameters
     ----------
-    state : published name -> weight, of the encoder alone
-    subjects : subject numbers of the subject layers, in order, for voxel counts that no subject is known by
-    subject_of : voxel count -> subject number, None for a count that is not known
+    state : State
+        Published name -> weight, of the encoder alone.
+    subjects : Sequence[int], optional
+        Subject numbers of the subject layers, in order, for voxel counts that no subject is known
+        by.
+    subject_of : Callable[[int], int | None], optional
+        Voxel count -> subject number, None for a count that is not known.
 
     Raises
     ------
@@ -51,9 +58,13 @@ def encoder_settings(
         shared["b_size"] = _size(state, "bottleneck.ln.weight", 0)
     units = shared.get("b_size", shared["hidden_dim"])
     if "router_0.router.weight" in state:
-        return EncoderSettings("BrainMoEMulti", shared | {"routing": "value"} | _multi(state, units))
+        return EncoderSettings(
+            "BrainMoEMulti", shared | {"routing": "value"} | _multi(state, units)
+        )
     if "expert_routers.0.router.weight" in state:
-        return EncoderSettings("BrainMoEHier", shared | {"routing": "value"} | _side_by_side(state, units))
+        return EncoderSettings(
+            "BrainMoEHier", shared | {"routing": "value"} | _side_by_side(state, units)
+        )
     if "expert_router.router.weight" in state:
         return EncoderSettings("BrainMoE", shared | {"routing": "value"} | _one_level(state, units))
     if any(key.startswith("backbone.bn_") for key in state):
@@ -61,12 +72,15 @@ def encoder_settings(
     if "backbone.backbone_linear.weight" in state:
         return EncoderSettings("BrainEncoder", shared | _image(state))
     raise UserError(
-        f"These {len(state)} weights are of no encoder known here (first: {', '.join(sorted(state)[:3])}): MindEye2's begin with ridge."
-        " and backbone., MoRE-Brain's with ridge. and router_0., expert_router. or expert_routers."
+        f"These {len(state)} weights are of no encoder known here (first:"
+        f" {', '.join(sorted(state)[:3])}): MindEye2's begin with ridge. and backbone.,"
+        " MoRE-Brain's with ridge. and router_0., expert_router. or expert_routers."
     )
 
 
-def subject_counts(state: State, subjects: Sequence[int], subject_of: Callable[[int], int | None]) -> dict[str, int]:
+def subject_counts(
+    state: State, subjects: Sequence[int], subject_of: Callable[[int], int | None]
+) -> dict[str, int]:
     """Subject number -> voxel count, in the order of the subject layers.
 
     Raises
@@ -74,23 +88,31 @@ def subject_counts(state: State, subjects: Sequence[int], subject_of: Callable[[
     UserError
         If there is no subject layer, or a voxel count names no subject and none are given.
     """
-    counts = [_size(state, f"ridge.linears.{place}.weight", 1) for place in range(_count(state, r"ridge\.linears\.(\d+)\.weight"))]
+    counts = [
+        _size(state, f"ridge.linears.{place}.weight", 1)
+        for place in range(_count(state, r"ridge\.linears\.(\d+)\.weight"))
+    ]
     if not counts:
-        raise UserError("There is no subject layer among these weights: expected ridge.linears.0.weight.")
+        raise UserError(
+            "There is no subject layer among these weights: expected ridge.linears.0.weight."
+        )
     known = [subject_of(count) for count in counts]
     found = [subject for subject in known if subject is not None]
     if len(found) == len(counts) == len(set(found)):
         return {str(subject): count for subject, count in zip(found, counts)}
     if len(subjects) != len(counts) or len(set(subjects)) != len(counts):
         raise UserError(
-            f"The subject layers read {', '.join(map(str, counts))} voxels, which does not tell whose they are: name the subjects in this"
-            f" order, for instance --subj {','.join(str(place + 1) for place in range(len(counts)))}."
+            f"The subject layers read {', '.join(map(str, counts))} voxels, which does not tell"
+            " whose they are: name the subjects in this order, for instance --subj"
+            f" {','.join(str(place + 1) for place in range(len(counts)))}."
         )
     return {str(subject): count for subject, count in zip(subjects, counts)}
 
 
 def capacity_of(width: int, units: int, experts: int) -> float:
-    """The capacity factor that gives an expert so many units (published rule: int(units // experts * capacity))."""
+    """The capacity factor that gives an expert so many units (published rule: int(units // experts
+    * capacity)).
+    """
     share = units // experts
     capacity = width / share if share else 0.0
     if int(share * capacity) < width:  # the division rounded down
@@ -100,7 +122,9 @@ def capacity_of(width: int, units: int, experts: int) -> float:
 
 def _size(state: State, key: str, axis: int) -> int:
     if key not in state:
-        raise UserError(f"{key} is not among these {len(state)} weights, so the architecture cannot be told.")
+        raise UserError(
+            f"{key} is not among these {len(state)} weights, so the architecture cannot be told."
+        )
     return state[key].shape[axis]
 
 
@@ -125,7 +149,10 @@ def _image(state: State) -> dict[str, Any]:
     head, width = _head(state, "backbone.clip_proj")
     tokens_inside = _size(state, "backbone.mixer_blocks2.0.0.weight", 0)
     if tokens_inside != 1:
-        raise UserError(f"This encoder mixes {tokens_inside} tokens inside its trunk; encoders here, and all published ones, have 1.")
+        raise UserError(
+            f"This encoder mixes {tokens_inside} tokens inside its trunk; encoders here, and all"
+            " published ones, have 1."
+        )
     return {
         "n_blocks": _blocks(state, "backbone."),
         "clip_emb_dim": width,
@@ -143,7 +170,9 @@ def _text(state: State) -> dict[str, Any]:
     some = names[0]
     blocks = _blocks(state, f"backbone.bn_{some}.")
     maps = _count(state, r"backbone\.fusion_linears\.(\d+)\.weight")
-    numbered = "early" if maps == blocks else "mid"  # a map after every block, or after those of the later half
+    numbered = (
+        "early" if maps == blocks else "mid"
+    )  # a map after every block, or after those of the later half
     return {
         "n_blocks": blocks,
         "clip_emb_dim": sum(widths.values()),
@@ -151,7 +180,9 @@ def _text(state: State) -> dict[str, Any]:
         "head": heads[some][0],
         "text_output": {"LG": "joint", "L": "L", "G": "bigG"}["".join(names)],
         "text_emb_dims": [widths.get("L", widths[some]), widths.get("G", widths[some])],
-        "fusion": "late" if "backbone.fusion_linears.weight" in state else numbered if maps else "none",
+        "fusion": (
+            "late" if "backbone.fusion_linears.weight" in state else numbered if maps else "none"
+        ),
         "train_pool": "backbone.pool_attn.weight" in state,
     }
 
@@ -163,7 +194,9 @@ def _multi(state: State, units: int) -> dict[str, Any]:
     for level in range(_count(state, r"router_list\.(\d+)\.0\.router\.weight")):
         factors.append(_size(state, f"router_list.{level}.0.router.weight", 0))
         widths.append(_size(state, f"expert_list.{level}.0.weight", 1))
-    capacities = [capacity_of(k, whole, factor) for k, whole, factor in zip(widths, [units, *widths], factors)]
+    capacities = [
+        capacity_of(k, whole, factor) for k, whole, factor in zip(widths, [units, *widths], factors)
+    ]
     return {
         "n_blocks": _blocks(state, "experts_0.0."),
         "clip_emb_dim": width,
@@ -190,7 +223,10 @@ def _whole_backbones(state: State, prefix: str) -> dict[str, Any]:
 def _one_level(state: State, units: int) -> dict[str, Any]:
     experts = _size(state, "expert_router.router.weight", 0)
     width = _size(state, "experts.0.mixer_blocks1.0.0.weight", 0)
-    return _whole_backbones(state, "experts.0.") | {"num_exp": experts, "capacity_factor": capacity_of(width, units, experts)}
+    return _whole_backbones(state, "experts.0.") | {
+        "num_exp": experts,
+        "capacity_factor": capacity_of(width, units, experts),
+    }
 
 
 def _side_by_side(state: State, units: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Published checkpoints as run folders: MindEye2's ``last.pth``, MoRE-Brain's encoders, priors, diffusion routers and LoRA.
+"""Published checkpoints as run folders: MindEye2's ``last.pth``, MoRE-Brain's encoders, priors,
+diffusion routers and LoRA.
 
-The architecture is read off names and shapes. Whatever the file holds is either loaded, or named: as missing, unexpected, of another
-shape, derived from the settings, or not read.
+The architecture is read off names and shapes. Whatever the file holds is either loaded, or named:
+as missing, unexpected, of another shape, derived from the settings, or not read.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Imported(NamedTuple):
     report: LoadReport
     """Of both, under published names."""
     derived: list[str]
-    """Entries that follow from the settings and are computed here (noise tables, rotary frequencies)."""
+    """Entries that follow from the settings and are computed here (noise tables, rotary
+    frequencies).
+    """
 
 
 def import_checkpoint(config: Config, what: str) -> Path:
@@ -68,17 +71,20 @@ def import_checkpoint(config: Config, what: str) -> Path:
 
     Parameters
     ----------
-    what : 'image' or 'text', an encoder with its prior; 'finetune', diffusion routers and LoRA
+    what : str
+        'image' or 'text', an encoder with its prior; 'finetune', diffusion routers and LoRA.
 
     Returns
     -------
-    the run folder, with ``import.json``
+    Path
+        The run folder, with ``import.json``.
     """
     return import_finetuning(config) if what == "finetune" else import_reader(config, what)
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """Entries of a ``.safetensors``, ``.pth``, ``.pt``, ``.ckpt`` or ``.bin`` file, without running anything in it.
+    """Entries of a ``.safetensors``, ``.pth``, ``.pt``, ``.ckpt`` or ``.bin`` file, without running
+    anything in it.
 
     Raises
     ------
@@ -86,20 +92,40 @@ def read_weights(path: Path) -> dict[str, Any]:
         If it is missing, no such file, or holds Python objects beside tensors and plain values.
     """
     keep = "{k: d[k] for k in ('model_state_dict', 'prior_state_dict') if k in d}"
-    entries = read_entries(path, "give the checkpoint's path, for instance --checkpoint train_logs/final_subj01/last.pth", keep)
+    entries = read_entries(
+        path,
+        "give the checkpoint's path, for instance --checkpoint train_logs/final_subj01/last.pth",
+        keep,
+    )
     if not isinstance(entries, Mapping) or not entries:
-        raise UserError(f"{path} holds a {type(entries).__name__}; expected names with tensors, or a dictionary with model_state_dict.")
+        raise UserError(
+            f"{path} holds a {type(entries).__name__}; expected names with tensors, or a dictionary"
+            " with model_state_dict."
+        )
     return dict(entries)
 
 
 def sorted_entries(entries: Mapping[str, Any]) -> Checkpoint:
-    """Find encoder and prior in a file: MindEye2 keeps both in model_state_dict, MoRE-Brain the prior in prior_state_dict."""
+    """Find encoder and prior in a file: MindEye2 keeps both in model_state_dict, MoRE-Brain the
+    prior in prior_state_dict.
+    """
     whole = "model_state_dict" in entries or "prior_state_dict" in entries
-    not_read = [key for key in entries if key not in ("model_state_dict", "prior_state_dict")] if whole else []
+    not_read = (
+        [key for key in entries if key not in ("model_state_dict", "prior_state_dict")]
+        if whole
+        else []
+    )
     encoder, prior = {}, {}
-    for source in (entries.get("model_state_dict", {}), entries.get("prior_state_dict", {})) if whole else (entries,):
+    for source in (
+        (entries.get("model_state_dict", {}), entries.get("prior_state_dict", {}))
+        if whole
+        else (entries,)
+    ):
         if not isinstance(source, Mapping):
-            raise UserError(f"The checkpoint's model_state_dict is a {type(source).__name__}; names with tensors were expected.")
+            raise UserError(
+                f"The checkpoint's model_state_dict is a {type(source).__name__}; names with"
+                " tensors were expected."
+            )
         for key, value in source.items():
             bare = WRAPPERS.sub("", str(key))
             if not isinstance(value, Tensor):
@@ -114,7 +140,8 @@ def sorted_entries(entries: Mapping[str, Any]) -> Checkpoint:
 def assemble(config: Config, checkpoint: Checkpoint, settings: EncoderSettings) -> Imported:
     """Build the reader that a checkpoint was made for, and load it.
 
-    Shapes are compared on the meta device first, so that nothing is allocated for a file that does not fit.
+    Shapes are compared on the meta device first, so that nothing is allocated for a file that does
+    not fit.
 
     Raises
     ------
@@ -122,7 +149,9 @@ def assemble(config: Config, checkpoint: Checkpoint, settings: EncoderSettings) 
         If weights are missing, unexpected or of another shape and ``published.partial`` is off.
     """
     if "routing" in settings.arguments:
-        settings.arguments["token_order"] = {"gpu": "gpu", "cpu": "native"}[config.published.trained_on]
+        settings.arguments["token_order"] = {"gpu": "gpu", "cpu": "native"}[
+            config.published.trained_on
+        ]
     prior = settings_of(checkpoint.prior) if checkpoint.prior else None
     arguments = {
         "encoder_class": settings.encoder_class,
@@ -138,11 +167,20 @@ def assemble(config: Config, checkpoint: Checkpoint, settings: EncoderSettings) 
     if not report.is_complete:
         _tell(report)
         if not config.published.partial:
-            kinds = {"missing": report.missing, "unexpected": report.unexpected, "of another shape": report.other_shape}
-            found = "; ".join(f"{len(names)} {kind} ({', '.join(names[:SHOWN])})" for kind, names in kinds.items() if names)
+            kinds = {
+                "missing": report.missing,
+                "unexpected": report.unexpected,
+                "of another shape": report.other_shape,
+            }
+            found = "; ".join(
+                f"{len(names)} {kind} ({', '.join(names[:SHOWN])})"
+                for kind, names in kinds.items()
+                if names
+            )
             raise UserError(
-                f"The checkpoint does not fit {settings.encoder_class} as its shapes describe it: {found}. All are listed above;"
-                " --partial imports what fits, and leaves the rest at its random initial values."
+                f"The checkpoint does not fit {settings.encoder_class} as its shapes describe it:"
+                f" {found}. All are listed above; --partial imports what fits, and leaves the rest"
+                " at its random initial values."
             )
         torch.manual_seed(config.run.seed)
         reader = BrainReader(**arguments)
@@ -168,7 +206,8 @@ def _load(reader: BrainReader, checkpoint: Checkpoint) -> tuple[LoadReport, list
                 parameters[name].copy_(found.state[name])
             else:
                 other_shape.append(
-                    f"prior {published_name(name)}: {tuple(found.state[name].shape)} instead of {tuple(parameters[name].shape)}"
+                    f"prior {published_name(name)}: {tuple(found.state[name].shape)} instead of"
+                    f" {tuple(parameters[name].shape)}"
                 )
     missing = [f"prior {published_name(name)}" for name in parameters.keys() - found.state.keys()]
     return (
@@ -188,19 +227,30 @@ def _tell(report: LoadReport) -> None:
 
 
 def import_reader(config: Config, modality: str) -> Path:
-    """An encoder, and its prior where the file holds one, as a finished run of ``braingen train``."""
+    """An encoder, and its prior where the file holds one, as a finished run of ``braingen
+    train``.
+    """
     path = config.published.checkpoint
     checkpoint = sorted_entries(read_weights(path))
     refuse_not_finite(checkpoint.encoder | checkpoint.prior, path)
     settings = encoder_settings(checkpoint.encoder, config.data.subjects, subject_of_width)
     imported = assemble(config, checkpoint, settings)
     kept = {
-        "published": {**config.model_dump(mode="json")["published"], "fingerprint": fingerprint_of_files(path)},
+        "published": {
+            **config.model_dump(mode="json")["published"],
+            "fingerprint": fingerprint_of_files(path),
+        },
         "encoder": {"model": settings.encoder_class, **settings.arguments},
-        "prior": None if imported.reader.prior is None else dict(imported.reader.config.prior_config),
+        "prior": (
+            None if imported.reader.prior is None else dict(imported.reader.config.prior_config)
+        ),
     }
     folder = run_folder(config, modality)
-    with Run.start(folder, {**kept, "seed": config.run.seed, CONTENTS: contents_of(kept)}, {"run": config.run.seed}) as run:
+    with Run.start(
+        folder,
+        {**kept, "seed": config.run.seed, CONTENTS: contents_of(kept)},
+        {"run": config.run.seed},
+    ) as run:
         if run.finished and (folder / READER).is_dir():
             return folder
         with run.replace(READER) as temporary:
@@ -216,25 +266,37 @@ def import_reader(config: Config, modality: str) -> Path:
         }
         write_json(folder / REPORT, summary)
         run.mark_finished({"imported": str(path), "parameters": loaded})
-    subjects = ", ".join(f"{subject} ({count} voxels)" for subject, count in settings.arguments["subjects"].items())
+    subjects = ", ".join(
+        f"{subject} ({count} voxels)" for subject, count in settings.arguments["subjects"].items()
+    )
     prior = "with its prior" if checkpoint.prior else "no prior in the file"
     print(f"{settings.encoder_class} of subject {subjects}: {loaded:,} parameters, {prior}")
-    print(f"derived: {len(imported.derived)}; not read: {', '.join(checkpoint.not_read) or 'nothing'}; all names in {folder / REPORT}")
+    print(
+        f"derived: {len(imported.derived)}; not read:"
+        f" {', '.join(checkpoint.not_read) or 'nothing'}; all names in {folder / REPORT}"
+    )
     return folder
 
 
 def import_finetuning(config: Config) -> Path:
-    """Diffusion routers and LoRA of a published fine-tuning, as a finished run of ``braingen finetune``."""
+    """Diffusion routers and LoRA of a published fine-tuning, as a finished run of ``braingen
+    finetune``.
+    """
     given = config.published
     files = {"image": given.router_image, "text": given.router_text}
     files = {name: path for name, path in files.items() if path != Path()}
     if not files and given.adapter == Path():
-        raise UserError("There is nothing to import: give --router_image, --router_text or --adapter.")
+        raise UserError(
+            "There is nothing to import: give --router_image, --router_text or --adapter."
+        )
     counts = list(config.encoder.experts)
     routers: dict[str, DiffuseRouter] = {}
     idle: dict[str, list[str]] = {}
     for name, path in files.items():
-        state = {WRAPPERS.sub("", key): value for key, value in read_tensors(path, "give the path of a diffusion router").items()}
+        state = {
+            WRAPPERS.sub("", key): value
+            for key, value in read_tensors(path, "give the path of a diffusion router").items()
+        }
         routers[name], idle[name] = read_published_router(state, counts)
     adapter = None
     if given.adapter != Path():
@@ -242,11 +304,18 @@ def import_finetuning(config: Config) -> Path:
         adapter = read_lora(given.adapter, unet_on_meta(settings) if settings else None)
     used = [*files.values(), *([given.adapter] if given.adapter != Path() else [])]
     kept = {
-        "published": {**config.model_dump(mode="json")["published"], "fingerprints": [fingerprint_of_files(path) for path in used]},
+        "published": {
+            **config.model_dump(mode="json")["published"],
+            "fingerprints": [fingerprint_of_files(path) for path in used],
+        },
         "router": {name: dict(router.config) for name, router in routers.items()},
     }
     folder = tuning_folder(config)
-    with Run.start(folder, {**kept, "seed": config.run.seed, CONTENTS: contents_of(kept)}, {"run": config.run.seed}) as run:
+    with Run.start(
+        folder,
+        {**kept, "seed": config.run.seed, CONTENTS: contents_of(kept)},
+        {"run": config.run.seed},
+    ) as run:
         if run.finished and (folder / BEST).is_dir():
             return folder
         with run.replace(BEST) as temporary:
@@ -261,5 +330,8 @@ def import_finetuning(config: Config) -> Path:
     for remark in left_out(adapter) if adapter is not None else ():
         print(remark)
     for name, names in idle.items():
-        print(f"router of the {name} embedding; without influence and left out: {', '.join(names) or 'nothing'}")
+        print(
+            f"router of the {name} embedding; without influence and left out:"
+            f" {', '.join(names) or 'nothing'}"
+        )
     return folder

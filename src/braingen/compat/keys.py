@@ -1,6 +1,8 @@
-"""Published checkpoints' names for our encoders' weights (tests/parity/data/README.md, 'Keys'; MindEye2's and MoRE-Brain's are alike).
+"""Published checkpoints' names for our encoders' weights (tests/parity/data/README.md, 'Keys';
+MindEye2's and MoRE-Brain's are alike).
 
-The published code keeps experts as lists of modules; ours are stacked. A published tensor is therefore one of ours, or a slice of one.
+The published code keeps experts as lists of modules; ours are stacked. A published tensor is
+therefore one of ours, or a slice of one.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def _mlp(published: str, ours: str, expert: int) -> Pairs:
 
 
 def _trunk(published: str, ours: str, trunk: nn.Module, expert: int) -> Pairs:
-    """A working trunk's blocks stand where the published width blocks stand; it has no token blocks."""
+    """A working trunk's blocks stand where the published width blocks stand; it has no token
+    blocks.
+    """
     if isinstance(trunk, ResidualTrunk):
         for place in range(len(trunk.blocks)):
             yield from _mlp(f"{published}mixer_blocks1.{place}", f"{ours}.blocks.{place}", expert)
@@ -74,13 +78,24 @@ def _heads(backbone: str, clip: str, ours: str, heads: nn.Module, expert: int) -
 
 def _image_backbone(published: str, ours: str, backbone: ImageBackbone) -> Pairs:
     yield from _trunk(published, f"{ours}trunk", backbone.trunk, 0)
-    yield from _heads(f"{published}backbone_linear", f"{published}clip_proj", f"{ours}heads", backbone.heads, 0)
+    yield from _heads(
+        f"{published}backbone_linear", f"{published}clip_proj", f"{ours}heads", backbone.heads, 0
+    )
     for place, heads in enumerate(backbone.intermediate):
         yield from _heads(
-            f"{published}interm_linear.{place}", f"{published}clip_proj_interm.{place}", f"{ours}intermediate.{place}", heads, 0
+            f"{published}interm_linear.{place}",
+            f"{published}clip_proj_interm.{place}",
+            f"{ours}intermediate.{place}",
+            heads,
+            0,
         )
     if backbone.low_level is not None:
-        names = {"blin1": "linear", "bnorm": "norm", "bupsampler": "decoder", "b_maps_projector": "auxiliary"}
+        names = {
+            "blin1": "linear",
+            "bnorm": "norm",
+            "bupsampler": "decoder",
+            "b_maps_projector": "auxiliary",
+        }
         for theirs, mine in names.items():
             for name, _ in getattr(backbone.low_level, mine).named_parameters():
                 yield f"{published}{theirs}.{name}", (f"{ours}low_level.{mine}.{name}", ())
@@ -90,7 +105,13 @@ def _text_backbone(published: str, ours: str, backbone: TextBackbone) -> Pairs:
     for name, trunk in backbone.trunks.items():
         yield from _trunk(f"{published}bn_{name}.", f"{ours}trunks.{name}", trunk, 0)
         heads = backbone.heads[name]
-        yield from _heads(f"{published}backbone_linear_{name}", f"{published}clip_proj_{name}", f"{ours}heads.{name}", heads, 0)
+        yield from _heads(
+            f"{published}backbone_linear_{name}",
+            f"{published}clip_proj_{name}",
+            f"{ours}heads.{name}",
+            heads,
+            0,
+        )
     if backbone.pool is not None:
         yield from _both(f"{published}pool_attn", f"{ours}pool")
     for place in range(len(backbone.fusion_linears)):
@@ -103,13 +124,21 @@ def _one_level(published: str, ours: str, level: Any) -> Pairs:
     for expert in range(level.heads.backbone.weight.shape[0]):
         prefix = f"{published}.{expert}."
         yield from _trunk(prefix, f"{ours}.trunk", level.trunk, expert)
-        yield from _heads(f"{prefix}backbone_linear", f"{prefix}clip_proj", f"{ours}.heads", level.heads, expert)
+        yield from _heads(
+            f"{prefix}backbone_linear", f"{prefix}clip_proj", f"{ours}.heads", level.heads, expert
+        )
 
 
 def _meta(model: Any) -> Pairs:
     if model.meta_expert is not None:
         yield from _trunk("meta_exp.", "meta_expert.trunk", model.meta_expert.trunk, 0)
-        yield from _heads("meta_exp.backbone_linear", "meta_exp.clip_proj", "meta_expert.heads", model.meta_expert.heads, 0)
+        yield from _heads(
+            "meta_exp.backbone_linear",
+            "meta_exp.clip_proj",
+            "meta_expert.heads",
+            model.meta_expert.heads,
+            0,
+        )
 
 
 def _multi(model: Any) -> Pairs:
@@ -122,11 +151,19 @@ def _multi(model: Any) -> Pairs:
             ours = f"levels.{depth}"
             if depth == 0:
                 yield from _trunk(f"experts_0.{expert}.", f"{ours}.trunk", level.trunk, expert)
-                yield from _heads(f"backbone_proj_0.{expert}", f"clip_proj_0.{expert}", f"{ours}.heads", level.heads, expert)
+                yield from _heads(
+                    f"backbone_proj_0.{expert}",
+                    f"clip_proj_0.{expert}",
+                    f"{ours}.heads",
+                    level.heads,
+                    expert,
+                )
                 continue
             place = f"{depth - 1}.{expert}"
             yield from _both(f"expert_list.{place}", f"{ours}.trunk", expert)
-            yield from _heads(f"b_proj_list.{place}", f"c_proj_list.{place}", f"{ours}.heads", level.heads, expert)
+            yield from _heads(
+                f"b_proj_list.{place}", f"c_proj_list.{place}", f"{ours}.heads", level.heads, expert
+            )
 
 
 def _encoder(model: Any) -> Pairs:
@@ -163,19 +200,27 @@ def published_keys(model: nn.Module) -> dict[str, Place]:
 
     Parameters
     ----------
-    model : an encoder of :data:`braingen.encoders.moe.ENCODERS` with ``routing: value``, or a backbone alone. Names of settings that
-        the published code does not have (a working trunk) are those of the nearest published part; affinities have none.
+    model : nn.Module
+        An encoder of :data:`braingen.encoders.moe.ENCODERS` with ``routing: value``, or a backbone
+        alone. Names of settings that the published code does not have (a working trunk) are those
+        of the nearest published part; affinities have none.
     """
-    pairs = _backbone("", "", model) if isinstance(model, ImageBackbone | TextBackbone) else _encoder(model)
+    pairs = (
+        _backbone("", "", model)
+        if isinstance(model, ImageBackbone | TextBackbone)
+        else _encoder(model)
+    )
     return dict(pairs)
 
 
 def load_published(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
-    """Copy a published state dict into our model; what does not fit is reported, and left as it was.
+    """Copy a published state dict into our model; what does not fit is reported, and left as it
+    was.
 
     Parameters
     ----------
-    state : published name -> tensor
+    state : Mapping[str, Tensor]
+        Published name -> tensor.
     """
     parameters = dict(model.named_parameters())
     keys = published_keys(model)
@@ -185,9 +230,13 @@ def load_published(model: nn.Module, state: Mapping[str, Tensor]) -> LoadReport:
             ours, index = keys[name]
             target = parameters[ours][index] if index else parameters[ours]
             if target.shape != state[name].shape:
-                other_shape.append(f"{name}: {tuple(state[name].shape)} instead of {tuple(target.shape)}")
+                other_shape.append(
+                    f"{name}: {tuple(state[name].shape)} instead of {tuple(target.shape)}"
+                )
             else:
                 target.copy_(state[name])
     return LoadReport(
-        missing=sorted(keys.keys() - state.keys()), unexpected=sorted(state.keys() - keys.keys()), other_shape=sorted(other_shape)
+        missing=sorted(keys.keys() - state.keys()),
+        unexpected=sorted(state.keys() - keys.keys()),
+        other_shape=sorted(other_shape),
     )

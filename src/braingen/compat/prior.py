@@ -19,7 +19,9 @@ PUBLISHED_PRIOR: dict[str, Any] = {
     "drop_in_eval": True,
     "sampling": "published",
 }
-"""Arguments of `DiffusionPrior` under which it computes what the published implementation computes."""
+"""Arguments of `DiffusionPrior` under which it computes what the published implementation
+computes.
+"""
 
 _LAYER = "causal_transformer.layers.{n}."
 _PLACES = (
@@ -32,8 +34,14 @@ _PLACES = (
     ("to_time_embeds.0.1.net.1.0.bias", "time.layers.2.bias"),
     ("to_time_embeds.0.1.net.2.weight", "time.layers.4.weight"),
     ("to_time_embeds.0.1.net.2.bias", "time.layers.4.bias"),
-    ("causal_transformer.rel_pos_bias.relative_attention_bias.weight", "relative_position.table.weight"),
-    ("rel_pos_bias.relative_attention_bias.weight", "relative_position.table.weight"),  # of the transformer alone
+    (
+        "causal_transformer.rel_pos_bias.relative_attention_bias.weight",
+        "relative_position.table.weight",
+    ),
+    (
+        "rel_pos_bias.relative_attention_bias.weight",
+        "relative_position.table.weight",
+    ),  # of the transformer alone
     (_LAYER + "0.norm.g", "layers.{n}.attention.norm_in.gain"),
     (_LAYER + "0.null_kv", "layers.{n}.attention.null_key_value"),
     (_LAYER + "0.to_q.weight", "layers.{n}.attention.queries.weight"),
@@ -64,13 +72,17 @@ class PublishedPrior(NamedTuple):
     state: dict[str, Tensor]
     """Weights of `PriorNetwork`."""
     derived: list[str]
-    """Published keys that hold what follows from the settings (noise tables, rotary frequencies)."""
+    """Published keys that hold what follows from the settings (noise tables, rotary
+    frequencies).
+    """
     unknown: list[str]
     """Published keys without a counterpart."""
 
 
 def network_state(published: Mapping[str, Tensor]) -> PublishedPrior:
-    """Rename the weights of a published prior (keys ``prior.net.*``, ``diffusion_prior.net.*``, or ``*`` of the bare network)."""
+    """Rename the weights of a published prior (keys ``prior.net.*``, ``diffusion_prior.net.*``, or
+    ``*`` of the bare network).
+    """
     found = PublishedPrior({}, [], [])
     for key, value in published.items():
         bare = re.sub(r"^((diffusion_)?prior\.)?(net\.)?", "", key)
@@ -96,7 +108,8 @@ def _renamed(name: str, table: tuple[tuple[str, str], ...]) -> str | None:
 
 
 def settings_of(published: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Constructor arguments of `DiffusionPrior` for a published prior, read off the shapes of its weights.
+    """Constructor arguments of `DiffusionPrior` for a published prior, read off the shapes of its
+    weights.
 
     Raises
     ------
@@ -105,11 +118,17 @@ def settings_of(published: Mapping[str, Tensor]) -> dict[str, Any]:
     """
     state = network_state(published).state
     try:
-        (num_tokens, dim), num_tokens_target = state["null_condition"].shape, len(state["null_image"])
+        (num_tokens, dim), num_tokens_target = (
+            state["null_condition"].shape,
+            len(state["null_image"]),
+        )
         heads = state["relative_position.table.weight"].shape[1]
         dim_head = state["layers.0.attention.null_key_value"].shape[1]
     except KeyError as error:
-        raise UserError(f"these weights hold no diffusion prior: {error} has no counterpart among {len(published)} keys") from error
+        raise UserError(
+            f"these weights hold no diffusion prior: {error} has no counterpart among"
+            f" {len(published)} keys"
+        ) from error
     query = len(state["learned_query"]) if "learned_query" in state else 0
     mode = {0: "none", num_tokens_target: "pos_emb"}.get(query, "all_pos_emb")
     tables = [value for key, value in published.items() if key.endswith("noise_scheduler.betas")]
@@ -131,6 +150,11 @@ def settings_of(published: Mapping[str, Tensor]) -> dict[str, Any]:
 def _schedule_of(betas_K: Tensor) -> BetaSchedule:
     """The schedule whose betas these are."""
     for schedule in get_args(BetaSchedule):
-        if np.allclose(betas_of(schedule, len(betas_K)), betas_K.double().cpu().numpy(), rtol=1e-4, atol=1e-6):
+        if np.allclose(
+            betas_of(schedule, len(betas_K)), betas_K.double().cpu().numpy(), rtol=1e-4, atol=1e-6
+        ):
             return schedule
-    raise UserError(f"the {len(betas_K)} betas of this prior follow none of the schedules {', '.join(get_args(BetaSchedule))}")
+    raise UserError(
+        f"the {len(betas_K)} betas of this prior follow none of the schedules"
+        f" {', '.join(get_args(BetaSchedule))}"
+    )

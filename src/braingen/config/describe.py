@@ -1,4 +1,6 @@
-"""What may be given for a setting, in words: choices, bounds, and beside which other settings it has an effect."""
+"""What may be given for a setting, in words: choices, bounds, and beside which other settings it
+has an effect.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,12 @@ from typing import Any
 from braingen.config.effect import Needs
 from braingen.config.names import fields_of, having, variants_of
 
-_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+_BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
 _KINDS = {"integer": "whole number", "number": "number", "string": "text"}
 
 
@@ -22,7 +29,9 @@ def _schemas(section: str) -> dict[str, dict[str, Any]]:
 
 
 def allowed(section: str, field: str) -> str:
-    """The values that a setting may have, for instance ``{soft,hard}`` or ``number above 0, at most 1``."""
+    """The values that a setting may have, for instance ``{soft,hard}`` or ``number above 0, at most
+    1``.
+    """
     if len(variants := variants_of(section)) > 1 and field == "model":
         return "{" + ",".join(variants) + "}"
     return _words(_schemas(section)[field])
@@ -36,17 +45,29 @@ def _words(schema: dict[str, Any]) -> str:
     if schema.get("type") == "boolean":
         return "switch"
     if schema.get("type") == "array":
-        return "list of " + _words(schema["items"]) + (", at least one" if schema.get("minItems") else "")
+        return (
+            "list of "
+            + _words(schema["items"])
+            + (", at least one" if schema.get("minItems") else "")
+        )
     bounds = [f"{word} {schema[name]:g}" for name, word in _BOUNDS.items() if name in schema]
     kind = "path" if schema.get("format") == "path" else _KINDS[schema["type"]]
     return kind + (" " + ", ".join(bounds) if bounds else "")
 
 
 def condition(section: str, field: str) -> str:
-    """Where a setting has an effect, for instance ``only with prior.use=sample``; empty where it always has."""
+    """Where a setting has an effect, for instance ``only with prior.use=sample``; empty where it
+    always has.
+    """
     parts = []
     variants, having_it = variants_of(section), having(section, field)
     if len(having_it) < len(variants):
-        parts.append(f"{section}.model={' or '.join((', '.join(having_it[:-1]), having_it[-1])) if having_it[1:] else having_it[0]}")
-    parts += [need.words(section) for need in fields_of(section)[field].metadata if isinstance(need, Needs)]
+        parts.append(
+            f"{section}.model={' or '.join((', '.join(having_it[:-1]), having_it[-1])) if having_it[1:] else having_it[0]}"
+        )
+    parts += [
+        need.words(section)
+        for need in fields_of(section)[field].metadata
+        if isinstance(need, Needs)
+    ]
     return "only with " + "; ".join(parts) if parts else ""

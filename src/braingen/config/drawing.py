@@ -1,4 +1,6 @@
-"""Settings of everything that draws: routers, fine-tuning, sampling, decoding of files, refinement."""
+"""Settings of everything that draws: routers, fine-tuning, sampling, decoding of files,
+refinement.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class RouterConfig(Section):
     route_text: bool = True
     """Route the text embedding."""
     time: Annotated[Literal["off", "fixed", "mlp", "attention"], ROUTED] = "attention"
-    """What weighs the levels at a denoising time: nothing (all alike), a schedule, a perceptron, or attention (MoRE-Brain)."""
+    """What weighs the levels at a denoising time: nothing (all alike), a schedule, a perceptron, or
+    attention (MoRE-Brain).
+    """
     time_choice: Annotated[Literal["soft", "hard"], ROUTED, LEARNED_TIME] = "soft"
     """Mix the levels, or choose one (MoRE-Brain's paper compares both)."""
     time_hidden_dim: Annotated[Positive, ROUTED, LEARNED_TIME] = 768
@@ -35,19 +39,31 @@ class RouterConfig(Section):
     time_context: Annotated[bool, ROUTED, Needs("time", "attention")] = False
     """Let the time router see the noisy latents (published: off)."""
     space: Annotated[
-        Literal["off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"], ROUTED
+        Literal[
+            "off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"
+        ],
+        ROUTED,
     ] = "mix"
-    """What weighs the experts of a level; cross: attention from the noisy latents (MoRE-Brain; its code leaves it off); mix: the same, but
-    what is heard stays a mixture of the experts."""
-    space_grid: Annotated[NotNegative, ROUTED, Needs("space", "cross", "mix") | Needs("time_context", True)] = 0
-    """Side of the grid on which 'cross' and 'mix' see the latents; 0 for their own side at the training size (published: 64, at 512 px)."""
+    """What weighs the experts of a level; cross: attention from the noisy latents (MoRE-Brain; its
+    code leaves it off); mix: the same, but what is heard stays a mixture of the experts.
+    """
+    space_grid: Annotated[
+        NotNegative, ROUTED, Needs("space", "cross", "mix") | Needs("time_context", True)
+    ] = 0
+    """Side of the grid on which 'cross' and 'mix' see the latents; 0 for their own side at the
+    training size (published: 64, at 512 px).
+    """
     kl_scale: Annotated[Scale, ROUTED, LEARNED_TIME] = 0.001
-    """Weight of the pull toward coarse levels early and fine ones late (paper, eq. 5; its weight is not given)."""
+    """Weight of the pull toward coarse levels early and fine ones late (paper, eq. 5; its weight is
+    not given).
+    """
     kl_sigma: Annotated[float, Field(gt=0), ROUTED, LEARNED_TIME, Needs("kl_scale", above(0))] = 1.0
     """Width of that Gaussian over levels, in levels (paper: 1)."""
     prior_order: Literal["output", "levels", "experts", "step"] = "output"
-    """What the prior is applied to: the encoder's output (levels and experts move along), every level, every expert, all once before the
-    denoising; or the routed embedding at every step (published)."""
+    """What the prior is applied to: the encoder's output (levels and experts move along), every
+    level, every expert, all once before the denoising; or the routed embedding at every step
+    (published).
+    """
 
 
 class LoraConfig(Section):
@@ -81,7 +97,9 @@ class FinetuneConfig(Section):
     snr_gamma: Scale = 1.5
     """Limit of the min-SNR weighting (published: 1.5); 0 for no weighting."""
     noise_offset: Scale = 0.0
-    """Spread of a shift of the noise per channel, so that brightness is learned too (published: 0)."""
+    """Spread of a shift of the noise per channel, so that brightness is learned too
+    (published: 0).
+    """
     drop_image: Share = 0.05
     """Share of pictures whose image condition is left out, for classifier-free guidance."""
     drop_text: Share = 0.05
@@ -89,7 +107,9 @@ class FinetuneConfig(Section):
     drop_both: Share = 0.05
     """The same for both together."""
     reads: Literal["as_held_out", "plain"] = "as_held_out"
-    """What is heard of a training picture: drawn anew, as unsure as reads of held-out pictures are, or its own read (docs/routing.md)."""
+    """What is heard of a training picture: drawn anew, as unsure as reads of held-out pictures are,
+    or its own read (docs/routing.md).
+    """
     resolution: NotNegative = 0
     """Side of the training pictures in pixels; 0 for the U-Net's own size (published: 512)."""
     gradient_checkpointing: bool = False
@@ -101,7 +121,9 @@ class FinetuneConfig(Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1), Needs("use_ema", True)] = 0.999
     """Decay of that average."""
     attention: Literal["auto", "sdpa", "plain", "xformers"] = "auto"
-    """Attention kernels; auto: SDPA on a GPU, plain on a CPU, where SDPA's backward pass is slow at small widths."""
+    """Attention kernels; auto: SDPA on a GPU, plain on a CPU, where SDPA's backward pass is slow at
+    small widths.
+    """
     validation_steps: Positive = 500
     """Optimizer steps between looks at the held-out training images."""
     validation_images: Positive = 128
@@ -109,12 +131,15 @@ class FinetuneConfig(Section):
 
     @model_validator(mode="after")
     def dropped_shares_make_a_whole(self) -> FinetuneConfig:
-        """A picture loses one condition, the other, or both: the shares are parts of the same whole."""
+        """A picture loses one condition, the other, or both: the shares are parts of the same
+        whole.
+        """
         dropped = self.drop_image + self.drop_text + self.drop_both
         if dropped > 1:
             raise ValueError(
-                f"finetune.drop_image {self.drop_image:g}, drop_text {self.drop_text:g} and drop_both {self.drop_both:g} are"
-                f" {dropped:g} together: give shares of at most 1 in all."
+                f"finetune.drop_image {self.drop_image:g}, drop_text {self.drop_text:g} and"
+                f" drop_both {self.drop_both:g} are {dropped:g} together: give shares of at most 1"
+                " in all."
             )
         return self
 
@@ -123,24 +148,33 @@ class SamplerConfig(Section):
     """Reconstruction (docs/decoding.md)."""
 
     source: Literal["brain", "random", "ceiling"] = "brain"
-    """What is read: brain activity, voxels drawn at random (baseline), or the true embeddings (ceiling)."""
+    """What is read: brain activity, voxels drawn at random (baseline), or the true embeddings
+    (ceiling).
+    """
     random_draws: Positive = 1
-    """How often voxels are drawn at random for every image; the baseline's scores are averaged over draws, so that with few images luck is
-    not taken for a score."""
+    """How often voxels are drawn at random for every image; the baseline's scores are averaged over
+    draws, so that with few images luck is not taken for a score.
+    """
     steps: Positive = 30
     """Denoising steps (published: 30-50)."""
     scheduler: Scheduler = "own"
     """Rule from step to step; own is the backbone's (SDXL: euler)."""
     negative_prompt: Annotated[str, GUIDED] = ""
-    """Text that guidance leads away from (published runs: about low quality); empty for no condition at all."""
+    """Text that guidance leads away from (published runs: about low quality); empty for no
+    condition at all.
+    """
     samples: Positive = 1
-    """Pictures drawn of every image; kept is the one whose CLIP embedding is nearest to the decoded one (never to the truth)."""
+    """Pictures drawn of every image; kept is the one whose CLIP embedding is nearest to the decoded
+    one (never to the truth).
+    """
     guidance_scale: Annotated[float, Field(ge=1)] = 15.0
     """Classifier-free guidance (published runs: 15)."""
     ip_adapter_scale: Annotated[Scale, Needs("use_image", True)] = 1.0
     """Strength of the image condition (published: 1)."""
     finetuned: Literal["auto", "yes", "no"] = "auto"
-    """Draw with the LoRA and the routers of `braingen finetune`; auto: when <folder>/finetune is finished."""
+    """Draw with the LoRA and the routers of `braingen finetune`; auto: when <folder>/finetune is
+    finished.
+    """
     level: Annotated[NotNegative | None, FROM_VOXELS] = None
     """Listen to this level of experts only (0 is the coarsest)."""
     use_image: bool = True
@@ -152,7 +186,9 @@ class SamplerConfig(Section):
     batch_size: Positive = 8
     """Pictures drawn at once; they do not depend on it."""
     repeats: Annotated[Literal["average", "first"], FROM_VOXELS] = "average"
-    """Average the embeddings of an image's presentations (published), or read out a single trial."""
+    """Average the embeddings of an image's presentations (published), or read out a single
+    trial.
+    """
     num_images: NotNegative = 0
     """Reconstruct only the first n test images; 0 for all."""
 
@@ -163,7 +199,9 @@ class QuickstartConfig(Section):
     output: Folder = Path("runs/quickstart")
     """Folder of the page."""
     open: bool = True
-    """Open the page in a browser, where the command runs in a terminal on a desktop; --no-open for never."""
+    """Open the page in a browser, where the command runs in a terminal on a desktop; --no-open for
+    never.
+    """
     steps: Positive = 8
     """Denoising steps."""
     scheduler: Scheduler = "unipc"
@@ -178,10 +216,13 @@ class DecodeConfig(Section):
     voxels: str = ""
     """File of responses, z-scored: .npy, .npz, .h5 or NIfTI (docs/decoding.md)."""
     zscore: Literal["none", "folder"] = "none"
-    """Responses as they are, or z-scored first with the mean and spread that the data folder keeps of its training trials (for responses
-    in the unit of its scans)."""
+    """Responses as they are, or z-scored first with the mean and spread that the data folder keeps
+    of its training trials (for responses in the unit of its scans).
+    """
     decoder: str = ""
-    """Folder of a saved decoder; empty for the encoders of <folder>, with what fine-tuning taught."""
+    """Folder of a saved decoder; empty for the encoders of <folder>, with what fine-tuning
+    taught.
+    """
     output: str = ""
     """Where embeddings and pictures go; empty for <folder>/decoded/<name of the file>."""
     pictures: bool = True
@@ -198,7 +239,9 @@ class RefinerConfig(Section):
     strength: Annotated[float, Field(gt=0, le=1), Needs("denoising_start", None)] = 0.3
     """Share of the steps that is drawn anew (published: 0.2-0.5)."""
     denoising_start: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Instead of the strength: share of the noise schedule's time that is left out; the picture is made as noisy as belongs to it."""
+    """Instead of the strength: share of the noise schedule's time that is left out; the picture is
+    made as noisy as belongs to it.
+    """
     steps: Positive = 20
     """Steps of the whole way, of which strength or denoising_start leave a part."""
     scheduler: Scheduler = "own"
@@ -212,7 +255,9 @@ class RefinerConfig(Section):
     negative_aesthetic_score: Annotated[Scale, GUIDED] = 2.5
     """The same for what guidance leads away from (diffusers: 2.5)."""
     use_image: bool = False
-    """Listen to the decoded image embedding as well, through the IP-Adapter; a base model's only (published: text alone)."""
+    """Listen to the decoded image embedding as well, through the IP-Adapter; a base model's only
+    (published: text alone).
+    """
     size: NotNegative = 0
     """Side in pixels at which is refined; 0 for the reconstructions' own."""
     batch_size: Positive = 8
@@ -220,10 +265,12 @@ class RefinerConfig(Section):
 
     @model_validator(mode="after")
     def some_step_is_left(self) -> RefinerConfig:
-        """A strength that leaves no step would refine nothing; of a denoising_start the scheduler knows."""
+        """A strength that leaves no step would refine nothing; of a denoising_start the scheduler
+        knows.
+        """
         if self.denoising_start is None and int(self.steps * self.strength) < 1:
             raise ValueError(
-                f"refiner.strength {self.strength:g} of refiner.steps {self.steps} leaves no step to refine with: use more steps"
-                " or a larger strength."
+                f"refiner.strength {self.strength:g} of refiner.steps {self.steps} leaves no step"
+                " to refine with: use more steps or a larger strength."
             )
         return self

@@ -1,7 +1,9 @@
-"""Settings that have no effect beside other settings: where each one counts, and the refusal of one that does not.
+"""Settings that have no effect beside other settings: where each one counts, and the refusal of one
+that does not.
 
-A field says on what it depends with :class:`Needs` in its annotation; a setting of a variant (an encoder) that the chosen variant lacks is
-a field of another class of the union. Both are errors when given explicitly: a value that nothing reads is a mistake, never dropped.
+A field says on what it depends with :class:`Needs` in its annotation; a setting of a variant (an
+encoder) that the chosen variant lacks is a field of another class of the union. Both are errors
+when given explicitly: a value that nothing reads is a mistake, never dropped.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ def given() -> Rule:
 
 def other_than(*values: Any) -> Rule:
     """None of these values."""
-    return Rule(lambda value: value not in values, " other than " + " or ".join(shown(value) for value in values))
+    return Rule(
+        lambda value: value not in values,
+        " other than " + " or ".join(shown(value) for value in values),
+    )
 
 
 def one_of(*values: Any) -> Rule:
@@ -61,8 +66,10 @@ class Needs:
 
     Parameters
     ----------
-    setting : ``section.field``, or a field of the same section
-    values : values, one of which it must have; or a single :class:`Rule`
+    setting : str
+        ``section.field``, or a field of the same section.
+    values : Any
+        Values, one of which it must have; or a single :class:`Rule`.
     """
 
     def __init__(self, setting: str, *values: Any) -> None:
@@ -79,7 +86,9 @@ class Needs:
         return [name if "." in name else f"{section}.{name}" for name, _ in self.alternatives]
 
     def met(self, section: str, config: Config) -> bool:
-        """Whether the configuration meets it; a setting that the chosen variant has not meets nothing."""
+        """Whether the configuration meets it; a setting that the chosen variant has not meets
+        nothing.
+        """
         for path, (_, rule) in zip(self.paths(section), self.alternatives):
             place, _, field = path.partition(".")
             part = getattr(config, place)
@@ -89,18 +98,24 @@ class Needs:
 
     def words(self, section: str) -> str:
         """As a sentence's part, for instance ``prior.use=sample``."""
-        return " or ".join(path + rule.words for path, (_, rule) in zip(self.paths(section), self.alternatives))
+        return " or ".join(
+            path + rule.words for path, (_, rule) in zip(self.paths(section), self.alternatives)
+        )
 
 
 def asks_nothing(value: Any, default: Any) -> bool:
-    """Whether a value switches something off, and so may be given where the setting has no effect; 0 beside None is a number."""
+    """Whether a value switches something off, and so may be given where the setting has no effect;
+    0 beside None is a number.
+    """
     return value in (None, False, 0, "", (), "none", "off") and not (value == 0 and default is None)
 
 
 def unmet(section: str, field: str, config: Config) -> list[Needs]:
     """What a setting lacks in order to have an effect."""
     info = type(getattr(config, section)).model_fields[field]
-    return [need for need in info.metadata if isinstance(need, Needs) and not need.met(section, config)]
+    return [
+        need for need in info.metadata if isinstance(need, Needs) and not need.met(section, config)
+    ]
 
 
 def refuse_idle(config: Config, paths: Iterable[str], origin: str = "") -> None:
@@ -108,8 +123,10 @@ def refuse_idle(config: Config, paths: Iterable[str], origin: str = "") -> None:
 
     Parameters
     ----------
-    paths : settings that were given, as ``section.field``
-    origin : where from, for the sentence
+    paths : Iterable[str]
+        Settings that were given, as ``section.field``.
+    origin : str, optional
+        Where from, for the sentence.
 
     Raises
     ------
@@ -118,8 +135,15 @@ def refuse_idle(config: Config, paths: Iterable[str], origin: str = "") -> None:
     """
     for path in paths:
         section, _, field = path.partition(".")
-        fields, value = type(getattr(config, section)).model_fields, getattr(getattr(config, section), field, None)
-        if field in fields and not asks_nothing(value, fields[field].default) and (lacking := unmet(section, field, config)):
+        fields, value = (
+            type(getattr(config, section)).model_fields,
+            getattr(getattr(config, section), field, None),
+        )
+        if (
+            field in fields
+            and not asks_nothing(value, fields[field].default)
+            and (lacking := unmet(section, field, config))
+        ):
             raise UserError(sentence(path, value, lacking[0], config, origin))
 
 
@@ -134,6 +158,6 @@ def sentence(path: str, value: Any, need: Needs, config: Config, origin: str = "
         else:
             now.append(f"encoder.model={config.encoder.model}")
     return (
-        f"{path} = {shown(value)}{origin} has no effect with {' and '.join(dict.fromkeys(now))}: it needs {need.words(section)}."
-        f" Leave it out ({path}=default), or change the other."
+        f"{path} = {shown(value)}{origin} has no effect with {' and '.join(dict.fromkeys(now))}: it"
+        f" needs {need.words(section)}. Leave it out ({path}=default), or change the other."
     )

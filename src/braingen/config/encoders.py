@@ -1,4 +1,6 @@
-"""Settings of the encoders: one class per encoder, told apart by ``encoder.model``; none has a setting that it does not read."""
+"""Settings of the encoders: one class per encoder, told apart by ``encoder.model``; none has a
+setting that it does not read.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class AnyEncoder(Section):
     trunk: Literal["working", "published"] = "working"
     """working: residual MLP; published: the wiring whose blocks have no effect with one token."""
     head: Literal["projector", "linear"] = "linear"
-    """Projection of an expert's output: one linear map, or the published three-layer projector (docs/models.md: 2.6 x the parameters)."""
+    """Projection of an expert's output: one linear map, or the published three-layer projector
+    (docs/models.md: 2.6 x the parameters).
+    """
     dropout: Share = 0.15
     """Dropout inside blocks (published: 0.15)."""
     voxel_dropout: Share = 0.0
@@ -36,15 +40,21 @@ class AnyEncoder(Section):
         return (1,)
 
     def arguments(self) -> dict[str, Any]:
-        """The settings as arguments of the encoder's constructor, all but sizes of data and target."""
+        """The settings as arguments of the encoder's constructor, all but sizes of data and
+        target.
+        """
         return self.model_dump(exclude={"model"})
 
 
 class WithBottleneck(AnyEncoder):
     """Encoders whose subject layer may be followed by a bottleneck."""
 
-    b_size: Annotated[int, Field(ge=0), BeforeValidator(lambda value: 0 if str(value).strip() == "-1" else value)] = 0
-    """Width of a bottleneck after the subject layer, for the bottleneck analysis (BrainBits); 0 (or the published -1) for none."""
+    b_size: Annotated[
+        int, Field(ge=0), BeforeValidator(lambda value: 0 if str(value).strip() == "-1" else value)
+    ] = 0
+    """Width of a bottleneck after the subject layer, for the bottleneck analysis (BrainBits); 0 (or
+    the published -1) for none.
+    """
 
 
 class WithUnitRouters(WithBottleneck):
@@ -53,18 +63,28 @@ class WithUnitRouters(WithBottleneck):
     capacity_factor_0: Annotated[float, Field(gt=0)] = 1.0
     """Units an expert reads, as a multiple of an even share (published: 1)."""
     routing: Literal["affinity", "value"] = "affinity"
-    """affinity: an expert reads the same units every trial (ours); value: the published router, by activation."""
+    """affinity: an expert reads the same units every trial (ours); value: the published router, by
+    activation.
+    """
     activation_term: Annotated[bool, Needs("routing", "affinity")] = False
-    """Affinity routing: let the activation modulate the weight of a unit (ours; off keeps weights the same in every trial)."""
-    token_order: Annotated[Literal["index", "gpu", "value", "native"], Needs("routing", "value")] = "index"
-    """Value routing: order of an expert's units; gpu for published weights, which were trained on GPUs (docs/models.md)."""
+    """Affinity routing: let the activation modulate the weight of a unit (ours; off keeps weights
+    the same in every trial).
+    """
+    token_order: Annotated[
+        Literal["index", "gpu", "value", "native"], Needs("routing", "value")
+    ] = "index"
+    """Value routing: order of an expert's units; gpu for published weights, which were trained on
+    GPUs (docs/models.md).
+    """
 
 
 class BrainMoEMultiConfig(WithUnitRouters):
     """Voxels to CLIP space (docs/models.md)."""
 
     model: Literal["BrainMoEMulti"] = "BrainMoEMulti"
-    """Which encoder; BrainMoEMulti is MoRE-Brain's, BrainMoEVoxel routes voxels instead of units (docs/explain.md)."""
+    """Which encoder; BrainMoEMulti is MoRE-Brain's, BrainMoEVoxel routes voxels instead of units
+    (docs/explain.md).
+    """
     num_exp_0: Positive = 2
     """Experts of the first level (published: 2)."""
     exp_factor_list: tuple[Positive, ...] = (2, 2, 2)
@@ -72,7 +92,9 @@ class BrainMoEMultiConfig(WithUnitRouters):
     cap_fac_list: tuple[Factor, ...] = ()
     """Capacity factors of the levels after the first; empty for 1 (published: 1,1,1)."""
     level_combine: Literal["sum", "mean"] = "sum"
-    """Output of a level of experts: their sum (published implementation) or mean (MoRE-Brain's paper)."""
+    """Output of a level of experts: their sum (published implementation) or mean (MoRE-Brain's
+    paper).
+    """
 
     @property
     def experts(self) -> tuple[int, ...]:
@@ -89,13 +111,17 @@ class BrainMoEConfig(WithUnitRouters):
 
     model: Literal["BrainMoE"] = "BrainMoE"
     num_exp: NotNegative = 0
-    """BrainMoE: its experts (published: 16); 0 for as many as the last level of BrainMoEMulti has."""
+    """BrainMoE: its experts (published: 16); 0 for as many as the last level of
+    BrainMoEMulti has.
+    """
     num_exp_0: Annotated[Positive, Needs("num_exp", 0)] = 2
     """Experts of the first level (published: 2)."""
     exp_factor_list: Annotated[tuple[Positive, ...], Needs("num_exp", 0)] = (2, 2, 2)
     """Into how many each expert splits, level by level (published: 2,2,2)."""
     level_combine: Literal["sum", "mean"] = "sum"
-    """Output of a level of experts: their sum (published implementation) or mean (MoRE-Brain's paper)."""
+    """Output of a level of experts: their sum (published implementation) or mean (MoRE-Brain's
+    paper).
+    """
     meta: bool = False
     """BrainMoE, BrainMoEHier: one more expert that reads all units (published: none)."""
 
@@ -106,7 +132,9 @@ class BrainMoEConfig(WithUnitRouters):
 
     def arguments(self) -> dict[str, Any]:
         """Under the names of an encoder with one level."""
-        own = self.model_dump(exclude={"model", "num_exp_0", "exp_factor_list", "capacity_factor_0"})
+        own = self.model_dump(
+            exclude={"model", "num_exp_0", "exp_factor_list", "capacity_factor_0"}
+        )
         return own | {"num_exp": self.experts[0], "capacity_factor": self.capacity_factor_0}
 
 
@@ -117,7 +145,9 @@ class BrainMoEHierConfig(WithUnitRouters):
     capacity_factor_0: Annotated[float, Field(gt=0), Needs("capacity_factors", ())] = 1.0
     """Units an expert reads, as a multiple of an even share (published: 1)."""
     num_exps: tuple[Positive, ...] = ()
-    """BrainMoEHier: experts level by level (published: 4,8,16,32); empty for as many as the levels of BrainMoEMulti have."""
+    """BrainMoEHier: experts level by level (published: 4,8,16,32); empty for as many as the levels
+    of BrainMoEMulti have.
+    """
     num_exp_0: Annotated[Positive, Needs("num_exps", ())] = 2
     """Experts of the first level (published: 2)."""
     exp_factor_list: Annotated[tuple[Positive, ...], Needs("num_exps", ())] = (2, 2, 2)
@@ -134,7 +164,9 @@ class BrainMoEHierConfig(WithUnitRouters):
 
     def arguments(self) -> dict[str, Any]:
         """With a number for every level."""
-        own = self.model_dump(exclude={"model", "num_exp_0", "exp_factor_list", "capacity_factor_0"})
+        own = self.model_dump(
+            exclude={"model", "num_exp_0", "exp_factor_list", "capacity_factor_0"}
+        )
         capacities = self.capacity_factors or (self.capacity_factor_0,) * len(self.experts)
         return own | {"num_exps": list(self.experts), "capacity_factors": list(capacities)}
 
@@ -148,9 +180,13 @@ class BrainMoEVoxelConfig(AnyEncoder):
     exp_factor_list: tuple[Positive, ...] = (2, 2, 2)
     """Into how many each expert splits, level by level (published: 2,2,2)."""
     level_combine: Literal["sum", "mean"] = "sum"
-    """Output of a level of experts: their sum (published implementation) or mean (MoRE-Brain's paper)."""
+    """Output of a level of experts: their sum (published implementation) or mean (MoRE-Brain's
+    paper).
+    """
     parcel_start: Literal["responses", "random"] = "responses"
-    """BrainMoEVoxel only: parcels start with voxels whose responses go together, or at random (docs/explain.md)."""
+    """BrainMoEVoxel only: parcels start with voxels whose responses go together, or at random
+    (docs/explain.md).
+    """
 
     @property
     def experts(self) -> tuple[int, ...]:
@@ -166,14 +202,24 @@ class BrainEncoderConfig(WithBottleneck):
     """The dense encoder."""
 
     model: Literal["BrainEncoder"] = "BrainEncoder"
-    fusion: Annotated[Literal["none", "early", "mid", "late"], Needs("backbone.text_output", "joint")] = "none"
-    """BrainEncoder on captions with backbone.text_output=joint: where the two text trunks are joined (published: none)."""
+    fusion: Annotated[
+        Literal["none", "early", "mid", "late"], Needs("backbone.text_output", "joint")
+    ] = "none"
+    """BrainEncoder on captions with backbone.text_output=joint: where the two text trunks are
+    joined (published: none).
+    """
     low_level: bool = False
-    """BrainEncoder on images: MindEye2's low-level branch, for its checkpoints; stage 1 does not train it."""
+    """BrainEncoder on images: MindEye2's low-level branch, for its checkpoints; stage 1 does not
+    train it.
+    """
     interm_out: bool = False
-    """BrainEncoder on images: projection heads after every block but the last, for checkpoints; stage 1 does not train them."""
+    """BrainEncoder on images: projection heads after every block but the last, for checkpoints;
+    stage 1 does not train them.
+    """
     train_pool: Annotated[bool, Needs("backbone.text_output", "bigG", "joint")] = False
-    """BrainEncoder on captions: also predict the pooled embedding, for checkpoints; stage 1 does not train it."""
+    """BrainEncoder on captions: also predict the pooled embedding, for checkpoints; stage 1 does
+    not train it.
+    """
 
     def image_arguments(self) -> dict[str, Any]:
         """Arguments of an encoder of image embeddings."""
@@ -184,11 +230,17 @@ class BrainEncoderConfig(WithBottleneck):
 
         Parameters
         ----------
-        output : ``backbone.text_output``
-        widths : D of the text encoders that are decoded, in order; one that is not decoded may be of any width
+        output : str
+            ``backbone.text_output``.
+        widths : Sequence[int]
+            D of the text encoders that are decoded, in order; one that is not decoded may be of any
+            width.
         """
         dims = list(widths) if len(widths) == 2 else [widths[0]] * 2
-        return self.model_dump(exclude={"model", "low_level", "interm_out"}) | {"text_output": output, "text_emb_dims": dims}
+        return self.model_dump(exclude={"model", "low_level", "interm_out"}) | {
+            "text_output": output,
+            "text_emb_dims": dims,
+        }
 
 
 def splitting(first: int, factors: Sequence[int]) -> tuple[int, ...]:
@@ -199,7 +251,11 @@ def splitting(first: int, factors: Sequence[int]) -> tuple[int, ...]:
 def settings_for(model: str, other: AnyEncoder, **changes: Any) -> AnyEncoder:
     """The settings of an encoder, those that another one shares taken from it."""
     known = ENCODER_CONFIGS[model].model_fields
-    shared = {name: getattr(other, name) for name in other.model_fields_set if name in known and name != "model"}
+    shared = {
+        name: getattr(other, name)
+        for name in other.model_fields_set
+        if name in known and name != "model"
+    }
     return ENCODER_CONFIGS[model](**{**shared, **changes})
 
 

@@ -1,4 +1,6 @@
-"""Settings of what is measured: scores, comparisons, curves, people as judges, looks inside a decoder."""
+"""Settings of what is measured: scores, comparisons, curves, people as judges, looks inside a
+decoder.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,13 @@ class ScoresConfig(Section):
     retrieval_draws: Positive = 30
     """Seeded draws of the candidates (published: 30)."""
     all_recons_path: str = ""
-    """Score these pictures instead of the run's own: a folder of PNGs named by image id, or an array with ids (docs/scores.md)."""
+    """Score these pictures instead of the run's own: a folder of PNGs named by image id, or an
+    array with ids (docs/scores.md).
+    """
     true_images_path: Annotated[str, Needs("all_recons_path", given())] = ""
-    """What was seen, of the same forms; empty takes it from MindEye2's all_images.pt near the pictures, else from the data folder."""
+    """What was seen, of the same forms; empty takes it from MindEye2's all_images.pt near the
+    pictures, else from the data folder.
+    """
     method: str = "BrainGen"
     """What the pictures are called in tables and comparisons."""
     feature_weights: str = ""
@@ -34,7 +40,9 @@ class ScoresConfig(Section):
     published_networks: bool = False
     """Let the field's networks look at simulated pictures too; at photographs they always look."""
     strict: bool = False
-    """A comparison network, or a word list, that is not on this machine is an error instead of a remark."""
+    """A comparison network, or a word list, that is not on this machine is an error instead of a
+    remark.
+    """
     partial: Annotated[bool, Needs("all_recons_path", given())] = False
     """Score the images that have a picture when some have none (with all_recons_path)."""
 
@@ -43,13 +51,19 @@ class CompareConfig(Section):
     """Runs beside each other."""
 
     runs: tuple[str, ...] = ()
-    """Evaluated run folders; those whose settings differ in nothing but subject and seed are one method."""
+    """Evaluated run folders; those whose settings differ in nothing but subject and seed are one
+    method.
+    """
     output: Folder = Path("runs/comparison")
-    """Folder of comparisons.json, comparisons.csv, summary.csv and comparison.md; RUN/comparison is shown on the page of RUN."""
+    """Folder of comparisons.json, comparisons.csv, summary.csv and comparison.md; RUN/comparison is
+    shown on the page of RUN.
+    """
 
 
 class CurveConfig(Section):
-    """How well a new person is read against sessions of data, with and without training on others before (MoRE-Brain's figure 9)."""
+    """How well a new person is read against sessions of data, with and without training on others
+    before (MoRE-Brain's figure 9).
+    """
 
     pretrain_on: Annotated[tuple[Positive, ...], Field(min_length=1), PRETRAINED_HERE] = (1, 2, 3)
     """Subjects trained on before, with all their sessions; data.subjects is the new person."""
@@ -57,8 +71,12 @@ class CurveConfig(Section):
     """Passes over their trials; 0 for optim.num_epochs."""
     sessions: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 10, 20, 40)
     """Sessions of the new person (paper: 1, 4, 10, 20, 40); more than there are means all."""
-    ways: Annotated[tuple[Literal["routers", "subject", "all", "scratch"], ...], Field(min_length=1)] = ("routers", "all", "scratch")
-    """Trained for the new person: subject layer and routers, the subject layer, everything, or everything from scratch without others."""
+    ways: Annotated[
+        tuple[Literal["routers", "subject", "all", "scratch"], ...], Field(min_length=1)
+    ] = ("routers", "all", "scratch")
+    """Trained for the new person: subject layer and routers, the subject layer, everything, or
+    everything from scratch without others.
+    """
     modality: Literal["image", "text"] = "image"
     """Which encoder."""
     seeds: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0, 1, 2)
@@ -66,21 +84,29 @@ class CurveConfig(Section):
 
 
 class BottleneckConfig(Section):
-    """Scores against the width of a bottleneck after the subject layer (BrainBits; MoRE-Brain's figure 4)."""
+    """Scores against the width of a bottleneck after the subject layer (BrainBits; MoRE-Brain's
+    figure 4).
+    """
 
     b_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] = (16, 32, 64, 128, 256, 512)
     """Widths; for the default experts at least 16."""
     seeds: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0,)
     """Every width is trained once per seed; with pictures, one seed."""
     pictures: bool = False
-    """Draw and score pictures too, of the image and the text encoder together; else embeddings of the image encoder alone."""
+    """Draw and score pictures too, of the image and the text encoder together; else embeddings of
+    the image encoder alone.
+    """
 
 
 class CrossValidationConfig(Section):
-    """Scores of data sets too small for a test set: every picture is left out once (docs/data.md)."""
+    """Scores of data sets too small for a test set: every picture is left out once
+    (docs/data.md).
+    """
 
     folds: Annotated[int, Field(ge=2)] = 10
-    """Groups that the pictures are shared out to; an encoder is trained for each, without its pictures."""
+    """Groups that the pictures are shared out to; an encoder is trained for each, without its
+    pictures.
+    """
     subjects: tuple[Positive, ...] = ()
     """Numbers of the subjects; empty for all of the scans."""
     modality: Literal["image", "text"] = "image"
@@ -91,25 +117,35 @@ class StudyConfig(Section):
     """People as judges (docs/study.md)."""
 
     study_folder: str = ""
-    """Folder of the study: consent text, pages for raters, result files, analysis; empty for <run.folder>/study."""
+    """Folder of the study: consent text, pages for raters, result files, analysis; empty for
+    <run.folder>/study.
+    """
     method_a: str = ""
-    """Reconstructions that are judged: a folder of PNGs named by image id, or an array with ids; empty for the run's own."""
+    """Reconstructions that are judged: a folder of PNGs named by image id, or an array with ids;
+    empty for the run's own.
+    """
     method_b: str = ""
-    """A second set to compare with, of any kind that method_a may be; empty for none, and then there is no preference task."""
+    """A second set to compare with, of any kind that method_a may be; empty for none, and then
+    there is no preference task.
+    """
     name_a: str = ""
-    """What the first method is called in results; empty for the name of its folder. Raters never see it."""
+    """What the first method is called in results; empty for the name of its folder. Raters never
+    see it.
+    """
     name_b: Annotated[str, Needs("method_b", given())] = ""
     """The same for the second."""
     seen: str = ""
     """The pictures that were seen, as for method_a; empty for those of data.root."""
-    tasks: Annotated[tuple[Literal["identification", "preference", "similarity"], ...], Field(min_length=1)] = (
-        "identification",
-        "preference",
-        "similarity",
-    )
-    """Questions, in this order: which was seen? which method is nearer? how alike? Identification first: the others show what was seen."""
+    tasks: Annotated[
+        tuple[Literal["identification", "preference", "similarity"], ...], Field(min_length=1)
+    ] = ("identification", "preference", "similarity")
+    """Questions, in this order: which was seen? which method is nearer? how alike? Identification
+    first: the others show what was seen.
+    """
     study_images: Annotated[int, Field(ge=4)] = 40
-    """Test images drawn for the study (40: 90 questions with one method, 175 with two, checks included)."""
+    """Test images drawn for the study (40: 90 questions with one method, 175 with two, checks
+    included).
+    """
     per_rater: NotNegative = 0
     """Images a rater is asked about in every task, drawn for each rater; 0 for all."""
     checks: Annotated[int, Field(ge=2)] = 5
@@ -119,19 +155,35 @@ class StudyConfig(Section):
     picture_side: NotNegative = 0
     """Side of the pictures in pixels, the same for all; 0 for the largest there is, at most 512."""
     draft: bool = False
-    """Build although the consent text is not filled in, to try the study out; pages and results say so."""
+    """Build although the consent text is not filled in, to try the study out; pages and results say
+    so.
+    """
     raters: Positive = 5
     """Simulated raters of `study simulate`."""
     lapse: Share = 0.1
     """Share of the trials that a simulated rater answers at random."""
     eyes: Literal["pixels", "judge"] = "pixels"
-    """What a simulated rater compares: pixels, or the judge's late features (simulated pictures)."""
+    """What a simulated rater compares: pixels, or the judge's late features (simulated
+    pictures).
+    """
 
 
 class ExplainConfig(Section):
     """Looking inside a decoder (docs/explain.md)."""
 
-    explain_steps: tuple[Literal["attributions", "patterns", "experts", "components", "saliency", "ablation", "routers", "page"], ...] = (
+    explain_steps: tuple[
+        Literal[
+            "attributions",
+            "patterns",
+            "experts",
+            "components",
+            "saliency",
+            "ablation",
+            "routers",
+            "page",
+        ],
+        ...,
+    ] = (
         "attributions",
         "patterns",
         "experts",
@@ -141,18 +193,28 @@ class ExplainConfig(Section):
         "routers",
         "page",
     )
-    """What to do, in this order; components and saliency take up finished attributions. Finished maps are never computed again."""
+    """What to do, in this order; components and saliency take up finished attributions. Finished
+    maps are never computed again.
+    """
     modality: Literal["image", "text"] = "image"
     """Whose decoding is explained: the image encoder's or the text encoder's."""
     about: str = "target"
-    """What is explained: target (length along the true embedding), cosine (with it), embedding (length along what was decoded), label (the
-    image's own class), label:NAME (one class for all images), caption (the image's first) or caption:TEXT (text encoder only)."""
+    """What is explained: target (length along the true embedding), cosine (with it), embedding
+    (length along what was decoded), label (the image's own class), label:NAME (one class for all
+    images), caption (the image's first) or caption:TEXT (text encoder only).
+    """
     parts: tuple[str, ...] = ("all",)
-    """Who is explained: all, whole, levels, experts, or names such as level-0 and level-3-expert-5."""
+    """Who is explained: all, whole, levels, experts, or names such as level-0 and
+    level-3-expert-5.
+    """
     method: Literal["integrated_gradients", "gradient_shap"] = "integrated_gradients"
-    """integrated_gradients: from zero, every voxel's mean; gradient_shap: from responses to training images (MoRE-Brain's paper)."""
+    """integrated_gradients: from zero, every voxel's mean; gradient_shap: from responses to
+    training images (MoRE-Brain's paper).
+    """
     points: Positive = 64
-    """Points between baseline and image (integrated gradients; encoders bend sharply near zero), or draws (GradientSHAP)."""
+    """Points between baseline and image (integrated gradients; encoders bend sharply near zero), or
+    draws (GradientSHAP).
+    """
     baselines: Annotated[Positive, Needs("method", "gradient_shap")] = 128
     """Training images whose responses are GradientSHAP's baselines."""
     explain_images: NotNegative = 0
@@ -160,21 +222,33 @@ class ExplainConfig(Section):
     nifti_images: NotNegative = 0
     """Also write the maps of the first n images as NIfTI, one file each."""
     labels: str = ""
-    """CSV with a column image and one per kind of label (several labels of an image joined by ;); simulated images have theirs without."""
+    """CSV with a column image and one per kind of label (several labels of an image joined by ;);
+    simulated images have theirs without.
+    """
     grouping: str = "supercategory"
-    """Kind of label that categories mean: a column of labels; simulated: supercategory, object, colour, background or position."""
+    """Kind of label that categories mean: a column of labels; simulated: supercategory, object,
+    colour, background or position.
+    """
     atlases: tuple[Folder, ...] = ()
-    """Atlas or ROI volumes (NIfTI, whole numbers) in the subject's functional space; the data folder's own are always used."""
+    """Atlas or ROI volumes (NIfTI, whole numbers) in the subject's functional space; the data
+    folder's own are always used.
+    """
     surface: tuple[str, ...] = ()
-    """Attributions also draw the whole decoder's map on a surface: fsaverage5 where the volumes are in MNI space; where they are in the
-    subject's own space, the subject's own meshes, one file a hemisphere (lh.pial,rh.pial; GIFTI or FreeSurfer; {subject} is subj01)."""
+    """Attributions also draw the whole decoder's map on a surface: fsaverage5 where the volumes are
+    in MNI space; where they are in the subject's own space, the subject's own meshes, one file a
+    hemisphere (lh.pial,rh.pial; GIFTI or FreeSurfer; {subject} is subj01).
+    """
     field_of_view: Annotated[float, Field(gt=0)] = 8.4
     """Width of the picture in degrees of visual angle (NSD: 8.4)."""
     components: Positive = 32
-    """Independent components of the maps (MoRE-Brain's paper: 32); at most a quarter of the images are found."""
+    """Independent components of the maps (MoRE-Brain's paper: 32); at most a quarter of the images
+    are found.
+    """
     permutations: Positive = 2000
     """Random exchanges of images behind the p values of expert profiles."""
     draws: Positive = 20
     """Times that as many random voxels are silenced as a region has."""
     ablation_images: NotNegative = 4
-    """Draw the first n images with levels and regions silenced, where both encoders are trained; 0 for none."""
+    """Draw the first n images with levels and regions silenced, where both encoders are trained; 0
+    for none.
+    """

@@ -30,20 +30,26 @@ def load_config(
 ) -> Config:
     """Read a YAML file and apply overrides.
 
-    A setting that has no effect beside the others is refused where it is typed, and in a file where the file itself makes it so. A file's
-    settings that are without effect because of what is typed (another encoder, no prior) give way to it: those of another encoder are
-    left out, with a remark.
+    A setting that has no effect beside the others is refused where it is typed, and in a file where
+    the file itself makes it so. A file's settings that are without effect because of what is typed
+    (another encoder, no prior) give way to it: those of another encoder are left out, with a
+    remark.
 
     Parameters
     ----------
-    file : YAML of the tree's shape, or the name of a configuration that ships; None for the defaults
-    overrides : setting -> text, as typed on the command line; names as :func:`resolve` takes them
-    over_file : the same, for settings of several commands: put over those of the file, and treated as the file's
+    file : Path | str | None, optional
+        YAML of the tree's shape, or the name of a configuration that ships; None for the defaults.
+    overrides : dict[str, str] | None, optional
+        Setting -> text, as typed on the command line; names as :func:`resolve` takes them.
+    over_file : dict[str, str] | None, optional
+        The same, for settings of several commands: put over those of the file, and treated as the
+        file's.
 
     Raises
     ------
     UserError
-        For a missing file, broken YAML, an unknown setting, a value that is not allowed, or a setting without effect.
+        For a missing file, broken YAML, an unknown setting, a value that is not allowed, or a
+        setting without effect.
     """
     written: Tree = {}
     if file is not None:
@@ -71,12 +77,14 @@ def load_config(
 
 
 def with_settings(config: Config, section: str, settings: Mapping[str, Any]) -> Config:
-    """The same configuration with other settings in a section, which is checked as if they had been typed.
+    """The same configuration with other settings in a section, which is checked as if they had been
+    typed.
 
     Raises
     ------
     UserError
-        For a setting that the section's variant has not, a value that is not allowed, or one without effect.
+        For a setting that the section's variant has not, a value that is not allowed, or one
+        without effect.
     """
     part = getattr(config, section)
     for field, value in settings.items():
@@ -88,14 +96,23 @@ def with_settings(config: Config, section: str, settings: Mapping[str, Any]) -> 
         raise UserError(_explain(error, None, set(), section)) from error
     changed = config.model_copy(update={section: new})
     refuse_idle(changed, [f"{section}.{field}" for field in settings])
-    given = [field for field in part.model_fields_set if getattr(new, field) != default_of(changed, section, field)]
+    given = [
+        field
+        for field in part.model_fields_set
+        if getattr(new, field) != default_of(changed, section, field)
+    ]
     refuse_idle(changed, [f"{section}.{field}" for field in sorted(given)])
     return changed
 
 
 def _defaults() -> Tree:
-    """What sections start from besides the defaults of their classes: loss_text and loss_image share a class and not their defaults."""
-    return {name: info.default.model_dump(exclude_unset=True) for name, info in Config.model_fields.items()}
+    """What sections start from besides the defaults of their classes: loss_text and loss_image
+    share a class and not their defaults.
+    """
+    return {
+        name: info.default.model_dump(exclude_unset=True)
+        for name, info in Config.model_fields.items()
+    }
 
 
 def _merged(*layers: Tree) -> Tree:
@@ -112,7 +129,9 @@ def _paths(tree: Tree) -> set[str]:
 
 
 def _validated(tree: Tree, file: Path | None, typed: set[str], taken: set[str]) -> Config:
-    """The tree as a configuration; settings of a file may be made idle by what is typed, and those of an earlier run by anything."""
+    """The tree as a configuration; settings of a file may be made idle by what is typed, and those
+    of an earlier run by anything.
+    """
     written = {path for path in _paths(tree) - typed if path in field_paths()}
     try:
         first = Config.model_validate(tree, context={"tolerated": written | typed})
@@ -131,7 +150,8 @@ def _overruled(config: Config, path: str, typed: Collection[str]) -> bool:
 
 
 def _choose_encoder(taken: Tree, written: Tree, typed: Tree, origin: str) -> None:
-    """Keep of every layer what the chosen encoder has; an encoder's own setting is refused beside another encoder.
+    """Keep of every layer what the chosen encoder has; an encoder's own setting is refused beside
+    another encoder.
 
     Raises
     ------
@@ -144,18 +164,23 @@ def _choose_encoder(taken: Tree, written: Tree, typed: Tree, origin: str) -> Non
         return  # the tree refuses it, with the names there are
     for number, layer in enumerate(layers):
         for field in list(layer):
-            if field in ENCODER_CONFIGS[model].model_fields or not (variants := having("encoder", field)):
+            if field in ENCODER_CONFIGS[model].model_fields or not (
+                variants := having("encoder", field)
+            ):
                 continue
             usual = ENCODER_CONFIGS[variants[0]].model_fields[field].default
             value = _value(ENCODER_CONFIGS[variants[0]], field, layer[field])
             idle = asks_nothing(value, usual) or (number < 2 and value == usual)
             replaced = number < 2 and any("model" in later for later in layers[number + 1 :])
             if number and not idle and not replaced:
-                raise UserError(_lacking("encoder", field, value, model, origin if number == 1 else ""))
+                raise UserError(
+                    _lacking("encoder", field, value, model, origin if number == 1 else "")
+                )
             del layer[field]
             if number and not idle:
                 print(
-                    f"braingen: encoder.{field} = {shown(value)}{origin} is left out, since encoder.model={model} has no such setting.",
+                    f"braingen: encoder.{field} = {shown(value)}{origin} is left out, since"
+                    f" encoder.model={model} has no such setting.",
                     file=sys.stderr,
                 )
 
@@ -173,8 +198,9 @@ def _lacking(section: str, field: str, value: Any, model: str, origin: str = "")
     if not (variants := having(section, field)):
         return f"There is no setting '{section}.{field}'."
     return (
-        f"{section}.{field} = {shown(value)}{origin} has no effect with {section}.model={model}, which has no such setting;"
-        f" {', '.join(variants)} {'have' if len(variants) > 1 else 'has'} it. Leave it out ({section}.{field}=default),"
+        f"{section}.{field} = {shown(value)}{origin} has no effect with {section}.model={model},"
+        f" which has no such setting; {', '.join(variants)}"
+        f" {'have' if len(variants) > 1 else 'has'} it. Leave it out ({section}.{field}=default),"
         f" or choose another {section}.model."
     )
 
@@ -183,8 +209,12 @@ def _parse(path: str, text: str) -> Any:
     section, _, name = path.partition(".")
     annotation = str(fields_of(section)[name].annotation)
     if annotation.startswith("tuple"):  # lists on the command line: 2,2,2
-        return [part.strip() for part in text.strip("[]() ").split(",") if part.strip()]  # folders may have blanks in their names
-    return text  # numbers and switches are read by the field's own type, so a folder may be called 2024 and a precision no
+        return [
+            part.strip() for part in text.strip("[]() ").split(",") if part.strip()
+        ]  # folders may have blanks in their names
+    # numbers and switches are read by the field's own type, so a folder may be called 2024 and a
+    # precision no
+    return text
 
 
 def _name_all_subjects(written: Tree, typed: Tree) -> None:
@@ -195,47 +225,81 @@ def _name_all_subjects(written: Tree, typed: Tree) -> None:
 
 
 def _all_subjects(root: Path) -> list[int]:
-    """Subjects whose trials lie in a data folder; NSD's eight where there are none (later stages report what is missing)."""
-    there = sorted(int(folder.name[4:]) for folder in root.glob("wds/subj*") if folder.name[4:].isdecimal())
+    """Subjects whose trials lie in a data folder; NSD's eight where there are none (later stages
+    report what is missing).
+    """
+    there = sorted(
+        int(folder.name[4:]) for folder in root.glob("wds/subj*") if folder.name[4:].isdecimal()
+    )
     return there or list(range(1, 9))
 
 
 def _architecture_of(run: Path) -> Tree:
-    """What a run that starts from another one takes over from it: backbone, encoder, prior and losses, from its config.yaml."""
+    """What a run that starts from another one takes over from it: backbone, encoder, prior and
+    losses, from its config.yaml.
+    """
     found: Tree = {}
     for file in (run / "config.yaml", run / "image" / "config.yaml", run / "text" / "config.yaml"):
         tree = read_yaml(file) if file.is_file() else {}
         if not isinstance(tree, dict):
             raise UserError(f"{file} holds no settings; restore it or start from another run.")
-        found |= {name: tree[name] for name in ("backbone", "encoder", "prior", "loss_image", "loss_text") if name in tree}
+        found |= {
+            name: tree[name]
+            for name in ("backbone", "encoder", "prior", "loss_image", "loss_text")
+            if name in tree
+        }
     return found
 
 
 def _read_tree(file: Path) -> Tree:
     tree = read_yaml(file, f"correct it; {find_config('simulated')} is an example")
-    if not isinstance(tree, dict | None) or any(not isinstance(section, dict | None) for section in (tree or {}).values()):
+    if not isinstance(tree, dict | None) or any(
+        not isinstance(section, dict | None) for section in (tree or {}).values()
+    ):
         raise UserError(
-            f"{file} is not of the form 'section:' with indented 'name: value' lines below; {find_config('simulated')} is an example."
+            f"{file} is not of the form 'section:' with indented 'name: value' lines below;"
+            f" {find_config('simulated')} is an example."
         )
-    return {str(name): {str(field): value for field, value in (section or {}).items()} for name, section in (tree or {}).items()}
+    return {
+        str(name): {str(field): value for field, value in (section or {}).items()}
+        for name, section in (tree or {}).items()
+    }
 
 
-def _explain(error: ValidationError, file: Path | None, overridden: set[str], section: str = "") -> str:
+def _explain(
+    error: ValidationError, file: Path | None, overridden: set[str], section: str = ""
+) -> str:
     first = error.errors()[0]
     parts = [str(part) for part in first["loc"]]
     if len(parts) > 1 and parts[1] in variants_of("encoder"):
         del parts[1]  # which variant of the union
     path = ".".join([section, *parts] if section else parts)
-    origin = f" (in {file})" if file and not any(path == name or path.startswith(f"{name}.") for name in overridden) else ""
+    origin = (
+        f" (in {file})"
+        if file and not any(path == name or path.startswith(f"{name}.") for name in overridden)
+        else ""
+    )
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path, field_paths() + list(Config.model_fields), n=1, cutoff=0.4)
-        return f"There is no setting '{path}'{origin}." + (f" Did you mean {near[0]}?" if near else "")
+        near = difflib.get_close_matches(
+            path, field_paths() + list(Config.model_fields), n=1, cutoff=0.4
+        )
+        return f"There is no setting '{path}'{origin}." + (
+            f" Did you mean {near[0]}?" if near else ""
+        )
     if first["type"] == "union_tag_invalid":
         allowed = " or ".join(f"'{name}'" for name in ENCODER_CONFIGS)
         typed = "encoder.model" in overridden
-        return f"encoder.model = {chosen_encoder(first['input'])}{'' if typed else origin} is not allowed: input should be {allowed}."
+        return (
+            f"encoder.model = {chosen_encoder(first['input'])}{'' if typed else origin} is not"
+            f" allowed: input should be {allowed}."
+        )
     if not parts:  # of the whole tree: a sentence of its own
         return str(first["ctx"]["error"]) if "error" in first.get("ctx", {}) else first["msg"]
-    if first["type"] == "value_error" and isinstance(first["input"], dict):  # of a section: settings that do not go together
+    if first["type"] == "value_error" and isinstance(
+        first["input"], dict
+    ):  # of a section: settings that do not go together
         return f"{first['ctx']['error']}{origin}"
-    return f"{path} = {str(first['input']) or 'nothing'}{origin} is not allowed: {first['msg'][:1].lower() + first['msg'][1:]}."
+    return (
+        f"{path} = {str(first['input']) or 'nothing'}{origin} is not allowed:"
+        f" {first['msg'][:1].lower() + first['msg'][1:]}."
+    )

@@ -1,4 +1,6 @@
-"""What settings are called: their paths in the tree, flags people know, and the setting that a name means."""
+"""What settings are called: their paths in the tree, flags people know, and the setting that a name
+means.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ ALIASES = {
     "multisubject_ckpt": "optim.start_from",
     "capacity_factor": "encoder.capacity_factor_0",
 }
-"""Flags people know from MindEye2 and MoRE-Brain whose field has another name or whose name stands in several sections."""
+"""Flags people know from MindEye2 and MoRE-Brain whose field has another name or whose name stands
+in several sections.
+"""
 OWN_ALIASES = {
     "finetune": {
         "batch_size": "train_batch_size",
@@ -43,15 +47,19 @@ OWN_ALIASES = {
         "max_lr": "learning_rate",
         "max_grad_norm": "clip_norm",
         "weight_decay": "adam_weight_decay",
-    },
+    }
 }
-"""Section of a command -> flag -> field: what a known flag means to a command that has it under another name."""
+"""Section of a command -> flag -> field: what a known flag means to a command that has it under
+another name.
+"""
 ALL = "all"
 """Value of data.subjects on the command line: every subject of the data folder."""
 
 
 def variants_of(section: str) -> dict[str, type[Section]]:
-    """The classes that a section may be of, by the name that chooses one; a single one, without a name, for most sections."""
+    """The classes that a section may be of, by the name that chooses one; a single one, without a
+    name, for most sections.
+    """
     kind = Config.model_fields[section].annotation
     return dict(ENCODER_CONFIGS) if section == "encoder" else {"": cast(type[Section], kind)}
 
@@ -80,7 +88,9 @@ def resolve(name: str) -> str:
 
     Parameters
     ----------
-    name : ``section.field``, a field whose name stands in one section only, or a known flag, without dashes
+    name : str
+        ``section.field``, a field whose name stands in one section only, or a known flag, without
+        dashes.
 
     Raises
     ------
@@ -97,7 +107,10 @@ def resolve(name: str) -> str:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise UserError(f"--{name} could mean {' or '.join(matches)}: write one of them, for instance {matches[0]}=VALUE.")
+        raise UserError(
+            f"--{name} could mean {' or '.join(matches)}: write one of them, for instance"
+            f" {matches[0]}=VALUE."
+        )
     known = {path: path for path in paths} | {path.split(".")[1]: path for path in paths} | ALIASES
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]}?" if near else "`braingen settings` lists all settings."

@@ -1,4 +1,6 @@
-"""Settings as they are typed: ``--flag value``, ``section.field=value``, and those of the environment."""
+"""Settings as they are typed: ``--flag value``, ``section.field=value``, and those of the
+environment.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +30,20 @@ def parse_overrides(
 ) -> tuple[Path | None, dict[str, str]]:
     """Read ``--config NAME`` or ``--config FILE`` and overrides.
 
-    Overrides are ``section.field=value``, ``--flag value``, ``--flag=value``, ``--flag`` and ``--no-flag``.
+    Overrides are ``section.field=value``, ``--flag value``, ``--flag=value``, ``--flag`` and
+    ``--no-flag``.
 
     Parameters
     ----------
-    own : section or sections whose names win where several sections have a setting of that name
-    listed : setting that plain words at the beginning are collected in; without it they are refused
+    own : str | Sequence[str], optional
+        Section or sections whose names win where several sections have a setting of that name.
+    listed : str, optional
+        Setting that plain words at the beginning are collected in; without it they are refused.
 
     Returns
     -------
-    configuration (file or name) or None, setting -> text
+    tuple[Path | None, dict[str, str]]
+        Configuration (file or name) or None, setting -> text.
     """
     own = (own,) if isinstance(own, str) else own
     file: Path | None = None
@@ -54,7 +60,8 @@ def parse_overrides(
             name, equals, value = word.partition("=")
             if not equals:
                 raise UserError(
-                    f"'{word}' is not understood: write settings as section.field=value or --name value."
+                    f"'{word}' is not understood: write settings as section.field=value or --name"
+                    " value."
                 )
             given.put(_setting(name, own), value, name)
             continue
@@ -85,7 +92,9 @@ def parse_overrides(
 
 
 class Given:
-    """Settings as they are typed; the same one under two names is an error where the values differ."""
+    """Settings as they are typed; the same one under two names is an error where the values
+    differ.
+    """
 
     def __init__(self) -> None:
         self.settings: dict[str, str] = {}
@@ -135,7 +144,9 @@ def _switch(name: str, own: Sequence[str]) -> str:
 
 
 def environment_settings(own: Sequence[str]) -> dict[str, str]:
-    """Settings of every command of a job, from the environment variable BRAINGEN_SET; what is typed wins."""
+    """Settings of every command of a job, from the environment variable BRAINGEN_SET; what is typed
+    wins.
+    """
     text = os.environ.get(ENVIRONMENT, "")
     if not text.strip():
         return {}

@@ -1,4 +1,6 @@
-"""Settings of stage 1, from voxels to CLIP space, and of the frozen and published models it builds on."""
+"""Settings of stage 1, from voxels to CLIP space, and of the frozen and published models it builds
+on.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,32 @@ class BackboneConfig(Section):
     """The frozen models that see and draw."""
 
     path: str = "tiny"
-    """'tiny' (shipped), a folder in the layout of an SDXL pipeline, or a hub name such as stabilityai/stable-diffusion-xl-base-1.0."""
+    """'tiny' (shipped), a folder in the layout of an SDXL pipeline, or a hub name such as
+    stabilityai/stable-diffusion-xl-base-1.0.
+    """
     image_encoder: str = ""
-    """CLIP whose image embeddings are decoded: folder or hub name; empty for <path>/image_encoder."""
+    """CLIP whose image embeddings are decoded: folder or hub name; empty for
+    <path>/image_encoder.
+    """
     ip_adapter: str = ""
-    """IP-Adapter: a safetensors file, or a folder or hub name with sdxl_models/ip-adapter_sdxl.safetensors; empty for <path>/ip_adapter;
-    none to train encoders of which nothing is drawn."""
+    """IP-Adapter: a safetensors file, or a folder or hub name with
+    sdxl_models/ip-adapter_sdxl.safetensors; empty for <path>/ip_adapter; none to train encoders of
+    which nothing is drawn.
+    """
     refiner: str = ""
-    """What `braingen refine` draws with (stabilityai/stable-diffusion-xl-refiner-1.0, or a folder); empty for <path>, the base model."""
+    """What `braingen refine` draws with (stabilityai/stable-diffusion-xl-refiner-1.0, or a folder);
+    empty for <path>, the base model.
+    """
     image_output: Literal["pooled", "tokens", "both"] = "pooled"
-    """What of the image is decoded: CLIP's pooled embedding (MoRE-Brain), its patch tokens (MindEye2: 256), or both."""
+    """What of the image is decoded: CLIP's pooled embedding (MoRE-Brain), its patch tokens
+    (MindEye2: 256), or both.
+    """
     image_projected: bool = True
     """Decode image embeddings after CLIP's projection (MoRE-Brain: yes; MindEye2's tokens: no)."""
     text_output: Literal["bigG", "L", "joint"] = "bigG"
-    """Which text encoder of SDXL is decoded: the second (MoRE-Brain), the first, or both side by side."""
+    """Which text encoder of SDXL is decoded: the second (MoRE-Brain), the first, or both side by
+    side.
+    """
     text_tokens: Literal["eos", "all"] = "eos"
     """Which tokens of a caption: the end-of-sequence token (MoRE-Brain) or all of them (77)."""
 
@@ -51,7 +65,9 @@ class PriorConfig(Section):
     timesteps: Annotated[Positive, WITH_PRIOR] = 100
     """Noise steps in training (MindEye2: 100)."""
     use: Annotated[Literal["predict", "sample"], WITH_PRIOR] = "predict"
-    """predict: one deterministic call of the network (nearer to the target, docs/deviations.md); sample: as published, many and random."""
+    """predict: one deterministic call of the network (nearer to the target, docs/deviations.md);
+    sample: as published, many and random.
+    """
     sample_steps: Annotated[Positive, WITH_PRIOR, SAMPLED] = 30
     """Steps when sampling (MoRE-Brain: 30)."""
     guidance_scale: Annotated[float, Field(ge=1), WITH_PRIOR, SAMPLED] = 1.5
@@ -64,7 +80,9 @@ class LossConfig(Section):
     clip_scale: Scale = 1.0
     """Contrastive loss on the projected output."""
     mse_scale: Scale = 0.0
-    """Squared error of the encoder's output, in units of the target's variance (MoRE-Brain's paper: 1)."""
+    """Squared error of the encoder's output, in units of the target's variance (MoRE-Brain's paper:
+    1).
+    """
     prior_scale: Annotated[Scale, WITH_PRIOR] = 30.0
     """Squared error of the prior's prediction."""
     cos_scale: Annotated[Scale, WITH_PRIOR] = 0.5
@@ -72,10 +90,14 @@ class LossConfig(Section):
     prior_clip_scale: Annotated[Scale, WITH_PRIOR] = 1.0
     """Contrastive loss on the prior's prediction."""
     level_scale: Scale = 0.0
-    """Squared error of every level's output by itself, mean over levels: makes each level a decoder (published: only their mean is one)."""
+    """Squared error of every level's output by itself, mean over levels: makes each level a decoder
+    (published: only their mean is one).
+    """
     balance_scale: Annotated[Scale, Needs("encoder.model", *MIXTURES)] = 0.1
     """Load balancing over experts (MoRE-Brain's paper: 0.1)."""
-    temp_coeff: Annotated[float, Field(gt=0), Needs("clip_scale", above(0)) | Needs("prior_clip_scale", above(0))] = 5.0
+    temp_coeff: Annotated[
+        float, Field(gt=0), Needs("clip_scale", above(0)) | Needs("prior_clip_scale", above(0))
+    ] = 5.0
     """Multiplies the temperatures of the contrastive losses."""
     mixup_pct: Share = 0.33
     """Share of the epochs with MixCo; SoftCLIP afterwards."""
@@ -83,9 +105,19 @@ class LossConfig(Section):
     @model_validator(mode="after")
     def something_is_minimised(self) -> LossConfig:
         """Without any weight nothing would be learned, in silence."""
-        aims = ("clip_scale", "mse_scale", "prior_scale", "cos_scale", "prior_clip_scale", "level_scale")
+        aims = (
+            "clip_scale",
+            "mse_scale",
+            "prior_scale",
+            "cos_scale",
+            "prior_clip_scale",
+            "level_scale",
+        )
         if not any(getattr(self, name) for name in aims):
-            raise ValueError(f"All of {', '.join(aims)} are 0, so that nothing would be learned: give one of them a weight.")
+            raise ValueError(
+                f"All of {', '.join(aims)} are 0, so that nothing would be learned: give one of"
+                " them a weight."
+            )
         return self
 
 
@@ -105,28 +137,44 @@ class OptimConfig(Section):
     validate_every: Positive = 1
     """Epochs between looks at the held-out training images."""
     checkpoint: Literal["held_out", "folds", "auto"] = "held_out"
-    """How the epoch is chosen: on held-out images (data.holdout_share); by 5-fold cross-validation over the training images, then training
-    on all of them; auto: by folds where fewer than 30 images would be held out."""
+    """How the epoch is chosen: on held-out images (data.holdout_share); by 5-fold cross-validation
+    over the training images, then training on all of them; auto: by folds where fewer than 30
+    images would be held out.
+    """
     gradient_accumulation_steps: Positive = 1
-    """Steps per update of the weights, whose gradients are averaged; contrastive losses see one step (published: 1)."""
+    """Steps per update of the weights, whose gradients are averaged; contrastive losses see one
+    step (published: 1).
+    """
     start_from: Folder | None = None
-    """Finished run whose experts and prior are taken over, RUN or RUN/image; its architecture and losses are the defaults then."""
+    """Finished run whose experts and prior are taken over, RUN or RUN/image; its architecture and
+    losses are the defaults then.
+    """
     trained: Literal["all", "routers", "subject"] = "all"
-    """What is trained: all, the subject layers and the routers (published: --train_router_only), or the subject layers alone."""
+    """What is trained: all, the subject layers and the routers (published: --train_router_only), or
+    the subject layers alone.
+    """
 
 
 class PublishedConfig(Section):
     """Published weights to import (`braingen import`)."""
 
     checkpoint: Folder = Path()
-    """Encoder, with its prior where it holds one: MindEye2's last.pth, or MoRE-Brain's weights (.pth or .safetensors)."""
+    """Encoder, with its prior where it holds one: MindEye2's last.pth, or MoRE-Brain's weights
+    (.pth or .safetensors).
+    """
     router_image: Folder = Path()
     """Diffusion router of the image embedding (import finetune)."""
     router_text: Folder = Path()
     """Diffusion router of the text embedding (import finetune)."""
     adapter: Folder = Path()
-    """LoRA of the U-Net of backbone.path, in diffusers', peft's or kohya's names (import finetune)."""
+    """LoRA of the U-Net of backbone.path, in diffusers', peft's or kohya's names (import
+    finetune).
+    """
     trained_on: Literal["gpu", "cpu"] = "gpu"
-    """Where the published router was trained: its top-k decides the order of an expert's units (docs/models.md)."""
+    """Where the published router was trained: its top-k decides the order of an expert's units
+    (docs/models.md).
+    """
     partial: bool = False
-    """Import what fits although weights are missing, unexpected or of another shape; those missing stay random."""
+    """Import what fits although weights are missing, unexpected or of another shape; those missing
+    stay random.
+    """

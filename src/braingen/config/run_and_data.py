@@ -27,11 +27,15 @@ class RunConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto takes a GPU when there is one."""
     mixed_precision: Precision = "auto"
-    """Number format while training; auto is fp16 on a GPU (published implementation) and float32 on a CPU."""
+    """Number format while training; auto is fp16 on a GPU (published implementation) and float32 on
+    a CPU.
+    """
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     """Where learning curves are sent, besides metrics.jsonl."""
     processes: NotNegative = 0
-    """Processes in which `braingen demo` works, one thread each; 0 for one per core, two at most. Other commands: accelerate launch."""
+    """Processes in which `braingen demo` works, one thread each; 0 for one per core, two at most.
+    Other commands: accelerate launch.
+    """
     save_minutes: Factor = 10.0
     """Minutes between saves within an epoch of training; after an epoch a save may come sooner."""
 
@@ -46,7 +50,9 @@ class DataConfig(Section):
     num_sessions: NotNegative = 0
     """Use the first n sessions of every subject; 0 for all."""
     holdout_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.08
-    """Share of the training *images* held out to choose the checkpoint; test images are never used for it."""
+    """Share of the training *images* held out to choose the checkpoint; test images are never used
+    for it.
+    """
 
 
 class SimulationConfig(Section):
@@ -59,7 +65,9 @@ class SimulationConfig(Section):
     trials_per_session: Positive = 750
     """Presentations per session (NSD: 750)."""
     num_voxels: Positive = 2000
-    """Voxels in nsdgeneral of subject 1; further subjects differ a little, as people do (NSD: 12682-17907)."""
+    """Voxels in nsdgeneral of subject 1; further subjects differ a little, as people do (NSD:
+    12682-17907).
+    """
     num_test_images: Positive = 120
     """Test images shared by all subjects, each seen three times (NSD: 1000)."""
     noise: Scale = 1.0
@@ -79,27 +87,43 @@ class PrepareConfig(Section):
     kind: Literal["auto", "nsd", "own"] = "auto"
     """What it holds; auto: NSD when there is a folder nsddata or nsddata_betas in it."""
     mask: str = ""
-    """Voxels that are kept. NSD: a region volume, with labels or names or without (prf-visualrois:1,2, prf-visualrois:V1, V1); own
-    scans: a mask's label, or 'all'; or a file (NIfTI, .npy). Empty for nsdgeneral, or the mask without a label."""
+    """Voxels that are kept. NSD: a region volume, with labels or names or without
+    (prf-visualrois:1,2, prf-visualrois:V1, V1); own scans: a mask's label, or 'all'; or a file
+    (NIfTI, .npy). Empty for nsdgeneral, or the mask without a label.
+    """
     mask_above: Annotated[float | None, OWN_SCANS] = None
-    """Own scans: a voxel is inside a mask whose value is above this; empty for 0, and 0.5 where a mask is soft (values between 0 and 1)."""
+    """Own scans: a voxel is inside a mask whose value is above this; empty for 0, and 0.5 where a
+    mask is soft (values between 0 and 1).
+    """
     order: Literal["C", "F"] = "C"
-    """In which order the voxels of a mask are written: last axis of the volume fastest (C), or first (F); order.json records it."""
+    """In which order the voxels of a mask are written: last axis of the volume fastest (C), or
+    first (F); order.json records it.
+    """
     betas: Annotated[str, NSD_SCANS] = "betas_fithrf_GLMdenoise_RR"
     """Which of NSD's betas (MindEye2: GLMsingle's)."""
     coco: Annotated[Folder | None, NSD_SCANS, Needs("captions", True)] = None
-    """Folder with COCO's captions_train2017.json and captions_val2017.json; empty looks for <scans>/annotations."""
+    """Folder with COCO's captions_train2017.json and captions_val2017.json; empty looks for
+    <scans>/annotations.
+    """
     captions: bool = True
     """Write captions."""
     test_images: Annotated[Folder | None, OWN_SCANS] = None
-    """Own scans: file with the test pictures, one stim_file a line; empty for the column `split` of the events, or else test_share."""
+    """Own scans: file with the test pictures, one stim_file a line; empty for the column `split` of
+    the events, or else test_share.
+    """
     test_share: Annotated[float, Field(gt=0, lt=1), OWN_SCANS, Needs("test_images", None)] = 0.1
-    """Own scans: share of the pictures drawn for testing, by their names, where nothing else says which."""
+    """Own scans: share of the pictures drawn for testing, by their names, where nothing else says
+    which.
+    """
     zscore: Literal["auto", "session", "subject", "none"] = "auto"
-    """Over which training trials responses are z-scored: those of the session, those of all sessions of the subject, or not at all; auto
-    takes the session where every session has 20 training trials, else the subject, and none below 5. NSD: session."""
+    """Over which training trials responses are z-scored: those of the session, those of all
+    sessions of the subject, or not at all; auto takes the session where every session has 20
+    training trials, else the subject, and none below 5. NSD: session.
+    """
     space: str = ""
-    """NSD: func1pt8mm (empty) or fsaverage. Own scans: the space- whose responses and masks are taken, where there are several."""
+    """NSD: func1pt8mm (empty) or fsaverage. Own scans: the space- whose responses and masks are
+    taken, where there are several.
+    """
     task: Annotated[str, OWN_SCANS] = ""
     """Own scans: the task- whose events and responses are taken."""
     desc: Annotated[str, OWN_SCANS] = ""
@@ -109,12 +133,17 @@ class PrepareConfig(Section):
     entities: Annotated[tuple[str, ...], OWN_SCANS] = ()
     """Own scans: further entities that choose responses, as key-value (res-2, den-32k)."""
     responses: Annotated[str, OWN_SCANS] = ""
-    """Own scans: folder, or pattern of paths, below scans, of the responses that are taken, where there are several
-    (derivatives/glmsingle)."""
+    """Own scans: folder, or pattern of paths, below scans, of the responses that are taken, where
+    there are several (derivatives/glmsingle).
+    """
     dataset: Annotated[str, OWN_SCANS] = ""
-    """Own scans: name of the dataset with the responses in HDF5 and .npz files; empty for betas, or the only one that fits."""
+    """Own scans: name of the dataset with the responses in HDF5 and .npz files; empty for betas, or
+    the only one that fits.
+    """
     trials: Annotated[Folder | None, OWN_SCANS] = None
-    """Own scans: one table of all trials (CSV, TSV, Parquet: subject, session, trial, image, split), instead of events.tsv."""
+    """Own scans: one table of all trials (CSV, TSV, Parquet: subject, session, trial, image,
+    split), instead of events.tsv.
+    """
     stimulus_column: Annotated[str, OWN_SCANS] = "stim_file"
     """Own scans: column of the events that names the picture."""
     stimuli: Annotated[Folder | None, OWN_SCANS] = None
@@ -128,13 +157,19 @@ class PrepareConfig(Section):
     one_back: Annotated[Literal["keep", "leave_out"], OWN_SCANS] = "keep"
     """Own scans: trials that show the picture of the trial before."""
     accept: Annotated[tuple[Literal["time_series", "labels"], ...], OWN_SCANS] = ()
-    """Own scans: responses that are taken although they look like a time series, or have whole-numbered columns like labels."""
+    """Own scans: responses that are taken although they look like a time series, or have
+    whole-numbered columns like labels.
+    """
 
 
 class CacheConfig(Section):
     """Frozen work done once (docs/data.md)."""
 
-    what: Annotated[tuple[Literal["image", "text", "latents"], ...], Field(min_length=1)] = ("image", "text", "latents")
+    what: Annotated[tuple[Literal["image", "text", "latents"], ...], Field(min_length=1)] = (
+        "image",
+        "text",
+        "latents",
+    )
     """CLIP embeddings of pictures, states of the text encoders for captions, VAE latents."""
     images: Literal["used", "all"] = "used"
     """Pictures of the subjects' trials, training and test, or every picture of the image file."""
@@ -148,4 +183,6 @@ class DoctorConfig(Section):
     output: Literal["text", "json"] = "text"
     """What is printed: a list for people, or JSON for scripts."""
     checksums: bool = False
-    """Also compare the files of a prepared folder with the checksums they were written with (reads all of them)."""
+    """Also compare the files of a prepared folder with the checksums they were written with (reads
+    all of them).
+    """

@@ -8,7 +8,9 @@ from pathlib import Path
 from braingen.runtime.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "configs"
-"""Part of the package, so that an installed wheel has them. ``accelerate/`` is for ``accelerate launch``."""
+"""Part of the package, so that an installed wheel has them. ``accelerate/`` is for ``accelerate
+launch``.
+"""
 TINY = Path(__file__).parents[1] / "simulation" / "assets" / "tiny"
 """The backbones that are shipped with the package."""
 
@@ -23,8 +25,9 @@ def find_config(asked: Path | str) -> Path:
 
     Parameters
     ----------
-    asked : a file, or the name of a shipped configuration: ``nsd_subj01``, ``nsd_subj01.yaml`` and
-        ``configs/nsd_subj01.yaml`` all mean the same one where no such file exists
+    asked : Path | str
+        A file, or the name of a shipped configuration: ``nsd_subj01``, ``nsd_subj01.yaml`` and
+        ``configs/nsd_subj01.yaml`` all mean the same one where no such file exists.
 
     Raises
     ------
@@ -49,5 +52,7 @@ def find_config(asked: Path | str) -> Path:
 
 
 def backbone_folder(path: str) -> str:
-    """Turn the setting ``backbone.path`` into a folder or hub name; 'tiny' means the shipped one."""
+    """Turn the setting ``backbone.path`` into a folder or hub name; 'tiny' means the
+    shipped one.
+    """
     return str(TINY) if path == "tiny" else path

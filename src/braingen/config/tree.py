@@ -26,8 +26,21 @@ from braingen.config.judging import (
     ScoresConfig,
     StudyConfig,
 )
-from braingen.config.reading import BackboneConfig, LossConfig, OptimConfig, PriorConfig, PublishedConfig
-from braingen.config.run_and_data import CacheConfig, DataConfig, DoctorConfig, PrepareConfig, RunConfig, SimulationConfig
+from braingen.config.reading import (
+    BackboneConfig,
+    LossConfig,
+    OptimConfig,
+    PriorConfig,
+    PublishedConfig,
+)
+from braingen.config.run_and_data import (
+    CacheConfig,
+    DataConfig,
+    DoctorConfig,
+    PrepareConfig,
+    RunConfig,
+    SimulationConfig,
+)
 from braingen.config.values import Section
 
 
@@ -45,7 +58,9 @@ class Config(Section):
     encoder: EncoderConfig = BrainMoEMultiConfig()
     prior: PriorConfig = PriorConfig()
     loss_image: LossConfig = LossConfig()
-    loss_text: LossConfig = LossConfig(clip_scale=0.9, prior_scale=0.1, prior_clip_scale=0.1, temp_coeff=10.0, mixup_pct=0.0)
+    loss_text: LossConfig = LossConfig(
+        clip_scale=0.9, prior_scale=0.1, prior_clip_scale=0.1, temp_coeff=10.0, mixup_pct=0.0
+    )
     optim: OptimConfig = OptimConfig()
     router: RouterConfig = RouterConfig()
     lora: LoraConfig = LoraConfig()
@@ -64,13 +79,16 @@ class Config(Section):
 
     @model_validator(mode="after")
     def refuse_settings_without_effect(self, info: ValidationInfo) -> Config:
-        """Whatever was given and differs from its default must be read by something; the context's `tolerated` settings excepted."""
+        """Whatever was given and differs from its default must be read by something; the context's
+        `tolerated` settings excepted.
+        """
         tolerated = (info.context or {}).get("tolerated", ())
         paths = [
             f"{section}.{field}"
             for section in type(self).model_fields
             for field in getattr(self, section).model_fields_set
-            if f"{section}.{field}" not in tolerated and getattr(getattr(self, section), field) != default_of(self, section, field)
+            if f"{section}.{field}" not in tolerated
+            and getattr(getattr(self, section), field) != default_of(self, section, field)
         ]
         refuse_idle(self, sorted(paths))
         return self
@@ -79,4 +97,8 @@ class Config(Section):
 def default_of(config: Config, section: str, field: str) -> Any:
     """The default of a setting in the variant that is chosen."""
     part, usual = getattr(config, section), Config.model_fields[section].default
-    return getattr(usual, field) if type(part) is type(usual) else type(part).model_fields[field].default
+    return (
+        getattr(usual, field)
+        if type(part) is type(usual)
+        else type(part).model_fields[field].default
+    )

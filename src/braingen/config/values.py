@@ -1,4 +1,6 @@
-"""What settings are made of: kinds of values that several sections share, and the section itself."""
+"""What settings are made of: kinds of values that several sections share, and the section
+itself.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,19 @@ Factor = Annotated[float, Field(gt=0)]
 Folder = Annotated[Path, AfterValidator(Path.expanduser)]
 Scheduler = Literal["own", "euler", "euler_ancestral", "heun", "ddim", "ddpm", "dpmpp_2m", "unipc"]
 # YAML reads a bare `no` as false
-Precision = Annotated[Literal["auto", "no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
+Precision = Annotated[
+    Literal["auto", "no", "fp16", "bf16"],
+    BeforeValidator(lambda value: "no" if value is False else value),
+]
 
 
 class Section(BaseModel):
     """A group of settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )

@@ -1,4 +1,6 @@
-"""The responses of one subject: rows of the betas file, memory-mapped, and what is wrong with its voxels."""
+"""The responses of one subject: rows of the betas file, memory-mapped, and what is wrong with its
+voxels.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,21 @@ from braingen.runtime.files import UNREADABLE_ARRAY, identity, replaced_file
 class Betas:
     """z-scored responses (trials, voxels) of one subject.
 
-    Nothing is loaded until rows are asked for; `in_memory` reads the file once, front to back, for disks on which random
-    reads are slow.
+    Nothing is loaded until rows are asked for; `in_memory` reads the file once, front to back, for
+    disks on which random reads are slow.
 
     Parameters
     ----------
-    path
+    path : Path | str
         HDF5 file with dataset `betas`.
-    in_memory
+    in_memory : bool, optional
         Whether to read the whole of it now.
 
     Raises
     ------
     UserError
-        When the file is missing, damaged, or holds something else than z-scored floating-point responses.
+        When the file is missing, damaged, or holds something else than z-scored floating-point
+        responses.
     """
 
     def __init__(self, path: Path | str, in_memory: bool = False) -> None:
@@ -40,11 +43,15 @@ class Betas:
         self.path = self.rows_on_disk.path
         shape, dtype = self.rows_on_disk.shape, self.rows_on_disk.dtype
         if len(shape) != 2 or 0 in shape:
-            raise UserError(f"{self.path}: `betas` has shape {shape}, (trials, voxels) was expected; {nsd.GET_IT}.")
+            raise UserError(
+                f"{self.path}: `betas` has shape {shape}, (trials, voxels) was expected;"
+                f" {nsd.GET_IT}."
+            )
         if dtype.kind != "f":
             raise UserError(
-                f"{self.path}: `betas` is {dtype}, z-scored floating point was expected (raw NSD betas are integers, 300 to the percent); "
-                "run `braingen prepare` on the raw release."
+                f"{self.path}: `betas` is {dtype}, z-scored floating point was expected (raw NSD"
+                " betas are integers, 300 to the percent); run `braingen prepare` on the raw"
+                " release."
             )
         self._loaded: np.ndarray | None = None
         if in_memory:
@@ -68,7 +75,8 @@ class Betas:
         return self.rows_on_disk.shape[1]
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
-        """Responses of the given trials (B, V), float32, in the given order; duplicates are allowed.
+        """Responses of the given trials (B, V), float32, in the given order; duplicates are
+        allowed.
 
         Raises
         ------
@@ -80,10 +88,14 @@ class Betas:
         return self.rows_on_disk.take(rows).astype(np.float32, copy=False)
 
     def tensor(self, device: torch.device | str = "cpu") -> Tensor:
-        """All responses (trials, voxels), float32, on a device: where they fit on the GPU, no step waits for the disk."""
+        """All responses (trials, voxels), float32, on a device: where they fit on the GPU, no step
+        waits for the disk.
+        """
         whole = torch.empty((self.trials, self.voxels), dtype=torch.float32, device=device)
         for first, block in self.rows_on_disk.blocks():
-            whole[first : first + len(block)] = torch.from_numpy(block.astype(np.float32, copy=False))
+            whole[first : first + len(block)] = torch.from_numpy(
+                block.astype(np.float32, copy=False)
+            )
         return whole
 
 
@@ -101,13 +113,14 @@ class VoxelReport(NamedTuple):
 
 
 def report_voxels(betas: Betas, layout: Layout | None = None) -> VoxelReport:
-    """Look through all responses once, in blocks; kept beside the data (by file size and time) where that can be written.
+    """Look through all responses once, in blocks; kept beside the data (by file size and time)
+    where that can be written.
 
     Parameters
     ----------
-    betas
+    betas : Betas
         The file to look through.
-    layout
+    layout : Layout | None, optional
         Data folder that keeps the result; None looks again every time.
     """
     key = identity(betas.path)

@@ -11,14 +11,17 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.files import refuse_stand_in
 from braingen.runtime.text_files import read_json
 
-_AGAIN = "get it again, or write it with `braingen prepare` (from COCO's annotations) or `braingen simulate`"
+_AGAIN = (
+    "get it again, or write it with `braingen prepare` (from COCO's annotations) or `braingen"
+    " simulate`"
+)
 
 
 NO_CAPTIONS = (
-    "{path} is missing: there are no captions. Train the image encoder alone, which needs none; or get some: for"
-    " NSD with `braingen prepare` from COCO's annotations; for scans of your own write captions.json"
-    " ({{stim_file: [captions]}}) beside them, by hand or with a captioning model, and run"
-    " `braingen prepare` again."
+    "{path} is missing: there are no captions. Train the image encoder alone, which needs none; or"
+    " get some: for NSD with `braingen prepare` from COCO's annotations; for scans of your own"
+    " write captions.json ({{stim_file: [captions]}}) beside them, by hand or with a captioning"
+    " model, and run `braingen prepare` again."
 )
 
 
@@ -27,9 +30,9 @@ class Captions:
 
     Parameters
     ----------
-    captions
+    captions : Mapping[int, tuple[str, ...]]
         Image id -> captions.
-    path
+    path : Path
         Where they come from, for messages.
     """
 
@@ -54,7 +57,10 @@ class Captions:
         """
         texts = self._captions.get(int(image), ())
         if not texts:
-            raise UserError(f"{self.path} has no caption for image {int(image)} ({len(self)} images have one); {_AGAIN}.")
+            raise UserError(
+                f"{self.path} has no caption for image {int(image)} ({len(self)} images have one);"
+                f" {_AGAIN}."
+            )
         return texts
 
     def missing(self, images: Iterable[int]) -> list[int]:
@@ -68,7 +74,8 @@ def has_captions(layout: Layout) -> bool:
 
 
 def load_captions(layout: Layout) -> Captions:
-    """Captions of a data folder: coco_captions.json, or MindEye2's COCO_73k_annots_curated.npy where there is no JSON.
+    """Captions of a data folder: coco_captions.json, or MindEye2's COCO_73k_annots_curated.npy
+    where there is no JSON.
 
     Raises
     ------
@@ -86,11 +93,20 @@ def load_captions(layout: Layout) -> Captions:
 def _from_json(path: Path) -> Captions:
     content = read_json(path, _AGAIN)
     if not isinstance(content, dict):
-        raise UserError(f'{path} holds a {type(content).__name__}, {{"<73k id>": [captions]}} was expected; {_AGAIN}.')
+        raise UserError(
+            f'{path} holds a {type(content).__name__}, {{"<73k id>": [captions]}} was expected;'
+            f" {_AGAIN}."
+        )
     captions = {}
     for key, texts in content.items():
-        if not key.isdecimal() or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f'{path}: entry "{key}" is not a list of captions under an image id; {_AGAIN}.')
+        if (
+            not key.isdecimal()
+            or not isinstance(texts, list)
+            or not all(isinstance(text, str) for text in texts)
+        ):
+            raise UserError(
+                f'{path}: entry "{key}" is not a list of captions under an image id; {_AGAIN}.'
+            )
         captions[int(key)] = tuple(text.strip() for text in texts if text.strip())
     return Captions(captions, path)
 
@@ -98,6 +114,15 @@ def _from_json(path: Path) -> Captions:
 def _from_array(path: Path) -> Captions:
     texts = read_npy(path, _AGAIN)
     if texts.dtype.kind != "U" or texts.ndim not in (1, 2):
-        raise UserError(f"{path} is {texts.dtype} of shape {texts.shape}, text of shape (images, captions) was expected; {_AGAIN}.")
+        raise UserError(
+            f"{path} is {texts.dtype} of shape {texts.shape}, text of shape (images, captions) was"
+            f" expected; {_AGAIN}."
+        )
     rows = texts.reshape(len(texts), -1)
-    return Captions({i: tuple(text.strip() for text in row.tolist() if text.strip()) for i, row in enumerate(rows)}, path)
+    return Captions(
+        {
+            i: tuple(text.strip() for text in row.tolist() if text.strip())
+            for i, row in enumerate(rows)
+        },
+        path,
+    )

@@ -1,7 +1,8 @@
-"""Is the data what it should be? Everything that goes wrong in practice, told in one sentence each, before any training.
+"""Is the data what it should be? Everything that goes wrong in practice, told in one sentence each,
+before any training.
 
-Files are opened by the readers that training uses, so what they refuse is refused here in the same words; checks that span several
-files (widths, rows, ids) are made here.
+Files are opened by the readers that training uses, so what they refuse is refused here in the same
+words; checks that span several files (widths, rows, ids) are made here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from braingen.runtime.data_layout import Layout, subject_name
 from braingen.runtime.errors import UserError
 from braingen.types import Trials
 
-_CONSTANT_TOLERATED = 0.01  # share of voxels; a few dead ones are common at the rim of a mask and harmless
+_CONSTANT_TOLERATED = (
+    0.01  # share of voxels; a few dead ones are common at the rim of a mask and harmless
+)
 _IMAGES_LOOKED_AT = 512
 _ROWS_LOOKED_AT = 512
 _NAMED = 5  # entries named in a sentence
@@ -37,7 +40,9 @@ class Finding(NamedTuple):
     """One thing that was looked at."""
 
     level: Literal["ok", "note", "warning", "error"]
-    """An error stops training; a warning is printed; a note tells of something optional that is not there."""
+    """An error stops training; a warning is printed; a note tells of something optional that is not
+    there.
+    """
     subject: int | None
     """Whose data it is about; None for what all subjects share."""
     what: str
@@ -47,19 +52,22 @@ class Finding(NamedTuple):
 
 
 def all_checks(
-    layout: Layout, subjects: Sequence[int], num_sessions: int = 0, captions: Literal["needed", "optional"] = "needed"
+    layout: Layout,
+    subjects: Sequence[int],
+    num_sessions: int = 0,
+    captions: Literal["needed", "optional"] = "needed",
 ) -> list[Finding]:
     """Look at everything the given subjects need and tell all that was found.
 
     Parameters
     ----------
-    layout
+    layout : Layout
         The data folder.
-    subjects
+    subjects : Sequence[int]
         Subject numbers.
-    num_sessions
+    num_sessions : int, optional
         Sessions that will be used (0: all).
-    captions
+    captions : Literal['needed', 'optional'], optional
         "optional": a data folder without a file of captions is a note, since only text needs them.
 
     Returns
@@ -71,7 +79,9 @@ def all_checks(
     return [one._replace(sentence=nsd.fitting_advice(one.sentence, layout.root)) for one in found]
 
 
-def check_before_training(layout: Layout, subjects: Sequence[int], num_sessions: int = 0, captions: bool = True) -> list[Finding]:
+def check_before_training(
+    layout: Layout, subjects: Sequence[int], num_sessions: int = 0, captions: bool = True
+) -> list[Finding]:
     """Stop at the first thing that is wrong; log what is merely strange.
 
     Returns
@@ -95,7 +105,10 @@ def check_before_training(layout: Layout, subjects: Sequence[int], num_sessions:
 
 
 def _findings(
-    layout: Layout, subjects: Sequence[int], num_sessions: int, captions: Literal["needed", "optional"] | None
+    layout: Layout,
+    subjects: Sequence[int],
+    num_sessions: int,
+    captions: Literal["needed", "optional"] | None,
 ) -> Iterator[Finding]:
     if not layout.root.is_dir():
         what = "is a file" if layout.root.exists() else "does not exist"
@@ -103,18 +116,23 @@ def _findings(
             "error",
             None,
             "root",
-            f"The data folder {layout.root} {what}; name yours with --data_path, or write a simulated one with `braingen simulate`.",
+            f"The data folder {layout.root} {what}; name yours with --data_path, or write a"
+            " simulated one with `braingen simulate`.",
         )
         return
-    if not layout.wds_train(1, 0).parent.parent.parent.is_dir() and (layout.root / "webdataset_avg_split").is_dir():
+    if (
+        not layout.wds_train(1, 0).parent.parent.parent.is_dir()
+        and (layout.root / "webdataset_avg_split").is_dir()
+    ):
         yield Finding(
             "error",
             None,
             "root",
-            f"{layout.root} is in MindEye1's layout (webdataset_avg_split: tars of averaged samples); BrainGen reads MindEye2's: "
-            "wds/subj01/train/0.tar, betas_all_subj01_fp32_renorm.hdf5, coco_images_224_float16.hdf5 (docs/data.md); get it from the "
-            "Hugging "
-            "Face dataset pscotti/mindeyev2, or write it from the raw release of NSD with `braingen prepare`.",
+            f"{layout.root} is in MindEye1's layout (webdataset_avg_split: tars of averaged"
+            " samples); BrainGen reads MindEye2's: wds/subj01/train/0.tar,"
+            " betas_all_subj01_fp32_renorm.hdf5, coco_images_224_float16.hdf5 (docs/data.md); get"
+            " it from the Hugging Face dataset pscotti/mindeyev2, or write it from the raw release"
+            " of NSD with `braingen prepare`.",
         )
         return
     yield Finding("ok", None, "root", f"The data folder {layout.root} is there.")
@@ -130,10 +148,17 @@ def _findings(
         yield from _captions(layout, ids)
 
 
-def _subject(layout: Layout, subject: int, num_sessions: int, used: list[np.ndarray]) -> Iterator[Finding]:
+def _subject(
+    layout: Layout, subject: int, num_sessions: int, used: list[np.ndarray]
+) -> Iterator[Finding]:
     """Everything of one subject; the image ids found are added to `used`."""
     if subject < 1:
-        yield Finding("error", subject, "trials", f"There is no subject {subject}: subjects count from 1; name one with --subj.")
+        yield Finding(
+            "error",
+            subject,
+            "trials",
+            f"There is no subject {subject}: subjects count from 1; name one with --subj.",
+        )
         return
     training = testing = None
     try:
@@ -141,10 +166,16 @@ def _subject(layout: Layout, subject: int, num_sessions: int, used: list[np.ndar
         table = training.table
         used.append(table["image"].to_numpy())
         sessions = table["session"].nunique()
-        sentence = f"Subject {subject}: {len(table)} training trials of {table['image'].nunique()} images in {sessions} sessions."
+        sentence = (
+            f"Subject {subject}: {len(table)} training trials of {table['image'].nunique()} images"
+            f" in {sessions} sessions."
+        )
         yield Finding("ok", subject, "trials", sentence)
         if sessions < num_sessions:
-            sentence = f"Subject {subject} was scanned in {sessions} sessions, fewer than --num_sessions {num_sessions}: all are used."
+            sentence = (
+                f"Subject {subject} was scanned in {sessions} sessions, fewer than --num_sessions"
+                f" {num_sessions}: all are used."
+            )
             yield Finding("warning", subject, "trials", sentence)
     except UserError as error:
         yield Finding("error", subject, "trials", str(error))
@@ -152,10 +183,17 @@ def _subject(layout: Layout, subject: int, num_sessions: int, used: list[np.ndar
         testing = test_trials(layout, subject)
         used.append(testing.table["image"].to_numpy())
         images = testing.table["image"].nunique()
-        yield Finding("ok", subject, "test", f"Subject {subject}: {len(testing.table)} test trials of {images} images.")
+        yield Finding(
+            "ok",
+            subject,
+            "test",
+            f"Subject {subject}: {len(testing.table)} test trials of {images} images.",
+        )
     except UserError as error:
         # training does not look at test trials, so that they are not there yet is no reason to wait
-        yield Finding("error" if layout.wds_test(subject).exists() else "warning", subject, "test", str(error))
+        yield Finding(
+            "error" if layout.wds_test(subject).exists() else "warning", subject, "test", str(error)
+        )
     if training is not None and testing is not None:
         yield from _leak(training, testing)
     betas = None
@@ -179,8 +217,9 @@ def _leak(training: Trials, testing: Trials) -> Iterator[Finding]:
             "error",
             training.subject,
             "trials",
-            f"Subject {training.subject}: {len(both)} images ({_some(both)}) are both in the training and the test tars, none was "
-            f"expected: scores would be worthless; {nsd.GET_IT}.",
+            f"Subject {training.subject}: {len(both)} images ({_some(both)}) are both in the"
+            " training and the test tars, none was expected: scores would be worthless;"
+            f" {nsd.GET_IT}.",
         )
 
 
@@ -188,7 +227,11 @@ def _masks(layout: Layout, subject: int) -> Generator[Finding, None, int | None]
     """Region masks; returns the number of voxels they say the subject has, or None."""
     if not layout.masks().exists():
         yield Finding(
-            "warning", subject, "masks", f"{layout.masks()} is missing: maps and scores by region will not be made; {nsd.GET_IT}."
+            "warning",
+            subject,
+            "masks",
+            f"{layout.masks()} is missing: maps and scores by region will not be made;"
+            f" {nsd.GET_IT}.",
         )
         return None
     try:
@@ -198,20 +241,36 @@ def _masks(layout: Layout, subject: int) -> Generator[Finding, None, int | None]
         return None
     lengths = {name: len(region) for name, region in regions.items()}
     if len(set(lengths.values())) != 1:
-        shown = ", ".join(f"{name} {length}" for name, length in lengths.items()) or "no region at all"
-        sentence = f"{layout.masks()}: the regions of subject {subject} have different lengths ({shown}), one was expected; {nsd.GET_IT}."
+        shown = (
+            ", ".join(f"{name} {length}" for name, length in lengths.items()) or "no region at all"
+        )
+        sentence = (
+            f"{layout.masks()}: the regions of subject {subject} have different lengths ({shown}),"
+            f" one was expected; {nsd.GET_IT}."
+        )
         yield Finding("error", subject, "masks", sentence)
         return None
     wrong = None
     areas = [regions[name] for name in ("V1", "V2", "V3", "V4") if name in regions]
     if len(areas) == 4 and np.sum(areas, axis=0).max(initial=0) > 1:
         wrong = "V1 to V4 overlap"
-    elif len(areas) == 4 and "early_vis" in regions and not np.array_equal(np.any(areas, axis=0), regions["early_vis"]):
+    elif (
+        len(areas) == 4
+        and "early_vis" in regions
+        and not np.array_equal(np.any(areas, axis=0), regions["early_vis"])
+    ):
         wrong = "early_vis is not the union of V1 to V4"
-    elif {"early_vis", "higher_vis"} <= set(regions) and (regions["early_vis"] & regions["higher_vis"]).any():
+    elif {"early_vis", "higher_vis"} <= set(regions) and (
+        regions["early_vis"] & regions["higher_vis"]
+    ).any():
         wrong = "early_vis and higher_vis overlap"
     if wrong:
-        yield Finding("warning", subject, "masks", f"{layout.masks()}: for subject {subject} {wrong}; maps by region will show it.")
+        yield Finding(
+            "warning",
+            subject,
+            "masks",
+            f"{layout.masks()}: for subject {subject} {wrong}; maps by region will show it.",
+        )
     else:
         yield Finding("ok", subject, "masks", f"Subject {subject}: regions {', '.join(regions)}.")
     return next(iter(lengths.values()))
@@ -219,7 +278,10 @@ def _masks(layout: Layout, subject: int) -> Generator[Finding, None, int | None]
 
 def _whose(layout: Layout, width: int, subject: int) -> str:
     """Whose voxel count that is, as the end of a clause."""
-    with suppress(OSError, AttributeError, TypeError, StopIteration), h5py.File(layout.masks(), "r") as file:
+    with (
+        suppress(OSError, AttributeError, TypeError, StopIteration),
+        h5py.File(layout.masks(), "r") as file,
+    ):
         for group in file:
             if group != subject_name(subject) and len(next(iter(file[group].values()))) == width:
                 return f", the width of {group}"
@@ -238,32 +300,47 @@ def _width(layout: Layout, subject: int, betas: Betas, masks: int | None) -> Ite
             "error",
             subject,
             "betas",
-            f"{betas.path} has {betas.voxels} voxels{whose}; subject {subject} has {expected} by {source}: exchange the file for subject "
-            f"{subject}'s, or {nsd.GET_IT}.",
+            f"{betas.path} has {betas.voxels} voxels{whose}; subject {subject} has {expected} by"
+            f" {source}: exchange the file for subject {subject}'s, or {nsd.GET_IT}.",
         )
     else:
-        sentence = f"Subject {subject}: betas of {betas.trials} trials x {betas.voxels} voxels, {betas.rows_on_disk.dtype}."
+        sentence = (
+            f"Subject {subject}: betas of {betas.trials} trials x {betas.voxels} voxels,"
+            f" {betas.rows_on_disk.dtype}."
+        )
         yield Finding("ok", subject, "betas", sentence)
 
 
-def _completeness(layout: Layout, subject: int, betas: Betas, num_sessions: int, testing: Trials | None) -> Iterator[Finding]:
+def _completeness(
+    layout: Layout, subject: int, betas: Betas, num_sessions: int, testing: Trials | None
+) -> Iterator[Finding]:
     """For a subject who by the width is NSD's: is all there that NSD has?"""
     if betas.voxels != nsd.VOXELS.get(subject):
         return
     there, all_of_them = len(sessions_on_disk(layout, subject)), nsd.SESSIONS[subject]
     if not num_sessions and 0 < there < all_of_them:
         sentence = (
-            f"Subject {subject}: {there} of NSD's {all_of_them} training sessions are there; those are used; to have all, {nsd.GET_IT}."
+            f"Subject {subject}: {there} of NSD's {all_of_them} training sessions are there; those"
+            f" are used; to have all, {nsd.GET_IT}."
         )
         yield Finding("warning", subject, "trials", sentence)
     expected = nsd.TEST_TRIALS["new_test"][subject]
-    if testing is not None and len(testing.table) != expected and betas.trials == all_of_them * nsd.TRIALS_PER_SESSION:
+    if (
+        testing is not None
+        and len(testing.table) != expected
+        and betas.trials == all_of_them * nsd.TRIALS_PER_SESSION
+    ):
         found = len(testing.table)
-        sentence = f"{layout.wds_test(subject)} has {found} trials, {expected} were expected of NSD's subject {subject}; {nsd.GET_IT}."
+        sentence = (
+            f"{layout.wds_test(subject)} has {found} trials, {expected} were expected of NSD's"
+            f" subject {subject}; {nsd.GET_IT}."
+        )
         yield Finding("warning", subject, "test", sentence)
 
 
-def _responses(layout: Layout, subject: int, betas: Betas, trials: Sequence[Trials]) -> Iterator[Finding]:
+def _responses(
+    layout: Layout, subject: int, betas: Betas, trials: Sequence[Trials]
+) -> Iterator[Finding]:
     """Rows that are not there, values that are none, voxels that say nothing."""
     parts = [part.table[["trial", "session"]] for part in trials]
     if not parts:
@@ -282,8 +359,9 @@ def _responses(layout: Layout, subject: int, betas: Betas, trials: Sequence[Tria
             "error",
             subject,
             "betas",
-            f"{betas.path} has {betas.trials} rows, the tars name trials up to {rows.max()} (from 0), so {rows.max() + 1} rows were "
-            f"expected: it is cut short or of another subject; {nsd.GET_IT}{fewer}.",
+            f"{betas.path} has {betas.trials} rows, the tars name trials up to {rows.max()} (from"
+            f" 0), so {rows.max() + 1} rows were expected: it is cut short or of another subject;"
+            f" {nsd.GET_IT}{fewer}.",
         )
         return
     report = report_voxels(betas, layout)
@@ -294,8 +372,9 @@ def _responses(layout: Layout, subject: int, betas: Betas, trials: Sequence[Tria
             "error",
             subject,
             "betas",
-            f"{betas.path}: {len(voxels)} of {betas.voxels} voxels ({_some(voxels)}) are NaN or infinite in {len(bad)} of the "
-            f"trials used ({_some(bad)}), numbers were expected; {nsd.GET_IT}.",
+            f"{betas.path}: {len(voxels)} of {betas.voxels} voxels ({_some(voxels)}) are NaN or"
+            f" infinite in {len(bad)} of the trials used ({_some(bad)}), numbers were expected;"
+            f" {nsd.GET_IT}.",
         )
     empty = np.unique(rows[report.zero_N[rows]])
     if len(empty):
@@ -303,60 +382,93 @@ def _responses(layout: Layout, subject: int, betas: Betas, trials: Sequence[Tria
             "error",
             subject,
             "betas",
-            f"{betas.path}: {len(empty)} of the trials used ({_some(empty)}) are 0 in every voxel: those rows were never "
-            f"written; {nsd.GET_IT}.",
+            f"{betas.path}: {len(empty)} of the trials used ({_some(empty)}) are 0 in every voxel:"
+            f" those rows were never written; {nsd.GET_IT}.",
         )
     constant = np.flatnonzero(report.constant_V)
     if len(constant) and not len(empty):
         many = len(constant) > _CONSTANT_TOLERATED * betas.voxels
         todo = nsd.GET_IT if many else "they carry nothing and are left as they are"
-        sentence = f"{betas.path}: {len(constant)} of {betas.voxels} voxels ({_some(constant)}) have the same value in all trials; {todo}."
+        sentence = (
+            f"{betas.path}: {len(constant)} of {betas.voxels} voxels ({_some(constant)}) have the"
+            f" same value in all trials; {todo}."
+        )
         yield Finding("error" if many else "warning", subject, "betas", sentence)
     if not len(bad) and not len(empty):
         yield from _scale(subject, betas, rows)
 
 
 def _scale(subject: int, betas: Betas, rows: np.ndarray) -> Iterator[Finding]:
-    """Raw betas are in percent signal change; z-scored ones have mean 0 and standard deviation 1, whoever's they are."""
+    """Raw betas are in percent signal change; z-scored ones have mean 0 and standard deviation 1,
+    whoever's they are.
+    """
     rows = np.unique(rows)
-    sample = betas.rows(rows[np.linspace(0, len(rows) - 1, min(len(rows), _ROWS_LOOKED_AT)).astype(np.int64)]).astype(np.float64)
+    sample = betas.rows(
+        rows[np.linspace(0, len(rows) - 1, min(len(rows), _ROWS_LOOKED_AT)).astype(np.int64)]
+    ).astype(np.float64)
     if len(sample) < 20:  # too few to tell
         return
-    mean, deviation = float(np.median(np.abs(sample.mean(axis=0)))), float(np.median(sample.std(axis=0)))
+    mean, deviation = (
+        float(np.median(np.abs(sample.mean(axis=0)))),
+        float(np.median(sample.std(axis=0))),
+    )
     if mean > 0.5 or not 0.5 < deviation < 2:
         yield Finding(
             "warning",
             subject,
             "betas",
-            f"{betas.path}: a typical voxel has mean {mean:.2g} and standard deviation {deviation:.2g} over trials, z-scored "
-            "responses (0 and 1) were expected; if these are raw, run `braingen prepare`.",
+            f"{betas.path}: a typical voxel has mean {mean:.2g} and standard deviation"
+            f" {deviation:.2g} over trials, z-scored responses (0 and 1) were expected; if these"
+            " are raw, run `braingen prepare`.",
         )
 
 
 def _volumes(layout: Layout, subject: int, voxels: int) -> Iterator[Finding]:
     folder = layout.volumes(subject)
     if not folder.is_dir():
-        sentence = f"{folder} is missing: training does not need it, but maps of subject {subject} cannot be put into the volume."
+        sentence = (
+            f"{folder} is missing: training does not need it, but maps of subject {subject} cannot"
+            " be put into the volume."
+        )
         yield Finding("note", subject, "volumes", sentence)
         return
     try:
         places = load_any_places(layout, subject)
     except UserError as error:
-        yield Finding("warning", subject, "volumes", f"Maps of subject {subject} cannot be put into the volume: {error}")
+        yield Finding(
+            "warning",
+            subject,
+            "volumes",
+            f"Maps of subject {subject} cannot be put into the volume: {error}",
+        )
         return
     if places.voxels != voxels:
         whose = _whose(layout, places.voxels, subject)
         what = "a mask" if isinstance(places, VoxelPlaces) else "places"
         sentence = (
-            f"{folder} has {what} of {places.voxels} voxels{whose}, the betas have {voxels}: exchange one of them for subject {subject}'s."
+            f"{folder} has {what} of {places.voxels} voxels{whose}, the betas have {voxels}:"
+            f" exchange one of them for subject {subject}'s."
         )
         yield Finding("error", subject, "volumes", sentence)
     elif isinstance(places, VoxelPlaces):
-        yield Finding("ok", subject, "volumes", f"Subject {subject}: every voxel has its place in a volume {places.mask.shape}.")
+        yield Finding(
+            "ok",
+            subject,
+            "volumes",
+            f"Subject {subject}: every voxel has its place in a volume {places.mask.shape}.",
+        )
     elif isinstance(places, SurfacePlaces):
-        yield Finding("ok", subject, "volumes", f"Subject {subject}: every column has its vertex on the surface {places.surface}.")
+        yield Finding(
+            "ok",
+            subject,
+            "volumes",
+            f"Subject {subject}: every column has its vertex on the surface {places.surface}.",
+        )
     else:
-        sentence = f"Subject {subject}: where the {places.voxels} columns lie is not known: there will be tables by region, and no maps."
+        sentence = (
+            f"Subject {subject}: where the {places.voxels} columns lie is not known: there will be"
+            " tables by region, and no maps."
+        )
         yield Finding("note", subject, "volumes", sentence)
 
 
@@ -371,12 +483,14 @@ def _images(layout: Layout, ids: np.ndarray) -> Iterator[Finding]:
             "error",
             None,
             "images",
-            f"{stimuli.path} has {len(stimuli)} images, the tars name ids up to {ids[-1]} (from 0): it is cut short or of other "
-            f"data; {nsd.GET_IT}.",
+            f"{stimuli.path} has {len(stimuli)} images, the tars name ids up to {ids[-1]} (from 0):"
+            f" it is cut short or of other data; {nsd.GET_IT}.",
         )
         return
     try:
-        sample = ids[np.linspace(0, len(ids) - 1, min(len(ids), _IMAGES_LOOKED_AT)).astype(np.int64)]
+        sample = ids[
+            np.linspace(0, len(ids) - 1, min(len(ids), _IMAGES_LOOKED_AT)).astype(np.int64)
+        ]
         for start in range(0, len(sample), 32):
             stimuli.images(sample[start : start + 32])
     except UserError as error:
@@ -384,7 +498,12 @@ def _images(layout: Layout, ids: np.ndarray) -> Iterator[Finding]:
         return
     kind = "simulated scenes" if stimuli.simulated else "images"
     height, width = stimuli.size
-    yield Finding("ok", None, "images", f"{len(stimuli)} {kind} of {height} x {width} pixels; {len(ids)} of them are used.")
+    yield Finding(
+        "ok",
+        None,
+        "images",
+        f"{len(stimuli)} {kind} of {height} x {width} pixels; {len(ids)} of them are used.",
+    )
 
 
 def _captions(layout: Layout, ids: np.ndarray) -> Iterator[Finding]:
@@ -399,8 +518,9 @@ def _captions(layout: Layout, ids: np.ndarray) -> Iterator[Finding]:
             "error",
             None,
             "captions",
-            f"{captions.path} has no caption for {len(missing)} of the {len(ids)} images used ({_some(missing)}), at least one each was "
-            "expected; add them, or write the file with `braingen prepare` (from COCO's annotations).",
+            f"{captions.path} has no caption for {len(missing)} of the {len(ids)} images used"
+            f" ({_some(missing)}), at least one each was expected; add them, or write the file with"
+            " `braingen prepare` (from COCO's annotations).",
         )
     else:
         yield Finding("ok", None, "captions", f"All {len(ids)} images used have captions.")

@@ -1,4 +1,6 @@
-"""Reading rows of one HDF5 dataset in any order, without loading it and without a copy per worker."""
+"""Reading rows of one HDF5 dataset in any order, without loading it and without a copy per
+worker.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,17 @@ from braingen.runtime.files import refuse_stand_in
 class Rows:
     """The rows of an HDF5 dataset, memory-mapped where the file allows it.
 
-    A contiguous, uncompressed dataset is mapped straight from the file, so that all processes of a machine share one copy in
-    the page cache. A chunked or compressed one is read by h5py, in ascending order (h5py refuses any other), reopened by
-    every process for itself.
+    A contiguous, uncompressed dataset is mapped straight from the file, so that all processes of a
+    machine share one copy in the page cache. A chunked or compressed one is read by h5py, in
+    ascending order (h5py refuses any other), reopened by every process for itself.
 
     Parameters
     ----------
-    path
+    path : Path | str
         The HDF5 file.
-    dataset
+    dataset : str
         Name of the dataset in it.
-    get_it
+    get_it : str
         What a user does when the file is missing or damaged; ends every sentence.
 
     Raises
@@ -46,17 +48,32 @@ class Rows:
             found = file.get(dataset)
             if not isinstance(found, h5py.Dataset):
                 names = ", ".join(f"`{name}`" for name in file) or "nothing"
-                raise UserError(f"{self.path} has no dataset `{dataset}` (it has {names}); {get_it}.")
+                raise UserError(
+                    f"{self.path} has no dataset `{dataset}` (it has {names}); {get_it}."
+                )
             self.shape: tuple[int, ...] = found.shape
             self.dtype: np.dtype = found.dtype
             self.attributes = {name: found.attrs[name] for name in found.attrs}
             offset = found.id.get_offset()
-            if found.chunks is None and found.compression is None and offset is not None and found.size:
+            if (
+                found.chunks is None
+                and found.compression is None
+                and offset is not None
+                and found.size
+            ):
                 needed = offset + found.dtype.itemsize * found.size
-                # a map reaching past the end of the file would kill the process with SIGBUS instead of raising
+                # a map reaching past the end of the file would kill the process with SIGBUS instead
+                # of raising
                 if os.path.getsize(self.path) < needed:
-                    raise UserError(f"{self.path} is cut short: {os.path.getsize(self.path)} bytes of {needed}; {get_it}.")
-                self._mapped = np.asarray(np.memmap(self.path, dtype=found.dtype, mode="r", offset=offset, shape=found.shape))
+                    raise UserError(
+                        f"{self.path} is cut short: {os.path.getsize(self.path)} bytes of {needed};"
+                        f" {get_it}."
+                    )
+                self._mapped = np.asarray(
+                    np.memmap(
+                        self.path, dtype=found.dtype, mode="r", offset=offset, shape=found.shape
+                    )
+                )
 
     def _open(self) -> h5py.File:
         try:
@@ -64,8 +81,8 @@ class Rows:
         except OSError as error:
             reason = str(error).partition("(")[2].rstrip(")") or str(error)
             raise UserError(
-                f"{self.path} cannot be opened as HDF5 ({reason}): it is not HDF5, cut short, or still being downloaded or written; "
-                f"{self._get_it}."
+                f"{self.path} cannot be opened as HDF5 ({reason}): it is not HDF5, cut short, or"
+                f" still being downloaded or written; {self._get_it}."
             ) from error
 
     def __len__(self) -> int:
@@ -84,7 +101,9 @@ class Rows:
         return self._mapped is not None
 
     def _reader(self) -> h5py.Dataset:
-        if self._file is None or self._process != os.getpid():  # a handle inherited through fork must not be used
+        if (
+            self._file is None or self._process != os.getpid()
+        ):  # a handle inherited through fork must not be used
             self._file, self._process = self._open(), os.getpid()
         return self._file[self.dataset]
 
@@ -94,12 +113,15 @@ class Rows:
         outside = (rows < 0) | (rows >= len(self))
         if outside.any():
             raise UserError(
-                f"{self.path}: row {int(rows[outside][0])} was asked for, `{self.dataset}` has rows 0-{len(self) - 1}; {self._get_it}."
+                f"{self.path}: row {int(rows[outside][0])} was asked for, `{self.dataset}` has rows"
+                f" 0-{len(self) - 1}; {self._get_it}."
             )
         return rows
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The given rows, in the given order, repeated where asked for twice; a copy in the dtype of the file."""
+        """The given rows, in the given order, repeated where asked for twice; a copy in the dtype
+        of the file.
+        """
         rows = self.check(rows)
         if self._mapped is not None:
             return np.take(self._mapped, rows, axis=0)
@@ -112,13 +134,18 @@ class Rows:
             else:
                 read = self._reader()[unique]
         except OSError as error:
-            raise UserError(f"{self.path} is damaged: rows {unique[0]}-{unique[-1]} cannot be read ({error}); {self._get_it}.") from error
+            raise UserError(
+                f"{self.path} is damaged: rows {unique[0]}-{unique[-1]} cannot be read ({error});"
+                f" {self._get_it}."
+            ) from error
         return read if len(unique) == len(rows) and np.array_equal(unique, rows) else read[back]
 
     def blocks(self, size: int = 64 * 2**20) -> Iterator[tuple[int, np.ndarray]]:
         """All rows in file order, in blocks of about `size` bytes: (first row, rows)."""
         step = max(1, size // max(1, self.dtype.itemsize * int(np.prod(self.shape[1:]))))
         if self._mapped is None and (chunks := self._reader().chunks):
-            step = max(chunks[0], step // chunks[0] * chunks[0])  # whole chunks, each decompressed once
+            step = max(
+                chunks[0], step // chunks[0] * chunks[0]
+            )  # whole chunks, each decompressed once
         for first in range(0, len(self), step):
             yield first, self.take(np.arange(first, min(first + step, len(self))))

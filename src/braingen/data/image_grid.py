@@ -1,4 +1,6 @@
-"""Pictures for a page that is one file: small, inside data URIs; and the plain sheet of the README."""
+"""Pictures for a page that is one file: small, inside data URIs; and the plain sheet of the
+README.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,10 @@ def data_uri(picture: Image.Image, side: int = SIDE) -> str:
 
     Parameters
     ----------
-    picture : any mode and size
-    side : it is resized to side x side pixels
+    picture : Image.Image
+        Any mode and size.
+    side : int, optional
+        It is resized to side x side pixels.
     """
     small = picture.convert("RGB")
     if small.size != (side, side):
@@ -49,7 +53,10 @@ def open_picture(path: Path) -> Image.Image:
         with Image.open(path) as picture:
             return picture.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{path} is not a picture or cut short ({error}); remove it and run `braingen reconstruct` again.") from error
+        raise UserError(
+            f"{path} is not a picture or cut short ({error}); remove it and run `braingen"
+            " reconstruct` again."
+        ) from error
 
 
 def seen_pictures(stimuli: Stimuli, images: Sequence[int]) -> Iterator[tuple[int, Image.Image]]:
@@ -57,19 +64,33 @@ def seen_pictures(stimuli: Stimuli, images: Sequence[int]) -> Iterator[tuple[int
     for start in range(0, len(images), _AT_ONCE):
         part = images[start : start + _AT_ONCE]
         for image, pixels_3HW in zip(part, stimuli.images(np.array(part))):
-            yield image, Image.fromarray(np.round(pixels_3HW.transpose(1, 2, 0) * 255).astype(np.uint8))
+            yield (
+                image,
+                Image.fromarray(np.round(pixels_3HW.transpose(1, 2, 0) * 255).astype(np.uint8)),
+            )
 
 
-def write_sheet(path: Path, pairs: Sequence[tuple[Image.Image, Image.Image]], title: str, columns: int = 12, side: int = 96) -> None:
+def write_sheet(
+    path: Path,
+    pairs: Sequence[tuple[Image.Image, Image.Image]],
+    title: str,
+    columns: int = 12,
+    side: int = 96,
+) -> None:
     """Write a sheet of pictures: seen above, drawn from the brain beneath, in blocks of rows.
 
     Parameters
     ----------
-    path : PNG to write
-    pairs : (seen, reconstructed), in the order in which they are laid out
-    title : line at the top
-    columns : pairs in a block
-    side : side of a picture in pixels
+    path : Path
+        PNG to write.
+    pairs : Sequence[tuple[Image.Image, Image.Image]]
+        (seen, reconstructed), in the order in which they are laid out.
+    title : str
+        Line at the top.
+    columns : int, optional
+        Pairs in a block.
+    side : int, optional
+        Side of a picture in pixels.
     """
     gap, margin, label, head, between = 4, 16, 92, 34, 18
     blocks = -(-len(pairs) // columns)
@@ -84,7 +105,13 @@ def write_sheet(path: Path, pairs: Sequence[tuple[Image.Image, Image.Image]], ti
         if column == 0:
             for row, text in enumerate(("seen", "from brain\nactivity")):
                 middle = top + row * (side + gap) + side / 2
-                draw.multiline_text((margin, middle), text, fill="#5d5850", font=ImageFont.load_default(15), anchor="lm")
+                draw.multiline_text(
+                    (margin, middle),
+                    text,
+                    fill="#5d5850",
+                    font=ImageFont.load_default(15),
+                    anchor="lm",
+                )
         for row, picture in enumerate(pair):
             small = picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(small, (margin + label + column * (side + gap), top + row * (side + gap)))

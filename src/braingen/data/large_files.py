@@ -1,4 +1,6 @@
-"""Large files made in pieces: their bytes are reserved at once, filled through memory maps, and given their name when all is there."""
+"""Large files made in pieces: their bytes are reserved at once, filled through memory maps, and
+given their name when all is there.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,13 @@ class ArrayOnDisk(NamedTuple):
 
     def map(self, writable: bool = False) -> np.memmap:
         """Memory-map it."""
-        return np.memmap(self.path, dtype=self.dtype, mode="r+" if writable else "r", offset=self.offset, shape=self.shape)
+        return np.memmap(
+            self.path,
+            dtype=self.dtype,
+            mode="r+" if writable else "r",
+            offset=self.offset,
+            shape=self.shape,
+        )
 
 
 def in_hdf5(path: Path, dataset: str) -> ArrayOnDisk:
@@ -35,8 +43,12 @@ def in_hdf5(path: Path, dataset: str) -> ArrayOnDisk:
         return ArrayOnDisk(path, found.dtype, found.id.get_offset(), found.shape)
 
 
-def reserve_hdf5(path: Path, dataset: str, shape: tuple[int, ...], dtype: str, attributes: dict[str, Any]) -> ArrayOnDisk:
-    """Make an HDF5 file with one contiguous dataset that can be mapped and filled in pieces, unless it is there already."""
+def reserve_hdf5(
+    path: Path, dataset: str, shape: tuple[int, ...], dtype: str, attributes: dict[str, Any]
+) -> ArrayOnDisk:
+    """Make an HDF5 file with one contiguous dataset that can be mapped and filled in pieces, unless
+    it is there already.
+    """
     if not path.exists():
         unfinished = path.with_suffix(".new")
         with h5py.File(unfinished, "w") as file:
@@ -45,7 +57,11 @@ def reserve_hdf5(path: Path, dataset: str, shape: tuple[int, ...], dtype: str, a
             properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             properties.set_obj_track_times(False)  # equal content, equal file
             made = h5py.h5d.create(
-                file.id, dataset.encode(), h5py.h5t.py_create(np.dtype(dtype)), h5py.h5s.create_simple(shape), properties
+                file.id,
+                dataset.encode(),
+                h5py.h5t.py_create(np.dtype(dtype)),
+                h5py.h5s.create_simple(shape),
+                properties,
             )
             for name, value in attributes.items():
                 h5py.Dataset(made).attrs[name] = value
@@ -60,10 +76,11 @@ def publish(part: Path, path: Path) -> None:
 
 
 def scratch_array(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A float32 array for the time that it is used, in a file without a name, so that memory does not grow with it.
+    """A float32 array for the time that it is used, in a file without a name, so that memory does
+    not grow with it.
 
-    Pages of a mapped file are the system's to drop, unlike a process's own. Zeros are written first: a disk that is full says so now, and
-    does not kill the process when the array is filled.
+    Pages of a mapped file are the system's to drop, unlike a process's own. Zeros are written
+    first: a disk that is full says so now, and does not kill the process when the array is filled.
     """
     size = 4 * int(np.prod(shape))
     with disk_errors_as_sentences(folder):
@@ -76,7 +93,8 @@ def scratch_array(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def release(array: np.ndarray) -> None:
-    """Give back the pages of a mapped array that this process holds; they are read again when they are needed, and nothing is lost.
+    """Give back the pages of a mapped array that this process holds; they are read again when they
+    are needed, and nothing is lost.
 
     The system drops them itself when memory is short, but until then they count as this process's.
     """

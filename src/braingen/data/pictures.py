@@ -12,7 +12,8 @@ from braingen.runtime.files import refuse_stand_in
 
 
 def fit_picture(picture_HW3: np.ndarray, side: int) -> np.ndarray:
-    """Cut the middle square out of a picture and resize it (Pillow's bicubic, antialiased): 3 x side x side, uint8.
+    """Cut the middle square out of a picture and resize it (Pillow's bicubic, antialiased): 3 x
+    side x side, uint8.
 
     A picture that has the side already comes back as it is.
     """
@@ -38,4 +39,6 @@ def load_picture(path: Path, side: int, get_it: str) -> np.ndarray:
         with Image.open(path) as image:
             return fit_picture(np.asarray(image.convert("RGB")), side)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} is not a readable picture ({' '.join(str(error).split())}); {get_it}.") from error
+        raise UserError(
+            f"{path} is not a readable picture ({' '.join(str(error).split())}); {get_it}."
+        ) from error

@@ -1,7 +1,9 @@
-"""Where the columns of the betas lie: voxels of a volume, vertices of a surface, or nobody knows where.
+"""Where the columns of the betas lie: voxels of a volume, vertices of a surface, or nobody knows
+where.
 
-`order.json` of a subject's volumes says which: a mask (`volumes.py`), `{"surface": "fsaverage5", ...}` with vertices.npz beside it, or
-`{"columns": 200, ...}`. Maps go to NIfTI, to GIFTI (a file per hemisphere), or to .npy.
+`order.json` of a subject's volumes says which: a mask (`volumes.py`), `{"surface": "fsaverage5",
+...}` with vertices.npz beside it, or `{"columns": 200, ...}`. Maps go to NIfTI, to GIFTI (a file
+per hemisphere), or to .npy.
 """
 
 from __future__ import annotations
@@ -57,7 +59,10 @@ class SurfacePlaces(NamedTuple):
         """Values of all vertices of a hemisphere, float32, `fill` where there is no column."""
         values = np.asarray(values)
         if values.shape[:1] != (self.voxels,):
-            raise UserError(f"A map of shape {values.shape} was given; this subject has {self.voxels} columns ({self.source}).")
+            raise UserError(
+                f"A map of shape {values.shape} was given; this subject has {self.voxels} columns"
+                f" ({self.source})."
+            )
         found = np.full((self.vertices[side], *values.shape[1:]), fill, dtype=np.float32)
         mine = self.side_V == side
         found[self.vertex_V[mine]] = values[mine]
@@ -73,8 +78,13 @@ class SurfacePlaces(NamedTuple):
         for side, file in zip(self.vertices, self.files(path)):
             texture = self.texture(side, values, fill)
             maps = texture.reshape(len(texture), -1).T
-            arrays = [nibabel.gifti.GiftiDataArray(np.ascontiguousarray(one), "NIFTI_INTENT_NONE") for one in maps]
-            meta = nibabel.gifti.GiftiMetaData({"AnatomicalStructurePrimary": _STRUCTURE[side], "Surface": self.surface})
+            arrays = [
+                nibabel.gifti.GiftiDataArray(np.ascontiguousarray(one), "NIFTI_INTENT_NONE")
+                for one in maps
+            ]
+            meta = nibabel.gifti.GiftiMetaData(
+                {"AnatomicalStructurePrimary": _STRUCTURE[side], "Surface": self.surface}
+            )
             image = nibabel.gifti.GiftiImage(darrays=arrays, meta=meta)
             with replaced_path(file) as temporary:
                 temporary.write_bytes(image.to_bytes())
@@ -90,12 +100,18 @@ class SurfacePlaces(NamedTuple):
         textures = {}
         for side, file in zip(self.vertices, self.files(path)):
             if not file.exists():
-                raise UserError(f"{file} is missing: maps of {self.surface} are GIFTI files, one per hemisphere.")
+                raise UserError(
+                    f"{file} is missing: maps of {self.surface} are GIFTI files, one per"
+                    " hemisphere."
+                )
             opened: object = nibabel.load(file)
             data = [array.data for array in opened.darrays]  # type: ignore[attr-defined]
             textures[side] = data[0] if len(data) == 1 else np.stack(data, axis=1)
             if len(textures[side]) != self.vertices[side]:
-                raise UserError(f"{file} has {len(textures[side])} vertices, {self.vertices[side]} of {self.surface} were expected.")
+                raise UserError(
+                    f"{file} has {len(textures[side])} vertices, {self.vertices[side]} of"
+                    f" {self.surface} were expected."
+                )
         first = next(iter(textures.values()))
         found = np.full((self.voxels, *first.shape[1:]), np.nan, dtype=np.float32)
         for side, texture in textures.items():
@@ -121,7 +137,9 @@ class ColumnPlaces(NamedTuple):
 
     def files(self, path: Path) -> list[Path]:
         """Name of the file that a map is written to."""
-        return [Path(path).with_name(Path(path).name.removesuffix(".gz").removesuffix(".nii") + ".npy")]
+        return [
+            Path(path).with_name(Path(path).name.removesuffix(".gz").removesuffix(".nii") + ".npy")
+        ]
 
     def write(self, path: Path, values: np.ndarray, fill: float = 0) -> None:
         """Write a map as .npy, one value per column."""
@@ -130,7 +148,10 @@ class ColumnPlaces(NamedTuple):
 
     def read(self, path: Path) -> np.ndarray:
         """Nothing has a place here."""
-        raise UserError(f"{path} cannot be compared with the responses: where their columns lie is not known ({self.source}).")
+        raise UserError(
+            f"{path} cannot be compared with the responses: where their columns lie is not known"
+            f" ({self.source})."
+        )
 
 
 Places = VoxelPlaces | SurfacePlaces | ColumnPlaces
@@ -146,14 +167,20 @@ def key_of(places: Places) -> bytes:
     return places.indices_V3.tobytes() if isinstance(places, VoxelPlaces) else places.key
 
 
-def surface_places(surface: str, parts: Sequence[tuple[str, int, np.ndarray | None, int]], source: str) -> SurfacePlaces:
+def surface_places(
+    surface: str, parts: Sequence[tuple[str, int, np.ndarray | None, int]], source: str
+) -> SurfacePlaces:
     """Places of columns in stretches.
 
     Parameters
     ----------
-    surface : its name
-    parts : side ('' for none), vertices of the hemisphere, vertex of every column (None for all, in order), number of columns
-    source : where they come from
+    surface : str
+        Its name.
+    parts : Sequence[tuple[str, int, np.ndarray | None, int]]
+        Side ('' for none), vertices of the hemisphere, vertex of every column (None for all, in
+        order), number of columns.
+    source : str
+        Where they come from.
     """
     vertices: dict[str, int] = {}
     sides, numbers = [], []
@@ -161,11 +188,17 @@ def surface_places(surface: str, parts: Sequence[tuple[str, int, np.ndarray | No
         if side:
             vertices[side] = int(count)
         sides.append(np.full(columns, side, dtype="U1"))
-        numbers.append(np.arange(columns) if vertex_N is None else np.asarray(vertex_N, dtype=np.int64))
-    return SurfacePlaces(surface, vertices, np.concatenate(sides), np.concatenate(numbers).astype(np.int64), source)
+        numbers.append(
+            np.arange(columns) if vertex_N is None else np.asarray(vertex_N, dtype=np.int64)
+        )
+    return SurfacePlaces(
+        surface, vertices, np.concatenate(sides), np.concatenate(numbers).astype(np.int64), source
+    )
 
 
-def save_other_places(layout: Layout, subject: int, places: SurfacePlaces | ColumnPlaces) -> list[Path]:
+def save_other_places(
+    layout: Layout, subject: int, places: SurfacePlaces | ColumnPlaces
+) -> list[Path]:
     """Write order.json, and the vertices of a surface."""
     folder = layout.volumes(subject)
     if isinstance(places, ColumnPlaces):
@@ -173,7 +206,12 @@ def save_other_places(layout: Layout, subject: int, places: SurfacePlaces | Colu
         return [folder / "order.json"]
     with replaced_file(folder / _VERTICES) as handle:
         np.savez(handle, side=places.side_V.astype("U1"), vertex=places.vertex_V)
-    facts = {"surface": places.surface, "hemispheres": dict(places.vertices), "voxels": places.voxels, "source": places.source}
+    facts = {
+        "surface": places.surface,
+        "hemispheres": dict(places.vertices),
+        "voxels": places.voxels,
+        "source": places.source,
+    }
     write_json(folder / "order.json", facts)
     return [folder / "order.json", folder / _VERTICES]
 
@@ -198,10 +236,18 @@ def load_any_places(layout: Layout, subject: int) -> Places:
             stored = read_npz(folder / _VERTICES, nsd.WRITE_IT)
             vertices = {side: int(count) for side, count in order["hemispheres"].items()}
             side_V, vertex_V = stored["side"], stored["vertex"]
-            places = SurfacePlaces(str(order["surface"]), vertices, side_V, vertex_V, str(order["source"]))
+            places = SurfacePlaces(
+                str(order["surface"]), vertices, side_V, vertex_V, str(order["source"])
+            )
             if places.voxels != int(order["voxels"]):
-                raise UserError(f"{folder / _VERTICES} has {places.voxels} vertices, {path} says {order['voxels']}; {nsd.WRITE_IT}.")
+                raise UserError(
+                    f"{folder / _VERTICES} has {places.voxels} vertices, {path} says"
+                    f" {order['voxels']}; {nsd.WRITE_IT}."
+                )
             return places
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not say where columns lie ({' '.join(str(error).split())}); {nsd.WRITE_IT}.") from error
+        raise UserError(
+            f"{path} does not say where columns lie ({' '.join(str(error).split())});"
+            f" {nsd.WRITE_IT}."
+        ) from error
     return load_places(layout, subject)

@@ -18,7 +18,9 @@ from braingen.runtime.files import sha256_of
 from braingen.runtime.untrusted import one_line
 
 _ALWAYS = ("mask", "order", "betas", "test_images", "test_share")
-"""Settings that a manifest has always named; others are named where they are not the default, so that older folders go on."""
+"""Settings that a manifest has always named; others are named where they are not the default, so
+that older folders go on.
+"""
 
 
 def scans_of(config: Config) -> Scans:
@@ -31,18 +33,31 @@ def scans_of(config: Config) -> Scans:
     """
     chosen = config.prepare
     if chosen.scans is None:
-        raise UserError("prepare.scans is empty: name the folder of the raw release of NSD, or of your scans, with --scans FOLDER.")
+        raise UserError(
+            "prepare.scans is empty: name the folder of the raw release of NSD, or of your scans,"
+            " with --scans FOLDER."
+        )
     if not chosen.scans.is_dir():
         found = "is a file" if chosen.scans.exists() else "does not exist"
         raise UserError(f"The folder of scans {chosen.scans} {found}; name yours with --scans.")
     if chosen.kind == "auto":  # what was found there may have no use for some settings
-        chosen = with_settings(config, "prepare", {"kind": "nsd" if is_raw_nsd(chosen.scans) else "own"}).prepare
+        chosen = with_settings(
+            config, "prepare", {"kind": "nsd" if is_raw_nsd(chosen.scans) else "own"}
+        ).prepare
     assert chosen.scans is not None
     if chosen.kind == "nsd":
         if chosen.space not in ("", "func1pt8mm", SPACE):
-            raise UserError(f"prepare.space = {chosen.space} is not read of NSD: func1pt8mm (empty) or {SPACE} is.")
+            raise UserError(
+                f"prepare.space = {chosen.space} is not read of NSD: func1pt8mm (empty) or"
+                f" {SPACE} is."
+            )
         return (RawNSDSurface if chosen.space == SPACE else RawNSD)(
-            chosen.scans, chosen.betas, chosen.mask or "nsdgeneral", chosen.order, chosen.coco, chosen.zscore
+            chosen.scans,
+            chosen.betas,
+            chosen.mask or "nsdgeneral",
+            chosen.order,
+            chosen.coco,
+            chosen.zscore,
         )
     return OwnScans(chosen, config.data.root)
 
@@ -51,7 +66,9 @@ def recorded(chosen: PrepareConfig) -> dict[str, Any]:
     """Settings that determine the result besides the scans."""
     found = chosen.model_dump(mode="json", exclude={"scans", "coco", "captions", "kind", "accept"})
     defaults = PrepareConfig().model_dump(mode="json")
-    return {name: value for name, value in found.items() if name in _ALWAYS or value != defaults[name]}
+    return {
+        name: value for name, value in found.items() if name in _ALWAYS or value != defaults[name]
+    }
 
 
 def _print(text: str) -> None:
@@ -60,7 +77,8 @@ def _print(text: str) -> None:
 
 
 def prepare(config: Config) -> Path:
-    """Write the data folder of the chosen subjects, or what is missing of it; continues where it was stopped, and prints what was done.
+    """Write the data folder of the chosen subjects, or what is missing of it; continues where it
+    was stopped, and prints what was done.
 
     Returns
     -------
@@ -69,7 +87,12 @@ def prepare(config: Config) -> Path:
     """
     scans, chosen = scans_of(config), config.prepare
     settings = recorded(chosen)
-    for name in ("mask", "test_images", "trials", "stimuli"):  # may lie elsewhere when the command is given again
+    for name in (
+        "mask",
+        "test_images",
+        "trials",
+        "stimuli",
+    ):  # may lie elsewhere when the command is given again
         path = Path(settings.get(name) or "").expanduser()
         if settings.get(name) and path.is_file():
             settings[name] = f"{path.name} {sha256_of(path)[:16]}"
@@ -78,5 +101,12 @@ def prepare(config: Config) -> Path:
     if isinstance(scans, RawNSD) and chosen.mask and not Path(chosen.mask).is_file():
         settings["mask"] = scans.region  # V1 and prf-visualrois:V1 are the same
     return write_layout(
-        scans, config.data.root, config.data.subjects, settings, config.data.num_sessions, chosen.captions, chosen.accept, _print
+        scans,
+        config.data.root,
+        config.data.subjects,
+        settings,
+        config.data.num_sessions,
+        chosen.captions,
+        chosen.accept,
+        _print,
     ).root

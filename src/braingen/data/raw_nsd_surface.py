@@ -1,4 +1,6 @@
-"""NSD's betas on fsaverage: lh/rh.betas_sessionNN.mgh (or .hdf5), percent signal change, a column per vertex, left before right."""
+"""NSD's betas on fsaverage: lh/rh.betas_sessionNN.mgh (or .hdf5), percent signal change, a column
+per vertex, left before right.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,14 @@ class RawNSDSurface(RawNSD):
         found: dict[str, Path] = {}
         for side, name in _SIDES.items():
             stem = self.betas_folder(subject) / f"{name}.betas_session{session:02d}"
-            path = next((p for ending in (".mgh", ".mgz", ".hdf5") if (p := stem.with_name(stem.name + ending)).exists()), None)
+            path = next(
+                (
+                    p
+                    for ending in (".mgh", ".mgz", ".hdf5")
+                    if (p := stem.with_name(stem.name + ending)).exists()
+                ),
+                None,
+            )
             if path is None:
                 raise UserError(f"{stem}.mgh (or .hdf5) is missing; {GET_RAW}.")
             found[side] = refuse_stand_in(path, GET_RAW)
@@ -54,9 +63,13 @@ class RawNSDSurface(RawNSD):
     def _whole(self, subject: int) -> SurfacePlaces:
         """All vertices."""
         if subject not in self._vertices:
-            self._vertices[subject] = {side: _shape(path)[0] for side, path in self._files(subject, 1).items()}
+            self._vertices[subject] = {
+                side: _shape(path)[0] for side, path in self._files(subject, 1).items()
+            }
         count = self._vertices[subject]
-        return surface_places(SPACE, [(side, n, None, n) for side, n in count.items()], f"{self.origin}, on {SPACE}")
+        return surface_places(
+            SPACE, [(side, n, None, n) for side, n in count.items()], f"{self.origin}, on {SPACE}"
+        )
 
     def _label_vector(self, subject: int, name: str) -> np.ndarray | None:
         """Labels of all vertices, left before right; None where NSD's files are not there."""
@@ -69,7 +82,10 @@ class RawNSDSurface(RawNSD):
             values.append(np.asarray(image.dataobj).ravel())
         found, whole = np.concatenate(values), self._whole(subject)
         if len(found) != whole.voxels:
-            raise UserError(f"{paths[0]} has {len(values[0])} vertices, the betas have {whole.vertices['L']}; {GET_RAW}.")
+            raise UserError(
+                f"{paths[0]} has {len(values[0])} vertices, the betas have {whole.vertices['L']};"
+                f" {GET_RAW}."
+            )
         return found
 
     def _kept(self, subject: int) -> np.ndarray | None:
@@ -81,12 +97,16 @@ class RawNSDSurface(RawNSD):
         if values is None:
             if name != "nsdgeneral":
                 raise UserError(
-                    f"There are no labels {self.labels_folder}/lh.{name}.mgz and rh.; {GET_RAW}, or take every vertex with --mask all."
+                    f"There are no labels {self.labels_folder}/lh.{name}.mgz and rh.; {GET_RAW}, or"
+                    " take every vertex with --mask all."
                 )
             return None
         kept = np.isin(values, _labels(labels, self.mask, name)) if labels else values > 0
         if not kept.any():
-            raise UserError(f"{self.labels_folder}/lh.{name}.mgz: no vertex is in {self.mask}; give a mask with vertices in it.")
+            raise UserError(
+                f"{self.labels_folder}/lh.{name}.mgz: no vertex is in {self.mask}; give a mask with"
+                " vertices in it."
+            )
         return kept
 
     def places(self, subject: int) -> Places:  # type: ignore[override]
@@ -96,7 +116,9 @@ class RawNSDSurface(RawNSD):
     def candidates(self, subject: int) -> tuple[int, int]:
         return self.places(subject).voxels, self._whole(subject).voxels
 
-    def regions(self, subject: int, places: Places | None, kept_V: np.ndarray) -> dict[str, np.ndarray]:
+    def regions(
+        self, subject: int, places: Places | None, kept_V: np.ndarray
+    ) -> dict[str, np.ndarray]:
         masks = {"nsd_general": np.ones(int(kept_V.sum()), dtype=bool)}
         areas, kept = self._label_vector(subject, "prf-visualrois"), self._kept(subject)
         if areas is None:
@@ -110,15 +132,17 @@ class RawNSDSurface(RawNSD):
     def volumes(self, subject: int) -> Mapping[str, Path]:
         return {}
 
-    def responses(self, subject: int, session: int, trials: int, places: Places | None) -> Iterator[np.ndarray]:
+    def responses(
+        self, subject: int, session: int, trials: int, places: Places | None
+    ) -> Iterator[np.ndarray]:
         files, kept = self._files(subject, session), self._kept(subject)
         for side, path in files.items():
             vertices, count = _shape(path)
             if count != trials or vertices != self._whole(subject).vertices[side]:
                 raise UserError(
-                    f"{path} holds {vertices} vertices x {count} trials, {self._whole(subject).vertices[side]} x {trials} were "
-                    "expected by the "
-                    f"first session and responses.tsv; {GET_RAW}."
+                    f"{path} holds {vertices} vertices x {count} trials,"
+                    f" {self._whole(subject).vertices[side]} x {trials} were expected by the first"
+                    f" session and responses.tsv; {GET_RAW}."
                 )
         for first, last in blocks(trials, TRIALS_AT_ONCE):
             block = np.concatenate([_read(path, first, last) for path in files.values()], axis=1)
@@ -128,8 +152,8 @@ class RawNSDSurface(RawNSD):
         whole, kept = self._whole(subject), self._kept(subject)
         if kept is None:
             return [
-                f"every vertex of {SPACE} is taken ({whole.voxels}): NSD's labels of nsdgeneral are not in {self.labels_folder}, or "
-                "--mask all"
+                f"every vertex of {SPACE} is taken ({whole.voxels}): NSD's labels of nsdgeneral are"
+                f" not in {self.labels_folder}, or --mask all"
             ]
         return [f"mask {self.mask}: {int(kept.sum())} of {whole.voxels} vertices of {SPACE}"]
 
@@ -144,7 +168,9 @@ def _shape(path: Path) -> tuple[int, int]:
         image: Any = nibabel.load(path)
         return int(image.shape[0]), int(image.shape[3]) if len(image.shape) > 3 else 1
     except (OSError, KeyError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); {GET_RAW}.") from error
+        raise UserError(
+            f"{path} cannot be read ({' '.join(str(error).split())}); {GET_RAW}."
+        ) from error
 
 
 def _read(path: Path, first: int, last: int) -> np.ndarray:

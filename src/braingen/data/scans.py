@@ -1,4 +1,6 @@
-"""What `prepare` asks of scans, wherever they come from: the raw release of NSD (`raw_nsd.py`) or anybody's own (`ingest/`)."""
+"""What `prepare` asks of scans, wherever they come from: the raw release of NSD (`raw_nsd.py`) or
+anybody's own (`ingest/`).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class Pictures(NamedTuple):
 
 
 class Scans(Protocol):
-    """Scans to be prepared. T trials of a subject in order of presentation, V voxels inside the mask, S side of a picture in pixels."""
+    """Scans to be prepared. T trials of a subject in order of presentation, V voxels inside the
+    mask, S side of a picture in pixels.
+    """
 
     root: Path
     """The folder."""
@@ -36,7 +40,9 @@ class Scans(Protocol):
     format: int
     """Raised when the same scans and settings come to mean other data."""
     grows: bool
-    """Whether subjects, sessions and pictures may come later, so that numbers are kept in tables of the data folder."""
+    """Whether subjects, sessions and pictures may come later, so that numbers are kept in tables of
+    the data folder.
+    """
     drops_voxels: bool
     """Whether voxels without a signal are left out; else they are refused."""
     statistics: Statistics
@@ -50,10 +56,14 @@ class Scans(Protocol):
         """Numbers of the people there are."""
 
     def prepare_for(self, subjects: Sequence[int]) -> None:
-        """Look at what the subjects that are asked for bring; called before anything else of them."""
+        """Look at what the subjects that are asked for bring; called before anything else
+        of them.
+        """
 
     def trials(self, subject: int, num_sessions: int) -> np.ndarray:
-        """T x 17, float64, columns `nsd.BEHAV_COLUMNS` of the first sessions (0: all); sessions count from 1, is_shared1000 marks tests."""
+        """T x 17, float64, columns `nsd.BEHAV_COLUMNS` of the first sessions (0: all); sessions
+        count from 1, is_shared1000 marks tests.
+        """
 
     def places(self, subject: int) -> Places | None:
         """Where the voxels inside the mask lie; None where nobody knows."""
@@ -61,17 +71,25 @@ class Scans(Protocol):
     def candidates(self, subject: int) -> tuple[int, int]:
         """Voxels inside the mask (0 where only the files say), and voxels there are."""
 
-    def regions(self, subject: int, places: Places | None, kept_V: np.ndarray) -> dict[str, np.ndarray]:
+    def regions(
+        self, subject: int, places: Places | None, kept_V: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """Boolean vectors over the voxels that are kept, by name; `places` are theirs."""
 
     def volumes(self, subject: int) -> Mapping[str, Path]:
         """Further volumes to keep beside the mask: name in the layout -> file."""
 
     def session_files(self, subject: int, session: int) -> list[Path]:
-        """Files that hold the responses of a session (from 1), in the order of trials; refused in a sentence where one is missing."""
+        """Files that hold the responses of a session (from 1), in the order of trials; refused in a
+        sentence where one is missing.
+        """
 
-    def responses(self, subject: int, session: int, trials: int, places: Places | None) -> Iterator[np.ndarray]:
-        """Responses of a session, a few trials at a time: (some trials) x V, float64, in the unit of the source."""
+    def responses(
+        self, subject: int, session: int, trials: int, places: Places | None
+    ) -> Iterator[np.ndarray]:
+        """Responses of a session, a few trials at a time: (some trials) x V, float64, in the unit
+        of the source.
+        """
 
     def signs(self, subject: int) -> tuple[str, ...]:
         """What speaks for a time series in the headers of the files."""
@@ -92,13 +110,19 @@ class Scans(Protocol):
         """The file they come from, where changes of it are to be noticed."""
 
     def sources(self, subject: int) -> list[Path]:
-        """Files whose change is noticed by the next call; none for scans that are published and do not change."""
+        """Files whose change is noticed by the next call; none for scans that are published and do
+        not change.
+        """
 
     def tables(self, root: Path) -> list[Path]:
-        """Write the tables of who is who into the data folder; nothing for scans whose numbers are published."""
+        """Write the tables of who is who into the data folder; nothing for scans whose numbers are
+        published.
+        """
 
     def notes(self, subject: int) -> list[str]:
         """What was done and left out, for the summary."""
 
     def who(self, subject: int) -> dict[str, Any]:
-        """label, sessions (number -> label), runs, left_out, form, test pictures, captions: for the summary."""
+        """label, sessions (number -> label), runs, left_out, form, test pictures, captions: for the
+        summary.
+        """

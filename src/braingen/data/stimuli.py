@@ -21,7 +21,7 @@ class Stimuli:
 
     Parameters
     ----------
-    layout
+    layout : Layout
         The data folder.
 
     Raises
@@ -35,9 +35,15 @@ class Stimuli:
         self.path: Path = self.rows.path
         shape = self.rows.shape
         if len(shape) != 4 or shape[1] != 3 or 0 in shape:
-            raise UserError(f"{self.path}: `images` has shape {shape}, (images, 3, height, width) was expected; {nsd.GET_IT}.")
+            raise UserError(
+                f"{self.path}: `images` has shape {shape}, (images, 3, height, width) was expected;"
+                f" {nsd.GET_IT}."
+            )
         if self.rows.dtype.kind != "f":
-            raise UserError(f"{self.path}: `images` is {self.rows.dtype}, floating point in [0, 1] was expected; {nsd.GET_IT}.")
+            raise UserError(
+                f"{self.path}: `images` is {self.rows.dtype}, floating point in [0, 1] was"
+                f" expected; {nsd.GET_IT}."
+            )
         self.simulated: bool = bool(self.rows.attributes.get(nsd.SIMULATED_ATTRIBUTE, False))
         """Whether these are scenes written by `braingen simulate`."""
         self._manifest = layout.prepared()
@@ -50,7 +56,8 @@ class Stimuli:
 
     @cached_property
     def data_name(self) -> str:
-        """What tables call the data: simulated data, own scans, or NSD, as the folder says of itself; NSD where it says nothing.
+        """What tables call the data: simulated data, own scans, or NSD, as the folder says of
+        itself; NSD where it says nothing.
 
         Raises
         ------
@@ -64,7 +71,9 @@ class Stimuli:
         try:
             return str(read_json(self._manifest).get("data", "NSD"))
         except (ValueError, AttributeError) as error:
-            raise UserError(f"{self._manifest} is not a manifest of `braingen prepare`; {nsd.WRITE_IT}.") from error
+            raise UserError(
+                f"{self._manifest} is not a manifest of `braingen prepare`; {nsd.WRITE_IT}."
+            ) from error
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,7 +81,8 @@ class Stimuli:
         return self.rows.shape[2], self.rows.shape[3]
 
     def images(self, ids: np.ndarray) -> np.ndarray:
-        """Pictures of the given ids (B, 3, height, width), float32 in [0, 1], in the given order; duplicates are allowed.
+        """Pictures of the given ids (B, 3, height, width), float32 in [0, 1], in the given order;
+        duplicates are allowed.
 
         Raises
         ------
@@ -89,14 +99,18 @@ class Stimuli:
         wrong = ~((low >= 0) & (high <= 1))  # NaN fails both
         if wrong.any():
             k = int(np.flatnonzero(wrong)[0])
-            raise UserError(f"{self.path}: image {ids[k]} has values from {low[k]:g} to {high[k]:g}, [0, 1] was expected; {nsd.GET_IT}.")
+            raise UserError(
+                f"{self.path}: image {ids[k]} has values from {low[k]:g} to {high[k]:g}, [0, 1] was"
+                f" expected; {nsd.GET_IT}."
+            )
         return pictures
 
     def digests(self, ids: np.ndarray) -> np.ndarray:
         """A 64-bit digest of the stored bytes of every given image (B,), uint64, never 0.
 
-        Digests are kept beside the data, by file size and time, so that an image is hashed once. A changed image, even under the
-        same id, has another digest: what was computed from it is then known to be stale.
+        Digests are kept beside the data, by file size and time, so that an image is hashed once. A
+        changed image, even under the same id, has another digest: what was computed from it is then
+        known to be stale.
         """
         ids = self.rows.check(ids)
         key = identity(self.path)

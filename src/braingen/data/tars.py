@@ -1,4 +1,5 @@
-"""Writing trials as NSD's tars: one sample per trial, its own row of the table with the rows around it.
+"""Writing trials as NSD's tars: one sample per trial, its own row of the table with the rows around
+it.
 
 Equal input gives equal bytes: no times, no names of machines or processes.
 """
@@ -23,25 +24,41 @@ def write_tar(path: Path, behav_T17: np.ndarray, trials: np.ndarray) -> None:
 
     Parameters
     ----------
-    path : of the tar
-    behav_T17 : the subject's whole table, in order of presentation
-    trials : rows of it that become samples
+    path : Path
+        Of the tar.
+    behav_T17 : np.ndarray
+        The subject's whole table, in order of presentation.
+    trials : np.ndarray
+        Rows of it that become samples.
     """
     if not len(trials):
         _write_empty(path)
         return
-    session, image = behav_T17[:, nsd.BEHAV_COLUMNS.index("session")], behav_T17[:, nsd.BEHAV_COLUMNS.index("image")]
+    session, image = (
+        behav_T17[:, nsd.BEHAV_COLUMNS.index("session")],
+        behav_T17[:, nsd.BEHAV_COLUMNS.index("image")],
+    )
     by_image = np.argsort(image, kind="stable")
     first = np.searchsorted(image[by_image], image[trials], side="left")
     last = np.searchsorted(image[by_image], image[trials], side="right")
-    with replaced_file(path) as handle, tarfile.open(fileobj=handle, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with (
+        replaced_file(path) as handle,
+        tarfile.open(fileobj=handle, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
         for trial, low, high in zip(trials, first, last):
-            begin, end = np.searchsorted(session, session[trial], "left"), np.searchsorted(session, session[trial], "right")
+            begin, end = (
+                np.searchsorted(session, session[trial], "left"),
+                np.searchsorted(session, session[trial], "right"),
+            )
             others = [other for other in by_image[low:high] if other != trial]
             arrays = {  # past and future stay inside the session
                 "behav": behav_T17[[trial]],
-                "past_behav": _padded(behav_T17[max(begin, trial - nsd.PAST) : trial][::-1], nsd.PAST),
-                "future_behav": _padded(behav_T17[trial + 1 : min(end, trial + 1 + nsd.FUTURE)], nsd.FUTURE),
+                "past_behav": _padded(
+                    behav_T17[max(begin, trial - nsd.PAST) : trial][::-1], nsd.PAST
+                ),
+                "future_behav": _padded(
+                    behav_T17[trial + 1 : min(end, trial + 1 + nsd.FUTURE)], nsd.FUTURE
+                ),
                 "olds_behav": _padded(behav_T17[others[: nsd.OLDS]], nsd.OLDS),
             }
             for name, array in arrays.items():
@@ -54,8 +71,13 @@ def write_tar(path: Path, behav_T17: np.ndarray, trials: np.ndarray) -> None:
 
 
 def _write_empty(path: Path) -> None:
-    """A tar of a session without training trials, which says so: a tar without samples may as well be damaged."""
-    with replaced_file(path) as handle, tarfile.open(fileobj=handle, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    """A tar of a session without training trials, which says so: a tar without samples may as well
+    be damaged.
+    """
+    with (
+        replaced_file(path) as handle,
+        tarfile.open(fileobj=handle, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
         tar.addfile(tarfile.TarInfo(NO_TRIALS))
 
 

@@ -1,7 +1,7 @@
 """Which picture was shown when: the tars, read once into a trial table.
 
-A tar is read as a stream, one small `behav.npy` per sample. What was read is kept beside the data (or, where that cannot be
-written, in memory), keyed by the tar's size and modification time.
+A tar is read as a stream, one small `behav.npy` per sample. What was read is kept beside the data
+(or, where that cannot be written, in memory), keyed by the tar's size and modification time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Repeats(NamedTuple):
     image_N: np.ndarray
     """Image ids, int64, ascending."""
     rows_NR: np.ndarray
-    """Rows of the betas file in order of presentation, int64; -1 where an image was shown less often."""
+    """Rows of the betas file in order of presentation, int64; -1 where an image was shown less
+    often.
+    """
 
 
 def read_behav(path: Path) -> np.ndarray:
@@ -60,9 +62,12 @@ def read_behav(path: Path) -> np.ndarray:
     with open(path, "rb") as handle:
         handle.seek(max(size - _TAR_END, 0))
         tail = handle.read()
-    # tarfile ends silently at a missing end mark, so a cut between two samples would pass unnoticed without this
+    # tarfile ends silently at a missing end mark, so a cut between two samples would pass unnoticed
+    # without this
     if size < _TAR_END or tail.strip(b"\0"):
-        raise UserError(f"{path} is cut short: {size} bytes without the end mark of a tar; {nsd.GET_IT}.")
+        raise UserError(
+            f"{path} is cut short: {size} bytes without the end mark of a tar; {nsd.GET_IT}."
+        )
     rows = []
     name = "its first member"
     try:
@@ -74,12 +79,17 @@ def read_behav(path: Path) -> np.ndarray:
                 if not member.isfile():  # a link could lead anywhere
                     raise ValueError("not a plain file")
                 if member.size > LARGEST_SAMPLE:
-                    raise ValueError(f"{member.size:,} bytes where {len(nsd.BEHAV_COLUMNS)} numbers were expected")
+                    raise ValueError(
+                        f"{member.size:,} bytes where {len(nsd.BEHAV_COLUMNS)} numbers were"
+                        " expected"
+                    )
                 data = tar.extractfile(member)
                 content = io.BytesIO(b"" if data is None else data.read())
                 shape, _ = read_header(content)  # before anything of that size is allocated
                 if shape != (1, len(nsd.BEHAV_COLUMNS)):
-                    raise ValueError(f"shape {shape} where (1, {len(nsd.BEHAV_COLUMNS)}) was expected")
+                    raise ValueError(
+                        f"shape {shape} where (1, {len(nsd.BEHAV_COLUMNS)}) was expected"
+                    )
                 content.seek(0)
                 rows.append(np.load(content, allow_pickle=False)[0].astype(np.float64))
     except (tarfile.TarError, *UNREADABLE_ARRAY) as error:
@@ -90,7 +100,9 @@ def read_behav(path: Path) -> np.ndarray:
         raise UserError(f"{path} holds no sample with a behav.npy; {nsd.GET_IT}.")
     behav = np.stack(rows)
     for column in (nsd.BEHAV_COLUMNS.index("image"), nsd.BEHAV_COLUMNS.index("global_trial")):
-        wrong = ~(np.isfinite(behav[:, column]) & (behav[:, column] >= 0) & (behav[:, column] % 1 == 0))
+        wrong = ~(
+            np.isfinite(behav[:, column]) & (behav[:, column] >= 0) & (behav[:, column] % 1 == 0)
+        )
         if wrong.any():
             raise UserError(
                 f"{path}: sample {int(np.flatnonzero(wrong)[0])} has {nsd.BEHAV_COLUMNS[column]} "
@@ -120,50 +132,72 @@ def _read_once(path: Path, key: str, cache: Path) -> np.ndarray:
 def behav(layout: Layout, subject: int, path: Path) -> np.ndarray:
     """All 17 columns of one tar (samples, 17), read once."""
     refuse_stand_in(path, nsd.GET_IT)
-    cache = layout.cache() / "trials" / f"{subject_name(subject)}_{path.parent.name}_{path.stem}.npz"
+    cache = (
+        layout.cache() / "trials" / f"{subject_name(subject)}_{path.parent.name}_{path.stem}.npz"
+    )
     table = _read_once(path, identity(path), cache)
     subjects = np.unique(table[:, nsd.BEHAV_COLUMNS.index("subject")])
     if len(table) and subjects.tolist() != [subject]:
         found = ", ".join(f"{s:g}" for s in subjects)
-        raise UserError(f"{path} holds trials of subject {found}, subject {subject} was expected; {nsd.GET_IT}.")
+        raise UserError(
+            f"{path} holds trials of subject {found}, subject {subject} was expected; {nsd.GET_IT}."
+        )
     return table
 
 
 def sessions_on_disk(layout: Layout, subject: int) -> list[int]:
     """Numbers of the training tars that exist, ascending."""
     folder = layout.wds_train(subject, 0).parent
-    return sorted(int(path.stem) for path in folder.glob("*.tar") if path.stem.isdigit()) if folder.is_dir() else []
+    return (
+        sorted(int(path.stem) for path in folder.glob("*.tar") if path.stem.isdigit())
+        if folder.is_dir()
+        else []
+    )
 
 
 def subjects_on_disk(layout: Layout) -> list[int]:
     """Numbers of the subjects whose training tars are there, ascending."""
-    found = (folder.name.removeprefix("subj") for folder in layout.wds_train(1, 0).parent.parent.parent.glob("subj*"))
+    found = (
+        folder.name.removeprefix("subj")
+        for folder in layout.wds_train(1, 0).parent.parent.parent.glob("subj*")
+    )
     return sorted(int(number) for number in found if number.isdecimal())
 
 
 def _sessions_to_read(layout: Layout, subject: int, num_sessions: int) -> range:
-    """Sessions 0..n-1 that were asked for (0: all), at most those there are of the subject; every one of them has to be there."""
+    """Sessions 0..n-1 that were asked for (0: all), at most those there are of the subject; every
+    one of them has to be there.
+    """
     found = sessions_on_disk(layout, subject)
     folder = layout.wds_train(subject, 0).parent
     if num_sessions < 0:
-        raise UserError(f"--num_sessions is {num_sessions}: give the number of sessions to use, or 0 for all.")
+        raise UserError(
+            f"--num_sessions is {num_sessions}: give the number of sessions to use, or 0 for all."
+        )
     if not found:
-        raise UserError(f"There are no training trials of subject {subject}: no tar in {folder}; {nsd.GET_IT}.")
-    wanted = range(min(num_sessions, scanned_sessions(layout, subject)) if num_sessions else found[-1] + 1)
+        raise UserError(
+            f"There are no training trials of subject {subject}: no tar in {folder}; {nsd.GET_IT}."
+        )
+    wanted = range(
+        min(num_sessions, scanned_sessions(layout, subject)) if num_sessions else found[-1] + 1
+    )
     missing = [session for session in wanted if session not in set(found)]
     if missing:
         raise UserError(
-            f"Subject {subject}: training session {listed(missing)} of {len(wanted)} missing in {folder}, which has session "
-            f"{listed(found)}; {nsd.GET_IT}, or ask for fewer with --num_sessions."
+            f"Subject {subject}: training session {listed(missing)} of {len(wanted)} missing in"
+            f" {folder}, which has session {listed(found)}; {nsd.GET_IT}, or ask for fewer with"
+            " --num_sessions."
         )
     return wanted
 
 
 def scanned_sessions(layout: Layout, subject: int) -> int:
-    """In how many sessions a subject was scanned, as far as that is known; a number that no request exceeds where it is not.
+    """In how many sessions a subject was scanned, as far as that is known; a number that no request
+    exceeds where it is not.
 
-    Of NSD's subjects it is known, of a simulated subject it is what was written. A download of NSD that is not complete has a gap
-    between what is there and what was scanned, so that a missing session is not taken for one that never was.
+    Of NSD's subjects it is known, of a simulated subject it is what was written. A download of NSD
+    that is not complete has a gap between what is there and what was scanned, so that a missing
+    session is not taken for one that never was.
     """
     found = sessions_on_disk(layout, subject)
     try:
@@ -201,8 +235,9 @@ def _table(behav: np.ndarray, subject: int, session: np.ndarray, split: str) -> 
     twice = table["trial"].duplicated()
     if twice.any():
         raise UserError(
-            f"Subject {subject}: {split} trial {int(table['trial'][twice].iloc[0])} occurs twice in the tars under "
-            f"wds/{subject_name(subject)}, every trial was expected once; {nsd.GET_IT}."
+            f"Subject {subject}: {split} trial {int(table['trial'][twice].iloc[0])} occurs twice in"
+            f" the tars under wds/{subject_name(subject)}, every trial was expected once;"
+            f" {nsd.GET_IT}."
         )
     table["repeat"] = table.groupby("image").cumcount().astype(np.int64)
     table["split"] = split
@@ -226,9 +261,11 @@ def train_trials(layout: Layout, subject: int, num_sessions: int = 0) -> Trials:
 
 
 def test_trials(layout: Layout, subject: int, which: str = "new_test") -> Trials:
-    """All test trials (`which`: "new_test", or the older, smaller "test"), in order of presentation.
+    """All test trials (`which`: "new_test", or the older, smaller "test"), in order of
+    presentation.
 
-    Sessions are those of the session column, shifted so that they count from 0 like the tars of the training trials.
+    Sessions are those of the session column, shifted so that they count from 0 like the tars of the
+    training trials.
     """
     table = behav(layout, subject, layout.wds_test(subject, which))
     column = nsd.BEHAV_COLUMNS.index("session")
@@ -245,7 +282,9 @@ test_trials.__test__ = False  # type: ignore[attr-defined]  # not a test, whatev
 
 
 def group_repeats(trials: Trials, max_repeats: int = nsd.PRESENTATIONS) -> Repeats:
-    """Group the trials by image, at most `max_repeats` presentations of each, in order of presentation."""
+    """Group the trials by image, at most `max_repeats` presentations of each, in order of
+    presentation.
+    """
     table = trials.table
     image_N, group = np.unique(table["image"].to_numpy(), return_inverse=True)
     repeat = table["repeat"].to_numpy()
@@ -256,9 +295,13 @@ def group_repeats(trials: Trials, max_repeats: int = nsd.PRESENTATIONS) -> Repea
 
 
 def _lottery(image: np.ndarray, seed: int) -> np.ndarray:
-    """A number in [0, 1) for every image id: the splitmix64 finaliser of id and seed, so it depends on nothing else."""
+    """A number in [0, 1) for every image id: the splitmix64 finaliser of id and seed, so it depends
+    on nothing else.
+    """
     with np.errstate(over="ignore"):
-        x = image.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed % 2**64) * np.uint64(0xD1B54A32D192ED03)
+        x = image.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
+            seed % 2**64
+        ) * np.uint64(0xD1B54A32D192ED03)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
         x ^= x >> np.uint64(31)
@@ -268,17 +311,18 @@ def _lottery(image: np.ndarray, seed: int) -> np.ndarray:
 def hold_out_images(trials: Trials, share: float, seed: int) -> tuple[Trials, Trials]:
     """Split training trials by image: all presentations of an image fall on the same side.
 
-    Whether an image is held out depends on its id and the seed only, so it does not change with the number of sessions, and an
-    image seen by several subjects is held out for all. The share is therefore met on average, not to the image; at least
-    one image is held out and at least one kept.
+    Whether an image is held out depends on its id and the seed only, so it does not change with the
+    number of sessions, and an image seen by several subjects is held out for all. The share is
+    therefore met on average, not to the image; at least one image is held out and at least one
+    kept.
 
     Parameters
     ----------
-    trials
+    trials : Trials
         Training trials.
-    share
+    share : float
         Expected share of the images held out, in (0, 1).
-    seed
+    seed : int
         Seed of the draw.
 
     Returns
@@ -289,7 +333,8 @@ def hold_out_images(trials: Trials, share: float, seed: int) -> tuple[Trials, Tr
     images = np.unique(trials.table["image"].to_numpy())
     if not 0 < share < 1 or len(images) < 2:
         raise UserError(
-            f"Cannot hold out a share of {share} of {len(images)} training images: give a share between 0 and 1, of at least 2."
+            f"Cannot hold out a share of {share} of {len(images)} training images: give a share"
+            " between 0 and 1, of at least 2."
         )
     ticket = _lottery(images, seed)
     drawn = ticket < share
@@ -303,11 +348,14 @@ def fold_of_images(images: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
     Parameters
     ----------
-    images : ids, each once; with several subjects those of all, so that an image is in one fold for everybody
+    images : np.ndarray
+        Ids, each once; with several subjects those of all, so that an image is in one fold for
+        everybody.
 
     Returns
     -------
-    fold of every image, 0 to folds - 1
+    np.ndarray
+        Fold of every image, 0 to folds - 1.
 
     Raises
     ------
@@ -315,12 +363,19 @@ def fold_of_images(images: np.ndarray, folds: int, seed: int) -> np.ndarray:
         When a fold would have no image to be judged by or to learn from.
     """
     if folds < 2 or len(images) < 2 * folds:
-        raise UserError(f"{len(images)} training images cannot be shared out to {folds} folds: take optim.checkpoint=held_out.")
+        raise UserError(
+            f"{len(images)} training images cannot be shared out to {folds} folds: take"
+            " optim.checkpoint=held_out."
+        )
     return np.argsort(np.argsort(_lottery(images, seed), kind="stable"), kind="stable") % folds
 
 
 def hold_out(trials: Trials, images: np.ndarray) -> tuple[Trials, Trials]:
-    """Split training trials into those of other images and those of the given ones (split "validation")."""
+    """Split training trials into those of other images and those of the given ones (split
+    "validation").
+    """
     held = trials.table["image"].isin(images).to_numpy()
     validation = trials.table[held].reset_index(drop=True).assign(split="validation")
-    return Trials(trials.table[~held].reset_index(drop=True), trials.subject), Trials(validation, trials.subject)
+    return Trials(trials.table[~held].reset_index(drop=True), trials.subject), Trials(
+        validation, trials.subject
+    )

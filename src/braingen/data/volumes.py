@@ -1,12 +1,15 @@
 """A voxel's place in the head: voxel vectors to NIfTI volumes and back, bit for bit.
 
-Betas hold the voxels inside a mask, one after the other. In which order, is a choice (C order: the last axis of the volume runs
-fastest; F order: the first), which no betas file states. So it is written down once, beside the volumes, in order.json:
+Betas hold the voxels inside a mask, one after the other. In which order, is a choice (C order: the
+last axis of the volume runs fastest; F order: the first), which no betas file states. So it is
+written down once, beside the volumes, in order.json:
 
-    {"mask": "nsdgeneral.nii.gz", "rule": "value > 0", "flattening": "C", "voxels": 15724, "shape": [81, 104, 83],
+    {"mask": "nsdgeneral.nii.gz", "rule": "value > 0", "flattening": "C", "voxels": 15724, "shape":
+    [81, 104, 83],
      "mask_sha256": "...", "source": "where the mask and the order come from"}
 
-where `mask_sha256` is the digest of the mask as bytes 0 and 1 in C order, so that a mask exchanged later is noticed.
+where `mask_sha256` is the digest of the mask as bytes 0 and 1 in C order, so that a mask exchanged
+later is noticed.
 """
 
 from __future__ import annotations
@@ -49,22 +52,30 @@ def load_nifti(path: Path) -> nibabel.Nifti1Image:
         image = nibabel.Nifti1Image.from_filename(path)
         np.asanyarray(image.dataobj)  # read now: a cut file is only noticed while reading
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not a readable NIfTI file ({' '.join(str(error).split())}); {nsd.WRITE_IT}.") from error
+        raise UserError(
+            f"{path} is not a readable NIfTI file ({' '.join(str(error).split())}); {nsd.WRITE_IT}."
+        ) from error
     return image
 
 
 def trials_in_nifti(
-    path: Path, places: VoxelPlaces, check: Callable[[nibabel.Nifti1Image], None], at_once: int, get_it: str
+    path: Path,
+    places: VoxelPlaces,
+    check: Callable[[nibabel.Nifti1Image], None],
+    at_once: int,
+    get_it: str,
 ) -> Iterator[np.ndarray]:
-    """Responses in a NIfTI file whose axes run x, y, z, trials, read front to back with its compressed stream kept open.
+    """Responses in a NIfTI file whose axes run x, y, z, trials, read front to back with its
+    compressed stream kept open.
 
     Parameters
     ----------
-    check
-        Looks at the open file before anything is read, and refuses what does not belong to these places.
-    at_once
+    check : Callable[[nibabel.Nifti1Image], None]
+        Looks at the open file before anything is read, and refuses what does not belong to these
+        places.
+    at_once : int
         Trials in memory at a time.
-    get_it
+    get_it : str
         What a user does about a damaged file; ends the sentence.
 
     Yields
@@ -86,26 +97,32 @@ def trials_in_nifti(
     except UserError:  # of the check: a sentence already
         raise
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not a readable NIfTI file ({' '.join(str(error).split())}); {get_it}.") from error
+        raise UserError(
+            f"{path} is not a readable NIfTI file ({' '.join(str(error).split())}); {get_it}."
+        ) from error
 
 
 def space_of(image: nibabel.Nifti1Image) -> int:
-    """NIfTI's code of where an image's affine leads; `ALIGNED`, the least that can be said, where the header says nothing."""
+    """NIfTI's code of where an image's affine leads; `ALIGNED`, the least that can be said, where
+    the header says nothing.
+    """
     return int(image.header["sform_code"]) or int(image.header["qform_code"]) or ALIGNED
 
 
 def save_nifti(path: Path, volume: np.ndarray, affine: np.ndarray, space: int = ALIGNED) -> None:
-    """Write a volume atomically, without rescaling; equal volumes give equal files (no time in the gzip header).
+    """Write a volume atomically, without rescaling; equal volumes give equal files (no time in the
+    gzip header).
 
     Parameters
     ----------
-    path
+    path : Path
         Ends in .nii or .nii.gz.
-    volume
-        (x, y, z, ...), kept in its dtype; bool becomes uint8 and int64 int32, which NIfTI readers know.
-    affine
+    volume : np.ndarray
+        (x, y, z, ...), kept in its dtype; bool becomes uint8 and int64 int32, which NIfTI readers
+        know.
+    affine : np.ndarray
         (4, 4) voxel indices to millimetres.
-    space
+    space : int, optional
         NIfTI's code of where the affine leads.
     """
     if volume.dtype == bool:
@@ -116,7 +133,9 @@ def save_nifti(path: Path, volume: np.ndarray, affine: np.ndarray, space: int = 
     image.set_sform(affine, code=space)
     image.header.set_xyzt_units("mm")
     with replaced_path(path) as temporary:
-        named = temporary.with_name(temporary.name + "".join(path.suffixes[-2:]))  # nibabel goes by the ending
+        named = temporary.with_name(
+            temporary.name + "".join(path.suffixes[-2:])
+        )  # nibabel goes by the ending
         try:
             nibabel.save(image, named)
             named.replace(temporary)
@@ -147,7 +166,9 @@ class VoxelPlaces(NamedTuple):
     source: str
     """Where mask and order come from."""
     space: int = ALIGNED
-    """NIfTI's code of where the affine leads, as the mask's header has it: `MNI`, or anything else."""
+    """NIfTI's code of where the affine leads, as the mask's header has it: `MNI`, or
+    anything else.
+    """
 
     @property
     def voxels(self) -> int:
@@ -158,7 +179,9 @@ class VoxelPlaces(NamedTuple):
     def indices_V3(self) -> np.ndarray:
         """(V, 3) int64: volume indices of every voxel."""
         flat = np.flatnonzero(self.mask.ravel(order=self.order))
-        return np.stack(np.unravel_index(flat, self.mask.shape, order=self.order), axis=1).astype(np.int64)
+        return np.stack(np.unravel_index(flat, self.mask.shape, order=self.order), axis=1).astype(
+            np.int64
+        )
 
     @property
     def millimetres_V3(self) -> np.ndarray:
@@ -170,7 +193,8 @@ class VoxelPlaces(NamedTuple):
         return self._replace(mask=self.to_volume(np.asarray(kept_V, dtype=bool)))
 
     def to_volume(self, values: np.ndarray, fill: float = 0) -> np.ndarray:
-        """Put voxel vectors (V,) or (V, ...) into a volume (x, y, z, ...) of the same dtype, `fill` outside the mask.
+        """Put voxel vectors (V,) or (V, ...) into a volume (x, y, z, ...) of the same dtype, `fill`
+        outside the mask.
 
         Raises
         ------
@@ -182,7 +206,8 @@ class VoxelPlaces(NamedTuple):
             whose = nsd.subject_of_width(values.shape[0]) if values.ndim else None
             hint = f", which is the width of NSD subject {whose}" if whose else ""
             raise UserError(
-                f"A voxel vector of shape {values.shape} was given{hint}; this subject's mask has {self.voxels} voxels ({self.source})."
+                f"A voxel vector of shape {values.shape} was given{hint}; this subject's mask has"
+                f" {self.voxels} voxels ({self.source})."
             )
         volume = np.full((*self.mask.shape, *values.shape[1:]), fill, dtype=values.dtype)
         volume[tuple(self.indices_V3.T)] = values
@@ -199,7 +224,8 @@ class VoxelPlaces(NamedTuple):
         volume = np.asarray(volume)
         if volume.shape[:3] != self.mask.shape:
             raise UserError(
-                f"A volume of shape {volume.shape} was given, {self.mask.shape} was expected: it is not in this subject's functional space."
+                f"A volume of shape {volume.shape} was given, {self.mask.shape} was expected: it is"
+                " not in this subject's functional space."
             )
         return volume[tuple(self.indices_V3.T)]
 
@@ -208,10 +234,15 @@ class VoxelPlaces(NamedTuple):
         save_nifti(Path(path), self.to_volume(values, fill), self.affine, self.space)
 
     def read(self, path: Path) -> np.ndarray:
-        """Read a voxel vector from a NIfTI in this space; what `write` wrote comes back bit for bit."""
+        """Read a voxel vector from a NIfTI in this space; what `write` wrote comes back bit for
+        bit.
+        """
         image = load_nifti(Path(path))
         if not np.allclose(image.affine, self.affine, atol=1e-4):
-            raise UserError(f"{path} has another affine than the mask ({self.source}): it is in another space; resample it to func1pt8mm.")
+            raise UserError(
+                f"{path} has another affine than the mask ({self.source}): it is in another space;"
+                " resample it to func1pt8mm."
+            )
         return self.to_vector(np.asanyarray(image.dataobj))
 
 
@@ -252,28 +283,43 @@ def load_places(layout: Layout, subject: int) -> VoxelPlaces:
         return find_order(layout, subject)
     order = read_json(path, nsd.WRITE_IT)
     if isinstance(order, dict) and ("surface" in order or "columns" in order):
-        where = f"on the surface {order['surface']}" if "surface" in order else "columns without a place"
-        raise UserError(f"The responses of subject {subject} are {where}, not voxels of a volume ({path}).")
+        where = (
+            f"on the surface {order['surface']}"
+            if "surface" in order
+            else "columns without a place"
+        )
+        raise UserError(
+            f"The responses of subject {subject} are {where}, not voxels of a volume ({path})."
+        )
     try:
-        name, rule, flattening, source, digest = (order[key] for key in ("mask", "rule", "flattening", "source", "mask_sha256"))
+        name, rule, flattening, source, digest = (
+            order[key] for key in ("mask", "rule", "flattening", "source", "mask_sha256")
+        )
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is not an order of voxels (mask, rule, flattening, mask_sha256, source); {nsd.WRITE_IT}.") from error
+        raise UserError(
+            f"{path} is not an order of voxels (mask, rule, flattening, mask_sha256, source);"
+            f" {nsd.WRITE_IT}."
+        ) from error
     if flattening not in _ORDERS or rule != _RULE:
         raise UserError(
-            f'{path}: flattening "{flattening}" of "{rule}" is not known, "C" or "F" of "{_RULE}" was expected; {nsd.WRITE_IT}.'
+            f'{path}: flattening "{flattening}" of "{rule}" is not known, "C" or "F" of "{_RULE}"'
+            f" was expected; {nsd.WRITE_IT}."
         )
     image = load_nifti(path_below(folder, name, path))
     mask = np.asanyarray(image.dataobj) > 0
     if _digest(mask) != digest:
-        raise UserError(f"{folder / name} is not the mask {path} was written for ({int(mask.sum())} voxels, other places); {nsd.WRITE_IT}.")
+        raise UserError(
+            f"{folder / name} is not the mask {path} was written for ({int(mask.sum())} voxels,"
+            f" other places); {nsd.WRITE_IT}."
+        )
     return VoxelPlaces(mask, flattening, image.affine, source, space_of(image))
 
 
 def find_order(layout: Layout, subject: int) -> VoxelPlaces:
     """Tell the flattening order of betas that came without one, by their region masks.
 
-    brain_region_masks.hdf5 says which entry of the vector is in V1-V4, prf-visualrois.nii.gz where in the volume V1-V4 are. Only in the
-    right order do the two agree.
+    brain_region_masks.hdf5 says which entry of the vector is in V1-V4, prf-visualrois.nii.gz where
+    in the volume V1-V4 are. Only in the right order do the two agree.
 
     Raises
     ------
@@ -288,25 +334,33 @@ def find_order(layout: Layout, subject: int) -> VoxelPlaces:
     agreement = {}
     for order in _ORDERS:
         labels = VoxelPlaces(mask, order, image.affine, "").to_vector(areas)
-        in_volume = {name: np.isin(labels, labels_of) for name, labels_of in nsd.VISUAL_ROI_LABELS.items()}
+        in_volume = {
+            name: np.isin(labels, labels_of) for name, labels_of in nsd.VISUAL_ROI_LABELS.items()
+        }
         if len(labels) != len(regions["V1"]):
             raise UserError(
-                f"{folder / 'nsdgeneral.nii.gz'} has {len(labels)} voxels, {layout.masks()} has {len(regions['V1'])} for "
-                f"subject {subject}: they do not belong together; take both from the same release."
+                f"{folder / 'nsdgeneral.nii.gz'} has {len(labels)} voxels, {layout.masks()} has"
+                f" {len(regions['V1'])} for subject {subject}: they do not belong together; take"
+                " both from the same release."
             )
-        agreement[order] = float(np.mean([np.array_equal(in_volume[name], regions[name]) for name in in_volume]))
+        agreement[order] = float(
+            np.mean([np.array_equal(in_volume[name], regions[name]) for name in in_volume])
+        )
     matching = [order for order, share in agreement.items() if share == 1]
     if len(matching) != 1:
         raise UserError(
-            f"The order of subject {subject}'s voxels cannot be told: V1-V4 of {layout.masks()} agree with "
-            f"{folder / 'prf-visualrois.nii.gz'} in {'both orders' if matching else 'neither order'}; "
-            f"write {folder / 'order.json'} as docs/data.md describes."
+            f"The order of subject {subject}'s voxels cannot be told: V1-V4 of {layout.masks()}"
+            f" agree with {folder / 'prf-visualrois.nii.gz'} in"
+            f" {'both orders' if matching else 'neither order'}; write {folder / 'order.json'} as"
+            " docs/data.md describes."
         )
     source = f"found by comparing {layout.masks().name} with prf-visualrois.nii.gz"
     return VoxelPlaces(mask, matching[0], image.affine, source, space_of(image))
 
 
-def read_regions(layout: Layout, subject: int, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+def read_regions(
+    layout: Layout, subject: int, names: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
     """Boolean region vectors (V,) of a subject from brain_region_masks.hdf5, by name.
 
     Raises
@@ -319,18 +373,25 @@ def read_regions(layout: Layout, subject: int, names: Sequence[str] | None = Non
     try:
         with h5py.File(path, "r") as file:
             if group not in file:
-                raise UserError(f"{path} has no group {group}, only {', '.join(file) or 'nothing'}; {nsd.GET_IT}.")
+                raise UserError(
+                    f"{path} has no group {group}, only {', '.join(file) or 'nothing'};"
+                    f" {nsd.GET_IT}."
+                )
             wanted = list(file[group]) if names is None else list(names)
             missing = [name for name in wanted if name not in file[group]]
             if missing:
-                raise UserError(f"{path} has no region {', '.join(missing)} for {group}, only {', '.join(file[group])}; {nsd.GET_IT}.")
+                raise UserError(
+                    f"{path} has no region {', '.join(missing)} for {group}, only"
+                    f" {', '.join(file[group])}; {nsd.GET_IT}."
+                )
             regions = {name: np.asarray(file[group][name]) for name in wanted}
     except OSError as error:
         raise UserError(f"{path} cannot be opened as HDF5 ({error}); {nsd.GET_IT}.") from error
     for name, region in regions.items():
         if region.ndim != 1 or not np.isin(region, (0, 1)).all():
             raise UserError(
-                f"{path}: {group}/{name} has shape {region.shape} and is {region.dtype}, a boolean vector was expected; {nsd.GET_IT}."
+                f"{path}: {group}/{name} has shape {region.shape} and is {region.dtype}, a boolean"
+                f" vector was expected; {nsd.GET_IT}."
             )
     return {name: region.astype(bool) for name, region in regions.items()}
 
@@ -344,7 +405,11 @@ def write_regions(layout: Layout, subjects: Mapping[int, Mapping[str, np.ndarray
                 group.create_dataset(name, data=region)
 
 
-def load_label_vector(layout: Layout, subject: int, name: str, places: ReadsMaps | None = None) -> np.ndarray:
-    """Labels or values (V,) of a region or pRF volume of the data folder, such as "floc-faces" or "prf_size"."""
+def load_label_vector(
+    layout: Layout, subject: int, name: str, places: ReadsMaps | None = None
+) -> np.ndarray:
+    """Labels or values (V,) of a region or pRF volume of the data folder, such as "floc-faces" or
+    "prf_size".
+    """
     places = load_places(layout, subject) if places is None else places
     return places.read(layout.volumes(subject) / f"{name}.nii.gz")

@@ -1,11 +1,12 @@
-"""Voxels somebody brings along: an array or a file of a known subject's responses, single trials or repeats.
+"""Voxels somebody brings along: an array or a file of a known subject's responses, single trials or
+repeats.
 
     .npy            V, N x V, or N x R x V (R presentations of each picture; a row of NaN is one that there was not)
     .npz, .h5       the same under `voxels` (or `betas`), image ids under `ids` (or `image_ids`, `image`)
     .nii, .nii.gz   x, y, z or x, y, z, N in the subject's functional space: the mask of the data folder says which voxels
 
-Beside a file without ids, `<name>_ids.npy` may lie. Rows with the same id are presentations of one picture; without ids every row is
-a picture of its own.
+Beside a file without ids, `<name>_ids.npy` may lie. Rows with the same id are presentations of one
+picture; without ids every row is a picture of its own.
 
 N rows (trials), P pictures, R presentations, V voxels.
 """
@@ -70,44 +71,64 @@ class Responses(NamedTuple):
 
 
 def odd_scale(voxels_NV: np.ndarray, name: str) -> str:
-    """A sentence where responses are not scaled as those that encoders are trained with, else nothing.
+    """A sentence where responses are not scaled as those that encoders are trained with, else
+    nothing.
 
-    Z-scored over trials, a voxel has mean 0 and standard deviation 1, and averages of trials less. Where there are enough
-    rows voxels are looked at one by one, otherwise all values together; raw integers, percent signal change and zeros are noticed.
+    Z-scored over trials, a voxel has mean 0 and standard deviation 1, and averages of trials less.
+    Where there are enough rows voxels are looked at one by one, otherwise all values together; raw
+    integers, percent signal change and zeros are noticed.
 
     Parameters
     ----------
-    voxels_NV : finite
-    name : of the array or file; begins the sentence
+    voxels_NV : np.ndarray
+        Finite.
+    name : str
+        Of the array or file; begins the sentence.
     """
-    some = voxels_NV[np.linspace(0, len(voxels_NV) - 1, min(len(voxels_NV), _ROWS_LOOKED_AT)).astype(np.int64)].astype(np.float64)
+    some = voxels_NV[
+        np.linspace(0, len(voxels_NV) - 1, min(len(voxels_NV), _ROWS_LOOKED_AT)).astype(np.int64)
+    ].astype(np.float64)
     enough = len(some) >= _ROWS_TO_TELL
     axis = 0 if enough else None
-    mean, deviation = float(np.median(np.abs(some.mean(axis=axis)))), float(np.median(some.std(axis=axis)))
+    mean, deviation = (
+        float(np.median(np.abs(some.mean(axis=axis)))),
+        float(np.median(some.std(axis=axis))),
+    )
     silent = int((some == some[:, :1]).all(axis=1).sum()) if some.shape[1] > 1 else 0
     if mean <= 0.5 and 0.25 < deviation < 2.5 and not silent:
         return ""
     what = "a typical voxel has" if enough else "values have"
     rows = f"; {silent} of {len(some)} rows have the same value in every voxel" if silent else ""
     return (
-        f"{name}: {what} mean {mean:.3g} and standard deviation {deviation:.3g}{rows}; responses z-scored over the trials of a session "
-        "(0 and 1) were expected, as in the betas the encoder was trained with: z-score them as `braingen prepare` does (docs/data.md); "
-        "`braingen decode` does with decode.zscore=folder."
+        f"{name}: {what} mean {mean:.3g} and standard deviation {deviation:.3g}{rows}; responses"
+        " z-scored over the trials of a session (0 and 1) were expected, as in the betas the"
+        " encoder was trained with: z-score them as `braingen prepare` does (docs/data.md);"
+        " `braingen decode` does with decode.zscore=folder."
     )
 
 
 def responses(
-    voxels: np.ndarray, subject: int, width: int, image_ids: np.ndarray | None = None, name: str = "voxels", zscored: bool = True
+    voxels: np.ndarray,
+    subject: int,
+    width: int,
+    image_ids: np.ndarray | None = None,
+    name: str = "voxels",
+    zscored: bool = True,
 ) -> Responses:
     """Responses from an array.
 
     Parameters
     ----------
-    voxels : V, N x V or N x R x V
-    width : voxels that the subject has
-    image_ids : one per picture (per row of the first axis); counted from 0 when left out
-    name : of the array in messages
-    zscored : whether they are said to be; else nothing is said about their scale
+    voxels : np.ndarray
+        V, N x V or N x R x V.
+    width : int
+        Voxels that the subject has.
+    image_ids : np.ndarray | None, optional
+        One per picture (per row of the first axis); counted from 0 when left out.
+    name : str, optional
+        Of the array in messages.
+    zscored : bool, optional
+        Whether they are said to be; else nothing is said about their scale.
 
     Raises
     ------
@@ -119,36 +140,60 @@ def responses(
     logging
         Where values are not scaled as z-scored responses are (`odd_scale`).
     """
-    if voxels.ndim not in (1, 2, 3) or not voxels.size or not np.issubdtype(voxels.dtype, np.number) or np.iscomplexobj(voxels):
-        raise UserError(f"{name} is {voxels.dtype} of shape {tuple(voxels.shape)}; expected real numbers, V, B x V or B x R x V.")
+    if (
+        voxels.ndim not in (1, 2, 3)
+        or not voxels.size
+        or not np.issubdtype(voxels.dtype, np.number)
+        or np.iscomplexobj(voxels)
+    ):
+        raise UserError(
+            f"{name} is {voxels.dtype} of shape {tuple(voxels.shape)}; expected real numbers, V, B"
+            " x V or B x R x V."
+        )
     voxels = voxels[None] if voxels.ndim == 1 else voxels
     if voxels.shape[-1] != width:
         other = nsd.subject_of_width(voxels.shape[-1])
         hint = f" (so many has NSD subject {other})" if other else ""
-        raise UserError(f"{name} has {voxels.shape[-1]} voxels{hint}, subject {subject} has {width}: give all voxels of that subject.")
-    ids = np.arange(len(voxels)) if image_ids is None else whole_numbers(image_ids, name, "give integers")
+        raise UserError(
+            f"{name} has {voxels.shape[-1]} voxels{hint}, subject {subject} has {width}: give all"
+            " voxels of that subject."
+        )
+    ids = (
+        np.arange(len(voxels))
+        if image_ids is None
+        else whole_numbers(image_ids, name, "give integers")
+    )
     if len(ids) != len(voxels):
-        raise UserError(f"image_ids names {len(ids)} pictures, {name} is of {len(voxels)}; give one id for each.")
+        raise UserError(
+            f"image_ids names {len(ids)} pictures, {name} is of {len(voxels)}; give one id for"
+            " each."
+        )
     repeats = voxels.shape[1] if voxels.ndim == 3 else 1
     rows_NV, image_N = voxels.reshape(-1, width), np.repeat(ids.astype(np.int64), repeats)
     if repeats > 1:
         present = ~np.isnan(rows_NV).all(axis=1)
         absent = sorted(set(image_N) - set(image_N[present]))
         if absent:
-            raise UserError(f"{name} has no presentation of image {absent[0]} (all NaN); leave such images out.")
+            raise UserError(
+                f"{name} has no presentation of image {absent[0]} (all NaN); leave such images out."
+            )
         rows_NV, image_N = rows_NV[present], image_N[present]
     with np.errstate(over="ignore"):  # told in the next lines
         rows_NV = rows_NV.astype(np.float32, copy=False)
     if not np.isfinite(rows_NV).all():
         row, voxel = np.argwhere(~np.isfinite(rows_NV))[0]
-        raise UserError(f"{name} has {rows_NV[row, voxel]} at row {row}, voxel {voxel}; only finite numbers are allowed.")
+        raise UserError(
+            f"{name} has {rows_NV[row, voxel]} at row {row}, voxel {voxel}; only finite numbers are"
+            " allowed."
+        )
     if zscored and (told := odd_scale(rows_NV, name)):
         logger.warning(told)
     return Responses(rows_NV, image_N)
 
 
 def with_folders_statistics(given: Responses, layout: Layout, subject: int) -> Responses:
-    """Responses in the unit of the scans, z-scored with the mean and spread of the training trials of a data folder, over its sessions.
+    """Responses in the unit of the scans, z-scored with the mean and spread of the training trials
+    of a data folder, over its sessions.
 
     Raises
     ------
@@ -158,11 +203,13 @@ def with_folders_statistics(given: Responses, layout: Layout, subject: int) -> R
     statistics = load_statistics(layout, subject)
     if statistics.mean_SV.shape[1] != given.voxels:
         raise UserError(
-            f"The responses have {given.voxels} voxels, {layout.root} keeps mean and spread of {statistics.mean_SV.shape[1]} voxels of "
-            "subject "
-            f"{subject}; name the folder the decoder was trained on with --data_path."
+            f"The responses have {given.voxels} voxels, {layout.root} keeps mean and spread of"
+            f" {statistics.mean_SV.shape[1]} voxels of subject {subject}; name the folder the"
+            " decoder was trained on with --data_path."
         )
-    z_NV = in_deviations(given.voxels_NV, statistics.mean_SV.mean(axis=0), statistics.sd_SV.mean(axis=0))
+    z_NV = in_deviations(
+        given.voxels_NV, statistics.mean_SV.mean(axis=0), statistics.sd_SV.mean(axis=0)
+    )
     return given._replace(voxels_NV=z_NV)
 
 
@@ -177,19 +224,27 @@ def voxel_file(path: Path | str) -> tuple[Path, str]:
     path = Path(path).expanduser()
     suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
     if suffix not in SUFFIXES:
-        raise UserError(f"{path.name} ends in {suffix or 'nothing'!r}; allowed are {', '.join(SUFFIXES)}.")
+        raise UserError(
+            f"{path.name} ends in {suffix or 'nothing'!r}; allowed are {', '.join(SUFFIXES)}."
+        )
     return refuse_stand_in(path, "give the path of a file of voxels"), suffix
 
 
-def load_responses(path: Path | str, subject: int, width: int, layout: Layout | None = None, zscored: bool = True) -> Responses:
+def load_responses(
+    path: Path | str, subject: int, width: int, layout: Layout | None = None, zscored: bool = True
+) -> Responses:
     """Read a file of responses.
 
     Parameters
     ----------
-    path : ends in .npy, .npz, .h5, .hdf5, .nii or .nii.gz
-    subject, width : whose voxels, and how many that subject has
-    layout : the data folder with the subject's mask and order of voxels; needed for NIfTI only
-    zscored : whether they are said to be
+    path : Path | str
+        Ends in .npy, .npz, .h5, .hdf5, .nii or .nii.gz.
+    subject, width : int
+        Whose voxels, and how many that subject has.
+    layout : Layout | None, optional
+        The data folder with the subject's mask and order of voxels; needed for NIfTI only.
+    zscored : bool, optional
+        Whether they are said to be.
 
     Raises
     ------
@@ -204,8 +259,14 @@ def load_responses(path: Path | str, subject: int, width: int, layout: Layout | 
         arrays = _arrays(path, suffix)
         voxels, ids = _first(arrays, VOXEL_KEYS), _first(arrays, ID_KEYS)
         if voxels is None:
-            held = ", ".join(f"{name} {tuple(np.shape(value))}" for name, value in arrays.items()) or "nothing"
-            raise UserError(f"{path} holds no voxels (an array under one of {', '.join(VOXEL_KEYS)}); it holds {held}.")
+            held = (
+                ", ".join(f"{name} {tuple(np.shape(value))}" for name, value in arrays.items())
+                or "nothing"
+            )
+            raise UserError(
+                f"{path} holds no voxels (an array under one of {', '.join(VOXEL_KEYS)}); it holds"
+                f" {held}."
+            )
     beside = path.with_name(path.name.removesuffix(suffix) + "_ids.npy")
     if ids is None and beside.exists():
         ids = _arrays(beside, ".npy")[VOXEL_KEYS[0]]
@@ -214,7 +275,10 @@ def load_responses(path: Path | str, subject: int, width: int, layout: Layout | 
 
 def _from_volumes(path: Path, subject: int, layout: Layout | None) -> np.ndarray:
     if layout is None:
-        raise UserError(f"{path} is a volume: name the data folder with the subject's mask, to know which of its voxels are meant.")
+        raise UserError(
+            f"{path} is a volume: name the data folder with the subject's mask, to know which of"
+            " its voxels are meant."
+        )
     vectors = load_places(layout, subject).read(path)  # V or V x N
     return np.moveaxis(vectors, 0, -1).astype(np.float32)
 
@@ -233,12 +297,16 @@ def _arrays(path: Path, suffix: str) -> Mapping[str, Any]:
             wanted, found = {*VOXEL_KEYS, *ID_KEYS}, {}
             for name, value in file.items():
                 if isinstance(value, h5py.Dataset):
-                    found[name] = read_dataset(value, path, again) if name in wanted else value.shape
+                    found[name] = (
+                        read_dataset(value, path, again) if name in wanted else value.shape
+                    )
             return found
     except UserError:
         raise
     except UNREADABLE_ARRAY as error:
-        raise UserError(f"{path} cannot be read as {suffix} ({' '.join(str(error).split())}); write it again.") from error
+        raise UserError(
+            f"{path} cannot be read as {suffix} ({' '.join(str(error).split())}); write it again."
+        ) from error
 
 
 def _first(arrays: Mapping[str, Any], names: tuple[str, ...]) -> Any:

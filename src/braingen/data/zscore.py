@@ -1,4 +1,5 @@
-"""z-scoring by voxel and session with training trials alone, and undoing it: the two numbers that were used are kept with the data.
+"""z-scoring by voxel and session with training trials alone, and undoing it: the two numbers that
+were used are kept with the data.
 
 T trials, V voxels, S sessions, B rows of the betas.
 """
@@ -41,7 +42,9 @@ def load_statistics(layout: Layout, subject: int) -> Statistics:
     """
     path = statistics_path(layout, subject)
     if not path.exists():
-        raise UserError(f"{path} is missing: only `braingen prepare` keeps what betas were z-scored with.")
+        raise UserError(
+            f"{path} is missing: only `braingen prepare` keeps what betas were z-scored with."
+        )
     again = "run `braingen prepare` again"
     stored = read_npz(path, again)
     lacking = [name for name in Statistics._fields if name not in stored]
@@ -57,7 +60,8 @@ def percent_signal(z_BV: np.ndarray, rows: np.ndarray, statistics: Statistics) -
 
 
 class Moments:
-    """Mean and spread of responses that come in blocks of trials, and what speaks for voxels without a signal. V voxels.
+    """Mean and spread of responses that come in blocks of trials, and what speaks for voxels
+    without a signal. V voxels.
 
     Blocks are merged as Chan et al. do, so that a mean far above the spread costs no digits.
     """
@@ -89,7 +93,10 @@ class Moments:
         self.missing_V += (~finite).sum(axis=0)
         seen_TV = response_TV if finite.all() else np.where(finite, response_TV, np.nan)
         self.trials += len(seen_TV)
-        self.low_V, self.high_V = np.fmin(self.low_V, np.fmin.reduce(seen_TV)), np.fmax(self.high_V, np.fmax.reduce(seen_TV))
+        self.low_V, self.high_V = (
+            np.fmin(self.low_V, np.fmin.reduce(seen_TV)),
+            np.fmax(self.high_V, np.fmax.reduce(seen_TV)),
+        )
         self.whole_V &= (seen_TV == np.rint(seen_TV)).all(axis=0)
         training_TV = seen_TV[~test_T]
         if len(training_TV):
@@ -112,7 +119,10 @@ class Moments:
             both.trials += each.trials
             both.missing_V += each.missing_V
             both.whole_V &= each.whole_V
-            both.low_V, both.high_V = np.fmin(both.low_V, each.low_V), np.fmax(both.high_V, each.high_V)
+            both.low_V, both.high_V = (
+                np.fmin(both.low_V, each.low_V),
+                np.fmax(both.high_V, each.high_V),
+            )
             both.training_low_V = np.fmin(both.training_low_V, each.training_low_V)
             both.training_high_V = np.fmax(both.training_high_V, each.training_high_V)
             if each.training:
@@ -125,8 +135,12 @@ class Moments:
         return self.low_V == self.high_V
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation over training trials, float64; the latter 1 where a voxel did not change."""
-        constant_V = self.training_low_V == self.training_high_V  # rounding errors must not become responses
+        """Mean and standard deviation over training trials, float64; the latter 1 where a voxel did
+        not change.
+        """
+        constant_V = (
+            self.training_low_V == self.training_high_V
+        )  # rounding errors must not become responses
         mean_V = np.where(constant_V, self.training_low_V, self.mean_V)
         sd_V = np.where(constant_V, 1.0, np.sqrt(self.square_V / max(self.training, 1)))
         return mean_V, sd_V

@@ -1,4 +1,6 @@
-"""The whole flow on a simulated subject: from nothing to a page of pictures. What is finished is not done again."""
+"""The whole flow on a simulated subject: from nothing to a page of pictures. What is finished is
+not done again.
+"""
 
 from __future__ import annotations
 
@@ -56,26 +58,49 @@ class Step(NamedTuple):
 
 
 def demo(config: Config) -> Path:
-    """Show the shipped decoder, then simulate, train both encoders, fine-tune, draw, refine, score, report.
+    """Show the shipped decoder, then simulate, train both encoders, fine-tune, draw, refine, score,
+    report.
 
     Returns
     -------
-    path of the page
+    Path
+        Path of the page.
     """
     layout = Layout.of(config.data.root)
     if layout.images().exists() and not Stimuli(layout).simulated:
         raise UserError(
-            f"{layout.root} holds real data, and the demo writes a simulated subject: choose another folder, --root data/simulated."
+            f"{layout.root} holds real data, and the demo writes a simulated subject: choose"
+            " another folder, --root data/simulated."
         )
     clear_temporaries(config.run.folder)  # scores and page lie in no stage's own folder
     with group_of(config) as group:
         steps = [
-            Step("quickstart", "a dozen test brains, decoded by the decoder that is shipped (10 s)", lambda: first_look(config)),
-            Step("simulate", "pictures, and a simulated subject who sees them (20 s)", lambda: simulate(config)),
-            Step("train", "both encoders, from voxels to CLIP embeddings (about 2 min)", lambda: group.run(training(config))),
-            Step("finetune", "LoRA and routers of the diffusion model (about 1 min)", lambda: finetune(config)),
+            Step(
+                "quickstart",
+                "a dozen test brains, decoded by the decoder that is shipped (10 s)",
+                lambda: first_look(config),
+            ),
+            Step(
+                "simulate",
+                "pictures, and a simulated subject who sees them (20 s)",
+                lambda: simulate(config),
+            ),
+            Step(
+                "train",
+                "both encoders, from voxels to CLIP embeddings (about 2 min)",
+                lambda: group.run(training(config)),
+            ),
+            Step(
+                "finetune",
+                "LoRA and routers of the diffusion model (about 1 min)",
+                lambda: finetune(config),
+            ),
             Step("decoder", "saved in one folder", lambda: save_decoder(config)),
-            Step("reconstruct", "brain, random voxels, ceiling, single levels, refined (about 2 min)", lambda: group.run(drawing(config))),
+            Step(
+                "reconstruct",
+                "brain, random voxels, ceiling, single levels, refined (about 2 min)",
+                lambda: group.run(drawing(config)),
+            ),
             Step("evaluate", "scores with intervals (half a minute)", lambda: evaluate(config)),
             Step("report", "the page", lambda: report(config)),
         ]
@@ -87,7 +112,11 @@ def first_look(config: Config) -> Path:
     output = config.run.folder / "quickstart"
     if (output / PAGE).exists():
         return output / PAGE
-    return quickstart(config.model_copy(update={"quickstart": config.quickstart.model_copy(update={"output": output})}))
+    return quickstart(
+        config.model_copy(
+            update={"quickstart": config.quickstart.model_copy(update={"output": output})}
+        )
+    )
 
 
 def training(config: Config) -> list[Task]:
@@ -101,7 +130,13 @@ def _training(config: Config, modality: str) -> Task:
     def done() -> int:
         return log.read_bytes().count(b"\n") if log.exists() else 0
 
-    return Task(f"training the {modality} encoder, epochs", train, (config, modality), done, config.optim.num_epochs)
+    return Task(
+        f"training the {modality} encoder, epochs",
+        train,
+        (config, modality),
+        done,
+        config.optim.num_epochs,
+    )
 
 
 def drawing(config: Config) -> list[Task]:
@@ -116,16 +151,42 @@ def _drawing_of_subject(config: Config) -> list[Task]:
         return config.model_copy(update={"sampler": config.sampler.model_copy(update=sampler)})
 
     count, who = len(drawn_images(config).image_N), f"subject {config.data.subjects[0]}, pictures"
-    sources = [each for source in ("random", "ceiling") for each in drawings(changed(source=source))]
+    sources = [
+        each for source in ("random", "ceiling") for each in drawings(changed(source=source))
+    ]
     brain, refined = drawn_folder(config, "brain"), refined_folder(config)
-    found = [Task(f"{who} from brain activity, refined", _draw_and_refine, (config,), _pictures(brain, refined), 2 * count)]
+    found = [
+        Task(
+            f"{who} from brain activity, refined",
+            _draw_and_refine,
+            (config,),
+            _pictures(brain, refined),
+            2 * count,
+        )
+    ]
     for each in sources:
-        found.append(Task(f"{who} ({each.folder.name})", reconstruct_into, tuple(each), _pictures(each.folder), count))
+        found.append(
+            Task(
+                f"{who} ({each.folder.name})",
+                reconstruct_into,
+                tuple(each),
+                _pictures(each.folder),
+                count,
+            )
+        )
     levels = len(config.encoder.experts) if config.encoder.model == "BrainMoEMulti" else 0
     for level in range(levels):
         (each,) = drawings(changed(source="brain", level=level, num_images=LEVEL_IMAGES))
         some = min(count, LEVEL_IMAGES)
-        found.append(Task(f"{who} from level {level} alone", reconstruct_into, tuple(each), _pictures(each.folder), some))
+        found.append(
+            Task(
+                f"{who} from level {level} alone",
+                reconstruct_into,
+                tuple(each),
+                _pictures(each.folder),
+                some,
+            )
+        )
     return found
 
 
@@ -134,12 +195,16 @@ def _pictures(*folders: Path) -> Callable[[], int]:
 
 
 def _draw_and_refine(config: Config) -> None:
-    reconstruct_subject(config.model_copy(update={"sampler": config.sampler.model_copy(update={"source": "brain"})}))
+    reconstruct_subject(
+        config.model_copy(update={"sampler": config.sampler.model_copy(update={"source": "brain"})})
+    )
     refine_folder(config)
 
 
 def _do(steps: Sequence[Step], folder: Path) -> Path:
-    """Do the steps that are not done, tell which, and note what each took; returns what the last one made."""
+    """Do the steps that are not done, tell which, and note what each took; returns what the last
+    one made.
+    """
     timings_path = folder / TIMINGS
     timings: dict[str, float] = read_json(timings_path) if timings_path.exists() else {}
     console, made = new_console(), None

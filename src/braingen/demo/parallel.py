@@ -1,6 +1,7 @@
 """Independent work of the demo side by side: a few processes of one thread each, one per core.
 
-Small networks keep one core busy and a second one hardly more, so two encoders trained in two processes take the time of one.
+Small networks keep one core busy and a second one hardly more, so two encoders trained in two
+processes take the time of one.
 """
 
 from __future__ import annotations
@@ -51,10 +52,14 @@ class _Outcome(NamedTuple):
 
 
 def process_count(config: Config) -> int:
-    """How many processes ``run.processes`` means on this machine; 1 on a GPU, which they would share."""
+    """How many processes ``run.processes`` means on this machine; 1 on a GPU, which they would
+    share.
+    """
     if config.run.processes:
         return config.run.processes
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return 1 if device_of(config).type == "cuda" else min(MOST, cores)
 
 
@@ -63,7 +68,8 @@ class Group:
 
     Parameters
     ----------
-    pool : the processes, or None
+    pool : ProcessPoolExecutor | None
+        The processes, or None.
     """
 
     def __init__(self, pool: ProcessPoolExecutor | None) -> None:
@@ -75,7 +81,8 @@ class Group:
         Raises
         ------
         UserError
-            What a task was refused with; the others are stopped as by SIGTERM, what they did is saved.
+            What a task was refused with; the others are stopped as by SIGTERM, what they did is
+            saved.
         Stopped
             When this process was told to stop; the tasks have stopped in good order then.
         """
@@ -85,7 +92,10 @@ class Group:
             return
         with patience() as request, _bars() as progress:
             futures = {self._pool.submit(_do, task.work, task.arguments): task for task in tasks}
-            bars = {task.name: progress.add_task(task.name, total=task.total, completed=task.done()) for task in tasks}
+            bars = {
+                task.name: progress.add_task(task.name, total=task.total, completed=task.done())
+                for task in tasks
+            }
             running: set[Future[_Outcome]] = set(futures)
             while running:
                 ended, running = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
@@ -102,7 +112,9 @@ class Group:
 
 @contextmanager
 def group_of(config: Config) -> Iterator[Group]:
-    """The processes of a configuration, for as long as the context lasts; left by an exception, they are stopped in good order."""
+    """The processes of a configuration, for as long as the context lasts; left by an exception,
+    they are stopped in good order.
+    """
     count = process_count(config)
     if count == 1:
         yield Group(None)
@@ -120,11 +132,16 @@ def group_of(config: Config) -> Iterator[Group]:
 
 
 def _begin() -> None:
-    """Prepare a process: one thread, no output of its own, and an end as soon as the process that started it ends, however that ends."""
+    """Prepare a process: one thread, no output of its own, and an end as soon as the process that
+    started it ends, however that ends.
+    """
     torch.set_num_threads(1)
     threadpool_limits(1)
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the life of the process)
-    for number in (*SIGNALS, signal.SIGINT):  # between tasks there is nothing to save; the process that started this one ends it
+    for number in (
+        *SIGNALS,
+        signal.SIGINT,
+    ):  # between tasks there is nothing to save; the process that started this one ends it
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -149,4 +166,6 @@ def _do(work: Callable[..., object], arguments: tuple[Any, ...]) -> _Outcome:
 
 
 def _bars() -> Progress:
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    )

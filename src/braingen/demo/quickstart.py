@@ -1,4 +1,6 @@
-"""`braingen quickstart`: a first picture within a minute, from the small decoder and the dozen simulated test brains that are shipped."""
+"""`braingen quickstart`: a first picture within a minute, from the small decoder and the dozen
+simulated test brains that are shipped.
+"""
 
 from __future__ import annotations
 
@@ -58,40 +60,60 @@ def load_shipped(folder: Path = SHIPPED) -> Shipped:
     """
     for name in (BRAINS, CARD):
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing, so braingen is not installed whole: install it again.")
+            raise UserError(
+                f"{folder / name} is missing, so braingen is not installed whole: install it again."
+            )
     brains, card = load_file(folder / BRAINS), read_json(folder / CARD)
     ids = [int(image) for image in brains["ids"]]
     seen = []
     for image in ids:
         with Image.open(folder / SEEN / f"{image:06d}.png") as picture:
             seen.append(picture.convert("RGB"))
-    return Shipped(ids, brains["voxels"].float(), seen, [card["captions"][str(image)] for image in ids], card["scores"])
+    return Shipped(
+        ids,
+        brains["voxels"].float(),
+        seen,
+        [card["captions"][str(image)] for image in ids],
+        card["scores"],
+    )
 
 
 def load_shipped_decoder(folder: Path = SHIPPED, scheduler: str = "own") -> BrainDecoder:
     """Put the shipped encoders and the tiny backbones together as one decoder, in float32."""
-    image, text = (BrainReader.from_pretrained(folder / name, torch_dtype=torch.float32).eval() for name in ("image", "text"))
+    image, text = (
+        BrainReader.from_pretrained(folder / name, torch_dtype=torch.float32).eval()
+        for name in ("image", "text")
+    )
     backbone = load_backbone(str(TINY))
     backbone = backbone._replace(scheduler=scheduler_named(scheduler, backbone.scheduler))
-    decoder = BrainDecoder.assemble(image, text, *backbone, CLIPTextEncoderDual.from_pretrained(str(TINY), dtype=torch.float32))
+    decoder = BrainDecoder.assemble(
+        image, text, *backbone, CLIPTextEncoderDual.from_pretrained(str(TINY), dtype=torch.float32)
+    )
     decoder.set_progress_bar_config(disable=True)
     return decoder
 
 
 def quickstart(config: Config) -> Path:
-    """Decode the shipped test brains and write a page of seen beside decoded pictures; open it where somebody sits at the machine.
+    """Decode the shipped test brains and write a page of seen beside decoded pictures; open it
+    where somebody sits at the machine.
 
     Returns
     -------
-    path of the page
+    Path
+        Path of the page.
     """
     console, started = new_console(), time.monotonic()
     wanted, page = config.quickstart, config.quickstart.output / PAGE
     shipped = load_shipped()
-    console.print(f"Loading the shipped decoder of a simulated subject; then decoding {len(shipped.ids)} test brains (seconds).")
+    console.print(
+        f"Loading the shipped decoder of a simulated subject; then decoding {len(shipped.ids)} test"
+        " brains (seconds)."
+    )
     decoder = load_shipped_decoder(scheduler=wanted.scheduler).to(device_of(config))
     with torch.no_grad():
-        embedding = decoder.read(shipped.voxels_BRV.to(decoder.device), SUBJECT, shipped.ids, config.run.seed)
+        embedding = decoder.read(
+            shipped.voxels_BRV.to(decoder.device), SUBJECT, shipped.ids, config.run.seed
+        )
         drawn = decoder.draw(
             embedding.image,
             embedding.text,
@@ -100,15 +122,24 @@ def quickstart(config: Config) -> Path:
             steps=wanted.steps,
             guidance_scale=wanted.guidance_scale,
         )
-    pairs = [Pair(*each) for each in zip(shipped.ids, shipped.seen, to_pil(drawn), shipped.captions)]
+    pairs = [
+        Pair(*each) for each in zip(shipped.ids, shipped.seen, to_pil(drawn), shipped.captions)
+    ]
     write_text(page, render(pairs, shipped.scores))
-    console.print(f"Decoded {len(pairs)} test brains in {time.monotonic() - started:.0f} s: seen against decoded is in")
+    console.print(
+        f"Decoded {len(pairs)} test brains in {time.monotonic() - started:.0f} s: seen against"
+        " decoded is in"
+    )
     if wanted.open and _someone_is_there():
         webbrowser.open(page.absolute().as_uri())
     return page.absolute()
 
 
 def _someone_is_there() -> bool:
-    """Whether a person started the command and has a desktop; without one, a browser in the terminal would take the terminal over."""
-    desktop = sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    """Whether a person started the command and has a desktop; without one, a browser in the
+    terminal would take the terminal over.
+    """
+    desktop = sys.platform in ("darwin", "win32") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
     return desktop and sys.stdout.isatty() and "CI" not in os.environ

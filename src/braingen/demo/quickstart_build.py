@@ -1,8 +1,10 @@
-"""Make the decoder, the test brains and the scores that `braingen quickstart` ships with: ``python -m braingen.demo.quickstart_build``.
+"""Make the decoder, the test brains and the scores that `braingen quickstart` ships with: ``python
+-m braingen.demo.quickstart_build``.
 
-A subject of the demo's kind is simulated under a seed of its own, both encoders are trained by stage 1 as it is, smaller than the demo's,
-the test images are generated and scored; encoders in half precision, a dozen test brains and the scores are written. Every stage
-continues where it was interrupted.
+A subject of the demo's kind is simulated under a seed of its own, both encoders are trained by
+stage 1 as it is, smaller than the demo's, the test images are generated and scored; encoders in
+half precision, a dozen test brains and the scores are written. Every stage continues where it was
+interrupted.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ CHANGES = {
     "sampler.finetuned": "no",
     "run.seed": str(SEED),
 }
-"""What differs from the demo's configuration: smaller encoders, trained for longer, no fine-tuning."""
+"""What differs from the demo's configuration: smaller encoders, trained for longer, no
+fine-tuning.
+"""
 KEPT = ("value", "low", "high", "random", "ceiling", "ridge", "chance", "n", "pool")
 
 
@@ -54,8 +58,10 @@ def build(config: Config, assets: Path) -> None:
 
     Parameters
     ----------
-    config : the demo's with CHANGES
-    assets : written anew whole; a README.md in it is kept
+    config : Config
+        The demo's with CHANGES.
+    assets : Path
+        Written anew whole; a README.md in it is kept.
     """
     simulate(config)
     for modality in ("image", "text"):
@@ -75,34 +81,60 @@ def build(config: Config, assets: Path) -> None:
 def write_encoders(config: Config, folder: Path) -> None:
     """Write the best checkpoints of both encoders in half precision."""
     for modality in ("image", "text"):
-        BrainReader.from_pretrained(run_folder(config, modality) / READER).half().save_pretrained(folder / modality)
+        BrainReader.from_pretrained(run_folder(config, modality) / READER).half().save_pretrained(
+            folder / modality
+        )
         settings = read_json(folder / modality / "config.json")
         settings.pop("_name_or_path", None)  # where it was trained is nobody's business
         write_json(folder / modality / "config.json", settings)
 
 
 def write_brains(config: Config, folder: Path, scores: dict) -> None:
-    """Write the first test brains, single presentations in half precision, with what was seen, and the scores of all test images."""
+    """Write the first test brains, single presentations in half precision, with what was seen, and
+    the scores of all test images.
+    """
     layout = Layout.of(config.data.root)
     repeats, betas = group_repeats(test_trials(layout, SUBJECT)), Betas.of(layout, SUBJECT)
     rows_BR, ids = repeats.rows_NR[:BRAIN_COUNT], repeats.image_N[:BRAIN_COUNT].tolist()
     voxels = np.stack([betas.rows(rows) for rows in rows_BR])
-    save_file({"ids": torch.tensor(ids), "voxels": torch.from_numpy(voxels).half()}, folder / BRAINS)
+    save_file(
+        {"ids": torch.tensor(ids), "voxels": torch.from_numpy(voxels).half()}, folder / BRAINS
+    )
     (folder / SEEN).mkdir()
     for image, picture in seen_pictures(Stimuli(layout), ids):
         small = picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
         small.save(folder / SEEN / f"{image:06d}.png", optimize=True)
     captions = load_captions(layout)
-    kept = {name: {key: score.get(key) for key in KEPT} for name, score in scores.items() if isinstance(score, dict)}
-    write_json(folder / CARD, {"seed": SEED, "captions": {str(image): captions[image][0] for image in ids}, "scores": kept})
+    kept = {
+        name: {key: score.get(key) for key in KEPT}
+        for name, score in scores.items()
+        if isinstance(score, dict)
+    }
+    write_json(
+        folder / CARD,
+        {
+            "seed": SEED,
+            "captions": {str(image): captions[image][0] for image in ids},
+            "scores": kept,
+        },
+    )
 
 
 def main() -> None:
     """Read the command line and build."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--config", default="simulated", help="the demo's configuration: a name or a file")
-    parser.add_argument("--folder", type=Path, default=Path("build/quickstart"), help="data, checkpoints and pictures")
-    parser.add_argument("--assets", type=Path, default=SHIPPED, help="where the finished decoder goes")
+    parser.add_argument(
+        "--config", default="simulated", help="the demo's configuration: a name or a file"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("build/quickstart"),
+        help="data, checkpoints and pictures",
+    )
+    parser.add_argument(
+        "--assets", type=Path, default=SHIPPED, help="where the finished decoder goes"
+    )
     given = parser.parse_args()
     places = {"data.root": str(given.folder / "data"), "run.folder": str(given.folder / "run")}
     build(load_config(given.config, {**CHANGES, **places}), given.assets)

@@ -1,4 +1,6 @@
-"""`braingen doctor`: looks at data, backbones and machine, and says what is ready, what is missing and what to type."""
+"""`braingen doctor`: looks at data, backbones and machine, and says what is ready, what is missing
+and what to type.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ from braingen import __version__
 from braingen.config import Config
 from braingen.data import nsd
 from braingen.data.checks import all_checks
-from braingen.data.trials import listed, sessions_on_disk, subjects_on_disk, test_trials, train_trials
+from braingen.data.trials import (
+    listed,
+    sessions_on_disk,
+    subjects_on_disk,
+    test_trials,
+    train_trials,
+)
 from braingen.diagnostics.resources import encoder_parameters, gigabytes, needs_of
 from braingen.diagnostics.summary import sizes_of
 from braingen.evaluation import features
@@ -34,10 +42,17 @@ from braingen.runtime.files import identity, nearest_folder, sha256_of
 from braingen.runtime.text_files import read_json
 
 Level = Literal["ok", "note", "warning", "error"]
-SHOWN: dict[str, str] = {"ok": "ready  ", "note": "note   ", "warning": "WARNING", "error": "MISSING"}
+SHOWN: dict[str, str] = {
+    "ok": "ready  ",
+    "note": "note   ",
+    "warning": "WARNING",
+    "error": "MISSING",
+}
 
 MANY_PER_TRIAL = 50_000
-"""Parameters a training trial: NSD's configuration has 20 000 with all sessions, 800 000 with one, where ridge is as good."""
+"""Parameters a training trial: NSD's configuration has 20 000 with all sessions, 800 000 with one,
+where ridge is as good.
+"""
 FEW_TEST_PICTURES = 20
 
 
@@ -69,7 +84,16 @@ def doctor(config: Config) -> None:
     errors = [item for item in items if item.level == "error"]
     seconds = round(time.monotonic() - started, 1)
     if config.doctor.output == "json":
-        print(json.dumps({"ready": not errors, "seconds": seconds, "findings": [item._asdict() for item in items]}, indent=2))
+        print(
+            json.dumps(
+                {
+                    "ready": not errors,
+                    "seconds": seconds,
+                    "findings": [item._asdict() for item in items],
+                },
+                indent=2,
+            )
+        )
     else:
         for area in dict.fromkeys(item.area for item in items):
             print(f"\n{area}")
@@ -78,7 +102,10 @@ def doctor(config: Config) -> None:
                     print(f"  {SHOWN[item.level]}  {item.sentence}")
         print()
     if errors:
-        raise UserError(f"{len(errors)} thing{'s are' if len(errors) > 1 else ' is'} missing or wrong, the first: {errors[0].sentence}")
+        raise UserError(
+            f"{len(errors)} thing{'s are' if len(errors) > 1 else ' is'} missing or wrong, the"
+            f" first: {errors[0].sentence}"
+        )
     if config.doctor.output == "text":
         print(f"Everything is there (looked at in {seconds:.0f} s).")
 
@@ -90,7 +117,9 @@ def examine(config: Config) -> Iterator[Item]:
     with suppress(UserError):  # of a damaged image file, reported among the data
         unfit = unfit_backbone(config)
         if unfit is not None:
-            yield Item("error" if unfit.refused else "warning", "backbone", "data", None, unfit.sentence)
+            yield Item(
+                "error" if unfit.refused else "warning", "backbone", "data", None, unfit.sentence
+            )
     for finding in backbone_findings(config):
         yield Item(finding.level, "backbone", finding.part, None, finding.sentence)
     for misfit in misfits(config):
@@ -101,8 +130,14 @@ def examine(config: Config) -> Iterator[Item]:
 
 
 def _machine(config: Config) -> Iterator[Item]:
-    memory, cores = psutil.virtual_memory(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    text = f"braingen {__version__}, Python {platform.python_version()}, torch {torch.__version__}; {cores} cores, "
+    memory, cores = (
+        psutil.virtual_memory(),
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    )
+    text = (
+        f"braingen {__version__}, Python {platform.python_version()}, torch {torch.__version__};"
+        f" {cores} cores, "
+    )
     text += f"{gigabytes(memory.available)} of {gigabytes(memory.total)} memory free."
     yield Item("ok", "machine", "computer", None, text)
     try:
@@ -112,24 +147,49 @@ def _machine(config: Config) -> Iterator[Item]:
             name, count = torch.cuda.get_device_name(device), torch.cuda.device_count()
             text = f"GPU {name}, {gigabytes(free)} of {gigabytes(total)} free; {count} in all."
             yield Item("ok", "machine", "device", None, text)
-        elif shutil.which("nvidia-smi") and torch.version.cuda is None and config.run.device == "auto":
-            text = "There is an NVIDIA driver, but torch was installed for the CPU: install torch for CUDA (README), or say --device cpu."
+        elif (
+            shutil.which("nvidia-smi")
+            and torch.version.cuda is None
+            and config.run.device == "auto"
+        ):
+            text = (
+                "There is an NVIDIA driver, but torch was installed for the CPU: install torch for"
+                " CUDA (README), or say --device cpu."
+            )
             yield Item("warning", "machine", "device", None, text)
         else:
             yield Item(
-                "ok", "machine", "device", None, "Computing on the CPU: enough for the simulated data; NSD at full size wants a GPU."
+                "ok",
+                "machine",
+                "device",
+                None,
+                "Computing on the CPU: enough for the simulated data; NSD at full size wants a"
+                " GPU.",
             )
     except UserError as error:
         yield Item("error", "machine", "device", None, str(error))
-    for name, folder in (("runs", config.run.folder), ("data", Layout.of(config.data.root).cache())):
+    for name, folder in (
+        ("runs", config.run.folder),
+        ("data", Layout.of(config.data.root).cache()),
+    ):
         there = nearest_folder(folder)
         if os.access(there, os.W_OK):
             yield Item("ok", "machine", name, None, f"{folder} can be written.")
         elif name == "data":
-            text = f"{folder} cannot be written: CLIP targets and latents have nowhere to go; change the permissions of {there}."
+            text = (
+                f"{folder} cannot be written: CLIP targets and latents have nowhere to go; change"
+                f" the permissions of {there}."
+            )
             yield Item("error", "machine", name, None, text)
         else:
-            yield Item("error", "machine", name, None, f"{folder} cannot be written (permissions of {there}); choose another --model_name.")
+            yield Item(
+                "error",
+                "machine",
+                name,
+                None,
+                f"{folder} cannot be written (permissions of {there}); choose another"
+                " --model_name.",
+            )
 
 
 def _data(config: Config) -> Iterator[Item]:
@@ -139,7 +199,10 @@ def _data(config: Config) -> Iterator[Item]:
     for subject in subjects_on_disk(layout):
         sessions = [] if subject in config.data.subjects else sessions_on_disk(layout, subject)
         if sessions:
-            text = f"Subject {subject} is there too (sessions {listed(sessions)}): look at it with --subj {subject}."
+            text = (
+                f"Subject {subject} is there too (sessions {listed(sessions)}): look at it with"
+                f" --subj {subject}."
+            )
             yield Item("note", "data", "trials", subject, text)
     manifest = layout.prepared()
     if manifest.exists():
@@ -148,34 +211,61 @@ def _data(config: Config) -> Iterator[Item]:
         yield from _checksums(layout, manifest)
     elif manifest.exists():
         yield Item(
-            "note", "data", "checksums", None, "Prepared by `braingen prepare`; compare its files with their checksums with --checksums."
+            "note",
+            "data",
+            "checksums",
+            None,
+            "Prepared by `braingen prepare`; compare its files with their checksums with"
+            " --checksums.",
         )
 
 
 def _sources(manifest: Path, subjects: Sequence[int]) -> Iterator[Item]:
     """Scans that have changed since a folder was prepared from them, by size and time."""
     try:
-        made_from = {subject: read_json(manifest)["subjects"].get(str(subject), {}).get("made_from") for subject in subjects}
+        made_from = {
+            subject: read_json(manifest)["subjects"].get(str(subject), {}).get("made_from")
+            for subject in subjects
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
         return  # told when the manifest is needed
     for subject, found in made_from.items():
         if not found or not Path(found["folder"]).is_dir():
             continue
         paths = {name: Path(found["folder"], name) for name in found["sources"]}
-        changed = [name for name, path in paths.items() if not path.exists() or identity(path) != found["sources"][name]["stamp"]]
+        changed = [
+            name
+            for name, path in paths.items()
+            if not path.exists() or identity(path) != found["sources"][name]["stamp"]
+        ]
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            text = f"Subject {subject}: {changed[0]}{more} changed since the folder was prepared from it; run `braingen prepare` again."
+            text = (
+                f"Subject {subject}: {changed[0]}{more} changed since the folder was prepared from"
+                " it; run `braingen prepare` again."
+            )
             yield Item("warning", "data", "sources", subject, text)
 
 
 def _checksums(layout: Layout, manifest: Path) -> Iterator[Item]:
     try:
         found = read_json(manifest)
-        entries = {name: digest for entry in found["subjects"].values() for name, digest in entry["sha256"].items()}
-        entries |= {name: entry["sha256"] for name, entry in found["shared"].items() if "sha256" in entry}
+        entries = {
+            name: digest
+            for entry in found["subjects"].values()
+            for name, digest in entry["sha256"].items()
+        }
+        entries |= {
+            name: entry["sha256"] for name, entry in found["shared"].items() if "sha256" in entry
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
-        yield Item("error", "data", "checksums", None, f"{manifest} is not a manifest of `braingen prepare`; {nsd.WRITE_IT}.")
+        yield Item(
+            "error",
+            "data",
+            "checksums",
+            None,
+            f"{manifest} is not a manifest of `braingen prepare`; {nsd.WRITE_IT}.",
+        )
         return
     wrong = []
     for name, digest in entries.items():
@@ -184,21 +274,37 @@ def _checksums(layout: Layout, manifest: Path) -> Iterator[Item]:
             wrong.append(name)
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        text = f"{', '.join(wrong[:3])}{more} differ from what `braingen prepare` wrote; remove them and run it again."
+        text = (
+            f"{', '.join(wrong[:3])}{more} differ from what `braingen prepare` wrote; remove them"
+            " and run it again."
+        )
         yield Item("error", "data", "checksums", None, text)
     else:
-        yield Item("ok", "data", "checksums", None, f"{len(entries)} files are as `braingen prepare` wrote them.")
+        yield Item(
+            "ok",
+            "data",
+            "checksums",
+            None,
+            f"{len(entries)} files are as `braingen prepare` wrote them.",
+        )
 
 
 def _networks() -> Iterator[Item]:
-    """The networks through which pictures are compared; a score without its network is reported missing."""
+    """The networks through which pictures are compared; a score without its network is reported
+    missing.
+    """
     for name, recipe in features.recipes().items():
         try:
             path = features.find_weights(name)
             yield Item("ok", "scores", name, None, f"{recipe.title}: {path}.")
         except features.MissingWeights as error:
             yield Item(
-                "note", "scores", name, None, f"{recipe.title} will be missing among the scores; get its weights with:  {error.line}"
+                "note",
+                "scores",
+                name,
+                None,
+                f"{recipe.title} will be missing among the scores; get its weights with: "
+                f" {error.line}",
             )
 
 
@@ -207,18 +313,27 @@ def _trials_and_parameters(config: Config) -> Iterator[Item]:
     layout = Layout.of(config.data.root)
     try:
         sizes = sizes_of(config)
-        trials = [len(train_trials(layout, each, config.data.num_sessions).table) for each in config.data.subjects]
-        pictures = [test_trials(layout, each).table["image"].nunique() for each in config.data.subjects]
+        trials = [
+            len(train_trials(layout, each, config.data.num_sessions).table)
+            for each in config.data.subjects
+        ]
+        pictures = [
+            test_trials(layout, each).table["image"].nunique() for each in config.data.subjects
+        ]
         parameters = encoder_parameters(config, sizes)
     except UserError:
         return  # reported elsewhere
     per_trial = parameters / sum(trials)
-    text = f"{parameters / 1e6:.1f} million parameters of the image encoder, {sum(trials)} training trials"
+    text = (
+        f"{parameters / 1e6:.1f} million parameters of the image encoder, {sum(trials)} training"
+        " trials"
+    )
     if per_trial > MANY_PER_TRIAL:
         text += (
-            f": {per_trial:,.0f} parameters a trial. Expect it to learn its training pictures by heart, and ridge regression to be"
-            " better; a smaller encoder helps (--config own_scans, encoder.hidden_dim, encoder.n_blocks), and"
-            " optim.checkpoint=folds chooses its epoch well."
+            f": {per_trial:,.0f} parameters a trial. Expect it to learn its training pictures by"
+            " heart, and ridge regression to be better; a smaller encoder helps (--config"
+            " own_scans, encoder.hidden_dim, encoder.n_blocks), and optim.checkpoint=folds chooses"
+            " its epoch well."
         )
         yield Item("warning", "data", "trials and parameters", None, text)
     else:
@@ -226,8 +341,9 @@ def _trials_and_parameters(config: Config) -> Iterator[Item]:
     for subject, count in zip(config.data.subjects, pictures):
         if count < FEW_TEST_PICTURES:
             text = (
-                f"Subject {subject} has {count} test pictures: scores of so few say little (chance alone moves two-way identification"
-                f" by {0.98 / count**0.5:.2f}). `braingen cross-validate --scans SCANS` leaves every picture out once."
+                f"Subject {subject} has {count} test pictures: scores of so few say little (chance"
+                f" alone moves two-way identification by {0.98 / count**0.5:.2f}). `braingen"
+                " cross-validate --scans SCANS` leaves every picture out once."
             )
             yield Item("warning", "data", "test pictures", subject, text)
 
@@ -237,17 +353,30 @@ def _needs(config: Config) -> Iterator[Item]:
     used = []
     for subject in config.data.subjects:
         try:
-            used.append(train_trials(layout, subject, config.data.num_sessions).table["image"].unique())
+            used.append(
+                train_trials(layout, subject, config.data.num_sessions).table["image"].unique()
+            )
             used.append(test_trials(layout, subject).table["image"].unique())
         except UserError:
-            used.append(np.arange(nsd.IMAGES // len(nsd.SUBJECTS)))  # what a subject of NSD sees; told as an error elsewhere
+            used.append(
+                np.arange(nsd.IMAGES // len(nsd.SUBJECTS))
+            )  # what a subject of NSD sees; told as an error elsewhere
     try:
         needs = needs_of(config, len(np.unique(np.concatenate(used))))
     except UserError as error:
-        yield Item("warning", "needs", "sizes", None, f"What this configuration needs could not be reckoned: {error}")
+        yield Item(
+            "warning",
+            "needs",
+            "sizes",
+            None,
+            f"What this configuration needs could not be reckoned: {error}",
+        )
         return
     for need in needs:
-        sentence = f"{need.what[:1].upper()}{need.what[1:]}: about {gigabytes(need.needed)} of {gigabytes(need.there)} free"
+        sentence = (
+            f"{need.what[:1].upper()}{need.what[1:]}: about {gigabytes(need.needed)} of"
+            f" {gigabytes(need.there)} free"
+        )
         yield Item(
             "ok" if need.enough else "error",
             "needs",

@@ -1,4 +1,6 @@
-"""Frozen work done once: CLIP targets and VAE latents of all pictures that will be used, before any training asks for them."""
+"""Frozen work done once: CLIP targets and VAE latents of all pictures that will be used, before any
+training asks for them.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def used_images(config: Config, targets: Targets) -> np.ndarray:
         return np.arange(len(targets.stimuli))
     layout, used = Layout.of(config.data.root), []
     for subject in config.data.subjects:
-        used.append(train_trials(layout, subject, config.data.num_sessions).table["image"].to_numpy())
+        used.append(
+            train_trials(layout, subject, config.data.num_sessions).table["image"].to_numpy()
+        )
         if layout.wds_test(subject).exists():
             used.append(test_trials(layout, subject).table["image"].to_numpy())
     return np.unique(np.concatenate(used))
@@ -47,12 +51,20 @@ def tables(config: Config, targets: Targets) -> dict[str, Table]:
     """The tables that are asked for, by name."""
     batch = config.cache.batch_size
     if "latents" in _wanted(config):
-        refuse_side(config.finetune.resolution, pixels_per_latent(config.backbone.path), "finetune.resolution")
-    size = config.finetune.resolution or (own_size(config.backbone.path) if "latents" in config.cache.what else 0)
+        refuse_side(
+            config.finetune.resolution,
+            pixels_per_latent(config.backbone.path),
+            "finetune.resolution",
+        )
+    size = config.finetune.resolution or (
+        own_size(config.backbone.path) if "latents" in config.cache.what else 0
+    )
     made: dict[str, Callable[[], Table]] = {
         "image": lambda: Table(targets.image_cache(), targets.stimuli.digests, batch),
         "text": lambda: Table(targets.text_cache(), targets.text_digests, batch),
-        "latents": lambda: Table(targets.latents_cache(size), targets.stimuli.digests, max(1, batch // 4)),
+        "latents": lambda: Table(
+            targets.latents_cache(size), targets.stimuli.digests, max(1, batch // 4)
+        ),
     }
     return {name: made[name]() for name in _wanted(config)}
 
@@ -66,16 +78,26 @@ def _wanted(config: Config) -> tuple[str, ...]:
 
 
 def _check(config: Config, layout: Layout) -> None:
-    """The data are right and the disk is large enough; pictures are hashed once, before several processes ask."""
-    check_before_training(layout, config.data.subjects, config.data.num_sessions, captions="text" in _wanted(config))
+    """The data are right and the disk is large enough; pictures are hashed once, before several
+    processes ask.
+    """
+    check_before_training(
+        layout, config.data.subjects, config.data.num_sessions, captions="text" in _wanted(config)
+    )
     targets = Targets(config)
     ids = used_images(config, targets)
-    refuse_small_disk(layout.cache(), cache_bytes(config, len(ids)), "The caches", "choose fewer with cache.what, or fewer subjects")
+    refuse_small_disk(
+        layout.cache(),
+        cache_bytes(config, len(ids)),
+        "The caches",
+        "choose fewer with cache.what, or fewer subjects",
+    )
     targets.stimuli.digests(ids)
 
 
 def cache(config: Config) -> Path:
-    """Fill the tables; several processes (``accelerate launch``) share the pictures. Continues where it was stopped.
+    """Fill the tables; several processes (``accelerate launch``) share the pictures. Continues
+    where it was stopped.
 
     Returns
     -------
@@ -89,7 +111,9 @@ def cache(config: Config) -> Path:
     ids = used_images(config, targets)
     for table in tables(config, targets).values():
         # what is missing is looked for by one process, so that all share the same list
-        missing = workers.told(ids[table.cache.stale(ids, table.digests(ids))] if workers.main else None)
+        missing = workers.told(
+            ids[table.cache.stale(ids, table.digests(ids))] if workers.main else None
+        )
         assert missing is not None
         mine = np.array(workers.share(missing.tolist()), dtype=np.int64)
         table.cache.fill(mine, table.digests(mine), table.batch)

@@ -1,7 +1,8 @@
-"""What a configuration needs of a machine: memory, disk and GPU memory, reckoned from sizes without allocating anything.
+"""What a configuration needs of a machine: memory, disk and GPU memory, reckoned from sizes without
+allocating anything.
 
-These are estimates, good to a factor of one and a half: weights, gradients, optimizer and tables are counted, activations are reckoned from
-the batch. B batch, T tokens, D embedding width.
+These are estimates, good to a factor of one and a half: weights, gradients, optimizer and tables
+are counted, activations are reckoned from the batch. B batch, T tokens, D embedding width.
 """
 
 from __future__ import annotations
@@ -25,14 +26,27 @@ from braingen.runtime.paths import run_folder
 from braingen.training.encoder_setup import build_reader
 
 LIBRARIES = 700 * 10**6
-"""Anonymous memory of a process that has imported torch, diffusers and transformers (measured: 0.5-0.7 GB)."""
-SDXL_GB = {"unet": 10.3, "vae": 0.33, "text_encoder": 0.49, "text_encoder_2": 2.78, "image_encoder": 7.4, "ip_adapter": 0.7}
-"""Float32 weights of Stable Diffusion XL, ViT-bigG/14 and the plain IP-Adapter: from their parameter counts, where no files are at hand."""
+"""Anonymous memory of a process that has imported torch, diffusers and transformers (measured:
+0.5-0.7 GB).
+"""
+SDXL_GB = {
+    "unet": 10.3,
+    "vae": 0.33,
+    "text_encoder": 0.49,
+    "text_encoder_2": 2.78,
+    "image_encoder": 7.4,
+    "ip_adapter": 0.7,
+}
+"""Float32 weights of Stable Diffusion XL, ViT-bigG/14 and the plain IP-Adapter: from their
+parameter counts, where no files are at hand.
+"""
 FULL_SIDE, LATENT_CHANNELS = 1024, 4
 MANY_VOXELS = 200_000
 """More than any mask of visual cortex has."""
 ACTIVATIONS_PER_UNIT = 12
-"""Floats kept for the backward pass per unit of width and block of an expert: norm, two linear maps, activation, dropout masks."""
+"""Floats kept for the backward pass per unit of width and block of an expert: norm, two linear
+maps, activation, dropout masks.
+"""
 
 
 class Need(NamedTuple):
@@ -53,12 +67,16 @@ class Need(NamedTuple):
 
 
 def encoder_parameters(config: Config, sizes: Sizes, modality: str = "image") -> int:
-    """Parameters of the image or the text encoder with its prior, counted without allocating them."""
+    """Parameters of the image or the text encoder with its prior, counted without
+    allocating them.
+    """
     with torch.device("meta"):
         target = sizes.image if modality == "image" else sizes.text
         widths = tuple(sizes.text_widths.values()) if modality == "text" else ()
         voxels = {int(subject): count for subject, count in sizes.subjects.items()}
-        reader = build_reader(config, voxels, target, widths if config.encoder.model == "BrainEncoder" else ())
+        reader = build_reader(
+            config, voxels, target, widths if config.encoder.model == "BrainEncoder" else ()
+        )
     return sum(p.numel() for p in reader.parameters())
 
 
@@ -66,9 +84,14 @@ def training_bytes(config: Config, modality: str, sizes: Sizes) -> tuple[int, in
     """Bytes of a training run: on the device that computes, and of its state on disk."""
     target = sizes.image if modality == "image" else sizes.text
     count = encoder_parameters(config, sizes, modality)
-    units = config.encoder.hidden_dim * config.encoder.n_blocks * 4 + 3 * target[0] * target[1] * (2 + config.prior.depth)
+    units = config.encoder.hidden_dim * config.encoder.n_blocks * 4 + 3 * target[0] * target[1] * (
+        2 + config.prior.depth
+    )
     activations = config.optim.batch_size * units * ACTIVATIONS_PER_UNIT * 4
-    return 16 * count + activations, 16 * count  # weights, gradients and the two moments of AdamW, float32
+    return (
+        16 * count + activations,
+        16 * count,
+    )  # weights, gradients and the two moments of AdamW, float32
 
 
 def table_bytes(tokens: int, width: int, images: int) -> int:
@@ -85,7 +108,11 @@ def cache_bytes(config: Config, images: int) -> int:
         "latents": 2 * LATENT_CHANNELS * (picture_side(config) // 8) ** 2,
     }
     folder = Layout.of(config.data.root).cache()
-    there = sum(file.stat().st_blocks * 512 for name in ("targets", "latents") for file in (folder / name).glob("*.npy"))
+    there = sum(
+        file.stat().st_blocks * 512
+        for name in ("targets", "latents")
+        for file in (folder / name).glob("*.npy")
+    )
     return max(0, images * sum(per_image[name] for name in config.cache.what) - there)
 
 
@@ -98,11 +125,16 @@ def picture_side(config: Config) -> int:
 
 
 def weights_bytes(config: Config) -> int:
-    """Float32 weights of everything that draws: from the files where they are at hand, else SDXL's."""
+    """Float32 weights of everything that draws: from the files where they are at hand, else
+    SDXL's.
+    """
     folder = Path(backbone_folder(config.backbone.path))
     if not folder.exists():
         return int(sum(SDXL_GB.values()) * 1e9)
-    found = {name: sum(f.stat().st_size for f in (folder / name).glob("*.safetensors")) for name in SDXL_GB}
+    found = {
+        name: sum(f.stat().st_size for f in (folder / name).glob("*.safetensors"))
+        for name in SDXL_GB
+    }
     if config.backbone.image_encoder:
         found["image_encoder"] = int(SDXL_GB["image_encoder"] * 1e9)
     return sum(found.values())
@@ -113,18 +145,25 @@ def needs_of(config: Config, images: int) -> list[Need]:
 
     Parameters
     ----------
-    images : pictures that are used
+    images : int
+        Pictures that are used.
     """
     sizes, device = sizes_of(config), device_of(config)
     trained = {modality: training_bytes(config, modality, sizes) for modality in ("image", "text")}
     targets = max(table_bytes(*size, images) for size in (sizes.image, sizes.text))
     training = max(size for size, _ in trained.values())
-    drawing = weights_bytes(config) + 3 * config.sampler.batch_size * (config.sampler.size or picture_side(config)) ** 2 * 256
+    drawing = (
+        weights_bytes(config)
+        + 3 * config.sampler.batch_size * (config.sampler.size or picture_side(config)) ** 2 * 256
+    )
     memory = psutil.virtual_memory().available
     needs = []
     smaller = "choose a smaller encoder.hidden_dim or optim.batch_size, or a machine with more"
     if max(sizes.subjects.values(), default=0) > MANY_VOXELS:
-        smaller = "keep fewer voxels: prepare again with a mask of visual cortex (--mask; NSD's has 13 000 to 18 000 voxels)"
+        smaller = (
+            "keep fewer voxels: prepare again with a mask of visual cortex (--mask; NSD's has 13"
+            " 000 to 18 000 voxels)"
+        )
     fewer = "choose a smaller sampler.batch_size or sampler.size, or a machine with more"
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -136,10 +175,18 @@ def needs_of(config: Config, images: int) -> list[Need]:
         needs.append(Need("memory to train", LIBRARIES + training + 2 * targets, memory, smaller))
         needs.append(Need("memory to draw", LIBRARIES + drawing, memory, fewer))
     root = Layout.of(config.data.root).cache()
-    needs.append(Need(f"disk for caches in {root}", cache_bytes(config, images), free_bytes(root), "free some space there"))
+    needs.append(
+        Need(
+            f"disk for caches in {root}",
+            cache_bytes(config, images),
+            free_bytes(root),
+            "free some space there",
+        )
+    )
     for modality, (_, state) in trained.items():
         folder = run_folder(config, modality)
-        # the state is written anew before the old one goes, and the best checkpoint is kept beside it
+        # the state is written anew before the old one goes, and the best checkpoint is kept beside
+        # it
         needs.append(
             Need(
                 f"disk for training in {folder}",

@@ -1,4 +1,6 @@
-"""Model cards: every encoder, prior and diffusion router with its parameters by part, at the configured sizes, without allocating any."""
+"""Model cards: every encoder, prior and diffusion router with its parameters by part, at the
+configured sizes, without allocating any.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,14 @@ from braingen.runtime.errors import UserError
 from braingen.targets.clip_image import CLIPImageEncoder, vision_config
 from braingen.targets.clip_text import FOLDERS, PARTS
 
-PUBLISHED_IMAGE = {"pooled": (1, 1280, 1664), "tokens": (256, 1280, 1664), "both": (257, 1280, 1664)}
-"""Tokens, and width with and without projection, of ViT-bigG/14 at 224 pixels: where no configuration is at hand."""
+PUBLISHED_IMAGE = {
+    "pooled": (1, 1280, 1664),
+    "tokens": (256, 1280, 1664),
+    "both": (257, 1280, 1664),
+}
+"""Tokens, and width with and without projection, of ViT-bigG/14 at 224 pixels: where no
+configuration is at hand.
+"""
 PUBLISHED_TEXT = {"L": 768, "bigG": 1280}
 PUBLISHED_LENGTH = 77
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -36,7 +44,9 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 """Settings that replace those of the configuration."""
 PUBLISHED_HEADS = {"BrainMoE": "linear", "BrainMoEHier": "linear"}
-"""Projection heads of the published layout; the others have the three-layer projector (the dense encoder: as in MindEye2)."""
+"""Projection heads of the published layout; the others have the three-layer projector (the dense
+encoder: as in MindEye2).
+"""
 
 
 class Sizes(NamedTuple):
@@ -62,7 +72,9 @@ class Card(NamedTuple):
     idle: int
     """Parameters that cannot change the output."""
     adapting: int | None
-    """Parameters trained for a new subject: its subject layer and the routers; None for what has none."""
+    """Parameters trained for a new subject: its subject layer and the routers; None for what has
+    none.
+    """
 
     @property
     def total(self) -> int:
@@ -74,15 +86,22 @@ def card(name: str, model: nn.Module, subject: str | None = None) -> Card:
 
     Parameters
     ----------
-    subject : whose layer is adapted, for an encoder
+    subject : str | None, optional
+        Whose layer is adapted, for an encoder.
     """
     idle = sum(dict(model.named_parameters())[key].numel() for key in idle_parameters(model))
-    adapting = None if subject is None else sum(p.numel() for p in adapting_parameters(model, [int(subject)]).values())
+    adapting = (
+        None
+        if subject is None
+        else sum(p.numel() for p in adapting_parameters(model, [int(subject)]).values())
+    )
     return Card(name, count_by_part(model), idle, adapting)
 
 
 def sizes_of(config: Config) -> Sizes:
-    """Voxels and widths: from the data folder and the backbone where they are at hand, else those of NSD, of the simulation, of SDXL."""
+    """Voxels and widths: from the data folder and the backbone where they are at hand, else those
+    of NSD, of the simulation, of SDXL.
+    """
     layout, tiny = Layout.of(config.data.root), config.backbone.path == "tiny"
     subjects, sources = {}, []
     for subject in config.data.subjects:
@@ -90,13 +109,22 @@ def sizes_of(config: Config) -> Sizes:
             subjects[str(subject)] = Betas.of(layout, subject).voxels
             sources.append(f"voxels of subject {subject}: {layout.betas(subject)}")
         else:
-            subjects[str(subject)] = config.simulation.num_voxels if tiny else nsd.VOXELS.get(subject, config.simulation.num_voxels)
-            sources.append(f"voxels of subject {subject}: {'the simulation' if tiny else 'NSD'} ({layout.betas(subject)} is not there)")
+            subjects[str(subject)] = (
+                config.simulation.num_voxels
+                if tiny
+                else nsd.VOXELS.get(subject, config.simulation.num_voxels)
+            )
+            sources.append(
+                f"voxels of subject {subject}: {'the simulation' if tiny else 'NSD'}"
+                f" ({layout.betas(subject)} is not there)"
+            )
     backbone = backbone_folder(config.backbone.path)
     choice = config.backbone
     try:
         vision = vision_config(choice.image_encoder or backbone, local_files_only=True)
-        encoder = CLIPImageEncoder.on_meta(vision, output=choice.image_output, projected=choice.image_projected)
+        encoder = CLIPImageEncoder.on_meta(
+            vision, output=choice.image_output, projected=choice.image_projected
+        )
         image = (encoder.clip_seq_dim, encoder.clip_emb_dim)
         sources.append(f"image embedding: configuration of {choice.image_encoder or backbone}")
     except UserError:
@@ -104,29 +132,47 @@ def sizes_of(config: Config) -> Sizes:
         image = (tokens, projected if choice.image_projected else plain)
         sources.append("image embedding: ViT-bigG/14 (its configuration is not at hand)")
     try:
-        towers = {name: load_config(backbone, subfolder=FOLDERS[name][0], local_files_only=True) for name in PUBLISHED_TEXT}
+        towers = {
+            name: load_config(backbone, subfolder=FOLDERS[name][0], local_files_only=True)
+            for name in PUBLISHED_TEXT
+        }
         widths = {name: tower.hidden_size for name, tower in towers.items()}
         length = towers["bigG"].max_position_embeddings
         sources.append(f"text embedding: configuration of {backbone}")
     except UserError:
         widths, length = PUBLISHED_TEXT, PUBLISHED_LENGTH
         sources.append("text embedding: SDXL's encoders (their configuration is not at hand)")
-    text = (length if choice.text_tokens == "all" else 1, sum(widths[name] for name in PARTS[choice.text_output]))
+    text = (
+        length if choice.text_tokens == "all" else 1,
+        sum(widths[name] for name in PARTS[choice.text_output]),
+    )
     return Sizes(subjects, image, text, widths, tuple(sources))
 
 
 def encoder_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
-    """Every encoder in every layout, for the image embedding; the dense one for captions as well."""
+    """Every encoder in every layout, for the image embedding; the dense one for captions as
+    well.
+    """
     subject = next(iter(sizes.subjects))
     tokens, width = sizes.image
 
     def arguments_of(kind: str, changes: dict[str, Any]) -> dict[str, Any]:
         known = ENCODER_CONFIGS[kind].model_fields
-        settings = settings_for(kind, config.encoder, **{name: value for name, value in changes.items() if name in known})
-        return settings.image_arguments() if isinstance(settings, BrainEncoderConfig) else settings.arguments()
+        settings = settings_for(
+            kind,
+            config.encoder,
+            **{name: value for name, value in changes.items() if name in known},
+        )
+        return (
+            settings.image_arguments()
+            if isinstance(settings, BrainEncoderConfig)
+            else settings.arguments()
+        )
 
     def build(kind: str, target: tuple[int, int], arguments: dict[str, Any]) -> nn.Module:
-        return ENCODERS[kind](subjects=sizes.subjects, clip_seq_dim=target[0], clip_emb_dim=target[1], **arguments)
+        return ENCODERS[kind](
+            subjects=sizes.subjects, clip_seq_dim=target[0], clip_emb_dim=target[1], **arguments
+        )
 
     seen = set()
     for kind in ENCODERS:
@@ -138,44 +184,73 @@ def encoder_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
             variants = [("", changes)]
             if kind in ("BrainMoE", "BrainMoEHier") and not getattr(config.encoder, "meta", False):
                 variants.append((", meta expert", {**changes, "meta": True}))
-            if kind == "BrainEncoder" and not getattr(config.encoder, "low_level", False) and layout == "published layout":
+            if (
+                kind == "BrainEncoder"
+                and not getattr(config.encoder, "low_level", False)
+                and layout == "published layout"
+            ):
                 variants.append((", low-level branch", {**changes, "low_level": True}))
             for note, options in variants:
                 arguments = arguments_of(kind, options)
                 built = f"{kind} {arguments}"
                 if built not in seen:  # the configuration may be one of the layouts
                     seen.add(built)
-                    yield card(f"{kind}, {layout}{note}: image {tokens} x {width}", build(kind, sizes.image, arguments), subject)
+                    yield card(
+                        f"{kind}, {layout}{note}: image {tokens} x {width}",
+                        build(kind, sizes.image, arguments),
+                        subject,
+                    )
     for output, names in PARTS.items():
         for fusion in ("none", "early", "mid", "late") if output == "joint" else ("none",):
             target = (sizes.text[0], sum(sizes.text_widths[name] for name in names))
             settings = BrainEncoderConfig.model_validate(
-                settings_for("BrainEncoder", config.encoder).model_dump() | {"fusion": fusion, "train_pool": False}
+                settings_for("BrainEncoder", config.encoder).model_dump()
+                | {"fusion": fusion, "train_pool": False}
             )
             arguments = settings.text_arguments(output, list(sizes.text_widths.values()))
             note = f", {fusion} fusion" if fusion != "none" else ""
-            yield card(f"BrainEncoder: text {output} {target[0]} x {target[1]}{note}", build("BrainEncoder", target, arguments), subject)
+            yield card(
+                f"BrainEncoder: text {output} {target[0]} x {target[1]}{note}",
+                build("BrainEncoder", target, arguments),
+                subject,
+            )
 
 
 def other_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
     """Priors of both embeddings, and every kind of diffusion router."""
     prior = config.prior.model_dump(exclude={"use_prior", "use", "sample_steps", "guidance_scale"})
     for name, (tokens, width) in (("image", sizes.image), ("text", sizes.text)):
-        yield card(f"DiffusionPrior: {name} {tokens} x {width}", DiffusionPrior(width, tokens, **prior))
+        yield card(
+            f"DiffusionPrior: {name} {tokens} x {width}", DiffusionPrior(width, tokens, **prior)
+        )
     levels = config.encoder.experts
     tokens, width = sizes.image
     wanted = config.router
     shared: dict[str, Any] = {"num_experts": levels, "clip_emb_dim": width, "clip_seq_dim": tokens}
     shared |= {"time_hidden_dim": wanted.time_hidden_dim}
     shared |= {"space_grid": wanted.space_grid or 64, "time_context_size": wanted.space_grid or 64}
-    for time, context in [*((time, False) for time in TIME_ROUTERS if time != "off"), ("attention", True)]:
+    for time, context in [
+        *((time, False) for time in TIME_ROUTERS if time != "off"),
+        ("attention", True),
+    ]:
         note = " with context" if context else ""
-        yield card(f"DiffuseRouter: time {time}{note}, space off", DiffuseRouter(time=time, space="off", time_context=context, **shared))
+        yield card(
+            f"DiffuseRouter: time {time}{note}, space off",
+            DiffuseRouter(time=time, space="off", time_context=context, **shared),
+        )
     for space in SPACE_ROUTERS:
         if space != "off":
-            yield card(f"DiffuseRouter: time off, space {space}", DiffuseRouter(time="off", space=space, **shared))
+            yield card(
+                f"DiffuseRouter: time off, space {space}",
+                DiffuseRouter(time="off", space=space, **shared),
+            )
     own = f"DiffuseRouter as configured: time {wanted.time}, space {wanted.space}"
-    yield card(own, DiffuseRouter(time=wanted.time, space=wanted.space, time_context=wanted.time_context, **shared))
+    yield card(
+        own,
+        DiffuseRouter(
+            time=wanted.time, space=wanted.space, time_context=wanted.time_context, **shared
+        ),
+    )
 
 
 def cards_of(config: Config) -> list[Card]:
@@ -190,9 +265,15 @@ def text_of(card: Card) -> str:
     lines = [f"{card.total:>15,}  {card.name}"]
     lines += [f"{count:>15,}      {part}" for part, count in card.parts.items()]
     if card.idle:
-        lines.append(f"{card.idle:>15,}      of these idle: without influence on the output, kept for published checkpoints, not trained")
+        lines.append(
+            f"{card.idle:>15,}      of these idle: without influence on the output, kept for"
+            " published checkpoints, not trained"
+        )
     if card.adapting is not None:
-        lines.append(f"{card.adapting:>15,}      trained for a new subject, its layer and the routers: {card.adapting / card.total:.1%}")
+        lines.append(
+            f"{card.adapting:>15,}      trained for a new subject, its layer and the routers:"
+            f" {card.adapting / card.total:.1%}"
+        )
     return "\n".join(lines)
 
 
@@ -201,4 +282,7 @@ def models(config: Config) -> None:
     sizes = sizes_of(config)
     print("\n".join(sizes.sources), end="\n\n")
     print("\n\n".join(text_of(one) for one in cards_of(config)))
-    print("\nPublished counts of a prior hold its 16 rotary frequencies as well; they are constants here.")
+    print(
+        "\nPublished counts of a prior hold its 16 rotary frequencies as well; they are constants"
+        " here."
+    )

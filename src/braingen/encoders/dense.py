@@ -1,4 +1,5 @@
-"""The dense encoder: MindEye2's backbone for images, and its relative with one trunk per text encoder for captions.
+"""The dense encoder: MindEye2's backbone for images, and its relative with one trunk per text
+encoder for captions.
 
 B batch, V voxels, H shared width, S tokens inside the trunk, D CLIP width, T tokens.
 """
@@ -43,10 +44,14 @@ class ImageBackbone(nn.Module):
 
     Parameters
     ----------
-    width, seq_len : H and S
-    n_blocks, clip_seq_dim, clip_emb_dim, trunk, head, dropout : see :class:`BrainEncoder`
-    low_level : add MindEye2's low-level branch
-    interm_out : add a projection head after each block but the last
+    width, seq_len : int
+        H and S.
+    n_blocks, clip_seq_dim, clip_emb_dim, trunk, head, dropout : int
+        See :class:`BrainEncoder`.
+    low_level : bool, optional
+        Add MindEye2's low-level branch.
+    interm_out : bool, optional
+        Add a projection head after each block but the last.
     """
 
     def __init__(
@@ -80,24 +85,35 @@ class ImageBackbone(nn.Module):
             trunk_BSH=states_EBH[-1][0].view_as(x_BSH),
             backbone_BTD=backbone_EBTD[0],
             clip_BTD=clip_EBTD[0],
-            intermediate=tuple(heads(state_EBH)[1][0] for heads, state_EBH in zip(self.intermediate, states_EBH[1:])),
+            intermediate=tuple(
+                heads(state_EBH)[1][0]
+                for heads, state_EBH in zip(self.intermediate, states_EBH[1:])
+            ),
             low_level=self.low_level(states_EBH[-1][0]) if self.low_level is not None else (),
         )
 
 
 class TextBackbone(nn.Module):
-    """One trunk per text encoder of SDXL, optionally fused; tokens of ViT-L, of ViT-bigG, or both side by side.
+    """One trunk per text encoder of SDXL, optionally fused; tokens of ViT-L, of ViT-bigG, or both
+    side by side.
 
     Parameters
     ----------
-    width : H
-    n_blocks, clip_seq_dim, trunk, dropout : see :class:`BrainEncoder`
-    output : 'joint', 'L' or 'bigG'
-    emb_dims : D of ViT-L and of ViT-bigG (768 and 1280 in SDXL)
-    fusion : with 'joint', linear maps of both trunks' states put together, as published: 'early' after every block, 'mid' after every
-        block of the later half (the middle block of an odd number included), 'late' after the last block, or 'none'. The published trunk's
-        residuals pass by the maps, so that only the last map has an effect there (docs/deviations.md, row 1.16)
-    train_pool : also predict the pooled embedding of ViT-bigG, a softmax-weighted mean of its tokens
+    width : int
+        H.
+    n_blocks, clip_seq_dim, trunk, dropout : int
+        See :class:`BrainEncoder`.
+    output : TextOutput
+        'joint', 'L' or 'bigG'.
+    emb_dims : Sequence[int], optional
+        D of ViT-L and of ViT-bigG (768 and 1280 in SDXL).
+    fusion : Fusion, optional
+        With 'joint', linear maps of both trunks' states put together, as published: 'early' after
+        every block, 'mid' after every block of the later half (the middle block of an odd number
+        included), 'late' after the last block, or 'none'. The published trunk's residuals pass by
+        the maps, so that only the last map has an effect there (docs/deviations.md, row 1.16).
+    train_pool : bool, optional
+        Also predict the pooled embedding of ViT-bigG, a softmax-weighted mean of its tokens.
     """
 
     def __init__(
@@ -116,23 +132,35 @@ class TextBackbone(nn.Module):
         super().__init__()
         if output not in get_args(TextOutput) or fusion not in get_args(Fusion):
             raise UserError(
-                f"text_output={output} with fusion={fusion} is not possible: allowed are {', '.join(get_args(TextOutput))}"
-                f" and {', '.join(get_args(Fusion))}."
+                f"text_output={output} with fusion={fusion} is not possible: allowed are"
+                f" {', '.join(get_args(TextOutput))} and {', '.join(get_args(Fusion))}."
             )
         if fusion != "none" and output != "joint":
-            raise UserError(f"fusion={fusion} joins two trunks and needs text_output=joint, not {output}.")
+            raise UserError(
+                f"fusion={fusion} joins two trunks and needs text_output=joint, not {output}."
+            )
         if train_pool and output == "L":
-            raise UserError("train_pool reads the tokens of ViT-bigG and needs text_output=joint or bigG, not L.")
+            raise UserError(
+                "train_pool reads the tokens of ViT-bigG and needs text_output=joint or bigG,"
+                " not L."
+            )
         self.fusion, self.n_blocks, self.clip_seq_dim = fusion, n_blocks, clip_seq_dim
         names = {"joint": ("L", "G"), "L": ("L",), "bigG": ("G",)}[output]
         sizes = dict(zip("LG", emb_dims))
-        self.trunks = nn.ModuleDict({name: make_trunk(trunk, 1, width, n_blocks, dropout) for name in names})
+        self.trunks = nn.ModuleDict(
+            {name: make_trunk(trunk, 1, width, n_blocks, dropout) for name in names}
+        )
         self.heads = nn.ModuleDict(
-            {name: ExpertHeads(1, width, clip_seq_dim, sizes[name], head, inner=2 * sizes[name]) for name in names}
+            {
+                name: ExpertHeads(1, width, clip_seq_dim, sizes[name], head, inner=2 * sizes[name])
+                for name in names
+            }
         )
         first = {"none": n_blocks, "early": 0, "mid": n_blocks // 2, "late": n_blocks - 1}[fusion]
         self.fused_blocks = range(first, n_blocks)
-        self.fusion_linears = nn.ModuleList(nn.Linear(2 * width, 2 * width) for _ in self.fused_blocks)
+        self.fusion_linears = nn.ModuleList(
+            nn.Linear(2 * width, 2 * width) for _ in self.fused_blocks
+        )
         self.pool = nn.Linear(sizes["G"], sizes["G"]) if train_pool else None
 
     def _fuse(self, linear: nn.Module, states: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -143,7 +171,10 @@ class TextBackbone(nn.Module):
         """Read text tokens out of the shared units (S is 1)."""
         states = apart = {name: x_BSH.transpose(0, 1) for name in self.trunks}  # 1 x B x H
         for place in range(self.n_blocks):
-            states = apart = {name: trunk.step(place, states[name], apart[name]) for name, trunk in self.trunks.items()}  # type: ignore[operator]
+            states = apart = {
+                name: trunk.step(place, states[name], apart[name])
+                for name, trunk in self.trunks.items()
+            }  # type: ignore[operator]
             if place in self.fused_blocks:
                 states = self._fuse(self.fusion_linears[place - self.fused_blocks.start], states)
         outputs = {name: heads(states[name]) for name, heads in self.heads.items()}
@@ -165,19 +196,33 @@ class BrainEncoder(ModelMixin, ConfigMixin):
 
     Parameters
     ----------
-    subjects : subject number -> voxel count
-    hidden_dim : H
-    n_blocks : blocks of the trunk
-    clip_emb_dim, clip_seq_dim : D, T
-    trunk : 'working' (residual blocks) or 'published' (mixer blocks that do nothing with one token)
-    head : projection head, 'projector' (MindEye2) or 'linear' (MoRE-Brain's dense encoder)
-    low_level : add MindEye2's low-level branch (``blurry_recon``)
-    interm_out : add projection heads after every block but the last; read from ``intermediate_clip``
-    text_output : '' for images; for text 'joint', 'L' or 'bigG': one trunk per text encoder, see :class:`TextBackbone`
-    text_emb_dims : D of the two text encoders; their sum or one of them is clip_emb_dim
-    fusion, train_pool : see :class:`TextBackbone`
-    b_size : width of a bottleneck after the subject layer; 0 for none
-    dropout, voxel_dropout : inside blocks, on voxels
+    subjects : Subjects
+        Subject number -> voxel count.
+    hidden_dim : int, optional
+        H.
+    n_blocks : int, optional
+        Blocks of the trunk.
+    clip_emb_dim, clip_seq_dim : int, optional
+        D, T.
+    trunk : Trunk, optional
+        'working' (residual blocks) or 'published' (mixer blocks that do nothing with one token).
+    head : Head, optional
+        Projection head, 'projector' (MindEye2) or 'linear' (MoRE-Brain's dense encoder).
+    low_level : bool, optional
+        Add MindEye2's low-level branch (``blurry_recon``).
+    interm_out : bool, optional
+        Add projection heads after every block but the last; read from ``intermediate_clip``.
+    text_output : str, optional
+        '' for images; for text 'joint', 'L' or 'bigG': one trunk per text encoder, see
+        :class:`TextBackbone`.
+    text_emb_dims : Sequence[int], optional
+        D of the two text encoders; their sum or one of them is clip_emb_dim.
+    fusion, train_pool : Fusion, optional
+        See :class:`TextBackbone`.
+    b_size : int, optional
+        Width of a bottleneck after the subject layer; 0 for none.
+    dropout, voxel_dropout : float, optional
+        Inside blocks, on voxels.
     """
 
     @register_to_config
@@ -206,18 +251,48 @@ class BrainEncoder(ModelMixin, ConfigMixin):
         width = b_size or hidden_dim
         self.backbone: nn.Module
         if text_output:
-            wanted = {"joint": sum(text_emb_dims), "L": text_emb_dims[0], "bigG": text_emb_dims[1]}.get(text_output, clip_emb_dim)
+            wanted = {
+                "joint": sum(text_emb_dims),
+                "L": text_emb_dims[0],
+                "bigG": text_emb_dims[1],
+            }.get(text_output, clip_emb_dim)
             if clip_emb_dim != wanted:
-                raise UserError(f"clip_emb_dim={clip_emb_dim} does not fit text_output={text_output}: it must be {wanted}.")
+                raise UserError(
+                    f"clip_emb_dim={clip_emb_dim} does not fit text_output={text_output}: it must"
+                    f" be {wanted}."
+                )
             if low_level or interm_out:
-                raise UserError("low_level and interm_out belong to images: leave them out with text_output.")
+                raise UserError(
+                    "low_level and interm_out belong to images: leave them out with text_output."
+                )
             self.backbone = TextBackbone(
-                width, n_blocks, clip_seq_dim, text_output, text_emb_dims, fusion, train_pool, trunk, head, dropout  # type: ignore[arg-type]
+                width,
+                n_blocks,
+                clip_seq_dim,
+                text_output,
+                text_emb_dims,
+                fusion,
+                train_pool,
+                trunk,
+                head,
+                dropout,  # type: ignore[arg-type]
             )
         else:
-            self.backbone = ImageBackbone(width, n_blocks, clip_seq_dim, clip_emb_dim, trunk, head, low_level, interm_out, dropout)
+            self.backbone = ImageBackbone(
+                width,
+                n_blocks,
+                clip_seq_dim,
+                clip_emb_dim,
+                trunk,
+                head,
+                low_level,
+                interm_out,
+                dropout,
+            )
 
-    def forward(self, voxels_BV: Tensor, subject: int, return_experts: bool = False) -> ExpertEmbeddings:
+    def forward(
+        self, voxels_BV: Tensor, subject: int, return_experts: bool = False
+    ) -> ExpertEmbeddings:
         """Encode the voxels of one subject; there are no experts to return."""
         x_BH = self.subject_layer(voxels_BV, subject)
         x_BH = x_BH if self.bottleneck is None else self.bottleneck(x_BH)

@@ -1,4 +1,5 @@
-"""A brain reader: encoder, prior and the scale of the target in one model, from voxels to a CLIP embedding.
+"""A brain reader: encoder, prior and the scale of the target in one model, from voxels to a CLIP
+embedding.
 
 B batch, V voxels, T tokens, D CLIP width.
 """
@@ -30,18 +31,25 @@ class TargetScale(NamedTuple):
 class BrainReader(ModelMixin, ConfigMixin):
     """Reads one kind of embedding (image or text) out of voxels.
 
-    Encoder and prior work in standardised units, (embedding - mean) / spread: contrastive cosines are then not swamped by what all
-    embeddings share, and the prior's noise schedule meets data of unit variance. The published implementation works on raw embeddings.
+    Encoder and prior work in standardised units, (embedding - mean) / spread: contrastive cosines
+    are then not swamped by what all embeddings share, and the prior's noise schedule meets data of
+    unit variance. The published implementation works on raw embeddings.
 
     Parameters
     ----------
-    encoder_class : name of the encoder, a key of ``braingen.encoders.moe.ENCODERS``
-    encoder_config : its constructor's arguments
-    prior_config : the prior's constructor's arguments, or None for no prior
-    prior_use : 'predict', one deterministic call of the prior's network, or 'sample'
-    sample_steps, guidance_scale : how the prior is sampled
-    head_trained : whether the projection heads were trained (``clip_scale`` above 0); pictures are retrieved by the
-        encoder's output where they were not
+    encoder_class : str
+        Name of the encoder, a key of ``braingen.encoders.moe.ENCODERS``.
+    encoder_config : dict[str, Any]
+        Its constructor's arguments.
+    prior_config : dict[str, Any] | None
+        The prior's constructor's arguments, or None for no prior.
+    prior_use : Literal['predict', 'sample'], optional
+        'predict', one deterministic call of the prior's network, or 'sample'.
+    sample_steps, guidance_scale : int, optional
+        How the prior is sampled.
+    head_trained : bool, optional
+        Whether the projection heads were trained (``clip_scale`` above 0); pictures are retrieved
+        by the encoder's output where they were not.
     """
 
     mean_TD: Tensor
@@ -61,7 +69,9 @@ class BrainReader(ModelMixin, ConfigMixin):
         super().__init__()
         self.encoder = ENCODERS[encoder_class](**encoder_config)
         self.prior = DiffusionPrior(**prior_config) if prior_config is not None else None
-        self.register_buffer("mean_TD", torch.zeros(encoder_config["clip_seq_dim"], encoder_config["clip_emb_dim"]))
+        self.register_buffer(
+            "mean_TD", torch.zeros(encoder_config["clip_seq_dim"], encoder_config["clip_emb_dim"])
+        )
         self.register_buffer("spread", torch.ones(()))
 
     @classmethod
@@ -87,28 +97,38 @@ class BrainReader(ModelMixin, ConfigMixin):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Shape of the standard normal draws one embedding needs from the prior's sampler, R x T x D; empty where nothing is sampled."""
+        """Shape of the standard normal draws one embedding needs from the prior's sampler, R x T x
+        D; empty where nothing is sampled.
+        """
         if self.prior is None or self.config.prior_use == "predict":
             return ()
         return self.prior.noise_shape(self.config.sample_steps)
 
-    def forward(self, voxels_BV: Tensor, subject: int, return_experts: bool = False) -> ExpertEmbeddings:
+    def forward(
+        self, voxels_BV: Tensor, subject: int, return_experts: bool = False
+    ) -> ExpertEmbeddings:
         """Encode voxels; outputs are in standardised units."""
         out = self.encoder(voxels_BV, subject, return_experts=return_experts)
         if self.config.head_trained or self.training:
             return out
         return out._replace(
-            clip_BTD=out.backbone_BTD, level_clip_BLTD=out.level_backbone_BLTD, expert_clip=out.expert_backbone
+            clip_BTD=out.backbone_BTD,
+            level_clip_BLTD=out.level_backbone_BLTD,
+            expert_clip=out.expert_backbone,
         )
 
     def through_prior(self, backbone_BTD: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The prior's answer to encoder outputs, in standardised units; gradients pass where the prior is asked once (prior_use 'predict').
+        """The prior's answer to encoder outputs, in standardised units; gradients pass where the
+        prior is asked once (prior_use 'predict').
 
         Parameters
         ----------
-        backbone_BTD : encoder outputs, averaged over presentations where there are several
-        noise : B x R x T x D standard normal draws for the prior's sampler (:attr:`noise_shape`); unused where nothing is sampled. A row
-            of noise serves equally many neighbouring rows where there are more of them (levels or experts of the same picture)
+        backbone_BTD : Tensor
+            Encoder outputs, averaged over presentations where there are several.
+        noise : Tensor | None, optional
+            B x R x T x D standard normal draws for the prior's sampler (:attr:`noise_shape`);
+            unused where nothing is sampled. A row of noise serves equally many neighbouring rows
+            where there are more of them (levels or experts of the same picture).
         """
         if self.prior is None:
             return backbone_BTD
@@ -116,7 +136,12 @@ class BrainReader(ModelMixin, ConfigMixin):
             return self.prior.predict(backbone_BTD)
         if noise is not None:
             noise = noise.repeat_interleave(len(backbone_BTD) // len(noise), dim=0)
-        return self.prior.sample(backbone_BTD, steps=self.config.sample_steps, guidance_scale=self.config.guidance_scale, noise=noise)
+        return self.prior.sample(
+            backbone_BTD,
+            steps=self.config.sample_steps,
+            guidance_scale=self.config.guidance_scale,
+            noise=noise,
+        )
 
     def in_clip_units(self, standard_BTD: Tensor) -> Tensor:
         """Undo :meth:`standardised`."""
@@ -124,5 +149,7 @@ class BrainReader(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def embedding(self, backbone_BTD: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Turn encoder outputs into CLIP embeddings, in CLIP's own units; parameters as for :meth:`through_prior`."""
+        """Turn encoder outputs into CLIP embeddings, in CLIP's own units; parameters as for
+        :meth:`through_prior`.
+        """
         return self.in_clip_units(self.through_prior(backbone_BTD, noise))

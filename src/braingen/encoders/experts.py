@@ -1,7 +1,7 @@
 """Experts computed side by side: weights stacked over experts, one batched product per layer.
 
-B batch, E experts of a level (1 for a dense model), K units an expert reads, S tokens inside the published trunk (1 as published),
-D CLIP width, T CLIP tokens, I in, O out.
+B batch, E experts of a level (1 for a dense model), K units an expert reads, S tokens inside the
+published trunk (1 as published), D CLIP width, T CLIP tokens, I in, O out.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ Head = Literal["projector", "linear"]
 class _StackedProduct(torch.autograd.Function):
     """x W^T + b for every expert.
 
-    Differentiating ``baddbmm`` gives the weight's gradient transposed, and making it contiguous takes as long as computing it (CPU, full
-    size: 2.2 times the time of a backward pass). Here it is computed in the weight's own layout.
+    Differentiating ``baddbmm`` gives the weight's gradient transposed, and making it contiguous
+    takes as long as computing it (CPU, full size: 2.2 times the time of a backward pass). Here it
+    is computed in the weight's own layout.
     """
 
     @staticmethod
@@ -47,11 +48,15 @@ class StackedLinear(nn.Module):
 
     Parameters
     ----------
-    experts, in_features, out_features : E, I, O
-    gain : factor on PyTorch's usual initial weights, for outputs that are summed over experts
+    experts, in_features, out_features : int
+        E, I, O.
+    gain : float, optional
+        Factor on PyTorch's usual initial weights, for outputs that are summed over experts.
     """
 
-    def __init__(self, experts: int, in_features: int, out_features: int, gain: float = 1.0) -> None:
+    def __init__(
+        self, experts: int, in_features: int, out_features: int, gain: float = 1.0
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(experts, out_features, in_features))
         self.bias = nn.Parameter(torch.empty(experts, out_features))
@@ -61,7 +66,9 @@ class StackedLinear(nn.Module):
 
     def forward(self, x_EBI: Tensor) -> Tensor:
         """Apply the e-th map to the e-th input; any number of axes may stand between E and I."""
-        if self.weight.shape[0] == 1:  # a dense model is one expert; a plain product is faster there
+        if (
+            self.weight.shape[0] == 1
+        ):  # a dense model is one expert; a plain product is faster there
             return F.linear(x_EBI[0], self.weight[0], self.bias[0])[None]
         operands: tuple[Tensor, ...] = (x_EBI.flatten(1, -2), self.weight, self.bias)
         device = x_EBI.device.type  # autocast does not know every device: meta has none
@@ -80,7 +87,8 @@ class StackedNorm(nn.Module):
 
     Parameters
     ----------
-    experts, width : E and the size of the last axis
+    experts, width : int
+        E and the size of the last axis.
     """
 
     def __init__(self, experts: int, width: int) -> None:
@@ -95,16 +103,21 @@ class StackedNorm(nn.Module):
         if experts == 1:
             return F.layer_norm(x_EBI, (width,), self.weight[0], self.bias[0])
         shape = (experts, *([1] * (x_EBI.ndim - 2)), width)
-        return torch.addcmul(self.bias.view(shape), F.layer_norm(x_EBI, (width,)), self.weight.view(shape))
+        return torch.addcmul(
+            self.bias.view(shape), F.layer_norm(x_EBI, (width,)), self.weight.view(shape)
+        )
 
 
 class Projector(nn.Sequential):
-    """E projection heads: three times norm, GELU, linear (MindEye2; MoRE-Brain widens the inside to twice the CLIP width).
+    """E projection heads: three times norm, GELU, linear (MindEye2; MoRE-Brain widens the inside to
+    twice the CLIP width).
 
     Parameters
     ----------
-    experts, width, inner : E, D and the width inside
-    gain : see :class:`StackedLinear`, for the last layer
+    experts, width, inner : int
+        E, D and the width inside.
+    gain : float, optional
+        See :class:`StackedLinear`, for the last layer.
     """
 
     def __init__(self, experts: int, width: int, inner: int, gain: float = 1.0) -> None:
@@ -116,7 +129,9 @@ class Projector(nn.Sequential):
 
 
 class MLP(nn.Sequential):
-    """E small networks: norm, linear, GELU, dropout, linear, all of one width (MindEye2's mixer block)."""
+    """E small networks: norm, linear, GELU, dropout, linear, all of one width (MindEye2's mixer
+    block).
+    """
 
     def __init__(self, experts: int, width: int, dropout: float) -> None:
         super().__init__(
@@ -131,12 +146,15 @@ class MLP(nn.Sequential):
 class ResidualTrunk(nn.Module):
     """E residual networks whose blocks work: x + MLP(x), again and again.
 
-    The layers are those of the published trunk's width blocks, with the residual that makes them count (docs/deviations.md, row 1.7).
+    The layers are those of the published trunk's width blocks, with the residual that makes them
+    count (docs/deviations.md, row 1.7).
 
     Parameters
     ----------
-    experts, width, n_blocks : E, K, number of blocks
-    dropout : inside a block
+    experts, width, n_blocks : int
+        E, K, number of blocks.
+    dropout : float
+        Inside a block.
     """
 
     def __init__(self, experts: int, width: int, n_blocks: int, dropout: float) -> None:
@@ -144,7 +162,9 @@ class ResidualTrunk(nn.Module):
         self.blocks = nn.ModuleList(MLP(experts, width, dropout) for _ in range(n_blocks))
 
     def step(self, place: int, x_EBK: Tensor, before_EBK: Tensor | None = None) -> Tensor:
-        """The state after one more block; its residual is the block's input, whatever stood there before."""
+        """The state after one more block; its residual is the block's input, whatever stood there
+        before.
+        """
         return x_EBK + self.blocks[place](x_EBK)
 
     def states(self, x_EBK: Tensor) -> list[Tensor]:
@@ -161,18 +181,23 @@ class ResidualTrunk(nn.Module):
 class MixerTrunk(nn.Module):
     """E mixer networks with the published wiring (MindEye2; ``trunk: published``).
 
-    Width and token blocks alternate. Each kind adds to the last output *of its own kind*, so with S = 1 token (how every published encoder
-    is built) the width blocks never reach the output, and a token block, which normalises a single number, adds a constant. Width blocks
-    are therefore left out of the computation when S is 1: the result is the same, and 67 M idle parameters of a 4096-wide MoRE-Brain
-    encoder cost no time.
+    Width and token blocks alternate. Each kind adds to the last output *of its own kind*, so with S
+    = 1 token (how every published encoder is built) the width blocks never reach the output, and a
+    token block, which normalises a single number, adds a constant. Width blocks are therefore left
+    out of the computation when S is 1: the result is the same, and 67 M idle parameters of a
+    4096-wide MoRE-Brain encoder cost no time.
 
     Parameters
     ----------
-    experts, width, tokens, n_blocks : E, K, S, number of pairs of blocks
-    dropout : inside a block
+    experts, width, tokens, n_blocks : int
+        E, K, S, number of pairs of blocks.
+    dropout : float
+        Inside a block.
     """
 
-    def __init__(self, experts: int, width: int, tokens: int, n_blocks: int, dropout: float) -> None:
+    def __init__(
+        self, experts: int, width: int, tokens: int, n_blocks: int, dropout: float
+    ) -> None:
         super().__init__()
         self.tokens = tokens
         self.width_blocks = nn.ModuleList(MLP(experts, width, dropout) for _ in range(n_blocks))
@@ -183,9 +208,13 @@ class MixerTrunk(nn.Module):
 
         Parameters
         ----------
-        before_EBK : what the pair before it returned, which the residual keeps to where `x_EBK` was changed on the way
+        before_EBK : Tensor | None, optional
+            What the pair before it returned, which the residual keeps to where `x_EBK` was changed
+            on the way.
         """
-        return (x_EBK if before_EBK is None else before_EBK) + self.token_blocks[place](x_EBK[..., None])[..., 0]
+        return (x_EBK if before_EBK is None else before_EBK) + self.token_blocks[place](
+            x_EBK[..., None]
+        )[..., 0]
 
     def states(self, x_EBSK: Tensor) -> list[Tensor]:
         """The input, then the state after every pair of blocks."""
@@ -203,7 +232,9 @@ class MixerTrunk(nn.Module):
         return self.states(x_EBK[:, :, None])[-1][:, :, 0]
 
 
-def make_trunk(kind: Trunk, experts: int, width: int, n_blocks: int, dropout: float, tokens: int = 1) -> ResidualTrunk | MixerTrunk:
+def make_trunk(
+    kind: Trunk, experts: int, width: int, n_blocks: int, dropout: float, tokens: int = 1
+) -> ResidualTrunk | MixerTrunk:
     """Build the trunk that a configuration names.
 
     Raises
@@ -214,7 +245,10 @@ def make_trunk(kind: Trunk, experts: int, width: int, n_blocks: int, dropout: fl
     if kind == "published":
         return MixerTrunk(experts, width, tokens, n_blocks, dropout)
     if kind != "working" or tokens != 1:
-        raise UserError(f"trunk={kind} with {tokens} tokens is not possible: take trunk=working (1 token) or trunk=published.")
+        raise UserError(
+            f"trunk={kind} with {tokens} tokens is not possible: take trunk=working (1 token) or"
+            " trunk=published."
+        )
     return ResidualTrunk(experts, width, n_blocks, dropout)
 
 
@@ -223,15 +257,27 @@ class ExpertHeads(nn.Module):
 
     Parameters
     ----------
-    experts, width : E, K (times S where the trunk keeps several tokens)
-    clip_seq_dim, clip_emb_dim : T, D
-    head : 'projector', or 'linear' for one linear map
-    inner : width inside the projector
-    gain : see :class:`StackedLinear`
+    experts, width : int
+        E, K (times S where the trunk keeps several tokens).
+    clip_seq_dim, clip_emb_dim : int
+        T, D.
+    head : Head
+        'projector', or 'linear' for one linear map.
+    inner : int
+        Width inside the projector.
+    gain : float, optional
+        See :class:`StackedLinear`.
     """
 
     def __init__(
-        self, experts: int, width: int, clip_seq_dim: int, clip_emb_dim: int, head: Head, inner: int, gain: float = 1.0
+        self,
+        experts: int,
+        width: int,
+        clip_seq_dim: int,
+        clip_emb_dim: int,
+        head: Head,
+        inner: int,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         if head not in ("projector", "linear"):

@@ -1,6 +1,8 @@
-"""Which units an expert reads: by a learned affinity of every unit (ours), or by activation (published).
+"""Which units an expert reads: by a learned affinity of every unit (ours), or by activation
+(published).
 
-B batch, P parent experts, F experts a parent splits into, E = P F experts of the level, U units of a parent, K units an expert reads.
+B batch, P parent experts, F experts a parent splits into, E = P F experts of the level, U units of
+a parent, K units an expert reads.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from braingen.types import UnitRouting
 
 TokenOrder = Literal["index", "gpu", "value", "native"]
 HYSTERESIS = 0.1
-"""Logits that an affinity must gain over that for the present expert before a unit moves (initial spread of affinities: 1)."""
+"""Logits that an affinity must gain over that for the present expert before a unit moves (initial
+spread of affinities: 1).
+"""
 
 
 class RoutedUnits(NamedTuple):
@@ -40,14 +44,16 @@ def expert_width(units: int, experts: int, capacity: float) -> int:
     width = int(units // experts * capacity)
     if not 1 <= width <= units:
         raise UserError(
-            f"{units} units cannot be shared out to {experts} experts with capacity {capacity}: each would read {width}, allowed are"
-            f" 1 to {units}. Choose a larger hidden_dim, fewer experts or another capacity factor."
+            f"{units} units cannot be shared out to {experts} experts with capacity {capacity}:"
+            f" each would read {width}, allowed are 1 to {units}. Choose a larger hidden_dim, fewer"
+            " experts or another capacity factor."
         )
     return width
 
 
 def balance_loss(probabilities_BEU: Tensor) -> Tensor:
-    """How unevenly units are shared out: mean over experts of (mean over trials and units of the soft probability - 1/E)^2.
+    """How unevenly units are shared out: mean over experts of (mean over trials and units of the
+    soft probability - 1/E)^2.
 
     MoRE-Brain paper eq. 9 with soft probabilities, which have a gradient (docs/deviations.md).
     """
@@ -58,19 +64,23 @@ def balance_loss(probabilities_BEU: Tensor) -> Tensor:
 def balanced_split(affinity_PFU: Tensor, capacity: float = 1.0) -> Tensor:
     """Share out every parent's units evenly, each to the experts with the highest affinity for it.
 
-    With two experts the units are sorted by the difference of their affinities and cut in the middle: no even split has a higher total.
-    More experts are halved again and again. All steps are stable sorts of fixed shape: no loop over units, the same result on every
-    device, fit for torch.compile. Permuting the units permutes the result (where there are no ties).
+    With two experts the units are sorted by the difference of their affinities and cut in the
+    middle: no even split has a higher total. More experts are halved again and again. All steps are
+    stable sorts of fixed shape: no loop over units, the same result on every device, fit for
+    torch.compile. Permuting the units permutes the result (where there are no ties).
 
     Parameters
     ----------
-    affinity_PFU : log-probabilities up to a constant per unit
-    capacity : 1 gives every unit to exactly one expert when F divides U; above, experts also take the most probable units of others;
-        below, they keep the most probable of their own
+    affinity_PFU : Tensor
+        Log-probabilities up to a constant per unit.
+    capacity : float, optional
+        1 gives every unit to exactly one expert when F divides U; above, experts also take the most
+        probable units of others; below, they keep the most probable of their own.
 
     Returns
     -------
-    mask_PFU : bool, True where expert f reads unit u; K per expert
+    mask_PFU : Tensor
+        Bool, True where expert f reads unit u; K per expert.
     """
     _, experts, units = affinity_PFU.shape
     share = units // experts
@@ -81,46 +91,68 @@ def balanced_split(affinity_PFU: Tensor, capacity: float = 1.0) -> Tensor:
             mask_PFU[:, low].scatter_(1, index_PN, True)
             return
         middle = (low + high) // 2
-        left_PU, right_PU = (affinity_PFU[:, a:b].amax(dim=1) for a, b in ((low, middle), (middle, high)))
+        left_PU, right_PU = (
+            affinity_PFU[:, a:b].amax(dim=1) for a, b in ((low, middle), (middle, high))
+        )
         margin_PN = (left_PU - right_PU).gather(1, index_PN)
         order_PN = index_PN.gather(1, margin_PN.sort(dim=1, descending=True, stable=True).indices)
         to_left, to_right = (middle - low) * share, (high - middle) * share
         halve(low, middle, order_PN[:, :to_left].sort(dim=1).values)
         halve(middle, high, order_PN[:, order_PN.shape[1] - to_right :].sort(dim=1).values)
 
-    halve(0, experts, torch.arange(units, device=affinity_PFU.device).expand(len(affinity_PFU), units))
+    halve(
+        0, experts, torch.arange(units, device=affinity_PFU.device).expand(len(affinity_PFU), units)
+    )
     if capacity == 1:
         return mask_PFU
     width = expert_width(units, experts, capacity)
-    preference_PFU = affinity_PFU.softmax(dim=1) + 2 * mask_PFU  # an expert's own units come first, so that none is left out
+    preference_PFU = (
+        affinity_PFU.softmax(dim=1) + 2 * mask_PFU
+    )  # an expert's own units come first, so that none is left out
     top_PFK = preference_PFU.sort(dim=2, descending=True, stable=True).indices[..., :width]
     return torch.zeros_like(mask_PFU).scatter_(2, top_PFK, True)
 
 
 class AffinityRouter(nn.Module):
-    """Learned affinity of every unit for every expert: an expert reads the same units in every trial.
+    """Learned affinity of every unit for every expert: an expert reads the same units in every
+    trial.
 
-    The choice depends on the affinities, in no way on the trial. A chosen unit's value passes times its probability times F, so
-    gradients reach the affinities. An expert's unit keeps its place (input column) for as long as it stays: when training moves units
-    from one expert to another, those that come take the places of those that go, so the columns of all others keep their meaning.
-    The choice is taken anew at every training step and is part of the saved state. A unit moves only when that gains more than
+    The choice depends on the affinities, in no way on the trial. A chosen unit's value passes times
+    its probability times F, so gradients reach the affinities. An expert's unit keeps its place
+    (input column) for as long as it stays: when training moves units from one expert to another,
+    those that come take the places of those that go, so the columns of all others keep their
+    meaning. The choice is taken anew at every training step and is part of the saved state. A unit
+    moves only when that gains more than
     :data:`HYSTERESIS`, so that units on the border do not change sides with every step.
 
     Parameters
     ----------
-    parents, units, experts : P, U, F
-    capacity : see :func:`balanced_split`
-    activation_term : add a learned weight per expert times the unit's activation to the logits of the probability that scales the value
+    parents, units, experts : int
+        P, U, F.
+    capacity : float, optional
+        See :func:`balanced_split`.
+    activation_term : bool, optional
+        Add a learned weight per expert times the unit's activation to the logits of the probability
+        that scales the value.
     """
 
     chosen_PFK: Tensor
 
-    def __init__(self, parents: int, units: int, experts: int, capacity: float = 1.0, activation_term: bool = False) -> None:
+    def __init__(
+        self,
+        parents: int,
+        units: int,
+        experts: int,
+        capacity: float = 1.0,
+        activation_term: bool = False,
+    ) -> None:
         super().__init__()
         self.capacity = capacity
         self.width = expert_width(units, experts, capacity)
         self.affinity = nn.Parameter(torch.randn(parents, experts, units))
-        self.activation_weight = nn.Parameter(torch.zeros(parents, experts)) if activation_term else None
+        self.activation_weight = (
+            nn.Parameter(torch.zeros(parents, experts)) if activation_term else None
+        )
         if self.affinity.is_meta:  # counting parameters: nothing to sort
             chosen_PFK = torch.zeros(parents, experts, self.width, dtype=torch.int64, device="meta")
         else:
@@ -140,24 +172,34 @@ class AffinityRouter(nn.Module):
         comes_PFU = mask_PFU.scatter(2, self.chosen_PFK, False)
         places_PFK = stays_PFK.sort(dim=2, stable=True).indices  # places that are given up, first
         units_PFK = self._indices(comes_PFU)  # units that come, first
-        is_new_PFK = torch.arange(self.width, device=mask_PFU.device) < (~stays_PFK).sum(dim=2, keepdim=True)
+        is_new_PFK = torch.arange(self.width, device=mask_PFU.device) < (~stays_PFK).sum(
+            dim=2, keepdim=True
+        )
         units_PFK = torch.where(is_new_PFK, units_PFK, self.chosen_PFK.gather(2, places_PFK))
         self.chosen_PFK.scatter_(2, places_PFK, units_PFK)
 
     def forward(self, x_PBU: Tensor, noise_PBUF: Tensor | None = None) -> RoutedUnits:
-        """Hand every expert its units; the choice is free of noise, and any given is left unused."""
+        """Hand every expert its units; the choice is free of noise, and any given is left
+        unused.
+        """
         if self.training and self.affinity.requires_grad:  # a frozen router keeps its choice
             self.refresh()
-        chosen_PFK = self.chosen_PFK.clone()  # a later step may refresh before this one's backward pass
+        chosen_PFK = (
+            self.chosen_PFK.clone()
+        )  # a later step may refresh before this one's backward pass
         parents, batch, units = x_PBU.shape
         experts = self.affinity.shape[1]
         logits_PFBU = self.affinity[:, :, None]
         if self.activation_weight is not None:
             logits_PFBU = logits_PFBU + self.activation_weight[:, :, None, None] * x_PBU[:, None]
-        probability_PFBU = logits_PFBU.float().softmax(dim=1)  # second B is 1 without an activation term
+        probability_PFBU = logits_PFBU.float().softmax(
+            dim=1
+        )  # second B is 1 without an activation term
         index_PFBK = chosen_PFK[:, :, None].expand(-1, -1, probability_PFBU.shape[2], -1)
         gain_PFBK = probability_PFBU.gather(3, index_PFBK).mul(experts).to(x_PBU.dtype)
-        columns_J = (chosen_PFK + units * torch.arange(parents, device=x_PBU.device)[:, None, None]).flatten()
+        columns_J = (
+            chosen_PFK + units * torch.arange(parents, device=x_PBU.device)[:, None, None]
+        ).flatten()
         picked_BJ = x_PBU.transpose(0, 1).reshape(batch, parents * units).index_select(1, columns_J)
         picked_EBK = picked_BJ.view(batch, parents * experts, self.width).transpose(0, 1)
         routing = tuple(
@@ -171,19 +213,25 @@ class AffinityRouter(nn.Module):
 def most_probable(probability_PBFU: Tensor, width: int, order: TokenOrder) -> Tensor:
     """Every expert's most probable units (expert choice, published router).
 
-    A unit's rank becomes its place in the expert's input, so the order matters; the published code left it to the library
-    (docs/deviations.md, row 1.3). Of equally probable units the first are taken, as the GPU kernel does.
+    A unit's rank becomes its place in the expert's input, so the order matters; the published code
+    left it to the library (docs/deviations.md, row 1.3). Of equally probable units the first are
+    taken, as the GPU kernel does.
 
     Parameters
     ----------
-    probability_PBFU : B x F x U per parent
-    width : K
-    order : 'index', ascending; 'gpu', ascending, but those equal to the K-th largest last (for checkpoints of the published
-        implementation, which were trained on GPUs); 'value', descending; 'native', whatever this machine's top-k gives
+    probability_PBFU : Tensor
+        B x F x U per parent.
+    width : int
+        K.
+    order : TokenOrder
+        'index', ascending; 'gpu', ascending, but those equal to the K-th largest last (for
+        checkpoints of the published implementation, which were trained on GPUs); 'value',
+        descending; 'native', whatever this machine's top-k gives.
 
     Returns
     -------
-    index_PBFK
+    Tensor
+        index_PBFK.
     """
     if order == "native":
         return probability_PBFU.topk(width, dim=-1, sorted=False).indices
@@ -198,57 +246,90 @@ def most_probable(probability_PBFU: Tensor, width: int, order: TokenOrder) -> Te
 
 
 class ValueRouter(nn.Module):
-    """The published expert-choice router: by activation, trial by trial, with weights shared by all units (``routing: value``).
+    """The published expert-choice router: by activation, trial by trial, with weights shared by all
+    units (``routing: value``).
 
     Parameters
     ----------
-    parents, experts : P, F
-    width : K
-    token_width : numbers per unit N (1 in every encoder)
-    token_order : see :func:`most_probable`
-    noise : standard deviation of what is added to the probabilities in training (published: 0.001)
+    parents, experts : int
+        P, F.
+    width : int
+        K.
+    token_width : int, optional
+        Numbers per unit N (1 in every encoder).
+    token_order : TokenOrder, optional
+        See :func:`most_probable`.
+    noise : float, optional
+        Standard deviation of what is added to the probabilities in training (published: 0.001).
     """
 
     def __init__(
-        self, parents: int, experts: int, width: int, token_width: int = 1, token_order: TokenOrder = "index", noise: float = 0.001
+        self,
+        parents: int,
+        experts: int,
+        width: int,
+        token_width: int = 1,
+        token_order: TokenOrder = "index",
+        noise: float = 0.001,
     ) -> None:
         super().__init__()
         if token_order not in get_args(TokenOrder):
-            raise UserError(f"token_order={token_order} is not possible: allowed are {', '.join(get_args(TokenOrder))}.")
+            raise UserError(
+                f"token_order={token_order} is not possible: allowed are"
+                f" {', '.join(get_args(TokenOrder))}."
+            )
         self.width, self.token_order, self.noise = width, token_order, noise
         self.weight = nn.Parameter(torch.empty(parents, experts, token_width).uniform_(-1e-4, 1e-4))
 
-    def route(self, x_PBNU: Tensor, noise_PBUF: Tensor | None = None) -> tuple[Tensor, tuple[UnitRouting, ...]]:
+    def route(
+        self, x_PBNU: Tensor, noise_PBUF: Tensor | None = None
+    ) -> tuple[Tensor, tuple[UnitRouting, ...]]:
         """Choose units that are N numbers wide.
 
         Parameters
         ----------
-        noise_PBUF : standard normal draws that are scaled and added to the probabilities; without them there is no noise
+        noise_PBUF : Tensor | None, optional
+            Standard normal draws that are scaled and added to the probabilities; without them there
+            is no noise.
 
         Returns
         -------
-        picked_PBFNK : chosen units, not yet times their weights
-        routing : one per parent
+        picked_PBFNK
+            Chosen units, not yet times their weights.
+        routing
+            One per parent.
         """
         probability_PBFU = torch.einsum("pbnu,pfn->pbfu", x_PBNU, self.weight).softmax(dim=2)
-        noisy_PBFU = probability_PBFU if noise_PBUF is None else probability_PBFU + self.noise * noise_PBUF.mT
+        noisy_PBFU = (
+            probability_PBFU
+            if noise_PBUF is None
+            else probability_PBFU + self.noise * noise_PBUF.mT
+        )
         index_PBFK = most_probable(noisy_PBFU.detach(), self.width, self.token_order)
         weight_PBFK = noisy_PBFU.gather(-1, index_PBFK)
         experts, token_width = self.weight.shape[1:]
         units_PBFNU = x_PBNU[:, :, None].expand(-1, -1, experts, -1, -1)
-        picked_PBFNK = units_PBFNU.gather(-1, index_PBFK[:, :, :, None].expand(-1, -1, -1, token_width, -1))
-        routing = tuple(UnitRouting(*record) for record in zip(probability_PBFU, index_PBFK, weight_PBFK))
+        picked_PBFNK = units_PBFNU.gather(
+            -1, index_PBFK[:, :, :, None].expand(-1, -1, -1, token_width, -1)
+        )
+        routing = tuple(
+            UnitRouting(*record) for record in zip(probability_PBFU, index_PBFK, weight_PBFK)
+        )
         return picked_PBFNK, routing
 
     def forward(self, x_PBU: Tensor, noise_PBUF: Tensor | None = None) -> RoutedUnits:
         """Hand every expert its units; in training, noise is drawn where none is given."""
         if self.training and noise_PBUF is None:
             parents, batch, units = x_PBU.shape
-            noise_PBUF = torch.randn(parents, batch, units, self.weight.shape[1], device=x_PBU.device, dtype=x_PBU.dtype)
+            noise_PBUF = torch.randn(
+                parents, batch, units, self.weight.shape[1], device=x_PBU.device, dtype=x_PBU.dtype
+            )
         picked_PBFNK, routing = self.route(x_PBU[:, :, None], noise_PBUF)
         balance = torch.stack([balance_loss(record.probabilities_BEH) for record in routing]).mean()
         weight_PBFK = torch.stack([record.weights_BEK for record in routing])
-        return RoutedUnits((picked_PBFNK[:, :, :, 0] * weight_PBFK).transpose(1, 2).flatten(0, 1), routing, balance)
+        return RoutedUnits(
+            (picked_PBFNK[:, :, :, 0] * weight_PBFK).transpose(1, 2).flatten(0, 1), routing, balance
+        )
 
 
 Router = AffinityRouter | ValueRouter
@@ -256,7 +337,13 @@ Routing = Literal["affinity", "value"]
 
 
 def make_router(
-    kind: Routing, parents: int, units: int, experts: int, capacity: float, activation_term: bool, token_order: TokenOrder
+    kind: Routing,
+    parents: int,
+    units: int,
+    experts: int,
+    capacity: float,
+    activation_term: bool,
+    token_order: TokenOrder,
 ) -> Router:
     """Build the router of a level.
 
@@ -268,5 +355,7 @@ def make_router(
     if kind == "affinity":
         return AffinityRouter(parents, units, experts, capacity, activation_term)
     if kind == "value":
-        return ValueRouter(parents, experts, expert_width(units, experts, capacity), token_order=token_order)
+        return ValueRouter(
+            parents, experts, expert_width(units, experts, capacity), token_order=token_order
+        )
     raise UserError(f"routing={kind} is not possible: take routing=affinity or routing=value.")

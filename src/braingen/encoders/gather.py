@@ -31,8 +31,9 @@ class _GatherRows(torch.autograd.Function):
 def gather_rows(rows: Tensor) -> Tensor:
     """Rows of all processes in order of rank; the rows themselves where there is one process.
 
-    A loss of the gathered rows is the loss of the global batch, in every process. Its gradients, averaged over processes as DDP does, are
-    those of one process with the global batch: every process's share comes back through the sum over processes.
+    A loss of the gathered rows is the loss of the global batch, in every process. Its gradients,
+    averaged over processes as DDP does, are those of one process with the global batch: every
+    process's share comes back through the sum over processes.
 
     Parameters
     ----------

@@ -1,9 +1,10 @@
 """Losses of the brain encoders: contrastive losses, mixing of trials, and their temperatures.
 
-B batch (of one process, or of all together), V voxels, F features (tokens x CLIP width, flattened), G samples of all processes
+B batch (of one process, or of all together), V voxels, F features (tokens x CLIP width, flattened),
+G samples of all processes
 
-Every loss takes rows of unit length (`unit_rows`) and a `gather` that turns rows of this process into rows of all; what it returns is then
-the loss of the global batch, the same in every process.
+Every loss takes rows of unit length (`unit_rows`) and a `gather` that turns rows of this process
+into rows of all; what it returns is then the loss of the global batch, the same in every process.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from torch.nn.functional import log_softmax, normalize
 from braingen.runtime.errors import UserError
 
 Gather = Callable[[Tensor], Tensor]
-"""Rows of this process -> rows of all processes in order of rank, with gradient to this process's."""
+"""Rows of this process -> rows of all processes in order of rank, with gradient to this
+process's.
+"""
 
 
 class MixDraws(NamedTuple):
@@ -32,7 +35,9 @@ class MixDraws(NamedTuple):
     """bool, whether it is mixed."""
 
 
-def draw_mix(batch: int, generator: torch.Generator, *, beta: float = 0.15, share: float = 0.5) -> MixDraws:
+def draw_mix(
+    batch: int, generator: torch.Generator, *, beta: float = 0.15, share: float = 0.5
+) -> MixDraws:
     """Draw partners and weights for MixCo (Kim et al. 2020; MindEye2).
 
     Parameters
@@ -49,26 +54,36 @@ def draw_mix(batch: int, generator: torch.Generator, *, beta: float = 0.15, shar
     device = generator.device
     partner_B = torch.randperm(batch, generator=generator, device=device)
     weight_B = _beta_draws(batch, beta, generator)
-    return choose_mixed(partner_B, weight_B, torch.rand(batch, generator=generator, device=device), share)
+    return choose_mixed(
+        partner_B, weight_B, torch.rand(batch, generator=generator, device=device), share
+    )
 
 
-def choose_mixed(partner_B: Tensor, weight_B: Tensor, uniform_B: Tensor, share: float = 0.5) -> MixDraws:
+def choose_mixed(
+    partner_B: Tensor, weight_B: Tensor, uniform_B: Tensor, share: float = 0.5
+) -> MixDraws:
     """Mix where a uniform draw is at most `share`; elsewhere the weight becomes 1."""
     mixed_B = uniform_B <= share
     return MixDraws(partner_B, torch.where(mixed_B, weight_B, 1.0), mixed_B)
 
 
 def _beta_draws(count: int, beta: float, generator: torch.Generator) -> Tensor:
-    """Beta(beta, beta) for any shape above 0, from uniforms (Johnk 1964): no library call for it takes a generator.
+    """Beta(beta, beta) for any shape above 0, from uniforms (Johnk 1964): no library call for it
+    takes a generator.
 
-    Of pairs of uniforms u, v, those with u^(1/beta) + v^(1/beta) <= 1 give u^(1/beta) / (u^(1/beta) + v^(1/beta)). Computed in logarithms.
+    Of pairs of uniforms u, v, those with u^(1/beta) + v^(1/beta) <= 1 give u^(1/beta) / (u^(1/beta)
+    + v^(1/beta)). Computed in logarithms.
     """
     if not 0 < beta <= 2:
-        raise UserError(f"beta of MixCo is {beta}; allowed are values above 0, up to 2 (published: 0.15)")
+        raise UserError(
+            f"beta of MixCo is {beta}; allowed are values above 0, up to 2 (published: 0.15)"
+        )
     drawn: list[Tensor] = []
     missing = count
     while missing > 0:
-        uniform = torch.rand(2, 4 * missing, generator=generator, device=generator.device, dtype=torch.float64)
+        uniform = torch.rand(
+            2, 4 * missing, generator=generator, device=generator.device, dtype=torch.float64
+        )
         log_uv = uniform.clamp(min=1e-300).log() / beta
         accepted = torch.logsumexp(log_uv, 0) <= 0
         drawn.append(torch.sigmoid(log_uv[0] - log_uv[1])[accepted][:missing])
@@ -77,7 +92,8 @@ def _beta_draws(count: int, beta: float, generator: torch.Generator) -> Tensor:
 
 
 def mix(rows: Tensor, draws: MixDraws) -> Tensor:
-    """Mix voxels or targets; the input is left as it is (the published implementation overwrites it).
+    """Mix voxels or targets; the input is left as it is (the published implementation overwrites
+    it).
 
     Parameters
     ----------
@@ -90,16 +106,20 @@ def mix(rows: Tensor, draws: MixDraws) -> Tensor:
         If there are not as many rows as draws.
     """
     if len(rows) != len(draws.partner_B):
-        raise UserError(f"{len(rows)} rows cannot be mixed by {len(draws.partner_B)} draws; draw one per row")
+        raise UserError(
+            f"{len(rows)} rows cannot be mixed by {len(draws.partner_B)} draws; draw one per row"
+        )
     partner_B, weight_B = draws.partner_B.to(rows.device), draws.weight_B.to(rows)
     weight_B1 = weight_B.reshape(-1, *[1] * (rows.ndim - 1))
     return weight_B1 * rows + (1 - weight_B1) * rows[partner_B]
 
 
 def join_mixes(parts: Sequence[MixDraws]) -> MixDraws:
-    """Draws of a batch that is put together from the subjects' batches: partners move with their subject.
+    """Draws of a batch that is put together from the subjects' batches: partners move with their
+    subject.
 
-    (The published implementation joins them without the offsets, so partners of every subject but the first are wrong.)
+    (The published implementation joins them without the offsets, so partners of every subject but
+    the first are wrong.)
     """
     starts = [sum(len(part.partner_B) for part in parts[:place]) for place in range(len(parts))]
     return MixDraws(
@@ -118,7 +138,9 @@ def gather_mix(draws: MixDraws, gather: Gather) -> MixDraws:
 
 
 def unit_rows(embedding_BTD: Tensor) -> Tensor:
-    """Flatten tokens and scale to length 1 in float32, what every contrastive loss here takes: B x F."""
+    """Flatten tokens and scale to length 1 in float32, what every contrastive loss here takes: B x
+    F.
+    """
     return normalize(embedding_BTD.flatten(1).float(), dim=-1)
 
 
@@ -140,12 +162,13 @@ def mixco_nce(
         Rows of length 1.
     temperature : float
         Divides cosines (published: 0.006 * temp_coeff).
-    draws : MixDraws, optional
-        How the trials were mixed; the plain contrastive loss if left out.
+    draws : MixDraws | None, optional
+        MixDraws, optional How the trials were mixed; the plain contrastive loss if left out.
     both_ways : bool
         Also from targets to predictions, the mean of both.
-    own_partner : {"kept", "published"}
-        A sample that is its own partner counts fully; published: its weight is overwritten by that of the partner, 0 if it is unmixed.
+    own_partner : str, optional
+        {"kept", "published"} A sample that is its own partner counts fully; published: its weight
+        is overwritten by that of the partner, 0 if it is unmixed.
     gather : callable, optional
         See the module.
 
@@ -163,11 +186,18 @@ def mixco_nce(
         raise UserError(f"own_partner is {own_partner!r}; allowed are 'kept' and 'published'")
     if gather is not None:
         preds_BF, targets_BF = gather(preds_BF), gather(targets_BF)
-        draws = None if draws is None else gather_mix(MixDraws(*(draw.to(preds_BF.device) for draw in draws)), gather)
+        draws = (
+            None
+            if draws is None
+            else gather_mix(MixDraws(*(draw.to(preds_BF.device) for draw in draws)), gather)
+        )
     logits_BB = _similarities(preds_BF, targets_BF) / temperature
     wanted_BB = torch.eye(len(logits_BB), device=logits_BB.device, dtype=logits_BB.dtype)
     if draws is not None:
-        weight_B, partner_B1 = draws.weight_B.to(logits_BB), draws.partner_B.to(logits_BB.device)[:, None]
+        weight_B, partner_B1 = (
+            draws.weight_B.to(logits_BB),
+            draws.partner_B.to(logits_BB.device)[:, None],
+        )
         wanted_BB = wanted_BB * weight_B
         if own_partner == "kept":
             wanted_BB = wanted_BB.scatter_add(1, partner_B1, 1 - weight_B[:, None])
@@ -177,15 +207,19 @@ def mixco_nce(
     return (forth + _cross_entropy(logits_BB.T, wanted_BB.T)) / 2 if both_ways else forth
 
 
-def soft_clip(preds_BF: Tensor, targets_BF: Tensor, temperature: float, *, gather: Gather | None = None) -> Tensor:
-    """Contrastive loss, both ways, whose labels are the targets' similarities among themselves (SoftCLIP; MindEye2).
+def soft_clip(
+    preds_BF: Tensor, targets_BF: Tensor, temperature: float, *, gather: Gather | None = None
+) -> Tensor:
+    """Contrastive loss, both ways, whose labels are the targets' similarities among themselves
+    (SoftCLIP; MindEye2).
 
     Parameters
     ----------
     preds_BF, targets_BF : Tensor
         Rows of length 1.
     temperature : float
-        Divides cosines of predictions and of labels (published: annealed from 0.004 to 0.0075, times temp_coeff).
+        Divides cosines of predictions and of labels (published: annealed from 0.004 to 0.0075,
+        times temp_coeff).
     gather : callable, optional
         See the module.
 
@@ -204,10 +238,12 @@ def soft_clip(preds_BF: Tensor, targets_BF: Tensor, temperature: float, *, gathe
 def _similarities(left_BF: Tensor, right_BF: Tensor) -> Tensor:
     if left_BF.ndim != 2 or left_BF.shape != right_BF.shape:
         raise UserError(
-            f"a contrastive loss was given rows of shapes {tuple(left_BF.shape)} and {tuple(right_BF.shape)}; "
-            "they must be equal, batch x features (see unit_rows)"
+            f"a contrastive loss was given rows of shapes {tuple(left_BF.shape)} and"
+            f" {tuple(right_BF.shape)}; they must be equal, batch x features (see unit_rows)"
         )
-    with torch.autocast(left_BF.device.type, enabled=False):  # temperatures of 0.01 magnify rounding a hundredfold
+    with torch.autocast(
+        left_BF.device.type, enabled=False
+    ):  # temperatures of 0.01 magnify rounding a hundredfold
         return left_BF.float() @ right_BF.float().T
 
 

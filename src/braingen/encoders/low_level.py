@@ -17,11 +17,13 @@ CONVNEXT = 512
 
 
 class LowLevelBranch(nn.Module):
-    """A map of 7 x 7 places, decoded to latents of 4 x 28 x 28, and projected to ConvNext features as an auxiliary target (MindEye2).
+    """A map of 7 x 7 places, decoded to latents of 4 x 28 x 28, and projected to ConvNext features
+    as an auxiliary target (MindEye2).
 
     Parameters
     ----------
-    width : H
+    width : int
+        H.
     """
 
     def __init__(self, width: int) -> None:

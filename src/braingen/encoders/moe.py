@@ -1,7 +1,7 @@
 """Mixtures of experts from voxels to CLIP space; the default encoder is BrainMoEMulti.
 
-B batch, V voxels, H shared width, P parent experts, E experts of a level, L levels, U units of a parent, K units an expert reads,
-D CLIP width, T tokens.
+B batch, V voxels, H shared width, P parent experts, E experts of a level, L levels, U units of a
+parent, K units an expert reads, D CLIP width, T tokens.
 """
 
 from __future__ import annotations
@@ -32,25 +32,45 @@ from braingen.types import ExpertEmbeddings
 
 
 class BrainMoEMulti(ModelMixin, ConfigMixin):
-    """Levels of experts, coarse to fine: every expert's output units are shared out among the experts it splits into (MoRE-Brain).
+    """Levels of experts, coarse to fine: every expert's output units are shared out among the
+    experts it splits into (MoRE-Brain).
 
     Parameters
     ----------
-    subjects : subject number -> voxel count
-    hidden_dim : H
-    n_blocks : blocks of an expert of the first level; later ones have one block (published trunk: one linear map)
-    clip_emb_dim, clip_seq_dim : D, T
-    num_exp_0 : experts of the first level
-    exp_factor_list : into how many each expert splits, level by level
-    capacity_factor_0, cap_fac_list : units an expert reads as a multiple of an even share, first level and later ones (1 by default)
-    routing : 'affinity' (an expert reads the same units in every trial) or 'value' (published, by activation)
-    activation_term : affinity routing only: let the activation modulate the weight of a unit
-    token_order : value routing only: order of an expert's units, see :func:`braingen.encoders.feature_router.most_probable`
-    trunk : 'working' (residual blocks) or 'published' (mixer blocks that do nothing with one token)
-    head : projection head of an expert, 'projector' or 'linear' (a fraction of the parameters)
-    level_combine : output of a level, 'sum' over its experts (published implementation) or 'mean' (paper)
-    b_size : width of a bottleneck after the subject layer (BrainBits); 0 for none
-    dropout, voxel_dropout : inside blocks, on voxels
+    subjects : Subjects
+        Subject number -> voxel count.
+    hidden_dim : int, optional
+        H.
+    n_blocks : int, optional
+        Blocks of an expert of the first level; later ones have one block (published trunk: one
+        linear map).
+    clip_emb_dim, clip_seq_dim : int, optional
+        D, T.
+    num_exp_0 : int, optional
+        Experts of the first level.
+    exp_factor_list : Sequence[int], optional
+        Into how many each expert splits, level by level.
+    capacity_factor_0, cap_fac_list : float, optional
+        Units an expert reads as a multiple of an even share, first level and later ones (1 by
+        default).
+    routing : Routing, optional
+        'affinity' (an expert reads the same units in every trial) or 'value' (published, by
+        activation).
+    activation_term : bool, optional
+        Affinity routing only: let the activation modulate the weight of a unit.
+    token_order : TokenOrder, optional
+        Value routing only: order of an expert's units, see
+        :func:`braingen.encoders.feature_router.most_probable`.
+    trunk : Trunk, optional
+        'working' (residual blocks) or 'published' (mixer blocks that do nothing with one token).
+    head : Head, optional
+        Projection head of an expert, 'projector' or 'linear' (a fraction of the parameters).
+    level_combine : Combine, optional
+        Output of a level, 'sum' over its experts (published implementation) or 'mean' (paper).
+    b_size : int, optional
+        Width of a bottleneck after the subject layer (BrainBits); 0 for none.
+    dropout, voxel_dropout : float, optional
+        Inside blocks, on voxels.
     """
 
     @register_to_config
@@ -80,7 +100,8 @@ class BrainMoEMulti(ModelMixin, ConfigMixin):
         capacities = (capacity_factor_0, *(cap_fac_list or [1.0] * len(exp_factor_list)))
         if len(capacities) != len(factors):
             raise UserError(
-                f"cap_fac_list={cap_fac_list} does not fit exp_factor_list={exp_factor_list}: as many factors as levels after the first."
+                f"cap_fac_list={cap_fac_list} does not fit exp_factor_list={exp_factor_list}: as"
+                " many factors as levels after the first."
             )
         self.subject_layer = SubjectLayer(subjects, hidden_dim, voxel_dropout)
         self.bottleneck = nn.Linear(hidden_dim, b_size) if b_size else None
@@ -88,7 +109,9 @@ class BrainMoEMulti(ModelMixin, ConfigMixin):
         self.levels = nn.ModuleList()
         parents, units = 1, b_size or hidden_dim
         for depth, (factor, capacity) in enumerate(zip(factors, capacities)):
-            router = make_router(routing, parents, units, factor, capacity, activation_term, token_order)
+            router = make_router(
+                routing, parents, units, factor, capacity, activation_term, token_order
+            )
             parents, units = parents * factor, router.width
             body: nn.Module
             if depth and trunk == "published":
@@ -96,24 +119,35 @@ class BrainMoEMulti(ModelMixin, ConfigMixin):
             else:
                 body = make_trunk(trunk, parents, units, 1 if depth else n_blocks, dropout)
             gain = start_gain(parents, trunk, level_combine)
-            heads = ExpertHeads(parents, units, clip_seq_dim, clip_emb_dim, head, 2 * clip_emb_dim, gain)
+            heads = ExpertHeads(
+                parents, units, clip_seq_dim, clip_emb_dim, head, 2 * clip_emb_dim, gain
+            )
             self.levels.append(ExpertLevel(router, body, heads))
 
     def forward(
-        self, voxels_BV: Tensor, subject: int, return_experts: bool = False, router_noise: Sequence[Tensor] | None = None
+        self,
+        voxels_BV: Tensor,
+        subject: int,
+        return_experts: bool = False,
+        router_noise: Sequence[Tensor] | None = None,
     ) -> ExpertEmbeddings:
         """Encode the voxels of one subject.
 
         Parameters
         ----------
-        return_experts : also hand out what every expert says
-        router_noise : value routing only: per level the draws to use, P x B x U x F; drawn afresh in training where not given
+        return_experts : bool, optional
+            Also hand out what every expert says.
+        router_noise : Sequence[Tensor] | None, optional
+            Value routing only: per level the draws to use, P x B x U x F; drawn afresh in training
+            where not given.
         """
         x_BH = self.subject_layer(voxels_BV, subject)
         units_EBK = (x_BH if self.bottleneck is None else self.bottleneck(x_BH))[None]
         outputs: list[LevelOutput] = []
         for depth, level in enumerate(self.levels):
-            outputs.append(level(units_EBK, router_noise[depth] if router_noise is not None else None))
+            outputs.append(
+                level(units_EBK, router_noise[depth] if router_noise is not None else None)
+            )
             units_EBK = outputs[-1].units_EBK
         return embeddings(outputs, [self.mix(output) for output in outputs], return_experts)
 
@@ -123,11 +157,17 @@ class BrainMoE(ModelMixin, ConfigMixin):
 
     Parameters
     ----------
-    num_exp : E
-    capacity_factor : units an expert reads as a multiple of an even share
-    meta : add an expert that reads all units; it counts as a level (the published code stops with an error there)
-    subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, routing, activation_term, token_order, trunk, head, level_combine, b_size,
-    dropout, voxel_dropout : see :class:`BrainMoEMulti`
+    num_exp : int, optional
+        E.
+    capacity_factor : float, optional
+        Units an expert reads as a multiple of an even share.
+    meta : bool, optional
+        Add an expert that reads all units; it counts as a level (the published code stops with an
+        error there).
+    subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, routing, activation_term,
+    token_order, trunk, head, level_combine, b_size,
+    dropout, voxel_dropout : float, optional
+        See :class:`BrainMoEMulti`.
     """
 
     @register_to_config
@@ -155,40 +195,60 @@ class BrainMoE(ModelMixin, ConfigMixin):
         self.subject_layer = SubjectLayer(subjects, hidden_dim, voxel_dropout)
         self.bottleneck = nn.Linear(hidden_dim, b_size) if b_size else None
         units = b_size or hidden_dim
-        router = make_router(routing, 1, units, num_exp, capacity_factor, activation_term, token_order)
+        router = make_router(
+            routing, 1, units, num_exp, capacity_factor, activation_term, token_order
+        )
         gain = start_gain(num_exp, trunk, level_combine)
         self.level = ExpertLevel(
             router,
             make_trunk(trunk, num_exp, router.width, n_blocks, dropout),
-            ExpertHeads(num_exp, router.width, clip_seq_dim, clip_emb_dim, head, clip_emb_dim, gain),
+            ExpertHeads(
+                num_exp, router.width, clip_seq_dim, clip_emb_dim, head, clip_emb_dim, gain
+            ),
         )
         self.mix = EvenMix(level_combine)
         self.meta_expert = None
         if meta:
             self.meta_expert = MetaExpert(
-                make_trunk(trunk, 1, units, n_blocks, dropout), ExpertHeads(1, units, clip_seq_dim, clip_emb_dim, head, clip_emb_dim)
+                make_trunk(trunk, 1, units, n_blocks, dropout),
+                ExpertHeads(1, units, clip_seq_dim, clip_emb_dim, head, clip_emb_dim),
             )
 
     def forward(
-        self, voxels_BV: Tensor, subject: int, return_experts: bool = False, router_noise: Sequence[Tensor] | None = None
+        self,
+        voxels_BV: Tensor,
+        subject: int,
+        return_experts: bool = False,
+        router_noise: Sequence[Tensor] | None = None,
     ) -> ExpertEmbeddings:
         """Encode the voxels of one subject; parameters as for :class:`BrainMoEMulti`."""
         x_BH = self.subject_layer(voxels_BV, subject)
         x_BH = x_BH if self.bottleneck is None else self.bottleneck(x_BH)
         output = self.level(x_BH[None], router_noise[0] if router_noise is not None else None)
-        return embeddings([output], [self.mix(output)], return_experts, self.meta_expert(x_BH) if self.meta_expert is not None else None)
+        return embeddings(
+            [output],
+            [self.mix(output)],
+            return_experts,
+            self.meta_expert(x_BH) if self.meta_expert is not None else None,
+        )
 
 
 class BrainMoEHier(ModelMixin, ConfigMixin):
-    """Levels side by side: each shares out the same units among more experts, mixed by learned weights (MoRE-Brain's second variant).
+    """Levels side by side: each shares out the same units among more experts, mixed by learned
+    weights (MoRE-Brain's second variant).
 
     Parameters
     ----------
-    num_exps : experts, level by level
-    capacity_factors : units an expert reads as a multiple of an even share, level by level (1 by default)
-    meta : add an expert that reads all units; it counts as a level
-    subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, routing, activation_term, token_order, trunk, head, b_size, dropout,
-    voxel_dropout : see :class:`BrainMoEMulti`
+    num_exps : Sequence[int], optional
+        Experts, level by level.
+    capacity_factors : Sequence[float] | None, optional
+        Units an expert reads as a multiple of an even share, level by level (1 by default).
+    meta : bool, optional
+        Add an expert that reads all units; it counts as a level.
+    subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, routing, activation_term,
+    token_order, trunk, head, b_size, dropout,
+    voxel_dropout : float, optional
+        See :class:`BrainMoEMulti`.
     """
 
     @register_to_config
@@ -214,7 +274,10 @@ class BrainMoEHier(ModelMixin, ConfigMixin):
         super().__init__()
         capacities = tuple(capacity_factors or [1.0] * len(num_exps))
         if len(capacities) != len(num_exps):
-            raise UserError(f"capacity_factors={capacity_factors} does not fit num_exps={num_exps}: as many factors as levels.")
+            raise UserError(
+                f"capacity_factors={capacity_factors} does not fit num_exps={num_exps}: as many"
+                " factors as levels."
+            )
         self.subject_layer = SubjectLayer(subjects, hidden_dim, voxel_dropout)
         self.bottleneck = nn.Linear(hidden_dim, b_size) if b_size else None
         units = b_size or hidden_dim
@@ -222,24 +285,43 @@ class BrainMoEHier(ModelMixin, ConfigMixin):
         for experts, capacity in zip(num_exps, capacities):
             router = make_router(routing, 1, units, experts, capacity, activation_term, token_order)
             gain = start_gain(experts, trunk, "sum")
-            heads = ExpertHeads(experts, router.width, clip_seq_dim, clip_emb_dim, head, clip_emb_dim, gain)
-            self.levels.append(ExpertLevel(router, make_trunk(trunk, experts, router.width, n_blocks, dropout), heads))
+            heads = ExpertHeads(
+                experts, router.width, clip_seq_dim, clip_emb_dim, head, clip_emb_dim, gain
+            )
+            self.levels.append(
+                ExpertLevel(
+                    router, make_trunk(trunk, experts, router.width, n_blocks, dropout), heads
+                )
+            )
             self.mixes.append(ExpertMix(experts, clip_seq_dim))
         self.meta_expert = None
         if meta:
             self.meta_expert = MetaExpert(
-                make_trunk(trunk, 1, units, n_blocks, dropout), ExpertHeads(1, units, clip_seq_dim, clip_emb_dim, head, clip_emb_dim)
+                make_trunk(trunk, 1, units, n_blocks, dropout),
+                ExpertHeads(1, units, clip_seq_dim, clip_emb_dim, head, clip_emb_dim),
             )
 
     def forward(
-        self, voxels_BV: Tensor, subject: int, return_experts: bool = False, router_noise: Sequence[Tensor] | None = None
+        self,
+        voxels_BV: Tensor,
+        subject: int,
+        return_experts: bool = False,
+        router_noise: Sequence[Tensor] | None = None,
     ) -> ExpertEmbeddings:
         """Encode the voxels of one subject; parameters as for :class:`BrainMoEMulti`."""
         x_BH = self.subject_layer(voxels_BV, subject)
         x_BH = x_BH if self.bottleneck is None else self.bottleneck(x_BH)
-        outputs = [level(x_BH[None], router_noise[place] if router_noise is not None else None) for place, level in enumerate(self.levels)]
+        outputs = [
+            level(x_BH[None], router_noise[place] if router_noise is not None else None)
+            for place, level in enumerate(self.levels)
+        ]
         mixed = [mix(output) for mix, output in zip(self.mixes, outputs)]
-        return embeddings(outputs, mixed, return_experts, self.meta_expert(x_BH) if self.meta_expert is not None else None)
+        return embeddings(
+            outputs,
+            mixed,
+            return_experts,
+            self.meta_expert(x_BH) if self.meta_expert is not None else None,
+        )
 
 
 ENCODERS: dict[str, type[ModelMixin]] = {

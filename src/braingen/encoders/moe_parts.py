@@ -1,7 +1,8 @@
-"""What mixtures of experts are put together from: levels of experts, and the ways in which a level's experts become one output.
+"""What mixtures of experts are put together from: levels of experts, and the ways in which a
+level's experts become one output.
 
-B batch, H shared width, P parent experts, E experts of a level, L levels, U units of a parent, K units an expert reads, D CLIP width,
-T tokens.
+B batch, H shared width, P parent experts, E experts of a level, L levels, U units of a parent, K
+units an expert reads, D CLIP width, T tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class ExpertLevel(nn.Module):
 
     Parameters
     ----------
-    router, trunk, heads : the parts
+    router, trunk, heads : nn.Module
+        The parts.
     """
 
     def __init__(self, router: nn.Module, trunk: nn.Module, heads: ExpertHeads) -> None:
@@ -55,7 +57,8 @@ class MetaExpert(nn.Module):
 
     Parameters
     ----------
-    trunk, heads : the parts, of one expert each
+    trunk, heads : nn.Module
+        The parts, of one expert each.
     """
 
     def __init__(self, trunk: nn.Module, heads: ExpertHeads) -> None:
@@ -69,11 +72,13 @@ class MetaExpert(nn.Module):
 
 
 class ExpertMix(nn.Module):
-    """Learned weights per expert and token that sum up a level's experts (BrainMoEHier; free numbers, no softmax).
+    """Learned weights per expert and token that sum up a level's experts (BrainMoEHier; free
+    numbers, no softmax).
 
     Parameters
     ----------
-    experts, tokens : E, T
+    experts, tokens : int
+        E, T.
     """
 
     def __init__(self, experts: int, tokens: int) -> None:
@@ -84,7 +89,9 @@ class ExpertMix(nn.Module):
     def forward(self, level: LevelOutput) -> tuple[Tensor, Tensor]:
         """Return backbone_BTD and clip_BTD."""
         outputs = ((self.backbone, level.backbone_EBTD), (self.clip, level.clip_EBTD))
-        backbone_BTD, clip_BTD = (torch.einsum("et,ebtd->btd", weight, out) for weight, out in outputs)
+        backbone_BTD, clip_BTD = (
+            torch.einsum("et,ebtd->btd", weight, out) for weight, out in outputs
+        )
         return backbone_BTD, clip_BTD
 
 
@@ -93,13 +100,17 @@ class EvenMix(nn.Module):
 
     Parameters
     ----------
-    combine : 'sum' or 'mean'
+    combine : Combine
+        'sum' or 'mean'.
     """
 
     def __init__(self, combine: Combine) -> None:
         super().__init__()
         if combine not in get_args(Combine):
-            raise UserError(f"level_combine={combine} is not possible: take level_combine=sum or level_combine=mean.")
+            raise UserError(
+                f"level_combine={combine} is not possible: take level_combine=sum or"
+                " level_combine=mean."
+            )
         self.combine = combine
 
     def forward(self, level: LevelOutput) -> tuple[Tensor, Tensor]:
@@ -112,32 +123,48 @@ class EvenMix(nn.Module):
 
 
 def start_gain(experts: int, trunk: Trunk, combine: str) -> float:
-    """Factor on the initial weights of heads, so that a level starts at the scale of a single decoder (published trunk: 1)."""
+    """Factor on the initial weights of heads, so that a level starts at the scale of a single
+    decoder (published trunk: 1).
+    """
     if trunk == "published":
         return 1.0
     return experts ** (0.5 if combine == "mean" else -0.5)
 
 
 def embeddings(
-    levels: Sequence[LevelOutput], mixed: Sequence[tuple[Tensor, Tensor]], return_experts: bool, meta: tuple[Tensor, Tensor] | None = None
+    levels: Sequence[LevelOutput],
+    mixed: Sequence[tuple[Tensor, Tensor]],
+    return_experts: bool,
+    meta: tuple[Tensor, Tensor] | None = None,
 ) -> ExpertEmbeddings:
-    """Put the record together: encoder output is the mean over levels, the meta expert counting as one.
+    """Put the record together: encoder output is the mean over levels, the meta expert counting as
+    one.
 
     Parameters
     ----------
-    levels : outputs of the levels
-    mixed : per level backbone_BTD and clip_BTD
-    return_experts : keep what every expert said
-    meta : output of the meta expert
+    levels : Sequence[LevelOutput]
+        Outputs of the levels.
+    mixed : Sequence[tuple[Tensor, Tensor]]
+        Per level backbone_BTD and clip_BTD.
+    return_experts : bool
+        Keep what every expert said.
+    meta : tuple[Tensor, Tensor] | None, optional
+        Output of the meta expert.
     """
-    level_backbone_BLTD, level_clip_BLTD = (torch.stack(parts, dim=1) for parts in zip(*mixed, *([meta] if meta else [])))
+    level_backbone_BLTD, level_clip_BLTD = (
+        torch.stack(parts, dim=1) for parts in zip(*mixed, *([meta] if meta else []))
+    )
     return ExpertEmbeddings(
         backbone_BTD=level_backbone_BLTD.mean(dim=1),
         clip_BTD=level_clip_BLTD.mean(dim=1),
         level_backbone_BLTD=level_backbone_BLTD,
         level_clip_BLTD=level_clip_BLTD,
-        expert_backbone=tuple(level.backbone_EBTD.transpose(0, 1) for level in levels) if return_experts else (),
-        expert_clip=tuple(level.clip_EBTD.transpose(0, 1) for level in levels) if return_experts else (),
+        expert_backbone=(
+            tuple(level.backbone_EBTD.transpose(0, 1) for level in levels) if return_experts else ()
+        ),
+        expert_clip=(
+            tuple(level.clip_EBTD.transpose(0, 1) for level in levels) if return_experts else ()
+        ),
         routing=tuple(record for level in levels for record in level.routing),
         balance_loss=torch.stack([level.balance for level in levels]).mean(),
     )

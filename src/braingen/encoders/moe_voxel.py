@@ -1,6 +1,7 @@
 """A mixture whose experts are parcels of cortex: BrainMoEVoxel.
 
-B batch, V voxels, H shared width, E experts of a level, K units an expert reads, P parcels, D CLIP width, T tokens.
+B batch, V voxels, H shared width, E experts of a level, K units an expert reads, P parcels, D CLIP
+width, T tokens.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from braingen.types import ExpertEmbeddings
 
 
 class SubtreeLevel(nn.Module):
-    """Experts that read the units of their own subtree, without a router: where voxels belong is decided in the parcels.
+    """Experts that read the units of their own subtree, without a router: where voxels belong is
+    decided in the parcels.
 
     Parameters
     ----------
-    trunk, heads : of all experts of the level
+    trunk, heads : nn.Module
+        Of all experts of the level.
     """
 
     def __init__(self, trunk: nn.Module, heads: ExpertHeads) -> None:
@@ -42,16 +45,20 @@ class SubtreeLevel(nn.Module):
 
 
 class BrainMoEVoxel(ModelMixin, ConfigMixin):
-    """Routing at the level of voxels: a subject's voxels softly assigned to parcels in a tree, an expert reading its subtree.
+    """Routing at the level of voxels: a subject's voxels softly assigned to parcels in a tree, an
+    expert reading its subtree.
 
-    Levels have as many experts as in :class:`braingen.encoders.moe.BrainMoEMulti`, and an expert as many units, but levels stand side by
-    side: an expert reads its parcels and nothing that another expert has worked on, so its voxels are those of its parcels.
+    Levels have as many experts as in :class:`braingen.encoders.moe.BrainMoEMulti`, and an expert as
+    many units, but levels stand side by side: an expert reads its parcels and nothing that another
+    expert has worked on, so its voxels are those of its parcels.
 
     Parameters
     ----------
-    num_exp_0, exp_factor_list : branches of the tree, level by level
-    subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, trunk, head, level_combine, dropout, voxel_dropout : see
-        :class:`braingen.encoders.moe.BrainMoEMulti`
+    num_exp_0, exp_factor_list : int, optional
+        Branches of the tree, level by level.
+    subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, trunk, head, level_combine, dropout,
+    voxel_dropout : float, optional
+        Subjects See :class:`braingen.encoders.moe.BrainMoEMulti`.
     """
 
     @register_to_config
@@ -72,7 +79,9 @@ class BrainMoEVoxel(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         factors = (num_exp_0, *exp_factor_list)
-        self.subject_layer = SubjectLayer(subjects, hidden_dim, voxel_dropout, partial(ParcelMap, factors=factors))
+        self.subject_layer = SubjectLayer(
+            subjects, hidden_dim, voxel_dropout, partial(ParcelMap, factors=factors)
+        )
         self.mix = EvenMix(level_combine)
         self.levels = nn.ModuleList()
         for depth in range(len(factors)):
@@ -80,7 +89,9 @@ class BrainMoEVoxel(ModelMixin, ConfigMixin):
             units = hidden_dim // experts
             body = make_trunk(trunk, experts, units, 1 if depth else n_blocks, dropout)
             gain = start_gain(experts, trunk, level_combine)
-            heads = ExpertHeads(experts, units, clip_seq_dim, clip_emb_dim, head, 2 * clip_emb_dim, gain)
+            heads = ExpertHeads(
+                experts, units, clip_seq_dim, clip_emb_dim, head, 2 * clip_emb_dim, gain
+            )
             self.levels.append(SubtreeLevel(body, heads))
 
     def parcels(self, subject: int) -> ParcelMap:
@@ -92,20 +103,32 @@ class BrainMoEVoxel(ModelMixin, ConfigMixin):
 
         Parameters
         ----------
-        responses : subject -> training trials x voxels
+        responses : dict[int, Tensor]
+            Subject -> training trials x voxels.
         """
         for subject, responses_TV in responses.items():
             self.parcels(subject).start_from(responses_TV)
 
-    def forward(self, voxels_BV: Tensor, subject: int, return_experts: bool = False, router_noise: Any = None) -> ExpertEmbeddings:
+    def forward(
+        self,
+        voxels_BV: Tensor,
+        subject: int,
+        return_experts: bool = False,
+        router_noise: Any = None,
+    ) -> ExpertEmbeddings:
         """Encode the voxels of one subject.
 
         Parameters
         ----------
-        return_experts : also hand out what every expert says
-        router_noise : unused, as the parcels are the routing
+        return_experts : bool, optional
+            Also hand out what every expert says.
+        router_noise : Any, optional
+            Unused, as the parcels are the routing.
         """
         x_BH = self.subject_layer(voxels_BV, subject)
         shares = self.parcels(subject).shares()
-        outputs = [level(x_BH, balance_loss(share_EV[None])) for level, share_EV in zip(self.levels, shares)]
+        outputs = [
+            level(x_BH, balance_loss(share_EV[None]))
+            for level, share_EV in zip(self.levels, shares)
+        ]
         return embeddings(outputs, [self.mix(output) for output in outputs], return_experts)

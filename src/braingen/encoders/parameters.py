@@ -39,7 +39,9 @@ PARTS = (
 
 
 def part_of(name: str) -> str:
-    """The part of an encoder, prior or diffusion router that a parameter belongs to; of several levels, the first and the others."""
+    """The part of an encoder, prior or diffusion router that a parameter belongs to; of several
+    levels, the first and the others.
+    """
     part = next((part for pattern, part in PARTS if re.search(pattern, name)), "other")
     level = re.search(r"(^|\.)levels\.(\d+)\.", name)
     if level is None or part in ("subject layer", "other"):
@@ -57,21 +59,31 @@ def count_by_part(model: nn.Module) -> dict[str, int]:
 
 
 def idle_parameters(model: nn.Module) -> dict[str, str]:
-    """Parameters that cannot change the output, with the reason; they are kept for published checkpoints but not trained."""
+    """Parameters that cannot change the output, with the reason; they are kept for published
+    checkpoints but not trained.
+    """
     reasons: dict[str, str] = {}
     for name, module in model.named_modules():
         if isinstance(module, MixerTrunk) and module.tokens == 1:
             for inner, _ in module.width_blocks.named_parameters():
-                reasons[f"{name}.width_blocks.{inner}"] = "published trunk: with one token the width blocks never reach the output"
+                reasons[f"{name}.width_blocks.{inner}"] = (
+                    "published trunk: with one token the width blocks never reach the output"
+                )
         elif isinstance(module, StackedNorm) and module.weight.shape[1] == 1:
-            reasons.setdefault(f"{name}.weight", "gain of a norm over a single number, which is zero")
+            reasons.setdefault(
+                f"{name}.weight", "gain of a norm over a single number, which is zero"
+            )
         elif isinstance(module, TextBackbone):
             if module.pool is not None and module.clip_seq_dim == 1:
                 for inner, _ in module.pool.named_parameters():
-                    reasons[f"{name}.pool.{inner}"] = "a weighted mean of a single token is that token"
+                    reasons[f"{name}.pool.{inner}"] = (
+                        "a weighted mean of a single token is that token"
+                    )
             if any(isinstance(trunk, MixerTrunk) for trunk in module.trunks.values()):
                 for inner, _ in module.fusion_linears[:-1].named_parameters():
-                    reasons[f"{name}.fusion_linears.{inner}"] = "published trunk: residuals pass by all fusion maps but the last"
+                    reasons[f"{name}.fusion_linears.{inner}"] = (
+                        "published trunk: residuals pass by all fusion maps but the last"
+                    )
         elif isinstance(module, AffinityRouter) and module.affinity.shape[1] == 1:
             for inner, _ in module.named_parameters():
                 reasons[f"{name}.{inner}"] = "a router with a single expert has nothing to choose"
@@ -83,12 +95,24 @@ def idle_parameters(model: nn.Module) -> dict[str, str]:
 def trainable_parameters(model: nn.Module) -> Named:
     """Parameters to hand to an optimizer: all but the idle and the frozen ones, by name."""
     idle = idle_parameters(model)
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad and name not in idle}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and name not in idle
+    }
 
 
 def _of(model: nn.Module, kinds: type | tuple[type, ...]) -> Named:
     wanted = [f"{name}." for name, module in model.named_modules() if isinstance(module, kinds)]
-    return {name: parameter for name, parameter in trainable_parameters(model).items() if name.startswith(tuple(wanted))} if wanted else {}
+    return (
+        {
+            name: parameter
+            for name, parameter in trainable_parameters(model).items()
+            if name.startswith(tuple(wanted))
+        }
+        if wanted
+        else {}
+    )
 
 
 def router_parameters(model: nn.Module) -> Named:
@@ -101,17 +125,24 @@ def subject_parameters(model: nn.Module, subjects: Iterable[int] | None = None) 
 
     Parameters
     ----------
-    subjects : of these only; of all where not given
+    subjects : Iterable[int] | None, optional
+        Of these only; of all where not given.
     """
     found = _of(model, SubjectLayer)
     if subjects is None:
         return found
     marks = tuple(f".linears.{subject}." for subject in subjects)
-    return {name: parameter for name, parameter in found.items() if any(mark in f".{name}" for mark in marks)}
+    return {
+        name: parameter
+        for name, parameter in found.items()
+        if any(mark in f".{name}" for mark in marks)
+    }
 
 
 def adapting_parameters(model: nn.Module, subjects: Iterable[int]) -> Named:
-    """What ``--train_router_only`` trains for new subjects: their layers and the routers (MoRE-Brain paper section 3)."""
+    """What ``--train_router_only`` trains for new subjects: their layers and the routers
+    (MoRE-Brain paper section 3).
+    """
     return subject_parameters(model, subjects) | router_parameters(model)
 
 
@@ -136,27 +167,41 @@ class Trained(NamedTuple):
 
 
 def trained_share(model: nn.Module) -> Trained:
-    """Count what would be handed to an optimizer; idle and frozen parameters count in the total only."""
+    """Count what would be handed to an optimizer; idle and frozen parameters count in the total
+    only.
+    """
     return Trained(
         sum(parameter.numel() for parameter in trainable_parameters(model).values()),
         sum(parameter.numel() for parameter in model.parameters()),
     )
 
 
-def weight_decay_groups(model: nn.Module, weight_decay: float, chosen: Named | None = None) -> list[dict[str, Any]]:
-    """Optimizer groups: weights of linear maps and convolutions decay; biases, norms, affinities and embeddings do not.
+def weight_decay_groups(
+    model: nn.Module, weight_decay: float, chosen: Named | None = None
+) -> list[dict[str, Any]]:
+    """Optimizer groups: weights of linear maps and convolutions decay; biases, norms, affinities
+    and embeddings do not.
 
     A parameter's number of axes does not tell which is which here, since experts are stacked.
 
     Parameters
     ----------
-    chosen : parameters to train, by name; all trainable ones where not given
+    chosen : Named | None, optional
+        Parameters to train, by name; all trainable ones where not given.
     """
     chosen = trainable_parameters(model) if chosen is None else chosen
     linear = {
-        f"{name}.weight".lstrip(".") for name, module in model.named_modules() if isinstance(module, StackedLinear | nn.Linear | nn.Conv2d)
+        f"{name}.weight".lstrip(".")
+        for name, module in model.named_modules()
+        if isinstance(module, StackedLinear | nn.Linear | nn.Conv2d)
     }
     return [
-        {"params": [parameter for name, parameter in chosen.items() if name in linear], "weight_decay": weight_decay},
-        {"params": [parameter for name, parameter in chosen.items() if name not in linear], "weight_decay": 0.0},
+        {
+            "params": [parameter for name, parameter in chosen.items() if name in linear],
+            "weight_decay": weight_decay,
+        },
+        {
+            "params": [parameter for name, parameter in chosen.items() if name not in linear],
+            "weight_decay": 0.0,
+        },
     ]

@@ -1,6 +1,8 @@
-"""Voxels softly assigned to parcels in a tree: which expert reads which voxels is written in the voxels themselves.
+"""Voxels softly assigned to parcels in a tree: which expert reads which voxels is written in the
+voxels themselves.
 
-B batch, V voxels, H shared width, P parcels (leaves of the tree), E branches of a level, S voxels of a node.
+B batch, V voxels, H shared width, P parcels (leaves of the tree), E branches of a level, S voxels
+of a node.
 """
 
 from __future__ import annotations
@@ -15,21 +17,27 @@ from torch.nn import functional as F
 from braingen.runtime.errors import UserError
 
 START_LOGIT = 2.0
-"""Logit of the branch a voxel starts in (0 for the others): with two branches it begins there to 88 %."""
+"""Logit of the branch a voxel starts in (0 for the others): with two branches it begins there to 88
+%.
+"""
 
 
 class ParcelMap(nn.Linear):
-    """A subject's voxels in parcels, and for every parcel a small linear map of its own (docs/explain.md).
+    """A subject's voxels in parcels, and for every parcel a small linear map of its own
+    (docs/explain.md).
 
-    Every voxel has a logit for every branch of the tree. A softmax among the branches of one node, multiplied along the way down, is its
-    share in every parcel; the shares of a voxel sum to 1 on every level. Units come in the order of the parcels, so those of a subtree lie
-    side by side. A parcel's shares are brought to a mean square of 1 over voxels, so that units start at the same scale whether parcels
-    are soft or sharp, large or small.
+    Every voxel has a logit for every branch of the tree. A softmax among the branches of one node,
+    multiplied along the way down, is its share in every parcel; the shares of a voxel sum to 1 on
+    every level. Units come in the order of the parcels, so those of a subtree lie side by side. A
+    parcel's shares are brought to a mean square of 1 over voxels, so that units start at the same
+    scale whether parcels are soft or sharp, large or small.
 
     Parameters
     ----------
-    voxels, width : V, H
-    factors : into how many branches a node splits, level by level
+    voxels, width : int
+        V, H.
+    factors : Sequence[int]
+        Into how many branches a node splits, level by level.
 
     Raises
     ------
@@ -42,22 +50,31 @@ class ParcelMap(nn.Linear):
         self.factors = tuple(factors)
         parcels = math.prod(self.factors)
         if width % parcels:
-            raise UserError(f"hidden_dim={width} cannot be shared by {parcels} parcels: take a multiple of {parcels}.")
+            raise UserError(
+                f"hidden_dim={width} cannot be shared by {parcels} parcels: take a multiple of"
+                f" {parcels}."
+            )
         sizes = [math.prod(self.factors[: depth + 1]) for depth in range(len(self.factors))]
-        self.branch_logits = nn.ParameterList(nn.Parameter(torch.randn(size, voxels)) for size in sizes)
+        self.branch_logits = nn.ParameterList(
+            nn.Parameter(torch.randn(size, voxels)) for size in sizes
+        )
 
     def shares(self) -> list[Tensor]:
         """Per level, E x V: share of every voxel in every branch, summing to 1 over branches."""
         levels: list[Tensor] = []
         for factor, logits_EV in zip(self.factors, self.branch_logits):
             within_EV = logits_EV.float().unflatten(0, (-1, factor)).softmax(dim=1).flatten(0, 1)
-            levels.append(within_EV if not levels else within_EV * levels[-1].repeat_interleave(factor, dim=0))
+            levels.append(
+                within_EV if not levels else within_EV * levels[-1].repeat_interleave(factor, dim=0)
+            )
         return levels
 
     def map_of(self, share_PV: Tensor) -> Tensor:
         """The linear map H x V that shares and weights make together."""
         scaled_PV = share_PV / share_PV.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
-        return self.weight * scaled_PV.repeat_interleave(self.out_features // len(share_PV), dim=0).to(self.weight.dtype)
+        return self.weight * scaled_PV.repeat_interleave(
+            self.out_features // len(share_PV), dim=0
+        ).to(self.weight.dtype)
 
     def forward(self, voxels_BV: Tensor) -> Tensor:
         """Units in the order of their parcels, B x H."""
@@ -67,19 +84,25 @@ class ParcelMap(nn.Linear):
     def start_from(self, responses_TV: Tensor) -> None:
         """Begin with parcels of voxels that answer alike, instead of at random.
 
-        Every node's voxels are sorted along the first principal component of their responses around the node's mean and cut evenly: a
-        parcel's voxels rise and fall together. Nothing is known of pictures, targets or places. Training moves on from there.
+        Every node's voxels are sorted along the first principal component of their responses around
+        the node's mean and cut evenly: a parcel's voxels rise and fall together. Nothing is known
+        of pictures, targets or places. Training moves on from there.
 
         Parameters
         ----------
-        responses_TV : training trials
+        responses_TV : Tensor
+            Training trials.
         """
         centred_TV = responses_TV - responses_TV.mean(dim=0)
         standard_TV = centred_TV / centred_TV.std(dim=0).clamp_min(1e-6)
         nodes = [torch.arange(standard_TV.shape[1])]
         for factor, logits_EV in zip(self.factors, self.branch_logits):
             logits_EV.zero_()
-            parts = [part for voxels_S in nodes for part in _cut_along_component(standard_TV, voxels_S, factor)]
+            parts = [
+                part
+                for voxels_S in nodes
+                for part in _cut_along_component(standard_TV, voxels_S, factor)
+            ]
             for branch, voxels_S in enumerate(parts):
                 logits_EV[branch, voxels_S] = START_LOGIT
             nodes = parts
@@ -89,9 +112,13 @@ class ParcelMap(nn.Linear):
 
 
 def _cut_along_component(standard_TV: Tensor, voxels_S: Tensor, factor: int) -> list[Tensor]:
-    """Equal parts of some voxels, along the first principal component of their responses (power iteration, from a fixed start)."""
+    """Equal parts of some voxels, along the first principal component of their responses (power
+    iteration, from a fixed start).
+    """
     inside_TS = standard_TV[:, voxels_S]
-    inside_TS = inside_TS - inside_TS.mean(dim=1, keepdim=True)  # what all of them share tells none from another
+    inside_TS = inside_TS - inside_TS.mean(
+        dim=1, keepdim=True
+    )  # what all of them share tells none from another
     component_S = torch.linspace(-1, 1, len(voxels_S), device=standard_TV.device)
     for _ in range(100):
         component_S = inside_TS.T @ (inside_TS @ component_S)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from braingen.runtime.errors import UserError
 
 Subjects = Mapping[str, int] | Mapping[int, int] | Sequence[int]
-"""Subject number -> voxel count (numbers become strings in config.json), or the voxel counts of subjects 1, 2, ..."""
+"""Subject number -> voxel count (numbers become strings in config.json), or the voxel counts of
+subjects 1, 2, ...
+"""
 
 
 def voxel_counts(subjects: Subjects) -> dict[int, int]:
@@ -26,7 +28,10 @@ def voxel_counts(subjects: Subjects) -> dict[int, int]:
     pairs = subjects.items() if isinstance(subjects, Mapping) else enumerate(subjects, start=1)
     counts = {int(subject): int(count) for subject, count in pairs}
     if not counts or min(counts) < 1 or min(counts.values()) < 1:
-        raise UserError(f"subjects={subjects!r} is not allowed: give {{number: voxel count}}, all at least 1, for instance {{1: 15724}}.")
+        raise UserError(
+            f"subjects={subjects!r} is not allowed: give {{number: voxel count}}, all at least 1,"
+            " for instance {1: 15724}."
+        )
     return counts
 
 
@@ -35,25 +40,39 @@ class SubjectLayer(nn.Module):
 
     Parameters
     ----------
-    subjects : subject number -> voxel count
-    hidden_dim : H
-    voxel_dropout : share of voxels silenced while training, the others scaled up
-    linear : makes a subject's map from V and H
+    subjects : Subjects
+        Subject number -> voxel count.
+    hidden_dim : int
+        H.
+    voxel_dropout : float, optional
+        Share of voxels silenced while training, the others scaled up.
+    linear : Callable[[int, int], nn.Linear], optional
+        Makes a subject's map from V and H.
     """
 
     def __init__(
-        self, subjects: Subjects, hidden_dim: int, voxel_dropout: float = 0.0, linear: Callable[[int, int], nn.Linear] = nn.Linear
+        self,
+        subjects: Subjects,
+        hidden_dim: int,
+        voxel_dropout: float = 0.0,
+        linear: Callable[[int, int], nn.Linear] = nn.Linear,
     ) -> None:
         super().__init__()
         self.voxel_dropout = nn.Dropout(voxel_dropout)
-        self.linears = nn.ModuleDict({str(subject): linear(count, hidden_dim) for subject, count in voxel_counts(subjects).items()})
+        self.linears = nn.ModuleDict(
+            {
+                str(subject): linear(count, hidden_dim)
+                for subject, count in voxel_counts(subjects).items()
+            }
+        )
 
     def forward(self, voxels_BV: Tensor, subject: int) -> Tensor:
         """Map the voxels of one subject.
 
         Returns
         -------
-        units_BH
+        Tensor
+            units_BH.
 
         Raises
         ------
@@ -61,10 +80,14 @@ class SubjectLayer(nn.Module):
             For a subject without a layer, or voxels of another width.
         """
         if str(subject) not in self.linears:
-            raise UserError(f"This encoder has no layer for subject {subject}; it has subjects {', '.join(self.linears)}.")
+            raise UserError(
+                f"This encoder has no layer for subject {subject}; it has subjects"
+                f" {', '.join(self.linears)}."
+            )
         linear = self.linears[str(subject)]
         if voxels_BV.ndim != 2 or voxels_BV.shape[1] != linear.in_features:
             raise UserError(
-                f"Voxels of subject {subject} have shape {tuple(voxels_BV.shape)}; this encoder takes (batch, {linear.in_features})."
+                f"Voxels of subject {subject} have shape {tuple(voxels_BV.shape)}; this encoder"
+                f" takes (batch, {linear.in_features})."
             )
         return linear(self.voxel_dropout(voxels_BV))

@@ -1,4 +1,6 @@
-"""What earlier stages trained, asked for by later ones: there and finished, or a sentence that says what to run."""
+"""What earlier stages trained, asked for by later ones: there and finished, or a sentence that says
+what to run.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ def load_reader(config: Config, modality: str) -> BrainReader:
         names = trained_models(modality)
         there = f" Trained here: {', '.join(names)}." if names else ""
         raise UserError(
-            f"There is no trained {modality} encoder in {folder}: run `braingen train {modality} --folder {config.run.folder}` first, "
-            f"or name its run: --model_name_{modality} RUN.{there}"
+            f"There is no trained {modality} encoder in {folder}: run `braingen train {modality}"
+            f" --folder {config.run.folder}` first, or name its run: --model_name_{modality}"
+            f" RUN.{there}"
         )
     Run(folder).require_finished()
     return BrainReader.from_pretrained(folder / READER).eval()
@@ -45,5 +48,3 @@ def load_readers(config: Config) -> dict[str, BrainReader]:
         name: load_reader(config, name).requires_grad_(False).to(device_of(config))
         for name in modalities(config)
     }
-
-

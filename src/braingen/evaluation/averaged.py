@@ -1,4 +1,6 @@
-"""Scores of several drawings of the same images, averaged: a baseline drawn by chance is then not mistaken for its luck."""
+"""Scores of several drawings of the same images, averaged: a baseline drawn by chance is then not
+mistaken for its luck.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,22 @@ class Scored(NamedTuple):
     """Pairwise outcomes of the two-way scores among them."""
 
 
-def averaged(drawings: Sequence[Scored], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Score]:
+def averaged(
+    drawings: Sequence[Scored], resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Score]:
     """Every score's mean over drawings; the interval is that of the mean, images resampled.
 
     Parameters
     ----------
-    drawings : of the same images; a score that one of them lacks is left out
-    resamples, seed : of the bootstrap
+    drawings : Sequence[Scored]
+        Of the same images; a score that one of them lacks is left out.
+    resamples, seed : int, optional
+        Of the bootstrap.
 
     Returns
     -------
-    Scores by name. One drawing is returned as it is.
+    dict[str, Score]
+        Scores by name. One drawing is returned as it is.
     """
     first = drawings[0]
     if len(drawings) == 1:
@@ -47,17 +54,29 @@ def averaged(drawings: Sequence[Scored], resamples: int = RESAMPLES, seed: int =
         low: float | None = None
         high: float | None = None
         if name in first.identified:
-            share_NN = np.asarray(np.mean([each.identified[name].beats_NN for each in drawings], axis=0), dtype=np.float32)
+            share_NN = np.asarray(
+                np.mean([each.identified[name].beats_NN for each in drawings], axis=0),
+                dtype=np.float32,
+            )
             _, low, high = two_way_interval(share_NN, resamples, seed)
         elif name in first.table:
-            values_DN = np.stack([each.table[name].loc[first.table.index].to_numpy() for each in drawings])
+            values_DN = np.stack(
+                [each.table[name].loc[first.table.index].to_numpy() for each in drawings]
+            )
             mean_N = values_DN.mean(axis=0)
             _, low, high = mean_interval(mean_N[~np.isnan(mean_N)], resamples, seed)
-        mean = None if any(value is None for value in values) else float(np.mean([value for value in values if value is not None]))
+        mean = (
+            None
+            if any(value is None for value in values)
+            else float(np.mean([value for value in values if value is not None]))
+        )
         found[name] = first.scores[name]._replace(value=mean, low=low, high=high)
     return found
 
 
 def intervals(scores: Mapping[str, Score]) -> dict[str, dict[str, float | None]]:
     """Value and interval of every score, as plain JSON values."""
-    return {name: {end: score[end] for end in ("value", "low", "high")} for name, score in as_json(scores).items()}
+    return {
+        name: {end: score[end] for end in ("value", "low", "high")}
+        for name, score in as_json(scores).items()
+    }

@@ -1,6 +1,8 @@
-"""Captions: the nearest caption of the training set to what was decoded, and how well it says what was seen.
+"""Captions: the nearest caption of the training set to what was decoded, and how well it says what
+was seen.
 
-N images, M training captions, D text embedding width. A caption of the test set is never a candidate.
+N images, M training captions, D text embedding width. A caption of the test set is never a
+candidate.
 """
 
 from __future__ import annotations
@@ -19,9 +21,14 @@ METEOR_LINE = "pip install nltk && python -m nltk.downloader wordnet"
 
 
 def nearest_captions(
-    decoded_ND: np.ndarray, training_MD: np.ndarray, captions: Sequence[str], training_image_M: np.ndarray, test_image_N: np.ndarray
+    decoded_ND: np.ndarray,
+    training_MD: np.ndarray,
+    captions: Sequence[str],
+    training_image_M: np.ndarray,
+    test_image_N: np.ndarray,
 ) -> list[str]:
-    """For every decoded text embedding, the training caption whose embedding has the highest cosine with it.
+    """For every decoded text embedding, the training caption whose embedding has the highest cosine
+    with it.
 
     Raises
     ------
@@ -30,21 +37,38 @@ def nearest_captions(
     """
     shared = np.intersect1d(training_image_M, test_image_N)
     if len(shared):
-        raise UserError(f"{len(shared)} captions to choose from are of test images, e.g. of image {shared[0]}; leave them out.")
+        raise UserError(
+            f"{len(shared)} captions to choose from are of test images, e.g. of image {shared[0]};"
+            " leave them out."
+        )
     if len(captions) != len(training_MD):
-        raise UserError(f"There are {len(captions)} captions for {len(training_MD)} embeddings; they must be of equal number.")
+        raise UserError(
+            f"There are {len(captions)} captions for {len(training_MD)} embeddings; they must be of"
+            " equal number."
+        )
     decoded = identify.unit_rows(decoded_ND, "decoded text embeddings").astype(np.float32)
     training = identify.unit_rows(training_MD, "training text embeddings").astype(np.float32)
-    nearest = [(decoded[start : start + 64] @ training.T).argmax(1) for start in range(0, len(decoded), 64)]
+    nearest = [
+        (decoded[start : start + 64] @ training.T).argmax(1) for start in range(0, len(decoded), 64)
+    ]
     return [captions[int(i)] for i in np.concatenate(nearest)]
 
 
 def rouge_l(said: Sequence[str], seen: Sequence[Sequence[str]]) -> np.ndarray:
-    """ROUGE-L F measure (longest common subsequence of words) against the best of an image's captions, N values; by torchmetrics."""
+    """ROUGE-L F measure (longest common subsequence of words) against the best of an image's
+    captions, N values; by torchmetrics.
+    """
     from torchmetrics.functional.text.rouge import rouge_score
 
     return np.array(
-        [float(rouge_score(one, [list(true)], accumulate="best", rouge_keys="rougeL")["rougeL_fmeasure"]) for one, true in zip(said, seen)]
+        [
+            float(
+                rouge_score(one, [list(true)], accumulate="best", rouge_keys="rougeL")[
+                    "rougeL_fmeasure"
+                ]
+            )
+            for one, true in zip(said, seen)
+        ]
     )
 
 
@@ -64,20 +88,36 @@ def meteor(said: Sequence[str], seen: Sequence[Sequence[str]]) -> np.ndarray:
     except (ImportError, LookupError) as error:
         raise UserError(f"METEOR is missing its word list; get it with:  {METEOR_LINE}") from error
     words = [one.lower().split() for one in said]
-    return np.array([meteor_score([caption.lower().split() for caption in true], one) for one, true in zip(words, seen)])
+    return np.array(
+        [
+            meteor_score([caption.lower().split() for caption in true], one)
+            for one, true in zip(words, seen)
+        ]
+    )
 
 
-def text_similarity(said: Sequence[str], seen: Sequence[Sequence[str]], embed: Callable[[Sequence[str]], np.ndarray]) -> np.ndarray:
+def text_similarity(
+    said: Sequence[str], seen: Sequence[Sequence[str]], embed: Callable[[Sequence[str]], np.ndarray]
+) -> np.ndarray:
     """Cosine in CLIP's text space with the most similar of an image's captions, N values.
 
     Parameters
     ----------
-    embed : texts to embeddings (texts x D)
+    embed : Callable[[Sequence[str]], np.ndarray]
+        Texts to embeddings (texts x D).
     """
     flat = [caption for true in seen for caption in true]
-    said_ND, seen_MD = identify.unit_rows(embed(said), "captions"), identify.unit_rows(embed(flat), "captions")
+    said_ND, seen_MD = (
+        identify.unit_rows(embed(said), "captions"),
+        identify.unit_rows(embed(flat), "captions"),
+    )
     ends = np.cumsum([len(true) for true in seen])
-    return np.array([(seen_MD[end - len(true) : end] @ one).max() for one, true, end in zip(said_ND, seen, ends)])
+    return np.array(
+        [
+            (seen_MD[end - len(true) : end] @ one).max()
+            for one, true, end in zip(said_ND, seen, ends)
+        ]
+    )
 
 
 def caption_scores(
@@ -91,13 +131,18 @@ def caption_scores(
 
     Parameters
     ----------
-    said : retrieved caption of every image
-    seen : the captions people wrote for it
-    embed : texts to CLIP text embeddings; without it that score is left out
+    said : Sequence[str]
+        Retrieved caption of every image.
+    seen : Sequence[Sequence[str]]
+        The captions people wrote for it.
+    embed : Callable[[Sequence[str]], np.ndarray] | None, optional
+        Texts to CLIP text embeddings; without it that score is left out.
 
     Returns
     -------
-    Scores by name, their values per image, and for each that is missing the sentence that says how to get it.
+    tuple[dict[str, Score], dict[str, np.ndarray], dict[str, str]]
+        Scores by name, their values per image, and for each that is missing the sentence that says
+        how to get it.
 
     Raises
     ------
@@ -107,7 +152,8 @@ def caption_scores(
     bare = [number for number, true in enumerate(seen) if not true]
     if len(said) != len(seen) or bare:
         raise UserError(
-            f"{len(said)} captions were retrieved for {len(seen)} images, of which {len(bare)} have no caption to compare with."
+            f"{len(said)} captions were retrieved for {len(seen)} images, of which {len(bare)} have"
+            " no caption to compare with."
         )
     values: dict[str, np.ndarray] = {"rouge_l": rouge_l(said, seen)}
     missing: dict[str, str] = {}
@@ -120,5 +166,7 @@ def caption_scores(
     scores = {}
     for name, each in values.items():
         interval = uncertainty.mean_interval(each, resamples, seed)
-        scores[name] = Score(*interval, random=None, ceiling=None, ridge=None, chance=None, n=len(each), pool=None)
+        scores[name] = Score(
+            *interval, random=None, ceiling=None, ridge=None, chance=None, n=len(each), pool=None
+        )
     return scores, values, missing

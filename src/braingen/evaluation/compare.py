@@ -1,4 +1,6 @@
-"""Evaluated runs beside each other: paired differences with intervals and tests, and several subjects and seeds summarised."""
+"""Evaluated runs beside each other: paired differences with intervals and tests, and several
+subjects and seeds summarised.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ from braingen.runtime.untrusted import csv_text, markdown_cell
 STAGES = ("image", "text", "finetune", "reconstructions/brain")
 """Run folders whose settings make a method."""
 NOT_OF_A_METHOD = ("seed", "readers", "finetuned", "weights", "run")
-"""Settings, and hashes of what training made, in which two seeds or subjects of one method differ."""
+"""Settings, and hashes of what training made, in which two seeds or subjects of one method
+differ.
+"""
 
 
 class Evaluated(NamedTuple):
@@ -76,7 +80,9 @@ def read_run(folder: Path) -> Evaluated:
     """
     path = next((folder / name for name in (PAIRED, PER_IMAGE) if (folder / name).is_file()), None)
     if path is None:
-        raise UserError(f"{folder} has no {PAIRED}: run `braingen evaluate {typed_run(folder)}` first.")
+        raise UserError(
+            f"{folder} has no {PAIRED}: run `braingen evaluate {typed_run(folder)}` first."
+        )
     table = pd.read_csv(path, index_col="image")
     try:
         known = score_columns(table)
@@ -97,9 +103,14 @@ def read_run(folder: Path) -> Evaluated:
         each.get("data", {}).pop("subjects", None)
         for name in NOT_OF_A_METHOD:
             each.pop(name, None)
-    # pictures that were only given have no settings; what they are called then says which method they are of
+    # pictures that were only given have no settings; what they are called then says which method
+    # they are of
     named = origin.get("method", "BrainGen")
-    method = json.dumps([named, settings], sort_keys=True, default=str) if settings or named != "BrainGen" else str(folder)
+    method = (
+        json.dumps([named, settings], sort_keys=True, default=str)
+        if settings or named != "BrainGen"
+        else str(folder)
+    )
     return Evaluated(str(folder), named, subject, seed, method, table[known])
 
 
@@ -113,7 +124,8 @@ def evaluated_in(folder: Path) -> list[Path]:
 
 
 def methods_of(runs: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
-    """Runs by method; a method is called as its tables call it, or after its first run where two are called alike.
+    """Runs by method; a method is called as its tables call it, or after its first run where two
+    are called alike.
 
     Raises
     ------
@@ -131,8 +143,9 @@ def methods_of(runs: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
             twin = seen.setdefault((run.subject, run.seed), run.name)
             if twin != run.name:
                 raise UserError(
-                    f"{twin} and {run.name} are of one method, subject ({run.subject}) and seed ({run.seed}), so they would count twice:"
-                    " leave one out, or evaluate it with another name (--method)."
+                    f"{twin} and {run.name} are of one method, subject ({run.subject}) and seed"
+                    f" ({run.seed}), so they would count twice: leave one out, or evaluate it with"
+                    " another name (--method)."
                 )
         found[called if names.count(called) == 1 else group[0].name] = group
     return found
@@ -140,20 +153,27 @@ def methods_of(runs: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
 
 def pairwise(runs: Sequence[Evaluated], resamples: int, seed: int) -> list[Comparison]:
     """Every two runs on the same test images, image by image, Holm-corrected over all of them."""
-    columns = {run.name: {score: run.table[score].to_numpy() for score in run.table} for run in runs}
+    columns = {
+        run.name: {score: run.table[score].to_numpy() for score in run.table} for run in runs
+    }
     return compare(columns, {run.name: run.table.index.to_numpy() for run in runs}, resamples, seed)
 
 
 def _values(runs: Sequence[Evaluated], score: str) -> dict[tuple[int, int], dict[int, float]]:
-    return {(run.subject, run.seed): run.table[score].to_dict() for run in runs if score in run.table}
+    return {
+        (run.subject, run.seed): run.table[score].to_dict() for run in runs if score in run.table
+    }
 
 
-def summaries(methods: Mapping[str, Sequence[Evaluated]], resamples: int, seed: int) -> pd.DataFrame:
+def summaries(
+    methods: Mapping[str, Sequence[Evaluated]], resamples: int, seed: int
+) -> pd.DataFrame:
     """Every score of every method over its subjects and seeds.
 
     Returns
     -------
-    Columns method, score, value, low, high, between_seeds, between_subjects, subjects, seeds.
+    pd.DataFrame
+        Columns method, score, value, low, high, between_seeds, between_subjects, subjects, seeds.
     """
     rows = []
     for method, runs in methods.items():
@@ -163,8 +183,12 @@ def summaries(methods: Mapping[str, Sequence[Evaluated]], resamples: int, seed: 
     return pd.DataFrame(rows)
 
 
-def between_methods(methods: Mapping[str, Sequence[Evaluated]], resamples: int, seed: int) -> list[Comparison]:
-    """Every two methods that were run on the same subjects, on every score both have, Holm-corrected over all of them."""
+def between_methods(
+    methods: Mapping[str, Sequence[Evaluated]], resamples: int, seed: int
+) -> list[Comparison]:
+    """Every two methods that were run on the same subjects, on every score both have,
+    Holm-corrected over all of them.
+    """
     found = []
     names = list(methods)
     for number, first in enumerate(names):
@@ -181,7 +205,9 @@ def between_methods(methods: Mapping[str, Sequence[Evaluated]], resamples: int, 
                 differences = compare_methods(*sides)
                 p = permutation_p(differences, resamples, seed)
                 interval = mean_interval(differences, resamples, seed)
-                found.append(Comparison(score, first, second, *interval, p=p, p_holm=p, n=len(differences)))
+                found.append(
+                    Comparison(score, first, second, *interval, p=p, p_holm=p, n=len(differences))
+                )
     corrected = holm([one.p for one in found])
     return [one._replace(p_holm=float(p)) for one, p in zip(found, corrected)]
 
@@ -194,25 +220,39 @@ def verdict(each: Comparison) -> str:
 
 
 def _comparison_table(found: Sequence[Comparison]) -> list[str]:
-    lines = ["| score | first | second | first - second | 95 % interval | p (Holm) | first is | N |"]
+    lines = [
+        "| score | first | second | first - second | 95 % interval | p (Holm) | first is | N |"
+    ]
     lines += ["| --- | --- | --- | ---: | :---: | ---: | --- | ---: |"]
     for one in found:
         interval = f"{one.low:+.4f} to {one.high:+.4f}"
         names = f"{markdown_cell(one.first)} | {markdown_cell(one.second)}"
         lines.append(
-            f"| {metric(one.score).title} | {names} | {one.difference:+.4f} | {interval} | {one.p_holm:.3g} | {verdict(one)} | {one.n} |"
+            f"| {metric(one.score).title} | {names} | {one.difference:+.4f} | {interval} |"
+            f" {one.p_holm:.3g} | {verdict(one)} | {one.n} |"
         )
     return lines
 
 
-def _markdown(runs: Sequence[Comparison], methods: Sequence[Comparison], summary: pd.DataFrame) -> str:
+def _markdown(
+    runs: Sequence[Comparison], methods: Sequence[Comparison], summary: pd.DataFrame
+) -> str:
     lines = ["Runs of one subject, image by image:", "", *_comparison_table(runs)] if runs else []
     if methods:
         lines += ["", "Methods, seeds and subjects averaged:", "", *_comparison_table(methods)]
-    lines += ["", "| method | score | mean | 95 % interval | sd of seeds | sd of subjects | subjects | seeds |"]
+    lines += [
+        "",
+        (
+            "| method | score | mean | 95 % interval | sd of seeds | sd of subjects | subjects |"
+            " seeds |"
+        ),
+    ]
     lines += ["| --- | --- | ---: | :---: | ---: | ---: | ---: | ---: |"]
     for _, each in summary.iterrows():
-        spread = ["-" if pd.isna(each[name]) else f"{each[name]:.4f}" for name in ("between_seeds", "between_subjects")]
+        spread = [
+            "-" if pd.isna(each[name]) else f"{each[name]:.4f}"
+            for name in ("between_seeds", "between_subjects")
+        ]
         interval = f"{each['low']:.4f} to {each['high']:.4f}"
         cells = [
             markdown_cell(each["method"]),
@@ -232,24 +272,32 @@ def _told(found: Sequence[Comparison], level: str) -> list[dict[str, Any]]:
 
 
 def compare_runs(config: Config) -> Path:
-    """Compare evaluated runs: each with each within a subject, and methods over their subjects and seeds.
+    """Compare evaluated runs: each with each within a subject, and methods over their subjects and
+    seeds.
 
     Returns
     -------
-    the folder with comparisons.json, comparisons.csv, summary.csv and comparison.md
+    Path
+        The folder with comparisons.json, comparisons.csv, summary.csv and comparison.md.
 
     Raises
     ------
     UserError
-        With fewer than two runs, one that was not evaluated, or runs of one subject that scored different images.
+        With fewer than two runs, one that was not evaluated, or runs of one subject that scored
+        different images.
     """
     folders = list(dict.fromkeys(Path(name).expanduser() for name in config.compare.runs))
     if len(folders) < 2:
-        raise UserError(f"A comparison needs at least 2 different runs, there is {len(folders)}: braingen compare runs/a runs/b ...")
+        raise UserError(
+            f"A comparison needs at least 2 different runs, there is {len(folders)}: braingen"
+            " compare runs/a runs/b ..."
+        )
     runs = [read_run(each) for folder in folders for each in evaluated_in(folder)]
     resamples, seed = config.scores.bootstrap, config.run.seed
     found: list[Comparison] = []
-    for subject in sorted({run.subject for run in runs}):  # test images are shared, brains are not: runs are paired within a subject
+    for subject in sorted(
+        {run.subject for run in runs}
+    ):  # test images are shared, brains are not: runs are paired within a subject
         same = [run for run in runs if run.subject == subject]
         found += pairwise(same, resamples, seed) if len(same) > 1 else []
     corrected = holm([one.p for one in found])  # over the subjects too
@@ -262,12 +310,33 @@ def compare_runs(config: Config) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     records = _told(found, "runs") + _told(together, "methods")
     write_json(folder / "comparisons.json", records)
-    write_text(folder / "comparisons.csv", csv_text(pd.DataFrame(records), index=False, float_format="%.6g"))
+    write_text(
+        folder / "comparisons.csv",
+        csv_text(pd.DataFrame(records), index=False, float_format="%.6g"),
+    )
     write_text(folder / "summary.csv", csv_text(summary, index=False, float_format="%.6g"))
     write_text(folder / "comparison.md", _markdown(found, together, summary))
-    shown = Table("score", "first", "second", "difference", "95 %", "p (Holm)", "first is", title="first minus second")
+    shown = Table(
+        "score",
+        "first",
+        "second",
+        "difference",
+        "95 %",
+        "p (Holm)",
+        "first is",
+        title="first minus second",
+    )
     for one in [*found, *together]:
         interval = f"{one.low:+.4f} to {one.high:+.4f}"
-        add_row(shown, one.score, one.first, one.second, f"{one.difference:+.4f}", interval, f"{one.p_holm:.3g}", verdict(one))
+        add_row(
+            shown,
+            one.score,
+            one.first,
+            one.second,
+            f"{one.difference:+.4f}",
+            interval,
+            f"{one.p_holm:.3g}",
+            verdict(one),
+        )
     new_console().print(shown)
     return folder

@@ -1,4 +1,6 @@
-"""A score along a setting (sessions, width of a bottleneck): one row per point and way, as a table and as a plot."""
+"""A score along a setting (sessions, width of a bottleneck): one row per point and way, as a table
+and as a plot.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +45,25 @@ class Curve(NamedTuple):
 def as_rows(curve: Curve) -> list[dict[str, str | float | int | None]]:
     """Every point as a plain record, for JSON."""
     return [
-        {"way": point.way, "x": point.x, "score": point.score, **point.summary._asdict(), "chance": point.chance} for point in curve.points
+        {
+            "way": point.way,
+            "x": point.x,
+            "score": point.score,
+            **point.summary._asdict(),
+            "chance": point.chance,
+        }
+        for point in curve.points
     ]
 
 
 def markdown(curve: Curve, notes: Sequence[str] = ()) -> str:
     """A table with a row per way and x, a column per score, and notes below it."""
     heads = [metric(score).title for score in curve.scores]
-    lines = [f"# {curve.title}", "", f"| way | {curve.x_title} | seeds | " + " | ".join(heads) + " |"]
+    lines = [
+        f"# {curve.title}",
+        "",
+        f"| way | {curve.x_title} | seeds | " + " | ".join(heads) + " |",
+    ]
     lines.append("| --- | --- | --- |" + " --- |" * len(heads))
     by_place: dict[tuple[str, float], dict[str, Point]] = {}
     for point in curve.points:
@@ -60,10 +73,23 @@ def markdown(curve: Curve, notes: Sequence[str] = ()) -> str:
         cells = [_cell(found[score].summary) if score in found else "" for score in curve.scores]
         lines.append(f"| {curve.ways[way]} | {x:g} | {seeds} | " + " | ".join(cells) + " |")
     for name, values in curve.levels.items():
-        lines.append(f"| {name} | | | " + " | ".join(f"{values[score]:.3f}" if score in values else "" for score in curve.scores) + " |")
+        lines.append(
+            f"| {name} | | | "
+            + " | ".join(
+                f"{values[score]:.3f}" if score in values else "" for score in curve.scores
+            )
+            + " |"
+        )
     told = ["Value [95 % interval over images] ± standard deviation between seeds."]
     chances = {point.score: point.chance for point in curve.points if point.chance is not None}
-    told += [f"Chance: {', '.join(f'{metric(score).title} {chance:.3g}' for score, chance in chances.items())}."] if chances else []
+    told += (
+        [
+            "Chance:"
+            f" {', '.join(f'{metric(score).title} {chance:.3g}' for score, chance in chances.items())}."
+        ]
+        if chances
+        else []
+    )
     return "\n".join([*lines, "", *told, *notes]) + "\n"
 
 
@@ -77,8 +103,10 @@ def plot(curve: Curve, folder: Path, name: str, wanted: Sequence[str]) -> None:
 
     Parameters
     ----------
-    folder, name : the files are ``<folder>/<name>.png`` and ``.svg``
-    wanted : scores that get a panel, where there are points of them
+    folder, name : Path
+        The files are ``<folder>/<name>.png`` and ``.svg``.
+    wanted : Sequence[str]
+        Scores that get a panel, where there are points of them.
     """
     from matplotlib import rc_context  # slow to import
     from matplotlib.figure import Figure  # no window, no global state
@@ -90,13 +118,23 @@ def plot(curve: Curve, folder: Path, name: str, wanted: Sequence[str]) -> None:
     for axes, score in zip(panels, scores):
         chance = None
         for way, words in curve.ways.items():
-            line = sorted((point for point in curve.points if point.way == way and point.score == score), key=lambda point: point.x)
+            line = sorted(
+                (point for point in curve.points if point.way == way and point.score == score),
+                key=lambda point: point.x,
+            )
             if not line:
                 continue
             x, values = [point.x for point in line], [point.summary for point in line]
             chance = line[0].chance
             (drawn,) = axes.plot(x, [value.value for value in values], marker="o", label=words)
-            axes.fill_between(x, [v.low for v in values], [v.high for v in values], alpha=0.15, color=drawn.get_color(), linewidth=0)
+            axes.fill_between(
+                x,
+                [v.low for v in values],
+                [v.high for v in values],
+                alpha=0.15,
+                color=drawn.get_color(),
+                linewidth=0,
+            )
         for style, (level, known) in zip(("--", "-.", ":"), curve.levels.items()):
             if score in known:
                 axes.axhline(known[score], linestyle=style, color="0.4", label=level)
@@ -111,9 +149,15 @@ def plot(curve: Curve, folder: Path, name: str, wanted: Sequence[str]) -> None:
     panels[0].legend(fontsize=8, frameon=False)
     figure.suptitle(curve.title, fontsize=11)
     for kind in ("png", "svg"):
-        # names inside an SVG are drawn by chance unless a salt is given; the same curve is to be the same file
-        with replaced_path(folder / f"{name}.{kind}") as temporary, rc_context({"svg.hashsalt": name}):
-            figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+        # names inside an SVG are drawn by chance unless a salt is given; the same curve is to be
+        # the same file
+        with (
+            replaced_path(folder / f"{name}.{kind}") as temporary,
+            rc_context({"svg.hashsalt": name}),
+        ):
+            figure.savefig(
+                temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None
+            )
 
 
 def write_table(curve: Curve, path: Path, notes: Sequence[str] = ()) -> None:

@@ -1,4 +1,5 @@
-"""Scores of the decoder alone, before any picture: CLIP-cos and retrieval, for the whole decoder, its levels or its experts.
+"""Scores of the decoder alone, before any picture: CLIP-cos and retrieval, for the whole decoder,
+its levels or its experts.
 
 N images, T tokens, D width.
 """
@@ -32,14 +33,19 @@ def decoder_scores(
 
     Parameters
     ----------
-    decoded_ND, true_ND : decoded and true CLIP embeddings in the same order of images, tokens flattened or not
-    image_N : their image ids
-    pool, draws : candidates of a retrieval, and random pools to average over; with no more images than ``pool`` all of them are
-        candidates in one draw, and the score states that pool
+    decoded_ND, true_ND : np.ndarray
+        Decoded and true CLIP embeddings in the same order of images, tokens flattened or not.
+    image_N : np.ndarray
+        Their image ids.
+    pool, draws : int, optional
+        Candidates of a retrieval, and random pools to average over; with no more images than
+        ``pool`` all of them are candidates in one draw, and the score states that pool.
 
     Returns
     -------
-    Scores by name, and the values of every image (index: image id). Retrieval is left out among fewer than five images.
+    tuple[dict[str, Score], pd.DataFrame]
+        Scores by name, and the values of every image (index: image id). Retrieval is left out among
+        fewer than five images.
     """
     ids = check_ids(image_N, len(decoded_ND), "decoded embeddings")
     order = np.argsort(ids)  # so that pools hold the same images whatever order they came in
@@ -47,7 +53,11 @@ def decoder_scores(
     count = len(ids)
     cosines = identify.cosine(decoded, true)
     interval = uncertainty.mean_interval(cosines, resamples, seed)
-    scores = {"clip_cos": Score(*interval, random=None, ceiling=None, ridge=None, chance=None, n=count, pool=None)}
+    scores = {
+        "clip_cos": Score(
+            *interval, random=None, ceiling=None, ridge=None, chance=None, n=count, pool=None
+        )
+    }
     table = pd.DataFrame({"clip_cos": cosines}, index=pd.Index(ids, name="image"))
     if count < FEWEST_CANDIDATES:
         return scores, table
@@ -55,22 +65,35 @@ def decoder_scores(
     for name, way in zip(identify.BothWays._fields, identify.retrieval(decoded, true, pools)):
         interval = uncertainty.ratio_interval(way.found_N, way.asked_N, resamples, seed)
         scores[f"retrieval_{name}"] = Score(
-            *interval, random=None, ceiling=None, ridge=None, chance=1 / way.pool, n=count, pool=way.pool
-        )  # fmt: skip
+            *interval,
+            random=None,
+            ceiling=None,
+            ridge=None,
+            chance=1 / way.pool,
+            n=count,
+            pool=way.pool,
+        )
         table[f"retrieval_{name}"] = way.found_N / np.maximum(way.asked_N, 1)
     return scores, table
 
 
-def scores_by_part(parts: Mapping[str, np.ndarray], true_ND: np.ndarray, image_N: np.ndarray, **settings: int) -> pd.DataFrame:
-    """The same for every part of a decoder, e.g. ``{"level 0": ..., "level 1, expert 3": ...}``; settings as of `decoder_scores`.
+def scores_by_part(
+    parts: Mapping[str, np.ndarray], true_ND: np.ndarray, image_N: np.ndarray, **settings: int
+) -> pd.DataFrame:
+    """The same for every part of a decoder, e.g. ``{"level 0": ..., "level 1, expert 3": ...}``;
+    settings as of `decoder_scores`.
 
     Returns
     -------
-    One row per part and score: part, score, value, low, high, chance, n, pool.
+    pd.DataFrame
+        One row per part and score: part, score, value, low, high, chance, n, pool.
     """
     rows = []
     for part, decoded_ND in parts.items():
         for name, score in decoder_scores(decoded_ND, true_ND, image_N, **settings)[0].items():
             fields = score._asdict()
-            rows.append({"part": part, "score": name} | {key: fields[key] for key in ("value", "low", "high", "chance", "n", "pool")})
+            rows.append(
+                {"part": part, "score": name}
+                | {key: fields[key] for key in ("value", "low", "high", "chance", "n", "pool")}
+            )
     return pd.DataFrame(rows)

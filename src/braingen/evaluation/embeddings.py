@@ -36,27 +36,43 @@ class Read(NamedTuple):
 
 
 @torch.no_grad()
-def read_test_images(config: Config, modality: str, reader: BrainReader, random: bool = False) -> Read:
+def read_test_images(
+    config: Config, modality: str, reader: BrainReader, random: bool = False
+) -> Read:
     """Read the test images of the (first) subject.
 
     Parameters
     ----------
-    random : read standard normal voxels instead, seeded by image id: the baseline
+    random : bool, optional
+        Read standard normal voxels instead, seeded by image id: the baseline.
     """
-    layout, device, subject = Layout.of(config.data.root), device_of(config), config.data.subjects[0]
+    layout, device, subject = (
+        Layout.of(config.data.root),
+        device_of(config),
+        config.data.subjects[0],
+    )
     repeats = group_repeats(test_trials(layout, subject))
     reader = reader.to(device).eval()
     embedding, clip = [], []
     for batch in RepeatBatches(repeats, Betas.of(layout, subject), subject, 64):
         voxels_BRV, ids = batch.voxels_BRV, batch.image_B.tolist()
         if random:
-            voxels_BRV = seeded_noise(ids, tuple(voxels_BRV.shape[1:]), config.run.seed, "random voxels")
+            voxels_BRV = seeded_noise(
+                ids, tuple(voxels_BRV.shape[1:]), config.run.seed, "random voxels"
+            )
         count, repeat = batch.present_BR.shape
         each = reader(voxels_BRV.flatten(0, 1).to(device), subject)
         backbone_BTD, clip_BTD = (
-            average_repeats(x.unflatten(0, (count, repeat)), batch.present_BR.to(device)) for x in (each.backbone_BTD, each.clip_BTD)
+            average_repeats(x.unflatten(0, (count, repeat)), batch.present_BR.to(device))
+            for x in (each.backbone_BTD, each.clip_BTD)
         )
-        noise = seeded_noise(ids, reader.noise_shape, config.run.seed, f"prior of {modality}").to(device) if reader.noise_shape else None
+        noise = (
+            seeded_noise(ids, reader.noise_shape, config.run.seed, f"prior of {modality}").to(
+                device
+            )
+            if reader.noise_shape
+            else None
+        )
         embedding.append(reader.embedding(backbone_BTD, noise).flatten(1).float().cpu())
         clip.append(clip_BTD.flatten(1).float().cpu())
     return Read(torch.cat(embedding), torch.cat(clip), repeats.image_N)
@@ -66,7 +82,9 @@ class ImageScores(NamedTuple):
     """Scores of every test image."""
 
     values: dict[str, np.ndarray]
-    """By name: CLIP cosine, top-1 retrieval both ways, share of the other images that two-way identification tells apart."""
+    """By name: CLIP cosine, top-1 retrieval both ways, share of the other images that two-way
+    identification tells apart.
+    """
     chance: dict[str, float]
 
     def by_place(self, name: str) -> dict[int, float]:
@@ -78,20 +96,43 @@ def score_reading(config: Config, modality: str, reader: BrainReader, read: Read
     """Hold what was read against the true embeddings."""
     true_ND = Targets(config).of(modality, read.image_N)
     standard_ND = reader.cpu().standardised(true_ND).flatten(1).numpy()
-    settings = {"pool": config.scores.retrieval_pool, "draws": config.scores.retrieval_draws, "resamples": 1, "seed": config.run.seed}
-    _, cosines = decoder_scores(read.embedding_ND.numpy(), true_ND.flatten(1).numpy(), read.image_N, **settings)
+    settings = {
+        "pool": config.scores.retrieval_pool,
+        "draws": config.scores.retrieval_draws,
+        "resamples": 1,
+        "seed": config.run.seed,
+    }
+    _, cosines = decoder_scores(
+        read.embedding_ND.numpy(), true_ND.flatten(1).numpy(), read.image_N, **settings
+    )
     scores, retrieval = decoder_scores(read.clip_ND.numpy(), standard_ND, read.image_N, **settings)
     told_apart = two_way(true_ND.flatten(1).numpy(), read.embedding_ND.numpy()).share_N
     values = {name: retrieval[name].to_numpy() for name in retrieval if name != "clip_cos"}
     values |= {"two_way_clip": told_apart, "clip_cos": cosines["clip_cos"].to_numpy()}
-    return ImageScores(values, {name: score.chance for name, score in scores.items() if score.chance is not None} | {"two_way_clip": 0.5})
+    return ImageScores(
+        values,
+        {name: score.chance for name, score in scores.items() if score.chance is not None}
+        | {"two_way_clip": 0.5},
+    )
 
 
-def scores_at(config: Config, modality: str, path: Path, reader_folder: Path, random: bool = False) -> ImageScores:
+def scores_at(
+    config: Config, modality: str, path: Path, reader_folder: Path, random: bool = False
+) -> ImageScores:
     """The scores of a finished reader, from ``path`` where they have been computed before."""
     if not path.exists():
         reader = BrainReader.from_pretrained(reader_folder)
-        found = score_reading(config, modality, reader, read_test_images(config, modality, reader, random))
-        write_json(path, {"values": {name: values.tolist() for name, values in found.values.items()}, "chance": found.chance})
+        found = score_reading(
+            config, modality, reader, read_test_images(config, modality, reader, random)
+        )
+        write_json(
+            path,
+            {
+                "values": {name: values.tolist() for name, values in found.values.items()},
+                "chance": found.chance,
+            },
+        )
     kept = read_json(path)
-    return ImageScores({name: np.array(values) for name, values in kept["values"].items()}, kept["chance"])
+    return ImageScores(
+        {name: np.array(values) for name, values in kept["values"].items()}, kept["chance"]
+    )

@@ -1,4 +1,6 @@
-"""Score the reconstructions beside random voxels, a ceiling and ridge regression; every figure with its interval."""
+"""Score the reconstructions beside random voxels, a ceiling and ridge regression; every figure with
+its interval.
+"""
 
 from __future__ import annotations
 
@@ -79,17 +81,26 @@ FEW = 20
 
 
 def _decoding(
-    config: Config, image_ND: Tensor, clip_ND: Tensor, true_ND: Tensor, mean_D: Tensor, ids: np.ndarray
+    config: Config,
+    image_ND: Tensor,
+    clip_ND: Tensor,
+    true_ND: Tensor,
+    mean_D: Tensor,
+    ids: np.ndarray,
 ) -> Scored:
-    """CLIP-cos and two-way identification of the decoded embedding; retrieval with the encoder's projected output.
+    """CLIP-cos and two-way identification of the decoded embedding; retrieval with the encoder's
+    projected output.
 
     Retrieval and two-way identification are of embeddings around the training mean.
 
     Parameters
     ----------
-    image_ND, true_ND : decoded and true embeddings in CLIP's own units
-    clip_ND : the projected output, around the training mean
-    mean_D : mean embedding of the training pictures
+    image_ND, true_ND : Tensor
+        Decoded and true embeddings in CLIP's own units.
+    clip_ND : Tensor
+        The projected output, around the training mean.
+    mean_D : Tensor
+        Mean embedding of the training pictures.
     """
     true_clip_ND = true_ND - mean_D
     settings = {
@@ -99,26 +110,35 @@ def _decoding(
         "seed": config.run.seed,
     }
     cosine, cosine_table = decoder_scores(image_ND.numpy(), true_ND.numpy(), ids, **settings)
-    retrieval, retrieval_table = decoder_scores(clip_ND.numpy(), true_clip_ND.numpy(), ids, **settings)
+    retrieval, retrieval_table = decoder_scores(
+        clip_ND.numpy(), true_clip_ND.numpy(), ids, **settings
+    )
     scores = {name: (cosine if name == "clip_cos" else retrieval)[name] for name in cosine}
     apart = two_way(true_clip_ND.numpy(), (image_ND - mean_D).numpy())
     interval = two_way_interval(apart.beats_NN, config.scores.bootstrap, config.run.seed)
-    scores[TWO_WAY] = Score(*interval, random=None, ceiling=None, ridge=None, chance=0.5, n=len(ids), pool=None)
+    scores[TWO_WAY] = Score(
+        *interval, random=None, ceiling=None, ridge=None, chance=0.5, n=len(ids), pool=None
+    )
     own = pd.Series(apart.share_N, index=pd.Index(ids, name="image"), name=TWO_WAY)
-    table = pd.concat([cosine_table[["clip_cos"]], own, retrieval_table.drop(columns="clip_cos")], axis=1)
+    table = pd.concat(
+        [cosine_table[["clip_cos"]], own, retrieval_table.drop(columns="clip_cos")], axis=1
+    )
     return Scored(scores, table, {TWO_WAY: apart})
 
 
 def ridge_embeddings(
     config: Config, targets: Targets, ids: np.ndarray, modality: str = "image"
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings of the test images by cross-validated ridge regression on the same training trials.
+    """Embeddings of the test images by cross-validated ridge regression on the same training
+    trials.
 
-    Ridge learns from all training trials, the encoders' held-out ones included: it chooses its penalty by leaving images out.
+    Ridge learns from all training trials, the encoders' held-out ones included: it chooses its
+    penalty by leaving images out.
 
     Returns
     -------
-    raw_ND, mean_D : predictions in CLIP's own units, and the training mean
+    tuple[Tensor, Tensor]
+        raw_ND, mean_D : predictions in CLIP's own units, and the training mean.
     """
     layout, subject = Layout.of(config.data.root), config.data.subjects[0]
     betas = Betas.of(layout, subject)
@@ -142,7 +162,15 @@ def colour_score(words: pd.DataFrame) -> Score:
     asked = words[words["colour_true"] != ""]
     right = (asked["colour_true"] == asked["colour_said"]).to_numpy(dtype=float)
     interval = share_interval(right)
-    return Score(*interval, random=None, ceiling=None, ridge=None, chance=1 / len(COLOUR_NAMES), n=len(right), pool=None)
+    return Score(
+        *interval,
+        random=None,
+        ceiling=None,
+        ridge=None,
+        chance=1 / len(COLOUR_NAMES),
+        n=len(right),
+        pool=None,
+    )
 
 
 def _require(config: Config) -> dict[str, list[Path]]:
@@ -150,9 +178,15 @@ def _require(config: Config) -> dict[str, list[Path]]:
     brain, ceiling = (drawn_folder(config, source) for source in ("brain", "ceiling"))
     if not (brain / INDEX).exists():
         what = typed_run(config.run.folder)
-        raise UserError(f"There are no finished reconstructions in {brain}: run `braingen reconstruct {what}` first.")
+        raise UserError(
+            f"There are no finished reconstructions in {brain}: run `braingen reconstruct {what}`"
+            " first."
+        )
     folders = {"brain": [brain], "random": random_folders(config), "ceiling": [ceiling]}
-    there = {source: [folder for folder in some if (folder / INDEX).exists()] for source, some in folders.items()}
+    there = {
+        source: [folder for folder in some if (folder / INDEX).exists()]
+        for source, some in folders.items()
+    }
     return {source: some for source, some in there.items() if some}
 
 
@@ -165,24 +199,37 @@ def warn_of_few(count: int) -> None:
         For a single picture: there is nothing it could be mistaken for.
     """
     advice = (
-        "prepare with more test pictures (prepare.test_share, prepare.test_images), or leave every picture out once:"
-        " braingen cross-validate --scans SCANS."
+        "prepare with more test pictures (prepare.test_share, prepare.test_images), or leave every"
+        " picture out once: braingen cross-validate --scans SCANS."
     )
     if count < 2:
-        raise UserError(f"{count} test picture cannot be scored, since there is no other to take it for: {advice}")
+        raise UserError(
+            f"{count} test picture cannot be scored, since there is no other to take it for:"
+            f" {advice}"
+        )
     if count < FEW:
-        unsure = "" if count >= FEWEST_CANDIDATES else f" Retrieval needs {FEWEST_CANDIDATES} and is left out."
+        unsure = (
+            ""
+            if count >= FEWEST_CANDIDATES
+            else f" Retrieval needs {FEWEST_CANDIDATES} and is left out."
+        )
         logger.warning(
-            "Only %d test pictures: two-way identification is at chance at 0.500, and by chance alone within about"
-            " +-%.2f of it (95 %%).%s Better: %s", count, 0.98 / np.sqrt(count), unsure, advice
-        )  # fmt: skip
+            "Only %d test pictures: two-way identification is at chance at 0.500, and by chance"
+            " alone within about +-%.2f of it (95 %%).%s Better: %s",
+            count,
+            0.98 / np.sqrt(count),
+            unsure,
+            advice,
+        )
 
 
 @torch.no_grad()
 def scores_of_parts(config: Config, targets: Targets, ids: np.ndarray) -> pd.DataFrame:
-    """CLIP-cos and retrieval of what every level, and every expert, of the image encoder says by itself.
+    """CLIP-cos and retrieval of what every level, and every expert, of the image encoder says by
+    itself.
 
-    Embeddings are averaged over presentations and compared around the training mean, before the prior.
+    Embeddings are averaged over presentations and compared around the training mean, before the
+    prior.
     """
     reader, subject = load_reader(config, "image").to(device_of(config)), config.data.subjects[0]
     layout = Layout.of(config.data.root)
@@ -193,16 +240,31 @@ def scores_of_parts(config: Config, targets: Targets, ids: np.ndarray) -> pd.Dat
     for batch in RepeatBatches(repeats, betas, subject, 32):
         count, presentations = batch.present_BR.shape
         out = reader(batch.voxels_BRV.flatten(0, 1).to(reader.device), subject, return_experts=True)
-        parts = {f"level {level}": out.level_backbone_BLTD[:, level] for level in range(out.level_backbone_BLTD.shape[1])}
+        parts = {
+            f"level {level}": out.level_backbone_BLTD[:, level]
+            for level in range(out.level_backbone_BLTD.shape[1])
+        }
         for level, experts_BETD in enumerate(out.expert_backbone):
-            parts |= {f"level {level}, expert {expert}": experts_BETD[:, expert] for expert in range(experts_BETD.shape[1])}
+            parts |= {
+                f"level {level}, expert {expert}": experts_BETD[:, expert]
+                for expert in range(experts_BETD.shape[1])
+            }
         for name, part_BTD in parts.items():
-            mean_BTD = average_repeats(part_BTD.float().unflatten(0, (count, presentations)), batch.present_BR.to(part_BTD.device))
+            mean_BTD = average_repeats(
+                part_BTD.float().unflatten(0, (count, presentations)),
+                batch.present_BR.to(part_BTD.device),
+            )
             said.setdefault(name, []).append(mean_BTD.flatten(1).cpu())
     true_ND = reader.cpu().standardised(targets.image(repeats.image_N)).flatten(1).numpy()
-    settings = {"pool": config.scores.retrieval_pool, "draws": config.scores.retrieval_draws, "seed": config.run.seed}
+    settings = {
+        "pool": config.scores.retrieval_pool,
+        "draws": config.scores.retrieval_draws,
+        "seed": config.run.seed,
+    }
     decoded = {name: torch.cat(rows).numpy() for name, rows in said.items()}
-    return scores_by_part(decoded, true_ND, repeats.image_N, resamples=config.scores.bootstrap, **settings)
+    return scores_by_part(
+        decoded, true_ND, repeats.image_N, resamples=config.scores.bootstrap, **settings
+    )
 
 
 class Source(NamedTuple):
@@ -210,29 +272,42 @@ class Source(NamedTuple):
 
     pictures: Sheet
     decoding: Scored | None
-    """None of refined pictures: their embeddings and captions are those of the pictures they were made from."""
+    """None of refined pictures: their embeddings and captions are those of the pictures they were
+    made from.
+    """
     captions: Scored | None
     words: pd.DataFrame | None
     """What the judge says of them; of simulated scenes only."""
 
     def together(self) -> Scored:
         """All its scores."""
-        parts = [Scored(self.pictures.scores, self.pictures.table, self.pictures.identified), *filter(None, (self.decoding, self.captions))]
+        parts = [
+            Scored(self.pictures.scores, self.pictures.table, self.pictures.identified),
+            *filter(None, (self.decoding, self.captions)),
+        ]
         tables = [part.table for part in parts]
         if self.words is not None and COLOUR in self.pictures.scores:
             asked = self.words["colour_true"] != ""
-            tables.append((self.words["colour_true"] == self.words["colour_said"])[asked].astype(float).rename(COLOUR).to_frame())
+            tables.append(
+                (self.words["colour_true"] == self.words["colour_said"])[asked]
+                .astype(float)
+                .rename(COLOUR)
+                .to_frame()
+            )
         scores = {name: score for part in parts for name, score in part.scores.items()}
         identified = {name: found for part in parts for name, found in part.identified.items()}
         return Scored(scores, pd.concat(tables, axis=1), identified)
 
 
 def evaluate(config: Config) -> Path:
-    """Write the scores of a run into its folder (`evaluation/score_files.py` names the files), or of ``scores.all_recons_path``.
+    """Write the scores of a run into its folder (`evaluation/score_files.py` names the files), or
+    of ``scores.all_recons_path``.
 
     Returns
     -------
-    path of scores.json; with several subjects of the mean over them, each subject's lie in its own folder
+    Path
+        Path of scores.json; with several subjects of the mean over them, each subject's lie in its
+        own folder.
     """
     if config.scores.all_recons_path:
         return evaluate_pictures(one_subject(config, "scores.all_recons_path"))
@@ -259,13 +334,22 @@ def evaluate_subject(config: Config) -> Path:
     raw_ridge, mean = ridge_embeddings(config, targets, ids)
     ridge = _decoding(config, raw_ridge, raw_ridge - mean, true_ND, mean, ids)
     space = TextSpace(targets) if has_captions(Layout.of(config.data.root)) else None
-    kept = Layout.of(config.data.root).cache() / "features"  # of the true pictures, for every source and later evaluation
-    settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
+    kept = (
+        Layout.of(config.data.root).cache() / "features"
+    )  # of the true pictures, for every source and later evaluation
+    settings: dict[str, Any] = {
+        "readouts": named,
+        "missing": missing,
+        "resamples": config.scores.bootstrap,
+        "seed": config.run.seed,
+    }
 
     def source_in(folder: Path, refined: bool) -> Source:
         found = {} if refined else load_file(folder / EMBEDDINGS)
         if not refined and found["ids"].tolist() != ids.tolist():
-            raise UserError(f"{folder} and {brain} hold different images: draw both with the same settings.")
+            raise UserError(
+                f"{folder} and {brain} hold different images: draw both with the same settings."
+            )
         sheet = score_images(truth, ids, Pngs(folder, ids), ids, networks, store=store, **settings)
         words = None
         if targets.stimuli.simulated:
@@ -274,47 +358,91 @@ def evaluate_subject(config: Config) -> Path:
                 sheet.scores[COLOUR] = colour_score(words)
         if refined:
             return Source(sheet, None, None, words)
-        decoding = _decoding(config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, mean, ids)
+        decoding = _decoding(
+            config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, mean, ids
+        )
         captions, absent = caption_sheet(config, targets, space, folder, ids)
         missing.update(absent)
         return Source(sheet, decoding, captions, words)
 
     with Progress() as progress, FeatureStore(kept, progress=told_by(progress)) as store:
-        found = {name: [source_in(folder, name == REFINED) for folder in drawings] for name, drawings in folders.items()}
+        found = {
+            name: [source_in(folder, name == REFINED) for folder in drawings]
+            for name, drawings in folders.items()
+        }
     of = {
-        name: averaged([each.together() for each in drawings], config.scores.bootstrap, config.run.seed) for name, drawings in found.items()
+        name: averaged(
+            [each.together() for each in drawings], config.scores.bootstrap, config.run.seed
+        )
+        for name, drawings in found.items()
     }
     first = found["brain"][0]
-    scores = with_baselines(of["brain"], random=of.get("random"), ceiling=of.get("ceiling"), ridge=ridge.scores)
+    scores = with_baselines(
+        of["brain"], random=of.get("random"), ceiling=of.get("ceiling"), ridge=ridge.scores
+    )
     folder = config.run.folder
     judged = read_study(folder)
     if judged.get("stale"):
-        new_console().print("The pictures have been drawn anew since people judged them: the study is left out.")
+        new_console().print(
+            "The pictures have been drawn anew since people judged them: the study is left out."
+        )
     scores |= scores_in(judged)
     assert first.decoding is not None
-    beside = [first.decoding.table, *(each for each in (first.captions and first.captions.table, first.words) if each is not None)]
-    sessions = f"{config.data.num_sessions or 'all'} session{'' if config.data.num_sessions == 1 else 's'}"
+    beside = [
+        first.decoding.table,
+        *(
+            each
+            for each in (first.captions and first.captions.table, first.words)
+            if each is not None
+        ),
+    ]
+    sessions = (
+        f"{config.data.num_sessions or 'all'} session{'' if config.data.num_sessions == 1 else 's'}"
+    )
     subject = config.data.subjects[0]
-    origin = Origin(config.scores.method, f"{targets.stimuli.data_name}, subject {subject}; {sessions}", subject, config.run.seed)
+    origin = Origin(
+        config.scores.method,
+        f"{targets.stimuli.data_name}, subject {subject}; {sessions}",
+        subject,
+        config.run.seed,
+    )
     path = write_scores(folder, origin, scores, first.pictures, beside, missing)
     write_extremes(folder, first.pictures.table, Loaded(truth, ids), Loaded(Pngs(brain, ids), ids))
-    controls = {name: {"drawings": len(folders[name]), "scores": intervals(of[name])} for name in ("random", "ceiling") if name in of}
+    controls = {
+        name: {"drawings": len(folders[name]), "scores": intervals(of[name])}
+        for name in ("random", "ceiling")
+        if name in of
+    }
     write_json(folder / CONTROLS, controls)
-    write_json(folder / COMPARISONS, _comparisons(config, {"brain": first.decoding, "ridge": ridge}, ids))
+    write_json(
+        folder / COMPARISONS, _comparisons(config, {"brain": first.decoding, "ridge": ridge}, ids)
+    )
     if REFINED in found:
-        write_json(folder / REFINEMENT, _before_and_after(config, first.pictures, found[REFINED][0].pictures))
+        write_json(
+            folder / REFINEMENT,
+            _before_and_after(config, first.pictures, found[REFINED][0].pictures),
+        )
     else:
         (folder / REFINEMENT).unlink(missing_ok=True)
-    write_text(folder / BY_PART, csv_text(scores_of_parts(config, targets, ids), index=False, float_format="%.6g"))
+    write_text(
+        folder / BY_PART,
+        csv_text(scores_of_parts(config, targets, ids), index=False, float_format="%.6g"),
+    )
     print_scores(scores, missing)
     return path
 
 
-def _comparisons(config: Config, decodings: Mapping[str, Scored], ids: np.ndarray) -> list[dict[str, float | str]]:
+def _comparisons(
+    config: Config, decodings: Mapping[str, Scored], ids: np.ndarray
+) -> list[dict[str, float | str]]:
     """The encoder against ridge, image by image."""
     tables = {name: decodings[name].table.loc[ids] for name in ("brain", "ridge")}
-    columns = {name: {score: table[score].to_numpy() for score in table} for name, table in tables.items()}
-    compared = compare(columns, {"brain": ids, "ridge": ids}, config.scores.bootstrap, config.run.seed)
+    columns = {
+        name: {score: table[score].to_numpy() for score in table} for name, table in tables.items()
+    }
+    compared = compare(
+        columns, {"brain": ids, "ridge": ids}, config.scores.bootstrap, config.run.seed
+    )
     return [
         {
             "name": f"encoder minus ridge: {each.score}",
@@ -329,7 +457,9 @@ def _comparisons(config: Config, decodings: Mapping[str, Scored], ids: np.ndarra
 
 def _before_and_after(config: Config, before: Sheet, after: Sheet) -> dict[str, Any]:
     """Scores of the pictures before and after refinement, and their differences, image by image."""
-    found_both = compare_sheets({"after": after, "before": before}, config.scores.bootstrap, config.run.seed)
+    found_both = compare_sheets(
+        {"after": after, "before": before}, config.scores.bootstrap, config.run.seed
+    )
     compared = {each.score: each for each in found_both}
     first, second = as_json(before.scores), as_json(after.scores)
     found: dict[str, Any] = {}
@@ -337,7 +467,12 @@ def _before_and_after(config: Config, before: Sheet, after: Sheet) -> dict[str, 
         found[name] = {"before": first[name], "after": second[name]}
         if name in compared:
             each = compared[name]
-            found[name] |= {"difference": each.difference, "low": each.low, "high": each.high, "p": each.p_holm}
+            found[name] |= {
+                "difference": each.difference,
+                "low": each.low,
+                "high": each.high,
+                "p": each.p_holm,
+            }
     run = Run(refined_folder(config))
     return {"settings": run.config["refiner"], "steps": run.summary.get("steps"), "scores": found}
 

@@ -19,7 +19,9 @@ from braingen.targets.tables import Targets
 
 
 class TextSpace:
-    """CLIP text embeddings of captions, each computed once: those that people wrote come again for every source of pictures."""
+    """CLIP text embeddings of captions, each computed once: those that people wrote come again for
+    every source of pictures.
+    """
 
     def __init__(self, targets: Targets) -> None:
         self._encoder = targets.text_encoder
@@ -27,7 +29,9 @@ class TextSpace:
 
     @property
     def there(self) -> bool:
-        """Whether the backbone has a text encoder with a projection into CLIP's joint space (SDXL's second one)."""
+        """Whether the backbone has a text encoder with a projection into CLIP's joint space (SDXL's
+        second one).
+        """
         return "bigG" in self._encoder.models
 
     @torch.inference_mode()
@@ -49,8 +53,10 @@ def caption_sheet(
 
     Returns
     -------
-    scores : None where the data hold no captions, or no text was decoded
-    missing : name of a score -> the sentence that says how to get it
+    scores
+        None where the data hold no captions, or no text was decoded.
+    missing
+        Name of a score -> the sentence that says how to get it.
     """
     said = read_json(folder / INDEX).get("captions")
     if space is None or said is None:
@@ -63,7 +69,10 @@ def caption_sheet(
         config.run.seed,
     )
     if not space.there:
-        missing["clip_text"] = "CLIP text similarity is missing: it needs SDXL's second text encoder; get it with:  --text_output bigG"
+        missing["clip_text"] = (
+            "CLIP text similarity is missing: it needs SDXL's second text encoder; get it with: "
+            " --text_output bigG"
+        )
     if missing and config.scores.strict:
         raise UserError(next(iter(missing.values())))
     return Scored(scores, pd.DataFrame(values, index=pd.Index(ids, name="image"))), missing

@@ -1,4 +1,6 @@
-"""Score anybody's reconstructions: a folder of pictures or an array, beside what was seen. No decoder is asked."""
+"""Score anybody's reconstructions: a folder of pictures or an array, beside what was seen. No
+decoder is asked.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 
 ALL_IMAGES = "all_images.pt"
-"""MindEye2's file of what was seen; it lies one folder above ``<model>/<model>_all_recons.pt``, in the same order."""
+"""MindEye2's file of what was seen; it lies one folder above ``<model>/<model>_all_recons.pt``, in
+the same order.
+"""
 
 
 class Asked(NamedTuple):
@@ -54,8 +58,9 @@ def _opened(path: Path, otherwise: np.ndarray | None) -> Loaded:
     found = load_pictures(path, otherwise)
     if len(found.pictures) != len(otherwise):
         raise UserError(
-            f"{path} holds {len(found.pictures)} pictures without image ids, where there are {len(otherwise)} images: put the ids of the"
-            f" pictures into {path.with_name(path.stem + '_ids.npy')}."
+            f"{path} holds {len(found.pictures)} pictures without image ids, where there are"
+            f" {len(otherwise)} images: put the ids of the pictures into"
+            f" {path.with_name(path.stem + '_ids.npy')}."
         )
     return found
 
@@ -72,10 +77,16 @@ def _stated(path: Path) -> Loaded | None:
 
 
 def _truth_file(config: Config, recons: Path) -> Path | None:
-    """The file of what was seen: the one that is named, else MindEye2's near the pictures, else none."""
+    """The file of what was seen: the one that is named, else MindEye2's near the pictures, else
+    none.
+    """
     if config.scores.true_images_path:
         return Path(config.scores.true_images_path).expanduser()
-    near = [folder / ALL_IMAGES for folder in (recons.parent, recons.parent.parent)] if recons.is_file() else []
+    near = (
+        [folder / ALL_IMAGES for folder in (recons.parent, recons.parent.parent)]
+        if recons.is_file()
+        else []
+    )
     return next((path for path in near if path.is_file() and path != recons), None)
 
 
@@ -88,7 +99,8 @@ def _asked(config: Config) -> Asked:
         recons, truth = _stated(path), _stated(file)
         how = "matched by image id"
         if recons is None and truth is None:
-            # neither MindEye2's pictures nor its all_images.pt have ids: the test images by ascending id, or just the first, second, ...
+            # neither MindEye2's pictures nor its all_images.pt have ids: the test images by
+            # ascending id, or just the first, second, ...
             count = len(load_pictures(path, np.arange(0)).pictures)
             ids = _test_images(config) if there else np.arange(count)
             recons = load_pictures(path, ids if len(ids) == count else np.arange(count))
@@ -98,15 +110,26 @@ def _asked(config: Config) -> Asked:
     _stated(path)  # what is wrong with the pictures is told before what is missing beside them
     if not layout.images().exists():
         raise UserError(
-            f"What was seen is not known: {layout.images()} does not exist. Name the data folder (--root) or a file (--true_images_path)."
+            f"What was seen is not known: {layout.images()} does not exist. Name the data folder"
+            " (--root) or a file (--true_images_path)."
         )
     recons = _opened(path, _test_images(config) if there else None)
     stimuli = Stimuli(layout)
-    wanted = np.unique(recons.image_N) if config.scores.partial or not there else _test_images(config)
+    wanted = (
+        np.unique(recons.image_N) if config.scores.partial or not there else _test_images(config)
+    )
     outside = wanted[(wanted < 0) | (wanted >= len(stimuli))]
     if len(outside):
-        raise UserError(f"There is a reconstruction of image {outside[0]}, but {stimuli.path} has {len(stimuli)} images (ids from 0).")
-    return Asked(recons, Loaded(Seen(stimuli, wanted), wanted), f"{stimuli.data_name}, subject {subject}; matched by image id", stimuli)
+        raise UserError(
+            f"There is a reconstruction of image {outside[0]}, but {stimuli.path} has"
+            f" {len(stimuli)} images (ids from 0)."
+        )
+    return Asked(
+        recons,
+        Loaded(Seen(stimuli, wanted), wanted),
+        f"{stimuli.data_name}, subject {subject}; matched by image id",
+        stimuli,
+    )
 
 
 def evaluate_pictures(config: Config) -> Path:
@@ -114,17 +137,26 @@ def evaluate_pictures(config: Config) -> Path:
 
     Returns
     -------
-    path of scores.json in the run folder; decoder scores, random voxels and ceiling are absent, since only pictures are given
+    Path
+        Path of scores.json in the run folder; decoder scores, random voxels and ceiling are absent,
+        since only pictures are given.
     """
     asked = _asked(config)
     simulated = asked.stimuli is not None and asked.stimuli.simulated
     folder = config.run.folder
     networks, named, missing = observers(config, simulated, asked.truth.image_N)
-    settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
+    settings: dict[str, Any] = {
+        "readouts": named,
+        "missing": missing,
+        "resamples": config.scores.bootstrap,
+        "seed": config.run.seed,
+    }
     kept = Layout.of(config.data.root).cache() / "features" if asked.stimuli is not None else None
     with Progress() as progress, FeatureStore(kept, progress=told_by(progress)) as store:
         (truth, true_ids), (recons, ids) = asked.truth, asked.recons
-        sheet = score_images(truth, true_ids, recons, ids, networks, config.scores.partial, store=store, **settings)
+        sheet = score_images(
+            truth, true_ids, recons, ids, networks, config.scores.partial, store=store, **settings
+        )
     subject = config.data.subjects[0] if asked.stimuli is not None else None
     origin = Origin(config.scores.method, asked.protocol, subject, config.run.seed)
     path = write_scores(folder, origin, sheet.scores, sheet, [], missing)

@@ -1,7 +1,8 @@
 """Features of many pictures, computed a batch at a time and held on the disk when they are large.
 
-N images, B of them at a time, F features. AlexNet(2) at 256 pixels has 184 512 features, 738 MB for 1000 pictures; they are written to a
-file as they come and read back in blocks by `scores.identify`. Those of true pictures are kept between runs when a folder is given.
+N images, B of them at a time, F features. AlexNet(2) at 256 pixels has 184 512 features, 738 MB for
+1000 pictures; they are written to a file as they come and read back in blocks by `scores.identify`.
+Those of true pictures are kept between runs when a folder is given.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ Progress = Callable[[str, int, int], None]
 
 
 def as_scored(pictures: Pictures, part: slice) -> torch.Tensor:
-    """Pictures of a slice at 256 pixels, to which the published evaluation brings every picture first."""
+    """Pictures of a slice at 256 pixels, to which the published evaluation brings every picture
+    first.
+    """
     return resize(torch.as_tensor(pictures[part]), ERROR_SIDE)
 
 
@@ -38,14 +41,21 @@ class FeatureStore:
 
     Parameters
     ----------
-    folder : kept between runs, one file per network, weights and pictures; without it, or where it cannot be written, a
-        temporary folder that goes with this object
-    batch : pictures that go through a network at once
-    progress : told after every batch
+    folder : Path | str | None, optional
+        Kept between runs, one file per network, weights and pictures; without it, or where it
+        cannot be written, a temporary folder that goes with this object.
+    batch : int, optional
+        Pictures that go through a network at once.
+    progress : Progress | None, optional
+        Told after every batch.
     """
 
-    def __init__(self, folder: Path | str | None = None, batch: int = 32, progress: Progress | None = None) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="braingen-features-") if folder is None else None
+    def __init__(
+        self, folder: Path | str | None = None, batch: int = 32, progress: Progress | None = None
+    ) -> None:
+        self._temporary = (
+            tempfile.TemporaryDirectory(prefix="braingen-features-") if folder is None else None
+        )
         self.folder = Path(self._temporary.name if self._temporary else folder)  # type: ignore[arg-type]
         self.batch = batch
         self.progress = progress
@@ -62,11 +72,19 @@ class FeatureStore:
 
         Parameters
         ----------
-        network : anything with ``name`` and ``features``; only one that also states its ``weights`` is found again by a later run
-        keep : leave the file in the folder for later calls (and later runs, unless the folder is temporary)
+        network : Features
+            Anything with ``name`` and ``features``; only one that also states its ``weights`` is
+            found again by a later run.
+        keep : bool, optional
+            Leave the file in the folder for later calls (and later runs, unless the folder is
+            temporary).
         """
         keep = keep and getattr(network, "weights", None) is not None
-        of = f"{getattr(network, 'weights', None)}-{pictures.digest}" if keep else f"now-{os.getpid()}-{id(pictures)}"
+        of = (
+            f"{getattr(network, 'weights', None)}-{pictures.digest}"
+            if keep
+            else f"now-{os.getpid()}-{id(pictures)}"
+        )
         name = f"{network.name}-{of}.npy"
         path = self.folder / name
         if keep and path.exists():
@@ -76,7 +94,9 @@ class FeatureStore:
                     return kept
             except UserError:
                 pass  # damaged: computed again
-        if self._temporary is None and not can_be_written(self.folder):  # data folders are often read-only
+        if self._temporary is None and not can_be_written(
+            self.folder
+        ):  # data folders are often read-only
             self._temporary = tempfile.TemporaryDirectory(prefix="braingen-features-")
         if self._temporary is not None:
             path = Path(self._temporary.name) / name
@@ -84,11 +104,19 @@ class FeatureStore:
             path.parent.mkdir(parents=True, exist_ok=True)
             return self._computed(network, pictures, path, keep)
 
-    def _computed(self, network: Features, pictures: Pictures, path: Path, keep: bool) -> np.ndarray:
+    def _computed(
+        self, network: Features, pictures: Pictures, path: Path, keep: bool
+    ) -> np.ndarray:
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         out_NF: np.ndarray | None = None
         for start in range(0, len(pictures), self.batch):
-            part_BF = network.features(as_scored(pictures, slice(start, start + self.batch))).float().cpu().flatten(1).numpy()
+            part_BF = (
+                network.features(as_scored(pictures, slice(start, start + self.batch)))
+                .float()
+                .cpu()
+                .flatten(1)
+                .numpy()
+            )
             if out_NF is None:
                 shape = (len(pictures), part_BF.shape[1])
                 small = 4 * shape[0] * shape[1] <= _IN_MEMORY and not keep

@@ -1,10 +1,12 @@
-"""The networks through which pictures are compared: each owns its preprocessing, its layer and its weights.
+"""The networks through which pictures are compared: each owns its preprocessing, its layer and its
+weights.
 
 B batch, H W picture size, F features.
 
-A network is looked for in a folder of the user's, then in the usual caches (torch.hub, Hugging Face); nothing is downloaded here. Where its
-weights are missing it is reported with the one line that gets them. `build` makes it with random weights, for tests of shapes and
-for benchmarks; the score sheet refuses such a network.
+A network is looked for in a folder of the user's, then in the usual caches (torch.hub, Hugging
+Face); nothing is downloaded here. Where its weights are missing it is reported with the one line
+that gets them. `build` makes it with random weights, for tests of shapes and for benchmarks; the
+score sheet refuses such a network.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ Use = Literal["two_way", "distance", "pair"]
 
 @runtime_checkable
 class Features(Protocol):
-    """What the score sheet asks of a network. It may also have ``use`` ("two_way" unless said) and ``weights`` (a hash for the record)."""
+    """What the score sheet asks of a network. It may also have ``use`` ("two_way" unless said) and
+    ``weights`` (a hash for the record).
+    """
 
     name: str
 
@@ -59,7 +63,9 @@ class Recipe(NamedTuple):
     title: str
     """As in the field's tables."""
     use: Use
-    """Two-way identification, correlation distance of features, or a distance of its own between two pictures."""
+    """Two-way identification, correlation distance of features, or a distance of its own between
+    two pictures.
+    """
     side: int
     """Pixels to which pictures are resized (bilinear, no crop)."""
     pixels: tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -71,7 +77,9 @@ class Recipe(NamedTuple):
     build: Callable[[], nn.Module]
     """The module with random weights."""
     load: Callable[[nn.Module, Path], nn.Module]
-    """Puts the weights of a file into the module, and returns the part of it that gives the features."""
+    """Puts the weights of a file into the module, and returns the part of it that gives the
+    features.
+    """
 
 
 class FeatureNetwork:
@@ -79,12 +87,17 @@ class FeatureNetwork:
 
     Parameters
     ----------
-    recipe : which one
-    module : the network, ending where the features are
-    weights : hash of the weight file; None says that they are random
+    recipe : Recipe
+        Which one.
+    module : nn.Module
+        The network, ending where the features are.
+    weights : str | None
+        Hash of the weight file; None says that they are random.
     """
 
-    def __init__(self, recipe: Recipe, module: nn.Module, weights: str | None, device: str = "cpu") -> None:
+    def __init__(
+        self, recipe: Recipe, module: nn.Module, weights: str | None, device: str = "cpu"
+    ) -> None:
         self.recipe = recipe
         self.name = recipe.name
         self.use = recipe.use
@@ -94,7 +107,9 @@ class FeatureNetwork:
 
     def _prepared(self, images_B3HW: Tensor) -> Tensor:
         images = resize(images_B3HW.to(self.device), self.recipe.side)
-        mean, deviation = (images.new_tensor(values)[:, None, None] for values in self.recipe.pixels)
+        mean, deviation = (
+            images.new_tensor(values)[:, None, None] for values in self.recipe.pixels
+        )
         return (images - mean) / deviation
 
     @torch.inference_mode()
@@ -120,7 +135,9 @@ def _torchvision(architecture: str, **arguments: Any) -> nn.Module:
 
 
 def _headless(head: str) -> Callable[[nn.Module, Path | None], nn.Module]:
-    """Strict loading of a classifier whose last part is then left out, so that it ends in its pooled features."""
+    """Strict loading of a classifier whose last part is then left out, so that it ends in its
+    pooled features.
+    """
 
     def load(module: nn.Module, path: Path | None) -> nn.Module:
         if path is not None:
@@ -144,13 +161,22 @@ def _alexnet(last: int) -> Callable[[nn.Module, Path | None], nn.Module]:
 
 
 def _swav(module: nn.Module, path: Path | None) -> nn.Module:
-    """The released checkpoint has prototypes and a projection head that play no part here, and no classifier."""
+    """The released checkpoint has prototypes and a projection head that play no part here, and no
+    classifier.
+    """
     if path is not None:
         state = {key.removeprefix("module."): value for key, value in _read(path).items()}
         odd = module.load_state_dict(state, strict=False)
-        strange = [key for key in odd.unexpected_keys if not key.startswith(("projection_head", "prototypes"))]
+        strange = [
+            key
+            for key in odd.unexpected_keys
+            if not key.startswith(("projection_head", "prototypes"))
+        ]
         if set(odd.missing_keys) != {"fc.weight", "fc.bias"} or strange:
-            raise UserError(f"{path} is not the SwAV ResNet-50: missing {odd.missing_keys[:3]}, unexpected {strange[:3]}.")
+            raise UserError(
+                f"{path} is not the SwAV ResNet-50: missing {odd.missing_keys[:3]}, unexpected"
+                f" {strange[:3]}."
+            )
     return _headless("fc")(module, None)
 
 
@@ -170,10 +196,16 @@ def _clip_build() -> nn.Module:
 
     return CLIPVisionModelWithProjection(
         CLIPVisionConfig(  # ViT-L/14 as released by OpenAI
-            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=224, patch_size=14,
-            projection_dim=768, hidden_act="quick_gelu",
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=224,
+            patch_size=14,
+            projection_dim=768,
+            hidden_act="quick_gelu",
         )
-    )  # fmt: skip
+    )
 
 
 def _clip_load(module: nn.Module, path: Path | None) -> nn.Module:
@@ -181,52 +213,74 @@ def _clip_load(module: nn.Module, path: Path | None) -> nn.Module:
         from transformers import CLIPVisionModelWithProjection
 
         tower = cast(Any, CLIPVisionModelWithProjection)
-        module, loading = tower.from_pretrained(path, local_files_only=True, output_loading_info=True)
+        module, loading = tower.from_pretrained(
+            path, local_files_only=True, output_loading_info=True
+        )
         absent = sorted(loading["missing_keys"])
         if absent:
-            raise UserError(f"{path} lacks {len(absent)} tensors of CLIP's image tower, e.g. {absent[0]}; get it again.")
+            raise UserError(
+                f"{path} lacks {len(absent)} tensors of CLIP's image tower, e.g. {absent[0]}; get"
+                " it again."
+            )
     return _ImageEmbedding(module)
 
 
 def _lpips_build() -> nn.Module:
-    # torchmetrics' public class fetches the backbone by itself and from nowhere else, so its inner one is taken; the learned weights
-    # of the layers (version 0.1) come with torchmetrics
+    # torchmetrics' public class fetches the backbone by itself and from nowhere else, so its inner
+    # one is taken; the learned weights of the layers (version 0.1) come with torchmetrics
     from torchmetrics.functional.image.lpips import _LPIPS
 
     return _LPIPS(net="alex", pnet_rand=True)
 
 
 def _lpips_load(module: nn.Module, path: Path | None) -> nn.Module:
-    """The backbone's layers are spread over five slices that keep AlexNet's numbers: ``slice2.3.weight`` is ``features.3.weight``."""
+    """The backbone's layers are spread over five slices that keep AlexNet's numbers:
+    ``slice2.3.weight`` is ``features.3.weight``.
+    """
     if path is not None:
         alexnet = _read(path)
         backbone: Any = module.net
-        backbone.load_state_dict({key: alexnet["features." + key.partition(".")[2]] for key in backbone.state_dict()})
+        backbone.load_state_dict(
+            {key: alexnet["features." + key.partition(".")[2]] for key in backbone.state_dict()}
+        )
     return module
 
 
 class _DreamSimEmbedding(nn.Module):
-    """DreamSim compares by cosine embeddings whose mean was removed, which is the correlation of the embeddings."""
+    """DreamSim compares by cosine embeddings whose mean was removed, which is the correlation of
+    the embeddings.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
-        return torch.cat([self.model.embed(one[None]) for one in pixels_B3HW])  # the package squeezes its batch axis away
+        return torch.cat(
+            [self.model.embed(one[None]) for one in pixels_B3HW]
+        )  # the package squeezes its batch axis away
 
 
-_DREAMSIM_PARTS = ("dino_vitb16_pretrain.pth", "open_clip_vitb16_pretrain.pth.tar", "clip_vitb16_pretrain.pth.tar", "ensemble_lora")
+_DREAMSIM_PARTS = (
+    "dino_vitb16_pretrain.pth",
+    "open_clip_vitb16_pretrain.pth.tar",
+    "clip_vitb16_pretrain.pth.tar",
+    "ensemble_lora",
+)
 
 
 def _dreamsim_build() -> nn.Module:
-    raise UserError("DreamSim's package builds it from its weight files only; there is no random one.")
+    raise UserError(
+        "DreamSim's package builds it from its weight files only; there is no random one."
+    )
 
 
 def _dreamsim_load(module: nn.Module, path: Path | None) -> nn.Module:
     from dreamsim import dreamsim
 
-    model, _ = dreamsim(pretrained=True, device="cpu", cache_dir=str(path))  # the ensemble; every part was found, so nothing is fetched
+    model, _ = dreamsim(
+        pretrained=True, device="cpu", cache_dir=str(path)
+    )  # the ensemble; every part was found, so nothing is fetched
     return _DreamSimEmbedding(model)
 
 
@@ -247,35 +301,93 @@ def recipes() -> dict[str, Recipe]:
     """The networks of docs/scores.md, in the field's column order."""
     get_alexnet = _hub_line(_TORCHVISION + _ALEXNET)
     alexnet = lambda: _torchvision("alexnet")  # noqa: E731
-    # with its released weights torchvision's Inception first maps ImageNet-normalised pixels to [-1, 1] itself (transform_input)
+    # with its released weights torchvision's Inception first maps ImageNet-normalised pixels to
+    # [-1, 1] itself (transform_input)
     inception = lambda: _torchvision("inception_v3", transform_input=True, init_weights=False)  # noqa: E731
     rows = (
-        Recipe("alexnet2", "AlexNet(2)", "two_way", 256, IMAGENET, _ALEXNET, get_alexnet, alexnet, _alexnet(4)),
-        Recipe("alexnet5", "AlexNet(5)", "two_way", 256, IMAGENET, _ALEXNET, get_alexnet, alexnet, _alexnet(11)),
         Recipe(
-            "inception", "Inception", "two_way", 342, IMAGENET, _INCEPTION, _hub_line(_TORCHVISION + _INCEPTION),
-            inception, _headless("fc"),
+            "alexnet2",
+            "AlexNet(2)",
+            "two_way",
+            256,
+            IMAGENET,
+            _ALEXNET,
+            get_alexnet,
+            alexnet,
+            _alexnet(4),
         ),
         Recipe(
-            "clip", "CLIP", "two_way", 224, CLIP, "clip-vit-large-patch14", f"hf download {_CLIP_NAME} config.json model.safetensors",
-            _clip_build, _clip_load,
+            "alexnet5",
+            "AlexNet(5)",
+            "two_way",
+            256,
+            IMAGENET,
+            _ALEXNET,
+            get_alexnet,
+            alexnet,
+            _alexnet(11),
         ),
         Recipe(
-            "effnet_b1", "EffNet-B", "distance", 255, IMAGENET, _EFFICIENTNET, _hub_line(_TORCHVISION + _EFFICIENTNET),
-            lambda: _torchvision("efficientnet_b1"), _headless("classifier"),
+            "inception",
+            "Inception",
+            "two_way",
+            342,
+            IMAGENET,
+            _INCEPTION,
+            _hub_line(_TORCHVISION + _INCEPTION),
+            inception,
+            _headless("fc"),
         ),
         Recipe(
-            "swav", "SwAV", "distance", 224, IMAGENET, _SWAV, _hub_line("https://dl.fbaipublicfiles.com/deepcluster/" + _SWAV),
-            lambda: _torchvision("resnet50"), _swav,
+            "clip",
+            "CLIP",
+            "two_way",
+            224,
+            CLIP,
+            "clip-vit-large-patch14",
+            f"hf download {_CLIP_NAME} config.json model.safetensors",
+            _clip_build,
+            _clip_load,
         ),
-        Recipe("lpips", "LPIPS", "pair", 256, UNIT, _ALEXNET, get_alexnet, _lpips_build, _lpips_load),
         Recipe(
-            "dreamsim", "DreamSim", "distance", 224, NO_CHANGE, "dreamsim",
-            "pip install dreamsim && python -c \"import os; from dreamsim import dreamsim;"
-            " dreamsim(pretrained=True, device='cpu', cache_dir=os.path.expanduser('~/.cache/dreamsim'))\"",
-            _dreamsim_build, _dreamsim_load,
+            "effnet_b1",
+            "EffNet-B",
+            "distance",
+            255,
+            IMAGENET,
+            _EFFICIENTNET,
+            _hub_line(_TORCHVISION + _EFFICIENTNET),
+            lambda: _torchvision("efficientnet_b1"),
+            _headless("classifier"),
         ),
-    )  # fmt: skip
+        Recipe(
+            "swav",
+            "SwAV",
+            "distance",
+            224,
+            IMAGENET,
+            _SWAV,
+            _hub_line("https://dl.fbaipublicfiles.com/deepcluster/" + _SWAV),
+            lambda: _torchvision("resnet50"),
+            _swav,
+        ),
+        Recipe(
+            "lpips", "LPIPS", "pair", 256, UNIT, _ALEXNET, get_alexnet, _lpips_build, _lpips_load
+        ),
+        Recipe(
+            "dreamsim",
+            "DreamSim",
+            "distance",
+            224,
+            NO_CHANGE,
+            "dreamsim",
+            'pip install dreamsim && python -c "import os; from dreamsim import dreamsim;'
+            " dreamsim(pretrained=True, device='cpu',"
+            " cache_dir=os.path.expanduser('~/.cache/dreamsim'))\"",
+            _dreamsim_build,
+            _dreamsim_load,
+        ),
+    )
     return {row.name: row for row in rows}
 
 
@@ -300,13 +412,17 @@ def find_weights(name: str, folder: Path | str | None = None) -> Path:
         places += [] if cached is None else [cached]
     elif name == "dreamsim":
         places.append(Path.home() / ".cache" / "dreamsim")
-        places = [place for place in places if all((place / part).exists() for part in _DREAMSIM_PARTS)]
+        places = [
+            place for place in places if all((place / part).exists() for part in _DREAMSIM_PARTS)
+        ]
     else:
         places.append(Path(torch.hub.get_dir()) / "checkpoints" / recipe.file)
     for place in places:
         if place.exists():
             return place
-    raise MissingWeights(recipe.title, recipe.line, f"no {recipe.file} in {folder or 'the usual cache'}")
+    raise MissingWeights(
+        recipe.title, recipe.line, f"no {recipe.file} in {folder or 'the usual cache'}"
+    )
 
 
 def _hugging_face_folder(name: str) -> Path | None:
@@ -320,8 +436,16 @@ def _hugging_face_folder(name: str) -> Path | None:
 
 
 def weights_hash(path: Path) -> str:
-    """First 16 hex digits of the SHA-256 of a weight file, or of the safetensors and .bin files of a folder."""
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix in (".safetensors", ".bin", ".pth", ".tar"))
+    """First 16 hex digits of the SHA-256 of a weight file, or of the safetensors and .bin files of
+    a folder.
+    """
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(
+            f for f in path.rglob("*") if f.suffix in (".safetensors", ".bin", ".pth", ".tar")
+        )
+    )
     digest = hashlib.sha256()
     for file in files:
         with open(file, "rb") as handle:
@@ -341,16 +465,25 @@ def load(name: str, folder: Path | str | None = None, device: str = "cpu") -> Fe
     recipe = _recipe(name)
     path = find_weights(name, folder)
     try:
-        module = recipe.load(nn.Identity() if name in ("clip", "dreamsim") else recipe.build(), path)
+        module = recipe.load(
+            nn.Identity() if name in ("clip", "dreamsim") else recipe.build(), path
+        )
     except ModuleNotFoundError as error:
-        raise MissingWeights(recipe.title, recipe.line, f"the package {error.name} is not installed") from error
+        raise MissingWeights(
+            recipe.title, recipe.line, f"the package {error.name} is not installed"
+        ) from error
     except (RuntimeError, KeyError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} does not hold the weights of {recipe.title}; delete it and get it again with:  {recipe.line}") from error
+        raise UserError(
+            f"{path} does not hold the weights of {recipe.title}; delete it and get it again with: "
+            f" {recipe.line}"
+        ) from error
     return FeatureNetwork(recipe, module, weights_hash(path), device)
 
 
 def build(name: str, device: str = "cpu") -> FeatureNetwork:
-    """A published network with *random* weights: for tests of shapes and for benchmarks, never for a score."""
+    """A published network with *random* weights: for tests of shapes and for benchmarks, never for
+    a score.
+    """
     recipe = _recipe(name)
     with torch.device(device):
         module = recipe.load(recipe.build(), None)  # type: ignore[arg-type]
@@ -358,13 +491,18 @@ def build(name: str, device: str = "cpu") -> FeatureNetwork:
 
 
 def load_all(
-    names: Iterable[str] | None = None, folder: Path | str | None = None, device: str = "cpu", strict: bool = False
+    names: Iterable[str] | None = None,
+    folder: Path | str | None = None,
+    device: str = "cpu",
+    strict: bool = False,
 ) -> tuple[list[FeatureNetwork], dict[str, str]]:
     """Load what is there.
 
     Returns
     -------
-    The networks, and for every missing one the sentence that says how to get it. With ``strict`` the first missing one raises.
+    tuple[list[FeatureNetwork], dict[str, str]]
+        The networks, and for every missing one the sentence that says how to get it. With
+        ``strict`` the first missing one raises.
     """
     found, missing = [], {}
     for name in recipes() if names is None else names:

@@ -1,4 +1,5 @@
-"""Scores by cross-validation over pictures, for data sets too small to keep pictures for testing alone.
+"""Scores by cross-validation over pictures, for data sets too small to keep pictures for testing
+alone.
 
 Every picture is left out once. What was decoded of it is compared with its own embedding and with
 those of the other pictures left out beside it: pictures that the decoder was trained with are no
@@ -37,7 +38,9 @@ class Fold(NamedTuple):
     mean_D: np.ndarray
     """Mean embedding of the training pictures."""
     decoded: Mapping[str, np.ndarray]
-    """Method -> decoded embeddings, N x D, in CLIP's own units; or R x N x D of a method drawn R times, whose scores are averaged."""
+    """Method -> decoded embeddings, N x D, in CLIP's own units; or R x N x D of a method drawn R
+    times, whose scores are averaged.
+    """
 
 
 class Row(NamedTuple):
@@ -79,10 +82,17 @@ def values_of(fold: Fold, method: str) -> tuple[dict[str, np.ndarray], dict[str,
     """
     decoded_ND, true_ND = fold.decoded[method], fold.true_ND
     if decoded_ND.ndim == 3:
-        draws = [values_of(fold._replace(decoded={method: each_ND}), method) for each_ND in decoded_ND]
-        return {name: np.mean([values[name] for values, _ in draws], axis=0) for name in draws[0][0]}, draws[0][1]
+        draws = [
+            values_of(fold._replace(decoded={method: each_ND}), method) for each_ND in decoded_ND
+        ]
+        return {
+            name: np.mean([values[name] for values, _ in draws], axis=0) for name in draws[0][0]
+        }, draws[0][1]
     around = [x - fold.mean_D for x in (true_ND, decoded_ND)]
-    values = {COSINE: identify.cosine(decoded_ND, true_ND), CENTRED: identify.cosine(around[1], around[0])}
+    values = {
+        COSINE: identify.cosine(decoded_ND, true_ND),
+        CENTRED: identify.cosine(around[1], around[0]),
+    }
     chance: dict[str, float] = {}
     count = len(true_ND)
     if count > 1:
@@ -95,13 +105,17 @@ def values_of(fold: Fold, method: str) -> tuple[dict[str, np.ndarray], dict[str,
     return values, chance
 
 
-def pooled(folds: Sequence[Fold], resamples: int = RESAMPLES, seed: int = 0) -> tuple[list[Row], list[Difference]]:
+def pooled(
+    folds: Sequence[Fold], resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[list[Row], list[Difference]]:
     """All folds of all subjects together.
 
     Returns
     -------
-    rows : by method and score; a score is left out where one of the folds is too small for it
-    differences : the first method against each of the others, picture by picture
+    rows
+        By method and score; a score is left out where one of the folds is too small for it.
+    differences
+        The first method against each of the others, picture by picture.
 
     Raises
     ------
@@ -119,7 +133,9 @@ def pooled(folds: Sequence[Fold], resamples: int = RESAMPLES, seed: int = 0) -> 
                 mine = found.setdefault((method, score), {}).setdefault(fold.subject, {})
                 twice = set(mine) & set(fold.pictures)
                 if twice:
-                    raise UserError(f"Subject {fold.subject}: picture {min(twice)} was left out twice.")
+                    raise UserError(
+                        f"Subject {fold.subject}: picture {min(twice)} was left out twice."
+                    )
                 mine.update(zip(fold.pictures, values[score].tolist()))
                 if score in chance:
                     chances.setdefault(score, []).append(chance[score])
@@ -140,7 +156,9 @@ def pooled(folds: Sequence[Fold], resamples: int = RESAMPLES, seed: int = 0) -> 
 
 
 def _per_picture(values: Values) -> np.ndarray:
-    """What every picture adds to the mean over subjects, times the number of pictures: its mean is that mean."""
+    """What every picture adds to the mean over subjects, times the number of pictures: its mean is
+    that mean.
+    """
     added: dict[str, float] = {}
     for pictures in values.values():
         for picture, value in pictures.items():

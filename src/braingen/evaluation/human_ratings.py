@@ -28,7 +28,8 @@ def fingerprint(run: Path, images: Sequence[int]) -> str:
 
 
 def read_study(run: Path) -> dict[str, Any]:
-    """What raters said about a run's pictures; empty without a study. When they were drawn anew since, only that it is ``stale``.
+    """What raters said about a run's pictures; empty without a study. When they were drawn anew
+    since, only that it is ``stale``.
 
     Raises
     ------
@@ -42,7 +43,9 @@ def read_study(run: Path) -> dict[str, Any]:
     try:
         stale = content["fingerprint"] != fingerprint(run, content["images"])
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); remove it and run `braingen study analyse` again.") from error
+        raise UserError(
+            f"{path} is damaged ({error!r}); remove it and run `braingen study analyse` again."
+        ) from error
     return {"stale": True} if stale else {**content, "stale": False}
 
 

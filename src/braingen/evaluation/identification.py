@@ -1,7 +1,8 @@
-"""Whose picture is it? Two-way identification, correlation distance and retrieval, on features or embeddings.
+"""Whose picture is it? Two-way identification, correlation distance and retrieval, on features or
+embeddings.
 
-N images, F features, D embedding width, P candidates of a retrieval. Feature matrices may be arrays or memory maps of any size: they are
-read in blocks of features, once, and never copied whole.
+N images, F features, D embedding width, P candidates of a retrieval. Feature matrices may be arrays
+or memory maps of any size: they are read in blocks of features, once, and never copied whole.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ TIE = 1e-12
 """Correlations nearer than this are ties: it is the rounding of a float64 correlation."""
 
 Precision = Literal["int8", "float32", "float64"]
-_FINER: dict[Precision, Precision | None] = {"int8": "float32", "float32": "float64", "float64": None}
+_FINER: dict[Precision, Precision | None] = {
+    "int8": "float32",
+    "float32": "float64",
+    "float64": None,
+}
 _BLOCK_VALUES = 4_000_000
 """Values of one block of features (16 MB in float32) held at a time, of either matrix."""
 
@@ -31,7 +36,10 @@ class FlatFeatures(UserError):
     """Some rows of features are constant or hold NaN, so that they cannot be correlated."""
 
     def __init__(self, rows: np.ndarray, what: str) -> None:
-        super().__init__(f"Row {rows[0]} of the {what} is constant or holds NaN ({len(rows)} such rows); it cannot be correlated.")
+        super().__init__(
+            f"Row {rows[0]} of the {what} is constant or holds NaN ({len(rows)} such rows); it"
+            " cannot be correlated."
+        )
         self.rows = rows
         self.what = what
 
@@ -40,7 +48,9 @@ class TwoWay(NamedTuple):
     """Two-way identification of N reconstructions."""
 
     beats_NN: np.ndarray
-    """bool, (images, reconstructions): image i resembles reconstruction j less than image j does. False on the diagonal."""
+    """bool, (images, reconstructions): image i resembles reconstruction j less than image j does.
+    False on the diagonal.
+    """
 
     @property
     def wins_N(self) -> np.ndarray:
@@ -66,7 +76,9 @@ class Retrieval(NamedTuple):
     draws_R: np.ndarray
     """Accuracy in every draw."""
     found_N: np.ndarray
-    """Times a query found its partner, summed over draws (a tie with k others counts 1 / (k + 1))."""
+    """Times a query found its partner, summed over draws (a tie with k others counts 1 / (k
+    + 1)).
+    """
     asked_N: np.ndarray
     """Times a query was in a draw."""
     pool: int
@@ -74,8 +86,10 @@ class Retrieval(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Standard error over draws, as printed by MindEye2's notebook (population deviation / sqrt of draws). It says how far the draws
-        disagree and nothing about other images; the bootstrap over images does."""
+        """Standard error over draws, as printed by MindEye2's notebook (population deviation / sqrt
+        of draws). It says how far the draws disagree and nothing about other images; the bootstrap
+        over images does.
+        """
         return float(self.draws_R.std() / np.sqrt(len(self.draws_R)))
 
 
@@ -84,7 +98,11 @@ def _check_features(truth_NF: np.ndarray, recons_NF: np.ndarray) -> None:
         shapes = f"of truth {np.shape(truth_NF)} and of reconstructions {np.shape(recons_NF)}"
         raise UserError(f"Features {shapes} must both be images x features.")
     if np.shape(truth_NF)[0] < 2:
-        raise UserError("Identification needs at least 2 images; there is 1." if len(truth_NF) else "There are no images to identify.")
+        raise UserError(
+            "Identification needs at least 2 images; there is 1."
+            if len(truth_NF)
+            else "There are no images to identify."
+        )
 
 
 def _row(features_NF: np.ndarray, row: int) -> np.ndarray:
@@ -95,7 +113,9 @@ def _row(features_NF: np.ndarray, row: int) -> np.ndarray:
         return values / np.sqrt(np.einsum("f,f", values, values))
 
 
-def correlation_of_pairs(truth_NF: np.ndarray, recons_NF: np.ndarray, pairs_M2: np.ndarray) -> np.ndarray:
+def correlation_of_pairs(
+    truth_NF: np.ndarray, recons_NF: np.ndarray, pairs_M2: np.ndarray
+) -> np.ndarray:
     """Pearson correlations of listed (image, reconstruction) pairs, M values, float64."""
     out = np.empty(len(pairs_M2))
     column, recon = -1, np.empty(0)
@@ -108,7 +128,9 @@ def correlation_of_pairs(truth_NF: np.ndarray, recons_NF: np.ndarray, pairs_M2: 
 
 
 def correlation_distance(truth_NF: np.ndarray, recons_NF: np.ndarray) -> np.ndarray:
-    """1 - Pearson correlation of every image's features with its reconstruction's, N values (the EffNet-B and SwAV scores)."""
+    """1 - Pearson correlation of every image's features with its reconstruction's, N values (the
+    EffNet-B and SwAV scores).
+    """
     _check_features(truth_NF, recons_NF)
     own = np.arange(len(truth_NF))
     correlation = correlation_of_pairs(truth_NF, recons_NF, np.stack([own, own], 1))
@@ -121,16 +143,22 @@ def correlation_distance(truth_NF: np.ndarray, recons_NF: np.ndarray) -> np.ndar
 
 
 class _Side:
-    """One of the two matrices while its blocks go by: a buffer for the block, means of every block, and squares about them.
+    """One of the two matrices while its blocks go by: a buffer for the block, means of every block,
+    and squares about them.
 
-    Buffers are made once: blocks allocated anew, with small results kept in between, leave holes that nothing fits into again.
+    Buffers are made once: blocks allocated anew, with small results kept in between, leave holes
+    that nothing fits into again.
     """
 
-    def __init__(self, features_NF: np.ndarray, what: str, widths: list[int], work: torch.dtype, device: str) -> None:
+    def __init__(
+        self, features_NF: np.ndarray, what: str, widths: list[int], work: torch.dtype, device: str
+    ) -> None:
         self.features_NF, self.what = features_NF, what
         count = len(features_NF)
         self._host = torch.empty(count * max(widths), dtype=work)
-        self._device = self._host if device == "cpu" else torch.empty_like(self._host, device=device)
+        self._device = (
+            self._host if device == "cpu" else torch.empty_like(self._host, device=device)
+        )
         self._bytes = torch.empty(0, dtype=torch.int8, device=device)
         self._widths_C = torch.tensor(widths, dtype=torch.float64, device=device)
         self._means_NC = torch.zeros(count, len(widths), dtype=torch.float64, device=device)
@@ -148,7 +176,9 @@ class _Side:
         return x
 
     def quantised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A block as int8 values with their scale per row (N), and their mean in the units of the block (N). The block is used up."""
+        """A block as int8 values with their scale per row (N), and their mean in the units of the
+        block (N). The block is used up.
+        """
         scale_N = torch.maximum(x.amax(1), -x.amin(1)).clamp(min=1e-30) / 127
         x.mul_((1 / scale_N)[:, None]).round_()
         if not self._bytes.numel():
@@ -156,7 +186,9 @@ class _Side:
         return self._bytes[: x.numel()].view(x.shape).copy_(x), scale_N, scale_N * x.mean(1)
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """Offsets of the blocks' means from the row's (N x C, weighted by root width), and the length of the centred row (N)."""
+        """Offsets of the blocks' means from the row's (N x C, weighted by root width), and the
+        length of the centred row (N).
+        """
         widths_C = self._widths_C
         mean_N1 = (self._means_NC * widths_C).sum(1, keepdim=True) / widths_C.sum()
         offsets_NC = (self._means_NC - mean_N1) * widths_C.sqrt()
@@ -168,10 +200,14 @@ class _Side:
         return offsets_NC, square_N.sqrt()
 
 
-def _correlate(truth_NF: np.ndarray, recons_NF: np.ndarray, precision: Precision, device: str) -> tuple[np.ndarray, np.ndarray]:
-    """Correlations of all images with all reconstructions (N x M), and of every image with its own (N, float32 or better).
+def _correlate(
+    truth_NF: np.ndarray, recons_NF: np.ndarray, precision: Precision, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correlations of all images with all reconstructions (N x M), and of every image with its own
+    (N, float32 or better).
 
-    One pass over the features, a block at a time; what is held is the result and one block of either side.
+    One pass over the features, a block at a time; what is held is the result and one block of
+    either side.
     """
     work = torch.float64 if precision == "float64" else torch.float32
     count = truth_NF.shape[1]
@@ -201,28 +237,51 @@ def _correlate(truth_NF: np.ndarray, recons_NF: np.ndarray, precision: Precision
 
 
 def fastest_precision(device: str = "cpu") -> Precision:
-    """int8 where the processor has instructions for it (AVX-512 VNNI: several times the products of float32), else float32."""
-    vnni = getattr(torch.cpu, "_is_vnni_supported", None) or getattr(torch.cpu, "_is_avx512_vnni_supported", None)  # not public yet
-    return "int8" if torch.device(device).type == "cpu" and vnni is not None and vnni() and hasattr(torch, "_int_mm") else "float32"
+    """int8 where the processor has instructions for it (AVX-512 VNNI: several times the products of
+    float32), else float32.
+    """
+    vnni = getattr(torch.cpu, "_is_vnni_supported", None) or getattr(
+        torch.cpu, "_is_avx512_vnni_supported", None
+    )  # not public yet
+    return (
+        "int8"
+        if torch.device(device).type == "cpu"
+        and vnni is not None
+        and vnni()
+        and hasattr(torch, "_int_mm")
+        else "float32"
+    )
 
 
-def two_way(truth_NF: np.ndarray, recons_NF: np.ndarray, precision: Precision | None = None, device: str = "cpu") -> TwoWay:
-    """Two-way identification (Ozcelik & VanRullen 2023, as in MindEye2's and MoRE-Brain's evaluation).
+def two_way(
+    truth_NF: np.ndarray,
+    recons_NF: np.ndarray,
+    precision: Precision | None = None,
+    device: str = "cpu",
+) -> TwoWay:
+    """Two-way identification (Ozcelik & VanRullen 2023, as in MindEye2's and MoRE-Brain's
+    evaluation).
 
-    With r the Pearson correlations of true features (rows) and reconstructed features (columns), reconstruction j beats image i when
-    r[i, j] < r[j, j]; ties lose. The wins are those of float64 whatever ``precision`` is: all correlations are computed fast, their error
-    is measured on a sample of pairs, and pairs nearer to a tie than a multiple of the largest error are computed again: one by one in
-    float64 when they are few, else all in the next precision.
+    With r the Pearson correlations of true features (rows) and reconstructed features (columns),
+    reconstruction j beats image i when r[i, j] < r[j, j]; ties lose. The wins are those of float64
+    whatever ``precision`` is: all correlations are computed fast, their error is measured on a
+    sample of pairs, and pairs nearer to a tie than a multiple of the largest error are computed
+    again: one by one in float64 when they are few, else all in the next precision.
 
     Parameters
     ----------
-    truth_NF, recons_NF : features in the same order of images, arrays or memory maps
-    precision : of the first pass; by default float64 for small inputs, else `fastest_precision`
-    device : where it is computed
+    truth_NF, recons_NF : np.ndarray
+        Features in the same order of images, arrays or memory maps.
+    precision : Precision | None, optional
+        Of the first pass; by default float64 for small inputs, else `fastest_precision`.
+    device : str, optional
+        Where it is computed.
     """
     _check_features(truth_NF, recons_NF)
     count, width = truth_NF.shape
-    tried: Precision | None = precision or ("float64" if count * count * width < 1e9 else fastest_precision(device))
+    tried: Precision | None = precision or (
+        "float64" if count * count * width < 1e9 else fastest_precision(device)
+    )
     while tried is not None:
         all_NN, own_N = _correlate(truth_NF, recons_NF, tried, device)
         lead_NN = own_N - all_NN
@@ -234,31 +293,53 @@ def two_way(truth_NF: np.ndarray, recons_NF: np.ndarray, precision: Precision | 
     close_M2 = np.argwhere(close_NN)
     rivals = correlation_of_pairs(truth_NF, recons_NF, close_M2)
     columns, where = np.unique(close_M2[:, 1], return_inverse=True)
-    lead_NN[close_NN] = correlation_of_pairs(truth_NF, recons_NF, np.stack([columns, columns], 1))[where] - rivals
+    lead_NN[close_NN] = (
+        correlation_of_pairs(truth_NF, recons_NF, np.stack([columns, columns], 1))[where] - rivals
+    )
     beats_NN = lead_NN > TIE
     np.fill_diagonal(beats_NN, False)
     return TwoWay(beats_NN)
 
 
-def _largest_error(truth_NF: np.ndarray, recons_NF: np.ndarray, all_NN: np.ndarray, own_N: np.ndarray, sample: int = 64) -> float:
-    """Largest error of computed correlations, on a seeded sample of pairs of different images and of own pairs."""
+def _largest_error(
+    truth_NF: np.ndarray,
+    recons_NF: np.ndarray,
+    all_NN: np.ndarray,
+    own_N: np.ndarray,
+    sample: int = 64,
+) -> float:
+    """Largest error of computed correlations, on a seeded sample of pairs of different images and
+    of own pairs.
+    """
     generator = np.random.default_rng(0)
     pairs_M2 = generator.integers(0, len(own_N), (sample, 2))
     pairs_M2[::4, 1] = pairs_M2[::4, 0]
-    found = np.where(pairs_M2[:, 0] == pairs_M2[:, 1], own_N[pairs_M2[:, 0]], all_NN[pairs_M2[:, 0], pairs_M2[:, 1]])
+    found = np.where(
+        pairs_M2[:, 0] == pairs_M2[:, 1],
+        own_N[pairs_M2[:, 0]],
+        all_NN[pairs_M2[:, 0], pairs_M2[:, 1]],
+    )
     return float(np.abs(correlation_of_pairs(truth_NF, recons_NF, pairs_M2) - found).max())
 
 
 def cosine(decoded_ND: np.ndarray, true_ND: np.ndarray) -> np.ndarray:
     """CLIP-cos: cosine of every decoded embedding with the true one, tokens flattened; N values."""
-    decoded, true = unit_rows(decoded_ND, "decoded embeddings"), unit_rows(true_ND, "true embeddings")
+    decoded, true = (
+        unit_rows(decoded_ND, "decoded embeddings"),
+        unit_rows(true_ND, "true embeddings"),
+    )
     if decoded.shape != true.shape:
-        raise UserError(f"Decoded {np.shape(decoded_ND)} and true {np.shape(true_ND)} embeddings must have the same shape.")
+        raise UserError(
+            f"Decoded {np.shape(decoded_ND)} and true {np.shape(true_ND)} embeddings must have the"
+            " same shape."
+        )
     return (decoded * true).sum(1)
 
 
 def unit_rows(embeddings: np.ndarray, what: str) -> np.ndarray:
-    """Embeddings flattened and scaled to length 1, float64; `FlatFeatures` where one is zero or holds NaN."""
+    """Embeddings flattened and scaled to length 1, float64; `FlatFeatures` where one is zero or
+    holds NaN.
+    """
     flat = np.asarray(embeddings, dtype=np.float64).reshape(len(embeddings), -1)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(length) | (length == 0))
@@ -267,8 +348,12 @@ def unit_rows(embeddings: np.ndarray, what: str) -> np.ndarray:
     return flat / length
 
 
-def draw_pools(count: int, pool: int = RETRIEVAL_POOL, draws: int = RETRIEVAL_DRAWS, seed: int = 0) -> np.ndarray:
-    """Random pools of candidates without replacement, draws x P; a single draw of all images when there are no more than ``pool``."""
+def draw_pools(
+    count: int, pool: int = RETRIEVAL_POOL, draws: int = RETRIEVAL_DRAWS, seed: int = 0
+) -> np.ndarray:
+    """Random pools of candidates without replacement, draws x P; a single draw of all images when
+    there are no more than ``pool``.
+    """
     if count <= pool:
         return np.arange(count)[None]
     generator = np.random.default_rng(seed)
@@ -279,22 +364,36 @@ class BothWays(NamedTuple):
     """Retrieval in both directions, named by what is given and what is searched."""
 
     brain_to_image: Retrieval
-    """For every decoded embedding the nearest true image is searched. (The published notebook prints this as "backward".)"""
+    """For every decoded embedding the nearest true image is searched. (The published notebook
+    prints this as "backward".)
+    """
     image_to_brain: Retrieval
     """For every true image the nearest decoded embedding is searched. (Published as "forward".)"""
 
 
-def retrieval(decoded_ND: np.ndarray, true_ND: np.ndarray, pools_RP: np.ndarray | None = None) -> BothWays:
-    """Top-1 retrieval by cosine similarity among random pools, both directions (MindEye2's evaluation, its labels put right).
+def retrieval(
+    decoded_ND: np.ndarray, true_ND: np.ndarray, pools_RP: np.ndarray | None = None
+) -> BothWays:
+    """Top-1 retrieval by cosine similarity among random pools, both directions (MindEye2's
+    evaluation, its labels put right).
 
     Parameters
     ----------
-    decoded_ND, true_ND : embeddings in the same order of images; further axes (tokens) are flattened
-    pools_RP : candidates of every draw, by default `draw_pools` of their number; queries and candidates of a draw are the same images
+    decoded_ND, true_ND : np.ndarray
+        Embeddings in the same order of images; further axes (tokens) are flattened.
+    pools_RP : np.ndarray | None, optional
+        Candidates of every draw, by default `draw_pools` of their number; queries and candidates of
+        a draw are the same images.
     """
-    decoded, true = unit_rows(decoded_ND, "decoded embeddings"), unit_rows(true_ND, "true embeddings")
+    decoded, true = (
+        unit_rows(decoded_ND, "decoded embeddings"),
+        unit_rows(true_ND, "true embeddings"),
+    )
     if decoded.shape != true.shape:
-        raise UserError(f"Decoded {np.shape(decoded_ND)} and true {np.shape(true_ND)} embeddings must have the same shape.")
+        raise UserError(
+            f"Decoded {np.shape(decoded_ND)} and true {np.shape(true_ND)} embeddings must have the"
+            " same shape."
+        )
     pools = draw_pools(len(decoded)) if pools_RP is None else np.asarray(pools_RP)
     similarity_NN = decoded @ true.T
     return BothWays(_search(similarity_NN, pools), _search(similarity_NN.T, pools))

@@ -1,6 +1,8 @@
-"""Reconstructions as people keep them: a folder of PNGs, or an array with ids in .pt, .npy, .npz, HDF5 or safetensors.
+"""Reconstructions as people keep them: a folder of PNGs, or an array with ids in .pt, .npy, .npz,
+HDF5 or safetensors.
 
-N pictures, S x S pixels. A file is opened, not loaded, where its format allows; `braingen.evaluation.image_pairs` reads it a picture at a time.
+N pictures, S x S pixels. A file is opened, not loaded, where its format allows;
+`braingen.evaluation.image_pairs` reads it a picture at a time.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class _PngFolder:
             with Image.open(self._paths[row]) as picture:
                 return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
         except OSError as error:
-            raise UserError(f"{self._paths[row]} cannot be read as a picture ({error}); make it again.") from error
+            raise UserError(
+                f"{self._paths[row]} cannot be read as a picture ({error}); make it again."
+            ) from error
 
 
 class _ChannelsLast:
@@ -67,29 +71,42 @@ def load_pictures(path: Path | str, image_N: np.ndarray | None = None) -> Loaded
 
     Parameters
     ----------
-    path : a folder of PNGs named by image id (``000123.png``, ``image_123.png``: the number in the name), or a file with
-        an array of pictures, N x 3 x S x S or N x S x S x 3, and their image ids beside it: in the file, or in ``<name>_ids.npy``
-    image_N : image ids in the order of the pictures, for files without ids such as MindEye2's ``*_all_recons.pt``; there the order is that
-        of the test images by ascending id
+    path : Path | str
+        A folder of PNGs named by image id (``000123.png``, ``image_123.png``: the number in the
+        name), or a file with an array of pictures, N x 3 x S x S or N x S x S x 3, and their image
+        ids beside it: in the file, or in ``<name>_ids.npy``.
+    image_N : np.ndarray | None, optional
+        Image ids in the order of the pictures, for files without ids such as MindEye2's
+        ``*_all_recons.pt``; there the order is that of the test images by ascending id.
 
     Raises
     ------
     UserError
-        When nothing is there, two PNGs name the same image, a file holds no pictures or it is not known which images they are.
+        When nothing is there, two PNGs name the same image, a file holds no pictures or it is not
+        known which images they are.
     """
     path = Path(path)
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
-        raise UserError(f"{path} does not exist; name a folder of PNGs or a file ending in {', '.join(SUFFIXES)}.")
+        raise UserError(
+            f"{path} does not exist; name a folder of PNGs or a file ending in"
+            f" {', '.join(SUFFIXES)}."
+        )
     if path.suffix not in SUFFIXES:
-        raise UserError(f"{path.name} ends in {path.suffix!r}; allowed are a folder of PNGs and files ending in {', '.join(SUFFIXES)}.")
+        raise UserError(
+            f"{path.name} ends in {path.suffix!r}; allowed are a folder of PNGs and files ending in"
+            f" {', '.join(SUFFIXES)}."
+        )
     content = _open(path)
     arrays = dict(content) if isinstance(content, Mapping) else {"images": content}
     pictures = _first(arrays, IMAGE_KEYS)
     if pictures is None or np.ndim(pictures) != 4:
         held = ", ".join(f"{name} {tuple(np.shape(value))}" for name, value in arrays.items())
-        raise UserError(f"{path} holds no pictures (N x 3 x S x S under one of {', '.join(IMAGE_KEYS)}); it holds {held or 'nothing'}.")
+        raise UserError(
+            f"{path} holds no pictures (N x 3 x S x S under one of {', '.join(IMAGE_KEYS)}); it"
+            f" holds {held or 'nothing'}."
+        )
     if np.shape(pictures)[1] != 3 and np.shape(pictures)[3] == 3:
         pictures = _ChannelsLast(pictures)
     beside = path.with_name(f"{path.stem}_ids.npy")
@@ -97,8 +114,14 @@ def load_pictures(path: Path | str, image_N: np.ndarray | None = None) -> Loaded
     if ids is None and beside.exists():
         ids = read_npy(beside, "write the image ids as integers")
     if ids is None:
-        raise UserError(f"{path} does not say which images its {len(pictures)} pictures are of; put their image ids into {beside}.")
-    return Loaded(pictures, whole_numbers(ids, beside if beside.exists() else path, "write the image ids as integers"))
+        raise UserError(
+            f"{path} does not say which images its {len(pictures)} pictures are of; put their image"
+            f" ids into {beside}."
+        )
+    return Loaded(
+        pictures,
+        whole_numbers(ids, beside if beside.exists() else path, "write the image ids as integers"),
+    )
 
 
 def _first(arrays: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -112,12 +135,18 @@ def _folder(path: Path) -> Loaded:
     numbers = [re.findall(r"\d+", file.stem) for file in paths]
     unnamed = [file.name for file, found in zip(paths, numbers) if len(found) != 1]
     if unnamed:
-        raise UserError(f"{len(unnamed)} PNGs in {path} are not named by one image id, e.g. {unnamed[0]}; allowed is e.g. 000123.png.")
+        raise UserError(
+            f"{len(unnamed)} PNGs in {path} are not named by one image id, e.g. {unnamed[0]};"
+            " allowed is e.g. 000123.png."
+        )
     ids = np.array([int(found[0]) for found in numbers])
     seen, times = np.unique(ids, return_counts=True)
     if (times > 1).any():
         twice = [file.name for file, i in zip(paths, ids) if i == seen[times > 1][0]]
-        raise UserError(f"{path} holds image {seen[times > 1][0]} more than once ({', '.join(twice)}); keep one.")
+        raise UserError(
+            f"{path} holds image {seen[times > 1][0]} more than once ({', '.join(twice)}); keep"
+            " one."
+        )
     return Loaded(_PngFolder(paths), ids)
 
 
@@ -143,6 +172,12 @@ def _open(path: Path) -> Any:
             return load_file(path)
         import h5py
 
-        return {name: value for name, value in h5py.File(path, "r").items() if isinstance(value, h5py.Dataset)}
+        return {
+            name: value
+            for name, value in h5py.File(path, "r").items()
+            if isinstance(value, h5py.Dataset)
+        }
     except Exception as error:  # every reader has exceptions of its own
-        raise UserError(f"{path} cannot be read as {path.suffix} ({type(error).__name__}: {plain(error)}).") from error
+        raise UserError(
+            f"{path} cannot be read as {path.suffix} ({type(error).__name__}: {plain(error)})."
+        ) from error

@@ -1,4 +1,6 @@
-"""Pictures by image id, read one at a time when asked for, so that memory does not grow with their number."""
+"""Pictures by image id, read one at a time when asked for, so that memory does not grow with their
+number.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The score sheet: every score of a set of reconstructions, with intervals, per image, and what it was computed with.
+"""The score sheet: every score of a set of reconstructions, with intervals, per image, and what it
+was computed with.
 
 N images, B of them at a time.
 """
@@ -54,8 +55,15 @@ class Sheet(NamedTuple):
 
     @property
     def paired(self) -> pd.DataFrame:
-        """The table for comparing runs: two-way scores as `uncertainty.two_way_by_image`, everything else as in ``table``."""
-        return self.table.assign(**{name: uncertainty.two_way_by_image(one.beats_NN) for name, one in self.identified.items()})
+        """The table for comparing runs: two-way scores as `uncertainty.two_way_by_image`,
+        everything else as in ``table``.
+        """
+        return self.table.assign(
+            **{
+                name: uncertainty.two_way_by_image(one.beats_NN)
+                for name, one in self.identified.items()
+            }
+        )
 
 
 _PACKAGES = ("braingen", "torch", "torchvision", "transformers", "torchmetrics", "numpy")
@@ -72,7 +80,9 @@ def _versions() -> dict[str, str]:
 
 
 def _plain(interval: uncertainty.Interval, count: int, chance: float | None) -> Score:
-    return Score(*interval, random=None, ceiling=None, ridge=None, chance=chance, n=count, pool=None)
+    return Score(
+        *interval, random=None, ceiling=None, ridge=None, chance=chance, n=count, pool=None
+    )
 
 
 def score_sheet(
@@ -88,52 +98,83 @@ def score_sheet(
 
     Parameters
     ----------
-    pairs : pictures matched by image id (`braingen.evaluation.image_pairs.match`)
-    networks : comparison networks, used as their ``use`` says ("two_way" where they do not): two-way identification becomes
-        ``two_way_<name>``, distances keep the network's name
-    readouts : what names the content of pictures
-    missing : networks that are not there, for the record
-    store : where features go, and those of the true pictures stay; by default a temporary folder
-    resamples, seed : of the bootstrap
+    pairs : Pairs
+        Pictures matched by image id (`braingen.evaluation.image_pairs.match`).
+    networks : Sequence[Features], optional
+        Comparison networks, used as their ``use`` says ("two_way" where they do not): two-way
+        identification becomes ``two_way_<name>``, distances keep the network's name.
+    readouts : Sequence[ReadOut], optional
+        What names the content of pictures.
+    missing : Mapping[str, str] | None, optional
+        Networks that are not there, for the record.
+    store : FeatureStore | None, optional
+        Where features go, and those of the true pictures stay; by default a temporary folder.
+    resamples, seed : int, optional
+        Of the bootstrap.
 
     Raises
     ------
     UserError
-        When a score is not registered, a network has random weights, or a read-out lacks the class of an image.
+        When a score is not registered, a network has random weights, or a read-out lacks the class
+        of an image.
     """
     for network in networks:
         if getattr(network, "weights", "not stated") is None:
-            raise UserError(f"Network {network.name} has random weights, and what it says of pictures is not a score. Load its weights.")
+            raise UserError(
+                f"Network {network.name} has random weights, and what it says of pictures is not a"
+                " score. Load its weights."
+            )
     if store is None:
         with FeatureStore() as temporary:
             return score_sheet(pairs, networks, readouts, missing, temporary, resamples, seed)
     for network in networks:  # an unregistered score is refused before anything is computed
-        metric(network.name if getattr(network, "use", "two_way") != "two_way" else f"two_way_{network.name}")
+        metric(
+            network.name
+            if getattr(network, "use", "two_way") != "two_way"
+            else f"two_way_{network.name}"
+        )
     for readout in readouts:
         metric(f"{readout.name}_accuracy")
     count = len(pairs.image_N)
     values = pixel.all_scores(pairs.truth, pairs.recons)
-    scores = {name: _plain(uncertainty.mean_interval(each, resamples, seed), count, None) for name, each in values.items()}
+    scores = {
+        name: _plain(uncertainty.mean_interval(each, resamples, seed), count, None)
+        for name, each in values.items()
+    }
     identified: dict[str, identify.TwoWay] = {}
     for network in networks:
         use = getattr(network, "use", "two_way")
         if use == "pair":
             values[network.name] = _pair_distances(network, pairs, store)
-            scores[network.name] = _plain(uncertainty.mean_interval(values[network.name], resamples, seed), count, None)
+            scores[network.name] = _plain(
+                uncertainty.mean_interval(values[network.name], resamples, seed), count, None
+            )
             continue
-        truth_NF, recons_NF = store.features(network, pairs.truth, keep=True), store.features(network, pairs.recons)
+        truth_NF, recons_NF = (
+            store.features(network, pairs.truth, keep=True),
+            store.features(network, pairs.recons),
+        )
         try:
             if use == "distance":
                 values[network.name] = identify.correlation_distance(truth_NF, recons_NF)
-                scores[network.name] = _plain(uncertainty.mean_interval(values[network.name], resamples, seed), count, None)
+                scores[network.name] = _plain(
+                    uncertainty.mean_interval(values[network.name], resamples, seed), count, None
+                )
                 continue
-            two_way = identify.two_way(truth_NF, recons_NF, device=getattr(network, "device", "cpu"))
+            two_way = identify.two_way(
+                truth_NF, recons_NF, device=getattr(network, "device", "cpu")
+            )
         except identify.FlatFeatures as error:
             where = f"{network.name}'s {error.what} in image {pairs.image_N[error.rows[0]]}"
-            raise UserError(f"There is nothing to correlate in {where} ({len(error.rows)} such images): look at that picture.") from error
+            raise UserError(
+                f"There is nothing to correlate in {where} ({len(error.rows)} such images): look at"
+                " that picture."
+            ) from error
         name = f"two_way_{network.name}"
         identified[name], values[name] = two_way, two_way.share_N
-        scores[name] = _plain(uncertainty.two_way_interval(two_way.beats_NN, resamples, seed), count, 0.5)
+        scores[name] = _plain(
+            uncertainty.two_way_interval(two_way.beats_NN, resamples, seed), count, 0.5
+        )
     for readout in readouts:
         name = f"{readout.name}_accuracy"
         values[name] = _right(readout, pairs, store.batch)
@@ -149,9 +190,17 @@ def score_sheet(
 
 
 def score_images(
-    truth: Any, truth_ids: Any, recons: Any, recon_ids: Any, networks: Sequence[Features] = (), partial: bool = False, **settings: Any
+    truth: Any,
+    truth_ids: Any,
+    recons: Any,
+    recon_ids: Any,
+    networks: Sequence[Features] = (),
+    partial: bool = False,
+    **settings: Any,
 ) -> Sheet:
-    """`score_sheet` of pictures that are not matched yet: see `braingen.evaluation.image_pairs.match` for what is taken and what is refused."""
+    """`score_sheet` of pictures that are not matched yet: see
+    `braingen.evaluation.image_pairs.match` for what is taken and what is refused.
+    """
     return score_sheet(match(truth, truth_ids, recons, recon_ids, partial), networks, **settings)
 
 
@@ -159,17 +208,29 @@ def _pair_distances(network: Any, pairs: Pairs, store: FeatureStore) -> np.ndarr
     parts = []
     for start in range(0, len(pairs.image_N), store.batch):
         part = slice(start, start + store.batch)
-        parts.append(network.distance(as_scored(pairs.truth, part), as_scored(pairs.recons, part)).double().cpu().numpy())
+        parts.append(
+            network.distance(as_scored(pairs.truth, part), as_scored(pairs.recons, part))
+            .double()
+            .cpu()
+            .numpy()
+        )
         if store.progress is not None:
-            store.progress(network.name, min(start + store.batch, len(pairs.image_N)), len(pairs.image_N))
+            store.progress(
+                network.name, min(start + store.batch, len(pairs.image_N)), len(pairs.image_N)
+            )
     return np.concatenate(parts)
 
 
 def _right(readout: ReadOut, pairs: Pairs, batch: int) -> np.ndarray:
     unnamed = [int(image) for image in pairs.image_N if int(image) not in readout.truth]
     if unnamed:
-        raise UserError(f"The {readout.name} of {len(unnamed)} images is not known, e.g. of image {unnamed[0]}.")
-    said = [readout.predict(as_scored(pairs.recons, slice(s, s + batch))).cpu().numpy() for s in range(0, len(pairs.image_N), batch)]
+        raise UserError(
+            f"The {readout.name} of {len(unnamed)} images is not known, e.g. of image {unnamed[0]}."
+        )
+    said = [
+        readout.predict(as_scored(pairs.recons, slice(s, s + batch))).cpu().numpy()
+        for s in range(0, len(pairs.image_N), batch)
+    ]
     there = np.array([readout.truth[int(image)] for image in pairs.image_N])
     return (np.concatenate(said) == there).astype(np.float64)
 
@@ -180,19 +241,34 @@ def with_baselines(
     ceiling: Mapping[str, Score] | None = None,
     ridge: Mapping[str, Score] | None = None,
 ) -> dict[str, Score]:
-    """Scores with the values of the random-voxel pictures, of the pictures from true embeddings, and of ridge regression beside them."""
+    """Scores with the values of the random-voxel pictures, of the pictures from true embeddings,
+    and of ridge regression beside them.
+    """
 
     def value(others: Mapping[str, Score] | None, name: str) -> float | None:
         return None if others is None or name not in others else others[name].value
 
     return {
-        name: score._replace(random=value(random, name), ceiling=value(ceiling, name), ridge=value(ridge, name))
+        name: score._replace(
+            random=value(random, name), ceiling=value(ceiling, name), ridge=value(ridge, name)
+        )
         for name, score in scores.items()
     }
 
 
-def compare_sheets(sheets: Mapping[str, Sheet], resamples: int = uncertainty.RESAMPLES, seed: int = 0) -> list[uncertainty.Comparison]:
-    """Every two runs on every score they share, image by image, Holm-corrected (`braingen.evaluation.uncertainty.compare`)."""
+def compare_sheets(
+    sheets: Mapping[str, Sheet], resamples: int = uncertainty.RESAMPLES, seed: int = 0
+) -> list[uncertainty.Comparison]:
+    """Every two runs on every score they share, image by image, Holm-corrected
+    (`braingen.evaluation.uncertainty.compare`).
+    """
     tables = {name: sheet.paired for name, sheet in sheets.items()}
-    columns = {name: {score: table[score].to_numpy() for score in table} for name, table in tables.items()}
-    return uncertainty.compare(columns, {name: sheet.table.index.to_numpy() for name, sheet in sheets.items()}, resamples, seed)
+    columns = {
+        name: {score: table[score].to_numpy() for score in table} for name, table in tables.items()
+    }
+    return uncertainty.compare(
+        columns,
+        {name: sheet.table.index.to_numpy() for name, sheet in sheets.items()},
+        resamples,
+        seed,
+    )

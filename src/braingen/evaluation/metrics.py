@@ -1,7 +1,8 @@
-"""The registry of scores: what each is called, which way is better, how it is printed, and which picture-by-picture law it obeys.
+"""The registry of scores: what each is called, which way is better, how it is printed, and which
+picture-by-picture law it obeys.
 
-Tables, comparisons, curves, the ablation, help and the report read it. A score that is not registered is an error everywhere: it would
-have no direction. Importing this loads nothing heavy.
+Tables, comparisons, curves, the ablation, help and the report read it. A score that is not
+registered is an error everywhere: it would have no direction. Importing this loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -65,30 +66,83 @@ _PROGRAM = "no people: a program that compares pictures"
 METRICS: dict[str, Metric] = {
     "pixcorr": Metric("PixCorr", "PixCorr", "correlation of the pixels", ALIKE, 0),
     "ssim": Metric("SSIM", "SSIM", "structural similarity", ALIKE, 1),
-    "two_way_alexnet2": _percent("Alex(2)", "Two-way, AlexNet(2)", f"{_TWO_WAY} AlexNet's second layer", WHICH, 7),
-    "two_way_alexnet5": _percent("Alex(5)", "Two-way, AlexNet(5)", f"{_TWO_WAY} AlexNet's fifth layer", WHICH, 6),
-    "two_way_inception": _percent("Incep", "Two-way, Inception", f"{_TWO_WAY} InceptionV3", WHICH, 5),
-    "two_way_clip": _percent("CLIP", "Two-way, CLIP", "the drawn picture is more like the seen one than like another, to CLIP", WHICH, 2),
+    "two_way_alexnet2": _percent(
+        "Alex(2)", "Two-way, AlexNet(2)", f"{_TWO_WAY} AlexNet's second layer", WHICH, 7
+    ),
+    "two_way_alexnet5": _percent(
+        "Alex(5)", "Two-way, AlexNet(5)", f"{_TWO_WAY} AlexNet's fifth layer", WHICH, 6
+    ),
+    "two_way_inception": _percent(
+        "Incep", "Two-way, Inception", f"{_TWO_WAY} InceptionV3", WHICH, 5
+    ),
+    "two_way_clip": _percent(
+        "CLIP",
+        "Two-way, CLIP",
+        "the drawn picture is more like the seen one than like another, to CLIP",
+        WHICH,
+        2,
+    ),
     "effnet_b1": _distance("Eff", "EfficientNet-B1", "correlation distance", 7),
     "swav": _distance("SwAV", "SwAV", "correlation distance", 8),
     "dreamsim": _distance("DreamSim", "DreamSim", "distance as people judge it", 6),
     "lpips": _distance("LPIPS", "LPIPS", "distance to AlexNet, weighted by what people see", 5),
-    "mse": Metric("MSE", "MSE", "squared error of the pixels", ALIKE, 3, higher_is_better=False, digits=4, axis=None),
-    "psnr": Metric("PSNR (dB)", "PSNR", "peak signal to noise, in decibels", ALIKE, 4, digits=2, axis=None, unit=" dB"),
-    "ssim_columns": Metric("SSIM, legacy columns", "SSIM, legacy columns", "as older papers computed it", ALIKE, 2),
+    "mse": Metric(
+        "MSE",
+        "MSE",
+        "squared error of the pixels",
+        ALIKE,
+        3,
+        higher_is_better=False,
+        digits=4,
+        axis=None,
+    ),
+    "psnr": Metric(
+        "PSNR (dB)",
+        "PSNR",
+        "peak signal to noise, in decibels",
+        ALIKE,
+        4,
+        digits=2,
+        axis=None,
+        unit=" dB",
+    ),
+    "ssim_columns": Metric(
+        "SSIM, legacy columns", "SSIM, legacy columns", "as older papers computed it", ALIKE, 2
+    ),
     "two_way_judge_early": _percent(
-        "Judge early", "Two-way, judge, early layer", f"{_TWO_WAY} an independent network, by edges and colours", WHICH, 4
+        "Judge early",
+        "Two-way, judge, early layer",
+        f"{_TWO_WAY} an independent network, by edges and colours",
+        WHICH,
+        4,
     ),
     "two_way_judge_late": _percent(
-        "Judge late", "Two-way, judge, late layer", f"{_TWO_WAY} an independent network, by contents", WHICH, 3
+        "Judge late",
+        "Two-way, judge, late layer",
+        f"{_TWO_WAY} an independent network, by contents",
+        WHICH,
+        3,
     ),
-    "object_accuracy": _named("Object named", "Object", "an independent network names the seen object in the drawn picture", 0),
+    "object_accuracy": _named(
+        "Object named",
+        "Object",
+        "an independent network names the seen object in the drawn picture",
+        0,
+    ),
     "background_accuracy": _named("Background named", "Background", "the same for the place", 1),
     "colour_accuracy": _named("Colour named", "Colour", "the same for the object's colour", 2),
-    "position_accuracy": _named("Position named", "Position", "the same for where the object is", 3),
-    "clip_cos": Metric("CLIP-cos", "CLIP cosine", "cosine of decoded and true CLIP embedding", CLOSE, 0),
+    "position_accuracy": _named(
+        "Position named", "Position", "the same for where the object is", 3
+    ),
+    "clip_cos": Metric(
+        "CLIP-cos", "CLIP cosine", "cosine of decoded and true CLIP embedding", CLOSE, 0
+    ),
     "clip_cos_centred": Metric(
-        "CLIP-cos, centred", "CLIP cosine around the mean", "the same, less what all embeddings share", CLOSE, 1
+        "CLIP-cos, centred",
+        "CLIP cosine around the mean",
+        "the same, less what all embeddings share",
+        CLOSE,
+        1,
     ),
     "two_way_embedding": _percent(
         "Two-way, embedding",
@@ -98,22 +152,50 @@ METRICS: dict[str, Metric] = {
         8,
     ),
     "retrieval_brain_to_image": _percent(
-        "Retrieval brain->image", "Retrieval, brain to image", "the seen picture is found among {pool} from brain activity", WHICH, 0
+        "Retrieval brain->image",
+        "Retrieval, brain to image",
+        "the seen picture is found among {pool} from brain activity",
+        WHICH,
+        0,
     ),
     "retrieval_image_to_brain": _percent(
-        "Retrieval image->brain", "Retrieval, image to brain", "the activity that a picture caused is found among {pool}", WHICH, 1
+        "Retrieval image->brain",
+        "Retrieval, image to brain",
+        "the activity that a picture caused is found among {pool}",
+        WHICH,
+        1,
     ),
     "meteor": Metric("METEOR", "METEOR", "words in common, synonyms counted", SAID, 0),
     "rouge_l": Metric("ROUGE-L", "ROUGE-L", "longest words in common", SAID, 1),
-    "clip_text": Metric("CLIP text similarity", "CLIP text similarity", "cosine of decoded and true caption", SAID, 2),
+    "clip_text": Metric(
+        "CLIP text similarity",
+        "CLIP text similarity",
+        "cosine of decoded and true caption",
+        SAID,
+        2,
+    ),
     "human_identification": _percent(
-        "People, two-way", "People: which was seen", "shown the drawn picture and two others, people choose the seen one", PEOPLE, 0
+        "People, two-way",
+        "People: which was seen",
+        "shown the drawn picture and two others, people choose the seen one",
+        PEOPLE,
+        0,
     ),
     "human_preference": _percent(
-        "People, preferred", "People: preferred", "people choose this drawing over another method's", PEOPLE, 1
+        "People, preferred",
+        "People: preferred",
+        "people choose this drawing over another method's",
+        PEOPLE,
+        1,
     ),
     "human_similarity": Metric(
-        "People, similarity 1-7", "People: similarity", "drawn and seen picture, rated from 1 to 7", PEOPLE, 2, digits=2, axis=LIKERT
+        "People, similarity 1-7",
+        "People: similarity",
+        "drawn and seen picture, rated from 1 to 7",
+        PEOPLE,
+        2,
+        digits=2,
+        axis=LIKERT,
     ),
     "simulated_rater_identification": _percent(
         "Simulated raters, two-way", "Simulated raters: which was seen", _PROGRAM, PEOPLE, 3
@@ -122,14 +204,24 @@ METRICS: dict[str, Metric] = {
         "Simulated raters, preferred", "Simulated raters: preferred", _PROGRAM, PEOPLE, 4
     ),
     "simulated_rater_similarity": Metric(
-        "Simulated raters, similarity 1-7", "Simulated raters: similarity", "no people; rated from 1 to 7", PEOPLE, 5, digits=2, axis=LIKERT
+        "Simulated raters, similarity 1-7",
+        "Simulated raters: similarity",
+        "no people; rated from 1 to 7",
+        PEOPLE,
+        5,
+        digits=2,
+        axis=LIKERT,
     ),
-}  # fmt: skip
-"""By name, in the order of tables: the eight columns of the field's tables first. Two-way, accuracies and retrieval are in per cent."""
+}
+"""By name, in the order of tables: the eight columns of the field's tables first. Two-way,
+accuracies and retrieval are in per cent.
+"""
 FIELD = tuple(METRICS)[:8]
 """The columns that every paper of the field prints."""
 ATTRIBUTES = ("object", "colour", "position", "background")
-"""What the judge names in a picture: tables per image have ``<name>_true`` and ``<name>_said`` beside the scores."""
+"""What the judge names in a picture: tables per image have ``<name>_true`` and ``<name>_said``
+beside the scores.
+"""
 
 
 def metric(name: str) -> Metric:
@@ -144,8 +236,10 @@ def metric(name: str) -> Metric:
         return METRICS[name]
     near = difflib.get_close_matches(name, METRICS, n=1)
     raise UserError(
-        f"There is no score '{name}' in the registry (METRICS in braingen/evaluation/metrics.py), so it is not known whether higher is better."
-        f" {f'Did you mean {near[0]}? Else register' if near else 'Register'} it there, or leave its column out."
+        f"There is no score '{name}' in the registry (METRICS in braingen/evaluation/metrics.py),"
+        " so it is not known whether higher is better."
+        f" {f'Did you mean {near[0]}? Else register' if near else 'Register'} it there, or leave"
+        " its column out."
     )
 
 
@@ -156,11 +250,15 @@ def in_tables(names: Iterable[str]) -> list[str]:
 
 
 def in_report(names: Iterable[str]) -> list[str]:
-    """Scores in the order of the report: by group, and by place within it; an unregistered one is an error."""
+    """Scores in the order of the report: by group, and by place within it; an unregistered one is
+    an error.
+    """
     found = {name: metric(name) for name in names}
     return sorted(found, key=lambda name: (GROUPS.index(found[name].group), found[name].place))
 
 
 def score_columns(columns: Iterable[str]) -> list[str]:
-    """The scores among the columns of a table per image; what is in a picture is none, anything else is an error."""
+    """The scores among the columns of a table per image; what is in a picture is none, anything
+    else is an error.
+    """
     return [name for name in columns if not name.endswith(("_true", "_said")) and metric(name)]

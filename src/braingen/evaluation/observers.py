@@ -1,4 +1,6 @@
-"""Who looks at the pictures: the tiny CLIP and the judge for simulated pictures, the field's networks for photographs."""
+"""Who looks at the pictures: the tiny CLIP and the judge for simulated pictures, the field's
+networks for photographs.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,15 @@ from braingen.runtime.fingerprints import fingerprint_of_files
 from braingen.targets.tables import Targets
 
 
-def observers(config: Config, simulated: bool, ids: np.ndarray) -> tuple[list[Features], list[ReadOut], dict[str, str]]:
+def observers(
+    config: Config, simulated: bool, ids: np.ndarray
+) -> tuple[list[Features], list[ReadOut], dict[str, str]]:
     """Networks, read-outs of what is in a picture, and what is missing with the line that gets it.
 
     Parameters
     ----------
-    ids : image ids of the pictures that are looked at
+    ids : np.ndarray
+        Image ids of the pictures that are looked at.
 
     Raises
     ------
@@ -32,12 +37,20 @@ def observers(config: Config, simulated: bool, ids: np.ndarray) -> tuple[list[Fe
         return list(published), [], missing
     judge, targets = load_judge(), Targets(config)
     clip = ClipFeatures(targets.image_encoder, fingerprint_of_files(targets.image_path))
-    return [clip, *judge_networks(judge), *published], readouts(judge, Layout.of(config.data.root), ids), missing
+    return (
+        [clip, *judge_networks(judge), *published],
+        readouts(judge, Layout.of(config.data.root), ids),
+        missing,
+    )
 
 
 def _published(config: Config, simulated: bool) -> tuple[list[FeatureNetwork], dict[str, str]]:
-    """The field's networks that are here; for simulated pictures when asked for, and without CLIP, whose place the tiny one has."""
+    """The field's networks that are here; for simulated pictures when asked for, and without CLIP,
+    whose place the tiny one has.
+    """
     if simulated and not config.scores.published_networks:
         return [], {}
     names = [name for name in published_networks.recipes() if not (simulated and name == "clip")]
-    return published_networks.load_all(names, config.scores.feature_weights or None, str(device_of(config)), config.scores.strict)
+    return published_networks.load_all(
+        names, config.scores.feature_weights or None, str(device_of(config)), config.scores.strict
+    )

@@ -1,6 +1,7 @@
 """Scores of pixels: PixCorr, SSIM (two versions), MSE and PSNR, one value per image.
 
-N images, B of them at a time, H x W pixels. Everything streams over images, so memory does not grow with N.
+N images, B of them at a time, H x W pixels. Everything streams over images, so memory does not grow
+with N.
 """
 
 from __future__ import annotations
@@ -14,17 +15,23 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 PIXCORR_SIDE = 425
-"""Pixels; the side of the NSD stimuli, at which MindEye2 and MoRE-Brain correlate and compare structure."""
+"""Pixels; the side of the NSD stimuli, at which MindEye2 and MoRE-Brain correlate and compare
+structure.
+"""
 ERROR_SIDE = 256
 """Pixels; the side to which every picture is brought first (published evaluation script)."""
 GREY_WEIGHTS = (0.2125, 0.7154, 0.0721)
 """Weights of red, green and blue in scikit-image's rgb2gray."""
 HIGHEST_PSNR = 100.0
-"""dB. Equal pictures have an infinite PSNR, with which no mean and no interval exists; they count as this."""
+"""dB. Equal pictures have an infinite PSNR, with which no mean and no interval exists; they count
+as this.
+"""
 
 
 class Images(Protocol):
-    """N x 3 x H x W pictures in [0, 1] that can be sliced along N: an array, tensor, memory map, HDF5 dataset, `pairs.Pictures`."""
+    """N x 3 x H x W pictures in [0, 1] that can be sliced along N: an array, tensor, memory map,
+    HDF5 dataset, `pairs.Pictures`.
+    """
 
     def __len__(self) -> int:
         """N."""
@@ -34,10 +41,14 @@ class Images(Protocol):
 
 
 def resize(images_B3HW: Tensor, side: int) -> Tensor:
-    """Bilinear, pixel centres at halves, without antialiasing (published figures were made so, see docs/scores.md)."""
+    """Bilinear, pixel centres at halves, without antialiasing (published figures were made so, see
+    docs/scores.md).
+    """
     if images_B3HW.shape[-2:] == (side, side):
         return images_B3HW
-    return interpolate(images_B3HW, size=(side, side), mode="bilinear", align_corners=False, antialias=False)
+    return interpolate(
+        images_B3HW, size=(side, side), mode="bilinear", align_corners=False, antialias=False
+    )
 
 
 def grey(images_B3HW: Tensor) -> Tensor:
@@ -45,18 +56,29 @@ def grey(images_B3HW: Tensor) -> Tensor:
     return torch.einsum("bchw,c->bhw", images_B3HW, images_B3HW.new_tensor(GREY_WEIGHTS))
 
 
-def per_image(score: Callable[[Tensor, Tensor], Tensor], truth_N3HW: Images, recons_N3HW: Images, batch: int = 1) -> np.ndarray:
+def per_image(
+    score: Callable[[Tensor, Tensor], Tensor],
+    truth_N3HW: Images,
+    recons_N3HW: Images,
+    batch: int = 1,
+) -> np.ndarray:
     """Run a score over pictures, a batch at a time.
 
     Parameters
     ----------
-    score : function of B x 3 x H x W truth and reconstructions that returns B values, or B rows of values
-    truth_N3HW, recons_N3HW : pictures in [0, 1]
-    batch : pictures at a time; one at 425 pixels already fills a processor's cache, and more are slower
+    score : Callable[[Tensor, Tensor], Tensor]
+        Function of B x 3 x H x W truth and reconstructions that returns B values, or B rows of
+        values.
+    truth_N3HW, recons_N3HW : Images
+        Pictures in [0, 1].
+    batch : int, optional
+        Pictures at a time; one at 425 pixels already fills a processor's cache, and more are
+        slower.
 
     Returns
     -------
-    N values, or N rows of values, float64.
+    np.ndarray
+        N values, or N rows of values, float64.
     """
     values = []
     for start in range(0, len(truth_N3HW), batch):
@@ -74,12 +96,21 @@ def correlation(truth_BP: Tensor, recons_BP: Tensor) -> Tensor:
     return (truth * recons).sum(1) / (truth.square().sum(1) * recons.square().sum(1)).sqrt()
 
 
-def pixel_correlation(truth_N3HW: Images, recons_N3HW: Images, side: int = PIXCORR_SIDE, batch: int = 1) -> np.ndarray:
-    """PixCorr: Pearson correlation over all pixels and channels at ``side``, per image (published evaluation script).
+def pixel_correlation(
+    truth_N3HW: Images, recons_N3HW: Images, side: int = PIXCORR_SIDE, batch: int = 1
+) -> np.ndarray:
+    """PixCorr: Pearson correlation over all pixels and channels at ``side``, per image (published
+    evaluation script).
 
-    A constant picture gives NaN when it is black and rounding noise otherwise; `braingen.evaluation.image_pairs.Pictures` refuses it.
+    A constant picture gives NaN when it is black and rounding noise otherwise;
+    `braingen.evaluation.image_pairs.Pictures` refuses it.
     """
-    return per_image(lambda a, b: correlation(resize(a, side).flatten(1), resize(b, side).flatten(1)), truth_N3HW, recons_N3HW, batch)
+    return per_image(
+        lambda a, b: correlation(resize(a, side).flatten(1), resize(b, side).flatten(1)),
+        truth_N3HW,
+        recons_N3HW,
+        batch,
+    )
 
 
 def _window(sigma: float = 1.5, radius: int = 5) -> list[float]:
@@ -90,7 +121,9 @@ def _window(sigma: float = 1.5, radius: int = 5) -> list[float]:
 
 
 def _smooth(maps: Tensor, dim: int) -> Tensor:
-    """Gaussian mean along one axis, where the whole window fits: scikit-image leaves the border out of its mean too."""
+    """Gaussian mean along one axis, where the whole window fits: scikit-image leaves the border out
+    of its mean too.
+    """
     weights = _window()
     length = maps.shape[dim] - len(weights) + 1
     out = maps.narrow(dim, 0, length) * weights[0]
@@ -100,7 +133,9 @@ def _smooth(maps: Tensor, dim: int) -> Tensor:
 
 
 def _similarity(x_BHW: Tensor, y_BHW: Tensor) -> Tensor:
-    """B x 2 mean structural similarities, population covariance and data range 1: of pictures, and of columns each for itself."""
+    """B x 2 mean structural similarities, population covariance and data range 1: of pictures, and
+    of columns each for itself.
+    """
     maps = torch.stack([x_BHW, y_BHW, x_BHW * x_BHW, y_BHW * y_BHW, x_BHW * y_BHW])
     maps = _smooth(maps, 2)
     columns = _compared(maps)
@@ -116,14 +151,17 @@ def _compared(means: Tensor) -> Tensor:
 
 
 def peak_signal_to_noise(squared_error_N: np.ndarray) -> np.ndarray:
-    """PSNR in dB of pictures in [0, 1] from their MSE; at most `HIGHEST_PSNR`, which equal pictures get."""
+    """PSNR in dB of pictures in [0, 1] from their MSE; at most `HIGHEST_PSNR`, which equal pictures
+    get.
+    """
     return -10 * np.log10(np.maximum(squared_error_N, 10 ** (-HIGHEST_PSNR / 10)))
 
 
 def all_scores(truth_N3HW: Images, recons_N3HW: Images, batch: int = 1) -> dict[str, np.ndarray]:
     """Every score of pixels in one pass: pixcorr, ssim, ssim_columns, mse, psnr, each N values.
 
-    Pictures are brought to 256 pixels first and from there to 425, as the published evaluation script does.
+    Pictures are brought to 256 pixels first and from there to 425, as the published evaluation
+    script does.
     """
 
     def score(truth: Tensor, recons: Tensor) -> Tensor:
@@ -131,7 +169,15 @@ def all_scores(truth_N3HW: Images, recons_N3HW: Images, batch: int = 1) -> dict[
         error = (truth - recons).square().mean((1, 2, 3))
         truth, recons = resize(truth, PIXCORR_SIDE), resize(recons, PIXCORR_SIDE)
         similarity = _similarity(grey(truth), grey(recons))
-        return torch.stack([correlation(truth.flatten(1), recons.flatten(1)), *similarity.T, error.double()], 1)
+        return torch.stack(
+            [correlation(truth.flatten(1), recons.flatten(1)), *similarity.T, error.double()], 1
+        )
 
     pixcorr, ssim, columns, error = per_image(score, truth_N3HW, recons_N3HW, batch).T
-    return {"pixcorr": pixcorr, "ssim": ssim, "ssim_columns": columns, "mse": error, "psnr": peak_signal_to_noise(error)}
+    return {
+        "pixcorr": pixcorr,
+        "ssim": ssim,
+        "ssim_columns": columns,
+        "mse": error,
+        "psnr": peak_signal_to_noise(error),
+    }

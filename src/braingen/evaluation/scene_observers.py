@@ -1,4 +1,6 @@
-"""What looks at pictures of simulated scenes: the tiny CLIP, and the judge with its features and read-outs."""
+"""What looks at pictures of simulated scenes: the tiny CLIP, and the judge with its features and
+read-outs.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from braingen.targets.clip_image import CLIPImageEncoder
 
 
 class ClipFeatures:
-    """Image embeddings of the backbone's CLIP; the sampler is conditioned on them, so they flatter it (the judge does not)."""
+    """Image embeddings of the backbone's CLIP; the sampler is conditioned on them, so they flatter
+    it (the judge does not).
+    """
 
     name = "clip"
 
@@ -59,11 +63,19 @@ def judge_networks(judge: Judge, folder: Path = TINY / "judge") -> list[JudgeFea
 
 
 def readouts(judge: Judge, layout: Layout, image_ids: np.ndarray) -> list[ReadOut]:
-    """Object, background and position as the judge names them, beside what was in the scenes of a simulated data folder."""
+    """Object, background and position as the judge names them, beside what was in the scenes of a
+    simulated data folder.
+    """
     scenes = dict(zip(image_ids.tolist(), load_scenes(layout, image_ids.tolist())))
     there = {
-        "object": ({image: scene.objects[0].object for image, scene in scenes.items()}, len(OBJECTS)),
-        "background": ({image: scene.background for image, scene in scenes.items()}, len(BACKGROUNDS)),
+        "object": (
+            {image: scene.objects[0].object for image, scene in scenes.items()},
+            len(OBJECTS),
+        ),
+        "background": (
+            {image: scene.background for image, scene in scenes.items()},
+            len(BACKGROUNDS),
+        ),
         "position": ({image: scene.position for image, scene in scenes.items()}, len(POSITIONS)),
     }
 
@@ -75,22 +87,33 @@ def readouts(judge: Judge, layout: Layout, image_ids: np.ndarray) -> list[ReadOu
 
         return predict
 
-    return [ReadOut(what, names(what), truth, 1 / classes) for what, (truth, classes) in there.items()]
+    return [
+        ReadOut(what, names(what), truth, 1 / classes) for what, (truth, classes) in there.items()
+    ]
 
 
-def spoken(judge: Judge, layout: Layout, image_ids: np.ndarray, pictures: Sequence[np.ndarray]) -> pd.DataFrame:
+def spoken(
+    judge: Judge, layout: Layout, image_ids: np.ndarray, pictures: Sequence[np.ndarray]
+) -> pd.DataFrame:
     """What was in every scene and what the judge sees in the picture, in words.
 
     Parameters
     ----------
-    pictures : uint8, 3 x H x W, in the order of ``image_ids``
+    pictures : Sequence[np.ndarray]
+        Uint8, 3 x H x W, in the order of ``image_ids``.
 
     Returns
     -------
-    table : columns ``<what>_true`` and ``<what>_said`` for object, background, position and colour; the index is the image id. Colour is
-        empty for objects that keep their own colours.
+    table : pd.DataFrame
+        Columns ``<what>_true`` and ``<what>_said`` for object, background, position and colour; the
+        index is the image id. Colour is empty for objects that keep their own colours.
     """
-    words = {"object": [thing.name for thing in OBJECTS], "background": BACKGROUNDS, "position": POSITIONS, "colour": COLOUR_NAMES}
+    words = {
+        "object": [thing.name for thing in OBJECTS],
+        "background": BACKGROUNDS,
+        "position": POSITIONS,
+        "colour": COLOUR_NAMES,
+    }
     scenes = load_scenes(layout, image_ids.tolist())
     there = {
         "object": [scene.objects[0].object for scene in scenes],
@@ -109,6 +132,10 @@ def spoken(judge: Judge, layout: Layout, image_ids: np.ndarray, pictures: Sequen
     columns = {}
     for what, names in words.items():
         asked = [truth != NO_COLOUR for truth in there[what]]
-        columns[f"{what}_true"] = [names[truth] if ask else "" for truth, ask in zip(there[what], asked)]
-        columns[f"{what}_said"] = [names[answer] if ask else "" for answer, ask in zip(said[what], asked)]
+        columns[f"{what}_true"] = [
+            names[truth] if ask else "" for truth, ask in zip(there[what], asked)
+        ]
+        columns[f"{what}_said"] = [
+            names[answer] if ask else "" for answer, ask in zip(said[what], asked)
+        ]
     return pd.DataFrame(columns, index=pd.Index(image_ids, name="image"))

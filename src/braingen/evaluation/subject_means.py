@@ -54,7 +54,8 @@ def read_subject(config: Config) -> Subject:
 def mean_scores(subjects: Sequence[Subject], resamples: int, seed: int) -> dict[str, Score]:
     """The mean over subjects of every score that all of them have, with its interval over images.
 
-    The interval is missing where a score has no values of single images. Baselines are means too; ``n`` is the mean number of images.
+    The interval is missing where a score has no values of single images. Baselines are means too;
+    ``n`` is the mean number of images.
     """
     found = {}
     for name in subjects[0].scores:
@@ -64,12 +65,21 @@ def mean_scores(subjects: Sequence[Subject], resamples: int, seed: int) -> dict[
             continue
         low = high = None
         if all(name in subject.images for subject in subjects):
-            summary = summarise({(subject.number, 0): subject.images[name] for subject in subjects}, resamples, seed)
+            summary = summarise(
+                {(subject.number, 0): subject.images[name] for subject in subjects}, resamples, seed
+            )
             low, high = summary.low, summary.high
         baselines = {key: _mean([getattr(score, key) for score in scores]) for key in BASELINES}
         pools = {score.pool for score in scores}
         n = round(sum(score.n for score in scores) / len(scores))
-        found[name] = Score(_mean([s.value for s in scores]), low, high, n=n, pool=pools.pop() if len(pools) == 1 else None, **baselines)
+        found[name] = Score(
+            _mean([s.value for s in scores]),
+            low,
+            high,
+            n=n,
+            pool=pools.pop() if len(pools) == 1 else None,
+            **baselines,
+        )
     return found
 
 
@@ -83,19 +93,26 @@ def write_mean(config: Config) -> Path:
 
     Returns
     -------
-    path of scores.json in the run folder; tables to paste lie beside it
+    Path
+        Path of scores.json in the run folder; tables to paste lie beside it.
     """
     subjects = [read_subject(one) for one in subject_configs(config)]
     mean = mean_scores(subjects, config.scores.bootstrap, config.run.seed)
     folder, data = config.run.folder, Stimuli(Layout.of(config.data.root)).data_name
-    sessions = f"{config.data.num_sessions or 'all'} session{'' if config.data.num_sessions == 1 else 's'}"
+    sessions = (
+        f"{config.data.num_sessions or 'all'} session{'' if config.data.num_sessions == 1 else 's'}"
+    )
     numbers = ", ".join(str(subject.number) for subject in subjects)
     method = config.scores.method
     rows: list[Row] = rows_of(method, f"{data}, mean of subjects {numbers}; {sessions}", mean)
     for subject in subjects:
-        rows += rows_of(method, f"{data}, subject {subject.number}; {sessions}", subject.scores, baselines=False)
+        rows += rows_of(
+            method, f"{data}, subject {subject.number}; {sessions}", subject.scores, baselines=False
+        )
     rows += published_beside(data)
-    write_text(folder / TABLE, markdown(rows) + (f"\n{CAUTION}\n" if published_beside(data) else ""))
+    write_text(
+        folder / TABLE, markdown(rows) + (f"\n{CAUTION}\n" if published_beside(data) else "")
+    )
     write_text(folder / CSV, comma_separated(rows))
     write_text(folder / LATEX, latex(rows))
     write_json(folder / SCORES, as_json(mean))
@@ -106,12 +123,23 @@ def write_mean(config: Config) -> Path:
 def print_mean(subjects: Sequence[Subject], mean: Mapping[str, Score]) -> None:
     """Means and subjects, side by side."""
     names = ("score", "mean", "95 %", *(f"subj {subject.number}" for subject in subjects))
-    table = Table(*(Column(name, no_wrap=True) for name in names), title="mean of subjects", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(
+        *(Column(name, no_wrap=True) for name in names),
+        title="mean of subjects",
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
 
     def text(value: float | None) -> str:
         return "" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
     for name, score in mean.items():
         interval = "" if score.low is None else f"{text(score.low)}-{text(score.high)}"
-        add_row(table, name, text(score.value), interval, *(text(subject.scores[name].value) for subject in subjects))
+        add_row(
+            table,
+            name,
+            text(score.value),
+            interval,
+            *(text(subject.scores[name].value) for subject in subjects),
+        )
     console().print(table)

@@ -1,4 +1,6 @@
-"""Tables people paste: the field's columns in the field's order, published rows beside ours, each with its N and protocol."""
+"""Tables people paste: the field's columns in the field's order, published rows beside ours, each
+with its N and protocol.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ class Row(NamedTuple):
 def _published(method: str, protocol: str, figures: str, n: int = 1000, **others: float) -> Row:
     """Figures in the order of the field's columns, "-" where none was published."""
     printed = zip(FIELD, figures.split("/"))
-    values = {name: float(figure) / (100 if metric(name).percent else 1) for name, figure in printed if figure != "-"}
+    values = {
+        name: float(figure) / (100 if metric(name).percent else 1)
+        for name, figure in printed
+        if figure != "-"
+    }
     return Row(method, protocol, n, values | others)
 
 
@@ -41,19 +47,37 @@ PUBLISHED = (
     _published("Brain-IT", _MEAN40, ".386/.486/98.4/99.5/97.3/96.4/.564/.320"),
     _published("MindTuner", _MEAN40, ".322/.421/95.8/98.8/95.6/93.8/.612/.340"),
     _published("MindEye2", _MEAN40, ".322/.431/96.1/98.6/95.4/93.0/.619/.344"),
-    _published("MindBridge", f"{_MEAN40}; Alex(2) unconfirmed", ".151/.263/87.7/95.5/92.4/94.7/.712/.418", n=982),
-    _published("MoRE-Brain", f"{_MEAN40}; published code compares bytes 0-255 with [0, 1]", "-/.415/79.2/-/96.2/-/-/-", dreamsim=0.507),
-    _published("MindEye2", "NSD, subject 1; 40 sessions", ".374/.440/97.9/99.1/96.0/93.7/.608/.336",
-               retrieval_brain_to_image=0.9987, retrieval_image_to_brain=0.9996),
+    _published(
+        "MindBridge",
+        f"{_MEAN40}; Alex(2) unconfirmed",
+        ".151/.263/87.7/95.5/92.4/94.7/.712/.418",
+        n=982,
+    ),
+    _published(
+        "MoRE-Brain",
+        f"{_MEAN40}; published code compares bytes 0-255 with [0, 1]",
+        "-/.415/79.2/-/96.2/-/-/-",
+        dreamsim=0.507,
+    ),
+    _published(
+        "MindEye2",
+        "NSD, subject 1; 40 sessions",
+        ".374/.440/97.9/99.1/96.0/93.7/.608/.336",
+        retrieval_brain_to_image=0.9987,
+        retrieval_image_to_brain=0.9996,
+    ),
     _published("Brain-IT", _MEAN1, ".331/.473/97.1/-/-/-/-/-"),
     _published("MindTuner", _MEAN1, ".224/.420/87.8/-/-/-/-/-"),
     _published("MindEye2", _MEAN1, ".195/.419/84.2/90.6/81.2/79.2/-/-"),
     _published("ZEBRA", "NSD, no data of the subject", ".131/.375/74.6/81.2/72.2/71.5/-/-"),
-)  # fmt: skip
-"""Figures on NSD, as printed. MindEye2's two retrievals stand under what its code computes, which is the reverse of what it prints."""
+)
+"""Figures on NSD, as printed. MindEye2's two retrievals stand under what its code computes, which
+is the reverse of what it prints.
+"""
 CAUTION = (
-    "Published rows are on NSD and stand beside simulated data for orientation only; a change of seed moves two-way scores by up to"
-    " 0.6 points and PixCorr by up to .006. Older papers used 982 test images, MindEye2 and later 1000."
+    "Published rows are on NSD and stand beside simulated data for orientation only; a change of"
+    " seed moves two-way scores by up to 0.6 points and PixCorr by up to .006. Older papers used"
+    " 982 test images, MindEye2 and later 1000."
 )
 
 
@@ -61,9 +85,16 @@ def as_json(scores: Mapping[str, Score]) -> dict[str, dict[str, float | int | No
     """Scores as plain JSON values, undefined ones as null."""
 
     def plain(value: Any) -> float | int | None:
-        return None if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
+        return (
+            None
+            if value is None or (isinstance(value, float) and not math.isfinite(value))
+            else value
+        )
 
-    return {name: {key: plain(value) for key, value in score._asdict().items()} for name, score in scores.items()}
+    return {
+        name: {key: plain(value) for key, value in score._asdict().items()}
+        for name, score in scores.items()
+    }
 
 
 def _number(name: str, value: float | None) -> str:
@@ -71,7 +102,11 @@ def _number(name: str, value: float | None) -> str:
     if value is None:
         return "-"
     text = f"{value * (100 if column.percent else 1):.{column.digits}f}"
-    return text.replace("0.", ".", 1) if not column.percent and text.startswith(("0.", "-0.")) else text
+    return (
+        text.replace("0.", ".", 1)
+        if not column.percent and text.startswith(("0.", "-0."))
+        else text
+    )
 
 
 def _cell(name: str, score: Score | float | None, interval: bool) -> str:
@@ -111,8 +146,18 @@ def markdown(rows: Sequence[Row], interval: bool = True) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-_LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
-          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}  # fmt: skip
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "_": r"\_",
+    "#": r"\#",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
 
 
 def _latex_text(text: str) -> str:
@@ -120,7 +165,9 @@ def _latex_text(text: str) -> str:
 
 
 def latex(rows: Sequence[Row], interval: bool = False) -> str:
-    r"""A LaTeX table with booktabs rules; put ``\usepackage{booktabs}`` into the preamble. The best of every column is bold."""
+    r"""A LaTeX table with booktabs rules; put ``\usepackage{booktabs}`` into the preamble. The best
+    of every column is bold.
+    """
     names = _names(rows)
     best = {name: _best(name, rows) for name in names}
     lines = [r"\begin{tabular}{ll" + "r" * (len(names) + 1) + "}", r"\toprule"]
@@ -136,8 +183,20 @@ def latex(rows: Sequence[Row], interval: bool = False) -> str:
             score = row.scores.get(name)
             cell = _cell(name, score, interval)
             value = score.value if isinstance(score, Score) else score
-            cells.append(rf"\textbf{{{cell}}}" if value is not None and value == best[name] else cell)
-        lines.append(" & ".join([_latex_text(one_line(row.method)), _latex_text(one_line(row.protocol)), str(row.n), *cells]) + r" \\")
+            cells.append(
+                rf"\textbf{{{cell}}}" if value is not None and value == best[name] else cell
+            )
+        lines.append(
+            " & ".join(
+                [
+                    _latex_text(one_line(row.method)),
+                    _latex_text(one_line(row.protocol)),
+                    str(row.n),
+                    *cells,
+                ]
+            )
+            + r" \\"
+        )
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -151,34 +210,60 @@ def _best(name: str, rows: Sequence[Row]) -> float | None:
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
-    """CSV with one line per method and score, everything a reviewer asks for in columns of its own; fractions, not per cent."""
+    """CSV with one line per method and score, everything a reviewer asks for in columns of its own;
+    fractions, not per cent.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["method", "protocol", "score", "better", *Score._fields])
     for row in rows:
         for name in _names([row]):
             score = row.scores[name]
-            full = score if isinstance(score, Score) else Score(score, None, None, None, None, None, None, row.n, None)
+            full = (
+                score
+                if isinstance(score, Score)
+                else Score(score, None, None, None, None, None, None, row.n, None)
+            )
             better = "higher" if metric(name).higher_is_better else "lower"
             writer.writerow(
-                [csv_cell(row.method), csv_cell(row.protocol), csv_cell(name), better, *("" if value is None else value for value in full)]
+                [
+                    csv_cell(row.method),
+                    csv_cell(row.protocol),
+                    csv_cell(name),
+                    better,
+                    *("" if value is None else value for value in full),
+                ]
             )
     return out.getvalue()
 
 
-def rows_of(name: str, protocol: str, scores: Mapping[str, Score], baselines: bool = True) -> list[Row]:
+def rows_of(
+    name: str, protocol: str, scores: Mapping[str, Score], baselines: bool = True
+) -> list[Row]:
     """Our row, and rows of the baselines that stand in its scores."""
-    rows = [Row(name, protocol, max((score.n for score in scores.values()), default=0), dict(scores))]
+    rows = [
+        Row(name, protocol, max((score.n for score in scores.values()), default=0), dict(scores))
+    ]
     if baselines:
-        for field, title in (("ceiling", "ceiling: true embeddings"), ("ridge", "ridge regression"), ("random", "random voxels")):
-            values = {key: getattr(score, field) for key, score in scores.items() if getattr(score, field) is not None}
+        for field, title in (
+            ("ceiling", "ceiling: true embeddings"),
+            ("ridge", "ridge regression"),
+            ("random", "random voxels"),
+        ):
+            values = {
+                key: getattr(score, field)
+                for key, score in scores.items()
+                if getattr(score, field) is not None
+            }
             if values:
                 rows.append(Row(f"{name}, {title}", protocol, rows[0].n, values))
     return rows
 
 
 def best_and_worst(table: pd.DataFrame, count: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """Image ids of the best and the worst pictures, by their mean rank over all scores of the per-image table; best first, worst first."""
+    """Image ids of the best and the worst pictures, by their mean rank over all scores of the
+    per-image table; best first, worst first.
+    """
     ranks = [table[name].rank(ascending=not metric(name).higher_is_better) for name in table]
     order = table.index[np.argsort(np.mean(ranks, axis=0), kind="stable")].to_numpy()
     return order[:count], order[::-1][:count]

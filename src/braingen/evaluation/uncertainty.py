@@ -1,4 +1,5 @@
-"""How sure a score is: bootstrap intervals over images, paired comparison of runs, several seeds and subjects.
+"""How sure a score is: bootstrap intervals over images, paired comparison of runs, several seeds
+and subjects.
 
 N images, M resamples, S seeds. Everything is seeded: the same values give the same interval.
 """
@@ -55,7 +56,9 @@ class Summary(NamedTuple):
     value: float
     """Mean over subjects of the mean over their seeds."""
     low: float
-    """Ends of the 95 % interval: images are resampled, once for all subjects; subjects and seeds are the ones at hand."""
+    """Ends of the 95 % interval: images are resampled, once for all subjects; subjects and seeds
+    are the ones at hand.
+    """
     high: float
     between_seeds: float | None
     """Standard deviation between seeds of one subject (pooled); None with one seed."""
@@ -67,7 +70,9 @@ class Summary(NamedTuple):
 
 
 def _counts(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks (m x N, int64) of how often every image was drawn, in ``resamples`` draws of N images with replacement."""
+    """Blocks (m x N, int64) of how often every image was drawn, in ``resamples`` draws of N images
+    with replacement.
+    """
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, _AT_ONCE):
         size = min(_AT_ONCE, resamples - start)
@@ -86,23 +91,33 @@ def _finite(values: np.ndarray, what: str = "values") -> np.ndarray:
     if not values.size:
         raise UserError(f"There are no {what} to average.")
     if not np.isfinite(values).all():
-        raise UserError(f"{int((~np.isfinite(values)).sum())} of {values.size} {what} are NaN or infinite; leave those pictures out by id.")
+        raise UserError(
+            f"{int((~np.isfinite(values)).sum())} of {values.size} {what} are NaN or infinite;"
+            " leave those pictures out by id."
+        )
     return values
 
 
 def share_interval(right_N: np.ndarray) -> Interval:
-    """Share of images that are right, with the exact binomial 95 % interval (Clopper and Pearson 1934).
+    """Share of images that are right, with the exact binomial 95 % interval (Clopper and Pearson
+    1934).
 
-    A bootstrap of images that are all right gives 1 to 1, as if no image could be wrong; 120 of 120 leave 0.970 to 1.
+    A bootstrap of images that are all right gives 1 to 1, as if no image could be wrong; 120 of 120
+    leave 0.970 to 1.
 
     Parameters
     ----------
-    right_N : one value per image, each 0 or 1
+    right_N : np.ndarray
+        One value per image, each 0 or 1.
     """
     right = _finite(right_N)
     if not np.isin(right, (0, 1)).all():
-        raise UserError("A share is of images that are right (1) or wrong (0); there are values between.")
-    exact = binomtest(int(right.sum()), len(right)).proportion_ci(confidence_level=0.95, method="exact")
+        raise UserError(
+            "A share is of images that are right (1) or wrong (0); there are values between."
+        )
+    exact = binomtest(int(right.sum()), len(right)).proportion_ci(
+        confidence_level=0.95, method="exact"
+    )
     return Interval(float(right.mean()), float(exact.low), float(exact.high))
 
 
@@ -112,62 +127,86 @@ def mean_interval(values_N: np.ndarray, resamples: int = RESAMPLES, seed: int = 
     return ratio_interval(values, np.ones_like(values), resamples, seed, share=False)
 
 
-def ratio_interval(found_N: np.ndarray, asked_N: np.ndarray, resamples: int = RESAMPLES, seed: int = 0, share: bool = True) -> Interval:
-    """Sum over sum, images resampled: retrieval over random pools, where an image was asked for in some draws only.
+def ratio_interval(
+    found_N: np.ndarray,
+    asked_N: np.ndarray,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    share: bool = True,
+) -> Interval:
+    """Sum over sum, images resampled: retrieval over random pools, where an image was asked for in
+    some draws only.
 
-    Where every image is either always found or never, and all are asked for equally often or are all alike, the interval is exact
-    (`share_interval`).
+    Where every image is either always found or never, and all are asked for equally often or are
+    all alike, the interval is exact (`share_interval`).
 
     Parameters
     ----------
-    share : allow that
+    share : bool, optional
+        Allow that.
     """
     found, asked = _finite(found_N), _finite(asked_N)
     if share:
         right = (found / np.maximum(asked, 1))[asked > 0]
-        if np.isin(right, (0, 1)).all() and (len(np.unique(asked)) == 1 or len(np.unique(right)) == 1):
+        if np.isin(right, (0, 1)).all() and (
+            len(np.unique(asked)) == 1 or len(np.unique(right)) == 1
+        ):
             return share_interval(right)
-    replicates = [(counts @ found) / np.maximum(counts @ asked, 1e-300) for counts in _counts(len(found), resamples, seed)]
+    replicates = [
+        (counts @ found) / np.maximum(counts @ asked, 1e-300)
+        for counts in _counts(len(found), resamples, seed)
+    ]
     return Interval(float(found.sum() / asked.sum()), *_ends(np.concatenate(replicates)))
 
 
 def _pair_mean(weights_NN: np.ndarray, counts_MN: np.ndarray) -> np.ndarray:
-    """Mean of a pair statistic in every resample. A pair of two copies of one image says nothing and is left out."""
+    """Mean of a pair statistic in every resample. A pair of two copies of one image says nothing
+    and is left out.
+    """
     counts = counts_MN.astype(np.float32)
     pairs = counts.sum(1) ** 2 - (counts * counts).sum(1)
     return np.einsum("mn,mn->m", counts @ weights_NN, counts) / np.maximum(pairs, 1)
 
 
 def two_way_interval(beats_NN: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Two-way identification with its interval; an image is resampled in both its parts, as the one to name and as a distractor.
+    """Two-way identification with its interval; an image is resampled in both its parts, as the one
+    to name and as a distractor.
 
-    Resampling the N shares alone would take the distractors for fixed and the interval would be too narrow.
+    Resampling the N shares alone would take the distractors for fixed and the interval would be too
+    narrow.
 
     Parameters
     ----------
-    beats_NN : bool, `braingen.evaluation.identification.TwoWay.beats_NN`; or the share of several drawings in which that is so
+    beats_NN : np.ndarray
+        Bool, `braingen.evaluation.identification.TwoWay.beats_NN`; or the share of several drawings
+        in which that is so.
     """
     beats = np.asarray(beats_NN)
     images = len(beats)
     weights = beats.astype(np.float32)
     others = ~np.eye(images, dtype=bool)
     if len(np.unique(weights[others])) == 1 and weights[others][0] in (0, 1):
-        # every resample is the same; the share of images that win all their pairs, or none, has an exact interval and bounds the score
+        # every resample is the same; the share of images that win all their pairs, or none, has an
+        # exact interval and bounds the score
         return share_interval(np.full(images, weights[others][0]))
-    replicates = np.concatenate([_pair_mean(weights, counts) for counts in _counts(images, resamples, seed)])
+    replicates = np.concatenate(
+        [_pair_mean(weights, counts) for counts in _counts(images, resamples, seed)]
+    )
     return Interval(float(beats.sum() / (images * (images - 1))), *_ends(replicates))
 
 
 def two_way_by_image(beats_NN: np.ndarray) -> np.ndarray:
     """What every image adds to a two-way score in both its parts, N values whose mean is the score.
 
-    For comparing runs: the share of its own reconstruction alone takes the distractors for fixed. Share as the one to name, plus share
-    as a distractor, minus the score: the jackknife's first-order pseudo-values of a statistic of pairs (Arvesen 1969), up to the factor
-    (N - 1) / (N - 2).
+    For comparing runs: the share of its own reconstruction alone takes the distractors for fixed.
+    Share as the one to name, plus share as a distractor, minus the score: the jackknife's
+    first-order pseudo-values of a statistic of pairs (Arvesen 1969), up to the factor (N - 1) / (N
+    - 2).
 
     Parameters
     ----------
-    beats_NN : bool, `braingen.evaluation.identification.TwoWay.beats_NN`
+    beats_NN : np.ndarray
+        Bool, `braingen.evaluation.identification.TwoWay.beats_NN`.
     """
     beats = np.asarray(beats_NN, dtype=np.float64)
     others = len(beats) - 1
@@ -175,7 +214,9 @@ def two_way_by_image(beats_NN: np.ndarray) -> np.ndarray:
 
 
 def permutation_p(differences_N: np.ndarray, permutations: int = RESAMPLES, seed: int = 0) -> float:
-    """Two-sided sign-flip test of mean zero: all 2^N flips up to 16 images, random ones and the observed one beyond."""
+    """Two-sided sign-flip test of mean zero: all 2^N flips up to 16 images, random ones and the
+    observed one beyond.
+    """
     differences = _finite(differences_N, "differences")
     observed = abs(differences.sum())
     slack = 1e-12 * np.abs(differences).sum()
@@ -193,7 +234,9 @@ def permutation_p(differences_N: np.ndarray, permutations: int = RESAMPLES, seed
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p values corrected for having been computed together (Holm 1979): never larger than Bonferroni's, and valid without independence."""
+    """p values corrected for having been computed together (Holm 1979): never larger than
+    Bonferroni's, and valid without independence.
+    """
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p)
     adjusted = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
@@ -203,18 +246,25 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def compare(
-    runs: Mapping[str, Mapping[str, np.ndarray]], ids: Mapping[str, np.ndarray], resamples: int = RESAMPLES, seed: int = 0
+    runs: Mapping[str, Mapping[str, np.ndarray]],
+    ids: Mapping[str, np.ndarray],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> list[Comparison]:
     """Compare every two runs on every score they share, image by image.
 
     Parameters
     ----------
-    runs : run name -> score name -> N values, one per image
-    ids : run name -> its N image ids; runs may be in different orders, but must have scored the same images
+    runs : Mapping[str, Mapping[str, np.ndarray]]
+        Run name -> score name -> N values, one per image.
+    ids : Mapping[str, np.ndarray]
+        Run name -> its N image ids; runs may be in different orders, but must have scored the same
+        images.
 
     Returns
     -------
-    One `Comparison` per pair of runs and score, Holm-corrected over all of them.
+    list[Comparison]
+        One `Comparison` per pair of runs and score, Holm-corrected over all of them.
 
     Raises
     ------
@@ -230,37 +280,50 @@ def compare(
         theirs = np.asarray(ids[name])[order[name]]
         if not np.array_equal(theirs, images):
             odd = np.setxor1d(theirs, images)
-            raise UserError(f"Runs {names[0]} and {name} scored different images ({len(odd)}, first {odd[:1]}); compare what both scored.")
+            raise UserError(
+                f"Runs {names[0]} and {name} scored different images ({len(odd)}, first {odd[:1]});"
+                " compare what both scored."
+            )
     found: list[Comparison] = []
     for number, first in enumerate(names):
         for second in names[number + 1 :]:
             for score in runs[first]:
                 if score not in runs[second]:
                     continue
-                mine, theirs = np.asarray(runs[first][score])[order[first]], np.asarray(runs[second][score])[order[second]]
+                mine, theirs = (
+                    np.asarray(runs[first][score])[order[first]],
+                    np.asarray(runs[second][score])[order[second]],
+                )
                 differences = _finite(mine - theirs, "differences")
                 interval = mean_interval(differences, resamples, seed)
                 p = permutation_p(differences, resamples, seed)
-                found.append(Comparison(score, first, second, *interval, p=p, p_holm=p, n=len(differences)))
+                found.append(
+                    Comparison(score, first, second, *interval, p=p, p_holm=p, n=len(differences))
+                )
     corrected = holm([one.p for one in found])
     return [one._replace(p_holm=float(p)) for one, p in zip(found, corrected)]
 
 
 def compare_methods(
-    first: Mapping[int, Mapping[int, Mapping[int, float]]], second: Mapping[int, Mapping[int, Mapping[int, float]]]
+    first: Mapping[int, Mapping[int, Mapping[int, float]]],
+    second: Mapping[int, Mapping[int, Mapping[int, float]]],
 ) -> np.ndarray:
-    """Differences of two methods, image by image, over the same subjects and any number of seeds; their mean is the difference.
+    """Differences of two methods, image by image, over the same subjects and any number of seeds;
+    their mean is the difference.
 
-    Seeds of a subject are averaged first, then images of a subject, then subjects. What an image adds in all subjects is one value, so
-    that `mean_interval` and `permutation_p` take an image that every subject saw for one image and not for several.
+    Seeds of a subject are averaged first, then images of a subject, then subjects. What an image
+    adds in all subjects is one value, so that `mean_interval` and `permutation_p` take an image
+    that every subject saw for one image and not for several.
 
     Parameters
     ----------
-    first, second : subject -> seed -> image id -> value
+    first, second : Mapping[int, Mapping[int, Mapping[int, float]]]
+        Subject -> seed -> image id -> value.
 
     Returns
     -------
-    One value per image that was scored in any subject.
+    np.ndarray
+        One value per image that was scored in any subject.
 
     Raises
     ------
@@ -268,32 +331,51 @@ def compare_methods(
         When the methods have other subjects, or scored different images of one.
     """
     if first.keys() != second.keys():
-        raise UserError(f"Subjects {sorted(first)} and {sorted(second)} cannot be compared; both methods need the same ones.")
+        raise UserError(
+            f"Subjects {sorted(first)} and {sorted(second)} cannot be compared; both methods need"
+            " the same ones."
+        )
     added: dict[int, float] = {}
     for subject in first:
-        images = {tuple(sorted(values)) for seeds in (first[subject], second[subject]) for values in seeds.values()}
+        images = {
+            tuple(sorted(values))
+            for seeds in (first[subject], second[subject])
+            for values in seeds.values()
+        }
         if len(images) != 1:
-            raise UserError(f"Runs of subject {subject} scored different images; compare what all scored.")
+            raise UserError(
+                f"Runs of subject {subject} scored different images; compare what all scored."
+            )
         (same,) = images
         for image in same:
-            mine, theirs = (float(np.mean([values[image] for values in side[subject].values()])) for side in (first, second))
+            mine, theirs = (
+                float(np.mean([values[image] for values in side[subject].values()]))
+                for side in (first, second)
+            )
             added[image] = added.get(image, 0.0) + (mine - theirs) / len(same) / len(first)
     return _finite(np.array([added[image] for image in sorted(added)]) * len(added), "differences")
 
 
 def summarise(
-    values: Mapping[tuple[int, int], Mapping[int, float]], resamples: int = RESAMPLES, seed: int = 0, share: bool = False
+    values: Mapping[tuple[int, int], Mapping[int, float]],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    share: bool = False,
 ) -> Summary:
     """One score over subjects and seeds.
 
-    All subjects of NSD saw the same test images, and an image that is hard to decode is so for all of them: images are drawn once for all
-    subjects. Drawn for each subject by itself they would seem to be four times as many with four subjects, and a 95 % interval would hold
-    the truth in three of four cases only (`test_intervals_over_subjects_that_share_images_hold_the_truth`).
+    All subjects of NSD saw the same test images, and an image that is hard to decode is so for all
+    of them: images are drawn once for all subjects. Drawn for each subject by itself they would
+    seem to be four times as many with four subjects, and a 95 % interval would hold the truth in
+    three of four cases only (`test_intervals_over_subjects_that_share_images_hold_the_truth`).
 
     Parameters
     ----------
-    values : (subject, seed) -> image id -> value; the seeds of one subject scored the same images
-    share : every value is 0 or 1, an image right or wrong: with one subject and seed the interval is exact (`share_interval`)
+    values : Mapping[tuple[int, int], Mapping[int, float]]
+        (subject, seed) -> image id -> value; the seeds of one subject scored the same images.
+    share : bool, optional
+        Every value is 0 or 1, an image right or wrong: with one subject and seed the interval is
+        exact (`share_interval`).
 
     Raises
     ------
@@ -309,7 +391,10 @@ def summarise(
     for subject in subjects:
         runs = [dict(run) for (who, _), run in sorted(values.items()) if who == subject]
         if len({frozenset(run) for run in runs}) != 1:
-            raise UserError(f"Runs of subject {subject} scored different images ({[len(run) for run in runs]}); compare what all scored.")
+            raise UserError(
+                f"Runs of subject {subject} scored different images ({[len(run) for run in runs]});"
+                " compare what all scored."
+            )
         own = np.array(sorted(runs[0]))
         per_seed_SN = _finite(np.array([[run[image] for image in own.tolist()] for run in runs]))
         per_image.append((np.searchsorted(images, own), per_seed_SN.mean(0)))
@@ -318,7 +403,13 @@ def summarise(
         if len(runs) > 1:
             variances.append(per_seed_SN.mean(1).var(ddof=1))
     replicates = [
-        np.mean([counts[:, rows] @ each / np.maximum(counts[:, rows].sum(1), 1) for rows, each in per_image], axis=0)
+        np.mean(
+            [
+                counts[:, rows] @ each / np.maximum(counts[:, rows].sum(1), 1)
+                for rows, each in per_image
+            ],
+            axis=0,
+        )
         for counts in _counts(len(images), resamples, seed)
     ]
     low, high = _ends(np.concatenate(replicates))

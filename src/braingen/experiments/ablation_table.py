@@ -1,6 +1,8 @@
-"""The paper's table 2 on one configuration: what text, image, time and space routing each add to the pictures.
+"""The paper's table 2 on one configuration: what text, image, time and space routing each add to
+the pictures.
 
-Every line of the table is a fine-tuning and a reconstruction like any other, in a run folder of its own; encoders are shared.
+Every line of the table is a fine-tuning and a reconstruction like any other, in a run folder of its
+own; encoders are shared.
 """
 
 from __future__ import annotations
@@ -47,17 +49,27 @@ class Variant(NamedTuple):
 NO_ROUTER = {"route_image": False, "route_text": False}
 SOFT = {"time": "attention", "time_choice": "soft"}
 VARIANTS: dict[str, Variant] = {
-    "untouched": Variant("neither fine-tuned nor routed", sampler={"finetuned": "no"}, tuned_as="both"),
+    "untouched": Variant(
+        "neither fine-tuned nor routed", sampler={"finetuned": "no"}, tuned_as="both"
+    ),
     "no_router": Variant("fine-tuned, no router", NO_ROUTER),
     "space": Variant("space", {"time": "off", "space": "mix"}),
     "time_fixed": Variant("time, fixed schedule", {"time": "fixed", "space": "off"}),
-    "time_hard": Variant("time, hard", {"time": "attention", "time_choice": "hard", "space": "off"}),
+    "time_hard": Variant(
+        "time, hard", {"time": "attention", "time_choice": "hard", "space": "off"}
+    ),
     "time_soft": Variant("time, soft", {**SOFT, "space": "off"}),
     "both": Variant("time (soft) and space", {**SOFT, "space": "mix"}),
     "text": Variant("text only, time and space", sampler={"use_image": False}, tuned_as="both"),
     "image": Variant("image only, time and space", sampler={"use_text": False}, tuned_as="both"),
-    "random": Variant("random voxels, time and space", sampler={"source": "random", "random_draws": 1}, tuned_as="both"),
-    "ceiling": Variant("true embeddings, time and space", sampler={"source": "ceiling"}, tuned_as="both"),
+    "random": Variant(
+        "random voxels, time and space",
+        sampler={"source": "random", "random_draws": 1},
+        tuned_as="both",
+    ),
+    "ceiling": Variant(
+        "true embeddings, time and space", sampler={"source": "ceiling"}, tuned_as="both"
+    ),
 }
 """The paper's lines, in its order, between its baselines."""
 AGAINST = ("untouched", "no_router")
@@ -65,12 +77,23 @@ AGAINST = ("untouched", "no_router")
 
 
 def config_of(config: Config, key: str) -> Config:
-    """The configuration of a line: the given one in a folder of its own, with the encoders of the given one."""
+    """The configuration of a line: the given one in a folder of its own, with the encoders of the
+    given one.
+    """
     variant = VARIANTS[key]
     folder = config.run.folder / ABLATION
     places = {name: run_folder(config, name) for name in ("image", "text")}
-    run = config.run.model_copy(update={**places, "folder": folder / key, "finetune": folder / (variant.tuned_as or key) / "finetune"})
-    settings = {**variant.router, **({} if not variant.tuned_as else VARIANTS[variant.tuned_as].router)}
+    run = config.run.model_copy(
+        update={
+            **places,
+            "folder": folder / key,
+            "finetune": folder / (variant.tuned_as or key) / "finetune",
+        }
+    )
+    settings = {
+        **variant.router,
+        **({} if not variant.tuned_as else VARIANTS[variant.tuned_as].router),
+    }
     routing = config.router.model_copy(update=settings)
     sampler = config.sampler.model_copy(update={"finetuned": "yes", **variant.sampler})
     return config.model_copy(update={"run": run, "router": routing, "sampler": sampler})
@@ -79,7 +102,11 @@ def config_of(config: Config, key: str) -> Config:
 def make(config: Config, key: str) -> None:
     """Fine-tune and draw a line; what is finished is not done again."""
     own, trainer = config_of(config, key), config_of(config, VARIANTS[key].tuned_as or key)
-    finetune(trainer.model_copy(update={"run": trainer.run.model_copy(update={"finetune": tuning_folder(own)})}))
+    finetune(
+        trainer.model_copy(
+            update={"run": trainer.run.model_copy(update={"finetune": tuning_folder(own)})}
+        )
+    )
     reconstruct(own)
 
 
@@ -89,17 +116,30 @@ def scored(config: Config, key: str, targets: Targets, store: FeatureStore) -> S
     folder = drawn_folder(own)
     ids = load_file(folder / EMBEDDINGS)["ids"].numpy()
     networks, named, missing = observers(own, targets.stimuli.simulated, ids)
-    settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
-    return score_images(Seen(targets.stimuli, ids), ids, Pngs(folder, ids), ids, networks, store=store, **settings)
+    settings: dict[str, Any] = {
+        "readouts": named,
+        "missing": missing,
+        "resamples": config.scores.bootstrap,
+        "seed": config.run.seed,
+    }
+    return score_images(
+        Seen(targets.stimuli, ids), ids, Pngs(folder, ids), ids, networks, store=store, **settings
+    )
 
 
 def comparisons(config: Config, found: Mapping[str, Sheet]) -> list[Comparison]:
-    """Every line minus those of AGAINST, image by image; p is corrected for the scores of one pair of lines."""
+    """Every line minus those of AGAINST, image by image; p is corrected for the scores of one pair
+    of lines.
+    """
     out: list[Comparison] = []
     for first in found:
         for second in AGAINST:
             if first != second:
-                out += compare_sheets({name: found[name] for name in (first, second)}, config.scores.bootstrap, config.run.seed)
+                out += compare_sheets(
+                    {name: found[name] for name in (first, second)},
+                    config.scores.bootstrap,
+                    config.run.seed,
+                )
     return out
 
 
@@ -116,7 +156,9 @@ def ablate(config: Config) -> Path:
 
     Returns
     -------
-    path of the page; the table lies beside it as .md, .csv and .json, differences between lines as .differences.csv
+    Path
+        Path of the page; the table lies beside it as .md, .csv and .json, differences between lines
+        as .differences.csv.
     """
     one_subject(config, "braingen ablate")
     folder, console = config.run.folder / ABLATION, new_console()
@@ -127,15 +169,25 @@ def ablate(config: Config) -> Path:
     found = {key: scored(config, key, targets, store) for key in VARIANTS}
     data = targets.stimuli.data_name
     protocol = f"{data}, subject {config.data.subjects[0]}"
-    rows = [rows_of(VARIANTS[key].title, protocol, each.scores, baselines=False)[0] for key, each in found.items()]
+    rows = [
+        rows_of(VARIANTS[key].title, protocol, each.scores, baselines=False)[0]
+        for key, each in found.items()
+    ]
     write_text(folder / f"{TABLE}.md", markdown(rows))
     write_text(folder / f"{TABLE}.csv", comma_separated(rows))
     compared = comparisons(config, found)
     write_text(folder / f"{TABLE}.differences.csv", _csv_of(compared))
     write_json(
-        folder / f"{TABLE}.json", {key: {"title": VARIANTS[key].title, "scores": as_json(each.scores)} for key, each in found.items()}
+        folder / f"{TABLE}.json",
+        {
+            key: {"title": VARIANTS[key].title, "scores": as_json(each.scores)}
+            for key, each in found.items()
+        },
     )
-    lines = [Line(key, VARIANTS[key].title, drawn_folder(config_of(config, key)), each.scores) for key, each in found.items()]
+    lines = [
+        Line(key, VARIANTS[key].title, drawn_folder(config_of(config, key)), each.scores)
+        for key, each in found.items()
+    ]
     ids = [int(image) for image in found["both"].table.index]
     write_text(folder / PAGE, render_ablation(lines, targets.stimuli, ids, data, compared))
     console.print(f"Open {(folder / PAGE).absolute()} in a browser.")

@@ -1,4 +1,6 @@
-"""How well a new person is read from few sessions: routers and subject layer after training on others, everything, or from scratch."""
+"""How well a new person is read from few sessions: routers and subject layer after training on
+others, everything, or from scratch.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +43,15 @@ def sessions_of(config: Config) -> list[int]:
     return sorted({min(count, most) for count in config.curve.sessions})
 
 
-def changed(config: Config, folder: Path, seed: int, data: dict[str, Any], optim: dict[str, Any]) -> Config:
+def changed(
+    config: Config, folder: Path, seed: int, data: dict[str, Any], optim: dict[str, Any]
+) -> Config:
     """The configuration of one run of the curve."""
     return config.model_copy(
         update={
-            "run": config.run.model_copy(update={"folder": folder, "image": None, "text": None, "seed": seed}),
+            "run": config.run.model_copy(
+                update={"folder": folder, "image": None, "text": None, "seed": seed}
+            ),
             "data": config.data.model_copy(update=data),
             "optim": config.optim.model_copy(update=optim),
         }
@@ -53,13 +59,18 @@ def changed(config: Config, folder: Path, seed: int, data: dict[str, Any], optim
 
 
 def pretrained(config: Config, seed: int) -> Path:
-    """The run on the other subjects: the one that ``optim.start_from`` names, or one of this curve."""
+    """The run on the other subjects: the one that ``optim.start_from`` names, or one of
+    this curve.
+    """
     if config.optim.start_from is not None:
         return config.optim.start_from
     folder = config.run.folder / FOLDER / f"pretrained-seed{seed}"
     epochs = config.curve.pretrain_epochs or config.optim.num_epochs
     data = {"subjects": config.curve.pretrain_on, "num_sessions": 0}
-    train(changed(config, folder, seed, data, {"num_epochs": epochs, "trained": "all"}), config.curve.modality)
+    train(
+        changed(config, folder, seed, data, {"num_epochs": epochs, "trained": "all"}),
+        config.curve.modality,
+    )
     return folder
 
 
@@ -68,42 +79,63 @@ def one_run(config: Config, key: Key, workers: Workers) -> tuple[ImageScores, di
 
     Returns
     -------
-    scores, and what the run left in its mark (numbers of parameters)
+    tuple[ImageScores, dict[str, Any]]
+        Scores, and what the run left in its mark (numbers of parameters).
     """
     way, sessions, seed = key
     folder = config.run.folder / FOLDER / f"{way}-{sessions}sessions-seed{seed}"
     optim: dict[str, Any] = {"trained": "all", "start_from": None}
     if way != "scratch":
         optim = {"trained": way, "start_from": pretrained(config, seed)}
-    point = changed(config, folder, seed, {"subjects": config.data.subjects[:1], "num_sessions": sessions}, optim)
+    point = changed(
+        config,
+        folder,
+        seed,
+        {"subjects": config.data.subjects[:1], "num_sessions": sessions},
+        optim,
+    )
     run = train(point, config.curve.modality)
     reading = point.model_copy(update={"run": config.run})  # the same random pools for all
-    found = workers.main_first(lambda: scores_at(reading, config.curve.modality, run / "scores_of_embeddings.json", run / READER))
+    found = workers.main_first(
+        lambda: scores_at(
+            reading, config.curve.modality, run / "scores_of_embeddings.json", run / READER
+        )
+    )
     return found, read_json(run / "finished")
 
 
 def adapt_curve(config: Config) -> Path:
-    """Train every point, score it, and write ``curve.json``, ``curve.md``, ``curve.png`` and ``curve.svg``; what is finished is kept.
+    """Train every point, score it, and write ``curve.json``, ``curve.md``, ``curve.png`` and
+    ``curve.svg``; what is finished is kept.
 
     Returns
     -------
-    path of the table
+    Path
+        Path of the table.
     """
     one_subject(config, "braingen adapt-curve")
     subject = config.data.subjects[0]
     if config.optim.start_from is None and subject in config.curve.pretrain_on:
         raise UserError(
-            f"Subject {subject} is the new person (data.subjects) and among those trained on before (curve.pretrain_on"
-            f" {','.join(map(str, config.curve.pretrain_on))}): name another with --subj, or leave it out of --pretrain_on."
+            f"Subject {subject} is the new person (data.subjects) and among those trained on before"
+            f" (curve.pretrain_on {','.join(map(str, config.curve.pretrain_on))}): name another"
+            " with --subj, or leave it out of --pretrain_on."
         )
     workers = Workers(config)
     console = new_console(quiet=not workers.main)
     counts = sessions_of(config)
-    keys = [(way, count, seed) for seed in config.curve.seeds for count in counts for way in config.curve.ways]
+    keys = [
+        (way, count, seed)
+        for seed in config.curve.seeds
+        for count in counts
+        for way in config.curve.ways
+    ]
     found: dict[Key, ImageScores] = {}
     shares: dict[str, tuple[int, int]] = {}
     for number, key in enumerate(keys, 1):
-        console.print(f"{number}/{len(keys)} {WAYS[key[0]]}, {key[1]} sessions, seed {key[2]}", style="bold")
+        console.print(
+            f"{number}/{len(keys)} {WAYS[key[0]]}, {key[1]} sessions, seed {key[2]}", style="bold"
+        )
         found[key], mark = one_run(config, key, workers)
         shares[key[0]] = (mark["trained_parameters"], mark["parameters"])
     folder = config.run.folder / FOLDER
@@ -114,16 +146,30 @@ def adapt_curve(config: Config) -> Path:
     return folder / "curve.md"
 
 
-def write(config: Config, folder: Path, found: dict[Key, ImageScores], shares: dict[str, tuple[int, int]], counts: list[int]) -> None:
+def write(
+    config: Config,
+    folder: Path,
+    found: dict[Key, ImageScores],
+    shares: dict[str, tuple[int, int]],
+    counts: list[int],
+) -> None:
     """Put the points together as a table, a plot and JSON."""
     subject, resamples = config.data.subjects[0], config.scores.bootstrap
     names = [*next(iter(found.values())).values]
 
     def values(way: str, count: int, name: str) -> dict[tuple[int, int], dict[int, float]]:
-        return {(subject, seed): found[way, count, seed].by_place(name) for seed in config.curve.seeds}
+        return {
+            (subject, seed): found[way, count, seed].by_place(name) for seed in config.curve.seeds
+        }
 
     points = [
-        Point(way, count, name, summarise(values(way, count, name), resamples, config.run.seed), found[way, count, seed].chance.get(name))
+        Point(
+            way,
+            count,
+            name,
+            summarise(values(way, count, name), resamples, config.run.seed),
+            found[way, count, seed].chance.get(name),
+        )
         for way in config.curve.ways
         for count in counts
         for name in names
@@ -132,20 +178,37 @@ def write(config: Config, folder: Path, found: dict[Key, ImageScores], shares: d
     differences = []
     for count in counts:  # seeds averaged, image by image
         means: dict[str, dict[str, np.ndarray]] = {
-            way: {name: np.mean([found[way, count, seed].values[name] for seed in config.curve.seeds], axis=0) for name in names}
+            way: {
+                name: np.mean(
+                    [found[way, count, seed].values[name] for seed in config.curve.seeds], axis=0
+                )
+                for name in names
+            }
             for way in config.curve.ways
         }
-        ids: dict[str, np.ndarray] = {way: np.arange(len(next(iter(means[way].values())))) for way in means}
+        ids: dict[str, np.ndarray] = {
+            way: np.arange(len(next(iter(means[way].values())))) for way in means
+        }
         if len(means) > 1:
-            differences += [{"sessions": count, **each._asdict()} for each in compare(means, ids, resamples, config.run.seed)]
+            differences += [
+                {"sessions": count, **each._asdict()}
+                for each in compare(means, ids, resamples, config.run.seed)
+            ]
     kind = Stimuli(Layout.of(config.data.root)).data_name
     ways: dict[str, str] = {way: WAYS[way] for way in config.curve.ways}
     curve = Curve(f"Adapting to subject {subject} ({kind})", "sessions", ways, points)
     notes = [
-        f"{WAYS[way][:1].upper()}{WAYS[way][1:]}: {trained:,} of {total:,} parameters trained ({trained / total:.1%})."
+        f"{WAYS[way][:1].upper()}{WAYS[way][1:]}: {trained:,} of {total:,} parameters trained"
+        f" ({trained / total:.1%})."
         for way, (trained, total) in shares.items()
     ]
-    told = {way: {"trained": trained, "total": total, "share": trained / total} for way, (trained, total) in shares.items()}
-    write_json(folder / "curve.json", {"points": as_rows(curve), "differences": differences, "parameters": told, "data": kind})
+    told = {
+        way: {"trained": trained, "total": total, "share": trained / total}
+        for way, (trained, total) in shares.items()
+    }
+    write_json(
+        folder / "curve.json",
+        {"points": as_rows(curve), "differences": differences, "parameters": told, "data": kind},
+    )
     write_table(curve, folder / "curve.md", notes)
     plot(curve, folder, "curve", PANELS)

@@ -1,4 +1,6 @@
-"""Scores against the width of a bottleneck: reading the brain suffers from a narrow one, a generator's prior does not."""
+"""Scores against the width of a bottleneck: reading the brain suffers from a narrow one, a
+generator's prior does not.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +25,30 @@ from braingen.training.encoder import train
 FOLDER = "bottleneck"
 WAYS = {"brain": "brain"}
 PANELS = ("retrieval_brain_to_image", "two_way_clip", "clip_cos")
-DRAWN_PANELS = ("two_way_judge_late", "two_way_inception", "two_way_alexnet2", "ssim", "two_way_clip", "object_accuracy")
+DRAWN_PANELS = (
+    "two_way_judge_late",
+    "two_way_inception",
+    "two_way_alexnet2",
+    "ssim",
+    "two_way_clip",
+    "object_accuracy",
+)
 """Of pictures; those there are."""
 
 
 def narrowed(config: Config, width: int, seed: int) -> Config:
     """The configuration of one run."""
     folder = config.run.folder / FOLDER / f"b{width}-seed{seed}"
-    run = config.run.model_copy(update={"folder": folder, "image": None, "text": None, "seed": seed})
+    run = config.run.model_copy(
+        update={"folder": folder, "image": None, "text": None, "seed": seed}
+    )
     return with_settings(config, "encoder", {"b_size": width}).model_copy(update={"run": run})
 
 
 def of_embeddings(config: Config, workers: Workers) -> Curve:
-    """Scores of the image encoder's embeddings; the random baseline is the widest bottleneck's answer to random voxels."""
+    """Scores of the image encoder's embeddings; the random baseline is the widest bottleneck's
+    answer to random voxels.
+    """
     subject, settings = config.data.subjects[0], config.bottleneck
     points: list[Point] = []
     levels: dict[str, dict[str, float]] = {}
@@ -47,14 +60,18 @@ def of_embeddings(config: Config, workers: Workers) -> Curve:
             reading = run.model_copy(update={"run": config.run})  # the same random pools for all
 
             def scored(name: str, random: bool, folder: Path = folder, reading: Config = reading):  # type: ignore[no-untyped-def]
-                return workers.main_first(lambda: scores_at(reading, "image", folder / name, folder / READER, random))
+                return workers.main_first(
+                    lambda: scores_at(reading, "image", folder / name, folder / READER, random)
+                )
 
             found = scored("scores_of_embeddings.json", False)
             for name in found.values:
                 by_seed.setdefault(name, {})[subject, seed] = found.by_place(name)
             if width == max(settings.b_sizes) and seed == settings.seeds[0]:
                 noise = scored("scores_of_random_voxels.json", True)
-                levels["random voxels"] = {name: float(values.mean()) for name, values in noise.values.items()}
+                levels["random voxels"] = {
+                    name: float(values.mean()) for name, values in noise.values.items()
+                }
         for name, values_of in by_seed.items():
             summary = summarise(values_of, config.scores.bootstrap, config.run.seed)
             points.append(Point("brain", width, name, summary, found.chance.get(name)))
@@ -63,7 +80,9 @@ def of_embeddings(config: Config, workers: Workers) -> Curve:
 
 
 def of_pictures(config: Config) -> Curve:
-    """Scores of pictures from image and text encoders; random voxels and ceiling are drawn once, with the widest bottleneck."""
+    """Scores of pictures from image and text encoders; random voxels and ceiling are drawn once,
+    with the widest bottleneck.
+    """
     seed, widths = config.bottleneck.seeds[0], config.bottleneck.b_sizes
     points: list[Point] = []
     levels: dict[str, dict[str, float]] = {}
@@ -73,37 +92,60 @@ def of_pictures(config: Config) -> Curve:
         for modality in ("image", "text"):
             train(run, modality)
         for source in ("brain", "random", "ceiling") if widest else ("brain",):
-            reconstruct(run.model_copy(update={"sampler": run.sampler.model_copy(update={"source": source})}))
-        scores = read_scores(run.run.folder) if (run.run.folder / "scores.json").exists() else read_scores(evaluate(run).parent)
+            reconstruct(
+                run.model_copy(
+                    update={"sampler": run.sampler.model_copy(update={"source": source})}
+                )
+            )
+        scores = (
+            read_scores(run.run.folder)
+            if (run.run.folder / "scores.json").exists()
+            else read_scores(evaluate(run).parent)
+        )
         for name, score in scores.items():
             if score["value"] is None:
                 continue
             value, low, high = (float(score[key]) for key in ("value", "low", "high"))  # type: ignore[arg-type]
-            points.append(Point("brain", width, name, Summary(value, low, high, None, None, 1, 1), score["chance"]))
+            points.append(
+                Point(
+                    "brain",
+                    width,
+                    name,
+                    Summary(value, low, high, None, None, 1, 1),
+                    score["chance"],
+                )
+            )
             if widest:
                 for level, key in (("random voxels", "random"), ("ceiling", "ceiling")):
                     if score[key] is not None:
                         levels.setdefault(level, {})[name] = float(score[key])  # type: ignore[arg-type]
-    return Curve("", "width of the bottleneck", WAYS, sorted(points, key=lambda point: point.x), levels)
+    return Curve(
+        "", "width of the bottleneck", WAYS, sorted(points, key=lambda point: point.x), levels
+    )
 
 
 def bottleneck(config: Config) -> Path:
-    """Train every width, score it, and write ``curve.json``, ``curve.md``, ``curve.png`` and ``curve.svg``; what is finished is kept.
+    """Train every width, score it, and write ``curve.json``, ``curve.md``, ``curve.png`` and
+    ``curve.svg``; what is finished is kept.
 
     Returns
     -------
-    path of the table
+    Path
+        Path of the table.
 
     Raises
     ------
     UserError
         For an encoder that has no bottleneck, or several seeds with pictures.
     """
-    narrowed(config, config.bottleneck.b_sizes[0], config.bottleneck.seeds[0])  # an encoder without a bottleneck is refused
+    narrowed(
+        config, config.bottleneck.b_sizes[0], config.bottleneck.seeds[0]
+    )  # an encoder without a bottleneck is refused
     if config.bottleneck.pictures and len(config.bottleneck.seeds) > 1:
         raise UserError(
-            f"bottleneck.seeds = {','.join(map(str, config.bottleneck.seeds))} with bottleneck.pictures=true: pictures are drawn for one"
-            " seed. Give a single one, or leave --pictures out."
+            f"bottleneck.seeds = {','.join(map(str, config.bottleneck.seeds))} with"
+            " bottleneck.pictures=true: pictures are drawn for one seed. Give a single one, or"
+            " leave --pictures out."
         )
     one_subject(config, "braingen bottleneck")
     workers = Workers(config)
@@ -114,7 +156,9 @@ def bottleneck(config: Config) -> Path:
     folder = config.run.folder / FOLDER
     if workers.main:
         levels: Mapping[str, Mapping[str, float]] = curve.levels
-        write_json(folder / "curve.json", {"points": as_rows(curve), "levels": levels, "data": kind})
+        write_json(
+            folder / "curve.json", {"points": as_rows(curve), "levels": levels, "data": kind}
+        )
         write_table(curve, folder / "curve.md")
         plot(curve, folder, "curve", DRAWN_PANELS if config.bottleneck.pictures else PANELS)
         new_console().print((folder / "curve.md").read_text(encoding="utf-8"))

@@ -1,4 +1,6 @@
-"""Scans too few for a test set: every picture is left out once, decoded by encoders that never saw it, and scored."""
+"""Scans too few for a test set: every picture is left out once, decoded by encoders that never saw
+it, and scored.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,8 @@ METHODS = {
 
 
 def names_of_pictures(root: Path) -> dict[str, list[str]]:
-    """Picture -> all names it goes under in events: equal pictures are one picture, and are left out together.
+    """Picture -> all names it goes under in events: equal pictures are one picture, and are left
+    out together.
 
     Raises
     ------
@@ -50,21 +53,33 @@ def names_of_pictures(root: Path) -> dict[str, list[str]]:
     path = root / "pictures.tsv"
     if not path.is_file():
         raise UserError(
-            f"{root} has no pictures.tsv: cross-validation is for scans of your own, named with --scans."
-            " NSD has test pictures: braingen train, reconstruct, evaluate."
+            f"{root} has no pictures.tsv: cross-validation is for scans of your own, named with"
+            " --scans. NSD has test pictures: braingen train, reconstruct, evaluate."
         )
     table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    names = {group["stim_file"].min(): sorted(group["stim_file"]) for _, group in table.groupby("image")}
+    names = {
+        group["stim_file"].min(): sorted(group["stim_file"]) for _, group in table.groupby("image")
+    }
     return dict(sorted(names.items()))
 
 
 def fold_config(config: Config, folder: Path, subject: int, test_list: Path) -> Config:
-    """The configuration of one fold of one subject: data of its own, beside the whole folder's, and a run of its own."""
+    """The configuration of one fold of one subject: data of its own, beside the whole folder's, and
+    a run of its own.
+    """
     number = test_list.stem
     return config.model_copy(
         update={
-            "data": config.data.model_copy(update={"root": config.data.root / "folds" / number, "subjects": (subject,)}),
-            "run": config.run.model_copy(update={"folder": folder / f"subject-{subject:02d}" / number, "image": None, "text": None}),
+            "data": config.data.model_copy(
+                update={"root": config.data.root / "folds" / number, "subjects": (subject,)}
+            ),
+            "run": config.run.model_copy(
+                update={
+                    "folder": folder / f"subject-{subject:02d}" / number,
+                    "image": None,
+                    "text": None,
+                }
+            ),
             "prepare": config.prepare.model_copy(update={"test_images": test_list}),
         }
     )
@@ -75,7 +90,9 @@ def decode_fold(config: Config, modality: str) -> Path:
 
     Returns
     -------
-    file with ``ids``, ``true``, ``mean`` and one table of embeddings per method, tokens flattened
+    Path
+        File with ``ids``, ``true``, ``mean`` and one table of embeddings per method, tokens
+        flattened.
     """
     prepare(config)
     run = train(config, modality)
@@ -89,7 +106,9 @@ def decode_fold(config: Config, modality: str) -> Path:
             own = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
             random.append(read_test_images(own, modality, reader, random=True).embedding_ND)
         targets = Targets(config)
-        table = train_trials(Layout.of(config.data.root), config.data.subjects[0], config.data.num_sessions).table
+        table = train_trials(
+            Layout.of(config.data.root), config.data.subjects[0], config.data.num_sessions
+        ).table
         known = targets.of(modality, np.unique(table["image"].to_numpy())).flatten(1)
         found = {
             "ids": torch.from_numpy(read.image_N),
@@ -100,7 +119,13 @@ def decode_fold(config: Config, modality: str) -> Path:
             "random": torch.stack(random),
         }
         with replaced_path(path) as temporary:
-            save_file({name: rows.float().contiguous() if name != "ids" else rows for name, rows in found.items()}, temporary)
+            save_file(
+                {
+                    name: rows.float().contiguous() if name != "ids" else rows
+                    for name, rows in found.items()
+                },
+                temporary,
+            )
     return path
 
 
@@ -123,17 +148,22 @@ def cross_validate(config: Config) -> Path:
 
     Returns
     -------
-    path of the page
+    Path
+        Path of the page.
     """
     chosen, folder = config.cross_validation, config.run.folder / FOLDER
     console = new_console()
     scans = scans_of(config)
     subjects = list(chosen.subjects) or list(scans.subjects())
-    whole = config.model_copy(update={"data": config.data.model_copy(update={"subjects": tuple(subjects)})})
+    whole = config.model_copy(
+        update={"data": config.data.model_copy(update={"subjects": tuple(subjects)})}
+    )
     prepare(whole)
     names = names_of_pictures(config.data.root)
     lists = []
-    for number, pictures in enumerate(split_pictures(list(names), chosen.folds, config.run.seed), 1):
+    for number, pictures in enumerate(
+        split_pictures(list(names), chosen.folds, config.run.seed), 1
+    ):
         path = folder / "folds" / f"fold-{number:02d}-of-{chosen.folds:02d}.txt"
         write_text(path, "".join(f"{name}\n" for picture in pictures for name in names[picture]))
         lists.append(path)
@@ -148,7 +178,13 @@ def cross_validate(config: Config) -> Path:
     return write(config, folder, rows, differences, found)
 
 
-def write(config: Config, folder: Path, rows: Sequence[Row], differences: Sequence[Difference], folds: Sequence[Fold]) -> Path:
+def write(
+    config: Config,
+    folder: Path,
+    rows: Sequence[Row],
+    differences: Sequence[Difference],
+    folds: Sequence[Fold],
+) -> Path:
     """The table, JSON of everything, and the page."""
     data = Stimuli(Layout.of(config.data.root)).data_name
     sizes = sorted({len(fold.pictures) for fold in folds})
@@ -162,7 +198,11 @@ def write(config: Config, folder: Path, rows: Sequence[Row], differences: Sequen
         "subjects": sorted({fold.subject for fold in folds}),
         "seed": config.run.seed,
     }
-    record = {**facts, "rows": [row._asdict() for row in rows], "differences": [each._asdict() for each in differences]}
+    record = {
+        **facts,
+        "rows": [row._asdict() for row in rows],
+        "differences": [each._asdict() for each in differences],
+    }
     write_json(folder / f"{SCORES}.json", record)
     write_text(folder / f"{SCORES}.md", markdown(rows, differences, facts))
     page = folder / "report.html"
@@ -171,12 +211,17 @@ def write(config: Config, folder: Path, rows: Sequence[Row], differences: Sequen
     return page
 
 
-def markdown(rows: Sequence[Row], differences: Sequence[Difference], facts: Mapping[str, Any]) -> str:
+def markdown(
+    rows: Sequence[Row], differences: Sequence[Difference], facts: Mapping[str, Any]
+) -> str:
     """The table as text."""
     lines = [
         f"# Cross-validation over pictures: {facts['data']}",
         "",
-        f"{facts['folds']} folds, {len(facts['subjects'])} subjects; every picture left out once; intervals over pictures.",
+        (
+            f"{facts['folds']} folds, {len(facts['subjects'])} subjects; every picture left out"
+            " once; intervals over pictures."
+        ),
         "",
         "| score | method | value | 95 % interval | chance | pictures |",
         "| --- | --- | ---: | :---: | ---: | ---: |",
@@ -184,10 +229,19 @@ def markdown(rows: Sequence[Row], differences: Sequence[Difference], facts: Mapp
     for row in rows:
         chance = "" if row.chance is None else f"{row.chance:.3f}"
         interval = f"{row.low:.3f} to {row.high:.3f}"
-        lines.append(f"| {row.score} | {METHODS[row.method]} | {row.value:.3f} | {interval} | {chance} | {row.n} |")
-    lines += ["", "| score | difference | value | 95 % interval | p |", "| --- | --- | ---: | :---: | ---: |"]
+        lines.append(
+            f"| {row.score} | {METHODS[row.method]} | {row.value:.3f} | {interval} | {chance} |"
+            f" {row.n} |"
+        )
+    lines += [
+        "",
+        "| score | difference | value | 95 % interval | p |",
+        "| --- | --- | ---: | :---: | ---: |",
+    ]
     for each in differences:
         what = f"{METHODS[each.first]} minus {METHODS[each.second]}"
         interval = f"{each.low:+.3f} to {each.high:+.3f}"
-        lines.append(f"| {each.score} | {what} | {each.difference:+.3f} | {interval} | {each.p:.4f} |")
+        lines.append(
+            f"| {each.score} | {what} | {each.difference:+.3f} | {interval} | {each.p:.4f} |"
+        )
     return "\n".join(lines) + "\n"

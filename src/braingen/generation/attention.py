@@ -1,4 +1,6 @@
-"""Which kernels compute the U-Net's attention; its weights, the IP-Adapter's included, stay where they are."""
+"""Which kernels compute the U-Net's attention; its weights, the IP-Adapter's included, stay where
+they are.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,11 @@ def use_attention(unet: UNet2DConditionModel, kind: Attention) -> None:
 
     Parameters
     ----------
-    unet : with or without an IP-Adapter
-    kind : sdpa (fused, PyTorch's), plain (its backward pass is several times faster on a CPU at small head widths), xformers; auto is
-        sdpa on a GPU and plain on a CPU
+    unet : UNet2DConditionModel
+        With or without an IP-Adapter.
+    kind : Attention
+        Sdpa (fused, PyTorch's), plain (its backward pass is several times faster on a CPU at small
+        head widths), xformers; auto is sdpa on a GPU and plain on a CPU.
 
     Raises
     ------
@@ -42,14 +46,22 @@ def use_attention(unet: UNet2DConditionModel, kind: Attention) -> None:
     if kind == "auto":
         kind = "sdpa" if unet.device.type == "cuda" else "plain"
     if kind == "xformers" and not is_xformers_available():
-        raise UserError("attention = xformers, but xformers is not installed: `pip install xformers`, or use --attention sdpa.")
+        raise UserError(
+            "attention = xformers, but xformers is not installed: `pip install xformers`, or use"
+            " --attention sdpa."
+        )
     plain, adapted = _KINDS[kind]
     processors = {}
     for name, old in unet.attn_processors.items():
         if not hasattr(old, "to_k_ip"):
             processors[name] = plain()
             continue
-        new = adapted(old.hidden_size, old.cross_attention_dim, num_tokens=list(old.num_tokens), scale=list(old.scale))
+        new = adapted(
+            old.hidden_size,
+            old.cross_attention_dim,
+            num_tokens=list(old.num_tokens),
+            scale=list(old.scale),
+        )
         new.to_k_ip, new.to_v_ip = old.to_k_ip, old.to_v_ip
         processors[name] = new
     unet.set_attn_processor(processors)

@@ -1,4 +1,5 @@
-"""Do the frozen models fit each other? Widths from configurations and headers of files alone, so that it takes no time.
+"""Do the frozen models fit each other? Widths from configurations and headers of files alone, so
+that it takes no time.
 
 T tokens, D embedding width, C cross-attention columns of the U-Net.
 """
@@ -63,7 +64,9 @@ def adapter_file(config: Config) -> Path | None:
 
 
 def adapter_of(config: Config) -> Adapter | None:
-    """What the configured IP-Adapter takes; None where it is not known (without the file, or for another kind of adapter)."""
+    """What the configured IP-Adapter takes; None where it is not known (without the file, or for
+    another kind of adapter).
+    """
     file = adapter_file(config)
     if file is None:
         name, width = PUBLISHED_ADAPTER
@@ -82,11 +85,13 @@ def adapter_of(config: Config) -> Adapter | None:
 
 
 def misfits(config: Config, local_files_only: bool = True) -> Iterator[Misfit]:
-    """Look at every pair of parts that has to agree; parts whose configuration is not at hand are passed over.
+    """Look at every pair of parts that has to agree; parts whose configuration is not at hand are
+    passed over.
 
     Parameters
     ----------
-    local_files_only : do not ask the hub for the image encoder's configuration
+    local_files_only : bool, optional
+        Do not ask the hub for the image encoder's configuration.
     """
     choice = config.backbone
     unet = unet_config(choice.path)
@@ -103,18 +108,21 @@ def misfits(config: Config, local_files_only: bool = True) -> Iterator[Misfit]:
             if (tokens, width) != (1, adapter.embedding):
                 yield Misfit(
                     "image",
-                    f"The image embedding of {source} is {tokens} x {width} (tokens x width; image_output={choice.image_output},"
-                    f" image_projected={str(choice.image_projected).lower()}), and the IP-Adapter takes 1 x {adapter.embedding}: choose the"
-                    " image encoder the IP-Adapter was made for, another backbone.ip_adapter, or, to train an encoder of which nothing is"
-                    f" drawn, backbone.ip_adapter={NO_ADAPTER}.",
+                    f"The image embedding of {source} is {tokens} x {width} (tokens x width;"
+                    f" image_output={choice.image_output},"
+                    f" image_projected={str(choice.image_projected).lower()}), and the IP-Adapter"
+                    f" takes 1 x {adapter.embedding}: choose the image encoder the IP-Adapter was"
+                    " made for, another backbone.ip_adapter, or, to train an encoder of which"
+                    f" nothing is drawn, backbone.ip_adapter={NO_ADAPTER}.",
                 )
         except UserError:
             pass
         if columns and adapter.columns not in (None, columns):
             yield Misfit(
                 "other",
-                f"The IP-Adapter was made for a U-Net of {adapter.columns} cross-attention columns, {choice.path} has {columns}: choose"
-                " the one that was made for it, backbone.ip_adapter=PATH.",
+                f"The IP-Adapter was made for a U-Net of {adapter.columns} cross-attention columns,"
+                f" {choice.path} has {columns}: choose the one that was made for it,"
+                " backbone.ip_adapter=PATH.",
             )
     yield from _text_misfits(config, unet)
     if choice.refiner:
@@ -136,8 +144,9 @@ def _text_misfits(config: Config, unet: dict[str, Any]) -> Iterator[Misfit]:
         if width > columns or (choice.text_output == "joint" and width != columns):
             yield Misfit(
                 "text",
-                f"The text embedding of {choice.path} is {width} wide (text_output={choice.text_output}), its U-Net reads {columns}"
-                " columns: choose another backbone.text_output, or text encoders that were made for this U-Net.",
+                f"The text embedding of {choice.path} is {width} wide"
+                f" (text_output={choice.text_output}), its U-Net reads {columns} columns: choose"
+                " another backbone.text_output, or text encoders that were made for this U-Net.",
             )
     try:
         vae = AutoencoderKL.load_config(folder, subfolder="vae", local_files_only=True)
@@ -146,8 +155,8 @@ def _text_misfits(config: Config, unet: dict[str, Any]) -> Iterator[Misfit]:
     if vae and unet and vae.get("latent_channels") != unet.get("in_channels"):
         yield Misfit(
             "other",
-            f"The autoencoder of {choice.path} makes latents of {vae.get('latent_channels')} channels, its U-Net takes"
-            f" {unet.get('in_channels')}: give parts of one model.",
+            f"The autoencoder of {choice.path} makes latents of {vae.get('latent_channels')}"
+            f" channels, its U-Net takes {unet.get('in_channels')}: give parts of one model.",
         )
 
 
@@ -164,8 +173,9 @@ def _refiner_misfits(config: Config) -> Iterator[Misfit]:
     if columns and columns < width:
         yield Misfit(
             "other",
-            f"The decoded text embedding is {width} wide, the U-Net of backbone.refiner={choice.refiner} reads {columns} columns:"
-            " choose the refiner that was made for this base model.",
+            f"The decoded text embedding is {width} wide, the U-Net of"
+            f" backbone.refiner={choice.refiner} reads {columns} columns: choose the refiner that"
+            " was made for this base model.",
         )
 
 
@@ -176,8 +186,10 @@ def refuse_misfits(
 
     Parameters
     ----------
-    parts : what will be used
-    fetch : the image encoder's configuration may be fetched from the hub
+    parts : tuple[Part, ...], optional
+        What will be used.
+    fetch : bool, optional
+        The image encoder's configuration may be fetched from the hub.
 
     Raises
     ------
@@ -192,7 +204,8 @@ def refuse_misfits(
 def refuse_other_widths(
     form: ConditioningForm, image: BrainReader | None, text: BrainReader | None
 ) -> None:
-    """Refuse encoders that were trained on embeddings of other widths than the U-Net and its IP-Adapter take.
+    """Refuse encoders that were trained on embeddings of other widths than the U-Net and its
+    IP-Adapter take.
 
     Raises
     ------
@@ -210,6 +223,7 @@ def refuse_other_widths(
         if found[0] not in tokens or found[1] != width:
             allowed = " or ".join(f"{count} x {width}" for count in tokens)
             raise UserError(
-                f"The {name} encoder predicts {found[0]} x {found[1]} (tokens x width), and the U-Net is conditioned on {allowed}: name the"
-                f" run that was trained on this backbone's {name} embedding, or the backbone it was trained on."
+                f"The {name} encoder predicts {found[0]} x {found[1]} (tokens x width), and the"
+                f" U-Net is conditioned on {allowed}: name the run that was trained on this"
+                f" backbone's {name} embedding, or the backbone it was trained on."
             )

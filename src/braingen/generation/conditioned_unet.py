@@ -1,4 +1,5 @@
-"""From what an encoder says to what the diffusion model hears: the same lines while fine-tuning and while sampling.
+"""From what an encoder says to what the diffusion model hears: the same lines while fine-tuning and
+while sampling.
 
 B batch, R presentations, V voxels, L levels, E experts, S denoising steps, T tokens, D CLIP width.
 """
@@ -28,11 +29,15 @@ from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.types import Conditioning, ExpertEmbeddings, Routing
 
 PriorOrder = Literal["output", "levels", "experts", "step"]
-"""What the prior is applied to: before the denoising the encoder's output, every level or every expert; or what is heard, at every step."""
+"""What the prior is applied to: before the denoising the encoder's output, every level or every
+expert; or what is heard, at every step.
+"""
 
 
 def expert_counts(reader: BrainReader) -> tuple[int, ...]:
-    """Experts of every level of an encoder, as a router is built for them; (1,) for a dense encoder."""
+    """Experts of every level of an encoder, as a router is built for them; (1,) for a dense
+    encoder.
+    """
     parameter = next(reader.parameters())
     subject, voxels = next(iter(reader.config.encoder_config["subjects"].items()))
     was_training = reader.training
@@ -53,17 +58,24 @@ def read(
     experts: bool,
     noise: Tensor | None = None,
 ) -> ExpertEmbeddings:
-    """Encoder outputs averaged over presentations, then through the prior where it comes first; standardised units.
+    """Encoder outputs averaged over presentations, then through the prior where it comes first;
+    standardised units.
 
     Parameters
     ----------
-    present_BR : which presentations there are
-    experts : keep what every expert says, as an estimate of the embedding of its own (levels are their means)
-    noise : of the prior's sampler, see :meth:`BrainReader.through_prior`
+    present_BR : Tensor
+        Which presentations there are.
+    experts : bool
+        Keep what every expert says, as an estimate of the embedding of its own (levels are their
+        means).
+    noise : Tensor | None, optional
+        Of the prior's sampler, see :meth:`BrainReader.through_prior`.
     """
     count, repeats = voxels_BRV.shape[:2]
     each = reader(voxels_BRV.flatten(0, 1), subject, return_experts=experts)
-    mean = map_embeddings(each, lambda x: average_repeats(x.unflatten(0, (count, repeats)), present_BR.to(x.device)))
+    mean = map_embeddings(
+        each, lambda x: average_repeats(x.unflatten(0, (count, repeats)), present_BR.to(x.device))
+    )
     if experts and reader.encoder.config.get("level_combine", "sum") == "sum":
         mean = experts_of_sums(mean)
     if order == "step" or reader.prior is None:
@@ -72,26 +84,44 @@ def read(
     return through_prior(mean, lambda x: reader.through_prior(x, noise), of=order)
 
 
-def source_of(heard: Tensor | ExpertEmbeddings, reader: BrainReader, router: DiffuseRouter | None, order: PriorOrder) -> Source:
+def source_of(
+    heard: Tensor | ExpertEmbeddings,
+    reader: BrainReader,
+    router: DiffuseRouter | None,
+    order: PriorOrder,
+) -> Source:
     """What is listened to.
 
     Parameters
     ----------
-    heard : of :func:`read`; or B x T x D embeddings in CLIP's own units, which no prior changes and which every expert is taken to say
-    reader : knows CLIP's units and the prior
-    router : None for the encoder's output, unrouted
-    order : as for :func:`read`
+    heard : Tensor | ExpertEmbeddings
+        Of :func:`read`; or B x T x D embeddings in CLIP's own units, which no prior changes and
+        which every expert is taken to say.
+    reader : BrainReader
+        Knows CLIP's units and the prior.
+    router : DiffuseRouter | None
+        None for the encoder's output, unrouted.
+    order : PriorOrder
+        As for :func:`read`.
     """
     if isinstance(heard, Tensor):
         counts = router.expert_counts if router is not None else (1,)
-        return Source(alike(reader.standardised(heard.to(reader.mean_TD)), counts), router, reader.in_clip_units)
+        return Source(
+            alike(reader.standardised(heard.to(reader.mean_TD)), counts),
+            router,
+            reader.in_clip_units,
+        )
     if order == "step":
-        return Source(heard, router, lambda x_BTD: reader.in_clip_units(reader.through_prior(x_BTD)))
+        return Source(
+            heard, router, lambda x_BTD: reader.in_clip_units(reader.through_prior(x_BTD))
+        )
     return Source(heard, router, reader.in_clip_units)
 
 
 class RoutingRecorder:
-    """Keeps, while pictures are drawn, how levels and experts were mixed: an ``on_step`` for the denoising loop."""
+    """Keeps, while pictures are drawn, how levels and experts were mixed: an ``on_step`` for the
+    denoising loop.
+    """
 
     def __init__(self) -> None:
         self._steps: list[tuple[Routing | None, Routing | None]] = []
@@ -100,34 +130,47 @@ class RoutingRecorder:
         self._steps.append((condition.image_routing, condition.text_routing))
 
     def tensors(self, times_S: Tensor | None = None) -> dict[str, Tensor]:
-        """What was kept, with the diffusion times of the steps where they are given; nothing where nothing was routed.
+        """What was kept, with the diffusion times of the steps where they are given; nothing where
+        nothing was routed.
 
-        ``image_levels`` and ``text_levels`` (B x S x L), ``image_experts`` and ``text_experts`` (B x S x all experts, by level),
-        ``times`` (B x S).
+        ``image_levels`` and ``text_levels`` (B x S x L), ``image_experts`` and ``text_experts`` (B
+        x S x all experts, by level), ``times`` (B x S).
         """
         found: dict[str, Tensor] = {}
         for name, column in zip(("image", "text"), zip(*self._steps)):
             steps = [routing for routing in column if routing is not None]
             if steps:
-                found[f"{name}_levels"] = torch.stack([routing.level_weights_BL for routing in steps], dim=1)
-                found[f"{name}_experts"] = torch.stack([torch.cat(routing.expert_weights, dim=1) for routing in steps], dim=1)
+                found[f"{name}_levels"] = torch.stack(
+                    [routing.level_weights_BL for routing in steps], dim=1
+                )
+                found[f"{name}_experts"] = torch.stack(
+                    [torch.cat(routing.expert_weights, dim=1) for routing in steps], dim=1
+                )
         if found and times_S is not None:
             found["times"] = times_S[None].expand(len(next(iter(found.values()))), -1)
         return {name: value.float().cpu().contiguous() for name, value in found.items()}
 
 
 class ListeningUNet(nn.Module):
-    """U-Net and routers in one module: what an optimizer, and a wrapper for several processes, is given.
+    """U-Net and routers in one module: what an optimizer, and a wrapper for several processes, is
+    given.
 
     Parameters
     ----------
-    unet : with IP-Adapter, and a LoRA where one is trained
-    form : shape of what it reads
-    readers : of image and text, frozen; not part of the module
-    routers : of image and text, where they are routed
-    counts : experts of every level, of image and text
-    order : of prior and routers
-    size : side of the pictures in pixels
+    unet : UNet2DConditionModel
+        With IP-Adapter, and a LoRA where one is trained.
+    form : ConditioningForm
+        Shape of what it reads.
+    readers : dict[str, BrainReader]
+        Of image and text, frozen; not part of the module.
+    routers : dict[str, DiffuseRouter]
+        Of image and text, where they are routed.
+    counts : dict[str, tuple[int, ...]]
+        Experts of every level, of image and text.
+    order : PriorOrder
+        Of prior and routers.
+    size : int
+        Side of the pictures in pixels.
     """
 
     def __init__(
@@ -150,7 +193,10 @@ class ListeningUNet(nn.Module):
         """What to listen to, from what all experts of the image or the text encoder say."""
         router = dict(self.routers.items()).get(name)
         return source_of(
-            from_experts(experts_BETD, self.counts[name]), self._readers[0][name], cast(DiffuseRouter | None, router), self.order
+            from_experts(experts_BETD, self.counts[name]),
+            self._readers[0][name],
+            cast(DiffuseRouter | None, router),
+            self.order,
         )
 
     def forward(
@@ -167,9 +213,12 @@ class ListeningUNet(nn.Module):
 
         Parameters
         ----------
-        image_BETD, text_BETD : what all experts say, of :func:`read`; no text where none is decoded
-        no_image_B, no_text_B : whose image or text condition is left out
-        generator : of hard choices in training
+        image_BETD, text_BETD : Tensor
+            What all experts say, of :func:`read`; no text where none is decoded.
+        no_image_B, no_text_B : Tensor
+            Whose image or text condition is left out.
+        generator : torch.Generator | None, optional
+            Of hard choices in training.
         """
         listen = RoutedConditioning(
             self.form,
@@ -178,5 +227,9 @@ class ListeningUNet(nn.Module):
             generator=generator,
         )
         condition = self.form.dropped(listen(t_B, noisy_BChw), image_B=no_image_B, text_B=no_text_B)
-        prediction = predict(self.unet, noisy_BChw, t_B, condition, size_ids(self.size, len(t_B), noisy_BChw))
-        return prediction, tuple(x for x in (condition.image_routing, condition.text_routing) if x is not None)
+        prediction = predict(
+            self.unet, noisy_BChw, t_B, condition, size_ids(self.size, len(t_B), noisy_BChw)
+        )
+        return prediction, tuple(
+            x for x in (condition.image_routing, condition.text_routing) if x is not None
+        )

@@ -50,7 +50,9 @@ def load_decoder(config: Config) -> BrainDecoder:
         decoder = assemble(config, Targets(config))
     else:
         decoder = BrainDecoder.from_pretrained(Path(config.decode.decoder).expanduser())
-        decoder.register_modules(scheduler=scheduler_named(config.sampler.scheduler, decoder.scheduler))
+        decoder.register_modules(
+            scheduler=scheduler_named(config.sampler.scheduler, decoder.scheduler)
+        )
         decoder = decoder.to(device_of(config))
     decoder.set_progress_bar_config(disable=True)
     return decoder
@@ -60,7 +62,10 @@ def _weights(config: Config) -> dict[str, str]:
     """Fingerprints of all that decides how voxels are read and drawn."""
     if config.decode.decoder:
         return {"decoder": fingerprint_of_files(Path(config.decode.decoder).expanduser())}
-    found = {modality: fingerprint_of_files(run_folder(config, modality) / READER) for modality in modalities(config)}
+    found = {
+        modality: fingerprint_of_files(run_folder(config, modality) / READER)
+        for modality in modalities(config)
+    }
     tuned = tuned_folder(config)
     return found | {
         "backbone": fingerprint_of_files(backbone_folder(config.backbone.path)),
@@ -74,38 +79,57 @@ def _image_encoder(config: Config) -> Callable[[], CLIPImageEncoder]:
 
     def load() -> CLIPImageEncoder:
         if not loaded:
-            loaded.append(CLIPImageEncoder.from_pretrained(path, dtype=torch.float32).to(device_of(config)))
+            loaded.append(
+                CLIPImageEncoder.from_pretrained(path, dtype=torch.float32).to(device_of(config))
+            )
         return loaded[0]
 
     return load
 
 
 def decode(config: Config) -> Path:
-    """Read embeddings out of a file of voxels and draw them; rows with the same image id are presentations of one picture.
+    """Read embeddings out of a file of voxels and draw them; rows with the same image id are
+    presentations of one picture.
 
     Returns
     -------
-    folder : ``embeddings.safetensors``, ``<image id>.png`` for every picture, ``index.json``, with routers ``routing.safetensors``
+    folder : Path
+        ``embeddings.safetensors``, ``<image id>.png`` for every picture, ``index.json``, with
+        routers ``routing.safetensors``.
 
     Raises
     ------
     UserError
-        When the file, the decoder or the subject is not there, or they do not fit each other; nothing is written then.
+        When the file, the decoder or the subject is not there, or they do not fit each other;
+        nothing is written then.
     """
     if not config.decode.voxels:
-        raise UserError("There is nothing to decode: name a file of voxels, --voxels FILE (.npy, .npz, .h5, .nii.gz).")
+        raise UserError(
+            "There is nothing to decode: name a file of voxels, --voxels FILE (.npy, .npz, .h5,"
+            " .nii.gz)."
+        )
     if not (config.sampler.use_image or config.sampler.use_text):
-        raise UserError("use_image and use_text are both off, so there is nothing to draw from: leave one of them on.")
+        raise UserError(
+            "use_image and use_text are both off, so there is nothing to draw from: leave one of"
+            " them on."
+        )
     if config.sampler.source != "brain":
-        raise UserError(f"sampler.source = {config.sampler.source} has no meaning for voxels you bring along: leave it at brain.")
+        raise UserError(
+            f"sampler.source = {config.sampler.source} has no meaning for voxels you bring along:"
+            " leave it at brain."
+        )
     if config.decode.pictures and not config.decode.decoder:
         check_drawing(config)
-    voxel_file(config.decode.voxels)  # loading the decoder takes a while, a wrong path is told at once
+    voxel_file(
+        config.decode.voxels
+    )  # loading the decoder takes a while, a wrong path is told at once
     one_subject(config, "braingen decode")
     subject = config.data.subjects[0]
     decoder = load_decoder(config)
     layout, as_they_are = Layout.of(config.data.root), config.decode.zscore == "none"
-    given = load_responses(config.decode.voxels, subject, decoder.voxel_count(subject), layout, as_they_are)
+    given = load_responses(
+        config.decode.voxels, subject, decoder.voxel_count(subject), layout, as_they_are
+    )
     if not as_they_are:
         given = with_folders_statistics(given, layout, subject)
     repeats = given.grouped()
@@ -113,10 +137,17 @@ def decode(config: Config) -> Path:
         count = config.sampler.num_images
         repeats = repeats._replace(image_N=repeats.image_N[:count], rows_NR=repeats.rows_NR[:count])
     folder, workers = decoded_folder(config), Workers(config)
-    settings = config.model_dump(mode="json", include={"backbone": True, "sampler": True, "decode": {"pictures"}, "data": {"subjects"}})
+    settings = config.model_dump(
+        mode="json",
+        include={"backbone": True, "sampler": True, "decode": {"pictures"}, "data": {"subjects"}},
+    )
     settings |= {"seed": config.run.seed, "weights": _weights(config)}
-    settings["voxels"] = hashlib.sha256(given.voxels_NV.tobytes() + given.image_N.tobytes()).hexdigest()[:16]
-    with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=["sampler.batch_size"]) as run:
+    settings["voxels"] = hashlib.sha256(
+        given.voxels_NV.tobytes() + given.image_N.tobytes()
+    ).hexdigest()[:16]
+    with shared_run(
+        workers, folder, settings, {"run": config.run.seed}, may_change=["sampler.batch_size"]
+    ) as run:
         if complete(workers, run, lambda: drawn_files(folder, run.summary, config.decode.pictures)):
             return folder
         started = time.monotonic()
@@ -131,6 +162,12 @@ def decode(config: Config) -> Path:
             if config.decode.pictures:
                 write_index(folder, repeats.image_N.tolist())
             seconds = round(time.monotonic() - started, 1)
-            run.mark_finished({"images": len(repeats.image_N), "routing": (folder / ROUTING).exists(), "seconds": seconds})
+            run.mark_finished(
+                {
+                    "images": len(repeats.image_N),
+                    "routing": (folder / ROUTING).exists(),
+                    "seconds": seconds,
+                }
+            )
         workers.wait()
     return folder

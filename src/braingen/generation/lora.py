@@ -1,6 +1,8 @@
-"""Low-rank adapters (LoRA) of the U-Net: what fine-tuning changes of it, in diffusers' own file format.
+"""Low-rank adapters (LoRA) of the U-Net: what fine-tuning changes of it, in diffusers' own file
+format.
 
-Made with peft through diffusers, so that ``StableDiffusionXLPipeline.load_lora_weights`` reads what is saved here, and the other way round.
+Made with peft through diffusers, so that ``StableDiffusionXLPipeline.load_lora_weights`` reads what
+is saved here, and the other way round.
 """
 
 from __future__ import annotations
@@ -29,13 +31,17 @@ ADAPTER = "default"
 
 
 def add_lora(unet: UNet2DConditionModel, rank: int, seed: int = 0) -> None:
-    """Put a fresh LoRA into a U-Net: alpha = rank, one factor Gaussian and the other zero, so that nothing changes at first (published).
+    """Put a fresh LoRA into a U-Net: alpha = rank, one factor Gaussian and the other zero, so that
+    nothing changes at first (published).
 
     Parameters
     ----------
-    unet : with or without an IP-Adapter; its own weights are frozen by this
-    rank : of every pair of factors
-    seed : of the Gaussian factor
+    unet : UNet2DConditionModel
+        With or without an IP-Adapter; its own weights are frozen by this.
+    rank : int
+        Of every pair of factors.
+    seed : int, optional
+        Of the Gaussian factor.
 
     Raises
     ------
@@ -47,7 +53,12 @@ def add_lora(unet: UNet2DConditionModel, rank: int, seed: int = 0) -> None:
     unet.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS)), ADAPTER)
+        unet.add_adapter(
+            LoraConfig(
+                r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(TARGETS)
+            ),
+            ADAPTER,
+        )
 
 
 def has_lora(unet: nn.Module) -> bool:
@@ -66,7 +77,9 @@ def lora_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
 
 
 def save_lora(unet: UNet2DConditionModel, folder: Path | str) -> Path:
-    """Write the LoRA as a stock Stable Diffusion XL pipeline loads it (``load_lora_weights(folder)``)."""
+    """Write the LoRA as a stock Stable Diffusion XL pipeline loads it
+    (``load_lora_weights(folder)``).
+    """
     weights = {key: value.detach().contiguous() for key, value in lora_weights(unet).items()}
     StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=weights)
     return Path(folder) / LORA_FILE
@@ -82,29 +95,38 @@ def load_lora(unet: UNet2DConditionModel, file: Path | str) -> None:
     """
     path = Path(file) / LORA_FILE if Path(file).is_dir() else Path(file)
     if not path.is_file():
-        raise UserError(f"There is no LoRA in {file}: expected {LORA_FILE}, as `braingen finetune` writes it.")
+        raise UserError(
+            f"There is no LoRA in {file}: expected {LORA_FILE}, as `braingen finetune` writes it."
+        )
     weights = read_lora(path, unet).weights
     try:
         unet.load_lora_adapter(dict(weights), prefix="unet", adapter_name=ADAPTER)
     except (RuntimeError, ValueError, LookupError) as error:
-        raise UserError(f"The LoRA in {path} was made for another U-Net: {plain_text(error, 300)}") from error
+        raise UserError(
+            f"The LoRA in {path} was made for another U-Net: {plain_text(error, 300)}"
+        ) from error
     placed = {name for name, module in unet.named_modules() if isinstance(module, BaseTunerLayer)}
     wanted = {key.removeprefix("unet.").partition(".lora_")[0] for key in weights}
     if placed != wanted:
         raise UserError(
-            f"The LoRA in {path} does not fit this U-Net: {len(placed ^ wanted)} of its maps have no counterpart"
-            f" (first: {sorted(placed ^ wanted)[0]})."
+            f"The LoRA in {path} does not fit this U-Net: {len(placed ^ wanted)} of its maps have"
+            f" no counterpart (first: {sorted(placed ^ wanted)[0]})."
         )
     unet.requires_grad_(False)
 
 
 @contextmanager
 def merged_lora(unet: UNet2DConditionModel) -> Iterator[None]:
-    """With the LoRA added to the weights it adapts, for sampling: no extra products. Taken out again at the end.
+    """With the LoRA added to the weights it adapts, for sampling: no extra products. Taken out
+    again at the end.
 
     Nested and for a U-Net without a LoRA it does nothing.
     """
-    layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer) and not module.merged]
+    layers = [
+        module
+        for module in unet.modules()
+        if isinstance(module, BaseTunerLayer) and not module.merged
+    ]
     for layer in layers:
         layer.merge()
     try:
@@ -112,5 +134,3 @@ def merged_lora(unet: UNet2DConditionModel) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.unmerge()
-
-

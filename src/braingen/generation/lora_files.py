@@ -62,7 +62,9 @@ class LoraFile(NamedTuple):
     """A LoRA in the common form."""
 
     weights: dict[str, Tensor]
-    """``unet.A.lora_A.weight`` (R x inputs) and ``unet.A.lora_B.weight`` (outputs x R); R is the same everywhere, and alpha is R."""
+    """``unet.A.lora_A.weight`` (R x inputs) and ``unet.A.lora_B.weight`` (outputs x R); R is the
+    same everywhere, and alpha is R.
+    """
     kind: str
     """In whose names it was written."""
     left_out: int
@@ -79,13 +81,17 @@ def read_lora(path: Path | str, unet: nn.Module | None) -> LoraFile:
 
     Parameters
     ----------
-    path : .safetensors, or a pickle of tensors (.bin, .pt)
-    unet : the U-Net it is meant for, also on the meta device: every weight must fit it. None where it is not at hand
+    path : Path | str
+        .safetensors, or a pickle of tensors (.bin, .pt).
+    unet : nn.Module | None
+        The U-Net it is meant for, also on the meta device: every weight must fit it. None where it
+        is not at hand.
 
     Raises
     ------
     UserError
-        When it is missing, damaged, holds NaN, another kind of adapter or none, or was made for another U-Net.
+        When it is missing, damaged, holds NaN, another kind of adapter or none, or was made for
+        another U-Net.
     """
     path = Path(path)
     tensors = read_tensors(path, GET_IT)
@@ -93,7 +99,8 @@ def read_lora(path: Path | str, unet: nn.Module | None) -> LoraFile:
         found = [key for key in tensors if any(mark in key for mark in marks)]
         if found:
             raise UserError(
-                f"{path} is {kind} ({found[0]}), a plain LoRA was expected: convert it, or fine-tune without it."
+                f"{path} is {kind} ({found[0]}), a plain LoRA was expected: convert it, or"
+                " fine-tune without it."
             )
     own = {key: value for key, value in tensors.items() if not TEXT_ENCODER.match(key)}
     kohya = any(key.startswith("lora_unet_") for key in own)
@@ -107,9 +114,13 @@ def read_lora(path: Path | str, unet: nn.Module | None) -> LoraFile:
     if not pairs:
         text = ""
         if len(own) < len(tensors):
-            text = f" {len(tensors) - len(own)} weights are of text encoders, with which nothing is drawn."
+            text = (
+                f" {len(tensors) - len(own)} weights are of text encoders, with which nothing is"
+                " drawn."
+            )
         raise UserError(
-            f"{path} holds no LoRA of a U-Net (its entries: {', '.join(list(tensors)[:3])}).{text} {GET_IT[:1].upper() + GET_IT[1:]}."
+            f"{path} holds no LoRA of a U-Net (its entries: {', '.join(list(tensors)[:3])}).{text}"
+            f" {GET_IT[:1].upper() + GET_IT[1:]}."
         )
     if unet is not None:
         pairs = {module: _fitting(path, module, pair, names) for module, pair in pairs.items()}
@@ -158,19 +169,21 @@ def _pairs(
         factors.setdefault(_module(match["module"], flat, kohya), {})[which] = value
     if strange and factors:
         raise UserError(
-            f"{path}: {len(strange)} entries are no factors of a LoRA (first: {strange[0]}); {GET_IT}."
+            f"{path}: {len(strange)} entries are no factors of a LoRA (first: {strange[0]});"
+            f" {GET_IT}."
         )
     single = [module for module, both in factors.items() if len(both) < 2]
     if single:
         raise UserError(
-            f"{path}: {len(single)} modules have one factor of two (first: {single[0]}); get the file again."
+            f"{path}: {len(single)} modules have one factor of two (first: {single[0]}); get the"
+            " file again."
         )
     pairs = {module: _Pair(both["down"], both["up"]) for module, both in factors.items()}
     for module, pair in pairs.items():
         if pair.down.ndim < 2 or pair.up.ndim < 2 or len(pair.down) != pair.up.shape[1]:
             raise UserError(
-                f"{path}: the factors of {module} are {tuple(pair.down.shape)} and {tuple(pair.up.shape)}, of"
-                " different ranks; get the file again."
+                f"{path}: the factors of {module} are {tuple(pair.down.shape)} and"
+                f" {tuple(pair.up.shape)}, of different ranks; get the file again."
             )
     return pairs, alphas, kind
 
@@ -189,7 +202,9 @@ def _module(key: str, flat: Mapping[str, str], kohya: bool) -> str:
 
 
 def _of_stability(name: str) -> str:
-    """A block name of Stability's code as diffusers names it, for two layers per block as in SDXL; other names as they are."""
+    """A block name of Stability's code as diffusers names it, for two layers per block as in SDXL;
+    other names as they are.
+    """
     match = re.match(r"(input_blocks|output_blocks)_(\d+)_(\d+)_(.+)|middle_block_(\d+)_(.+)", name)
     if match is None:
         return name
@@ -216,7 +231,9 @@ def _of_stability(name: str) -> str:
 
 
 def _fitting(path: Path, module: str, pair: _Pair, names: Mapping[str, torch.Size]) -> _Pair:
-    """The factors in the shape of the module: kohya's 1 x 1 convolutions are maps where the U-Net has maps."""
+    """The factors in the shape of the module: kohya's 1 x 1 convolutions are maps where the U-Net
+    has maps.
+    """
     shape = names.get(module)
     if shape is not None and len(shape) == 2:
         pair = _Pair(*(x.flatten(1) if x.ndim == 4 and x.shape[2:] == (1, 1) else x for x in pair))
@@ -226,8 +243,8 @@ def _fitting(path: Path, module: str, pair: _Pair, names: Mapping[str, torch.Siz
         found = f"{pair.up.shape[0]} x {pair.down.shape[1]}"
         wanted = "which it has not" if shape is None else f"which is {shape[0]} x {shape[1]}"
         raise UserError(
-            f"The LoRA in {path} does not fit this U-Net: it adapts {module} ({found}), {wanted}. It was made for another U-Net: name that"
-            " one with backbone.path."
+            f"The LoRA in {path} does not fit this U-Net: it adapts {module} ({found}), {wanted}."
+            " It was made for another U-Net: name that one with backbone.path."
         )
     return pair
 
@@ -235,7 +252,9 @@ def _fitting(path: Path, module: str, pair: _Pair, names: Mapping[str, torch.Siz
 def _scales(
     path: Path, pairs: Mapping[str, _Pair], alphas: Mapping[str, float]
 ) -> dict[str, float]:
-    """alpha / rank of every module: from the file, its header, or peft's adapter_config.json beside it; 1 where nothing states it."""
+    """alpha / rank of every module: from the file, its header, or peft's adapter_config.json beside
+    it; 1 where nothing states it.
+    """
     stated = _header(path)
     general, rooted = stated.get("lora_alpha"), bool(stated.get("use_rslora"))
     patterns = {name: float(value) for name, value in (stated.get("alpha_pattern") or {}).items()}
@@ -283,7 +302,9 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def unet_on_meta(settings: Mapping[str, Any]) -> UNet2DConditionModel:
-    """A U-Net without weights, of a configuration: what a LoRA's names and shapes are compared with."""
+    """A U-Net without weights, of a configuration: what a LoRA's names and shapes are compared
+    with.
+    """
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(dict(settings))
 
@@ -292,4 +313,7 @@ def left_out(file: LoraFile) -> Iterator[str]:
     """Remarks on what was read."""
     yield f"LoRA in {file.kind} names: {len(file.weights) // 2} adapted maps"
     if file.left_out:
-        yield f"{file.left_out} weights of text encoders are left out: pictures are drawn from decoded embeddings, not from prompts"
+        yield (
+            f"{file.left_out} weights of text encoders are left out: pictures are drawn from"
+            " decoded embeddings, not from prompts"
+        )

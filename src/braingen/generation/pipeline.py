@@ -1,6 +1,7 @@
 """The whole decoder as one diffusers pipeline: voxels in, pictures out, saved in one folder.
 
-B brains (pictures), R presentations, V voxels, T tokens, D embedding width, N text length, C cross-attention width.
+B brains (pictures), R presentations, V voxels, T tokens, D embedding width, N text length, C
+cross-attention width.
 """
 
 from __future__ import annotations
@@ -69,11 +70,15 @@ PARTS = (
 )
 """Folders of a saved decoder; there may be other files beside them, such as a README."""
 Embeddings = Tensor | ExpertEmbeddings | None
-"""What :meth:`BrainDecoder.read` gave (standardised units), or B x T x D embeddings in CLIP's own units."""
+"""What :meth:`BrainDecoder.read` gave (standardised units), or B x T x D embeddings in CLIP's own
+units.
+"""
 
 
 class Read(NamedTuple):
-    """What was read out of the brain and will be listened to: embeddings in standardised units, after the prior where it comes first."""
+    """What was read out of the brain and will be listened to: embeddings in standardised units,
+    after the prior where it comes first.
+    """
 
     image: ExpertEmbeddings
     text: ExpertEmbeddings | None
@@ -99,7 +104,9 @@ class BrainDecoderOutput(BaseOutput):
     images: list[Image.Image]
     decoded: Decoded
     routing: dict[str, Tensor]
-    """How levels and experts were mixed at every step (:class:`RoutingRecorder`); empty without routers."""
+    """How levels and experts were mixed at every step (:class:`RoutingRecorder`); empty without
+    routers.
+    """
     image_ids: list[int]
     """Of the pictures, in their order."""
 
@@ -111,15 +118,24 @@ class BrainDecoder(DiffusionPipeline):
 
     Parameters
     ----------
-    brain_image, brain_text : readers of the image and the text embedding; the second may be None
-        (data without captions), and pictures are then generated from the image embedding alone
-    unet : with the IP-Adapter in place
-    vae, scheduler : as in an SDXL pipeline
-    start_C : start token in cross-attention columns, zeros where nothing is predicted
-    text_length : tokens of a prompt
-    text_columns : first and last-but-one column the text reader predicts
-    router_image, router_text : trained routers; the encoders' outputs are heard unrouted without them
-    prior_order : what the priors are applied to (setting ``router.prior_order``); has to be what the routers were trained with
+    brain_image, brain_text : BrainReader
+        Readers of the image and the text embedding; the second may be None (data without captions),
+        and pictures are then generated from the image embedding alone.
+    unet : UNet2DConditionModel
+        With the IP-Adapter in place.
+    vae, scheduler : AutoencoderKL
+        As in an SDXL pipeline.
+    start_C : Sequence, optional
+        Start token in cross-attention columns, zeros where nothing is predicted.
+    text_length : int, optional
+        Tokens of a prompt.
+    text_columns : Sequence, optional
+        First and last-but-one column the text reader predicts.
+    router_image, router_text : DiffuseRouter | None, optional
+        Trained routers; the encoders' outputs are heard unrouted without them.
+    prior_order : str, optional
+        What the priors are applied to (setting ``router.prior_order``); has to be what the routers
+        were trained with.
     """
 
     model_cpu_offload_seq = "brain_image->brain_text->unet->vae"
@@ -132,7 +148,8 @@ class BrainDecoder(DiffusionPipeline):
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
         scheduler: KarrasDiffusionSchedulers,
-        start_C: Sequence = (),  # of float; diffusers remarks on annotations that are no plain class
+        # of float; diffusers remarks on annotations that are no plain class
+        start_C: Sequence = (),
         text_length: int = 77,
         text_columns: Sequence = (0, 0),
         router_image: DiffuseRouter | None = None,
@@ -140,9 +157,15 @@ class BrainDecoder(DiffusionPipeline):
         prior_order: str = "output",
     ) -> None:
         super().__init__()
-        self.register_modules(brain_image=brain_image, brain_text=brain_text, unet=unet, vae=vae, scheduler=scheduler)
+        self.register_modules(
+            brain_image=brain_image, brain_text=brain_text, unet=unet, vae=vae, scheduler=scheduler
+        )
         self.register_modules(router_image=router_image, router_text=router_text)
-        form = {"start_C": list(start_C), "text_length": text_length, "text_columns": list(text_columns)}
+        form = {
+            "start_C": list(start_C),
+            "text_length": text_length,
+            "text_columns": list(text_columns),
+        }
         self.register_to_config(**form, prior_order=prior_order)
 
     @classmethod
@@ -164,9 +187,12 @@ class BrainDecoder(DiffusionPipeline):
 
         Parameters
         ----------
-        text_encoder : only asked for its start token and widths
-        lora : file or folder of a LoRA to put into the U-Net
-        router_image, router_text, prior_order : see the class
+        text_encoder : CLIPTextEncoderDual
+            Only asked for its start token and widths.
+        lora : Path | str | None, optional
+            File or folder of a LoRA to put into the U-Net.
+        router_image, router_text, prior_order : DiffuseRouter | None, optional
+            See the class.
         """
         form = ConditioningForm.of(
             text_encoder,
@@ -177,7 +203,17 @@ class BrainDecoder(DiffusionPipeline):
         if lora is not None:
             load_lora(unet, lora)
         form_config = (form.start_C.tolist(), form.text_length, form.text_columns)
-        return cls(brain_image, brain_text, unet, vae, scheduler, *form_config, router_image, router_text, prior_order)
+        return cls(
+            brain_image,
+            brain_text,
+            unet,
+            vae,
+            scheduler,
+            *form_config,
+            router_image,
+            router_text,
+            prior_order,
+        )
 
     @property
     def form(self) -> ConditioningForm:
@@ -185,7 +221,9 @@ class BrainDecoder(DiffusionPipeline):
         first, last = self.config.text_columns
         start_C = torch.tensor(self.config.start_C)
         image_shape = (1, image_embedding_width(self.unet))
-        form = ConditioningForm(start_C, self.config.text_length, (first, last), pooled_width(self.unet), image_shape)
+        form = ConditioningForm(
+            start_C, self.config.text_length, (first, last), pooled_width(self.unet), image_shape
+        )
         return form.to(self.unet.device, self.unet.dtype)
 
     @torch.no_grad()
@@ -198,27 +236,47 @@ class BrainDecoder(DiffusionPipeline):
         present_BR: Tensor | None = None,
         experts: bool = False,
     ) -> Read:
-        """Read out voxels what the drawing listens to; outputs of an image's presentations are averaged before the prior.
+        """Read out voxels what the drawing listens to; outputs of an image's presentations are
+        averaged before the prior.
 
         Parameters
         ----------
-        voxels_BRV : z-scored responses, R presentations of each picture
-        subject : whose voxels
-        image_ids : with the seed they determine the prior's noise
-        present_BR : which presentations there are; all when left out
-        experts : keep what every expert says even where no router needs it
+        voxels_BRV : Tensor
+            Z-scored responses, R presentations of each picture.
+        subject : int
+            Whose voxels.
+        image_ids : Sequence[int]
+            With the seed they determine the prior's noise.
+        present_BR : Tensor | None, optional
+            Which presentations there are; all when left out.
+        experts : bool, optional
+            Keep what every expert says even where no router needs it.
         """
-        present_BR = torch.ones(voxels_BRV.shape[:2], dtype=torch.bool) if present_BR is None else present_BR
+        present_BR = (
+            torch.ones(voxels_BRV.shape[:2], dtype=torch.bool) if present_BR is None else present_BR
+        )
         order: PriorOrder = self.config.prior_order
 
         def one(name: str, reader: BrainReader, router: DiffuseRouter | None) -> ExpertEmbeddings:
             noise = _prior_noise(reader, name, image_ids, seed)
-            return read(reader, voxels_BRV, subject, present_BR, order, experts=experts or router is not None, noise=noise)
+            return read(
+                reader,
+                voxels_BRV,
+                subject,
+                present_BR,
+                order,
+                experts=experts or router is not None,
+                noise=noise,
+            )
 
         image = one("image", self.brain_image, self.router_image)
         text = None if self.brain_text is None else one("text", self.brain_text, self.router_text)
         for name, found in (("image", image), ("text", text)):
-            for values in () if found is None else (found.backbone_BTD, found.clip_BTD, *found.expert_backbone):
+            for values in (
+                ()
+                if found is None
+                else (found.backbone_BTD, found.clip_BTD, *found.expert_backbone)
+            ):
                 refuse_not_finite_rows(values, image_ids, f"The decoded {name} embedding")
         return Read(image, text)
 
@@ -227,7 +285,9 @@ class BrainDecoder(DiffusionPipeline):
 
         def one(reader: BrainReader, x: ExpertEmbeddings) -> Tensor:
             last = self.config.prior_order == "step"
-            return reader.in_clip_units(reader.through_prior(x.backbone_BTD) if last else x.backbone_BTD)
+            return reader.in_clip_units(
+                reader.through_prior(x.backbone_BTD) if last else x.backbone_BTD
+            )
 
         image_BTD = one(self.brain_image, read.image)
         if self.brain_text is None or read.text is None:
@@ -236,17 +296,35 @@ class BrainDecoder(DiffusionPipeline):
         return Decoded(image_BTD, text_BTD, read.image.clip_BTD, read.text.clip_BTD)
 
     @torch.no_grad()
-    def embed(self, voxels_BRV: Tensor, subject: int, image_ids: Sequence[int], seed: int = 0, present_BR: Tensor | None = None) -> Decoded:
+    def embed(
+        self,
+        voxels_BRV: Tensor,
+        subject: int,
+        image_ids: Sequence[int],
+        seed: int = 0,
+        present_BR: Tensor | None = None,
+    ) -> Decoded:
         """Read embeddings out of voxels; parameters as for :meth:`read`."""
         return self.decoded(self.read(voxels_BRV, subject, image_ids, seed, present_BR))
 
     def sources(self, image: Embeddings, text: Embeddings) -> tuple[Source | None, Source | None]:
-        """What to listen to, from what was read (standardised units) or from known embeddings (CLIP's own units)."""
+        """What to listen to, from what was read (standardised units) or from known embeddings
+        (CLIP's own units).
+        """
         order: PriorOrder = self.config.prior_order
         if text is not None and self.brain_text is None:
-            raise UserError("This decoder has no text encoder: generate from the image embedding alone, text=None.")
-        parts = ((image, self.brain_image, self.router_image), (text, self.brain_text, self.router_text))
-        first, second = (None if x is None else source_of(x, reader, router, order) for x, reader, router in parts)
+            raise UserError(
+                "This decoder has no text encoder: generate from the image embedding alone,"
+                " text=None."
+            )
+        parts = (
+            (image, self.brain_image, self.router_image),
+            (text, self.brain_text, self.router_text),
+        )
+        first, second = (
+            None if x is None else source_of(x, reader, router, order)
+            for x, reader, router in parts
+        )
         return first, second
 
     @torch.no_grad()
@@ -270,27 +348,43 @@ class BrainDecoder(DiffusionPipeline):
 
         Parameters
         ----------
-        image, text : what :meth:`read` gave, or B x T x D embeddings in CLIP's own units; one of the two may be None
-        size : side in pixels; 0 for the U-Net's own. One that is no multiple of the autoencoder's factor is cut out of the next larger
-        level : listen to this level of experts only
-        on_step : called after every step with its number, the latents and the condition (see :class:`RoutingRecorder`)
-        negative : what guidance leads away from, one row (:func:`negative_condition`); nothing at all when left out
-        sample : number of the drawing: another one starts from other noise
+        image, text : Embeddings
+            What :meth:`read` gave, or B x T x D embeddings in CLIP's own units; one of the two may
+            be None.
+        size : int, optional
+            Side in pixels; 0 for the U-Net's own. One that is no multiple of the autoencoder's
+            factor is cut out of the next larger.
+        level : int | None, optional
+            Listen to this level of experts only.
+        on_step : OnStep | None, optional
+            Called after every step with its number, the latents and the condition (see
+            :class:`RoutingRecorder`).
+        negative : Conditioning | None, optional
+            What guidance leads away from, one row (:func:`negative_condition`); nothing at all when
+            left out.
+        sample : int, optional
+            Number of the drawing: another one starts from other noise.
 
         Returns
         -------
-        images_B3HW : float32 in [0, 1]. The same id, seed and sample start from the same noise, in whatever batch.
+        images_B3HW : Tensor
+            Float32 in [0, 1]. The same id, seed and sample start from the same noise, in whatever
+            batch.
         """
         refuse_side(size, vae_factor(self.vae), "size", multiple=False)
         size = size or picture_size(self.unet, self.vae)
         purpose = f"picture {sample}" if sample else "picture"
-        noise = seeded_noise(image_ids, latent_shape(self.unet, self.vae, size), seed, purpose).to(self.unet.device, self.unet.dtype)
+        noise = seeded_noise(image_ids, latent_shape(self.unet, self.vae, size), seed, purpose).to(
+            self.unet.device, self.unet.dtype
+        )
         for processor in self.unet.attn_processors.values():
             if hasattr(processor, "to_k_ip"):
                 processor.scale = [ip_adapter_scale] * len(processor.scale)
         form = self.form
         image_source, text_source = self.sources(image, text)
-        condition = RoutedConditioning(form, image=image_source, text=text_source, negative=negative, level=level)
+        condition = RoutedConditioning(
+            form, image=image_source, text=text_source, negative=negative, level=level
+        )
         latents = denoise(
             self.unet,
             self.scheduler,
@@ -305,7 +399,9 @@ class BrainDecoder(DiffusionPipeline):
             names=image_ids,
         )
         images_B3HW = decode_latents(self.vae, latents, image_ids)
-        cut = (images_B3HW.shape[-1] - size) // 2  # of a side that is no multiple of the autoencoder's factor
+        cut = (
+            images_B3HW.shape[-1] - size
+        ) // 2  # of a side that is no multiple of the autoencoder's factor
         return images_B3HW[..., cut : cut + size, cut : cut + size]
 
     @torch.no_grad()
@@ -325,12 +421,19 @@ class BrainDecoder(DiffusionPipeline):
 
         Parameters
         ----------
-        voxels : B x V (one presentation each) or B x R x V (a row of NaN is a presentation that there was not), z-scored as in the betas
-            file; or a file of them: .npy, .npz, HDF5, NIfTI (:mod:`braingen.data.voxel_file`)
-        subject : number the readers were trained with
-        image_ids : of the pictures, seeds of their noise; counted from 0 when left out, and taken from a file that has them
-        num_inference_steps, guidance_scale : of the denoising
-        data_root : data folder with the subject's mask; needed for NIfTI
+        voxels : np.ndarray | Tensor | Path | str
+            B x V (one presentation each) or B x R x V (a row of NaN is a presentation that there
+            was not), z-scored as in the betas file; or a file of them: .npy, .npz, HDF5, NIfTI
+            (:mod:`braingen.data.voxel_file`).
+        subject : int
+            Number the readers were trained with.
+        image_ids : Sequence[int] | None, optional
+            Of the pictures, seeds of their noise; counted from 0 when left out, and taken from a
+            file that has them.
+        num_inference_steps, guidance_scale : int, optional
+            Of the denoising.
+        data_root : Path | str | None, optional
+            Data folder with the subject's mask; needed for NIfTI.
 
         Returns
         -------
@@ -350,7 +453,12 @@ class BrainDecoder(DiffusionPipeline):
             some, recorder = slice(start, start + batch_size), RoutingRecorder()
             heard = self.read(voxels_BRV[some], subject, ids[some], seed, present_BR[some])
             parts.append(self.decoded(heard))
-            settings: dict[str, Any] = {"seed": seed, "steps": num_inference_steps, "guidance_scale": guidance_scale, "on_step": recorder}
+            settings: dict[str, Any] = {
+                "seed": seed,
+                "steps": num_inference_steps,
+                "guidance_scale": guidance_scale,
+                "on_step": recorder,
+            }
             images += to_pil(self.draw(heard.image, heard.text, ids[some], **settings))
             mixed.append(recorder.tensors())
         routing = {name: torch.cat([part[name] for part in mixed]) for name in mixed[0]}
@@ -368,47 +476,76 @@ class BrainDecoder(DiffusionPipeline):
         """
         known = self.brain_image.config.encoder_config["subjects"]
         if str(subject) not in known:
-            raise UserError(f"This decoder does not know subject {subject}; it was trained with {', '.join(known)}.")
+            raise UserError(
+                f"This decoder does not know subject {subject}; it was trained with"
+                f" {', '.join(known)}."
+            )
         return int(known[str(subject)])
 
     def _given(
-        self, voxels: np.ndarray | Tensor | Path | str, subject: int, image_ids: Sequence[int] | None, data_root: Path | str | None
+        self,
+        voxels: np.ndarray | Tensor | Path | str,
+        subject: int,
+        image_ids: Sequence[int] | None,
+        data_root: Path | str | None,
     ) -> tuple[Tensor, Tensor, list[int]]:
         """Responses B x R x V, which of them there are, and the pictures' ids."""
         width = self.voxel_count(subject)
         if isinstance(voxels, str | Path):
             if image_ids is not None:
-                raise UserError(f"image_ids cannot be given with a file; put them into {voxels}, or beside it as NAME_ids.npy.")
-            read = load_responses(voxels, subject, width, Layout.of(data_root) if data_root is not None else None)
+                raise UserError(
+                    f"image_ids cannot be given with a file; put them into {voxels}, or beside it"
+                    " as NAME_ids.npy."
+                )
+            read = load_responses(
+                voxels, subject, width, Layout.of(data_root) if data_root is not None else None
+            )
             repeats = read.grouped()
         else:
-            array = voxels.detach().cpu().numpy() if isinstance(voxels, Tensor) else np.asarray(voxels)
+            array = (
+                voxels.detach().cpu().numpy() if isinstance(voxels, Tensor) else np.asarray(voxels)
+            )
             if array.ndim < 2:
-                raise UserError(f"voxels are {array.shape}; expected B x V or B x R x V of finite numbers")
+                raise UserError(
+                    f"voxels are {array.shape}; expected B x V or B x R x V of finite numbers"
+                )
             read = responses(array, subject, width)
             repeats = read.grouped()
             if image_ids is not None:  # pictures stay in the order given, whatever their ids
                 if len(image_ids) != len(array):
-                    raise UserError(f"image_ids names {len(image_ids)} pictures, voxels are of {len(array)}; give one id for each.")
+                    raise UserError(
+                        f"image_ids names {len(image_ids)} pictures, voxels are of {len(array)};"
+                        " give one id for each."
+                    )
                 repeats = repeats._replace(image_N=np.asarray([int(image) for image in image_ids]))
         present_BR = repeats.rows_NR >= 0
         voxels_BRV = np.zeros((*present_BR.shape, width), dtype=np.float32)
         voxels_BRV[present_BR] = read.rows(repeats.rows_NR[present_BR])
         device = self.brain_image.device
-        return torch.from_numpy(voxels_BRV).to(device), torch.from_numpy(present_BR), [int(i) for i in repeats.image_N]
+        return (
+            torch.from_numpy(voxels_BRV).to(device),
+            torch.from_numpy(present_BR),
+            [int(i) for i in repeats.image_N],
+        )
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save everything in one folder; IP-Adapter and LoRA lie in files of their own, as everywhere.
+        """Save everything in one folder; IP-Adapter and LoRA lie in files of their own, as
+        everywhere.
 
-        Written beside what is there and put in its place when all is on the disk. Parts that an earlier save left and that this decoder
-        has not (LoRA, routers, shards of larger weights) go; files that are no part of a decoder stay.
+        Written beside what is there and put in its place when all is on the disk. Parts that an
+        earlier save left and that this decoder has not (LoRA, routers, shards of larger weights)
+        go; files that are no part of a decoder stay.
         """
         folder = Path(save_directory)
         if kwargs.get("push_to_hub"):
-            kwargs.setdefault("repo_id", folder.name)  # diffusers' default, not the name of the temporary folder
+            kwargs.setdefault(
+                "repo_id", folder.name
+            )  # diffusers' default, not the name of the temporary folder
         adapter = {key: value.contiguous() for key, value in adapter_weights_of(self.unet).items()}
         with_adapter = self.unet
-        with replaced_parts(folder, PARTS, INDEX, keep=kwargs.get("variant") is not None) as temporary:
+        with replaced_parts(
+            folder, PARTS, INDEX, keep=kwargs.get("variant") is not None
+        ) as temporary:
             self.register_modules(unet=without_ip_adapter(self.unet))
             try:
                 super().save_pretrained(temporary, **kwargs)
@@ -421,17 +558,24 @@ class BrainDecoder(DiffusionPipeline):
                 save_lora(self.unet, temporary / LORA)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> BrainDecoder:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> BrainDecoder:
         """Load what :meth:`save_pretrained` wrote."""
         folder = Path(pretrained_model_name_or_path)
         if not (folder / INDEX).is_file():
-            raise UserError(f"{folder} is not a saved decoder (no {INDEX}); `braingen demo` leaves one in runs/demo/decoder.")
+            raise UserError(
+                f"{folder} is not a saved decoder (no {INDEX}); `braingen demo` leaves one in"
+                " runs/demo/decoder."
+            )
         try:
             decoder: BrainDecoder = super().from_pretrained(folder, **kwargs)
         except UserError:
             raise
         except UNREADABLE as error:
-            raise UserError(f"{folder} is damaged or no saved decoder ({plain_text(error)}); save it again.") from error
+            raise UserError(
+                f"{folder} is damaged or no saved decoder ({plain_text(error)}); save it again."
+            ) from error
         for name in ("unet", "vae"):  # the others look after themselves
             refuse_not_finite(getattr(decoder, name), folder / name, "save it again")
         add_ip_adapter(decoder.unet, load_ip_adapter_file(str(folder / IP_ADAPTER)))
@@ -441,11 +585,15 @@ class BrainDecoder(DiffusionPipeline):
 
 
 def negative_condition(form: ConditioningForm, path: str, prompt: str) -> Conditioning | None:
-    """A negative prompt, read by the text encoders in `path`, as the U-Net is told of it; None for an empty one."""
+    """A negative prompt, read by the text encoders in `path`, as the U-Net is told of it; None for
+    an empty one.
+    """
     if not prompt:
         return None
     both = form.text_columns[0] > 0  # the first text encoder has columns as well
-    encoder = CLIPTextEncoderDual.from_pretrained(path, output="joint" if both else "bigG", dtype=torch.float32)
+    encoder = CLIPTextEncoderDual.from_pretrained(
+        path, output="joint" if both else "bigG", dtype=torch.float32
+    )
     return form.prompt(encoder.prompt([prompt]))
 
 
@@ -455,5 +603,11 @@ def to_pil(images_B3HW: Tensor) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in pixels]
 
 
-def _prior_noise(reader: BrainReader, name: str, image_ids: Sequence[int], seed: int) -> Tensor | None:
-    return seeded_noise(image_ids, reader.noise_shape, seed, f"prior of {name}") if reader.noise_shape else None
+def _prior_noise(
+    reader: BrainReader, name: str, image_ids: Sequence[int], seed: int
+) -> Tensor | None:
+    return (
+        seeded_noise(image_ids, reader.noise_shape, seed, f"prior of {name}")
+        if reader.noise_shape
+        else None
+    )

@@ -1,6 +1,7 @@
 """Stage 4: refine finished reconstructions, image to image, with the decoded text as the condition.
 
-Reads a folder of reconstructions and writes another of the same form, so that whatever reads or scores the one does so with the other.
+Reads a folder of reconstructions and writes another of the same form, so that whatever reads or
+scores the one does so with the other.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ REFINED = "_refined"
 
 def recons_of(config: Config) -> Path:
     """The reconstructions that are refined."""
-    return Path(config.refiner.recons).expanduser() if config.refiner.recons else drawn_folder(config)
+    return (
+        Path(config.refiner.recons).expanduser() if config.refiner.recons else drawn_folder(config)
+    )
 
 
 def refined_folder(config: Config) -> Path:
@@ -57,7 +60,9 @@ def refined_folder(config: Config) -> Path:
 
 
 def _digest(folder: Path, ids: list[int]) -> str:
-    """Of the pictures and embeddings that are refined: those of others are not passed off as theirs."""
+    """Of the pictures and embeddings that are refined: those of others are not passed off as
+    theirs.
+    """
     digest = hashlib.sha256()
     for path in [folder / EMBEDDINGS, *(picture_path(folder, image) for image in ids)]:
         refuse_stand_in(path, "run `braingen reconstruct` again, it draws what is missing")
@@ -77,7 +82,10 @@ def refined_is_there(config: Config) -> bool:
     if not (folder / "config.yaml").exists() or not Run(folder).finished:
         return False
     if Run(folder).config["recons"] != _digest(recons_of(config), _require(config)):
-        raise UserError(f"{folder} was refined from other pictures than those now in {recons_of(config)}: remove it, and refine again.")
+        raise UserError(
+            f"{folder} was refined from other pictures than those now in {recons_of(config)}:"
+            " remove it, and refine again."
+        )
     return True
 
 
@@ -87,13 +95,20 @@ def _require(config: Config) -> list[int]:
     lacking = [name for name in (INDEX, EMBEDDINGS) if not (folder / name).is_file()]
     if lacking:
         raise UserError(
-            f"{folder} holds no finished reconstructions (no {lacking[0]}): run `braingen reconstruct {typed_run(config.run.folder)}`"
-            " first, or name another folder of ours: --recons FOLDER."
+            f"{folder} holds no finished reconstructions (no {lacking[0]}): run `braingen"
+            f" reconstruct {typed_run(config.run.folder)}` first, or name another folder of ours:"
+            " --recons FOLDER."
         )
     if refined_folder(config) == folder:
-        raise UserError(f"refiner.output = {folder} is the folder of the reconstructions themselves; give another one.")
+        raise UserError(
+            f"refiner.output = {folder} is the folder of the reconstructions themselves; give"
+            " another one."
+        )
     if config.refiner.use_image and config.backbone.refiner:
-        raise UserError("refiner.use_image needs the base model's IP-Adapter; SDXL's refiner has none: leave one of the two settings out.")
+        raise UserError(
+            "refiner.use_image needs the base model's IP-Adapter; SDXL's refiner has none: leave"
+            " one of the two settings out."
+        )
     return [int(image) for image in read_json(folder / INDEX)["images"]]
 
 
@@ -111,15 +126,20 @@ def setup(config: Config) -> Refiner:
     settings = config.refiner
     adapter = None
     if settings.use_image:
-        adapter = config.backbone.ip_adapter or str(Path(backbone_folder(config.backbone.path)) / "ip_adapter")
+        adapter = config.backbone.ip_adapter or str(
+            Path(backbone_folder(config.backbone.path)) / "ip_adapter"
+        )
     path = _model(config)
     text = config.backbone.text_output
-    refiner = load_refiner(path, text_output=text, ip_adapter=adapter, negative_prompt=settings.negative_prompt)
+    refiner = load_refiner(
+        path, text_output=text, ip_adapter=adapter, negative_prompt=settings.negative_prompt
+    )
     for name in ("aesthetic_score", "negative_aesthetic_score"):
         if not refiner.scored and getattr(settings, name) != Refinement._field_defaults[name]:
             raise UserError(
-                f"refiner.{name} = {getattr(settings, name):g} has no effect: {path} is a base model, and SDXL's refiner alone is given"
-                " an aesthetic score. Leave it out, or name the refiner with backbone.refiner."
+                f"refiner.{name} = {getattr(settings, name):g} has no effect: {path} is a base"
+                " model, and SDXL's refiner alone is given an aesthetic score. Leave it out, or"
+                " name the refiner with backbone.refiner."
             )
     device = device_of(config)
     return refiner._replace(
@@ -141,11 +161,13 @@ def _read(folder: Path, ids: list[int]) -> Tensor:
 
 
 def refine(config: Config) -> Path:
-    """Refine every picture of every subject's reconstructions, or of the folder that is named; what is refined already is kept.
+    """Refine every picture of every subject's reconstructions, or of the folder that is named; what
+    is refined already is kept.
 
     Returns
     -------
-    folder : of the same form as that of the reconstructions; with several subjects the run folder
+    folder : Path
+        Of the same form as that of the reconstructions; with several subjects the run folder.
     """
     if config.refiner.recons:
         return refine_folder(config)
@@ -159,11 +181,15 @@ def refine_folder(config: Config) -> Path:
     recons, folder, chosen = recons_of(config), refined_folder(config), config.refiner
     ids = _require(config)
     check_backbone(config)
-    settings = config.model_dump(mode="json", include={"backbone": True, "refiner": True, "data": {"subjects"}})
+    settings = config.model_dump(
+        mode="json", include={"backbone": True, "refiner": True, "data": {"subjects"}}
+    )
     settings |= {"seed": config.run.seed, "recons": _digest(recons, ids)}
     settings["weights"] = fingerprint_of_files(backbone_folder(_model(config)))
     how = Refinement(**chosen.model_dump(include=set(Refinement._fields)))
-    steps = steps_run(scheduler_named(chosen.scheduler, load_scheduler(_model(config), _setting(config))), how)
+    steps = steps_run(
+        scheduler_named(chosen.scheduler, load_scheduler(_model(config), _setting(config))), how
+    )
     refuse_side(chosen.size, pixels_per_latent(_model(config)), "refiner.size")
     workers = Workers(config)
     free = ["refiner.batch_size", "refiner.recons", "refiner.output"]
@@ -174,8 +200,9 @@ def refine_folder(config: Config) -> Path:
         read = load_file(recons / EMBEDDINGS)
         if "text" not in read and not chosen.use_image:
             raise UserError(
-                f"{recons} was generated without a text embedding, which is what refining is conditioned on: "
-                "refine with the base model and the decoded image instead, refiner.use_image=true."
+                f"{recons} was generated without a text embedding, which is what refining is"
+                " conditioned on: refine with the base model and the decoded image instead,"
+                " refiner.use_image=true."
             )
         refiner = setup(config)
         row = {image: number for number, image in enumerate(read["ids"].tolist())}
@@ -194,11 +221,25 @@ def refine_folder(config: Config) -> Path:
             )
             return [Drawn(picture) for picture in to_pil(refined)]
 
-        draw_missing(folder, ids, chosen.batch_size, draw, workers, f"refining {len(ids)} pictures of {recons.name}")
+        draw_missing(
+            folder,
+            ids,
+            chosen.batch_size,
+            draw,
+            workers,
+            f"refining {len(ids)} pictures of {recons.name}",
+        )
         if workers.main:
             with replaced_path(folder / EMBEDDINGS) as temporary:
                 shutil.copyfile(recons / EMBEDDINGS, temporary)
             write_json(folder / INDEX, read_json(recons / INDEX))
-            run.mark_finished({"images": len(ids), "steps": steps, "of_steps": how.steps, "seconds": round(time.monotonic() - started, 1)})
+            run.mark_finished(
+                {
+                    "images": len(ids),
+                    "steps": steps,
+                    "of_steps": how.steps,
+                    "seconds": round(time.monotonic() - started, 1),
+                }
+            )
         workers.wait()
     return folder

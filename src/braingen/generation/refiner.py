@@ -1,8 +1,10 @@
-"""Refinement: a picture is made noisy again for a part of the way and drawn anew from there, listening to the decoded text.
+"""Refinement: a picture is made noisy again for a part of the way and drawn anew from there,
+listening to the decoded text.
 
 On SDXL's refiner as well as on a base model; which of the two it is, is read off the U-Net.
 
-B pictures, T tokens, D width of the text embedding, K numbers told beside it, H W sides in pixels, h w of the latents.
+B pictures, T tokens, D width of the text embedding, K numbers told beside it, H W sides in pixels,
+h w of the latents.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ from braingen.targets.clip_text import CLIPTextEncoderDual, Output
 from braingen.types import Conditioning
 
 SIZES, SCORE = 6, 5
-"""Numbers that a base model is told (original size, crop, target size), and a refiner (original size, crop, aesthetic score)."""
+"""Numbers that a base model is told (original size, crop, target size), and a refiner (original
+size, crop, aesthetic score).
+"""
 
 
 class Refiner(NamedTuple):
@@ -82,8 +86,9 @@ def numbers_told(unet: UNet2DConditionModel, pooled_width: int) -> int:
     told, left = divmod(width - pooled_width, each)
     if left or told not in (SIZES, SCORE):
         raise UserError(
-            f"The U-Net's added embedding is {width} wide; with a pooled text of {pooled_width} and {each} per number it would have to be "
-            f"{pooled_width + SIZES * each} (a base model) or {pooled_width + SCORE * each} (a refiner): give the folder of an SDXL model."
+            f"The U-Net's added embedding is {width} wide; with a pooled text of {pooled_width} and"
+            f" {each} per number it would have to be {pooled_width + SIZES * each} (a base model)"
+            f" or {pooled_width + SCORE * each} (a refiner): give the folder of an SDXL model."
         )
     return told
 
@@ -100,18 +105,28 @@ def assemble_refiner(
 
     Parameters
     ----------
-    text_encoder : the one whose embeddings are decoded; asked for its start token and widths
-    prompts : the encoders that the U-Net's prompts come from, bigG among them
-    negative_prompt : what guidance leads away from. An empty one is nothing at all for a base model, and an empty text for a refiner:
-        so they were trained (``force_zeros_for_empty_prompt``)
+    text_encoder : CLIPTextEncoderDual
+        The one whose embeddings are decoded; asked for its start token and widths.
+    prompts : CLIPTextEncoderDual
+        The encoders that the U-Net's prompts come from, bigG among them.
+    negative_prompt : str, optional
+        What guidance leads away from. An empty one is nothing at all for a base model, and an empty
+        text for a refiner: so they were trained (``force_zeros_for_empty_prompt``).
     """
     pooled = prompts.models["bigG"].config.projection_dim
     scored = numbers_told(unet, pooled) == SCORE
     image_shape = (1, image_embedding_width(unet) if unet.encoder_hid_proj is not None else 1)
     form = ConditioningForm.of(
-        text_encoder, cross_attention_dim=unet.config.cross_attention_dim, pooled_dim=pooled, image_shape=image_shape
+        text_encoder,
+        cross_attention_dim=unet.config.cross_attention_dim,
+        pooled_dim=pooled,
+        image_shape=image_shape,
     ).to(unet.device, unet.dtype)
-    unconditional = form.prompt(prompts.prompt([negative_prompt])) if negative_prompt or scored else form.empty(1)
+    unconditional = (
+        form.prompt(prompts.prompt([negative_prompt]))
+        if negative_prompt or scored
+        else form.empty(1)
+    )
     return Refiner(unet, vae, scheduler, form, unconditional, scored)
 
 
@@ -127,10 +142,16 @@ def load_refiner(
 
     Parameters
     ----------
-    path : 'tiny', a folder with unet/, vae/, scheduler/, text_encoder_2/ and tokenizer_2/, or a hub name
-    text_output : whose embeddings are decoded. A refiner reads bigG's columns only
-    ip_adapter : where an IP-Adapter is, to listen to the image embedding as well (a base model's only); None for none
-    negative_prompt : see :func:`assemble_refiner`
+    path : str
+        'tiny', a folder with unet/, vae/, scheduler/, text_encoder_2/ and tokenizer_2/, or a hub
+        name.
+    text_output : Output, optional
+        Whose embeddings are decoded. A refiner reads bigG's columns only.
+    ip_adapter : str | None, optional
+        Where an IP-Adapter is, to listen to the image embedding as well (a base model's only); None
+        for none.
+    negative_prompt : str, optional
+        See :func:`assemble_refiner`.
 
     Raises
     ------
@@ -141,16 +162,27 @@ def load_refiner(
     unet, vae, scheduler = load_plain(path, dtype, setting="backbone.refiner")
     second = CLIPTextEncoderDual.from_pretrained(folder, dtype=torch.float32)
     text_encoder = prompts = second
-    if unet.config.cross_attention_dim > second.clip_emb_dim:  # the first text encoder has columns too
+    if (
+        unet.config.cross_attention_dim > second.clip_emb_dim
+    ):  # the first text encoder has columns too
         if text_output != "bigG":
-            text_encoder = CLIPTextEncoderDual.from_pretrained(folder, output=text_output, dtype=torch.float32)
+            text_encoder = CLIPTextEncoderDual.from_pretrained(
+                folder, output=text_output, dtype=torch.float32
+            )
         if negative_prompt:
-            prompts = CLIPTextEncoderDual.from_pretrained(folder, output="joint", dtype=torch.float32)
+            prompts = CLIPTextEncoderDual.from_pretrained(
+                folder, output="joint", dtype=torch.float32
+            )
     elif text_output == "L":
-        raise UserError(f"{path} reads the second text encoder only, and backbone.text_output is L: refine with a base model.")
+        raise UserError(
+            f"{path} reads the second text encoder only, and backbone.text_output is L: refine with"
+            " a base model."
+        )
     if ip_adapter is not None:
         add_ip_adapter(unet, load_ip_adapter_file(ip_adapter))
-    return assemble_refiner(unet.requires_grad_(False).eval(), vae, scheduler, text_encoder, prompts, negative_prompt)
+    return assemble_refiner(
+        unet.requires_grad_(False).eval(), vae, scheduler, text_encoder, prompts, negative_prompt
+    )
 
 
 def last_times(scheduler: SchedulerMixin, how: Refinement) -> tuple[Tensor, int]:
@@ -173,12 +205,16 @@ def last_times(scheduler: SchedulerMixin, how: Refinement) -> tuple[Tensor, int]
         first = len(times) - left
         told = f"denoising_start {how.denoising_start:g} with {how.steps} steps"
     if first >= len(times):
-        raise UserError(f"{told} leaves no step to refine with: use more steps, a larger strength or an earlier denoising_start.")
+        raise UserError(
+            f"{told} leaves no step to refine with: use more steps, a larger strength or an earlier"
+            " denoising_start."
+        )
     return times[first:], first
 
 
 def steps_run(scheduler: SchedulerMixin, how: Refinement) -> int:
-    """How many steps a refinement really runs: what strength or denoising_start leave of the whole way.
+    """How many steps a refinement really runs: what strength or denoising_start leave of the whole
+    way.
 
     Raises
     ------
@@ -188,11 +224,15 @@ def steps_run(scheduler: SchedulerMixin, how: Refinement) -> int:
     refuse_steps(how.steps, scheduler, "refiner.steps")
     scheduler.set_timesteps(how.steps)
     times, _ = last_times(scheduler, how)
-    return len(times) if scheduler.order == 1 else (len(times) + 1) // 2  # of second order: every time but one stands there twice
+    return (
+        len(times) if scheduler.order == 1 else (len(times) + 1) // 2
+    )  # of second order: every time but one stands there twice
 
 
 def encode_pictures(vae: AutoencoderKL, images_B3HW: Tensor) -> Tensor:
-    """Pictures in [0, 1] to scaled latents, B x 4 x h x w: the most probable ones, without the autoencoder's own noise."""
+    """Pictures in [0, 1] to scaled latents, B x 4 x h x w: the most probable ones, without the
+    autoencoder's own noise.
+    """
     x_B3HW = images_B3HW.to(vae.device, vae.dtype) * 2 - 1
     return vae.encode(x_B3HW).latent_dist.mode() * vae.config.scaling_factor
 
@@ -213,15 +253,21 @@ def refine_pictures(
 
     Parameters
     ----------
-    images_B3HW : square, in [0, 1]
-    text_BTD : decoded text embeddings in the text encoder's own units; None for no text
-    image_ids : with the seed they determine the noise
-    image_BTD : decoded image embeddings, where the U-Net has an IP-Adapter and is to listen to them
-    size : side at which it is refined, in pixels; 0 for the pictures' own
+    images_B3HW : Tensor
+        Square, in [0, 1].
+    text_BTD : Tensor | None
+        Decoded text embeddings in the text encoder's own units; None for no text.
+    image_ids : Sequence[int]
+        With the seed they determine the noise.
+    image_BTD : Tensor | None, optional
+        Decoded image embeddings, where the U-Net has an IP-Adapter and is to listen to them.
+    size : int, optional
+        Side at which it is refined, in pixels; 0 for the pictures' own.
 
     Returns
     -------
-    images_B3HW : float32 in [0, 1], of the side at which they were refined
+    images_B3HW : Tensor
+        Float32 in [0, 1], of the side at which they were refined.
 
     Raises
     ------
@@ -232,9 +278,18 @@ def refine_pictures(
     factor = vae_factor(refiner.vae)
     if images_B3HW.shape[-2] != images_B3HW.shape[-1] or side % factor:
         shape = tuple(images_B3HW.shape[-2:])
-        raise UserError(f"pictures are {shape} pixels, refined at {side}: give square ones, their side a multiple of {factor}.")
+        raise UserError(
+            f"pictures are {shape} pixels, refined at {side}: give square ones, their side a"
+            f" multiple of {factor}."
+        )
     if side != images_B3HW.shape[-1]:
-        resized = interpolate(images_B3HW.float(), size=(side, side), mode="bicubic", antialias=True, align_corners=False)
+        resized = interpolate(
+            images_B3HW.float(),
+            size=(side, side),
+            mode="bicubic",
+            antialias=True,
+            align_corners=False,
+        )
         images_B3HW = resized.clamp(0, 1)
     unet, scheduler, form, batch = refiner.unet, refiner.scheduler, refiner.form, len(images_B3HW)
     clean = encode_pictures(refiner.vae, images_B3HW).to(unet.dtype)
@@ -248,16 +303,23 @@ def refine_pictures(
     begin, end = form.text_columns
     condition = form.empty(batch)
     if text_BTD is not None:
-        text = form.text(text_BTD[..., begin - end :].to(form.start_C))  # of L and bigG side by side a refiner reads the latter
+        text = form.text(
+            text_BTD[..., begin - end :].to(form.start_C)
+        )  # of L and bigG side by side a refiner reads the latter
         condition = condition._replace(tokens_BTC=text)
     if image_BTD is not None:
         condition = condition._replace(image_embeds_BTD=image_BTD.to(form.start_C))
-    tokens, image, pooled = (x.expand(batch, *x.shape[1:]) for x in refiner.unconditional[:3] if isinstance(x, Tensor))
+    tokens, image, pooled = (
+        x.expand(batch, *x.shape[1:]) for x in refiner.unconditional[:3] if isinstance(x, Tensor)
+    )
     given, without = size_ids(side, batch, latents), size_ids(side, batch, latents)
     if refiner.scored:
         given, without = (
             torch.cat([sizes[:, :4], torch.full_like(sizes[:, :1], score)], dim=1)
-            for sizes, score in ((given, how.aesthetic_score), (without, how.negative_aesthetic_score))
+            for sizes, score in (
+                (given, how.aesthetic_score),
+                (without, how.negative_aesthetic_score),
+            )
         )
     latents = denoise_from(
         unet,

@@ -1,4 +1,5 @@
-"""The denoising loop: from noise to a picture, listening to a condition that may change with every step.
+"""The denoising loop: from noise to a picture, listening to a condition that may change with every
+step.
 
 B pictures, T tokens, C cross-attention width, D image-embedding width, h w latent sides.
 """
@@ -26,28 +27,45 @@ OnStep = Callable[[int, Tensor, Conditioning], None]
 
 def seeded_generators(image_ids: Sequence[int], seed: int, purpose: str) -> list[torch.Generator]:
     """A source of noise per picture that depends on its id, the run's seed and what it is for."""
-    digests = [hashlib.sha256(f"{purpose}/{seed}/{int(image)}".encode()).digest() for image in image_ids]
-    return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")) for digest in digests]
+    digests = [
+        hashlib.sha256(f"{purpose}/{seed}/{int(image)}".encode()).digest() for image in image_ids
+    ]
+    return [
+        torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")) for digest in digests
+    ]
 
 
-def seeded_noise(image_ids: Sequence[int], shape: tuple[int, ...], seed: int, purpose: str) -> Tensor:
-    """Noise that depends on the image id, the run's seed and what it is for, never on the batch a picture happens to be in.
+def seeded_noise(
+    image_ids: Sequence[int], shape: tuple[int, ...], seed: int, purpose: str
+) -> Tensor:
+    """Noise that depends on the image id, the run's seed and what it is for, never on the batch a
+    picture happens to be in.
 
     Returns
     -------
-    noise : Tensor, len(image_ids) x shape, float32 on the CPU
+    noise : Tensor
+        Tensor, len(image_ids) x shape, float32 on the CPU.
     """
-    return torch.stack([torch.randn(shape, generator=generator) for generator in seeded_generators(image_ids, seed, purpose)])
+    return torch.stack(
+        [
+            torch.randn(shape, generator=generator)
+            for generator in seeded_generators(image_ids, seed, purpose)
+        ]
+    )
 
 
 def refuse_not_finite_rows(values: Tensor, names: Sequence[int] | None, what: str) -> None:
-    """Stop where something computed for a picture has become NaN or infinite, before it is drawn as a black one.
+    """Stop where something computed for a picture has become NaN or infinite, before it is drawn as
+    a black one.
 
     Parameters
     ----------
-    values : one row per picture
-    names : image ids of the rows; rows are counted from 0 where they have none
-    what : what has become so; begins the sentence
+    values : Tensor
+        One row per picture.
+    names : Sequence[int] | None
+        Image ids of the rows; rows are counted from 0 where they have none.
+    what : str
+        What has become so; begins the sentence.
 
     Raises
     ------
@@ -57,14 +75,23 @@ def refuse_not_finite_rows(values: Tensor, names: Sequence[int] | None, what: st
     rows = torch.isfinite(values).flatten(1).all(1).logical_not().nonzero().flatten().tolist()
     if rows:
         ids = [int(names[row]) if names is not None else row for row in rows]
-        pictures = ", ".join(map(str, ids[:4])) + (f" and {len(ids) - 4} more" if len(ids) > 4 else "")
+        pictures = ", ".join(map(str, ids[:4])) + (
+            f" and {len(ids) - 4} more" if len(ids) > 4 else ""
+        )
         raise UserError(
-            f"{what} of picture {pictures} became NaN or infinite, so nothing is drawn of it: look at its voxels (are they z-scored?),"
-            " at the weights of encoder, LoRA and backbone, and, in half precision, try float32."
+            f"{what} of picture {pictures} became NaN or infinite, so nothing is drawn of it: look"
+            " at its voxels (are they z-scored?), at the weights of encoder, LoRA and backbone,"
+            " and, in half precision, try float32."
         )
 
 
-def predict(unet: UNet2DConditionModel, latents_B4hw: Tensor, t: Tensor, condition: Conditioning, time_ids_B6: Tensor) -> Tensor:
+def predict(
+    unet: UNet2DConditionModel,
+    latents_B4hw: Tensor,
+    t: Tensor,
+    condition: Conditioning,
+    time_ids_B6: Tensor,
+) -> Tensor:
     """One call of the U-Net under a condition; used while fine-tuning and while sampling."""
     return unet(
         latents_B4hw,
@@ -79,8 +106,12 @@ def predict(unet: UNet2DConditionModel, latents_B4hw: Tensor, t: Tensor, conditi
 
 
 def size_ids(size: int, batch: int, like: Tensor) -> Tensor:
-    """SDXL's size conditioning (original size, crop, target size) of a square, uncropped picture: B x 6."""
-    return torch.tensor([[size, size, 0, 0, size, size]], dtype=like.dtype, device=like.device).expand(batch, -1)
+    """SDXL's size conditioning (original size, crop, target size) of a square, uncropped picture: B
+    x 6.
+    """
+    return torch.tensor(
+        [[size, size, 0, 0, size, size]], dtype=like.dtype, device=like.device
+    ).expand(batch, -1)
 
 
 @torch.no_grad()
@@ -102,15 +133,20 @@ def denoise(
 
     Parameters
     ----------
-    noise_B4hw : standard normal, one row per picture
-    size : side of the picture in pixels, for SDXL's size conditioning
-    steps : of the scheduler, at most as many as its noise schedule has times
-        One of second order (Heun) calls the U-Net twice for all but the last
-    condition_at, unconditional, guidance_scale, on_step, generators, names : as for :func:`denoise_from`
+    noise_B4hw : Tensor
+        Standard normal, one row per picture.
+    size : int
+        Side of the picture in pixels, for SDXL's size conditioning.
+    steps : int
+        Of the scheduler, at most as many as its noise schedule has times One of second order (Heun)
+        calls the U-Net twice for all but the last.
+    condition_at, unconditional, guidance_scale, on_step, generators, names : ConditionAt
+        As for :func:`denoise_from`.
 
     Returns
     -------
-    latents_B4hw : scaled latents, ready for the VAE
+    latents_B4hw : Tensor
+        Scaled latents, ready for the VAE.
     """
     refuse_steps(steps, scheduler)
     scheduler.set_timesteps(steps, device=noise_B4hw.device)
@@ -152,18 +188,27 @@ def denoise_from(
 
     Parameters
     ----------
-    times : the scheduler's times, or the last of them
-    condition_at : asked anew at every step
-    unconditional : the condition that guidance leads away from, one row per picture
-    ids_BK, unconditional_ids_BK : what the U-Net is told beside it: sizes, or an aesthetic score
-    guidance_scale : 1 for no guidance (Ho & Salimans 2022); the U-Net is then called on B rows instead of 2 B
-    on_step : called after every step with its number, the latents and the condition
-    generators : per picture, for schedulers that add noise at every step
-    names : image ids, to name pictures whose latents are no numbers any more
+    times : Tensor
+        The scheduler's times, or the last of them.
+    condition_at : ConditionAt
+        Asked anew at every step.
+    unconditional : Conditioning
+        The condition that guidance leads away from, one row per picture.
+    ids_BK, unconditional_ids_BK : Tensor
+        What the U-Net is told beside it: sizes, or an aesthetic score.
+    guidance_scale : float
+        1 for no guidance (Ho & Salimans 2022); the U-Net is then called on B rows instead of 2 B.
+    on_step : OnStep | None, optional
+        Called after every step with its number, the latents and the condition.
+    generators : list[torch.Generator] | None, optional
+        Per picture, for schedulers that add noise at every step.
+    names : Sequence[int] | None, optional
+        Image ids, to name pictures whose latents are no numbers any more.
 
     Returns
     -------
-    latents_B4hw : scaled latents, ready for the VAE
+    latents_B4hw : Tensor
+        Scaled latents, ready for the VAE.
 
     Raises
     ------
@@ -173,12 +218,18 @@ def denoise_from(
     latents = latents_B4hw
     guided = guidance_scale > 1
     all_ids = torch.cat([unconditional_ids_BK, ids_BK]) if guided else ids_BK
-    noisy = {"generator": generators} if generators and "generator" in inspect.signature(scheduler.step).parameters else {}
+    noisy = (
+        {"generator": generators}
+        if generators and "generator" in inspect.signature(scheduler.step).parameters
+        else {}
+    )
     for step, t in enumerate(times):
         scaled = scheduler.scale_model_input(latents, t)
         condition = condition_at(t, scaled)
         if guided:
-            output = predict(unet, torch.cat([scaled, scaled]), t, _stacked(unconditional, condition), all_ids)
+            output = predict(
+                unet, torch.cat([scaled, scaled]), t, _stacked(unconditional, condition), all_ids
+            )
             without, given = output.chunk(2)
             output = without + guidance_scale * (given - without)
         else:
@@ -199,7 +250,9 @@ def _stacked(first: Conditioning, second: Conditioning) -> Conditioning:
 
 
 @torch.no_grad()
-def decode_latents(vae: AutoencoderKL, latents_B4hw: Tensor, names: Sequence[int] | None = None) -> Tensor:
+def decode_latents(
+    vae: AutoencoderKL, latents_B4hw: Tensor, names: Sequence[int] | None = None
+) -> Tensor:
     """Scaled latents to pictures: B x 3 x H x W in [0, 1], float32.
 
     Raises
@@ -213,6 +266,8 @@ def decode_latents(vae: AutoencoderKL, latents_B4hw: Tensor, names: Sequence[int
 
 
 def latent_shape(unet: UNet2DConditionModel, vae: AutoencoderKL, size: int) -> tuple[int, int, int]:
-    """Channels, height and width of the latents of a square picture of ``size`` pixels, the last latent perhaps used in part."""
+    """Channels, height and width of the latents of a square picture of ``size`` pixels, the last
+    latent perhaps used in part.
+    """
     side = -(-size // vae_factor(vae))
     return (unet.config.in_channels, side, side)

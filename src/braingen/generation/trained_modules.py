@@ -1,4 +1,6 @@
-"""What fine-tuning makes, on disk: a LoRA as diffusers keeps it, routers beside it, and the order of prior and routers."""
+"""What fine-tuning makes, on disk: a LoRA as diffusers keeps it, routers beside it, and the order
+of prior and routers.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,15 @@ class Tuned(NamedTuple):
 NOT_TUNED = Tuned(None, None, None, "output")
 
 
-def save_tuned(folder: Path, unet: UNet2DConditionModel, routers: dict[str, DiffuseRouter], prior_order: PriorOrder) -> None:
-    """Write a checkpoint into an empty folder; a U-Net without a LoRA and routers that are not there leave no file."""
+def save_tuned(
+    folder: Path,
+    unet: UNet2DConditionModel,
+    routers: dict[str, DiffuseRouter],
+    prior_order: PriorOrder,
+) -> None:
+    """Write a checkpoint into an empty folder; a U-Net without a LoRA and routers that are not
+    there leave no file.
+    """
     if has_lora(unet):
         save_lora(unet, folder)
     for name, router in routers.items():
@@ -52,21 +61,36 @@ def load_tuned(folder: Path) -> Tuned:
         If there is none.
     """
     if not (folder / ORDER).is_file():
-        raise UserError(f"{folder} holds no checkpoint of a fine-tuning (no {ORDER}); `braingen finetune` writes one.")
+        raise UserError(
+            f"{folder} holds no checkpoint of a fine-tuning (no {ORDER}); `braingen finetune`"
+            " writes one."
+        )
     found = {name: folder / sub for name, sub in ROUTERS.items()}
-    image, text = (DiffuseRouter.from_pretrained(path).eval() if path.is_dir() else None for path in found.values())
+    image, text = (
+        DiffuseRouter.from_pretrained(path).eval() if path.is_dir() else None
+        for path in found.values()
+    )
     lora = folder / LORA_FILE
-    return Tuned(lora if lora.is_file() else None, image, text, read_json(folder / ORDER)["prior_order"])
+    return Tuned(
+        lora if lora.is_file() else None, image, text, read_json(folder / ORDER)["prior_order"]
+    )
 
 
 def tuned_folder(config: Config) -> Path | None:
-    """Where LoRA and routers of a finished fine-tuning lie; None where pictures are drawn without."""
+    """Where LoRA and routers of a finished fine-tuning lie; None where pictures are drawn
+    without.
+    """
     run = tuning_folder(config)
-    if config.sampler.finetuned == "no" or (config.sampler.finetuned == "auto" and not (run / "config.yaml").exists()):
+    if config.sampler.finetuned == "no" or (
+        config.sampler.finetuned == "auto" and not (run / "config.yaml").exists()
+    ):
         return None
     if config.sampler.finetuned == "auto" and not has_work(run):  # refused before it began
         return None
     if not (run / "config.yaml").exists():
-        raise UserError(f"There is no fine-tuning in {run}: run `braingen finetune --folder {config.run.folder}` first.")
+        raise UserError(
+            f"There is no fine-tuning in {run}: run `braingen finetune --folder"
+            f" {config.run.folder}` first."
+        )
     Run(run).require_finished()
     return run / BEST

@@ -1,4 +1,5 @@
-"""People as judges: a study of reconstructions that runs in any browser, from the plan to the figures.
+"""People as judges: a study of reconstructions that runs in any browser, from the plan to the
+figures.
 
 plan.py        which pictures are asked about, and every trial
 session.py     which trials one rater sees, in which order, on which sides: a function of seed and rater code

@@ -1,4 +1,5 @@
-"""What the answers say: accuracy, preference and ratings, per rater and per image, with intervals and agreement.
+"""What the answers say: accuracy, preference and ratings, per rater and per image, with intervals
+and agreement.
 
 R raters, U units: an image with a method (identification, similarity), an image (preference).
 """
@@ -43,7 +44,9 @@ class Finding(NamedTuple):
     """Whose reconstructions; in preference the method that is preferred, over the other one."""
     value: float
     low: float | None
-    """Ends of the exact (Clopper-Pearson) 95 % interval over answers; None for ratings, which are no shares."""
+    """Ends of the exact (Clopper-Pearson) 95 % interval over answers; None for ratings, which are
+    no shares.
+    """
     high: float | None
     wide: Interval | None
     """The value with its 95 % interval over raters and images, both drawn again."""
@@ -101,7 +104,9 @@ class _Matrix(NamedTuple):
     raters: list[str]
 
 
-def _matrix(results: Sequence[Result], task: str, methods: Sequence[str], value: Callable[[Answer], float]) -> _Matrix:
+def _matrix(
+    results: Sequence[Result], task: str, methods: Sequence[str], value: Callable[[Answer], float]
+) -> _Matrix:
     units = list(
         dict.fromkeys(
             (answer.image, answer.method)
@@ -116,7 +121,11 @@ def _matrix(results: Sequence[Result], task: str, methods: Sequence[str], value:
         for answer in result.answers:
             if answer.task == task and answer.kind == "test" and answer.method in methods:
                 answers_RU[row, column[answer.image, answer.method]] = value(answer)
-    return _Matrix(answers_RU, np.array([image for image, _ in units], dtype=np.int64), [result.rater for result in results])
+    return _Matrix(
+        answers_RU,
+        np.array([image for image, _ in units], dtype=np.int64),
+        [result.rater for result in results],
+    )
 
 
 def _groups(plan: Plan) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -147,7 +156,9 @@ def analyse(plan: Plan, found: Sequence[Verdict], resamples: int, seed: int) -> 
     """
     used = [verdict.result for verdict in found if not verdict.reason]
     if not used:
-        why = "; ".join(f"{verdict.result.path.name}: {verdict.reason}" for verdict in list(found)[:3])
+        why = "; ".join(
+            f"{verdict.result.path.name}: {verdict.reason}" for verdict in list(found)[:3]
+        )
         raise UserError(f"None of {len(found)} result files counts ({why or 'there are none'}).")
     findings, per_rater, per_image, agreement = [], [], [], []
     for task, method, methods in _groups(plan):
@@ -159,18 +170,42 @@ def analyse(plan: Plan, found: Sequence[Verdict], resamples: int, seed: int) -> 
         p = exact_p(share.hits, share.n) if task != "similarity" else None
         asked = np.isfinite(matrix.answers_RU)
         images = len(np.unique(matrix.image_U[asked.any(0)]))
-        findings.append(Finding(task, method, share.value, share.low, share.high, wide, p, share.n, int(asked.any(1).sum()), images))
+        findings.append(
+            Finding(
+                task,
+                method,
+                share.value,
+                share.low,
+                share.high,
+                wide,
+                p,
+                share.n,
+                int(asked.any(1).sum()),
+                images,
+            )
+        )
         for rater, answers_U in zip(matrix.raters, matrix.answers_RU):
-            per_rater.append({"rater": rater, "task": task, "method": method, **_share_or_mean(task, answers_U)._asdict()})
+            per_rater.append(
+                {
+                    "rater": rater,
+                    "task": task,
+                    "method": method,
+                    **_share_or_mean(task, answers_U)._asdict(),
+                }
+            )
         for image in np.unique(matrix.image_U):
             share_of_image = _share_or_mean(task, matrix.answers_RU[:, matrix.image_U == image])
-            per_image.append({"image": int(image), "task": task, "method": method, **share_of_image._asdict()})
+            per_image.append(
+                {"image": int(image), "task": task, "method": method, **share_of_image._asdict()}
+            )
     for task in plan.tasks:
         methods = ("",) if task == "preference" else plan.methods
         matrix = _matrix(used, task, methods, _value(task, plan.methods[0]))
         level: Level = "ordinal" if task == "similarity" else "nominal"
         units = int((np.isfinite(matrix.answers_RU).sum(0) > 1).sum())
-        agreement.append(Agreement(task, krippendorff_alpha(matrix.answers_RU, level), level, len(used), units))
+        agreement.append(
+            Agreement(task, krippendorff_alpha(matrix.answers_RU, level), level, len(used), units)
+        )
     files = pd.DataFrame([_line(verdict) for verdict in found])
     return Analysis(
         who=SIMULATED if used[0].simulated else PEOPLE,
@@ -204,27 +239,45 @@ def _line(verdict: Verdict) -> dict[str, str | int | float]:
 def _notes(plan: Plan, found: Sequence[Verdict], used: Sequence[Result]) -> list[str]:
     notes = []
     if used[0].simulated:
-        notes.append("All raters are simulated: these figures try the study out and say nothing about people.")
+        notes.append(
+            "All raters are simulated: these figures try the study out and say nothing about"
+            " people."
+        )
     if plan.simulated:
         notes.append("Pictures and brain activity are simulated.")
     if plan.draft and not used[0].simulated:
-        notes.append("The study is a draft without a consent text: its answers are for trying it out, not for publication.")
+        notes.append(
+            "The study is a draft without a consent text: its answers are for trying it out, not"
+            " for publication."
+        )
     left_out = [verdict for verdict in found if verdict.reason]
     for verdict in left_out:
         notes.append(f"Left out: {verdict.result.path.name}: {verdict.reason}.")
     for result in used:
         sides = [answer.answer for answer in result.answers if answer.answer in ("left", "right")]
-        times = [answer.milliseconds for answer in result.answers if np.isfinite(answer.milliseconds)]
-        if len(sides) > 9 and max(sides.count("left"), sides.count("right")) > ONE_SIDED * len(sides):
+        times = [
+            answer.milliseconds for answer in result.answers if np.isfinite(answer.milliseconds)
+        ]
+        if len(sides) > 9 and max(sides.count("left"), sides.count("right")) > ONE_SIDED * len(
+            sides
+        ):
             side = max(("left", "right"), key=sides.count)
-            notes.append(f"Rater {result.rater} chose the {side} picture in {sides.count(side)} of {len(sides)} trials; it counts.")
+            notes.append(
+                f"Rater {result.rater} chose the {side} picture in {sides.count(side)} of"
+                f" {len(sides)} trials; it counts."
+            )
         if times and np.median(times) < HURRIED:
-            notes.append(f"Rater {result.rater} took {np.median(times):.0f} ms for an answer (median); it counts.")
+            notes.append(
+                f"Rater {result.rater} took {np.median(times):.0f} ms for an answer (median); it"
+                " counts."
+            )
     return notes
 
 
 def scores_of(plan: Plan, analysis: Analysis) -> dict[str, Score]:
-    """Figures of the first method as rows of the score table, named after who answered; a control of the same run stands beside them."""
+    """Figures of the first method as rows of the score table, named after who answered; a control
+    of the same run stands beside them.
+    """
     scores = {}
     for finding in analysis.findings:
         if finding.method != plan.methods[0]:
@@ -255,8 +308,13 @@ def as_json(plan: Plan, analysis: Analysis) -> dict[str, Any]:
     """Everything a page or a table wants, as JSON values; per-image figures stay in their CSV."""
 
     def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-        return [{key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in row.items()}
-                for row in frame.to_dict("records")]  # fmt: skip
+        return [
+            {
+                key: None if isinstance(value, float) and not np.isfinite(value) else value
+                for key, value in row.items()
+            }
+            for row in frame.to_dict("records")
+        ]
 
     return {
         "study": plan.study,
@@ -267,7 +325,10 @@ def as_json(plan: Plan, analysis: Analysis) -> dict[str, Any]:
         "failed_checks": plan.failed_checks,
         "fingerprint": plan.of_run,
         "images": list(dict.fromkeys(trial.image for trial in plan.trials if trial.kind == "test")),
-        "findings": [{**each._asdict(), "wide": each.wide._asdict() if each.wide else None} for each in analysis.findings],
+        "findings": [
+            {**each._asdict(), "wide": each.wide._asdict() if each.wide else None}
+            for each in analysis.findings
+        ],
         "agreement": [each._asdict() for each in analysis.agreement],
         "raters": records(analysis.raters),
         "files": records(analysis.files),
@@ -279,10 +340,15 @@ def as_json(plan: Plan, analysis: Analysis) -> dict[str, Any]:
 def markdown(analysis: Analysis) -> str:
     """The figures as a Markdown table, and what a reader must know."""
     who = "simulated raters" if analysis.who == SIMULATED else "people"
-    lines = [f"| {who} | method | value | exact 95 % | over raters and images 95 % | p | answers | raters | images |"]
+    lines = [
+        f"| {who} | method | value | exact 95 % | over raters and images 95 % | p | answers |"
+        " raters | images |"
+    ]
     lines.append("| --- | --- | ---: | :---: | :---: | ---: | ---: | ---: | ---: |")
     for each in analysis.findings:
-        exact = "" if each.low is None or each.high is None else f"{each.low:.3f} to {each.high:.3f}"
+        exact = (
+            "" if each.low is None or each.high is None else f"{each.low:.3f} to {each.high:.3f}"
+        )
         wide = "" if each.wide is None else f"{each.wide.low:.3f} to {each.wide.high:.3f}"
         p = "" if each.p is None else ("< 0.001" if each.p < 0.001 else f"{each.p:.3f}")
         cells = [
@@ -297,8 +363,14 @@ def markdown(analysis: Analysis) -> str:
             str(each.images),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| agreement | Krippendorff's alpha | scale | raters | units |", "| --- | ---: | --- | ---: | ---: |"]
+    lines += [
+        "",
+        "| agreement | Krippendorff's alpha | scale | raters | units |",
+        "| --- | ---: | --- | ---: | ---: |",
+    ]
     for agreed in analysis.agreement:
         alpha = "not defined" if agreed.alpha is None else f"{agreed.alpha:.3f}"
-        lines.append(f"| {agreed.task} | {alpha} | {agreed.level} | {agreed.raters} | {agreed.units} |")
+        lines.append(
+            f"| {agreed.task} | {alpha} | {agreed.level} | {agreed.raters} | {agreed.units} |"
+        )
     return "\n".join([*lines, "", *(f"* {markdown_cell(note)}" for note in analysis.notes)]) + "\n"

@@ -1,7 +1,8 @@
 """Result files: one CSV per rater, written by the page (or the simulated rater), read strictly.
 
-A file is checked against the plan row by row: what a rater must have been shown is known (`session.py`), so edited ids, rows of another
-study and exchanged rater codes are noticed; a checksum per row notices everything else that was changed by accident.
+A file is checked against the plan row by row: what a rater must have been shown is known
+(`session.py`), so edited ids, rows of another study and exchanged rater codes are noticed; a
+checksum per row notices everything else that was changed by accident.
 """
 
 from __future__ import annotations
@@ -20,9 +21,28 @@ from braingen.runtime.text_files import read_text
 from braingen.runtime.untrusted import one_line
 
 COLUMNS = (
-    "study", "rater", "session", "simulated", "draft", "number", "task", "trial", "kind", "image", "method", "left", "right",
-    "answer", "chosen", "correct", "rt_ms", "input", "time", "screen", "checksum",
-)  # fmt: skip
+    "study",
+    "rater",
+    "session",
+    "simulated",
+    "draft",
+    "number",
+    "task",
+    "trial",
+    "kind",
+    "image",
+    "method",
+    "left",
+    "right",
+    "answer",
+    "chosen",
+    "correct",
+    "rt_ms",
+    "input",
+    "time",
+    "screen",
+    "checksum",
+)
 """Columns of a result file, in order. `docs/study.md` says what is in each."""
 SIDES = ("left", "right")
 _CODE = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -79,14 +99,20 @@ def checksum(row: Sequence[str]) -> str:
     return f"{hash32(chr(31).join(row)):08x}"
 
 
-def row_of(plan: Plan, shown: Shown, number: int, answer: str, about: Mapping[str, str]) -> list[str]:
+def row_of(
+    plan: Plan, shown: Shown, number: int, answer: str, about: Mapping[str, str]
+) -> list[str]:
     """One line of a result file.
 
     Parameters
     ----------
-    number : place of the trial in the session, from 1
-    answer : left, right, or 1 to 7
-    about : the columns that do not follow from the trial: rater, session, simulated, rt_ms, input, time, screen
+    number : int
+        Place of the trial in the session, from 1.
+    answer : str
+        Left, right, or 1 to 7.
+    about : Mapping[str, str]
+        The columns that do not follow from the trial: rater, session, simulated, rt_ms, input,
+        time, screen.
     """
     trial = shown.trial
     chosen = {"left": shown.left, "right": shown.right}.get(answer, "")
@@ -94,10 +120,21 @@ def row_of(plan: Plan, shown: Shown, number: int, answer: str, about: Mapping[st
     if trial.right in ("high", "low"):
         correct = str(int(check_passed(trial, answer, chosen)))
     values = {
-        "study": plan.study, "draft": str(int(plan.draft)), "number": str(number), "task": trial.task, "trial": trial.id,
-        "kind": trial.kind, "image": str(trial.image), "method": trial.method, "left": shown.left, "right": shown.right,
-        "answer": answer, "chosen": chosen, "correct": correct, **about,
-    }  # fmt: skip
+        "study": plan.study,
+        "draft": str(int(plan.draft)),
+        "number": str(number),
+        "task": trial.task,
+        "trial": trial.id,
+        "kind": trial.kind,
+        "image": str(trial.image),
+        "method": trial.method,
+        "left": shown.left,
+        "right": shown.right,
+        "answer": answer,
+        "chosen": chosen,
+        "correct": correct,
+        **about,
+    }
     row = [values[name] for name in COLUMNS[:-1]]
     return [*row, checksum(row)]
 
@@ -112,9 +149,11 @@ def as_csv(rows: Iterable[Sequence[str]]) -> str:
 
 
 def read_result(path: Path, plan: Plan) -> Result:
-    """Read one result file and say what is wrong with it; spreadsheet programs' semicolons and byte-order marks are understood.
+    """Read one result file and say what is wrong with it; spreadsheet programs' semicolons and
+    byte-order marks are understood.
 
-    Whatever is wrong is a problem of this file alone (`Result.problems`): a file of one person does not stop the others'.
+    Whatever is wrong is a problem of this file alone (`Result.problems`): a file of one person does
+    not stop the others'.
     """
     rows, wrong = _rows(path)
     if not rows:
@@ -131,9 +170,14 @@ def read_result(path: Path, plan: Plan) -> Result:
             else:
                 answers.append(_answer(row, expected[int(row["number"]) - 1]))
         numbers = [row["number"] for row in rows]
-        twice = sorted({number for number in numbers if numbers.count(number) > 1}, key=lambda text: (len(text), text))
+        twice = sorted(
+            {number for number in numbers if numbers.count(number) > 1},
+            key=lambda text: (len(text), text),
+        )
         if twice:
-            problems.append(f"{len(twice)} trials are answered more than once, e.g. number {twice[0]}")
+            problems.append(
+                f"{len(twice)} trials are answered more than once, e.g. number {twice[0]}"
+            )
     return Result(
         path=path,
         rater=rater,
@@ -152,10 +196,21 @@ def _rows(path: Path) -> tuple[list[dict[str, str]], str]:
     try:
         text = read_text(path, "give the CSV file that the study page saved")
         first = text.partition("\n")[0]
-        reader = csv.DictReader(io.StringIO(text), delimiter=";" if first.count(";") > first.count(",") else ",")
+        reader = csv.DictReader(
+            io.StringIO(text), delimiter=";" if first.count(";") > first.count(",") else ","
+        )
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            return [], f"not a result file of a study: its first line is not `{','.join(COLUMNS[:4])},...`"
-        rows = [{name: (value or "").strip() for name, value in row.items() if name in COLUMNS} for row in reader]
+            return (
+                [],
+                (
+                    "not a result file of a study: its first line is not"
+                    f" `{','.join(COLUMNS[:4])},...`"
+                ),
+            )
+        rows = [
+            {name: (value or "").strip() for name, value in row.items() if name in COLUMNS}
+            for row in reader
+        ]
     except (UserError, OSError, csv.Error) as error:
         return [], f"not a result file of a study: {error}"
     return rows, "it holds no answers"
@@ -167,25 +222,48 @@ def _of_the_file(rows: Sequence[Mapping[str, str]], plan: Plan) -> list[str]:
         if len(values) > 1:
             return [f"column {name} has {len(values)} values in one file: {', '.join(values[:3])}"]
     if not _CODE.fullmatch(rows[0]["rater"]):
-        return [f"the rater's code {one_line(rows[0]['rater'], 40)!r} is not 1 to 32 letters, digits, - or _, which the page takes"]
+        return [
+            f"the rater's code {one_line(rows[0]['rater'], 40)!r} is not 1 to 32 letters, digits, -"
+            " or _, which the page takes"
+        ]
     if rows[0]["study"] != plan.study:
-        return [f"answers of another study ({rows[0]['study']}; this one is {plan.study}): was the study built again in the meantime?"]
+        return [
+            f"answers of another study ({rows[0]['study']}; this one is {plan.study}): was the"
+            " study built again in the meantime?"
+        ]
     return []
 
 
 def _of_the_row(row: Mapping[str, str], expected: Sequence[Shown]) -> str:
     """What is wrong with a row, or nothing."""
-    if not re.fullmatch(r"[0-9]{1,6}", row["number"]) or not 1 <= int(row["number"]) <= len(expected):
-        return f"number {row['number']!r} is not one of the {len(expected)} trials of rater {row['rater']}"
+    if not re.fullmatch(r"[0-9]{1,6}", row["number"]) or not 1 <= int(row["number"]) <= len(
+        expected
+    ):
+        return (
+            f"number {row['number']!r} is not one of the {len(expected)} trials of rater"
+            f" {row['rater']}"
+        )
     shown = expected[int(row["number"]) - 1]
     trial = shown.trial
-    must = {"task": trial.task, "trial": trial.id, "kind": trial.kind, "image": str(trial.image), "method": trial.method,
-            "left": shown.left, "right": shown.right}  # fmt: skip
+    must = {
+        "task": trial.task,
+        "trial": trial.id,
+        "kind": trial.kind,
+        "image": str(trial.image),
+        "method": trial.method,
+        "left": shown.left,
+        "right": shown.right,
+    }
     other = [name for name, value in must.items() if row[name] != value]
     if other:
         name = other[0]
-        return f"{name} is {row[name]!r}, but rater {row['rater']} was shown {must[name]!r} there: were ids or the rater's code edited?"
-    allowed = [str(step) for step in range(1, RATINGS + 1)] if trial.task == "similarity" else list(SIDES)
+        return (
+            f"{name} is {row[name]!r}, but rater {row['rater']} was shown {must[name]!r} there:"
+            " were ids or the rater's code edited?"
+        )
+    allowed = (
+        [str(step) for step in range(1, RATINGS + 1)] if trial.task == "similarity" else list(SIDES)
+    )
     if row["answer"] not in allowed:
         return f"answer {row['answer']!r} is none of {', '.join(allowed)}"
     if not re.fullmatch(r"([0-9]{1,12}(\.[0-9]{0,6})?)?", row["rt_ms"]):
@@ -199,7 +277,17 @@ def _answer(row: Mapping[str, str], shown: Shown) -> Answer:
     trial = shown.trial
     chosen = {"left": shown.left, "right": shown.right}.get(row["answer"], "")
     passed = check_passed(trial, row["answer"], chosen) if trial.kind == "check" else None
-    return Answer(trial.task, trial.id, trial.kind, trial.image, trial.method, row["answer"], chosen, passed, float(row["rt_ms"] or "nan"))
+    return Answer(
+        trial.task,
+        trial.id,
+        trial.kind,
+        trial.image,
+        trial.method,
+        row["answer"],
+        chosen,
+        passed,
+        float(row["rt_ms"] or "nan"),
+    )
 
 
 class Verdict(NamedTuple):
@@ -211,7 +299,9 @@ class Verdict(NamedTuple):
 
 
 def verdicts(results: Sequence[Result], plan: Plan) -> list[Verdict]:
-    """Which results count: whole, unedited, attentive, the first of their rater; simulated ones only where there are no others."""
+    """Which results count: whole, unedited, attentive, the first of their rater; simulated ones
+    only where there are no others.
+    """
     people = any(not result.simulated for result in results)
     taken: dict[str, Result] = {}
     found = []
@@ -227,7 +317,10 @@ def verdicts(results: Sequence[Result], plan: Plan) -> list[Verdict]:
         elif earlier is not None:
             reason = f"rater {result.rater} took part more than once; {earlier.path.name} counts"
         elif result.failed > plan.failed_checks:
-            reason = f"failed {result.failed} of {result.checks} attention checks; {plan.failed_checks} may be failed"
+            reason = (
+                f"failed {result.failed} of {result.checks} attention checks; {plan.failed_checks}"
+                " may be failed"
+            )
         elif result.simulated and people:
             reason = "a simulated rater, and there are people"
         else:

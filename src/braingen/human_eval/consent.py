@@ -27,9 +27,15 @@ def read_consent(folder: Path) -> str:
     path = folder / CONSENT
     if not path.exists():
         write_text(path, _TEMPLATE.read_text(encoding="utf-8"))
-    text = read_text(path, "write what participants are told before they agree, or remove the file to get a template")
+    text = read_text(
+        path,
+        "write what participants are told before they agree, or remove the file to get a template",
+    )
     if not text.strip():
-        raise UserError(f"{path} is empty: write what participants are told before they agree, or remove the file to get a template.")
+        raise UserError(
+            f"{path} is empty: write what participants are told before they agree, or remove the"
+            " file to get a template."
+        )
     return text
 
 
@@ -39,7 +45,9 @@ def gaps(text: str) -> list[str]:
 
 
 def as_html(text: str) -> str:
-    """Headings (#, ##), lists (-) and paragraphs as HTML; gaps are marked, everything else is shown as it is written."""
+    """Headings (#, ##), lists (-) and paragraphs as HTML; gaps are marked, everything else is shown
+    as it is written.
+    """
     blocks: list[str] = []
     for block in re.split(r"\n\s*\n", text.strip()):
         lines = block.strip().splitlines()

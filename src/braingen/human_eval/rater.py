@@ -1,4 +1,6 @@
-"""A simulated rater, to try a study with: answers by the distance between pictures, and lapses. Nothing it says is about people."""
+"""A simulated rater, to try a study with: answers by the distance between pictures, and lapses.
+Nothing it says is about people.
+"""
 
 from __future__ import annotations
 
@@ -45,42 +47,72 @@ def open_eyes(plan: Plan, pictures: dict[str, np.ndarray], features: Features = 
 
     Parameters
     ----------
-    pictures : name -> 3 x S x S in [0, 1]
+    pictures : dict[str, np.ndarray]
+        Name -> 3 x S x S in [0, 1].
     """
     names = list(pictures)
-    rows_PF = np.concatenate([features(np.stack([pictures[name] for name in names[k : k + 32]])) for k in range(0, len(names), 32)])
+    rows_PF = np.concatenate(
+        [
+            features(np.stack([pictures[name] for name in names[k : k + 32]]))
+            for k in range(0, len(names), 32)
+        ]
+    )
     rows_PF = rows_PF.astype(np.float64) - rows_PF.mean(1, keepdims=True)
     rows_PF /= np.maximum(np.linalg.norm(rows_PF, axis=1, keepdims=True), 1e-12)
     row = {name: k for k, name in enumerate(names)}
     distance_PP = 1 - rows_PF @ rows_PF.T
-    seen = sorted({row[name] for trial in plan.trials for name, role in zip(trial.options, trial.roles) if role == SEEN})
+    seen = sorted(
+        {
+            row[name]
+            for trial in plan.trials
+            for name, role in zip(trial.options, trial.roles)
+            if role == SEEN
+        }
+    )
     among = distance_PP[np.ix_(seen, seen)][np.triu_indices(len(seen), 1)]
     return Eyes(row, distance_PP, float(np.median(among)))
 
 
-def rate(plan: Plan, number: int, eyes: Eyes, lapse: float, time: str, seed: int = 0) -> list[list[str]]:
+def rate(
+    plan: Plan, number: int, eyes: Eyes, lapse: float, time: str, seed: int = 0
+) -> list[list[str]]:
     """Take a study, as a simulated rater.
 
     Parameters
     ----------
-    number : which rater, from 1
-    lapse : share of the trials that are answered at random
-    time : start, ISO 8601
+    number : int
+        Which rater, from 1.
+    lapse : float
+        Share of the trials that are answered at random.
+    time : str
+        Start, ISO 8601.
 
     Returns
     -------
-    rows of a result file
+    list[list[str]]
+        Rows of a result file.
     """
     code = CODE.format(number=number)
     generator = np.random.default_rng([seed, number])
     rows = []
     for place, shown in enumerate(session(plan, code), 1):
-        options = ("left", "right") if shown.trial.task != "similarity" else tuple(str(step) for step in range(1, RATINGS + 1))
+        options = (
+            ("left", "right")
+            if shown.trial.task != "similarity"
+            else tuple(str(step) for step in range(1, RATINGS + 1))
+        )
         answer = _answer(shown.trial, shown.flipped, eyes)
         if generator.random() < lapse:
             answer = options[int(generator.integers(len(options)))]
-        about = {"rater": code, "session": f"{seed}-{number}", "simulated": "1", "rt_ms": str(int(generator.integers(600, 3000))),
-                 "input": "simulated", "time": time, "screen": ""}  # fmt: skip
+        about = {
+            "rater": code,
+            "session": f"{seed}-{number}",
+            "simulated": "1",
+            "rt_ms": str(int(generator.integers(600, 3000))),
+            "input": "simulated",
+            "time": time,
+            "screen": "",
+        }
         rows.append(row_of(plan, shown, place, answer, about))
     return rows
 

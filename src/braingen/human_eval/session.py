@@ -1,7 +1,8 @@
 """Which trials one rater sees, in which order, on which sides.
 
-All of it is a function of the study's seed and the rater's code, in the browser (`assets/study.js`, the same lines in JavaScript) and here.
-So a session can be continued after a break, and a result file whose rater code was edited betrays itself: its sides are another person's.
+All of it is a function of the study's seed and the rater's code, in the browser (`assets/study.js`,
+the same lines in JavaScript) and here. So a session can be continued after a break, and a result
+file whose rater code was edited betrays itself: its sides are another person's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ _MASK = 0xFFFFFFFF
 
 
 def hash32(text: str) -> int:
-    """FNV-1a of the UTF-8 bytes, 32 bits: short in both languages; for seeds and for noticing edits, not for secrets."""
+    """FNV-1a of the UTF-8 bytes, 32 bits: short in both languages; for seeds and for noticing
+    edits, not for secrets.
+    """
     value = 0x811C9DC5
     for byte in text.encode():
         value = ((value ^ byte) * 0x01000193) & _MASK
@@ -67,8 +70,9 @@ class Shown(NamedTuple):
 def session(plan: Plan, rater: str) -> list[Shown]:
     """All trials of a rater, in order.
 
-    In identification every image is asked about once per rater, with one method: who has named a picture once would know it again. With two
-    methods, half of the images come from each, which half being drawn anew for every rater. Attention checks are spread evenly.
+    In identification every image is asked about once per rater, with one method: who has named a
+    picture once would know it again. With two methods, half of the images come from each, which
+    half being drawn anew for every rater. Attention checks are spread evenly.
     """
     draw = Draw(f"{plan.seed}/{rater}")
     shown: list[Shown] = []
@@ -84,7 +88,9 @@ def session(plan: Plan, rater: str) -> list[Shown]:
         else:
             tests = [trial for trial in tests if trial.image in set(images)]
         order = draw.shuffled(tests)
-        checks = draw.shuffled([trial for trial in plan.trials if trial.task == task and trial.kind == "check"])
+        checks = draw.shuffled(
+            [trial for trial in plan.trials if trial.task == task and trial.kind == "check"]
+        )
         places = []
         for k in range(len(checks)):
             first, end = len(order) * k // len(checks), len(order) * (k + 1) // len(checks)

@@ -1,4 +1,6 @@
-"""The folder that is given to raters: static files, opened by double click, and the same study in one file for phones."""
+"""The folder that is given to raters: static files, opened by double click, and the same study in
+one file for phones.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ QUALITY = 95
 
 
 def encode(pixels_3HW: np.ndarray, side: int) -> bytes:
-    """A picture as WebP of side x side pixels; all pictures of a study have one size, so that size tells nothing."""
+    """A picture as WebP of side x side pixels; all pictures of a study have one size, so that size
+    tells nothing.
+    """
     picture = Image.fromarray(np.round(pixels_3HW.transpose(1, 2, 0) * 255).astype(np.uint8))
     if picture.size != (side, side):
         picture = picture.resize((side, side), Image.Resampling.LANCZOS)
@@ -46,37 +50,63 @@ def digest(content: bytes) -> str:
 
 def _script_text(value: Any) -> str:
     """JSON that can stand inside a script element."""
-    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return (
+        json.dumps(value, ensure_ascii=False)
+        .replace("<", "\\u003c")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )
 
 
 def _page(plan: Plan, head: str, body: str) -> str:
     template = (ASSETS / PAGE).read_text(encoding="utf-8")
-    draft = '<p class="draft">Draft for trying out. No consent text: not for participants.</p>' if plan.draft else ""
-    return template.replace("<!-- head -->", head).replace("<!-- draft -->", draft).replace("<!-- scripts -->", body)
+    draft = (
+        '<p class="draft">Draft for trying out. No consent text: not for participants.</p>'
+        if plan.draft
+        else ""
+    )
+    return (
+        template.replace("<!-- head -->", head)
+        .replace("<!-- draft -->", draft)
+        .replace("<!-- scripts -->", body)
+    )
 
 
-def write_site(folder: Path, plan: Plan, pictures: Mapping[str, bytes], consent_html: str) -> dict[str, str]:
+def write_site(
+    folder: Path, plan: Plan, pictures: Mapping[str, bytes], consent_html: str
+) -> dict[str, str]:
     """Write the site, replacing an earlier one as a whole.
 
     Parameters
     ----------
-    folder : of the site
-    plan : the study
-    pictures : name -> WebP file
-    consent_html : the filled-in text
+    folder : Path
+        Of the site.
+    plan : Plan
+        The study.
+    pictures : Mapping[str, bytes]
+        Name -> WebP file.
+    consent_html : str
+        The filled-in text.
 
     Returns
     -------
-    hashes : file of the site -> hash
+    hashes : dict[str, str]
+        File of the site -> hash.
     """
     told = {**plan_as_json(plan), "consent": consent_html}
     names = [*LIBRARY, *_SCRIPTS]
     scripts = {name: (ASSETS / name).read_text(encoding="utf-8") for name in names}
     style = (ASSETS / _STYLE).read_text(encoding="utf-8")
     linked = "\n".join(f'<script src="{name}"></script>' for name in [*LIBRARY, _PLAN, *_SCRIPTS])
-    inside = {name: "data:image/webp;base64," + base64.b64encode(content).decode() for name, content in pictures.items()}
+    inside = {
+        name: "data:image/webp;base64," + base64.b64encode(content).decode()
+        for name, content in pictures.items()
+    }
     whole = [f"<script>{scripts[name]}</script>" for name in LIBRARY]
-    whole.append(f"<script>window.STUDY = {_script_text(told)};\nwindow.STUDY_PICTURES = {_script_text(inside)};</script>")
+    whole.append(
+        f"<script>window.STUDY = {_script_text(told)};\nwindow.STUDY_PICTURES ="
+        f" {_script_text(inside)};</script>"
+    )
     whole += [f"<script>{scripts[name]}</script>" for name in _SCRIPTS]
     licences = "jspsych/LICENSES.txt"
     files: dict[str, bytes] = {name: text.encode() for name, text in scripts.items()}
@@ -95,7 +125,9 @@ def write_site(folder: Path, plan: Plan, pictures: Mapping[str, bytes], consent_
 
 
 def check_site(folder: Path, hashes: Mapping[str, str]) -> list[str]:
-    """What is wrong with a site: files that are missing, changed or not part of it. One sentence each."""
+    """What is wrong with a site: files that are missing, changed or not part of it. One sentence
+    each.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; build the study again: `braingen study build`.")
     problems = []
@@ -106,4 +138,6 @@ def check_site(folder: Path, hashes: Mapping[str, str]) -> list[str]:
         elif digest(path.read_bytes()) != known:
             problems.append(f"{name} was changed since the study was built")
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return problems + [f"{name} does not belong to the study" for name in sorted(there - set(hashes))]
+    return problems + [
+        f"{name} does not belong to the study" for name in sorted(there - set(hashes))
+    ]

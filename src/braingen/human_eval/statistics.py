@@ -1,4 +1,5 @@
-"""How sure the answers of a few people are: exact binomial intervals, intervals over raters and images, agreement.
+"""How sure the answers of a few people are: exact binomial intervals, intervals over raters and
+images, agreement.
 
 R raters, U units (what a rater answers about), V distinct values, M resamples.
 """
@@ -19,7 +20,9 @@ class Share(NamedTuple):
     value: float | None
     """None without answers."""
     low: float | None
-    """Ends of the exact (Clopper-Pearson) 95 % interval: each answer taken as independent of the others."""
+    """Ends of the exact (Clopper-Pearson) 95 % interval: each answer taken as independent of the
+    others.
+    """
     high: float | None
     hits: int
     """Answers of that kind."""
@@ -40,21 +43,28 @@ def exact_p(count: int, n: int) -> float | None:
     return float(binomtest(count, n, 0.5).pvalue) if n else None
 
 
-def mean_over_raters_and_images(answers_RU: np.ndarray, image_U: np.ndarray, resamples: int, seed: int) -> Interval | None:
+def mean_over_raters_and_images(
+    answers_RU: np.ndarray, image_U: np.ndarray, resamples: int, seed: int
+) -> Interval | None:
     """Mean answer with a bootstrap 95 % interval in which raters and images are both drawn again.
 
-    Answers of one rater, and answers about one image, hang together; an interval that takes all of them as independent is too narrow for
-    statements about other raters and other images. With one rater only the images are drawn.
+    Answers of one rater, and answers about one image, hang together; an interval that takes all of
+    them as independent is too narrow for statements about other raters and other images. With one
+    rater only the images are drawn.
 
     Parameters
     ----------
-    answers_RU : NaN where a rater was not asked
-    image_U : image of every unit; units of an image are drawn together
-    resamples, seed : of the bootstrap
+    answers_RU : np.ndarray
+        NaN where a rater was not asked.
+    image_U : np.ndarray
+        Image of every unit; units of an image are drawn together.
+    resamples, seed : int
+        Of the bootstrap.
 
     Returns
     -------
-    interval, or None without answers
+    Interval | None
+        Interval, or None without answers.
     """
     asked_RU = np.isfinite(answers_RU)
     if not asked_RU.any():
@@ -76,14 +86,22 @@ def mean_over_raters_and_images(answers_RU: np.ndarray, image_U: np.ndarray, res
 
 
 Level = Literal["nominal", "ordinal", "interval"]
-"""What the distance between two answers means: different or not, so many ranks apart, so many steps apart."""
+"""What the distance between two answers means: different or not, so many ranks apart, so many steps
+apart.
+"""
 
 
 def _coincidences(values_RU: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values (V), and how often each stands beside each in a unit (V x V), units with one answer left out."""
+    """Distinct values (V), and how often each stands beside each in a unit (V x V), units with one
+    answer left out.
+    """
     known_RU = np.isfinite(values_RU)
     value_V = np.unique(values_RU[known_RU])
-    count_UV = np.stack([(values_RU == value).sum(0) for value in value_V], 1) if len(value_V) else np.zeros((values_RU.shape[1], 0))
+    count_UV = (
+        np.stack([(values_RU == value).sum(0) for value in value_V], 1)
+        if len(value_V)
+        else np.zeros((values_RU.shape[1], 0))
+    )
     count_UV = count_UV[count_UV.sum(1) > 1].astype(np.float64)
     share_U = 1 / (count_UV.sum(1) - 1)
     pairs_VV = np.einsum("uv,uw,u->vw", count_UV, count_UV, share_U) - np.diag(share_U @ count_UV)
@@ -101,19 +119,25 @@ def _distances(value_V: np.ndarray, count_V: np.ndarray, level: Level) -> np.nda
 
 
 def krippendorff_alpha(values_RU: np.ndarray, level: Level) -> float | None:
-    """Krippendorff's alpha: 1 is agreement in everything, 0 what chance gives, below 0 is systematic disagreement.
+    """Krippendorff's alpha: 1 is agreement in everything, 0 what chance gives, below 0 is
+    systematic disagreement.
 
-    Our own (the PyPI package ``krippendorff`` is under the GPL and wants Python 3.11): K. Krippendorff, *Computing Krippendorff's
-    Alpha-Reliability*, 2011; the tests hold its worked examples.
+    Our own (the PyPI package ``krippendorff`` is under the GPL and wants Python 3.11): K.
+    Krippendorff, *Computing Krippendorff's Alpha-Reliability*, 2011; the tests hold its worked
+    examples.
 
     Parameters
     ----------
-    values_RU : answers, NaN where a rater was not asked
-    level : scale of the answers
+    values_RU : np.ndarray
+        Answers, NaN where a rater was not asked.
+    level : Level
+        Scale of the answers.
 
     Returns
     -------
-    alpha, or None where it is not defined: no unit with two answers, or one single value in all of them
+    float | None
+        Alpha, or None where it is not defined: no unit with two answers, or one single value in all
+        of them.
     """
     value_V, pairs_VV = _coincidences(np.asarray(values_RU, dtype=np.float64))
     count_V = pairs_VV.sum(1)

@@ -1,4 +1,6 @@
-"""`braingen study`: people as judges of the reconstructions. build, check and analyse; simulate answers it by machine, to try it out."""
+"""`braingen study`: people as judges of the reconstructions. build, check and analyse; simulate
+answers it by machine, to try it out.
+"""
 
 from __future__ import annotations
 
@@ -52,13 +54,19 @@ class Method(NamedTuple):
     name: str
     path: Path
     baseline: str
-    """random or ceiling, for the run's own controls; brain for what the run drew from brain activity; else empty."""
+    """random or ceiling, for the run's own controls; brain for what the run drew from brain
+    activity; else empty.
+    """
     pictures: Loaded
 
 
 def study_folder(config: Config) -> Path:
     """Where the study lies."""
-    return Path(config.study.study_folder).expanduser() if config.study.study_folder else config.run.folder / "study"
+    return (
+        Path(config.study.study_folder).expanduser()
+        if config.study.study_folder
+        else config.run.folder / "study"
+    )
 
 
 def study(config: Config, action: str) -> Path:
@@ -66,13 +74,14 @@ def study(config: Config, action: str) -> Path:
 
     Returns
     -------
-    path : the page to open, the folder that was checked, the analysis, or the folder of result files
+    path : Path
+        The page to open, the folder that was checked, the analysis, or the folder of result files.
     """
     actions = {"build": build, "check": check, "analyse": analyse, "simulate": simulate}
     return actions[action](one_subject(config, "braingen study"))
 
 
-# --- build ---------------------------------------------------------------------------------------------------------------------------
+# --- build ----------------------------------------------------------------------------------------
 
 
 def _methods(config: Config) -> list[Method]:
@@ -80,20 +89,43 @@ def _methods(config: Config) -> list[Method]:
     drawn = {source: drawn_in(config.run.folder, source) for source in SOURCES}
     own = {path.absolute(): source for source, path in drawn.items()}
     found: list[Method] = []
-    for path_text, name in ((settings.method_a, settings.name_a), (settings.method_b, settings.name_b)):
+    for path_text, name in (
+        (settings.method_a, settings.name_a),
+        (settings.method_b, settings.name_b),
+    ):
         if not path_text and found:
             continue
         path = Path(path_text).expanduser() if path_text else drawn["brain"]
         if not path.exists():
-            told = "" if path_text else f"; run `braingen reconstruct {typed_run(config.run.folder)}` first, or give --method_a"
+            told = (
+                ""
+                if path_text
+                else (
+                    f"; run `braingen reconstruct {typed_run(config.run.folder)}` first, or give"
+                    " --method_a"
+                )
+            )
             raise UserError(f"{path} does not exist{told}.")
-        found.append(Method(name or path.stem, path, own.get(path.absolute(), ""), load_pictures(path)))
+        found.append(
+            Method(name or path.stem, path, own.get(path.absolute(), ""), load_pictures(path))
+        )
     names = [method.name for method in found]
-    wrong = next((name for name in names if name in (SEEN, NOISE, "other", "check") or "," in name or ";" in name), None)
+    wrong = next(
+        (
+            name
+            for name in names
+            if name in (SEEN, NOISE, "other", "check") or "," in name or ";" in name
+        ),
+        None,
+    )
     if wrong is not None:
-        raise UserError(f"A method cannot be called {wrong!r}: choose another name with --name_a or --name_b.")
+        raise UserError(
+            f"A method cannot be called {wrong!r}: choose another name with --name_a or --name_b."
+        )
     if len(set(names)) < len(names):
-        raise UserError(f"Both methods are called {names[0]!r}: tell them apart with --name_a and --name_b.")
+        raise UserError(
+            f"Both methods are called {names[0]!r}: tell them apart with --name_a and --name_b."
+        )
     return found
 
 
@@ -102,7 +134,10 @@ def _tasks(config: Config, methods: Sequence[Method], console: Console) -> tuple
     if len(methods) == 1 and "preference" in tasks:
         tasks = tuple(task for task in tasks if task != "preference")
         if not tasks:
-            raise UserError("Preference compares two methods, and there is one: give the second with --method_b.")
+            raise UserError(
+                "Preference compares two methods, and there is one: give the second with"
+                " --method_b."
+            )
         console.print("One method: no preference task (--method_b gives a second).")
     return tasks
 
@@ -114,14 +149,17 @@ def _seen(config: Config, ids: np.ndarray) -> tuple[Loaded, bool]:
         row = {int(image): k for k, image in enumerate(loaded.image_N)}
         lost = [int(image) for image in ids if int(image) not in row]
         if lost:
-            raise UserError(f"{config.study.seen} has no image {lost[0]} ({len(lost)} of {len(ids)} missing), which was reconstructed.")
+            raise UserError(
+                f"{config.study.seen} has no image {lost[0]} ({len(lost)} of {len(ids)} missing),"
+                " which was reconstructed."
+            )
         return Loaded([loaded.pictures[row[int(image)]] for image in ids], ids), False
     stimuli = Stimuli(Layout.of(config.data.root))
     outside = [int(image) for image in ids if image >= len(stimuli)]
     if outside:
         raise UserError(
-            f"There is a reconstruction of image {outside[0]}, but {stimuli.path} has {len(stimuli)} images: give the pictures that were "
-            "seen with --data_path or --seen."
+            f"There is a reconstruction of image {outside[0]}, but {stimuli.path} has"
+            f" {len(stimuli)} images: give the pictures that were seen with --data_path or --seen."
         )
     return Loaded(stimuli.images(ids), ids), stimuli.simulated
 
@@ -130,7 +168,9 @@ def _some(loaded: Loaded, ids: Sequence[int], what: str) -> dict[int, np.ndarray
     """Checked pictures of some images, float32 in [0, 1]."""
     row = {int(image): k for k, image in enumerate(loaded.image_N)}
     chosen = np.asarray(ids, dtype=np.int64)
-    pictures = Pictures([np.asarray(loaded.pictures[row[int(image)]]) for image in chosen], chosen, what)
+    pictures = Pictures(
+        [np.asarray(loaded.pictures[row[int(image)]]) for image in chosen], chosen, what
+    )
     return {int(image): pictures[k : k + 1][0] for k, image in enumerate(chosen)}
 
 
@@ -139,44 +179,67 @@ def build(config: Config) -> Path:
 
     Returns
     -------
-    path of its page
+    Path
+        Path of its page.
 
     Raises
     ------
     UserError
-        While the consent text has gaps (unless ``study.draft``), when pictures are missing or cannot be shown, or when there are results of
-        an earlier study.
+        While the consent text has gaps (unless ``study.draft``), when pictures are missing or
+        cannot be shown, or when there are results of an earlier study.
     """
     console, settings, folder = new_console(), config.study, study_folder(config)
     methods = _methods(config)
     tasks = _tasks(config, methods, console)
     ids = sorted(set.intersection(*(set(map(int, method.pictures.image_N)) for method in methods)))
-    choice = choose_images(ids, settings.study_images, min(settings.checks, len(ids)), config.run.seed)
+    choice = choose_images(
+        ids, settings.study_images, min(settings.checks, len(ids)), config.run.seed
+    )
     loaded, simulated = _seen(config, np.array(sorted({*choice.asked, *choice.spare})))
     shown = {SEEN: _some(loaded, loaded.image_N.tolist(), "pictures that were seen")}
-    shown |= {method.name: _some(method.pictures, choice.asked, f"reconstructions in {method.path}") for method in methods}
-    side = settings.picture_side or min(LARGEST, max(some.shape[-1] for group in shown.values() for some in group.values()))
+    shown |= {
+        method.name: _some(method.pictures, choice.asked, f"reconstructions in {method.path}")
+        for method in methods
+    }
+    side = settings.picture_side or min(
+        LARGEST, max(some.shape[-1] for group in shown.values() for some in group.values())
+    )
     generator = np.random.default_rng(config.run.seed)
     needed = pictures_needed(choice, [method.name for method in methods], tasks)
-    shown[NOISE] = {image: generator.random((3, side, side), dtype=np.float32) for what, image in needed if what == NOISE}
-    names = {key: f"{number:04d}" for number, key in zip(generator.permutation(len(needed)), needed)}
-    pictures = {name: site.encode(shown[what][image], side) for (what, image), name in sorted(names.items(), key=lambda pair: pair[1])}
+    shown[NOISE] = {
+        image: generator.random((3, side, side), dtype=np.float32)
+        for what, image in needed
+        if what == NOISE
+    }
+    names = {
+        key: f"{number:04d}" for number, key in zip(generator.permutation(len(needed)), needed)
+    }
+    pictures = {
+        name: site.encode(shown[what][image], side)
+        for (what, image), name in sorted(names.items(), key=lambda pair: pair[1])
+    }
 
     text = consent.read_consent(folder)
     open_gaps = consent.gaps(text)
     if open_gaps and not settings.draft:
         raise UserError(
-            f"{folder / consent.CONSENT} still has {len(open_gaps)} places to fill in, the first being {open_gaps[0]!r}: "
-            "edit it and build again; to try the study out before that, add --draft."
+            f"{folder / consent.CONSENT} still has {len(open_gaps)} places to fill in, the first"
+            f" being {open_gaps[0]!r}: edit it and build again; to try the study out before that,"
+            " add --draft."
         )
     content: dict[str, Any] = {
         "seed": config.run.seed,
         "draft": bool(open_gaps),
         "simulated": simulated,
-        "of_run": fingerprint(config.run.folder, choice.asked) if methods[0].baseline == "brain" else "",
+        "of_run": (
+            fingerprint(config.run.folder, choice.asked) if methods[0].baseline == "brain" else ""
+        ),
         "tasks": tasks,
         "methods": tuple(method.name for method in methods),
-        "baselines": tuple(method.baseline if method.baseline in ("random", "ceiling") else "" for method in methods),
+        "baselines": tuple(
+            method.baseline if method.baseline in ("random", "ceiling") else ""
+            for method in methods
+        ),
         "per_rater": settings.per_rater,
         "failed_checks": settings.failed_checks,
         "pictures": {name: site.digest(encoded) for name, encoded in pictures.items()},
@@ -191,9 +254,15 @@ def build(config: Config) -> Path:
     if plan.draft:
         unfilled = f"{len(open_gaps)} places in {folder / consent.CONSENT} are not filled in"
         console.print(f"A draft, not for participants: {unfilled}.", style="yellow", soft_wrap=True)
-    console.print(f"Study {plan.study}: {len(choice.asked)} images; {', '.join(tasks)}; {' and '.join(plan.methods)}.", soft_wrap=True)
+    console.print(
+        f"Study {plan.study}: {len(choice.asked)} images; {', '.join(tasks)};"
+        f" {' and '.join(plan.methods)}.",
+        soft_wrap=True,
+    )
     console.print(f"Open in a browser: {page.absolute()}", soft_wrap=True)
-    console.print(f"For phones, all in one file: {page.with_name(site.ONE_FILE).absolute()}", soft_wrap=True)
+    console.print(
+        f"For phones, all in one file: {page.with_name(site.ONE_FILE).absolute()}", soft_wrap=True
+    )
     console.print(f"Put result files into {(folder / RESULTS).absolute()}", soft_wrap=True)
     return page
 
@@ -206,18 +275,21 @@ def _refuse_orphans(folder: Path, plan: Plan) -> None:
     old = _plan(folder).study
     if old != plan.study:
         raise UserError(
-            f"{folder / RESULTS} holds {len(results)} result files of study {old}, and this would be another study ({plan.study}): "
-            "choose another --study_folder, or move the files away."
+            f"{folder / RESULTS} holds {len(results)} result files of study {old}, and this would"
+            f" be another study ({plan.study}): choose another --study_folder, or move the files"
+            " away."
         )
 
 
-# --- check ---------------------------------------------------------------------------------------------------------------------------
+# --- check ----------------------------------------------------------------------------------------
 
 
 def _plan_content(folder: Path) -> dict[str, Any]:
     path = folder / PLAN
     if not path.is_file():
-        raise UserError(f"{path} is missing: there is no study in {folder}; `braingen study build` writes one.")
+        raise UserError(
+            f"{path} is missing: there is no study in {folder}; `braingen study build` writes one."
+        )
     return read_json(path, "build the study again")
 
 
@@ -226,7 +298,9 @@ def _plan(folder: Path) -> Plan:
 
 
 def _result_files(folder: Path) -> list[Path]:
-    return sorted(path for path in (folder / RESULTS).glob("*.csv") if not path.name.startswith("."))
+    return sorted(
+        path for path in (folder / RESULTS).glob("*.csv") if not path.name.startswith(".")
+    )
 
 
 def check(config: Config) -> Path:
@@ -235,7 +309,8 @@ def check(config: Config) -> Path:
     Raises
     ------
     UserError
-        When a file of the study was changed or lost, or a result file is damaged, edited or of another study.
+        When a file of the study was changed or lost, or a result file is damaged, edited or of
+        another study.
     """
     console, folder = new_console(), study_folder(config)
     content = _plan_content(folder)
@@ -243,10 +318,16 @@ def check(config: Config) -> Path:
     problems = site.check_site(folder / site.SITE, content.get("files", {}))
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"In {folder / site.SITE} {problems[0]}{more}: build the study again, before anybody answers it.")
+        raise UserError(
+            f"In {folder / site.SITE} {problems[0]}{more}: build the study again, before anybody"
+            " answers it."
+        )
     tests = sum(trial.kind == "test" for trial in plan.trials)
     draft = " (draft)" if plan.draft else ""
-    console.print(f"Study {plan.study}{draft}: the pages are whole; {tests} trials and {len(plan.trials) - tests} attention checks.")
+    console.print(
+        f"Study {plan.study}{draft}: the pages are whole; {tests} trials and"
+        f" {len(plan.trials) - tests} attention checks."
+    )
     found = verdicts([read_result(path, plan) for path in _result_files(folder)], plan)
     _print_files(console, found)
     broken = [verdict for verdict in found if verdict.result.problems]
@@ -254,7 +335,10 @@ def check(config: Config) -> Path:
         for problem in verdict.result.problems[:5]:
             console.print(one_line(f"{verdict.result.path.name}: {problem}"), soft_wrap=True)
     if broken:
-        raise UserError(f"{len(broken)} of {len(found)} result files cannot be used, the first being {broken[0].result.path}.")
+        raise UserError(
+            f"{len(broken)} of {len(found)} result files cannot be used, the first being"
+            f" {broken[0].result.path}."
+        )
     return folder
 
 
@@ -267,25 +351,37 @@ def _print_files(console: Console, found: Sequence[Verdict]) -> None:
         result = verdict.result
         who = f"{result.rater}{' (simulated)' if result.simulated else ''}"
         trials = f"{len(result.answers)} of {result.expected}"
-        add_row(table, result.path.name, who, trials, f"{result.failed} of {result.checks}", verdict.reason or "yes")
+        add_row(
+            table,
+            result.path.name,
+            who,
+            trials,
+            f"{result.failed} of {result.checks}",
+            verdict.reason or "yes",
+        )
     console.print(table)
 
 
-# --- analyse -------------------------------------------------------------------------------------------------------------------------
+# --- analyse --------------------------------------------------------------------------------------
 
 
 def analyse(config: Config) -> Path:
-    """Write analysis.json, raters.csv, images.csv and analysis.md into the study's folder, and what tables and report take into the run's.
+    """Write analysis.json, raters.csv, images.csv and analysis.md into the study's folder, and what
+    tables and report take into the run's.
 
     Returns
     -------
-    path of analysis.json
+    Path
+        Path of analysis.json.
     """
     folder = study_folder(config)
     plan = _plan(folder)
     files = _result_files(folder)
     if not files:
-        raise UserError(f"There are no result files in {folder / RESULTS}: put the CSV files there that raters saved.")
+        raise UserError(
+            f"There are no result files in {folder / RESULTS}: put the CSV files there that raters"
+            " saved."
+        )
     found = verdicts([read_result(path, plan) for path in files], plan)
     result = analyses.analyse(plan, found, config.scores.bootstrap, config.run.seed)
     content = analyses.as_json(plan, result)
@@ -300,14 +396,22 @@ def analyse(config: Config) -> Path:
     if plan.of_run:
         write_json(config.run.folder / STUDY, content)
         stale = read_study(config.run.folder)["stale"]
-        told = "do not show it: the pictures were drawn anew since it was built" if stale else "now show it beside the other scores"
+        told = (
+            "do not show it: the pictures were drawn anew since it was built"
+            if stale
+            else "now show it beside the other scores"
+        )
         console.print(f"`braingen evaluate` and `braingen report` {told}.", soft_wrap=True)
     else:
-        console.print(f"The reconstructions are not those of {config.run.folder}, so its tables and report do not show it.", soft_wrap=True)
+        console.print(
+            f"The reconstructions are not those of {config.run.folder}, so its tables and report do"
+            " not show it.",
+            soft_wrap=True,
+        )
     return folder / ANALYSIS
 
 
-# --- simulate ------------------------------------------------------------------------------------------------------------------------
+# --- simulate -------------------------------------------------------------------------------------
 
 
 def _judge() -> rater.Features:
@@ -321,11 +425,13 @@ def _judge() -> rater.Features:
 
 
 def simulate(config: Config) -> Path:
-    """Answer the study by simulated raters, who write the CSV files that the page writes; every row says that it is simulated.
+    """Answer the study by simulated raters, who write the CSV files that the page writes; every row
+    says that it is simulated.
 
     Returns
     -------
-    folder of the result files
+    Path
+        Folder of the result files.
     """
     folder = study_folder(config)
     plan = _plan(folder)
@@ -333,13 +439,22 @@ def simulate(config: Config) -> Path:
         raise UserError("The judge knows simulated pictures only: --eyes pixels.")
     pictures = {}
     for name in plan.pictures:
-        with Image.open(io.BytesIO((folder / site.SITE / "pictures" / f"{name}.webp").read_bytes())) as picture:
-            pictures[name] = np.asarray(picture.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
-    eyes = rater.open_eyes(plan, pictures, _judge() if config.study.eyes == "judge" else rater.pixels)
+        with Image.open(
+            io.BytesIO((folder / site.SITE / "pictures" / f"{name}.webp").read_bytes())
+        ) as picture:
+            pictures[name] = (
+                np.asarray(picture.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
+            )
+    eyes = rater.open_eyes(
+        plan, pictures, _judge() if config.study.eyes == "judge" else rater.pixels
+    )
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     for number in range(1, config.study.raters + 1):
         rows = rater.rate(plan, number, eyes, config.study.lapse, now, config.run.seed)
         write_text(folder / RESULTS / f"{rater.CODE.format(number=number)}.csv", as_csv(rows))
-    told = f"{config.study.raters} simulated raters have answered (eyes {config.study.eyes}, lapse {config.study.lapse:g})"
+    told = (
+        f"{config.study.raters} simulated raters have answered (eyes {config.study.eyes}, lapse"
+        f" {config.study.lapse:g})"
+    )
     new_console().print(f"{told}; `braingen study analyse` is next.", soft_wrap=True)
     return folder / RESULTS

@@ -1,4 +1,6 @@
-"""Pictures of silenced decoders: levels, experts or voxels silenced, the rest read and drawn as `braingen reconstruct` does."""
+"""Pictures of silenced decoders: levels, experts or voxels silenced, the rest read and drawn as
+`braingen reconstruct` does.
+"""
 
 from __future__ import annotations
 
@@ -42,25 +44,32 @@ UNDISTURBED = "undisturbed"
 REGIONS = 3
 """Regions that are drawn silenced: those that cost most."""
 Silenced = Mapping[str, Part | np.ndarray]
-"""Name -> a level or expert of the explained encoder, or which voxels (bool V) of both encoders are silenced."""
+"""Name -> a level or expert of the explained encoder, or which voxels (bool V) of both encoders are
+silenced.
+"""
 
 
 def things_to_silence(
     config: Config, experts: list[int], regions: Mapping[str, np.ndarray], table: pd.DataFrame
 ) -> dict[str, Part | np.ndarray]:
-    """Every level, experts named in explain.parts, the regions that cost most cosine, and random voxels, as many as the first of these.
+    """Every level, experts named in explain.parts, the regions that cost most cosine, and random
+    voxels, as many as the first of these.
 
     Parameters
     ----------
-    table : one subject's ablation.csv
+    table : pd.DataFrame
+        One subject's ablation.csv.
     """
     asked = config.explain.parts
     found: dict[str, Part | np.ndarray] = {
         part.name: part
         for part in parts_of(experts)
-        if part.level is not None and (part.expert is None or "experts" in asked or part.name in asked)
+        if part.level is not None
+        and (part.expert is None or "experts" in asked or part.name in asked)
     }
-    costs = table[(table["images"] == "all") & (table["score"] == "cosine") & (table["voxels"] > 0)].sort_values("loss", ascending=False)
+    costs = table[
+        (table["images"] == "all") & (table["score"] == "cosine") & (table["voxels"] > 0)
+    ].sort_values("loss", ascending=False)
     names = costs["silenced"].head(REGIONS).tolist()
     found |= {name: regions[name] for name in names}
     if names:
@@ -68,7 +77,11 @@ def things_to_silence(
         outside = np.flatnonzero(~first_V)
         if len(outside) >= first_V.sum():
             random_V = np.zeros_like(first_V)
-            random_V[np.random.default_rng(config.run.seed).choice(outside, int(first_V.sum()), replace=False)] = True
+            random_V[
+                np.random.default_rng(config.run.seed).choice(
+                    outside, int(first_V.sum()), replace=False
+                )
+            ] = True
             found[f"random as {names[0]}"] = random_V
     return found
 
@@ -86,22 +99,36 @@ def made_of(config: Config) -> dict[str, Any]:
         CONTENTS: contents,
         "seed": config.run.seed,
         "modality": config.explain.modality,
-        "readers": {name: fingerprint_of_files(run_folder(config, name) / READER) for name in ("image", "text")},
+        "readers": {
+            name: fingerprint_of_files(run_folder(config, name) / READER)
+            for name in ("image", "text")
+        },
         "weights": fingerprint_of_files(backbone_folder(config.backbone.path)),
         "finetuned": fingerprint_of_files(tuned) if tuned is not None else "",
     }
 
 
 def draw_silenced(
-    config: Config, decoder: BrainDecoder, targets: Targets, betas: Betas, subject: Subject, count: int, things: Silenced, folder: Path
+    config: Config,
+    decoder: BrainDecoder,
+    targets: Targets,
+    betas: Betas,
+    subject: Subject,
+    count: int,
+    things: Silenced,
+    folder: Path,
 ) -> pd.DataFrame:
-    """Draw the first images undisturbed and with every thing silenced, into ``folder/<name>/<image id>.png``.
+    """Draw the first images undisturbed and with every thing silenced, into ``folder/<name>/<image
+    id>.png``.
 
     Returns
     -------
-    columns silenced, voxels, image, pixcorr (with the seen picture)
+    pd.DataFrame
+        Columns silenced, voxels, image, pixcorr (with the seen picture).
     """
-    config = config.model_copy(update={"sampler": config.sampler.model_copy(update={"source": "brain"})})
+    config = config.model_copy(
+        update={"sampler": config.sampler.model_copy(update={"source": "brain"})}
+    )
     made = {**made_of(config), "images": subject.image_N[:count].tolist()}
     ids_N, rows_NR = subject.image_N[:count], subject.rows_NR[:count]
     ids = ids_N.tolist()
@@ -114,19 +141,32 @@ def draw_silenced(
     rows = []
     for name, thing in {**nothing, **things}.items():
         out = folder / folder_name(name.replace("/", "_"), ())
-        own = {**made, "voxels": hashlib.sha256(np.packbits(thing).tobytes()).hexdigest() if isinstance(thing, np.ndarray) else ""}
+        own = {
+            **made,
+            "voxels": hashlib.sha256(np.packbits(thing).tobytes()).hexdigest()
+            if isinstance(thing, np.ndarray)
+            else "",
+        }
         note = out / "made.json"
         if not note.exists() or read_json(note) != own:
             shutil.rmtree(out, ignore_errors=True)
             write_json(note, own)
         if not all(picture_path(out, image).exists() for image in ids):
-            silent_V = thing if isinstance(thing, np.ndarray) else np.zeros(subject.voxels_NV.shape[1], dtype=bool)
+            silent_V = (
+                thing
+                if isinstance(thing, np.ndarray)
+                else np.zeros(subject.voxels_NV.shape[1], dtype=bool)
+            )
             trials = rows_NR[rows_NR >= 0]
             voxels_MV = np.array(betas.rows(trials), dtype=np.float32)
             voxels_MV[:, silent_V] = 0
             new_NR = np.full_like(rows_NR, -1)
             new_NR[rows_NR >= 0] = np.arange(len(trials))
-            with silenced(reader, thing, subject.voxels_NV, subject.number) if isinstance(thing, Part) else nullcontext():
+            with (
+                silenced(reader, thing, subject.voxels_NV, subject.number)
+                if isinstance(thing, Part)
+                else nullcontext()
+            ):
                 read = read_responses(
                     config,
                     decoder,
@@ -146,8 +186,16 @@ def draw_silenced(
                 )
             for path in out.glob("*.safetensors"):  # of the routers; nobody asks for them here
                 path.unlink()
-        drawn_N3HW = np.stack([np.asarray(open_picture(picture_path(out, image)), dtype=np.float32) / 255 for image in ids])
+        drawn_N3HW = np.stack(
+            [
+                np.asarray(open_picture(picture_path(out, image)), dtype=np.float32) / 255
+                for image in ids
+            ]
+        )
         scores_N = pixel_correlation(seen_N3HW, drawn_N3HW.transpose(0, 3, 1, 2))
         voxels = int(thing.sum()) if isinstance(thing, np.ndarray) else 0
-        rows += [{"silenced": name, "voxels": voxels, "image": image, "pixcorr": value} for image, value in zip(ids, scores_N)]
+        rows += [
+            {"silenced": name, "voxels": voxels, "image": image, "pixcorr": value}
+            for image, value in zip(ids, scores_N)
+        ]
     return pd.DataFrame(rows)

@@ -1,7 +1,8 @@
 """Ablations: silence something, decode again, and compare with silencing as much of anything else.
 
-Silencing takes information away, not offsets: voxels are set to 0 (their mean), and what an expert says is set to its mean over the
-images. An expert is silenced in what it says; the experts that read its units go on.
+Silencing takes information away, not offsets: voxels are set to 0 (their mean), and what an expert
+says is set to its mean over the images. An expert is silenced in what it says; the experts that
+read its units go on.
 
 N images, V voxels, C classes, E experts, R random draws, F numbers of an embedding.
 """
@@ -33,18 +34,26 @@ class ImageScores(NamedTuple):
     found_N: np.ndarray
     """Whether the true embedding is the nearest of all test images', 0 or 1."""
     evidence_N: np.ndarray
-    """How far the embedding points to the image's own classes (mean over them); NaN for an image without one."""
+    """How far the embedding points to the image's own classes (mean over them); NaN for an image
+    without one.
+    """
 
 
-def scores_of(said: Iterable[Said], true_NF: Tensor, direction_CF: Tensor, member_NC: np.ndarray) -> ImageScores:
+def scores_of(
+    said: Iterable[Said], true_NF: Tensor, direction_CF: Tensor, member_NC: np.ndarray
+) -> ImageScores:
     """Score what was decoded.
 
     Parameters
     ----------
-    said : of all images, some at a time
-    true_NF : true embeddings in units around the training mean
-    direction_CF : directions of classes
-    member_NC : bool
+    said : Iterable[Said]
+        Of all images, some at a time.
+    true_NF : Tensor
+        True embeddings in units around the training mean.
+    direction_CF : Tensor
+        Directions of classes.
+    member_NC : np.ndarray
+        Bool.
     """
     length_N = true_NF.norm(dim=1).clamp_min(1e-12)
     scores: list[ImageScores] = []
@@ -55,8 +64,16 @@ def scores_of(said: Iterable[Said], true_NF: Tensor, direction_CF: Tensor, membe
         nearest_B = (some.clip_NF @ true_NF.T / length_N).argmax(dim=1).numpy()
         member_BC = member_NC[rows]
         with np.errstate(invalid="ignore"):
-            own_B = ((some.whole_NF @ direction_CF.T).numpy() * member_BC).sum(axis=1) / member_BC.sum(axis=1)
-        scores.append(ImageScores(cosine_B.numpy(), (nearest_B == np.arange(rows.start, rows.stop)).astype(np.float64), own_B))
+            own_B = ((some.whole_NF @ direction_CF.T).numpy() * member_BC).sum(
+                axis=1
+            ) / member_BC.sum(axis=1)
+        scores.append(
+            ImageScores(
+                cosine_B.numpy(),
+                (nearest_B == np.arange(rows.start, rows.stop)).astype(np.float64),
+                own_B,
+            )
+        )
     return ImageScores(*(np.concatenate(each) for each in zip(*scores)))
 
 
@@ -69,27 +86,39 @@ def level_modules(reader: BrainReader) -> Sequence[nn.Module]:
         For an encoder without experts.
     """
     encoder = reader.encoder
-    found = getattr(encoder, "levels", None) or ([encoder.level] if hasattr(encoder, "level") else None)
+    found = getattr(encoder, "levels", None) or (
+        [encoder.level] if hasattr(encoder, "level") else None
+    )
     if found is None:
-        raise UserError(f"{type(encoder).__name__} has no experts to silence; its regions can be nonetheless.")
+        raise UserError(
+            f"{type(encoder).__name__} has no experts to silence; its regions can be nonetheless."
+        )
     return list(found)
 
 
 @contextmanager
-def silenced(reader: BrainReader, part: Part, voxels_NV: VoxelRows, subject: int, batch_size: int = 64) -> Iterator[None]:
-    """Within it, a level or an expert says the same for every image: its mean over the given ones."""
+def silenced(
+    reader: BrainReader, part: Part, voxels_NV: VoxelRows, subject: int, batch_size: int = 64
+) -> Iterator[None]:
+    """Within it, a level or an expert says the same for every image: its mean over the
+    given ones.
+    """
     if part.level is None:
         raise ValueError("silence a level or an expert, not the whole decoder")
     heads = cast(nn.Module, level_modules(reader)[part.level].heads)
     device, sums = next(reader.parameters()).device, [torch.zeros(()), torch.zeros(())]
 
     def count(_: nn.Module, __: object, out: tuple[Tensor, Tensor]) -> None:
-        sums[:] = [sum_ETD.to(said_EBTD) + said_EBTD.sum(dim=1) for sum_ETD, said_EBTD in zip(sums, out)]
+        sums[:] = [
+            sum_ETD.to(said_EBTD) + said_EBTD.sum(dim=1) for sum_ETD, said_EBTD in zip(sums, out)
+        ]
 
     counted = heads.register_forward_hook(count)
     with torch.no_grad():
         for first in range(0, len(voxels_NV), batch_size):
-            reader.eval()(torch.as_tensor(voxels_NV[first : first + batch_size], device=device), subject)
+            reader.eval()(
+                torch.as_tensor(voxels_NV[first : first + batch_size], device=device), subject
+            )
     counted.remove()
     means = [sum_ETD / len(voxels_NV) for sum_ETD in sums]
     which = slice(None) if part.expert is None else slice(part.expert, part.expert + 1)
@@ -117,11 +146,15 @@ class Ablation(NamedTuple):
     """How many were silenced; 0 where experts were."""
     scores: ImageScores
     random: tuple[ImageScores, ...]
-    """The same after silencing as many voxels drawn at random from the others; empty for experts and levels."""
+    """The same after silencing as many voxels drawn at random from the others; empty for experts
+    and levels.
+    """
 
 
 class WithoutVoxels:
-    """Responses with some voxels silenced, made of every slice when it is read: silencing copies nothing as a whole."""
+    """Responses with some voxels silenced, made of every slice when it is read: silencing copies
+    nothing as a whole.
+    """
 
     def __init__(self, voxels_NV: VoxelRows, silent: np.ndarray) -> None:
         self._voxels_NV, self._silent = voxels_NV, silent
@@ -136,15 +169,24 @@ class WithoutVoxels:
 
 
 def ablate_voxels(
-    name: str, inside_V: np.ndarray, voxels_NV: VoxelRows, score: Callable[[VoxelRows], ImageScores], draws: int = 20, seed: int = 0
+    name: str,
+    inside_V: np.ndarray,
+    voxels_NV: VoxelRows,
+    score: Callable[[VoxelRows], ImageScores],
+    draws: int = 20,
+    seed: int = 0,
 ) -> Ablation:
     """Silence some voxels, then, `draws` times, as many of the others.
 
     Parameters
     ----------
-    inside_V : bool, the voxels in question
-    score : decodes responses and scores them
-    draws : R; fewer voxels outside than inside: there is nothing to draw as many from, so none are drawn
+    inside_V : np.ndarray
+        Bool, the voxels in question.
+    score : Callable[[VoxelRows], ImageScores]
+        Decodes responses and scores them.
+    draws : int, optional
+        R; fewer voxels outside than inside: there is nothing to draw as many from, so none are
+        drawn.
     """
 
     def without(silent: np.ndarray) -> ImageScores:
@@ -152,38 +194,54 @@ def ablate_voxels(
 
     rng = np.random.default_rng(seed)
     outside, count = np.flatnonzero(~inside_V), int(inside_V.sum())
-    random = tuple(without(rng.choice(outside, count, replace=False)) for _ in range(draws)) if len(outside) >= count else ()
+    random = (
+        tuple(without(rng.choice(outside, count, replace=False)) for _ in range(draws))
+        if len(outside) >= count
+        else ()
+    )
     return Ablation(name, count, without(np.flatnonzero(inside_V)), random)
 
 
 def ablate_part(
-    reader: BrainReader, part: Part, voxels_NV: VoxelRows, subject: int, score: Callable[[Iterable[Said]], ImageScores]
+    reader: BrainReader,
+    part: Part,
+    voxels_NV: VoxelRows,
+    subject: int,
+    score: Callable[[Iterable[Said]], ImageScores],
 ) -> Ablation:
     """Silence a level or an expert."""
     with silenced(reader, part, voxels_NV, subject):
         return Ablation(part.name, 0, score(listen(reader, voxels_NV, subject)), ())
 
 
-def ablation_table(before: ImageScores, ablations: Sequence[Ablation], groups: dict[str, np.ndarray], seed: int = 0) -> pd.DataFrame:
+def ablation_table(
+    before: ImageScores, ablations: Sequence[Ablation], groups: dict[str, np.ndarray], seed: int = 0
+) -> pd.DataFrame:
     """Loss of every score by every ablation, over all images and over those of every class.
 
     Parameters
     ----------
-    before : scores with nothing silenced
-    groups : name -> bool N, such as "all" and the classes
+    before : ImageScores
+        Scores with nothing silenced.
+    groups : dict[str, np.ndarray]
+        Name -> bool N, such as "all" and the classes.
 
     Returns
     -------
-    columns silenced, voxels, images (the group), n, score, before, loss (before less after), low, high (95 % interval of the loss, over
-    images), random (mean loss over the random draws), excess (loss less random), excess_low, excess_high (over images), p_random (share of
-    random draws that cost as much or more; counts the ablation itself)
+    pd.DataFrame
+        Columns silenced, voxels, images (the group), n, score, before, loss (before less after),
+        low, high (95 % interval of the loss, over images), random (mean loss over the random
+        draws), excess (loss less random), excess_low, excess_high (over images), p_random (share of
+        random draws that cost as much or more; counts the ablation itself).
     """
     rows = []
     for ablation in ablations:
         for field in ImageScores._fields:
             start_N = getattr(before, field)
             loss_N = start_N - getattr(ablation.scores, field)
-            random_RN = np.array([start_N - getattr(each, field) for each in ablation.random]).reshape(-1, len(start_N))
+            random_RN = np.array(
+                [start_N - getattr(each, field) for each in ablation.random]
+            ).reshape(-1, len(start_N))
             for group, inside_N in groups.items():
                 asked_N = inside_N & np.isfinite(loss_N)
                 if not asked_N.any():
@@ -208,7 +266,8 @@ def ablation_table(before: ImageScores, ablations: Sequence[Ablation], groups: d
                         "excess": excess.value,
                         "excess_low": excess.low,
                         "excess_high": excess.high,
-                        "p_random": (1 + int((drawn_R >= interval.value).sum())) / (1 + len(drawn_R)),
+                        "p_random": (1 + int((drawn_R >= interval.value).sum()))
+                        / (1 + len(drawn_R)),
                     }
                 rows.append(row)
     return pd.DataFrame(rows)

@@ -1,4 +1,5 @@
-"""How far maps agree with what is known of voxels: planted areas and tuning of a simulated subject, or regions of a real one.
+"""How far maps agree with what is known of voxels: planted areas and tuning of a simulated subject,
+or regions of a real one.
 
 V voxels, R permutations.
 """
@@ -12,7 +13,9 @@ from sklearn.metrics import adjusted_mutual_info_score, roc_auc_score
 
 
 class Agreement(NamedTuple):
-    """Adjusted mutual information of two ways to group voxels: 0 by chance, 1 for the same groups."""
+    """Adjusted mutual information of two ways to group voxels: 0 by chance, 1 for the same
+    groups.
+    """
 
     value: float
     permuted: float
@@ -21,18 +24,29 @@ class Agreement(NamedTuple):
     """Their 97.5th percentile."""
 
 
-def group_agreement(group_V: np.ndarray, area_V: np.ndarray, permutations: int = 100, seed: int = 0) -> Agreement:
+def group_agreement(
+    group_V: np.ndarray, area_V: np.ndarray, permutations: int = 100, seed: int = 0
+) -> Agreement:
     """Compare an assignment of voxels (to experts, to parcels) with areas.
 
-    Exchanging voxels destroys the smoothness of an assignment too, so anything smooth beats this baseline easily: look at the value.
+    Exchanging voxels destroys the smoothness of an assignment too, so anything smooth beats this
+    baseline easily: look at the value.
     """
     rng = np.random.default_rng(seed)
-    drawn = [adjusted_mutual_info_score(area_V, rng.permutation(group_V)) for _ in range(permutations)]
+    drawn = [
+        adjusted_mutual_info_score(area_V, rng.permutation(group_V)) for _ in range(permutations)
+    ]
     value = adjusted_mutual_info_score(area_V, group_V)
     return Agreement(float(value), float(np.mean(drawn)), float(np.quantile(drawn, 0.975)))
 
 
 def area_under_roc(strength_V: np.ndarray, carries_V: np.ndarray) -> float:
-    """Chance that a voxel which carries something has the stronger map value than one which does not; NaN where all or none do."""
+    """Chance that a voxel which carries something has the stronger map value than one which does
+    not; NaN where all or none do.
+    """
     carries_V = np.asarray(carries_V, dtype=bool)
-    return float(roc_auc_score(carries_V, strength_V)) if 0 < carries_V.sum() < len(carries_V) else float("nan")
+    return (
+        float(roc_auc_score(carries_V, strength_V))
+        if 0 < carries_V.sum() < len(carries_V)
+        else float("nan")
+    )

@@ -1,12 +1,15 @@
 """Attributions: how much every voxel contributed to a number read off a decoded embedding.
 
-Integrated gradients start from one baseline: all voxels at 0, which is every voxel's mean over its session, since responses are z-scored.
-GradientSHAP starts from many: responses to training images, so that a voxel is credited for what is unusual about it. The former come from
-captum. The latter are what captum computes, but in pieces, where captum expands an image's draws all at once, and with draws of every
-image's own, where captum's depend on which images come together. A map is complete when its sum over voxels is the difference between the
-number at the image and at the baseline; how far it is from that is kept beside every map.
+Integrated gradients start from one baseline: all voxels at 0, which is every voxel's mean over its
+session, since responses are z-scored. GradientSHAP starts from many: responses to training images,
+so that a voxel is credited for what is unusual about it. The former come from captum. The latter
+are what captum computes, but in pieces, where captum expands an image's draws all at once, and with
+draws of every image's own, where captum's depend on which images come together. A map is complete
+when its sum over voxels is the difference between the number at the image and at the baseline; how
+far it is from that is kept beside every map.
 
-N images, B of them at once, V voxels, F numbers of an embedding, S baselines, K draws of an image, P points computed at once.
+N images, B of them at once, V voxels, F numbers of an embedding, S baselines, K draws of an image,
+P points computed at once.
 """
 
 from __future__ import annotations
@@ -55,20 +58,29 @@ class Draws(NamedTuple):
     def of(cls, image_B: np.ndarray, draws: int, baselines: int, seed: int) -> Draws:
         """Every image's by its id: the same whichever images come with it."""
         each = [np.random.default_rng((seed, int(image))) for image in image_B]
-        return cls(np.stack([rng.integers(baselines, size=draws) for rng in each]), np.stack([rng.random(draws) for rng in each]))
+        return cls(
+            np.stack([rng.integers(baselines, size=draws) for rng in each]),
+            np.stack([rng.random(draws) for rng in each]),
+        )
 
 
-def gradient_shap(readout: nn.Module, query: Query, baseline_SV: Tensor, draws: Draws, chunk: int = 256) -> tuple[Tensor, Tensor]:
-    """Expected gradients (Erion et al. 2021): mean over draws of the gradient between a baseline and the image, times their difference.
+def gradient_shap(
+    readout: nn.Module, query: Query, baseline_SV: Tensor, draws: Draws, chunk: int = 256
+) -> tuple[Tensor, Tensor]:
+    """Expected gradients (Erion et al. 2021): mean over draws of the gradient between a baseline
+    and the image, times their difference.
 
     Parameters
     ----------
-    readout : voxels_PV and direction_PF to value_P
-    chunk : points computed at once (one of every image at least); nothing but rounding depends on it
+    readout : nn.Module
+        voxels_PV and direction_PF to value_P.
+    chunk : int, optional
+        Points computed at once (one of every image at least); nothing but rounding depends on it.
 
     Returns
     -------
-    map_BV, and the mean number at the baselines (B)
+    tuple[Tensor, Tensor]
+        map_BV, and the mean number at the baselines (B).
     """
     images, count = draws.share_BK.shape
     at_once = max(1, chunk // images)
@@ -95,16 +107,29 @@ class Explainer:
 
     Parameters
     ----------
-    readout : voxels_BV and direction_BF to value_B, such as :class:`braingen.interpret.readout.ReadOut`
-    method : 'integrated_gradients' or 'gradient_shap'
-    baseline_SV : responses to training images for GradientSHAP; integrated gradients start from zeros
-    steps : points on the way from the baseline (integrated gradients, Gauss-Legendre), or draws of a baseline and a point (GradientSHAP)
-    chunk : points computed at once
-    seed : of the draws of GradientSHAP
+    readout : nn.Module
+        voxels_BV and direction_BF to value_B, such as :class:`braingen.interpret.readout.ReadOut`.
+    method : Method
+        'integrated_gradients' or 'gradient_shap'.
+    baseline_SV : Tensor | None, optional
+        Responses to training images for GradientSHAP; integrated gradients start from zeros.
+    steps : int, optional
+        Points on the way from the baseline (integrated gradients, Gauss-Legendre), or draws of a
+        baseline and a point (GradientSHAP).
+    chunk : int, optional
+        Points computed at once.
+    seed : int, optional
+        Of the draws of GradientSHAP.
     """
 
     def __init__(
-        self, readout: nn.Module, method: Method, baseline_SV: Tensor | None = None, steps: int = 16, chunk: int = 256, seed: int = 0
+        self,
+        readout: nn.Module,
+        method: Method,
+        baseline_SV: Tensor | None = None,
+        steps: int = 16,
+        chunk: int = 256,
+        seed: int = 0,
     ) -> None:
         if method == "gradient_shap" and baseline_SV is None:
             raise ValueError("GradientSHAP needs baselines")
@@ -118,7 +143,9 @@ class Explainer:
             value_B = self.readout(voxels_BV, direction_BF)
         if self.baseline_SV is not None:
             draws = Draws.of(query.image_B, self.steps, len(self.baseline_SV), self.seed)
-            map_BV, start_B = gradient_shap(self.readout, query, self.baseline_SV, draws, self.chunk)
+            map_BV, start_B = gradient_shap(
+                self.readout, query, self.baseline_SV, draws, self.chunk
+            )
             return Attribution(map_BV, value_B, map_BV.sum(dim=1) - (value_B - start_B))
         map_BV, error_B = IntegratedGradients(self.readout).attribute(
             voxels_BV,

@@ -1,8 +1,10 @@
-"""Components of many attribution maps: patterns of voxels that come and go together over images, shared by all subjects.
+"""Components of many attribution maps: patterns of voxels that come and go together over images,
+shared by all subjects.
 
-Subjects have different voxels, but saw the same test images. So the maps of all subjects are laid side by side, images x (voxels of all
-subjects), and independent component analysis runs over the voxels, as in group analyses of resting-state fMRI with images in the place of
-time: a component is a map of voxels in every subject, and one loading per image that all subjects share.
+Subjects have different voxels, but saw the same test images. So the maps of all subjects are laid
+side by side, images x (voxels of all subjects), and independent component analysis runs over the
+voxels, as in group analyses of resting-state fMRI with images in the place of time: a component is
+a map of voxels in every subject, and one loading per image that all subjects share.
 
 N images, V voxels of a subject, W voxels of all subjects, K components, C classes, S subjects.
 """
@@ -30,12 +32,15 @@ class Components(NamedTuple):
     """Independent components of attribution maps."""
 
     maps: tuple[np.ndarray, ...]
-    """Per subject, K x V float32: strength of every voxel, in standard deviations over the voxels of all subjects. The sign is chosen so
-    that the heavier tail is positive."""
+    """Per subject, K x V float32: strength of every voxel, in standard deviations over the voxels
+    of all subjects. The sign is chosen so that the heavier tail is positive.
+    """
     loading_NK: np.ndarray
     """How strongly a component is there in every image's maps, float32."""
     expression_SNK: np.ndarray
-    """The same, fitted to the maps of every subject alone (least squares on the subject's own component maps)."""
+    """The same, fitted to the maps of every subject alone (least squares on the subject's own
+    component maps).
+    """
     explained: float
     """Share of the maps' squared size that the K components hold."""
     converged: bool
@@ -47,9 +52,13 @@ def components_of(maps: Sequence[np.ndarray], count: int, seed: int = 0) -> Comp
 
     Parameters
     ----------
-    maps : per subject N x V, arrays or memory maps, read in blocks of voxels; held are K numbers per voxel and N x N of the images
-    count : K; fewer are found where there are fewer images
-    seed : of the algorithm's start
+    maps : Sequence[np.ndarray]
+        Per subject N x V, arrays or memory maps, read in blocks of voxels; held are K numbers per
+        voxel and N x N of the images.
+    count : int
+        K; fewer are found where there are fewer images.
+    seed : int, optional
+        Of the algorithm's start.
     """
     images = len(maps[0])
     count = min(count, images - 1)
@@ -58,9 +67,13 @@ def components_of(maps: Sequence[np.ndarray], count: int, seed: int = 0) -> Comp
         for block_NW in _blocks(maps_NV):
             gram_NN += block_NW @ block_NW.T
     size = float(np.trace(gram_NN))
-    value_K, basis_NK = eigh(gram_NN.T, subset_by_index=(images - count, images - 1), overwrite_a=True)  # LAPACK's order: no copy
+    value_K, basis_NK = eigh(
+        gram_NN.T, subset_by_index=(images - count, images - 1), overwrite_a=True
+    )  # LAPACK's order: no copy
     basis_NK /= np.sqrt(np.maximum(value_K, 1e-30))
-    reduced_WK = np.concatenate([block_NW.T @ basis_NK for maps_NV in maps for block_NW in _blocks(maps_NV)])
+    reduced_WK = np.concatenate(
+        [block_NW.T @ basis_NK for maps_NV in maps for block_NW in _blocks(maps_NV)]
+    )
     ica = FastICA(count, whiten="unit-variance", random_state=seed, max_iter=500, tol=1e-3)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", ConvergenceWarning)
@@ -70,7 +83,9 @@ def components_of(maps: Sequence[np.ndarray], count: int, seed: int = 0) -> Comp
     edges = np.cumsum([0, *(maps_NV.shape[1] for maps_NV in maps)])
     parts = [source_WK[a:b] for a, b in pairwise(edges)]
     expression = np.stack([_fitted(maps_NV, part_VK) for maps_NV, part_VK in zip(maps, parts)])
-    both_NK = sum(_projected(maps_NV, part_VK) for maps_NV, part_VK in zip(maps, parts)) @ np.linalg.pinv(source_WK.T @ source_WK)
+    both_NK = sum(
+        _projected(maps_NV, part_VK) for maps_NV, part_VK in zip(maps, parts)
+    ) @ np.linalg.pinv(source_WK.T @ source_WK)
     return Components(
         maps=tuple(part_VK.T.astype(np.float32) for part_VK in parts),
         loading_NK=both_NK.astype(np.float32),
@@ -97,18 +112,24 @@ def _fitted(maps_NV: np.ndarray, part_VK: np.ndarray) -> np.ndarray:
 
 
 def related_classes(loading_NK: np.ndarray, member_NC: np.ndarray) -> pd.DataFrame:
-    """Which classes' images carry a component more or less than other images (Welch's t-test, as in MoRE-Brain; q over all tests).
+    """Which classes' images carry a component more or less than other images (Welch's t-test, as in
+    MoRE-Brain; q over all tests).
 
     Returns
     -------
-    columns component, class (its number), t, p, q; classes with fewer than two images inside or outside are left out
+    pd.DataFrame
+        Columns component, class (its number), t, p, q; classes with fewer than two images inside or
+        outside are left out.
     """
     rows = []
     for number in range(member_NC.shape[1]):
         inside_N = member_NC[:, number]
         if 2 <= inside_N.sum() <= len(inside_N) - 2:
             t_K, p_K = ttest_ind(loading_NK[inside_N], loading_NK[~inside_N], equal_var=False)
-            rows += [{"component": k, "class": number, "t": t, "p": p} for k, (t, p) in enumerate(zip(t_K, p_K))]
+            rows += [
+                {"component": k, "class": number, "t": t, "p": p}
+                for k, (t, p) in enumerate(zip(t_K, p_K))
+            ]
     table = pd.DataFrame(rows, columns=["component", "class", "t", "p"])
     table["p"] = table["p"].fillna(1.0)
     table["q"] = false_discovery_control(table["p"]) if len(table) else table["p"]
@@ -116,15 +137,29 @@ def related_classes(loading_NK: np.ndarray, member_NC: np.ndarray) -> pd.DataFra
 
 
 def expression_table(components: Components, subjects: Sequence[int]) -> pd.DataFrame:
-    """How much of every subject's maps a component holds, and how far its loadings over images agree with those of all.
+    """How much of every subject's maps a component holds, and how far its loadings over images
+    agree with those of all.
 
     Returns
     -------
-    columns subject, component, strength (root mean square of the loading over images), agreement (correlation with the shared loading)
+    pd.DataFrame
+        Columns subject, component, strength (root mean square of the loading over images),
+        agreement (correlation with the shared loading).
     """
     rows = []
     for subject, own_NK in zip(subjects, components.expression_SNK):
         for k in range(own_NK.shape[1]):
-            both = np.corrcoef(own_NK[:, k], components.loading_NK[:, k])[0, 1] if len(own_NK) > 1 else np.nan
-            rows.append({"subject": subject, "component": k, "strength": np.sqrt((own_NK[:, k] ** 2).mean()), "agreement": both})
+            both = (
+                np.corrcoef(own_NK[:, k], components.loading_NK[:, k])[0, 1]
+                if len(own_NK) > 1
+                else np.nan
+            )
+            rows.append(
+                {
+                    "subject": subject,
+                    "component": k,
+                    "strength": np.sqrt((own_NK[:, k] ** 2).mean()),
+                    "agreement": both,
+                }
+            )
     return pd.DataFrame(rows)

@@ -1,7 +1,7 @@
 """What experts read and what they speak for.
 
-B trials, V voxels, H shared width, E experts of a level, P parents, F experts a parent splits into, K units of an expert, C classes,
-N images, F numbers of an embedding where a tensor says so.
+B trials, V voxels, H shared width, E experts of a level, P parents, F experts a parent splits into,
+K units of an expert, C classes, N images, F numbers of an embedding where a tensor says so.
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ class Selectivity(NamedTuple):
     """How much of every voxel an expert reads, from the weights alone."""
 
     share_EV: np.ndarray
-    """Share of a voxel's squared weights that goes to every expert; sums to 1 over the experts of a level (0 for a voxel nobody reads)."""
+    """Share of a voxel's squared weights that goes to every expert; sums to 1 over the experts of a
+    level (0 for a voxel nobody reads).
+    """
     exact: bool
-    """Whether an expert's inputs are a fixed set of units that kept their identity on the way. False where routing follows the
-    activation, or linear maps stand between levels: units are then followed by their place, which is all that the weights tell."""
+    """Whether an expert's inputs are a fixed set of units that kept their identity on the way.
+    False where routing follows the activation, or linear maps stand between levels: units are then
+    followed by their place, which is all that the weights tell.
+    """
 
     @property
     def chosen_V(self) -> np.ndarray:
@@ -41,12 +45,14 @@ class Selectivity(NamedTuple):
 def voxel_selectivity(reader: BrainReader, subject: int, voxels_BV: Tensor) -> list[Selectivity]:
     """Follow every voxel through the subject layer and the routers to the experts, level by level.
 
-    A unit keeps its place along the residual path of an expert; what the blocks add to it comes from other units of the same expert and is
-    not followed. Attributions of an expert (:mod:`braingen.interpret.attribution`) do follow it.
+    A unit keeps its place along the residual path of an expert; what the blocks add to it comes
+    from other units of the same expert and is not followed. Attributions of an expert
+    (:mod:`braingen.interpret.attribution`) do follow it.
 
     Parameters
     ----------
-    voxels_BV : trials over which routing is averaged where it depends on the trial
+    voxels_BV : Tensor
+        Trials over which routing is averaged where it depends on the trial.
 
     Raises
     ------
@@ -55,11 +61,15 @@ def voxel_selectivity(reader: BrainReader, subject: int, voxels_BV: Tensor) -> l
     """
     encoder = reader.encoder
     if isinstance(encoder, BrainMoEVoxel):
-        return [Selectivity(share_EV.cpu().numpy(), True) for share_EV in encoder.parcels(subject).shares()]
+        return [
+            Selectivity(share_EV.cpu().numpy(), True)
+            for share_EV in encoder.parcels(subject).shares()
+        ]
     if not isinstance(encoder, BrainMoEMulti) or encoder.bottleneck is not None:
         raise UserError(
-            f"Which voxels an expert reads can be told for BrainMoEMulti without a bottleneck and for BrainMoEVoxel, not for "
-            f"{type(encoder).__name__}; its attributions can be computed all the same (--parts)."
+            "Which voxels an expert reads can be told for BrainMoEMulti without a bottleneck and"
+            f" for BrainMoEVoxel, not for {type(encoder).__name__}; its attributions can be"
+            " computed all the same (--parts)."
         )
     energy_HV = encoder.subject_layer.linears[str(subject)].weight.float().square()  # type: ignore[operator,union-attr]
     routing = iter(encoder.eval()(voxels_BV, subject).routing)
@@ -81,34 +91,49 @@ def voxel_selectivity(reader: BrainReader, subject: int, voxels_BV: Tensor) -> l
         read_EBH = torch.zeros(*units_PBK.shape[:2], len(energy_HV), device=energy_HV.device)
         read_EBH.scatter_add_(2, units_PBK, gain_PBK.square())
         energy_EV = read_EBH.mean(dim=1) @ energy_HV
-        levels.append(Selectivity((energy_EV / energy_EV.sum(dim=0).clamp_min(1e-20)).cpu().numpy(), exact))
+        levels.append(
+            Selectivity((energy_EV / energy_EV.sum(dim=0).clamp_min(1e-20)).cpu().numpy(), exact)
+        )
     return levels
 
 
 @torch.no_grad()
 def evidence(said: Tensor, direction_CF: Tensor) -> np.ndarray:
-    """How far what was said points to every class: N x C, or N x E x C for what every expert said (N x E x F)."""
+    """How far what was said points to every class: N x C, or N x E x C for what every expert said
+    (N x E x F).
+    """
     return (said @ direction_CF.T.to(said)).float().cpu().numpy()
 
 
-def profile(evidence_NEC: np.ndarray, member_NC: np.ndarray, permutations: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """What every expert speaks for: its evidence for a class on that class's images, less that on all others.
+def profile(
+    evidence_NEC: np.ndarray, member_NC: np.ndarray, permutations: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """What every expert speaks for: its evidence for a class on that class's images, less that on
+    all others.
 
-    The p value is two-sided, from exchanging the images (their classes move together); q is its false discovery rate (Benjamini and
-    Hochberg) over all experts and classes of the table.
+    The p value is two-sided, from exchanging the images (their classes move together); q is its
+    false discovery rate (Benjamini and Hochberg) over all experts and classes of the table.
 
     Parameters
     ----------
-    evidence_NEC : see :func:`evidence`
-    member_NC : bool, which image has which class; a class that no image or every image has gets no row
-    permutations : of the images
+    evidence_NEC : np.ndarray
+        See :func:`evidence`.
+    member_NC : np.ndarray
+        Bool, which image has which class; a class that no image or every image has gets no row.
+    permutations : int, optional
+        Of the images.
 
     Returns
     -------
-    columns expert, class (its number), images, difference, standardised (difference / sd of its permutations), p, q
+    pd.DataFrame
+        Columns expert, class (its number), images, difference, standardised (difference / sd of its
+        permutations), p, q.
     """
     usable_C = np.flatnonzero(member_NC.any(axis=0) & ~member_NC.all(axis=0))
-    member_NC, evidence_NEC = member_NC[:, usable_C].astype(np.float64), evidence_NEC[:, :, usable_C].astype(np.float64)
+    member_NC, evidence_NEC = (
+        member_NC[:, usable_C].astype(np.float64),
+        evidence_NEC[:, :, usable_C].astype(np.float64),
+    )
     inside_C, outside_C = member_NC.sum(axis=0), (1 - member_NC).sum(axis=0)
     weight_NC = member_NC / inside_C - (1 - member_NC) / outside_C
 
@@ -117,7 +142,9 @@ def profile(evidence_NEC: np.ndarray, member_NC: np.ndarray, permutations: int =
 
     rng = np.random.default_rng(seed)
     found_EC = differences(np.arange(len(member_NC)))
-    drawn_REC = np.stack([differences(rng.permutation(len(member_NC))) for _ in range(permutations)])
+    drawn_REC = np.stack(
+        [differences(rng.permutation(len(member_NC))) for _ in range(permutations)]
+    )
     p_EC = (1 + (np.abs(drawn_REC) >= np.abs(found_EC) - 1e-12).sum(axis=0)) / (1 + permutations)
     q_EC = false_discovery_control(p_EC.ravel()).reshape(p_EC.shape) if p_EC.size else p_EC
     sd_EC = np.maximum(drawn_REC.std(axis=0), 1e-12)
@@ -158,13 +185,19 @@ class Said(NamedTuple):
 
 
 @torch.no_grad()
-def listen(reader: BrainReader, voxels_NV: VoxelRows, subject: int, batch_size: int = 64) -> Iterator[Said]:
-    """Ask every part of a decoder about images, some at a time: what 30 experts say of 1000 images is more than their voxels."""
+def listen(
+    reader: BrainReader, voxels_NV: VoxelRows, subject: int, batch_size: int = 64
+) -> Iterator[Said]:
+    """Ask every part of a decoder about images, some at a time: what 30 experts say of 1000 images
+    is more than their voxels.
+    """
     device = next(reader.parameters()).device
     for first in range(0, len(voxels_NV), batch_size):
         voxels_BV = torch.as_tensor(voxels_NV[first : first + batch_size], device=device)
         out = reader.eval()(voxels_BV, subject, return_experts=True)
-        decoded_BTD = out.backbone_BTD if reader.prior is None else reader.prior.predict(out.backbone_BTD)
+        decoded_BTD = (
+            out.backbone_BTD if reader.prior is None else reader.prior.predict(out.backbone_BTD)
+        )
         yield Said(
             out.level_backbone_BLTD.flatten(2).cpu(),
             tuple(each.flatten(2).cpu() for each in out.expert_backbone),
@@ -176,4 +209,9 @@ def listen(reader: BrainReader, voxels_NV: VoxelRows, subject: int, batch_size: 
 def all_said(said: Iterable[Said]) -> Said:
     """Of a few images, together."""
     levels, experts, whole, clip = zip(*said)
-    return Said(torch.cat(levels), tuple(torch.cat(each) for each in zip(*experts)), torch.cat(whole), torch.cat(clip))
+    return Said(
+        torch.cat(levels),
+        tuple(torch.cat(each) for each in zip(*experts)),
+        torch.cat(whole),
+        torch.cat(clip),
+    )

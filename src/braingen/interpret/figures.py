@@ -36,9 +36,11 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _limit(value_V: np.ndarray) -> float:
-    """Where colours end, from -limit to limit: the 99th percentile of sizes, so that one voxel does not wash out the rest.
+    """Where colours end, from -limit to limit: the 99th percentile of sizes, so that one voxel does
+    not wash out the rest.
 
-    Where that is zero, the largest size; where all is zero, or nothing is a number, 1: zero is the middle of the colours.
+    Where that is zero, the largest size; where all is zero, or nothing is a number, 1: zero is the
+    middle of the colours.
     """
     size = np.abs(np.asarray(value_V, dtype=np.float64))
     size = size[np.isfinite(size)]
@@ -50,34 +52,49 @@ def _limit(value_V: np.ndarray) -> float:
 def _titled(title: str, value_V: np.ndarray) -> str:
     """A title that says so where there is nothing to see."""
     finite = np.isfinite(value_V)
-    told = "no finite value" if not finite.any() else "zero everywhere" if not np.any(np.asarray(value_V)[finite]) else ""
+    told = (
+        "no finite value"
+        if not finite.any()
+        else "zero everywhere"
+        if not np.any(np.asarray(value_V)[finite])
+        else ""
+    )
     return f"{title} ({told})" if title and told else title or told
 
 
 def _image(places: VoxelPlaces, value_V: np.ndarray) -> nibabel.Nifti1Image:
-    return nibabel.Nifti1Image(places.to_volume(np.asarray(value_V, dtype=np.float32)), places.affine)
+    return nibabel.Nifti1Image(
+        places.to_volume(np.asarray(value_V, dtype=np.float32)), places.affine
+    )
 
 
 def draw_projections(path: Path, places: VoxelPlaces, value_V: np.ndarray, title: str = "") -> None:
-    """A glass brain in the subject's own space: from the right, from behind and from above, the value largest in size along the view.
+    """A glass brain in the subject's own space: from the right, from behind and from above, the
+    value largest in size along the view.
 
     Values that are not finite are left out.
 
-    nilearn's glass brain draws an outline of the standard (MNI) brain, into which no subject's own space fits, so the outline here is that
-    of the subject's voxels.
+    nilearn's glass brain draws an outline of the standard (MNI) brain, into which no subject's own
+    space fits, so the outline here is that of the subject's voxels.
     """
     volume = nibabel.as_closest_canonical(_image(places, value_V))
     inside = nibabel.as_closest_canonical(_image(places, np.ones(places.voxels)))
     values, mask = np.asanyarray(volume.dataobj), np.asanyarray(inside.dataobj) > 0
-    size = np.where(mask & np.isfinite(values), np.abs(values), -1)  # -1: never the largest, where there is any value
+    size = np.where(
+        mask & np.isfinite(values), np.abs(values), -1
+    )  # -1: never the largest, where there is any value
     limit = _limit(value_V)
     figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.5), layout="constrained")
-    for axis, (along, name) in zip(axes, ((0, "from the right"), (1, "from behind"), (2, "from above"))):
+    for axis, (along, name) in zip(
+        axes, ((0, "from the right"), (1, "from behind"), (2, "from above"))
+    ):
         where = size.argmax(axis=along, keepdims=True)
         seen = np.take_along_axis(values, where, axis=along).squeeze(axis=along)
         outline = mask.any(axis=along)
         shown = np.where(size.max(axis=along) >= 0, seen, np.nan).T
-        axis.imshow(shown, origin="lower", cmap=_MAP, vmin=-limit, vmax=limit, interpolation="nearest")
+        axis.imshow(
+            shown, origin="lower", cmap=_MAP, vmin=-limit, vmax=limit, interpolation="nearest"
+        )
         if min(outline.shape) > 1 and not outline.all():  # else there is no line to draw
             axis.contour(outline.T, levels=[0.5], colors="0.5", linewidths=0.6)
         axis.set_title(name, fontsize=9)
@@ -86,29 +103,53 @@ def draw_projections(path: Path, places: VoxelPlaces, value_V: np.ndarray, title
     _save(figure, path)
 
 
-def draw_slices(path: Path, places: VoxelPlaces, value_V: np.ndarray, title: str = "", cuts: int = 6) -> None:
-    """Horizontal slices over the mask of the subject's voxels (nilearn's stat map); values that are not finite are left out."""
+def draw_slices(
+    path: Path, places: VoxelPlaces, value_V: np.ndarray, title: str = "", cuts: int = 6
+) -> None:
+    """Horizontal slices over the mask of the subject's voxels (nilearn's stat map); values that are
+    not finite are left out.
+    """
     background = _image(places, np.ones(places.voxels))
     positions = np.quantile(places.millimetres_V3[:, 2], np.linspace(0.08, 0.92, cuts))
     limit = _limit(value_V)
-    # nilearn leaves out what lies below the threshold: voxels without a value become 0, and those of value 0 just enough to be drawn
+    # nilearn leaves out what lies below the threshold: voxels without a value become 0, and those
+    # of value 0 just enough to be drawn
     least = 1e-6 * limit
     value_V = np.asarray(value_V, dtype=np.float64)
-    drawn_V = np.where(np.isfinite(value_V), np.where(np.abs(value_V) < 2 * least, 2 * least, value_V), 0)
+    drawn_V = np.where(
+        np.isfinite(value_V), np.where(np.abs(value_V) < 2 * least, 2 * least, value_V), 0
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "empty mask", UserWarning)  # of a map without any value
         display = plotting.plot_stat_map(
-            _image(places, drawn_V), bg_img=background, display_mode="z", cut_coords=np.unique(np.round(positions, 1)), vmin=-limit,
-            vmax=limit, symmetric_cbar=True, threshold=least, cmap=_MAP, black_bg=False, draw_cross=False, annotate=False,
+            _image(places, drawn_V),
+            bg_img=background,
+            display_mode="z",
+            cut_coords=np.unique(np.round(positions, 1)),
+            vmin=-limit,
+            vmax=limit,
+            symmetric_cbar=True,
+            threshold=least,
+            cmap=_MAP,
+            black_bg=False,
+            draw_cross=False,
+            annotate=False,
             title=_titled(title, value_V) or None,
-            colorbar=True, figure=plt.figure(figsize=(10, 2.2)),
-        )  # fmt: skip
+            colorbar=True,
+            figure=plt.figure(figsize=(10, 2.2)),
+        )
     _save(display.frame_axes.figure, path)
 
 
 def draw_columns(path: Path, places: Places, value_V: np.ndarray, title: str = "") -> None:
-    """A map of columns whose places are not known, or that no mesh is there for: values row by row, in the order of the betas."""
-    where = f"no mesh of {places.surface} (--surface)" if isinstance(places, SurfacePlaces) else "where columns lie is not known"
+    """A map of columns whose places are not known, or that no mesh is there for: values row by row,
+    in the order of the betas.
+    """
+    where = (
+        f"no mesh of {places.surface} (--surface)"
+        if isinstance(places, SurfacePlaces)
+        else "where columns lie is not known"
+    )
     value_V = np.asarray(value_V, dtype=np.float64)
     value_V = np.where(np.isfinite(value_V), value_V, np.nan)
     wide = max(1, int(np.ceil(np.sqrt(4 * len(value_V)))))
@@ -124,7 +165,11 @@ def draw_columns(path: Path, places: Places, value_V: np.ndarray, title: str = "
 
 
 def draw_surface(
-    path: Path, places: VoxelPlaces | SurfacePlaces, value_V: np.ndarray, meshes: Sequence[Mesh], title: str = ""
+    path: Path,
+    places: VoxelPlaces | SurfacePlaces,
+    value_V: np.ndarray,
+    meshes: Sequence[Mesh],
+    title: str = "",
 ) -> None:
     """A map on surfaces, from four sides, drawn with open sulci; grey where there is nothing.
 
@@ -140,33 +185,70 @@ def draw_surface(
     limit = _limit(seen)  # means over a ball are smaller than voxels' values
     views = ("lateral", "medial", "posterior", "ventral")
     height = 2.1 * len(meshes) + 0.4
-    figure, axes = plt.subplots(len(meshes), len(views), figsize=(9.5, height), subplot_kw={"projection": "3d"}, squeeze=False)
+    figure, axes = plt.subplots(
+        len(meshes),
+        len(views),
+        figsize=(9.5, height),
+        subplot_kw={"projection": "3d"},
+        squeeze=False,
+    )
     top = 1 - 0.4 / height
     figure.subplots_adjust(left=0, right=0.9, bottom=0, top=top, wspace=0, hspace=0)
     for number, (row, mesh, texture_N) in enumerate(zip(axes, meshes, textures)):
-        figure.text(0.01, top * (1 - number / len(meshes)), f"{mesh.name} ({mesh.side})", fontsize=9, va="top")
+        figure.text(
+            0.01,
+            top * (1 - number / len(meshes)),
+            f"{mesh.name} ({mesh.side})",
+            fontsize=9,
+            va="top",
+        )
         inflated_N3, grey_N = shown(mesh)
         for axis, view in zip(row, views):
             plotting.plot_surf_stat_map(
                 [inflated_N3.copy(), mesh.face_F3],  # a copy: nilearn shifts what it draws
-                texture_N, hemi=mesh.side, view=view, bg_map=grey_N, vmin=-limit, vmax=limit, cmap=_MAP, colorbar=False,
-                axes=axis, figure=figure, threshold=None,
-            )  # fmt: skip
+                texture_N,
+                hemi=mesh.side,
+                view=view,
+                bg_map=grey_N,
+                vmin=-limit,
+                vmax=limit,
+                cmap=_MAP,
+                colorbar=False,
+                axes=axis,
+                figure=figure,
+                threshold=None,
+            )
             axis.set_title(view, fontsize=8, color="0.35", y=0.86)
     colours = ScalarMappable(Normalize(-limit, limit), _MAP)
-    figure.colorbar(colours, cax=figure.add_axes((0.9, 0.3, 0.012, 0.4)), ticks=(-limit, 0, limit), format="%.2g")
+    figure.colorbar(
+        colours,
+        cax=figure.add_axes((0.9, 0.3, 0.012, 0.4)),
+        ticks=(-limit, 0, limit),
+        format="%.2g",
+    )
     figure.suptitle(_titled(title, value_V), fontsize=10)
     _save(figure, path)
 
 
-def draw_sheet(path: Path, place_V2: np.ndarray, hemisphere_V: np.ndarray, area_V: np.ndarray, value_V: np.ndarray, title: str) -> None:
-    """A map on the flat sheet of a simulated subject, whose cortex is known, with the names of its planted areas.
+def draw_sheet(
+    path: Path,
+    place_V2: np.ndarray,
+    hemisphere_V: np.ndarray,
+    area_V: np.ndarray,
+    value_V: np.ndarray,
+    title: str,
+) -> None:
+    """A map on the flat sheet of a simulated subject, whose cortex is known, with the names of its
+    planted areas.
 
     Parameters
     ----------
-    place_V2 : millimetres on the sheet: from the pole forward, from dorsal to ventral
-    hemisphere_V : 0 left, 1 right
-    area_V : names
+    place_V2 : np.ndarray
+        Millimetres on the sheet: from the pole forward, from dorsal to ventral.
+    hemisphere_V : np.ndarray
+        0 left, 1 right.
+    area_V : np.ndarray
+        Names.
     """
     limit = _limit(value_V)
     figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.3), layout="constrained", sharey=True)
@@ -175,13 +257,22 @@ def draw_sheet(path: Path, place_V2: np.ndarray, hemisphere_V: np.ndarray, area_
         inside = hemisphere_V == side
         across, down = place_V2[inside].T
         axis.scatter(
-            -across if side == 0 else across, -down, c=value_V[inside], s=min(dots, 60), cmap=_MAP, vmin=-limit, vmax=limit, marker="s",
+            -across if side == 0 else across,
+            -down,
+            c=value_V[inside],
+            s=min(dots, 60),
+            cmap=_MAP,
+            vmin=-limit,
+            vmax=limit,
+            marker="s",
             lw=0,
-        )  # fmt: skip
+        )
         for area in np.unique(area_V[inside]):
             mine = inside & (area_V == area)
             x, y = np.median(place_V2[mine], axis=0)
-            axis.text(-x if side == 0 else x, -y, area, fontsize=6, ha="center", va="center", color="0.15")
+            axis.text(
+                -x if side == 0 else x, -y, area, fontsize=6, ha="center", va="center", color="0.15"
+            )
         axis.set_title(name, fontsize=9)
         axis.set_axis_off()
         axis.set_aspect("equal")

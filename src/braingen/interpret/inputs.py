@@ -1,4 +1,5 @@
-"""What `braingen explain` reads: a trained reader, test images' responses, labels, and the directions that are asked about.
+"""What `braingen explain` reads: a trained reader, test images' responses, labels, and the
+directions that are asked about.
 
 N test images, V voxels, F numbers of an embedding, C classes, M training images.
 """
@@ -67,7 +68,9 @@ class Classes(NamedTuple):
     direction_CF: Tensor
     """From training images, length 1."""
     read_out: Callable[[], ClassReadOut]
-    """Learns from training images to tell the categories in an embedding; it takes a while with thousands of images."""
+    """Learns from training images to tell the categories in an embedding; it takes a while with
+    thousands of images.
+    """
 
 
 class Inputs(NamedTuple):
@@ -81,13 +84,21 @@ class Inputs(NamedTuple):
     classes: Classes | None
     """None where nothing is known of what the images show."""
     direction_NF: Tensor
-    """Per test image the direction whose share is explained, of length 1, in a mapped file as true_NF."""
+    """Per test image the direction whose share is explained, of length 1, in a mapped file as
+    true_NF.
+    """
     simulated: bool
 
 
 def averaged(betas: Betas, repeats: Repeats, out_NV: np.ndarray | None = None) -> np.ndarray:
-    """Responses averaged over the presentations there are, N x V float32; into `out_NV` where it is given."""
-    out_NV = np.empty((len(repeats.image_N), betas.voxels), dtype=np.float32) if out_NV is None else out_NV
+    """Responses averaged over the presentations there are, N x V float32; into `out_NV` where it is
+    given.
+    """
+    out_NV = (
+        np.empty((len(repeats.image_N), betas.voxels), dtype=np.float32)
+        if out_NV is None
+        else out_NV
+    )
     for row, trials in enumerate(repeats.rows_NR):
         out_NV[row] = betas.rows(trials[trials >= 0]).mean(axis=0)
     return out_NV
@@ -105,25 +116,42 @@ def read_labels(config: Config, simulated: bool) -> Labels | None:
     if config.explain.labels:
         path = Path(config.explain.labels).expanduser()
         if not path.is_file():
-            raise UserError(f"There is no table of labels {path}: give a CSV with a column image and one column per kind of label.")
+            raise UserError(
+                f"There is no table of labels {path}: give a CSV with a column image and one column"
+                " per kind of label."
+            )
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
         if "image" not in table or asked not in table:
-            raise UserError(f"{path} has columns {', '.join(table)}; image and {asked} were expected (choose with --grouping).")
-        known = {int(image): tuple(filter(None, map(str.strip, text.split(";")))) for image, text in zip(table["image"], table[asked])}
+            raise UserError(
+                f"{path} has columns {', '.join(table)}; image and {asked} were expected (choose"
+                " with --grouping)."
+            )
+        known = {
+            int(image): tuple(filter(None, map(str.strip, text.split(";"))))
+            for image, text in zip(table["image"], table[asked])
+        }
         return lambda images: [known.get(int(image), ()) for image in images]
     if not simulated:
         return None
     things = {
         "supercategory": lambda scene: OBJECTS[scene.objects[0].object].supercategory,
         "object": lambda scene: OBJECTS[scene.objects[0].object].name,
-        "colour": lambda scene: "" if scene.objects[0].colour == NO_COLOUR else COLOUR_NAMES[scene.objects[0].colour],
+        "colour": lambda scene: (
+            "" if scene.objects[0].colour == NO_COLOUR else COLOUR_NAMES[scene.objects[0].colour]
+        ),
         "background": lambda scene: BACKGROUNDS[scene.background],
         "position": lambda scene: POSITIONS[scene.position],
     }
     if asked not in things:
-        raise UserError(f"explain.grouping = {asked} is not known of simulated images: {', '.join(things)} are; or give --labels TABLE.")
+        raise UserError(
+            f"explain.grouping = {asked} is not known of simulated images: {', '.join(things)} are;"
+            " or give --labels TABLE."
+        )
     layout = Layout.of(config.data.root)
-    return lambda images: [tuple(filter(None, [things[asked](scene)])) for scene in load_scenes(layout, images.tolist())]
+    return lambda images: [
+        tuple(filter(None, [things[asked](scene)]))
+        for scene in load_scenes(layout, images.tolist())
+    ]
 
 
 def read_subjects(config: Config, meshes: Mapping[int, tuple[Mesh, ...]]) -> tuple[Subject, ...]:
@@ -132,44 +160,73 @@ def read_subjects(config: Config, meshes: Mapping[int, tuple[Mesh, ...]]) -> tup
     Raises
     ------
     UserError
-        When atlases or surfaces lie elsewhere than voxels, subjects share fewer than two images, or mask and betas differ in their number
-        of voxels.
+        When atlases or surfaces lie elsewhere than voxels, subjects share fewer than two images, or
+        mask and betas differ in their number of voxels.
     """
     layout = Layout.of(config.data.root)
     places = {number: load_any_places(layout, number) for number in config.data.subjects}
     volumes = {number: each for number, each in places.items() if isinstance(each, VoxelPlaces)}
     if config.explain.atlases and len(volumes) < len(places):
-        raise UserError("explain.atlases are volumes, and the responses lie on a surface or have no places: leave --atlases out.")
+        raise UserError(
+            "explain.atlases are volumes, and the responses lie on a surface or have no places:"
+            " leave --atlases out."
+        )
     check_atlases(config.explain.atlases, volumes)
     about: dict[int, tuple[str, ...]] = dict.fromkeys(places, ())
     for number, each in places.items():
         if isinstance(each, VoxelPlaces):
-            about[number] = check_space(config.explain.surface, meshes.get(number, ()), volumes, number)
+            about[number] = check_space(
+                config.explain.surface, meshes.get(number, ()), volumes, number
+            )
         elif isinstance(each, SurfacePlaces):
             check_vertices(meshes.get(number, ()), each)
     found = {number: group_repeats(test_trials(layout, number)) for number in config.data.subjects}
-    shared = [image for image in next(iter(found.values())).image_N if all(image in each.image_N for each in found.values())]
+    shared = [
+        image
+        for image in next(iter(found.values())).image_N
+        if all(image in each.image_N for each in found.values())
+    ]
     shared_N = np.array(shared[: config.explain.explain_images or None], dtype=np.int64)
     if len(shared_N) < 2:
-        raise UserError(f"Subjects {', '.join(map(str, found))} share {len(shared_N)} test images; at least 2 are needed.")
+        raise UserError(
+            f"Subjects {', '.join(map(str, found))} share {len(shared_N)} test images; at least 2"
+            " are needed."
+        )
     subjects = []
     for number, repeats in found.items():
         rows_NR = repeats.rows_NR[np.searchsorted(repeats.image_N, shared_N)]
         betas = Betas.of(layout, number)
         if places[number].voxels != betas.voxels:
             raise UserError(
-                f"Subject {number}: the volumes' mask has {places[number].voxels} voxels, the betas have {betas.voxels}; they do not"
-                " belong together (docs/data.md)."
+                f"Subject {number}: the volumes' mask has {places[number].voxels} voxels, the betas"
+                f" have {betas.voxels}; they do not belong together (docs/data.md)."
             )
-        voxels_NV = averaged(betas, Repeats(shared_N, rows_NR), scratch_array(config.run.folder, (len(shared_N), betas.voxels)))
-        subjects.append(Subject(number, voxels_NV, rows_NR, shared_N, places[number], meshes.get(number, ()), about[number]))
+        voxels_NV = averaged(
+            betas,
+            Repeats(shared_N, rows_NR),
+            scratch_array(config.run.folder, (len(shared_N), betas.voxels)),
+        )
+        subjects.append(
+            Subject(
+                number,
+                voxels_NV,
+                rows_NR,
+                shared_N,
+                places[number],
+                meshes.get(number, ()),
+                about[number],
+            )
+        )
     return tuple(subjects)
 
 
 def training_images(config: Config) -> np.ndarray:
     """Ids of the training images of all subjects."""
     layout = Layout.of(config.data.root)
-    tables = [train_trials(layout, number, config.data.num_sessions).table for number in config.data.subjects]
+    tables = [
+        train_trials(layout, number, config.data.num_sessions).table
+        for number in config.data.subjects
+    ]
     return np.unique(np.concatenate([table["image"].to_numpy() for table in tables]))
 
 
@@ -178,8 +235,14 @@ def training_responses(config: Config, subject: int) -> Tensor:
     layout = Layout.of(config.data.root)
     repeats = group_repeats(train_trials(layout, subject, config.data.num_sessions))
     count = min(config.explain.baselines, len(repeats.image_N))
-    chosen = np.sort(np.random.default_rng(config.run.seed).choice(len(repeats.image_N), count, replace=False))
-    return torch.from_numpy(averaged(Betas.of(layout, subject), Repeats(repeats.image_N[chosen], repeats.rows_NR[chosen])))
+    chosen = np.sort(
+        np.random.default_rng(config.run.seed).choice(len(repeats.image_N), count, replace=False)
+    )
+    return torch.from_numpy(
+        averaged(
+            Betas.of(layout, subject), Repeats(repeats.image_N[chosen], repeats.rows_NR[chosen])
+        )
+    )
 
 
 def read_inputs(config: Config) -> Inputs:
@@ -191,7 +254,9 @@ def read_inputs(config: Config) -> Inputs:
         When something is missing, or what is asked about is not there.
     """
     meshes = read_meshes(config.explain.surface, config.data.subjects)
-    reader = load_reader(config, config.explain.modality).to(device_of(config)).requires_grad_(False)
+    reader = (
+        load_reader(config, config.explain.modality).to(device_of(config)).requires_grad_(False)
+    )
     targets, subjects = Targets(config), read_subjects(config, meshes)
     image_N, simulated = subjects[0].image_N, targets.stimuli.simulated
 
@@ -200,7 +265,9 @@ def read_inputs(config: Config) -> Inputs:
 
     def true(images: np.ndarray) -> Tensor:
         table = targets.table(config.explain.modality, images)
-        return on_disk(config, len(images), lambda rows: standard(torch.from_numpy(table[images[rows]])))
+        return on_disk(
+            config, len(images), lambda rows: standard(torch.from_numpy(table[images[rows]]))
+        )
 
     true_NF = true(image_N)
     labels = read_labels(config, simulated)
@@ -219,11 +286,17 @@ def read_inputs(config: Config) -> Inputs:
 
 
 def on_disk(config: Config, count: int, make: Callable[[np.ndarray], Tensor]) -> Tensor:
-    """Embeddings of `count` images, made for some rows at a time and kept in a mapped file: whole tokens are larger than voxels."""
+    """Embeddings of `count` images, made for some rows at a time and kept in a mapped file: whole
+    tokens are larger than voxels.
+    """
     kept_NF: np.ndarray | None = None
     for first, last in blocks(count, _IMAGES):
         some_BF = make(np.arange(first, last)).cpu().numpy()
-        kept_NF = scratch_array(config.run.folder, (count, some_BF.shape[1])) if kept_NF is None else kept_NF
+        kept_NF = (
+            scratch_array(config.run.folder, (count, some_BF.shape[1]))
+            if kept_NF is None
+            else kept_NF
+        )
         kept_NF[first:last] = some_BF
     return torch.from_numpy(kept_NF)
 
@@ -239,10 +312,14 @@ def _directions(
 ) -> Callable[[np.ndarray], Tensor]:
     """What makes the directions of some rows, of any length."""
     kind, colon, name = config.explain.about.partition(":")
-    if kind not in ABOUT or (colon and not name) or (name and kind in ("target", "cosine", "embedding")):
+    if (
+        kind not in ABOUT
+        or (colon and not name)
+        or (name and kind in ("target", "cosine", "embedding"))
+    ):
         raise UserError(
-            f"explain.about = {config.explain.about} is not possible: take target, cosine, embedding, label, label:NAME, caption or "
-            "caption:TEXT."
+            f"explain.about = {config.explain.about} is not possible: take target, cosine,"
+            " embedding, label, label:NAME, caption or caption:TEXT."
         )
     if kind in ("target", "cosine"):
         return lambda rows: true_NF[rows]
@@ -250,25 +327,40 @@ def _directions(
 
         @torch.no_grad()
         def decoded(rows: np.ndarray) -> Tensor:
-            return decode(reader, torch.from_numpy(subject.voxels_NV[rows]).to(reader.device), subject.number)
+            return decode(
+                reader, torch.from_numpy(subject.voxels_NV[rows]).to(reader.device), subject.number
+            )
 
         return decoded
     if kind == "caption":
         if config.explain.modality != "text":
-            raise UserError("explain.about = caption asks the text encoder, whose embeddings captions have: add --modality text.")
-        texts = [name] * len(true_NF) if name else [targets.captions[int(image)][0] for image in subject.image_N]
+            raise UserError(
+                "explain.about = caption asks the text encoder, whose embeddings captions have: add"
+                " --modality text."
+            )
+        texts = (
+            [name] * len(true_NF)
+            if name
+            else [targets.captions[int(image)][0] for image in subject.image_N]
+        )
         return lambda rows: standard(targets.text_encoder([[texts[row]] for row in rows]))
     if classes is None:
-        raise UserError("explain.about = label needs to know what images show: give a table with --labels (docs/explain.md).")
+        raise UserError(
+            "explain.about = label needs to know what images show: give a table with --labels"
+            " (docs/explain.md)."
+        )
     if name:
         if name not in classes.names:
-            raise UserError(f"There is no {config.explain.grouping} '{name}' among {', '.join(classes.names)}.")
+            raise UserError(
+                f"There is no {config.explain.grouping} '{name}' among {', '.join(classes.names)}."
+            )
         named = classes.names.index(name)
         return lambda rows: classes.direction_CF[[named] * len(rows)]
     if not classes.member_NC.any(axis=1).all():
         raise UserError(
-            f"Image {subject.image_N[~classes.member_NC.any(axis=1)][0]} has no {config.explain.grouping}: explain one class with"
-            " --about label:NAME, or take another --grouping."
+            f"Image {subject.image_N[~classes.member_NC.any(axis=1)][0]} has no"
+            f" {config.explain.grouping}: explain one class with --about label:NAME, or take"
+            " another --grouping."
         )
     first_N = classes.member_NC.argmax(axis=1)
     return lambda rows: classes.direction_CF[first_N[rows]]

@@ -21,7 +21,9 @@ _BLOCK = 64  # rows read at once
 
 
 class MapFile(NamedTuple):
-    """Where the maps of some images lie: ``<name>.npy`` (N x V float32, memory-mapped) and ``<name>.json``."""
+    """Where the maps of some images lie: ``<name>.npy`` (N x V float32, memory-mapped) and
+    ``<name>.json``.
+    """
 
     path: Path
     """Of the .npy file."""
@@ -44,11 +46,16 @@ class MapFile(NamedTuple):
             When they are not finished.
         """
         if not self.finished:
-            raise UserError(f"{self.path} is not finished: run `braingen explain` again, it continues where it stopped.")
+            raise UserError(
+                f"{self.path} is not finished: run `braingen explain` again, it continues where it"
+                " stopped."
+            )
         return np.load(self.path, mmap_mode="r")
 
     def notes(self) -> dict:
-        """``images`` and, per image, ``value`` and ``error`` (see :class:`braingen.interpret.attribution.Attribution`)."""
+        """``images`` and, per image, ``value`` and ``error`` (see
+        :class:`braingen.interpret.attribution.Attribution`).
+        """
         return read_json(self._notes)
 
     def fill(
@@ -62,15 +69,21 @@ class MapFile(NamedTuple):
     ) -> None:
         """Explain every image that is not there yet, batch by batch, straight into the file.
 
-        A process that is killed loses the batch it was at; the next one continues with the same batches.
+        A process that is killed loses the batch it was at; the next one continues with the same
+        batches.
 
         Parameters
         ----------
-        image_N : ids, one per row
-        voxels : V
-        query : what to ask about some rows
-        batch_size : images at once
-        tick : told how many rows are done
+        image_N : np.ndarray
+            Ids, one per row.
+        voxels : int
+            V.
+        query : Callable[[np.ndarray], Query]
+            What to ask about some rows.
+        batch_size : int
+            Images at once.
+        tick : Callable[[int], object], optional
+            Told how many rows are done.
         """
         if self.finished:
             tick(len(image_N))
@@ -79,12 +92,19 @@ class MapFile(NamedTuple):
         notes: dict[str, list] = {"images": image_N.tolist(), "value": [], "error": []}
         if part.exists() and notes_path.exists():
             begun = read_json(notes_path)
-            if begun["images"] == notes["images"] and np.load(part, mmap_mode="r").shape == (len(image_N), voxels):
+            if begun["images"] == notes["images"] and np.load(part, mmap_mode="r").shape == (
+                len(image_N),
+                voxels,
+            ):
                 notes = begun
         with disk_errors_as_sentences(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             begun_rows = len(notes["value"])
-            rows = np.load(part, mmap_mode="r+") if begun_rows else new_npy(part, np.float32, (len(image_N), voxels))
+            rows = (
+                np.load(part, mmap_mode="r+")
+                if begun_rows
+                else new_npy(part, np.float32, (len(image_N), voxels))
+            )
             tick(begun_rows)
             for first in range(begun_rows, len(image_N), batch_size):
                 some = np.arange(first, min(first + batch_size, len(image_N)))
@@ -106,25 +126,36 @@ def mean_maps(maps_NV: np.ndarray, weight_NC: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    maps_NV : an array or a memory map
-    weight_NC : weight of an image in every mean, such as membership of a class; a class without images gives zeros
+    maps_NV : np.ndarray
+        An array or a memory map.
+    weight_NC : np.ndarray
+        Weight of an image in every mean, such as membership of a class; a class without images
+        gives zeros.
     """
     weight_NC = np.asarray(weight_NC, dtype=np.float64)
     total_C = weight_NC.sum(axis=0)
     sum_CV = np.zeros((weight_NC.shape[1], maps_NV.shape[1]))
     for first in range(0, len(maps_NV), _BLOCK):
-        sum_CV += weight_NC[first : first + _BLOCK].T @ np.asarray(maps_NV[first : first + _BLOCK], dtype=np.float64)
+        sum_CV += weight_NC[first : first + _BLOCK].T @ np.asarray(
+            maps_NV[first : first + _BLOCK], dtype=np.float64
+        )
     return (sum_CV / np.where(total_C == 0, 1, total_C)[:, None]).astype(np.float32)
 
 
 def root_mean_square(maps_NV: np.ndarray) -> np.ndarray:
-    """Typical size of a voxel's contribution over images, V float32, reading a few rows at a time."""
+    """Typical size of a voxel's contribution over images, V float32, reading a few rows at
+    a time.
+    """
     total_V = np.zeros(maps_NV.shape[1])
     for first in range(0, len(maps_NV), _BLOCK):
-        total_V += np.square(np.asarray(maps_NV[first : first + _BLOCK], dtype=np.float64)).sum(axis=0)
+        total_V += np.square(np.asarray(maps_NV[first : first + _BLOCK], dtype=np.float64)).sum(
+            axis=0
+        )
     return np.sqrt(total_V / len(maps_NV)).astype(np.float32)
 
 
 def membership(labels_N: Sequence[Iterable[str]], names: Sequence[str]) -> np.ndarray:
     """bool N x C: which image has which label."""
-    return np.array([[name in labels for name in names] for labels in map(set, labels_N)], dtype=bool).reshape(len(labels_N), len(names))
+    return np.array(
+        [[name in labels for name in names] for labels in map(set, labels_N)], dtype=bool
+    ).reshape(len(labels_N), len(names))

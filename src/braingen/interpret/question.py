@@ -1,4 +1,6 @@
-"""One question that `braingen explain` answers: what it is about, where its files lie, and what all its steps need."""
+"""One question that `braingen explain` answers: what it is about, where its files lie, and what all
+its steps need.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,15 @@ def chosen_parts(config: Config, experts: list[int]) -> list[Part]:
         "levels": [part for part in everything if part.level is not None and part.expert is None],
         "experts": [part for part in everything if part.expert is not None],
     }
-    found = [part for name in config.explain.parts for part in groups.get(name) or [Part.parse(name)]]
+    found = [
+        part for name in config.explain.parts for part in groups.get(name) or [Part.parse(name)]
+    ]
     missing = [part.name for part in found if part not in everything]
     if missing:
-        raise UserError(f"This encoder has no {missing[0]}; its levels have {', '.join(map(str, experts)) or 'no'} experts.")
+        raise UserError(
+            f"This encoder has no {missing[0]}; its levels have"
+            f" {', '.join(map(str, experts)) or 'no'} experts."
+        )
     return [part for part in everything if part in found]
 
 
@@ -44,14 +51,19 @@ class Explanation:
 
     Parameters
     ----------
-    config : settings
-    folder : where results go
-    inputs : what is explained
+    config : Config
+        Settings.
+    folder : Path
+        Where results go.
+    inputs : Inputs
+        What is explained.
     """
 
     def __init__(self, config: Config, folder: Path, inputs: Inputs) -> None:
         self.config, self.folder, self.inputs = config, folder, inputs
-        self.experts = experts_per_level(inputs.reader, len(inputs.subjects[0].voxels_NV[0]), inputs.subjects[0].number)
+        self.experts = experts_per_level(
+            inputs.reader, len(inputs.subjects[0].voxels_NV[0]), inputs.subjects[0].number
+        )
         self.parts = chosen_parts(config, self.experts)
         self.layout = Layout.of(config.data.root)
         self.said: list[str] = []
@@ -71,10 +83,14 @@ class Explanation:
 
     def regions(self, subject: Subject) -> dict[str, np.ndarray]:
         """Named regions of a subject; of a simulated one the planted areas as well."""
-        found = volumes.known_regions(self.layout, subject.number, subject.places, self.config.explain.atlases)
+        found = volumes.known_regions(
+            self.layout, subject.number, subject.places, self.config.explain.atlases
+        )
         area_V = self.planted(subject).get("area")
         if area_V is not None:
-            found |= {str(area): area_V == area for area in np.unique(area_V) if str(area) not in found}
+            found |= {
+                str(area): area_V == area for area in np.unique(area_V) if str(area) not in found
+            }
         return found
 
     def planted(self, subject: Subject) -> dict[str, np.ndarray]:
@@ -83,21 +99,27 @@ class Explanation:
         if not self.inputs.simulated or not path.exists():
             return {}
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in ("area", "hemisphere", "sheet_uv", "sheet_extent_mm")}
+            return {
+                name: stored[name] for name in ("area", "hemisphere", "sheet_uv", "sheet_extent_mm")
+            }
 
     def table(self, path: Path, table: pd.DataFrame) -> None:
         """Write a table as CSV."""
         write_text(path, csv_text(table, index=False, float_format="%.6g"))
 
     def draw(self, path: Path, subject: Subject, value_V: np.ndarray, title: str) -> None:
-        """A figure of a map: the flat sheet of a simulated subject, views through the voxels of a real one."""
+        """A figure of a map: the flat sheet of a simulated subject, views through the voxels of a
+        real one.
+        """
         truth = self.planted(subject)
         if truth:
             place_V2 = truth["sheet_uv"] * truth["sheet_extent_mm"]
             figures.draw_sheet(path, place_V2, truth["hemisphere"], truth["area"], value_V, title)
         elif isinstance(subject.places, VoxelPlaces):
             figures.draw_projections(path, subject.places, value_V, title)
-        elif isinstance(subject.places, SurfacePlaces) and (meshes := subject.meshes or meshes_of(subject.places)):
+        elif isinstance(subject.places, SurfacePlaces) and (
+            meshes := subject.meshes or meshes_of(subject.places)
+        ):
             figures.draw_surface(path, subject.places, value_V, meshes, title)
         else:
             figures.draw_columns(path, subject.places, value_V, title)

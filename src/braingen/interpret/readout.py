@@ -1,4 +1,5 @@
-"""What is explained: a number read off a decoded embedding, of the whole decoder, a level or one expert.
+"""What is explained: a number read off a decoded embedding, of the whole decoder, a level or one
+expert.
 
 B batch, V voxels, F = T x D numbers of an embedding, C classes, N images.
 """
@@ -46,7 +47,10 @@ class Part(NamedTuple):
         """
         found = re.fullmatch(r"whole|level-(\d+)(?:-expert-(\d+))?", name)
         if found is None:
-            raise UserError(f"There is no part '{name}': write whole, level-0 or level-0-expert-1 (levels and experts count from 0).")
+            raise UserError(
+                f"There is no part '{name}': write whole, level-0 or level-0-expert-1 (levels and"
+                " experts count from 0)."
+            )
         return cls(*(None if number is None else int(number) for number in found.groups()))
 
 
@@ -64,19 +68,25 @@ def experts_per_level(reader: BrainReader, voxels: int, subject: int) -> list[in
 def parts_of(experts: list[int]) -> list[Part]:
     """The whole decoder, its levels, and their experts, in this order."""
     levels = [Part(level) for level in range(len(experts))]
-    return [WHOLE, *levels, *(Part(level, expert) for level, count in enumerate(experts) for expert in range(count))]
+    return [
+        WHOLE,
+        *levels,
+        *(Part(level, expert) for level, count in enumerate(experts) for expert in range(count)),
+    ]
 
 
 def decode(reader: BrainReader, voxels_BV: Tensor, subject: int, part: Part = WHOLE) -> Tensor:
     """What a part says, in units around the training mean; differentiable.
 
-    The whole decoder's embedding has gone through the prior (one call of its network, whatever ``prior.use`` is), as in decoding. Levels
-    and experts are taken before it, because the prior was trained on the mean of the levels only. So, before the prior, the whole is the
-    mean of its levels and a level is the sum of its experts (their mean with ``level_combine: mean``).
+    The whole decoder's embedding has gone through the prior (one call of its network, whatever
+    ``prior.use`` is), as in decoding. Levels and experts are taken before it, because the prior was
+    trained on the mean of the levels only. So, before the prior, the whole is the mean of its
+    levels and a level is the sum of its experts (their mean with ``level_combine: mean``).
 
     Returns
     -------
-    embedding_BF
+    Tensor
+        embedding_BF.
     """
     out = reader(voxels_BV, subject, return_experts=part.expert is not None)
     if part.level is None:
@@ -84,12 +94,18 @@ def decode(reader: BrainReader, voxels_BV: Tensor, subject: int, part: Part = WH
         return (whole_BTD if reader.prior is None else reader.prior.predict(whole_BTD)).flatten(1)
     levels = out.level_backbone_BLTD.shape[1]
     if part.level >= levels or (part.expert is not None and part.level >= len(out.expert_backbone)):
-        raise UserError(f"This encoder has {levels} levels and experts on {len(out.expert_backbone)} of them; there is no {part.name}.")
+        raise UserError(
+            f"This encoder has {levels} levels and experts on {len(out.expert_backbone)} of them;"
+            f" there is no {part.name}."
+        )
     if part.expert is None:
         return out.level_backbone_BLTD[:, part.level].flatten(1)
     experts_BETD = out.expert_backbone[part.level]
     if part.expert >= experts_BETD.shape[1]:
-        raise UserError(f"Level {part.level} has {experts_BETD.shape[1]} experts, counted from 0; there is no {part.name}.")
+        raise UserError(
+            f"Level {part.level} has {experts_BETD.shape[1]} experts, counted from 0; there is no"
+            f" {part.name}."
+        )
     return experts_BETD[:, part.expert].flatten(1)
 
 
@@ -98,16 +114,27 @@ class ReadOut(nn.Module):
 
     Parameters
     ----------
-    reader : frozen for the purpose
-    subject : whose voxels come
-    part : who speaks
-    cosine : divide by the length of what is said, so that the number is the cosine with the direction. Without it the number is linear in
-        the embedding, and levels and experts add up.
+    reader : BrainReader
+        Frozen for the purpose.
+    subject : int
+        Whose voxels come.
+    part : Part, optional
+        Who speaks.
+    cosine : bool, optional
+        Divide by the length of what is said, so that the number is the cosine with the direction.
+        Without it the number is linear in the embedding, and levels and experts add up.
     """
 
-    def __init__(self, reader: BrainReader, subject: int, part: Part = WHOLE, cosine: bool = False) -> None:
+    def __init__(
+        self, reader: BrainReader, subject: int, part: Part = WHOLE, cosine: bool = False
+    ) -> None:
         super().__init__()
-        self.reader, self.subject, self.part, self.cosine = reader.eval().requires_grad_(False), subject, part, cosine
+        self.reader, self.subject, self.part, self.cosine = (
+            reader.eval().requires_grad_(False),
+            subject,
+            part,
+            cosine,
+        )
 
     def forward(self, voxels_BV: Tensor, direction_BF: Tensor) -> Tensor:
         """value_B, for directions of length 1."""
@@ -122,12 +149,15 @@ def class_directions(embedding_NF: Tensor, member_NC: np.ndarray) -> Tensor:
 
     Parameters
     ----------
-    embedding_NF : true embeddings of *training* images, around their mean
-    member_NC : bool, which image belongs to which class
+    embedding_NF : Tensor
+        True embeddings of *training* images, around their mean.
+    member_NC : np.ndarray
+        Bool, which image belongs to which class.
 
     Returns
     -------
-    direction_CF : zeros for a class with no image, or with all
+    direction_CF : Tensor
+        Zeros for a class with no image, or with all.
     """
     member_NC_ = torch.from_numpy(np.asarray(member_NC, dtype=np.float32)).to(embedding_NF)
     inside_C, outside_C = member_NC_.sum(0), (1 - member_NC_).sum(0)

@@ -1,4 +1,6 @@
-"""`braingen explain`: which voxels, through which expert, for what; maps, tables, figures and a page."""
+"""`braingen explain`: which voxels, through which expert, for what; maps, tables, figures and a
+page.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,17 @@ from braingen.runtime.text_files import read_json
 MAY_CHANGE = tuple(
     f"explain.{name}"
     for name in (
-        *("explain_steps", "parts", "nifti_images", "grouping", "atlases", "surface", "components", "permutations", "draws"),
+        *(
+            "explain_steps",
+            "parts",
+            "nifti_images",
+            "grouping",
+            "atlases",
+            "surface",
+            "components",
+            "permutations",
+            "draws",
+        ),
         "ablation_images",
     )
 )
@@ -45,18 +57,25 @@ STEPS = {
 def folder_for(config: Config) -> Path:
     """Where the results of one question lie: encoder, what is explained, and how."""
     about = re.sub(r"[^a-z0-9]+", "-", config.explain.about.lower()).strip("-")
-    return config.run.folder / "explain" / f"{config.explain.modality}-{about}-{config.explain.method}"
+    return (
+        config.run.folder / "explain" / f"{config.explain.modality}-{about}-{config.explain.method}"
+    )
 
 
 def explain(config: Config) -> Path:
-    """Explain a trained encoder's decoding of the test images. Steps that are asked for again use the maps that are there.
+    """Explain a trained encoder's decoding of the test images. Steps that are asked for again use
+    the maps that are there.
 
     Returns
     -------
-    the page, or the folder where none was asked for
+    Path
+        The page, or the folder where none was asked for.
     """
     folder = folder_for(config)
-    settings = {**config.model_dump(mode="json", include={"data", "explain"}), "seed": config.run.seed}
+    settings = {
+        **config.model_dump(mode="json", include={"data", "explain"}),
+        "seed": config.run.seed,
+    }
     reader = run_folder(config, config.explain.modality) / READER
     settings["reader"] = fingerprint_of_files(reader) if reader.exists() else ""
     settings[CONTENTS] = contents_of(settings)
@@ -64,7 +83,9 @@ def explain(config: Config) -> Path:
     with Run.start(folder, settings, {"run": config.run.seed}, may_change=MAY_CHANGE) as run:
         work = Explanation(config, folder, inputs)
         sentences_path = folder / "findings.json"
-        findings: dict[str, list[str]] = read_json(sentences_path) if sentences_path.exists() else {}
+        findings: dict[str, list[str]] = (
+            read_json(sentences_path) if sentences_path.exists() else {}
+        )
         for name, step in STEPS.items():
             if name in config.explain.explain_steps:
                 work.said = []

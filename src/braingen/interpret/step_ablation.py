@@ -1,4 +1,6 @@
-"""The step `ablation` of `braingen explain`: levels, experts and regions silenced, and decoded again."""
+"""The step `ablation` of `braingen explain`: levels, experts and regions silenced, and decoded
+again.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +34,21 @@ def write_ablation(work: Explanation) -> None:
     for subject in work.inputs.subjects:
         count = len(subject.image_N)
         member_NC = classes.member_NC if classes else np.zeros((count, 0), dtype=bool)
-        direction_CF = classes.direction_CF if classes else torch.zeros(0, work.inputs.true_NF.shape[1])
+        direction_CF = (
+            classes.direction_CF if classes else torch.zeros(0, work.inputs.true_NF.shape[1])
+        )
 
         def decoded(voxels_NV: VoxelRows, number: int = subject.number) -> Iterator[Said]:
             return listen(work.inputs.reader, voxels_NV, number)
 
-        def score(said: Iterable[Said], directions: Tensor = direction_CF, members: np.ndarray = member_NC) -> ImageScores:
+        def score(
+            said: Iterable[Said], directions: Tensor = direction_CF, members: np.ndarray = member_NC
+        ) -> ImageScores:
             return scores_of(said, work.inputs.true_NF, directions, members)
 
-        groups = {"all": np.ones(count, dtype=bool)} | dict(zip(classes.names if classes else (), member_NC.T))
+        groups = {"all": np.ones(count, dtype=bool)} | dict(
+            zip(classes.names if classes else (), member_NC.T)
+        )
         done = [
             ablate_part(work.inputs.reader, part, subject.voxels_NV, subject.number, score)
             for part in parts_of(work.experts)
@@ -48,24 +56,41 @@ def write_ablation(work: Explanation) -> None:
         ]
         draws, seed = work.config.explain.draws, work.config.run.seed
         for name, inside_V in work.regions(subject).items():
-            done.append(ablate_voxels(name, inside_V, subject.voxels_NV, lambda voxels: score(decoded(voxels)), draws, seed))
+            done.append(
+                ablate_voxels(
+                    name,
+                    inside_V,
+                    subject.voxels_NV,
+                    lambda voxels: score(decoded(voxels)),
+                    draws,
+                    seed,
+                )
+            )
         if not done:
             work.say(
-                f"Ablation: left out, subject {subject.number}'s encoder has no experts and no region is known that could be silenced."
+                f"Ablation: left out, subject {subject.number}'s encoder has no experts and no"
+                " region is known that could be silenced."
             )
             continue
-        table = ablation_table(score(decoded(subject.voxels_NV)), done, groups, work.config.run.seed)
+        table = ablation_table(
+            score(decoded(subject.voxels_NV)), done, groups, work.config.run.seed
+        )
         table.insert(0, "subject", subject.number)
         tables.append(table)
     if not tables:
         return
     table = pd.concat(tables, ignore_index=True)
     work.table(work.folder / "ablation.csv", table)
-    regional = table[(table["images"] == "all") & (table["score"] == "cosine") & (table["voxels"] > 0)]
+    regional = table[
+        (table["images"] == "all") & (table["score"] == "cosine") & (table["voxels"] > 0)
+    ]
     if len(regional):
         most = regional.loc[regional["loss"].idxmax()]
-        work.say(f"Ablation: of the regions, {most['silenced']} ({most['voxels']} voxels) costs most cosine, {most['loss']:.3f}"
-                 f" (as many random voxels: {most.get('random', float('nan')):.3f}).")  # fmt: skip
+        work.say(
+            f"Ablation: of the regions, {most['silenced']} ({most['voxels']} voxels) costs most"
+            f" cosine, {most['loss']:.3f} (as many random voxels:"
+            f" {most.get('random', float('nan')):.3f})."
+        )
     write_silenced_pictures(work, table)
 
 
@@ -83,5 +108,7 @@ def write_silenced_pictures(work: Explanation, table: pd.DataFrame) -> None:
         mine = table[table["subject"] == subject.number]
         things = things_to_silence(work.config, work.experts, work.regions(subject), mine)
         betas, own = Betas.of(work.layout, subject.number), work.of(subject)
-        drawn = draw_silenced(work.config, decoder, targets, betas, subject, count, things, own / "silenced")
+        drawn = draw_silenced(
+            work.config, decoder, targets, betas, subject, count, things, own / "silenced"
+        )
         work.table(own / "silenced_pictures.csv", drawn)

@@ -1,4 +1,5 @@
-"""The step `attributions` of `braingen explain`: maps of every part and image; means, categories, regions, NIfTI, figures.
+"""The step `attributions` of `braingen explain`: maps of every part and image; means, categories,
+regions, NIfTI, figures.
 
 N images, V voxels.
 """
@@ -29,7 +30,11 @@ def write_attributions(work: Explanation) -> None:
     with Progress() as progress:
         bar = progress.add_task("attributions", total=len(work.parts) * len(work.inputs.subjects))
         for subject in work.inputs.subjects:
-            baseline = training_responses(work.config, subject.number) if settings.method == "gradient_shap" else None
+            baseline = (
+                training_responses(work.config, subject.number)
+                if settings.method == "gradient_shap"
+                else None
+            )
             means: dict[str, np.ndarray] = {}
             for part in work.parts:
                 file = work.map_file(subject, part)
@@ -37,52 +42,87 @@ def write_attributions(work: Explanation) -> None:
                 notes, maps_NV = file.notes(), file.maps()
                 value_N, error_N = np.array(notes["value"]), np.array(notes["error"])
                 rows.append(
-                    {"subject": subject.number, "part": part.name, "mean": value_N.mean(), "incomplete": completeness(value_N, error_N)}
+                    {
+                        "subject": subject.number,
+                        "part": part.name,
+                        "mean": value_N.mean(),
+                        "incomplete": completeness(value_N, error_N),
+                    }
                 )
                 means[part.name] = mean_maps(maps_NV, np.ones((len(maps_NV), 1)))[0]
                 _write_maps(work, subject, part, maps_NV, means[part.name])
-                progress.update(bar, advance=1, description=f"attributions: subject {subject.number}, {part.title}")
+                progress.update(
+                    bar,
+                    advance=1,
+                    description=f"attributions: subject {subject.number}, {part.title}",
+                )
             work.table(work.of(subject) / "regions.csv", region_table(means, work.regions(subject)))
     if settings.surface and WHOLE not in work.parts:
-        work.say("Surface: it shows the whole decoder's map, which --parts leaves out; add whole to it.")
+        work.say(
+            "Surface: it shows the whole decoder's map, which --parts leaves out; add whole to it."
+        )
     table = pd.DataFrame(rows)
     work.table(work.folder / "completeness.csv", table)
     worst = table.loc[table["incomplete"].idxmax()]
-    work.say(f"Completeness: maps miss {table['incomplete'].median():.1%} of what they explain (median of parts), at most "
-             f"{worst['incomplete']:.1%} ({worst['part']}); more --points bring it down.")  # fmt: skip
+    work.say(
+        f"Completeness: maps miss {table['incomplete'].median():.1%} of what they explain (median"
+        f" of parts), at most {worst['incomplete']:.1%} ({worst['part']}); more --points bring it"
+        " down."
+    )
 
 
-def _fill(work: Explanation, file: MapFile, subject: Subject, part: Part, baseline: Tensor | None) -> None:
+def _fill(
+    work: Explanation, file: MapFile, subject: Subject, part: Part, baseline: Tensor | None
+) -> None:
     settings, reader = work.config.explain, work.inputs.reader
-    readout = ReadOut(reader, subject.number, part, cosine=settings.about == "cosine" and part == WHOLE)
+    readout = ReadOut(
+        reader, subject.number, part, cosine=settings.about == "cosine" and part == WHOLE
+    )
     explainer = Explainer(
-        readout, settings.method, None if baseline is None else baseline.to(reader.device), settings.points, seed=work.config.run.seed
+        readout,
+        settings.method,
+        None if baseline is None else baseline.to(reader.device),
+        settings.points,
+        seed=work.config.run.seed,
     )
 
     def query(rows: np.ndarray) -> Query:
         voxels_BV = torch.from_numpy(subject.voxels_NV[rows]).to(reader.device)
-        return Query(subject.image_N[rows], voxels_BV, work.inputs.direction_NF[rows].to(reader.device))
+        return Query(
+            subject.image_N[rows], voxels_BV, work.inputs.direction_NF[rows].to(reader.device)
+        )
 
     file.fill(explainer, subject.image_N, subject.voxels_NV.shape[1], query, 32)
 
 
-def _write_maps(work: Explanation, subject: Subject, part: Part, maps_NV: np.ndarray, mean_V: np.ndarray) -> None:
+def _write_maps(
+    work: Explanation, subject: Subject, part: Part, maps_NV: np.ndarray, mean_V: np.ndarray
+) -> None:
     nifti, drawn = work.of(subject) / "nifti", work.of(subject) / "figures"
     subject.places.write(nifti / f"{part.name}-mean.nii.gz", mean_V)
     subject.places.write(nifti / f"{part.name}-size.nii.gz", root_mean_square(maps_NV))
     if work.inputs.classes is not None:
         by_class_CV = mean_maps(maps_NV, work.inputs.classes.member_NC)
-        for name, value_V, member_N in zip(work.inputs.classes.names, by_class_CV, work.inputs.classes.member_NC.T):
+        for name, value_V, member_N in zip(
+            work.inputs.classes.names, by_class_CV, work.inputs.classes.member_NC.T
+        ):
             if member_N.any():
-                subject.places.write(nifti / "categories" / f"{part.name}-{name.replace(' ', '_')}.nii.gz", value_V)
+                subject.places.write(
+                    nifti / "categories" / f"{part.name}-{name.replace(' ', '_')}.nii.gz", value_V
+                )
     if part == WHOLE:
         for row in range(min(work.config.explain.nifti_images, len(maps_NV))):
-            subject.places.write(nifti / "images" / f"whole-{subject.image_N[row]:06d}.nii.gz", np.asarray(maps_NV[row]))
+            subject.places.write(
+                nifti / "images" / f"whole-{subject.image_N[row]:06d}.nii.gz",
+                np.asarray(maps_NV[row]),
+            )
         title = f"subject {subject.number}: mean contribution to the decoded embedding"
         if isinstance(subject.places, VoxelPlaces):
             figures.draw_slices(drawn / "whole-slices.png", subject.places, mean_V)
         if subject.meshes and not isinstance(subject.places, ColumnPlaces):
-            figures.draw_surface(drawn / "whole-surface.png", subject.places, mean_V, subject.meshes, title)
+            figures.draw_surface(
+                drawn / "whole-surface.png", subject.places, mean_V, subject.meshes, title
+            )
             for sentence in subject.about_meshes:
                 work.say(sentence)
     work.draw(drawn / f"{part.name}.png", subject, mean_V, "")

@@ -1,4 +1,6 @@
-"""The step `components` of `braingen explain`: independent components of the whole decoder's maps."""
+"""The step `components` of `braingen explain`: independent components of the whole
+decoder's maps.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,28 @@ def write_components(work: Explanation) -> None:
     for subject, map_KV in zip(work.inputs.subjects, found.maps):
         subject.places.write(work.of(subject) / "nifti" / "components.nii.gz", map_KV.T)
         regions = work.regions(subject)
-        table = region_table({f"component {k}": value_V for k, value_V in enumerate(map_KV)}, regions)
+        table = region_table(
+            {f"component {k}": value_V for k, value_V in enumerate(map_KV)}, regions
+        )
         work.table(work.of(subject) / "components_regions.csv", table)
         for k, value_V in enumerate(map_KV[:12]):
             work.draw(work.of(subject) / "figures" / f"component-{k}.png", subject, value_V, "")
     loadings = pd.DataFrame(found.loading_NK, columns=[f"component {k}" for k in range(count)])
     loadings.insert(0, "image", work.inputs.subjects[0].image_N)
     work.table(work.folder / "component_loadings.csv", loadings)
-    work.table(work.folder / "component_expression.csv", expression_table(found, [each.number for each in work.inputs.subjects]))
-    told = f"Components: {count} hold {found.explained:.0%} of the maps" + ("" if found.converged else " (ICA did not converge)")
+    work.table(
+        work.folder / "component_expression.csv",
+        expression_table(found, [each.number for each in work.inputs.subjects]),
+    )
+    told = f"Components: {count} hold {found.explained:.0%} of the maps" + (
+        "" if found.converged else " (ICA did not converge)"
+    )
     if work.inputs.classes is not None:
         table = related_classes(found.loading_NK, work.inputs.classes.member_NC)
         table["class"] = [work.inputs.classes.names[number] for number in table["class"]]
         work.table(work.folder / "component_categories.csv", table)
-        told += f"; {table[table['q'] < 0.05]['component'].nunique()} of them go with a {work.config.explain.grouping} (FDR 5 %)"
+        told += (
+            f"; {table[table['q'] < 0.05]['component'].nunique()} of them go with a"
+            f" {work.config.explain.grouping} (FDR 5 %)"
+        )
     work.say(told + ".")

@@ -1,4 +1,6 @@
-"""The step `experts` of `braingen explain`: voxels of every expert by the weights, and what every expert speaks for."""
+"""The step `experts` of `braingen explain`: voxels of every expert by the weights, and what every
+expert speaks for.
+"""
 
 from __future__ import annotations
 
@@ -32,19 +34,35 @@ def write_experts(work: Explanation) -> None:
         for level, found in enumerate(levels):
             path = work.of(subject) / "nifti" / f"selectivity-level-{level}.nii.gz"
             subject.places.write(path, found.share_EV.T.astype(np.float32))
-            shares |= {Part(level, expert).name: share_V for expert, share_V in enumerate(found.share_EV)}
+            shares |= {
+                Part(level, expert).name: share_V for expert, share_V in enumerate(found.share_EV)
+            }
             if regions:
                 names = np.array([*regions, "none"])
-                inside_RV = np.array([*regions.values(), np.ones(subject.places.voxels, dtype=bool)])
-                told = group_agreement(found.chosen_V, names[inside_RV.argmax(axis=0)], seed=work.config.run.seed)
-                agreement.append({"subject": subject.number, "level": level, "exact": found.exact, **told._asdict()})
+                inside_RV = np.array(
+                    [*regions.values(), np.ones(subject.places.voxels, dtype=bool)]
+                )
+                told = group_agreement(
+                    found.chosen_V, names[inside_RV.argmax(axis=0)], seed=work.config.run.seed
+                )
+                agreement.append(
+                    {
+                        "subject": subject.number,
+                        "level": level,
+                        "exact": found.exact,
+                        **told._asdict(),
+                    }
+                )
         work.table(work.of(subject) / "selectivity_regions.csv", region_table(shares, regions))
     if agreement:
         table = pd.DataFrame(agreement)
         work.table(work.folder / "expert_regions.csv", table)
         finest = table[table["level"] == table["level"].max()].iloc[0]
-        work.say(f"Experts as maps: adjusted mutual information of the finest level's voxels with regions {finest['value']:.3f} "
-                 f"(permuted voxels: up to {finest['permuted_high']:.3f}).")  # fmt: skip
+        work.say(
+            "Experts as maps: adjusted mutual information of the finest level's voxels with"
+            f" regions {finest['value']:.3f} (permuted voxels: up to"
+            f" {finest['permuted_high']:.3f})."
+        )
     write_profiles(work)
 
 
@@ -52,18 +70,31 @@ def write_profiles(work: Explanation) -> None:
     """What every expert speaks for, by categories of the images."""
     classes = work.inputs.classes
     if classes is None:
-        work.say("Categories: nothing is known of what the images show; give a table with --labels (docs/explain.md).")
+        work.say(
+            "Categories: nothing is known of what the images show; give a table with --labels"
+            " (docs/explain.md)."
+        )
         return
     tables = []
     for subject in work.inputs.subjects:
         said = listen(work.inputs.reader, subject.voxels_NV, subject.number)
-        pieces = [[evidence(said_BEF, classes.direction_CF) for said_BEF in some.experts] for some in said]
+        pieces = [
+            [evidence(said_BEF, classes.direction_CF) for said_BEF in some.experts] for some in said
+        ]
         for level, evidence_BEC in enumerate(zip(*pieces)):
-            found = profile(np.concatenate(evidence_BEC), classes.member_NC, work.config.explain.permutations, work.config.run.seed)
+            found = profile(
+                np.concatenate(evidence_BEC),
+                classes.member_NC,
+                work.config.explain.permutations,
+                work.config.run.seed,
+            )
             found.insert(0, "level", level)
             found.insert(0, "subject", subject.number)
             tables.append(found)
     table = pd.concat(tables, ignore_index=True)
     table["class"] = [classes.names[number] for number in table["class"]]
     work.table(work.folder / "profiles.csv", table)
-    work.say(f"Expert profiles: {(table['q'] < 0.05).mean():.0%} of expert-{work.config.explain.grouping} pairs differ at FDR 5 %.")
+    work.say(
+        f"Expert profiles: {(table['q'] < 0.05).mean():.0%} of"
+        f" expert-{work.config.explain.grouping} pairs differ at FDR 5 %."
+    )

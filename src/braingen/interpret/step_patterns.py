@@ -1,4 +1,5 @@
-"""The step `patterns` of `braingen explain`: where what the whole decoder says of every category is to be seen.
+"""The step `patterns` of `braingen explain`: where what the whole decoder says of every category is
+to be seen.
 
 N images, V voxels, C categories.
 """
@@ -25,10 +26,15 @@ ALL = "all categories"
 
 
 def write_patterns(work: Explanation) -> None:
-    """Patterns of every category, their typical size, reliability of voxels; NIfTI, tables, figures."""
+    """Patterns of every category, their typical size, reliability of voxels; NIfTI, tables,
+    figures.
+    """
     classes = work.inputs.classes
     if classes is None:
-        work.say("Patterns: nothing is known of what the images show; give a table with --labels (docs/explain.md).")
+        work.say(
+            "Patterns: nothing is known of what the images show; give a table with --labels"
+            " (docs/explain.md)."
+        )
         return
     read_out, tables = classes.read_out(), []
     for subject in work.inputs.subjects:
@@ -36,10 +42,14 @@ def write_patterns(work: Explanation) -> None:
         @torch.no_grad()
         def decoded(voxels_BV: np.ndarray, number: int = subject.number) -> np.ndarray:
             reader = work.inputs.reader
-            return read_out.probability(decode(reader, torch.from_numpy(voxels_BV).to(reader.device), number).cpu().numpy())
+            return read_out.probability(
+                decode(reader, torch.from_numpy(voxels_BV).to(reader.device), number).cpu().numpy()
+            )
 
         try:
-            found = activation_patterns(Betas.of(work.layout, subject.number).rows, subject.rows_NR, decoded)
+            found = activation_patterns(
+                Betas.of(work.layout, subject.number).rows, subject.rows_NR, decoded
+            )
         except UserError as error:
             work.say(f"Patterns: left out. {error}")
             return
@@ -47,20 +57,41 @@ def write_patterns(work: Explanation) -> None:
         subject.places.write(own / "nifti" / "reliability.nii.gz", found.reliability_V)
         subject.places.write(own / "nifti" / "patterns-size.nii.gz", found.typical_V)
         for name, map_V in zip(classes.names, found.map_CV):
-            subject.places.write(own / "nifti" / "patterns" / f"{name.replace(' ', '_')}.nii.gz", map_V)
-        regions = region_table({**dict(zip(classes.names, found.map_CV)), ALL: found.typical_V}, work.regions(subject))
+            subject.places.write(
+                own / "nifti" / "patterns" / f"{name.replace(' ', '_')}.nii.gz", map_V
+            )
+        regions = region_table(
+            {**dict(zip(classes.names, found.map_CV)), ALL: found.typical_V}, work.regions(subject)
+        )
         work.table(own / "patterns_regions.csv", regions)
-        told_NC = np.concatenate([decoded(subject.voxels_NV[a:b]) for a, b in blocks(len(subject.voxels_NV), 64)])
+        told_NC = np.concatenate(
+            [decoded(subject.voxels_NV[a:b]) for a, b in blocks(len(subject.voxels_NV), 64)]
+        )
         named = regions[regions["region"] != "in no region"]
-        strongest = named.loc[named.groupby("map")["mean"].idxmax()].set_index("map") if len(named) else None
+        strongest = (
+            named.loc[named.groupby("map")["mean"].idxmax()].set_index("map")
+            if len(named)
+            else None
+        )
         table = pd.DataFrame(
             {
                 "subject": subject.number,
                 "class": classes.names,
                 "images": classes.member_NC.sum(axis=0),
-                "decoded": [area_under_roc(told_N, member_N) for told_N, member_N in zip(told_NC.T, classes.member_NC.T)],
-                "region": "" if strongest is None else [strongest.loc[name, "region"] for name in classes.names],
-                "mean": np.nan if strongest is None else [strongest.loc[name, "mean"] for name in classes.names],
+                "decoded": [
+                    area_under_roc(told_N, member_N)
+                    for told_N, member_N in zip(told_NC.T, classes.member_NC.T)
+                ],
+                "region": (
+                    ""
+                    if strongest is None
+                    else [strongest.loc[name, "region"] for name in classes.names]
+                ),
+                "mean": (
+                    np.nan
+                    if strongest is None
+                    else [strongest.loc[name, "mean"] for name in classes.names]
+                ),
             }
         ).sort_values("decoded", ascending=False, ignore_index=True)
         tables.append(table)
@@ -70,6 +101,12 @@ def write_patterns(work: Explanation) -> None:
     table = pd.concat(tables, ignore_index=True)
     work.table(work.folder / "patterns.csv", table)
     best = table.iloc[0]
-    where = f"; its pattern is strongest in {best['region']} (mean correlation {best['mean']:.2f})" if best["region"] else ""
-    work.say(f"Patterns: subject {best['subject']}'s decoder tells {best['class']} best from the rest (area under the ROC curve "
-             f"{best['decoded']:.2f}){where}.")  # fmt: skip
+    where = (
+        f"; its pattern is strongest in {best['region']} (mean correlation {best['mean']:.2f})"
+        if best["region"]
+        else ""
+    )
+    work.say(
+        f"Patterns: subject {best['subject']}'s decoder tells {best['class']} best from the rest"
+        f" (area under the ROC curve {best['decoded']:.2f}){where}."
+    )

@@ -1,4 +1,6 @@
-"""The step `routers` of `braingen explain`: level weights over denoising time, and how much every expert was listened to."""
+"""The step `routers` of `braingen explain`: level weights over denoising time, and how much every
+expert was listened to.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,23 @@ from braingen.runtime.text_files import read_json
 
 
 def write_routers(work: Explanation) -> None:
-    """Level weights over denoising time, and how much every expert was listened to, where pictures were drawn with routers."""
-    path = drawn_folder(subject_configs(work.config)[0], "brain") / ROUTING  # of several subjects the first
+    """Level weights over denoising time, and how much every expert was listened to, where pictures
+    were drawn with routers.
+    """
+    path = (
+        drawn_folder(subject_configs(work.config)[0], "brain") / ROUTING
+    )  # of several subjects the first
     modality = work.config.explain.modality
     mixed = load_file(path) if path.exists() else {}
     if f"{modality}_levels" not in mixed:
-        work.say(f"Routers: {path} does not record any for {modality}s: pictures were drawn without; `braingen finetune`, then "
-                 "`braingen reconstruct`.")  # fmt: skip
+        work.say(
+            f"Routers: {path} does not record any for {modality}s: pictures were drawn without;"
+            " `braingen finetune`, then `braingen reconstruct`."
+        )
         return
-    levels_NSL, experts_NSE = (mixed[f"{modality}_{name}"].numpy() for name in ("levels", "experts"))
+    levels_NSL, experts_NSE = (
+        mixed[f"{modality}_{name}"].numpy() for name in ("levels", "experts")
+    )
     index = read_json(path.parent / INDEX)["images"]
     mean_SL, sd_SL = levels_NSL.mean(axis=0), levels_NSL.std(axis=0)
     steps = [
@@ -38,11 +48,20 @@ def write_routers(work: Explanation) -> None:
         classes = zip(work.inputs.classes.names, work.inputs.classes.member_NC.T)
         groups |= {name: (rows >= 0) & member_N[rows] for name, member_N in classes}
     use = [
-        {"level": part.level, "expert": part.expert, "images": group, "n": inside_N.sum(), "use": experts_NSE[inside_N, :, k].mean()}
+        {
+            "level": part.level,
+            "expert": part.expert,
+            "images": group,
+            "n": inside_N.sum(),
+            "use": experts_NSE[inside_N, :, k].mean(),
+        }
         for group, inside_N in groups.items()
         if inside_N.any()
         for k, part in enumerate(names[: experts_NSE.shape[2]])
     ]
     work.table(work.folder / "router_experts.csv", pd.DataFrame(use))
     first, last = (", ".join(f"{weight:.2f}" for weight in mean_SL[step]) for step in (0, -1))
-    work.say(f"Routers: {len(index)} pictures, {mean_SL.shape[0]} steps; weights of the levels go from {first} to {last}.")
+    work.say(
+        f"Routers: {len(index)} pictures, {mean_SL.shape[0]} steps; weights of the levels go from"
+        f" {first} to {last}."
+    )

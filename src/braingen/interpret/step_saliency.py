@@ -28,7 +28,9 @@ SIDE = 48
 
 
 def write_saliency(work: Explanation) -> None:
-    """Attributions spread over receptive fields, of the whole decoder and of experts whose maps are there."""
+    """Attributions spread over receptive fields, of the whole decoder and of experts whose maps are
+    there.
+    """
     for subject in work.inputs.subjects:
         try:
             polar = [load_label_vector(work.layout, subject.number, name, subject.places)
@@ -36,10 +38,16 @@ def write_saliency(work: Explanation) -> None:
         except UserError as error:
             work.say(f"Saliency: left out, receptive fields are needed. {error}")
             return
-        gaussian_VP = gaussians(ReceptiveFields.from_polar(*polar), SIDE, work.config.explain.field_of_view)
-        finished = [part for part in parts_of(work.experts) if work.map_file(subject, part).finished]
+        gaussian_VP = gaussians(
+            ReceptiveFields.from_polar(*polar), SIDE, work.config.explain.field_of_view
+        )
+        finished = [
+            part for part in parts_of(work.experts) if work.map_file(subject, part).finished
+        ]
         if not finished:
-            raise UserError("There are no maps yet: run `braingen explain` with the step attributions first.")
+            raise UserError(
+                "There are no maps yet: run `braingen explain` with the step attributions first."
+            )
         map_NP = scratch_array(work.folder, (len(subject.image_N), SIDE * SIDE))
         for part in finished:
             beyond_usual(saliency(work.map_file(subject, part).maps(), gaussian_VP, map_NP), map_NP)
@@ -53,8 +61,12 @@ def write_saliency(work: Explanation) -> None:
                 object_NP = np.stack([object_mask(scene, SIDE).ravel() for scene in scenes])
                 told = pointing_game(map_NP, object_NP, seed=work.config.run.seed)
                 inside = mean_interval(inside_outside(map_NP, object_NP), 2000)
-                write_json(work.of(subject) / "pointing.json", {**told._asdict(), "inside": inside._asdict()})
+                write_json(
+                    work.of(subject) / "pointing.json",
+                    {**told._asdict(), "inside": inside._asdict()},
+                )
                 work.say(
-                    f"Saliency, subject {subject.number}: the peak lies on the object in {told.hits:.0%}, other images' maps in "
-                    f"{told.chance:.0%} (gain {told.gain:.2f}, 95 % interval {told.gain_low:.2f} to {told.gain_high:.2f})."
+                    f"Saliency, subject {subject.number}: the peak lies on the object in"
+                    f" {told.hits:.0%}, other images' maps in {told.chance:.0%} (gain"
+                    f" {told.gain:.2f}, 95 % interval {told.gain_low:.2f} to {told.gain_high:.2f})."
                 )

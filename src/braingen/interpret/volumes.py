@@ -34,34 +34,48 @@ LABELS = {
 _UNIONS = ("nsd_general", "early_vis", "higher_vis")
 
 
-def region_masks(path: Path, places: VoxelPlaces, names: Mapping[int, str] | None = None) -> dict[str, np.ndarray]:
+def region_masks(
+    path: Path, places: VoxelPlaces, names: Mapping[int, str] | None = None
+) -> dict[str, np.ndarray]:
     """The regions of an atlas or ROI volume, as masks over a subject's voxels.
 
-    A volume on another grid is brought to the subject's by nearest neighbour: it must lie in the same space (the subject's functional
-    space), which no file can tell us.
+    A volume on another grid is brought to the subject's by nearest neighbour: it must lie in the
+    same space (the subject's functional space), which no file can tell us.
 
     Parameters
     ----------
-    path : NIfTI of whole numbers; 0 and below is no region
-    names : label -> name; where not given, taken from a table of the same name beside it (.json: {"1": "V1v"}, .csv or .tsv: label and
-        name in the first two columns), from NSD's own names, or else "<volume> <label>"
+    path : Path
+        NIfTI of whole numbers; 0 and below is no region.
+    names : Mapping[int, str] | None, optional
+        Label -> name; where not given, taken from a table of the same name beside it (.json: {"1":
+        "V1v"}, .csv or .tsv: label and name in the first two columns), from NSD's own names, or
+        else "<volume> <label>".
 
     Returns
     -------
-    name -> bool V; regions that have no voxel of the subject are left out
+    dict[str, np.ndarray]
+        Name -> bool V; regions that have no voxel of the subject are left out.
     """
     image = load_nifti(path)
     if len(image.shape) != 3:
-        raise UserError(f"{path} has shape {image.shape}: an atlas is one volume of labels, three axes.")
+        raise UserError(
+            f"{path} has shape {image.shape}: an atlas is one volume of labels, three axes."
+        )
     if image.shape != places.mask.shape or not np.allclose(image.affine, places.affine, atol=1e-4):
         grid = nibabel.Nifti1Image(places.mask.astype(np.int16), places.affine)
-        image = resample_to_img(image, grid, interpolation="nearest", force_resample=True, copy_header=True)
+        image = resample_to_img(
+            image, grid, interpolation="nearest", force_resample=True, copy_header=True
+        )
     label_V = places.to_vector(np.asanyarray(image.dataobj))
     if not np.allclose(label_V, np.round(label_V), equal_nan=True):
         found = label_V[label_V != np.round(label_V)][0]
-        raise UserError(f"{path} holds numbers like {found:g}: an atlas holds whole numbers, its labels.")
+        raise UserError(
+            f"{path} holds numbers like {found:g}: an atlas holds whole numbers, its labels."
+        )
     stem = path.name.removesuffix(".gz").removesuffix(".nii")
-    names = names or _names_beside(path.parent / stem) or dict(enumerate(LABELS.get(stem, ()), start=1))
+    names = (
+        names or _names_beside(path.parent / stem) or dict(enumerate(LABELS.get(stem, ()), start=1))
+    )
     labels = sorted({int(label) for label in label_V[np.isfinite(label_V)] if label > 0})
     return {names.get(label, f"{stem} {label}"): label_V == label for label in labels}
 
@@ -78,13 +92,19 @@ def _names_beside(stem: Path) -> dict[int, str]:
         if table.is_file():
             return {int(label): str(name) for label, name in read_json(table).items()}
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{table} is not a table of label names ({error}): give label and name in two columns.") from error
+        raise UserError(
+            f"{table} is not a table of label names ({error}): give label and name in two columns."
+        ) from error
     return {}
 
 
-def known_regions(layout: Layout, subject: int, places: Places, atlases: Sequence[Path] = ()) -> dict[str, np.ndarray]:
-    """Regions of the data folder's own volumes (visual areas and localisers) and of further atlases; where columns lie on a surface or
-    nowhere, and where there are no such volumes, those of brain_region_masks.hdf5."""
+def known_regions(
+    layout: Layout, subject: int, places: Places, atlases: Sequence[Path] = ()
+) -> dict[str, np.ndarray]:
+    """Regions of the data folder's own volumes (visual areas and localisers) and of further
+    atlases; where columns lie on a surface or nowhere, and where there are no such volumes, those
+    of brain_region_masks.hdf5.
+    """
     folder = layout.volumes(subject)
     if not isinstance(places, VoxelPlaces):
         return _regions_of_columns(layout, subject)
@@ -98,15 +118,19 @@ def known_regions(layout: Layout, subject: int, places: Places, atlases: Sequenc
 def _regions_of_columns(layout: Layout, subject: int) -> dict[str, np.ndarray]:
     if not layout.masks().exists():
         return {}
-    return {name: mask for name, mask in read_regions(layout, subject).items() if name not in _UNIONS}
+    return {
+        name: mask for name, mask in read_regions(layout, subject).items() if name not in _UNIONS
+    }
 
 
 def check_atlases(atlases: Sequence[Path], places: Mapping[int, VoxelPlaces]) -> None:
-    """Refuse an atlas that is not there or says nothing of any subject, before anything is computed.
+    """Refuse an atlas that is not there or says nothing of any subject, before anything is
+    computed.
 
     Parameters
     ----------
-    places : subject -> where its voxels lie
+    places : Mapping[int, VoxelPlaces]
+        Subject -> where its voxels lie.
 
     Raises
     ------
@@ -114,29 +138,40 @@ def check_atlases(atlases: Sequence[Path], places: Mapping[int, VoxelPlaces]) ->
     """
     for path in map(Path, atlases):
         if not path.is_file():
-            raise UserError(f"There is no atlas {path}: --atlases takes NIfTI files of whole numbers, labels of regions.")
+            raise UserError(
+                f"There is no atlas {path}: --atlases takes NIfTI files of whole numbers, labels of"
+                " regions."
+            )
         if not any(region_masks(path, each) for each in places.values()):
             raise UserError(
-                f"{path} has no label above 0 at any voxel of subject {', '.join(map(str, places))}: an atlas has to lie in the subject's"
-                " functional space (docs/explain.md)."
+                f"{path} has no label above 0 at any voxel of subject"
+                f" {', '.join(map(str, places))}: an atlas has to lie in the subject's functional"
+                " space (docs/explain.md)."
             )
 
 
 def region_table(maps: Mapping[str, np.ndarray], regions: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """What every region holds of every map.
 
-    Regions of one atlas do not overlap, those of several may; voxels in none are the last row of every map.
+    Regions of one atlas do not overlap, those of several may; voxels in none are the last row of
+    every map.
 
     Returns
     -------
-    columns map, region, voxels, mean, mean_size (of the absolute values), share (of the map's summed absolute values), enrichment (share
-    over the region's share of voxels: 1 is no more than its size), peak (the value largest in size)
+    pd.DataFrame
+        Columns map, region, voxels, mean, mean_size (of the absolute values), share (of the map's
+        summed absolute values), enrichment (share over the region's share of voxels: 1 is no more
+        than its size), peak (the value largest in size).
     """
     rows = []
     for name, value_V in maps.items():
         value_V = np.asarray(value_V, dtype=np.float64)
         size_V = np.abs(value_V)
-        rest_V = ~np.any(list(regions.values()), axis=0) if regions else np.ones(len(value_V), dtype=bool)
+        rest_V = (
+            ~np.any(list(regions.values()), axis=0)
+            if regions
+            else np.ones(len(value_V), dtype=bool)
+        )
         for region, inside_V in {**regions, "in no region": rest_V}.items():
             if inside_V.any():
                 share = size_V[inside_V].sum() / max(size_V.sum(), 1e-30)

@@ -1,4 +1,6 @@
-"""Are the files of the frozen models there, and whole? Looked at without loading any, so that it takes no time."""
+"""Are the files of the frozen models there, and whole? Looked at without loading any, so that it
+takes no time.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class PartFinding(NamedTuple):
 
 
 def whole_safetensors(path: Path, get_it: str) -> Path:
-    """Refuse a weight file that is cut short, a stand-in, or no safetensors file, by its header alone.
+    """Refuse a weight file that is cut short, a stand-in, or no safetensors file, by its header
+    alone.
 
     Raises
     ------
@@ -50,11 +53,25 @@ def whole_safetensors(path: Path, get_it: str) -> Path:
             if not 2 <= length <= min(size, 10**8):
                 raise ValueError
             header = json.loads(handle.read(length))
-        needed = 8 + length + max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
+        needed = (
+            8
+            + length
+            + max(
+                (
+                    entry["data_offsets"][1]
+                    for key, entry in header.items()
+                    if key != "__metadata__"
+                ),
+                default=0,
+            )
+        )
     except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a safetensors file or cut short; {get_it}.") from error
     if size != needed:
-        raise UserError(f"{path} has {size} bytes, {needed} were expected: it is cut short or still being downloaded; {get_it}.")
+        raise UserError(
+            f"{path} has {size} bytes, {needed} were expected: it is cut short or still being"
+            f" downloaded; {get_it}."
+        )
     return path
 
 
@@ -68,10 +85,17 @@ def hub_folder(name: str) -> Path | None:
 
 def hub_answers() -> bool:
     """Whether the hub can be reached within a few seconds."""
-    if HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE", "0").lower() in ("1", "true", "yes", "on"):
+    if HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE", "0").lower() in (
+        "1",
+        "true",
+        "yes",
+        "on",
+    ):
         return False
     try:
-        with urllib.request.urlopen(urllib.request.Request(ENDPOINT, method="HEAD"), timeout=PATIENCE):
+        with urllib.request.urlopen(
+            urllib.request.Request(ENDPOINT, method="HEAD"), timeout=PATIENCE
+        ):
             return True
     except urllib.error.HTTPError:
         return True  # an answer is an answer
@@ -85,7 +109,9 @@ def _resolved(source: str, setting: str, findings: list[PartFinding]) -> Path | 
     if path.exists():
         return path
     if source.count("/") != 1:
-        text = f"{setting} = {source!r} is neither a folder nor a hub name (owner/name); correct it."
+        text = (
+            f"{setting} = {source!r} is neither a folder nor a hub name (owner/name); correct it."
+        )
         findings.append(PartFinding("error", setting, text))
         return None
     cached = hub_folder(source)
@@ -96,8 +122,9 @@ def _resolved(source: str, setting: str, findings: list[PartFinding]) -> Path | 
         findings.append(PartFinding("warning", setting, text))
     else:
         text = (
-            f"{source} is not in the cache and the hub does not answer (offline): on a machine with network run  hf download {source}  "
-            f"and copy the folder here, then set {setting}=FOLDER."
+            f"{source} is not in the cache and the hub does not answer (offline): on a machine with"
+            f" network run  hf download {source}  and copy the folder here, then set"
+            f" {setting}=FOLDER."
         )
         findings.append(PartFinding("error", setting, text))
     return None
@@ -106,7 +133,11 @@ def _resolved(source: str, setting: str, findings: list[PartFinding]) -> Path | 
 def _model(folder: Path, part: str, setting: str) -> PartFinding:
     """Configuration and weights of one model."""
     get_it = f"get it again, or name another folder with {setting}=FOLDER"
-    where = folder / part if (folder / part).is_dir() or not (folder / "config.json").exists() else folder
+    where = (
+        folder / part
+        if (folder / part).is_dir() or not (folder / "config.json").exists()
+        else folder
+    )
     try:
         if not where.is_dir():
             raise UserError(f"{folder} has no folder {part}; {get_it}.")
@@ -130,25 +161,50 @@ def backbone_findings(config: Config) -> Iterator[PartFinding]:
         findings += [_model(folder, part, "backbone.path") for part in PARTS]
         for part in TOKENIZERS:
             there = any((folder / part).glob("*.json"))
-            lost = f"{folder} has no {part}; get it again, or name another folder with backbone.path=FOLDER."
-            findings.append(PartFinding("ok", part, f"{part}: {folder / part}.") if there else PartFinding("error", part, lost))
-    image = _resolved(choice.image_encoder, "backbone.image_encoder", findings) if choice.image_encoder else folder
+            lost = (
+                f"{folder} has no {part}; get it again, or name another folder with"
+                " backbone.path=FOLDER."
+            )
+            findings.append(
+                PartFinding("ok", part, f"{part}: {folder / part}.")
+                if there
+                else PartFinding("error", part, lost)
+            )
+    image = (
+        _resolved(choice.image_encoder, "backbone.image_encoder", findings)
+        if choice.image_encoder
+        else folder
+    )
     if image is not None:
         findings.append(_model(image, "image_encoder", "backbone.image_encoder"))
     if choice.ip_adapter == NO_ADAPTER:
         adapter = None
-        text = f"backbone.ip_adapter={NO_ADAPTER}: encoders can be trained, nothing can be drawn with the image embedding."
+        text = (
+            f"backbone.ip_adapter={NO_ADAPTER}: encoders can be trained, nothing can be drawn with"
+            " the image embedding."
+        )
         findings.append(PartFinding("note", "ip_adapter", text))
     else:
-        adapter = _resolved(choice.ip_adapter, "backbone.ip_adapter", findings) if choice.ip_adapter else folder and folder / "ip_adapter"
+        adapter = (
+            _resolved(choice.ip_adapter, "backbone.ip_adapter", findings)
+            if choice.ip_adapter
+            else folder and folder / "ip_adapter"
+        )
     if adapter is not None:
         candidates = (adapter, adapter / "ip-adapter.safetensors", adapter / IP_ADAPTER_FILE)
         file = next((path for path in candidates if path.is_file()), None)
         try:
             if file is None:
-                raise UserError(f"There is no IP-Adapter in {adapter}; set backbone.ip_adapter=h94/IP-Adapter, or the path of your copy.")
+                raise UserError(
+                    f"There is no IP-Adapter in {adapter}; set backbone.ip_adapter=h94/IP-Adapter,"
+                    " or the path of your copy."
+                )
             whole_safetensors(file, "get it again, or set backbone.ip_adapter=h94/IP-Adapter")
-            findings.append(PartFinding("ok", "ip_adapter", f"ip_adapter: {file}, {file.stat().st_size / 1e6:.0f} MB."))
+            findings.append(
+                PartFinding(
+                    "ok", "ip_adapter", f"ip_adapter: {file}, {file.stat().st_size / 1e6:.0f} MB."
+                )
+            )
         except UserError as error:
             findings.append(PartFinding("error", "ip_adapter", str(error)))
     yield from findings

@@ -1,4 +1,6 @@
-"""Loading of frozen transformers models that refuses to leave any weight at its random initial value."""
+"""Loading of frozen transformers models that refuses to leave any weight at its random initial
+value.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +18,33 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def subfolder_of(path: str | Path, name: str) -> str:
-    """`name` where a local folder is laid out like a pipeline (``text_encoder/``, ``image_encoder/`` ...), else the empty string.
+    """`name` where a local folder is laid out like a pipeline (``text_encoder/``,
+    ``image_encoder/`` ...), else the empty string.
 
-    A hub name cannot be looked into without a download, so there the caller says which folder it means.
+    A hub name cannot be looked into without a download, so there the caller says which folder it
+    means.
     """
     folder = Path(path)
-    return name if not (folder / "config.json").exists() and (folder / name / "config.json").exists() else ""
+    return (
+        name
+        if not (folder / "config.json").exists() and (folder / name / "config.json").exists()
+        else ""
+    )
 
 
-def load_frozen(cls: type[Model], path: str | Path, *, subfolder: str = "", allowed_extra: tuple[str, ...] = (), **kwargs) -> Model:
-    """A transformers model from a local folder or hub name, in eval mode and without gradients, every weight accounted for.
+def load_frozen(
+    cls: type[Model],
+    path: str | Path,
+    *,
+    subfolder: str = "",
+    allowed_extra: tuple[str, ...] = (),
+    **kwargs,
+) -> Model:
+    """A transformers model from a local folder or hub name, in eval mode and without gradients,
+    every weight accounted for.
 
-    transformers fills weights that a file lacks with random numbers and only logs it; here that is an error.
+    transformers fills weights that a file lacks with random numbers and only logs it; here that is
+    an error.
 
     Parameters
     ----------
@@ -38,7 +55,8 @@ def load_frozen(cls: type[Model], path: str | Path, *, subfolder: str = "", allo
     subfolder : str
         Folder inside it that holds config.json and the weights.
     allowed_extra : tuple of str
-        Prefixes of keys that the file may hold beyond the class's own: the other tower of a whole CLIP model.
+        Prefixes of keys that the file may hold beyond the class's own: the other tower of a whole
+        CLIP model.
     **kwargs
         Passed on to ``from_pretrained`` (config, dtype, revision, local_files_only ...).
 
@@ -56,21 +74,44 @@ def load_frozen(cls: type[Model], path: str | Path, *, subfolder: str = "", allo
     logging.disable_progress_bar()
     try:
         # with output_loading_info it returns a pair, which its annotation leaves out
-        model, info = cls.from_pretrained(str(path), subfolder=subfolder, output_loading_info=True, **kwargs)  # type: ignore[misc]
-    except (OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, SafetensorError) as error:
+        model, info = cls.from_pretrained(
+            str(path), subfolder=subfolder, output_loading_info=True, **kwargs
+        )  # type: ignore[misc]
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        SafetensorError,
+    ) as error:
         raise UserError(
-            f"{cls.__name__} cannot be loaded from {where!r}: {plain_text(error)} "
-            "Give a folder that holds config.json and model.safetensors, or the hub name of such a model."
+            f"{cls.__name__} cannot be loaded from {where!r}: {plain_text(error)} Give a folder"
+            " that holds config.json and model.safetensors, or the hub name of such a model."
         ) from error
     finally:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-    extra = sorted(key for key in info["unexpected_keys"] if not key.startswith(allowed_extra) and not key.endswith("position_ids"))
-    wrong = {"missing": sorted(info["missing_keys"]), "of another shape": sorted(map(str, info["mismatched_keys"])), "left over": extra}
-    found = "; ".join(f"{len(keys)} {what} (first: {keys[0]})" for what, keys in wrong.items() if keys)
+    extra = sorted(
+        key
+        for key in info["unexpected_keys"]
+        if not key.startswith(allowed_extra) and not key.endswith("position_ids")
+    )
+    wrong = {
+        "missing": sorted(info["missing_keys"]),
+        "of another shape": sorted(map(str, info["mismatched_keys"])),
+        "left over": extra,
+    }
+    found = "; ".join(
+        f"{len(keys)} {what} (first: {keys[0]})" for what, keys in wrong.items() if keys
+    )
     if found:
-        raise UserError(f"{where!r} does not fit {cls.__name__}: weights {found}. Give the folder of a {cls.__name__}.")
+        raise UserError(
+            f"{where!r} does not fit {cls.__name__}: weights {found}. Give the folder of a"
+            f" {cls.__name__}."
+        )
     refuse_not_finite(model, where, "get it again")
     return model.requires_grad_(False).eval()
 
@@ -88,5 +129,6 @@ def load_config(path: str | Path, *, subfolder: str = "", **kwargs) -> Pretraine
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         where = f"{path}/{subfolder}" if subfolder else str(path)
         raise UserError(
-            f"no model configuration in {where!r}: {plain_text(error)} Give a folder that holds config.json, or a hub name."
+            f"no model configuration in {where!r}: {plain_text(error)} Give a folder that holds"
+            " config.json, or a hub name."
         ) from error

@@ -1,6 +1,8 @@
-"""Loading what draws: U-Net, VAE and scheduler in the layout of an SDXL pipeline, and the IP-Adapter through which pictures are described.
+"""Loading what draws: U-Net, VAE and scheduler in the layout of an SDXL pipeline, and the
+IP-Adapter through which pictures are described.
 
-The shipped tiny backbones, a local copy of Stable Diffusion XL and a hub name go through the same lines; only the path differs.
+The shipped tiny backbones, a local copy of Stable Diffusion XL and a hub name go through the same
+lines; only the path differs.
 """
 
 from __future__ import annotations
@@ -48,7 +50,15 @@ SCHEDULERS: dict[str, type[SchedulerMixin]] = {
 
 NO_ADAPTER = "none"
 """Value of ``backbone.ip_adapter``: encoders are trained and scored, and nothing is drawn."""
-UNREADABLE = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, SafetensorError)
+UNREADABLE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    SafetensorError,
+)
 """What diffusers raises at damaged files of a model."""
 
 
@@ -62,16 +72,24 @@ class Backbone(NamedTuple):
 
 
 def load_backbone(
-    path: str, ip_adapter: str = "", dtype: torch.dtype = torch.float32, vae_dtype: torch.dtype | None = None
+    path: str,
+    ip_adapter: str = "",
+    dtype: torch.dtype = torch.float32,
+    vae_dtype: torch.dtype | None = None,
 ) -> Backbone:
     """Load U-Net, VAE, scheduler and IP-Adapter, frozen and in eval mode.
 
     Parameters
     ----------
-    path : 'tiny', a folder in the layout of an SDXL pipeline, or a hub name
-    ip_adapter : a safetensors file, or a folder or hub name that holds IP_ADAPTER_FILE; empty for ``<path>/ip_adapter``
-    dtype : of the weights
-    vae_dtype : of the VAE's, where another is wanted (Stable Diffusion XL's VAE overflows in fp16)
+    path : str
+        'tiny', a folder in the layout of an SDXL pipeline, or a hub name.
+    ip_adapter : str, optional
+        A safetensors file, or a folder or hub name that holds IP_ADAPTER_FILE; empty for
+        ``<path>/ip_adapter``.
+    dtype : torch.dtype, optional
+        Of the weights.
+    vae_dtype : torch.dtype | None, optional
+        Of the VAE's, where another is wanted (Stable Diffusion XL's VAE overflows in fp16).
 
     Raises
     ------
@@ -79,20 +97,29 @@ def load_backbone(
         When a part is missing, with what to type.
     """
     backbone = load_plain(path, dtype, vae_dtype=vae_dtype)
-    add_ip_adapter(backbone.unet, load_ip_adapter_file(ip_adapter or str(Path(backbone_folder(path)) / "ip_adapter")))
+    add_ip_adapter(
+        backbone.unet,
+        load_ip_adapter_file(ip_adapter or str(Path(backbone_folder(path)) / "ip_adapter")),
+    )
     backbone.unet.requires_grad_(False).eval()
     return backbone
 
 
 def load_plain(
-    path: str, dtype: torch.dtype = torch.float32, setting: str = "backbone.path", vae_dtype: torch.dtype | None = None
+    path: str,
+    dtype: torch.dtype = torch.float32,
+    setting: str = "backbone.path",
+    vae_dtype: torch.dtype | None = None,
 ) -> Backbone:
-    """Load U-Net, VAE and scheduler as they are in a folder or on the hub, without an IP-Adapter, frozen.
+    """Load U-Net, VAE and scheduler as they are in a folder or on the hub, without an IP-Adapter,
+    frozen.
 
     Parameters
     ----------
-    path, dtype, vae_dtype : as for :func:`load_backbone`
-    setting : that names it, for messages
+    path, dtype, vae_dtype : str
+        As for :func:`load_backbone`.
+    setting : str, optional
+        That names it, for messages.
     """
     folder = backbone_folder(path)
     try:
@@ -103,8 +130,9 @@ def load_plain(
         raise
     except UNREADABLE as error:
         raise UserError(
-            f"{setting} = {path!r} does not hold an SDXL pipeline (unet/, vae/, scheduler/): {plain_text(error)} "
-            f"Use {setting}=tiny, a folder written by save_pretrained, or a hub name such as stabilityai/stable-diffusion-xl-base-1.0."
+            f"{setting} = {path!r} does not hold an SDXL pipeline (unet/, vae/, scheduler/):"
+            f" {plain_text(error)} Use {setting}=tiny, a folder written by save_pretrained, or a"
+            " hub name such as stabilityai/stable-diffusion-xl-base-1.0."
         ) from error
     return Backbone(unet.requires_grad_(False).eval(), vae.requires_grad_(False).eval(), scheduler)
 
@@ -123,8 +151,9 @@ def load_vae(path: str, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
         raise
     except UNREADABLE as error:
         raise UserError(
-            f"backbone.path = {path!r} does not hold a VAE (vae/): {plain_text(error)} Use backbone.path=tiny, a folder written "
-            "by save_pretrained, or a hub name such as stabilityai/stable-diffusion-xl-base-1.0."
+            f"backbone.path = {path!r} does not hold a VAE (vae/): {plain_text(error)} Use"
+            " backbone.path=tiny, a folder written by save_pretrained, or a hub name such as"
+            " stabilityai/stable-diffusion-xl-base-1.0."
         ) from error
 
 
@@ -133,8 +162,10 @@ def own_size(path: str, local_files_only: bool = False) -> int:
 
     Parameters
     ----------
-    path : as for :func:`load_backbone`
-    local_files_only : do not ask the hub
+    path : str
+        As for :func:`load_backbone`.
+    local_files_only : bool, optional
+        Do not ask the hub.
 
     Raises
     ------
@@ -143,13 +174,16 @@ def own_size(path: str, local_files_only: bool = False) -> int:
     """
     folder = backbone_folder(path)
     try:
-        unet = UNet2DConditionModel.load_config(folder, subfolder="unet", local_files_only=local_files_only)
+        unet = UNet2DConditionModel.load_config(
+            folder, subfolder="unet", local_files_only=local_files_only
+        )
         vae = AutoencoderKL.load_config(folder, subfolder="vae", local_files_only=local_files_only)
         return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
-            f"backbone.path = {path!r} does not hold the configurations of an SDXL pipeline (unet/, vae/): {plain_text(error)} "
-            "Use backbone.path=tiny, a folder written by save_pretrained, or a hub name such as stabilityai/stable-diffusion-xl-base-1.0."
+            f"backbone.path = {path!r} does not hold the configurations of an SDXL pipeline (unet/,"
+            f" vae/): {plain_text(error)} Use backbone.path=tiny, a folder written by"
+            " save_pretrained, or a hub name such as stabilityai/stable-diffusion-xl-base-1.0."
         ) from error
 
 
@@ -165,8 +199,9 @@ def load_scheduler(path: str, setting: str = "backbone.path") -> SchedulerMixin:
         return EulerDiscreteScheduler.from_pretrained(backbone_folder(path), subfolder="scheduler")
     except UNREADABLE as error:
         raise UserError(
-            f"{setting} = {path!r} does not hold the scheduler of an SDXL pipeline (scheduler/): {plain_text(error)}"
-            f" Use {setting}=tiny, a folder written by save_pretrained, or a hub name."
+            f"{setting} = {path!r} does not hold the scheduler of an SDXL pipeline (scheduler/):"
+            f" {plain_text(error)} Use {setting}=tiny, a folder written by save_pretrained, or a"
+            " hub name."
         ) from error
 
 
@@ -180,7 +215,9 @@ def refuse_steps(steps: int, scheduler: SchedulerMixin, setting: str = "steps") 
     """
     most = int(scheduler.config.num_train_timesteps)
     if not 1 <= steps <= most:
-        raise UserError(f"{setting} = {steps}, but the noise schedule has {most} times: give 1 to {most}.")
+        raise UserError(
+            f"{setting} = {steps}, but the noise schedule has {most} times: give 1 to {most}."
+        )
 
 
 def refuse_side(side: int, factor: int, setting: str, multiple: bool = True) -> None:
@@ -188,10 +225,15 @@ def refuse_side(side: int, factor: int, setting: str, multiple: bool = True) -> 
 
     Parameters
     ----------
-    side : in pixels; 0, the U-Net's own, is always allowed
-    factor : pixels per latent
-    setting : name of the setting, for the message
-    multiple : whether it has to be a multiple of the factor; pictures that are generated are cropped otherwise
+    side : int
+        In pixels; 0, the U-Net's own, is always allowed.
+    factor : int
+        Pixels per latent.
+    setting : str
+        Name of the setting, for the message.
+    multiple : bool, optional
+        Whether it has to be a multiple of the factor; pictures that are generated are cropped
+        otherwise.
 
     Raises
     ------
@@ -203,20 +245,26 @@ def refuse_side(side: int, factor: int, setting: str, multiple: bool = True) -> 
     near = max(factor, round(side / factor) * factor)
     allowed = f"a multiple of {factor}" if multiple else f"{factor} or more"
     raise UserError(
-        f"{setting} = {side} pixels, and the autoencoder turns {factor} x {factor} pixels into one latent: give {allowed}, such as {near}."
+        f"{setting} = {side} pixels, and the autoencoder turns {factor} x {factor} pixels into one"
+        f" latent: give {allowed}, such as {near}."
     )
 
 
 def unet_config(path: str) -> dict[str, Any]:
-    """The configuration of a backbone's U-Net where it is on this machine; empty where it is not."""
+    """The configuration of a backbone's U-Net where it is on this machine; empty where it
+    is not.
+    """
     try:
-        return UNet2DConditionModel.load_config(backbone_folder(path), subfolder="unet", local_files_only=True)
+        return UNet2DConditionModel.load_config(
+            backbone_folder(path), subfolder="unet", local_files_only=True
+        )
     except UNREADABLE:
         return {}
 
 
 def pixels_per_latent(path: str, local_files_only: bool = False) -> int:
-    """How many pixels one latent stands for along a side, from the autoencoder's configuration alone.
+    """How many pixels one latent stands for along a side, from the autoencoder's configuration
+    alone.
 
     Raises
     ------
@@ -224,21 +272,28 @@ def pixels_per_latent(path: str, local_files_only: bool = False) -> int:
         When it is not at hand.
     """
     try:
-        vae = AutoencoderKL.load_config(backbone_folder(path), subfolder="vae", local_files_only=local_files_only)
+        vae = AutoencoderKL.load_config(
+            backbone_folder(path), subfolder="vae", local_files_only=local_files_only
+        )
         return int(2 ** (len(vae["block_out_channels"]) - 1))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
-            f"backbone.path = {path!r} does not hold the configuration of an autoencoder (vae/): {plain_text(error)} "
-            "Use backbone.path=tiny, a folder written by save_pretrained, or a hub name such as stabilityai/stable-diffusion-xl-base-1.0."
+            f"backbone.path = {path!r} does not hold the configuration of an autoencoder (vae/):"
+            f" {plain_text(error)} Use backbone.path=tiny, a folder written by save_pretrained, or"
+            " a hub name such as stabilityai/stable-diffusion-xl-base-1.0."
         ) from error
 
 
 def scheduler_named(name: str, own: SchedulerMixin) -> SchedulerMixin:
-    """The scheduler of a name, with the noise schedule and the kind of prediction of a model's own; "own" is that one itself."""
+    """The scheduler of a name, with the noise schedule and the kind of prediction of a model's own;
+    "own" is that one itself.
+    """
     if name == "own":
         return own
     if name not in SCHEDULERS:
-        raise UserError(f"sampler.scheduler = {name!r} is not known; allowed are own, {', '.join(SCHEDULERS)}.")
+        raise UserError(
+            f"sampler.scheduler = {name!r} is not known; allowed are own, {', '.join(SCHEDULERS)}."
+        )
     with _quiet():  # settings that another class has not are left out
         return SCHEDULERS[name].from_config(own.config)
 
@@ -255,43 +310,57 @@ def _quiet() -> Iterator[None]:
 
 
 def _load_whole(cls: type[Model], folder: str, name: str, dtype: torch.dtype) -> Model:
-    """A model whose file holds all its weights: diffusers leaves what is missing at random values and only remarks on it."""
+    """A model whose file holds all its weights: diffusers leaves what is missing at random values
+    and only remarks on it.
+    """
     with _quiet():
-        model, info = cls.from_pretrained(folder, subfolder=name, torch_dtype=dtype, output_loading_info=True)
+        model, info = cls.from_pretrained(
+            folder, subfolder=name, torch_dtype=dtype, output_loading_info=True
+        )
     if info["missing_keys"]:
-        raise ValueError(f"{name}/ lacks {len(info['missing_keys'])} of its weights (first: {sorted(info['missing_keys'])[0]}).")
+        raise ValueError(
+            f"{name}/ lacks {len(info['missing_keys'])} of its weights (first:"
+            f" {sorted(info['missing_keys'])[0]})."
+        )
     refuse_not_finite(model, f"{folder}/{name}", "get it again")
     return model
 
 
 def _load_vae(folder: str, dtype: torch.dtype) -> AutoencoderKL:
-    """The autoencoder, laid out with channels last: on a CPU the tiny one decodes in two thirds of the time, and encodes in half."""
+    """The autoencoder, laid out with channels last: on a CPU the tiny one decodes in two thirds of
+    the time, and encodes in half.
+    """
     return _load_whole(AutoencoderKL, folder, "vae", dtype).to(memory_format=torch.channels_last)
 
 
 def load_ip_adapter_file(source: str) -> dict[str, Tensor]:
-    """Read an IP-Adapter from a file, a folder or the hub, under the keys of its files (``image_proj.*``, ``ip_adapter.*``)."""
+    """Read an IP-Adapter from a file, a folder or the hub, under the keys of its files
+    (``image_proj.*``, ``ip_adapter.*``).
+    """
     if source == NO_ADAPTER:
         raise UserError(
-            f"backbone.ip_adapter={NO_ADAPTER} trains encoders of which nothing is drawn: to draw or fine-tune, name an IP-Adapter"
-            " that takes their image embedding."
+            f"backbone.ip_adapter={NO_ADAPTER} trains encoders of which nothing is drawn: to draw"
+            " or fine-tune, name an IP-Adapter that takes their image embedding."
         )
     path = Path(source)
     again = "get it again, or set backbone.ip_adapter=h94/IP-Adapter"
     for candidate in (path, path / "ip-adapter.safetensors", path / IP_ADAPTER_FILE):
-        if candidate.is_file():  # also in the older .bin form, whose two parts are dictionaries of their own
+        if (
+            candidate.is_file()
+        ):  # also in the older .bin form, whose two parts are dictionaries of their own
             return read_tensors(candidate, again)
     if path.exists() or source.count("/") != 1:
         raise UserError(
-            f"There is no IP-Adapter in {source}: expected a .safetensors or .bin file or a folder with {IP_ADAPTER_FILE}. "
-            "Set backbone.ip_adapter=h94/IP-Adapter, or the path of your copy."
+            f"There is no IP-Adapter in {source}: expected a .safetensors or .bin file or a folder"
+            f" with {IP_ADAPTER_FILE}. Set backbone.ip_adapter=h94/IP-Adapter, or the path of your"
+            " copy."
         )
     try:
         return read_tensors(hf_hub_download(source, IP_ADAPTER_FILE), again)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"The IP-Adapter {source} could not be fetched: {first_line(error)} Without network access copy "
-            f"{IP_ADAPTER_FILE} here and give its path: backbone.ip_adapter=PATH."
+            f"The IP-Adapter {source} could not be fetched: {first_line(error)} Without network"
+            f" access copy {IP_ADAPTER_FILE} here and give its path: backbone.ip_adapter=PATH."
         ) from error
 
 
@@ -301,45 +370,63 @@ def add_ip_adapter(unet: UNet2DConditionModel, weights: dict[str, Tensor]) -> No
     Raises
     ------
     UserError
-        When the weights are not of an IP-Adapter, or of one made for another U-Net or another kind of image embedding.
+        When the weights are not of an IP-Adapter, or of one made for another U-Net or another kind
+        of image embedding.
     """
     refuse_not_finite(weights, "The IP-Adapter", "get it again")
     parts: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
     for key, value in weights.items():
         group, _, name = key.partition(".")
         if group not in parts:
-            raise UserError(f"{key} is not a key of an IP-Adapter file (image_proj.* or ip_adapter.*)")
+            raise UserError(
+                f"{key} is not a key of an IP-Adapter file (image_proj.* or ip_adapter.*)"
+            )
         parts[group][name] = value.to(unet.dtype)
     try:
         with _quiet():  # it moves the U-Net to its own type and then warns of having done so
-            # the loader of StableDiffusionXLPipeline.load_ip_adapter, without the rest of a pipeline
+            # the loader of StableDiffusionXLPipeline.load_ip_adapter, without the rest of a
+            # pipeline
             unet._load_ip_adapter_weights([parts], low_cpu_mem_usage=False)
         image_embedding_width(unet)
     except (RuntimeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(
-            f"This IP-Adapter does not fit the U-Net ({' '.join(str(error).split())[:300]}): give the plain one that was made for it "
-            f"(for SDXL h94/IP-Adapter's {IP_ADAPTER_FILE}; not a 'plus' or 'face' one)."
+            f"This IP-Adapter does not fit the U-Net ({' '.join(str(error).split())[:300]}): give"
+            f" the plain one that was made for it (for SDXL h94/IP-Adapter's {IP_ADAPTER_FILE}; not"
+            " a 'plus' or 'face' one)."
         ) from error
 
 
 def ip_adapter_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
     """The weights of a U-Net's IP-Adapter, under the keys of h94/IP-Adapter's files."""
     projection = unet.encoder_hid_proj.image_projection_layers[0]
-    weights = {f"image_proj.proj.{key}": value for key, value in projection.image_embeds.state_dict().items()}
-    weights |= {f"image_proj.norm.{key}": value for key, value in projection.norm.state_dict().items()}
+    weights = {
+        f"image_proj.proj.{key}": value
+        for key, value in projection.image_embeds.state_dict().items()
+    }
+    weights |= {
+        f"image_proj.norm.{key}": value for key, value in projection.norm.state_dict().items()
+    }
     cross = [processor for name, processor in unet.attn_processors.items() if "attn2" in name]
-    for order, processor in enumerate(cross):  # its files number cross-attentions 1, 3, 5 ... in the order of attn_processors
+    for order, processor in enumerate(
+        cross
+    ):  # its files number cross-attentions 1, 3, 5 ... in the order of attn_processors
         weights[f"ip_adapter.{2 * order + 1}.to_k_ip.weight"] = processor.to_k_ip[0].weight
         weights[f"ip_adapter.{2 * order + 1}.to_v_ip.weight"] = processor.to_v_ip[0].weight
     return {key: value.detach() for key, value in weights.items()}
 
 
 def without_ip_adapter(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A plain U-Net sharing the weights of one that has an IP-Adapter (and perhaps a LoRA, not merged): what can be saved and loaded."""
+    """A plain U-Net sharing the weights of one that has an IP-Adapter (and perhaps a LoRA, not
+    merged): what can be saved and loaded.
+    """
     with torch.device("meta"):
         plain = UNet2DConditionModel.from_config({**unet.config, "encoder_hid_dim_type": None})
     named = ((plain_key(key), value) for key, value in unet.state_dict().items())
-    own = {key: value for key, value in named if key and "encoder_hid_proj" not in key and "_ip." not in key}
+    own = {
+        key: value
+        for key, value in named
+        if key and "encoder_hid_proj" not in key and "_ip." not in key
+    }
     plain.load_state_dict(own, assign=True)
     return plain
 
@@ -350,7 +437,9 @@ def image_embedding_width(unet: UNet2DConditionModel) -> int:
 
 
 def pooled_width(unet: UNet2DConditionModel) -> int:
-    """Width of the pooled text embedding that the U-Net takes: what its added embedding leaves beside six time ids."""
+    """Width of the pooled text embedding that the U-Net takes: what its added embedding leaves
+    beside six time ids.
+    """
     return unet.add_embedding.linear_1.in_features - 6 * unet.config.addition_time_embed_dim
 
 

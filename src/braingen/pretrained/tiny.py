@@ -1,4 +1,6 @@
-"""The tiny backbones know simulated pictures only: what is done where the data are not simulated."""
+"""The tiny backbones know simulated pictures only: what is done where the data are not
+simulated.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,16 @@ class Unfit(NamedTuple):
     """Why the tiny backbones do not fit the data."""
 
     refused: bool
-    """Whether nothing may be computed with them; own scans may be tried out with them, with a warning."""
+    """Whether nothing may be computed with them; own scans may be tried out with them, with a
+    warning.
+    """
     sentence: str
 
 
 def unfit_backbone(config: Config) -> Unfit | None:
-    """Why the configured backbone cannot see the data's pictures; None where it can, or where there are no pictures."""
+    """Why the configured backbone cannot see the data's pictures; None where it can, or where there
+    are no pictures.
+    """
     layout = Layout.of(config.data.root)
     if Path(backbone_folder(config.backbone.path)) != TINY or not layout.images().exists():
         return None
@@ -32,11 +38,14 @@ def unfit_backbone(config: Config) -> Unfit | None:
         return None
     own = stimuli.data_name == "own scans"
     sentence = (
-        f"{layout.root} holds {stimuli.data_name}, not simulated data, and backbone.path = {config.backbone.path} "
-        "knows simulated pictures only (24 drawn objects)"
+        f"{layout.root} holds {stimuli.data_name}, not simulated data, and backbone.path ="
+        f" {config.backbone.path} knows simulated pictures only (24 drawn objects)"
     )
     sentence += ", so what it computes is good for trying the commands alone. " if own else ". "
-    sentence += "Name Stable Diffusion XL with backbone.path=FOLDER, or a configuration that does: --config nsd_subj01."
+    sentence += (
+        "Name Stable Diffusion XL with backbone.path=FOLDER, or a configuration that does: --config"
+        " nsd_subj01."
+    )
     return Unfit(not own, sentence)
 
 

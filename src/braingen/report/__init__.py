@@ -1,4 +1,5 @@
-"""One self-contained HTML page from a run folder: what was seen, what was read out of the brain, and how good it is.
+"""One self-contained HTML page from a run folder: what was seen, what was read out of the brain,
+and how good it is.
 
 inputs.py    what a run folder and its data folder offer to a page
 tables.py    scores and their names, per-image tables, settings, as people read them

@@ -17,8 +17,17 @@ from braingen.types import Score
 
 SHOWN = 12
 """Test images on the page: the first ones, nothing selected."""
-FIRST = ("object_accuracy", "two_way_judge_late", "two_way_inception", "pixcorr", "ssim", "dreamsim")
-"""Scores that stand on the page, where there are any of them; the rest is in the table beside it."""
+FIRST = (
+    "object_accuracy",
+    "two_way_judge_late",
+    "two_way_inception",
+    "pixcorr",
+    "ssim",
+    "dreamsim",
+)
+"""Scores that stand on the page, where there are any of them; the rest is in the table
+beside it.
+"""
 
 
 class Line(NamedTuple):
@@ -31,27 +40,51 @@ class Line(NamedTuple):
     scores: Mapping[str, Score]
 
 
-def render_ablation(lines: Sequence[Line], stimuli: Stimuli, images: Sequence[int], data: str, compared: Sequence[Comparison]) -> str:
+def render_ablation(
+    lines: Sequence[Line],
+    stimuli: Stimuli,
+    images: Sequence[int],
+    data: str,
+    compared: Sequence[Comparison],
+) -> str:
     """The page as one self-contained HTML text.
 
     Parameters
     ----------
-    lines : in the order of the table
-    images : ids of the test images
-    data : what the data are called
-    compared : differences between lines
+    lines : Sequence[Line]
+        In the order of the table.
+    images : Sequence[int]
+        Ids of the test images.
+    data : str
+        What the data are called.
+    compared : Sequence[Comparison]
+        Differences between lines.
     """
     names = [name for name in FIRST if all(name in line.scores for line in lines)]
     rows = [(line, [line.scores[name] for name in names]) for line in lines]
     grid = [
-        (image, pictures.data_uri(seen), [pictures.data_uri(pictures.open_picture(line.folder / f"{image:06d}.png")) for line in lines])
+        (
+            image,
+            pictures.data_uri(seen),
+            [
+                pictures.data_uri(pictures.open_picture(line.folder / f"{image:06d}.png"))
+                for line in lines
+            ],
+        )
         for image, seen in pictures.seen_pictures(stimuli, list(images[:SHOWN]))
     ]
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     titles = {line.key: line.title for line in lines}
-    told = [(titles[one.first], titles[one.second], metric(one.score).words, one) for one in compared if one.score in names]
+    told = [
+        (titles[one.first], titles[one.second], metric(one.score).words, one)
+        for one in compared
+        if one.score in names
+    ]
     return templates.get_template("ablation.html.j2").render(
         rows=rows,
         heads=[metric(name).words for name in names],

@@ -21,8 +21,13 @@ def context(inputs: Inputs) -> dict[str, Any] | None:
     for row in inputs.summary:
         methods.setdefault(row["method"], []).append(row)
     return {
-        "pairs": [(first, second, [_difference(each) for each in _ordered(found)]) for (first, second), found in pairs.items()],
-        "methods": [(method, [_mean(row) for row in _ordered(rows)]) for method, rows in methods.items()],
+        "pairs": [
+            (first, second, [_difference(each) for each in _ordered(found)])
+            for (first, second), found in pairs.items()
+        ],
+        "methods": [
+            (method, [_mean(row) for row in _ordered(rows)]) for method, rows in methods.items()
+        ],
     }
 
 
@@ -45,7 +50,10 @@ def _difference(each: dict[str, Any]) -> dict[str, str]:
 
 
 def _mean(row: dict[str, str]) -> dict[str, str]:
-    figures = {name: tables.number(tables.figure(row[name])) for name in ("value", "low", "high", "between_seeds", "between_subjects")}
+    figures = {
+        name: tables.number(tables.figure(row[name]))
+        for name in ("value", "low", "high", "between_seeds", "between_subjects")
+    }
     return {
         "title": metric(row["score"]).words,
         "value": figures["value"],

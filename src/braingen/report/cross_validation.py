@@ -1,4 +1,6 @@
-"""One page of a cross-validation: every score with its interval beside ridge regression and random voxels."""
+"""One page of a cross-validation: every score with its interval beside ridge regression and random
+voxels.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from braingen.report import figures, tables
 
 WORDS = {
     "clip_cos": ("Cosine", "of decoded and true embedding"),
-    "clip_cos_centred": ("Cosine around the training mean", "of decoded and true embedding, less what all embeddings share"),
+    "clip_cos_centred": (
+        "Cosine around the training mean",
+        "of decoded and true embedding, less what all embeddings share",
+    ),
     "two_way_embedding": (
         "Two-way identification of the embedding",
         "the decoded embedding is more like the picture's own than like another left-out picture's",
@@ -27,15 +32,21 @@ WORDS = {
 
 
 def render_cross_validation(
-    rows: Sequence[Row], differences: Sequence[Difference], facts: Mapping[str, Any], methods: Mapping[str, str]
+    rows: Sequence[Row],
+    differences: Sequence[Difference],
+    facts: Mapping[str, Any],
+    methods: Mapping[str, str],
 ) -> str:
     """The page as one self-contained HTML text.
 
     Parameters
     ----------
-    rows, differences : of :func:`braingen.evaluation.folds.pooled`
-    facts : data, modality, backbone, encoder, folds, subjects, seed
-    methods : method -> its name
+    rows, differences : Sequence[Row]
+        Of :func:`braingen.evaluation.folds.pooled`.
+    facts : Mapping[str, Any]
+        Data, modality, backbone, encoder, folds, subjects, seed.
+    methods : Mapping[str, str]
+        Method -> its name.
     """
     reach = max((abs(x) for each in differences for x in (each.low, each.high)), default=1.0) or 1.0
     scores = list(dict.fromkeys(row.score for row in rows))
@@ -51,7 +62,8 @@ def render_cross_validation(
         pictures=max(row.n for row in rows),
         scores=[(*WORDS[score], [row for row in rows if row.score == score]) for score in scores],
         differences=[
-            (WORDS[each.score][0], each, figures.difference_chart(each._asdict(), reach)) for each in differences
+            (WORDS[each.score][0], each, figures.difference_chart(each._asdict(), reach))
+            for each in differences
         ],
         methods=methods,
         number=tables.number,

@@ -1,4 +1,6 @@
-"""Charts as inline SVG, drawn by hand: colours and type come from the page's style sheet, so that they follow light and dark."""
+"""Charts as inline SVG, drawn by hand: colours and type come from the page's style sheet, so that
+they follow light and dark.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ def _share(value: float, axis: tuple[float, float]) -> str:
 
 
 def _svg(content: str, label: str, kind: str, height: int) -> Markup:
-    return Markup(f'<svg class="{kind}" role="img" aria-label="{escape(label)}" width="100%" height="{height}">{content}</svg>')
+    return Markup(
+        f'<svg class="{kind}" role="img" aria-label="{escape(label)}" width="100%"'
+        f' height="{height}">{content}</svg>'
+    )
 
 
 def mark(name: str) -> Markup:
@@ -35,20 +40,32 @@ def mark(name: str) -> Markup:
         "brain": '<line x1="-9" x2="9" class="interval"/><circle r="5" class="value"/>',
         "chance": '<line y1="-8" y2="8" class="chance"/>',
     }
-    return Markup(f'<svg class="key" width="22" height="16" viewBox="-11 -8 22 16" aria-hidden="true">{shapes[name]}</svg>')
+    return Markup(
+        '<svg class="key" width="22" height="16" viewBox="-11 -8 22 16"'
+        f' aria-hidden="true">{shapes[name]}</svg>'
+    )
 
 
 def interval_chart(row: ScoreRow) -> Markup:
-    """One line of the score table: the value with its interval, and what it is to be held against."""
+    """One line of the score table: the value with its interval, and what it is to be held
+    against.
+    """
     parts = ['<line x1="2%" x2="98%" y1="50%" y2="50%" class="axis"/>']
-    parts += [f'<line x1="{_share(end, row.axis)}" x2="{_share(end, row.axis)}" y1="38%" y2="62%" class="axis"/>' for end in row.axis]
+    parts += [
+        f'<line x1="{_share(end, row.axis)}" x2="{_share(end, row.axis)}" y1="38%" y2="62%"'
+        ' class="axis"/>'
+        for end in row.axis
+    ]
     told = []
     if "chance" in row.figures:
         x = _share(row.figures["chance"], row.axis)
         parts.append(f'<line x1="{x}" x2="{x}" y1="10%" y2="90%" class="chance"/>')
     for name, shape in MARKS.items():
         if name in row.figures:
-            parts.append(f'<svg x="{_share(row.figures[name], row.axis)}" y="50%" overflow="visible">{shape}</svg>')
+            parts.append(
+                f'<svg x="{_share(row.figures[name], row.axis)}" y="50%"'
+                f' overflow="visible">{shape}</svg>'
+            )
             told.append(f"{name} {number(row.figures[name])}")
     if {"low", "high"} <= set(row.figures):
         low, high = (_share(row.figures[end], row.axis) for end in ("low", "high"))
@@ -56,9 +73,18 @@ def interval_chart(row: ScoreRow) -> Markup:
     if "value" in row.figures:
         start, end = sorted((min(max(0.0, row.axis[0]), row.axis[1]), row.figures["value"]))
         reach = 96 * (end - start) / (row.axis[1] - row.axis[0])
-        parts.insert(0, f'<rect x="{_share(start, row.axis)}" width="{reach:.2f}%" y="30%" height="40%" rx="3" class="reach"/>')
-        parts.append(f'<circle cx="{_share(row.figures["value"], row.axis)}" cy="50%" r="5.5" class="value"/>')
-        told.insert(0, f"brain {row.value}" + (f", interval {row.interval}" if row.interval else ""))
+        parts.insert(
+            0,
+            f'<rect x="{_share(start, row.axis)}" width="{reach:.2f}%" y="30%" height="40%" rx="3"'
+            ' class="reach"/>',
+        )
+        parts.append(
+            f'<circle cx="{_share(row.figures["value"], row.axis)}" cy="50%" r="5.5"'
+            ' class="value"/>'
+        )
+        told.insert(
+            0, f"brain {row.value}" + (f", interval {row.interval}" if row.interval else "")
+        )
     return _svg("".join(parts), f"{row.title}: {'; '.join(told) or 'no figure'}", "chart", 30)
 
 
@@ -72,10 +98,18 @@ def difference_chart(comparison: Mapping[str, Any], reach: float) -> Markup:
     ]
     low, high, value = (comparison.get(key) for key in ("low", "high", "difference"))
     if finite(low) and finite(high):
-        parts.append(f'<line x1="{_share(low, axis)}" x2="{_share(high, axis)}" y1="50%" y2="50%" class="interval"/>')  # type: ignore[arg-type]
+        parts.append(
+            f'<line x1="{_share(low, axis)}" x2="{_share(high, axis)}" y1="50%" y2="50%"'
+            ' class="interval"/>'
+        )  # type: ignore[arg-type]
     if finite(value):
         parts.append(f'<circle cx="{_share(value, axis)}" cy="50%" r="5.5" class="value"/>')  # type: ignore[arg-type]
-    return _svg("".join(parts), f"difference {number(value)}, interval {number(low)} to {number(high)}", "chart", 30)
+    return _svg(
+        "".join(parts),
+        f"difference {number(value)}, interval {number(low)} to {number(high)}",
+        "chart",
+        30,
+    )
 
 
 def times_chart(timings: Mapping[str, float]) -> list[tuple[str, str, Markup]]:
@@ -83,12 +117,21 @@ def times_chart(timings: Mapping[str, float]) -> list[tuple[str, str, Markup]]:
     longest = max(timings.values(), default=0) or 1.0
     rows = []
     for stage, seconds in timings.items():
-        bar = f'<rect x="0" y="20%" width="{max(0.4, 100 * seconds / longest):.2f}%" height="60%" rx="3" class="bar"/>'
-        rows.append((stage.replace("_", " "), duration(seconds), _svg(bar, f"{stage} {duration(seconds)}", "chart", 22)))
+        bar = (
+            f'<rect x="0" y="20%" width="{max(0.4, 100 * seconds / longest):.2f}%" height="60%"'
+            ' rx="3" class="bar"/>'
+        )
+        rows.append(
+            (
+                stage.replace("_", " "),
+                duration(seconds),
+                _svg(bar, f"{stage} {duration(seconds)}", "chart", 22),
+            )
+        )
     return rows
 
 
-# --- learning curves -----------------------------------------------------------------------------------------------------------------
+# --- learning curves ------------------------------------------------------------------------------
 
 
 class Panel(NamedTuple):
@@ -110,7 +153,8 @@ def curve_panels(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Pan
 
     Parameters
     ----------
-    metrics : encoder (image, text) -> one record per epoch
+    metrics : Mapping[str, Sequence[Mapping[str, Any]]]
+        Encoder (image, text) -> one record per epoch.
     """
     lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for encoder, records in metrics.items():
@@ -118,15 +162,27 @@ def curve_panels(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Pan
             x = record.get("epoch", record.get("step"))
             for key, value in record.items():
                 if key not in ("epoch", "step") and finite(value) and finite(x):
-                    lines.setdefault(key, {}).setdefault(encoder, []).append((float(x), float(value)))  # type: ignore[arg-type]
-    unit = "epoch" if any("epoch" in record for records in metrics.values() for record in records) else "step"
+                    lines.setdefault(key, {}).setdefault(encoder, []).append(
+                        (float(x), float(value))
+                    )  # type: ignore[arg-type]
+    unit = (
+        "epoch"
+        if any("epoch" in record for records in metrics.values() for record in records)
+        else "step"
+    )
     panels = []
     for prefix in ("validation", "train", ""):
         for key in lines:
             first, slash, rest = key.partition("/")
             if (first if slash and first in _TITLES else "") == prefix:
                 name = (rest if prefix else key).replace("_", " ").replace("/", " ")
-                panels.append(Panel(name, _TITLES.get(prefix, "other"), _panel(key, lines[key], prefix == "validation", unit)))
+                panels.append(
+                    Panel(
+                        name,
+                        _TITLES.get(prefix, "other"),
+                        _panel(key, lines[key], prefix == "validation", unit),
+                    )
+                )
     return panels
 
 
@@ -138,7 +194,9 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [float(f"{step * k:.12g}") for k in range(first, last + 1)]
 
 
-def _panel(key: str, lines: Mapping[str, Sequence[tuple[float, float]]], held_out: bool, unit: str) -> Markup:
+def _panel(
+    key: str, lines: Mapping[str, Sequence[tuple[float, float]]], held_out: bool, unit: str
+) -> Markup:
     values = [y for points in lines.values() for _, y in points]
     low, high = min(values), max(values)
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # constant, but for rounding
@@ -157,26 +215,41 @@ def _panel(key: str, lines: Mapping[str, Sequence[tuple[float, float]]], held_ou
     parts = []
     for tick in marks:
         _, y = place(first, tick)
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+        )
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for x, anchor in ((first, "start"), (last, "end")):
-        parts.append(f'<text x="{place(x, low)[0]:.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">{x:g}</text>')
-    parts.append(f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 8}" text-anchor="middle">{unit}</text>')
+        parts.append(
+            f'<text x="{place(x, low)[0]:.1f}" y="{_HEIGHT - 8}"'
+            f' text-anchor="{anchor}">{x:g}</text>'
+        )
+    parts.append(
+        f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 8}"'
+        f' text-anchor="middle">{unit}</text>'
+    )
     told = []
     for encoder, points in lines.items():
-        path = " ".join(f"{'M' if k == 0 else 'L'}{x:.1f} {y:.1f}" for k, (x, y) in enumerate(place(*point) for point in points))
+        path = " ".join(
+            f"{'M' if k == 0 else 'L'}{x:.1f} {y:.1f}"
+            for k, (x, y) in enumerate(place(*point) for point in points)
+        )
         parts.append(f'<path d="{path}" class="line {escape(encoder)}"/>')
-        first_value, last_value = (round(point[1], digits) + 0.0 for point in (points[0], points[-1]))  # no "-0.00"
+        first_value, last_value = (
+            round(point[1], digits) + 0.0 for point in (points[0], points[-1])
+        )  # no "-0.00"
         end = f"{encoder}: from {first_value:.{digits}f} to {last_value:.{digits}f}"
         if held_out:
             rising = any(word in key for word in _RISING)
             best = (max if rising else min)(points, key=lambda point: point[1])
             x, y = place(*best)
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="best {escape(encoder)}"/>')
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="best {escape(encoder)}"/>'
+            )
             end += f", best {best[1]:.{digits}f} at {unit} {best[0]:g}"
         told.append(end)
     label = f"{key.replace('/', ' ')} over {unit}s; {'; '.join(told)}"
     return Markup(
-        f'<svg class="curve" role="img" aria-label="{escape(label)}" viewBox="0 0 {_WIDTH} {_HEIGHT}">{"".join(parts)}</svg>'
-        f'<p class="told">{escape("; ".join(told))}</p>'
+        f'<svg class="curve" role="img" aria-label="{escape(label)}" viewBox="0 0 {_WIDTH}'
+        f' {_HEIGHT}">{"".join(parts)}</svg><p class="told">{escape("; ".join(told))}</p>'
     )

@@ -1,4 +1,6 @@
-"""What a run folder and its data folder offer to a page; whatever is absent stays out, what is essential is asked for by name."""
+"""What a run folder and its data folder offer to a page; whatever is absent stays out, what is
+essential is asked for by name.
+"""
 
 from __future__ import annotations
 
@@ -46,23 +48,35 @@ class Inputs(NamedTuple):
     decoded_captions: dict[int, str]
     """Image id -> caption nearest to the decoded text embedding."""
     scores: dict[str, dict[str, Any]]
-    """Score name -> value, low, high, random, ceiling, ridge, chance, n, pool; those of a study included."""
+    """Score name -> value, low, high, random, ceiling, ridge, chance, n, pool; those of a study
+    included.
+    """
     study: dict[str, Any]
-    """What raters said: the analysis of a study of this run (`scores.study.analysis.as_json`); empty without one."""
+    """What raters said: the analysis of a study of this run (`scores.study.analysis.as_json`);
+    empty without one.
+    """
     per_image: dict[int, dict[str, str]]
     """Image id -> column -> text of the table of per-image scores."""
     comparisons: list[dict[str, Any]]
     """Paired differences between methods."""
     parts: list[dict[str, str]]
-    """Scores of every level and expert by itself: part, score, value, low, high, chance, n, pool."""
+    """Scores of every level and expert by itself: part, score, value, low, high, chance, n,
+    pool.
+    """
     compared: list[dict[str, Any]]
-    """What `braingen compare` found, where its folder is the run's `comparison`: score, first, second, difference and how sure it is."""
+    """What `braingen compare` found, where its folder is the run's `comparison`: score, first,
+    second, difference and how sure it is.
+    """
     summary: list[dict[str, str]]
-    """Its means over subjects and seeds: method, score, value, low, high, between_seeds, between_subjects, subjects, seeds."""
+    """Its means over subjects and seeds: method, score, value, low, high, between_seeds,
+    between_subjects, subjects, seeds.
+    """
     controls: dict[str, Any]
     """random, ceiling -> drawings and scores with their own intervals."""
     refinement: dict[str, Any]
-    """settings, and per score what it is before and after refinement; empty where nothing was refined."""
+    """settings, and per score what it is before and after refinement; empty where nothing was
+    refined.
+    """
     refined: dict[int, Path]
     """Image id -> PNG after refinement."""
     metrics: dict[str, list[dict[str, Any]]]
@@ -75,46 +89,63 @@ class Inputs(NamedTuple):
     """Stage -> seconds."""
 
 
-def read_inputs(run: Path, data_root: Path, subject: int = 1, trained: Path | None = None) -> Inputs:
+def read_inputs(
+    run: Path, data_root: Path, subject: int = 1, trained: Path | None = None
+) -> Inputs:
     """Read what stages left in a run folder.
 
     Parameters
     ----------
-    run : the run folder
-    data_root : the data folder with the pictures that were seen and their captions
-    subject : whose brain was read, for where the settings of the run do not say
-    trained : folder in which the encoders lie, where that is not the run's own
+    run : Path
+        The run folder.
+    data_root : Path
+        The data folder with the pictures that were seen and their captions.
+    subject : int, optional
+        Whose brain was read, for where the settings of the run do not say.
+    trained : Path | None, optional
+        Folder in which the encoders lie, where that is not the run's own.
 
     Raises
     ------
     UserError
-        When there are no reconstructions from brain activity, the pictures that were seen are missing, or a file is damaged.
+        When there are no reconstructions from brain activity, the pictures that were seen are
+        missing, or a file is damaged.
     """
     images, decoded = _index(run)
     pictures = {source: _pictures(drawn_in(run, source)) for source in SOURCES}
     lost = [image for image in images if image not in pictures["brain"]]
     if lost:
         raise UserError(
-            f"{drawn_in(run, 'brain')} lists image {lost[0]} but has no {lost[0]:06d}.png "
-            f"({len(lost)} of {len(images)} missing); remove that folder and run `braingen reconstruct` again."
+            f"{drawn_in(run, 'brain')} lists image {lost[0]} but has no {lost[0]:06d}.png"
+            f" ({len(lost)} of {len(images)} missing); remove that folder and run `braingen"
+            " reconstruct` again."
         )
     layout = Layout.of(data_root)
     stimuli = Stimuli(layout)
     outside = [image for image in images if image >= len(stimuli)]
     if outside:
         raise UserError(
-            f"{run} has a reconstruction of image {outside[0]}, but {stimuli.path} has {len(stimuli)} images: these are not the pictures "
-            "of this run; give its data folder with --data_path."
+            f"{run} has a reconstruction of image {outside[0]}, but {stimuli.path} has"
+            f" {len(stimuli)} images: these are not the pictures of this run; give its data folder"
+            " with --data_path."
         )
     study = read_study(run)
     folders = {name: (trained or run if name in ENCODERS else run) / name for name in RUNS}
-    settings = {name: _yaml(folder / "config.yaml") for name, folder in folders.items() if (folder / "config.yaml").is_file()}
+    settings = {
+        name: _yaml(folder / "config.yaml")
+        for name, folder in folders.items()
+        if (folder / "config.yaml").is_file()
+    }
     return Inputs(
         run=run,
         subject=_subject(settings, subject),
         simulated=stimuli.simulated,
         stimuli=stimuli,
-        captions=load_captions(layout) if layout.captions().exists() or layout.captions_mindeye2().exists() else None,
+        captions=(
+            load_captions(layout)
+            if layout.captions().exists() or layout.captions_mindeye2().exists()
+            else None
+        ),
         images=images,
         pictures=pictures,
         decoded_captions=decoded,
@@ -128,10 +159,22 @@ def read_inputs(run: Path, data_root: Path, subject: int = 1, trained: Path | No
         controls=_mapping(run / "controls.json", "`braingen evaluate`"),
         refinement=_mapping(run / "refinement.json", "`braingen evaluate`"),
         refined=_pictures(drawn_in(run, "brain_refined")),
-        metrics={name: _lines(folders[name] / "metrics.jsonl") for name in ENCODERS if (folders[name] / "metrics.jsonl").is_file()},
+        metrics={
+            name: _lines(folders[name] / "metrics.jsonl")
+            for name in ENCODERS
+            if (folders[name] / "metrics.jsonl").is_file()
+        },
         settings=settings,
-        provenance={name: found for name, folder in folders.items() if (found := _mapping(folder / "provenance.json", "its stage"))},
-        timings={stage: float(seconds) for stage, seconds in _mapping(run / "timings.json", "`braingen demo`").items() if finite(seconds)},
+        provenance={
+            name: found
+            for name, folder in folders.items()
+            if (found := _mapping(folder / "provenance.json", "its stage"))
+        },
+        timings={
+            stage: float(seconds)
+            for stage, seconds in _mapping(run / "timings.json", "`braingen demo`").items()
+            if finite(seconds)
+        },
     )
 
 
@@ -144,12 +187,20 @@ def _index(run: Path) -> tuple[tuple[int, ...], dict[int, str]]:
     """Ids of the reconstructed images, ascending, and their decoded captions."""
     path = drawn_in(run, "brain") / INDEX
     if not path.is_file():
-        raise UserError(f"{path} is missing: there are no pictures to show; run `braingen reconstruct {typed_run(run)}` first.")
+        raise UserError(
+            f"{path} is missing: there are no pictures to show; run `braingen reconstruct"
+            f" {typed_run(run)}` first."
+        )
     index = _mapping(path, "`braingen reconstruct`")
     images = index.get("images") or []
     if not images or not all(isinstance(image, int) and image >= 0 for image in images):
-        raise UserError(f"{path} names no images (`images` is {str(images)[:40]}); run `braingen reconstruct` again.")
-    decoded = {int(image): str(text) for image, text in (index.get("captions") or {}).items() if text}
+        raise UserError(
+            f"{path} names no images (`images` is {str(images)[:40]}); run `braingen reconstruct`"
+            " again."
+        )
+    decoded = {
+        int(image): str(text) for image, text in (index.get("captions") or {}).items() if text
+    }
     return tuple(sorted(set(images))), decoded
 
 
@@ -158,7 +209,9 @@ def _pictures(folder: Path) -> dict[int, Path]:
 
 
 def _subject(settings: Mapping[str, Mapping[str, Any]], otherwise: int) -> int:
-    for config in list(settings.values())[::-1]:  # the pictures' own first: encoders may know several subjects
+    for config in list(settings.values())[
+        ::-1
+    ]:  # the pictures' own first: encoders may know several subjects
         subjects = (config.get("data") or {}).get("subjects")
         if subjects:
             return int(subjects[0])
@@ -175,7 +228,10 @@ def _json(path: Path, command: str) -> Any:
 def _mapping(path: Path, command: str) -> dict[str, Any]:
     content = _json(path, command) or {}
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, an object was expected; remove it and run {command} again.")
+        raise UserError(
+            f"{path} holds a {type(content).__name__}, an object was expected; remove it and run"
+            f" {command} again."
+        )
     return content
 
 
@@ -202,10 +258,16 @@ def _table(path: Path, column: str, command: str) -> list[dict[str, str]]:
     with open(path, encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle))
     if rows and column not in rows[0]:
-        raise UserError(f"{path} has no column `{column}` (it has {', '.join(map(str, rows[0]))}); run {command} again.")
+        raise UserError(
+            f"{path} has no column `{column}` (it has {', '.join(map(str, rows[0]))}); run"
+            f" {command} again."
+        )
     return [{name: (text or "").strip() for name, text in row.items() if name} for row in rows]
 
 
 def _per_image(path: Path) -> dict[int, dict[str, str]]:
     rows = _table(path, "image", "`braingen evaluate`")
-    return {int(float(row["image"])): {name: text for name, text in row.items() if name != "image"} for row in rows}
+    return {
+        int(float(row["image"])): {name: text for name, text in row.items() if name != "image"}
+        for row in rows
+    }

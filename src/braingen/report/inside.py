@@ -1,4 +1,6 @@
-"""The page of `braingen explain`: click an expert, see its voxels, categories and pictures. One file, no network."""
+"""The page of `braingen explain`: click an expert, see its voxels, categories and pictures. One
+file, no network.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def _overlay(picture: Image.Image, map_PP: np.ndarray) -> Image.Image:
     map_PP = np.nan_to_num(np.asarray(map_PP, dtype=np.float32), nan=0, posinf=0, neginf=0)
     limit = float(np.quantile(map_PP, 0.99)) or float(map_PP.max()) or 1.0
     shown = np.clip(map_PP / abs(limit), 0, 1)
-    heat = Image.fromarray((matplotlib.colormaps["magma"](shown)[..., :3] * 255).astype(np.uint8)).resize((side, side))
+    heat = Image.fromarray(
+        (matplotlib.colormaps["magma"](shown)[..., :3] * 255).astype(np.uint8)
+    ).resize((side, side))
     return Image.blend(picture.convert("RGB"), heat, 0.55)
 
 
@@ -51,8 +55,14 @@ def _read(path: Path) -> pd.DataFrame | None:
 
 
 def _parts(folder: Path, own: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is known of every part that has maps: figure, regions, categories, its strongest images."""
-    regions, profiles, lost = _read(own / "regions.csv"), _read(folder / "profiles.csv"), _read(folder / "ablation.csv")
+    """What is known of every part that has maps: figure, regions, categories, its strongest
+    images.
+    """
+    regions, profiles, lost = (
+        _read(own / "regions.csv"),
+        _read(folder / "profiles.csv"),
+        _read(folder / "ablation.csv"),
+    )
     complete = _read(folder / "completeness.csv")
     subject = facts["subjects"][0]
     names = ["whole"]
@@ -64,26 +74,55 @@ def _parts(folder: Path, own: Path, facts: dict[str, Any]) -> list[dict[str, Any
         if not notes_path.exists():
             continue
         notes = read_json(notes_path)
-        title, figure = name.replace("-", " ").replace(" expert", ", expert"), _figure(own / "figures" / f"{name}.png")
+        title, figure = (
+            name.replace("-", " ").replace(" expert", ", expert"),
+            _figure(own / "figures" / f"{name}.png"),
+        )
         row: dict[str, Any] = {"name": name, "title": title, "figure": figure}
         numbers: list[int | None] = [int(word) for word in name.split("-") if word.isdigit()]
         level, expert = [*numbers, None, None][:2]
         row |= {"level": level, "expert": expert}
         if regions is not None:
-            mine = regions[(regions["map"] == name) & (regions["region"] != "in no region")].sort_values("enrichment", ascending=False)
-            told = ((str(each["region"]), f"{each['enrichment']:.1f}", f"{each['share']:.0%}") for _, each in mine.head(6).iterrows())
+            mine = regions[
+                (regions["map"] == name) & (regions["region"] != "in no region")
+            ].sort_values("enrichment", ascending=False)
+            told = (
+                (str(each["region"]), f"{each['enrichment']:.1f}", f"{each['share']:.0%}")
+                for _, each in mine.head(6).iterrows()
+            )
             row["regions"] = list(told)
         if profiles is not None and expert is not None:
-            mine = profiles[(profiles["subject"] == subject) & (profiles["level"] == level) & (profiles["expert"] == expert)]
+            mine = profiles[
+                (profiles["subject"] == subject)
+                & (profiles["level"] == level)
+                & (profiles["expert"] == expert)
+            ]
             mine = mine.sort_values("standardised", ascending=False)
             reach = max(float(mine["standardised"].abs().max()), 1e-9)
             row["classes"] = [
-                (str(each["class"]), f"{each['standardised']:.1f}", bool(each["q"] < 0.05), max(0.0, float(each["standardised"])) / reach)
+                (
+                    str(each["class"]),
+                    f"{each['standardised']:.1f}",
+                    bool(each["q"] < 0.05),
+                    max(0.0, float(each["standardised"])) / reach,
+                )
                 for _, each in mine.iterrows()
             ]
         if lost is not None:
-            mine = lost[(lost["subject"] == subject) & (lost["silenced"] == name) & (lost["images"] == "all") & (lost["score"] == "cosine")]
-            row["loss"] = "" if mine.empty else f"{mine.iloc[0]['loss']:.4f} ({mine.iloc[0]['low']:.4f} to {mine.iloc[0]['high']:.4f})"
+            mine = lost[
+                (lost["subject"] == subject)
+                & (lost["silenced"] == name)
+                & (lost["images"] == "all")
+                & (lost["score"] == "cosine")
+            ]
+            row["loss"] = (
+                ""
+                if mine.empty
+                else (
+                    f"{mine.iloc[0]['loss']:.4f} ({mine.iloc[0]['low']:.4f} to"
+                    f" {mine.iloc[0]['high']:.4f})"
+                )
+            )
         if complete is not None:
             mine = complete[(complete["subject"] == subject) & (complete["part"] == name)]
             row["incomplete"] = "" if mine.empty else f"{mine.iloc[0]['incomplete']:.1%}"
@@ -96,23 +135,41 @@ def _parts(folder: Path, own: Path, facts: dict[str, Any]) -> list[dict[str, Any
 
 
 def _components(folder: Path, own: Path) -> list[dict[str, Any]]:
-    loadings, related, regions = (_read(path) for path in (
-        folder / "component_loadings.csv", folder / "component_categories.csv", own / "components_regions.csv",
-    ))  # fmt: skip
+    loadings, related, regions = (
+        _read(path)
+        for path in (
+            folder / "component_loadings.csv",
+            folder / "component_categories.csv",
+            own / "components_regions.csv",
+        )
+    )
     if loadings is None:
         return []
     found = []
     for k in range(min(12, loadings.shape[1] - 1)):
         name = f"component {k}"
-        strongest = loadings.reindex(loadings[name].abs().sort_values(ascending=False).index)["image"].head(6).astype(int).tolist()
-        row: dict[str, Any] = {"name": name, "figure": _figure(own / "figures" / f"component-{k}.png"), "images": strongest}
+        strongest = (
+            loadings.reindex(loadings[name].abs().sort_values(ascending=False).index)["image"]
+            .head(6)
+            .astype(int)
+            .tolist()
+        )
+        row: dict[str, Any] = {
+            "name": name,
+            "figure": _figure(own / "figures" / f"component-{k}.png"),
+            "images": strongest,
+        }
         row["classes"] = []
         if related is not None:
             mine = related[(related["component"] == k) & (related["q"] < 0.05)].head(3)
             row["classes"] = [f"{each['class']} (t {each['t']:.1f})" for _, each in mine.iterrows()]
         if regions is not None:
-            mine = regions[(regions["map"] == name) & (regions["region"] != "in no region")].sort_values("enrichment", ascending=False)
-            row["regions"] = ", ".join(f"{each['region']} {each['enrichment']:.1f}" for _, each in mine.head(4).iterrows())
+            mine = regions[
+                (regions["map"] == name) & (regions["region"] != "in no region")
+            ].sort_values("enrichment", ascending=False)
+            row["regions"] = ", ".join(
+                f"{each['region']} {each['enrichment']:.1f}" for _, each in mine.head(4).iterrows()
+            )
         found.append(row)
     return found
 
@@ -124,10 +181,23 @@ def _patterns(folder: Path, own: Path, subject: int) -> list[dict[str, Any]]:
         return []
     found = []
     for _, each in table[table["subject"] == subject].iterrows():
-        if figure := _figure(own / "figures" / f"pattern-{str(each['class']).replace(' ', '_')}.png"):
-            mine = regions[(regions["map"] == each["class"]) & (regions["region"] != "in no region")].sort_values("mean", ascending=False)
-            places = [(str(row["region"]), f"{row['mean']:.2f}") for _, row in mine.head(5).iterrows()]
-            found.append({"name": each["class"], "decoded": f"{each['decoded']:.2f}", "figure": figure, "regions": places})
+        if figure := _figure(
+            own / "figures" / f"pattern-{str(each['class']).replace(' ', '_')}.png"
+        ):
+            mine = regions[
+                (regions["map"] == each["class"]) & (regions["region"] != "in no region")
+            ].sort_values("mean", ascending=False)
+            places = [
+                (str(row["region"]), f"{row['mean']:.2f}") for _, row in mine.head(5).iterrows()
+            ]
+            found.append(
+                {
+                    "name": each["class"],
+                    "decoded": f"{each['decoded']:.2f}",
+                    "figure": figure,
+                    "regions": places,
+                }
+            )
     return found
 
 
@@ -139,9 +209,17 @@ def _silenced(own: Path, seen: Stimuli) -> list[tuple[str, list[tuple[str, str]]
     images = table["image"].drop_duplicates().astype(int).tolist()
     rows = [("seen", [(data_uri(picture, 96), "") for _, picture in seen_pictures(seen, images)])]
     for name, mine in table.groupby("silenced", sort=False):
-        paths = [own / "silenced" / str(name).replace("/", "_") / f"{int(image):06d}.png" for image in mine["image"]]
+        paths = [
+            own / "silenced" / str(name).replace("/", "_") / f"{int(image):06d}.png"
+            for image in mine["image"]
+        ]
         scores = [f"{value:.2f}" for value in mine["pixcorr"]]
-        rows.append((str(name), [(data_uri(open_picture(path), 96), score) for path, score in zip(paths, scores)]))
+        rows.append(
+            (
+                str(name),
+                [(data_uri(open_picture(path), 96), score) for path, score in zip(paths, scores)],
+            )
+        )
     return rows
 
 
@@ -150,9 +228,12 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
 
     Parameters
     ----------
-    folder : of `braingen explain`
-    run : the run folder, for drawn pictures
-    data_root : the data folder, for seen pictures
+    folder : Path
+        Of `braingen explain`.
+    run : Path
+        The run folder, for drawn pictures.
+    data_root : Path
+        The data folder, for seen pictures.
 
     Raises
     ------
@@ -170,22 +251,42 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
     thumbnails = {image: data_uri(picture, 96) for image, picture in seen.items()}
     for row in parts:
         maps = row.pop("saliency")
-        row["looks"] = [] if maps is None else [
-            data_uri(_overlay(seen[image], np.asarray(maps[place])), 72) for place, image in zip(row["order"], row["images"])
-        ]  # fmt: skip
+        row["looks"] = (
+            []
+            if maps is None
+            else [
+                data_uri(_overlay(seen[image], np.asarray(maps[place])), 72)
+                for place, image in zip(row["order"], row["images"])
+            ]
+        )
     drawn = drawn_in(run, "brain")
-    pictures = {image: data_uri(Image.open(path), 96) for image in wanted if (path := drawn / f"{image:06d}.png").exists()}
+    pictures = {
+        image: data_uri(Image.open(path), 96)
+        for image in wanted
+        if (path := drawn / f"{image:06d}.png").exists()
+    }
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     levels = _read(folder / "router_levels.csv")
     ablated = _read(folder / "ablation.csv")
     regional = None
     if ablated is not None:
-        regional = ablated[(ablated["voxels"] > 0) & (ablated["images"] == "all") & (ablated["score"] == "cosine")]
-        regional = regional[regional["subject"] == facts["subjects"][0]].sort_values("loss", ascending=False).head(20)
-        regional = regional.reindex(columns=regional.columns.union(["random", "p_random"]))  # absent where none could be drawn
+        regional = ablated[
+            (ablated["voxels"] > 0) & (ablated["images"] == "all") & (ablated["score"] == "cosine")
+        ]
+        regional = (
+            regional[regional["subject"] == facts["subjects"][0]]
+            .sort_values("loss", ascending=False)
+            .head(20)
+        )
+        regional = regional.reindex(
+            columns=regional.columns.union(["random", "p_random"])
+        )  # absent where none could be drawn
     text = templates.get_template("inside.html.j2").render(
         facts=facts,
         findings=[sentence for sentences in findings.values() for sentence in sentences],
@@ -196,7 +297,11 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
         drawn=pictures,
         slices=_figure(own / "figures" / "whole-slices.png"),
         surface=_figure(own / "figures" / "whole-surface.png"),
-        levels=[] if levels is None else levels.pivot(index="step", columns="level", values="weight").to_numpy().tolist(),
+        levels=(
+            []
+            if levels is None
+            else levels.pivot(index="step", columns="level", values="weight").to_numpy().tolist()
+        ),
         ablation=[] if regional is None else regional.to_dict("records"),
         silenced=_silenced(own, Stimuli(Layout.of(data_root))),
     )

@@ -1,7 +1,8 @@
-"""The page: sections one after another, each drawn from the run folder or left out where its inputs are absent.
+"""The page: sections one after another, each drawn from the run folder or left out where its inputs
+are absent.
 
-A section is a function from `Inputs` to what its template needs, or None. A further one (routers, expert maps, ablations) is
-such a function, a template, and a line in SECTIONS.
+A section is a function from `Inputs` to what its template needs, or None. A further one (routers,
+expert maps, ablations) is such a function, a template, and a line in SECTIONS.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from braingen.runtime.run_folder import config_text
 from braingen.runtime.text_files import parse_yaml, read_json
 
 LIMIT = 120
-"""Images on a page; of a larger test set the first ones and the best and worst of the rest are shown."""
+"""Images on a page; of a larger test set the first ones and the best and worst of the rest are
+shown.
+"""
 FIRST_LOOK = 24
 """Images shown before anybody asks for more."""
 SHEET = 24
@@ -30,8 +33,14 @@ SHEET = 24
 COLUMNS = {
     "seen": ("seen", "the picture that was shown"),
     "brain": ("from brain", "drawn from the activity it caused, and nothing else"),
-    "random": ("random voxels", "drawn by the same models from numbers drawn at random: what they make up by themselves"),
-    "ceiling": ("ceiling", "drawn from the embedding of the true picture: the best that can be drawn at all"),
+    "random": (
+        "random voxels",
+        "drawn by the same models from numbers drawn at random: what they make up by themselves",
+    ),
+    "ceiling": (
+        "ceiling",
+        "drawn from the embedding of the true picture: the best that can be drawn at all",
+    ),
 }
 """Column of the gallery -> its label, and what it is."""
 
@@ -49,12 +58,18 @@ class Section(NamedTuple):
 def _gallery(inputs: Inputs) -> dict[str, Any]:
     rank = tables.overall(inputs.per_image)
     images = tables.choose(inputs.images, rank, LIMIT)
-    sources = [source for source in SOURCES if any(image in inputs.pictures[source] for image in images)]
+    sources = [
+        source for source in SOURCES if any(image in inputs.pictures[source] for image in images)
+    ]
     cards = []
     for order, (image, seen) in enumerate(pictures.seen_pictures(inputs.stimuli, images)):
         row = inputs.per_image.get(image, {})
         scores = tables.image_scores(row)
-        captions = list(inputs.captions[image]) if inputs.captions is not None and image in inputs.captions else []
+        captions = (
+            list(inputs.captions[image])
+            if inputs.captions is not None and image in inputs.captions
+            else []
+        )
         shown = {"seen": pictures.data_uri(seen)}
         for source in sources:
             path = inputs.pictures[source].get(image)
@@ -71,20 +86,36 @@ def _gallery(inputs: Inputs) -> dict[str, Any]:
                 "decoded": inputs.decoded_captions.get(image, ""),
                 "attributes": attributes,
                 "right": right,
-                "scores": [(metric(name).words, tables.number(value)) for name, value in scores.items()],
-                "sort": {"overall": rank.get(image)}
-                | {name: value * tables.direction(name) for name, value in scores.items()},
+                "scores": [
+                    (metric(name).words, tables.number(value)) for name, value in scores.items()
+                ],
+                "sort": (
+                    {"overall": rank.get(image)}
+                    | {name: value * tables.direction(name) for name, value in scores.items()}
+                ),
             }
         )
-    known = {name for image in images for name in tables.image_scores(inputs.per_image.get(image, {}))}
+    known = {
+        name for image in images for name in tables.image_scores(inputs.per_image.get(image, {}))
+    }
     sortable = in_report(known)
     judged = [tables.image_attributes(inputs.per_image.get(image, {})) for image in inputs.images]
-    objects = [attribute.right for attributes in judged for attribute in attributes if attribute.name == "object"]
+    objects = [
+        attribute.right
+        for attributes in judged
+        for attribute in attributes
+        if attribute.name == "object"
+    ]
     return {
         "cannot": cannot_draw(inputs),
         "cards": cards,
-        "columns": {name: told for name, told in COLUMNS.items() if name == "seen" or name in sources},
-        "sorts": ([("overall", "all scores together")] if rank else []) + [(name, metric(name).words) for name in sortable],
+        "columns": {
+            name: told for name, told in COLUMNS.items() if name == "seen" or name in sources
+        },
+        "sorts": (
+            ([("overall", "all scores together")] if rank else [])
+            + [(name, metric(name).words) for name in sortable]
+        ),
         "judged": len(objects),
         "named": sum(objects),
         "total": len(inputs.images),
@@ -94,18 +125,28 @@ def _gallery(inputs: Inputs) -> dict[str, Any]:
 
 
 def cannot_draw(inputs: Inputs) -> bool:
-    """Whether even pictures generated from the true embeddings are no nearer to what was seen than those from random voxels.
+    """Whether even pictures generated from the true embeddings are no nearer to what was seen than
+    those from random voxels.
 
-    Decided by the scores of pictures: none of them has the oracle above random voxels by their intervals.
+    Decided by the scores of pictures: none of them has the oracle above random voxels by their
+    intervals.
     """
     drawings = [inputs.controls.get(name) or {} for name in ("ceiling", "random")]
     oracle, chance = (each.get("scores") or {} for each in drawings)
     apart = []
     for name in METRICS:
-        if METRICS[name].group not in (WHICH, ALIKE) or name.startswith(("retrieval", "two_way_embedding")):
+        if METRICS[name].group not in (WHICH, ALIKE) or name.startswith(
+            ("retrieval", "two_way_embedding")
+        ):
             continue
-        ends = [(found.get(name) or {}).get(end) for found in (oracle, chance) for end in ("low", "high")]
-        low, high, random_low, random_high = (float(end) if isinstance(end, (int, float)) else np.nan for end in ends)
+        ends = [
+            (found.get(name) or {}).get(end)
+            for found in (oracle, chance)
+            for end in ("low", "high")
+        ]
+        low, high, random_low, random_high = (
+            float(end) if isinstance(end, (int, float)) else np.nan for end in ends
+        )
         if not np.isnan([low, high, random_low, random_high]).any():
             apart.append(low > random_high if METRICS[name].higher_is_better else high < random_low)
     return bool(apart) and not any(apart)
@@ -123,14 +164,31 @@ def _scores(inputs: Inputs) -> dict[str, Any] | None:
     groups = tables.score_rows(inputs.scores)
     if not groups:
         return None
-    reach = max((abs(c[key]) for c in inputs.comparisons for key in ("difference", "low", "high") if c.get(key) is not None), default=0)
+    reach = max(
+        (
+            abs(c[key])
+            for c in inputs.comparisons
+            for key in ("difference", "low", "high")
+            if c.get(key) is not None
+        ),
+        default=0,
+    )
     present = {name for _, rows in groups for row in rows for name in row.figures}
-    marks = ["brain", *(name for name in ("random", "ridge", "ceiling", "chance") if name in present)]
+    marks = [
+        "brain",
+        *(name for name in ("random", "ridge", "ceiling", "chance") if name in present),
+    ]
     asked = {name for name in inputs.scores if metric(name).group == PEOPLE}
-    others = [score for name, score in inputs.scores.items() if isinstance(score, dict) and name not in asked]
+    others = [
+        score
+        for name, score in inputs.scores.items()
+        if isinstance(score, dict) and name not in asked
+    ]
     numbers = sorted({score["n"] for score in others if score.get("n")})
     return {
-        "groups": [(group, [(row, figures.interval_chart(row)) for row in rows]) for group, rows in groups],
+        "groups": [
+            (group, [(row, figures.interval_chart(row)) for row in rows]) for group, rows in groups
+        ],
         "keys": [(name, figures.mark(name)) for name in marks],
         "n": " or ".join(map(str, numbers)),
         "asked": bool(asked),
@@ -139,7 +197,9 @@ def _scores(inputs: Inputs) -> dict[str, Any] | None:
             {
                 "name": tables.comparison_name(str(each.get("name", ""))),
                 "difference": tables.number(each.get("difference")),
-                "interval": f"{tables.number(each.get('low'))} to {tables.number(each.get('high'))}",
+                "interval": (
+                    f"{tables.number(each.get('low'))} to {tables.number(each.get('high'))}"
+                ),
                 "p": tables.p_value(each.get("p")),
                 "chart": figures.difference_chart(each, reach or 1.0),
             }
@@ -152,18 +212,28 @@ def _curves(inputs: Inputs) -> dict[str, Any] | None:
     panels = figures.curve_panels(inputs.metrics)
     if not panels:
         return None
-    groups = [(group, [panel for panel in panels if panel.group == group]) for group in ("held-out", "training", "other")]
+    groups = [
+        (group, [panel for panel in panels if panel.group == group])
+        for group in ("held-out", "training", "other")
+    ]
     encoders = [name for name, records in inputs.metrics.items() if records]
     return {"groups": [(group, found) for group, found in groups if found], "encoders": encoders}
 
 
 def _run(inputs: Inputs) -> dict[str, Any] | None:
-    settings = _merged({RUNS[name]: config_text(config) for name, config in inputs.settings.items()})
+    settings = _merged(
+        {RUNS[name]: config_text(config) for name, config in inputs.settings.items()}
+    )
     if not (settings or inputs.provenance or inputs.timings):
         return None
     return {
-        "settings": [(names, tables.changed_settings(parse_yaml(text)), text) for names, text in settings],
-        "provenance": [(RUNS[name], tables.provenance_facts(found)) for name, found in inputs.provenance.items()],
+        "settings": [
+            (names, tables.changed_settings(parse_yaml(text)), text) for names, text in settings
+        ],
+        "provenance": [
+            (RUNS[name], tables.provenance_facts(found))
+            for name, found in inputs.provenance.items()
+        ],
         "times": figures.times_chart(inputs.timings) if inputs.timings else [],
         "total": tables.duration(sum(inputs.timings.values())),
     }
@@ -175,7 +245,13 @@ def _explained(inputs: Inputs) -> dict[str, Any] | None:
     for page in sorted((inputs.run / "explain").glob(f"*/{inside.PAGE}")):
         findings = read_json(page.parent / "findings.json")
         told = [sentence for step in findings.values() for sentence in step]
-        pages.append({"name": page.parent.name.replace("_", " "), "link": page.relative_to(inputs.run).as_posix(), "findings": told})
+        pages.append(
+            {
+                "name": page.parent.name.replace("_", " "),
+                "link": page.relative_to(inputs.run).as_posix(),
+                "findings": told,
+            }
+        )
     return {"pages": pages} if pages else None
 
 
@@ -224,13 +300,21 @@ def render(inputs: Inputs) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return templates.get_template("page.html.j2").render(sections=sections, opening=_opening(inputs, gallery), simulated=inputs.simulated)
+    return templates.get_template("page.html.j2").render(
+        sections=sections, opening=_opening(inputs, gallery), simulated=inputs.simulated
+    )
 
 
 def draw_sheet(inputs: Inputs, path: Path) -> None:
-    """Write the first test images, seen above what was drawn from brain activity, as one plain picture."""
+    """Write the first test images, seen above what was drawn from brain activity, as one plain
+    picture.
+    """
     images = list(inputs.images[:SHEET])
     seen = pictures.seen_pictures(inputs.stimuli, images)
-    pairs = [(picture, pictures.open_picture(inputs.pictures["brain"][image])) for image, picture in seen]
+    pairs = [
+        (picture, pictures.open_picture(inputs.pictures["brain"][image])) for image, picture in seen
+    ]
     who = "Simulated subject" if inputs.simulated else "Subject"
-    pictures.write_sheet(path, pairs, f"{who} {inputs.subject}: the first {len(pairs)} test images, not chosen")
+    pictures.write_sheet(
+        path, pairs, f"{who} {inputs.subject}: the first {len(pairs)} test images, not chosen"
+    )

@@ -1,4 +1,6 @@
-"""The section on parts of the decoder: how well every level, and every expert, reads the picture by itself."""
+"""The section on parts of the decoder: how well every level, and every expert, reads the picture by
+itself.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +19,37 @@ def context(inputs: Inputs) -> dict[str, Any] | None:
     found: dict[str, dict[str, dict[str, str]]] = {}
     for row in inputs.parts:
         found.setdefault(row["part"], {})[row["score"]] = row
-    lines = [(part, [_cell(name, scores.get(name, {})) for name in names]) for part, scores in found.items()]
+    lines = [
+        (part, [_cell(name, scores.get(name, {})) for name in names])
+        for part, scores in found.items()
+    ]
     return {
         "heads": [metric(name).words for name in names],
         "levels": [line for line in lines if "expert" not in line[0]],
         "experts": [line for line in lines if "expert" in line[0]],
-        "chances": [(metric(name).words, tables.number(chance)) for name in names if (chance := _chance(found, name)) is not None],
+        "chances": [
+            (metric(name).words, tables.number(chance))
+            for name in names
+            if (chance := _chance(found, name)) is not None
+        ],
     }
 
 
 def _cell(name: str, row: dict[str, str]) -> dict[str, str]:
     value, low, high = (tables.figure(row.get(key, "")) for key in ("value", "low", "high"))
-    interval = "" if low is None or high is None else f"{tables.number(low)} to {tables.number(high)}"
+    interval = (
+        "" if low is None or high is None else f"{tables.number(low)} to {tables.number(high)}"
+    )
     return {"label": metric(name).words, "value": tables.number(value), "interval": interval}
 
 
 def _chance(found: dict[str, dict[str, dict[str, str]]], name: str) -> float | None:
     """What guessing gives, the same for every part."""
-    return next((tables.figure(scores[name].get("chance", "")) for scores in found.values() if name in scores), None)
+    return next(
+        (
+            tables.figure(scores[name].get("chance", ""))
+            for scores in found.values()
+            if name in scores
+        ),
+        None,
+    )

@@ -1,4 +1,6 @@
-"""The section on a study: what raters said, how sure that is, how far they agree, and who was left out."""
+"""The section on a study: what raters said, how sure that is, how far they agree, and who was left
+out.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +15,41 @@ from braingen.report.inputs import Inputs
 
 QUESTIONS = {
     "identification": ("Which picture was seen?", "seen or another test image, given the drawing"),
-    "preference": ("Which drawing is nearer?", "one method's or the other's, given the seen picture"),
+    "preference": (
+        "Which drawing is nearer?",
+        "one method's or the other's, given the seen picture",
+    ),
     "similarity": ("How alike are they?", "drawn and seen picture, from 1 to 7"),
 }
 SCALES = {"nominal": "same choice or not", "ordinal": "ranks of the ratings"}
 
 
 def _interval(low: Any, high: Any) -> str:
-    return "" if low is None or high is None else f"{tables.number(low)}\u00a0to {tables.number(high)}"
+    return (
+        "" if low is None or high is None else f"{tables.number(low)}\u00a0to {tables.number(high)}"
+    )
 
 
 def _chart(finding: Mapping[str, Any], title: str) -> Markup:
-    """Value and interval on the axis of the question: the interval over raters and images where there is one, it being the wider."""
+    """Value and interval on the axis of the question: the interval over raters and images where
+    there is one, it being the wider.
+    """
     rating = finding["task"] == "similarity"
     wide = finding.get("wide") or {}
-    drawn = {"value": finding["value"], "low": wide.get("low", finding["low"]), "high": wide.get("high", finding["high"])}
+    drawn = {
+        "value": finding["value"],
+        "low": wide.get("low", finding["low"]),
+        "high": wide.get("high", finding["high"]),
+    }
     figures_there = {name: float(value) for name, value in drawn.items() if value is not None}
     if not rating:
         figures_there["chance"] = 0.5
     value = tables.number(finding["value"])
     interval = _interval(drawn["low"], drawn["high"])
     axis = LIKERT if rating else SHARE
-    return figures.interval_chart(tables.ScoreRow(finding["task"], title, "", value, interval, (), figures_there, axis))
+    return figures.interval_chart(
+        tables.ScoreRow(finding["task"], title, "", value, interval, (), figures_there, axis)
+    )
 
 
 def context(inputs: Inputs) -> dict[str, Any] | None:
@@ -58,16 +73,24 @@ def context(inputs: Inputs) -> dict[str, Any] | None:
                 "exact": _interval(each["low"], each["high"]),
                 "wide": _interval(wide.get("low"), wide.get("high")),
                 "p": "" if each["p"] is None else tables.p_value(each["p"]),
-                "asked": f"{each['answers']} answers by {raters_told} about {each['images']} images",
+                "asked": (
+                    f"{each['answers']} answers by {raters_told} about {each['images']} images"
+                ),
                 "chart": _chart(each, f"{title} {each['method']}"),
             }
         )
     raters: dict[str, list[str]] = {}
     for row in study["raters"]:
         if row["value"] is not None:
-            share = f"{row['hits']} of {row['n']}" if row["low"] is not None else f"{tables.number(row['value'])} (mean of {row['n']})"
+            share = (
+                f"{row['hits']} of {row['n']}"
+                if row["low"] is not None
+                else f"{tables.number(row['value'])} (mean of {row['n']})"
+            )
             interval = _interval(row["low"], row["high"])
-            raters.setdefault(row["rater"], []).append(f"{row['task']}, {row['method']}: {share}{f' ({interval})' if interval else ''}")
+            raters.setdefault(row["rater"], []).append(
+                f"{row['task']}, {row['method']}: {share}{f' ({interval})' if interval else ''}"
+            )
     files = {row["rater"]: row for row in study["files"] if row["used"]}
     used = sum(row["used"] for row in study["files"])
     return {
@@ -82,12 +105,19 @@ def context(inputs: Inputs) -> dict[str, Any] | None:
                 "title": QUESTIONS[each["task"]][0],
                 "alpha": tables.number(each["alpha"]),
                 "scale": SCALES.get(each["level"], each["level"]),
-                "about": f"{each['raters']} raters, {each['units']} questions that at least two of them answered",
+                "about": (
+                    f"{each['raters']} raters, {each['units']} questions that at least two of them"
+                    " answered"
+                ),
             }
             for each in study["agreement"]
         ],
         "raters": [
-            {"rater": rater, "lines": lines, "checks": f"{files[rater]['failed']} of {files[rater]['checks']} checks failed"}
+            {
+                "rater": rater,
+                "lines": lines,
+                "checks": f"{files[rater]['failed']} of {files[rater]['checks']} checks failed",
+            }
             for rater, lines in raters.items()
         ],
         "notes": study["notes"],

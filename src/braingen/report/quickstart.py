@@ -1,4 +1,6 @@
-"""The page of `braingen quickstart`: pictures seen by a simulated person beside those decoded from their simulated brain activity."""
+"""The page of `braingen quickstart`: pictures seen by a simulated person beside those decoded from
+their simulated brain activity.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,10 @@ def render(pairs: Sequence[Pair], scores: dict[str, dict[str, Any]]) -> str:
 
     Parameters
     ----------
-    pairs : in the order in which they are shown
-    scores : score name -> value, low, high, chance, n, measured over all test images of the subject
+    pairs : Sequence[Pair]
+        In the order in which they are shown.
+    scores : dict[str, dict[str, Any]]
+        Score name -> value, low, high, chance, n, measured over all test images of the subject.
     """
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),

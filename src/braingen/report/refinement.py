@@ -1,4 +1,6 @@
-"""The section on refinement: scores and pictures before and after, and which of them differ by more than chance."""
+"""The section on refinement: scores and pictures before and after, and which of them differ by more
+than chance.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def _verdict(name: str, each: dict[str, Any]) -> str:
 
 
 def _amount(settings: dict[str, Any], steps: int | None) -> str:
-    """How much was generated anew, in words, with the steps that were really run; None where an older version left them out."""
+    """How much was generated anew, in words, with the steps that were really run; None where an
+    older version left them out.
+    """
     if settings.get("denoising_start") is not None:
         amount = f"from {settings['denoising_start']:g} of the denoising on"
     else:
@@ -40,7 +44,11 @@ def context(inputs: Inputs) -> dict[str, Any] | None:
     rows = []
     for name in in_report(told["scores"]):
         each = told["scores"][name]
-        interval = f"{tables.number(each['low'])} to {tables.number(each['high'])}" if each.get("difference") is not None else ""
+        interval = (
+            f"{tables.number(each['low'])} to {tables.number(each['high'])}"
+            if each.get("difference") is not None
+            else ""
+        )
         rows.append(
             {
                 "title": metric(name).words,

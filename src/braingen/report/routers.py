@@ -1,4 +1,5 @@
-"""The section on routing: which level of experts was listened to when, which experts, and what a single level would have drawn.
+"""The section on routing: which level of experts was listened to when, which experts, and what a
+single level would have drawn.
 
 S denoising steps, L levels, E experts of a level.
 """
@@ -32,8 +33,10 @@ def level_chart(weights_SL: np.ndarray, times_S: np.ndarray, name: str) -> Marku
 
     Parameters
     ----------
-    weights_SL : mean over images
-    times_S : diffusion times, falling
+    weights_SL : np.ndarray
+        Mean over images.
+    times_S : np.ndarray
+        Diffusion times, falling.
     """
     levels = weights_SL.shape[1]
     top = max(0.5, float(weights_SL.max()))
@@ -45,12 +48,20 @@ def level_chart(weights_SL: np.ndarray, times_S: np.ndarray, name: str) -> Marku
     parts = []
     for tick in (0.0, top / 2, top):
         y = place(0, tick)[1]
-        parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>'
+        )
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.2f}</text>')
     for step, anchor in ((0, "start"), (len(weights_SL) - 1, "end")):
-        parts.append(f'<text x="{place(step, 0)[0]:.1f}" y="{_HEIGHT - 16}" text-anchor="{anchor}">t = {times_S[step]:.0f}</text>')
+        parts.append(
+            f'<text x="{place(step, 0)[0]:.1f}" y="{_HEIGHT - 16}" text-anchor="{anchor}">t ='
+            f" {times_S[step]:.0f}</text>"
+        )
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle:.1f}" y="{_HEIGHT - 2}" text-anchor="middle">denoising time, from noise to picture</text>')
+    parts.append(
+        f'<text x="{middle:.1f}" y="{_HEIGHT - 2}" text-anchor="middle">denoising time, from noise'
+        " to picture</text>"
+    )
     told, labels = [], sorted(range(levels), key=lambda level: -weights_SL[-1, level])
     heights: dict[int, float] = {}
     for rank, level in enumerate(labels):  # labels at the end of the lines, kept apart
@@ -58,15 +69,22 @@ def level_chart(weights_SL: np.ndarray, times_S: np.ndarray, name: str) -> Marku
         heights[level] = max(wanted, heights[labels[rank - 1]] + 12 if rank else 0)
     for level in range(levels):
         points = [place(step, float(weight)) for step, weight in enumerate(weights_SL[:, level])]
-        path = " ".join(f"{'M' if number == 0 else 'L'}{x:.1f} {y:.1f}" for number, (x, y) in enumerate(points))
+        path = " ".join(
+            f"{'M' if number == 0 else 'L'}{x:.1f} {y:.1f}" for number, (x, y) in enumerate(points)
+        )
         shade = 0.3 + 0.7 * level / max(1, levels - 1)
-        parts.append(f'<path d="{path}" class="line {escape(name)}" style="opacity:{shade:.2f};stroke-width:{1.2 + 0.6 * level:.1f}"/>')
-        parts.append(f'<text x="{_WIDTH - _RIGHT + 8}" y="{heights[level]:.1f}">level {level}</text>')
+        parts.append(
+            f'<path d="{path}" class="line {escape(name)}"'
+            f' style="opacity:{shade:.2f};stroke-width:{1.2 + 0.6 * level:.1f}"/>'
+        )
+        parts.append(
+            f'<text x="{_WIDTH - _RIGHT + 8}" y="{heights[level]:.1f}">level {level}</text>'
+        )
         told.append(f"level {level} from {weights_SL[0, level]:.2f} to {weights_SL[-1, level]:.2f}")
     label = f"{name}: weight of every level of experts over the denoising; {'; '.join(told)}"
     return Markup(
-        f'<svg class="curve" role="img" aria-label="{escape(label)}" viewBox="0 0 {_WIDTH} {_HEIGHT}">{"".join(parts)}</svg>'
-        f'<p class="told">{escape("; ".join(told))}</p>'
+        f'<svg class="curve" role="img" aria-label="{escape(label)}" viewBox="0 0 {_WIDTH}'
+        f' {_HEIGHT}">{"".join(parts)}</svg><p class="told">{escape("; ".join(told))}</p>'
     )
 
 
@@ -77,18 +95,33 @@ def expert_chart(use_E: np.ndarray, level: int, name: str) -> Markup:
     parts = []
     for number, use in enumerate(use_E):
         height = 56 * use / reach
-        parts.append(f'<rect x="{number * each + 1:.1f}" y="{60 - height:.1f}" width="{each - 2:.1f}" height="{height:.1f}" class="bar"/>')
+        parts.append(
+            f'<rect x="{number * each + 1:.1f}" y="{60 - height:.1f}" width="{each - 2:.1f}"'
+            f' height="{height:.1f}" class="bar"/>'
+        )
     y = 60 - 56 * even / reach
     parts.append(f'<line x1="0" x2="{width}" y1="{y:.1f}" y2="{y:.1f}" class="chance"/>')
-    label = f"{name}, level {level}: use of {len(use_E)} experts from {use_E.min():.3f} to {use_E.max():.3f}, even share {even:.3f}"
-    return Markup(f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width} 62">{"".join(parts)}</svg>')
+    label = (
+        f"{name}, level {level}: use of {len(use_E)} experts from {use_E.min():.3f} to"
+        f" {use_E.max():.3f}, even share {even:.3f}"
+    )
+    return Markup(
+        f'<svg class="chart" role="img" aria-label="{escape(label)}" viewBox="0 0 {width}'
+        f' 62">{"".join(parts)}</svg>'
+    )
 
 
 def _experts(use_E: np.ndarray, counts: list[int], name: str) -> list[tuple[int, Markup, str]]:
     found, start = [], 0
     for level, count in enumerate(counts):
         part_E = use_E[start : start + count]
-        found.append((level, expert_chart(part_E, level, name), f"{part_E.min():.3f} to {part_E.max():.3f}, even {1 / count:.3f}"))
+        found.append(
+            (
+                level,
+                expert_chart(part_E, level, name),
+                f"{part_E.min():.3f} to {part_E.max():.3f}, even {1 / count:.3f}",
+            )
+        )
         start += count
     return found
 
@@ -99,18 +132,34 @@ def _counts(experts: int, levels: int, settings: Mapping[str, Any]) -> list[int]
     counts = [int(encoder.get("num_exp_0") or 1)]
     for factor in encoder.get("exp_factor_list") or []:
         counts.append(counts[-1] * int(factor))
-    return counts if sum(counts) == experts and len(counts) == levels else [experts // levels] * levels
+    return (
+        counts if sum(counts) == experts and len(counts) == levels else [experts // levels] * levels
+    )
 
 
 def _levels(inputs: Inputs) -> list[tuple[int, str, list[str]]]:
-    """Of some images: what was seen, what each level alone would have drawn, and what all levels drew."""
-    folders = sorted(drawn_in(inputs.run, "").glob("brain_level[0-9]*"), key=lambda path: int(path.name.removeprefix("brain_level")))
+    """Of some images: what was seen, what each level alone would have drawn, and what all levels
+    drew.
+    """
+    folders = sorted(
+        drawn_in(inputs.run, "").glob("brain_level[0-9]*"),
+        key=lambda path: int(path.name.removeprefix("brain_level")),
+    )
     if not folders:
         return []
-    images = [i for i in inputs.images if all((folder / f"{i:06d}.png").is_file() for folder in folders)][:SHOWN]
+    images = [
+        i for i in inputs.images if all((folder / f"{i:06d}.png").is_file() for folder in folders)
+    ][:SHOWN]
     drawn = [*folders, drawn_in(inputs.run, "brain")]
     return [
-        (image, pictures.data_uri(seen), [pictures.data_uri(pictures.open_picture(folder / f"{image:06d}.png")) for folder in drawn])
+        (
+            image,
+            pictures.data_uri(seen),
+            [
+                pictures.data_uri(pictures.open_picture(folder / f"{image:06d}.png"))
+                for folder in drawn
+            ],
+        )
         for image, seen in pictures.seen_pictures(inputs.stimuli, images)
     ]
 
@@ -131,7 +180,9 @@ def context(inputs: Inputs) -> dict[str, Any] | None:
         found.append(
             {
                 "name": name,
-                "chart": level_chart(weights_SL, routing["times"][0] if "times" in routing else steps_S[::-1], name),
+                "chart": level_chart(
+                    weights_SL, routing["times"][0] if "times" in routing else steps_S[::-1], name
+                ),
                 "experts": _experts(use_E, counts, name),
                 "centre": (f"{centre_S[0]:.2f}", f"{centre_S[-1]:.2f}"),
                 "moves": bool(centre_S[-1] > centre_S[0]),
@@ -140,4 +191,9 @@ def context(inputs: Inputs) -> dict[str, Any] | None:
     grid = _levels(inputs)
     if not found and not grid:
         return None
-    return {"found": found, "grid": grid, "count": len(grid[0][2]) - 1 if grid else 0, "images": len(routing.get("ids", []))}
+    return {
+        "found": found,
+        "grid": grid,
+        "count": len(grid[0][2]) - 1 if grid else 0,
+        "images": len(routing.get("ids", [])),
+    }

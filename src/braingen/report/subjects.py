@@ -1,4 +1,6 @@
-"""The page of a run of several subjects: their scores beside the mean, first pictures of each, and the way to each one's page."""
+"""The page of a run of several subjects: their scores beside the mean, first pictures of each, and
+the way to each one's page.
+"""
 
 from __future__ import annotations
 
@@ -25,26 +27,47 @@ class SubjectPage(NamedTuple):
     """Of its own page, from the run folder."""
 
 
-def render_subjects(subjects: Sequence[SubjectPage], mean: Mapping[str, Mapping[str, float | None]]) -> str:
+def render_subjects(
+    subjects: Sequence[SubjectPage], mean: Mapping[str, Mapping[str, float | None]]
+) -> str:
     """The page as one self-contained HTML text.
 
     Parameters
     ----------
-    subjects : in the order of the columns
-    mean : score -> value, low, high and baselines of the mean over subjects; empty where nothing was scored
+    subjects : Sequence[SubjectPage]
+        In the order of the columns.
+    mean : Mapping[str, Mapping[str, float | None]]
+        Score -> value, low, high and baselines of the mean over subjects; empty where nothing was
+        scored.
     """
     rows = [
-        (metric(name).words, score, [subject.inputs.scores.get(name, {}).get("value") for subject in subjects])
+        (
+            metric(name).words,
+            score,
+            [subject.inputs.scores.get(name, {}).get("value") for subject in subjects],
+        )
         for name, score in mean.items()
     ]
     grids = []
     for subject in subjects:
         shown = list(subject.inputs.images[:SHOWN])
-        seen = [(image, pictures.data_uri(picture)) for image, picture in pictures.seen_pictures(subject.inputs.stimuli, shown)]
-        drawn = [(image, pictures.data_uri(pictures.open_picture(subject.inputs.pictures["brain"][image]))) for image in shown]
+        seen = [
+            (image, pictures.data_uri(picture))
+            for image, picture in pictures.seen_pictures(subject.inputs.stimuli, shown)
+        ]
+        drawn = [
+            (
+                image,
+                pictures.data_uri(pictures.open_picture(subject.inputs.pictures["brain"][image])),
+            )
+            for image in shown
+        ]
         grids.append((subject, seen, drawn))
     templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     simulated = subjects[0].inputs.simulated
     return templates.get_template("subjects.html.j2").render(

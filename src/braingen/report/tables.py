@@ -28,10 +28,14 @@ NONE = "–"
 TILES = ("retrieval_brain_to_image", "object_accuracy", "background_accuracy", "two_way_clip")
 """Scores told at the top of the page, with what they say."""
 TILE_TEXT = {
-    "retrieval_brain_to_image": "of the time the seen picture is found among {pool} from brain activity",
+    "retrieval_brain_to_image": (
+        "of the time the seen picture is found among {pool} from brain activity"
+    ),
     "object_accuracy": "of the drawn pictures show the right object, says an independent network",
     "background_accuracy": "show the right place",
-    "two_way_clip": "of the time the drawn picture is more like the seen one than like another, says CLIP",
+    "two_way_clip": (
+        "of the time the drawn picture is more like the seen one than like another, says CLIP"
+    ),
 }
 
 
@@ -98,29 +102,51 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[
 def _score_row(name: str, score: Mapping[str, Any]) -> ScoreRow:
     kind = metric(name)
     names = ("value", "low", "high", "random", "ridge", "ceiling", "chance")
-    figures = {key: float(score[key]) for key in names if isinstance(score.get(key), (int, float)) and math.isfinite(score[key])}
-    interval = f"{number(figures['low'])} to {number(figures['high'])}" if {"low", "high"} <= set(figures) else ""
+    figures = {
+        key: float(score[key])
+        for key in names
+        if isinstance(score.get(key), (int, float)) and math.isfinite(score[key])
+    }
+    interval = (
+        f"{number(figures['low'])} to {number(figures['high'])}"
+        if {"low", "high"} <= set(figures)
+        else ""
+    )
     return ScoreRow(
         name=name,
         title=kind.words,
-        meaning=kind.meaning.format(pool=score.get("pool") or "all") + ("" if direction(name) > 0 else "; lower is better"),
+        meaning=kind.meaning.format(pool=score.get("pool") or "all")
+        + ("" if direction(name) > 0 else "; lower is better"),
         value=number(figures.get("value")) + (kind.unit if "value" in figures else ""),
         interval=interval,
-        others=tuple((key, number(figures.get(key))) for key in ("random", "ridge", "ceiling", "chance")),
+        others=tuple(
+            (key, number(figures.get(key))) for key in ("random", "ridge", "ceiling", "chance")
+        ),
         figures=figures,
         axis=_axis(kind, figures.values()),
     )
 
 
 def random_baseline(controls: Mapping[str, Any]) -> str:
-    """The two-way scores of random voxels with their own intervals, as a sentence; empty where there are none."""
+    """The two-way scores of random voxels with their own intervals, as a sentence; empty where
+    there are none.
+    """
     random = controls.get("random") or {}
-    found = {name: score for name, score in (random.get("scores") or {}).items() if name.startswith("two_way") and score["low"] is not None}
+    found = {
+        name: score
+        for name, score in (random.get("scores") or {}).items()
+        if name.startswith("two_way") and score["low"] is not None
+    }
     if not found:
         return ""
-    told = [f"{metric(name).words} {number(s['value'])} ({number(s['low'])} to {number(s['high'])})" for name, s in found.items()]
+    told = [
+        f"{metric(name).words} {number(s['value'])} ({number(s['low'])} to {number(s['high'])})"
+        for name, s in found.items()
+    ]
     draws = "one draw" if random["drawings"] == 1 else f"the mean of {random['drawings']} draws"
-    return f"Random voxels ({draws}) with their own 95 % intervals: {'; '.join(told)}; chance is 0.5."
+    return (
+        f"Random voxels ({draws}) with their own 95 % intervals: {'; '.join(told)}; chance is 0.5."
+    )
 
 
 def _axis(kind: Metric, values: Any) -> tuple[float, float]:
@@ -128,25 +154,33 @@ def _axis(kind: Metric, values: Any) -> tuple[float, float]:
     if kind.axis is not None:
         return min(kind.axis[0], *present), max(kind.axis[1], *present)
     low, high = min(0.0, *present), max(0.0, *present)
-    return (low, 1.0) if 0.3 <= high <= 1 else (low * 1.08, high * 1.08 or 1.0)  # a share keeps the ends people know
+    return (
+        (low, 1.0) if 0.3 <= high <= 1 else (low * 1.08, high * 1.08 or 1.0)
+    )  # a share keeps the ends people know
 
 
 def tiles(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    """What the page says first: figure, sentence, interval and chance of the scores anybody understands."""
+    """What the page says first: figure, sentence, interval and chance of the scores anybody
+    understands.
+    """
     found = []
     for name in TILES:
         score = scores.get(name) or {}
         value, low, high, chance = (score.get(key) for key in ("value", "low", "high", "chance"))
         if value is None:
             continue
-        small = [f"95 % interval {percent(low)}–{percent(high)} %"] if low is not None and high is not None else []
+        small = (
+            [f"95 % interval {percent(low)}–{percent(high)} %"]
+            if low is not None and high is not None
+            else []
+        )
         small += [f"by chance {percent(chance)} %"] if chance is not None else []
         text = TILE_TEXT[name].format(pool=score.get("pool") or "all")
         found.append({"value": percent(value), "text": text, "small": "; ".join(small)})
     return found
 
 
-# --- one image -----------------------------------------------------------------------------------------------------------------------
+# --- one image ------------------------------------------------------------------------------------
 
 
 class Attribute(NamedTuple):
@@ -171,12 +205,17 @@ def figure(text: str) -> float | None:
 
 def image_scores(row: Mapping[str, str]) -> dict[str, float]:
     """The scores of an image, in the order of the report."""
-    figures = {name: figure(row[name]) for name in in_report(score_columns(name for name in row if name != "image"))}
+    figures = {
+        name: figure(row[name])
+        for name in in_report(score_columns(name for name in row if name != "image"))
+    }
     return {name: value for name, value in figures.items() if value is not None}
 
 
 def image_attributes(row: Mapping[str, str]) -> list[Attribute]:
-    """Object, colour, position and background of an image: what it was, what the judge said, whether that is right."""
+    """Object, colour, position and background of an image: what it was, what the judge said,
+    whether that is right.
+    """
     named = [column.removesuffix("_true") for column in row if column.endswith("_true")]
     found = []
     for name in [*ATTRIBUTES, *(name for name in named if name not in ATTRIBUTES)]:
@@ -190,7 +229,9 @@ def image_attributes(row: Mapping[str, str]) -> list[Attribute]:
 
 
 def overall(per_image: Mapping[int, Mapping[str, str]]) -> dict[int, float]:
-    """How good an image is among all, 0 worst to 1 best: its mean rank over the described scores, ties shared."""
+    """How good an image is among all, 0 worst to 1 best: its mean rank over the described scores,
+    ties shared.
+    """
     images = list(per_image)
     figures = [image_scores(per_image[image]) for image in images]
     ranks = []
@@ -209,17 +250,24 @@ def overall(per_image: Mapping[int, Mapping[str, str]]) -> dict[int, float]:
     return {image: float(mean) for image, mean, n in zip(images, means, counted.sum(0)) if n}
 
 
-def choose(images: Sequence[int], rank: Mapping[int, float], limit: int, extremes: int = 12) -> list[int]:
-    """Which images a page shows: all, or the first ones and the best and worst of the rest, ascending."""
+def choose(
+    images: Sequence[int], rank: Mapping[int, float], limit: int, extremes: int = 12
+) -> list[int]:
+    """Which images a page shows: all, or the first ones and the best and worst of the rest,
+    ascending.
+    """
     if len(images) <= limit:
         return list(images)
-    rest = sorted((image for image in images[limit - 2 * extremes :] if image in rank), key=lambda image: rank[image])
+    rest = sorted(
+        (image for image in images[limit - 2 * extremes :] if image in rank),
+        key=lambda image: rank[image],
+    )
     if len(rest) < 2 * extremes:
         return list(images[:limit])
     return sorted([*images[: limit - 2 * extremes], *rest[:extremes], *rest[-extremes:]])
 
 
-# --- what was run --------------------------------------------------------------------------------------------------------------------
+# --- what was run ---------------------------------------------------------------------------------
 
 
 def shown(value: Any) -> str:
@@ -263,7 +311,12 @@ def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         elif name == "time":
             facts.append((label, str(value).replace("T", " ").replace("+00:00", " UTC")))
         elif isinstance(value, Mapping):
-            facts.append((label, ", ".join(f"{key} {shown(item)}" for key, item in flat(value).items()) or NONE))
+            facts.append(
+                (
+                    label,
+                    ", ".join(f"{key} {shown(item)}" for key, item in flat(value).items()) or NONE,
+                )
+            )
         elif value is not None:
             facts.append((label, shown(value)))
     return facts

@@ -1,4 +1,6 @@
-"""`braingen report`: one HTML page of pictures, scores and curves, and a plain sheet of pictures beside it."""
+"""`braingen report`: one HTML page of pictures, scores and curves, and a plain sheet of pictures
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,14 @@ def report(cfg: Config) -> Path:
 
     Parameters
     ----------
-    cfg : run.folder says which run, data.root where the pictures that were seen lie
+    cfg : Config
+        run.folder says which run, data.root where the pictures that were seen lie.
 
     Returns
     -------
-    path of the page : open it in any browser; with several subjects the page of all, which leads to each one's
+    Path
+        Path of the page : open it in any browser; with several subjects the page of all, which
+        leads to each one's.
 
     Raises
     ------
@@ -44,8 +49,12 @@ def report(cfg: Config) -> Path:
 
 
 def _report_subject(cfg: Config, trained: Path) -> Inputs:
-    """Write page and sheet of the only subject of a configuration; its encoders lie in the folder `trained`."""
-    inputs = read_inputs(cfg.run.folder, cfg.data.root, subject=cfg.data.subjects[0], trained=trained)
+    """Write page and sheet of the only subject of a configuration; its encoders lie in the folder
+    `trained`.
+    """
+    inputs = read_inputs(
+        cfg.run.folder, cfg.data.root, subject=cfg.data.subjects[0], trained=trained
+    )
     write_text(cfg.run.folder / PAGE, render(inputs))
     draw_sheet(inputs, cfg.run.folder / SHEET)
     return inputs

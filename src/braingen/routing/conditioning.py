@@ -1,6 +1,8 @@
-"""What the U-Net listens to at a denoising step: the one object used while fine-tuning and while sampling.
+"""What the U-Net listens to at a denoising step: the one object used while fine-tuning and while
+sampling.
 
-B batch, L levels, E experts of a level, T tokens, D CLIP width, N text length, C cross-attention width, P pooled width
+B batch, L levels, E experts of a level, T tokens, D CLIP width, N text length, C cross-attention
+width, P pooled width
 """
 
 from __future__ import annotations
@@ -21,13 +23,17 @@ Prior = Callable[[Tensor], Tensor]
 """N x T x D embeddings of the brain -> N x T x D embeddings as CLIP makes them."""
 
 
-def map_embeddings(embeddings: ExpertEmbeddings, change: Callable[[Tensor], Tensor]) -> ExpertEmbeddings:
-    """The same embeddings with every batched tensor changed alike: rows chosen, repeated, averaged, moved to a device or type.
+def map_embeddings(
+    embeddings: ExpertEmbeddings, change: Callable[[Tensor], Tensor]
+) -> ExpertEmbeddings:
+    """The same embeddings with every batched tensor changed alike: rows chosen, repeated, averaged,
+    moved to a device or type.
 
     Parameters
     ----------
     embeddings : ExpertEmbeddings
-        Routing and low-level branch are left out of the result: they describe the encoder's pass, not what is listened to.
+        Routing and low-level branch are left out of the result: they describe the encoder's pass,
+        not what is listened to.
     change : callable
         Takes and returns a tensor whose first axis is the batch.
     """
@@ -44,10 +50,11 @@ def map_embeddings(embeddings: ExpertEmbeddings, change: Callable[[Tensor], Tens
 
 
 def experts_of_sums(embeddings: ExpertEmbeddings) -> ExpertEmbeddings:
-    """For an encoder whose levels are sums of their experts (the published implementation): experts times their number.
+    """For an encoder whose levels are sums of their experts (the published implementation): experts
+    times their number.
 
-    An expert of a sum is a share of the level; times E it is an estimate of the embedding, and the level is the mean of the estimates,
-    which is what everything here expects.
+    An expert of a sum is a share of the level; times E it is an estimate of the embedding, and the
+    level is the mean of the estimates, which is what everything here expects.
     """
     return embeddings._replace(
         expert_backbone=tuple(x_BETD * x_BETD.shape[1] for x_BETD in embeddings.expert_backbone),
@@ -56,31 +63,57 @@ def experts_of_sums(embeddings: ExpertEmbeddings) -> ExpertEmbeddings:
 
 
 def all_experts(embeddings: ExpertEmbeddings) -> Tensor:
-    """What every expert of every level says, B x (all experts) x T x D; the levels of an encoder without experts count as one each."""
-    return torch.cat(embeddings.expert_backbone, dim=1) if embeddings.expert_backbone else embeddings.level_backbone_BLTD
+    """What every expert of every level says, B x (all experts) x T x D; the levels of an encoder
+    without experts count as one each.
+    """
+    return (
+        torch.cat(embeddings.expert_backbone, dim=1)
+        if embeddings.expert_backbone
+        else embeddings.level_backbone_BLTD
+    )
 
 
 def from_experts(experts_BETD: Tensor, counts: Sequence[int]) -> ExpertEmbeddings:
-    """Undo :func:`all_experts`: levels are the means of their experts, the output is the mean of the levels.
+    """Undo :func:`all_experts`: levels are the means of their experts, the output is the mean of
+    the levels.
 
     Parameters
     ----------
-    experts_BETD : all experts, level by level
-    counts : experts of every level
+    experts_BETD : Tensor
+        All experts, level by level.
+    counts : Sequence[int]
+        Experts of every level.
     """
     experts = experts_BETD.split(list(counts), dim=1)
     levels_BLTD = torch.stack([x_BETD.mean(dim=1) for x_BETD in experts], dim=1)
     output_BTD = levels_BLTD.mean(dim=1)
-    return ExpertEmbeddings(output_BTD, output_BTD, levels_BLTD, levels_BLTD, tuple(experts), (), (), output_BTD.new_zeros(()))
+    return ExpertEmbeddings(
+        output_BTD,
+        output_BTD,
+        levels_BLTD,
+        levels_BLTD,
+        tuple(experts),
+        (),
+        (),
+        output_BTD.new_zeros(()),
+    )
 
 
 def alike(embedding_BTD: Tensor, counts: Sequence[int]) -> ExpertEmbeddings:
-    """One embedding as if every level and every expert had said it: what a ceiling is drawn from."""
+    """One embedding as if every level and every expert had said it: what a ceiling is drawn
+    from.
+    """
     return from_experts(embedding_BTD[:, None].expand(-1, sum(counts), -1, -1), counts)
 
 
-def through_prior(embeddings: ExpertEmbeddings, prior: Prior, *, of: Literal["output", "levels", "experts"] = "levels") -> ExpertEmbeddings:
-    """Backbone outputs through the diffusion prior, once, before the denoising loop (docs/deviations.md, row 6.10).
+def through_prior(
+    embeddings: ExpertEmbeddings,
+    prior: Prior,
+    *,
+    of: Literal["output", "levels", "experts"] = "levels",
+) -> ExpertEmbeddings:
+    """Backbone outputs through the diffusion prior, once, before the denoising loop
+    (docs/deviations.md, row 6.10).
 
     Parameters
     ----------
@@ -88,10 +121,11 @@ def through_prior(embeddings: ExpertEmbeddings, prior: Prior, *, of: Literal["ou
         What the encoder read out; levels are the means of their experts (see `experts_of_sums`).
     prior : callable
         The prior as a function; called once, on all rows together.
-    of : {"output", "levels", "experts"}
-        What goes through it: the encoder's output (1 row per sample), every level (L rows), or every expert (30 rows in the published
-        layout). What lies below keeps its differences: levels are moved by as much as the output was, experts by as much as their level.
-        What lies above is the mean of what went through.
+    of : Literal['output', 'levels', 'experts'], optional
+        {"output", "levels", "experts"} What goes through it: the encoder's output (1 row per
+        sample), every level (L rows), or every expert (30 rows in the published layout). What lies
+        below keeps its differences: levels are moved by as much as the output was, experts by as
+        much as their level. What lies above is the mean of what went through.
 
     Returns
     -------
@@ -103,7 +137,11 @@ def through_prior(embeddings: ExpertEmbeddings, prior: Prior, *, of: Literal["ou
     UserError
         If experts are to go through the prior and there are none, or `of` is another word.
     """
-    output_BTD, levels_BLTD, experts = embeddings.backbone_BTD, embeddings.level_backbone_BLTD, embeddings.expert_backbone
+    output_BTD, levels_BLTD, experts = (
+        embeddings.backbone_BTD,
+        embeddings.level_backbone_BLTD,
+        embeddings.expert_backbone,
+    )
     B, L = levels_BLTD.shape[:2]
     if of == "output":
         new_output_BTD = prior(output_BTD)
@@ -114,28 +152,45 @@ def through_prior(embeddings: ExpertEmbeddings, prior: Prior, *, of: Literal["ou
     elif of == "experts" and experts:
         counts = [x_BETD.shape[1] for x_BETD in experts]
         all_BETD = torch.cat(experts, dim=1)
-        new_experts = prior(all_BETD.flatten(0, 1)).unflatten(0, (B, sum(counts))).split(counts, dim=1)
+        new_experts = (
+            prior(all_BETD.flatten(0, 1)).unflatten(0, (B, sum(counts))).split(counts, dim=1)
+        )
         new_levels_BLTD = torch.stack([x_BETD.mean(dim=1) for x_BETD in new_experts], dim=1)
         new_output_BTD = new_levels_BLTD.mean(dim=1)
-        return embeddings._replace(backbone_BTD=new_output_BTD, level_backbone_BLTD=new_levels_BLTD, expert_backbone=tuple(new_experts))
+        return embeddings._replace(
+            backbone_BTD=new_output_BTD,
+            level_backbone_BLTD=new_levels_BLTD,
+            expert_backbone=tuple(new_experts),
+        )
     elif of == "experts":
-        raise UserError("the prior is to take every expert, but there are none: ask the encoder for its experts, or use of='levels'")
+        raise UserError(
+            "the prior is to take every expert, but there are none: ask the encoder for its"
+            " experts, or use of='levels'"
+        )
     else:
         raise UserError(f"of is {of!r}; allowed are 'output', 'levels' and 'experts'")
     shift_BLTD = new_levels_BLTD - levels_BLTD
     new_experts = tuple(x_BETD + shift_BLTD[:, level, None] for level, x_BETD in enumerate(experts))
-    return embeddings._replace(backbone_BTD=new_output_BTD, level_backbone_BLTD=new_levels_BLTD, expert_backbone=new_experts)
+    return embeddings._replace(
+        backbone_BTD=new_output_BTD,
+        level_backbone_BLTD=new_levels_BLTD,
+        expert_backbone=new_experts,
+    )
 
 
 class ConditioningForm(NamedTuple):
-    """The shape of what a U-Net reads, and the fixed part of its text: everything about a condition that no brain decides."""
+    """The shape of what a U-Net reads, and the fixed part of its text: everything about a condition
+    that no brain decides.
+    """
 
     start_C: Tensor
     """Embedding of the start token in the predicted columns, zeros elsewhere."""
     text_length: int
     """N, tokens of a prompt (77 for SDXL)."""
     text_columns: tuple[int, int]
-    """Where the cross-attention columns that are predicted begin, and where they end (not included): (768, 2048) for bigG in SDXL."""
+    """Where the cross-attention columns that are predicted begin, and where they end (not
+    included): (768, 2048) for bigG in SDXL.
+    """
     pooled_dim: int
     """P, width of the pooled text embedding (1280 for SDXL)."""
     image_shape: tuple[int, int]
@@ -143,20 +198,26 @@ class ConditioningForm(NamedTuple):
 
     @classmethod
     def of(
-        cls, text_encoder: CLIPTextEncoderDual, *, cross_attention_dim: int, pooled_dim: int, image_shape: tuple[int, int]
+        cls,
+        text_encoder: CLIPTextEncoderDual,
+        *,
+        cross_attention_dim: int,
+        pooled_dim: int,
+        image_shape: tuple[int, int],
     ) -> ConditioningForm:
         """The form for the text target of an encoder and the widths of a U-Net.
 
         Parameters
         ----------
         text_encoder : CLIPTextEncoderDual
-            Whose embeddings the text decoder predicts: L fills the first columns, bigG the last, joint all.
+            Whose embeddings the text decoder predicts: L fills the first columns, bigG the last,
+            joint all.
         cross_attention_dim : int
             C, from the U-Net's configuration.
         pooled_dim : int
             P, what the U-Net's added embedding leaves beside the time ids.
-        image_shape : (int, int)
-            T and D of the image embedding.
+        image_shape : tuple[int, int]
+            (int, int) T and D of the image embedding.
 
         Raises
         ------
@@ -167,7 +228,8 @@ class ConditioningForm(NamedTuple):
         room = cross_attention_dim - len(start_D)
         if room < 0 or (text_encoder.output == "joint" and room):
             raise UserError(
-                f"a text embedding {len(start_D)} wide ({text_encoder.output}) does not fit a U-Net of {cross_attention_dim} columns"
+                f"a text embedding {len(start_D)} wide ({text_encoder.output}) does not fit a U-Net"
+                f" of {cross_attention_dim} columns"
             )
         first = room if text_encoder.output == "bigG" else 0
         return cls(
@@ -182,18 +244,24 @@ class ConditioningForm(NamedTuple):
         """The same form elsewhere."""
         return self._replace(start_C=self.start_C.to(device, dtype))
 
-    def text(self, predicted_BTD: Tensor, first_BTD: Tensor | None = None, first_start_D: Tensor | None = None) -> Tensor:
+    def text(
+        self,
+        predicted_BTD: Tensor,
+        first_BTD: Tensor | None = None,
+        first_start_D: Tensor | None = None,
+    ) -> Tensor:
         """Cross-attention tokens from a predicted text embedding.
 
-        One predicted token: the start token, then the predicted one in every other place. As many as a prompt has: as they are. Columns
-        that nothing predicts are zero.
+        One predicted token: the start token, then the predicted one in every other place. As many
+        as a prompt has: as they are. Columns that nothing predicts are zero.
 
         Parameters
         ----------
         predicted_BTD : Tensor
             T is 1 or N, D the number of predicted columns.
         first_BTD : Tensor, optional
-            A predicted embedding of the first text encoder for the columns before (published: zeros, or this).
+            A predicted embedding of the first text encoder for the columns before (published:
+            zeros, or this).
         first_start_D : Tensor, optional
             That encoder's start token; zeros if left out.
 
@@ -211,41 +279,56 @@ class ConditioningForm(NamedTuple):
         tokens_BND = self._repeated(predicted_BTD, self.start_C[begin:end])
         if first_BTD is None:
             return pad(tokens_BND, (begin, len(self.start_C) - end))
-        start_D = first_BTD.new_zeros(first_BTD.shape[-1]) if first_start_D is None else first_start_D
+        start_D = (
+            first_BTD.new_zeros(first_BTD.shape[-1]) if first_start_D is None else first_start_D
+        )
         tokens_BNC = torch.cat([self._repeated(first_BTD, start_D), tokens_BND], dim=-1)
         if tokens_BNC.shape[-1] != len(self.start_C):
             raise UserError(
-                f"text embeddings {first_BTD.shape[-1]} and {end - begin} wide do not fill the {len(self.start_C)} columns of the U-Net"
+                f"text embeddings {first_BTD.shape[-1]} and {end - begin} wide do not fill the"
+                f" {len(self.start_C)} columns of the U-Net"
             )
         return tokens_BNC
 
     def _repeated(self, predicted_BTD: Tensor, start_D: Tensor) -> Tensor:
         B, T, D = predicted_BTD.shape
         if len(start_D) != D or T not in (1, self.text_length):
-            raise UserError(f"a text embedding of {T} x {D} was given; allowed are 1 or {self.text_length} tokens, {len(start_D)} wide")
+            raise UserError(
+                f"a text embedding of {T} x {D} was given; allowed are 1 or {self.text_length}"
+                f" tokens, {len(start_D)} wide"
+            )
         if T > 1:
             return predicted_BTD
         start_B1D = start_D.to(predicted_BTD)[None, None].expand(B, 1, D)
         return torch.cat([start_B1D, predicted_BTD.expand(B, self.text_length - 1, D)], dim=1)
 
     def empty(self, batch: int) -> Conditioning:
-        """No condition: zeros everywhere (SDXL's ``force_zeros_for_empty_prompt``; zeros are the IP-Adapter's null image)."""
+        """No condition: zeros everywhere (SDXL's ``force_zeros_for_empty_prompt``; zeros are the
+        IP-Adapter's null image).
+        """
         zeros = self.start_C.new_zeros
         tokens_BNC = zeros(batch, self.text_length, len(self.start_C))
-        return Conditioning(tokens_BNC, zeros(batch, *self.image_shape), zeros(batch, self.pooled_dim))
+        return Conditioning(
+            tokens_BNC, zeros(batch, *self.image_shape), zeros(batch, self.pooled_dim)
+        )
 
     def prompt(self, prompt: PromptEmbeddings) -> Conditioning:
-        """A written prompt without an image: a negative prompt, or what a caption alone would give."""
+        """A written prompt without an image: a negative prompt, or what a caption alone
+        would give.
+        """
         empty = self.empty(len(prompt.tokens_BTD))
         tokens_BNC = prompt.tokens_BTD.to(self.start_C)
         if tokens_BNC.shape[-1] != len(self.start_C):  # one of the two text encoders only
             begin, end = self.text_columns
             tokens_BNC = pad(tokens_BNC, (begin, len(self.start_C) - end))
-        pooled_BP = empty.pooled_BD if prompt.pooled_BD is None else prompt.pooled_BD.to(self.start_C)
+        pooled_BP = (
+            empty.pooled_BD if prompt.pooled_BD is None else prompt.pooled_BD.to(self.start_C)
+        )
         return empty._replace(tokens_BTC=tokens_BNC, pooled_BD=pooled_BP)
 
     def dropped(self, condition: Conditioning, *, image_B: Tensor, text_B: Tensor) -> Conditioning:
-        """A condition with the image or the text of some rows left out, as in training for classifier-free guidance.
+        """A condition with the image or the text of some rows left out, as in training for
+        classifier-free guidance.
 
         Parameters
         ----------
@@ -257,22 +340,32 @@ class ConditioningForm(NamedTuple):
         tokens = condition.tokens_BTC.masked_fill(text_B[:, None, None], 0)
         image = condition.image_embeds_BTD.masked_fill(image_B[:, None, None], 0)
         return condition._replace(
-            tokens_BTC=tokens, image_embeds_BTD=image, pooled_BD=condition.pooled_BD.masked_fill(text_B[:, None], 0)
+            tokens_BTC=tokens,
+            image_embeds_BTD=image,
+            pooled_BD=condition.pooled_BD.masked_fill(text_B[:, None], 0),
         )
 
 
 class Source(NamedTuple):
-    """One of the two things to listen to: the decoded image embedding, or the decoded text embedding."""
+    """One of the two things to listen to: the decoded image embedding, or the decoded text
+    embedding.
+    """
 
     embeddings: ExpertEmbeddings
     """Of every level and expert; after the prior, where the prior comes first (`through_prior`)."""
     router: DiffuseRouter | None = None
     """None: the encoder's output, unrouted."""
     prior: Prior | None = None
-    """Applied to the routed embedding at every step (the published order). Gradients reach the router if it lets them through."""
+    """Applied to the routed embedding at every step (the published order). Gradients reach the
+    router if it lets them through.
+    """
 
     def at(
-        self, t_B: Tensor, latents_BCHW: Tensor, level: int | None = None, generator: torch.Generator | None = None
+        self,
+        t_B: Tensor,
+        latents_BCHW: Tensor,
+        level: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """The embedding heard at a step, B x T x D, and how it was mixed."""
         routing = None
@@ -292,25 +385,29 @@ class Source(NamedTuple):
 class RoutedConditioning:
     """``routed(t, latents)``: what the U-Net listens to at time t, for a batch of brains.
 
-    Used alike while fine-tuning and while sampling, so that the two cannot drift apart; gradients reach routers (and a differentiable
-    prior). Holds the embeddings of one batch and refers to routers that live elsewhere; making one costs nothing.
+    Used alike while fine-tuning and while sampling, so that the two cannot drift apart; gradients
+    reach routers (and a differentiable prior). Holds the embeddings of one batch and refers to
+    routers that live elsewhere; making one costs nothing.
 
     Parameters
     ----------
     form : ConditioningForm
         Shape of what the U-Net reads.
-    image, text : Source, optional
-        What to listen to; one of them may be missing, and then its part of the condition is empty (zeros).
+    image, text : Source | None, optional
+        Source, optional What to listen to; one of them may be missing, and then its part of the
+        condition is empty (zeros).
     first_text_BTD : Tensor, optional
-        Decoded embedding of the first text encoder, for the columns that are zero without it; not routed.
+        Decoded embedding of the first text encoder, for the columns that are zero without it; not
+        routed.
     first_start_D : Tensor, optional
         Its start token.
-    negative : Conditioning, optional
-        What guidance leads away from, one row (`ConditioningForm.prompt` of a negative prompt); nothing at all if left out.
+    negative : Conditioning | None, optional
+        Conditioning, optional What guidance leads away from, one row (`ConditioningForm.prompt` of
+        a negative prompt); nothing at all if left out.
     level : int, optional
         Listen to this level only (single-level reconstructions).
-    generator : torch.Generator, optional
-        Source of the noise of hard choices in training.
+    generator : torch.Generator | None, optional
+        torch.Generator, optional Source of the noise of hard choices in training.
 
     Raises
     ------
@@ -330,9 +427,14 @@ class RoutedConditioning:
         level: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        sizes = {len(source.embeddings.backbone_BTD) for source in (image, text) if source is not None}
+        sizes = {
+            len(source.embeddings.backbone_BTD) for source in (image, text) if source is not None
+        }
         if len(sizes) != 1:
-            raise UserError(f"image and text have {sorted(sizes)} rows; give at least one of them, and both for the same brains")
+            raise UserError(
+                f"image and text have {sorted(sizes)} rows; give at least one of them, and both for"
+                " the same brains"
+            )
         self.batch = sizes.pop()
         self.form = form
         self.image = image
@@ -351,8 +453,9 @@ class RoutedConditioning:
         t : Tensor or float
             Diffusion time on the training scale, one for all rows or one per row.
         latents_BCHW : Tensor
-            Noisy latents as the U-Net reads them (while sampling: after ``scheduler.scale_model_input``, which is what noisy latents
-            are in training), of any size. Rows as in the embeddings, not doubled for guidance.
+            Noisy latents as the U-Net reads them (while sampling: after
+            ``scheduler.scale_model_input``, which is what noisy latents are in training), of any
+            size. Rows as in the embeddings, not doubled for guidance.
 
         Returns
         -------
@@ -375,5 +478,7 @@ class RoutedConditioning:
         """What classifier-free guidance leads away from, one row per brain."""
         if self.negative is None:
             return self.form.empty(self.batch)
-        tokens, image, pooled = (x.expand(self.batch, *x.shape[1:]) for x in self.negative[:3] if isinstance(x, Tensor))
+        tokens, image, pooled = (
+            x.expand(self.batch, *x.shape[1:]) for x in self.negative[:3] if isinstance(x, Tensor)
+        )
         return Conditioning(tokens, image, pooled)

@@ -1,4 +1,5 @@
-"""Time and space routing together: from the embeddings of all experts to the one embedding heard at a denoising step.
+"""Time and space routing together: from the embeddings of all experts to the one embedding heard at
+a denoising step.
 
 B batch, L levels, E experts of a level, T tokens, D CLIP width
 """
@@ -33,8 +34,8 @@ class Routed(NamedTuple):
 class DiffuseRouter(ModelMixin, ConfigMixin):
     """Mixes experts within each level (space) and levels with each other (time).
 
-    Off, and at its initial weights (gumbel gates and the fixed schedule excepted), it gives exactly the unrouted result: the mean over
-    levels of the mean over experts.
+    Off, and at its initial weights (gumbel gates and the fixed schedule excepted), it gives exactly
+    the unrouted result: the mean over levels of the mean over experts.
 
     Parameters
     ----------
@@ -46,16 +47,16 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         T; only "weight" has parameters per token.
     time : str
         A key of `TIME_ROUTERS`: the time router (`time_router.py`); off mixes levels evenly.
-    time_choice : {"soft", "hard"}
-        Weighted sum over levels, or one level per sample.
-    time_hidden_dim, time_embedding_dim, time_layers, time_temperature
+    time_choice : Choice, optional
+        {"soft", "hard"} Weighted sum over levels, or one level per sample.
+    time_hidden_dim, time_embedding_dim, time_layers, time_temperature : int, optional
         Sizes of the learned time routers; layers: "mlp" only.
     time_context : bool
         Let the attention router see the latents.
     time_context_size : int
         Side of the grid it sees them on.
-    time_prior : {"none", "multiply", "published"}
-        Gaussian that multiplies the time router's probabilities.
+    time_prior : LevelPrior, optional
+        {"none", "multiply", "published"} Gaussian that multiplies the time router's probabilities.
     time_prior_sigma : float
         Its width, in levels.
     space : str
@@ -63,10 +64,11 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
     space_temperature : float
         Divides its scores.
     space_grid : int
-        Side of the grid on which "cross" and "mix" see the latents (64 published; the latents' own side at the usual picture size is best).
-    level_output : {"mean", "sum"}
-        What a level is when space is off: mean over its experts (paper) or their sum (published implementation). It has to be what
-        the encoder was trained with.
+        Side of the grid on which "cross" and "mix" see the latents (64 published; the latents' own
+        side at the usual picture size is best).
+    level_output : Literal['mean', 'sum'], optional
+        {"mean", "sum"} What a level is when space is off: mean over its experts (paper) or their
+        sum (published implementation). It has to be what the encoder was trained with.
     num_train_timesteps : int
         Length of the diffusion schedule.
 
@@ -133,22 +135,35 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
             )
             for number in num_experts
         )
-        # diffusers asks every part of a pipeline for its type and device, and a fixed schedule alone has nothing else to answer with
+        # diffusers asks every part of a pipeline for its type and device, and a fixed schedule
+        # alone has nothing else to answer with
         self.register_buffer("nothing", torch.zeros(1), persistent=False)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> DiffuseRouter:
-        """Load what ``save_pretrained`` wrote; a router without parameters (time and space off or fixed) is its config alone."""
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> DiffuseRouter:
+        """Load what ``save_pretrained`` wrote; a router without parameters (time and space off or
+        fixed) is its config alone.
+        """
         again = "fine-tune or import it again"
         try:
-            settings = cls.load_config(pretrained_model_name_or_path, subfolder=kwargs.get("subfolder"))
+            settings = cls.load_config(
+                pretrained_model_name_or_path, subfolder=kwargs.get("subfolder")
+            )
             with torch.device("meta"):
                 bare = not cls.from_config(settings).state_dict()
         except (OSError, ValueError, TypeError, LookupError) as error:
-            raise UserError(f"{pretrained_model_name_or_path} holds no diffusion router ({plain_text(error)}); {again}.") from error
+            raise UserError(
+                f"{pretrained_model_name_or_path} holds no diffusion router ({plain_text(error)});"
+                f" {again}."
+            ) from error
         if bare:
             return cast(DiffuseRouter, cls.from_config(settings)).eval()
-        return cast(DiffuseRouter, load_whole(super().from_pretrained, pretrained_model_name_or_path, again, **kwargs))
+        return cast(
+            DiffuseRouter,
+            load_whole(super().from_pretrained, pretrained_model_name_or_path, again, **kwargs),
+        )
 
     @property
     def reads_experts(self) -> bool:
@@ -173,11 +188,12 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         t_B : Tensor
             Diffusion times on the training scale.
         latents_BCHW : Tensor, optional
-            Noisy latents as the U-Net reads them, of any size; needed by "cross" and "mix" and by a time router with context.
+            Noisy latents as the U-Net reads them, of any size; needed by "cross" and "mix" and by a
+            time router with context.
         level : int, optional
             Listen to this level only, whatever the time router says.
-        generator : torch.Generator, optional
-            Source of the noise of hard choices in training.
+        generator : torch.Generator | None, optional
+            torch.Generator, optional Source of the noise of hard choices in training.
 
         Returns
         -------
@@ -190,7 +206,10 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         """
         given, built = [x.shape[1] for x in experts], list(self.expert_counts)
         if len(given) != len(built) or (self.reads_experts and given != built):
-            raise UserError(f"the router was built for levels of {built} experts and got {given}; build it for the encoder's layout")
+            raise UserError(
+                f"the router was built for levels of {built} experts and got {given}; build it for"
+                " the encoder's layout"
+            )
         times = None
         if level is not None:
             only_BL = experts[0].new_zeros(len(experts[0]), len(built))
@@ -210,15 +229,21 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         generator: torch.Generator | None = None,
     ) -> Routed:
         """Mix experts and levels with given weights of the levels; without any, evenly."""
-        mixed = [router(x_BETD, latents_BCHW, generator) for router, x_BETD in zip(self.space_routers, experts)]
+        mixed = [
+            router(x_BETD, latents_BCHW, generator)
+            for router, x_BETD in zip(self.space_routers, experts)
+        ]
         levels_BLTD = torch.stack([level.embedding_BTD for level in mixed], dim=1)
         if times is None:
             even_BL = torch.full_like(levels_BLTD[:, :, 0, 0], 1 / len(mixed))
             times = TimeRouting(even_BL, even_BL)
-            embedding_BTD = levels_BLTD.mean(dim=1)  # the very sum an encoder makes, to the last bit
+            embedding_BTD = levels_BLTD.mean(
+                dim=1
+            )  # the very sum an encoder makes, to the last bit
         else:
             embedding_BTD = (levels_BLTD * times.weights_BL[:, :, None, None]).sum(dim=1)
-        # attention runs over all tokens of all experts, weights are per token: both become one number per expert
+        # attention runs over all tokens of all experts, weights are per token: both become one
+        # number per expert
         use = tuple(
             (torch.sum if router.use_sums_over_tokens else torch.mean)(level.weights_BET, dim=-1)  # type: ignore[operator]
             for router, level in zip(self.space_routers, mixed)
@@ -226,12 +251,16 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         return Routed(embedding_BTD, Routing(times.weights_BL, times.probabilities_BL, use))
 
 
-def from_published(state: dict[str, Tensor], *, context_as_key: bool = False) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights of a published diffusion router (or of a stand-alone time or space router) under this package's keys.
+def from_published(
+    state: dict[str, Tensor], *, context_as_key: bool = False
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights of a published diffusion router (or of a stand-alone time or space router) under this
+    package's keys.
 
-    The names are the same; parameters that cannot have any influence are left out and returned by name, so that an importer can list
-    them: biases that shift all experts' scores alike, and (with `context_as_key`) a projection of the latents that is added to every
-    level's key; and the norm of an MLP router with one layer.
+    The names are the same; parameters that cannot have any influence are left out and returned by
+    name, so that an importer can list them: biases that shift all experts' scores alike, and (with
+    `context_as_key`) a projection of the latents that is added to every level's key; and the norm
+    of an MLP router with one layer.
 
     Parameters
     ----------
@@ -245,7 +274,14 @@ def from_published(state: dict[str, Tensor], *, context_as_key: bool = False) ->
     dict, list of str
         Weights for ``load_state_dict(strict=True)``, and the keys without influence.
     """
-    idle = ("key_linear.bias", "router.bias") + (("context_proj.weight", "context_proj.bias") if context_as_key else ())
+    idle = ("key_linear.bias", "router.bias") + (
+        ("context_proj.weight", "context_proj.bias") if context_as_key else ()
+    )
     if not any(key.endswith("layers.1.weight") for key in state):
-        idle += ("layer_norm.weight", "layer_norm.bias")  # the norm of layers after the first, where there are none
-    return {key: value for key, value in state.items() if not key.endswith(idle)}, [key for key in state if key.endswith(idle)]
+        idle += (
+            "layer_norm.weight",
+            "layer_norm.bias",
+        )  # the norm of layers after the first, where there are none
+    return {key: value for key, value in state.items() if not key.endswith(idle)}, [
+        key for key in state if key.endswith(idle)
+    ]

@@ -1,8 +1,10 @@
 """How the experts of one level are mixed.
 
-B batch, E experts of the level, T tokens, D CLIP width, C latent channels, P cells of the latent grid
+B batch, E experts of the level, T tokens, D CLIP width, C latent channels, P cells of the latent
+grid
 
-Every router is made so that at the start it gives the mean over the experts, exactly the unrouted level.
+Every router is made so that at the start it gives the mean over the experts, exactly the unrouted
+level.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ class SpaceRouting(NamedTuple):
     embedding_BTD: Tensor
     """The level's embedding."""
     weights_BET: Tensor
-    """Use of every expert: its weight for every token, or (cross-attention) the attention paid to its tokens, summing to 1 over E and T."""
+    """Use of every expert: its weight for every token, or (cross-attention) the attention paid to
+    its tokens, summing to 1 over E and T.
+    """
 
 
 class SpaceSettings(NamedTuple):
@@ -45,7 +49,8 @@ class SpaceSettings(NamedTuple):
 class SpaceRouter(nn.Module, ABC):
     """Contract of a space router: built from `SpaceSettings`, it mixes the experts of a level.
 
-    A new kind is a subclass with a line in `SPACE_ROUTERS` and its name in ``router.space`` (config/drawing.py).
+    A new kind is a subclass with a line in `SPACE_ROUTERS` and its name in ``router.space``
+    (config/drawing.py).
     """
 
     reads_experts: ClassVar[bool] = True
@@ -53,10 +58,17 @@ class SpaceRouter(nn.Module, ABC):
     reads_latents: ClassVar[bool] = False
     """Whether it looks at the noisy latents, on the grid of ``router.space_grid``."""
     use_sums_over_tokens: ClassVar[bool] = False
-    """Whether its weights sum to 1 over experts and tokens together; else over the experts of a token."""
+    """Whether its weights sum to 1 over experts and tokens together; else over the experts of a
+    token.
+    """
 
     @abstractmethod
-    def forward(self, experts_BETD: Tensor, latents_BCHW: Tensor | None = None, generator: torch.Generator | None = None) -> SpaceRouting:
+    def forward(
+        self,
+        experts_BETD: Tensor,
+        latents_BCHW: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> SpaceRouting:
         """Mix the experts of a level; see `CrossAttentionSpaceRouter.forward`."""
 
 
@@ -65,8 +77,8 @@ class MeanSpaceRouter(SpaceRouter):
 
     Parameters
     ----------
-    reduce : {"mean", "sum"}
-        Which of the two.
+    reduce : Literal['mean', 'sum'], optional
+        {"mean", "sum"} Which of the two.
     """
 
     reads_experts = False
@@ -75,11 +87,18 @@ class MeanSpaceRouter(SpaceRouter):
         super().__init__()
         self.reduce = reduce
 
-    def forward(self, experts_BETD: Tensor, latents_BCHW: Tensor | None = None, generator: torch.Generator | None = None) -> SpaceRouting:
+    def forward(
+        self,
+        experts_BETD: Tensor,
+        latents_BCHW: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> SpaceRouting:
         """Mix; latents and generator have no influence."""
         number = experts_BETD.shape[1]
         if self.reduce == "mean":
-            return SpaceRouting(experts_BETD.mean(dim=1), torch.full_like(experts_BETD[..., 0], 1 / number))
+            return SpaceRouting(
+                experts_BETD.mean(dim=1), torch.full_like(experts_BETD[..., 0], 1 / number)
+            )
         return SpaceRouting(experts_BETD.sum(dim=1), torch.ones_like(experts_BETD[..., 0]))
 
 
@@ -92,8 +111,9 @@ class GateSpaceRouter(SpaceRouter):
         E.
     clip_emb_dim : int
         D.
-    gate : {"softmax", "sigmoid", "gumbel"}
-        How scores become weights. gumbel: one expert per token, in training a Gumbel sample with a straight-through gradient.
+    gate : Literal['softmax', 'sigmoid', 'gumbel'], optional
+        {"softmax", "sigmoid", "gumbel"} How scores become weights. gumbel: one expert per token, in
+        training a Gumbel sample with a straight-through gradient.
     temperature : float
         Scores are divided by it.
     normalize : bool
@@ -118,7 +138,12 @@ class GateSpaceRouter(SpaceRouter):
         self.gate = nn.Linear(clip_emb_dim, num_exp, bias=False)
         nn.init.constant_(self.gate.weight, 1 / num_exp)  # as published: all experts alike
 
-    def forward(self, experts_BETD: Tensor, latents_BCHW: Tensor | None = None, generator: torch.Generator | None = None) -> SpaceRouting:
+    def forward(
+        self,
+        experts_BETD: Tensor,
+        latents_BCHW: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> SpaceRouting:
         """Mix; latents have no influence."""
         scores_BTE = self.gate(experts_BETD.mean(dim=1)) / self.temperature
         if self.kind == "softmax":
@@ -143,9 +168,10 @@ class WeightSpaceRouter(SpaceRouter):
         D.
     clip_seq_dim : int
         T.
-    start : {"mean", "ones", "rand", "query"}
-        mean: free weights that start at 1/E. ones, rand: free weights that start at 1 or standard normal (published). query: softmax over
-        experts of one linear score of each expert's token (published).
+    start : Literal['mean', 'ones', 'rand', 'query'], optional
+        {"mean", "ones", "rand", "query"} mean: free weights that start at 1/E. ones, rand: free
+        weights that start at 1 or standard normal (published). query: softmax over experts of one
+        linear score of each expert's token (published).
     temperature : float
         Divides the scores of "query".
     """
@@ -165,16 +191,26 @@ class WeightSpaceRouter(SpaceRouter):
         self.temperature = temperature
         self.router: nn.Parameter | nn.Linear
         if start == "query":
-            # without a bias: it would add the same to every expert's score, which softmax takes out again
+            # without a bias: it would add the same to every expert's score, which softmax takes out
+            # again
             self.router = nn.Linear(clip_emb_dim, 1, bias=False)
             nn.init.zeros_(self.router.weight)
         else:
             shape = (num_exp, clip_seq_dim)
             self.router = nn.Parameter(
-                {"mean": torch.full(shape, 1 / num_exp), "ones": torch.ones(shape), "rand": torch.randn(shape)}[start]
+                {
+                    "mean": torch.full(shape, 1 / num_exp),
+                    "ones": torch.ones(shape),
+                    "rand": torch.randn(shape),
+                }[start]
             )
 
-    def forward(self, experts_BETD: Tensor, latents_BCHW: Tensor | None = None, generator: torch.Generator | None = None) -> SpaceRouting:
+    def forward(
+        self,
+        experts_BETD: Tensor,
+        latents_BCHW: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> SpaceRouting:
         """Mix; latents and generator have no influence."""
         if isinstance(self.router, nn.Linear):
             weights_BET = torch.softmax(self.router(experts_BETD)[..., 0] / self.temperature, dim=1)
@@ -196,7 +232,9 @@ class SelfAttentionSpaceRouter(SpaceRouter):
         Multiply the weights by E (published option, for levels that are sums).
     """
 
-    def __init__(self, clip_emb_dim: int, *, temperature: float = 1.0, scale_output: bool = False) -> None:
+    def __init__(
+        self, clip_emb_dim: int, *, temperature: float = 1.0, scale_output: bool = False
+    ) -> None:
         super().__init__()
         self.temperature = temperature
         self.scale_output = scale_output
@@ -206,28 +244,38 @@ class SelfAttentionSpaceRouter(SpaceRouter):
         nn.init.zeros_(self.query_linear.weight)
         nn.init.zeros_(self.query_linear.bias)
 
-    def forward(self, experts_BETD: Tensor, latents_BCHW: Tensor | None = None, generator: torch.Generator | None = None) -> SpaceRouting:
+    def forward(
+        self,
+        experts_BETD: Tensor,
+        latents_BCHW: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> SpaceRouting:
         """Mix; latents and generator have no influence."""
         query_B1TD = self.query_linear(experts_BETD.mean(dim=1, keepdim=True))
         scores_BET = (query_B1TD * self.key_linear(experts_BETD)).sum(dim=-1)
-        weights_BET = torch.softmax(scores_BET / (experts_BETD.shape[-1] ** 0.5 * self.temperature), dim=1)
+        weights_BET = torch.softmax(
+            scores_BET / (experts_BETD.shape[-1] ** 0.5 * self.temperature), dim=1
+        )
         if self.scale_output:
             weights_BET = weights_BET * experts_BETD.shape[1]
         return _weighted(experts_BETD, weights_BET)
 
 
 class CrossAttentionSpaceRouter(SpaceRouter):
-    """Cross-attention from the noisy latents to the experts, added to their mean (the paper's router).
+    """Cross-attention from the noisy latents to the experts, added to their mean (the paper's
+    router).
 
-    The query is the mean over channels of the projected latents, keys and values are projections of all experts' tokens; the attended
-    value is added to every token of the mean over experts. Values start at zero (published: random), so that the level starts unrouted.
+    The query is the mean over channels of the projected latents, keys and values are projections of
+    all experts' tokens; the attended value is added to every token of the mean over experts. Values
+    start at zero (published: random), so that the level starts unrouted.
 
     Parameters
     ----------
     clip_emb_dim : int
         D.
     grid : int
-        Side of the grid to which latents are resized (64 published, which fits 512 px only; here any size is resized to it).
+        Side of the grid to which latents are resized (64 published, which fits 512 px only; here
+        any size is resized to it).
     temperature : float
         Scores are divided by it (and by sqrt(D)).
     learned_query : bool
@@ -237,7 +285,14 @@ class CrossAttentionSpaceRouter(SpaceRouter):
     reads_latents = True
     use_sums_over_tokens = True
 
-    def __init__(self, clip_emb_dim: int, *, grid: int = 64, temperature: float = 1.0, learned_query: bool = False) -> None:
+    def __init__(
+        self,
+        clip_emb_dim: int,
+        *,
+        grid: int = 64,
+        temperature: float = 1.0,
+        learned_query: bool = False,
+    ) -> None:
         super().__init__()
         self.grid = grid
         self.temperature = temperature
@@ -247,7 +302,12 @@ class CrossAttentionSpaceRouter(SpaceRouter):
         nn.init.zeros_(self.v_proj.weight)
         self.query = nn.Parameter(torch.randn(1, 1, grid**2)) if learned_query else None
 
-    def forward(self, experts_BETD: Tensor, latents_BCHW: Tensor | None = None, generator: torch.Generator | None = None) -> SpaceRouting:
+    def forward(
+        self,
+        experts_BETD: Tensor,
+        latents_BCHW: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> SpaceRouting:
         """Mix.
 
         Parameters
@@ -255,7 +315,8 @@ class CrossAttentionSpaceRouter(SpaceRouter):
         experts_BETD : Tensor
             The experts of the level.
         latents_BCHW : Tensor, optional
-            Noisy latents as the U-Net reads them, of any size; may be left out only with a learned query.
+            Noisy latents as the U-Net reads them, of any size; may be left out only with a learned
+            query.
 
         Raises
         ------
@@ -264,26 +325,35 @@ class CrossAttentionSpaceRouter(SpaceRouter):
         """
         B, E, T, _D = experts_BETD.shape
         if latents_BCHW is not None:
-            cells_BP = latent_grid(latents_BCHW, self.grid).mean(dim=1)  # projecting the mean is the mean of the projections
+            cells_BP = latent_grid(latents_BCHW, self.grid).mean(
+                dim=1
+            )  # projecting the mean is the mean of the projections
         elif self.query is not None:
             cells_BP = self.query[:, 0].expand(B, -1)
         else:
-            raise UserError("cross-attention between latents and experts needs the latents: give them, or set learned_query")
+            raise UserError(
+                "cross-attention between latents and experts needs the latents: give them, or set"
+                " learned_query"
+            )
         query_BD = self.q_proj(cells_BP.to(self.q_proj.weight.dtype))
         all_BND = experts_BETD.flatten(1, 2)
-        scores_BN = (self.k_proj(all_BND) @ query_BD[:, :, None])[..., 0] / (query_BD.shape[-1] ** 0.5 * self.temperature)
+        scores_BN = (self.k_proj(all_BND) @ query_BD[:, :, None])[..., 0] / (
+            query_BD.shape[-1] ** 0.5 * self.temperature
+        )
         attention_BN = torch.softmax(scores_BN, dim=-1)
         attended_B1D = attention_BN[:, None] @ self.v_proj(all_BND)
         return SpaceRouting(experts_BETD.mean(dim=1) + attended_B1D, attention_BN.view(B, E, T))
 
 
 class MixingSpaceRouter(SpaceRouter):
-    """Cross-attention from the noisy latents to the experts that says whom to listen to, and adds nothing of its own.
+    """Cross-attention from the noisy latents to the experts that says whom to listen to, and adds
+    nothing of its own.
 
-    Query and keys as in :class:`CrossAttentionSpaceRouter`; values are what the experts say, so the level stays a mixture of its experts. A
-    learned gate says how far it leaves their mean: level = mean + gate * (attended - mean). It starts at zero, so that the level starts
-    unrouted. (A projected value can be any linear map of the embedding, and learns one that fits the pictures it is trained on:
-    docs/routing.md has the comparison.)
+    Query and keys as in :class:`CrossAttentionSpaceRouter`; values are what the experts say, so the
+    level stays a mixture of its experts. A learned gate says how far it leaves their mean: level =
+    mean + gate * (attended - mean). It starts at zero, so that the level starts unrouted. (A
+    projected value can be any linear map of the embedding, and learns one that fits the pictures it
+    is trained on: docs/routing.md has the comparison.)
 
     Parameters
     ----------
@@ -305,7 +375,12 @@ class MixingSpaceRouter(SpaceRouter):
         self.k_proj = nn.Linear(clip_emb_dim, clip_emb_dim, bias=False)
         self.gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, experts_BETD: Tensor, latents_BCHW: Tensor | None = None, generator: torch.Generator | None = None) -> SpaceRouting:
+    def forward(
+        self,
+        experts_BETD: Tensor,
+        latents_BCHW: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> SpaceRouting:
         """Mix.
 
         Parameters
@@ -322,14 +397,21 @@ class MixingSpaceRouter(SpaceRouter):
         """
         if latents_BCHW is None:
             raise UserError("attention between latents and experts needs the latents: give them")
-        query_BD = self.q_proj(latent_grid(latents_BCHW, self.grid).mean(dim=1).to(self.q_proj.weight.dtype))
+        query_BD = self.q_proj(
+            latent_grid(latents_BCHW, self.grid).mean(dim=1).to(self.q_proj.weight.dtype)
+        )
         keys_BED = self.k_proj(experts_BETD.mean(dim=2))
-        scores_BE = (keys_BED @ query_BD[:, :, None])[..., 0] / (query_BD.shape[-1] ** 0.5 * self.temperature)
+        scores_BE = (keys_BED @ query_BD[:, :, None])[..., 0] / (
+            query_BD.shape[-1] ** 0.5 * self.temperature
+        )
         attention_BE = torch.softmax(scores_BE, dim=-1)
         mean_BTD = experts_BETD.mean(dim=1)
         attended_BTD = (experts_BETD * attention_BE[:, :, None, None]).sum(dim=1)
         use_BE = (1 - self.gate) / experts_BETD.shape[1] + self.gate * attention_BE
-        return SpaceRouting(mean_BTD + self.gate * (attended_BTD - mean_BTD), use_BE[:, :, None].expand(experts_BETD.shape[:3]))
+        return SpaceRouting(
+            mean_BTD + self.gate * (attended_BTD - mean_BTD),
+            use_BE[:, :, None].expand(experts_BETD.shape[:3]),
+        )
 
 
 def _weighted(experts_BETD: Tensor, weights_BET: Tensor) -> SpaceRouting:
@@ -337,10 +419,14 @@ def _weighted(experts_BETD: Tensor, weights_BET: Tensor) -> SpaceRouting:
 
 
 def _gate(settings: SpaceSettings, gate: Literal["softmax", "sigmoid", "gumbel"]) -> SpaceRouter:
-    return GateSpaceRouter(settings.experts, settings.clip_emb_dim, gate=gate, temperature=settings.temperature)
+    return GateSpaceRouter(
+        settings.experts, settings.clip_emb_dim, gate=gate, temperature=settings.temperature
+    )
 
 
-def _looking(settings: SpaceSettings, kind: type[CrossAttentionSpaceRouter] | type[MixingSpaceRouter]) -> SpaceRouter:
+def _looking(
+    settings: SpaceSettings, kind: type[CrossAttentionSpaceRouter] | type[MixingSpaceRouter]
+) -> SpaceRouter:
     return kind(settings.clip_emb_dim, grid=settings.grid, temperature=settings.temperature)
 
 
@@ -350,9 +436,14 @@ SPACE_ROUTERS: dict[str, Callable[[SpaceSettings], SpaceRouter]] = {
     "gate_sigmoid": partial(_gate, gate="sigmoid"),
     "gate_gumbel": partial(_gate, gate="gumbel"),
     "weight": lambda settings: WeightSpaceRouter(
-        settings.experts, settings.clip_emb_dim, settings.clip_seq_dim, temperature=settings.temperature
+        settings.experts,
+        settings.clip_emb_dim,
+        settings.clip_seq_dim,
+        temperature=settings.temperature,
     ),
-    "self": lambda settings: SelfAttentionSpaceRouter(settings.clip_emb_dim, temperature=settings.temperature),
+    "self": lambda settings: SelfAttentionSpaceRouter(
+        settings.clip_emb_dim, temperature=settings.temperature
+    ),
     "cross": partial(_looking, kind=CrossAttentionSpaceRouter),
     "mix": partial(_looking, kind=MixingSpaceRouter),
 }

@@ -1,8 +1,10 @@
 """Which level of experts the diffusion model listens to, and when.
 
-B batch, L levels, F width of the time embedding, H hidden width, C latent channels, P cells of the context grid
+B batch, L levels, F width of the time embedding, H hidden width, C latent channels, P cells of the
+context grid
 
-Level 0 is the coarsest. Every router returns a weight per level; levels are mixed with them in `diffuse_router.py`.
+Level 0 is the coarsest. Every router returns a weight per level; levels are mixed with them in
+`diffuse_router.py`.
 """
 
 from __future__ import annotations
@@ -28,13 +30,16 @@ class TimeRouting(NamedTuple):
     """How a time router shares a step out among the levels."""
 
     weights_BL: Tensor
-    """What the levels are multiplied with: the probabilities (soft), or 1 for the chosen level (hard)."""
+    """What the levels are multiplied with: the probabilities (soft), or 1 for the chosen level
+    (hard).
+    """
     probabilities_BL: Tensor
     """Soft probability of every level: what the guidance loss acts on, whatever the choice."""
 
 
 def time_embedding(t_B: Tensor, width: int) -> Tensor:
-    """Sinusoidal embedding of diffusion times as SDXL's U-Net makes it, but exact: cosines, then sines.
+    """Sinusoidal embedding of diffusion times as SDXL's U-Net makes it, but exact: cosines, then
+    sines.
 
     Parameters
     ----------
@@ -54,14 +59,16 @@ def time_embedding(t_B: Tensor, width: int) -> Tensor:
 
 
 def latent_grid(latents_BCHW: Tensor, grid: Grid) -> Tensor:
-    """Latents resized to a fixed grid, so that a router's widths do not depend on the size of the picture.
+    """Latents resized to a fixed grid, so that a router's widths do not depend on the size of the
+    picture.
 
     Parameters
     ----------
     latents_BCHW : Tensor
         Noisy latents as the U-Net reads them (after the scheduler's ``scale_model_input``).
     grid : int or (int, int)
-        Its side, or its height and width. Latents of that size pass unchanged; others are resized bilinearly, antialiased.
+        Its side, or its height and width. Latents of that size pass unchanged; others are resized
+        bilinearly, antialiased.
 
     Returns
     -------
@@ -71,14 +78,23 @@ def latent_grid(latents_BCHW: Tensor, grid: Grid) -> Tensor:
     x_BCHW = latents_BCHW.float()
     size = (grid, grid) if isinstance(grid, int) else tuple(grid)
     if x_BCHW.shape[-2:] != size:
-        x_BCHW = interpolate(x_BCHW, size=size, mode="bilinear", antialias=True, align_corners=False)
+        x_BCHW = interpolate(
+            x_BCHW, size=size, mode="bilinear", antialias=True, align_corners=False
+        )
     return x_BCHW.flatten(2)
 
 
 def log_gaussian_levels(
-    t_B: Tensor, levels: int, *, sigma: float = 1.0, num_train_timesteps: int = 1000, early: float = 1.0, late: float = 0.0
+    t_B: Tensor,
+    levels: int,
+    *,
+    sigma: float = 1.0,
+    num_train_timesteps: int = 1000,
+    early: float = 1.0,
+    late: float = 0.0,
 ) -> Tensor:
-    """Logarithm of a Gaussian over levels whose centre moves from the coarsest to the finest while the picture forms (paper eq. 5).
+    """Logarithm of a Gaussian over levels whose centre moves from the coarsest to the finest while
+    the picture forms (paper eq. 5).
 
     Parameters
     ----------
@@ -91,8 +107,9 @@ def log_gaussian_levels(
     num_train_timesteps : int
         Length of the schedule.
     early, late : float
-        Shares of the schedule at which the centre leaves the coarsest and reaches the finest level. The published implementation
-        lets it move between 0.75 and 0.25 only; here it moves all the time.
+        Shares of the schedule at which the centre leaves the coarsest and reaches the finest level.
+        The published implementation lets it move between 0.75 and 0.25 only; here it moves all the
+        time.
 
     Returns
     -------
@@ -105,10 +122,14 @@ def log_gaussian_levels(
     return torch.log_softmax(-distance_BL.square() / (2 * sigma**2), dim=-1)
 
 
-def kl_guidance(probabilities_BL: Tensor, t_B: Tensor, *, sigma: float = 1.0, num_train_timesteps: int = 1000) -> Tensor:
-    """KL divergence of a time router's probabilities from the moving Gaussian, averaged over the batch (paper eq. 5).
+def kl_guidance(
+    probabilities_BL: Tensor, t_B: Tensor, *, sigma: float = 1.0, num_train_timesteps: int = 1000
+) -> Tensor:
+    """KL divergence of a time router's probabilities from the moving Gaussian, averaged over the
+    batch (paper eq. 5).
 
-    The published code has no such term; its Gaussian is a multiplicative prior that no script switches on.
+    The published code has no such term; its Gaussian is a multiplicative prior that no script
+    switches on.
 
     Parameters
     ----------
@@ -116,7 +137,7 @@ def kl_guidance(probabilities_BL: Tensor, t_B: Tensor, *, sigma: float = 1.0, nu
         `TimeRouting.probabilities_BL`.
     t_B : Tensor
         The times they belong to.
-    sigma, num_train_timesteps
+    sigma, num_train_timesteps : float, optional
         As for `log_gaussian_levels`.
 
     Returns
@@ -124,22 +145,26 @@ def kl_guidance(probabilities_BL: Tensor, t_B: Tensor, *, sigma: float = 1.0, nu
     Tensor
         Scalar, in nats; zero only where the router follows the Gaussian.
     """
-    target_BL = log_gaussian_levels(t_B, probabilities_BL.shape[-1], sigma=sigma, num_train_timesteps=num_train_timesteps)
+    target_BL = log_gaussian_levels(
+        t_B, probabilities_BL.shape[-1], sigma=sigma, num_train_timesteps=num_train_timesteps
+    )
     p_BL = probabilities_BL.float()
     return (torch.xlogy(p_BL, p_BL) - p_BL * target_BL).sum(dim=-1).mean()
 
 
 def one_of(logits: Tensor, *, training: bool, generator: torch.Generator | None = None) -> Tensor:
-    """One choice along the last axis as a one-hot vector: the largest, or in training a Gumbel sample with a straight-through gradient.
+    """One choice along the last axis as a one-hot vector: the largest, or in training a Gumbel
+    sample with a straight-through gradient.
 
     Parameters
     ----------
     logits : Tensor
         ... x N.
     training : bool
-        Sample (forward: one-hot, backward: the softmax of the perturbed logits) instead of taking the largest.
-    generator : torch.Generator, optional
-        Source of the Gumbel noise; torch's global one if left out.
+        Sample (forward: one-hot, backward: the softmax of the perturbed logits) instead of taking
+        the largest.
+    generator : torch.Generator | None, optional
+        torch.Generator, optional Source of the Gumbel noise; torch's global one if left out.
 
     Returns
     -------
@@ -175,9 +200,11 @@ class TimeSettings(NamedTuple):
 
 
 class TimeRouter(nn.Module, ABC):
-    """Contract of a time router: built from `TimeSettings`, it weighs the levels at a denoising time.
+    """Contract of a time router: built from `TimeSettings`, it weighs the levels at a denoising
+    time.
 
-    A new kind is a subclass with a line in `TIME_ROUTERS` and its name in ``router.time`` (config/drawing.py).
+    A new kind is a subclass with a line in `TIME_ROUTERS` and its name in ``router.time``
+    (config/drawing.py).
     """
 
     @classmethod
@@ -187,24 +214,34 @@ class TimeRouter(nn.Module, ABC):
 
     @property
     def learned(self) -> bool:
-        """Whether it has weights of its own; the pull toward coarse levels early (`kl_guidance`) acts on every router that has."""
+        """Whether it has weights of its own; the pull toward coarse levels early (`kl_guidance`)
+        acts on every router that has.
+        """
         return any(True for _ in self.parameters())
 
     @abstractmethod
-    def forward(self, t_B: Tensor, latents_BCHW: Tensor | None = None, generator: torch.Generator | None = None) -> TimeRouting:
-        """Weights of the levels at times `t_B` on the training scale; see `LearnedTimeRouter.forward`."""
+    def forward(
+        self,
+        t_B: Tensor,
+        latents_BCHW: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> TimeRouting:
+        """Weights of the levels at times `t_B` on the training scale; see
+        `LearnedTimeRouter.forward`.
+        """
 
 
 class FixedTimeRouter(TimeRouter):
-    """Schedule without parameters: level min(L - 1, floor(L (1 - t/T))), coarse while the image is still noise, fine at the end.
+    """Schedule without parameters: level min(L - 1, floor(L (1 - t/T))), coarse while the image is
+    still noise, fine at the end.
 
     Parameters
     ----------
     levels : int
         L.
     num_train_timesteps : int
-        T, the length of the training schedule. (The published pipeline passes the number of sampling steps here when sampling, which
-        makes nearly every step choose the coarsest level.)
+        T, the length of the training schedule. (The published pipeline passes the number of
+        sampling steps here when sampling, which makes nearly every step choose the coarsest level.)
     """
 
     def __init__(self, levels: int, *, num_train_timesteps: int = 1000) -> None:
@@ -219,10 +256,17 @@ class FixedTimeRouter(TimeRouter):
 
     def level(self, t_B: Tensor) -> Tensor:
         """The level of every time, B, int64; times beyond T count as T."""
-        level_B = torch.floor(self.levels * (self.num_train_timesteps - t_B.double()) / self.num_train_timesteps)
+        level_B = torch.floor(
+            self.levels * (self.num_train_timesteps - t_B.double()) / self.num_train_timesteps
+        )
         return level_B.clamp(0, self.levels - 1).long()
 
-    def forward(self, t_B: Tensor, latents_BCHW: Tensor | None = None, generator: torch.Generator | None = None) -> TimeRouting:
+    def forward(
+        self,
+        t_B: Tensor,
+        latents_BCHW: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> TimeRouting:
         """All weight on the scheduled level; latents and generator have no influence."""
         weights_BL = one_hot(self.level(t_B), self.levels).float()
         return TimeRouting(weights_BL, weights_BL)
@@ -239,11 +283,13 @@ class LearnedTimeRouter(TimeRouter):
         F, width of the sinusoidal time embedding.
     temperature : float
         Logits are divided by it.
-    choice : {"soft", "hard"}
-        Weighted sum over levels, or one level (in training a Gumbel sample, straight through).
-    level_prior : {"none", "multiply", "published"}
-        Multiply the probabilities by the moving Gaussian: over the whole schedule and renormalised, or as published (moving between
-        3/4 and 1/4 of it, not renormalised).
+    choice : Choice, optional
+        {"soft", "hard"} Weighted sum over levels, or one level (in training a Gumbel sample,
+        straight through).
+    level_prior : LevelPrior, optional
+        {"none", "multiply", "published"} Multiply the probabilities by the moving Gaussian: over
+        the whole schedule and renormalised, or as published (moving between 3/4 and 1/4 of it, not
+        renormalised).
     prior_sigma : float
         Its width, in levels.
     num_train_timesteps : int
@@ -289,15 +335,25 @@ class LearnedTimeRouter(TimeRouter):
         """Score of every level, B x L, temperature included."""
 
     def route(
-        self, embedding_BF: Tensor, t_B: Tensor, latents_BCHW: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        embedding_BF: Tensor,
+        t_B: Tensor,
+        latents_BCHW: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> TimeRouting:
-        """Routing from a given time embedding (parity with published weights needs the two apart)."""
+        """Routing from a given time embedding (parity with published weights needs the two
+        apart).
+        """
         logits_BL = self.logits(embedding_BF, latents_BCHW)
         probabilities_BL = torch.softmax(logits_BL, dim=-1)
         if self.level_prior != "none":
             moves = {"early": 0.75, "late": 0.25} if self.level_prior == "published" else {}
             gauss_BL = log_gaussian_levels(
-                t_B, self.levels, sigma=self.prior_sigma, num_train_timesteps=self.num_train_timesteps, **moves
+                t_B,
+                self.levels,
+                sigma=self.prior_sigma,
+                num_train_timesteps=self.num_train_timesteps,
+                **moves,
             )
             probabilities_BL = probabilities_BL * gauss_BL.exp().to(probabilities_BL.dtype)
             logits_BL = logits_BL + gauss_BL.to(logits_BL.dtype)
@@ -305,9 +361,16 @@ class LearnedTimeRouter(TimeRouter):
                 probabilities_BL = probabilities_BL / probabilities_BL.sum(dim=-1, keepdim=True)
         if self.choice == "soft":
             return TimeRouting(probabilities_BL, probabilities_BL)
-        return TimeRouting(one_of(logits_BL, training=self.training, generator=generator), probabilities_BL)
+        return TimeRouting(
+            one_of(logits_BL, training=self.training, generator=generator), probabilities_BL
+        )
 
-    def forward(self, t_B: Tensor, latents_BCHW: Tensor | None = None, generator: torch.Generator | None = None) -> TimeRouting:
+    def forward(
+        self,
+        t_B: Tensor,
+        latents_BCHW: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> TimeRouting:
         """Weights of the levels at times `t_B`.
 
         Parameters
@@ -316,8 +379,8 @@ class LearnedTimeRouter(TimeRouter):
             Times on the training scale.
         latents_BCHW : Tensor, optional
             Noisy latents as the U-Net reads them; needed only by a router with context.
-        generator : torch.Generator, optional
-            Source of the noise of a hard choice in training.
+        generator : torch.Generator | None, optional
+            torch.Generator, optional Source of the noise of a hard choice in training.
 
         Returns
         -------
@@ -330,8 +393,9 @@ class LearnedTimeRouter(TimeRouter):
 class MLPTimeRouter(LearnedTimeRouter):
     """Multilayer perceptron on the time embedding.
 
-    First a linear map and GELU; each further layer adds a linear map of the layer norm (one norm, shared by all layers); then a
-    linear map to L. That last one starts at zero, so routing starts uniform: exactly the unrouted result.
+    First a linear map and GELU; each further layer adds a linear map of the layer norm (one norm,
+    shared by all layers); then a linear map to L. That last one starts at zero, so routing starts
+    uniform: exactly the unrouted result.
 
     Parameters
     ----------
@@ -345,7 +409,9 @@ class MLPTimeRouter(LearnedTimeRouter):
         As for `LearnedTimeRouter`.
     """
 
-    def __init__(self, levels: int, *, hidden_dim: int = 768, num_layers: int = 3, **shared) -> None:
+    def __init__(
+        self, levels: int, *, hidden_dim: int = 768, num_layers: int = 3, **shared
+    ) -> None:
         super().__init__(levels, **shared)
         if num_layers < 1:
             raise UserError(f"num_layers is {num_layers}; the router needs at least 1")
@@ -360,7 +426,12 @@ class MLPTimeRouter(LearnedTimeRouter):
     @classmethod
     def build(cls, settings: TimeSettings) -> MLPTimeRouter:
         """A fresh router."""
-        return cls(settings.levels, hidden_dim=settings.hidden_dim, num_layers=settings.layers, **cls.shared(settings))
+        return cls(
+            settings.levels,
+            hidden_dim=settings.hidden_dim,
+            num_layers=settings.layers,
+            **cls.shared(settings),
+        )
 
     def logits(self, embedding_BF: Tensor, latents_BCHW: Tensor | None = None) -> Tensor:
         """Score of every level, B x L, temperature included."""
@@ -372,7 +443,8 @@ class MLPTimeRouter(LearnedTimeRouter):
 
 
 class AttentionTimeRouter(LearnedTimeRouter):
-    """Attention of the projected time embedding over one learned embedding per level (the paper's router).
+    """Attention of the projected time embedding over one learned embedding per level (the paper's
+    router).
 
     The query's projection starts at zero, so routing starts uniform: exactly the unrouted result.
 
@@ -383,15 +455,25 @@ class AttentionTimeRouter(LearnedTimeRouter):
     hidden_dim : int
         H, width of the level embeddings (768 published).
     context : bool
-        Add the latents (mean over channels, on a fixed grid, projected) to the query. (The published class can add them to every key
-        instead, which adds the same to every level's score and therefore changes nothing.)
+        Add the latents (mean over channels, on a fixed grid, projected) to the query. (The
+        published class can add them to every key instead, which adds the same to every level's
+        score and therefore changes nothing.)
     context_size : int or (int, int)
-        Side, or height and width, of that grid (28 is the published default, fitting 224 px only; here any latents are resized to it).
+        Side, or height and width, of that grid (28 is the published default, fitting 224 px only;
+        here any latents are resized to it).
     **shared
         As for `LearnedTimeRouter`.
     """
 
-    def __init__(self, levels: int, *, hidden_dim: int = 768, context: bool = False, context_size: Grid = 64, **shared) -> None:
+    def __init__(
+        self,
+        levels: int,
+        *,
+        hidden_dim: int = 768,
+        context: bool = False,
+        context_size: Grid = 64,
+        **shared,
+    ) -> None:
         super().__init__(levels, **shared)
         self.context_size = context_size
         self.granularity_embeddings = nn.Parameter(torch.randn(levels, hidden_dim))
@@ -419,10 +501,16 @@ class AttentionTimeRouter(LearnedTimeRouter):
         query_BH = self.timestep_proj(embedding_BF)
         if self.context_proj is not None:
             if latents_BCHW is None:
-                raise UserError("this time router reads the latents (context is on), but none were given")
+                raise UserError(
+                    "this time router reads the latents (context is on), but none were given"
+                )
             cells_BP = latent_grid(latents_BCHW, self.context_size).mean(dim=1)
             query_BH = query_BH + self.context_proj(cells_BP.to(self.context_proj.weight.dtype))
-        return query_BH @ self.granularity_embeddings.T / (query_BH.shape[-1] ** 0.5 * self.temperature)
+        return (
+            query_BH
+            @ self.granularity_embeddings.T
+            / (query_BH.shape[-1] ** 0.5 * self.temperature)
+        )
 
 
 TIME_ROUTERS: dict[str, type[TimeRouter] | None] = {

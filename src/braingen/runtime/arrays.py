@@ -1,6 +1,8 @@
-"""Arrays in files of other people: .npy, .npz and HDF5 that may hold something else than they say, or more than fits.
+"""Arrays in files of other people: .npy, .npz and HDF5 that may hold something else than they say,
+or more than fits.
 
-Nothing is unpickled. What a file declares is compared with what it has and with the memory of the machine before any of it is read.
+Nothing is unpickled. What a file declares is compared with what it has and with the memory of the
+machine before any of it is read.
 """
 
 from __future__ import annotations
@@ -30,11 +32,11 @@ def refuse_more_than_memory(size: int, what: str, instead: str) -> None:
 
     Parameters
     ----------
-    size
+    size : int
         Bytes.
-    what
+    what : str
         Begins the sentence: the file, and what of it.
-    instead
+    instead : str
         What the user is to do; ends the sentence.
 
     Raises
@@ -45,7 +47,8 @@ def refuse_more_than_memory(size: int, what: str, instead: str) -> None:
     free = psutil.virtual_memory().available
     if size > LARGEST_SHARE * free:
         raise UserError(
-            f"{what} is said to hold {size / 1e9:,.1f} GB, {free / 1e9:,.1f} GB of memory are free; {instead}."
+            f"{what} is said to hold {size / 1e9:,.1f} GB, {free / 1e9:,.1f} GB of memory are free;"
+            f" {instead}."
         )
 
 
@@ -62,7 +65,8 @@ def read_npy(path: Path | str, get_it: str) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except UNREADABLE_ARRAY as error:
         raise UserError(
-            f"{path} cannot be read as .npy: it is not a readable array ({_reason(error)}); {get_it}."
+            f"{path} cannot be read as .npy: it is not a readable array ({_reason(error)});"
+            f" {get_it}."
         ) from error
 
 
@@ -72,7 +76,8 @@ def read_npz(path: Path | str, get_it: str) -> dict[str, np.ndarray]:
     Raises
     ------
     UserError
-        When it is missing, damaged, declares more than it has or than fits into memory, or holds Python objects.
+        When it is missing, damaged, declares more than it has or than fits into memory, or holds
+        Python objects.
     """
     refuse_stand_in(path, get_it)
     try:
@@ -182,7 +187,8 @@ def shapes_of(arrays: Mapping[str, Any]) -> str:
 
 
 def new_npy(path: Path | str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-    """A new .npy file, mapped for writing, whose bytes have their place on the disk: a full disk is told now.
+    """A new .npy file, mapped for writing, whose bytes have their place on the disk: a full disk is
+    told now.
 
     Filling the map of a sparse file would end the process without a word.
     """

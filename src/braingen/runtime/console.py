@@ -1,7 +1,8 @@
 """What is printed: text as it is, whoever wrote it.
 
-Rich takes ``[...]`` in plain strings for markup: a file, a caption or a rater's code such as ``[/x]`` would stop the
-program. So consoles here know no markup, and names of progress bars are escaped. Emphasis is given by `style`.
+Rich takes ``[...]`` in plain strings for markup: a file, a caption or a rater's code such as
+``[/x]`` would stop the program. So consoles here know no markup, and names of progress bars are
+escaped. Emphasis is given by `style`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,15 @@ def console(quiet: bool = False, stderr: bool = False) -> Console:
 
 
 def add_row(table: Table, *cells: object) -> None:
-    """Add a row to a table, each cell one line, without control characters (colours, line ends, the bell)."""
+    """Add a row to a table, each cell one line, without control characters (colours, line ends, the
+    bell).
+    """
     table.add_row(*(one_line(cell) for cell in cells))
 
 
-def track(sequence: Sequence[Item] | Iterable[Item], description: str, **options: Any) -> Iterable[Item]:
+def track(
+    sequence: Sequence[Item] | Iterable[Item], description: str, **options: Any
+) -> Iterable[Item]:
     """Rich's `track`, with a description that is no markup."""
     return rich.progress.track(sequence, description=escape(one_line(description)), **options)
 

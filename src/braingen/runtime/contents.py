@@ -1,7 +1,8 @@
 """What lies at the places that settings name.
 
-A folder may be moved, mounted elsewhere, or typed in another way between two starts of one run. So a run is told apart
-by what its data and models hold (`contents_of`, kept in config.yaml), and not by the text of their paths.
+A folder may be moved, mounted elsewhere, or typed in another way between two starts of one run. So
+a run is told apart by what its data and models hold (`contents_of`, kept in config.yaml), and not
+by the text of their paths.
 """
 
 from __future__ import annotations
@@ -18,19 +19,29 @@ from braingen.runtime.run_folder import flat
 
 DATA = "data.root"
 PLACES = (
-    DATA, "backbone.path", "backbone.image_encoder", "backbone.ip_adapter", "backbone.refiner", "optim.start_from", "explain.labels",
-    "published.checkpoint", "published.router_image", "published.router_text", "published.adapter",
-)  # fmt: skip
+    DATA,
+    "backbone.path",
+    "backbone.image_encoder",
+    "backbone.ip_adapter",
+    "backbone.refiner",
+    "optim.start_from",
+    "explain.labels",
+    "published.checkpoint",
+    "published.router_image",
+    "published.router_text",
+    "published.adapter",
+)
 """Settings of a run that name a file or a folder that it reads."""
 _SAMPLE = 1 << 16  # bytes from either end of a file of the data: a release has hundreds
 
 
 def contents_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Fingerprints of what lies at the places that some settings name, by the name of the setting; those that exist.
+    """Fingerprints of what lies at the places that some settings name, by the name of the setting;
+    those that exist.
 
     Parameters
     ----------
-    settings
+    settings : Mapping[str, Any]
         A tree of settings as a run keeps it.
     """
     found: dict[str, str] = {}
@@ -40,7 +51,11 @@ def contents_of(settings: Mapping[str, Any]) -> dict[str, str]:
         if not value or str(value) == ".":
             continue
         if name == DATA:
-            digest = data_fingerprint(Layout.of(value), values.get("data.subjects") or (), captions=_reads_captions(settings))
+            digest = data_fingerprint(
+                Layout.of(value),
+                values.get("data.subjects") or (),
+                captions=_reads_captions(settings),
+            )
         else:
             path = Path(backbone_folder(str(value))).expanduser()
             digest = fingerprint_of_files(path) if path.exists() else ""
@@ -54,14 +69,24 @@ def _reads_captions(settings: Mapping[str, Any]) -> bool:
 
 
 def data_fingerprint(layout: Layout, subjects: Sequence[int], captions: bool = True) -> str:
-    """Fingerprint of the data of some subjects: pictures, responses, trials, and captions where they are read; empty where none is there.
+    """Fingerprint of the data of some subjects: pictures, responses, trials, and captions where
+    they are read; empty where none is there.
 
     Names and sizes of the files, with the first and last 64 KiB of each.
     """
-    shared = [layout.images(), *((layout.captions(), layout.captions_mindeye2()) if captions else ())]
-    own = [path for subject in subjects for path in (layout.betas(subject), layout.root / "wds" / subject_name(subject))]
+    shared = [
+        layout.images(),
+        *((layout.captions(), layout.captions_mindeye2()) if captions else ()),
+    ]
+    own = [
+        path
+        for subject in subjects
+        for path in (layout.betas(subject), layout.root / "wds" / subject_name(subject))
+    ]
     there = [path for path in (*shared, *own) if path.exists()]
     if not there:
         return ""
-    parts = [f"{path.relative_to(layout.root)} {fingerprint_of_files(path, _SAMPLE)}" for path in there]
+    parts = [
+        f"{path.relative_to(layout.root)} {fingerprint_of_files(path, _SAMPLE)}" for path in there
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -1,7 +1,8 @@
 """Where the files of a data folder lie.
 
-The layout is the one distributed with MindEye2 (Hugging Face dataset `pscotti/mindeyev2`) and reused by MoRE-Brain.
-A simulated data folder has the same names with other sizes. Nothing is opened here.
+The layout is the one distributed with MindEye2 (Hugging Face dataset `pscotti/mindeyev2`) and
+reused by MoRE-Brain. A simulated data folder has the same names with other sizes. Nothing is opened
+here.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class Layout(NamedTuple):
         return self.root / "wds" / subject_name(subject) / "train" / f"{session}.tar"
 
     def wds_test(self, subject: int, which: str = "new_test") -> Path:
-        """Tar of all test trials: `new_test` (all shared1000 trials), or the older, smaller `test`."""
+        """Tar of all test trials: `new_test` (all shared1000 trials), or the older, smaller
+        `test`.
+        """
         return self.root / "wds" / subject_name(subject) / which / "0.tar"
 
     def betas(self, subject: int) -> Path:
@@ -57,7 +60,9 @@ class Layout(NamedTuple):
         return self.root / "brain_region_masks.hdf5"
 
     def volumes(self, subject: int) -> Path:
-        """Folder of region and pRF volumes in the subject's functional space, with order.json (ours)."""
+        """Folder of region and pRF volumes in the subject's functional space, with order.json
+        (ours).
+        """
         return self.root / "volumes" / subject_name(subject)
 
     def truth(self, subject: int) -> Path:
@@ -69,5 +74,7 @@ class Layout(NamedTuple):
         return self.root / "prepared.json"
 
     def cache(self) -> Path:
-        """Folder beside the data for what was once computed from it (trial tables, voxel checks, image digests)."""
+        """Folder beside the data for what was once computed from it (trial tables, voxel checks,
+        image digests).
+        """
         return self.root / ".braingen"

@@ -25,12 +25,17 @@ def device_of(config: Config) -> torch.device:
     if config.run.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.run.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("run.device = cuda, but torch sees no GPU here: use --device cpu, or install torch for CUDA (see README).")
+        raise UserError(
+            "run.device = cuda, but torch sees no GPU here: use --device cpu, or install torch for"
+            " CUDA (see README)."
+        )
     return torch.device(config.run.device)
 
 
 def precision_of(config: Config) -> str:
-    """Accelerate's name for the number format of training: fp16 on a GPU, float32 on a CPU, unless told otherwise."""
+    """Accelerate's name for the number format of training: fp16 on a GPU, float32 on a CPU, unless
+    told otherwise.
+    """
     chosen = config.run.mixed_precision
     if chosen == "auto":
         return "fp16" if device_of(config).type == "cuda" else "no"
@@ -38,7 +43,9 @@ def precision_of(config: Config) -> str:
 
 
 def end_tracking(accelerator: Accelerator) -> None:
-    """Close the trackers. (``Accelerator.end_training`` would part the processes too, and a stage may train several times.)"""
+    """Close the trackers. (``Accelerator.end_training`` would part the processes too, and a stage
+    may train several times.)
+    """
     for tracker in accelerator.trackers:
         tracker.finish()
 
@@ -49,7 +56,10 @@ def _tracker_of(config: Config) -> str | None:
     if tracker == "wandb":
         check_wandb()
     if tracker == "tensorboard" and missing("track"):
-        print(f"Learning curves go to metrics.jsonl alone, since tensorboard is not installed: {how_to_install('track')}.")
+        print(
+            "Learning curves go to metrics.jsonl alone, since tensorboard is not installed:"
+            f" {how_to_install('track')}."
+        )
         return None
     return None if tracker == "none" else tracker
 
@@ -64,10 +74,14 @@ def check_wandb() -> None:
     """
     if find_spec("wandb") is None:
         raise UserError(
-            "run.tracker=wandb needs the package wandb, which is not installed: pip install wandb, or leave the tracker out "
-            "(--tracker tensorboard)."
+            "run.tracker=wandb needs the package wandb, which is not installed: pip install wandb,"
+            " or leave the tracker out (--tracker tensorboard)."
         )
-    if os.environ.get("WANDB_MODE", "").lower() in ("offline", "dryrun", "disabled") or os.environ.get("WANDB_API_KEY"):
+    if os.environ.get("WANDB_MODE", "").lower() in (
+        "offline",
+        "dryrun",
+        "disabled",
+    ) or os.environ.get("WANDB_API_KEY"):
         return
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
@@ -76,13 +90,14 @@ def check_wandb() -> None:
         known = None
     if known is None:
         raise UserError(
-            f"run.tracker=wandb needs a key for {host}: type `wandb login` once, set WANDB_API_KEY, or keep the curves on this machine "
-            "with WANDB_MODE=offline."
+            f"run.tracker=wandb needs a key for {host}: type `wandb login` once, set WANDB_API_KEY,"
+            " or keep the curves on this machine with WANDB_MODE=offline."
         )
 
 
 def start_tracking(accelerator: Accelerator, config: Config, run: Run) -> None:
-    """Open the trackers. A run of W&B has the settings, is called as the run folder is, and lies in it.
+    """Open the trackers. A run of W&B has the settings, is called as the run folder is, and lies in
+    it.
 
     Raises
     ------
@@ -92,13 +107,15 @@ def start_tracking(accelerator: Accelerator, config: Config, run: Run) -> None:
     if config.run.tracker != "wandb":
         accelerator.init_trackers("braingen", config=None)
         return
-    about = {"wandb": {"name": f"{run.folder.parent.name}/{run.folder.name}", "dir": str(run.folder)}}
+    about = {
+        "wandb": {"name": f"{run.folder.parent.name}/{run.folder.name}", "dir": str(run.folder)}
+    }
     try:
         accelerator.init_trackers("braingen", config=flat(run.config), init_kwargs=about)
     except Exception as error:  # W&B's own, of many kinds
         raise UserError(
-            f"W&B could not be started ({type(error).__name__}: {one_line(error, 200)}): look at your key and connection, set "
-            "WANDB_MODE=offline, or choose --tracker tensorboard."
+            f"W&B could not be started ({type(error).__name__}: {one_line(error, 200)}): look at"
+            " your key and connection, set WANDB_MODE=offline, or choose --tracker tensorboard."
         ) from error
 
 
@@ -107,20 +124,32 @@ def accelerator_of(config: Config, folder: Path, batch_size: int) -> Accelerator
 
     Parameters
     ----------
-    folder : of the run
-    batch_size : per process and pass, which DeepSpeed wants to know
+    folder : Path
+        Of the run.
+    batch_size : int
+        Per process and pass, which DeepSpeed wants to know.
 
     Raises
     ------
     UserError
-        When the tracker cannot work, and for half precision under DeepSpeed, which would keep the weights themselves in it.
+        When the tracker cannot work, and for half precision under DeepSpeed, which would keep the
+        weights themselves in it.
     """
-    AcceleratorState._reset_state()  # an earlier stage in this process may have had another number format; process groups stay
+    # an earlier stage in this process may have had another number format; process groups stay
+    AcceleratorState._reset_state()
     accelerator = Accelerator(
-        cpu=device_of(config).type == "cpu", mixed_precision=precision_of(config), log_with=_tracker_of(config), project_dir=folder
+        cpu=device_of(config).type == "cpu",
+        mixed_precision=precision_of(config),
+        log_with=_tracker_of(config),
+        project_dir=folder,
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         if precision_of(config) != "no":
-            raise UserError(f"run.mixed_precision={precision_of(config)} is not possible under DeepSpeed: give --mixed_precision no.")
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = batch_size
+            raise UserError(
+                f"run.mixed_precision={precision_of(config)} is not possible under DeepSpeed: give"
+                " --mixed_precision no."
+            )
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = (
+            batch_size
+        )
     return accelerator

@@ -1,4 +1,6 @@
-"""The processes that share a stage's work, when it is started by ``accelerate launch``; one process otherwise."""
+"""The processes that share a stage's work, when it is started by ``accelerate launch``; one process
+otherwise.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from braingen.runtime.run_folder import CONTENTS, Follower, Run, has_work, remov
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(hours=12)
-"""How long processes wait for each other: what the main one does first, such as all targets of a data set, may take hours."""
+"""How long processes wait for each other: what the main one does first, such as all targets of a
+data set, may take hours.
+"""
 
 
 class Workers:
@@ -29,12 +33,15 @@ class Workers:
 
     Parameters
     ----------
-    config : says on which device
+    config : Config
+        Says on which device.
     """
 
     def __init__(self, config: Config) -> None:
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-        self._state = PartialState(cpu=device_of(config).type == "cpu", **({"timeout": PATIENCE} if several else {}))
+        self._state = PartialState(
+            cpu=device_of(config).type == "cpu", **({"timeout": PATIENCE} if several else {})
+        )
 
     @property
     def main(self) -> bool:
@@ -63,7 +70,8 @@ class Workers:
         return int(box.item())
 
     def main_first(self, work: Callable[[], Item]) -> Item:
-        """Do something in the main process, then in the others, which find what it left on the disk.
+        """Do something in the main process, then in the others, which find what it left on the
+        disk.
 
         Raises
         ------
@@ -113,32 +121,45 @@ def complete(workers: Workers, run: Run, products: Callable[[], Iterable[Path]])
 
     Parameters
     ----------
-    products : what a finished run holds; asked for only when it is marked as finished, in the main process
+    products : Callable[[], Iterable[Path]]
+        What a finished run holds; asked for only when it is marked as finished, in the main
+        process.
     """
     if workers.main and run.finished:
         lost = [path for path in products() if not path.exists()]
         if lost:
             more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
-            print(f"{lost[0]}{more} is missing, although the run was finished: it is made again.", flush=True)
+            print(
+                f"{lost[0]}{more} is missing, although the run was finished: it is made again.",
+                flush=True,
+            )
             run.unmark_finished()
     return workers.told(run.finished)
 
 
 @contextmanager
 def shared_run(
-    workers: Workers, folder: Path, settings: Mapping[str, Any], seeds: Mapping[str, int], may_change: Collection[str] = ()
+    workers: Workers,
+    folder: Path,
+    settings: Mapping[str, Any],
+    seeds: Mapping[str, int],
+    may_change: Collection[str] = (),
 ) -> Iterator[Run]:
-    """A run folder that several processes work in: the main one holds its lock and writes, the others read it.
+    """A run folder that several processes work in: the main one holds its lock and writes, the
+    others read it.
 
     Raises
     ------
     UserError
-        In the main process, when the folder cannot be opened (`Run.start`); the others then leave quietly.
+        In the main process, when the folder cannot be opened (`Run.start`); the others then leave
+        quietly.
     """
     run, refused, fresh = None, None, workers.main and not (folder / "config.yaml").exists()
     if workers.main:
         try:
-            run = Run.start(folder, {**settings, CONTENTS: contents_of(settings)}, seeds, may_change)
+            run = Run.start(
+                folder, {**settings, CONTENTS: contents_of(settings)}, seeds, may_change
+            )
         except UserError as error:
             refused = error
     if workers.told(refused is not None):
@@ -150,6 +171,8 @@ def shared_run(
         with run:
             yield run
     except UserError:
-        if fresh and not has_work(folder):  # refused before any work: the next attempt may have other settings
+        if fresh and not has_work(
+            folder
+        ):  # refused before any work: the next attempt may have other settings
             remove_run(folder)
         raise

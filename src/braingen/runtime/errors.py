@@ -4,4 +4,6 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something a person can put right: the message says what was wrong, its value, what is allowed and what to type."""
+    """Something a person can put right: the message says what was wrong, its value, what is allowed
+    and what to type.
+    """

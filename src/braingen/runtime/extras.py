@@ -1,4 +1,6 @@
-"""Packages that only some commands need: they come with an extra of the installation, as in ``pip install braingen[explain]``."""
+"""Packages that only some commands need: they come with an extra of the installation, as in ``pip
+install braingen[explain]``.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def need(extra: str, purpose: str) -> None:
 
     Parameters
     ----------
-    purpose : who needs it, the subject of the sentence
+    purpose : str
+        Who needs it, the subject of the sentence.
 
     Raises
     ------
@@ -39,4 +42,7 @@ def need(extra: str, purpose: str) -> None:
     """
     if absent := missing(extra):
         verb = "is" if len(absent) == 1 else "are"
-        raise UserError(f"{purpose} needs {' and '.join(absent)}, which {verb} not installed: {how_to_install(extra)}.")
+        raise UserError(
+            f"{purpose} needs {' and '.join(absent)}, which {verb} not installed:"
+            f" {how_to_install(extra)}."
+        )

@@ -20,11 +20,21 @@ import zlib
 from braingen.runtime.errors import UserError
 
 _DISK_TROUBLE = {
-    errno.ENOSPC: "the disk is full: free some space or choose another folder, then start the same command again",
-    errno.EDQUOT: "your disk quota is used up: free some space or choose another folder, then start the same command again",
+    errno.ENOSPC: (
+        "the disk is full: free some space or choose another folder, then start the same command"
+        " again"
+    ),
+    errno.EDQUOT: (
+        "your disk quota is used up: free some space or choose another folder, then start the same"
+        " command again"
+    ),
     errno.EROFS: "the file system is read-only: choose a folder that can be written",
-    errno.EACCES: "you have no permission to write there: choose another folder or change its permissions",
-    errno.EPERM: "you have no permission to write there: choose another folder or change its permissions",
+    errno.EACCES: (
+        "you have no permission to write there: choose another folder or change its permissions"
+    ),
+    errno.EPERM: (
+        "you have no permission to write there: choose another folder or change its permissions"
+    ),
     errno.ENOTDIR: "a part of that path is a file, not a folder: choose another path",
     errno.EEXIST: "a file of that name is in the way: remove it or choose another path",
     errno.EIO: "the disk reported a hardware error: choose another disk and look at the system log",
@@ -44,18 +54,28 @@ UNREADABLE_ARRAY = (
     MemoryError,
     OverflowError,
 )
-"""What NumPy (which reads a header as a Python literal), zipfile and h5py raise at files that hold something else than they say."""
+"""What NumPy (which reads a header as a Python literal), zipfile and h5py raise at files that hold
+something else than they say.
+"""
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 _NUMBER_IN_TEXT = re.compile(r"os error (\d+)|errno = (\d+)|\[Errno (\d+)\]")
-"""How libraries that raise exceptions of their own name the operating system's error: Rust's (safetensors), HDF5's, Python's."""
-_WRITTEN_IN_PART = re.compile(r"\d+ requested and \d+ written|PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+")
-"""What NumPy and PyTorch raise when the disk took only a part of an array; they leave the error's number out."""
+"""How libraries that raise exceptions of their own name the operating system's error: Rust's
+(safetensors), HDF5's, Python's.
+"""
+_WRITTEN_IN_PART = re.compile(
+    r"\d+ requested and \d+ written|PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+"
+)
+"""What NumPy and PyTorch raise when the disk took only a part of an array; they leave the error's
+number out.
+"""
 
 
 def error_number(error: BaseException | None) -> int:
-    """The operating system's number of an error, also of one inside another library's exception; 0 where there is none."""
+    """The operating system's number of an error, also of one inside another library's exception; 0
+    where there is none.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -71,20 +91,25 @@ def error_number(error: BaseException | None) -> int:
 
 
 def disk_trouble(error: BaseException) -> str | None:
-    """What a person can do about an error of the disk, as the second half of a sentence; None for any other error."""
+    """What a person can do about an error of the disk, as the second half of a sentence; None for
+    any other error.
+    """
     return None if isinstance(error, UserError) else _DISK_TROUBLE.get(error_number(error))
 
 
 @contextmanager
 def disk_errors_as_sentences(path: Path | str) -> Iterator[None]:
-    """Turn a full or read-only disk into a `UserError` that names `path`; every other exception passes unchanged.
+    """Turn a full or read-only disk into a `UserError` that names `path`; every other exception
+    passes unchanged.
 
-    Also when the error comes wrapped by a library that writes files itself (safetensors, HDF5, NumPy, PyTorch).
+    Also when the error comes wrapped by a library that writes files itself (safetensors, HDF5,
+    NumPy, PyTorch).
 
     Raises
     ------
     UserError
-        On a full disk, an exhausted quota, a read-only file system, missing permission or a broken disk.
+        On a full disk, an exhausted quota, a read-only file system, missing permission or a broken
+        disk.
     """
     try:
         yield
@@ -92,7 +117,9 @@ def disk_errors_as_sentences(path: Path | str) -> Iterator[None]:
         trouble = disk_trouble(error)
         if trouble is None:
             raise
-        raise UserError(f"Cannot write {path}: {trouble}. What was there before is untouched.") from error
+        raise UserError(
+            f"Cannot write {path}: {trouble}. What was there before is untouched."
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -117,7 +144,9 @@ def sync_file(path: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Name under which `path` is written before it is renamed: beside it, hidden, unique to this process."""
+    """Name under which `path` is written before it is renamed: beside it, hidden, unique to this
+    process.
+    """
     return path.with_name(f".{path.name}.tmp-{os.getpid()}")
 
 
@@ -129,9 +158,11 @@ def clear_temporaries(folder: Path) -> None:
 
 @contextmanager
 def replaced_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path to write to; on success it is synced and renamed to `path`, on failure removed.
+    """Give a temporary path to write to; on success it is synced and renamed to `path`, on failure
+    removed.
 
-    For writers that insist on opening the file themselves. A reader, at any moment, finds the old file or the new one.
+    For writers that insist on opening the file themselves. A reader, at any moment, finds the old
+    file or the new one.
     """
     path = Path(path)
     with disk_errors_as_sentences(path):
@@ -150,7 +181,10 @@ def replaced_path(path: Path | str) -> Iterator[Path]:
 @contextmanager
 def replaced_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Like `replaced_path`, with the file already open (`mode` is "wb" or "w"; text is UTF-8)."""
-    with replaced_path(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as handle:
+    with (
+        replaced_path(path) as temporary,
+        open(temporary, mode, encoding=None if "b" in mode else "utf-8") as handle,
+    ):
         yield handle
         handle.flush()
 
@@ -159,8 +193,8 @@ def replaced_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 def replaced_folder(path: Path | str) -> Iterator[Path]:
     """Give an empty temporary folder to fill; on success it takes the place of `path`.
 
-    A folder cannot be renamed over a full one, so the old one steps aside under a second name first;
-    `recover_folder` puts it back should the process be killed between the two renames.
+    A folder cannot be renamed over a full one, so the old one steps aside under a second name
+    first; `recover_folder` puts it back should the process be killed between the two renames.
     """
     path = Path(path)
     with disk_errors_as_sentences(path):
@@ -186,21 +220,25 @@ def replaced_folder(path: Path | str) -> Iterator[Path]:
 
 
 @contextmanager
-def replaced_parts(folder: Path | str, parts: Collection[str], index: str, keep: bool = False) -> Iterator[Path]:
-    """Give an empty temporary folder to fill; on success its content takes the place of the parts of `folder`.
+def replaced_parts(
+    folder: Path | str, parts: Collection[str], index: str, keep: bool = False
+) -> Iterator[Path]:
+    """Give an empty temporary folder to fill; on success its content takes the place of the parts
+    of `folder`.
 
-    For a folder in which other files lie as well, which stay. The index, without which the folder is not read, goes before the first part
-    is exchanged and comes back last: parts of two saves never pass for one.
+    For a folder in which other files lie as well, which stay. The index, without which the folder
+    is not read, goes before the first part is exchanged and comes back last: parts of two saves
+    never pass for one.
 
     Parameters
     ----------
-    folder
+    folder : Path | str
         Made if it is not there.
-    parts
+    parts : Collection[str]
         Names of folders that belong to it; those that are not written anew are removed.
-    index
+    index : str
         Name of the file that makes the folder readable.
-    keep
+    keep : bool, optional
         Leave the files of the parts that are not written anew.
     """
     folder = Path(folder)
@@ -257,7 +295,8 @@ def write_json(path: Path | str, value: Any) -> None:
 def reserve(path: Path | str, size: int) -> None:
     """Give a file its full size on the disk now, so that a memory map of it can be filled.
 
-    Writing through a map of a sparse file kills the process with SIGBUS when the disk is full; this raises ENOSPC instead.
+    Writing through a map of a sparse file kills the process with SIGBUS when the disk is full; this
+    raises ENOSPC instead.
     """
     descriptor = os.open(path, os.O_RDWR)
     try:
@@ -289,9 +328,13 @@ def can_be_written(folder: Path) -> bool:
 
 
 def own_cache(folder: Path) -> Path:
-    """Where a person keeps what belongs to a folder that cannot be written: below XDG_CACHE_HOME, or ~/.cache."""
+    """Where a person keeps what belongs to a folder that cannot be written: below XDG_CACHE_HOME,
+    or ~/.cache.
+    """
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return home / "braingen" / hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
+    return (
+        home / "braingen" / hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
+    )
 
 
 def free_bytes(path: Path | str) -> int:
@@ -304,13 +347,13 @@ def refuse_small_disk(path: Path | str, needed: int, what: str, instead: str) ->
 
     Parameters
     ----------
-    path
+    path : Path | str
         Where it would be written.
-    needed
+    needed : int
         Bytes still to be written.
-    what
+    what : str
         Begins the sentence.
-    instead
+    instead : str
         What a user may do besides freeing space; ends the sentence.
 
     Raises
@@ -321,12 +364,15 @@ def refuse_small_disk(path: Path | str, needed: int, what: str, instead: str) ->
     free = free_bytes(path)
     if needed > free:
         raise UserError(
-            f"{what} need {needed / 1e9:.1f} GB more in {path}, where {free / 1e9:.1f} GB are free: free some space, {instead}."
+            f"{what} need {needed / 1e9:.1f} GB more in {path}, where {free / 1e9:.1f} GB are free:"
+            f" free some space, {instead}."
         )
 
 
 def identity(path: Path | str) -> str:
-    """Size and modification time of a file: enough to notice that it was exchanged, without reading it."""
+    """Size and modification time of a file: enough to notice that it was exchanged, without reading
+    it.
+    """
     status = os.stat(path)
     return f"{status.st_size}-{status.st_mtime_ns}"
 
@@ -345,20 +391,23 @@ def refuse_stand_in(path: Path | str, get_it: str) -> Path:
 
     Parameters
     ----------
-    path
+    path : Path | str
         The file that is about to be read.
-    get_it
+    get_it : str
         What the user is to do when it is missing or not the real thing; ends the sentence.
 
     Raises
     ------
     UserError
-        When the file is missing, a folder, empty, unreadable, a Git-LFS pointer or a web page saved in its place.
+        When the file is missing, a folder, empty, unreadable, a Git-LFS pointer or a web page saved
+        in its place.
     """
     path = Path(path)
     if not path.exists():
         if path.is_symlink():
-            raise UserError(f"{path} is a link to {os.readlink(path)}, which does not exist; {get_it}.")
+            raise UserError(
+                f"{path} is a link to {os.readlink(path)}, which does not exist; {get_it}."
+            )
         raise UserError(f"{path} is missing; {get_it}.")
     if path.is_dir():
         raise UserError(f"{path} is a folder, a file was expected; {get_it}.")
@@ -366,11 +415,16 @@ def refuse_stand_in(path: Path | str, get_it: str) -> Path:
         with open(path, "rb") as handle:
             start = handle.read(256)
     except PermissionError as error:
-        raise UserError(f"{path} cannot be read: you have no permission; change its permissions.") from error
+        raise UserError(
+            f"{path} cannot be read: you have no permission; change its permissions."
+        ) from error
     if not start:
         raise UserError(f"{path} is empty (0 bytes); {get_it}.")
     if start.startswith(_LFS_POINTER):
-        raise UserError(f"{path} is a Git-LFS pointer of {path.stat().st_size} bytes, not the data; run `git lfs pull` there, or {get_it}.")
+        raise UserError(
+            f"{path} is a Git-LFS pointer of {path.stat().st_size} bytes, not the data; run `git"
+            f" lfs pull` there, or {get_it}."
+        )
     if start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
         raise UserError(f"{path} is a web page saved under the name of the data; {get_it}.")
     return path

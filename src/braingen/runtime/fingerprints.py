@@ -11,18 +11,28 @@ import numpy as np
 
 def digest_of_texts(texts: Iterable[Iterable[str]]) -> np.ndarray:
     """A 64-bit digest, never 0, of every group of texts."""
-    digests = [int.from_bytes(hashlib.blake2b("\0".join(group).encode(), digest_size=8).digest(), "little") or 1 for group in texts]
+    digests = [
+        int.from_bytes(hashlib.blake2b("\0".join(group).encode(), digest_size=8).digest(), "little")
+        or 1
+        for group in texts
+    ]
     return np.array(digests, dtype=np.uint64)
 
 
 def fingerprint_of_files(folder: str | Path, sample: int = 1 << 20) -> str:
-    """A key that changes when weights change: names and sizes of a folder's files, with the first and last ``sample`` bytes of each.
+    """A key that changes when weights change: names and sizes of a folder's files, with the first
+    and last ``sample`` bytes of each.
 
-    A hub name is its own key. A card (``.md``) is no weight: a corrected sentence does not make another model.
+    A hub name is its own key. A card (``.md``) is no weight: a corrected sentence does not make
+    another model.
     """
     root = Path(folder)
     digest = hashlib.sha256(b"" if root.exists() else str(folder).encode())
-    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".md")
+    files = (
+        [root]
+        if root.is_file()
+        else sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".md")
+    )
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name}/{size}".encode())

@@ -16,7 +16,9 @@ from typing import Any
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import disk_errors_as_sentences
 
-_OTHER_HOST_PATIENCE = 15 * 60  # seconds without a sign of life after which another machine's lock counts as left behind
+_OTHER_HOST_PATIENCE = (
+    15 * 60
+)  # seconds without a sign of life after which another machine's lock counts as left behind
 _SIGN_OF_LIFE = 30  # seconds between touches of the lock
 _open_here: set[Path] = set()  # POSIX locks do not hold a process off from itself
 
@@ -34,9 +36,10 @@ def _alive(pid: int) -> bool:
 class FolderLock:
     """One process per run folder.
 
-    The lock proper is the kernel's (POSIX record lock): it ends with its process, however that ends, so a lock file left by a dead
-    process is simply taken over. The file says who holds it. Where two machines do not see each other's locks, another
-    machine's entry is respected while it shows signs of life, unless it is the same Slurm job, requeued.
+    The lock proper is the kernel's (POSIX record lock): it ends with its process, however that
+    ends, so a lock file left by a dead process is simply taken over. The file says who holds it.
+    Where two machines do not see each other's locks, another machine's entry is respected while it
+    shows signs of life, unless it is the same Slurm job, requeued.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,17 +51,29 @@ class FolderLock:
         try:
             holder = self._holder()
             if self._taken(holder):
-                who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
-                raise UserError(
-                    f"{folder} is in use by {who}: two runs cannot share a folder; wait for it to end or give another --model_name."
+                who = (
+                    f"process {holder['pid']} on {holder['host']}" if holder else "another process"
                 )
-            here = {"pid": os.getpid(), "host": socket.gethostname(), "job": os.environ.get("SLURM_JOB_ID")}
-            if holder and holder["host"] != here["host"] and not (holder.get("job") and holder["job"] == here["job"]):
+                raise UserError(
+                    f"{folder} is in use by {who}: two runs cannot share a folder; wait for it to"
+                    " end or give another --model_name."
+                )
+            here = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "job": os.environ.get("SLURM_JOB_ID"),
+            }
+            if (
+                holder
+                and holder["host"] != here["host"]
+                and not (holder.get("job") and holder["job"] == here["job"])
+            ):
                 silent = time.time() - os.fstat(self._file).st_mtime
                 if silent < _OTHER_HOST_PATIENCE:
                     raise UserError(
-                        f"{folder} was in use by process {holder['pid']} on {holder['host']} {silent:.0f} seconds ago: if that has ended, "
-                        f"remove {self.path} and start again."
+                        f"{folder} was in use by process {holder['pid']} on {holder['host']}"
+                        f" {silent:.0f} seconds ago: if that has ended, remove {self.path} and"
+                        " start again."
                     )
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, json.dumps(here).encode(), 0)
@@ -75,8 +90,13 @@ class FolderLock:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 return True
-            # a file system without locks: all that is left is to ask whether the process in the file is alive
-            return holder is not None and holder["host"] == socket.gethostname() and _alive(holder["pid"])
+            # a file system without locks: all that is left is to ask whether the process in the
+            # file is alive
+            return (
+                holder is not None
+                and holder["host"] == socket.gethostname()
+                and _alive(holder["pid"])
+            )
         return False
 
     def _holder(self) -> dict[str, Any] | None:
@@ -93,7 +113,9 @@ class FolderLock:
             self._touched = time.monotonic()
 
     def release(self) -> None:
-        """Empty the file and let go; the file stays, since removing it would race with whoever waits for it."""
+        """Empty the file and let go; the file stays, since removing it would race with whoever
+        waits for it.
+        """
         os.ftruncate(self._file, 0)
         os.close(self._file)
         _open_here.discard(self.path)
@@ -110,7 +132,11 @@ def only_writer(scratch: Path) -> Iterator[None]:
     """
     with open(scratch / "lock", "wb") as handle:
         try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system, however the process ends
+            fcntl.lockf(
+                handle, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # released by the system, however the process ends
         except OSError as error:
-            raise UserError(f"Another process is writing {scratch.parent}; wait until it is done.") from error
+            raise UserError(
+                f"Another process is writing {scratch.parent}; wait until it is done."
+            ) from error
         yield

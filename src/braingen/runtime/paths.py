@@ -22,27 +22,41 @@ EMBEDDINGS = "embeddings.safetensors"
 INDEX = "index.json"
 """Beside the pictures: what they were drawn from, and which there are."""
 ROUTING = "routing.safetensors"
-"""Beside them: how levels and experts were mixed, per picture and step; only where there are routers."""
+"""Beside them: how levels and experts were mixed, per picture and step; only where there are
+routers.
+"""
 
 
 def run_folder(config: Config, modality: str) -> Path:
-    """Where the image or text run of a configuration lies: run.image and run.text, or beside each other in the run's folder.
+    """Where the image or text run of a configuration lies: run.image and run.text, or beside each
+    other in the run's folder.
 
-    run.image and run.text may be the folder of the encoder, the ``--model_name`` that it was trained under, or that name in
-    ``train_logs/`` or ``runs/``: the first of these that holds a run.
+    run.image and run.text may be the folder of the encoder, the ``--model_name`` that it was
+    trained under, or that name in ``train_logs/`` or ``runs/``: the first of these that holds a
+    run.
     """
     named = config.run.image if modality == "image" else config.run.text
     if named is None:
         return config.run.folder / modality
     places = [named, *(parent / named for parent in NAMED_IN if len(named.parts) == 1)]
     folders = [folder for place in places for folder in (place, place / modality)]
-    trained = (folder for folder in folders if (folder / READER).is_dir() or (folder / "config.yaml").is_file())
+    trained = (
+        folder
+        for folder in folders
+        if (folder / READER).is_dir() or (folder / "config.yaml").is_file()
+    )
     return next(trained, named)
 
 
 def trained_models(modality: str) -> list[str]:
-    """Names, for ``--model_name_image`` and ``--model_name_text``, of the trained encoders below the current folder."""
-    found = {folder.parent.parent for parent in (Path(), *NAMED_IN) for folder in parent.glob(f"*/{modality}/{READER}")}
+    """Names, for ``--model_name_image`` and ``--model_name_text``, of the trained encoders below
+    the current folder.
+    """
+    found = {
+        folder.parent.parent
+        for parent in (Path(), *NAMED_IN)
+        for folder in parent.glob(f"*/{modality}/{READER}")
+    }
     return sorted(folder.name for folder in found)
 
 
@@ -52,7 +66,9 @@ def tuning_folder(config: Config) -> Path:
 
 
 def subject_folder(run: Path, subject: int) -> Path:
-    """Where pictures, scores and page of a subject lie in a run of several: ``subj01``, ``subj02``, ..."""
+    """Where pictures, scores and page of a subject lie in a run of several: ``subj01``, ``subj02``,
+    ...
+    """
     return run / f"subj{subject:02d}"
 
 
@@ -65,18 +81,27 @@ def typed_run(run: Path) -> str:
 
 
 def subject_configs(config: Config) -> list[Config]:
-    """The configuration of every subject whose pictures are made or scored: one each, with encoders and fine-tuning of the whole run.
+    """The configuration of every subject whose pictures are made or scored: one each, with encoders
+    and fine-tuning of the whole run.
 
-    With several subjects, or one of several that the run's own encoder was trained on, each has a folder of its own
-    (:func:`subject_folder`); a run of one subject has no such folders.
+    With several subjects, or one of several that the run's own encoder was trained on, each has a
+    folder of its own (:func:`subject_folder`); a run of one subject has no such folders.
     """
     if len(config.data.subjects) == 1 and not _trained_on_several(config):
         return [config]
-    places = {"image": run_folder(config, "image"), "text": run_folder(config, "text"), "finetune": tuning_folder(config)}
+    places = {
+        "image": run_folder(config, "image"),
+        "text": run_folder(config, "text"),
+        "finetune": tuning_folder(config),
+    }
 
     def of(subject: int) -> Config:
-        run = config.run.model_copy(update={**places, "folder": subject_folder(config.run.folder, subject)})
-        return config.model_copy(update={"run": run, "data": config.data.model_copy(update={"subjects": (subject,)})})
+        run = config.run.model_copy(
+            update={**places, "folder": subject_folder(config.run.folder, subject)}
+        )
+        return config.model_copy(
+            update={"run": run, "data": config.data.model_copy(update={"subjects": (subject,)})}
+        )
 
     return [of(subject) for subject in config.data.subjects]
 
@@ -92,8 +117,9 @@ def one_subject(config: Config, command: str) -> Config:
     subjects = config.data.subjects
     if len(subjects) > 1:
         raise UserError(
-            f"{command} works on one subject, and data.subjects names {', '.join(map(str, subjects))}: "
-            f"choose one with --subj, for instance --subj {subjects[0]}."
+            f"{command} works on one subject, and data.subjects names"
+            f" {', '.join(map(str, subjects))}: choose one with --subj, for instance --subj"
+            f" {subjects[0]}."
         )
     return subject_configs(config)[0]
 
@@ -114,7 +140,9 @@ def drawn_in(run: Path, source: str) -> Path:
 
 
 def drawn_folder(config: Config, source: str | None = None) -> Path:
-    """Where the pictures of a source lie, by default the configured one; those of a single level beside them."""
+    """Where the pictures of a source lie, by default the configured one; those of a single level
+    beside them.
+    """
     level = "" if config.sampler.level is None else f"_level{config.sampler.level}"
     return drawn_in(config.run.folder, f"{source or config.sampler.source}{level}")
 
@@ -122,4 +150,10 @@ def drawn_folder(config: Config, source: str | None = None) -> Path:
 def random_folders(config: Config) -> list[Path]:
     """Where the pictures of every draw of random voxels lie: ``random``, ``random_2``, ..."""
     first = drawn_folder(config, "random")
-    return [first, *(first.with_name(f"{first.name}_{draw}") for draw in range(2, config.sampler.random_draws + 1))]
+    return [
+        first,
+        *(
+            first.with_name(f"{first.name}_{draw}")
+            for draw in range(2, config.sampler.random_draws + 1)
+        ),
+    ]

@@ -1,7 +1,9 @@
-"""Told to stop (SIGTERM, or Slurm's warning SIGUSR1): save, then leave with a code by which a job is put in the queue again.
+"""Told to stop (SIGTERM, or Slurm's warning SIGUSR1): save, then leave with a code by which a job
+is put in the queue again.
 
-Most stages are stopped where they are, since what is on the disk is always whole. Training, which keeps its state in memory, asks for
-patience: the signal is then noted, and the step in hand is finished and saved first.
+Most stages are stopped where they are, since what is on the disk is always whole. Training, which
+keeps its state in memory, asks for patience: the signal is then noted, and the step in hand is
+finished and saved first.
 """
 
 from __future__ import annotations
@@ -13,13 +15,19 @@ import threading
 from types import FrameType
 
 REQUEUE = 75
-"""Exit code of a run that was told to stop and continues with the same command (EX_TEMPFAIL of sysexits.h: try again later)."""
+"""Exit code of a run that was told to stop and continues with the same command (EX_TEMPFAIL of
+sysexits.h: try again later).
+"""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""SIGTERM comes from `scancel`, `kill`, schedulers and shutdowns; SIGUSR1 from `sbatch --signal=USR1@120` before the time limit."""
+"""SIGTERM comes from `scancel`, `kill`, schedulers and shutdowns; SIGUSR1 from `sbatch
+--signal=USR1@120` before the time limit.
+"""
 
 
 class Stopped(SystemExit):
-    """The process was told to stop; where nobody catches it, it ends the process with :data:`REQUEUE`."""
+    """The process was told to stop; where nobody catches it, it ends the process with
+    :data:`REQUEUE`.
+    """
 
     def __init__(self) -> None:
         super().__init__(REQUEUE)
@@ -49,7 +57,9 @@ def _told(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Take the signals as a request to stop in good order, instead of a sudden end; other threads than the first cannot."""
+    """Take the signals as a request to stop in good order, instead of a sudden end; other threads
+    than the first cannot.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -63,7 +73,9 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def patience() -> Iterator[Request]:
-    """Note a request to stop instead of being interrupted by it; whoever asks for patience looks at it often and heeds it."""
+    """Note a request to stop instead of being interrupted by it; whoever asks for patience looks at
+    it often and heeds it.
+    """
     request = Request()
     _patient.append(request)
     try:

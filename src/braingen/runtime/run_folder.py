@@ -47,9 +47,21 @@ from braingen.runtime.text_files import read_json, read_yaml
 DIVERGED = "diverged.json"
 """Mark of a training whose losses became NaN or infinite."""
 CONTENTS = "contents"
-"""Where a run's settings keep fingerprints of what lies at the places they name: setting -> fingerprint. Places are
-compared by these, and not as text."""
-_PACKAGES = ("braingen", "torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "h5py")
+"""Where a run's settings keep fingerprints of what lies at the places they name: setting ->
+fingerprint. Places are compared by these, and not as text.
+"""
+_PACKAGES = (
+    "braingen",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "numpy",
+    "h5py",
+)
 
 
 def config_text(config: Mapping[str, Any]) -> str:
@@ -78,7 +90,7 @@ class Run:
 
     Parameters
     ----------
-    folder
+    folder : Path | str
         The run folder.
 
     Raises
@@ -91,7 +103,10 @@ class Run:
         self.folder = Path(folder)
         if not (self.folder / "config.yaml").is_file():
             hint = "it does not exist" if not self.folder.exists() else "it has no config.yaml"
-            raise UserError(f"{self.folder} is not a run folder: {hint}; give the folder of an earlier `braingen` stage.")
+            raise UserError(
+                f"{self.folder} is not a run folder: {hint}; give the folder of an earlier"
+                " `braingen` stage."
+            )
         self._lock: FolderLock | None = None
 
     @classmethod
@@ -106,15 +121,15 @@ class Run:
 
         Parameters
         ----------
-        folder
+        folder : Path | str
             Made if it is not there.
-        config
+        config : Mapping[str, Any]
             The settings (JSON-able tree), with fingerprints of places under `CONTENTS`.
-        seeds
+        seeds : Mapping[str, int] | None, optional
             Seeds in use, for the provenance.
-        may_change
-            Dotted names of settings (or of whole branches) that may differ when a run is continued, such as the number of workers; the
-            config.yaml that is kept is then the newer one.
+        may_change : Collection[str], optional
+            Dotted names of settings (or of whole branches) that may differ when a run is continued,
+            such as the number of workers; the config.yaml that is kept is then the newer one.
 
         Returns
         -------
@@ -124,7 +139,8 @@ class Run:
         Raises
         ------
         UserError
-            When another process works there, the folder holds a run with other settings, or it cannot be written.
+            When another process works there, the folder holds a run with other settings, or it
+            cannot be written.
         """
         folder = Path(folder)
         with disk_errors_as_sentences(folder):
@@ -156,7 +172,12 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -167,7 +188,9 @@ class Run:
 
     def _own(self) -> FolderLock:
         if self._lock is None:
-            raise RuntimeError(f"{self.folder} was opened for reading; open it with Run.start to write")
+            raise RuntimeError(
+                f"{self.folder} was opened for reading; open it with Run.start to write"
+            )
         return self._lock
 
     @property
@@ -184,7 +207,7 @@ class Run:
         """Path of something in the run folder."""
         return self.folder / name
 
-    # -- finished ------------------------------------------------------------------------------------------------
+    # -- finished ----------------------------------------------------------------------------------
 
     @property
     def finished(self) -> bool:
@@ -216,26 +239,34 @@ class Run:
         """
         if (self.folder / DIVERGED).is_file() and not self.finished:
             raise UserError(
-                f"The training in {self.folder} diverged ({read_json(self.folder / DIVERGED).get('reason')}); train it again with"
-                " other settings, or name another run."
+                f"The training in {self.folder} diverged"
+                f" ({read_json(self.folder / DIVERGED).get('reason')}); train it again with other"
+                " settings, or name another run."
             )
         if not self.finished:
-            raise UserError(f"The run in {self.folder} is not finished; start its command again, it continues where it stopped.")
+            raise UserError(
+                f"The run in {self.folder} is not finished; start its command again, it continues"
+                " where it stopped."
+            )
         return self
 
     def mark_diverged(self, reason: str) -> None:
-        """Note that the training came to nothing: the next start begins anew, under other settings too.
+        """Note that the training came to nothing: the next start begins anew, under other settings
+        too.
 
-        States go, since numbers that are none may be among them; the best checkpoint before stays until a better one takes its place.
+        States go, since numbers that are none may be among them; the best checkpoint before stays
+        until a better one takes its place.
         """
         self._own()
         write_json(self.folder / DIVERGED, {"reason": reason})
         _drop_states(self.folder)
 
-    # -- state ---------------------------------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------
 
     def save_state(self, state: Any, name: str = "state") -> None:
-        """Write all it takes to continue (see `braingen.runtime.state.save_tree`), the metrics so far with it."""
+        """Write all it takes to continue (see `braingen.runtime.state.save_tree`), the metrics so
+        far with it.
+        """
         from braingen.runtime.state import save_tree  # torch
 
         self._own().touch()
@@ -258,18 +289,22 @@ class Run:
 
     @contextmanager
     def replace(self, name: str) -> Iterator[Path]:
-        """A temporary folder to fill (by save_pretrained) that then takes the place of `name` in the run folder."""
+        """A temporary folder to fill (by save_pretrained) that then takes the place of `name` in
+        the run folder.
+        """
         self._own()
         with replaced_folder(self.folder / name) as temporary:
             yield temporary
 
-    # -- metrics -------------------------------------------------------------------------------------------------
+    # -- metrics -----------------------------------------------------------------------------------
 
     def log(self, step: int, **values: Any) -> None:
         """Append one record to metrics.jsonl."""
         self._own().touch()
         path = self.folder / "metrics.jsonl"
-        line = json.dumps({"step": step, **values}, default=float) + "\n"  # scalars of NumPy and PyTorch are numbers too
+        line = (
+            json.dumps({"step": step, **values}, default=float) + "\n"
+        )  # scalars of NumPy and PyTorch are numbers too
         with disk_errors_as_sentences(path), open(path, "a", encoding="utf-8") as handle:
             handle.write(line)
 
@@ -279,11 +314,15 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # without its newline a line was cut short
+        lines = path.read_text(encoding="utf-8").split("\n")[
+            :-1
+        ]  # without its newline a line was cut short
         return [json.loads(line) for line in lines if line]
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop the records after `step`: they belong to work that was lost with the process and is now done again."""
+        """Drop the records after `step`: they belong to work that was lost with the process and is
+        now done again.
+        """
         self._own()
         path = self.folder / "metrics.jsonl"
         if path.exists():
@@ -292,7 +331,9 @@ class Run:
 
 
 class Follower(Run):
-    """A run folder in a process that helps with the work while another one holds the lock: it reads, and writes nothing."""
+    """A run folder in a process that helps with the work while another one holds the lock: it
+    reads, and writes nothing.
+    """
 
     def mark_finished(self, summary: Mapping[str, Any] | None = None) -> None:
         """Left to the process that holds the lock; so are the others."""
@@ -336,20 +377,32 @@ def _begin_anew(folder: Path) -> None:
 
 
 def has_work(folder: Path) -> bool:
-    """Whether anything was made under the settings in the folder: a run that failed before it began holds nobody to a wrong path."""
-    return any(path.name not in ("config.yaml", "provenance.json") and not path.name.startswith(".") for path in folder.iterdir())
+    """Whether anything was made under the settings in the folder: a run that failed before it began
+    holds nobody to a wrong path.
+    """
+    return any(
+        path.name not in ("config.yaml", "provenance.json") and not path.name.startswith(".")
+        for path in folder.iterdir()
+    )
 
 
 def remove_run(folder: Path) -> None:
-    """Remove a run that was refused before any work, and the folder around it where that is empty then."""
+    """Remove a run that was refused before any work, and the folder around it where that is empty
+    then.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     if folder.parent.is_dir() and not any(folder.parent.iterdir()):
         folder.parent.rmdir()
 
 
-def _refuse_other_settings(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str]) -> None:
+def _refuse_other_settings(
+    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], may_change: Collection[str]
+) -> None:
     contents = [each.get(CONTENTS) or {} for each in (before, now)]
-    old, new = (flat({key: value for key, value in each.items() if key != CONTENTS}) for each in (before, now))
+    old, new = (
+        flat({key: value for key, value in each.items() if key != CONTENTS})
+        for each in (before, now)
+    )
     changed = [
         name
         for name in {**old, **new}
@@ -366,17 +419,24 @@ def _refuse_other_settings(folder: Path, before: Mapping[str, Any], now: Mapping
         shown = "; ".join(map(told, changed[:4]))
         more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise UserError(
-            f"{folder} holds a run with other settings ({shown}{more}); give the same settings to continue it, "
-            "or another --model_name, or remove the folder to start anew."
+            f"{folder} holds a run with other settings ({shown}{more}); give the same settings to"
+            " continue it, or another --model_name, or remove the folder to start anew."
         )
 
 
 def _same_place(name: str, old: Any, new: Any, *contents: Mapping[str, str]) -> bool:
-    """Whether two texts name a folder or file with the same content, or are two ways to write one path."""
+    """Whether two texts name a folder or file with the same content, or are two ways to write one
+    path.
+    """
     if name in contents[1] and contents[0].get(name) == contents[1][name]:
         return True
-    written = all(isinstance(path, str) and path and (os.sep in path or Path(path).exists()) for path in (old, new))
-    return written and os.path.realpath(Path(old).expanduser()) == os.path.realpath(Path(new).expanduser())
+    written = all(
+        isinstance(path, str) and path and (os.sep in path or Path(path).exists())
+        for path in (old, new)
+    )
+    return written and os.path.realpath(Path(old).expanduser()) == os.path.realpath(
+        Path(new).expanduser()
+    )
 
 
 def _git_state() -> dict[str, Any] | None:
@@ -386,9 +446,9 @@ def _git_state() -> dict[str, Any] | None:
         return None
     try:
         commit, changes = (
-            subprocess.run(["git", "-C", str(source), *words], capture_output=True, timeout=10, check=True).stdout.decode(
-                "utf-8", "replace"
-            )
+            subprocess.run(
+                ["git", "-C", str(source), *words], capture_output=True, timeout=10, check=True
+            ).stdout.decode("utf-8", "replace")
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
         )
     except (OSError, subprocess.SubprocessError):

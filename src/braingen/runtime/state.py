@@ -1,6 +1,8 @@
-"""The state of a run in one safetensors file: tensors as tensors, everything else as JSON in the header. No pickle.
+"""The state of a run in one safetensors file: tensors as tensors, everything else as JSON in the
+header. No pickle.
 
-One file, renamed into place, is either the old state or the new one: tensors and scalars cannot come from different moments.
+One file, renamed into place, is either the old state or the new one: tensors and scalars cannot
+come from different moments.
 """
 
 from __future__ import annotations
@@ -32,8 +34,15 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return {"array": name}
     if isinstance(value, np.generic):
         return _pack(value.item(), name, tensors)
-    if isinstance(value, Mapping):  # pairs, not a JSON object: keys keep their type (optimizers number their parameters)
-        return {"dict": [[_pack(k, f"{name}.key", {}), _pack(v, f"{name}.{k}", tensors)] for k, v in value.items()]}
+    if isinstance(
+        value, Mapping
+    ):  # pairs, not a JSON object: keys keep their type (optimizers number their parameters)
+        return {
+            "dict": [
+                [_pack(k, f"{name}.key", {}), _pack(v, f"{name}.{k}", tensors)]
+                for k, v in value.items()
+            ]
+        }
     if isinstance(value, tuple | list):
         return {
             type(value).__name__ if type(value) in (tuple, list) else "tuple": [
@@ -42,7 +51,10 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         }
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"{name} is a {type(value).__name__}: a state holds tensors, arrays, numbers, text, lists, tuples and dicts")
+    raise TypeError(
+        f"{name} is a {type(value).__name__}: a state holds tensors, arrays, numbers, text, lists,"
+        " tuples and dicts"
+    )
 
 
 def _unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -60,9 +72,11 @@ def _unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def save_tree(path: Path | str, state: Any) -> None:
-    """Write a tree of tensors, arrays, numbers, text, lists, tuples and dicts (optimizer and RNG states are such) atomically.
+    """Write a tree of tensors, arrays, numbers, text, lists, tuples and dicts (optimizer and RNG
+    states are such) atomically.
 
-    Every value comes back bit for bit, with its type: JSON keeps Python's floats and integers exactly.
+    Every value comes back bit for bit, with its type: JSON keeps Python's floats and integers
+    exactly.
 
     Raises
     ------
@@ -74,7 +88,12 @@ def save_tree(path: Path | str, state: Any) -> None:
     tensors: dict[str, Tensor] = {}
     header = json.dumps(_pack(state, "state", tensors))
     seen: set[int] = set()
-    for name, tensor in tensors.items():  # the format refuses shared memory (tied weights, views): shared ones are written twice
+    for (
+        name,
+        tensor,
+    ) in (
+        tensors.items()
+    ):  # the format refuses shared memory (tied weights, views): shared ones are written twice
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
         tensors[name] = tensor.clone() if storage in seen else tensor
@@ -96,11 +115,17 @@ def load_tree(path: Path | str) -> Any:
             metadata = file.metadata() or {}
             if _HEADER not in metadata:
                 raise UserError(
-                    f"{path} is a safetensors file, but not the state of a run: it was not written by BrainGen; remove it to start anew."
+                    f"{path} is a safetensors file, but not the state of a run: it was not written"
+                    " by BrainGen; remove it to start anew."
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: there is no state to continue from; start the run anew.") from error
+        raise UserError(
+            f"{path} is missing: there is no state to continue from; start the run anew."
+        ) from error
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it to continue from an earlier state or to start anew.") from error
+        raise UserError(
+            f"{path} is damaged ({error}); remove it to continue from an earlier state or to start"
+            " anew."
+        ) from error
     return _unpack(json.loads(metadata[_HEADER]), tensors)

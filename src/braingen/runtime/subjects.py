@@ -15,7 +15,8 @@ def each_subject(config: Config, work: Callable[[Config], Path]) -> Path:
 
     Returns
     -------
-    what the work returned for a single subject, or the run folder
+    Path
+        What the work returned for a single subject, or the run folder.
     """
     configs = subject_configs(config)
     if len(configs) == 1:

@@ -1,7 +1,8 @@
 """Text, JSON and YAML as people write them: always UTF-8, and no key twice.
 
-Without an encoding Python reads text in the encoding of the locale: a file written on one machine is garbled on
-another, or stops the program. Both JSON and YAML readers let the later of two equal keys win without a word.
+Without an encoding Python reads text in the encoding of the locale: a file written on one machine
+is garbled on another, or stops the program. Both JSON and YAML readers let the later of two equal
+keys win without a word.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ def read_text(path: Path | str, get_it: str = AGAIN) -> str:
 
     Parameters
     ----------
-    path
+    path : Path | str
         The file.
-    get_it
+    get_it : str, optional
         What the user does when the file is missing or damaged; ends the sentence.
 
     Raises
@@ -39,7 +40,8 @@ def read_text(path: Path | str, get_it: str = AGAIN) -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{path} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); save it as UTF-8, or {get_it}."
+            f"{path} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x});"
+            f" save it as UTF-8, or {get_it}."
         ) from error
 
 
@@ -62,9 +64,9 @@ def read_json(path: Path | str, get_it: str = AGAIN) -> Any:
 
     Parameters
     ----------
-    path
+    path : Path | str
         The file.
-    get_it
+    get_it : str, optional
         What the user does when the file is missing or damaged; ends the sentence.
 
     Raises
@@ -101,7 +103,10 @@ class _OnceLoader(yaml.SafeLoader):
                 if key in seen:
                     first, again = seen[key].line + 1, key_node.start_mark.line + 1
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"'{key}' stands twice, in lines {first} and {again}: keep one of them", None
+                        None,
+                        None,
+                        f"'{key}' stands twice, in lines {first} and {again}: keep one of them",
+                        None,
                     )
                 seen[key] = key_node.start_mark
         return super().construct_mapping(node, deep)
@@ -113,7 +118,8 @@ def parse_yaml(text: str) -> Any:
     Raises
     ------
     ValueError
-        For text that is no YAML, is nested too deep, has a key twice, or holds an impossible date or number.
+        For text that is no YAML, is nested too deep, has a key twice, or holds an impossible date
+        or number.
     """
     try:
         return yaml.load(text, Loader=_OnceLoader)  # a subclass of SafeLoader
@@ -128,9 +134,9 @@ def read_yaml(path: Path | str, get_it: str = AGAIN) -> Any:
 
     Parameters
     ----------
-    path
+    path : Path | str
         The file.
-    get_it
+    get_it : str, optional
         What the user does when the file is missing or damaged; ends the sentence.
 
     Raises

@@ -1,10 +1,12 @@
 """Lets the registry's torchvision be imported beside a CPU-only torch.
 
-The torchvision wheel of the package registry is compiled for CUDA. Beside a CPU-only torch its compiled operators cannot be loaded, and
-its import stops with ``operator torchvision::nms does not exist``, which takes transformers and diffusers down with it. Registering the
-schemas of the two operators that torchvision wraps at import is enough for its Python part (models, transforms, feature extraction);
-the operators themselves stay without a kernel, and nothing here calls them. Where torchvision's own library loads (a build made for
-this torch) nothing is registered: registering twice would end the process.
+The torchvision wheel of the package registry is compiled for CUDA. Beside a CPU-only torch its
+compiled operators cannot be loaded, and its import stops with ``operator torchvision::nms does not
+exist``, which takes transformers and diffusers down with it. Registering the schemas of the two
+operators that torchvision wraps at import is enough for its Python part (models, transforms,
+feature extraction); the operators themselves stay without a kernel, and nothing here calls them.
+Where torchvision's own library loads (a build made for this torch) nothing is registered:
+registering twice would end the process.
 """
 
 from __future__ import annotations
@@ -19,9 +21,13 @@ _kept_alive: list[object] = []  # a torch Library withdraws its schemas when it 
 
 
 class _BeforeTorchvision:
-    """A finder that registers the schemas just before torchvision is first imported, so that importing braingen loads no torch."""
+    """A finder that registers the schemas just before torchvision is first imported, so that
+    importing braingen loads no torch.
+    """
 
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name == "torchvision":
             sys.meta_path.remove(self)
             spec = PathFinder.find_spec(name, path, target)
@@ -49,6 +55,10 @@ def _register_missing_schemas(folders: Sequence[str]) -> None:
 
 
 def install() -> None:
-    """Arrange for the guard to run when torchvision is first imported; does nothing when it already was."""
-    if "torchvision" not in sys.modules and not any(isinstance(finder, _BeforeTorchvision) for finder in sys.meta_path):
+    """Arrange for the guard to run when torchvision is first imported; does nothing when it already
+    was.
+    """
+    if "torchvision" not in sys.modules and not any(
+        isinstance(finder, _BeforeTorchvision) for finder in sys.meta_path
+    ):
         sys.meta_path.insert(0, _BeforeTorchvision())

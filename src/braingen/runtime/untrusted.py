@@ -1,8 +1,10 @@
-"""Whatever comes from a file is data: names, captions and codes of other people, made safe for where they go.
+"""Whatever comes from a file is data: names, captions and codes of other people, made safe for
+where they go.
 
-A name in a table becomes a path (`path_below`), a file's name becomes a folder (`folder_name`), text becomes a cell of
-a spreadsheet (`csv_text`) or of a Markdown table (`markdown_cell`), or a line on the console (`one_line`; tables of Rich
-get `rich.text.Text` of it, since Rich takes ``[...]`` in plain strings for markup).
+A name in a table becomes a path (`path_below`), a file's name becomes a folder (`folder_name`),
+text becomes a cell of a spreadsheet (`csv_text`) or of a Markdown table (`markdown_cell`), or a
+line on the console (`one_line`; tables of Rich get `rich.text.Text` of it, since Rich takes
+``[...]`` in plain strings for markup).
 """
 
 from __future__ import annotations
@@ -20,24 +22,28 @@ if TYPE_CHECKING:  # the command line shows messages before pandas is loaded
     import pandas as pd
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a cell begins with that spreadsheets compute; the last four are the full-width forms of = + - @."""
+"""What a cell begins with that spreadsheets compute; the last four are the full-width forms of = +
+- @.
+"""
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 """Control characters, and those that turn the direction of text round."""
-_LONGEST = 120  # bytes of a folder's name; file systems allow 255, and temporary names and endings come on top
+# bytes of a folder's name; file systems allow 255, and temporary names and endings come on top
+_LONGEST = 120
 
 
 def path_below(root: Path, name: Any, source: Path | str) -> Path:
     """Path of a file that a table, list or JSON file names, below the folder the names refer to.
 
-    Somebody else's table must not reach other files of this machine, nor take them into data that are passed on.
+    Somebody else's table must not reach other files of this machine, nor take them into data that
+    are passed on.
 
     Parameters
     ----------
-    root
+    root : Path
         The folder that names are relative to; it need not exist.
-    name
+    name : Any
         As it stands in the table: folders and file, separated by ``/``.
-    source
+    source : Path | str
         Where the name comes from; begins the message.
 
     Returns
@@ -48,8 +54,8 @@ def path_below(root: Path, name: Any, source: Path | str) -> Path:
     Raises
     ------
     UserError
-        When the name is empty, no text, absolute, goes up (``..``), holds control characters, is too long for a file,
-        or leads out of the folder by a symbolic link.
+        When the name is empty, no text, absolute, goes up (``..``), holds control characters, is
+        too long for a file, or leads out of the folder by a symbolic link.
     """
     shown = one_line(name, 80)
     allowed = f"name a file below {root}, such as folder/picture.png"
@@ -67,25 +73,34 @@ def path_below(root: Path, name: Any, source: Path | str) -> Path:
         real, real_root = Path(os.path.realpath(path)), Path(os.path.realpath(root))
         path.exists()
     except (OSError, ValueError) as error:
-        raise UserError(f"{source} names '{shown}', which cannot be the name of a file ({error.__class__.__name__}); {allowed}.") from error
+        raise UserError(
+            f"{source} names '{shown}', which cannot be the name of a file"
+            f" ({error.__class__.__name__}); {allowed}."
+        ) from error
     if any(len(os.fsencode(part)) > 255 for part in path.parts):
-        raise UserError(f"{source} names '{shown}', which is too long for the name of a file; {allowed}.")
+        raise UserError(
+            f"{source} names '{shown}', which is too long for the name of a file; {allowed}."
+        )
     if not real.is_relative_to(real_root):
-        raise UserError(f"{source} names '{shown}', a link out of the folder, to {real}; put the file itself there.")
+        raise UserError(
+            f"{source} names '{shown}', a link out of the folder, to {real}; put the file itself"
+            " there."
+        )
     return path
 
 
 def folder_name(file: Path | str, endings: tuple[str, ...]) -> str:
     """Name of a folder for what is made from a file: the file's name without its ending.
 
-    Only known endings are cut off, so ``subj01.session01.npy`` and ``subj01.session02.npy`` stay two. A name that would
-    be hidden, empty, too long, or not printable becomes one that is none of these, and still another for another file.
+    Only known endings are cut off, so ``subj01.session01.npy`` and ``subj01.session02.npy`` stay
+    two. A name that would be hidden, empty, too long, or not printable becomes one that is none of
+    these, and still another for another file.
 
     Parameters
     ----------
-    file
+    file : Path | str
         Path as given; only its last part counts.
-    endings
+    endings : tuple[str, ...]
         Endings that are cut off, such as ``.nii.gz``; the longest that fits.
     """
     name = Path(file).name
@@ -103,13 +118,14 @@ def folder_name(file: Path | str, endings: tuple[str, ...]) -> str:
 
 
 def one_line(value: Any, longest: int = 0) -> str:
-    """A value as one line of text: control characters (colours, the bell, line ends) become ``\\ufffd``, long text is cut.
+    """A value as one line of text: control characters (colours, the bell, line ends) become
+    ``\\ufffd``, long text is cut.
 
     Parameters
     ----------
-    value
+    value : Any
         Anything; its `str` is taken.
-    longest
+    longest : int, optional
         Characters kept; 0 for all.
     """
     text = _INVISIBLE.sub("\ufffd", str(value).encode("utf-8", "replace").decode())
@@ -117,7 +133,9 @@ def one_line(value: Any, longest: int = 0) -> str:
 
 
 def without_controls(value: Any) -> str:
-    """A value as text that a terminal shows and does not obey: lines stay, other control characters become ``\ufffd``."""
+    """A value as text that a terminal shows and does not obey: lines stay, other control characters
+    become ``\ufffd``.
+    """
     return "\n".join(one_line(line) for line in str(value).split("\n"))
 
 
@@ -128,14 +146,20 @@ def markdown_cell(value: Any) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """A cell that no spreadsheet computes: text that begins like a formula gets an apostrophe in front.
+    """A cell that no spreadsheet computes: text that begins like a formula gets an apostrophe in
+    front.
 
-    Carriage returns become line ends, since CSV writers do not always quote them. `csv_value` takes the apostrophe away.
+    Carriage returns become line ends, since CSV writers do not always quote them. `csv_value` takes
+    the apostrophe away.
     """
     if not isinstance(value, str):
         return value
     value = value.replace("\r\n", "\n").replace("\r", "\n")
-    return f"'{value}" if value.startswith((*_FORMULA, "'")) or value.lstrip().startswith(_FORMULA) else value
+    return (
+        f"'{value}"
+        if value.startswith((*_FORMULA, "'")) or value.lstrip().startswith(_FORMULA)
+        else value
+    )
 
 
 def csv_value(cell: Any) -> Any:
@@ -144,7 +168,9 @@ def csv_value(cell: Any) -> Any:
 
 
 def csv_text(table: pd.DataFrame, **options: Any) -> str:
-    """A table as CSV whose text cells, column names and row names are never formulas; options are those of `DataFrame.to_csv`."""
+    """A table as CSV whose text cells, column names and row names are never formulas; options are
+    those of `DataFrame.to_csv`.
+    """
     from pandas.api.types import is_numeric_dtype  # slow to import
 
     safe = table.copy()

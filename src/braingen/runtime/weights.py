@@ -1,4 +1,5 @@
-"""Files of weights from anywhere: read without running anything in them, whole, of finite numbers, or refused in a sentence.
+"""Files of weights from anywhere: read without running anything in them, whole, of finite numbers,
+or refused in a sentence.
 
 .safetensors               tensors alone
 .pth .pt .ckpt .bin        pickles, of which only tensors and plain values are read
@@ -35,7 +36,9 @@ def plain_text(error: BaseException, length: int = 200) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, as :func:`plain_text`; its kind where it has no message."""
+    """The first line of an error's message, as :func:`plain_text`; its kind where it has no
+    message.
+    """
     return plain_text(ValueError(str(error).strip().partition("\n")[0])) or type(error).__name__
 
 
@@ -46,17 +49,19 @@ def read_entries(
 
     Parameters
     ----------
-    path
+    path : Path | str
         The file.
-    get_it
+    get_it : str
         What the user is to do when it is missing; ends the sentence.
-    keep
-        Python that keeps the tensors of the loaded object ``d``, for the line that makes a clean file.
+    keep : str, optional
+        Python that keeps the tensors of the loaded object ``d``, for the line that makes a clean
+        file.
 
     Raises
     ------
     UserError
-        When it is missing, damaged, no such file, or holds Python objects beside tensors and plain values.
+        When it is missing, damaged, no such file, or holds Python objects beside tensors and plain
+        values.
     """
     path = refuse_stand_in(path, get_it)
     try:
@@ -82,8 +87,9 @@ def read_entries(
         if not objects:
             raise UserError(f"{path} is no checkpoint or damaged; {get_it}.") from error
         raise UserError(
-            f"{path} holds more than tensors ({', '.join(objects)}); loading Python objects could run code, so it is not read. Where you"
-            f" trust its origin, keep its tensors only: d = torch.load({path.name!r}, weights_only=False); torch.save({keep}, 'clean.pt')."
+            f"{path} holds more than tensors ({', '.join(objects)}); loading Python objects could"
+            " run code, so it is not read. Where you trust its origin, keep its tensors only: d ="
+            f" torch.load({path.name!r}, weights_only=False); torch.save({keep}, 'clean.pt')."
         ) from error
     except SafetensorError as error:
         raise UserError(
@@ -91,14 +97,16 @@ def read_entries(
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError, MemoryError) as error:
         raise UserError(
-            f"{path} cannot be read as a file of weights ({plain_text(error) or 'cut short'}); {get_it}."
+            f"{path} cannot be read as a file of weights ({plain_text(error) or 'cut short'});"
+            f" {get_it}."
         ) from error
     except (LookupError, AttributeError, TypeError) as error:  # the unpickler at what is no pickle
         raise UserError(f"{path} is no checkpoint or damaged; {get_it}.") from error
 
 
 def read_tensors(path: Path | str, get_it: str) -> dict[str, Tensor]:
-    """The tensors of a file by name; those of nested dictionaries under dotted names. All of them are finite.
+    """The tensors of a file by name; those of nested dictionaries under dotted names. All of them
+    are finite.
 
     Raises
     ------
@@ -108,12 +116,14 @@ def read_tensors(path: Path | str, get_it: str) -> dict[str, Tensor]:
     entries = read_entries(path, get_it)
     if not isinstance(entries, Mapping) or not entries:
         raise UserError(
-            f"{path} holds a {type(entries).__name__} of no names; tensors by name were expected; {get_it}."
+            f"{path} holds a {type(entries).__name__} of no names; tensors by name were expected;"
+            f" {get_it}."
         )
     tensors = dict(_flat(entries, ""))
     if not tensors:
         raise UserError(
-            f"{path} holds no tensors (its entries: {', '.join(map(str, list(entries)[:_SHOWN]))}); {get_it}."
+            f"{path} holds no tensors (its entries: {', '.join(map(str, list(entries)[:_SHOWN]))});"
+            f" {get_it}."
         )
     refuse_not_finite(tensors, path)
     return tensors
@@ -134,19 +144,20 @@ def load_whole(load: Callable[..., Any], folder: Path | str, get_it: str, **kwar
 
     Parameters
     ----------
-    load
+    load : Callable[..., Any]
         The class's ``from_pretrained``.
-    folder
+    folder : Path | str
         Where it lies.
-    get_it
+    get_it : str
         What the user is to do when it is damaged; ends the sentence.
-    **kwargs
+    **kwargs : Any
         For ``from_pretrained``.
 
     Raises
     ------
     UserError
-        When files are missing or damaged, weights are missing, left over, of another shape, NaN or infinite.
+        When files are missing or damaged, weights are missing, left over, of another shape, NaN or
+        infinite.
     """
     asked = kwargs.pop("output_loading_info", False)
     where = f"{folder}/{kwargs['subfolder']}" if kwargs.get("subfolder") else str(folder)
@@ -172,7 +183,8 @@ def load_whole(load: Callable[..., Any], folder: Path | str, get_it: str, **kwar
     ):
         if info.get(key):
             raise UserError(
-                f"{where}: {len(info[key])} weights are {what} (first: {sorted(map(str, info[key]))[0]}); {get_it}."
+                f"{where}: {len(info[key])} weights are {what} (first:"
+                f" {sorted(map(str, info[key]))[0]}); {get_it}."
             )
     refuse_not_finite(model, where, get_it)
     return (model, info) if asked else model
@@ -216,12 +228,15 @@ def refuse_not_finite(
     if wrong:
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise UserError(
-            f"{path}: {len(wrong)} of {len(named)} weights hold NaN or infinite numbers ({', '.join(wrong[:_SHOWN])}{more}); {instead}."
+            f"{path}: {len(wrong)} of {len(named)} weights hold NaN or infinite numbers"
+            f" ({', '.join(wrong[:_SHOWN])}{more}); {instead}."
         )
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether a file is one of PyTorch's, whatever its name: a zip archive, or the bare pickle of older versions."""
+    """Whether a file is one of PyTorch's, whatever its name: a zip archive, or the bare pickle of
+    older versions.
+    """
     with open(path, "rb") as handle:
         start = handle.read(9)
     return start[:2] == b"PK" or (
@@ -230,7 +245,9 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _objects_in(path: Path) -> list[str]:
-    """Python objects that a checkpoint asks for beside tensors and plain values, scalars of NumPy under their own names."""
+    """Python objects that a checkpoint asks for beside tensors and plain values, scalars of NumPy
+    under their own names.
+    """
     try:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except Exception:  # no checkpoint at all, or one of an older form
@@ -249,7 +266,9 @@ def _objects_in(path: Path) -> list[str]:
 
 
 def _numpy_kinds(path: Path) -> list[str]:
-    """Kinds of the NumPy scalars in a checkpoint, read off its instructions without following them."""
+    """Kinds of the NumPy scalars in a checkpoint, read off its instructions without
+    following them.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             (name,) = (name for name in archive.namelist() if name.endswith("data.pkl"))

@@ -1,7 +1,9 @@
-"""A simulated NSD on disk: pictures, then subject by subject responses, trials and truth, in pieces that need not be made twice.
+"""A simulated NSD on disk: pictures, then subject by subject responses, trials and truth, in pieces
+that need not be made twice.
 
-Nothing large is held in memory: pictures are drawn into the file, a subject's noise-free responses go to a scratch file, and its trials are
-made session by session. Every piece is finished or not there; killed at any moment, the same call continues and ends with the same bytes.
+Nothing large is held in memory: pictures are drawn into the file, a subject's noise-free responses
+go to a scratch file, and its trials are made session by session. Every piece is finished or not
+there; killed at any moment, the same call continues and ends with the same bytes.
 
 N pictures, V voxels, T trials, L labels.
 """
@@ -73,7 +75,9 @@ def manifest_path(layout: Layout) -> Path:
 
 
 def simulate(config: Config) -> Path:
-    """Write the simulated data folder of a configuration, ``data.root``, or what is missing of it."""
+    """Write the simulated data folder of a configuration, ``data.root``, or what is missing
+    of it.
+    """
     return write_dataset(config.data.root, **config.simulation.model_dump()).root
 
 
@@ -94,27 +98,51 @@ def write_dataset(
 
     Parameters
     ----------
-    root : the data folder, made if it is not there
-    num_subjects : people, 1 to 8
-    num_sessions : sessions of each
-    trials_per_session : presentations in a session (NSD: 750)
-    num_voxels : voxels in nsdgeneral of subject 1; the others' follow NSD's proportions
-    num_test_images : pictures that all subjects see three times and that are for testing only
-    noise : multiple of NSD's noise
-    seed : of pictures, brains and noise
-    workers : processes that compute; as many as there are cores, eight at most, when None. The result does not depend on it.
-    show_progress : whether to show a progress bar
+    root : Path
+        The data folder, made if it is not there.
+    num_subjects : int
+        People, 1 to 8.
+    num_sessions : int
+        Sessions of each.
+    trials_per_session : int
+        Presentations in a session (NSD: 750).
+    num_voxels : int
+        Voxels in nsdgeneral of subject 1; the others' follow NSD's proportions.
+    num_test_images : int
+        Pictures that all subjects see three times and that are for testing only.
+    noise : float
+        Multiple of NSD's noise.
+    seed : int
+        Of pictures, brains and noise.
+    workers : int | None, optional
+        Processes that compute; as many as there are cores, eight at most, when None. The result
+        does not depend on it.
+    show_progress : bool, optional
+        Whether to show a progress bar.
 
     Raises
     ------
     UserError
-        When an argument is out of range, the folder holds something else (real data, or a simulation with other arguments), another process
-        writes there, or the disk is too small.
+        When an argument is out of range, the folder holds something else (real data, or a
+        simulation with other arguments), another process writes there, or the disk is too small.
     """
-    arguments = Arguments(num_subjects, num_sessions, trials_per_session, num_voxels, num_test_images, float(noise), seed)
+    arguments = Arguments(
+        num_subjects,
+        num_sessions,
+        trials_per_session,
+        num_voxels,
+        num_test_images,
+        float(noise),
+        seed,
+    )
     layout = Layout.of(root)
     design = _check(arguments)
-    manifest = {"made_by": "braingen simulate", "format": FORMAT, "finished": False, "arguments": arguments._asdict()}
+    manifest = {
+        "made_by": "braingen simulate",
+        "format": FORMAT,
+        "finished": False,
+        "arguments": arguments._asdict(),
+    }
     scratch = layout.root / ".simulating"
     if _is_finished(layout, manifest) and _is_whole(layout, arguments, design):
         shutil.rmtree(scratch, ignore_errors=True)
@@ -127,9 +155,14 @@ def write_dataset(
             workers = min(_MOST_WORKERS, _cores()) if workers is None else workers
             work = _Work(layout, arguments, design, Workshop(scratch, workers, progress))
             _write_pictures(work)
-            masks = {subject: _write_subject(work, subject) for subject in range(1, num_subjects + 1)}
+            masks = {
+                subject: _write_subject(work, subject) for subject in range(1, num_subjects + 1)
+            }
             write_regions(layout, masks)
-            details = {"voxels": [arguments.voxels(s) for s in masks], "images": image_count(arguments, design)}
+            details = {
+                "voxels": [arguments.voxels(s) for s in masks],
+                "images": image_count(arguments, design),
+            }
             write_json(manifest_path(layout), {**manifest, "finished": True, **details})
         shutil.rmtree(scratch, ignore_errors=True)
     return layout
@@ -151,29 +184,55 @@ def _cores() -> int:
 
 @contextmanager
 def _progress(show: bool) -> Iterator[Progress]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, disable=not show) as progress:
         yield progress
 
 
-# --- before anything is written ------------------------------------------------------------------------------------------------------
+# --- before anything is written -------------------------------------------------------------------
 
 
 def _check(arguments: Arguments) -> Design:
     if not 1 <= arguments.num_subjects <= len(nsd.SUBJECTS):
-        raise UserError(f"simulation.num_subjects is {arguments.num_subjects}: 1 to {len(nsd.SUBJECTS)} people can be simulated.")
+        raise UserError(
+            f"simulation.num_subjects is {arguments.num_subjects}: 1 to {len(nsd.SUBJECTS)} people"
+            " can be simulated."
+        )
     for name in ("num_sessions", "trials_per_session", "num_voxels", "num_test_images"):
         if getattr(arguments, name) < 1:
-            raise UserError(f"simulation.{name} is {getattr(arguments, name)}: give a whole number from 1.")
+            raise UserError(
+                f"simulation.{name} is {getattr(arguments, name)}: give a whole number from 1."
+            )
     if arguments.num_voxels < 50:
-        raise UserError(f"simulation.num_voxels is {arguments.num_voxels}: a visual cortex needs at least 50 voxels to have its areas.")
+        raise UserError(
+            f"simulation.num_voxels is {arguments.num_voxels}: a visual cortex needs at least 50"
+            " voxels to have its areas."
+        )
     if not 0 <= arguments.noise < float("inf"):
-        raise UserError(f"simulation.noise is {arguments.noise}: give a multiple of NSD's noise from 0, 1 for as much.")
+        raise UserError(
+            f"simulation.noise is {arguments.noise}: give a multiple of NSD's noise from 0, 1 for"
+            " as much."
+        )
     if not 0 <= arguments.seed <= pictures.MAX_SEED:
-        raise UserError(f"simulation.seed is {arguments.seed}: give one from 0 to {pictures.MAX_SEED}.")
-    design = make_design(arguments.seed, arguments.num_sessions, arguments.trials_per_session, arguments.num_test_images)
+        raise UserError(
+            f"simulation.seed is {arguments.seed}: give one from 0 to {pictures.MAX_SEED}."
+        )
+    design = make_design(
+        arguments.seed,
+        arguments.num_sessions,
+        arguments.trials_per_session,
+        arguments.num_test_images,
+    )
     if image_count(arguments, design) > pictures.MAX_IMAGES:
-        raise UserError(f"That would be {image_count(arguments, design)} images; at most {pictures.MAX_IMAGES} can be drawn.")
+        raise UserError(
+            f"That would be {image_count(arguments, design)} images; at most {pictures.MAX_IMAGES}"
+            " can be drawn."
+        )
     return design
 
 
@@ -188,8 +247,8 @@ def _is_finished(layout: Layout, manifest: dict[str, Any]) -> bool:
         for other in (layout.images(), layout.root / "wds", layout.captions(), layout.masks()):
             if other.exists():
                 raise UserError(
-                    f"{layout.root} holds {other.name}, which `braingen simulate` did not write; choose another data folder with "
-                    "--data_path FOLDER."
+                    f"{layout.root} holds {other.name}, which `braingen simulate` did not write;"
+                    " choose another data folder with --data_path FOLDER."
                 )
         return False
     try:
@@ -197,13 +256,20 @@ def _is_finished(layout: Layout, manifest: dict[str, Any]) -> bool:
         theirs = {"format": found["format"], **found["arguments"]}
         finished = bool(found["finished"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a manifest of `braingen simulate`; choose another data folder or remove {layout.root}.") from error
+        raise UserError(
+            f"{path} is not a manifest of `braingen simulate`; choose another data folder or remove"
+            f" {layout.root}."
+        ) from error
     ours = {"format": manifest["format"], **manifest["arguments"]}
-    different = [f"{name} {theirs.get(name)} (now {value})" for name, value in ours.items() if theirs.get(name) != value]
+    different = [
+        f"{name} {theirs.get(name)} (now {value})"
+        for name, value in ours.items()
+        if theirs.get(name) != value
+    ]
     if different:
         raise UserError(
-            f"{layout.root} was simulated with {', '.join(different)}: ask for the same again, choose another data folder with "
-            f"--data_path FOLDER, or remove it."
+            f"{layout.root} was simulated with {', '.join(different)}: ask for the same again,"
+            " choose another data folder with --data_path FOLDER, or remove it."
         )
     return finished
 
@@ -212,7 +278,11 @@ def _is_whole(layout: Layout, arguments: Arguments, design: Design) -> bool:
     """Whether every file is there: one that was removed is made again."""
     files = [layout.images(), layout.captions(), layout.masks(), pictures.scenes_path(layout)]
     for subject in range(1, arguments.num_subjects + 1):
-        files += [layout.betas(subject), layout.truth(subject), layout.volumes(subject) / "order.json"]
+        files += [
+            layout.betas(subject),
+            layout.truth(subject),
+            layout.volumes(subject) / "order.json",
+        ]
         files += [layout.wds_test(subject, which) for which in ("new_test", "test")]
         files += [layout.wds_train(subject, session) for session in range(design.sessions)]
     return all(file.exists() for file in files)
@@ -222,18 +292,29 @@ def bytes_needed(arguments: Arguments, design: Design) -> int:
     """Size of the finished folder, and of the largest scratch file beside it."""
     voxels = [arguments.voxels(subject) for subject in range(1, arguments.num_subjects + 1)]
     images = image_count(arguments, design) * (3 * STIMULUS_SIZE**2 * 2 + 1500)
-    return images + design.trials * sum(4 * width + _BYTES_PER_SAMPLE for width in voxels) + 4 * design.images * max(voxels)
-
-
-def _check_disk(layout: Layout, arguments: Arguments, design: Design) -> None:
-    written = sum(file.stat().st_blocks * 512 for file in layout.root.rglob("*") if file.is_file()) if layout.root.exists() else 0
-    missing = bytes_needed(arguments, design) - written
-    refuse_small_disk(
-        layout.root, missing, "The simulated data", "choose another --data_path, or ask for fewer subjects, sessions or voxels"
+    return (
+        images
+        + design.trials * sum(4 * width + _BYTES_PER_SAMPLE for width in voxels)
+        + 4 * design.images * max(voxels)
     )
 
 
-# --- pictures ------------------------------------------------------------------------------------------------------------------------
+def _check_disk(layout: Layout, arguments: Arguments, design: Design) -> None:
+    written = (
+        sum(file.stat().st_blocks * 512 for file in layout.root.rglob("*") if file.is_file())
+        if layout.root.exists()
+        else 0
+    )
+    missing = bytes_needed(arguments, design) - written
+    refuse_small_disk(
+        layout.root,
+        missing,
+        "The simulated data",
+        "choose another --data_path, or ask for fewer subjects, sessions or voxels",
+    )
+
+
+# --- pictures -------------------------------------------------------------------------------------
 
 
 class _Drawing(NamedTuple):
@@ -242,12 +323,20 @@ class _Drawing(NamedTuple):
 
 
 def _write_pictures(work: _Work) -> None:
-    count, path, seed = image_count(work.arguments, work.design), work.layout.images(), work.arguments.seed
+    count, path, seed = (
+        image_count(work.arguments, work.design),
+        work.layout.images(),
+        work.arguments.seed,
+    )
     if not path.exists():
         part = work.workshop.scratch / "images.hdf5"
         shape = (count, 3, STIMULUS_SIZE, STIMULUS_SIZE)
-        images = reserve_hdf5(part, nsd.IMAGES_DATASET, shape, "float16", {nsd.SIMULATED_ATTRIBUTE: True})
-        work.workshop.make("pictures", "pictures", blocks(count, _PICTURES_AT_ONCE), _draw, _Drawing(images, seed))
+        images = reserve_hdf5(
+            part, nsd.IMAGES_DATASET, shape, "float16", {nsd.SIMULATED_ATTRIBUTE: True}
+        )
+        work.workshop.make(
+            "pictures", "pictures", blocks(count, _PICTURES_AT_ONCE), _draw, _Drawing(images, seed)
+        )
         publish(part, path)
     scenes_path = pictures.scenes_path(work.layout)
     if not (scenes_path.exists() and work.layout.captions().exists()):
@@ -263,36 +352,65 @@ def _draw(job: _Drawing, block: tuple[int, int]) -> None:
     images.flush()
 
 
-# --- a subject -----------------------------------------------------------------------------------------------------------------------
+# --- a subject ------------------------------------------------------------------------------------
 
 
 def _write_subject(work: _Work, subject: int) -> dict[str, np.ndarray]:
     """Write all files of a subject and return its region masks."""
-    layout, design, seed, scratch = work.layout, work.design, work.arguments.seed, work.workshop.scratch
+    layout, design, seed, scratch = (
+        work.layout,
+        work.design,
+        work.arguments.seed,
+        work.workshop.scratch,
+    )
     cortex = build_cortex(seed, subject, work.arguments.voxels(subject))
     name = subject_name(subject)
     subject_files.write_volumes(layout, subject, cortex)
     subject_files.write_tars(layout, subject, design, behaviour(design, seed, subject))
-    if layout.truth(subject).exists() and layout.betas(subject).exists():  # the truth is written last
+    if (
+        layout.truth(subject).exists() and layout.betas(subject).exists()
+    ):  # the truth is written last
         return subject_files.regions(cortex)
 
     image_N = design.image_ids(subject)
     signal = reserve_raw(scratch / f"{name}_signal", (len(image_N), len(cortex.area_V)), "float32")
     viewing = _Viewing(signal, in_hdf5(layout.images(), nsd.IMAGES_DATASET), image_N, cortex, seed)
     pieces = blocks(len(image_N), _RESPONSES_AT_ONCE)
-    work.workshop.make(f"subject {subject}: responses", f"{name}_responses", pieces, _respond, viewing)
+    work.workshop.make(
+        f"subject {subject}: responses", f"{name}_responses", pieces, _respond, viewing
+    )
     signal_NV = signal.map()
-    planted = planted_statistics(signal_NV, [pictures.scene_of(seed, int(image)) for image in image_N])
+    planted = planted_statistics(
+        signal_NV, [pictures.scene_of(seed, int(image)) for image in image_N]
+    )
 
     if not layout.betas(subject).exists():
         part = scratch / f"{name}_betas.hdf5"
-        betas = reserve_hdf5(part, nsd.BETAS_DATASET, (design.trials, len(cortex.area_V)), "float32", {})
+        betas = reserve_hdf5(
+            part, nsd.BETAS_DATASET, (design.trials, len(cortex.area_V)), "float32", {}
+        )
         noise_sd_V = (work.arguments.noise / cortex.snr_V).astype(np.float32)
-        scanning = _Scanning(betas, signal, planted, noise_sd_V, neighbour_mixing(cortex.sheet.millimetres_V3), design, (seed, subject))
-        work.workshop.make(f"subject {subject}: sessions", f"{name}_sessions", range(design.sessions), _scan, scanning)
+        scanning = _Scanning(
+            betas,
+            signal,
+            planted,
+            noise_sd_V,
+            neighbour_mixing(cortex.sheet.millimetres_V3),
+            design,
+            (seed, subject),
+        )
+        work.workshop.make(
+            f"subject {subject}: sessions",
+            f"{name}_sessions",
+            range(design.sessions),
+            _scan,
+            scanning,
+        )
         publish(part, layout.betas(subject))
     test_signal_NV = (signal_NV[: design.test_images] - planted.mean_V) / planted.sd_V
-    subject_files.write_truth(layout, subject, cortex, work.arguments.noise, test_signal_NV, planted.label_share_VL)
+    subject_files.write_truth(
+        layout, subject, cortex, work.arguments.noise, test_signal_NV, planted.label_share_VL
+    )
     signal.path.unlink()
     return subject_files.regions(cortex)
 
@@ -310,7 +428,11 @@ class _Viewing(NamedTuple):
 def _respond(job: _Viewing, block: tuple[int, int]) -> None:
     rows = slice(*block)
     signal_NV, ids = job.signal.map(writable=True), job.image_N[rows]
-    signal_NV[rows] = responses(job.cortex, job.images.map()[ids], [pictures.scene_of(job.seed, int(image)) for image in ids])
+    signal_NV[rows] = responses(
+        job.cortex,
+        job.images.map()[ids],
+        [pictures.scene_of(job.seed, int(image)) for image in ids],
+    )
     signal_NV.flush()
 
 
@@ -322,7 +444,9 @@ class Planted(NamedTuple):
     sd_V: np.ndarray
     """float32."""
     label_share_VL: np.ndarray
-    """Share of the variance that each of `semantics.LABELS` explains, adjusted for the number of its values."""
+    """Share of the variance that each of `semantics.LABELS` explains, adjusted for the number of
+    its values.
+    """
 
 
 def planted_statistics(signal_NV: np.ndarray, scenes: Sequence[Scene]) -> Planted:
@@ -330,8 +454,10 @@ def planted_statistics(signal_NV: np.ndarray, scenes: Sequence[Scene]) -> Plante
 
     Parameters
     ----------
-    signal_NV : responses, an array or a memory map
-    scenes : what the N pictures show
+    signal_NV : np.ndarray
+        Responses, an array or a memory map.
+    scenes : Sequence[Scene]
+        What the N pictures show.
     """
     N, V = signal_NV.shape
     label_NL = semantics.labels(scenes)
@@ -350,8 +476,12 @@ def planted_statistics(signal_NV: np.ndarray, scenes: Sequence[Scene]) -> Plante
         size_K = np.bincount(label_NL[:, label], minlength=count)
         used = size_K > 0
         between_V = (sum_KV[used] ** 2 / size_K[used, None]).sum(axis=0) / N - mean_V**2
-        shares.append(np.clip(1 - (1 - between_V / variance_V) * (N - 1) / max(N - int(used.sum()), 1), 0, 1))
-    return Planted(mean_V.astype(np.float32), np.sqrt(variance_V).astype(np.float32), np.stack(shares, axis=1))
+        shares.append(
+            np.clip(1 - (1 - between_V / variance_V) * (N - 1) / max(N - int(used.sum()), 1), 0, 1)
+        )
+    return Planted(
+        mean_V.astype(np.float32), np.sqrt(variance_V).astype(np.float32), np.stack(shares, axis=1)
+    )
 
 
 class _Scanning(NamedTuple):
@@ -368,11 +498,20 @@ class _Scanning(NamedTuple):
 
 
 def _scan(job: _Scanning, session: int) -> None:
-    """Simulate a session: signal scaled by attention, noise on it, z-scored with the training trials' mean and sd."""
+    """Simulate a session: signal scaled by attention, noise on it, z-scored with the training
+    trials' mean and sd.
+    """
     rows = job.design.rows(session)
-    noise = session_noise(np.random.default_rng([*job.seeds, 4, session]), job.design.trials_per_session, job.noise_sd_V, job.mixing)
+    noise = session_noise(
+        np.random.default_rng([*job.seeds, 4, session]),
+        job.design.trials_per_session,
+        job.noise_sd_V,
+        job.mixing,
+    )
     beta_TV = job.signal.map()[job.design.place_T[rows]]
-    beta_TV = (beta_TV - job.planted.mean_V) / job.planted.sd_V * noise.attention_T[:, None] + noise.added_TV
+    beta_TV = (beta_TV - job.planted.mean_V) / job.planted.sd_V * noise.attention_T[
+        :, None
+    ] + noise.added_TV
     training_TV = beta_TV[~job.design.test_T[rows]]
     beta_TV -= training_TV.mean(axis=0)
     beta_TV /= np.maximum(training_TV.std(axis=0), np.float32(1e-12))

@@ -1,7 +1,9 @@
-"""An independent judge of pictures: a small network nothing is conditioned on, which names object, background and colour.
+"""An independent judge of pictures: a small network nothing is conditioned on, which names object,
+background and colour.
 
-In the space of the CLIP that conditions the sampler even coloured blobs look right. The judge has never met that CLIP, so its early and
-late features stand where AlexNet's and Inception's do at full size.
+In the space of the CLIP that conditions the sampler even coloured blobs look right. The judge has
+never met that CLIP, so its early and late features stand where AlexNet's and Inception's do at full
+size.
 """
 
 from __future__ import annotations
@@ -34,9 +36,12 @@ class Judge(ModelMixin, ConfigMixin):
 
     Parameters
     ----------
-    objects, backgrounds, colours, positions : numbers of classes
-    widths : channels of the blocks
-    side : side to which pictures are brought, in pixels
+    objects, backgrounds, colours, positions : int
+        Numbers of classes.
+    widths : tuple[int, ...], optional
+        Channels of the blocks.
+    side : int, optional
+        Side to which pictures are brought, in pixels.
     """
 
     @register_to_config
@@ -61,7 +66,12 @@ class Judge(ModelMixin, ConfigMixin):
         self.heads = nn.ModuleDict(
             {
                 name: nn.Linear(widths[-1] if name != "position" else 16 * widths[-1], count)
-                for name, count in (("object", objects), ("background", backgrounds), ("colour", colours), ("position", positions))
+                for name, count in (
+                    ("object", objects),
+                    ("background", backgrounds),
+                    ("colour", colours),
+                    ("position", positions),
+                )
             }
         )
 

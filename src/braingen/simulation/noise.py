@@ -1,4 +1,5 @@
-"""What hides the signal: trial noise that neighbours share, slow drift within a session, attention that comes and goes.
+"""What hides the signal: trial noise that neighbours share, slow drift within a session, attention
+that comes and goes.
 
 T trials of a session, V voxels.
 """
@@ -14,7 +15,9 @@ from scipy.special import ndtri
 from scipy.stats import rankdata
 
 SNR_MEDIAN = {"early": 0.45, "late": 0.35}
-"""Median over voxels of signal sd / noise sd of a single trial (NSD's noise-ceiling SNR), in V1-hV4 and elsewhere."""
+"""Median over voxels of signal sd / noise sd of a single trial (NSD's noise-ceiling SNR), in V1-hV4
+and elsewhere.
+"""
 SNR_95TH_PERCENTILE = 1.0
 SHARED_SHARE = 0.35
 """Share of the noise variance that neighbouring voxels have in common."""
@@ -23,21 +26,27 @@ SHARED_WIDTH = 4.0
 DRIFT_SHARE = 0.1
 """Share of the noise variance that changes slowly within a session."""
 ATTENTION = 0.15
-"""Standard deviation of the factor by which attention scales the signal of a trial; its effect counts as noise."""
+"""Standard deviation of the factor by which attention scales the signal of a trial; its effect
+counts as noise.
+"""
 _DRIFTS = 4  # half cycles of the fastest drift in a session
 
 
 def planted_snr(field_V: np.ndarray, early_V: np.ndarray) -> np.ndarray:
-    """Log-normal SNR whose order over voxels follows a field; its quantiles are exact in early and in late areas.
+    """Log-normal SNR whose order over voxels follows a field; its quantiles are exact in early and
+    in late areas.
 
     Parameters
     ----------
-    field_V : anything that varies smoothly over cortex
-    early_V : whether a voxel is in V1-hV4
+    field_V : np.ndarray
+        Anything that varies smoothly over cortex.
+    early_V : np.ndarray
+        Whether a voxel is in V1-hV4.
 
     Returns
     -------
-    snr_V : signal sd / noise sd of a single trial at NSD's noise, float32
+    snr_V : np.ndarray
+        Signal sd / noise sd of a single trial at NSD's noise, float32.
     """
     snr_V = np.empty(len(field_V), dtype=np.float32)
     for name, inside in (("early", early_V), ("late", ~early_V)):
@@ -49,11 +58,17 @@ def planted_snr(field_V: np.ndarray, early_V: np.ndarray) -> np.ndarray:
 
 
 def neighbour_mixing(millimetres_V3: np.ndarray) -> csr_matrix:
-    """Sparse V x V matrix that turns white noise into noise of unit variance that neighbours share."""
+    """Sparse V x V matrix that turns white noise into noise of unit variance that
+    neighbours share.
+    """
     sigma = SHARED_WIDTH / 2.355
-    pairs = cKDTree(millimetres_V3).sparse_distance_matrix(cKDTree(millimetres_V3), 3 * sigma, output_type="coo_matrix")
+    pairs = cKDTree(millimetres_V3).sparse_distance_matrix(
+        cKDTree(millimetres_V3), 3 * sigma, output_type="coo_matrix"
+    )
     # voxels are their own neighbours at distance 0, which the sparse matrix holds as explicit zeros
-    weights = csr_matrix((np.exp(-(pairs.data**2) / (2 * sigma**2)), (pairs.row, pairs.col)), shape=pairs.shape)
+    weights = csr_matrix(
+        (np.exp(-(pairs.data**2) / (2 * sigma**2)), (pairs.row, pairs.col)), shape=pairs.shape
+    )
     weights.sort_indices()
     length = np.sqrt(np.asarray(weights.multiply(weights).sum(axis=1)).ravel())
     return csr_matrix(weights.multiply(1 / length[:, None])).astype(np.float32)
@@ -68,17 +83,23 @@ class SessionNoise(NamedTuple):
     """What is added to the signal (in units of the signal's sd over images), float32."""
 
 
-def session_noise(rng: np.random.Generator, trials: int, noise_sd_V: np.ndarray, mixing: csr_matrix) -> SessionNoise:
+def session_noise(
+    rng: np.random.Generator, trials: int, noise_sd_V: np.ndarray, mixing: csr_matrix
+) -> SessionNoise:
     """Draw the noise of a session.
 
     The variance of a voxel over repeats of a picture is ``noise_sd_V ** 2``, attention included.
 
     Parameters
     ----------
-    rng : this session's own generator
-    trials : presentations in the session
-    noise_sd_V : noise sd in units of the signal's sd, 1 / SNR; zeros give a session without noise
-    mixing : of neighbour_mixing
+    rng : np.random.Generator
+        This session's own generator.
+    trials : int
+        Presentations in the session.
+    noise_sd_V : np.ndarray
+        Noise sd in units of the signal's sd, 1 / SNR; zeros give a session without noise.
+    mixing : csr_matrix
+        Of neighbour_mixing.
     """
     voxels = len(noise_sd_V)
     own_TV = rng.standard_normal((trials, voxels), dtype=np.float32)
@@ -95,9 +116,13 @@ def session_noise(rng: np.random.Generator, trials: int, noise_sd_V: np.ndarray,
 
 
 def _drift(rng: np.random.Generator, trials: int, voxels: int, mixing: csr_matrix) -> np.ndarray:
-    """A few slow cosines over the session, each with its own map over cortex; unit variance in expectation."""
+    """A few slow cosines over the session, each with its own map over cortex; unit variance in
+    expectation.
+    """
     time = (np.arange(trials) + 0.5) / trials
-    courses = np.sqrt(2 / _DRIFTS) * np.stack([np.cos(np.pi * (k + 1) * time) for k in range(_DRIFTS)])
+    courses = np.sqrt(2 / _DRIFTS) * np.stack(
+        [np.cos(np.pi * (k + 1) * time) for k in range(_DRIFTS)]
+    )
     maps = (mixing @ rng.standard_normal((voxels, _DRIFTS), dtype=np.float32)).T
     return courses.T.astype(np.float32) @ maps
 

@@ -1,4 +1,6 @@
-"""The pictures of a simulated data folder: every id is a scene of its own, drawn from a seed that nothing else uses."""
+"""The pictures of a simulated data folder: every id is a scene of its own, drawn from a seed that
+nothing else uses.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,22 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.text_files import read_json
 from braingen.simulation import scenes
-from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS, Placement, Scene
+from braingen.simulation.scenes import (
+    BACKGROUNDS,
+    COLOUR_NAMES,
+    NO_COLOUR,
+    OBJECTS,
+    POSITIONS,
+    Placement,
+    Scene,
+)
 
 MAX_IMAGES = 1_000_000
 """Pictures that one seed has room for."""
 MAX_SEED = 2**32 // MAX_IMAGES - 1
-"""Largest seed of a simulation: above 2**32 lie the pictures that the tiny backbones were trained on."""
+"""Largest seed of a simulation: above 2**32 lie the pictures that the tiny backbones were trained
+on.
+"""
 
 
 def _generator(seed: int, image: int) -> np.random.Generator:
@@ -68,7 +80,9 @@ def scene_from(description: dict[str, Any]) -> Scene:
             **{
                 **{name: thing[name] for name in Placement._fields},
                 "object": names.index(thing["object"]),
-                "colour": NO_COLOUR if thing["colour"] is None else COLOUR_NAMES.index(thing["colour"]),
+                "colour": (
+                    NO_COLOUR if thing["colour"] is None else COLOUR_NAMES.index(thing["colour"])
+                ),
             }
         )
         for thing in description["objects"]
@@ -97,9 +111,15 @@ def load_scenes(layout: Layout, images: Sequence[int]) -> list[Scene]:
     """
     path = scenes_path(layout)
     if not path.is_file():
-        raise UserError(f"{path} is missing: {layout.root} was not written by `braingen simulate`, so what its pictures show is not known.")
+        raise UserError(
+            f"{path} is missing: {layout.root} was not written by `braingen simulate`, so what its"
+            " pictures show is not known."
+        )
     descriptions = read_json(path, "write the folder again with `braingen simulate`")
     missing = [int(image) for image in images if str(int(image)) not in descriptions]
     if missing:
-        raise UserError(f"{path} does not describe image {missing[0]}; it has {len(descriptions)} images, counted from 0.")
+        raise UserError(
+            f"{path} does not describe image {missing[0]}; it has {len(descriptions)} images,"
+            " counted from 0."
+        )
     return [scene_from(descriptions[str(int(image))]) for image in images]

@@ -1,4 +1,6 @@
-"""Pieces of large files made by several processes: what was finished before a process was killed is not made again."""
+"""Pieces of large files made by several processes: what was finished before a process was killed is
+not made again.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ Piece = TypeVar("Piece")
 
 
 def reserve_raw(path: Path, shape: tuple[int, ...], dtype: str) -> ArrayOnDisk:
-    """Make a scratch file of nothing but numbers that can be mapped and filled in pieces, unless it is there already."""
+    """Make a scratch file of nothing but numbers that can be mapped and filled in pieces, unless it
+    is there already.
+    """
     array = ArrayOnDisk(path, np.dtype(dtype), 0, shape)
     size = array.dtype.itemsize * int(np.prod(shape))
     if not path.exists() or path.stat().st_size != size:
@@ -39,35 +43,55 @@ class Workshop(NamedTuple):
     workers: int
     progress: Progress
 
-    def make(self, title: str, name: str, pieces: Sequence[Piece], worker: Callable[[Shared, Piece], None], shared: Shared) -> None:
+    def make(
+        self,
+        title: str,
+        name: str,
+        pieces: Sequence[Piece],
+        worker: Callable[[Shared, Piece], None],
+        shared: Shared,
+    ) -> None:
         """Call ``worker(shared, piece)`` for every piece that was not finished before.
 
-        What it writes must be on its way to the disk when it returns, and must not depend on the process or the order of pieces.
+        What it writes must be on its way to the disk when it returns, and must not depend on the
+        process or the order of pieces.
 
         Parameters
         ----------
-        title : for the progress bar
-        name : of the folder of marks
-        pieces : all pieces, in the same order every time
-        worker : a function of a module
-        shared : what all pieces need; sent to each process once
+        title : str
+            For the progress bar.
+        name : str
+            Of the folder of marks.
+        pieces : Sequence[Piece]
+            All pieces, in the same order every time.
+        worker : Callable[[Shared, Piece], None]
+            A function of a module.
+        shared : Shared
+            What all pieces need; sent to each process once.
         """
         marks = self.scratch / name
         marks.mkdir(exist_ok=True)
         missing = [number for number in range(len(pieces)) if not (marks / str(number)).exists()]
-        task = self.progress.add_task(title, total=len(pieces), completed=len(pieces) - len(missing))
+        task = self.progress.add_task(
+            title, total=len(pieces), completed=len(pieces) - len(missing)
+        )
         if self.workers <= 1 or len(missing) <= 1:
             for number in missing:
                 worker(shared, pieces[number])
                 (marks / str(number)).touch()
                 self.progress.advance(task)
             return
-        # numpy alone works in there, so forking is safe, quick, and needs no guard in a script that calls us
+        # numpy alone works in there, so forking is safe, quick, and needs no guard in a script that
+        # calls us
         fork = "fork" in multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("fork" if fork else None)
-        pool = ProcessPoolExecutor(self.workers, context, initializer=_prepare, initargs=(os.getpid(), worker, shared))
+        pool = ProcessPoolExecutor(
+            self.workers, context, initializer=_prepare, initargs=(os.getpid(), worker, shared)
+        )
         try:
-            for number, result in [(number, pool.submit(_work, pieces[number])) for number in missing]:
+            for number, result in [
+                (number, pool.submit(_work, pieces[number])) for number in missing
+            ]:
                 result.result()
                 (marks / str(number)).touch()
                 self.progress.advance(task)
@@ -79,7 +103,9 @@ _job: tuple[Callable[[Any, Any], None], Any]
 
 
 def _prepare(parent: int, worker: Callable[[Any, Any], None], shared: Any) -> None:
-    """Begin a process: one thread, and an end of its own when the process that started it was killed."""
+    """Begin a process: one thread, and an end of its own when the process that started it was
+    killed.
+    """
     global _job
     _job = worker, shared
     threadpool_limits(1)

@@ -1,8 +1,9 @@
 """When which picture is shown: NSD's design at any size, and what a subject answers.
 
-Every picture is shown three times. The order is the same for all subjects (the shared test pictures come at the same moments), only the
-other pictures differ. About half of a picture's presentations fall close together, the others anywhere, so that a session holds some 1.28
-trials per picture, as NSD's do.
+Every picture is shown three times. The order is the same for all subjects (the shared test pictures
+come at the same moments), only the other pictures differ. About half of a picture's presentations
+fall close together, the others anywhere, so that a session holds some 1.28 trials per picture, as
+NSD's do.
 
 T trials in all, N pictures.
 """
@@ -18,7 +19,9 @@ from braingen.runtime.errors import UserError
 
 _CLOSE_SHARE = 0.5  # of the presentations lie close to the others of their picture
 _CLOSE = 0.25  # sd of their distance, in sessions
-_OLD_TEST_SHARE = 37 / 40  # of the sessions: the older, smaller test set was made when three of NSD's forty were still held back
+_OLD_TEST_SHARE = (
+    37 / 40
+)  # of the sessions: the older, smaller test set was made when three of NSD's forty were still held back
 
 
 class Design(NamedTuple):
@@ -28,9 +31,13 @@ class Design(NamedTuple):
     trials_per_session: int
     test_images: int
     own_images: int
-    """Pictures of a subject that are for training; some of them are shown less than three times when trials do not come out even."""
+    """Pictures of a subject that are for training; some of them are shown less than three times
+    when trials do not come out even.
+    """
     place_T: np.ndarray
-    """Picture of every trial, numbered within the subject: test pictures first, then its own; int64."""
+    """Picture of every trial, numbered within the subject: test pictures first, then its own;
+    int64.
+    """
 
     @property
     def trials(self) -> int:
@@ -52,10 +59,13 @@ class Design(NamedTuple):
 
         Parameters
         ----------
-        number : of the subject, from 1
+        number : int
+            Of the subject, from 1.
         """
         first = self.test_images + (number - 1) * self.own_images
-        return np.concatenate([np.arange(self.test_images), np.arange(first, first + self.own_images)])
+        return np.concatenate(
+            [np.arange(self.test_images), np.arange(first, first + self.own_images)]
+        )
 
     def rows(self, session: int) -> slice:
         """Rows of the betas that belong to a session, counted from 0."""
@@ -78,23 +88,29 @@ def make_design(seed: int, sessions: int, trials_per_session: int, test_images: 
     trials, repeats = sessions * trials_per_session, nsd.PRESENTATIONS
     if trials - repeats * test_images < repeats:
         raise UserError(
-            f"{sessions} sessions of {trials_per_session} trials are {trials}, but {test_images} test images shown {repeats} times take "
-            f"{repeats * test_images}: nothing is left to train on; give more simulation.num_sessions or fewer simulation.num_test_images."
+            f"{sessions} sessions of {trials_per_session} trials are {trials}, but {test_images}"
+            f" test images shown {repeats} times take {repeats * test_images}: nothing is left to"
+            " train on; give more simulation.num_sessions or fewer simulation.num_test_images."
         )
     own = -(-(trials - repeats * test_images) // repeats)
     rng = np.random.default_rng([seed, 0, 0])
-    moment = rng.random((test_images + own, 1)) + _CLOSE / sessions * rng.standard_normal((test_images + own, repeats))
+    moment = rng.random((test_images + own, 1)) + _CLOSE / sessions * rng.standard_normal(
+        (test_images + own, repeats)
+    )
     anywhere = rng.random((test_images + own, repeats))
     moment = np.where(rng.random((test_images + own, repeats)) < _CLOSE_SHARE, moment, anywhere) % 1
     place = np.repeat(np.arange(test_images + own), repeats)
     shown = np.arange(len(place)) < trials  # the last picture loses what does not fit
     order = np.argsort(moment.ravel()[shown], kind="stable")
-    design = Design(sessions, trials_per_session, test_images, own, place[shown][order].astype(np.int64))
+    design = Design(
+        sessions, trials_per_session, test_images, own, place[shown][order].astype(np.int64)
+    )
     training = (~design.test_T).reshape(sessions, trials_per_session).sum(axis=1)
     if training.min() < 2:
         raise UserError(
-            f"Session {int(training.argmin())} would have {int(training.min())} training trials of {trials_per_session}, and needs 2 to be "
-            "z-scored: give more simulation.trials_per_session or fewer simulation.num_test_images."
+            f"Session {int(training.argmin())} would have {int(training.min())} training trials of"
+            f" {trials_per_session}, and needs 2 to be z-scored: give more"
+            " simulation.trials_per_session or fewer simulation.num_test_images."
         )
     return design
 
@@ -102,7 +118,8 @@ def make_design(seed: int, sessions: int, trials_per_session: int, test_images: 
 def behaviour(design: Design, seed: int, number: int) -> np.ndarray:
     """The table that NSD's samples are cut from: T x 17, float64, columns as `nsd.BEHAV_COLUMNS`.
 
-    A subject says whether it has seen the picture before, is right in about 85 % of the trials, and takes some 0.8 s.
+    A subject says whether it has seen the picture before, is right in about 85 % of the trials, and
+    takes some 0.8 s.
     """
     rng = np.random.default_rng([seed, number, 3])
     T, per_session = design.trials, design.trials_per_session
@@ -122,7 +139,9 @@ def behaviour(design: Design, seed: int, number: int) -> np.ndarray:
         "run": run + 1,
         "trial": in_run + 1,
         "global_trial": trial,
-        "time": 737000 + 7 * session + within * 4 / 86400,  # days, as MATLAB counts them: a trial is 4 s, a session a week
+        "time": (
+            737000 + 7 * session + within * 4 / 86400
+        ),  # days, as MATLAB counts them: a trial is 4 s, a session a week
         "is_old": old,
         "is_correct": right,
         "rt": np.clip(rng.lognormal(np.log(800), 0.3, T), 250, 3500).round(),  # ms

@@ -1,8 +1,10 @@
-"""What early visual cortex measures in a picture: maps of oriented contrast energy, luminance and colour opponency.
+"""What early visual cortex measures in a picture: maps of oriented contrast energy, luminance and
+colour opponency.
 
-The picture (8.4 degrees wide, as in NSD's scanner) lies on a grey screen. Contrast is split by a pyramid of oriented band-pass filters
-(log-Gabor, two phases at once), each scale computed on a grid just fine enough for it; their energy, and rectified luminance and colour
-differences, are averaged over cells of 0.3 degrees. Population receptive fields pool these maps (cortex.py).
+The picture (8.4 degrees wide, as in NSD's scanner) lies on a grey screen. Contrast is split by a
+pyramid of oriented band-pass filters (log-Gabor, two phases at once), each scale computed on a grid
+just fine enough for it; their energy, and rectified luminance and colour differences, are averaged
+over cells of 0.3 degrees. Population receptive fields pool these maps (cortex.py).
 
 N pictures, C channels, P cells of a map (28 x 28).
 """
@@ -23,23 +25,43 @@ SCALES = (0.5, 1.0, 2.0, 4.0)
 ORIENTATIONS = tuple(np.pi * k / 6 for k in range(6))
 """Preferred directions of change in radians: 0 is a vertical edge."""
 CHANNELS = (
-    *(f"contrast {scale:g} c/deg {round(np.degrees(angle))} deg" for scale in SCALES for angle in ORIENTATIONS),
-    "bright", "dark", "red", "green", "blue", "yellow",
-)  # fmt: skip
+    *(
+        f"contrast {scale:g} c/deg {round(np.degrees(angle))} deg"
+        for scale in SCALES
+        for angle in ORIENTATIONS
+    ),
+    "bright",
+    "dark",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+)
 """Names of the channels, in order."""
 CONTRAST_CHANNELS = len(SCALES) * len(ORIENTATIONS)
 CELLS = 28
 """Side of a map."""
-_PICTURE, _SCREEN = STIMULUS_SIZE // 2, 140  # pixels: the picture at half size, and with the screen around it
-_GRIDS = (35, 70, 140, 140)  # pixels across the screen for every scale: at least a fifth more than an octave above it
+_PICTURE, _SCREEN = (
+    STIMULUS_SIZE // 2,
+    140,
+)  # pixels: the picture at half size, and with the screen around it
+_GRIDS = (
+    35,
+    70,
+    140,
+    140,
+)  # pixels across the screen for every scale: at least a fifth more than an octave above it
 _BANDWIDTH, _ANGULAR_WIDTH = np.log(0.6), np.pi / 9
-# Brings the mean of every channel over scenes to about 1, so that a voxel's weights say what it listens to.
+# Brings the mean of every channel over scenes to about 1, so that a voxel's weights say what it
+# listens to.
 _CONTRAST_GAIN, _LUMINANCE_GAIN, _COLOUR_GAIN = (310.0, 470.0, 740.0, 1500.0), 8.0, 11.0
 
 
 @lru_cache(maxsize=1)
 def _filters() -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per scale: which Fourier coefficients of the screen are needed, and the filters on them (orientations, grid, grid)."""
+    """Per scale: which Fourier coefficients of the screen are needed, and the filters on them
+    (orientations, grid, grid).
+    """
     degrees = FIELD_OF_VIEW * _SCREEN / _PICTURE
     out = []
     for scale, grid in zip(SCALES, _GRIDS):
@@ -56,7 +78,9 @@ def _filters() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _cells(planes: np.ndarray) -> np.ndarray:
-    """Average the middle of the screen, where the picture is, over the cells of a map: (..., grid, grid) -> (..., CELLS, CELLS)."""
+    """Average the middle of the screen, where the picture is, over the cells of a map: (..., grid,
+    grid) -> (..., CELLS, CELLS).
+    """
     per_cell = planes.shape[-1] * _PICTURE // _SCREEN // CELLS
     edge = (planes.shape[-1] - CELLS * per_cell) // 2
     inner = planes[..., edge : edge + CELLS * per_cell, edge : edge + CELLS * per_cell]
@@ -68,11 +92,13 @@ def channel_maps(images_N3HW: np.ndarray) -> np.ndarray:
 
     Parameters
     ----------
-    images_N3HW : RGB in [0, 1], 224 x 224 pixels, any floating-point type
+    images_N3HW : np.ndarray
+        RGB in [0, 1], 224 x 224 pixels, any floating-point type.
 
     Returns
     -------
-    maps_NCP : float32, not negative; C as CHANNELS, P = CELLS * CELLS from the upper left, row by row
+    maps_NCP : np.ndarray
+        Float32, not negative; C as CHANNELS, P = CELLS * CELLS from the upper left, row by row.
 
     Raises
     ------
@@ -80,7 +106,10 @@ def channel_maps(images_N3HW: np.ndarray) -> np.ndarray:
         For pictures of another size.
     """
     if images_N3HW.shape[1:] != (3, STIMULUS_SIZE, STIMULUS_SIZE):
-        raise ValueError(f"pictures of shape {images_N3HW.shape[1:]} were given, (3, {STIMULUS_SIZE}, {STIMULUS_SIZE}) is expected")
+        raise ValueError(
+            f"pictures of shape {images_N3HW.shape[1:]} were given, (3, {STIMULUS_SIZE},"
+            f" {STIMULUS_SIZE}) is expected"
+        )
     N = len(images_N3HW)
     half = images_N3HW.astype(np.float32).reshape(N, 3, _PICTURE, 2, _PICTURE, 2).mean(axis=(3, 5))
     red, green, blue = half[:, 0], half[:, 1], half[:, 2]
@@ -108,7 +137,9 @@ def channel_maps(images_N3HW: np.ndarray) -> np.ndarray:
 
 
 def cell_centres() -> tuple[np.ndarray, np.ndarray]:
-    """Horizontal (to the right) and vertical (up) position of every cell in degrees from the centre of the picture: (P,), (P,)."""
+    """Horizontal (to the right) and vertical (up) position of every cell in degrees from the centre
+    of the picture: (P,), (P,).
+    """
     steps = ((np.arange(CELLS) + 0.5) / CELLS - 0.5) * FIELD_OF_VIEW
     y, x = np.meshgrid(-steps, steps, indexing="ij")
     return x.ravel().astype(np.float32), y.ravel().astype(np.float32)

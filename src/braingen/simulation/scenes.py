@@ -1,8 +1,10 @@
-"""The stimuli of the simulation: scenes of a large object on a background, with captions that describe them.
+"""The stimuli of the simulation: scenes of a large object on a background, with captions that
+describe them.
 
-A scene is a description first (what, which colour, where, on what ground) and a picture second, so that everything a simulated brain is
-tuned to, and everything a read-out is asked, is known. Objects are glyphs of Noto Color Emoji (SIL Open Font License; the subset that is
-shipped lies in ``assets/font`` beside its licence).
+A scene is a description first (what, which colour, where, on what ground) and a picture second, so
+that everything a simulated brain is tuned to, and everything a read-out is asked, is known. Objects
+are glyphs of Noto Color Emoji (SIL Open Font License; the subset that is shipped lies in
+``assets/font`` beside its licence).
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ GLYPH_SIZE = 109
 """The only size at which Noto's bitmap glyphs can be drawn."""
 FONT = Path(__file__).parent / "assets" / "font" / "NotoColorEmoji-subset.ttf"
 SECOND_OBJECT_SHARE = 0.08
-"""Share of scenes with a second, smaller object. "The object" of a scene is always the larger one."""
+"""Share of scenes with a second, smaller object. "The object" of a scene is always the
+larger one.
+"""
 
 
 class ObjectClass(NamedTuple):
@@ -63,12 +67,29 @@ OBJECTS: tuple[ObjectClass, ...] = (
     ObjectClass("clock", "\u23f0", "indoor", True),
 )
 SUPERCATEGORIES: tuple[str, ...] = tuple(dict.fromkeys(thing.supercategory for thing in OBJECTS))
-COLOURS: dict[str, float] = {"red": 0.0, "yellow": 0.14, "green": 0.34, "blue": 0.59, "purple": 0.79}
+COLOURS: dict[str, float] = {
+    "red": 0.0,
+    "yellow": 0.14,
+    "green": 0.34,
+    "blue": 0.59,
+    "purple": 0.79,
+}
 """Name and hue (0-1) of the colours an object can be tinted with."""
 COLOUR_NAMES: tuple[str, ...] = tuple(COLOURS)
 NO_COLOUR = -1
 """Colour index of an object that keeps its own colours."""
-BACKGROUNDS: tuple[str, ...] = ("meadow", "forest", "beach", "sea", "desert", "snow", "street", "room", "night", "sunset")
+BACKGROUNDS: tuple[str, ...] = (
+    "meadow",
+    "forest",
+    "beach",
+    "sea",
+    "desert",
+    "snow",
+    "street",
+    "room",
+    "night",
+    "sunset",
+)
 POSITIONS: tuple[str, ...] = ("left", "middle", "right")
 
 
@@ -110,7 +131,9 @@ class Scene(NamedTuple):
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene: all objects, colours, positions and backgrounds equally often, independently of each other."""
+    """Draw a scene: all objects, colours, positions and backgrounds equally often, independently of
+    each other.
+    """
     size = rng.uniform(0.52, 0.72)
     place = int(rng.integers(3))
     margin = rng.uniform(0.0, 0.04)
@@ -119,7 +142,9 @@ def random_scene(rng: np.random.Generator) -> Scene:
     objects = [main]
     if rng.random() < SECOND_OBJECT_SHARE and place != 1:
         small = rng.uniform(0.22, 0.28)
-        objects.append(_placement(rng, 0.86 if place == 0 else 0.14, rng.uniform(0.62, 0.78), small))
+        objects.append(
+            _placement(rng, 0.86 if place == 0 else 0.14, rng.uniform(0.62, 0.78), small)
+        )
     return Scene(
         background=int(rng.integers(len(BACKGROUNDS))),
         horizon=float(rng.uniform(0.4, 0.58)),
@@ -148,7 +173,8 @@ def render(scene: Scene) -> np.ndarray:
 
     Returns
     -------
-    image_HW3 : uint8 array, MASTER_SIZE x MASTER_SIZE x 3 (RGB)
+    image_HW3 : np.ndarray
+        Uint8 array, MASTER_SIZE x MASTER_SIZE x 3 (RGB).
     """
     picture = Image.fromarray(_background(scene))
     for thing in reversed(scene.objects):  # the larger object is drawn last, in front
@@ -157,8 +183,12 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def stimulus(image_HW3: np.ndarray) -> np.ndarray:
-    """Bring a master picture to the form in which the field keeps it: 3 x 224 x 224, float16 in [0, 1]."""
-    small = Image.fromarray(image_HW3).resize((STIMULUS_SIZE, STIMULUS_SIZE), Image.Resampling.BICUBIC)
+    """Bring a master picture to the form in which the field keeps it: 3 x 224 x 224, float16 in [0,
+    1].
+    """
+    small = Image.fromarray(image_HW3).resize(
+        (STIMULUS_SIZE, STIMULUS_SIZE), Image.Resampling.BICUBIC
+    )
     return (np.asarray(small, dtype=np.float32).transpose(2, 0, 1) / 255).astype(np.float16)
 
 
@@ -170,9 +200,17 @@ def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     side = ("on the left", "in the middle", "on the right")[scene.position]
     ground = BACKGROUNDS[scene.background]
     where = {
-        "meadow": "on a meadow", "forest": "in a forest", "beach": "on a beach", "sea": "at sea", "desert": "in the desert",
-        "snow": "in the snow", "street": "in a street", "room": "in a room", "night": "at night", "sunset": "at sunset",
-    }[ground]  # fmt: skip
+        "meadow": "on a meadow",
+        "forest": "in a forest",
+        "beach": "on a beach",
+        "sea": "at sea",
+        "desert": "in the desert",
+        "snow": "in the snow",
+        "street": "in a street",
+        "room": "in a room",
+        "night": "at night",
+        "sunset": "at sunset",
+    }[ground]
     article = _article(thing)
     whole = f"a large {thing}" if main.size > 0.62 else f"{article} {thing}"
     templates = [
@@ -196,7 +234,7 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-# --- drawing -------------------------------------------------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=1)
@@ -211,7 +249,10 @@ def _glyph(kind: int, colour: int) -> Image.Image:
     ImageDraw.Draw(canvas).text((0, 0), OBJECTS[kind].glyph, font=_font(), embedded_color=True)
     box = canvas.getbbox()
     if box is None:
-        raise RuntimeError(f"the shipped font {FONT.name} has no glyph for {OBJECTS[kind].name}; reinstall braingen")
+        raise RuntimeError(
+            f"the shipped font {FONT.name} has no glyph for {OBJECTS[kind].name}; reinstall"
+            " braingen"
+        )
     canvas = canvas.crop(box)
     return canvas if colour == NO_COLOUR else _tint(canvas, COLOURS[COLOUR_NAMES[colour]])
 
@@ -223,7 +264,11 @@ def _tint(glyph: Image.Image, hue: float) -> Image.Image:
     coloured = hsv[..., 1] > 70
     hsv[..., 0] = np.where(coloured, np.uint8(round(hue * 255) % 256), hsv[..., 0])
     hsv[..., 1] = np.where(coloured, np.maximum(hsv[..., 1], 190), hsv[..., 1])
-    hsv[..., 2] = np.where(coloured, np.clip(hsv[..., 2].astype(int) + (30 if 0.1 < hue < 0.4 else 0), 0, 255), hsv[..., 2])
+    hsv[..., 2] = np.where(
+        coloured,
+        np.clip(hsv[..., 2].astype(int) + (30 if 0.1 < hue < 0.4 else 0), 0, 255),
+        hsv[..., 2],
+    )
     tinted = Image.fromarray(hsv, "HSV").convert("RGB")
     tinted.putalpha(alpha)
     return tinted
@@ -247,7 +292,10 @@ def _draw_object(picture: Image.Image, thing: Placement) -> None:
     picture.paste(glyph, (left, top), glyph)
 
 
-_SKY_AND_GROUND: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]] = {
+_SKY_AND_GROUND: dict[
+    str,
+    tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]],
+] = {
     # sky at the top, sky at the horizon, ground at the horizon, ground at the bottom
     "meadow": ((110, 180, 245), (200, 230, 250), (120, 190, 70), (60, 140, 40)),
     "forest": ((30, 80, 45), (60, 120, 60), (70, 75, 35), (50, 50, 25)),
@@ -267,7 +315,10 @@ def object_mask(scene: Scene, side: int) -> np.ndarray:
     thing = scene.objects[0]
     canvas = Image.new("L", (MASTER_SIZE, MASTER_SIZE))
     glyph = _placed_glyph(thing)
-    corner = round(thing.x * MASTER_SIZE - glyph.width / 2), round(thing.y * MASTER_SIZE - glyph.height / 2)
+    corner = (
+        round(thing.x * MASTER_SIZE - glyph.width / 2),
+        round(thing.y * MASTER_SIZE - glyph.height / 2),
+    )
     canvas.paste(255, corner, glyph.getchannel("A"))
     return np.asarray(canvas.resize((side, side), Image.Resampling.BOX)) >= 128
 
@@ -285,14 +336,23 @@ def _background(scene: Scene) -> np.ndarray:
     """Draw sky and ground with a calm texture: uint8, MASTER_SIZE x MASTER_SIZE x 3."""
     side, name = MASTER_SIZE, BACKGROUNDS[scene.background]
     rng = np.random.default_rng(scene.texture_seed)
-    sky_top, sky_low, ground_far, ground_near = (np.array(colour, dtype=np.float32) for colour in _SKY_AND_GROUND[name])
+    sky_top, sky_low, ground_far, ground_near = (
+        np.array(colour, dtype=np.float32) for colour in _SKY_AND_GROUND[name]
+    )
     line = round(scene.horizon * side)
     rows = np.empty((side, 3), dtype=np.float32)
     rows[:line] = sky_top + (sky_low - sky_top) * np.linspace(0, 1, line, dtype=np.float32)[:, None]
-    rows[line:] = ground_far + (ground_near - ground_far) * np.linspace(0, 1, side - line, dtype=np.float32)[:, None]
+    rows[line:] = (
+        ground_far
+        + (ground_near - ground_far) * np.linspace(0, 1, side - line, dtype=np.float32)[:, None]
+    )
     coarse = rng.normal(0, 5, (9, 9)).astype(np.float32)
-    texture = np.asarray(Image.fromarray(coarse, "F").resize((side, side), Image.Resampling.BICUBIC))
-    canvas = np.clip(np.broadcast_to(rows[:, None, :], (side, side, 3)) + texture[..., None], 0, 255).astype(np.uint8)
+    texture = np.asarray(
+        Image.fromarray(coarse, "F").resize((side, side), Image.Resampling.BICUBIC)
+    )
+    canvas = np.clip(
+        np.broadcast_to(rows[:, None, :], (side, side, 3)) + texture[..., None], 0, 255
+    ).astype(np.uint8)
     hsv = np.array(Image.fromarray(canvas).convert("HSV"))
     hsv[..., 0] = (hsv[..., 0].astype(int) + round(scene.hue_shift * 255)) % 256
     picture = Image.fromarray(hsv, "HSV").convert("RGB")
@@ -300,7 +360,9 @@ def _background(scene: Scene) -> np.ndarray:
     return np.asarray(picture)
 
 
-def _landmarks(draw: ImageDraw.ImageDraw, name: str, line: int, side: int, rng: np.random.Generator) -> None:
+def _landmarks(
+    draw: ImageDraw.ImageDraw, name: str, line: int, side: int, rng: np.random.Generator
+) -> None:
     """A few plain shapes that tell one place from another."""
     if name == "forest":
         for x in np.linspace(20, side - 20, 6) + rng.uniform(-18, 18, 6):

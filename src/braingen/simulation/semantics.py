@@ -1,6 +1,8 @@
-"""What higher visual cortex can know of a scene: a code made from its description, and what category areas prefer in it.
+"""What higher visual cortex can know of a scene: a code made from its description, and what
+category areas prefer in it.
 
-The code never sees the picture, nor any network's embedding of it, so nothing is decoded by construction.
+The code never sees the picture, nor any network's embedding of it, so nothing is decoded by
+construction.
 
 N scenes, K code entries, V voxels.
 """
@@ -13,16 +15,34 @@ from typing import NamedTuple
 import numpy as np
 
 from braingen.simulation.retina import FIELD_OF_VIEW
-from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS, SUPERCATEGORIES, Scene
+from braingen.simulation.scenes import (
+    BACKGROUNDS,
+    COLOUR_NAMES,
+    NO_COLOUR,
+    OBJECTS,
+    POSITIONS,
+    SUPERCATEGORIES,
+    Scene,
+)
 
 OBJECT_CODE: tuple[str, ...] = (
     *(f"object {thing.name}" for thing in OBJECTS),
     *(f"supercategory {name}" for name in SUPERCATEGORIES),
     *(f"colour {name}" for name in COLOUR_NAMES),
 )
-"""Entries that belong to an object: a voxel reads them the better, the nearer the object lies to its receptive field."""
-SCENE_CODE: tuple[str, ...] = (*(f"background {name}" for name in BACKGROUNDS), "place x", "place y", "size", "mirrored")
-"""Entries that belong to the scene as a whole; place, size and mirroring are the larger object's."""
+"""Entries that belong to an object: a voxel reads them the better, the nearer the object lies to
+its receptive field.
+"""
+SCENE_CODE: tuple[str, ...] = (
+    *(f"background {name}" for name in BACKGROUNDS),
+    "place x",
+    "place y",
+    "size",
+    "mirrored",
+)
+"""Entries that belong to the scene as a whole; place, size and mirroring are the larger
+object's.
+"""
 CODE: tuple[str, ...] = OBJECT_CODE + SCENE_CODE
 """All entries, in order."""
 GROUPS: dict[str, slice] = {}
@@ -43,7 +63,9 @@ class SceneCode(NamedTuple):
     scene_NK: np.ndarray
     """Scene entries, numbers standardised, float32 (K as SCENE_CODE)."""
     where_N23: np.ndarray
-    """Of both objects: degrees to the right and up from the centre, and the spread (sd) of the object in degrees; float32."""
+    """Of both objects: degrees to the right and up from the centre, and the spread (sd) of the
+    object in degrees; float32.
+    """
 
 
 def encode(scenes: Sequence[Scene]) -> SceneCode:
@@ -59,10 +81,19 @@ def encode(scenes: Sequence[Scene]) -> SceneCode:
             objects[which, n, entry[f"supercategory {kind.supercategory}"]] = strength
             if thing.colour != NO_COLOUR:
                 objects[which, n, entry[f"colour {COLOUR_NAMES[thing.colour]}"]] = strength
-            where[n, which] = (thing.x - 0.5) * FIELD_OF_VIEW, (0.5 - thing.y) * FIELD_OF_VIEW, thing.size * FIELD_OF_VIEW / 4
+            where[n, which] = (
+                (thing.x - 0.5) * FIELD_OF_VIEW,
+                (0.5 - thing.y) * FIELD_OF_VIEW,
+                thing.size * FIELD_OF_VIEW / 4,
+            )
         main = scene.objects[0]
         whole[n, scene.background] = 1
-        whole[n, -4:] = (main.x - 0.5) / 0.14, (0.54 - main.y) / 0.025, (main.size - 0.62) / 0.06, 1 if main.mirrored else -1
+        whole[n, -4:] = (
+            (main.x - 0.5) / 0.14,
+            (0.54 - main.y) / 0.025,
+            (main.size - 0.62) / 0.06,
+            1 if main.mirrored else -1,
+        )
     return SceneCode(objects[0], objects[1], whole, where)
 
 
@@ -70,14 +101,30 @@ PREFERENCES: dict[str, dict[str, float]] = {
     "faces": {"boy": 1.0, "dog": 0.75, "dancer": 0.5, "elephant": 0.3},
     "bodies": {"dancer": 1.0, "elephant": 0.75, "dog": 0.45, "boy": 0.4},
     "places": {"couch": 0.4, "chair": 0.3, "car": 0.3, "sailboat": 0.3, "traffic light": 0.2},
-    "words": {"book": 1.0, "stop sign": 0.9, "clock": 0.8, "laptop": 0.6, "television": 0.3, "traffic light": 0.3},
+    "words": {
+        "book": 1.0,
+        "stop sign": 0.9,
+        "clock": 0.8,
+        "laptop": 0.6,
+        "television": 0.3,
+        "traffic light": 0.3,
+    },
     "food": {"pizza": 1.0, "banana": 1.0, "wine glass": 0.5, "cup": 0.5, "kettle": 0.2},
     "tools": {
-        "tennis racket": 1.0, "umbrella": 0.8, "cup": 0.7, "wine glass": 0.7, "kettle": 0.7, "handbag": 0.6, "light bulb": 0.6,
-        "soccer ball": 0.5, "banana": 0.4,
+        "tennis racket": 1.0,
+        "umbrella": 0.8,
+        "cup": 0.7,
+        "wine glass": 0.7,
+        "kettle": 0.7,
+        "handbag": 0.6,
+        "light bulb": 0.6,
+        "soccer ball": 0.5,
+        "banana": 0.4,
     },
-}  # fmt: skip
-"""How strongly a category area is driven by an object; objects that are not named drive it no more than at random."""
+}
+"""How strongly a category area is driven by an object; objects that are not named drive it no more
+than at random.
+"""
 PLACE_PREFERENCES: dict[str, dict[str, float]] = {
     "PPA": {"room": 1.0, "street": 0.9, "forest": 0.5, "beach": 0.3},
     "OPA": {"street": 1.0, "forest": 0.7, "room": 0.6, "meadow": 0.4, "snow": 0.3},
@@ -99,7 +146,13 @@ def preference_vector(category: str, area: str) -> np.ndarray:
 
 LABELS = ("object", "supercategory", "colour", "background", "position")
 """What a read-out can be asked of a scene."""
-LABEL_COUNTS = (len(OBJECTS), len(SUPERCATEGORIES), len(COLOUR_NAMES) + 1, len(BACKGROUNDS), len(POSITIONS))
+LABEL_COUNTS = (
+    len(OBJECTS),
+    len(SUPERCATEGORIES),
+    len(COLOUR_NAMES) + 1,
+    len(BACKGROUNDS),
+    len(POSITIONS),
+)
 """How many answers there are; the last colour stands for 'its own colours'."""
 
 
@@ -109,5 +162,13 @@ def labels(scenes: Sequence[Scene]) -> np.ndarray:
     for scene in scenes:
         main = scene.objects[0]
         colour = len(COLOUR_NAMES) if main.colour == NO_COLOUR else main.colour
-        rows.append((main.object, SUPERCATEGORIES.index(OBJECTS[main.object].supercategory), colour, scene.background, scene.position))
+        rows.append(
+            (
+                main.object,
+                SUPERCATEGORIES.index(OBJECTS[main.object].supercategory),
+                colour,
+                scene.background,
+                scene.position,
+            )
+        )
     return np.array(rows, dtype=np.int64).reshape(len(scenes), len(LABELS))

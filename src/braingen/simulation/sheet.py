@@ -1,8 +1,11 @@
-"""A folded sheet of cortex in a 3-D grid: where every simulated voxel lies, in the volume and on the sheet.
+"""A folded sheet of cortex in a 3-D grid: where every simulated voxel lies, in the volume and on
+the sheet.
 
-Each hemisphere is a flat rectangle (u from the occipital pole forward, v from dorsal over medial and ventral to lateral), rolled up like
-the back of a brain and folded by a few waves that differ from subject to subject. The voxels are the cells of an ordinary 1.8 mm grid that
-lie nearest to the two sheets, so neighbours in the volume are mostly, but (across a sulcus) not always, neighbours on the sheet.
+Each hemisphere is a flat rectangle (u from the occipital pole forward, v from dorsal over medial
+and ventral to lateral), rolled up like the back of a brain and folded by a few waves that differ
+from subject to subject. The voxels are the cells of an ordinary 1.8 mm grid that lie nearest to the
+two sheets, so neighbours in the volume are mostly, but (across a sulcus) not always, neighbours on
+the sheet.
 
 V voxels, F fields.
 """
@@ -51,12 +54,15 @@ class Sheet(NamedTuple):
 
 
 def fold(rng: np.random.Generator, voxels: int) -> Sheet:
-    """Fold the two sheets of a subject and take the given number of voxels that lie nearest to them.
+    """Fold the two sheets of a subject and take the given number of voxels that lie nearest to
+    them.
 
     Parameters
     ----------
-    rng : what makes this subject's folds its own
-    voxels : number of voxels; the sheets are as large as that asks for
+    rng : np.random.Generator
+        What makes this subject's folds its own.
+    voxels : int
+        Number of voxels; the sheets are as large as that asks for.
     """
     area = voxels * VOXEL_SIZE**3 / _THICKNESS / 2
     width = float(np.sqrt(area / _ASPECT))
@@ -73,7 +79,9 @@ def fold(rng: np.random.Generator, voxels: int) -> Sheet:
     affine[:3, 3] = origin * VOXEL_SIZE
     cells = np.indices(shape).reshape(3, -1).T * VOXEL_SIZE + affine[:3, 3]
     distance, nearest = cKDTree(cloud).query(cells, distance_upper_bound=3 * _THICKNESS)
-    chosen = np.sort(np.argsort(distance, kind="stable")[:voxels])  # ascending cell number is C order
+    chosen = np.sort(
+        np.argsort(distance, kind="stable")[:voxels]
+    )  # ascending cell number is C order
     mask = np.zeros(len(cells), dtype=bool)
     mask[chosen] = True
     return Sheet(
@@ -87,18 +95,25 @@ def fold(rng: np.random.Generator, voxels: int) -> Sheet:
 
 
 def _flat_points(extent: tuple[float, float]) -> np.ndarray:
-    axes = [(np.arange(max(2, round(length / _SAMPLING))) + 0.5) / max(2, round(length / _SAMPLING)) for length in extent]
+    axes = [
+        (np.arange(max(2, round(length / _SAMPLING))) + 0.5) / max(2, round(length / _SAMPLING))
+        for length in extent
+    ]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
-def _surface(rng: np.random.Generator, uv: np.ndarray, extent: tuple[float, float], side: int) -> np.ndarray:
+def _surface(
+    rng: np.random.Generator, uv: np.ndarray, extent: tuple[float, float], side: int
+) -> np.ndarray:
     """Points of the sheet in mm (points, 3)."""
     radius = extent[1] / _ROLL
     u, v = uv.T
     height = np.zeros(len(uv))
     for _ in range(3):
         direction = rng.uniform(0, np.pi)
-        waves = (np.cos(direction) * u * extent[0] + np.sin(direction) * v * extent[1]) / (_FOLD_LENGTH * rng.uniform(0.8, 1.25))
+        waves = (np.cos(direction) * u * extent[0] + np.sin(direction) * v * extent[1]) / (
+            _FOLD_LENGTH * rng.uniform(0.8, 1.25)
+        )
         height += np.sin(2 * np.pi * (waves + rng.random()))
     height *= min(_FOLD_HEIGHT, 0.15 * radius) / 3
     around = (v - _MEDIAL) * _ROLL
@@ -112,14 +127,19 @@ def smooth_fields(rng: np.random.Generator, sheet: Sheet, fields: int, width: fl
 
     Parameters
     ----------
-    rng : source of the white noise that is smoothed
-    sheet : the voxels
-    fields : how many, independent of each other
-    width : full width at half maximum of the Gaussian that smooths, in mm
+    rng : np.random.Generator
+        Source of the white noise that is smoothed.
+    sheet : Sheet
+        The voxels.
+    fields : int
+        How many, independent of each other.
+    width : float
+        Full width at half maximum of the Gaussian that smooths, in mm.
 
     Returns
     -------
-    float32 array, V x F, with mean 0 and variance 1 over the sheet
+    np.ndarray
+        Float32 array, V x F, with mean 0 and variance 1 over the sheet.
     """
     out_VF = np.empty((len(sheet.uv_V2), fields), dtype=np.float32)
     shape = [max(4, round(length)) for length in sheet.extent]  # one point per mm

@@ -1,4 +1,5 @@
-"""The files of a simulated data folder that are written in one go: tars, region masks, volumes, captions, truth.
+"""The files of a simulated data folder that are written in one go: tars, region masks, volumes,
+captions, truth.
 
 Equal input gives equal bytes: no times, no names of machines or processes.
 """
@@ -50,7 +51,9 @@ def regions(cortex: Cortex) -> dict[str, np.ndarray]:
 
 
 def write_volumes(layout: Layout, subject: int, cortex: Cortex) -> None:
-    """Write the NIfTIs of a subject: -1 (regions) or NaN (receptive fields) outside cortex, as in NSD; 0 in no region."""
+    """Write the NIfTIs of a subject: -1 (regions) or NaN (receptive fields) outside cortex, as in
+    NSD; 0 in no region.
+    """
     folder = layout.volumes(subject)
     places = VoxelPlaces(cortex.sheet.mask, "C", cortex.sheet.affine, SOURCE)
     save_places(layout, subject, places)
@@ -80,9 +83,13 @@ def write_truth(
 
     Parameters
     ----------
-    noise : multiple of NSD's noise, by which the SNR is divided
-    test_signal_NV : noise-free responses of the test images, in order of id, each voxel with mean 0 and sd 1 over all images it was shown
-    label_share_VL : share of a voxel's noise-free variance over images that each of `semantics.LABELS` explains
+    noise : float
+        Multiple of NSD's noise, by which the SNR is divided.
+    test_signal_NV : np.ndarray
+        Noise-free responses of the test images, in order of id, each voxel with mean 0 and sd 1
+        over all images it was shown.
+    label_share_VL : np.ndarray
+        Share of a voxel's noise-free variance over images that each of `semantics.LABELS` explains.
     """
     with np.errstate(divide="ignore"):
         snr = cortex.snr_V / np.float32(noise)
@@ -113,7 +120,12 @@ def write_truth(
         np.savez(handle, **arrays)
 
 
-def write_texts(layout: Layout, captions: Sequence[Sequence[str]], descriptions: Sequence[Mapping], scenes_path: Path) -> None:
+def write_texts(
+    layout: Layout,
+    captions: Sequence[Sequence[str]],
+    descriptions: Sequence[Mapping],
+    scenes_path: Path,
+) -> None:
     """Write coco_captions.json and the descriptions of all scenes, by id."""
     for path, content in ((layout.captions(), captions), (scenes_path, descriptions)):
         with replaced_file(path, "w") as handle:

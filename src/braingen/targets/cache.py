@@ -1,4 +1,6 @@
-"""What frozen models make of a picture, computed once per picture and kept in a memory-mapped file keyed by content."""
+"""What frozen models make of a picture, computed once per picture and kept in a memory-mapped file
+keyed by content.
+"""
 
 from __future__ import annotations
 
@@ -32,16 +34,24 @@ Compute = Callable[[np.ndarray], Tensor]
 class Cache:
     """A table with one row per image of the image file, filled as images are asked for.
 
-    Beside every row stands a digest of what it was made from, so a changed image (or caption) is noticed and computed again.
+    Beside every row stands a digest of what it was made from, so a changed image (or caption) is
+    noticed and computed again.
 
     Parameters
     ----------
-    folder : where tables are kept; where it cannot be written, what is lacking is kept in `files.own_cache` of it
-    name : of the result
-    key : what all rows depend on (weights, settings); another key is another table
-    num_images : rows of the image file; the table on disk is sparse until it is filled
-    compute : makes the rows of a batch of ids
-    dtype : of the table
+    folder : Path
+        Where tables are kept; where it cannot be written, what is lacking is kept in
+        `files.own_cache` of it.
+    name : str
+        Of the result.
+    key : dict[str, str]
+        What all rows depend on (weights, settings); another key is another table.
+    num_images : int
+        Rows of the image file; the table on disk is sparse until it is filled.
+    compute : Compute
+        Makes the rows of a batch of ids.
+    dtype : type[np.floating], optional
+        Of the table.
     """
 
     def __init__(
@@ -54,47 +64,69 @@ class Cache:
         dtype: type[np.floating] = np.float32,
     ) -> None:
         self.name, self.num_images, self.compute, self.dtype = name, num_images, compute, dtype
-        digest = hashlib.sha256(json.dumps({**key, "images": num_images}, sort_keys=True).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(
+            json.dumps({**key, "images": num_images}, sort_keys=True).encode()
+        ).hexdigest()[:16]
         self._name = f"{name}-{digest}"
         self._own = own_cache(folder)
         self._lie_in(folder)
 
     def _lie_in(self, folder: Path) -> None:
         self.folder = folder
-        self._rows_path, self._made_from_path = folder / f"{self._name}.rows.npy", folder / f"{self._name}.made_from.npy"
+        self._rows_path, self._made_from_path = (
+            folder / f"{self._name}.rows.npy",
+            folder / f"{self._name}.made_from.npy",
+        )
 
     def of(self, image_ids: np.ndarray, digests: np.ndarray, batch: int = 64) -> np.ndarray:
         """Rows of some images in their order, computing those that are missing.
 
         Parameters
         ----------
-        image_ids : int64
-        digests : uint64, not 0, of what each row is made from
-        batch : images computed at once; an interruption loses one batch at most
+        image_ids : np.ndarray
+            Int64.
+        digests : np.ndarray
+            Uint64, not 0, of what each row is made from.
+        batch : int, optional
+            Images computed at once; an interruption loses one batch at most.
         """
         return np.asarray(self.table(image_ids, digests, batch)[image_ids])
 
     def table(self, image_ids: np.ndarray, digests: np.ndarray, batch: int = 64) -> np.ndarray:
-        """The memory-mapped table of all images, with the rows of some images filled; parameters as for :meth:`of`."""
+        """The memory-mapped table of all images, with the rows of some images filled; parameters as
+        for :meth:`of`.
+        """
         self.fill(image_ids, digests, batch)
         found = self._tables()
         if found is None:  # somebody removed or damaged it since
-            raise UserError(f"{self._rows_path} changed while it was used: start the same command again.")
+            raise UserError(
+                f"{self._rows_path} changed while it was used: start the same command again."
+            )
         return found[0]
 
     def _tables(self) -> tuple[np.memmap, np.memmap] | None:
-        """Rows and what they were made from, mapped; None where they are not there, or no tables of this cache: then they mean nothing."""
+        """Rows and what they were made from, mapped; None where they are not there, or no tables of
+        this cache: then they mean nothing.
+        """
         rows, made_from = _mapped(self._rows_path), _mapped(self._made_from_path)
         if rows is None or made_from is None:
             return None
-        if rows.dtype != self.dtype or made_from.dtype != np.uint64 or rows.shape[:1] + made_from.shape != (self.num_images,) * 2:
+        if (
+            rows.dtype != self.dtype
+            or made_from.dtype != np.uint64
+            or rows.shape[:1] + made_from.shape != (self.num_images,) * 2
+        ):
             return None
         return rows, made_from
 
     def stale(self, image_ids: np.ndarray, digests: np.ndarray) -> np.ndarray:
-        """Positions, among distinct images, of those that are missing or were made from something else."""
+        """Positions, among distinct images, of those that are missing or were made from something
+        else.
+        """
         found = self._tables()
-        made_from = found[1][image_ids] if found is not None else np.zeros(len(image_ids), dtype=np.uint64)
+        made_from = (
+            found[1][image_ids] if found is not None else np.zeros(len(image_ids), dtype=np.uint64)
+        )
         return np.flatnonzero(made_from != digests)
 
     def fill(self, image_ids: np.ndarray, digests: np.ndarray, batch: int = 64) -> None:
@@ -113,13 +145,19 @@ class Cache:
         if len(stale) and self.folder != self._own and not can_be_written(self.folder):
             # a data folder that is shared, read-only: what is lacking there is kept elsewhere
             self._lie_in(self._own)
-            logger.warning("The folder of caches cannot be written: %s of pictures are kept in %s.", self.name, self._own)
+            logger.warning(
+                "The folder of caches cannot be written: %s of pictures are kept in %s.",
+                self.name,
+                self._own,
+            )
             self.fill(image_ids, digests, batch)
             return
         missing, now = wanted[stale], now[stale]
         ready = False
         starts = range(0, len(missing), batch)
-        for start in track(starts, description=f"{self.name} of {len(missing)} images", disable=len(starts) < 4):
+        for start in track(
+            starts, description=f"{self.name} of {len(missing)} images", disable=len(starts) < 4
+        ):
             ids = missing[start : start + batch]
             with np.errstate(over="ignore"):  # told in the next line
                 values = self.compute(ids).detach().float().cpu().numpy().astype(self.dtype)
@@ -128,17 +166,21 @@ class Cache:
                 if not ready:
                     self._make_tables((self.num_images, *values.shape[1:]))
                     ready = True
-                # should this process end between the next lines, old digests must not vouch for new rows
+                # should this process end between the next lines, old digests must not vouch for new
+                # rows
                 _write_rows(self._made_from_path, ids, np.zeros(len(ids), dtype=np.uint64))
                 _write_rows(self._rows_path, ids, values)
-                _write_rows(self._made_from_path, ids, now[start : start + batch])  # after the rows, so what is marked is there
+                _write_rows(
+                    self._made_from_path, ids, now[start : start + batch]
+                )  # after the rows, so what is marked is there
 
     def _refuse_not_finite(self, values: np.ndarray, ids: np.ndarray) -> None:
         wrong = ~np.isfinite(values).reshape(len(ids), -1).all(axis=1)
         if wrong.any():
             raise UserError(
-                f"{self.name} of image {int(ids[wrong][0])} ({int(wrong.sum())} of {len(ids)} looked at) is NaN or infinite as "
-                f"{np.dtype(self.dtype).name}: look at that picture and at the weights that made it."
+                f"{self.name} of image {int(ids[wrong][0])} ({int(wrong.sum())} of {len(ids)}"
+                f" looked at) is NaN or infinite as {np.dtype(self.dtype).name}: look at that"
+                " picture and at the weights that made it."
             )
 
     def _make_tables(self, shape: tuple[int, ...]) -> None:
@@ -157,7 +199,9 @@ class Cache:
 
 
 def _mapped(path: Path) -> np.memmap | None:
-    """A file of an array, mapped for reading; None where there is none, or something else under its name."""
+    """A file of an array, mapped for reading; None where there is none, or something else under its
+    name.
+    """
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except UNREADABLE_ARRAY:
@@ -172,11 +216,14 @@ def _make_table(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> 
     fresh = temporary_name(path)
     try:
         with open(fresh, "wb") as handle:
-            np.lib.format.write_array_header_1_0(handle, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
+            np.lib.format.write_array_header_1_0(
+                handle, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+            )
             handle.truncate(handle.tell() + np.dtype(dtype).itemsize * int(np.prod(shape)))
         os.link(fresh, path)
     except FileExistsError:
-        pass  # another process made it meanwhile and may have filled rows already: both go on in that one
+        # another process made it meanwhile and may have filled rows already: both go on in that one
+        pass
     except OSError as error:
         if error_number(error) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
@@ -186,7 +233,9 @@ def _make_table(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> 
 
 
 def _write_rows(path: Path, ids: np.ndarray, values: np.ndarray) -> None:
-    """Write rows of a table in place. Not through a map: where the disk is full, that would kill the process instead of raising."""
+    """Write rows of a table in place. Not through a map: where the disk is full, that would kill
+    the process instead of raising.
+    """
     table = np.load(path, mmap_mode="r", allow_pickle=False)
     offset, size = table.offset, values[0].nbytes
     descriptor = os.open(path, os.O_WRONLY)
@@ -198,5 +247,3 @@ def _write_rows(path: Path, ids: np.ndarray, values: np.ndarray) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-

@@ -11,7 +11,12 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPConfig,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
 from transformers.utils import cached_file
 
 from braingen.pretrained.loading import load_config, load_frozen, subfolder_of
@@ -30,19 +35,28 @@ class ImageTarget(NamedTuple):
     """CLIP embeddings of a batch of pictures."""
 
     pooled_BD: Tensor | None
-    """Embedding of the class token (after CLIP's last layer norm); None when only tokens were asked for."""
+    """Embedding of the class token (after CLIP's last layer norm); None when only tokens were asked
+    for.
+    """
     tokens_BPD: Tensor | None
-    """Embeddings of the patches, without the class token, in reading order; None when only the pooled one was asked for."""
+    """Embeddings of the patches, without the class token, in reading order; None when only the
+    pooled one was asked for.
+    """
 
     @property
     def target_BTD(self) -> Tensor:
-        """What an encoder predicts: the pooled embedding as one token, the patch tokens, or the pooled one followed by them."""
-        parts = ([] if self.pooled_BD is None else [self.pooled_BD[:, None]]) + ([] if self.tokens_BPD is None else [self.tokens_BPD])
+        """What an encoder predicts: the pooled embedding as one token, the patch tokens, or the
+        pooled one followed by them.
+        """
+        parts = ([] if self.pooled_BD is None else [self.pooled_BD[:, None]]) + (
+            [] if self.tokens_BPD is None else [self.tokens_BPD]
+        )
         return torch.cat(parts, dim=1)
 
 
 def vision_config(path: str | Path, subfolder: str | None = None, **hub) -> CLIPVisionConfig:
-    """Configuration of the image tower in a folder or under a hub name; parameters as for `CLIPImageEncoder.from_pretrained`.
+    """Configuration of the image tower in a folder or under a hub name; parameters as for
+    `CLIPImageEncoder.from_pretrained`.
 
     Raises
     ------
@@ -53,13 +67,15 @@ def vision_config(path: str | Path, subfolder: str | None = None, **hub) -> CLIP
     config = load_config(path, subfolder=subfolder, **hub)
     if isinstance(config, CLIPConfig):
         vision = cast(CLIPVisionConfig, config.vision_config)
-        vision.projection_dim = cast(int, config.projection_dim)  # of a whole CLIP model only the outer value is right
+        vision.projection_dim = cast(
+            int, config.projection_dim
+        )  # of a whole CLIP model only the outer value is right
         return vision
     if isinstance(config, CLIPVisionConfig):
         return config
     raise UserError(
-        f"'{path}/{subfolder}' holds a model of type {config.model_type!r}; allowed are CLIP models with an image tower "
-        "(types 'clip' and 'clip_vision_model')"
+        f"'{path}/{subfolder}' holds a model of type {config.model_type!r}; allowed are CLIP models"
+        " with an image tower (types 'clip' and 'clip_vision_model')"
     )
 
 
@@ -68,22 +84,24 @@ class CLIPImageEncoder(nn.Module):
 
     Parameters
     ----------
-    model : CLIPVisionModelWithProjection or CLIPVisionModel
-        The tower. Projection needs the first kind.
-    output : {"pooled", "tokens", "both"}
-        The class token's embedding (the paper's target: ViT-bigG/14, 1280), the patches' (MindEye2's target: 256 x 1664,
-        not projected), or both.
+    model : CLIPVisionModelWithProjection | CLIPVisionModel
+        CLIPVisionModelWithProjection or CLIPVisionModel The tower. Projection needs the first kind.
+    output : Output, optional
+        {"pooled", "tokens", "both"} The class token's embedding (the paper's target: ViT-bigG/14,
+        1280), the patches' (MindEye2's target: 256 x 1664, not projected), or both.
     projected : bool
-        Apply CLIP's projection to its shared space. Pooled: to the class token after the last layer norm; tokens: last layer norm
-        and projection are applied to every patch. Without it, the pooled embedding is after the last layer norm and tokens are the
-        last hidden state, before it (what OpenCLIP hands out as tokens, MindEye2's convention).
+        Apply CLIP's projection to its shared space. Pooled: to the class token after the last layer
+        norm; tokens: last layer norm and projection are applied to every patch. Without it, the
+        pooled embedding is after the last layer norm and tokens are the last hidden state, before
+        it (what OpenCLIP hands out as tokens, MindEye2's convention).
     image_mean, image_std : sequence of 3 floats
         Pixel statistics.
 
     Notes
     -----
-    Preprocessing: the shorter side is resized to the model's input size (bicubic, antialiased, clamped to [0, 1] as an 8-bit
-    picture would be), then the centre is cropped. A picture that has the size already is not resampled.
+    Preprocessing: the shorter side is resized to the model's input size (bicubic, antialiased,
+    clamped to [0, 1] as an 8-bit picture would be), then the centre is cropped. A picture that has
+    the size already is not resampled.
     """
 
     mean_311: Tensor
@@ -102,7 +120,10 @@ class CLIPImageEncoder(nn.Module):
         if output not in ("pooled", "tokens", "both"):
             raise UserError(f"output is {output!r}; allowed are 'pooled', 'tokens' and 'both'")
         if projected and not isinstance(model, CLIPVisionModelWithProjection):
-            raise UserError(f"a projected embedding needs a CLIPVisionModelWithProjection, not a {type(model).__name__}")
+            raise UserError(
+                "a projected embedding needs a CLIPVisionModelWithProjection, not a"
+                f" {type(model).__name__}"
+            )
         self.model = model.requires_grad_(False).eval()
         self.output = output
         self.projected = projected
@@ -110,22 +131,37 @@ class CLIPImageEncoder(nn.Module):
         self.register_buffer("std_311", torch.tensor(image_std).view(3, 1, 1), persistent=False)
 
     @classmethod
-    def on_meta(cls, vision: CLIPVisionConfig, *, output: Output = "pooled", projected: bool = True) -> CLIPImageEncoder:
-        """The encoder of a configuration on the meta device: its sizes, without weights or memory."""
+    def on_meta(
+        cls, vision: CLIPVisionConfig, *, output: Output = "pooled", projected: bool = True
+    ) -> CLIPImageEncoder:
+        """The encoder of a configuration on the meta device: its sizes, without weights or
+        memory.
+        """
         with torch.device("meta"):
-            return cls((CLIPVisionModelWithProjection if projected else CLIPVisionModel)(vision), output=output, projected=projected)
+            return cls(
+                (CLIPVisionModelWithProjection if projected else CLIPVisionModel)(vision),
+                output=output,
+                projected=projected,
+            )
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, output: Output = "pooled", projected: bool = True, subfolder: str | None = None, **kwargs
+        cls,
+        path: str | Path,
+        *,
+        output: Output = "pooled",
+        projected: bool = True,
+        subfolder: str | None = None,
+        **kwargs,
     ) -> CLIPImageEncoder:
         """Load from a local folder or a hub name holding a CLIPModel or a CLIP vision model.
 
         Parameters
         ----------
         path : str or Path
-            For example ``laion/CLIP-ViT-bigG-14-laion2B-39B-b160k``, ``openai/clip-vit-large-patch14``, or a folder.
-        output, projected
+            For example ``laion/CLIP-ViT-bigG-14-laion2B-39B-b160k``,
+            ``openai/clip-vit-large-patch14``, or a folder.
+        output, projected : Output, optional
             As for the class.
         subfolder : str, optional
             Folder inside it; found by itself where a local folder holds ``image_encoder/``.
@@ -138,15 +174,22 @@ class CLIPImageEncoder(nn.Module):
             If it cannot be loaded, or weights are missing, left over or of another shape.
         """
         subfolder = subfolder_of(path, "image_encoder") if subfolder is None else subfolder
-        hub = {key: value for key, value in kwargs.items() if key in ("revision", "local_files_only", "cache_dir", "token")}
+        hub = {
+            key: value
+            for key, value in kwargs.items()
+            if key in ("revision", "local_files_only", "cache_dir", "token")
+        }
         vision = vision_config(path, subfolder, **hub)
-        tower: type[CLIPVisionModelWithProjection] | type[CLIPVisionModel] = CLIPVisionModelWithProjection if projected else CLIPVisionModel
+        tower: type[CLIPVisionModelWithProjection] | type[CLIPVisionModel] = (
+            CLIPVisionModelWithProjection if projected else CLIPVisionModel
+        )
         model = load_frozen(
             tower,
             path,
             subfolder=subfolder,
             config=vision,
-            allowed_extra=("text_model.", "text_projection.", "logit_scale") + (() if projected else ("visual_projection.",)),
+            allowed_extra=("text_model.", "text_projection.", "logit_scale")
+            + (() if projected else ("visual_projection.",)),
             **kwargs,
         )
         file = cached_file(
@@ -167,13 +210,18 @@ class CLIPImageEncoder(nn.Module):
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write tower and pixel statistics to ``image_encoder/`` in a folder, where `from_pretrained` finds them.
+        """Write tower and pixel statistics to ``image_encoder/`` in a folder, where
+        `from_pretrained` finds them.
 
-        What is read off the tower (`output`, `projected`) is said again on loading, as for any other tower.
+        What is read off the tower (`output`, `projected`) is said again on loading, as for any
+        other tower.
         """
         inside = Path(folder) / "image_encoder"
         self.model.save_pretrained(inside)
-        pixels = {"image_mean": self.mean_311.flatten().tolist(), "image_std": self.std_311.flatten().tolist()}
+        pixels = {
+            "image_mean": self.mean_311.flatten().tolist(),
+            "image_std": self.std_311.flatten().tolist(),
+        }
         write_json(inside / "preprocessor_config.json", pixels)
 
     @property
@@ -211,18 +259,27 @@ class CLIPImageEncoder(nn.Module):
             If the pictures are not B x 3 x H x W, not floating point, or leave [0, 1].
         """
         if images_B3HW.ndim != 4 or images_B3HW.shape[1] != 3:
-            raise UserError(f"pictures have shape {tuple(images_B3HW.shape)}; allowed is B x 3 x H x W")
+            raise UserError(
+                f"pictures have shape {tuple(images_B3HW.shape)}; allowed is B x 3 x H x W"
+            )
         if not images_B3HW.is_floating_point():
-            raise UserError(f"pictures are {images_B3HW.dtype}; allowed is floating point in [0, 1]: divide bytes by 255")
+            raise UserError(
+                f"pictures are {images_B3HW.dtype}; allowed is floating point in [0, 1]: divide"
+                " bytes by 255"
+            )
         x_B3HW = images_B3HW.to(self.mean_311.device, torch.float32)
         low, high = (float(x) for x in torch.aminmax(x_B3HW)) if x_B3HW.numel() else (0.0, 1.0)
-        if not (low >= -1e-3 and high <= 1 + 1e-3):  # float16 files may overshoot by rounding; NaN fails here too
+        if not (
+            low >= -1e-3 and high <= 1 + 1e-3
+        ):  # float16 files may overshoot by rounding; NaN fails here too
             raise UserError(f"pictures have values from {low:g} to {high:g}; allowed is [0, 1]")
         height, width = x_B3HW.shape[-2:]
         scale = self.size / min(height, width)
         resized = (max(self.size, round(height * scale)), max(self.size, round(width * scale)))
         if resized != (height, width):
-            x_B3HW = interpolate(x_B3HW, size=resized, mode="bicubic", antialias=True, align_corners=False)
+            x_B3HW = interpolate(
+                x_B3HW, size=resized, mode="bicubic", antialias=True, align_corners=False
+            )
         top, left = (resized[0] - self.size) // 2, (resized[1] - self.size) // 2
         x_B3SS = x_B3HW[:, :, top : top + self.size, left : left + self.size].clamp(0, 1)
         return (x_B3SS - self.mean_311) / self.std_311
@@ -245,14 +302,24 @@ class CLIPImageEncoder(nn.Module):
         out = self.model(pixel_values=pixels)
         pooled_BD = tokens_BPD = None
         if self.output != "tokens":
-            pooled_BD = out.image_embeds if self.projected else self._class_token(out.last_hidden_state)
+            pooled_BD = (
+                out.image_embeds if self.projected else self._class_token(out.last_hidden_state)
+            )
         if self.output != "pooled":
             tokens_BPD = out.last_hidden_state[:, 1:]
             if self.projected:
-                tokens_BPD = self.model.visual_projection(self.model.vision_model.post_layernorm(tokens_BPD))
+                tokens_BPD = self.model.visual_projection(
+                    self.model.vision_model.post_layernorm(tokens_BPD)
+                )
         return ImageTarget(pooled_BD, tokens_BPD)
 
     def _class_token(self, hidden_BPW: Tensor) -> Tensor:
-        """The class token after the last layer norm, from either kind of tower (only one of the two keeps it in a `vision_model`)."""
-        tower = self.model.vision_model if isinstance(self.model, CLIPVisionModelWithProjection) else self.model
+        """The class token after the last layer norm, from either kind of tower (only one of the two
+        keeps it in a `vision_model`).
+        """
+        tower = (
+            self.model.vision_model
+            if isinstance(self.model, CLIPVisionModelWithProjection)
+            else self.model
+        )
         return tower.post_layernorm(hidden_BPW[:, 0])

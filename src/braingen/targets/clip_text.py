@@ -11,7 +11,13 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from braingen.pretrained.loading import load_frozen
 from braingen.runtime.errors import UserError
@@ -22,8 +28,9 @@ PARTS: dict[str, tuple[str, ...]] = {"L": ("L",), "bigG": ("bigG",), "joint": ("
 FOLDERS = {"L": ("text_encoder", "tokenizer"), "bigG": ("text_encoder_2", "tokenizer_2")}
 """Where an SDXL pipeline keeps them."""
 LAYER = -2
-"""SDXL reads the penultimate hidden state of both text encoders, and so does this file, the start token of L included
-(the published implementation takes the last one there)."""
+"""SDXL reads the penultimate hidden state of both text encoders, and so does this file, the start
+token of L included (the published implementation takes the last one there).
+"""
 
 
 class PromptEmbeddings(NamedTuple):
@@ -40,18 +47,21 @@ class CLIPTextEncoderDual(nn.Module):
 
     Parameters
     ----------
-    text_encoder : CLIPTextModel, optional
-        The first (ViT-L/14, 768 wide). Needed for "L" and "joint".
-    tokenizer : CLIPTokenizer, optional
-        Its tokenizer.
-    text_encoder_2 : CLIPTextModelWithProjection, optional
-        The second (ViT-bigG/14, 1280 wide). Needed for "bigG" and "joint".
-    tokenizer_2 : CLIPTokenizer, optional
-        Its tokenizer.
-    output : {"L", "bigG", "joint"}
-        Which encoder's columns are the target; joint puts L before bigG, as SDXL does.
-    tokens : {"eos", "all"}
-        The end-of-sequence token only (T = 1, the paper's target), or all of them (T = 77).
+    text_encoder : CLIPTextModel | None, optional
+        CLIPTextModel, optional The first (ViT-L/14, 768 wide). Needed for "L" and "joint".
+    tokenizer : PreTrainedTokenizerBase | None, optional
+        CLIPTokenizer, optional Its tokenizer.
+    text_encoder_2 : CLIPTextModelWithProjection | None, optional
+        CLIPTextModelWithProjection, optional The second (ViT-bigG/14, 1280 wide). Needed for "bigG"
+        and "joint".
+    tokenizer_2 : PreTrainedTokenizerBase | None, optional
+        CLIPTokenizer, optional Its tokenizer.
+    output : Output, optional
+        {"L", "bigG", "joint"} Which encoder's columns are the target; joint puts L before bigG, as
+        SDXL does.
+    tokens : Literal['eos', 'all'], optional
+        {"eos", "all"} The end-of-sequence token only (T = 1, the paper's target), or all of them (T
+        = 77).
     """
 
     def __init__(
@@ -75,26 +85,38 @@ class CLIPTextEncoderDual(nn.Module):
         for name in PARTS[output]:
             model, its_tokenizer = given[name]
             if model is None or its_tokenizer is None:
-                raise UserError(f"output {output!r} needs the encoder and the tokenizer of {name}: give {' and '.join(FOLDERS[name])}")
+                raise UserError(
+                    f"output {output!r} needs the encoder and the tokenizer of {name}: give"
+                    f" {' and '.join(FOLDERS[name])}"
+                )
             self.models[name] = model.requires_grad_(False).eval()  # type: ignore[index]
             self.tokenizers[name] = its_tokenizer
         lengths = {name: self._length(name) for name in self.models}
         if len(set(lengths.values())) > 1:
-            raise UserError(f"the two text encoders read {lengths} tokens; for a joint output the numbers must be equal")
+            raise UserError(
+                f"the two text encoders read {lengths} tokens; for a joint output the numbers must"
+                " be equal"
+            )
         self.output = output
         self.tokens = tokens
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, output: Output = "bigG", tokens: Literal["eos", "all"] = "eos", **kwargs
+        cls,
+        path: str | Path,
+        *,
+        output: Output = "bigG",
+        tokens: Literal["eos", "all"] = "eos",
+        **kwargs,
     ) -> CLIPTextEncoderDual:
-        """Load from a folder (or hub name) laid out like an SDXL pipeline; only the encoders that `output` needs are read.
+        """Load from a folder (or hub name) laid out like an SDXL pipeline; only the encoders that
+        `output` needs are read.
 
         Parameters
         ----------
         path : str or Path
             Holds text_encoder/, tokenizer/ and / or text_encoder_2/, tokenizer_2/.
-        output, tokens
+        output, tokens : Output, optional
             As for the class.
         **kwargs
             For transformers' ``from_pretrained``: dtype, revision, local_files_only ...
@@ -106,15 +128,24 @@ class CLIPTextEncoderDual(nn.Module):
         """
         if output not in PARTS:
             raise UserError(f"output is {output!r}; allowed are 'L', 'bigG' and 'joint'")
-        hub = {key: value for key, value in kwargs.items() if key in ("revision", "local_files_only", "cache_dir", "token")}
+        hub = {
+            key: value
+            for key, value in kwargs.items()
+            if key in ("revision", "local_files_only", "cache_dir", "token")
+        }
         parts: dict[str, Any] = {}
         for name in PARTS[output]:
             model_folder, tokenizer_folder = FOLDERS[name]
             parts[model_folder] = load_frozen(
-                CLIPTextModel if name == "L" else CLIPTextModelWithProjection, path, subfolder=model_folder, **kwargs
+                CLIPTextModel if name == "L" else CLIPTextModelWithProjection,
+                path,
+                subfolder=model_folder,
+                **kwargs,
             )
             try:
-                parts[tokenizer_folder] = CLIPTokenizer.from_pretrained(str(path), subfolder=tokenizer_folder, **hub)
+                parts[tokenizer_folder] = CLIPTokenizer.from_pretrained(
+                    str(path), subfolder=tokenizer_folder, **hub
+                )
             except (OSError, ValueError) as error:
                 raise UserError(
                     f"no tokenizer in '{path}/{tokenizer_folder}': {first_line(error)} "
@@ -123,7 +154,9 @@ class CLIPTextEncoderDual(nn.Module):
         return cls(**parts, output=output, tokens=tokens)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write encoders and tokenizers as an SDXL pipeline has them, where `from_pretrained` finds them."""
+        """Write encoders and tokenizers as an SDXL pipeline has them, where `from_pretrained` finds
+        them.
+        """
         for name, model in self.models.items():
             model_folder, tokenizer_folder = FOLDERS[name]
             model.save_pretrained(Path(folder) / model_folder)
@@ -158,13 +191,21 @@ class CLIPTextEncoderDual(nn.Module):
         return next(self.parameters()).device
 
     def _ids(self, name: str, texts: Sequence[str]) -> Tensor:
-        encoded = self.tokenizers[name](
-            list(texts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+        encoded = self.tokenizers[
+            name
+        ](
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.length,
+            return_tensors="pt",
         )  # always the full length, so that an embedding does not depend on the other texts of the batch
         return encoded["input_ids"].to(self.device)
 
     def _end(self, name: str, ids_BT: Tensor) -> Tensor:
-        """Position of the first end-of-sequence token: the tokenizer's own, whatever the model's configuration says about it."""
+        """Position of the first end-of-sequence token: the tokenizer's own, whatever the model's
+        configuration says about it.
+        """
         end = ids_BT == self.tokenizers[name].eos_token_id
         return end.int().argmax(dim=1)
 
@@ -180,7 +221,8 @@ class CLIPTextEncoderDual(nn.Module):
         Returns
         -------
         Tensor
-            B x T x D: T is 1 (end-of-sequence token) or `length`; penultimate hidden states, L before bigG.
+            B x T x D: T is 1 (end-of-sequence token) or `length`; penultimate hidden states, L
+            before bigG.
         """
         columns = []
         for name, model in self.models.items():
@@ -194,7 +236,8 @@ class CLIPTextEncoderDual(nn.Module):
 
     @torch.no_grad()
     def forward(self, captions: Sequence[Sequence[str]]) -> Tensor:
-        """Target embeddings of pictures with one or several captions each, averaged over the captions of a picture.
+        """Target embeddings of pictures with one or several captions each, averaged over the
+        captions of a picture.
 
         Parameters
         ----------
@@ -213,14 +256,18 @@ class CLIPTextEncoderDual(nn.Module):
         """
         for row, texts in enumerate(captions):
             if isinstance(texts, str) or not texts:
-                raise UserError(f"captions of picture {row} are {texts!r}; allowed is a list of at least one text")
+                raise UserError(
+                    f"captions of picture {row} are {texts!r}; allowed is a list of at least one"
+                    " text"
+                )
         counts = torch.tensor([len(texts) for texts in captions])
         each_NTD = self.encode([text for texts in captions for text in texts])
         return torch.stack([part.mean(dim=0) for part in each_NTD.split(counts.tolist())])
 
     @torch.no_grad()
     def prompt(self, texts: Sequence[str]) -> PromptEmbeddings:
-        """Prompts as SDXL's U-Net reads them (negative prompts, caption-conditioned refinement), whatever `tokens` is.
+        """Prompts as SDXL's U-Net reads them (negative prompts, caption-conditioned refinement),
+        whatever `tokens` is.
 
         Parameters
         ----------
@@ -239,12 +286,15 @@ class CLIPTextEncoderDual(nn.Module):
             columns.append(out.hidden_states[LAYER])
             if name == "bigG":
                 rows = torch.arange(len(ids_BT), device=self.device)
-                pooled_BD = cast(CLIPTextModelWithProjection, model).text_projection(out.last_hidden_state[rows, self._end(name, ids_BT)])
+                pooled_BD = cast(CLIPTextModelWithProjection, model).text_projection(
+                    out.last_hidden_state[rows, self._end(name, ids_BT)]
+                )
         return PromptEmbeddings(torch.cat(columns, dim=-1), pooled_BD)
 
     @torch.no_grad()
     def start_token(self) -> Tensor:
-        """The embedding of the start token, D columns: attention is causal, so it is the same in every text.
+        """The embedding of the start token, D columns: attention is causal, so it is the same in
+        every text.
 
         Returns
         -------
@@ -254,5 +304,7 @@ class CLIPTextEncoderDual(nn.Module):
         columns = []
         for name, model in self.models.items():
             ids_11 = torch.tensor([[self.tokenizers[name].bos_token_id]], device=self.device)
-            columns.append(model(input_ids=ids_11, output_hidden_states=True).hidden_states[LAYER][0, 0])
+            columns.append(
+                model(input_ids=ids_11, output_hidden_states=True).hidden_states[LAYER][0, 0]
+            )
         return torch.cat(columns)

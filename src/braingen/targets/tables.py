@@ -1,4 +1,6 @@
-"""What the encoders aim at: frozen CLIP embeddings of pictures and captions, from the cache or computed now."""
+"""What the encoders aim at: frozen CLIP embeddings of pictures and captions, from the cache or
+computed now.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class Targets:
 
     Parameters
     ----------
-    config : says which data and which backbone
+    config : Config
+        Says which data and which backbone.
     """
 
     def __init__(self, config: Config) -> None:
@@ -54,7 +57,9 @@ class Targets:
 
     @cached_property
     def captions(self) -> Captions:
-        """What people wrote about the pictures; read when first asked for, since own scans may have none."""
+        """What people wrote about the pictures; read when first asked for, since own scans may have
+        none.
+        """
         return load_captions(self._layout)
 
     @property
@@ -62,7 +67,10 @@ class Targets:
         """The frozen CLIP whose image embeddings are decoded."""
         if self._image_encoder is None:
             self._image_encoder = CLIPImageEncoder.from_pretrained(
-                self.image_path, output=self._choice.image_output, projected=self._choice.image_projected, dtype=torch.float32
+                self.image_path,
+                output=self._choice.image_output,
+                projected=self._choice.image_projected,
+                dtype=torch.float32,
             ).to(self._device)
         return self._image_encoder
 
@@ -71,7 +79,10 @@ class Targets:
         """The frozen text encoders whose states are decoded."""
         if self._text_encoder is None:
             self._text_encoder = CLIPTextEncoderDual.from_pretrained(
-                self._backbone, output=self._choice.text_output, tokens=self._choice.text_tokens, dtype=torch.float32
+                self._backbone,
+                output=self._choice.text_output,
+                tokens=self._choice.text_tokens,
+                dtype=torch.float32,
             ).to(self._device)
         return self._text_encoder
 
@@ -90,10 +101,18 @@ class Targets:
         """The table of CLIP embeddings of pictures."""
 
         def compute(ids: np.ndarray) -> Tensor:
-            return self.image_encoder(torch.from_numpy(self.stimuli.images(ids)).to(self._device)).target_BTD
+            return self.image_encoder(
+                torch.from_numpy(self.stimuli.images(ids)).to(self._device)
+            ).target_BTD
 
-        output = f"{self._choice.image_output}, {'projected' if self._choice.image_projected else 'not projected'}"
-        key = {"weights": fingerprint_of_files(_part(self.image_path, "image_encoder")), "output": output}
+        output = (
+            f"{self._choice.image_output},"
+            f" {'projected' if self._choice.image_projected else 'not projected'}"
+        )
+        key = {
+            "weights": fingerprint_of_files(_part(self.image_path, "image_encoder")),
+            "output": output,
+        }
         return Cache(self._folder, "image_embedding", key, len(self.stimuli), compute)
 
     def text(self, image_ids: np.ndarray) -> Tensor:
@@ -113,20 +132,28 @@ class Targets:
         parts = [name for encoder in PARTS[self._choice.text_output] for name in FOLDERS[encoder]]
         weights = "/".join(fingerprint_of_files(_part(self._backbone, name)) for name in parts)
         which = {"eos": "end of sequence", "all": "all tokens"}[self._choice.text_tokens]
-        key = {"weights": weights, "output": f"{self._choice.text_output} {which}, mean of captions"}
+        key = {
+            "weights": weights,
+            "output": f"{self._choice.text_output} {which}, mean of captions",
+        }
         return Cache(self._folder, "text_embedding", key, len(self.stimuli), compute)
 
     def latents(self, image_ids: np.ndarray, size: int) -> np.ndarray:
-        """VAE latents of pictures at a size, ready for noise: the memory-mapped table of all images, those asked for filled.
+        """VAE latents of pictures at a size, ready for noise: the memory-mapped table of all
+        images, those asked for filled.
 
         Parameters
         ----------
-        image_ids : the pictures that will be used
-        size : side in pixels; pictures of another side are resized bicubically
+        image_ids : np.ndarray
+            The pictures that will be used.
+        size : int
+            Side in pixels; pictures of another side are resized bicubically.
 
         Returns
         -------
-        images of the data folder x C x h x w, float16: the mean of the encoder's Gaussian, scaled by the VAE's factor
+        np.ndarray
+            Images of the data folder x C x h x w, float16: the mean of the encoder's Gaussian,
+            scaled by the VAE's factor.
         """
         return self.latents_cache(size).table(image_ids, self.stimuli.digests(image_ids), batch=16)
 
@@ -137,18 +164,29 @@ class Targets:
         def compute(ids: np.ndarray) -> Tensor:
             pictures = torch.from_numpy(self.stimuli.images(ids)).to(self._device)
             if pictures.shape[-1] != size:
-                pictures = interpolate(pictures, size=(size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-            return self.vae.encode(pictures * 2 - 1).latent_dist.mode() * self.vae.config.scaling_factor
+                pictures = interpolate(
+                    pictures, size=(size, size), mode="bicubic", antialias=True, align_corners=False
+                ).clamp(0, 1)
+            return (
+                self.vae.encode(pictures * 2 - 1).latent_dist.mode()
+                * self.vae.config.scaling_factor
+            )
 
         key = {"weights": fingerprint_of_files(_part(self._backbone, "vae")), "size": str(size)}
-        return Cache(self._folder.parent / "latents", "latents", key, len(self.stimuli), compute, np.float16)
+        return Cache(
+            self._folder.parent / "latents", "latents", key, len(self.stimuli), compute, np.float16
+        )
 
     def text_widths(self, modality: str) -> tuple[int, ...]:
-        """Width of every text encoder that is decoded, in the order of the target's columns; empty for images."""
+        """Width of every text encoder that is decoded, in the order of the target's columns; empty
+        for images.
+        """
         return tuple(self.text_encoder.widths.values()) if modality == "text" else ()
 
     def table(self, modality: str, image_ids: np.ndarray) -> np.ndarray:
-        """Targets of all images of the data folder, memory-mapped, with the rows of some images filled."""
+        """Targets of all images of the data folder, memory-mapped, with the rows of some images
+        filled.
+        """
         if modality == "image":
             return self.image_cache().table(image_ids, self.stimuli.digests(image_ids))
         return self.text_cache().table(image_ids, self.text_digests(image_ids))

@@ -1,4 +1,6 @@
-"""What it takes to go on: saved after epochs, by the clock within them, and when the process is told to stop."""
+"""What it takes to go on: saved after epochs, by the clock within them, and when the process is
+told to stop.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,14 @@ from braingen.runtime.run_folder import Run
 from braingen.runtime.state import load_tree, save_tree
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-"""Kinds of training in which no process holds the whole state; Accelerate then writes it, into a folder."""
+"""Kinds of training in which no process holds the whole state; Accelerate then writes it, into a
+folder.
+"""
 SHARDS = "shards"
 LEAST_PAUSE = 20
-"""Saving pauses for this many times as long as it took, so it takes at most a twentieth of the time."""
+"""Saving pauses for this many times as long as it took, so it takes at most a twentieth of the
+time.
+"""
 
 
 class Stateful(Protocol):
@@ -57,16 +63,23 @@ class _Wish(IntEnum):
 class Checkpoints:
     """The saved state of a training, in its run folder.
 
-    With several processes the main one writes; random states are gathered from all, since each has its own.
+    With several processes the main one writes; random states are gathered from all, since each has
+    its own.
 
     Parameters
     ----------
-    run : the run folder
-    accelerator, workers : how the training is shared out
-    parts : what is saved whole, by name
-    generator : of what chance decides in the model's input; the global one, of dropout, is saved too
-    pause : seconds between two saves after epochs, at least
-    pause_within : seconds after which a save comes within an epoch
+    run : Run
+        The run folder.
+    accelerator, workers : Accelerator
+        How the training is shared out.
+    parts : Mapping[str, Stateful]
+        What is saved whole, by name.
+    generator : torch.Generator
+        Of what chance decides in the model's input; the global one, of dropout, is saved too.
+    pause : float
+        Seconds between two saves after epochs, at least.
+    pause_within : float
+        Seconds after which a save comes within an epoch.
     """
 
     def __init__(
@@ -79,7 +92,12 @@ class Checkpoints:
         pause: float,
         pause_within: float,
     ) -> None:
-        self._run, self._accelerator, self._workers, self._generator = run, accelerator, workers, generator
+        self._run, self._accelerator, self._workers, self._generator = (
+            run,
+            accelerator,
+            workers,
+            generator,
+        )
         self._sharded = accelerator.distributed_type in SHARDED
         scaler = getattr(accelerator, "scaler", None)
         self._parts = dict(parts) | ({"scaler": scaler} if scaler is not None else {})
@@ -95,13 +113,16 @@ class Checkpoints:
             When it was saved by another number of processes.
         """
         shards = self._run.path(SHARDS)
-        state = (self._workers.told(shards.exists()) and load_tree(shards / "state.safetensors")) or self._run.load_state()
+        state = (
+            self._workers.told(shards.exists()) and load_tree(shards / "state.safetensors")
+        ) or self._run.load_state()
         if state is None:
             return Place()
         if len(state["random"]) != self._workers.count:
             raise UserError(
-                f"{self._run.folder} was trained by {len(state['random'])} processes so far and would go on with {self._workers.count}:"
-                " batches and learning rates would change. Start as many, or another --model_name."
+                f"{self._run.folder} was trained by {len(state['random'])} processes so far and"
+                f" would go on with {self._workers.count}: batches and learning rates would change."
+                " Start as many, or another --model_name."
             )
         if self._sharded:
             self._accelerator.load_state(str(shards))
@@ -124,8 +145,16 @@ class Checkpoints:
             When the process was told to stop; the state is saved then.
         """
         passed = time.monotonic() - self._saved
-        due = passed > max(self._pause if epoch_over else self._pause_within, LEAST_PAUSE * self._took)
-        mine = _Wish.STOP if request.made else _Wish.SAVE if due and self._workers.main else _Wish.NOTHING
+        due = passed > max(
+            self._pause if epoch_over else self._pause_within, LEAST_PAUSE * self._took
+        )
+        mine = (
+            _Wish.STOP
+            if request.made
+            else _Wish.SAVE
+            if due and self._workers.main
+            else _Wish.NOTHING
+        )
         wish = self._workers.greatest(mine)
         if wish != _Wish.NOTHING:
             self.save(place)
@@ -142,11 +171,16 @@ class Checkpoints:
             "gpu": torch.cuda.get_rng_state() if self._accelerator.device.type == "cuda" else None,
             "generator": self._generator.get_state(),
         }
-        tree = {"random": gather_object([mine]) if self._workers.count > 1 else [mine], **vars(place)}
+        tree = {
+            "random": gather_object([mine]) if self._workers.count > 1 else [mine],
+            **vars(place),
+        }
         if self._sharded:
             self._save_shards(tree)
         else:
-            self._run.save_state({name: part.state_dict() for name, part in self._parts.items()} | tree)
+            self._run.save_state(
+                {name: part.state_dict() for name, part in self._parts.items()} | tree
+            )
         self._saved = time.monotonic()
         self._took = self._saved - began
 

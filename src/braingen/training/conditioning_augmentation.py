@@ -1,9 +1,11 @@
 """Reads of training pictures made as unsure as reads of pictures that the encoders have never met.
 
-An encoder knows its own training trials far better than it will ever know a test trial. A diffusion model fine-tuned on such reads learns
-to trust them too much, and routers learn to prefer the experts that remember best. So what it hears of a training picture is drawn anew
-from how held-out training pictures are read: the true embedding, shrunk toward the mean as much as theirs are, plus an error mixed from
-theirs. The errors of experts, of levels and of image and text go together as they do there.
+An encoder knows its own training trials far better than it will ever know a test trial. A diffusion
+model fine-tuned on such reads learns to trust them too much, and routers learn to prefer the
+experts that remember best. So what it hears of a training picture is drawn anew from how held-out
+training pictures are read: the true embedding, shrunk toward the mean as much as theirs are, plus
+an error mixed from theirs. The errors of experts, of levels and of image and text go together as
+they do there.
 
 N pictures, J held-out pictures, B batch, E all experts, T tokens, D CLIP width. Standardised units.
 """
@@ -28,24 +30,33 @@ class Unsureness(NamedTuple):
 def unsureness_of(reads_JETD: Tensor, truth_JTD: Tensor) -> Unsureness:
     """Compare reads of held-out pictures with what should have been read."""
     reads_JETD, truth_J1TD = reads_JETD.float(), truth_JTD.float()[:, None]
-    slope_E = (reads_JETD * truth_J1TD).sum(dim=(0, 2, 3)) / truth_J1TD.square().sum().clamp_min(1e-12)
+    slope_E = (reads_JETD * truth_J1TD).sum(dim=(0, 2, 3)) / truth_J1TD.square().sum().clamp_min(
+        1e-12
+    )
     return Unsureness(slope_E, reads_JETD - slope_E[:, None, None] * truth_J1TD)
 
 
 def mixing_weights(batch: int, held_out: int, generator: torch.Generator) -> Tensor:
-    """B x J standard normal weights over root J: errors mixed with them have the covariance of the errors.
+    """B x J standard normal weights over root J: errors mixed with them have the covariance of the
+    errors.
 
     The same weights are used for image and text, whose errors go together.
     """
-    return torch.randn(batch, held_out, generator=generator, device=generator.device) / held_out**0.5
+    return (
+        torch.randn(batch, held_out, generator=generator, device=generator.device) / held_out**0.5
+    )
 
 
 def unsure(truth_BTD: Tensor, unsureness: Unsureness, weights_BJ: Tensor) -> Tensor:
-    """What the experts would say of pictures with these true embeddings, had the encoder never met them: B x E x T x D.
+    """What the experts would say of pictures with these true embeddings, had the encoder never met
+    them: B x E x T x D.
 
     Parameters
     ----------
-    weights_BJ : of :func:`mixing_weights`
+    weights_BJ : Tensor
+        Of :func:`mixing_weights`.
     """
     slope_E11, truth_B1TD = unsureness.slope_E.to(truth_BTD)[:, None, None], truth_BTD[:, None]
-    return slope_E11 * truth_B1TD + torch.einsum("bj,jetd->betd", weights_BJ.to(truth_BTD), unsureness.error_JETD.to(truth_BTD))
+    return slope_E11 * truth_B1TD + torch.einsum(
+        "bj,jetd->betd", weights_BJ.to(truth_BTD), unsureness.error_JETD.to(truth_BTD)
+    )

@@ -1,4 +1,5 @@
-"""Stage 2: teach the diffusion model to listen: a LoRA for the U-Net, and the routers between experts and U-Net, trained together.
+"""Stage 2: teach the diffusion model to listen: a LoRA for the U-Net, and the routers between
+experts and U-Net, trained together.
 
 B batch, E all experts, T tokens, D CLIP width, C h w latent sides.
 """
@@ -93,15 +94,21 @@ class Draws(NamedTuple):
     """How errors of held-out reads are mixed."""
 
 
-def router_of(config: Config, counts: tuple[int, ...], embedding: Sequence[int], latent_side: int, times: int) -> DiffuseRouter:
+def router_of(
+    config: Config, counts: tuple[int, ...], embedding: Sequence[int], latent_side: int, times: int
+) -> DiffuseRouter:
     """A fresh router for an encoder's experts.
 
     Parameters
     ----------
-    counts : experts of every level
-    embedding : T and D
-    latent_side : of the training pictures
-    times : length of the noise schedule
+    counts : tuple[int, ...]
+        Experts of every level.
+    embedding : Sequence[int]
+        T and D.
+    latent_side : int
+        Of the training pictures.
+    times : int
+        Length of the noise schedule.
     """
     wanted = config.router
     return DiffuseRouter(
@@ -121,18 +128,32 @@ def router_of(config: Config, counts: tuple[int, ...], embedding: Sequence[int],
 
 def check(config: Config, readers: dict[str, BrainReader]) -> None:
     """Refuse what cannot be trained, before anything is computed."""
-    routed = {name: reader for name, reader in readers.items() if getattr(config.router, f"route_{name}")}
+    routed = {
+        name: reader for name, reader in readers.items() if getattr(config.router, f"route_{name}")
+    }
     shapes = [(expert_counts(reader), reader.mean_TD.shape) for reader in routed.values()]
     with torch.device("meta"):  # parameters are counted, not made
         routers = [router_of(config, counts, shape, 8, 1000) for counts, shape in shapes]
     trained = sum(parameter.numel() for router in routers for parameter in router.parameters())
     if not config.lora.rank and not trained:
-        why = f"routers without weights (router.time={config.router.time}, router.space={config.router.space})" if routed else "no routers"
-        raise UserError(f"rank = 0 and {why} leave nothing to train: give --rank 16, or routers that learn.")
-    refuse_side(config.finetune.resolution, pixels_per_latent(config.backbone.path), "finetune.resolution")
+        why = (
+            f"routers without weights (router.time={config.router.time},"
+            f" router.space={config.router.space})"
+            if routed
+            else "no routers"
+        )
+        raise UserError(
+            f"rank = 0 and {why} leave nothing to train: give --rank 16, or routers that learn."
+        )
+    refuse_side(
+        config.finetune.resolution, pixels_per_latent(config.backbone.path), "finetune.resolution"
+    )
     for name, reader in readers.items():
         if config.router.prior_order == "step" and reader.config.prior_use != "predict":
-            raise UserError(f"prior_order = step needs a prior that gradients pass through: train {name} with prior.use=predict.")
+            raise UserError(
+                f"prior_order = step needs a prior that gradients pass through: train {name} with"
+                " prior.use=predict."
+            )
     if config.finetune.use_8bit_adam:
         _eight_bit_adam()
 
@@ -143,9 +164,12 @@ def setup(config: Config) -> Parts:
     readers = load_readers(config)
     check(config, readers)
     targets = Targets(config)
-    # on a CPU frozen weights stay float32: autocast there does not cover every layer that half-precision weights would meet
+    # on a CPU frozen weights stay float32: autocast there does not cover every layer that
+    # half-precision weights would meet
     dtype = TYPES[precision_of(config)] if device_of(config).type == "cuda" else torch.float32
-    backbone = load_backbone(config.backbone.path, config.backbone.ip_adapter, dtype, vae_dtype=torch.float32)
+    backbone = load_backbone(
+        config.backbone.path, config.backbone.ip_adapter, dtype, vae_dtype=torch.float32
+    )
     unet, vae = backbone.unet.to(device_of(config)), backbone.vae.to(device_of(config))
     size = config.finetune.resolution or picture_size(unet, vae)
     form = ConditioningForm.of(
@@ -167,46 +191,89 @@ def setup(config: Config) -> Parts:
     times = backbone.scheduler.config.num_train_timesteps
     torch.manual_seed(hash_seed(config.run.seed, "routers", 0))
     routers = {
-        name: router_of(config, counts[name], reader.mean_TD.shape, size // vae_factor(vae), times).to(unet.device)
+        name: (
+            router_of(
+                config, counts[name], reader.mean_TD.shape, size // vae_factor(vae), times
+            ).to(unet.device)
+        )
         for name, reader in readers.items()
         if (config.router.route_image if name == "image" else config.router.route_text)
     }
-    model = ListeningUNet(unet, form.to(unet.device), readers, routers, counts, config.router.prior_order, size)
-    return Parts(model, data, backbone.scheduler.alphas_cumprod, backbone.scheduler.config.prediction_type)
+    model = ListeningUNet(
+        unet, form.to(unet.device), readers, routers, counts, config.router.prior_order, size
+    )
+    return Parts(
+        model, data, backbone.scheduler.alphas_cumprod, backbone.scheduler.config.prediction_type
+    )
 
 
 def trained_parameters(model: ListeningUNet) -> dict[str, nn.Parameter]:
     """Everything the optimizer is given, by name: the LoRA and the routers."""
-    return lora_parameters(model) | {name: parameter for name, parameter in model.named_parameters() if name.startswith("routers.")}
+    return lora_parameters(model) | {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith("routers.")
+    }
 
 
-def draw(config: Config, batch: int, latent_shape: tuple[int, ...], times: int, held_out: int, generator: torch.Generator) -> Draws:
-    """What chance decides: times (one in each of B equal parts of the schedule), noise, dropped conditions, how errors are mixed."""
+def draw(
+    config: Config,
+    batch: int,
+    latent_shape: tuple[int, ...],
+    times: int,
+    held_out: int,
+    generator: torch.Generator,
+) -> Draws:
+    """What chance decides: times (one in each of B equal parts of the schedule), noise, dropped
+    conditions, how errors are mixed.
+    """
     order = torch.randperm(batch, generator=generator)
-    t_B = ((order + torch.rand(batch, generator=generator)) * (times / batch)).long().clamp(max=times - 1)
+    t_B = (
+        ((order + torch.rand(batch, generator=generator)) * (times / batch))
+        .long()
+        .clamp(max=times - 1)
+    )
     noise = torch.randn(batch, *latent_shape, generator=generator)
     noise = offset_noise(noise, config.finetune.noise_offset, generator)
     chance_B = torch.rand(batch, generator=generator)
     both, image = config.finetune.drop_both, config.finetune.drop_both + config.finetune.drop_image
     text = image + config.finetune.drop_text
-    no_image_B, no_text_B = chance_B < image, (chance_B < both) | ((chance_B >= image) & (chance_B < text))
+    no_image_B, no_text_B = (
+        chance_B < image,
+        (chance_B < both) | ((chance_B >= image) & (chance_B < text)),
+    )
     return Draws(t_B, noise, no_image_B, no_text_B, mixing_weights(batch, held_out, generator))
 
 
-def step(model: nn.Module, rows: np.ndarray, parts: Parts, config: Config, generator: torch.Generator) -> StepLosses:
+def step(
+    model: nn.Module, rows: np.ndarray, parts: Parts, config: Config, generator: torch.Generator
+) -> StepLosses:
     """The losses of one pass: weighted error of the prediction, and the pull on the time routers.
 
     Parameters
     ----------
-    model : the listening U-Net, wrapped for several processes or not
-    rows : pictures of the pass
-    generator : of everything that chance decides
+    model : nn.Module
+        The listening U-Net, wrapped for several processes or not.
+    rows : np.ndarray
+        Pictures of the pass.
+    generator : torch.Generator
+        Of everything that chance decides.
     """
     train, device = parts.data.train, parts.alphas_cumprod.device
     latents = train.latents_of(rows).to(device)
-    drawn = draw(config, len(rows), tuple(latents.shape[1:]), len(parts.alphas_cumprod), _errors(parts), generator)
+    drawn = draw(
+        config,
+        len(rows),
+        tuple(latents.shape[1:]),
+        len(parts.alphas_cumprod),
+        _errors(parts),
+        generator,
+    )
     if config.finetune.reads == "as_held_out":
-        reads = {name: unsure(train.truth[name][rows], parts.data.unsureness[name], drawn.weights_BJ) for name in train.reads}
+        reads = {
+            name: unsure(train.truth[name][rows], parts.data.unsureness[name], drawn.weights_BJ)
+            for name in train.reads
+        }
     else:
         reads = {name: train.read_of(name, rows) for name in train.reads}
     return _losses(model, latents, reads, drawn, parts, config, generator)
@@ -217,30 +284,44 @@ def _errors(parts: Parts) -> int:
 
 
 def _losses(
-    model: nn.Module, latents_BChw: Tensor, reads: dict[str, Tensor], drawn: Draws, parts: Parts, config: Config, generator: torch.Generator
+    model: nn.Module,
+    latents_BChw: Tensor,
+    reads: dict[str, Tensor],
+    drawn: Draws,
+    parts: Parts,
+    config: Config,
+    generator: torch.Generator,
 ) -> StepLosses:
     device, alphas = latents_BChw.device, parts.alphas_cumprod
     t_B, noise_BChw = drawn.t_B.to(device), drawn.noise_BChw.to(device)
     heard = (reads[name].to(device) if name in reads else None for name in ("image", "text"))
     noisy_BChw = noisy_latents(alphas, latents_BChw, noise_BChw, t_B)
-    guess_BChw, routings = model(noisy_BChw, t_B, *heard, drawn.no_image_B.to(device), drawn.no_text_B.to(device), generator)
+    guess_BChw, routings = model(
+        noisy_BChw, t_B, *heard, drawn.no_image_B.to(device), drawn.no_text_B.to(device), generator
+    )
     target_BChw = prediction_target(alphas, latents_BChw, noise_BChw, t_B, parts.prediction_type)
-    weight_B = min_snr_weight(signal_to_noise(alphas, t_B), config.finetune.snr_gamma or None, parts.prediction_type)
+    weight_B = min_snr_weight(
+        signal_to_noise(alphas, t_B), config.finetune.snr_gamma or None, parts.prediction_type
+    )
     terms = {"denoising": denoising_loss(guess_BChw, target_BChw, weight_B).mean()}
     learned = [each for each in routings if each.levels_are_learned]
     if config.router.kl_scale and learned:
         sigma, times = config.router.kl_sigma, len(alphas)
-        pulls = [kl_guidance(each.level_probabilities_BL, t_B, sigma=sigma, num_train_timesteps=times) for each in learned]
+        pulls = [
+            kl_guidance(each.level_probabilities_BL, t_B, sigma=sigma, num_train_timesteps=times)
+            for each in learned
+        ]
         terms["guidance"] = config.router.kl_scale * torch.stack(pulls).mean()
     return StepLosses.of(terms)
 
 
 @torch.no_grad()
 def validate(parts: Parts, config: Config) -> dict[str, float]:
-    """The objective on held-out training pictures, and its denoising loss: their own reads, the same noise and times, nothing left out.
+    """The objective on held-out training pictures, and its denoising loss: their own reads, the
+    same noise and times, nothing left out.
 
-    ``denoising`` chooses the checkpoint. ``loss`` is what is minimised, guidance of the time routers
-    included; guidance says how routers are set and nothing about pictures.
+    ``denoising`` chooses the checkpoint. ``loss`` is what is minimised, guidance of the time
+    routers included; guidance says how routers are set and nothing about pictures.
     """
     parts.model.eval()
     held_out, device = parts.data.held_out, parts.alphas_cumprod.device
@@ -248,8 +329,13 @@ def validate(parts: Parts, config: Config) -> dict[str, float]:
     for number, rows in enumerate(pieces(len(held_out.rows), 32)):
         generator = torch.Generator().manual_seed(hash_seed(config.run.seed, "validation", number))
         latents = held_out.latents_of(rows).to(device)
-        drawn = draw(config, len(rows), tuple(latents.shape[1:]), len(parts.alphas_cumprod), 1, generator)
-        whole = drawn._replace(no_image_B=torch.zeros_like(drawn.no_image_B), no_text_B=torch.zeros_like(drawn.no_text_B))
+        drawn = draw(
+            config, len(rows), tuple(latents.shape[1:]), len(parts.alphas_cumprod), 1, generator
+        )
+        whole = drawn._replace(
+            no_image_B=torch.zeros_like(drawn.no_image_B),
+            no_text_B=torch.zeros_like(drawn.no_text_B),
+        )
         reads = {name: held_out.read_of(name, rows) for name in held_out.reads}
         found = _losses(parts.model, latents, reads, whole, parts, config, generator)
         sums["loss"] += len(rows) * found.total.item()
@@ -262,7 +348,10 @@ def _eight_bit_adam() -> Callable[..., torch.optim.Optimizer]:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise UserError("use_8bit_adam needs bitsandbytes and a GPU: `pip install bitsandbytes`, or leave it out.") from error
+        raise UserError(
+            "use_8bit_adam needs bitsandbytes and a GPU: `pip install bitsandbytes`, or leave it"
+            " out."
+        ) from error
     return AdamW8bit
 
 
@@ -271,16 +360,24 @@ def optimizer_of(model: ListeningUNet, config: Config) -> torch.optim.Optimizer:
     tune = config.finetune
     groups = []
     for name, rate in (("lora", tune.learning_rate), ("routers", tune.router_learning_rate)):
-        parameters = [p for key, p in trained_parameters(model).items() if key.startswith("routers.") == (name == "routers")]
+        parameters = [
+            p
+            for key, p in trained_parameters(model).items()
+            if key.startswith("routers.") == (name == "routers")
+        ]
         for matrices, decay in ((True, tune.adam_weight_decay), (False, 0.0)):
             chosen = [p for p in parameters if (p.ndim > 1) == matrices]
             groups += [{"params": chosen, "lr": rate, "weight_decay": decay}] if chosen else []
-    make: Callable[..., torch.optim.Optimizer] = _eight_bit_adam() if tune.use_8bit_adam else torch.optim.AdamW
+    make: Callable[..., torch.optim.Optimizer] = (
+        _eight_bit_adam() if tune.use_8bit_adam else torch.optim.AdamW
+    )
     return make(groups)
 
 
 def rate_factor(config: Config, step: int) -> float:
-    """Learning rate as a share of its peak: linear warm-up, then constant or a half cosine to zero."""
+    """Learning rate as a share of its peak: linear warm-up, then constant or a half cosine
+    to zero.
+    """
     warm, steps = config.finetune.lr_warmup_steps, config.finetune.max_train_steps
     if step < warm:
         return (step + 1) / warm
@@ -294,8 +391,10 @@ class Average:
 
     Parameters
     ----------
-    parameters : by name
-    decay : 0 for none
+    parameters : dict[str, nn.Parameter]
+        By name.
+    decay : float
+        0 for none.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
@@ -318,19 +417,27 @@ class Average:
 
 
 def finetune(config: Config) -> Path:
-    """Fine-tune; continues where an interrupted run stopped. Under ``accelerate launch`` in several processes.
+    """Fine-tune; continues where an interrupted run stopped. Under ``accelerate launch`` in several
+    processes.
 
     Returns
     -------
-    the run folder: ``best/`` and ``last/`` with LoRA and routers, ``metrics.jsonl``
+    Path
+        The run folder: ``best/`` and ``last/`` with LoRA and routers, ``metrics.jsonl``.
     """
     check_backbone(config)
     folder = tuning_folder(config)
-    settings = config.model_dump(mode="json", include={"data", "backbone", "router", "lora", "finetune"})
-    settings["readers"] = {name: fingerprint_of_files(run_folder(config, name) / READER) for name in modalities(config)}
+    settings = config.model_dump(
+        mode="json", include={"data", "backbone", "router", "lora", "finetune"}
+    )
+    settings["readers"] = {
+        name: fingerprint_of_files(run_folder(config, name) / READER) for name in modalities(config)
+    }
     settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))
     workers = Workers(config)
-    with shared_run(workers, folder, {**settings, "seed": config.run.seed}, {"run": config.run.seed}) as run:
+    with shared_run(
+        workers, folder, {**settings, "seed": config.run.seed}, {"run": config.run.seed}
+    ) as run:
         if not complete(workers, run, lambda: [folder / BEST]):
             accelerator = accelerator_of(config, folder, config.finetune.train_batch_size)
             fit(config, workers.main_first(lambda: setup(config)), run, accelerator, workers)
@@ -342,10 +449,18 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
     tune, model = config.finetune, parts.model
     parameters = trained_parameters(model)
     optimizer = optimizer_of(model, config)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda number: rate_factor(config, number))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda number: rate_factor(config, number)
+    )
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     parts = parts._replace(alphas_cumprod=parts.alphas_cumprod.to(accelerator.device))
-    rows = Rows(len(parts.data.train.rows), tune.train_batch_size, config.run.seed, accelerator.process_index, accelerator.num_processes)
+    rows = Rows(
+        len(parts.data.train.rows),
+        tune.train_batch_size,
+        config.run.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
     average = Average(parameters, tune.ema_decay if tune.use_ema else 0.0)
     first, best, sums, counted = 0, math.inf, dict[str, float](), 0
     state = run.load_state()
@@ -365,8 +480,9 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
         run,
         workers,
         getattr(accelerator, "scaler", None) is not None,
-        f"Lower finetune.learning_rate (now {tune.learning_rate:g}), finetune.router_learning_rate ({tune.router_learning_rate:g}) or"
-        f" finetune.clip_norm ({tune.clip_norm:g}), or compute in float32 (--mixed_precision no).",
+        f"Lower finetune.learning_rate (now {tune.learning_rate:g}), finetune.router_learning_rate"
+        f" ({tune.router_learning_rate:g}) or finetune.clip_norm ({tune.clip_norm:g}), or compute"
+        " in float32 (--mixed_precision no).",
     )
     saved = time.monotonic()
 
@@ -380,9 +496,18 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
         if loss < best and workers.main:
             _save(run, BEST, model, config)
         average.swap()
-        values = {f"train/{name}": round(total / max(1, counted), 6) for name, total in sums.items()}
-        run.log(number, **values, **{f"validation/{name}": round(value, 6) for name, value in found.items()})
-        accelerator.log({**values, **{f"validation/{name}": value for name, value in found.items()}}, step=number)
+        values = {
+            f"train/{name}": round(total / max(1, counted), 6) for name, total in sums.items()
+        }
+        run.log(
+            number,
+            **values,
+            **{f"validation/{name}": round(value, 6) for name, value in found.items()},
+        )
+        accelerator.log(
+            {**values, **{f"validation/{name}": value for name, value in found.items()}},
+            step=number,
+        )
         return min(best, loss)
 
     if state is None:
@@ -394,8 +519,11 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
             optimizer.zero_grad(set_to_none=True)
             for part in range(tune.gradient_accumulation_steps):
                 passes = number * tune.gradient_accumulation_steps + part
-                # what chance decides depends on the number of the pass alone, so an interrupted run ends with the same bits
-                generator = torch.Generator().manual_seed(hash_seed(config.run.seed, f"pass of {rows.rank}", passes))
+                # what chance decides depends on the number of the pass alone, so an interrupted run
+                # ends with the same bits
+                generator = torch.Generator().manual_seed(
+                    hash_seed(config.run.seed, f"pass of {rows.rank}", passes)
+                )
                 with accelerator.autocast():
                     result = step(wrapped, rows.of(passes), parts, config, generator)
                 sound = divergence.passed(result, f"in step {number + 1} of {tune.max_train_steps}")
@@ -414,12 +542,21 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
             if (stop or time.monotonic() - saved > SAVE_SECONDS) and done < tune.max_train_steps:
                 saved = time.monotonic()
                 trained = {name: parameter.detach() for name, parameter in parameters.items()}
-                tree = {"trained": trained, "average": average.mean, "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-                run.save_state({**tree, "step": done, "best": best, "sums": sums, "counted": counted})
+                tree = {
+                    "trained": trained,
+                    "average": average.mean,
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                }
+                run.save_state(
+                    {**tree, "step": done, "best": best, "sums": sums, "counted": counted}
+                )
                 if stop:
                     end_tracking(accelerator)
                     raise Stopped
-            progress.update(bar, advance=1, description=f"fine-tuning, held-out denoising loss {best:.4f}")
+            progress.update(
+                bar, advance=1, description=f"fine-tuning, held-out denoising loss {best:.4f}"
+            )
     average.swap()
     if workers.main:
         _save(run, LAST, model, config)
@@ -431,5 +568,9 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
 
 def _save(run: Run, name: str, model: ListeningUNet, config: Config) -> None:
     with run.replace(name) as temporary:
-        routers = {key: router for key, router in model.routers.items() if isinstance(router, DiffuseRouter)}
+        routers = {
+            key: router
+            for key, router in model.routers.items()
+            if isinstance(router, DiffuseRouter)
+        }
         save_tuned(temporary, model.unet, routers, config.router.prior_order)

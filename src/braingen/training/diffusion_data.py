@@ -1,4 +1,5 @@
-"""What fine-tuning learns from: VAE latents and what the frozen encoders read, once per picture, and which rows make a step.
+"""What fine-tuning learns from: VAE latents and what the frozen encoders read, once per picture,
+and which rows make a step.
 
 N pictures, E all experts, T tokens, D CLIP width, C h w latent sides.
 """
@@ -39,7 +40,9 @@ class Pictures(NamedTuple):
     latents: np.ndarray
     """Scaled VAE latents by image id: (all images) x C x h x w."""
     reads: dict[str, list[np.ndarray]]
-    """'image', 'text' -> per subject, what all experts said, by image id: (all images) x E x T x D."""
+    """'image', 'text' -> per subject, what all experts said, by image id: (all images) x E
+    x T x D.
+    """
     truth: dict[str, Tensor]
     """'image', 'text' -> standardised true embeddings of the rows: N x T x D."""
     subject_N: np.ndarray
@@ -70,17 +73,41 @@ class ListeningData(NamedTuple):
     """'image', 'text' -> how held-out pictures are read."""
 
 
-def reads_table(config: Config, name: str, reader: BrainReader, betas: Betas, subject: int, repeats: Repeats, images: int) -> np.ndarray:
-    """What every expert says of pictures, their presentations averaged, after the prior where it comes first, by image id."""
+def reads_table(
+    config: Config,
+    name: str,
+    reader: BrainReader,
+    betas: Betas,
+    subject: int,
+    repeats: Repeats,
+    images: int,
+) -> np.ndarray:
+    """What every expert says of pictures, their presentations averaged, after the prior where it
+    comes first, by image id.
+    """
     device = next(reader.parameters()).device
     row_of = {int(image): row for row, image in enumerate(repeats.image_N)}
 
     def compute(ids: np.ndarray) -> Tensor:
         some = Repeats(ids, repeats.rows_NR[[row_of[int(i)] for i in ids]])
         (batch,) = RepeatBatches(some, betas, subject, len(ids))
-        noise = seeded_noise(ids.tolist(), reader.noise_shape, config.run.seed, f"prior of {name}") if reader.noise_shape else None
+        noise = (
+            seeded_noise(ids.tolist(), reader.noise_shape, config.run.seed, f"prior of {name}")
+            if reader.noise_shape
+            else None
+        )
         order = config.router.prior_order
-        return all_experts(read(reader, batch.voxels_BRV.to(device), subject, batch.present_BR, order, experts=True, noise=noise))
+        return all_experts(
+            read(
+                reader,
+                batch.voxels_BRV.to(device),
+                subject,
+                batch.present_BR,
+                order,
+                experts=True,
+                noise=noise,
+            )
+        )
 
     key = {
         "reader": fingerprint_of_files(run_folder(config, name) / READER),
@@ -90,18 +117,35 @@ def reads_table(config: Config, name: str, reader: BrainReader, betas: Betas, su
         "seed": str(config.run.seed) if reader.noise_shape else "",
     }
     made_from = digest_of_texts([str(row) for row in rows] for rows in repeats.rows_NR)
-    cache = Cache(Layout.of(config.data.root).cache() / "reads", f"reads_{name}", key, images, compute, np.float16)
+    cache = Cache(
+        Layout.of(config.data.root).cache() / "reads",
+        f"reads_{name}",
+        key,
+        images,
+        compute,
+        np.float16,
+    )
     return cache.table(repeats.image_N, made_from)
 
 
-def listening_data(config: Config, targets: Targets, readers: dict[str, BrainReader], size: int, held_out_images: int) -> ListeningData:
+def listening_data(
+    config: Config,
+    targets: Targets,
+    readers: dict[str, BrainReader],
+    size: int,
+    held_out_images: int,
+) -> ListeningData:
     """Compute or find everything frozen.
 
     Parameters
     ----------
-    readers : of image and text, in eval mode
-    size : side of the training pictures in pixels
-    held_out_images : how many held-out pictures are looked at when validating; errors are measured on all of them
+    readers : dict[str, BrainReader]
+        Of image and text, in eval mode.
+    size : int
+        Side of the training pictures in pixels.
+    held_out_images : int
+        How many held-out pictures are looked at when validating; errors are measured on all of
+        them.
     """
     layout = Layout.of(config.data.root)
     splits: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"train": [], "held_out": []}
@@ -112,46 +156,73 @@ def listening_data(config: Config, targets: Targets, readers: dict[str, BrainRea
         for name, reader in readers.items():
             if str(subject) not in reader.config.encoder_config["subjects"]:
                 raise UserError(
-                    f"The {name} encoder in {run_folder(config, name)} does not know subject {subject}: name one it was trained on."
+                    f"The {name} encoder in {run_folder(config, name)} does not know subject"
+                    f" {subject}: name one it was trained on."
                 )
-            reads[name].append(reads_table(config, name, reader, betas, subject, repeats, len(targets.stimuli)))
-        for split, part in zip(splits, hold_out_images(trials, config.data.holdout_share, config.run.seed)):
+            reads[name].append(
+                reads_table(config, name, reader, betas, subject, repeats, len(targets.stimuli))
+            )
+        for split, part in zip(
+            splits, hold_out_images(trials, config.data.holdout_share, config.run.seed)
+        ):
             images = np.unique(part.table["image"].to_numpy())
             splits[split].append((images, np.full(len(images), position)))
-    everything = np.unique(np.concatenate([images for parts in splits.values() for images, _ in parts]))
+    everything = np.unique(
+        np.concatenate([images for parts in splits.values() for images, _ in parts])
+    )
     latents = targets.latents(everything, size)
 
     def pictures(split: str) -> Pictures:
         image_N, subject_N = (np.concatenate(column) for column in zip(*splits[split]))
-        truth = {name: reader.standardised(targets.of(name, image_N).to(reader.device)).cpu() for name, reader in readers.items()}
+        truth = {
+            name: reader.standardised(targets.of(name, image_N).to(reader.device)).cpu()
+            for name, reader in readers.items()
+        }
         return Pictures(image_N, latents, reads, truth, subject_N)
 
     train, held_out = pictures("train"), pictures("held_out")
-    unsureness = {name: unsureness_of(held_out.read_of(name, held_out.rows), held_out.truth[name]) for name in readers}
+    unsureness = {
+        name: unsureness_of(held_out.read_of(name, held_out.rows), held_out.truth[name])
+        for name in readers
+    }
     shown = held_out.rows[:held_out_images]
     few = held_out._replace(
-        image_N=held_out.image_N[shown], subject_N=held_out.subject_N[shown], truth={k: v[shown] for k, v in held_out.truth.items()}
+        image_N=held_out.image_N[shown],
+        subject_N=held_out.subject_N[shown],
+        truth={k: v[shown] for k, v in held_out.truth.items()},
     )
     return ListeningData(train, few, unsureness)
 
 
 class Rows:
-    """Which rows make a pass: reshuffled every epoch, a function of seed, number of the pass, rank and world.
+    """Which rows make a pass: reshuffled every epoch, a function of seed, number of the pass, rank
+    and world.
 
     Parameters
     ----------
-    count : rows there are
-    batch : of a pass and process
+    count : int
+        Rows there are.
+    batch : int
+        Of a pass and process.
     """
 
     def __init__(self, count: int, batch: int, seed: int, rank: int = 0, world: int = 1) -> None:
         self.count, self.batch, self.seed, self.rank, self.world = count, batch, seed, rank, world
-        self._order = lru_cache(maxsize=2)(lambda epoch: np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(count))
+        self._order = lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng(np.random.SeedSequence([seed, epoch])).permutation(
+                count
+            )
+        )
 
     def of(self, number: int) -> np.ndarray:
         """Rows of a pass of this process; epochs follow each other without a gap."""
         first = (number * self.world + self.rank) * self.batch
-        return np.array([self._order(place // self.count)[place % self.count] for place in range(first, first + self.batch)])
+        return np.array(
+            [
+                self._order(place // self.count)[place % self.count]
+                for place in range(first, first + self.batch)
+            ]
+        )
 
 
 def pieces(count: int, size: int) -> Iterator[np.ndarray]:

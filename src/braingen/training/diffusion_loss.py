@@ -31,7 +31,8 @@ def signal_to_noise(alphas_cumprod: Tensor, t_B: Tensor) -> Tensor:
 
 
 def min_snr_weight(snr_B: Tensor, gamma: float | None, prediction_type: str = "epsilon") -> Tensor:
-    """Weight of a sample's squared error such that errors of the clean picture count min(SNR, gamma) (Hang et al. 2023).
+    """Weight of a sample's squared error such that errors of the clean picture count min(SNR,
+    gamma) (Hang et al. 2023).
 
     Parameters
     ----------
@@ -39,8 +40,9 @@ def min_snr_weight(snr_B: Tensor, gamma: float | None, prediction_type: str = "e
         Signal-to-noise ratios.
     gamma : float or None
         Limit (MoRE-Brain: 1.5); None weighs all samples alike.
-    prediction_type : {"epsilon", "v_prediction"}
-        What the U-Net predicts. An error of the noise is 1/SNR, one of the velocity 1/(SNR + 1) of the same error of the picture.
+    prediction_type : str, optional
+        {"epsilon", "v_prediction"} What the U-Net predicts. An error of the noise is 1/SNR, one of
+        the velocity 1/(SNR + 1) of the same error of the picture.
 
     Returns
     -------
@@ -53,18 +55,29 @@ def min_snr_weight(snr_B: Tensor, gamma: float | None, prediction_type: str = "e
         For another kind of prediction, or a limit that is not positive.
     """
     if prediction_type not in ("epsilon", "v_prediction"):
-        raise UserError(f"the scheduler's prediction_type is {prediction_type!r}; fine-tuning knows 'epsilon' and 'v_prediction'")
+        raise UserError(
+            f"the scheduler's prediction_type is {prediction_type!r}; fine-tuning knows 'epsilon'"
+            " and 'v_prediction'"
+        )
     if gamma is None:
         return torch.ones_like(snr_B)
     if gamma <= 0:
-        raise UserError(f"snr_gamma is {gamma}; it has to be above 0 (MoRE-Brain: 1.5), or null for no weighting")
+        raise UserError(
+            f"snr_gamma is {gamma}; it has to be above 0 (MoRE-Brain: 1.5), or null for no"
+            " weighting"
+        )
     if prediction_type == "v_prediction":
         return snr_B.clamp(max=gamma) / (snr_B + 1)
-    return (gamma / snr_B).clamp(max=1)  # min(SNR, gamma) / SNR, and 1 where a schedule ends in pure noise
+    return (gamma / snr_B).clamp(
+        max=1
+    )  # min(SNR, gamma) / SNR, and 1 where a schedule ends in pure noise
 
 
-def offset_noise(noise_BChw: Tensor, offset: float, generator: torch.Generator | None = None) -> Tensor:
-    """Noise whose mean varies by channel, so that brightness is learned too; the identity for an offset of 0.
+def offset_noise(
+    noise_BChw: Tensor, offset: float, generator: torch.Generator | None = None
+) -> Tensor:
+    """Noise whose mean varies by channel, so that brightness is learned too; the identity for an
+    offset of 0.
 
     Parameters
     ----------
@@ -72,8 +85,8 @@ def offset_noise(noise_BChw: Tensor, offset: float, generator: torch.Generator |
         Standard normal.
     offset : float
         Standard deviation of the shift.
-    generator : torch.Generator, optional
-        Source of the shift.
+    generator : torch.Generator | None, optional
+        torch.Generator, optional Source of the shift.
     """
     if offset == 0:
         return noise_BChw
@@ -82,18 +95,25 @@ def offset_noise(noise_BChw: Tensor, offset: float, generator: torch.Generator |
     return noise_BChw + offset * shift.to(noise_BChw)
 
 
-def noisy_latents(alphas_cumprod: Tensor, latents_BChw: Tensor, noise_BChw: Tensor, t_B: Tensor) -> Tensor:
+def noisy_latents(
+    alphas_cumprod: Tensor, latents_BChw: Tensor, noise_BChw: Tensor, t_B: Tensor
+) -> Tensor:
     """Latents with the noise that belongs to times `t_B`.
 
-    Written out rather than asked of the scheduler, because schedulers made for sampling (Euler) scale their noisy latents differently;
-    this is what the U-Net reads in training and, after ``scale_model_input``, in sampling.
+    Written out rather than asked of the scheduler, because schedulers made for sampling (Euler)
+    scale their noisy latents differently; this is what the U-Net reads in training and, after
+    ``scale_model_input``, in sampling.
     """
     alpha = alphas_cumprod.to(latents_BChw)[t_B].view(-1, 1, 1, 1)
     return alpha.sqrt() * latents_BChw + (1 - alpha).sqrt() * noise_BChw
 
 
 def prediction_target(
-    alphas_cumprod: Tensor, latents_BChw: Tensor, noise_BChw: Tensor, t_B: Tensor, prediction_type: str = "epsilon"
+    alphas_cumprod: Tensor,
+    latents_BChw: Tensor,
+    noise_BChw: Tensor,
+    t_B: Tensor,
+    prediction_type: str = "epsilon",
 ) -> Tensor:
     """What the U-Net is to predict: the noise, or the velocity sqrt(a) noise - sqrt(1 - a) latents.
 
@@ -105,8 +125,8 @@ def prediction_target(
         What was mixed.
     t_B : Tensor
         Times, int64.
-    prediction_type : {"epsilon", "v_prediction"}
-        The scheduler's setting.
+    prediction_type : str, optional
+        {"epsilon", "v_prediction"} The scheduler's setting.
 
     Raises
     ------
@@ -118,7 +138,10 @@ def prediction_target(
     if prediction_type == "v_prediction":
         alpha = alphas_cumprod.to(latents_BChw)[t_B].view(-1, 1, 1, 1)
         return alpha.sqrt() * noise_BChw - (1 - alpha).sqrt() * latents_BChw
-    raise UserError(f"the scheduler's prediction_type is {prediction_type!r}; fine-tuning knows 'epsilon' and 'v_prediction'")
+    raise UserError(
+        f"the scheduler's prediction_type is {prediction_type!r}; fine-tuning knows 'epsilon' and"
+        " 'v_prediction'"
+    )
 
 
 def denoising_loss(prediction_BChw: Tensor, target_BChw: Tensor, weight_B: Tensor) -> Tensor:

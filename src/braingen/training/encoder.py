@@ -53,7 +53,8 @@ SOFT_CLIP_TEMPERATURES = (0.004, 0.0075)
 class Whole(torch.nn.Module):
     """A reader seen from outside by a single call, whatever is done with it.
 
-    Wrappers for several processes look at one forward pass per step; encoder (once per subject) and prior would be several.
+    Wrappers for several processes look at one forward pass per step; encoder (once per subject) and
+    prior would be several.
     """
 
     def __init__(self, reader: BrainReader) -> None:
@@ -65,20 +66,31 @@ class Whole(torch.nn.Module):
         return work(self.reader, *arguments)
 
 
-def step(reader: BrainReader, batch: tuple[VoxelBatch, ...], parts: Parts, progress: float, generator: torch.Generator) -> StepLosses:
-    """One step's losses: contrastive (MixCo, then SoftCLIP), squared error, prior, cosine, load balancing.
+def step(
+    reader: BrainReader,
+    batch: tuple[VoxelBatch, ...],
+    parts: Parts,
+    progress: float,
+    generator: torch.Generator,
+) -> StepLosses:
+    """One step's losses: contrastive (MixCo, then SoftCLIP), squared error, prior, cosine, load
+    balancing.
 
-    With several processes the contrastive losses are those of the global batch, in every process; the others are means over the
-    process's own trials, whose mean over processes, which DDP takes, is that of the global batch.
+    With several processes the contrastive losses are those of the global batch, in every process;
+    the others are means over the process's own trials, whose mean over processes, which DDP takes,
+    is that of the global batch.
 
-    While trials are mixed, so are the targets of the prior and of the squared error; the contrastive loss takes unmixed targets with
-    mixed labels.
+    While trials are mixed, so are the targets of the prior and of the squared error; the
+    contrastive loss takes unmixed targets with mixed labels.
 
     Parameters
     ----------
-    batch : one record per subject
-    progress : share of the training that is done, 0 to 1
-    generator : of MixCo, the prior's noise and what it drops
+    batch : tuple[VoxelBatch, ...]
+        One record per subject.
+    progress : float
+        Share of the training that is done, 0 to 1.
+    generator : torch.Generator
+        Of MixCo, the prior's noise and what it drops.
     """
     weights = parts.loss
     mixing = progress < weights.mixup_pct
@@ -91,7 +103,10 @@ def step(reader: BrainReader, batch: tuple[VoxelBatch, ...], parts: Parts, progr
             voxels_BV = losses.mix(voxels_BV, mixes[-1])
         encoded.append(reader(voxels_BV, part.subject))
         truths.append(parts.targets_ND[parts.row_of_image[part.image_B.numpy()]])
-    backbone_BTD, clip_BTD = (torch.cat([getattr(each, name) for each in encoded]) for name in ("backbone_BTD", "clip_BTD"))
+    backbone_BTD, clip_BTD = (
+        torch.cat([getattr(each, name) for each in encoded])
+        for name in ("backbone_BTD", "clip_BTD")
+    )
     truth_BTD = torch.cat(truths)
     mixed = losses.join_mixes(mixes) if mixing else None
     aim_BTD = losses.mix(truth_BTD, mixed) if mixed is not None else truth_BTD
@@ -99,23 +114,36 @@ def step(reader: BrainReader, batch: tuple[VoxelBatch, ...], parts: Parts, progr
     def contrastive(output_BTD: Tensor) -> Tensor:
         rows, wanted = losses.unit_rows(output_BTD), losses.unit_rows(truth_BTD)
         if mixed is not None:
-            return losses.mixco_nce(rows, wanted, MIXCO_TEMPERATURE * weights.temp_coeff, mixed, gather=gather_rows)
+            return losses.mixco_nce(
+                rows, wanted, MIXCO_TEMPERATURE * weights.temp_coeff, mixed, gather=gather_rows
+            )
         first, last = (temperature * weights.temp_coeff for temperature in SOFT_CLIP_TEMPERATURES)
         done = (progress - weights.mixup_pct) / max(1e-9, 1 - weights.mixup_pct)
-        return losses.soft_clip(rows, wanted, last + (first - last) * (1 + math.cos(math.pi * done)) / 2, gather=gather_rows)
+        return losses.soft_clip(
+            rows,
+            wanted,
+            last + (first - last) * (1 + math.cos(math.pi * done)) / 2,
+            gather=gather_rows,
+        )
 
     terms = {"clip": weights.clip_scale * contrastive(clip_BTD)}
-    terms["balance"] = weights.balance_scale * torch.stack([each.balance_loss for each in encoded]).mean()
+    terms["balance"] = (
+        weights.balance_scale * torch.stack([each.balance_loss for each in encoded]).mean()
+    )
     if weights.mse_scale:
         terms["mse"] = weights.mse_scale * mse_loss(backbone_BTD.float(), aim_BTD)
     if weights.level_scale:
         levels_BLTD = torch.cat([each.level_backbone_BLTD for each in encoded]).float()
-        terms["levels"] = weights.level_scale * mse_loss(levels_BLTD, aim_BTD[:, None].expand_as(levels_BLTD))
+        terms["levels"] = weights.level_scale * mse_loss(
+            levels_BLTD, aim_BTD[:, None].expand_as(levels_BLTD)
+        )
     if reader.prior is not None:
         predicted = reader.prior(backbone_BTD, aim_BTD, generator)
         terms["prior"] = weights.prior_scale * predicted.loss
         flat = predicted.prediction_BTD.flatten(1).float()
-        terms["cosine"] = weights.cos_scale * (1 - cosine_similarity(flat, aim_BTD.flatten(1)).mean())
+        terms["cosine"] = weights.cos_scale * (
+            1 - cosine_similarity(flat, aim_BTD.flatten(1)).mean()
+        )
         if weights.prior_clip_scale:
             terms["prior_clip"] = weights.prior_clip_scale * contrastive(predicted.prediction_BTD)
     return StepLosses.of(terms)
@@ -127,17 +155,25 @@ def validate(reader: BrainReader, parts: Parts) -> dict[str, float]:
 
     Returns
     -------
-    cosine : mean cosine of the embedding (after the prior, by one call) and the target, around the training mean
-    retrieval : share of images whose own target is the nearest to the projected output, among all held-out images
+    cosine
+        Mean cosine of the embedding (after the prior, by one call) and the target, around the
+        training mean.
+    retrieval
+        Share of images whose own target is the nearest to the projected output, among all held-out
+        images.
     """
     reader.eval()
     backbone, clip, truth = [], [], []
     for trials, betas in parts.held_out:
         for batch in RepeatBatches(group_repeats(trials), betas, trials.subject, 64):
             count, repeats = batch.present_BR.shape
-            each = reader(batch.voxels_BRV.flatten(0, 1).to(parts.targets_ND.device), trials.subject)
+            each = reader(
+                batch.voxels_BRV.flatten(0, 1).to(parts.targets_ND.device), trials.subject
+            )
             present = batch.present_BR.to(each.clip_BTD.device)
-            backbone.append(average_repeats(each.backbone_BTD.unflatten(0, (count, repeats)), present))
+            backbone.append(
+                average_repeats(each.backbone_BTD.unflatten(0, (count, repeats)), present)
+            )
             clip.append(average_repeats(each.clip_BTD.unflatten(0, (count, repeats)), present))
             truth.append(parts.targets_ND[parts.row_of_image[batch.image_B.numpy()]])
     truth_NF = torch.cat(truth).flatten(1)
@@ -148,58 +184,101 @@ def validate(reader: BrainReader, parts: Parts) -> dict[str, float]:
     nearest = (losses.unit_rows(torch.cat(clip)) @ normalize(truth_NF, dim=1).T).argmax(1)
     found = (nearest == torch.arange(len(truth_NF), device=nearest.device)).float().mean()
     reader.train()
-    return {"validation/cosine": round(cosine.item(), 6), "validation/retrieval": round(found.item(), 6)}
+    return {
+        "validation/cosine": round(cosine.item(), 6),
+        "validation/retrieval": round(found.item(), 6),
+    }
 
 
 def optimizer_of(reader: BrainReader, config: Config) -> torch.optim.AdamW:
-    """AdamW over all but the idle parameters; weight decay on linear maps only (published: on norm gains too, by a misspelt name)."""
-    return torch.optim.AdamW(weight_decay_groups(reader, config.optim.weight_decay), lr=config.optim.max_lr, fused=True)
+    """AdamW over all but the idle parameters; weight decay on linear maps only (published: on norm
+    gains too, by a misspelt name).
+    """
+    return torch.optim.AdamW(
+        weight_decay_groups(reader, config.optim.weight_decay), lr=config.optim.max_lr, fused=True
+    )
 
 
-def schedule_of(optimizer: torch.optim.Optimizer, config: Config, updates_per_epoch: int) -> torch.optim.lr_scheduler.OneCycleLR:
+def schedule_of(
+    optimizer: torch.optim.Optimizer, config: Config, updates_per_epoch: int
+) -> torch.optim.lr_scheduler.OneCycleLR:
     """The published one-cycle schedule: two epochs up, then down to a thousandth of the start."""
     epochs = config.optim.num_epochs
     return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.optim.max_lr, epochs * updates_per_epoch, pct_start=min(0.3, 2 / epochs), final_div_factor=1000
+        optimizer,
+        config.optim.max_lr,
+        epochs * updates_per_epoch,
+        pct_start=min(0.3, 2 / epochs),
+        final_div_factor=1000,
     )
 
 
 def train(config: Config, modality: str) -> Path:
-    """Train the image or the text encoder; continues where an interrupted run stopped. Under ``accelerate launch`` in several processes.
+    """Train the image or the text encoder; continues where an interrupted run stopped. Under
+    ``accelerate launch`` in several processes.
 
     Parameters
     ----------
-    modality : 'image' or 'text'
+    modality : str
+        'image' or 'text'.
 
     Returns
     -------
-    the run folder, with the best checkpoint in ``reader/``
+    Path
+        The run folder, with the best checkpoint in ``reader/``.
     """
     check_backbone(config)
-    settings = config.model_dump(mode="json", include={"data", "backbone", "encoder", "prior", f"loss_{modality}", "optim"})
+    settings = config.model_dump(
+        mode="json", include={"data", "backbone", "encoder", "prior", f"loss_{modality}", "optim"}
+    )
     settings["seed"] = config.run.seed
-    if config.optim.start_from is not None:  # what it starts from must not change under a run that is continued
+    if (
+        config.optim.start_from is not None
+    ):  # what it starts from must not change under a run that is continued
         settings["started_from"] = fingerprint_of_files(earlier_folder(config, modality) / READER)
     folder = run_folder(config, modality)
     workers = Workers(config)
     # older runs list the settings of all encoders, whichever was chosen
-    others = [f"encoder.{name}" for name in fields_of("encoder") if name not in type(config.encoder).model_fields]
+    others = [
+        f"encoder.{name}"
+        for name in fields_of("encoder")
+        if name not in type(config.encoder).model_fields
+    ]
     with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=others) as run:
         if not complete(workers, run, lambda: [folder / READER]):
             accelerator = accelerator_of(config, folder, config.optim.batch_size)
-            chosen = epoch_by_folds(config, modality, folder, settings, workers) if by_folds(config) else None
-            fit(config, parts_of(config, modality, accelerator, workers), run, accelerator, workers, chosen)
+            chosen = (
+                epoch_by_folds(config, modality, folder, settings, workers)
+                if by_folds(config)
+                else None
+            )
+            fit(
+                config,
+                parts_of(config, modality, accelerator, workers),
+                run,
+                accelerator,
+                workers,
+                chosen,
+            )
     return folder
 
 
-def parts_of(config: Config, modality: str, accelerator: Accelerator, workers: Workers, fold: Fold | None = None) -> Parts:
+def parts_of(
+    config: Config,
+    modality: str,
+    accelerator: Accelerator,
+    workers: Workers,
+    fold: Fold | None = None,
+) -> Parts:
     """What a training works with, set up by the main process first, which fills the caches."""
     place = accelerator.process_index, accelerator.num_processes
     return workers.main_first(lambda: setup(config, modality, *place, fold))
 
 
 def by_folds(config: Config) -> bool:
-    """Whether the epoch is chosen by cross-validation; too few held-out images without it are warned of."""
+    """Whether the epoch is chosen by cross-validation; too few held-out images without it are
+    warned of.
+    """
     if config.optim.checkpoint == "folds":
         return True
     held = [trials.table["image"].to_numpy() for _, trials in splits_of(config)]
@@ -215,7 +294,9 @@ def by_folds(config: Config) -> bool:
     return False
 
 
-def epoch_by_folds(config: Config, modality: str, folder: Path, settings: dict[str, Any], workers: Workers) -> int:
+def epoch_by_folds(
+    config: Config, modality: str, folder: Path, settings: dict[str, Any], workers: Workers
+) -> int:
     """The epoch with the best cosine of left-out training images, each image counted once.
 
     Every fold is trained as the whole will be, in a run folder of its own below the run's. Its
@@ -228,12 +309,22 @@ def epoch_by_folds(config: Config, modality: str, folder: Path, settings: dict[s
         images = sum(len(np.unique(each)) for each in judged)
         mine = {**settings, "fold": f"{number + 1} of {FOLDS}"}
         with shared_run(workers, own, mine, {"run": config.run.seed}) as run:
-            if not workers.told(run.finished):  # its weights are removed, its metrics are what it is for
+            if not workers.told(
+                run.finished
+            ):  # its weights are removed, its metrics are what it is for
                 accelerator = accelerator_of(config, own, config.optim.batch_size)
-                fit(config, parts_of(config, modality, accelerator, workers, fold), run, accelerator, workers)
+                fit(
+                    config,
+                    parts_of(config, modality, accelerator, workers, fold),
+                    run,
+                    accelerator,
+                    workers,
+                )
             for record in run.metrics:
                 if "validation/cosine" in record:
-                    sums[record["epoch"]] = sums.get(record["epoch"], 0.0) + images * record["validation/cosine"]
+                    sums[record["epoch"]] = (
+                        sums.get(record["epoch"], 0.0) + images * record["validation/cosine"]
+                    )
         if workers.main:
             shutil.rmtree(own / READER, ignore_errors=True)
     return max(sums, key=lambda epoch: (sums[epoch], -epoch))
@@ -251,7 +342,8 @@ def fit(
 
     Parameters
     ----------
-    chosen : the epoch whose weights are kept; None: the one that held-out images like best
+    chosen : int | None, optional
+        The epoch whose weights are kept; None: the one that held-out images like best.
     """
     epochs, steps = config.optim.num_epochs, parts.batches.steps
     share = trained_share(parts.reader)
@@ -261,8 +353,14 @@ def fit(
     sharded = accelerator.distributed_type in SHARDED
     parts = parts._replace(targets_ND=parts.targets_ND.to(accelerator.device))
     generator = torch.Generator()
-    saved = {"schedule": schedule} if sharded else {"reader": parts.reader, "optimizer": optimizer, "schedule": schedule}
-    checkpoints = Checkpoints(run, accelerator, workers, saved, generator, SAVE_SECONDS, 60 * config.run.save_minutes)
+    saved = (
+        {"schedule": schedule}
+        if sharded
+        else {"reader": parts.reader, "optimizer": optimizer, "schedule": schedule}
+    )
+    checkpoints = Checkpoints(
+        run, accelerator, workers, saved, generator, SAVE_SECONDS, 60 * config.run.save_minutes
+    )
     place = checkpoints.restore()
     run.rewind_metrics(place.epoch * steps)
     start_tracking(accelerator, config, run)
@@ -270,16 +368,21 @@ def fit(
         run,
         workers,
         getattr(accelerator, "scaler", None) is not None,
-        f"Lower optim.max_lr (now {config.optim.max_lr:g}) or optim.max_grad_norm ({config.optim.max_grad_norm:g}), compute in float32"
-        " (--mixed_precision no), or look at the responses with `braingen doctor`.",
+        f"Lower optim.max_lr (now {config.optim.max_lr:g}) or optim.max_grad_norm"
+        f" ({config.optim.max_grad_norm:g}), compute in float32 (--mixed_precision no), or look at"
+        " the responses with `braingen doctor`.",
     )
     with patience() as request, Progress(disable=not workers.main) as progress:
         bar = progress.add_task(f"training {run.folder.name}", total=epochs, completed=place.epoch)
         while place.epoch < epochs:
-            training = Training(model, optimizer, schedule, accelerator, parts, generator, divergence)
+            training = Training(
+                model, optimizer, schedule, accelerator, parts, generator, divergence
+            )
             train_epoch(config, training, place, checkpoints, request)
             epoch, last = place.epoch + 1, place.epoch + 1 == epochs
-            values = {f"train/{name}": round(total / steps, 6) for name, total in place.sums.items()}
+            values = {
+                f"train/{name}": round(total / steps, 6) for name, total in place.sums.items()
+            }
             if epoch == chosen:
                 keep(run, model, accelerator, workers)
             if last or epoch % config.optim.validate_every == 0:
@@ -294,7 +397,11 @@ def fit(
             place.epoch, place.step, place.sums = epoch, 0, {}
             if not last:
                 checkpoints.look(place, request, epoch_over=True)
-            progress.update(bar, advance=1, description=f"training {run.folder.name}, held-out cosine {place.best:.3f}")
+            progress.update(
+                bar,
+                advance=1,
+                description=f"training {run.folder.name}, held-out cosine {place.best:.3f}",
+            )
     end_tracking(accelerator)
     by = {} if chosen is None else {"epoch_chosen_by_folds": chosen}
     counts = {"trained_parameters": share.trained, "parameters": share.total}
@@ -316,14 +423,24 @@ class Training(NamedTuple):
     divergence: Divergence
 
 
-def train_epoch(config: Config, training: Training, place: Place, checkpoints: Checkpoints, request: Request) -> None:
+def train_epoch(
+    config: Config, training: Training, place: Place, checkpoints: Checkpoints, request: Request
+) -> None:
     """The steps of an epoch that are not done yet."""
     model, optimizer, schedule, accelerator, parts, generator, divergence = training
     epochs, steps, rank = config.optim.num_epochs, parts.batches.steps, accelerator.process_index
     if not place.step:
         # dropout and mixing of an epoch depend on its number alone, and on the process
-        torch.manual_seed(hash_seed(config.run.seed, f"dropout of process {rank}" if rank else "dropout", place.epoch))
-        generator.manual_seed(hash_seed(config.run.seed, f"mixing of process {rank}" if rank else "mixing", place.epoch))
+        torch.manual_seed(
+            hash_seed(
+                config.run.seed, f"dropout of process {rank}" if rank else "dropout", place.epoch
+            )
+        )
+        generator.manual_seed(
+            hash_seed(
+                config.run.seed, f"mixing of process {rank}" if rank else "mixing", place.epoch
+            )
+        )
     model.train()
     together = config.optim.gradient_accumulation_steps
     for number, batch in enumerate(parts.batches.epoch(place.epoch, place.step), place.step):
@@ -336,7 +453,9 @@ def train_epoch(config: Config, training: Training, place: Place, checkpoints: C
         with contextlib.nullcontext() if group_over else accelerator.no_sync(model):
             result = model(step, batch, parts, done, generator)
             # before the weights are changed by it
-            sound = divergence.passed(result, f"in epoch {place.epoch + 1}, step {number + 1} of {steps}")
+            sound = divergence.passed(
+                result, f"in epoch {place.epoch + 1}, step {number + 1} of {steps}"
+            )
             accelerator.backward(result.total / group)
         if sound:
             result.add_to(place.sums)
@@ -352,11 +471,15 @@ def train_epoch(config: Config, training: Training, place: Place, checkpoints: C
 def keep(run: Run, model: torch.nn.Module, accelerator: Accelerator, workers: Workers) -> None:
     """Make the present reader the best checkpoint."""
     reader = accelerator.unwrap_model(model).reader
-    if accelerator.distributed_type in SHARDED:  # no process holds the whole reader: put it together in the main one
+    if (
+        accelerator.distributed_type in SHARDED
+    ):  # no process holds the whole reader: put it together in the main one
         weights = accelerator.get_state_dict(model)
         if workers.main:
             reader = BrainReader.from_config(reader.config)
-            reader.load_state_dict({name.removeprefix("reader."): weight for name, weight in weights.items()})
+            reader.load_state_dict(
+                {name.removeprefix("reader."): weight for name, weight in weights.items()}
+            )
     if workers.main:
         with run.replace(READER) as temporary:
             reader.save_pretrained(temporary)

@@ -1,4 +1,6 @@
-"""What stage 1 needs before its first step: checked data, targets, batches, and a reader with fresh or earlier weights."""
+"""What stage 1 needs before its first step: checked data, targets, batches, and a reader with fresh
+or earlier weights.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,13 @@ from braingen.types import Trials
 PARCEL_TRIALS = 1500
 """Trials from which parcels of voxels start: 94 MB at 15 724 voxels."""
 UNTRAINED = {"image": ("low_level", "interm_out"), "text": ("train_pool",)}
-"""Parts of the dense encoder that are there for published checkpoints and that this stage has no target for."""
+"""Parts of the dense encoder that are there for published checkpoints and that this stage has no
+target for.
+"""
 MAY_DIFFER = {"subjects", "dropout", "voxel_dropout"}
-"""Settings of an encoder that a run may change from the run it starts from: they are no shape of a shared weight."""
+"""Settings of an encoder that a run may change from the run it starts from: they are no shape of a
+shared weight.
+"""
 
 
 class Parts(NamedTuple):
@@ -72,13 +78,16 @@ class Fold(NamedTuple):
 
 
 def splits_of(config: Config, fold: Fold | None = None) -> list[tuple[Trials, Trials]]:
-    """Per subject, the trials that are trained on and those of the images that checkpoints are judged by.
+    """Per subject, the trials that are trained on and those of the images that checkpoints are
+    judged by.
 
-    Images of ``data.holdout_share`` are never trained on, in a fold neither: fine-tuning measures on them
-    how unseen pictures are decoded.
+    Images of ``data.holdout_share`` are never trained on, in a fold neither: fine-tuning measures
+    on them how unseen pictures are decoded.
     """
     layout = Layout.of(config.data.root)
-    trials = [train_trials(layout, subject, config.data.num_sessions) for subject in config.data.subjects]
+    trials = [
+        train_trials(layout, subject, config.data.num_sessions) for subject in config.data.subjects
+    ]
     found = [hold_out_images(each, config.data.holdout_share, config.run.seed) for each in trials]
     return found if fold is None else fold.split([kept for kept, _ in found], config.run.seed)
 
@@ -90,34 +99,52 @@ def setup(
 
     Parameters
     ----------
-    modality : 'image' or 'text'
-    rank, world : this process and the number of processes
-    fold : of a cross-validation; None for the held-out images of ``data.holdout_share``
+    modality : str
+        'image' or 'text'.
+    rank, world : int, optional
+        This process and the number of processes.
+    fold : Fold | None, optional
+        Of a cross-validation; None for the held-out images of ``data.holdout_share``.
     """
     refuse_untrained_parts(config, modality)
     refuse_misfits(config, ("image",) if modality == "image" else ("text",), fetch=True)
     layout = Layout.of(config.data.root)
-    check_before_training(layout, config.data.subjects, config.data.num_sessions, captions=modality == "text")
+    check_before_training(
+        layout, config.data.subjects, config.data.num_sessions, captions=modality == "text"
+    )
     subjects, held_out = [], []
     for kept, held in splits_of(config, fold):
         betas = Betas.of(layout, kept.subject)
         subjects.append((kept, betas))
         held_out.append((held, betas))
     targets = Targets(config)
-    images = np.unique(np.concatenate([part.table["image"].to_numpy() for pairs in (subjects, held_out) for part, _ in pairs]))
+    images = np.unique(
+        np.concatenate(
+            [part.table["image"].to_numpy() for pairs in (subjects, held_out) for part, _ in pairs]
+        )
+    )
     embeddings_NTD = targets.of(modality, images)
     row_of_image = np.full(len(targets.stimuli), -1, dtype=np.int64)
     row_of_image[images] = np.arange(len(images))
-    trained_on = row_of_image[np.unique(np.concatenate([trials.table["image"].to_numpy() for trials, _ in subjects]))]
+    trained_on = row_of_image[
+        np.unique(np.concatenate([trials.table["image"].to_numpy() for trials, _ in subjects]))
+    ]
     set_seed(config.run.seed)
     dense = config.encoder.model == "BrainEncoder"
     voxels = {trials.subject: betas.voxels for trials, betas in subjects}
     loss = config.loss_image if modality == "image" else config.loss_text
     widths = targets.text_widths(modality) if dense else ()
-    reader = build_reader(config, voxels, embeddings_NTD.shape[1:], widths, head_trained=loss.clip_scale > 0)
-    if isinstance(config.encoder, BrainMoEVoxelConfig) and config.encoder.parcel_start == "responses":
+    reader = build_reader(
+        config, voxels, embeddings_NTD.shape[1:], widths, head_trained=loss.clip_scale > 0
+    )
+    if (
+        isinstance(config.encoder, BrainMoEVoxelConfig)
+        and config.encoder.parcel_start == "responses"
+    ):
         assert isinstance(reader.encoder, BrainMoEVoxel)
-        reader.encoder.start_from({trials.subject: some_responses(trials, betas) for trials, betas in subjects})
+        reader.encoder.start_from(
+            {trials.subject: some_responses(trials, betas) for trials, betas in subjects}
+        )
     if config.optim.start_from is None:
         mean_TD = embeddings_NTD[trained_on].mean(0)
         reader.set_scale(TargetScale(mean_TD, float((embeddings_NTD[trained_on] - mean_TD).std())))
@@ -141,13 +168,16 @@ def some_responses(trials: Trials, betas: Betas) -> Tensor:
 
 
 def refuse_untrained_parts(config: Config, modality: str) -> None:
-    """Parts that exist for published checkpoints and for which this stage has no target would stay at their random initial values."""
+    """Parts that exist for published checkpoints and for which this stage has no target would stay
+    at their random initial values.
+    """
     if config.encoder.model == "BrainEncoder":
         asked = [name for name in UNTRAINED[modality] if getattr(config.encoder, name)]
         if asked:
             raise UserError(
-                f"encoder.{asked[0]}=true has no target in stage 1, which would leave it random: train without it (--no-{asked[0]});"
-                " `braingen import` loads it from a published checkpoint."
+                f"encoder.{asked[0]}=true has no target in stage 1, which would leave it random:"
+                f" train without it (--no-{asked[0]}); `braingen import` loads it from a published"
+                " checkpoint."
             )
 
 
@@ -158,20 +188,29 @@ def build_reader(
     text_widths: Sequence[int] = (),
     head_trained: bool = True,
 ) -> BrainReader:
-    """A reader with random weights, of the configured architecture, for subjects with so many voxels each.
+    """A reader with random weights, of the configured architecture, for subjects with so many
+    voxels each.
 
     Parameters
     ----------
-    voxels : subject number -> voxel count
-    target_shape : T and D of what is decoded
-    text_widths : for captions, D of the text encoders that are decoded, in order; empty for images
-    head_trained : whether the contrastive loss trains the projection heads
+    voxels : dict[int, int]
+        Subject number -> voxel count.
+    target_shape : torch.Size | tuple[int, ...]
+        T and D of what is decoded.
+    text_widths : Sequence[int], optional
+        For captions, D of the text encoders that are decoded, in order; empty for images.
+    head_trained : bool, optional
+        Whether the contrastive loss trains the projection heads.
     """
     tokens, width = target_shape
     encoder: dict[str, Any]
     if isinstance(config.encoder, BrainEncoderConfig):
         text = (config.backbone.text_output, text_widths)
-        encoder = config.encoder.text_arguments(*text) if text_widths else config.encoder.image_arguments()
+        encoder = (
+            config.encoder.text_arguments(*text)
+            if text_widths
+            else config.encoder.image_arguments()
+        )
     else:
         encoder = config.encoder.arguments()
     prior = config.prior.model_dump(exclude={"use_prior", "use", "sample_steps", "guidance_scale"})
@@ -181,7 +220,9 @@ def build_reader(
             "subjects": {str(subject): count for subject, count in voxels.items()},
             **{"clip_seq_dim": tokens, "clip_emb_dim": width, **encoder},
         },
-        prior_config={"dim": width, "num_tokens": tokens, **prior} if config.prior.use_prior else None,
+        prior_config=(
+            {"dim": width, "num_tokens": tokens, **prior} if config.prior.use_prior else None
+        ),
         prior_use=config.prior.use,
         sample_steps=config.prior.sample_steps,
         guidance_scale=config.prior.guidance_scale,
@@ -202,13 +243,17 @@ def earlier_folder(config: Config, modality: str) -> Path:
     found = [folder for folder in (start, start / modality) if (folder / READER).is_dir()]
     if not found:
         wanted = start / modality / READER
-        raise UserError(f"--start_from {start} holds no trained {modality} encoder ({wanted} is missing): train it first.")
+        raise UserError(
+            f"--start_from {start} holds no trained {modality} encoder ({wanted} is missing): train"
+            " it first."
+        )
     Run(found[0]).require_finished()
     return found[0]
 
 
 def take_over(reader: BrainReader, earlier: BrainReader) -> None:
-    """Copy everything but the layers of subjects that the earlier reader did not know: those keep their initial weights.
+    """Copy everything but the layers of subjects that the earlier reader did not know: those keep
+    their initial weights.
 
     The scale of the target comes along, since experts and prior work in its units.
 
@@ -218,18 +263,27 @@ def take_over(reader: BrainReader, earlier: BrainReader) -> None:
         When the two are not of the same architecture.
     """
     for part, free in (("encoder", MAY_DIFFER), ("prior", set[str]())):
-        old, new = (json.loads(json.dumps(each.config[f"{part}_config"])) or {} for each in (earlier, reader))
-        changed = [name for name in {**old, **new} if name not in free and old.get(name) != new.get(name)]
+        old, new = (
+            json.loads(json.dumps(each.config[f"{part}_config"])) or {}
+            for each in (earlier, reader)
+        )
+        changed = [
+            name for name in {**old, **new} if name not in free and old.get(name) != new.get(name)
+        ]
         if changed:
             name = changed[0]
             raise UserError(
-                f"{part} {name} was {old.get(name)!r} in the run that --start_from names and is {new.get(name)!r} here: leave the"
-                f" {part}'s settings out, they are taken from that run."
+                f"{part} {name} was {old.get(name)!r} in the run that --start_from names and is"
+                f" {new.get(name)!r} here: leave the {part}'s settings out, they are taken from"
+                " that run."
             )
     weights, own = earlier.state_dict(), reader.state_dict()
     fresh = {name for name in own if name not in weights}
     if not fresh <= set(subject_parameters(reader)):
-        raise UserError(f"The run that --start_from names lacks {sorted(fresh - set(subject_parameters(reader)))[0]}: train it again.")
+        raise UserError(
+            "The run that --start_from names lacks"
+            f" {sorted(fresh - set(subject_parameters(reader)))[0]}: train it again."
+        )
     reader.load_state_dict({name: weights[name] for name in own if name not in fresh}, strict=False)
 
 
@@ -245,8 +299,13 @@ def choose_trained(reader: BrainReader, config: Config) -> None:
     if config.optim.trained != "all":
         if config.optim.start_from is None:
             raise UserError(
-                f"optim.trained={config.optim.trained} would leave the experts at random weights: name a trained run with --start_from RUN."
+                f"optim.trained={config.optim.trained} would leave the experts at random weights:"
+                " name a trained run with --start_from RUN."
             )
         subjects = config.data.subjects
-        chosen = adapting_parameters(reader, subjects) if config.optim.trained == "routers" else subject_parameters(reader, subjects)
+        chosen = (
+            adapting_parameters(reader, subjects)
+            if config.optim.trained == "routers"
+            else subject_parameters(reader, subjects)
+        )
     train_only(reader, chosen)

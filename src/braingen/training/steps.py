@@ -1,4 +1,6 @@
-"""A training step as both training stages know it: its losses, and seeds of what chance decides in it."""
+"""A training step as both training stages know it: its losses, and seeds of what chance decides in
+it.
+"""
 
 from __future__ import annotations
 
@@ -34,19 +36,25 @@ class StepLosses(NamedTuple):
 class Divergence:
     """Stops a training whose losses have become NaN or infinite, in all processes.
 
-    Under a loss scale (fp16) single passes may overflow: the scale is lowered and the step left out, so that only many of them in a row
-    are a divergence.
+    Under a loss scale (fp16) single passes may overflow: the scale is lowered and the step left
+    out, so that only many of them in a row are a divergence.
 
     Parameters
     ----------
-    run : is marked, so that the same command begins anew
-    workers : the processes
-    scaled : whether there is a loss scale
-    advice : what to change; ends the sentence
+    run : Run
+        Is marked, so that the same command begins anew.
+    workers : Workers
+        The processes.
+    scaled : bool
+        Whether there is a loss scale.
+    advice : str
+        What to change; ends the sentence.
     """
 
     TOLERATED = 20
-    """Passes in a row that may overflow under a loss scale: it starts at 2^16 and is halved by each."""
+    """Passes in a row that may overflow under a loss scale: it starts at 2^16 and is halved by
+    each.
+    """
 
     def __init__(self, run: Run, workers: Workers, scaled: bool, advice: str) -> None:
         self._run, self._workers, self._scaled, self._advice = run, workers, scaled, advice
@@ -87,8 +95,6 @@ class Divergence:
         reason = f"NaN or infinite losses {where}: {named}"
         self._run.mark_diverged(reason)
         raise UserError(
-            f"The training in {self._run.folder} came to {reason}. It is not finished and nothing of it will be used. {self._advice} Then"
-            " give the same command again: it begins anew."
+            f"The training in {self._run.folder} came to {reason}. It is not finished and nothing"
+            f" of it will be used. {self._advice} Then give the same command again: it begins anew."
         )
-
-

@@ -1,4 +1,5 @@
-"""Scans as labs have them: files are found and paired by their BIDS entities, read in blocks of trials, and never changed.
+"""Scans as labs have them: files are found and paired by their BIDS entities, read in blocks of
+trials, and never changed.
 
 names        files and the entities of their names; links are followed
 events       tables of trials: which column names the picture, split, bad trials, order of onsets

@@ -1,4 +1,5 @@
-"""Numbers that were given once: of subjects, sessions and pictures. They never change; what comes later is appended.
+"""Numbers that were given once: of subjects, sessions and pictures. They never change; what comes
+later is appended.
 
     subjects.tsv    subject, label
     sessions.tsv    subject, session, label, order (by what sessions were ordered)
@@ -40,7 +41,8 @@ class Identity:
 
     Parameters
     ----------
-    root : the data folder
+    root : Path
+        The data folder.
 
     Raises
     ------
@@ -70,10 +72,14 @@ class Identity:
             return []
         try:
             table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-            return [{column: csv_value(row[column]) for column in columns} for row in table.to_dict("records")]
+            return [
+                {column: csv_value(row[column]) for column in columns}
+                for row in table.to_dict("records")
+            ]
         except (ValueError, KeyError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{path} is damaged ({' '.join(str(error).split())}): it says who is who; bring it back from a copy."
+                f"{path} is damaged ({' '.join(str(error).split())}): it says who is who; bring it"
+                " back from a copy."
             ) from error
 
     def digest(self) -> str:
@@ -90,7 +96,9 @@ class Identity:
         return self.digest() != self._read
 
     def number_subjects(self, labels: Sequence[str]) -> dict[str, int]:
-        """Numbers of labels: known ones keep theirs, numbers are themselves where free, others get the next."""
+        """Numbers of labels: known ones keep theirs, numbers are themselves where free, others get
+        the next.
+        """
         new = sorted((label for label in labels if label not in self.subjects), key=natural)
         taken = set(self.subjects.values())
         for label in new:
@@ -104,7 +112,9 @@ class Identity:
         return {label: self.subjects[label] for label in labels}
 
     def number_sessions(self, subject: int, labels: Sequence[str], by: str) -> dict[str, int]:
-        """Numbers of a subject's sessions, given in order; new ones come behind those that are there."""
+        """Numbers of a subject's sessions, given in order; new ones come behind those that are
+        there.
+        """
         known = self.sessions.setdefault(subject, {})
         for label in labels:
             known.setdefault(label, len(known) + 1)
@@ -118,13 +128,23 @@ class Identity:
 
     def write(self) -> list[Path]:
         """Write the tables."""
-        sessions = [(s, n, label, self.order[s]) for s, found in sorted(self.sessions.items()) for label, n in found.items()]
+        sessions = [
+            (s, n, label, self.order[s])
+            for s, found in sorted(self.sessions.items())
+            for label, n in found.items()
+        ]
         pictures = [(known.image, name, *known[1:]) for name, known in self.pictures.items()]
         tables = {
-            SUBJECTS: pd.DataFrame([(n, label) for label, n in self.subjects.items()], columns=["subject", "label"]).sort_values("subject"),
+            SUBJECTS: (
+                pd.DataFrame(
+                    [(n, label) for label, n in self.subjects.items()], columns=["subject", "label"]
+                ).sort_values("subject")
+            ),
             SESSIONS: pd.DataFrame(sessions, columns=["subject", "session", "label", "order"]),
-            PICTURES: pd.DataFrame(pictures, columns=["image", "stim_file", *KnownPicture._fields[1:]]).sort_values(
-                ["image", "stim_file"], kind="stable"
+            PICTURES: (
+                pd.DataFrame(
+                    pictures, columns=["image", "stim_file", *KnownPicture._fields[1:]]
+                ).sort_values(["image", "stim_file"], kind="stable")
             ),
         }
         for name, table in tables.items():

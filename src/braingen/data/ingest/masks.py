@@ -1,4 +1,6 @@
-"""Which voxels are kept: masks of a subject, joined over hemispheres, intersected over runs, told where they are soft; and regions."""
+"""Which voxels are kept: masks of a subject, joined over hemispheres, intersected over runs, told
+where they are soft; and regions.
+"""
 
 from __future__ import annotations
 
@@ -40,19 +42,31 @@ class Mask(NamedTuple):
 
 
 def misfit(one: Grid, two: Grid) -> str:
-    """How two grids differ, as part of a sentence; empty where they are the same up to a hundredth of a voxel."""
+    """How two grids differ, as part of a sentence; empty where they are the same up to a hundredth
+    of a voxel.
+    """
     if tuple(one.shape) != tuple(two.shape):
         return f"shape {_shape(one.shape)} and {_shape(two.shape)}"
     if one.affine is None or two.affine is None:
         return ""
     size = float(np.linalg.norm(two.affine[:3, :3], axis=0).min())
-    corners = np.array([[x, y, z, 1] for x in (0, one.shape[0]) for y in (0, one.shape[1]) for z in (0, one.shape[2])])
+    corners = np.array(
+        [
+            [x, y, z, 1]
+            for x in (0, one.shape[0])
+            for y in (0, one.shape[1])
+            for z in (0, one.shape[2])
+        ]
+    )
     apart = np.linalg.norm((corners @ (one.affine - two.affine).T)[:, :3], axis=1).max()
     if apart <= 0.01 * size:
         return ""
     axes = [name for k, name in enumerate("xyz") if one.affine[:3, k] @ two.affine[:3, k] < 0]
     flipped = f", axis {', '.join(axes)} is flipped" if axes else ""
-    return f"the same shape {_shape(one.shape)}, but affines that lead up to {apart:.3g} mm apart{flipped}"
+    return (
+        f"the same shape {_shape(one.shape)}, but affines that lead up to {apart:.3g} mm"
+        f" apart{flipped}"
+    )
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -75,14 +89,20 @@ def read_mask(path: Path) -> tuple[np.ndarray, Any]:
         try:
             return np.nan_to_num(np.load(path, allow_pickle=False)), None
         except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{path} is not a readable mask ({' '.join(str(error).split())}); {GUIDE}.") from error
+            raise UserError(
+                f"{path} is not a readable mask ({' '.join(str(error).split())}); {GUIDE}."
+            ) from error
     if path.name.endswith((".gii", ".gii.gz")):
         try:
             opened: Any = nibabel.load(path)
             return np.nan_to_num(opened.darrays[0].data), None
         except Exception as error:  # readers of damaged files stumble in many ways
-            raise UserError(f"{path} is not a readable mask ({' '.join(str(error).split())}); {GUIDE}.") from error
-    raise UserError(f"{path} is no NIfTI file (.nii, .nii.gz), .npy or GIFTI; give the mask as one of these.")
+            raise UserError(
+                f"{path} is not a readable mask ({' '.join(str(error).split())}); {GUIDE}."
+            ) from error
+    raise UserError(
+        f"{path} is no NIfTI file (.nii, .nii.gz), .npy or GIFTI; give the mask as one of these."
+    )
 
 
 def above(values: np.ndarray, path: Path, threshold: float | None) -> tuple[np.ndarray, str]:
@@ -91,31 +111,49 @@ def above(values: np.ndarray, path: Path, threshold: float | None) -> tuple[np.n
     soft = bool((found != np.round(found)).any()) and not (len(found) == 2 and 0 in found)
     limit = threshold if threshold is not None else 0.5 if soft else 0.0
     kept = values > limit
-    shown = ", ".join(f"{value:g}" for value in found[:6]) + (f", ... ({len(found)} values)" if len(found) > 6 else "")
-    note = f"mask {path.name}: values {shown}; {int(kept.sum())} of {kept.size} voxels are above {limit:g}"
+    shown = ", ".join(f"{value:g}" for value in found[:6]) + (
+        f", ... ({len(found)} values)" if len(found) > 6 else ""
+    )
+    note = (
+        f"mask {path.name}: values {shown}; {int(kept.sum())} of {kept.size} voxels are above"
+        f" {limit:g}"
+    )
     if soft:
-        note += f" ({int((values > 0).sum())} above 0; prepare.mask_above=NUMBER sets the limit of a soft mask)"
+        note += (
+            f" ({int((values > 0).sum())} above 0; prepare.mask_above=NUMBER sets the limit of a"
+            " soft mask)"
+        )
     elif len(found) > 2 or (len(found) == 2 and not np.isin(found, (0, 1)).all()):
         note += "; every value above the limit is kept, is that a label volume?"
     return kept, note
 
 
 def choose_mask(
-    masks: Sequence[Named], asked: str, source: Source, wanted: Mapping[str, str], threshold: float | None, subject: int
+    masks: Sequence[Named],
+    asked: str,
+    source: Source,
+    wanted: Mapping[str, str],
+    threshold: float | None,
+    subject: int,
 ) -> Mask | None:
     """The mask of a subject that fits its responses; None where there is none.
 
     Parameters
     ----------
-    masks : all files of masks of the subject
-    asked : label or path that the setting names; empty for the usual one; 'all' for none
-    source : the first responses, whose grid has to fit
-    wanted : entities that settings choose
+    masks : Sequence[Named]
+        All files of masks of the subject.
+    asked : str
+        Label or path that the setting names; empty for the usual one; 'all' for none.
+    source : Source
+        The first responses, whose grid has to fit.
+    wanted : Mapping[str, str]
+        Entities that settings choose.
 
     Raises
     ------
     UserError
-        When the mask that is asked for is not there, none fits the responses, or several claim to be it.
+        When the mask that is asked for is not there, none fits the responses, or several claim to
+        be it.
     """
     if asked == EVERYWHERE:
         return None
@@ -124,10 +162,28 @@ def choose_mask(
     if asked:
         group = [file for file in masks if asked in (file.of("label"), file.of("desc"))]
         if not group:
-            there = ", ".join(dict.fromkeys(file.of("label") or file.of("desc") or "(without)" for file in masks)) or "none"
-            raise UserError(f"Subject {subject} has no mask with the label {asked} (there: {there}); {GUIDE}.")
+            there = (
+                ", ".join(
+                    dict.fromkeys(
+                        file.of("label") or file.of("desc") or "(without)" for file in masks
+                    )
+                )
+                or "none"
+            )
+            raise UserError(
+                f"Subject {subject} has no mask with the label {asked} (there: {there}); {GUIDE}."
+            )
     else:
-        group = next((g for g in ([f for f in masks if (f.of("label") or f.of("desc")) == name] for name in _USUAL) if g), [])
+        group = next(
+            (
+                g
+                for g in (
+                    [f for f in masks if (f.of("label") or f.of("desc")) == name] for name in _USUAL
+                )
+                if g
+            ),
+            [],
+        )
     if wanted.get("space"):
         group = chosen(group, {"space": wanted["space"]})
     if not group:
@@ -136,30 +192,46 @@ def choose_mask(
         return _of_hemispheres(group, source, threshold)
     if not source.is_volume:
         values = {file.path: read_mask(file.path)[0] for file in group}
-        fitting = [file for file in group if source.columns in (values[file.path].size, int((values[file.path] > 0).sum()))]
+        fitting = [
+            file
+            for file in group
+            if source.columns in (values[file.path].size, int((values[file.path] > 0).sum()))
+        ]
         return _joined([file.path for file in fitting or group], source, threshold)
-    reasons = {file.path: misfit(Grid(source.grid, source.affine), _grid(file.path)) for file in group}
+    reasons = {
+        file.path: misfit(Grid(source.grid, source.affine), _grid(file.path)) for file in group
+    }
     fitting = [file for file in group if not reasons[file.path]]
     if not fitting:
         path, reason = next(iter(reasons.items()))
         raise UserError(
-            f"{source.name} and the mask {path} are not in the same space: they have {reason}. {source.name} has shape "
-            f"{_shape(source.grid)}, in the space of the mask was expected; resample one of the two, or name another mask with --mask."
+            f"{source.name} and the mask {path} are not in the same space: they have {reason}."
+            f" {source.name} has shape {_shape(source.grid)}, in the space of the mask was"
+            " expected; resample one of the two, or name another mask with --mask."
         )
     apart = differing(fitting)
     other = [key for key in apart if key not in ("hemi", "ses", "run", "task", "acq", "dir")]
     if len(fitting) > 1 and (other or not apart) and not _equal(fitting):
-        shown = "; ".join(f"{key}: {', '.join(values)}" for key, values in apart.items() if key in other) or "their folder"
+        shown = (
+            "; ".join(
+                f"{key}: {', '.join(values)}" for key, values in apart.items() if key in other
+            )
+            or "their folder"
+        )
         raise UserError(
-            f"{fitting[0].path} and {fitting[1].path} both claim to be the mask (what tells them apart: {shown}); choose with --mask FILE."
+            f"{fitting[0].path} and {fitting[1].path} both claim to be the mask (what tells them"
+            f" apart: {shown}); choose with --mask FILE."
         )
     left = len(group) - len(fitting)
     mask = _joined([file.path for file in fitting], source, threshold, set(apart))
-    return mask._replace(notes=(*mask.notes, *((f"{left} masks of other grids left out",) if left else ())))
+    return mask._replace(
+        notes=(*mask.notes, *((f"{left} masks of other grids left out",) if left else ()))
+    )
 
 
 def over_columns(file: Named, values: np.ndarray, source: Source) -> np.ndarray:
-    """Values of a hemisphere's vertices, at the columns of a source; 0 at those of the other hemisphere.
+    """Values of a hemisphere's vertices, at the columns of a source; 0 at those of the other
+    hemisphere.
 
     Raises
     ------
@@ -171,8 +243,13 @@ def over_columns(file: Named, values: np.ndarray, source: Source) -> np.ndarray:
         count = part.vertices if part.vertex_N is None else len(part.vertex_N)
         if part.side == file.of("hemi").upper()[:1]:
             if values.size != part.vertices:
-                raise UserError(f"{file.path} has {values.size} vertices, {source.name} has {part.vertices} in hemisphere {part.side}.")
-            found[first : first + count] = values.ravel() if part.vertex_N is None else values.ravel()[part.vertex_N]
+                raise UserError(
+                    f"{file.path} has {values.size} vertices, {source.name} has {part.vertices} in"
+                    f" hemisphere {part.side}."
+                )
+            found[first : first + count] = (
+                values.ravel() if part.vertex_N is None else values.ravel()[part.vertex_N]
+            )
         first += count
     return found
 
@@ -200,7 +277,9 @@ def _grid(path: Path) -> Grid:
     return Grid(read_mask(path)[0].shape, None)
 
 
-def _joined(paths: Sequence[Path], source: Source, threshold: float | None, apart: set[str] | None = None) -> Mask:
+def _joined(
+    paths: Sequence[Path], source: Source, threshold: float | None, apart: set[str] | None = None
+) -> Mask:
     kept, affine, space, notes = None, None, 0, []
     union = apart == {"hemi"}
     counts = []
@@ -208,25 +287,39 @@ def _joined(paths: Sequence[Path], source: Source, threshold: float | None, apar
         values, image = read_mask(path)
         if values.ndim not in (1, 3) and not (values.ndim == 4 and values.shape[3] == 1):
             raise UserError(
-                f"{path} has no voxel above 0 in a volume of three axes (shape {values.shape}); give the mask of the responses."
+                f"{path} has no voxel above 0 in a volume of three axes (shape {values.shape});"
+                " give the mask of the responses."
             )
         values = values.reshape(values.shape[:3]) if values.ndim == 4 else values
         one, note = above(values, path, threshold)
         if not one.any():
-            raise UserError(f"{path} has no voxel above 0 in a volume of three axes (shape {one.shape}); give the mask of the responses.")
+            raise UserError(
+                f"{path} has no voxel above 0 in a volume of three axes (shape {one.shape}); give"
+                " the mask of the responses."
+            )
         if image is not None and affine is None:
-            affine, space = image.affine, int(image.header["sform_code"]) or int(image.header["qform_code"])
+            affine, space = (
+                image.affine,
+                int(image.header["sform_code"]) or int(image.header["qform_code"]),
+            )
         if kept is not None and one.shape != kept.shape:
-            raise UserError(f"{paths[0]} and {path} have different shapes; choose one mask with --mask FILE.")
+            raise UserError(
+                f"{paths[0]} and {path} have different shapes; choose one mask with --mask FILE."
+            )
         kept = one if kept is None else (kept | one if union else kept & one)
         counts.append(int(one.sum()))
         notes.append(note)
     assert kept is not None
     if len(paths) > 1:
         how = "joined over hemispheres" if union else "those in all of them are kept"
-        notes = [f"{len(paths)} masks of {', '.join(map(str, counts))} voxels, {how}: {int(kept.sum())} ({paths[0].name} ...)"]
+        notes = [
+            f"{len(paths)} masks of {', '.join(map(str, counts))} voxels, {how}: {int(kept.sum())}"
+            f" ({paths[0].name} ...)"
+        ]
     if not kept.any():
-        raise UserError(f"The masks {paths[0]} ... have no voxel in common; choose one with --mask FILE.")
+        raise UserError(
+            f"The masks {paths[0]} ... have no voxel in common; choose one with --mask FILE."
+        )
     return Mask(kept, affine, space, tuple(paths), tuple(notes))
 
 
@@ -253,7 +346,14 @@ def labels_of(segmentation: Named, tables: Sequence[Named]) -> dict[int, str] | 
     for table in mine:
         found = read_table(table.path)
         names = {name.lower(): name for name in found}
-        index, name = names.get("index") or names.get("value") or names.get("label"), names.get("name") or names.get("abbreviation")
+        index, name = (
+            names.get("index") or names.get("value") or names.get("label"),
+            names.get("name") or names.get("abbreviation"),
+        )
         if index and name and index != name:
-            return {int(float(i)): str(n) for i, n in zip(found[index], found[name]) if int(float(i)) != 0}
+            return {
+                int(float(i)): str(n)
+                for i, n in zip(found[index], found[name])
+                if int(float(i)) != 0
+            }
     return None

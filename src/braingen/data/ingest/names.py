@@ -1,7 +1,8 @@
 """Files below one folder and the BIDS entities of their names.
 
-PyBIDS is not used here: it indexes names that BIDS allows, and single-trial responses (``_betas``, ``.npy``, GLMsingle's own names) have
-none yet; it asks for a dataset_description.json, which few labs write for them; and it brings twelve packages along.
+PyBIDS is not used here: it indexes names that BIDS allows, and single-trial responses (``_betas``,
+``.npy``, GLMsingle's own names) have none yet; it asks for a dataset_description.json, which few
+labs write for them; and it brings twelve packages along.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from braingen.runtime.errors import UserError
 
 GUIDE = "docs/data.md describes the files under 'Your own scans'"
 TRIAL_ENTITIES = ("sub", "ses", "task", "acq", "dir", "run")
-"""Entities that say which trials a file is about; all others tell apart what was made of the same trials."""
+"""Entities that say which trials a file is about; all others tell apart what was made of the same
+trials.
+"""
 _PART = re.compile(r"([a-zA-Z]+)-([A-Za-z0-9+]+)")
 _SKIPPED = (".git", ".datalad", ".heudiconv", "sourcedata")
-_READ = re.compile(r"(_|^)(events|betas|statmap|mask|dseg|scans|sessions)\.[A-Za-z0-9.]+$|_bold\.nii|^TYPE[A-D]_|^captions\.json$")
+_READ = re.compile(
+    r"(_|^)(events|betas|statmap|mask|dseg|scans|sessions)\.[A-Za-z0-9.]+$|_bold\.nii|^TYPE[A-D]_|^captions\.json$"
+)
 
 
 class Named(NamedTuple):
@@ -38,7 +43,9 @@ class Named(NamedTuple):
         return self.entities.get(entity, "")
 
     def same(self, other: Named, entities: Iterable[str]) -> bool:
-        """Whether two names agree in some entities; labels that are the same number are the same."""
+        """Whether two names agree in some entities; labels that are the same number are the
+        same.
+        """
         return all(plain(self.of(entity)) == plain(other.of(entity)) for entity in entities)
 
     def key(self, entities: Iterable[str]) -> tuple[str, ...]:
@@ -58,7 +65,10 @@ def same_label(label: str, *others: str) -> bool:
 
 def natural(text: str) -> list[Any]:
     """Sorts run-2 before run-10."""
-    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.findall(r"\d+|\D+", text)]
+    return [
+        (1, int(part), "") if part.isdecimal() else (0, 0, part)
+        for part in re.findall(r"\d+|\D+", text)
+    ]
 
 
 def entities_of(path: Path) -> dict[str, str]:
@@ -73,12 +83,17 @@ def entities_of(path: Path) -> dict[str, str]:
     for name in (*path.parts[:-1], path.name.partition(".")[0]):
         parts = name.split("_")
         if name.startswith("sub-"):
-            _refuse_malformed(path, name, parts if name in path.parts[:-1] else parts[: max(1, len(parts) - 1)])
+            _refuse_malformed(
+                path, name, parts if name in path.parts[:-1] else parts[: max(1, len(parts) - 1)]
+            )
         for part in parts:
             if match := _PART.fullmatch(part):
                 key, value = match.groups()
                 if key in ("sub", "ses") and key in found and plain(found[key]) != plain(value):
-                    raise UserError(f"{path} lies in a folder of {key}-{found[key]}, but its name says {key}-{value}; correct one of them.")
+                    raise UserError(
+                        f"{path} lies in a folder of {key}-{found[key]}, but its name says"
+                        f" {key}-{value}; correct one of them."
+                    )
                 found[key] = value
     if path.name.startswith(("lh.", "rh.")):
         found["hemi"] = path.name[0].upper()
@@ -92,26 +107,31 @@ def _refuse_malformed(path: Path, name: str, parts: list[str]) -> None:
         return
     if wrong > 1:
         raise UserError(
-            f"{path}: '{parts[wrong]}' in its name is no entity (key-value, letters and digits); rename it, or join it to a label."
+            f"{path}: '{parts[wrong]}' in its name is no entity (key-value, letters and digits);"
+            " rename it, or join it to a label."
         )
     label = "_".join(parts[: wrong + 1]).removeprefix("sub-")
     raise UserError(
-        f"{path}: the subject's label in {name} is not letters and digits only ({label}); rename it, for instance "
-        f"sub-{re.sub('[^A-Za-z0-9]', '', label)}."
+        f"{path}: the subject's label in {name} is not letters and digits only ({label}); rename"
+        f" it, for instance sub-{re.sub('[^A-Za-z0-9]', '', label)}."
     )
 
 
 class Tree:
-    """All files below a folder that concern `prepare`. Links are followed; a dangling one under a name that would be read is refused.
+    """All files below a folder that concern `prepare`. Links are followed; a dangling one under a
+    name that would be read is refused.
 
     Parameters
     ----------
-    root : the folder
+    root : Path
+        The folder.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.files: list[Path] = sorted(_walk(root), key=lambda path: natural(str(path.relative_to(root))))
+        self.files: list[Path] = sorted(
+            _walk(root), key=lambda path: natural(str(path.relative_to(root)))
+        )
         """Relative order is that of the names, numbers as numbers."""
 
     def named(self, pattern: re.Pattern[str]) -> list[Named]:
@@ -121,7 +141,9 @@ class Tree:
     def name(self, path: Path) -> Named:
         """A file with its entities."""
         stem, dot, ending = path.name.removeprefix("lh.").removeprefix("rh.").partition(".")
-        return Named(path, entities_of(path.relative_to(self.root)), stem.rpartition("_")[2], dot + ending)
+        return Named(
+            path, entities_of(path.relative_to(self.root)), stem.rpartition("_")[2], dot + ending
+        )
 
 
 def _walk(root: Path) -> Iterator[Path]:
@@ -133,10 +155,14 @@ def _walk(root: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        if "prepared.json" in names:  # a data folder among the scans holds masks and tables of its own
+        if (
+            "prepared.json" in names
+        ):  # a data folder among the scans holds masks and tables of its own
             folders.clear()
             continue
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and name not in _SKIPPED
+        )
         for name in sorted(names):
             path = Path(folder, name)
             if name.startswith("."):
@@ -145,8 +171,9 @@ def _walk(root: Path) -> Iterator[Path]:
                 if not path.exists():
                     if _READ.search(name) or name.startswith("sub-"):
                         raise UserError(
-                            f"{path} is a link to {os.readlink(path)}, which does not exist: its content is not here (`datalad get` "
-                            "fetches it); fetch it, or remove the link."
+                            f"{path} is a link to {os.readlink(path)}, which does not exist: its"
+                            " content is not here (`datalad get` fetches it); fetch it, or remove"
+                            " the link."
                         )
                     continue
                 target = os.path.realpath(path)
@@ -161,11 +188,15 @@ def differing(files: Iterable[Named]) -> dict[str, list[str]]:
     files = list(files)
     keys = sorted({key for file in files for key in file.entities})
     values = {key: list(dict.fromkeys(file.of(key) for file in files)) for key in keys}
-    return {key: found for key, found in values.items() if len({plain(value) for value in found}) > 1}
+    return {
+        key: found for key, found in values.items() if len({plain(value) for value in found}) > 1
+    }
 
 
 def chosen(files: Iterable[Named], wanted: Mapping[str, str]) -> list[Named]:
-    """Files that agree with what settings choose; one without such an entity is kept only where none has the value chosen."""
+    """Files that agree with what settings choose; one without such an entity is kept only where
+    none has the value chosen.
+    """
     kept = list(files)
     for key, value in wanted.items():
         exact = [file for file in kept if plain(file.of(key)) == plain(value)]

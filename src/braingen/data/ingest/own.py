@@ -1,4 +1,6 @@
-"""Anybody's own scans, found by their BIDS entities: responses per trial in any form of `forms`, tables of events, pictures, masks."""
+"""Anybody's own scans, found by their BIDS entities: responses per trial in any form of `forms`,
+tables of events, pictures, masks.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,17 @@ from braingen.data.ingest.events import EventTable, read_events, read_table
 from braingen.data.ingest.forms import Asked, Part, Source
 from braingen.data.ingest.forms.surfaces import VERTICES
 from braingen.data.ingest.identity import PICTURES, Identity, KnownPicture
-from braingen.data.ingest.masks import Grid, Mask, above, choose_mask, labels_of, misfit, over_columns, read_mask, region_files
+from braingen.data.ingest.masks import (
+    Grid,
+    Mask,
+    above,
+    choose_mask,
+    labels_of,
+    misfit,
+    over_columns,
+    read_mask,
+    region_files,
+)
 from braingen.data.ingest.names import GUIDE, Named, Tree, differing, natural, plain, same_label
 from braingen.data.ingest.pairing import Pair, among, consistent, pair, same_events, units_of
 from braingen.data.ingest.stimuli import Shown, Stimuli, pixels_of
@@ -54,7 +66,9 @@ class Stretch(NamedTuple):
     source: int
     """Which of the subject's sources."""
     trials: pd.DataFrame
-    """Columns of `EventTable.trials`, and row (of the source) and number (of the trial in its run, from 1); those left out are gone."""
+    """Columns of `EventTable.trials`, and row (of the source) and number (of the trial in its run,
+    from 1); those left out are gone.
+    """
 
 
 class Recordings(NamedTuple):
@@ -86,8 +100,10 @@ class OwnScans:
 
     Parameters
     ----------
-    config : settings of `prepare`; `scans` is the folder
-    data : the data folder, whose tables say which numbers were given already
+    config : PrepareConfig
+        Settings of `prepare`; `scans` is the folder.
+    data : Path
+        The data folder, whose tables say which numbers were given already.
     """
 
     called = "own scans"
@@ -99,25 +115,36 @@ class OwnScans:
     def __init__(self, config: PrepareConfig, data: Path) -> None:
         assert config.scans is not None
         self.root, self.prepare = config.scans, config
-        self.origin = f"own scans in {self.root.name}" + (f", mask {self.prepare.mask}" if self.prepare.mask else "")
+        self.origin = f"own scans in {self.root.name}" + (
+            f", mask {self.prepare.mask}" if self.prepare.mask else ""
+        )
         self.statistics: Statistics = self.prepare.zscore
         if not self.root.is_dir():
-            raise UserError(f"The folder of scans {self.root} does not exist; name yours with --scans.")
+            raise UserError(
+                f"The folder of scans {self.root} does not exist; name yours with --scans."
+            )
         self.identity = Identity(data)
         self.stimuli = Stimuli(self.root, self.prepare.stimuli, self.prepare.ground)
-        usual = {"task": self.prepare.task, "space": self.prepare.space, "desc": self.prepare.desc, "stat": self.prepare.stat}
+        usual = {
+            "task": self.prepare.task,
+            "space": self.prepare.space,
+            "desc": self.prepare.desc,
+            "stat": self.prepare.stat,
+        }
         self.wanted = {key: value for key, value in usual.items() if value}
         for word in self.prepare.entities:
             key, dash, value = word.partition("-")
             if not dash or not value:
-                raise UserError(f"prepare.entities = {word!r} is no key-value, such as res-2; correct it.")
+                raise UserError(
+                    f"prepare.entities = {word!r} is no key-value, such as res-2; correct it."
+                )
             self.wanted[key] = value
         self._recorded: dict[int, Recordings] = {}
         self._new_notes: list[str] = []
         self._exchanged: set[int] = set()
         self._asked: tuple[int, ...] = ()
 
-    # -- who is who -----------------------------------------------------------------------------------------------
+    # -- who is who --------------------------------------------------------------------------------
 
     @cached_property
     def _tree(self) -> Tree:
@@ -140,16 +167,24 @@ class OwnScans:
         else:
             named = [file for file in self._events if file.of("sub")]
             with_responses = (
-                [file for file in self._tree.named(forms.RESPONSES) if file.of("sub")] if len(named) < len(self._events) else []
+                [file for file in self._tree.named(forms.RESPONSES) if file.of("sub")]
+                if len(named) < len(self._events)
+                else []
             )
             labels = list(dict.fromkeys(file.of("sub") for file in (*named, *with_responses)))
             if not labels:
-                raise UserError(f"{self.root} holds no table of events (sub-01_ses-01_events.tsv){self._plain_names()}: {GUIDE}.")
+                raise UserError(
+                    f"{self.root} holds no table of events"
+                    f" (sub-01_ses-01_events.tsv){self._plain_names()}: {GUIDE}."
+                )
         plainly: dict[str, str] = {}
         for label in labels:
             other = plainly.setdefault(plain(label), label)
             if other != label:
-                raise UserError(f"{self.root}: subjects {other}, {label} have the same number twice; rename one of them.")
+                raise UserError(
+                    f"{self.root}: subjects {other}, {label} have the same number twice; rename one"
+                    " of them."
+                )
         return self.identity.number_subjects(labels)
 
     def _plain_names(self) -> str:
@@ -157,19 +192,30 @@ class OwnScans:
         found = [
             path
             for path in self._tree.files
-            if re.search(r"(?i)event|trial|design|beta|respons|bold", path.name) and not path.name.endswith((".json", ".m", ".py"))
+            if re.search(r"(?i)event|trial|design|beta|respons|bold", path.name)
+            and not path.name.endswith((".json", ".m", ".py"))
         ]
         if not found:
             return ""
         shown = [path.relative_to(self.root).as_posix() for path in found[:4]]
         more = f" and {len(found) - 4} more" if len(found) > 4 else ""
         first = found[0].relative_to(self.root)
-        numbers = [match[2] for part in first.parts if (match := _NUMBERED_FOLDER.match(part))] or ["1"]
-        session = next((re.sub(r"\D", "", part) for part in first.parts if re.match(r"(?i)ses", part) and re.search(r"\d", part)), "1")
+        numbers = [match[2] for part in first.parts if (match := _NUMBERED_FOLDER.match(part))] or [
+            "1"
+        ]
+        session = next(
+            (
+                re.sub(r"\D", "", part)
+                for part in first.parts
+                if re.match(r"(?i)ses", part) and re.search(r"\d", part)
+            ),
+            "1",
+        )
         stem = f"sub-{int(numbers[0]):02d}_ses-{int(session or 1):02d}"
         return (
-            f"; there are {', '.join(shown)}{more}: call the events {stem}_events.tsv and the responses {stem}_betas.npy (or .nii.gz, "
-            ".hdf5), anywhere below that folder, or write one trial table (--trials trials.csv)"
+            f"; there are {', '.join(shown)}{more}: call the events {stem}_events.tsv and the"
+            f" responses {stem}_betas.npy (or .nii.gz, .hdf5), anywhere below that folder, or write"
+            " one trial table (--trials trials.csv)"
         )
 
     def subjects(self) -> tuple[int, ...]:
@@ -180,7 +226,8 @@ class OwnScans:
         return next(label for label, number in self.labels.items() if number == subject)
 
     def prepare_for(self, subjects: Sequence[int]) -> None:
-        """Read the tables of the subjects that are asked for, number their pictures, decide which are for testing.
+        """Read the tables of the subjects that are asked for, number their pictures, decide which
+        are for testing.
 
         Raises
         ------
@@ -192,7 +239,7 @@ class OwnScans:
             self._record(subject)
         self._number_pictures()
 
-    # -- pairing --------------------------------------------------------------------------------------------------
+    # -- pairing -----------------------------------------------------------------------------------
 
     def _record(self, subject: int) -> Recordings:
         if subject not in self._recorded:
@@ -201,7 +248,9 @@ class OwnScans:
 
     def _read(self, subject: int) -> Recordings:
         label, notes = self.label_of(subject), []
-        matlab = [file for file in self._tree.named(forms.MATLAB) if same_label(file.of("sub"), label, "")]
+        matlab = [
+            file for file in self._tree.named(forms.MATLAB) if same_label(file.of("sub"), label, "")
+        ]
         mine = [
             file
             for file in self._tree.named(forms.RESPONSES)
@@ -210,7 +259,8 @@ class OwnScans:
         stray = [file for file in self._tree.named(forms.RESPONSES) if not file.of("sub")]
         if stray and len(self.labels) > 1 and not mine:
             raise UserError(
-                f"{stray[0].path} does not say whose it is, there are subjects {', '.join(self.labels)}: put it into a folder sub-LABEL."
+                f"{stray[0].path} does not say whose it is, there are subjects"
+                f" {', '.join(self.labels)}: put it into a folder sub-LABEL."
             )
         if not mine and matlab:
             raise forms.refuse_matlab(matlab[0])
@@ -220,7 +270,9 @@ class OwnScans:
             events, tables = events_of_table(*self._table, label)
             files = [self._table[0]]
         else:
-            events, told = same_events([file for file in self._events if same_label(file.of("sub"), label, "")])
+            events, told = same_events(
+                [file for file in self._events if same_label(file.of("sub"), label, "")]
+            )
             notes += told
             if "task" in self.wanted:
                 events = [file for file in events if file.of("task") in ("", self.wanted["task"])]
@@ -229,10 +281,16 @@ class OwnScans:
 
         def table_of(file: Named) -> EventTable:
             if file.path not in tables:
-                tables[file.path] = read_events(file.path, self.prepare.stimulus_column, self.stimuli.names)
+                tables[file.path] = read_events(
+                    file.path, self.prepare.stimulus_column, self.stimuli.names
+                )
             return tables[file.path]
 
-        units, told = units_of(mine, self.wanted, lambda file: sum(len(table_of(e).trials) for e in events if e.same(file, ("ses",))))
+        units, told = units_of(
+            mine,
+            self.wanted,
+            lambda file: sum(len(table_of(e).trials) for e in events if e.same(file, ("ses",))),
+        )
         notes += told
         try:
             pairs, alone = pair(label, units, events, self._when, self.root)
@@ -242,17 +300,23 @@ class OwnScans:
             raise UserError(str(error).replace("{more}", self._instead(label, matlab))) from None
         if not pairs:
             raise UserError(
-                f"{self.root} holds no responses of sub-{label} (sub-{label}_betas.nii.gz, .npy or .hdf5)"
-                f"{self._instead(label, matlab)}; {GUIDE}."
+                f"{self.root} holds no responses of sub-{label} (sub-{label}_betas.nii.gz, .npy or"
+                f" .hdf5){self._instead(label, matlab)}; {GUIDE}."
             )
         used = {file.path for each in pairs for file in each.events}
         unused = [file for file in events if file.path not in used]
         if unused:
-            notes.append(f"left out, events without responses: {', '.join(file.path.name for file in unused[:4])}")
+            notes.append(
+                "left out, events without responses:"
+                f" {', '.join(file.path.name for file in unused[:4])}"
+            )
         if self._table is None:
             files += [file.path for each in pairs for file in each.events]
         for unit in alone:
-            notes.append(f"LEFT OUT, responses that no table of events belongs to: {', '.join(str(f.path) for f in unit.files[:2])}")
+            notes.append(
+                "LEFT OUT, responses that no table of events belongs to:"
+                f" {', '.join(str(f.path) for f in unit.files[:2])}"
+            )
         labels, order = self._session_order(pairs)
         sources: list[Source] = []
         stretches: list[Stretch] = []
@@ -260,7 +324,11 @@ class OwnScans:
         counted: Counter[str] = Counter()
         for each in pairs:
             shown = [table_of(file) for file in each.events]
-            source = each.unit.open(Asked(self.prepare.dataset, sum(len(t.trials) for t in shown), self._any_grid(label)))
+            source = each.unit.open(
+                Asked(
+                    self.prepare.dataset, sum(len(t.trials) for t in shown), self._any_grid(label)
+                )
+            )
             rows, told = self._rows(each, source, shown)
             notes += [*told, *source.notes]
             self._compare_design(source, shown, rows)
@@ -269,7 +337,11 @@ class OwnScans:
                 left_out += len(table.trials) - len(kept)
                 for run, part in kept.groupby("run", sort=False):
                     run_label = str(run) or plain(file.of("run"))
-                    stretches.append(Stretch(session, run_label, file.path, len(sources), part.reset_index(drop=True)))
+                    stretches.append(
+                        Stretch(
+                            session, run_label, file.path, len(sources), part.reset_index(drop=True)
+                        )
+                    )
             files += source.files
             sources.append(source)
         notes += self._counts_told(counted)
@@ -279,28 +351,52 @@ class OwnScans:
         if ignored:
             notes.append(f"columns of the events that are not used: {', '.join(ignored)}")
         place = {session: number for number, session in enumerate(labels)}
-        stretches.sort(key=lambda stretch: place[stretch.session])  # stable: runs keep the order of their responses
+        stretches.sort(
+            key=lambda stretch: place[stretch.session]
+        )  # stable: runs keep the order of their responses
         runs = len(stretches)
         found = Recordings(
-            label, tuple(sources), tuple(stretches), labels, order, tuple(dict.fromkeys(files)), tuple(dict.fromkeys(notes)), runs, left_out
+            label,
+            tuple(sources),
+            tuple(stretches),
+            labels,
+            order,
+            tuple(dict.fromkeys(files)),
+            tuple(dict.fromkeys(notes)),
+            runs,
+            left_out,
         )
         self._check_grids(found)
         return found
 
-    def _refuse_several_tasks(self, label: str, responses: Sequence[Named], events: Sequence[Named]) -> None:
-        tasks = sorted({file.of("task") for file in responses if file.of("task")} & {file.of("task") for file in events})
+    def _refuse_several_tasks(
+        self, label: str, responses: Sequence[Named], events: Sequence[Named]
+    ) -> None:
+        tasks = sorted(
+            {file.of("task") for file in responses if file.of("task")}
+            & {file.of("task") for file in events}
+        )
         if len(tasks) > 1:
-            raise UserError(f"sub-{label} has responses to tasks {', '.join(tasks)}; choose one with --task VALUE.")
+            raise UserError(
+                f"sub-{label} has responses to tasks {', '.join(tasks)}; choose one with --task"
+                " VALUE."
+            )
 
     def _instead(self, label: str, matlab: Sequence[Named]) -> str:
         """What is there instead of responses."""
         if matlab:
-            return f"; {matlab[0].path.name} is a Matlab file: {forms.refuse_matlab(matlab[0])}".rstrip(".")
-        series = [file for file in self._tree.named(TIME_SERIES) if same_label(file.of("sub"), label, "")]
+            return f"; {matlab[0].path.name} is a Matlab file: {forms.refuse_matlab(matlab[0])}".rstrip(
+                "."
+            )
+        series = [
+            file for file in self._tree.named(TIME_SERIES) if same_label(file.of("sub"), label, "")
+        ]
         if series:
             return (
-                f"; there are time series ({series[0].path.name}{f' and {len(series) - 1} more' if len(series) > 1 else ''}) but no "
-                "single-trial responses: estimate them first, with GLMsingle or nilearn's LSS"
+                "; there are time series"
+                f" ({series[0].path.name}{f' and {len(series) - 1} more' if len(series) > 1 else ''})"
+                " but no single-trial responses: estimate them first, with GLMsingle or"
+                " nilearn's LSS"
             )
         return ""
 
@@ -320,12 +416,19 @@ class OwnScans:
             key = next((name for name in ("filename", "session_id") if name in table), None)
             if key is None or "acq_time" not in table:
                 continue
-            for name, time in zip(table[key].astype(str), pd.to_datetime(table["acq_time"].astype(str), errors="coerce", format="ISO8601")):
+            for name, time in zip(
+                table[key].astype(str),
+                pd.to_datetime(table["acq_time"].astype(str), errors="coerce", format="ISO8601"),
+            ):
                 if pd.isna(time):
                     continue
                 seconds = time.timestamp()
                 found[(file.of("sub"), name.rpartition("/")[2])] = seconds
-                session = name.removeprefix("ses-") if key == "session_id" else file.of("ses") or _session_in(name)
+                session = (
+                    name.removeprefix("ses-")
+                    if key == "session_id"
+                    else file.of("ses") or _session_in(name)
+                )
                 at = (file.of("sub"), f"ses-{session}")
                 found[at] = min(seconds, found.get(at, math.inf))
         return found
@@ -333,7 +436,14 @@ class OwnScans:
     def _when(self, file: Named) -> float | None:
         """When the run of a table was acquired."""
         stem = file.path.name.rpartition("_")[0]
-        return next((t for (sub, name), t in self._acquired.items() if sub == file.of("sub") and name.startswith(f"{stem}_")), None)
+        return next(
+            (
+                t
+                for (sub, name), t in self._acquired.items()
+                if sub == file.of("sub") and name.startswith(f"{stem}_")
+            ),
+            None,
+        )
 
     def _session_order(self, pairs: Sequence[Pair]) -> tuple[tuple[str, ...], str]:
         subject = pairs[0].unit.first.of("sub") or pairs[0].events[0].of("sub")
@@ -343,7 +453,9 @@ class OwnScans:
             return tuple(label for _, label in sorted(zip(times, labels))), "acquisition time"
         return tuple(sorted(labels, key=natural)), "label"
 
-    def _rows(self, each: Pair, source: Source, shown: Sequence[EventTable]) -> tuple[list[np.ndarray], list[str]]:
+    def _rows(
+        self, each: Pair, source: Source, shown: Sequence[EventTable]
+    ) -> tuple[list[np.ndarray], list[str]]:
         """Row of the source for every trial of every table; -1 where responses were cut by hand."""
         counts = [len(table.trials) for table in shown]
         lines = [table.lines for table in shown]
@@ -359,7 +471,10 @@ class OwnScans:
                 row[kept] = first + np.arange(kept.sum())
                 first += int(kept.sum())
                 rows.append(row)
-            return rows, [f"{each.unit.first.path.name}: responses are those of the trials that are not marked as bad"]
+            return rows, [
+                f"{each.unit.first.path.name}: responses are those of the trials that are not"
+                " marked as bad"
+            ]
         if source.trials == sum(lines):
             rows, first = [], 0
             for table in shown:
@@ -367,34 +482,45 @@ class OwnScans:
                 first += table.lines
             if all((np.diff(row) > 0).all() for row in rows):
                 return rows, [
-                    f"{each.unit.first.path.name}: one response per line of the events, those of lines without a picture left out"
+                    f"{each.unit.first.path.name}: one response per line of the events, those of"
+                    " lines without a picture left out"
                 ]
         raise UserError(_wrong_count(each, source, sum(counts)))
 
-    def _compare_design(self, source: Source, shown: Sequence[EventTable], rows: Sequence[np.ndarray]) -> None:
+    def _compare_design(
+        self, source: Source, shown: Sequence[EventTable], rows: Sequence[np.ndarray]
+    ) -> None:
         if source.order_N is None or len(source.order_N) != source.trials:
             return
         names = np.concatenate([table.trials["stimulus"].to_numpy() for table in shown])
         row = np.concatenate(list(rows))
         wrong = consistent(source.order_N[row[row >= 0]], names[row >= 0].tolist())
         if not wrong:
-            self._new_notes.append(f"{source.files[0].name}: its own order of conditions agrees with the events")
+            self._new_notes.append(
+                f"{source.files[0].name}: its own order of conditions agrees with the events"
+            )
         elif source.form == "bdpy":
             self._new_notes.append(
-                f"{source.files[0].name}: its column of labels does not follow the pictures of the events in {wrong} trials"
+                f"{source.files[0].name}: its column of labels does not follow the pictures of the"
+                f" events in {wrong} trials"
             )
         else:
             raise UserError(
-                f"{source.name}: the conditions it was made with (stimorder in DESIGNINFO) contradict the pictures of the events in "
-                f"{wrong} "
-                f"of {source.trials} trials: the trials are in another order, or of other runs."
+                f"{source.name}: the conditions it was made with (stimorder in DESIGNINFO)"
+                f" contradict the pictures of the events in {wrong} of {source.trials} trials: the"
+                " trials are in another order, or of other runs."
             )
 
     def _kept(self, table: EventTable, row: np.ndarray, counted: Counter[str]) -> pd.DataFrame:
-        """Trials that are used, with their row and their number in the run; what is special is counted."""
+        """Trials that are used, with their row and their number in the run; what is special is
+        counted.
+        """
         trials = table.trials.assign(row=row)
         trials["number"] = trials.groupby("run").cumcount() + 1
-        reasons = {"split exclude": trials["side"] == "exclude", "without a response": trials["row"] < 0}
+        reasons = {
+            "split exclude": trials["side"] == "exclude",
+            "without a response": trials["row"] < 0,
+        }
         if self.prepare.bad_trials == "leave_out":
             reasons["marked as bad"] = trials["bad"].astype(bool)
         if self.prepare.one_back == "leave_out":
@@ -413,13 +539,24 @@ class OwnScans:
 
     @staticmethod
     def _counts_told(counted: Counter[str]) -> list[str]:
-        out = {name.removeprefix("out:"): n for name, n in counted.items() if name.startswith("out:") and n}
+        out = {
+            name.removeprefix("out:"): n
+            for name, n in counted.items()
+            if name.startswith("out:") and n
+        }
         notes = [f"left out on both sides: {n} trials, {reason}" for reason, n in out.items()]
         if counted["bad"]:
-            notes.append(f"{counted['bad']} trials are marked as bad and kept (prepare.bad_trials=keep)")
+            notes.append(
+                f"{counted['bad']} trials are marked as bad and kept (prepare.bad_trials=keep)"
+            )
         if counted["one_back"]:
-            notes.append(f"{counted['one_back']} one-back repeats are kept (prepare.one_back=leave_out leaves them out)")
-        types = {name.removeprefix("type:"): n for name, n in counted.items() if name.startswith("type:")}
+            notes.append(
+                f"{counted['one_back']} one-back repeats are kept (prepare.one_back=leave_out"
+                " leaves them out)"
+            )
+        types = {
+            name.removeprefix("type:"): n for name, n in counted.items() if name.startswith("type:")
+        }
         if len(types) > 1:
             told = ", ".join(f"{name} {n}" for name, n in types.items())
             notes.append(f"trial_type: {told}, all kept (prepare.trial_type=NAME takes one)")
@@ -429,25 +566,42 @@ class OwnScans:
         first = found.lead
         for source in found.sources:
             if source.is_volume != first.is_volume:
-                continue  # columns of an array have to be as many as voxels of the mask, which is seen when they are read
+                # columns of an array have to be as many as voxels of the mask, which is seen when
+                # they are read
+                continue
             if source.is_volume and (reason := misfit(_grid(first), _grid(source))):
-                raise UserError(f"{first.name} and {source.name} do not lie in the same space: {reason}; resample one of the two.")
+                raise UserError(
+                    f"{first.name} and {source.name} do not lie in the same space: {reason};"
+                    " resample one of the two."
+                )
             if source.columns != first.columns:
-                raise UserError(f"{source.name} has {source.columns} voxels, the mask or the first session has {first.columns}; {GUIDE}.")
-            if source.surface != first.surface or [p.side for p in source.parts] != [p.side for p in first.parts]:
-                raise UserError(f"{first.name} and {source.name} are of different surfaces or hemispheres; prepare one of them alone.")
+                raise UserError(
+                    f"{source.name} has {source.columns} voxels, the mask or the first session has"
+                    f" {first.columns}; {GUIDE}."
+                )
+            if source.surface != first.surface or [p.side for p in source.parts] != [
+                p.side for p in first.parts
+            ]:
+                raise UserError(
+                    f"{first.name} and {source.name} are of different surfaces or hemispheres;"
+                    " prepare one of them alone."
+                )
 
-    # -- trials ---------------------------------------------------------------------------------------------------
+    # -- trials ------------------------------------------------------------------------------------
 
     def _number_pictures(self) -> None:
-        """Ids and sides of all pictures of the subjects that are asked for; known ones keep theirs."""
+        """Ids and sides of all pictures of the subjects that are asked for; known ones keep
+        theirs.
+        """
         named_in: dict[str, Path] = {}
         for subject in self._asked:
             for stretch in self._record(subject).stretches:
                 for name in stretch.trials["stimulus"]:
                     named_in.setdefault(name, stretch.table)
         names = sorted(named_in)
-        shown = {one.name: one for one in self.stimuli.find({name: named_in[name] for name in names})}
+        shown = {
+            one.name: one for one in self.stimuli.find({name: named_in[name] for name in names})
+        }
         known = self.identity.pictures
         by_pixels: dict[str, str] = {}
         for name, picture in known.items():
@@ -462,7 +616,11 @@ class OwnScans:
             if loaded.kind:
                 kinds[loaded.kind] = kinds.get(loaded.kind, 0) + 1
             pixels = pixels_of(loaded.picture_HW3)
-            source = one.path.relative_to(self.root).as_posix() if one.path.is_relative_to(self.root) else one.path.absolute().as_posix()
+            source = (
+                one.path.relative_to(self.root).as_posix()
+                if one.path.is_relative_to(self.root)
+                else one.path.absolute().as_posix()
+            )
             if name in known:
                 if known[name].pixels != pixels:
                     self._exchange(name, pixels, one.path)
@@ -480,35 +638,54 @@ class OwnScans:
             self._new_notes.append(f"{kinds['16-bit']} pictures of 16 bits, scaled to 8")
         if kinds.get("transparent"):
             self._new_notes.append(
-                f"{kinds['transparent']} pictures are transparent somewhere, laid on {self.stimuli.ground_name} (prepare.ground=COLOUR)"
+                f"{kinds['transparent']} pictures are transparent somewhere, laid on"
+                f" {self.stimuli.ground_name} (prepare.ground=COLOUR)"
             )
         if twins:
             self._new_notes.append(
-                f"{len(twins)} pictures are equal to another pixel for pixel and count as one ({twins[0][0]} is {twins[0][1]})"
+                f"{len(twins)} pictures are equal to another pixel for pixel and count as one"
+                f" ({twins[0][0]} is {twins[0][1]})"
             )
         if self._exchanged:
             images = self._exchanged
             self._new_notes.append(
-                f"CHANGED: {len(images)} pictures are other pictures than when they were prepared (image {min(images)} ...); they are "
-                "written "
-                f"again under their ids, for all subjects of the folder ({', '.join(map(str, self.identity.sessions)) or 'none'}): "
-                "prepare into "
-                "another folder if those saw the old ones"
+                f"CHANGED: {len(images)} pictures are other pictures than when they were prepared"
+                f" (image {min(images)} ...); they are written again under their ids, for all"
+                " subjects of the folder"
+                f" ({', '.join(map(str, self.identity.sessions)) or 'none'}): prepare into another"
+                " folder if those saw the old ones"
             )
         self._choose_sides(names)
 
     def _exchange(self, name: str, pixels: str, path: Path) -> None:
-        """A picture file with other content than before keeps its id, unless that would make two ids one picture or one id two."""
+        """A picture file with other content than before keeps its id, unless that would make two
+        ids one picture or one id two.
+        """
         known = self.identity.pictures
         image = known[name].image
         others = [other for other, picture in known.items() if other != name]
-        twin = next((other for other in others if known[other].pixels == pixels and known[other].image != image), None)
-        twin = twin or next((other for other in others if known[other].image == image and known[other].pixels != pixels), None)
+        twin = next(
+            (
+                other
+                for other in others
+                if known[other].pixels == pixels and known[other].image != image
+            ),
+            None,
+        )
+        twin = twin or next(
+            (
+                other
+                for other in others
+                if known[other].image == image and known[other].pixels != pixels
+            ),
+            None,
+        )
         if twin is not None:
             raise UserError(
-                f"The picture {path} has changed since it was prepared as image {image}, and {twin} was prepared as image "
-                f"{known[twin].image}: "
-                "ids of pictures never change. Give the new picture another name, or choose another data folder with --data_path FOLDER."
+                f"The picture {path} has changed since it was prepared as image {image}, and {twin}"
+                f" was prepared as image {known[twin].image}: ids of pictures never change. Give"
+                " the new picture another name, or choose another data folder with --data_path"
+                " FOLDER."
             )
         self._exchanged.add(image)
 
@@ -517,28 +694,44 @@ class OwnScans:
         return self._exchanged
 
     def _choose_sides(self, names: Sequence[str]) -> None:
-        """Which pictures are for testing: the list, the column `split`, or a draw; as before for those that are known."""
+        """Which pictures are for testing: the list, the column `split`, or a draw; as before for
+        those that are known.
+        """
         known = self.identity.pictures
         stated: dict[int, dict[str, str]] = {}
         unstated: list[str] = []
-        words = {side for s in self._asked for stretch in self._record(s).stretches for side in stretch.trials["side"] if side}
+        words = {
+            side
+            for s in self._asked
+            for stretch in self._record(s).stretches
+            for side in stretch.trials["side"]
+            if side
+        }
         for subject in self._asked:
             for stretch in self._record(subject).stretches:
                 for name, word in zip(stretch.trials["stimulus"], stretch.trials["side"]):
                     if word:
-                        stated.setdefault(known[name].image, {}).setdefault(self._side(word, words), name)
+                        stated.setdefault(known[name].image, {}).setdefault(
+                            self._side(word, words), name
+                        )
                     else:
                         unstated.append(name)
         if "validation" in words:
-            as_what = "training pictures; checkpoints are chosen on some of those" if "test" in words else "test pictures"
-            self._new_notes.append(f"split says validation for some trials, which are taken as {as_what}")
+            as_what = (
+                "training pictures; checkpoints are chosen on some of those"
+                if "test" in words
+                else "test pictures"
+            )
+            self._new_notes.append(
+                f"split says validation for some trials, which are taken as {as_what}"
+            )
         for sides in stated.values():
             if len(sides) > 1:
                 names_ = " and ".join(dict.fromkeys(sides.values()))
                 raise UserError(
-                    f"{names_} ({sum(len(s) > 1 for s in stated.values())} such) is a test picture in some events and a training "
-                    "picture in "
-                    "others: scores would be worthless; give every picture one `split`."
+                    f"{names_} ({sum(len(s) > 1 for s in stated.values())} such) is a test picture"
+                    " in some events and a training picture in others: scores would be worthless;"
+                    " give every picture one `split`."
                 )
         chosen = {image: next(iter(sides)) for image, sides in stated.items()}
         where = "column split of the events"
@@ -547,14 +740,21 @@ class OwnScans:
         if not chosen:
             chosen, where = self._drawn()
         elif unstated and self.prepare.test_images is None:
-            raise UserError(f"split is empty for {unstated[0]} ({len(set(unstated))} pictures), but not for others; write test or train.")
+            raise UserError(
+                f"split is empty for {unstated[0]} ({len(set(unstated))} pictures), but not for"
+                " others; write test or train."
+            )
         self.where_tests = where
-        changed = [name for name in names if known[name].side and known[name].side != chosen.get(known[name].image, known[name].side)]
+        changed = [
+            name
+            for name in names
+            if known[name].side
+            and known[name].side != chosen.get(known[name].image, known[name].side)
+        ]
         if changed:
             self._new_notes.append(
-                f"{len(changed)} pictures have changed sides (train, test) since they were prepared ({changed[0]}): what was trained "
-                "before "
-                "has seen them"
+                f"{len(changed)} pictures have changed sides (train, test) since they were prepared"
+                f" ({changed[0]}): what was trained before has seen them"
             )
         for name, picture in known.items():
             if picture.image in chosen:
@@ -580,16 +780,27 @@ class OwnScans:
                 unknown.append(name)
             else:
                 images.add(found.image)
-        elsewhere = [name for name in unknown if any((place / name).is_file() for place in self.stimuli.places) and ".." not in name]
+        elsewhere = [
+            name
+            for name in unknown
+            if any((place / name).is_file() for place in self.stimuli.places) and ".." not in name
+        ]
         unknown = [name for name in unknown if name not in elsewhere]
         if unknown:
-            raise UserError(f"{path} names {unknown[0]} ({len(unknown)} such), which no table of events has as stim_file; correct it.")
-        sides = {picture.image: "test" if picture.image in images else "train" for picture in known.values()}
+            raise UserError(
+                f"{path} names {unknown[0]} ({len(unknown)} such), which no table of events has as"
+                " stim_file; correct it."
+            )
+        sides = {
+            picture.image: "test" if picture.image in images else "train"
+            for picture in known.values()
+        }
         against = [image for image, side in stated.items() if sides[image] != side]
         if against:
             name = next(name for name, picture in known.items() if picture.image == against[0])
             self._new_notes.append(
-                f"CONTRADICTION: {path.name} and the column split disagree on {len(against)} pictures ({name}); the list was taken"
+                f"CONTRADICTION: {path.name} and the column split disagree on {len(against)}"
+                f" pictures ({name}); the list was taken"
             )
         return sides, f"list {path.name}"
 
@@ -600,7 +811,10 @@ class OwnScans:
         for name in sorted(known):
             first.setdefault(known[name].image, name)
         sides = {picture.image: picture.side for picture in known.values() if picture.side}
-        new = sorted((image for image in first if image not in sides), key=lambda image: hashlib.sha256(first[image].encode()).digest())
+        new = sorted(
+            (image for image in first if image not in sides),
+            key=lambda image: hashlib.sha256(first[image].encode()).digest(),
+        )
         count = math.ceil(self.prepare.test_share * len(new)) if new else 0
         sides |= {image: "test" if place < count else "train" for place, image in enumerate(new)}
         return sides, f"a draw by name, a share of {self.prepare.test_share:g}"
@@ -611,12 +825,14 @@ class OwnScans:
         gone = [label for label in self.identity.sessions[subject] if label not in record.sessions]
         if gone:
             raise UserError(
-                f"Session {gone[0] or '(without label)'} of sub-{record.label} was prepared before and is not among the scans any more: "
-                "numbers of sessions never change. Bring it back, or choose another data folder with --data_path FOLDER."
+                f"Session {gone[0] or '(without label)'} of sub-{record.label} was prepared before"
+                " and is not among the scans any more: numbers of sessions never change. Bring it"
+                " back, or choose another data folder with --data_path FOLDER."
             )
         if num_sessions > len(number):
             raise UserError(
-                f"--num_sessions is {num_sessions}, subject {subject} has {len(number)}: ask for at most so many, or 0 for all."
+                f"--num_sessions is {num_sessions}, subject {subject} has {len(number)}: ask for at"
+                " most so many, or 0 for all."
             )
         known = self.identity.pictures
         column = {name: index for index, name in enumerate(nsd.BEHAV_COLUMNS)}
@@ -654,11 +870,13 @@ class OwnScans:
                 if len(stretch.trials):
                     yield number[label], run, stretch
 
-    # -- voxels ---------------------------------------------------------------------------------------------------
+    # -- voxels ------------------------------------------------------------------------------------
 
     def _masks(self, label: str) -> list[Named]:
         return [
-            file for file in self._tree.named(MASK) if same_label(file.of("sub"), label) or (not file.of("sub") and len(self.labels) == 1)
+            file
+            for file in self._tree.named(MASK)
+            if same_label(file.of("sub"), label) or (not file.of("sub") and len(self.labels) == 1)
         ]
 
     @cached_property
@@ -671,12 +889,24 @@ class OwnScans:
             source = record.lead
             if source.is_volume and source.affine is None:
                 source = source._replace(affine=self._affine_of_masks(record.label, source))
-            found = choose_mask(self._masks(record.label), self.prepare.mask, source, self.wanted, self.prepare.mask_above, subject)
-            if found is None and source.is_volume and source.form in ("NIfTI", "one file per trial") and self.prepare.mask != "all":
+            found = choose_mask(
+                self._masks(record.label),
+                self.prepare.mask,
+                source,
+                self.wanted,
+                self.prepare.mask_above,
+                subject,
+            )
+            if (
+                found is None
+                and source.is_volume
+                and source.form in ("NIfTI", "one file per trial")
+                and self.prepare.mask != "all"
+            ):
                 raise UserError(
-                    f"{source.name} is a volume, but there is no mask that says which voxels to take (sub-{record.label}_mask.nii.gz); "
-                    "take "
-                    f"every voxel with responses with --mask all; {GUIDE}."
+                    f"{source.name} is a volume, but there is no mask that says which voxels to"
+                    f" take (sub-{record.label}_mask.nii.gz); take every voxel with responses with"
+                    f" --mask all; {GUIDE}."
                 )
             if found is not None and not source.is_volume and found.kept.shape != source.grid:
                 if found.kept.size == source.columns:
@@ -684,13 +914,18 @@ class OwnScans:
                 elif found.kept.sum() != source.columns:
                     if self.prepare.mask:
                         raise UserError(
-                            f"The mask {found.files[0]} has {found.kept.size} places, {found.kept.sum()} of them kept; {source.name} has "
-                            f"{source.columns} columns; give a mask of as many."
+                            f"The mask {found.files[0]} has {found.kept.size} places,"
+                            f" {found.kept.sum()} of them kept; {source.name} has {source.columns}"
+                            " columns; give a mask of as many."
                         )
-                    where = f"they lie on {source.surface}" if source.parts else "where they lie is not known"
+                    where = (
+                        f"they lie on {source.surface}"
+                        if source.parts
+                        else "where they lie is not known"
+                    )
                     self._new_notes.append(
-                        f"the mask {found.files[0].name} ({int(found.kept.sum())} voxels) is not used: the responses have "
-                        f"{source.columns} columns, {where}"
+                        f"the mask {found.files[0].name} ({int(found.kept.sum())} voxels) is not"
+                        f" used: the responses have {source.columns} columns, {where}"
                     )
                     found = None
             self._mask_of[subject] = found
@@ -700,15 +935,21 @@ class OwnScans:
         """The one affine of the masks that have a source's shape, for arrays that bring none."""
         affines: list[np.ndarray] = []
         for file in self._masks(label):
-            if not file.ending.startswith(".nii") or (image := load_nifti(file.path)).shape[:3] != source.grid:
+            if (
+                not file.ending.startswith(".nii")
+                or (image := load_nifti(file.path)).shape[:3] != source.grid
+            ):
                 continue
-            if all(misfit(Grid(source.grid, image.affine), Grid(source.grid, other)) for other in affines):
+            if all(
+                misfit(Grid(source.grid, image.affine), Grid(source.grid, other))
+                for other in affines
+            ):
                 affines.append(image.affine)
         if len(affines) > 1 and not self.wanted.get("space") and not self.prepare.mask:
             spaces = differing(self._masks(label)).get("space", [])
             raise UserError(
-                f"{source.name} does not say in which space it is, and there are masks of several of its shape ({', '.join(spaces)}); "
-                "choose with --space VALUE or --mask FILE."
+                f"{source.name} does not say in which space it is, and there are masks of several"
+                f" of its shape ({', '.join(spaces)}); choose with --space VALUE or --mask FILE."
             )
         return affines[0] if len(affines) == 1 else None
 
@@ -716,12 +957,23 @@ class OwnScans:
         mask, source = self._mask(subject), self._record(subject).lead
         if source.is_volume:
             kept = np.ones(source.grid, dtype=bool) if mask is None else mask.kept
-            affine = next((a for a in (source.affine, None if mask is None else mask.affine) if a is not None), np.eye(4))
+            affine = next(
+                (
+                    a
+                    for a in (source.affine, None if mask is None else mask.affine)
+                    if a is not None
+                ),
+                np.eye(4),
+            )
             space = (mask.space if mask is not None else source.space) or ALIGNED
             return VoxelPlaces(kept, self.prepare.order, affine, self.origin, space)
         if mask is not None and mask.kept.ndim == 3 and int(mask.kept.sum()) == source.columns:
             return VoxelPlaces(
-                mask.kept, self.prepare.order, mask.affine if mask.affine is not None else np.eye(4), self.origin, mask.space
+                mask.kept,
+                self.prepare.order,
+                mask.affine if mask.affine is not None else np.eye(4),
+                self.origin,
+                mask.space,
             )
         if source.parts or (source.surface and source.columns // 2 in VERTICES):
             return self._on_surface(source, self._columns(subject, source))
@@ -758,18 +1010,29 @@ class OwnScans:
         columns = self._columns(subject, source)
         return source.columns if columns is None else len(columns), source.columns
 
-    def regions(self, subject: int, places: Places | None, kept_V: np.ndarray) -> dict[str, np.ndarray]:
+    def regions(
+        self, subject: int, places: Places | None, kept_V: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """Regions of the voxels that are kept of those inside the mask."""
         record, mask = self._record(subject), self._mask(subject)
         source = record.lead
         columns = self._columns(subject, source)
         regions = {"nsd_general": np.ones(int(kept_V.sum()), dtype=bool)}
-        for label, files in region_files(self._masks(record.label), mask.files if mask else ()).items():
-            parts = [part for file in files if (part := self._region(file, source, columns, places, kept_V)) is not None]
+        for label, files in region_files(
+            self._masks(record.label), mask.files if mask else ()
+        ).items():
+            parts = [
+                part
+                for file in files
+                if (part := self._region(file, source, columns, places, kept_V)) is not None
+            ]
             if parts:
                 regions[label] = np.any(parts, axis=0)
         if source.regions:
-            whole = {name: row if columns is None else row[columns] for name, row in source.regions.items()}
+            whole = {
+                name: row if columns is None else row[columns]
+                for name, row in source.regions.items()
+            }
             regions |= {name: row[kept_V] for name, row in whole.items()}
         regions |= self._segmented(record.label, places, kept_V)
         areas = [regions[name] for name in ("V1", "V2", "V3", "V4") if name in regions]
@@ -779,7 +1042,12 @@ class OwnScans:
         return regions
 
     def _region(
-        self, file: Named, source: Source, columns: np.ndarray | None, places: Places | None, kept_V: np.ndarray
+        self,
+        file: Named,
+        source: Source,
+        columns: np.ndarray | None,
+        places: Places | None,
+        kept_V: np.ndarray,
     ) -> np.ndarray | None:
         """The voxels of a region among those that are kept; None where it cannot be told."""
         values, image = read_mask(file.path)
@@ -787,20 +1055,31 @@ class OwnScans:
         if image is not None:
             if not isinstance(places, VoxelPlaces):
                 self._new_notes.append(
-                    f"the region {file.path.name} is a volume and ignored: where the columns lie is not known; give it as .npy"
+                    f"the region {file.path.name} is a volume and ignored: where the columns lie is"
+                    " not known; give it as .npy"
                 )
                 return None
-            reason = misfit(Grid(inside.shape, image.affine), Grid(places.mask.shape, places.affine))
+            reason = misfit(
+                Grid(inside.shape, image.affine), Grid(places.mask.shape, places.affine)
+            )
             if reason:
                 named = self._mask_name(file)
-                raise UserError(f"The region {file.path} does not fit the mask {named}: they have {reason}; resample the region.")
+                raise UserError(
+                    f"The region {file.path} does not fit the mask {named}: they have {reason};"
+                    " resample the region."
+                )
             return places.to_vector(inside)
-        inside = over_columns(file, inside, source) if source.parts and file.of("hemi") else inside.ravel()
+        inside = (
+            over_columns(file, inside, source)
+            if source.parts and file.of("hemi")
+            else inside.ravel()
+        )
         if columns is not None and len(inside) == source.columns:
             inside = inside[columns]
         if len(inside) != len(kept_V):
             raise UserError(
-                f"The region {file.path} has {len(inside)} columns, {source.name} has {source.columns}; give one value for each."
+                f"The region {file.path} has {len(inside)} columns, {source.name} has"
+                f" {source.columns}; give one value for each."
             )
         return inside[kept_V]
 
@@ -808,7 +1087,9 @@ class OwnScans:
         mask = next((m for m in self._mask_of.values() if m is not None), None)
         return str(mask.files[0]) if mask else "of the responses"
 
-    def _segmented(self, label: str, places: Places | None, kept_V: np.ndarray) -> dict[str, np.ndarray]:
+    def _segmented(
+        self, label: str, places: Places | None, kept_V: np.ndarray
+    ) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
         tables = self._tree.named(LABEL_TABLES)
         for file in self._tree.named(LABELS):
@@ -816,15 +1097,22 @@ class OwnScans:
                 continue
             names = labels_of(file, tables)
             if names is None:
-                self._new_notes.append(f"{file.path.name} is ignored: no table names its labels ({file.path.name.partition('.')[0]}.tsv)")
+                self._new_notes.append(
+                    f"{file.path.name} is ignored: no table names its labels"
+                    f" ({file.path.name.partition('.')[0]}.tsv)"
+                )
                 continue
             image = load_nifti(file.path)
             volume = places if isinstance(places, VoxelPlaces) else None
             reason = (
-                "no grid in common" if volume is None else misfit(Grid(image.shape, image.affine), Grid(volume.mask.shape, volume.affine))
+                "no grid in common"
+                if volume is None
+                else misfit(Grid(image.shape, image.affine), Grid(volume.mask.shape, volume.affine))
             )
             if reason or volume is None:
-                self._new_notes.append(f"{file.path.name} is ignored: it and the mask have {reason}")
+                self._new_notes.append(
+                    f"{file.path.name} is ignored: it and the mask have {reason}"
+                )
                 continue
             values = volume.to_vector(np.asanyarray(image.dataobj))
             for index, name in names.items():
@@ -837,10 +1125,14 @@ class OwnScans:
 
     def session_files(self, subject: int, session: int) -> list[Path]:
         sources = self._record(subject).sources
-        used = dict.fromkeys(stretch.source for number, _, stretch in self._in_order(subject) if number == session)
+        used = dict.fromkeys(
+            stretch.source for number, _, stretch in self._in_order(subject) if number == session
+        )
         return [path for source in used for path in sources[source].files]
 
-    def responses(self, subject: int, session: int, trials: int, places: Places | None) -> Iterator[np.ndarray]:
+    def responses(
+        self, subject: int, session: int, trials: int, places: Places | None
+    ) -> Iterator[np.ndarray]:
         sources = self._record(subject).sources
         for number, _, stretch in self._in_order(subject):
             if number != session:
@@ -864,7 +1156,7 @@ class OwnScans:
         source = self._record(subject).lead
         return not source.is_volume and not source.parts and source.form != "bdpy"
 
-    # -- pictures and captions ------------------------------------------------------------------------------------
+    # -- pictures and captions ---------------------------------------------------------------------
 
     @cached_property
     def pictures(self) -> Pictures:
@@ -872,7 +1164,10 @@ class OwnScans:
         for known in self.identity.pictures.values():
             first.setdefault(known.image, Path(known.source))
         paths = (first[image] for image in range(self.identity.images))
-        return Pictures(self.identity.images, tuple(path if path.is_absolute() else self.root / path for path in paths))
+        return Pictures(
+            self.identity.images,
+            tuple(path if path.is_absolute() else self.root / path for path in paths),
+        )
 
     def digests(self) -> list[str]:
         """Digest of every picture's pixels, by image id."""
@@ -884,15 +1179,23 @@ class OwnScans:
         found: dict[int, Shown] = {}
         for name, known in self.identity.pictures.items():
             if known.image not in found:
-                found[known.image] = self._shown.get(name) or self.stimuli.find({name: self.identity.root / PICTURES})[0]
+                found[known.image] = (
+                    self._shown.get(name)
+                    or self.stimuli.find({name: self.identity.root / PICTURES})[0]
+                )
         return found
 
     def images(self, first: int, last: int, side: int) -> np.ndarray:
-        return np.stack([self.stimuli.fitted(self._shown_by_image[image], side) for image in range(first, last)])
+        return np.stack(
+            [self.stimuli.fitted(self._shown_by_image[image], side) for image in range(first, last)]
+        )
 
     def caption_file(self) -> Path | None:
         """captions.json, where there is one."""
-        places = (self.root / "captions.json", *(place / "captions.json" for place in self.stimuli.places))
+        places = (
+            self.root / "captions.json",
+            *(place / "captions.json" for place in self.stimuli.places),
+        )
         return next((path for path in places if path.exists()), None)
 
     def captions(self) -> dict[int, list[str]] | None:
@@ -917,48 +1220,69 @@ class OwnScans:
         without = [(image, name) for image, name in without if image not in found]
         if without:
             raise UserError(
-                f"{path} has no caption for {without[0][1]} ({len(without)} such); add them, or leave captions out with --no-captions."
+                f"{path} has no caption for {without[0][1]} ({len(without)} such); add them, or"
+                " leave captions out with --no-captions."
             )
         return found
 
     def tables(self, root: Path) -> list[Path]:
         if self.identity.stale:
-            raise UserError(f"{root} was changed by another `braingen prepare` meanwhile: start the same command again.")
+            raise UserError(
+                f"{root} was changed by another `braingen prepare` meanwhile: start the same"
+                " command again."
+            )
         description = root / "dataset_description.json"
         if not description.exists():
             write_json(
                 description,
-                {"Name": f"Prepared from {self.root.name}", "BIDSVersion": "1.9.0", "DatasetType": "derivative",
-                 "GeneratedBy": [{"Name": "BrainGen", "Description": "braingen prepare"}]},
-            )  # fmt: skip
+                {
+                    "Name": f"Prepared from {self.root.name}",
+                    "BIDSVersion": "1.9.0",
+                    "DatasetType": "derivative",
+                    "GeneratedBy": [{"Name": "BrainGen", "Description": "braingen prepare"}],
+                },
+            )
         return self.identity.write()
 
-    # -- for the summary ------------------------------------------------------------------------------------------
+    # -- for the summary ---------------------------------------------------------------------------
 
     def sources(self, subject: int) -> list[Path]:
         mask = self._mask(subject)
         label = self._record(subject).label
-        more = [file.path for file in (*self._masks(label), *(f for f in self._tree.named(LABELS) if same_label(f.of("sub"), label)))]
-        return list(dict.fromkeys([*self._record(subject).files, *(mask.files if mask else ()), *more]))
+        more = [
+            file.path
+            for file in (
+                *self._masks(label),
+                *(f for f in self._tree.named(LABELS) if same_label(f.of("sub"), label)),
+            )
+        ]
+        return list(
+            dict.fromkeys([*self._record(subject).files, *(mask.files if mask else ()), *more])
+        )
 
     def notes(self, subject: int) -> list[str]:
         record, mask = self._record(subject), self._mask(subject)
         notes = [*record.notes, *(mask.notes if mask else ()), *self._new_notes]
         if record.order == "acquisition time":
             notes.append(f"sessions are in the order of acquisition: {', '.join(record.sessions)}")
-        elif len(record.sessions) > 1 and not all(re.search(r"\d", label) for label in record.sessions):
+        elif len(record.sessions) > 1 and not all(
+            re.search(r"\d", label) for label in record.sessions
+        ):
             notes.append(
-                f"sessions are in the order of their labels: {', '.join(record.sessions)} (acq_time in a scans.tsv would decide it)"
+                f"sessions are in the order of their labels: {', '.join(record.sessions)} (acq_time"
+                " in a scans.tsv would decide it)"
             )
         inside, _ = self.candidates(subject)
         if inside > _MANY_COLUMNS:
             notes.append(
-                f"{inside} voxels are many: an encoder needs memory for each (NSD's nsdgeneral has 13 000 to 18 000); give a mask of "
-                "visual "
-                "cortex with --mask FILE"
+                f"{inside} voxels are many: an encoder needs memory for each (NSD's nsdgeneral has"
+                " 13 000 to 18 000); give a mask of visual cortex with --mask FILE"
             )
         if not (self.root / "dataset_description.json").exists():
-            notes.append('there is no dataset_description.json; BIDS asks for one: {"Name": "...", "BIDSVersion": "1.9.0"}')
+            notes.append(
+                'there is no dataset_description.json; BIDS asks for one: {"Name": "...",'
+                ' "BIDSVersion": "1.9.0"}'
+            )
         return list(dict.fromkeys(notes))
 
     def who(self, subject: int) -> dict[str, Any]:
@@ -967,17 +1291,25 @@ class OwnScans:
         sessions = self.identity.sessions.get(subject, {})
         return {
             "label": record.label,
-            "sessions": {number: label for label, number in sorted(sessions.items(), key=lambda pair: pair[1])},
+            "sessions": {
+                number: label
+                for label, number in sorted(sessions.items(), key=lambda pair: pair[1])
+            },
             "runs": record.runs,
             "left_out": record.left_out,
             "form": record.sources[0].form,
             "test pictures": self.where_tests,
-            "captions": self.caption_file().name if self.prepare.captions and self.caption_file() else "none",  # type: ignore[union-attr]
+            "captions": (
+                self.caption_file().name
+                if self.prepare.captions and self.caption_file()
+                else "none"
+            ),  # type: ignore[union-attr]
         }
 
 
 def numbers_of_labels(words: Sequence[str], prepare: PrepareConfig, data: Path) -> list[int]:
-    """Numbers of subjects that are given by label or number, by the tables of a data folder and the scans that are named.
+    """Numbers of subjects that are given by label or number, by the tables of a data folder and the
+    scans that are named.
 
     Raises
     ------
@@ -991,8 +1323,17 @@ def numbers_of_labels(words: Sequence[str], prepare: PrepareConfig, data: Path) 
     for word in words:
         label = word.removeprefix("sub-")
         if label not in known and not word.isdecimal():
-            there = ", ".join(f"{name} ({number})" for name, number in sorted(known.items(), key=lambda pair: pair[1])) or "none"
-            raise UserError(f"There is no subject {word}; labels and numbers of those that are known: {there}. Name one with --subj.")
+            there = (
+                ", ".join(
+                    f"{name} ({number})"
+                    for name, number in sorted(known.items(), key=lambda pair: pair[1])
+                )
+                or "none"
+            )
+            raise UserError(
+                f"There is no subject {word}; labels and numbers of those that are known: {there}."
+                " Name one with --subj."
+            )
         found.append(known[label] if label in known else int(word))
     return found
 
@@ -1015,19 +1356,27 @@ def _wrong_count(each: Pair, source: Source, trials: int) -> str:
     hint = ""
     if source.trials > trials and source.trials % trials == 0:
         hint = (
-            f" {source.trials} is {source.trials // trials} x {trials}: one response per event is needed; is this a time series, or was "
-            "every TR of an event coded as an onset?"
+            f" {source.trials} is {source.trials // trials} x {trials}: one response per event is"
+            " needed; is this a time series, or was every TR of an event coded as an onset?"
         )
     elif trials > source.trials and trials % source.trials == 0:
-        hint = f" {trials} is {trials // source.trials} x {source.trials}: are these responses of one run, or means over repeats?"
+        hint = (
+            f" {trials} is {trials // source.trials} x {source.trials}: are these responses of one"
+            " run, or means over repeats?"
+        )
     if source.signs:
         hint += (
-            f" It looks like a time series ({'; '.join(source.signs)}): estimate single-trial responses first (GLMsingle, nilearn's LSS)."
+            f" It looks like a time series ({'; '.join(source.signs)}): estimate single-trial"
+            " responses first (GLMsingle, nilearn's LSS)."
         )
-    tables = f" in {len(each.events)} tables" if len(each.events) > 1 else f" ({each.events[0].path.name})"
+    tables = (
+        f" in {len(each.events)} tables"
+        if len(each.events) > 1
+        else f" ({each.events[0].path.name})"
+    )
     return (
-        f"{each.unit.first.path} holds responses to {source.trials} trials, its events name a picture in {trials}{tables}: they do not "
-        f"belong together.{hint} {GUIDE}."
+        f"{each.unit.first.path} holds responses to {source.trials} trials, its events name a"
+        f" picture in {trials}{tables}: they do not belong together.{hint} {GUIDE}."
     )
 
 
@@ -1038,7 +1387,9 @@ def _stem(name: str) -> str:
 
 
 def _captions_by_name(path: Path) -> dict[str, list[str]]:
-    """Captions by the name of the picture: {name: captions}, a list of {file_name, caption}, or COCO's annotations."""
+    """Captions by the name of the picture: {name: captions}, a list of {file_name, caption}, or
+    COCO's annotations.
+    """
     found = read_json(path, GUIDE)
     texts: dict[str, list[str]] = {}
     try:
@@ -1048,13 +1399,23 @@ def _captions_by_name(path: Path) -> dict[str, list[str]]:
                 texts.setdefault(names[note["image_id"]], []).append(str(note["caption"]).strip())
         elif isinstance(found, list):
             for entry in found:
-                name = next(entry[key] for key in ("file_name", "stim_file", "image", "name") if key in entry)
+                name = next(
+                    entry[key]
+                    for key in ("file_name", "stim_file", "image", "name")
+                    if key in entry
+                )
                 given = entry.get("caption", entry.get("captions"))
-                texts.setdefault(str(name), []).extend([given.strip()] if isinstance(given, str) else [str(t).strip() for t in given])
+                texts.setdefault(str(name), []).extend(
+                    [given.strip()] if isinstance(given, str) else [str(t).strip() for t in given]
+                )
         else:
-            texts = {name: [str(text).strip() for text in ([given] if isinstance(given, str) else given)] for name, given in found.items()}
+            texts = {
+                name: [str(text).strip() for text in ([given] if isinstance(given, str) else given)]
+                for name, given in found.items()
+            }
     except (ValueError, AttributeError, TypeError, KeyError, StopIteration) as error:
         raise UserError(
-            f"{path} is not {{stim_file: [captions]}}, nor a list of {{file_name, caption}} ({' '.join(str(error).split())}); {GUIDE}."
+            f"{path} is not {{stim_file: [captions]}}, nor a list of {{file_name, caption}}"
+            f" ({' '.join(str(error).split())}); {GUIDE}."
         ) from error
     return {name: [text for text in mine if text] for name, mine in texts.items()}

@@ -1,7 +1,8 @@
 """Which responses belong to which trials: by entities, never by the order of paths.
 
-A file of responses covers the tables of events that agree with all entities it has: a run's file one table, a session's file all runs of
-the session, GLMsingle's output of a subject all sessions. Tables above (BIDS inheritance) hold for every file below them.
+A file of responses covers the tables of events that agree with all entities it has: a run's file
+one table, a session's file all runs of the session, GLMsingle's output of a subject all sessions.
+Tables above (BIDS inheritance) hold for every file below them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from braingen.data.ingest import forms
 from braingen.data.ingest.forms import Asked, Source
 from braingen.data.ingest.forms.surfaces import join_hemispheres
 from braingen.data.ingest.forms.volumes import read_single_maps
-from braingen.data.ingest.names import GUIDE, TRIAL_ENTITIES, Named, chosen, differing, natural, plain, same_label
+from braingen.data.ingest.names import (
+    GUIDE,
+    TRIAL_ENTITIES,
+    Named,
+    chosen,
+    differing,
+    natural,
+    plain,
+    same_label,
+)
 from braingen.runtime.errors import UserError
 
 _SETTINGS = {"task": "--task", "space": "--space", "desc": "--desc", "stat": "--stat"}
@@ -60,7 +70,9 @@ class Pair(NamedTuple):
 
 def setting_for(entity: str) -> str:
     """How a value of an entity is chosen on the command line."""
-    return f"{_SETTINGS[entity]} VALUE" if entity in _SETTINGS else f"prepare.entities={entity}-VALUE"
+    return (
+        f"{_SETTINGS[entity]} VALUE" if entity in _SETTINGS else f"prepare.entities={entity}-VALUE"
+    )
 
 
 def among(files: Sequence[Named], root: Path, pattern: str) -> list[Named]:
@@ -71,11 +83,18 @@ def among(files: Sequence[Named], root: Path, pattern: str) -> list[Named]:
 
     def fits(path: Path) -> bool:
         inside = path.relative_to(root).as_posix()
-        return fnmatch.fnmatch(inside, pattern) or inside.startswith(f"{pattern}/") or str(path) == pattern
+        return (
+            fnmatch.fnmatch(inside, pattern)
+            or inside.startswith(f"{pattern}/")
+            or str(path) == pattern
+        )
 
     kept = [file for file in files if fits(file.path)]
     if files and not kept:
-        raise UserError(f"No responses below {root} have {pattern} (there: {_listed([file.path for file in files])}); correct --responses.")
+        raise UserError(
+            f"No responses below {root} have {pattern} (there:"
+            f" {_listed([file.path for file in files])}); correct --responses."
+        )
     return kept
 
 
@@ -84,18 +103,24 @@ def _listed(paths: Sequence[Path], most: int = 4) -> str:
     return shown + (f" and {len(paths) - most} more" if len(paths) > most else "")
 
 
-def units_of(responses: Sequence[Named], wanted: Mapping[str, str], trials_of: Callable[[Named], int]) -> tuple[list[Unit], list[str]]:
+def units_of(
+    responses: Sequence[Named], wanted: Mapping[str, str], trials_of: Callable[[Named], int]
+) -> tuple[list[Unit], list[str]]:
     """Group the files of a subject into units.
 
     Parameters
     ----------
-    responses : all files of responses of a subject
-    wanted : entity -> value that settings choose
-    trials_of : how many trials the events name for a file, 0 where none belong to it
+    responses : Sequence[Named]
+        All files of responses of a subject.
+    wanted : Mapping[str, str]
+        Entity -> value that settings choose.
+    trials_of : Callable[[Named], int]
+        How many trials the events name for a file, 0 where none belong to it.
 
     Returns
     -------
-    units, and notes on what was left out
+    tuple[list[Unit], list[str]]
+        Units, and notes on what was left out.
 
     Raises
     ------
@@ -118,11 +143,16 @@ def units_of(responses: Sequence[Named], wanted: Mapping[str, str], trials_of: C
             notes.append(f"left out, a volume of three axes: {kept[0].path.name}")
             continue
         units.append(_unit(kept, trials_of))
-    left = [file for group in groups.values() for file in group if wanted and not chosen(group, wanted)]
+    left = [
+        file for group in groups.values() for file in group if wanted and not chosen(group, wanted)
+    ]
     if left and not units:
         told = {key: sorted({file.of(key) or "none" for file in left}) for key in wanted}
         there = "; ".join(f"{key}: {', '.join(values)}" for key, values in told.items())
-        raise UserError(f"No responses have {', '.join(f'{k}-{v}' for k, v in wanted.items())} (there: {there}); choose one of these.")
+        raise UserError(
+            f"No responses have {', '.join(f'{k}-{v}' for k, v in wanted.items())} (there:"
+            f" {there}); choose one of these."
+        )
     return units, notes
 
 
@@ -132,9 +162,18 @@ def _best_of_glmsingle(files: list[Named], notes: list[str]) -> list[Named]:
     if len(typed) < 2:
         return files
     best = min(typed, key=lambda file: (_TYPES.index(file.path.name[:5]), file.ending != ".hdf5"))
-    same = [file for file in typed if file.path.name[:5] == best.path.name[:5] and file.ending == best.ending and file is not best]
+    same = [
+        file
+        for file in typed
+        if file.path.name[:5] == best.path.name[:5]
+        and file.ending == best.ending
+        and file is not best
+    ]
     if same:
-        raise UserError(f"{best.path} and {same[0].path} claim the same trials; choose one folder with --responses FOLDER.")
+        raise UserError(
+            f"{best.path} and {same[0].path} claim the same trials; choose one folder with"
+            " --responses FOLDER."
+        )
     others = ", ".join(file.path.name for file in typed if file is not best)
     notes.append(f"GLMsingle: {best.path.name} is taken, {others} left out")
     return [file for file in files if file not in typed or file is best]
@@ -148,16 +187,24 @@ def _axes(file: Named) -> int:
         image: Any = nibabel.load(file.path)
     except Exception:  # told when it is read
         return 0
-    return 0 if isinstance(image, nibabel.Cifti2Image) else len([n for n in image.shape if n > 1 or len(image.shape) == 3])
+    return (
+        0
+        if isinstance(image, nibabel.Cifti2Image)
+        else len([n for n in image.shape if n > 1 or len(image.shape) == 3])
+    )
 
 
-def _without_maps(files: list[Named], trials_of: Callable[[Named], int], notes: list[str]) -> list[Named]:
+def _without_maps(
+    files: list[Named], trials_of: Callable[[Named], int], notes: list[str]
+) -> list[Named]:
     """Maps of three axes beside responses of four are no responses."""
     axes = [_axes(file) for file in files]
     if all(number == 3 for number in axes) or 3 not in axes:
         return files
     maps = [file for file, number in zip(files, axes) if number == 3]
-    notes.append(f"left out, volumes of three axes: {_listed([Path(file.path.name) for file in maps])}")
+    notes.append(
+        f"left out, volumes of three axes: {_listed([Path(file.path.name) for file in maps])}"
+    )
     return [file for file, number in zip(files, axes) if number != 3]
 
 
@@ -173,13 +220,20 @@ def _unit(files: list[Named], trials_of: Callable[[Named], int]) -> Unit:
         order = _numbered(files, series)
         if order is not None:
             return Unit(tuple(order), "trials")
-    shown = "; ".join(f"{key}: {', '.join(value or 'none' for value in values[:6])}" for key, values in apart.items())
-    how = " or ".join(dict.fromkeys(setting_for(key) for key in apart if key != "hemi")) or "--responses PATTERN"
+    shown = "; ".join(
+        f"{key}: {', '.join(value or 'none' for value in values[:6])}"
+        for key, values in apart.items()
+    )
+    how = (
+        " or ".join(dict.fromkeys(setting_for(key) for key in apart if key != "hemi"))
+        or "--responses PATTERN"
+    )
     counted = ""
     if all(_axes(file) == 3 for file in files):
         counted = (
-            f" They are {len(files)} maps of three axes; one per trial is taken where a single entity numbers them from 1 "
-            f"(desc-trial001), the events name {trials_of(files[0])} trials."
+            f" They are {len(files)} maps of three axes; one per trial is taken where a single"
+            f" entity numbers them from 1 (desc-trial001), the events name {trials_of(files[0])}"
+            " trials."
         )
     raise UserError(
         f"{_listed([file.path for file in files])} claim the same trials; what tells them apart is "
@@ -188,7 +242,9 @@ def _unit(files: list[Named], trials_of: Callable[[Named], int]) -> Unit:
 
 
 def _numbered(files: list[Named], series: list[str]) -> list[Named] | None:
-    """Single maps in the order of the number that one entity of theirs has; None where none numbers them without a gap."""
+    """Single maps in the order of the number that one entity of theirs has; None where none numbers
+    them without a gap.
+    """
     if len(series) != 1:
         return None
     numbers = [re.fullmatch(r"\D*(\d+)", file.of(series[0])) for file in files]
@@ -196,14 +252,22 @@ def _numbered(files: list[Named], series: list[str]) -> list[Named] | None:
         return None
     found = [int(match[1]) for match in numbers if match]
     words = {file.of(series[0])[: -len(match[1])] for file, match in zip(files, numbers) if match}
-    if len(words) > 1 or sorted(found) != list(range(min(found), min(found) + len(found))) or min(found) not in (0, 1):
+    if (
+        len(words) > 1
+        or sorted(found) != list(range(min(found), min(found) + len(found)))
+        or min(found) not in (0, 1)
+    ):
         return None
     return [file for _, file in sorted(zip(found, files), key=lambda pair: pair[0])]
 
 
 def covers(response: Named, events: Named) -> bool:
     """Whether events agree with all that a file of responses says of its trials."""
-    return all(plain(events.of(key)) == plain(response.of(key)) for key in TRIAL_ENTITIES if response.of(key))
+    return all(
+        plain(events.of(key)) == plain(response.of(key))
+        for key in TRIAL_ENTITIES
+        if response.of(key)
+    )
 
 
 def inherited(response: Named, events: Sequence[Named]) -> Named | None:
@@ -217,33 +281,51 @@ def inherited(response: Named, events: Sequence[Named]) -> Named | None:
     holding = [
         file
         for file in events
-        if all(plain(file.of(key)) == plain(response.of(key)) for key in TRIAL_ENTITIES if file.of(key))
-        and (file.path.parent in response.path.parents or not file.of("sub") or same_label(file.of("sub"), response.of("sub")))
+        if all(
+            plain(file.of(key)) == plain(response.of(key)) for key in TRIAL_ENTITIES if file.of(key)
+        )
+        and (
+            file.path.parent in response.path.parents
+            or not file.of("sub")
+            or same_label(file.of("sub"), response.of("sub"))
+        )
     ]
     if not holding:
         return None
     most = max(sum(bool(file.of(key)) for key in TRIAL_ENTITIES) for file in holding)
     best = [file for file in holding if sum(bool(file.of(key)) for key in TRIAL_ENTITIES) == most]
     if len(best) > 1:
-        raise UserError(f"{best[0].path} and {best[1].path} both hold for {response.path}; remove one, or name them more precisely.")
+        raise UserError(
+            f"{best[0].path} and {best[1].path} both hold for {response.path}; remove one, or name"
+            " them more precisely."
+        )
     return best[0]
 
 
 def pair(
-    subject: str, units: Sequence[Unit], events: Sequence[Named], when: Callable[[Named], float | None], root: Path
+    subject: str,
+    units: Sequence[Unit],
+    events: Sequence[Named],
+    when: Callable[[Named], float | None],
+    root: Path,
 ) -> tuple[list[Pair], list[Unit]]:
     """Pair the units of a subject with its tables of events.
 
     Parameters
     ----------
-    subject : label
-    units : of :func:`units_of`
-    events : tables of this subject, and those above all subjects
-    when : time of acquisition of a table's run, None where scans.tsv does not say
+    subject : str
+        Label.
+    units : Sequence[Unit]
+        Of :func:`units_of`.
+    events : Sequence[Named]
+        Tables of this subject, and those above all subjects.
+    when : Callable[[Named], float | None]
+        Time of acquisition of a table's run, None where scans.tsv does not say.
 
     Returns
     -------
-    pairs, and units that no table belongs to
+    tuple[list[Pair], list[Unit]]
+        Pairs, and units that no table belongs to.
 
     Raises
     ------
@@ -265,8 +347,9 @@ def pair(
             for file in covered:
                 if file.path in claimed:
                     raise UserError(
-                        f"{claimed[file.path].first.path} and {unit.first.path} both claim the trials of {file.path}; choose with "
-                        "--responses PATTERN, or move one away."
+                        f"{claimed[file.path].first.path} and {unit.first.path} both claim the"
+                        f" trials of {file.path}; choose with --responses PATTERN, or move one"
+                        " away."
                     )
                 claimed[file.path] = unit
         _refuse_tasks(unit, covered)
@@ -281,46 +364,79 @@ def _refuse_tasks(unit: Unit, events: Sequence[Named]) -> None:
     tasks = list(dict.fromkeys(file.of("task") for file in events))
     if len(tasks) > 1:
         raise UserError(
-            f"{unit.first.path} names no task, its events are of tasks {', '.join(tasks)}; choose the one it is of with --task VALUE."
+            f"{unit.first.path} names no task, its events are of tasks {', '.join(tasks)}; choose"
+            " the one it is of with --task VALUE."
         )
 
 
-def _in_order(unit: Unit, events: list[Named], when: Callable[[Named], float | None]) -> list[Named]:
+def _in_order(
+    unit: Unit, events: list[Named], when: Callable[[Named], float | None]
+) -> list[Named]:
     if len(events) == 1:
         return events
     times = [when(file) for file in events]
     if all(time is not None for time in times):
-        return [file for _, file in sorted(zip(times, events), key=lambda pair: (pair[0], natural(pair[1].path.name)))]
+        return [
+            file
+            for _, file in sorted(
+                zip(times, events), key=lambda pair: (pair[0], natural(pair[1].path.name))
+            )
+        ]
     keys = [(natural(plain(file.of("ses"))), natural(plain(file.of("run")))) for file in events]
     if len({repr(key) for key in keys}) < len(keys):
-        apart = ", ".join(f"{key} {'/'.join(values)}" for key, values in differing(events).items() if key not in ("ses", "run"))
+        apart = ", ".join(
+            f"{key} {'/'.join(values)}"
+            for key, values in differing(events).items()
+            if key not in ("ses", "run")
+        )
         raise UserError(
-            f"{unit.first.path} holds several tables' trials, and their order cannot be known from run labels ({apart} differ): number the "
-            "runs, give one file of responses per table, or write acq_time in the scans.tsv."
+            f"{unit.first.path} holds several tables' trials, and their order cannot be known from"
+            f" run labels ({apart} differ): number the runs, give one file of responses per table,"
+            " or write acq_time in the scans.tsv."
         )
     return [file for _, file in sorted(zip(keys, events), key=lambda pair: pair[0])]
 
 
 def _refuse_leftovers(
-    subject: str, own: Sequence[Named], claimed: Mapping[Path, Unit], pairs: Sequence[Pair], alone: Sequence[Unit], root: Path
+    subject: str,
+    own: Sequence[Named],
+    claimed: Mapping[Path, Unit],
+    pairs: Sequence[Pair],
+    alone: Sequence[Unit],
+    root: Path,
 ) -> None:
     left = [file for file in own if file.path not in claimed]
-    with_responses = {file.of("task") for file in own if file.path in claimed} | {p.events[0].of("task") for p in pairs}
+    with_responses = {file.of("task") for file in own if file.path in claimed} | {
+        p.events[0].of("task") for p in pairs
+    }
     for file in left:
         if with_responses and file.of("task") not in with_responses:
             continue  # events of another task, such as a localiser's, are told by the caller
         session = file.of("ses")
         mine = [unit for unit in alone if plain(unit.first.of("ses")) == plain(session)]
-        mine += [each.unit for each in pairs if plain(session) in [plain(label) for label in each.sessions]]
+        mine += [
+            each.unit
+            for each in pairs
+            if plain(session) in [plain(label) for label in each.sessions]
+        ]
         where = f"sub-{subject}" + (f"_ses-{session}" if session else "")
         if mine:
-            shown = ", ".join(sorted((unit.first.of("run") or "none" for unit in mine), key=natural))
-            runs = ", ".join(other.of("run") or "none" for other in own if plain(other.of("ses")) == plain(session))
-            raise UserError(
-                f"{where}: the responses are of runs {shown}, the events of runs {runs}; give one file a run, or one a session "
-                f"({file.path.name} has none)."
+            shown = ", ".join(
+                sorted((unit.first.of("run") or "none" for unit in mine), key=natural)
             )
-        raise UserError(f"{root} holds no responses of {where} ({where}_betas.nii.gz, .npy or .hdf5){{more}}; {GUIDE}.")
+            runs = ", ".join(
+                other.of("run") or "none"
+                for other in own
+                if plain(other.of("ses")) == plain(session)
+            )
+            raise UserError(
+                f"{where}: the responses are of runs {shown}, the events of runs {runs}; give one"
+                f" file a run, or one a session ({file.path.name} has none)."
+            )
+        raise UserError(
+            f"{root} holds no responses of {where} ({where}_betas.nii.gz, .npy or .hdf5){{more}};"
+            f" {GUIDE}."
+        )
 
 
 def same_events(files: Sequence[Named]) -> tuple[list[Named], list[str]]:
@@ -341,16 +457,22 @@ def same_events(files: Sequence[Named]) -> tuple[list[Named], list[str]]:
             notes.append(f"{file.path} is equal to {found[key].path.name} and counts once")
         else:
             raise UserError(
-                f"{found[key].path} and {file.path} are events of the same run and differ; remove one of them, or give them other entities."
+                f"{found[key].path} and {file.path} are events of the same run and differ; remove"
+                " one of them, or give them other entities."
             )
     return list(found.values()), notes
 
 
 def consistent(order_N: np.ndarray, pictures: Sequence[str]) -> int:
-    """In how many trials a file's own conditions contradict the pictures: one condition is one picture."""
+    """In how many trials a file's own conditions contradict the pictures: one condition is one
+    picture.
+    """
     first: dict[int, str] = {}
     taken: dict[str, int] = {}
     wrong = 0
     for condition, picture in zip(order_N.tolist(), pictures):
-        wrong += first.setdefault(condition, picture) != picture or taken.setdefault(picture, condition) != condition
+        wrong += (
+            first.setdefault(condition, picture) != picture
+            or taken.setdefault(picture, condition) != condition
+        )
     return wrong

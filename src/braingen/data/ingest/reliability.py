@@ -1,4 +1,5 @@
-"""How reliable responses are: split-half reliability and noise ceiling per voxel, likeness of responses to the same picture.
+"""How reliable responses are: split-half reliability and noise ceiling per voxel, likeness of
+responses to the same picture.
 
 T trials, V voxels, P pictures that were shown more than once.
 """
@@ -29,7 +30,9 @@ class Reliability(NamedTuple):
     split_half_V: np.ndarray
     """Correlation over pictures of the means of odd and even presentations, float32."""
     noise_ceiling_V: np.ndarray
-    """Percent of variance that the picture explains in the mean of its presentations (NSD's definition), float32."""
+    """Percent of variance that the picture explains in the mean of its presentations (NSD's
+    definition), float32.
+    """
     chance: float
     """Split-half reliability that one voxel in twenty exceeds without signal."""
     same: float
@@ -45,8 +48,10 @@ def reliability(betas_TV: np.ndarray, image_T: np.ndarray) -> Reliability | None
 
     Parameters
     ----------
-    betas_TV : z-scored responses, an array or a memory map, read in blocks of voxels
-    image_T : picture of every trial
+    betas_TV : np.ndarray
+        Z-scored responses, an array or a memory map, read in blocks of voxels.
+    image_T : np.ndarray
+        Picture of every trial.
     """
     _, group_T, count_P = np.unique(image_T, return_inverse=True, return_counts=True)
     repeated_P = count_P >= 2
@@ -59,7 +64,10 @@ def reliability(betas_TV: np.ndarray, image_T: np.ndarray) -> Reliability | None
     number_P = np.cumsum(repeated_P) - 1
     used = np.flatnonzero(repeated_P[group_T])
     row, pictures = number_P[group_T[used]], int(repeated_P.sum())
-    halves = [_means(row[place_T[used] % 2 == k], used[place_T[used] % 2 == k], pictures, len(image_T)) for k in (0, 1)]
+    halves = [
+        _means(row[place_T[used] % 2 == k], used[place_T[used] % 2 == k], pictures, len(image_T))
+        for k in (0, 1)
+    ]
     mean = _means(row, used, pictures, len(image_T))
     repeats = float(count_P[repeated_P].mean())
     voxels = betas_TV.shape[1]
@@ -68,13 +76,26 @@ def reliability(betas_TV: np.ndarray, image_T: np.ndarray) -> Reliability | None
     for first in range(0, voxels, step):
         block = _columns(betas_TV, first, min(first + step, voxels))
         split_half_V[first : first + step] = _correlation(*(half @ block for half in halves))
-        ceiling_V[first : first + step] = _ceiling(block[used], (mean @ block)[row], len(used) - pictures, repeats)
+        ceiling_V[first : first + step] = _ceiling(
+            block[used], (mean @ block)[row], len(used) - pictures, repeats
+        )
     same, other, error = _likeness(betas_TV, image_T)
-    return Reliability(pictures, repeats, split_half_V, ceiling_V, 1.645 / np.sqrt(max(pictures - 1, 1)), same, other, error)
+    return Reliability(
+        pictures,
+        repeats,
+        split_half_V,
+        ceiling_V,
+        1.645 / np.sqrt(max(pictures - 1, 1)),
+        same,
+        other,
+        error,
+    )
 
 
 def _columns(betas_TV: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Columns first..last-1 as float64; a map's pages are given back while it is read, since those around a column come along."""
+    """Columns first..last-1 as float64; a map's pages are given back while it is read, since those
+    around a column come along.
+    """
     found = np.empty((len(betas_TV), last - first))
     rows = max(1, _MAPPED_BYTES // (betas_TV.itemsize * betas_TV.shape[1]))
     for begin in range(0, len(found), rows):
@@ -102,12 +123,16 @@ def _ceiling(trial_UV: np.ndarray, mean_UV: np.ndarray, freedom: int, repeats: f
 
 
 def _likeness(betas_TV: np.ndarray, image_T: np.ndarray) -> tuple[float, float, float]:
-    """Correlation over voxels between single trials, of the same picture and of others, over some hundred trials of repeated pictures."""
+    """Correlation over voxels between single trials, of the same picture and of others, over some
+    hundred trials of repeated pictures.
+    """
     image, count = np.unique(image_T, return_counts=True)
     trials = np.flatnonzero(np.isin(image_T, image[count >= 2]))
     if len(trials) > _TRIALS_COMPARED:  # whole pictures, so that their repeats stay together
         drawn = np.random.default_rng(0).permutation(image[count >= 2])
-        kept = drawn[: np.searchsorted(np.cumsum(count[np.searchsorted(image, drawn)]), _TRIALS_COMPARED) + 1]
+        kept = drawn[
+            : np.searchsorted(np.cumsum(count[np.searchsorted(image, drawn)]), _TRIALS_COMPARED) + 1
+        ]
         trials = np.flatnonzero(np.isin(image_T, kept))[: 2 * _TRIALS_COMPARED]
     if betas_TV.shape[1] < 3:
         return np.nan, np.nan, np.nan
@@ -124,4 +149,8 @@ def _likeness(betas_TV: np.ndarray, image_T: np.ndarray) -> tuple[float, float, 
     values = correlation[upper]
     if alike.all() or not alike.any():
         return np.nan, np.nan, np.nan
-    return float(values[alike].mean()), float(values[~alike].mean()), float(values[alike].std() / np.sqrt(alike.sum()))
+    return (
+        float(values[alike].mean()),
+        float(values[~alike].mean()),
+        float(values[alike].std() / np.sqrt(alike.sum())),
+    )

@@ -1,4 +1,5 @@
-"""The pictures that events name: files, or rows of an array; and what makes two of them the same picture.
+"""The pictures that events name: files, or rows of an array; and what makes two of them the same
+picture.
 
 pic01.png            a file in stimuli/, in the folder that prepare.stimuli names, or below the scans
 pic01                the same, where one file of that name has an ending
@@ -56,20 +57,27 @@ class Stimuli:
 
     Parameters
     ----------
-    root : folder of the scans
-    folder : where pictures are; None for root/stimuli
-    ground : colour that transparent pictures are laid on
+    root : Path
+        Folder of the scans.
+    folder : Path | None
+        Where pictures are; None for root/stimuli.
+    ground : str
+        Colour that transparent pictures are laid on.
     """
 
     def __init__(self, root: Path, folder: Path | None, ground: str) -> None:
         self.root, self.folder = root, folder
         self.places = [folder] if folder is not None else [root / "stimuli", root]
         if folder is not None and not folder.is_dir():
-            raise UserError(f"prepare.stimuli = {folder} is no folder; name the one that holds the pictures.")
+            raise UserError(
+                f"prepare.stimuli = {folder} is no folder; name the one that holds the pictures."
+            )
         try:
             self.ground = ImageColor.getrgb(ground)[:3]
         except ValueError as error:
-            raise UserError(f"prepare.ground = {ground!r} is no colour; give a name (grey) or #rrggbb.") from error
+            raise UserError(
+                f"prepare.ground = {ground!r} is no colour; give a name (grey) or #rrggbb."
+            ) from error
         self.ground_name = ground
 
     def names(self) -> list[str]:
@@ -77,7 +85,11 @@ class Stimuli:
         found: list[str] = []
         for place in self.places[:1]:
             if place.is_dir():
-                found += [path.relative_to(place).as_posix() for path in place.rglob("*") if path.suffix.lower() in ENDINGS]
+                found += [
+                    path.relative_to(place).as_posix()
+                    for path in place.rglob("*")
+                    if path.suffix.lower() in ENDINGS
+                ]
         return found
 
     def find(self, named_in: Mapping[str, Path]) -> list[Shown]:
@@ -85,7 +97,8 @@ class Stimuli:
 
         Parameters
         ----------
-        named_in : name -> the table that names it
+        named_in : Mapping[str, Path]
+            Name -> the table that names it.
 
         Raises
         ------
@@ -100,35 +113,59 @@ class Stimuli:
         if missing:
             where = self.places[0] / missing[0].partition("#")[0]
             raise UserError(
-                f"{where} is missing ({len(missing)} of {len(named_in)} pictures are), but the events name it; name the folder of the "
-                f"pictures with prepare.stimuli=FOLDER; {GUIDE}."
+                f"{where} is missing ({len(missing)} of {len(named_in)} pictures are), but the"
+                " events name it; name the folder of the pictures with prepare.stimuli=FOLDER;"
+                f" {GUIDE}."
             )
         return found
 
     def _below(self, place: Path, name: str, table: Path) -> Path:
-        """A path in a folder of pictures, which may itself be a link; a file of it may be a link inside the scans, as datalad makes "
-        "them."""
+        """A path in a folder of pictures, which may itself be a link; a file of it may be a link
+        inside the scans, as datalad makes " "them.
+        """
         try:
             return path_below(place, name, table)
         except UserError:
             if not place.is_relative_to(self.root):
                 raise
-            return path_below(self.root, (place.relative_to(self.root) / name).as_posix() if name else name, table)
+            return path_below(
+                self.root, (place.relative_to(self.root) / name).as_posix() if name else name, table
+            )
 
     def _find(self, name: str, table: Path) -> Shown | None:
-        file, mark, row = name.rpartition("#") if "#" in name and name.rpartition("#")[2].isdecimal() else (name, "", "")
+        file, mark, row = (
+            name.rpartition("#")
+            if "#" in name and name.rpartition("#")[2].isdecimal()
+            else (name, "", "")
+        )
         whole = [self._below(place, name, table) for place in self.places]
         for place, path in zip(self.places, whole):
-            if mark and (array := self._below(place, file, table)).suffix in _ARRAYS and array.exists():
+            if (
+                mark
+                and (array := self._below(place, file, table)).suffix in _ARRAYS
+                and array.exists()
+            ):
                 return Shown(name, array, int(row))
             if path.is_symlink() or path.is_file():
                 return Shown(name, path)
             if path.suffix.lower() not in ENDINGS:
-                fitting = sorted(p for p in path.parent.glob(f"{_escaped(path.name)}.*") if p.suffix.lower() in ENDINGS)
+                fitting = sorted(
+                    p
+                    for p in path.parent.glob(f"{_escaped(path.name)}.*")
+                    if p.suffix.lower() in ENDINGS
+                )
                 if len(fitting) > 1:
-                    raise UserError(f"The picture {name} may be {fitting[0]} or {fitting[1]}; write its ending into the events.")
+                    raise UserError(
+                        f"The picture {name} may be {fitting[0]} or {fitting[1]}; write its ending"
+                        " into the events."
+                    )
                 if fitting:
-                    return Shown(name, self._below(place, f"{name}{fitting[0].name.removeprefix(path.name)}", table))
+                    return Shown(
+                        name,
+                        self._below(
+                            place, f"{name}{fitting[0].name.removeprefix(path.name)}", table
+                        ),
+                    )
         return None
 
     def load(self, shown: Shown) -> Loaded:
@@ -149,7 +186,9 @@ class Stimuli:
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{shown.path} is not a readable picture ({' '.join(str(error).split())}); {GUIDE}.") from error
+            raise UserError(
+                f"{shown.path} is not a readable picture ({' '.join(str(error).split())}); {GUIDE}."
+            ) from error
 
     def _of_image(self, image: Image.Image, path: Path) -> Loaded:
         if image.mode.startswith("I") or image.mode == "F":
@@ -164,12 +203,18 @@ class Stimuli:
             array = array.transpose(1, 2, 0)
         array = array[..., None] if array.ndim == 2 else array
         if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or array.dtype.kind not in "fiu":
-            raise UserError(f"{path} holds {array.dtype} of shape {array.shape}, a picture of height x width x 3 was expected.")
+            raise UserError(
+                f"{path} holds {array.dtype} of shape {array.shape}, a picture of height x width x"
+                " 3 was expected."
+            )
         low, high = float(array.min()), float(array.max())
         kind = ""
         if array.dtype != np.uint8:
             if not np.isfinite([low, high]).all() or low < 0:
-                raise UserError(f"{path} has values from {low:g} to {high:g}; pictures have 0 to 1, 255 or 65535.")
+                raise UserError(
+                    f"{path} has values from {low:g} to {high:g}; pictures have 0 to 1, 255 or"
+                    " 65535."
+                )
             if array.dtype.kind == "f" and high <= 1:
                 array = np.rint(array * 255.0)
             elif array.dtype.kind == "f" or (array.dtype != np.uint16 and high <= 255):
@@ -177,7 +222,9 @@ class Stimuli:
             elif high <= 65535:
                 array, kind = np.rint(array / 257.0), "16-bit"
             if array.max() > 255:
-                raise UserError(f"{path} has values up to {high:g}; pictures have 0 to 1, 255 or 65535.")
+                raise UserError(
+                    f"{path} has values up to {high:g}; pictures have 0 to 1, 255 or 65535."
+                )
             array = np.rint(array).astype(np.uint8)
         if array.shape[2] == 4:
             alpha = array[..., 3:].astype(np.float32) / 255
@@ -194,7 +241,9 @@ class Stimuli:
 
 def pixels_of(picture_HW3: np.ndarray) -> str:
     """Digest of a picture's pixels: equal for equal pictures, whatever their names and endings."""
-    return hashlib.sha256(repr(picture_HW3.shape).encode() + np.ascontiguousarray(picture_HW3).tobytes()).hexdigest()[:32]
+    return hashlib.sha256(
+        repr(picture_HW3.shape).encode() + np.ascontiguousarray(picture_HW3).tobytes()
+    ).hexdigest()[:32]
 
 
 def _escaped(name: str) -> str:
@@ -209,15 +258,25 @@ def _array(path: Path, stamp: str) -> np.ndarray | h5py.Dataset:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         file = h5py.File(path, "r")
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a readable array of pictures ({' '.join(str(error).split())}); {GUIDE}.") from error
-    fitting = [item for item in file.values() if isinstance(item, h5py.Dataset) and item.ndim in (3, 4)]
+        raise UserError(
+            f"{path} is not a readable array of pictures ({' '.join(str(error).split())}); {GUIDE}."
+        ) from error
+    fitting = [
+        item for item in file.values() if isinstance(item, h5py.Dataset) and item.ndim in (3, 4)
+    ]
     if len(fitting) != 1:
-        raise UserError(f"{path} has {len(fitting)} datasets that may be pictures ({', '.join(file)}); one was expected.")
+        raise UserError(
+            f"{path} has {len(fitting)} datasets that may be pictures ({', '.join(file)}); one was"
+            " expected."
+        )
     return fitting[0]
 
 
 def _row(shown: Shown) -> np.ndarray:
     array = _array(shown.path, shown.stamp)
     if shown.row is None or shown.row >= len(array):
-        raise UserError(f"{shown.path} has {len(array)} pictures, the events name row {shown.row} (from 0); correct one of them.")
+        raise UserError(
+            f"{shown.path} has {len(array)} pictures, the events name row {shown.row} (from 0);"
+            " correct one of them."
+        )
     return np.asarray(array[shown.row])

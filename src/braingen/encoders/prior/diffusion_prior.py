@@ -1,8 +1,10 @@
-"""The diffusion prior: from what an encoder read out of the brain to an embedding as CLIP makes them.
+"""The diffusion prior: from what an encoder read out of the brain to an embedding as CLIP makes
+them.
 
 B batch, S brain tokens, T tokens of the embedding, D CLIP width, R random draws of a sample
 
-Source: the DALL-E 2 style prior of MindEye2, as used by the published implementation; departures are switches of the constructor.
+Source: the DALL-E 2 style prior of MindEye2, as used by the published implementation; departures
+are switches of the constructor.
 """
 
 from __future__ import annotations
@@ -45,16 +47,19 @@ class PriorLoss(NamedTuple):
     loss: Tensor
     """Mean squared error of the prediction, scalar."""
     prediction_BTD: Tensor
-    """Predicted clean embedding, with gradient; cosine and contrastive terms of the objective are taken on it."""
+    """Predicted clean embedding, with gradient; cosine and contrastive terms of the objective are
+    taken on it.
+    """
 
 
 class DiffusionPrior(ModelMixin, ConfigMixin):
     """Diffusion model of CLIP embeddings given brain tokens; it predicts the clean embedding.
 
-    Cost, in network calls: training 1; `predict` 1; sampling one per step of `plan(steps)` (so many steps under the sampling rule
-    "consistent") of 2 B rows, or B rows without guidance. A row is S + 1 + T tokens. The published call, one branch after the other, makes
-    58 calls of B rows for its 30 steps; this one makes 29 (rule "published") or 30 of 2 B rows, all of the same shape, so that `network`
-    may be compiled: ``prior.network.compile()``.
+    Cost, in network calls: training 1; `predict` 1; sampling one per step of `plan(steps)` (so many
+    steps under the sampling rule "consistent") of 2 B rows, or B rows without guidance. A row is S
+    + 1 + T tokens. The published call, one branch after the other, makes 58 calls of B rows for its
+    30 steps; this one makes 29 (rule "published") or 30 of 2 B rows, all of the same shape, so that
+    `network` may be compiled: ``prior.network.compile()``.
 
     Parameters
     ----------
@@ -67,16 +72,18 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
     timesteps, beta_schedule : int, str
         Noise steps of training and their schedule.
     condition_drop_prob, image_drop_prob : float
-        How often brain tokens and noisy embedding are replaced by null tokens, independently. The first teaches the null branch of
-        guidance, the second the one-pass `predict`.
+        How often brain tokens and noisy embedding are replaced by null tokens, independently. The
+        first teaches the null branch of guidance, the second the one-pass `predict`.
     drop_in_eval : bool
-        Drop in eval mode too (published implementation); ours drops while training only. Sampling never drops.
-    causal, learned_query_mode, norm, relative_position
+        Drop in eval mode too (published implementation); ours drops while training only. Sampling
+        never drops.
+    causal, learned_query_mode, norm, relative_position : bool, optional
         See `PriorNetwork`; "published" values are the published implementation's.
-    guidance_null : {"condition", "both"}
-        What the null branch of guidance lacks: the brain, or (published) brain and noisy embedding.
-    sampling : {"consistent", "published"}
-        See `NoiseSchedule.plan`.
+    guidance_null : NullBranch, optional
+        {"condition", "both"} What the null branch of guidance lacks: the brain, or (published)
+        brain and noisy embedding.
+    sampling : SamplingRule, optional
+        {"consistent", "published"} See `NoiseSchedule.plan`.
     """
 
     @register_to_config
@@ -101,9 +108,14 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         sampling: SamplingRule = "consistent",
     ) -> None:
         super().__init__()
-        for name, share in (("condition_drop_prob", condition_drop_prob), ("image_drop_prob", image_drop_prob)):
+        for name, share in (
+            ("condition_drop_prob", condition_drop_prob),
+            ("image_drop_prob", image_drop_prob),
+        ):
             if not 0 <= share <= 1:
-                raise UserError(f"{name} of the prior is {share}; allowed are 0 to 1 (published: 0.2)")
+                raise UserError(
+                    f"{name} of the prior is {share}; allowed are 0 to 1 (published: 0.2)"
+                )
         self.network = PriorNetwork(
             dim,
             num_tokens=num_tokens,
@@ -134,7 +146,11 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         )
 
     def forward(
-        self, brain_BSD: Tensor, target_BTD: Tensor, generator: torch.Generator | None = None, draws: PriorDraws | None = None
+        self,
+        brain_BSD: Tensor,
+        target_BTD: Tensor,
+        generator: torch.Generator | None = None,
+        draws: PriorDraws | None = None,
     ) -> PriorLoss:
         """The training loss (the same as `loss`; wrapped models are called this way).
 
@@ -144,10 +160,11 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
             Encoder output.
         target_BTD : Tensor
             The clean embedding.
-        generator : torch.Generator, optional
-            Where the draws come from.
-        draws : PriorDraws, optional
-            Recorded draws instead; one of the two is needed. With a target of zeros the prediction is the published one-pass use.
+        generator : torch.Generator | None, optional
+            torch.Generator, optional Where the draws come from.
+        draws : PriorDraws | None, optional
+            PriorDraws, optional Recorded draws instead; one of the two is needed. With a target of
+            zeros the prediction is the published one-pass use.
 
         Returns
         -------
@@ -156,11 +173,15 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         Raises
         ------
         UserError
-            If shapes do not fit (the published implementation would compare means over tokens), or nothing to draw from is given.
+            If shapes do not fit (the published implementation would compare means over tokens), or
+            nothing to draw from is given.
         """
         self._check(brain_BSD)
         if tuple(target_BTD.shape) != (len(brain_BSD), *self.target_shape):
-            raise UserError(f"the prior's target is {tuple(target_BTD.shape)}; its shape must be {(len(brain_BSD), *self.target_shape)}")
+            raise UserError(
+                f"the prior's target is {tuple(target_BTD.shape)}; its shape must be"
+                f" {(len(brain_BSD), *self.target_shape)}"
+            )
         if draws is None:
             if generator is None:
                 raise UserError("the prior's loss needs a generator, or recorded draws")
@@ -168,17 +189,23 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         times_B, noise_BTD, condition_B, image_B = (draw.to(brain_BSD.device) for draw in draws)
         noisy_BTD = self.schedule.noised(target_BTD, times_B, noise_BTD.to(target_BTD.dtype))
         prediction_BTD = self.network(
-            noisy_BTD.to(brain_BSD.dtype), times_B, brain_BSD, self._kept(condition_B, "condition"), self._kept(image_B, "image")
+            noisy_BTD.to(brain_BSD.dtype),
+            times_B,
+            brain_BSD,
+            self._kept(condition_B, "condition"),
+            self._kept(image_B, "image"),
         )
         return PriorLoss(mse_loss(prediction_BTD.float(), target_BTD.float()), prediction_BTD)
 
     loss = forward
 
     def predict(self, brain_BSD: Tensor) -> Tensor:
-        """The embedding in one network call, deterministic and differentiable: what fine-tuning may use in place of sampling.
+        """The embedding in one network call, deterministic and differentiable: what fine-tuning may
+        use in place of sampling.
 
-        The network is asked at the last time, with the noisy embedding replaced by its null tokens, a situation it was trained in.
-        (Published: noised zeros at a random time, and brain or embedding dropped at random; see `forward`.)
+        The network is asked at the last time, with the noisy embedding replaced by its null tokens,
+        a situation it was trained in. (Published: noised zeros at a random time, and brain or
+        embedding dropped at random; see `forward`.)
 
         Returns
         -------
@@ -192,17 +219,29 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         """
         self._check(brain_BSD)
         if self.config["image_drop_prob"] == 0:
-            raise UserError("one-pass prediction needs a prior that was trained with image_drop_prob above 0 (published: 0.2)")
-        times_B = torch.full((len(brain_BSD),), self.schedule.timesteps - 1, device=brain_BSD.device)
+            raise UserError(
+                "one-pass prediction needs a prior that was trained with image_drop_prob above 0"
+                " (published: 0.2)"
+            )
+        times_B = torch.full(
+            (len(brain_BSD),), self.schedule.timesteps - 1, device=brain_BSD.device
+        )
         nothing_BTD = brain_BSD.new_zeros(len(brain_BSD), *self.target_shape)
-        return self.network(nothing_BTD, times_B, brain_BSD, keep_image_B=torch.zeros_like(times_B, dtype=torch.bool))
+        return self.network(
+            nothing_BTD,
+            times_B,
+            brain_BSD,
+            keep_image_B=torch.zeros_like(times_B, dtype=torch.bool),
+        )
 
     def plan(self, steps: int, eta: float = 1.0) -> tuple[SamplingStep, ...]:
         """The steps that `sample` makes; see `NoiseSchedule.plan`."""
         return self.schedule.plan(steps, eta, self.config["sampling"])
 
     def noise_shape(self, steps: int, eta: float = 1.0) -> tuple[int, int, int]:
-        """Shape R x T x D of the standard normal draws one sample needs: its start, and one per step that adds noise."""
+        """Shape R x T x D of the standard normal draws one sample needs: its start, and one per
+        step that adds noise.
+        """
         return (1 + sum(step.noise > 0 for step in self.plan(steps, eta)), *self.target_shape)
 
     @torch.no_grad()
@@ -223,16 +262,19 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         brain_BSD : Tensor
             Encoder output.
         steps : int
-            Sampling steps (published: 30); fewer than the training's is DDIM, as many is ancestral sampling.
+            Sampling steps (published: 30); fewer than the training's is DDIM, as many is ancestral
+            sampling.
         guidance_scale : float
             Classifier-free guidance, 1 for none (published: 1.5).
-        generator : torch.Generator, optional
-            Where the noise comes from.
+        generator : torch.Generator | None, optional
+            torch.Generator, optional Where the noise comes from.
         eta : float
-            Noise added back at every step: 1 as published, 0 for a result that depends on its start only.
+            Noise added back at every step: 1 as published, 0 for a result that depends on its start
+            only.
         noise : Tensor, optional
-            The standard normal draws instead, B x R x T x D with R of `noise_shape`: a sample then depends on its own rows only and not
-            on the batch it is in (seed them by image id). Of further draws the first R are used. One of the two is needed.
+            The standard normal draws instead, B x R x T x D with R of `noise_shape`: a sample then
+            depends on its own rows only and not on the batch it is in (seed them by image id). Of
+            further draws the first R are used. One of the two is needed.
 
         Returns
         -------
@@ -242,26 +284,45 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         Raises
         ------
         UserError
-            If shapes do not fit, guidance is asked of a prior that never missed its condition, or there is nothing to draw from.
+            If shapes do not fit, guidance is asked of a prior that never missed its condition, or
+            there is nothing to draw from.
         """
         self._check(brain_BSD)
         config = self.config
         if guidance_scale != 1 and (
-            config["condition_drop_prob"] == 0 or (config["guidance_null"] == "both" and config["image_drop_prob"] == 0)
+            config["condition_drop_prob"] == 0
+            or (config["guidance_null"] == "both" and config["image_drop_prob"] == 0)
         ):
-            raise UserError(f"guidance_scale is {guidance_scale}, but this prior was trained without dropping its conditions; use 1")
+            raise UserError(
+                f"guidance_scale is {guidance_scale}, but this prior was trained without dropping"
+                " its conditions; use 1"
+            )
         needed = (len(brain_BSD), *self.noise_shape(steps, eta))
         if noise is None:
             if generator is None:
                 raise UserError("sampling the prior needs a generator, or the noise itself")
             noise = torch.randn(needed, generator=generator, device=generator.device)
-        if noise.ndim != 4 or noise.shape[0] != needed[0] or noise.shape[1] < needed[1] or noise.shape[2:] != needed[2:]:
-            raise UserError(f"the prior's noise is {tuple(noise.shape)}; it must be {needed} (batch, draws, tokens, width)")
+        if (
+            noise.ndim != 4
+            or noise.shape[0] != needed[0]
+            or noise.shape[1] < needed[1]
+            or noise.shape[2:] != needed[2:]
+        ):
+            raise UserError(
+                f"the prior's noise is {tuple(noise.shape)}; it must be {needed} (batch, draws,"
+                " tokens, width)"
+            )
         draws_RBTD = iter(noise.to(brain_BSD.device, torch.float32).transpose(0, 1))
         x_BTD = next(draws_RBTD)
         for step in self.plan(steps, eta):
             times_B = torch.full((len(brain_BSD),), step.time, device=brain_BSD.device)
-            start_BTD = self.network.guided(x_BTD.to(brain_BSD.dtype), times_B, brain_BSD, guidance_scale, config["guidance_null"])
+            start_BTD = self.network.guided(
+                x_BTD.to(brain_BSD.dtype),
+                times_B,
+                brain_BSD,
+                guidance_scale,
+                config["guidance_null"],
+            )
             x_BTD = step.start * start_BTD.float() + step.sample * x_BTD
             if step.noise:
                 x_BTD = x_BTD + step.noise * next(draws_RBTD)
@@ -277,4 +338,7 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
     def _check(self, brain_BSD: Tensor) -> None:
         wanted = (self.config["num_tokens"], self.config["dim"])
         if brain_BSD.ndim != 3 or tuple(brain_BSD.shape[1:]) != wanted:
-            raise UserError(f"the prior was given brain tokens of shape {tuple(brain_BSD.shape)}; it needs B x {wanted[0]} x {wanted[1]}")
+            raise UserError(
+                f"the prior was given brain tokens of shape {tuple(brain_BSD.shape)}; it needs B x"
+                f" {wanted[0]} x {wanted[1]}"
+            )

@@ -1,6 +1,8 @@
-"""The transformer inside the diffusion prior: noisy embedding, time and brain tokens in, clean embedding out.
+"""The transformer inside the diffusion prior: noisy embedding, time and brain tokens in, clean
+embedding out.
 
-B batch, S brain tokens, T tokens of the embedding, D CLIP width, N sequence (S + 1 + T, more with query tokens), A heads, C width of a head
+B batch, S brain tokens, T tokens of the embedding, D CLIP width, N sequence (S + 1 + T, more with
+query tokens), A heads, C width of a head
 
 Source: the DALL-E 2 style prior of MindEye2, as used by the published implementation.
 """
@@ -28,7 +30,9 @@ ROTARY_WIDTH = 32
 """At most so many channels of a head are rotated (published implementation)."""
 BUCKETS = 32
 MAX_DISTANCE = 128
-"""Relative positions are told apart in so many buckets, the farthest from this distance on (T5; published implementation)."""
+"""Relative positions are told apart in so many buckets, the farthest from this distance on (T5;
+published implementation).
+"""
 
 
 class GainNorm(nn.Module):
@@ -38,11 +42,12 @@ class GainNorm(nn.Module):
     ----------
     width : int
         Size of the last axis.
-    rule : {"float32", "published"}
-        "float32": eps 1e-5 whatever the number format. "published": eps 1e-5 for float32 and 1e-3 for every other format.
+    rule : NormRule, optional
+        {"float32", "published"} "float32": eps 1e-5 whatever the number format. "published": eps
+        1e-5 for float32 and 1e-3 for every other format.
     by_largest : bool
-        Divide each row by its largest entry first (the published implementation's last norm: the largest, not the largest in magnitude, so
-        that a row of negative numbers changes its sign).
+        Divide each row by its largest entry first (the published implementation's last norm: the
+        largest, not the largest in magnitude, so that a row of negative numbers changes its sign).
     """
 
     def __init__(self, width: int, rule: NormRule = "float32", *, by_largest: bool = False) -> None:
@@ -66,10 +71,12 @@ class RelativePosition(nn.Module):
     ----------
     heads : int
         Number of heads A.
-    rule : {"two_sided", "published"}
-        "two_sided": half of the buckets for keys behind the query, half for keys ahead, one of them (distance 0 ahead, which does not
-        occur) for the null key. "published": all buckets for keys behind and one for all keys ahead although attention looks both ways, and
-        the null key counted as position 0, so that every key sits one further than it is.
+    rule : PositionRule, optional
+        {"two_sided", "published"} "two_sided": half of the buckets for keys behind the query, half
+        for keys ahead, one of them (distance 0 ahead, which does not occur) for the null key.
+        "published": all buckets for keys behind and one for all keys ahead although attention looks
+        both ways, and the null key counted as position 0, so that every key sits one further than
+        it is.
     """
 
     def __init__(self, heads: int, rule: PositionRule = "two_sided") -> None:
@@ -85,7 +92,9 @@ class RelativePosition(nn.Module):
         """Bucket of every pair of query and key, int64, N x (N + 1)."""
         query_N1 = torch.arange(length, device=device)[:, None]
         if self.rule == "published":
-            return _bucket((query_N1 - torch.arange(length + 1, device=device)).clamp(min=0), BUCKETS)
+            return _bucket(
+                (query_N1 - torch.arange(length + 1, device=device)).clamp(min=0), BUCKETS
+            )
         behind_NN = query_N1 - torch.arange(length, device=device)
         half = BUCKETS // 2
         bucket_NN = _bucket(behind_NN.abs(), half) + half * (behind_NN < 0)
@@ -106,7 +115,8 @@ def rotary_frequencies(width: int, device: torch.device | None = None) -> Tensor
 
 
 def rotate(x: Tensor, width: int, first: int = 0) -> Tensor:
-    """Turn neighbouring pairs among the first `width` channels by an angle that grows with the position (rotary embedding).
+    """Turn neighbouring pairs among the first `width` channels by an angle that grows with the
+    position (rotary embedding).
 
     Parameters
     ----------
@@ -118,7 +128,12 @@ def rotate(x: Tensor, width: int, first: int = 0) -> Tensor:
         Position of the first row.
     """
     frequencies = rotary_frequencies(width, x.device)
-    sin, cos = (wave.to(x.dtype) for wave in sines_and_cosines(torch.arange(first, first + x.shape[-2], device=x.device), frequencies))
+    sin, cos = (
+        wave.to(x.dtype)
+        for wave in sines_and_cosines(
+            torch.arange(first, first + x.shape[-2], device=x.device), frequencies
+        )
+    )
     turned, rest = x[..., : 2 * len(frequencies)], x[..., 2 * len(frequencies) :]
     even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
@@ -134,11 +149,19 @@ class PriorAttention(nn.Module):
         D, A and C.
     causal : bool
         Tokens see only those before them (and the null key).
-    norm : {"float32", "published"}
-        See `GainNorm`.
+    norm : NormRule, optional
+        {"float32", "published"} See `GainNorm`.
     """
 
-    def __init__(self, width: int, heads: int, dim_head: int, *, causal: bool = False, norm: NormRule = "float32") -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dim_head: int,
+        *,
+        causal: bool = False,
+        norm: NormRule = "float32",
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.causal = causal
@@ -150,7 +173,9 @@ class PriorAttention(nn.Module):
         self.norm_out = GainNorm(width, norm)
 
     def forward(self, x_BND: Tensor, bias_ANM: Tensor, asked: int | None = None) -> Tensor:
-        """Attend; `bias_ANM` is the bias of N queries and M = N + 1 keys. Only the last `asked` tokens ask, all where it is left out."""
+        """Attend; `bias_ANM` is the bias of N queries and M = N + 1 keys. Only the last `asked`
+        tokens ask, all where it is left out.
+        """
         B, N, _ = x_BND.shape
         first = 0 if asked is None else N - asked
         x_BND = self.norm_in(x_BND)
@@ -159,7 +184,10 @@ class PriorAttention(nn.Module):
         rotated = min(ROTARY_WIDTH, k_BNC.shape[-1])
         q_BANC, k_BNC = rotate(q_BANC, rotated, first), rotate(k_BNC, rotated)
         null_k, null_v = self.null_key_value.to(x_BND.dtype).expand(B, -1, -1).split(1, dim=1)
-        k_BMC, v_BMC = torch.cat([null_k.to(k_BNC.dtype), k_BNC], dim=1), torch.cat([null_v.to(v_BNC.dtype), v_BNC], dim=1)
+        k_BMC, v_BMC = (
+            torch.cat([null_k.to(k_BNC.dtype), k_BNC], dim=1),
+            torch.cat([null_v.to(v_BNC.dtype), v_BNC], dim=1),
+        )
         q_BANC, k_BMC = normalize(q_BANC, dim=-1), normalize(k_BMC, dim=-1)
         if self.causal:
             ahead_NM = torch.ones(N, N + 1, dtype=torch.bool, device=x_BND.device).triu(2)
@@ -167,7 +195,11 @@ class PriorAttention(nn.Module):
         bias_ANM = bias_ANM[:, first:]
         k_BAMC, v_BAMC = (y[:, None].expand(-1, self.heads, -1, -1) for y in (k_BMC, v_BMC))
         heard_BANC = scaled_dot_product_attention(
-            q_BANC, k_BAMC.to(q_BANC.dtype), v_BAMC.to(q_BANC.dtype), bias_ANM.to(q_BANC.dtype), scale=COSINE_SCALE
+            q_BANC,
+            k_BAMC.to(q_BANC.dtype),
+            v_BAMC.to(q_BANC.dtype),
+            bias_ANM.to(q_BANC.dtype),
+            scale=COSINE_SCALE,
         )
         return self.norm_out(self.out(heard_BANC.transpose(1, 2).flatten(2)))
 
@@ -179,8 +211,8 @@ class PriorFeedForward(nn.Module):
     ----------
     width : int
         D; the inner width is 4 D.
-    norm : {"float32", "published"}
-        See `GainNorm`.
+    norm : NormRule, optional
+        {"float32", "published"} See `GainNorm`.
     """
 
     def __init__(self, width: int, norm: NormRule = "float32") -> None:
@@ -196,9 +228,13 @@ class PriorFeedForward(nn.Module):
 
 
 def time_table(times_B: Tensor, width: int) -> Tensor:
-    """Sines, then cosines, of a time at frequencies from 1 down to 1 / 10 000: float32, B x width."""
+    """Sines, then cosines, of a time at frequencies from 1 down to 1 / 10 000: float32, B x
+    width.
+    """
     half = width // 2
-    return torch.cat(sines_and_cosines(times_B, falling_frequencies(half, half - 1, times_B.device)), dim=-1)
+    return torch.cat(
+        sines_and_cosines(times_B, falling_frequencies(half, half - 1, times_B.device)), dim=-1
+    )
 
 
 class PriorTime(nn.Module):
@@ -214,7 +250,11 @@ class PriorTime(nn.Module):
         super().__init__()
         self.width = width
         self.layers = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+            nn.Linear(width, 2 * width),
+            nn.SiLU(),
+            nn.Linear(2 * width, 2 * width),
+            nn.SiLU(),
+            nn.Linear(2 * width, width),
         )
 
     def forward(self, times_B: Tensor) -> Tensor:
@@ -226,7 +266,8 @@ class PriorTime(nn.Module):
 class PriorNetwork(nn.Module):
     """Predicts a clean embedding from brain tokens, a time and a noisy embedding.
 
-    The sequence is brain tokens, time token, noisy embedding (with learned positions); the prediction is read from the last T places.
+    The sequence is brain tokens, time token, noisy embedding (with learned positions); the
+    prediction is read from the last T places.
 
     Parameters
     ----------
@@ -242,13 +283,15 @@ class PriorNetwork(nn.Module):
         Number of heads; dim // dim_head if left out (MindEye2), but at least 1.
     causal : bool
         Tokens see only those before them.
-    learned_query_mode : {"pos_emb", "token", "all_pos_emb", "none"}
-        Learned vectors added to the noisy embedding (published models), appended as tokens the prediction is read from, added to the whole
+    learned_query_mode : QueryMode, optional
+        {"pos_emb", "token", "all_pos_emb", "none"} Learned vectors added to the noisy embedding
+        (published models), appended as tokens the prediction is read from, added to the whole
         sequence, or none.
-    norm : {"float32", "published"}
-        "float32": ordinary layer norms. "published": eps by number format, and a last norm that divides by the largest entry.
-    relative_position : {"two_sided", "published"}
-        See `RelativePosition`.
+    norm : NormRule, optional
+        {"float32", "published"} "float32": ordinary layer norms. "published": eps by number format,
+        and a last norm that divides by the largest entry.
+    relative_position : PositionRule, optional
+        {"two_sided", "published"} See `RelativePosition`.
 
     Raises
     ------
@@ -276,7 +319,9 @@ class PriorNetwork(nn.Module):
         S, T = num_tokens, num_tokens_target or num_tokens
         queries = {"none": 0, "pos_emb": T, "token": T, "all_pos_emb": S + 1 + T}
         if learned_query_mode not in queries:
-            raise UserError(f"learned_query_mode is {learned_query_mode!r}; allowed are {', '.join(queries)}")
+            raise UserError(
+                f"learned_query_mode is {learned_query_mode!r}; allowed are {', '.join(queries)}"
+            )
         heads = heads or max(1, dim // dim_head)
         self.num_tokens, self.num_tokens_target = S, T
         self.learned_query_mode = learned_query_mode
@@ -289,7 +334,10 @@ class PriorNetwork(nn.Module):
         self.relative_position = RelativePosition(heads, relative_position)
         self.layers = nn.ModuleList(
             nn.ModuleDict(
-                {"attention": PriorAttention(dim, heads, dim_head, causal=causal, norm=norm), "feed_forward": PriorFeedForward(dim, norm)}
+                {
+                    "attention": PriorAttention(dim, heads, dim_head, causal=causal, norm=norm),
+                    "feed_forward": PriorFeedForward(dim, norm),
+                }
             )
             for _ in range(depth)
         )
@@ -313,7 +361,8 @@ class PriorNetwork(nn.Module):
         times_B : Tensor
             Its times, 0 (clean) upward.
         keep_condition_B, keep_image_B : Tensor, optional
-            bool; where false, brain tokens or noisy embedding are replaced by learned null tokens. Nothing is replaced if left out.
+            bool; where false, brain tokens or noisy embedding are replaced by learned null tokens.
+            Nothing is replaced if left out.
 
         Returns
         -------
@@ -321,9 +370,15 @@ class PriorNetwork(nn.Module):
             B x T x D.
         """
         if keep_condition_B is not None:
-            condition_BSD = torch.where(keep_condition_B[:, None, None], condition_BSD, self.null_condition.to(condition_BSD.dtype))
+            condition_BSD = torch.where(
+                keep_condition_B[:, None, None],
+                condition_BSD,
+                self.null_condition.to(condition_BSD.dtype),
+            )
         if keep_image_B is not None:
-            noisy_BTD = torch.where(keep_image_B[:, None, None], noisy_BTD, self.null_image.to(noisy_BTD.dtype))
+            noisy_BTD = torch.where(
+                keep_image_B[:, None, None], noisy_BTD, self.null_image.to(noisy_BTD.dtype)
+            )
         sequence = [condition_BSD, self.time(times_B), noisy_BTD]
         if self.learned_query is not None:
             if self.learned_query_mode == "pos_emb":
@@ -339,20 +394,31 @@ class PriorNetwork(nn.Module):
             assert isinstance(layer, nn.ModuleDict)
             if number < len(self.layers):
                 x_BND = x_BND + layer["attention"](x_BND, bias_ANM)
-            else:  # what follows acts on every token by itself, so only those that are read go through it
+            else:
+                # what follows acts on every token by itself, so only those that are read go through
+                # it
                 x_BND = x_BND[:, -read:] + layer["attention"](x_BND, bias_ANM, read)
             x_BND = x_BND + layer["feed_forward"](x_BND)
         return self.out(self.norm_out(x_BND))
 
-    def guided(self, noisy_BTD: Tensor, times_B: Tensor, condition_BSD: Tensor, scale: float, null: NullBranch = "condition") -> Tensor:
-        """Predict with classifier-free guidance, null + scale * (full - null), both branches in one pass of 2 B rows (B rows at scale 1).
+    def guided(
+        self,
+        noisy_BTD: Tensor,
+        times_B: Tensor,
+        condition_BSD: Tensor,
+        scale: float,
+        null: NullBranch = "condition",
+    ) -> Tensor:
+        """Predict with classifier-free guidance, null + scale * (full - null), both branches in one
+        pass of 2 B rows (B rows at scale 1).
 
         Parameters
         ----------
         scale : float
             Guidance; 1 is none.
-        null : {"condition", "both"}
-            What the null branch lacks: the brain, or (published) brain and noisy embedding.
+        null : NullBranch, optional
+            {"condition", "both"} What the null branch lacks: the brain, or (published) brain and
+            noisy embedding.
         """
         if scale == 1:
             return self(noisy_BTD, times_B, condition_BSD)

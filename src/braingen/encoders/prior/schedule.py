@@ -1,4 +1,5 @@
-"""Noise of the diffusion prior: how much of it there is at every time, and how sampling takes it away.
+"""Noise of the diffusion prior: how much of it there is at every time, and how sampling takes it
+away.
 
 B batch, T tokens, D CLIP width, K noise steps of training
 """
@@ -20,11 +21,15 @@ SamplingRule = Literal["consistent", "published"]
 BETA_MAX = 0.999
 """Largest beta of the cosine schedule (Nichol & Dhariwal 2021; published implementation)."""
 COSINE_OFFSET = 0.008
-"""Keeps the first betas of the cosine schedule above zero (Nichol & Dhariwal 2021; published implementation)."""
+"""Keeps the first betas of the cosine schedule above zero (Nichol & Dhariwal 2021; published
+implementation).
+"""
 
 
 class SamplingStep(NamedTuple):
-    """One step of sampling: next sample = start * prediction + sample * current sample + noise * a new draw."""
+    """One step of sampling: next sample = start * prediction + sample * current sample + noise * a
+    new draw.
+    """
 
     time: int
     """Time given to the network."""
@@ -41,15 +46,16 @@ def betas_of(schedule: BetaSchedule, timesteps: int) -> np.ndarray:
 
     Parameters
     ----------
-    schedule : {"cosine", "linear", "quadratic", "sigmoid", "jsd"}
-        The published prior uses "cosine"; the others are those of the DALL-E 2 library.
+    schedule : BetaSchedule
+        {"cosine", "linear", "quadratic", "sigmoid", "jsd"} The published prior uses "cosine"; the
+        others are those of the DALL-E 2 library.
     timesteps : int
         Number of steps K.
 
     Returns
     -------
-    numpy.ndarray
-        float64, K.
+    np.ndarray
+        numpy.ndarray float64, K.
 
     Raises
     ------
@@ -57,7 +63,9 @@ def betas_of(schedule: BetaSchedule, timesteps: int) -> np.ndarray:
         If the schedule is unknown or there are no steps.
     """
     if timesteps < 1:
-        raise UserError(f"timesteps of the prior is {timesteps}; it must be at least 1 (published: 100)")
+        raise UserError(
+            f"timesteps of the prior is {timesteps}; it must be at least 1 (published: 100)"
+        )
     low, high = 0.1 / timesteps, 20.0 / timesteps  # 1e-4 and 0.02 for 1000 steps
     if schedule == "cosine":
         place = (np.arange(timesteps + 1) / timesteps + COSINE_OFFSET) / (1 + COSINE_OFFSET)
@@ -71,14 +79,16 @@ def betas_of(schedule: BetaSchedule, timesteps: int) -> np.ndarray:
         return low + (high - low) / (1 + np.exp(-np.linspace(-6, 6, timesteps)))
     if schedule == "jsd":
         return 1 / np.linspace(timesteps, 1, timesteps)
-    raise UserError(f"beta_schedule is {schedule!r}; allowed are cosine, linear, quadratic, sigmoid, jsd")
+    raise UserError(
+        f"beta_schedule is {schedule!r}; allowed are cosine, linear, quadratic, sigmoid, jsd"
+    )
 
 
 class NoiseSchedule:
     """Tables of the forward process and the plans of the backward one.
 
-    Tables are computed in float64 and read in float32 (published implementation). This is no module: nothing here is trained, saved, or
-    cast to half precision with the model.
+    Tables are computed in float64 and read in float32 (published implementation). This is no
+    module: nothing here is trained, saved, or cast to half precision with the model.
 
     Parameters
     ----------
@@ -117,28 +127,39 @@ class NoiseSchedule:
         times_B : Tensor
             int64, 0 to K - 1.
         """
-        signal, spread = (at_times(table, times_B, start_BTD.ndim) for table in (np.sqrt(self.kept), np.sqrt(1 - self.kept)))
+        signal, spread = (
+            at_times(table, times_B, start_BTD.ndim)
+            for table in (np.sqrt(self.kept), np.sqrt(1 - self.kept))
+        )
         return (signal * start_BTD + spread * noise_BTD).to(start_BTD.dtype)
 
     def velocity(self, start_BTD: Tensor, times_B: Tensor, noise_BTD: Tensor) -> Tensor:
         """Salimans & Ho's v for a clean embedding and a noise."""
-        signal, spread = (at_times(table, times_B, start_BTD.ndim) for table in (np.sqrt(self.kept), np.sqrt(1 - self.kept)))
+        signal, spread = (
+            at_times(table, times_B, start_BTD.ndim)
+            for table in (np.sqrt(self.kept), np.sqrt(1 - self.kept))
+        )
         return signal * noise_BTD - spread * start_BTD
 
-    def plan(self, steps: int, eta: float = 1.0, rule: SamplingRule = "consistent") -> tuple[SamplingStep, ...]:
+    def plan(
+        self, steps: int, eta: float = 1.0, rule: SamplingRule = "consistent"
+    ) -> tuple[SamplingStep, ...]:
         """The steps of sampling, from pure noise to a clean embedding.
 
         Parameters
         ----------
         steps : int
-            Under the rule "consistent" the number of network calls, 1 to K: times are spread evenly from K - 1 down, and a step goes from
-            one to the next by DDIM (Song et al. 2021, eq. 12). With K steps and eta 1 that is ancestral (DDPM) sampling. Under the rule
-            "published", n below K makes n - 1 network calls, starts a few steps below the top with pure noise, takes the signal shares of
-            the step before but recovers the noise with those of the step itself; n of K or above is ancestral sampling with K calls.
+            Under the rule "consistent" the number of network calls, 1 to K: times are spread evenly
+            from K - 1 down, and a step goes from one to the next by DDIM (Song et al. 2021, eq.
+            12). With K steps and eta 1 that is ancestral (DDPM) sampling. Under the rule
+            "published", n below K makes n - 1 network calls, starts a few steps below the top with
+            pure noise, takes the signal shares of the step before but recovers the noise with those
+            of the step itself; n of K or above is ancestral sampling with K calls.
         eta : float
-            Noise added back at every step: 0 is deterministic, 1 as much as ancestral sampling (published).
-        rule : {"consistent", "published"}
-            Which of the two.
+            Noise added back at every step: 0 is deterministic, 1 as much as ancestral sampling
+            (published).
+        rule : SamplingRule, optional
+            {"consistent", "published"} Which of the two.
 
         Raises
         ------
@@ -147,25 +168,42 @@ class NoiseSchedule:
         """
         K = self.timesteps
         if not 0 <= eta <= 1:
-            raise UserError(f"eta is {eta}; allowed are 0 (deterministic) to 1 (as much noise as in training)")
+            raise UserError(
+                f"eta is {eta}; allowed are 0 (deterministic) to 1 (as much noise as in training)"
+            )
         if rule == "consistent":
             if not 1 <= steps <= K:
-                raise UserError(f"the prior was asked for {steps} sampling steps; allowed are 1 to {K}, its training steps")
+                raise UserError(
+                    f"the prior was asked for {steps} sampling steps; allowed are 1 to {K}, its"
+                    " training steps"
+                )
             times = [-(-K * left // steps) - 1 for left in range(steps, 0, -1)]
             return self._ddim(times, self.kept, eta)
         if steps >= K:
-            weights = np.stack([self.posterior_start, self.posterior_sample, np.sqrt(self.posterior_variance)], axis=1).tolist()
-            return tuple(SamplingStep(t, *weights[t]) for t in reversed(range(K)))  # no noise at time 0: its variance is 0
+            weights = np.stack(
+                [self.posterior_start, self.posterior_sample, np.sqrt(self.posterior_variance)],
+                axis=1,
+            ).tolist()
+            return tuple(
+                SamplingStep(t, *weights[t]) for t in reversed(range(K))
+            )  # no noise at time 0: its variance is 0
         if steps < 2:
-            raise UserError(f"the published sampler was asked for {steps} steps; allowed are 2 or more, it makes one call fewer")
-        ladder = torch.linspace(-1.0, K, steps + 1)[:-1].int().tolist()  # float32, rounded towards 0: as published
+            raise UserError(
+                f"the published sampler was asked for {steps} steps; allowed are 2 or more, it"
+                " makes one call fewer"
+            )
+        ladder = (
+            torch.linspace(-1.0, K, steps + 1)[:-1].int().tolist()
+        )  # float32, rounded towards 0: as published
         return self._ddim(ladder[:0:-1], self.kept_before, eta)
 
     def _ddim(self, times: list[int], table_K: np.ndarray, eta: float) -> tuple[SamplingStep, ...]:
-        """DDIM steps through `times` and then to the clean embedding; `table_K` is the share of signal that goes into the transition.
+        """DDIM steps through `times` and then to the clean embedding; `table_K` is the share of
+        signal that goes into the transition.
 
-        With the share itself this is DDIM; with that of the step before it is the published sampler, whose noise is nevertheless recovered
-        with the share of the step itself. No draw is needed where the published sampler makes none: on arrival at time 0 or below.
+        With the share itself this is DDIM; with that of the step before it is the published
+        sampler, whose noise is nevertheless recovered with the share of the step itself. No draw is
+        needed where the published sampler makes none: on arrival at time 0 or below.
         """
         kept, share = self.kept.tolist(), table_K.tolist()
         steps = []
@@ -173,9 +211,15 @@ class NoiseSchedule:
             if after < 0:
                 steps.append(SamplingStep(t, 1.0, 0.0, 0.0))
                 continue
-            noise = eta * math.sqrt((1 - share[t] / share[after]) * (1 - share[after]) / (1 - share[t]))
+            noise = eta * math.sqrt(
+                (1 - share[t] / share[after]) * (1 - share[after]) / (1 - share[t])
+            )
             direction = math.sqrt(max(1 - share[after] - noise**2, 0.0)) / math.sqrt(1 - kept[t])
-            steps.append(SamplingStep(t, math.sqrt(share[after]) - direction * math.sqrt(kept[t]), direction, noise))
+            steps.append(
+                SamplingStep(
+                    t, math.sqrt(share[after]) - direction * math.sqrt(kept[t]), direction, noise
+                )
+            )
         return tuple(steps)
 
 

@@ -1,7 +1,8 @@
 """Make the tiny backbones: scenes, CLIP, VAE, judge, U-Net, sharper decoder, shipped weights.
 
-Every part continues where it was interrupted; ``make backbones`` runs it. On two CPU cores it takes hours, on a GPU minutes. With
-``--start-from FOLDER`` text encoders, VAE and judge are taken from finished backbones, and the U-Net begins at their weights.
+Every part continues where it was interrupted; ``make backbones`` runs it. On two CPU cores it takes
+hours, on a GPU minutes. With ``--start-from FOLDER`` text encoders, VAE and judge are taken from
+finished backbones, and the U-Net begins at their weights.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from torch import distributed, multiprocessing
 from braingen.config.shipped import TINY
 from braingen.pretrained.sdxl import ip_adapter_weights, load_backbone, without_ip_adapter
 from braingen.runtime.text_files import read_json
-from braingen.simulation.backbones.clip import TinyCLIP, load_text_encoders, train_clip, train_image_tower
+from braingen.simulation.backbones.clip import (
+    TinyCLIP,
+    load_text_encoders,
+    train_clip,
+    train_image_tower,
+)
 from braingen.simulation.backbones.corpus import Corpus, corpus
 from braingen.simulation.backbones.judge import train_judge
 from braingen.simulation.backbones.unet import encode_conditions, scheduler, train_unet
@@ -49,26 +55,43 @@ class Recipe(NamedTuple):
     unet_processes: int = 1
     """Processes that train the U-Net together, each with 32 pictures a step."""
     start_from: Path | None = None
-    """Finished backbones whose text encoders, VAE and judge are kept and whose U-Net is trained further."""
+    """Finished backbones whose text encoders, VAE and judge are kept and whose U-Net is trained
+    further.
+    """
 
 
 def part_of(data: Corpus, rows: slice) -> Corpus:
     """Some of the corpus."""
-    return Corpus(data.images_N3HW[rows], data.captions[rows], {name: values[rows] for name, values in data.labels.items()})
+    return Corpus(
+        data.images_N3HW[rows],
+        data.captions[rows],
+        {name: values[rows] for name, values in data.labels.items()},
+    )
 
 
 def _unet_worker(rank: int, processes: int, folder: Path, recipe: Recipe) -> None:
     torch.set_num_threads(1)
     if processes > 1:
-        distributed.init_process_group("gloo", init_method=f"file://{(folder / 'rendezvous').absolute()}", rank=rank, world_size=processes)
+        distributed.init_process_group(
+            "gloo",
+            init_method=f"file://{(folder / 'rendezvous').absolute()}",
+            rank=rank,
+            world_size=processes,
+        )
     data, vae, clip = _frozen(folder, recipe)
-    conditions = encode_conditions(part_of(data, slice(recipe.conditioned)), vae, clip, folder / "conditions")
+    conditions = encode_conditions(
+        part_of(data, slice(recipe.conditioned)), vae, clip, folder / "conditions"
+    )
     train_unet(conditions, folder, recipe.side, recipe.unet_steps, _first_unet(recipe))
 
 
 def _first_unet(recipe: Recipe) -> UNet2DConditionModel | None:
     """The U-Net to begin at; None for random weights."""
-    return load_backbone(str(recipe.start_from)).unet.requires_grad_(True) if recipe.start_from else None
+    return (
+        load_backbone(str(recipe.start_from)).unet.requires_grad_(True)
+        if recipe.start_from
+        else None
+    )
 
 
 def _frozen(folder: Path, recipe: Recipe) -> tuple[Corpus, AutoencoderKL, TinyCLIP]:
@@ -78,7 +101,11 @@ def _frozen(folder: Path, recipe: Recipe) -> tuple[Corpus, AutoencoderKL, TinyCL
     if recipe.start_from:
         text_1, text_2, tokenizer = load_text_encoders(recipe.start_from)
         image = train_image_tower(seen, text_2, tokenizer, folder, recipe.image_tower_steps)
-        return data, load_backbone(str(recipe.start_from)).vae.requires_grad_(True), TinyCLIP(image, text_1, text_2, tokenizer)
+        return (
+            data,
+            load_backbone(str(recipe.start_from)).vae.requires_grad_(True),
+            TinyCLIP(image, text_1, text_2, tokenizer),
+        )
     clip = train_clip(seen, folder, recipe.clip_steps, recipe.image_tower_steps)
     vae = train_vae(seen.images_N3HW, folder, recipe.vae_steps, recipe.vae_full_size_steps)
     return data, vae, clip
@@ -89,20 +116,32 @@ def build(folder: Path, assets: Path, recipe: Recipe) -> None:
 
     Parameters
     ----------
-    folder : for checkpoints and caches
-    assets : where the finished backbones go, in the layout of an SDXL pipeline
+    folder : Path
+        For checkpoints and caches.
+    assets : Path
+        Where the finished backbones go, in the layout of an SDXL pipeline.
     """
     torch.set_num_threads(1)
     data, vae, clip = _frozen(folder, recipe)
     seen = part_of(data, slice(recipe.pictures - recipe.held_out))
     start = recipe.start_from
-    judge = Judge.from_pretrained(start / "judge").float() if start else train_judge(seen, folder, recipe.judge_steps)
-    conditions = encode_conditions(part_of(data, slice(recipe.conditioned)), vae, clip, folder / "conditions")
+    judge = (
+        Judge.from_pretrained(start / "judge").float()
+        if start
+        else train_judge(seen, folder, recipe.judge_steps)
+    )
+    conditions = encode_conditions(
+        part_of(data, slice(recipe.conditioned)), vae, clip, folder / "conditions"
+    )
     if recipe.unet_processes > 1:
         (folder / "rendezvous").unlink(missing_ok=True)
-        multiprocessing.spawn(_unet_worker, (recipe.unet_processes, folder, recipe), recipe.unet_processes)
+        multiprocessing.spawn(
+            _unet_worker, (recipe.unet_processes, folder, recipe), recipe.unet_processes
+        )
     unet = train_unet(conditions, folder, recipe.side, recipe.unet_steps, _first_unet(recipe))
-    vae = sharpen_decoder(vae, seen.images_N3HW, conditions.latents_N4HW, folder, recipe.decoder_steps)
+    vae = sharpen_decoder(
+        vae, seen.images_N3HW, conditions.latents_N4HW, folder, recipe.decoder_steps
+    )
     export(assets, unet=unet, vae=vae, clip=clip, judge=judge)
     seconds = {}
     for log in sorted(folder.glob("*.jsonl")):
@@ -116,7 +155,11 @@ def export(assets: Path, *, unet, vae, clip: TinyCLIP, judge) -> None:
     adapter = {key: value.half().contiguous() for key, value in ip_adapter_weights(unet).items()}
     for name, model in (("unet", plain), ("vae", vae), ("judge", judge)):
         model.half().save_pretrained(assets / name)
-    for name, model in (("image_encoder", clip.image), ("text_encoder", clip.text_1), ("text_encoder_2", clip.text_2)):
+    for name, model in (
+        ("image_encoder", clip.image),
+        ("text_encoder", clip.text_1),
+        ("text_encoder_2", clip.text_2),
+    ):
         model.half().save_pretrained(assets / name)
     for file in assets.glob("*/config.json"):  # where a model was loaded from is nobody's business
         known = read_json(file)
@@ -132,12 +175,18 @@ def export(assets: Path, *, unet, vae, clip: TinyCLIP, judge) -> None:
 def main() -> None:
     """Command line of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("build/backbones"), help="checkpoints and caches")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/backbones"), help="checkpoints and caches"
+    )
     parser.add_argument("--assets", type=Path, default=TINY, help="where the finished backbones go")
     parser.add_argument("--unet-steps", type=int, default=Recipe().unet_steps)
     parser.add_argument("--decoder-steps", type=int, default=Recipe().decoder_steps)
     parser.add_argument("--unet-processes", type=int, default=1)
-    parser.add_argument("--start-from", type=Path, help="finished backbones whose text encoders, VAE and judge are kept")
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        help="finished backbones whose text encoders, VAE and judge are kept",
+    )
     chosen = parser.parse_args()
     started = time.monotonic()
     recipe = Recipe(
@@ -147,7 +196,10 @@ def main() -> None:
         start_from=chosen.start_from,
     )
     build(chosen.folder, chosen.assets, recipe)
-    print(f"backbones written to {chosen.assets} after {(time.monotonic() - started) / 60:.0f} minutes")
+    print(
+        f"backbones written to {chosen.assets} after {(time.monotonic() - started) / 60:.0f}"
+        " minutes"
+    )
 
 
 if __name__ == "__main__":

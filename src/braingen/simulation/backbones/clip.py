@@ -1,7 +1,8 @@
-"""The tiny CLIP: an image encoder and two text encoders with their tokenizers, from scenes and captions.
+"""The tiny CLIP: an image encoder and two text encoders with their tokenizers, from scenes and
+captions.
 
-First the three are trained together; then a new image encoder is trained against the finished text encoder, with heads that name what
-captions hardly teach.
+First the three are trained together; then a new image encoder is trained against the finished text
+encoder, with heads that name what captions hardly teach.
 """
 
 from __future__ import annotations
@@ -36,9 +37,16 @@ THUMBNAIL = 12
 THUMBNAIL_WEIGHT = 10.0
 """Of the thumbnail that is drawn from the image embedding, so that it keeps the layout."""
 WIDTH = 128
-LABELS = {"object": len(OBJECTS), "background": len(BACKGROUNDS), "colour": len(COLOURS), "position": len(POSITIONS)}
-"""What linear heads name from the image embedding. Captions alone hardly teach where things are: in a batch few scenes differ in
-nothing but the position, and an embedding learned from captions alone held none of it."""
+LABELS = {
+    "object": len(OBJECTS),
+    "background": len(BACKGROUNDS),
+    "colour": len(COLOURS),
+    "position": len(POSITIONS),
+}
+"""What linear heads name from the image embedding. Captions alone hardly teach where things are: in
+a batch few scenes differ in nothing but the position, and an embedding learned from captions alone
+held none of it.
+"""
 
 
 class TinyCLIP(NamedTuple):
@@ -50,10 +58,14 @@ class TinyCLIP(NamedTuple):
     tokenizer: CLIPTokenizer
 
 
-def load_text_encoders(folder: Path) -> tuple[CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer]:
+def load_text_encoders(
+    folder: Path,
+) -> tuple[CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer]:
     """Both text encoders and their tokenizer, in float32, from finished backbones."""
     first = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-    second = CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2", dtype=torch.float32)
+    second = CLIPTextModelWithProjection.from_pretrained(
+        folder / "text_encoder_2", dtype=torch.float32
+    )
     return first.eval(), second.eval(), CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
 
 
@@ -61,17 +73,26 @@ def train_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
     """Learn CLIP's kind of byte-pair vocabulary from the captions."""
     # the class's own normaliser and splitter, so that what is learned is what it will see
     backend = CLIPTokenizer(
-        vocab={"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}, merges=[], model_max_length=TOKENS, pad_token="<|endoftext|>"
+        vocab={"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2},
+        merges=[],
+        model_max_length=TOKENS,
+        pad_token="<|endoftext|>",
     )._tokenizer
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, end_of_word_suffix="</w>", special_tokens=["<|startoftext|>", "<|endoftext|>"], show_progress=False
+        vocab_size=VOCABULARY,
+        end_of_word_suffix="</w>",
+        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        show_progress=False,
     )
     backend.train_from_iterator(captions, trainer)
     import json
 
     learned = json.loads(backend.to_str())["model"]
     return CLIPTokenizer(
-        vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]], model_max_length=TOKENS, pad_token="<|endoftext|>"
+        vocab=learned["vocab"],
+        merges=[tuple(pair) for pair in learned["merges"]],
+        model_max_length=TOKENS,
+        pad_token="<|endoftext|>",
     )
 
 
@@ -110,7 +131,9 @@ def _image_tower(side: int) -> CLIPVisionModelWithProjection:
 
 
 def _rescale(model: nn.Module) -> None:
-    """CLIP's own initial values are made for hundreds of millions of pairs; these learn from thousands."""
+    """CLIP's own initial values are made for hundreds of millions of pairs; these learn from
+    thousands.
+    """
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
@@ -138,7 +161,9 @@ class _Image(nn.Module):
         super().__init__()
         self.image = _image_tower(side)
         self.thumbnail_head = nn.Linear(WIDTH, 3 * THUMBNAIL**2)
-        self.label_heads = nn.ModuleDict({name: nn.Linear(WIDTH, count) for name, count in LABELS.items()})
+        self.label_heads = nn.ModuleDict(
+            {name: nn.Linear(WIDTH, count) for name, count in LABELS.items()}
+        )
         self.logit_scale = nn.Parameter(torch.tensor(3.0))
 
 
@@ -149,7 +174,9 @@ def clip_pixels(images_B3HW: Tensor) -> Tensor:
 
 
 def _contrastive(image_BD: Tensor, text_BD: Tensor, same_BB: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric contrastive loss whose target is shared evenly among pairs with the same content."""
+    """Symmetric contrastive loss whose target is shared evenly among pairs with the same
+    content.
+    """
     logits = scale.exp() * normalize(image_BD, dim=-1) @ normalize(text_BD, dim=-1).T
     targets = same_BB / same_BB.sum(1, keepdim=True)
     return 0.5 * (cross_entropy(logits, targets) + cross_entropy(logits.T, targets))
@@ -161,7 +188,9 @@ def _thumbnail_loss(drawn_BF: Tensor, images_B3HW: Tensor) -> Tensor:
 
 
 def _token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    return torch.tensor(tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS)["input_ids"])
+    return torch.tensor(
+        tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS)["input_ids"]
+    )
 
 
 def _pixels(data: Corpus, rows: Tensor) -> Tensor:
@@ -169,22 +198,30 @@ def _pixels(data: Corpus, rows: Tensor) -> Tensor:
     return torch.from_numpy(data.images_N3HW[rows.numpy()]).float() / 255
 
 
-def train_clip(data: Corpus, folder: Path, steps: int = 700, image_steps: int = 1000, batch: int = 256) -> TinyCLIP:
+def train_clip(
+    data: Corpus, folder: Path, steps: int = 700, image_steps: int = 1000, batch: int = 256
+) -> TinyCLIP:
     """Train the encoders; captions that are equal count as the same content.
 
     Parameters
     ----------
-    steps : of the three encoders together
-    image_steps : of the image encoder that is kept
+    steps : int, optional
+        Of the three encoders together.
+    image_steps : int, optional
+        Of the image encoder that is kept.
     """
     torch.manual_seed(1)
     batch = min(batch, len(data.captions))
     learned = folder / "tokenizer"
-    if not learned.exists():  # pairs of equal frequency are merged in no fixed order, so a vocabulary is learned once and kept
+    # pairs of equal frequency are merged in no fixed order, so a vocabulary is learned once and
+    # kept
+    if not learned.exists():
         train_tokenizer(text for five in data.captions for text in five).save_pretrained(learned)
     tokenizer = CLIPTokenizer.from_pretrained(learned)
     trained = _Together(tokenizer, data.images_N3HW.shape[-1])
-    ids = _token_ids(tokenizer, [text for five in data.captions for text in five]).view(len(data.captions), 5, TOKENS)
+    ids = _token_ids(tokenizer, [text for five in data.captions for text in five]).view(
+        len(data.captions), 5, TOKENS
+    )
 
     def losses_of(step: int, generator: torch.Generator) -> Losses:
         rows = torch.randperm(len(ids), generator=generator)[:batch].sort().values
@@ -196,7 +233,9 @@ def train_clip(data: Corpus, folder: Path, steps: int = 700, image_steps: int = 
         with torch.autocast("cpu", torch.bfloat16):
             image = trained.image(pixel_values=clip_pixels(images)).image_embeds.float()
             text_2 = trained.text_2(input_ids=tokens[:, :length]).text_embeds.float()
-            text_1 = trained.text_1_head(trained.text_1(input_ids=tokens[:, :length]).pooler_output).float()
+            text_1 = trained.text_1_head(
+                trained.text_1(input_ids=tokens[:, :length]).pooler_output
+            ).float()
         scale = trained.logit_scale.clamp(max=4.6)
         return {
             "text_2": _contrastive(image, text_2, same, scale),
@@ -204,28 +243,53 @@ def train_clip(data: Corpus, folder: Path, steps: int = 700, image_steps: int = 
             "thumbnail": _thumbnail_loss(trained.thumbnail_head(image), images),
         }
 
-    train(trained, losses_of, folder, name="clip", steps=steps, learning_rate=1e-3, weight_decay=0.05, ema=0.99)
+    train(
+        trained,
+        losses_of,
+        folder,
+        name="clip",
+        steps=steps,
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        ema=0.99,
+    )
     image = train_image_tower(data, trained.text_2, tokenizer, folder, image_steps)
     return TinyCLIP(image, trained.text_1, trained.text_2, tokenizer)
 
 
 @torch.inference_mode()
-def _embed_captions(data: Corpus, text: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer) -> tuple[Tensor, Tensor]:
+def _embed_captions(
+    data: Corpus, text: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer
+) -> tuple[Tensor, Tensor]:
     """Embeddings of every distinct caption, and which of them each picture's five are."""
     distinct = sorted({caption for five in data.captions for caption in five})
     row = {caption: i for i, caption in enumerate(distinct)}
-    pieces = [text(input_ids=_token_ids(tokenizer, distinct[i : i + 500])).text_embeds for i in range(0, len(distinct), 500)]
-    return torch.cat(pieces), torch.tensor([[row[caption] for caption in five] for five in data.captions])
+    pieces = [
+        text(input_ids=_token_ids(tokenizer, distinct[i : i + 500])).text_embeds
+        for i in range(0, len(distinct), 500)
+    ]
+    return torch.cat(pieces), torch.tensor(
+        [[row[caption] for caption in five] for five in data.captions]
+    )
 
 
 def train_image_tower(
-    data: Corpus, text: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer, folder: Path, steps: int, batch: int = 192
+    data: Corpus,
+    text: CLIPTextModelWithProjection,
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    steps: int,
+    batch: int = 192,
 ) -> CLIPVisionModelWithProjection:
-    """Train an image encoder from nothing against finished captions, while linear heads name object, background, colour and position."""
+    """Train an image encoder from nothing against finished captions, while linear heads name
+    object, background, colour and position.
+    """
     torch.manual_seed(1)
     batch = min(batch, len(data.captions))
     trained = _Image(data.images_N3HW.shape[-1])
-    captions_UD, caption_of_N5 = (part.clone() for part in _embed_captions(data, text.eval(), tokenizer))
+    captions_UD, caption_of_N5 = (
+        part.clone() for part in _embed_captions(data, text.eval(), tokenizer)
+    )
     labels = {name: torch.from_numpy(data.labels[name]) for name in LABELS}
 
     def losses_of(step: int, generator: torch.Generator) -> Losses:
@@ -236,13 +300,26 @@ def train_image_tower(
             image = trained.image(pixel_values=clip_pixels(images)).image_embeds.float()
         same = (caption[:, None] == caption[None]).float()
         losses = {
-            "text": _contrastive(image, captions_UD[caption], same, trained.logit_scale.clamp(max=4.6)),
+            "text": _contrastive(
+                image, captions_UD[caption], same, trained.logit_scale.clamp(max=4.6)
+            ),
             "thumbnail": _thumbnail_loss(trained.thumbnail_head(image), images),
         }
         for name, head in trained.label_heads.items():
             wanted = labels[name][rows]  # -1 where an object comes in one colour only
-            losses[name] = cross_entropy(head(image), wanted, ignore_index=-1, reduction="sum") / max(1, int((wanted >= 0).sum()))
+            losses[name] = cross_entropy(
+                head(image), wanted, ignore_index=-1, reduction="sum"
+            ) / max(1, int((wanted >= 0).sum()))
         return losses
 
-    train(trained, losses_of, folder, name="image_tower", steps=steps, learning_rate=1e-3, weight_decay=0.05, ema=0.99)
+    train(
+        trained,
+        losses_of,
+        folder,
+        name="image_tower",
+        steps=steps,
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        ema=0.99,
+    )
     return trained.image

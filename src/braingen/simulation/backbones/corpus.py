@@ -1,6 +1,7 @@
 """The pictures the tiny backbones are trained on: rendered once, kept beside the checkpoints.
 
-Their seeds lie far from those of simulated subjects, so no picture of a simulated test set is among them.
+Their seeds lie far from those of simulated subjects, so no picture of a simulated test set is among
+them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from braingen.runtime.text_files import read_json
 from braingen.simulation import scenes
 
 CORPUS_SEED = 7_000_000_000
-"""Scene i of the corpus is drawn from seed CORPUS_SEED + i; simulated subjects use seeds below 2**32."""
+"""Scene i of the corpus is drawn from seed CORPUS_SEED + i; simulated subjects use seeds below
+2**32.
+"""
 _CHUNK = 250
 
 
@@ -39,10 +42,14 @@ def resize(images_N3HW: torch.Tensor, side: int) -> torch.Tensor:
     """Bring pictures in [0, 1] to side x side pixels (bicubic, antialiased, clamped to [0, 1])."""
     if images_N3HW.shape[-1] == side:
         return images_N3HW
-    return interpolate(images_N3HW.float(), size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    return interpolate(
+        images_N3HW.float(), size=(side, side), mode="bicubic", antialias=True
+    ).clamp(0, 1)
 
 
-def _draw_chunk(start: int, count: int, side: int) -> tuple[int, np.ndarray, list[list[str]], list[list[int]]]:
+def _draw_chunk(
+    start: int, count: int, side: int
+) -> tuple[int, np.ndarray, list[list[str]], list[list[int]]]:
     torch.set_num_threads(1)
     pictures, texts, labels = [], [], []
     for i in range(start, start + count):
@@ -51,20 +58,27 @@ def _draw_chunk(start: int, count: int, side: int) -> tuple[int, np.ndarray, lis
         pictures.append(scenes.stimulus(scenes.render(scene)))
         texts.append(scenes.captions(scene, rng))
         main = scene.objects[0]
-        labels.append([main.object, scene.background, main.colour, scene.position, len(scene.objects)])
+        labels.append(
+            [main.object, scene.background, main.colour, scene.position, len(scene.objects)]
+        )
     small = resize(torch.from_numpy(np.stack(pictures)).float(), side)
     return start, (small * 255).round().to(torch.uint8).numpy(), texts, labels
 
 
 def corpus(folder: Path, count: int, side: int, workers: int = 2) -> Corpus:
-    """Render the corpus, or read it where it is complete; interrupted rendering continues by chunks.
+    """Render the corpus, or read it where it is complete; interrupted rendering continues by
+    chunks.
 
     Parameters
     ----------
-    folder : where ``images.npy`` and ``chunks/*.json`` are kept
-    count : number of pictures, a multiple of 250
-    side : side of the pictures in pixels
-    workers : processes that render
+    folder : Path
+        Where ``images.npy`` and ``chunks/*.json`` are kept.
+    count : int
+        Number of pictures, a multiple of 250.
+    side : int
+        Side of the pictures in pixels.
+    workers : int, optional
+        Processes that render.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, done_folder = folder / "images.npy", folder / "chunks"
@@ -72,10 +86,17 @@ def corpus(folder: Path, count: int, side: int, workers: int = 2) -> Corpus:
     if path.exists():
         images = np.load(path, mmap_mode="r+")
         if images.shape != (count, 3, side, side):
-            raise ValueError(f"{path} holds {images.shape}, this recipe wants {(count, 3, side, side)}; delete {folder} to render it anew")
+            raise ValueError(
+                f"{path} holds {images.shape}, this recipe wants {(count, 3, side, side)}; delete"
+                f" {folder} to render it anew"
+            )
     else:
         images = open_memmap(path, "w+", np.uint8, (count, 3, side, side))
-    missing = [start for start in range(0, count, _CHUNK) if not (done_folder / f"{start:07d}.json").exists()]
+    missing = [
+        start
+        for start in range(0, count, _CHUNK)
+        if not (done_folder / f"{start:07d}.json").exists()
+    ]
     if missing:
         # forked, a process whose parent has used torch's threads can wait for ever
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
@@ -84,9 +105,15 @@ def corpus(folder: Path, count: int, side: int, workers: int = 2) -> Corpus:
                 images[start : start + len(pictures)] = pictures
                 images.flush()
                 record = done_folder / f"{start:07d}.json"
-                record.with_suffix(".tmp").write_text(json.dumps({"captions": texts, "labels": labels}), encoding="utf-8")
+                record.with_suffix(".tmp").write_text(
+                    json.dumps({"captions": texts, "labels": labels}), encoding="utf-8"
+                )
                 record.with_suffix(".tmp").rename(record)
     records = [read_json(done_folder / f"{start:07d}.json") for start in range(0, count, _CHUNK)]
     table = np.array([row for record in records for row in record["labels"]], dtype=np.int64)
     names = ("object", "background", "colour", "position", "objects")
-    return Corpus(images, [five for record in records for five in record["captions"]], dict(zip(names, table.T)))
+    return Corpus(
+        images,
+        [five for record in records for five in record["captions"]],
+        dict(zip(names, table.T)),
+    )

@@ -20,11 +20,15 @@ def cosine(step: int, steps: int, warmup: int = 100) -> float:
     """Learning-rate factor: linear warm-up, then a half cosine down to a hundredth."""
     if step < warmup:
         return (step + 1) / warmup
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+    return 0.01 + 0.99 * 0.5 * (
+        1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))
+    )
 
 
 def _average_gradients(parameters: list[nn.Parameter], processes: int) -> None:
-    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
+    flat = torch.cat(
+        [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters]
+    )
     distributed.all_reduce(flat)
     flat /= processes
     for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
@@ -44,15 +48,20 @@ def train(
     gradient_clip: float = 1.0,
     save_seconds: float = 240.0,
 ) -> nn.Module:
-    """Train until ``steps``; continues from ``<folder>/<name>.pt`` when that exists, and leaves the averaged weights in the model.
+    """Train until ``steps``; continues from ``<folder>/<name>.pt`` when that exists, and leaves the
+    averaged weights in the model.
 
     Parameters
     ----------
-    model : holds everything that is trained
-    losses_of : step, generator -> the terms whose sum is minimised, already weighted; the generator is seeded by the step, so that an
-        interrupted run continues with the same draws
-    folder : where the checkpoint and ``<name>.jsonl`` (losses every 50 steps) are kept
-    ema : decay of the averaged weights; 0 for none
+    model : nn.Module
+        Holds everything that is trained.
+    losses_of : Callable[[int, torch.Generator], Losses]
+        Step, generator -> the terms whose sum is minimised, already weighted; the generator is
+        seeded by the step, so that an interrupted run continues with the same draws.
+    folder : Path
+        Where the checkpoint and ``<name>.jsonl`` (losses every 50 steps) are kept.
+    ema : float, optional
+        Decay of the averaged weights; 0 for none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, log = folder / f"{name}.pt", folder / f"{name}.jsonl"
@@ -71,7 +80,11 @@ def train(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         averaged, first, spent = state["averaged"], state["step"], state["seconds"]
-    processes, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
+    processes, rank = (
+        (distributed.get_world_size(), distributed.get_rank())
+        if distributed.is_initialized()
+        else (1, 0)
+    )
     model.train()
     started = last_saved = time.monotonic()
     for step in range(first, steps):
@@ -83,8 +96,9 @@ def train(
         if not torch.isfinite(total):
             terms = ", ".join(f"{term} {value.item():g}" for term, value in losses.items())
             raise UserError(
-                f"The training of {name} in {folder} came to NaN or infinite losses in step {step + 1}: {terms}. Lower its learning rate"
-                f" ({learning_rate:g}); what was saved before is in {path}, remove it to begin anew."
+                f"The training of {name} in {folder} came to NaN or infinite losses in step"
+                f" {step + 1}: {terms}. Lower its learning rate ({learning_rate:g}); what was saved"
+                f" before is in {path}, remove it to begin anew."
             )
         optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -102,10 +116,17 @@ def train(
             seconds = spent + time.monotonic() - started
             with log.open("a", encoding="utf-8") as file:
                 values = {name: round(value.item(), 5) for name, value in losses.items()}
-                file.write(json.dumps({"step": step + 1, "seconds": round(seconds, 1), **values}) + "\n")
+                file.write(
+                    json.dumps({"step": step + 1, "seconds": round(seconds, 1), **values}) + "\n"
+                )
         if time.monotonic() - last_saved > save_seconds or step + 1 == steps:
             last_saved = time.monotonic()
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "averaged": averaged, "step": step + 1}
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "averaged": averaged,
+                "step": step + 1,
+            }
             torch.save({**state, "seconds": spent + last_saved - started}, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").replace(path)
     with torch.no_grad():

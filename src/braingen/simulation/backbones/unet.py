@@ -1,4 +1,6 @@
-"""The tiny SDXL U-Net with its IP-Adapter, trained to listen to an image embedding, to text, to both or to neither."""
+"""The tiny SDXL U-Net with its IP-Adapter, trained to listen to an image embedding, to text, to
+both or to neither.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ SNR_LIMIT = 5.0
 SHARES = {"both": 0.42, "image": 0.30, "text": 0.18}
 """How often which condition is given; the rest has none."""
 PUBLISHED_TEXT_SHARE = 0.5
-"""Of the pictures with text: how often it is the start token and one vector repeated, as a decoder gives it, instead of a whole caption."""
+"""Of the pictures with text: how often it is the start token and one vector repeated, as a decoder
+gives it, instead of a whole caption.
+"""
 
 
 class Conditions(NamedTuple):
@@ -35,10 +39,14 @@ class Conditions(NamedTuple):
     caption_of_N5: Tensor
     """Rows of the two tables below for each picture's captions."""
     text_UTC: Tensor
-    """Cross-attention tokens of every distinct caption, float16: first encoder's last-but-one states beside the second's."""
+    """Cross-attention tokens of every distinct caption, float16: first encoder's last-but-one
+    states beside the second's.
+    """
     pooled_UD: Tensor
     end_N: Tensor
-    """Second encoder's last-but-one state at the end of the sequence, averaged over a picture's captions (N x C2)."""
+    """Second encoder's last-but-one state at the end of the sequence, averaged over a picture's
+    captions (N x C2).
+    """
     start_C: Tensor
     """Second encoder's last-but-one state of the start token."""
 
@@ -56,7 +64,9 @@ def scheduler() -> EulerDiscreteScheduler:
     )
 
 
-def new_unet(sample_size: int, cross_attention_dim: int, pooled_dim: int, image_dim: int) -> UNet2DConditionModel:
+def new_unet(
+    sample_size: int, cross_attention_dim: int, pooled_dim: int, image_dim: int
+) -> UNet2DConditionModel:
     """An SDXL-shaped U-Net with a fresh IP-Adapter, all random."""
     time_width = 32
     unet = UNet2DConditionModel(
@@ -74,12 +84,21 @@ def new_unet(sample_size: int, cross_attention_dim: int, pooled_dim: int, image_
         projection_class_embeddings_input_dim=6 * time_width + pooled_dim,
         norm_num_groups=16,
     )
-    tokens, norm = nn.Linear(image_dim, IMAGE_TOKENS * cross_attention_dim), nn.LayerNorm(cross_attention_dim)
-    weights = {f"image_proj.proj.{key}": value.detach() for key, value in tokens.state_dict().items()}
-    weights |= {f"image_proj.norm.{key}": value.detach() for key, value in norm.state_dict().items()}
+    tokens, norm = (
+        nn.Linear(image_dim, IMAGE_TOKENS * cross_attention_dim),
+        nn.LayerNorm(cross_attention_dim),
+    )
+    weights = {
+        f"image_proj.proj.{key}": value.detach() for key, value in tokens.state_dict().items()
+    }
+    weights |= {
+        f"image_proj.norm.{key}": value.detach() for key, value in norm.state_dict().items()
+    }
     modules = dict(unet.named_modules())
     cross = [name.removesuffix(".processor") for name in unet.attn_processors if "attn2" in name]
-    for order, name in enumerate(cross):  # the adapter's files number cross-attentions 1, 3, 5 ... in the order of attn_processors
+    for order, name in enumerate(
+        cross
+    ):  # the adapter's files number cross-attentions 1, 3, 5 ... in the order of attn_processors
         for part in ("to_k_ip", "to_v_ip"):
             fresh = nn.Linear(cross_attention_dim, modules[name].inner_dim, bias=False)
             weights[f"ip_adapter.{2 * order + 1}.{part}.weight"] = fresh.weight.detach()
@@ -88,25 +107,34 @@ def new_unet(sample_size: int, cross_attention_dim: int, pooled_dim: int, image_
 
 
 @torch.inference_mode()
-def _encode_pictures(images_N3HW: np.ndarray, vae: AutoencoderKL, clip: TinyCLIP) -> tuple[Tensor, Tensor]:
+def _encode_pictures(
+    images_N3HW: np.ndarray, vae: AutoencoderKL, clip: TinyCLIP
+) -> tuple[Tensor, Tensor]:
     latents, embeddings = [], []
     for start in range(0, len(images_N3HW), 50):
         images = torch.from_numpy(np.array(images_N3HW[start : start + 50])).float() / 255
         with torch.autocast("cpu", torch.bfloat16):
-            latents.append((vae.encode(images * 2 - 1).latent_dist.mean * vae.config.scaling_factor).half())
+            latents.append(
+                (vae.encode(images * 2 - 1).latent_dist.mean * vae.config.scaling_factor).half()
+            )
         embeddings.append(clip.image(pixel_values=clip_pixels(images)).image_embeds)
     return torch.cat(latents), torch.cat(embeddings)
 
 
 @torch.inference_mode()
 def encode_conditions(data: Corpus, vae: AutoencoderKL, clip: TinyCLIP, folder: Path) -> Conditions:
-    """Compute everything frozen, or read it where it was kept (pictures in pieces of 1000, so an interruption loses little)."""
+    """Compute everything frozen, or read it where it was kept (pictures in pieces of 1000, so an
+    interruption loses little).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     latents, embeddings = [], []
     for start in range(0, len(data.images_N3HW), 1000):
         path = folder / f"pictures_{start:06d}.pt"
         if not path.exists():
-            torch.save(_encode_pictures(data.images_N3HW[start : start + 1000], vae, clip), path.with_suffix(".tmp"))
+            torch.save(
+                _encode_pictures(data.images_N3HW[start : start + 1000], vae, clip),
+                path.with_suffix(".tmp"),
+            )
             path.with_suffix(".tmp").replace(path)
         piece = torch.load(path, weights_only=True)
         latents.append(piece[0])
@@ -116,8 +144,15 @@ def encode_conditions(data: Corpus, vae: AutoencoderKL, clip: TinyCLIP, folder: 
     caption_of = torch.tensor([[row[text] for text in five] for five in data.captions])
     tokens, pooled, ends = [], [], []
     for start in range(0, len(distinct), 500):
-        batch = clip.tokenizer(distinct[start : start + 500], padding="max_length", truncation=True, return_tensors="pt")
-        first = clip.text_1(input_ids=batch["input_ids"], output_hidden_states=True).hidden_states[-2]
+        batch = clip.tokenizer(
+            distinct[start : start + 500],
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        )
+        first = clip.text_1(input_ids=batch["input_ids"], output_hidden_states=True).hidden_states[
+            -2
+        ]
         second = clip.text_2(input_ids=batch["input_ids"], output_hidden_states=True)
         states = second.hidden_states[-2]
         end = (batch["input_ids"] == clip.tokenizer.eos_token_id).int().argmax(1)
@@ -126,7 +161,15 @@ def encode_conditions(data: Corpus, vae: AutoencoderKL, clip: TinyCLIP, folder: 
         ends.append(states[torch.arange(len(states)), end])
         start_state = states[0, 0]
     end_N = torch.cat(ends)[caption_of].mean(1)
-    return Conditions(torch.cat(latents), torch.cat(embeddings), caption_of, torch.cat(tokens), torch.cat(pooled), end_N, start_state)
+    return Conditions(
+        torch.cat(latents),
+        torch.cat(embeddings),
+        caption_of,
+        torch.cat(tokens),
+        torch.cat(pooled),
+        end_N,
+        start_state,
+    )
 
 
 class _Batch(NamedTuple):
@@ -145,7 +188,9 @@ def _draw(conditions: Conditions, batch: int, generator: torch.Generator) -> _Ba
     rows = torch.randint(len(conditions.latents_N4HW), (batch,), generator=generator)
     image = conditions.image_ND[rows]
     shaky = (uniform() < 0.25) * uniform() * 0.4  # decoded embeddings are never exact
-    image = image + shaky[:, None] * conditions.image_ND.std(0) * torch.randn(image.shape, generator=generator)
+    image = image + shaky[:, None] * conditions.image_ND.std(0) * torch.randn(
+        image.shape, generator=generator
+    )
     caption = conditions.caption_of_N5[rows, torch.randint(5, (batch,), generator=generator)]
     text, pooled = conditions.text_UTC[caption].float(), conditions.pooled_UD[caption]
     width_2 = conditions.start_C.shape[0]
@@ -159,7 +204,10 @@ def _draw(conditions: Conditions, batch: int, generator: torch.Generator) -> _Ba
     with_image = kind < SHARES["both"] + SHARES["image"]
     with_text = (kind < SHARES["both"]) | (~with_image & (kind < sum(SHARES.values())))
     return _Batch(
-        conditions.latents_N4HW[rows].float(), text * with_text[:, None, None], pooled * with_text[:, None], image * with_image[:, None]
+        conditions.latents_N4HW[rows].float(),
+        text * with_text[:, None, None],
+        pooled * with_text[:, None],
+        image * with_image[:, None],
     )
 
 
@@ -174,15 +222,22 @@ def train_unet(
 ) -> UNet2DConditionModel:
     """Train the U-Net and its IP-Adapter together.
 
-    Under ``torch.distributed`` every process draws its own batch of ``batch`` pictures and gradients are averaged.
+    Under ``torch.distributed`` every process draws its own batch of ``batch`` pictures and
+    gradients are averaged.
 
     Parameters
     ----------
-    first : U-Net with an IP-Adapter to begin at; random weights when left out
+    first : UNet2DConditionModel | None, optional
+        U-Net with an IP-Adapter to begin at; random weights when left out.
     """
     torch.manual_seed(3)
     latent_side = conditions.latents_N4HW.shape[-1]
-    unet = first or new_unet(latent_side, conditions.text_UTC.shape[-1], conditions.pooled_UD.shape[-1], conditions.image_ND.shape[-1])
+    unet = first or new_unet(
+        latent_side,
+        conditions.text_UTC.shape[-1],
+        conditions.pooled_UD.shape[-1],
+        conditions.image_ND.shape[-1],
+    )
     use_attention(unet, "plain")
     alphas = scheduler().alphas_cumprod
     time_ids = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32).expand(batch, -1)
@@ -190,7 +245,9 @@ def train_unet(
     def losses_of(step: int, generator: torch.Generator) -> Losses:
         drawn = _draw(conditions, batch, generator)
         # stratified times: every batch sees the whole range of noise
-        times = ((torch.arange(batch) + torch.rand(batch, generator=generator)) * (len(alphas) / batch)).long()
+        times = (
+            (torch.arange(batch) + torch.rand(batch, generator=generator)) * (len(alphas) / batch)
+        ).long()
         alpha = alphas[times].view(-1, 1, 1, 1)
         noise = torch.randn(drawn.latents_B4HW.shape, generator=generator)
         noisy = alpha.sqrt() * drawn.latents_B4HW + (1 - alpha).sqrt() * noise
@@ -200,12 +257,26 @@ def train_unet(
                 noisy,
                 times,
                 encoder_hidden_states=drawn.text_BTC,
-                added_cond_kwargs={"text_embeds": drawn.pooled_BD, "time_ids": time_ids, "image_embeds": [drawn.image_BD[:, None]]},
+                added_cond_kwargs={
+                    "text_embeds": drawn.pooled_BD,
+                    "time_ids": time_ids,
+                    "image_embeds": [drawn.image_BD[:, None]],
+                },
             ).sample
-        # of the picture itself an error counts min(SNR + 1, limit) times: the noisy end, where shapes are decided, keeps its weight
+        # of the picture itself an error counts min(SNR + 1, limit) times: the noisy end, where
+        # shapes are decided, keeps its weight
         snr = alpha / (1 - alpha)
         weight = (snr + 1).clamp(max=SNR_LIMIT) / (snr + 1)
         return {"velocity": (weight * (guess.float() - velocity).square()).mean()}
 
-    train(unet, losses_of, folder, name="unet", steps=steps, learning_rate=rate, weight_decay=0.01, ema=0.999)
+    train(
+        unet,
+        losses_of,
+        folder,
+        name="unet",
+        steps=steps,
+        learning_rate=rate,
+        weight_decay=0.01,
+        ema=0.999,
+    )
     return unet

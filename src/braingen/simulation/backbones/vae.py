@@ -44,8 +44,12 @@ def _gradients(images: Tensor) -> tuple[Tensor, Tensor]:
     return images[..., 1:, :] - images[..., :-1, :], images[..., :, 1:] - images[..., :, :-1]
 
 
-def train_vae(images_N3HW: np.ndarray, folder: Path, steps: int = 5000, full_size_steps: int = 600) -> AutoencoderKL:
-    """Train on crops of half the side, the last ``full_size_steps`` on whole pictures; sets ``scaling_factor`` to 1 / sd of the latents."""
+def train_vae(
+    images_N3HW: np.ndarray, folder: Path, steps: int = 5000, full_size_steps: int = 600
+) -> AutoencoderKL:
+    """Train on crops of half the side, the last ``full_size_steps`` on whole pictures; sets
+    ``scaling_factor`` to 1 / sd of the latents.
+    """
     torch.manual_seed(0)
     trained = _Trained()
     side, first_full = images_N3HW.shape[-1], steps - full_size_steps
@@ -54,7 +58,10 @@ def train_vae(images_N3HW: np.ndarray, folder: Path, steps: int = 5000, full_siz
         crop, batch = (side // 2, 16) if step < first_full else (side, 4)
         rows = torch.randint(len(images_N3HW), (batch,), generator=generator)
         tops = torch.randint(0, side - crop + 1, (batch, 2), generator=generator)
-        cut = [images_N3HW[i, :, y : y + crop, x : x + crop] for i, (y, x) in zip(rows.tolist(), tops.tolist())]
+        cut = [
+            images_N3HW[i, :, y : y + crop, x : x + crop]
+            for i, (y, x) in zip(rows.tolist(), tops.tolist())
+        ]
         truth = torch.from_numpy(np.stack(cut)).float() / 127.5 - 1
         with torch.autocast("cpu", torch.bfloat16):
             posterior = trained.vae.encode(truth).latent_dist
@@ -73,8 +80,14 @@ def train_vae(images_N3HW: np.ndarray, folder: Path, steps: int = 5000, full_siz
         }
         early = max(0.0, 1 - 2 * step / steps)
         if early:
-            guess = interpolate(trained.colour_head(latents), size=(THUMBNAIL, THUMBNAIL), mode="area")
-            losses["thumbnail"] = 1.5 * early * (guess - adaptive_avg_pool2d(_opponent(truth), THUMBNAIL)).square().mean()
+            guess = interpolate(
+                trained.colour_head(latents), size=(THUMBNAIL, THUMBNAIL), mode="area"
+            )
+            losses["thumbnail"] = (
+                1.5
+                * early
+                * (guess - adaptive_avg_pool2d(_opponent(truth), THUMBNAIL)).square().mean()
+            )
         return losses
 
     train(trained, losses_of, folder, name="vae", steps=steps, learning_rate=2e-3, ema=0.995)
@@ -86,12 +99,16 @@ def train_vae(images_N3HW: np.ndarray, folder: Path, steps: int = 5000, full_siz
     return vae
 
 
-def sharpen_decoder(vae: AutoencoderKL, images_N3HW: np.ndarray, latents_N4HW: Tensor, folder: Path, steps: int) -> AutoencoderKL:
-    """Train the decoder alone on crops, from latents already computed: pictures gain detail, and every latent stays valid.
+def sharpen_decoder(
+    vae: AutoencoderKL, images_N3HW: np.ndarray, latents_N4HW: Tensor, folder: Path, steps: int
+) -> AutoencoderKL:
+    """Train the decoder alone on crops, from latents already computed: pictures gain detail, and
+    every latent stays valid.
 
     Parameters
     ----------
-    latents_N4HW : scaled latents of the first N pictures
+    latents_N4HW : Tensor
+        Scaled latents of the first N pictures.
     """
     torch.manual_seed(4)
     vae.encoder.requires_grad_(False)
@@ -103,19 +120,31 @@ def sharpen_decoder(vae: AutoencoderKL, images_N3HW: np.ndarray, latents_N4HW: T
         rows = torch.randint(len(latents_N4HW), (12,), generator=generator)
         corners = torch.randint(0, positions, (len(rows), 2), generator=generator).tolist()
         places = list(zip(rows.tolist(), corners))
-        latents = torch.stack([latents_N4HW[i, :, y : y + cut, x : x + cut] for i, (y, x) in places]).float()
-        pixels = [images_N3HW[i, :, factor * y : factor * (y + cut), factor * x : factor * (x + cut)] for i, (y, x) in places]
+        latents = torch.stack(
+            [latents_N4HW[i, :, y : y + cut, x : x + cut] for i, (y, x) in places]
+        ).float()
+        pixels = [
+            images_N3HW[i, :, factor * y : factor * (y + cut), factor * x : factor * (x + cut)]
+            for i, (y, x) in places
+        ]
         truth = torch.from_numpy(np.stack(pixels)).float() / 127.5 - 1
         # what the sampler hands over is not exact either
         latents = latents + 0.05 * torch.randn(latents.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             output = vae.decode(latents / vae.config.scaling_factor).sample.float()
-        border = slice(4, -4) if cut < latents_N4HW.shape[-1] else slice(None)  # a crop's border lacks the neighbours a picture has
+        border = (
+            slice(4, -4) if cut < latents_N4HW.shape[-1] else slice(None)
+        )  # a crop's border lacks the neighbours a picture has
         output, truth = output[..., border, border], truth[..., border, border]
         difference = output - truth
         edges = sum((a - b).abs().mean() for a, b in zip(_gradients(output), _gradients(truth)))
         chroma = _opponent(difference)[:, 1:].abs().mean()
-        return {"l1": difference.abs().mean(), "mse": difference.square().mean(), "edges": 0.5 * edges, "chroma": 0.5 * chroma}
+        return {
+            "l1": difference.abs().mean(),
+            "mse": difference.square().mean(),
+            "edges": 0.5 * edges,
+            "chroma": 0.5 * chroma,
+        }
 
     train(vae, losses_of, folder, name="decoder", steps=steps, learning_rate=1e-3, ema=0.995)
     return vae

@@ -29,7 +29,11 @@ _RESPONSES = r"(_|^)(betas|statmap)"
 FORMS: tuple[Form, ...] = (
     Form("GLMsingle", re.compile(r"^TYPE[BCD]_\w+\.hdf5$"), read_hdf5),
     Form("GLMsingle (pickled)", re.compile(r"^TYPE[BCD]_\w+\.npy$"), read_npy),
-    Form("NIfTI or CIFTI", re.compile(_RESPONSES + r"(\.(dscalar|dtseries))?\.nii(\.gz)?$"), read_nifti),
+    Form(
+        "NIfTI or CIFTI",
+        re.compile(_RESPONSES + r"(\.(dscalar|dtseries))?\.nii(\.gz)?$"),
+        read_nifti,
+    ),
     Form("GIFTI", re.compile(_RESPONSES + r"(\.(func|shape))?\.gii(\.gz)?$"), read_gifti),
     Form("FreeSurfer", re.compile(_RESPONSES + r"\.mg[hz]$"), read_mgh),
     Form("NumPy", re.compile(_RESPONSES + r"\.npy$"), read_npy),
@@ -60,12 +64,34 @@ def refuse_matlab(file: Named) -> UserError:
         start = handle.read(516)
     is_hdf5 = start.startswith((b"MATLAB 7.3", b"\x89HDF")) or start[512:516] == b"\x89HDF"
     if is_hdf5:
-        line = f"import h5py, numpy as np; np.save('{path.stem}.npy', h5py.File('{path.name}')['betas'][()].T)"
-        more = "v7.3 is HDF5 with the axes in reverse, hence .T: trials must come first (or x, y, z, trials)"
+        line = (
+            f"import h5py, numpy as np; np.save('{path.stem}.npy',"
+            f" h5py.File('{path.name}')['betas'][()].T)"
+        )
+        more = (
+            "v7.3 is HDF5 with the axes in reverse, hence .T: trials must come first (or x, y, z,"
+            " trials)"
+        )
     else:
-        line = f"import scipy.io, numpy as np; np.save('{path.stem}.npy', scipy.io.loadmat('{path.name}')['betas'])"
+        line = (
+            f"import scipy.io, numpy as np; np.save('{path.stem}.npy',"
+            f" scipy.io.loadmat('{path.name}')['betas'])"
+        )
         more = "trials must come first (or x, y, z, trials)"
-    return UserError(f'{path} is a Matlab file, which is not read; convert it beside itself with: python -c "{line}" ({more}).')
+    return UserError(
+        f"{path} is a Matlab file, which is not read; convert it beside itself with: python -c"
+        f' "{line}" ({more}).'
+    )
 
 
-__all__ = ["FORMS", "MATLAB", "RESPONSES", "Asked", "Form", "Part", "Source", "read", "refuse_matlab"]
+__all__ = [
+    "FORMS",
+    "MATLAB",
+    "RESPONSES",
+    "Asked",
+    "Form",
+    "Part",
+    "Source",
+    "read",
+    "refuse_matlab",
+]

@@ -1,6 +1,8 @@
-"""Arrays: .npy, .npz and HDF5, of trials x columns or x, y, z x trials; GLMsingle's and bdpy's among them.
+"""Arrays: .npy, .npz and HDF5, of trials x columns or x, y, z x trials; GLMsingle's and bdpy's
+among them.
 
-A pickle is never executed: :class:`_ArraysOnly` admits NumPy's arrays and plain values, nothing else.
+A pickle is never executed: :class:`_ArraysOnly` admits NumPy's arrays and plain values, nothing
+else.
 """
 
 from __future__ import annotations
@@ -27,10 +29,17 @@ from braingen.runtime.files import refuse_stand_in
 GLMSINGLE = "betasmd"
 _GLMSINGLE_SIGNS = {"betasmd", "R2", "HRFindex", "FRACvalue"}
 _ADMITTED = {
-    ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"), ("numpy._core.numeric", "_frombuffer"),
-    ("numpy.core.numeric", "_frombuffer"), ("collections", "OrderedDict"), ("_codecs", "encode"),
-}  # fmt: skip
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+}
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -43,7 +52,8 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def load_arrays_of_pickle(path: Path) -> Mapping[str, Any]:
-    """The dictionary of arrays in a .npy file, as GLMsingle writes it; nothing in the file is executed.
+    """The dictionary of arrays in a .npy file, as GLMsingle writes it; nothing in the file is
+    executed.
 
     Raises
     ------
@@ -59,40 +69,66 @@ def load_arrays_of_pickle(path: Path) -> Mapping[str, Any]:
         if isinstance(found, Mapping):
             return found
         reason = "objects, no dictionary of arrays"
-    except (pickle.UnpicklingError, ValueError, EOFError, OSError, AttributeError, ImportError, IndexError, KeyError, TypeError) as error:
+    except (
+        pickle.UnpicklingError,
+        ValueError,
+        EOFError,
+        OSError,
+        AttributeError,
+        ImportError,
+        IndexError,
+        KeyError,
+        TypeError,
+    ) as error:
         reason = " ".join(str(error).split())
     raise UserError(
-        f"{path} is not a readable array (it is a pickle: {reason}); only dictionaries of arrays, as GLMsingle writes them, are read. "
-        f"{GUIDE}."
+        f"{path} is not a readable array (it is a pickle: {reason}); only dictionaries of arrays,"
+        f" as GLMsingle writes them, are read. {GUIDE}."
     )
 
 
 def _refused(path: Path, dtype: Any, shape: tuple[int, ...]) -> UserError:
     return UserError(
-        f"{path} is {dtype} of shape {shape}, numbers of (trials, voxels) were expected, or of (x, y, z, trials) in the shape of the mask; "
-        f"{GUIDE}."
+        f"{path} is {dtype} of shape {shape}, numbers of (trials, voxels) were expected, or of (x,"
+        f" y, z, trials) in the shape of the mask; {GUIDE}."
     )
 
 
-def _source(file: Named, form: str, array: Any, take: Callable[..., np.ndarray], asked: Asked, **more: Any) -> Source:
+def _source(
+    file: Named, form: str, array: Any, take: Callable[..., np.ndarray], asked: Asked, **more: Any
+) -> Source:
     """A source of an array that is indexed by `take`."""
     shape, dtype = tuple(array.shape), array.dtype
     if dtype.kind not in "fiu" or len(shape) not in (2, 4) or 0 in shape:
         raise _refused(file.path, dtype, shape)
     signs = ("it holds whole numbers",) if dtype.kind in "iu" else ()
-    if len(shape) == 4 and shape[:2] == (1, 1):  # GLMsingle's form of vertices: (1, 1, vertices, trials) or (vertices, 1, 1, trials)
+    if len(shape) == 4 and shape[:2] == (
+        1,
+        1,
+    ):  # GLMsingle's form of vertices: (1, 1, vertices, trials) or (vertices, 1, 1, trials)
         shape_, squeeze = (shape[2], shape[3]), True
     elif len(shape) == 4 and shape[1:3] == (1, 1):
         shape_, squeeze = (shape[0], shape[3]), True
     else:
         shape_, squeeze = shape, False
-    if squeeze or (len(shape) == 2 and form.startswith("GLMsingle") and shape[1] == asked.trials != shape[0]):
+    if squeeze or (
+        len(shape) == 2 and form.startswith("GLMsingle") and shape[1] == asked.trials != shape[0]
+    ):
         columns, trials = shape_
 
         def columns_first(first: int, last: int) -> np.ndarray:
             return np.asarray(take((..., slice(first, last)))).reshape(columns, last - first).T
 
-        return Source((file.path,), form, trials, (columns,), columns_first, signs=signs, surface=_surface(file, columns), **more)
+        return Source(
+            (file.path,),
+            form,
+            trials,
+            (columns,),
+            columns_first,
+            signs=signs,
+            surface=_surface(file, columns),
+            **more,
+        )
     if len(shape) == 2:
         return Source(
             (file.path,),
@@ -127,11 +163,19 @@ def _source(file: Named, form: str, array: Any, take: Callable[..., np.ndarray],
 
 
 def _surface(file: Named, columns: int) -> str:
-    return file.of("space") if file.of("hemi") else file.of("space") if columns // 2 in VERTICES and columns % 2 == 0 else ""
+    return (
+        file.of("space")
+        if file.of("hemi")
+        else file.of("space")
+        if columns // 2 in VERTICES and columns % 2 == 0
+        else ""
+    )
 
 
 def read_npy(file: Named, asked: Asked) -> Source:
-    """A .npy file, memory-mapped; a pickled dictionary as GLMsingle writes it is read without executing it."""
+    """A .npy file, memory-mapped; a pickled dictionary as GLMsingle writes it is read without
+    executing it.
+    """
     refuse_stand_in(file.path, GUIDE)
     try:
         array = arrays.read_npy(file.path, GUIDE)
@@ -152,18 +196,27 @@ def _glmsingle(file: Named, found: Mapping[str, Any], asked: Asked) -> Source:
     betas = found.get(GLMSINGLE)
     if not isinstance(betas, np.ndarray):
         raise UserError(
-            f"{file.path} is not a readable array: a dictionary of {', '.join(map(str, found)) or 'nothing'}, GLMsingle's has betasmd."
+            f"{file.path} is not a readable array: a dictionary of"
+            f" {', '.join(map(str, found)) or 'nothing'}, GLMsingle's has betasmd."
         )
     source = _source(file, "GLMsingle", betas, betas.__getitem__, asked)
-    return source._replace(order_N=design_order(file.path), notes=(*source.notes, *_type_note(file.path)))
+    return source._replace(
+        order_N=design_order(file.path), notes=(*source.notes, *_type_note(file.path))
+    )
 
 
 def _type_note(path: Path) -> tuple[str, ...]:
-    return () if path.name.startswith("TYPED") or not path.name.startswith("TYPE") else (f"{path.name} is not GLMsingle's TYPED",)
+    return (
+        ()
+        if path.name.startswith("TYPED") or not path.name.startswith("TYPE")
+        else (f"{path.name} is not GLMsingle's TYPED",)
+    )
 
 
 def design_order(path: Path) -> np.ndarray | None:
-    """Condition of every trial by GLMsingle's DESIGNINFO beside a file; None where there is none."""
+    """Condition of every trial by GLMsingle's DESIGNINFO beside a file; None where there is
+    none.
+    """
     for name in ("DESIGNINFO.hdf5", "DESIGNINFO.npy"):
         beside = path.with_name(name)
         if not beside.exists():
@@ -182,7 +235,9 @@ def read_npz(file: Named, asked: Asked) -> Source:
     shapes = arrays.read_npz(file.path, GUIDE)
     name, notes = _pick(file.path, shapes, asked)
     array = shapes[name]
-    return _source(file, "NumPy", array, array.__getitem__, asked, **({"notes": notes} if notes else {}))
+    return _source(
+        file, "NumPy", array, array.__getitem__, asked, **({"notes": notes} if notes else {})
+    )
 
 
 def _pick(path: Path, shapes: Mapping[str, Any], asked: Asked) -> tuple[str, tuple[str, ...]]:
@@ -190,29 +245,56 @@ def _pick(path: Path, shapes: Mapping[str, Any], asked: Asked) -> tuple[str, tup
     told = ", ".join(f"`{name}`" for name in shapes) or "nothing"
     if asked.dataset:
         if asked.dataset not in shapes:
-            raise UserError(f"{path} has no dataset `{asked.dataset}` (it has {told}); name one with prepare.dataset=NAME.")
+            raise UserError(
+                f"{path} has no dataset `{asked.dataset}` (it has {told}); name one with"
+                " prepare.dataset=NAME."
+            )
         return asked.dataset, ()
     for usual in (BETAS_DATASET, GLMSINGLE):
         if usual in shapes:
             return usual, ()
-    fitting = [name for name, found in shapes.items() if len(found.shape) in (2, 4) and found.dtype.kind in "fiu" and min(found.shape) > 0]
-    counted = [name for name in fitting if asked.trials in (shapes[name].shape[0], shapes[name].shape[-1])] if asked.trials else []
+    fitting = [
+        name
+        for name, found in shapes.items()
+        if len(found.shape) in (2, 4) and found.dtype.kind in "fiu" and min(found.shape) > 0
+    ]
+    counted = (
+        [
+            name
+            for name in fitting
+            if asked.trials in (shapes[name].shape[0], shapes[name].shape[-1])
+        ]
+        if asked.trials
+        else []
+    )
     several = counted or fitting
     if len(several) != 1:
-        raise UserError(f"{path} has no dataset `{BETAS_DATASET}` (it has {told}); name the responses with prepare.dataset=NAME.")
-    return several[0], (f"{path.name}: the dataset `{several[0]}` is taken, the only one that fits",)
+        raise UserError(
+            f"{path} has no dataset `{BETAS_DATASET}` (it has {told}); name the responses with"
+            " prepare.dataset=NAME."
+        )
+    return several[0], (
+        f"{path.name}: the dataset `{several[0]}` is taken, the only one that fits",
+    )
 
 
 def read_hdf5(file: Named, asked: Asked) -> Source:
-    """An HDF5 file: the dataset that is asked for, `betas`, GLMsingle's `betasmd`, bdpy's form, or the only dataset that fits."""
+    """An HDF5 file: the dataset that is asked for, `betas`, GLMsingle's `betasmd`, bdpy's form, or
+    the only dataset that fits.
+    """
     refuse_stand_in(file.path, GUIDE)
     try:
         opened = h5py.File(file.path, "r")
     except OSError as error:
-        raise UserError(f"{file.path} cannot be opened as HDF5 ({' '.join(str(error).split())}); {GUIDE}.") from error
-    if opened.attrs.get("MATLAB_class") is not None or any("MATLAB_class" in item.attrs for item in opened.values()):
         raise UserError(
-            f'{file.path} was written by Matlab, whose HDF5 has its axes in reverse; turn them round: python -c "import h5py, numpy as np; '
+            f"{file.path} cannot be opened as HDF5 ({' '.join(str(error).split())}); {GUIDE}."
+        ) from error
+    if opened.attrs.get("MATLAB_class") is not None or any(
+        "MATLAB_class" in item.attrs for item in opened.values()
+    ):
+        raise UserError(
+            f"{file.path} was written by Matlab, whose HDF5 has its axes in reverse; turn them"
+            ' round: python -c "import h5py, numpy as np; '
             f"np.save('{file.path.stem}.npy', h5py.File('{file.path.name}')['betas'][()].T)\"."
         )
     if {"dataset", "metadata"} <= set(opened) and not asked.dataset:
@@ -228,22 +310,32 @@ def read_hdf5(file: Named, asked: Asked) -> Source:
         try:
             return dataset[index]
         except OSError as error:
-            raise UserError(f"{file.path} is damaged: `{name}` cannot be read ({error}); {GUIDE}.") from error
+            raise UserError(
+                f"{file.path} is damaged: `{name}` cannot be read ({error}); {GUIDE}."
+            ) from error
 
     form = "GLMsingle" if name == GLMSINGLE else "HDF5"
     source = _source(file, form, dataset, take, asked)
     if form == "GLMsingle":
-        source = source._replace(order_N=design_order(file.path), notes=(*source.notes, *_type_note(file.path)))
+        source = source._replace(
+            order_N=design_order(file.path), notes=(*source.notes, *_type_note(file.path))
+        )
     return source._replace(notes=(*source.notes, *notes))
 
 
 def _datasets(opened: h5py.File) -> dict[str, h5py.Dataset]:
     found: dict[str, h5py.Dataset] = {}
-    opened.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+    opened.visititems(
+        lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None
+    )
     return found
 
 
 def _refuse_cut(path: Path, dataset: h5py.Dataset) -> None:
     offset = dataset.id.get_offset()
-    if dataset.chunks is None and offset is not None and os.path.getsize(path) < offset + dataset.dtype.itemsize * dataset.size:
+    if (
+        dataset.chunks is None
+        and offset is not None
+        and os.path.getsize(path) < offset + dataset.dtype.itemsize * dataset.size
+    ):
         raise UserError(f"{path} is cut short; copy it again.")

@@ -83,7 +83,9 @@ class Asked(NamedTuple):
     """What a reader is told besides the file."""
 
     dataset: str = ""
-    """Name of the dataset of an HDF5 or .npz file; empty takes `betas`, or the only one that fits."""
+    """Name of the dataset of an HDF5 or .npz file; empty takes `betas`, or the only one
+    that fits.
+    """
     trials: int = 0
     """Trials that the events name, to tell apart what fits; 0 where not known."""
     grid: tuple[int, ...] = ()

@@ -1,4 +1,6 @@
-"""bdpy's HDF5 (Kamitani lab's public data sets): one matrix of samples x columns, and metadata that says what every column is."""
+"""bdpy's HDF5 (Kamitani lab's public data sets): one matrix of samples x columns, and metadata that
+says what every column is.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +33,32 @@ def columns_of(opened: h5py.File, path: object) -> Columns:
     UserError
         When no column is said to be a voxel.
     """
-    keys = [key.decode() if isinstance(key, bytes) else str(key) for key in opened["metadata"]["key"][()]]
+    keys = [
+        key.decode() if isinstance(key, bytes) else str(key)
+        for key in opened["metadata"]["key"][()]
+    ]
     value_KC = np.asarray(opened["metadata"]["value"][()], dtype=float) == 1
     if "VoxelData" not in keys:
-        raise UserError(f"{path} is bdpy's form, but its metadata has no VoxelData (it has {', '.join(keys)}); write it again with bdpy.")
+        raise UserError(
+            f"{path} is bdpy's form, but its metadata has no VoxelData (it has {', '.join(keys)});"
+            " write it again with bdpy."
+        )
     voxel_V = np.flatnonzero(value_KC[keys.index("VoxelData")])
-    regions = {key.removeprefix("ROI_"): row[voxel_V] for key, row in zip(keys, value_KC) if key.startswith("ROI_")}
-    other = {key: row for key, row in zip(keys, value_KC) if key != "VoxelData" and not key.startswith("ROI_")}
-    labels = {key: int(np.flatnonzero(row)[0]) for key, row in other.items() if row.sum() == 1 and not row[voxel_V].any()}
+    regions = {
+        key.removeprefix("ROI_"): row[voxel_V]
+        for key, row in zip(keys, value_KC)
+        if key.startswith("ROI_")
+    }
+    other = {
+        key: row
+        for key, row in zip(keys, value_KC)
+        if key != "VoxelData" and not key.startswith("ROI_")
+    }
+    labels = {
+        key: int(np.flatnonzero(row)[0])
+        for key, row in other.items()
+        if row.sum() == 1 and not row[voxel_V].any()
+    }
     return Columns(voxel_V, regions, labels)
 
 
@@ -54,7 +74,10 @@ def read_bdpy(file: Named, opened: h5py.File) -> Source:
         return dataset[first:last][:, columns.voxel_V]
 
     left_out = ", ".join(columns.labels) or "none"
-    note = f"{file.path.name}: bdpy's form, {len(columns.voxel_V)} columns are voxels; columns {left_out} are no voxels and left out"
+    note = (
+        f"{file.path.name}: bdpy's form, {len(columns.voxel_V)} columns are voxels; columns"
+        f" {left_out} are no voxels and left out"
+    )
     label = columns.labels.get("Label", columns.labels.get("stimulus_id"))
     order_N = None if label is None else np.unique(dataset[:, label], return_inverse=True)[1]
     return Source(

@@ -1,4 +1,6 @@
-"""Responses on vertices: GIFTI and FreeSurfer's .mgh, a file per hemisphere; and the joining of hemispheres."""
+"""Responses on vertices: GIFTI and FreeSurfer's .mgh, a file per hemisphere; and the joining of
+hemispheres.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,21 @@ from braingen.data.ingest.names import GUIDE, Named
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import refuse_stand_in
 
-VERTICES = {642: "fsaverage3", 2562: "fsaverage4", 10242: "fsaverage5", 40962: "fsaverage6", 163842: "fsaverage", 32492: "fsLR"}
+VERTICES = {
+    642: "fsaverage3",
+    2562: "fsaverage4",
+    10242: "fsaverage5",
+    40962: "fsaverage6",
+    163842: "fsaverage",
+    32492: "fsLR",
+}
 """Surfaces known by their number of vertices per hemisphere."""
 
 
 def surface_named(file: Named, vertices: int) -> str:
-    """Name of the surface of a file: its entity `space`, or what so many vertices are known to be."""
+    """Name of the surface of a file: its entity `space`, or what so many vertices are known
+    to be.
+    """
     return file.of("space") or VERTICES.get(vertices, "fsnative")
 
 
@@ -32,7 +43,9 @@ def side_of_file(file: Named) -> str:
     """
     side = file.of("hemi").upper()[:1]
     if side not in ("L", "R"):
-        raise UserError(f"{file.path} does not say which hemisphere it is: name it with hemi-L or hemi-R.")
+        raise UserError(
+            f"{file.path} does not say which hemisphere it is: name it with hemi-L or hemi-R."
+        )
     return side
 
 
@@ -43,7 +56,9 @@ def read_gifti(file: Named, asked: Asked) -> Source:
         opened: Any = nibabel.load(file.path)
         arrays = [array.data for array in opened.darrays]
     except Exception as error:  # readers of damaged files stumble in many ways
-        raise UserError(f"{file.path} is not a readable GIFTI file ({' '.join(str(error).split())}); {GUIDE}.") from error
+        raise UserError(
+            f"{file.path} is not a readable GIFTI file ({' '.join(str(error).split())}); {GUIDE}."
+        ) from error
     if len(arrays) == 1 and arrays[0].ndim == 2:
         arrays = list(arrays[0].T)
     vertices = len(arrays[0]) if arrays else 0
@@ -54,7 +69,15 @@ def read_gifti(file: Named, asked: Asked) -> Source:
         return np.stack(arrays[first:last])
 
     part = Part(side_of_file(file), vertices, None)
-    return Source((file.path,), "GIFTI", len(arrays), (vertices,), take, parts=(part,), surface=surface_named(file, vertices))
+    return Source(
+        (file.path,),
+        "GIFTI",
+        len(arrays),
+        (vertices,),
+        take,
+        parts=(part,),
+        surface=surface_named(file, vertices),
+    )
 
 
 def read_mgh(file: Named, asked: Asked) -> Source:
@@ -65,9 +88,14 @@ def read_mgh(file: Named, asked: Asked) -> Source:
         shape = image.shape
         trials = shape[3] if len(shape) > 3 else 1
     except Exception as error:  # readers of damaged files stumble in many ways
-        raise UserError(f"{file.path} is not a readable FreeSurfer file ({' '.join(str(error).split())}); {GUIDE}.") from error
+        raise UserError(
+            f"{file.path} is not a readable FreeSurfer file ({' '.join(str(error).split())});"
+            f" {GUIDE}."
+        ) from error
     if sorted(shape[:3])[:2] != [1, 1]:
-        raise UserError(f"{file.path} has shape {shape}, (vertices, 1, 1, trials) was expected; {GUIDE}.")
+        raise UserError(
+            f"{file.path} has shape {shape}, (vertices, 1, 1, trials) was expected; {GUIDE}."
+        )
     vertices, trials = int(max(shape[:3])), int(trials)
 
     def take(first: int, last: int) -> np.ndarray:
@@ -75,7 +103,15 @@ def read_mgh(file: Named, asked: Asked) -> Source:
         return np.asarray(block).reshape(vertices, last - first).T
 
     part = Part(side_of_file(file), vertices, None)
-    return Source((file.path,), "FreeSurfer", trials, (vertices,), take, parts=(part,), surface=surface_named(file, vertices))
+    return Source(
+        (file.path,),
+        "FreeSurfer",
+        trials,
+        (vertices,),
+        take,
+        parts=(part,),
+        surface=surface_named(file, vertices),
+    )
 
 
 def join_hemispheres(files: Sequence[Named], sources: Sequence[Source]) -> Source:
@@ -88,11 +124,15 @@ def join_hemispheres(files: Sequence[Named], sources: Sequence[Source]) -> Sourc
     """
     sides = [side_of_file(file) for file in files]
     if sorted(sides) != ["L", "R"]:
-        raise UserError(f"{files[0].path} and {files[1].path} are of hemispheres {', '.join(sides)}; one left and one right were expected.")
-    (left, right) = (sources[sides.index(side)] for side in ("L", "R"))
+        raise UserError(
+            f"{files[0].path} and {files[1].path} are of hemispheres {', '.join(sides)}; one left"
+            " and one right were expected."
+        )
+    left, right = (sources[sides.index(side)] for side in ("L", "R"))
     if left.trials != right.trials:
         raise UserError(
-            f"{left.name} holds {left.trials} trials, {right.name} {right.trials}: the hemispheres do not belong together; correct one."
+            f"{left.name} holds {left.trials} trials, {right.name} {right.trials}: the hemispheres"
+            " do not belong together; correct one."
         )
 
     def take(first: int, last: int) -> np.ndarray:
@@ -102,7 +142,16 @@ def join_hemispheres(files: Sequence[Named], sources: Sequence[Source]) -> Sourc
     known = files[0].of("space")
     surface = known or left.surface or VERTICES.get(left.columns, "fsnative")
     grid = (left.columns + right.columns,)
-    return Source((*left.files, *right.files), left.form, left.trials, grid, take, parts=parts, surface=surface, notes=left.notes)
+    return Source(
+        (*left.files, *right.files),
+        left.form,
+        left.trials,
+        grid,
+        take,
+        parts=parts,
+        surface=surface,
+        notes=left.notes,
+    )
 
 
 def _parts(source: Source, side: str) -> tuple[Part, ...]:

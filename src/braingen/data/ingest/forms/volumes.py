@@ -1,4 +1,6 @@
-"""NIfTI-1 and -2 volumes, four axes a file or one file per trial, and CIFTI files, which have the same ending."""
+"""NIfTI-1 and -2 volumes, four axes a file or one file per trial, and CIFTI files, which have the
+same ending.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ _CORTEX = {"CIFTI_STRUCTURE_CORTEX_LEFT": "L", "CIFTI_STRUCTURE_CORTEX_RIGHT": "
 
 def damaged(path: Path, error: BaseException) -> UserError:
     """The sentence about a file that cannot be read."""
-    return UserError(f"{path} is not a readable NIfTI file ({' '.join(str(error).split())}); {GUIDE}.")
+    return UserError(
+        f"{path} is not a readable NIfTI file ({' '.join(str(error).split())}); {GUIDE}."
+    )
 
 
 def open_nifti(path: Path) -> Any:
@@ -48,18 +52,31 @@ def read_nifti(file: Named, asked: Asked) -> Source:
         shape = (*shape[:3], shape[4])
     trials = shape[3] if len(shape) > 3 else 1
     if len(shape) not in (3, 4):
-        raise UserError(f"{file.path} has shape {image.shape}, (x, y, z, trials) was expected; {GUIDE}.")
+        raise UserError(
+            f"{file.path} has shape {image.shape}, (x, y, z, trials) was expected; {GUIDE}."
+        )
 
     def take(first: int, last: int) -> np.ndarray:
         try:
-            block = np.asarray(image.dataobj[..., first:last] if len(image.shape) > 3 else image.dataobj)
+            block = np.asarray(
+                image.dataobj[..., first:last] if len(image.shape) > 3 else image.dataobj
+            )
         except (OSError, EOFError, ValueError) as error:
             raise damaged(file.path, error) from error
         return block.reshape(-1, last - first).T
 
     header = image.header
     space = int(header["sform_code"]) or int(header["qform_code"])
-    return Source((file.path,), "NIfTI", trials, shape[:3], take, image.affine, space, signs=_time_series(image))
+    return Source(
+        (file.path,),
+        "NIfTI",
+        trials,
+        shape[:3],
+        take,
+        image.affine,
+        space,
+        signs=_time_series(image),
+    )
 
 
 def _affine(source: Source) -> np.ndarray:
@@ -71,24 +88,53 @@ def read_single_maps(files: Sequence[Named], asked: Asked) -> Source:
     sources = [read_nifti(file, asked) for file in files]
     first = sources[0]
     for source in sources:
-        if source.trials != 1 or source.grid != first.grid or not np.allclose(_affine(source), _affine(first), atol=1e-3):
-            raise UserError(f"{source.name} has shape {source.grid} and {source.trials} trials; one map like {first.name} was expected.")
+        if (
+            source.trials != 1
+            or source.grid != first.grid
+            or not np.allclose(_affine(source), _affine(first), atol=1e-3)
+        ):
+            raise UserError(
+                f"{source.name} has shape {source.grid} and {source.trials} trials; one map like"
+                f" {first.name} was expected."
+            )
 
     def take(begin: int, end: int) -> np.ndarray:
         return np.concatenate([source.read(0, 1) for source in sources[begin:end]])
 
-    note = f"{len(files)} files of one trial each, in the order of their names ({files[0].path.name} ... {files[-1].path.name})"
+    note = (
+        f"{len(files)} files of one trial each, in the order of their names ({files[0].path.name}"
+        f" ... {files[-1].path.name})"
+    )
     paths = tuple(file.path for file in files)
-    return Source(paths, "one file per trial", len(files), first.grid, take, first.affine, first.space, notes=(note,))
+    return Source(
+        paths,
+        "one file per trial",
+        len(files),
+        first.grid,
+        take,
+        first.affine,
+        first.space,
+        notes=(note,),
+    )
 
 
 def _time_series(image: Any) -> tuple[str, ...]:
     header = image.header
     signs = []
     unit = header.get_xyzt_units()[1]
-    if len(image.shape) > 3 and unit in _SECONDS and 0.1 < float(header["pixdim"][4]) * _SECONDS[unit] < 20:
-        signs.append(f"its header has a repetition time of {float(header['pixdim'][4]) * _SECONDS[unit]:g} s")
-    if image.get_data_dtype().kind in "iu" and image.dataobj.slope in (None, 1) and not image.dataobj.inter:
+    if (
+        len(image.shape) > 3
+        and unit in _SECONDS
+        and 0.1 < float(header["pixdim"][4]) * _SECONDS[unit] < 20
+    ):
+        signs.append(
+            f"its header has a repetition time of {float(header['pixdim'][4]) * _SECONDS[unit]:g} s"
+        )
+    if (
+        image.get_data_dtype().kind in "iu"
+        and image.dataobj.slope in (None, 1)
+        and not image.dataobj.inter
+    ):
         signs.append("it holds whole numbers")
     return tuple(signs)
 
@@ -96,14 +142,19 @@ def _time_series(image: Any) -> tuple[str, ...]:
 def _cifti(file: Named, image: nibabel.Cifti2Image) -> Source:
     rows, brain = (image.header.get_axis(axis) for axis in (0, 1))
     if not isinstance(brain, nibabel.cifti2.BrainModelAxis) or len(image.shape) != 2:
-        raise UserError(f"{file.path} is CIFTI of {type(brain).__name__}, trials x grayordinates (dscalar, dtseries) were expected.")
+        raise UserError(
+            f"{file.path} is CIFTI of {type(brain).__name__}, trials x grayordinates (dscalar,"
+            " dtseries) were expected."
+        )
     signs: tuple[str, ...] = ()
     if isinstance(rows, nibabel.cifti2.SeriesAxis) and rows.unit == "SECOND":
         signs = (f"it is a dtseries with a step of {rows.step:g} s",)
     parts = []
     for name, where, model in brain.iter_structures():
         if name in _CORTEX and model.nvertices:
-            parts.append(Part(_CORTEX[name], int(model.nvertices[name]), np.asarray(brain[where].vertex)))
+            parts.append(
+                Part(_CORTEX[name], int(model.nvertices[name]), np.asarray(brain[where].vertex))
+            )
 
     def take(first: int, last: int) -> np.ndarray:
         return np.asarray(image.dataobj[first:last])
