@@ -22,7 +22,7 @@ from braingen.config.overrides import parse_overrides
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
-from braingen.encoders.trained import load_reader
+from braingen.encoders.trained import load_embedding_decoder
 from braingen.evaluation.decoding import decoder_scores
 from braingen.evaluation.evaluate import ridge_embeddings
 from braingen.evaluation.uncertainty import mean_interval, permutation_p
@@ -36,8 +36,8 @@ def decoded(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
     """Embedding (after the prior) and projected output of a run's image encoder for every test
     image, N x D each.
     """
-    reader, subject, layout = (
-        load_reader(config, "image"),
+    embedding_decoder, subject, layout = (
+        load_embedding_decoder(config, "image"),
         config.data.subjects[0],
         Layout.of(config.data.root),
     )
@@ -45,12 +45,12 @@ def decoded(config: Config) -> tuple[torch.Tensor, torch.Tensor]:
     embedding, projected = [], []
     for batch in RepeatBatches(repeats, Betas.of(layout, subject), subject, 64):
         count, presentations = batch.present_BR.shape
-        out = reader(batch.voxels_BRV.flatten(0, 1), subject)
+        out = embedding_decoder(batch.voxels_BRV.flatten(0, 1), subject)
         mean = [
             average_repeats(x.unflatten(0, (count, presentations)), batch.present_BR)
             for x in (out.backbone_BTD, out.clip_BTD)
         ]
-        embedding.append(reader.embedding(mean[0]).flatten(1))
+        embedding.append(embedding_decoder.embedding(mean[0]).flatten(1))
         projected.append(mean[1].flatten(1))
     return torch.cat(embedding), torch.cat(projected)
 

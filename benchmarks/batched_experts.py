@@ -28,7 +28,7 @@ import time
 from typing import Any
 
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "published": {"routing": "value", "trunk": "published"},
+    "published": {"routing": "expert_choice", "trunk": "published"},
     "default, projector heads": {"head": "projector"},
     "default": {"head": "linear"},
 }

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from braingen.config import Config, load_config
 from braingen.config.shipped import TINY
 from braingen.data import nsd
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.generation.conditioned_unet import expert_counts
 from braingen.generation.pipeline import BrainDecoder
 from braingen.generation.sampling import denoise, latent_shape, seeded_noise
@@ -37,7 +37,7 @@ from braingen.routing.conditioning import RoutedConditioning
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.targets.clip_text import CLIPTextEncoderDual
 from braingen.training.diffusion import router_of
-from braingen.training.encoder_setup import build_reader
+from braingen.training.encoder_setup import build_embedding_decoder
 from braingen.types import Conditioning
 
 ORDERS = ("output", "levels", "experts", "step")
@@ -46,25 +46,27 @@ STEPS, SHORT = 50, 4
 """Of the loop at full size, and of the one that is timed."""
 
 
-def readers_of(
+def embedding_decoders_of(
     config: Config, voxels: int, image: tuple[int, int], text: tuple[int, int]
-) -> tuple[BrainReader, BrainReader]:
-    """An image and a text reader with random weights."""
+) -> tuple[EmbeddingDecoder, EmbeddingDecoder]:
+    """An image and a text embedding decoder with random weights."""
     first, second = (
-        build_reader(config, {1: voxels}, shape).eval().requires_grad_(False)
+        build_embedding_decoder(config, {1: voxels}, shape).eval().requires_grad_(False)
         for shape in (image, text)
     )
     return first, second
 
 
-def random_router(config: Config, reader: BrainReader, latent_side: int) -> DiffuseRouter:
+def random_router(
+    config: Config, embedding_decoder: EmbeddingDecoder, latent_side: int
+) -> DiffuseRouter:
     """A router as `braingen finetune` makes it, untrained."""
     shape = (
-        reader.config.encoder_config["clip_seq_dim"],
-        reader.config.encoder_config["clip_emb_dim"],
+        embedding_decoder.config.encoder_config["clip_seq_dim"],
+        embedding_decoder.config.encoder_config["clip_emb_dim"],
     )
     return (
-        router_of(config, expert_counts(reader), shape, latent_side, times=1000)
+        router_of(config, expert_counts(embedding_decoder), shape, latent_side, times=1000)
         .eval()
         .requires_grad_(False)
     )
@@ -75,11 +77,12 @@ def demo_decoder(config: Config, order: str) -> BrainDecoder:
     backbone = load_backbone("tiny")
     texts = CLIPTextEncoderDual.from_pretrained(TINY, dtype=torch.float32)
     width = backbone.unet.encoder_hid_proj.image_projection_layers[0].image_embeds.in_features
-    image, text = readers_of(
+    image, text = embedding_decoders_of(
         config, config.simulation.num_voxels, (1, width), (1, texts.clip_emb_dim)
     )
     routers = [
-        random_router(config, reader, backbone.unet.config.sample_size) for reader in (image, text)
+        random_router(config, embedding_decoder, backbone.unet.config.sample_size)
+        for embedding_decoder in (image, text)
     ]
     settings: dict[str, Any] = {
         "router_image": routers[0],
@@ -191,23 +194,33 @@ def full_size(config: Config, batch: int) -> dict[str, Cost]:
 
     with torch.device("meta"):
         unet = sdxl_with_adapter()
-        readers = readers_of(config, nsd.VOXELS[1], (1, 1280), (1, 1280))
-        side = config.sampler.size // 8
-        routers = [random_router(config, reader, side) for reader in readers]
+        embedding_decoders = embedding_decoders_of(config, nsd.VOXELS[1], (1, 1280), (1, 1280))
+        side = config.generation.size // 8
+        routers = [
+            random_router(config, embedding_decoder, side)
+            for embedding_decoder in embedding_decoders
+        ]
         latents, embedding = torch.empty(batch, 4, side, side), torch.empty(batch, 1, 1280)
         t, voxels = torch.full((batch,), 500.0), torch.empty(3 * batch, nsd.VOXELS[1])
         rows, tokens = torch.empty(2 * batch, 4, side, side), torch.empty(2 * batch, 77, 2048)
         added = {"text_embeds": torch.empty(2 * batch, 1280), "time_ids": torch.empty(2 * batch, 6)}
         added["image_embeds"] = [torch.empty(2 * batch, 1, 1280)]  # type: ignore[assignment]
-        experts = tuple(torch.empty(batch, count, 1, 1280) for count in expert_counts(readers[0]))
+        experts = tuple(
+            torch.empty(batch, count, 1, 1280) for count in expert_counts(embedding_decoders[0])
+        )
         return {
             "unet": counted(
                 lambda: unet(rows, t[0], encoder_hidden_states=tokens, added_cond_kwargs=added)
             ),
             "encoders": both(
-                *(counted(lambda r=r: r(voxels, 1, return_experts=True)) for r in readers)
+                *(
+                    counted(lambda r=r: r(voxels, 1, return_experts=True))
+                    for r in embedding_decoders
+                )
             ),
-            "priors": both(*(counted(lambda r=r: r.through_prior(embedding)) for r in readers)),
+            "priors": both(
+                *(counted(lambda r=r: r.through_prior(embedding)) for r in embedding_decoders)
+            ),
             "routers": both(*(counted(lambda r=r: r(experts, t, latents)) for r in routers)),
         }
 
@@ -250,7 +263,7 @@ def main() -> None:
     if chosen.skip != "seconds":
         torch.set_num_threads(1)
         config = load_config(Path("simulated"))
-        steps = config.sampler.steps
+        steps = config.generation.steps
         print(
             f"Demo's size: processor seconds of one thread, median of {chosen.rounds} rounds; loops"
             f" of {steps} steps\n"
@@ -261,7 +274,7 @@ def main() -> None:
         )
         print("| --- | ---: | ---: | ---: | ---: | ---: |")
         results.setdefault("seconds", {})
-        for batch in chosen.batches or (config.sampler.batch_size, 1):
+        for batch in chosen.batches or (config.generation.batch_size, 1):
             times = seconds(config, batch, chosen.rounds)
             found: dict[str, Any] = {}
             results["seconds"][str(batch)] = found

@@ -23,13 +23,13 @@ from routing import retrieval
 import torch
 
 from braingen.config import Config, load_config
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.moe import ENCODERS
 from braingen.runtime.run_folder import Run
 from braingen.training.encoder import train
 
 VARIANTS: dict[str, dict[str, str]] = {
-    "published layout": {"routing": "value", "trunk": "published", "head": "projector"},
+    "published layout": {"routing": "expert_choice", "trunk": "published", "head": "projector"},
     "affinity routing instead": {"trunk": "published", "head": "projector"},
     "and a trunk that works": {"head": "projector"},
     "and linear heads (default)": {"head": "linear"},
@@ -83,7 +83,7 @@ def main() -> None:
     common = {"prior.use_prior": "false", "run.tracker": "none", "data.root": str(plain.data.root)}
     common["encoder.n_blocks"] = str(chosen.n_blocks)
     if chosen.epochs:
-        common["optim.num_epochs"] = str(chosen.epochs)
+        common["training.num_epochs"] = str(chosen.epochs)
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(chosen.json.read_text(encoding="utf-8")) if chosen.json.exists() else {}
     results: dict[str, dict[str, Any]] = (
@@ -134,7 +134,9 @@ def count_saved(folder: Path) -> int:
     """Parameters of the encoder of a finished run."""
     return sum(
         parameter.numel()
-        for parameter in BrainReader.from_pretrained(folder / "reader").encoder.parameters()
+        for parameter in EmbeddingDecoder.from_pretrained(
+            folder / "embedding_decoder"
+        ).encoder.parameters()
     )
 
 

@@ -124,7 +124,7 @@ def measure(root: Path, sessions: int, steps: int) -> dict[str, float]:
     started = time.perf_counter()
     parts = setup(config, "image")
     seconds_setup = time.perf_counter() - started
-    optimizer = optimizer_of(parts.reader, config)
+    optimizer = optimizer_of(parts.embedding_decoder, config)
     generator = torch.Generator().manual_seed(0)
     batches, waited, trials = parts.batches.epoch(0), 0.0, 0
     for number in range(min(steps, parts.batches.steps)):
@@ -134,7 +134,7 @@ def measure(root: Path, sessions: int, steps: int) -> dict[str, float]:
         batch = next(batches)
         waited += time.perf_counter() - asked
         optimizer.zero_grad(set_to_none=True)
-        step(parts.reader, batch, parts, 0.5, generator).total.backward()
+        step(parts.embedding_decoder, batch, parts, 0.5, generator).total.backward()
         optimizer.step()
         trials += sum(len(part.voxels_BV) for part in batch)
     seconds, processor = time.perf_counter() - began, time.process_time() - processor
@@ -144,14 +144,16 @@ def measure(root: Path, sessions: int, steps: int) -> dict[str, float]:
     return {
         "sessions": sessions,
         "trials": int(parts.batches.trials_per_epoch),
-        "parameters_millions": round(sum(p.numel() for p in parts.reader.parameters()) / 1e6, 1),
+        "parameters_millions": round(
+            sum(p.numel() for p in parts.embedding_decoder.parameters()) / 1e6, 1
+        ),
         "setup_seconds": round(seconds_setup, 1),
         "anonymous_gb_before_setup": round(imported / 1e9, 3),
         "anonymous_gb_peak": round(peak[0] / 1e9, 3),
         "trials_per_second": round(trials / seconds, 1),
         "trials_per_processor_second": round(trials / processor, 1),
         "milliseconds_waiting_per_step": round(
-            1000 * waited / (trials / config.optim.batch_size), 3
+            1000 * waited / (trials / config.training.batch_size), 3
         ),
         "share_of_time_waiting_for_data": round(waited / seconds, 4),
     }

@@ -1,7 +1,7 @@
 """What could listening better still gain? What the decoded embeddings hold, against what the
 pictures drawn from them show.
 
-    python benchmarks/routing_helps.py --folder runs/routing_helps --lines untouched both ceiling
+    python benchmarks/routing_helps.py --folder runs/routing_helps --lines untouched both oracle
     python benchmarks/left_to_gain.py --folder runs/routing_helps
 
 Object, background and position are read from the embeddings of the test images by linear
@@ -33,8 +33,8 @@ from torch import Tensor
 
 from braingen.config import Config
 from braingen.data.trials import group_repeats, hold_out_images, train_trials
-from braingen.encoders.trained import load_readers
-from braingen.evaluation.image_sets import Pngs, Seen
+from braingen.encoders.trained import load_embedding_decoders
+from braingen.evaluation.image_sets import PngImages, SeenImages
 from braingen.evaluation.metric_table import score_images
 from braingen.evaluation.observers import observers
 from braingen.evaluation.uncertainty import mean_interval
@@ -50,7 +50,7 @@ from braingen.simulation.pictures import load_scenes
 from braingen.simulation.semantics import LABELS, labels
 from braingen.targets.tables import Targets
 from braingen.training.diffusion import setup
-from braingen.training.diffusion_data import listening_data
+from braingen.training.diffusion_data import diffusion_data
 
 NAMED = ("object", "background", "position")
 RESULT, IDEAL = "left_to_gain.json", "ideal_listener"
@@ -100,9 +100,9 @@ def read_out(config: Config) -> dict[str, dict[str, list[float]]]:
     together.
     """
     own = line_of(config, "both")
-    parts, readers, targets = setup(own), load_readers(own), Targets(own)
-    data = listening_data(
-        own, targets, readers, parts.model.size, 10**6
+    parts, embedding_decoders, targets = setup(own), load_embedding_decoders(own), Targets(own)
+    data = diffusion_data(
+        own, targets, embedding_decoders, parts.model.size, 10**6
     )  # the errors of all held-out images
     drawn = load_file(drawn_folder(own) / EMBEDDINGS)
     layout = Layout.of(own.data.root)
@@ -113,8 +113,8 @@ def read_out(config: Config) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     for kind in ("output", "levels"):
         truth, error, read = [], [], []
-        for name in readers:
-            counts, unsure = parts.model.counts[name], data.unsureness[name]
+        for name in embedding_decoders:
+            counts, unsure = parts.model.counts[name], data.decoding_error[name]
             shrunk_NETD = unsure.slope_E[:, None, None] * data.train.truth[name][:, None]
             for column, table in (
                 (truth, shrunk_NETD),
@@ -176,9 +176,9 @@ def scores_of_ideal(config: Config, images: list[int]) -> dict[str, np.ndarray]:
     folder, targets, ids = drawn_folder(own), Targets(own), np.array(images)
     networks, named, _ = observers(own, targets.stimuli.simulated, ids)
     sheet = score_images(
-        Seen(targets.stimuli, ids),
+        SeenImages(targets.stimuli, ids),
         ids,
-        Pngs(folder, ids),
+        PngImages(folder, ids),
         ids,
         networks,
         readouts=named,
@@ -208,9 +208,9 @@ def main() -> None:
         json.loads((config.run.folder / LINES).read_text(encoding="utf-8")) for config in configs
     ]
     read = [read_out(config) for config in configs]
-    resamples, table = configs[0].scores.bootstrap, dict[str, dict[str, object]]()
+    resamples, table = configs[0].evaluation.bootstrap, dict[str, dict[str, object]]()
     for label in NAMED:
-        for line in ("untouched", "both", "ceiling"):
+        for line in ("untouched", "both", "oracle"):
             named_SN = np.array([seed[line][f"{label}_accuracy"] for seed in lines])
             table[f"{label} named in pictures, {line}"] = described(named_SN, resamples)
         for kind in ("output", "levels"):
@@ -228,7 +228,7 @@ def main() -> None:
                 for seed in lines
             ]
         )
-        loss_SN = np.array([seed["ceiling"]["pixcorr"] for seed in lines]) - np.array(
+        loss_SN = np.array([seed["oracle"]["pixcorr"] for seed in lines]) - np.array(
             [seed[line]["pixcorr"] for seed in lines]
         )
         table[f"PixCorr lost against true embeddings, {line}"] = described(loss_SN, resamples)

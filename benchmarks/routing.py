@@ -22,17 +22,17 @@ from braingen.config import Config, load_config
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.evaluation.decoding import decoder_scores
 from braingen.runtime.data_layout import Layout
-from braingen.runtime.paths import READER
+from braingen.runtime.paths import EMBEDDING_DECODER
 from braingen.targets.tables import Targets
 from braingen.training.encoder import train
 
 VARIANTS = {
-    "affinity routing, working trunk (default)": {"routing": "affinity", "trunk": "working"},
-    "published value routing, working trunk": {"routing": "value", "trunk": "working"},
-    "published value routing, published trunk": {"routing": "value", "trunk": "published"},
+    "affinity routing, working trunk (default)": {"routing": "static", "trunk": "residual"},
+    "published value routing, working trunk": {"routing": "expert_choice", "trunk": "residual"},
+    "published value routing, published trunk": {"routing": "expert_choice", "trunk": "published"},
 }
 
 
@@ -40,16 +40,16 @@ VARIANTS = {
 def retrieval(config: Config, folder: Path) -> dict[str, float]:
     """Top-1 among all test images, both directions, three presentations averaged."""
     layout, subject = Layout.of(config.data.root), config.data.subjects[0]
-    reader = BrainReader.from_pretrained(folder / READER).eval()
+    embedding_decoder = EmbeddingDecoder.from_pretrained(folder / EMBEDDING_DECODER).eval()
     repeats, betas = group_repeats(test_trials(layout, subject)), Betas.of(layout, subject)
     decoded = []
     for batch in RepeatBatches(repeats, betas, subject, 64):
         count, presentations = batch.present_BR.shape
-        each = reader(batch.voxels_BRV.flatten(0, 1), subject).clip_BTD.unflatten(
+        each = embedding_decoder(batch.voxels_BRV.flatten(0, 1), subject).clip_BTD.unflatten(
             0, (count, presentations)
         )
         decoded.append(average_repeats(each, batch.present_BR))
-    true = reader.standardised(Targets(config).image(repeats.image_N))
+    true = embedding_decoder.standardised(Targets(config).image(repeats.image_N))
     scores, _ = decoder_scores(
         torch.cat(decoded).flatten(1).numpy(), true.flatten(1).numpy(), repeats.image_N, resamples=1
     )
@@ -76,7 +76,7 @@ def main() -> None:
                 "run.seed": str(seed)
             }
             if chosen.epochs:
-                overrides["optim.num_epochs"] = str(chosen.epochs)
+                overrides["training.num_epochs"] = str(chosen.epochs)
             with tempfile.TemporaryDirectory() as scratch:
                 config = load_config(
                     chosen.config, overrides | {"run.folder": scratch, "run.tracker": "none"}

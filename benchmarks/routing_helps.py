@@ -110,7 +110,7 @@ def main() -> None:
             train(config, name)
         seeds.append(values_of(config, chosen.lines))
     result = {
-        f"{first} minus {second}": compared(seeds, first, second, config.scores.bootstrap)
+        f"{first} minus {second}": compared(seeds, first, second, config.evaluation.bootstrap)
         for number, second in enumerate(chosen.lines)
         for first in chosen.lines[number + 1 :]
     }

@@ -87,8 +87,8 @@ def run(folder: Path) -> None:
         "encoder.hidden_dim=16",
         "encoder.n_blocks=1",
         "prior.depth=1",
-        "optim.num_epochs=1",
-        "optim.batch_size=16",
+        "training.num_epochs=1",
+        "training.batch_size=16",
     ]
     small += ["data.holdout_share=0.2", "--device", "cpu", "--tracker", "none"]
     assert main(["train", "image", *where, "--model_name", str(folder / "run"), *small]) == 0

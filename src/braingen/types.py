@@ -132,7 +132,7 @@ class Score(NamedTuple):
     high: float | None
     random: float | None
     """The same score of pictures decoded from random voxels."""
-    ceiling: float | None
+    oracle: float | None
     """The same score of pictures made from the true embeddings."""
     ridge: float | None
     """The same score of cross-validated ridge regression (decoder scores only)."""

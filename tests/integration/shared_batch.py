@@ -21,7 +21,7 @@ from braingen.encoders import losses
 from braingen.encoders.prior.diffusion_prior import PriorDraws
 from braingen.training import diffusion as finetune
 from braingen.training.encoder import Whole, step
-from braingen.training.encoder_setup import Parts, setup
+from braingen.training.encoder_setup import EncoderParts, setup
 from braingen.types import VoxelBatch
 
 
@@ -42,10 +42,10 @@ def step_in_two(words: list[str], folder: str, progress: float) -> int:
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
     parts = setup(load_config(*parse_overrides(words)), "image", rank, 2)
-    model = accelerator.prepare(Whole(parts.reader)).train()
+    model = accelerator.prepare(Whole(parts.embedding_decoder)).train()
     result = model(step, parts.batches.batch(0, 0), parts, progress, generator(rank))
     accelerator.backward(result.total)
-    save_file(gradients_of(parts.reader), Path(folder) / f"{rank}.safetensors")
+    save_file(gradients_of(parts.embedding_decoder), Path(folder) / f"{rank}.safetensors")
     accelerator.wait_for_everyone()
     return 0
 
@@ -54,7 +54,7 @@ def step_in_one(words: list[str], progress: float, monkeypatch) -> dict[str, Ten
     """The same in this process: the two batches as one, with the draws that the two make."""
     config = load_config(*parse_overrides(words))
     halves = [setup(config, "image", rank, 2) for rank in range(2)]
-    parts: Parts = halves[0]
+    parts: EncoderParts = halves[0]
     batch = tuple(
         VoxelBatch(
             torch.cat([one.voxels_BV, other.voxels_BV]),
@@ -66,7 +66,7 @@ def step_in_one(words: list[str], progress: float, monkeypatch) -> dict[str, Ten
     generators, draw_mix, prior = (
         [generator(rank) for rank in range(2)],
         losses.draw_mix,
-        parts.reader.prior,
+        parts.embedding_decoder.prior,
     )
     draw = prior.draw
 
@@ -87,8 +87,8 @@ def step_in_one(words: list[str], progress: float, monkeypatch) -> dict[str, Ten
 
     monkeypatch.setattr(losses, "draw_mix", mixed)
     monkeypatch.setattr(prior, "draw", drawn)
-    step(parts.reader.train(), batch, parts, progress, generators[0]).total.backward()
-    return gradients_of(parts.reader)
+    step(parts.embedding_decoder.train(), batch, parts, progress, generators[0]).total.backward()
+    return gradients_of(parts.embedding_decoder)
 
 
 def tune_in_two(words: list[str], folder: str) -> int:

@@ -15,7 +15,7 @@ from unit.fake_backbone import write_fake_backbone
 
 from braingen.cli import main
 from braingen.config import load_config
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.training.encoder_setup import setup
 
 SIZE = [
@@ -26,11 +26,11 @@ SIZE = [
 ]
 SMALL = ["encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", "loss_image.mse_scale=1"]
 OF_A_RUN = [
-    "optim.num_epochs=2",
-    "optim.batch_size=20",
+    "training.num_epochs=2",
+    "training.batch_size=20",
     "run.device=cpu",
     "run.tracker=none",
-    "scores.bootstrap=50",
+    "evaluation.bootstrap=50",
 ]
 
 
@@ -71,7 +71,7 @@ def adapted(place: Path, name: str, *more: str) -> list[str]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "image" / "reader" / "diffusion_pytorch_model.safetensors")
+    return load_file(folder / "image" / "embedding_decoder" / "diffusion_pytorch_model.safetensors")
 
 
 @pytest.mark.parametrize("trained", ["routers", "subject", "all"])
@@ -96,13 +96,15 @@ def test_what_is_not_trained_stays_as_it_was(place, trained):
         after[name].numel() for name in own | (routers if trained == "routers" else set())
     )
     assert mark["trained_parameters"] == (mark["parameters"] if trained == "all" else counted)
-    reader = BrainReader.from_pretrained(place / trained / "image" / "reader")
-    assert list(reader.encoder.config.subjects) == ["3"]
+    embedding_decoder = EmbeddingDecoder.from_pretrained(
+        place / trained / "image" / "embedding_decoder"
+    )
+    assert list(embedding_decoder.encoder.config.subjects) == ["3"]
 
 
 def test_architecture_backbone_and_losses_come_from_the_run(place):
     config = load_config(
-        None, {"optim.start_from": str(place / "others"), "loss_image.clip_scale": "0.5"}
+        None, {"training.init_from": str(place / "others"), "loss_image.clip_scale": "0.5"}
     )
     assert (
         config.encoder.hidden_dim == 32
@@ -112,9 +114,11 @@ def test_architecture_backbone_and_losses_come_from_the_run(place):
     assert (
         config.loss_image.mse_scale == 1 and config.loss_image.clip_scale == 0.5
     )  # what is typed comes first
-    assert config.optim.num_epochs == 50  # how it is trained does not
+    assert config.training.num_epochs == 50  # how it is trained does not
     assert (
-        load_config(None, {"optim.start_from": str(place / "others" / "image")}).encoder.hidden_dim
+        load_config(
+            None, {"training.init_from": str(place / "others" / "image")}
+        ).encoder.hidden_dim
         == 32
     )
 
@@ -129,7 +133,10 @@ def test_architecture_backbone_and_losses_come_from_the_run(place):
         (["prior.depth=2"], "prior depth was 1 in the run that --start_from names and is 2 here"),
         (
             ["--start_from", "nowhere"],
-            "--start_from nowhere holds no trained image encoder (nowhere/image/reader is missing)",
+            (
+                "--start_from nowhere holds no trained image encoder"
+                " (nowhere/image/embedding_decoder is missing)"
+            ),
         ),
     ],
 )
@@ -180,14 +187,14 @@ def test_an_adapted_run_goes_on_with_the_run_it_started_from_and_no_other(place,
     )
     again = adapted(place, "once", "--train_router_only", "--start_from", str(place / "others2"))
     capsys.readouterr()
-    assert main(again) == 2 and "optim.start_from was" in capsys.readouterr().err
+    assert main(again) == 2 and "training.init_from was" in capsys.readouterr().err
 
 
 def test_dropout_may_change_and_training_on_the_same_person_keeps_the_layer(place):
     config = load_config(
         None,
         {
-            "optim.start_from": str(place / "others"),
+            "training.init_from": str(place / "others"),
             "data.subjects": "1",
             "data.root": str(place / "data"),
         },
@@ -195,9 +202,9 @@ def test_dropout_may_change_and_training_on_the_same_person_keeps_the_layer(plac
     config = config.model_copy(
         update={"encoder": config.encoder.model_copy(update={"dropout": 0.5, "voxel_dropout": 0.1})}
     )
-    reader = setup(config, "image").reader
+    embedding_decoder = setup(config, "image").embedding_decoder
     name = "encoder.subject_layer.linears.1.weight"
-    assert torch.equal(reader.state_dict()[name], weights(place / "others")[name])
+    assert torch.equal(embedding_decoder.state_dict()[name], weights(place / "others")[name])
 
 
 def test_the_curve_over_sessions(place, capsys):
@@ -221,10 +228,10 @@ def test_the_curve_over_sessions(place, capsys):
         "1,2",
         "--sessions",
         "1,40",
-        "curve.seeds=0,1",
+        "adaptation_curve.seeds=0,1",
     ]
-    assert main(["adapt-curve", *words]) == 0
-    folder = place / "curve" / "adapt_curve"
+    assert main(["adaptation-curve", *words]) == 0
+    folder = place / "curve" / "adaptation_curve"
     found = json.loads((folder / "curve.json").read_text())
     places = {(point["way"], point["x"], point["score"]) for point in found["points"]}
     assert {(way, x) for way, x, _ in places} == {
@@ -255,12 +262,12 @@ def test_the_curve_over_sessions(place, capsys):
     assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG" and "<svg" in (
         folder / "curve.svg"
     ).read_text()
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("reader/*")}
-    assert main(["adapt-curve", *words]) == 0
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("reader/*")} == before
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("embedding_decoder/*")}
+    assert main(["adaptation-curve", *words]) == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("embedding_decoder/*")} == before
     assert json.loads((folder / "curve.json").read_text()) == found
     capsys.readouterr()
-    assert main(["adapt-curve", *words, "--pretrain_on", "1,3"]) == 2
+    assert main(["adaptation-curve", *words, "--pretrain_on", "1,3"]) == 2
     assert (
         "Subject 3 is the new person (data.subjects) and among those trained on before"
         in capsys.readouterr().err
@@ -298,8 +305,8 @@ def test_the_bottleneck_curve(place):
     found = json.loads((folder / "curve.json").read_text())
     assert {point["x"] for point in found["points"]} == {16, 32}
     assert (
-        found["levels"].keys() == {"random voxels", "ceiling"}
-        and found["levels"]["ceiling"]["clip_cos"] == 1
+        found["levels"].keys() == {"random voxels", "oracle"}
+        and found["levels"]["oracle"]["clip_cos"] == 1
     )
     assert found["levels"]["random voxels"].keys() == {point["score"] for point in found["points"]}
     assert (folder / "curve.png").exists() and "| random voxels |" in (
@@ -307,6 +314,6 @@ def test_the_bottleneck_curve(place):
     ).read_text()
     for width in (16, 32):
         config = json.loads(
-            (folder / f"b{width}-seed0" / "image" / "reader" / "config.json").read_text()
+            (folder / f"b{width}-seed0" / "image" / "embedding_decoder" / "config.json").read_text()
         )
-        assert config["encoder_config"]["b_size"] == width
+        assert config["encoder_config"]["bottleneck_dim"] == width

@@ -13,12 +13,12 @@ from braingen.pretrained.sdxl import (
     pooled_width,
 )
 from braingen.simulation.backbones import corpus as corpus_module
-from braingen.simulation.backbones.build import Recipe, build
-from braingen.simulation.judge import Judge
+from braingen.simulation.backbones.build import BackboneRecipe, build
+from braingen.simulation.scene_classifier import SceneClassifier
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.clip_text import CLIPTextEncoderDual
 
-RECIPE = Recipe(
+RECIPE = BackboneRecipe(
     side=64,
     pictures=40,
     held_out=8,
@@ -53,7 +53,7 @@ def test_what_was_built_is_read_like_any_backbone(built):
     assert image_embedding_width(backbone.unet) == images.clip_emb_dim
     assert backbone.unet.config.cross_attention_dim == texts.clip_emb_dim
     assert pooled_width(backbone.unet) == texts.prompt(["a cup"]).pooled_BD.shape[1]
-    assert Judge.from_pretrained(built / "tiny" / "judge").config.objects == 24
+    assert SceneClassifier.from_pretrained(built / "tiny" / "judge").config.objects == 24
 
 
 def test_weights_are_shipped_in_half_precision(built):
@@ -82,7 +82,7 @@ def test_the_corpus_is_the_same_wherever_it_is_drawn(tmp_path):
 
 def test_finished_backbones_are_trained_further(built, monkeypatch):
     monkeypatch.setattr(corpus_module, "_CHUNK", 20)
-    recipe = RECIPE._replace(start_from=built / "tiny", unet_steps=1, decoder_steps=1)
+    recipe = RECIPE._replace(init_from=built / "tiny", unet_steps=1, decoder_steps=1)
     build(built / "further", built / "next", recipe)
 
     def weights(folder: str, part: str) -> dict[str, torch.Tensor]:

@@ -16,9 +16,9 @@ from braingen.cli import main
 SMALL = [
     "encoder.hidden_dim=16",
     "prior.depth=1",
-    "optim.num_epochs=1",
-    "optim.checkpoint=held_out",
-    "scores.bootstrap=20",
+    "training.num_epochs=1",
+    "training.checkpoint=held_out",
+    "evaluation.bootstrap=20",
 ]
 SMALL += ["data.holdout_share=0.3", "--device", "cpu", "run.tracker=none"]
 

@@ -43,13 +43,13 @@ SMALL += [
     "encoder.hidden_dim=32",
     "encoder.n_blocks=1",
     "prior.depth=1",
-    "optim.num_epochs=1",
-    "optim.batch_size=20",
+    "training.num_epochs=1",
+    "training.batch_size=20",
 ]
 SMALL += [
-    "sampler.steps=2",
-    "sampler.guidance_scale=2",
-    "sampler.batch_size=2",
+    "generation.steps=2",
+    "generation.guidance_scale=2",
+    "generation.batch_size=2",
     "run.device=cpu",
     "run.tracker=none",
 ]
@@ -145,12 +145,14 @@ def test_every_option_of_the_sampler_is_heard(words):
         ["--scheduler", "ddim"],
         ["--negative_prompt", "a blurry photo"],
         ["--ip_adapter_scale", "0.3"],
-        ["sampler.steps=3"],
+        ["generation.steps=3"],
     ]
-    options += [["sampler.guidance_scale=6"], ["--no-use_image"], ["--no-use_text"]]
+    options += [["generation.guidance_scale=6"], ["--no-use_image"], ["--no-use_text"]]
     for option in options:
         assert differ(plain, drawn(words, *option)) > 2, option
-    assert {picture.shape for picture in drawn(words, "sampler.size=64").values()} == {(64, 64, 3)}
+    assert {picture.shape for picture in drawn(words, "generation.size=64").values()} == {
+        (64, 64, 3)
+    }
 
 
 def test_drawing_from_nothing_is_refused_before_anything_is_written(words, capsys):
@@ -177,7 +179,7 @@ def test_the_best_drawing_is_the_one_nearest_to_the_decoded_embedding(words):
     decoder: BrainDecoder = assemble(config, targets)
     told = json.loads((folder / "index.json").read_text())["samples"]
     assert told == notes(folder, read["ids"].tolist())
-    reader, different = decoder.brain_image, set()
+    embedding_decoder, different = decoder.brain_image, set()
     for row, image in enumerate(read["ids"].tolist()):
         some = slice(row, row + 1)
         single = [
@@ -192,9 +194,11 @@ def test_the_best_drawing_is_the_one_nearest_to_the_decoded_embedding(words):
             for n in range(3)
         ]
         said = torch.cat(
-            [reader.standardised(targets.image_encoder(x).target_BTD) for x in single]
+            [embedding_decoder.standardised(targets.image_encoder(x).target_BTD) for x in single]
         ).flatten(1)
-        cosine = cosine_similarity(said, reader.standardised(read["image"][some]).flatten(1))
+        cosine = cosine_similarity(
+            said, embedding_decoder.standardised(read["image"][some]).flatten(1)
+        )
         np.testing.assert_allclose(told[str(image)]["similarity"], cosine.numpy(), atol=1e-3)
         assert told[str(image)]["sample"] == int(cosine.argmax())
         best = (single[int(cosine.argmax())][0] * 255).round().permute(1, 2, 0).numpy().astype(int)
@@ -217,14 +221,14 @@ def test_one_drawing_is_the_first_of_several(words):
 def test_refining_makes_another_folder_of_the_same_form(words, tmp_path):
     before = drawn(words)
     recons = Path(words[1]) / "reconstructions" / "brain"
-    more = ["--strength", "0.5", "--steps", "4", "--guidance_scale", "3", "refiner.batch_size=2"]
+    more = ["--strength", "0.5", "--steps", "4", "--guidance_scale", "3", "refinement.batch_size=2"]
     assert main(["refine", *words, *more]) == 0
     folder = recons.with_name("brain_refined")
     after = pictures(folder)
     assert differ(before, after) > 2
     for name in ("index.json", "embeddings.safetensors"):
         assert (folder / name).read_bytes() == (recons / name).read_bytes()
-    assert load_config(*parse_overrides([*words, *more], "refiner")).refiner.guidance_scale == 3
+    assert load_config(*parse_overrides([*words, *more], "refinement")).refiner.guidance_scale == 3
     # the same bits from two processes, from a folder that was left half done
     (folder / "finished").unlink()
     for name in list(after)[:3]:
@@ -232,7 +236,7 @@ def test_refining_makes_another_folder_of_the_same_form(words, tmp_path):
     shared(main, 2, ["refine", *words, *more])
     assert differ(after, pictures(folder)) == 0 and (folder / "finished").is_file()
     # the refiner's own classes, and a folder and a start of one's own
-    refiner = write_fake_refiner(tmp_path / "refiner")
+    refiner = write_fake_refiner(tmp_path / "refinement")
     own = [
         "--refiner",
         str(refiner),
@@ -255,7 +259,7 @@ def test_refining_says_what_is_missing_and_keeps_to_the_pictures_it_began_with(
     assert "run `braingen reconstruct --folder" in capsys.readouterr().err
     drawn(words)
     assert main(["refine", *words, "--strength", "0.5", "--steps", "2"]) == 0
-    drawn(words, "sampler.guidance_scale=4")
+    drawn(words, "generation.guidance_scale=4")
     assert main(["refine", *words, "--strength", "0.5", "--steps", "2"]) == 2
     assert "recons was" in capsys.readouterr().err
     assert (
@@ -345,7 +349,7 @@ def test_a_file_of_voxels_becomes_embeddings_and_pictures(words, tmp_path, capsy
         (["--voxels", "gone.npy"], "gone.npy is missing"),
         (["--voxels", "there.txt"], "there.txt ends in '.txt'"),
         (["--voxels", "there.npy", "--subj", "7"], "does not know subject 7"),
-        (["--voxels", "there.npy", "--random_fmri"], "sampler.source = random has no meaning"),
+        (["--voxels", "there.npy", "--random_fmri"], "generation.source = random has no meaning"),
         (["--voxels", "there.npy", "--decoder", "no_decoder"], "no_decoder is not a saved decoder"),
     ],
 )

@@ -1,5 +1,5 @@
 """Every encoder and every kind of target is reached from the configuration and trains: flags in, a
-reader of what was asked out.
+embedding decoder of what was asked out.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from braingen.config.overrides import parse_overrides
 from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.runtime.data_layout import Layout
-from braingen.runtime.paths import READER
+from braingen.runtime.paths import EMBEDDING_DECODER
 
 ROOT = Path(__file__).parents[2]
 SIZES = [
@@ -144,13 +144,15 @@ def test_flags_make_the_encoder_they_say(name: str, data: Path, tmp_path: Path) 
     ]
     config = load_config(*parse_overrides(words))
     assert main(["train", modality, *words]) == 0
-    reader = BrainReader.from_pretrained(tmp_path / modality / READER).eval()
-    encoder = reader.encoder
+    embedding_decoder = EmbeddingDecoder.from_pretrained(
+        tmp_path / modality / EMBEDDING_DECODER
+    ).eval()
+    encoder = embedding_decoder.encoder
     assert (
         type(encoder).__name__ == config.encoder.model
-        and (reader.prior is not None) == config.prior.use_prior
+        and (embedding_decoder.prior is not None) == config.prior.use_prior
     )
-    for field in ("routing", "trunk", "head", "level_combine", "meta", "b_size"):
+    for field in ("routing", "trunk", "head", "level_combine", "meta", "bottleneck_dim"):
         if field in encoder.config:
             assert encoder.config[field] == getattr(config.encoder, field), field
     layout = Layout.of(data)
@@ -158,13 +160,13 @@ def test_flags_make_the_encoder_they_say(name: str, data: Path, tmp_path: Path) 
         iter(RepeatBatches(group_repeats(test_trials(layout, 1)), Betas.of(layout, 1), 1, 2))
     )
     with torch.no_grad():
-        out = reader(batch.voxels_BRV[:, 0], 1)
-        embedding_BTD = reader.embedding(out.backbone_BTD)
+        out = embedding_decoder(batch.voxels_BRV[:, 0], 1)
+        embedding_BTD = embedding_decoder.embedding(out.backbone_BTD)
     assert (
         embedding_BTD.shape
         == out.backbone_BTD.shape
         == out.clip_BTD.shape
-        == (2, *reader.mean_TD.shape)
+        == (2, *embedding_decoder.mean_TD.shape)
     )
     assert (embedding_BTD.shape[1] > 1) == (name in TOKENS) and embedding_BTD.isfinite().all()
     if modality == "text":

@@ -25,11 +25,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 SMALL = ["simulation.num_sessions=1", "simulation.trials_per_session=60", "run.device=cpu"]
 SMALL += ["simulation.num_voxels=60", "simulation.num_test_images=4", "run.tracker=none"]
 SMALL += ["encoder.hidden_dim=32", "encoder.n_blocks=1", "prior.depth=1", "prior.dim_head=16"]
-SMALL += ["optim.num_epochs=2", "optim.batch_size=20", "router.time_hidden_dim=16", "lora.rank=2"]
+SMALL += [
+    "training.num_epochs=2",
+    "training.batch_size=20",
+    "router.time_hidden_dim=16",
+    "lora.rank=2",
+]
 SMALL += ["finetune.train_batch_size=4", "finetune.gradient_accumulation_steps=1"]
 SMALL += ["finetune.max_train_steps=3", "finetune.lr_warmup_steps=0", "finetune.validation_steps=2"]
-SMALL += ["finetune.validation_images=4", "sampler.steps=2", "sampler.guidance_scale=2"]
-SMALL += ["sampler.batch_size=4", "refiner.steps=4", "refiner.strength=0.5"]
+SMALL += ["finetune.validation_images=4", "generation.steps=2", "generation.guidance_scale=2"]
+SMALL += ["generation.batch_size=4", "refinement.steps=4", "refinement.strength=0.5"]
 
 
 class Subject(NamedTuple):
@@ -88,22 +93,22 @@ def test_a_training_that_diverges_is_told_and_can_be_begun_anew(
         patch.setattr(training, "SAVE_SECONDS", 0.0)
         sentence = told(capsys, *words)
     assert re.search(r"NaN or infinite losses in epoch \d, step \d of \d", sentence)
-    assert "optim.max_lr (now 0.0003)" in sentence and "begins anew" in sentence
+    assert "training.max_lr (now 0.0003)" in sentence and "begins anew" in sentence
     assert not (run / "finished").exists() and not (run / "state.safetensors").exists()
     assert json.loads((run / "diverged.json").read_text())["reason"]
     later = told(capsys, "reconstruct", *subject.words, "--folder", str(tmp_path))
     assert "diverged" in later or "no trained" in later
-    assert main([*words, "optim.max_lr=1e-4"]) == 0  # other settings are allowed now
-    assert (run / "finished").exists() and (run / "reader").is_dir()
+    assert main([*words, "training.max_lr=1e-4"]) == 0  # other settings are allowed now
+    assert (run / "finished").exists() and (run / "embedding_decoder").is_dir()
     assert not (run / "diverged.json").exists()
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
 
 
 def test_a_learning_rate_that_is_far_too_large(subject, tmp_path, capsys):
-    words = ["train", "image", *subject.words, "--folder", str(tmp_path), "optim.max_lr=1e15"]
+    words = ["train", "image", *subject.words, "--folder", str(tmp_path), "training.max_lr=1e15"]
     first, second = told(capsys, *words), told(capsys, *words)
-    assert first == second and "optim.max_lr (now 1e+15)" in first
+    assert first == second and "training.max_lr (now 1e+15)" in first
     assert not (tmp_path / "image" / "finished").exists()
 
 
@@ -139,7 +144,7 @@ def test_under_a_loss_scale_single_passes_may_overflow(tmp_path):
     from braingen.training.steps import Divergence, StepLosses
 
     class Alone:
-        def greatest(self, value: int) -> int:
+        def all_reduce_max(self, value: int) -> int:
             return value
 
     sound = StepLosses.of({"a": torch.ones(())})
@@ -163,7 +168,7 @@ def test_under_a_loss_scale_single_passes_may_overflow(tmp_path):
 def test_nan_in_what_is_drawn_with_ends_before_a_picture(subject, tmp_path, capsys):
     for name in ("image", "text"):
         shutil.copytree(subject.folder / "stage1" / name, tmp_path / "run" / name)
-    path = next((tmp_path / "run" / "image" / "reader").glob("*.safetensors"))
+    path = next((tmp_path / "run" / "image" / "embedding_decoder").glob("*.safetensors"))
     weights = {name: value.clone() for name, value in load_file(path).items()}
     next(x for x in weights.values() if x.is_floating_point()).view(-1)[0] = torch.nan
     save_file(weights, path)
@@ -208,25 +213,28 @@ REFUSED = {
         ["finetune", "finetune.resolution=30"],
         r"finetune\.resolution = 30 .*28|32",
     ),
-    "cached latents": (["cache", "finetune.resolution=30"], r"finetune\.resolution = 30 .*28|32"),
+    "cached latents": (
+        ["precompute", "finetune.resolution=30"],
+        r"finetune\.resolution = 30 .*28|32",
+    ),
     "shares": (
         ["finetune", "finetune.drop_image=0.6", "finetune.drop_text=0.6"],
         r"drop_image 0\.6, drop_text 0\.6 and drop_both 0\.05 are 1\.25 together",
     ),
     "tiny pictures": (
-        ["reconstruct", "sampler.size=3"],
-        r"sampler\.size = 3 pixels.*give 4 or more",
+        ["reconstruct", "generation.size=3"],
+        r"generation\.size = 3 pixels.*give 4 or more",
     ),
     "too many steps": (
-        ["reconstruct", "sampler.steps=1001"],
-        r"sampler\.steps = 1001, .* give 1 to 1000",
+        ["reconstruct", "generation.steps=1001"],
+        r"generation\.steps = 1001, .* give 1 to 1000",
     ),
     "too many, another rule": (
-        ["reconstruct", "sampler.steps=1001", "sampler.scheduler=ddim"],
-        r"sampler\.steps = 1001",
+        ["reconstruct", "generation.steps=1001", "generation.scheduler=ddim"],
+        r"generation\.steps = 1001",
     ),
     "no step left": (
-        ["refine", "refiner.steps=3", "refiner.strength=0.3"],
+        ["refine", "refinement.steps=3", "refinement.strength=0.3"],
         "leaves no step to refine",
     ),
     "no weight": (
@@ -237,7 +245,7 @@ REFUSED = {
         ],
         "nothing would be learned",
     ),
-    "no number": (["train", "image", "optim.max_lr=nan"], r"optim\.max_lr = nan .*finite"),
+    "no number": (["train", "image", "training.max_lr=nan"], r"training\.max_lr = nan .*finite"),
     "infinite": (["finetune", "finetune.clip_norm=inf"], r"finetune\.clip_norm = inf .*finite"),
 }
 
@@ -252,7 +260,7 @@ def test_settings_that_cannot_work_are_refused_before_work(
         raise AssertionError("something was computed")
 
     for place in (
-        "braingen.training.diffusion.listening_data",
+        "braingen.training.diffusion.diffusion_data",
         "braingen.training.diffusion.load_backbone",
         "braingen.generation.reconstruct.load_backbone",
         "braingen.generation.refine.load_refiner",
@@ -323,17 +331,17 @@ def test_every_pair_of_parts_is_looked_at(tmp_path):
     from unit.fake_backbone import plain_unet, random_adapter, write_fake_refiner
 
     from braingen.config import load_config
-    from braingen.generation.compatibility import misfits
+    from braingen.generation.compatibility import incompatibilities
 
     sound = write_fake_backbone(tmp_path / "sound", with_clip=True)
 
     def found(folder: Path, *more: str) -> list[str]:
         settings = dict(word.split("=") for word in more)
         config = load_config(None, {"backbone.path": str(folder), **settings})
-        return [misfit.sentence for misfit in misfits(config)]
+        return [misfit.sentence for misfit in incompatibilities(config)]
 
     assert found(sound) == [] and found(sound, "backbone.text_output=joint") == []
-    refiner = write_fake_refiner(tmp_path / "refiner")
+    refiner = write_fake_refiner(tmp_path / "refinement")
     assert found(sound, f"backbone.refiner={refiner}") == []
     narrow = shutil.copytree(sound, tmp_path / "narrow")
     plain_unet(text_width=96).save_pretrained(narrow / "unet")
@@ -367,14 +375,14 @@ def test_every_pair_of_parts_is_looked_at(tmp_path):
 
 def test_sides_and_steps_are_what_was_asked_for_and_told(subject, tmp_path, capsys):
     words = [*subject.words, *subject.stage1, "--folder", str(tmp_path), "--num_images", "2"]
-    assert main(["reconstruct", *words, "sampler.size=30"]) == 0
+    assert main(["reconstruct", *words, "generation.size=30"]) == 0
     drawn = sorted((tmp_path / "reconstructions" / "brain").glob("*.png"))
     from PIL import Image
 
     assert [Image.open(path).size for path in drawn] == [(30, 30)] * 2
     sentence = told(capsys, "refine", *words)
     assert "30" in sentence and "multiple of 4" in sentence
-    assert main(["refine", *words, "refiner.size=32", "refiner.strength=0.5"]) == 0
+    assert main(["refine", *words, "refinement.size=32", "refinement.strength=0.5"]) == 0
     finished = json.loads((tmp_path / "reconstructions" / "brain_refined" / "finished").read_text())
     assert finished["steps"] == 2 and finished["of_steps"] == 4
 

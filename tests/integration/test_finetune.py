@@ -30,7 +30,7 @@ from braingen.experiments import ablation_table as ablation
 from braingen.generation.lora import LORA_FILE, has_lora
 from braingen.generation.pipeline import BrainDecoder
 from braingen.generation.reconstruct import assemble, reconstruct
-from braingen.generation.trained_modules import load_tuned
+from braingen.generation.trained_modules import load_finetuned
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDINGS, ROUTING
@@ -55,7 +55,7 @@ SMALL += [
     "prior.depth=1",
     "prior.dim_head=32",
 ]
-SMALL += ["optim.num_epochs=2", "optim.batch_size=20", "run.device=cpu", "run.tracker=none"]
+SMALL += ["training.num_epochs=2", "training.batch_size=20", "run.device=cpu", "run.tracker=none"]
 TUNE = [
     "--rank",
     "2",
@@ -69,7 +69,7 @@ TUNE += [
     "finetune.validation_images=4",
     "router.time_hidden_dim=16",
 ]
-DRAW = ["sampler.steps=2", "sampler.guidance_scale=2", "sampler.batch_size=4"]
+DRAW = ["generation.steps=2", "generation.guidance_scale=2", "generation.batch_size=4"]
 
 
 class Subject(NamedTuple):
@@ -139,7 +139,7 @@ def test_two_processes_fine_tune_and_one_of_them_writes(subject, tmp_path):
     assert (
         len(losses) == 3 and len(set(losses)) == 3
     )  # at the start, after two steps and at the end, written once
-    tuned = load_tuned(tmp_path / "finetune" / "last")
+    tuned = load_finetuned(tmp_path / "finetune" / "last")
     assert tuned.lora is not None and tuned.router_image is not None
     assert any(
         value.abs().max() > 0 for name, value in load_file(tuned.lora).items() if "lora_B" in name
@@ -263,7 +263,7 @@ def test_a_trained_one_draws_otherwise_and_a_level_can_be_heard_alone(subject, t
             for path in routed.glob("*.png")
         )
     with pytest.raises(UserError, match="levels 0 to 3"):
-        reconstruct(config_of(subject, tuned, *DRAW, "sampler.level=4"))
+        reconstruct(config_of(subject, tuned, *DRAW, "generation.level=4"))
 
 
 def test_a_decoder_takes_what_was_tuned_along(subject, tuned, tmp_path):
@@ -350,7 +350,7 @@ def test_an_ablation_is_one_table_and_one_page(subject, tmp_path, monkeypatch):
         *TUNE,
         *DRAW,
         "finetune.max_train_steps=1",
-        "scores.bootstrap=20",
+        "evaluation.bootstrap=20",
         "--folder",
         str(tmp_path),
     ]
@@ -373,7 +373,7 @@ def test_an_ablation_is_one_table_and_one_page(subject, tmp_path, monkeypatch):
         "router"
     ]
     assert settings["time_choice"] == "hard" and settings["space"] == "off"
-    assert not load_tuned(folder / "no_router" / "finetune" / "best").router_image
+    assert not load_finetuned(folder / "no_router" / "finetune" / "best").router_image
     lines = (folder / "ablation.differences.csv").read_text().splitlines()
     assert lines[0].startswith("score,first,second,difference") and any(
         ",both,no_router," in line for line in lines
@@ -412,15 +412,17 @@ def test_reads_are_as_unsure_as_those_of_held_out_pictures(subject, tmp_path):
     data = stage.setup(config_of(subject, tmp_path)).data
     rows = data.train.rows
     repeated = np.tile(rows, 40)
-    weights = mixing_weights(len(repeated), len(data.unsureness["image"].error_JETD), generator(0))
+    weights = mixing_weights(
+        len(repeated), len(data.decoding_error["image"].error_JETD), generator(0)
+    )
     for name in ("image", "text"):
-        error = unsure(data.train.truth[name][repeated], data.unsureness[name], weights)
+        error = unsure(data.train.truth[name][repeated], data.decoding_error[name], weights)
         error = (
             error
-            - data.unsureness[name].slope_E[:, None, None]
+            - data.decoding_error[name].slope_E[:, None, None]
             * data.train.truth[name][repeated][:, None]
         )
-        wanted = data.unsureness[name].error_JETD
+        wanted = data.decoding_error[name].error_JETD
         torch.testing.assert_close(
             error.square().mean((0, 2, 3)), wanted.square().mean((0, 2, 3)), rtol=0.1, atol=0
         )

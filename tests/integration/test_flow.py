@@ -51,7 +51,7 @@ SCORES = {
     "retrieval_brain_to_image",
     "retrieval_image_to_brain",
 }
-SOURCES = ("brain", "random", "ceiling")
+SOURCES = ("brain", "random", "oracle")
 IMAGES = 8
 SMALL_DATA = [
     "simulation.num_sessions=2",
@@ -63,14 +63,14 @@ SMALL = [
     "encoder.hidden_dim=32",
     "encoder.n_blocks=1",
     "prior.depth=1",
-    "optim.num_epochs=2",
-    "optim.batch_size=20",
+    "training.num_epochs=2",
+    "training.batch_size=20",
 ]
 SMALL += [
     "quickstart.steps=1",
-    "sampler.steps=2",
-    "scores.bootstrap=50",
-    "scores.retrieval_draws=3",
+    "generation.steps=2",
+    "evaluation.bootstrap=50",
+    "evaluation.retrieval_draws=3",
 ]
 SMALL += [
     "finetune.max_train_steps=2",
@@ -130,10 +130,10 @@ def test_every_score_comes_with_all_that_a_reviewer_asks_for(flow):
         assert (
             tuple(score)
             == Score._fields
-            == ("value", "low", "high", "random", "ceiling", "ridge", "chance", "n", "pool")
+            == ("value", "low", "high", "random", "oracle", "ridge", "chance", "n", "pool")
         ), name
         assert score["low"] <= score["value"] <= score["high"] and 0 < score["n"] <= IMAGES
-        assert score["random"] is not None and score["ceiling"] is not None
+        assert score["random"] is not None and score["oracle"] is not None
         of_decoder = name in ("clip_cos", "two_way_embedding") or name.startswith("retrieval")
         assert (score["ridge"] is not None) == of_decoder
         assert (score["pool"] is not None) == name.startswith("retrieval")
@@ -141,7 +141,7 @@ def test_every_score_comes_with_all_that_a_reviewer_asks_for(flow):
             name.startswith(("two_way", "retrieval")) or name.endswith("_accuracy")
         )
         if of_decoder:
-            assert score["ceiling"] == pytest.approx(1)
+            assert score["oracle"] == pytest.approx(1)
     assert all(
         score["chance"] == 0.5 for name, score in scores.items() if name.startswith("two_way")
     )
@@ -165,7 +165,7 @@ def test_refined_pictures_stand_beside_the_unrefined_with_their_scores(flow):
                 each["after"]["value"] - each["before"]["value"], abs=1e-9
             )
             assert each["low"] <= each["difference"] <= each["high"]
-    assert told["settings"]["strength"] == flow.config.refiner.strength
+    assert told["settings"]["strength"] == flow.config.refinement.strength
     assert "Before and after refinement" in (flow.run / "report.html").read_text()
 
 
@@ -300,13 +300,13 @@ def test_fine_tuning_is_used_and_routing_is_shown(flow):
         and has_lora(decoder.unet)
     )
     routing = load_file(flow.run / "reconstructions" / "brain" / ROUTING)
-    assert routing["image_levels"].shape == (IMAGES, flow.config.sampler.steps, 4)
+    assert routing["image_levels"].shape == (IMAGES, flow.config.generation.steps, 4)
     page = (flow.run / "report.html").read_text()
     assert "Which experts were listened to" in page and "One level alone" in page
 
 
 def test_the_random_baseline_is_the_mean_of_its_draws(flow, tmp_path):
-    draws = flow.config.sampler.random_draws
+    draws = flow.config.generation.random_draws
     folders = random_folders(flow.config)
     assert draws == len(folders) == 3 and all(
         (folder / "index.json").exists() for folder in folders
@@ -314,9 +314,9 @@ def test_the_random_baseline_is_the_mean_of_its_draws(flow, tmp_path):
     first = next(folders[0].glob("*.png")).name
     assert len({pixels(folder / first).tobytes() for folder in folders}) == draws
     controls = json.loads((flow.run / "controls.json").read_text())
-    assert controls["random"]["drawings"] == draws and controls["ceiling"]["drawings"] == 1
+    assert controls["random"]["drawings"] == draws and controls["oracle"]["drawings"] == 1
     scores = json.loads((flow.run / "scores.json").read_text())
-    for source in ("random", "ceiling"):
+    for source in ("random", "oracle"):
         for name, score in controls[source]["scores"].items():
             assert score["value"] == scores[name][source]
             assert score["low"] - 1e-6 <= score["value"] <= score["high"] + 1e-6, name
@@ -331,7 +331,8 @@ def test_the_random_baseline_is_the_mean_of_its_draws(flow, tmp_path):
             str(tmp_path / f"run{number}"),
         ]
         assert (
-            main(["evaluate", *own, "--all_recons_path", str(folder), "scores.bootstrap=50"]) == 0
+            main(["evaluate", *own, "--all_recons_path", str(folder), "evaluation.bootstrap=50"])
+            == 0
         )
         alone.append(json.loads((tmp_path / f"run{number}" / "scores.json").read_text()))
     for name in ("pixcorr", "two_way_judge_late", "object_accuracy"):
@@ -357,10 +358,10 @@ def test_draws_of_other_images_are_refused_in_a_sentence(flow, tmp_path, capsys)
 
 def test_random_voxels_and_the_ceiling_are_other_pictures(flow):
     first = sorted(path.name for path in (flow.run / "reconstructions" / "brain").glob("*.png"))[0]
-    brain, random, ceiling = (
+    brain, random, oracle = (
         pixels(flow.run / "reconstructions" / source / first) for source in SOURCES
     )
-    assert (brain != random).any() and (brain != ceiling).any()
+    assert (brain != random).any() and (brain != oracle).any()
 
 
 # --- the decoder ----------------------------------------------------------------------------------
@@ -372,7 +373,7 @@ def test_the_decoder_is_one_folder_that_draws_the_same_pictures(flow):
     betas = Betas.of(layout, 1)
     voxels_BRV = np.stack([betas.rows(row) for row in rows[:3]])
     decoder = BrainDecoder.from_pretrained(flow.run / "decoder")
-    sampler = flow.config.sampler
+    sampler = flow.config.generation
     out = decoder(
         voxels_BRV,
         subject=1,
@@ -394,7 +395,9 @@ def test_the_decoder_is_one_folder_that_draws_the_same_pictures(flow):
 def test_a_single_trial_can_be_read_out(flow):
     config = flow.config.model_copy(
         update={
-            "sampler": flow.config.sampler.model_copy(update={"repeats": "first", "num_images": 2})
+            "generation": flow.config.generation.model_copy(
+                update={"repeats": "first", "num_images": 2}
+            )
         }
     )
     parts = setup(config)
@@ -409,9 +412,9 @@ def test_pictures_do_not_depend_on_how_the_work_is_split(flow, tmp_path):
     for modality in ("image", "text"):
         shutil.copytree(flow.run / modality, tmp_path / modality)
     shutil.copytree(flow.run / "finetune", tmp_path / "finetune")
-    sampler = flow.config.sampler.model_copy(update={"batch_size": 2, "num_images": 3})
+    sampler = flow.config.generation.model_copy(update={"batch_size": 2, "num_images": 3})
     run = flow.config.run.model_copy(update={"folder": tmp_path})
-    folder = reconstruct(flow.config.model_copy(update={"sampler": sampler, "run": run}))
+    folder = reconstruct(flow.config.model_copy(update={"generation": sampler, "run": run}))
     drawn = sorted(folder.glob("*.png"))
     assert len(drawn) == 3
     for path in drawn:
@@ -465,9 +468,9 @@ def test_the_readmes_commands_run_one_after_the_other(flow, tmp_path, monkeypatc
         "2",
         "--num_images",
         "6",
-        "sampler.size=0",
+        "generation.size=0",
     ]
-    sizes = [word for word in SMALL if not word.startswith("optim.num_epochs")]
+    sizes = [word for word in SMALL if not word.startswith("training.num_epochs")]
     smaller += [
         *sizes,
         "--resolution",
@@ -487,7 +490,7 @@ def test_the_readmes_commands_run_one_after_the_other(flow, tmp_path, monkeypatc
     assert set(scores) >= SCORES
     assert (
         {score["random"] for score in scores.values()}
-        == {score["ceiling"] for score in scores.values()}
+        == {score["oracle"] for score in scores.values()}
         == {None}
     )
     assert scores["pixcorr"]["n"] == 6

@@ -24,10 +24,10 @@ from braingen.compat.keys import load_published, published_keys
 from braingen.compat.prior import network_state, settings_of
 from braingen.config import load_config
 from braingen.data.nsd import subject_of_width
-from braingen.encoders.embedding_decoder import BrainReader
-from braingen.encoders.trained import load_reader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.encoders.trained import load_embedding_decoder
 from braingen.generation.lora_files import unet_on_meta
-from braingen.generation.trained_modules import load_tuned
+from braingen.generation.trained_modules import load_finetuned
 from braingen.pretrained.sdxl import unet_config
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.errors import UserError
@@ -74,10 +74,11 @@ def test_a_published_state_dict_gives_the_published_outputs(name: str, tmp_path:
         tensors["in"][f"voxel_{place}"][:, 0] for place in range(len(made["num_voxels_list"]))
     ]
     run = imported(tmp_path, "image", tmp_path / "best.pth", *subjects_of(len(voxels)))
-    reader = load_reader(load_config(None, {"run.folder": str(run)}), "image")
+    embedding_decoder = load_embedding_decoder(load_config(None, {"run.folder": str(run)}), "image")
     with torch.no_grad():
         records = [
-            reader(x_BV, 3 + place, return_experts=True) for place, x_BV in enumerate(voxels)
+            embedding_decoder(x_BV, 3 + place, return_experts=True)
+            for place, x_BV in enumerate(voxels)
         ]
     backbone, clip = (
         torch.cat([getattr(record, field) for record in records])
@@ -135,24 +136,28 @@ def test_mindeye2_comes_with_low_level_branch_and_prior(
     )
     run = imported(tmp_path, "image", tmp_path / "last.pth", "--subj", "2,5")
     assert "BrainEncoder of subject 2 (20 voxels), 5 (27 voxels)" in capsys.readouterr().out
-    reader = BrainReader.from_pretrained(run / "image" / "reader").eval()
+    embedding_decoder = EmbeddingDecoder.from_pretrained(run / "image" / "embedding_decoder").eval()
     for place, subject in enumerate((2, 5)):
         voxels = torch.randn(3, (20, 27)[place], generator=torch.Generator().manual_seed(place))
-        out, wanted = reader(voxels, subject), published(voxels, place)
+        out, wanted = embedding_decoder(voxels, subject), published(voxels, place)
         for ours, theirs in zip((out.backbone_BTD, out.clip_BTD, *out.low_level), wanted):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     case = case_tensors("prior_full_4tokens")
     given, name = case["in"], "sample_T15"
     noise = torch.cat([given[f"{name}/initial"][None], given[f"{name}/steps"]]).transpose(0, 1)
-    sampled = reader.prior.sample(given["condition"], 15, 1.5, noise=noise)
+    sampled = embedding_decoder.prior.sample(given["condition"], 15, 1.5, noise=noise)
     torch.testing.assert_close(sampled, case["out"][f"{name}_scale1.5"], rtol=1e-3, atol=1e-3)
-    assert reader.spread == 1 and not reader.mean_TD.any() and reader.config.prior_use == "sample"
+    assert (
+        embedding_decoder.spread == 1
+        and not embedding_decoder.mean_TD.any()
+        and embedding_decoder.config.prior_use == "sample"
+    )
     report = json.loads((run / "image" / "import.json").read_text())
     assert (
         len(report["derived"]) == 13 + 1 and report["prior"]["timesteps"] == 20
     )  # noise tables, and frequencies of the one layer
     assert report["parameters"] == sum(p.numel() for p in published.parameters()) + sum(
-        p.numel() for p in reader.prior.parameters()
+        p.numel() for p in embedding_decoder.prior.parameters()
     )
 
 
@@ -183,11 +188,11 @@ def test_levels_of_other_shapes_against_a_loop(sizes: dict[str, Any], tmp_path: 
     published = lively(MultiLevel(voxels=[11, 17], **sizes), seed=1)
     save_file(published.state_dict(), tmp_path / "weights.safetensors")
     run = imported(tmp_path, "text", tmp_path / "weights.safetensors", "--subj", "1,7")
-    reader = BrainReader.from_pretrained(run / "text" / "reader").eval()
-    assert reader.prior is None
+    embedding_decoder = EmbeddingDecoder.from_pretrained(run / "text" / "embedding_decoder").eval()
+    assert embedding_decoder.prior is None
     for place, subject in enumerate((1, 7)):
         voxels = torch.randn(4, (11, 17)[place], generator=torch.Generator().manual_seed(place))
-        out = reader(voxels, subject)
+        out = embedding_decoder(voxels, subject)
         for ours, theirs in zip((out.backbone_BTD, out.clip_BTD), published(voxels, place, "gpu")):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -209,7 +214,9 @@ def test_text_encoders_too(name: str, tmp_path: Path) -> None:
     }
     save_file(state, tmp_path / "text.safetensors")
     run = imported(tmp_path, "text", tmp_path / "text.safetensors")
-    out = BrainReader.from_pretrained(run / "text" / "reader").eval()(tensors["in"]["x"][:, 0], 1)
+    out = EmbeddingDecoder.from_pretrained(run / "text" / "embedding_decoder").eval()(
+        tensors["in"]["x"][:, 0], 1
+    )
     found = {"backbone": out.backbone_BTD, "clip": out.clip_BTD, "pooled": out.pooled_BD}
     for field, wanted in tensors["out"].items():
         torch.testing.assert_close(found[field], wanted, rtol=2e-4, atol=1e-4)
@@ -261,11 +268,13 @@ def test_what_does_not_fit_is_named_and_refused_and_partial_takes_the_rest(
         assert line in told.out.splitlines()
     assert not (tmp_path / "run").exists()
     assert main([*words, "--partial"]) == 0
-    reader = BrainReader.from_pretrained(tmp_path / "run" / "image" / "reader").eval()
+    embedding_decoder = EmbeddingDecoder.from_pretrained(
+        tmp_path / "run" / "image" / "embedding_decoder"
+    ).eval()
     assert torch.equal(
-        reader.encoder.subject_layer.linears["2"].bias, published.ridge.linears[0].bias
+        embedding_decoder.encoder.subject_layer.linears["2"].bias, published.ridge.linears[0].bias
     )
-    assert reader.encoder.subject_layer.linears["5"].bias.isfinite().all()
+    assert embedding_decoder.encoder.subject_layer.linears["5"].bias.isfinite().all()
     report = json.loads((tmp_path / "run" / "image" / "import.json").read_text())
     assert report["missing"] == ["ridge.linears.1.bias", "prior causal_transformer.norm.g"]
 
@@ -343,22 +352,26 @@ def test_every_key_of_the_published_configuration_at_full_size_has_its_place() -
             tensors = {name: shape for name, shape in listed}  # noqa: C416 - later ones replace earlier ones
             state = {name: torch.empty(shape) for name, shape in tensors.items()}
             name, arguments = encoder_settings(state, subject_of=subject_of_width)
-            reader = BrainReader(name, arguments, None)
-            assert load_published(reader.encoder, state).is_complete
-            assert sum(parameter.numel() for parameter in reader.parameters()) == parameters
+            embedding_decoder = EmbeddingDecoder(name, arguments, None)
+            assert load_published(embedding_decoder.encoder, state).is_complete
+            assert (
+                sum(parameter.numel() for parameter in embedding_decoder.parameters()) == parameters
+            )
         prior = {name: torch.empty(shape) for name, shape in keys["prior"]["tensors"]}
         del prior["prior.noise_scheduler.betas"]  # values, which meta tensors lack
-        reader = BrainReader(name, arguments, settings_of(prior))
+        embedding_decoder = EmbeddingDecoder(name, arguments, settings_of(prior))
         found = network_state(prior)
         assert (
             not found.unknown
-            and found.state.keys() == dict(reader.prior.network.named_parameters()).keys()
+            and found.state.keys()
+            == dict(embedding_decoder.prior.network.named_parameters()).keys()
         )
         frequencies = prior[
             "prior.net.causal_transformer.layers.0.0.rotary_emb.freqs"
         ].numel()  # counted as a parameter there
         assert (
-            sum(parameter.numel() for parameter in reader.prior.parameters()) + frequencies
+            sum(parameter.numel() for parameter in embedding_decoder.prior.parameters())
+            + frequencies
             == keys["prior"]["parameters"]
         )
 
@@ -377,11 +390,16 @@ def test_a_full_size_mindeye2_checkpoint_gives_its_configuration() -> None:
             arguments[field] for field in ("hidden_dim", "n_blocks", "clip_seq_dim", "clip_emb_dim")
         ]
         assert sizes == [4096, 4, 256, 1664]
-        reader = BrainReader(name, arguments, {"dim": 1664, "num_tokens": 256})
-        assert published_keys(reader.encoder).keys() == state.keys()
+        embedding_decoder = EmbeddingDecoder(name, arguments, {"dim": 1664, "num_tokens": 256})
+        assert published_keys(embedding_decoder.encoder).keys() == state.keys()
     # the published count holds 16 rotary frequencies, which are constants and not stored here
-    assert sum(parameter.numel() for parameter in reader.parameters()) == 2_227_294_844 - 16
-    assert sum(parameter.numel() for parameter in reader.prior.parameters()) == 259_865_216 - 16
+    assert (
+        sum(parameter.numel() for parameter in embedding_decoder.parameters()) == 2_227_294_844 - 16
+    )
+    assert (
+        sum(parameter.numel() for parameter in embedding_decoder.prior.parameters())
+        == 259_865_216 - 16
+    )
 
 
 # --- stage 2 --------------------------------------------------------------------------------------
@@ -424,7 +442,7 @@ def test_routers_and_lora_become_a_finished_finetuning(tmp_path: Path, capsys) -
         in capsys.readouterr().err
     )
     assert main([*words, "--exp_factor_list", "2"]) == 0
-    tuned = load_tuned(tmp_path / "run" / "finetune" / "best")
+    tuned = load_finetuned(tmp_path / "run" / "finetune" / "best")
     for router, name in ((tuned.router_image, "image"), (tuned.router_text, "text")):
         for key, value in torch.load(tmp_path / f"{name}.pth", weights_only=True).items():
             assert torch.equal(router.state_dict()[key], value)

@@ -113,7 +113,7 @@ def test_the_papers_size_and_trained_share_are_found_again() -> None:
     """
     with torch.device("meta"):
         model = BrainMoEMulti(
-            subjects={1: 15724}, clip_emb_dim=768, routing="value", trunk="published"
+            subjects={1: 15724}, clip_emb_dim=768, routing="expert_choice", trunk="published"
         )
     parts = count_by_part(model)
     trained = (
@@ -164,7 +164,7 @@ def test_every_variant_is_listed_and_every_parameter_has_a_part(nsd: dict[str, C
 def test_the_command_allocates_nothing(capsys) -> None:
     """553,738,318 parameters alone would be 2.2 GB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert main(["models", "--config", "nsd_subj01", "--root", "nowhere"]) == 0
+    assert main(["summary", "--config", "nsd_subj01", "--root", "nowhere"]) == 0
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes
     assert (
         "    553,738,318  BrainMoEMulti, published layout: image 1 x 1280"

@@ -23,7 +23,7 @@ SMALL = [
     "encoder.n_blocks=1",
     "encoder.dropout=0",
     "prior.depth=1",
-    "optim.num_epochs=2",
+    "training.num_epochs=2",
     "run.device=cpu",
 ]
 SMALL += ["run.tracker=none", "--multi_subject", "1,2"]
@@ -58,7 +58,12 @@ def test_two_processes_have_the_gradients_of_one_with_the_global_batch(
     words, tmp_path, monkeypatch, progress
 ):
     """Two subjects, all terms of the loss, dropout off."""
-    words = [*words, "loss_image.mse_scale=1", "loss_image.level_scale=1", "optim.batch_size=12"]
+    words = [
+        *words,
+        "loss_image.mse_scale=1",
+        "loss_image.deep_supervision_weight=1",
+        "training.batch_size=12",
+    ]
     expected = step_in_one(words, progress, monkeypatch)
     shared(step_in_two, 2, words, str(tmp_path), progress)
     for rank in range(2):
@@ -81,13 +86,15 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 def test_two_processes_learn_what_one_learns_and_one_of_them_writes(words, tmp_path):
     words = [*words, *ONE_PASS]
     assert (
-        main(["train", "image", "--folder", str(tmp_path / "one"), *words, "optim.batch_size=24"])
+        main(
+            ["train", "image", "--folder", str(tmp_path / "one"), *words, "training.batch_size=24"]
+        )
         == 0
     )
     shared(
         main,
         2,
-        ["train", "image", "--folder", str(tmp_path / "two"), *words, "optim.batch_size=12"],
+        ["train", "image", "--folder", str(tmp_path / "two"), *words, "training.batch_size=12"],
     )
     one, two = (metrics(tmp_path / name) for name in ("one", "two"))
     assert [record["step"] for record in one] == [record["step"] for record in two]
@@ -103,21 +110,21 @@ def test_two_processes_learn_what_one_learns_and_one_of_them_writes(words, tmp_p
     shared(
         main,
         2,
-        ["train", "image", "--folder", str(tmp_path / "two"), *words, "optim.batch_size=12"],
+        ["train", "image", "--folder", str(tmp_path / "two"), *words, "training.batch_size=12"],
     )
     shared(
         main,
         2,
-        ["train", "image", "--folder", str(tmp_path / "two"), *words, "optim.batch_size=10"],
+        ["train", "image", "--folder", str(tmp_path / "two"), *words, "training.batch_size=10"],
         codes=[2, 2],
     )
 
 
 def test_steps_put_together_are_a_larger_batch(words, tmp_path):
     """Without a contrastive loss, which sees one step at a time."""
-    words = [*words, *ONE_PASS, "loss_image.clip_scale=0", "optim.num_epochs=1"]
-    alone = ["optim.batch_size=24"]
-    together = ["optim.batch_size=12", "optim.gradient_accumulation_steps=2"]
+    words = [*words, *ONE_PASS, "loss_image.clip_scale=0", "training.num_epochs=1"]
+    alone = ["training.batch_size=24"]
+    together = ["training.batch_size=12", "training.gradient_accumulation_steps=2"]
     for name, more in (("large", alone), ("together", together)):
         assert main(["train", "image", "--folder", str(tmp_path / name), *words, *more]) == 0
     large, summed = (metrics(tmp_path / name)[0] for name in ("large", "together"))

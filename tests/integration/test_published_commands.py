@@ -38,10 +38,10 @@ DATA = [
 ]
 STAND_IN = "backbone.path=tiny backbone.image_encoder= backbone.ip_adapter= backbone.refiner= "
 SIZES = (
-    "encoder.hidden_dim=32 encoder.n_blocks=1 prior.depth=1 optim.num_epochs=1"
+    "encoder.hidden_dim=32 encoder.n_blocks=1 prior.depth=1 training.num_epochs=1"
     " finetune.max_train_steps=1 finetune.validation_images=2 finetune.resolution=128"
-    " finetune.train_batch_size=2 finetune.gradient_accumulation_steps=1 sampler.size=128"
-    " sampler.steps=2 scores.bootstrap=20 run.device=cpu run.tracker=none"
+    " finetune.train_batch_size=2 finetune.gradient_accumulation_steps=1 generation.size=128"
+    " generation.steps=2 evaluation.bootstrap=20 run.device=cpu run.tracker=none"
 )
 
 

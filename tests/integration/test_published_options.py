@@ -34,11 +34,11 @@ DATA += ["simulation.num_test_images=3"]
 JOB = (
     "backbone.path=tiny backbone.image_encoder= backbone.ip_adapter= backbone.refiner="
     " encoder.hidden_dim=32 encoder.n_blocks=1 encoder.exp_factor_list=2 prior.depth=1"
-    " optim.num_epochs=1 optim.batch_size=12 finetune.max_train_steps=1"
+    " training.num_epochs=1 training.batch_size=12 finetune.max_train_steps=1"
     " finetune.validation_images=2 finetune.resolution=128 finetune.train_batch_size=2"
-    " finetune.gradient_accumulation_steps=1 finetune.lr_warmup_steps=0 sampler.size=128"
-    " sampler.steps=2 refiner.steps=4 refiner.strength=0.5 scores.bootstrap=20 run.device=cpu"
-    " run.tracker=none"
+    " finetune.gradient_accumulation_steps=1 finetune.lr_warmup_steps=0 generation.size=128"
+    " generation.steps=2 refinement.steps=4 refinement.strength=0.5 evaluation.bootstrap=20"
+    " run.device=cpu run.tracker=none"
 )
 TRAINED = {
     "subj": "--subj 2",
@@ -51,7 +51,7 @@ TRAINED = {
     "num_exp_0": "--num_exp_0 4",
     "exp_factor_list": "--exp_factor_list 2,2",
     "capacity_factor_0": "--capacity_factor_0 0.5",
-    "b_size": "--b_size 16",
+    "bottleneck_dim": "--b_size 16",
     "seed": "--seed 7",
     "num_epochs": "--num_epochs 2",
     "lr": "--lr 0.01",
@@ -166,17 +166,17 @@ def pictures(folder: Path) -> dict[str, str]:
 def test_an_option_of_training_changes_the_weights(place, option):
     name = f"trained_{option}"
     assert place.script("Train.py", f"--model_name {name} {TRAINED[option]}") == 0
-    assert weights(place.folder / name / "image" / "reader") != weights(
-        place.folder / "runs/nsd_subj01/image/reader"
+    assert weights(place.folder / name / "image" / "embedding_decoder") != weights(
+        place.folder / "runs/nsd_subj01/image/embedding_decoder"
     )
 
 
 def test_the_same_options_are_those_of_the_text_encoder(place):
-    for option in ("prior_scale", "mixup_pct", "b_size"):
+    for option in ("prior_scale", "mixup_pct", "bottleneck_dim"):
         words = TRAINED[option].replace("--mixup_pct 0", "--mixup_pct 1")
         assert place.script("Train_text.py", f"--model_name text_{option} {words}") == 0
-        assert weights(place.folder / f"text_{option}/text/reader") != weights(
-            place.folder / "runs/nsd_subj01/text/reader"
+        assert weights(place.folder / f"text_{option}/text/embedding_decoder") != weights(
+            place.folder / "runs/nsd_subj01/text/embedding_decoder"
         )
 
 
@@ -185,7 +185,7 @@ def test_training_from_others_moves_subject_layer_and_routers_alone(place):
     assert place.script("Train.py", words) == 0
     before, after = (
         load_file(next((place.folder / run).rglob("*.safetensors")))
-        for run in ("runs/nsd_subj01/image/reader", "routers/image/reader")
+        for run in ("runs/nsd_subj01/image/embedding_decoder", "routers/image/embedding_decoder")
     )
     moved = {name for name in after if name in before and not before[name].equal(after[name])}
     assert moved and all("router" in name for name in moved)

@@ -171,7 +171,7 @@ def test_a_picture_opens_large_and_the_arrows_turn_pages(laptop: Page) -> None:
     assert laptop.evaluate("document.querySelector('.viewer').open") is False
 
 
-def test_the_readers_own_turn(laptop: Page) -> None:
+def test_the_embedding_decoders_own_turn(laptop: Page) -> None:
     verdict = "document.querySelector('.verdict').textContent"
     seen_of_drawn = (
         "(() => { const drawn = document.querySelector('.drawn').src; const card ="

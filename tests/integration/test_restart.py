@@ -33,22 +33,22 @@ SMALL = [
     "encoder.hidden_dim=32",
     "encoder.n_blocks=1",
     "prior.depth=1",
-    f"optim.num_epochs={EPOCHS}",
-    "optim.batch_size=20",
+    f"training.num_epochs={EPOCHS}",
+    "training.batch_size=20",
 ]
 SMALL += [
-    "sampler.steps=2",
-    "sampler.guidance_scale=2",
-    "sampler.batch_size=2",
-    "scores.bootstrap=50",
-    "scores.retrieval_draws=3",
+    "generation.steps=2",
+    "generation.guidance_scale=2",
+    "generation.batch_size=2",
+    "evaluation.bootstrap=50",
+    "evaluation.retrieval_draws=3",
 ]
 SMALL += ["run.processes=1", "quickstart.steps=1"]
 SMALL += [
-    "sampler.random_draws=2",
-    "refiner.steps=4",
-    "refiner.strength=0.5",
-    "refiner.batch_size=2",
+    "generation.random_draws=2",
+    "refinement.steps=4",
+    "refinement.strength=0.5",
+    "refinement.batch_size=2",
 ]
 SMALL += [
     "finetune.max_train_steps=3",
@@ -192,7 +192,7 @@ def test_training_stopped_within_an_epoch_goes_on_there_with_the_same_bits(
     """SIGTERM and Slurm's warning save before they end, so a single save within an epoch is enough
     there.
     """
-    words = [*words, "optim.gradient_accumulation_steps=2", "encoder.dropout=0.3"]
+    words = [*words, "training.gradient_accumulation_steps=2", "encoder.dropout=0.3"]
     assert run(["train", "image", *words]) == 0
     calm = start_anew(tmp_path)
     folder = tmp_path / "now" / "run" / "image"

@@ -39,17 +39,17 @@ SMALL += [
 ]
 SMALL += [
     "prior.depth=1",
-    "optim.num_epochs=1",
-    "optim.batch_size=20",
+    "training.num_epochs=1",
+    "training.batch_size=20",
     "run.device=cpu",
     "run.tracker=none",
 ]
 SMALL += [
-    "sampler.steps=2",
-    "refiner.steps=2",
-    "refiner.strength=0.5",
-    "scores.bootstrap=50",
-    "scores.retrieval_draws=3",
+    "generation.steps=2",
+    "refinement.steps=2",
+    "refinement.strength=0.5",
+    "evaluation.bootstrap=50",
+    "evaluation.retrieval_draws=3",
 ]
 SMALL += [
     "finetune.max_train_steps=1",
@@ -182,7 +182,7 @@ def test_runs_of_several_are_compared_subject_by_subject(place, tmp_path):
                 str(other),
                 "--output",
                 str(tmp_path / "out"),
-                "scores.bootstrap=50",
+                "evaluation.bootstrap=50",
             ]
         )
         == 0

@@ -16,7 +16,7 @@ import torch
 from braingen.config import Config
 from braingen.demo.parallel import Task, group_of, process_count
 from braingen.runtime.errors import UserError
-from braingen.runtime.preemption import Stopped, patience, stoppable
+from braingen.runtime.preemption import Stopped, defer_signals, stoppable
 
 WAIT_SECONDS = 120
 """After which something that should have happened will not."""
@@ -34,12 +34,12 @@ def refuse(path: Path) -> None:
 
 def wait_to_be_stopped(path: Path) -> None:
     """As training does: tell that it runs, take a request to stop, save, leave."""
-    with patience() as request:
+    with defer_signals() as request:
         path.write_text(str(os.getpid()))
         while not request.made:
             signal.pause()
         path.with_suffix(".saved").touch()
-        request.heed()
+        request.raise_if_set()
 
 
 def task(work, path: Path) -> Task:

@@ -19,8 +19,13 @@ from braingen.demo.flow import save_decoder
 from braingen.generation.pipeline import BrainDecoder
 from braingen.runtime.data_layout import Layout
 
-SMALL = ["encoder.hidden_dim=16", "encoder.n_blocks=1", "prior.depth=1", "optim.num_epochs=1"]
-SMALL += ["sampler.steps=2", "scores.bootstrap=50", "scores.retrieval_draws=3", "refiner.steps=4"]
+SMALL = ["encoder.hidden_dim=16", "encoder.n_blocks=1", "prior.depth=1", "training.num_epochs=1"]
+SMALL += [
+    "generation.steps=2",
+    "evaluation.bootstrap=50",
+    "evaluation.retrieval_draws=3",
+    "refinement.steps=4",
+]
 SMALL += ["finetune.max_train_steps=1", "finetune.train_batch_size=2", "--validation_images", "2"]
 SMALL += ["finetune.gradient_accumulation_steps=1", "data.holdout_share=0.2"]
 SMALL += ["--device", "cpu", "--tracker", "none"]
@@ -42,7 +47,7 @@ def words(tmp_path_factory) -> list[str]:
     assert not Layout.of(folder / "data").captions().exists()
     words = [*where, *SMALL]
     assert main(["doctor", *words]) == 0
-    assert main(["cache", *words]) == 0
+    assert main(["precompute", *words]) == 0
     assert main(["train", "image", *words]) == 0
     return words
 
@@ -54,14 +59,14 @@ def run_of(words: list[str]) -> Path:
 def test_text_training_says_how_to_get_captions(words, capsys):
     assert main(["train", "text", *words]) == 2
     assert "captions.json" in capsys.readouterr().err
-    assert main(["cache", *words, "--what", "text"]) == 2
+    assert main(["precompute", *words, "--what", "text"]) == 2
     assert "captions.json" in capsys.readouterr().err
 
 
 def test_the_image_path_goes_all_the_way(words, capsys):
     for command in ("finetune", "reconstruct", "evaluate", "report"):
         assert main([command, *words]) == 0, command
-    for source in ("--random_fmri", "--ceiling"):
+    for source in ("--random_fmri", "--oracle"):
         assert main(["reconstruct", *words, source]) == 0
     assert main(["evaluate", *words]) == 0 and main(["report", *words]) == 0
     folder = run_of(words) / "reconstructions" / "brain"
@@ -77,9 +82,9 @@ def test_the_image_path_goes_all_the_way(words, capsys):
 def test_refining_needs_the_image_where_there_is_no_text(words, capsys):
     assert main(["reconstruct", *words]) == 0
     assert main(["refine", *words]) == 2
-    assert "refiner.use_image=true" in capsys.readouterr().err
+    assert "refinement.use_image=true" in capsys.readouterr().err
     shutil.rmtree(run_of(words) / "reconstructions" / "brain_refined", ignore_errors=True)
-    assert main(["refine", *words, "refiner.use_image=true"]) == 0
+    assert main(["refine", *words, "refinement.use_image=true"]) == 0
 
 
 def test_a_decoder_without_text_is_saved_and_loaded(words):

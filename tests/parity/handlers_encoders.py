@@ -15,7 +15,7 @@ from torch import Tensor
 import braingen  # noqa: F401
 from braingen.compat.keys import load_published
 from braingen.encoders.dense import BackboneOutput, BrainEncoder, ImageBackbone, TextBackbone
-from braingen.encoders.feature_router import ValueRouter
+from braingen.encoders.feature_router import ExpertChoiceRouter
 from braingen.encoders.moe import BrainMoE, BrainMoEHier, BrainMoEMulti
 from braingen.types import ExpertEmbeddings
 
@@ -176,7 +176,7 @@ def expert_router(case: Case) -> dict[str, np.ndarray]:
     width = int(units / experts * args.get("capacity_factor", 1))
     out: dict[str, Tensor] = {}
     for group, order in ORDERS.items():
-        router = ValueRouter(1, experts, width, token_width, order)
+        router = ExpertChoiceRouter(1, experts, width, token_width, order)
         router.load_state_dict({"weight": tensors(case.state)["router.weight"][None]})
         picked_PBFNK, (routing,) = router.route(
             x_BNU[None], inputs["noise"][None] if "noise" in inputs else None
@@ -222,7 +222,7 @@ def common(case: Case, order: str) -> dict[str, Any]:
         "n_blocks": args["n_blocks"],
         "clip_emb_dim": args["clip_emb_dim"],
         "clip_seq_dim": args["clip_seq_dim"],
-        "routing": "value",
+        "routing": "expert_choice",
         "trunk": "published",
         "token_order": order,
         "dropout": 0.0,
@@ -289,15 +289,15 @@ def brain_moe_multi(case: Case) -> dict[str, np.ndarray]:
     depth = args.get("num_exp_layer", len(args["exp_factor_list"]))
     factors = [args["num_exp_0"], *args["exp_factor_list"][:depth]]
     routers = [int(np.prod(factors[:level])) for level in range(len(factors))]
-    b_size = max(0, args.get("b_size", -1))
-    units = b_size or args["hidden_dim"]
+    bottleneck_dim = max(0, args.get("bottleneck_dim", -1))
+    units = bottleneck_dim or args["hidden_dim"]
     for group, order in ORDERS.items():
         model = BrainMoEMulti(
             num_exp_0=factors[0],
             exp_factor_list=factors[1:],
             capacity_factor_0=args["capacity_factor_0"],
             cap_fac_list=args["cap_fac_list"][:depth],
-            b_size=b_size,
+            bottleneck_dim=bottleneck_dim,
             **common(case, order),
         )
         load(model, case)

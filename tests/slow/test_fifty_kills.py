@@ -29,7 +29,14 @@ from braingen.cli import main
 
 KILLS = 50
 WITHIN = ["run.save_minutes=1e-9", "run.tracker=none"]
-ADAPT = ["--pretrain_on", "1", "curve.sessions=1", "curve.seeds=0", "--subj", "2"]
+ADAPT = [
+    "--pretrain_on",
+    "1",
+    "adaptation_curve.sessions=1",
+    "adaptation_curve.seeds=0",
+    "--subj",
+    "2",
+]
 STAGES = [["demo"], ["adapt-curve", *ADAPT], ["bottleneck", "--b_sizes", "16"]]
 
 

@@ -75,7 +75,7 @@ def launched(words: list[str], processes: int) -> None:
 
 def test_launched_processes_draw_and_refine_what_one_does(words):
     reconstructions = Path(words[1]) / "reconstructions"
-    more = ["refiner.steps=4", "refiner.strength=0.5", "refiner.batch_size=2"]
+    more = ["refinement.steps=4", "refinement.strength=0.5", "refinement.batch_size=2"]
     assert main(["reconstruct", *words]) == 0 and main(["refine", *words, *more]) == 0
     alone = {name: pictures(reconstructions / name) for name in ("brain", "brain_refined")}
     shutil.rmtree(reconstructions)
@@ -97,7 +97,7 @@ def test_launched_processes_fill_the_tables_one_does(tmp_path):
             "run.device=cpu",
             "finetune.resolution=16",
         ]
-        launched([*words, "cache.batch_size=8"], processes)
+        launched([*words, "precompute.batch_size=8"], processes)
         tables[processes] = {
             path.name: np.load(path) for path in sorted(layout.cache().rglob("*.npy"))
         }

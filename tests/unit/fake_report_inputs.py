@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from PIL import Image, ImageFilter
 from safetensors.numpy import save_file
-from unit.fake_study import write_fake_study
+from unit.fake_human_eval import write_fake_study
 
 from braingen.config import Config
 from braingen.config.run_and_data import DataConfig, RunConfig
@@ -74,7 +74,7 @@ def _write_data(
 def _write_pictures(
     run: Path, seen: list[Image.Image], ids: list[int], rng: np.random.Generator
 ) -> None:
-    """Pictures of three sources: blurred more (brain), blurred less (ceiling), of something else
+    """Pictures of three sources: blurred more (brain), blurred less (oracle), of something else
     (random).
     """
     for number, (image, picture) in enumerate(zip(ids, seen)):
@@ -82,7 +82,7 @@ def _write_pictures(
         blurred = picture if number % 4 else Image.blend(picture, other, 0.75)
         for source, made, radius in (
             ("brain", blurred, 4),
-            ("ceiling", picture, 2),
+            ("oracle", picture, 2),
             ("random", other, 9),
         ):
             folder = run / "reconstructions" / source
@@ -90,7 +90,7 @@ def _write_pictures(
             made.filter(ImageFilter.GaussianBlur(radius)).resize((128, 128)).save(
                 folder / f"{image:06d}.png"
             )
-    for source in ("brain", "ceiling", "random"):
+    for source in ("brain", "oracle", "random"):
         captions = {str(image): f"decoded caption <{image}>" for image in ids}
         (run / "reconstructions" / source / "index.json").write_text(
             json.dumps({"images": ids, "captions": captions})
@@ -168,8 +168,8 @@ def _write_routing(run: Path, ids: list[int], steps: int = 5) -> None:
 
 
 def _write_explained(run: Path) -> None:
-    """A page of `braingen explain`, and what it found."""
-    folder = run / "explain" / "image-target-integrated_gradients"
+    """A page of `braingen interpret`, and what it found."""
+    folder = run / "interpret" / "image-target-integrated_gradients"
     folder.mkdir(parents=True)
     (folder / "explain.html").write_text("<!doctype html><title>inside</title>")
     (folder / "findings.json").write_text(
@@ -181,7 +181,7 @@ def _write_scores(run: Path, drawn: list, ids: list[int], rng: np.random.Generat
     n = len(ids)
 
     def score(
-        value: float, random: float, ceiling: float, **others: float | None
+        value: float, random: float, oracle: float, **others: float | None
     ) -> dict[str, float | None]:
         interval = {"low": value * 0.94, "high": min(value * 1.05, 1.0 if value <= 1 else 99)}
         absent = {"ridge": None, "chance": None, "pool": None}
@@ -189,7 +189,7 @@ def _write_scores(run: Path, drawn: list, ids: list[int], rng: np.random.Generat
             "value": value,
             **interval,
             "random": random,
-            "ceiling": ceiling,
+            "oracle": oracle,
             **absent,
             "n": n,
             **others,

@@ -30,7 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "published": {**SMALL, "trunk": "published", "head": "linear"},
     "low_level": {**SMALL, "trunk": "published", "low_level": True, "clip_seq_dim": 2},
     "interm": {**SMALL, "interm_out": True},
-    "bottleneck": {**SMALL, "b_size": 8},
+    "bottleneck": {**SMALL, "bottleneck_dim": 8},
     "L": {**TEXT, "text_output": "L", "clip_emb_dim": 6},
     "bigG_pool": {
         **TEXT,
@@ -161,7 +161,7 @@ def test_published_fusion_with_any_number_of_blocks(fusion: str, blocks: int) ->
 def test_every_fusion_map_of_a_working_trunk_has_an_effect_and_of_a_published_one_the_last() -> (
     None
 ):
-    for trunk, acting in (("working", [0, 1, 2]), ("published", [2])):
+    for trunk, acting in (("residual", [0, 1, 2]), ("published", [2])):
         options = {
             **TEXT,
             "text_output": "joint",
@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_reported() -> None:
 
 def test_the_published_dense_encoder_is_linear_up_to_its_head_and_ours_is_not() -> None:
     """docs/deviations.md, row 1.7."""
-    for trunk, is_linear in (("published", True), ("working", False)):
+    for trunk, is_linear in (("published", True), ("residual", False)):
         model = BrainEncoder(**{**SMALL, "trunk": trunk}).eval()
         a, b, zero = torch.randn(1, 20), torch.randn(1, 20), torch.zeros(1, 20)
         at = {
@@ -267,5 +267,5 @@ def test_several_tokens_inside_need_the_published_trunk() -> None:
     assert ImageBackbone(16, 2, 3, 8, trunk="published", seq_len=2).eval()(
         torch.randn(2, 2, 16)
     ).clip_BTD.shape == (2, 3, 8)
-    with pytest.raises(UserError, match="trunk=working with 2 tokens"):
+    with pytest.raises(UserError, match="trunk=residual with 2 tokens"):
         ImageBackbone(16, 2, 3, 8, seq_len=2)

@@ -32,18 +32,21 @@ COMMANDS = all_commands()
         (["--hidden_dim", "512"], {"encoder.hidden_dim": "512"}),
         (["--hidden-dim=512"], {"encoder.hidden_dim": "512"}),
         (["--encoder.hidden_dim", "512"], {"encoder.hidden_dim": "512"}),
-        (["--subj", "1", "--lr", "3e-4"], {"data.subjects": "1", "optim.max_lr": "3e-4"}),
+        (["--subj", "1", "--lr", "3e-4"], {"data.subjects": "1", "training.max_lr": "3e-4"}),
         (["--use_prior"], {"prior.use_prior": "true"}),
-        (["--no-use_prior", "--steps", "3"], {"prior.use_prior": "false", "sampler.steps": "3"}),
+        (["--no-use_prior", "--steps", "3"], {"prior.use_prior": "false", "generation.steps": "3"}),
         (
             ["--no_use_prior", "--no-use_text"],
-            {"prior.use_prior": "false", "sampler.use_text": "false"},
+            {"prior.use_prior": "false", "generation.use_text": "false"},
         ),
-        (["--use_image", "false"], {"sampler.use_image": "false"}),
-        (["--use_image", "sampler.steps=2"], {"sampler.use_image": "true", "sampler.steps": "2"}),
-        (["--random_fmri"], {"sampler.source": "random"}),
-        (["--ceiling"], {"sampler.source": "ceiling"}),
-        (["--steps", "2", "--steps", "3"], {"sampler.steps": "3"}),
+        (["--use_image", "false"], {"generation.use_image": "false"}),
+        (
+            ["--use_image", "generation.steps=2"],
+            {"generation.use_image": "true", "generation.steps": "2"},
+        ),
+        (["--random_fmri"], {"generation.source": "random"}),
+        (["--oracle"], {"generation.source": "oracle"}),
+        (["--steps", "2", "--steps", "3"], {"generation.steps": "3"}),
         ([], {}),
     ],
 )
@@ -53,7 +56,7 @@ def test_overrides_in_every_spelling(words, expected):
 
 @pytest.mark.parametrize("words", [["--config", "a.yaml"], ["--config=a.yaml"]])
 def test_the_config_file(words):
-    assert parse_overrides([*words, "--steps", "4"]) == (Path("a.yaml"), {"sampler.steps": "4"})
+    assert parse_overrides([*words, "--steps", "4"]) == (Path("a.yaml"), {"generation.steps": "4"})
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,7 @@ def test_words_that_are_not_understood(words, sentence):
             ["train", "images"],
             "braingen train wants image or text next, not 'images': braingen train image ...",
         ),
-        (["evaluate", "--steps", "none"], "sampler.steps = none is not allowed: "),
+        (["evaluate", "--steps", "none"], "generation.steps = none is not allowed: "),
         (["report", "--config", "nowhere.yaml"], "There is no configuration nowhere.yaml."),
     ],
 )
@@ -147,7 +150,7 @@ def test_every_command_leads_to_a_stage():
 
 
 def test_settings_are_listed(capsys):
-    assert main(["settings"]) == 0
+    assert main(["config"]) == 0
     printed = capsys.readouterr().out
     assert all(
         f"  --{path.split('.')[1]} " in printed or f"  --{path} " in printed
@@ -157,7 +160,7 @@ def test_settings_are_listed(capsys):
 
 def test_help_prints_what_may_be_given(capsys):
     """Choices, bounds and kinds of every setting, and beside which others it counts."""
-    assert main(["settings"]) == 0
+    assert main(["config"]) == 0
     printed = capsys.readouterr().out
     lines: dict[str, str] = {}
     section = ""
@@ -180,13 +183,13 @@ def test_help_prints_what_may_be_given(capsys):
         allowed("router", "time_choice") == "{soft,hard}"
         and allowed("prior", "use_prior") == "switch"
     )
-    assert allowed("refiner", "strength") == "number above 0, at most 1"
+    assert allowed("refinement", "strength") == "number above 0, at most 1"
     assert allowed("encoder", "exp_factor_list") == "list of whole number above 0"
     assert condition("prior", "depth") == "only with prior.use_prior=true"
 
 
 def test_help_may_be_read_in_part():
-    """A reader that stops after a line (head) ends it without a traceback."""
+    """A embedding decoder that stops after a line (head) ends it without a traceback."""
     code = "import sys; from braingen.cli import main; sys.exit(main(['train', '--help']))"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -266,12 +269,12 @@ def test_several_subjects_are_a_switch_or_a_list(typed, subjects):
         ("--multi_subject 2,3 --subj 1", "--multi_subject 2,3 and --subj 1 both set data.subjects"),
         ("--subj 1 --multi_subject", "--subj 1 and --multi_subject all both set data.subjects"),
         (
-            "--batch_size 8 optim.batch_size=9",
-            "--batch_size 8 and optim.batch_size 9 both set optim.batch_size",
+            "--batch_size 8 training.batch_size=9",
+            "--batch_size 8 and training.batch_size 9 both set training.batch_size",
         ),
         (
-            "--random_fmri sampler.source=ceiling",
-            "--random_fmri random and sampler.source ceiling both set sampler.source",
+            "--random_fmri generation.source=oracle",
+            "--random_fmri random and generation.source oracle both set generation.source",
         ),
     ],
 )
@@ -299,7 +302,7 @@ def test_settings_of_a_job_come_from_the_environment_and_what_is_typed_wins(monk
     )
     assert capsys.readouterr().err.startswith("Settings from BRAINGEN_SET: encoder.hidden_dim=64")
     # to a command on which one of them has no effect it is as if it stood in the file
-    monkeypatch.setenv("BRAINGEN_SET", "scores.retrieval_draws=3")
+    monkeypatch.setenv("BRAINGEN_SET", "evaluation.retrieval_draws=3")
     assert main(["report", "--all_recons_path", "here"]) == 0
     monkeypatch.setenv("BRAINGEN_SET", "hiden_dim=64")
     assert main(["report"]) == 2
@@ -319,7 +322,7 @@ def test_settings_of_a_job_come_from_the_environment_and_what_is_typed_wins(monk
 )
 def test_known_flags_mean_the_fine_tunings_own_settings(flag, setting, value):
     config = load_config(*parse_overrides(flag.split(), "finetune"))
-    assert getattr(config.finetune, setting) == value and config.optim == Config().optim
+    assert getattr(config.finetune, setting) == value and config.training == Config().training
 
 
 def test_a_loss_of_a_training_command_is_that_of_its_encoder(monkeypatch):

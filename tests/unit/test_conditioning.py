@@ -9,8 +9,8 @@ import torch
 
 from braingen.routing.conditioning import (
     ConditioningForm,
+    ConditioningSource,
     RoutedConditioning,
-    Source,
     experts_of_sums,
     map_embeddings,
     through_prior,
@@ -75,7 +75,9 @@ def bent(x: torch.Tensor) -> torch.Tensor:
 
 
 def test_without_routers_it_is_the_encoders_output():
-    condition = RoutedConditioning(FORM, image=Source(IMAGE), text=Source(TEXT))(500, LATENTS)
+    condition = RoutedConditioning(
+        FORM, image=ConditioningSource(IMAGE), text=ConditioningSource(TEXT)
+    )(500, LATENTS)
     assert torch.equal(condition.image_embeds_BTD, IMAGE.backbone_BTD)
     assert torch.equal(condition.tokens_BTC, FORM.text(TEXT.backbone_BTD))
     assert condition.image_routing is None and condition.text_routing is None
@@ -85,9 +87,13 @@ def test_without_routers_it_is_the_encoders_output():
 def test_routers_that_are_off_give_exactly_the_unrouted_result():
     off = {"time": "off", "space": "off"}
     routed = RoutedConditioning(
-        FORM, image=Source(IMAGE, router(D, **off)), text=Source(TEXT, router(D_TEXT, **off))
+        FORM,
+        image=ConditioningSource(IMAGE, router(D, **off)),
+        text=ConditioningSource(TEXT, router(D_TEXT, **off)),
     )(500, LATENTS)
-    unrouted = RoutedConditioning(FORM, image=Source(IMAGE), text=Source(TEXT))(500, LATENTS)
+    unrouted = RoutedConditioning(
+        FORM, image=ConditioningSource(IMAGE), text=ConditioningSource(TEXT)
+    )(500, LATENTS)
     assert torch.equal(routed.image_embeds_BTD, unrouted.image_embeds_BTD)
     assert torch.equal(routed.tokens_BTC, unrouted.tokens_BTC)
 
@@ -95,7 +101,7 @@ def test_routers_that_are_off_give_exactly_the_unrouted_result():
 @pytest.mark.parametrize("of", ["output", "levels", "experts"])
 def test_fresh_routers_give_the_unrouted_result_after_a_prior_too(of):
     ready = through_prior(IMAGE, bent, of=of)
-    routed = RoutedConditioning(FORM, image=Source(ready, router(D)))(500, LATENTS)
+    routed = RoutedConditioning(FORM, image=ConditioningSource(ready, router(D)))(500, LATENTS)
     torch.testing.assert_close(routed.image_embeds_BTD, ready.backbone_BTD, rtol=1e-5, atol=1e-5)
     for level, experts in enumerate(ready.expert_backbone):
         torch.testing.assert_close(experts.mean(1), ready.level_backbone_BLTD[:, level])
@@ -120,7 +126,9 @@ def test_prior_takes_what_it_is_given():
     ):
         torch.testing.assert_close(mine, bent(before))
     assert rows == [B, 3 * B, 8 * B]
-    routed = RoutedConditioning(FORM, image=Source(through_prior(IMAGE, counting), router(D)))
+    routed = RoutedConditioning(
+        FORM, image=ConditioningSource(through_prior(IMAGE, counting), router(D))
+    )
     for t in (900, 500, 100):
         routed(t, LATENTS)
     assert len(rows) == 4  # none inside the loop
@@ -130,13 +138,13 @@ def test_for_an_affine_prior_all_orders_agree():
     # only time is routed: weights that depend on the embeddings would see others before than after
     # the prior
     timed = shaken(router(D, space="off"))
-    after = RoutedConditioning(FORM, image=Source(IMAGE, timed, prior=affine))(
+    after = RoutedConditioning(FORM, image=ConditioningSource(IMAGE, timed, prior=affine))(
         300, LATENTS
     ).image_embeds_BTD
     for of in ("levels", "experts"):
-        before = RoutedConditioning(FORM, image=Source(through_prior(IMAGE, affine, of=of), timed))(
-            300, LATENTS
-        ).image_embeds_BTD
+        before = RoutedConditioning(
+            FORM, image=ConditioningSource(through_prior(IMAGE, affine, of=of), timed)
+        )(300, LATENTS).image_embeds_BTD
         torch.testing.assert_close(before, after)
 
 
@@ -157,7 +165,9 @@ def test_gradients_reach_every_router_parameter_unless_a_prior_stops_them():
 
     def loss(prior) -> torch.Tensor:
         routed = RoutedConditioning(
-            FORM, image=Source(IMAGE, image_router, prior), text=Source(TEXT, text_router)
+            FORM,
+            image=ConditioningSource(IMAGE, image_router, prior),
+            text=ConditioningSource(TEXT, text_router),
         )
         condition = routed(torch.tensor([900, 400, 10]), LATENTS)
         return condition.image_embeds_BTD.square().sum() + condition.tokens_BTC.square().sum()
@@ -173,7 +183,9 @@ def test_gradients_reach_every_router_parameter_unless_a_prior_stops_them():
 
 def test_one_time_for_all_is_the_time_of_each():
     routed = RoutedConditioning(
-        FORM, image=Source(IMAGE, shaken(router(D))), text=Source(TEXT, shaken(router(D_TEXT)))
+        FORM,
+        image=ConditioningSource(IMAGE, shaken(router(D))),
+        text=ConditioningSource(TEXT, shaken(router(D_TEXT))),
     )
     one = routed(torch.tensor(420), LATENTS)
     for same in (420, 420.0, torch.tensor([420]), torch.full((B,), 420)):
@@ -187,28 +199,30 @@ def test_one_time_for_all_is_the_time_of_each():
 
 def test_a_batch_is_its_rows_and_any_latent_size_does():
     image_router = shaken(router(D))
-    whole = RoutedConditioning(FORM, image=Source(IMAGE, image_router))(
+    whole = RoutedConditioning(FORM, image=ConditioningSource(IMAGE, image_router))(
         420, LATENTS
     ).image_embeds_BTD
     for row in range(B):
         alone = map_embeddings(IMAGE, lambda x, row=row: x[row : row + 1])
-        single = RoutedConditioning(FORM, image=Source(alone, image_router))(
+        single = RoutedConditioning(FORM, image=ConditioningSource(alone, image_router))(
             420, LATENTS[row : row + 1]
         ).image_embeds_BTD
         torch.testing.assert_close(single[0], whole[row], rtol=1e-4, atol=1e-5)
-    assert RoutedConditioning(FORM, image=Source(IMAGE, image_router))(
+    assert RoutedConditioning(FORM, image=ConditioningSource(IMAGE, image_router))(
         420, torch.randn(B, 4, 9, 13)
     ).image_embeds_BTD.shape == (B, 1, D)
 
 
 def test_image_or_text_alone_leaves_the_other_empty():
-    only_image = RoutedConditioning(FORM, image=Source(IMAGE, router(D)))(420, LATENTS)
+    only_image = RoutedConditioning(FORM, image=ConditioningSource(IMAGE, router(D)))(420, LATENTS)
     assert (
         only_image.image_embeds_BTD.any()
         and not only_image.tokens_BTC.any()
         and only_image.text_routing is None
     )
-    only_text = RoutedConditioning(FORM, text=Source(TEXT, router(D_TEXT)))(420, LATENTS)
+    only_text = RoutedConditioning(FORM, text=ConditioningSource(TEXT, router(D_TEXT)))(
+        420, LATENTS
+    )
     assert (
         only_text.tokens_BTC.any()
         and not only_text.image_embeds_BTD.any()
@@ -221,7 +235,9 @@ def test_image_or_text_alone_leaves_the_other_empty():
         RoutedConditioning(FORM)
     with pytest.raises(UserError, match="rows"):
         RoutedConditioning(
-            FORM, image=Source(IMAGE), text=Source(map_embeddings(TEXT, lambda x: x[:2]))
+            FORM,
+            image=ConditioningSource(IMAGE),
+            text=ConditioningSource(map_embeddings(TEXT, lambda x: x[:2])),
         )
 
 
@@ -273,11 +289,11 @@ def test_form_puts_the_columns_where_sdxl_has_them(output):
 
 
 def test_guidance_leads_away_from_nothing_or_from_a_prompt():
-    routed = RoutedConditioning(FORM, image=Source(IMAGE))
+    routed = RoutedConditioning(FORM, image=ConditioningSource(IMAGE))
     assert not any(x.any() for x in routed.unconditional[:3])
     written = PromptEmbeddings(torch.randn(1, LENGTH, D_FIRST + D_TEXT), torch.randn(1, POOLED))
     away = RoutedConditioning(
-        FORM, image=Source(IMAGE), negative=FORM.prompt(written)
+        FORM, image=ConditioningSource(IMAGE), negative=FORM.prompt(written)
     ).unconditional
     assert torch.equal(away.tokens_BTC, written.tokens_BTD.expand(B, -1, -1))
     assert torch.equal(away.pooled_BD, written.pooled_BD.expand(B, -1))
@@ -290,7 +306,9 @@ def test_guidance_leads_away_from_nothing_or_from_a_prompt():
 
 
 def test_dropped_rows_are_empty_and_others_untouched():
-    condition = RoutedConditioning(FORM, image=Source(IMAGE), text=Source(TEXT))(1, LATENTS)
+    condition = RoutedConditioning(
+        FORM, image=ConditioningSource(IMAGE), text=ConditioningSource(TEXT)
+    )(1, LATENTS)
     dropped = FORM.dropped(
         condition,
         image_B=torch.tensor([True, False, True]),
@@ -303,7 +321,7 @@ def test_dropped_rows_are_empty_and_others_untouched():
 
 
 def test_single_levels_with_and_without_routers():
-    for source in (Source(IMAGE), Source(IMAGE, router(D))):
+    for source in (ConditioningSource(IMAGE), ConditioningSource(IMAGE, router(D))):
         for level in range(len(COUNTS)):
             heard = RoutedConditioning(FORM, image=source, level=level)(
                 10, LATENTS
@@ -316,14 +334,16 @@ def test_single_levels_with_and_without_routers():
 def test_encoders_without_experts_can_be_routed_in_time():
     bare = IMAGE._replace(expert_backbone=(), expert_clip=())
     timed = shaken(router(D, space="off"))
-    with_experts = RoutedConditioning(FORM, image=Source(IMAGE, timed))(
+    with_experts = RoutedConditioning(FORM, image=ConditioningSource(IMAGE, timed))(
         77, LATENTS
     ).image_embeds_BTD
     torch.testing.assert_close(
-        RoutedConditioning(FORM, image=Source(bare, timed))(77, LATENTS).image_embeds_BTD,
+        RoutedConditioning(FORM, image=ConditioningSource(bare, timed))(
+            77, LATENTS
+        ).image_embeds_BTD,
         with_experts,
     )
     with pytest.raises(UserError, match="experts and got"):
-        RoutedConditioning(FORM, image=Source(bare, router(D)))(77, LATENTS)
+        RoutedConditioning(FORM, image=ConditioningSource(bare, router(D)))(77, LATENTS)
     with pytest.raises(UserError, match="there are none"):
         through_prior(bare, bent, of="experts")

@@ -50,7 +50,7 @@ def test_an_override_wins_over_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "text", "value"),
     [
-        ("optim.max_lr", "3e-4", 3e-4),
+        ("training.max_lr", "3e-4", 3e-4),
         ("encoder.exp_factor_list", "2,2,2", (2, 2, 2)),
         ("encoder.exp_factor_list", "[2, 3]", (2, 3)),
         ("encoder.exp_factor_list", "", ()),
@@ -104,9 +104,9 @@ def test_a_config_cannot_be_changed_behind_a_stages_back():
         ("num_exp_0", "encoder.num_exp_0"),
         ("exp_factor_list", "encoder.exp_factor_list"),
         ("capacity_factor_0", "encoder.capacity_factor_0"),
-        ("b_size", "encoder.b_size"),
-        ("max_lr", "optim.max_lr"),
-        ("num_epochs", "optim.num_epochs"),
+        ("bottleneck_dim", "encoder.bottleneck_dim"),
+        ("max_lr", "training.max_lr"),
+        ("num_epochs", "training.num_epochs"),
         ("hidden-dim", "encoder.hidden_dim"),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_name_of_several_sections_asks_which():
 
 
 def test_a_name_like_nothing_points_to_the_list():
-    with pytest.raises(UserError, match="`braingen settings` lists all settings"):
+    with pytest.raises(UserError, match="`braingen config` lists all settings"):
         resolve("xyzzyxyzzy")
 
 
@@ -159,7 +159,7 @@ def test_a_name_like_nothing_points_to_the_list():
         ),
         (
             "sampler:\n  steps: 0\n",
-            "sampler.steps = 0 (in {file}) is not allowed: input should be greater than 0.",
+            "generation.steps = 0 (in {file}) is not allowed: input should be greater than 0.",
         ),
         ("encoder: [1\n", "{file} is not valid YAML: "),
         ("- encoder\n", "{file} is not of the form 'section:'"),
@@ -172,8 +172,8 @@ def test_a_mistake_in_a_file_is_told_with_the_files_name(tmp_path, text, words):
 
 
 def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(tmp_path):
-    sentence = refusal(tmp_path, "sampler:\n  steps: 5\n", {"sampler.steps": "-1"})
-    assert sentence == "sampler.steps = -1 is not allowed: input should be greater than 0."
+    sentence = refusal(tmp_path, "sampler:\n  steps: 5\n", {"generation.steps": "-1"})
+    assert sentence == "generation.steps = -1 is not allowed: input should be greater than 0."
 
 
 def test_a_missing_file_names_those_that_are_there(tmp_path, monkeypatch):

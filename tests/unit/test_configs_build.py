@@ -11,7 +11,7 @@ from braingen.config import load_config
 from braingen.config.shipped import FOLDER
 from braingen.data import nsd
 from braingen.encoders.parameters import weight_decay_groups
-from braingen.training.encoder_setup import build_reader
+from braingen.training.encoder_setup import build_embedding_decoder
 
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 NSD_TARGET = (1, 1280)
@@ -35,13 +35,13 @@ def voxels_of(config) -> dict[int, int]:
 def built(request):
     config = load_config(request.param)
     with torch.device("meta"):
-        return config, build_reader(config, voxels_of(config), target_of(config))
+        return config, build_embedding_decoder(config, voxels_of(config), target_of(config))
 
 
 def test_a_batch_has_the_targets_shape(built):
-    config, reader = built
+    config, embedding_decoder = built
     subject, voxels = list(voxels_of(config).items())[-1]
-    out = reader.train()(torch.empty(4, voxels, device="meta"), subject)
+    out = embedding_decoder.train()(torch.empty(4, voxels, device="meta"), subject)
     assert out.backbone_BTD.shape == out.clip_BTD.shape == (4, *target_of(config))
     assert out.level_backbone_BLTD.shape == (
         4,
@@ -49,38 +49,40 @@ def test_a_batch_has_the_targets_shape(built):
         *target_of(config),
     )
     assert out.balance_loss.shape == ()
-    assert reader.eval().embedding(out.backbone_BTD).shape == (4, *target_of(config))
+    assert embedding_decoder.eval().embedding(out.backbone_BTD).shape == (4, *target_of(config))
 
 
 def test_every_subject_has_its_layer(built):
-    config, reader = built
+    config, embedding_decoder = built
     counted = sum(
         parameter.numel()
-        for name, parameter in reader.encoder.named_parameters()
+        for name, parameter in embedding_decoder.encoder.named_parameters()
         if "subject" in name
     )
     needed = sum(
-        voxels * (config.encoder.b_size or config.encoder.hidden_dim)
+        voxels * (config.encoder.bottleneck_dim or config.encoder.hidden_dim)
         for voxels in voxels_of(config).values()
     )
     assert counted >= needed
 
 
 def test_the_optimizer_takes_every_parameter_that_has_an_effect(built):
-    config, reader = built
+    config, embedding_decoder = built
     given = [
         parameter
-        for group in weight_decay_groups(reader, config.optim.weight_decay)
+        for group in weight_decay_groups(embedding_decoder, config.training.weight_decay)
         for parameter in group["params"]
     ]
     assert len({id(parameter) for parameter in given}) == len(given)
-    assert config.encoder.trunk == "published" or len(given) == len(list(reader.parameters()))
+    assert config.encoder.trunk == "published" or len(given) == len(
+        list(embedding_decoder.parameters())
+    )
 
 
 def test_the_steps_of_an_epoch_fit_the_batch(built):
     """A batch shares its trials out evenly among the subjects."""
     config, _ = built
-    assert config.optim.batch_size % len(config.data.subjects) == 0
+    assert config.training.batch_size % len(config.data.subjects) == 0
 
 
 def test_configurations_are_commented_with_commands():

@@ -18,9 +18,9 @@ from braingen.simulation.cortex import (
     late_responses,
     responses,
 )
+from braingen.simulation.cortical_sheet import VOXEL_SIZE
 from braingen.simulation.noise import neighbour_mixing, planted_snr, session_noise
 from braingen.simulation.retina import CELLS, CHANNELS, FIELD_OF_VIEW, channel_maps
-from braingen.simulation.sheet import VOXEL_SIZE
 
 pytestmark = pytest.mark.slow  # left out of `make quick`
 

@@ -21,14 +21,14 @@ def curve() -> Curve:
         for x, value in ((1, start), (4, start + 0.2))
     ]
     ways = {"routers": "routers only", "scratch": "from scratch"}
-    return Curve("Adapting", "sessions", ways, points, {"ceiling": {"two_way_clip": 0.99}})
+    return Curve("Adapting", "sessions", ways, points, {"oracle": {"two_way_clip": 0.99}})
 
 
 def test_the_table_has_a_row_per_point_and_the_levels():
     told = markdown(curve())
     assert "| routers only | 4 | 3 | 0.800 [0.750, 0.850] ± 0.010 |" in told
     assert "| from scratch | 1 | 3 | 0.500 [0.450, 0.550] ± 0.010 |" in told
-    assert "| ceiling | | | 0.990 |" in told and "Chance" in told
+    assert "| oracle | | | 0.990 |" in told and "Chance" in told
 
 
 def test_a_curve_drawn_again_is_the_same_file(tmp_path):

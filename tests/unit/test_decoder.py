@@ -10,7 +10,7 @@ import torch
 from unit.fake_backbone import IMAGE_WIDTH, TEXT_WIDTH, fake_backbone
 
 from braingen.config.shipped import TINY
-from braingen.encoders.embedding_decoder import BrainReader, TargetScale
+from braingen.encoders.embedding_decoder import EmbeddingDecoder, TargetScale
 from braingen.generation.pipeline import IP_ADAPTER, BrainDecoder, to_pil
 from braingen.runtime.errors import UserError
 from braingen.targets.clip_text import CLIPTextEncoderDual
@@ -24,7 +24,7 @@ TEXT_COLUMNS = (96, TEXT_WIDTH)
 FEW = {"num_inference_steps": 2, "guidance_scale": 2.0}
 
 
-def reader(width: int, seed: int, prior_use: str = "predict") -> BrainReader:
+def embedding_decoder(width: int, seed: int, prior_use: str = "predict") -> EmbeddingDecoder:
     torch.manual_seed(seed)
     encoder = {
         "subjects": VOXELS,
@@ -35,7 +35,7 @@ def reader(width: int, seed: int, prior_use: str = "predict") -> BrainReader:
         "exp_factor_list": [2],
     }
     prior = {"dim": width, "num_tokens": 1, "depth": 1, "dim_head": 16, "timesteps": 10}
-    made = BrainReader("BrainMoEMulti", encoder, prior, prior_use, sample_steps=3)
+    made = EmbeddingDecoder("BrainMoEMulti", encoder, prior, prior_use, sample_steps=3)
     made.set_scale(TargetScale(torch.randn(1, width), 1.7))
     return made.eval()
 
@@ -46,8 +46,8 @@ def decoder_of(prior_use: str = "predict") -> BrainDecoder:
         TEXT_COLUMNS[1] - TEXT_COLUMNS[0], generator=torch.Generator().manual_seed(0)
     )
     image, text = (
-        reader(IMAGE_WIDTH, 1, prior_use),
-        reader(TEXT_COLUMNS[1] - TEXT_COLUMNS[0], 2, prior_use),
+        embedding_decoder(IMAGE_WIDTH, 1, prior_use),
+        embedding_decoder(TEXT_COLUMNS[1] - TEXT_COLUMNS[0], 2, prior_use),
     )
     return BrainDecoder(image, text, *fake_backbone(), start_C.tolist(), 6, TEXT_COLUMNS)
 
@@ -295,7 +295,10 @@ def test_the_size_may_be_another_than_the_unets():
 def test_assembling_reads_the_form_off_the_text_encoder():
     texts = CLIPTextEncoderDual.from_pretrained(TINY, dtype=torch.float32)
     decoder = BrainDecoder.assemble(
-        reader(IMAGE_WIDTH, 1), reader(texts.clip_emb_dim, 2), *fake_backbone(), texts
+        embedding_decoder(IMAGE_WIDTH, 1),
+        embedding_decoder(texts.clip_emb_dim, 2),
+        *fake_backbone(),
+        texts,
     )
     form = decoder.form
     first = TEXT_WIDTH - texts.clip_emb_dim

@@ -96,7 +96,7 @@ def test_tests_import_only_what_dev_brings() -> None:
     }
     optional = PROJECT["optional-dependencies"]
     brought = modules(
-        [*PROJECT["dependencies"], *optional["dev"], *optional["explain"], *optional["track"]]
+        [*PROJECT["dependencies"], *optional["dev"], *optional["interpret"], *optional["track"]]
     )
     assert {
         module: files
@@ -110,7 +110,12 @@ def test_the_lock_file_pins_all_that_tests_need() -> None:
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     pinned = names([line for line in lines if not line.startswith("#")])
     optional = PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *optional["dev"], *optional["explain"], *optional["track"]]
+    wanted = [
+        *PROJECT["dependencies"],
+        *optional["dev"],
+        *optional["interpret"],
+        *optional["track"],
+    ]
     assert names(wanted) <= pinned
 
 
@@ -127,7 +132,7 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return gone
 
 
-@pytest.mark.parametrize("module", EXTRAS["explain"])
+@pytest.mark.parametrize("module", EXTRAS["interpret"])
 def test_explain_without_its_extra_is_one_sentence(
     module: str, hidden: set[str], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -136,11 +141,11 @@ def test_explain_without_its_extra_is_one_sentence(
     hidden.add(module)
     for name in [name for name in sys.modules if re.match(r"braingen\.interpret", name)]:
         monkeypatch.delitem(sys.modules, name)
-    assert main(["explain"]) == 2
+    assert main(["interpret"]) == 2
     said = capsys.readouterr().err
     assert (
-        f"braingen explain needs {module}, which is not installed: pip install 'braingen[explain]'"
-        in said
+        f"braingen interpret needs {module}, which is not installed: pip install"
+        " 'braingen[interpret]'" in said
     )
     assert "Traceback" not in said
 
@@ -163,4 +168,4 @@ def test_every_extra_that_is_missing_is_named(hidden: set[str]) -> None:
     with pytest.raises(
         UserError, match="The map needs captum and nilearn, which are not installed"
     ):
-        extras.need("explain", "The map")
+        extras.need("interpret", "The map")

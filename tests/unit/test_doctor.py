@@ -20,7 +20,7 @@ from braingen.diagnostics.resources import Need, cache_bytes, needs_of, training
 from braingen.diagnostics.summary import Sizes
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
-from braingen.training.encoder_setup import build_reader
+from braingen.training.encoder_setup import build_embedding_decoder
 
 PUBLISHED = {"image": (1, 1280), "text": (1, 1280)}
 
@@ -94,12 +94,14 @@ def test_training_memory_is_reckoned_from_the_parameters_of_the_real_model():
             "encoder.hidden_dim": "64",
             "encoder.n_blocks": "1",
             "prior.depth": "1",
-            "optim.batch_size": "1",
+            "training.batch_size": "1",
         },
     )
     sizes = Sizes({"1": 300}, (1, 128), (1, 128), {"L": 64, "bigG": 128}, ())
-    reader = build_reader(config, {1: 300}, (1, 128))
-    held = sum(parameter.numel() * parameter.element_size() for parameter in reader.parameters())
+    embedding_decoder = build_embedding_decoder(config, {1: 300}, (1, 128))
+    held = sum(
+        parameter.numel() * parameter.element_size() for parameter in embedding_decoder.parameters()
+    )
     device, state = training_bytes(config, "image", sizes)
     assert state == 4 * held and state < device < 1.5 * state
 
@@ -125,7 +127,7 @@ def test_full_size_needs_what_the_paper_used(tmp_path):
 def test_tables_that_are_there_need_no_more_disk(tmp_path):
     write_fake_nsd(tmp_path / "NSD", subjects=[1])
     config = load_config(
-        None, {"data.root": str(tmp_path / "NSD"), "run.device": "cpu", "cache.what": "image"}
+        None, {"data.root": str(tmp_path / "NSD"), "run.device": "cpu", "precompute.what": "image"}
     )
     before = cache_bytes(config, 100_000)
     folder = Layout.of(tmp_path / "NSD").cache() / "targets"
@@ -137,7 +139,7 @@ def test_tables_that_are_there_need_no_more_disk(tmp_path):
 def test_a_cache_the_disk_cannot_hold_is_refused_before_it_is_begun(tmp_path, monkeypatch):
     write_fake_nsd(tmp_path / "NSD", subjects=[1])
     config = load_config(
-        None, {"data.root": str(tmp_path / "NSD"), "run.device": "cpu", "cache.what": "image"}
+        None, {"data.root": str(tmp_path / "NSD"), "run.device": "cpu", "precompute.what": "image"}
     )
     monkeypatch.setattr("braingen.runtime.files.free_bytes", lambda path: 1000)
     with pytest.raises(

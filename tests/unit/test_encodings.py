@@ -205,7 +205,7 @@ def test_the_command_line_works_where_the_locale_is_not_utf_8(tmp_path, locale):
     for words, code, told in (
         (["--config", str(path)], 2, b"foo"),
         (["--version"], 0, b""),
-        (["settings"], 0, b"optim"),
+        (["config"], 0, b"training"),
     ):
         command = [sys.executable, "-m", "braingen.cli", *(["report", *words] if code else words)]
         done = subprocess.run(command, env=environment, capture_output=True, check=False)

@@ -17,7 +17,7 @@ from unit.fake_report_inputs import write_fake_run
 
 from braingen.cli import main
 from braingen.config import Config
-from braingen.config.judging import ScoresConfig
+from braingen.config.evaluation import EvaluationConfig
 from braingen.config.run_and_data import DataConfig
 from braingen.data.nsd import SIMULATED_ATTRIBUTE
 from braingen.evaluation.compare import read_run
@@ -206,7 +206,8 @@ def test_who_looks_at_simulated_pictures(seen, tmp_path, monkeypatch):
 
     def looking(**scores: object) -> tuple[list[str], dict[str, str]]:
         config = Config(
-            data=DataConfig(root=root), scores=ScoresConfig(feature_weights=str(tmp_path), **scores)
+            data=DataConfig(root=root),
+            scores=EvaluationConfig(feature_weights=str(tmp_path), **scores),
         )
         networks, _, missing = observers(config, True, ids)
         return [network.name for network in networks], missing

@@ -10,8 +10,8 @@ import torch
 
 from braingen.encoders.feature_router import (
     HYSTERESIS,
-    AffinityRouter,
-    ValueRouter,
+    ExpertChoiceRouter,
+    StaticRouter,
     balance_loss,
     balanced_split,
     expert_width,
@@ -50,7 +50,7 @@ def test_permuting_units_permutes_the_choice(experts: int, capacity: float) -> N
 @pytest.mark.parametrize("experts", [2, 3, 8])
 def test_permuting_units_permutes_what_the_published_router_chooses(experts: int) -> None:
     """As sets: the order inside an expert follows the units' places."""
-    router = ValueRouter(2, experts, 24 // experts)
+    router = ExpertChoiceRouter(2, experts, 24 // experts)
     router.weight.data.normal_(generator=seeded())
     x_PBU, order = (
         torch.randn(2, 3, 24, generator=seeded()),
@@ -103,7 +103,7 @@ def test_more_experts_come_close_to_the_best_assignment() -> None:
 
 
 def test_the_same_units_in_every_trial_and_in_index_order() -> None:
-    router = AffinityRouter(2, 16, 2).eval()
+    router = StaticRouter(2, 16, 2).eval()
     first, second = (router(torch.randn(2, 5, 16)) for _ in range(2))
     for one, other in zip(first.routing, second.routing):
         assert torch.equal(one.chosen_BEK, other.chosen_BEK)
@@ -111,7 +111,7 @@ def test_the_same_units_in_every_trial_and_in_index_order() -> None:
 
 
 def test_router_equals_the_loop() -> None:
-    router = AffinityRouter(2, 16, 4).eval()
+    router = StaticRouter(2, 16, 4).eval()
     x_PBU = torch.randn(2, 5, 16)
     routed = router(x_PBU)
     probability_PFU = router.affinity.softmax(dim=1)
@@ -124,9 +124,9 @@ def test_router_equals_the_loop() -> None:
 
 def test_probabilities_sum_to_one() -> None:
     for router in (
-        AffinityRouter(2, 16, 4),
-        AffinityRouter(2, 16, 4, activation_term=True),
-        ValueRouter(2, 4, 4),
+        StaticRouter(2, 16, 4),
+        StaticRouter(2, 16, 4, activation_term=True),
+        ExpertChoiceRouter(2, 4, 4),
     ):
         for record in router(torch.randn(2, 5, 16)).routing:
             torch.testing.assert_close(
@@ -135,7 +135,7 @@ def test_probabilities_sum_to_one() -> None:
 
 
 def test_units_that_stay_keep_their_places() -> None:
-    router = AffinityRouter(1, 40, 4).train()
+    router = StaticRouter(1, 40, 4).train()
     before_FK = router.chosen_PFK[0].clone()
     with torch.no_grad():
         router.affinity += 0.7 * torch.randn(1, 4, 40, generator=seeded())
@@ -150,7 +150,7 @@ def test_units_that_stay_keep_their_places() -> None:
 
 
 def test_a_small_change_moves_no_unit() -> None:
-    router = AffinityRouter(1, 40, 2)
+    router = StaticRouter(1, 40, 2)
     before = router.chosen_PFK.clone()
     with torch.no_grad():
         router.affinity += (HYSTERESIS / 2) * (torch.rand(1, 2, 40, generator=seeded()) - 0.5)
@@ -160,7 +160,7 @@ def test_a_small_change_moves_no_unit() -> None:
 
 def test_two_steps_before_one_backward_pass() -> None:
     """As with several subjects: a refresh between forward and backward must not disturb."""
-    router = AffinityRouter(1, 16, 2).train()
+    router = StaticRouter(1, 16, 2).train()
     batches = torch.randn(2, 1, 3, 16, generator=torch.Generator().manual_seed(0))
     gradients = [
         torch.autograd.grad(router(x_1BH).x_EBK.sum(), router.affinity)[0] for x_1BH in batches
@@ -171,14 +171,14 @@ def test_two_steps_before_one_backward_pass() -> None:
 
 
 def test_refresh_without_a_change_changes_nothing() -> None:
-    router = AffinityRouter(2, 16, 2, capacity=1.5)
+    router = StaticRouter(2, 16, 2, capacity=1.5)
     before = router.chosen_PFK.clone()
     router.refresh()
     assert torch.equal(router.chosen_PFK, before)
 
 
 def test_gradients_reach_affinities_and_balance_is_zero_only_when_even() -> None:
-    router = AffinityRouter(1, 16, 2)
+    router = StaticRouter(1, 16, 2)
     routed = router(torch.randn(1, 5, 16))
     routed.x_EBK.pow(2).sum().backward()
     assert (router.affinity.grad != 0).all()
@@ -212,7 +212,7 @@ def test_orders_of_the_published_choice() -> None:
 
 
 def test_given_noise_is_used_and_training_draws_its_own() -> None:
-    router = ValueRouter(1, 2, 4, noise=1.0)
+    router = ExpertChoiceRouter(1, 2, 4, noise=1.0)
     x_PBU, noise_PBUF = torch.randn(1, 3, 8), torch.randn(1, 3, 8, 2)
     router.eval()
     assert torch.equal(router(x_PBU, noise_PBUF).x_EBK, router(x_PBU, noise_PBUF).x_EBK)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from unit.tiny_training import TableTargets, spy, tiny_config
 
-from braingen.evaluation.folds import CENTRED, RETRIEVAL, TWO_WAY, Fold, pooled, split_pictures
+from braingen.evaluation.folds import CENTRED, RETRIEVAL, TWO_WAY, ImageFold, pooled, split_pictures
 from braingen.runtime.errors import UserError
 from braingen.runtime.run_folder import Run
 from braingen.runtime.text_files import read_json
 from braingen.training import encoder as stage
-from braingen.training import encoder_setup as reader_setup
+from braingen.training import encoder_setup as embedding_decoder_setup
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def table_in_place_of_clip(monkeypatch):
-    monkeypatch.setattr(reader_setup, "Targets", TableTargets)
+    monkeypatch.setattr(embedding_decoder_setup, "Targets", TableTargets)
     monkeypatch.setattr(stage, "FOLDS", 3)
 
 
@@ -41,8 +41,11 @@ def test_every_training_image_is_in_one_fold_and_held_out_images_are_in_none(
     root, tmp_path, subjects
 ):
     config = tiny_config(root, tmp_path, data__subjects=subjects)
-    whole = reader_setup.splits_of(config)
-    folds = [reader_setup.splits_of(config, reader_setup.Fold(number, 3)) for number in range(3)]
+    whole = embedding_decoder_setup.splits_of(config)
+    folds = [
+        embedding_decoder_setup.splits_of(config, embedding_decoder_setup.TrialFold(number, 3))
+        for number in range(3)
+    ]
     for position, (kept, held) in enumerate(whole):
         judged = [images_of(fold[position][1]) for fold in folds]
         trained = [images_of(fold[position][0]) for fold in folds]
@@ -63,7 +66,7 @@ def test_the_epoch_of_the_best_mean_over_left_out_images_is_kept(monkeypatch, ro
     curves = iter([[0.1, 0.5, 0.2], [0.1, 0.2, 0.4], [0.1, 0.2, 0.4], [0.9, 0.0, 0.1]])
     current: list[float] = []
 
-    def validate(reader, parts):
+    def validate(embedding_decoder, parts):
         if not current:
             current.extend(next(curves))
         return {"validation/cosine": current.pop(0), "validation/retrieval": 0.0}
@@ -73,10 +76,16 @@ def test_the_epoch_of_the_best_mean_over_left_out_images_is_kept(monkeypatch, ro
     spy(
         monkeypatch, stage, "keep", lambda run, *_: kept.append((run.folder.name, len(run.metrics)))
     )
-    config = tiny_config(root, tmp_path / "run", optim__checkpoint="folds")
+    config = tiny_config(root, tmp_path / "run", training__checkpoint="folds")
     folder = stage.train(config, "image")
     sizes = [
-        len(images_of(reader_setup.splits_of(config, reader_setup.Fold(k, 3))[0][1]))
+        len(
+            images_of(
+                embedding_decoder_setup.splits_of(config, embedding_decoder_setup.TrialFold(k, 3))[
+                    0
+                ][1]
+            )
+        )
         for k in range(3)
     ]
     left_out = np.array([[0.1, 0.5, 0.2], [0.1, 0.2, 0.4], [0.1, 0.2, 0.4]])
@@ -85,8 +94,8 @@ def test_the_epoch_of_the_best_mean_over_left_out_images_is_kept(monkeypatch, ro
     assert best == 1  # what follows would say nothing if it were the first or the last
     assert [epoch for name, epoch in kept if name == folder.name] == [best]
     assert read_json(folder / "finished")["epoch_chosen_by_folds"] == best + 1
-    assert (folder / "reader").is_dir()
-    assert not list((folder / "folds").glob("*/reader"))
+    assert (folder / "embedding_decoder").is_dir()
+    assert not list((folder / "folds").glob("*/embedding_decoder"))
     assert all(Run(fold).finished for fold in (folder / "folds").iterdir())
 
 
@@ -101,7 +110,9 @@ def test_a_fold_learns_from_the_other_folds_only(monkeypatch, root, tmp_path):
         judged[run.folder.name] = set.union(*(images_of(trials) for trials, _ in parts.held_out))
 
     spy(monkeypatch, stage, "fit", look)
-    config = tiny_config(root, tmp_path / "run", optim__checkpoint="folds", optim__num_epochs="1")
+    config = tiny_config(
+        root, tmp_path / "run", training__checkpoint="folds", training__num_epochs="1"
+    )
     stage.train(config, "image")
     assert len(seen) == 4
     for name in seen:
@@ -118,15 +129,15 @@ def test_folds_are_taken_where_held_out_images_are_few(
     monkeypatch, caplog, root, tmp_path, choice, few, expected
 ):
     monkeypatch.setattr(stage, "FEW_IMAGES", few)
-    config = tiny_config(root, tmp_path, optim__checkpoint=choice)
+    config = tiny_config(root, tmp_path, training__checkpoint=choice)
     assert stage.by_folds(config) == expected
-    assert ("optim.checkpoint=folds" in caplog.text) == (choice == "held_out")
+    assert ("training.checkpoint=folds" in caplog.text) == (choice == "held_out")
 
 
 def test_too_few_images_for_folds_are_refused(root, tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "FOLDS", 30)
-    with pytest.raises(UserError, match=r"optim\.checkpoint=held_out"):
-        stage.train(tiny_config(root, tmp_path / "run", optim__checkpoint="folds"), "image")
+    with pytest.raises(UserError, match=r"training\.checkpoint=held_out"):
+        stage.train(tiny_config(root, tmp_path / "run", training__checkpoint="folds"), "image")
 
 
 # --- scores by folds ------------------------------------------------------------------------------
@@ -134,7 +145,7 @@ def test_too_few_images_for_folds_are_refused(root, tmp_path, monkeypatch):
 
 def made_folds(
     noise: float, subjects: tuple[int, ...] = (1, 2), count: int = 24, folds: int = 4
-) -> list[Fold]:
+) -> list[ImageFold]:
     draws = np.random.default_rng(0)
     names = [f"picture{i:02d}" for i in range(count)]
     true = dict(zip(names, 5 + draws.normal(size=(count, 12))))
@@ -147,7 +158,7 @@ def made_folds(
                 "encoder": rows + noise * draws.normal(size=rows.shape),
                 "random": mean + draws.normal(size=rows.shape),
             }
-            found.append(Fold(subject, part, rows, mean, decoded))
+            found.append(ImageFold(subject, part, rows, mean, decoded))
     return found
 
 

@@ -26,7 +26,7 @@ from braingen.data.betas import Betas
 from braingen.data.ingest.forms.arrays import load_arrays_of_pickle
 from braingen.data.ingest.identity import Identity
 from braingen.data.ingest.reliability import reliability
-from braingen.data.ingest.stimuli import Stimuli as Pictures
+from braingen.data.ingest.stimuli import OwnStimuli as Pictures
 from braingen.data.places import SurfacePlaces, load_any_places, surface_places
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import test_trials, train_trials

@@ -15,8 +15,8 @@ import torch
 
 from braingen.config import Config
 from braingen.evaluation.feature_store import FeatureStore
-from braingen.evaluation.image_pairs import Pictures
-from braingen.evaluation.image_sets import Pngs
+from braingen.evaluation.image_pairs import ImageSource
+from braingen.evaluation.image_sets import PngImages
 from braingen.generation.resumable import drawn_files, opened, picture_path
 from braingen.runtime.distributed import Workers, complete
 from braingen.runtime.errors import UserError
@@ -75,7 +75,7 @@ def test_a_picture_that_is_none_ends_in_a_sentence(tmp_path, content):
     path = picture_path(tmp_path, 3)
     if content is not None:
         path.write_bytes(content)
-    for read in (lambda: Pngs(tmp_path, np.array([3]))[0], lambda: opened(path).__enter__()):
+    for read in (lambda: PngImages(tmp_path, np.array([3]))[0], lambda: opened(path).__enter__()):
         with pytest.raises(
             UserError, match=r"000003\.png is (missing|not a picture).*again that made the folder"
         ):
@@ -104,7 +104,7 @@ def test_features_are_computed_where_the_data_folder_cannot_be_written(read_only
         def features(self, pictures):
             return pictures.mean((2, 3))
 
-    pictures = Pictures(
+    pictures = ImageSource(
         np.random.default_rng(0).random((3, 3, 32, 32), dtype=np.float32), np.arange(3), "pictures"
     )
     with FeatureStore(read_only) as store:

@@ -1,5 +1,5 @@
 """Malformed inputs of every command that reads files: each ends in its one sentence with exit code
-2, none in a traceback or in silence.
+2, none in a traceback or in ablate.
 
 What is wrong with a data folder itself, before training, is the table of test_checks.py.
 """
@@ -603,7 +603,7 @@ def test_training_on_another_subjects_betas_ends_before_anything_is_trained(tmp_
             "cpu",
         ]
         assert re.search("42 voxels, the width of subj02; subject 1 has 41", told(words, capsys))
-    assert not (tmp_path / "run" / "image" / "reader").exists()
+    assert not (tmp_path / "run" / "image" / "embedding_decoder").exists()
 
 
 def test_later_stages_without_the_earlier_ones(tmp_path, capsys):

@@ -53,12 +53,12 @@ def run_folder(folder: Path, *scores: str) -> Path:
 
 PLACES = {
     "sheet": lambda: score_images(PICTURES, [1, 2], PICTURES, [1, 2], [Network()]),  # type: ignore[list-item]
-    "table": lambda: table.markdown([table.Row("m", "p", 1, {"unheard_of": 0.5})]),
-    "latex": lambda: table.latex([table.Row("m", "p", 1, {"unheard_of": 0.5})]),
-    "csv": lambda: table.comma_separated([table.Row("m", "p", 1, {"unheard_of": 0.5})]),
+    "table": lambda: table.markdown([table.TableRow("m", "p", 1, {"unheard_of": 0.5})]),
+    "latex": lambda: table.latex([table.TableRow("m", "p", 1, {"unheard_of": 0.5})]),
+    "csv": lambda: table.comma_separated([table.TableRow("m", "p", 1, {"unheard_of": 0.5})]),
     "best and worst": lambda: table.best_and_worst(pd.DataFrame({"unheard_of": [0.0, 1.0]})),
     "curve": lambda: markdown(Curve("t", "x", {"way": "w"}, [POINT])),
-    "verdict": lambda: compare.verdict(
+    "verdict": lambda: compare.conclusion(
         Comparison("unheard_of", "a", "b", 1, 0.5, 2, 0.001, 0.001, 9)
     ),
     "report": lambda: tables.score_rows({"unheard_of": {"value": 0.5}}),
@@ -100,9 +100,9 @@ def test_a_registered_score_is_taken_everywhere_with_its_direction(
         "haze",
         Metric("Haze", "Haze of the picture", "how pale it is", ALIKE, 9, higher_is_better=False),
     )
-    assert "Haze ↓" in table.markdown([table.Row("m", "p", 1, {"haze": 0.5})])
-    assert "haze,lower" in table.comma_separated([table.Row("m", "p", 1, {"haze": 0.5})])
-    assert compare.verdict(Comparison("haze", "a", "b", 1, 0.5, 2, 0.001, 0.001, 9)) == "worse"
+    assert "Haze ↓" in table.markdown([table.TableRow("m", "p", 1, {"haze": 0.5})])
+    assert "haze,lower" in table.comma_separated([table.TableRow("m", "p", 1, {"haze": 0.5})])
+    assert compare.conclusion(Comparison("haze", "a", "b", 1, 0.5, 2, 0.001, 0.001, 9)) == "worse"
     ((group, (row,)),) = tables.score_rows({"haze": {"value": 0.5}})
     assert (group, row.title) == (
         ALIKE,

@@ -8,9 +8,9 @@ import pytest
 
 from braingen.config import load_config
 from braingen.config.overrides import parse_overrides
-from braingen.encoders.trained import load_reader
+from braingen.encoders.trained import load_embedding_decoder
 from braingen.runtime.errors import UserError
-from braingen.runtime.paths import READER, run_folder, trained_models
+from braingen.runtime.paths import EMBEDDING_DECODER, run_folder, trained_models
 
 
 def config_of(typed: str):
@@ -18,7 +18,7 @@ def config_of(typed: str):
 
 
 def trained(folder: Path) -> Path:
-    (folder / READER).mkdir(parents=True)
+    (folder / EMBEDDING_DECODER).mkdir(parents=True)
     return folder
 
 
@@ -51,4 +51,4 @@ def test_a_name_that_is_not_there_is_told_with_those_that_are(tmp_path, monkeypa
     trained(Path("E/text"))
     assert trained_models("image") == ["C", "D"]
     with pytest.raises(UserError, match=r"no trained image encoder in A: .* Trained here: C, D\."):
-        load_reader(config_of("--model_name_image A --model_name_text E"), "image")
+        load_embedding_decoder(config_of("--model_name_image A --model_name_text E"), "image")

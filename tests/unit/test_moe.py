@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from braingen.compat.keys import load_published, published_keys
 from braingen.config.encoders import ENCODER_CONFIGS, BrainMoEMultiConfig, settings_for
 from braingen.encoders.experts import StackedLinear
-from braingen.encoders.feature_router import ValueRouter
+from braingen.encoders.feature_router import ExpertChoiceRouter
 from braingen.encoders.moe import ENCODERS, BrainMoEMulti
 from braingen.encoders.parameters import (
     adapting_parameters,
@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
     "n_blocks": 2,
     "clip_emb_dim": 8,
 }
-PUBLISHED = {"routing": "value", "trunk": "published"}
+PUBLISHED = {"routing": "expert_choice", "trunk": "published"}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "multi": ("BrainMoEMulti", SMALL),
     "multi_tokens": (
@@ -48,7 +48,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "BrainMoEMulti",
         {**SMALL, "num_exp_0": 4, "exp_factor_list": (1, 2), "cap_fac_list": (1, 1.5)},
     ),
-    "multi_bottleneck": ("BrainMoEMulti", {**SMALL, "b_size": 16, "activation_term": True}),
+    "multi_bottleneck": ("BrainMoEMulti", {**SMALL, "bottleneck_dim": 16, "activation_term": True}),
     "one": ("BrainMoE", {**SMALL, "num_exp": 4}),
     "one_published": (
         "BrainMoE",
@@ -206,7 +206,8 @@ def test_saved_and_loaded_is_the_same(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, (_, options) in VARIANTS.items() if options.get("routing") == "value"]
+    "name",
+    [name for name, (_, options) in VARIANTS.items() if options.get("routing") == "expert_choice"],
 )
 def test_published_names_lead_there_and_back(name: str) -> None:
     model, other = build(name).eval(), build(name, seed=1).eval()
@@ -228,7 +229,9 @@ def test_half_precision_agrees_with_float32(name: str, dtype: torch.dtype, bound
     model, other = build(name).eval(), build(name).eval()
     for encoder in (model, other):
         for router in encoder.modules():
-            if isinstance(router, ValueRouter):  # at the initial 1e-4 all units are on the border
+            if isinstance(
+                router, ExpertChoiceRouter
+            ):  # at the initial 1e-4 all units are on the border
                 router.weight.data.normal_(
                     generator=torch.Generator().manual_seed(router.weight.numel())
                 )
@@ -237,7 +240,7 @@ def test_half_precision_agrees_with_float32(name: str, dtype: torch.dtype, bound
     same_B = torch.ones(64, dtype=torch.bool)
     for one, two in zip(exact.routing, rounded.routing):
         same_B &= (one.chosen_BEK == two.chosen_BEK).flatten(1).all(dim=1).expand(64)
-    by_value = VARIANTS[name][1].get("routing") == "value"
+    by_value = VARIANTS[name][1].get("routing") == "expert_choice"
     assert same_B.sum() >= 4 if by_value else same_B.all()
     for ours, theirs in (
         (rounded.backbone_BTD, exact.backbone_BTD),

@@ -29,7 +29,7 @@ NOT_COMPARED = {
     "prepare.trials",
     "prepare.stimuli",
     "compare.output",
-    "explain.atlases",
+    "interpret.atlases",
     "quickstart.output",
 }
 
@@ -68,7 +68,7 @@ def test_every_path_among_the_settings_is_compared_by_content():
                     if paths(field.annotation)
                 }
     assert found - NOT_COMPARED <= set(PLACES)
-    assert {"data.root", "optim.start_from"} <= found
+    assert {"data.root", "training.init_from"} <= found
 
 
 def settings(root: Path | str, **more: object) -> dict:

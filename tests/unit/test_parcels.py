@@ -93,7 +93,7 @@ def test_parcels_start_with_voxels_that_answer_alike():
         + 0.3 * torch.randn(300, 64, generator=generator)
     )
     parcels = ParcelMap(64, 32, (2, 2))
-    parcels.start_from(responses)
+    parcels.init_from(responses)
     coarse, fine = (share_EV.argmax(0) for share_EV in parcels.shares())
     for groups, found, count in ((group_V // 2, coarse, 2), (group_V, fine, 4)):
         assert len({tuple(found[groups == group].tolist()) for group in range(count)}) == count
@@ -106,8 +106,8 @@ def test_permuted_voxels_give_permuted_parcels():
         torch.randperm(40),
     )
     plain, permuted = ParcelMap(40, 32, (2,)), ParcelMap(40, 32, (2,))
-    plain.start_from(responses)
-    permuted.start_from(responses[:, order])
+    plain.init_from(responses)
+    permuted.init_from(responses[:, order])
     a, b = plain.shares()[0].argmax(0)[order], permuted.shares()[0].argmax(0)
     assert torch.equal(a, b) or torch.equal(a, 1 - b)
 

@@ -141,7 +141,7 @@ def spoiled(row: int, change: object) -> list[np.ndarray]:
 )
 def test_bad_pictures_are_refused_by_name(change: object, words: str) -> None:
     with pytest.raises(UserError, match=words) as refusal:
-        pairs.Pictures(spoiled(2, change), IDS, "reconstructions")
+        pairs.ImageSource(spoiled(2, change), IDS, "reconstructions")
     assert "13" in str(refusal.value)
 
 
@@ -168,4 +168,4 @@ def test_pictures_are_matched_by_id_and_not_by_order() -> None:
 
 def test_bytes_are_read_as_bytes() -> None:
     as_bytes = (TRUTH * 255).round().astype(np.uint8)
-    np.testing.assert_allclose(pairs.Pictures(as_bytes, IDS, "true images"), TRUTH, atol=1 / 500)
+    np.testing.assert_allclose(pairs.ImageSource(as_bytes, IDS, "true images"), TRUTH, atol=1 / 500)

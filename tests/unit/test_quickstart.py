@@ -15,7 +15,7 @@ from braingen.config import Config
 from braingen.demo import quickstart as stage
 from braingen.demo.quickstart import SHIPPED, load_shipped, load_shipped_decoder
 from braingen.generation.pipeline import BrainDecoder
-from braingen.report.quickstart import Pair, render
+from braingen.report.quickstart import ImagePair, render
 from braingen.runtime.errors import UserError
 
 
@@ -141,7 +141,7 @@ def test_a_package_that_is_not_whole_is_told(tmp_path):
 
 def test_captions_are_text_and_not_markup():
     picture = Image.new("RGB", (8, 8))
-    text = render([Pair(1, picture, picture, "<b onload='x'>\"bold\"</b>")], {})
+    text = render([ImagePair(1, picture, picture, "<b onload='x'>\"bold\"</b>")], {})
     assert "<b " not in text and Page(text).pictures[0]["alt"] == "Seen: <b onload='x'>\"bold\"</b>"
 
 

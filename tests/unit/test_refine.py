@@ -26,10 +26,10 @@ from braingen.generation.refiner import (
     Refinement,
     Refiner,
     assemble_refiner,
+    conditioning_ids,
     encode_pictures,
     last_times,
     load_refiner,
-    numbers_told,
     refine_pictures,
 )
 from braingen.generation.sampling import seeded_noise
@@ -66,12 +66,12 @@ REFINER_UNET = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A folder of the structure of stabilityai/stable-diffusion-xl-refiner-1.0."""
-    return write_fake_refiner(tmp_path_factory.mktemp("refiner"))
+    return write_fake_refiner(tmp_path_factory.mktemp("refinement"))
 
 
-@pytest.fixture(scope="module", params=["base", "refiner"])
+@pytest.fixture(scope="module", params=["base", "refinement"])
 def refiner(request, folder) -> Refiner:
-    if request.param == "refiner":
+    if request.param == "refinement":
         return load_refiner(str(folder), negative_prompt="a blurry photo")
     texts = CLIPTextEncoderDual.from_pretrained(TINY, dtype=torch.float32)
     both = CLIPTextEncoderDual.from_pretrained(TINY, output="joint", dtype=torch.float32)
@@ -335,14 +335,14 @@ def test_what_cannot_refine_is_refused(folder, tmp_path):
             r"added embedding is 176 wide; with a pooled text of 120 .* 168 \(a base model\) or 160"
         ),
     ):
-        numbers_told(fake_backbone().unet, 120)
+        conditioning_ids(fake_backbone().unet, 120)
 
 
 def test_the_refiner_at_full_size_has_its_published_shapes():
     with torch.device("meta"):
         unet = UNet2DConditionModel(**REFINER_UNET)
     assert unet.add_embedding.linear_1.in_features == 1280 + 5 * 256
-    assert numbers_told(unet, 1280) == 5
+    assert conditioning_ids(unet, 1280) == 5
     assert (
         sum(parameter.numel() for parameter in unet.parameters()) == 2_259_526_660
     )  # of a 9.04 GB file in float32

@@ -21,7 +21,7 @@ from braingen.config import Config
 from braingen.data import image_grid as pictures
 from braingen.evaluation.metrics import metric
 from braingen.report import compared, figures, parts, refinement, tables
-from braingen.report.inputs import Inputs, read_inputs
+from braingen.report.inputs import ReportInputs, read_inputs
 from braingen.report.page import SECTIONS, render
 from braingen.report.write import report
 from braingen.runtime.errors import UserError
@@ -50,7 +50,7 @@ def copy(config: Config, tmp_path: Path) -> Config:
     )
 
 
-def inputs_of(config: Config) -> Inputs:
+def inputs_of(config: Config) -> ReportInputs:
     return read_inputs(config.run.folder, config.data.root)
 
 
@@ -109,7 +109,7 @@ def test_every_picture_is_there_and_is_described(page: str, config: Config) -> N
         for tag, attributes in elements
         if tag == "img" and len(attributes["src"] or "") > 100
     ]
-    # seen, brain, random, ceiling; four pairs at the top; seen, before and after refinement; levels
+    # seen, brain, random, oracle; four pairs at the top; seen, before and after refinement; levels
     # of three images
     assert len(shown) == 4 * IMAGES + 8 + 3 * min(IMAGES, refinement.SHOWN) + 12
     assert all(attributes["alt"] for attributes in shown)
@@ -145,7 +145,7 @@ def test_every_score_is_shown_with_its_baselines(page: str, config: Config) -> N
     text = Elements(page).text
     for name, score in json.loads((config.run.folder / "scores.json").read_text()).items():
         assert metric(name).words in text, name
-        for key in ("value", "low", "high", "random", "ceiling", "ridge", "chance"):
+        for key in ("value", "low", "high", "random", "oracle", "ridge", "chance"):
             assert tables.number(score[key]) in text, (name, key)
 
 
@@ -189,7 +189,7 @@ def test_absent_inputs_leave_their_section_out(copy: Config) -> None:
         "timings.json",
         "study.json",
         "refinement.json",
-        "explain",
+        "interpret",
         "image",
         "text",
         *(f"reconstructions/{each}" for each in absent),
@@ -198,7 +198,7 @@ def test_absent_inputs_leave_their_section_out(copy: Config) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     page = render(inputs_of(copy))
     assert re.findall(r'<section id="(\w+)"', page) == ["gallery", "game"]
-    assert "random voxels" not in Elements(page).text and "ceiling" in Elements(page).text
+    assert "random voxels" not in Elements(page).text and "oracle" in Elements(page).text
 
 
 def test_random_voxels_are_told_with_their_own_intervals(copy: Config) -> None:
@@ -344,10 +344,10 @@ def test_durations(seconds: float, text: str) -> None:
 def test_only_settings_that_differ_are_listed() -> None:
     settings = Config().model_dump(mode="json")
     assert tables.changed_settings(settings) == []
-    settings["optim"]["num_epochs"] = 3
+    settings["training"]["num_epochs"] = 3
     settings["new"] = {"thing": True}
     assert tables.changed_settings(settings) == [
-        ("optim.num_epochs", "3", "50"),
+        ("training.num_epochs", "3", "50"),
         ("new.thing", "yes", "–"),
     ]
 
@@ -370,7 +370,7 @@ def test_marks_lie_where_their_values_are() -> None:
         "low": 0.25,
         "high": 0.75,
         "random": 0.0,
-        "ceiling": 1.0,
+        "oracle": 1.0,
         "ridge": None,
         "chance": 0.5,
         "n": 9,

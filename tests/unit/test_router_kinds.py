@@ -79,7 +79,7 @@ def losses(config: Config, levels: int = 3) -> tuple[dict[str, Tensor], DiffuseR
 
     latents = torch.ones(4, 4, 8, 8)
     off = torch.zeros(4, dtype=torch.bool)
-    drawn = finetune.Draws(
+    drawn = finetune.StepDraws(
         torch.tensor([10, 300, 600, 990]), torch.randn(4, 4, 8, 8), off, off, torch.zeros(4, 1)
     )
     parts = SimpleNamespace(

@@ -36,7 +36,7 @@ from braingen.runtime.state import load_tree, save_tree
 
 CONFIG = {
     "data": {"root": "x", "subjects": [1, 2]},
-    "optim": {"max_lr": 3e-4, "epochs": 5},
+    "training": {"max_lr": 3e-4, "epochs": 5},
     "name": None,
 }
 
@@ -296,14 +296,14 @@ def test_what_is_no_run_is_said(tmp_path):
 def test_other_settings_are_refused_and_named(tmp_path):
     with Run.start(tmp_path, CONFIG) as run:
         run.log(1, loss=1)
-    other = {**CONFIG, "optim": {"max_lr": 1e-3, "epochs": 5, "extra": 1}}
+    other = {**CONFIG, "training": {"max_lr": 1e-3, "epochs": 5, "extra": 1}}
     with pytest.raises(
         UserError,
-        match=r"optim\.max_lr was 0\.0003, is now 0\.001; optim\.extra was None, is now 1",
+        match=r"training\.max_lr was 0\.0003, is now 0\.001; optim\.extra was None, is now 1",
     ):
         Run.start(tmp_path, other)
     Run.start(tmp_path, CONFIG).close()  # a refusal keeps no lock
-    with Run.start(tmp_path, other, may_change=["optim"]) as run:
+    with Run.start(tmp_path, other, may_change=["training"]) as run:
         assert run.config == other
     assert len(Run(tmp_path).provenance["starts"]) == 3
     with Run.start(tmp_path, {**other, "data": {"root": "x", "subjects": (1, 2)}}):

@@ -69,7 +69,7 @@ def noisy(level: float, seed: int = 1) -> np.ndarray:
     return np.clip(TRUTH + level * noise, 0, 1)
 
 
-def scores_of(recons: np.ndarray, ids: np.ndarray = IDS, **settings: object) -> sheet.Sheet:
+def scores_of(recons: np.ndarray, ids: np.ndarray = IDS, **settings: object) -> sheet.MetricTable:
     return sheet.score_images(TRUTH, IDS, recons, ids, NETWORKS, resamples=300, **settings)
 
 
@@ -132,7 +132,7 @@ def test_noise_is_found_worse_and_a_seed_is_not() -> None:
         "b": scores_of(noisy(0.3, 2)),
         "worse": scores_of(noisy(0.5, 3)),
     }
-    found = {(c.first, c.second, c.score): c for c in sheet.compare_sheets(runs)}
+    found = {(c.first, c.second, c.score): c for c in sheet.compare_metric_tables(runs)}
     for name in ("pixcorr", "ssim", "mse", "lpips"):
         assert not found["a", "b", name].differs
         assert found["a", "worse", name].differs
@@ -145,21 +145,23 @@ def test_features_of_the_truth_are_computed_once(
     network = Pooled()
     matched = pairs.match(TRUTH, IDS, noisy(0.2), IDS)
     for _ in range(2):
-        sheet.score_sheet(
+        sheet.metric_table_of(
             matched, [network], store=feature_store.FeatureStore(tmp_path), resamples=10
         )
     assert network.calls == 14 + 2 * 14
     assert len(list(tmp_path.iterdir())) == 1  # nothing but the truth is left
     changed = pairs.match(TRUTH[::-1], IDS, noisy(0.2), IDS)
-    sheet.score_sheet(changed, [network], store=feature_store.FeatureStore(tmp_path), resamples=10)
+    sheet.metric_table_of(
+        changed, [network], store=feature_store.FeatureStore(tmp_path), resamples=10
+    )
     assert network.calls == 14 + 2 * 14 + 28
     monkeypatch.setattr(feature_store, "_IN_MEMORY", 0)  # on the disk without a folder
-    in_memory = sheet.score_sheet(
+    in_memory = sheet.metric_table_of(
         matched, [network], store=feature_store.FeatureStore(tmp_path), resamples=10
     ).table
     with feature_store.FeatureStore() as store:
         np.testing.assert_array_equal(
-            sheet.score_sheet(matched, [network], store=store, resamples=10).table, in_memory
+            sheet.metric_table_of(matched, [network], store=store, resamples=10).table, in_memory
         )
 
 
@@ -190,25 +192,25 @@ def test_a_picture_without_features_is_named() -> None:
 
 def test_read_outs_and_baselines() -> None:
     bright = {int(i): int(image.mean() > 0.5) for i, image in zip(IDS, TRUTH)}
-    readout = sheet.ReadOut(
+    readout = sheet.SceneReadout(
         "brightness", lambda x: (x.mean((1, 2, 3)) > 0.5).long(), bright, chance=0.5
     )
     matched = pairs.match(TRUTH, IDS, TRUTH, IDS)
-    result = sheet.score_sheet(matched, readouts=[readout], resamples=20)
+    result = sheet.metric_table_of(matched, readouts=[readout], resamples=20)
     assert result.scores["brightness_accuracy"][:3] == pytest.approx(
         (1, 0.025 ** (1 / 14), 1)
     )  # all of 14 right
     together = sheet.with_baselines(
-        result.scores, random=scores_of(noisy(0.9)).scores, ceiling=result.scores
+        result.scores, random=scores_of(noisy(0.9)).scores, oracle=result.scores
     )
     assert (
-        together["pixcorr"].ceiling == pytest.approx(1)
+        together["pixcorr"].oracle == pytest.approx(1)
         and together["pixcorr"].random is not None
         and together["pixcorr"].random < 1
     )
     assert together["pixcorr"].ridge is None and together["brightness_accuracy"].random is None
     with pytest.raises(UserError, match="image 100"):
-        sheet.score_sheet(matched, readouts=[readout._replace(truth={})])
+        sheet.metric_table_of(matched, readouts=[readout._replace(truth={})])
 
 
 def test_decoder_scores_do_not_depend_on_order_and_state_their_pool() -> None:
@@ -236,7 +238,7 @@ def test_decoder_scores_do_not_depend_on_order_and_state_their_pool() -> None:
     assert parts.loc[parts.part == "level 1", "value"].tolist() == pytest.approx([1, 1, 1])
 
 
-def rows() -> list[table.Row]:
+def rows() -> list[table.TableRow]:
     ours = {
         "pixcorr": Score(0.31, 0.29, 0.33, 0.02, 0.6, None, None, 1000, None),
         "two_way_clip": Score(0.921, 0.91, 0.93, 0.5, 0.99, None, 0.5, 1000, None),
@@ -260,7 +262,7 @@ def test_tables_have_the_fields_order_and_published_figures() -> None:
         if line.startswith("| MindEye2 | NSD, mean") and "40 sessions" in line
     )
     assert "| 1000 | .322 | .431 | 96.1 | 98.6 | 95.4 | 93.0 | .619 | .344 |" in published
-    assert "ceiling: true embeddings" in text and ".600" in text
+    assert "oracle: true embeddings" in text and ".600" in text
 
 
 def test_latex_is_escaped_and_the_best_is_bold() -> None:
@@ -275,7 +277,7 @@ def test_latex_is_escaped_and_the_best_is_bold() -> None:
 def test_csv_has_a_line_per_score() -> None:
     lines = table.comma_separated(rows()[:1]).splitlines()
     assert (
-        lines[0] == "method,protocol,score,better,value,low,high,random,ceiling,ridge,chance,n,pool"
+        lines[0] == "method,protocol,score,better,value,low,high,random,oracle,ridge,chance,n,pool"
     )
     assert (
         lines[1] == 'ours_1,"simulated, subject 1",pixcorr,higher,0.31,0.29,0.33,0.02,0.6,,,1000,'
@@ -290,7 +292,7 @@ def test_json_has_null_for_what_is_undefined() -> None:
         "low",
         "high",
         "random",
-        "ceiling",
+        "oracle",
         "ridge",
         "chance",
         "n",

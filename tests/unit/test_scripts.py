@@ -82,8 +82,8 @@ def test_their_defaults_are_the_published_ones():
     assert (
         config.lora.rank,
         config.finetune.snr_gamma,
-        config.optim.batch_size,
-        config.optim.num_epochs,
+        config.training.batch_size,
+        config.training.num_epochs,
     ) == (16, 1.5, 24, 50)
 
 

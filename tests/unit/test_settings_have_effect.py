@@ -27,7 +27,7 @@ from braingen.generation.refiner import Refinement
 from braingen.runtime.errors import UserError
 from braingen.simulation.dataset import write_dataset
 from braingen.training.diffusion import router_of
-from braingen.training.encoder_setup import build_reader
+from braingen.training.encoder_setup import build_embedding_decoder
 
 SOURCE = Path(__file__).parents[2] / "src/braingen"
 SMALL = {
@@ -41,7 +41,7 @@ LEVELS = {"encoder.exp_factor_list": "2", "encoder.num_exp_0": "3"}
 VALUES = {
     "encoder.exp_factor_list": "3",
     "encoder.hidden_dim": "144",
-    "encoder.b_size": "24",
+    "encoder.bottleneck_dim": "24",
     "encoder.num_exp": "4",
     "encoder.num_exps": "2,3",
     "encoder.capacity_factors": "2,1",
@@ -52,10 +52,10 @@ VALUES = {
     "prior.timesteps": "7",
     "router.time": "fixed",
     "router.space": "self",
-    "curve.ways": "all",
-    "cache.what": "text",
-    "study.tasks": "similarity",
-    "explain.explain_steps": "page",
+    "adaptation_curve.ways": "all",
+    "precompute.what": "text",
+    "human_eval.tasks": "similarity",
+    "interpret.explain_steps": "page",
 }
 """Where the next value that the type allows would not do."""
 
@@ -219,10 +219,11 @@ def test_a_file_gives_way_to_another_encoder_on_the_command_line_with_a_remark(
     tmp_path: Path, capsys
 ) -> None:
     file = tmp_path / "given.yaml"
-    file.write_text("encoder:\n  b_size: 16\n  capacity_factor_0: 1.0\n")
+    file.write_text("encoder:\n  bottleneck_dim: 16\n  capacity_factor_0: 1.0\n")
     assert load_config(file, {"encoder.model": "BrainMoEVoxel"}).encoder.model == "BrainMoEVoxel"
     assert (
-        capsys.readouterr().err == f"braingen: encoder.b_size = 16 (in {file}) is left out, since"
+        capsys.readouterr().err
+        == f"braingen: encoder.bottleneck_dim = 16 (in {file}) is left out, since"
         " encoder.model=BrainMoEVoxel has no such setting.\n"
     )
     file.write_text("prior:\n  depth: 3\n")
@@ -232,13 +233,13 @@ def test_a_file_gives_way_to_another_encoder_on_the_command_line_with_a_remark(
 def test_nothing_is_lost_of_runs_that_list_the_settings_of_all_encoders(tmp_path: Path) -> None:
     """Run folders made before the encoders had settings of their own."""
     every = {field: info.default for field, info in fields_of("encoder").items()}
-    every |= {"model": "BrainMoEVoxel", "b_size": 16, "hidden_dim": 64}
+    every |= {"model": "BrainMoEVoxel", "bottleneck_dim": 16, "hidden_dim": 64}
     lines = [
         f"  {name}: {list(value) if isinstance(value, tuple) else value}"
         for name, value in every.items()
     ]
     (tmp_path / "config.yaml").write_text("\n".join(["encoder:", *lines, ""]))
-    taken = load_config(None, {"optim.start_from": str(tmp_path)}).encoder
+    taken = load_config(None, {"training.init_from": str(tmp_path)}).encoder
     assert (taken.model, taken.hidden_dim) == ("BrainMoEVoxel", 64)
 
 
@@ -249,7 +250,7 @@ def test_nothing_is_lost_of_runs_that_list_the_settings_of_all_encoders(tmp_path
             {"router": {"time": "fixed", "kl_scale": 1.0}},
             "router.kl_scale = 1 has no effect with router.time=fixed",
         ),
-        ({"encoder": {"model": "BrainMoEVoxel", "b_size": 16}}, "b_size"),
+        ({"encoder": {"model": "BrainMoEVoxel", "bottleneck_dim": 16}}, "bottleneck_dim"),
         ({"lora": {"rank": 0}, "finetune": {"learning_rate": 1.0}}, "finetune.learning_rate"),
     ],
 )
@@ -265,7 +266,8 @@ def test_the_bottleneck_of_an_encoder_without_one_is_refused_before_anything_is_
 ) -> None:
     given = {"encoder.model": "BrainMoEVoxel", "run.folder": str(tmp_path / "run")}
     with pytest.raises(
-        UserError, match=r"encoder\.b_size = 16 has no effect with encoder\.model=BrainMoEVoxel"
+        UserError,
+        match=r"encoder\.bottleneck_dim = 16 has no effect with encoder\.model=BrainMoEVoxel",
     ):
         bottleneck(load_config(None, given))
     with pytest.raises(UserError, match=r"bottleneck\.seeds = 0,1 with bottleneck\.pictures=true"):
@@ -293,52 +295,56 @@ def test_what_the_scans_turn_out_to_be_decides_about_their_settings(tmp_path: Pa
         (
             {"image": (1,), "text": (2, 4)},
             {},
-            "sampler.level = 1 has no effect: the image encoder has no levels",
+            "generation.level = 1 has no effect: the image encoder has no levels",
         ),
         (
             {"image": (2, 4), "text": (1,)},
             {},
-            "sampler.level = 1 has no effect: the text encoder has no levels",
+            "generation.level = 1 has no effect: the text encoder has no levels",
         ),
         (
             {"image": (2, 4, 8), "text": (2, 4)},
-            {"sampler.level": "2"},
+            {"generation.level": "2"},
             "the text encoder has levels 0 to 1",
         ),
     ],
 )
 def test_a_level_that_an_encoder_has_not_is_refused(counts, flags, words, monkeypatch) -> None:
-    monkeypatch.setattr(reconstruct, "expert_counts", lambda reader: counts[reader])
+    monkeypatch.setattr(
+        reconstruct, "expert_counts", lambda embedding_decoder: counts[embedding_decoder]
+    )
     decoder = SimpleNamespace(brain_image="image", brain_text="text")
     read = reconstruct.Embeddings(
         torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), [0], {"image": torch.zeros(1, 6, 1, 2)}
     )
     with pytest.raises(UserError, match=words):
-        reconstruct.drawer(load_config(None, {"sampler.level": "1", **flags}), decoder, None, read)  # type: ignore[arg-type]
+        reconstruct.drawer(
+            load_config(None, {"generation.level": "1", **flags}), decoder, None, read
+        )  # type: ignore[arg-type]
 
 
 # --- every accepted setting of encoder, prior and routers changes what is built -------------------
 
 
 def built(settings: dict[str, str]) -> tuple[Any, ...]:
-    """A reader by its parts, its weights and what it does in training and afterwards."""
+    """A embedding decoder by its parts, its weights and what it does in training and afterwards."""
     config = load_config(None, settings)
     target, widths = ((1, 24), (8, 16)) if config.backbone.text_output == "joint" else ((1, 12), ())
     torch.manual_seed(0)
-    reader = build_reader(config, {1: 20}, target, widths)
+    embedding_decoder = build_embedding_decoder(config, {1: 20}, target, widths)
     voxels = torch.randn(3, 20)
     torch.manual_seed(0)
-    trained = reader.train()(voxels, 1)
-    plain = reader.eval()(voxels, 1)
+    trained = embedding_decoder.train()(voxels, 1)
+    plain = embedding_decoder.eval()(voxels, 1)
     return (
-        repr(reader),
-        {**reader.config, "encoder_config": None, "prior_config": None},
-        {name: weight.sum().item() for name, weight in reader.state_dict().items()},
+        repr(embedding_decoder),
+        {**embedding_decoder.config, "encoder_config": None, "prior_config": None},
+        {name: weight.sum().item() for name, weight in embedding_decoder.state_dict().items()},
         [out.backbone_BTD.sum().item() for out in (trained, plain)]
         + [trained.clip_BTD.sum().item(), trained.balance_loss.item()],
         (
-            {name: reader.prior.config[name] for name in ("timesteps",)}
-            if reader.prior is not None
+            {name: embedding_decoder.prior.config[name] for name in ("timesteps",)}
+            if embedding_decoder.prior is not None
             else None
         ),
     )
@@ -349,7 +355,7 @@ ENCODER_FIELDS = [
 ]
 OUTSIDE = {
     "model": "another encoder",
-    "parcel_start": (
+    "parcel_init": (
         "where parcels start is decided by training/encoder_setup.setup (read statically)"
     ),
 }
@@ -370,7 +376,7 @@ def test_every_setting_of_an_encoder_changes_it(model: str, field: str) -> None:
         needs |= {"backbone.text_output": "joint"}
     if field in ("num_exp", "num_exps"):  # they replace the levels
         common = {key: text for key, text in common.items() if key not in LEVELS}
-    text = {"b_size": "24", "num_exps": "2,3"}.get(field, texts("encoder", field)[0])
+    text = {"bottleneck_dim": "24", "num_exps": "2,3"}.get(field, texts("encoder", field)[0])
     if field == "capacity_factors":
         text = "2,1"
     if field == "token_order":
@@ -380,7 +386,7 @@ def test_every_setting_of_an_encoder_changes_it(model: str, field: str) -> None:
 
 
 @pytest.mark.parametrize("field", list(fields_of("prior")))
-def test_every_setting_of_the_prior_changes_the_reader(field: str) -> None:
+def test_every_setting_of_the_prior_changes_the_embedding_decoder(field: str) -> None:
     path = f"prior.{field}"
     before = SMALL | (assignments("", path, True) if ("", path) in CONDITIONAL else {})
     changed = {**before, path: "false" if field == "use_prior" else texts("prior", field)[0]}
@@ -447,10 +453,10 @@ HANDED_OVER: dict[str, tuple[str, set[str]]] = {
         "write_dataset(**simulation) in simulation/dataset",
         set(inspect.signature(write_dataset).parameters),
     ),
-    "refiner": ("Refinement(**refiner) in generation/refine", set(Refinement._fields)),
+    "refinement": ("Refinement(**refiner) in generation/refine", set(Refinement._fields)),
     "encoder": (
         "AnyEncoder.arguments, shown above",
-        {field for _, field in ENCODER_FIELDS} - {"parcel_start"},
+        {field for _, field in ENCODER_FIELDS} - {"parcel_init"},
     ),
     "prior": ("DiffusionPrior(**prior), shown above", {"depth", "dim_head", "timesteps"}),
 }

@@ -86,7 +86,7 @@ def _content(root: Path) -> dict[str, bytes]:
 # --- what is written ------------------------------------------------------------------------------
 
 
-def test_our_readers_read_it_and_every_image_is_shown_three_times(layout):
+def test_our_embedding_decoders_read_it_and_every_image_is_shown_three_times(layout):
     shown: dict[int, set[int]] = {}
     for subject in (1, 2):
         train, test = train_trials(layout, subject), test_trials(layout, subject)

@@ -16,7 +16,7 @@ from unit.tiny_training import TableTargets, spy, tiny_config
 from braingen.cli import main
 from braingen.data import nsd
 from braingen.data.checks import all_checks
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.evaluation import evaluate
 from braingen.evaluation.decoding import decoder_scores
 from braingen.evaluation.score_files import published_beside
@@ -25,9 +25,9 @@ from braingen.report.inputs import read_inputs
 from braingen.report.page import cannot_draw, render
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
-from braingen.runtime.paths import READER
+from braingen.runtime.paths import EMBEDDING_DECODER
 from braingen.training import encoder as train
-from braingen.training import encoder_setup as reader_setup
+from braingen.training import encoder_setup as embedding_decoder_setup
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +96,14 @@ def test_two_way_identification_of_the_embedding_is_around_the_training_mean(roo
 def test_pictures_are_retrieved_by_the_embedding_where_no_head_was_trained(
     monkeypatch, root, tmp_path, scale, trained
 ):
-    monkeypatch.setattr(reader_setup, "Targets", TableTargets)
+    monkeypatch.setattr(embedding_decoder_setup, "Targets", TableTargets)
     config = tiny_config(root, tmp_path, loss_image__clip_scale=scale, loss_image__mse_scale="1")
-    reader = BrainReader.from_pretrained(train.train(config, "image") / READER).eval()
-    voxels = torch.randn(3, int(reader.config.encoder_config["subjects"]["1"]))
-    out, own = reader(voxels, 1), reader.encoder(voxels, 1)
-    assert reader.config.head_trained == trained
+    embedding_decoder = EmbeddingDecoder.from_pretrained(
+        train.train(config, "image") / EMBEDDING_DECODER
+    ).eval()
+    voxels = torch.randn(3, int(embedding_decoder.config.encoder_config["subjects"]["1"]))
+    out, own = embedding_decoder(voxels, 1), embedding_decoder.encoder(voxels, 1)
+    assert embedding_decoder.config.head_trained == trained
     wanted = own.clip_BTD if trained else own.backbone_BTD
     torch.testing.assert_close(out.clip_BTD, wanted)
     assert not torch.allclose(own.clip_BTD, own.backbone_BTD)
@@ -136,7 +138,7 @@ def test_the_report_says_when_the_models_cannot_generate_such_pictures(tmp_path,
         oracle["mse"] = {"value": 0.1, "low": 0.09, "high": 0.11}  # lower is better
     controls = {
         "random": {"drawings": 1, "scores": random},
-        "ceiling": {"drawings": 1, "scores": oracle},
+        "oracle": {"drawings": 1, "scores": oracle},
     }
     (config.run.folder / "controls.json").write_text(json.dumps(controls), encoding="utf-8")
     inputs = read_inputs(config.run.folder, config.data.root)
@@ -193,8 +195,8 @@ def test_a_refused_training_leaves_no_run_folder(root, tmp_path, monkeypatch):
 def test_a_folder_with_work_or_of_an_earlier_run_stays_when_a_training_is_refused(
     root, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(reader_setup, "Targets", TableTargets)
-    config = tiny_config(root, tmp_path, optim__num_epochs="1")
+    monkeypatch.setattr(embedding_decoder_setup, "Targets", TableTargets)
+    config = tiny_config(root, tmp_path, training__num_epochs="1")
 
     def stop(*_, **__):
         raise UserError("halfway")
@@ -207,4 +209,4 @@ def test_a_folder_with_work_or_of_an_earlier_run_stays_when_a_training_is_refuse
     calls: list[str] = []
     spy(monkeypatch, train, "fit", lambda *_: calls.append("fit"))
     train.train(config, "image")  # goes on
-    assert calls == ["fit"] and (tmp_path / "image" / READER).is_dir()
+    assert calls == ["fit"] and (tmp_path / "image" / EMBEDDING_DECODER).is_dir()

@@ -172,7 +172,7 @@ def test_meshes_of_all_kinds_are_the_same_mesh(tmp_path, monkeypatch):
         ),
         (
             [FSAVERAGE, "lh.pial"],
-            "explain.surface = fsaverage5,lh.pial mixes fsaverage5 with other surfaces",
+            "interpret.surface = fsaverage5,lh.pial mixes fsaverage5 with other surfaces",
         ),
         (["{folder}"], "is a folder: give meshes"),
         (["{folder}/lh.pial"], "cannot be read as a mesh"),
@@ -339,7 +339,7 @@ def test_nsds_places_of_vertices_become_surfaces_as_the_docs_say(tmp_path, monke
         nibabel.save(image, own / "transforms" / f"{side}.func1pt8-to-layerB2.mgz")
         nibabel.freesurfer.write_geometry(surf / f"{side}.white", vertex_N3 + 20, face_F3)
     (example,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "explain.md").read_text(), re.S
+        r"```python\n(.*?)```", (ROOT / "docs" / "interpret.md").read_text(), re.S
     )
     exec(example, {})
     meshes = read_meshes(["{subject}.lh.layerB2.gii", "{subject}.rh.layerB2.gii"], [SUBJECT])[

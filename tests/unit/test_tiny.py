@@ -29,7 +29,7 @@ FEW = [
     "encoder.hidden_dim=16",
     "encoder.n_blocks=1",
     "prior.depth=1",
-    "optim.num_epochs=1",
+    "training.num_epochs=1",
     "encoder.exp_factor_list=2",
 ]
 
@@ -52,14 +52,14 @@ def test_refused_on_data_that_are_not_marked_simulated(words, capsys, tmp_path, 
         " only" in sentence
     )
     assert "--config nsd_subj01" in sentence and "Traceback" not in sentence
-    assert not list((tmp_path / "run").rglob("reader"))
+    assert not list((tmp_path / "run").rglob("embedding_decoder"))
 
 
 def test_own_scans_are_warned_of(words, capsys, tmp_path):
     (tmp_path / "NSD" / "prepared.json").write_text(
         json.dumps({"data": "own scans", "subjects": {}, "shared": {}})
     )
-    assert main(["train", "image", *words, *FEW, "optim.batch_size=4", "--tracker", "none"]) == 0
+    assert main(["train", "image", *words, *FEW, "training.batch_size=4", "--tracker", "none"]) == 0
     assert "WARNING" in capsys.readouterr().err
     main(["doctor", *words, "--json"])
     found = json.loads(capsys.readouterr().out)["findings"]

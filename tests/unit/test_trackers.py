@@ -87,13 +87,13 @@ class Recorder:
 
 def test_a_run_of_wandb_has_the_settings_and_the_name_and_lies_in_the_run_folder(tmp_path):
     folder = tmp_path / "mine" / "image"
-    with Run.start(folder, {"optim": {"max_lr": 0.1}, "seed": 3}) as run:
+    with Run.start(folder, {"training": {"max_lr": 0.1}, "seed": 3}) as run:
         recorder = Recorder()
         machine.start_tracking(recorder, config_with("wandb"), run)
         assert recorder.calls == [
             (
                 "braingen",
-                {"optim.max_lr": 0.1, "seed": 3},
+                {"training.max_lr": 0.1, "seed": 3},
                 {"wandb": {"name": "mine/image", "dir": str(folder)}},
             )
         ]

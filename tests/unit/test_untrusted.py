@@ -15,14 +15,14 @@ import pandas as pd
 import pytest
 from rich.table import Table
 from rich.text import Text
+from unit.fake_human_eval import answer_rows, fake_plan
 from unit.fake_scans import write_fake_scans
-from unit.fake_study import answer_rows, fake_plan
 from unit.told_commands import ROOT
 
 from braingen.cli import main
 from braingen.data.volumes import VoxelPlaces, load_places, save_places
 from braingen.human_eval.analysis import analyse, markdown
-from braingen.human_eval.answers import COLUMNS, as_csv, checksum, read_result, verdicts
+from braingen.human_eval.answers import COLUMNS, as_csv, check_raters, checksum, read_result
 from braingen.human_eval.study import _print_files
 from braingen.runtime.console import Progress, add_row, console, track
 from braingen.runtime.data_layout import Layout
@@ -282,7 +282,7 @@ def test_a_raters_strange_code_stops_nobody_elses_answers(tmp_path, capsys, code
         (tmp_path / f"{name}.csv").write_text(as_csv(answer_rows(plan, rater)), encoding="utf-8")
     found = {
         verdict.result.path.stem: verdict
-        for verdict in verdicts(
+        for verdict in check_raters(
             [read_result(path, plan) for path in sorted(tmp_path.iterdir())], plan
         )
     }

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor
 from unit.fake_backbone import fake_backbone, random_adapter, write_fake_backbone
-from unit.test_decoder import decoder_of, reader, voxels
+from unit.test_decoder import decoder_of, embedding_decoder, voxels
 
 from braingen.config.shipped import TINY
 from braingen.generation.lora import add_lora, load_lora, lora_parameters, save_lora
@@ -160,7 +160,7 @@ def sound(tmp_path_factory) -> Path:
     """One of everything that is loaded."""
     folder = tmp_path_factory.mktemp("sound")
     write_fake_backbone(folder / "backbone", with_clip=True)
-    reader(128, 1).save_pretrained(folder / "reader")
+    embedding_decoder(128, 1).save_pretrained(folder / "embedding_decoder")
     small_router().save_pretrained(folder / "router")
     unet = fake_backbone().unet
     add_lora(unet, 2)
@@ -169,7 +169,9 @@ def sound(tmp_path_factory) -> Path:
 
 
 LOADED = {
-    "reader": lambda f: type(reader(128, 1)).from_pretrained(f / "reader"),
+    "embedding_decoder": lambda f: type(embedding_decoder(128, 1)).from_pretrained(
+        f / "embedding_decoder"
+    ),
     "router": lambda f: DiffuseRouter.from_pretrained(f / "router"),
     "lora": lambda f: load_lora(fake_backbone().unet, f / "lora"),
     "backbone/unet": lambda f: load_plain(str(f / "backbone")),
@@ -196,7 +198,7 @@ def test_everything_that_is_loaded_is_looked_at(sound, tmp_path, name):
             LOADED[name](folder)
 
 
-@pytest.mark.parametrize("kind", ["reader", "router"])
+@pytest.mark.parametrize("kind", ["embedding_decoder", "router"])
 def test_a_model_that_lacks_weights_is_not_filled_with_random_ones(sound, tmp_path, kind):
     folder = shutil.copytree(sound, tmp_path / "copy")
     path = only(folder / kind)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor, nn
 from unit.fake_backbone import fake_backbone
-from unit.tiny_finetuning import TableTargets, table, text_encoder, tiny_reader
+from unit.tiny_finetuning import TableTargets, table, text_encoder, tiny_embedding_decoder
 from unit.tiny_training import spy, tiny_config
 
 from braingen.config import Config
@@ -34,7 +34,7 @@ from braingen.generation.pipeline import BrainDecoder, Decoded
 from braingen.generation.refiner import Refinement, assemble_refiner
 from braingen.generation.resumable import Drawn, draw_missing
 from braingen.generation.sampling import denoise_from, seeded_noise, size_ids
-from braingen.generation.trained_modules import Tuned
+from braingen.generation.trained_modules import FinetunedModules
 from braingen.routing.conditioning import all_experts, from_experts
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.data_layout import Layout
@@ -71,7 +71,7 @@ def a_router(seed: int) -> DiffuseRouter:
 
 
 def a_decoder(**more: Any) -> BrainDecoder:
-    image, text = tiny_reader("image"), tiny_reader("text")
+    image, text = tiny_embedding_decoder("image"), tiny_embedding_decoder("text")
     return BrainDecoder.assemble(image, text, *fake_backbone(), text_encoder(), **more)
 
 
@@ -101,18 +101,21 @@ def test_embeddings_are_the_mean_over_an_images_presentations_to_this_subject(
         for row, image in enumerate(found["ids"].tolist()):
             rows = trials["trial"][trials["image"] == image].to_numpy()
             assert len(rows) == 3
-            for name, reader in (("image", decoder.brain_image), ("text", decoder.brain_text)):
-                out = reader(torch.from_numpy(betas.rows(rows)), 2)
+            for name, embedding_decoder in (
+                ("image", decoder.brain_image),
+                ("text", decoder.brain_text),
+            ):
+                out = embedding_decoder(torch.from_numpy(betas.rows(rows)), 2)
                 mean = out.backbone_BTD.mean(0, keepdim=True)
                 torch.testing.assert_close(
-                    found[name][row], reader.embedding(mean)[0], rtol=1e-3, atol=1e-3
+                    found[name][row], embedding_decoder.embedding(mean)[0], rtol=1e-3, atol=1e-3
                 )
                 torch.testing.assert_close(
                     found[f"{name}_clip"][row], out.clip_BTD.mean(0), rtol=1e-3, atol=1e-4
                 )
                 if routed:
                     levels = from_experts(found[f"{name}_experts"][row : row + 1], COUNTS)
-                    whole = reader.in_clip_units(levels.backbone_BTD)[0]
+                    whole = embedding_decoder.in_clip_units(levels.backbone_BTD)[0]
                     torch.testing.assert_close(whole, found[name][row], rtol=1e-2, atol=1e-2)
                     assert all_experts(levels).std(1).mean() > 0.01
 
@@ -122,13 +125,15 @@ def test_a_single_trial_random_voxels_and_a_level_are_read_when_asked_for(root, 
     layout = Layout.of(root)
     plain = tiny_config(root, tmp_path)
     firsts = group_repeats(test_trials(layout, 2)).rows_NR[:, 0]
-    single = responses_of(tiny_config(root, tmp_path, sampler__repeats="first"), decoder)
+    single = responses_of(tiny_config(root, tmp_path, generation__repeats="first"), decoder)
     expected = decoder.embed(
         torch.from_numpy(Betas.of(layout, 2).rows(firsts))[:, None], 2, [0, 1, 2, 3]
     )
     torch.testing.assert_close(single["image"], expected.image_BTD, rtol=1e-3, atol=1e-3)
     one, again, other = (
-        responses_of(tiny_config(root, tmp_path, sampler__source="random", run__seed=seed), decoder)
+        responses_of(
+            tiny_config(root, tmp_path, generation__source="random", run__seed=seed), decoder
+        )
         for seed in ("0", "0", "1")
     )
     voxels = seeded_noise([0, 1, 2, 3], (3, 42), 0, "random voxels")
@@ -143,13 +148,15 @@ def test_a_single_trial_random_voxels_and_a_level_are_read_when_asked_for(root, 
         assert not torch.allclose(
             found["image"][0], found["image"][1], atol=1e-2
         )  # another image, other voxels
-    assert "image_experts" in responses_of(tiny_config(root, tmp_path, sampler__level="1"), decoder)
+    assert "image_experts" in responses_of(
+        tiny_config(root, tmp_path, generation__level="1"), decoder
+    )
 
 
 def test_priors_are_sampled_with_noise_of_image_seed_and_encoder(root, tmp_path):
     decoder = BrainDecoder.assemble(
-        tiny_reader("image", prior_use="sample"),
-        tiny_reader("text", prior_use="sample"),
+        tiny_embedding_decoder("image", prior_use="sample"),
+        tiny_embedding_decoder("text", prior_use="sample"),
         *fake_backbone(),
         text_encoder(),
     )
@@ -166,16 +173,16 @@ def test_priors_are_sampled_with_noise_of_image_seed_and_encoder(root, tmp_path)
 
 
 def test_the_ceiling_is_made_of_true_embeddings_and_of_nothing_that_was_measured(root, tmp_path):
-    config = tiny_config(root, tmp_path, sampler__source="ceiling")
+    config = tiny_config(root, tmp_path, generation__source="oracle")
     decoder = a_decoder()
     repeats = group_repeats(test_trials(Layout.of(root), 1))
-    parts = stage.Parts(decoder, repeats, None, 1, TableTargets())  # type: ignore[arg-type]
+    parts = stage.ReconstructionParts(decoder, repeats, None, 1, TableTargets())  # type: ignore[arg-type]
     found = stage.embeddings_of(config, parts)
     assert found["ids"].tolist() == repeats.image_N.tolist() and "image_experts" not in found
-    for name, reader in (("image", decoder.brain_image), ("text", decoder.brain_text)):
+    for name, embedding_decoder in (("image", decoder.brain_image), ("text", decoder.brain_text)):
         true = table(name)[repeats.image_N]
         torch.testing.assert_close(found[name], true)
-        torch.testing.assert_close(found[f"{name}_clip"], reader.standardised(true))
+        torch.testing.assert_close(found[f"{name}_clip"], embedding_decoder.standardised(true))
 
 
 def test_captions_are_those_of_the_training_image_nearest_around_the_mean(root, tmp_path):
@@ -209,15 +216,24 @@ def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned
     save_lora(unet, tmp_path)
     routers = a_router(1), a_router(2)
     monkeypatch.setattr(stage, "load_backbone", lambda path, adapter: fake_backbone())
-    monkeypatch.setattr(stage, "load_reader", lambda config, name: tiny_reader(name))
+    monkeypatch.setattr(
+        stage, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
+    )
     monkeypatch.setattr(stage, "modalities", lambda config: ("image", "text"))
-    monkeypatch.setattr(stage, "tuned_folder", lambda config: tmp_path if tuned else None)
-    monkeypatch.setattr(stage, "load_tuned", lambda folder: Tuned(folder, *routers, "levels"))
-    decoder = stage.assemble(tiny_config(root, tmp_path, sampler__scheduler="ddim"), TableTargets())  # type: ignore[arg-type]
+    monkeypatch.setattr(stage, "finetuned_folder", lambda config: tmp_path if tuned else None)
+    monkeypatch.setattr(
+        stage, "load_finetuned", lambda folder: FinetunedModules(folder, *routers, "levels")
+    )
+    decoder = stage.assemble(
+        tiny_config(root, tmp_path, generation__scheduler="ddim"), TableTargets()
+    )  # type: ignore[arg-type]
     assert type(decoder.scheduler).__name__ == "DDIMScheduler"
-    for name, reader in (("image", decoder.brain_image), ("text", decoder.brain_text)):
+    for name, embedding_decoder in (("image", decoder.brain_image), ("text", decoder.brain_text)):
         assert all(
-            torch.equal(p, q) for p, q in zip(reader.parameters(), tiny_reader(name).parameters())
+            torch.equal(p, q)
+            for p, q in zip(
+                embedding_decoder.parameters(), tiny_embedding_decoder(name).parameters()
+            )
         )
     if not tuned:
         assert decoder.router_image is decoder.router_text is None and not lora_parameters(
@@ -243,7 +259,9 @@ def test_setup_takes_the_test_images_of_the_first_subject(monkeypatch, root, tmp
         "assemble",
         lambda config, targets: SimpleNamespace(set_progress_bar_config=lambda disable: None),
     )
-    parts = stage.setup(tiny_config(root, tmp_path, data__subjects="2,1", sampler__num_images="3"))
+    parts = stage.setup(
+        tiny_config(root, tmp_path, data__subjects="2,1", generation__num_images="3")
+    )
     expected = group_repeats(test_trials(Layout.of(root), 2))
     assert parts.subject == 2 and parts.betas.voxels == 42
     np.testing.assert_array_equal(parts.repeats.image_N, expected.image_N[:3])
@@ -257,7 +275,10 @@ class FakeDecoder:
     """Keeps what it is asked to draw; pictures are of one colour per image id and sample."""
 
     def __init__(self, best: dict[int, int] | None = None) -> None:
-        self.brain_image, self.brain_text = tiny_reader("image"), tiny_reader("text")
+        self.brain_image, self.brain_text = (
+            tiny_embedding_decoder("image"),
+            tiny_embedding_decoder("text"),
+        )
         self.form = SimpleNamespace()
         self.scheduler = SimpleNamespace(timesteps=torch.tensor([900.0, 100.0]))
         self.unet = fake_backbone().unet
@@ -336,7 +357,7 @@ def test_image_and_text_are_heard_or_left_out_each_by_its_own_switch(
     monkeypatch, root, tmp_path, image, text
 ):
     decoder = FakeDecoder()
-    config = tiny_config(root, tmp_path, sampler__use_image=image, sampler__use_text=text)
+    config = tiny_config(root, tmp_path, generation__use_image=image, generation__use_text=text)
     drawer_of(monkeypatch, config, decoder, given())(slice(0, 2))
     heard = decoder.drawn[0][0][:2]
     for name, wanted, what in zip(("image", "text"), (image, text), heard):
@@ -368,7 +389,7 @@ def test_of_several_drawings_the_one_nearest_to_the_decoded_embedding_is_kept(
             )
         return SimpleNamespace(target_BTD=torch.stack(found))
 
-    config = tiny_config(root, tmp_path, sampler__samples="3")
+    config = tiny_config(root, tmp_path, generation__samples="3")
     drawn = drawer_of(monkeypatch, config, decoder, read, clip)(slice(0, 4))
     assert [named["sample"] for _, named in decoder.drawn] == [0, 1, 2]
     assert [named["on_step"] is not None for _, named in decoder.drawn] == [True, False, False]
@@ -454,9 +475,9 @@ def test_what_is_heard_while_drawing_is_routed_by_the_routers_of_image_and_text(
         monkeypatch, decoder, read["image"], read["text"], [1, 2]
     )
     heard = condition(torch.tensor(300.0), noise)
-    readers = {"image": decoder.brain_image, "text": decoder.brain_text}
+    embedding_decoders = {"image": decoder.brain_image, "text": decoder.brain_text}
     routed = {
-        name: readers[name].in_clip_units(
+        name: embedding_decoders[name].in_clip_units(
             routers[name](
                 experts[name].split(list(COUNTS), 1), torch.full((2,), 300.0), noise
             ).embedding_BTD
@@ -593,19 +614,21 @@ def reconstructed(monkeypatch: pytest.MonkeyPatch, config: Config, decoder: Fake
         "text": table("text")[[3, 0, 2]],
     }
     monkeypatch.setattr(
-        stage, "setup", lambda config: stage.Parts(decoder, None, None, 1, TableTargets())
+        stage,
+        "setup",
+        lambda config: stage.ReconstructionParts(decoder, None, None, 1, TableTargets()),
     )  # type: ignore[arg-type]
     monkeypatch.setattr(stage, "embeddings_of", lambda config, parts: found)
     monkeypatch.setattr(stage, "negative_condition", lambda *_: None)
     monkeypatch.setattr(stage, "modalities", lambda config: ("image", "text"))
-    monkeypatch.setattr(stage, "tuned_folder", lambda config: None)
+    monkeypatch.setattr(stage, "finetuned_folder", lambda config: None)
     return stage.reconstruct(config)
 
 
 def test_a_reconstruction_keeps_pictures_embeddings_and_captions_by_image_id(
     monkeypatch, root, tmp_path
 ):
-    config = tiny_config(root, tmp_path, sampler__batch_size="2")
+    config = tiny_config(root, tmp_path, generation__batch_size="2")
     decoder = FakeDecoder()
     add_lora(decoder.unet, 2)
     folder = reconstructed(monkeypatch, config, decoder)
@@ -626,18 +649,20 @@ def test_a_reconstruction_keeps_pictures_embeddings_and_captions_by_image_id(
     assert index["images"] == [3, 0, 2] and index["captions"] == expected
     kept = Run(folder).config
     assert (
-        kept["sampler"]["batch_size"] == 2 and kept["seed"] == 0 and kept["data"]["subjects"] == [1]
+        kept["generation"]["batch_size"] == 2
+        and kept["seed"] == 0
+        and kept["data"]["subjects"] == [1]
     )
     assert Run(folder).summary["images"] == 3
     again = FakeDecoder()
     reconstructed(monkeypatch, config, again)
     assert not again.drawn
     with pytest.raises(
-        UserError, match=r"sampler\.steps"
+        UserError, match=r"generation\.steps"
     ):  # pictures of other settings are not passed off as theirs
         reconstructed(
             monkeypatch,
-            tiny_config(root, tmp_path, sampler__batch_size="2", sampler__steps="9"),
+            tiny_config(root, tmp_path, generation__batch_size="2", generation__steps="9"),
             again,
         )
 
@@ -651,7 +676,7 @@ def test_every_draw_of_random_voxels_has_a_seed_and_a_folder_of_its_own(
         "reconstruct_into",
         lambda config, folder: seen.append((config.run.seed, folder)) or folder,
     )
-    config = tiny_config(root, tmp_path, sampler__source="random", sampler__random_draws="3")
+    config = tiny_config(root, tmp_path, generation__source="random", generation__random_draws="3")
     assert stage.reconstruct(config) == random_folders(config)[0]
     assert [folder for _, folder in seen] == random_folders(config) and len(
         {seed for seed, _ in seen}
@@ -725,9 +750,9 @@ def test_a_refiner_is_loaded_as_configured(monkeypatch, root, tmp_path, use_imag
     monkeypatch.setattr(refine_stage, "load_refiner", load_refiner)
     monkeypatch.setattr(refine_stage, "backbone_folder", lambda path: f"folder of {path}")
     more = {
-        "refiner__scheduler": "ddim",
-        "refiner__negative_prompt": "a blur",
-        "refiner__use_image": use_image,
+        "refinement__scheduler": "ddim",
+        "refinement__negative_prompt": "a blur",
+        "refinement__use_image": use_image,
     }
     refiner = refine_stage.setup(tiny_config(root, tmp_path, backbone__path="somewhere", **more))
     adapter = "folder of somewhere/ip_adapter" if use_image == "true" else None

@@ -2,7 +2,7 @@
 the right baseline.
 
 Each test fails when a wire is cut: pictures paired by order instead of id, true and generated
-exchanged, directions of retrieval exchanged, ridge fitted on test trials, a ceiling made of what
+exchanged, directions of retrieval exchanged, ridge fitted on test trials, an oracle made of what
 was decoded.
 """
 
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
-from unit.tiny_finetuning import TableTargets, table, tiny_reader
+from unit.tiny_finetuning import TableTargets, table, tiny_embedding_decoder
 from unit.tiny_training import IMAGES, spy, tiny_config
 
 from braingen.config import Config
@@ -33,7 +33,7 @@ from braingen.evaluation.averaged import Scored
 from braingen.evaluation.captions import caption_scores
 from braingen.evaluation.decoding import decoder_scores
 from braingen.evaluation.feature_store import as_scored
-from braingen.evaluation.image_sets import Pngs, Seen
+from braingen.evaluation.image_sets import PngImages, SeenImages
 from braingen.evaluation.ridge import fit_ridge
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
@@ -130,9 +130,9 @@ def test_the_cosine_is_of_the_decoded_embedding_and_retrieval_of_the_projected_o
     config = tiny_config(
         root,
         tmp_path,
-        scores__bootstrap="30",
-        scores__retrieval_pool="3",
-        scores__retrieval_draws="5",
+        evaluation__bootstrap="30",
+        evaluation__retrieval_pool="3",
+        evaluation__retrieval_draws="5",
         run__seed="4",
     )
     draws = torch.Generator().manual_seed(1)
@@ -192,7 +192,7 @@ def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trial
     )
     torch.testing.assert_close(mean, table("image")[sorted(set(shown))].flatten(1).mean(0))
     single = stage.ridge_embeddings(
-        tiny_config(root, tmp_path, data__subjects="2", sampler__repeats="first"),
+        tiny_config(root, tmp_path, data__subjects="2", generation__repeats="first"),
         TableTargets(),
         IDS,
     )[0]
@@ -224,8 +224,10 @@ def test_levels_and_experts_are_scored_each_by_itself_over_all_presentations(
     monkeypatch, root, tmp_path
 ):
     config = tiny_config(root, tmp_path)
-    reader = tiny_reader("image")
-    monkeypatch.setattr(stage, "load_reader", lambda config, name: tiny_reader(name))
+    embedding_decoder = tiny_embedding_decoder("image")
+    monkeypatch.setattr(
+        stage, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
+    )
     found = stage.scores_of_parts(config, TableTargets(), np.array([0, 2, 3])).set_index(
         ["part", "score"]
     )["value"]
@@ -233,7 +235,7 @@ def test_levels_and_experts_are_scored_each_by_itself_over_all_presentations(
     said: dict[str, list[Tensor]] = {}
     with torch.no_grad():
         for image in (0, 2, 3):
-            out = reader(
+            out = embedding_decoder(
                 torch.from_numpy(betas.rows(trials["trial"][trials["image"] == image].to_numpy())),
                 1,
                 return_experts=True,
@@ -247,7 +249,7 @@ def test_levels_and_experts_are_scored_each_by_itself_over_all_presentations(
                         experts_BETD[:, expert].mean(0).flatten()
                     )
     assert set(said) == set(found.index.get_level_values(0)) and len(said) == 8
-    true = reader.standardised(table("image")[[0, 2, 3]]).flatten(1).numpy()
+    true = embedding_decoder.standardised(table("image")[[0, 2, 3]]).flatten(1).numpy()
     for part, rows in said.items():
         expected, _ = decoder_scores(
             torch.stack(rows).numpy(), true, np.array([0, 2, 3]), resamples=20
@@ -270,8 +272,8 @@ def write_pictures(folder: Path, pictures: dict[int, np.ndarray]) -> None:
 def test_pictures_are_found_by_their_ids(tmp_path):
     write_pictures(tmp_path, {int(image): scenes()[image] for image in IDS})
     for row, image in enumerate(IDS):
-        assert np.abs(Pngs(tmp_path, IDS)[row] / 255 - scenes()[image]).max() < 0.01
-        np.testing.assert_array_equal(Seen(Pictured(), IDS)[row], scenes()[image])  # type: ignore[arg-type]
+        assert np.abs(PngImages(tmp_path, IDS)[row] / 255 - scenes()[image]).max() < 0.01
+        np.testing.assert_array_equal(SeenImages(Pictured(), IDS)[row], scenes()[image])  # type: ignore[arg-type]
 
 
 def test_a_reconstruction_is_held_against_the_image_of_its_id_and_not_of_its_place():
@@ -350,7 +352,7 @@ def test_best_and_worst_pictures_stand_under_their_own_images(monkeypatch, tmp_p
 @pytest.fixture(scope="module")
 def evaluated(root, tmp_path_factory, retrieval_among_four) -> tuple[Config, dict[str, Any]]:
     """An evaluation of pictures of known quality: of the brain half right, of random voxels
-    nothing, twice, of the ceiling right.
+    nothing, twice, of the oracle right.
 
     The decoded embedding of image 3 is that of image 1; captions are right for image 0 alone.
     """
@@ -358,27 +360,27 @@ def evaluated(root, tmp_path_factory, retrieval_among_four) -> tuple[Config, dic
     config = tiny_config(
         root,
         folder,
-        sampler__source="random",
-        sampler__random_draws="2",
-        scores__bootstrap="50",
+        generation__source="random",
+        generation__random_draws="2",
+        evaluation__bootstrap="50",
         run__seed="3",
-        scores__method="mine",
+        evaluation__method="mine",
     )
     noise = np.random.default_rng(0).random((3, IMAGES, 3, 32, 32)).astype(np.float32)
-    reader, true = tiny_reader("image"), table("image")[IDS]
+    embedding_decoder, true = tiny_embedding_decoder("image"), table("image")[IDS]
     mean = table("image")[sorted(set(train_trials(Layout.of(root), 1).table["image"]))].mean(0)
     swapped = true.clone()
     swapped[2] = true[3]
     folders = [
         drawn_folder(config, "brain"),
         *random_folders(config),
-        drawn_folder(config, "ceiling"),
+        drawn_folder(config, "oracle"),
     ]
     pictures = [0.6 * scenes() + 0.4 * noise[0], noise[1], noise[2], scenes()]
     embeddings = [swapped, *(-1 * true + 0.1 * number for number in range(2)), true]
     for place, drawn, decoded in zip(folders, pictures, embeddings, strict=True):
         write_pictures(place, {int(image): drawn[image] for image in IDS})
-        centred = (decoded - mean) / reader.spread
+        centred = (decoded - mean) / embedding_decoder.spread
         save_file(
             {
                 "ids": torch.from_numpy(IDS),
@@ -392,7 +394,9 @@ def evaluated(root, tmp_path_factory, retrieval_among_four) -> tuple[Config, dic
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "Targets", PicturedTargets)
         patch.setattr(stage, "observers", lambda *_: ([Patches()], [], {}))
-        patch.setattr(stage, "load_reader", lambda config, name: tiny_reader(name))
+        patch.setattr(
+            stage, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
+        )
         stage.evaluate(config)
     return config, json.loads((folder / "scores.json").read_text())
 
@@ -400,19 +404,19 @@ def evaluated(root, tmp_path_factory, retrieval_among_four) -> tuple[Config, dic
 def test_brain_random_ceiling_and_ridge_stand_in_their_own_columns(evaluated, root):
     config, scores = evaluated
     pixcorr = scores["pixcorr"]
-    assert pixcorr["ceiling"] > 0.99 > pixcorr["value"] > 0.5 > pixcorr["random"]
+    assert pixcorr["oracle"] > 0.99 > pixcorr["value"] > 0.5 > pixcorr["random"]
     assert (
-        scores["two_way_clip"]["ceiling"] == 1
+        scores["two_way_clip"]["oracle"] == 1
         and scores["two_way_clip"]["value"] > scores["two_way_clip"]["random"]
     )
     assert (
-        scores["clip_cos"]["ceiling"] == pytest.approx(1)
+        scores["clip_cos"]["oracle"] == pytest.approx(1)
         and scores["clip_cos"]["random"] < 0 < scores["clip_cos"]["value"] < 1
     )
     assert scores["retrieval_brain_to_image"]["value"] == pytest.approx(
         0.75
     )  # one was decoded as another
-    assert scores["retrieval_brain_to_image"]["ceiling"] == 1
+    assert scores["retrieval_brain_to_image"]["oracle"] == 1
     raw, mean = stage.ridge_embeddings(config, TableTargets(), IDS)
     true = table("image")[IDS].flatten(1)
     ridge = stage._decoding(config, raw, raw - mean, true, mean, IDS).scores
@@ -424,12 +428,9 @@ def test_brain_random_ceiling_and_ridge_stand_in_their_own_columns(evaluated, ro
 def test_random_voxels_are_the_mean_of_their_draws_and_no_other(evaluated):
     config, scores = evaluated
     controls = json.loads((config.run.folder / "controls.json").read_text())
-    assert {name: each["drawings"] for name, each in controls.items()} == {
-        "random": 2,
-        "ceiling": 1,
-    }
+    assert {name: each["drawings"] for name, each in controls.items()} == {"random": 2, "oracle": 1}
     each = [
-        scores_sheet.score_images(scenes()[IDS], IDS, Pngs(folder, IDS), IDS, resamples=20)
+        scores_sheet.score_images(scenes()[IDS], IDS, PngImages(folder, IDS), IDS, resamples=20)
         .scores["pixcorr"]
         .value
         for folder in random_folders(config)
@@ -457,7 +458,7 @@ def test_values_of_every_image_stand_beside_its_id(evaluated):
     )
     brain = drawn_folder(config, "brain")
     pixcorr = scores_sheet.score_images(
-        scenes()[IDS], IDS, Pngs(brain, IDS), IDS, resamples=20
+        scenes()[IDS], IDS, PngImages(brain, IDS), IDS, resamples=20
     ).table["pixcorr"]
     for image in range(4):
         assert found.loc[image, "pixcorr"] == pytest.approx(pixcorr[image], abs=1e-4)
@@ -470,7 +471,9 @@ def test_intervals_parts_and_provenance_are_of_the_settings(monkeypatch, evaluat
     for name, order in (("pixcorr", sorted(IDS)), ("clip_cos", sorted(IDS)), ("rouge_l", IDS)):
         _, low, high = uncertainty.mean_interval(values.loc[order, name].to_numpy(), 50, 3)
         assert (scores[name]["low"], scores[name]["high"]) == pytest.approx((low, high), abs=1e-4)
-    monkeypatch.setattr(stage, "load_reader", lambda config, name: tiny_reader(name))
+    monkeypatch.setattr(
+        stage, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
+    )
     parts = stage.scores_of_parts(config, TableTargets(), IDS)
     written = pd.read_csv(config.run.folder / "scores_by_part.csv")
     pd.testing.assert_frame_equal(written, parts.astype(written.dtypes), rtol=1e-4, atol=1e-5)
@@ -482,11 +485,13 @@ def test_intervals_parts_and_provenance_are_of_the_settings(monkeypatch, evaluat
     asked: list[dict[str, Any]] = []
     spy(monkeypatch, stage, "scores_by_part", lambda *_, **named: asked.append(named))
     stage.scores_of_parts(config, TableTargets(), IDS)
-    assert asked == [{"pool": config.scores.retrieval_pool, "draws": 2, "seed": 3, "resamples": 50}]
+    assert asked == [
+        {"pool": config.evaluation.retrieval_pool, "draws": 2, "seed": 3, "resamples": 50}
+    ]
 
 
 def test_given_pictures_are_scored_instead_of_a_run(monkeypatch, root, tmp_path):
-    config = tiny_config(root, tmp_path, scores__all_recons_path="somewhere")
+    config = tiny_config(root, tmp_path, evaluation__all_recons_path="somewhere")
     monkeypatch.setattr(stage, "evaluate_pictures", lambda config: ("pictures of", config))
     assert stage.evaluate(config) == ("pictures of", config)
 
@@ -533,7 +538,7 @@ def test_refined_pictures_are_compared_with_unrefined_after_minus_before(
         stage,
         "Run",
         lambda folder: type(
-            "R", (), {"config": {"refiner": {"strength": 0.5}}, "summary": {"steps": 4}}
+            "R", (), {"config": {"refinement": {"strength": 0.5}}, "summary": {"steps": 4}}
         ),
     )
     found = stage._before_and_after(tiny_config(root, tmp_path), before, after)["scores"]["pixcorr"]
@@ -562,10 +567,10 @@ def test_baselines_go_into_the_columns_of_their_names():
     assert (
         one["pixcorr"].value,
         one["pixcorr"].random,
-        one["pixcorr"].ceiling,
+        one["pixcorr"].oracle,
         one["pixcorr"].ridge,
     ) == (0.5, 0.1, 0.9, None)
-    assert (one["ssim"].random, one["ssim"].ceiling, one["ssim"].ridge) == (None, None, 0.3)
+    assert (one["ssim"].random, one["ssim"].oracle, one["ssim"].ridge) == (None, None, 0.3)
 
 
 def test_runs_are_compared_image_by_image_whatever_their_order():
@@ -585,13 +590,13 @@ def test_a_source_brings_every_score_it_has():
         pd.DataFrame({name: [0.1, 0.2]}, index=pd.Index([4, 7], name="image"))
         for name in ("pixcorr", "clip_cos", "rouge_l")
     ]
-    sheet = scores_sheet.Sheet({"pixcorr": score(0.1)}, frames[0], {}, {}, {}, {})
+    sheet = scores_sheet.MetricTable({"pixcorr": score(0.1)}, frames[0], {}, {}, {}, {})
     decoding, captions = (Scored({frame.columns[0]: score(0.2)}, frame) for frame in frames[1:])
-    whole = stage.Source(sheet, decoding, captions, None).together()
+    whole = stage.ScoredSource(sheet, decoding, captions, None).together()
     assert list(whole.scores) == ["pixcorr", "clip_cos", "rouge_l"] and list(whole.table) == list(
         whole.scores
     )
-    assert list(stage.Source(sheet, None, None, None).together().scores) == ["pixcorr"]
+    assert list(stage.ScoredSource(sheet, None, None, None).together().scores) == ["pixcorr"]
 
 
 def test_colours_are_scored_where_an_object_has_several():

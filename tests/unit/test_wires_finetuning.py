@@ -21,7 +21,7 @@ from unit.tiny_finetuning import (
     latents,
     table,
     text_encoder,
-    tiny_reader,
+    tiny_embedding_decoder,
     tiny_tuning,
 )
 from unit.tiny_training import spy, tiny_config
@@ -29,11 +29,11 @@ from unit.tiny_training import spy, tiny_config
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import hold_out_images, train_trials
-from braingen.encoders.embedding_decoder import BrainReader
-from braingen.encoders.trained import load_readers
-from braingen.generation.conditioned_unet import ListeningUNet, expert_counts, read
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.encoders.trained import load_embedding_decoders
+from braingen.generation.conditioned_unet import ConditionedUNet, expert_counts, read
 from braingen.generation.lora import add_lora, load_lora, lora_parameters, lora_weights
-from braingen.generation.trained_modules import load_tuned, save_tuned, tuned_folder
+from braingen.generation.trained_modules import finetuned_folder, load_finetuned, save_finetuned
 from braingen.routing.conditioning import ConditioningForm, all_experts
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.time_router import kl_guidance
@@ -41,7 +41,7 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.seeds import hash_seed
 from braingen.training import diffusion as stage
-from braingen.training import diffusion_data as listening_data
+from braingen.training import diffusion_data as diffusion_data
 from braingen.training.conditioning_augmentation import mixing_weights, unsure
 from braingen.training.diffusion_loss import min_snr_weight
 from braingen.training.steps import StepLosses
@@ -73,11 +73,13 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def data_of(
-    config: Config, targets: TableTargets, readers: Any = None
-) -> listening_data.ListeningData:
-    readers = readers or {name: tiny_reader(name) for name in ("image", "text")}
-    return listening_data.listening_data(
-        config, targets, readers, 32, config.finetune.validation_images
+    config: Config, targets: TableTargets, embedding_decoders: Any = None
+) -> diffusion_data.DiffusionData:
+    embedding_decoders = embedding_decoders or {
+        name: tiny_embedding_decoder(name) for name in ("image", "text")
+    }
+    return diffusion_data.diffusion_data(
+        config, targets, embedding_decoders, 32, config.finetune.validation_images
     )  # type: ignore[arg-type]
 
 
@@ -86,8 +88,8 @@ def test_every_row_holds_the_latents_reads_and_truths_of_its_own_picture(tiny):
     presentations, after the prior.
     """
     config, targets = tiny(data__subjects="1,2"), TableTargets()
-    readers = {name: tiny_reader(name) for name in ("image", "text")}
-    data = data_of(config, targets, readers)
+    embedding_decoders = {name: tiny_embedding_decoder(name) for name in ("image", "text")}
+    data = data_of(config, targets, embedding_decoders)
     assert targets.asked[0][1] == 32
     layout = Layout.of(config.data.root)
     splits = {
@@ -111,17 +113,17 @@ def test_every_row_holds_the_latents_reads_and_truths_of_its_own_picture(tiny):
             voxels = torch.from_numpy(
                 Betas.of(layout, subject).rows(trials["trial"][trials["image"] == image].to_numpy())
             )
-            for name, reader in readers.items():
+            for name, embedding_decoder in embedding_decoders.items():
                 there = torch.ones(1, len(voxels), dtype=torch.bool)
                 said = all_experts(
-                    read(reader, voxels[None], subject, there, "output", experts=True)
+                    read(embedding_decoder, voxels[None], subject, there, "output", experts=True)
                 )
                 torch.testing.assert_close(
                     part.read_of(name, np.array([row])), said, rtol=2e-3, atol=5e-3
                 )
                 torch.testing.assert_close(
                     part.truth[name][row],
-                    reader.standardised(table(name)[image]),
+                    embedding_decoder.standardised(table(name)[image]),
                     rtol=1e-4,
                     atol=1e-5,
                 )
@@ -138,9 +140,11 @@ def test_errors_are_measured_on_all_held_out_pictures_and_on_no_other(tiny):
     for name in ("image", "text"):
         reads, truth = whole.held_out.read_of(name, whole.held_out.rows), whole.held_out.truth[name]
         slope_E = (reads * truth[:, None]).sum((0, 2, 3)) / truth.square().sum()
-        torch.testing.assert_close(data.unsureness[name].slope_E, slope_E, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(data.decoding_error[name].slope_E, slope_E, rtol=1e-3, atol=1e-4)
         expected = reads - slope_E[:, None, None] * truth[:, None]
-        torch.testing.assert_close(data.unsureness[name].error_JETD, expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            data.decoding_error[name].error_JETD, expected, rtol=1e-3, atol=1e-3
+        )
 
 
 # --- the objective --------------------------------------------------------------------------------
@@ -176,8 +180,10 @@ ALPHAS = torch.linspace(0.999, 0.01, 100)
 
 def parts_of(
     config: Config, prediction: str = "epsilon", model: nn.Module | None = None
-) -> stage.Parts:
-    return stage.Parts(model or FakeUNet(), data_of(config, TableTargets()), ALPHAS, prediction)  # type: ignore[arg-type]
+) -> stage.DiffusionParts:
+    return stage.DiffusionParts(
+        model or FakeUNet(), data_of(config, TableTargets()), ALPHAS, prediction
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("reads", ["as_held_out", "plain"])
@@ -196,7 +202,7 @@ def test_the_denoising_loss_is_what_it_is_by_hand(tiny, prediction, gamma, reads
     found = stage.step(parts.model, rows, parts, config, chance)
     assert set(found.terms) == {"denoising"} and found.total == found.terms["denoising"]
     noisy, t_B, image, text, no_image, no_text, passed_on = parts.model.given[0]
-    errors = len(parts.data.unsureness["image"].error_JETD)
+    errors = len(parts.data.decoding_error["image"].error_JETD)
     drawn = stage.draw(config, 3, (4, 8, 8), 100, errors, generator(5))
     clean = torch.from_numpy(latents()[parts.data.train.image_N[rows]].astype(np.float32))
     a = ALPHAS[drawn.t_B].view(-1, 1, 1, 1)
@@ -223,7 +229,9 @@ def test_the_denoising_loss_is_what_it_is_by_hand(tiny, prediction, gamma, reads
         own = parts.data.train.read_of(name, rows)
         if reads == "as_held_out":
             own = unsure(
-                parts.data.train.truth[name][rows], parts.data.unsureness[name], drawn.weights_BJ
+                parts.data.train.truth[name][rows],
+                parts.data.decoding_error[name],
+                drawn.weights_BJ,
             )
         torch.testing.assert_close(heard, own, rtol=1e-4, atol=1e-4)
     assert not no_image.any() and not no_text.any()
@@ -272,7 +280,7 @@ def test_a_validation_hears_held_out_pictures_whole_with_the_same_noise_every_ti
     levels = torch.tensor([[0.9, 0.1]]).expand(5, 2)
     config = tiny(finetune__drop_both="1", router__kl_scale="2")
     parts = parts_of(config, model=FakeUNet(levels))
-    monkeypatch.setattr(stage, "pieces", lambda count, size: listening_data.pieces(count, 2))
+    monkeypatch.setattr(stage, "pieces", lambda count, size: diffusion_data.pieces(count, 2))
     found = stage.validate(parts, config)
     first, parts.model.given = parts.model.given, []
     assert stage.validate(parts, config) == found
@@ -344,13 +352,15 @@ def form_of() -> ConditioningForm:
 
 @pytest.mark.parametrize("routed", [("image", "text"), ("image",), ("text",), ()])
 def test_image_and_text_are_routed_by_their_own_routers_and_decoded_by_their_own_encoders(routed):
-    readers = {name: tiny_reader(name) for name in ("image", "text")}
+    embedding_decoders = {name: tiny_embedding_decoder(name) for name in ("image", "text")}
     routers = {name: a_router(seed) for name, seed in (("image", 1), ("text", 2)) if name in routed}
-    counts = dict.fromkeys(readers, COUNTS)
+    counts = dict.fromkeys(embedding_decoders, COUNTS)
     unet = EchoUNet()
-    model = ListeningUNet(unet, form_of(), readers, dict(routers), counts, "output", 32)  # type: ignore[arg-type]
+    model = ConditionedUNet(
+        unet, form_of(), embedding_decoders, dict(routers), counts, "output", 32
+    )  # type: ignore[arg-type]
     draws = generator()
-    reads = {name: torch.randn(3, 6, 1, 128, generator=draws) for name in readers}
+    reads = {name: torch.randn(3, 6, 1, 128, generator=draws) for name in embedding_decoders}
     noisy, t_B = torch.randn(3, 4, 8, 8, generator=draws), torch.tensor([900, 500, 20])
     drop_image, drop_text = torch.tensor([True, False, False]), torch.tensor([False, True, False])
     _, routings = model(noisy, t_B, reads["image"], reads["text"], drop_image, drop_text, None)
@@ -362,8 +372,10 @@ def test_image_and_text_are_routed_by_their_own_routers_and_decoded_by_their_own
             mixed = routers[name](experts, t_B, noisy)
             mine = routings[routed.index(name)].level_weights_BL
             torch.testing.assert_close(mine, mixed.routing.level_weights_BL)
-            return readers[name].in_clip_units(mixed.embedding_BTD)
-        return readers[name].in_clip_units(torch.stack([x.mean(1) for x in experts]).mean(0))
+            return embedding_decoders[name].in_clip_units(mixed.embedding_BTD)
+        return embedding_decoders[name].in_clip_units(
+            torch.stack([x.mean(1) for x in experts]).mean(0)
+        )
 
     image, text = heard("image"), heard("text")
     image[0] = 0
@@ -377,11 +389,17 @@ def test_image_and_text_are_routed_by_their_own_routers_and_decoded_by_their_own
 
 
 def test_a_prior_at_every_step_stands_after_the_router_and_passes_gradients_to_it():
-    readers = {name: tiny_reader(name) for name in ("image", "text")}
+    embedding_decoders = {name: tiny_embedding_decoder(name) for name in ("image", "text")}
     routers = {"image": a_router(1), "text": a_router(2)}
     unet = EchoUNet()
-    model = ListeningUNet(
-        unet, form_of(), readers, dict(routers), dict.fromkeys(readers, COUNTS), "step", 32
+    model = ConditionedUNet(
+        unet,
+        form_of(),
+        embedding_decoders,
+        dict(routers),
+        dict.fromkeys(embedding_decoders, COUNTS),
+        "step",
+        32,
     )  # type: ignore[arg-type]
     reads = torch.randn(2, 6, 1, 128, generator=generator())
     noisy, t_B, nothing = (
@@ -390,11 +408,14 @@ def test_a_prior_at_every_step_stands_after_the_router_and_passes_gradients_to_i
         torch.zeros(2, dtype=torch.bool),
     )
     model(noisy, t_B, reads, reads, nothing, nothing, None)
-    reader = readers["image"]
+    embedding_decoder = embedding_decoders["image"]
     routed = routers["image"](reads.split(list(COUNTS), dim=1), t_B, noisy).embedding_BTD
     (heard,) = unet.called["image_embeds"]
     torch.testing.assert_close(
-        heard, reader.in_clip_units(reader.through_prior(routed)), rtol=1e-4, atol=1e-4
+        heard,
+        embedding_decoder.in_clip_units(embedding_decoder.through_prior(routed)),
+        rtol=1e-4,
+        atol=1e-4,
     )
     gradients = torch.autograd.grad(
         heard.square().sum(), list(routers["image"].parameters()), allow_unused=True
@@ -402,7 +423,7 @@ def test_a_prior_at_every_step_stands_after_the_router_and_passes_gradients_to_i
     assert sum(gradient is not None and gradient.abs().max() > 0 for gradient in gradients) > 3
 
 
-def dense_reader() -> BrainReader:
+def dense_embedding_decoder() -> EmbeddingDecoder:
     torch.manual_seed(0)
     encoder = {
         "subjects": {"1": 41},
@@ -411,7 +432,7 @@ def dense_reader() -> BrainReader:
         "hidden_dim": 16,
         "n_blocks": 1,
     }
-    return BrainReader("BrainEncoder", encoder, None).eval()
+    return EmbeddingDecoder("BrainEncoder", encoder, None).eval()
 
 
 # --- setup ----------------------------------------------------------------------------------------
@@ -432,11 +453,11 @@ def test_setup_builds_the_routers_and_the_lora_that_are_asked_for(tiny):
     assert (
         parts.model.counts
         == {"image": COUNTS, "text": COUNTS}
-        == {name: expert_counts(tiny_reader(name)) for name in ("image", "text")}
+        == {name: expert_counts(tiny_embedding_decoder(name)) for name in ("image", "text")}
     )
     assert parts.model.form.image_shape == (1, 128) and parts.model.form.pooled_dim == 128
-    assert expert_counts(dense_reader()) == (1,)
-    out = dense_reader()(torch.zeros(2, 41), 1)
+    assert expert_counts(dense_embedding_decoder()) == (1,)
+    out = dense_embedding_decoder()(torch.zeros(2, 41), 1)
     assert torch.equal(all_experts(out), out.level_backbone_BLTD)
     router = parts.model.routers["image"]
     assert router.expert_counts == COUNTS and router.config.num_train_timesteps == 1000
@@ -459,12 +480,12 @@ def test_setup_builds_the_routers_and_the_lora_that_are_asked_for(tiny):
 
 def test_a_checkpoint_brings_back_the_lora_the_routers_and_the_order_of_the_prior(tmp_path):
     unet, routers = fake_backbone().unet, {"image": a_router(1), "text": a_router(2)}
-    save_tuned(tmp_path / "bare", unet, {"text": routers["text"]}, "experts")
-    bare = load_tuned(tmp_path / "bare")
+    save_finetuned(tmp_path / "bare", unet, {"text": routers["text"]}, "experts")
+    bare = load_finetuned(tmp_path / "bare")
     assert bare.lora is bare.router_image is None and bare.prior_order == "experts"
     add_lora(unet, 2)
-    save_tuned(tmp_path / "whole", unet, routers, "levels")
-    whole = load_tuned(tmp_path / "whole")
+    save_finetuned(tmp_path / "whole", unet, routers, "levels")
+    whole = load_finetuned(tmp_path / "whole")
     assert whole.lora.is_file() and whole.prior_order == "levels"
     for found, router in (
         (whole.router_image, routers["image"]),
@@ -488,37 +509,43 @@ def test_what_was_tuned_is_used_as_the_setting_says(tiny, root, tmp_path):
     not the last.
     """
     settings = {
-        name: tiny_config(root, tmp_path / "run", sampler__finetuned=name)
+        name: tiny_config(root, tmp_path / "run", generation__finetuned=name)
         for name in ("auto", "yes", "no")
     }
-    assert tuned_folder(settings["auto"]) is None and tuned_folder(settings["no"]) is None
+    assert finetuned_folder(settings["auto"]) is None and finetuned_folder(settings["no"]) is None
     with pytest.raises(UserError, match="braingen finetune"):
-        tuned_folder(settings["yes"])
+        finetuned_folder(settings["yes"])
     a_run(tmp_path / "run" / "finetune")
     best = tmp_path / "run" / "finetune" / "best"
     assert (
-        tuned_folder(settings["auto"]) == tuned_folder(settings["yes"]) == best
-        and tuned_folder(settings["no"]) is None
+        finetuned_folder(settings["auto"]) == finetuned_folder(settings["yes"]) == best
+        and finetuned_folder(settings["no"]) is None
     )
     (tmp_path / "run" / "finetune" / "finished").unlink()
     with pytest.raises(UserError, match="not finished"):
-        tuned_folder(settings["auto"])
+        finetuned_folder(settings["auto"])
 
 
 def test_the_encoders_of_image_and_text_come_from_their_own_runs_frozen(root, tmp_path):
     config = tiny_config(root, tmp_path / "run")
     for name in ("image", "text"):
         a_run(tmp_path / "run" / name)
-        tiny_reader(name).requires_grad_(True).train().save_pretrained(
-            tmp_path / "run" / name / "reader"
+        tiny_embedding_decoder(name).requires_grad_(True).train().save_pretrained(
+            tmp_path / "run" / name / "embedding_decoder"
         )
-    found = load_readers(config)
+    found = load_embedding_decoders(config)
     assert list(found) == ["image", "text"]
-    for name, reader in found.items():
-        assert not reader.training and not any(p.requires_grad for p in reader.parameters())
+    for name, embedding_decoder in found.items():
+        assert not embedding_decoder.training and not any(
+            p.requires_grad for p in embedding_decoder.parameters()
+        )
         assert all(
             torch.equal(p, q)
-            for p, q in zip(reader.parameters(), tiny_reader(name).parameters(), strict=True)
+            for p, q in zip(
+                embedding_decoder.parameters(),
+                tiny_embedding_decoder(name).parameters(),
+                strict=True,
+            )
         )
 
 
@@ -546,7 +573,7 @@ def tuned(
     seen = Tuning(config, config.run.folder / "finetune", [], [], [], [], [], {})
     fresh = stage.optimizer_of
 
-    def optimizer_of(model: ListeningUNet, config: Config) -> torch.optim.Optimizer:
+    def optimizer_of(model: ConditionedUNet, config: Config) -> torch.optim.Optimizer:
         optimizer = fresh(model, config)
         seen.before.update({name: p.detach().clone() for name, p in model.named_parameters()})
         lora = {id(p) for name, p in model.named_parameters() if ".lora_" in name}
@@ -574,7 +601,7 @@ def tuned(
         seen.rows.append(rows.tolist())
         seen.seeds.append(chance.initial_seed())
 
-    def before_validation(parts: stage.Parts, config: Config) -> None:
+    def before_validation(parts: stage.DiffusionParts, config: Config) -> None:
         seen.states.append({name: p.detach().clone() for name, p in parts.model.named_parameters()})
 
     monkeypatch.setattr(stage, "optimizer_of", optimizer_of)
@@ -592,7 +619,7 @@ def is_of(checkpoint: Path, state: dict[str, Tensor]) -> bool:
     """Whether a checkpoint holds the LoRA and the routers of a state."""
     unet = fake_backbone().unet
     load_lora(unet, checkpoint)
-    loaded = load_tuned(checkpoint)
+    loaded = load_finetuned(checkpoint)
     kept = {f"unet.{name}": p for name, p in lora_parameters(unet).items()}
     for kind, router in (("image", loaded.router_image), ("text", loaded.router_text)):
         kept |= {f"routers.{kind}.{name}": p for name, p in router.named_parameters()}
@@ -651,7 +678,7 @@ def test_passes_go_through_the_rows_with_chances_of_their_own_and_rates_warm_up(
     more |= {"lr_scheduler": "cosine", "max_train_steps": "4", "validation_steps": "2"}
     config = tiny(**{f"finetune__{name}": value for name, value in more.items()})
     seen = tuned(monkeypatch, config)
-    rows = listening_data.Rows(len(data_of(config, TableTargets()).train.rows), 3, 0)
+    rows = diffusion_data.StepRows(len(data_of(config, TableTargets()).train.rows), 3, 0)
     assert seen.rows == [rows.of(number).tolist() for number in range(8)]
     assert seen.seeds == [hash_seed(0, "pass of 0", number) for number in range(8)]
     assert [lora for lora, _ in seen.rates] == pytest.approx([0.002, 0.004, 0.004, 0.002])

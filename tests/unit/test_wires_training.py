@@ -21,20 +21,20 @@ from torch.nn.functional import cosine_similarity, mse_loss
 from unit.tiny_training import WIDTH, LinearReader, TableTargets, spy, table, tiny_config
 
 from braingen.config import Config
-from braingen.config.reading import LossConfig
+from braingen.config.training import LossConfig
 from braingen.data.batches import RepeatedBatch
 from braingen.data.betas import Betas
 from braingen.data.trials import hold_out_images, test_trials, train_trials
 from braingen.encoders import losses
-from braingen.encoders.embedding_decoder import BrainReader
-from braingen.encoders.feature_router import AffinityRouter
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.encoders.feature_router import StaticRouter
 from braingen.evaluation import decoding
 from braingen.evaluation import embeddings as stage_reading
 from braingen.runtime.data_layout import Layout
-from braingen.runtime.paths import READER
+from braingen.runtime.paths import EMBEDDING_DECODER
 from braingen.runtime.seeds import hash_seed
 from braingen.training import encoder as stage
-from braingen.training import encoder_setup as reader_setup
+from braingen.training import encoder_setup as embedding_decoder_setup
 from braingen.training.steps import StepLosses
 from braingen.types import Trials, VoxelBatch
 
@@ -44,7 +44,7 @@ SCALES = {
     "prior_scale": 5.0,
     "cos_scale": 7.0,
     "prior_clip_scale": 11.0,
-    "level_scale": 13.0,
+    "deep_supervision_weight": 13.0,
     "balance_scale": 17.0,
     "temp_coeff": 40.0,
     "mixup_pct": 0.4,
@@ -59,7 +59,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def table_in_place_of_clip(monkeypatch):
-    monkeypatch.setattr(reader_setup, "Targets", TableTargets)
+    monkeypatch.setattr(embedding_decoder_setup, "Targets", TableTargets)
     monkeypatch.setattr(stage_reading, "Targets", TableTargets)
 
 
@@ -71,7 +71,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 class Case(NamedTuple):
-    reader: LinearReader
+    embedding_decoder: LinearReader
     batch: tuple[VoxelBatch, ...]
     parts: Any
     truth_BTD: Tensor
@@ -89,12 +89,14 @@ def case() -> Case:
     row_of_image[4:20] = np.random.default_rng(0).permutation(16)
     targets_ND = torch.randn(16, 1, WIDTH, generator=draws)
     truth_BTD = torch.cat([targets_ND[row_of_image[part.image_B.numpy()]] for part in batch])
-    parts = reader_setup.Parts(None, None, [], targets_ND, row_of_image, LossConfig(**SCALES))  # type: ignore[arg-type]
+    parts = embedding_decoder_setup.EncoderParts(
+        None, None, [], targets_ND, row_of_image, LossConfig(**SCALES)
+    )  # type: ignore[arg-type]
     return Case(LinearReader({1: 5, 2: 4}), batch, parts, truth_BTD)
 
 
 def outputs(case: Case, voxels: list[Tensor]) -> dict[str, Tensor]:
-    each = [case.reader(x, part.subject) for x, part in zip(voxels, case.batch)]
+    each = [case.embedding_decoder(x, part.subject) for x, part in zip(voxels, case.batch)]
     names = ("backbone_BTD", "clip_BTD", "level_backbone_BLTD")
     return {name: torch.cat([getattr(one, name) for one in each]) for name in names} | {
         "balance": torch.stack([one.balance_loss for one in each]).mean()
@@ -104,7 +106,7 @@ def outputs(case: Case, voxels: list[Tensor]) -> dict[str, Tensor]:
 def by_hand(
     case: Case, out: dict[str, Tensor], aim_BTD: Tensor, contrastive: Any
 ) -> dict[str, Tensor]:
-    prediction = case.reader.prior.predict(out["backbone_BTD"])
+    prediction = case.embedding_decoder.prior.predict(out["backbone_BTD"])
     return {
         "clip": 2 * contrastive(out["clip_BTD"]),
         "mse": 3 * mse_loss(out["backbone_BTD"], aim_BTD),
@@ -135,7 +137,7 @@ def test_while_trials_are_mixed_every_term_is_what_it_is_by_hand(case):
     """Voxels are mixed within their subject; the targets of prior, cosine, squared error and levels
     are mixed alike.
     """
-    found = stage.step(case.reader, case.batch, case.parts, 0.39, generator(3))
+    found = stage.step(case.embedding_decoder, case.batch, case.parts, 0.39, generator(3))
     draws = generator(3)
     mixes = [losses.draw_mix(6, draws) for _ in case.batch]
     whole = losses.join_mixes(mixes)
@@ -150,7 +152,7 @@ def test_while_trials_are_mixed_every_term_is_what_it_is_by_hand(case):
         )
 
     assert_terms(found, by_hand(case, out, aim_BTD, contrastive))
-    given_backbone, given_aim, given_generator = case.reader.prior.given[0]
+    given_backbone, given_aim, given_generator = case.embedding_decoder.prior.given[0]
     torch.testing.assert_close(given_backbone, out["backbone_BTD"])
     torch.testing.assert_close(given_aim, aim_BTD)
     assert given_generator.get_state().equal(
@@ -160,7 +162,7 @@ def test_while_trials_are_mixed_every_term_is_what_it_is_by_hand(case):
 
 @pytest.mark.parametrize("progress", [0.4, 0.7, 1.0])
 def test_after_the_mixing_labels_are_soft_and_their_temperature_is_annealed(case, progress):
-    found = stage.step(case.reader, case.batch, case.parts, progress, generator(3))
+    found = stage.step(case.embedding_decoder, case.batch, case.parts, progress, generator(3))
     out = outputs(case, [part.voxels_BV for part in case.batch])
     temperature = {0.4: 0.004, 0.7: (0.004 + 0.0075) / 2, 1.0: 0.0075}[progress] * 40
 
@@ -175,7 +177,7 @@ def test_after_the_mixing_labels_are_soft_and_their_temperature_is_annealed(case
 def test_a_training_of_a_single_step_has_a_temperature(case):
     """The published annealing divides 0 by 0 for one step."""
     parts = case.parts._replace(loss=case.parts.loss.model_copy(update={"mixup_pct": 0.0}))
-    found = stage.step(case.reader, case.batch, parts, 0.0, generator(3))
+    found = stage.step(case.embedding_decoder, case.batch, parts, 0.0, generator(3))
     rows, wanted = (
         losses.unit_rows(x)
         for x in (
@@ -189,15 +191,17 @@ def test_a_training_of_a_single_step_has_a_temperature(case):
 
 
 def test_terms_of_weight_zero_are_left_out_and_the_prior_where_there_is_none(case):
-    bare = case.parts._replace(loss=LossConfig(mse_scale=0, level_scale=0, prior_clip_scale=0))
-    assert set(stage.step(case.reader, case.batch, bare, 1.0, generator()).terms) == {
+    bare = case.parts._replace(
+        loss=LossConfig(mse_scale=0, deep_supervision_weight=0, prior_clip_scale=0)
+    )
+    assert set(stage.step(case.embedding_decoder, case.batch, bare, 1.0, generator()).terms) == {
         "clip",
         "balance",
         "prior",
         "cosine",
     }
-    case.reader.prior = None
-    assert set(stage.step(case.reader, case.batch, bare, 1.0, generator()).terms) == {
+    case.embedding_decoder.prior = None
+    assert set(stage.step(case.embedding_decoder, case.batch, bare, 1.0, generator()).terms) == {
         "clip",
         "balance",
     }
@@ -208,8 +212,8 @@ def test_terms_of_weight_zero_are_left_out_and_the_prior_where_there_is_none(cas
 )
 def test_every_term_reaches_the_encoder(case, term):
     """The prior is trained together with the encoder, not on detached outputs."""
-    found = stage.step(case.reader, case.batch, case.parts, 0.1, generator()).terms[term]
-    layers = [case.reader.subject[str(part.subject)].weight for part in case.batch]
+    found = stage.step(case.embedding_decoder, case.batch, case.parts, 0.1, generator()).terms[term]
+    layers = [case.embedding_decoder.subject[str(part.subject)].weight for part in case.batch]
     assert all(gradient.abs().max() > 0 for gradient in torch.autograd.grad(found, layers))
 
 
@@ -226,20 +230,22 @@ def test_the_balance_loss_of_real_routers_evens_them_out():
         "n_blocks": 1,
         "exp_factor_list": [2],
     }
-    reader = BrainReader("BrainMoEMulti", encoder, None)
-    router = next(module for module in reader.modules() if isinstance(module, AffinityRouter))
+    embedding_decoder = EmbeddingDecoder("BrainMoEMulti", encoder, None)
+    router = next(
+        module for module in embedding_decoder.modules() if isinstance(module, StaticRouter)
+    )
     with torch.no_grad():
         router.affinity[..., 0].add_(0.5) if router.affinity.shape[-1] < router.affinity.shape[
             -2
         ] else router.affinity[..., 0, :].add_(0.5)
 
     def balance() -> Tensor:
-        return reader(torch.zeros(2, 8), 1).balance_loss
+        return embedding_decoder(torch.zeros(2, 8), 1).balance_loss
 
     before = balance()
     assert before > 0
-    parts = reader_setup.Parts(
-        reader,
+    parts = embedding_decoder_setup.EncoderParts(
+        embedding_decoder,
         None,
         [],
         torch.randn(4, 1, WIDTH, generator=generator()),
@@ -248,7 +254,7 @@ def test_the_balance_loss_of_real_routers_evens_them_out():
     )
     batch = (VoxelBatch(torch.randn(4, 8, generator=generator()), torch.arange(4), 1),)
     (gradient,) = torch.autograd.grad(
-        stage.step(reader, batch, parts, 1.0, generator()).total, [router.affinity]
+        stage.step(embedding_decoder, batch, parts, 1.0, generator()).total, [router.affinity]
     )
     with torch.no_grad():
         router.affinity -= 0.2 * gradient / gradient.norm()
@@ -309,7 +315,7 @@ class Seen(NamedTuple):
     looked_at: list[set[int]]
     """Images of every validation."""
     states: list[dict[str, Tensor]]
-    """The reader at every validation."""
+    """The embedding decoder at every validation."""
     steps: int
 
 
@@ -323,8 +329,8 @@ def trained(
     seen = Seen(config, config.run.folder / modality, [], [], [], [], [], [], [], 0)
     fresh = stage.optimizer_of
 
-    def optimizer_of(reader: BrainReader, config: Config) -> torch.optim.Optimizer:
-        optimizer = fresh(reader, config)
+    def optimizer_of(embedding_decoder: EmbeddingDecoder, config: Config) -> torch.optim.Optimizer:
+        optimizer = fresh(embedding_decoder, config)
 
         def before_update(*_: Any) -> None:
             gradients = [
@@ -342,18 +348,20 @@ def trained(
         return optimizer
 
     def before_step(
-        reader: Any, batch: Any, parts: Any, progress: float, mixing: torch.Generator
+        embedding_decoder: Any, batch: Any, parts: Any, progress: float, mixing: torch.Generator
     ) -> None:
-        assert reader.training
+        assert embedding_decoder.training
         seen.batches.append(batch)
         seen.progress.append(progress)
         seen.seeds.append((torch.initial_seed(), mixing.initial_seed()))
 
-    def before_validation(reader: BrainReader, parts: Any) -> None:
+    def before_validation(embedding_decoder: EmbeddingDecoder, parts: Any) -> None:
         seen.looked_at.append(
             {image for trials, _ in parts.held_out for image in trials.table["image"]}
         )
-        seen.states.append({name: value.clone() for name, value in reader.state_dict().items()})
+        seen.states.append(
+            {name: value.clone() for name, value in embedding_decoder.state_dict().items()}
+        )
 
     monkeypatch.setattr(stage, "optimizer_of", optimizer_of)
     if cosines is not None:
@@ -361,12 +369,15 @@ def trained(
         monkeypatch.setattr(
             stage,
             "validate",
-            lambda reader, parts: {"validation/cosine": next(wanted), "validation/retrieval": 0.0},
+            lambda embedding_decoder, parts: {
+                "validation/cosine": next(wanted),
+                "validation/retrieval": 0.0,
+            },
         )
     spy(monkeypatch, stage, "step", before_step)
     spy(monkeypatch, stage, "validate", before_validation)
     stage.train(config, modality)
-    return seen._replace(steps=len(seen.batches) // config.optim.num_epochs)
+    return seen._replace(steps=len(seen.batches) // config.training.num_epochs)
 
 
 def test_a_run_trains_on_kept_images_and_validates_on_held_out_ones(monkeypatch, root, tmp_path):
@@ -422,7 +433,7 @@ def test_setup_gives_every_image_its_own_target_in_units_of_the_training_images(
     config = tiny_config(
         root, tmp_path, data__subjects="1,2", loss_image__clip_scale="1", loss_text__clip_scale="4"
     )
-    parts = reader_setup.setup(config, modality)
+    parts = embedding_decoder_setup.setup(config, modality)
     held, kept = held_out_and_kept(config)
     known = table(modality)[sorted(kept)]
     mean, spread = known.mean(0), (known - known.mean(0)).std()
@@ -434,7 +445,7 @@ def test_setup_gives_every_image_its_own_target_in_units_of_the_training_images(
             )
         else:
             assert parts.row_of_image[image] == -1
-    torch.testing.assert_close(parts.reader.mean_TD, mean)
+    torch.testing.assert_close(parts.embedding_decoder.mean_TD, mean)
     assert parts.loss.clip_scale == scale
     assert {image for trials, _ in parts.held_out for image in trials.table["image"]} == held
 
@@ -446,36 +457,40 @@ def test_setup_builds_what_is_asked_for(root, tmp_path):
         prior__use="sample",
         prior__sample_steps="3",
         prior__guidance_scale="2.5",
-        optim__batch_size="5",
+        training__batch_size="5",
     )
-    parts = reader_setup.setup(config, "image")
-    reader = parts.reader
+    parts = embedding_decoder_setup.setup(config, "image")
+    embedding_decoder = parts.embedding_decoder
     assert (
-        reader.config.prior_use == "sample"
-        and reader.config.sample_steps == 3
-        and reader.config.guidance_scale == 2.5
+        embedding_decoder.config.prior_use == "sample"
+        and embedding_decoder.config.sample_steps == 3
+        and embedding_decoder.config.guidance_scale == 2.5
     )
-    assert reader.config.encoder_config["hidden_dim"] == 16 and reader.config.encoder_config[
-        "subjects"
-    ] == {"1": 41}
-    assert reader.config.prior_config["timesteps"] == 10 and parts.batches.share == 5
+    assert embedding_decoder.config.encoder_config[
+        "hidden_dim"
+    ] == 16 and embedding_decoder.config.encoder_config["subjects"] == {"1": 41}
+    assert embedding_decoder.config.prior_config["timesteps"] == 10 and parts.batches.share == 5
     assert (
-        reader_setup.setup(
+        embedding_decoder_setup.setup(
             tiny_config(root, tmp_path, prior__use_prior="false"), "image"
-        ).reader.prior
+        ).embedding_decoder.prior
         is None
     )
     again, other = (
-        reader_setup.setup(tiny_config(root, tmp_path, run__seed=seed), "image")
+        embedding_decoder_setup.setup(tiny_config(root, tmp_path, run__seed=seed), "image")
         for seed in ("0", "1")
     )
-    weights = {name: value for name, value in reader.encoder.state_dict().items() if value.ndim > 1}
+    weights = {
+        name: value
+        for name, value in embedding_decoder.encoder.state_dict().items()
+        if value.ndim > 1
+    }
     assert all(
-        torch.equal(again.reader.encoder.state_dict()[name], value)
+        torch.equal(again.embedding_decoder.encoder.state_dict()[name], value)
         for name, value in weights.items()
     )
     assert not all(
-        torch.equal(other.reader.encoder.state_dict()[name], value)
+        torch.equal(other.embedding_decoder.encoder.state_dict()[name], value)
         for name, value in weights.items()
     )
     assert [other.batches.chosen(0, 0)[0].tolist()] != [again.batches.chosen(0, 0)[0].tolist()]
@@ -489,14 +504,18 @@ def test_a_dense_encoder_of_captions_has_the_widths_of_the_text_encoders(
     config = tiny_config(
         root, tmp_path, encoder__model="BrainEncoder", backbone__text_output=output
     )
-    text = reader_setup.build_reader(config, {3: 9}, (1, WIDTH), widths).config.encoder_config
+    text = embedding_decoder_setup.build_embedding_decoder(
+        config, {3: 9}, (1, WIDTH), widths
+    ).config.encoder_config
     assert (
         text["text_emb_dims"] == dims
         and text["text_output"] == output
         and text["subjects"] == {"3": 9}
     )
     assert (text["clip_seq_dim"], text["clip_emb_dim"]) == (1, WIDTH)
-    image = reader_setup.build_reader(config, {3: 9}, (1, WIDTH)).config.encoder_config
+    image = embedding_decoder_setup.build_embedding_decoder(
+        config, {3: 9}, (1, WIDTH)
+    ).config.encoder_config
     assert image.get("fusion", "none") == "none" and not image.get("train_pool")
 
 
@@ -504,37 +523,42 @@ def test_a_dense_encoder_of_captions_has_the_widths_of_the_text_encoders(
 def test_a_run_starts_from_the_weights_of_another_and_trains_what_is_asked_for(
     root, tmp_path, trained_part
 ):
-    first = reader_setup.setup(tiny_config(root, tmp_path / "first"), "image").reader
-    first.save_pretrained(tmp_path / "first" / "image" / READER)
+    first = embedding_decoder_setup.setup(
+        tiny_config(root, tmp_path / "first"), "image"
+    ).embedding_decoder
+    first.save_pretrained(tmp_path / "first" / "image" / EMBEDDING_DECODER)
     for name, text in (("config.yaml", "a: 1"), ("finished", "{}")):
         (tmp_path / "first" / "image" / name).write_text(text)
     more = {
-        "optim__start_from": str(tmp_path / "first"),
-        "optim__trained": trained_part,
+        "training__start_from": str(tmp_path / "first"),
+        "training__trained": trained_part,
         "run__seed": "5",
     }
-    reader = reader_setup.setup(
+    embedding_decoder = embedding_decoder_setup.setup(
         tiny_config(root, tmp_path / "second", data__subjects="2", **more), "image"
-    ).reader
-    own, taken = reader.state_dict(), first.state_dict()
+    ).embedding_decoder
+    own, taken = embedding_decoder.state_dict(), first.state_dict()
     shared = own.keys() & taken.keys()
     assert (
         all(torch.equal(own[name], taken[name]) for name in shared)
         and {"mean_TD", "spread"} <= shared
     )
-    free = {name for name, parameter in reader.named_parameters() if parameter.requires_grad}
+    free = {
+        name for name, parameter in embedding_decoder.named_parameters() if parameter.requires_grad
+    }
     subject = {name for name in own if "subject_layer" in name}
-    routers = {name for name in own if "affinity" in name}
+    routers = {name for name in own if "static" in name}
     assert subject == own.keys() - taken.keys() and routers
     assert free == {"subject": subject, "routers": subject | routers}.get(
-        trained_part, {n for n, _ in reader.named_parameters()}
+        trained_part, {n for n, _ in embedding_decoder.named_parameters()}
     )
 
 
 def test_two_processes_get_different_trials_of_the_same_step(root, tmp_path):
     config = tiny_config(root, tmp_path)
     first, second = (
-        reader_setup.setup(config, "image", rank, 2).batches.chosen(0, 0)[0] for rank in range(2)
+        embedding_decoder_setup.setup(config, "image", rank, 2).batches.chosen(0, 0)[0]
+        for rank in range(2)
     )
     assert len(first) == len(second) and not set(first) & set(second)
 
@@ -545,7 +569,7 @@ def test_two_processes_get_different_trials_of_the_same_step(root, tmp_path):
 def test_the_learning_rate_rises_for_two_epochs_and_falls_to_a_thousandth_of_its_start(
     monkeypatch, root, tmp_path
 ):
-    config = tiny_config(root, tmp_path, optim__max_lr="0.002", optim__num_epochs="8")
+    config = tiny_config(root, tmp_path, training__max_lr="0.002", training__num_epochs="8")
     rates = trained(monkeypatch, config).rates
     top = int(np.argmax(rates))
     assert rates[0] == pytest.approx(0.002 / 25) and rates[top] == pytest.approx(0.002, rel=0.1)
@@ -564,13 +588,15 @@ def test_gradients_are_averaged_over_the_steps_of_an_update_and_clipped(
     free = tiny_config(
         root,
         tmp_path / "free",
-        optim__gradient_accumulation_steps=together,
-        optim__max_grad_norm="1e9",
+        training__gradient_accumulation_steps=together,
+        training__max_grad_norm="1e9",
     )
     values = iter(range(1, 1000))
 
-    def step(reader: BrainReader, *_: Any) -> StepLosses:
-        weight = next(parameter for parameter in reader.parameters() if parameter.requires_grad)
+    def step(embedding_decoder: EmbeddingDecoder, *_: Any) -> StepLosses:
+        weight = next(
+            parameter for parameter in embedding_decoder.parameters() if parameter.requires_grad
+        )
         return StepLosses.of({"clip": next(values) * weight.flatten()[0]})
 
     monkeypatch.setattr(stage, "step", step)
@@ -589,8 +615,8 @@ def test_gradients_are_averaged_over_the_steps_of_an_update_and_clipped(
     clipped = tiny_config(
         root,
         tmp_path / "clipped",
-        optim__gradient_accumulation_steps=together,
-        optim__max_grad_norm="0.5",
+        training__gradient_accumulation_steps=together,
+        training__max_grad_norm="0.5",
     )
     assert trained(monkeypatch, clipped).gradients == pytest.approx([0.5] * len(groups), rel=1e-3)
 
@@ -598,32 +624,33 @@ def test_gradients_are_averaged_over_the_steps_of_an_update_and_clipped(
 def test_weight_decay_is_of_linear_maps_alone_and_everything_trained_is_in_the_optimizer(
     root, tmp_path
 ):
-    config = tiny_config(root, tmp_path, optim__weight_decay="0.25", optim__max_lr="0.125")
-    reader = reader_setup.setup(config, "image").reader
-    decayed, plain = stage.optimizer_of(reader, config).param_groups
+    config = tiny_config(root, tmp_path, training__weight_decay="0.25", training__max_lr="0.125")
+    embedding_decoder = embedding_decoder_setup.setup(config, "image").embedding_decoder
+    decayed, plain = stage.optimizer_of(embedding_decoder, config).param_groups
     assert (
         decayed["weight_decay"] == 0.25
         and plain["weight_decay"] == 0
         and decayed["lr"] == plain["lr"] == 0.125
     )
-    names = {id(parameter): name for name, parameter in reader.named_parameters()}
+    names = {id(parameter): name for name, parameter in embedding_decoder.named_parameters()}
     in_decayed, in_plain = ({names[id(p)] for p in group["params"]} for group in (decayed, plain))
     assert (
-        in_decayed | in_plain == {name for name, p in reader.named_parameters() if p.requires_grad}
+        in_decayed | in_plain
+        == {name for name, p in embedding_decoder.named_parameters() if p.requires_grad}
         and not in_decayed & in_plain
     )
     assert (
         all(name.endswith("weight") for name in in_decayed)
         and {name for name in names.values() if name.endswith("bias")} <= in_plain
     )
-    assert {name for name in names.values() if "affinity" in name} <= in_plain
+    assert {name for name in names.values() if "static" in name} <= in_plain
 
 
 def test_everything_that_is_trained_moves_routers_too_and_subjects_that_are_not_shown_do_not(
     monkeypatch, root, tmp_path
 ):
-    config = tiny_config(root, tmp_path, data__subjects="1,2", optim__max_lr="0.01")
-    start = reader_setup.setup(config, "image").reader
+    config = tiny_config(root, tmp_path, data__subjects="1,2", training__max_lr="0.01")
+    start = embedding_decoder_setup.setup(config, "image").embedding_decoder
     before = {
         name: parameter.detach().clone()
         for name, parameter in start.named_parameters()
@@ -633,16 +660,16 @@ def test_everything_that_is_trained_moves_routers_too_and_subjects_that_are_not_
     after = seen.states[-1]
     still = [name for name, value in before.items() if torch.equal(after[name], value)]
     assert still == []
-    assert sum("affinity" in name for name in before) >= 2
+    assert sum("static" in name for name in before) >= 2
     adapted = tiny_config(
         root,
         tmp_path / "new",
         data__subjects="1",
-        optim__start_from=str(tmp_path),
-        optim__trained="subject",
+        training__start_from=str(tmp_path),
+        training__trained="subject",
     )
     left = trained(monkeypatch, adapted)
-    kept = load_file(next((tmp_path / "image" / READER).glob("*.safetensors")))
+    kept = load_file(next((tmp_path / "image" / EMBEDDING_DECODER).glob("*.safetensors")))
     moved = {name for name, value in left.states[-1].items() if not torch.equal(value, kept[name])}
     assert moved and all("subject_layer" in name for name in moved)
 
@@ -653,9 +680,11 @@ def test_everything_that_is_trained_moves_routers_too_and_subjects_that_are_not_
 @pytest.mark.parametrize(
     ("cosines", "best"), [([0.1, 0.5, 0.3], 1), ([-0.3, -0.4, -0.2], 2), ([0.6, 0.5, 0.6], 0)]
 )
-def test_the_reader_of_the_best_validation_is_kept(monkeypatch, root, tmp_path, cosines, best):
+def test_the_embedding_decoder_of_the_best_validation_is_kept(
+    monkeypatch, root, tmp_path, cosines, best
+):
     seen = trained(monkeypatch, tiny_config(root, tmp_path), cosines=cosines)
-    kept = BrainReader.from_pretrained(seen.folder / READER).state_dict()
+    kept = EmbeddingDecoder.from_pretrained(seen.folder / EMBEDDING_DECODER).state_dict()
     assert [
         all(torch.equal(state[name], kept[name]) for name in kept) for state in seen.states
     ] == [n == best for n in range(3)]
@@ -664,13 +693,15 @@ def test_the_reader_of_the_best_validation_is_kept(monkeypatch, root, tmp_path, 
 def test_what_is_logged_is_the_mean_of_every_term_over_the_epoch(monkeypatch, root, tmp_path):
     terms = iter(range(1, 100))
 
-    def step(reader: BrainReader, *_: Any) -> StepLosses:
-        weight = next(parameter for parameter in reader.parameters() if parameter.requires_grad)
+    def step(embedding_decoder: EmbeddingDecoder, *_: Any) -> StepLosses:
+        weight = next(
+            parameter for parameter in embedding_decoder.parameters() if parameter.requires_grad
+        )
         return StepLosses.of({"clip": 0 * weight.sum() + next(terms)})
 
     monkeypatch.setattr(stage, "step", step)
     seen = trained(
-        monkeypatch, tiny_config(root, tmp_path, optim__num_epochs="2"), cosines=[0.25, 0.125]
+        monkeypatch, tiny_config(root, tmp_path, training__num_epochs="2"), cosines=[0.25, 0.125]
     )
     records = [
         json.loads(line) for line in (seen.folder / "metrics.jsonl").read_text().splitlines()
@@ -687,7 +718,7 @@ def test_what_is_logged_is_the_mean_of_every_term_over_the_epoch(monkeypatch, ro
 
 
 def test_it_is_looked_at_as_often_as_asked_and_at_the_end(monkeypatch, root, tmp_path):
-    config = tiny_config(root, tmp_path, optim__validate_every="2", optim__num_epochs="5")
+    config = tiny_config(root, tmp_path, training__validate_every="2", training__num_epochs="5")
     seen = trained(monkeypatch, config, cosines=[0.1, 0.2, 0.3])
     assert len(seen.states) == 3
 
@@ -696,21 +727,23 @@ def test_a_validation_averages_presentations_and_scores_the_embedding_after_the_
     root, tmp_path
 ):
     config = tiny_config(root, tmp_path, data__subjects="1,2")
-    parts = reader_setup.setup(config, "image")
-    reader = LinearReader({1: 41, 2: 42})
-    found = stage.validate(reader, parts._replace(reader=reader))
-    assert reader.modes and not any(reader.modes) and reader.training
+    parts = embedding_decoder_setup.setup(config, "image")
+    embedding_decoder = LinearReader({1: 41, 2: 42})
+    found = stage.validate(embedding_decoder, parts._replace(embedding_decoder=embedding_decoder))
+    assert (
+        embedding_decoder.modes and not any(embedding_decoder.modes) and embedding_decoder.training
+    )
     backbone, clip, truth = [], [], []
     for trials, betas in parts.held_out:
         for image in sorted(set(trials.table["image"])):
             rows = trials.table["trial"][trials.table["image"] == image].to_numpy()
             assert len(rows) == 3
-            out = reader(torch.from_numpy(betas.rows(rows)), trials.subject)
+            out = embedding_decoder(torch.from_numpy(betas.rows(rows)), trials.subject)
             backbone.append(out.backbone_BTD.mean(0))
             clip.append(out.clip_BTD.mean(0))
             truth.append(parts.targets_ND[parts.row_of_image[image]])
     decoded, true = (
-        reader.prior.predict(torch.stack(backbone)).flatten(1),
+        embedding_decoder.prior.predict(torch.stack(backbone)).flatten(1),
         torch.stack(truth).flatten(1),
     )
     assert found["validation/cosine"] == pytest.approx(
@@ -725,14 +758,16 @@ def test_a_validation_averages_presentations_and_scores_the_embedding_after_the_
         trials.table[trials.table["image"] == trials.table["image"].iloc[0]], trials.subject
     )
     alone = stage.validate(
-        reader, parts._replace(held_out=[(one, betas)])
+        embedding_decoder, parts._replace(held_out=[(one, betas)])
     )  # published accuracies fail with fewer candidates than k
     assert alone["validation/retrieval"] == 1
-    reader.prior = None
+    embedding_decoder.prior = None
     bare = cosine_similarity(torch.stack(backbone).flatten(1), true).mean().item()
-    assert stage.validate(reader, parts)["validation/cosine"] == pytest.approx(bare, abs=1e-4)
+    assert stage.validate(embedding_decoder, parts)["validation/cosine"] == pytest.approx(
+        bare, abs=1e-4
+    )
     perfect = parts._replace(targets_ND=torch.stack(clip), row_of_image=row_numbers(parts))
-    assert stage.validate(reader, perfect)["validation/retrieval"] == 1
+    assert stage.validate(embedding_decoder, perfect)["validation/retrieval"] == 1
 
 
 def row_numbers(parts: Any) -> np.ndarray:
@@ -751,33 +786,33 @@ def test_a_few_trials_are_learnt_by_heart(root, tmp_path):
     more = {
         "loss_image__mse_scale": "5",
         "loss_image__level_scale": "5",
-        "optim__max_lr": "0.02",
-        "optim__batch_size": "4",
+        "training__max_lr": "0.02",
+        "training__batch_size": "4",
     }
     config = tiny_config(root, tmp_path, encoder__hidden_dim="32", **more)
-    parts = reader_setup.setup(config, "image")
-    reader, batch = parts.reader, parts.batches.batch(0, 0)
+    parts = embedding_decoder_setup.setup(config, "image")
+    embedding_decoder, batch = parts.embedding_decoder, parts.batches.batch(0, 0)
     truth = parts.targets_ND[parts.row_of_image[batch[0].image_B.numpy()]].flatten(1)
 
     @torch.no_grad()
     def likeness() -> np.ndarray:
-        out = reader.eval()(batch[0].voxels_BV, 1)
+        out = embedding_decoder.eval()(batch[0].voxels_BV, 1)
         levels = out.level_backbone_BLTD.flatten(2).unbind(1)
         decoded = [
             out.backbone_BTD.flatten(1),
-            reader.prior.predict(out.backbone_BTD).flatten(1),
+            embedding_decoder.prior.predict(out.backbone_BTD).flatten(1),
             out.clip_BTD.flatten(1),
             *levels,
         ]
-        reader.train()
+        embedding_decoder.train()
         return np.array([cosine_similarity(each, truth).mean().item() for each in decoded])
 
     before = likeness()
-    optimizer = stage.optimizer_of(reader, config)
+    optimizer = stage.optimizer_of(embedding_decoder, config)
     draws = generator()
     for _ in range(40):
         optimizer.zero_grad()
-        stage.step(reader, batch, parts, 1.0, draws).total.backward()
+        stage.step(embedding_decoder, batch, parts, 1.0, draws).total.backward()
         optimizer.step()
     assert (likeness() > before + 0.2).all()
 
@@ -787,20 +822,20 @@ def test_a_few_trials_are_learnt_by_heart(root, tmp_path):
 
 def test_test_images_are_read_by_id_their_presentations_averaged(root, tmp_path):
     config = tiny_config(root, tmp_path, data__subjects="2")
-    parts = reader_setup.setup(config, "image")
-    reader = parts.reader.eval()
-    found = stage_reading.read_test_images(config, "image", reader)
+    parts = embedding_decoder_setup.setup(config, "image")
+    embedding_decoder = parts.embedding_decoder.eval()
+    found = stage_reading.decode_test_images(config, "image", embedding_decoder)
     trials = test_trials(Layout.of(root), 2).table
     betas = Betas.of(Layout.of(root), 2)
     assert found.image_N.tolist() == [0, 1, 2, 3]
     with torch.no_grad():
         for row, image in enumerate(found.image_N):
-            out = reader(
+            out = embedding_decoder(
                 torch.from_numpy(betas.rows(trials["trial"][trials["image"] == image].to_numpy())),
                 2,
             )
-            decoded = reader.in_clip_units(
-                reader.prior.predict(out.backbone_BTD.mean(0, keepdim=True))
+            decoded = embedding_decoder.in_clip_units(
+                embedding_decoder.prior.predict(out.backbone_BTD.mean(0, keepdim=True))
             )
             torch.testing.assert_close(
                 found.embedding_ND[row], decoded.flatten(), rtol=1e-4, atol=1e-4
@@ -809,7 +844,8 @@ def test_test_images_are_read_by_id_their_presentations_averaged(root, tmp_path)
                 found.clip_ND[row], out.clip_BTD.mean(0).flatten(), rtol=1e-4, atol=1e-4
             )
     one, two = (
-        stage_reading.read_test_images(config, "image", reader, random=True) for _ in range(2)
+        stage_reading.decode_test_images(config, "image", embedding_decoder, random=True)
+        for _ in range(2)
     )
     assert torch.equal(one.embedding_ND, two.embedding_ND) and not torch.allclose(
         one.embedding_ND, found.embedding_ND
@@ -825,26 +861,26 @@ def test_what_was_read_is_scored_against_its_own_images(monkeypatch, root, tmp_p
         decoding, "FEWEST_CANDIDATES", 2
     )  # the tiny data folder has four test images
     config = tiny_config(root, tmp_path)
-    reader = reader_setup.setup(config, "image").reader
+    embedding_decoder = embedding_decoder_setup.setup(config, "image").embedding_decoder
     ids = np.array([2, 0, 3, 1])
     true = table("image")[ids].flatten(1)
-    standard = reader.standardised(table("image")[ids]).flatten(1)
-    perfect = stage_reading.score_reading(
-        config, "image", reader, stage_reading.Read(true, standard, ids)
+    standard = embedding_decoder.standardised(table("image")[ids]).flatten(1)
+    perfect = stage_reading.score_embeddings(
+        config, "image", embedding_decoder, stage_reading.TestEmbeddings(true, standard, ids)
     ).values
     assert {name: value.mean() for name, value in perfect.items()} == pytest.approx(
         dict.fromkeys(perfect, 1.0)
     )
     swapped = [1, 0, 2, 3]
-    exchanged = stage_reading.Read(true[swapped], standard[swapped], ids)
-    found = stage_reading.score_reading(config, "image", reader, exchanged).values
+    exchanged = stage_reading.TestEmbeddings(true[swapped], standard[swapped], ids)
+    found = stage_reading.score_embeddings(config, "image", embedding_decoder, exchanged).values
     assert (
         found["retrieval_brain_to_image"].mean() == found["retrieval_image_to_brain"].mean() == 0.5
     )
     cosine = cosine_similarity(true[swapped].double(), true.double())
     assert sorted(found["clip_cos"]) == pytest.approx(sorted(cosine.tolist()), abs=1e-5)
     assert found["two_way_clip"].mean() < 1
-    chance = stage_reading.score_reading(config, "image", reader, exchanged).chance
+    chance = stage_reading.score_embeddings(config, "image", embedding_decoder, exchanged).chance
     assert chance == {
         "two_way_clip": 0.5,
         "retrieval_brain_to_image": 0.25,

@@ -16,10 +16,10 @@ from unit.tiny_training import IMAGES, tiny_config
 
 from braingen.config import Config
 from braingen.config.shipped import TINY
-from braingen.encoders.embedding_decoder import BrainReader, TargetScale
+from braingen.encoders.embedding_decoder import EmbeddingDecoder, TargetScale
 from braingen.targets.clip_text import CLIPTextEncoderDual
 from braingen.training import diffusion as finetune
-from braingen.training import diffusion_data as listening_data
+from braingen.training import diffusion_data as diffusion_data
 
 VOXELS = {"1": 41, "2": 42}
 """Of the subjects of `unit.fake_nsd`."""
@@ -83,7 +83,9 @@ class TableTargets:
         return latents()
 
 
-def tiny_reader(modality: str, prior: bool = True, prior_use: str = "predict") -> BrainReader:
+def tiny_embedding_decoder(
+    modality: str, prior: bool = True, prior_use: str = "predict"
+) -> EmbeddingDecoder:
     """An encoder of two and four experts for both subjects, with random weights; image and text are
     of different ones.
     """
@@ -101,9 +103,11 @@ def tiny_reader(modality: str, prior: bool = True, prior_use: str = "predict") -
         if prior
         else None
     )
-    reader = BrainReader("BrainMoEMulti", encoder, priors, prior_use, sample_steps=2)  # type: ignore[arg-type]
-    reader.set_scale(TargetScale(table(modality).mean(0), 2.0))
-    return reader.eval().requires_grad_(False)
+    embedding_decoder = EmbeddingDecoder(
+        "BrainMoEMulti", encoder, priors, prior_use, sample_steps=2
+    )  # type: ignore[arg-type]
+    embedding_decoder.set_scale(TargetScale(table(modality).mean(0), 2.0))
+    return embedding_decoder.eval().requires_grad_(False)
 
 
 def tiny_tuning(monkeypatch: Any, root: Path, folder: Path, **more: str) -> Config:
@@ -125,9 +129,9 @@ def tiny_tuning(monkeypatch: Any, root: Path, folder: Path, **more: str) -> Conf
     monkeypatch.setattr(finetune, "Targets", TableTargets)
     monkeypatch.setattr(
         finetune,
-        "load_readers",
-        lambda config: {name: tiny_reader(name) for name in ("image", "text")},
+        "load_embedding_decoders",
+        lambda config: {name: tiny_embedding_decoder(name) for name in ("image", "text")},
     )
     monkeypatch.setattr(finetune, "load_backbone", lambda *_, **__: fake_backbone())
-    monkeypatch.setattr(listening_data, "fingerprint_of_files", lambda folder: str(folder))
+    monkeypatch.setattr(diffusion_data, "fingerprint_of_files", lambda folder: str(folder))
     return tiny_config(root, folder, **fixed | more)

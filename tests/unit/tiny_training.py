@@ -59,7 +59,7 @@ class _Stimuli:
 
 def tiny_config(root: Path, folder: Path, **more: str) -> Config:
     """Settings of a run that takes about a second; `more`: settings with _ for the dot, section
-    first (optim__batch_size).
+    first (training__batch_size).
     """
     if not root.exists():
         write_fake_nsd(root)
@@ -80,10 +80,10 @@ def tiny_config(root: Path, folder: Path, **more: str) -> Config:
         "prior.depth": "1",
         "prior.dim_head": "6",
         "prior.timesteps": "10",
-        "optim.num_epochs": "3",
-        "optim.batch_size": "8",
+        "training.num_epochs": "3",
+        "training.batch_size": "8",
     }
-    fixed |= {"scores.bootstrap": "20", "scores.retrieval_draws": "2"}
+    fixed |= {"evaluation.bootstrap": "20", "evaluation.retrieval_draws": "2"}
     wanted = fixed | {name.replace("__", "."): value for name, value in more.items()}
     if wanted.get("prior.use_prior") == "false":
         wanted = {
@@ -93,8 +93,8 @@ def tiny_config(root: Path, folder: Path, **more: str) -> Config:
         }
     if wanted.get("encoder.model") == "BrainEncoder":
         wanted.pop("encoder.exp_factor_list")
-    if wanted.get("scores.all_recons_path"):
-        wanted.pop("scores.retrieval_draws")
+    if wanted.get("evaluation.all_recons_path"):
+        wanted.pop("evaluation.retrieval_draws")
     if wanted.get("router.time") in ("fixed", "off"):
         wanted.pop("router.time_hidden_dim", None)
     return load_config(None, wanted)
@@ -120,7 +120,7 @@ class RecordingPrior(nn.Module):
 
 
 class LinearReader(nn.Module):
-    """A reader of linear maps whose outputs are all different, so that one taken for
+    """A embedding decoder of linear maps whose outputs are all different, so that one taken for
     another shows.
     """
 

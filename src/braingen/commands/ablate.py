@@ -21,5 +21,5 @@ COMMAND = Command(
     run=run,
     group="experiments",
     place=1,
-    sections=("run", "data", "router", "lora", "finetune", "sampler"),
+    sections=("run", "data", "router", "lora", "finetune", "generation"),
 )

@@ -21,6 +21,6 @@ COMMAND = Command(
     run=run,
     group="experiments",
     place=3,
-    sections=("run", "data", "bottleneck", "optim"),
+    sections=("run", "data", "bottleneck", "training"),
     own="bottleneck",
 )

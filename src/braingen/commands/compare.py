@@ -26,7 +26,7 @@ COMMAND = Command(
     run=run,
     group="evaluation",
     place=1,
-    sections=("run", "scores", "compare"),
+    sections=("run", "evaluation", "compare"),
     own="compare",
     words="compare.runs",
 )

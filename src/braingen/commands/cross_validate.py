@@ -21,7 +21,7 @@ COMMAND = Command(
     run=run,
     group="experiments",
     place=0,
-    sections=("run", "data", "prepare", "cross_validation", "encoder", "optim"),
+    sections=("run", "data", "prepare", "cross_validation", "encoder", "training"),
     own="cross_validation",
     config="own_scans",
 )

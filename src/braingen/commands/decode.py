@@ -21,6 +21,6 @@ COMMAND = Command(
     run=run,
     group="decoder",
     place=4,
-    sections=("run", "data", "backbone", "sampler", "decode"),
+    sections=("run", "data", "backbone", "generation", "decode"),
     own="decode",
 )

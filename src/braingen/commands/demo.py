@@ -21,6 +21,6 @@ COMMAND = Command(
     run=run,
     group="start",
     place=1,
-    sections=("run", "data", "simulation", "encoder", "optim", "sampler"),
+    sections=("run", "data", "simulation", "encoder", "training", "generation"),
     config="simulated",
 )

@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """Score the reconstructions, with intervals, random voxels and a ceiling."""
+    """Score the reconstructions, with intervals, random voxels and an oracle."""
     from braingen.evaluation.evaluate import evaluate
 
     return evaluate(config)
@@ -17,10 +17,10 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="evaluate",
-    summary="score the reconstructions, with intervals, random voxels and a ceiling",
+    summary="score the reconstructions, with intervals, random voxels and an oracle",
     run=run,
     group="evaluation",
     place=0,
-    sections=("run", "data", "scores"),
-    own="scores",
+    sections=("run", "data", "evaluation"),
+    own="evaluation",
 )

@@ -47,11 +47,11 @@ def help_of(command: Command) -> str:
     ]
     for section in command.sections:
         lines += section_help(section, command.own)
-    if "sampler" in command.sections:
+    if "generation" in command.sections:
         lines += [
             "shorthands",
-            "  --random_fmri: sampler.source=random",
-            "  --ceiling: sampler.source=ceiling",
+            "  --random_fmri: generation.source=random",
+            "  --oracle: generation.source=oracle",
             "",
         ]
     if name in ("evaluate", "compare"):

@@ -21,6 +21,6 @@ COMMAND = Command(
     run=run,
     group="decoder",
     place=2,
-    sections=("run", "data", "backbone", "sampler"),
-    own="sampler",
+    sections=("run", "data", "backbone", "generation"),
+    own="generation",
 )

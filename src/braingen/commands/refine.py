@@ -21,6 +21,6 @@ COMMAND = Command(
     run=run,
     group="decoder",
     place=3,
-    sections=("run", "backbone", "refiner"),
-    own="refiner",
+    sections=("run", "backbone", "refinement"),
+    own="refinement",
 )

@@ -21,7 +21,7 @@ COMMAND = Command(
     run=run,
     group="decoder",
     place=0,
-    sections=("run", "data", "backbone", "encoder", "prior", "loss_image", "loss_text", "optim"),
+    sections=("run", "data", "backbone", "encoder", "prior", "loss_image", "loss_text", "training"),
     choices=("image", "text"),
-    own="optim",
+    own="training",
 )

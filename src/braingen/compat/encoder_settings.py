@@ -55,18 +55,20 @@ def encoder_settings(
         "trunk": "published",
     }
     if "bottleneck.ln.weight" in state:
-        shared["b_size"] = _size(state, "bottleneck.ln.weight", 0)
-    units = shared.get("b_size", shared["hidden_dim"])
+        shared["bottleneck_dim"] = _size(state, "bottleneck.ln.weight", 0)
+    units = shared.get("bottleneck_dim", shared["hidden_dim"])
     if "router_0.router.weight" in state:
         return EncoderSettings(
-            "BrainMoEMulti", shared | {"routing": "value"} | _multi(state, units)
+            "BrainMoEMulti", shared | {"routing": "expert_choice"} | _multi(state, units)
         )
     if "expert_routers.0.router.weight" in state:
         return EncoderSettings(
-            "BrainMoEHier", shared | {"routing": "value"} | _side_by_side(state, units)
+            "BrainMoEHier", shared | {"routing": "expert_choice"} | _side_by_side(state, units)
         )
     if "expert_router.router.weight" in state:
-        return EncoderSettings("BrainMoE", shared | {"routing": "value"} | _one_level(state, units))
+        return EncoderSettings(
+            "BrainMoE", shared | {"routing": "expert_choice"} | _one_level(state, units)
+        )
     if any(key.startswith("backbone.bn_") for key in state):
         return EncoderSettings("BrainEncoder", shared | _text(state))
     if "backbone.backbone_linear.weight" in state:

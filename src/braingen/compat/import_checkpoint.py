@@ -22,7 +22,7 @@ from braingen.compat.prior import network_state, published_name, settings_of
 from braingen.compat.router import read_published_router
 from braingen.config import Config
 from braingen.data.nsd import subject_of_width
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.generation.lora import LORA_FILE
 from braingen.generation.lora_files import left_out, read_lora, unet_on_meta
 from braingen.generation.trained_modules import BEST, ORDER, ROUTERS
@@ -32,7 +32,7 @@ from braingen.runtime.contents import contents_of
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import replaced_path, write_json
 from braingen.runtime.fingerprints import fingerprint_of_files
-from braingen.runtime.paths import READER, run_folder, tuning_folder
+from braingen.runtime.paths import EMBEDDING_DECODER, run_folder, tuning_folder
 from braingen.runtime.run_folder import CONTENTS, Run
 from braingen.runtime.weights import read_entries, read_tensors, refuse_not_finite
 
@@ -57,7 +57,7 @@ class Checkpoint(NamedTuple):
 class Imported(NamedTuple):
     """What came of encoder and prior."""
 
-    reader: BrainReader
+    embedding_decoder: EmbeddingDecoder
     report: LoadReport
     """Of both, under published names."""
     derived: list[str]
@@ -79,7 +79,9 @@ def import_checkpoint(config: Config, what: str) -> Path:
     Path
         The run folder, with ``import.json``.
     """
-    return import_finetuning(config) if what == "finetune" else import_reader(config, what)
+    return (
+        import_finetuning(config) if what == "finetune" else import_embedding_decoder(config, what)
+    )
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def sorted_entries(entries: Mapping[str, Any]) -> Checkpoint:
 
 
 def assemble(config: Config, checkpoint: Checkpoint, settings: EncoderSettings) -> Imported:
-    """Build the reader that a checkpoint was made for, and load it.
+    """Build the embedding decoder that a checkpoint was made for, and load it.
 
     Shapes are compared on the meta device first, so that nothing is allocated for a file that does
     not fit.
@@ -162,8 +164,8 @@ def assemble(config: Config, checkpoint: Checkpoint, settings: EncoderSettings) 
         "guidance_scale": config.prior.guidance_scale,
     }
     with torch.device("meta"):
-        reader = BrainReader(**arguments)
-    report, derived = _load(reader, checkpoint)
+        embedding_decoder = EmbeddingDecoder(**arguments)
+    report, derived = _load(embedding_decoder, checkpoint)
     if not report.is_complete:
         _tell(report)
         if not config.published.partial:
@@ -183,22 +185,25 @@ def assemble(config: Config, checkpoint: Checkpoint, settings: EncoderSettings) 
                 " at its random initial values."
             )
         torch.manual_seed(config.run.seed)
-        reader = BrainReader(**arguments)
+        embedding_decoder = EmbeddingDecoder(**arguments)
     else:
-        reader = reader.to_empty(device="cpu")
-        reader.mean_TD.zero_()  # published encoders and priors work on embeddings as they are
-        reader.spread.fill_(1)
-    _load(reader, checkpoint)
-    return Imported(reader.eval(), report, derived)
+        embedding_decoder = embedding_decoder.to_empty(device="cpu")
+        # published encoders and priors work on embeddings as they are
+        embedding_decoder.mean_TD.zero_()
+        embedding_decoder.spread.fill_(1)
+    _load(embedding_decoder, checkpoint)
+    return Imported(embedding_decoder.eval(), report, derived)
 
 
-def _load(reader: BrainReader, checkpoint: Checkpoint) -> tuple[LoadReport, list[str]]:
+def _load(
+    embedding_decoder: EmbeddingDecoder, checkpoint: Checkpoint
+) -> tuple[LoadReport, list[str]]:
     """Copy what fits; on the meta device this only compares."""
-    report = load_published(reader.encoder, checkpoint.encoder)
-    if reader.prior is None:
+    report = load_published(embedding_decoder.encoder, checkpoint.encoder)
+    if embedding_decoder.prior is None:
         return report, []
     found = network_state(checkpoint.prior)
-    parameters = dict(reader.prior.network.named_parameters())
+    parameters = dict(embedding_decoder.prior.network.named_parameters())
     other_shape = []
     with torch.no_grad():
         for name in parameters.keys() & found.state.keys():
@@ -226,7 +231,7 @@ def _tell(report: LoadReport) -> None:
             print(f"{kind}: {name}")
 
 
-def import_reader(config: Config, modality: str) -> Path:
+def import_embedding_decoder(config: Config, modality: str) -> Path:
     """An encoder, and its prior where the file holds one, as a finished run of ``braingen
     train``.
     """
@@ -242,7 +247,9 @@ def import_reader(config: Config, modality: str) -> Path:
         },
         "encoder": {"model": settings.encoder_class, **settings.arguments},
         "prior": (
-            None if imported.reader.prior is None else dict(imported.reader.config.prior_config)
+            None
+            if imported.embedding_decoder.prior is None
+            else dict(imported.embedding_decoder.config.prior_config)
         ),
     }
     folder = run_folder(config, modality)
@@ -251,11 +258,11 @@ def import_reader(config: Config, modality: str) -> Path:
         {**kept, "seed": config.run.seed, CONTENTS: contents_of(kept)},
         {"run": config.run.seed},
     ) as run:
-        if run.finished and (folder / READER).is_dir():
+        if run.finished and (folder / EMBEDDING_DECODER).is_dir():
             return folder
-        with run.replace(READER) as temporary:
-            imported.reader.save_pretrained(temporary)
-        loaded = sum(parameter.numel() for parameter in imported.reader.parameters())
+        with run.replace(EMBEDDING_DECODER) as temporary:
+            imported.embedding_decoder.save_pretrained(temporary)
+        loaded = sum(parameter.numel() for parameter in imported.embedding_decoder.parameters())
         summary = {
             "checkpoint": str(path),
             **kept,

@@ -201,9 +201,9 @@ def published_keys(model: nn.Module) -> dict[str, Place]:
     Parameters
     ----------
     model : nn.Module
-        An encoder of :data:`braingen.encoders.moe.ENCODERS` with ``routing: value``, or a backbone
-        alone. Names of settings that the published code does not have (a working trunk) are those
-        of the nearest published part; affinities have none.
+        An encoder of :data:`braingen.encoders.moe.ENCODERS` with ``routing: expert_choice``, or a
+        backbone alone. Names of settings that the published code does not have (a working trunk)
+        are those of the nearest published part; affinities have none.
     """
     pairs = (
         _backbone("", "", model)

@@ -23,7 +23,7 @@ class AnyEncoder(Section):
     """Shared width H after the subject layer (published: 4096)."""
     n_blocks: Positive = 4
     """Residual blocks of an expert of the first level (published: 4)."""
-    trunk: Literal["working", "published"] = "working"
+    trunk: Literal["residual", "published"] = "residual"
     """working: residual MLP; published: the wiring whose blocks have no effect with one token."""
     head: Literal["projector", "linear"] = "linear"
     """Projection of an expert's output: one linear map, or the published three-layer projector
@@ -49,7 +49,7 @@ class AnyEncoder(Section):
 class WithBottleneck(AnyEncoder):
     """Encoders whose subject layer may be followed by a bottleneck."""
 
-    b_size: Annotated[
+    bottleneck_dim: Annotated[
         int, Field(ge=0), BeforeValidator(lambda value: 0 if str(value).strip() == "-1" else value)
     ] = 0
     """Width of a bottleneck after the subject layer, for the bottleneck analysis (BrainBits); 0 (or
@@ -62,16 +62,16 @@ class WithUnitRouters(WithBottleneck):
 
     capacity_factor_0: Annotated[float, Field(gt=0)] = 1.0
     """Units an expert reads, as a multiple of an even share (published: 1)."""
-    routing: Literal["affinity", "value"] = "affinity"
+    routing: Literal["static", "expert_choice"] = "static"
     """affinity: an expert reads the same units every trial (ours); value: the published router, by
     activation.
     """
-    activation_term: Annotated[bool, Needs("routing", "affinity")] = False
+    activation_term: Annotated[bool, Needs("routing", "static")] = False
     """Affinity routing: let the activation modulate the weight of a unit (ours; off keeps weights
     the same in every trial).
     """
     token_order: Annotated[
-        Literal["index", "gpu", "value", "native"], Needs("routing", "value")
+        Literal["index", "gpu", "value", "native"], Needs("routing", "expert_choice")
     ] = "index"
     """Value routing: order of an expert's units; gpu for published weights, which were trained on
     GPUs (docs/models.md).
@@ -83,7 +83,7 @@ class BrainMoEMultiConfig(WithUnitRouters):
 
     model: Literal["BrainMoEMulti"] = "BrainMoEMulti"
     """Which encoder; BrainMoEMulti is MoRE-Brain's, BrainMoEVoxel routes voxels instead of units
-    (docs/explain.md).
+    (docs/interpret.md).
     """
     num_exp_0: Positive = 2
     """Experts of the first level (published: 2)."""
@@ -183,9 +183,9 @@ class BrainMoEVoxelConfig(AnyEncoder):
     """Output of a level of experts: their sum (published implementation) or mean (MoRE-Brain's
     paper).
     """
-    parcel_start: Literal["responses", "random"] = "responses"
+    parcel_init: Literal["responses", "random"] = "responses"
     """BrainMoEVoxel only: parcels start with voxels whose responses go together, or at random
-    (docs/explain.md).
+    (docs/interpret.md).
     """
 
     @property
@@ -195,7 +195,7 @@ class BrainMoEVoxelConfig(AnyEncoder):
 
     def arguments(self) -> dict[str, Any]:
         """Where parcels start is decided outside the encoder."""
-        return self.model_dump(exclude={"model", "parcel_start"})
+        return self.model_dump(exclude={"model", "parcel_init"})
 
 
 class BrainEncoderConfig(WithBottleneck):

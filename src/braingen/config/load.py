@@ -66,7 +66,7 @@ def load_config(
         else:
             typed.setdefault(section, {})[field] = _parse(f"{section}.{field}", text)
     _name_all_subjects(written, typed)
-    start = typed.get("optim", {}).get("start_from", written.get("optim", {}).get("start_from"))
+    start = typed.get("training", {}).get("init_from", written.get("training", {}).get("init_from"))
     taken = _architecture_of(Path(str(start)).expanduser()) if start else {}
     origin = f" (in {file})" if file else ""
     _choose_encoder(taken, written, typed, origin)

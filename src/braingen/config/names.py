@@ -23,18 +23,18 @@ ALIASES = {
     "seed": "run.seed",
     "model_name_image": "run.image",
     "model_name_text": "run.text",
-    "lr": "optim.max_lr",
-    "batch_size": "optim.batch_size",
-    "guidance_scale": "sampler.guidance_scale",
-    "num_inference_steps": "sampler.steps",
-    "num_steps": "sampler.steps",
-    "steps": "sampler.steps",
-    "size": "sampler.size",
-    "scheduler": "sampler.scheduler",
-    "use_image": "sampler.use_image",
-    "negative_prompt": "sampler.negative_prompt",
+    "lr": "training.max_lr",
+    "batch_size": "training.batch_size",
+    "guidance_scale": "generation.guidance_scale",
+    "num_inference_steps": "generation.steps",
+    "num_steps": "generation.steps",
+    "steps": "generation.steps",
+    "size": "generation.size",
+    "scheduler": "generation.scheduler",
+    "use_image": "generation.use_image",
+    "negative_prompt": "generation.negative_prompt",
     "blurry_recon": "encoder.low_level",
-    "multisubject_ckpt": "optim.start_from",
+    "multisubject_ckpt": "training.init_from",
     "capacity_factor": "encoder.capacity_factor_0",
 }
 """Flags people know from MindEye2 and MoRE-Brain whose field has another name or whose name stands
@@ -113,5 +113,5 @@ def resolve(name: str) -> str:
         )
     known = {path: path for path in paths} | {path.split(".")[1]: path for path in paths} | ALIASES
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]}?" if near else "`braingen settings` lists all settings."
+    hint = f"Did you mean {near[0]}?" if near else "`braingen config` lists all settings."
     raise UserError(f"There is no setting '{name}'. {hint}")

@@ -18,9 +18,9 @@ ENVIRONMENT = "BRAINGEN_SET"
 """Environment variable with settings for every command, such as ``backbone.path=/models/sdxl``."""
 SHORTHANDS = {
     "json": ("doctor.output", "json"),
-    "random_fmri": ("sampler.source", "random"),
-    "ceiling": ("sampler.source", "ceiling"),
-    "train_router_only": ("optim.trained", "routers"),
+    "random_fmri": ("generation.source", "random"),
+    "oracle": ("generation.source", "oracle"),
+    "train_router_only": ("training.trained", "routers"),
 }
 """Flags that set a setting to one value."""
 
@@ -47,7 +47,7 @@ def parse_overrides(
     """
     own = (own,) if isinstance(own, str) else own
     file: Path | None = None
-    given = Given()
+    given = TypedSettings()
     remaining, single = list(words), False
     named: list[str] = []
     while listed and remaining and not remaining[0].startswith("--") and "=" not in remaining[0]:
@@ -91,7 +91,7 @@ def parse_overrides(
     return file, given.settings
 
 
-class Given:
+class TypedSettings:
     """Settings as they are typed; the same one under two names is an error where the values
     differ.
     """

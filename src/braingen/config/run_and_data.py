@@ -162,7 +162,7 @@ class PrepareConfig(Section):
     """
 
 
-class CacheConfig(Section):
+class PrecomputeConfig(Section):
     """Frozen work done once (docs/data.md)."""
 
     what: Annotated[tuple[Literal["image", "text", "latents"], ...], Field(min_length=1)] = (

@@ -6,40 +6,40 @@ from typing import Any
 
 from pydantic import ValidationInfo, model_validator
 
-from braingen.config.drawing import (
-    DecodeConfig,
-    FinetuneConfig,
-    LoraConfig,
-    QuickstartConfig,
-    RefinerConfig,
-    RouterConfig,
-    SamplerConfig,
-)
 from braingen.config.effect import refuse_idle
 from braingen.config.encoders import BrainMoEMultiConfig, EncoderConfig
-from braingen.config.judging import (
+from braingen.config.evaluation import (
+    AdaptationCurveConfig,
     BottleneckConfig,
     CompareConfig,
     CrossValidationConfig,
-    CurveConfig,
-    ExplainConfig,
-    ScoresConfig,
-    StudyConfig,
+    EvaluationConfig,
+    HumanEvalConfig,
+    InterpretConfig,
 )
-from braingen.config.reading import (
-    BackboneConfig,
-    LossConfig,
-    OptimConfig,
-    PriorConfig,
-    PublishedConfig,
+from braingen.config.generation import (
+    DecodeConfig,
+    FinetuneConfig,
+    GenerationConfig,
+    LoraConfig,
+    QuickstartConfig,
+    RefinementConfig,
+    RouterConfig,
 )
 from braingen.config.run_and_data import (
-    CacheConfig,
     DataConfig,
     DoctorConfig,
+    PrecomputeConfig,
     PrepareConfig,
     RunConfig,
     SimulationConfig,
+)
+from braingen.config.training import (
+    BackboneConfig,
+    LossConfig,
+    PriorConfig,
+    PublishedConfig,
+    TrainingConfig,
 )
 from braingen.config.values import Section
 
@@ -52,7 +52,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     simulation: SimulationConfig = SimulationConfig()
     prepare: PrepareConfig = PrepareConfig()
-    cache: CacheConfig = CacheConfig()
+    precompute: PrecomputeConfig = PrecomputeConfig()
     doctor: DoctorConfig = DoctorConfig()
     backbone: BackboneConfig = BackboneConfig()
     encoder: EncoderConfig = BrainMoEMultiConfig()
@@ -61,20 +61,20 @@ class Config(Section):
     loss_text: LossConfig = LossConfig(
         clip_scale=0.9, prior_scale=0.1, prior_clip_scale=0.1, temp_coeff=10.0, mixup_pct=0.0
     )
-    optim: OptimConfig = OptimConfig()
+    training: TrainingConfig = TrainingConfig()
     router: RouterConfig = RouterConfig()
     lora: LoraConfig = LoraConfig()
     finetune: FinetuneConfig = FinetuneConfig()
-    sampler: SamplerConfig = SamplerConfig()
-    refiner: RefinerConfig = RefinerConfig()
+    generation: GenerationConfig = GenerationConfig()
+    refinement: RefinementConfig = RefinementConfig()
     decode: DecodeConfig = DecodeConfig()
-    scores: ScoresConfig = ScoresConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     compare: CompareConfig = CompareConfig()
-    curve: CurveConfig = CurveConfig()
+    adaptation_curve: AdaptationCurveConfig = AdaptationCurveConfig()
     bottleneck: BottleneckConfig = BottleneckConfig()
     cross_validation: CrossValidationConfig = CrossValidationConfig()
-    study: StudyConfig = StudyConfig()
-    explain: ExplainConfig = ExplainConfig()
+    human_eval: HumanEvalConfig = HumanEvalConfig()
+    interpret: InterpretConfig = InterpretConfig()
     published: PublishedConfig = PublishedConfig()
 
     @model_validator(mode="after")

@@ -15,7 +15,9 @@ NotNegative = Annotated[int, Field(ge=0)]
 Scale = Annotated[float, Field(ge=0)]
 Factor = Annotated[float, Field(gt=0)]
 Folder = Annotated[Path, AfterValidator(Path.expanduser)]
-Scheduler = Literal["own", "euler", "euler_ancestral", "heun", "ddim", "ddpm", "dpmpp_2m", "unipc"]
+Scheduler = Literal[
+    "default", "euler", "euler_ancestral", "heun", "ddim", "ddpm", "dpmpp_2m", "unipc"
+]
 # YAML reads a bare `no` as false
 Precision = Annotated[
     Literal["auto", "no", "fp16", "bf16"],

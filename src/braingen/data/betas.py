@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from braingen.data import nsd
-from braingen.data.hdf5 import Rows
+from braingen.data.hdf5 import HDF5Rows
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import UNREADABLE_ARRAY, identity, replaced_file
@@ -39,7 +39,7 @@ class Betas:
     """
 
     def __init__(self, path: Path | str, in_memory: bool = False) -> None:
-        self.rows_on_disk = Rows(path, nsd.BETAS_DATASET, nsd.GET_IT)
+        self.rows_on_disk = HDF5Rows(path, nsd.BETAS_DATASET, nsd.GET_IT)
         self.path = self.rows_on_disk.path
         shape, dtype = self.rows_on_disk.shape, self.rows_on_disk.dtype
         if len(shape) != 2 or 0 in shape:

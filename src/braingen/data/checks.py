@@ -36,7 +36,7 @@ _NAMED = 5  # entries named in a sentence
 logger = logging.getLogger(__name__)
 
 
-class Finding(NamedTuple):
+class Problem(NamedTuple):
     """One thing that was looked at."""
 
     level: Literal["ok", "note", "warning", "error"]
@@ -56,7 +56,7 @@ def all_checks(
     subjects: Sequence[int],
     num_sessions: int = 0,
     captions: Literal["needed", "optional"] = "needed",
-) -> list[Finding]:
+) -> list[Problem]:
     """Look at everything the given subjects need and tell all that was found.
 
     Parameters
@@ -72,7 +72,7 @@ def all_checks(
 
     Returns
     -------
-    list[Finding]
+    list[Problem]
         In the order of looking: cheap things first within a subject, then what all subjects share.
     """
     found = _findings(layout, subjects, num_sessions, captions)
@@ -81,12 +81,12 @@ def all_checks(
 
 def check_before_training(
     layout: Layout, subjects: Sequence[int], num_sessions: int = 0, captions: bool = True
-) -> list[Finding]:
+) -> list[Problem]:
     """Stop at the first thing that is wrong; log what is merely strange.
 
     Returns
     -------
-    list[Finding]
+    list[Problem]
         The warnings.
 
     Raises
@@ -109,10 +109,10 @@ def _findings(
     subjects: Sequence[int],
     num_sessions: int,
     captions: Literal["needed", "optional"] | None,
-) -> Iterator[Finding]:
+) -> Iterator[Problem]:
     if not layout.root.is_dir():
         what = "is a file" if layout.root.exists() else "does not exist"
-        yield Finding(
+        yield Problem(
             "error",
             None,
             "root",
@@ -124,7 +124,7 @@ def _findings(
         not layout.wds_train(1, 0).parent.parent.parent.is_dir()
         and (layout.root / "webdataset_avg_split").is_dir()
     ):
-        yield Finding(
+        yield Problem(
             "error",
             None,
             "root",
@@ -135,7 +135,7 @@ def _findings(
             " of NSD with `braingen prepare`.",
         )
         return
-    yield Finding("ok", None, "root", f"The data folder {layout.root} is there.")
+    yield Problem("ok", None, "root", f"The data folder {layout.root} is there.")
     used: list[np.ndarray] = []
     for subject in subjects:
         yield from _subject(layout, subject, num_sessions, used)
@@ -143,17 +143,17 @@ def _findings(
     yield from _images(layout, ids)
     if captions == "optional" and not has_captions(layout):
         sentence = NO_CAPTIONS.format(path=layout.captions())
-        yield Finding("note", None, "captions", sentence)
+        yield Problem("note", None, "captions", sentence)
     elif captions:
         yield from _captions(layout, ids)
 
 
 def _subject(
     layout: Layout, subject: int, num_sessions: int, used: list[np.ndarray]
-) -> Iterator[Finding]:
+) -> Iterator[Problem]:
     """Everything of one subject; the image ids found are added to `used`."""
     if subject < 1:
-        yield Finding(
+        yield Problem(
             "error",
             subject,
             "trials",
@@ -170,20 +170,20 @@ def _subject(
             f"Subject {subject}: {len(table)} training trials of {table['image'].nunique()} images"
             f" in {sessions} sessions."
         )
-        yield Finding("ok", subject, "trials", sentence)
+        yield Problem("ok", subject, "trials", sentence)
         if sessions < num_sessions:
             sentence = (
                 f"Subject {subject} was scanned in {sessions} sessions, fewer than --num_sessions"
                 f" {num_sessions}: all are used."
             )
-            yield Finding("warning", subject, "trials", sentence)
+            yield Problem("warning", subject, "trials", sentence)
     except UserError as error:
-        yield Finding("error", subject, "trials", str(error))
+        yield Problem("error", subject, "trials", str(error))
     try:
         testing = test_trials(layout, subject)
         used.append(testing.table["image"].to_numpy())
         images = testing.table["image"].nunique()
-        yield Finding(
+        yield Problem(
             "ok",
             subject,
             "test",
@@ -191,7 +191,7 @@ def _subject(
         )
     except UserError as error:
         # training does not look at test trials, so that they are not there yet is no reason to wait
-        yield Finding(
+        yield Problem(
             "error" if layout.wds_test(subject).exists() else "warning", subject, "test", str(error)
         )
     if training is not None and testing is not None:
@@ -200,7 +200,7 @@ def _subject(
     try:
         betas = Betas.of(layout, subject)
     except UserError as error:
-        yield Finding("error", subject, "betas", str(error))
+        yield Problem("error", subject, "betas", str(error))
     width = yield from _masks(layout, subject)
     if betas is not None:
         yield from _width(layout, subject, betas, width)
@@ -210,10 +210,10 @@ def _subject(
         yield from _volumes(layout, subject, betas.voxels)
 
 
-def _leak(training: Trials, testing: Trials) -> Iterator[Finding]:
+def _leak(training: Trials, testing: Trials) -> Iterator[Problem]:
     both = np.intersect1d(training.table["image"], testing.table["image"])
     if len(both):
-        yield Finding(
+        yield Problem(
             "error",
             training.subject,
             "trials",
@@ -223,10 +223,10 @@ def _leak(training: Trials, testing: Trials) -> Iterator[Finding]:
         )
 
 
-def _masks(layout: Layout, subject: int) -> Generator[Finding, None, int | None]:
+def _masks(layout: Layout, subject: int) -> Generator[Problem, None, int | None]:
     """Region masks; returns the number of voxels they say the subject has, or None."""
     if not layout.masks().exists():
-        yield Finding(
+        yield Problem(
             "warning",
             subject,
             "masks",
@@ -237,7 +237,7 @@ def _masks(layout: Layout, subject: int) -> Generator[Finding, None, int | None]
     try:
         regions = read_regions(layout, subject)
     except UserError as error:
-        yield Finding("error", subject, "masks", str(error))
+        yield Problem("error", subject, "masks", str(error))
         return None
     lengths = {name: len(region) for name, region in regions.items()}
     if len(set(lengths.values())) != 1:
@@ -248,7 +248,7 @@ def _masks(layout: Layout, subject: int) -> Generator[Finding, None, int | None]
             f"{layout.masks()}: the regions of subject {subject} have different lengths ({shown}),"
             f" one was expected; {nsd.GET_IT}."
         )
-        yield Finding("error", subject, "masks", sentence)
+        yield Problem("error", subject, "masks", sentence)
         return None
     wrong = None
     areas = [regions[name] for name in ("V1", "V2", "V3", "V4") if name in regions]
@@ -265,14 +265,14 @@ def _masks(layout: Layout, subject: int) -> Generator[Finding, None, int | None]
     ).any():
         wrong = "early_vis and higher_vis overlap"
     if wrong:
-        yield Finding(
+        yield Problem(
             "warning",
             subject,
             "masks",
             f"{layout.masks()}: for subject {subject} {wrong}; maps by region will show it.",
         )
     else:
-        yield Finding("ok", subject, "masks", f"Subject {subject}: regions {', '.join(regions)}.")
+        yield Problem("ok", subject, "masks", f"Subject {subject}: regions {', '.join(regions)}.")
     return next(iter(lengths.values()))
 
 
@@ -289,14 +289,14 @@ def _whose(layout: Layout, width: int, subject: int) -> str:
     return f", the width of NSD's {subject_name(other)}" if other not in (None, subject) else ""
 
 
-def _width(layout: Layout, subject: int, betas: Betas, masks: int | None) -> Iterator[Finding]:
+def _width(layout: Layout, subject: int, betas: Betas, masks: int | None) -> Iterator[Problem]:
     whose = _whose(layout, betas.voxels, subject)
     expected = masks
     source = f"the masks in {layout.masks()}"
     if masks is None and whose:
         expected, source = nsd.VOXELS.get(subject), "NSD"
     if expected is not None and expected != betas.voxels:
-        yield Finding(
+        yield Problem(
             "error",
             subject,
             "betas",
@@ -308,12 +308,12 @@ def _width(layout: Layout, subject: int, betas: Betas, masks: int | None) -> Ite
             f"Subject {subject}: betas of {betas.trials} trials x {betas.voxels} voxels,"
             f" {betas.rows_on_disk.dtype}."
         )
-        yield Finding("ok", subject, "betas", sentence)
+        yield Problem("ok", subject, "betas", sentence)
 
 
 def _completeness(
     layout: Layout, subject: int, betas: Betas, num_sessions: int, testing: Trials | None
-) -> Iterator[Finding]:
+) -> Iterator[Problem]:
     """For a subject who by the width is NSD's: is all there that NSD has?"""
     if betas.voxels != nsd.VOXELS.get(subject):
         return
@@ -323,7 +323,7 @@ def _completeness(
             f"Subject {subject}: {there} of NSD's {all_of_them} training sessions are there; those"
             f" are used; to have all, {nsd.GET_IT}."
         )
-        yield Finding("warning", subject, "trials", sentence)
+        yield Problem("warning", subject, "trials", sentence)
     expected = nsd.TEST_TRIALS["new_test"][subject]
     if (
         testing is not None
@@ -335,12 +335,12 @@ def _completeness(
             f"{layout.wds_test(subject)} has {found} trials, {expected} were expected of NSD's"
             f" subject {subject}; {nsd.GET_IT}."
         )
-        yield Finding("warning", subject, "test", sentence)
+        yield Problem("warning", subject, "test", sentence)
 
 
 def _responses(
     layout: Layout, subject: int, betas: Betas, trials: Sequence[Trials]
-) -> Iterator[Finding]:
+) -> Iterator[Problem]:
     """Rows that are not there, values that are none, voxels that say nothing."""
     parts = [part.table[["trial", "session"]] for part in trials]
     if not parts:
@@ -355,7 +355,7 @@ def _responses(
             if whole > 0 and not (trials[-1].table["trial"] >= betas.trials).any()
             else ""
         )
-        yield Finding(
+        yield Problem(
             "error",
             subject,
             "betas",
@@ -368,7 +368,7 @@ def _responses(
     bad = np.unique(rows[report.not_finite_N[rows]])
     if len(bad):
         voxels = np.flatnonzero(report.not_finite_V)
-        yield Finding(
+        yield Problem(
             "error",
             subject,
             "betas",
@@ -378,7 +378,7 @@ def _responses(
         )
     empty = np.unique(rows[report.zero_N[rows]])
     if len(empty):
-        yield Finding(
+        yield Problem(
             "error",
             subject,
             "betas",
@@ -393,12 +393,12 @@ def _responses(
             f"{betas.path}: {len(constant)} of {betas.voxels} voxels ({_some(constant)}) have the"
             f" same value in all trials; {todo}."
         )
-        yield Finding("error" if many else "warning", subject, "betas", sentence)
+        yield Problem("error" if many else "warning", subject, "betas", sentence)
     if not len(bad) and not len(empty):
         yield from _scale(subject, betas, rows)
 
 
-def _scale(subject: int, betas: Betas, rows: np.ndarray) -> Iterator[Finding]:
+def _scale(subject: int, betas: Betas, rows: np.ndarray) -> Iterator[Problem]:
     """Raw betas are in percent signal change; z-scored ones have mean 0 and standard deviation 1,
     whoever's they are.
     """
@@ -413,7 +413,7 @@ def _scale(subject: int, betas: Betas, rows: np.ndarray) -> Iterator[Finding]:
         float(np.median(sample.std(axis=0))),
     )
     if mean > 0.5 or not 0.5 < deviation < 2:
-        yield Finding(
+        yield Problem(
             "warning",
             subject,
             "betas",
@@ -423,19 +423,19 @@ def _scale(subject: int, betas: Betas, rows: np.ndarray) -> Iterator[Finding]:
         )
 
 
-def _volumes(layout: Layout, subject: int, voxels: int) -> Iterator[Finding]:
+def _volumes(layout: Layout, subject: int, voxels: int) -> Iterator[Problem]:
     folder = layout.volumes(subject)
     if not folder.is_dir():
         sentence = (
             f"{folder} is missing: training does not need it, but maps of subject {subject} cannot"
             " be put into the volume."
         )
-        yield Finding("note", subject, "volumes", sentence)
+        yield Problem("note", subject, "volumes", sentence)
         return
     try:
         places = load_any_places(layout, subject)
     except UserError as error:
-        yield Finding(
+        yield Problem(
             "warning",
             subject,
             "volumes",
@@ -449,16 +449,16 @@ def _volumes(layout: Layout, subject: int, voxels: int) -> Iterator[Finding]:
             f"{folder} has {what} of {places.voxels} voxels{whose}, the betas have {voxels}:"
             f" exchange one of them for subject {subject}'s."
         )
-        yield Finding("error", subject, "volumes", sentence)
+        yield Problem("error", subject, "volumes", sentence)
     elif isinstance(places, VoxelPlaces):
-        yield Finding(
+        yield Problem(
             "ok",
             subject,
             "volumes",
             f"Subject {subject}: every voxel has its place in a volume {places.mask.shape}.",
         )
     elif isinstance(places, SurfacePlaces):
-        yield Finding(
+        yield Problem(
             "ok",
             subject,
             "volumes",
@@ -469,17 +469,17 @@ def _volumes(layout: Layout, subject: int, voxels: int) -> Iterator[Finding]:
             f"Subject {subject}: where the {places.voxels} columns lie is not known: there will be"
             " tables by region, and no maps."
         )
-        yield Finding("note", subject, "volumes", sentence)
+        yield Problem("note", subject, "volumes", sentence)
 
 
-def _images(layout: Layout, ids: np.ndarray) -> Iterator[Finding]:
+def _images(layout: Layout, ids: np.ndarray) -> Iterator[Problem]:
     try:
         stimuli = Stimuli(layout)
     except UserError as error:
-        yield Finding("error", None, "images", str(error))
+        yield Problem("error", None, "images", str(error))
         return
     if len(ids) and ids[-1] >= len(stimuli):
-        yield Finding(
+        yield Problem(
             "error",
             None,
             "images",
@@ -494,11 +494,11 @@ def _images(layout: Layout, ids: np.ndarray) -> Iterator[Finding]:
         for start in range(0, len(sample), 32):
             stimuli.images(sample[start : start + 32])
     except UserError as error:
-        yield Finding("error", None, "images", str(error))
+        yield Problem("error", None, "images", str(error))
         return
     kind = "simulated scenes" if stimuli.simulated else "images"
     height, width = stimuli.size
-    yield Finding(
+    yield Problem(
         "ok",
         None,
         "images",
@@ -506,15 +506,15 @@ def _images(layout: Layout, ids: np.ndarray) -> Iterator[Finding]:
     )
 
 
-def _captions(layout: Layout, ids: np.ndarray) -> Iterator[Finding]:
+def _captions(layout: Layout, ids: np.ndarray) -> Iterator[Problem]:
     try:
         captions = load_captions(layout)
     except UserError as error:
-        yield Finding("error", None, "captions", str(error))
+        yield Problem("error", None, "captions", str(error))
         return
     missing = np.array(captions.missing(ids))
     if len(missing):
-        yield Finding(
+        yield Problem(
             "error",
             None,
             "captions",
@@ -523,7 +523,7 @@ def _captions(layout: Layout, ids: np.ndarray) -> Iterator[Finding]:
             " `braingen prepare` (from COCO's annotations).",
         )
     else:
-        yield Finding("ok", None, "captions", f"All {len(ids)} images used have captions.")
+        yield Problem("ok", None, "captions", f"All {len(ids)} images used have captions.")
 
 
 def _some(numbers: np.ndarray) -> str:

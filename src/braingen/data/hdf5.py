@@ -15,7 +15,7 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.files import refuse_stand_in
 
 
-class Rows:
+class HDF5Rows:
     """The rows of an HDF5 dataset, memory-mapped where the file allows it.
 
     A contiguous, uncompressed dataset is mapped straight from the file, so that all processes of a

@@ -836,10 +836,10 @@ def _write_reliability(
     table = folder / "reliability.tsv"
     with replaced_file(table, "w") as handle:
         handle.write("voxel\tsplit_half\tnoise_ceiling_percent\n")
-        for voxel, (half, ceiling) in enumerate(
+        for voxel, (half, oracle) in enumerate(
             zip(found.split_half_V.tolist(), found.noise_ceiling_V.tolist())
         ):
-            handle.write(f"{voxel}\t{half:.4f}\t{ceiling:.2f}\n")
+            handle.write(f"{voxel}\t{half:.4f}\t{oracle:.2f}\n")
     written = [table]
     for name, values in (
         ("split_half", found.split_half_V),
@@ -1009,7 +1009,7 @@ def summary_of(
     if (testing < 2).all():
         notes.append(
             "no test picture was shown twice: test responses cannot be averaged, and their noise"
-            " ceiling is not known"
+            " oracle is not known"
         )
     alike = found is not None and found["same_picture"] is not None
     if alike and found["same_picture"] - found["other_picture"] < 3 * found["same_picture_error"]:

@@ -19,11 +19,11 @@ import pandas as pd
 from scipy.io import loadmat
 
 from braingen.data import nsd
-from braingen.data.hdf5 import Rows
+from braingen.data.hdf5 import HDF5Rows
 from braingen.data.large_files import blocks
 from braingen.data.pictures import fit_picture
 from braingen.data.places import Places
-from braingen.data.scans import Pictures, Statistics
+from braingen.data.scans import ScanImages, Statistics
 from braingen.data.volumes import NSDGENERAL, VoxelPlaces, load_nifti, space_of, trials_in_nifti
 from braingen.runtime.data_layout import subject_name
 from braingen.runtime.errors import UserError
@@ -357,8 +357,8 @@ class RawNSD:
     # -- pictures and captions ---------------------------------------------------------------------
 
     @cached_property
-    def _bricks(self) -> Rows:
-        rows = Rows(self.stimuli, STIMULI_DATASET, GET_RAW)
+    def _bricks(self) -> HDF5Rows:
+        rows = HDF5Rows(self.stimuli, STIMULI_DATASET, GET_RAW)
         if len(rows.shape) != 4 or rows.shape[3] != 3 or rows.dtype != np.uint8:
             raise UserError(
                 f"{self.stimuli}: `{STIMULI_DATASET}` is {rows.dtype} of shape {rows.shape}, uint8"
@@ -367,8 +367,8 @@ class RawNSD:
         return rows
 
     @property
-    def pictures(self) -> Pictures:
-        return Pictures(len(self._bricks), (self.stimuli,))
+    def pictures(self) -> ScanImages:
+        return ScanImages(len(self._bricks), (self.stimuli,))
 
     def images(self, first: int, last: int, side: int) -> np.ndarray:
         return np.stack(
@@ -491,7 +491,7 @@ def _hdf5_blocks(path: Path, trials: int, places: VoxelPlaces) -> Iterator[np.nd
     """A file whose axes run trials, z, y, x: those of the NIfTI in reverse, as Matlab
     writes them.
     """
-    rows = Rows(path, nsd.BETAS_DATASET, GET_RAW)
+    rows = HDF5Rows(path, nsd.BETAS_DATASET, GET_RAW)
     _check(path, rows.shape[::-1], rows.dtype, trials, places)
     x_V, y_V, z_V = places.indices_V3.T
     for first, last in blocks(trials, TRIALS_AT_ONCE):

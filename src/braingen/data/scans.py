@@ -15,7 +15,7 @@ from braingen.data.places import Places
 Statistics = Literal["auto", "session", "subject", "none"]
 
 
-class Pictures(NamedTuple):
+class ScanImages(NamedTuple):
     """The pictures that were shown."""
 
     number: int
@@ -49,7 +49,7 @@ class Scans(Protocol):
     """Over which trials responses are z-scored."""
 
     @property
-    def pictures(self) -> Pictures:
+    def pictures(self) -> ScanImages:
         """The pictures there are."""
 
     def subjects(self) -> tuple[int, ...]:

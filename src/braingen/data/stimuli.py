@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from braingen.data import nsd
-from braingen.data.hdf5 import Rows
+from braingen.data.hdf5 import HDF5Rows
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import UNREADABLE_ARRAY, identity, replaced_file
@@ -31,7 +31,7 @@ class Stimuli:
     """
 
     def __init__(self, layout: Layout) -> None:
-        self.rows = Rows(layout.images(), nsd.IMAGES_DATASET, nsd.GET_IT)
+        self.rows = HDF5Rows(layout.images(), nsd.IMAGES_DATASET, nsd.GET_IT)
         self.path: Path = self.rows.path
         shape = self.rows.shape
         if len(shape) != 4 or shape[1] != 3 or 0 in shape:

@@ -365,7 +365,7 @@ def fold_of_images(images: np.ndarray, folds: int, seed: int) -> np.ndarray:
     if folds < 2 or len(images) < 2 * folds:
         raise UserError(
             f"{len(images)} training images cannot be shared out to {folds} folds: take"
-            " optim.checkpoint=held_out."
+            " training.checkpoint=held_out."
         )
     return np.argsort(np.argsort(_lottery(images, seed), kind="stable"), kind="stable") % folds
 

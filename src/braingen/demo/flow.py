@@ -98,7 +98,7 @@ def demo(config: Config) -> Path:
             Step("decoder", "saved in one folder", lambda: save_decoder(config)),
             Step(
                 "reconstruct",
-                "brain, random voxels, ceiling, single levels, refined (about 2 min)",
+                "brain, random voxels, oracle, single levels, refined (about 2 min)",
                 lambda: group.run(drawing(config)),
             ),
             Step("evaluate", "scores with intervals (half a minute)", lambda: evaluate(config)),
@@ -135,7 +135,7 @@ def _training(config: Config, modality: str) -> Task:
         train,
         (config, modality),
         done,
-        config.optim.num_epochs,
+        config.training.num_epochs,
     )
 
 
@@ -148,12 +148,12 @@ def drawing(config: Config) -> list[Task]:
 def _drawing_of_subject(config: Config) -> list[Task]:
 
     def changed(**sampler: object) -> Config:
-        return config.model_copy(update={"sampler": config.sampler.model_copy(update=sampler)})
+        return config.model_copy(
+            update={"generation": config.generation.model_copy(update=sampler)}
+        )
 
     count, who = len(drawn_images(config).image_N), f"subject {config.data.subjects[0]}, pictures"
-    sources = [
-        each for source in ("random", "ceiling") for each in drawings(changed(source=source))
-    ]
+    sources = [each for source in ("random", "oracle") for each in drawings(changed(source=source))]
     brain, refined = drawn_folder(config, "brain"), refined_folder(config)
     found = [
         Task(
@@ -196,7 +196,9 @@ def _pictures(*folders: Path) -> Callable[[], int]:
 
 def _draw_and_refine(config: Config) -> None:
     reconstruct_subject(
-        config.model_copy(update={"sampler": config.sampler.model_copy(update={"source": "brain"})})
+        config.model_copy(
+            update={"generation": config.generation.model_copy(update={"source": "brain"})}
+        )
     )
     refine_folder(config)
 

@@ -25,7 +25,7 @@ from braingen.config import Config
 from braingen.runtime.console import Progress
 from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
-from braingen.runtime.preemption import SIGNALS, Stopped, patience, stoppable
+from braingen.runtime.preemption import SIGNALS, Stopped, defer_signals, stoppable
 
 MOST = 2
 """Processes at most, of about half a gigabyte each."""
@@ -90,7 +90,7 @@ class Group:
             for task in tasks:
                 task.work(*task.arguments)
             return
-        with patience() as request, _bars() as progress:
+        with defer_signals() as request, _bars() as progress:
             futures = {self._pool.submit(_do, task.work, task.arguments): task for task in tasks}
             bars = {
                 task.name: progress.add_task(task.name, total=task.total, completed=task.done())
@@ -107,7 +107,7 @@ class Group:
                         raise UserError(outcome.refused)
                     if outcome.stopped:
                         raise Stopped
-                request.heed()
+                request.raise_if_set()
 
 
 @contextmanager

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from braingen.config import Config
 from braingen.config.shipped import TINY
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.generation.pipeline import BrainDecoder, to_pil
 from braingen.pretrained.sdxl import load_backbone, scheduler_named
-from braingen.report.quickstart import Pair, render
+from braingen.report.quickstart import ImagePair, render
 from braingen.runtime.console import console as new_console
 from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
@@ -78,10 +78,10 @@ def load_shipped(folder: Path = SHIPPED) -> Shipped:
     )
 
 
-def load_shipped_decoder(folder: Path = SHIPPED, scheduler: str = "own") -> BrainDecoder:
+def load_shipped_decoder(folder: Path = SHIPPED, scheduler: str = "default") -> BrainDecoder:
     """Put the shipped encoders and the tiny backbones together as one decoder, in float32."""
     image, text = (
-        BrainReader.from_pretrained(folder / name, torch_dtype=torch.float32).eval()
+        EmbeddingDecoder.from_pretrained(folder / name, torch_dtype=torch.float32).eval()
         for name in ("image", "text")
     )
     backbone = load_backbone(str(TINY))
@@ -123,7 +123,7 @@ def quickstart(config: Config) -> Path:
             guidance_scale=wanted.guidance_scale,
         )
     pairs = [
-        Pair(*each) for each in zip(shipped.ids, shipped.seen, to_pil(drawn), shipped.captions)
+        ImagePair(*each) for each in zip(shipped.ids, shipped.seen, to_pil(drawn), shipped.captions)
     ]
     write_text(page, render(pairs, shipped.scores))
     console.print(

@@ -24,12 +24,12 @@ from braingen.data.image_grid import seen_pictures
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import group_repeats, test_trials
 from braingen.demo.quickstart import BRAINS, CARD, SEEN, SHIPPED, SUBJECT
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.evaluation.evaluate import evaluate
 from braingen.generation.reconstruct import reconstruct
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.files import replaced_folder, write_json
-from braingen.runtime.paths import READER, run_folder
+from braingen.runtime.paths import EMBEDDING_DECODER, run_folder
 from braingen.runtime.text_files import read_json
 from braingen.simulation.dataset import simulate
 from braingen.training.encoder import train
@@ -42,15 +42,15 @@ SIDE = 128
 CHANGES = {
     "encoder.hidden_dim": "256",
     "prior.depth": "2",
-    "optim.num_epochs": "40",
-    "optim.max_lr": "1e-3",
-    "sampler.finetuned": "no",
+    "training.num_epochs": "40",
+    "training.max_lr": "1e-3",
+    "generation.finetuned": "no",
     "run.seed": str(SEED),
 }
 """What differs from the demo's configuration: smaller encoders, trained for longer, no
 fine-tuning.
 """
-KEPT = ("value", "low", "high", "random", "ceiling", "ridge", "chance", "n", "pool")
+KEPT = ("value", "low", "high", "random", "oracle", "ridge", "chance", "n", "pool")
 
 
 def build(config: Config, assets: Path) -> None:
@@ -66,9 +66,9 @@ def build(config: Config, assets: Path) -> None:
     simulate(config)
     for modality in ("image", "text"):
         train(config, modality)
-    for source in ("brain", "random", "ceiling"):
-        changed = config.sampler.model_copy(update={"source": source})
-        reconstruct(config.model_copy(update={"sampler": changed}))
+    for source in ("brain", "random", "oracle"):
+        changed = config.generation.model_copy(update={"source": source})
+        reconstruct(config.model_copy(update={"generation": changed}))
     scores = read_json(evaluate(config))
     card = (assets / "README.md").read_bytes() if (assets / "README.md").exists() else None
     with replaced_folder(assets) as folder:
@@ -81,9 +81,9 @@ def build(config: Config, assets: Path) -> None:
 def write_encoders(config: Config, folder: Path) -> None:
     """Write the best checkpoints of both encoders in half precision."""
     for modality in ("image", "text"):
-        BrainReader.from_pretrained(run_folder(config, modality) / READER).half().save_pretrained(
-            folder / modality
-        )
+        EmbeddingDecoder.from_pretrained(
+            run_folder(config, modality) / EMBEDDING_DECODER
+        ).half().save_pretrained(folder / modality)
         settings = read_json(folder / modality / "config.json")
         settings.pop("_name_or_path", None)  # where it was trained is nobody's business
         write_json(folder / modality / "config.json", settings)

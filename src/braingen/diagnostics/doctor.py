@@ -32,9 +32,9 @@ from braingen.data.trials import (
 from braingen.diagnostics.resources import encoder_parameters, gigabytes, needs_of
 from braingen.diagnostics.summary import sizes_of
 from braingen.evaluation import features
-from braingen.generation.compatibility import misfits
+from braingen.generation.compatibility import incompatibilities
 from braingen.pretrained.files import backbone_findings
-from braingen.pretrained.tiny import unfit_backbone
+from braingen.pretrained.tiny import backbone_mismatch
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
@@ -115,14 +115,14 @@ def examine(config: Config) -> Iterator[Item]:
     yield from _machine(config)
     yield from _data(config)
     with suppress(UserError):  # of a damaged image file, reported among the data
-        unfit = unfit_backbone(config)
+        unfit = backbone_mismatch(config)
         if unfit is not None:
             yield Item(
                 "error" if unfit.refused else "warning", "backbone", "data", None, unfit.sentence
             )
     for finding in backbone_findings(config):
         yield Item(finding.level, "backbone", finding.part, None, finding.sentence)
-    for misfit in misfits(config):
+    for misfit in incompatibilities(config):
         yield Item("error", "backbone", "widths", None, misfit.sentence)
     yield from _networks()
     yield from _needs(config)
@@ -332,8 +332,8 @@ def _trials_and_parameters(config: Config) -> Iterator[Item]:
         text += (
             f": {per_trial:,.0f} parameters a trial. Expect it to learn its training pictures by"
             " heart, and ridge regression to be better; a smaller encoder helps (--config"
-            " own_scans, encoder.hidden_dim, encoder.n_blocks), and optim.checkpoint=folds chooses"
-            " its epoch well."
+            " own_scans, encoder.hidden_dim, encoder.n_blocks), and training.checkpoint=folds"
+            " chooses its epoch well."
         )
         yield Item("warning", "data", "trials and parameters", None, text)
     else:

@@ -35,7 +35,7 @@ class Table(NamedTuple):
 
 def used_images(config: Config, targets: Targets) -> np.ndarray:
     """Ids of the pictures that are used, ascending."""
-    if config.cache.images == "all":
+    if config.precompute.images == "all":
         return np.arange(len(targets.stimuli))
     layout, used = Layout.of(config.data.root), []
     for subject in config.data.subjects:
@@ -49,7 +49,7 @@ def used_images(config: Config, targets: Targets) -> np.ndarray:
 
 def tables(config: Config, targets: Targets) -> dict[str, Table]:
     """The tables that are asked for, by name."""
-    batch = config.cache.batch_size
+    batch = config.precompute.batch_size
     if "latents" in _wanted(config):
         refuse_side(
             config.finetune.resolution,
@@ -57,7 +57,7 @@ def tables(config: Config, targets: Targets) -> dict[str, Table]:
             "finetune.resolution",
         )
     size = config.finetune.resolution or (
-        own_size(config.backbone.path) if "latents" in config.cache.what else 0
+        own_size(config.backbone.path) if "latents" in config.precompute.what else 0
     )
     made: dict[str, Callable[[], Table]] = {
         "image": lambda: Table(targets.image_cache(), targets.stimuli.digests, batch),
@@ -71,10 +71,10 @@ def tables(config: Config, targets: Targets) -> dict[str, Table]:
 
 def _wanted(config: Config) -> tuple[str, ...]:
     """What is computed: text only where there are captions, unless it is asked for by name."""
-    default = config.cache.what == Config().cache.what
+    default = config.precompute.what == Config().precompute.what
     if default and not has_captions(Layout.of(config.data.root)):
-        return tuple(name for name in config.cache.what if name != "text")
-    return config.cache.what
+        return tuple(name for name in config.precompute.what if name != "text")
+    return config.precompute.what
 
 
 def _check(config: Config, layout: Layout) -> None:
@@ -90,7 +90,7 @@ def _check(config: Config, layout: Layout) -> None:
         layout.cache(),
         cache_bytes(config, len(ids)),
         "The caches",
-        "choose fewer with cache.what, or fewer subjects",
+        "choose fewer with precompute.what, or fewer subjects",
     )
     targets.stimuli.digests(ids)
 
@@ -111,7 +111,7 @@ def cache(config: Config) -> Path:
     ids = used_images(config, targets)
     for table in tables(config, targets).values():
         # what is missing is looked for by one process, so that all share the same list
-        missing = workers.told(
+        missing = workers.broadcast(
             ids[table.cache.stale(ids, table.digests(ids))] if workers.main else None
         )
         assert missing is not None

@@ -23,7 +23,7 @@ from braingen.runtime.device import device_of, precision_of
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import free_bytes
 from braingen.runtime.paths import run_folder
-from braingen.training.encoder_setup import build_reader
+from braingen.training.encoder_setup import build_embedding_decoder
 
 LIBRARIES = 700 * 10**6
 """Anonymous memory of a process that has imported torch, diffusers and transformers (measured:
@@ -74,10 +74,10 @@ def encoder_parameters(config: Config, sizes: Sizes, modality: str = "image") ->
         target = sizes.image if modality == "image" else sizes.text
         widths = tuple(sizes.text_widths.values()) if modality == "text" else ()
         voxels = {int(subject): count for subject, count in sizes.subjects.items()}
-        reader = build_reader(
+        embedding_decoder = build_embedding_decoder(
             config, voxels, target, widths if config.encoder.model == "BrainEncoder" else ()
         )
-    return sum(p.numel() for p in reader.parameters())
+    return sum(p.numel() for p in embedding_decoder.parameters())
 
 
 def training_bytes(config: Config, modality: str, sizes: Sizes) -> tuple[int, int]:
@@ -87,7 +87,7 @@ def training_bytes(config: Config, modality: str, sizes: Sizes) -> tuple[int, in
     units = config.encoder.hidden_dim * config.encoder.n_blocks * 4 + 3 * target[0] * target[1] * (
         2 + config.prior.depth
     )
-    activations = config.optim.batch_size * units * ACTIVATIONS_PER_UNIT * 4
+    activations = config.training.batch_size * units * ACTIVATIONS_PER_UNIT * 4
     return (
         16 * count + activations,
         16 * count,
@@ -113,7 +113,7 @@ def cache_bytes(config: Config, images: int) -> int:
         for name in ("targets", "latents")
         for file in (folder / name).glob("*.npy")
     )
-    return max(0, images * sum(per_image[name] for name in config.cache.what) - there)
+    return max(0, images * sum(per_image[name] for name in config.precompute.what) - there)
 
 
 def picture_side(config: Config) -> int:
@@ -154,17 +154,20 @@ def needs_of(config: Config, images: int) -> list[Need]:
     training = max(size for size, _ in trained.values())
     drawing = (
         weights_bytes(config)
-        + 3 * config.sampler.batch_size * (config.sampler.size or picture_side(config)) ** 2 * 256
+        + 3
+        * config.generation.batch_size
+        * (config.generation.size or picture_side(config)) ** 2
+        * 256
     )
     memory = psutil.virtual_memory().available
     needs = []
-    smaller = "choose a smaller encoder.hidden_dim or optim.batch_size, or a machine with more"
+    smaller = "choose a smaller encoder.hidden_dim or training.batch_size, or a machine with more"
     if max(sizes.subjects.values(), default=0) > MANY_VOXELS:
         smaller = (
             "keep fewer voxels: prepare again with a mask of visual cortex (--mask; NSD's has 13"
             " 000 to 18 000 voxels)"
         )
-    fewer = "choose a smaller sampler.batch_size or sampler.size, or a machine with more"
+    fewer = "choose a smaller generation.batch_size or generation.size, or a machine with more"
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         half = 1 if precision_of(config) == "no" else 2

@@ -39,7 +39,7 @@ PUBLISHED_TEXT = {"L": 768, "bigG": 1280}
 PUBLISHED_LENGTH = 77
 LAYOUTS: dict[str, dict[str, Any]] = {
     "as configured": {},
-    "published layout": {"routing": "value", "trunk": "published"},
+    "published layout": {"routing": "expert_choice", "trunk": "published"},
     "linear heads": {"head": "linear"},
 }
 """Settings that replace those of the configuration."""
@@ -60,7 +60,7 @@ class Sizes(NamedTuple):
     text_widths: dict[str, int]
     """D of SDXL's two text encoders."""
     sources: tuple[str, ...]
-    """Where these come from, for the reader."""
+    """Where these come from, for the embedding decoder."""
 
 
 class Card(NamedTuple):

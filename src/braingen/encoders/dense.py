@@ -60,7 +60,7 @@ class ImageBackbone(nn.Module):
         n_blocks: int,
         clip_seq_dim: int,
         clip_emb_dim: int,
-        trunk: Trunk = "working",
+        trunk: Trunk = "residual",
         head: Head = "projector",
         low_level: bool = False,
         interm_out: bool = False,
@@ -125,7 +125,7 @@ class TextBackbone(nn.Module):
         emb_dims: Sequence[int] = (768, 1280),
         fusion: Fusion = "none",
         train_pool: bool = False,
-        trunk: Trunk = "working",
+        trunk: Trunk = "residual",
         head: Head = "projector",
         dropout: float = 0.15,
     ) -> None:
@@ -172,9 +172,9 @@ class TextBackbone(nn.Module):
         states = apart = {name: x_BSH.transpose(0, 1) for name in self.trunks}  # 1 x B x H
         for place in range(self.n_blocks):
             states = apart = {
-                name: trunk.step(place, states[name], apart[name])
+                name: trunk.step(place, states[name], apart[name])  # type: ignore[operator]
                 for name, trunk in self.trunks.items()
-            }  # type: ignore[operator]
+            }
             if place in self.fused_blocks:
                 states = self._fuse(self.fusion_linears[place - self.fused_blocks.start], states)
         outputs = {name: heads(states[name]) for name, heads in self.heads.items()}
@@ -205,7 +205,7 @@ class BrainEncoder(ModelMixin, ConfigMixin):
     clip_emb_dim, clip_seq_dim : int, optional
         D, T.
     trunk : Trunk, optional
-        'working' (residual blocks) or 'published' (mixer blocks that do nothing with one token).
+        'residual' (residual blocks) or 'published' (mixer blocks that do nothing with one token).
     head : Head, optional
         Projection head, 'projector' (MindEye2) or 'linear' (MoRE-Brain's dense encoder).
     low_level : bool, optional
@@ -219,7 +219,7 @@ class BrainEncoder(ModelMixin, ConfigMixin):
         D of the two text encoders; their sum or one of them is clip_emb_dim.
     fusion, train_pool : Fusion, optional
         See :class:`TextBackbone`.
-    b_size : int, optional
+    bottleneck_dim : int, optional
         Width of a bottleneck after the subject layer; 0 for none.
     dropout, voxel_dropout : float, optional
         Inside blocks, on voxels.
@@ -233,7 +233,7 @@ class BrainEncoder(ModelMixin, ConfigMixin):
         n_blocks: int = 4,
         clip_emb_dim: int = 1280,
         clip_seq_dim: int = 1,
-        trunk: Trunk = "working",
+        trunk: Trunk = "residual",
         head: Head = "projector",
         low_level: bool = False,
         interm_out: bool = False,
@@ -241,14 +241,14 @@ class BrainEncoder(ModelMixin, ConfigMixin):
         text_emb_dims: Sequence[int] = (768, 1280),
         fusion: Fusion = "none",
         train_pool: bool = False,
-        b_size: int = 0,
+        bottleneck_dim: int = 0,
         dropout: float = 0.15,
         voxel_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.subject_layer = SubjectLayer(subjects, hidden_dim, voxel_dropout)
-        self.bottleneck = nn.Linear(hidden_dim, b_size) if b_size else None
-        width = b_size or hidden_dim
+        self.bottleneck = nn.Linear(hidden_dim, bottleneck_dim) if bottleneck_dim else None
+        width = bottleneck_dim or hidden_dim
         self.backbone: nn.Module
         if text_output:
             wanted = {
@@ -269,13 +269,13 @@ class BrainEncoder(ModelMixin, ConfigMixin):
                 width,
                 n_blocks,
                 clip_seq_dim,
-                text_output,
+                text_output,  # type: ignore[arg-type]
                 text_emb_dims,
                 fusion,
                 train_pool,
                 trunk,
                 head,
-                dropout,  # type: ignore[arg-type]
+                dropout,
             )
         else:
             self.backbone = ImageBackbone(

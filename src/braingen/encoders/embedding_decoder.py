@@ -1,5 +1,5 @@
-"""A brain reader: encoder, prior and the scale of the target in one model, from voxels to a CLIP
-embedding.
+"""A embedding decoder: encoder, prior and the scale of the target in one model, from voxels to a
+CLIP embedding.
 
 B batch, V voxels, T tokens, D CLIP width.
 """
@@ -28,7 +28,7 @@ class TargetScale(NamedTuple):
     """Standard deviation around the mean, over all dimensions."""
 
 
-class BrainReader(ModelMixin, ConfigMixin):
+class EmbeddingDecoder(ModelMixin, ConfigMixin):
     """Reads one kind of embedding (image or text) out of voxels.
 
     Encoder and prior work in standardised units, (embedding - mean) / spread: contrastive cosines

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from braingen.runtime.errors import UserError
 
-Trunk = Literal["working", "published"]
+Trunk = Literal["residual", "published"]
 Head = Literal["projector", "linear"]
 
 
@@ -244,9 +244,9 @@ def make_trunk(
     """
     if kind == "published":
         return MixerTrunk(experts, width, tokens, n_blocks, dropout)
-    if kind != "working" or tokens != 1:
+    if kind != "residual" or tokens != 1:
         raise UserError(
-            f"trunk={kind} with {tokens} tokens is not possible: take trunk=working (1 token) or"
+            f"trunk={kind} with {tokens} tokens is not possible: take trunk=residual (1 token) or"
             " trunk=published."
         )
     return ResidualTrunk(experts, width, n_blocks, dropout)

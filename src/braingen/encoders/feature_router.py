@@ -113,7 +113,7 @@ def balanced_split(affinity_PFU: Tensor, capacity: float = 1.0) -> Tensor:
     return torch.zeros_like(mask_PFU).scatter_(2, top_PFK, True)
 
 
-class AffinityRouter(nn.Module):
+class StaticRouter(nn.Module):
     """Learned affinity of every unit for every expert: an expert reads the same units in every
     trial.
 
@@ -245,9 +245,9 @@ def most_probable(probability_PBFU: Tensor, width: int, order: TokenOrder) -> Te
     return ascending.gather(-1, is_last.to(torch.uint8).sort(dim=-1, stable=True).indices)
 
 
-class ValueRouter(nn.Module):
+class ExpertChoiceRouter(nn.Module):
     """The published expert-choice router: by activation, trial by trial, with weights shared by all
-    units (``routing: value``).
+    units (``routing: expert_choice``).
 
     Parameters
     ----------
@@ -332,8 +332,8 @@ class ValueRouter(nn.Module):
         )
 
 
-Router = AffinityRouter | ValueRouter
-Routing = Literal["affinity", "value"]
+Router = StaticRouter | ExpertChoiceRouter
+Routing = Literal["static", "expert_choice"]
 
 
 def make_router(
@@ -352,10 +352,12 @@ def make_router(
     UserError
         For an unknown kind.
     """
-    if kind == "affinity":
-        return AffinityRouter(parents, units, experts, capacity, activation_term)
-    if kind == "value":
-        return ValueRouter(
+    if kind == "static":
+        return StaticRouter(parents, units, experts, capacity, activation_term)
+    if kind == "expert_choice":
+        return ExpertChoiceRouter(
             parents, experts, expert_width(units, experts, capacity), token_order=token_order
         )
-    raise UserError(f"routing={kind} is not possible: take routing=affinity or routing=value.")
+    raise UserError(
+        f"routing={kind} is not possible: take routing=static or routing=expert_choice."
+    )

@@ -54,7 +54,7 @@ class BrainMoEMulti(ModelMixin, ConfigMixin):
         Units an expert reads as a multiple of an even share, first level and later ones (1 by
         default).
     routing : Routing, optional
-        'affinity' (an expert reads the same units in every trial) or 'value' (published, by
+        'static' (an expert reads the same units in every trial) or 'value' (published, by
         activation).
     activation_term : bool, optional
         Affinity routing only: let the activation modulate the weight of a unit.
@@ -62,12 +62,12 @@ class BrainMoEMulti(ModelMixin, ConfigMixin):
         Value routing only: order of an expert's units, see
         :func:`braingen.encoders.feature_router.most_probable`.
     trunk : Trunk, optional
-        'working' (residual blocks) or 'published' (mixer blocks that do nothing with one token).
+        'residual' (residual blocks) or 'published' (mixer blocks that do nothing with one token).
     head : Head, optional
         Projection head of an expert, 'projector' or 'linear' (a fraction of the parameters).
     level_combine : Combine, optional
         Output of a level, 'sum' over its experts (published implementation) or 'mean' (paper).
-    b_size : int, optional
+    bottleneck_dim : int, optional
         Width of a bottleneck after the subject layer (BrainBits); 0 for none.
     dropout, voxel_dropout : float, optional
         Inside blocks, on voxels.
@@ -85,13 +85,13 @@ class BrainMoEMulti(ModelMixin, ConfigMixin):
         exp_factor_list: Sequence[int] = (2, 2, 2),
         capacity_factor_0: float = 1.0,
         cap_fac_list: Sequence[float] | None = None,
-        routing: Routing = "affinity",
+        routing: Routing = "static",
         activation_term: bool = False,
         token_order: TokenOrder = "index",
-        trunk: Trunk = "working",
+        trunk: Trunk = "residual",
         head: Head = "projector",
         level_combine: Combine = "sum",
-        b_size: int = 0,
+        bottleneck_dim: int = 0,
         dropout: float = 0.15,
         voxel_dropout: float = 0.0,
     ) -> None:
@@ -104,10 +104,10 @@ class BrainMoEMulti(ModelMixin, ConfigMixin):
                 " many factors as levels after the first."
             )
         self.subject_layer = SubjectLayer(subjects, hidden_dim, voxel_dropout)
-        self.bottleneck = nn.Linear(hidden_dim, b_size) if b_size else None
+        self.bottleneck = nn.Linear(hidden_dim, bottleneck_dim) if bottleneck_dim else None
         self.mix = EvenMix(level_combine)
         self.levels = nn.ModuleList()
-        parents, units = 1, b_size or hidden_dim
+        parents, units = 1, bottleneck_dim or hidden_dim
         for depth, (factor, capacity) in enumerate(zip(factors, capacities)):
             router = make_router(
                 routing, parents, units, factor, capacity, activation_term, token_order
@@ -165,7 +165,7 @@ class BrainMoE(ModelMixin, ConfigMixin):
         Add an expert that reads all units; it counts as a level (the published code stops with an
         error there).
     subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, routing, activation_term,
-    token_order, trunk, head, level_combine, b_size,
+    token_order, trunk, head, level_combine, bottleneck_dim,
     dropout, voxel_dropout : float, optional
         See :class:`BrainMoEMulti`.
     """
@@ -181,20 +181,20 @@ class BrainMoE(ModelMixin, ConfigMixin):
         num_exp: int = 16,
         capacity_factor: float = 1.0,
         meta: bool = False,
-        routing: Routing = "affinity",
+        routing: Routing = "static",
         activation_term: bool = False,
         token_order: TokenOrder = "index",
-        trunk: Trunk = "working",
+        trunk: Trunk = "residual",
         head: Head = "linear",
         level_combine: Combine = "sum",
-        b_size: int = 0,
+        bottleneck_dim: int = 0,
         dropout: float = 0.15,
         voxel_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.subject_layer = SubjectLayer(subjects, hidden_dim, voxel_dropout)
-        self.bottleneck = nn.Linear(hidden_dim, b_size) if b_size else None
-        units = b_size or hidden_dim
+        self.bottleneck = nn.Linear(hidden_dim, bottleneck_dim) if bottleneck_dim else None
+        units = bottleneck_dim or hidden_dim
         router = make_router(
             routing, 1, units, num_exp, capacity_factor, activation_term, token_order
         )
@@ -246,7 +246,7 @@ class BrainMoEHier(ModelMixin, ConfigMixin):
     meta : bool, optional
         Add an expert that reads all units; it counts as a level.
     subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, routing, activation_term,
-    token_order, trunk, head, b_size, dropout,
+    token_order, trunk, head, bottleneck_dim, dropout,
     voxel_dropout : float, optional
         See :class:`BrainMoEMulti`.
     """
@@ -262,12 +262,12 @@ class BrainMoEHier(ModelMixin, ConfigMixin):
         num_exps: Sequence[int] = (4, 8, 16, 32),
         capacity_factors: Sequence[float] | None = None,
         meta: bool = False,
-        routing: Routing = "affinity",
+        routing: Routing = "static",
         activation_term: bool = False,
         token_order: TokenOrder = "index",
-        trunk: Trunk = "working",
+        trunk: Trunk = "residual",
         head: Head = "linear",
-        b_size: int = 0,
+        bottleneck_dim: int = 0,
         dropout: float = 0.15,
         voxel_dropout: float = 0.0,
     ) -> None:
@@ -279,8 +279,8 @@ class BrainMoEHier(ModelMixin, ConfigMixin):
                 " factors as levels."
             )
         self.subject_layer = SubjectLayer(subjects, hidden_dim, voxel_dropout)
-        self.bottleneck = nn.Linear(hidden_dim, b_size) if b_size else None
-        units = b_size or hidden_dim
+        self.bottleneck = nn.Linear(hidden_dim, bottleneck_dim) if bottleneck_dim else None
+        units = bottleneck_dim or hidden_dim
         self.levels, self.mixes = nn.ModuleList(), nn.ModuleList()
         for experts, capacity in zip(num_exps, capacities):
             router = make_router(routing, 1, units, experts, capacity, activation_term, token_order)

@@ -71,7 +71,7 @@ class BrainMoEVoxel(ModelMixin, ConfigMixin):
         clip_seq_dim: int = 1,
         num_exp_0: int = 2,
         exp_factor_list: Sequence[int] = (2, 2, 2),
-        trunk: Trunk = "working",
+        trunk: Trunk = "residual",
         head: Head = "projector",
         level_combine: Combine = "sum",
         dropout: float = 0.15,
@@ -98,7 +98,7 @@ class BrainMoEVoxel(ModelMixin, ConfigMixin):
         """A subject's parcels."""
         return cast(ParcelMap, self.subject_layer.linears[str(subject)])
 
-    def start_from(self, responses: dict[int, Tensor]) -> None:
+    def init_from(self, responses: dict[int, Tensor]) -> None:
         """Begin with parcels of voxels that answer alike.
 
         Parameters
@@ -107,7 +107,7 @@ class BrainMoEVoxel(ModelMixin, ConfigMixin):
             Subject -> training trials x voxels.
         """
         for subject, responses_TV in responses.items():
-            self.parcels(subject).start_from(responses_TV)
+            self.parcels(subject).init_from(responses_TV)
 
     def forward(
         self,

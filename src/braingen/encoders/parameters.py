@@ -10,7 +10,7 @@ from torch import nn
 
 from braingen.encoders.dense import TextBackbone
 from braingen.encoders.experts import MixerTrunk, StackedLinear, StackedNorm
-from braingen.encoders.feature_router import AffinityRouter, ValueRouter
+from braingen.encoders.feature_router import ExpertChoiceRouter, StaticRouter
 from braingen.encoders.subject_layer import SubjectLayer
 
 Named = dict[str, nn.Parameter]
@@ -84,10 +84,10 @@ def idle_parameters(model: nn.Module) -> dict[str, str]:
                     reasons[f"{name}.fusion_linears.{inner}"] = (
                         "published trunk: residuals pass by all fusion maps but the last"
                     )
-        elif isinstance(module, AffinityRouter) and module.affinity.shape[1] == 1:
+        elif isinstance(module, StaticRouter) and module.affinity.shape[1] == 1:
             for inner, _ in module.named_parameters():
                 reasons[f"{name}.{inner}"] = "a router with a single expert has nothing to choose"
-        elif isinstance(module, ValueRouter) and module.weight.shape[1] == 1:
+        elif isinstance(module, ExpertChoiceRouter) and module.weight.shape[1] == 1:
             reasons[f"{name}.weight"] = "a router with a single expert has nothing to choose"
     return reasons
 
@@ -117,7 +117,7 @@ def _of(model: nn.Module, kinds: type | tuple[type, ...]) -> Named:
 
 def router_parameters(model: nn.Module) -> Named:
     """Parameters of the routers."""
-    return _of(model, (AffinityRouter, ValueRouter))
+    return _of(model, (StaticRouter, ExpertChoiceRouter))
 
 
 def subject_parameters(model: nn.Module, subjects: Iterable[int] | None = None) -> Named:

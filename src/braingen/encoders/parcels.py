@@ -24,7 +24,7 @@ START_LOGIT = 2.0
 
 class ParcelMap(nn.Linear):
     """A subject's voxels in parcels, and for every parcel a small linear map of its own
-    (docs/explain.md).
+    (docs/interpret.md).
 
     Every voxel has a logit for every branch of the tree. A softmax among the branches of one node,
     multiplied along the way down, is its share in every parcel; the shares of a voxel sum to 1 on
@@ -81,7 +81,7 @@ class ParcelMap(nn.Linear):
         return F.linear(voxels_BV, self.map_of(self.shares()[-1]), self.bias)
 
     @torch.no_grad()
-    def start_from(self, responses_TV: Tensor) -> None:
+    def init_from(self, responses_TV: Tensor) -> None:
         """Begin with parcels of voxels that answer alike, instead of at random.
 
         Every node's voxels are sorted along the first principal component of their responses around

@@ -45,7 +45,7 @@ class SubjectLayer(nn.Module):
     hidden_dim : int
         H.
     voxel_dropout : float, optional
-        Share of voxels silenced while training, the others scaled up.
+        Share of voxels ablated while training, the others scaled up.
     linear : Callable[[int, int], nn.Linear], optional
         Makes a subject's map from V and H.
     """

@@ -6,18 +6,18 @@ from __future__ import annotations
 
 from braingen.config import Config
 from braingen.data.captions import has_captions
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
-from braingen.runtime.paths import READER, run_folder, trained_models
+from braingen.runtime.paths import EMBEDDING_DECODER, run_folder, trained_models
 from braingen.runtime.run_folder import Run
 
 
-def load_reader(config: Config, modality: str) -> BrainReader:
+def load_embedding_decoder(config: Config, modality: str) -> EmbeddingDecoder:
     """The best checkpoint of an earlier ``braingen train image`` or ``train text``."""
     folder = run_folder(config, modality)
-    if not (folder / READER).is_dir():
+    if not (folder / EMBEDDING_DECODER).is_dir():
         names = trained_models(modality)
         there = f" Trained here: {', '.join(names)}." if names else ""
         raise UserError(
@@ -26,25 +26,25 @@ def load_reader(config: Config, modality: str) -> BrainReader:
             f" RUN.{there}"
         )
     Run(folder).require_finished()
-    return BrainReader.from_pretrained(folder / READER).eval()
+    return EmbeddingDecoder.from_pretrained(folder / EMBEDDING_DECODER).eval()
 
 
 def modalities(config: Config) -> tuple[str, ...]:
     """The embeddings that are decoded: of the image, and of the text where there can be one.
 
     Pictures are generated from the image embedding alone where nobody trained a text encoder and
-    either the data hold no captions or ``sampler.use_text`` is off. Where there are captions and
-    text is wanted, a missing text encoder is an error (:func:`load_reader`).
+    either the data hold no captions or ``generation.use_text`` is off. Where there are captions and
+    text is wanted, a missing text encoder is an error (:func:`load_embedding_decoder`).
     """
-    if (run_folder(config, "text") / READER).is_dir():
+    if (run_folder(config, "text") / EMBEDDING_DECODER).is_dir():
         return ("image", "text")
-    wanted = config.sampler.use_text and has_captions(Layout.of(config.data.root))
+    wanted = config.generation.use_text and has_captions(Layout.of(config.data.root))
     return ("image", "text") if wanted else ("image",)
 
 
-def load_readers(config: Config) -> dict[str, BrainReader]:
+def load_embedding_decoders(config: Config) -> dict[str, EmbeddingDecoder]:
     """The trained encoders, frozen, where the configuration computes."""
     return {
-        name: load_reader(config, name).requires_grad_(False).to(device_of(config))
+        name: load_embedding_decoder(config, name).requires_grad_(False).to(device_of(config))
         for name in modalities(config)
     }

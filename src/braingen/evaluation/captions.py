@@ -167,6 +167,6 @@ def caption_scores(
     for name, each in values.items():
         interval = uncertainty.mean_interval(each, resamples, seed)
         scores[name] = Score(
-            *interval, random=None, ceiling=None, ridge=None, chance=None, n=len(each), pool=None
+            *interval, random=None, oracle=None, ridge=None, chance=None, n=len(each), pool=None
         )
     return scores, values, missing

@@ -38,7 +38,7 @@ from braingen.runtime.untrusted import csv_text, markdown_cell
 
 STAGES = ("image", "text", "finetune", "reconstructions/brain")
 """Run folders whose settings make a method."""
-NOT_OF_A_METHOD = ("seed", "readers", "finetuned", "weights", "run")
+NOT_OF_A_METHOD = ("seed", "embedding_decoders", "finetuned", "weights", "run")
 """Settings, and hashes of what training made, in which two seeds or subjects of one method
 differ.
 """
@@ -212,7 +212,7 @@ def between_methods(
     return [one._replace(p_holm=float(p)) for one, p in zip(found, corrected)]
 
 
-def verdict(each: Comparison) -> str:
+def conclusion(each: Comparison) -> str:
     """What a comparison says, in words."""
     if not each.differs:
         return "not different"
@@ -229,7 +229,7 @@ def _comparison_table(found: Sequence[Comparison]) -> list[str]:
         names = f"{markdown_cell(one.first)} | {markdown_cell(one.second)}"
         lines.append(
             f"| {metric(one.score).title} | {names} | {one.difference:+.4f} | {interval} |"
-            f" {one.p_holm:.3g} | {verdict(one)} | {one.n} |"
+            f" {one.p_holm:.3g} | {conclusion(one)} | {one.n} |"
         )
     return lines
 
@@ -268,7 +268,7 @@ def _markdown(
 
 
 def _told(found: Sequence[Comparison], level: str) -> list[dict[str, Any]]:
-    return [{"level": level, **one._asdict(), "verdict": verdict(one)} for one in found]
+    return [{"level": level, **one._asdict(), "verdict": conclusion(one)} for one in found]
 
 
 def compare_runs(config: Config) -> Path:
@@ -293,7 +293,7 @@ def compare_runs(config: Config) -> Path:
             " compare runs/a runs/b ..."
         )
     runs = [read_run(each) for folder in folders for each in evaluated_in(folder)]
-    resamples, seed = config.scores.bootstrap, config.run.seed
+    resamples, seed = config.evaluation.bootstrap, config.run.seed
     found: list[Comparison] = []
     for subject in sorted(
         {run.subject for run in runs}
@@ -336,7 +336,7 @@ def compare_runs(config: Config) -> Path:
             f"{one.difference:+.4f}",
             interval,
             f"{one.p_holm:.3g}",
-            verdict(one),
+            conclusion(one),
         )
     new_console().print(shown)
     return folder

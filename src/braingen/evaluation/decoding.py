@@ -55,7 +55,7 @@ def decoder_scores(
     interval = uncertainty.mean_interval(cosines, resamples, seed)
     scores = {
         "clip_cos": Score(
-            *interval, random=None, ceiling=None, ridge=None, chance=None, n=count, pool=None
+            *interval, random=None, oracle=None, ridge=None, chance=None, n=count, pool=None
         )
     }
     table = pd.DataFrame({"clip_cos": cosines}, index=pd.Index(ids, name="image"))
@@ -67,7 +67,7 @@ def decoder_scores(
         scores[f"retrieval_{name}"] = Score(
             *interval,
             random=None,
-            ceiling=None,
+            oracle=None,
             ridge=None,
             chance=1 / way.pool,
             n=count,

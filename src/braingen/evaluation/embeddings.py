@@ -1,4 +1,6 @@
-"""How well a trained reader reads a subject's test images: embeddings alone, no picture drawn."""
+"""How well a trained embedding decoder reads a subject's test images: embeddings alone, no picture
+drawn.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from braingen.config import Config
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.evaluation.decoding import decoder_scores
 from braingen.evaluation.identification import two_way
 from braingen.generation.sampling import seeded_noise
@@ -24,7 +26,7 @@ from braingen.runtime.text_files import read_json
 from braingen.targets.tables import Targets
 
 
-class Read(NamedTuple):
+class TestEmbeddings(NamedTuple):
     """Embeddings read out of the test images' presentations, averaged over them."""
 
     embedding_ND: Tensor
@@ -36,9 +38,9 @@ class Read(NamedTuple):
 
 
 @torch.no_grad()
-def read_test_images(
-    config: Config, modality: str, reader: BrainReader, random: bool = False
-) -> Read:
+def decode_test_images(
+    config: Config, modality: str, embedding_decoder: EmbeddingDecoder, random: bool = False
+) -> TestEmbeddings:
     """Read the test images of the (first) subject.
 
     Parameters
@@ -52,7 +54,7 @@ def read_test_images(
         config.data.subjects[0],
     )
     repeats = group_repeats(test_trials(layout, subject))
-    reader = reader.to(device).eval()
+    embedding_decoder = embedding_decoder.to(device).eval()
     embedding, clip = [], []
     for batch in RepeatBatches(repeats, Betas.of(layout, subject), subject, 64):
         voxels_BRV, ids = batch.voxels_BRV, batch.image_B.tolist()
@@ -61,24 +63,24 @@ def read_test_images(
                 ids, tuple(voxels_BRV.shape[1:]), config.run.seed, "random voxels"
             )
         count, repeat = batch.present_BR.shape
-        each = reader(voxels_BRV.flatten(0, 1).to(device), subject)
+        each = embedding_decoder(voxels_BRV.flatten(0, 1).to(device), subject)
         backbone_BTD, clip_BTD = (
             average_repeats(x.unflatten(0, (count, repeat)), batch.present_BR.to(device))
             for x in (each.backbone_BTD, each.clip_BTD)
         )
         noise = (
-            seeded_noise(ids, reader.noise_shape, config.run.seed, f"prior of {modality}").to(
-                device
-            )
-            if reader.noise_shape
+            seeded_noise(
+                ids, embedding_decoder.noise_shape, config.run.seed, f"prior of {modality}"
+            ).to(device)
+            if embedding_decoder.noise_shape
             else None
         )
-        embedding.append(reader.embedding(backbone_BTD, noise).flatten(1).float().cpu())
+        embedding.append(embedding_decoder.embedding(backbone_BTD, noise).flatten(1).float().cpu())
         clip.append(clip_BTD.flatten(1).float().cpu())
-    return Read(torch.cat(embedding), torch.cat(clip), repeats.image_N)
+    return TestEmbeddings(torch.cat(embedding), torch.cat(clip), repeats.image_N)
 
 
-class ImageScores(NamedTuple):
+class EmbeddingScores(NamedTuple):
     """Scores of every test image."""
 
     values: dict[str, np.ndarray]
@@ -92,13 +94,15 @@ class ImageScores(NamedTuple):
         return dict(enumerate(self.values[name].tolist()))
 
 
-def score_reading(config: Config, modality: str, reader: BrainReader, read: Read) -> ImageScores:
+def score_embeddings(
+    config: Config, modality: str, embedding_decoder: EmbeddingDecoder, read: TestEmbeddings
+) -> EmbeddingScores:
     """Hold what was read against the true embeddings."""
     true_ND = Targets(config).of(modality, read.image_N)
-    standard_ND = reader.cpu().standardised(true_ND).flatten(1).numpy()
+    standard_ND = embedding_decoder.cpu().standardised(true_ND).flatten(1).numpy()
     settings = {
-        "pool": config.scores.retrieval_pool,
-        "draws": config.scores.retrieval_draws,
+        "pool": config.evaluation.retrieval_pool,
+        "draws": config.evaluation.retrieval_draws,
         "resamples": 1,
         "seed": config.run.seed,
     }
@@ -109,7 +113,7 @@ def score_reading(config: Config, modality: str, reader: BrainReader, read: Read
     told_apart = two_way(true_ND.flatten(1).numpy(), read.embedding_ND.numpy()).share_N
     values = {name: retrieval[name].to_numpy() for name in retrieval if name != "clip_cos"}
     values |= {"two_way_clip": told_apart, "clip_cos": cosines["clip_cos"].to_numpy()}
-    return ImageScores(
+    return EmbeddingScores(
         values,
         {name: score.chance for name, score in scores.items() if score.chance is not None}
         | {"two_way_clip": 0.5},
@@ -117,13 +121,18 @@ def score_reading(config: Config, modality: str, reader: BrainReader, read: Read
 
 
 def scores_at(
-    config: Config, modality: str, path: Path, reader_folder: Path, random: bool = False
-) -> ImageScores:
-    """The scores of a finished reader, from ``path`` where they have been computed before."""
+    config: Config, modality: str, path: Path, embedding_decoder_folder: Path, random: bool = False
+) -> EmbeddingScores:
+    """The scores of a finished embedding decoder, from ``path`` where they have been computed
+    before.
+    """
     if not path.exists():
-        reader = BrainReader.from_pretrained(reader_folder)
-        found = score_reading(
-            config, modality, reader, read_test_images(config, modality, reader, random)
+        embedding_decoder = EmbeddingDecoder.from_pretrained(embedding_decoder_folder)
+        found = score_embeddings(
+            config,
+            modality,
+            embedding_decoder,
+            decode_test_images(config, modality, embedding_decoder, random),
         )
         write_json(
             path,
@@ -133,6 +142,6 @@ def scores_at(
             },
         )
     kept = read_json(path)
-    return ImageScores(
+    return EmbeddingScores(
         {name: np.array(values) for name, values in kept["values"].items()}, kept["chance"]
     )

@@ -1,4 +1,4 @@
-"""Score the reconstructions beside random voxels, a ceiling and ridge regression; every figure with
+"""Score the reconstructions beside random voxels, an oracle and ridge regression; every figure with
 its interval.
 """
 
@@ -20,25 +20,30 @@ from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
-from braingen.encoders.trained import load_reader
+from braingen.encoders.trained import load_embedding_decoder
 from braingen.evaluation.averaged import Scored, averaged, intervals
 from braingen.evaluation.decoding import FEWEST_CANDIDATES, decoder_scores, scores_by_part
-from braingen.evaluation.evaluate_captions import TextSpace, caption_sheet
+from braingen.evaluation.evaluate_captions import TextSpace, caption_table
 from braingen.evaluation.evaluate_images import evaluate_pictures
 from braingen.evaluation.feature_store import FeatureStore
 from braingen.evaluation.human_ratings import read_study, scores_in
 from braingen.evaluation.identification import two_way
-from braingen.evaluation.image_files import Loaded
-from braingen.evaluation.image_sets import Pngs, Seen
-from braingen.evaluation.metric_table import Sheet, compare_sheets, score_images, with_baselines
+from braingen.evaluation.image_files import LoadedImages
+from braingen.evaluation.image_sets import PngImages, SeenImages
+from braingen.evaluation.metric_table import (
+    MetricTable,
+    compare_metric_tables,
+    score_images,
+    with_baselines,
+)
 from braingen.evaluation.observers import observers
 from braingen.evaluation.ridge import fit_ridge
-from braingen.evaluation.scene_observers import load_judge, spoken
+from braingen.evaluation.scene_observers import caption_of, load_scene_classifier
 from braingen.evaluation.score_files import (
     SCORES,
     Origin,
+    evidence_of,
     print_scores,
-    told_by,
     write_extremes,
     write_scores,
 )
@@ -104,9 +109,9 @@ def _decoding(
     """
     true_clip_ND = true_ND - mean_D
     settings = {
-        "pool": config.scores.retrieval_pool,
-        "draws": config.scores.retrieval_draws,
-        "resamples": config.scores.bootstrap,
+        "pool": config.evaluation.retrieval_pool,
+        "draws": config.evaluation.retrieval_draws,
+        "resamples": config.evaluation.bootstrap,
         "seed": config.run.seed,
     }
     cosine, cosine_table = decoder_scores(image_ND.numpy(), true_ND.numpy(), ids, **settings)
@@ -115,9 +120,9 @@ def _decoding(
     )
     scores = {name: (cosine if name == "clip_cos" else retrieval)[name] for name in cosine}
     apart = two_way(true_clip_ND.numpy(), (image_ND - mean_D).numpy())
-    interval = two_way_interval(apart.beats_NN, config.scores.bootstrap, config.run.seed)
+    interval = two_way_interval(apart.beats_NN, config.evaluation.bootstrap, config.run.seed)
     scores[TWO_WAY] = Score(
-        *interval, random=None, ceiling=None, ridge=None, chance=0.5, n=len(ids), pool=None
+        *interval, random=None, oracle=None, ridge=None, chance=0.5, n=len(ids), pool=None
     )
     own = pd.Series(apart.share_N, index=pd.Index(ids, name="image"), name=TWO_WAY)
     table = pd.concat(
@@ -151,7 +156,7 @@ def ridge_embeddings(
     rows_of_image = dict(zip(repeats.image_N.tolist(), repeats.rows_NR))
     used = [rows_of_image[int(image)] for image in ids]
     used = [rows[rows >= 0] for rows in used]
-    if config.sampler.repeats == "first":
+    if config.generation.repeats == "first":
         used = [rows[:1] for rows in used]
     voxels = np.stack([betas.rows(rows).mean(0) for rows in used])
     return torch.from_numpy(ridge.predict(voxels)), torch.from_numpy(true_ND.mean(0))
@@ -165,7 +170,7 @@ def colour_score(words: pd.DataFrame) -> Score:
     return Score(
         *interval,
         random=None,
-        ceiling=None,
+        oracle=None,
         ridge=None,
         chance=1 / len(COLOUR_NAMES),
         n=len(right),
@@ -175,14 +180,14 @@ def colour_score(words: pd.DataFrame) -> Score:
 
 def _require(config: Config) -> dict[str, list[Path]]:
     """Source -> folders of its drawings, as far as they are there."""
-    brain, ceiling = (drawn_folder(config, source) for source in ("brain", "ceiling"))
+    brain, oracle = (drawn_folder(config, source) for source in ("brain", "oracle"))
     if not (brain / INDEX).exists():
         what = typed_run(config.run.folder)
         raise UserError(
             f"There are no finished reconstructions in {brain}: run `braingen reconstruct {what}`"
             " first."
         )
-    folders = {"brain": [brain], "random": random_folders(config), "ceiling": [ceiling]}
+    folders = {"brain": [brain], "random": random_folders(config), "oracle": [oracle]}
     there = {
         source: [folder for folder in some if (folder / INDEX).exists()]
         for source, some in folders.items()
@@ -231,7 +236,10 @@ def scores_of_parts(config: Config, targets: Targets, ids: np.ndarray) -> pd.Dat
     Embeddings are averaged over presentations and compared around the training mean, before the
     prior.
     """
-    reader, subject = load_reader(config, "image").to(device_of(config)), config.data.subjects[0]
+    embedding_decoder, subject = (
+        load_embedding_decoder(config, "image").to(device_of(config)),
+        config.data.subjects[0],
+    )
     layout = Layout.of(config.data.root)
     repeats, betas = group_repeats(test_trials(layout, subject)), Betas.of(layout, subject)
     kept = np.isin(repeats.image_N, ids)
@@ -239,7 +247,11 @@ def scores_of_parts(config: Config, targets: Targets, ids: np.ndarray) -> pd.Dat
     said: dict[str, list[Tensor]] = {}
     for batch in RepeatBatches(repeats, betas, subject, 32):
         count, presentations = batch.present_BR.shape
-        out = reader(batch.voxels_BRV.flatten(0, 1).to(reader.device), subject, return_experts=True)
+        out = embedding_decoder(
+            batch.voxels_BRV.flatten(0, 1).to(embedding_decoder.device),
+            subject,
+            return_experts=True,
+        )
         parts = {
             f"level {level}": out.level_backbone_BLTD[:, level]
             for level in range(out.level_backbone_BLTD.shape[1])
@@ -255,22 +267,24 @@ def scores_of_parts(config: Config, targets: Targets, ids: np.ndarray) -> pd.Dat
                 batch.present_BR.to(part_BTD.device),
             )
             said.setdefault(name, []).append(mean_BTD.flatten(1).cpu())
-    true_ND = reader.cpu().standardised(targets.image(repeats.image_N)).flatten(1).numpy()
+    true_ND = (
+        embedding_decoder.cpu().standardised(targets.image(repeats.image_N)).flatten(1).numpy()
+    )
     settings = {
-        "pool": config.scores.retrieval_pool,
-        "draws": config.scores.retrieval_draws,
+        "pool": config.evaluation.retrieval_pool,
+        "draws": config.evaluation.retrieval_draws,
         "seed": config.run.seed,
     }
     decoded = {name: torch.cat(rows).numpy() for name, rows in said.items()}
     return scores_by_part(
-        decoded, true_ND, repeats.image_N, resamples=config.scores.bootstrap, **settings
+        decoded, true_ND, repeats.image_N, resamples=config.evaluation.bootstrap, **settings
     )
 
 
-class Source(NamedTuple):
+class ScoredSource(NamedTuple):
     """Everything that is scored of one drawing of the images."""
 
-    pictures: Sheet
+    pictures: MetricTable
     decoding: Scored | None
     """None of refined pictures: their embeddings and captions are those of the pictures they were
     made from.
@@ -301,7 +315,7 @@ class Source(NamedTuple):
 
 def evaluate(config: Config) -> Path:
     """Write the scores of a run into its folder (`evaluation/score_files.py` names the files), or
-    of ``scores.all_recons_path``.
+    of ``evaluation.all_recons_path``.
 
     Returns
     -------
@@ -309,8 +323,8 @@ def evaluate(config: Config) -> Path:
         Path of scores.json; with several subjects of the mean over them, each subject's lie in its
         own folder.
     """
-    if config.scores.all_recons_path:
-        return evaluate_pictures(one_subject(config, "scores.all_recons_path"))
+    if config.evaluation.all_recons_path:
+        return evaluate_pictures(one_subject(config, "evaluation.all_recons_path"))
     check_backbone(config)
     configs = subject_configs(config)
     for one in configs:  # before minutes of scoring
@@ -329,7 +343,7 @@ def evaluate_subject(config: Config) -> Path:
     ids = load_file(brain / EMBEDDINGS)["ids"].numpy()
     warn_of_few(len(ids))
     networks, named, missing = observers(config, targets.stimuli.simulated, ids)
-    truth = Seen(targets.stimuli, ids)
+    truth = SeenImages(targets.stimuli, ids)
     true_ND = targets.image(ids).flatten(1)
     raw_ridge, mean = ridge_embeddings(config, targets, ids)
     ridge = _decoding(config, raw_ridge, raw_ridge - mean, true_ND, mean, ids)
@@ -340,45 +354,49 @@ def evaluate_subject(config: Config) -> Path:
     settings: dict[str, Any] = {
         "readouts": named,
         "missing": missing,
-        "resamples": config.scores.bootstrap,
+        "resamples": config.evaluation.bootstrap,
         "seed": config.run.seed,
     }
 
-    def source_in(folder: Path, refined: bool) -> Source:
+    def source_in(folder: Path, refined: bool) -> ScoredSource:
         found = {} if refined else load_file(folder / EMBEDDINGS)
         if not refined and found["ids"].tolist() != ids.tolist():
             raise UserError(
                 f"{folder} and {brain} hold different images: draw both with the same settings."
             )
-        sheet = score_images(truth, ids, Pngs(folder, ids), ids, networks, store=store, **settings)
+        sheet = score_images(
+            truth, ids, PngImages(folder, ids), ids, networks, store=store, **settings
+        )
         words = None
         if targets.stimuli.simulated:
-            words = spoken(load_judge(), Layout.of(config.data.root), ids, Pngs(folder, ids))
+            words = caption_of(
+                load_scene_classifier(), Layout.of(config.data.root), ids, PngImages(folder, ids)
+            )
             if (words["colour_true"] != "").any():
                 sheet.scores[COLOUR] = colour_score(words)
         if refined:
-            return Source(sheet, None, None, words)
+            return ScoredSource(sheet, None, None, words)
         decoding = _decoding(
             config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, mean, ids
         )
-        captions, absent = caption_sheet(config, targets, space, folder, ids)
+        captions, absent = caption_table(config, targets, space, folder, ids)
         missing.update(absent)
-        return Source(sheet, decoding, captions, words)
+        return ScoredSource(sheet, decoding, captions, words)
 
-    with Progress() as progress, FeatureStore(kept, progress=told_by(progress)) as store:
+    with Progress() as progress, FeatureStore(kept, progress=evidence_of(progress)) as store:
         found = {
             name: [source_in(folder, name == REFINED) for folder in drawings]
             for name, drawings in folders.items()
         }
     of = {
         name: averaged(
-            [each.together() for each in drawings], config.scores.bootstrap, config.run.seed
+            [each.together() for each in drawings], config.evaluation.bootstrap, config.run.seed
         )
         for name, drawings in found.items()
     }
     first = found["brain"][0]
     scores = with_baselines(
-        of["brain"], random=of.get("random"), ceiling=of.get("ceiling"), ridge=ridge.scores
+        of["brain"], random=of.get("random"), oracle=of.get("oracle"), ridge=ridge.scores
     )
     folder = config.run.folder
     judged = read_study(folder)
@@ -401,16 +419,21 @@ def evaluate_subject(config: Config) -> Path:
     )
     subject = config.data.subjects[0]
     origin = Origin(
-        config.scores.method,
+        config.evaluation.method,
         f"{targets.stimuli.data_name}, subject {subject}; {sessions}",
         subject,
         config.run.seed,
     )
     path = write_scores(folder, origin, scores, first.pictures, beside, missing)
-    write_extremes(folder, first.pictures.table, Loaded(truth, ids), Loaded(Pngs(brain, ids), ids))
+    write_extremes(
+        folder,
+        first.pictures.table,
+        LoadedImages(truth, ids),
+        LoadedImages(PngImages(brain, ids), ids),
+    )
     controls = {
         name: {"drawings": len(folders[name]), "scores": intervals(of[name])}
-        for name in ("random", "ceiling")
+        for name in ("random", "oracle")
         if name in of
     }
     write_json(folder / CONTROLS, controls)
@@ -441,7 +464,7 @@ def _comparisons(
         name: {score: table[score].to_numpy() for score in table} for name, table in tables.items()
     }
     compared = compare(
-        columns, {"brain": ids, "ridge": ids}, config.scores.bootstrap, config.run.seed
+        columns, {"brain": ids, "ridge": ids}, config.evaluation.bootstrap, config.run.seed
     )
     return [
         {
@@ -455,10 +478,10 @@ def _comparisons(
     ]
 
 
-def _before_and_after(config: Config, before: Sheet, after: Sheet) -> dict[str, Any]:
+def _before_and_after(config: Config, before: MetricTable, after: MetricTable) -> dict[str, Any]:
     """Scores of the pictures before and after refinement, and their differences, image by image."""
-    found_both = compare_sheets(
-        {"after": after, "before": before}, config.scores.bootstrap, config.run.seed
+    found_both = compare_metric_tables(
+        {"after": after, "before": before}, config.evaluation.bootstrap, config.run.seed
     )
     compared = {each.score: each for each in found_both}
     first, second = as_json(before.scores), as_json(after.scores)
@@ -474,7 +497,11 @@ def _before_and_after(config: Config, before: Sheet, after: Sheet) -> dict[str, 
                 "p": each.p_holm,
             }
     run = Run(refined_folder(config))
-    return {"settings": run.config["refiner"], "steps": run.summary.get("steps"), "scores": found}
+    return {
+        "settings": run.config["refinement"],
+        "steps": run.summary.get("steps"),
+        "scores": found,
+    }
 
 
 def read_scores(folder: Path) -> dict[str, dict[str, float | None]]:

@@ -46,7 +46,7 @@ class TextSpace:
         return np.stack([self._known[text] for text in texts])
 
 
-def caption_sheet(
+def caption_table(
     config: Config, targets: Targets, space: TextSpace | None, folder: Path, ids: np.ndarray
 ) -> tuple[Scored | None, dict[str, str]]:
     """Scores of the captions that stand beside a folder's pictures, against what people wrote.
@@ -65,7 +65,7 @@ def caption_sheet(
         [said[str(int(image))] for image in ids],
         [targets.captions[int(image)] for image in ids],
         space if space.there else None,
-        config.scores.bootstrap,
+        config.evaluation.bootstrap,
         config.run.seed,
     )
     if not space.there:
@@ -73,6 +73,6 @@ def caption_sheet(
             "CLIP text similarity is missing: it needs SDXL's second text encoder; get it with: "
             " --text_output bigG"
         )
-    if missing and config.scores.strict:
+    if missing and config.evaluation.strict:
         raise UserError(next(iter(missing.values())))
     return Scored(scores, pd.DataFrame(values, index=pd.Index(ids, name="image"))), missing

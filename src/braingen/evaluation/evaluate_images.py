@@ -13,14 +13,14 @@ from braingen.config import Config
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import group_repeats, test_trials
 from braingen.evaluation.feature_store import FeatureStore
-from braingen.evaluation.image_files import Loaded, load_pictures
-from braingen.evaluation.image_sets import Seen
+from braingen.evaluation.image_files import LoadedImages, load_pictures
+from braingen.evaluation.image_sets import SeenImages
 from braingen.evaluation.metric_table import score_images
 from braingen.evaluation.observers import observers
 from braingen.evaluation.score_files import (
     Origin,
+    evidence_of,
     print_scores,
-    told_by,
     write_extremes,
     write_scores,
 )
@@ -34,11 +34,11 @@ the same order.
 """
 
 
-class Asked(NamedTuple):
+class ScoringRequest(NamedTuple):
     """What is to be scored, beside what was seen."""
 
-    recons: Loaded
-    truth: Loaded
+    recons: LoadedImages
+    truth: LoadedImages
     protocol: str
     """Where what was seen comes from, and how the two were matched."""
     stimuli: Stimuli | None
@@ -50,7 +50,7 @@ def _test_images(config: Config) -> np.ndarray:
     return group_repeats(test_trials(Layout.of(config.data.root), config.data.subjects[0])).image_N
 
 
-def _opened(path: Path, otherwise: np.ndarray | None) -> Loaded:
+def _opened(path: Path, otherwise: np.ndarray | None) -> LoadedImages:
     """Pictures with the ids that their file states; those of ``otherwise`` where it states none."""
     stated = _stated(path)
     if stated is not None or otherwise is None:
@@ -65,7 +65,7 @@ def _opened(path: Path, otherwise: np.ndarray | None) -> Loaded:
     return found
 
 
-def _stated(path: Path) -> Loaded | None:
+def _stated(path: Path) -> LoadedImages | None:
     """Pictures with the ids that their file states; None where it states none."""
     try:
         return load_pictures(path)
@@ -80,8 +80,8 @@ def _truth_file(config: Config, recons: Path) -> Path | None:
     """The file of what was seen: the one that is named, else MindEye2's near the pictures, else
     none.
     """
-    if config.scores.true_images_path:
-        return Path(config.scores.true_images_path).expanduser()
+    if config.evaluation.true_images_path:
+        return Path(config.evaluation.true_images_path).expanduser()
     near = (
         [folder / ALL_IMAGES for folder in (recons.parent, recons.parent.parent)]
         if recons.is_file()
@@ -90,8 +90,8 @@ def _truth_file(config: Config, recons: Path) -> Path | None:
     return next((path for path in near if path.is_file() and path != recons), None)
 
 
-def _asked(config: Config) -> Asked:
-    path = Path(config.scores.all_recons_path).expanduser()
+def _asked(config: Config) -> ScoringRequest:
+    path = Path(config.evaluation.all_recons_path).expanduser()
     layout, subject = Layout.of(config.data.root), config.data.subjects[0]
     there = layout.images().exists() and layout.wds_test(subject).exists()
     file = _truth_file(config, path)
@@ -106,7 +106,9 @@ def _asked(config: Config) -> Asked:
             recons = load_pictures(path, ids if len(ids) == count else np.arange(count))
             how = f"no image ids: in the order of {file.name}"
         recons = recons or _opened(path, truth.image_N if truth else None)
-        return Asked(recons, truth or _opened(file, recons.image_N), f"{file.name}; {how}", None)
+        return ScoringRequest(
+            recons, truth or _opened(file, recons.image_N), f"{file.name}; {how}", None
+        )
     _stated(path)  # what is wrong with the pictures is told before what is missing beside them
     if not layout.images().exists():
         raise UserError(
@@ -116,7 +118,9 @@ def _asked(config: Config) -> Asked:
     recons = _opened(path, _test_images(config) if there else None)
     stimuli = Stimuli(layout)
     wanted = (
-        np.unique(recons.image_N) if config.scores.partial or not there else _test_images(config)
+        np.unique(recons.image_N)
+        if config.evaluation.partial or not there
+        else _test_images(config)
     )
     outside = wanted[(wanted < 0) | (wanted >= len(stimuli))]
     if len(outside):
@@ -124,21 +128,21 @@ def _asked(config: Config) -> Asked:
             f"There is a reconstruction of image {outside[0]}, but {stimuli.path} has"
             f" {len(stimuli)} images (ids from 0)."
         )
-    return Asked(
+    return ScoringRequest(
         recons,
-        Loaded(Seen(stimuli, wanted), wanted),
+        LoadedImages(SeenImages(stimuli, wanted), wanted),
         f"{stimuli.data_name}, subject {subject}; matched by image id",
         stimuli,
     )
 
 
 def evaluate_pictures(config: Config) -> Path:
-    """Score the pictures of ``scores.all_recons_path``.
+    """Score the pictures of ``evaluation.all_recons_path``.
 
     Returns
     -------
     Path
-        Path of scores.json in the run folder; decoder scores, random voxels and ceiling are absent,
+        Path of scores.json in the run folder; decoder scores, random voxels and oracle are absent,
         since only pictures are given.
     """
     asked = _asked(config)
@@ -148,17 +152,24 @@ def evaluate_pictures(config: Config) -> Path:
     settings: dict[str, Any] = {
         "readouts": named,
         "missing": missing,
-        "resamples": config.scores.bootstrap,
+        "resamples": config.evaluation.bootstrap,
         "seed": config.run.seed,
     }
     kept = Layout.of(config.data.root).cache() / "features" if asked.stimuli is not None else None
-    with Progress() as progress, FeatureStore(kept, progress=told_by(progress)) as store:
+    with Progress() as progress, FeatureStore(kept, progress=evidence_of(progress)) as store:
         (truth, true_ids), (recons, ids) = asked.truth, asked.recons
         sheet = score_images(
-            truth, true_ids, recons, ids, networks, config.scores.partial, store=store, **settings
+            truth,
+            true_ids,
+            recons,
+            ids,
+            networks,
+            config.evaluation.partial,
+            store=store,
+            **settings,
         )
     subject = config.data.subjects[0] if asked.stimuli is not None else None
-    origin = Origin(config.scores.method, asked.protocol, subject, config.run.seed)
+    origin = Origin(config.evaluation.method, asked.protocol, subject, config.run.seed)
     path = write_scores(folder, origin, sheet.scores, sheet, [], missing)
     write_extremes(folder, sheet.table, asked.truth, asked.recons)
     print_scores(sheet.scores, missing)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from braingen.evaluation.features import Features
-from braingen.evaluation.image_pairs import Pictures
+from braingen.evaluation.image_pairs import ImageSource
 from braingen.evaluation.pixel import ERROR_SIDE, resize
 from braingen.runtime.arrays import new_npy, read_npy
 from braingen.runtime.errors import UserError
@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being computed, pictures done, and pictures in all."""
 
 
-def as_scored(pictures: Pictures, part: slice) -> torch.Tensor:
+def as_scored(pictures: ImageSource, part: slice) -> torch.Tensor:
     """Pictures of a slice at 256 pixels, to which the published evaluation brings every picture
     first.
     """
@@ -67,7 +67,7 @@ class FeatureStore:
         if self._temporary:
             self._temporary.cleanup()
 
-    def features(self, network: Features, pictures: Pictures, keep: bool = False) -> np.ndarray:
+    def features(self, network: Features, pictures: ImageSource, keep: bool = False) -> np.ndarray:
         """N x F features, float32: an array when small, else a read-only memory map.
 
         Parameters
@@ -105,7 +105,7 @@ class FeatureStore:
             return self._computed(network, pictures, path, keep)
 
     def _computed(
-        self, network: Features, pictures: Pictures, path: Path, keep: bool
+        self, network: Features, pictures: ImageSource, path: Path, keep: bool
     ) -> np.ndarray:
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         out_NF: np.ndarray | None = None

@@ -56,7 +56,7 @@ class MissingWeights(UserError):
         self.line = line
 
 
-class Recipe(NamedTuple):
+class FeatureRecipe(NamedTuple):
     """A published comparison network."""
 
     name: str
@@ -87,7 +87,7 @@ class FeatureNetwork:
 
     Parameters
     ----------
-    recipe : Recipe
+    recipe : FeatureRecipe
         Which one.
     module : nn.Module
         The network, ending where the features are.
@@ -96,7 +96,7 @@ class FeatureNetwork:
     """
 
     def __init__(
-        self, recipe: Recipe, module: nn.Module, weights: str | None, device: str = "cpu"
+        self, recipe: FeatureRecipe, module: nn.Module, weights: str | None, device: str = "cpu"
     ) -> None:
         self.recipe = recipe
         self.name = recipe.name
@@ -297,7 +297,7 @@ _SWAV = "swav_800ep_pretrain.pth.tar"
 
 
 @cache
-def recipes() -> dict[str, Recipe]:
+def recipes() -> dict[str, FeatureRecipe]:
     """The networks of docs/scores.md, in the field's column order."""
     get_alexnet = _hub_line(_TORCHVISION + _ALEXNET)
     alexnet = lambda: _torchvision("alexnet")  # noqa: E731
@@ -305,7 +305,7 @@ def recipes() -> dict[str, Recipe]:
     # [-1, 1] itself (transform_input)
     inception = lambda: _torchvision("inception_v3", transform_input=True, init_weights=False)  # noqa: E731
     rows = (
-        Recipe(
+        FeatureRecipe(
             "alexnet2",
             "AlexNet(2)",
             "two_way",
@@ -316,7 +316,7 @@ def recipes() -> dict[str, Recipe]:
             alexnet,
             _alexnet(4),
         ),
-        Recipe(
+        FeatureRecipe(
             "alexnet5",
             "AlexNet(5)",
             "two_way",
@@ -327,7 +327,7 @@ def recipes() -> dict[str, Recipe]:
             alexnet,
             _alexnet(11),
         ),
-        Recipe(
+        FeatureRecipe(
             "inception",
             "Inception",
             "two_way",
@@ -338,7 +338,7 @@ def recipes() -> dict[str, Recipe]:
             inception,
             _headless("fc"),
         ),
-        Recipe(
+        FeatureRecipe(
             "clip",
             "CLIP",
             "two_way",
@@ -349,7 +349,7 @@ def recipes() -> dict[str, Recipe]:
             _clip_build,
             _clip_load,
         ),
-        Recipe(
+        FeatureRecipe(
             "effnet_b1",
             "EffNet-B",
             "distance",
@@ -360,7 +360,7 @@ def recipes() -> dict[str, Recipe]:
             lambda: _torchvision("efficientnet_b1"),
             _headless("classifier"),
         ),
-        Recipe(
+        FeatureRecipe(
             "swav",
             "SwAV",
             "distance",
@@ -371,10 +371,10 @@ def recipes() -> dict[str, Recipe]:
             lambda: _torchvision("resnet50"),
             _swav,
         ),
-        Recipe(
+        FeatureRecipe(
             "lpips", "LPIPS", "pair", 256, UNIT, _ALEXNET, get_alexnet, _lpips_build, _lpips_load
         ),
-        Recipe(
+        FeatureRecipe(
             "dreamsim",
             "DreamSim",
             "distance",
@@ -391,7 +391,7 @@ def recipes() -> dict[str, Recipe]:
     return {row.name: row for row in rows}
 
 
-def _recipe(name: str) -> Recipe:
+def _recipe(name: str) -> FeatureRecipe:
     if name not in recipes():
         raise UserError(f"There is no network {name!r}; there are {', '.join(recipes())}.")
     return recipes()[name]

@@ -27,7 +27,7 @@ Values = Mapping[int, Mapping[str, float]]
 """Subject -> picture -> value of one score of one method."""
 
 
-class Fold(NamedTuple):
+class ImageFold(NamedTuple):
     """Pictures left out together, of one subject."""
 
     subject: int
@@ -43,7 +43,7 @@ class Fold(NamedTuple):
     """
 
 
-class Row(NamedTuple):
+class FoldRow(NamedTuple):
     """One score of one method: mean over subjects of the mean over their pictures."""
 
     method: str
@@ -71,7 +71,7 @@ class Difference(NamedTuple):
     """Sign-flip permutation test over pictures."""
 
 
-def values_of(fold: Fold, method: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def values_of(fold: ImageFold, method: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Scores of every picture of a fold, and chance where a score has one.
 
     ``clip_cos``: cosine of decoded and true embedding. ``clip_cos_centred``: the same around the
@@ -106,8 +106,8 @@ def values_of(fold: Fold, method: str) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 def pooled(
-    folds: Sequence[Fold], resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[list[Row], list[Difference]]:
+    folds: Sequence[ImageFold], resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[list[FoldRow], list[Difference]]:
     """All folds of all subjects together.
 
     Returns
@@ -146,7 +146,7 @@ def pooled(
             interval = uncertainty.mean_interval(parts[method], resamples, seed)
             level = float(np.mean(chances[score])) if score in chances else None
             counts = len(parts[method]), len(found[method, score])
-            rows.append(Row(method, score, *interval, level, *counts))
+            rows.append(FoldRow(method, score, *interval, level, *counts))
         for other in methods[1:]:
             apart = parts[methods[0]] - parts[other]
             interval = uncertainty.mean_interval(apart, resamples, seed)

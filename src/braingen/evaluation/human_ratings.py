@@ -39,12 +39,12 @@ def read_study(run: Path) -> dict[str, Any]:
     path = run / STUDY
     if not path.is_file():
         return {}
-    content = read_json(path, "remove it and run `braingen study analyse` again")
+    content = read_json(path, "remove it and run `braingen human-eval analyse` again")
     try:
         stale = content["fingerprint"] != fingerprint(run, content["images"])
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is damaged ({error!r}); remove it and run `braingen study analyse` again."
+            f"{path} is damaged ({error!r}); remove it and run `braingen human-eval analyse` again."
         ) from error
     return {"stale": True} if stale else {**content, "stale": False}
 

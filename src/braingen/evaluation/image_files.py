@@ -24,7 +24,7 @@ ID_KEYS = ("ids", "image_ids", "image_id", "image", "all_image_ids")
 SUFFIXES = (".pt", ".pth", ".npy", ".npz", ".h5", ".hdf5", ".safetensors")
 
 
-class Loaded(NamedTuple):
+class LoadedImages(NamedTuple):
     """Pictures with their image ids, as `braingen.evaluation.image_pairs.match` takes them."""
 
     pictures: Any
@@ -66,7 +66,7 @@ class _ChannelsLast:
         return np.moveaxis(np.asarray(self._source[row]), -1, 0)
 
 
-def load_pictures(path: Path | str, image_N: np.ndarray | None = None) -> Loaded:
+def load_pictures(path: Path | str, image_N: np.ndarray | None = None) -> LoadedImages:
     """Open a set of reconstructions.
 
     Parameters
@@ -118,7 +118,7 @@ def load_pictures(path: Path | str, image_N: np.ndarray | None = None) -> Loaded
             f"{path} does not say which images its {len(pictures)} pictures are of; put their image"
             f" ids into {beside}."
         )
-    return Loaded(
+    return LoadedImages(
         pictures,
         whole_numbers(ids, beside if beside.exists() else path, "write the image ids as integers"),
     )
@@ -128,7 +128,7 @@ def _first(arrays: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     return next((arrays[name] for name in names if name in arrays), None)
 
 
-def _folder(path: Path) -> Loaded:
+def _folder(path: Path) -> LoadedImages:
     paths = sorted(file for file in path.iterdir() if file.suffix.lower() == ".png")
     if not paths:
         raise UserError(f"{path} holds no PNGs; they are to be named by image id, e.g. 000123.png.")
@@ -147,7 +147,7 @@ def _folder(path: Path) -> Loaded:
             f"{path} holds image {seen[times > 1][0]} more than once ({', '.join(twice)}); keep"
             " one."
         )
-    return Loaded(_PngFolder(paths), ids)
+    return LoadedImages(_PngFolder(paths), ids)
 
 
 def _open(path: Path) -> Any:
@@ -177,7 +177,7 @@ def _open(path: Path) -> Any:
             for name, value in h5py.File(path, "r").items()
             if isinstance(value, h5py.Dataset)
         }
-    except Exception as error:  # every reader has exceptions of its own
+    except Exception as error:  # every embedding decoder has exceptions of its own
         raise UserError(
             f"{path} cannot be read as {path.suffix} ({type(error).__name__}: {plain(error)})."
         ) from error

@@ -61,7 +61,7 @@ def check_ids(image_N: np.ndarray | Sequence[int], count: int, what: str) -> np.
     return ids.astype(np.int64)
 
 
-class Pictures:
+class ImageSource:
     """N pictures in [0, 1], checked once and read a slice at a time, so that memory does not grow
     with their number.
 
@@ -187,8 +187,8 @@ class Pictures:
 class Pairs(NamedTuple):
     """What was seen and what was read out, in the same order."""
 
-    truth: Pictures
-    recons: Pictures
+    truth: ImageSource
+    recons: ImageSource
     image_N: np.ndarray
     """Image ids, int64, ascending."""
 
@@ -199,7 +199,8 @@ def match(truth: Any, truth_ids: Any, recons: Any, recon_ids: Any, partial: bool
     Parameters
     ----------
     truth, recons : Any
-        N x 3 x S x S pictures, anything `Pictures` reads; the two sets may be of different sizes.
+        N x 3 x S x S pictures, anything `ImageSource` reads; the two sets may be of different
+        sizes.
     truth_ids, recon_ids : Any
         Their image ids, in any order.
     partial : bool, optional
@@ -209,7 +210,7 @@ def match(truth: Any, truth_ids: Any, recons: Any, recon_ids: Any, partial: bool
     ------
     UserError
         When an image has no reconstruction (unless ``partial``), a reconstruction has no image, or
-        `Pictures` refuses one.
+        `ImageSource` refuses one.
     """
     truth_ids = check_ids(truth_ids, len(truth), "true images")
     recon_ids = check_ids(recon_ids, len(recons), "reconstructions")
@@ -230,7 +231,7 @@ def match(truth: Any, truth_ids: Any, recons: Any, recon_ids: Any, partial: bool
     ids = recon_ids[order]
     truth_rows = np.array([place[int(i)] for i in ids])
     return Pairs(
-        truth=Pictures(truth, truth_ids, "true images", truth_rows),
-        recons=Pictures(recons, recon_ids, "reconstructions", order),
+        truth=ImageSource(truth, truth_ids, "true images", truth_rows),
+        recons=ImageSource(recons, recon_ids, "reconstructions", order),
         image_N=ids,
     )

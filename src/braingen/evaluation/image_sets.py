@@ -13,7 +13,7 @@ from braingen.data.stimuli import Stimuli
 from braingen.generation.resumable import opened
 
 
-class Pngs(Sequence):
+class PngImages(Sequence):
     """PNGs of a folder, named by image id, as uint8 arrays 3 x H x W."""
 
     def __init__(self, folder: Path, image_N: np.ndarray) -> None:
@@ -27,7 +27,7 @@ class Pngs(Sequence):
             return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
 
 
-class Seen(Sequence):
+class SeenImages(Sequence):
     """Pictures of a data folder, as float arrays 3 x H x W in [0, 1]."""
 
     def __init__(self, stimuli: Stimuli, image_N: np.ndarray) -> None:

@@ -24,7 +24,7 @@ from braingen.runtime.errors import UserError
 from braingen.types import Score
 
 
-class ReadOut(NamedTuple):
+class SceneReadout(NamedTuple):
     """Something that names what is in a picture, e.g. the judge's object."""
 
     name: str
@@ -37,7 +37,7 @@ class ReadOut(NamedTuple):
     """Accuracy of guessing."""
 
 
-class Sheet(NamedTuple):
+class MetricTable(NamedTuple):
     """Scores of one set of reconstructions."""
 
     scores: dict[str, Score]
@@ -80,20 +80,18 @@ def _versions() -> dict[str, str]:
 
 
 def _plain(interval: uncertainty.Interval, count: int, chance: float | None) -> Score:
-    return Score(
-        *interval, random=None, ceiling=None, ridge=None, chance=chance, n=count, pool=None
-    )
+    return Score(*interval, random=None, oracle=None, ridge=None, chance=chance, n=count, pool=None)
 
 
-def score_sheet(
+def metric_table_of(
     pairs: Pairs,
     networks: Sequence[Features] = (),
-    readouts: Sequence[ReadOut] = (),
+    readouts: Sequence[SceneReadout] = (),
     missing: Mapping[str, str] | None = None,
     store: FeatureStore | None = None,
     resamples: int = uncertainty.RESAMPLES,
     seed: int = 0,
-) -> Sheet:
+) -> MetricTable:
     """Compute every score of pictures.
 
     Parameters
@@ -103,7 +101,7 @@ def score_sheet(
     networks : Sequence[Features], optional
         Comparison networks, used as their ``use`` says ("two_way" where they do not): two-way
         identification becomes ``two_way_<name>``, distances keep the network's name.
-    readouts : Sequence[ReadOut], optional
+    readouts : Sequence[SceneReadout], optional
         What names the content of pictures.
     missing : Mapping[str, str] | None, optional
         Networks that are not there, for the record.
@@ -126,7 +124,7 @@ def score_sheet(
             )
     if store is None:
         with FeatureStore() as temporary:
-            return score_sheet(pairs, networks, readouts, missing, temporary, resamples, seed)
+            return metric_table_of(pairs, networks, readouts, missing, temporary, resamples, seed)
     for network in networks:  # an unregistered score is refused before anything is computed
         metric(
             network.name
@@ -179,7 +177,7 @@ def score_sheet(
         name = f"{readout.name}_accuracy"
         values[name] = _right(readout, pairs, store.batch)
         scores[name] = _plain(uncertainty.share_interval(values[name]), count, readout.chance)
-    return Sheet(
+    return MetricTable(
         scores=scores,
         table=pd.DataFrame(values, index=pd.Index(pairs.image_N, name="image")),
         identified=identified,
@@ -197,11 +195,13 @@ def score_images(
     networks: Sequence[Features] = (),
     partial: bool = False,
     **settings: Any,
-) -> Sheet:
-    """`score_sheet` of pictures that are not matched yet: see
+) -> MetricTable:
+    """`metric_table_of` of pictures that are not matched yet: see
     `braingen.evaluation.image_pairs.match` for what is taken and what is refused.
     """
-    return score_sheet(match(truth, truth_ids, recons, recon_ids, partial), networks, **settings)
+    return metric_table_of(
+        match(truth, truth_ids, recons, recon_ids, partial), networks, **settings
+    )
 
 
 def _pair_distances(network: Any, pairs: Pairs, store: FeatureStore) -> np.ndarray:
@@ -221,7 +221,7 @@ def _pair_distances(network: Any, pairs: Pairs, store: FeatureStore) -> np.ndarr
     return np.concatenate(parts)
 
 
-def _right(readout: ReadOut, pairs: Pairs, batch: int) -> np.ndarray:
+def _right(readout: SceneReadout, pairs: Pairs, batch: int) -> np.ndarray:
     unnamed = [int(image) for image in pairs.image_N if int(image) not in readout.truth]
     if unnamed:
         raise UserError(
@@ -238,7 +238,7 @@ def _right(readout: ReadOut, pairs: Pairs, batch: int) -> np.ndarray:
 def with_baselines(
     scores: Mapping[str, Score],
     random: Mapping[str, Score] | None = None,
-    ceiling: Mapping[str, Score] | None = None,
+    oracle: Mapping[str, Score] | None = None,
     ridge: Mapping[str, Score] | None = None,
 ) -> dict[str, Score]:
     """Scores with the values of the random-voxel pictures, of the pictures from true embeddings,
@@ -250,14 +250,14 @@ def with_baselines(
 
     return {
         name: score._replace(
-            random=value(random, name), ceiling=value(ceiling, name), ridge=value(ridge, name)
+            random=value(random, name), oracle=value(oracle, name), ridge=value(ridge, name)
         )
         for name, score in scores.items()
     }
 
 
-def compare_sheets(
-    sheets: Mapping[str, Sheet], resamples: int = uncertainty.RESAMPLES, seed: int = 0
+def compare_metric_tables(
+    sheets: Mapping[str, MetricTable], resamples: int = uncertainty.RESAMPLES, seed: int = 0
 ) -> list[uncertainty.Comparison]:
     """Every two runs on every score they share, image by image, Holm-corrected
     (`braingen.evaluation.uncertainty.compare`).

@@ -9,8 +9,13 @@ import numpy as np
 from braingen.config import Config
 from braingen.evaluation import features as published_networks
 from braingen.evaluation.features import FeatureNetwork, Features
-from braingen.evaluation.metric_table import ReadOut
-from braingen.evaluation.scene_observers import ClipFeatures, judge_networks, load_judge, readouts
+from braingen.evaluation.metric_table import SceneReadout
+from braingen.evaluation.scene_observers import (
+    ClipFeatures,
+    classifier_networks,
+    load_scene_classifier,
+    readouts,
+)
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.fingerprints import fingerprint_of_files
@@ -19,7 +24,7 @@ from braingen.targets.tables import Targets
 
 def observers(
     config: Config, simulated: bool, ids: np.ndarray
-) -> tuple[list[Features], list[ReadOut], dict[str, str]]:
+) -> tuple[list[Features], list[SceneReadout], dict[str, str]]:
     """Networks, read-outs of what is in a picture, and what is missing with the line that gets it.
 
     Parameters
@@ -30,15 +35,15 @@ def observers(
     Raises
     ------
     MissingWeights
-        With ``scores.strict``, for the first network whose weights are not on this machine.
+        With ``evaluation.strict``, for the first network whose weights are not on this machine.
     """
     published, missing = _published(config, simulated)
     if not simulated:
         return list(published), [], missing
-    judge, targets = load_judge(), Targets(config)
+    judge, targets = load_scene_classifier(), Targets(config)
     clip = ClipFeatures(targets.image_encoder, fingerprint_of_files(targets.image_path))
     return (
-        [clip, *judge_networks(judge), *published],
+        [clip, *classifier_networks(judge), *published],
         readouts(judge, Layout.of(config.data.root), ids),
         missing,
     )
@@ -48,9 +53,12 @@ def _published(config: Config, simulated: bool) -> tuple[list[FeatureNetwork], d
     """The field's networks that are here; for simulated pictures when asked for, and without CLIP,
     whose place the tiny one has.
     """
-    if simulated and not config.scores.published_networks:
+    if simulated and not config.evaluation.published_networks:
         return [], {}
     names = [name for name in published_networks.recipes() if not (simulated and name == "clip")]
     return published_networks.load_all(
-        names, config.scores.feature_weights or None, str(device_of(config)), config.scores.strict
+        names,
+        config.evaluation.feature_weights or None,
+        str(device_of(config)),
+        config.evaluation.strict,
     )

@@ -103,7 +103,7 @@ def pixel_correlation(
     evaluation script).
 
     A constant picture gives NaN when it is black and rounding noise otherwise;
-    `braingen.evaluation.image_pairs.Pictures` refuses it.
+    `braingen.evaluation.image_pairs.ImageSource` refuses it.
     """
     return per_image(
         lambda a, b: correlation(resize(a, side).flatten(1), resize(b, side).flatten(1)),

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from braingen.config.shipped import TINY
-from braingen.evaluation.metric_table import ReadOut
+from braingen.evaluation.metric_table import SceneReadout
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.fingerprints import fingerprint_of_files
-from braingen.simulation.judge import Judge, Verdict
 from braingen.simulation.pictures import load_scenes
+from braingen.simulation.scene_classifier import SceneClassifier, ScenePrediction
 from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJECTS, POSITIONS
 from braingen.targets.clip_image import CLIPImageEncoder
 
@@ -38,10 +38,10 @@ class ClipFeatures:
         return self._encoder(images_B3HW).target_BTD.flatten(1)
 
 
-class JudgeFeatures:
+class ClassifierFeatures:
     """One layer of the judge: 'early' or 'late'."""
 
-    def __init__(self, judge: Judge, layer: str, weights: str) -> None:
+    def __init__(self, judge: SceneClassifier, layer: str, weights: str) -> None:
         self.name = f"judge_{layer}"
         self._judge, self._layer, self.weights = judge, f"{layer}_BF", weights
 
@@ -51,18 +51,20 @@ class JudgeFeatures:
         return getattr(self._judge(images_B3HW), self._layer)
 
 
-def load_judge(folder: Path = TINY / "judge") -> Judge:
+def load_scene_classifier(folder: Path = TINY / "judge") -> SceneClassifier:
     """The shipped judge."""
-    return Judge.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    return SceneClassifier.from_pretrained(folder, torch_dtype=torch.float32).eval()
 
 
-def judge_networks(judge: Judge, folder: Path = TINY / "judge") -> list[JudgeFeatures]:
+def classifier_networks(
+    judge: SceneClassifier, folder: Path = TINY / "judge"
+) -> list[ClassifierFeatures]:
     """Its early and late features, as networks of the score sheet."""
     weights = fingerprint_of_files(folder)
-    return [JudgeFeatures(judge, layer, weights) for layer in ("early", "late")]
+    return [ClassifierFeatures(judge, layer, weights) for layer in ("early", "late")]
 
 
-def readouts(judge: Judge, layout: Layout, image_ids: np.ndarray) -> list[ReadOut]:
+def readouts(judge: SceneClassifier, layout: Layout, image_ids: np.ndarray) -> list[SceneReadout]:
     """Object, background and position as the judge names them, beside what was in the scenes of a
     simulated data folder.
     """
@@ -82,18 +84,19 @@ def readouts(judge: Judge, layout: Layout, image_ids: np.ndarray) -> list[ReadOu
     def names(what: str) -> Callable[[Tensor], Tensor]:
         @torch.inference_mode()
         def predict(images_B3HW: Tensor) -> Tensor:
-            verdict: Verdict = judge(images_B3HW)
+            verdict: ScenePrediction = judge(images_B3HW)
             return getattr(verdict, f"{what}_BC").argmax(1)
 
         return predict
 
     return [
-        ReadOut(what, names(what), truth, 1 / classes) for what, (truth, classes) in there.items()
+        SceneReadout(what, names(what), truth, 1 / classes)
+        for what, (truth, classes) in there.items()
     ]
 
 
-def spoken(
-    judge: Judge, layout: Layout, image_ids: np.ndarray, pictures: Sequence[np.ndarray]
+def caption_of(
+    judge: SceneClassifier, layout: Layout, image_ids: np.ndarray, pictures: Sequence[np.ndarray]
 ) -> pd.DataFrame:
     """What was in every scene and what the judge sees in the picture, in words.
 
@@ -126,7 +129,7 @@ def spoken(
         some = range(start, min(start + 64, len(image_ids)))
         images = torch.from_numpy(np.stack([pictures[row] for row in some])).float() / 255
         with torch.inference_mode():
-            verdict: Verdict = judge(images)
+            verdict: ScenePrediction = judge(images)
         for what in words:
             said[what] += getattr(verdict, f"{what}_BC").argmax(1).tolist()
     columns = {}

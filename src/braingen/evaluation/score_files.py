@@ -17,12 +17,12 @@ from rich.table import Column, Table
 
 from braingen.data.image_grid import write_sheet
 from braingen.evaluation.feature_store import Progress as Told
-from braingen.evaluation.image_files import Loaded
-from braingen.evaluation.metric_table import Sheet
+from braingen.evaluation.image_files import LoadedImages
+from braingen.evaluation.metric_table import MetricTable
 from braingen.evaluation.tables import (
     CAUTION,
     PUBLISHED,
-    Row,
+    TableRow,
     as_json,
     best_and_worst,
     comma_separated,
@@ -38,7 +38,7 @@ from braingen.types import Score
 
 SCORES, PER_IMAGE, TABLE = "scores.json", "scores_per_image.csv", "scores.md"
 PAIRED = "scores_paired.csv"
-"""Values of every image for comparing runs (`Sheet.paired`)."""
+"""Values of every image for comparing runs (`MetricTable.paired`)."""
 CSV, LATEX, COMPUTED_BY, EXTREMES = (
     "scores.csv",
     "scores.tex",
@@ -71,7 +71,7 @@ def write_scores(
     folder: Path,
     origin: Origin,
     scores: Mapping[str, Score],
-    sheet: Sheet,
+    sheet: MetricTable,
     beside: Sequence[pd.DataFrame],
     missing: Mapping[str, str],
 ) -> Path:
@@ -83,7 +83,7 @@ def write_scores(
         The run folder.
     scores : Mapping[str, Score]
         With their baselines.
-    sheet : Sheet
+    sheet : MetricTable
         Of the pictures, with the networks and versions that made it.
     beside : Sequence[pd.DataFrame]
         Further values of every image, one row per image id each.
@@ -117,7 +117,7 @@ def write_scores(
     return folder / SCORES
 
 
-def published_beside(protocol: str) -> Sequence[Row]:
+def published_beside(protocol: str) -> Sequence[TableRow]:
     """Published figures on NSD: beside NSD, and for orientation beside simulated data of its form;
     not beside own scans.
     """
@@ -131,7 +131,9 @@ def _picture(pictures: Any, row: int) -> Image.Image:
     return Image.fromarray(values.transpose(1, 2, 0))
 
 
-def write_extremes(folder: Path, table: pd.DataFrame, truth: Loaded, recons: Loaded) -> None:
+def write_extremes(
+    folder: Path, table: pd.DataFrame, truth: LoadedImages, recons: LoadedImages
+) -> None:
     """Draw the best and the worst pictures, by their mean rank over all scores of pictures, each
     under what was seen.
     """
@@ -155,7 +157,7 @@ def write_extremes(folder: Path, table: pd.DataFrame, truth: Loaded, recons: Loa
 
 def print_scores(scores: Mapping[str, Score], missing: Mapping[str, str]) -> None:
     """The sheet as a person reads it in a terminal."""
-    names = ("score", "brain", "95 %", "random", "ridge", "ceiling", "chance")
+    names = ("score", "brain", "95 %", "random", "ridge", "oracle", "chance")
     # narrow enough for a terminal of 80 columns: a figure that is cut off is no figure
     table = Table(
         *(Column(name, no_wrap=True) for name in names),
@@ -175,7 +177,7 @@ def print_scores(scores: Mapping[str, Score], missing: Mapping[str, str]) -> Non
             interval,
             text(score.random),
             text(score.ridge),
-            text(score.ceiling),
+            text(score.oracle),
             text(score.chance),
         )
     console = new_console()
@@ -184,7 +186,7 @@ def print_scores(scores: Mapping[str, Score], missing: Mapping[str, str]) -> Non
         console.print(sentence, markup=False, soft_wrap=True)
 
 
-def told_by(progress: Progress) -> Told:
+def evidence_of(progress: Progress) -> Told:
     """Shows how far every network is; bars appear as networks begin."""
     bars: dict[str, TaskID] = {}
 

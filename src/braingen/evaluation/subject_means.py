@@ -16,7 +16,7 @@ from braingen.evaluation.compare import read_run
 from braingen.evaluation.score_files import CSV, LATEX, SCORES, TABLE, published_beside
 from braingen.evaluation.tables import (
     CAUTION,
-    Row,
+    TableRow,
     as_json,
     comma_separated,
     latex,
@@ -31,10 +31,10 @@ from braingen.runtime.paths import subject_configs
 from braingen.runtime.text_files import read_json
 from braingen.types import Score
 
-BASELINES = ("random", "ceiling", "ridge", "chance")
+BASELINES = ("random", "oracle", "ridge", "chance")
 
 
-class Subject(NamedTuple):
+class SubjectScores(NamedTuple):
     """What was scored of one subject."""
 
     number: int
@@ -43,15 +43,17 @@ class Subject(NamedTuple):
     """Score -> image id -> value."""
 
 
-def read_subject(config: Config) -> Subject:
+def read_subject(config: Config) -> SubjectScores:
     """What `evaluate_subject` left in a subject's folder."""
     folder = config.run.folder
     scores = {name: Score(**fields) for name, fields in read_json(folder / SCORES).items()}
     table = read_run(folder).table
-    return Subject(config.data.subjects[0], scores, {name: table[name].to_dict() for name in table})
+    return SubjectScores(
+        config.data.subjects[0], scores, {name: table[name].to_dict() for name in table}
+    )
 
 
-def mean_scores(subjects: Sequence[Subject], resamples: int, seed: int) -> dict[str, Score]:
+def mean_scores(subjects: Sequence[SubjectScores], resamples: int, seed: int) -> dict[str, Score]:
     """The mean over subjects of every score that all of them have, with its interval over images.
 
     The interval is missing where a score has no values of single images. Baselines are means too;
@@ -97,14 +99,14 @@ def write_mean(config: Config) -> Path:
         Path of scores.json in the run folder; tables to paste lie beside it.
     """
     subjects = [read_subject(one) for one in subject_configs(config)]
-    mean = mean_scores(subjects, config.scores.bootstrap, config.run.seed)
+    mean = mean_scores(subjects, config.evaluation.bootstrap, config.run.seed)
     folder, data = config.run.folder, Stimuli(Layout.of(config.data.root)).data_name
     sessions = (
         f"{config.data.num_sessions or 'all'} session{'' if config.data.num_sessions == 1 else 's'}"
     )
     numbers = ", ".join(str(subject.number) for subject in subjects)
-    method = config.scores.method
-    rows: list[Row] = rows_of(method, f"{data}, mean of subjects {numbers}; {sessions}", mean)
+    method = config.evaluation.method
+    rows: list[TableRow] = rows_of(method, f"{data}, mean of subjects {numbers}; {sessions}", mean)
     for subject in subjects:
         rows += rows_of(
             method, f"{data}, subject {subject.number}; {sessions}", subject.scores, baselines=False
@@ -120,7 +122,7 @@ def write_mean(config: Config) -> Path:
     return folder / SCORES
 
 
-def print_mean(subjects: Sequence[Subject], mean: Mapping[str, Score]) -> None:
+def print_mean(subjects: Sequence[SubjectScores], mean: Mapping[str, Score]) -> None:
     """Means and subjects, side by side."""
     names = ("score", "mean", "95 %", *(f"subj {subject.number}" for subject in subjects))
     table = Table(

@@ -18,7 +18,7 @@ from braingen.runtime.untrusted import csv_cell, markdown_cell, one_line
 from braingen.types import Score
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A method and its scores; fractions, not per cent."""
 
     method: str
@@ -30,7 +30,9 @@ class Row(NamedTuple):
     """By the names of `METRICS`; a published figure is a bare number."""
 
 
-def _published(method: str, protocol: str, figures: str, n: int = 1000, **others: float) -> Row:
+def _published(
+    method: str, protocol: str, figures: str, n: int = 1000, **others: float
+) -> TableRow:
     """Figures in the order of the field's columns, "-" where none was published."""
     printed = zip(FIELD, figures.split("/"))
     values = {
@@ -38,7 +40,7 @@ def _published(method: str, protocol: str, figures: str, n: int = 1000, **others
         for name, figure in printed
         if figure != "-"
     }
-    return Row(method, protocol, n, values | others)
+    return TableRow(method, protocol, n, values | others)
 
 
 _MEAN40 = "NSD, mean of subjects 1, 2, 5, 7; 40 sessions"
@@ -120,7 +122,7 @@ def _cell(name: str, score: Score | float | None, interval: bool) -> str:
     return text
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
+def _names(rows: Sequence[TableRow]) -> list[str]:
     return in_tables(name for row in rows for name in row.scores)
 
 
@@ -129,7 +131,7 @@ def _heading(name: str, better: tuple[str, str]) -> str:
     return f"{column.title} {better[0] if column.higher_is_better else better[1]}"
 
 
-def markdown(rows: Sequence[Row], interval: bool = True) -> str:
+def markdown(rows: Sequence[TableRow], interval: bool = True) -> str:
     """A Markdown table; our values with their 95 % intervals."""
     names = _names(rows)
     head = ["Method", "Protocol", "N", *(_heading(name, ("↑", "↓")) for name in names)]
@@ -164,7 +166,7 @@ def _latex_text(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in text).replace("->", r"$\rightarrow$")
 
 
-def latex(rows: Sequence[Row], interval: bool = False) -> str:
+def latex(rows: Sequence[TableRow], interval: bool = False) -> str:
     r"""A LaTeX table with booktabs rules; put ``\usepackage{booktabs}`` into the preamble. The best
     of every column is bold.
     """
@@ -200,7 +202,7 @@ def latex(rows: Sequence[Row], interval: bool = False) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _best(name: str, rows: Sequence[Row]) -> float | None:
+def _best(name: str, rows: Sequence[TableRow]) -> float | None:
     scores = [row.scores.get(name) for row in rows]
     values = [s.value if isinstance(s, Score) else s for s in scores]
     known = [value for value in values if value is not None]
@@ -209,7 +211,7 @@ def _best(name: str, rows: Sequence[Row]) -> float | None:
     return max(known) if metric(name).higher_is_better else min(known)
 
 
-def comma_separated(rows: Sequence[Row]) -> str:
+def comma_separated(rows: Sequence[TableRow]) -> str:
     """CSV with one line per method and score, everything a reviewer asks for in columns of its own;
     fractions, not per cent.
     """
@@ -239,14 +241,16 @@ def comma_separated(rows: Sequence[Row]) -> str:
 
 def rows_of(
     name: str, protocol: str, scores: Mapping[str, Score], baselines: bool = True
-) -> list[Row]:
+) -> list[TableRow]:
     """Our row, and rows of the baselines that stand in its scores."""
     rows = [
-        Row(name, protocol, max((score.n for score in scores.values()), default=0), dict(scores))
+        TableRow(
+            name, protocol, max((score.n for score in scores.values()), default=0), dict(scores)
+        )
     ]
     if baselines:
         for field, title in (
-            ("ceiling", "ceiling: true embeddings"),
+            ("oracle", "oracle: true embeddings"),
             ("ridge", "ridge regression"),
             ("random", "random voxels"),
         ):
@@ -256,7 +260,7 @@ def rows_of(
                 if getattr(score, field) is not None
             }
             if values:
-                rows.append(Row(f"{name}, {title}", protocol, rows[0].n, values))
+                rows.append(TableRow(f"{name}, {title}", protocol, rows[0].n, values))
     return rows
 
 

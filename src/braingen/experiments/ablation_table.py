@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from braingen.config import Config
 from braingen.evaluation.feature_store import FeatureStore
-from braingen.evaluation.image_sets import Pngs, Seen
-from braingen.evaluation.metric_table import Sheet, compare_sheets, score_images
+from braingen.evaluation.image_sets import PngImages, SeenImages
+from braingen.evaluation.metric_table import MetricTable, compare_metric_tables, score_images
 from braingen.evaluation.observers import observers
 from braingen.evaluation.tables import as_json, comma_separated, markdown, rows_of
 from braingen.evaluation.uncertainty import Comparison
@@ -40,8 +40,8 @@ class Variant(NamedTuple):
     title: str
     router: Mapping[str, Any] = {}
     """Settings of section router that differ."""
-    sampler: Mapping[str, Any] = {}
-    """Settings of section sampler that differ."""
+    generation: Mapping[str, Any] = {}
+    """Settings of section generation that differ."""
     tuned_as: str = ""
     """Key of the line whose fine-tuning it draws with; its own when empty."""
 
@@ -50,7 +50,7 @@ NO_ROUTER = {"route_image": False, "route_text": False}
 SOFT = {"time": "attention", "time_choice": "soft"}
 VARIANTS: dict[str, Variant] = {
     "untouched": Variant(
-        "neither fine-tuned nor routed", sampler={"finetuned": "no"}, tuned_as="both"
+        "neither fine-tuned nor routed", generation={"finetuned": "no"}, tuned_as="both"
     ),
     "no_router": Variant("fine-tuned, no router", NO_ROUTER),
     "space": Variant("space", {"time": "off", "space": "mix"}),
@@ -60,15 +60,15 @@ VARIANTS: dict[str, Variant] = {
     ),
     "time_soft": Variant("time, soft", {**SOFT, "space": "off"}),
     "both": Variant("time (soft) and space", {**SOFT, "space": "mix"}),
-    "text": Variant("text only, time and space", sampler={"use_image": False}, tuned_as="both"),
-    "image": Variant("image only, time and space", sampler={"use_text": False}, tuned_as="both"),
+    "text": Variant("text only, time and space", generation={"use_image": False}, tuned_as="both"),
+    "image": Variant("image only, time and space", generation={"use_text": False}, tuned_as="both"),
     "random": Variant(
         "random voxels, time and space",
-        sampler={"source": "random", "random_draws": 1},
+        generation={"source": "random", "random_draws": 1},
         tuned_as="both",
     ),
-    "ceiling": Variant(
-        "true embeddings, time and space", sampler={"source": "ceiling"}, tuned_as="both"
+    "oracle": Variant(
+        "true embeddings, time and space", generation={"source": "oracle"}, tuned_as="both"
     ),
 }
 """The paper's lines, in its order, between its baselines."""
@@ -95,8 +95,8 @@ def config_of(config: Config, key: str) -> Config:
         **({} if not variant.tuned_as else VARIANTS[variant.tuned_as].router),
     }
     routing = config.router.model_copy(update=settings)
-    sampler = config.sampler.model_copy(update={"finetuned": "yes", **variant.sampler})
-    return config.model_copy(update={"run": run, "router": routing, "sampler": sampler})
+    generation = config.generation.model_copy(update={"finetuned": "yes", **variant.generation})
+    return config.model_copy(update={"run": run, "router": routing, "generation": generation})
 
 
 def make(config: Config, key: str) -> None:
@@ -110,7 +110,7 @@ def make(config: Config, key: str) -> None:
     reconstruct(own)
 
 
-def scored(config: Config, key: str, targets: Targets, store: FeatureStore) -> Sheet:
+def scored(config: Config, key: str, targets: Targets, store: FeatureStore) -> MetricTable:
     """Score the pictures of a line."""
     own = config_of(config, key)
     folder = drawn_folder(own)
@@ -119,15 +119,21 @@ def scored(config: Config, key: str, targets: Targets, store: FeatureStore) -> S
     settings: dict[str, Any] = {
         "readouts": named,
         "missing": missing,
-        "resamples": config.scores.bootstrap,
+        "resamples": config.evaluation.bootstrap,
         "seed": config.run.seed,
     }
     return score_images(
-        Seen(targets.stimuli, ids), ids, Pngs(folder, ids), ids, networks, store=store, **settings
+        SeenImages(targets.stimuli, ids),
+        ids,
+        PngImages(folder, ids),
+        ids,
+        networks,
+        store=store,
+        **settings,
     )
 
 
-def comparisons(config: Config, found: Mapping[str, Sheet]) -> list[Comparison]:
+def comparisons(config: Config, found: Mapping[str, MetricTable]) -> list[Comparison]:
     """Every line minus those of AGAINST, image by image; p is corrected for the scores of one pair
     of lines.
     """
@@ -135,9 +141,9 @@ def comparisons(config: Config, found: Mapping[str, Sheet]) -> list[Comparison]:
     for first in found:
         for second in AGAINST:
             if first != second:
-                out += compare_sheets(
+                out += compare_metric_tables(
                     {name: found[name] for name in (first, second)},
-                    config.scores.bootstrap,
+                    config.evaluation.bootstrap,
                     config.run.seed,
                 )
     return out

@@ -13,18 +13,18 @@ from braingen.config import Config
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import train_trials
 from braingen.evaluation.curves import Curve, Point, as_rows, plot, write_table
-from braingen.evaluation.embeddings import ImageScores, scores_at
+from braingen.evaluation.embeddings import EmbeddingScores, scores_at
 from braingen.evaluation.uncertainty import compare, summarise
 from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json
-from braingen.runtime.paths import READER, one_subject
+from braingen.runtime.paths import EMBEDDING_DECODER, one_subject
 from braingen.runtime.text_files import read_json
 from braingen.training.encoder import train
 
-FOLDER = "adapt_curve"
+FOLDER = "adaptation_curve"
 WAYS = {
     "routers": "pretrained, subject layer and routers",
     "subject": "pretrained, subject layer only",
@@ -40,7 +40,7 @@ def sessions_of(config: Config) -> list[int]:
     """Numbers of sessions to try, none larger than the new person has."""
     table = train_trials(Layout.of(config.data.root), config.data.subjects[0], 0).table
     most = int(table["session"].nunique())
-    return sorted({min(count, most) for count in config.curve.sessions})
+    return sorted({min(count, most) for count in config.adaptation_curve.sessions})
 
 
 def changed(
@@ -53,40 +53,40 @@ def changed(
                 update={"folder": folder, "image": None, "text": None, "seed": seed}
             ),
             "data": config.data.model_copy(update=data),
-            "optim": config.optim.model_copy(update=optim),
+            "training": config.training.model_copy(update=optim),
         }
     )
 
 
 def pretrained(config: Config, seed: int) -> Path:
-    """The run on the other subjects: the one that ``optim.start_from`` names, or one of
+    """The run on the other subjects: the one that ``training.init_from`` names, or one of
     this curve.
     """
-    if config.optim.start_from is not None:
-        return config.optim.start_from
+    if config.training.init_from is not None:
+        return config.training.init_from
     folder = config.run.folder / FOLDER / f"pretrained-seed{seed}"
-    epochs = config.curve.pretrain_epochs or config.optim.num_epochs
-    data = {"subjects": config.curve.pretrain_on, "num_sessions": 0}
+    epochs = config.adaptation_curve.pretrain_epochs or config.training.num_epochs
+    data = {"subjects": config.adaptation_curve.pretrain_on, "num_sessions": 0}
     train(
         changed(config, folder, seed, data, {"num_epochs": epochs, "trained": "all"}),
-        config.curve.modality,
+        config.adaptation_curve.modality,
     )
     return folder
 
 
-def one_run(config: Config, key: Key, workers: Workers) -> tuple[ImageScores, dict[str, Any]]:
+def one_run(config: Config, key: Key, workers: Workers) -> tuple[EmbeddingScores, dict[str, Any]]:
     """Train one point of the curve and read the test images.
 
     Returns
     -------
-    tuple[ImageScores, dict[str, Any]]
+    tuple[EmbeddingScores, dict[str, Any]]
         Scores, and what the run left in its mark (numbers of parameters).
     """
     way, sessions, seed = key
     folder = config.run.folder / FOLDER / f"{way}-{sessions}sessions-seed{seed}"
-    optim: dict[str, Any] = {"trained": "all", "start_from": None}
+    optim: dict[str, Any] = {"trained": "all", "init_from": None}
     if way != "scratch":
-        optim = {"trained": way, "start_from": pretrained(config, seed)}
+        optim = {"trained": way, "init_from": pretrained(config, seed)}
     point = changed(
         config,
         folder,
@@ -94,17 +94,20 @@ def one_run(config: Config, key: Key, workers: Workers) -> tuple[ImageScores, di
         {"subjects": config.data.subjects[:1], "num_sessions": sessions},
         optim,
     )
-    run = train(point, config.curve.modality)
+    run = train(point, config.adaptation_curve.modality)
     reading = point.model_copy(update={"run": config.run})  # the same random pools for all
     found = workers.main_first(
         lambda: scores_at(
-            reading, config.curve.modality, run / "scores_of_embeddings.json", run / READER
+            reading,
+            config.adaptation_curve.modality,
+            run / "scores_of_embeddings.json",
+            run / EMBEDDING_DECODER,
         )
     )
     return found, read_json(run / "finished")
 
 
-def adapt_curve(config: Config) -> Path:
+def adaptation_curve(config: Config) -> Path:
     """Train every point, score it, and write ``curve.json``, ``curve.md``, ``curve.png`` and
     ``curve.svg``; what is finished is kept.
 
@@ -113,24 +116,25 @@ def adapt_curve(config: Config) -> Path:
     Path
         Path of the table.
     """
-    one_subject(config, "braingen adapt-curve")
+    one_subject(config, "braingen adaptation-curve")
     subject = config.data.subjects[0]
-    if config.optim.start_from is None and subject in config.curve.pretrain_on:
+    if config.training.init_from is None and subject in config.adaptation_curve.pretrain_on:
         raise UserError(
             f"Subject {subject} is the new person (data.subjects) and among those trained on before"
-            f" (curve.pretrain_on {','.join(map(str, config.curve.pretrain_on))}): name another"
-            " with --subj, or leave it out of --pretrain_on."
+            " (adaptation_curve.pretrain_on"
+            f" {','.join(map(str, config.adaptation_curve.pretrain_on))}): name another with"
+            " --subj, or leave it out of --pretrain_on."
         )
     workers = Workers(config)
     console = new_console(quiet=not workers.main)
     counts = sessions_of(config)
     keys = [
         (way, count, seed)
-        for seed in config.curve.seeds
+        for seed in config.adaptation_curve.seeds
         for count in counts
-        for way in config.curve.ways
+        for way in config.adaptation_curve.ways
     ]
-    found: dict[Key, ImageScores] = {}
+    found: dict[Key, EmbeddingScores] = {}
     shares: dict[str, tuple[int, int]] = {}
     for number, key in enumerate(keys, 1):
         console.print(
@@ -149,17 +153,18 @@ def adapt_curve(config: Config) -> Path:
 def write(
     config: Config,
     folder: Path,
-    found: dict[Key, ImageScores],
+    found: dict[Key, EmbeddingScores],
     shares: dict[str, tuple[int, int]],
     counts: list[int],
 ) -> None:
     """Put the points together as a table, a plot and JSON."""
-    subject, resamples = config.data.subjects[0], config.scores.bootstrap
+    subject, resamples = config.data.subjects[0], config.evaluation.bootstrap
     names = [*next(iter(found.values())).values]
 
     def values(way: str, count: int, name: str) -> dict[tuple[int, int], dict[int, float]]:
         return {
-            (subject, seed): found[way, count, seed].by_place(name) for seed in config.curve.seeds
+            (subject, seed): found[way, count, seed].by_place(name)
+            for seed in config.adaptation_curve.seeds
         }
 
     points = [
@@ -170,21 +175,25 @@ def write(
             summarise(values(way, count, name), resamples, config.run.seed),
             found[way, count, seed].chance.get(name),
         )
-        for way in config.curve.ways
+        for way in config.adaptation_curve.ways
         for count in counts
         for name in names
-        for seed in config.curve.seeds[:1]
+        for seed in config.adaptation_curve.seeds[:1]
     ]
     differences = []
     for count in counts:  # seeds averaged, image by image
         means: dict[str, dict[str, np.ndarray]] = {
             way: {
                 name: np.mean(
-                    [found[way, count, seed].values[name] for seed in config.curve.seeds], axis=0
+                    [
+                        found[way, count, seed].values[name]
+                        for seed in config.adaptation_curve.seeds
+                    ],
+                    axis=0,
                 )
                 for name in names
             }
-            for way in config.curve.ways
+            for way in config.adaptation_curve.ways
         }
         ids: dict[str, np.ndarray] = {
             way: np.arange(len(next(iter(means[way].values())))) for way in means
@@ -195,7 +204,7 @@ def write(
                 for each in compare(means, ids, resamples, config.run.seed)
             ]
     kind = Stimuli(Layout.of(config.data.root)).data_name
-    ways: dict[str, str] = {way: WAYS[way] for way in config.curve.ways}
+    ways: dict[str, str] = {way: WAYS[way] for way in config.adaptation_curve.ways}
     curve = Curve(f"Adapting to subject {subject} ({kind})", "sessions", ways, points)
     notes = [
         f"{WAYS[way][:1].upper()}{WAYS[way][1:]}: {trained:,} of {total:,} parameters trained"

@@ -19,7 +19,7 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json
-from braingen.runtime.paths import READER, one_subject
+from braingen.runtime.paths import EMBEDDING_DECODER, one_subject
 from braingen.training.encoder import train
 
 FOLDER = "bottleneck"
@@ -42,7 +42,9 @@ def narrowed(config: Config, width: int, seed: int) -> Config:
     run = config.run.model_copy(
         update={"folder": folder, "image": None, "text": None, "seed": seed}
     )
-    return with_settings(config, "encoder", {"b_size": width}).model_copy(update={"run": run})
+    return with_settings(config, "encoder", {"bottleneck_dim": width}).model_copy(
+        update={"run": run}
+    )
 
 
 def of_embeddings(config: Config, workers: Workers) -> Curve:
@@ -52,7 +54,7 @@ def of_embeddings(config: Config, workers: Workers) -> Curve:
     subject, settings = config.data.subjects[0], config.bottleneck
     points: list[Point] = []
     levels: dict[str, dict[str, float]] = {}
-    for width in settings.b_sizes:
+    for width in settings.bottleneck_dims:
         by_seed: dict[str, dict[tuple[int, int], dict[int, float]]] = {}
         for seed in settings.seeds:
             run = narrowed(config, width, seed)
@@ -61,29 +63,31 @@ def of_embeddings(config: Config, workers: Workers) -> Curve:
 
             def scored(name: str, random: bool, folder: Path = folder, reading: Config = reading):  # type: ignore[no-untyped-def]
                 return workers.main_first(
-                    lambda: scores_at(reading, "image", folder / name, folder / READER, random)
+                    lambda: scores_at(
+                        reading, "image", folder / name, folder / EMBEDDING_DECODER, random
+                    )
                 )
 
             found = scored("scores_of_embeddings.json", False)
             for name in found.values:
                 by_seed.setdefault(name, {})[subject, seed] = found.by_place(name)
-            if width == max(settings.b_sizes) and seed == settings.seeds[0]:
+            if width == max(settings.bottleneck_dims) and seed == settings.seeds[0]:
                 noise = scored("scores_of_random_voxels.json", True)
                 levels["random voxels"] = {
                     name: float(values.mean()) for name, values in noise.values.items()
                 }
         for name, values_of in by_seed.items():
-            summary = summarise(values_of, config.scores.bootstrap, config.run.seed)
+            summary = summarise(values_of, config.evaluation.bootstrap, config.run.seed)
             points.append(Point("brain", width, name, summary, found.chance.get(name)))
-    levels["ceiling"] = dict.fromkeys(by_seed, 1.0)  # the true embeddings, held against themselves
+    levels["oracle"] = dict.fromkeys(by_seed, 1.0)  # the true embeddings, held against themselves
     return Curve("", "width of the bottleneck", WAYS, points, levels)
 
 
 def of_pictures(config: Config) -> Curve:
-    """Scores of pictures from image and text encoders; random voxels and ceiling are drawn once,
+    """Scores of pictures from image and text encoders; random voxels and oracle are drawn once,
     with the widest bottleneck.
     """
-    seed, widths = config.bottleneck.seeds[0], config.bottleneck.b_sizes
+    seed, widths = config.bottleneck.seeds[0], config.bottleneck.bottleneck_dims
     points: list[Point] = []
     levels: dict[str, dict[str, float]] = {}
     for width in sorted(widths, reverse=True):
@@ -91,10 +95,10 @@ def of_pictures(config: Config) -> Curve:
         widest = width == max(widths)
         for modality in ("image", "text"):
             train(run, modality)
-        for source in ("brain", "random", "ceiling") if widest else ("brain",):
+        for source in ("brain", "random", "oracle") if widest else ("brain",):
             reconstruct(
                 run.model_copy(
-                    update={"sampler": run.sampler.model_copy(update={"source": source})}
+                    update={"generation": run.generation.model_copy(update={"source": source})}
                 )
             )
         scores = (
@@ -116,7 +120,7 @@ def of_pictures(config: Config) -> Curve:
                 )
             )
             if widest:
-                for level, key in (("random voxels", "random"), ("ceiling", "ceiling")):
+                for level, key in (("random voxels", "random"), ("oracle", "oracle")):
                     if score[key] is not None:
                         levels.setdefault(level, {})[name] = float(score[key])  # type: ignore[arg-type]
     return Curve(
@@ -139,7 +143,7 @@ def bottleneck(config: Config) -> Path:
         For an encoder that has no bottleneck, or several seeds with pictures.
     """
     narrowed(
-        config, config.bottleneck.b_sizes[0], config.bottleneck.seeds[0]
+        config, config.bottleneck.bottleneck_dims[0], config.bottleneck.seeds[0]
     )  # an encoder without a bottleneck is refused
     if config.bottleneck.pictures and len(config.bottleneck.seeds) > 1:
         raise UserError(

@@ -17,10 +17,10 @@ from braingen.config import Config
 from braingen.data.prepare_command import prepare, scans_of
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import train_trials
-from braingen.encoders.trained import load_reader
-from braingen.evaluation.embeddings import read_test_images
+from braingen.encoders.trained import load_embedding_decoder
+from braingen.evaluation.embeddings import decode_test_images
 from braingen.evaluation.evaluate import ridge_embeddings
-from braingen.evaluation.folds import Difference, Fold, Row, pooled, split_pictures
+from braingen.evaluation.folds import Difference, FoldRow, ImageFold, pooled, split_pictures
 from braingen.report.cross_validation import render_cross_validation
 from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
@@ -98,13 +98,15 @@ def decode_fold(config: Config, modality: str) -> Path:
     run = train(config, modality)
     path = run / DECODED
     if not path.exists():
-        reader = load_reader(config, modality)
-        read = read_test_images(config, modality, reader)
+        embedding_decoder = load_embedding_decoder(config, modality)
+        read = decode_test_images(config, modality, embedding_decoder)
         random = []
         for draw in range(RANDOM_DRAWS):
             seed = hash_seed(config.run.seed, "draw of random voxels", draw)
             own = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
-            random.append(read_test_images(own, modality, reader, random=True).embedding_ND)
+            random.append(
+                decode_test_images(own, modality, embedding_decoder, random=True).embedding_ND
+            )
         targets = Targets(config)
         table = train_trials(
             Layout.of(config.data.root), config.data.subjects[0], config.data.num_sessions
@@ -129,12 +131,12 @@ def decode_fold(config: Config, modality: str) -> Path:
     return path
 
 
-def read_fold(path: Path, subject: int, root: Path) -> Fold:
+def read_fold(path: Path, subject: int, root: Path) -> ImageFold:
     """What a fold decoded, with its pictures by name."""
     found = load_file(path)
     table = pd.read_csv(root / "pictures.tsv", sep="\t", dtype=str, keep_default_na=False)
     name_of = table.groupby(table["image"].astype(int))["stim_file"].min().to_dict()
-    return Fold(
+    return ImageFold(
         subject=subject,
         pictures=[name_of[int(image)] for image in found["ids"]],
         true_ND=found["true"].numpy(),
@@ -168,22 +170,22 @@ def cross_validate(config: Config) -> Path:
         write_text(path, "".join(f"{name}\n" for picture in pictures for name in names[picture]))
         lists.append(path)
     clear_temporaries(folder)
-    found: list[Fold] = []
+    found: list[ImageFold] = []
     for subject in subjects:
         for number, test_list in enumerate(lists, 1):
             console.print(f"subject {subject}, fold {number} of {len(lists)}", style="bold")
             own = fold_config(config, folder, subject, test_list)
             found.append(read_fold(decode_fold(own, chosen.modality), subject, own.data.root))
-    rows, differences = pooled(found, config.scores.bootstrap, config.run.seed)
+    rows, differences = pooled(found, config.evaluation.bootstrap, config.run.seed)
     return write(config, folder, rows, differences, found)
 
 
 def write(
     config: Config,
     folder: Path,
-    rows: Sequence[Row],
+    rows: Sequence[FoldRow],
     differences: Sequence[Difference],
-    folds: Sequence[Fold],
+    folds: Sequence[ImageFold],
 ) -> Path:
     """The table, JSON of everything, and the page."""
     data = Stimuli(Layout.of(config.data.root)).data_name
@@ -212,7 +214,7 @@ def write(
 
 
 def markdown(
-    rows: Sequence[Row], differences: Sequence[Difference], facts: Mapping[str, Any]
+    rows: Sequence[FoldRow], differences: Sequence[Difference], facts: Mapping[str, Any]
 ) -> str:
     """The table as text."""
     lines = [

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.pretrained.loading import load_config
 from braingen.pretrained.sdxl import IP_ADAPTER_FILE, NO_ADAPTER, UNREADABLE, unet_config
 from braingen.routing.conditioning import ConditioningForm
@@ -30,7 +30,7 @@ PUBLISHED_ADAPTER = ("h94/IP-Adapter", 1280)
 """The adapter that configurations name, and the width it takes, where it has not been fetched."""
 
 
-class Misfit(NamedTuple):
+class Incompatibility(NamedTuple):
     """Two parts that do not go together."""
 
     part: Part
@@ -84,7 +84,7 @@ def adapter_of(config: Config) -> Adapter | None:
         return None  # what is wrong with the file is told where it is read
 
 
-def misfits(config: Config, local_files_only: bool = True) -> Iterator[Misfit]:
+def incompatibilities(config: Config, local_files_only: bool = True) -> Iterator[Incompatibility]:
     """Look at every pair of parts that has to agree; parts whose configuration is not at hand are
     passed over.
 
@@ -106,7 +106,7 @@ def misfits(config: Config, local_files_only: bool = True) -> Iterator[Misfit]:
             )
             tokens, width = encoder.clip_seq_dim, encoder.clip_emb_dim
             if (tokens, width) != (1, adapter.embedding):
-                yield Misfit(
+                yield Incompatibility(
                     "image",
                     f"The image embedding of {source} is {tokens} x {width} (tokens x width;"
                     f" image_output={choice.image_output},"
@@ -118,7 +118,7 @@ def misfits(config: Config, local_files_only: bool = True) -> Iterator[Misfit]:
         except UserError:
             pass
         if columns and adapter.columns not in (None, columns):
-            yield Misfit(
+            yield Incompatibility(
                 "other",
                 f"The IP-Adapter was made for a U-Net of {adapter.columns} cross-attention columns,"
                 f" {choice.path} has {columns}: choose the one that was made for it,"
@@ -129,7 +129,7 @@ def misfits(config: Config, local_files_only: bool = True) -> Iterator[Misfit]:
         yield from _refiner_misfits(config)
 
 
-def _text_misfits(config: Config, unet: dict[str, Any]) -> Iterator[Misfit]:
+def _text_misfits(config: Config, unet: dict[str, Any]) -> Iterator[Incompatibility]:
     choice, folder = config.backbone, backbone_folder(config.backbone.path)
     columns = unet.get("cross_attention_dim")
     try:
@@ -142,7 +142,7 @@ def _text_misfits(config: Config, unet: dict[str, Any]) -> Iterator[Misfit]:
     if towers and columns:
         width = sum(tower.hidden_size for tower in towers.values())
         if width > columns or (choice.text_output == "joint" and width != columns):
-            yield Misfit(
+            yield Incompatibility(
                 "text",
                 f"The text embedding of {choice.path} is {width} wide"
                 f" (text_output={choice.text_output}), its U-Net reads {columns} columns: choose"
@@ -153,14 +153,14 @@ def _text_misfits(config: Config, unet: dict[str, Any]) -> Iterator[Misfit]:
     except UNREADABLE:
         vae = {}
     if vae and unet and vae.get("latent_channels") != unet.get("in_channels"):
-        yield Misfit(
+        yield Incompatibility(
             "other",
             f"The autoencoder of {choice.path} makes latents of {vae.get('latent_channels')}"
             f" channels, its U-Net takes {unet.get('in_channels')}: give parts of one model.",
         )
 
 
-def _refiner_misfits(config: Config) -> Iterator[Misfit]:
+def _refiner_misfits(config: Config) -> Iterator[Incompatibility]:
     """A refiner reads the second text encoder alone."""
     choice = config.backbone
     columns = unet_config(choice.refiner).get("cross_attention_dim")
@@ -171,7 +171,7 @@ def _refiner_misfits(config: Config) -> Iterator[Misfit]:
     except UserError:
         return
     if columns and columns < width:
-        yield Misfit(
+        yield Incompatibility(
             "other",
             f"The decoded text embedding is {width} wide, the U-Net of"
             f" backbone.refiner={choice.refiner} reads {columns} columns: choose the refiner that"
@@ -179,7 +179,7 @@ def _refiner_misfits(config: Config) -> Iterator[Misfit]:
         )
 
 
-def refuse_misfits(
+def refuse_incompatible(
     config: Config, parts: tuple[Part, ...] = ("image", "text", "other"), fetch: bool = False
 ) -> None:
     """Refuse models that do not go together, before anything is computed with them.
@@ -196,13 +196,13 @@ def refuse_misfits(
     UserError
         With both widths of the first.
     """
-    for misfit in misfits(config, local_files_only=not fetch):
+    for misfit in incompatibilities(config, local_files_only=not fetch):
         if misfit.part in parts:
             raise UserError(misfit.sentence)
 
 
 def refuse_other_widths(
-    form: ConditioningForm, image: BrainReader | None, text: BrainReader | None
+    form: ConditioningForm, image: EmbeddingDecoder | None, text: EmbeddingDecoder | None
 ) -> None:
     """Refuse encoders that were trained on embeddings of other widths than the U-Net and its
     IP-Adapter take.
@@ -213,13 +213,13 @@ def refuse_other_widths(
         With both.
     """
     first, last = form.text_columns
-    for name, reader, tokens, width in (
+    for name, embedding_decoder, tokens, width in (
         ("image", image, (form.image_shape[0],), form.image_shape[1]),
         ("text", text, (1, form.text_length), last - first),
     ):
-        if reader is None:
+        if embedding_decoder is None:
             continue
-        found = reader.mean_TD.shape
+        found = embedding_decoder.mean_TD.shape
         if found[0] not in tokens or found[1] != width:
             allowed = " or ".join(f"{count} x {width}" for count in tokens)
             raise UserError(

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from braingen.data.batches import average_repeats
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.generation.sampling import predict, size_ids
 from braingen.routing.conditioning import (
     ConditioningForm,
+    ConditioningSource,
     RoutedConditioning,
-    Source,
     alike,
     experts_of_sums,
     from_experts,
@@ -34,22 +34,24 @@ expert; or what is heard, at every step.
 """
 
 
-def expert_counts(reader: BrainReader) -> tuple[int, ...]:
+def expert_counts(embedding_decoder: EmbeddingDecoder) -> tuple[int, ...]:
     """Experts of every level of an encoder, as a router is built for them; (1,) for a dense
     encoder.
     """
-    parameter = next(reader.parameters())
-    subject, voxels = next(iter(reader.config.encoder_config["subjects"].items()))
-    was_training = reader.training
+    parameter = next(embedding_decoder.parameters())
+    subject, voxels = next(iter(embedding_decoder.config.encoder_config["subjects"].items()))
+    was_training = embedding_decoder.training
     with torch.no_grad():  # by asking it, so that every kind of encoder is served
-        out = reader.eval()(parameter.new_zeros(1, voxels), int(subject), return_experts=True)
-    reader.train(was_training)
+        out = embedding_decoder.eval()(
+            parameter.new_zeros(1, voxels), int(subject), return_experts=True
+        )
+    embedding_decoder.train(was_training)
     return tuple(x.shape[1] for x in out.expert_backbone) or (1,) * out.level_backbone_BLTD.shape[1]
 
 
 @torch.no_grad()
 def read(
-    reader: BrainReader,
+    embedding_decoder: EmbeddingDecoder,
     voxels_BRV: Tensor,
     subject: int,
     present_BR: Tensor,
@@ -69,27 +71,27 @@ def read(
         Keep what every expert says, as an estimate of the embedding of its own (levels are their
         means).
     noise : Tensor | None, optional
-        Of the prior's sampler, see :meth:`BrainReader.through_prior`.
+        Of the prior's sampler, see :meth:`EmbeddingDecoder.through_prior`.
     """
     count, repeats = voxels_BRV.shape[:2]
-    each = reader(voxels_BRV.flatten(0, 1), subject, return_experts=experts)
+    each = embedding_decoder(voxels_BRV.flatten(0, 1), subject, return_experts=experts)
     mean = map_embeddings(
         each, lambda x: average_repeats(x.unflatten(0, (count, repeats)), present_BR.to(x.device))
     )
-    if experts and reader.encoder.config.get("level_combine", "sum") == "sum":
+    if experts and embedding_decoder.encoder.config.get("level_combine", "sum") == "sum":
         mean = experts_of_sums(mean)
-    if order == "step" or reader.prior is None:
+    if order == "step" or embedding_decoder.prior is None:
         return mean
     noise = noise.to(voxels_BRV) if noise is not None else None
-    return through_prior(mean, lambda x: reader.through_prior(x, noise), of=order)
+    return through_prior(mean, lambda x: embedding_decoder.through_prior(x, noise), of=order)
 
 
 def source_of(
     heard: Tensor | ExpertEmbeddings,
-    reader: BrainReader,
+    embedding_decoder: EmbeddingDecoder,
     router: DiffuseRouter | None,
     order: PriorOrder,
-) -> Source:
+) -> ConditioningSource:
     """What is listened to.
 
     Parameters
@@ -97,7 +99,7 @@ def source_of(
     heard : Tensor | ExpertEmbeddings
         Of :func:`read`; or B x T x D embeddings in CLIP's own units, which no prior changes and
         which every expert is taken to say.
-    reader : BrainReader
+    embedding decoder : EmbeddingDecoder
         Knows CLIP's units and the prior.
     router : DiffuseRouter | None
         None for the encoder's output, unrouted.
@@ -106,16 +108,18 @@ def source_of(
     """
     if isinstance(heard, Tensor):
         counts = router.expert_counts if router is not None else (1,)
-        return Source(
-            alike(reader.standardised(heard.to(reader.mean_TD)), counts),
+        return ConditioningSource(
+            alike(embedding_decoder.standardised(heard.to(embedding_decoder.mean_TD)), counts),
             router,
-            reader.in_clip_units,
+            embedding_decoder.in_clip_units,
         )
     if order == "step":
-        return Source(
-            heard, router, lambda x_BTD: reader.in_clip_units(reader.through_prior(x_BTD))
+        return ConditioningSource(
+            heard,
+            router,
+            lambda x_BTD: embedding_decoder.in_clip_units(embedding_decoder.through_prior(x_BTD)),
         )
-    return Source(heard, router, reader.in_clip_units)
+    return ConditioningSource(heard, router, embedding_decoder.in_clip_units)
 
 
 class RoutingRecorder:
@@ -151,7 +155,7 @@ class RoutingRecorder:
         return {name: value.float().cpu().contiguous() for name, value in found.items()}
 
 
-class ListeningUNet(nn.Module):
+class ConditionedUNet(nn.Module):
     """U-Net and routers in one module: what an optimizer, and a wrapper for several processes, is
     given.
 
@@ -161,7 +165,7 @@ class ListeningUNet(nn.Module):
         With IP-Adapter, and a LoRA where one is trained.
     form : ConditioningForm
         Shape of what it reads.
-    readers : dict[str, BrainReader]
+    embedding decoders : dict[str, EmbeddingDecoder]
         Of image and text, frozen; not part of the module.
     routers : dict[str, DiffuseRouter]
         Of image and text, where they are routed.
@@ -177,7 +181,7 @@ class ListeningUNet(nn.Module):
         self,
         unet: UNet2DConditionModel,
         form: ConditioningForm,
-        readers: dict[str, BrainReader],
+        embedding_decoders: dict[str, EmbeddingDecoder],
         routers: dict[str, DiffuseRouter],
         counts: dict[str, tuple[int, ...]],
         order: PriorOrder,
@@ -187,14 +191,16 @@ class ListeningUNet(nn.Module):
         self.unet = unet
         self.routers = nn.ModuleDict(routers)
         self.form, self.counts, self.order, self.size = form, counts, order, size
-        self._readers = (readers,)  # in a tuple, so that their weights are not this module's
+        self._embedding_decoders = (
+            embedding_decoders,
+        )  # in a tuple, so that their weights are not this module's
 
-    def source(self, name: str, experts_BETD: Tensor) -> Source:
+    def source(self, name: str, experts_BETD: Tensor) -> ConditioningSource:
         """What to listen to, from what all experts of the image or the text encoder say."""
         router = dict(self.routers.items()).get(name)
         return source_of(
             from_experts(experts_BETD, self.counts[name]),
-            self._readers[0][name],
+            self._embedding_decoders[0][name],
             cast(DiffuseRouter | None, router),
             self.order,
         )

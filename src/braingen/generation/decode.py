@@ -23,7 +23,7 @@ from braingen.generation.reconstruct import (
     write_index,
 )
 from braingen.generation.resumable import drawn_files
-from braingen.generation.trained_modules import tuned_folder
+from braingen.generation.trained_modules import finetuned_folder
 from braingen.pretrained.sdxl import scheduler_named
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
@@ -31,7 +31,7 @@ from braingen.runtime.distributed import Workers, complete, shared_run
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import replaced_path
 from braingen.runtime.fingerprints import fingerprint_of_files
-from braingen.runtime.paths import EMBEDDINGS, READER, ROUTING, one_subject, run_folder
+from braingen.runtime.paths import EMBEDDING_DECODER, EMBEDDINGS, ROUTING, one_subject, run_folder
 from braingen.runtime.untrusted import folder_name
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.tables import Targets
@@ -51,7 +51,7 @@ def load_decoder(config: Config) -> BrainDecoder:
     else:
         decoder = BrainDecoder.from_pretrained(Path(config.decode.decoder).expanduser())
         decoder.register_modules(
-            scheduler=scheduler_named(config.sampler.scheduler, decoder.scheduler)
+            scheduler=scheduler_named(config.generation.scheduler, decoder.scheduler)
         )
         decoder = decoder.to(device_of(config))
     decoder.set_progress_bar_config(disable=True)
@@ -63,10 +63,10 @@ def _weights(config: Config) -> dict[str, str]:
     if config.decode.decoder:
         return {"decoder": fingerprint_of_files(Path(config.decode.decoder).expanduser())}
     found = {
-        modality: fingerprint_of_files(run_folder(config, modality) / READER)
+        modality: fingerprint_of_files(run_folder(config, modality) / EMBEDDING_DECODER)
         for modality in modalities(config)
     }
-    tuned = tuned_folder(config)
+    tuned = finetuned_folder(config)
     return found | {
         "backbone": fingerprint_of_files(backbone_folder(config.backbone.path)),
         "finetuned": fingerprint_of_files(tuned) if tuned is not None else "",
@@ -108,15 +108,15 @@ def decode(config: Config) -> Path:
             "There is nothing to decode: name a file of voxels, --voxels FILE (.npy, .npz, .h5,"
             " .nii.gz)."
         )
-    if not (config.sampler.use_image or config.sampler.use_text):
+    if not (config.generation.use_image or config.generation.use_text):
         raise UserError(
             "use_image and use_text are both off, so there is nothing to draw from: leave one of"
             " them on."
         )
-    if config.sampler.source != "brain":
+    if config.generation.source != "brain":
         raise UserError(
-            f"sampler.source = {config.sampler.source} has no meaning for voxels you bring along:"
-            " leave it at brain."
+            f"generation.source = {config.generation.source} has no meaning for voxels you bring"
+            " along: leave it at brain."
         )
     if config.decode.pictures and not config.decode.decoder:
         check_drawing(config)
@@ -133,20 +133,25 @@ def decode(config: Config) -> Path:
     if not as_they_are:
         given = with_folders_statistics(given, layout, subject)
     repeats = given.grouped()
-    if config.sampler.num_images:
-        count = config.sampler.num_images
+    if config.generation.num_images:
+        count = config.generation.num_images
         repeats = repeats._replace(image_N=repeats.image_N[:count], rows_NR=repeats.rows_NR[:count])
     folder, workers = decoded_folder(config), Workers(config)
     settings = config.model_dump(
         mode="json",
-        include={"backbone": True, "sampler": True, "decode": {"pictures"}, "data": {"subjects"}},
+        include={
+            "backbone": True,
+            "generation": True,
+            "decode": {"pictures"},
+            "data": {"subjects"},
+        },
     )
     settings |= {"seed": config.run.seed, "weights": _weights(config)}
     settings["voxels"] = hashlib.sha256(
         given.voxels_NV.tobytes() + given.image_N.tobytes()
     ).hexdigest()[:16]
     with shared_run(
-        workers, folder, settings, {"run": config.run.seed}, may_change=["sampler.batch_size"]
+        workers, folder, settings, {"run": config.run.seed}, may_change=["generation.batch_size"]
     ) as run:
         if complete(workers, run, lambda: drawn_files(folder, run.summary, config.decode.pictures)):
             return folder

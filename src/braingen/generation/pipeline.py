@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from braingen.data.voxel_file import load_responses, responses
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.generation.conditioned_unet import PriorOrder, RoutingRecorder, read, source_of
 from braingen.generation.lora import LORA_FILE, has_lora, load_lora, save_lora
 from braingen.generation.sampling import (
@@ -45,7 +45,7 @@ from braingen.pretrained.sdxl import (
     without_ip_adapter,
 )
 from braingen.pretrained.sdxl import ip_adapter_weights as adapter_weights_of
-from braingen.routing.conditioning import ConditioningForm, RoutedConditioning, Source
+from braingen.routing.conditioning import ConditioningForm, ConditioningSource, RoutedConditioning
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
@@ -75,7 +75,7 @@ units.
 """
 
 
-class Read(NamedTuple):
+class DecodedEmbeddings(NamedTuple):
     """What was read out of the brain and will be listened to: embeddings in standardised units,
     after the prior where it comes first.
     """
@@ -118,9 +118,9 @@ class BrainDecoder(DiffusionPipeline):
 
     Parameters
     ----------
-    brain_image, brain_text : BrainReader
-        Readers of the image and the text embedding; the second may be None (data without captions),
-        and pictures are then generated from the image embedding alone.
+    brain_image, brain_text : EmbeddingDecoder
+        Embedding decoders of the image and the text embedding; the second may be None (data without
+        captions), and pictures are then generated from the image embedding alone.
     unet : UNet2DConditionModel
         With the IP-Adapter in place.
     vae, scheduler : AutoencoderKL
@@ -130,7 +130,7 @@ class BrainDecoder(DiffusionPipeline):
     text_length : int, optional
         Tokens of a prompt.
     text_columns : Sequence, optional
-        First and last-but-one column the text reader predicts.
+        First and last-but-one column the text embedding decoder predicts.
     router_image, router_text : DiffuseRouter | None, optional
         Trained routers; the encoders' outputs are heard unrouted without them.
     prior_order : str, optional
@@ -143,8 +143,8 @@ class BrainDecoder(DiffusionPipeline):
 
     def __init__(
         self,
-        brain_image: BrainReader,
-        brain_text: BrainReader | None,
+        brain_image: EmbeddingDecoder,
+        brain_text: EmbeddingDecoder | None,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
         scheduler: KarrasDiffusionSchedulers,
@@ -171,8 +171,8 @@ class BrainDecoder(DiffusionPipeline):
     @classmethod
     def assemble(
         cls,
-        brain_image: BrainReader,
-        brain_text: BrainReader | None,
+        brain_image: EmbeddingDecoder,
+        brain_text: EmbeddingDecoder | None,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
         scheduler: SchedulerMixin,
@@ -235,7 +235,7 @@ class BrainDecoder(DiffusionPipeline):
         seed: int = 0,
         present_BR: Tensor | None = None,
         experts: bool = False,
-    ) -> Read:
+    ) -> DecodedEmbeddings:
         """Read out voxels what the drawing listens to; outputs of an image's presentations are
         averaged before the prior.
 
@@ -257,10 +257,12 @@ class BrainDecoder(DiffusionPipeline):
         )
         order: PriorOrder = self.config.prior_order
 
-        def one(name: str, reader: BrainReader, router: DiffuseRouter | None) -> ExpertEmbeddings:
-            noise = _prior_noise(reader, name, image_ids, seed)
+        def one(
+            name: str, embedding_decoder: EmbeddingDecoder, router: DiffuseRouter | None
+        ) -> ExpertEmbeddings:
+            noise = _prior_noise(embedding_decoder, name, image_ids, seed)
             return read(
-                reader,
+                embedding_decoder,
                 voxels_BRV,
                 subject,
                 present_BR,
@@ -278,15 +280,15 @@ class BrainDecoder(DiffusionPipeline):
                 else (found.backbone_BTD, found.clip_BTD, *found.expert_backbone)
             ):
                 refuse_not_finite_rows(values, image_ids, f"The decoded {name} embedding")
-        return Read(image, text)
+        return DecodedEmbeddings(image, text)
 
-    def decoded(self, read: Read) -> Decoded:
+    def decoded(self, read: DecodedEmbeddings) -> Decoded:
         """The embeddings of the whole encoders, unrouted."""
 
-        def one(reader: BrainReader, x: ExpertEmbeddings) -> Tensor:
+        def one(embedding_decoder: EmbeddingDecoder, x: ExpertEmbeddings) -> Tensor:
             last = self.config.prior_order == "step"
-            return reader.in_clip_units(
-                reader.through_prior(x.backbone_BTD) if last else x.backbone_BTD
+            return embedding_decoder.in_clip_units(
+                embedding_decoder.through_prior(x.backbone_BTD) if last else x.backbone_BTD
             )
 
         image_BTD = one(self.brain_image, read.image)
@@ -307,7 +309,9 @@ class BrainDecoder(DiffusionPipeline):
         """Read embeddings out of voxels; parameters as for :meth:`read`."""
         return self.decoded(self.read(voxels_BRV, subject, image_ids, seed, present_BR))
 
-    def sources(self, image: Embeddings, text: Embeddings) -> tuple[Source | None, Source | None]:
+    def sources(
+        self, image: Embeddings, text: Embeddings
+    ) -> tuple[ConditioningSource | None, ConditioningSource | None]:
         """What to listen to, from what was read (standardised units) or from known embeddings
         (CLIP's own units).
         """
@@ -322,8 +326,8 @@ class BrainDecoder(DiffusionPipeline):
             (text, self.brain_text, self.router_text),
         )
         first, second = (
-            None if x is None else source_of(x, reader, router, order)
-            for x, reader, router in parts
+            None if x is None else source_of(x, embedding_decoder, router, order)
+            for x, embedding_decoder, router in parts
         )
         return first, second
 
@@ -426,7 +430,7 @@ class BrainDecoder(DiffusionPipeline):
             was not), z-scored as in the betas file; or a file of them: .npy, .npz, HDF5, NIfTI
             (:mod:`braingen.data.voxel_file`).
         subject : int
-            Number the readers were trained with.
+            Number the embedding decoders were trained with.
         image_ids : Sequence[int] | None, optional
             Of the pictures, seeds of their noise; counted from 0 when left out, and taken from a
             file that has them.
@@ -472,7 +476,7 @@ class BrainDecoder(DiffusionPipeline):
         Raises
         ------
         UserError
-            When the readers do not know the subject.
+            When the embedding decoders do not know the subject.
         """
         known = self.brain_image.config.encoder_config["subjects"]
         if str(subject) not in known:
@@ -604,10 +608,10 @@ def to_pil(images_B3HW: Tensor) -> list[Image.Image]:
 
 
 def _prior_noise(
-    reader: BrainReader, name: str, image_ids: Sequence[int], seed: int
+    embedding_decoder: EmbeddingDecoder, name: str, image_ids: Sequence[int], seed: int
 ) -> Tensor | None:
     return (
-        seeded_noise(image_ids, reader.noise_shape, seed, f"prior of {name}")
-        if reader.noise_shape
+        seeded_noise(image_ids, embedding_decoder.noise_shape, seed, f"prior of {name}")
+        if embedding_decoder.noise_shape
         else None
     )

@@ -22,15 +22,15 @@ from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.data.voxel_file import Responses, odd_scale
-from braingen.encoders.trained import load_reader, modalities
-from braingen.generation.compatibility import refuse_misfits, refuse_other_widths
+from braingen.encoders.trained import load_embedding_decoder, modalities
+from braingen.generation.compatibility import refuse_incompatible, refuse_other_widths
 from braingen.generation.conditioned_unet import RoutingRecorder, expert_counts
 from braingen.generation.lora import merged_lora
 from braingen.generation.pipeline import BrainDecoder, negative_condition, to_pil
 from braingen.generation.rerank import best_of
 from braingen.generation.resumable import Drawn, draw_missing, drawn_files, gathered, notes
 from braingen.generation.sampling import seeded_noise
-from braingen.generation.trained_modules import NOT_TUNED, load_tuned, tuned_folder
+from braingen.generation.trained_modules import NOT_FINETUNED, finetuned_folder, load_finetuned
 from braingen.pretrained.sdxl import (
     load_backbone,
     load_scheduler,
@@ -48,9 +48,9 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.files import replaced_path, write_json
 from braingen.runtime.fingerprints import fingerprint_of_files
 from braingen.runtime.paths import (
+    EMBEDDING_DECODER,
     EMBEDDINGS,
     INDEX,
-    READER,
     ROUTING,
     drawn_folder,
     random_folders,
@@ -65,7 +65,7 @@ from braingen.types import ExpertEmbeddings
 logger = logging.getLogger(__name__)
 
 
-class Parts(NamedTuple):
+class ReconstructionParts(NamedTuple):
     """Everything a reconstruction needs."""
 
     decoder: BrainDecoder
@@ -79,12 +79,12 @@ def assemble(config: Config, targets: Targets) -> BrainDecoder:
     """Readers of earlier runs, the backbone, and what fine-tuning taught it, as one decoder."""
     backbone = load_backbone(config.backbone.path, config.backbone.ip_adapter)
     backbone = backbone._replace(
-        scheduler=scheduler_named(config.sampler.scheduler, backbone.scheduler)
+        scheduler=scheduler_named(config.generation.scheduler, backbone.scheduler)
     )
-    image = load_reader(config, "image")
-    text = load_reader(config, "text") if "text" in modalities(config) else None
-    folder = tuned_folder(config)
-    tuned = load_tuned(folder) if folder is not None else NOT_TUNED
+    image = load_embedding_decoder(config, "image")
+    text = load_embedding_decoder(config, "text") if "text" in modalities(config) else None
+    folder = finetuned_folder(config)
+    tuned = load_finetuned(folder) if folder is not None else NOT_FINETUNED
     decoder = BrainDecoder.assemble(image, text, *backbone, targets.text_encoder, **tuned._asdict())
     refuse_other_widths(decoder.form, image, text)
     return decoder.to(device_of(config))
@@ -100,32 +100,32 @@ def check_drawing(config: Config) -> None:
         For parts that do not go together, more steps than the noise schedule has times, and
         pictures smaller than the autoencoder makes.
     """
-    refuse_misfits(config)
-    path, sampler = config.backbone.path, config.sampler
+    refuse_incompatible(config)
+    path, sampler = config.backbone.path, config.generation
     refuse_steps(
-        sampler.steps, scheduler_named(sampler.scheduler, load_scheduler(path)), "sampler.steps"
+        sampler.steps, scheduler_named(sampler.scheduler, load_scheduler(path)), "generation.steps"
     )
-    refuse_side(sampler.size, pixels_per_latent(path), "sampler.size", multiple=False)
+    refuse_side(sampler.size, pixels_per_latent(path), "generation.size", multiple=False)
 
 
 def drawn_images(config: Config) -> Repeats:
     """The test images that are drawn, with their presentations."""
     repeats = group_repeats(test_trials(Layout.of(config.data.root), config.data.subjects[0]))
-    count = config.sampler.num_images or len(repeats.image_N)
+    count = config.generation.num_images or len(repeats.image_N)
     return Repeats(repeats.image_N[:count], repeats.rows_NR[:count])
 
 
-def setup(config: Config) -> Parts:
+def setup(config: Config) -> ReconstructionParts:
     """Load what is needed and fail early."""
-    if not (config.sampler.use_image or config.sampler.use_text):
+    if not (config.generation.use_image or config.generation.use_text):
         raise UserError(
             "use_image and use_text are both off, so there is nothing to draw from: leave one of"
             " them on."
         )
-    if not config.sampler.use_image and "text" not in modalities(config):
+    if not config.generation.use_image and "text" not in modalities(config):
         raise UserError(
-            "sampler.use_image is off and there is no text embedding to generate from (no captions,"
-            " no text encoder): leave use_image on."
+            "generation.use_image is off and there is no text embedding to generate from (no"
+            " captions, no text encoder): leave use_image on."
         )
     check_drawing(config)
     layout = Layout.of(config.data.root)
@@ -134,21 +134,26 @@ def setup(config: Config) -> Parts:
     targets = Targets(config)
     decoder = assemble(config, targets)
     decoder.set_progress_bar_config(disable=True)
-    return Parts(decoder, repeats, Betas.of(layout, subject), subject, targets)
+    return ReconstructionParts(decoder, repeats, Betas.of(layout, subject), subject, targets)
 
 
-def embeddings_of(config: Config, parts: Parts) -> dict[str, Tensor]:
+def embeddings_of(config: Config, parts: ReconstructionParts) -> dict[str, Tensor]:
     """Embeddings of all test images from the configured source: ``image``, ``text``,
     ``image_clip``, ``text_clip``, and their ``ids``.
     """
-    if config.sampler.source != "ceiling":
+    if config.generation.source != "oracle":
         return read_responses(config, parts.decoder, parts.repeats, parts.betas, parts.subject)
-    ids, reader = parts.repeats.image_N, parts.decoder
+    ids, embedding_decoder = parts.repeats.image_N, parts.decoder
     found = {"ids": torch.from_numpy(ids)}
-    for name, encoder in (("image", reader.brain_image), ("text", reader.brain_text)):
+    for name, encoder in (
+        ("image", embedding_decoder.brain_image),
+        ("text", embedding_decoder.brain_text),
+    ):
         if encoder is not None and (name == "image" or has_captions(Layout.of(config.data.root))):
             found[name] = parts.targets.of(name, ids)
-            found[f"{name}_clip"] = encoder.standardised(found[name].to(reader.device)).cpu()
+            found[f"{name}_clip"] = encoder.standardised(
+                found[name].to(embedding_decoder.device)
+            ).cpu()
     return found
 
 
@@ -156,15 +161,15 @@ def embeddings_of(config: Config, parts: Parts) -> dict[str, Tensor]:
 def read_responses(
     config: Config, decoder: BrainDecoder, repeats: Repeats, betas: Betas | Responses, subject: int
 ) -> dict[str, Tensor]:
-    """Read embeddings out of responses; for ``sampler.source: random`` out of as many drawn at
+    """Read embeddings out of responses; for ``generation.source: random`` out of as many drawn at
     random.
 
     Where routers or a single level are to be listened to, also what every expert says, in
     standardised units: ``image_experts``, ``text_experts``.
     """
-    mixed = config.sampler.level is not None or any((decoder.router_image, decoder.router_text))
+    mixed = config.generation.level is not None or any((decoder.router_image, decoder.router_text))
     if (
-        isinstance(betas, Betas) and config.sampler.source == "brain"
+        isinstance(betas, Betas) and config.generation.source == "brain"
     ):  # responses of a file were looked at when it was read
         read_N = repeats.rows_NR[repeats.rows_NR >= 0]
         if told := odd_scale(
@@ -174,14 +179,16 @@ def read_responses(
     found: dict[str, list[Tensor]] = {"image": [], "text": [], "image_clip": [], "text_clip": []}
     for batch in RepeatBatches(repeats, betas, subject, 32):
         voxels_BRV, present_BR = batch.voxels_BRV, batch.present_BR
-        if config.sampler.source == "random":  # z-scored voxels are of unit variance; so are these
+        if (
+            config.generation.source == "random"
+        ):  # z-scored voxels are of unit variance; so are these
             voxels_BRV = seeded_noise(
                 batch.image_B.tolist(),
                 tuple(voxels_BRV.shape[1:]),
                 config.run.seed,
                 "random voxels",
             )
-        if config.sampler.repeats == "first":
+        if config.generation.repeats == "first":
             voxels_BRV, present_BR = voxels_BRV[:, :1], present_BR[:, :1]
         voxels_BRV = voxels_BRV.to(decoder.device)
         read = decoder.read(
@@ -255,7 +262,7 @@ def drawer(
         The CLIP that pictures are read with; asked for only when there are several drawings to
         choose from.
     """
-    sampler = config.sampler
+    sampler = config.generation
     with_text = sampler.use_text and read.text_NTD is not None and decoder.brain_text is not None
     encoders = {"image": decoder.brain_image, "text": decoder.brain_text}
     counts = {name: expert_counts(each) for name, each in encoders.items() if each is not None}
@@ -267,12 +274,12 @@ def drawer(
     ]:
         if len(counts[name]) == 1:
             raise UserError(
-                f"sampler.level = {level} has no effect: the {name} encoder has no levels. Leave it"
-                " out."
+                f"generation.level = {level} has no effect: the {name} encoder has no levels. Leave"
+                " it out."
             )
         if level is not None and level >= len(counts[name]):
             raise UserError(
-                f"sampler.level = {level}, but the {name} encoder has levels 0 to"
+                f"generation.level = {level}, but the {name} encoder has levels 0 to"
                 f" {len(counts[name]) - 1}."
             )
     negative = negative_condition(
@@ -307,12 +314,16 @@ def drawer(
             pictures = to_pil(once(0))
             mixed = recorder.tensors(decoder.scheduler.timesteps)
             return [Drawn(picture, None, routing(row)) for row, picture in enumerate(pictures)]
-        reader = decoder.brain_image
-        decoded_BTD = reader.standardised(read.image_NTD[some].to(reader.device))
+        embedding_decoder = decoder.brain_image
+        decoded_BTD = embedding_decoder.standardised(
+            read.image_NTD[some].to(embedding_decoder.device)
+        )
         chosen = best_of(
             sampler.samples,
             once,
-            lambda x: reader.standardised(targets()(x).target_BTD.to(reader.device)),
+            lambda x: embedding_decoder.standardised(
+                targets()(x).target_BTD.to(embedding_decoder.device)
+            ),
             decoded_BTD,
         )
         mixed = recorder.tensors(decoder.scheduler.timesteps)
@@ -340,7 +351,7 @@ def draw_embeddings(
     draw = drawer(config, decoder, targets, embeddings_in(read))
     description = f"drawing {len(ids)} pictures ({folder.name})"
     with merged_lora(decoder.unet):
-        draw_missing(folder, ids, config.sampler.batch_size, draw, workers, description)
+        draw_missing(folder, ids, config.generation.batch_size, draw, workers, description)
     return read
 
 
@@ -357,7 +368,7 @@ def reconstruct(config: Config) -> Path:
     """Generate every test image of every subject; what is already there is kept. Under ``accelerate
     launch`` processes share the pictures.
 
-    Random voxels are drawn ``sampler.random_draws`` times, each time with other noise for the
+    Random voxels are drawn ``generation.random_draws`` times, each time with other noise for the
     pictures as well.
 
     Returns
@@ -388,10 +399,10 @@ class Drawing(NamedTuple):
 
 
 def drawings(config: Config) -> list[Drawing]:
-    """What :func:`reconstruct` draws: once what was seen, ``sampler.random_draws`` times random
+    """What :func:`reconstruct` draws: once what was seen, ``generation.random_draws`` times random
     voxels; in any order.
     """
-    if config.sampler.source != "random":
+    if config.generation.source != "random":
         return [Drawing(config, drawn_folder(config))]
     first, *others = random_folders(config)
     found = [Drawing(config, first)]
@@ -408,17 +419,17 @@ def reconstruct_into(config: Config, folder: Path) -> Path:
     refused.
     """
     settings = {
-        **config.model_dump(mode="json", include={"data", "backbone", "sampler"}),
+        **config.model_dump(mode="json", include={"data", "backbone", "generation"}),
         "seed": config.run.seed,
     }
-    # pictures of readers or backbones that have changed since are not passed off as those of the
-    # present ones
-    settings["readers"] = {
-        modality: fingerprint_of_files(run_folder(config, modality) / READER)
+    # pictures of embedding decoders or backbones that have changed since are not passed off as
+    # those of the present ones
+    settings["embedding_decoders"] = {
+        modality: fingerprint_of_files(run_folder(config, modality) / EMBEDDING_DECODER)
         for modality in modalities(config)
     }
     settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))
-    tuned = tuned_folder(config)
+    tuned = finetuned_folder(config)
     settings["finetuned"] = fingerprint_of_files(tuned) if tuned is not None else ""
     workers = Workers(config)
     with shared_run(
@@ -426,7 +437,7 @@ def reconstruct_into(config: Config, folder: Path) -> Path:
         folder,
         settings,
         {"run": config.run.seed},
-        may_change=["sampler.batch_size", "sampler.random_draws"],
+        may_change=["generation.batch_size", "generation.random_draws"],
     ) as run:
         if complete(workers, run, lambda: drawn_files(folder, run.summary)):
             return folder

@@ -47,14 +47,16 @@ REFINED = "_refined"
 def recons_of(config: Config) -> Path:
     """The reconstructions that are refined."""
     return (
-        Path(config.refiner.recons).expanduser() if config.refiner.recons else drawn_folder(config)
+        Path(config.refinement.recons).expanduser()
+        if config.refinement.recons
+        else drawn_folder(config)
     )
 
 
 def refined_folder(config: Config) -> Path:
     """Where the refined pictures go."""
-    if config.refiner.output:
-        return Path(config.refiner.output).expanduser()
+    if config.refinement.output:
+        return Path(config.refinement.output).expanduser()
     recons = recons_of(config)
     return recons.with_name(recons.name + REFINED)
 
@@ -101,12 +103,12 @@ def _require(config: Config) -> list[int]:
         )
     if refined_folder(config) == folder:
         raise UserError(
-            f"refiner.output = {folder} is the folder of the reconstructions themselves; give"
+            f"refinement.output = {folder} is the folder of the reconstructions themselves; give"
             " another one."
         )
-    if config.refiner.use_image and config.backbone.refiner:
+    if config.refinement.use_image and config.backbone.refiner:
         raise UserError(
-            "refiner.use_image needs the base model's IP-Adapter; SDXL's refiner has none: leave"
+            "refinement.use_image needs the base model's IP-Adapter; SDXL's refiner has none: leave"
             " one of the two settings out."
         )
     return [int(image) for image in read_json(folder / INDEX)["images"]]
@@ -123,7 +125,7 @@ def _setting(config: Config) -> str:
 
 def setup(config: Config) -> Refiner:
     """Load what refines, and fail early."""
-    settings = config.refiner
+    settings = config.refinement
     adapter = None
     if settings.use_image:
         adapter = config.backbone.ip_adapter or str(
@@ -169,20 +171,20 @@ def refine(config: Config) -> Path:
     folder : Path
         Of the same form as that of the reconstructions; with several subjects the run folder.
     """
-    if config.refiner.recons:
+    if config.refinement.recons:
         return refine_folder(config)
-    if config.refiner.output:
-        return refine_folder(one_subject(config, "refiner.output"))
+    if config.refinement.output:
+        return refine_folder(one_subject(config, "refinement.output"))
     return each_subject(config, refine_folder)
 
 
 def refine_folder(config: Config) -> Path:
     """Refine one folder of reconstructions."""
-    recons, folder, chosen = recons_of(config), refined_folder(config), config.refiner
+    recons, folder, chosen = recons_of(config), refined_folder(config), config.refinement
     ids = _require(config)
     check_backbone(config)
     settings = config.model_dump(
-        mode="json", include={"backbone": True, "refiner": True, "data": {"subjects"}}
+        mode="json", include={"backbone": True, "refinement": True, "data": {"subjects"}}
     )
     settings |= {"seed": config.run.seed, "recons": _digest(recons, ids)}
     settings["weights"] = fingerprint_of_files(backbone_folder(_model(config)))
@@ -190,9 +192,9 @@ def refine_folder(config: Config) -> Path:
     steps = steps_run(
         scheduler_named(chosen.scheduler, load_scheduler(_model(config), _setting(config))), how
     )
-    refuse_side(chosen.size, pixels_per_latent(_model(config)), "refiner.size")
+    refuse_side(chosen.size, pixels_per_latent(_model(config)), "refinement.size")
     workers = Workers(config)
-    free = ["refiner.batch_size", "refiner.recons", "refiner.output"]
+    free = ["refinement.batch_size", "refinement.recons", "refinement.output"]
     with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=free) as run:
         if complete(workers, run, lambda: drawn_files(folder, run.summary)):
             return folder
@@ -202,7 +204,7 @@ def refine_folder(config: Config) -> Path:
             raise UserError(
                 f"{recons} was generated without a text embedding, which is what refining is"
                 " conditioned on: refine with the base model and the decoded image instead,"
-                " refiner.use_image=true."
+                " refinement.use_image=true."
             )
         refiner = setup(config)
         row = {image: number for number, image in enumerate(read["ids"].tolist())}

@@ -74,7 +74,7 @@ class Refinement(NamedTuple):
     """Of the condition and of what guidance leads away from; heard by SDXL's refiner only."""
 
 
-def numbers_told(unet: UNet2DConditionModel, pooled_width: int) -> int:
+def conditioning_ids(unet: UNet2DConditionModel, pooled_width: int) -> int:
     """How many numbers (sizes, scores) a U-Net is told beside the pooled text embedding.
 
     Raises
@@ -114,7 +114,7 @@ def assemble_refiner(
         text for a refiner: so they were trained (``force_zeros_for_empty_prompt``).
     """
     pooled = prompts.models["bigG"].config.projection_dim
-    scored = numbers_told(unet, pooled) == SCORE
+    scored = conditioning_ids(unet, pooled) == SCORE
     image_shape = (1, image_embedding_width(unet) if unet.encoder_hid_proj is not None else 1)
     form = ConditioningForm.of(
         text_encoder,
@@ -221,7 +221,7 @@ def steps_run(scheduler: SchedulerMixin, how: Refinement) -> int:
     UserError
         When there are more steps than the noise schedule has times, or not one is left.
     """
-    refuse_steps(how.steps, scheduler, "refiner.steps")
+    refuse_steps(how.steps, scheduler, "refinement.steps")
     scheduler.set_timesteps(how.steps)
     times, _ = last_times(scheduler, how)
     return (
@@ -293,7 +293,7 @@ def refine_pictures(
         images_B3HW = resized.clamp(0, 1)
     unet, scheduler, form, batch = refiner.unet, refiner.scheduler, refiner.form, len(images_B3HW)
     clean = encode_pictures(refiner.vae, images_B3HW).to(unet.dtype)
-    refuse_steps(how.steps, scheduler, "refiner.steps")
+    refuse_steps(how.steps, scheduler, "refinement.steps")
     scheduler.set_timesteps(how.steps, device=clean.device)
     times, first = last_times(scheduler, how)
     if hasattr(scheduler, "set_begin_index"):

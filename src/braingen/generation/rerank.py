@@ -20,7 +20,7 @@ compared.
 """
 
 
-class Chosen(NamedTuple):
+class BestSample(NamedTuple):
     """The best drawings."""
 
     images_B3HW: Tensor
@@ -34,7 +34,7 @@ class Chosen(NamedTuple):
 @torch.no_grad()
 def best_of(
     samples: int, draw: Callable[[int], Tensor], embed: Embed, decoded_BTD: Tensor
-) -> Chosen:
+) -> BestSample:
     """Draw several times and keep, row by row, what is nearest to the decoded embedding.
 
     Parameters
@@ -62,4 +62,4 @@ def best_of(
         better_B = columns[-1] > highest_B  # the first of equals stays
         best_B3HW = torch.where(better_B[:, None, None, None], drawn_B3HW, best_B3HW)
         highest_B = torch.where(better_B, columns[-1], highest_B)
-    return Chosen(best_B3HW, torch.stack(columns, dim=1))
+    return BestSample(best_B3HW, torch.stack(columns, dim=1))

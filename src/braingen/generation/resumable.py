@@ -123,7 +123,7 @@ def draw_missing(
         Rows of `ids` -> their pictures.
     """
     parts = [slice(start, start + batch) for start in range(0, len(ids), batch)]
-    missing = workers.told(
+    missing = workers.broadcast(
         [
             part
             for part in parts

@@ -24,7 +24,7 @@ BEST, LAST = "best", "last"
 ROUTERS, ORDER = {"image": "router_image", "text": "router_text"}, "listening.json"
 
 
-class Tuned(NamedTuple):
+class FinetunedModules(NamedTuple):
     """What a decoder is given of a fine-tuning; see ``BrainDecoder.assemble``."""
 
     lora: Path | None
@@ -33,10 +33,10 @@ class Tuned(NamedTuple):
     prior_order: PriorOrder
 
 
-NOT_TUNED = Tuned(None, None, None, "output")
+NOT_FINETUNED = FinetunedModules(None, None, None, "output")
 
 
-def save_tuned(
+def save_finetuned(
     folder: Path,
     unet: UNet2DConditionModel,
     routers: dict[str, DiffuseRouter],
@@ -52,7 +52,7 @@ def save_tuned(
     write_json(folder / ORDER, {"prior_order": prior_order})
 
 
-def load_tuned(folder: Path) -> Tuned:
+def load_finetuned(folder: Path) -> FinetunedModules:
     """Read a checkpoint.
 
     Raises
@@ -71,21 +71,21 @@ def load_tuned(folder: Path) -> Tuned:
         for path in found.values()
     )
     lora = folder / LORA_FILE
-    return Tuned(
+    return FinetunedModules(
         lora if lora.is_file() else None, image, text, read_json(folder / ORDER)["prior_order"]
     )
 
 
-def tuned_folder(config: Config) -> Path | None:
+def finetuned_folder(config: Config) -> Path | None:
     """Where LoRA and routers of a finished fine-tuning lie; None where pictures are drawn
     without.
     """
     run = tuning_folder(config)
-    if config.sampler.finetuned == "no" or (
-        config.sampler.finetuned == "auto" and not (run / "config.yaml").exists()
+    if config.generation.finetuned == "no" or (
+        config.generation.finetuned == "auto" and not (run / "config.yaml").exists()
     ):
         return None
-    if config.sampler.finetuned == "auto" and not has_work(run):  # refused before it began
+    if config.generation.finetuned == "auto" and not has_work(run):  # refused before it began
         return None
     if not (run / "config.yaml").exists():
         raise UserError(

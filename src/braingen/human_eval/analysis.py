@@ -14,7 +14,7 @@ import pandas as pd
 
 from braingen.evaluation import tables as table
 from braingen.evaluation.uncertainty import Interval
-from braingen.human_eval.answers import Answer, Result, Verdict
+from braingen.human_eval.answers import Answer, RaterCheck, Result
 from braingen.human_eval.plan import SEEN, Plan
 from braingen.human_eval.statistics import (
     Level,
@@ -36,7 +36,7 @@ ONE_SIDED = 0.8
 """Share of one side above which it is mentioned."""
 
 
-class Finding(NamedTuple):
+class TaskResult(NamedTuple):
     """One figure of a study."""
 
     task: str
@@ -57,7 +57,7 @@ class Finding(NamedTuple):
     images: int
 
 
-class Agreement(NamedTuple):
+class RaterAgreement(NamedTuple):
     """How much raters agree in a task."""
 
     task: str
@@ -76,8 +76,8 @@ class Analysis(NamedTuple):
     """`PEOPLE` or `SIMULATED`."""
     draft: bool
     """Whether the study was built without a consent text."""
-    findings: tuple[Finding, ...]
-    agreement: tuple[Agreement, ...]
+    findings: tuple[TaskResult, ...]
+    agreement: tuple[RaterAgreement, ...]
     raters: pd.DataFrame
     """A line per rater, task and method: value, low, high, hits, n."""
     images: pd.DataFrame
@@ -85,7 +85,7 @@ class Analysis(NamedTuple):
     files: pd.DataFrame
     """A line per result file: rater, trials, checks, failed, used, reason."""
     notes: tuple[str, ...]
-    """What a reader must know; sentences."""
+    """What an embedding decoder must know; sentences."""
 
 
 def _value(task: str, method: str) -> Callable[[Answer], float]:
@@ -146,7 +146,7 @@ def _share_or_mean(task: str, values: np.ndarray) -> Share:
     return exact_share(int(known.sum()), len(known))
 
 
-def analyse(plan: Plan, found: Sequence[Verdict], resamples: int, seed: int) -> Analysis:
+def analyse(plan: Plan, found: Sequence[RaterCheck], resamples: int, seed: int) -> Analysis:
     """Turn the results that count into figures.
 
     Raises
@@ -171,7 +171,7 @@ def analyse(plan: Plan, found: Sequence[Verdict], resamples: int, seed: int) -> 
         asked = np.isfinite(matrix.answers_RU)
         images = len(np.unique(matrix.image_U[asked.any(0)]))
         findings.append(
-            Finding(
+            TaskResult(
                 task,
                 method,
                 share.value,
@@ -204,7 +204,9 @@ def analyse(plan: Plan, found: Sequence[Verdict], resamples: int, seed: int) -> 
         level: Level = "ordinal" if task == "similarity" else "nominal"
         units = int((np.isfinite(matrix.answers_RU).sum(0) > 1).sum())
         agreement.append(
-            Agreement(task, krippendorff_alpha(matrix.answers_RU, level), level, len(used), units)
+            RaterAgreement(
+                task, krippendorff_alpha(matrix.answers_RU, level), level, len(used), units
+            )
         )
     files = pd.DataFrame([_line(verdict) for verdict in found])
     return Analysis(
@@ -219,7 +221,7 @@ def analyse(plan: Plan, found: Sequence[Verdict], resamples: int, seed: int) -> 
     )
 
 
-def _line(verdict: Verdict) -> dict[str, str | int | float]:
+def _line(verdict: RaterCheck) -> dict[str, str | int | float]:
     result = verdict.result
     times = [answer.milliseconds for answer in result.answers if np.isfinite(answer.milliseconds)]
     return {
@@ -236,7 +238,7 @@ def _line(verdict: Verdict) -> dict[str, str | int | float]:
     }
 
 
-def _notes(plan: Plan, found: Sequence[Verdict], used: Sequence[Result]) -> list[str]:
+def _notes(plan: Plan, found: Sequence[RaterCheck], used: Sequence[Result]) -> list[str]:
     notes = []
     if used[0].simulated:
         notes.append(
@@ -295,7 +297,7 @@ def scores_of(plan: Plan, analysis: Analysis) -> dict[str, Score]:
             low=finding.low if share else (wide.low if wide else None),
             high=finding.high if share else (wide.high if wide else None),
             random=others.get("random"),
-            ceiling=others.get("ceiling"),
+            oracle=others.get("oracle"),
             ridge=None,
             chance=0.5 if share else None,
             n=finding.images,
@@ -338,7 +340,7 @@ def as_json(plan: Plan, analysis: Analysis) -> dict[str, Any]:
 
 
 def markdown(analysis: Analysis) -> str:
-    """The figures as a Markdown table, and what a reader must know."""
+    """The figures as a Markdown table, and what an embedding decoder must know."""
     who = "simulated raters" if analysis.who == SIMULATED else "people"
     lines = [
         f"| {who} | method | value | exact 95 % | over raters and images 95 % | p | answers |"

@@ -15,7 +15,7 @@ import re
 from typing import NamedTuple
 
 from braingen.human_eval.plan import RATINGS, Plan, check_passed
-from braingen.human_eval.session import Shown, hash32, session
+from braingen.human_eval.session import ShownTrial, hash32, session
 from braingen.runtime.errors import UserError
 from braingen.runtime.text_files import read_text
 from braingen.runtime.untrusted import one_line
@@ -43,7 +43,7 @@ COLUMNS = (
     "screen",
     "checksum",
 )
-"""Columns of a result file, in order. `docs/study.md` says what is in each."""
+"""Columns of a result file, in order. `docs/human_eval.md` says what is in each."""
 SIDES = ("left", "right")
 _CODE = re.compile(r"[A-Za-z0-9_-]{1,32}")
 """What the page allows as a rater's code."""
@@ -100,7 +100,7 @@ def checksum(row: Sequence[str]) -> str:
 
 
 def row_of(
-    plan: Plan, shown: Shown, number: int, answer: str, about: Mapping[str, str]
+    plan: Plan, shown: ShownTrial, number: int, answer: str, about: Mapping[str, str]
 ) -> list[str]:
     """One line of a result file.
 
@@ -196,10 +196,10 @@ def _rows(path: Path) -> tuple[list[dict[str, str]], str]:
     try:
         text = read_text(path, "give the CSV file that the study page saved")
         first = text.partition("\n")[0]
-        reader = csv.DictReader(
+        embedding_decoder = csv.DictReader(
             io.StringIO(text), delimiter=";" if first.count(";") > first.count(",") else ","
         )
-        if tuple(reader.fieldnames or ()) != COLUMNS:
+        if tuple(embedding_decoder.fieldnames or ()) != COLUMNS:
             return (
                 [],
                 (
@@ -209,7 +209,7 @@ def _rows(path: Path) -> tuple[list[dict[str, str]], str]:
             )
         rows = [
             {name: (value or "").strip() for name, value in row.items() if name in COLUMNS}
-            for row in reader
+            for row in embedding_decoder
         ]
     except (UserError, OSError, csv.Error) as error:
         return [], f"not a result file of a study: {error}"
@@ -234,7 +234,7 @@ def _of_the_file(rows: Sequence[Mapping[str, str]], plan: Plan) -> list[str]:
     return []
 
 
-def _of_the_row(row: Mapping[str, str], expected: Sequence[Shown]) -> str:
+def _of_the_row(row: Mapping[str, str], expected: Sequence[ShownTrial]) -> str:
     """What is wrong with a row, or nothing."""
     if not re.fullmatch(r"[0-9]{1,6}", row["number"]) or not 1 <= int(row["number"]) <= len(
         expected
@@ -273,7 +273,7 @@ def _of_the_row(row: Mapping[str, str], expected: Sequence[Shown]) -> str:
     return ""
 
 
-def _answer(row: Mapping[str, str], shown: Shown) -> Answer:
+def _answer(row: Mapping[str, str], shown: ShownTrial) -> Answer:
     trial = shown.trial
     chosen = {"left": shown.left, "right": shown.right}.get(row["answer"], "")
     passed = check_passed(trial, row["answer"], chosen) if trial.kind == "check" else None
@@ -290,7 +290,7 @@ def _answer(row: Mapping[str, str], shown: Shown) -> Answer:
     )
 
 
-class Verdict(NamedTuple):
+class RaterCheck(NamedTuple):
     """Whether a result counts."""
 
     result: Result
@@ -298,7 +298,7 @@ class Verdict(NamedTuple):
     """Why it does not; empty when it does."""
 
 
-def verdicts(results: Sequence[Result], plan: Plan) -> list[Verdict]:
+def check_raters(results: Sequence[Result], plan: Plan) -> list[RaterCheck]:
     """Which results count: whole, unedited, attentive, the first of their rater; simulated ones
     only where there are no others.
     """
@@ -327,5 +327,5 @@ def verdicts(results: Sequence[Result], plan: Plan) -> list[Verdict]:
             reason = ""
         if not result.problems and len(result.answers) == result.expected:
             taken.setdefault(result.rater, result)
-        found.append(Verdict(result, reason))
+        found.append(RaterCheck(result, reason))
     return found

@@ -68,7 +68,7 @@ class Plan(NamedTuple):
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
     baselines: tuple[str, ...]
-    """For every method: random or ceiling where it is the run's own control, else empty."""
+    """For every method: random or oracle where it is the run's own control, else empty."""
     per_rater: int
     """Images a rater is asked about in every task; 0 for all."""
     failed_checks: int

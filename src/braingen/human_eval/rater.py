@@ -18,7 +18,7 @@ Features = Callable[[np.ndarray], np.ndarray]
 CODE = "simulated-{number}"
 
 
-class Eyes(NamedTuple):
+class RaterFeatures(NamedTuple):
     """How far apart pictures are, to a simulated rater."""
 
     row: dict[str, int]
@@ -42,7 +42,9 @@ def pixels(images_N3SS: np.ndarray) -> np.ndarray:
     return (sums / (sizes[:, None] * sizes)).reshape(count, -1)
 
 
-def open_eyes(plan: Plan, pictures: dict[str, np.ndarray], features: Features = pixels) -> Eyes:
+def load_rater_features(
+    plan: Plan, pictures: dict[str, np.ndarray], features: Features = pixels
+) -> RaterFeatures:
     """Look at all pictures of a study once.
 
     Parameters
@@ -70,11 +72,11 @@ def open_eyes(plan: Plan, pictures: dict[str, np.ndarray], features: Features = 
         }
     )
     among = distance_PP[np.ix_(seen, seen)][np.triu_indices(len(seen), 1)]
-    return Eyes(row, distance_PP, float(np.median(among)))
+    return RaterFeatures(row, distance_PP, float(np.median(among)))
 
 
 def rate(
-    plan: Plan, number: int, eyes: Eyes, lapse: float, time: str, seed: int = 0
+    plan: Plan, number: int, eyes: RaterFeatures, lapse: float, time: str, seed: int = 0
 ) -> list[list[str]]:
     """Take a study, as a simulated rater.
 
@@ -117,7 +119,7 @@ def rate(
     return rows
 
 
-def _answer(trial: Trial, flipped: bool, eyes: Eyes) -> str:
+def _answer(trial: Trial, flipped: bool, eyes: RaterFeatures) -> str:
     first, second = trial.options
     if trial.task == "similarity":
         steps = (RATINGS - 1) * eyes.between(first, second) / eyes.unrelated

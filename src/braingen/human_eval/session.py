@@ -49,7 +49,7 @@ class Draw:
         return order
 
 
-class Shown(NamedTuple):
+class ShownTrial(NamedTuple):
     """A trial as one rater sees it."""
 
     trial: Trial
@@ -67,7 +67,7 @@ class Shown(NamedTuple):
         return self.trial.roles[0 if self.flipped else 1]
 
 
-def session(plan: Plan, rater: str) -> list[Shown]:
+def session(plan: Plan, rater: str) -> list[ShownTrial]:
     """All trials of a rater, in order.
 
     In identification every image is asked about once per rater, with one method: who has named a
@@ -75,7 +75,7 @@ def session(plan: Plan, rater: str) -> list[Shown]:
     half being drawn anew for every rater. Attention checks are spread evenly.
     """
     draw = Draw(f"{plan.seed}/{rater}")
-    shown: list[Shown] = []
+    shown: list[ShownTrial] = []
     for task in plan.tasks:
         tests = [trial for trial in plan.trials if trial.task == task and trial.kind == "test"]
         images = draw.shuffled(list(dict.fromkeys(trial.image for trial in tests)))
@@ -98,5 +98,5 @@ def session(plan: Plan, rater: str) -> list[Shown]:
         for place, check in reversed(list(zip(places, checks))):
             order.insert(place, check)
         flips = draw.shuffled([bool(k % 2) for k in range(len(order))])
-        shown += [Shown(trial, flipped) for trial, flipped in zip(order, flips)]
+        shown += [ShownTrial(trial, flipped) for trial, flipped in zip(order, flips)]
     return shown

@@ -129,7 +129,7 @@ def check_site(folder: Path, hashes: Mapping[str, str]) -> list[str]:
     each.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is missing; build the study again: `braingen study build`.")
+        raise UserError(f"{folder} is missing; build the study again: `braingen human-eval build`.")
     problems = []
     for name, known in hashes.items():
         path = folder / name

@@ -1,5 +1,5 @@
-"""`braingen study`: people as judges of the reconstructions. build, check and analyse; simulate
-answers it by machine, to try it out.
+"""`braingen human-eval`: people as judges of the reconstructions. build, check and analyse;
+simulate answers it by machine, to try it out.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from rich.table import Table
 from braingen.config import Config
 from braingen.data.stimuli import Stimuli
 from braingen.evaluation.human_ratings import STUDY, fingerprint, read_study
-from braingen.evaluation.image_files import Loaded, load_pictures
-from braingen.evaluation.image_pairs import Pictures
+from braingen.evaluation.image_files import LoadedImages, load_pictures
+from braingen.evaluation.image_pairs import ImageSource
 from braingen.human_eval import analysis as analyses
 from braingen.human_eval import consent, rater, site
-from braingen.human_eval.answers import Verdict, as_csv, read_result, verdicts
+from braingen.human_eval.answers import RaterCheck, as_csv, check_raters, read_result
 from braingen.human_eval.plan import (
     NOISE,
     SEEN,
@@ -54,17 +54,17 @@ class Method(NamedTuple):
     name: str
     path: Path
     baseline: str
-    """random or ceiling, for the run's own controls; brain for what the run drew from brain
+    """random or oracle, for the run's own controls; brain for what the run drew from brain
     activity; else empty.
     """
-    pictures: Loaded
+    pictures: LoadedImages
 
 
 def study_folder(config: Config) -> Path:
     """Where the study lies."""
     return (
-        Path(config.study.study_folder).expanduser()
-        if config.study.study_folder
+        Path(config.human_eval.study_folder).expanduser()
+        if config.human_eval.study_folder
         else config.run.folder / "study"
     )
 
@@ -78,14 +78,14 @@ def study(config: Config, action: str) -> Path:
         The page to open, the folder that was checked, the analysis, or the folder of result files.
     """
     actions = {"build": build, "check": check, "analyse": analyse, "simulate": simulate}
-    return actions[action](one_subject(config, "braingen study"))
+    return actions[action](one_subject(config, "braingen human-eval"))
 
 
 # --- build ----------------------------------------------------------------------------------------
 
 
 def _methods(config: Config) -> list[Method]:
-    settings = config.study
+    settings = config.human_eval
     drawn = {source: drawn_in(config.run.folder, source) for source in SOURCES}
     own = {path.absolute(): source for source, path in drawn.items()}
     found: list[Method] = []
@@ -130,7 +130,7 @@ def _methods(config: Config) -> list[Method]:
 
 
 def _tasks(config: Config, methods: Sequence[Method], console: Console) -> tuple[str, ...]:
-    tasks = tuple(dict.fromkeys(config.study.tasks))
+    tasks = tuple(dict.fromkeys(config.human_eval.tasks))
     if len(methods) == 1 and "preference" in tasks:
         tasks = tuple(task for task in tasks if task != "preference")
         if not tasks:
@@ -142,18 +142,18 @@ def _tasks(config: Config, methods: Sequence[Method], console: Console) -> tuple
     return tasks
 
 
-def _seen(config: Config, ids: np.ndarray) -> tuple[Loaded, bool]:
+def _seen(config: Config, ids: np.ndarray) -> tuple[LoadedImages, bool]:
     """The seen pictures of some images, and whether they are simulated."""
-    if config.study.seen:
-        loaded = load_pictures(Path(config.study.seen).expanduser())
+    if config.human_eval.seen:
+        loaded = load_pictures(Path(config.human_eval.seen).expanduser())
         row = {int(image): k for k, image in enumerate(loaded.image_N)}
         lost = [int(image) for image in ids if int(image) not in row]
         if lost:
             raise UserError(
-                f"{config.study.seen} has no image {lost[0]} ({len(lost)} of {len(ids)} missing),"
-                " which was reconstructed."
+                f"{config.human_eval.seen} has no image {lost[0]} ({len(lost)} of {len(ids)}"
+                " missing), which was reconstructed."
             )
-        return Loaded([loaded.pictures[row[int(image)]] for image in ids], ids), False
+        return LoadedImages([loaded.pictures[row[int(image)]] for image in ids], ids), False
     stimuli = Stimuli(Layout.of(config.data.root))
     outside = [int(image) for image in ids if image >= len(stimuli)]
     if outside:
@@ -161,14 +161,14 @@ def _seen(config: Config, ids: np.ndarray) -> tuple[Loaded, bool]:
             f"There is a reconstruction of image {outside[0]}, but {stimuli.path} has"
             f" {len(stimuli)} images: give the pictures that were seen with --data_path or --seen."
         )
-    return Loaded(stimuli.images(ids), ids), stimuli.simulated
+    return LoadedImages(stimuli.images(ids), ids), stimuli.simulated
 
 
-def _some(loaded: Loaded, ids: Sequence[int], what: str) -> dict[int, np.ndarray]:
+def _some(loaded: LoadedImages, ids: Sequence[int], what: str) -> dict[int, np.ndarray]:
     """Checked pictures of some images, float32 in [0, 1]."""
     row = {int(image): k for k, image in enumerate(loaded.image_N)}
     chosen = np.asarray(ids, dtype=np.int64)
-    pictures = Pictures(
+    pictures = ImageSource(
         [np.asarray(loaded.pictures[row[int(image)]]) for image in chosen], chosen, what
     )
     return {int(image): pictures[k : k + 1][0] for k, image in enumerate(chosen)}
@@ -185,10 +185,10 @@ def build(config: Config) -> Path:
     Raises
     ------
     UserError
-        While the consent text has gaps (unless ``study.draft``), when pictures are missing or
+        While the consent text has gaps (unless ``human_eval.draft``), when pictures are missing or
         cannot be shown, or when there are results of an earlier study.
     """
-    console, settings, folder = new_console(), config.study, study_folder(config)
+    console, settings, folder = new_console(), config.human_eval, study_folder(config)
     methods = _methods(config)
     tasks = _tasks(config, methods, console)
     ids = sorted(set.intersection(*(set(map(int, method.pictures.image_N)) for method in methods)))
@@ -237,8 +237,7 @@ def build(config: Config) -> Path:
         "tasks": tasks,
         "methods": tuple(method.name for method in methods),
         "baselines": tuple(
-            method.baseline if method.baseline in ("random", "ceiling") else ""
-            for method in methods
+            method.baseline if method.baseline in ("random", "oracle") else "" for method in methods
         ),
         "per_rater": settings.per_rater,
         "failed_checks": settings.failed_checks,
@@ -288,7 +287,8 @@ def _plan_content(folder: Path) -> dict[str, Any]:
     path = folder / PLAN
     if not path.is_file():
         raise UserError(
-            f"{path} is missing: there is no study in {folder}; `braingen study build` writes one."
+            f"{path} is missing: there is no study in {folder}; `braingen human-eval build` writes"
+            " one."
         )
     return read_json(path, "build the study again")
 
@@ -328,7 +328,7 @@ def check(config: Config) -> Path:
         f"Study {plan.study}{draft}: the pages are whole; {tests} trials and"
         f" {len(plan.trials) - tests} attention checks."
     )
-    found = verdicts([read_result(path, plan) for path in _result_files(folder)], plan)
+    found = check_raters([read_result(path, plan) for path in _result_files(folder)], plan)
     _print_files(console, found)
     broken = [verdict for verdict in found if verdict.result.problems]
     for verdict in broken:
@@ -342,7 +342,7 @@ def check(config: Config) -> Path:
     return folder
 
 
-def _print_files(console: Console, found: Sequence[Verdict]) -> None:
+def _print_files(console: Console, found: Sequence[RaterCheck]) -> None:
     if not found:
         console.print("There are no result files yet.")
         return
@@ -382,8 +382,8 @@ def analyse(config: Config) -> Path:
             f"There are no result files in {folder / RESULTS}: put the CSV files there that raters"
             " saved."
         )
-    found = verdicts([read_result(path, plan) for path in files], plan)
-    result = analyses.analyse(plan, found, config.scores.bootstrap, config.run.seed)
+    found = check_raters([read_result(path, plan) for path in files], plan)
+    result = analyses.analyse(plan, found, config.evaluation.bootstrap, config.run.seed)
     content = analyses.as_json(plan, result)
     write_text(folder / "raters.csv", csv_text(result.raters, index=False, float_format="%.6g"))
     write_text(folder / "images.csv", csv_text(result.images, index=False, float_format="%.6g"))
@@ -418,9 +418,13 @@ def _judge() -> rater.Features:
     """The judge's late features; simulated pictures only."""
     import torch
 
-    from braingen.evaluation.scene_observers import judge_networks, load_judge
+    from braingen.evaluation.scene_observers import classifier_networks, load_scene_classifier
 
-    late = next(network for network in judge_networks(load_judge()) if network.name == "judge_late")
+    late = next(
+        network
+        for network in classifier_networks(load_scene_classifier())
+        if network.name == "judge_late"
+    )
     return lambda images: late.features(torch.from_numpy(images)).flatten(1).numpy()
 
 
@@ -435,7 +439,7 @@ def simulate(config: Config) -> Path:
     """
     folder = study_folder(config)
     plan = _plan(folder)
-    if config.study.eyes == "judge" and not plan.simulated:
+    if config.human_eval.eyes == "judge" and not plan.simulated:
         raise UserError("The judge knows simulated pictures only: --eyes pixels.")
     pictures = {}
     for name in plan.pictures:
@@ -445,16 +449,16 @@ def simulate(config: Config) -> Path:
             pictures[name] = (
                 np.asarray(picture.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
             )
-    eyes = rater.open_eyes(
-        plan, pictures, _judge() if config.study.eyes == "judge" else rater.pixels
+    eyes = rater.load_rater_features(
+        plan, pictures, _judge() if config.human_eval.eyes == "judge" else rater.pixels
     )
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    for number in range(1, config.study.raters + 1):
-        rows = rater.rate(plan, number, eyes, config.study.lapse, now, config.run.seed)
+    for number in range(1, config.human_eval.raters + 1):
+        rows = rater.rate(plan, number, eyes, config.human_eval.lapse, now, config.run.seed)
         write_text(folder / RESULTS / f"{rater.CODE.format(number=number)}.csv", as_csv(rows))
     told = (
-        f"{config.study.raters} simulated raters have answered (eyes {config.study.eyes}, lapse"
-        f" {config.study.lapse:g})"
+        f"{config.human_eval.raters} simulated raters have answered (eyes {config.human_eval.eyes},"
+        f" lapse {config.human_eval.lapse:g})"
     )
-    new_console().print(f"{told}; `braingen study analyse` is next.", soft_wrap=True)
+    new_console().print(f"{told}; `braingen human-eval analyse` is next.", soft_wrap=True)
     return folder / RESULTS

@@ -1,5 +1,5 @@
-"""Interpretability: which voxels feed which expert, when, for what (docs/explain.md)."""
+"""Interpretability: which voxels feed which expert, when, for what (docs/interpret.md)."""
 
 from braingen.runtime.extras import need
 
-need("explain", "braingen explain")
+need("interpret", "braingen interpret")

@@ -1,4 +1,4 @@
-"""Pictures of silenced decoders: levels, experts or voxels silenced, the rest read and drawn as
+"""Pictures of ablated decoders: levels, experts or voxels ablated, the rest read and drawn as
 `braingen reconstruct` does.
 """
 
@@ -25,16 +25,16 @@ from braingen.generation.lora import merged_lora
 from braingen.generation.pipeline import BrainDecoder
 from braingen.generation.reconstruct import drawer, embeddings_in, read_responses
 from braingen.generation.resumable import draw_missing, picture_path
-from braingen.generation.trained_modules import tuned_folder
-from braingen.interpret.ablation import silenced
-from braingen.interpret.inputs import Subject
-from braingen.interpret.readout import Part, parts_of
+from braingen.generation.trained_modules import finetuned_folder
+from braingen.interpret.ablation import ablated
+from braingen.interpret.inputs import SubjectData
+from braingen.interpret.readout import DecoderPart, parts_of
 from braingen.runtime.contents import contents_of
 from braingen.runtime.distributed import Workers
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json
 from braingen.runtime.fingerprints import fingerprint_of_files
-from braingen.runtime.paths import READER, run_folder
+from braingen.runtime.paths import EMBEDDING_DECODER, run_folder
 from braingen.runtime.run_folder import CONTENTS
 from braingen.runtime.text_files import read_json
 from braingen.runtime.untrusted import folder_name
@@ -42,17 +42,17 @@ from braingen.targets.tables import Targets
 
 UNDISTURBED = "undisturbed"
 REGIONS = 3
-"""Regions that are drawn silenced: those that cost most."""
-Silenced = Mapping[str, Part | np.ndarray]
+"""Regions that are drawn ablated: those that cost most."""
+Ablated = Mapping[str, DecoderPart | np.ndarray]
 """Name -> a level or expert of the explained encoder, or which voxels (bool V) of both encoders are
-silenced.
+ablated.
 """
 
 
-def things_to_silence(
+def ablations_of(
     config: Config, experts: list[int], regions: Mapping[str, np.ndarray], table: pd.DataFrame
-) -> dict[str, Part | np.ndarray]:
-    """Every level, experts named in explain.parts, the regions that cost most cosine, and random
+) -> dict[str, DecoderPart | np.ndarray]:
+    """Every level, experts named in interpret.parts, the regions that cost most cosine, and random
     voxels, as many as the first of these.
 
     Parameters
@@ -60,8 +60,8 @@ def things_to_silence(
     table : pd.DataFrame
         One subject's ablation.csv.
     """
-    asked = config.explain.parts
-    found: dict[str, Part | np.ndarray] = {
+    asked = config.interpret.parts
+    found: dict[str, DecoderPart | np.ndarray] = {
         part.name: part
         for part in parts_of(experts)
         if part.level is not None
@@ -70,7 +70,7 @@ def things_to_silence(
     costs = table[
         (table["images"] == "all") & (table["score"] == "cosine") & (table["voxels"] > 0)
     ].sort_values("loss", ascending=False)
-    names = costs["silenced"].head(REGIONS).tolist()
+    names = costs["ablated"].head(REGIONS).tolist()
     found |= {name: regions[name] for name in names}
     if names:
         first_V = regions[names[0]]
@@ -87,9 +87,9 @@ def things_to_silence(
 
 
 def made_of(config: Config) -> dict[str, Any]:
-    """What all pictures depend on, besides what is silenced: others are drawn when it changes."""
-    tuned = tuned_folder(config)
-    settings = config.model_dump(mode="json", include={"data", "backbone", "sampler"})
+    """What all pictures depend on, besides what is ablated: others are drawn when it changes."""
+    tuned = finetuned_folder(config)
+    settings = config.model_dump(mode="json", include={"data", "backbone", "generation"})
     contents = contents_of(settings)
     for name in contents:  # the same data under another path are the same data
         section, field = name.split(".")
@@ -98,9 +98,9 @@ def made_of(config: Config) -> dict[str, Any]:
         **settings,
         CONTENTS: contents,
         "seed": config.run.seed,
-        "modality": config.explain.modality,
-        "readers": {
-            name: fingerprint_of_files(run_folder(config, name) / READER)
+        "modality": config.interpret.modality,
+        "embedding_decoders": {
+            name: fingerprint_of_files(run_folder(config, name) / EMBEDDING_DECODER)
             for name in ("image", "text")
         },
         "weights": fingerprint_of_files(backbone_folder(config.backbone.path)),
@@ -108,34 +108,36 @@ def made_of(config: Config) -> dict[str, Any]:
     }
 
 
-def draw_silenced(
+def draw_ablated(
     config: Config,
     decoder: BrainDecoder,
     targets: Targets,
     betas: Betas,
-    subject: Subject,
+    subject: SubjectData,
     count: int,
-    things: Silenced,
+    things: Ablated,
     folder: Path,
 ) -> pd.DataFrame:
-    """Draw the first images undisturbed and with every thing silenced, into ``folder/<name>/<image
+    """Draw the first images undisturbed and with every thing ablated, into ``folder/<name>/<image
     id>.png``.
 
     Returns
     -------
     pd.DataFrame
-        Columns silenced, voxels, image, pixcorr (with the seen picture).
+        Columns ablated, voxels, image, pixcorr (with the seen picture).
     """
     config = config.model_copy(
-        update={"sampler": config.sampler.model_copy(update={"source": "brain"})}
+        update={"generation": config.generation.model_copy(update={"source": "brain"})}
     )
     made = {**made_of(config), "images": subject.image_N[:count].tolist()}
     ids_N, rows_NR = subject.image_N[:count], subject.rows_NR[:count]
     ids = ids_N.tolist()
     seen_N3HW = targets.stimuli.images(ids_N)
-    reader = decoder.brain_image if config.explain.modality == "image" else decoder.brain_text
-    if reader is None:
-        raise UserError("This run has no text encoder to look into: explain.modality=image.")
+    embedding_decoder = (
+        decoder.brain_image if config.interpret.modality == "image" else decoder.brain_text
+    )
+    if embedding_decoder is None:
+        raise UserError("This run has no text encoder to look into: interpret.modality=image.")
     decoder.set_progress_bar_config(disable=True)
     nothing: dict[str, None] = {UNDISTURBED: None}
     rows = []
@@ -163,8 +165,8 @@ def draw_silenced(
             new_NR = np.full_like(rows_NR, -1)
             new_NR[rows_NR >= 0] = np.arange(len(trials))
             with (
-                silenced(reader, thing, subject.voxels_NV, subject.number)
-                if isinstance(thing, Part)
+                ablated(embedding_decoder, thing, subject.voxels_NV, subject.number)
+                if isinstance(thing, DecoderPart)
                 else nullcontext()
             ):
                 read = read_responses(
@@ -179,7 +181,7 @@ def draw_silenced(
                 draw_missing(
                     out,
                     ids,
-                    config.sampler.batch_size,
+                    config.generation.batch_size,
                     draw,
                     Workers(config),
                     f"drawing {name}" if thing is None else f"drawing without {name}",
@@ -195,7 +197,7 @@ def draw_silenced(
         scores_N = pixel_correlation(seen_N3HW, drawn_N3HW.transpose(0, 3, 1, 2))
         voxels = int(thing.sum()) if isinstance(thing, np.ndarray) else 0
         rows += [
-            {"silenced": name, "voxels": voxels, "image": image, "pixcorr": value}
+            {"ablated": name, "voxels": voxels, "image": image, "pixcorr": value}
             for image, value in zip(ids, scores_N)
         ]
     return pd.DataFrame(rows)

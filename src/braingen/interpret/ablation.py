@@ -1,7 +1,7 @@
-"""Ablations: silence something, decode again, and compare with silencing as much of anything else.
+"""Ablations: ablate something, decode again, and compare with ablating as much of anything else.
 
-Silencing takes information away, not offsets: voxels are set to 0 (their mean), and what an expert
-says is set to its mean over the images. An expert is silenced in what it says; the experts that
+Ablating takes information away, not offsets: voxels are set to 0 (their mean), and what an expert
+says is set to its mean over the images. An expert is ablated in what it says; the experts that
 read its units go on.
 
 N images, V voxels, C classes, E experts, R random draws, F numbers of an embedding.
@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.evaluation.uncertainty import mean_interval
-from braingen.interpret.experts import Said, VoxelRows, listen
-from braingen.interpret.readout import Part
+from braingen.interpret.experts import ExpertOutputs, VoxelRows, expert_outputs_of
+from braingen.interpret.readout import DecoderPart
 from braingen.runtime.errors import UserError
 
 
-class ImageScores(NamedTuple):
+class AblationScores(NamedTuple):
     """Scores of every image from its decoded embedding."""
 
     cosine_N: np.ndarray
@@ -40,13 +40,13 @@ class ImageScores(NamedTuple):
 
 
 def scores_of(
-    said: Iterable[Said], true_NF: Tensor, direction_CF: Tensor, member_NC: np.ndarray
-) -> ImageScores:
+    said: Iterable[ExpertOutputs], true_NF: Tensor, direction_CF: Tensor, member_NC: np.ndarray
+) -> AblationScores:
     """Score what was decoded.
 
     Parameters
     ----------
-    said : Iterable[Said]
+    said : Iterable[ExpertOutputs]
         Of all images, some at a time.
     true_NF : Tensor
         True embeddings in units around the training mean.
@@ -56,7 +56,7 @@ def scores_of(
         Bool.
     """
     length_N = true_NF.norm(dim=1).clamp_min(1e-12)
-    scores: list[ImageScores] = []
+    scores: list[AblationScores] = []
     done = 0
     for some in said:
         rows = slice(done, done := done + len(some.whole_NF))
@@ -68,16 +68,16 @@ def scores_of(
                 axis=1
             ) / member_BC.sum(axis=1)
         scores.append(
-            ImageScores(
+            AblationScores(
                 cosine_B.numpy(),
                 (nearest_B == np.arange(rows.start, rows.stop)).astype(np.float64),
                 own_B,
             )
         )
-    return ImageScores(*(np.concatenate(each) for each in zip(*scores)))
+    return AblationScores(*(np.concatenate(each) for each in zip(*scores)))
 
 
-def level_modules(reader: BrainReader) -> Sequence[nn.Module]:
+def level_modules(embedding_decoder: EmbeddingDecoder) -> Sequence[nn.Module]:
     """The levels of a mixture of experts.
 
     Raises
@@ -85,28 +85,32 @@ def level_modules(reader: BrainReader) -> Sequence[nn.Module]:
     UserError
         For an encoder without experts.
     """
-    encoder = reader.encoder
+    encoder = embedding_decoder.encoder
     found = getattr(encoder, "levels", None) or (
         [encoder.level] if hasattr(encoder, "level") else None
     )
     if found is None:
         raise UserError(
-            f"{type(encoder).__name__} has no experts to silence; its regions can be nonetheless."
+            f"{type(encoder).__name__} has no experts to ablate; its regions can be nonetheless."
         )
     return list(found)
 
 
 @contextmanager
-def silenced(
-    reader: BrainReader, part: Part, voxels_NV: VoxelRows, subject: int, batch_size: int = 64
+def ablated(
+    embedding_decoder: EmbeddingDecoder,
+    part: DecoderPart,
+    voxels_NV: VoxelRows,
+    subject: int,
+    batch_size: int = 64,
 ) -> Iterator[None]:
     """Within it, a level or an expert says the same for every image: its mean over the
     given ones.
     """
     if part.level is None:
-        raise ValueError("silence a level or an expert, not the whole decoder")
-    heads = cast(nn.Module, level_modules(reader)[part.level].heads)
-    device, sums = next(reader.parameters()).device, [torch.zeros(()), torch.zeros(())]
+        raise ValueError("ablate a level or an expert, not the whole decoder")
+    heads = cast(nn.Module, level_modules(embedding_decoder)[part.level].heads)
+    device, sums = next(embedding_decoder.parameters()).device, [torch.zeros(()), torch.zeros(())]
 
     def count(_: nn.Module, __: object, out: tuple[Tensor, Tensor]) -> None:
         sums[:] = [
@@ -116,7 +120,7 @@ def silenced(
     counted = heads.register_forward_hook(count)
     with torch.no_grad():
         for first in range(0, len(voxels_NV), batch_size):
-            reader.eval()(
+            embedding_decoder.eval()(
                 torch.as_tensor(voxels_NV[first : first + batch_size], device=device), subject
             )
     counted.remove()
@@ -139,20 +143,20 @@ def silenced(
 
 
 class Ablation(NamedTuple):
-    """What silencing one thing changed, image by image."""
+    """What ablating one thing changed, image by image."""
 
     name: str
     voxels: int
-    """How many were silenced; 0 where experts were."""
-    scores: ImageScores
-    random: tuple[ImageScores, ...]
-    """The same after silencing as many voxels drawn at random from the others; empty for experts
+    """How many were ablated; 0 where experts were."""
+    scores: AblationScores
+    random: tuple[AblationScores, ...]
+    """The same after ablating as many voxels drawn at random from the others; empty for experts
     and levels.
     """
 
 
 class WithoutVoxels:
-    """Responses with some voxels silenced, made of every slice when it is read: silencing copies
+    """Responses with some voxels ablated, made of every slice when it is read: ablating copies
     nothing as a whole.
     """
 
@@ -172,7 +176,7 @@ def ablate_voxels(
     name: str,
     inside_V: np.ndarray,
     voxels_NV: VoxelRows,
-    score: Callable[[VoxelRows], ImageScores],
+    score: Callable[[VoxelRows], AblationScores],
     draws: int = 20,
     seed: int = 0,
 ) -> Ablation:
@@ -182,14 +186,14 @@ def ablate_voxels(
     ----------
     inside_V : np.ndarray
         Bool, the voxels in question.
-    score : Callable[[VoxelRows], ImageScores]
+    score : Callable[[VoxelRows], AblationScores]
         Decodes responses and scores them.
     draws : int, optional
         R; fewer voxels outside than inside: there is nothing to draw as many from, so none are
         drawn.
     """
 
-    def without(silent: np.ndarray) -> ImageScores:
+    def without(silent: np.ndarray) -> AblationScores:
         return score(WithoutVoxels(voxels_NV, silent))
 
     rng = np.random.default_rng(seed)
@@ -203,40 +207,45 @@ def ablate_voxels(
 
 
 def ablate_part(
-    reader: BrainReader,
-    part: Part,
+    embedding_decoder: EmbeddingDecoder,
+    part: DecoderPart,
     voxels_NV: VoxelRows,
     subject: int,
-    score: Callable[[Iterable[Said]], ImageScores],
+    score: Callable[[Iterable[ExpertOutputs]], AblationScores],
 ) -> Ablation:
     """Silence a level or an expert."""
-    with silenced(reader, part, voxels_NV, subject):
-        return Ablation(part.name, 0, score(listen(reader, voxels_NV, subject)), ())
+    with ablated(embedding_decoder, part, voxels_NV, subject):
+        return Ablation(
+            part.name, 0, score(expert_outputs_of(embedding_decoder, voxels_NV, subject)), ()
+        )
 
 
 def ablation_table(
-    before: ImageScores, ablations: Sequence[Ablation], groups: dict[str, np.ndarray], seed: int = 0
+    before: AblationScores,
+    ablations: Sequence[Ablation],
+    groups: dict[str, np.ndarray],
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Loss of every score by every ablation, over all images and over those of every class.
 
     Parameters
     ----------
-    before : ImageScores
-        Scores with nothing silenced.
+    before : AblationScores
+        Scores with nothing ablated.
     groups : dict[str, np.ndarray]
         Name -> bool N, such as "all" and the classes.
 
     Returns
     -------
     pd.DataFrame
-        Columns silenced, voxels, images (the group), n, score, before, loss (before less after),
+        Columns ablated, voxels, images (the group), n, score, before, loss (before less after),
         low, high (95 % interval of the loss, over images), random (mean loss over the random
         draws), excess (loss less random), excess_low, excess_high (over images), p_random (share of
         random draws that cost as much or more; counts the ablation itself).
     """
     rows = []
     for ablation in ablations:
-        for field in ImageScores._fields:
+        for field in AblationScores._fields:
             start_N = getattr(before, field)
             loss_N = start_N - getattr(ablation.scores, field)
             random_RN = np.array(
@@ -248,7 +257,7 @@ def ablation_table(
                     continue
                 interval = mean_interval(loss_N[asked_N], 2000, seed)
                 row = {
-                    "silenced": ablation.name,
+                    "ablated": ablation.name,
                     "voxels": ablation.voxels,
                     "images": group,
                     "n": int(asked_N.sum()),

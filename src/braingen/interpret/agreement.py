@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.metrics import adjusted_mutual_info_score, roc_auc_score
 
 
-class Agreement(NamedTuple):
+class MapAgreement(NamedTuple):
     """Adjusted mutual information of two ways to group voxels: 0 by chance, 1 for the same
     groups.
     """
@@ -26,7 +26,7 @@ class Agreement(NamedTuple):
 
 def group_agreement(
     group_V: np.ndarray, area_V: np.ndarray, permutations: int = 100, seed: int = 0
-) -> Agreement:
+) -> MapAgreement:
     """Compare an assignment of voxels (to experts, to parcels) with areas.
 
     Exchanging voxels destroys the smoothness of an assignment too, so anything smooth beats this
@@ -37,7 +37,7 @@ def group_agreement(
         adjusted_mutual_info_score(area_V, rng.permutation(group_V)) for _ in range(permutations)
     ]
     value = adjusted_mutual_info_score(area_V, group_V)
-    return Agreement(float(value), float(np.mean(drawn)), float(np.quantile(drawn, 0.975)))
+    return MapAgreement(float(value), float(np.mean(drawn)), float(np.quantile(drawn, 0.975)))
 
 
 def area_under_roc(strength_V: np.ndarray, carries_V: np.ndarray) -> float:

@@ -46,7 +46,7 @@ class Query(NamedTuple):
     """Per image the direction whose share is explained, of length 1."""
 
 
-class Draws(NamedTuple):
+class PathDraws(NamedTuple):
     """Where GradientSHAP takes its gradients."""
 
     baseline_BK: np.ndarray
@@ -55,7 +55,7 @@ class Draws(NamedTuple):
     """How far from the baseline to the image, 0 to 1."""
 
     @classmethod
-    def of(cls, image_B: np.ndarray, draws: int, baselines: int, seed: int) -> Draws:
+    def of(cls, image_B: np.ndarray, draws: int, baselines: int, seed: int) -> PathDraws:
         """Every image's by its id: the same whichever images come with it."""
         each = [np.random.default_rng((seed, int(image))) for image in image_B]
         return cls(
@@ -65,7 +65,7 @@ class Draws(NamedTuple):
 
 
 def gradient_shap(
-    readout: nn.Module, query: Query, baseline_SV: Tensor, draws: Draws, chunk: int = 256
+    readout: nn.Module, query: Query, baseline_SV: Tensor, draws: PathDraws, chunk: int = 256
 ) -> tuple[Tensor, Tensor]:
     """Expected gradients (Erion et al. 2021): mean over draws of the gradient between a baseline
     and the image, times their difference.
@@ -108,7 +108,7 @@ class Explainer:
     Parameters
     ----------
     readout : nn.Module
-        voxels_BV and direction_BF to value_B, such as :class:`braingen.interpret.readout.ReadOut`.
+        voxels_BV and direction_BF to value_B, such as :class:`braingen.interpret.readout.Readout`.
     method : Method
         'integrated_gradients' or 'gradient_shap'.
     baseline_SV : Tensor | None, optional
@@ -142,7 +142,7 @@ class Explainer:
         with torch.no_grad():
             value_B = self.readout(voxels_BV, direction_BF)
         if self.baseline_SV is not None:
-            draws = Draws.of(query.image_B, self.steps, len(self.baseline_SV), self.seed)
+            draws = PathDraws.of(query.image_B, self.steps, len(self.baseline_SV), self.seed)
             map_BV, start_B = gradient_shap(
                 self.readout, query, self.baseline_SV, draws, self.chunk
             )

@@ -15,8 +15,8 @@ from scipy.stats import false_discovery_control
 import torch
 from torch import Tensor
 
-from braingen.encoders.embedding_decoder import BrainReader
-from braingen.encoders.feature_router import ValueRouter
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.encoders.feature_router import ExpertChoiceRouter
 from braingen.encoders.moe import BrainMoEMulti
 from braingen.encoders.moe_voxel import BrainMoEVoxel
 from braingen.runtime.errors import UserError
@@ -42,7 +42,9 @@ class Selectivity(NamedTuple):
 
 
 @torch.no_grad()
-def voxel_selectivity(reader: BrainReader, subject: int, voxels_BV: Tensor) -> list[Selectivity]:
+def voxel_selectivity(
+    embedding_decoder: EmbeddingDecoder, subject: int, voxels_BV: Tensor
+) -> list[Selectivity]:
     """Follow every voxel through the subject layer and the routers to the experts, level by level.
 
     A unit keeps its place along the residual path of an expert; what the blocks add to it comes
@@ -59,7 +61,7 @@ def voxel_selectivity(reader: BrainReader, subject: int, voxels_BV: Tensor) -> l
     UserError
         For an encoder whose units are not shared out level by level.
     """
-    encoder = reader.encoder
+    encoder = embedding_decoder.encoder
     if isinstance(encoder, BrainMoEVoxel):
         return [
             Selectivity(share_EV.cpu().numpy(), True)
@@ -77,7 +79,7 @@ def voxel_selectivity(reader: BrainReader, subject: int, voxels_BV: Tensor) -> l
     gain_PBK = torch.ones_like(units_PBK, dtype=torch.float32)
     exact, levels = True, []
     for depth, level in enumerate(encoder.levels):
-        exact = exact and not isinstance(level.router, ValueRouter)
+        exact = exact and not isinstance(level.router, ExpertChoiceRouter)
         if depth > 1 and encoder.config["trunk"] == "published":
             exact = False
         records = [next(routing) for _ in range(len(units_PBK))]
@@ -172,7 +174,7 @@ class VoxelRows(Protocol):
         """Some of them, B x V."""
 
 
-class Said(NamedTuple):
+class ExpertOutputs(NamedTuple):
     """What experts say of some images, in units around the training mean, before the prior."""
 
     levels_NLF: Tensor
@@ -185,20 +187,22 @@ class Said(NamedTuple):
 
 
 @torch.no_grad()
-def listen(
-    reader: BrainReader, voxels_NV: VoxelRows, subject: int, batch_size: int = 64
-) -> Iterator[Said]:
+def expert_outputs_of(
+    embedding_decoder: EmbeddingDecoder, voxels_NV: VoxelRows, subject: int, batch_size: int = 64
+) -> Iterator[ExpertOutputs]:
     """Ask every part of a decoder about images, some at a time: what 30 experts say of 1000 images
     is more than their voxels.
     """
-    device = next(reader.parameters()).device
+    device = next(embedding_decoder.parameters()).device
     for first in range(0, len(voxels_NV), batch_size):
         voxels_BV = torch.as_tensor(voxels_NV[first : first + batch_size], device=device)
-        out = reader.eval()(voxels_BV, subject, return_experts=True)
+        out = embedding_decoder.eval()(voxels_BV, subject, return_experts=True)
         decoded_BTD = (
-            out.backbone_BTD if reader.prior is None else reader.prior.predict(out.backbone_BTD)
+            out.backbone_BTD
+            if embedding_decoder.prior is None
+            else embedding_decoder.prior.predict(out.backbone_BTD)
         )
-        yield Said(
+        yield ExpertOutputs(
             out.level_backbone_BLTD.flatten(2).cpu(),
             tuple(each.flatten(2).cpu() for each in out.expert_backbone),
             decoded_BTD.flatten(1).cpu(),
@@ -206,10 +210,10 @@ def listen(
         )
 
 
-def all_said(said: Iterable[Said]) -> Said:
+def all_expert_outputs(said: Iterable[ExpertOutputs]) -> ExpertOutputs:
     """Of a few images, together."""
     levels, experts, whole, clip = zip(*said)
-    return Said(
+    return ExpertOutputs(
         torch.cat(levels),
         tuple(torch.cat(each) for each in zip(*experts)),
         torch.cat(whole),

@@ -1,5 +1,5 @@
-"""What `braingen explain` reads: a trained reader, test images' responses, labels, and the
-directions that are asked about.
+"""What `braingen interpret` reads: a trained embedding decoder, test images' responses, labels, and
+the directions that are asked about.
 
 N test images, V voxels, F numbers of an embedding, C classes, M training images.
 """
@@ -23,8 +23,8 @@ from braingen.data.large_files import blocks, scratch_array
 from braingen.data.places import Places, SurfacePlaces, load_any_places
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.data.volumes import VoxelPlaces
-from braingen.encoders.embedding_decoder import BrainReader
-from braingen.encoders.trained import load_reader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.encoders.trained import load_embedding_decoder
 from braingen.interpret.maps import membership
 from braingen.interpret.patterns import ClassReadOut
 from braingen.interpret.readout import class_directions, decode
@@ -43,7 +43,7 @@ ABOUT = ("target", "cosine", "embedding", "label", "caption")
 Labels = Callable[[np.ndarray], list[tuple[str, ...]]]
 
 
-class Subject(NamedTuple):
+class SubjectData(NamedTuple):
     """One subject's test images, as the decoder is given them."""
 
     number: int
@@ -56,7 +56,7 @@ class Subject(NamedTuple):
     meshes: tuple[Mesh, ...] = ()
     """Surfaces to draw on."""
     about_meshes: tuple[str, ...] = ()
-    """Sentences that a reader of such a figure has to know."""
+    """Sentences that an embedding decoder of such a figure has to know."""
 
 
 class Classes(NamedTuple):
@@ -73,11 +73,11 @@ class Classes(NamedTuple):
     """
 
 
-class Inputs(NamedTuple):
+class InterpretInputs(NamedTuple):
     """Everything there is to explain."""
 
-    reader: BrainReader
-    subjects: tuple[Subject, ...]
+    embedding_decoder: EmbeddingDecoder
+    subjects: tuple[SubjectData, ...]
     """All with the same images."""
     true_NF: Tensor
     """True embeddings around the training mean."""
@@ -112,9 +112,9 @@ def read_labels(config: Config, simulated: bool) -> Labels | None:
     UserError
         When the table or the grouping is not there.
     """
-    asked = config.explain.grouping
-    if config.explain.labels:
-        path = Path(config.explain.labels).expanduser()
+    asked = config.interpret.grouping
+    if config.interpret.labels:
+        path = Path(config.interpret.labels).expanduser()
         if not path.is_file():
             raise UserError(
                 f"There is no table of labels {path}: give a CSV with a column image and one column"
@@ -144,8 +144,8 @@ def read_labels(config: Config, simulated: bool) -> Labels | None:
     }
     if asked not in things:
         raise UserError(
-            f"explain.grouping = {asked} is not known of simulated images: {', '.join(things)} are;"
-            " or give --labels TABLE."
+            f"interpret.grouping = {asked} is not known of simulated images: {', '.join(things)}"
+            " are; or give --labels TABLE."
         )
     layout = Layout.of(config.data.root)
     return lambda images: [
@@ -154,7 +154,9 @@ def read_labels(config: Config, simulated: bool) -> Labels | None:
     ]
 
 
-def read_subjects(config: Config, meshes: Mapping[int, tuple[Mesh, ...]]) -> tuple[Subject, ...]:
+def read_subjects(
+    config: Config, meshes: Mapping[int, tuple[Mesh, ...]]
+) -> tuple[SubjectData, ...]:
     """The test images that all subjects saw, and every subject's surfaces, if any.
 
     Raises
@@ -166,17 +168,17 @@ def read_subjects(config: Config, meshes: Mapping[int, tuple[Mesh, ...]]) -> tup
     layout = Layout.of(config.data.root)
     places = {number: load_any_places(layout, number) for number in config.data.subjects}
     volumes = {number: each for number, each in places.items() if isinstance(each, VoxelPlaces)}
-    if config.explain.atlases and len(volumes) < len(places):
+    if config.interpret.atlases and len(volumes) < len(places):
         raise UserError(
-            "explain.atlases are volumes, and the responses lie on a surface or have no places:"
+            "interpret.atlases are volumes, and the responses lie on a surface or have no places:"
             " leave --atlases out."
         )
-    check_atlases(config.explain.atlases, volumes)
+    check_atlases(config.interpret.atlases, volumes)
     about: dict[int, tuple[str, ...]] = dict.fromkeys(places, ())
     for number, each in places.items():
         if isinstance(each, VoxelPlaces):
             about[number] = check_space(
-                config.explain.surface, meshes.get(number, ()), volumes, number
+                config.interpret.surface, meshes.get(number, ()), volumes, number
             )
         elif isinstance(each, SurfacePlaces):
             check_vertices(meshes.get(number, ()), each)
@@ -186,7 +188,7 @@ def read_subjects(config: Config, meshes: Mapping[int, tuple[Mesh, ...]]) -> tup
         for image in next(iter(found.values())).image_N
         if all(image in each.image_N for each in found.values())
     ]
-    shared_N = np.array(shared[: config.explain.explain_images or None], dtype=np.int64)
+    shared_N = np.array(shared[: config.interpret.explain_images or None], dtype=np.int64)
     if len(shared_N) < 2:
         raise UserError(
             f"Subjects {', '.join(map(str, found))} share {len(shared_N)} test images; at least 2"
@@ -207,7 +209,7 @@ def read_subjects(config: Config, meshes: Mapping[int, tuple[Mesh, ...]]) -> tup
             scratch_array(config.run.folder, (len(shared_N), betas.voxels)),
         )
         subjects.append(
-            Subject(
+            SubjectData(
                 number,
                 voxels_NV,
                 rows_NR,
@@ -234,7 +236,7 @@ def training_responses(config: Config, subject: int) -> Tensor:
     """Responses to some training images, averaged over presentations: GradientSHAP's baselines."""
     layout = Layout.of(config.data.root)
     repeats = group_repeats(train_trials(layout, subject, config.data.num_sessions))
-    count = min(config.explain.baselines, len(repeats.image_N))
+    count = min(config.interpret.baselines, len(repeats.image_N))
     chosen = np.sort(
         np.random.default_rng(config.run.seed).choice(len(repeats.image_N), count, replace=False)
     )
@@ -245,7 +247,7 @@ def training_responses(config: Config, subject: int) -> Tensor:
     )
 
 
-def read_inputs(config: Config) -> Inputs:
+def read_inputs(config: Config) -> InterpretInputs:
     """Read and check everything before anything is computed.
 
     Raises
@@ -253,18 +255,20 @@ def read_inputs(config: Config) -> Inputs:
     UserError
         When something is missing, or what is asked about is not there.
     """
-    meshes = read_meshes(config.explain.surface, config.data.subjects)
-    reader = (
-        load_reader(config, config.explain.modality).to(device_of(config)).requires_grad_(False)
+    meshes = read_meshes(config.interpret.surface, config.data.subjects)
+    embedding_decoder = (
+        load_embedding_decoder(config, config.interpret.modality)
+        .to(device_of(config))
+        .requires_grad_(False)
     )
     targets, subjects = Targets(config), read_subjects(config, meshes)
     image_N, simulated = subjects[0].image_N, targets.stimuli.simulated
 
     def standard(embedding_BTD: Tensor) -> Tensor:
-        return reader.standardised(embedding_BTD.to(reader.device)).flatten(1)
+        return embedding_decoder.standardised(embedding_BTD.to(embedding_decoder.device)).flatten(1)
 
     def true(images: np.ndarray) -> Tensor:
-        table = targets.table(config.explain.modality, images)
+        table = targets.table(config.interpret.modality, images)
         return on_disk(
             config, len(images), lambda rows: standard(torch.from_numpy(table[images[rows]]))
         )
@@ -280,9 +284,11 @@ def read_inputs(config: Config) -> Inputs:
         direction_CF = class_directions(trained_MF, member_MC)
         read_out = partial(ClassReadOut.learn, trained_MF.numpy(), member_MC)
         classes = Classes(names, membership(of_test, names), direction_CF, read_out)
-    of_rows = _directions(config, reader, subjects[0], true_NF, classes, targets, standard)
+    of_rows = _directions(
+        config, embedding_decoder, subjects[0], true_NF, classes, targets, standard
+    )
     direction_NF = on_disk(config, len(image_N), lambda rows: normalize(of_rows(rows), dim=1))
-    return Inputs(reader, subjects, true_NF, classes, direction_NF, simulated)
+    return InterpretInputs(embedding_decoder, subjects, true_NF, classes, direction_NF, simulated)
 
 
 def on_disk(config: Config, count: int, make: Callable[[np.ndarray], Tensor]) -> Tensor:
@@ -303,22 +309,22 @@ def on_disk(config: Config, count: int, make: Callable[[np.ndarray], Tensor]) ->
 
 def _directions(
     config: Config,
-    reader: BrainReader,
-    subject: Subject,
+    embedding_decoder: EmbeddingDecoder,
+    subject: SubjectData,
     true_NF: Tensor,
     classes: Classes | None,
     targets: Targets,
     standard: Callable[[Tensor], Tensor],
 ) -> Callable[[np.ndarray], Tensor]:
     """What makes the directions of some rows, of any length."""
-    kind, colon, name = config.explain.about.partition(":")
+    kind, colon, name = config.interpret.about.partition(":")
     if (
         kind not in ABOUT
         or (colon and not name)
         or (name and kind in ("target", "cosine", "embedding"))
     ):
         raise UserError(
-            f"explain.about = {config.explain.about} is not possible: take target, cosine,"
+            f"interpret.about = {config.interpret.about} is not possible: take target, cosine,"
             " embedding, label, label:NAME, caption or caption:TEXT."
         )
     if kind in ("target", "cosine"):
@@ -328,15 +334,17 @@ def _directions(
         @torch.no_grad()
         def decoded(rows: np.ndarray) -> Tensor:
             return decode(
-                reader, torch.from_numpy(subject.voxels_NV[rows]).to(reader.device), subject.number
+                embedding_decoder,
+                torch.from_numpy(subject.voxels_NV[rows]).to(embedding_decoder.device),
+                subject.number,
             )
 
         return decoded
     if kind == "caption":
-        if config.explain.modality != "text":
+        if config.interpret.modality != "text":
             raise UserError(
-                "explain.about = caption asks the text encoder, whose embeddings captions have: add"
-                " --modality text."
+                "interpret.about = caption asks the text encoder, whose embeddings captions have:"
+                " add --modality text."
             )
         texts = (
             [name] * len(true_NF)
@@ -346,20 +354,21 @@ def _directions(
         return lambda rows: standard(targets.text_encoder([[texts[row]] for row in rows]))
     if classes is None:
         raise UserError(
-            "explain.about = label needs to know what images show: give a table with --labels"
-            " (docs/explain.md)."
+            "interpret.about = label needs to know what images show: give a table with --labels"
+            " (docs/interpret.md)."
         )
     if name:
         if name not in classes.names:
             raise UserError(
-                f"There is no {config.explain.grouping} '{name}' among {', '.join(classes.names)}."
+                f"There is no {config.interpret.grouping} '{name}' among"
+                f" {', '.join(classes.names)}."
             )
         named = classes.names.index(name)
         return lambda rows: classes.direction_CF[[named] * len(rows)]
     if not classes.member_NC.any(axis=1).all():
         raise UserError(
             f"Image {subject.image_N[~classes.member_NC.any(axis=1)][0]} has no"
-            f" {config.explain.grouping}: explain one class with --about label:NAME, or take"
+            f" {config.interpret.grouping}: explain one class with --about label:NAME, or take"
             " another --grouping."
         )
     first_N = classes.member_NC.argmax(axis=1)

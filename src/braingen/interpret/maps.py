@@ -47,8 +47,8 @@ class MapFile(NamedTuple):
         """
         if not self.finished:
             raise UserError(
-                f"{self.path} is not finished: run `braingen explain` again, it continues where it"
-                " stopped."
+                f"{self.path} is not finished: run `braingen interpret` again, it continues where"
+                " it stopped."
             )
         return np.load(self.path, mmap_mode="r")
 

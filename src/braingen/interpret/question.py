@@ -1,5 +1,5 @@
-"""One question that `braingen explain` answers: what it is about, where its files lie, and what all
-its steps need.
+"""One question that `braingen interpret` answers: what it is about, where its files lie, and what
+all its steps need.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from braingen.config import Config
 from braingen.data.places import SurfacePlaces
 from braingen.data.volumes import VoxelPlaces
 from braingen.interpret import figures, volumes
-from braingen.interpret.inputs import Inputs, Subject
+from braingen.interpret.inputs import InterpretInputs, SubjectData
 from braingen.interpret.maps import MapFile
-from braingen.interpret.readout import WHOLE, Part, experts_per_level, parts_of
+from braingen.interpret.readout import WHOLE, DecoderPart, experts_per_level, parts_of
 from braingen.interpret.surface import meshes_of
 from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
@@ -25,8 +25,8 @@ from braingen.runtime.files import write_text
 from braingen.runtime.untrusted import csv_text
 
 
-def chosen_parts(config: Config, experts: list[int]) -> list[Part]:
-    """The parts that explain.parts names, the whole decoder first."""
+def chosen_parts(config: Config, experts: list[int]) -> list[DecoderPart]:
+    """The parts that interpret.parts names, the whole decoder first."""
     everything = parts_of(experts)
     groups = {
         "all": everything,
@@ -35,7 +35,9 @@ def chosen_parts(config: Config, experts: list[int]) -> list[Part]:
         "experts": [part for part in everything if part.expert is not None],
     }
     found = [
-        part for name in config.explain.parts for part in groups.get(name) or [Part.parse(name)]
+        part
+        for name in config.interpret.parts
+        for part in groups.get(name) or [DecoderPart.parse(name)]
     ]
     missing = [part.name for part in found if part not in everything]
     if missing:
@@ -55,36 +57,38 @@ class Explanation:
         Settings.
     folder : Path
         Where results go.
-    inputs : Inputs
+    inputs : InterpretInputs
         What is explained.
     """
 
-    def __init__(self, config: Config, folder: Path, inputs: Inputs) -> None:
+    def __init__(self, config: Config, folder: Path, inputs: InterpretInputs) -> None:
         self.config, self.folder, self.inputs = config, folder, inputs
         self.experts = experts_per_level(
-            inputs.reader, len(inputs.subjects[0].voxels_NV[0]), inputs.subjects[0].number
+            inputs.embedding_decoder,
+            len(inputs.subjects[0].voxels_NV[0]),
+            inputs.subjects[0].number,
         )
         self.parts = chosen_parts(config, self.experts)
         self.layout = Layout.of(config.data.root)
         self.said: list[str] = []
 
     def say(self, sentence: str) -> None:
-        """Something a reader has to know; printed, and kept for the page."""
+        """Something an embedding decoder has to know; printed, and kept for the page."""
         self.said.append(sentence)
         new_console().print(sentence)
 
-    def of(self, subject: Subject) -> Path:
+    def of(self, subject: SubjectData) -> Path:
         """A subject's folder."""
         return self.folder / f"subj{subject.number:02d}"
 
-    def map_file(self, subject: Subject, part: Part) -> MapFile:
+    def map_file(self, subject: SubjectData, part: DecoderPart) -> MapFile:
         """Where a part's maps lie."""
         return MapFile(self.of(subject) / "maps" / f"{part.name}.npy")
 
-    def regions(self, subject: Subject) -> dict[str, np.ndarray]:
+    def regions(self, subject: SubjectData) -> dict[str, np.ndarray]:
         """Named regions of a subject; of a simulated one the planted areas as well."""
         found = volumes.known_regions(
-            self.layout, subject.number, subject.places, self.config.explain.atlases
+            self.layout, subject.number, subject.places, self.config.interpret.atlases
         )
         area_V = self.planted(subject).get("area")
         if area_V is not None:
@@ -93,7 +97,7 @@ class Explanation:
             }
         return found
 
-    def planted(self, subject: Subject) -> dict[str, np.ndarray]:
+    def planted(self, subject: SubjectData) -> dict[str, np.ndarray]:
         """What is known of a simulated subject's voxels; empty for a real one."""
         path = self.layout.truth(subject.number)
         if not self.inputs.simulated or not path.exists():
@@ -107,7 +111,7 @@ class Explanation:
         """Write a table as CSV."""
         write_text(path, csv_text(table, index=False, float_format="%.6g"))
 
-    def draw(self, path: Path, subject: Subject, value_V: np.ndarray, title: str) -> None:
+    def draw(self, path: Path, subject: SubjectData, value_V: np.ndarray, title: str) -> None:
         """A figure of a map: the flat sheet of a simulated subject, views through the voxels of a
         real one.
         """
@@ -126,7 +130,7 @@ class Explanation:
 
     def facts(self) -> dict[str, Any]:
         """What the page is told besides the files."""
-        settings = self.config.explain
+        settings = self.config.interpret
         return {
             "modality": settings.modality,
             "about": settings.about,

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.runtime.errors import UserError
 
 
-class Part(NamedTuple):
+class DecoderPart(NamedTuple):
     """The whole decoder, a level of it, or one expert; both count from 0."""
 
     level: int | None = None
@@ -37,7 +37,7 @@ class Part(NamedTuple):
         return self.name.replace("-", " ").replace(" expert", ", expert")
 
     @classmethod
-    def parse(cls, name: str) -> Part:
+    def parse(cls, name: str) -> DecoderPart:
         """Read a part's name.
 
         Raises
@@ -54,28 +54,34 @@ class Part(NamedTuple):
         return cls(*(None if number is None else int(number) for number in found.groups()))
 
 
-WHOLE = Part()
+WHOLE = DecoderPart()
 
 
 @torch.no_grad()
-def experts_per_level(reader: BrainReader, voxels: int, subject: int) -> list[int]:
+def experts_per_level(embedding_decoder: EmbeddingDecoder, voxels: int, subject: int) -> list[int]:
     """How many experts every level has; empty for a dense encoder."""
-    device = next(reader.parameters()).device
-    read = reader(torch.zeros(1, voxels, device=device), subject, return_experts=True)
+    device = next(embedding_decoder.parameters()).device
+    read = embedding_decoder(torch.zeros(1, voxels, device=device), subject, return_experts=True)
     return [expert_BETD.shape[1] for expert_BETD in read.expert_backbone]
 
 
-def parts_of(experts: list[int]) -> list[Part]:
+def parts_of(experts: list[int]) -> list[DecoderPart]:
     """The whole decoder, its levels, and their experts, in this order."""
-    levels = [Part(level) for level in range(len(experts))]
+    levels = [DecoderPart(level) for level in range(len(experts))]
     return [
         WHOLE,
         *levels,
-        *(Part(level, expert) for level, count in enumerate(experts) for expert in range(count)),
+        *(
+            DecoderPart(level, expert)
+            for level, count in enumerate(experts)
+            for expert in range(count)
+        ),
     ]
 
 
-def decode(reader: BrainReader, voxels_BV: Tensor, subject: int, part: Part = WHOLE) -> Tensor:
+def decode(
+    embedding_decoder: EmbeddingDecoder, voxels_BV: Tensor, subject: int, part: DecoderPart = WHOLE
+) -> Tensor:
     """What a part says, in units around the training mean; differentiable.
 
     The whole decoder's embedding has gone through the prior (one call of its network, whatever
@@ -88,10 +94,14 @@ def decode(reader: BrainReader, voxels_BV: Tensor, subject: int, part: Part = WH
     Tensor
         embedding_BF.
     """
-    out = reader(voxels_BV, subject, return_experts=part.expert is not None)
+    out = embedding_decoder(voxels_BV, subject, return_experts=part.expert is not None)
     if part.level is None:
         whole_BTD = out.backbone_BTD
-        return (whole_BTD if reader.prior is None else reader.prior.predict(whole_BTD)).flatten(1)
+        return (
+            whole_BTD
+            if embedding_decoder.prior is None
+            else embedding_decoder.prior.predict(whole_BTD)
+        ).flatten(1)
     levels = out.level_backbone_BLTD.shape[1]
     if part.level >= levels or (part.expert is not None and part.level >= len(out.expert_backbone)):
         raise UserError(
@@ -109,16 +119,16 @@ def decode(reader: BrainReader, voxels_BV: Tensor, subject: int, part: Part = WH
     return experts_BETD[:, part.expert].flatten(1)
 
 
-class ReadOut(nn.Module):
+class Readout(nn.Module):
     """One number per trial: how far what a part says points in a direction.
 
     Parameters
     ----------
-    reader : BrainReader
+    embedding decoder : EmbeddingDecoder
         Frozen for the purpose.
     subject : int
         Whose voxels come.
-    part : Part, optional
+    part : DecoderPart, optional
         Who speaks.
     cosine : bool, optional
         Divide by the length of what is said, so that the number is the cosine with the direction.
@@ -126,11 +136,15 @@ class ReadOut(nn.Module):
     """
 
     def __init__(
-        self, reader: BrainReader, subject: int, part: Part = WHOLE, cosine: bool = False
+        self,
+        embedding_decoder: EmbeddingDecoder,
+        subject: int,
+        part: DecoderPart = WHOLE,
+        cosine: bool = False,
     ) -> None:
         super().__init__()
-        self.reader, self.subject, self.part, self.cosine = (
-            reader.eval().requires_grad_(False),
+        self.embedding_decoder, self.subject, self.part, self.cosine = (
+            embedding_decoder.eval().requires_grad_(False),
             subject,
             part,
             cosine,
@@ -138,7 +152,7 @@ class ReadOut(nn.Module):
 
     def forward(self, voxels_BV: Tensor, direction_BF: Tensor) -> Tensor:
         """value_B, for directions of length 1."""
-        said_BF = decode(self.reader, voxels_BV, self.subject, self.part)
+        said_BF = decode(self.embedding_decoder, voxels_BV, self.subject, self.part)
         if self.cosine:
             said_BF = normalize(said_BF, dim=1)
         return (said_BF * direction_BF).sum(dim=1)

@@ -1,4 +1,4 @@
-"""`braingen explain`: which voxels, through which expert, for what; maps, tables, figures and a
+"""`braingen interpret`: which voxels, through which expert, for what; maps, tables, figures and a
 page.
 """
 
@@ -21,7 +21,7 @@ from braingen.report.inside import write_page
 from braingen.runtime.contents import contents_of
 from braingen.runtime.files import write_json
 from braingen.runtime.fingerprints import fingerprint_of_files
-from braingen.runtime.paths import READER, run_folder
+from braingen.runtime.paths import EMBEDDING_DECODER, run_folder
 from braingen.runtime.run_folder import CONTENTS, Run
 from braingen.runtime.text_files import read_json
 
@@ -56,9 +56,11 @@ STEPS = {
 
 def folder_for(config: Config) -> Path:
     """Where the results of one question lie: encoder, what is explained, and how."""
-    about = re.sub(r"[^a-z0-9]+", "-", config.explain.about.lower()).strip("-")
+    about = re.sub(r"[^a-z0-9]+", "-", config.interpret.about.lower()).strip("-")
     return (
-        config.run.folder / "explain" / f"{config.explain.modality}-{about}-{config.explain.method}"
+        config.run.folder
+        / "interpret"
+        / f"{config.interpret.modality}-{about}-{config.interpret.method}"
     )
 
 
@@ -73,11 +75,13 @@ def explain(config: Config) -> Path:
     """
     folder = folder_for(config)
     settings = {
-        **config.model_dump(mode="json", include={"data", "explain"}),
+        **config.model_dump(mode="json", include={"data", "interpret"}),
         "seed": config.run.seed,
     }
-    reader = run_folder(config, config.explain.modality) / READER
-    settings["reader"] = fingerprint_of_files(reader) if reader.exists() else ""
+    embedding_decoder = run_folder(config, config.interpret.modality) / EMBEDDING_DECODER
+    settings["embedding_decoder"] = (
+        fingerprint_of_files(embedding_decoder) if embedding_decoder.exists() else ""
+    )
     settings[CONTENTS] = contents_of(settings)
     inputs = read_inputs(config)
     with Run.start(folder, settings, {"run": config.run.seed}, may_change=MAY_CHANGE) as run:
@@ -87,13 +91,13 @@ def explain(config: Config) -> Path:
             read_json(sentences_path) if sentences_path.exists() else {}
         )
         for name, step in STEPS.items():
-            if name in config.explain.explain_steps:
+            if name in config.interpret.explain_steps:
                 work.said = []
                 step(work)
                 findings[name] = work.said
                 write_json(sentences_path, findings)
         write_json(folder / "facts.json", work.facts())
-        if "page" not in config.explain.explain_steps:
+        if "page" not in config.interpret.explain_steps:
             return folder
         page = write_page(folder, config.run.folder, config.data.root)
         run.mark_finished({"page": page.name})

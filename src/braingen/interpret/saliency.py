@@ -84,7 +84,7 @@ def saliency(
 
     A contribution against what is explained comes from places that show something else, or from
     cancelled noise; sizes of both kinds together were tried and followed the object less
-    (docs/explain.md).
+    (docs/interpret.md).
 
     Parameters
     ----------

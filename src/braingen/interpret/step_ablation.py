@@ -1,4 +1,4 @@
-"""The step `ablation` of `braingen explain`: levels, experts and regions silenced, and decoded
+"""The step `ablation` of `braingen interpret`: levels, experts and regions ablated, and decoded
 again.
 """
 
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from braingen.data.betas import Betas
 from braingen.generation.reconstruct import assemble
-from braingen.interpret.ablated_images import draw_silenced, things_to_silence
+from braingen.interpret.ablated_images import ablations_of, draw_ablated
 from braingen.interpret.ablation import (
-    ImageScores,
+    AblationScores,
     ablate_part,
     ablate_voxels,
     ablation_table,
     scores_of,
 )
-from braingen.interpret.experts import Said, VoxelRows, listen
+from braingen.interpret.experts import ExpertOutputs, VoxelRows, expert_outputs_of
 from braingen.interpret.question import Explanation
 from braingen.interpret.readout import parts_of
 from braingen.runtime.errors import UserError
@@ -38,23 +38,27 @@ def write_ablation(work: Explanation) -> None:
             classes.direction_CF if classes else torch.zeros(0, work.inputs.true_NF.shape[1])
         )
 
-        def decoded(voxels_NV: VoxelRows, number: int = subject.number) -> Iterator[Said]:
-            return listen(work.inputs.reader, voxels_NV, number)
+        def decoded(voxels_NV: VoxelRows, number: int = subject.number) -> Iterator[ExpertOutputs]:
+            return expert_outputs_of(work.inputs.embedding_decoder, voxels_NV, number)
 
         def score(
-            said: Iterable[Said], directions: Tensor = direction_CF, members: np.ndarray = member_NC
-        ) -> ImageScores:
+            said: Iterable[ExpertOutputs],
+            directions: Tensor = direction_CF,
+            members: np.ndarray = member_NC,
+        ) -> AblationScores:
             return scores_of(said, work.inputs.true_NF, directions, members)
 
         groups = {"all": np.ones(count, dtype=bool)} | dict(
             zip(classes.names if classes else (), member_NC.T)
         )
         done = [
-            ablate_part(work.inputs.reader, part, subject.voxels_NV, subject.number, score)
+            ablate_part(
+                work.inputs.embedding_decoder, part, subject.voxels_NV, subject.number, score
+            )
             for part in parts_of(work.experts)
             if part.level is not None
         ]
-        draws, seed = work.config.explain.draws, work.config.run.seed
+        draws, seed = work.config.interpret.draws, work.config.run.seed
         for name, inside_V in work.regions(subject).items():
             done.append(
                 ablate_voxels(
@@ -69,7 +73,7 @@ def write_ablation(work: Explanation) -> None:
         if not done:
             work.say(
                 f"Ablation: left out, subject {subject.number}'s encoder has no experts and no"
-                " region is known that could be silenced."
+                " region is known that could be ablated."
             )
             continue
         table = ablation_table(
@@ -87,16 +91,16 @@ def write_ablation(work: Explanation) -> None:
     if len(regional):
         most = regional.loc[regional["loss"].idxmax()]
         work.say(
-            f"Ablation: of the regions, {most['silenced']} ({most['voxels']} voxels) costs most"
+            f"Ablation: of the regions, {most['ablated']} ({most['voxels']} voxels) costs most"
             f" cosine, {most['loss']:.3f} (as many random voxels:"
             f" {most.get('random', float('nan')):.3f})."
         )
-    write_silenced_pictures(work, table)
+    write_ablated_images(work, table)
 
 
-def write_silenced_pictures(work: Explanation, table: pd.DataFrame) -> None:
-    """Pictures of the first images with levels and regions silenced; `table` is ablation.csv."""
-    if not (count := work.config.explain.ablation_images):
+def write_ablated_images(work: Explanation, table: pd.DataFrame) -> None:
+    """Pictures of the first images with levels and regions ablated; `table` is ablation.csv."""
+    if not (count := work.config.interpret.ablation_images):
         return
     targets = Targets(work.config)
     try:
@@ -106,9 +110,9 @@ def write_silenced_pictures(work: Explanation, table: pd.DataFrame) -> None:
         return
     for subject in work.inputs.subjects:
         mine = table[table["subject"] == subject.number]
-        things = things_to_silence(work.config, work.experts, work.regions(subject), mine)
+        things = ablations_of(work.config, work.experts, work.regions(subject), mine)
         betas, own = Betas.of(work.layout, subject.number), work.of(subject)
-        drawn = draw_silenced(
-            work.config, decoder, targets, betas, subject, count, things, own / "silenced"
+        drawn = draw_ablated(
+            work.config, decoder, targets, betas, subject, count, things, own / "ablated"
         )
         work.table(own / "silenced_pictures.csv", drawn)

@@ -1,4 +1,4 @@
-"""The step `attributions` of `braingen explain`: maps of every part and image; means, categories,
+"""The step `attributions` of `braingen interpret`: maps of every part and image; means, categories,
 regions, NIfTI, figures.
 
 N images, V voxels.
@@ -15,17 +15,17 @@ from braingen.data.places import ColumnPlaces
 from braingen.data.volumes import VoxelPlaces
 from braingen.interpret import figures
 from braingen.interpret.attribution import Explainer, Query, completeness
-from braingen.interpret.inputs import Subject, training_responses
+from braingen.interpret.inputs import SubjectData, training_responses
 from braingen.interpret.maps import MapFile, mean_maps, root_mean_square
 from braingen.interpret.question import Explanation
-from braingen.interpret.readout import WHOLE, Part, ReadOut
+from braingen.interpret.readout import WHOLE, DecoderPart, Readout
 from braingen.interpret.volumes import region_table
 from braingen.runtime.console import Progress
 
 
 def write_attributions(work: Explanation) -> None:
     """Maps of every part and image; means, categories, regions, NIfTI, figures."""
-    settings = work.config.explain
+    settings = work.config.interpret
     rows = []
     with Progress() as progress:
         bar = progress.add_task("attributions", total=len(work.parts) * len(work.inputs.subjects))
@@ -72,31 +72,41 @@ def write_attributions(work: Explanation) -> None:
 
 
 def _fill(
-    work: Explanation, file: MapFile, subject: Subject, part: Part, baseline: Tensor | None
+    work: Explanation,
+    file: MapFile,
+    subject: SubjectData,
+    part: DecoderPart,
+    baseline: Tensor | None,
 ) -> None:
-    settings, reader = work.config.explain, work.inputs.reader
-    readout = ReadOut(
-        reader, subject.number, part, cosine=settings.about == "cosine" and part == WHOLE
+    settings, embedding_decoder = work.config.interpret, work.inputs.embedding_decoder
+    readout = Readout(
+        embedding_decoder, subject.number, part, cosine=settings.about == "cosine" and part == WHOLE
     )
     explainer = Explainer(
         readout,
         settings.method,
-        None if baseline is None else baseline.to(reader.device),
+        None if baseline is None else baseline.to(embedding_decoder.device),
         settings.points,
         seed=work.config.run.seed,
     )
 
     def query(rows: np.ndarray) -> Query:
-        voxels_BV = torch.from_numpy(subject.voxels_NV[rows]).to(reader.device)
+        voxels_BV = torch.from_numpy(subject.voxels_NV[rows]).to(embedding_decoder.device)
         return Query(
-            subject.image_N[rows], voxels_BV, work.inputs.direction_NF[rows].to(reader.device)
+            subject.image_N[rows],
+            voxels_BV,
+            work.inputs.direction_NF[rows].to(embedding_decoder.device),
         )
 
     file.fill(explainer, subject.image_N, subject.voxels_NV.shape[1], query, 32)
 
 
 def _write_maps(
-    work: Explanation, subject: Subject, part: Part, maps_NV: np.ndarray, mean_V: np.ndarray
+    work: Explanation,
+    subject: SubjectData,
+    part: DecoderPart,
+    maps_NV: np.ndarray,
+    mean_V: np.ndarray,
 ) -> None:
     nifti, drawn = work.of(subject) / "nifti", work.of(subject) / "figures"
     subject.places.write(nifti / f"{part.name}-mean.nii.gz", mean_V)
@@ -111,7 +121,7 @@ def _write_maps(
                     nifti / "categories" / f"{part.name}-{name.replace(' ', '_')}.nii.gz", value_V
                 )
     if part == WHOLE:
-        for row in range(min(work.config.explain.nifti_images, len(maps_NV))):
+        for row in range(min(work.config.interpret.nifti_images, len(maps_NV))):
             subject.places.write(
                 nifti / "images" / f"whole-{subject.image_N[row]:06d}.nii.gz",
                 np.asarray(maps_NV[row]),

@@ -1,4 +1,4 @@
-"""The step `components` of `braingen explain`: independent components of the whole
+"""The step `components` of `braingen interpret`: independent components of the whole
 decoder's maps.
 """
 
@@ -15,7 +15,7 @@ from braingen.interpret.volumes import region_table
 def write_components(work: Explanation) -> None:
     """Independent components of the whole decoder's maps, over images and subjects."""
     maps = [work.map_file(subject, WHOLE).maps() for subject in work.inputs.subjects]
-    count = min(work.config.explain.components, max(1, len(maps[0]) // 4))
+    count = min(work.config.interpret.components, max(1, len(maps[0]) // 4))
     found = components_of(maps, count, work.config.run.seed)
     for subject, map_KV in zip(work.inputs.subjects, found.maps):
         subject.places.write(work.of(subject) / "nifti" / "components.nii.gz", map_KV.T)
@@ -42,6 +42,6 @@ def write_components(work: Explanation) -> None:
         work.table(work.folder / "component_categories.csv", table)
         told += (
             f"; {table[table['q'] < 0.05]['component'].nunique()} of them go with a"
-            f" {work.config.explain.grouping} (FDR 5 %)"
+            f" {work.config.interpret.grouping} (FDR 5 %)"
         )
     work.say(told + ".")

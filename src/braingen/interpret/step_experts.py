@@ -1,4 +1,4 @@
-"""The step `experts` of `braingen explain`: voxels of every expert by the weights, and what every
+"""The step `experts` of `braingen interpret`: voxels of every expert by the weights, and what every
 expert speaks for.
 """
 
@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 
 from braingen.interpret.agreement import group_agreement
-from braingen.interpret.experts import evidence, listen, profile, voxel_selectivity
+from braingen.interpret.experts import evidence, expert_outputs_of, profile, voxel_selectivity
 from braingen.interpret.question import Explanation
-from braingen.interpret.readout import Part
+from braingen.interpret.readout import DecoderPart
 from braingen.interpret.volumes import region_table
 from braingen.runtime.errors import UserError
 
@@ -23,9 +23,9 @@ def write_experts(work: Explanation) -> None:
         return
     agreement = []
     for subject in work.inputs.subjects:
-        some_BV = torch.from_numpy(subject.voxels_NV[:64]).to(work.inputs.reader.device)
+        some_BV = torch.from_numpy(subject.voxels_NV[:64]).to(work.inputs.embedding_decoder.device)
         try:
-            levels = voxel_selectivity(work.inputs.reader, subject.number, some_BV)
+            levels = voxel_selectivity(work.inputs.embedding_decoder, subject.number, some_BV)
         except UserError as error:
             work.say(str(error))
             break
@@ -35,7 +35,8 @@ def write_experts(work: Explanation) -> None:
             path = work.of(subject) / "nifti" / f"selectivity-level-{level}.nii.gz"
             subject.places.write(path, found.share_EV.T.astype(np.float32))
             shares |= {
-                Part(level, expert).name: share_V for expert, share_V in enumerate(found.share_EV)
+                DecoderPart(level, expert).name: share_V
+                for expert, share_V in enumerate(found.share_EV)
             }
             if regions:
                 names = np.array([*regions, "none"])
@@ -72,12 +73,12 @@ def write_profiles(work: Explanation) -> None:
     if classes is None:
         work.say(
             "Categories: nothing is known of what the images show; give a table with --labels"
-            " (docs/explain.md)."
+            " (docs/interpret.md)."
         )
         return
     tables = []
     for subject in work.inputs.subjects:
-        said = listen(work.inputs.reader, subject.voxels_NV, subject.number)
+        said = expert_outputs_of(work.inputs.embedding_decoder, subject.voxels_NV, subject.number)
         pieces = [
             [evidence(said_BEF, classes.direction_CF) for said_BEF in some.experts] for some in said
         ]
@@ -85,7 +86,7 @@ def write_profiles(work: Explanation) -> None:
             found = profile(
                 np.concatenate(evidence_BEC),
                 classes.member_NC,
-                work.config.explain.permutations,
+                work.config.interpret.permutations,
                 work.config.run.seed,
             )
             found.insert(0, "level", level)
@@ -96,5 +97,5 @@ def write_profiles(work: Explanation) -> None:
     work.table(work.folder / "profiles.csv", table)
     work.say(
         f"Expert profiles: {(table['q'] < 0.05).mean():.0%} of"
-        f" expert-{work.config.explain.grouping} pairs differ at FDR 5 %."
+        f" expert-{work.config.interpret.grouping} pairs differ at FDR 5 %."
     )

@@ -1,5 +1,5 @@
-"""The step `patterns` of `braingen explain`: where what the whole decoder says of every category is
-to be seen.
+"""The step `patterns` of `braingen interpret`: where what the whole decoder says of every category
+is to be seen.
 
 N images, V voxels, C categories.
 """
@@ -33,7 +33,7 @@ def write_patterns(work: Explanation) -> None:
     if classes is None:
         work.say(
             "Patterns: nothing is known of what the images show; give a table with --labels"
-            " (docs/explain.md)."
+            " (docs/interpret.md)."
         )
         return
     read_out, tables = classes.read_out(), []
@@ -41,9 +41,15 @@ def write_patterns(work: Explanation) -> None:
 
         @torch.no_grad()
         def decoded(voxels_BV: np.ndarray, number: int = subject.number) -> np.ndarray:
-            reader = work.inputs.reader
+            embedding_decoder = work.inputs.embedding_decoder
             return read_out.probability(
-                decode(reader, torch.from_numpy(voxels_BV).to(reader.device), number).cpu().numpy()
+                decode(
+                    embedding_decoder,
+                    torch.from_numpy(voxels_BV).to(embedding_decoder.device),
+                    number,
+                )
+                .cpu()
+                .numpy()
             )
 
         try:

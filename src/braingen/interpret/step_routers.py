@@ -1,4 +1,4 @@
-"""The step `routers` of `braingen explain`: level weights over denoising time, and how much every
+"""The step `routers` of `braingen interpret`: level weights over denoising time, and how much every
 expert was listened to.
 """
 
@@ -21,7 +21,7 @@ def write_routers(work: Explanation) -> None:
     path = (
         drawn_folder(subject_configs(work.config)[0], "brain") / ROUTING
     )  # of several subjects the first
-    modality = work.config.explain.modality
+    modality = work.config.interpret.modality
     mixed = load_file(path) if path.exists() else {}
     if f"{modality}_levels" not in mixed:
         work.say(

@@ -1,4 +1,4 @@
-"""The step `saliency` of `braingen explain`: where in the picture, by receptive fields."""
+"""The step `saliency` of `braingen interpret`: where in the picture, by receptive fields."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def write_saliency(work: Explanation) -> None:
             work.say(f"Saliency: left out, receptive fields are needed. {error}")
             return
         gaussian_VP = gaussians(
-            ReceptiveFields.from_polar(*polar), SIDE, work.config.explain.field_of_view
+            ReceptiveFields.from_polar(*polar), SIDE, work.config.interpret.field_of_view
         )
         finished = [
             part for part in parts_of(work.experts) if work.map_file(subject, part).finished
         ]
         if not finished:
             raise UserError(
-                "There are no maps yet: run `braingen explain` with the step attributions first."
+                "There are no maps yet: run `braingen interpret` with the step attributions first."
             )
         map_NP = scratch_array(work.folder, (len(subject.image_N), SIDE * SIDE))
         for part in finished:

@@ -101,7 +101,7 @@ def read_meshes(named: Sequence[str], subjects: Sequence[int]) -> dict[int, tupl
         }
     if len(named) > 1:
         raise UserError(
-            f"explain.surface = {','.join(named)} mixes {FSAVERAGE} with other surfaces: it is a"
+            f"interpret.surface = {','.join(named)} mixes {FSAVERAGE} with other surfaces: it is a"
             " standard brain, for volumes in MNI space, and brings both hemispheres. Give"
             f" --surface {FSAVERAGE} alone, or meshes in the subject's own space alone."
         )
@@ -127,7 +127,7 @@ def read_meshes(named: Sequence[str], subjects: Sequence[int]) -> dict[int, tupl
 def _read(name: str) -> Mesh:
     path = Path(name).expanduser()
     if path.is_dir():
-        raise UserError(f"explain.surface = {name} is a folder: {_HELP}.")
+        raise UserError(f"interpret.surface = {name} is a folder: {_HELP}.")
     if not path.is_file():
         near = difflib.get_close_matches(name, [FSAVERAGE], cutoff=0.8)
         raise UserError(
@@ -183,7 +183,7 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray, Mapping[str, Any]]:
             raise ValueError(
                 "vertices that are not finite, or faces of vertices that are not there"
             )
-    except Exception as error:  # readers of damaged files stumble in many ways
+    except Exception as error:  # embedding decoders of damaged files stumble in many ways
         raise UserError(
             f"{path} cannot be read as a mesh ({' '.join(str(error).split())}): {_HELP}."
         ) from error
@@ -205,7 +205,7 @@ def check_space(
     Returns
     -------
     tuple[str, ...]
-        Sentences a reader of the figure has to know.
+        Sentences an embedding decoder of the figure has to know.
 
     Raises
     ------
@@ -222,7 +222,7 @@ def check_space(
     standard = all(each.space == MNI for each in places.values())
     if native and len(places) > 1 and not standard and not all(SUBJECT in name for name in named):
         raise UserError(
-            f"explain.surface = {','.join(named)} would be used for subjects"
+            f"interpret.surface = {','.join(named)} would be used for subjects"
             f" {', '.join(map(str, places))}, and their masks' headers do not say that all are in"
             f" MNI space: write {SUBJECT} where the name says {subject_name(subject)}, or explain"
             f" one subject with --subj {subject}."
@@ -251,7 +251,7 @@ def check_space(
             f"Surface: {FSAVERAGE} is right for volumes in MNI space only, and the header of"
             f" subject {subject}'s mask does not say that it is (NIfTI code {mine.space}, {label};"
             f" {MNI} is MNI152). A subject's own space is drawn on the wrong gyri: give the"
-            " subject's own surfaces (docs/explain.md)."
+            " subject's own surfaces (docs/interpret.md)."
         )
     return tuple(told)
 
@@ -268,8 +268,8 @@ def check_vertices(meshes: Sequence[Mesh], places: SurfacePlaces) -> None:
         side = mesh.side[0].upper()
         if side in places.vertices and vertex_values(mesh, places, np.zeros(places.voxels)) is None:
             raise UserError(
-                f"explain.surface: {mesh.name} has {len(mesh.vertex_N3)} vertices, the {mesh.side}"
-                f" hemisphere of {places.surface}, which the responses lie on, has"
+                f"interpret.surface: {mesh.name} has {len(mesh.vertex_N3)} vertices, the"
+                f" {mesh.side} hemisphere of {places.surface}, which the responses lie on, has"
                 f" {places.vertices[side]}: give meshes of that surface."
             )
 

@@ -146,7 +146,7 @@ def check_atlases(atlases: Sequence[Path], places: Mapping[int, VoxelPlaces]) ->
             raise UserError(
                 f"{path} has no label above 0 at any voxel of subject"
                 f" {', '.join(map(str, places))}: an atlas has to lie in the subject's functional"
-                " space (docs/explain.md)."
+                " space (docs/interpret.md)."
             )
 
 

@@ -46,7 +46,7 @@ SCHEDULERS: dict[str, type[SchedulerMixin]] = {
     "dpmpp_2m": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
 }
-"""Schedulers by the names of ``sampler.scheduler``."""
+"""Schedulers by the names of ``generation.scheduler``."""
 
 NO_ADAPTER = "none"
 """Value of ``backbone.ip_adapter``: encoders are trained and scored, and nothing is drawn."""
@@ -286,13 +286,14 @@ def pixels_per_latent(path: str, local_files_only: bool = False) -> int:
 
 def scheduler_named(name: str, own: SchedulerMixin) -> SchedulerMixin:
     """The scheduler of a name, with the noise schedule and the kind of prediction of a model's own;
-    "own" is that one itself.
+    "default" is that one itself.
     """
-    if name == "own":
+    if name == "default":
         return own
     if name not in SCHEDULERS:
         raise UserError(
-            f"sampler.scheduler = {name!r} is not known; allowed are own, {', '.join(SCHEDULERS)}."
+            f"generation.scheduler = {name!r} is not known; allowed are own,"
+            f" {', '.join(SCHEDULERS)}."
         )
     with _quiet():  # settings that another class has not are left out
         return SCHEDULERS[name].from_config(own.config)

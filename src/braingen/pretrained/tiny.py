@@ -16,7 +16,7 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 
 
-class Unfit(NamedTuple):
+class BackboneMismatch(NamedTuple):
     """Why the tiny backbones do not fit the data."""
 
     refused: bool
@@ -26,7 +26,7 @@ class Unfit(NamedTuple):
     sentence: str
 
 
-def unfit_backbone(config: Config) -> Unfit | None:
+def backbone_mismatch(config: Config) -> BackboneMismatch | None:
     """Why the configured backbone cannot see the data's pictures; None where it can, or where there
     are no pictures.
     """
@@ -46,7 +46,7 @@ def unfit_backbone(config: Config) -> Unfit | None:
         "Name Stable Diffusion XL with backbone.path=FOLDER, or a configuration that does: --config"
         " nsd_subj01."
     )
-    return Unfit(not own, sentence)
+    return BackboneMismatch(not own, sentence)
 
 
 def check_backbone(config: Config) -> None:
@@ -57,7 +57,7 @@ def check_backbone(config: Config) -> None:
     UserError
         Before anything is computed.
     """
-    found = unfit_backbone(config)
+    found = backbone_mismatch(config)
     if found is not None and found.refused:
         raise UserError(found.sentence)
     if found is not None:

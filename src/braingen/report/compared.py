@@ -7,10 +7,10 @@ from typing import Any
 
 from braingen.evaluation.metrics import in_report, metric
 from braingen.report import tables
-from braingen.report.inputs import Inputs
+from braingen.report.inputs import ReportInputs
 
 
-def context(inputs: Inputs) -> dict[str, Any] | None:
+def context(inputs: ReportInputs) -> dict[str, Any] | None:
     """What the template needs, or None where nothing was compared."""
     if not inputs.compared and not inputs.summary:
         return None

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from braingen.evaluation.folds import Difference, Row
+from braingen.evaluation.folds import Difference, FoldRow
 from braingen.report import figures, tables
 
 WORDS = {
@@ -32,7 +32,7 @@ WORDS = {
 
 
 def render_cross_validation(
-    rows: Sequence[Row],
+    rows: Sequence[FoldRow],
     differences: Sequence[Difference],
     facts: Mapping[str, Any],
     methods: Mapping[str, str],
@@ -41,7 +41,7 @@ def render_cross_validation(
 
     Parameters
     ----------
-    rows, differences : Sequence[Row]
+    rows, differences : Sequence[FoldRow]
         Of :func:`braingen.evaluation.folds.pooled`.
     facts : Mapping[str, Any]
         Data, modality, backbone, encoder, folds, subjects, seed.

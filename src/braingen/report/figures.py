@@ -16,7 +16,7 @@ from braingen.report.tables import ScoreRow, duration, number
 MARKS: dict[str, str] = {
     "random": '<circle r="4.5" class="mark random"/>',
     "ridge": '<path d="M0 -6 L6 0 L0 6 L-6 0 Z" class="mark ridge"/>',
-    "ceiling": '<path d="M-6 5 L0 -6 L6 5 Z" class="mark ceiling"/>',
+    "oracle": '<path d="M-6 5 L0 -6 L6 5 Z" class="mark oracle"/>',
 }
 """What stands for the baselines in a chart; told apart by shape, not by colour alone."""
 
@@ -99,9 +99,9 @@ def difference_chart(comparison: Mapping[str, Any], reach: float) -> Markup:
     low, high, value = (comparison.get(key) for key in ("low", "high", "difference"))
     if finite(low) and finite(high):
         parts.append(
-            f'<line x1="{_share(low, axis)}" x2="{_share(high, axis)}" y1="50%" y2="50%"'
+            f'<line x1="{_share(low, axis)}" x2="{_share(high, axis)}" y1="50%" y2="50%"'  # type: ignore[arg-type]
             ' class="interval"/>'
-        )  # type: ignore[arg-type]
+        )
     if finite(value):
         parts.append(f'<circle cx="{_share(value, axis)}" cy="50%" r="5.5" class="value"/>')  # type: ignore[arg-type]
     return _svg(

@@ -28,7 +28,7 @@ COMPARED = "comparison"
 """Folder inside a run in which its page looks for what `braingen compare` found."""
 
 
-class Inputs(NamedTuple):
+class ReportInputs(NamedTuple):
     """Everything a section may draw on."""
 
     run: Path
@@ -48,7 +48,7 @@ class Inputs(NamedTuple):
     decoded_captions: dict[int, str]
     """Image id -> caption nearest to the decoded text embedding."""
     scores: dict[str, dict[str, Any]]
-    """Score name -> value, low, high, random, ceiling, ridge, chance, n, pool; those of a study
+    """Score name -> value, low, high, random, oracle, ridge, chance, n, pool; those of a study
     included.
     """
     study: dict[str, Any]
@@ -72,7 +72,7 @@ class Inputs(NamedTuple):
     between_subjects, subjects, seeds.
     """
     controls: dict[str, Any]
-    """random, ceiling -> drawings and scores with their own intervals."""
+    """random, oracle -> drawings and scores with their own intervals."""
     refinement: dict[str, Any]
     """settings, and per score what it is before and after refinement; empty where nothing was
     refined.
@@ -91,7 +91,7 @@ class Inputs(NamedTuple):
 
 def read_inputs(
     run: Path, data_root: Path, subject: int = 1, trained: Path | None = None
-) -> Inputs:
+) -> ReportInputs:
     """Read what stages left in a run folder.
 
     Parameters
@@ -136,7 +136,7 @@ def read_inputs(
         for name, folder in folders.items()
         if (folder / "config.yaml").is_file()
     }
-    return Inputs(
+    return ReportInputs(
         run=run,
         subject=_subject(settings, subject),
         simulated=stimuli.simulated,

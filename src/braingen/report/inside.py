@@ -1,4 +1,4 @@
-"""The page of `braingen explain`: click an expert, see its voxels, categories and pictures. One
+"""The page of `braingen interpret`: click an expert, see its voxels, categories and pictures. One
 file, no network.
 """
 
@@ -111,7 +111,7 @@ def _parts(folder: Path, own: Path, facts: dict[str, Any]) -> list[dict[str, Any
         if lost is not None:
             mine = lost[
                 (lost["subject"] == subject)
-                & (lost["silenced"] == name)
+                & (lost["ablated"] == name)
                 & (lost["images"] == "all")
                 & (lost["score"] == "cosine")
             ]
@@ -202,15 +202,15 @@ def _patterns(folder: Path, own: Path, subject: int) -> list[dict[str, Any]]:
 
 
 def _silenced(own: Path, seen: Stimuli) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Rows of pictures, each with its PixCorr: seen, undisturbed, then with things silenced."""
+    """Rows of pictures, each with its PixCorr: seen, undisturbed, then with things ablated."""
     table = _read(own / "silenced_pictures.csv")
     if table is None:
         return []
     images = table["image"].drop_duplicates().astype(int).tolist()
     rows = [("seen", [(data_uri(picture, 96), "") for _, picture in seen_pictures(seen, images)])]
-    for name, mine in table.groupby("silenced", sort=False):
+    for name, mine in table.groupby("ablated", sort=False):
         paths = [
-            own / "silenced" / str(name).replace("/", "_") / f"{int(image):06d}.png"
+            own / "ablated" / str(name).replace("/", "_") / f"{int(image):06d}.png"
             for image in mine["image"]
         ]
         scores = [f"{value:.2f}" for value in mine["pixcorr"]]
@@ -229,7 +229,7 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
     Parameters
     ----------
     folder : Path
-        Of `braingen explain`.
+        Of `braingen interpret`.
     run : Path
         The run folder, for drawn pictures.
     data_root : Path
@@ -241,7 +241,7 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
         When nothing was explained yet.
     """
     if not (folder / "facts.json").exists():
-        raise UserError(f"{folder} holds nothing to show: run `braingen explain` first.")
+        raise UserError(f"{folder} holds nothing to show: run `braingen interpret` first.")
     facts = read_json(folder / "facts.json")
     findings = read_json(folder / "findings.json") if (folder / "findings.json").exists() else {}
     own = folder / f"subj{facts['subjects'][0]:02d}"
@@ -303,7 +303,7 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
             else levels.pivot(index="step", columns="level", values="weight").to_numpy().tolist()
         ),
         ablation=[] if regional is None else regional.to_dict("records"),
-        silenced=_silenced(own, Stimuli(Layout.of(data_root))),
+        ablated=_silenced(own, Stimuli(Layout.of(data_root))),
     )
     write_text(folder / PAGE, text)
     return folder / PAGE

@@ -1,8 +1,8 @@
 """The page: sections one after another, each drawn from the run folder or left out where its inputs
 are absent.
 
-A section is a function from `Inputs` to what its template needs, or None. A further one (routers,
-expert maps, ablations) is such a function, a template, and a line in SECTIONS.
+A section is a function from `ReportInputs` to what its template needs, or None. A further one
+(routers, expert maps, ablations) is such a function, a template, and a line in SECTIONS.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from braingen.data import image_grid as pictures
 from braingen.evaluation.metrics import ALIKE, METRICS, PEOPLE, WHICH, in_report, metric
 from braingen.report import compared, figures, inside, parts, people, refinement, routers, tables
-from braingen.report.inputs import RUNS, Inputs
+from braingen.report.inputs import RUNS, ReportInputs
 from braingen.runtime.paths import SOURCES
 from braingen.runtime.run_folder import config_text
 from braingen.runtime.text_files import parse_yaml, read_json
@@ -37,25 +37,25 @@ COLUMNS = {
         "random voxels",
         "drawn by the same models from numbers drawn at random: what they make up by themselves",
     ),
-    "ceiling": (
-        "ceiling",
+    "oracle": (
+        "oracle",
         "drawn from the embedding of the true picture: the best that can be drawn at all",
     ),
 }
 """Column of the gallery -> its label, and what it is."""
 
 
-class Section(NamedTuple):
+class PageSection(NamedTuple):
     """One part of the page."""
 
     key: str
     """Name of its template, and of its anchor."""
     title: str
-    context: Callable[[Inputs], dict[str, Any] | None]
+    context: Callable[[ReportInputs], dict[str, Any] | None]
     """What the template needs, or None to leave the section out."""
 
 
-def _gallery(inputs: Inputs) -> dict[str, Any]:
+def _gallery(inputs: ReportInputs) -> dict[str, Any]:
     rank = tables.overall(inputs.per_image)
     images = tables.choose(inputs.images, rank, LIMIT)
     sources = [
@@ -124,14 +124,14 @@ def _gallery(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def cannot_draw(inputs: Inputs) -> bool:
+def cannot_draw(inputs: ReportInputs) -> bool:
     """Whether even pictures generated from the true embeddings are no nearer to what was seen than
     those from random voxels.
 
     Decided by the scores of pictures: none of them has the oracle above random voxels by their
     intervals.
     """
-    drawings = [inputs.controls.get(name) or {} for name in ("ceiling", "random")]
+    drawings = [inputs.controls.get(name) or {} for name in ("oracle", "random")]
     oracle, chance = (each.get("scores") or {} for each in drawings)
     apart = []
     for name in METRICS:
@@ -152,15 +152,15 @@ def cannot_draw(inputs: Inputs) -> bool:
     return bool(apart) and not any(apart)
 
 
-def _game(inputs: Inputs) -> dict[str, Any] | None:
-    """A reader's own two-way identification, played with the pictures of the gallery."""
+def _game(inputs: ReportInputs) -> dict[str, Any] | None:
+    """A embedding decoder's own two-way identification, played with the pictures of the gallery."""
     if len(inputs.images) < 8:
         return None
     machine = (inputs.scores.get("two_way_clip") or {}).get("value")
     return {"rounds": 10, "machine": None if machine is None else tables.percent(machine)}
 
 
-def _scores(inputs: Inputs) -> dict[str, Any] | None:
+def _scores(inputs: ReportInputs) -> dict[str, Any] | None:
     groups = tables.score_rows(inputs.scores)
     if not groups:
         return None
@@ -176,7 +176,7 @@ def _scores(inputs: Inputs) -> dict[str, Any] | None:
     present = {name for _, rows in groups for row in rows for name in row.figures}
     marks = [
         "brain",
-        *(name for name in ("random", "ridge", "ceiling", "chance") if name in present),
+        *(name for name in ("random", "ridge", "oracle", "chance") if name in present),
     ]
     asked = {name for name in inputs.scores if metric(name).group == PEOPLE}
     others = [
@@ -208,7 +208,7 @@ def _scores(inputs: Inputs) -> dict[str, Any] | None:
     }
 
 
-def _curves(inputs: Inputs) -> dict[str, Any] | None:
+def _curves(inputs: ReportInputs) -> dict[str, Any] | None:
     panels = figures.curve_panels(inputs.metrics)
     if not panels:
         return None
@@ -220,7 +220,7 @@ def _curves(inputs: Inputs) -> dict[str, Any] | None:
     return {"groups": [(group, found) for group, found in groups if found], "encoders": encoders}
 
 
-def _run(inputs: Inputs) -> dict[str, Any] | None:
+def _run(inputs: ReportInputs) -> dict[str, Any] | None:
     settings = _merged(
         {RUNS[name]: config_text(config) for name, config in inputs.settings.items()}
     )
@@ -239,10 +239,10 @@ def _run(inputs: Inputs) -> dict[str, Any] | None:
     }
 
 
-def _explained(inputs: Inputs) -> dict[str, Any] | None:
-    """Pages of `braingen explain`, and what each found."""
+def _explained(inputs: ReportInputs) -> dict[str, Any] | None:
+    """Pages of `braingen interpret`, and what each found."""
     pages = []
-    for page in sorted((inputs.run / "explain").glob(f"*/{inside.PAGE}")):
+    for page in sorted((inputs.run / "interpret").glob(f"*/{inside.PAGE}")):
         findings = read_json(page.parent / "findings.json")
         told = [sentence for step in findings.values() for sentence in step]
         pages.append(
@@ -263,22 +263,22 @@ def _merged(texts: dict[str, str]) -> list[tuple[str, str]]:
     return [(" and ".join(found), text) for text, found in names.items()]
 
 
-SECTIONS: tuple[Section, ...] = (
-    Section("gallery", "The pictures", _gallery),
-    Section("game", "Your turn", _game),
-    Section("scores", "How good it is", _scores),
-    Section("parts", "What each part reads", parts.context),
-    Section("compared", "Beside other runs", compared.context),
-    Section("refinement", "Before and after refinement", refinement.context),
-    Section("people", "What raters say", people.context),
-    Section("routers", "Which experts were listened to", routers.context),
-    Section("explained", "Looking inside", _explained),
-    Section("curves", "How it learned", _curves),
-    Section("run", "What was run", _run),
+SECTIONS: tuple[PageSection, ...] = (
+    PageSection("gallery", "The pictures", _gallery),
+    PageSection("game", "Your turn", _game),
+    PageSection("scores", "How good it is", _scores),
+    PageSection("parts", "What each part reads", parts.context),
+    PageSection("compared", "Beside other runs", compared.context),
+    PageSection("refinement", "Before and after refinement", refinement.context),
+    PageSection("people", "What raters say", people.context),
+    PageSection("routers", "Which experts were listened to", routers.context),
+    PageSection("explained", "Looking inside", _explained),
+    PageSection("curves", "How it learned", _curves),
+    PageSection("run", "What was run", _run),
 )
 
 
-def _opening(inputs: Inputs, gallery: dict[str, Any]) -> dict[str, Any]:
+def _opening(inputs: ReportInputs, gallery: dict[str, Any]) -> dict[str, Any]:
     return {
         "simulated": inputs.simulated,
         "subject": inputs.subject,
@@ -288,7 +288,7 @@ def _opening(inputs: Inputs, gallery: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def render(inputs: Inputs) -> str:
+def render(inputs: ReportInputs) -> str:
     """The page as one self-contained HTML text: no request leaves it."""
     found = [(section, section.context(inputs)) for section in SECTIONS]
     sections = [(section, context) for section, context in found if context is not None]
@@ -305,7 +305,7 @@ def render(inputs: Inputs) -> str:
     )
 
 
-def draw_sheet(inputs: Inputs, path: Path) -> None:
+def draw_sheet(inputs: ReportInputs, path: Path) -> None:
     """Write the first test images, seen above what was drawn from brain activity, as one plain
     picture.
     """

@@ -8,10 +8,10 @@ from typing import Any
 
 from braingen.evaluation.metrics import metric
 from braingen.report import tables
-from braingen.report.inputs import Inputs
+from braingen.report.inputs import ReportInputs
 
 
-def context(inputs: Inputs) -> dict[str, Any] | None:
+def context(inputs: ReportInputs) -> dict[str, Any] | None:
     """What the template needs, or None where parts were not scored."""
     if not inputs.parts:
         return None

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from braingen.evaluation.metrics import LIKERT, SHARE
 from braingen.report import figures, tables
-from braingen.report.inputs import Inputs
+from braingen.report.inputs import ReportInputs
 
 QUESTIONS = {
     "identification": ("Which picture was seen?", "seen or another test image, given the drawing"),
@@ -52,7 +52,7 @@ def _chart(finding: Mapping[str, Any], title: str) -> Markup:
     )
 
 
-def context(inputs: Inputs) -> dict[str, Any] | None:
+def context(inputs: ReportInputs) -> dict[str, Any] | None:
     """What the template needs, or None without a study."""
     study = inputs.study
     if not study:

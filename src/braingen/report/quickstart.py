@@ -15,7 +15,7 @@ from braingen.data.image_grid import data_uri
 from braingen.report import tables
 
 
-class Pair(NamedTuple):
+class ImagePair(NamedTuple):
     """One test image."""
 
     image: int
@@ -26,12 +26,12 @@ class Pair(NamedTuple):
     """Of the seen picture."""
 
 
-def render(pairs: Sequence[Pair], scores: dict[str, dict[str, Any]]) -> str:
+def render(pairs: Sequence[ImagePair], scores: dict[str, dict[str, Any]]) -> str:
     """The page as one self-contained HTML text: no request leaves it.
 
     Parameters
     ----------
-    pairs : Sequence[Pair]
+    pairs : Sequence[ImagePair]
         In the order in which they are shown.
     scores : dict[str, dict[str, Any]]
         Score name -> value, low, high, chance, n, measured over all test images of the subject.

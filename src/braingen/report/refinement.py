@@ -9,7 +9,7 @@ from typing import Any
 from braingen.data import image_grid as pictures
 from braingen.evaluation.metrics import in_report, metric
 from braingen.report import tables
-from braingen.report.inputs import Inputs
+from braingen.report.inputs import ReportInputs
 
 SHOWN = 8
 """Test images shown: the first ones, not chosen."""
@@ -36,7 +36,7 @@ def _amount(settings: dict[str, Any], steps: int | None) -> str:
     return amount if steps is None else f"{amount}, {steps} of {settings['steps']} steps run"
 
 
-def context(inputs: Inputs) -> dict[str, Any] | None:
+def context(inputs: ReportInputs) -> dict[str, Any] | None:
     """What the template needs, or None where nothing was refined."""
     told = inputs.refinement
     if not told or not inputs.refined:

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from braingen.data import image_grid as pictures
-from braingen.report.inputs import Inputs
+from braingen.report.inputs import ReportInputs
 from braingen.runtime.paths import ROUTING, drawn_in
 
 SHOWN = 8
@@ -137,7 +137,7 @@ def _counts(experts: int, levels: int, settings: Mapping[str, Any]) -> list[int]
     )
 
 
-def _levels(inputs: Inputs) -> list[tuple[int, str, list[str]]]:
+def _levels(inputs: ReportInputs) -> list[tuple[int, str, list[str]]]:
     """Of some images: what was seen, what each level alone would have drawn, and what all levels
     drew.
     """
@@ -164,7 +164,7 @@ def _levels(inputs: Inputs) -> list[tuple[int, str, list[str]]]:
     ]
 
 
-def context(inputs: Inputs) -> dict[str, Any] | None:
+def context(inputs: ReportInputs) -> dict[str, Any] | None:
     """What the template needs, or None where nothing was routed."""
     routing = _routing(inputs.run)
     found = []

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from braingen.data import image_grid as pictures
 from braingen.evaluation.metrics import metric
 from braingen.report import tables
-from braingen.report.inputs import Inputs
+from braingen.report.inputs import ReportInputs
 
 SHOWN = 12
 """Test images of every subject on the page: the first ones, nothing selected."""
@@ -22,7 +22,7 @@ SHOWN = 12
 class SubjectPage(NamedTuple):
     """A subject of the run."""
 
-    inputs: Inputs
+    inputs: ReportInputs
     link: str
     """Of its own page, from the run folder."""
 

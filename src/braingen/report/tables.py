@@ -84,7 +84,7 @@ class ScoreRow(NamedTuple):
     value: str
     interval: str
     others: tuple[tuple[str, str], ...]
-    """(random | ridge | ceiling | chance, figure)."""
+    """(random | ridge | oracle | chance, figure)."""
     figures: dict[str, float]
     """All figures there are, for the chart."""
     axis: tuple[float, float]
@@ -101,7 +101,7 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[
 
 def _score_row(name: str, score: Mapping[str, Any]) -> ScoreRow:
     kind = metric(name)
-    names = ("value", "low", "high", "random", "ridge", "ceiling", "chance")
+    names = ("value", "low", "high", "random", "ridge", "oracle", "chance")
     figures = {
         key: float(score[key])
         for key in names
@@ -120,7 +120,7 @@ def _score_row(name: str, score: Mapping[str, Any]) -> ScoreRow:
         value=number(figures.get("value")) + (kind.unit if "value" in figures else ""),
         interval=interval,
         others=tuple(
-            (key, number(figures.get(key))) for key in ("random", "ridge", "ceiling", "chance")
+            (key, number(figures.get(key))) for key in ("random", "ridge", "oracle", "chance")
         ),
         figures=figures,
         axis=_axis(kind, figures.values()),

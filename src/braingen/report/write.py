@@ -8,7 +8,7 @@ from pathlib import Path
 
 from braingen.config import Config
 from braingen.evaluation.score_files import SCORES
-from braingen.report.inputs import Inputs, read_inputs
+from braingen.report.inputs import ReportInputs, read_inputs
 from braingen.report.page import draw_sheet, render
 from braingen.report.subjects import SubjectPage, render_subjects
 from braingen.runtime.files import write_text
@@ -48,7 +48,7 @@ def report(cfg: Config) -> Path:
     return page
 
 
-def _report_subject(cfg: Config, trained: Path) -> Inputs:
+def _report_subject(cfg: Config, trained: Path) -> ReportInputs:
     """Write page and sheet of the only subject of a configuration; its encoders lie in the folder
     `trained`.
     """

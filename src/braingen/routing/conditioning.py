@@ -100,7 +100,7 @@ def from_experts(experts_BETD: Tensor, counts: Sequence[int]) -> ExpertEmbedding
 
 
 def alike(embedding_BTD: Tensor, counts: Sequence[int]) -> ExpertEmbeddings:
-    """One embedding as if every level and every expert had said it: what a ceiling is drawn
+    """One embedding as if every level and every expert had said it: what an oracle is drawn
     from.
     """
     return from_experts(embedding_BTD[:, None].expand(-1, sum(counts), -1, -1), counts)
@@ -346,7 +346,7 @@ class ConditioningForm(NamedTuple):
         )
 
 
-class Source(NamedTuple):
+class ConditioningSource(NamedTuple):
     """One of the two things to listen to: the decoded image embedding, or the decoded text
     embedding.
     """
@@ -393,7 +393,7 @@ class RoutedConditioning:
     ----------
     form : ConditioningForm
         Shape of what the U-Net reads.
-    image, text : Source | None, optional
+    image, text : ConditioningSource | None, optional
         Source, optional What to listen to; one of them may be missing, and then its part of the
         condition is empty (zeros).
     first_text_BTD : Tensor, optional
@@ -419,8 +419,8 @@ class RoutedConditioning:
         self,
         form: ConditioningForm,
         *,
-        image: Source | None = None,
-        text: Source | None = None,
+        image: ConditioningSource | None = None,
+        text: ConditioningSource | None = None,
         first_text_BTD: Tensor | None = None,
         first_start_D: Tensor | None = None,
         negative: Conditioning | None = None,

@@ -50,7 +50,7 @@ class SpaceRouter(nn.Module, ABC):
     """Contract of a space router: built from `SpaceSettings`, it mixes the experts of a level.
 
     A new kind is a subclass with a line in `SPACE_ROUTERS` and its name in ``router.space``
-    (config/drawing.py).
+    (config/generation.py).
     """
 
     reads_experts: ClassVar[bool] = True

@@ -204,7 +204,7 @@ class TimeRouter(nn.Module, ABC):
     time.
 
     A new kind is a subclass with a line in `TIME_ROUTERS` and its name in ``router.time``
-    (config/drawing.py).
+    (config/generation.py).
     """
 
     @classmethod

@@ -53,7 +53,7 @@ class Workers:
         """Number of processes."""
         return self._state.num_processes
 
-    def told(self, value: Item) -> Item:
+    def broadcast(self, value: Item) -> Item:
         """The main process's value, in every process."""
         if self.count == 1:
             return value
@@ -61,7 +61,7 @@ class Workers:
         broadcast_object_list(box)
         return box[0]
 
-    def greatest(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The greatest of all processes' values."""
         if self.count == 1:
             return value
@@ -110,7 +110,7 @@ def main_first(workers: Workers, action: Callable[[], object]) -> None:
             action()
         except UserError as error:
             refused = error
-    if workers.told(refused is not None):
+    if workers.broadcast(refused is not None):
         raise refused or SystemExit(2)
 
 
@@ -134,7 +134,7 @@ def complete(workers: Workers, run: Run, products: Callable[[], Iterable[Path]])
                 flush=True,
             )
             run.unmark_finished()
-    return workers.told(run.finished)
+    return workers.broadcast(run.finished)
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def shared_run(
             )
         except UserError as error:
             refused = error
-    if workers.told(refused is not None):
+    if workers.broadcast(refused is not None):
         raise refused or SystemExit(2)
     if run is None:
         yield Follower(folder)

@@ -1,5 +1,5 @@
 """Packages that only some commands need: they come with an extra of the installation, as in ``pip
-install braingen[explain]``.
+install braingen[interpret]``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from braingen.runtime.errors import UserError
 
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "explain": ("captum", "nilearn", "sklearn"),
+    "interpret": ("captum", "nilearn", "sklearn"),
     "track": ("tensorboard",),
     "scores": ("dreamsim", "nltk"),
     "gpu": ("bitsandbytes", "xformers"),

@@ -14,9 +14,9 @@ from braingen.runtime.text_files import read_yaml
 
 NAMED_IN = (Path("train_logs"), Path("runs"))
 """Where an encoder is looked for by the name of its run: as published, and ours."""
-READER = "reader"
+EMBEDDING_DECODER = "reader"
 """Folder of the best checkpoint in a training run."""
-SOURCES = ("brain", "random", "ceiling")
+SOURCES = ("brain", "random", "oracle")
 """What pictures are drawn from: brain activity, random voxels, the true embeddings."""
 EMBEDDINGS = "embeddings.safetensors"
 INDEX = "index.json"
@@ -43,7 +43,7 @@ def run_folder(config: Config, modality: str) -> Path:
     trained = (
         folder
         for folder in folders
-        if (folder / READER).is_dir() or (folder / "config.yaml").is_file()
+        if (folder / EMBEDDING_DECODER).is_dir() or (folder / "config.yaml").is_file()
     )
     return next(trained, named)
 
@@ -55,7 +55,7 @@ def trained_models(modality: str) -> list[str]:
     found = {
         folder.parent.parent
         for parent in (Path(), *NAMED_IN)
-        for folder in parent.glob(f"*/{modality}/{READER}")
+        for folder in parent.glob(f"*/{modality}/{EMBEDDING_DECODER}")
     }
     return sorted(folder.name for folder in found)
 
@@ -143,8 +143,8 @@ def drawn_folder(config: Config, source: str | None = None) -> Path:
     """Where the pictures of a source lie, by default the configured one; those of a single level
     beside them.
     """
-    level = "" if config.sampler.level is None else f"_level{config.sampler.level}"
-    return drawn_in(config.run.folder, f"{source or config.sampler.source}{level}")
+    level = "" if config.generation.level is None else f"_level{config.generation.level}"
+    return drawn_in(config.run.folder, f"{source or config.generation.source}{level}")
 
 
 def random_folders(config: Config) -> list[Path]:
@@ -154,6 +154,6 @@ def random_folders(config: Config) -> list[Path]:
         first,
         *(
             first.with_name(f"{first.name}_{draw}")
-            for draw in range(2, config.sampler.random_draws + 1)
+            for draw in range(2, config.generation.random_draws + 1)
         ),
     ]

@@ -2,7 +2,7 @@
 is put in the queue again.
 
 Most stages are stopped where they are, since what is on the disk is always whole. Training, which
-keeps its state in memory, asks for patience: the signal is then noted, and the step in hand is
+keeps its state in memory, defers signals: the signal is then noted, and the step in hand is
 finished and saved first.
 """
 
@@ -39,7 +39,7 @@ class Request:
     def __init__(self) -> None:
         self.made = False
 
-    def heed(self) -> None:
+    def raise_if_set(self) -> None:
         """Stop, if told to."""
         if self.made:
             raise Stopped
@@ -72,8 +72,8 @@ def stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def patience() -> Iterator[Request]:
-    """Note a request to stop instead of being interrupted by it; whoever asks for patience looks at
+def defer_signals() -> Iterator[Request]:
+    """Note a request to stop instead of being interrupted by it; whoever defers signals looks at
     it often and heeds it.
     """
     request = Request()

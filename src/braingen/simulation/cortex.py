@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from braingen.simulation import semantics
+from braingen.simulation.cortical_sheet import CorticalSheet, fold, smooth_fields
 from braingen.simulation.noise import planted_snr
 from braingen.simulation.retina import (
     CELLS,
@@ -31,7 +32,6 @@ from braingen.simulation.retina import (
 )
 from braingen.simulation.scenes import Scene
 from braingen.simulation.semantics import CODE, GROUPS, OBJECT_CODE
-from braingen.simulation.sheet import Sheet, fold, smooth_fields
 
 EXPONENT = 0.5
 """Compressive spatial summation: response = (pooled activity) ** EXPONENT."""
@@ -128,7 +128,7 @@ _JITTER = 0.4  # sd of what is a voxel's own, beside a smooth field of sd 1
 class Cortex(NamedTuple):
     """The visual cortex of one simulated subject."""
 
-    sheet: Sheet
+    sheet: CorticalSheet
     area_V: np.ndarray
     """Name of every voxel's area: VISUAL_AREAS, FLOC_AREAS or OTHER_AREAS."""
     prf_x_V: np.ndarray
@@ -208,7 +208,7 @@ def build_cortex(seed: int, subject: int, voxels: int) -> Cortex:
     )
 
 
-def _place_on_map(rng: np.random.Generator, sheet: Sheet) -> np.ndarray:
+def _place_on_map(rng: np.random.Generator, sheet: CorticalSheet) -> np.ndarray:
     """Coordinates (V, 2) in which the areas have straight borders: the sheet's own, bent by a field
     of the subject's.
     """
@@ -276,7 +276,11 @@ _ELEVATION = {
 
 
 def _receptive_fields(
-    rng: np.random.Generator, sheet: Sheet, area_V: np.ndarray, along_V: np.ndarray, u_V: np.ndarray
+    rng: np.random.Generator,
+    sheet: CorticalSheet,
+    area_V: np.ndarray,
+    along_V: np.ndarray,
+    u_V: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Centre (x, y) and sigma of every voxel's population receptive field, in degrees."""
     fields = smooth_fields(rng, sheet, 3, _FIELD_WIDTH)
@@ -306,7 +310,7 @@ def _receptive_fields(
 
 
 def _channel_weights(
-    rng: np.random.Generator, sheet: Sheet, area_V: np.ndarray, eccentricity_V: np.ndarray
+    rng: np.random.Generator, sheet: CorticalSheet, area_V: np.ndarray, eccentricity_V: np.ndarray
 ) -> np.ndarray:
     """What early voxels listen to (V, C)."""
     fields = smooth_fields(rng, sheet, 11, _FIELD_WIDTH) + _JITTER * rng.standard_normal(
@@ -363,7 +367,7 @@ _EMPHASIS = {
 }
 
 
-def _code_weights(rng: np.random.Generator, sheet: Sheet, area_V: np.ndarray) -> np.ndarray:
+def _code_weights(rng: np.random.Generator, sheet: CorticalSheet, area_V: np.ndarray) -> np.ndarray:
     """What late voxels read from the semantic code (V, K)."""
     mixture_VK = smooth_fields(rng, sheet, len(CODE), _FIELD_WIDTH) + _JITTER * rng.standard_normal(
         (len(area_V), len(CODE))

@@ -43,7 +43,7 @@ class Stateful(Protocol):
 
 
 @dataclass
-class Place:
+class TrainingPosition:
     """Where a training is."""
 
     epoch: int = 0
@@ -104,7 +104,7 @@ class Checkpoints:
         self._pause, self._pause_within, self._took = pause, pause_within, 0.0
         self._saved = time.monotonic()
 
-    def restore(self) -> Place:
+    def restore(self) -> TrainingPosition:
         """Go back to the last saved state, or stay at the beginning.
 
         Raises
@@ -114,10 +114,10 @@ class Checkpoints:
         """
         shards = self._run.path(SHARDS)
         state = (
-            self._workers.told(shards.exists()) and load_tree(shards / "state.safetensors")
+            self._workers.broadcast(shards.exists()) and load_tree(shards / "state.safetensors")
         ) or self._run.load_state()
         if state is None:
-            return Place()
+            return TrainingPosition()
         if len(state["random"]) != self._workers.count:
             raise UserError(
                 f"{self._run.folder} was trained by {len(state['random'])} processes so far and"
@@ -134,9 +134,11 @@ class Checkpoints:
         self._generator.set_state(mine["generator"])
         if mine["gpu"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(mine["gpu"])
-        return Place(**{name: state[name] for name in Place.__dataclass_fields__})
+        return TrainingPosition(
+            **{name: state[name] for name in TrainingPosition.__dataclass_fields__}
+        )
 
-    def look(self, place: Place, request: Request, epoch_over: bool = False) -> None:
+    def look(self, place: TrainingPosition, request: Request, epoch_over: bool = False) -> None:
         """Save if it is time to, or stop if that was asked for; all processes do the same.
 
         Raises
@@ -155,15 +157,15 @@ class Checkpoints:
             if due and self._workers.main
             else _Wish.NOTHING
         )
-        wish = self._workers.greatest(mine)
+        wish = self._workers.all_reduce_max(mine)
         if wish != _Wish.NOTHING:
             self.save(place)
         if wish == _Wish.STOP:
             end_tracking(self._accelerator)
             request.made = True
-            request.heed()
+            request.raise_if_set()
 
-    def save(self, place: Place) -> None:
+    def save(self, place: TrainingPosition) -> None:
         """Write the state, whole or not at all."""
         began = time.monotonic()
         mine = {
@@ -187,7 +189,7 @@ class Checkpoints:
     def _save_shards(self, tree: dict[str, Any]) -> None:
         with ExitStack() as stack:
             mine = stack.enter_context(self._run.replace(SHARDS)) if self._workers.main else Path()
-            folder = self._workers.told(mine)
+            folder = self._workers.broadcast(mine)
             self._accelerator.save_state(str(folder))
             if self._workers.main:
                 schedule = {"schedule": self._parts["schedule"].state_dict()}

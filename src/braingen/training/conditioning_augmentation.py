@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 
-class Unsureness(NamedTuple):
+class DecodingError(NamedTuple):
     """How held-out pictures are read: read = slope * truth + error, expert by expert."""
 
     slope_E: Tensor
@@ -27,13 +27,13 @@ class Unsureness(NamedTuple):
     """What is left of every held-out read."""
 
 
-def unsureness_of(reads_JETD: Tensor, truth_JTD: Tensor) -> Unsureness:
+def decoding_error_of(reads_JETD: Tensor, truth_JTD: Tensor) -> DecodingError:
     """Compare reads of held-out pictures with what should have been read."""
     reads_JETD, truth_J1TD = reads_JETD.float(), truth_JTD.float()[:, None]
     slope_E = (reads_JETD * truth_J1TD).sum(dim=(0, 2, 3)) / truth_J1TD.square().sum().clamp_min(
         1e-12
     )
-    return Unsureness(slope_E, reads_JETD - slope_E[:, None, None] * truth_J1TD)
+    return DecodingError(slope_E, reads_JETD - slope_E[:, None, None] * truth_J1TD)
 
 
 def mixing_weights(batch: int, held_out: int, generator: torch.Generator) -> Tensor:
@@ -47,7 +47,7 @@ def mixing_weights(batch: int, held_out: int, generator: torch.Generator) -> Ten
     )
 
 
-def unsure(truth_BTD: Tensor, unsureness: Unsureness, weights_BJ: Tensor) -> Tensor:
+def unsure(truth_BTD: Tensor, decoding_error: DecodingError, weights_BJ: Tensor) -> Tensor:
     """What the experts would say of pictures with these true embeddings, had the encoder never met
     them: B x E x T x D.
 
@@ -56,7 +56,7 @@ def unsure(truth_BTD: Tensor, unsureness: Unsureness, weights_BJ: Tensor) -> Ten
     weights_BJ : Tensor
         Of :func:`mixing_weights`.
     """
-    slope_E11, truth_B1TD = unsureness.slope_E.to(truth_BTD)[:, None, None], truth_BTD[:, None]
+    slope_E11, truth_B1TD = decoding_error.slope_E.to(truth_BTD)[:, None, None], truth_BTD[:, None]
     return slope_E11 * truth_B1TD + torch.einsum(
-        "bj,jetd->betd", weights_BJ.to(truth_BTD), unsureness.error_JETD.to(truth_BTD)
+        "bj,jetd->betd", weights_BJ.to(truth_BTD), decoding_error.error_JETD.to(truth_BTD)
     )

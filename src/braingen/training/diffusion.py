@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
-from braingen.encoders.embedding_decoder import BrainReader
-from braingen.encoders.trained import load_readers, modalities
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.encoders.trained import load_embedding_decoders, modalities
 from braingen.generation.attention import use_attention
-from braingen.generation.compatibility import refuse_misfits, refuse_other_widths
-from braingen.generation.conditioned_unet import ListeningUNet, expert_counts
+from braingen.generation.compatibility import refuse_incompatible, refuse_other_widths
+from braingen.generation.conditioned_unet import ConditionedUNet, expert_counts
 from braingen.generation.lora import add_lora, lora_parameters
-from braingen.generation.trained_modules import BEST, LAST, save_tuned
+from braingen.generation.trained_modules import BEST, LAST, save_finetuned
 from braingen.pretrained.sdxl import (
     image_embedding_width,
     load_backbone,
@@ -50,13 +50,13 @@ from braingen.runtime.device import (
 from braingen.runtime.distributed import Workers, complete, shared_run
 from braingen.runtime.errors import UserError
 from braingen.runtime.fingerprints import fingerprint_of_files
-from braingen.runtime.paths import READER, run_folder, tuning_folder
-from braingen.runtime.preemption import Stopped, patience
+from braingen.runtime.paths import EMBEDDING_DECODER, run_folder, tuning_folder
+from braingen.runtime.preemption import Stopped, defer_signals
 from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
 from braingen.targets.tables import Targets
 from braingen.training.conditioning_augmentation import mixing_weights, unsure
-from braingen.training.diffusion_data import ListeningData, Rows, listening_data, pieces
+from braingen.training.diffusion_data import DiffusionData, StepRows, diffusion_data, pieces
 from braingen.training.diffusion_loss import (
     denoising_loss,
     min_snr_weight,
@@ -73,17 +73,17 @@ TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Of the frozen weights on a GPU; what is trained is float32."""
 
 
-class Parts(NamedTuple):
+class DiffusionParts(NamedTuple):
     """Everything a fine-tuning needs."""
 
-    model: ListeningUNet
-    data: ListeningData
+    model: ConditionedUNet
+    data: DiffusionData
     alphas_cumprod: Tensor
     """The noise schedule."""
     prediction_type: str
 
 
-class Draws(NamedTuple):
+class StepDraws(NamedTuple):
     """What chance decides in a pass; on the CPU."""
 
     t_B: Tensor
@@ -126,12 +126,17 @@ def router_of(
     )
 
 
-def check(config: Config, readers: dict[str, BrainReader]) -> None:
+def check(config: Config, embedding_decoders: dict[str, EmbeddingDecoder]) -> None:
     """Refuse what cannot be trained, before anything is computed."""
     routed = {
-        name: reader for name, reader in readers.items() if getattr(config.router, f"route_{name}")
+        name: embedding_decoder
+        for name, embedding_decoder in embedding_decoders.items()
+        if getattr(config.router, f"route_{name}")
     }
-    shapes = [(expert_counts(reader), reader.mean_TD.shape) for reader in routed.values()]
+    shapes = [
+        (expert_counts(embedding_decoder), embedding_decoder.mean_TD.shape)
+        for embedding_decoder in routed.values()
+    ]
     with torch.device("meta"):  # parameters are counted, not made
         routers = [router_of(config, counts, shape, 8, 1000) for counts, shape in shapes]
     trained = sum(parameter.numel() for router in routers for parameter in router.parameters())
@@ -148,8 +153,8 @@ def check(config: Config, readers: dict[str, BrainReader]) -> None:
     refuse_side(
         config.finetune.resolution, pixels_per_latent(config.backbone.path), "finetune.resolution"
     )
-    for name, reader in readers.items():
-        if config.router.prior_order == "step" and reader.config.prior_use != "predict":
+    for name, embedding_decoder in embedding_decoders.items():
+        if config.router.prior_order == "step" and embedding_decoder.config.prior_use != "predict":
             raise UserError(
                 f"prior_order = step needs a prior that gradients pass through: train {name} with"
                 " prior.use=predict."
@@ -158,11 +163,11 @@ def check(config: Config, readers: dict[str, BrainReader]) -> None:
         _eight_bit_adam()
 
 
-def setup(config: Config) -> Parts:
+def setup(config: Config) -> DiffusionParts:
     """Load what is frozen, build what is trained, compute latents and reads, and fail early."""
-    refuse_misfits(config)
-    readers = load_readers(config)
-    check(config, readers)
+    refuse_incompatible(config)
+    embedding_decoders = load_embedding_decoders(config)
+    check(config, embedding_decoders)
     targets = Targets(config)
     # on a CPU frozen weights stay float32: autocast there does not cover every layer that
     # half-precision weights would meet
@@ -178,8 +183,10 @@ def setup(config: Config) -> Parts:
         pooled_dim=pooled_width(unet),
         image_shape=(1, image_embedding_width(unet)),
     )
-    refuse_other_widths(form, readers["image"], readers.get("text"))
-    data = listening_data(config, targets, readers, size, config.finetune.validation_images)
+    refuse_other_widths(form, embedding_decoders["image"], embedding_decoders.get("text"))
+    data = diffusion_data(
+        config, targets, embedding_decoders, size, config.finetune.validation_images
+    )
     use_attention(unet, config.finetune.attention)
     if config.lora.rank:
         add_lora(unet, config.lora.rank, config.run.seed)
@@ -187,27 +194,40 @@ def setup(config: Config) -> Parts:
             parameter.data = parameter.data.float()
     if config.finetune.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    counts = {name: expert_counts(reader) for name, reader in readers.items()}
+    counts = {
+        name: expert_counts(embedding_decoder)
+        for name, embedding_decoder in embedding_decoders.items()
+    }
     times = backbone.scheduler.config.num_train_timesteps
     torch.manual_seed(hash_seed(config.run.seed, "routers", 0))
     routers = {
         name: (
             router_of(
-                config, counts[name], reader.mean_TD.shape, size // vae_factor(vae), times
+                config,
+                counts[name],
+                embedding_decoder.mean_TD.shape,
+                size // vae_factor(vae),
+                times,
             ).to(unet.device)
         )
-        for name, reader in readers.items()
+        for name, embedding_decoder in embedding_decoders.items()
         if (config.router.route_image if name == "image" else config.router.route_text)
     }
-    model = ListeningUNet(
-        unet, form.to(unet.device), readers, routers, counts, config.router.prior_order, size
+    model = ConditionedUNet(
+        unet,
+        form.to(unet.device),
+        embedding_decoders,
+        routers,
+        counts,
+        config.router.prior_order,
+        size,
     )
-    return Parts(
+    return DiffusionParts(
         model, data, backbone.scheduler.alphas_cumprod, backbone.scheduler.config.prediction_type
     )
 
 
-def trained_parameters(model: ListeningUNet) -> dict[str, nn.Parameter]:
+def trained_parameters(model: ConditionedUNet) -> dict[str, nn.Parameter]:
     """Everything the optimizer is given, by name: the LoRA and the routers."""
     return lora_parameters(model) | {
         name: parameter
@@ -223,7 +243,7 @@ def draw(
     times: int,
     held_out: int,
     generator: torch.Generator,
-) -> Draws:
+) -> StepDraws:
     """What chance decides: times (one in each of B equal parts of the schedule), noise, dropped
     conditions, how errors are mixed.
     """
@@ -242,11 +262,15 @@ def draw(
         chance_B < image,
         (chance_B < both) | ((chance_B >= image) & (chance_B < text)),
     )
-    return Draws(t_B, noise, no_image_B, no_text_B, mixing_weights(batch, held_out, generator))
+    return StepDraws(t_B, noise, no_image_B, no_text_B, mixing_weights(batch, held_out, generator))
 
 
 def step(
-    model: nn.Module, rows: np.ndarray, parts: Parts, config: Config, generator: torch.Generator
+    model: nn.Module,
+    rows: np.ndarray,
+    parts: DiffusionParts,
+    config: Config,
+    generator: torch.Generator,
 ) -> StepLosses:
     """The losses of one pass: weighted error of the prediction, and the pull on the time routers.
 
@@ -271,7 +295,7 @@ def step(
     )
     if config.finetune.reads == "as_held_out":
         reads = {
-            name: unsure(train.truth[name][rows], parts.data.unsureness[name], drawn.weights_BJ)
+            name: unsure(train.truth[name][rows], parts.data.decoding_error[name], drawn.weights_BJ)
             for name in train.reads
         }
     else:
@@ -279,16 +303,16 @@ def step(
     return _losses(model, latents, reads, drawn, parts, config, generator)
 
 
-def _errors(parts: Parts) -> int:
-    return len(parts.data.unsureness["image"].error_JETD)
+def _errors(parts: DiffusionParts) -> int:
+    return len(parts.data.decoding_error["image"].error_JETD)
 
 
 def _losses(
     model: nn.Module,
     latents_BChw: Tensor,
     reads: dict[str, Tensor],
-    drawn: Draws,
-    parts: Parts,
+    drawn: StepDraws,
+    parts: DiffusionParts,
     config: Config,
     generator: torch.Generator,
 ) -> StepLosses:
@@ -316,7 +340,7 @@ def _losses(
 
 
 @torch.no_grad()
-def validate(parts: Parts, config: Config) -> dict[str, float]:
+def validate(parts: DiffusionParts, config: Config) -> dict[str, float]:
     """The objective on held-out training pictures, and its denoising loss: their own reads, the
     same noise and times, nothing left out.
 
@@ -355,7 +379,7 @@ def _eight_bit_adam() -> Callable[..., torch.optim.Optimizer]:
     return AdamW8bit
 
 
-def optimizer_of(model: ListeningUNet, config: Config) -> torch.optim.Optimizer:
+def optimizer_of(model: ConditionedUNet, config: Config) -> torch.optim.Optimizer:
     """AdamW; LoRA and routers have learning rates of their own, matrices decay."""
     tune = config.finetune
     groups = []
@@ -430,8 +454,9 @@ def finetune(config: Config) -> Path:
     settings = config.model_dump(
         mode="json", include={"data", "backbone", "router", "lora", "finetune"}
     )
-    settings["readers"] = {
-        name: fingerprint_of_files(run_folder(config, name) / READER) for name in modalities(config)
+    settings["embedding_decoders"] = {
+        name: fingerprint_of_files(run_folder(config, name) / EMBEDDING_DECODER)
+        for name in modalities(config)
     }
     settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))
     workers = Workers(config)
@@ -444,7 +469,9 @@ def finetune(config: Config) -> Path:
     return folder
 
 
-def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, workers: Workers) -> None:
+def fit(
+    config: Config, parts: DiffusionParts, run: Run, accelerator: Accelerator, workers: Workers
+) -> None:
     """Run the steps: passes, validation, checkpoints, logs."""
     tune, model = config.finetune, parts.model
     parameters = trained_parameters(model)
@@ -454,7 +481,7 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
     )
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     parts = parts._replace(alphas_cumprod=parts.alphas_cumprod.to(accelerator.device))
-    rows = Rows(
+    rows = StepRows(
         len(parts.data.train.rows),
         tune.train_batch_size,
         config.run.seed,
@@ -513,7 +540,7 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
     if state is None:
         best = look(0)  # fresh routers and LoRA: what is to be beaten
     wrapped.train()
-    with patience() as request, Progress(disable=not workers.main) as progress:
+    with defer_signals() as request, Progress(disable=not workers.main) as progress:
         bar = progress.add_task("fine-tuning", total=tune.max_train_steps, completed=first)
         for number in range(first, tune.max_train_steps):
             optimizer.zero_grad(set_to_none=True)
@@ -538,7 +565,7 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
             done = number + 1
             if done % tune.validation_steps == 0 or done == tune.max_train_steps:
                 best, sums, counted = look(done), {}, 0
-            stop = bool(workers.greatest(int(request.made)))
+            stop = bool(workers.all_reduce_max(int(request.made)))
             if (stop or time.monotonic() - saved > SAVE_SECONDS) and done < tune.max_train_steps:
                 saved = time.monotonic()
                 trained = {name: parameter.detach() for name, parameter in parameters.items()}
@@ -566,11 +593,11 @@ def fit(config: Config, parts: Parts, run: Run, accelerator: Accelerator, worker
     workers.wait()
 
 
-def _save(run: Run, name: str, model: ListeningUNet, config: Config) -> None:
+def _save(run: Run, name: str, model: ConditionedUNet, config: Config) -> None:
     with run.replace(name) as temporary:
         routers = {
             key: router
             for key, router in model.routers.items()
             if isinstance(router, DiffuseRouter)
         }
-        save_tuned(temporary, model.unet, routers, config.router.prior_order)
+        save_finetuned(temporary, model.unet, routers, config.router.prior_order)

@@ -18,7 +18,7 @@ from braingen.config import Config
 from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
 from braingen.data.trials import Repeats, group_repeats, hold_out_images, train_trials
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.generation.conditioned_unet import read
 from braingen.generation.sampling import seeded_noise
 from braingen.routing.conditioning import all_experts
@@ -26,13 +26,13 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import identity
 from braingen.runtime.fingerprints import digest_of_texts, fingerprint_of_files
-from braingen.runtime.paths import READER, run_folder
+from braingen.runtime.paths import EMBEDDING_DECODER, run_folder
 from braingen.targets.cache import Cache
 from braingen.targets.tables import Targets
-from braingen.training.conditioning_augmentation import Unsureness, unsureness_of
+from braingen.training.conditioning_augmentation import DecodingError, decoding_error_of
 
 
-class Pictures(NamedTuple):
+class TrainingImages(NamedTuple):
     """Pictures with what was read of them; tables are memory-mapped."""
 
     image_N: np.ndarray
@@ -64,19 +64,19 @@ class Pictures(NamedTuple):
         return torch.from_numpy(np.stack(parts).astype(np.float32))
 
 
-class ListeningData(NamedTuple):
+class DiffusionData(NamedTuple):
     """Everything a fine-tuning learns from."""
 
-    train: Pictures
-    held_out: Pictures
-    unsureness: dict[str, Unsureness]
+    train: TrainingImages
+    held_out: TrainingImages
+    decoding_error: dict[str, DecodingError]
     """'image', 'text' -> how held-out pictures are read."""
 
 
-def reads_table(
+def decoded_table(
     config: Config,
     name: str,
-    reader: BrainReader,
+    embedding_decoder: EmbeddingDecoder,
     betas: Betas,
     subject: int,
     repeats: Repeats,
@@ -85,21 +85,23 @@ def reads_table(
     """What every expert says of pictures, their presentations averaged, after the prior where it
     comes first, by image id.
     """
-    device = next(reader.parameters()).device
+    device = next(embedding_decoder.parameters()).device
     row_of = {int(image): row for row, image in enumerate(repeats.image_N)}
 
     def compute(ids: np.ndarray) -> Tensor:
         some = Repeats(ids, repeats.rows_NR[[row_of[int(i)] for i in ids]])
         (batch,) = RepeatBatches(some, betas, subject, len(ids))
         noise = (
-            seeded_noise(ids.tolist(), reader.noise_shape, config.run.seed, f"prior of {name}")
-            if reader.noise_shape
+            seeded_noise(
+                ids.tolist(), embedding_decoder.noise_shape, config.run.seed, f"prior of {name}"
+            )
+            if embedding_decoder.noise_shape
             else None
         )
         order = config.router.prior_order
         return all_experts(
             read(
-                reader,
+                embedding_decoder,
                 batch.voxels_BRV.to(device),
                 subject,
                 batch.present_BR,
@@ -110,11 +112,11 @@ def reads_table(
         )
 
     key = {
-        "reader": fingerprint_of_files(run_folder(config, name) / READER),
+        "embedding_decoder": fingerprint_of_files(run_folder(config, name) / EMBEDDING_DECODER),
         "betas": identity(betas.path),
         "subject": str(subject),
         "order": config.router.prior_order,
-        "seed": str(config.run.seed) if reader.noise_shape else "",
+        "seed": str(config.run.seed) if embedding_decoder.noise_shape else "",
     }
     made_from = digest_of_texts([str(row) for row in rows] for rows in repeats.rows_NR)
     cache = Cache(
@@ -128,18 +130,18 @@ def reads_table(
     return cache.table(repeats.image_N, made_from)
 
 
-def listening_data(
+def diffusion_data(
     config: Config,
     targets: Targets,
-    readers: dict[str, BrainReader],
+    embedding_decoders: dict[str, EmbeddingDecoder],
     size: int,
     held_out_images: int,
-) -> ListeningData:
+) -> DiffusionData:
     """Compute or find everything frozen.
 
     Parameters
     ----------
-    readers : dict[str, BrainReader]
+    embedding decoders : dict[str, EmbeddingDecoder]
         Of image and text, in eval mode.
     size : int
         Side of the training pictures in pixels.
@@ -149,18 +151,20 @@ def listening_data(
     """
     layout = Layout.of(config.data.root)
     splits: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"train": [], "held_out": []}
-    reads: dict[str, list[np.ndarray]] = {name: [] for name in readers}
+    reads: dict[str, list[np.ndarray]] = {name: [] for name in embedding_decoders}
     for position, subject in enumerate(config.data.subjects):
         trials = train_trials(layout, subject, config.data.num_sessions)
         repeats, betas = group_repeats(trials), Betas.of(layout, subject)
-        for name, reader in readers.items():
-            if str(subject) not in reader.config.encoder_config["subjects"]:
+        for name, embedding_decoder in embedding_decoders.items():
+            if str(subject) not in embedding_decoder.config.encoder_config["subjects"]:
                 raise UserError(
                     f"The {name} encoder in {run_folder(config, name)} does not know subject"
                     f" {subject}: name one it was trained on."
                 )
             reads[name].append(
-                reads_table(config, name, reader, betas, subject, repeats, len(targets.stimuli))
+                decoded_table(
+                    config, name, embedding_decoder, betas, subject, repeats, len(targets.stimuli)
+                )
             )
         for split, part in zip(
             splits, hold_out_images(trials, config.data.holdout_share, config.run.seed)
@@ -172,18 +176,20 @@ def listening_data(
     )
     latents = targets.latents(everything, size)
 
-    def pictures(split: str) -> Pictures:
+    def pictures(split: str) -> TrainingImages:
         image_N, subject_N = (np.concatenate(column) for column in zip(*splits[split]))
         truth = {
-            name: reader.standardised(targets.of(name, image_N).to(reader.device)).cpu()
-            for name, reader in readers.items()
+            name: embedding_decoder.standardised(
+                targets.of(name, image_N).to(embedding_decoder.device)
+            ).cpu()
+            for name, embedding_decoder in embedding_decoders.items()
         }
-        return Pictures(image_N, latents, reads, truth, subject_N)
+        return TrainingImages(image_N, latents, reads, truth, subject_N)
 
     train, held_out = pictures("train"), pictures("held_out")
-    unsureness = {
-        name: unsureness_of(held_out.read_of(name, held_out.rows), held_out.truth[name])
-        for name in readers
+    decoding_error = {
+        name: decoding_error_of(held_out.read_of(name, held_out.rows), held_out.truth[name])
+        for name in embedding_decoders
     }
     shown = held_out.rows[:held_out_images]
     few = held_out._replace(
@@ -191,10 +197,10 @@ def listening_data(
         subject_N=held_out.subject_N[shown],
         truth={k: v[shown] for k, v in held_out.truth.items()},
     )
-    return ListeningData(train, few, unsureness)
+    return DiffusionData(train, few, decoding_error)
 
 
-class Rows:
+class StepRows:
     """Which rows make a pass: reshuffled every epoch, a function of seed, number of the pass, rank
     and world.
 

@@ -21,7 +21,7 @@ from braingen.config.names import fields_of
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.trials import group_repeats
 from braingen.encoders import losses
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.gather import gather_rows
 from braingen.encoders.parameters import trained_share, weight_decay_groups
 from braingen.pretrained.tiny import check_backbone
@@ -29,12 +29,18 @@ from braingen.runtime.console import Progress
 from braingen.runtime.device import accelerator_of, end_tracking, start_tracking
 from braingen.runtime.distributed import Workers, complete, shared_run
 from braingen.runtime.fingerprints import fingerprint_of_files
-from braingen.runtime.paths import READER, run_folder
-from braingen.runtime.preemption import Request, patience
+from braingen.runtime.paths import EMBEDDING_DECODER, run_folder
+from braingen.runtime.preemption import Request, defer_signals
 from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
-from braingen.training.checkpoints import SHARDED, Checkpoints, Place
-from braingen.training.encoder_setup import Fold, Parts, earlier_folder, setup, splits_of
+from braingen.training.checkpoints import SHARDED, Checkpoints, TrainingPosition
+from braingen.training.encoder_setup import (
+    EncoderParts,
+    TrialFold,
+    earlier_folder,
+    setup,
+    splits_of,
+)
 from braingen.training.steps import Divergence, StepLosses
 from braingen.types import VoxelBatch
 
@@ -51,25 +57,25 @@ SOFT_CLIP_TEMPERATURES = (0.004, 0.0075)
 
 
 class Whole(torch.nn.Module):
-    """A reader seen from outside by a single call, whatever is done with it.
+    """A embedding decoder seen from outside by a single call, whatever is done with it.
 
     Wrappers for several processes look at one forward pass per step; encoder (once per subject) and
     prior would be several.
     """
 
-    def __init__(self, reader: BrainReader) -> None:
+    def __init__(self, embedding_decoder: EmbeddingDecoder) -> None:
         super().__init__()
-        self.reader = reader
+        self.embedding_decoder = embedding_decoder
 
     def forward(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        """Do something with the reader."""
-        return work(self.reader, *arguments)
+        """Do something with the embedding decoder."""
+        return work(self.embedding_decoder, *arguments)
 
 
 def step(
-    reader: BrainReader,
+    embedding_decoder: EmbeddingDecoder,
     batch: tuple[VoxelBatch, ...],
-    parts: Parts,
+    parts: EncoderParts,
     progress: float,
     generator: torch.Generator,
 ) -> StepLosses:
@@ -101,7 +107,7 @@ def step(
         if mixing:
             mixes.append(losses.draw_mix(len(voxels_BV), generator))
             voxels_BV = losses.mix(voxels_BV, mixes[-1])
-        encoded.append(reader(voxels_BV, part.subject))
+        encoded.append(embedding_decoder(voxels_BV, part.subject))
         truths.append(parts.targets_ND[parts.row_of_image[part.image_B.numpy()]])
     backbone_BTD, clip_BTD = (
         torch.cat([getattr(each, name) for each in encoded])
@@ -132,13 +138,13 @@ def step(
     )
     if weights.mse_scale:
         terms["mse"] = weights.mse_scale * mse_loss(backbone_BTD.float(), aim_BTD)
-    if weights.level_scale:
+    if weights.deep_supervision_weight:
         levels_BLTD = torch.cat([each.level_backbone_BLTD for each in encoded]).float()
-        terms["levels"] = weights.level_scale * mse_loss(
+        terms["levels"] = weights.deep_supervision_weight * mse_loss(
             levels_BLTD, aim_BTD[:, None].expand_as(levels_BLTD)
         )
-    if reader.prior is not None:
-        predicted = reader.prior(backbone_BTD, aim_BTD, generator)
+    if embedding_decoder.prior is not None:
+        predicted = embedding_decoder.prior(backbone_BTD, aim_BTD, generator)
         terms["prior"] = weights.prior_scale * predicted.loss
         flat = predicted.prediction_BTD.flatten(1).float()
         terms["cosine"] = weights.cos_scale * (
@@ -150,7 +156,7 @@ def step(
 
 
 @torch.no_grad()
-def validate(reader: BrainReader, parts: Parts) -> dict[str, float]:
+def validate(embedding_decoder: EmbeddingDecoder, parts: EncoderParts) -> dict[str, float]:
     """Look at the held-out training images, their presentations averaged.
 
     Returns
@@ -162,12 +168,12 @@ def validate(reader: BrainReader, parts: Parts) -> dict[str, float]:
         Share of images whose own target is the nearest to the projected output, among all held-out
         images.
     """
-    reader.eval()
+    embedding_decoder.eval()
     backbone, clip, truth = [], [], []
     for trials, betas in parts.held_out:
         for batch in RepeatBatches(group_repeats(trials), betas, trials.subject, 64):
             count, repeats = batch.present_BR.shape
-            each = reader(
+            each = embedding_decoder(
                 batch.voxels_BRV.flatten(0, 1).to(parts.targets_ND.device), trials.subject
             )
             present = batch.present_BR.to(each.clip_BTD.device)
@@ -178,24 +184,26 @@ def validate(reader: BrainReader, parts: Parts) -> dict[str, float]:
             truth.append(parts.targets_ND[parts.row_of_image[batch.image_B.numpy()]])
     truth_NF = torch.cat(truth).flatten(1)
     embedding = torch.cat(backbone)
-    if reader.prior is not None:
-        embedding = reader.prior.predict(embedding)
+    if embedding_decoder.prior is not None:
+        embedding = embedding_decoder.prior.predict(embedding)
     cosine = cosine_similarity(embedding.flatten(1), truth_NF).mean()
     nearest = (losses.unit_rows(torch.cat(clip)) @ normalize(truth_NF, dim=1).T).argmax(1)
     found = (nearest == torch.arange(len(truth_NF), device=nearest.device)).float().mean()
-    reader.train()
+    embedding_decoder.train()
     return {
         "validation/cosine": round(cosine.item(), 6),
         "validation/retrieval": round(found.item(), 6),
     }
 
 
-def optimizer_of(reader: BrainReader, config: Config) -> torch.optim.AdamW:
+def optimizer_of(embedding_decoder: EmbeddingDecoder, config: Config) -> torch.optim.AdamW:
     """AdamW over all but the idle parameters; weight decay on linear maps only (published: on norm
     gains too, by a misspelt name).
     """
     return torch.optim.AdamW(
-        weight_decay_groups(reader, config.optim.weight_decay), lr=config.optim.max_lr, fused=True
+        weight_decay_groups(embedding_decoder, config.training.weight_decay),
+        lr=config.training.max_lr,
+        fused=True,
     )
 
 
@@ -203,10 +211,10 @@ def schedule_of(
     optimizer: torch.optim.Optimizer, config: Config, updates_per_epoch: int
 ) -> torch.optim.lr_scheduler.OneCycleLR:
     """The published one-cycle schedule: two epochs up, then down to a thousandth of the start."""
-    epochs = config.optim.num_epochs
+    epochs = config.training.num_epochs
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
-        config.optim.max_lr,
+        config.training.max_lr,
         epochs * updates_per_epoch,
         pct_start=min(0.3, 2 / epochs),
         final_div_factor=1000,
@@ -225,17 +233,20 @@ def train(config: Config, modality: str) -> Path:
     Returns
     -------
     Path
-        The run folder, with the best checkpoint in ``reader/``.
+        The run folder, with the best checkpoint in ``embedding_decoder/``.
     """
     check_backbone(config)
     settings = config.model_dump(
-        mode="json", include={"data", "backbone", "encoder", "prior", f"loss_{modality}", "optim"}
+        mode="json",
+        include={"data", "backbone", "encoder", "prior", f"loss_{modality}", "training"},
     )
     settings["seed"] = config.run.seed
     if (
-        config.optim.start_from is not None
+        config.training.init_from is not None
     ):  # what it starts from must not change under a run that is continued
-        settings["started_from"] = fingerprint_of_files(earlier_folder(config, modality) / READER)
+        settings["started_from"] = fingerprint_of_files(
+            earlier_folder(config, modality) / EMBEDDING_DECODER
+        )
     folder = run_folder(config, modality)
     workers = Workers(config)
     # older runs list the settings of all encoders, whichever was chosen
@@ -245,8 +256,8 @@ def train(config: Config, modality: str) -> Path:
         if name not in type(config.encoder).model_fields
     ]
     with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=others) as run:
-        if not complete(workers, run, lambda: [folder / READER]):
-            accelerator = accelerator_of(config, folder, config.optim.batch_size)
+        if not complete(workers, run, lambda: [folder / EMBEDDING_DECODER]):
+            accelerator = accelerator_of(config, folder, config.training.batch_size)
             chosen = (
                 epoch_by_folds(config, modality, folder, settings, workers)
                 if by_folds(config)
@@ -268,8 +279,8 @@ def parts_of(
     modality: str,
     accelerator: Accelerator,
     workers: Workers,
-    fold: Fold | None = None,
-) -> Parts:
+    fold: TrialFold | None = None,
+) -> EncoderParts:
     """What a training works with, set up by the main process first, which fills the caches."""
     place = accelerator.process_index, accelerator.num_processes
     return workers.main_first(lambda: setup(config, modality, *place, fold))
@@ -279,16 +290,16 @@ def by_folds(config: Config) -> bool:
     """Whether the epoch is chosen by cross-validation; too few held-out images without it are
     warned of.
     """
-    if config.optim.checkpoint == "folds":
+    if config.training.checkpoint == "folds":
         return True
     held = [trials.table["image"].to_numpy() for _, trials in splits_of(config)]
     count = len(np.unique(np.concatenate(held)))
-    if config.optim.checkpoint == "auto":
+    if config.training.checkpoint == "auto":
         return count < FEW_IMAGES
     if count < FEW_IMAGES:
         logger.warning(
             "The epoch is chosen on %d held-out images, which is little to choose by;"
-            " optim.checkpoint=folds chooses it by cross-validation over the training images.",
+            " training.checkpoint=folds chooses it by cross-validation over the training images.",
             count,
         )
     return False
@@ -304,15 +315,15 @@ def epoch_by_folds(
     """
     sums: dict[int, float] = {}
     for number in range(FOLDS):
-        fold, own = Fold(number, FOLDS), folder / "folds" / f"fold-{number + 1}"
+        fold, own = TrialFold(number, FOLDS), folder / "folds" / f"fold-{number + 1}"
         judged = [trials.table["image"].to_numpy() for _, trials in splits_of(config, fold)]
         images = sum(len(np.unique(each)) for each in judged)
         mine = {**settings, "fold": f"{number + 1} of {FOLDS}"}
         with shared_run(workers, own, mine, {"run": config.run.seed}) as run:
-            if not workers.told(
+            if not workers.broadcast(
                 run.finished
             ):  # its weights are removed, its metrics are what it is for
-                accelerator = accelerator_of(config, own, config.optim.batch_size)
+                accelerator = accelerator_of(config, own, config.training.batch_size)
                 fit(
                     config,
                     parts_of(config, modality, accelerator, workers, fold),
@@ -326,13 +337,13 @@ def epoch_by_folds(
                         sums.get(record["epoch"], 0.0) + images * record["validation/cosine"]
                     )
         if workers.main:
-            shutil.rmtree(own / READER, ignore_errors=True)
+            shutil.rmtree(own / EMBEDDING_DECODER, ignore_errors=True)
     return max(sums, key=lambda epoch: (sums[epoch], -epoch))
 
 
 def fit(
     config: Config,
-    parts: Parts,
+    parts: EncoderParts,
     run: Run,
     accelerator: Accelerator,
     workers: Workers,
@@ -345,18 +356,24 @@ def fit(
     chosen : int | None, optional
         The epoch whose weights are kept; None: the one that held-out images like best.
     """
-    epochs, steps = config.optim.num_epochs, parts.batches.steps
-    share = trained_share(parts.reader)
-    optimizer = optimizer_of(parts.reader, config)
-    schedule = schedule_of(optimizer, config, -(-steps // config.optim.gradient_accumulation_steps))
-    model, optimizer = accelerator.prepare(Whole(parts.reader), optimizer)
+    epochs, steps = config.training.num_epochs, parts.batches.steps
+    share = trained_share(parts.embedding_decoder)
+    optimizer = optimizer_of(parts.embedding_decoder, config)
+    schedule = schedule_of(
+        optimizer, config, -(-steps // config.training.gradient_accumulation_steps)
+    )
+    model, optimizer = accelerator.prepare(Whole(parts.embedding_decoder), optimizer)
     sharded = accelerator.distributed_type in SHARDED
     parts = parts._replace(targets_ND=parts.targets_ND.to(accelerator.device))
     generator = torch.Generator()
     saved = (
         {"schedule": schedule}
         if sharded
-        else {"reader": parts.reader, "optimizer": optimizer, "schedule": schedule}
+        else {
+            "embedding_decoder": parts.embedding_decoder,
+            "optimizer": optimizer,
+            "schedule": schedule,
+        }
     )
     checkpoints = Checkpoints(
         run, accelerator, workers, saved, generator, SAVE_SECONDS, 60 * config.run.save_minutes
@@ -368,11 +385,11 @@ def fit(
         run,
         workers,
         getattr(accelerator, "scaler", None) is not None,
-        f"Lower optim.max_lr (now {config.optim.max_lr:g}) or optim.max_grad_norm"
-        f" ({config.optim.max_grad_norm:g}), compute in float32 (--mixed_precision no), or look at"
-        " the responses with `braingen doctor`.",
+        f"Lower training.max_lr (now {config.training.max_lr:g}) or training.max_grad_norm"
+        f" ({config.training.max_grad_norm:g}), compute in float32 (--mixed_precision no), or look"
+        " at the responses with `braingen doctor`.",
     )
-    with patience() as request, Progress(disable=not workers.main) as progress:
+    with defer_signals() as request, Progress(disable=not workers.main) as progress:
         bar = progress.add_task(f"training {run.folder.name}", total=epochs, completed=place.epoch)
         while place.epoch < epochs:
             training = Training(
@@ -385,8 +402,10 @@ def fit(
             }
             if epoch == chosen:
                 keep(run, model, accelerator, workers)
-            if last or epoch % config.optim.validate_every == 0:
-                values |= model(validate, parts) if sharded else validate(parts.reader, parts)
+            if last or epoch % config.training.validate_every == 0:
+                values |= (
+                    model(validate, parts) if sharded else validate(parts.embedding_decoder, parts)
+                )
                 divergence.validated(values, f"after epoch {epoch}")
                 if values["validation/cosine"] > place.best:
                     place.best = values["validation/cosine"]
@@ -414,21 +433,25 @@ class Training(NamedTuple):
     """What a step works with."""
 
     model: torch.nn.Module
-    """The reader as a `Whole`, wrapped for several processes or not."""
+    """The embedding decoder as a `Whole`, wrapped for several processes or not."""
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     accelerator: Accelerator
-    parts: Parts
+    parts: EncoderParts
     generator: torch.Generator
     divergence: Divergence
 
 
 def train_epoch(
-    config: Config, training: Training, place: Place, checkpoints: Checkpoints, request: Request
+    config: Config,
+    training: Training,
+    place: TrainingPosition,
+    checkpoints: Checkpoints,
+    request: Request,
 ) -> None:
     """The steps of an epoch that are not done yet."""
     model, optimizer, schedule, accelerator, parts, generator, divergence = training
-    epochs, steps, rank = config.optim.num_epochs, parts.batches.steps, accelerator.process_index
+    epochs, steps, rank = config.training.num_epochs, parts.batches.steps, accelerator.process_index
     if not place.step:
         # dropout and mixing of an epoch depend on its number alone, and on the process
         torch.manual_seed(
@@ -442,7 +465,7 @@ def train_epoch(
             )
         )
     model.train()
-    together = config.optim.gradient_accumulation_steps
+    together = config.training.gradient_accumulation_steps
     for number, batch in enumerate(parts.batches.epoch(place.epoch, place.step), place.step):
         group = min(together, steps - number // together * together)
         group_over = number % together == group - 1
@@ -461,7 +484,7 @@ def train_epoch(
             result.add_to(place.sums)
         place.step = number + 1
         if group_over:
-            accelerator.clip_grad_norm_(model.parameters(), config.optim.max_grad_norm)
+            accelerator.clip_grad_norm_(model.parameters(), config.training.max_grad_norm)
             optimizer.step()
             schedule.step()
             if place.step < steps:
@@ -469,17 +492,20 @@ def train_epoch(
 
 
 def keep(run: Run, model: torch.nn.Module, accelerator: Accelerator, workers: Workers) -> None:
-    """Make the present reader the best checkpoint."""
-    reader = accelerator.unwrap_model(model).reader
+    """Make the present embedding decoder the best checkpoint."""
+    embedding_decoder = accelerator.unwrap_model(model).embedding_decoder
     if (
         accelerator.distributed_type in SHARDED
-    ):  # no process holds the whole reader: put it together in the main one
+    ):  # no process holds the whole embedding decoder: put it together in the main one
         weights = accelerator.get_state_dict(model)
         if workers.main:
-            reader = BrainReader.from_config(reader.config)
-            reader.load_state_dict(
-                {name.removeprefix("reader."): weight for name, weight in weights.items()}
+            embedding_decoder = EmbeddingDecoder.from_config(embedding_decoder.config)
+            embedding_decoder.load_state_dict(
+                {
+                    name.removeprefix("embedding_decoder."): weight
+                    for name, weight in weights.items()
+                }
             )
     if workers.main:
-        with run.replace(READER) as temporary:
-            reader.save_pretrained(temporary)
+        with run.replace(EMBEDDING_DECODER) as temporary:
+            embedding_decoder.save_pretrained(temporary)

@@ -1,5 +1,5 @@
-"""What stage 1 needs before its first step: checked data, targets, batches, and a reader with fresh
-or earlier weights.
+"""What stage 1 needs before its first step: checked data, targets, batches, and an embedding
+decoder with fresh or earlier weights.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from braingen.config import Config
 from braingen.config.encoders import BrainEncoderConfig, BrainMoEVoxelConfig
-from braingen.config.reading import LossConfig
+from braingen.config.training import LossConfig
 from braingen.data.batches import TrainBatches
 from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
 from braingen.data.trials import fold_of_images, hold_out, hold_out_images, train_trials
-from braingen.encoders.embedding_decoder import BrainReader, TargetScale
+from braingen.encoders.embedding_decoder import EmbeddingDecoder, TargetScale
 from braingen.encoders.moe_voxel import BrainMoEVoxel
 from braingen.encoders.parameters import (
     adapting_parameters,
@@ -29,10 +29,10 @@ from braingen.encoders.parameters import (
     train_only,
     trainable_parameters,
 )
-from braingen.generation.compatibility import refuse_misfits
+from braingen.generation.compatibility import refuse_incompatible
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
-from braingen.runtime.paths import READER
+from braingen.runtime.paths import EMBEDDING_DECODER
 from braingen.runtime.run_folder import Run
 from braingen.targets.tables import Targets
 from braingen.types import Trials
@@ -49,10 +49,10 @@ shared weight.
 """
 
 
-class Parts(NamedTuple):
+class EncoderParts(NamedTuple):
     """Everything a training run needs."""
 
-    reader: BrainReader
+    embedding_decoder: EmbeddingDecoder
     batches: TrainBatches
     held_out: list[tuple[Trials, Betas]]
     """Presentations of held-out training images, per subject."""
@@ -63,7 +63,7 @@ class Parts(NamedTuple):
     loss: LossConfig
 
 
-class Fold(NamedTuple):
+class TrialFold(NamedTuple):
     """One part of a cross-validation over training images."""
 
     number: int
@@ -77,7 +77,7 @@ class Fold(NamedTuple):
         return [hold_out(each, left_out) for each in trials]
 
 
-def splits_of(config: Config, fold: Fold | None = None) -> list[tuple[Trials, Trials]]:
+def splits_of(config: Config, fold: TrialFold | None = None) -> list[tuple[Trials, Trials]]:
     """Per subject, the trials that are trained on and those of the images that checkpoints are
     judged by.
 
@@ -93,9 +93,9 @@ def splits_of(config: Config, fold: Fold | None = None) -> list[tuple[Trials, Tr
 
 
 def setup(
-    config: Config, modality: str, rank: int = 0, world: int = 1, fold: Fold | None = None
-) -> Parts:
-    """Check the data, compute the targets, build the reader.
+    config: Config, modality: str, rank: int = 0, world: int = 1, fold: TrialFold | None = None
+) -> EncoderParts:
+    """Check the data, compute the targets, build the embedding decoder.
 
     Parameters
     ----------
@@ -103,11 +103,11 @@ def setup(
         'image' or 'text'.
     rank, world : int, optional
         This process and the number of processes.
-    fold : Fold | None, optional
+    fold : TrialFold | None, optional
         Of a cross-validation; None for the held-out images of ``data.holdout_share``.
     """
     refuse_untrained_parts(config, modality)
-    refuse_misfits(config, ("image",) if modality == "image" else ("text",), fetch=True)
+    refuse_incompatible(config, ("image",) if modality == "image" else ("text",), fetch=True)
     layout = Layout.of(config.data.root)
     check_before_training(
         layout, config.data.subjects, config.data.num_sessions, captions=modality == "text"
@@ -134,28 +134,33 @@ def setup(
     voxels = {trials.subject: betas.voxels for trials, betas in subjects}
     loss = config.loss_image if modality == "image" else config.loss_text
     widths = targets.text_widths(modality) if dense else ()
-    reader = build_reader(
+    embedding_decoder = build_embedding_decoder(
         config, voxels, embeddings_NTD.shape[1:], widths, head_trained=loss.clip_scale > 0
     )
     if (
         isinstance(config.encoder, BrainMoEVoxelConfig)
-        and config.encoder.parcel_start == "responses"
+        and config.encoder.parcel_init == "responses"
     ):
-        assert isinstance(reader.encoder, BrainMoEVoxel)
-        reader.encoder.start_from(
+        assert isinstance(embedding_decoder.encoder, BrainMoEVoxel)
+        embedding_decoder.encoder.init_from(
             {trials.subject: some_responses(trials, betas) for trials, betas in subjects}
         )
-    if config.optim.start_from is None:
+    if config.training.init_from is None:
         mean_TD = embeddings_NTD[trained_on].mean(0)
-        reader.set_scale(TargetScale(mean_TD, float((embeddings_NTD[trained_on] - mean_TD).std())))
+        embedding_decoder.set_scale(
+            TargetScale(mean_TD, float((embeddings_NTD[trained_on] - mean_TD).std()))
+        )
     else:
-        take_over(reader, BrainReader.from_pretrained(earlier_folder(config, modality) / READER))
-    choose_trained(reader, config)
-    return Parts(
-        reader=reader,
-        batches=TrainBatches(subjects, config.optim.batch_size, config.run.seed, rank, world),
+        take_over(
+            embedding_decoder,
+            EmbeddingDecoder.from_pretrained(earlier_folder(config, modality) / EMBEDDING_DECODER),
+        )
+    choose_trained(embedding_decoder, config)
+    return EncoderParts(
+        embedding_decoder=embedding_decoder,
+        batches=TrainBatches(subjects, config.training.batch_size, config.run.seed, rank, world),
         held_out=held_out,
-        targets_ND=reader.standardised(embeddings_NTD),
+        targets_ND=embedding_decoder.standardised(embeddings_NTD),
         row_of_image=row_of_image,
         loss=loss,
     )
@@ -181,15 +186,15 @@ def refuse_untrained_parts(config: Config, modality: str) -> None:
             )
 
 
-def build_reader(
+def build_embedding_decoder(
     config: Config,
     voxels: dict[int, int],
     target_shape: torch.Size | tuple[int, ...],
     text_widths: Sequence[int] = (),
     head_trained: bool = True,
-) -> BrainReader:
-    """A reader with random weights, of the configured architecture, for subjects with so many
-    voxels each.
+) -> EmbeddingDecoder:
+    """A embedding decoder with random weights, of the configured architecture, for subjects with so
+    many voxels each.
 
     Parameters
     ----------
@@ -214,7 +219,7 @@ def build_reader(
     else:
         encoder = config.encoder.arguments()
     prior = config.prior.model_dump(exclude={"use_prior", "use", "sample_steps", "guidance_scale"})
-    return BrainReader(
+    return EmbeddingDecoder(
         encoder_class=config.encoder.model,
         encoder_config={
             "subjects": {str(subject): count for subject, count in voxels.items()},
@@ -231,18 +236,20 @@ def build_reader(
 
 
 def earlier_folder(config: Config, modality: str) -> Path:
-    """The run folder that ``optim.start_from`` means: itself, or its image or text part.
+    """The run folder that ``training.init_from`` means: itself, or its image or text part.
 
     Raises
     ------
     UserError
         When there is no finished encoder.
     """
-    start = config.optim.start_from
+    start = config.training.init_from
     assert start is not None
-    found = [folder for folder in (start, start / modality) if (folder / READER).is_dir()]
+    found = [
+        folder for folder in (start, start / modality) if (folder / EMBEDDING_DECODER).is_dir()
+    ]
     if not found:
-        wanted = start / modality / READER
+        wanted = start / modality / EMBEDDING_DECODER
         raise UserError(
             f"--start_from {start} holds no trained {modality} encoder ({wanted} is missing): train"
             " it first."
@@ -251,9 +258,9 @@ def earlier_folder(config: Config, modality: str) -> Path:
     return found[0]
 
 
-def take_over(reader: BrainReader, earlier: BrainReader) -> None:
-    """Copy everything but the layers of subjects that the earlier reader did not know: those keep
-    their initial weights.
+def take_over(embedding_decoder: EmbeddingDecoder, earlier: EmbeddingDecoder) -> None:
+    """Copy everything but the layers of subjects that the earlier embedding decoder did not know:
+    those keep their initial weights.
 
     The scale of the target comes along, since experts and prior work in its units.
 
@@ -265,7 +272,7 @@ def take_over(reader: BrainReader, earlier: BrainReader) -> None:
     for part, free in (("encoder", MAY_DIFFER), ("prior", set[str]())):
         old, new = (
             json.loads(json.dumps(each.config[f"{part}_config"])) or {}
-            for each in (earlier, reader)
+            for each in (earlier, embedding_decoder)
         )
         changed = [
             name for name in {**old, **new} if name not in free and old.get(name) != new.get(name)
@@ -277,35 +284,37 @@ def take_over(reader: BrainReader, earlier: BrainReader) -> None:
                 f" {new.get(name)!r} here: leave the {part}'s settings out, they are taken from"
                 " that run."
             )
-    weights, own = earlier.state_dict(), reader.state_dict()
+    weights, own = earlier.state_dict(), embedding_decoder.state_dict()
     fresh = {name for name in own if name not in weights}
-    if not fresh <= set(subject_parameters(reader)):
+    if not fresh <= set(subject_parameters(embedding_decoder)):
         raise UserError(
             "The run that --start_from names lacks"
-            f" {sorted(fresh - set(subject_parameters(reader)))[0]}: train it again."
+            f" {sorted(fresh - set(subject_parameters(embedding_decoder)))[0]}: train it again."
         )
-    reader.load_state_dict({name: weights[name] for name in own if name not in fresh}, strict=False)
+    embedding_decoder.load_state_dict(
+        {name: weights[name] for name in own if name not in fresh}, strict=False
+    )
 
 
-def choose_trained(reader: BrainReader, config: Config) -> None:
-    """Freeze what ``optim.trained`` leaves out, and what is idle by design.
+def choose_trained(embedding_decoder: EmbeddingDecoder, config: Config) -> None:
+    """Freeze what ``training.trained`` leaves out, and what is idle by design.
 
     Raises
     ------
     UserError
         When the rest would stay at random weights.
     """
-    chosen = trainable_parameters(reader)
-    if config.optim.trained != "all":
-        if config.optim.start_from is None:
+    chosen = trainable_parameters(embedding_decoder)
+    if config.training.trained != "all":
+        if config.training.init_from is None:
             raise UserError(
-                f"optim.trained={config.optim.trained} would leave the experts at random weights:"
-                " name a trained run with --start_from RUN."
+                f"training.trained={config.training.trained} would leave the experts at random"
+                " weights: name a trained run with --start_from RUN."
             )
         subjects = config.data.subjects
         chosen = (
-            adapting_parameters(reader, subjects)
-            if config.optim.trained == "routers"
-            else subject_parameters(reader, subjects)
+            adapting_parameters(embedding_decoder, subjects)
+            if config.training.trained == "routers"
+            else subject_parameters(embedding_decoder, subjects)
         )
-    train_only(reader, chosen)
+    train_only(embedding_decoder, chosen)

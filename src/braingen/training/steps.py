@@ -69,7 +69,7 @@ class Divergence:
             When they are not, and were not too often.
         """
         mine = not bool(torch.isfinite(losses.total.detach()).all())
-        if not self._workers.greatest(int(mine)):
+        if not self._workers.all_reduce_max(int(mine)):
             self._in_a_row = 0
             return True
         self._in_a_row += 1

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 
 from braingen.data.ingest.events import read_table
-from braingen.data.ingest.forms import Source
+from braingen.data.ingest.forms import ScanSource
 from braingen.data.ingest.names import GUIDE, Named, chosen, differing
 from braingen.data.volumes import load_nifti
 from braingen.runtime.errors import UserError
@@ -131,7 +131,7 @@ def above(values: np.ndarray, path: Path, threshold: float | None) -> tuple[np.n
 def choose_mask(
     masks: Sequence[Named],
     asked: str,
-    source: Source,
+    source: ScanSource,
     wanted: Mapping[str, str],
     threshold: float | None,
     subject: int,
@@ -144,7 +144,7 @@ def choose_mask(
         All files of masks of the subject.
     asked : str
         Label or path that the setting names; empty for the usual one; 'all' for none.
-    source : Source
+    source : ScanSource
         The first responses, whose grid has to fit.
     wanted : Mapping[str, str]
         Entities that settings choose.
@@ -229,7 +229,7 @@ def choose_mask(
     )
 
 
-def over_columns(file: Named, values: np.ndarray, source: Source) -> np.ndarray:
+def over_columns(file: Named, values: np.ndarray, source: ScanSource) -> np.ndarray:
     """Values of a hemisphere's vertices, at the columns of a source; 0 at those of the other
     hemisphere.
 
@@ -254,7 +254,7 @@ def over_columns(file: Named, values: np.ndarray, source: Source) -> np.ndarray:
     return found
 
 
-def _of_hemispheres(files: Sequence[Named], source: Source, threshold: float | None) -> Mask:
+def _of_hemispheres(files: Sequence[Named], source: ScanSource, threshold: float | None) -> Mask:
     kept, notes = np.zeros(source.columns, dtype=bool), []
     for file in files:
         inside, note = above(read_mask(file.path)[0], file.path, threshold)
@@ -278,7 +278,10 @@ def _grid(path: Path) -> Grid:
 
 
 def _joined(
-    paths: Sequence[Path], source: Source, threshold: float | None, apart: set[str] | None = None
+    paths: Sequence[Path],
+    source: ScanSource,
+    threshold: float | None,
+    apart: set[str] | None = None,
 ) -> Mask:
     kept, affine, space, notes = None, None, 0, []
     union = apart == {"hemi"}

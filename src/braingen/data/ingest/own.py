@@ -20,7 +20,7 @@ from braingen.config.run_and_data import PrepareConfig
 from braingen.data import nsd
 from braingen.data.ingest import forms
 from braingen.data.ingest.events import EventTable, read_events, read_table
-from braingen.data.ingest.forms import Asked, Part, Source
+from braingen.data.ingest.forms import ReadRequest, ScanPart, ScanSource
 from braingen.data.ingest.forms.surfaces import VERTICES
 from braingen.data.ingest.identity import PICTURES, Identity, KnownPicture
 from braingen.data.ingest.masks import (
@@ -35,11 +35,11 @@ from braingen.data.ingest.masks import (
     region_files,
 )
 from braingen.data.ingest.names import GUIDE, Named, Tree, differing, natural, plain, same_label
-from braingen.data.ingest.pairing import Pair, among, consistent, pair, same_events, units_of
-from braingen.data.ingest.stimuli import Shown, Stimuli, pixels_of
+from braingen.data.ingest.pairing import PairedRun, among, consistent, pair, same_events, units_of
+from braingen.data.ingest.stimuli import OwnStimuli, ShownStimulus, pixels_of
 from braingen.data.ingest.trial_table import events_of_table, find_trial_table
 from braingen.data.places import Places, SurfacePlaces, surface_places
-from braingen.data.scans import Pictures, Statistics
+from braingen.data.scans import ScanImages, Statistics
 from braingen.data.volumes import ALIGNED, VoxelPlaces, load_nifti
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json
@@ -75,7 +75,7 @@ class Recordings(NamedTuple):
     """All that a subject brings."""
 
     label: str
-    sources: tuple[Source, ...]
+    sources: tuple[ScanSource, ...]
     stretches: tuple[Stretch, ...]
     """In the order of sessions and runs."""
     sessions: tuple[str, ...]
@@ -90,7 +90,7 @@ class Recordings(NamedTuple):
     """Trials that were left out on both sides."""
 
     @property
-    def lead(self) -> Source:
+    def lead(self) -> ScanSource:
         """The source that says where voxels lie: the first volume, or the first of all."""
         return next((source for source in self.sources if source.is_volume), self.sources[0])
 
@@ -124,7 +124,7 @@ class OwnScans:
                 f"The folder of scans {self.root} does not exist; name yours with --scans."
             )
         self.identity = Identity(data)
-        self.stimuli = Stimuli(self.root, self.prepare.stimuli, self.prepare.ground)
+        self.stimuli = OwnStimuli(self.root, self.prepare.stimuli, self.prepare.ground)
         usual = {
             "task": self.prepare.task,
             "space": self.prepare.space,
@@ -318,14 +318,14 @@ class OwnScans:
                 f" {', '.join(str(f.path) for f in unit.files[:2])}"
             )
         labels, order = self._session_order(pairs)
-        sources: list[Source] = []
+        sources: list[ScanSource] = []
         stretches: list[Stretch] = []
         left_out = 0
         counted: Counter[str] = Counter()
         for each in pairs:
             shown = [table_of(file) for file in each.events]
             source = each.unit.open(
-                Asked(
+                ReadRequest(
                     self.prepare.dataset, sum(len(t.trials) for t in shown), self._any_grid(label)
                 )
             )
@@ -445,7 +445,7 @@ class OwnScans:
             None,
         )
 
-    def _session_order(self, pairs: Sequence[Pair]) -> tuple[tuple[str, ...], str]:
+    def _session_order(self, pairs: Sequence[PairedRun]) -> tuple[tuple[str, ...], str]:
         subject = pairs[0].unit.first.of("sub") or pairs[0].events[0].of("sub")
         labels = list(dict.fromkeys(session for each in pairs for session in each.sessions))
         times = [self._acquired.get((subject, f"ses-{label}")) for label in labels]
@@ -454,7 +454,7 @@ class OwnScans:
         return tuple(sorted(labels, key=natural)), "label"
 
     def _rows(
-        self, each: Pair, source: Source, shown: Sequence[EventTable]
+        self, each: PairedRun, source: ScanSource, shown: Sequence[EventTable]
     ) -> tuple[list[np.ndarray], list[str]]:
         """Row of the source for every trial of every table; -1 where responses were cut by hand."""
         counts = [len(table.trials) for table in shown]
@@ -488,7 +488,7 @@ class OwnScans:
         raise UserError(_wrong_count(each, source, sum(counts)))
 
     def _compare_design(
-        self, source: Source, shown: Sequence[EventTable], rows: Sequence[np.ndarray]
+        self, source: ScanSource, shown: Sequence[EventTable], rows: Sequence[np.ndarray]
     ) -> None:
         if source.order_N is None or len(source.order_N) != source.trials:
             return
@@ -931,7 +931,7 @@ class OwnScans:
             self._mask_of[subject] = found
         return self._mask_of[subject]
 
-    def _affine_of_masks(self, label: str, source: Source) -> np.ndarray | None:
+    def _affine_of_masks(self, label: str, source: ScanSource) -> np.ndarray | None:
         """The one affine of the masks that have a source's shape, for arrays that bring none."""
         affines: list[np.ndarray] = []
         for file in self._masks(label):
@@ -979,10 +979,10 @@ class OwnScans:
             return self._on_surface(source, self._columns(subject, source))
         return None
 
-    def _on_surface(self, source: Source, columns: np.ndarray | None) -> SurfacePlaces:
+    def _on_surface(self, source: ScanSource, columns: np.ndarray | None) -> SurfacePlaces:
         half = source.columns // 2
         surface = source.surface if source.parts else VERTICES[half]
-        parts = source.parts or tuple(Part(side, half, None) for side in ("L", "R"))
+        parts = source.parts or tuple(ScanPart(side, half, None) for side in ("L", "R"))
         stretches, there = [], 0
         for part in parts:
             count = part.vertices if part.vertex_N is None else len(part.vertex_N)
@@ -993,7 +993,7 @@ class OwnScans:
         places = surface_places(surface, stretches, self.origin)
         return places if columns is None else places.restricted(columns)
 
-    def _columns(self, subject: int, source: Source) -> np.ndarray | None:
+    def _columns(self, subject: int, source: ScanSource) -> np.ndarray | None:
         """Columns of a source that the mask keeps; None for all."""
         mask = self._mask(subject)
         if source.is_volume:
@@ -1044,7 +1044,7 @@ class OwnScans:
     def _region(
         self,
         file: Named,
-        source: Source,
+        source: ScanSource,
         columns: np.ndarray | None,
         places: Places | None,
         kept_V: np.ndarray,
@@ -1159,12 +1159,12 @@ class OwnScans:
     # -- pictures and captions ---------------------------------------------------------------------
 
     @cached_property
-    def pictures(self) -> Pictures:
+    def pictures(self) -> ScanImages:
         first: dict[int, Path] = {}
         for known in self.identity.pictures.values():
             first.setdefault(known.image, Path(known.source))
         paths = (first[image] for image in range(self.identity.images))
-        return Pictures(
+        return ScanImages(
             self.identity.images,
             tuple(path if path.is_absolute() else self.root / path for path in paths),
         )
@@ -1175,8 +1175,8 @@ class OwnScans:
         return [by_image[image] for image in range(len(by_image))]
 
     @cached_property
-    def _shown_by_image(self) -> dict[int, Shown]:
-        found: dict[int, Shown] = {}
+    def _shown_by_image(self) -> dict[int, ShownStimulus]:
+        found: dict[int, ShownStimulus] = {}
         for name, known in self.identity.pictures.items():
             if known.image not in found:
                 found[known.image] = (
@@ -1300,7 +1300,7 @@ class OwnScans:
             "form": record.sources[0].form,
             "test pictures": self.where_tests,
             "captions": (
-                self.caption_file().name
+                self.caption_file().name  # type: ignore[union-attr]
                 if self.prepare.captions and self.caption_file()
                 else "none"
             ),  # type: ignore[union-attr]
@@ -1342,7 +1342,7 @@ def _left_out(trials: pd.DataFrame) -> pd.Series:
     return trials["bad"].astype(bool) | (trials["side"] == "exclude")
 
 
-def _grid(source: Source) -> Grid:
+def _grid(source: ScanSource) -> Grid:
     return Grid(source.grid, source.affine)
 
 
@@ -1351,7 +1351,7 @@ def _session_in(name: str) -> str:
     return match[1] if match else ""
 
 
-def _wrong_count(each: Pair, source: Source, trials: int) -> str:
+def _wrong_count(each: PairedRun, source: ScanSource, trials: int) -> str:
     """Why responses and events do not belong together, with what the counts look like."""
     hint = ""
     if source.trials > trials and source.trials % trials == 0:

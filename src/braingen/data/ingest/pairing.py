@@ -17,7 +17,7 @@ import nibabel
 import numpy as np
 
 from braingen.data.ingest import forms
-from braingen.data.ingest.forms import Asked, Source
+from braingen.data.ingest.forms import ReadRequest, ScanSource
 from braingen.data.ingest.forms.surfaces import join_hemispheres
 from braingen.data.ingest.forms.volumes import read_single_maps
 from braingen.data.ingest.names import (
@@ -49,7 +49,7 @@ class Unit(NamedTuple):
         """Its name for messages and entities."""
         return self.files[0]
 
-    def open(self, asked: Asked) -> Source:
+    def open(self, asked: ReadRequest) -> ScanSource:
         """The source, not read yet."""
         if self.kind == "trials":
             return read_single_maps(self.files, asked)
@@ -59,7 +59,7 @@ class Unit(NamedTuple):
         return sources[0]
 
 
-class Pair(NamedTuple):
+class PairedRun(NamedTuple):
     """A unit and the tables of events it covers, in the order of its trials."""
 
     unit: Unit
@@ -308,7 +308,7 @@ def pair(
     events: Sequence[Named],
     when: Callable[[Named], float | None],
     root: Path,
-) -> tuple[list[Pair], list[Unit]]:
+) -> tuple[list[PairedRun], list[Unit]]:
     """Pair the units of a subject with its tables of events.
 
     Parameters
@@ -324,7 +324,7 @@ def pair(
 
     Returns
     -------
-    tuple[list[Pair], list[Unit]]
+    tuple[list[PairedRun], list[Unit]]
         Pairs, and units that no table belongs to.
 
     Raises
@@ -355,7 +355,7 @@ def pair(
         _refuse_tasks(unit, covered)
         covered = _in_order(unit, covered, when)
         sessions = tuple(file.of("ses") or unit.first.of("ses") for file in covered)
-        pairs.append(Pair(unit, tuple(covered), sessions))
+        pairs.append(PairedRun(unit, tuple(covered), sessions))
     _refuse_leftovers(subject, own, claimed, pairs, alone, root)
     return pairs, alone
 
@@ -401,7 +401,7 @@ def _refuse_leftovers(
     subject: str,
     own: Sequence[Named],
     claimed: Mapping[Path, Unit],
-    pairs: Sequence[Pair],
+    pairs: Sequence[PairedRun],
     alone: Sequence[Unit],
     root: Path,
 ) -> None:

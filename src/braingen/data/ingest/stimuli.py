@@ -28,7 +28,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".
 _ARRAYS = (".hdf5", ".h5", ".npy")
 
 
-class Shown(NamedTuple):
+class ShownStimulus(NamedTuple):
     """Where a picture is."""
 
     name: str
@@ -43,7 +43,7 @@ class Shown(NamedTuple):
         return identity(self.path)
 
 
-class Loaded(NamedTuple):
+class LoadedStimulus(NamedTuple):
     """A picture as it is kept."""
 
     picture_HW3: np.ndarray
@@ -52,7 +52,7 @@ class Loaded(NamedTuple):
     """'' for the usual, else what was done: 16-bit, transparent."""
 
 
-class Stimuli:
+class OwnStimuli:
     """The pictures of a folder of scans.
 
     Parameters
@@ -92,7 +92,7 @@ class Stimuli:
                 ]
         return found
 
-    def find(self, named_in: Mapping[str, Path]) -> list[Shown]:
+    def find(self, named_in: Mapping[str, Path]) -> list[ShownStimulus]:
         """Where pictures are.
 
         Parameters
@@ -132,7 +132,7 @@ class Stimuli:
                 self.root, (place.relative_to(self.root) / name).as_posix() if name else name, table
             )
 
-    def _find(self, name: str, table: Path) -> Shown | None:
+    def _find(self, name: str, table: Path) -> ShownStimulus | None:
         file, mark, row = (
             name.rpartition("#")
             if "#" in name and name.rpartition("#")[2].isdecimal()
@@ -145,9 +145,9 @@ class Stimuli:
                 and (array := self._below(place, file, table)).suffix in _ARRAYS
                 and array.exists()
             ):
-                return Shown(name, array, int(row))
+                return ShownStimulus(name, array, int(row))
             if path.is_symlink() or path.is_file():
-                return Shown(name, path)
+                return ShownStimulus(name, path)
             if path.suffix.lower() not in ENDINGS:
                 fitting = sorted(
                     p
@@ -160,7 +160,7 @@ class Stimuli:
                         " into the events."
                     )
                 if fitting:
-                    return Shown(
+                    return ShownStimulus(
                         name,
                         self._below(
                             place, f"{name}{fitting[0].name.removeprefix(path.name)}", table
@@ -168,7 +168,7 @@ class Stimuli:
                     )
         return None
 
-    def load(self, shown: Shown) -> Loaded:
+    def load(self, shown: ShownStimulus) -> LoadedStimulus:
         """Read a picture.
 
         Raises
@@ -190,14 +190,14 @@ class Stimuli:
                 f"{shown.path} is not a readable picture ({' '.join(str(error).split())}); {GUIDE}."
             ) from error
 
-    def _of_image(self, image: Image.Image, path: Path) -> Loaded:
+    def _of_image(self, image: Image.Image, path: Path) -> LoadedStimulus:
         if image.mode.startswith("I") or image.mode == "F":
             return self._coloured(np.asarray(image), path)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             return self._coloured(np.asarray(image.convert("RGBA")), path)
-        return Loaded(np.asarray(image.convert("RGB")), "")
+        return LoadedStimulus(np.asarray(image.convert("RGB")), "")
 
-    def _coloured(self, array: np.ndarray, path: Path) -> Loaded:
+    def _coloured(self, array: np.ndarray, path: Path) -> LoadedStimulus:
         """H x W, H x W x 1, 3 or 4, or 3 x H x W, of any number type, as RGB of 8 bits."""
         if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
             array = array.transpose(1, 2, 0)
@@ -232,9 +232,9 @@ class Stimuli:
                 kind = "transparent"
             laid = array[..., :3] * alpha + np.array(self.ground, np.float32) * (1 - alpha)
             array = np.rint(laid).astype(np.uint8)
-        return Loaded(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array, kind)
+        return LoadedStimulus(np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array, kind)
 
-    def fitted(self, shown: Shown, side: int) -> np.ndarray:
+    def fitted(self, shown: ShownStimulus, side: int) -> np.ndarray:
         """A picture cut and resized: 3 x side x side, uint8."""
         return fit_picture(self.load(shown).picture_HW3, side)
 
@@ -272,7 +272,7 @@ def _array(path: Path, stamp: str) -> np.ndarray | h5py.Dataset:
     return fitting[0]
 
 
-def _row(shown: Shown) -> np.ndarray:
+def _row(shown: ShownStimulus) -> np.ndarray:
     array = _array(shown.path, shown.stamp)
     if shown.row is None or shown.row >= len(array):
         raise UserError(

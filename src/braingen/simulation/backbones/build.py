@@ -28,13 +28,13 @@ from braingen.simulation.backbones.clip import (
     train_image_tower,
 )
 from braingen.simulation.backbones.corpus import Corpus, corpus
-from braingen.simulation.backbones.judge import train_judge
+from braingen.simulation.backbones.scene_classifier import train_judge
 from braingen.simulation.backbones.unet import encode_conditions, scheduler, train_unet
 from braingen.simulation.backbones.vae import sharpen_decoder, train_vae
-from braingen.simulation.judge import Judge
+from braingen.simulation.scene_classifier import SceneClassifier
 
 
-class Recipe(NamedTuple):
+class BackboneRecipe(NamedTuple):
     """Sizes and lengths of the recipe; the defaults made the shipped weights."""
 
     side: int = 128
@@ -54,7 +54,7 @@ class Recipe(NamedTuple):
     unet_steps: int = 6000
     unet_processes: int = 1
     """Processes that train the U-Net together, each with 32 pictures a step."""
-    start_from: Path | None = None
+    init_from: Path | None = None
     """Finished backbones whose text encoders, VAE and judge are kept and whose U-Net is trained
     further.
     """
@@ -69,7 +69,7 @@ def part_of(data: Corpus, rows: slice) -> Corpus:
     )
 
 
-def _unet_worker(rank: int, processes: int, folder: Path, recipe: Recipe) -> None:
+def _unet_worker(rank: int, processes: int, folder: Path, recipe: BackboneRecipe) -> None:
     torch.set_num_threads(1)
     if processes > 1:
         distributed.init_process_group(
@@ -85,25 +85,23 @@ def _unet_worker(rank: int, processes: int, folder: Path, recipe: Recipe) -> Non
     train_unet(conditions, folder, recipe.side, recipe.unet_steps, _first_unet(recipe))
 
 
-def _first_unet(recipe: Recipe) -> UNet2DConditionModel | None:
+def _first_unet(recipe: BackboneRecipe) -> UNet2DConditionModel | None:
     """The U-Net to begin at; None for random weights."""
     return (
-        load_backbone(str(recipe.start_from)).unet.requires_grad_(True)
-        if recipe.start_from
-        else None
+        load_backbone(str(recipe.init_from)).unet.requires_grad_(True) if recipe.init_from else None
     )
 
 
-def _frozen(folder: Path, recipe: Recipe) -> tuple[Corpus, AutoencoderKL, TinyCLIP]:
+def _frozen(folder: Path, recipe: BackboneRecipe) -> tuple[Corpus, AutoencoderKL, TinyCLIP]:
     """Corpus, VAE and CLIP, trained where they are not yet."""
     data = corpus(folder / "corpus", recipe.pictures, recipe.side)
     seen = part_of(data, slice(recipe.pictures - recipe.held_out))
-    if recipe.start_from:
-        text_1, text_2, tokenizer = load_text_encoders(recipe.start_from)
+    if recipe.init_from:
+        text_1, text_2, tokenizer = load_text_encoders(recipe.init_from)
         image = train_image_tower(seen, text_2, tokenizer, folder, recipe.image_tower_steps)
         return (
             data,
-            load_backbone(str(recipe.start_from)).vae.requires_grad_(True),
+            load_backbone(str(recipe.init_from)).vae.requires_grad_(True),
             TinyCLIP(image, text_1, text_2, tokenizer),
         )
     clip = train_clip(seen, folder, recipe.clip_steps, recipe.image_tower_steps)
@@ -111,7 +109,7 @@ def _frozen(folder: Path, recipe: Recipe) -> tuple[Corpus, AutoencoderKL, TinyCL
     return data, vae, clip
 
 
-def build(folder: Path, assets: Path, recipe: Recipe) -> None:
+def build(folder: Path, assets: Path, recipe: BackboneRecipe) -> None:
     """Run the whole recipe and write the weights where the package ships them.
 
     Parameters
@@ -124,9 +122,9 @@ def build(folder: Path, assets: Path, recipe: Recipe) -> None:
     torch.set_num_threads(1)
     data, vae, clip = _frozen(folder, recipe)
     seen = part_of(data, slice(recipe.pictures - recipe.held_out))
-    start = recipe.start_from
+    start = recipe.init_from
     judge = (
-        Judge.from_pretrained(start / "judge").float()
+        SceneClassifier.from_pretrained(start / "judge").float()
         if start
         else train_judge(seen, folder, recipe.judge_steps)
     )
@@ -179,8 +177,8 @@ def main() -> None:
         "--folder", type=Path, default=Path("build/backbones"), help="checkpoints and caches"
     )
     parser.add_argument("--assets", type=Path, default=TINY, help="where the finished backbones go")
-    parser.add_argument("--unet-steps", type=int, default=Recipe().unet_steps)
-    parser.add_argument("--decoder-steps", type=int, default=Recipe().decoder_steps)
+    parser.add_argument("--unet-steps", type=int, default=BackboneRecipe().unet_steps)
+    parser.add_argument("--decoder-steps", type=int, default=BackboneRecipe().decoder_steps)
     parser.add_argument("--unet-processes", type=int, default=1)
     parser.add_argument(
         "--start-from",
@@ -189,11 +187,11 @@ def main() -> None:
     )
     chosen = parser.parse_args()
     started = time.monotonic()
-    recipe = Recipe(
+    recipe = BackboneRecipe(
         unet_steps=chosen.unet_steps,
         decoder_steps=chosen.decoder_steps,
         unet_processes=chosen.unet_processes,
-        start_from=chosen.start_from,
+        init_from=chosen.init_from,
     )
     build(chosen.folder, chosen.assets, recipe)
     print(

@@ -1,6 +1,6 @@
 """Forms in which responses come: one reader per form, in one registry.
 
-A new form is a module with a reader (`Named, Asked -> Source`) and a line below.
+A new form is a module with a reader (`Named, ReadRequest -> ScanSource`) and a line below.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 from braingen.data.ingest.forms.arrays import read_hdf5, read_npy, read_npz
-from braingen.data.ingest.forms.base import Asked, Part, Reader, Source
+from braingen.data.ingest.forms.base import Reader, ReadRequest, ScanPart, ScanSource
 from braingen.data.ingest.forms.surfaces import read_gifti, read_mgh
 from braingen.data.ingest.forms.volumes import read_nifti
 from braingen.data.ingest.names import Named
@@ -45,7 +45,7 @@ RESPONSES = re.compile("|".join(f"(?:{form.pattern.pattern})" for form in FORMS)
 MATLAB = re.compile(_RESPONSES + r"\.mat$|^TYPE[BCD]_\w+\.mat$")
 
 
-def read(file: Named, asked: Asked) -> Source:
+def read(file: Named, asked: ReadRequest) -> ScanSource:
     """Open responses by the form that the file's name tells.
 
     Raises
@@ -88,10 +88,10 @@ __all__ = [
     "FORMS",
     "MATLAB",
     "RESPONSES",
-    "Asked",
     "Form",
-    "Part",
-    "Source",
+    "ReadRequest",
+    "ScanPart",
+    "ScanSource",
     "read",
     "refuse_matlab",
 ]

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from numpy.lib import format as npy
 
-from braingen.data.ingest.forms.base import Asked, Source
+from braingen.data.ingest.forms.base import ReadRequest, ScanSource
 from braingen.data.ingest.forms.surfaces import VERTICES
 from braingen.data.ingest.names import GUIDE, Named
 from braingen.data.large_files import release
@@ -95,8 +95,13 @@ def _refused(path: Path, dtype: Any, shape: tuple[int, ...]) -> UserError:
 
 
 def _source(
-    file: Named, form: str, array: Any, take: Callable[..., np.ndarray], asked: Asked, **more: Any
-) -> Source:
+    file: Named,
+    form: str,
+    array: Any,
+    take: Callable[..., np.ndarray],
+    asked: ReadRequest,
+    **more: Any,
+) -> ScanSource:
     """A source of an array that is indexed by `take`."""
     shape, dtype = tuple(array.shape), array.dtype
     if dtype.kind not in "fiu" or len(shape) not in (2, 4) or 0 in shape:
@@ -119,7 +124,7 @@ def _source(
         def columns_first(first: int, last: int) -> np.ndarray:
             return np.asarray(take((..., slice(first, last)))).reshape(columns, last - first).T
 
-        return Source(
+        return ScanSource(
             (file.path,),
             form,
             trials,
@@ -130,7 +135,7 @@ def _source(
             **more,
         )
     if len(shape) == 2:
-        return Source(
+        return ScanSource(
             (file.path,),
             form,
             shape[0],
@@ -141,7 +146,7 @@ def _source(
             **more,
         )
     if asked.grid and shape[:3] != asked.grid and shape[1:] == asked.grid:
-        return Source(
+        return ScanSource(
             (file.path,),
             form,
             shape[0],
@@ -151,7 +156,7 @@ def _source(
             notes=(f"{file.path.name}: axes run trials, x, y, z, by the shape of the mask",),
             **more,
         )
-    return Source(
+    return ScanSource(
         (file.path,),
         form,
         shape[3],
@@ -172,7 +177,7 @@ def _surface(file: Named, columns: int) -> str:
     )
 
 
-def read_npy(file: Named, asked: Asked) -> Source:
+def read_npy(file: Named, asked: ReadRequest) -> ScanSource:
     """A .npy file, memory-mapped; a pickled dictionary as GLMsingle writes it is read without
     executing it.
     """
@@ -192,7 +197,7 @@ def read_npy(file: Named, asked: Asked) -> Source:
     return _source(file, "NumPy", array, take, asked)
 
 
-def _glmsingle(file: Named, found: Mapping[str, Any], asked: Asked) -> Source:
+def _glmsingle(file: Named, found: Mapping[str, Any], asked: ReadRequest) -> ScanSource:
     betas = found.get(GLMSINGLE)
     if not isinstance(betas, np.ndarray):
         raise UserError(
@@ -230,7 +235,7 @@ def design_order(path: Path) -> np.ndarray | None:
     return None
 
 
-def read_npz(file: Named, asked: Asked) -> Source:
+def read_npz(file: Named, asked: ReadRequest) -> ScanSource:
     """A .npz file; the array that is asked for, `betas`, or the only one that fits."""
     shapes = arrays.read_npz(file.path, GUIDE)
     name, notes = _pick(file.path, shapes, asked)
@@ -240,7 +245,7 @@ def read_npz(file: Named, asked: Asked) -> Source:
     )
 
 
-def _pick(path: Path, shapes: Mapping[str, Any], asked: Asked) -> tuple[str, tuple[str, ...]]:
+def _pick(path: Path, shapes: Mapping[str, Any], asked: ReadRequest) -> tuple[str, tuple[str, ...]]:
     """Name of the dataset that holds the responses."""
     told = ", ".join(f"`{name}`" for name in shapes) or "nothing"
     if asked.dataset:
@@ -278,7 +283,7 @@ def _pick(path: Path, shapes: Mapping[str, Any], asked: Asked) -> tuple[str, tup
     )
 
 
-def read_hdf5(file: Named, asked: Asked) -> Source:
+def read_hdf5(file: Named, asked: ReadRequest) -> ScanSource:
     """An HDF5 file: the dataset that is asked for, `betas`, GLMsingle's `betasmd`, bdpy's form, or
     the only dataset that fits.
     """

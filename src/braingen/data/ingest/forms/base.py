@@ -17,7 +17,7 @@ BLOCK_BYTES = 64 * 2**20
 """Size of a block in memory, as float32."""
 
 
-class Part(NamedTuple):
+class ScanPart(NamedTuple):
     """A stretch of columns that lie on one hemisphere of a surface."""
 
     side: str
@@ -28,7 +28,7 @@ class Part(NamedTuple):
     """Vertex of every column; None where all vertices are there, in order."""
 
 
-class Source(NamedTuple):
+class ScanSource(NamedTuple):
     """Responses in a file, or in several that belong together, not read yet."""
 
     files: tuple[Path, ...]
@@ -43,7 +43,7 @@ class Source(NamedTuple):
     """Voxels to millimetres; None where the file does not say."""
     space: int = 0
     """NIfTI's code of where the affine leads; 0 where not known."""
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ScanPart, ...] = ()
     """Hemispheres of a surface, in the order of the columns."""
     surface: str = ""
     """Name of that surface: fsaverage5, fsLR, fsnative."""
@@ -79,7 +79,7 @@ class Source(NamedTuple):
         return str(self.files[0])
 
 
-class Asked(NamedTuple):
+class ReadRequest(NamedTuple):
     """What a reader is told besides the file."""
 
     dataset: str = ""
@@ -92,4 +92,4 @@ class Asked(NamedTuple):
     """Shape of the mask."""
 
 
-Reader = Callable[[Named, Asked], Source]
+Reader = Callable[[Named, ReadRequest], ScanSource]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from braingen.data.ingest.forms.base import Source
+from braingen.data.ingest.forms.base import ScanSource
 from braingen.data.ingest.names import Named
 from braingen.runtime.errors import UserError
 
@@ -62,7 +62,7 @@ def columns_of(opened: h5py.File, path: object) -> Columns:
     return Columns(voxel_V, regions, labels)
 
 
-def read_bdpy(file: Named, opened: h5py.File) -> Source:
+def read_bdpy(file: Named, opened: h5py.File) -> ScanSource:
     """The columns that are voxels; labels are told as left out."""
     columns, dataset = columns_of(opened, file.path), opened["dataset"]
     first_V = columns.voxel_V[0]
@@ -80,7 +80,7 @@ def read_bdpy(file: Named, opened: h5py.File) -> Source:
     )
     label = columns.labels.get("Label", columns.labels.get("stimulus_id"))
     order_N = None if label is None else np.unique(dataset[:, label], return_inverse=True)[1]
-    return Source(
+    return ScanSource(
         (file.path,),
         "bdpy",
         dataset.shape[0],

@@ -10,7 +10,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from braingen.data.ingest.forms.base import Asked, Part, Source
+from braingen.data.ingest.forms.base import ReadRequest, ScanPart, ScanSource
 from braingen.data.ingest.names import GUIDE, Named
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import refuse_stand_in
@@ -49,7 +49,7 @@ def side_of_file(file: Named) -> str:
     return side
 
 
-def read_gifti(file: Named, asked: Asked) -> Source:
+def read_gifti(file: Named, asked: ReadRequest) -> ScanSource:
     """A GIFTI file of a hemisphere: an array per trial, or one of vertices x trials."""
     refuse_stand_in(file.path, GUIDE)
     try:
@@ -68,8 +68,8 @@ def read_gifti(file: Named, asked: Asked) -> Source:
     def take(first: int, last: int) -> np.ndarray:
         return np.stack(arrays[first:last])
 
-    part = Part(side_of_file(file), vertices, None)
-    return Source(
+    part = ScanPart(side_of_file(file), vertices, None)
+    return ScanSource(
         (file.path,),
         "GIFTI",
         len(arrays),
@@ -80,7 +80,7 @@ def read_gifti(file: Named, asked: Asked) -> Source:
     )
 
 
-def read_mgh(file: Named, asked: Asked) -> Source:
+def read_mgh(file: Named, asked: ReadRequest) -> ScanSource:
     """FreeSurfer's form: vertices, 1, 1, trials."""
     refuse_stand_in(file.path, GUIDE)
     try:
@@ -102,8 +102,8 @@ def read_mgh(file: Named, asked: Asked) -> Source:
         block = image.dataobj[..., first:last] if len(shape) > 3 else image.dataobj
         return np.asarray(block).reshape(vertices, last - first).T
 
-    part = Part(side_of_file(file), vertices, None)
-    return Source(
+    part = ScanPart(side_of_file(file), vertices, None)
+    return ScanSource(
         (file.path,),
         "FreeSurfer",
         trials,
@@ -114,7 +114,7 @@ def read_mgh(file: Named, asked: Asked) -> Source:
     )
 
 
-def join_hemispheres(files: Sequence[Named], sources: Sequence[Source]) -> Source:
+def join_hemispheres(files: Sequence[Named], sources: Sequence[ScanSource]) -> ScanSource:
     """Left and right of the same trials, one after the other.
 
     Raises
@@ -142,7 +142,7 @@ def join_hemispheres(files: Sequence[Named], sources: Sequence[Source]) -> Sourc
     known = files[0].of("space")
     surface = known or left.surface or VERTICES.get(left.columns, "fsnative")
     grid = (left.columns + right.columns,)
-    return Source(
+    return ScanSource(
         (*left.files, *right.files),
         left.form,
         left.trials,
@@ -154,5 +154,5 @@ def join_hemispheres(files: Sequence[Named], sources: Sequence[Source]) -> Sourc
     )
 
 
-def _parts(source: Source, side: str) -> tuple[Part, ...]:
-    return source.parts or (Part(side, source.columns, None),)
+def _parts(source: ScanSource, side: str) -> tuple[ScanPart, ...]:
+    return source.parts or (ScanPart(side, source.columns, None),)

@@ -11,7 +11,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from braingen.data.ingest.forms.base import Asked, Part, Source
+from braingen.data.ingest.forms.base import ReadRequest, ScanPart, ScanSource
 from braingen.data.ingest.names import GUIDE, Named
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import refuse_stand_in
@@ -42,7 +42,7 @@ def open_nifti(path: Path) -> Any:
         raise damaged(path, error) from error
 
 
-def read_nifti(file: Named, asked: Asked) -> Source:
+def read_nifti(file: Named, asked: ReadRequest) -> ScanSource:
     """A series of responses x, y, z, trials; or CIFTI, trials x grayordinates."""
     image = open_nifti(file.path)
     if isinstance(image, nibabel.Cifti2Image):
@@ -67,7 +67,7 @@ def read_nifti(file: Named, asked: Asked) -> Source:
 
     header = image.header
     space = int(header["sform_code"]) or int(header["qform_code"])
-    return Source(
+    return ScanSource(
         (file.path,),
         "NIfTI",
         trials,
@@ -79,11 +79,11 @@ def read_nifti(file: Named, asked: Asked) -> Source:
     )
 
 
-def _affine(source: Source) -> np.ndarray:
+def _affine(source: ScanSource) -> np.ndarray:
     return np.eye(4) if source.affine is None else source.affine
 
 
-def read_single_maps(files: Sequence[Named], asked: Asked) -> Source:
+def read_single_maps(files: Sequence[Named], asked: ReadRequest) -> ScanSource:
     """One file per trial, in the given order."""
     sources = [read_nifti(file, asked) for file in files]
     first = sources[0]
@@ -106,7 +106,7 @@ def read_single_maps(files: Sequence[Named], asked: Asked) -> Source:
         f" ... {files[-1].path.name})"
     )
     paths = tuple(file.path for file in files)
-    return Source(
+    return ScanSource(
         paths,
         "one file per trial",
         len(files),
@@ -139,7 +139,7 @@ def _time_series(image: Any) -> tuple[str, ...]:
     return tuple(signs)
 
 
-def _cifti(file: Named, image: nibabel.Cifti2Image) -> Source:
+def _cifti(file: Named, image: nibabel.Cifti2Image) -> ScanSource:
     rows, brain = (image.header.get_axis(axis) for axis in (0, 1))
     if not isinstance(brain, nibabel.cifti2.BrainModelAxis) or len(image.shape) != 2:
         raise UserError(
@@ -153,14 +153,14 @@ def _cifti(file: Named, image: nibabel.Cifti2Image) -> Source:
     for name, where, model in brain.iter_structures():
         if name in _CORTEX and model.nvertices:
             parts.append(
-                Part(_CORTEX[name], int(model.nvertices[name]), np.asarray(brain[where].vertex))
+                ScanPart(_CORTEX[name], int(model.nvertices[name]), np.asarray(brain[where].vertex))
             )
 
     def take(first: int, last: int) -> np.ndarray:
         return np.asarray(image.dataobj[first:last])
 
     surface = file.of("space") or "fsLR"
-    return Source(
+    return ScanSource(
         (file.path,),
         "CIFTI",
         image.shape[0],

@@ -1,6 +1,6 @@
-"""Memory of `braingen explain` at NSD's number of voxels, by number of images.
+"""Memory of `braingen interpret` at NSD's number of voxels, by number of images.
 
-    OMP_NUM_THREADS=1 python benchmarks/explain_memory.py --folder /tmp/explain_memory
+    OMP_NUM_THREADS=1 python benchmarks/interpret_memory.py --folder /tmp/explain_memory
 
 Simulates a subject with as many voxels as NSD's first (15 724) and as many test images (1000, seen
 three times), trains a small image encoder on it for one epoch, and runs every step of `braingen
@@ -30,7 +30,7 @@ import torch
 
 from braingen.config import Config, load_config
 from braingen.data import nsd
-from braingen.encoders.trained import load_reader
+from braingen.encoders.trained import load_embedding_decoder
 from braingen.interpret.run import STEPS, explain, folder_for
 from braingen.runtime.data_layout import Layout
 from braingen.simulation.dataset import simulate
@@ -56,14 +56,14 @@ def configuration(folder: Path, images: int = 0, step: str = "page") -> Config:
         "encoder.hidden_dim": SIZES["hidden_dim"],
         "encoder.n_blocks": 1,
         "prior.depth": 1,
-        "optim.num_epochs": 1,
-        "explain.method": "gradient_shap",
-        "explain.points": SIZES["points"],
-        "explain.parts": "whole",
-        "explain.explain_images": images,
-        "explain.explain_steps": step,
-        "explain.draws": SIZES["draws"],
-        "explain.ablation_images": 0,
+        "training.num_epochs": 1,
+        "interpret.method": "gradient_shap",
+        "interpret.points": SIZES["points"],
+        "interpret.parts": "whole",
+        "interpret.explain_images": images,
+        "interpret.explain_steps": step,
+        "interpret.draws": SIZES["draws"],
+        "interpret.ablation_images": 0,
     }
     return load_config(Path("simulated"), {name: str(value) for name, value in settings.items()})
 
@@ -81,11 +81,11 @@ def own_memory() -> float:
 def measure(config: Config) -> dict[str, float | str]:
     """One step, as the command runs it."""
     torch.set_num_threads(1)
-    reader = load_reader(config, "image")
+    embedding_decoder = load_embedding_decoder(config, "image")
     with torch.no_grad():
-        reader(torch.zeros(1, VOXELS), 1)
+        embedding_decoder(torch.zeros(1, VOXELS), 1)
     loaded = own_memory()
-    del reader
+    del embedding_decoder
     gc.collect()
     peak, done = [0.0], threading.Event()
 
@@ -100,8 +100,8 @@ def measure(config: Config) -> dict[str, float | str]:
     watcher.join()
     maps = sum(path.stat().st_size for path in folder_for(config).glob("subj01/maps/*.npy"))
     return {
-        "step": config.explain.explain_steps[0],
-        "images": config.explain.explain_images,
+        "step": config.interpret.explain_steps[0],
+        "images": config.interpret.explain_images,
         "mb_encoder_loaded": round(loaded, 1),
         "mb_above_it": round(peak[0] - loaded, 1),
         "maps_mb_on_disk": round(maps / 1e6, 1),

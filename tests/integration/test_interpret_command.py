@@ -1,4 +1,4 @@
-"""`braingen explain` on a small simulated run: every file is there, finished work stays, wrong
+"""`braingen interpret` on a small simulated run: every file is there, finished work stays, wrong
 questions are refused.
 """
 
@@ -41,7 +41,7 @@ def run(tmp_path_factory) -> tuple[Path, Path, list[str]]:
         "encoder.hidden_dim=32",
         "encoder.n_blocks=1",
         "prior.depth=1",
-        "optim.num_epochs=1",
+        "training.num_epochs=1",
     ]
     words += ["--tracker", "none", "run.device=cpu"]
     assert main(["simulate", *words]) == 0
@@ -52,7 +52,7 @@ def run(tmp_path_factory) -> tuple[Path, Path, list[str]]:
 def explain(words: list[str], *more: str) -> int:
     return main(
         [
-            "explain",
+            "interpret",
             *words,
             "--points",
             "2",
@@ -71,7 +71,7 @@ def test_maps_tables_and_a_page_are_left_and_maps_are_not_made_twice(run, capsys
     folder, data, words = run
     assert explain(words, "--nifti_images", "1", "--parts", "whole,level-0,level-0-expert-1") == 0
     told = capsys.readouterr().out
-    out = folder / "explain" / "image-target-integrated_gradients"
+    out = folder / "interpret" / "image-target-integrated_gradients"
     assert "Completeness" in told and str(out / "explain.html") in told.replace("\n", "")
     own, places = out / "subj01", load_places(Layout.of(data), 1)
     maps = np.load(own / "maps" / "whole.npy")
@@ -91,7 +91,7 @@ def test_maps_tables_and_a_page_are_left_and_maps_are_not_made_twice(run, capsys
         "level-0-expert-1",
     }
     assert places.read(own / "nifti" / "selectivity-level-3.nii.gz").shape == (places.voxels, 16)
-    assert set(pd.read_csv(out / "ablation.csv")["silenced"]) >= {
+    assert set(pd.read_csv(out / "ablation.csv")["ablated"]) >= {
         "level-3",
         "level-3-expert-15",
         "FFA-1",
@@ -137,7 +137,7 @@ def test_other_questions_have_folders_of_their_own(run):
         )
         == 0
     )
-    assert (folder / "explain" / "image-label-food-gradient_shap" / "completeness.csv").exists()
+    assert (folder / "interpret" / "image-label-food-gradient_shap" / "completeness.csv").exists()
 
 
 def test_a_surface_figure_says_what_space_it_needs(run, capsys):
@@ -153,7 +153,7 @@ def test_a_surface_figure_says_what_space_it_needs(run, capsys):
         "attributions,page",
     ]
     assert explain(words, *more) == 0
-    out = folder / "explain" / "image-label-food-integrated_gradients"
+    out = folder / "interpret" / "image-label-food-integrated_gradients"
     assert (out / "subj01" / "figures" / "whole-surface.png").stat().st_size > 10_000
     said = " ".join(json.loads((out / "findings.json").read_text())["attributions"])
     assert (
@@ -190,12 +190,13 @@ def test_a_surface_figure_says_what_space_it_needs(run, capsys):
 def test_a_wrong_surface_is_refused_before_any_work(run, named, told, capsys, monkeypatch):
     folder, _, words = run
     monkeypatch.setattr(
-        "braingen.interpret.inputs.load_reader", lambda *_: pytest.fail("the encoder was read")
+        "braingen.interpret.inputs.load_embedding_decoder",
+        lambda *_: pytest.fail("the encoder was read"),
     )
     assert explain(words, "--about", "cosine", "--surface", named) == 2
     refused = capsys.readouterr().err
     assert told in refused and refused.count("\n") == 1 and "Traceback" not in refused
-    assert not (folder / "explain" / "image-cosine-integrated_gradients").exists()
+    assert not (folder / "interpret" / "image-cosine-integrated_gradients").exists()
 
 
 def test_an_atlas_that_misses_the_brain_is_refused_and_one_that_meets_it_is_a_region(
@@ -221,7 +222,7 @@ def test_an_atlas_that_misses_the_brain_is_refused_and_one_that_meets_it_is_a_re
     ]
     assert explain(words, *question, "--atlases", str(tmp_path / "here.nii.gz")) == 0
     assert "here 1" in set(
-        pd.read_csv(folder / "explain" / "image-cosine-gradient_shap" / "subj01" / "regions.csv")[
+        pd.read_csv(folder / "interpret" / "image-cosine-gradient_shap" / "subj01" / "regions.csv")[
             "region"
         ]
     )
@@ -246,7 +247,7 @@ def test_patterns_and_their_page_need_no_attributions(run):
         )
         == 0
     )
-    out = folder / "explain" / "image-embedding-integrated_gradients"
+    out = folder / "interpret" / "image-embedding-integrated_gradients"
     assert not (out / "subj01" / "maps").exists() and "meadow" in set(
         pd.read_csv(out / "patterns.csv")["class"]
     )

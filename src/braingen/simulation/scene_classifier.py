@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 
-class Verdict(NamedTuple):
+class ScenePrediction(NamedTuple):
     """What the judge says of a batch of pictures."""
 
     object_BC: Tensor
@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
     """Pooled features of the last block."""
 
 
-class Judge(ModelMixin, ConfigMixin):
+class SceneClassifier(ModelMixin, ConfigMixin):
     """Four strided convolution blocks and four linear read-outs.
 
     Parameters
@@ -75,7 +75,7 @@ class Judge(ModelMixin, ConfigMixin):
             }
         )
 
-    def forward(self, images_B3HW: Tensor) -> Verdict:
+    def forward(self, images_B3HW: Tensor) -> ScenePrediction:
         """Look at pictures in [0, 1] of any size."""
         side = self.config.side
         x = interpolate(images_B3HW, size=(side, side), mode="bilinear", antialias=True) * 2 - 1
@@ -84,7 +84,7 @@ class Judge(ModelMixin, ConfigMixin):
             x = block(x)
             features.append(x)
         pooled = x.mean((2, 3))
-        return Verdict(
+        return ScenePrediction(
             object_BC=self.heads["object"](pooled),
             background_BC=self.heads["background"](pooled),
             colour_BC=self.heads["colour"](pooled),
@@ -95,7 +95,7 @@ class Judge(ModelMixin, ConfigMixin):
 
 
 @torch.inference_mode()
-def verdicts(judge: Judge, images_N3HW: Tensor, batch: int = 64) -> Verdict:
+def predictions(judge: SceneClassifier, images_N3HW: Tensor, batch: int = 64) -> ScenePrediction:
     """Look at many pictures, a batch at a time."""
     parts = [judge(part) for part in images_N3HW.split(batch)]
-    return Verdict(*(torch.cat(columns) for columns in zip(*parts)))
+    return ScenePrediction(*(torch.cat(columns) for columns in zip(*parts)))

@@ -31,7 +31,7 @@ _SAMPLING = 0.5  # mm between the points that stand for the sheet
 _MARGIN = 3  # empty voxels around the brain
 
 
-class Sheet(NamedTuple):
+class CorticalSheet(NamedTuple):
     """The voxels of one subject, in C order of the volume's mask."""
 
     mask: np.ndarray
@@ -53,7 +53,7 @@ class Sheet(NamedTuple):
         return np.argwhere(self.mask) * VOXEL_SIZE + self.affine[:3, 3]
 
 
-def fold(rng: np.random.Generator, voxels: int) -> Sheet:
+def fold(rng: np.random.Generator, voxels: int) -> CorticalSheet:
     """Fold the two sheets of a subject and take the given number of voxels that lie nearest to
     them.
 
@@ -84,7 +84,7 @@ def fold(rng: np.random.Generator, voxels: int) -> Sheet:
     )  # ascending cell number is C order
     mask = np.zeros(len(cells), dtype=bool)
     mask[chosen] = True
-    return Sheet(
+    return CorticalSheet(
         mask=mask.reshape(shape),
         affine=affine,
         hemisphere_V=(nearest[chosen] >= len(points[0])).astype(np.int8),
@@ -122,14 +122,16 @@ def _surface(
     return np.stack([x, _POLE + u * extent[0], -r * np.sin(around)], axis=1)
 
 
-def smooth_fields(rng: np.random.Generator, sheet: Sheet, fields: int, width: float) -> np.ndarray:
+def smooth_fields(
+    rng: np.random.Generator, sheet: CorticalSheet, fields: int, width: float
+) -> np.ndarray:
     """Random fields that change slowly along the sheet, each hemisphere by itself.
 
     Parameters
     ----------
     rng : np.random.Generator
         Source of the white noise that is smoothed.
-    sheet : Sheet
+    sheet : CorticalSheet
         The voxels.
     fields : int
         How many, independent of each other.

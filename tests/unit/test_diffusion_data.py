@@ -11,24 +11,24 @@ from unit.test_lora import called
 from braingen.config import load_config
 from braingen.generation.attention import use_attention
 from braingen.runtime.errors import UserError
-from braingen.training.conditioning_augmentation import mixing_weights, unsure, unsureness_of
+from braingen.training.conditioning_augmentation import decoding_error_of, mixing_weights, unsure
 from braingen.training.diffusion import draw, rate_factor
-from braingen.training.diffusion_data import Rows, pieces
+from braingen.training.diffusion_data import StepRows, pieces
 
 
 def test_an_epoch_shows_every_row_once_over_passes_and_processes():
     world, batch, count = 2, 3, 12
     passes = [
-        [Rows(count, batch, 7, rank, world).of(number) for rank in range(world)]
+        [StepRows(count, batch, 7, rank, world).of(number) for rank in range(world)]
         for number in range(4)
     ]
     epochs = np.concatenate([rows for ranks in passes for rows in ranks]).reshape(2, count)
     assert [sorted(epoch) for epoch in epochs] == [list(range(count))] * 2
     assert epochs[0].tolist() != epochs[1].tolist()
     assert (
-        Rows(count, batch, 7).of(5).tolist()
-        == Rows(count, batch, 7).of(5).tolist()
-        != Rows(count, batch, 8).of(5).tolist()
+        StepRows(count, batch, 7).of(5).tolist()
+        == StepRows(count, batch, 7).of(5).tolist()
+        != StepRows(count, batch, 8).of(5).tolist()
     )
 
 
@@ -78,7 +78,7 @@ def test_absent_kernels_are_asked_for_by_name():
 
 def test_perfect_reads_leave_nothing_to_be_unsure_of():
     truth_JTD = torch.randn(6, 1, 8, generator=torch.Generator().manual_seed(0))
-    perfect = unsureness_of(truth_JTD[:, None].expand(-1, 3, -1, -1), truth_JTD)
+    perfect = decoding_error_of(truth_JTD[:, None].expand(-1, 3, -1, -1), truth_JTD)
     torch.testing.assert_close(perfect.slope_E, torch.ones(3))
     again = unsure(truth_JTD, perfect, mixing_weights(6, 6, torch.Generator().manual_seed(1)))
     torch.testing.assert_close(again, truth_JTD[:, None].expand(-1, 3, -1, -1), rtol=0, atol=1e-5)
@@ -88,6 +88,6 @@ def test_shrunken_reads_are_known_to_be_shrunken():
     generator = torch.Generator().manual_seed(0)
     truth_JTD = torch.randn(500, 1, 16, generator=generator)
     reads = 0.5 * truth_JTD[:, None] + 0.1 * torch.randn(500, 2, 1, 16, generator=generator)
-    found = unsureness_of(reads, truth_JTD)
+    found = decoding_error_of(reads, truth_JTD)
     torch.testing.assert_close(found.slope_E, torch.full((2,), 0.5), rtol=0, atol=0.01)
     assert found.error_JETD.std().item() == pytest.approx(0.1, rel=0.05)

@@ -15,11 +15,11 @@ import pytest
 from unit.fake_report_inputs import write_fake_run
 
 from braingen.config import Config
-from braingen.config.judging import StudyConfig
+from braingen.config.evaluation import HumanEvalConfig
 from braingen.human_eval.answers import COLUMNS
 from braingen.human_eval.consent import GAP
 from braingen.human_eval.plan import Plan, plan_from_json
-from braingen.human_eval.session import Shown, session
+from braingen.human_eval.session import ShownTrial, session
 from braingen.human_eval.site import ONE_FILE
 from braingen.human_eval.study import study
 from braingen.report.write import report
@@ -42,12 +42,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     (config.run.folder / "study.json").unlink()
     other = str(config.run.folder / "reconstructions" / "random")
     config = config.model_copy(
-        update={"study": StudyConfig(study_images=4, checks=2, method_b=other, draft=True)}
+        update={"study": HumanEvalConfig(study_images=4, checks=2, method_b=other, draft=True)}
     )
     study(config, "build")
     text = config.run.folder / "study" / "consent.md"
     text.write_text(GAP.sub("the Institute for Testing", text.read_text()))
-    config = config.model_copy(update={"study": config.study.model_copy(update={"draft": False})})
+    config = config.model_copy(
+        update={"study": config.human_eval.model_copy(update={"draft": False})}
+    )
     study(config, "build")
     return config
 
@@ -113,7 +115,7 @@ def enter(page: Page, code: str, act: Callable[[Page, str], None]) -> None:
     act(page, "form button")
 
 
-def answer_of(shown: Shown, plan: Plan) -> str:
+def answer_of(shown: ShownTrial, plan: Plan) -> str:
     """What somebody answers who sees everything, likes the first method, and rates it 6 and the
     other 2.
     """

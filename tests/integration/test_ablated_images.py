@@ -1,4 +1,4 @@
-"""Pictures of silenced decoders; the encoders have learnt next to nothing."""
+"""Pictures of ablated decoders; the encoders have learnt next to nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from braingen.config import load_config
 from braingen.config.overrides import parse_overrides
 from braingen.data.betas import Betas
 from braingen.generation.reconstruct import assemble
-from braingen.interpret.ablated_images import draw_silenced
+from braingen.interpret.ablated_images import draw_ablated
 from braingen.interpret.inputs import read_subjects
 from braingen.report.inside import write_page
 from braingen.runtime.data_layout import Layout
@@ -34,17 +34,17 @@ SMALL += [
     "encoder.hidden_dim=32",
     "encoder.n_blocks=1",
     "prior.depth=1",
-    "optim.num_epochs=1",
-    "optim.batch_size=20",
+    "training.num_epochs=1",
+    "training.batch_size=20",
 ]
 SMALL += [
-    "sampler.steps=2",
-    "sampler.guidance_scale=2",
-    "sampler.batch_size=2",
+    "generation.steps=2",
+    "generation.guidance_scale=2",
+    "generation.batch_size=2",
     "run.device=cpu",
     "run.tracker=none",
 ]
-SMALL += ["explain.ablation_images=2", "explain.draws=2"]
+SMALL += ["interpret.ablation_images=2", "interpret.draws=2"]
 
 
 def pixels(folder: Path) -> np.ndarray:
@@ -69,22 +69,22 @@ def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
     ]
     for command in (["simulate"], ["train", "image"], ["train", "text"], ["reconstruct"]):
         assert main([*command, *words]) == 0
-    again = ["explain", *words, "--explain_steps", "ablation,page"]
+    again = ["interpret", *words, "--explain_steps", "ablation,page"]
     assert main(again) == 0
-    out = tmp_path / "run" / "explain" / "image-target-integrated_gradients"
+    out = tmp_path / "run" / "interpret" / "image-target-integrated_gradients"
     own = out / "subj01"
     table = pd.read_csv(own / "silenced_pictures.csv")
-    names = table["silenced"].unique().tolist()
+    names = table["ablated"].unique().tolist()
     assert (
         names[:2] == ["undisturbed", "level-0"]
         and len(names) == 1 + 4 + 3 + 1
         and names[-1] == f"random as {names[5]}"
     )
-    usual = pixels(own / "silenced" / "undisturbed")
+    usual = pixels(own / "ablated" / "undisturbed")
     assert (usual == pixels(tmp_path / "run" / "reconstructions" / "brain")[:2]).all()
-    assert (pixels(own / "silenced" / "level-0") != usual).any()
+    assert (pixels(own / "ablated" / "level-0") != usual).any()
     assert f">{names[-1]}<" in (out / "explain.html").read_text()
-    path = next((own / "silenced" / "level-0").glob("*.png"))
+    path = next((own / "ablated" / "level-0").glob("*.png"))
     written = path.stat().st_mtime_ns
     assert main(again) == 0 and path.stat().st_mtime_ns == written
 
@@ -96,7 +96,7 @@ def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
         assemble(config, targets),
         tmp_path / "own",
     )
-    draw_silenced(
+    draw_ablated(
         config, decoder, targets, betas, subject, 2, {"all": every_V, "none": ~every_V}, drawn
     )
     assert (pixels(drawn / "none") == usual).all()
@@ -106,7 +106,7 @@ def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
     # not
     before, kept = pixels(drawn / "all"), next((drawn / "undisturbed").glob("*.png"))
     written = kept.stat().st_mtime_ns
-    draw_silenced(
+    draw_ablated(
         config,
         decoder,
         targets,

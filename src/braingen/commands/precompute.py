@@ -1,4 +1,4 @@
-"""`braingen cache`."""
+"""`braingen precompute`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def run(config: Config) -> Path | None:
 
 
 COMMAND = Command(
-    name="cache",
+    name="precompute",
     summary="compute CLIP targets and VAE latents once, in any number of processes",
     run=run,
     group="data",
     place=2,
-    sections=("cache", "data", "backbone", "finetune"),
-    own="cache",
+    sections=("precompute", "data", "backbone", "finetune"),
+    own="precompute",
 )

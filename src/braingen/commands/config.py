@@ -1,4 +1,4 @@
-"""`braingen settings`."""
+"""`braingen config`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run(config: Config) -> None:
 
 
 COMMAND = Command(
-    name="settings",
+    name="config",
     summary="list every setting with its default and meaning",
     run=run,
     group="reference",

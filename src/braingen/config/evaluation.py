@@ -12,11 +12,11 @@ from pydantic import Field
 from braingen.config.effect import Needs, given
 from braingen.config.values import Folder, NotNegative, Positive, Section, Share
 
-PRETRAINED_HERE = Needs("optim.start_from", None)
+PRETRAINED_HERE = Needs("training.init_from", None)
 """Without an earlier run, others are trained on first."""
 
 
-class ScoresConfig(Section):
+class EvaluationConfig(Section):
     """Evaluation."""
 
     bootstrap: Positive = 2000
@@ -60,7 +60,7 @@ class CompareConfig(Section):
     """
 
 
-class CurveConfig(Section):
+class AdaptationCurveConfig(Section):
     """How well a new person is read against sessions of data, with and without training on others
     before (MoRE-Brain's figure 9).
     """
@@ -68,7 +68,7 @@ class CurveConfig(Section):
     pretrain_on: Annotated[tuple[Positive, ...], Field(min_length=1), PRETRAINED_HERE] = (1, 2, 3)
     """Subjects trained on before, with all their sessions; data.subjects is the new person."""
     pretrain_epochs: Annotated[NotNegative, PRETRAINED_HERE] = 0
-    """Passes over their trials; 0 for optim.num_epochs."""
+    """Passes over their trials; 0 for training.num_epochs."""
     sessions: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 10, 20, 40)
     """Sessions of the new person (paper: 1, 4, 10, 20, 40); more than there are means all."""
     ways: Annotated[
@@ -88,7 +88,14 @@ class BottleneckConfig(Section):
     figure 4).
     """
 
-    b_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] = (16, 32, 64, 128, 256, 512)
+    bottleneck_dims: Annotated[tuple[Positive, ...], Field(min_length=1)] = (
+        16,
+        32,
+        64,
+        128,
+        256,
+        512,
+    )
     """Widths; for the default experts at least 16."""
     seeds: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0,)
     """Every width is trained once per seed; with pictures, one seed."""
@@ -113,8 +120,8 @@ class CrossValidationConfig(Section):
     """Which encoder; text needs captions."""
 
 
-class StudyConfig(Section):
-    """People as judges (docs/study.md)."""
+class HumanEvalConfig(Section):
+    """People as judges (docs/human_eval.md)."""
 
     study_folder: str = ""
     """Folder of the study: consent text, pages for raters, result files, analysis; empty for
@@ -168,8 +175,8 @@ class StudyConfig(Section):
     """
 
 
-class ExplainConfig(Section):
-    """Looking inside a decoder (docs/explain.md)."""
+class InterpretConfig(Section):
+    """Looking inside a decoder (docs/interpret.md)."""
 
     explain_steps: tuple[
         Literal[
@@ -247,8 +254,8 @@ class ExplainConfig(Section):
     permutations: Positive = 2000
     """Random exchanges of images behind the p values of expert profiles."""
     draws: Positive = 20
-    """Times that as many random voxels are silenced as a region has."""
+    """Times that as many random voxels are ablated as a region has."""
     ablation_images: NotNegative = 4
-    """Draw the first n images with levels and regions silenced, where both encoders are trained; 0
+    """Draw the first n images with levels and regions ablated, where both encoders are trained; 0
     for none.
     """

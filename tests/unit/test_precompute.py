@@ -1,5 +1,5 @@
-"""`braingen cache`: what later stages ask for is there afterwards; it goes on after a stop, and
-notices what changed.
+"""`braingen precompute`: what later stages ask for is there afterwards; it goes on after a stop,
+and notices what changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def words(backbone, tmp_path) -> list[str]:
         f"backbone.path={backbone}",
         "run.device=cpu",
         "finetune.resolution=16",
-        "cache.batch_size=8",
+        "precompute.batch_size=8",
     ]
 
 
@@ -57,7 +57,7 @@ def config_of(words: list[str]):
 
 
 def test_later_stages_find_everything(words, computed):
-    assert main(["cache", *words]) == 0
+    assert main(["precompute", *words]) == 0
     config = config_of(words)
     targets = Targets(config)
     ids = used_images(config, targets)
@@ -70,16 +70,16 @@ def test_later_stages_find_everything(words, computed):
         targets.image(ids).shape[0] == targets.text(ids).shape[0] == 14
         and targets.latents(ids, 16)[ids].any()
     )
-    assert main(["cache", *words]) == 0
+    assert main(["precompute", *words]) == 0
     assert computed == []
 
 
 def test_exactly_a_changed_picture_is_computed_again(words, computed):
-    assert main(["cache", *words]) == 0
+    assert main(["precompute", *words]) == 0
     computed.clear()
     with h5py.File(Layout.of(config_of(words).data.root).images(), "a") as file:
         file["images"][5] = 0.5
-    assert main(["cache", *words]) == 0
+    assert main(["precompute", *words]) == 0
     assert sorted(computed) == [("image_embedding", 5), ("latents", 5)]
 
 
@@ -100,9 +100,9 @@ def test_stopped_and_started_it_goes_on(words, computed, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Targets, "image_cache", stopping)
-        assert main(["cache", *words, "cache.what=image"]) == 130
+        assert main(["precompute", *words, "precompute.what=image"]) == 130
     computed.clear()
-    assert main(["cache", *words, "cache.what=image"]) == 0
+    assert main(["precompute", *words, "precompute.what=image"]) == 0
     assert sorted(computed) == [("image_embedding", i) for i in range(8, 14)]
 
 
@@ -116,10 +116,10 @@ def test_two_processes_share_the_pictures(words, computed, monkeypatch):
                 "told",
                 lambda self, value: np.arange(14) if isinstance(value, np.ndarray) else value,
             )
-            assert main(["cache", *words, "cache.what=image,latents"]) == 0
+            assert main(["precompute", *words, "precompute.what=image,latents"]) == 0
     assert sorted(computed) == sorted(
         (name, i) for name in ("image_embedding", "latents") for i in range(14)
     )
     computed.clear()
-    assert main(["cache", *words, "cache.what=image,latents"]) == 0
+    assert main(["precompute", *words, "precompute.what=image,latents"]) == 0
     assert computed == []

@@ -11,7 +11,7 @@ import numpy as np
 
 from braingen.evaluation.human_ratings import fingerprint
 from braingen.human_eval.analysis import analyse, as_json
-from braingen.human_eval.answers import as_csv, read_result, row_of, verdicts
+from braingen.human_eval.answers import as_csv, check_raters, read_result, row_of
 from braingen.human_eval.plan import Plan, choose_images, identity_of, make_trials, pictures_needed
 from braingen.human_eval.session import session
 
@@ -83,7 +83,7 @@ def answer_rows(
 def write_fake_study(
     run: Path, images: Sequence[int], scratch: Path, raters: int = 4, simulated: str = "0"
 ) -> None:
-    """Leave RUN/study.json as `braingen study analyse` does."""
+    """Leave RUN/study.json as `braingen human-eval analyse` does."""
     plan = fake_plan(
         images, of_run=fingerprint(run, choose_images(images, len(images), 0, 0).asked)
     )
@@ -95,5 +95,5 @@ def write_fake_study(
             as_csv(answer_rows(plan, f"P{number}", attentive=number > 0, simulated=simulated))
         )
         results.append(read_result(path, plan))
-    content = as_json(plan, analyse(plan, verdicts(results, plan), 200, 0))
+    content = as_json(plan, analyse(plan, check_raters(results, plan), 200, 0))
     (run / "study.json").write_text(json.dumps(content))

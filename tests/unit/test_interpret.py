@@ -16,26 +16,33 @@ import torch
 from torch import nn
 
 from braingen.data.large_files import scratch_array
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.interpret.ablation import (
-    ImageScores,
+    AblationScores,
     WithoutVoxels,
     ablate_part,
     ablate_voxels,
+    ablated,
     ablation_table,
     scores_of,
-    silenced,
 )
 from braingen.interpret.agreement import area_under_roc, group_agreement
-from braingen.interpret.attribution import Draws, Explainer, Query, completeness, gradient_shap
+from braingen.interpret.attribution import Explainer, PathDraws, Query, completeness, gradient_shap
 from braingen.interpret.components import components_of, expression_table, related_classes
-from braingen.interpret.experts import Said, all_said, evidence, listen, profile, voxel_selectivity
+from braingen.interpret.experts import (
+    ExpertOutputs,
+    all_expert_outputs,
+    evidence,
+    expert_outputs_of,
+    profile,
+    voxel_selectivity,
+)
 from braingen.interpret.maps import MapFile, mean_maps, membership, root_mean_square
 from braingen.interpret.patterns import activation_patterns
 from braingen.interpret.readout import (
     WHOLE,
-    Part,
-    ReadOut,
+    DecoderPart,
+    Readout,
     class_directions,
     decode,
     experts_per_level,
@@ -92,7 +99,7 @@ def explainer(model: nn.Module, method: str, baselines: int = 6, **options) -> E
     return Explainer(model, method, baseline, **options)
 
 
-def reader(seed: int = 0, **options) -> BrainReader:
+def embedding_decoder(seed: int = 0, **options) -> EmbeddingDecoder:
     torch.manual_seed(seed)
     encoder = {
         "subjects": {"1": VOXELS},
@@ -104,7 +111,7 @@ def reader(seed: int = 0, **options) -> BrainReader:
     }
     kind = options.pop("encoder_class", "BrainMoEMulti")
     prior = {"dim": WIDTH, "num_tokens": 1, "depth": 1, "dim_head": 8}
-    return BrainReader(kind, {**encoder, **options}, prior).eval()
+    return EmbeddingDecoder(kind, {**encoder, **options}, prior).eval()
 
 
 # --- attributions ---------------------------------------------------------------------------------
@@ -153,7 +160,7 @@ def test_gradient_shap_is_captums_at_the_same_draws():
         model,
         asked,
         baseline,
-        Draws(chosen, np.random.uniform(size=3 * draws).reshape(3, draws)),
+        PathDraws(chosen, np.random.uniform(size=3 * draws).reshape(3, draws)),
         chunk=7,
     )
     torch.testing.assert_close(map_BV, told, atol=1e-5, rtol=1e-4)
@@ -230,25 +237,25 @@ def test_more_points_make_maps_more_complete():
 
 @pytest.mark.parametrize("kind", ["BrainMoEMulti", "BrainMoEVoxel"])
 def test_a_level_is_the_sum_of_its_experts_in_maps_too(kind):
-    model, asked = reader(encoder_class=kind), query(voxels=VOXELS)
+    model, asked = embedding_decoder(encoder_class=kind), query(voxels=VOXELS)
     experts = experts_per_level(model, VOXELS, 1)
     assert experts == [2, 4, 8, 16] and len(parts_of(experts)) == 1 + 4 + 30
     level, *its = (
-        Explainer(ReadOut(model, 1, part), "integrated_gradients", steps=4)(asked).map_BV
-        for part in (Part(1), *(Part(1, expert) for expert in range(4)))
+        Explainer(Readout(model, 1, part), "integrated_gradients", steps=4)(asked).map_BV
+        for part in (DecoderPart(1), *(DecoderPart(1, expert) for expert in range(4)))
     )
     torch.testing.assert_close(level, sum(its), atol=1e-5, rtol=1e-3)
 
 
 def test_parts_have_names():
-    for part in (WHOLE, Part(2), Part(3, 11)):
-        assert Part.parse(part.name) == part
+    for part in (WHOLE, DecoderPart(2), DecoderPart(3, 11)):
+        assert DecoderPart.parse(part.name) == part
     with pytest.raises(UserError, match="level-0-expert-1"):
-        Part.parse("expert-3")
+        DecoderPart.parse("expert-3")
     with pytest.raises(UserError, match="no level-9"):
-        decode(reader(), torch.zeros(1, VOXELS), 1, Part(9))
+        decode(embedding_decoder(), torch.zeros(1, VOXELS), 1, DecoderPart(9))
     with pytest.raises(UserError, match="counted from 0"):
-        decode(reader(), torch.zeros(1, VOXELS), 1, Part(0, 2))
+        decode(embedding_decoder(), torch.zeros(1, VOXELS), 1, DecoderPart(0, 2))
 
 
 def test_directions_point_from_the_others_to_a_class():
@@ -370,7 +377,9 @@ def test_what_is_made_of_maps_and_responses_holds_no_copy_of_them(step, tmp_path
                 "some",
                 inside,
                 kept_NV,
-                lambda some: ImageScores(*3 * (np.concatenate([some[:64], some[64:128]])[:, 0],)),
+                lambda some: AblationScores(
+                    *3 * (np.concatenate([some[:64], some[64:128]])[:, 0],)
+                ),
                 draws=2,
             )
         size = tracemalloc.get_traced_memory()[1]
@@ -398,7 +407,7 @@ def test_means_are_those_of_numpy():
 
 
 def test_voxels_are_followed_to_the_expert_that_reads_their_unit():
-    model = reader()
+    model = embedding_decoder()
     encoder = model.encoder
     with torch.no_grad():
         encoder.subject_layer.linears["1"].weight.copy_(
@@ -426,10 +435,14 @@ def test_voxels_are_followed_to_the_expert_that_reads_their_unit():
 
 
 def test_selectivity_of_published_routing_is_marked_as_inexact_and_of_a_dense_encoder_refused():
-    found = voxel_selectivity(reader(routing="value", trunk="published"), 1, torch.randn(4, VOXELS))
+    found = voxel_selectivity(
+        embedding_decoder(routing="expert_choice", trunk="published"), 1, torch.randn(4, VOXELS)
+    )
     assert not any(level.exact for level in found)
     with pytest.raises(UserError, match="BrainEncoder"):
-        voxel_selectivity(reader(encoder_class="BrainEncoder"), 1, torch.randn(2, VOXELS))
+        voxel_selectivity(
+            embedding_decoder(encoder_class="BrainEncoder"), 1, torch.randn(2, VOXELS)
+        )
 
 
 def test_a_profile_finds_what_an_expert_speaks_for_and_nothing_in_noise():
@@ -541,12 +554,18 @@ def test_agreement_is_one_for_the_same_groups_and_zero_by_chance():
 
 def test_silencing_an_expert_takes_what_it_says_about_images_and_no_offset():
     model, voxels = (
-        reader(),
+        embedding_decoder(),
         np.random.default_rng(0).standard_normal((12, VOXELS)).astype(np.float32),
     )
-    before = all_said(listen(model, voxels, 1))
+    before = all_expert_outputs(expert_outputs_of(model, voxels, 1))
     kept = {}
-    ablate_part(model, Part(1, 2), voxels, 1, lambda said: kept.setdefault("said", all_said(said)))  # type: ignore[arg-type,return-value]
+    ablate_part(
+        model,
+        DecoderPart(1, 2),
+        voxels,
+        1,
+        lambda said: kept.setdefault("said", all_expert_outputs(said)),
+    )  # type: ignore[arg-type,return-value]
     after = kept["said"]
     torch.testing.assert_close(
         after.experts[1][:, 2], before.experts[1][:, 2].mean(0).expand(12, -1)
@@ -554,19 +573,19 @@ def test_silencing_an_expert_takes_what_it_says_about_images_and_no_offset():
     torch.testing.assert_close(after.experts[1][:, 3], before.experts[1][:, 3])
     torch.testing.assert_close(after.levels_NLF.mean(0), before.levels_NLF.mean(0))
     torch.testing.assert_close(
-        all_said(listen(model, voxels, 1)).whole_NF, before.whole_NF
+        all_expert_outputs(expert_outputs_of(model, voxels, 1)).whole_NF, before.whole_NF
     )  # and afterwards it speaks again
 
 
 def test_what_silencing_takes_away_does_not_depend_on_how_many_images_are_read_at_once():
     model, voxels = (
-        reader(),
+        embedding_decoder(),
         np.random.default_rng(0).standard_normal((12, VOXELS)).astype(np.float32),
     )
     heard = []
     for batch_size in (5, 12):
-        with silenced(model, Part(2), voxels, 1, batch_size):
-            heard.append(all_said(listen(model, voxels, 1, batch_size)))
+        with ablated(model, DecoderPart(2), voxels, 1, batch_size):
+            heard.append(all_expert_outputs(expert_outputs_of(model, voxels, 1, batch_size)))
     for one, other in zip(*heard):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
     assert (
@@ -598,12 +617,12 @@ def test_silencing_the_voxels_that_carry_it_costs_more_than_others():
         np.stack([np.arange(40) < 20, np.arange(40) >= 20], axis=1),
     )
 
-    def score(responses) -> ImageScores:
+    def score(responses) -> AblationScores:
         return scores_of(map(listen_as, (responses[:25], responses[25:])), truth, direction, member)
 
     def listen_as(responses):
         said = torch.from_numpy(responses[:, :WIDTH])
-        return Said(said[:, None], (), said + 1e-6, said + 1e-6)
+        return ExpertOutputs(said[:, None], (), said + 1e-6, said + 1e-6)
 
     inside = np.zeros(68, dtype=bool)
     inside[: WIDTH // 2] = True

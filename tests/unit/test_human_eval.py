@@ -12,12 +12,12 @@ import subprocess
 
 import numpy as np
 import pytest
-from unit.fake_study import answer_rows, fake_plan
+from unit.fake_human_eval import answer_rows, fake_plan
 
 from braingen.evaluation.metrics import METRICS as TABLE_COLUMNS
 from braingen.human_eval import rater, site, statistics
 from braingen.human_eval.analysis import analyse, markdown, scores_of
-from braingen.human_eval.answers import COLUMNS, Result, as_csv, checksum, read_result, verdicts
+from braingen.human_eval.answers import COLUMNS, Result, as_csv, check_raters, checksum, read_result
 from braingen.human_eval.plan import SEEN, Plan, choose_images, plan_as_json, plan_from_json
 from braingen.human_eval.session import Draw, session
 from braingen.runtime.errors import UserError
@@ -335,7 +335,7 @@ def results_of(folder: Path, plan: Plan, **files: list[list[str]]) -> list[Resul
 
 def test_which_files_count(tmp_path: Path) -> None:
     good = answer_rows(PLAN, "P01")
-    found = verdicts(
+    found = check_raters(
         results_of(
             tmp_path,
             PLAN,
@@ -356,7 +356,7 @@ def test_which_files_count(tmp_path: Path) -> None:
     assert reasons["d_asleep"] == "failed 12 of 12 attention checks; 1 may be failed"
     assert reasons["e_short"].startswith("incomplete: ")
     assert reasons["f_robot"] == "a simulated rater, and there are people"
-    alone = verdicts(
+    alone = check_raters(
         results_of(tmp_path, PLAN, f_robot=answer_rows(PLAN, "simulated-1", simulated="1")), PLAN
     )
     assert alone[0].reason == ""
@@ -367,7 +367,7 @@ def test_which_files_count(tmp_path: Path) -> None:
 
 def test_figures_are_those_counted_by_hand(tmp_path: Path) -> None:
     rows = {code: answer_rows(PLAN, code, share=0.75) for code in ("P01", "P02", "P03")}
-    found = verdicts(
+    found = check_raters(
         results_of(tmp_path, PLAN, **rows, asleep=answer_rows(PLAN, "P09", attentive=False)), PLAN
     )
     result = analyse(PLAN, found, 200, 0)
@@ -431,12 +431,12 @@ def test_agreement_follows_the_answers(tmp_path: Path) -> None:
         random.append(
             read_result(write(tmp_path, answer_rows(plan, f"P{k}", share=0.5), f"r{k}.csv"), plan)
         )
-    assert analyse(plan, verdicts(alike, plan), 50, 0).agreement[0].alpha == pytest.approx(1)
-    assert abs(analyse(plan, verdicts(random, plan), 50, 0).agreement[0].alpha or 9) < 0.2
+    assert analyse(plan, check_raters(alike, plan), 50, 0).agreement[0].alpha == pytest.approx(1)
+    assert abs(analyse(plan, check_raters(random, plan), 50, 0).agreement[0].alpha or 9) < 0.2
 
 
 def test_simulated_answers_are_never_called_peoples(tmp_path: Path) -> None:
-    found = verdicts(
+    found = check_raters(
         results_of(tmp_path, PLAN, a=answer_rows(PLAN, "simulated-1", simulated="1")), PLAN
     )
     result = analyse(PLAN, found, 50, 0)
@@ -446,7 +446,7 @@ def test_simulated_answers_are_never_called_peoples(tmp_path: Path) -> None:
     )
     assert "say nothing about people" in markdown(result)
     people = analyse(
-        PLAN, verdicts(results_of(tmp_path, PLAN, a=answer_rows(PLAN, "P01")), PLAN), 50, 0
+        PLAN, check_raters(results_of(tmp_path, PLAN, a=answer_rows(PLAN, "P01")), PLAN), 50, 0
     )
     assert set(scores_of(PLAN, people)) == {
         f"human_{task}" for task in PLAN.tasks
@@ -461,7 +461,9 @@ def test_odd_raters_are_mentioned(tmp_path: Path) -> None:
         row[column("answer")] = "left"
     notes = analyse(
         plan,
-        verdicts(results_of(tmp_path, plan, a=[[*r[:-1], checksum(r[:-1])] for r in rows]), plan),
+        check_raters(
+            results_of(tmp_path, plan, a=[[*r[:-1], checksum(r[:-1])] for r in rows]), plan
+        ),
         50,
         0,
     ).notes
@@ -473,7 +475,9 @@ def test_nothing_that_counts_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"None of 1 result files counts .*attention checks"):
         analyse(
             PLAN,
-            verdicts(results_of(tmp_path, PLAN, a=answer_rows(PLAN, "P01", attentive=False)), PLAN),
+            check_raters(
+                results_of(tmp_path, PLAN, a=answer_rows(PLAN, "P01", attentive=False)), PLAN
+            ),
             50,
             0,
         )
@@ -505,21 +509,24 @@ def test_a_simulated_rater_sees_what_is_there(tmp_path: Path) -> None:
     )
     accuracy, ratings = [], []
     for noise in (0.05, 1.0, 8.0):
-        eyes = rater.open_eyes(plan, painted(plan, noise))
+        eyes = rater.load_rater_features(plan, painted(plan, noise))
         result = read_result(
             write(tmp_path, rater.rate(plan, 1, eyes, 0.0, "2026-01-01T00:00:00Z")), plan
         )
         assert result.problems == () and result.simulated and result.failed == 0
-        found = analyse(plan, verdicts([result], plan), 50, 0).findings
+        found = analyse(plan, check_raters([result], plan), 50, 0).findings
         accuracy.append(found[0].value)
         ratings.append(found[1].value)
     assert accuracy[0] == 1 and accuracy[0] >= accuracy[1] > accuracy[2]
     assert ratings[0] > ratings[1] > ratings[2]
     lapsing = rater.rate(
-        plan, 1, rater.open_eyes(plan, painted(plan, 0.05)), 1.0, "2026-01-01T00:00:00Z"
+        plan, 1, rater.load_rater_features(plan, painted(plan, 0.05)), 1.0, "2026-01-01T00:00:00Z"
     )
     result = read_result(write(tmp_path, lapsing), plan)
     share = analyse(
-        plan._replace(failed_checks=99), verdicts([result], plan._replace(failed_checks=99)), 50, 0
+        plan._replace(failed_checks=99),
+        check_raters([result], plan._replace(failed_checks=99)),
+        50,
+        0,
     ).findings[0]
     assert share.low < 0.5 < share.high

@@ -1,4 +1,4 @@
-"""`braingen explain`."""
+"""`braingen interpret`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def run(config: Config) -> Path | None:
 
 
 COMMAND = Command(
-    name="explain",
+    name="interpret",
     summary="look inside: which voxels, through which expert, for what; maps, tables and a page",
     run=run,
     group="inside",
     place=0,
-    sections=("run", "data", "explain"),
-    own="explain",
+    sections=("run", "data", "interpret"),
+    own="interpret",
 )

@@ -1,4 +1,4 @@
-"""`braingen adapt-curve`."""
+"""`braingen adaptation-curve`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from braingen.config import Config
 
 def run(config: Config) -> Path | None:
     """How well a new person is read from few sessions, after training on others or not."""
-    from braingen.experiments.adaptation_curve import adapt_curve
+    from braingen.experiments.adaptation_curve import adaptation_curve
 
-    return adapt_curve(config)
+    return adaptation_curve(config)
 
 
 COMMAND = Command(
-    name="adapt-curve",
+    name="adaptation-curve",
     summary="how well a new person is read from few sessions, after training on others or not",
     run=run,
     group="experiments",
     place=2,
-    sections=("run", "data", "curve", "optim"),
-    own="curve",
+    sections=("run", "data", "adaptation_curve", "training"),
+    own="adaptation_curve",
 )

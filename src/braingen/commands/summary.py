@@ -1,4 +1,4 @@
-"""`braingen models`."""
+"""`braingen summary`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def run(config: Config) -> None:
 
 
 COMMAND = Command(
-    name="models",
+    name="summary",
     summary="every encoder, prior and router with its parameters by part, at the configured sizes",
     run=run,
     group="reference",

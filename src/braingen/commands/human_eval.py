@@ -1,4 +1,4 @@
-"""`braingen study`."""
+"""`braingen human-eval`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def run(config: Config, which: str) -> Path | None:
 
 
 COMMAND = Command(
-    name="study",
+    name="human-eval",
     summary="people as judges: build a study for any browser, check and analyse its results",
     run=run,
     group="evaluation",
     place=2,
-    sections=("run", "data", "study"),
+    sections=("run", "data", "human_eval"),
     choices=("build", "check", "analyse", "simulate"),
 )

@@ -2,7 +2,7 @@
 patterns, expert assignments, saliency and ablations against what was planted, for the default
 encoder, the published one and voxel-level routing.
 
-    python benchmarks/explain_truth.py --seeds 3
+    python benchmarks/interpret_truth.py --seeds 3
 
 Simulates a small subject per seed (another brain, other pictures; 400 training images, and as many
 test images as NSD has), trains an image encoder of every kind on it, and asks. Every finished
@@ -23,17 +23,22 @@ import torch
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials, train_trials
-from braingen.encoders.embedding_decoder import BrainReader
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.evaluation.decoding import decoder_scores
 from braingen.evaluation.uncertainty import mean_interval
-from braingen.interpret.ablation import ImageScores, ablate_voxels
+from braingen.interpret.ablation import AblationScores, ablate_voxels
 from braingen.interpret.agreement import area_under_roc, group_agreement
 from braingen.interpret.attribution import Explainer, Query, completeness
-from braingen.interpret.experts import VoxelRows, all_said, listen, voxel_selectivity
+from braingen.interpret.experts import (
+    VoxelRows,
+    all_expert_outputs,
+    expert_outputs_of,
+    voxel_selectivity,
+)
 from braingen.interpret.inputs import averaged
 from braingen.interpret.maps import mean_maps
 from braingen.interpret.patterns import ClassReadOut, Patterns, activation_patterns
-from braingen.interpret.readout import ReadOut, class_directions
+from braingen.interpret.readout import Readout, class_directions
 from braingen.interpret.saliency import (
     ReceptiveFields,
     beyond_usual,
@@ -44,7 +49,7 @@ from braingen.interpret.saliency import (
     saliency,
 )
 from braingen.runtime.data_layout import Layout
-from braingen.runtime.paths import READER
+from braingen.runtime.paths import EMBEDDING_DECODER
 from braingen.simulation.dataset import simulate
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.retina import FIELD_OF_VIEW
@@ -62,7 +67,7 @@ VARIANTS = {
         "encoder.trunk": "published",
     },
     "voxel": {"encoder.model": "BrainMoEVoxel"},
-    "voxel, random start": {"encoder.model": "BrainMoEVoxel", "encoder.parcel_start": "random"},
+    "voxel, random start": {"encoder.model": "BrainMoEVoxel", "encoder.parcel_init": "random"},
 }
 EARLY = ("V1v", "V1d", "V2v", "V2d", "V3v", "V3d", "hV4")
 FACES = ("OFA", "FFA-1", "FFA-2")
@@ -133,14 +138,14 @@ def config_of(seed: int, variant: str, chosen: argparse.Namespace) -> Config:
         "run.folder": str(run),
         "run.seed": str(seed),
         "run.tracker": "none",
-        "optim.validate_every": "3",
+        "training.validate_every": "3",
         "simulation.seed": str(seed),
         "simulation.num_voxels": str(chosen.voxels),
         "simulation.num_sessions": str(chosen.sessions),
         "simulation.trials_per_session": str(chosen.trials),
         "simulation.num_test_images": str(chosen.images),
         "encoder.hidden_dim": str(chosen.hidden),
-        "optim.num_epochs": str(chosen.epochs),
+        "training.num_epochs": str(chosen.epochs),
     }
     return load_config(Path("simulated"), overrides | VARIANTS[variant])
 
@@ -167,12 +172,15 @@ def read_subject(config: Config) -> Subject:
 
 
 def explain_label(
-    reader: BrainReader, subject: Subject, direction_CF: torch.Tensor, label_N: np.ndarray
+    embedding_decoder: EmbeddingDecoder,
+    subject: Subject,
+    direction_CF: torch.Tensor,
+    label_N: np.ndarray,
 ) -> tuple[np.ndarray, float]:
     """Maps of every image, of how far its own class is in what was decoded; and how incomplete they
     are.
     """
-    explainer = Explainer(ReadOut(reader, 1), "integrated_gradients", steps=POINTS)
+    explainer = Explainer(Readout(embedding_decoder, 1), "integrated_gradients", steps=POINTS)
     maps, value, error = [], [], []
     for first in range(0, len(label_N), 32):
         some = slice(first, first + 32)
@@ -185,42 +193,51 @@ def explain_label(
 
 
 def patterns_of(
-    reader: BrainReader, subject: Subject, read_out: ClassReadOut, images: int | None = None
+    embedding_decoder: EmbeddingDecoder,
+    subject: Subject,
+    read_out: ClassReadOut,
+    images: int | None = None,
 ) -> Patterns:
     """Activation patterns of what is decoded of the test images, or of the first of them."""
 
     def decoded(voxels_NV: np.ndarray) -> np.ndarray:
-        return read_out.probability(all_said(listen(reader, voxels_NV, 1)).whole_NF.numpy())
+        return read_out.probability(
+            all_expert_outputs(expert_outputs_of(embedding_decoder, voxels_NV, 1)).whole_NF.numpy()
+        )
 
     return activation_patterns(subject.betas.rows, subject.rows_NR[:images], decoded)
 
 
 def ask(config: Config, subject: Subject) -> dict[str, Any]:
     """Everything about one trained encoder."""
-    reader = BrainReader.from_pretrained(config.run.folder / "image" / READER).eval()
+    embedding_decoder = EmbeddingDecoder.from_pretrained(
+        config.run.folder / "image" / EMBEDDING_DECODER
+    ).eval()
     targets, truth = Targets(config), subject.truth
     area_V = truth["area"]
     early_V, category_V = np.isin(area_V, EARLY), ~np.isin(area_V, (*EARLY, *UNSPECIFIC))
-    true_NF = reader.standardised(targets.image(subject.image_N)).flatten(1)
-    trained_MF = reader.standardised(targets.image(subject.train_image_M)).flatten(1)
-    said = all_said(listen(reader, subject.voxels_NV, 1))
+    true_NF = embedding_decoder.standardised(targets.image(subject.image_N)).flatten(1)
+    trained_MF = embedding_decoder.standardised(targets.image(subject.train_image_M)).flatten(1)
+    said = all_expert_outputs(expert_outputs_of(embedding_decoder, subject.voxels_NV, 1))
     some_N = slice(FEW)
     scores, _ = decoder_scores(
         said.clip_NF[some_N].numpy(), true_NF[some_N].numpy(), subject.image_N[some_N], resamples=1
     )
     cosine, _ = decoder_scores(said.whole_NF.numpy(), true_NF.numpy(), subject.image_N, resamples=1)
     out: dict[str, Any] = {
-        "parameters": sum(parameter.numel() for parameter in reader.encoder.parameters()),
+        "parameters": sum(
+            parameter.numel() for parameter in embedding_decoder.encoder.parameters()
+        ),
         "top-1": scores["retrieval_brain_to_image"].value,
         "cosine": cosine["clip_cos"].value,
     }
 
     some = torch.from_numpy(subject.voxels_NV[:64])
-    for level, found in enumerate(voxel_selectivity(reader, 1, some)):
+    for level, found in enumerate(voxel_selectivity(embedding_decoder, 1, some)):
         out[f"ami level {level}"] = group_agreement(found.chosen_V, area_V)._asdict() | {
             "exact": found.exact
         }
-    start = setup(config, "image").reader  # the same encoder, not trained
+    start = setup(config, "image").embedding_decoder  # the same encoder, not trained
     out["ami untrained"] = group_agreement(
         voxel_selectivity(start.eval(), 1, some)[-1].chosen_V, area_V
     )._asdict()
@@ -232,7 +249,7 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
         member_MC = subject.train_label_ML[:, which, None] == np.arange(LABEL_COUNTS[which])
         label_N = subject.label_NL[:, which]
         directions[asked] = class_directions(trained_MF, member_MC)
-        maps_NV, incomplete = explain_label(reader, subject, directions[asked], label_N)
+        maps_NV, incomplete = explain_label(embedding_decoder, subject, directions[asked], label_N)
         used_N = (
             label_N < len(COLOUR_NAMES) if asked == "colour" else np.ones(len(label_N), dtype=bool)
         )  # the last: its own colours
@@ -251,7 +268,7 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
         read_out = ClassReadOut.learn(trained_MF.numpy(), member_MC)
         named_N = read_out.probability(said.whole_NF.numpy()).argmax(axis=1)
         for name, images in (("patterns", None), ("patterns, few images", FEW)):
-            typical_V = patterns_of(reader, subject, read_out, images).typical_V
+            typical_V = patterns_of(embedding_decoder, subject, read_out, images).typical_V
             out[asked][name] = {
                 "carries": area_under_roc(typical_V, truth["label_share"][:, which] >= CARRIES),
                 "category over early": area_under_roc(typical_V[either_V], category_V[either_V]),
@@ -283,7 +300,9 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
         few = subject._replace(
             voxels_NV=subject.voxels_NV[chosen_N], image_N=subject.image_N[chosen_N]
         )
-        maps_NV, _ = explain_label(reader, few, direction_CF, subject.label_NL[chosen_N, which])
+        maps_NV, _ = explain_label(
+            embedding_decoder, few, direction_CF, subject.label_NL[chosen_N, which]
+        )
         inside_V = np.isin(area_V, areas)
         either_V = early_V | inside_V
         # the same mean over images of patterns: every image has its own class's
@@ -293,35 +312,37 @@ def ask(config: Config, subject: Subject) -> dict[str, Any]:
         )
         pattern_V = (
             weight_C
-            @ patterns_of(reader, subject, ClassReadOut.learn(trained_MF.numpy(), member_MC)).map_CV
+            @ patterns_of(
+                embedding_decoder, subject, ClassReadOut.learn(trained_MF.numpy(), member_MC)
+            ).map_CV
         )
         out[f"{areas[0]} over early"] = {
             "attributions": area_under_roc(maps_NV.mean(axis=0)[either_V], inside_V[either_V]),
             "patterns": area_under_roc(pattern_V[either_V], inside_V[either_V]),
             "images": int(chosen_N.sum()),
         }
-    out["silenced faces"] = silence_faces(reader, subject, directions, trained_MF)
+    out["ablated faces"] = silence_faces(embedding_decoder, subject, directions, trained_MF)
     return out
 
 
 def silence_faces(
-    reader: BrainReader,
+    embedding_decoder: EmbeddingDecoder,
     subject: Subject,
     directions: dict[str, torch.Tensor],
     trained_MF: torch.Tensor,
 ) -> dict[str, Any]:
     """Relative loss of the evidence for persons (on persons' images) and for the place (on all
-    images), planted face voxels silenced.
+    images), planted face voxels ablated.
     """
     kind_N = subject.label_NL[:, LABELS.index("supercategory")]
     person_N, background_N = kind_N == 0, subject.label_NL[:, LABELS.index("background")]
     person_M = subject.train_label_ML[:, LABELS.index("supercategory")] == 0
     person_F = class_directions(trained_MF, person_M[:, None])[0]
 
-    def score(voxels_NV: VoxelRows) -> ImageScores:
-        whole_NF = all_said(listen(reader, voxels_NV, 1)).whole_NF
+    def score(voxels_NV: VoxelRows) -> AblationScores:
+        whole_NF = all_expert_outputs(expert_outputs_of(embedding_decoder, voxels_NV, 1)).whole_NF
         place_N = (whole_NF * directions["background"][background_N]).sum(1).numpy()
-        return ImageScores(
+        return AblationScores(
             (whole_NF @ person_F).numpy(), place_N, place_N
         )  # persons in the first place, places in the others
 
@@ -330,7 +351,7 @@ def silence_faces(
         "faces", np.isin(subject.truth["area"], FACES), subject.voxels_NV, score, draws=20
     )
 
-    def losses(after: ImageScores) -> tuple[np.ndarray, np.ndarray]:
+    def losses(after: AblationScores) -> tuple[np.ndarray, np.ndarray]:
         person = (before.cosine_N - after.cosine_N)[person_N] / before.cosine_N[person_N].mean()
         return person, (before.found_N - after.found_N) / before.found_N.mean()
 
@@ -408,7 +429,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
         "random person",
         "random place",
     )
-    paths += [("silenced faces", key) for key in faces]
+    paths += [("ablated faces", key) for key in faces]
     lines = ["| | " + " | ".join(results) + " |", "| --- |" + " --- |" * len(results)]
     for path in paths:
         cells = []

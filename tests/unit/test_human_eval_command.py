@@ -1,5 +1,5 @@
-"""`braingen study`: from a run to pages, answers, tables and report; what is missing, changed or
-not allowed is said in one sentence.
+"""`braingen human-eval`: from a run to pages, answers, tables and report; what is missing, changed
+or not allowed is said in one sentence.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from unit.fake_report_inputs import write_fake_run
 
 from braingen.config import Config
-from braingen.config.judging import StudyConfig
+from braingen.config.evaluation import HumanEvalConfig
 from braingen.evaluation.human_ratings import read_study, scores_in
 from braingen.human_eval import consent, site
 from braingen.human_eval.study import study
@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def config(made: Config, tmp_path: Path) -> Config:
     """A run folder of its own, with settings of a small study."""
     run = Path(shutil.copytree(made.run.folder, tmp_path / "run"))
-    settings = StudyConfig(
+    settings = HumanEvalConfig(
         study_images=8,
         checks=2,
         method_b=str(run / "reconstructions" / "random"),
@@ -48,7 +48,7 @@ def config(made: Config, tmp_path: Path) -> Config:
 
 
 def with_study(config: Config, **values: object) -> Config:
-    return config.model_copy(update={"study": config.study.model_copy(update=values)})
+    return config.model_copy(update={"study": config.human_eval.model_copy(update=values)})
 
 
 def test_consent_comes_first(config: Config) -> None:

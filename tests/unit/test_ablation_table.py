@@ -7,18 +7,18 @@ import pandas as pd
 
 from braingen.config import Config
 from braingen.evaluation.identification import TwoWay
-from braingen.evaluation.metric_table import Sheet
+from braingen.evaluation.metric_table import MetricTable
 from braingen.experiments.ablation_table import comparisons
 
 IMAGES = 6
 
 
-def sheet(mistaken_for: list[int]) -> Sheet:
+def sheet(mistaken_for: list[int]) -> MetricTable:
     """Two-way identification in which every picture is mistaken for one other image."""
     beats = ~np.eye(IMAGES, dtype=bool)
     beats[mistaken_for, range(IMAGES)] = False
     found = TwoWay(beats)
-    return Sheet(
+    return MetricTable(
         {},
         pd.DataFrame({"two_way_late": found.share_N}, index=range(IMAGES)),
         {"two_way_late": found},

@@ -17,7 +17,7 @@ LEARNED_TIME = Needs("router.time", other_than("off", "fixed"))
 """Time routers with weights of their own."""
 TRAINED_ROUTER = LEARNED_TIME | Needs("router.space", other_than("off"))
 """Without any of these nothing of a router is trained."""
-FROM_VOXELS = Needs("sampler.source", "brain", "random")
+FROM_VOXELS = Needs("generation.source", "brain", "random")
 GUIDED = Needs("guidance_scale", above(1))
 
 
@@ -144,12 +144,12 @@ class FinetuneConfig(Section):
         return self
 
 
-class SamplerConfig(Section):
+class GenerationConfig(Section):
     """Reconstruction (docs/decoding.md)."""
 
-    source: Literal["brain", "random", "ceiling"] = "brain"
+    source: Literal["brain", "random", "oracle"] = "brain"
     """What is read: brain activity, voxels drawn at random (baseline), or the true embeddings
-    (ceiling).
+    (oracle).
     """
     random_draws: Positive = 1
     """How often voxels are drawn at random for every image; the baseline's scores are averaged over
@@ -157,7 +157,7 @@ class SamplerConfig(Section):
     """
     steps: Positive = 30
     """Denoising steps (published: 30-50)."""
-    scheduler: Scheduler = "own"
+    scheduler: Scheduler = "default"
     """Rule from step to step; own is the backbone's (SDXL: euler)."""
     negative_prompt: Annotated[str, GUIDED] = ""
     """Text that guidance leads away from (published runs: about low quality); empty for no
@@ -211,7 +211,7 @@ class QuickstartConfig(Section):
 
 
 class DecodeConfig(Section):
-    """Decoding voxels somebody brings along; how is drawn, say the settings of `sampler`."""
+    """Decoding voxels somebody brings along; how is drawn, say the settings of `generation`."""
 
     voxels: str = ""
     """File of responses, z-scored: .npy, .npz, .h5 or NIfTI (docs/decoding.md)."""
@@ -229,11 +229,13 @@ class DecodeConfig(Section):
     """Draw; without, embeddings only."""
 
 
-class RefinerConfig(Section):
+class RefinementConfig(Section):
     """Refinement: image-to-image on finished reconstructions (docs/decoding.md)."""
 
     recons: str = ""
-    """Folder of reconstructions to refine; empty for <folder>/reconstructions/<sampler.source>."""
+    """Folder of reconstructions to refine; empty for
+    <folder>/reconstructions/<generation.source>.
+    """
     output: str = ""
     """Where refined pictures go; empty for the same name with _refined at its end."""
     strength: Annotated[float, Field(gt=0, le=1), Needs("denoising_start", None)] = 0.3
@@ -244,7 +246,7 @@ class RefinerConfig(Section):
     """
     steps: Positive = 20
     """Steps of the whole way, of which strength or denoising_start leave a part."""
-    scheduler: Scheduler = "own"
+    scheduler: Scheduler = "default"
     """Rule from step to step; own is the refiner's."""
     guidance_scale: Annotated[float, Field(ge=1)] = 5.0
     """Classifier-free guidance (published: 5)."""
@@ -264,13 +266,13 @@ class RefinerConfig(Section):
     """Pictures refined at once; they do not depend on it."""
 
     @model_validator(mode="after")
-    def some_step_is_left(self) -> RefinerConfig:
+    def some_step_is_left(self) -> RefinementConfig:
         """A strength that leaves no step would refine nothing; of a denoising_start the scheduler
         knows.
         """
         if self.denoising_start is None and int(self.steps * self.strength) < 1:
             raise ValueError(
-                f"refiner.strength {self.strength:g} of refiner.steps {self.steps} leaves no step"
-                " to refine with: use more steps or a larger strength."
+                f"refinement.strength {self.strength:g} of refinement.steps {self.steps} leaves no"
+                " step to refine with: use more steps or a larger strength."
             )
         return self

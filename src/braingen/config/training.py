@@ -89,7 +89,7 @@ class LossConfig(Section):
     """1 - cosine of the prior's prediction with the target."""
     prior_clip_scale: Annotated[Scale, WITH_PRIOR] = 1.0
     """Contrastive loss on the prior's prediction."""
-    level_scale: Scale = 0.0
+    deep_supervision_weight: Scale = 0.0
     """Squared error of every level's output by itself, mean over levels: makes each level a decoder
     (published: only their mean is one).
     """
@@ -104,14 +104,14 @@ class LossConfig(Section):
 
     @model_validator(mode="after")
     def something_is_minimised(self) -> LossConfig:
-        """Without any weight nothing would be learned, in silence."""
+        """Without any weight nothing would be learned, in ablate."""
         aims = (
             "clip_scale",
             "mse_scale",
             "prior_scale",
             "cos_scale",
             "prior_clip_scale",
-            "level_scale",
+            "deep_supervision_weight",
         )
         if not any(getattr(self, name) for name in aims):
             raise ValueError(
@@ -121,7 +121,7 @@ class LossConfig(Section):
         return self
 
 
-class OptimConfig(Section):
+class TrainingConfig(Section):
     """Optimisation of stage 1."""
 
     max_lr: Annotated[float, Field(gt=0)] = 3e-4
@@ -145,7 +145,7 @@ class OptimConfig(Section):
     """Steps per update of the weights, whose gradients are averaged; contrastive losses see one
     step (published: 1).
     """
-    start_from: Folder | None = None
+    init_from: Folder | None = None
     """Finished run whose experts and prior are taken over, RUN or RUN/image; its architecture and
     losses are the defaults then.
     """

@@ -12,15 +12,15 @@ from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 
 from braingen.simulation.backbones.corpus import Corpus
 from braingen.simulation.backbones.training import Losses, train
-from braingen.simulation.judge import Judge
+from braingen.simulation.scene_classifier import SceneClassifier
 from braingen.simulation.scenes import BACKGROUNDS, COLOURS, OBJECTS, POSITIONS
 
 
-def train_judge(data: Corpus, folder: Path, steps: int = 1500, batch: int = 64) -> Judge:
+def train_judge(data: Corpus, folder: Path, steps: int = 1500, batch: int = 64) -> SceneClassifier:
     """Train the judge; colour is asked only of objects that come in several colours."""
     torch.manual_seed(2)
     batch = min(batch, len(data.images_N3HW))
-    judge = Judge(
+    judge = SceneClassifier(
         objects=len(OBJECTS),
         backgrounds=len(BACKGROUNDS),
         colours=len(COLOURS),
@@ -78,11 +78,11 @@ def train_judge(data: Corpus, folder: Path, steps: int = 1500, batch: int = 64) 
     return judge
 
 
-def accuracies(judge: Judge, data: Corpus, rows: np.ndarray) -> dict[str, float]:
+def accuracies(judge: SceneClassifier, data: Corpus, rows: np.ndarray) -> dict[str, float]:
     """Share of pictures whose object, background, colour and position the judge names rightly."""
-    from braingen.simulation.judge import verdicts
+    from braingen.simulation.scene_classifier import predictions
 
-    said = verdicts(judge, torch.from_numpy(data.images_N3HW[rows]).float() / 255)
+    said = predictions(judge, torch.from_numpy(data.images_N3HW[rows]).float() / 255)
     answers = {
         "object": said.object_BC,
         "background": said.background_BC,
