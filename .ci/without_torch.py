@@ -21,7 +21,7 @@ WANTING = (
 ABSENT = re.compile(
     rf"No module named '({'|'.join(WANTING)})['.]"
     r"|needs the PyTorch|requires the PyTorch|PyTorch was not found|Torch not compiled|is not"
-    r" installed: pip install 'braingen\[explain\]'"
+    r" installed: pip install 'braingen\[interpret\]'"
 )
 
 

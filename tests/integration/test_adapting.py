@@ -64,7 +64,7 @@ def adapted(place: Path, name: str, *more: str) -> list[str]:
         str(place / name),
         "--root",
         str(place / "data"),
-        "--start_from",
+        "--init_from",
         str(place / "others"),
     ]
     return [*typed, "--subj", "3", "--num_sessions", "1", *OF_A_RUN, *more]
@@ -128,13 +128,13 @@ def test_architecture_backbone_and_losses_come_from_the_run(place):
     [
         (
             ["encoder.hidden_dim=64"],
-            "encoder hidden_dim was 32 in the run that --start_from names and is 64 here",
+            "encoder hidden_dim was 32 in the run that --init_from names and is 64 here",
         ),
-        (["prior.depth=2"], "prior depth was 1 in the run that --start_from names and is 2 here"),
+        (["prior.depth=2"], "prior depth was 1 in the run that --init_from names and is 2 here"),
         (
-            ["--start_from", "nowhere"],
+            ["--init_from", "nowhere"],
             (
-                "--start_from nowhere holds no trained image encoder"
+                "--init_from nowhere holds no trained image encoder"
                 " (nowhere/image/embedding_decoder is missing)"
             ),
         ),
@@ -164,7 +164,7 @@ def test_routers_alone_need_experts_from_somewhere(place, capsys):
         )
         == 2
     )
-    assert "name a trained run with --start_from RUN" in capsys.readouterr().err
+    assert "name a trained run with --init_from RUN" in capsys.readouterr().err
 
 
 def test_an_adapted_run_goes_on_with_the_run_it_started_from_and_no_other(place, capsys):
@@ -185,7 +185,7 @@ def test_an_adapted_run_goes_on_with_the_run_it_started_from_and_no_other(place,
         )
         == 0
     )
-    again = adapted(place, "once", "--train_router_only", "--start_from", str(place / "others2"))
+    again = adapted(place, "once", "--train_router_only", "--init_from", str(place / "others2"))
     capsys.readouterr()
     assert main(again) == 2 and "training.init_from was" in capsys.readouterr().err
 
@@ -294,7 +294,7 @@ def test_the_bottleneck_curve(place):
                 *words,
                 "--folder",
                 str(place / "narrow"),
-                "--b_sizes",
+                "--bottleneck_dims",
                 "16,32",
                 "bottleneck.seeds=0,1",
             ]

@@ -503,11 +503,11 @@ def test_a_study_of_the_run_stands_in_tables_and_report(flow, tmp_path):
     run = Path(shutil.copytree(flow.run, tmp_path / "run"))
     words = [*flow.words, "--folder", str(run), "--study_images", "4", "--checks", "2"]
     steps = (
-        ["study", "build", "--draft"],
-        ["study", "simulate", "--eyes", "judge", "--lapse", "0", "--raters", "2"],
-        ["study", "check"],
+        ["human-eval", "build", "--draft"],
+        ["human-eval", "simulate", "--eyes", "judge", "--lapse", "0", "--raters", "2"],
+        ["human-eval", "check"],
     )
-    for step in (*steps, ["study", "analyse"], ["evaluate"], ["report"]):
+    for step in (*steps, ["human-eval", "analyse"], ["evaluate"], ["report"]):
         assert main([*step, *words]) == 0
     scores = json.loads((run / "scores.json").read_text())
     assert set(scores) >= SCORES | {"simulated_rater_identification", "simulated_rater_similarity"}

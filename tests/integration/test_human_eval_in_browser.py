@@ -42,13 +42,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     (config.run.folder / "study.json").unlink()
     other = str(config.run.folder / "reconstructions" / "random")
     config = config.model_copy(
-        update={"study": HumanEvalConfig(study_images=4, checks=2, method_b=other, draft=True)}
+        update={"human_eval": HumanEvalConfig(study_images=4, checks=2, method_b=other, draft=True)}
     )
     study(config, "build")
     text = config.run.folder / "study" / "consent.md"
     text.write_text(GAP.sub("the Institute for Testing", text.read_text()))
     config = config.model_copy(
-        update={"study": config.human_eval.model_copy(update={"draft": False})}
+        update={"human_eval": config.human_eval.model_copy(update={"draft": False})}
     )
     study(config, "build")
     return config

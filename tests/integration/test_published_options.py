@@ -96,11 +96,7 @@ REFINED = {
 REFUSED = {
     "blurry_recon": ("Train.py", "--blurry_recon", "blurry_recon|low_level"),
     "a typo": ("Train.py", "--hiden_dim 3", "Did you mean hidden_dim"),
-    "train_router_only": (
-        "Train.py",
-        "--train_router_only",
-        "name a trained run with --start_from",
-    ),
+    "train_router_only": ("Train.py", "--train_router_only", "name a trained run with --init_from"),
     "two choices of subjects": ("Train.py", "--subj 1 --multi_subject 2", "both set data.subjects"),
     "nowhere": ("final_evaluations.py", "--all_recons_path nowhere", "nowhere"),
 }

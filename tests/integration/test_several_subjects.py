@@ -200,7 +200,7 @@ def test_runs_of_several_are_compared_subject_by_subject(place, tmp_path):
     [
         "ablate",
         "bottleneck",
-        "adapt-curve",
+        "adaptation-curve",
         "study build",
         "decode --voxels mine.npz",
         "evaluate --all_recons_path here",

@@ -289,7 +289,7 @@ def brain_moe_multi(case: Case) -> dict[str, np.ndarray]:
     depth = args.get("num_exp_layer", len(args["exp_factor_list"]))
     factors = [args["num_exp_0"], *args["exp_factor_list"][:depth]]
     routers = [int(np.prod(factors[:level])) for level in range(len(factors))]
-    bottleneck_dim = max(0, args.get("bottleneck_dim", -1))
+    bottleneck_dim = max(0, args.get("b_size", -1))
     units = bottleneck_dim or args["hidden_dim"]
     for group, order in ORDERS.items():
         model = BrainMoEMulti(

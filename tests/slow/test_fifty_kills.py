@@ -37,7 +37,7 @@ ADAPT = [
     "--subj",
     "2",
 ]
-STAGES = [["demo"], ["adapt-curve", *ADAPT], ["bottleneck", "--b_sizes", "16"]]
+STAGES = [["demo"], ["adaptation-curve", *ADAPT], ["bottleneck", "--bottleneck_dims", "16"]]
 
 
 def at_a_moment_of_the_clock(words: list[str], seconds: float) -> int:

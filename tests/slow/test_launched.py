@@ -91,7 +91,7 @@ def test_launched_processes_fill_the_tables_one_does(tmp_path):
     for processes in (1, 2):
         layout, _ = write_fake_nsd(tmp_path / f"NSD{processes}", subjects=[1], images=40)
         words = [
-            "cache",
+            "precompute",
             f"backbone.path={backbone}",
             f"data.root={layout.root}",
             "run.device=cpu",

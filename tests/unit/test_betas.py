@@ -172,7 +172,7 @@ def test_bad_voxels_and_trials_are_found(tmp_path, array, storage, monkeypatch):
     again = report_voxels(Betas(tmp_path / "b.hdf5"), layout)  # noticed that the file changed
     assert np.flatnonzero(again.constant_V).tolist() == [11] and not again.zero_N.any()
     monkeypatch.setattr(
-        betas_module.Rows, "blocks", lambda self: pytest.fail("looked through again")
+        betas_module.HDF5Rows, "blocks", lambda self: pytest.fail("looked through again")
     )
     kept = report_voxels(Betas(tmp_path / "b.hdf5"), layout)
     assert all(np.array_equal(a, b) for a, b in zip(kept, again))

@@ -146,7 +146,7 @@ def test_every_command_leads_to_a_stage():
         ]
         for node in called:
             assert callable(getattr(importlib.import_module(node.module), node.names[0].name))
-        assert called or command.name == "settings", command.name
+        assert called or command.name == "config", command.name
 
 
 def test_settings_are_listed(capsys):
@@ -295,7 +295,7 @@ def test_settings_of_a_job_come_from_the_environment_and_what_is_typed_wins(monk
     monkeypatch.setattr("braingen.report.write.report", seen.append)
     monkeypatch.setenv("BRAINGEN_SET", "encoder.hidden_dim=64 --num_epochs 3 run.folder='runs/a b'")
     assert main(["report", "--num_epochs", "4"]) == 0
-    assert (seen[0].encoder.hidden_dim, seen[0].optim.num_epochs, str(seen[0].run.folder)) == (
+    assert (seen[0].encoder.hidden_dim, seen[0].training.num_epochs, str(seen[0].run.folder)) == (
         64,
         4,
         "runs/a b",

@@ -78,7 +78,7 @@ def test_one_setting_of_a_section_leaves_its_other_defaults_alone():
 
 
 def test_sections_may_be_empty(tmp_path):
-    (tmp_path / "some.yaml").write_text("encoder:\n  # hidden_dim: 64\nsampler:\n")
+    (tmp_path / "some.yaml").write_text("encoder:\n  # hidden_dim: 64\ngeneration:\n")
     assert load_config(tmp_path / "some.yaml") == Config()
 
 
@@ -158,7 +158,7 @@ def test_a_name_like_nothing_points_to_the_list():
             "encoder.hidden_dim = many (in {file}) is not allowed: input should be a valid integer",
         ),
         (
-            "sampler:\n  steps: 0\n",
+            "generation:\n  steps: 0\n",
             "generation.steps = 0 (in {file}) is not allowed: input should be greater than 0.",
         ),
         ("encoder: [1\n", "{file} is not valid YAML: "),
@@ -172,7 +172,7 @@ def test_a_mistake_in_a_file_is_told_with_the_files_name(tmp_path, text, words):
 
 
 def test_a_mistake_on_the_command_line_is_not_blamed_on_the_file(tmp_path):
-    sentence = refusal(tmp_path, "sampler:\n  steps: 5\n", {"generation.steps": "-1"})
+    sentence = refusal(tmp_path, "generation:\n  steps: 5\n", {"generation.steps": "-1"})
     assert sentence == "generation.steps = -1 is not allowed: input should be greater than 0."
 
 

@@ -103,7 +103,7 @@ def test_tests_import_only_what_dev_brings() -> None:
         for module, files in imported(ROOT / "tests").items()
         if module not in brought | own
     } == {}
-    assert "braingen[explain,track]" in optional["dev"]
+    assert "braingen[interpret,track]" in optional["dev"]
 
 
 def test_the_lock_file_pins_all_that_tests_need() -> None:

@@ -134,10 +134,10 @@ def test_json_and_yaml_files_are_read_by_readers_that_refuse_a_key_twice():
 
 
 TWICE = {
-    "a section": "optim: {batch_size: 30}\ndata: {root: nowhere}\noptim: {num_epochs: 1}\n",
-    "a setting": "optim:\n  batch_size: 30\n  num_epochs: 2\n  batch_size: 20\n",
-    "a setting in braces": "optim: {batch_size: 30, batch_size: 20}\n",
-    "a quoted setting": "optim:\n  batch_size: 30\n  'batch_size': 20\n",
+    "a section": "training: {batch_size: 30}\ndata: {root: nowhere}\ntraining: {num_epochs: 1}\n",
+    "a setting": "training:\n  batch_size: 30\n  num_epochs: 2\n  batch_size: 20\n",
+    "a setting in braces": "training: {batch_size: 30, batch_size: 20}\n",
+    "a quoted setting": "training:\n  batch_size: 30\n  'batch_size': 20\n",
 }
 
 

@@ -207,7 +207,7 @@ def test_who_looks_at_simulated_pictures(seen, tmp_path, monkeypatch):
     def looking(**scores: object) -> tuple[list[str], dict[str, str]]:
         config = Config(
             data=DataConfig(root=root),
-            scores=EvaluationConfig(feature_weights=str(tmp_path), **scores),
+            evaluation=EvaluationConfig(feature_weights=str(tmp_path), **scores),
         )
         networks, _, missing = observers(config, True, ids)
         return [network.name for network in networks], missing

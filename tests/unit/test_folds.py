@@ -15,7 +15,7 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.run_folder import Run
 from braingen.runtime.text_files import read_json
 from braingen.training import encoder as stage
-from braingen.training import encoder_setup as embedding_decoder_setup
+from braingen.training import encoder_setup
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def table_in_place_of_clip(monkeypatch):
-    monkeypatch.setattr(embedding_decoder_setup, "Targets", TableTargets)
+    monkeypatch.setattr(encoder_setup, "Targets", TableTargets)
     monkeypatch.setattr(stage, "FOLDS", 3)
 
 
@@ -41,10 +41,9 @@ def test_every_training_image_is_in_one_fold_and_held_out_images_are_in_none(
     root, tmp_path, subjects
 ):
     config = tiny_config(root, tmp_path, data__subjects=subjects)
-    whole = embedding_decoder_setup.splits_of(config)
+    whole = encoder_setup.splits_of(config)
     folds = [
-        embedding_decoder_setup.splits_of(config, embedding_decoder_setup.TrialFold(number, 3))
-        for number in range(3)
+        encoder_setup.splits_of(config, encoder_setup.TrialFold(number, 3)) for number in range(3)
     ]
     for position, (kept, held) in enumerate(whole):
         judged = [images_of(fold[position][1]) for fold in folds]
@@ -79,13 +78,7 @@ def test_the_epoch_of_the_best_mean_over_left_out_images_is_kept(monkeypatch, ro
     config = tiny_config(root, tmp_path / "run", training__checkpoint="folds")
     folder = stage.train(config, "image")
     sizes = [
-        len(
-            images_of(
-                embedding_decoder_setup.splits_of(config, embedding_decoder_setup.TrialFold(k, 3))[
-                    0
-                ][1]
-            )
-        )
+        len(images_of(encoder_setup.splits_of(config, encoder_setup.TrialFold(k, 3))[0][1]))
         for k in range(3)
     ]
     left_out = np.array([[0.1, 0.5, 0.2], [0.1, 0.2, 0.4], [0.1, 0.2, 0.4]])

@@ -43,12 +43,12 @@ def config(made: Config, tmp_path: Path) -> Config:
         draft=True,
     )
     return made.model_copy(
-        update={"run": made.run.model_copy(update={"folder": run}), "study": settings}
+        update={"run": made.run.model_copy(update={"folder": run}), "human_eval": settings}
     )
 
 
 def with_study(config: Config, **values: object) -> Config:
-    return config.model_copy(update={"study": config.human_eval.model_copy(update=values)})
+    return config.model_copy(update={"human_eval": config.human_eval.model_copy(update=values)})
 
 
 def test_consent_comes_first(config: Config) -> None:

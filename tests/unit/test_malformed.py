@@ -592,7 +592,7 @@ def test_a_hub_name_offline(sound_backbone, tmp_path, capsys, monkeypatch):
 def test_training_on_another_subjects_betas_ends_before_anything_is_trained(tmp_path, capsys):
     layout, written = write_fake_nsd(tmp_path / "NSD")
     write_betas(layout.betas(1), written[2].betas)
-    for stage in (["train", "image"], ["train", "text"], ["cache"], ["doctor"]):
+    for stage in (["train", "image"], ["train", "text"], ["precompute"], ["doctor"]):
         words = [
             *stage,
             "--data_path",
@@ -623,7 +623,7 @@ def test_later_stages_without_the_earlier_ones(tmp_path, capsys):
     ):
         assert re.search(told_of, told([stage, *words], capsys)), stage
     (tmp_path / "gone").mkdir()
-    for stage in (["train", "image"], ["cache"], ["reconstruct"], ["doctor"]):
+    for stage in (["train", "image"], ["precompute"], ["reconstruct"], ["doctor"]):
         sentence = told(
             [
                 *stage,

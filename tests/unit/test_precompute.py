@@ -113,7 +113,7 @@ def test_two_processes_share_the_pictures(words, computed, monkeypatch):
             patch.setattr(Workers, "share", lambda self, items, rank=rank: list(items)[rank::2])
             patch.setattr(
                 Workers,
-                "told",
+                "broadcast",
                 lambda self, value: np.arange(14) if isinstance(value, np.ndarray) else value,
             )
             assert main(["precompute", *words, "precompute.what=image,latents"]) == 0

@@ -38,7 +38,7 @@ def test_the_readmes_commands_are_found():
         "reconstruct",
         "evaluate",
         "report",
-        "settings",
+        "config",
     }
     assert any(file == "Makefile" and command.startswith("braingen demo") for file, command in TOLD)
 

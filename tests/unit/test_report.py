@@ -88,7 +88,7 @@ def test_the_page_asks_for_nothing(page: str) -> None:
         for name in ("src", "href", "srcset", "action", "data", "poster"):
             address = attributes.get(name)
             link = (
-                tag == "a" and name == "href" and (address or "").startswith("explain/")
+                tag == "a" and name == "href" and (address or "").startswith("interpret/")
             )  # a page beside it, asked for by a click only
             assert address is None or link or address.startswith(("data:", "#")), (
                 tag,
@@ -515,5 +515,5 @@ def test_what_compare_found_is_told_by_pair_and_by_method(config: Config, page: 
 
 
 def test_pages_that_look_inside_are_linked_with_what_they_found(page: str) -> None:
-    assert '<a href="explain/image-target-integrated_gradients/explain.html">' in page
+    assert '<a href="interpret/image-target-integrated_gradients/explain.html">' in page
     assert "Maps miss &lt;2&gt; % of what they explain." in page

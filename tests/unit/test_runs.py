@@ -299,7 +299,7 @@ def test_other_settings_are_refused_and_named(tmp_path):
     other = {**CONFIG, "training": {"max_lr": 1e-3, "epochs": 5, "extra": 1}}
     with pytest.raises(
         UserError,
-        match=r"training\.max_lr was 0\.0003, is now 0\.001; optim\.extra was None, is now 1",
+        match=r"training\.max_lr was 0\.0003, is now 0\.001; training\.extra was None, is now 1",
     ):
         Run.start(tmp_path, other)
     Run.start(tmp_path, CONFIG).close()  # a refusal keeps no lock

@@ -335,9 +335,9 @@ def test_schedulers_keep_the_models_noise_and_prediction(fake):
             scheduler = scheduler_named(name, backbone.scheduler)
             assert scheduler.config.prediction_type == backbone.scheduler.config.prediction_type
             torch.testing.assert_close(scheduler.alphas_cumprod, backbone.scheduler.alphas_cumprod)
-        assert scheduler_named("own", backbone.scheduler) is backbone.scheduler
-    assert set(get_args(Scheduler)) == {"own", *SCHEDULERS}
-    with pytest.raises(UserError, match="'lms' is not known; allowed are own, euler"):
+        assert scheduler_named("default", backbone.scheduler) is backbone.scheduler
+    assert set(get_args(Scheduler)) == {"default", *SCHEDULERS}
+    with pytest.raises(UserError, match="'lms' is not known; allowed are default, euler"):
         scheduler_named("lms", fake.scheduler)
 
 

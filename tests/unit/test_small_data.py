@@ -27,7 +27,7 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDING_DECODER
 from braingen.training import encoder as train
-from braingen.training import encoder_setup as embedding_decoder_setup
+from braingen.training import encoder_setup
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_two_way_identification_of_the_embedding_is_around_the_training_mean(roo
 def test_pictures_are_retrieved_by_the_embedding_where_no_head_was_trained(
     monkeypatch, root, tmp_path, scale, trained
 ):
-    monkeypatch.setattr(embedding_decoder_setup, "Targets", TableTargets)
+    monkeypatch.setattr(encoder_setup, "Targets", TableTargets)
     config = tiny_config(root, tmp_path, loss_image__clip_scale=scale, loss_image__mse_scale="1")
     embedding_decoder = EmbeddingDecoder.from_pretrained(
         train.train(config, "image") / EMBEDDING_DECODER
@@ -195,7 +195,7 @@ def test_a_refused_training_leaves_no_run_folder(root, tmp_path, monkeypatch):
 def test_a_folder_with_work_or_of_an_earlier_run_stays_when_a_training_is_refused(
     root, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(embedding_decoder_setup, "Targets", TableTargets)
+    monkeypatch.setattr(encoder_setup, "Targets", TableTargets)
     config = tiny_config(root, tmp_path, training__num_epochs="1")
 
     def stop(*_, **__):

@@ -17,14 +17,14 @@ from braingen.data.nsd import SIMULATED_ATTRIBUTE
 STAGES = [
     "train image",
     "train text",
-    "cache",
+    "precompute",
     "finetune",
     "reconstruct",
     "evaluate",
     "doctor",
     "bottleneck",
 ]
-STAGES += ["ablate", "adapt-curve --pretrain_on 2"]
+STAGES += ["ablate", "adaptation-curve --pretrain_on 2"]
 FEW = [
     "encoder.hidden_dim=16",
     "encoder.n_blocks=1",

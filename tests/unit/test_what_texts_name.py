@@ -272,8 +272,8 @@ def test_the_search_itself():
     assert commands_in("run `braingen check_images` or `braingen train image`") == [
         "check"
     ] or commands_in("`braingen checks x`") == ["checks"]
-    assert settings_in("set optim.nothing=3 or `training.max_lr`, training.max_lr=1") == [
-        "optim.nothing"
+    assert settings_in("set training.nothing=3 or `training.max_lr`, training.max_lr=1") == [
+        "training.nothing"
     ]
     assert functions_in("see `check_pictures_of\u005fall` and `load_config`, `fit()`") == [
         "check_pictures_of_all"

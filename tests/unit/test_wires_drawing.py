@@ -327,7 +327,7 @@ def test_every_setting_of_the_sampler_reaches_the_drawing(monkeypatch, root, tmp
         root,
         tmp_path,
         run__seed="11",
-        **{f"sampler__{name}": value for name, value in more.items()},
+        **{f"generation__{name}": value for name, value in more.items()},
     )
     decoder = FakeDecoder()
     drawn = drawer_of(monkeypatch, config, decoder, given(experts=True))(slice(1, 3))
@@ -717,7 +717,10 @@ def test_refining_hears_every_pictures_own_text_with_the_settings_of_the_refiner
         "batch_size": "2",
     }
     config = tiny_config(
-        root, tmp_path, run__seed="8", **{f"refiner__{name}": value for name, value in more.items()}
+        root,
+        tmp_path,
+        run__seed="8",
+        **{f"refinement__{name}": value for name, value in more.items()},
     )
     folder = refine_stage.refine(config)
     assert [ids for (_, _, _, ids, _), _ in calls] == [[9, 4], [6]]

@@ -334,9 +334,9 @@ def test_best_and_worst_pictures_stand_under_their_own_images(monkeypatch, tmp_p
         {"pixcorr": [0.1, 0.9, 0.5, 0.3]}, index=pd.Index([0, 1, 2, 3], name="image")
     )
     recons = 1 - scenes()[[3, 1, 0, 2]]
-    truth = score_files.Loaded(scenes()[IDS], IDS)
+    truth = score_files.LoadedImages(scenes()[IDS], IDS)
     score_files.write_extremes(
-        tmp_path, values, truth, score_files.Loaded(recons, np.array([3, 1, 0, 2]))
+        tmp_path, values, truth, score_files.LoadedImages(recons, np.array([3, 1, 0, 2]))
     )
     assert len(sheets[0]) == 4
     for image, (seen, drawn) in zip((1, 2, 3, 0), sheets[0]):  # best first, worst last

@@ -34,7 +34,7 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.paths import EMBEDDING_DECODER
 from braingen.runtime.seeds import hash_seed
 from braingen.training import encoder as stage
-from braingen.training import encoder_setup as embedding_decoder_setup
+from braingen.training import encoder_setup
 from braingen.training.steps import StepLosses
 from braingen.types import Trials, VoxelBatch
 
@@ -59,7 +59,7 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def table_in_place_of_clip(monkeypatch):
-    monkeypatch.setattr(embedding_decoder_setup, "Targets", TableTargets)
+    monkeypatch.setattr(encoder_setup, "Targets", TableTargets)
     monkeypatch.setattr(stage_reading, "Targets", TableTargets)
 
 
@@ -89,7 +89,7 @@ def case() -> Case:
     row_of_image[4:20] = np.random.default_rng(0).permutation(16)
     targets_ND = torch.randn(16, 1, WIDTH, generator=draws)
     truth_BTD = torch.cat([targets_ND[row_of_image[part.image_B.numpy()]] for part in batch])
-    parts = embedding_decoder_setup.EncoderParts(
+    parts = encoder_setup.EncoderParts(
         None, None, [], targets_ND, row_of_image, LossConfig(**SCALES)
     )  # type: ignore[arg-type]
     return Case(LinearReader({1: 5, 2: 4}), batch, parts, truth_BTD)
@@ -244,7 +244,7 @@ def test_the_balance_loss_of_real_routers_evens_them_out():
 
     before = balance()
     assert before > 0
-    parts = embedding_decoder_setup.EncoderParts(
+    parts = encoder_setup.EncoderParts(
         embedding_decoder,
         None,
         [],
@@ -433,7 +433,7 @@ def test_setup_gives_every_image_its_own_target_in_units_of_the_training_images(
     config = tiny_config(
         root, tmp_path, data__subjects="1,2", loss_image__clip_scale="1", loss_text__clip_scale="4"
     )
-    parts = embedding_decoder_setup.setup(config, modality)
+    parts = encoder_setup.setup(config, modality)
     held, kept = held_out_and_kept(config)
     known = table(modality)[sorted(kept)]
     mean, spread = known.mean(0), (known - known.mean(0)).std()
@@ -459,7 +459,7 @@ def test_setup_builds_what_is_asked_for(root, tmp_path):
         prior__guidance_scale="2.5",
         training__batch_size="5",
     )
-    parts = embedding_decoder_setup.setup(config, "image")
+    parts = encoder_setup.setup(config, "image")
     embedding_decoder = parts.embedding_decoder
     assert (
         embedding_decoder.config.prior_use == "sample"
@@ -471,13 +471,13 @@ def test_setup_builds_what_is_asked_for(root, tmp_path):
     ] == 16 and embedding_decoder.config.encoder_config["subjects"] == {"1": 41}
     assert embedding_decoder.config.prior_config["timesteps"] == 10 and parts.batches.share == 5
     assert (
-        embedding_decoder_setup.setup(
+        encoder_setup.setup(
             tiny_config(root, tmp_path, prior__use_prior="false"), "image"
         ).embedding_decoder.prior
         is None
     )
     again, other = (
-        embedding_decoder_setup.setup(tiny_config(root, tmp_path, run__seed=seed), "image")
+        encoder_setup.setup(tiny_config(root, tmp_path, run__seed=seed), "image")
         for seed in ("0", "1")
     )
     weights = {
@@ -504,7 +504,7 @@ def test_a_dense_encoder_of_captions_has_the_widths_of_the_text_encoders(
     config = tiny_config(
         root, tmp_path, encoder__model="BrainEncoder", backbone__text_output=output
     )
-    text = embedding_decoder_setup.build_embedding_decoder(
+    text = encoder_setup.build_embedding_decoder(
         config, {3: 9}, (1, WIDTH), widths
     ).config.encoder_config
     assert (
@@ -513,9 +513,7 @@ def test_a_dense_encoder_of_captions_has_the_widths_of_the_text_encoders(
         and text["subjects"] == {"3": 9}
     )
     assert (text["clip_seq_dim"], text["clip_emb_dim"]) == (1, WIDTH)
-    image = embedding_decoder_setup.build_embedding_decoder(
-        config, {3: 9}, (1, WIDTH)
-    ).config.encoder_config
+    image = encoder_setup.build_embedding_decoder(config, {3: 9}, (1, WIDTH)).config.encoder_config
     assert image.get("fusion", "none") == "none" and not image.get("train_pool")
 
 
@@ -523,18 +521,16 @@ def test_a_dense_encoder_of_captions_has_the_widths_of_the_text_encoders(
 def test_a_run_starts_from_the_weights_of_another_and_trains_what_is_asked_for(
     root, tmp_path, trained_part
 ):
-    first = embedding_decoder_setup.setup(
-        tiny_config(root, tmp_path / "first"), "image"
-    ).embedding_decoder
+    first = encoder_setup.setup(tiny_config(root, tmp_path / "first"), "image").embedding_decoder
     first.save_pretrained(tmp_path / "first" / "image" / EMBEDDING_DECODER)
     for name, text in (("config.yaml", "a: 1"), ("finished", "{}")):
         (tmp_path / "first" / "image" / name).write_text(text)
     more = {
-        "training__start_from": str(tmp_path / "first"),
+        "training__init_from": str(tmp_path / "first"),
         "training__trained": trained_part,
         "run__seed": "5",
     }
-    embedding_decoder = embedding_decoder_setup.setup(
+    embedding_decoder = encoder_setup.setup(
         tiny_config(root, tmp_path / "second", data__subjects="2", **more), "image"
     ).embedding_decoder
     own, taken = embedding_decoder.state_dict(), first.state_dict()
@@ -547,7 +543,7 @@ def test_a_run_starts_from_the_weights_of_another_and_trains_what_is_asked_for(
         name for name, parameter in embedding_decoder.named_parameters() if parameter.requires_grad
     }
     subject = {name for name in own if "subject_layer" in name}
-    routers = {name for name in own if "static" in name}
+    routers = {name for name in own if "affinity" in name}
     assert subject == own.keys() - taken.keys() and routers
     assert free == {"subject": subject, "routers": subject | routers}.get(
         trained_part, {n for n, _ in embedding_decoder.named_parameters()}
@@ -557,8 +553,7 @@ def test_a_run_starts_from_the_weights_of_another_and_trains_what_is_asked_for(
 def test_two_processes_get_different_trials_of_the_same_step(root, tmp_path):
     config = tiny_config(root, tmp_path)
     first, second = (
-        embedding_decoder_setup.setup(config, "image", rank, 2).batches.chosen(0, 0)[0]
-        for rank in range(2)
+        encoder_setup.setup(config, "image", rank, 2).batches.chosen(0, 0)[0] for rank in range(2)
     )
     assert len(first) == len(second) and not set(first) & set(second)
 
@@ -625,7 +620,7 @@ def test_weight_decay_is_of_linear_maps_alone_and_everything_trained_is_in_the_o
     root, tmp_path
 ):
     config = tiny_config(root, tmp_path, training__weight_decay="0.25", training__max_lr="0.125")
-    embedding_decoder = embedding_decoder_setup.setup(config, "image").embedding_decoder
+    embedding_decoder = encoder_setup.setup(config, "image").embedding_decoder
     decayed, plain = stage.optimizer_of(embedding_decoder, config).param_groups
     assert (
         decayed["weight_decay"] == 0.25
@@ -643,14 +638,14 @@ def test_weight_decay_is_of_linear_maps_alone_and_everything_trained_is_in_the_o
         all(name.endswith("weight") for name in in_decayed)
         and {name for name in names.values() if name.endswith("bias")} <= in_plain
     )
-    assert {name for name in names.values() if "static" in name} <= in_plain
+    assert {name for name in names.values() if "affinity" in name} <= in_plain
 
 
 def test_everything_that_is_trained_moves_routers_too_and_subjects_that_are_not_shown_do_not(
     monkeypatch, root, tmp_path
 ):
     config = tiny_config(root, tmp_path, data__subjects="1,2", training__max_lr="0.01")
-    start = embedding_decoder_setup.setup(config, "image").embedding_decoder
+    start = encoder_setup.setup(config, "image").embedding_decoder
     before = {
         name: parameter.detach().clone()
         for name, parameter in start.named_parameters()
@@ -660,12 +655,12 @@ def test_everything_that_is_trained_moves_routers_too_and_subjects_that_are_not_
     after = seen.states[-1]
     still = [name for name, value in before.items() if torch.equal(after[name], value)]
     assert still == []
-    assert sum("static" in name for name in before) >= 2
+    assert sum("affinity" in name for name in before) >= 2
     adapted = tiny_config(
         root,
         tmp_path / "new",
         data__subjects="1",
-        training__start_from=str(tmp_path),
+        training__init_from=str(tmp_path),
         training__trained="subject",
     )
     left = trained(monkeypatch, adapted)
@@ -727,7 +722,7 @@ def test_a_validation_averages_presentations_and_scores_the_embedding_after_the_
     root, tmp_path
 ):
     config = tiny_config(root, tmp_path, data__subjects="1,2")
-    parts = embedding_decoder_setup.setup(config, "image")
+    parts = encoder_setup.setup(config, "image")
     embedding_decoder = LinearReader({1: 41, 2: 42})
     found = stage.validate(embedding_decoder, parts._replace(embedding_decoder=embedding_decoder))
     assert (
@@ -785,12 +780,12 @@ def test_a_few_trials_are_learnt_by_heart(root, tmp_path):
     """Going down the objective brings every output to its target."""
     more = {
         "loss_image__mse_scale": "5",
-        "loss_image__level_scale": "5",
+        "loss_image__deep_supervision_weight": "5",
         "training__max_lr": "0.02",
         "training__batch_size": "4",
     }
     config = tiny_config(root, tmp_path, encoder__hidden_dim="32", **more)
-    parts = embedding_decoder_setup.setup(config, "image")
+    parts = encoder_setup.setup(config, "image")
     embedding_decoder, batch = parts.embedding_decoder, parts.batches.batch(0, 0)
     truth = parts.targets_ND[parts.row_of_image[batch[0].image_B.numpy()]].flatten(1)
 
@@ -822,7 +817,7 @@ def test_a_few_trials_are_learnt_by_heart(root, tmp_path):
 
 def test_test_images_are_read_by_id_their_presentations_averaged(root, tmp_path):
     config = tiny_config(root, tmp_path, data__subjects="2")
-    parts = embedding_decoder_setup.setup(config, "image")
+    parts = encoder_setup.setup(config, "image")
     embedding_decoder = parts.embedding_decoder.eval()
     found = stage_reading.decode_test_images(config, "image", embedding_decoder)
     trials = test_trials(Layout.of(root), 2).table
@@ -861,7 +856,7 @@ def test_what_was_read_is_scored_against_its_own_images(monkeypatch, root, tmp_p
         decoding, "FEWEST_CANDIDATES", 2
     )  # the tiny data folder has four test images
     config = tiny_config(root, tmp_path)
-    embedding_decoder = embedding_decoder_setup.setup(config, "image").embedding_decoder
+    embedding_decoder = encoder_setup.setup(config, "image").embedding_decoder
     ids = np.array([2, 0, 3, 1])
     true = table("image")[ids].flatten(1)
     standard = embedding_decoder.standardised(table("image")[ids]).flatten(1)

@@ -36,6 +36,7 @@ ALIASES = {
     "blurry_recon": "encoder.low_level",
     "multisubject_ckpt": "training.init_from",
     "capacity_factor": "encoder.capacity_factor_0",
+    "b_size": "encoder.bottleneck_dim",
 }
 """Flags people know from MindEye2 and MoRE-Brain whose field has another name or whose name stands
 in several sections.

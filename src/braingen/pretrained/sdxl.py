@@ -292,7 +292,7 @@ def scheduler_named(name: str, own: SchedulerMixin) -> SchedulerMixin:
         return own
     if name not in SCHEDULERS:
         raise UserError(
-            f"generation.scheduler = {name!r} is not known; allowed are own,"
+            f"generation.scheduler = {name!r} is not known; allowed are default,"
             f" {', '.join(SCHEDULERS)}."
         )
     with _quiet():  # settings that another class has not are left out

@@ -14,7 +14,7 @@ from braingen.runtime.text_files import read_yaml
 
 NAMED_IN = (Path("train_logs"), Path("runs"))
 """Where an encoder is looked for by the name of its run: as published, and ours."""
-EMBEDDING_DECODER = "reader"
+EMBEDDING_DECODER = "embedding_decoder"
 """Folder of the best checkpoint in a training run."""
 SOURCES = ("brain", "random", "oracle")
 """What pictures are drawn from: brain activity, random voxels, the true embeddings."""

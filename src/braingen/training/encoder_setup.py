@@ -251,7 +251,7 @@ def earlier_folder(config: Config, modality: str) -> Path:
     if not found:
         wanted = start / modality / EMBEDDING_DECODER
         raise UserError(
-            f"--start_from {start} holds no trained {modality} encoder ({wanted} is missing): train"
+            f"--init_from {start} holds no trained {modality} encoder ({wanted} is missing): train"
             " it first."
         )
     Run(found[0]).require_finished()
@@ -280,7 +280,7 @@ def take_over(embedding_decoder: EmbeddingDecoder, earlier: EmbeddingDecoder) ->
         if changed:
             name = changed[0]
             raise UserError(
-                f"{part} {name} was {old.get(name)!r} in the run that --start_from names and is"
+                f"{part} {name} was {old.get(name)!r} in the run that --init_from names and is"
                 f" {new.get(name)!r} here: leave the {part}'s settings out, they are taken from"
                 " that run."
             )
@@ -288,7 +288,7 @@ def take_over(embedding_decoder: EmbeddingDecoder, earlier: EmbeddingDecoder) ->
     fresh = {name for name in own if name not in weights}
     if not fresh <= set(subject_parameters(embedding_decoder)):
         raise UserError(
-            "The run that --start_from names lacks"
+            "The run that --init_from names lacks"
             f" {sorted(fresh - set(subject_parameters(embedding_decoder)))[0]}: train it again."
         )
     embedding_decoder.load_state_dict(
@@ -309,7 +309,7 @@ def choose_trained(embedding_decoder: EmbeddingDecoder, config: Config) -> None:
         if config.training.init_from is None:
             raise UserError(
                 f"training.trained={config.training.trained} would leave the experts at random"
-                " weights: name a trained run with --start_from RUN."
+                " weights: name a trained run with --init_from RUN."
             )
         subjects = config.data.subjects
         chosen = (
