@@ -83,7 +83,7 @@ def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
     usual = pixels(own / "ablated" / "undisturbed")
     assert (usual == pixels(tmp_path / "run" / "reconstructions" / "brain")[:2]).all()
     assert (pixels(own / "ablated" / "level-0") != usual).any()
-    assert f">{names[-1]}<" in (out / "explain.html").read_text()
+    assert f">{names[-1]}<" in (out / "interpret.html").read_text()
     path = next((own / "ablated" / "level-0").glob("*.png"))
     written = path.stat().st_mtime_ns
     assert main(again) == 0 and path.stat().st_mtime_ns == written

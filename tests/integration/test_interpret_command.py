@@ -72,7 +72,7 @@ def test_maps_tables_and_a_page_are_left_and_maps_are_not_made_twice(run, capsys
     assert explain(words, "--nifti_images", "1", "--parts", "whole,level-0,level-0-expert-1") == 0
     told = capsys.readouterr().out
     out = folder / "interpret" / "image-target-integrated_gradients"
-    assert "Completeness" in told and str(out / "explain.html") in told.replace("\n", "")
+    assert "Completeness" in told and str(out / "interpret.html") in told.replace("\n", "")
     own, places = out / "subj01", load_places(Layout.of(data), 1)
     maps = np.load(own / "maps" / "whole.npy")
     assert maps.shape == (IMAGES, places.voxels) and np.isfinite(maps).all() and (maps != 0).any()
@@ -109,7 +109,7 @@ def test_maps_tables_and_a_page_are_left_and_maps_are_not_made_twice(run, capsys
     of_food = places.read(own / "nifti" / "patterns" / "food.nii.gz")
     assert of_food.shape == (places.voxels,) and np.isfinite(of_food).all() and (of_food != 0).any()
     assert places.read(own / "nifti" / "patterns-size.nii.gz").min() >= 0
-    page = (out / "explain.html").read_text()
+    page = (out / "interpret.html").read_text()
     assert "Where what it decodes is to be seen" in page
     assert "level-0-expert-1" in page and "http://" not in page and "https://" not in page
     assert "no pictures were drawn. There is no trained text encoder" in " ".join(
@@ -160,7 +160,7 @@ def test_a_surface_figure_says_what_space_it_needs(run, capsys):
         "voxels lie within 3 mm of fsaverage5" in said
         and "right for volumes in MNI space only" in said
     )
-    assert "The same on the surface" in (out / "explain.html").read_text()
+    assert "The same on the surface" in (out / "interpret.html").read_text()
     assert (
         explain(
             words,
@@ -251,7 +251,7 @@ def test_patterns_and_their_page_need_no_attributions(run):
     assert not (out / "subj01" / "maps").exists() and "meadow" in set(
         pd.read_csv(out / "patterns.csv")["class"]
     )
-    page = (out / "explain.html").read_text()
+    page = (out / "interpret.html").read_text()
     assert "Where what it decodes is to be seen" in page and "Click an expert" not in page
 
 

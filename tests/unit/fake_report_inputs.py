@@ -171,7 +171,7 @@ def _write_explained(run: Path) -> None:
     """A page of `braingen interpret`, and what it found."""
     folder = run / "interpret" / "image-target-integrated_gradients"
     folder.mkdir(parents=True)
-    (folder / "explain.html").write_text("<!doctype html><title>inside</title>")
+    (folder / "interpret.html").write_text("<!doctype html><title>inside</title>")
     (folder / "findings.json").write_text(
         json.dumps({"attributions": ["Maps miss <2> % of what they explain."]})
     )

@@ -515,5 +515,5 @@ def test_what_compare_found_is_told_by_pair_and_by_method(config: Config, page: 
 
 
 def test_pages_that_look_inside_are_linked_with_what_they_found(page: str) -> None:
-    assert '<a href="interpret/image-target-integrated_gradients/explain.html">' in page
+    assert '<a href="interpret/image-target-integrated_gradients/interpret.html">' in page
     assert "Maps miss &lt;2&gt; % of what they explain." in page

@@ -10,9 +10,9 @@ from braingen.config import Config
 
 def run(config: Config) -> Path | None:
     """Look inside: which voxels, through which expert, for what; maps, tables and a page."""
-    from braingen.interpret.run import explain
+    from braingen.interpret.run import interpret
 
-    return explain(config)
+    return interpret(config)
 
 
 COMMAND = Command(

@@ -26,7 +26,7 @@ from braingen.runtime.run_folder import CONTENTS, Run
 from braingen.runtime.text_files import read_json
 
 MAY_CHANGE = tuple(
-    f"explain.{name}"
+    f"interpret.{name}"
     for name in (
         *(
             "explain_steps",
@@ -64,7 +64,7 @@ def folder_for(config: Config) -> Path:
     )
 
 
-def explain(config: Config) -> Path:
+def interpret(config: Config) -> Path:
     """Explain a trained encoder's decoding of the test images. Steps that are asked for again use
     the maps that are there.
 

@@ -23,7 +23,7 @@ from braingen.runtime.files import write_text
 from braingen.runtime.paths import drawn_in
 from braingen.runtime.text_files import read_json
 
-PAGE = "explain.html"
+PAGE = "interpret.html"
 SHOWN = 8
 """Pictures shown of a part."""
 
