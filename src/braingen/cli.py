@@ -130,6 +130,10 @@ def _run(words: list[str]) -> int:
     environment = environment_settings(own)
     overrides = _numbered(file or command.config or None, overrides, environment)
     config = load_config(file or command.config or None, overrides, environment)
+    if config.data.test_set != "default" and not command.takes_test_sets:
+        from braingen.data.sealed_runs import refuse_test_set
+
+        refuse_test_set(config, name)
     try:
         result = command.run(config, *choice)
     except UserError as error:
@@ -151,7 +155,7 @@ def _numbered(
     ]
     if not key or words == [ALL] or all(word.lstrip("-").isdecimal() for word in words):
         return overrides
-    from braingen.data.ingest.own import numbers_of_labels
+    from braingen.data.ingest.subject_numbers import numbers_of_labels
 
     config = load_config(
         file, {name: value for name, value in overrides.items() if name != key}, given

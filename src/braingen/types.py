@@ -24,6 +24,8 @@ class Trials(NamedTuple):
     """
     subject: int
     """NSD subject number, 1-8 (simulated subjects are numbered alike)."""
+    presentations: int = 3
+    """Presentations of an image that are used together, at most."""
 
 
 class VoxelBatch(NamedTuple):

@@ -58,6 +58,22 @@ def test_every_training_image_is_in_one_fold_and_held_out_images_are_in_none(
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_folds_are_drawn_by_the_seed(monkeypatch, root, tmp_path):
+    split = encoder_setup.hold_out_images
+    monkeypatch.setattr(
+        encoder_setup, "hold_out_images", lambda trials, share, seed: split(trials, share, 0)
+    )
+    configs = [tiny_config(root, tmp_path, run__seed=seed) for seed in ("0", "0", "5")]
+    one, again, other = (
+        [
+            images_of(encoder_setup.splits_of(c, encoder_setup.TrialFold(k, 3))[0][1])
+            for k in range(3)
+        ]
+        for c in configs
+    )
+    assert one == again != other
+
+
 def test_the_epoch_of_the_best_mean_over_left_out_images_is_kept(monkeypatch, root, tmp_path):
     """Curves of the folds disagree; the fold with more images counts more, and the run's own
     held-out images do not count.
@@ -90,6 +106,7 @@ def test_the_epoch_of_the_best_mean_over_left_out_images_is_kept(monkeypatch, ro
     assert (folder / "embedding_decoder").is_dir()
     assert not list((folder / "folds").glob("*/embedding_decoder"))
     assert all(Run(fold).finished for fold in (folder / "folds").iterdir())
+    assert all(Run(fold).provenance["seeds"] == {"run": 0} for fold in (folder / "folds").iterdir())
 
 
 def test_a_fold_learns_from_the_other_folds_only(monkeypatch, root, tmp_path):

@@ -24,7 +24,7 @@ from unit.fake_raw import write_fake_raw
 from unit.fake_scans import AFFINE, NAMES, write_fake_scans
 
 from braingen.cli import main
-from braingen.data.raw_nsd import RawNSD
+from braingen.data.raw_nsd.release import RawNSD
 from braingen.runtime.data_layout import Layout
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"

@@ -16,10 +16,12 @@ from PIL import Image
 import pytest
 
 from braingen.cli import main
-from braingen.data import nsd, prepare
+from braingen.data import nsd
 from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
-from braingen.data.raw_nsd import RawNSD
+from braingen.data.prepare import folder as prepare
+from braingen.data.prepare import pieces as prepare_pieces
+from braingen.data.raw_nsd.release import RawNSD
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import behav, test_trials, train_trials
 from braingen.data.volumes import load_label_vector, load_places, read_regions
@@ -287,7 +289,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(
     made, tmp_path, monkeypatch, after
 ):
-    finish, calls = prepare._Pieces.finish, []
+    finish, calls = prepare_pieces.Marks.finish, []
 
     def counted(self, name, *rest):
         if len(calls) >= after:
@@ -296,11 +298,11 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(
         return finish(self, name, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare._Pieces, "finish", counted)
+        patch.setattr(prepare_pieces.Marks, "finish", counted)
         assert run(made.raw, tmp_path) == 130
     again: list[str] = []
     monkeypatch.setattr(
-        prepare._Pieces,
+        prepare_pieces.Marks,
         "finish",
         lambda self, name, *rest: again.append(name) or finish(self, name, *rest),
     )
@@ -312,7 +314,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(
 
 def test_a_finished_folder_is_left_alone(made, tmp_path, monkeypatch):
     shutil.copytree(made.layout.root, tmp_path / "copy")
-    monkeypatch.setattr(prepare, "_write_subject", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr(prepare, "write_subject", lambda *_: pytest.fail("written again"))
     before = content(tmp_path / "copy")
     assert run(made.raw, tmp_path / "copy") == 0
     assert content(tmp_path / "copy") == before
@@ -359,14 +361,14 @@ def test_the_doctor_compares_checksums(made, tmp_path):
 
 
 def test_what_the_disk_lost_is_noticed_before_the_file_gets_its_name(made, tmp_path, monkeypatch):
-    publish = prepare._verified
+    publish = prepare_pieces.verify
 
     def spoil(array, parts, path):
         if "betas" in path.name:
             array.map(writable=True)[3, 2] += 1
         publish(array, parts, path)
 
-    monkeypatch.setattr(prepare, "_verified", spoil)
+    monkeypatch.setattr(prepare_pieces, "verify", spoil)
     with pytest.raises(
         UserError, match=r"session01 of .*betas_all_subj01.* is not on the disk as it was written"
     ):

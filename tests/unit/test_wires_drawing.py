@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from unit.fake_backbone import fake_backbone
 from unit.tiny_finetuning import TableTargets, table, text_encoder, tiny_embedding_decoder
-from unit.tiny_training import spy, tiny_config
+from unit.tiny_training import spy, tiny_config, with_a_gap
 
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials, train_trials
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.generation import pipeline as diffusion_decoder
 from braingen.generation import reconstruct as stage
 from braingen.generation import refine as refine_stage
@@ -33,7 +34,13 @@ from braingen.generation.lora import add_lora, lora_parameters, save_lora
 from braingen.generation.pipeline import BrainDecoder, Decoded
 from braingen.generation.refiner import Refinement, assemble_refiner
 from braingen.generation.resumable import Drawn, draw_missing
-from braingen.generation.sampling import denoise_from, seeded_noise, size_ids
+from braingen.generation.sampling import (
+    decode_latents,
+    denoise_from,
+    refuse_not_finite_rows,
+    seeded_noise,
+    size_ids,
+)
 from braingen.generation.trained_modules import FinetunedModules
 from braingen.routing.conditioning import all_experts, from_experts
 from braingen.routing.diffuse_router import DiffuseRouter
@@ -42,7 +49,7 @@ from braingen.runtime.distributed import Workers
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDINGS, INDEX, ROUTING, random_folders
 from braingen.runtime.run_folder import Run
-from braingen.types import Conditioning
+from braingen.types import Conditioning, Routing, Trials
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
@@ -80,7 +87,7 @@ def a_decoder(**more: Any) -> BrainDecoder:
 
 def responses_of(config: Config, decoder: Any, subject: int = 2) -> dict[str, Tensor]:
     layout = Layout.of(config.data.root)
-    repeats = group_repeats(test_trials(layout, subject))
+    repeats = group_repeats(with_a_gap(test_trials(layout, subject)))
     return stage.read_responses(config, decoder, repeats, Betas.of(layout, subject), subject)
 
 
@@ -92,7 +99,7 @@ def test_embeddings_are_the_mean_over_an_images_presentations_to_this_subject(
     config = tiny_config(root, tmp_path)
     decoder = a_decoder(**({"router_image": a_router(1)} if routed else {}))
     found = responses_of(config, decoder)
-    trials, betas = test_trials(Layout.of(root), 2).table, Betas.of(Layout.of(root), 2)
+    trials, betas = with_a_gap(test_trials(Layout.of(root), 2)).table, Betas.of(Layout.of(root), 2)
     assert (
         found["ids"].tolist() == [0, 1, 2, 3]
         and ("image_experts" in found) == ("text_experts" in found) == routed
@@ -100,7 +107,7 @@ def test_embeddings_are_the_mean_over_an_images_presentations_to_this_subject(
     with torch.no_grad():
         for row, image in enumerate(found["ids"].tolist()):
             rows = trials["trial"][trials["image"] == image].to_numpy()
-            assert len(rows) == 3
+            assert len(rows) == (3 if image else 2)
             for name, embedding_decoder in (
                 ("image", decoder.brain_image),
                 ("text", decoder.brain_text),
@@ -137,9 +144,9 @@ def test_a_single_trial_random_voxels_and_a_level_are_read_when_asked_for(root, 
         for seed in ("0", "0", "1")
     )
     voxels = seeded_noise([0, 1, 2, 3], (3, 42), 0, "random voxels")
-    torch.testing.assert_close(
-        one["image"], decoder.embed(voxels, 2, [0, 1, 2, 3]).image_BTD, rtol=1e-3, atol=1e-3
-    )
+    there = torch.tensor([[True, True, False]] + 3 * [[True] * 3])
+    expected = decoder.embed(voxels, 2, [0, 1, 2, 3], present_BR=there)
+    torch.testing.assert_close(one["image"], expected.image_BTD, rtol=1e-3, atol=1e-3)
     assert torch.equal(one["image"], again["image"]) and not torch.allclose(
         one["image"], other["image"]
     )
@@ -148,9 +155,28 @@ def test_a_single_trial_random_voxels_and_a_level_are_read_when_asked_for(root, 
         assert not torch.allclose(
             found["image"][0], found["image"][1], atol=1e-2
         )  # another image, other voxels
-    assert "image_experts" in responses_of(
-        tiny_config(root, tmp_path, generation__level="1"), decoder
+    levels = responses_of(tiny_config(root, tmp_path, generation__level="1"), decoder)
+    assert levels["image_experts"].shape[1] == levels["text_experts"].shape[1] == sum(COUNTS)
+
+
+def test_responses_on_an_odd_scale_are_told_of_and_random_ones_never_are(
+    monkeypatch, caplog, root, tmp_path
+):
+    looked_at: list[np.ndarray] = []
+    monkeypatch.setattr(
+        stage,
+        "odd_scale",
+        lambda rows, name: looked_at.append(rows) or f"an odd scale in {Path(name).name}",
     )
+    responses_of(tiny_config(root, tmp_path, generation__source="random"), a_decoder())
+    assert not looked_at and not caplog.records
+    responses_of(tiny_config(root, tmp_path), a_decoder())
+    betas = Betas.of(Layout.of(root), 2)
+    used = np.sort(with_a_gap(test_trials(Layout.of(root), 2)).table["trial"].to_numpy())
+    np.testing.assert_array_equal(looked_at[0], betas.rows(used))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"an odd scale in {betas.path.name}"
+    ]
 
 
 def test_priors_are_sampled_with_noise_of_image_seed_and_encoder(root, tmp_path):
@@ -185,9 +211,22 @@ def test_the_ceiling_is_made_of_true_embeddings_and_of_nothing_that_was_measured
         torch.testing.assert_close(found[f"{name}_clip"], embedding_decoder.standardised(true))
 
 
-def test_captions_are_those_of_the_training_image_nearest_around_the_mean(root, tmp_path):
-    config = tiny_config(root, tmp_path, data__subjects="2")
-    seen = sorted(set(train_trials(Layout.of(root), 2).table["image"]))
+def first_images(trials: Trials, count: int) -> Trials:
+    images = sorted(set(trials.table["image"]))[:count]
+    return trials._replace(table=trials.table[trials.table["image"].isin(images)])
+
+
+def test_captions_are_those_of_the_training_image_nearest_around_the_mean(
+    monkeypatch, root, tmp_path
+):
+    """Of the first subject, and of the sessions that are used."""
+    config = tiny_config(root, tmp_path, data__subjects="2,1", data__num_sessions="1")
+    monkeypatch.setattr(
+        stage,
+        "train_trials",
+        lambda layout, subject, sessions: first_images(train_trials(layout, subject), 7 + sessions),
+    )
+    seen = sorted(set(train_trials(Layout.of(root), 2).table["image"]))[:8]
     known = table("text")[seen].flatten(1)
     mean = known.mean(0)
     wanted = [7, 0, 3]
@@ -215,7 +254,10 @@ def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned
             parameter.copy_(torch.randn(parameter.shape, generator=generator()))
     save_lora(unet, tmp_path)
     routers = a_router(1), a_router(2)
-    monkeypatch.setattr(stage, "load_backbone", lambda path, adapter: fake_backbone())
+    loaded: list[tuple[str, ...]] = []
+    monkeypatch.setattr(
+        stage, "load_backbone", lambda *given: loaded.append(given) or fake_backbone()
+    )
     monkeypatch.setattr(
         stage, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
     )
@@ -224,9 +266,13 @@ def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned
     monkeypatch.setattr(
         stage, "load_finetuned", lambda folder: FinetunedModules(folder, *routers, "levels")
     )
-    decoder = stage.assemble(
-        tiny_config(root, tmp_path, generation__scheduler="ddim"), TableTargets()
-    )  # type: ignore[arg-type]
+    more = {
+        "generation__scheduler": "ddim",
+        "backbone__path": "somewhere",
+        "backbone__ip_adapter": "an adapter",
+    }
+    decoder = stage.assemble(tiny_config(root, tmp_path, **more), TableTargets())  # type: ignore[arg-type]
+    assert loaded == [("somewhere", "an adapter")]
     assert type(decoder.scheduler).__name__ == "DDIMScheduler"
     for name, embedding_decoder in (("image", decoder.brain_image), ("text", decoder.brain_text)):
         assert all(
@@ -251,6 +297,28 @@ def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned
     )
 
 
+def test_a_decoder_of_other_widths_is_refused(monkeypatch, root, tmp_path):
+    encoder = {
+        "subjects": {"1": 41},
+        "clip_seq_dim": 1,
+        "clip_emb_dim": 64,
+        "hidden_dim": 16,
+        "n_blocks": 1,
+        "exp_factor_list": [2],
+    }
+    narrow = EmbeddingDecoder("BrainMoEMulti", encoder, None).eval()
+    monkeypatch.setattr(stage, "load_backbone", lambda *_: fake_backbone())
+    monkeypatch.setattr(
+        stage,
+        "load_embedding_decoder",
+        lambda config, name: narrow if name == "text" else tiny_embedding_decoder(name),
+    )
+    monkeypatch.setattr(stage, "modalities", lambda config: ("image", "text"))
+    monkeypatch.setattr(stage, "finetuned_folder", lambda config: None)
+    with pytest.raises(UserError, match="text encoder predicts 1 x 64"):
+        stage.assemble(tiny_config(root, tmp_path), TableTargets())  # type: ignore[arg-type]
+
+
 def test_setup_takes_the_test_images_of_the_first_subject(monkeypatch, root, tmp_path):
     monkeypatch.setattr(stage, "Targets", TableTargets)
     monkeypatch.setattr(stage, "modalities", lambda config: ("image", "text"))
@@ -266,6 +334,10 @@ def test_setup_takes_the_test_images_of_the_first_subject(monkeypatch, root, tmp
     assert parts.subject == 2 and parts.betas.voxels == 42
     np.testing.assert_array_equal(parts.repeats.image_N, expected.image_N[:3])
     np.testing.assert_array_equal(parts.repeats.rows_NR, expected.rows_NR[:3])
+    with pytest.raises(
+        UserError, match=r"generation\.steps"
+    ):  # more steps than the schedule has times
+        stage.setup(tiny_config(root, tmp_path, generation__steps="2000"))
 
 
 # --- the sampler's settings -----------------------------------------------------------------------
@@ -315,14 +387,8 @@ def drawer_of(
 
 
 def test_every_setting_of_the_sampler_reaches_the_drawing(monkeypatch, root, tmp_path):
-    more = {
-        "steps": "7",
-        "guidance_scale": "3.5",
-        "ip_adapter_scale": "0.25",
-        "size": "64",
-        "negative_prompt": "a blur",
-        "level": "1",
-    }
+    more = {"steps": "7", "guidance_scale": "3.5", "guidance_end": "0.75"}
+    more |= {"ip_adapter_scale": "0.25", "size": "64", "negative_prompt": "a blur", "level": "1"}
     config = tiny_config(
         root,
         tmp_path,
@@ -341,6 +407,7 @@ def test_every_setting_of_the_sampler_reaches_the_drawing(monkeypatch, root, tmp
         "seed": 11,
         "steps": 7,
         "guidance_scale": 3.5,
+        "guidance_end": 0.75,
         "ip_adapter_scale": 0.25,
         "size": 64,
         "negative": (decoder.form, f"folder of {config.backbone.path}", "a blur"),
@@ -348,6 +415,36 @@ def test_every_setting_of_the_sampler_reaches_the_drawing(monkeypatch, root, tmp
         "level": 1,
     }
     assert [np.asarray(each.picture)[0, 0, 0] for each in drawn] == [30, 90]
+    drawer_of(monkeypatch, config, decoder, given())(slice(0, 2))  # true embeddings have no levels
+    assert decoder.drawn[1][1]["level"] is None
+
+
+def test_how_a_picture_was_routed_stands_beside_it(monkeypatch, root, tmp_path):
+    """Of the first drawing, at every step, row by row."""
+    levels = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
+
+    class Routed(FakeDecoder):
+        def draw(self, *arguments: Any, **named: Any) -> Tensor:
+            for step in range(2):
+                if named["on_step"] is not None:
+                    image, text = (
+                        Routing(levels.roll(turn, 1), levels, (levels * (1 + step),), True)
+                        for turn in range(2)
+                    )
+                    named["on_step"](
+                        step, levels, Conditioning(levels, levels, levels, image, text)
+                    )
+            return super().draw(*arguments, **named)
+
+    drawn = drawer_of(monkeypatch, tiny_config(root, tmp_path), Routed(), given())(slice(0, 2))
+    for row, each in enumerate(drawn):
+        assert each.tensors is not None
+        torch.testing.assert_close(each.tensors["image_levels"], levels[row].expand(2, -1))
+        torch.testing.assert_close(each.tensors["text_levels"], levels[row].flip(0).expand(2, -1))
+        torch.testing.assert_close(
+            each.tensors["image_experts"], torch.stack([levels[row], 2 * levels[row]])
+        )
+        assert each.tensors["times"].tolist() == [900, 100]
 
 
 @pytest.mark.parametrize(
@@ -424,24 +521,33 @@ def test_a_decoder_starts_every_picture_from_its_own_noise_and_hands_the_setting
         "seed": 4,
         "steps": 9,
         "guidance_scale": 2.5,
+        "guidance_end": 0.4,
         "ip_adapter_scale": 0.3,
-        "negative": negative,
-        "sample": 2,
-        "on_step": on_step,
     }
+    more |= {"negative": negative, "sample": 2, "on_step": on_step}
     (unet, scheduler, noise, condition, without), named = denoised(
         monkeypatch, decoder, table("image")[:2], table("text")[:2], [12, 7], **more
     )
     assert unet is decoder.unet and scheduler is decoder.scheduler
     torch.testing.assert_close(noise, seeded_noise([12, 7], (4, 8, 8), 4, "picture 2"))
     first = {"seed": 4, "sample": 0}
-    (_, _, other, *_), _ = denoised(
+    (_, _, other, *_), of_first = denoised(
         monkeypatch, decoder, table("image")[:2], table("text")[:2], [12, 7], **first
     )
     torch.testing.assert_close(other, seeded_noise([12, 7], (4, 8, 8), 4, "picture"))
     generators = named.pop("generators")
+    assert not {each.initial_seed() for each in generators} & {
+        each.initial_seed() for each in of_first["generators"]
+    }
     assert (
-        named.items() >= {"size": 32, "steps": 9, "guidance_scale": 2.5, "on_step": on_step}.items()
+        named.items()
+        >= {
+            "size": 32,
+            "steps": 9,
+            "guidance_scale": 2.5,
+            "guidance_end": 0.4,
+            "on_step": on_step,
+        }.items()
     )
     assert len({each.initial_seed() for each in generators}) == 2
     torch.testing.assert_close(without.tokens_BTC, negative.tokens_BTC.expand(2, -1, -1))
@@ -492,6 +598,99 @@ def test_what_is_heard_while_drawing_is_routed_by_the_routers_of_image_and_text(
         monkeypatch, decoder, read["image"], read["text"], [1, 2], level=1
     )
     assert alone(300.0, noise).image_routing.level_weights_BL.tolist() == [[0.0, 1.0]] * 2
+
+
+def test_a_decoder_that_is_called_reads_and_draws_batch_by_batch_with_the_settings_given(
+    monkeypatch,
+):
+    decoder = a_decoder()
+    drawn: list[tuple[Any, ...]] = []
+
+    def draw(self: BrainDecoder, image: Any, text: Any, ids: list[int], **named: Any) -> Tensor:
+        drawn.append((image, text, ids, named))
+        return torch.zeros(len(ids), 3, 4, 4)
+
+    monkeypatch.setattr(BrainDecoder, "draw", draw)
+    voxels = torch.randn(5, 41, generator=generator())
+    asked = {"seed": 6, "guidance_scale": 2.5, "guidance_end": 0.5}
+    out = decoder(
+        voxels, 1, image_ids=[4, 9, 2, 7, 5], num_inference_steps=3, batch_size=2, **asked
+    )
+    assert (
+        [ids for _, _, ids, _ in drawn] == [[4, 9], [2, 7], [5]]
+        and out.image_ids == [4, 9, 2, 7, 5]
+        and len(out.images) == 5
+    )
+    whole = decoder.read(voxels[:, None], 1, out.image_ids, 6)
+    first = 0
+    for image, text, ids, named in drawn:
+        rows = slice(first, first + len(ids))
+        torch.testing.assert_close(
+            image.backbone_BTD, whole.image.backbone_BTD[rows], rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(
+            text.backbone_BTD, whole.text.backbone_BTD[rows], rtol=1e-4, atol=1e-4
+        )
+        assert named.items() >= (asked | {"steps": 3}).items()
+        first += len(ids)
+    torch.testing.assert_close(
+        out.decoded.text_BTD, decoder.decoded(whole).text_BTD, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("first", "output"), [(0, "bigG"), (96, "joint")])
+def test_a_negative_prompt_is_read_by_the_text_encoders_whose_columns_there_are(
+    monkeypatch, first, output
+):
+    loaded: list[tuple[str, dict[str, Any]]] = []
+
+    class Encoder:
+        def prompt(self, texts: list[str]) -> Any:
+            return SimpleNamespace(
+                tokens_BTD=torch.full((1, 4, 8), float(len(texts[0]))), pooled_BD=torch.ones(1, 3)
+            )
+
+    def from_pretrained(path: str, **settings: Any) -> Encoder:
+        loaded.append((path, settings))
+        return Encoder()
+
+    monkeypatch.setattr(
+        diffusion_decoder, "CLIPTextEncoderDual", SimpleNamespace(from_pretrained=from_pretrained)
+    )
+    form = a_decoder().form._replace(
+        start_C=torch.zeros(8), text_length=4, text_columns=(first, 8), pooled_dim=3
+    )
+    assert diffusion_decoder.negative_condition(form, "a folder", "") is None and not loaded
+    found = diffusion_decoder.negative_condition(form, "a folder", "a blur")
+    assert loaded == [("a folder", {"output": output, "dtype": torch.float32})]
+    assert found is not None and (found.tokens_BTC == 6).all() and not found.image_embeds_BTD.any()
+
+
+def test_pictures_that_became_no_numbers_are_named():
+    values = torch.ones(7, 2)
+    refuse_not_finite_rows(values, None, "it")
+    values[[0, 2, 3, 5, 6]] = torch.nan
+    with pytest.raises(UserError, match=r"it of picture 10, 12, 13, 15 and 1 more became NaN"):
+        refuse_not_finite_rows(values, range(10, 17), "it")
+    with pytest.raises(UserError, match=r"picture 0, 2, 3, 5 became"):
+        refuse_not_finite_rows(values[:6], None, "it")
+
+
+def test_latents_leave_their_scale_before_the_autoencoder_and_a_picture_is_cut_out_of_the_middle(
+    monkeypatch,
+):
+    decoder = a_decoder()
+    asked: list[Tensor] = []
+    fresh = decoder.vae.decode
+    monkeypatch.setattr(decoder.vae, "decode", lambda x: asked.append(x) or fresh(x))
+    latents = torch.randn(1, 4, 8, 8, generator=generator())
+    decode_latents(decoder.vae, latents)
+    torch.testing.assert_close(asked[0], latents / 0.7)
+    whole = torch.arange(32.0).expand(1, 3, 32, 32) / 32
+    monkeypatch.setattr(diffusion_decoder, "denoise", lambda *given, **_: given[2])
+    monkeypatch.setattr(diffusion_decoder, "decode_latents", lambda *_: whole)
+    drawn = decoder.draw(table("image")[:1], None, [1], size=28)
+    torch.testing.assert_close(drawn[0, 0, 0], torch.arange(2.0, 30.0) / 32)
 
 
 class EchoUNet(nn.Module):
@@ -563,6 +762,22 @@ def test_guidance_leads_from_the_condition_without_to_the_given_one():
         torch.testing.assert_close(steps[step][1], latents, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found, latents, rtol=1e-3, atol=1e-3)
     assert unet.calls[0]["time_ids"][:, 0].tolist() == [32, 32, 64, 64]
+    scheduler.set_timesteps(3)
+    denoise_from(
+        unet,
+        scheduler,
+        start,
+        scheduler.timesteps,
+        condition_at,
+        without,
+        ids,
+        other_ids,
+        guidance_scale=4.0,
+        guidance_end=0.5,
+    )
+    assert [call["time_ids"][:, 0].tolist() for call in unet.calls[3:]] == [
+        [32, 32, 64, 64]
+    ] * 2 + [[64, 64]]
 
 
 # --- pictures on disk -----------------------------------------------------------------------------
@@ -572,6 +787,9 @@ def test_pictures_go_by_id_and_only_those_that_are_missing_are_drawn(root, tmp_p
     ids = [40, 7, 19, 3, 25]
     Image.new("RGB", (2, 2), (1, 1, 1)).save(tmp_path / "000019.png")
     Image.new("RGB", (2, 2), (1, 1, 1)).save(tmp_path / "000003.png")
+    Image.new("RGB", (2, 2), (1, 1, 1)).save(
+        tmp_path / "000007.png"
+    )  # its neighbour is missing, and a batch is drawn whole
     asked = []
 
     def draw(some: slice) -> list[Drawn]:
@@ -606,7 +824,39 @@ def test_pictures_go_by_id_and_only_those_that_are_missing_are_drawn(root, tmp_p
     assert not list(tmp_path.glob("0*.safetensors"))
 
 
-def reconstructed(monkeypatch: pytest.MonkeyPatch, config: Config, decoder: FakeDecoder) -> Path:
+def test_processes_share_the_batches_that_are_missing(tmp_path):
+    """Each draws its own; what another draws is waited for."""
+    asked: list[slice] = []
+
+    class SecondOfTwo:
+        main = False
+        waited = 0
+
+        def broadcast(self, value: Any) -> Any:
+            return value
+
+        def share(self, items: list[Any]) -> list[Any]:
+            return items[1::2]
+
+        def wait(self) -> None:
+            self.waited += 1
+
+    def draw(some: slice) -> list[Drawn]:
+        asked.append(some)
+        return [Drawn(Image.new("RGB", (2, 2))) for _ in range(2)]
+
+    workers: Any = SecondOfTwo()
+    draw_missing(tmp_path, [8, 6, 4, 2, 9, 7], 2, draw, workers, "")
+    assert (
+        asked == [slice(2, 4)]
+        and sorted(path.stem for path in tmp_path.iterdir()) == ["000002", "000004"]
+        and workers.waited == 1
+    )
+
+
+def reconstructed(
+    monkeypatch: pytest.MonkeyPatch, config: Config, decoder: FakeDecoder, tuned: Path | None = None
+) -> Path:
     """A reconstruction of given embeddings by a decoder that paints one colour per image."""
     found = {
         "ids": torch.tensor([3, 0, 2]),
@@ -621,7 +871,7 @@ def reconstructed(monkeypatch: pytest.MonkeyPatch, config: Config, decoder: Fake
     monkeypatch.setattr(stage, "embeddings_of", lambda config, parts: found)
     monkeypatch.setattr(stage, "negative_condition", lambda *_: None)
     monkeypatch.setattr(stage, "modalities", lambda config: ("image", "text"))
-    monkeypatch.setattr(stage, "finetuned_folder", lambda config: None)
+    monkeypatch.setattr(stage, "finetuned_folder", lambda config: tuned)
     return stage.reconstruct(config)
 
 
@@ -667,6 +917,66 @@ def test_a_reconstruction_keeps_pictures_embeddings_and_captions_by_image_id(
         )
 
 
+def test_a_reconstruction_that_was_stopped_goes_on_with_the_embeddings_it_had(
+    monkeypatch, root, tmp_path
+):
+    config = tiny_config(root, tmp_path, generation__batch_size="1")
+
+    class Stopping(FakeDecoder):
+        def draw(self, *arguments: Any, **named: Any) -> Tensor:
+            if self.drawn:
+                raise KeyboardInterrupt
+            return super().draw(*arguments, **named)
+
+    with pytest.raises(KeyboardInterrupt):
+        reconstructed(monkeypatch, config, Stopping())
+    decoder = FakeDecoder()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "save_file", lambda *_: pytest.fail("read again"))
+        reconstructed(patch, config, decoder)
+    assert [arguments[2] for arguments, _ in decoder.drawn] == [[0], [2]]
+
+
+def test_pictures_of_other_seeds_encoders_backbones_and_fine_tunings_are_refused(
+    monkeypatch, root, tmp_path
+):
+    config = tiny_config(root, tmp_path)
+    versions = {"embedding_decoder": "a", "tiny": "a", "best": "a"}
+    monkeypatch.setattr(stage, "fingerprint_of_files", lambda path: versions[Path(path).name])
+    monkeypatch.setattr(stage, "backbone_folder", lambda path: path)
+
+    def again(config: Config) -> Path:
+        with monkeypatch.context() as patch:
+            patch.setattr(stage, "load_finetuned", lambda folder: None)
+            return reconstructed(patch, config, FakeDecoder(), tmp_path / "finetune" / "best")
+
+    folder = again(config)
+    assert again(config) == folder
+    with pytest.raises(UserError, match="seed"):
+        again(tiny_config(root, tmp_path, run__seed="1"))
+    for part, what in (
+        ("embedding_decoder", "embedding_decoders"),
+        ("tiny", "weights"),
+        ("best", "finetuned"),
+    ):
+        versions[part] = "b"
+        with pytest.raises(UserError, match=what):
+            again(config)
+        versions[part] = "a"
+
+
+def test_pictures_of_every_subject_are_drawn_each_in_its_own_folder(monkeypatch, root, tmp_path):
+    seen: list[tuple[tuple[int, ...], Path]] = []
+    monkeypatch.setattr(
+        stage,
+        "reconstruct_into",
+        lambda config, folder: seen.append((config.data.subjects, folder)) or folder,
+    )
+    config = tiny_config(root, tmp_path, data__subjects="2,1")
+    assert stage.reconstruct(config) == tmp_path
+    assert seen == [((n,), tmp_path / f"subj0{n}" / "reconstructions" / "brain") for n in (2, 1)]
+
+
 def test_every_draw_of_random_voxels_has_a_seed_and_a_folder_of_its_own(
     monkeypatch, root, tmp_path
 ):
@@ -694,7 +1004,10 @@ def test_refining_hears_every_pictures_own_text_with_the_settings_of_the_refiner
     recons.mkdir(parents=True)
     order, rows = [9, 4, 6], [4, 6, 9]  # of the index, and of the embeddings
     for image in order:
-        Image.new("RGB", (8, 8), (image, 2 * image, 3 * image)).save(recons / f"{image:06d}.png")
+        picture = Image.new("RGB", (8, 8), (image, 2 * image, 3 * image))
+        (picture.convert("RGBA") if image == 4 else picture).save(
+            recons / f"{image:06d}.png"
+        )  # somebody opened and saved one
     save_file(
         {"ids": torch.tensor(rows), "text": table("text")[rows], "image": table("image")[rows]},
         recons / EMBEDDINGS,
@@ -716,6 +1029,7 @@ def test_refining_hears_every_pictures_own_text_with_the_settings_of_the_refiner
         "size": "16",
         "batch_size": "2",
     }
+    more |= {"aesthetic_score": "3.5", "negative_aesthetic_score": "1.5"}
     config = tiny_config(
         root,
         tmp_path,
@@ -727,6 +1041,11 @@ def test_refining_hears_every_pictures_own_text_with_the_settings_of_the_refiner
     for (refiner, pictures, text, ids, how), named in calls:
         assert refiner == "the refiner" and isinstance(how, Refinement)
         assert (how.strength, how.steps, how.guidance_scale) == (0.6, 9, 3.0)
+        assert (how.aesthetic_score, how.negative_aesthetic_score, how.denoising_start) == (
+            3.5,
+            1.5,
+            None,
+        )
         assert named["seed"] == 8 and named["size"] == 16
         torch.testing.assert_close(text, table("text")[ids])
         torch.testing.assert_close(named["image_BTD"], table("image")[ids])
@@ -738,6 +1057,16 @@ def test_refining_hears_every_pictures_own_text_with_the_settings_of_the_refiner
             255 - 2 * image,
             255 - 3 * image,
         ]
+    assert (
+        load_file(folder / EMBEDDINGS)["ids"].tolist() == rows
+        and json.loads((folder / INDEX).read_text())["images"] == order
+    )
+    assert refine_stage.refined_is_there(config)
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(recons / "000004.png")
+    with pytest.raises(
+        UserError, match="recons"
+    ):  # refined pictures of others are not passed off as theirs
+        refine_stage.refine(config)
 
 
 @pytest.mark.parametrize("use_image", ["true", "false"])
@@ -757,12 +1086,13 @@ def test_a_refiner_is_loaded_as_configured(monkeypatch, root, tmp_path, use_imag
         "refinement__negative_prompt": "a blur",
         "refinement__use_image": use_image,
     }
+    more |= {"backbone__text_output": "joint"}
     refiner = refine_stage.setup(tiny_config(root, tmp_path, backbone__path="somewhere", **more))
     adapter = "folder of somewhere/ip_adapter" if use_image == "true" else None
     assert asked == [
         (
             ("somewhere",),
-            {"text_output": "bigG", "ip_adapter": adapter, "negative_prompt": "a blur"},
+            {"text_output": "joint", "ip_adapter": adapter, "negative_prompt": "a blur"},
         )
     ]
     assert type(refiner.scheduler).__name__ == "DDIMScheduler"

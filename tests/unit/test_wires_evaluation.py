@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,18 +22,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 from unit.tiny_finetuning import TableTargets, table, tiny_embedding_decoder
-from unit.tiny_training import IMAGES, spy, tiny_config
+from unit.tiny_training import IMAGES, spy, tiny_config, with_a_gap
 
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import test_trials, train_trials
-from braingen.evaluation import decoding, score_files, uncertainty
+from braingen.evaluation import decoding, score_files, subject_means, uncertainty
 from braingen.evaluation import evaluate as stage
+from braingen.evaluation import evaluate_images as evaluate_pictures
+from braingen.evaluation import identification as identify
 from braingen.evaluation import metric_table as scores_sheet
 from braingen.evaluation.averaged import Scored
 from braingen.evaluation.captions import caption_scores
 from braingen.evaluation.decoding import decoder_scores
-from braingen.evaluation.feature_store import as_scored
+from braingen.evaluation.evaluate_captions import caption_table
+from braingen.evaluation.feature_store import FeatureStore, as_scored
 from braingen.evaluation.image_sets import PngImages, SeenImages
 from braingen.evaluation.ridge import fit_ridge
 from braingen.runtime.data_layout import Layout
@@ -124,6 +128,27 @@ def test_both_directions_of_retrieval_are_what_their_names_say():
     )
 
 
+def test_retrieval_is_among_the_pools_of_the_seed_and_never_among_few(monkeypatch):
+    draws = np.random.default_rng(5)
+    true = draws.standard_normal((12, 4))
+    decoded, ids = true + draws.standard_normal((12, 4)), np.arange(12)
+    pools = [identify.draw_pools(12, 3, 4, seed) for seed in (0, 7)]
+    expected = [identify.retrieval(decoded, true, pool).brain_to_image for pool in pools]
+    assert expected[0].value != expected[1].value
+    scores, values = decoder_scores(decoded, true, ids, pool=3, draws=4, seed=7, resamples=20)
+    found = scores["retrieval_brain_to_image"]
+    assert (found.value, found.pool, found.chance) == (
+        pytest.approx(expected[1].found_N.sum() / expected[1].asked_N.sum()),
+        3,
+        1 / 3,
+    )
+    np.testing.assert_allclose(
+        values["retrieval_brain_to_image"], expected[1].found_N / np.maximum(expected[1].asked_N, 1)
+    )
+    monkeypatch.setattr(decoding, "FEWEST_CANDIDATES", 13)
+    assert list(decoder_scores(decoded, true, ids, resamples=20)[0]) == ["clip_cos"]
+
+
 def test_the_cosine_is_of_the_decoded_embedding_and_retrieval_of_the_projected_output(
     root, tmp_path
 ):
@@ -155,10 +180,47 @@ def test_the_cosine_is_of_the_decoded_embedding_and_retrieval_of_the_projected_o
     assert far.table.loc[0, "clip_cos"] == pytest.approx(-1) and set(far.table) == set(right)
     assert right["retrieval_brain_to_image"].pool == 3
     asked: list[dict[str, Any]] = []
+    intervals: list[tuple[Any, ...]] = []
     with pytest.MonkeyPatch.context() as patch:
         spy(patch, stage, "decoder_scores", lambda *_, **named: asked.append(named))
+        spy(patch, stage, "two_way_interval", lambda beats, *given: intervals.append(given))
         stage._decoding(config, true, other, true, true - other, IDS)
-    assert asked == [{"pool": 3, "draws": 5, "resamples": 30, "seed": 4}] * 2
+    assert asked == [{"pool": 3, "draws": 5, "resamples": 30, "seed": 4}] * 2 and intervals == [
+        (30, 4)
+    ]
+
+
+def test_two_way_identification_of_embeddings_is_of_the_decoded_ones_around_the_mean(
+    root, tmp_path
+):
+    """By hand: a decoded embedding beats an image whose own embedding, around the mean, correlates
+    less with it.
+    """
+    draws = torch.Generator().manual_seed(3)
+    true, mean, projected = (
+        torch.randn(12, 5, generator=draws),
+        4 * torch.randn(5, generator=draws),
+        torch.randn(12, 5, generator=draws),
+    )
+    true = true + mean
+    decoded = true + torch.randn(12, 5, generator=draws)
+    found = stage._decoding(
+        tiny_config(root, tmp_path), decoded, projected, true, mean, np.arange(12)
+    )
+
+    def share(rows: Tensor, columns: Tensor) -> np.ndarray:
+        r = np.corrcoef(rows.double().numpy(), columns.double().numpy())[:12, 12:]
+        return (r < np.diag(r)[None]).sum(0) / 11
+
+    expected = share(true - mean, decoded - mean)
+    np.testing.assert_allclose(found.table[stage.TWO_WAY], expected, atol=1e-9)
+    assert found.scores[stage.TWO_WAY].value == pytest.approx(expected.mean())
+    for other in (
+        share(decoded - mean, true - mean),
+        share(true, decoded),
+        share(true - mean, projected),
+    ):
+        assert np.abs(other - expected).max() > 0.05
 
 
 def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trials(
@@ -167,9 +229,10 @@ def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trial
     """Fitted by hand on the same trials it predicts the same; its voxels are means over an image's
     test presentations.
     """
-    config = tiny_config(root, tmp_path, data__subjects="2,1")
+    config = tiny_config(root, tmp_path, data__subjects="2,1", data__num_sessions="1")
     layout = Layout.of(root)
-    train, test = (trials(layout, 2).table for trials in (train_trials, test_trials))
+    train, test = train_trials(layout, 2, 1).table, with_a_gap(test_trials(layout, 2)).table
+    monkeypatch.setattr(stage, "test_trials", lambda *given: with_a_gap(test_trials(*given)))
     betas = Betas.of(layout, 2)
     shown = train["image"].to_numpy()
     assert not set(shown) & set(test["image"])
@@ -183,7 +246,7 @@ def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trial
     np.testing.assert_array_equal(given[0][1], table("image")[shown].flatten(1).numpy())
     np.testing.assert_array_equal(given[0][2], shown)
     rows = [test["trial"][test["image"] == image].to_numpy() for image in IDS]
-    assert {len(each) for each in rows} == {3}
+    assert [len(each) for each in rows] == [3, 2, 3, 3]
     np.testing.assert_allclose(
         found.numpy(),
         own.predict(np.stack([betas.rows(each).mean(0) for each in rows])),
@@ -191,17 +254,29 @@ def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trial
         atol=1e-3,
     )
     torch.testing.assert_close(mean, table("image")[sorted(set(shown))].flatten(1).mean(0))
-    single = stage.ridge_embeddings(
-        tiny_config(root, tmp_path, data__subjects="2", generation__repeats="first"),
-        TableTargets(),
-        IDS,
-    )[0]
+    first = tiny_config(
+        root, tmp_path, data__subjects="2", data__num_sessions="1", generation__repeats="first"
+    )
+    single = stage.ridge_embeddings(first, TableTargets(), IDS)[0]
     np.testing.assert_allclose(
         single.numpy(),
         own.predict(np.stack([betas.rows(each[:1])[0] for each in rows])),
         rtol=1e-3,
         atol=1e-3,
     )
+
+
+def test_the_training_mean_is_of_images_of_the_subject_and_sessions(monkeypatch, root, tmp_path):
+    """Every image once, however often it was shown: scores are around the same mean as ridge's."""
+    config = tiny_config(root, tmp_path, data__subjects="2,1", data__num_sessions="1")
+    monkeypatch.setattr(stage, "train_trials", lambda *given: with_a_gap(train_trials(*given)))
+    shown = with_a_gap(train_trials(Layout.of(root), 2, 1)).table["image"]
+    assert shown.value_counts().nunique() > 1
+    expected = table("image")[sorted(set(shown))].flatten(1).mean(0)
+    torch.testing.assert_close(stage.training_mean(config, TableTargets()), expected)
+    torch.testing.assert_close(stage.ridge_embeddings(config, TableTargets(), IDS)[1], expected)
+    texts = table("text")[sorted(set(shown))].flatten(1).mean(0)
+    torch.testing.assert_close(stage.training_mean(config, TableTargets(), "text"), texts)
 
 
 def test_the_penalty_of_ridge_is_chosen_on_left_out_images_not_on_left_out_trials():
@@ -228,10 +303,11 @@ def test_levels_and_experts_are_scored_each_by_itself_over_all_presentations(
     monkeypatch.setattr(
         stage, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
     )
+    monkeypatch.setattr(stage, "test_trials", lambda *given: with_a_gap(test_trials(*given)))
     found = stage.scores_of_parts(config, TableTargets(), np.array([0, 2, 3])).set_index(
         ["part", "score"]
     )["value"]
-    trials, betas = test_trials(Layout.of(root), 1).table, Betas.of(Layout.of(root), 1)
+    trials, betas = with_a_gap(test_trials(Layout.of(root), 1)).table, Betas.of(Layout.of(root), 1)
     said: dict[str, list[Tensor]] = {}
     with torch.no_grad():
         for image in (0, 2, 3):
@@ -324,6 +400,81 @@ def test_a_sheet_asks_two_way_with_true_and_generated_pictures_in_their_places()
     assert np.abs(expected - (np.diag(r)[None] > r.T).sum(0) / (IMAGES - 1)).max() > 0.05
 
 
+def test_a_sheet_says_of_every_score_what_it_is_of_its_interval_and_its_chance():
+    """Read-outs are asked about the reconstructions; runs are compared by both parts of an image in
+    a two-way score.
+    """
+    truth, recons = scenes()[:6], scenes()[[1, 1, 2, 3, 4, 5]]
+    shade = lambda pictures: (pictures.mean((1, 2, 3)) * 1000).long()  # noqa: E731
+    there = dict(enumerate(shade(as_scored(truth, slice(0, 6))).tolist()))
+    named = scores_sheet.SceneReadout("object", shade, there, 0.25)
+    pairs = scores_sheet.match(truth, np.arange(6), recons, np.arange(6))
+    found = scores_sheet.metric_table_of(pairs, [Patches()], [named], resamples=30, seed=4)  # type: ignore[list-item]
+    assert (
+        found.table["object_accuracy"].tolist() == [0, 1, 1, 1, 1, 1]
+        and found.scores["object_accuracy"].chance == 0.25
+    )
+    two_way = found.scores["two_way_clip"]
+    beats = found.identified["two_way_clip"].beats_NN
+    assert two_way.chance == 0.5 and two_way[:3] == uncertainty.two_way_interval(beats, 30, 4)
+    assert found.scores["pixcorr"][:3] == uncertainty.mean_interval(
+        found.table["pixcorr"].to_numpy(), 30, 4
+    )
+    paired = found.paired["two_way_clip"].to_numpy()
+    np.testing.assert_allclose(paired, uncertainty.two_way_by_image(beats))
+    assert np.abs(paired - found.table["two_way_clip"]).max() > 0.05
+
+    class Unknown(Patches):
+        name = "mine"
+
+        def features(self, images_B3HW: Tensor) -> Tensor:
+            pytest.fail("computed before its name was looked up")
+
+    with pytest.raises(UserError, match="two_way_mine"):
+        scores_sheet.metric_table_of(pairs, [Unknown()])  # type: ignore[list-item]
+
+
+def test_correlations_of_pairs_are_those_of_all_with_all():
+    """The first pass of two-way identification, before what is near a tie is computed again."""
+    draws = np.random.default_rng(0)
+    truth, recons = draws.standard_normal((5, 40)), draws.standard_normal((5, 40))
+    expected = np.corrcoef(truth, recons)[:5, 5:]
+    for precision, exact in (("float64", 1e-9), ("float32", 1e-5)):
+        every, own = identify._correlate(truth, recons, precision, "cpu")  # type: ignore[arg-type]
+        np.testing.assert_allclose(every, expected, atol=exact)
+        np.testing.assert_allclose(own, np.diag(expected), atol=exact)
+
+
+def test_the_side_whose_features_are_constant_is_named():
+    draws = np.random.default_rng(0)
+    for side, name in enumerate(("true images", "reconstructions")):
+        sides = [draws.standard_normal((3, 8)), draws.standard_normal((3, 8))]
+        sides[side][1] = 0.5
+        with pytest.raises(identify.FlatFeatures, match=f"Row 1 of the features of the {name}"):
+            identify.correlation_distance(*sides)
+
+
+def test_networks_that_look_at_pairs_see_a_picture_beside_its_own_reconstruction():
+    class Pairwise:
+        name, use, weights = "lpips", "pair", "0123"
+
+        def distance(self, truth_B3HW: Tensor, recons_B3HW: Tensor) -> Tensor:
+            return (truth_B3HW - recons_B3HW).abs().amax((1, 2, 3))
+
+    truth, recons = scenes()[:9], scenes()[:9]
+    recons[7] = 1 - recons[7]
+    order = np.random.default_rng(0).permutation(9)
+    told: list[tuple[Any, ...]] = []
+    with FeatureStore(batch=4, progress=lambda *given: told.append(given)) as store:
+        found = scores_sheet.score_images(
+            truth, np.arange(9), recons[order], order, [Pairwise()], store=store, resamples=20
+        )
+    values = found.table["lpips"]
+    assert values.idxmax() == 7 and values[7] > 0.1 and values.drop(7).max() < 1e-6
+    assert told == [("lpips", done, 9) for done in (4, 8, 9)]
+    assert found.scores["lpips"].value == pytest.approx(values.mean())
+
+
 def test_best_and_worst_pictures_stand_under_their_own_images(monkeypatch, tmp_path):
     sheets: list[list[tuple[Image.Image, Image.Image]]] = []
     monkeypatch.setattr(
@@ -378,6 +529,7 @@ def evaluated(root, tmp_path_factory, retrieval_among_four) -> tuple[Config, dic
     ]
     pictures = [0.6 * scenes() + 0.4 * noise[0], noise[1], noise[2], scenes()]
     embeddings = [swapped, *(-1 * true + 0.1 * number for number in range(2)), true]
+    captions = {0: "a red car", 1: "a green dog", 2: "a blue tree", 3: "nothing"}
     for place, drawn, decoded in zip(folders, pictures, embeddings, strict=True):
         write_pictures(place, {int(image): drawn[image] for image in IDS})
         centred = (decoded - mean) / embedding_decoder.spread
@@ -389,16 +541,25 @@ def evaluated(root, tmp_path_factory, retrieval_among_four) -> tuple[Config, dic
             },
             place / EMBEDDINGS,
         )
-        said = {str(int(image)): "a red car" for image in IDS}
+        said = {
+            str(int(image)): captions[int(image)] if place == folders[0] else "nothing"
+            for image in IDS
+        }
         (place / INDEX).write_text(json.dumps({"images": IDS.tolist(), "captions": said}))
+    (folder / stage.REFINEMENT).write_text("of pictures that were refined before")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "Targets", PicturedTargets)
-        patch.setattr(stage, "observers", lambda *_: ([Patches()], [], {}))
-        patch.setattr(
-            stage, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
-        )
+        with_stand_ins(patch)
         stage.evaluate(config)
     return config, json.loads((folder / "scores.json").read_text())
+
+
+def with_stand_ins(patch: pytest.MonkeyPatch) -> None:
+    """In place of what looks at pictures and of the trained encoder."""
+    patch.setattr(stage, "Targets", PicturedTargets)
+    patch.setattr(stage, "observers", lambda *_: ([Patches()], [], {"lpips": "how to get it"}))
+    patch.setattr(
+        stage, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
+    )
 
 
 def test_brain_random_ceiling_and_ridge_stand_in_their_own_columns(evaluated, root):
@@ -429,6 +590,9 @@ def test_random_voxels_are_the_mean_of_their_draws_and_no_other(evaluated):
     config, scores = evaluated
     controls = json.loads((config.run.folder / "controls.json").read_text())
     assert {name: each["drawings"] for name, each in controls.items()} == {"random": 2, "oracle": 1}
+    for name, each in controls.items():
+        for title, values in each["scores"].items():
+            assert values["value"] == scores[title][name]
     each = [
         scores_sheet.score_images(scenes()[IDS], IDS, PngImages(folder, IDS), IDS, resamples=20)
         .scores["pixcorr"]
@@ -447,6 +611,10 @@ def test_values_of_every_image_stand_beside_its_id(evaluated):
     assert (
         found["clip_cos"].idxmin() == 3 and found["clip_cos"].drop(3).min() > 0.999
     )  # the decoded embedding of another image
+    assert not (config.run.folder / stage.REFINEMENT).exists()  # what is no more is not shown
+    assert (
+        scores["rouge_l"]["random"] == scores["rouge_l"]["oracle"] == 0 < scores["rouge_l"]["value"]
+    )
     assert (
         found["rouge_l"].idxmax() == 0
         and found.loc[0, "rouge_l"] == 1
@@ -481,7 +649,9 @@ def test_intervals_parts_and_provenance_are_of_the_settings(monkeypatch, evaluat
     assert (told["method"], told["subject"], told["seed"]) == ("mine", 1, 3) and told[
         "weights"
     ] == {"clip": "0123"}
-    assert "clip_text" not in told["missing"]  # the text encoder is there
+    assert (
+        told["missing"]["lpips"] == "how to get it" and "clip_text" not in told["missing"]
+    )  # the text encoder is there
     asked: list[dict[str, Any]] = []
     spy(monkeypatch, stage, "scores_by_part", lambda *_, **named: asked.append(named))
     stage.scores_of_parts(config, TableTargets(), IDS)
@@ -494,6 +664,34 @@ def test_given_pictures_are_scored_instead_of_a_run(monkeypatch, root, tmp_path)
     config = tiny_config(root, tmp_path, evaluation__all_recons_path="somewhere")
     monkeypatch.setattr(stage, "evaluate_pictures", lambda config: ("pictures of", config))
     assert stage.evaluate(config) == ("pictures of", config)
+
+
+def test_pictures_of_a_folder_are_held_against_the_test_images_of_their_ids(root, tmp_path):
+    """All of them, or, when asked for, those that have a picture; image 0 is an image like any
+    other.
+    """
+    write_pictures(tmp_path / "some", {image: scenes()[image] for image in (2, 0)})
+    write_pictures(tmp_path / "outside", {99: scenes()[0]})
+
+    def asked(folder: str, partial: str) -> Any:
+        config = tiny_config(
+            root,
+            tmp_path,
+            evaluation__all_recons_path=str(tmp_path / folder),
+            evaluation__partial=partial,
+        )
+        return evaluate_pictures._asked(config)
+
+    whole, part = asked("some", "false"), asked("some", "true")
+    assert sorted(whole.recons.image_N) == sorted(part.recons.image_N) == [0, 2]
+    assert whole.truth.image_N.tolist() == [0, 1, 2, 3] and part.truth.image_N.tolist() == [0, 2]
+    assert (
+        whole.stimuli is not None
+        and whole.stimuli.simulated
+        and "matched by image id" in whole.protocol
+    )
+    with pytest.raises(UserError, match="image 99"):
+        asked("outside", "true")
 
 
 @pytest.mark.parametrize(("said", "seen"), [(["a"], [["a"], ["b"]]), (["a", "b"], [["a"], []])])
@@ -550,6 +748,122 @@ def test_refined_pictures_are_compared_with_unrefined_after_minus_before(
     )
 
 
+def test_refined_pictures_and_what_people_judged_stand_beside_the_scores(
+    monkeypatch, root, tmp_path
+):
+    config = tiny_config(root, tmp_path, evaluation__bootstrap="20")
+    brain, refined = drawn_folder(config, "brain"), tmp_path / "refined"
+    noise = np.random.default_rng(0).random((IMAGES, 3, 32, 32)).astype(np.float32)
+    for folder, share in ((brain, 0.3), (refined, 0.7)):
+        write_pictures(
+            folder,
+            {int(image): share * scenes()[image] + (1 - share) * noise[image] for image in IDS},
+        )
+        (folder / INDEX).write_text(json.dumps({"images": IDS.tolist()}))
+    true = table("image")[IDS]
+    save_file(
+        {"ids": torch.from_numpy(IDS), "image": true, "image_clip": true.clone()},
+        brain / EMBEDDINGS,
+    )
+    (refined / "config.yaml").write_text("refiner: {strength: 0.5}")
+    (refined / "finished").write_text('{"steps": 4}')
+    with_stand_ins(monkeypatch)
+    monkeypatch.setattr(stage, "refined_is_there", lambda config: True)
+    monkeypatch.setattr(stage, "refined_folder", lambda config: refined)
+    monkeypatch.setattr(stage, "read_study", lambda folder: {"of": folder})
+    monkeypatch.setattr(
+        stage,
+        "scores_in",
+        lambda judged: {"human_two_way": score(0.8)} if judged == {"of": tmp_path} else {},
+    )
+    written: list[Any] = []
+    monkeypatch.setattr(
+        stage, "write_scores", lambda folder, origin, scores, *_: written.append(scores) or tmp_path
+    )
+    stage.evaluate(config)
+    told = json.loads((tmp_path / stage.REFINEMENT).read_text())["scores"]["pixcorr"]
+    assert (
+        told["before"]["value"] == pytest.approx(written[0]["pixcorr"].value, abs=1e-5)
+        and told["difference"] > 0.1
+    )
+    assert written[0]["human_two_way"].value == 0.8
+    oracle = drawn_folder(config, "oracle")
+    write_pictures(oracle, {int(image): scenes()[image] for image in IDS})
+    (oracle / INDEX).write_text(json.dumps({"images": IDS.tolist()}))
+    save_file(
+        {"ids": torch.arange(4), "image": true, "image_clip": true.clone()}, oracle / EMBEDDINGS
+    )
+    with pytest.raises(UserError, match="different images"):
+        stage.evaluate(config)
+
+
+def test_comparisons_are_corrected_and_of_the_settings(monkeypatch, root, tmp_path):
+    asked: list[tuple[Any, ...]] = []
+
+    def compare(runs: Any, ids: Any, *given: Any) -> list[uncertainty.Comparison]:
+        asked.append((list(runs), *given))
+        return [
+            uncertainty.Comparison(
+                "clip_cos", "brain", "ridge", 0.5, 0.25, 0.75, p=0.01, p_holm=0.03, n=2
+            )
+        ]
+
+    monkeypatch.setattr(stage, "compare", compare)
+    one = Scored({}, pd.DataFrame({"clip_cos": [0.1, 0.2]}, index=[0, 1]))
+    found = stage._comparisons(
+        tiny_config(root, tmp_path, run__seed="6"), {"brain": one, "ridge": one}, np.arange(2)
+    )
+    assert asked == [(["brain", "ridge"], 20, 6)]
+    assert found == [
+        {
+            "name": "encoder minus ridge: clip_cos",
+            "difference": 0.5,
+            "low": 0.25,
+            "high": 0.75,
+            "p": 0.03,
+        }
+    ]
+
+
+def test_few_pictures_are_told_of_and_a_single_one_refused(caplog):
+    stage.warn_of_few(20)
+    assert not caplog.records
+    stage.warn_of_few(4)
+    assert "Only 4 test pictures" in caplog.text and "+-0.49" in caplog.text
+    with pytest.raises(UserError, match="1 test picture cannot be scored"):
+        stage.warn_of_few(1)
+
+
+def test_what_captions_cannot_be_scored_by_is_named_and_refused_where_all_is_wanted(root, tmp_path):
+    (tmp_path / INDEX).write_text(
+        json.dumps({"captions": {str(int(image)): "a red car" for image in IDS}})
+    )
+    blind: Any = SimpleNamespace(there=False)
+    config = tiny_config(root, tmp_path / "run", run__seed="6")
+    found, missing = caption_table(config, PicturedTargets(), blind, tmp_path, IDS)  # type: ignore[arg-type]
+    assert (
+        found is not None
+        and "rouge_l" in found.scores
+        and "clip_text" not in found.scores
+        and "bigG" in missing["clip_text"]
+    )
+    values = found.table["rouge_l"].to_numpy()
+    assert (
+        values[1] == 1
+        and (found.scores["rouge_l"].low, found.scores["rouge_l"].high)
+        == uncertainty.mean_interval(values, 20, 6)[1:]
+    )
+    with pytest.raises(UserError):
+        caption_table(
+            tiny_config(root, tmp_path / "run", evaluation__strict="true"),
+            PicturedTargets(),
+            blind,
+            tmp_path,
+            IDS,
+        )  # type: ignore[arg-type]
+    assert caption_table(config, PicturedTargets(), None, tmp_path, IDS) == (None, {})  # type: ignore[arg-type]
+
+
 # --- figures beside each other --------------------------------------------------------------------
 
 
@@ -585,6 +899,23 @@ def test_runs_are_compared_image_by_image_whatever_their_order():
     assert (found.difference, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
 
 
+def test_intervals_are_of_their_seed_and_comparisons_are_corrected_together():
+    draws = np.random.default_rng(0)
+    values = draws.standard_normal(40)
+    one, again, other = (uncertainty.mean_interval(values, 100, seed) for seed in (1, 1, 2))
+    assert one == again != other
+    runs = {
+        "a": {"s": values + 0.15, "t": values + 0.3 * draws.standard_normal(40), "u": values + 0.1},
+        "b": dict.fromkeys("stu", values),
+    }
+    ids = dict.fromkeys("ab", np.arange(40))
+    found = uncertainty.compare(runs, ids, 200, 3)
+    assert [one.p_holm for one in found] == pytest.approx(
+        uncertainty.holm([one.p for one in found]).tolist()
+    )
+    assert any(one.p_holm > one.p for one in found)
+
+
 def test_a_source_brings_every_score_it_has():
     frames = [
         pd.DataFrame({name: [0.1, 0.2]}, index=pd.Index([4, 7], name="image"))
@@ -597,6 +928,12 @@ def test_a_source_brings_every_score_it_has():
         whole.scores
     )
     assert list(stage.ScoredSource(sheet, None, None, None).together().scores) == ["pixcorr"]
+    words = pd.DataFrame(
+        {"colour_true": ["red", ""], "colour_said": ["red", "red"]}, index=frames[0].index
+    )
+    coloured = sheet._replace(scores={**sheet.scores, stage.COLOUR: score(1.0)})
+    named = stage.ScoredSource(coloured, None, None, words).together().table[stage.COLOUR]
+    assert named[4] == 1 and np.isnan(named[7])  # an object of one colour is not asked about
 
 
 def test_colours_are_scored_where_an_object_has_several():
@@ -610,3 +947,61 @@ def test_colours_are_scored_where_an_object_has_several():
         and found.n == 3
         and found.chance == 1 / len(stage.COLOUR_NAMES)
     )
+
+
+# --- several subjects -----------------------------------------------------------------------------
+
+
+def test_every_subject_is_scored_in_its_own_folder_before_their_mean(monkeypatch, root, tmp_path):
+    done: list[Any] = []
+    monkeypatch.setattr(
+        stage, "_require", lambda config: done.append(("looked", config.data.subjects))
+    )
+    one = lambda config, _: done.append((config.run.folder.name, config.data.subjects)) or tmp_path  # noqa: E731
+    monkeypatch.setattr(stage, "evaluate_subject", one)
+    monkeypatch.setattr(
+        stage, "write_mean", lambda config: done.append("mean") or tmp_path / "scores.json"
+    )
+    assert (
+        stage.evaluate(tiny_config(root, tmp_path, data__subjects="2,1"))
+        == tmp_path / "scores.json"
+    )
+    assert done == [("looked", (2,)), ("looked", (1,)), ("subj02", (2,)), ("subj01", (1,)), "mean"]
+
+
+def test_the_mean_over_subjects_and_its_interval_are_what_they_are_by_hand():
+    """Baselines are means too; a score that one subject lacks has none."""
+    values = {1: {4: 0.1, 7: 0.3}, 2: {4: 0.5, 7: 0.9}}
+    subjects = [
+        subject_means.SubjectScores(
+            number,
+            {
+                "pixcorr": Score(
+                    value,
+                    None,
+                    None,
+                    random=value / 2,
+                    oracle=1.0,
+                    ridge=None,
+                    chance=0.5,
+                    n=n,
+                    pool=300,
+                ),
+                **({"ssim": score(0.4)} if number == 1 else {}),
+            },
+            {"pixcorr": values[number]},
+        )
+        for number, value, n in ((1, 0.2, 2), (2, 0.7, 4))
+    ]
+    found = subject_means.mean_scores(subjects, 50, 3)
+    assert list(found) == ["pixcorr"]
+    summary = uncertainty.summarise({(number, 0): values[number] for number in values}, 50, 3)
+    mean = found["pixcorr"]
+    assert (mean.value, mean.random, mean.oracle, mean.ridge, mean.chance) == (
+        pytest.approx(0.45),
+        pytest.approx(0.225),
+        1,
+        None,
+        0.5,
+    )
+    assert (mean.low, mean.high) == (summary.low, summary.high) and (mean.n, mean.pool) == (3, 300)

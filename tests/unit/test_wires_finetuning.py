@@ -7,10 +7,13 @@ exchanged, the worst checkpoint kept.
 
 from __future__ import annotations
 
+from itertools import combinations
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -24,7 +27,7 @@ from unit.tiny_finetuning import (
     tiny_embedding_decoder,
     tiny_tuning,
 )
-from unit.tiny_training import spy, tiny_config
+from unit.tiny_training import spy, tiny_config, with_a_gap
 
 from braingen.config import Config
 from braingen.data.betas import Betas
@@ -34,7 +37,7 @@ from braingen.encoders.trained import load_embedding_decoders
 from braingen.generation.conditioned_unet import ConditionedUNet, expert_counts, read
 from braingen.generation.lora import add_lora, load_lora, lora_parameters, lora_weights
 from braingen.generation.trained_modules import finetuned_folder, load_finetuned, save_finetuned
-from braingen.routing.conditioning import ConditioningForm, all_experts
+from braingen.routing.conditioning import ConditioningForm, all_experts, from_experts
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.time_router import kl_guidance
 from braingen.runtime.data_layout import Layout
@@ -42,10 +45,10 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.seeds import hash_seed
 from braingen.training import diffusion as stage
 from braingen.training import diffusion_data as diffusion_data
-from braingen.training.conditioning_augmentation import mixing_weights, unsure
+from braingen.training.conditioning_augmentation import DecodingError, mixing_weights, unsure
 from braingen.training.diffusion_loss import min_snr_weight
 from braingen.training.steps import StepLosses
-from braingen.types import Routing
+from braingen.types import Conditioning, Routing, Trials
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
@@ -83,18 +86,48 @@ def data_of(
     )  # type: ignore[arg-type]
 
 
-def test_every_row_holds_the_latents_reads_and_truths_of_its_own_picture(tiny):
+def expected_read(
+    config: Config, embedding_decoder: EmbeddingDecoder, trials: Trials, image: int
+) -> Tensor:
+    """What all experts say of a picture, averaged over its presentations."""
+    betas = Betas.of(Layout.of(config.data.root), trials.subject)
+    rows = trials.table["trial"][trials.table["image"] == image].to_numpy()
+    there = torch.ones(1, len(rows), dtype=torch.bool)
+    voxels = torch.from_numpy(betas.rows(rows))[None]
+    return all_experts(
+        read(
+            embedding_decoder,
+            voxels,
+            trials.subject,
+            there,
+            config.router.prior_order,
+            experts=True,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"run__seed": "5", "data__num_sessions": "1", "router__prior_order": "levels"}]
+)
+def test_every_row_holds_the_latents_reads_and_truths_of_its_own_picture(tiny, monkeypatch, more):
     """Of two subjects; a read is of the subject who saw the picture, averaged over its
     presentations, after the prior.
     """
-    config, targets = tiny(data__subjects="1,2"), TableTargets()
+    config, targets = tiny(data__subjects="1,2", **more), TableTargets()
     embedding_decoders = {name: tiny_embedding_decoder(name) for name in ("image", "text")}
+    monkeypatch.setattr(
+        diffusion_data, "train_trials", lambda *given: with_a_gap(train_trials(*given))
+    )
     data = data_of(config, targets, embedding_decoders)
     assert targets.asked[0][1] == 32
     layout = Layout.of(config.data.root)
-    splits = {
-        subject: hold_out_images(train_trials(layout, subject), config.data.holdout_share, 0)
+    seen = {
+        subject: with_a_gap(train_trials(layout, subject, config.data.num_sessions))
         for subject in (1, 2)
+    }
+    splits = {
+        subject: hold_out_images(trials, config.data.holdout_share, config.run.seed)
+        for subject, trials in seen.items()
     }
     for part, which in ((data.train, 0), (data.held_out, 1)):
         expected = [
@@ -106,18 +139,12 @@ def test_every_row_holds_the_latents_reads_and_truths_of_its_own_picture(tiny):
         np.testing.assert_array_equal(
             part.latents_of(part.rows).numpy(), latents()[part.image_N].astype(np.float32)
         )
-        for row in part.rows[::2]:
+        for row in [*part.rows[::3], *np.flatnonzero(part.image_N == min(seen[1].table["image"]))]:
             image, subject = part.image_N[row], int(part.subject_N[row]) + 1
-            trials = splits[subject][which].table
-            assert image in set(trials["image"])
-            voxels = torch.from_numpy(
-                Betas.of(layout, subject).rows(trials["trial"][trials["image"] == image].to_numpy())
-            )
+            trials = splits[subject][which]
+            assert image in set(trials.table["image"])
             for name, embedding_decoder in embedding_decoders.items():
-                there = torch.ones(1, len(voxels), dtype=torch.bool)
-                said = all_experts(
-                    read(embedding_decoder, voxels[None], subject, there, "output", experts=True)
-                )
+                said = expected_read(config, embedding_decoder, trials, int(image))
                 torch.testing.assert_close(
                     part.read_of(name, np.array([row])), said, rtol=2e-3, atol=5e-3
                 )
@@ -145,6 +172,57 @@ def test_errors_are_measured_on_all_held_out_pictures_and_on_no_other(tiny):
         torch.testing.assert_close(
             data.decoding_error[name].error_JETD, expected, rtol=1e-3, atol=1e-3
         )
+
+
+def test_reads_are_made_anew_when_what_they_are_made_of_changes(monkeypatch, tmp_path):
+    """Sessions, the prior's place, the encoder, the responses: nothing that was kept of others is
+    taken for the present.
+    """
+    root = tmp_path / "data"
+    versions = {"image": "a"}
+
+    def matches(encoder: EmbeddingDecoder, **more: str) -> None:
+        config = tiny_tuning(monkeypatch, root, tmp_path / "run", **more)
+        monkeypatch.setattr(
+            diffusion_data, "fingerprint_of_files", lambda folder: versions["image"]
+        )
+        data = data_of(
+            config, TableTargets(), {"image": encoder, "text": tiny_embedding_decoder("text")}
+        )
+        trials = train_trials(Layout.of(root), 1, config.data.num_sessions)
+        counts = trials.table["image"].value_counts()
+        often = next(row for row in data.train.rows if counts[data.train.image_N[row]] > 1)
+        said = expected_read(config, encoder, trials, int(data.train.image_N[often]))
+        torch.testing.assert_close(
+            data.train.read_of("image", np.array([often])), said, rtol=2e-3, atol=5e-3
+        )
+
+    first, second = tiny_embedding_decoder("image"), tiny_embedding_decoder("text")
+    matches(first, data__num_sessions="1")
+    matches(first)
+    matches(first, router__prior_order="experts")
+    versions["image"] = "b"
+    matches(second, router__prior_order="experts")
+    with h5py.File(Layout.of(root).betas(1), "r+") as file:
+        file["betas"][:] = -file["betas"][:]
+    matches(second, router__prior_order="experts")
+
+
+def test_the_noise_of_sampled_priors_is_of_picture_seed_and_encoder(tiny, monkeypatch):
+    asked: list[tuple[Any, ...]] = []
+    spy(
+        monkeypatch,
+        diffusion_data,
+        "seeded_noise",
+        lambda ids, shape, seed, purpose: asked.append((list(ids), seed, purpose)),
+    )
+    embedding_decoders = {
+        name: tiny_embedding_decoder(name, prior_use="sample") for name in ("image", "text")
+    }
+    config = tiny(run__seed="3")
+    data_of(config, TableTargets(), embedding_decoders)
+    images = sorted(set(train_trials(Layout.of(config.data.root), 1).table["image"]))
+    assert asked == [(images, 3, "prior of image"), (images, 3, "prior of text")]
 
 
 # --- the objective --------------------------------------------------------------------------------
@@ -237,6 +315,22 @@ def test_the_denoising_loss_is_what_it_is_by_hand(tiny, prediction, gamma, reads
     assert not no_image.any() and not no_text.any()
 
 
+def test_every_picture_of_a_pass_has_noise_and_a_time_of_its_own(tiny):
+    """Noise is standard normal; times are spread over the schedule, and whose is early is left to
+    chance.
+    """
+    passes = [stage.draw(tiny(), 4, (4, 8, 8), 1000, 5, generator(seed)) for seed in range(60)]
+    noise, times = (
+        torch.stack([each.noise_BChw for each in passes]),
+        torch.stack([each.t_B for each in passes]).double(),
+    )
+    assert abs(noise.mean()) < 0.02 and noise.std().item() == pytest.approx(1, rel=0.03)
+    flat = noise.flatten(2)
+    assert not torch.isclose(flat[:, 0], flat[:, 1]).all(1).any()
+    assert ((times.mean(0) - 500).abs() < 150).all()
+    assert (times.sort(1).values.mean(0) - torch.tensor([125, 375, 625, 875])).abs().max() < 50
+
+
 def test_conditions_are_dropped_as_drawn_image_and_text_apart(tiny):
     config = tiny(
         finetune__drop_image="0.3",
@@ -305,6 +399,25 @@ def test_a_validation_hears_held_out_pictures_whole_with_the_same_noise_every_ti
     assert row == len(held.rows) and len(first) > 1
     assert found["denoising"] == pytest.approx(denoising / row, rel=1e-3)
     assert found["loss"] == pytest.approx((denoising + guidance) / row, rel=1e-3)
+
+
+def test_pieces_of_a_validation_and_other_seeds_have_noise_of_their_own(tiny, monkeypatch):
+    monkeypatch.setattr(stage, "pieces", lambda count, size: diffusion_data.pieces(count, 1))
+    noise: list[Tensor] = []
+    fresh = stage.draw
+
+    def draw(*given: Any) -> stage.StepDraws:
+        drawn = fresh(*given)
+        noise.append(drawn.noise_BChw[0])
+        return drawn
+
+    monkeypatch.setattr(stage, "draw", draw)
+    for seed in ("0", "4"):
+        config = tiny(run__seed=seed)
+        stage.validate(parts_of(config), config)
+    assert len(noise) == 6 and not any(
+        torch.equal(one, other) for one, other in combinations(noise, 2)
+    )
 
 
 # --- the listening U-Net --------------------------------------------------------------------------
@@ -423,6 +536,100 @@ def test_a_prior_at_every_step_stands_after_the_router_and_passes_gradients_to_i
     assert sum(gradient is not None and gradient.abs().max() > 0 for gradient in gradients) > 3
 
 
+def test_encoders_of_image_and_text_may_have_other_experts():
+    embedding_decoders = {name: tiny_embedding_decoder(name) for name in ("image", "text")}
+    for embedding_decoder in (embedding_decoders["image"], embedding_decoders["image"].train()):
+        training = embedding_decoder.training
+        assert expert_counts(embedding_decoder) == COUNTS and embedding_decoder.training == training
+    model = ConditionedUNet(
+        EchoUNet(),
+        form_of(),
+        embedding_decoders,
+        {},
+        {"image": COUNTS, "text": (1, 3)},
+        "output",
+        32,
+    )  # type: ignore[arg-type]
+    text = torch.randn(2, 4, 1, 128, generator=generator())
+    nothing = torch.zeros(2, dtype=torch.bool)
+    model(
+        torch.zeros(2, 4, 8, 8),
+        torch.tensor([1, 2]),
+        torch.zeros(2, 6, 1, 128),
+        text,
+        nothing,
+        nothing,
+        None,
+    )
+    heard = embedding_decoders["text"].in_clip_units((text[:, 0] + text[:, 1:].mean(1)) / 2)
+    torch.testing.assert_close(
+        model.unet.called["tokens"], form_of().text(heard), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_what_a_prior_of_every_step_is_to_take_is_read_before_it():
+    embedding_decoder, draws = tiny_embedding_decoder("image"), generator(4)
+    voxels, there = (
+        torch.randn(2, 3, 41, generator=draws),
+        torch.tensor([[True, True, False], [True] * 3]),
+    )
+    found = read(embedding_decoder, voxels, 1, there, "step", experts=True)
+    for row, count in enumerate((2, 3)):
+        said = embedding_decoder(voxels[row, :count], 1, return_experts=True)
+        torch.testing.assert_close(
+            found.backbone_BTD[row], said.backbone_BTD.mean(0), rtol=1e-4, atol=1e-4
+        )
+        for level, experts_BETD in enumerate(
+            found.expert_backbone
+        ):  # shares of a sum become estimates of the whole
+            share = said.expert_backbone[level].mean(0) * (
+                COUNTS[level] if embedding_decoder.encoder.config.level_combine == "sum" else 1
+            )
+            torch.testing.assert_close(experts_BETD[row], share, rtol=1e-4, atol=1e-4)
+    after = read(embedding_decoder, voxels, 1, there, "output", experts=True)
+    torch.testing.assert_close(
+        after.backbone_BTD,
+        embedding_decoder.through_prior(found.backbone_BTD),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_hard_choices_of_a_pass_are_drawn_from_its_own_generator():
+    embedding_decoders = {name: tiny_embedding_decoder(name) for name in ("image", "text")}
+    router = DiffuseRouter(
+        num_experts=COUNTS, clip_emb_dim=128, time_hidden_dim=16, time_choice="hard", space="off"
+    )
+    model = ConditionedUNet(
+        EchoUNet(),
+        form_of(),
+        embedding_decoders,
+        {"image": router},
+        dict.fromkeys(embedding_decoders, COUNTS),
+        "output",
+        32,
+    )  # type: ignore[arg-type]
+    reads, nothing = (
+        torch.randn(16, 6, 1, 128, generator=generator()),
+        torch.zeros(16, dtype=torch.bool),
+    )
+
+    def chosen(seed: int, elsewhere: int) -> Tensor:
+        torch.manual_seed(elsewhere)
+        _, (routing,) = model.train()(
+            torch.zeros(16, 4, 8, 8),
+            torch.full((16,), 500),
+            reads,
+            None,
+            nothing,
+            nothing,
+            generator(seed),
+        )
+        return routing.level_weights_BL.argmax(1)
+
+    assert torch.equal(chosen(1, 0), chosen(1, 5)) and not torch.equal(chosen(1, 0), chosen(2, 0))
+
+
 def dense_embedding_decoder() -> EmbeddingDecoder:
     torch.manual_seed(0)
     encoder = {
@@ -433,6 +640,55 @@ def dense_embedding_decoder() -> EmbeddingDecoder:
         "n_blocks": 1,
     }
     return EmbeddingDecoder("BrainEncoder", encoder, None).eval()
+
+
+def test_levels_are_means_of_their_own_experts_coarse_to_fine_and_the_output_is_the_mean_of_levels():
+    experts = torch.arange(6.0)[None, :, None, None].expand(2, 6, 1, 3)
+    found = from_experts(experts, COUNTS)
+    assert [x.shape[1] for x in found.expert_backbone] == list(COUNTS) and torch.equal(
+        all_experts(found), experts
+    )
+    assert (
+        found.level_backbone_BLTD[0, :, 0, 0].tolist() == [0.5, 3.5]
+        and (found.backbone_BTD == 2).all()
+    )
+
+
+def test_nothing_of_a_dropped_condition_is_left():
+    whole = Conditioning(torch.ones(3, 4, 5), torch.ones(3, 1, 6), torch.ones(3, 7))
+    image_B, text_B = torch.tensor([True, False, False]), torch.tensor([False, True, False])
+    found = form_of().dropped(whole, image_B=image_B, text_B=text_B)
+    assert found.image_embeds_BTD.flatten(1).sum(1).tolist() == [0, 6, 6]
+    assert found.tokens_BTC.flatten(1).sum(1).tolist() == [20, 0, 20] and found.pooled_BD.sum(
+        1
+    ).tolist() == [7, 0, 7]
+
+
+def test_unsure_reads_are_the_shrunken_truth_plus_mixed_errors():
+    draws = generator()
+    truth, errors, weights = (
+        torch.randn(*shape, generator=draws) for shape in ((2, 1, 4), (5, 3, 1, 4), (2, 5))
+    )
+    found = unsure(truth, DecodingError(torch.tensor([0.5, 0.25, 1.0]), errors), weights)
+    for row in range(2):
+        for expert, slope in enumerate((0.5, 0.25, 1.0)):
+            mixed = sum(weights[row, j] * errors[j, expert] for j in range(5))
+            torch.testing.assert_close(found[row, expert], slope * truth[row] + mixed)
+
+
+def test_a_lora_adapts_the_attention_and_the_feed_forward_maps_and_not_the_adapter():
+    unet = fake_backbone().unet
+    add_lora(unet, 2)
+    parts = {
+        name.partition(".lora_")[0].partition("transformer_blocks.")[2].partition(".")[2]
+        for name in lora_parameters(unet)
+    }
+    maps = {
+        f"{attention}.{name}"
+        for attention in ("attn1", "attn2")
+        for name in ("to_q", "to_k", "to_v", "to_out.0")
+    }
+    assert parts == maps | {"ff.net.0.proj", "ff.net.2"}
 
 
 # --- setup ----------------------------------------------------------------------------------------
@@ -466,7 +722,9 @@ def test_setup_builds_the_routers_and_the_lora_that_are_asked_for(tiny):
         and router.config.space == "mix"
         and router.config.space_grid == 8
     )
-    assert parts.prediction_type == "epsilon" and len(parts.alphas_cumprod) == 1000
+    assert parts.prediction_type == "epsilon" and torch.equal(
+        parts.alphas_cumprod, fake_backbone().scheduler.alphas_cumprod
+    )
     none = stage.setup(tiny(router__route_image="false", router__time="fixed"))
     assert set(none.model.routers) == {"text"} and none.model.routers["text"].config.time == "fixed"
     again, other = (stage.setup(tiny(run__seed=seed)).model for seed in ("0", "7"))
@@ -476,6 +734,112 @@ def test_setup_builds_the_routers_and_the_lora_that_are_asked_for(tiny):
             all(torch.equal(first[name], second[name]) for name in first if "lora_A" in name)
             == same
         )
+
+
+def test_setup_follows_every_setting_of_routers_and_backbone(tiny, monkeypatch):
+    more = {
+        "time_choice": "hard",
+        "time_context": "true",
+        "time_hidden_dim": "24",
+        "space": "cross",
+        "space_grid": "4",
+    }
+    tune = {"resolution": "64", "attention": "sdpa", "gradient_checkpointing": "true"}
+    settings = {f"router__{name}": value for name, value in more.items()} | {
+        f"finetune__{name}": value for name, value in tune.items()
+    }
+    config = tiny(**settings, backbone__ip_adapter="somewhere")
+    asked: list[tuple[Any, ...]] = []
+
+    def load_backbone(*given: Any, **named: Any) -> Any:
+        asked.append((*given, named))
+        backbone = fake_backbone()
+        return backbone._replace(
+            scheduler=type(backbone.scheduler).from_config(
+                backbone.scheduler.config, prediction_type="v_prediction"
+            )
+        )
+
+    monkeypatch.setattr(stage, "load_backbone", load_backbone)
+    monkeypatch.setattr(stage, "refuse_incompatible", lambda config: None)
+    sides: list[int] = []
+    spy(monkeypatch, TableTargets, "latents", lambda self, images, size: sides.append(size))
+    parts = stage.setup(config)
+    assert sides == [64] and len(parts.data.held_out.rows) == config.finetune.validation_images == 3
+    assert asked == [
+        (config.backbone.path, "somewhere", torch.float32, {"vae_dtype": torch.float32})
+    ]
+    assert parts.prediction_type == "v_prediction" and parts.model.size == 64
+    built = parts.model.routers["text"].config
+    expected = {
+        "time_choice": "hard",
+        "time_context": True,
+        "time_hidden_dim": 24,
+        "space": "cross",
+        "space_grid": 4,
+    }
+    assert {name: built[name] for name in expected} == expected and built["time_context_size"] == 4
+    assert parts.model.unet.is_gradient_checkpointing
+    assert {type(each).__name__ for each in parts.model.unet.attn_processors.values()} == {
+        "AttnProcessor2_0",
+        "IPAdapterAttnProcessor2_0",
+    }
+    plain = stage.setup(tiny(finetune__attention="plain", finetune__resolution="64"))
+    assert (
+        not plain.model.unet.is_gradient_checkpointing
+        and plain.model.routers["text"].config.space_grid == 16
+    )
+    assert {type(each).__name__ for each in plain.model.unet.attn_processors.values()} == {
+        "AttnProcessor",
+        "IPAdapterAttnProcessor",
+    }
+
+
+def test_what_cannot_be_tuned_is_refused(tiny, monkeypatch):
+    """Nothing to train; a prior at every step that no gradient passes; an encoder of other
+    embeddings than the U-Net takes.
+    """
+    nothing = {"lora__rank": "0", "router__time": "off", "router__space": "off"}
+    with pytest.raises(UserError, match="leave nothing to train"):
+        stage.setup(tiny(**nothing))
+    config = tiny(router__prior_order="step")
+    sampled = {name: tiny_embedding_decoder(name, prior_use="sample") for name in ("image", "text")}
+    monkeypatch.setattr(stage, "load_embedding_decoders", lambda config: sampled)
+    with pytest.raises(UserError, match="prior_order = step"):
+        stage.setup(config)
+    narrow = {
+        "subjects": {"1": 41},
+        "clip_seq_dim": 1,
+        "clip_emb_dim": 64,
+        "hidden_dim": 16,
+        "n_blocks": 1,
+        "exp_factor_list": [2],
+    }
+    narrow_embedding_decoder = EmbeddingDecoder("BrainMoEMulti", narrow, None).eval()
+    monkeypatch.setattr(
+        stage,
+        "load_embedding_decoders",
+        lambda config: {"image": narrow_embedding_decoder, "text": tiny_embedding_decoder("text")},
+    )
+    with pytest.raises(UserError, match="image encoder predicts 1 x 64"):
+        stage.setup(config)
+
+
+def test_routers_start_as_the_seed_says(tiny):
+    def started(seed: str) -> list[Tensor]:
+        torch.manual_seed(int(torch.initial_seed()) + 1)  # whatever was drawn before
+        return [
+            p
+            for p in stage.setup(tiny(run__seed=seed)).model.routers.parameters()
+            if p.ndim > 1 and p.std() > 0
+        ]
+
+    one, again, other = started("0"), started("0"), started("7")
+    assert (
+        one
+        and all(torch.equal(a, b) for a, b in zip(one, again))
+        and not any(torch.equal(a, b) for a, b in zip(one, other))
+    )
 
 
 def test_a_checkpoint_brings_back_the_lora_the_routers_and_the_order_of_the_prior(tmp_path):
@@ -676,14 +1040,121 @@ def test_passes_go_through_the_rows_with_chances_of_their_own_and_rates_warm_up(
         "router_learning_rate": "0.02",
     }
     more |= {"lr_scheduler": "cosine", "max_train_steps": "4", "validation_steps": "2"}
-    config = tiny(**{f"finetune__{name}": value for name, value in more.items()})
+    config = tiny(
+        **{f"finetune__{name}": value for name, value in more.items()},
+        run__seed="6",
+        router__prior_order="levels",
+    )
     seen = tuned(monkeypatch, config)
-    rows = diffusion_data.StepRows(len(data_of(config, TableTargets()).train.rows), 3, 0)
+    rows = diffusion_data.StepRows(len(data_of(config, TableTargets()).train.rows), 3, 6)
     assert seen.rows == [rows.of(number).tolist() for number in range(8)]
-    assert seen.seeds == [hash_seed(0, "pass of 0", number) for number in range(8)]
+    assert seen.seeds == [hash_seed(6, "pass of 0", number) for number in range(8)]
+    assert (
+        load_finetuned(seen.folder / "best").prior_order
+        == load_finetuned(seen.folder / "last").prior_order
+        == "levels"
+    )
     assert [lora for lora, _ in seen.rates] == pytest.approx([0.002, 0.004, 0.004, 0.002])
     assert [routers for _, routers in seen.rates] == pytest.approx([0.01, 0.02, 0.02, 0.01])
     assert len(seen.states) == 3  # at the start, after two updates, at the end
+
+
+class Second:
+    """The second of two processes, as far as rows and chances go."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+        self.process_index, self.num_processes = 1, 2
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+
+def test_every_process_has_rows_and_chances_of_its_own(tiny, monkeypatch):
+    fresh = stage.accelerator_of
+    monkeypatch.setattr(stage, "accelerator_of", lambda *given: Second(fresh(*given)))
+    config = tiny()
+    seen = tuned(monkeypatch, config, [{"loss": 1.0, "denoising": 1.0}] * 4)
+    rows = diffusion_data.StepRows(len(data_of(config, TableTargets()).train.rows), 3, 0, 1, 2)
+    assert seen.rows == [rows.of(number).tolist() for number in range(3)]
+    assert (
+        not set(seen.seeds) & {hash_seed(0, "pass of 0", number) for number in range(3)}
+        and len(set(seen.seeds)) == 3
+    )
+
+
+def test_what_is_logged_is_the_mean_since_the_last_validation_and_the_end_is_validated(
+    tiny, monkeypatch
+):
+    values = iter(range(1, 100))
+
+    def step(model: nn.Module, *_: Any) -> StepLosses:
+        weight = next(p for name, p in model.named_parameters() if name.startswith("routers."))
+        return StepLosses.of({"denoising": 0 * weight.sum() + next(values)})
+
+    monkeypatch.setattr(stage, "step", step)
+    config = tiny(
+        finetune__max_train_steps="5",
+        finetune__validation_steps="2",
+        finetune__gradient_accumulation_steps="2",
+    )
+    seen = tuned(monkeypatch, config, [{"loss": 1.0, "denoising": 1.0}] * 4)
+    records = [
+        json.loads(line) for line in (seen.folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [record["step"] for record in records] == [0, 2, 4, 5]
+    assert [record.get("train/denoising") for record in records] == [None, 2.5, 6.5, 9.5]
+
+
+def test_a_finished_fine_tuning_is_left_alone_and_one_of_other_settings_refused(tiny, monkeypatch):
+    """The data, encoders, backbone, routers, LoRA, settings and seed: none may change under
+    a run.
+    """
+    found = [{"loss": 1.0, "denoising": 1.0}] * 2
+    few = {"finetune__max_train_steps": "1"}
+    folder = tuned(monkeypatch, tiny(**few), found).folder
+    monkeypatch.setattr(stage, "fit", lambda *_: pytest.fail("tuned again"))
+    monkeypatch.setattr(stage, "setup", lambda *_: pytest.fail("set up again"))
+    assert stage.finetune(tiny(**few)) == folder
+    changes = {
+        "data.num_sessions": "1",
+        "router.space": "weight",
+        "lora.rank": "3",
+        "finetune.learning_rate": "0.5",
+    }
+    for name, value in changes.items():
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            stage.finetune(tiny(**few, **{name.replace(".", "__"): value}))
+    with pytest.raises(UserError, match="seed"):
+        stage.finetune(tiny(**few, run__seed="4"))
+    for part, what in (("embedding_decoder", "embedding_decoders"), ("backbone", "weights")):
+        monkeypatch.setattr(
+            stage,
+            "fingerprint_of_files",
+            lambda folder, part=part: f"{folder}{' now' * (Path(folder).name == part)}",
+        )
+        with pytest.raises(UserError, match=what):
+            stage.finetune(tiny(**few))
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [("step", "in step 2 of 3: denoising nan"), ("validate", "at step 0: loss nan")],
+)
+def test_a_fine_tuning_of_no_numbers_ends_as_no_success(tiny, monkeypatch, place, told):
+    calls = iter(range(1, 100))
+
+    def step(model: nn.Module, *_: Any) -> StepLosses:
+        weight = next(p for name, p in model.named_parameters() if name.startswith("routers."))
+        return StepLosses.of({"denoising": weight.sum() * (math.nan if next(calls) == 2 else 0.0)})
+
+    if place == "step":
+        monkeypatch.setattr(stage, "step", step)
+    found = [{"loss": 1.0 if place == "step" else math.nan, "denoising": 1.0}] * 4
+    config = tiny()
+    with pytest.raises(UserError, match=told):
+        tuned(monkeypatch, config, found)
+    assert not (config.run.folder / "finetune" / "finished").exists()
 
 
 def test_lora_and_routers_learn_and_nothing_else_does(tiny, monkeypatch):
@@ -745,13 +1216,12 @@ def test_weights_of_matrices_decay_and_others_do_not(tiny):
     assert not found
 
 
-def test_averaged_weights_are_validated_and_saved_and_trained_ones_go_on(tiny, monkeypatch):
-    more = {
-        "use_ema": "true",
-        "ema_decay": "0.9",
-        "learning_rate": "0.01",
-        "router_learning_rate": "0.01",
-    }
+@pytest.mark.parametrize("averaging", [True, False])
+def test_averaged_weights_are_validated_and_saved_and_trained_ones_go_on(
+    tiny, monkeypatch, averaging
+):
+    more = {"use_ema": "true", "ema_decay": "0.9"} if averaging else {}
+    more |= {"learning_rate": "0.01", "router_learning_rate": "0.01"}
     found = [{"loss": 1.0, "denoising": value} for value in (0.4, 0.3, 0.2, 0.1)]
     states: list[dict[str, Tensor]] = []
     with monkeypatch.context() as patch:
@@ -768,9 +1238,9 @@ def test_averaged_weights_are_validated_and_saved_and_trained_ones_go_on(tiny, m
         )
     mean = {name: seen.before[name].clone() for name in states[0]}
     for number, state in enumerate(states):
-        rate = 1 - min(0.9, (1 + number) / (10 + number))
+        rate = 1 - min(0.9, (1 + number) / (10 + number)) if averaging else 1.0
         mean = {name: value + rate * (state[name] - value) for name, value in mean.items()}
-    assert any(not torch.allclose(mean[name], states[-1][name]) for name in mean)
+    assert any(not torch.allclose(mean[name], states[-1][name]) for name in mean) == averaging
     for name, value in mean.items():
         torch.testing.assert_close(seen.states[-1][name], value, rtol=1e-4, atol=1e-6)
     assert is_of(seen.folder / "best", seen.states[-1]) and is_of(

@@ -9,33 +9,49 @@ from __future__ import annotations
 
 from itertools import chain
 import json
+import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
-from unit.tiny_training import WIDTH, LinearReader, TableTargets, spy, table, tiny_config
+from unit.tiny_training import (
+    WIDTH,
+    LinearReader,
+    TableTargets,
+    spy,
+    table,
+    tiny_config,
+    with_a_gap,
+)
 
 from braingen.config import Config
 from braingen.config.training import LossConfig
-from braingen.data.batches import RepeatedBatch
+from braingen.data.batches import RepeatBatches, RepeatedBatch
 from braingen.data.betas import Betas
-from braingen.data.trials import hold_out_images, test_trials, train_trials
+from braingen.data.trials import Repeats, hold_out_images, test_trials, train_trials
 from braingen.encoders import losses
-from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.encoders.embedding_decoder import EmbeddingDecoder, TargetScale
 from braingen.encoders.feature_router import StaticRouter
+from braingen.encoders.moe_voxel import BrainMoEVoxel
 from braingen.evaluation import decoding
 from braingen.evaluation import embeddings as stage_reading
 from braingen.runtime.data_layout import Layout
+from braingen.runtime.distributed import Workers
+from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDING_DECODER
+from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
+from braingen.targets import tables as stage_targets
 from braingen.training import encoder as stage
 from braingen.training import encoder_setup
-from braingen.training.steps import StepLosses
+from braingen.training.checkpoints import TrainingPosition
+from braingen.training.steps import Divergence, StepLosses
 from braingen.types import Trials, VoxelBatch
 
 SCALES = {
@@ -285,6 +301,18 @@ def test_an_averaged_batch_keeps_its_images_and_its_subject():
     assert torch.equal(whole.voxels_BV, torch.stack([voxels[0, :2].mean(0), voxels[1].mean(0)]))
 
 
+def test_the_first_row_of_a_file_is_a_presentation_like_any_other():
+    class Rows:
+        voxels = 2
+
+        def rows(self, rows: np.ndarray) -> np.ndarray:
+            return np.stack([rows + 1.0, rows + 2.0], axis=1).astype(np.float32)
+
+    (batch,) = RepeatBatches(Repeats(np.array([5, 6]), np.array([[0, 3], [1, -1]])), Rows(), 1, 8)
+    assert batch.present_BR.tolist() == [[True, True], [True, False]]
+    assert batch.averaged().voxels_BV.tolist() == [[2.5, 3.5], [2.0, 3.0]]
+
+
 # --- what is trained on, and what is looked at ----------------------------------------------------
 
 
@@ -426,15 +454,49 @@ def test_epochs_show_every_trial_once_in_an_order_of_their_own_with_chances_of_t
     )
 
 
-@pytest.mark.parametrize(("modality", "scale"), [("image", 1.0), ("text", 4.0)])
+@pytest.mark.parametrize(
+    ("modality", "scale", "more"),
+    [
+        ("image", 1.0, {}),
+        ("text", 4.0, {"run__seed": "5", "data__holdout_share": "0.45"}),
+        ("image", 1.0, {"data__num_sessions": "1", "data__holdout_share": "0.1"}),
+    ],
+)
 def test_setup_gives_every_image_its_own_target_in_units_of_the_training_images(
-    root, tmp_path, modality, scale
+    monkeypatch, root, tmp_path, modality, scale, more
 ):
     config = tiny_config(
-        root, tmp_path, data__subjects="1,2", loss_image__clip_scale="1", loss_text__clip_scale="4"
+        root,
+        tmp_path,
+        data__subjects="1,2",
+        loss_image__clip_scale="1",
+        loss_text__clip_scale="4",
+        **more,
+    )
+    looked_at: list[tuple[Any, ...]] = []
+    spy(
+        monkeypatch,
+        encoder_setup,
+        "refuse_incompatible",
+        lambda config, parts, fetch: looked_at.append((parts, fetch)),
     )
     parts = encoder_setup.setup(config, modality)
+    assert looked_at == [((modality,), True)]
     held, kept = held_out_and_kept(config)
+    trained_on = [
+        part for step in range(parts.batches.steps) for part in parts.batches.batch(0, step)
+    ]
+    assert {image for part in trained_on for image in part.image_B.tolist()} == kept
+    count = sum(
+        len(train_trials(Layout.of(root), subject, config.data.num_sessions).table)
+        for subject in (1, 2)
+    )
+    assert (
+        len(parts.batches._rows[0])
+        + len(parts.batches._rows[1])
+        + sum(len(trials.table) for trials, _ in parts.held_out)
+        == count
+    )
     known = table(modality)[sorted(kept)]
     mean, spread = known.mean(0), (known - known.mean(0)).std()
     for image in range(24):
@@ -493,6 +555,13 @@ def test_setup_builds_what_is_asked_for(root, tmp_path):
         torch.equal(other.embedding_decoder.encoder.state_dict()[name], value)
         for name, value in weights.items()
     )
+    assert embedding_decoder.config.head_trained
+    unprojected = encoder_setup.setup(
+        tiny_config(root, tmp_path, loss_image__clip_scale="0"), "image"
+    ).embedding_decoder.eval()
+    with torch.no_grad():  # what no loss trained is not what pictures are retrieved by
+        out = unprojected(torch.randn(2, 41, generator=generator()), 1)
+    assert torch.equal(out.clip_BTD, out.backbone_BTD)
     assert [other.batches.chosen(0, 0)[0].tolist()] != [again.batches.chosen(0, 0)[0].tolist()]
 
 
@@ -515,6 +584,117 @@ def test_a_dense_encoder_of_captions_has_the_widths_of_the_text_encoders(
     assert (text["clip_seq_dim"], text["clip_emb_dim"]) == (1, WIDTH)
     image = encoder_setup.build_embedding_decoder(config, {3: 9}, (1, WIDTH)).config.encoder_config
     assert image.get("fusion", "none") == "none" and not image.get("train_pool")
+
+
+def test_data_that_lack_something_are_refused_before_anything_is_computed(tmp_path):
+    config = tiny_config(tmp_path / "data", tmp_path / "run")
+    Layout.of(config.data.root).captions().unlink()
+    encoder_setup.setup(config, "image")
+    with pytest.raises(UserError, match="captions"):
+        encoder_setup.setup(config, "text")
+
+
+def test_only_a_finished_run_can_be_started_from(root, tmp_path):
+    encoder_setup.setup(
+        tiny_config(root, tmp_path / "first"), "image"
+    ).embedding_decoder.save_pretrained(tmp_path / "first" / "image" / EMBEDDING_DECODER)
+    (tmp_path / "first" / "image" / "config.yaml").write_text("a: 1")
+    config = tiny_config(root, tmp_path / "second", training__start_from=str(tmp_path / "first"))
+    with pytest.raises(UserError, match="not finished"):
+        encoder_setup.setup(config, "image")
+
+
+class Stub(torch.nn.Module):
+    """Stands in for a CLIP encoder: what it says depends on how it was loaded and on what it is
+    given.
+    """
+
+    loaded: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    @classmethod
+    def from_pretrained(cls, path: str, **settings: Any) -> Stub:
+        cls.loaded.append((path, settings))
+        return cls(len(cls.loaded))
+
+    def forward(self, given: Any) -> Any:
+        if isinstance(given, Tensor):
+            return SimpleNamespace(
+                target_BTD=self.number + given.mean((1, 2, 3))[:, None, None].expand(-1, 1, 3)
+            )
+        return torch.tensor([[[float(sum(map(len, texts)) * self.number)] * 3] for texts in given])
+
+
+def test_targets_are_of_the_encoders_that_are_set_and_kept_for_them_alone(
+    monkeypatch, root, tmp_path
+):
+    monkeypatch.setattr(Stub, "loaded", [])
+    for name in ("CLIPImageEncoder", "CLIPTextEncoderDual"):
+        monkeypatch.setattr(stage_targets, name, Stub)
+    monkeypatch.setattr(stage_targets, "fingerprint_of_files", lambda path: "of stubs")
+    monkeypatch.setattr(stage_targets, "backbone_folder", lambda path: f"folder of {path}")
+    monkeypatch.setattr(stage_targets, "check_backbone", lambda config: None)
+    ids = np.array([7, 3, 0])
+
+    def targets(**more: str) -> stage_targets.Targets:
+        return stage_targets.Targets(
+            tiny_config(root, tmp_path, backbone__path="a backbone", **more)
+        )
+
+    first = targets()
+    pictures = torch.from_numpy(first.stimuli.images(ids)).mean((1, 2, 3))
+    torch.testing.assert_close(first.of("image", ids)[:, 0, 0], 1 + pictures)
+    words = [float(sum(map(len, first.captions[image]))) for image in ids]
+    assert len(first.captions[7]) == 5 and first.of("text", ids)[:, 0, 0].tolist() == [
+        2 * count for count in words
+    ]
+    for modality in ("image", "text"):
+        np.testing.assert_array_equal(
+            first.table(modality, ids)[ids], first.of(modality, ids).numpy()
+        )
+    torch.testing.assert_close(
+        targets(backbone__image_projected="false").of("image", ids)[:, 0, 0], 3 + pictures
+    )
+    torch.testing.assert_close(
+        targets(backbone__image_output="tokens").of("image", ids)[:, 0, 0], 4 + pictures
+    )
+    assert targets(backbone__text_output="L").of("text", ids)[:, 0, 0].tolist() == [
+        5 * count for count in words
+    ]
+    assert targets(backbone__text_tokens="all").of("text", ids)[:, 0, 0].tolist() == [
+        6 * count for count in words
+    ]
+    torch.testing.assert_close(
+        targets().of("image", ids)[:, 0, 0], 1 + pictures
+    )  # kept: nothing is loaded for it
+    path, exact = "folder of a backbone", {"dtype": torch.float32}
+    choice = first._choice
+    image, text = (
+        {"output": choice.image_output, "projected": True},
+        {"output": choice.text_output, "tokens": choice.text_tokens},
+    )
+    changes = [
+        image,
+        text,
+        image | {"projected": False},
+        image | {"output": "tokens"},
+        text | {"output": "L"},
+        text | {"tokens": "all"},
+    ]
+    assert Stub.loaded == [(path, exact | change) for change in changes]
+
+
+def test_targets_of_other_captions_are_computed_anew(monkeypatch, tmp_path):
+    monkeypatch.setattr(stage_targets, "CLIPTextEncoderDual", Stub)
+    config, ids = tiny_config(tmp_path / "data", tmp_path / "run"), np.array([7, 3])
+    before = stage_targets.Targets(config).of("text", ids)
+    path = Layout.of(config.data.root).captions()
+    path.write_text(path.read_text().replace("picture 7", "a picture of a house"))
+    after = stage_targets.Targets(config).of("text", ids)
+    assert after[0].max() > before[0].max() and torch.equal(after[1], before[1])
 
 
 @pytest.mark.parametrize("trained_part", ["routers", "subject", "all"])
@@ -558,6 +738,39 @@ def test_two_processes_get_different_trials_of_the_same_step(root, tmp_path):
     assert len(first) == len(second) and not set(first) & set(second)
 
 
+def test_parcels_start_from_some_training_trials_of_their_own_subject(monkeypatch, root, tmp_path):
+    started: list[dict[int, Tensor]] = []
+    spy(monkeypatch, BrainMoEVoxel, "init_from", lambda self, responses: started.append(responses))
+    monkeypatch.setattr(encoder_setup, "PARCEL_TRIALS", 6)
+    config = tiny_config(root, tmp_path, data__subjects="1,2", encoder__model="BrainMoEVoxel")
+    encoder_setup.setup(config, "image")
+    (responses,) = started
+    held, _ = held_out_and_kept(config)
+    for subject in (1, 2):
+        trials = train_trials(Layout.of(root), subject).table
+        rows = trials["trial"][~trials["image"].isin(held)].to_numpy()
+        some = rows[:: math.ceil(len(rows) / 6)]
+        assert 3 < len(some) <= 6 and some[-1] > rows[len(rows) // 2]
+        np.testing.assert_array_equal(
+            responses[subject].numpy(), Betas.of(Layout.of(root), subject).rows(some)
+        )
+    encoder_setup.setup(
+        tiny_config(root, tmp_path, encoder__model="BrainMoEVoxel", encoder__parcel_start="random"),
+        "image",
+    )
+    assert len(started) == 1
+
+
+def test_every_process_gets_its_share_and_the_fold_it_is_for(root, tmp_path):
+    config = tiny_config(root, tmp_path)
+    accelerator = SimpleNamespace(process_index=1, num_processes=2)
+    fold = encoder_setup.TrialFold(1, 3)
+    parts = stage.parts_of(config, "image", accelerator, Workers(config), fold)  # type: ignore[arg-type]
+    assert (parts.batches.rank, parts.batches.world) == (1, 2)
+    ((_, judged),) = encoder_setup.splits_of(config, fold)
+    assert set(parts.held_out[0][0].table["image"]) == set(judged.table["image"])
+
+
 # --- updates --------------------------------------------------------------------------------------
 
 
@@ -573,6 +786,23 @@ def test_the_learning_rate_rises_for_two_epochs_and_falls_to_a_thousandth_of_its
         rates[top:], reverse=True
     )
     assert rates[-1] < rates[0] / 10
+
+
+@pytest.mark.parametrize(("epochs", "top"), [(3, 0.3), (10, 0.2)])
+def test_the_schedule_is_the_published_one(root, tmp_path, epochs, top):
+    """Up for two epochs, or three tenths of a short training, from a 25th of the peak; down to a
+    thousandth of the start.
+    """
+    config = tiny_config(root, tmp_path, training__num_epochs=str(epochs), training__max_lr="0.5")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    schedule = stage.schedule_of(optimizer, config, 10)
+    rates = []
+    for _ in range(10 * epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert int(np.argmax(rates)) == round(top * 10 * epochs) - 1
+    assert (rates[0], max(rates), rates[-1]) == pytest.approx((0.5 / 25, 0.5, 0.5 / 25 / 1000))
 
 
 @pytest.mark.parametrize("together", ["1", "2"])
@@ -605,6 +835,9 @@ def test_gradients_are_averaged_over_the_steps_of_an_update_and_clipped(
         for epoch in numbers
         for first in range(0, len(epoch), size)
     ]
+    assert seen.rates[-1] == pytest.approx(
+        free.optim.max_lr / 25_000
+    )  # the schedule ends with the training
     assert seen.gradients == pytest.approx(groups, rel=1e-4)
     assert len(seen.rates) == len(groups) and (size == 1 or len(groups) < count)
     clipped = tiny_config(
@@ -724,6 +957,9 @@ def test_a_validation_averages_presentations_and_scores_the_embedding_after_the_
     config = tiny_config(root, tmp_path, data__subjects="1,2")
     parts = encoder_setup.setup(config, "image")
     embedding_decoder = LinearReader({1: 41, 2: 42})
+    parts = parts._replace(
+        held_out=[(with_a_gap(trials), betas) for trials, betas in parts.held_out]
+    )
     found = stage.validate(embedding_decoder, parts._replace(embedding_decoder=embedding_decoder))
     assert (
         embedding_decoder.modes and not any(embedding_decoder.modes) and embedding_decoder.training
@@ -732,7 +968,7 @@ def test_a_validation_averages_presentations_and_scores_the_embedding_after_the_
     for trials, betas in parts.held_out:
         for image in sorted(set(trials.table["image"])):
             rows = trials.table["trial"][trials.table["image"] == image].to_numpy()
-            assert len(rows) == 3
+            assert len(rows) == 2 + (image > trials.table["image"].min())
             out = embedding_decoder(torch.from_numpy(betas.rows(rows)), trials.subject)
             backbone.append(out.backbone_BTD.mean(0))
             clip.append(out.clip_BTD.mean(0))
@@ -771,6 +1007,157 @@ def row_numbers(parts: Any) -> np.ndarray:
     rows = np.full(24, -1)
     rows[images] = np.arange(len(images))
     return rows
+
+
+# --- a run is known by its settings ---------------------------------------------------------------
+
+
+def test_a_finished_run_is_left_alone_and_one_of_other_settings_refused(
+    monkeypatch, root, tmp_path
+):
+    """Data, architecture, weights of the losses, optimizer, seed, and the run it starts from: none
+    may change under a run.
+    """
+    start = {"training__start_from": str(tmp_path / "first"), "training__num_epochs": "1"}
+    stage.train(tiny_config(root, tmp_path / "first", training__num_epochs="1"), "image")
+    config = tiny_config(root, tmp_path / "run", **start)
+    folder = stage.train(config, "image")
+    monkeypatch.setattr(stage, "fit", lambda *_: pytest.fail("trained again"))
+    assert stage.train(config, "image") == folder
+    changes = {
+        "data.num_sessions": "1",
+        "data.subjects": "2",
+        "encoder.dropout": "0.5",
+        "prior.depth": "2",
+        "loss_image.mse_scale": "9",
+        "training.max_lr": "0.5",
+    }
+    for name, value in changes.items():
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            stage.train(
+                tiny_config(root, tmp_path / "run", **start, **{name.replace(".", "__"): value}),
+                "image",
+            )
+    with pytest.raises(UserError, match="seed"):
+        stage.train(tiny_config(root, tmp_path / "run", **start, run__seed="4"), "image")
+    weights = next((tmp_path / "first" / "image" / EMBEDDING_DECODER).glob("*.safetensors"))
+    save_file({name: value + 1 for name, value in load_file(weights).items()}, weights)
+    with pytest.raises(UserError, match="started_from"):
+        stage.train(config, "image")
+
+
+def test_every_process_drops_and_mixes_by_chances_of_its_own(monkeypatch, root, tmp_path):
+    config = tiny_config(root, tmp_path)
+    parts = encoder_setup.setup(config, "image")
+    optimizer = stage.optimizer_of(parts.embedding_decoder, config)
+    seeds: list[int] = []
+
+    class Enough(Exception):
+        pass
+
+    def step(
+        embedding_decoder: Any, batch: Any, parts: Any, progress: float, mixing: torch.Generator
+    ) -> StepLosses:
+        seeds.extend((torch.initial_seed(), mixing.initial_seed()))
+        raise Enough
+
+    monkeypatch.setattr(stage, "step", step)
+    for rank in range(3):
+        accelerator: Any = SimpleNamespace(process_index=rank)
+        nothing: Any = None
+        training = stage.Training(
+            stage.Whole(parts.embedding_decoder),
+            optimizer,
+            nothing,
+            accelerator,
+            parts,
+            generator(),
+            nothing,
+        )
+        with pytest.raises(Enough):
+            stage.train_epoch(config, training, TrainingPosition(epoch=1), nothing, nothing)
+    assert len(set(seeds)) == 6 and seeds[:2] == [
+        hash_seed(0, "dropout", 1),
+        hash_seed(0, "mixing", 1),
+    ]
+
+
+# --- numbers that are none ------------------------------------------------------------------------
+
+
+class Together:
+    """Processes, of which another may have found something."""
+
+    def __init__(self, found: int = 0) -> None:
+        self.found = found
+
+    def all_reduce_max(self, value: int) -> int:
+        return max(value, self.found)
+
+
+SOUND, BROKEN = (
+    StepLosses.of({"clip": torch.tensor(1.0), "prior": torch.tensor(value)})
+    for value in (2.0, math.nan)
+)
+
+
+def test_losses_that_are_no_numbers_stop_the_training_in_every_process(tmp_path):
+    with Run.start(tmp_path, {"a": 1}) as run:
+        alone = Divergence(run, Together(), False, "Lower it.")  # type: ignore[arg-type]
+        assert alone.passed(SOUND, "here")
+        alone.validated({"validation/cosine": 0.5}, "there")
+        assert not (tmp_path / "diverged.json").exists()
+        with pytest.raises(
+            UserError, match=r"NaN or infinite losses here: prior nan\. .*Lower it\."
+        ):
+            alone.passed(BROKEN, "here")
+        assert (
+            json.loads((tmp_path / "diverged.json").read_text())["reason"]
+            == "NaN or infinite losses here: prior nan"
+        )
+        with pytest.raises(UserError, match=r"there: validation/cosine inf\."):
+            alone.validated({"validation/cosine": math.inf, "validation/retrieval": 0.5}, "there")
+        with pytest.raises(
+            UserError, match=r"here: clip 1, prior 2\."
+        ):  # another process's are not numbers
+            Divergence(run, Together(1), False, "").passed(SOUND, "here")  # type: ignore[arg-type]
+
+
+def test_under_a_loss_scale_single_passes_may_overflow(tmp_path):
+    with Run.start(tmp_path, {"a": 1}) as run:
+        scaled = Divergence(run, Together(), True, "Lower it.")  # type: ignore[arg-type]
+        for _ in range(3):
+            assert not any(scaled.passed(BROKEN, "here") for _ in range(Divergence.TOLERATED))
+            assert scaled.passed(SOUND, "here")
+        assert not any(scaled.passed(BROKEN, "here") for _ in range(Divergence.TOLERATED))
+        assert not (tmp_path / "diverged.json").exists()
+        with pytest.raises(UserError, match=r"here: prior nan.* Lower it\."):
+            scaled.passed(BROKEN, "here")
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [("step", "in epoch 1, step 2 of"), ("validate", "after epoch 1: validation/cosine nan")],
+)
+def test_a_training_of_no_numbers_ends_as_no_success(monkeypatch, root, tmp_path, place, told):
+    calls = iter(range(1, 100))
+
+    def step(embedding_decoder: EmbeddingDecoder, *_: Any) -> StepLosses:
+        weight = next(
+            parameter for parameter in embedding_decoder.parameters() if parameter.requires_grad
+        )
+        return StepLosses.of({"clip": weight.sum() * (math.nan if next(calls) == 2 else 0.0)})
+
+    if place == "step":
+        monkeypatch.setattr(stage, "step", step)
+    else:
+        monkeypatch.setattr(stage, "validate", lambda *_: {"validation/cosine": math.nan})
+    with pytest.raises(UserError, match=told):
+        stage.train(tiny_config(root, tmp_path), "image")
+    assert (
+        not (tmp_path / "image" / "finished").exists()
+        and not (tmp_path / "image" / EMBEDDING_DECODER).exists()
+    )
 
 
 # --- that it learns -------------------------------------------------------------------------------
@@ -812,15 +1199,54 @@ def test_a_few_trials_are_learnt_by_heart(root, tmp_path):
     assert (likeness() > before + 0.2).all()
 
 
+# --- the embedding of an embedding decoder --------------------------------------------------------
+
+
+def test_a_embedding_decoder_answers_in_clips_own_units_after_the_prior_as_it_is_used():
+    torch.manual_seed(0)
+    encoder = {
+        "subjects": {"1": 8},
+        "clip_seq_dim": 1,
+        "clip_emb_dim": WIDTH,
+        "hidden_dim": 16,
+        "n_blocks": 1,
+        "exp_factor_list": [2],
+    }
+    prior = {"dim": WIDTH, "num_tokens": 1, "depth": 1, "dim_head": 6, "timesteps": 10}
+    sampled = EmbeddingDecoder("BrainMoEMulti", encoder, prior, "sample", 2, 2.5).eval()
+    mean_TD, draws = torch.randn(1, WIDTH), generator(1)
+    sampled.set_scale(TargetScale(mean_TD, 3.0))
+    true = torch.randn(2, 1, WIDTH, generator=draws)
+    torch.testing.assert_close(sampled.standardised(true), (true - mean_TD) / 3)
+    torch.testing.assert_close(sampled.in_clip_units(sampled.standardised(true)), true)
+    rows, noise = (
+        torch.randn(4, 1, WIDTH, generator=draws),
+        torch.randn(2, *sampled.noise_shape, generator=draws),
+    )
+    with torch.no_grad():
+        shared = noise[[0, 0, 1, 1]]  # two levels of either picture
+        expected = sampled.prior.sample(rows, steps=2, guidance_scale=2.5, noise=shared)
+        torch.testing.assert_close(sampled.through_prior(rows, noise), expected)
+        torch.testing.assert_close(sampled.embedding(rows, noise), 3 * expected + mean_TD)
+        asked_once = EmbeddingDecoder("BrainMoEMulti", encoder, prior).eval()
+        torch.testing.assert_close(asked_once.embedding(rows), asked_once.prior.predict(rows))
+        assert asked_once.noise_shape == () != sampled.noise_shape
+
+
 # --- reading the test images ----------------------------------------------------------------------
 
 
-def test_test_images_are_read_by_id_their_presentations_averaged(root, tmp_path):
-    config = tiny_config(root, tmp_path, data__subjects="2")
+def test_test_images_are_read_by_id_their_presentations_averaged(monkeypatch, root, tmp_path):
+    config = tiny_config(root, tmp_path, data__subjects="2,1")
+    monkeypatch.setattr(
+        stage_reading,
+        "test_trials",
+        lambda layout, subject: with_a_gap(test_trials(layout, subject)),
+    )
     parts = encoder_setup.setup(config, "image")
     embedding_decoder = parts.embedding_decoder.eval()
     found = stage_reading.decode_test_images(config, "image", embedding_decoder)
-    trials = test_trials(Layout.of(root), 2).table
+    trials = with_a_gap(test_trials(Layout.of(root), 2)).table
     betas = Betas.of(Layout.of(root), 2)
     assert found.image_N.tolist() == [0, 1, 2, 3]
     with torch.no_grad():
@@ -846,6 +1272,47 @@ def test_test_images_are_read_by_id_their_presentations_averaged(root, tmp_path)
         one.embedding_ND, found.embedding_ND
     )
     assert not torch.allclose(one.embedding_ND[0], one.embedding_ND[1])
+    other = tiny_config(root, tmp_path, data__subjects="2,1", run__seed="5")
+    assert not torch.allclose(
+        one.embedding_ND,
+        stage_reading.decode_test_images(
+            other, "image", embedding_decoder, random=True
+        ).embedding_ND,
+    )
+
+
+def test_the_noise_of_a_sampled_prior_is_of_image_and_seed(monkeypatch, root, tmp_path):
+    config = tiny_config(
+        root, tmp_path, prior__use="sample", prior__sample_steps="2", run__seed="5"
+    )
+    asked: list[tuple[Any, ...]] = []
+    spy(monkeypatch, stage_reading, "seeded_noise", lambda *given: asked.append(given))
+    embedding_decoder = encoder_setup.setup(config, "image").embedding_decoder
+    stage_reading.decode_test_images(config, "image", embedding_decoder)
+    assert asked == [([0, 1, 2, 3], embedding_decoder.noise_shape, 5, "prior of image")]
+
+
+def test_reading_is_scored_with_the_pools_that_are_set(monkeypatch, root, tmp_path):
+    monkeypatch.setattr(decoding, "FEWEST_CANDIDATES", 2)
+    config = tiny_config(
+        root,
+        tmp_path,
+        evaluation__retrieval_pool="3",
+        evaluation__retrieval_draws="7",
+        run__seed="5",
+    )
+    embedding_decoder = encoder_setup.setup(config, "image").embedding_decoder
+    ids = np.arange(4)
+    perfect = stage_reading.TestEmbeddings(
+        table("image")[ids].flatten(1),
+        embedding_decoder.standardised(table("image")[ids]).flatten(1),
+        ids,
+    )
+    asked: list[dict[str, Any]] = []
+    spy(monkeypatch, stage_reading, "decoder_scores", lambda *_, **named: asked.append(named))
+    found = stage_reading.score_embeddings(config, "image", embedding_decoder, perfect)
+    assert asked == [{"pool": 3, "draws": 7, "resamples": 1, "seed": 5}] * 2
+    assert found.chance["retrieval_brain_to_image"] == pytest.approx(1 / 3)
 
 
 def test_what_was_read_is_scored_against_its_own_images(monkeypatch, root, tmp_path):
@@ -875,6 +1342,20 @@ def test_what_was_read_is_scored_against_its_own_images(monkeypatch, root, tmp_p
     cosine = cosine_similarity(true[swapped].double(), true.double())
     assert sorted(found["clip_cos"]) == pytest.approx(sorted(cosine.tolist()), abs=1e-5)
     assert found["two_way_clip"].mean() < 1
+    read = stage_reading.TestEmbeddings
+    apart = [
+        {
+            name: value.mean()
+            for name, value in stage_reading.score_embeddings(
+                config, "image", embedding_decoder, one
+            ).values.items()
+        }
+        for one in (read(true[swapped], standard, ids), read(true, standard[swapped], ids))
+    ]
+    assert apart[0]["two_way_clip"] < 1 == apart[1]["two_way_clip"] and apart[0]["clip_cos"] < 1
+    assert [each["retrieval_brain_to_image"] for each in apart] == [1, 0.5] and apart[1][
+        "clip_cos"
+    ] == pytest.approx(1)
     chance = stage_reading.score_embeddings(config, "image", embedding_decoder, exchanged).chance
     assert chance == {
         "two_way_clip": 0.5,

@@ -39,6 +39,8 @@ class Command(NamedTuple):
     """The section whose names win where several sections have a setting of that name."""
     words: str = ""
     """The setting that words after the command's name go into, where it takes any."""
+    takes_test_sets: bool = False
+    """Whether it may be given a sealed test set (``data.test_set``)."""
     config: str = ""
     """The configuration that ships with the package and is taken without --config; none: the
     defaults.

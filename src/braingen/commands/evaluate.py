@@ -23,4 +23,5 @@ COMMAND = Command(
     place=0,
     sections=("run", "data", "evaluation"),
     own="evaluation",
+    takes_test_sets=True,
 )

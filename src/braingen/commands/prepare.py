@@ -23,4 +23,5 @@ COMMAND = Command(
     place=1,
     sections=("prepare", "data"),
     own="prepare",
+    takes_test_sets=True,
 )

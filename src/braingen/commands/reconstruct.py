@@ -23,4 +23,5 @@ COMMAND = Command(
     place=2,
     sections=("run", "data", "backbone", "generation"),
     own="generation",
+    takes_test_sets=True,
 )

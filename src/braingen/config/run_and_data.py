@@ -53,6 +53,14 @@ class DataConfig(Section):
     """Share of the training *images* held out to choose the checkpoint; test images are never used
     for it.
     """
+    test_set: Annotated[
+        Literal["default", "nsdsynthetic", "nsdimagery_vision", "nsdimagery_imagery"],
+        Field(exclude=True),
+    ] = "default"
+    """Test images that prepare writes, and reconstruct and evaluate use: those of the data folder
+    (NSD: shared1000), or a sealed set of NSD beside it, which no other command takes
+    (docs/data.md).
+    """
 
 
 class SimulationConfig(Section):

@@ -19,7 +19,7 @@ from braingen.data import nsd
 from braingen.data.volumes import VoxelPlaces, load_places
 from braingen.runtime.arrays import read_npz
 from braingen.runtime.data_layout import Layout
-from braingen.runtime.errors import UserError
+from braingen.runtime.errors import UserError, reason
 from braingen.runtime.files import replaced_file, replaced_path, write_json
 from braingen.runtime.text_files import read_json
 
@@ -247,7 +247,6 @@ def load_any_places(layout: Layout, subject: int) -> Places:
             return places
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} does not say where columns lie ({' '.join(str(error).split())});"
-            f" {nsd.WRITE_IT}."
+            f"{path} does not say where columns lie ({reason(error)}); {nsd.WRITE_IT}."
         ) from error
     return load_places(layout, subject)

@@ -14,7 +14,7 @@ later is noticed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import hashlib
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -24,9 +24,8 @@ import nibabel
 import numpy as np
 
 from braingen.data import nsd
-from braingen.data.large_files import blocks
 from braingen.runtime.data_layout import Layout, subject_name
-from braingen.runtime.errors import UserError
+from braingen.runtime.errors import UserError, reason
 from braingen.runtime.files import refuse_stand_in, replaced_path, write_json
 from braingen.runtime.text_files import read_json
 from braingen.runtime.untrusted import path_below
@@ -53,53 +52,9 @@ def load_nifti(path: Path) -> nibabel.Nifti1Image:
         np.asanyarray(image.dataobj)  # read now: a cut file is only noticed while reading
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
         raise UserError(
-            f"{path} is not a readable NIfTI file ({' '.join(str(error).split())}); {nsd.WRITE_IT}."
+            f"{path} is not a readable NIfTI file ({reason(error)}); {nsd.WRITE_IT}."
         ) from error
     return image
-
-
-def trials_in_nifti(
-    path: Path,
-    places: VoxelPlaces,
-    check: Callable[[nibabel.Nifti1Image], None],
-    at_once: int,
-    get_it: str,
-) -> Iterator[np.ndarray]:
-    """Responses in a NIfTI file whose axes run x, y, z, trials, read front to back with its
-    compressed stream kept open.
-
-    Parameters
-    ----------
-    check : Callable[[nibabel.Nifti1Image], None]
-        Looks at the open file before anything is read, and refuses what does not belong to these
-        places.
-    at_once : int
-        Trials in memory at a time.
-    get_it : str
-        What a user does about a damaged file; ends the sentence.
-
-    Yields
-    ------
-    np.ndarray
-        Trials x voxels, float64.
-
-    Raises
-    ------
-    UserError
-        When the file is damaged.
-    """
-    try:
-        image = nibabel.Nifti1Image.from_filename(path, keep_file_open=True)
-        check(image)
-        x_V, y_V, z_V = places.indices_V3.T
-        for first, last in blocks(image.shape[3], at_once):
-            yield np.asarray(image.dataobj[..., first:last])[x_V, y_V, z_V].T.astype(np.float64)
-    except UserError:  # of the check: a sentence already
-        raise
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a readable NIfTI file ({' '.join(str(error).split())}); {get_it}."
-        ) from error
 
 
 def space_of(image: nibabel.Nifti1Image) -> int:
@@ -394,6 +349,17 @@ def read_regions(
                 f" vector was expected; {nsd.GET_IT}."
             )
     return {name: region.astype(bool) for name, region in regions.items()}
+
+
+def with_joined_areas(regions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Regions, with early_vis (V1 to V4) and higher_vis (the rest of nsd_general) where V1 to V4
+    are known.
+    """
+    areas = [regions[name] for name in nsd.VISUAL_ROI_LABELS if name in regions]
+    if not areas:
+        return dict(regions)
+    early = np.any(areas, axis=0)
+    return {**regions, "early_vis": early, "higher_vis": regions["nsd_general"] & ~early}
 
 
 def write_regions(layout: Layout, subjects: Mapping[int, Mapping[str, np.ndarray]]) -> None:

@@ -35,7 +35,7 @@ from braingen.runtime.arrays import (
     whole_numbers,
 )
 from braingen.runtime.data_layout import Layout
-from braingen.runtime.errors import UserError
+from braingen.runtime.errors import UserError, reason
 from braingen.runtime.files import UNREADABLE_ARRAY, refuse_stand_in
 from braingen.types import Trials
 
@@ -305,7 +305,7 @@ def _arrays(path: Path, suffix: str) -> Mapping[str, Any]:
         raise
     except UNREADABLE_ARRAY as error:
         raise UserError(
-            f"{path} cannot be read as {suffix} ({' '.join(str(error).split())}); write it again."
+            f"{path} cannot be read as {suffix} ({reason(error)}); write it again."
         ) from error
 
 

@@ -37,11 +37,15 @@ class Task(NamedTuple):
 
     name: str
     work: Callable[..., object]
-    """A function of a module, called with the arguments; what it makes is on the disk."""
+    """A function of a module, called with the arguments; what it makes is on the disk, or returned
+    where it is small.
+    """
     arguments: tuple[Any, ...]
-    done: Callable[[], int]
-    """How much of it is done, looked up on the disk by the process that started it."""
-    total: int
+    done: Callable[[], int] = int
+    """How much of it is done, looked up on the disk by the process that started it; 0 until its end
+    by default.
+    """
+    total: int = 1
 
 
 class _Outcome(NamedTuple):
@@ -49,6 +53,8 @@ class _Outcome(NamedTuple):
 
     refused: str = ""
     stopped: bool = False
+    made: Any = None
+    """What it returned."""
 
 
 def process_count(config: Config) -> int:
@@ -75,8 +81,8 @@ class Group:
     def __init__(self, pool: ProcessPoolExecutor | None) -> None:
         self._pool = pool
 
-    def run(self, tasks: Sequence[Task]) -> None:
-        """Do some tasks; returns when all are done.
+    def run(self, tasks: Sequence[Task]) -> list[Any]:
+        """Do some tasks; returns what they returned, in their order, when all are done.
 
         Raises
         ------
@@ -87,9 +93,7 @@ class Group:
             When this process was told to stop; the tasks have stopped in good order then.
         """
         if self._pool is None:
-            for task in tasks:
-                task.work(*task.arguments)
-            return
+            return [task.work(*task.arguments) for task in tasks]
         with defer_signals() as request, _bars() as progress:
             futures = {self._pool.submit(_do, task.work, task.arguments): task for task in tasks}
             bars = {
@@ -103,11 +107,17 @@ class Group:
                     progress.update(bars[task.name], completed=task.done())
                 for future in ended:
                     outcome = future.result()
+                    progress.update(bars[futures[future].name], completed=futures[future].total)
                     if outcome.refused:
                         raise UserError(outcome.refused)
                     if outcome.stopped:
                         raise Stopped
                 request.raise_if_set()
+            return [future.result().made for future in futures]
+
+
+ALONE = Group(None)
+"""No other process."""
 
 
 @contextmanager
@@ -119,8 +129,7 @@ def group_of(config: Config) -> Iterator[Group]:
     if count == 1:
         yield Group(None)
         return
-    # spawned: forked ones would inherit the locks of libraries' threads
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(count, _context(), initializer=_begin)
     try:
         yield Group(pool)
     except BaseException:
@@ -129,6 +138,25 @@ def group_of(config: Config) -> Iterator[Group]:
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """How processes are started.
+
+    Forked from this one, they would inherit the locks of libraries' threads. They are forked from a
+    process that has done nothing but import what all of them need, where there is such a thing.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver  # not everywhere
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [__name__, "braingen.evaluation.evaluate", "braingen.training.encoder"]
+    )
+    # it imports while this process does what comes before the first task
+    forkserver.ensure_running()
+    return context
 
 
 def _begin() -> None:
@@ -157,12 +185,11 @@ def _begin() -> None:
 def _do(work: Callable[..., object], arguments: tuple[Any, ...]) -> _Outcome:
     try:
         with stoppable():
-            work(*arguments)
+            return _Outcome(made=work(*arguments))
     except UserError as error:
         return _Outcome(refused=str(error))
     except Stopped:
         return _Outcome(stopped=True)
-    return _Outcome()
 
 
 def _bars() -> Progress:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from braingen.config import Config
 from braingen.data.captions import has_captions
+from braingen.data.sealed import training_root
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
@@ -38,7 +39,7 @@ def modalities(config: Config) -> tuple[str, ...]:
     """
     if (run_folder(config, "text") / EMBEDDING_DECODER).is_dir():
         return ("image", "text")
-    wanted = config.generation.use_text and has_captions(Layout.of(config.data.root))
+    wanted = config.generation.use_text and has_captions(Layout.of(training_root(config.data.root)))
     return ("image", "text") if wanted else ("image",)
 
 

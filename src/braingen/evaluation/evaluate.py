@@ -5,6 +5,7 @@ its interval.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,9 @@ from braingen.config import Config
 from braingen.data.batches import RepeatBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
+from braingen.data.sealed_runs import at_test_set, at_training_data
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
+from braingen.demo.parallel import ALONE, Group, Task
 from braingen.encoders.trained import load_embedding_decoder
 from braingen.evaluation.averaged import Scored, averaged, intervals
 from braingen.evaluation.decoding import FEWEST_CANDIDATES, decoder_scores, scores_by_part
@@ -131,6 +134,17 @@ def _decoding(
     return Scored(scores, table, {TWO_WAY: apart})
 
 
+def training_mean(config: Config, targets: Targets, modality: str = "image") -> Tensor:
+    """Mean embedding of the subject's training pictures, each once, in CLIP's own units, tokens
+    flattened.
+    """
+    table = train_trials(
+        Layout.of(config.data.root), config.data.subjects[0], config.data.num_sessions
+    ).table
+    known_ND = targets.of(modality, np.unique(table["image"].to_numpy())).flatten(1)
+    return torch.from_numpy(known_ND.numpy().mean(0))
+
+
 def ridge_embeddings(
     config: Config, targets: Targets, ids: np.ndarray, modality: str = "image"
 ) -> tuple[Tensor, Tensor]:
@@ -145,14 +159,24 @@ def ridge_embeddings(
     tuple[Tensor, Tensor]
         raw_ND, mean_D : predictions in CLIP's own units, and the training mean.
     """
-    layout, subject = Layout.of(config.data.root), config.data.subjects[0]
+    training, subject = at_training_data(config), config.data.subjects[0]
+    layout = Layout.of(training.data.root)
     betas = Betas.of(layout, subject)
     table = train_trials(layout, subject, config.data.num_sessions).table
     images = table["image"].to_numpy()
     known, row = np.unique(images, return_inverse=True)
-    true_ND = targets.of(modality, known).flatten(1).numpy()
+    true_ND = (
+        (targets if training == config else Targets(training))
+        .of(modality, known)
+        .flatten(1)
+        .numpy()
+    )
     ridge = fit_ridge(betas.rows(table["trial"].to_numpy()), true_ND[row], images)
-    repeats = group_repeats(test_trials(layout, subject))
+    test_layout = Layout.of(config.data.root)
+    repeats, betas = (
+        group_repeats(test_trials(test_layout, subject)),
+        Betas.of(test_layout, subject),
+    )
     rows_of_image = dict(zip(repeats.image_N.tolist(), repeats.rows_NR))
     used = [rows_of_image[int(image)] for image in ids]
     used = [rows[rows >= 0] for rows in used]
@@ -313,9 +337,14 @@ class ScoredSource(NamedTuple):
         return Scored(scores, pd.concat(tables, axis=1), identified)
 
 
-def evaluate(config: Config) -> Path:
+def evaluate(config: Config, group: Group = ALONE) -> Path:
     """Write the scores of a run into its folder (`evaluation/score_files.py` names the files), or
     of ``evaluation.all_recons_path``.
+
+    Parameters
+    ----------
+    group : Group, optional
+        Processes that score the drawings side by side; without any, one after another here.
 
     Returns
     -------
@@ -325,69 +354,125 @@ def evaluate(config: Config) -> Path:
     """
     if config.evaluation.all_recons_path:
         return evaluate_pictures(one_subject(config, "evaluation.all_recons_path"))
+    config = at_test_set(config)
     check_backbone(config)
     configs = subject_configs(config)
     for one in configs:  # before minutes of scoring
         _require(one)
-    each_subject(config, evaluate_subject)
+    each_subject(config, lambda one: evaluate_subject(one, group))
     return write_mean(config) if len(configs) > 1 else configs[0].run.folder / SCORES
 
 
-def evaluate_subject(config: Config) -> Path:
-    """Score the only subject of a configuration."""
-    folders = _require(config)
-    if refined_is_there(config):
-        folders[REFINED] = [refined_folder(config)]
-    targets = Targets(config)
-    brain = folders["brain"][0]
-    ids = load_file(brain / EMBEDDINGS)["ids"].numpy()
-    warn_of_few(len(ids))
-    networks, named, missing = observers(config, targets.stimuli.simulated, ids)
-    truth = SeenImages(targets.stimuli, ids)
-    true_ND = targets.image(ids).flatten(1)
-    raw_ridge, mean = ridge_embeddings(config, targets, ids)
-    ridge = _decoding(config, raw_ridge, raw_ridge - mean, true_ND, mean, ids)
-    space = TextSpace(targets) if has_captions(Layout.of(config.data.root)) else None
-    kept = (
-        Layout.of(config.data.root).cache() / "features"
-    )  # of the true pictures, for every source and later evaluation
-    settings: dict[str, Any] = {
-        "readouts": named,
-        "missing": missing,
-        "resamples": config.evaluation.bootstrap,
-        "seed": config.run.seed,
-    }
+class _Scorer:
+    """What the drawings of a run are scored with, loaded once for all of them."""
 
-    def source_in(folder: Path, refined: bool) -> ScoredSource:
+    def __init__(self, config: Config, image_N: tuple[int, ...]) -> None:
+        self.config, self.ids = config, np.array(image_N)
+        self.targets = Targets(config)
+        self.simulated = self.targets.stimuli.simulated
+        self.networks, self.named, self.missing = observers(config, self.simulated, self.ids)
+        self.truth = SeenImages(self.targets.stimuli, self.ids)
+        self.true_ND = self.targets.image(self.ids).flatten(1)
+        training = at_training_data(config)
+        self.mean_D = training_mean(
+            training, self.targets if training == config else Targets(training)
+        )
+        layout = Layout.of(config.data.root)
+        self.space = TextSpace(self.targets) if has_captions(layout) else None
+        self.kept = (
+            layout.cache() / "features"
+        )  # of the true pictures, for every source and later evaluation
+
+    def source(self, folder: Path, refined: bool) -> ScoredSource:
+        """Score one drawing of the images; what is missing is noted in `missing`."""
+        config, ids = self.config, self.ids
         found = {} if refined else load_file(folder / EMBEDDINGS)
-        if not refined and found["ids"].tolist() != ids.tolist():
+        if not refined and not np.array_equal(found["ids"].numpy(), ids):
+            brain = drawn_folder(config, "brain")
             raise UserError(
                 f"{folder} and {brain} hold different images: draw both with the same settings."
             )
-        sheet = score_images(
-            truth, ids, PngImages(folder, ids), ids, networks, store=store, **settings
-        )
-        words = None
-        if targets.stimuli.simulated:
-            words = caption_of(
-                load_scene_classifier(), Layout.of(config.data.root), ids, PngImages(folder, ids)
+        pictures = PngImages(folder, ids)
+        settings: dict[str, Any] = {
+            "readouts": self.named,
+            "resamples": config.evaluation.bootstrap,
+            "seed": config.run.seed,
+        }
+        with (
+            Progress() as progress,
+            FeatureStore(self.kept, progress=evidence_of(progress)) as store,
+        ):
+            sheet = score_images(
+                self.truth,
+                ids,
+                pictures,
+                ids,
+                self.networks,
+                missing=self.missing,
+                store=store,
+                **settings,
             )
+        words = None
+        if self.simulated:
+            words = caption_of(load_scene_classifier(), Layout.of(config.data.root), ids, pictures)
             if (words["colour_true"] != "").any():
                 sheet.scores[COLOUR] = colour_score(words)
         if refined:
             return ScoredSource(sheet, None, None, words)
-        decoding = _decoding(
-            config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, mean, ids
-        )
-        captions, absent = caption_table(config, targets, space, folder, ids)
-        missing.update(absent)
+        decoded, projected = found["image"].flatten(1), found["image_clip"].flatten(1)
+        decoding = _decoding(config, decoded, projected, self.true_ND, self.mean_D, ids)
+        captions, absent = caption_table(config, self.targets, self.space, folder, ids)
+        self.missing.update(absent)
         return ScoredSource(sheet, decoding, captions, words)
 
-    with Progress() as progress, FeatureStore(kept, progress=evidence_of(progress)) as store:
-        found = {
-            name: [source_in(folder, name == REFINED) for folder in drawings]
-            for name, drawings in folders.items()
-        }
+
+_scorer = lru_cache(maxsize=1)(_Scorer)
+"""The scorer of this process."""
+
+
+def _score_source(
+    config: Config, image_N: tuple[int, ...], folder: Path, refined: bool
+) -> tuple[ScoredSource, dict[str, str]]:
+    scorer = _scorer(config, image_N)
+    return scorer.source(folder, refined), scorer.missing
+
+
+def _score_ridge(config: Config, image_N: tuple[int, ...]) -> Scored:
+    scorer = _scorer(config, image_N)
+    raw_ND, mean_D = ridge_embeddings(config, scorer.targets, scorer.ids)
+    return _decoding(config, raw_ND, raw_ND - mean_D, scorer.true_ND, mean_D, scorer.ids)
+
+
+def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
+    """Score the only subject of a configuration."""
+    folders = _require(config)
+    if refined_is_there(config):
+        folders[REFINED] = [refined_folder(config)]
+    brain = folders["brain"][0]
+    ids = load_file(brain / EMBEDDINGS)["ids"].numpy()
+    warn_of_few(len(ids))
+    image_N = tuple(ids.tolist())
+    drawn = [(name, folder) for name, some in folders.items() for folder in some]
+    tasks = [Task("scores of ridge regression", _score_ridge, (config, image_N))]
+    for name, folder in drawn:
+        tasks.append(
+            Task(
+                f"scores of {folder.name}",
+                _score_source,
+                (config, image_N, folder, name == REFINED),
+            )
+        )
+    try:
+        ridge, *scored = group.run(tasks)
+    finally:
+        _scorer.cache_clear()
+    found: dict[str, list[ScoredSource]] = {name: [] for name in folders}
+    missing: dict[str, str] = {}
+    for (name, _), (source, absent) in zip(drawn, scored, strict=True):
+        found[name].append(source)
+        missing |= absent
+    targets = Targets(config)
+    truth = SeenImages(targets.stimuli, ids)
     of = {
         name: averaged(
             [each.together() for each in drawings], config.evaluation.bootstrap, config.run.seed

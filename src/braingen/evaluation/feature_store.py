@@ -11,12 +11,13 @@ from collections.abc import Callable
 import os
 from pathlib import Path
 import tempfile
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
 from braingen.evaluation.features import Features
-from braingen.evaluation.image_pairs import ImageSource
+from braingen.evaluation.image_pairs import IN_MEMORY, ImageSource
 from braingen.evaluation.pixel import ERROR_SIDE, resize
 from braingen.runtime.arrays import new_npy, read_npy
 from braingen.runtime.errors import UserError
@@ -29,11 +30,24 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being computed, pictures done, and pictures in all."""
 
 
+_SCORED: WeakKeyDictionary[ImageSource, dict[tuple[int, int], torch.Tensor]] = WeakKeyDictionary()
+"""Batches of pictures as they are scored, kept for as long as the pictures where they are few."""
+
+
 def as_scored(pictures: ImageSource, part: slice) -> torch.Tensor:
     """Pictures of a slice at 256 pixels, to which the published evaluation brings every picture
     first.
+
+    Every network asks for the same batches; those of small sets (`IN_MEMORY`) are made once, and
+    are not to be changed.
     """
-    return resize(torch.as_tensor(pictures[part]), ERROR_SIDE)
+    if not isinstance(pictures, ImageSource) or 4 * len(pictures) * 3 * ERROR_SIDE**2 > IN_MEMORY:
+        return resize(torch.as_tensor(pictures[part]), ERROR_SIDE)
+    batches = _SCORED.setdefault(pictures, {})
+    start, stop, _ = part.indices(len(pictures))
+    if (start, stop) not in batches:
+        batches[start, stop] = resize(torch.as_tensor(pictures[part]), ERROR_SIDE)
+    return batches[start, stop]
 
 
 class FeatureStore:

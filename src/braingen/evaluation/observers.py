@@ -12,6 +12,7 @@ from braingen.evaluation.features import FeatureNetwork, Features
 from braingen.evaluation.metric_table import SceneReadout
 from braingen.evaluation.scene_observers import (
     ClipFeatures,
+    JudgeOnce,
     classifier_networks,
     load_scene_classifier,
     readouts,
@@ -40,7 +41,7 @@ def observers(
     published, missing = _published(config, simulated)
     if not simulated:
         return list(published), [], missing
-    judge, targets = load_scene_classifier(), Targets(config)
+    judge, targets = JudgeOnce(load_scene_classifier()), Targets(config)
     clip = ClipFeatures(targets.image_encoder, fingerprint_of_files(targets.image_path))
     return (
         [clip, *classifier_networks(judge), *published],

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from braingen.config.shipped import TINY
 from braingen.evaluation.metric_table import SceneReadout
@@ -38,14 +39,33 @@ class ClipFeatures:
         return self._encoder(images_B3HW).target_BTD.flatten(1)
 
 
+class JudgeOnce:
+    """The judge, whose features and read-outs of the same batch come from one forward pass.
+
+    Parameters
+    ----------
+    judge : SceneClassifier
+    """
+
+    def __init__(self, judge: SceneClassifier) -> None:
+        self._judge = judge
+        self._verdicts = WeakTensorKeyDictionary()
+
+    @torch.inference_mode()
+    def __call__(self, images_B3HW: Tensor) -> ScenePrediction:
+        """The verdict on a batch; it is kept for as long as the batch is."""
+        if images_B3HW not in self._verdicts:
+            self._verdicts[images_B3HW] = self._judge(images_B3HW)
+        return self._verdicts[images_B3HW]
+
+
 class ClassifierFeatures:
     """One layer of the judge: 'early' or 'late'."""
 
-    def __init__(self, judge: SceneClassifier, layer: str, weights: str) -> None:
+    def __init__(self, judge: JudgeOnce, layer: str, weights: str) -> None:
         self.name = f"judge_{layer}"
         self._judge, self._layer, self.weights = judge, f"{layer}_BF", weights
 
-    @torch.inference_mode()
     def features(self, images_B3HW: Tensor) -> Tensor:
         """B x features of the layer."""
         return getattr(self._judge(images_B3HW), self._layer)
@@ -57,14 +77,14 @@ def load_scene_classifier(folder: Path = TINY / "judge") -> SceneClassifier:
 
 
 def classifier_networks(
-    judge: SceneClassifier, folder: Path = TINY / "judge"
+    judge: JudgeOnce, folder: Path = TINY / "judge"
 ) -> list[ClassifierFeatures]:
     """Its early and late features, as networks of the score sheet."""
     weights = fingerprint_of_files(folder)
     return [ClassifierFeatures(judge, layer, weights) for layer in ("early", "late")]
 
 
-def readouts(judge: SceneClassifier, layout: Layout, image_ids: np.ndarray) -> list[SceneReadout]:
+def readouts(judge: JudgeOnce, layout: Layout, image_ids: np.ndarray) -> list[SceneReadout]:
     """Object, background and position as the judge names them, beside what was in the scenes of a
     simulated data folder.
     """
@@ -82,10 +102,8 @@ def readouts(judge: SceneClassifier, layout: Layout, image_ids: np.ndarray) -> l
     }
 
     def names(what: str) -> Callable[[Tensor], Tensor]:
-        @torch.inference_mode()
         def predict(images_B3HW: Tensor) -> Tensor:
-            verdict: ScenePrediction = judge(images_B3HW)
-            return getattr(verdict, f"{what}_BC").argmax(1)
+            return getattr(judge(images_B3HW), f"{what}_BC").argmax(1)
 
         return predict
 

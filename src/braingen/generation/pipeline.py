@@ -341,6 +341,7 @@ class BrainDecoder(DiffusionPipeline):
         seed: int = 0,
         steps: int = 30,
         guidance_scale: float = 15.0,
+        guidance_end: float = 1.0,
         ip_adapter_scale: float = 1.0,
         size: int = 0,
         level: int | None = None,
@@ -358,6 +359,8 @@ class BrainDecoder(DiffusionPipeline):
         size : int, optional
             Side in pixels; 0 for the U-Net's own. One that is no multiple of the autoencoder's
             factor is cut out of the next larger.
+        steps, guidance_scale, guidance_end : int, optional
+            Of the denoising (:func:`braingen.generation.sampling.denoise_from`).
         level : int | None, optional
             Listen to this level of experts only.
         on_step : OnStep | None, optional
@@ -398,6 +401,7 @@ class BrainDecoder(DiffusionPipeline):
             size=size,
             steps=steps,
             guidance_scale=guidance_scale,
+            guidance_end=guidance_end,
             on_step=on_step,
             generators=seeded_generators(image_ids, seed, f"steps of {purpose}"),
             names=image_ids,
@@ -418,6 +422,7 @@ class BrainDecoder(DiffusionPipeline):
         seed: int = 0,
         num_inference_steps: int = 30,
         guidance_scale: float = 5.0,
+        guidance_end: float = 1.0,
         batch_size: int = 8,
         data_root: Path | str | None = None,
     ) -> BrainDecoderOutput:
@@ -434,8 +439,8 @@ class BrainDecoder(DiffusionPipeline):
         image_ids : Sequence[int] | None, optional
             Of the pictures, seeds of their noise; counted from 0 when left out, and taken from a
             file that has them.
-        num_inference_steps, guidance_scale : int, optional
-            Of the denoising.
+        num_inference_steps, guidance_scale, guidance_end : int, optional
+            Of the denoising, see :meth:`draw`.
         data_root : Path | str | None, optional
             Data folder with the subject's mask; needed for NIfTI.
 
@@ -460,9 +465,9 @@ class BrainDecoder(DiffusionPipeline):
             settings: dict[str, Any] = {
                 "seed": seed,
                 "steps": num_inference_steps,
-                "guidance_scale": guidance_scale,
                 "on_step": recorder,
             }
+            settings |= {"guidance_scale": guidance_scale, "guidance_end": guidance_end}
             images += to_pil(self.draw(heard.image, heard.text, ids[some], **settings))
             mixed.append(recorder.tensors())
         routing = {name: torch.cat([part[name] for part in mixed]) for name in mixed[0]}

@@ -20,6 +20,7 @@ from braingen.config.shipped import backbone_folder
 from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
+from braingen.data.sealed_runs import at_test_set
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.data.voxel_file import Responses, odd_scale
 from braingen.encoders.trained import load_embedding_decoder, modalities
@@ -297,6 +298,7 @@ def drawer(
                 seed=config.run.seed,
                 steps=sampler.steps,
                 guidance_scale=sampler.guidance_scale,
+                guidance_end=sampler.guidance_end,
                 ip_adapter_scale=sampler.ip_adapter_scale,
                 size=sampler.size,
                 negative=negative,
@@ -378,6 +380,7 @@ def reconstruct(config: Config) -> Path:
         random voxels the first draw's. With several subjects the run folder, which has such a
         folder for each (`run_layout.subject_configs`).
     """
+    config = at_test_set(config)
     check_backbone(config)
     return each_subject(config, reconstruct_subject)
 

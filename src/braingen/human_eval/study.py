@@ -418,11 +418,15 @@ def _judge() -> rater.Features:
     """The judge's late features; simulated pictures only."""
     import torch
 
-    from braingen.evaluation.scene_observers import classifier_networks, load_scene_classifier
+    from braingen.evaluation.scene_observers import (
+        JudgeOnce,
+        classifier_networks,
+        load_scene_classifier,
+    )
 
     late = next(
         network
-        for network in classifier_networks(load_scene_classifier())
+        for network in classifier_networks(JudgeOnce(load_scene_classifier()))
         if network.name == "judge_late"
     )
     return lambda images: late.features(torch.from_numpy(images)).flatten(1).numpy()

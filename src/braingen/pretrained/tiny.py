@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from braingen.config import Config
 from braingen.config.shipped import TINY, backbone_folder
+from braingen.data.sealed import training_root
 from braingen.data.stimuli import Stimuli
 from braingen.runtime.console import console
 from braingen.runtime.data_layout import Layout
@@ -34,7 +35,7 @@ def backbone_mismatch(config: Config) -> BackboneMismatch | None:
     if Path(backbone_folder(config.backbone.path)) != TINY or not layout.images().exists():
         return None
     stimuli = Stimuli(layout)
-    if stimuli.simulated:
+    if stimuli.simulated or Stimuli(Layout.of(training_root(layout.root))).simulated:
         return None
     own = stimuli.data_name == "own scans"
     sentence = (

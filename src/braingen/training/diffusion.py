@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
+from braingen.data.sealed_runs import refuse_test_set
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.trained import load_embedding_decoders, modalities
 from braingen.generation.attention import use_attention
@@ -449,6 +450,7 @@ def finetune(config: Config) -> Path:
     Path
         The run folder: ``best/`` and ``last/`` with LoRA and routers, ``metrics.jsonl``.
     """
+    refuse_test_set(config, "finetune")
     check_backbone(config)
     folder = tuning_folder(config)
     settings = config.model_dump(

@@ -19,6 +19,7 @@ from torch.nn.functional import cosine_similarity, mse_loss, normalize
 from braingen.config import Config
 from braingen.config.names import fields_of
 from braingen.data.batches import RepeatBatches, average_repeats
+from braingen.data.sealed_runs import refuse_test_set
 from braingen.data.trials import group_repeats
 from braingen.encoders import losses
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
@@ -235,6 +236,7 @@ def train(config: Config, modality: str) -> Path:
     Path
         The run folder, with the best checkpoint in ``embedding_decoder/``.
     """
+    refuse_test_set(config, "train")
     check_backbone(config)
     settings = config.model_dump(
         mode="json",

@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 
 from braingen.data.ingest.names import GUIDE
-from braingen.runtime.errors import UserError
+from braingen.runtime.errors import UserError, reason
 from braingen.runtime.files import refuse_stand_in
 
-STIMULUS = "stim_file"
 SPLITS: dict[str, str] = {
     **dict.fromkeys(("train", "training", "trn", "fit"), "train"),
     **dict.fromkeys(("test", "testing", "tst", "shared", "shared1000"), "test"),
@@ -76,9 +75,7 @@ def read_table(path: Path) -> pd.DataFrame:
             " CSV."
         ) from error
     except (ValueError, UnicodeDecodeError, OSError) as error:
-        raise UserError(
-            f"{path} is not a table ({' '.join(str(error).split())}); {GUIDE}."
-        ) from error
+        raise UserError(f"{path} is not a table ({reason(error)}); {GUIDE}.") from error
     table.columns = [str(name).strip() for name in table.columns]
     for name in table.columns:
         if table[name].dtype.kind not in "fiub":
@@ -139,8 +136,8 @@ def trials_of(table: pd.DataFrame, path: Path, column: str) -> EventTable:
         if bad_columns
         else False
     )
-    trials, told = _in_order_of_onsets(trials, path)
-    notes += told
+    trials, more = _in_order_of_onsets(trials, path)
+    notes += more
     same_run = trials["run"].eq(trials["run"].shift())
     trials["one_back"] = trials["stimulus"].eq(trials["stimulus"].shift()) & same_run
     used = {column, *_USED, *bad_columns}

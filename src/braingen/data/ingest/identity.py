@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from braingen.data.ingest.names import natural
-from braingen.runtime.errors import UserError
+from braingen.runtime.errors import UserError, reason
 from braingen.runtime.files import replaced_file
 from braingen.runtime.untrusted import csv_text, csv_value
 
@@ -78,8 +78,8 @@ class Identity:
             ]
         except (ValueError, KeyError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{path} is damaged ({' '.join(str(error).split())}): it says who is who; bring it"
-                " back from a copy."
+                f"{path} is damaged ({reason(error)}): it says who is who; bring it back from a"
+                " copy."
             ) from error
 
     def digest(self) -> str:

@@ -1,5 +1,5 @@
-"""Which voxels are kept: masks of a subject, joined over hemispheres, intersected over runs, told
-where they are soft; and regions.
+"""Which voxels are kept: masks of a subject, joined over hemispheres, intersected over runs; and
+regions.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 from braingen.data.ingest.events import read_table
 from braingen.data.ingest.forms import ScanSource
 from braingen.data.ingest.names import GUIDE, Named, chosen, differing
-from braingen.data.volumes import load_nifti
-from braingen.runtime.errors import UserError
+from braingen.data.volumes import VoxelPlaces, load_nifti
+from braingen.runtime.errors import UserError, reason
 from braingen.runtime.files import refuse_stand_in
 
 _USUAL = ("", "brain", "nsdgeneral")
@@ -28,6 +28,12 @@ class Grid(NamedTuple):
 
     shape: tuple[int, ...]
     affine: np.ndarray | None
+
+
+def grid_of(responses: ScanSource | VoxelPlaces) -> Grid:
+    """Grid of responses or places."""
+    shape = responses.grid if isinstance(responses, ScanSource) else responses.mask.shape
+    return Grid(shape, responses.affine)
 
 
 class Mask(NamedTuple):
@@ -89,17 +95,13 @@ def read_mask(path: Path) -> tuple[np.ndarray, Any]:
         try:
             return np.nan_to_num(np.load(path, allow_pickle=False)), None
         except (ValueError, EOFError, OSError) as error:
-            raise UserError(
-                f"{path} is not a readable mask ({' '.join(str(error).split())}); {GUIDE}."
-            ) from error
+            raise UserError(f"{path} is not a readable mask ({reason(error)}); {GUIDE}.") from error
     if path.name.endswith((".gii", ".gii.gz")):
         try:
             opened: Any = nibabel.load(path)
             return np.nan_to_num(opened.darrays[0].data), None
         except Exception as error:  # readers of damaged files stumble in many ways
-            raise UserError(
-                f"{path} is not a readable mask ({' '.join(str(error).split())}); {GUIDE}."
-            ) from error
+            raise UserError(f"{path} is not a readable mask ({reason(error)}); {GUIDE}.") from error
     raise UserError(
         f"{path} is no NIfTI file (.nii, .nii.gz), .npy or GIFTI; give the mask as one of these."
     )
@@ -198,9 +200,7 @@ def choose_mask(
             if source.columns in (values[file.path].size, int((values[file.path] > 0).sum()))
         ]
         return _joined([file.path for file in fitting or group], source, threshold)
-    reasons = {
-        file.path: misfit(Grid(source.grid, source.affine), _grid(file.path)) for file in group
-    }
+    reasons = {file.path: misfit(grid_of(source), _grid(file.path)) for file in group}
     fitting = [file for file in group if not reasons[file.path]]
     if not fitting:
         path, reason = next(iter(reasons.items()))

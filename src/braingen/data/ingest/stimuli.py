@@ -20,7 +20,7 @@ from PIL import Image, ImageColor, UnidentifiedImageError
 
 from braingen.data.ingest.names import GUIDE
 from braingen.data.pictures import fit_picture
-from braingen.runtime.errors import UserError
+from braingen.runtime.errors import UserError, reason
 from braingen.runtime.files import identity, refuse_stand_in
 from braingen.runtime.untrusted import path_below
 
@@ -187,7 +187,7 @@ class OwnStimuli:
             if isinstance(error, UserError):
                 raise
             raise UserError(
-                f"{shown.path} is not a readable picture ({' '.join(str(error).split())}); {GUIDE}."
+                f"{shown.path} is not a readable picture ({reason(error)}); {GUIDE}."
             ) from error
 
     def _of_image(self, image: Image.Image, path: Path) -> LoadedStimulus:
@@ -259,7 +259,7 @@ def _array(path: Path, stamp: str) -> np.ndarray | h5py.Dataset:
         file = h5py.File(path, "r")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{path} is not a readable array of pictures ({' '.join(str(error).split())}); {GUIDE}."
+            f"{path} is not a readable array of pictures ({reason(error)}); {GUIDE}."
         ) from error
     fitting = [
         item for item in file.values() if isinstance(item, h5py.Dataset) and item.ndim in (3, 4)

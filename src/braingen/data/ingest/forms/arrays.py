@@ -23,11 +23,10 @@ from braingen.data.ingest.names import GUIDE, Named
 from braingen.data.large_files import release
 from braingen.data.nsd import BETAS_DATASET
 from braingen.runtime import arrays
-from braingen.runtime.errors import UserError
+from braingen.runtime.errors import UserError, reason
 from braingen.runtime.files import refuse_stand_in
 
 GLMSINGLE = "betasmd"
-_GLMSINGLE_SIGNS = {"betasmd", "R2", "HRFindex", "FRACvalue"}
 _ADMITTED = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
@@ -68,7 +67,7 @@ def load_arrays_of_pickle(path: Path) -> Mapping[str, Any]:
         found = found.item() if isinstance(found, np.ndarray) and found.ndim == 0 else found
         if isinstance(found, Mapping):
             return found
-        reason = "objects, no dictionary of arrays"
+        why = "objects, no dictionary of arrays"
     except (
         pickle.UnpicklingError,
         ValueError,
@@ -80,10 +79,10 @@ def load_arrays_of_pickle(path: Path) -> Mapping[str, Any]:
         KeyError,
         TypeError,
     ) as error:
-        reason = " ".join(str(error).split())
+        why = reason(error)
     raise UserError(
-        f"{path} is not a readable array (it is a pickle: {reason}); only dictionaries of arrays,"
-        f" as GLMsingle writes them, are read. {GUIDE}."
+        f"{path} is not a readable array (it is a pickle: {why}); only dictionaries of arrays, as"
+        f" GLMsingle writes them, are read. {GUIDE}."
     )
 
 
@@ -247,11 +246,11 @@ def read_npz(file: Named, asked: ReadRequest) -> ScanSource:
 
 def _pick(path: Path, shapes: Mapping[str, Any], asked: ReadRequest) -> tuple[str, tuple[str, ...]]:
     """Name of the dataset that holds the responses."""
-    told = ", ".join(f"`{name}`" for name in shapes) or "nothing"
+    there = ", ".join(f"`{name}`" for name in shapes) or "nothing"
     if asked.dataset:
         if asked.dataset not in shapes:
             raise UserError(
-                f"{path} has no dataset `{asked.dataset}` (it has {told}); name one with"
+                f"{path} has no dataset `{asked.dataset}` (it has {there}); name one with"
                 " prepare.dataset=NAME."
             )
         return asked.dataset, ()
@@ -275,7 +274,7 @@ def _pick(path: Path, shapes: Mapping[str, Any], asked: ReadRequest) -> tuple[st
     several = counted or fitting
     if len(several) != 1:
         raise UserError(
-            f"{path} has no dataset `{BETAS_DATASET}` (it has {told}); name the responses with"
+            f"{path} has no dataset `{BETAS_DATASET}` (it has {there}); name the responses with"
             " prepare.dataset=NAME."
         )
     return several[0], (
@@ -292,7 +291,7 @@ def read_hdf5(file: Named, asked: ReadRequest) -> ScanSource:
         opened = h5py.File(file.path, "r")
     except OSError as error:
         raise UserError(
-            f"{file.path} cannot be opened as HDF5 ({' '.join(str(error).split())}); {GUIDE}."
+            f"{file.path} cannot be opened as HDF5 ({reason(error)}); {GUIDE}."
         ) from error
     if opened.attrs.get("MATLAB_class") is not None or any(
         "MATLAB_class" in item.attrs for item in opened.values()

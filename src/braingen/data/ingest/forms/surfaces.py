@@ -12,7 +12,7 @@ import numpy as np
 
 from braingen.data.ingest.forms.base import ReadRequest, ScanPart, ScanSource
 from braingen.data.ingest.names import GUIDE, Named
-from braingen.runtime.errors import UserError
+from braingen.runtime.errors import UserError, reason
 from braingen.runtime.files import refuse_stand_in
 
 VERTICES = {
@@ -57,7 +57,7 @@ def read_gifti(file: Named, asked: ReadRequest) -> ScanSource:
         arrays = [array.data for array in opened.darrays]
     except Exception as error:  # readers of damaged files stumble in many ways
         raise UserError(
-            f"{file.path} is not a readable GIFTI file ({' '.join(str(error).split())}); {GUIDE}."
+            f"{file.path} is not a readable GIFTI file ({reason(error)}); {GUIDE}."
         ) from error
     if len(arrays) == 1 and arrays[0].ndim == 2:
         arrays = list(arrays[0].T)
@@ -89,8 +89,7 @@ def read_mgh(file: Named, asked: ReadRequest) -> ScanSource:
         trials = shape[3] if len(shape) > 3 else 1
     except Exception as error:  # readers of damaged files stumble in many ways
         raise UserError(
-            f"{file.path} is not a readable FreeSurfer file ({' '.join(str(error).split())});"
-            f" {GUIDE}."
+            f"{file.path} is not a readable FreeSurfer file ({reason(error)}); {GUIDE}."
         ) from error
     if sorted(shape[:3])[:2] != [1, 1]:
         raise UserError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from braingen.data.ingest.forms.base import ReadRequest, ScanPart, ScanSource
 from braingen.data.ingest.names import GUIDE, Named
-from braingen.runtime.errors import UserError
+from braingen.runtime.errors import UserError, reason
 from braingen.runtime.files import refuse_stand_in
 
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
@@ -22,9 +22,7 @@ _CORTEX = {"CIFTI_STRUCTURE_CORTEX_LEFT": "L", "CIFTI_STRUCTURE_CORTEX_RIGHT": "
 
 def damaged(path: Path, error: BaseException) -> UserError:
     """The sentence about a file that cannot be read."""
-    return UserError(
-        f"{path} is not a readable NIfTI file ({' '.join(str(error).split())}); {GUIDE}."
-    )
+    return UserError(f"{path} is not a readable NIfTI file ({reason(error)}); {GUIDE}.")
 
 
 def open_nifti(path: Path) -> Any:
