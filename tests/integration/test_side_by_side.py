@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from braingen.config import Config
-from braingen.demo.parallel import Task, group_of, process_count
 from braingen.runtime.errors import UserError
+from braingen.runtime.parallel import Task, group_of, process_count
 from braingen.runtime.preemption import Stopped, defer_signals, stoppable
 
 WAIT_SECONDS = 120

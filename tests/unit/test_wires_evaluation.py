@@ -765,7 +765,7 @@ def test_refined_pictures_and_what_people_judged_stand_beside_the_scores(
         {"ids": torch.from_numpy(IDS), "image": true, "image_clip": true.clone()},
         brain / EMBEDDINGS,
     )
-    (refined / "config.yaml").write_text("refiner: {strength: 0.5}")
+    (refined / "config.yaml").write_text("refinement: {strength: 0.5}")
     (refined / "finished").write_text('{"steps": 4}')
     with_stand_ins(monkeypatch)
     monkeypatch.setattr(stage, "refined_is_there", lambda config: True)

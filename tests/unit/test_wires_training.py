@@ -599,7 +599,7 @@ def test_only_a_finished_run_can_be_started_from(root, tmp_path):
         tiny_config(root, tmp_path / "first"), "image"
     ).embedding_decoder.save_pretrained(tmp_path / "first" / "image" / EMBEDDING_DECODER)
     (tmp_path / "first" / "image" / "config.yaml").write_text("a: 1")
-    config = tiny_config(root, tmp_path / "second", training__start_from=str(tmp_path / "first"))
+    config = tiny_config(root, tmp_path / "second", training__init_from=str(tmp_path / "first"))
     with pytest.raises(UserError, match="not finished"):
         encoder_setup.setup(config, "image")
 
@@ -755,7 +755,7 @@ def test_parcels_start_from_some_training_trials_of_their_own_subject(monkeypatc
             responses[subject].numpy(), Betas.of(Layout.of(root), subject).rows(some)
         )
     encoder_setup.setup(
-        tiny_config(root, tmp_path, encoder__model="BrainMoEVoxel", encoder__parcel_start="random"),
+        tiny_config(root, tmp_path, encoder__model="BrainMoEVoxel", encoder__parcel_init="random"),
         "image",
     )
     assert len(started) == 1
@@ -836,7 +836,7 @@ def test_gradients_are_averaged_over_the_steps_of_an_update_and_clipped(
         for first in range(0, len(epoch), size)
     ]
     assert seen.rates[-1] == pytest.approx(
-        free.optim.max_lr / 25_000
+        free.training.max_lr / 25_000
     )  # the schedule ends with the training
     assert seen.gradients == pytest.approx(groups, rel=1e-4)
     assert len(seen.rates) == len(groups) and (size == 1 or len(groups) < count)
@@ -1018,7 +1018,7 @@ def test_a_finished_run_is_left_alone_and_one_of_other_settings_refused(
     """Data, architecture, weights of the losses, optimizer, seed, and the run it starts from: none
     may change under a run.
     """
-    start = {"training__start_from": str(tmp_path / "first"), "training__num_epochs": "1"}
+    start = {"training__init_from": str(tmp_path / "first"), "training__num_epochs": "1"}
     stage.train(tiny_config(root, tmp_path / "first", training__num_epochs="1"), "image")
     config = tiny_config(root, tmp_path / "run", **start)
     folder = stage.train(config, "image")

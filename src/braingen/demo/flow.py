@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from braingen.config import Config
 from braingen.data.stimuli import Stimuli
-from braingen.demo.parallel import Task, group_of
 from braingen.demo.quickstart import PAGE, quickstart
 from braingen.evaluation.evaluate import evaluate
 from braingen.generation.reconstruct import (
@@ -27,6 +26,7 @@ from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import clear_temporaries, replaced_folder, write_json
+from braingen.runtime.parallel import Task, group_of
 from braingen.runtime.paths import drawn_folder, run_folder, subject_configs
 from braingen.runtime.text_files import read_json
 from braingen.simulation.dataset import simulate

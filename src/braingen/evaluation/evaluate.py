@@ -22,7 +22,6 @@ from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
 from braingen.data.sealed_runs import at_test_set, at_training_data
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
-from braingen.demo.parallel import ALONE, Group, Task
 from braingen.encoders.trained import load_embedding_decoder
 from braingen.evaluation.averaged import Scored, averaged, intervals
 from braingen.evaluation.decoding import FEWEST_CANDIDATES, decoder_scores, scores_by_part
@@ -61,6 +60,7 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json, write_text
+from braingen.runtime.parallel import ALONE, Group, Task
 from braingen.runtime.paths import (
     EMBEDDINGS,
     INDEX,
