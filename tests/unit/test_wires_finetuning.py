@@ -33,7 +33,7 @@ from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import hold_out_images, train_trials
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
-from braingen.encoders.trained import load_embedding_decoders
+from braingen.encoders.trained import load_embedding_decoders, modalities
 from braingen.generation.conditioned_unet import ConditionedUNet, expert_counts, read
 from braingen.generation.lora import add_lora, load_lora, lora_parameters, lora_weights
 from braingen.generation.trained_modules import finetuned_folder, load_finetuned, save_finetuned
@@ -744,7 +744,12 @@ def test_setup_follows_every_setting_of_routers_and_backbone(tiny, monkeypatch):
         "space": "cross",
         "space_grid": "4",
     }
-    tune = {"resolution": "64", "attention": "sdpa", "gradient_checkpointing": "true"}
+    tune = {
+        "resolution": "64",
+        "attention": "sdpa",
+        "gradient_checkpointing": "true",
+        "validation_images": "1",
+    }
     settings = {f"router__{name}": value for name, value in more.items()} | {
         f"finetune__{name}": value for name, value in tune.items()
     }
@@ -765,7 +770,7 @@ def test_setup_follows_every_setting_of_routers_and_backbone(tiny, monkeypatch):
     sides: list[int] = []
     spy(monkeypatch, TableTargets, "latents", lambda self, images, size: sides.append(size))
     parts = stage.setup(config)
-    assert sides == [64] and len(parts.data.held_out.rows) == config.finetune.validation_images == 3
+    assert sides == [64] and len(parts.data.held_out.rows) == 1
     assert asked == [
         (config.backbone.path, "somewhere", torch.float32, {"vae_dtype": torch.float32})
     ]
@@ -911,6 +916,21 @@ def test_the_encoders_of_image_and_text_come_from_their_own_runs_frozen(root, tm
                 strict=True,
             )
         )
+    (tmp_path / "run" / "text" / "finished").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        load_embedding_decoders(config)
+
+
+def test_text_is_decoded_where_it_is_wanted_and_captions_are_there_or_an_encoder_is(tmp_path):
+    wanted, unwanted = (
+        tiny_config(tmp_path / "data", tmp_path / "run", generation__use_text=use)
+        for use in ("true", "false")
+    )
+    assert modalities(wanted) == ("image", "text") and modalities(unwanted) == ("image",)
+    Layout.of(wanted.data.root).captions().unlink()
+    assert modalities(wanted) == ("image",)
+    (tmp_path / "run" / "text" / "embedding_decoder").mkdir(parents=True)
+    assert modalities(wanted) == modalities(unwanted) == ("image", "text")
 
 
 # --- the loop -------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from unit.tiny_training import (
 
 from braingen.config import Config
 from braingen.config.training import LossConfig
-from braingen.data.batches import RepeatBatches, RepeatedBatch
+from braingen.data.batches import RepeatBatches, RepeatedBatch, TrainBatches
 from braingen.data.betas import Betas
 from braingen.data.trials import Repeats, hold_out_images, test_trials, train_trials
 from braingen.encoders import losses
@@ -452,6 +452,14 @@ def test_epochs_show_every_trial_once_in_an_order_of_their_own_with_chances_of_t
     assert seen.progress == pytest.approx(
         [number / (3 * seen.steps) for number in range(3 * seen.steps)]
     )
+
+
+def test_subjects_are_shown_their_trials_in_orders_of_their_own(root, tmp_path):
+    layout = Layout.of(tiny_config(root, tmp_path).data.root)
+    subjects = [(train_trials(layout, subject), Betas.of(layout, subject)) for subject in (1, 2)]
+    assert len(subjects[0][0].table) == len(subjects[1][0].table)
+    one, other = TrainBatches(subjects, 20, 0).chosen(0, 0)
+    assert one.tolist() != other.tolist()
 
 
 @pytest.mark.parametrize(
