@@ -1,8 +1,10 @@
 """Stacked experts against a Python loop over experts: seconds per training step and peak memory, at
 full size.
 
-    python benchmarks/batched_experts.py                 4096 units, 15 724 voxels, batch 24, forward + backward + AdamW
-    python benchmarks/batched_experts.py --hidden_dim 512 --voxels 2000 --clip_emb_dim 128 --batch 64
+    python benchmarks/batched_experts.py                 4096 units, 15 724 voxels, batch 24,
+                                                         forward + backward + AdamW
+    python benchmarks/batched_experts.py --hidden_dim 512 --voxels 2000 --batch 64 \\
+        --clip_emb_dim 128
     python benchmarks/batched_experts.py --device cuda
 
 "loop" has every expert as a module of its own, made of torch's layers and called one after another,

@@ -2,7 +2,8 @@
 demo's size, in operations at full size.
 
     python benchmarks/conditioning_cost.py                     both
-    python benchmarks/conditioning_cost.py --skip seconds      full size only: on the meta device, without weights
+    python benchmarks/conditioning_cost.py --skip seconds      full size only: on the meta device,
+                                                               without weights
 
 Bare is the same loop with a condition that never changes. Reading is encoder and prior of image and
 text, of three presentations. With the order "step" the priors are asked at every step, one call

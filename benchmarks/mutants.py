@@ -1,10 +1,15 @@
 """Mutation testing: change one expression of a loop at a time and see whether the quick tests fail.
 
     pip install mutmut
-    python benchmarks/mutants.py --out mutants.jsonl                     a sample of every module of benchmarks/mutants.toml
-    python benchmarks/mutants.py --out after.jsonl --again mutants.jsonl the survivors of an earlier run, with the present tests
-    python benchmarks/mutants.py --out mutants.jsonl --summary           the scores, and the survivors
-    python benchmarks/mutants.py --out wires.jsonl --wires               cuts every wire of benchmarks/wires.toml, one at a time
+    python benchmarks/mutants.py --out mutants.jsonl                     a sample of every module of
+                                                                         benchmarks/mutants.toml
+    python benchmarks/mutants.py --out after.jsonl --again mutants.jsonl
+                the survivors of an earlier run, with the present tests
+    python benchmarks/mutants.py --out mutants.jsonl --summary           the scores, and the
+                                                                         survivors
+    python benchmarks/mutants.py --out wires.jsonl --wires               cuts every wire of
+                                                                         benchmarks/wires.toml, one
+                                                                         at a time
 
 The changes are those of mutmut. mutmut's own runner leaves out decorated functions
 (`torch.no_grad()`) and measures the tests with its own import path; here every mutant runs in a

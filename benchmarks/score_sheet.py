@@ -2,7 +2,8 @@
 every part, for N images.
 
     python benchmarks/metric_table_of.py                              1000 images
-    python benchmarks/metric_table_of.py --images 100 --threads 1     and the seconds of 1000 by proportion
+    python benchmarks/metric_table_of.py --images 100 --threads 1     and the seconds of 1000 by
+                                                                      proportion
 
 Weights are random, so nothing here is a score and no value is printed. Pictures are seeded noise,
 smooth enough to be pictures. Every part runs in a process of its own, so that its peak memory is

@@ -1,7 +1,8 @@
 """Two-way identification against the published way, ``numpy.corrcoef`` over both stacks: seconds,
 processor seconds and peak memory.
 
-    python benchmarks/two_way.py                          1000 x 139 968 features, as measured for the published code
+    python benchmarks/two_way.py                          1000 x 139 968 features, as measured for
+                                                          the published code
     python benchmarks/two_way.py --images 300 --threads 1
 
 Each way runs in a process of its own on the same seeded features (the second set is a noisy copy of

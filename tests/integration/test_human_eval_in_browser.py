@@ -128,10 +128,9 @@ def answer_of(shown: ShownTrial, plan: Plan) -> str:
 
 
 def button(answer: str) -> str:
-    return (
-        ".asking"
-        f' [data-choice="{ {"left": 0, "right": 1}.get(answer) if answer in ("left", "right") else int(answer) - 1 }"]'
-    )
+    sides = {"left": 0, "right": 1}
+    choice = sides[answer] if answer in sides else int(answer) - 1
+    return f'.asking [data-choice="{choice}"]'
 
 
 def results(folder: Path) -> list[dict[str, str]]:

@@ -22,32 +22,43 @@ IMAGES = 30
 CONTRAST = """(() => {
   const probe = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
   const rgba = (colour) => {
-    probe.clearRect(0, 0, 1, 1); probe.fillStyle = colour; probe.fillRect(0, 0, 1, 1); return [...probe.getImageData(0, 0, 1, 1).data];
+    probe.clearRect(0, 0, 1, 1); probe.fillStyle = colour; probe.fillRect(0, 0, 1, 1);
+    return [...probe.getImageData(0, 0, 1, 1).data];
   };
-  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255).map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+  const light = ([r, g, b]) => [r, g, b].map((c) => c / 255)
+    .map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
     .reduce((sum, c, k) => sum + c * [0.2126, 0.7152, 0.0722][k], 0);
   const ground = (element) => {
-    for (let e = element; e; e = e.parentElement) { const c = rgba(getComputedStyle(e).backgroundColor); if (c[3] > 250) return c; }
+    for (let e = element; e; e = e.parentElement) {
+      const c = rgba(getComputedStyle(e).backgroundColor);
+      if (c[3] > 250) return c;
+    }
     return [255, 255, 255];
   };
   const low = new Set();
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const element = walker.currentNode.parentElement;
-    if (!walker.currentNode.textContent.trim() || !element.checkVisibility() || element.closest('script, style, .hidden, .skip')) continue;
+    if (!walker.currentNode.textContent.trim() || !element.checkVisibility()
+        || element.closest('script, style, .hidden, .skip')) continue;
     const style = getComputedStyle(element);
     const ink = element.closest('svg') ? style.fill : style.color;
     const [a, b] = [light(rgba(ink)), light(ground(element))].sort((x, y) => y - x);
     const ratio = (a + 0.05) / (b + 0.05);
     const large = parseFloat(style.fontSize) >= 24;
-    const what = `${element.tagName}.${element.className} ${walker.currentNode.textContent.trim().slice(0, 30)}`;
+    const words = walker.currentNode.textContent.trim().slice(0, 30);
+    const what = `${element.tagName}.${element.className} ${words}`;
     if (ratio < (large ? 3 : 4.5)) low.add(`${ratio.toFixed(2)} ${what}`);
   }
   return [...low];
 })()"""
-SMALL_TARGETS = """[...document.querySelectorAll('button, select, summary, nav a, .segments label, .tick')]
-  .filter((e) => e.checkVisibility() && (e.getBoundingClientRect().height < 43.5 || e.getBoundingClientRect().width < 40))
-  .map((e) => `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 20)} ${e.getBoundingClientRect().height}`)"""
+SMALL_TARGETS = """[...document.querySelectorAll(
+    'button, select, summary, nav a, .segments label, .tick')]
+  .filter((e) => e.checkVisibility())
+  .map((e) => [e, e.getBoundingClientRect()])
+  .filter(([e, box]) => box.height < 43.5 || box.width < 40)
+  .map(([e, box]) =>
+    `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 20)} ${box.height}`)"""
 VISIBLE = "[...document.querySelectorAll('.cards .card')].filter((card) => card.checkVisibility())"
 ORDER = f"{VISIBLE}.map((card) => Number(card.dataset.order))"
 

@@ -47,9 +47,8 @@ def problem(processes: int):
 
 def two_processes(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    one_step(
-        rank, folder
-    )  # lets go of the wrapped model, which must not be the last to hold the group: that may wait for ever
+    # lets go of the wrapped model, which must not be the last to hold the group
+    one_step(rank, folder)
     # a process that leaves while the other still talks to it takes that one's threads down
     dist.barrier()
     dist.destroy_process_group()

@@ -238,7 +238,9 @@ def test_javascript_draws_the_same(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(json.dumps(plan_as_json(plan)))
     script = (
         (site.ASSETS / "session.js").read_text()
-        + "\nconst plan = JSON.parse(require('fs').readFileSync(process.argv[2]));console.log(JSON.stringify(['P01', 'Ä-2'].map((code) => sessionOf(plan, code).map((s) => [s.trial.id, s.left, s.right]))));"
+        + "\nconst plan = JSON.parse(require('fs').readFileSync(process.argv[2]));"
+        + "const sides = (code) => sessionOf(plan, code).map((s) => [s.trial.id, s.left, s.right]);"
+        + "console.log(JSON.stringify(['P01', 'Ä-2'].map(sides)));"
     )
     (tmp_path / "run.js").write_text(script)
     words = ["node", str(tmp_path / "run.js"), str(tmp_path / "plan.json")]

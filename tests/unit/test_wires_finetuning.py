@@ -642,7 +642,7 @@ def dense_embedding_decoder() -> EmbeddingDecoder:
     return EmbeddingDecoder("BrainEncoder", encoder, None).eval()
 
 
-def test_levels_are_means_of_their_own_experts_coarse_to_fine_and_the_output_is_the_mean_of_levels():
+def test_levels_are_means_of_their_own_experts_and_the_output_is_the_mean_of_levels():
     experts = torch.arange(6.0)[None, :, None, None].expand(2, 6, 1, 3)
     found = from_experts(experts, COUNTS)
     assert [x.shape[1] for x in found.expert_backbone] == list(COUNTS) and torch.equal(

@@ -62,9 +62,9 @@ def condition(section: str, field: str) -> str:
     parts = []
     variants, having_it = variants_of(section), having(section, field)
     if len(having_it) < len(variants):
-        parts.append(
-            f"{section}.model={' or '.join((', '.join(having_it[:-1]), having_it[-1])) if having_it[1:] else having_it[0]}"
-        )
+        *others, last = having_it
+        named = f"{', '.join(others)} or {last}" if others else last
+        parts.append(f"{section}.model={named}")
     parts += [
         need.words(section)
         for need in fields_of(section)[field].metadata

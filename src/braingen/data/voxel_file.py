@@ -1,9 +1,12 @@
 """Voxels somebody brings along: an array or a file of a known subject's responses, single trials or
 repeats.
 
-    .npy            V, N x V, or N x R x V (R presentations of each picture; a row of NaN is one that there was not)
-    .npz, .h5       the same under `voxels` (or `betas`), image ids under `ids` (or `image_ids`, `image`)
-    .nii, .nii.gz   x, y, z or x, y, z, N in the subject's functional space: the mask of the data folder says which voxels
+    .npy            V, N x V, or N x R x V (R presentations of each picture; a row of NaN is one
+                    that there was not)
+    .npz, .h5       the same under `voxels` (or `betas`), image ids under `ids` (or `image_ids`,
+                    `image`)
+    .nii, .nii.gz   x, y, z or x, y, z, N in the subject's functional space: the mask of the data
+                    folder says which voxels
 
 Beside a file without ids, `<name>_ids.npy` may lie. Rows with the same id are presentations of one
 picture; without ids every row is a picture of its own.

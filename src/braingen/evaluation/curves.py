@@ -82,14 +82,9 @@ def markdown(curve: Curve, notes: Sequence[str] = ()) -> str:
         )
     told = ["Value [95 % interval over images] ± standard deviation between seeds."]
     chances = {point.score: point.chance for point in curve.points if point.chance is not None}
-    told += (
-        [
-            "Chance:"
-            f" {', '.join(f'{metric(score).title} {chance:.3g}' for score, chance in chances.items())}."
-        ]
-        if chances
-        else []
-    )
+    if chances:
+        named = (f"{metric(score).title} {chance:.3g}" for score, chance in chances.items())
+        told.append(f"Chance: {', '.join(named)}.")
     return "\n".join([*lines, "", *told, *notes]) + "\n"
 
 

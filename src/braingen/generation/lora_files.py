@@ -2,9 +2,11 @@
 
     unet.A.lora_A.weight, unet.A.lora_B.weight          diffusers (what is written here)
     unet.A.lora.down.weight, unet.A.lora.up.weight      diffusers, older; both may stand in one file
-    base_model.model.A.lora_A.weight                    peft (adapter_model.safetensors, with adapter_config.json beside it)
+    base_model.model.A.lora_A.weight                    peft (adapter_model.safetensors, with
+                                                        adapter_config.json beside it)
     A.processor.to_q_lora.down.weight                   diffusers, older (attention processors)
-    lora_unet_A_B.lora_down.weight, lora_unet_A_B.alpha kohya, also with the block names of Stability's code (input_blocks_4_1)
+    lora_unet_A_B.lora_down.weight, lora_unet_A_B.alpha
+        kohya, also with the block names of Stability's code (input_blocks_4_1)
 
 What is no plain LoRA (DoRA, LoHa, LoKr, LoCon's middle factors, biases) is refused with its kind.
 """

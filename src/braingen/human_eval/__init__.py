@@ -2,7 +2,8 @@
 figures.
 
 plan.py        which pictures are asked about, and every trial
-session.py     which trials one rater sees, in which order, on which sides: a function of seed and rater code
+session.py     which trials one rater sees, in which order, on which sides: a function of seed and
+               rater code
 site.py        the folder of static files that is given to raters, and whether it is still whole
 consent.py     the text that the researcher fills in
 answers.py     result files: their columns, and what is wrong with one

@@ -5,7 +5,8 @@ inputs.py    what a run folder and its data folder offer to a page
 tables.py    scores and their names, per-image tables, settings, as people read them
 pictures.py  pictures as data URIs, and the plain sheet of the README
 figures.py   charts as inline SVG
-parts.py, compared.py, refinement.py, routers.py, people.py    sections that have a file of their own
+parts.py, compared.py, refinement.py, routers.py, people.py    sections that have a file of their
+                                                               own
 page.py      the sections, and the page they make
 """
 

@@ -1,7 +1,8 @@
 """A run folder: what was asked for, what came of it, and what it takes to continue.
 
     config.yaml        the settings, exactly
-    provenance.json    versions, git commit, seeds, config hash, and every command that worked on this run
+    provenance.json    versions, git commit, seeds, config hash, and every command that worked on
+                       this run
     metrics.jsonl      one record per line, each with its step
     state.safetensors  everything needed to go on after being killed
     *.safetensors      weights; models themselves are folders written by save_pretrained

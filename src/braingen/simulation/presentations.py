@@ -19,9 +19,8 @@ from braingen.runtime.errors import UserError
 
 _CLOSE_SHARE = 0.5  # of the presentations lie close to the others of their picture
 _CLOSE = 0.25  # sd of their distance, in sessions
-_OLD_TEST_SHARE = (
-    37 / 40
-)  # of the sessions: the older, smaller test set was made when three of NSD's forty were still held back
+# of the sessions: the older, smaller test set was made when three of NSD's forty were held back
+_OLD_TEST_SHARE = 37 / 40
 
 
 class Design(NamedTuple):

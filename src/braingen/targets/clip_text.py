@@ -191,15 +191,14 @@ class CLIPTextEncoderDual(nn.Module):
         return next(self.parameters()).device
 
     def _ids(self, name: str, texts: Sequence[str]) -> Tensor:
-        encoded = self.tokenizers[
-            name
-        ](
+        encoded = self.tokenizers[name](
             list(texts),
             padding="max_length",
             truncation=True,
+            # always the full length: an embedding must not depend on the batch's other texts
             max_length=self.length,
             return_tensors="pt",
-        )  # always the full length, so that an embedding does not depend on the other texts of the batch
+        )
         return encoded["input_ids"].to(self.device)
 
     def _end(self, name: str, ids_BT: Tensor) -> Tensor:

@@ -3,7 +3,8 @@ later is appended.
 
     subjects.tsv    subject, label
     sessions.tsv    subject, session, label, order (by what sessions were ordered)
-    pictures.tsv    image, stim_file, pixels (digest), source, stamp (size and time of the file), side (train or test)
+    pictures.tsv    image, stim_file, pixels (digest), source, stamp (size and time of the file),
+                    side (train or test)
 
 Two names of one picture have the same image id.
 """
