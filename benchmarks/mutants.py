@@ -187,6 +187,19 @@ class Outcome(NamedTuple):
     seconds: float
     imported: set[str]
     """Modules of the package that the tests imported."""
+    failed: str
+    """The test that failed first, as pytest calls it; empty where none did."""
+
+
+class FirstFailure:
+    """A plugin of pytest that remembers which test failed."""
+
+    def __init__(self) -> None:
+        self.test = ""
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and not self.test:
+            self.test = report.nodeid
 
 
 def outcome(mutant: Mutant | None, tests: list[str]) -> Outcome:
@@ -204,17 +217,18 @@ def outcome(mutant: Mutant | None, tests: list[str]) -> Outcome:
             sys.meta_path.insert(0, Finder(mutant))
         import pytest
 
-        code = 1
+        code, failure = 1, FirstFailure()
         try:
-            code = int(pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]))
-            os.write(writing, " ".join(name for name in sys.modules if name.startswith("braingen.")).encode())
+            code = int(pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"], plugins=[failure]))
+            imported = [name for name in sys.modules if name.startswith("braingen.")]
+            os.write(writing, json.dumps([failure.test, imported]).encode())
         finally:
             os._exit(code)
     os.close(writing)
     with os.fdopen(reading, encoding="utf-8") as pipe:
-        imported = set(pipe.read().split())
+        failed, imported = json.loads(pipe.read() or '["", []]')
     _, status = os.waitpid(child, 0)
-    return Outcome(os.waitstatus_to_exitcode(status) == 0, time.monotonic() - began, imported)
+    return Outcome(os.waitstatus_to_exitcode(status) == 0, time.monotonic() - began, set(imported), failed)
 
 
 def warm() -> None:
@@ -292,15 +306,15 @@ def main() -> None:
             continue
         chosen = [f"tests/{path}" for path in paths]
         if options.wires:  # each has tests of its own, which `make test` runs without a cut
-            clean[" ".join(chosen)] = Outcome(True, 0.0, {dotted(mutant.module)})
+            clean[" ".join(chosen)] = Outcome(True, 0.0, {dotted(mutant.module)}, "")
         first = clean.get(" ".join(chosen)) or clean.setdefault(" ".join(chosen), outcome(None, chosen))
         if not first.passed:
             sys.exit(f"These tests fail without any change: {' '.join(chosen)}")
         if dotted(mutant.module) in first.imported:
             now = outcome(mutant, chosen)
         else:  # no test can notice what it never imports
-            now = Outcome(True, 0.0, set())
-        entry = mutant._asdict() | {"killed": not now.passed, "seconds": round(now.seconds, 1)}
+            now = Outcome(True, 0.0, set(), "")
+        entry = mutant._asdict() | {"killed": not now.passed, "by": now.failed, "seconds": round(now.seconds, 1)}
         del entry["code"]
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")

@@ -128,30 +128,6 @@ def test_held_out_losses_that_are_no_numbers(subject, tmp_path, capsys, monkeypa
     assert not list(tmp_path.rglob("finished"))
 
 
-def test_under_a_loss_scale_single_passes_may_overflow(tmp_path):
-    from braingen.errors import UserError
-    from braingen.runs import Run
-    from braingen.stages.steps import Divergence, StepLosses
-
-    class Alone:
-        def greatest(self, value: int) -> int:
-            return value
-
-    sound = StepLosses.of({"a": torch.ones(())})
-    nan = StepLosses.of({"a": torch.full((), np.nan)})
-    with Run.start(tmp_path, {"a": 1}) as run:
-        scaled = Divergence(run, Alone(), True, "Lower it.")
-        for _ in range(3):
-            assert not any(scaled.passed(nan, "here") for _ in range(Divergence.TOLERATED))
-            assert scaled.passed(sound, "here")
-        assert not any(scaled.passed(nan, "here") for _ in range(Divergence.TOLERATED))
-        assert not (tmp_path / "diverged.json").exists()
-        with pytest.raises(UserError, match=r"here: a nan.* Lower it\."):
-            scaled.passed(nan, "here")
-    with Run.start(tmp_path, {"a": 2}) as run, pytest.raises(UserError):
-        Divergence(run, Alone(), False, "").passed(nan, "here")
-
-
 # --- frozen weights and data that are no numbers ---
 
 

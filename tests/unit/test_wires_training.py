@@ -8,33 +8,40 @@ from __future__ import annotations
 
 from itertools import chain
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss
-from unit.tiny_training import WIDTH, LinearReader, TableTargets, spy, table, tiny_config
+from unit.tiny_training import WIDTH, LinearReader, TableTargets, spy, table, tiny_config, with_a_gap
 
 from braingen.brain import losses
 from braingen.brain.expert_router import AffinityRouter
 from braingen.brain.reader import BrainReader
+from braingen.brain.voxel_moe import BrainMoEVoxel
 from braingen.config import Config
 from braingen.config.reading import LossConfig
 from braingen.data.batches import RepeatedBatch
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
 from braingen.data.trials import hold_out_images, test_trials, train_trials
+from braingen.errors import UserError
 from braingen.records import Trials, VoxelBatch
 from braingen.run_layout import READER
+from braingen.runs import Run
 from braingen.scores import decoding
 from braingen.stages import reader_setup
 from braingen.stages import reading as stage_reading
 from braingen.stages import train as stage
-from braingen.stages.steps import StepLosses, hash_seed
+from braingen.stages.checkpoints import Place
+from braingen.stages.steps import Divergence, StepLosses, hash_seed
+from braingen.stages.workers import Workers
 
 SCALES = {
     "clip_scale": 2.0,
@@ -319,11 +326,22 @@ def test_epochs_show_every_trial_once_in_an_order_of_their_own_with_chances_of_t
     assert seen.progress == pytest.approx([number / (3 * seen.steps) for number in range(3 * seen.steps)])
 
 
-@pytest.mark.parametrize(("modality", "scale"), [("image", 1.0), ("text", 4.0)])
-def test_setup_gives_every_image_its_own_target_in_units_of_the_training_images(root, tmp_path, modality, scale):
-    config = tiny_config(root, tmp_path, data__subjects="1,2", loss_image__clip_scale="1", loss_text__clip_scale="4")
+@pytest.mark.parametrize(
+    ("modality", "scale", "more"),
+    [
+        ("image", 1.0, {}),
+        ("text", 4.0, {"run__seed": "5", "data__holdout_share": "0.45"}),
+        ("image", 1.0, {"data__num_sessions": "1", "data__holdout_share": "0.1"}),
+    ],
+)
+def test_setup_gives_every_image_its_own_target_in_units_of_the_training_images(root, tmp_path, modality, scale, more):
+    config = tiny_config(root, tmp_path, data__subjects="1,2", loss_image__clip_scale="1", loss_text__clip_scale="4", **more)
     parts = reader_setup.setup(config, modality)
     held, kept = held_out_and_kept(config)
+    trained_on = [part for step in range(parts.batches.steps) for part in parts.batches.batch(0, step)]
+    assert {image for part in trained_on for image in part.image_B.tolist()} == kept
+    count = sum(len(train_trials(Layout.of(root), subject, config.data.num_sessions).table) for subject in (1, 2))
+    assert len(parts.batches._rows[0]) + len(parts.batches._rows[1]) + sum(len(trials.table) for trials, _ in parts.held_out) == count
     known = table(modality)[sorted(kept)]
     mean, spread = known.mean(0), (known - known.mean(0)).std()
     for image in range(24):
@@ -387,6 +405,34 @@ def test_two_processes_get_different_trials_of_the_same_step(root, tmp_path):
     assert len(first) == len(second) and not set(first) & set(second)
 
 
+def test_parcels_start_from_some_training_trials_of_their_own_subject(monkeypatch, root, tmp_path):
+    started: list[dict[int, Tensor]] = []
+    spy(monkeypatch, BrainMoEVoxel, "start_from", lambda self, responses: started.append(responses))
+    monkeypatch.setattr(reader_setup, "PARCEL_TRIALS", 6)
+    config = tiny_config(root, tmp_path, data__subjects="1,2", encoder__model="BrainMoEVoxel")
+    reader_setup.setup(config, "image")
+    (responses,) = started
+    held, _ = held_out_and_kept(config)
+    for subject in (1, 2):
+        trials = train_trials(Layout.of(root), subject).table
+        rows = trials["trial"][~trials["image"].isin(held)].to_numpy()
+        some = rows[:: math.ceil(len(rows) / 6)]
+        assert 3 < len(some) <= 6 and some[-1] > rows[len(rows) // 2]
+        np.testing.assert_array_equal(responses[subject].numpy(), Betas.of(Layout.of(root), subject).rows(some))
+    reader_setup.setup(tiny_config(root, tmp_path, encoder__model="BrainMoEVoxel", encoder__parcel_start="random"), "image")
+    assert len(started) == 1
+
+
+def test_every_process_gets_its_share_and_the_fold_it_is_for(root, tmp_path):
+    config = tiny_config(root, tmp_path)
+    accelerator = SimpleNamespace(process_index=1, num_processes=2)
+    fold = reader_setup.Fold(1, 3)
+    parts = stage.parts_of(config, "image", accelerator, Workers(config), fold)  # type: ignore[arg-type]
+    assert (parts.batches.rank, parts.batches.world) == (1, 2)
+    ((_, judged),) = reader_setup.splits_of(config, fold)
+    assert set(parts.held_out[0][0].table["image"]) == set(judged.table["image"])
+
+
 # --- updates --------------------------------------------------------------------------------------------------------
 
 
@@ -398,6 +444,21 @@ def test_the_learning_rate_rises_for_two_epochs_and_falls_to_a_thousandth_of_its
     assert len(rates) // 8 <= top <= 2 * len(rates) // 8 + 1
     assert rates[: top + 1] == sorted(rates[: top + 1]) and rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[-1] < rates[0] / 10
+
+
+@pytest.mark.parametrize(("epochs", "top"), [(3, 0.3), (10, 0.2)])
+def test_the_schedule_is_the_published_one(root, tmp_path, epochs, top):
+    """Up for two epochs, or three tenths of a short training, from a 25th of the peak; down to a thousandth of the start."""
+    config = tiny_config(root, tmp_path, optim__num_epochs=str(epochs), optim__max_lr="0.5")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    schedule = stage.schedule_of(optimizer, config, 10)
+    rates = []
+    for _ in range(10 * epochs):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert int(np.argmax(rates)) == round(top * 10 * epochs) - 1
+    assert (rates[0], max(rates), rates[-1]) == pytest.approx((0.5 / 25, 0.5, 0.5 / 25 / 1000))
 
 
 @pytest.mark.parametrize("together", ["1", "2"])
@@ -488,13 +549,14 @@ def test_a_validation_averages_presentations_and_scores_the_embedding_after_the_
     config = tiny_config(root, tmp_path, data__subjects="1,2")
     parts = reader_setup.setup(config, "image")
     reader = LinearReader({1: 41, 2: 42})
+    parts = parts._replace(held_out=[(with_a_gap(trials), betas) for trials, betas in parts.held_out])
     found = stage.validate(reader, parts._replace(reader=reader))
     assert reader.modes and not any(reader.modes) and reader.training
     backbone, clip, truth = [], [], []
     for trials, betas in parts.held_out:
         for image in sorted(set(trials.table["image"])):
             rows = trials.table["trial"][trials.table["image"] == image].to_numpy()
-            assert len(rows) == 3
+            assert len(rows) == 2 + (image > trials.table["image"].min())
             out = reader(torch.from_numpy(betas.rows(rows)), trials.subject)
             backbone.append(out.backbone_BTD.mean(0))
             clip.append(out.clip_BTD.mean(0))
@@ -520,6 +582,119 @@ def row_numbers(parts: Any) -> np.ndarray:
     rows = np.full(24, -1)
     rows[images] = np.arange(len(images))
     return rows
+
+
+# --- a run is known by its settings ---------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_left_alone_and_one_of_other_settings_refused(monkeypatch, root, tmp_path):
+    """Data, architecture, weights of the losses, optimizer, seed, and the run it starts from: none may change under a run."""
+    start = {"optim__start_from": str(tmp_path / "first"), "optim__num_epochs": "1"}
+    stage.train(tiny_config(root, tmp_path / "first", optim__num_epochs="1"), "image")
+    config = tiny_config(root, tmp_path / "run", **start)
+    folder = stage.train(config, "image")
+    monkeypatch.setattr(stage, "fit", lambda *_: pytest.fail("trained again"))
+    assert stage.train(config, "image") == folder
+    changes = {
+        "data.num_sessions": "1",
+        "data.subjects": "2",
+        "encoder.dropout": "0.5",
+        "prior.depth": "2",
+        "loss_image.mse_scale": "9",
+        "optim.max_lr": "0.5",
+    }
+    for name, value in changes.items():
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            stage.train(tiny_config(root, tmp_path / "run", **start, **{name.replace(".", "__"): value}), "image")
+    with pytest.raises(UserError, match="seed"):
+        stage.train(tiny_config(root, tmp_path / "run", **start, run__seed="4"), "image")
+    weights = next((tmp_path / "first" / "image" / READER).glob("*.safetensors"))
+    save_file({name: value + 1 for name, value in load_file(weights).items()}, weights)
+    with pytest.raises(UserError, match="started_from"):
+        stage.train(config, "image")
+
+
+def test_every_process_drops_and_mixes_by_chances_of_its_own(monkeypatch, root, tmp_path):
+    config = tiny_config(root, tmp_path)
+    parts = reader_setup.setup(config, "image")
+    optimizer = stage.optimizer_of(parts.reader, config)
+    seeds: list[int] = []
+
+    class Enough(Exception):
+        pass
+
+    def step(reader: Any, batch: Any, parts: Any, progress: float, mixing: torch.Generator) -> StepLosses:
+        seeds.extend((torch.initial_seed(), mixing.initial_seed()))
+        raise Enough
+
+    monkeypatch.setattr(stage, "step", step)
+    for rank in range(3):
+        accelerator: Any = SimpleNamespace(process_index=rank)
+        nothing: Any = None
+        training = stage.Training(stage.Whole(parts.reader), optimizer, nothing, accelerator, parts, generator(), nothing)
+        with pytest.raises(Enough):
+            stage.train_epoch(config, training, Place(epoch=1), nothing, nothing)
+    assert len(set(seeds)) == 6 and seeds[:2] == [hash_seed(0, "dropout", 1), hash_seed(0, "mixing", 1)]
+
+
+# --- numbers that are none ------------------------------------------------------------------------------------------
+
+
+class Together:
+    """Processes, of which another may have found something."""
+
+    def __init__(self, found: int = 0) -> None:
+        self.found = found
+
+    def greatest(self, value: int) -> int:
+        return max(value, self.found)
+
+
+SOUND, BROKEN = (StepLosses.of({"clip": torch.tensor(1.0), "prior": torch.tensor(value)}) for value in (2.0, math.nan))
+
+
+def test_losses_that_are_no_numbers_stop_the_training_in_every_process(tmp_path):
+    with Run.start(tmp_path, {"a": 1}) as run:
+        alone = Divergence(run, Together(), False, "Lower it.")  # type: ignore[arg-type]
+        assert alone.passed(SOUND, "here")
+        alone.validated({"validation/cosine": 0.5}, "there")
+        assert not (tmp_path / "diverged.json").exists()
+        with pytest.raises(UserError, match=r"NaN or infinite losses here: prior nan\. .*Lower it\."):
+            alone.passed(BROKEN, "here")
+        assert json.loads((tmp_path / "diverged.json").read_text())["reason"] == "NaN or infinite losses here: prior nan"
+        with pytest.raises(UserError, match=r"there: validation/cosine inf\."):
+            alone.validated({"validation/cosine": math.inf, "validation/retrieval": 0.5}, "there")
+        with pytest.raises(UserError, match=r"here: clip 1, prior 2\."):  # another process's are not numbers
+            Divergence(run, Together(1), False, "").passed(SOUND, "here")  # type: ignore[arg-type]
+
+
+def test_under_a_loss_scale_single_passes_may_overflow(tmp_path):
+    with Run.start(tmp_path, {"a": 1}) as run:
+        scaled = Divergence(run, Together(), True, "Lower it.")  # type: ignore[arg-type]
+        for _ in range(3):
+            assert not any(scaled.passed(BROKEN, "here") for _ in range(Divergence.TOLERATED))
+            assert scaled.passed(SOUND, "here")
+        assert not any(scaled.passed(BROKEN, "here") for _ in range(Divergence.TOLERATED))
+        assert not (tmp_path / "diverged.json").exists()
+        with pytest.raises(UserError, match=r"here: prior nan.* Lower it\."):
+            scaled.passed(BROKEN, "here")
+
+
+@pytest.mark.parametrize(("place", "told"), [("step", "in epoch 1, step 2 of"), ("validate", "after epoch 1: validation/cosine nan")])
+def test_a_training_of_no_numbers_ends_as_no_success(monkeypatch, root, tmp_path, place, told):
+    calls = iter(range(1, 100))
+
+    def step(reader: BrainReader, *_: Any) -> StepLosses:
+        weight = next(parameter for parameter in reader.parameters() if parameter.requires_grad)
+        return StepLosses.of({"clip": weight.sum() * (math.nan if next(calls) == 2 else 0.0)})
+
+    if place == "step":
+        monkeypatch.setattr(stage, "step", step)
+    else:
+        monkeypatch.setattr(stage, "validate", lambda *_: {"validation/cosine": math.nan})
+    with pytest.raises(UserError, match=told):
+        stage.train(tiny_config(root, tmp_path), "image")
+    assert not (tmp_path / "image" / "finished").exists() and not (tmp_path / "image" / READER).exists()
 
 
 # --- that it learns -------------------------------------------------------------------------------------------------
@@ -554,12 +729,13 @@ def test_a_few_trials_are_learnt_by_heart(root, tmp_path):
 # --- reading the test images ----------------------------------------------------------------------------------------
 
 
-def test_test_images_are_read_by_id_their_presentations_averaged(root, tmp_path):
-    config = tiny_config(root, tmp_path, data__subjects="2")
+def test_test_images_are_read_by_id_their_presentations_averaged(monkeypatch, root, tmp_path):
+    config = tiny_config(root, tmp_path, data__subjects="2,1")
+    monkeypatch.setattr(stage_reading, "test_trials", lambda layout, subject: with_a_gap(test_trials(layout, subject)))
     parts = reader_setup.setup(config, "image")
     reader = parts.reader.eval()
     found = stage_reading.read_test_images(config, "image", reader)
-    trials = test_trials(Layout.of(root), 2).table
+    trials = with_a_gap(test_trials(Layout.of(root), 2)).table
     betas = Betas.of(Layout.of(root), 2)
     assert found.image_N.tolist() == [0, 1, 2, 3]
     with torch.no_grad():
@@ -571,6 +747,30 @@ def test_test_images_are_read_by_id_their_presentations_averaged(root, tmp_path)
     one, two = (stage_reading.read_test_images(config, "image", reader, random=True) for _ in range(2))
     assert torch.equal(one.embedding_ND, two.embedding_ND) and not torch.allclose(one.embedding_ND, found.embedding_ND)
     assert not torch.allclose(one.embedding_ND[0], one.embedding_ND[1])
+    other = tiny_config(root, tmp_path, data__subjects="2,1", run__seed="5")
+    assert not torch.allclose(one.embedding_ND, stage_reading.read_test_images(other, "image", reader, random=True).embedding_ND)
+
+
+def test_the_noise_of_a_sampled_prior_is_of_image_and_seed(monkeypatch, root, tmp_path):
+    config = tiny_config(root, tmp_path, prior__use="sample", prior__sample_steps="2", run__seed="5")
+    asked: list[tuple[Any, ...]] = []
+    spy(monkeypatch, stage_reading, "seeded_noise", lambda *given: asked.append(given))
+    reader = reader_setup.setup(config, "image").reader
+    stage_reading.read_test_images(config, "image", reader)
+    assert asked == [([0, 1, 2, 3], reader.noise_shape, 5, "prior of image")]
+
+
+def test_reading_is_scored_with_the_pools_that_are_set(monkeypatch, root, tmp_path):
+    monkeypatch.setattr(decoding, "FEWEST_CANDIDATES", 2)
+    config = tiny_config(root, tmp_path, scores__retrieval_pool="3", scores__retrieval_draws="7", run__seed="5")
+    reader = reader_setup.setup(config, "image").reader
+    ids = np.arange(4)
+    perfect = stage_reading.Read(table("image")[ids].flatten(1), reader.standardised(table("image")[ids]).flatten(1), ids)
+    asked: list[dict[str, Any]] = []
+    spy(monkeypatch, stage_reading, "decoder_scores", lambda *_, **named: asked.append(named))
+    found = stage_reading.score_reading(config, "image", reader, perfect)
+    assert asked == [{"pool": 3, "draws": 7, "resamples": 1, "seed": 5}] * 2
+    assert found.chance["retrieval_brain_to_image"] == pytest.approx(1 / 3)
 
 
 def test_what_was_read_is_scored_against_its_own_images(monkeypatch, root, tmp_path):

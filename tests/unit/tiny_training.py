@@ -12,7 +12,7 @@ from unit.fake_nsd import write_fake_nsd
 
 from braingen.brain.prior import PriorLoss
 from braingen.config import Config, load_config
-from braingen.records import ExpertEmbeddings
+from braingen.records import ExpertEmbeddings, Trials
 
 WIDTH, IMAGES = 12, 24
 """Width of an embedding, and pictures of the data folder: 0-3 are of the test set, 4-13 subject 1's, 14-23 subject 2's."""
@@ -47,6 +47,13 @@ class _Stimuli:
 
     def __len__(self) -> int:
         return IMAGES
+
+
+def with_a_gap(trials: Trials) -> Trials:
+    """The same trials without the last presentation of the first image, so that it was shown less often than the others."""
+    table = trials.table
+    shown = table.index[table["image"] == table["image"].min()]
+    return trials._replace(table=table.drop(index=shown[-1]))
 
 
 def tiny_config(root: Path, folder: Path, **more: str) -> Config:
