@@ -5,17 +5,20 @@ Each test fails when a wire is cut: no min-SNR weights, conditions of other pict
 
 from __future__ import annotations
 
+from itertools import combinations
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from unit.fake_backbone import fake_backbone
 from unit.tiny_finetuning import TableTargets, latents, table, text_encoder, tiny_reader, tiny_tuning
-from unit.tiny_training import spy, tiny_config
+from unit.tiny_training import spy, tiny_config, with_a_gap
 
 from braingen.brain.reader import BrainReader
 from braingen.config import Config
@@ -28,7 +31,7 @@ from braingen.diffusion.lora import add_lora, load_lora, lora_parameters, lora_w
 from braingen.diffusion.loss import min_snr_weight
 from braingen.diffusion.unsure_reads import mixing_weights, unsure
 from braingen.errors import UserError
-from braingen.records import Routing
+from braingen.records import Routing, Trials
 from braingen.routing.conditioning import ConditioningForm, all_experts
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.time_router import kl_guidance
@@ -65,26 +68,36 @@ def data_of(config: Config, targets: TableTargets, readers: Any = None) -> liste
     return listening_data.listening_data(config, targets, readers, 32, config.finetune.validation_images)  # type: ignore[arg-type]
 
 
-def test_every_row_holds_the_latents_reads_and_truths_of_its_own_picture(tiny):
+def expected_read(config: Config, reader: BrainReader, trials: Trials, image: int) -> Tensor:
+    """What all experts say of a picture, averaged over its presentations."""
+    betas = Betas.of(Layout.of(config.data.root), trials.subject)
+    rows = trials.table["trial"][trials.table["image"] == image].to_numpy()
+    there = torch.ones(1, len(rows), dtype=torch.bool)
+    voxels = torch.from_numpy(betas.rows(rows))[None]
+    return all_experts(read(reader, voxels, trials.subject, there, config.router.prior_order, experts=True))
+
+
+@pytest.mark.parametrize("more", [{}, {"run__seed": "5", "data__num_sessions": "1", "router__prior_order": "levels"}])
+def test_every_row_holds_the_latents_reads_and_truths_of_its_own_picture(tiny, monkeypatch, more):
     """Of two subjects; a read is of the subject who saw the picture, averaged over its presentations, after the prior."""
-    config, targets = tiny(data__subjects="1,2"), TableTargets()
+    config, targets = tiny(data__subjects="1,2", **more), TableTargets()
     readers = {name: tiny_reader(name) for name in ("image", "text")}
+    monkeypatch.setattr(listening_data, "train_trials", lambda *given: with_a_gap(train_trials(*given)))
     data = data_of(config, targets, readers)
     assert targets.asked[0][1] == 32
     layout = Layout.of(config.data.root)
-    splits = {subject: hold_out_images(train_trials(layout, subject), config.data.holdout_share, 0) for subject in (1, 2)}
+    seen = {subject: with_a_gap(train_trials(layout, subject, config.data.num_sessions)) for subject in (1, 2)}
+    splits = {subject: hold_out_images(trials, config.data.holdout_share, config.run.seed) for subject, trials in seen.items()}
     for part, which in ((data.train, 0), (data.held_out, 1)):
         expected = [image for subject in (1, 2) for image in sorted(set(splits[subject][which].table["image"]))]
         assert part.image_N.tolist() == (expected if which == 0 else expected[:3])
         np.testing.assert_array_equal(part.latents_of(part.rows).numpy(), latents()[part.image_N].astype(np.float32))
-        for row in part.rows[::2]:
+        for row in [*part.rows[::3], *np.flatnonzero(part.image_N == min(seen[1].table["image"]))]:
             image, subject = part.image_N[row], int(part.subject_N[row]) + 1
-            trials = splits[subject][which].table
-            assert image in set(trials["image"])
-            voxels = torch.from_numpy(Betas.of(layout, subject).rows(trials["trial"][trials["image"] == image].to_numpy()))
+            trials = splits[subject][which]
+            assert image in set(trials.table["image"])
             for name, reader in readers.items():
-                there = torch.ones(1, len(voxels), dtype=torch.bool)
-                said = all_experts(read(reader, voxels[None], subject, there, "output", experts=True))
+                said = expected_read(config, reader, trials, int(image))
                 torch.testing.assert_close(part.read_of(name, np.array([row])), said, rtol=2e-3, atol=5e-3)
                 torch.testing.assert_close(part.truth[name][row], reader.standardised(table(name)[image]), rtol=1e-4, atol=1e-5)
     assert len(data.held_out.truth["image"]) == len(data.held_out.image_N) == 3
@@ -100,6 +113,42 @@ def test_errors_are_measured_on_all_held_out_pictures_and_on_no_other(tiny):
         torch.testing.assert_close(data.unsureness[name].slope_E, slope_E, rtol=1e-3, atol=1e-4)
         expected = reads - slope_E[:, None, None] * truth[:, None]
         torch.testing.assert_close(data.unsureness[name].error_JETD, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_reads_are_made_anew_when_what_they_are_made_of_changes(monkeypatch, tmp_path):
+    """Sessions, the prior's place, the encoder, the responses: nothing that was kept of others is taken for the present."""
+    root = tmp_path / "data"
+    versions = {"image": "a"}
+
+    def matches(encoder: BrainReader, **more: str) -> None:
+        config = tiny_tuning(monkeypatch, root, tmp_path / "run", **more)
+        monkeypatch.setattr(listening_data, "fingerprint_of_files", lambda folder: versions["image"])
+        data = data_of(config, TableTargets(), {"image": encoder, "text": tiny_reader("text")})
+        trials = train_trials(Layout.of(root), 1, config.data.num_sessions)
+        counts = trials.table["image"].value_counts()
+        often = next(row for row in data.train.rows if counts[data.train.image_N[row]] > 1)
+        said = expected_read(config, encoder, trials, int(data.train.image_N[often]))
+        torch.testing.assert_close(data.train.read_of("image", np.array([often])), said, rtol=2e-3, atol=5e-3)
+
+    first, second = tiny_reader("image"), tiny_reader("text")
+    matches(first, data__num_sessions="1")
+    matches(first)
+    matches(first, router__prior_order="experts")
+    versions["image"] = "b"
+    matches(second, router__prior_order="experts")
+    with h5py.File(Layout.of(root).betas(1), "r+") as file:
+        file["betas"][:] = -file["betas"][:]
+    matches(second, router__prior_order="experts")
+
+
+def test_the_noise_of_sampled_priors_is_of_picture_seed_and_encoder(tiny, monkeypatch):
+    asked: list[tuple[Any, ...]] = []
+    spy(monkeypatch, listening_data, "seeded_noise", lambda ids, shape, seed, purpose: asked.append((list(ids), seed, purpose)))
+    readers = {name: tiny_reader(name, prior_use="sample") for name in ("image", "text")}
+    config = tiny(run__seed="3")
+    data_of(config, TableTargets(), readers)
+    images = sorted(set(train_trials(Layout.of(config.data.root), 1).table["image"]))
+    assert asked == [(images, 3, "prior of image"), (images, 3, "prior of text")]
 
 
 # --- the objective --------------------------------------------------------------------------------------------------
@@ -169,6 +218,17 @@ def test_the_denoising_loss_is_what_it_is_by_hand(tiny, prediction, gamma, reads
     assert not no_image.any() and not no_text.any()
 
 
+def test_every_picture_of_a_pass_has_noise_and_a_time_of_its_own(tiny):
+    """Noise is standard normal; times are spread over the schedule, and whose is early is left to chance."""
+    passes = [stage.draw(tiny(), 4, (4, 8, 8), 1000, 5, generator(seed)) for seed in range(60)]
+    noise, times = torch.stack([each.noise_BChw for each in passes]), torch.stack([each.t_B for each in passes]).double()
+    assert abs(noise.mean()) < 0.02 and noise.std().item() == pytest.approx(1, rel=0.03)
+    flat = noise.flatten(2)
+    assert not torch.isclose(flat[:, 0], flat[:, 1]).all(1).any()
+    assert ((times.mean(0) - 500).abs() < 150).all()
+    assert (times.sort(1).values.mean(0) - torch.tensor([125, 375, 625, 875])).abs().max() < 50
+
+
 def test_conditions_are_dropped_as_drawn_image_and_text_apart(tiny):
     config = tiny(finetune__drop_image="0.3", finetune__drop_text="0.2", finetune__drop_both="0.1", finetune__train_batch_size="3")
     parts = parts_of(config)
@@ -223,6 +283,23 @@ def test_a_validation_hears_held_out_pictures_whole_with_the_same_noise_every_ti
     assert row == len(held.rows) and len(first) > 1
     assert found["denoising"] == pytest.approx(denoising / row, rel=1e-3)
     assert found["loss"] == pytest.approx((denoising + guidance) / row, rel=1e-3)
+
+
+def test_pieces_of_a_validation_and_other_seeds_have_noise_of_their_own(tiny, monkeypatch):
+    monkeypatch.setattr(stage, "pieces", lambda count, size: listening_data.pieces(count, 2))
+    noise: list[Tensor] = []
+    fresh = stage.draw
+
+    def draw(*given: Any) -> stage.Draws:
+        drawn = fresh(*given)
+        noise.append(drawn.noise_BChw[0])
+        return drawn
+
+    monkeypatch.setattr(stage, "draw", draw)
+    for seed in ("0", "4"):
+        config = tiny(run__seed=seed)
+        stage.validate(parts_of(config), config)
+    assert len(noise) == 4 and not any(torch.equal(one, other) for one, other in combinations(noise, 2))
 
 
 # --- the listening U-Net --------------------------------------------------------------------------------------------
@@ -328,6 +405,42 @@ def test_setup_builds_the_routers_and_the_lora_that_are_asked_for(tiny):
     for mine, yours, same in ((none.model, again, True), (again, other, False)):
         first, second = (lora_weights(model.unet) for model in (mine, yours))
         assert all(torch.equal(first[name], second[name]) for name in first if "lora_A" in name) == same
+
+
+def test_setup_follows_every_setting_of_routers_and_backbone(tiny, monkeypatch):
+    more = {"time_choice": "hard", "time_context": "true", "time_hidden_dim": "24", "space": "cross", "space_grid": "4"}
+    tune = {"resolution": "64", "attention": "sdpa", "gradient_checkpointing": "true"}
+    settings = {f"router__{name}": value for name, value in more.items()} | {f"finetune__{name}": value for name, value in tune.items()}
+    config = tiny(**settings, backbone__ip_adapter="somewhere")
+    asked: list[tuple[Any, ...]] = []
+
+    def load_backbone(*given: Any, **_: Any) -> Any:
+        asked.append(given[:2])
+        backbone = fake_backbone()
+        return backbone._replace(scheduler=type(backbone.scheduler).from_config(backbone.scheduler.config, prediction_type="v_prediction"))
+
+    monkeypatch.setattr(stage, "load_backbone", load_backbone)
+    monkeypatch.setattr(stage, "refuse_misfits", lambda config: None)
+    parts = stage.setup(config)
+    assert asked == [(config.backbone.path, "somewhere")]
+    assert parts.prediction_type == "v_prediction" and parts.model.size == 64
+    built = parts.model.routers["text"].config
+    expected = {"time_choice": "hard", "time_context": True, "time_hidden_dim": 24, "space": "cross", "space_grid": 4}
+    assert {name: built[name] for name in expected} == expected and built["time_context_size"] == 4
+    assert parts.model.unet.is_gradient_checkpointing
+    assert {type(each).__name__ for each in parts.model.unet.attn_processors.values()} == {"AttnProcessor2_0", "IPAdapterAttnProcessor2_0"}
+    plain = stage.setup(tiny(finetune__attention="plain", finetune__resolution="64"))
+    assert not plain.model.unet.is_gradient_checkpointing and plain.model.routers["text"].config.space_grid == 16
+    assert {type(each).__name__ for each in plain.model.unet.attn_processors.values()} == {"AttnProcessor", "IPAdapterAttnProcessor"}
+
+
+def test_routers_start_as_the_seed_says(tiny):
+    def started(seed: str) -> list[Tensor]:
+        torch.manual_seed(int(torch.initial_seed()) + 1)  # whatever was drawn before
+        return [p for p in stage.setup(tiny(run__seed=seed)).model.routers.parameters() if p.ndim > 1 and p.std() > 0]
+
+    one, again, other = started("0"), started("0"), started("7")
+    assert one and all(torch.equal(a, b) for a, b in zip(one, again)) and not any(torch.equal(a, b) for a, b in zip(one, other))
 
 
 def test_a_checkpoint_brings_back_the_lora_the_routers_and_the_order_of_the_prior(tmp_path):
@@ -471,14 +584,88 @@ def test_the_checkpoint_of_the_lowest_held_out_denoising_loss_is_kept_whatever_t
 def test_passes_go_through_the_rows_with_chances_of_their_own_and_rates_warm_up(tiny, monkeypatch):
     more = {"gradient_accumulation_steps": "2", "lr_warmup_steps": "2", "learning_rate": "0.004", "router_learning_rate": "0.02"}
     more |= {"lr_scheduler": "cosine", "max_train_steps": "4", "validation_steps": "2"}
-    config = tiny(**{f"finetune__{name}": value for name, value in more.items()})
+    config = tiny(**{f"finetune__{name}": value for name, value in more.items()}, run__seed="6", router__prior_order="levels")
     seen = tuned(monkeypatch, config)
-    rows = listening_data.Rows(len(data_of(config, TableTargets()).train.rows), 3, 0)
+    rows = listening_data.Rows(len(data_of(config, TableTargets()).train.rows), 3, 6)
     assert seen.rows == [rows.of(number).tolist() for number in range(8)]
-    assert seen.seeds == [hash_seed(0, "pass of 0", number) for number in range(8)]
+    assert seen.seeds == [hash_seed(6, "pass of 0", number) for number in range(8)]
+    assert load_tuned(seen.folder / "best").prior_order == load_tuned(seen.folder / "last").prior_order == "levels"
     assert [lora for lora, _ in seen.rates] == pytest.approx([0.002, 0.004, 0.004, 0.002])
     assert [routers for _, routers in seen.rates] == pytest.approx([0.01, 0.02, 0.02, 0.01])
     assert len(seen.states) == 3  # at the start, after two updates, at the end
+
+
+class Second:
+    """The second of two processes, as far as rows and chances go."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+        self.process_index, self.num_processes = 1, 2
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+
+def test_every_process_has_rows_and_chances_of_its_own(tiny, monkeypatch):
+    fresh = stage.accelerator_of
+    monkeypatch.setattr(stage, "accelerator_of", lambda *given: Second(fresh(*given)))
+    config = tiny()
+    seen = tuned(monkeypatch, config, [{"loss": 1.0, "denoising": 1.0}] * 4)
+    rows = listening_data.Rows(len(data_of(config, TableTargets()).train.rows), 3, 0, 1, 2)
+    assert seen.rows == [rows.of(number).tolist() for number in range(3)]
+    assert not set(seen.seeds) & {hash_seed(0, "pass of 0", number) for number in range(3)} and len(set(seen.seeds)) == 3
+
+
+def test_what_is_logged_is_the_mean_since_the_last_validation_and_the_end_is_validated(tiny, monkeypatch):
+    values = iter(range(1, 100))
+
+    def step(model: nn.Module, *_: Any) -> StepLosses:
+        weight = next(p for name, p in model.named_parameters() if name.startswith("routers."))
+        return StepLosses.of({"denoising": 0 * weight.sum() + next(values)})
+
+    monkeypatch.setattr(stage, "step", step)
+    config = tiny(finetune__max_train_steps="5", finetune__validation_steps="2", finetune__gradient_accumulation_steps="2")
+    seen = tuned(monkeypatch, config, [{"loss": 1.0, "denoising": 1.0}] * 4)
+    records = [json.loads(line) for line in (seen.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [0, 2, 4, 5]
+    assert [record.get("train/denoising") for record in records] == [None, 2.5, 6.5, 9.5]
+
+
+def test_a_finished_fine_tuning_is_left_alone_and_one_of_other_settings_refused(tiny, monkeypatch):
+    """The data, encoders, backbone, routers, LoRA, settings and seed: none may change under a run."""
+    found = [{"loss": 1.0, "denoising": 1.0}] * 2
+    few = {"finetune__max_train_steps": "1"}
+    folder = tuned(monkeypatch, tiny(**few), found).folder
+    monkeypatch.setattr(stage, "fit", lambda *_: pytest.fail("tuned again"))
+    monkeypatch.setattr(stage, "setup", lambda *_: pytest.fail("set up again"))
+    assert stage.finetune(tiny(**few)) == folder
+    changes = {"data.num_sessions": "1", "router.space": "weight", "lora.rank": "3", "finetune.learning_rate": "0.5"}
+    for name, value in changes.items():
+        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            stage.finetune(tiny(**few, **{name.replace(".", "__"): value}))
+    with pytest.raises(UserError, match="seed"):
+        stage.finetune(tiny(**few, run__seed="4"))
+    for part, what in (("reader", "readers"), ("backbone", "weights")):
+        monkeypatch.setattr(stage, "fingerprint_of_files", lambda folder, part=part: f"{folder}{' now' * (Path(folder).name == part)}")
+        with pytest.raises(UserError, match=what):
+            stage.finetune(tiny(**few))
+
+
+@pytest.mark.parametrize(("place", "told"), [("step", "in step 2 of 3: denoising nan"), ("validate", "at step 0: loss nan")])
+def test_a_fine_tuning_of_no_numbers_ends_as_no_success(tiny, monkeypatch, place, told):
+    calls = iter(range(1, 100))
+
+    def step(model: nn.Module, *_: Any) -> StepLosses:
+        weight = next(p for name, p in model.named_parameters() if name.startswith("routers."))
+        return StepLosses.of({"denoising": weight.sum() * (math.nan if next(calls) == 2 else 0.0)})
+
+    if place == "step":
+        monkeypatch.setattr(stage, "step", step)
+    found = [{"loss": 1.0 if place == "step" else math.nan, "denoising": 1.0}] * 4
+    config = tiny()
+    with pytest.raises(UserError, match=told):
+        tuned(monkeypatch, config, found)
+    assert not (config.run.folder / "finetune" / "finished").exists()
 
 
 def test_lora_and_routers_learn_and_nothing_else_does(tiny, monkeypatch):
