@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from unit.fake_backbone import fake_backbone
 from unit.tiny_finetuning import TableTargets, table, text_encoder, tiny_reader
-from unit.tiny_training import spy, tiny_config
+from unit.tiny_training import spy, tiny_config, with_a_gap
 
 from braingen.config import Config
 from braingen.data.betas import Betas
@@ -32,7 +32,7 @@ from braingen.diffusion.lora import add_lora, lora_parameters, save_lora
 from braingen.diffusion.refine import Refinement, assemble_refiner
 from braingen.diffusion.sample import denoise_from, seeded_noise, size_ids
 from braingen.errors import UserError
-from braingen.records import Conditioning
+from braingen.records import Conditioning, Trials
 from braingen.routing.conditioning import all_experts, from_experts
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.run_layout import EMBEDDINGS, INDEX, ROUTING, random_folders
@@ -75,7 +75,7 @@ def a_decoder(**more: Any) -> BrainDecoder:
 
 def responses_of(config: Config, decoder: Any, subject: int = 2) -> dict[str, Tensor]:
     layout = Layout.of(config.data.root)
-    repeats = group_repeats(test_trials(layout, subject))
+    repeats = group_repeats(with_a_gap(test_trials(layout, subject)))
     return stage.read_responses(config, decoder, repeats, Betas.of(layout, subject), subject)
 
 
@@ -85,12 +85,12 @@ def test_embeddings_are_the_mean_over_an_images_presentations_to_this_subject(ro
     config = tiny_config(root, tmp_path)
     decoder = a_decoder(**({"router_image": a_router(1)} if routed else {}))
     found = responses_of(config, decoder)
-    trials, betas = test_trials(Layout.of(root), 2).table, Betas.of(Layout.of(root), 2)
+    trials, betas = with_a_gap(test_trials(Layout.of(root), 2)).table, Betas.of(Layout.of(root), 2)
     assert found["ids"].tolist() == [0, 1, 2, 3] and ("image_experts" in found) == ("text_experts" in found) == routed
     with torch.no_grad():
         for row, image in enumerate(found["ids"].tolist()):
             rows = trials["trial"][trials["image"] == image].to_numpy()
-            assert len(rows) == 3
+            assert len(rows) == (3 if image else 2)
             for name, reader in (("image", decoder.brain_image), ("text", decoder.brain_text)):
                 out = reader(torch.from_numpy(betas.rows(rows)), 2)
                 mean = out.backbone_BTD.mean(0, keepdim=True)
@@ -115,7 +115,9 @@ def test_a_single_trial_random_voxels_and_a_level_are_read_when_asked_for(root, 
         responses_of(tiny_config(root, tmp_path, sampler__source="random", run__seed=seed), decoder) for seed in ("0", "0", "1")
     )
     voxels = seeded_noise([0, 1, 2, 3], (3, 42), 0, "random voxels")
-    torch.testing.assert_close(one["image"], decoder.embed(voxels, 2, [0, 1, 2, 3]).image_BTD, rtol=1e-3, atol=1e-3)
+    there = torch.tensor([[True, True, False]] + 3 * [[True] * 3])
+    expected = decoder.embed(voxels, 2, [0, 1, 2, 3], present_BR=there)
+    torch.testing.assert_close(one["image"], expected.image_BTD, rtol=1e-3, atol=1e-3)
     assert torch.equal(one["image"], again["image"]) and not torch.allclose(one["image"], other["image"])
     for found in (one, single):
         assert not torch.allclose(found["image"], responses_of(plain, decoder)["image"], atol=1e-2)
@@ -147,9 +149,16 @@ def test_the_ceiling_is_made_of_true_embeddings_and_of_nothing_that_was_measured
         torch.testing.assert_close(found[f"{name}_clip"], reader.standardised(true))
 
 
-def test_captions_are_those_of_the_training_image_nearest_around_the_mean(root, tmp_path):
-    config = tiny_config(root, tmp_path, data__subjects="2")
-    seen = sorted(set(train_trials(Layout.of(root), 2).table["image"]))
+def first_images(trials: Trials, count: int) -> Trials:
+    images = sorted(set(trials.table["image"]))[:count]
+    return trials._replace(table=trials.table[trials.table["image"].isin(images)])
+
+
+def test_captions_are_those_of_the_training_image_nearest_around_the_mean(monkeypatch, root, tmp_path):
+    """Of the first subject, and of the sessions that are used."""
+    config = tiny_config(root, tmp_path, data__subjects="2,1", data__num_sessions="1")
+    monkeypatch.setattr(stage, "train_trials", lambda layout, subject, sessions: first_images(train_trials(layout, subject), 7 + sessions))
+    seen = sorted(set(train_trials(Layout.of(root), 2).table["image"]))[:8]
     known = table("text")[seen].flatten(1)
     mean = known.mean(0)
     wanted = [7, 0, 3]
@@ -173,12 +182,15 @@ def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned
             parameter.copy_(torch.randn(parameter.shape, generator=generator()))
     save_lora(unet, tmp_path)
     routers = a_router(1), a_router(2)
-    monkeypatch.setattr(stage, "load_backbone", lambda path, adapter: fake_backbone())
+    loaded: list[tuple[str, ...]] = []
+    monkeypatch.setattr(stage, "load_backbone", lambda *given: loaded.append(given) or fake_backbone())
     monkeypatch.setattr(stage, "load_reader", lambda config, name: tiny_reader(name))
     monkeypatch.setattr(stage, "modalities", lambda config: ("image", "text"))
     monkeypatch.setattr(stage, "tuned_folder", lambda config: tmp_path if tuned else None)
     monkeypatch.setattr(stage, "load_tuned", lambda folder: Tuned(folder, *routers, "levels"))
-    decoder = stage.assemble(tiny_config(root, tmp_path, sampler__scheduler="ddim"), TableTargets())  # type: ignore[arg-type]
+    more = {"sampler__scheduler": "ddim", "backbone__path": "somewhere", "backbone__ip_adapter": "an adapter"}
+    decoder = stage.assemble(tiny_config(root, tmp_path, **more), TableTargets())  # type: ignore[arg-type]
+    assert loaded == [("somewhere", "an adapter")]
     assert type(decoder.scheduler).__name__ == "DDIMScheduler"
     for name, reader in (("image", decoder.brain_image), ("text", decoder.brain_text)):
         assert all(torch.equal(p, q) for p, q in zip(reader.parameters(), tiny_reader(name).parameters()))
@@ -434,14 +446,14 @@ def test_pictures_go_by_id_and_only_those_that_are_missing_are_drawn(root, tmp_p
     assert not list(tmp_path.glob("0*.safetensors"))
 
 
-def reconstructed(monkeypatch: pytest.MonkeyPatch, config: Config, decoder: FakeDecoder) -> Path:
+def reconstructed(monkeypatch: pytest.MonkeyPatch, config: Config, decoder: FakeDecoder, tuned: Path | None = None) -> Path:
     """A reconstruction of given embeddings by a decoder that paints one colour per image."""
     found = {"ids": torch.tensor([3, 0, 2]), "image": table("image")[[3, 0, 2]], "text": table("text")[[3, 0, 2]]}
     monkeypatch.setattr(stage, "setup", lambda config: stage.Parts(decoder, None, None, 1, TableTargets()))  # type: ignore[arg-type]
     monkeypatch.setattr(stage, "embeddings_of", lambda config, parts: found)
     monkeypatch.setattr(stage, "negative_condition", lambda *_: None)
     monkeypatch.setattr(stage, "modalities", lambda config: ("image", "text"))
-    monkeypatch.setattr(stage, "tuned_folder", lambda config: None)
+    monkeypatch.setattr(stage, "tuned_folder", lambda config: tuned)
     return stage.reconstruct(config)
 
 
@@ -469,6 +481,36 @@ def test_a_reconstruction_keeps_pictures_embeddings_and_captions_by_image_id(mon
     assert not again.drawn
     with pytest.raises(UserError, match=r"sampler\.steps"):  # pictures of other settings are not passed off as theirs
         reconstructed(monkeypatch, tiny_config(root, tmp_path, sampler__batch_size="2", sampler__steps="9"), again)
+
+
+def test_pictures_of_other_seeds_encoders_backbones_and_fine_tunings_are_refused(monkeypatch, root, tmp_path):
+    config = tiny_config(root, tmp_path)
+    versions = {"reader": "a", "tiny": "a", "best": "a"}
+    monkeypatch.setattr(stage, "fingerprint_of_files", lambda path: versions[Path(path).name])
+    monkeypatch.setattr(stage, "backbone_folder", lambda path: path)
+
+    def again(config: Config) -> Path:
+        with monkeypatch.context() as patch:
+            patch.setattr(stage, "load_tuned", lambda folder: None)
+            return reconstructed(patch, config, FakeDecoder(), tmp_path / "finetune" / "best")
+
+    folder = again(config)
+    assert again(config) == folder
+    with pytest.raises(UserError, match="seed"):
+        again(tiny_config(root, tmp_path, run__seed="1"))
+    for part, what in (("reader", "readers"), ("tiny", "weights"), ("best", "finetuned")):
+        versions[part] = "b"
+        with pytest.raises(UserError, match=what):
+            again(config)
+        versions[part] = "a"
+
+
+def test_pictures_of_every_subject_are_drawn_each_in_its_own_folder(monkeypatch, root, tmp_path):
+    seen: list[tuple[tuple[int, ...], Path]] = []
+    monkeypatch.setattr(stage, "reconstruct_into", lambda config, folder: seen.append((config.data.subjects, folder)) or folder)
+    config = tiny_config(root, tmp_path, data__subjects="2,1")
+    assert stage.reconstruct(config) == tmp_path
+    assert seen == [((n,), tmp_path / f"subj0{n}" / "reconstructions" / "brain") for n in (2, 1)]
 
 
 def test_every_draw_of_random_voxels_has_a_seed_and_a_folder_of_its_own(monkeypatch, root, tmp_path):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 from unit.tiny_finetuning import TableTargets, table, tiny_reader
-from unit.tiny_training import IMAGES, spy, tiny_config
+from unit.tiny_training import IMAGES, spy, tiny_config, with_a_gap
 
 from braingen.config import Config
 from braingen.data.betas import Betas
@@ -36,7 +36,7 @@ from braingen.scores.decoding import decoder_scores
 from braingen.scores.feature_store import as_scored
 from braingen.scores.ridge import fit_ridge
 from braingen.stages import evaluate as stage
-from braingen.stages import score_files
+from braingen.stages import score_files, subject_means
 from braingen.stages.picture_sets import Pngs, Seen
 
 IDS = np.array([2, 0, 3, 1])
@@ -128,9 +128,10 @@ def test_the_cosine_is_of_the_decoded_embedding_and_retrieval_of_the_projected_o
 
 def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trials(monkeypatch, root, tmp_path):
     """Fitted by hand on the same trials it predicts the same; its voxels are means over an image's test presentations."""
-    config = tiny_config(root, tmp_path, data__subjects="2,1")
+    config = tiny_config(root, tmp_path, data__subjects="2,1", data__num_sessions="1")
     layout = Layout.of(root)
-    train, test = (trials(layout, 2).table for trials in (train_trials, test_trials))
+    train, test = train_trials(layout, 2, 1).table, with_a_gap(test_trials(layout, 2)).table
+    monkeypatch.setattr(stage, "test_trials", lambda *given: with_a_gap(test_trials(*given)))
     betas = Betas.of(layout, 2)
     shown = train["image"].to_numpy()
     assert not set(shown) & set(test["image"])
@@ -142,10 +143,11 @@ def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trial
     np.testing.assert_array_equal(given[0][1], table("image")[shown].flatten(1).numpy())
     np.testing.assert_array_equal(given[0][2], shown)
     rows = [test["trial"][test["image"] == image].to_numpy() for image in IDS]
-    assert {len(each) for each in rows} == {3}
+    assert [len(each) for each in rows] == [3, 2, 3, 3]
     np.testing.assert_allclose(found.numpy(), own.predict(np.stack([betas.rows(each).mean(0) for each in rows])), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(mean, table("image")[sorted(set(shown))].flatten(1).mean(0))
-    single = stage.ridge_embeddings(tiny_config(root, tmp_path, data__subjects="2", sampler__repeats="first"), TableTargets(), IDS)[0]
+    first = tiny_config(root, tmp_path, data__subjects="2", data__num_sessions="1", sampler__repeats="first")
+    single = stage.ridge_embeddings(first, TableTargets(), IDS)[0]
     np.testing.assert_allclose(single.numpy(), own.predict(np.stack([betas.rows(each[:1])[0] for each in rows])), rtol=1e-3, atol=1e-3)
 
 
@@ -164,8 +166,9 @@ def test_levels_and_experts_are_scored_each_by_itself_over_all_presentations(mon
     config = tiny_config(root, tmp_path)
     reader = tiny_reader("image")
     monkeypatch.setattr(stage, "load_reader", lambda config, name: tiny_reader(name))
+    monkeypatch.setattr(stage, "test_trials", lambda *given: with_a_gap(test_trials(*given)))
     found = stage.scores_of_parts(config, TableTargets(), np.array([0, 2, 3])).set_index(["part", "score"])["value"]
-    trials, betas = test_trials(Layout.of(root), 1).table, Betas.of(Layout.of(root), 1)
+    trials, betas = with_a_gap(test_trials(Layout.of(root), 1)).table, Betas.of(Layout.of(root), 1)
     said: dict[str, list[Tensor]] = {}
     with torch.no_grad():
         for image in (0, 2, 3):
@@ -415,3 +418,37 @@ def test_colours_are_scored_where_an_object_has_several():
     words = pd.DataFrame({"colour_true": ["red", "", "blue", "red"], "colour_said": ["red", "red", "red", "blue"]}, index=[1, 2, 3, 4])
     found = stage.colour_score(words)
     assert found.value == pytest.approx(1 / 3) and found.n == 3 and found.chance == 1 / len(stage.COLOUR_NAMES)
+
+
+# --- several subjects -----------------------------------------------------------------------------------------------
+
+
+def test_every_subject_is_scored_in_its_own_folder_before_their_mean(monkeypatch, root, tmp_path):
+    done: list[Any] = []
+    monkeypatch.setattr(stage, "_require", lambda config: done.append(("looked", config.data.subjects)))
+    monkeypatch.setattr(stage, "evaluate_subject", lambda config: done.append((config.run.folder.name, config.data.subjects)) or tmp_path)
+    monkeypatch.setattr(stage, "write_mean", lambda config: done.append("mean") or tmp_path / "scores.json")
+    assert stage.evaluate(tiny_config(root, tmp_path, data__subjects="2,1")) == tmp_path / "scores.json"
+    assert done == [("looked", (2,)), ("looked", (1,)), ("subj02", (2,)), ("subj01", (1,)), "mean"]
+
+
+def test_the_mean_over_subjects_and_its_interval_are_what_they_are_by_hand():
+    """Baselines are means too; a score that one subject lacks has none."""
+    values = {1: {4: 0.1, 7: 0.3}, 2: {4: 0.5, 7: 0.9}}
+    subjects = [
+        subject_means.Subject(
+            number,
+            {
+                "pixcorr": Score(value, None, None, random=value / 2, ceiling=1.0, ridge=None, chance=0.5, n=n, pool=300),
+                **({"ssim": score(0.4)} if number == 1 else {}),
+            },
+            {"pixcorr": values[number]},
+        )
+        for number, value, n in ((1, 0.2, 2), (2, 0.7, 4))
+    ]
+    found = subject_means.mean_scores(subjects, 50, 3)
+    assert list(found) == ["pixcorr"]
+    summary = uncertainty.summarise({(number, 0): values[number] for number in values}, 50, 3)
+    mean = found["pixcorr"]
+    assert (mean.value, mean.random, mean.ceiling, mean.ridge, mean.chance) == (pytest.approx(0.45), pytest.approx(0.225), 1, None, 0.5)
+    assert (mean.low, mean.high) == (summary.low, summary.high) and (mean.n, mean.pool) == (3, 300)

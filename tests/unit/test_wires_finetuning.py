@@ -707,8 +707,10 @@ def test_weights_of_matrices_decay_and_others_do_not(tiny):
     assert not found
 
 
-def test_averaged_weights_are_validated_and_saved_and_trained_ones_go_on(tiny, monkeypatch):
-    more = {"use_ema": "true", "ema_decay": "0.9", "learning_rate": "0.01", "router_learning_rate": "0.01"}
+@pytest.mark.parametrize("averaging", [True, False])
+def test_averaged_weights_are_validated_and_saved_and_trained_ones_go_on(tiny, monkeypatch, averaging):
+    more = {"use_ema": "true", "ema_decay": "0.9"} if averaging else {}
+    more |= {"learning_rate": "0.01", "router_learning_rate": "0.01"}
     found = [{"loss": 1.0, "denoising": value} for value in (0.4, 0.3, 0.2, 0.1)]
     states: list[dict[str, Tensor]] = []
     with monkeypatch.context() as patch:
@@ -716,9 +718,9 @@ def test_averaged_weights_are_validated_and_saved_and_trained_ones_go_on(tiny, m
         seen = tuned(patch, tiny(**{f"finetune__{name}": value for name, value in more.items()}), found)
     mean = {name: seen.before[name].clone() for name in states[0]}
     for number, state in enumerate(states):
-        rate = 1 - min(0.9, (1 + number) / (10 + number))
+        rate = 1 - min(0.9, (1 + number) / (10 + number)) if averaging else 1.0
         mean = {name: value + rate * (state[name] - value) for name, value in mean.items()}
-    assert any(not torch.allclose(mean[name], states[-1][name]) for name in mean)
+    assert any(not torch.allclose(mean[name], states[-1][name]) for name in mean) == averaging
     for name, value in mean.items():
         torch.testing.assert_close(seen.states[-1][name], value, rtol=1e-4, atol=1e-6)
     assert is_of(seen.folder / "best", seen.states[-1]) and is_of(seen.folder / "last", seen.states[-1])
