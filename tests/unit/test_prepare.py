@@ -14,10 +14,12 @@ from PIL import Image
 import pytest
 
 from braingen.cli import main
-from braingen.data import nsd, prepare
+from braingen.data import nsd
 from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
 from braingen.data.nsd import Layout
+from braingen.data.prepare import folder as prepare
+from braingen.data.prepare import pieces as prepare_pieces
 from braingen.data.raw_nsd import RawNSD
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import behav, test_trials, train_trials
@@ -218,7 +220,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("after", [1, 5, 8])
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(made, tmp_path, monkeypatch, after):
-    finish, calls = prepare._Pieces.finish, []
+    finish, calls = prepare_pieces.Marks.finish, []
 
     def counted(self, name, *rest):
         if len(calls) >= after:
@@ -227,10 +229,10 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(made, tm
         return finish(self, name, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare._Pieces, "finish", counted)
+        patch.setattr(prepare_pieces.Marks, "finish", counted)
         assert run(made.raw, tmp_path) == 130
     again: list[str] = []
-    monkeypatch.setattr(prepare._Pieces, "finish", lambda self, name, *rest: again.append(name) or finish(self, name, *rest))
+    monkeypatch.setattr(prepare_pieces.Marks, "finish", lambda self, name, *rest: again.append(name) or finish(self, name, *rest))
     assert run(made.raw, tmp_path) == 0
     pieces = 2 * SESSIONS + -(-made.raw.pictures.number // 100)
     assert len(again) == pieces - after  # what was finished is not made again
@@ -239,7 +241,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(made, tm
 
 def test_a_finished_folder_is_left_alone(made, tmp_path, monkeypatch):
     shutil.copytree(made.layout.root, tmp_path / "copy")
-    monkeypatch.setattr(prepare, "_write_subject", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr(prepare, "write_subject", lambda *_: pytest.fail("written again"))
     before = content(tmp_path / "copy")
     assert run(made.raw, tmp_path / "copy") == 0
     assert content(tmp_path / "copy") == before
@@ -280,14 +282,14 @@ def test_the_doctor_compares_checksums(made, tmp_path):
 
 
 def test_what_the_disk_lost_is_noticed_before_the_file_gets_its_name(made, tmp_path, monkeypatch):
-    publish = prepare._verified
+    publish = prepare_pieces.verify
 
     def spoil(array, parts, path):
         if "betas" in path.name:
             array.map(writable=True)[3, 2] += 1
         publish(array, parts, path)
 
-    monkeypatch.setattr(prepare, "_verified", spoil)
+    monkeypatch.setattr(prepare_pieces, "verify", spoil)
     with pytest.raises(UserError, match=r"session01 of .*betas_all_subj01.* is not on the disk as it was written"):
         prepare.prepare(made.raw, tmp_path, [1], {})
     assert not Layout.of(tmp_path).betas(1).exists()

@@ -62,6 +62,7 @@ BEHAV_COLUMNS = (
     "is_shared1000",
 )
 """Columns of behav.npy, past_behav.npy, future_behav.npy and olds_behav.npy; -1 stands for missing."""
+IMAGE, SESSION, RUN, TRIAL, IS_SHARED = map(BEHAV_COLUMNS.index, ("image", "session", "run", "trial", "is_shared1000"))
 PAST, FUTURE, OLDS = 15, 15, 3
 """Rows of past_behav.npy, future_behav.npy and olds_behav.npy."""
 

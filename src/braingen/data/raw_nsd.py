@@ -21,8 +21,8 @@ from braingen.data.hdf5 import Rows
 from braingen.data.large_files import blocks
 from braingen.data.pictures import fit_picture
 from braingen.data.places import Places
-from braingen.data.scans import Pictures, Statistics
-from braingen.data.volumes import NSDGENERAL, VoxelPlaces, load_nifti, space_of, trials_in_nifti
+from braingen.data.scans import Pictures, Scans, Statistics
+from braingen.data.volumes import NSDGENERAL, VoxelPlaces, load_nifti, space_of, trials_in_nifti, with_joined_areas
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
 from braingen.text_files import read_json
@@ -38,7 +38,7 @@ _COLUMNS = (  # of responses.tsv, in the order of nsd.BEHAV_COLUMNS; None is not
 )  # fmt: skip
 
 
-class RawNSD:
+class RawNSD(Scans):
     """A folder with NSD's own files.
 
     Parameters
@@ -183,9 +183,7 @@ class RawNSD:
         general, areas = (self._vector(subject, name, places) for name in ("nsdgeneral", "prf-visualrois"))
         masks = {"nsd_general": general > 0}
         masks |= {name: np.isin(areas, labels) for name, labels in nsd.VISUAL_ROI_LABELS.items()}
-        masks["early_vis"] = np.any([masks[name] for name in nsd.VISUAL_ROI_LABELS], axis=0)
-        masks["higher_vis"] = masks["nsd_general"] & ~masks["early_vis"]
-        return masks
+        return with_joined_areas(masks)
 
     def _vector(self, subject: int, name: str, places: VoxelPlaces) -> np.ndarray:
         return places.read(self.data(subject) / "roi" / f"{name}.nii.gz")
@@ -235,24 +233,6 @@ class RawNSD:
                 "more, not visual cortex (nsdgeneral is 1 there, 0 elsewhere in cortex, -1 outside; its voxels are those above 0)"
             )
         return notes
-
-    def signs(self, subject: int) -> tuple[str, ...]:
-        return ()
-
-    def is_array(self, subject: int) -> bool:
-        return False
-
-    def caption_file(self) -> Path | None:
-        return None
-
-    def exchanged(self) -> set[int]:
-        return set()
-
-    def sources(self, subject: int) -> list[Path]:
-        return []
-
-    def tables(self, root: Path) -> list[Path]:
-        return []
 
     def notes(self, subject: int) -> list[str]:
         return self._ribbon(subject)

@@ -15,6 +15,7 @@ from braingen.data import nsd
 from braingen.data.large_files import blocks
 from braingen.data.places import Places, SurfacePlaces, surface_places
 from braingen.data.raw_nsd import GET_RAW, TRIALS_AT_ONCE, RawNSD, _labels
+from braingen.data.volumes import with_joined_areas
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
 
@@ -102,9 +103,7 @@ class RawNSDSurface(RawNSD):
             return masks
         areas_V = (areas if kept is None else areas[kept])[kept_V]
         masks |= {name: np.isin(areas_V, labels) for name, labels in nsd.VISUAL_ROI_LABELS.items()}
-        masks["early_vis"] = np.any([masks[name] for name in nsd.VISUAL_ROI_LABELS], axis=0)
-        masks["higher_vis"] = ~masks["early_vis"]
-        return masks
+        return with_joined_areas(masks)
 
     def volumes(self, subject: int) -> Mapping[str, Path]:
         return {}

@@ -1,10 +1,11 @@
-"""What `prepare` asks of scans, wherever they come from: the raw release of NSD (`raw_nsd.py`) or anybody's own (`ingest/`)."""
+"""What `prepare` needs of scans: of the raw release of NSD (`raw_nsd.py`), or of own scans."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,83 +23,123 @@ class Pictures(NamedTuple):
     """Files they are read from."""
 
 
-class Scans(Protocol):
-    """Scans to be prepared. T trials of a subject in order of presentation, V voxels inside the mask, S side of a picture in pixels."""
+class Scans(ABC):
+    """Scans to be prepared.
+
+    T trials of a subject in order of presentation, V voxels inside the mask, K of them kept, S
+    side of a picture in pixels.
+    """
 
     root: Path
     """The folder."""
     called: str
-    """What tables call data made from them."""
+    """Name of the kind of data, for tables."""
     origin: str
-    """Where they come from, for order.json and the manifest."""
+    """Where the scans come from, for order.json and the manifest."""
     get_it: str
     """What a user does about a missing file; ends sentences."""
     format: int
     """Raised when the same scans and settings come to mean other data."""
     grows: bool
-    """Whether subjects, sessions and pictures may come later, so that numbers are kept in tables of the data folder."""
+    """Whether subjects, sessions and pictures may come later, with numbers kept in tables."""
     drops_voxels: bool
     """Whether voxels without a signal are left out; else they are refused."""
     statistics: Statistics
     """Over which trials responses are z-scored."""
 
     @property
+    @abstractmethod
     def pictures(self) -> Pictures:
         """The pictures there are."""
 
+    @abstractmethod
     def subjects(self) -> tuple[int, ...]:
-        """Numbers of the people there are."""
+        """Numbers of the subjects."""
 
+    @abstractmethod
     def prepare_for(self, subjects: Sequence[int]) -> None:
-        """Look at what the subjects that are asked for bring; called before anything else of them."""
+        """Read the tables of the subjects; called before anything else of them."""
 
+    @abstractmethod
     def trials(self, subject: int, num_sessions: int) -> np.ndarray:
-        """T x 17, float64, columns `nsd.BEHAV_COLUMNS` of the first sessions (0: all); sessions count from 1, is_shared1000 marks tests."""
+        """(T, 17) float64, columns `nsd.BEHAV_COLUMNS`, of the first sessions (0: all).
 
+        Sessions count from 1; is_shared1000 marks test trials.
+        """
+
+    @abstractmethod
     def places(self, subject: int) -> Places | None:
-        """Where the voxels inside the mask lie; None where nobody knows."""
+        """Places of the voxels inside the mask; None where not known."""
 
+    @abstractmethod
     def candidates(self, subject: int) -> tuple[int, int]:
-        """Voxels inside the mask (0 where only the files say), and voxels there are."""
+        """Number of voxels inside the mask, and of all voxels."""
 
-    def regions(self, subject: int, places: Places | None, kept_V: np.ndarray) -> dict[str, np.ndarray]:
-        """Boolean vectors over the voxels that are kept, by name; `places` are theirs."""
+    @abstractmethod
+    def regions(
+        self, subject: int, places: Places | None, kept_V: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """(K,) bool by name of region; `places` are those of the kept voxels."""
 
-    def volumes(self, subject: int) -> Mapping[str, Path]:
-        """Further volumes to keep beside the mask: name in the layout -> file."""
-
+    @abstractmethod
     def session_files(self, subject: int, session: int) -> list[Path]:
-        """Files that hold the responses of a session (from 1), in the order of trials; refused in a sentence where one is missing."""
+        """Files with the responses of a session (from 1), in the order of trials.
 
-    def responses(self, subject: int, session: int, trials: int, places: Places | None) -> Iterator[np.ndarray]:
-        """Responses of a session, a few trials at a time: (some trials) x V, float64, in the unit of the source."""
+        Raises
+        ------
+        UserError
+            When one is missing.
+        """
 
-    def signs(self, subject: int) -> tuple[str, ...]:
-        """What speaks for a time series in the headers of the files."""
+    @abstractmethod
+    def responses(
+        self, subject: int, session: int, trials: int, places: Places | None
+    ) -> Iterator[np.ndarray]:
+        """Responses of a session in blocks of trials: (B, V) float64, in the unit of the source."""
 
-    def is_array(self, subject: int) -> bool:
-        """Whether responses are columns of an array, among which labels may hide."""
-
+    @abstractmethod
     def images(self, first: int, last: int, side: int) -> np.ndarray:
-        """Pictures first..last-1: x 3 x S x S, uint8."""
+        """Pictures first to last - 1: (N, 3, S, S) uint8."""
 
-    def exchanged(self) -> set[int]:
-        """Images of the data folder whose pictures are other ones now."""
-
+    @abstractmethod
     def captions(self) -> dict[int, list[str]] | None:
         """Captions by image id; None where there are none."""
 
-    def caption_file(self) -> Path | None:
-        """The file they come from, where changes of it are to be noticed."""
-
-    def sources(self, subject: int) -> list[Path]:
-        """Files whose change is noticed by the next call; none for scans that are published and do not change."""
-
-    def tables(self, root: Path) -> list[Path]:
-        """Write the tables of who is who into the data folder; nothing for scans whose numbers are published."""
-
+    @abstractmethod
     def notes(self, subject: int) -> list[str]:
         """What was done and left out, for the summary."""
 
+    @abstractmethod
     def who(self, subject: int) -> dict[str, Any]:
-        """label, sessions (number -> label), runs, left_out, form, test pictures, captions: for the summary."""
+        """Facts for the summary.
+
+        Keys label, sessions (number -> label), runs, left_out, form, test pictures, captions.
+        """
+
+    def volumes(self, subject: int) -> Mapping[str, Path]:
+        """Further volumes to keep beside the mask: name in the layout -> file."""
+        return {}
+
+    def signs(self, subject: int) -> tuple[str, ...]:
+        """Evidence in the headers of the files that they hold a time series."""
+        return ()
+
+    def is_array(self, subject: int) -> bool:
+        """Whether responses are columns of an array, some of which may be labels."""
+        return False
+
+    def exchanged(self) -> set[int]:
+        """Images of the data folder whose pictures have changed."""
+        return set()
+
+    def caption_file(self) -> Path | None:
+        """File of captions whose changes are noticed."""
+        return None
+
+    def sources(self, subject: int) -> list[Path]:
+        """Files whose changes are noticed; none for published scans, which do not change."""
+        return []
+
+    def tables(self, root: Path) -> list[Path]:
+        """Write the tables of numbers into the data folder; none for published numbers."""
+        return []

@@ -335,6 +335,15 @@ def read_regions(layout: Layout, subject: int, names: Sequence[str] | None = Non
     return {name: region.astype(bool) for name, region in regions.items()}
 
 
+def with_joined_areas(regions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Regions, with early_vis (V1 to V4) and higher_vis (the rest of nsd_general) where V1 to V4 are known."""
+    areas = [regions[name] for name in nsd.VISUAL_ROI_LABELS if name in regions]
+    if not areas:
+        return dict(regions)
+    early = np.any(areas, axis=0)
+    return {**regions, "early_vis": early, "higher_vis": regions["nsd_general"] & ~early}
+
+
 def write_regions(layout: Layout, subjects: Mapping[int, Mapping[str, np.ndarray]]) -> None:
     """Write brain_region_masks.hdf5: one group per subject of boolean vectors by name."""
     with replaced_path(layout.masks()) as temporary, h5py.File(temporary, "w") as file:

@@ -8,8 +8,8 @@ from typing import Any
 from braingen.config import Config, with_settings
 from braingen.config.run_and_data import PrepareConfig
 from braingen.console import console
-from braingen.data.ingest.own import OwnScans
-from braingen.data.prepare import prepare as write_layout
+from braingen.data.ingest.own_scans import OwnScans
+from braingen.data.prepare.folder import prepare as write_layout
 from braingen.data.raw_nsd import RawNSD, is_raw_nsd
 from braingen.data.raw_nsd_surface import SPACE, RawNSDSurface
 from braingen.data.scans import Scans

@@ -1,4 +1,4 @@
-"""Which voxels are kept: masks of a subject, joined over hemispheres, intersected over runs, told where they are soft; and regions."""
+"""Which voxels are kept: masks of a subject, joined over hemispheres, intersected over runs; and regions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from braingen.data.ingest.events import read_table
 from braingen.data.ingest.forms import Source
 from braingen.data.ingest.names import GUIDE, Named, chosen, differing
-from braingen.data.volumes import load_nifti
+from braingen.data.volumes import VoxelPlaces, load_nifti
 from braingen.errors import UserError
 from braingen.files import refuse_stand_in
 
@@ -26,6 +26,12 @@ class Grid(NamedTuple):
 
     shape: tuple[int, ...]
     affine: np.ndarray | None
+
+
+def grid_of(responses: Source | VoxelPlaces) -> Grid:
+    """Grid of responses or places."""
+    shape = responses.grid if isinstance(responses, Source) else responses.mask.shape
+    return Grid(shape, responses.affine)
 
 
 class Mask(NamedTuple):
@@ -138,7 +144,7 @@ def choose_mask(
         values = {file.path: read_mask(file.path)[0] for file in group}
         fitting = [file for file in group if source.columns in (values[file.path].size, int((values[file.path] > 0).sum()))]
         return _joined([file.path for file in fitting or group], source, threshold)
-    reasons = {file.path: misfit(Grid(source.grid, source.affine), _grid(file.path)) for file in group}
+    reasons = {file.path: misfit(grid_of(source), _grid(file.path)) for file in group}
     fitting = [file for file in group if not reasons[file.path]]
     if not fitting:
         path, reason = next(iter(reasons.items()))

@@ -13,7 +13,6 @@ import re
 from typing import Any, NamedTuple
 
 import nibabel
-import numpy as np
 
 from braingen.data.ingest import forms
 from braingen.data.ingest.forms import Asked, Source
@@ -344,13 +343,3 @@ def same_events(files: Sequence[Named]) -> tuple[list[Named], list[str]]:
                 f"{found[key].path} and {file.path} are events of the same run and differ; remove one of them, or give them other entities."
             )
     return list(found.values()), notes
-
-
-def consistent(order_N: np.ndarray, pictures: Sequence[str]) -> int:
-    """In how many trials a file's own conditions contradict the pictures: one condition is one picture."""
-    first: dict[int, str] = {}
-    taken: dict[str, int] = {}
-    wrong = 0
-    for condition, picture in zip(order_N.tolist(), pictures):
-        wrong += first.setdefault(condition, picture) != picture or taken.setdefault(picture, condition) != condition
-    return wrong

@@ -5,7 +5,7 @@ T trials, V voxels, P pictures that were shown more than once.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -38,6 +38,20 @@ class Reliability(NamedTuple):
     """The same to different pictures."""
     same_error: float
     """Standard error of `same`."""
+
+    def facts(self) -> dict[str, Any]:
+        """Rounded medians and means, for the manifest."""
+        known = not np.isnan(self.same)
+        return {
+            "pictures": self.pictures,
+            "repeats": round(self.repeats, 2),
+            "split_half_median": round(float(np.median(self.split_half_V)), 3),
+            "share_above_chance": round(float((self.split_half_V > self.chance).mean()), 3),
+            "noise_ceiling_median_percent": round(float(np.median(self.noise_ceiling_V)), 1),
+            "same_picture": round(self.same, 3) if known else None,
+            "other_picture": round(self.other, 3) if known else None,
+            "same_picture_error": round(self.same_error, 4) if known else None,
+        }
 
 
 def reliability(betas_TV: np.ndarray, image_T: np.ndarray) -> Reliability | None:
