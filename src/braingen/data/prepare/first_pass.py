@@ -72,13 +72,12 @@ def first_pass(
     whole = functools.reduce(Moments.merged, moments)
     notes = refuse_no_responses(scans, subject, whole, kept_V, behav_T17, accept)
     rule, more = _rule(scans.statistics, moments)
+    statistics = [(whole if rule == "subject" else each).statistics() for each in moments]
     if rule == "none":
-        mean_SV, sd_SV = np.zeros((len(moments), len(kept_V))), np.ones((len(moments), len(kept_V)))
-    else:
-        used = moments if rule == "session" else [whole] * len(moments)
-        mean_SV, sd_SV = map(np.stack, zip(*(each.statistics() for each in used)))
-    found = (mean_SV[:, kept_V], sd_SV[:, kept_V])
-    return FirstPass(kept_V, left_out, rule, *found, [*notes, *more])
+        statistics = [(np.zeros(len(kept_V)), np.ones(len(kept_V)))] * len(moments)
+    mean_SK, sd_SK = (np.stack([each[k][kept_V] for each in statistics]) for k in (0, 1))
+    return FirstPass(kept_V, left_out, rule, mean_SK, sd_SK, [*notes, *more])
+
 
 
 def _moments(
