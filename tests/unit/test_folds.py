@@ -75,6 +75,7 @@ def test_the_epoch_of_the_best_mean_over_left_out_images_is_kept(monkeypatch, ro
     assert (folder / "reader").is_dir()
     assert not list((folder / "folds").glob("*/reader"))
     assert all(Run(fold).finished for fold in (folder / "folds").iterdir())
+    assert all(Run(fold).provenance["seeds"] == {"run": 0} for fold in (folder / "folds").iterdir())
 
 
 def test_a_fold_learns_from_the_other_folds_only(monkeypatch, root, tmp_path):

@@ -286,7 +286,7 @@ def test_a_validation_hears_held_out_pictures_whole_with_the_same_noise_every_ti
 
 
 def test_pieces_of_a_validation_and_other_seeds_have_noise_of_their_own(tiny, monkeypatch):
-    monkeypatch.setattr(stage, "pieces", lambda count, size: listening_data.pieces(count, 2))
+    monkeypatch.setattr(stage, "pieces", lambda count, size: listening_data.pieces(count, 1))
     noise: list[Tensor] = []
     fresh = stage.draw
 
@@ -299,7 +299,7 @@ def test_pieces_of_a_validation_and_other_seeds_have_noise_of_their_own(tiny, mo
     for seed in ("0", "4"):
         config = tiny(run__seed=seed)
         stage.validate(parts_of(config), config)
-    assert len(noise) == 4 and not any(torch.equal(one, other) for one, other in combinations(noise, 2))
+    assert len(noise) == 6 and not any(torch.equal(one, other) for one, other in combinations(noise, 2))
 
 
 # --- the listening U-Net --------------------------------------------------------------------------------------------
@@ -414,15 +414,15 @@ def test_setup_follows_every_setting_of_routers_and_backbone(tiny, monkeypatch):
     config = tiny(**settings, backbone__ip_adapter="somewhere")
     asked: list[tuple[Any, ...]] = []
 
-    def load_backbone(*given: Any, **_: Any) -> Any:
-        asked.append(given[:2])
+    def load_backbone(*given: Any, **named: Any) -> Any:
+        asked.append((*given, named))
         backbone = fake_backbone()
         return backbone._replace(scheduler=type(backbone.scheduler).from_config(backbone.scheduler.config, prediction_type="v_prediction"))
 
     monkeypatch.setattr(stage, "load_backbone", load_backbone)
     monkeypatch.setattr(stage, "refuse_misfits", lambda config: None)
     parts = stage.setup(config)
-    assert asked == [(config.backbone.path, "somewhere")]
+    assert asked == [(config.backbone.path, "somewhere", torch.float32, {"vae_dtype": torch.float32})]
     assert parts.prediction_type == "v_prediction" and parts.model.size == 64
     built = parts.model.routers["text"].config
     expected = {"time_choice": "hard", "time_context": True, "time_hidden_dim": 24, "space": "cross", "space_grid": 4}

@@ -11,7 +11,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -27,10 +27,10 @@ from braingen.brain.reader import BrainReader
 from braingen.brain.voxel_moe import BrainMoEVoxel
 from braingen.config import Config
 from braingen.config.reading import LossConfig
-from braingen.data.batches import RepeatedBatch
+from braingen.data.batches import RepeatBatches, RepeatedBatch
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
-from braingen.data.trials import hold_out_images, test_trials, train_trials
+from braingen.data.trials import Repeats, hold_out_images, test_trials, train_trials
 from braingen.errors import UserError
 from braingen.records import Trials, VoxelBatch
 from braingen.run_layout import READER
@@ -38,6 +38,7 @@ from braingen.runs import Run
 from braingen.scores import decoding
 from braingen.stages import reader_setup
 from braingen.stages import reading as stage_reading
+from braingen.stages import targets as stage_targets
 from braingen.stages import train as stage
 from braingen.stages.checkpoints import Place
 from braingen.stages.steps import Divergence, StepLosses, hash_seed
@@ -224,6 +225,18 @@ def test_an_averaged_batch_keeps_its_images_and_its_subject():
     assert torch.equal(whole.voxels_BV, torch.stack([voxels[0, :2].mean(0), voxels[1].mean(0)]))
 
 
+def test_the_first_row_of_a_file_is_a_presentation_like_any_other():
+    class Rows:
+        voxels = 2
+
+        def rows(self, rows: np.ndarray) -> np.ndarray:
+            return np.stack([rows + 1.0, rows + 2.0], axis=1).astype(np.float32)
+
+    (batch,) = RepeatBatches(Repeats(np.array([5, 6]), np.array([[0, 3], [1, -1]])), Rows(), 1, 8)
+    assert batch.present_BR.tolist() == [[True, True], [True, False]]
+    assert batch.averaged().voxels_BV.tolist() == [[2.5, 3.5], [2.0, 3.0]]
+
+
 # --- what is trained on, and what is looked at ----------------------------------------------------------------------
 
 
@@ -334,9 +347,12 @@ def test_epochs_show_every_trial_once_in_an_order_of_their_own_with_chances_of_t
         ("image", 1.0, {"data__num_sessions": "1", "data__holdout_share": "0.1"}),
     ],
 )
-def test_setup_gives_every_image_its_own_target_in_units_of_the_training_images(root, tmp_path, modality, scale, more):
+def test_setup_gives_every_image_its_own_target_in_units_of_the_training_images(monkeypatch, root, tmp_path, modality, scale, more):
     config = tiny_config(root, tmp_path, data__subjects="1,2", loss_image__clip_scale="1", loss_text__clip_scale="4", **more)
+    looked_at: list[tuple[Any, ...]] = []
+    spy(monkeypatch, reader_setup, "refuse_misfits", lambda config, parts, fetch: looked_at.append((parts, fetch)))
     parts = reader_setup.setup(config, modality)
+    assert looked_at == [((modality,), True)]
     held, kept = held_out_and_kept(config)
     trained_on = [part for step in range(parts.batches.steps) for part in parts.batches.batch(0, step)]
     assert {image for part in trained_on for image in part.image_B.tolist()} == kept
@@ -367,6 +383,11 @@ def test_setup_builds_what_is_asked_for(root, tmp_path):
     weights = {name: value for name, value in reader.encoder.state_dict().items() if value.ndim > 1}
     assert all(torch.equal(again.reader.encoder.state_dict()[name], value) for name, value in weights.items())
     assert not all(torch.equal(other.reader.encoder.state_dict()[name], value) for name, value in weights.items())
+    assert reader.config.head_trained
+    unprojected = reader_setup.setup(tiny_config(root, tmp_path, loss_image__clip_scale="0"), "image").reader.eval()
+    with torch.no_grad():  # what no loss trained is not what pictures are retrieved by
+        out = unprojected(torch.randn(2, 41, generator=generator()), 1)
+    assert torch.equal(out.clip_BTD, out.backbone_BTD)
     assert [other.batches.chosen(0, 0)[0].tolist()] != [again.batches.chosen(0, 0)[0].tolist()]
 
 
@@ -379,6 +400,73 @@ def test_a_dense_encoder_of_captions_has_the_widths_of_the_text_encoders(root, t
     assert (text["clip_seq_dim"], text["clip_emb_dim"]) == (1, WIDTH)
     image = reader_setup.build_reader(config, {3: 9}, (1, WIDTH)).config.encoder_config
     assert image.get("fusion", "none") == "none" and not image.get("train_pool")
+
+
+def test_data_that_lack_something_are_refused_before_anything_is_computed(tmp_path):
+    config = tiny_config(tmp_path / "data", tmp_path / "run")
+    Layout.of(config.data.root).captions().unlink()
+    reader_setup.setup(config, "image")
+    with pytest.raises(UserError, match="captions"):
+        reader_setup.setup(config, "text")
+
+
+def test_only_a_finished_run_can_be_started_from(root, tmp_path):
+    reader_setup.setup(tiny_config(root, tmp_path / "first"), "image").reader.save_pretrained(tmp_path / "first" / "image" / READER)
+    (tmp_path / "first" / "image" / "config.yaml").write_text("a: 1")
+    config = tiny_config(root, tmp_path / "second", optim__start_from=str(tmp_path / "first"))
+    with pytest.raises(UserError, match="not finished"):
+        reader_setup.setup(config, "image")
+
+
+class Stub(torch.nn.Module):
+    """Stands in for a CLIP encoder: what it says depends on how it was loaded and on what it is given."""
+
+    loaded: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    @classmethod
+    def from_pretrained(cls, path: str, **settings: Any) -> Stub:
+        cls.loaded.append((path, settings))
+        return cls(len(cls.loaded))
+
+    def forward(self, given: Any) -> Any:
+        if isinstance(given, Tensor):
+            return SimpleNamespace(target_BTD=self.number + given.mean((1, 2, 3))[:, None, None].expand(-1, 1, 3))
+        return torch.tensor([[[float(sum(map(len, texts)) * self.number)] * 3] for texts in given])
+
+
+def test_targets_are_of_the_encoders_that_are_set_and_kept_for_them_alone(monkeypatch, root, tmp_path):
+    monkeypatch.setattr(Stub, "loaded", [])
+    for name in ("CLIPImageEncoder", "CLIPTextEncoderDual"):
+        monkeypatch.setattr(stage_targets, name, Stub)
+    monkeypatch.setattr(stage_targets, "fingerprint_of_files", lambda path: "of stubs")
+    monkeypatch.setattr(stage_targets, "backbone_folder", lambda path: f"folder of {path}")
+    monkeypatch.setattr(stage_targets, "check_backbone", lambda config: None)
+    ids = np.array([7, 3, 0])
+
+    def targets(**more: str) -> stage_targets.Targets:
+        return stage_targets.Targets(tiny_config(root, tmp_path, backbone__path="a backbone", **more))
+
+    first = targets()
+    pictures = torch.from_numpy(first.stimuli.images(ids)).mean((1, 2, 3))
+    torch.testing.assert_close(first.of("image", ids)[:, 0, 0], 1 + pictures)
+    words = [float(sum(map(len, first.captions[image]))) for image in ids]
+    assert len(first.captions[7]) == 5 and first.of("text", ids)[:, 0, 0].tolist() == [2 * count for count in words]
+    for modality in ("image", "text"):
+        np.testing.assert_array_equal(first.table(modality, ids)[ids], first.of(modality, ids).numpy())
+    torch.testing.assert_close(targets(backbone__image_projected="false").of("image", ids)[:, 0, 0], 3 + pictures)
+    torch.testing.assert_close(targets(backbone__image_output="tokens").of("image", ids)[:, 0, 0], 4 + pictures)
+    assert targets(backbone__text_output="L").of("text", ids)[:, 0, 0].tolist() == [5 * count for count in words]
+    assert targets(backbone__text_tokens="all").of("text", ids)[:, 0, 0].tolist() == [6 * count for count in words]
+    torch.testing.assert_close(targets().of("image", ids)[:, 0, 0], 1 + pictures)  # kept: nothing is loaded for it
+    path, exact = "folder of a backbone", {"dtype": torch.float32}
+    choice = first._choice
+    image, text = {"output": choice.image_output, "projected": True}, {"output": choice.text_output, "tokens": choice.text_tokens}
+    changes = [image, text, image | {"projected": False}, image | {"output": "tokens"}, text | {"output": "L"}, text | {"tokens": "all"}]
+    assert Stub.loaded == [(path, exact | change) for change in changes]
 
 
 @pytest.mark.parametrize("trained_part", ["routers", "subject", "all"])
@@ -478,6 +566,7 @@ def test_gradients_are_averaged_over_the_steps_of_an_update_and_clipped(monkeypa
     numbers = np.arange(1, count + 1).reshape(3, -1)  # epochs x steps
     size = int(together)
     groups = [epoch[first : first + size].mean() for epoch in numbers for first in range(0, len(epoch), size)]
+    assert seen.rates[-1] == pytest.approx(free.optim.max_lr / 25_000)  # the schedule ends with the training
     assert seen.gradients == pytest.approx(groups, rel=1e-4)
     assert len(seen.rates) == len(groups) and (size == 1 or len(groups) < count)
     clipped = tiny_config(root, tmp_path / "clipped", optim__gradient_accumulation_steps=together, optim__max_grad_norm="0.5")
@@ -790,5 +879,12 @@ def test_what_was_read_is_scored_against_its_own_images(monkeypatch, root, tmp_p
     cosine = cosine_similarity(true[swapped].double(), true.double())
     assert sorted(found["clip_cos"]) == pytest.approx(sorted(cosine.tolist()), abs=1e-5)
     assert found["two_way_clip"].mean() < 1
+    read = stage_reading.Read
+    apart = [
+        {name: value.mean() for name, value in stage_reading.score_reading(config, "image", reader, one).values.items()}
+        for one in (read(true[swapped], standard, ids), read(true, standard[swapped], ids))
+    ]
+    assert apart[0]["two_way_clip"] < 1 == apart[1]["two_way_clip"] and apart[0]["clip_cos"] < 1
+    assert [each["retrieval_brain_to_image"] for each in apart] == [1, 0.5] and apart[1]["clip_cos"] == pytest.approx(1)
     chance = stage_reading.score_reading(config, "image", reader, exchanged).chance
     assert chance == {"two_way_clip": 0.5, "retrieval_brain_to_image": 0.25, "retrieval_image_to_brain": 0.25}
