@@ -32,7 +32,7 @@ from braingen.diffusion.lora import add_lora, lora_parameters, save_lora
 from braingen.diffusion.refine import Refinement, assemble_refiner
 from braingen.diffusion.sample import denoise_from, seeded_noise, size_ids
 from braingen.errors import UserError
-from braingen.records import Conditioning, Trials
+from braingen.records import Conditioning, Routing, Trials
 from braingen.routing.conditioning import all_experts, from_experts
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.run_layout import EMBEDDINGS, INDEX, ROUTING, random_folders
@@ -212,6 +212,8 @@ def test_setup_takes_the_test_images_of_the_first_subject(monkeypatch, root, tmp
     assert parts.subject == 2 and parts.betas.voxels == 42
     np.testing.assert_array_equal(parts.repeats.image_N, expected.image_N[:3])
     np.testing.assert_array_equal(parts.repeats.rows_NR, expected.rows_NR[:3])
+    with pytest.raises(UserError, match=r"sampler\.steps"):  # more steps than the schedule has times
+        stage.setup(tiny_config(root, tmp_path, sampler__steps="2000"))
 
 
 # --- the sampler's settings -----------------------------------------------------------------------------------------
@@ -269,6 +271,29 @@ def test_every_setting_of_the_sampler_reaches_the_drawing(monkeypatch, root, tmp
         "level": 1,
     }
     assert [np.asarray(each.picture)[0, 0, 0] for each in drawn] == [30, 90]
+    drawer_of(monkeypatch, config, decoder, given())(slice(0, 2))  # true embeddings have no levels
+    assert decoder.drawn[1][1]["level"] is None
+
+
+def test_how_a_picture_was_routed_stands_beside_it(monkeypatch, root, tmp_path):
+    """Of the first drawing, at every step, row by row."""
+    levels = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
+
+    class Routed(FakeDecoder):
+        def draw(self, *arguments: Any, **named: Any) -> Tensor:
+            for step in range(2):
+                if named["on_step"] is not None:
+                    image, text = (Routing(levels.roll(turn, 1), levels, (levels * (1 + step),), True) for turn in range(2))
+                    named["on_step"](step, levels, Conditioning(levels, levels, levels, image, text))
+            return super().draw(*arguments, **named)
+
+    drawn = drawer_of(monkeypatch, tiny_config(root, tmp_path), Routed(), given())(slice(0, 2))
+    for row, each in enumerate(drawn):
+        assert each.tensors is not None
+        torch.testing.assert_close(each.tensors["image_levels"], levels[row].expand(2, -1))
+        torch.testing.assert_close(each.tensors["text_levels"], levels[row].flip(0).expand(2, -1))
+        torch.testing.assert_close(each.tensors["image_experts"], torch.stack([levels[row], 2 * levels[row]]))
+        assert each.tensors["times"].tolist() == [900, 100]
 
 
 @pytest.mark.parametrize(("image", "text"), [("true", "true"), ("true", "false"), ("false", "true")])
@@ -332,9 +357,10 @@ def test_a_decoder_starts_every_picture_from_its_own_noise_and_hands_the_setting
     assert unet is decoder.unet and scheduler is decoder.scheduler
     torch.testing.assert_close(noise, seeded_noise([12, 7], (4, 8, 8), 4, "picture 2"))
     first = {"seed": 4, "sample": 0}
-    (_, _, other, *_), _ = denoised(monkeypatch, decoder, table("image")[:2], table("text")[:2], [12, 7], **first)
+    (_, _, other, *_), of_first = denoised(monkeypatch, decoder, table("image")[:2], table("text")[:2], [12, 7], **first)
     torch.testing.assert_close(other, seeded_noise([12, 7], (4, 8, 8), 4, "picture"))
     generators = named.pop("generators")
+    assert not {each.initial_seed() for each in generators} & {each.initial_seed() for each in of_first["generators"]}
     assert named.items() >= {"size": 32, "steps": 9, "guidance_scale": 2.5, "on_step": on_step}.items()
     assert len({each.initial_seed() for each in generators}) == 2
     torch.testing.assert_close(without.tokens_BTC, negative.tokens_BTC.expand(2, -1, -1))
@@ -363,6 +389,29 @@ def test_what_is_heard_while_drawing_is_routed_by_the_routers_of_image_and_text(
     torch.testing.assert_close(heard.tokens_BTC, decoder.form.text(routed["text"]), rtol=1e-4, atol=1e-4)
     (_, _, _, alone, _), _ = denoised(monkeypatch, decoder, read["image"], read["text"], [1, 2], level=1)
     assert alone(300.0, noise).image_routing.level_weights_BL.tolist() == [[0.0, 1.0]] * 2
+
+
+def test_a_decoder_that_is_called_reads_and_draws_batch_by_batch_with_the_settings_given(monkeypatch):
+    decoder = a_decoder()
+    drawn: list[tuple[Any, ...]] = []
+
+    def draw(self: BrainDecoder, image: Any, text: Any, ids: list[int], **named: Any) -> Tensor:
+        drawn.append((image, text, ids, named))
+        return torch.zeros(len(ids), 3, 4, 4)
+
+    monkeypatch.setattr(BrainDecoder, "draw", draw)
+    voxels = torch.randn(5, 41, generator=generator())
+    out = decoder(voxels, 1, image_ids=[4, 9, 2, 7, 5], seed=6, num_inference_steps=3, guidance_scale=2.5, batch_size=2)
+    assert [ids for _, _, ids, _ in drawn] == [[4, 9], [2, 7], [5]] and out.image_ids == [4, 9, 2, 7, 5] and len(out.images) == 5
+    whole = decoder.read(voxels[:, None], 1, out.image_ids, 6)
+    first = 0
+    for image, text, ids, named in drawn:
+        rows = slice(first, first + len(ids))
+        torch.testing.assert_close(image.backbone_BTD, whole.image.backbone_BTD[rows], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(text.backbone_BTD, whole.text.backbone_BTD[rows], rtol=1e-4, atol=1e-4)
+        assert {name: named[name] for name in ("seed", "steps", "guidance_scale")} == {"seed": 6, "steps": 3, "guidance_scale": 2.5}
+        first += len(ids)
+    torch.testing.assert_close(out.decoded.text_BTD, decoder.decoded(whole).text_BTD, rtol=1e-4, atol=1e-4)
 
 
 class EchoUNet(nn.Module):
@@ -426,6 +475,7 @@ def test_pictures_go_by_id_and_only_those_that_are_missing_are_drawn(root, tmp_p
     ids = [40, 7, 19, 3, 25]
     Image.new("RGB", (2, 2), (1, 1, 1)).save(tmp_path / "000019.png")
     Image.new("RGB", (2, 2), (1, 1, 1)).save(tmp_path / "000003.png")
+    Image.new("RGB", (2, 2), (1, 1, 1)).save(tmp_path / "000007.png")  # its neighbour is missing, and a batch is drawn whole
     asked = []
 
     def draw(some: slice) -> list[Drawn]:
@@ -444,6 +494,32 @@ def test_pictures_go_by_id_and_only_those_that_are_missing_are_drawn(root, tmp_p
     found = load_file(tmp_path / ROUTING)
     assert found["ids"].tolist() == ids and found["weights"].flatten().tolist() == ids
     assert not list(tmp_path.glob("0*.safetensors"))
+
+
+def test_processes_share_the_batches_that_are_missing(tmp_path):
+    """Each draws its own; what another draws is waited for."""
+    asked: list[slice] = []
+
+    class SecondOfTwo:
+        main = False
+        waited = 0
+
+        def told(self, value: Any) -> Any:
+            return value
+
+        def share(self, items: list[Any]) -> list[Any]:
+            return items[1::2]
+
+        def wait(self) -> None:
+            self.waited += 1
+
+    def draw(some: slice) -> list[Drawn]:
+        asked.append(some)
+        return [Drawn(Image.new("RGB", (2, 2))) for _ in range(2)]
+
+    workers: Any = SecondOfTwo()
+    draw_missing(tmp_path, [8, 6, 4, 2, 9, 7], 2, draw, workers, "")
+    assert asked == [slice(2, 4)] and sorted(path.stem for path in tmp_path.iterdir()) == ["000002", "000004"] and workers.waited == 1
 
 
 def reconstructed(monkeypatch: pytest.MonkeyPatch, config: Config, decoder: FakeDecoder, tuned: Path | None = None) -> Path:
@@ -481,6 +557,24 @@ def test_a_reconstruction_keeps_pictures_embeddings_and_captions_by_image_id(mon
     assert not again.drawn
     with pytest.raises(UserError, match=r"sampler\.steps"):  # pictures of other settings are not passed off as theirs
         reconstructed(monkeypatch, tiny_config(root, tmp_path, sampler__batch_size="2", sampler__steps="9"), again)
+
+
+def test_a_reconstruction_that_was_stopped_goes_on_with_the_embeddings_it_had(monkeypatch, root, tmp_path):
+    config = tiny_config(root, tmp_path, sampler__batch_size="1")
+
+    class Stopping(FakeDecoder):
+        def draw(self, *arguments: Any, **named: Any) -> Tensor:
+            if self.drawn:
+                raise KeyboardInterrupt
+            return super().draw(*arguments, **named)
+
+    with pytest.raises(KeyboardInterrupt):
+        reconstructed(monkeypatch, config, Stopping())
+    decoder = FakeDecoder()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "save_file", lambda *_: pytest.fail("read again"))
+        reconstructed(patch, config, decoder)
+    assert [arguments[2] for arguments, _ in decoder.drawn] == [[0], [2]]
 
 
 def test_pictures_of_other_seeds_encoders_backbones_and_fine_tunings_are_refused(monkeypatch, root, tmp_path):
@@ -542,12 +636,14 @@ def test_refining_hears_every_pictures_own_text_with_the_settings_of_the_refiner
     monkeypatch.setattr(refine_stage, "refine_pictures", refine_pictures)
     monkeypatch.setattr(refine_stage, "setup", lambda config: "the refiner")
     more = {"strength": "0.6", "steps": "9", "guidance_scale": "3", "use_image": "true", "size": "16", "batch_size": "2"}
+    more |= {"aesthetic_score": "3.5", "negative_aesthetic_score": "1.5"}
     config = tiny_config(root, tmp_path, run__seed="8", **{f"refiner__{name}": value for name, value in more.items()})
     folder = refine_stage.refine(config)
     assert [ids for (_, _, _, ids, _), _ in calls] == [[9, 4], [6]]
     for (refiner, pictures, text, ids, how), named in calls:
         assert refiner == "the refiner" and isinstance(how, Refinement)
         assert (how.strength, how.steps, how.guidance_scale) == (0.6, 9, 3.0)
+        assert (how.aesthetic_score, how.negative_aesthetic_score, how.denoising_start) == (3.5, 1.5, None)
         assert named["seed"] == 8 and named["size"] == 16
         torch.testing.assert_close(text, table("text")[ids])
         torch.testing.assert_close(named["image_BTD"], table("image")[ids])
@@ -555,6 +651,11 @@ def test_refining_hears_every_pictures_own_text_with_the_settings_of_the_refiner
         torch.testing.assert_close(pictures, shades[:, :, None, None].expand(-1, -1, 8, 8))
     for image in order:
         assert np.asarray(Image.open(folder / f"{image:06d}.png"))[0, 0].tolist() == [255 - image, 255 - 2 * image, 255 - 3 * image]
+    assert load_file(folder / EMBEDDINGS)["ids"].tolist() == rows and json.loads((folder / INDEX).read_text())["images"] == order
+    assert refine_stage.refined_is_there(config)
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(recons / "000004.png")
+    with pytest.raises(UserError, match="recons"):  # refined pictures of others are not passed off as theirs
+        refine_stage.refine(config)
 
 
 @pytest.mark.parametrize("use_image", ["true", "false"])
@@ -570,9 +671,10 @@ def test_a_refiner_is_loaded_as_configured(monkeypatch, root, tmp_path, use_imag
     monkeypatch.setattr(refine_stage, "load_refiner", load_refiner)
     monkeypatch.setattr(refine_stage, "backbone_folder", lambda path: f"folder of {path}")
     more = {"refiner__scheduler": "ddim", "refiner__negative_prompt": "a blur", "refiner__use_image": use_image}
+    more |= {"backbone__text_output": "joint"}
     refiner = refine_stage.setup(tiny_config(root, tmp_path, backbone__path="somewhere", **more))
     adapter = "folder of somewhere/ip_adapter" if use_image == "true" else None
-    assert asked == [(("somewhere",), {"text_output": "bigG", "ip_adapter": adapter, "negative_prompt": "a blur"})]
+    assert asked == [(("somewhere",), {"text_output": "joint", "ip_adapter": adapter, "negative_prompt": "a blur"})]
     assert type(refiner.scheduler).__name__ == "DDIMScheduler"
     if use_image == "false":
         refine_stage.setup(tiny_config(root, tmp_path, backbone__path="somewhere", backbone__refiner="its refiner"))
