@@ -264,6 +264,7 @@ def test_the_decoder_is_one_folder_that_draws_the_same_pictures(flow):
         image_ids=ids[:3].tolist(),
         num_inference_steps=sampler.steps,
         guidance_scale=sampler.guidance_scale,
+        guidance_end=sampler.guidance_end,
     )
     for image, picture in zip(ids, out.images):
         drawn = pixels(flow.run / "reconstructions" / "brain" / f"{image:06d}.png")

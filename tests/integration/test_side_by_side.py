@@ -20,9 +20,10 @@ WAIT_SECONDS = 120
 """After which something that should have happened will not."""
 
 
-def write_facts(path: Path) -> None:
+def write_facts(path: Path) -> tuple[str, torch.Tensor]:
     """What a task leaves: its process and its threads."""
     path.write_text(f"{os.getpid()} {torch.get_num_threads()}")
+    return path.name, torch.full((2,), len(path.name))
 
 
 def refuse(path: Path) -> None:
@@ -51,13 +52,14 @@ def config(processes: int) -> Config:
 def test_tasks_are_done_in_other_processes_of_one_thread_or_all_here(tmp_path):
     tasks = [task(write_facts, tmp_path / str(number)) for number in range(3)]
     with group_of(config(2)) as group:
-        group.run(tasks)
-        group.run([task(write_facts, tmp_path / "later")])
+        made = group.run(tasks)
+        ((later, number),) = group.run([task(write_facts, tmp_path / "later")])
+    assert [name for name, _ in made] == ["0", "1", "2"] and (later, number.tolist()) == ("later", [5, 5])
     facts = [(tmp_path / name).read_text().split() for name in ("0", "1", "2", "later")]
     assert all(int(process) != os.getpid() and threads == "1" for process, threads in facts)
     assert 1 <= len({process for process, _ in facts}) <= 2
     with group_of(config(1)) as group:
-        group.run(tasks)
+        assert [name for name, _ in group.run(tasks)] == ["0", "1", "2"]
     assert {(tmp_path / str(number)).read_text().split()[0] for number in range(3)} == {str(os.getpid())}
 
 

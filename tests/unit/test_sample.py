@@ -16,7 +16,16 @@ from torch import Tensor
 from unit.fake_backbone import fake_backbone
 
 from braingen.config.values import Scheduler
-from braingen.diffusion.sample import decode_latents, denoise, latent_shape, predict, seeded_generators, seeded_noise, size_ids
+from braingen.diffusion.sample import (
+    decode_latents,
+    denoise,
+    denoise_from,
+    latent_shape,
+    predict,
+    seeded_generators,
+    seeded_noise,
+    size_ids,
+)
 from braingen.diffusion.sdxl import SCHEDULERS, Backbone, image_embedding_width, load_backbone, picture_size, pooled_width, scheduler_named
 from braingen.errors import UserError
 from braingen.records import Conditioning
@@ -282,6 +291,29 @@ def test_one_call_a_step_with_twice_the_rows_only_under_guidance(fake, guidance_
         guidance_scale=guidance_scale,
     )
     assert unet.rows == [rows] * STEPS
+
+
+def test_guidance_acts_in_the_first_steps_and_the_others_are_those_of_no_guidance(fake):
+    size, shape = sides(fake)
+    unet, condition, nothing = Counting(fake.unet), random_condition(fake, 2), empty_condition(fake, 2)
+    latents: list[Tensor] = []
+    start = seeded_noise([1, 2], shape, 0, "picture")
+    settings = {"size": size, "steps": 4, "on_step": lambda step, x, _: latents.append(x.clone())}
+    denoise(unet, fake.scheduler, start, lambda t, noisy: condition, nothing, guidance_scale=3.0, guidance_end=0.5, **settings)
+    assert unet.rows == [4, 4, 2, 2]
+    denoise(unet, fake.scheduler, start, lambda t, noisy: condition, nothing, guidance_scale=3.0, **settings)
+    assert unet.rows[4:] == [4] * 4
+    some, whole = latents[:4], latents[4:]
+    torch.testing.assert_close(some[1], whole[1])
+    assert (some[2] - whole[2]).abs().max() > 1e-3
+    ids = size_ids(size, 2, start)
+    fake.scheduler.set_timesteps(4)
+    later: list[Tensor] = []
+    more = {"guidance_scale": 1.0, "on_step": lambda step, x, _: later.append(x.clone())}
+    denoise_from(
+        fake.unet, fake.scheduler, some[1], fake.scheduler.timesteps[2:], lambda t, noisy: condition, nothing, ids, ids, **more
+    )
+    torch.testing.assert_close(later[-1], some[3])
 
 
 def test_guidance_towards_the_same_condition_changes_nothing(fake):

@@ -250,7 +250,8 @@ def drawer_of(monkeypatch: pytest.MonkeyPatch, config: Config, decoder: FakeDeco
 
 
 def test_every_setting_of_the_sampler_reaches_the_drawing(monkeypatch, root, tmp_path):
-    more = {"steps": "7", "guidance_scale": "3.5", "ip_adapter_scale": "0.25", "size": "64", "negative_prompt": "a blur", "level": "1"}
+    more = {"steps": "7", "guidance_scale": "3.5", "guidance_end": "0.75"}
+    more |= {"ip_adapter_scale": "0.25", "size": "64", "negative_prompt": "a blur", "level": "1"}
     config = tiny_config(root, tmp_path, run__seed="11", **{f"sampler__{name}": value for name, value in more.items()})
     decoder = FakeDecoder()
     drawn = drawer_of(monkeypatch, config, decoder, given(experts=True))(slice(1, 3))
@@ -264,6 +265,7 @@ def test_every_setting_of_the_sampler_reaches_the_drawing(monkeypatch, root, tmp
         "seed": 11,
         "steps": 7,
         "guidance_scale": 3.5,
+        "guidance_end": 0.75,
         "ip_adapter_scale": 0.25,
         "size": 64,
         "negative": (decoder.form, f"folder of {config.backbone.path}", "a blur"),
@@ -350,7 +352,8 @@ def test_a_decoder_starts_every_picture_from_its_own_noise_and_hands_the_setting
     decoder = a_decoder()
     negative = Conditioning(torch.ones(1, decoder.form.text_length, 224), torch.zeros(1, 1, 128), torch.ones(1, 128))
     on_step = lambda *_: None  # noqa: E731
-    more = {"seed": 4, "steps": 9, "guidance_scale": 2.5, "ip_adapter_scale": 0.3, "negative": negative, "sample": 2, "on_step": on_step}
+    more = {"seed": 4, "steps": 9, "guidance_scale": 2.5, "guidance_end": 0.4, "ip_adapter_scale": 0.3}
+    more |= {"negative": negative, "sample": 2, "on_step": on_step}
     (unet, scheduler, noise, condition, without), named = denoised(
         monkeypatch, decoder, table("image")[:2], table("text")[:2], [12, 7], **more
     )
@@ -361,7 +364,7 @@ def test_a_decoder_starts_every_picture_from_its_own_noise_and_hands_the_setting
     torch.testing.assert_close(other, seeded_noise([12, 7], (4, 8, 8), 4, "picture"))
     generators = named.pop("generators")
     assert not {each.initial_seed() for each in generators} & {each.initial_seed() for each in of_first["generators"]}
-    assert named.items() >= {"size": 32, "steps": 9, "guidance_scale": 2.5, "on_step": on_step}.items()
+    assert named.items() >= {"size": 32, "steps": 9, "guidance_scale": 2.5, "guidance_end": 0.4, "on_step": on_step}.items()
     assert len({each.initial_seed() for each in generators}) == 2
     torch.testing.assert_close(without.tokens_BTC, negative.tokens_BTC.expand(2, -1, -1))
     heard = condition(500, noise)

@@ -137,6 +137,8 @@ class SamplerConfig(Section):
     """Pictures drawn of every image; kept is the one whose CLIP embedding is nearest to the decoded one (never to the truth)."""
     guidance_scale: Annotated[float, Field(ge=1)] = 15.0
     """Classifier-free guidance (published runs: 15)."""
+    guidance_end: Annotated[float, Field(gt=0, le=1), GUIDED] = 1.0
+    """Share of the steps, from the first, that guidance acts in (published: all); the others take half the time."""
     ip_adapter_scale: Annotated[Scale, Needs("use_image", True)] = 1.0
     """Strength of the image condition (published: 1)."""
     finetuned: Literal["auto", "yes", "no"] = "auto"

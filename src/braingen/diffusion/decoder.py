@@ -259,6 +259,7 @@ class BrainDecoder(DiffusionPipeline):
         seed: int = 0,
         steps: int = 30,
         guidance_scale: float = 15.0,
+        guidance_end: float = 1.0,
         ip_adapter_scale: float = 1.0,
         size: int = 0,
         level: int | None = None,
@@ -272,6 +273,7 @@ class BrainDecoder(DiffusionPipeline):
         ----------
         image, text : what :meth:`read` gave, or B x T x D embeddings in CLIP's own units; one of the two may be None
         size : side in pixels; 0 for the U-Net's own. One that is no multiple of the autoencoder's factor is cut out of the next larger
+        steps, guidance_scale, guidance_end : of the denoising (:func:`braingen.diffusion.sample.denoise_from`)
         level : listen to this level of experts only
         on_step : called after every step with its number, the latents and the condition (see :class:`RoutingRecorder`)
         negative : what guidance leads away from, one row (:func:`negative_condition`); nothing at all when left out
@@ -300,6 +302,7 @@ class BrainDecoder(DiffusionPipeline):
             size=size,
             steps=steps,
             guidance_scale=guidance_scale,
+            guidance_end=guidance_end,
             on_step=on_step,
             generators=seeded_generators(image_ids, seed, f"steps of {purpose}"),
             names=image_ids,
@@ -318,6 +321,7 @@ class BrainDecoder(DiffusionPipeline):
         seed: int = 0,
         num_inference_steps: int = 30,
         guidance_scale: float = 5.0,
+        guidance_end: float = 1.0,
         batch_size: int = 8,
         data_root: Path | str | None = None,
     ) -> BrainDecoderOutput:
@@ -329,7 +333,7 @@ class BrainDecoder(DiffusionPipeline):
             file; or a file of them: .npy, .npz, HDF5, NIfTI (:mod:`braingen.data.voxel_file`)
         subject : number the readers were trained with
         image_ids : of the pictures, seeds of their noise; counted from 0 when left out, and taken from a file that has them
-        num_inference_steps, guidance_scale : of the denoising
+        num_inference_steps, guidance_scale, guidance_end : of the denoising, see :meth:`draw`
         data_root : data folder with the subject's mask; needed for NIfTI
 
         Returns
@@ -350,7 +354,8 @@ class BrainDecoder(DiffusionPipeline):
             some, recorder = slice(start, start + batch_size), RoutingRecorder()
             heard = self.read(voxels_BRV[some], subject, ids[some], seed, present_BR[some])
             parts.append(self.decoded(heard))
-            settings: dict[str, Any] = {"seed": seed, "steps": num_inference_steps, "guidance_scale": guidance_scale, "on_step": recorder}
+            settings: dict[str, Any] = {"seed": seed, "steps": num_inference_steps, "on_step": recorder}
+            settings |= {"guidance_scale": guidance_scale, "guidance_end": guidance_end}
             images += to_pil(self.draw(heard.image, heard.text, ids[some], **settings))
             mixed.append(recorder.tensors())
         routing = {name: torch.cat([part[name] for part in mixed]) for name in mixed[0]}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import os
 from pathlib import Path
 import tempfile
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from braingen.arrays import new_npy, read_npy
 from braingen.errors import UserError
 from braingen.files import can_be_written, disk_errors_as_sentences
 from braingen.scores.features import Features
-from braingen.scores.pairs import Pictures
+from braingen.scores.pairs import IN_MEMORY, Pictures
 from braingen.scores.pixel import ERROR_SIDE, resize
 
 _IN_MEMORY = 64_000_000
@@ -28,9 +29,22 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being computed, pictures done, and pictures in all."""
 
 
+_SCORED: WeakKeyDictionary[Pictures, dict[tuple[int, int], torch.Tensor]] = WeakKeyDictionary()
+"""Batches of pictures as they are scored, kept for as long as the pictures where they are few."""
+
+
 def as_scored(pictures: Pictures, part: slice) -> torch.Tensor:
-    """Pictures of a slice at 256 pixels, to which the published evaluation brings every picture first."""
-    return resize(torch.as_tensor(pictures[part]), ERROR_SIDE)
+    """Pictures of a slice at 256 pixels, to which the published evaluation brings every picture first.
+
+    Every network asks for the same batches; those of small sets (`IN_MEMORY`) are made once, and are not to be changed.
+    """
+    if not isinstance(pictures, Pictures) or 4 * len(pictures) * 3 * ERROR_SIDE**2 > IN_MEMORY:
+        return resize(torch.as_tensor(pictures[part]), ERROR_SIDE)
+    batches = _SCORED.setdefault(pictures, {})
+    start, stop, _ = part.indices(len(pictures))
+    if (start, stop) not in batches:
+        batches[start, stop] = resize(torch.as_tensor(pictures[part]), ERROR_SIDE)
+    return batches[start, stop]
 
 
 class FeatureStore:

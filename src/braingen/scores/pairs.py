@@ -16,6 +16,8 @@ from braingen.errors import UserError
 
 SMALLEST_SIDE = 16
 """Pixels. Below it a picture has no 11-pixel SSIM window of its own, and no network was made for it."""
+IN_MEMORY = 128_000_000
+"""Bytes; pictures read from files are kept in memory up to this size, larger sets are read anew at every use."""
 
 
 def _named(ids: Sequence[int] | np.ndarray, most: int = 8) -> str:
@@ -49,6 +51,8 @@ def check_ids(image_N: np.ndarray | Sequence[int], count: int, what: str) -> np.
 class Pictures:
     """N pictures in [0, 1], checked once and read a slice at a time, so that memory does not grow with their number.
 
+    Small sets (`IN_MEMORY`) are read once: every score and network asks for them again.
+
     Parameters
     ----------
     source : N x 3 x S x S array (or memory map, tensor, HDF5 dataset), or a sequence of 3 x S x S arrays;
@@ -69,6 +73,7 @@ class Pictures:
         self._source = source
         self._rows_N = np.arange(len(ids)) if rows_N is None else rows_N
         self.image_N = ids[self._rows_N]
+        self._read_before: dict[int, np.ndarray] = {}
         self._check(what)
 
     def __len__(self) -> int:
@@ -94,15 +99,20 @@ class Pictures:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self[:].astype(np.float32 if dtype is None else dtype, copy=False)
 
-    def _read(self, row: Any) -> np.ndarray:
-        picture = np.asarray(self._source[int(row)])
+    def _read(self, row: Any, keep: bool = False) -> np.ndarray:
+        picture = self._read_before.get(int(row))
+        if picture is None:
+            picture = np.asarray(self._source[int(row)])
+            # what has a dtype is in memory already, or a memory map
+            if keep and not hasattr(self._source, "dtype") and picture.nbytes * len(self) <= IN_MEMORY:
+                self._read_before[int(row)] = picture
         return picture.astype(np.float32) / 255 if picture.dtype == np.uint8 else picture.astype(np.float32, copy=False)
 
     def _check(self, what: str) -> None:
         shapes: list[tuple[int, ...]] = []
         ends_N2 = np.full((len(self), 2), np.nan)
         for number, row in enumerate(self._rows_N):
-            picture = self._read(row)
+            picture = self._read(row, keep=True)
             shapes.append(picture.shape)
             if picture.size:
                 ends_N2[number] = picture.min(), picture.max()  # NaN goes through both

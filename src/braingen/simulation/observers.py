@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from braingen.clip.cache import fingerprint_of_files
 from braingen.clip.image_target import CLIPImageEncoder
@@ -34,14 +35,33 @@ class ClipFeatures:
         return self._encoder(images_B3HW).target_BTD.flatten(1)
 
 
+class JudgeOnce:
+    """The judge, whose features and read-outs of the same batch come from one forward pass.
+
+    Parameters
+    ----------
+    judge : Judge
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._verdicts = WeakTensorKeyDictionary()
+
+    @torch.inference_mode()
+    def __call__(self, images_B3HW: Tensor) -> Verdict:
+        """The verdict on a batch; it is kept for as long as the batch is."""
+        if images_B3HW not in self._verdicts:
+            self._verdicts[images_B3HW] = self._judge(images_B3HW)
+        return self._verdicts[images_B3HW]
+
+
 class JudgeFeatures:
     """One layer of the judge: 'early' or 'late'."""
 
-    def __init__(self, judge: Judge, layer: str, weights: str) -> None:
+    def __init__(self, judge: JudgeOnce, layer: str, weights: str) -> None:
         self.name = f"judge_{layer}"
         self._judge, self._layer, self.weights = judge, f"{layer}_BF", weights
 
-    @torch.inference_mode()
     def features(self, images_B3HW: Tensor) -> Tensor:
         """B x features of the layer."""
         return getattr(self._judge(images_B3HW), self._layer)
@@ -52,13 +72,13 @@ def load_judge(folder: Path = TINY / "judge") -> Judge:
     return Judge.from_pretrained(folder, torch_dtype=torch.float32).eval()
 
 
-def judge_networks(judge: Judge, folder: Path = TINY / "judge") -> list[JudgeFeatures]:
+def judge_networks(judge: JudgeOnce, folder: Path = TINY / "judge") -> list[JudgeFeatures]:
     """Its early and late features, as networks of the score sheet."""
     weights = fingerprint_of_files(folder)
     return [JudgeFeatures(judge, layer, weights) for layer in ("early", "late")]
 
 
-def readouts(judge: Judge, layout: Layout, image_ids: np.ndarray) -> list[ReadOut]:
+def readouts(judge: JudgeOnce, layout: Layout, image_ids: np.ndarray) -> list[ReadOut]:
     """Object, background and position as the judge names them, beside what was in the scenes of a simulated data folder."""
     scenes = dict(zip(image_ids.tolist(), load_scenes(layout, image_ids.tolist())))
     there = {
@@ -68,10 +88,8 @@ def readouts(judge: Judge, layout: Layout, image_ids: np.ndarray) -> list[ReadOu
     }
 
     def names(what: str) -> Callable[[Tensor], Tensor]:
-        @torch.inference_mode()
         def predict(images_B3HW: Tensor) -> Tensor:
-            verdict: Verdict = judge(images_B3HW)
-            return getattr(verdict, f"{what}_BC").argmax(1)
+            return getattr(judge(images_B3HW), f"{what}_BC").argmax(1)
 
         return predict
 

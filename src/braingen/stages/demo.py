@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from braingen.config import Config
 from braingen.console import console as new_console
@@ -46,7 +46,8 @@ class Step(NamedTuple):
     name: str
     what: str
     """What is done, and how long it takes on two cores, for whoever waits."""
-    work: Callable[[], Path | None]
+    work: Callable[[], Any]
+    """Of the last one, the path of what it made."""
 
 
 def demo(config: Config) -> Path:
@@ -70,7 +71,7 @@ def demo(config: Config) -> Path:
             Step("finetune", "LoRA and routers of the diffusion model (about 1 min)", lambda: finetune(config)),
             Step("decoder", "saved in one folder", lambda: save_decoder(config)),
             Step("reconstruct", "brain, random voxels, ceiling, single levels, refined (about 2 min)", lambda: group.run(drawing(config))),
-            Step("evaluate", "scores with intervals (half a minute)", lambda: evaluate(config)),
+            Step("evaluate", "scores with intervals (half a minute)", lambda: evaluate(config, group)),
             Step("report", "the page", lambda: report(config)),
         ]
         return _do(steps, config.run.folder)
@@ -136,7 +137,8 @@ def _do(steps: Sequence[Step], folder: Path) -> Path:
     """Do the steps that are not done, tell which, and note what each took; returns what the last one made."""
     timings_path = folder / TIMINGS
     timings: dict[str, float] = read_json(timings_path) if timings_path.exists() else {}
-    console, made = new_console(), None
+    console = new_console()
+    made: Any = None
     for number, step in enumerate(steps, 1):
         console.print(f"{number}/{len(steps)} {step.name}: {step.what}", style="bold")
         started = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ from braingen.stages.observers import observers
 from braingen.stages.picture_sets import Pngs, Seen
 from braingen.stages.refine import refined_folder, refined_is_there
 from braingen.stages.score_files import SCORES, Origin, print_scores, told_by, write_extremes, write_scores
+from braingen.stages.side_by_side import ALONE, Group, Task
 from braingen.stages.subject_means import write_mean
 from braingen.stages.subjects import each_subject
 from braingen.stages.targets import Targets
@@ -92,6 +94,13 @@ def _decoding(
     own = pd.Series(apart.share_N, index=pd.Index(ids, name="image"), name=TWO_WAY)
     table = pd.concat([cosine_table[["clip_cos"]], own, retrieval_table.drop(columns="clip_cos")], axis=1)
     return Scored(scores, table, {TWO_WAY: apart})
+
+
+def training_mean(config: Config, targets: Targets, modality: str = "image") -> Tensor:
+    """Mean embedding of the subject's training pictures, each once, in CLIP's own units, tokens flattened."""
+    table = train_trials(Layout.of(config.data.root), config.data.subjects[0], config.data.num_sessions).table
+    known_ND = targets.of(modality, np.unique(table["image"].to_numpy())).flatten(1)
+    return torch.from_numpy(known_ND.numpy().mean(0))
 
 
 def ridge_embeddings(
@@ -212,8 +221,12 @@ class Source(NamedTuple):
         return Scored(scores, pd.concat(tables, axis=1), identified)
 
 
-def evaluate(config: Config) -> Path:
+def evaluate(config: Config, group: Group = ALONE) -> Path:
     """Write the scores of a run into its folder (`stages/score_files.py` names the files), or of ``scores.all_recons_path``.
+
+    Parameters
+    ----------
+    group : processes that score the drawings side by side; without any, one after another here
 
     Returns
     -------
@@ -225,47 +238,89 @@ def evaluate(config: Config) -> Path:
     configs = subject_configs(config)
     for one in configs:  # before minutes of scoring
         _require(one)
-    each_subject(config, evaluate_subject)
+    each_subject(config, lambda one: evaluate_subject(one, group))
     return write_mean(config) if len(configs) > 1 else configs[0].run.folder / SCORES
 
 
-def evaluate_subject(config: Config) -> Path:
-    """Score the only subject of a configuration."""
-    folders = _require(config)
-    if refined_is_there(config):
-        folders[REFINED] = [refined_folder(config)]
-    targets = Targets(config)
-    brain = folders["brain"][0]
-    ids = load_file(brain / EMBEDDINGS)["ids"].numpy()
-    warn_of_few(len(ids))
-    networks, named, missing = observers(config, targets.stimuli.simulated, ids)
-    truth = Seen(targets.stimuli, ids)
-    true_ND = targets.image(ids).flatten(1)
-    raw_ridge, mean = ridge_embeddings(config, targets, ids)
-    ridge = _decoding(config, raw_ridge, raw_ridge - mean, true_ND, mean, ids)
-    space = TextSpace(targets) if has_captions(Layout.of(config.data.root)) else None
-    kept = Layout.of(config.data.root).cache() / "features"  # of the true pictures, for every source and later evaluation
-    settings: dict[str, Any] = {"readouts": named, "missing": missing, "resamples": config.scores.bootstrap, "seed": config.run.seed}
+class _Scorer:
+    """What the drawings of a run are scored with, loaded once for all of them."""
 
-    def source_in(folder: Path, refined: bool) -> Source:
+    def __init__(self, config: Config, image_N: tuple[int, ...]) -> None:
+        self.config, self.ids = config, np.array(image_N)
+        self.targets = Targets(config)
+        self.simulated = self.targets.stimuli.simulated
+        self.networks, self.named, self.missing = observers(config, self.simulated, self.ids)
+        self.truth = Seen(self.targets.stimuli, self.ids)
+        self.true_ND = self.targets.image(self.ids).flatten(1)
+        self.mean_D = training_mean(config, self.targets)
+        layout = Layout.of(config.data.root)
+        self.space = TextSpace(self.targets) if has_captions(layout) else None
+        self.kept = layout.cache() / "features"  # of the true pictures, for every source and later evaluation
+
+    def source(self, folder: Path, refined: bool) -> Source:
+        """Score one drawing of the images; what is missing is noted in `missing`."""
+        config, ids = self.config, self.ids
         found = {} if refined else load_file(folder / EMBEDDINGS)
-        if not refined and found["ids"].tolist() != ids.tolist():
+        if not refined and not np.array_equal(found["ids"].numpy(), ids):
+            brain = drawn_folder(config, "brain")
             raise UserError(f"{folder} and {brain} hold different images: draw both with the same settings.")
-        sheet = score_images(truth, ids, Pngs(folder, ids), ids, networks, store=store, **settings)
+        pictures = Pngs(folder, ids)
+        settings: dict[str, Any] = {"readouts": self.named, "resamples": config.scores.bootstrap, "seed": config.run.seed}
+        with Progress() as progress, FeatureStore(self.kept, progress=told_by(progress)) as store:
+            sheet = score_images(self.truth, ids, pictures, ids, self.networks, missing=self.missing, store=store, **settings)
         words = None
-        if targets.stimuli.simulated:
-            words = spoken(load_judge(), Layout.of(config.data.root), ids, Pngs(folder, ids))
+        if self.simulated:
+            words = spoken(load_judge(), Layout.of(config.data.root), ids, pictures)
             if (words["colour_true"] != "").any():
                 sheet.scores[COLOUR] = colour_score(words)
         if refined:
             return Source(sheet, None, None, words)
-        decoding = _decoding(config, found["image"].flatten(1), found["image_clip"].flatten(1), true_ND, mean, ids)
-        captions, absent = caption_sheet(config, targets, space, folder, ids)
-        missing.update(absent)
+        decoded, projected = found["image"].flatten(1), found["image_clip"].flatten(1)
+        decoding = _decoding(config, decoded, projected, self.true_ND, self.mean_D, ids)
+        captions, absent = caption_sheet(config, self.targets, self.space, folder, ids)
+        self.missing.update(absent)
         return Source(sheet, decoding, captions, words)
 
-    with Progress() as progress, FeatureStore(kept, progress=told_by(progress)) as store:
-        found = {name: [source_in(folder, name == REFINED) for folder in drawings] for name, drawings in folders.items()}
+
+_scorer = lru_cache(maxsize=1)(_Scorer)
+"""The scorer of this process."""
+
+
+def _score_source(config: Config, image_N: tuple[int, ...], folder: Path, refined: bool) -> tuple[Source, dict[str, str]]:
+    scorer = _scorer(config, image_N)
+    return scorer.source(folder, refined), scorer.missing
+
+
+def _score_ridge(config: Config, image_N: tuple[int, ...]) -> Scored:
+    scorer = _scorer(config, image_N)
+    raw_ND, mean_D = ridge_embeddings(config, scorer.targets, scorer.ids)
+    return _decoding(config, raw_ND, raw_ND - mean_D, scorer.true_ND, mean_D, scorer.ids)
+
+
+def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
+    """Score the only subject of a configuration."""
+    folders = _require(config)
+    if refined_is_there(config):
+        folders[REFINED] = [refined_folder(config)]
+    brain = folders["brain"][0]
+    ids = load_file(brain / EMBEDDINGS)["ids"].numpy()
+    warn_of_few(len(ids))
+    image_N = tuple(ids.tolist())
+    drawn = [(name, folder) for name, some in folders.items() for folder in some]
+    tasks = [Task("scores of ridge regression", _score_ridge, (config, image_N))]
+    for name, folder in drawn:
+        tasks.append(Task(f"scores of {folder.name}", _score_source, (config, image_N, folder, name == REFINED)))
+    try:
+        ridge, *scored = group.run(tasks)
+    finally:
+        _scorer.cache_clear()
+    found: dict[str, list[Source]] = {name: [] for name in folders}
+    missing: dict[str, str] = {}
+    for (name, _), (source, absent) in zip(drawn, scored, strict=True):
+        found[name].append(source)
+        missing |= absent
+    targets = Targets(config)
+    truth = Seen(targets.stimuli, ids)
     of = {
         name: averaged([each.together() for each in drawings], config.scores.bootstrap, config.run.seed) for name, drawings in found.items()
     }

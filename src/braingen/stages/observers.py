@@ -10,7 +10,7 @@ from braingen.data.nsd import Layout
 from braingen.scores import features as published_networks
 from braingen.scores.features import FeatureNetwork, Features
 from braingen.scores.sheet import ReadOut
-from braingen.simulation.observers import ClipFeatures, judge_networks, load_judge, readouts
+from braingen.simulation.observers import ClipFeatures, JudgeOnce, judge_networks, load_judge, readouts
 from braingen.stages.machine import device_of
 from braingen.stages.targets import Targets
 
@@ -30,7 +30,7 @@ def observers(config: Config, simulated: bool, ids: np.ndarray) -> tuple[list[Fe
     published, missing = _published(config, simulated)
     if not simulated:
         return list(published), [], missing
-    judge, targets = load_judge(), Targets(config)
+    judge, targets = JudgeOnce(load_judge()), Targets(config)
     clip = ClipFeatures(targets.image_encoder, fingerprint_of_files(targets.image_path))
     return [clip, *judge_networks(judge), *published], readouts(judge, Layout.of(config.data.root), ids), missing
 

@@ -232,6 +232,7 @@ def drawer(
                 seed=config.run.seed,
                 steps=sampler.steps,
                 guidance_scale=sampler.guidance_scale,
+                guidance_end=sampler.guidance_end,
                 ip_adapter_scale=sampler.ip_adapter_scale,
                 size=sampler.size,
                 negative=negative,

@@ -36,11 +36,11 @@ class Task(NamedTuple):
 
     name: str
     work: Callable[..., object]
-    """A function of a module, called with the arguments; what it makes is on the disk."""
+    """A function of a module, called with the arguments; what it makes is on the disk, or returned where it is small."""
     arguments: tuple[Any, ...]
-    done: Callable[[], int]
-    """How much of it is done, looked up on the disk by the process that started it."""
-    total: int
+    done: Callable[[], int] = int
+    """How much of it is done, looked up on the disk by the process that started it; 0 until its end by default."""
+    total: int = 1
 
 
 class _Outcome(NamedTuple):
@@ -48,6 +48,8 @@ class _Outcome(NamedTuple):
 
     refused: str = ""
     stopped: bool = False
+    made: Any = None
+    """What it returned."""
 
 
 def process_count(config: Config) -> int:
@@ -69,8 +71,8 @@ class Group:
     def __init__(self, pool: ProcessPoolExecutor | None) -> None:
         self._pool = pool
 
-    def run(self, tasks: Sequence[Task]) -> None:
-        """Do some tasks; returns when all are done.
+    def run(self, tasks: Sequence[Task]) -> list[Any]:
+        """Do some tasks; returns what they returned, in their order, when all are done.
 
         Raises
         ------
@@ -80,9 +82,7 @@ class Group:
             When this process was told to stop; the tasks have stopped in good order then.
         """
         if self._pool is None:
-            for task in tasks:
-                task.work(*task.arguments)
-            return
+            return [task.work(*task.arguments) for task in tasks]
         with patience() as request, _bars() as progress:
             futures = {self._pool.submit(_do, task.work, task.arguments): task for task in tasks}
             bars = {task.name: progress.add_task(task.name, total=task.total, completed=task.done()) for task in tasks}
@@ -93,11 +93,17 @@ class Group:
                     progress.update(bars[task.name], completed=task.done())
                 for future in ended:
                     outcome = future.result()
+                    progress.update(bars[futures[future].name], completed=futures[future].total)
                     if outcome.refused:
                         raise UserError(outcome.refused)
                     if outcome.stopped:
                         raise Stopped
                 request.heed()
+            return [future.result().made for future in futures]
+
+
+ALONE = Group(None)
+"""No other process."""
 
 
 @contextmanager
@@ -107,8 +113,7 @@ def group_of(config: Config) -> Iterator[Group]:
     if count == 1:
         yield Group(None)
         return
-    # spawned: forked ones would inherit the locks of libraries' threads
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(count, _context(), initializer=_begin)
     try:
         yield Group(pool)
     except BaseException:
@@ -117,6 +122,19 @@ def group_of(config: Config) -> Iterator[Group]:
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """How processes are started.
+
+    Forked from this one, they would inherit the locks of libraries' threads. They are forked from a process
+    that has done nothing but import what all of them need, where there is such a thing.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "braingen.stages.reconstruct", "braingen.stages.train"])
+    return context
 
 
 def _begin() -> None:
@@ -140,12 +158,11 @@ def _begin() -> None:
 def _do(work: Callable[..., object], arguments: tuple[Any, ...]) -> _Outcome:
     try:
         with stoppable():
-            work(*arguments)
+            return _Outcome(made=work(*arguments))
     except UserError as error:
         return _Outcome(refused=str(error))
     except Stopped:
         return _Outcome(stopped=True)
-    return _Outcome()
 
 
 def _bars() -> Progress:

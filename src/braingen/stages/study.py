@@ -314,9 +314,9 @@ def _judge() -> rater.Features:
     """The judge's late features; simulated pictures only."""
     import torch
 
-    from braingen.simulation.observers import judge_networks, load_judge
+    from braingen.simulation.observers import JudgeOnce, judge_networks, load_judge
 
-    late = next(network for network in judge_networks(load_judge()) if network.name == "judge_late")
+    late = next(network for network in judge_networks(JudgeOnce(load_judge())) if network.name == "judge_late")
     return lambda images: late.features(torch.from_numpy(images)).flatten(1).numpy()
 
 
