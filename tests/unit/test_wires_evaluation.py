@@ -426,7 +426,8 @@ def test_colours_are_scored_where_an_object_has_several():
 def test_every_subject_is_scored_in_its_own_folder_before_their_mean(monkeypatch, root, tmp_path):
     done: list[Any] = []
     monkeypatch.setattr(stage, "_require", lambda config: done.append(("looked", config.data.subjects)))
-    monkeypatch.setattr(stage, "evaluate_subject", lambda config: done.append((config.run.folder.name, config.data.subjects)) or tmp_path)
+    one = lambda config, _: done.append((config.run.folder.name, config.data.subjects)) or tmp_path  # noqa: E731
+    monkeypatch.setattr(stage, "evaluate_subject", one)
     monkeypatch.setattr(stage, "write_mean", lambda config: done.append("mean") or tmp_path / "scores.json")
     assert stage.evaluate(tiny_config(root, tmp_path, data__subjects="2,1")) == tmp_path / "scores.json"
     assert done == [("looked", (2,)), ("looked", (1,)), ("subj02", (2,)), ("subj01", (1,)), "mean"]
