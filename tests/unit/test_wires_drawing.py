@@ -125,6 +125,18 @@ def test_a_single_trial_random_voxels_and_a_level_are_read_when_asked_for(root, 
     assert "image_experts" in responses_of(tiny_config(root, tmp_path, sampler__level="1"), decoder)
 
 
+def test_responses_on_an_odd_scale_are_told_of_and_random_ones_never_are(monkeypatch, caplog, root, tmp_path):
+    looked_at: list[np.ndarray] = []
+    monkeypatch.setattr(stage, "odd_scale", lambda rows, name: looked_at.append(rows) or f"an odd scale in {Path(name).name}")
+    responses_of(tiny_config(root, tmp_path, sampler__source="random"), a_decoder())
+    assert not looked_at and not caplog.records
+    responses_of(tiny_config(root, tmp_path), a_decoder())
+    betas = Betas.of(Layout.of(root), 2)
+    used = np.sort(with_a_gap(test_trials(Layout.of(root), 2)).table["trial"].to_numpy())
+    np.testing.assert_array_equal(looked_at[0], betas.rows(used))
+    assert [record.getMessage() for record in caplog.records] == [f"an odd scale in {betas.path.name}"]
+
+
 def test_priors_are_sampled_with_noise_of_image_seed_and_encoder(root, tmp_path):
     decoder = BrainDecoder.assemble(
         tiny_reader("image", prior_use="sample"), tiny_reader("text", prior_use="sample"), *fake_backbone(), text_encoder()
@@ -627,7 +639,8 @@ def test_refining_hears_every_pictures_own_text_with_the_settings_of_the_refiner
     recons.mkdir(parents=True)
     order, rows = [9, 4, 6], [4, 6, 9]  # of the index, and of the embeddings
     for image in order:
-        Image.new("RGB", (8, 8), (image, 2 * image, 3 * image)).save(recons / f"{image:06d}.png")
+        picture = Image.new("RGB", (8, 8), (image, 2 * image, 3 * image))
+        (picture.convert("RGBA") if image == 4 else picture).save(recons / f"{image:06d}.png")  # somebody opened and saved one
     save_file({"ids": torch.tensor(rows), "text": table("text")[rows], "image": table("image")[rows]}, recons / EMBEDDINGS)
     (recons / INDEX).write_text(json.dumps({"images": order}))
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []

@@ -23,7 +23,7 @@ from unit.tiny_training import WIDTH, LinearReader, TableTargets, spy, table, ti
 
 from braingen.brain import losses
 from braingen.brain.expert_router import AffinityRouter
-from braingen.brain.reader import BrainReader
+from braingen.brain.reader import BrainReader, TargetScale
 from braingen.brain.voxel_moe import BrainMoEVoxel
 from braingen.config import Config
 from braingen.config.reading import LossConfig
@@ -813,6 +813,30 @@ def test_a_few_trials_are_learnt_by_heart(root, tmp_path):
         stage.step(reader, batch, parts, 1.0, draws).total.backward()
         optimizer.step()
     assert (likeness() > before + 0.2).all()
+
+
+# --- the embedding of a reader ---------------------------------------------------------------------------------------
+
+
+def test_a_reader_answers_in_clips_own_units_after_the_prior_as_it_is_used():
+    torch.manual_seed(0)
+    encoder = {"subjects": {"1": 8}, "clip_seq_dim": 1, "clip_emb_dim": WIDTH, "hidden_dim": 16, "n_blocks": 1, "exp_factor_list": [2]}
+    prior = {"dim": WIDTH, "num_tokens": 1, "depth": 1, "dim_head": 6, "timesteps": 10}
+    sampled = BrainReader("BrainMoEMulti", encoder, prior, "sample", 2, 2.5).eval()
+    mean_TD, draws = torch.randn(1, WIDTH), generator(1)
+    sampled.set_scale(TargetScale(mean_TD, 3.0))
+    true = torch.randn(2, 1, WIDTH, generator=draws)
+    torch.testing.assert_close(sampled.standardised(true), (true - mean_TD) / 3)
+    torch.testing.assert_close(sampled.in_clip_units(sampled.standardised(true)), true)
+    rows, noise = torch.randn(4, 1, WIDTH, generator=draws), torch.randn(2, *sampled.noise_shape, generator=draws)
+    with torch.no_grad():
+        shared = noise[[0, 0, 1, 1]]  # two levels of either picture
+        expected = sampled.prior.sample(rows, steps=2, guidance_scale=2.5, noise=shared)
+        torch.testing.assert_close(sampled.through_prior(rows, noise), expected)
+        torch.testing.assert_close(sampled.embedding(rows, noise), 3 * expected + mean_TD)
+        asked_once = BrainReader("BrainMoEMulti", encoder, prior).eval()
+        torch.testing.assert_close(asked_once.embedding(rows), asked_once.prior.predict(rows))
+        assert asked_once.noise_shape == () != sampled.noise_shape
 
 
 # --- reading the test images ----------------------------------------------------------------------------------------
