@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from braingen.scores.feature_store import as_scored
 from braingen.scores.ridge import fit_ridge
 from braingen.stages import evaluate as stage
 from braingen.stages import score_files, subject_means
+from braingen.stages.evaluate_captions import caption_sheet
 from braingen.stages.picture_sets import Pngs, Seen
 
 IDS = np.array([2, 0, 3, 1])
@@ -120,10 +122,31 @@ def test_the_cosine_is_of_the_decoded_embedding_and_retrieval_of_the_projected_o
     assert far.table.loc[0, "clip_cos"] == pytest.approx(-1) and set(far.table) == set(right)
     assert right["retrieval_brain_to_image"].pool == 3
     asked: list[dict[str, Any]] = []
+    intervals: list[tuple[Any, ...]] = []
     with pytest.MonkeyPatch.context() as patch:
         spy(patch, stage, "decoder_scores", lambda *_, **named: asked.append(named))
+        spy(patch, stage, "two_way_interval", lambda beats, *given: intervals.append(given))
         stage._decoding(config, true, other, true, true - other, IDS)
-    assert asked == [{"pool": 3, "draws": 5, "resamples": 30, "seed": 4}] * 2
+    assert asked == [{"pool": 3, "draws": 5, "resamples": 30, "seed": 4}] * 2 and intervals == [(30, 4)]
+
+
+def test_two_way_identification_of_embeddings_is_of_the_decoded_ones_around_the_mean(root, tmp_path):
+    """By hand: a decoded embedding beats an image whose own embedding, around the mean, correlates less with it."""
+    draws = torch.Generator().manual_seed(3)
+    true, mean, projected = torch.randn(12, 5, generator=draws), 4 * torch.randn(5, generator=draws), torch.randn(12, 5, generator=draws)
+    true = true + mean
+    decoded = true + torch.randn(12, 5, generator=draws)
+    found = stage._decoding(tiny_config(root, tmp_path), decoded, projected, true, mean, np.arange(12))
+
+    def share(rows: Tensor, columns: Tensor) -> np.ndarray:
+        r = np.corrcoef(rows.double().numpy(), columns.double().numpy())[:12, 12:]
+        return (r < np.diag(r)[None]).sum(0) / 11
+
+    expected = share(true - mean, decoded - mean)
+    np.testing.assert_allclose(found.table[stage.TWO_WAY], expected, atol=1e-9)
+    assert found.scores[stage.TWO_WAY].value == pytest.approx(expected.mean())
+    for other in (share(decoded - mean, true - mean), share(true, decoded), share(true - mean, projected)):
+        assert np.abs(other - expected).max() > 0.05
 
 
 def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trials(monkeypatch, root, tmp_path):
@@ -271,18 +294,25 @@ def evaluated(root, tmp_path_factory, retrieval_among_four) -> tuple[Config, dic
     folders = [drawn_folder(config, "brain"), *random_folders(config), drawn_folder(config, "ceiling")]
     pictures = [0.6 * scenes() + 0.4 * noise[0], noise[1], noise[2], scenes()]
     embeddings = [swapped, *(-1 * true + 0.1 * number for number in range(2)), true]
+    captions = {0: "a red car", 1: "a green dog", 2: "a blue tree", 3: "nothing"}
     for place, drawn, decoded in zip(folders, pictures, embeddings, strict=True):
         write_pictures(place, {int(image): drawn[image] for image in IDS})
         centred = (decoded - mean) / reader.spread
         save_file({"ids": torch.from_numpy(IDS), "image": decoded.contiguous(), "image_clip": centred.contiguous()}, place / EMBEDDINGS)
-        said = {str(int(image)): "a red car" for image in IDS}
+        said = {str(int(image)): captions[int(image)] if place == folders[0] else "nothing" for image in IDS}
         (place / INDEX).write_text(json.dumps({"images": IDS.tolist(), "captions": said}))
+    (folder / stage.REFINEMENT).write_text("of pictures that were refined before")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "Targets", PicturedTargets)
-        patch.setattr(stage, "observers", lambda *_: ([Patches()], [], {}))
-        patch.setattr(stage, "load_reader", lambda config, name: tiny_reader(name))
+        with_stand_ins(patch)
         stage.evaluate(config)
     return config, json.loads((folder / "scores.json").read_text())
+
+
+def with_stand_ins(patch: pytest.MonkeyPatch) -> None:
+    """In place of what looks at pictures and of the trained encoder."""
+    patch.setattr(stage, "Targets", PicturedTargets)
+    patch.setattr(stage, "observers", lambda *_: ([Patches()], [], {}))
+    patch.setattr(stage, "load_reader", lambda config, name: tiny_reader(name))
 
 
 def test_brain_random_ceiling_and_ridge_stand_in_their_own_columns(evaluated, root):
@@ -305,6 +335,9 @@ def test_random_voxels_are_the_mean_of_their_draws_and_no_other(evaluated):
     config, scores = evaluated
     controls = json.loads((config.run.folder / "controls.json").read_text())
     assert {name: each["drawings"] for name, each in controls.items()} == {"random": 2, "ceiling": 1}
+    for name, each in controls.items():
+        for title, values in each["scores"].items():
+            assert values["value"] == scores[title][name]
     each = [
         scores_sheet.score_images(scenes()[IDS], IDS, Pngs(folder, IDS), IDS, resamples=20).scores["pixcorr"].value
         for folder in random_folders(config)
@@ -317,6 +350,8 @@ def test_values_of_every_image_stand_beside_its_id(evaluated):
     found = pd.read_csv(config.run.folder / "scores_per_image.csv", index_col="image")
     assert sorted(found.index) == [0, 1, 2, 3]
     assert found["clip_cos"].idxmin() == 3 and found["clip_cos"].drop(3).min() > 0.999  # the decoded embedding of another image
+    assert not (config.run.folder / stage.REFINEMENT).exists()  # what is no more is not shown
+    assert scores["rouge_l"]["random"] == scores["rouge_l"]["ceiling"] == 0 < scores["rouge_l"]["value"]
     assert found["rouge_l"].idxmax() == 0 and found.loc[0, "rouge_l"] == 1 and found["rouge_l"].drop(0).max() < 1
     assert found.loc[0, "clip_text"] == pytest.approx(1, abs=1e-4) and found["clip_text"].drop(0).max() < 0.999
     brain = drawn_folder(config, "brain")
@@ -380,6 +415,72 @@ def test_refined_pictures_are_compared_with_unrefined_after_minus_before(root, t
     assert found["difference"] == pytest.approx(found["after"]["value"] - found["before"]["value"]) and found["difference"] > 0.05
 
 
+def test_refined_pictures_and_what_people_judged_stand_beside_the_scores(monkeypatch, root, tmp_path):
+    config = tiny_config(root, tmp_path, scores__bootstrap="20")
+    brain, refined = drawn_folder(config, "brain"), tmp_path / "refined"
+    noise = np.random.default_rng(0).random((IMAGES, 3, 32, 32)).astype(np.float32)
+    for folder, share in ((brain, 0.3), (refined, 0.7)):
+        write_pictures(folder, {int(image): share * scenes()[image] + (1 - share) * noise[image] for image in IDS})
+        (folder / INDEX).write_text(json.dumps({"images": IDS.tolist()}))
+    true = table("image")[IDS]
+    save_file({"ids": torch.from_numpy(IDS), "image": true, "image_clip": true.clone()}, brain / EMBEDDINGS)
+    (refined / "config.yaml").write_text("refiner: {strength: 0.5}")
+    (refined / "finished").write_text('{"steps": 4}')
+    with_stand_ins(monkeypatch)
+    monkeypatch.setattr(stage, "refined_is_there", lambda config: True)
+    monkeypatch.setattr(stage, "refined_folder", lambda config: refined)
+    monkeypatch.setattr(stage, "read_study", lambda folder: {"of": folder})
+    monkeypatch.setattr(stage, "scores_in", lambda judged: {"human_two_way": score(0.8)} if judged == {"of": tmp_path} else {})
+    written: list[Any] = []
+    monkeypatch.setattr(stage, "write_scores", lambda folder, origin, scores, *_: written.append(scores) or tmp_path)
+    stage.evaluate(config)
+    told = json.loads((tmp_path / stage.REFINEMENT).read_text())["scores"]["pixcorr"]
+    assert told["before"]["value"] == pytest.approx(written[0]["pixcorr"].value, abs=1e-5) and told["difference"] > 0.1
+    assert written[0]["human_two_way"].value == 0.8
+    ceiling = drawn_folder(config, "ceiling")
+    write_pictures(ceiling, {int(image): scenes()[image] for image in IDS})
+    (ceiling / INDEX).write_text(json.dumps({"images": IDS.tolist()}))
+    save_file({"ids": torch.arange(4), "image": true, "image_clip": true.clone()}, ceiling / EMBEDDINGS)
+    with pytest.raises(UserError, match="different images"):
+        stage.evaluate(config)
+
+
+def test_comparisons_are_corrected_and_of_the_settings(monkeypatch, root, tmp_path):
+    asked: list[tuple[Any, ...]] = []
+
+    def compare(runs: Any, ids: Any, *given: Any) -> list[uncertainty.Comparison]:
+        asked.append((list(runs), *given))
+        return [uncertainty.Comparison("clip_cos", "brain", "ridge", 0.5, 0.25, 0.75, p=0.01, p_holm=0.03, n=2)]
+
+    monkeypatch.setattr(stage, "compare", compare)
+    one = Scored({}, pd.DataFrame({"clip_cos": [0.1, 0.2]}, index=[0, 1]))
+    found = stage._comparisons(tiny_config(root, tmp_path, run__seed="6"), {"brain": one, "ridge": one}, np.arange(2))
+    assert asked == [(["brain", "ridge"], 20, 6)]
+    assert found == [{"name": "encoder minus ridge: clip_cos", "difference": 0.5, "low": 0.25, "high": 0.75, "p": 0.03}]
+
+
+def test_few_pictures_are_told_of_and_a_single_one_refused(caplog):
+    stage.warn_of_few(20)
+    assert not caplog.records
+    stage.warn_of_few(4)
+    assert "Only 4 test pictures" in caplog.text and "+-0.49" in caplog.text
+    with pytest.raises(UserError, match="1 test picture cannot be scored"):
+        stage.warn_of_few(1)
+
+
+def test_what_captions_cannot_be_scored_by_is_named_and_refused_where_all_is_wanted(root, tmp_path):
+    (tmp_path / INDEX).write_text(json.dumps({"captions": {str(int(image)): "a red car" for image in IDS}}))
+    blind: Any = SimpleNamespace(there=False)
+    config = tiny_config(root, tmp_path / "run", run__seed="6")
+    found, missing = caption_sheet(config, PicturedTargets(), blind, tmp_path, IDS)  # type: ignore[arg-type]
+    assert found is not None and "rouge_l" in found.scores and "clip_text" not in found.scores and "bigG" in missing["clip_text"]
+    values = found.table["rouge_l"].to_numpy()
+    assert values[1] == 1 and (found.scores["rouge_l"].low, found.scores["rouge_l"].high) == uncertainty.mean_interval(values, 20, 6)[1:]
+    with pytest.raises(UserError):
+        caption_sheet(tiny_config(root, tmp_path / "run", scores__strict="true"), PicturedTargets(), blind, tmp_path, IDS)  # type: ignore[arg-type]
+    assert caption_sheet(config, PicturedTargets(), None, tmp_path, IDS) == (None, {})  # type: ignore[arg-type]
+
+
 # --- figures beside each other --------------------------------------------------------------------------------------
 
 
@@ -412,6 +513,10 @@ def test_a_source_brings_every_score_it_has():
     whole = stage.Source(sheet, decoding, captions, None).together()
     assert list(whole.scores) == ["pixcorr", "clip_cos", "rouge_l"] and list(whole.table) == list(whole.scores)
     assert list(stage.Source(sheet, None, None, None).together().scores) == ["pixcorr"]
+    words = pd.DataFrame({"colour_true": ["red", ""], "colour_said": ["red", "red"]}, index=frames[0].index)
+    coloured = sheet._replace(scores={**sheet.scores, stage.COLOUR: score(1.0)})
+    named = stage.Source(coloured, None, None, words).together().table[stage.COLOUR]
+    assert named[4] == 1 and np.isnan(named[7])  # an object of one colour is not asked about
 
 
 def test_colours_are_scored_where_an_object_has_several():
