@@ -50,6 +50,14 @@ def test_every_training_image_is_in_one_fold_and_held_out_images_are_in_none(roo
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_folds_are_drawn_by_the_seed(monkeypatch, root, tmp_path):
+    split = reader_setup.hold_out_images
+    monkeypatch.setattr(reader_setup, "hold_out_images", lambda trials, share, seed: split(trials, share, 0))
+    configs = [tiny_config(root, tmp_path, run__seed=seed) for seed in ("0", "0", "5")]
+    one, again, other = ([images_of(reader_setup.splits_of(c, reader_setup.Fold(k, 3))[0][1]) for k in range(3)] for c in configs)
+    assert one == again != other
+
+
 def test_the_epoch_of_the_best_mean_over_left_out_images_is_kept(monkeypatch, root, tmp_path):
     """Curves of the folds disagree; the fold with more images counts more, and the run's own held-out images do not count."""
     curves = iter([[0.1, 0.5, 0.2], [0.1, 0.2, 0.4], [0.1, 0.2, 0.4], [0.9, 0.0, 0.1]])

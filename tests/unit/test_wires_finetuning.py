@@ -377,6 +377,47 @@ def test_a_prior_at_every_step_stands_after_the_router_and_passes_gradients_to_i
     assert sum(gradient is not None and gradient.abs().max() > 0 for gradient in gradients) > 3
 
 
+def test_encoders_of_image_and_text_may_have_other_experts():
+    readers = {name: tiny_reader(name) for name in ("image", "text")}
+    for reader in (readers["image"], readers["image"].train()):
+        training = reader.training
+        assert expert_counts(reader) == COUNTS and reader.training == training
+    model = ListeningUNet(EchoUNet(), form_of(), readers, {}, {"image": COUNTS, "text": (1, 3)}, "output", 32)  # type: ignore[arg-type]
+    text = torch.randn(2, 4, 1, 128, generator=generator())
+    nothing = torch.zeros(2, dtype=torch.bool)
+    model(torch.zeros(2, 4, 8, 8), torch.tensor([1, 2]), torch.zeros(2, 6, 1, 128), text, nothing, nothing, None)
+    heard = readers["text"].in_clip_units((text[:, 0] + text[:, 1:].mean(1)) / 2)
+    torch.testing.assert_close(model.unet.called["tokens"], form_of().text(heard), rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_prior_of_every_step_is_to_take_is_read_before_it():
+    reader, draws = tiny_reader("image"), generator(4)
+    voxels, there = torch.randn(2, 3, 41, generator=draws), torch.tensor([[True, True, False], [True] * 3])
+    found = read(reader, voxels, 1, there, "step", experts=True)
+    for row, count in enumerate((2, 3)):
+        said = reader(voxels[row, :count], 1, return_experts=True)
+        torch.testing.assert_close(found.backbone_BTD[row], said.backbone_BTD.mean(0), rtol=1e-4, atol=1e-4)
+        for level, experts_BETD in enumerate(found.expert_backbone):  # shares of a sum become estimates of the whole
+            share = said.expert_backbone[level].mean(0) * (COUNTS[level] if reader.encoder.config.level_combine == "sum" else 1)
+            torch.testing.assert_close(experts_BETD[row], share, rtol=1e-4, atol=1e-4)
+    after = read(reader, voxels, 1, there, "output", experts=True)
+    torch.testing.assert_close(after.backbone_BTD, reader.through_prior(found.backbone_BTD), rtol=1e-4, atol=1e-4)
+
+
+def test_hard_choices_of_a_pass_are_drawn_from_its_own_generator():
+    readers = {name: tiny_reader(name) for name in ("image", "text")}
+    router = DiffuseRouter(num_experts=COUNTS, clip_emb_dim=128, time_hidden_dim=16, time_choice="hard", space="off")
+    model = ListeningUNet(EchoUNet(), form_of(), readers, {"image": router}, dict.fromkeys(readers, COUNTS), "output", 32)  # type: ignore[arg-type]
+    reads, nothing = torch.randn(16, 6, 1, 128, generator=generator()), torch.zeros(16, dtype=torch.bool)
+
+    def chosen(seed: int, elsewhere: int) -> Tensor:
+        torch.manual_seed(elsewhere)
+        _, (routing,) = model.train()(torch.zeros(16, 4, 8, 8), torch.full((16,), 500), reads, None, nothing, nothing, generator(seed))
+        return routing.level_weights_BL.argmax(1)
+
+    assert torch.equal(chosen(1, 0), chosen(1, 5)) and not torch.equal(chosen(1, 0), chosen(2, 0))
+
+
 def dense_reader() -> BrainReader:
     torch.manual_seed(0)
     encoder = {"subjects": {"1": 41}, "clip_seq_dim": 1, "clip_emb_dim": 128, "hidden_dim": 16, "n_blocks": 1}

@@ -469,6 +469,16 @@ def test_targets_are_of_the_encoders_that_are_set_and_kept_for_them_alone(monkey
     assert Stub.loaded == [(path, exact | change) for change in changes]
 
 
+def test_targets_of_other_captions_are_computed_anew(monkeypatch, tmp_path):
+    monkeypatch.setattr(stage_targets, "CLIPTextEncoderDual", Stub)
+    config, ids = tiny_config(tmp_path / "data", tmp_path / "run"), np.array([7, 3])
+    before = stage_targets.Targets(config).of("text", ids)
+    path = Layout.of(config.data.root).captions()
+    path.write_text(path.read_text().replace("picture 7", "a picture of a house"))
+    after = stage_targets.Targets(config).of("text", ids)
+    assert after[0].max() > before[0].max() and torch.equal(after[1], before[1])
+
+
 @pytest.mark.parametrize("trained_part", ["routers", "subject", "all"])
 def test_a_run_starts_from_the_weights_of_another_and_trains_what_is_asked_for(root, tmp_path, trained_part):
     first = reader_setup.setup(tiny_config(root, tmp_path / "first"), "image").reader
