@@ -174,6 +174,19 @@ def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trial
     np.testing.assert_allclose(single.numpy(), own.predict(np.stack([betas.rows(each[:1])[0] for each in rows])), rtol=1e-3, atol=1e-3)
 
 
+def test_the_training_mean_is_of_images_of_the_subject_and_sessions(monkeypatch, root, tmp_path):
+    """Every image once, however often it was shown: scores are around the same mean as ridge's."""
+    config = tiny_config(root, tmp_path, data__subjects="2,1", data__num_sessions="1")
+    monkeypatch.setattr(stage, "train_trials", lambda *given: with_a_gap(train_trials(*given)))
+    shown = with_a_gap(train_trials(Layout.of(root), 2, 1)).table["image"]
+    assert shown.value_counts().nunique() > 1
+    expected = table("image")[sorted(set(shown))].flatten(1).mean(0)
+    torch.testing.assert_close(stage.training_mean(config, TableTargets()), expected)
+    torch.testing.assert_close(stage.ridge_embeddings(config, TableTargets(), IDS)[1], expected)
+    texts = table("text")[sorted(set(shown))].flatten(1).mean(0)
+    torch.testing.assert_close(stage.training_mean(config, TableTargets(), "text"), texts)
+
+
 def test_the_penalty_of_ridge_is_chosen_on_left_out_images_not_on_left_out_trials():
     """With targets that follow noise shared by an image's presentations, leaving out a trial would choose no penalty at all."""
     draws = np.random.default_rng(0)
@@ -311,7 +324,7 @@ def evaluated(root, tmp_path_factory, retrieval_among_four) -> tuple[Config, dic
 def with_stand_ins(patch: pytest.MonkeyPatch) -> None:
     """In place of what looks at pictures and of the trained encoder."""
     patch.setattr(stage, "Targets", PicturedTargets)
-    patch.setattr(stage, "observers", lambda *_: ([Patches()], [], {}))
+    patch.setattr(stage, "observers", lambda *_: ([Patches()], [], {"lpips": "how to get it"}))
     patch.setattr(stage, "load_reader", lambda config, name: tiny_reader(name))
 
 
@@ -373,7 +386,7 @@ def test_intervals_parts_and_provenance_are_of_the_settings(monkeypatch, evaluat
     pd.testing.assert_frame_equal(written, parts.astype(written.dtypes), rtol=1e-4, atol=1e-5)
     told = json.loads((config.run.folder / "scores_provenance.json").read_text())
     assert (told["method"], told["subject"], told["seed"]) == ("mine", 1, 3) and told["weights"] == {"clip": "0123"}
-    assert "clip_text" not in told["missing"]  # the text encoder is there
+    assert told["missing"]["lpips"] == "how to get it" and "clip_text" not in told["missing"]  # the text encoder is there
     asked: list[dict[str, Any]] = []
     spy(monkeypatch, stage, "scores_by_part", lambda *_, **named: asked.append(named))
     stage.scores_of_parts(config, TableTargets(), IDS)
