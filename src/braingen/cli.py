@@ -209,7 +209,7 @@ def _numbered(file: Path | str | None, overrides: dict[str, str], given: dict[st
     words = [word.strip() for word in overrides.get(key, "").strip("[]() ").split(",") if word.strip()]
     if not key or words == [ALL] or all(word.lstrip("-").isdecimal() for word in words):
         return overrides
-    from braingen.data.ingest.own_scans import numbers_of_labels
+    from braingen.data.ingest.subject_numbers import numbers_of_labels
 
     config = load_config(file, {name: value for name, value in overrides.items() if name != key}, given)
     return {**overrides, key: ",".join(map(str, numbers_of_labels(words, config.prepare, config.data.root)))}

@@ -9,7 +9,7 @@ from unit.fake_nsd import write_fake_nsd
 
 from braingen.data import nsd
 from braingen.data.nsd import Layout
-from braingen.data.raw_nsd import RawNSD
+from braingen.data.raw_nsd.release import RawNSD
 from braingen.data.volumes import VoxelPlaces, read_regions, save_places
 from braingen.simulation.raw_release import write_raw_release
 

@@ -24,7 +24,7 @@ from unit.fake_scans import AFFINE, NAMES, write_fake_scans
 
 from braingen.cli import main
 from braingen.data.nsd import Layout
-from braingen.data.raw_nsd import RawNSD
+from braingen.data.raw_nsd.release import RawNSD
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 Breaking = Callable[[Path], object]

@@ -20,7 +20,7 @@ from braingen.data.checks import check_before_training
 from braingen.data.nsd import Layout
 from braingen.data.prepare import folder as prepare
 from braingen.data.prepare import pieces as prepare_pieces
-from braingen.data.raw_nsd import RawNSD
+from braingen.data.raw_nsd.release import RawNSD
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import behav, test_trials, train_trials
 from braingen.data.volumes import load_label_vector, load_places, read_regions

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from braingen.errors import UserError
+from braingen.errors import UserError, reason
 from braingen.files import refuse_stand_in
 
 
@@ -38,4 +38,4 @@ def load_picture(path: Path, side: int, get_it: str) -> np.ndarray:
         with Image.open(path) as image:
             return fit_picture(np.asarray(image.convert("RGB")), side)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} is not a readable picture ({' '.join(str(error).split())}); {get_it}.") from error
+        raise UserError(f"{path} is not a readable picture ({reason(error)}); {get_it}.") from error

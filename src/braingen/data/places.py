@@ -17,7 +17,7 @@ from braingen.arrays import read_npz
 from braingen.data import nsd
 from braingen.data.nsd import Layout
 from braingen.data.volumes import VoxelPlaces, load_places
-from braingen.errors import UserError
+from braingen.errors import UserError, reason
 from braingen.files import replaced_file, replaced_path, write_json
 from braingen.text_files import read_json
 
@@ -203,5 +203,5 @@ def load_any_places(layout: Layout, subject: int) -> Places:
                 raise UserError(f"{folder / _VERTICES} has {places.voxels} vertices, {path} says {order['voxels']}; {nsd.WRITE_IT}.")
             return places
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not say where columns lie ({' '.join(str(error).split())}); {nsd.WRITE_IT}.") from error
+        raise UserError(f"{path} does not say where columns lie ({reason(error)}); {nsd.WRITE_IT}.") from error
     return load_places(layout, subject)

@@ -11,7 +11,7 @@ where `mask_sha256` is the digest of the mask as bytes 0 and 1 in C order, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import hashlib
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -21,9 +21,8 @@ import nibabel
 import numpy as np
 
 from braingen.data import nsd
-from braingen.data.large_files import blocks
 from braingen.data.nsd import Layout
-from braingen.errors import UserError
+from braingen.errors import UserError, reason
 from braingen.files import refuse_stand_in, replaced_path, write_json
 from braingen.text_files import read_json
 from braingen.untrusted import path_below
@@ -49,44 +48,8 @@ def load_nifti(path: Path) -> nibabel.Nifti1Image:
         image = nibabel.Nifti1Image.from_filename(path)
         np.asanyarray(image.dataobj)  # read now: a cut file is only noticed while reading
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not a readable NIfTI file ({' '.join(str(error).split())}); {nsd.WRITE_IT}.") from error
+        raise UserError(f"{path} is not a readable NIfTI file ({reason(error)}); {nsd.WRITE_IT}.") from error
     return image
-
-
-def trials_in_nifti(
-    path: Path, places: VoxelPlaces, check: Callable[[nibabel.Nifti1Image], None], at_once: int, get_it: str
-) -> Iterator[np.ndarray]:
-    """Responses in a NIfTI file whose axes run x, y, z, trials, read front to back with its compressed stream kept open.
-
-    Parameters
-    ----------
-    check
-        Looks at the open file before anything is read, and refuses what does not belong to these places.
-    at_once
-        Trials in memory at a time.
-    get_it
-        What a user does about a damaged file; ends the sentence.
-
-    Yields
-    ------
-    np.ndarray
-        Trials x voxels, float64.
-
-    Raises
-    ------
-    UserError
-        When the file is damaged.
-    """
-    try:
-        image = nibabel.Nifti1Image.from_filename(path, keep_file_open=True)
-        check(image)
-        x_V, y_V, z_V = places.indices_V3.T
-        for first, last in blocks(image.shape[3], at_once):
-            yield np.asarray(image.dataobj[..., first:last])[x_V, y_V, z_V].T.astype(np.float64)
-    except UserError:  # of the check: a sentence already
-        raise
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not a readable NIfTI file ({' '.join(str(error).split())}); {get_it}.") from error
 
 
 def space_of(image: nibabel.Nifti1Image) -> int:

@@ -28,7 +28,7 @@ from braingen.data.trials import Repeats, group_repeats
 from braingen.data.volumes import load_places
 from braingen.data.zscore import load_statistics
 from braingen.data.zscore import zscored as in_deviations
-from braingen.errors import UserError
+from braingen.errors import UserError, reason
 from braingen.files import UNREADABLE_ARRAY, refuse_stand_in
 from braingen.records import Trials
 
@@ -232,7 +232,7 @@ def _arrays(path: Path, suffix: str) -> Mapping[str, Any]:
     except UserError:
         raise
     except UNREADABLE_ARRAY as error:
-        raise UserError(f"{path} cannot be read as {suffix} ({' '.join(str(error).split())}); write it again.") from error
+        raise UserError(f"{path} cannot be read as {suffix} ({reason(error)}); write it again.") from error
 
 
 def _first(arrays: Mapping[str, Any], names: tuple[str, ...]) -> Any:

@@ -24,7 +24,8 @@ from braingen.data import nsd
 from braingen.data.betas import Betas
 from braingen.data.captions import load_captions
 from braingen.data.nsd import Layout
-from braingen.data.raw_nsd import STIMULI_DATASET, UNITS_PER_PERCENT, RawNSD
+from braingen.data.raw_nsd.betas import UNITS_PER_PERCENT
+from braingen.data.raw_nsd.release import STIMULI_DATASET, RawNSD
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import behav, sessions_on_disk, test_trials
 from braingen.data.volumes import load_places

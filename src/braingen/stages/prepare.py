@@ -10,8 +10,8 @@ from braingen.config.run_and_data import PrepareConfig
 from braingen.console import console
 from braingen.data.ingest.own_scans import OwnScans
 from braingen.data.prepare.folder import prepare as write_layout
-from braingen.data.raw_nsd import RawNSD, is_raw_nsd
-from braingen.data.raw_nsd_surface import SPACE, RawNSDSurface
+from braingen.data.raw_nsd.fsaverage import SPACE, RawNSDSurface
+from braingen.data.raw_nsd.release import RawNSD, is_raw_nsd
 from braingen.data.scans import Scans
 from braingen.errors import UserError
 from braingen.files import sha256_of
@@ -76,7 +76,7 @@ def prepare(config: Config) -> Path:
         elif settings.get(name) and path.is_dir():
             settings[name] = path.resolve().name
     if isinstance(scans, RawNSD) and chosen.mask and not Path(chosen.mask).is_file():
-        settings["mask"] = scans.region  # V1 and prf-visualrois:V1 are the same
+        settings["mask"] = scans.mask.name  # V1 and prf-visualrois:V1 are the same
     return write_layout(
         scans, config.data.root, config.data.subjects, settings, config.data.num_sessions, chosen.captions, chosen.accept, _print
     ).root

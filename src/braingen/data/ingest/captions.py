@@ -8,7 +8,7 @@ from typing import Any
 
 from braingen.data.ingest.identity import KnownPicture
 from braingen.data.ingest.names import GUIDE
-from braingen.errors import UserError
+from braingen.errors import UserError, reason
 from braingen.text_files import read_json
 
 
@@ -75,7 +75,7 @@ def _captions_by_name(path: Path) -> dict[str, list[str]]:
     except (ValueError, AttributeError, TypeError, KeyError, StopIteration) as error:
         raise UserError(
             f"{path} is not {{stim_file: [captions]}}, nor a list of {{file_name, caption}} "
-            f"({' '.join(str(error).split())}); {GUIDE}."
+            f"({reason(error)}); {GUIDE}."
         ) from error
     return texts
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from braingen.data.ingest.names import GUIDE
-from braingen.errors import UserError
+from braingen.errors import UserError, reason
 from braingen.files import refuse_stand_in
 
 STIMULUS = "stim_file"
@@ -58,7 +58,7 @@ def read_table(path: Path) -> pd.DataFrame:
     except ImportError as error:
         raise UserError(f"{path}: reading Parquet needs pyarrow (`pip install pyarrow`); or write the table as CSV.") from error
     except (ValueError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} is not a table ({' '.join(str(error).split())}); {GUIDE}.") from error
+        raise UserError(f"{path} is not a table ({reason(error)}); {GUIDE}.") from error
     table.columns = [str(name).strip() for name in table.columns]
     for name in table.columns:
         if table[name].dtype.kind not in "fiub":

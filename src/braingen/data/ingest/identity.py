@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from braingen.data.ingest.names import natural
-from braingen.errors import UserError
+from braingen.errors import UserError, reason
 from braingen.files import replaced_file
 from braingen.untrusted import csv_text, csv_value
 
@@ -73,7 +73,7 @@ class Identity:
             return [{column: csv_value(row[column]) for column in columns} for row in table.to_dict("records")]
         except (ValueError, KeyError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{path} is damaged ({' '.join(str(error).split())}): it says who is who; bring it back from a copy."
+                f"{path} is damaged ({reason(error)}): it says who is who; bring it back from a copy."
             ) from error
 
     def digest(self) -> str:

@@ -166,7 +166,14 @@ class Inputs:
         """scans.tsv and sessions.tsv of all subjects."""
         return self._tree.named(_ACQUIRED)
 
-    def instead_of_responses(self, label: str) -> str:
+    def no_responses(self, label: str, where: str) -> UserError:
+        """The error about missing responses of a subject or session, with what is there instead."""
+        return UserError(
+            f"{self.root} holds no responses of {where} ({where}_betas.nii.gz, .npy or .hdf5)"
+            f"{self._instead_of_responses(label)}; {GUIDE}."
+        )
+
+    def _instead_of_responses(self, label: str) -> str:
         """Files of a subject that are no responses, as the end of a sentence."""
         if matlab := self._of_subject_or_all(forms.MATLAB, label):
             name = matlab[0].path.name

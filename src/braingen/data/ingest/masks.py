@@ -13,7 +13,7 @@ from braingen.data.ingest.events import read_table
 from braingen.data.ingest.forms import Source
 from braingen.data.ingest.names import GUIDE, Named, chosen, differing
 from braingen.data.volumes import VoxelPlaces, load_nifti
-from braingen.errors import UserError
+from braingen.errors import UserError, reason
 from braingen.files import refuse_stand_in
 
 _USUAL = ("", "brain", "nsdgeneral")
@@ -81,13 +81,13 @@ def read_mask(path: Path) -> tuple[np.ndarray, Any]:
         try:
             return np.nan_to_num(np.load(path, allow_pickle=False)), None
         except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{path} is not a readable mask ({' '.join(str(error).split())}); {GUIDE}.") from error
+            raise UserError(f"{path} is not a readable mask ({reason(error)}); {GUIDE}.") from error
     if path.name.endswith((".gii", ".gii.gz")):
         try:
             opened: Any = nibabel.load(path)
             return np.nan_to_num(opened.darrays[0].data), None
         except Exception as error:  # readers of damaged files stumble in many ways
-            raise UserError(f"{path} is not a readable mask ({' '.join(str(error).split())}); {GUIDE}.") from error
+            raise UserError(f"{path} is not a readable mask ({reason(error)}); {GUIDE}.") from error
     raise UserError(f"{path} is no NIfTI file (.nii, .nii.gz), .npy or GIFTI; give the mask as one of these.")
 
 

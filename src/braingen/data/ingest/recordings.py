@@ -14,10 +14,11 @@ from braingen.data.ingest.forms import Asked, Source
 from braingen.data.ingest.inputs import Inputs
 from braingen.data.ingest.masks import grid_of, misfit
 from braingen.data.ingest.names import GUIDE, Named, plain
-from braingen.data.ingest.pairing import Pair, Unit, among, pair, same_events, units_of
+from braingen.data.ingest.pairing import Pair, pair, same_events
 from braingen.data.ingest.stimuli import Stimuli
 from braingen.data.ingest.trial_rows import TrialSelection, compare_design, rows_of_trials
 from braingen.data.ingest.trial_table import events_of_table
+from braingen.data.ingest.units import Unit, among, units_of
 from braingen.data.volumes import load_nifti
 from braingen.errors import UserError
 
@@ -125,7 +126,9 @@ def read_recordings(
         _refuse_several_tasks(label, responses, events.files)
     units, notes_of_units = units_of(responses, inputs.wanted, events.trials_in_session)
     notes = [*events.notes, *notes_of_units]
-    pairs, alone = _pair(inputs, label, units, events, times)
+    pairs, alone = pair(
+        label, units, events.files, times.of_run, lambda where: inputs.no_responses(label, where)
+    )
     notes += _unpaired(pairs, alone, events.files)
     given = None if inputs.trial_table is None else inputs.trial_table[0]
     files = [given] if given else [file.path for each in pairs for file in each.events]
@@ -163,24 +166,6 @@ def read_recordings(
     )
     _check_grids(found)
     return found
-
-
-def _pair(
-    inputs: Inputs, label: str, units: Sequence[Unit], events: _Events, times: AcquisitionTimes
-) -> tuple[list[Pair], list[Unit]]:
-    try:
-        pairs, alone = pair(label, units, events.files, times.of_run, inputs.root)
-    except UserError as error:
-        if "{more}" not in str(error):
-            raise
-        instead = inputs.instead_of_responses(label)
-        raise UserError(str(error).replace("{more}", instead)) from None
-    if not pairs:
-        raise UserError(
-            f"{inputs.root} holds no responses of sub-{label} (sub-{label}_betas.nii.gz, .npy or "
-            f".hdf5){inputs.instead_of_responses(label)}; {GUIDE}."
-        )
-    return pairs, alone
 
 
 def _unpaired(pairs: Sequence[Pair], alone: Sequence[Unit], events: Sequence[Named]) -> list[str]:

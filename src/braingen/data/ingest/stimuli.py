@@ -19,7 +19,7 @@ from PIL import Image, ImageColor, UnidentifiedImageError
 
 from braingen.data.ingest.names import GUIDE
 from braingen.data.pictures import fit_picture
-from braingen.errors import UserError
+from braingen.errors import UserError, reason
 from braingen.files import identity, refuse_stand_in
 from braingen.untrusted import path_below
 
@@ -149,7 +149,7 @@ class Stimuli:
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{shown.path} is not a readable picture ({' '.join(str(error).split())}); {GUIDE}.") from error
+            raise UserError(f"{shown.path} is not a readable picture ({reason(error)}); {GUIDE}.") from error
 
     def _of_image(self, image: Image.Image, path: Path) -> Loaded:
         if image.mode.startswith("I") or image.mode == "F":
@@ -209,7 +209,7 @@ def _array(path: Path, stamp: str) -> np.ndarray | h5py.Dataset:
             return np.load(path, mmap_mode="r", allow_pickle=False)
         file = h5py.File(path, "r")
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a readable array of pictures ({' '.join(str(error).split())}); {GUIDE}.") from error
+        raise UserError(f"{path} is not a readable array of pictures ({reason(error)}); {GUIDE}.") from error
     fitting = [item for item in file.values() if isinstance(item, h5py.Dataset) and item.ndim in (3, 4)]
     if len(fitting) != 1:
         raise UserError(f"{path} has {len(fitting)} datasets that may be pictures ({', '.join(file)}); one was expected.")

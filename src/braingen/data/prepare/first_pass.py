@@ -43,11 +43,7 @@ class FirstPass(NamedTuple):
 
 
 def first_pass(
-    scans: Scans,
-    subject: int,
-    behav_T17: np.ndarray,
-    places: Places | None,
-    accept: Sequence[str],
+    scans: Scans, subject: int, behav_T17: np.ndarray, places: Places | None, accept: Sequence[str]
 ) -> FirstPass:
     """Read all responses of a subject once.
 
@@ -77,7 +73,6 @@ def first_pass(
         statistics = [(np.zeros(len(kept_V)), np.ones(len(kept_V)))] * len(moments)
     mean_SK, sd_SK = (np.stack([each[k][kept_V] for each in statistics]) for k in (0, 1))
     return FirstPass(kept_V, left_out, rule, mean_SK, sd_SK, [*notes, *more])
-
 
 
 def _moments(

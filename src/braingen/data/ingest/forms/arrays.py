@@ -21,7 +21,7 @@ from braingen.data.ingest.forms.surfaces import VERTICES
 from braingen.data.ingest.names import GUIDE, Named
 from braingen.data.large_files import release
 from braingen.data.nsd import BETAS_DATASET
-from braingen.errors import UserError
+from braingen.errors import UserError, reason
 from braingen.files import refuse_stand_in
 
 GLMSINGLE = "betasmd"
@@ -58,11 +58,11 @@ def load_arrays_of_pickle(path: Path) -> Mapping[str, Any]:
         found = found.item() if isinstance(found, np.ndarray) and found.ndim == 0 else found
         if isinstance(found, Mapping):
             return found
-        reason = "objects, no dictionary of arrays"
+        why = "objects, no dictionary of arrays"
     except (pickle.UnpicklingError, ValueError, EOFError, OSError, AttributeError, ImportError, IndexError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        why = reason(error)
     raise UserError(
-        f"{path} is not a readable array (it is a pickle: {reason}); only dictionaries of arrays, as GLMsingle writes them, are read. "
+        f"{path} is not a readable array (it is a pickle: {why}); only dictionaries of arrays, as GLMsingle writes them, are read. "
         f"{GUIDE}."
     )
 
@@ -209,7 +209,7 @@ def read_hdf5(file: Named, asked: Asked) -> Source:
     try:
         opened = h5py.File(file.path, "r")
     except OSError as error:
-        raise UserError(f"{file.path} cannot be opened as HDF5 ({' '.join(str(error).split())}); {GUIDE}.") from error
+        raise UserError(f"{file.path} cannot be opened as HDF5 ({reason(error)}); {GUIDE}.") from error
     if opened.attrs.get("MATLAB_class") is not None or any("MATLAB_class" in item.attrs for item in opened.values()):
         raise UserError(
             f'{file.path} was written by Matlab, whose HDF5 has its axes in reverse; turn them round: python -c "import h5py, numpy as np; '

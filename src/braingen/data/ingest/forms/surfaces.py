@@ -10,7 +10,7 @@ import numpy as np
 
 from braingen.data.ingest.forms.base import Asked, Part, Source
 from braingen.data.ingest.names import GUIDE, Named
-from braingen.errors import UserError
+from braingen.errors import UserError, reason
 from braingen.files import refuse_stand_in
 
 VERTICES = {642: "fsaverage3", 2562: "fsaverage4", 10242: "fsaverage5", 40962: "fsaverage6", 163842: "fsaverage", 32492: "fsLR"}
@@ -43,7 +43,7 @@ def read_gifti(file: Named, asked: Asked) -> Source:
         opened: Any = nibabel.load(file.path)
         arrays = [array.data for array in opened.darrays]
     except Exception as error:  # readers of damaged files stumble in many ways
-        raise UserError(f"{file.path} is not a readable GIFTI file ({' '.join(str(error).split())}); {GUIDE}.") from error
+        raise UserError(f"{file.path} is not a readable GIFTI file ({reason(error)}); {GUIDE}.") from error
     if len(arrays) == 1 and arrays[0].ndim == 2:
         arrays = list(arrays[0].T)
     vertices = len(arrays[0]) if arrays else 0
@@ -65,7 +65,7 @@ def read_mgh(file: Named, asked: Asked) -> Source:
         shape = image.shape
         trials = shape[3] if len(shape) > 3 else 1
     except Exception as error:  # readers of damaged files stumble in many ways
-        raise UserError(f"{file.path} is not a readable FreeSurfer file ({' '.join(str(error).split())}); {GUIDE}.") from error
+        raise UserError(f"{file.path} is not a readable FreeSurfer file ({reason(error)}); {GUIDE}.") from error
     if sorted(shape[:3])[:2] != [1, 1]:
         raise UserError(f"{file.path} has shape {shape}, (vertices, 1, 1, trials) was expected; {GUIDE}.")
     vertices, trials = int(max(shape[:3])), int(trials)

@@ -11,7 +11,7 @@ import numpy as np
 
 from braingen.data.ingest.forms.base import Asked, Part, Source
 from braingen.data.ingest.names import GUIDE, Named
-from braingen.errors import UserError
+from braingen.errors import UserError, reason
 from braingen.files import refuse_stand_in
 
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
@@ -20,7 +20,7 @@ _CORTEX = {"CIFTI_STRUCTURE_CORTEX_LEFT": "L", "CIFTI_STRUCTURE_CORTEX_RIGHT": "
 
 def damaged(path: Path, error: BaseException) -> UserError:
     """The sentence about a file that cannot be read."""
-    return UserError(f"{path} is not a readable NIfTI file ({' '.join(str(error).split())}); {GUIDE}.")
+    return UserError(f"{path} is not a readable NIfTI file ({reason(error)}); {GUIDE}.")
 
 
 def open_nifti(path: Path) -> Any:
