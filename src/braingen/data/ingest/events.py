@@ -13,7 +13,6 @@ from braingen.data.ingest.names import GUIDE
 from braingen.errors import UserError, reason
 from braingen.files import refuse_stand_in
 
-STIMULUS = "stim_file"
 SPLITS: dict[str, str] = {
     **dict.fromkeys(("train", "training", "trn", "fit"), "train"),
     **dict.fromkeys(("test", "testing", "tst", "shared", "shared1000"), "test"),
@@ -102,8 +101,8 @@ def trials_of(table: pd.DataFrame, path: Path, column: str) -> EventTable:
     trials["trial_type"] = kept["trial_type"].fillna("").astype(str) if "trial_type" in kept and column != "trial_type" else ""
     bad_columns = [name for name in kept if name.lower() in BAD_COLUMNS]
     trials["bad"] = np.any([_flags(kept[name], path, name) for name in bad_columns], axis=0) if bad_columns else False
-    trials, told = _in_order_of_onsets(trials, path)
-    notes += told
+    trials, more = _in_order_of_onsets(trials, path)
+    notes += more
     same_run = trials["run"].eq(trials["run"].shift())
     trials["one_back"] = trials["stimulus"].eq(trials["stimulus"].shift()) & same_run
     used = {column, *_USED, *bad_columns}

@@ -189,7 +189,7 @@ def _refuse_several_tasks(label: str, responses: Sequence[Named], events: Sequen
 
 
 def _grid_of_masks(masks: Sequence[Named]) -> tuple[int, ...]:
-    """Shape of the subject's masks, which tells the axes of arrays."""
+    """Shape of the subject's masks, by which the axes of arrays are known."""
     volumes = (file.path for file in masks if file.ending.startswith(".nii"))
     return next((tuple(load_nifti(path).shape[:3]) for path in volumes), ())
 

@@ -58,7 +58,7 @@ def first_pass(
     numbers = range(1, int(session_T.max()) + 1)
     moments: list[Moments] = []
     where = []
-    title, few = f"subject {subject}: looking at the responses", len(numbers) < 4
+    title, few = f"subject {subject}: first pass", len(numbers) < 4
     for session in track(numbers, description=title, disable=few):
         files = ", ".join(map(str, scans.session_files(subject, session)[:3]))
         where.append(f"Subject {subject}, session {session} ({files})")

@@ -42,7 +42,7 @@ MATLAB = re.compile(_RESPONSES + r"\.mat$|^TYPE[BCD]_\w+\.mat$")
 
 
 def read(file: Named, asked: Asked) -> Source:
-    """Open responses by the form that the file's name tells.
+    """Open responses in the form of the file's name.
 
     Raises
     ------

@@ -25,7 +25,6 @@ from braingen.errors import UserError, reason
 from braingen.files import refuse_stand_in
 
 GLMSINGLE = "betasmd"
-_GLMSINGLE_SIGNS = {"betasmd", "R2", "HRFindex", "FRACvalue"}
 _ADMITTED = {
     ("numpy", "ndarray"), ("numpy", "dtype"), ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
     ("numpy.core.multiarray", "scalar"), ("numpy._core.multiarray", "scalar"), ("numpy._core.numeric", "_frombuffer"),
@@ -187,10 +186,10 @@ def read_npz(file: Named, asked: Asked) -> Source:
 
 def _pick(path: Path, shapes: Mapping[str, Any], asked: Asked) -> tuple[str, tuple[str, ...]]:
     """Name of the dataset that holds the responses."""
-    told = ", ".join(f"`{name}`" for name in shapes) or "nothing"
+    there = ", ".join(f"`{name}`" for name in shapes) or "nothing"
     if asked.dataset:
         if asked.dataset not in shapes:
-            raise UserError(f"{path} has no dataset `{asked.dataset}` (it has {told}); name one with prepare.dataset=NAME.")
+            raise UserError(f"{path} has no dataset `{asked.dataset}` (it has {there}); name one with prepare.dataset=NAME.")
         return asked.dataset, ()
     for usual in (BETAS_DATASET, GLMSINGLE):
         if usual in shapes:
@@ -199,7 +198,7 @@ def _pick(path: Path, shapes: Mapping[str, Any], asked: Asked) -> tuple[str, tup
     counted = [name for name in fitting if asked.trials in (shapes[name].shape[0], shapes[name].shape[-1])] if asked.trials else []
     several = counted or fitting
     if len(several) != 1:
-        raise UserError(f"{path} has no dataset `{BETAS_DATASET}` (it has {told}); name the responses with prepare.dataset=NAME.")
+        raise UserError(f"{path} has no dataset `{BETAS_DATASET}` (it has {there}); name the responses with prepare.dataset=NAME.")
     return several[0], (f"{path.name}: the dataset `{several[0]}` is taken, the only one that fits",)
 
 

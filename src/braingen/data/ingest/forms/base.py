@@ -80,7 +80,7 @@ class Source(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What a reader is told besides the file."""
+    """What a reader knows besides the file."""
 
     dataset: str = ""
     """Name of the dataset of an HDF5 or .npz file; empty takes `betas`, or the only one that fits."""

@@ -29,7 +29,7 @@ def columns_of(opened: h5py.File, path: object) -> Columns:
     Raises
     ------
     UserError
-        When no column is said to be a voxel.
+        When no column is marked as a voxel.
     """
     keys = [key.decode() if isinstance(key, bytes) else str(key) for key in opened["metadata"]["key"][()]]
     value_KC = np.asarray(opened["metadata"]["value"][()], dtype=float) == 1
@@ -43,7 +43,7 @@ def columns_of(opened: h5py.File, path: object) -> Columns:
 
 
 def read_bdpy(file: Named, opened: h5py.File) -> Source:
-    """The columns that are voxels; labels are told as left out."""
+    """The columns that are voxels; labels are noted as left out."""
     columns, dataset = columns_of(opened, file.path), opened["dataset"]
     first_V = columns.voxel_V[0]
     together = (np.diff(columns.voxel_V) == 1).all()
