@@ -46,10 +46,13 @@ check: $(VENV)/installed
 	$(RUN)/mypy
 	$(RUN)/python -m pytest tests/unit/test_import_direction.py
 
+# of some modules only: make mutants MODULES="stages/train.py scores/ridge.py"
+MUTATED = $(if $(MODULES),--modules $(MODULES))
+
 mutants: $(VENV)/installed
 	$(RUN)/pip install --quiet --disable-pip-version-check mutmut==3.8.1
-	$(RUN)/python benchmarks/mutants.py --out runs/mutants.jsonl --sample $(or $(SAMPLE),8)
-	$(RUN)/python benchmarks/mutants.py --out runs/wires.jsonl --wires
+	$(RUN)/python benchmarks/mutants.py --out runs/mutants.jsonl --sample $(or $(SAMPLE),8) $(MUTATED)
+	$(RUN)/python benchmarks/mutants.py --out runs/wires.jsonl --wires $(MUTATED)
 
 backbones: $(VENV)/installed
 	$(RUN)/python -m braingen.simulation.backbones.build

@@ -30,7 +30,7 @@ from braingen.diffusion.decoder import BrainDecoder, Decoded
 from braingen.diffusion.finetuning import Tuned
 from braingen.diffusion.lora import add_lora, lora_parameters, save_lora
 from braingen.diffusion.refine import Refinement, assemble_refiner
-from braingen.diffusion.sample import denoise_from, seeded_noise, size_ids
+from braingen.diffusion.sample import denoise_from, refuse_not_finite_rows, seeded_noise, size_ids
 from braingen.errors import UserError
 from braingen.records import Conditioning, Routing, Trials
 from braingen.routing.conditioning import all_experts, from_experts
@@ -428,6 +428,36 @@ def test_a_decoder_that_is_called_reads_and_draws_batch_by_batch_with_the_settin
         assert named.items() >= (asked | {"steps": 3}).items()
         first += len(ids)
     torch.testing.assert_close(out.decoded.text_BTD, decoder.decoded(whole).text_BTD, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("first", "output"), [(0, "bigG"), (96, "joint")])
+def test_a_negative_prompt_is_read_by_the_text_encoders_whose_columns_there_are(monkeypatch, first, output):
+    loaded: list[tuple[str, dict[str, Any]]] = []
+
+    class Encoder:
+        def prompt(self, texts: list[str]) -> Any:
+            return SimpleNamespace(tokens_BTD=torch.full((1, 4, 8), float(len(texts[0]))), pooled_BD=torch.ones(1, 3))
+
+    def from_pretrained(path: str, **settings: Any) -> Encoder:
+        loaded.append((path, settings))
+        return Encoder()
+
+    monkeypatch.setattr(diffusion_decoder, "CLIPTextEncoderDual", SimpleNamespace(from_pretrained=from_pretrained))
+    form = a_decoder().form._replace(start_C=torch.zeros(8), text_length=4, text_columns=(first, 8), pooled_dim=3)
+    assert diffusion_decoder.negative_condition(form, "a folder", "") is None and not loaded
+    found = diffusion_decoder.negative_condition(form, "a folder", "a blur")
+    assert loaded == [("a folder", {"output": output, "dtype": torch.float32})]
+    assert found is not None and (found.tokens_BTC == 6).all() and not found.image_embeds_BTD.any()
+
+
+def test_pictures_that_became_no_numbers_are_named():
+    values = torch.ones(7, 2)
+    refuse_not_finite_rows(values, None, "it")
+    values[[0, 2, 3, 5, 6]] = torch.nan
+    with pytest.raises(UserError, match=r"it of picture 10, 12, 13, 15 and 1 more became NaN"):
+        refuse_not_finite_rows(values, range(10, 17), "it")
+    with pytest.raises(UserError, match=r"picture 0, 2, 3, 5 became"):
+        refuse_not_finite_rows(values[:6], None, "it")
 
 
 class EchoUNet(nn.Module):

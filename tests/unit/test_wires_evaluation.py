@@ -37,7 +37,7 @@ from braingen.scores.decoding import decoder_scores
 from braingen.scores.feature_store import as_scored
 from braingen.scores.ridge import fit_ridge
 from braingen.stages import evaluate as stage
-from braingen.stages import score_files, subject_means
+from braingen.stages import evaluate_pictures, score_files, subject_means
 from braingen.stages.evaluate_captions import caption_sheet
 from braingen.stages.picture_sets import Pngs, Seen
 
@@ -397,6 +397,23 @@ def test_given_pictures_are_scored_instead_of_a_run(monkeypatch, root, tmp_path)
     config = tiny_config(root, tmp_path, scores__all_recons_path="somewhere")
     monkeypatch.setattr(stage, "evaluate_pictures", lambda config: ("pictures of", config))
     assert stage.evaluate(config) == ("pictures of", config)
+
+
+def test_pictures_of_a_folder_are_held_against_the_test_images_of_their_ids(root, tmp_path):
+    """All of them, or, when asked for, those that have a picture; image 0 is an image like any other."""
+    write_pictures(tmp_path / "some", {image: scenes()[image] for image in (2, 0)})
+    write_pictures(tmp_path / "outside", {99: scenes()[0]})
+
+    def asked(folder: str, partial: str) -> Any:
+        config = tiny_config(root, tmp_path, scores__all_recons_path=str(tmp_path / folder), scores__partial=partial)
+        return evaluate_pictures._asked(config)
+
+    whole, part = asked("some", "false"), asked("some", "true")
+    assert sorted(whole.recons.image_N) == sorted(part.recons.image_N) == [0, 2]
+    assert whole.truth.image_N.tolist() == [0, 1, 2, 3] and part.truth.image_N.tolist() == [0, 2]
+    assert whole.stimuli is not None and whole.stimuli.simulated and "matched by image id" in whole.protocol
+    with pytest.raises(UserError, match="image 99"):
+        asked("outside", "true")
 
 
 @pytest.mark.parametrize(("said", "seen"), [(["a"], [["a"], ["b"]]), (["a", "b"], [["a"], []])])
