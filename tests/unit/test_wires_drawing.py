@@ -21,6 +21,7 @@ from unit.fake_backbone import fake_backbone
 from unit.tiny_finetuning import TableTargets, table, text_encoder, tiny_reader
 from unit.tiny_training import spy, tiny_config, with_a_gap
 
+from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
@@ -213,6 +214,17 @@ def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned
     assert (decoder.router_image, decoder.router_text) == routers and decoder.config.prior_order == "levels"
     placed = lora_parameters(decoder.unet)
     assert placed and all(torch.equal(placed[name], value) for name, value in lora_parameters(unet).items())
+
+
+def test_a_decoder_of_other_widths_is_refused(monkeypatch, root, tmp_path):
+    encoder = {"subjects": {"1": 41}, "clip_seq_dim": 1, "clip_emb_dim": 64, "hidden_dim": 16, "n_blocks": 1, "exp_factor_list": [2]}
+    narrow = BrainReader("BrainMoEMulti", encoder, None).eval()
+    monkeypatch.setattr(stage, "load_backbone", lambda *_: fake_backbone())
+    monkeypatch.setattr(stage, "load_reader", lambda config, name: narrow if name == "text" else tiny_reader(name))
+    monkeypatch.setattr(stage, "modalities", lambda config: ("image", "text"))
+    monkeypatch.setattr(stage, "tuned_folder", lambda config: None)
+    with pytest.raises(UserError, match="text encoder predicts 1 x 64"):
+        stage.assemble(tiny_config(root, tmp_path), TableTargets())  # type: ignore[arg-type]
 
 
 def test_setup_takes_the_test_images_of_the_first_subject(monkeypatch, root, tmp_path):

@@ -462,7 +462,10 @@ def test_setup_follows_every_setting_of_routers_and_backbone(tiny, monkeypatch):
 
     monkeypatch.setattr(stage, "load_backbone", load_backbone)
     monkeypatch.setattr(stage, "refuse_misfits", lambda config: None)
+    sides: list[int] = []
+    spy(monkeypatch, TableTargets, "latents", lambda self, images, size: sides.append(size))
     parts = stage.setup(config)
+    assert sides == [64] and len(parts.data.held_out.rows) == config.finetune.validation_images == 3
     assert asked == [(config.backbone.path, "somewhere", torch.float32, {"vae_dtype": torch.float32})]
     assert parts.prediction_type == "v_prediction" and parts.model.size == 64
     built = parts.model.routers["text"].config
@@ -473,6 +476,23 @@ def test_setup_follows_every_setting_of_routers_and_backbone(tiny, monkeypatch):
     plain = stage.setup(tiny(finetune__attention="plain", finetune__resolution="64"))
     assert not plain.model.unet.is_gradient_checkpointing and plain.model.routers["text"].config.space_grid == 16
     assert {type(each).__name__ for each in plain.model.unet.attn_processors.values()} == {"AttnProcessor", "IPAdapterAttnProcessor"}
+
+
+def test_what_cannot_be_tuned_is_refused(tiny, monkeypatch):
+    """Nothing to train; a prior at every step that no gradient passes; an encoder of other embeddings than the U-Net takes."""
+    nothing = {"lora__rank": "0", "router__time": "off", "router__space": "off"}
+    with pytest.raises(UserError, match="leave nothing to train"):
+        stage.setup(tiny(**nothing))
+    config = tiny(router__prior_order="step")
+    sampled = {name: tiny_reader(name, prior_use="sample") for name in ("image", "text")}
+    monkeypatch.setattr(stage, "load_readers", lambda config: sampled)
+    with pytest.raises(UserError, match="prior_order = step"):
+        stage.setup(config)
+    narrow = {"subjects": {"1": 41}, "clip_seq_dim": 1, "clip_emb_dim": 64, "hidden_dim": 16, "n_blocks": 1, "exp_factor_list": [2]}
+    narrow_reader = BrainReader("BrainMoEMulti", narrow, None).eval()
+    monkeypatch.setattr(stage, "load_readers", lambda config: {"image": narrow_reader, "text": tiny_reader("text")})
+    with pytest.raises(UserError, match="image encoder predicts 1 x 64"):
+        stage.setup(config)
 
 
 def test_routers_start_as_the_seed_says(tiny):
