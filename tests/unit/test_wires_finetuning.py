@@ -29,10 +29,10 @@ from braingen.diffusion.finetuning import load_tuned, save_tuned
 from braingen.diffusion.listening import ListeningUNet, expert_counts, read
 from braingen.diffusion.lora import add_lora, load_lora, lora_parameters, lora_weights
 from braingen.diffusion.loss import min_snr_weight
-from braingen.diffusion.unsure_reads import mixing_weights, unsure
+from braingen.diffusion.unsure_reads import Unsureness, mixing_weights, unsure
 from braingen.errors import UserError
-from braingen.records import Routing, Trials
-from braingen.routing.conditioning import ConditioningForm, all_experts
+from braingen.records import Conditioning, Routing, Trials
+from braingen.routing.conditioning import ConditioningForm, all_experts, from_experts
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.time_router import kl_guidance
 from braingen.stages import finetune as stage
@@ -422,6 +422,39 @@ def dense_reader() -> BrainReader:
     torch.manual_seed(0)
     encoder = {"subjects": {"1": 41}, "clip_seq_dim": 1, "clip_emb_dim": 128, "hidden_dim": 16, "n_blocks": 1}
     return BrainReader("BrainEncoder", encoder, None).eval()
+
+
+def test_levels_are_means_of_their_own_experts_coarse_to_fine_and_the_output_is_the_mean_of_levels():
+    experts = torch.arange(6.0)[None, :, None, None].expand(2, 6, 1, 3)
+    found = from_experts(experts, COUNTS)
+    assert [x.shape[1] for x in found.expert_backbone] == list(COUNTS) and torch.equal(all_experts(found), experts)
+    assert found.level_backbone_BLTD[0, :, 0, 0].tolist() == [0.5, 3.5] and (found.backbone_BTD == 2).all()
+
+
+def test_nothing_of_a_dropped_condition_is_left():
+    whole = Conditioning(torch.ones(3, 4, 5), torch.ones(3, 1, 6), torch.ones(3, 7))
+    image_B, text_B = torch.tensor([True, False, False]), torch.tensor([False, True, False])
+    found = form_of().dropped(whole, image_B=image_B, text_B=text_B)
+    assert found.image_embeds_BTD.flatten(1).sum(1).tolist() == [0, 6, 6]
+    assert found.tokens_BTC.flatten(1).sum(1).tolist() == [20, 0, 20] and found.pooled_BD.sum(1).tolist() == [7, 0, 7]
+
+
+def test_unsure_reads_are_the_shrunken_truth_plus_mixed_errors():
+    draws = generator()
+    truth, errors, weights = (torch.randn(*shape, generator=draws) for shape in ((2, 1, 4), (5, 3, 1, 4), (2, 5)))
+    found = unsure(truth, Unsureness(torch.tensor([0.5, 0.25, 1.0]), errors), weights)
+    for row in range(2):
+        for expert, slope in enumerate((0.5, 0.25, 1.0)):
+            mixed = sum(weights[row, j] * errors[j, expert] for j in range(5))
+            torch.testing.assert_close(found[row, expert], slope * truth[row] + mixed)
+
+
+def test_a_lora_adapts_the_attention_and_the_feed_forward_maps_and_not_the_adapter():
+    unet = fake_backbone().unet
+    add_lora(unet, 2)
+    parts = {name.partition(".lora_")[0].partition("transformer_blocks.")[2].partition(".")[2] for name in lora_parameters(unet)}
+    maps = {f"{attention}.{name}" for attention in ("attn1", "attn2") for name in ("to_q", "to_k", "to_v", "to_out.0")}
+    assert parts == maps | {"ff.net.0.proj", "ff.net.2"}
 
 
 # --- setup ----------------------------------------------------------------------------------------------------------
