@@ -477,3 +477,16 @@ def test_the_last_layer_is_asked_for_what_is_read_only_and_says_the_same(setting
         patch.setattr(type(network.layers[-1]["attention"]), "forward", ask_all)
         torch.testing.assert_close(network(target, times, brain), found)
     assert len(whole) == 2
+
+
+def test_tables_made_while_nothing_is_trained_serve_a_training():
+    """Tensors of inference mode cannot be saved for a backward pass; tables that are kept between calls are none."""
+    torch.manual_seed(0)
+    network = PriorNetwork(24, num_tokens=1, depth=1, dim_head=8)  # of a width that no other test has
+    noisy, times, brain = torch.randn(2, 1, 24), torch.tensor([3, 5]), torch.randn(2, 1, 24)
+    with torch.inference_mode():
+        before = network(noisy, times, brain)
+    after = network(noisy, times, brain)
+    after.sum().backward()
+    torch.testing.assert_close(after.detach(), before.clone())
+    assert all(p.grad is not None for name, p in network.named_parameters() if not name.startswith("null_"))

@@ -49,10 +49,12 @@ def expert_width(units: int, experts: int, capacity: float) -> int:
 def balance_loss(probabilities_BEU: Tensor) -> Tensor:
     """How unevenly units are shared out: mean over experts of (mean over trials and units of the soft probability - 1/E)^2.
 
+    Of several parents (P x B x E x U) the mean over them.
+
     MoRE-Brain paper eq. 9 with soft probabilities, which have a gradient (docs/deviations.md).
     """
-    share_E = probabilities_BEU.float().mean(dim=(0, 2))
-    return ((share_E - 1 / len(share_E)) ** 2).mean()
+    share_E = probabilities_BEU.float().mean(dim=(-3, -1))
+    return ((share_E - 1 / share_E.shape[-1]) ** 2).mean()
 
 
 def balanced_split(affinity_PFU: Tensor, capacity: float = 1.0) -> Tensor:
@@ -164,7 +166,7 @@ class AffinityRouter(nn.Module):
             UnitRouting(probability.transpose(0, 1), index.transpose(0, 1), gain.transpose(0, 1))
             for probability, index, gain in zip(probability_PFBU, index_PFBK, gain_PFBK)
         )
-        balance = torch.stack([balance_loss(record.probabilities_BEH) for record in routing]).mean()
+        balance = balance_loss(probability_PFBU.transpose(1, 2))
         return RoutedUnits(picked_EBK * gain_PFBK.flatten(0, 1), routing, balance)
 
 

@@ -7,8 +7,10 @@ Source: the DALL-E 2 style prior of MindEye2, as used by the published implement
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 import math
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,23 @@ ROTARY_WIDTH = 32
 BUCKETS = 32
 MAX_DISTANCE = 128
 """Relative positions are told apart in so many buckets, the farthest from this distance on (T5; published implementation)."""
+
+
+Made = TypeVar("Made")
+
+
+@lru_cache(maxsize=128)
+@torch.inference_mode(False)  # what is kept has to serve a training as well
+def _kept(make: Callable[..., Made], *arguments: Any) -> Made:
+    return make(*arguments)
+
+
+def _constant(make: Callable[..., Made], *arguments: Any) -> Made:
+    """A table that depends on its arguments alone and that every layer asks for in every pass: made once.
+
+    A compiler that looks on keeps constants itself.
+    """
+    return make(*arguments) if torch.compiler.is_compiling() else _kept(make, *arguments)
 
 
 class GainNorm(nn.Module):
@@ -83,13 +102,17 @@ class RelativePosition(nn.Module):
 
     def buckets(self, length: int, device: torch.device | None = None) -> Tensor:
         """Bucket of every pair of query and key, int64, N x (N + 1)."""
-        query_N1 = torch.arange(length, device=device)[:, None]
-        if self.rule == "published":
-            return _bucket((query_N1 - torch.arange(length + 1, device=device)).clamp(min=0), BUCKETS)
-        behind_NN = query_N1 - torch.arange(length, device=device)
-        half = BUCKETS // 2
-        bucket_NN = _bucket(behind_NN.abs(), half) + half * (behind_NN < 0)
-        return torch.cat([torch.full_like(query_N1, half), bucket_NN], dim=1)
+        return _constant(_buckets, length, self.rule, device)
+
+
+def _buckets(length: int, rule: PositionRule, device: torch.device | None) -> Tensor:
+    query_N1 = torch.arange(length, device=device)[:, None]
+    if rule == "published":
+        return _bucket((query_N1 - torch.arange(length + 1, device=device)).clamp(min=0), BUCKETS)
+    behind_NN = query_N1 - torch.arange(length, device=device)
+    half = BUCKETS // 2
+    bucket_NN = _bucket(behind_NN.abs(), half) + half * (behind_NN < 0)
+    return torch.cat([torch.full_like(query_N1, half), bucket_NN], dim=1)
 
 
 def _bucket(distance: Tensor, buckets: int) -> Tensor:
@@ -105,6 +128,11 @@ def rotary_frequencies(width: int, device: torch.device | None = None) -> Tensor
     return falling_frequencies(width // 2, width / 2, device)
 
 
+def _rotary_waves(width: int, first: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Sines and cosines of some positions, N x width // 2."""
+    return sines_and_cosines(torch.arange(first, first + length, device=device), rotary_frequencies(width, device))
+
+
 def rotate(x: Tensor, width: int, first: int = 0) -> Tensor:
     """Turn neighbouring pairs among the first `width` channels by an angle that grows with the position (rotary embedding).
 
@@ -117,9 +145,8 @@ def rotate(x: Tensor, width: int, first: int = 0) -> Tensor:
     first : int
         Position of the first row.
     """
-    frequencies = rotary_frequencies(width, x.device)
-    sin, cos = (wave.to(x.dtype) for wave in sines_and_cosines(torch.arange(first, first + x.shape[-2], device=x.device), frequencies))
-    turned, rest = x[..., : 2 * len(frequencies)], x[..., 2 * len(frequencies) :]
+    sin, cos = (wave.to(x.dtype) for wave in _constant(_rotary_waves, width, first, x.shape[-2], x.device))
+    turned, rest = x[..., : 2 * sin.shape[-1]], x[..., 2 * sin.shape[-1] :]
     even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
     return torch.cat([turned, rest], dim=-1)

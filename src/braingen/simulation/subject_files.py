@@ -117,4 +117,5 @@ def write_texts(layout: Layout, captions: Sequence[Sequence[str]], descriptions:
     """Write coco_captions.json and the descriptions of all scenes, by id."""
     for path, content in ((layout.captions(), captions), (scenes_path, descriptions)):
         with replaced_file(path, "w") as handle:
-            json.dump({str(image): value for image, value in enumerate(content)}, handle)
+            # whole: writing to a file piece by piece, json does without its C encoder
+            handle.write(json.dumps({str(image): value for image, value in enumerate(content)}))
