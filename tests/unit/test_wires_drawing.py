@@ -31,7 +31,7 @@ from braingen.diffusion.decoder import BrainDecoder, Decoded
 from braingen.diffusion.finetuning import Tuned
 from braingen.diffusion.lora import add_lora, lora_parameters, save_lora
 from braingen.diffusion.refine import Refinement, assemble_refiner
-from braingen.diffusion.sample import denoise_from, refuse_not_finite_rows, seeded_noise, size_ids
+from braingen.diffusion.sample import decode_latents, denoise_from, refuse_not_finite_rows, seeded_noise, size_ids
 from braingen.errors import UserError
 from braingen.records import Conditioning, Routing, Trials
 from braingen.routing.conditioning import all_experts, from_experts
@@ -123,7 +123,8 @@ def test_a_single_trial_random_voxels_and_a_level_are_read_when_asked_for(root, 
     for found in (one, single):
         assert not torch.allclose(found["image"], responses_of(plain, decoder)["image"], atol=1e-2)
         assert not torch.allclose(found["image"][0], found["image"][1], atol=1e-2)  # another image, other voxels
-    assert "image_experts" in responses_of(tiny_config(root, tmp_path, sampler__level="1"), decoder)
+    levels = responses_of(tiny_config(root, tmp_path, sampler__level="1"), decoder)
+    assert levels["image_experts"].shape[1] == levels["text_experts"].shape[1] == sum(COUNTS)
 
 
 def test_responses_on_an_odd_scale_are_told_of_and_random_ones_never_are(monkeypatch, caplog, root, tmp_path):
@@ -470,6 +471,21 @@ def test_pictures_that_became_no_numbers_are_named():
         refuse_not_finite_rows(values, range(10, 17), "it")
     with pytest.raises(UserError, match=r"picture 0, 2, 3, 5 became"):
         refuse_not_finite_rows(values[:6], None, "it")
+
+
+def test_latents_leave_their_scale_before_the_autoencoder_and_a_picture_is_cut_out_of_the_middle(monkeypatch):
+    decoder = a_decoder()
+    asked: list[Tensor] = []
+    fresh = decoder.vae.decode
+    monkeypatch.setattr(decoder.vae, "decode", lambda x: asked.append(x) or fresh(x))
+    latents = torch.randn(1, 4, 8, 8, generator=generator())
+    decode_latents(decoder.vae, latents)
+    torch.testing.assert_close(asked[0], latents / 0.7)
+    whole = torch.arange(32.0).expand(1, 3, 32, 32) / 32
+    monkeypatch.setattr(diffusion_decoder, "denoise", lambda *given, **_: given[2])
+    monkeypatch.setattr(diffusion_decoder, "decode_latents", lambda *_: whole)
+    drawn = decoder.draw(table("image")[:1], None, [1], size=28)
+    torch.testing.assert_close(drawn[0, 0, 0], torch.arange(2.0, 30.0) / 32)
 
 
 class EchoUNet(nn.Module):

@@ -29,12 +29,12 @@ from braingen.data.trials import test_trials, train_trials
 from braingen.errors import UserError
 from braingen.records import Score
 from braingen.run_layout import EMBEDDINGS, INDEX, drawn_folder, random_folders
-from braingen.scores import decoding, uncertainty
+from braingen.scores import decoding, identify, uncertainty
 from braingen.scores import sheet as scores_sheet
 from braingen.scores.averaged import Scored
 from braingen.scores.captions import caption_scores
 from braingen.scores.decoding import decoder_scores
-from braingen.scores.feature_store import as_scored
+from braingen.scores.feature_store import FeatureStore, as_scored
 from braingen.scores.ridge import fit_ridge
 from braingen.stages import evaluate as stage
 from braingen.stages import evaluate_pictures, score_files, subject_means
@@ -270,6 +270,45 @@ def test_a_sheet_asks_two_way_with_true_and_generated_pictures_in_their_places()
     expected = (r < np.diag(r)[None]).sum(0) / (IMAGES - 1)
     np.testing.assert_allclose(found.table["two_way_clip"], expected, atol=1e-6)
     assert np.abs(expected - (np.diag(r)[None] > r.T).sum(0) / (IMAGES - 1)).max() > 0.05
+
+
+def test_correlations_of_pairs_are_those_of_all_with_all():
+    """The first pass of two-way identification, before what is near a tie is computed again."""
+    draws = np.random.default_rng(0)
+    truth, recons = draws.standard_normal((5, 40)), draws.standard_normal((5, 40))
+    expected = np.corrcoef(truth, recons)[:5, 5:]
+    for precision, exact in (("float64", 1e-9), ("float32", 1e-5)):
+        every, own = identify._correlate(truth, recons, precision, "cpu")  # type: ignore[arg-type]
+        np.testing.assert_allclose(every, expected, atol=exact)
+        np.testing.assert_allclose(own, np.diag(expected), atol=exact)
+
+
+def test_the_side_whose_features_are_constant_is_named():
+    draws = np.random.default_rng(0)
+    for side, name in enumerate(("true images", "reconstructions")):
+        sides = [draws.standard_normal((3, 8)), draws.standard_normal((3, 8))]
+        sides[side][1] = 0.5
+        with pytest.raises(identify.FlatFeatures, match=f"Row 1 of the features of the {name}"):
+            identify.correlation_distance(*sides)
+
+
+def test_networks_that_look_at_pairs_see_a_picture_beside_its_own_reconstruction():
+    class Pairwise:
+        name, use, weights = "lpips", "pair", "0123"
+
+        def distance(self, truth_B3HW: Tensor, recons_B3HW: Tensor) -> Tensor:
+            return (truth_B3HW - recons_B3HW).abs().amax((1, 2, 3))
+
+    truth, recons = scenes()[:9], scenes()[:9]
+    recons[7] = 1 - recons[7]
+    order = np.random.default_rng(0).permutation(9)
+    told: list[tuple[Any, ...]] = []
+    with FeatureStore(batch=4, progress=lambda *given: told.append(given)) as store:
+        found = scores_sheet.score_images(truth, np.arange(9), recons[order], order, [Pairwise()], store=store, resamples=20)
+    values = found.table["lpips"]
+    assert values.idxmax() == 7 and values[7] > 0.1 and values.drop(7).max() < 1e-6
+    assert told == [("lpips", done, 9) for done in (4, 8, 9)]
+    assert found.scores["lpips"].value == pytest.approx(values.mean())
 
 
 def test_best_and_worst_pictures_stand_under_their_own_images(monkeypatch, tmp_path):
