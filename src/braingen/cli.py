@@ -94,6 +94,8 @@ COMMANDS: dict[str, Command] = {
                       "models", ("data", "backbone", "encoder", "prior", "router")),
     "settings": Command("list every setting with its default and meaning", "braingen.cli", "print_settings", ()),
 }  # fmt: skip
+TAKE_TEST_SETS = ("prepare", "reconstruct", "evaluate")
+"""Commands that take a sealed test set (data.test_set)."""
 PUBLISHED = "nsd_subj01"
 """Configuration of the published scripts, which name none."""
 ENVIRONMENT = "BRAINGEN_SET"
@@ -191,6 +193,10 @@ def _run(words: list[str]) -> int:
     environment = _from_environment(own)
     overrides = _numbered(file or command.config or None, overrides, environment)
     config = load_config(file or command.config or None, overrides, environment)
+    if config.data.test_set != "default" and name not in TAKE_TEST_SETS:
+        from braingen.stages.test_sets import refuse_test_set
+
+        refuse_test_set(config, name)
     stage: Callable[..., Path | None] = getattr(import_module(command.module), command.function)
     try:
         result = stage(config, *choice)

@@ -21,6 +21,8 @@ class Trials(NamedTuple):
     """Columns subject, session, trial (row of the betas file), image (id in the image file), repeat (0-based), split."""
     subject: int
     """NSD subject number, 1-8 (simulated subjects are numbered alike)."""
+    presentations: int = 3
+    """Presentations of an image that are used together, at most."""
 
 
 class VoxelBatch(NamedTuple):

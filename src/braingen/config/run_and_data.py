@@ -47,6 +47,11 @@ class DataConfig(Section):
     """Use the first n sessions of every subject; 0 for all."""
     holdout_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.08
     """Share of the training *images* held out to choose the checkpoint; test images are never used for it."""
+    test_set: Annotated[
+        Literal["default", "nsdsynthetic", "nsdimagery_vision", "nsdimagery_imagery"], Field(exclude=True)
+    ] = "default"
+    """Test images that prepare writes, and reconstruct and evaluate use: those of the data folder (NSD:
+    shared1000), or a sealed set of NSD beside it, which no other command takes (docs/data.md)."""
 
 
 class SimulationConfig(Section):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from braingen.errors import UserError, reason
+from braingen.files import refuse_stand_in
 
 
 def fit_picture(picture_HW3: np.ndarray, side: int) -> np.ndarray:
@@ -18,3 +23,19 @@ def fit_picture(picture_HW3: np.ndarray, side: int) -> np.ndarray:
     if least != side:
         square = np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling.BICUBIC))
     return square.transpose(2, 0, 1)
+
+
+def load_picture(path: Path, side: int, get_it: str) -> np.ndarray:
+    """Read a picture file and make it fit: 3 x side x side, uint8.
+
+    Raises
+    ------
+    UserError
+        When it is missing, cut short or no picture.
+    """
+    refuse_stand_in(path, get_it)
+    try:
+        with Image.open(path) as image:
+            return fit_picture(np.asarray(image.convert("RGB")), side)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path} is not a readable picture ({reason(error)}); {get_it}.") from error

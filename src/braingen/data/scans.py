@@ -44,6 +44,8 @@ class Scans(ABC):
     """Whether subjects, sessions and pictures may come later, with numbers kept in tables."""
     drops_voxels: bool
     """Whether voxels without a signal are left out; else they are refused."""
+    sealed: bool = False
+    """Whether all trials are test trials, z-scored over themselves (`data/sealed.py`)."""
     statistics: Statistics
     """Over which trials responses are z-scored."""
 

@@ -21,6 +21,7 @@ import pandas as pd
 from braingen.arrays import read_header
 from braingen.data import nsd
 from braingen.data.nsd import Layout
+from braingen.data.sealed import is_sealed, refuse_sealed
 from braingen.data.tars import NO_TRIALS
 from braingen.errors import UserError
 from braingen.files import UNREADABLE_ARRAY, identity, refuse_stand_in, replaced_file
@@ -148,6 +149,7 @@ def _sessions_to_read(layout: Layout, subject: int, num_sessions: int) -> range:
     if num_sessions < 0:
         raise UserError(f"--num_sessions is {num_sessions}: give the number of sessions to use, or 0 for all.")
     if not found:
+        refuse_sealed(layout)
         raise UserError(f"There are no training trials of subject {subject}: no tar in {folder}; {nsd.GET_IT}.")
     wanted = range(min(num_sessions, scanned_sessions(layout, subject)) if num_sessions else found[-1] + 1)
     missing = [session for session in wanted if session not in set(found)]
@@ -238,14 +240,21 @@ def test_trials(layout: Layout, subject: int, which: str = "new_test") -> Trials
         if len(training):  # a session may hold test pictures only
             first = training[0, column] - session
             break
-    return Trials(_table(table, subject, table[:, column] - first, "test"), subject)
+    found = Trials(_table(table, subject, table[:, column] - first, "test"), subject)
+    if is_sealed(layout):
+        return found._replace(presentations=1 + int(found.table["repeat"].max()))
+    return found
 
 
 test_trials.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever its name makes pytest think
 
 
-def group_repeats(trials: Trials, max_repeats: int = nsd.PRESENTATIONS) -> Repeats:
-    """Group the trials by image, at most `max_repeats` presentations of each, in order of presentation."""
+def group_repeats(trials: Trials, max_repeats: int | None = None) -> Repeats:
+    """Group the trials by image, at most `max_repeats` presentations of each, in order of presentation.
+
+    Without `max_repeats` as many as the trials have of it: three, as NSD, or all of a sealed test set.
+    """
+    max_repeats = trials.presentations if max_repeats is None else max_repeats
     table = trials.table
     image_N, group = np.unique(table["image"].to_numpy(), return_inverse=True)
     repeat = table["repeat"].to_numpy()

@@ -50,6 +50,7 @@ from braingen.stages.side_by_side import ALONE, Group, Task
 from braingen.stages.subject_means import write_mean
 from braingen.stages.subjects import each_subject
 from braingen.stages.targets import Targets
+from braingen.stages.test_sets import at_test_set, at_training_data
 from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_reader
 from braingen.text_files import read_json
@@ -114,14 +115,16 @@ def ridge_embeddings(
     -------
     raw_ND, mean_D : predictions in CLIP's own units, and the training mean
     """
-    layout, subject = Layout.of(config.data.root), config.data.subjects[0]
+    training, subject = at_training_data(config), config.data.subjects[0]
+    layout = Layout.of(training.data.root)
     betas = Betas.of(layout, subject)
     table = train_trials(layout, subject, config.data.num_sessions).table
     images = table["image"].to_numpy()
     known, row = np.unique(images, return_inverse=True)
-    true_ND = targets.of(modality, known).flatten(1).numpy()
+    true_ND = (targets if training == config else Targets(training)).of(modality, known).flatten(1).numpy()
     ridge = fit_ridge(betas.rows(table["trial"].to_numpy()), true_ND[row], images)
-    repeats = group_repeats(test_trials(layout, subject))
+    test_layout = Layout.of(config.data.root)
+    repeats, betas = group_repeats(test_trials(test_layout, subject)), Betas.of(test_layout, subject)
     rows_of_image = dict(zip(repeats.image_N.tolist(), repeats.rows_NR))
     used = [rows_of_image[int(image)] for image in ids]
     used = [rows[rows >= 0] for rows in used]
@@ -234,6 +237,7 @@ def evaluate(config: Config, group: Group = ALONE) -> Path:
     """
     if config.scores.all_recons_path:
         return evaluate_pictures(one_subject(config, "scores.all_recons_path"))
+    config = at_test_set(config)
     check_backbone(config)
     configs = subject_configs(config)
     for one in configs:  # before minutes of scoring
@@ -252,7 +256,8 @@ class _Scorer:
         self.networks, self.named, self.missing = observers(config, self.simulated, self.ids)
         self.truth = Seen(self.targets.stimuli, self.ids)
         self.true_ND = self.targets.image(self.ids).flatten(1)
-        self.mean_D = training_mean(config, self.targets)
+        training = at_training_data(config)
+        self.mean_D = training_mean(training, self.targets if training == config else Targets(training))
         layout = Layout.of(config.data.root)
         self.space = TextSpace(self.targets) if has_captions(layout) else None
         self.kept = layout.cache() / "features"  # of the true pictures, for every source and later evaluation

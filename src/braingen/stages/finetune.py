@@ -46,6 +46,7 @@ from braingen.stages.listening_data import ListeningData, Rows, listening_data, 
 from braingen.stages.machine import accelerator_of, device_of, end_tracking, precision_of, start_tracking
 from braingen.stages.steps import Divergence, StepLosses, hash_seed
 from braingen.stages.targets import Targets
+from braingen.stages.test_sets import refuse_test_set
 from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_readers, modalities
 from braingen.stages.widths import refuse_misfits, refuse_other_widths
@@ -310,6 +311,7 @@ def finetune(config: Config) -> Path:
     -------
     the run folder: ``best/`` and ``last/`` with LoRA and routers, ``metrics.jsonl``
     """
+    refuse_test_set(config, "finetune")
     check_backbone(config)
     folder = tuning_folder(config)
     settings = config.model_dump(mode="json", include={"data", "backbone", "router", "lora", "finetune"})

@@ -12,7 +12,9 @@ from braingen.data.ingest.own_scans import OwnScans
 from braingen.data.prepare.folder import prepare as write_layout
 from braingen.data.raw_nsd.fsaverage import SPACE, RawNSDSurface
 from braingen.data.raw_nsd.release import RawNSD, is_raw_nsd
+from braingen.data.raw_nsd.test_sets import READERS
 from braingen.data.scans import Scans
+from braingen.data.sealed import sealed_root
 from braingen.errors import UserError
 from braingen.files import sha256_of
 from braingen.untrusted import one_line
@@ -41,9 +43,14 @@ def scans_of(config: Config) -> Scans:
     if chosen.kind == "nsd":
         if chosen.space not in ("", "func1pt8mm", SPACE):
             raise UserError(f"prepare.space = {chosen.space} is not read of NSD: func1pt8mm (empty) or {SPACE} is.")
-        return (RawNSDSurface if chosen.space == SPACE else RawNSD)(
-            chosen.scans, chosen.betas, chosen.mask or "nsdgeneral", chosen.order, chosen.coco, chosen.zscore
-        )
+        kind = RawNSDSurface if chosen.space == SPACE else RawNSD
+        if config.data.test_set != "default":
+            if chosen.space == SPACE:
+                raise UserError(f"data.test_set = {config.data.test_set} is read in volumes of 1.8 mm only: leave prepare.space out.")
+            kind = READERS[config.data.test_set]
+        return kind(chosen.scans, chosen.betas, chosen.mask or "nsdgeneral", chosen.order, chosen.coco, chosen.zscore)
+    if config.data.test_set != "default":
+        raise UserError(f"data.test_set = {config.data.test_set} is a set of NSD; {chosen.scans} holds own scans.")
     return OwnScans(chosen, config.data.root)
 
 
@@ -77,6 +84,8 @@ def prepare(config: Config) -> Path:
             settings[name] = path.resolve().name
     if isinstance(scans, RawNSD) and chosen.mask and not Path(chosen.mask).is_file():
         settings["mask"] = scans.mask.name  # V1 and prf-visualrois:V1 are the same
+    name = config.data.test_set
+    root = config.data.root if name == "default" else sealed_root(config.data.root, name)
     return write_layout(
-        scans, config.data.root, config.data.subjects, settings, config.data.num_sessions, chosen.captions, chosen.accept, _print
+        scans, root, config.data.subjects, settings, config.data.num_sessions, chosen.captions, chosen.accept, _print
     ).root

@@ -47,6 +47,7 @@ from braingen.stages.machine import device_of
 from braingen.stages.steps import hash_seed
 from braingen.stages.subjects import each_subject
 from braingen.stages.targets import Targets
+from braingen.stages.test_sets import at_test_set
 from braingen.stages.tiny import check_backbone
 from braingen.stages.trained import load_reader, modalities, tuned_folder
 from braingen.stages.widths import refuse_misfits, refuse_other_widths
@@ -291,6 +292,7 @@ def reconstruct(config: Config) -> Path:
     folder : ``<image id>.png`` for every test image, ``embeddings.safetensors``, ``index.json``; of random voxels the first draw's.
         With several subjects the run folder, which has such a folder for each (`run_layout.subject_configs`)
     """
+    config = at_test_set(config)
     check_backbone(config)
     return each_subject(config, reconstruct_subject)
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from braingen.config import Config
 from braingen.console import console
 from braingen.data.nsd import Layout
+from braingen.data.sealed import training_root
 from braingen.data.stimuli import Stimuli
 from braingen.diffusion.sdxl import TINY, backbone_folder
 from braingen.errors import UserError
@@ -28,7 +29,7 @@ def unfit_backbone(config: Config) -> Unfit | None:
     if Path(backbone_folder(config.backbone.path)) != TINY or not layout.images().exists():
         return None
     stimuli = Stimuli(layout)
-    if stimuli.simulated:
+    if stimuli.simulated or Stimuli(Layout.of(training_root(layout.root))).simulated:
         return None
     own = stimuli.data_name == "own scans"
     sentence = (

@@ -33,6 +33,7 @@ from braingen.stages.checkpoints import SHARDED, Checkpoints, Place
 from braingen.stages.machine import accelerator_of, end_tracking, start_tracking
 from braingen.stages.reader_setup import Fold, Parts, earlier_folder, setup, splits_of
 from braingen.stages.steps import Divergence, StepLosses, hash_seed
+from braingen.stages.test_sets import refuse_test_set
 from braingen.stages.tiny import check_backbone
 from braingen.stages.workers import Workers, complete, shared_run
 from braingen.stopping import Request, patience
@@ -174,6 +175,7 @@ def train(config: Config, modality: str) -> Path:
     -------
     the run folder, with the best checkpoint in ``reader/``
     """
+    refuse_test_set(config, "train")
     check_backbone(config)
     settings = config.model_dump(mode="json", include={"data", "backbone", "encoder", "prior", f"loss_{modality}", "optim"})
     settings["seed"] = config.run.seed

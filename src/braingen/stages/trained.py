@@ -8,6 +8,7 @@ from braingen.brain.reader import BrainReader
 from braingen.config import Config
 from braingen.data.captions import has_captions
 from braingen.data.nsd import Layout
+from braingen.data.sealed import training_root
 from braingen.diffusion.finetuning import BEST
 from braingen.errors import UserError
 from braingen.run_layout import READER, run_folder, trained_models, tuning_folder
@@ -38,7 +39,7 @@ def modalities(config: Config) -> tuple[str, ...]:
     """
     if (run_folder(config, "text") / READER).is_dir():
         return ("image", "text")
-    wanted = config.sampler.use_text and has_captions(Layout.of(config.data.root))
+    wanted = config.sampler.use_text and has_captions(Layout.of(training_root(config.data.root)))
     return ("image", "text") if wanted else ("image",)
 
 

@@ -40,15 +40,20 @@ class Inputs:
 
     def __init__(self, config: PrepareConfig) -> None:
         assert config.scans is not None
-        self.root, self.config = config.scans, config
+        self.root, self.prepare = config.scans, config
         if not self.root.is_dir():
             raise UserError(
                 f"The folder of scans {self.root} does not exist; name yours with --scans."
             )
-        usual = {name: getattr(config, name) for name in ("task", "space", "desc", "stat")}
+        usual = {
+            "task": self.prepare.task,
+            "space": self.prepare.space,
+            "desc": self.prepare.desc,
+            "stat": self.prepare.stat,
+        }
         self.wanted = {key: value for key, value in usual.items() if value}
         """Entity -> value that the settings choose."""
-        for word in config.entities:
+        for word in self.prepare.entities:
             key, dash, value = word.partition("-")
             if not dash or not value:
                 raise UserError(
@@ -68,7 +73,7 @@ class Inputs:
     @cached_property
     def trial_table(self) -> tuple[Path, pd.DataFrame] | None:
         """The trial table of all subjects, where there is one."""
-        return find_trial_table(self.root, self.config.trials, bool(self.events))
+        return find_trial_table(self.root, self.prepare.trials, bool(self.events))
 
     @cached_property
     def labels(self) -> list[str]:

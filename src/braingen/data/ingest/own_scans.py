@@ -49,13 +49,13 @@ class OwnScans(Scans):
     drops_voxels = True
 
     def __init__(self, config: PrepareConfig, data: Path) -> None:
-        self.inputs, self.config = Inputs(config), config
+        self.inputs, self.prepare = Inputs(config), config
         self.root = self.inputs.root
-        mask = f", mask {config.mask}" if config.mask else ""
+        mask = f", mask {self.prepare.mask}" if self.prepare.mask else ""
         self.origin = f"own scans in {self.root.name}{mask}"
-        self.statistics: Statistics = config.zscore
+        self.statistics: Statistics = self.prepare.zscore
         self.identity = Identity(data)
-        self.stimuli = Stimuli(self.root, config.stimuli, config.ground)
+        self.stimuli = Stimuli(self.root, self.prepare.stimuli, self.prepare.ground)
         self._recordings: dict[int, Recordings] = {}
         self._spaces: dict[int, VoxelSpace] = {}
         self._notes: list[str] = []
@@ -83,7 +83,7 @@ class OwnScans(Scans):
         runs = [run for subject in subjects for run in self._record(subject).runs]
         self._ids = PictureIds(runs, self.stimuli, self.identity)
         known = self.identity.pictures
-        self._split = PictureSplit(self.config, runs, self._ids.names, known, self.stimuli)
+        self._split = PictureSplit(self.prepare, runs, self._ids.names, known, self.stimuli)
         self._notes += [*self._ids.notes(), *self._split.notes]
 
     def _record(self, subject: int) -> Recordings:
@@ -270,5 +270,5 @@ class OwnScans(Scans):
             "left_out": record.left_out,
             "form": record.sources[0].form,
             "test pictures": self._split.source,
-            "captions": captions.name if self.config.captions and captions else "none",
+            "captions": captions.name if self.prepare.captions and captions else "none",
         }

@@ -46,13 +46,13 @@ class PictureSplit:
         pictures: dict[str, KnownPicture],
         stimuli: Stimuli,
     ) -> None:
-        self._config, self._pictures, self._stimuli = config, pictures, stimuli
+        self.prepare, self._pictures, self._stimuli = config, pictures, stimuli
         self.notes: list[str] = []
         """For the summary."""
         self.source = "column split of the events"
         """What the test pictures were chosen by."""
         chosen, unstated = self._stated(list(runs))
-        if config.test_images is not None:
+        if self.prepare.test_images is not None:
             chosen = self._listed(chosen)
         elif not chosen:
             chosen = self._drawn()
@@ -96,8 +96,8 @@ class PictureSplit:
 
     def _listed(self, stated: Mapping[int, str]) -> dict[int, str]:
         """Sides by the list of test pictures."""
-        assert self._config.test_images is not None
-        known, path = self._pictures, self._config.test_images
+        assert self.prepare.test_images is not None
+        known, path = self._pictures, self.prepare.test_images
         self.source = f"list {path.name}"
         text = read_text(path, "name a text file with one stim_file a line")
         by_stem = {name.rpartition(".")[0]: name for name in known}
@@ -126,7 +126,7 @@ class PictureSplit:
 
     def _drawn(self) -> dict[int, str]:
         """A share of the new pictures, by a digest of their names; known ones keep their side."""
-        self.source = f"a draw by name, a share of {self._config.test_share:g}"
+        self.source = f"a draw by name, a share of {self.prepare.test_share:g}"
         known = self._pictures
         first: dict[int, str] = {}
         for name in sorted(known):
@@ -136,7 +136,7 @@ class PictureSplit:
             (image for image in first if image not in sides),
             key=lambda image: hashlib.sha256(first[image].encode()).digest(),
         )
-        count = math.ceil(self._config.test_share * len(new))
+        count = math.ceil(self.prepare.test_share * len(new))
         return sides | {image: TEST if k < count else "train" for k, image in enumerate(new)}
 
     def _enter(self, chosen: Mapping[int, str], names: Sequence[str]) -> None:

@@ -71,7 +71,7 @@ class _Events:
     """Tables of events of a subject, each read once."""
 
     def __init__(self, inputs: Inputs, label: str, stimuli: Stimuli) -> None:
-        self._column, self._names = inputs.config.stimulus_column, stimuli.names
+        self._column, self._names = inputs.prepare.stimulus_column, stimuli.names
         self.read: dict[Path, EventTable] = {}
         self.files: list[Named]
         self.notes: list[str] = []
@@ -120,7 +120,7 @@ def read_recordings(
     UserError
         When responses are missing, contradict the events, or lie in different spaces.
     """
-    responses = among(inputs.responses_of(label), inputs.root, inputs.config.responses)
+    responses = among(inputs.responses_of(label), inputs.root, inputs.prepare.responses)
     events = _Events(inputs, label, stimuli)
     if inputs.trial_table is None:
         _refuse_several_tasks(label, responses, events.files)
@@ -136,13 +136,13 @@ def read_recordings(
     sessions = list(dict.fromkeys(session for each in pairs for session in each.sessions))
     ordered, order = times.order_sessions(subject, sessions)
     grid = _grid_of_masks(inputs.masks_of(label))
-    selection = TrialSelection(inputs.config)
+    selection = TrialSelection(inputs.prepare)
     sources: list[Source] = []
     runs: list[Run] = []
     for each in pairs:
         tables = [events.table(file) for file in each.events]
         trials = sum(len(table.trials) for table in tables)
-        source = each.unit.open(Asked(inputs.config.dataset, trials, grid))
+        source = each.unit.open(Asked(inputs.prepare.dataset, trials, grid))
         rows, notes_of_rows = rows_of_trials(each, source, tables)
         notes += [*notes_of_rows, *source.notes, *compare_design(source, tables, rows)]
         for file, session, table, row in zip(each.events, each.sessions, tables, rows):

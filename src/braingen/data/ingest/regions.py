@@ -78,7 +78,7 @@ def _region(
     """Kept voxels that a mask holds; None for a volume where voxels have no place in one."""
     source: Source = space.source
     values, image = read_mask(file.path)
-    inside, _ = above(values, file.path, space.inputs.config.mask_above)
+    inside, _ = above(values, file.path, space.inputs.prepare.mask_above)
     if image is not None:
         if not isinstance(places, VoxelPlaces):
             return None

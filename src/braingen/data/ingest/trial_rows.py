@@ -155,7 +155,7 @@ class TrialSelection:
     """
 
     def __init__(self, config: PrepareConfig) -> None:
-        self._config = config
+        self.prepare = config
         self._left_out: Counter[str] = Counter()
         self._types: Counter[str] = Counter()
         self._bad = self._one_back = 0
@@ -173,12 +173,12 @@ class TrialSelection:
             "split exclude": trials["side"] == "exclude",
             "without a response": trials["row"] < 0,
         }
-        if self._config.bad_trials == "leave_out":
+        if self.prepare.bad_trials == "leave_out":
             reasons["marked as bad"] = trials["bad"].astype(bool)
-        if self._config.one_back == "leave_out":
+        if self.prepare.one_back == "leave_out":
             reasons["one-back repeats"] = trials["one_back"]
-        if self._config.trial_type:
-            reasons["other trial_type"] = ~trials["trial_type"].isin(self._config.trial_type)
+        if self.prepare.trial_type:
+            reasons["other trial_type"] = ~trials["trial_type"].isin(self.prepare.trial_type)
         gone = pd.Series(False, index=trials.index)
         for reason, which in reasons.items():
             self._left_out[reason] += int((which & ~gone).sum())

@@ -53,14 +53,15 @@ class VoxelSpace:
         UserError
             When none fits, or a volume has none.
         """
-        config, source, label = self.inputs.config, self.source, self.recordings.label
+        asked = self.inputs.prepare.mask
+        source, label = self.source, self.recordings.label
         if source.is_volume and source.affine is None:
             source = source._replace(affine=self._affine_of_masks())
         masks = self.inputs.masks_of(label)
-        wanted, limit = self.inputs.wanted, config.mask_above
-        found = choose_mask(masks, config.mask, source, wanted, limit, self._subject)
+        wanted, limit = self.inputs.wanted, self.inputs.prepare.mask_above
+        found = choose_mask(masks, asked, source, wanted, limit, self._subject)
         needs_one = source.is_volume and source.form in ("NIfTI", "one file per trial")
-        if found is None and needs_one and config.mask != EVERYWHERE:
+        if found is None and needs_one and asked != EVERYWHERE:
             raise UserError(
                 f"{source.name} is a volume, but there is no mask that says which voxels to take "
                 f"(sub-{label}_mask.nii.gz); take every voxel with responses with --mask all; "
@@ -72,7 +73,7 @@ class VoxelSpace:
             return found._replace(kept=found.kept.ravel())
         if found.kept.sum() == source.columns:
             return found
-        if config.mask:
+        if asked:
             raise UserError(
                 f"The mask {found.files[0]} has {found.kept.size} places, {found.kept.sum()} of "
                 f"them kept; {source.name} has {source.columns} columns; give a mask of as many."
@@ -95,7 +96,11 @@ class VoxelSpace:
             this = Grid(grid, image.affine)
             if image.shape[:3] == grid and all(misfit(this, Grid(grid, a)) for a in affines):
                 affines.append(image.affine)
-        if len(affines) > 1 and not self.inputs.wanted.get("space") and not self.inputs.config.mask:
+        if (
+            len(affines) > 1
+            and not self.inputs.wanted.get("space")
+            and not self.inputs.prepare.mask
+        ):
             spaces = ", ".join(differing(masks).get("space", []))
             raise UserError(
                 f"{self.source.name} does not say in which space it is, and there are masks of "
@@ -106,7 +111,7 @@ class VoxelSpace:
     @cached_property
     def places(self) -> Places | None:
         """Places of the voxels inside the mask; None where they are not known."""
-        mask, source, order = self.mask, self.source, self.inputs.config.order
+        mask, source, order = self.mask, self.source, self.inputs.prepare.order
         if source.is_volume:
             kept = np.ones(source.grid, dtype=bool) if mask is None else mask.kept
             affines = (source.affine, None if mask is None else mask.affine, np.eye(4))

@@ -85,7 +85,7 @@ def _moments(
     where: str,
 ) -> Moments:
     """Moments of a session, whose trials are given; `before` are those of the first session."""
-    test_T = behav_T17[:, nsd.IS_SHARED] == 1
+    test_T = (behav_T17[:, nsd.IS_SHARED] == 1) & (not scans.sealed)
     found = None
     first, empty = 0, []
     for block_TV in scans.responses(subject, session, len(behav_T17), places):

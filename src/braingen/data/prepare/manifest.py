@@ -40,6 +40,7 @@ def open_manifest(layout: Layout, settings: dict[str, Any], scans: Scans) -> dic
         "settings": settings,
         "data": scans.called,
         "origin": scans.origin,
+        **({"sealed": True} if scans.sealed else {}),
     }
     path = layout.prepared()
     if not path.exists():

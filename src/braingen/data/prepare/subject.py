@@ -136,7 +136,10 @@ def _write_tars(layout: Layout, subject: int, behav_T17: np.ndarray) -> list[Pat
     """Write a tar of the training trials of every session, and two of test trials."""
     trial_T, session_T = np.arange(len(behav_T17)), behav_T17[:, nsd.SESSION]
     test_T, sessions = behav_T17[:, nsd.IS_SHARED] == 1, int(session_T.max())
-    chosen = {layout.wds_train(subject, k): (session_T == k + 1) & ~test_T for k in range(sessions)}
+    chosen = {
+        layout.wds_train(subject, k): (session_T == k + 1) & ~test_T
+        for k in range(0 if test_T.all() else sessions)
+    }
     old = sessions - HELD_BACK if sessions > HELD_BACK else sessions
     chosen[layout.wds_test(subject, "new_test")] = test_T
     chosen[layout.wds_test(subject, "test")] = test_T & (session_T <= old)

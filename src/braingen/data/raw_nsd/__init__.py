@@ -6,4 +6,5 @@ betas      volumes of 1.8 mm, HDF5 or NIfTI
 fsaverage  betas on the surface
 masks      names and labels of region volumes
 coco       captions
+test_sets  NSD-synthetic and NSD-imagery, sealed
 """

@@ -190,13 +190,7 @@ class RawNSD(Scans):
 
     @cached_property
     def _bricks(self) -> Rows:
-        rows = Rows(self.stimuli, STIMULI_DATASET, GET_RAW)
-        if len(rows.shape) != 4 or rows.shape[3] != 3 or rows.dtype != np.uint8:
-            raise UserError(
-                f"{self.stimuli}: `{STIMULI_DATASET}` is {rows.dtype} of shape {rows.shape}, uint8 "
-                f"(pictures, height, width, 3) was expected; {GET_RAW}."
-            )
-        return rows
+        return picture_rows(self.stimuli)
 
     @property
     def pictures(self) -> Pictures:
@@ -229,6 +223,23 @@ class RawNSD(Scans):
     def who(self, subject: int) -> dict[str, Any]:
         shown = "NSD's shared1000"
         return {"label": nsd.subject_name(subject), "sessions": {}, "test pictures": shown}
+
+
+def picture_rows(path: Path) -> Rows:
+    """Pictures of an HDF5 file, read by row.
+
+    Raises
+    ------
+    UserError
+        When they are of another type or shape.
+    """
+    rows = Rows(path, STIMULI_DATASET, GET_RAW)
+    if len(rows.shape) != 4 or rows.shape[3] != 3 or rows.dtype != np.uint8:
+        raise UserError(
+            f"{path}: `{STIMULI_DATASET}` is {rows.dtype} of shape {rows.shape}, uint8 (pictures, "
+            f"height, width, 3) was expected; {GET_RAW}."
+        )
+    return rows
 
 
 def is_raw_nsd(root: Path) -> bool:
