@@ -132,8 +132,11 @@ def _context() -> multiprocessing.context.BaseContext:
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    from multiprocessing import forkserver  # not everywhere
+
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "braingen.stages.reconstruct", "braingen.stages.train"])
+    context.set_forkserver_preload([__name__, "braingen.stages.evaluate", "braingen.stages.train"])
+    forkserver.ensure_running()  # it imports while this process does what comes before the first task
     return context
 
 
