@@ -108,6 +108,21 @@ def test_both_directions_of_retrieval_are_what_their_names_say():
     assert scores["retrieval_brain_to_image"].chance == 0.25 == 1 / scores["retrieval_brain_to_image"].pool
 
 
+def test_retrieval_is_among_the_pools_of_the_seed_and_never_among_few(monkeypatch):
+    draws = np.random.default_rng(5)
+    true = draws.standard_normal((12, 4))
+    decoded, ids = true + draws.standard_normal((12, 4)), np.arange(12)
+    pools = [identify.draw_pools(12, 3, 4, seed) for seed in (0, 7)]
+    expected = [identify.retrieval(decoded, true, pool).brain_to_image for pool in pools]
+    assert expected[0].value != expected[1].value
+    scores, values = decoder_scores(decoded, true, ids, pool=3, draws=4, seed=7, resamples=20)
+    found = scores["retrieval_brain_to_image"]
+    assert (found.value, found.pool, found.chance) == (pytest.approx(expected[1].found_N.sum() / expected[1].asked_N.sum()), 3, 1 / 3)
+    np.testing.assert_allclose(values["retrieval_brain_to_image"], expected[1].found_N / np.maximum(expected[1].asked_N, 1))
+    monkeypatch.setattr(decoding, "FEWEST_CANDIDATES", 13)
+    assert list(decoder_scores(decoded, true, ids, resamples=20)[0]) == ["clip_cos"]
+
+
 def test_the_cosine_is_of_the_decoded_embedding_and_retrieval_of_the_projected_output(root, tmp_path):
     config = tiny_config(root, tmp_path, scores__bootstrap="30", scores__retrieval_pool="3", scores__retrieval_draws="5", run__seed="4")
     draws = torch.Generator().manual_seed(1)
@@ -270,6 +285,33 @@ def test_a_sheet_asks_two_way_with_true_and_generated_pictures_in_their_places()
     expected = (r < np.diag(r)[None]).sum(0) / (IMAGES - 1)
     np.testing.assert_allclose(found.table["two_way_clip"], expected, atol=1e-6)
     assert np.abs(expected - (np.diag(r)[None] > r.T).sum(0) / (IMAGES - 1)).max() > 0.05
+
+
+def test_a_sheet_says_of_every_score_what_it_is_of_its_interval_and_its_chance():
+    """Read-outs are asked about the reconstructions; runs are compared by both parts of an image in a two-way score."""
+    truth, recons = scenes()[:6], scenes()[[1, 1, 2, 3, 4, 5]]
+    shade = lambda pictures: (pictures.mean((1, 2, 3)) * 1000).long()  # noqa: E731
+    there = dict(enumerate(shade(as_scored(truth, slice(0, 6))).tolist()))
+    named = scores_sheet.ReadOut("object", shade, there, 0.25)
+    pairs = scores_sheet.match(truth, np.arange(6), recons, np.arange(6))
+    found = scores_sheet.score_sheet(pairs, [Patches()], [named], resamples=30, seed=4)  # type: ignore[list-item]
+    assert found.table["object_accuracy"].tolist() == [0, 1, 1, 1, 1, 1] and found.scores["object_accuracy"].chance == 0.25
+    two_way = found.scores["two_way_clip"]
+    beats = found.identified["two_way_clip"].beats_NN
+    assert two_way.chance == 0.5 and two_way[:3] == uncertainty.two_way_interval(beats, 30, 4)
+    assert found.scores["pixcorr"][:3] == uncertainty.mean_interval(found.table["pixcorr"].to_numpy(), 30, 4)
+    paired = found.paired["two_way_clip"].to_numpy()
+    np.testing.assert_allclose(paired, uncertainty.two_way_by_image(beats))
+    assert np.abs(paired - found.table["two_way_clip"]).max() > 0.05
+
+    class Unknown(Patches):
+        name = "mine"
+
+        def features(self, images_B3HW: Tensor) -> Tensor:
+            pytest.fail("computed before its name was looked up")
+
+    with pytest.raises(UserError, match="two_way_mine"):
+        scores_sheet.score_sheet(pairs, [Unknown()])  # type: ignore[list-item]
 
 
 def test_correlations_of_pairs_are_those_of_all_with_all():
@@ -573,6 +615,18 @@ def test_runs_are_compared_image_by_image_whatever_their_order():
     (found,) = uncertainty.compare(runs, {"a": np.arange(20), "b": order}, 100)
     assert (found.first, found.second) == ("a", "b") and found.p < 0.01
     assert (found.difference, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_intervals_are_of_their_seed_and_comparisons_are_corrected_together():
+    draws = np.random.default_rng(0)
+    values = draws.standard_normal(40)
+    one, again, other = (uncertainty.mean_interval(values, 100, seed) for seed in (1, 1, 2))
+    assert one == again != other
+    runs = {"a": {"s": values + 0.15, "t": values + 0.3 * draws.standard_normal(40), "u": values + 0.1}, "b": dict.fromkeys("stu", values)}
+    ids = dict.fromkeys("ab", np.arange(40))
+    found = uncertainty.compare(runs, ids, 200, 3)
+    assert [one.p_holm for one in found] == pytest.approx(uncertainty.holm([one.p for one in found]).tolist())
+    assert any(one.p_holm > one.p for one in found)
 
 
 def test_a_source_brings_every_score_it_has():
