@@ -38,7 +38,7 @@ from braingen.routing.time_router import kl_guidance
 from braingen.stages import finetune as stage
 from braingen.stages import listening_data
 from braingen.stages.steps import StepLosses, hash_seed
-from braingen.stages.trained import load_readers, tuned_folder
+from braingen.stages.trained import load_readers, modalities, tuned_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of diffusers' scheduler
 COUNTS = (2, 4)
@@ -585,6 +585,18 @@ def test_the_encoders_of_image_and_text_come_from_their_own_runs_frozen(root, tm
     for name, reader in found.items():
         assert not reader.training and not any(p.requires_grad for p in reader.parameters())
         assert all(torch.equal(p, q) for p, q in zip(reader.parameters(), tiny_reader(name).parameters(), strict=True))
+    (tmp_path / "run" / "text" / "finished").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        load_readers(config)
+
+
+def test_text_is_decoded_where_it_is_wanted_and_captions_are_there_or_an_encoder_is(tmp_path):
+    wanted, unwanted = (tiny_config(tmp_path / "data", tmp_path / "run", sampler__use_text=use) for use in ("true", "false"))
+    assert modalities(wanted) == ("image", "text") and modalities(unwanted) == ("image",)
+    Layout.of(wanted.data.root).captions().unlink()
+    assert modalities(wanted) == ("image",)
+    (tmp_path / "run" / "text" / "reader").mkdir(parents=True)
+    assert modalities(wanted) == modalities(unwanted) == ("image", "text")
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------
