@@ -27,7 +27,7 @@ from braingen.brain.reader import BrainReader, TargetScale
 from braingen.brain.voxel_moe import BrainMoEVoxel
 from braingen.config import Config
 from braingen.config.reading import LossConfig
-from braingen.data.batches import RepeatBatches, RepeatedBatch
+from braingen.data.batches import RepeatBatches, RepeatedBatch, TrainBatches
 from braingen.data.betas import Betas
 from braingen.data.nsd import Layout
 from braingen.data.trials import Repeats, hold_out_images, test_trials, train_trials
@@ -337,6 +337,14 @@ def test_epochs_show_every_trial_once_in_an_order_of_their_own_with_chances_of_t
     assert len({seed for pair in firsts for seed in pair}) == 6  # dropout and mixing of every epoch
     assert firsts[1] == (hash_seed(0, "dropout", 1), hash_seed(0, "mixing", 1))
     assert seen.progress == pytest.approx([number / (3 * seen.steps) for number in range(3 * seen.steps)])
+
+
+def test_subjects_are_shown_their_trials_in_orders_of_their_own(root, tmp_path):
+    layout = Layout.of(tiny_config(root, tmp_path).data.root)
+    subjects = [(train_trials(layout, subject), Betas.of(layout, subject)) for subject in (1, 2)]
+    assert len(subjects[0][0].table) == len(subjects[1][0].table)
+    one, other = TrainBatches(subjects, 20, 0).chosen(0, 0)
+    assert one.tolist() != other.tolist()
 
 
 @pytest.mark.parametrize(
