@@ -483,7 +483,7 @@ def test_setup_builds_the_routers_and_the_lora_that_are_asked_for(tiny):
 
 def test_setup_follows_every_setting_of_routers_and_backbone(tiny, monkeypatch):
     more = {"time_choice": "hard", "time_context": "true", "time_hidden_dim": "24", "space": "cross", "space_grid": "4"}
-    tune = {"resolution": "64", "attention": "sdpa", "gradient_checkpointing": "true"}
+    tune = {"resolution": "64", "attention": "sdpa", "gradient_checkpointing": "true", "validation_images": "1"}
     settings = {f"router__{name}": value for name, value in more.items()} | {f"finetune__{name}": value for name, value in tune.items()}
     config = tiny(**settings, backbone__ip_adapter="somewhere")
     asked: list[tuple[Any, ...]] = []
@@ -498,7 +498,7 @@ def test_setup_follows_every_setting_of_routers_and_backbone(tiny, monkeypatch):
     sides: list[int] = []
     spy(monkeypatch, TableTargets, "latents", lambda self, images, size: sides.append(size))
     parts = stage.setup(config)
-    assert sides == [64] and len(parts.data.held_out.rows) == config.finetune.validation_images == 3
+    assert sides == [64] and len(parts.data.held_out.rows) == 1
     assert asked == [(config.backbone.path, "somewhere", torch.float32, {"vae_dtype": torch.float32})]
     assert parts.prediction_type == "v_prediction" and parts.model.size == 64
     built = parts.model.routers["text"].config
