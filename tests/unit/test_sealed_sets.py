@@ -26,7 +26,9 @@ from braingen.data.sealed_runs import at_test_set, at_training_data
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import group_repeats, test_trials, train_trials
 from braingen.data.volumes import load_places, read_regions
+from braingen.data.voxel_file import load_responses
 from braingen.data.zscore import load_statistics, percent_signal
+from braingen.evaluation import evaluate as evaluation
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.training.diffusion import finetune
@@ -180,6 +182,13 @@ def test_all_presentations_of_a_sealed_set_are_used(made):
         assert repeats.rows_NR.shape == (12, most) and (repeats.rows_NR >= 0).all()
 
 
+def test_the_betas_file_of_a_set_can_be_decoded_like_any_file(made):
+    layout = made.layout("nsdimagery_imagery")
+    betas = Betas.of(layout, 1)
+    found = load_responses(layout.betas(1), 1, betas.voxels)
+    np.testing.assert_array_equal(found.voxels_NV, betas.rows(np.arange(192)))
+
+
 def test_a_second_call_does_nothing(made, capsys):
     assert prepare(made.raw, made.root, "nsdsynthetic") == 0
     assert "nothing was done" in capsys.readouterr().out
@@ -242,6 +251,17 @@ def test_a_run_scores_a_set_in_a_folder_of_its_own_with_its_encoders(made, tmp_p
         at_test_set(
             load_config(None, {"data.root": str(tmp_path), "data.test_set": "nsdsynthetic"})
         )
+
+
+def test_given_pictures_are_scored_against_the_set_too(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "evaluate_pictures", lambda config: config.data.root)
+    given = {
+        "data.root": str(made.root),
+        "run.folder": str(tmp_path),
+        "evaluation.all_recons_path": str(tmp_path / "recons.pt"),
+    }
+    config = load_config(None, given | {"data.test_set": "nsdimagery_imagery"})
+    assert evaluation.evaluate(config) == made.layout("nsdimagery_imagery").root
 
 
 @pytest.mark.parametrize(("key", "value"), [("flattening", "F"), ("mask_sha256", "0")])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from braingen.runtime.errors import UserError, reason
+from braingen.runtime.errors import as_sentence
 from braingen.runtime.files import refuse_stand_in
 
 
@@ -35,8 +35,5 @@ def load_picture(path: Path, side: int, get_it: str) -> np.ndarray:
         When it is missing, cut short or no picture.
     """
     refuse_stand_in(path, get_it)
-    try:
-        with Image.open(path) as image:
-            return fit_picture(np.asarray(image.convert("RGB")), side)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path} is not a readable picture ({reason(error)}); {get_it}.") from error
+    with as_sentence(f"{path} is not a readable picture", get_it), Image.open(path) as image:
+        return fit_picture(np.asarray(image.convert("RGB")), side)

@@ -19,7 +19,7 @@ from braingen.data import nsd
 from braingen.data.volumes import VoxelPlaces, load_places
 from braingen.runtime.arrays import read_npz
 from braingen.runtime.data_layout import Layout
-from braingen.runtime.errors import UserError, reason
+from braingen.runtime.errors import UserError, as_sentence
 from braingen.runtime.files import replaced_file, replaced_path, write_json
 from braingen.runtime.text_files import read_json
 
@@ -229,7 +229,7 @@ def load_any_places(layout: Layout, subject: int) -> Places:
     if not path.exists():
         return load_places(layout, subject)
     order = read_json(path, nsd.WRITE_IT)
-    try:
+    with as_sentence(f"{path} does not say where columns lie", nsd.WRITE_IT):
         if "columns" in order:
             return ColumnPlaces(int(order["columns"]), str(order["source"]))
         if "surface" in order:
@@ -245,8 +245,4 @@ def load_any_places(layout: Layout, subject: int) -> Places:
                     f" {order['voxels']}; {nsd.WRITE_IT}."
                 )
             return places
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} does not say where columns lie ({reason(error)}); {nsd.WRITE_IT}."
-        ) from error
     return load_places(layout, subject)

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from braingen.data import nsd
 from braingen.data.places import Places
 
 Statistics = Literal["auto", "session", "subject", "none"]
@@ -21,6 +22,14 @@ class ScanImages(NamedTuple):
     """Image ids run from 0 to this number less 1."""
     sources: tuple[Path, ...]
     """Files they are read from."""
+
+
+def behav_of(trials: int, columns: Mapping[str, Any]) -> np.ndarray:
+    """(T, 17) float64: some columns of `nsd.BEHAV_COLUMNS`, rows of the betas, -1 elsewhere."""
+    behav = np.full((trials, len(nsd.BEHAV_COLUMNS)), -1.0)
+    for name, values in {**columns, "global_trial": np.arange(trials)}.items():
+        behav[:, nsd.BEHAV_COLUMNS.index(name)] = values
+    return behav
 
 
 class Scans(ABC):

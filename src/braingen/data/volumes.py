@@ -25,7 +25,7 @@ import numpy as np
 
 from braingen.data import nsd
 from braingen.runtime.data_layout import Layout, subject_name
-from braingen.runtime.errors import UserError, reason
+from braingen.runtime.errors import UserError, as_sentence
 from braingen.runtime.files import refuse_stand_in, replaced_path, write_json
 from braingen.runtime.text_files import read_json
 from braingen.runtime.untrusted import path_below
@@ -47,13 +47,9 @@ def load_nifti(path: Path) -> nibabel.Nifti1Image:
         When it is missing, damaged or something else.
     """
     refuse_stand_in(path, nsd.WRITE_IT)
-    try:
+    with as_sentence(f"{path} is not a readable NIfTI file", nsd.WRITE_IT):
         image = nibabel.Nifti1Image.from_filename(path)
         np.asanyarray(image.dataobj)  # read now: a cut file is only noticed while reading
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a readable NIfTI file ({reason(error)}); {nsd.WRITE_IT}."
-        ) from error
     return image
 
 

@@ -352,9 +352,9 @@ def evaluate(config: Config, group: Group = ALONE) -> Path:
         Path of scores.json; with several subjects of the mean over them, each subject's lie in its
         own folder.
     """
+    config = at_test_set(config)
     if config.evaluation.all_recons_path:
         return evaluate_pictures(one_subject(config, "evaluation.all_recons_path"))
-    config = at_test_set(config)
     check_backbone(config)
     configs = subject_configs(config)
     for one in configs:  # before minutes of scoring

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from braingen.runtime.arrays import plain, read_npy, read_npz, whole_numbers
-from braingen.runtime.errors import UserError
+from braingen.runtime.arrays import read_npy, read_npz, whole_numbers
+from braingen.runtime.errors import UserError, reason
 from braingen.runtime.files import refuse_stand_in
 
 IMAGE_KEYS = ("images", "recons", "all_recons", "all_blurryrecons", "all_images", "reconstructions")
@@ -179,5 +179,5 @@ def _open(path: Path) -> Any:
         }
     except Exception as error:  # every embedding decoder has exceptions of its own
         raise UserError(
-            f"{path} cannot be read as {path.suffix} ({type(error).__name__}: {plain(error)})."
+            f"{path} cannot be read as {path.suffix} ({type(error).__name__}: {reason(error)})."
         ) from error

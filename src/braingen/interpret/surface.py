@@ -22,7 +22,7 @@ from scipy.spatial import KDTree
 from braingen.data.places import SurfacePlaces
 from braingen.data.volumes import MNI, VoxelPlaces
 from braingen.runtime.data_layout import subject_name
-from braingen.runtime.errors import UserError
+from braingen.runtime.errors import UserError, reason
 
 Side = Literal["left", "right"]
 FSAVERAGE = "fsaverage5"
@@ -184,9 +184,7 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray, Mapping[str, Any]]:
                 "vertices that are not finite, or faces of vertices that are not there"
             )
     except Exception as error:  # embedding decoders of damaged files stumble in many ways
-        raise UserError(
-            f"{path} cannot be read as a mesh ({' '.join(str(error).split())}): {_HELP}."
-        ) from error
+        raise UserError(f"{path} cannot be read as a mesh ({reason(error)}): {_HELP}.") from error
     return np.asarray(vertex_N3, dtype=np.float64), np.asarray(face_F3, dtype=np.int64), notes
 
 

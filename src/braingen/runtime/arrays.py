@@ -15,16 +15,11 @@ import zipfile
 import numpy as np
 import psutil
 
-from braingen.runtime.errors import UserError
+from braingen.runtime.errors import UserError, reason
 from braingen.runtime.files import UNREADABLE_ARRAY, refuse_stand_in, reserve
 
 LARGEST_SHARE = 0.9
 """Of the memory that is free; an array that takes more would end the process sooner or later."""
-
-
-def plain(error: BaseException) -> str:
-    """An error's message on one line, or its kind where it has none."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def refuse_more_than_memory(size: int, what: str, instead: str) -> None:
@@ -144,14 +139,14 @@ def read_dataset(dataset: Any, path: Path | str, get_it: str) -> np.ndarray:
         return dataset[()]
     except UNREADABLE_ARRAY as error:
         raise UserError(
-            f"{path}: {dataset.name} cannot be read ({plain(error)}); {get_it}."
+            f"{path}: {dataset.name} cannot be read ({reason(error)}); {get_it}."
         ) from error
 
 
 def _reason(error: BaseException) -> str:
     if "allow_pickle" in str(error) or "Python objects" in str(error):
         return "it holds Python objects, which could run code"
-    return plain(error)
+    return reason(error)
 
 
 def whole_numbers(ids: Any, path: Path | str, get_it: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 from braingen.data.ingest.identity import KnownPicture
 from braingen.data.ingest.names import GUIDE
-from braingen.runtime.errors import UserError, reason
+from braingen.runtime.errors import UserError, as_sentence
 from braingen.runtime.text_files import read_json
 
 
@@ -68,15 +68,12 @@ def _stem(name: str) -> str:
 def _captions_by_name(path: Path) -> dict[str, list[str]]:
     found = read_json(path, GUIDE)
     texts: dict[str, list[str]] = {}
-    try:
+    with as_sentence(
+        f"{path} is not {{stim_file: [captions]}}, nor a list of {{file_name, caption}}", GUIDE
+    ):
         for name, given in _entries(found):
             several = [given] if isinstance(given, str) else given
             texts.setdefault(name, []).extend(text for t in several if (text := str(t).strip()))
-    except (ValueError, AttributeError, TypeError, KeyError, StopIteration) as error:
-        raise UserError(
-            f"{path} is not {{stim_file: [captions]}}, nor a list of {{file_name, caption}} "
-            f"({reason(error)}); {GUIDE}."
-        ) from error
     return texts
 
 

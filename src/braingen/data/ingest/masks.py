@@ -15,7 +15,7 @@ from braingen.data.ingest.events import read_table
 from braingen.data.ingest.forms import ScanSource
 from braingen.data.ingest.names import GUIDE, Named, chosen, differing
 from braingen.data.volumes import VoxelPlaces, load_nifti
-from braingen.runtime.errors import UserError, reason
+from braingen.runtime.errors import UserError, as_sentence
 from braingen.runtime.files import refuse_stand_in
 
 _USUAL = ("", "brain", "nsdgeneral")
@@ -92,16 +92,12 @@ def read_mask(path: Path) -> tuple[np.ndarray, Any]:
         return np.nan_to_num(np.asanyarray(image.dataobj)), image
     refuse_stand_in(path, GUIDE)
     if path.suffix == ".npy":
-        try:
+        with as_sentence(f"{path} is not a readable mask", GUIDE):
             return np.nan_to_num(np.load(path, allow_pickle=False)), None
-        except (ValueError, EOFError, OSError) as error:
-            raise UserError(f"{path} is not a readable mask ({reason(error)}); {GUIDE}.") from error
     if path.name.endswith((".gii", ".gii.gz")):
-        try:
+        with as_sentence(f"{path} is not a readable mask", GUIDE):
             opened: Any = nibabel.load(path)
             return np.nan_to_num(opened.darrays[0].data), None
-        except Exception as error:  # readers of damaged files stumble in many ways
-            raise UserError(f"{path} is not a readable mask ({reason(error)}); {GUIDE}.") from error
     raise UserError(
         f"{path} is no NIfTI file (.nii, .nii.gz), .npy or GIFTI; give the mask as one of these."
     )

@@ -24,7 +24,7 @@ from braingen.data.ingest.regions import regions_of
 from braingen.data.ingest.stimuli import OwnStimuli, ShownStimulus
 from braingen.data.ingest.voxel_space import VoxelSpace
 from braingen.data.places import Places
-from braingen.data.scans import ScanImages, Scans, Statistics
+from braingen.data.scans import ScanImages, Scans, Statistics, behav_of
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json
 
@@ -121,12 +121,10 @@ class OwnScans(Scans):
                 "at most so many, or 0 for all."
             )
         known = self.identity.pictures
-        column = {name: index for index, name in enumerate(nsd.BEHAV_COLUMNS)}
         parts = []
         for session, place, run in self._runs(subject):
             if num_sessions and session > num_sessions:
                 continue
-            behav = np.full((len(run.trials), len(column)), -1.0)
             shown = [known[name] for name in run.trials["stimulus"]]
             values: dict[str, Any] = {
                 "image": [picture.image for picture in shown],
@@ -139,11 +137,9 @@ class OwnScans(Scans):
             for name, source, factor in (("time", "onset", 1), ("rt", "response_time", 1000)):
                 if run.trials[source].notna().any():
                     values[name] = run.trials[source].fillna(-1 / factor) * factor
-            for name, value in values.items():
-                behav[:, column[name]] = value
-            parts.append(behav)
+            parts.append(behav_of(len(shown), values))
         behav = np.concatenate(parts)
-        behav[:, column["global_trial"]] = np.arange(len(behav))
+        behav[:, nsd.BEHAV_COLUMNS.index("global_trial")] = np.arange(len(behav))
         return behav
 
     def session_files(self, subject: int, session: int) -> list[Path]:

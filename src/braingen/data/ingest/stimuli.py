@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import h5py
 import numpy as np
-from PIL import Image, ImageColor, UnidentifiedImageError
+from PIL import Image, ImageColor
 
 from braingen.data.ingest.names import GUIDE
 from braingen.data.pictures import fit_picture
-from braingen.runtime.errors import UserError, reason
+from braingen.runtime.errors import UserError, as_sentence
 from braingen.runtime.files import identity, refuse_stand_in
 from braingen.runtime.untrusted import path_below
 
@@ -180,16 +180,10 @@ class OwnStimuli:
         if shown.row is not None:
             return self._coloured(_row(shown), shown.path)
         refuse_stand_in(shown.path, GUIDE)
-        try:
-            with Image.open(shown.path) as image:
-                image.load()
-                return self._of_image(image, shown.path)
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"{shown.path} is not a readable picture ({reason(error)}); {GUIDE}."
-            ) from error
+        readable = as_sentence(f"{shown.path} is not a readable picture", GUIDE)
+        with readable, Image.open(shown.path) as image:
+            image.load()
+            return self._of_image(image, shown.path)
 
     def _of_image(self, image: Image.Image, path: Path) -> LoadedStimulus:
         if image.mode.startswith("I") or image.mode == "F":
@@ -254,14 +248,10 @@ def _escaped(name: str) -> str:
 @lru_cache(maxsize=8)
 def _array(path: Path, stamp: str) -> np.ndarray | h5py.Dataset:
     refuse_stand_in(path, GUIDE)
-    try:
+    with as_sentence(f"{path} is not a readable array of pictures", GUIDE):
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
         file = h5py.File(path, "r")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{path} is not a readable array of pictures ({reason(error)}); {GUIDE}."
-        ) from error
     fitting = [
         item for item in file.values() if isinstance(item, h5py.Dataset) and item.ndim in (3, 4)
     ]

@@ -16,7 +16,7 @@ from braingen.data import nsd
 from braingen.data.hdf5 import HDF5Rows
 from braingen.data.large_files import blocks
 from braingen.data.volumes import VoxelPlaces
-from braingen.runtime.errors import UserError, reason
+from braingen.runtime.errors import UserError, as_sentence
 
 GET_RAW = (
     "get it from NSD's bucket (s3://natural-scenes-dataset, after accepting its terms), under the "
@@ -82,7 +82,7 @@ def _hdf5_blocks(path: Path, trials: int, places: VoxelPlaces) -> Iterator[np.nd
 
 def _nifti_blocks(path: Path, trials: int, places: VoxelPlaces) -> Iterator[np.ndarray]:
     """Read front to back, with the compressed stream kept open."""
-    try:
+    with as_sentence(f"{path} is not a readable NIfTI file", GET_RAW):
         image = nibabel.Nifti1Image.from_filename(path, keep_file_open=True)
         _check(path, image.shape, image.get_data_dtype(), trials, places)
         data: Any = image.dataobj
@@ -94,9 +94,3 @@ def _nifti_blocks(path: Path, trials: int, places: VoxelPlaces) -> Iterator[np.n
             )
         for first, last in blocks(trials, TRIALS_AT_ONCE):
             yield np.asarray(data[..., first:last])[x_V, y_V, z_V].T
-    except UserError:
-        raise
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a readable NIfTI file ({reason(error)}); {GET_RAW}."
-        ) from error

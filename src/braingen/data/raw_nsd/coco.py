@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from braingen.data.raw_nsd.betas import GET_RAW
-from braingen.runtime.errors import UserError, reason
+from braingen.runtime.errors import UserError, as_sentence, reason
 from braingen.runtime.files import refuse_stand_in
 from braingen.runtime.text_files import read_json
 
@@ -41,12 +41,8 @@ def coco_captions(info: Path, folder: Path) -> dict[int, list[str]]:
         When a file is missing or damaged, or a picture has no caption.
     """
     refuse_stand_in(info, GET_RAW)
-    try:
+    with as_sentence(f"{info} is not NSD's table of pictures", GET_RAW):
         table = pd.read_csv(info, usecols=["nsdId", "cocoId", "cocoSplit"])
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{info} is not NSD's table of pictures ({reason(error)}); {GET_RAW}."
-        ) from error
     by_coco: dict[int, list[tuple[int, str]]] = {}
     for split in sorted(table["cocoSplit"].unique()):
         for note in _annotations(folder / f"captions_{split}.json"):

@@ -24,11 +24,11 @@ from braingen.data.pictures import fit_picture, load_picture
 from braingen.data.places import Places
 from braingen.data.raw_nsd.betas import GET_RAW, read_betas
 from braingen.data.raw_nsd.release import RawNSD, picture_rows
-from braingen.data.scans import ScanImages
+from braingen.data.scans import ScanImages, behav_of
 from braingen.data.sealed import SealedSet
 from braingen.data.volumes import VoxelPlaces
 from braingen.runtime.data_layout import subject_name
-from braingen.runtime.errors import UserError, reason
+from braingen.runtime.errors import UserError, as_sentence
 from braingen.runtime.files import refuse_stand_in
 
 
@@ -65,11 +65,7 @@ class _OneSession(RawNSD):
         shown = self._shown(subject)
         values: dict[str, Any] = {name: shown[name] for name in ("image", "run", "trial")}
         values |= {"subject": subject, "session": 1, "is_shared1000": 1}
-        values["global_trial"] = np.arange(len(shown))
-        behav = np.full((len(shown), len(nsd.BEHAV_COLUMNS)), -1.0)
-        for name, value in values.items():
-            behav[:, nsd.BEHAV_COLUMNS.index(name)] = value
-        return behav
+        return behav_of(len(shown), values)
 
     def responses(
         self, subject: int, session: int, trials: int, places: Places | None
@@ -134,13 +130,8 @@ class NSDSynthetic(_OneSession):
 
     def _shown(self, subject: int) -> pd.DataFrame:
         path = refuse_stand_in(self.experiment / "nsdsynthetic_expdesign.mat", GET_RAW)
-        try:
+        with as_sentence(f"{path} cannot be read as the design of NSD-synthetic", GET_RAW):
             order = np.asarray(loadmat(path)["masterordering"]).ravel().astype(np.int64) - 1
-        except (ValueError, KeyError, TypeError, OSError, NotImplementedError) as error:
-            raise UserError(
-                f"{path} cannot be read as the design of NSD-synthetic (masterordering): "
-                f"{reason(error)}; {GET_RAW}."
-            ) from error
         shared = len(self._bricks)
         if len(order) != self.betas_trials or order.min() < 0:
             raise UserError(
@@ -230,12 +221,8 @@ class NSDImagery(_OneSession):
         folder = self.root / "nsddata" / "bdata" / "nsdimagery"
         path = folder / f"nsdimagery_{subject_name(subject)}_{run}.tsv"
         refuse_stand_in(path, GET_RAW)
-        try:
+        with as_sentence(f"{path} is not a table with a column CONDITION", GET_RAW):
             cues = pd.read_csv(path, sep="\t", dtype=str)["CONDITION"].str.strip().tolist()
-        except (ValueError, KeyError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{path} is not a table with a column CONDITION ({reason(error)}); {GET_RAW}."
-            ) from error
         known = list(self._PICTURES)
         unknown = [cue for cue in cues if cue not in known]
         if unknown or len(cues) != self._PER_RUN:

@@ -8,15 +8,19 @@ import numpy as np
 import pandas as pd
 from scipy.io import loadmat
 
-from braingen.data import nsd
 from braingen.data.raw_nsd.betas import GET_RAW
-from braingen.runtime.errors import UserError, reason
+from braingen.data.scans import behav_of
+from braingen.runtime.errors import UserError, as_sentence
 from braingen.runtime.files import refuse_stand_in
 
-_COLUMNS = (  # of responses.tsv, in the order of nsd.BEHAV_COLUMNS; None is not in there
-    "73KID", "SUBJECT", "SESSION", "RUN", "TRIAL", None, "TIME", "ISOLD", "ISCORRECT", "RT",
-    "CHANGEMIND", "ISOLDCURRENT", "ISCORRECTCURRENT", "TOTAL1", "TOTAL2", "BUTTON", None,
-)  # fmt: skip
+_COLUMNS = {
+    "image": "73KID", "subject": "SUBJECT", "session": "SESSION", "run": "RUN", "trial": "TRIAL",
+    "time": "TIME", "is_old": "ISOLD", "is_correct": "ISCORRECT", "rt": "RT",
+    "change_mind": "CHANGEMIND",
+    "is_old_current": "ISOLDCURRENT", "is_correct_current": "ISCORRECTCURRENT", "total1": "TOTAL1",
+    "total2": "TOTAL2", "button": "BUTTON",
+}  # fmt: skip
+"""Columns of `nsd.BEHAV_COLUMNS` in responses.tsv."""
 
 
 class Design:
@@ -35,15 +39,10 @@ class Design:
 
     def __init__(self, path: Path) -> None:
         self.path = refuse_stand_in(path, GET_RAW)
-        try:
+        with as_sentence(f"{path} cannot be read as NSD's design", GET_RAW):
             found = loadmat(path)
             names = ("masterordering", "subjectim", "sharedix")
             arrays = [np.asarray(found[name]).astype(np.int64) for name in names]
-        except (ValueError, KeyError, TypeError, OSError, NotImplementedError) as error:
-            raise UserError(
-                f"{path} cannot be read as NSD's design (masterordering, subjectim, sharedix): "
-                f"{reason(error)}; {GET_RAW}."
-            ) from error
         self._order, self._pictures = arrays[0].ravel(), arrays[1]
         self.shared = arrays[2].ravel() - 1
         """Ids of the shared1000 pictures, from 0."""
@@ -114,11 +113,9 @@ def read_trials(path: Path, subject: int) -> np.ndarray:
         When the table is damaged, or of another subject.
     """
     refuse_stand_in(path, GET_RAW)
-    try:
+    with as_sentence(f"{path} is not a table", GET_RAW):
         table = pd.read_csv(path, sep="\t")
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a table ({reason(error)}); {GET_RAW}.") from error
-    absent = [name for name in _COLUMNS if name and name not in table]
+    absent = [name for name in _COLUMNS.values() if name not in table]
     if absent:
         raise UserError(
             f"{path} has no column {', '.join(absent)}, NSD's responses.tsv has; {GET_RAW}."
@@ -135,10 +132,5 @@ def read_trials(path: Path, subject: int) -> np.ndarray:
         raise UserError(
             f"{path}: the trials are not in order of sessions from 1 without a gap; {GET_RAW}."
         )
-    behav = np.full((len(table), len(_COLUMNS)), -1.0)
-    for column, name in enumerate(_COLUMNS):
-        if name:
-            behav[:, column] = table[name].fillna(-1)
-    behav[:, nsd.IMAGE] -= 1
-    behav[:, nsd.BEHAV_COLUMNS.index("global_trial")] = np.arange(len(table))
-    return behav
+    columns = {name: table[raw].fillna(-1) for name, raw in _COLUMNS.items()}
+    return behav_of(len(table), columns | {"image": columns["image"] - 1})

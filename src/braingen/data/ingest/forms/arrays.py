@@ -23,7 +23,7 @@ from braingen.data.ingest.names import GUIDE, Named
 from braingen.data.large_files import release
 from braingen.data.nsd import BETAS_DATASET
 from braingen.runtime import arrays
-from braingen.runtime.errors import UserError, reason
+from braingen.runtime.errors import UserError, as_sentence, reason
 from braingen.runtime.files import refuse_stand_in
 
 GLMSINGLE = "betasmd"
@@ -287,12 +287,8 @@ def read_hdf5(file: Named, asked: ReadRequest) -> ScanSource:
     the only dataset that fits.
     """
     refuse_stand_in(file.path, GUIDE)
-    try:
+    with as_sentence(f"{file.path} cannot be opened as HDF5", GUIDE):
         opened = h5py.File(file.path, "r")
-    except OSError as error:
-        raise UserError(
-            f"{file.path} cannot be opened as HDF5 ({reason(error)}); {GUIDE}."
-        ) from error
     if opened.attrs.get("MATLAB_class") is not None or any(
         "MATLAB_class" in item.attrs for item in opened.values()
     ):
@@ -311,12 +307,8 @@ def read_hdf5(file: Named, asked: ReadRequest) -> ScanSource:
     _refuse_cut(file.path, dataset)
 
     def take(index: Any) -> np.ndarray:
-        try:
+        with as_sentence(f"{file.path} is damaged: `{name}` cannot be read", GUIDE):
             return dataset[index]
-        except OSError as error:
-            raise UserError(
-                f"{file.path} is damaged: `{name}` cannot be read ({error}); {GUIDE}."
-            ) from error
 
     form = "GLMsingle" if name == GLMSINGLE else "HDF5"
     source = _source(file, form, dataset, take, asked)

@@ -12,7 +12,7 @@ import numpy as np
 
 from braingen.data.ingest.forms.base import ReadRequest, ScanPart, ScanSource
 from braingen.data.ingest.names import GUIDE, Named
-from braingen.runtime.errors import UserError, reason
+from braingen.runtime.errors import UserError, as_sentence
 from braingen.runtime.files import refuse_stand_in
 
 VERTICES = {
@@ -52,13 +52,9 @@ def side_of_file(file: Named) -> str:
 def read_gifti(file: Named, asked: ReadRequest) -> ScanSource:
     """A GIFTI file of a hemisphere: an array per trial, or one of vertices x trials."""
     refuse_stand_in(file.path, GUIDE)
-    try:
+    with as_sentence(f"{file.path} is not a readable GIFTI file", GUIDE):
         opened: Any = nibabel.load(file.path)
         arrays = [array.data for array in opened.darrays]
-    except Exception as error:  # readers of damaged files stumble in many ways
-        raise UserError(
-            f"{file.path} is not a readable GIFTI file ({reason(error)}); {GUIDE}."
-        ) from error
     if len(arrays) == 1 and arrays[0].ndim == 2:
         arrays = list(arrays[0].T)
     vertices = len(arrays[0]) if arrays else 0
@@ -83,14 +79,10 @@ def read_gifti(file: Named, asked: ReadRequest) -> ScanSource:
 def read_mgh(file: Named, asked: ReadRequest) -> ScanSource:
     """FreeSurfer's form: vertices, 1, 1, trials."""
     refuse_stand_in(file.path, GUIDE)
-    try:
+    with as_sentence(f"{file.path} is not a readable FreeSurfer file", GUIDE):
         image: Any = nibabel.load(file.path)
         shape = image.shape
         trials = shape[3] if len(shape) > 3 else 1
-    except Exception as error:  # readers of damaged files stumble in many ways
-        raise UserError(
-            f"{file.path} is not a readable FreeSurfer file ({reason(error)}); {GUIDE}."
-        ) from error
     if sorted(shape[:3])[:2] != [1, 1]:
         raise UserError(
             f"{file.path} has shape {shape}, (vertices, 1, 1, trials) was expected; {GUIDE}."

@@ -13,16 +13,11 @@ import numpy as np
 
 from braingen.data.ingest.forms.base import ReadRequest, ScanPart, ScanSource
 from braingen.data.ingest.names import GUIDE, Named
-from braingen.runtime.errors import UserError, reason
+from braingen.runtime.errors import UserError, as_sentence
 from braingen.runtime.files import refuse_stand_in
 
 _SECONDS = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 _CORTEX = {"CIFTI_STRUCTURE_CORTEX_LEFT": "L", "CIFTI_STRUCTURE_CORTEX_RIGHT": "R"}
-
-
-def damaged(path: Path, error: BaseException) -> UserError:
-    """The sentence about a file that cannot be read."""
-    return UserError(f"{path} is not a readable NIfTI file ({reason(error)}); {GUIDE}.")
 
 
 def open_nifti(path: Path) -> Any:
@@ -34,10 +29,8 @@ def open_nifti(path: Path) -> Any:
         When it is missing, damaged or something else.
     """
     refuse_stand_in(path, GUIDE)
-    try:
+    with as_sentence(f"{path} is not a readable NIfTI file", GUIDE):
         return nibabel.load(path, keep_file_open=True)
-    except Exception as error:  # readers of damaged files stumble in many ways
-        raise damaged(path, error) from error
 
 
 def read_nifti(file: Named, asked: ReadRequest) -> ScanSource:
@@ -55,12 +48,10 @@ def read_nifti(file: Named, asked: ReadRequest) -> ScanSource:
         )
 
     def take(first: int, last: int) -> np.ndarray:
-        try:
+        with as_sentence(f"{file.path} is not a readable NIfTI file", GUIDE):
             block = np.asarray(
                 image.dataobj[..., first:last] if len(image.shape) > 3 else image.dataobj
             )
-        except (OSError, EOFError, ValueError) as error:
-            raise damaged(file.path, error) from error
         return block.reshape(-1, last - first).T
 
     header = image.header
