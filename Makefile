@@ -22,9 +22,11 @@ TORCH := torch==2.13.0
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
 # As many tests at once as there are cores, each with one thread; a file's tests stay together, since they share what is expensive to make.
-# The files of tests/integration come first (testpaths of pyproject.toml): they take longest.
+# The files of tests/integration come first (testpaths of pyproject.toml): they take longest; of the quick ones LONGEST, so that no core is
+# left with them at the end.
 quick test: export OMP_NUM_THREADS ?= 1
 PYTEST := $(RUN)/python -m pytest
+LONGEST := $(wildcard tests/unit/test_wires_*.py) tests/unit/test_ingest.py
 TOGETHER := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo quick test test-machines check mutants backbones quickstart-decoder clean
@@ -33,7 +35,7 @@ demo: $(VENV)/installed
 	$(RUN)/braingen demo
 
 quick: $(VENV)/installed
-	$(PYTEST) $(TOGETHER) -m "not slow" tests/parity tests/unit
+	$(PYTEST) $(TOGETHER) -m "not slow" $(LONGEST) tests/parity tests/unit
 
 test: $(VENV)/installed
 	$(PYTEST) $(TOGETHER)

@@ -4,8 +4,13 @@ quick, and of no particular quality.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache, wraps
 from pathlib import Path
 import shutil
+import tempfile
+from typing import ParamSpec, TypeVar
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers import EulerDiscreteScheduler
@@ -20,6 +25,28 @@ TEXT_WIDTH, POOLED_WIDTH, IMAGE_WIDTH, IMAGE_TOKENS = 224, 128, 128, 4
 """Widths of the shipped CLIP encoders, so that these can stand beside a fake U-Net; tokens per
 image as in every plain IP-Adapter.
 """
+
+
+Arguments = ParamSpec("Arguments")
+Made = TypeVar("Made")
+
+
+def made_once(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
+    """Build once and hand out copies, which takes a fraction of the time; random numbers go on as
+    after building.
+    """
+
+    @cache
+    def first(*given: object, **named: object) -> tuple[Made, Tensor]:
+        return make(*given, **named), torch.get_rng_state()  # type: ignore[call-arg]
+
+    @wraps(make)
+    def copy(*given: Arguments.args, **named: Arguments.kwargs) -> Made:
+        made, state = first(*given, **named)
+        torch.set_rng_state(state)
+        return deepcopy(made)
+
+    return copy
 
 
 def random_adapter(
@@ -49,6 +76,7 @@ def random_adapter(
     return weights
 
 
+@made_once
 def plain_unet(
     seed: int = 0, pooled_width: int = POOLED_WIDTH, text_width: int = TEXT_WIDTH, told: int = 6
 ) -> UNet2DConditionModel:
@@ -72,6 +100,7 @@ def plain_unet(
     )
 
 
+@made_once
 def small_vae(seed: int = 1) -> AutoencoderKL:
     """An autoencoder of factor 4."""
     torch.manual_seed(seed)
@@ -101,6 +130,7 @@ def sdxl_scheduler() -> EulerDiscreteScheduler:
     )
 
 
+@made_once
 def fake_backbone() -> Backbone:
     """U-Net with IP-Adapter, autoencoder and scheduler, frozen, as `load_backbone` gives them."""
     unet = plain_unet()
@@ -112,16 +142,24 @@ def fake_backbone() -> Backbone:
     )
 
 
-def write_fake_backbone(folder: Path, with_clip: bool = False) -> Path:
-    """Write one; ``with_clip`` puts the shipped CLIP encoders beside it, so that a whole run can
-    use it.
-    """
-    unet = plain_unet()
+@cache
+def _written() -> tempfile.TemporaryDirectory:
+    """A folder with what `write_fake_backbone` writes of its own, for as long as the process."""
+    kept = tempfile.TemporaryDirectory(prefix="braingen-tests-")
+    folder, unet = Path(kept.name), plain_unet()
     unet.save_pretrained(folder / "unet")
     small_vae().save_pretrained(folder / "vae")
     sdxl_scheduler().save_pretrained(folder / "scheduler")
     (folder / "ip_adapter").mkdir()
     save_file(random_adapter(unet), folder / "ip_adapter" / "ip-adapter.safetensors")
+    return kept
+
+
+def write_fake_backbone(folder: Path, with_clip: bool = False) -> Path:
+    """Write one; ``with_clip`` puts the shipped CLIP encoders beside it, so that a whole run can
+    use it.
+    """
+    shutil.copytree(_written().name, folder, dirs_exist_ok=True)
     for name in (
         ("image_encoder", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
         if with_clip

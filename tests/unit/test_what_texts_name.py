@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 import re
 
@@ -94,6 +95,7 @@ def sources() -> list[Path]:
     return sorted((ROOT / "src").rglob("*.py"))
 
 
+@cache
 def literals() -> list[tuple[str, str]]:
     """(file and line, text) of every string in the sources; f-strings in one piece, with … for what
     is put in.
@@ -125,6 +127,7 @@ def literals() -> list[tuple[str, str]]:
     return found
 
 
+@cache
 def pages() -> list[tuple[str, str]]:
     """Every line of README and docs."""
     files = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -135,6 +138,7 @@ def pages() -> list[tuple[str, str]]:
     ]
 
 
+@cache
 def argparse_flags() -> set[str]:
     """Flags of the programs of this repository that have their own."""
     found = set()
@@ -153,12 +157,9 @@ def argparse_flags() -> set[str]:
     return found
 
 
-FLAGS = OF_OTHER_PROGRAMS | argparse_flags()
-
-
 def is_flag(name: str) -> bool:
     plain = name.replace("-", "_")
-    if {name, plain} & (FLAGS | set(SHORTHANDS)):
+    if {name, plain} & (OF_OTHER_PROGRAMS | argparse_flags() | set(SHORTHANDS)):
         return True
     plain = plain.removeprefix("no_")
     candidates = [
@@ -223,6 +224,7 @@ def settings_in(text: str) -> list[str]:
     return lost
 
 
+@cache
 def identifiers() -> set[str]:
     """Every name there is in the code of the repository, and the names of its files."""
     found: set[str] = set()
@@ -246,7 +248,6 @@ def identifiers() -> set[str]:
     return found | {name for path in sources() for name in path.relative_to(ROOT).parts}
 
 
-NAMES = identifiers()
 QUOTED = re.compile(r"`{1,2}(?:braingen\.)?([A-Za-z_][\w.]*?)(\(\))?`{1,2}")
 
 
@@ -260,7 +261,7 @@ def functions_in(text: str) -> list[str]:
         looks = not name.startswith("test_") and (
             brackets or ("_" in name.strip("_") and "." not in name) or name.startswith("braingen.")
         )
-        if looks and last not in NAMES and last not in ("yaml", "json", "py", "md"):
+        if looks and last not in identifiers() and last not in ("yaml", "json", "py", "md"):
             lost.append(name)
     return lost
 
