@@ -226,7 +226,7 @@ def load_places(layout: Layout, subject: int) -> VoxelPlaces:
     Raises
     ------
     UserError
-        When mask or order are missing, do not belong together, or cannot be told.
+        When mask or order are missing, do not belong together, or are unknown.
     """
     folder = layout.volumes(subject)
     path = folder / "order.json"

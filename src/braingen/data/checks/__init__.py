@@ -3,7 +3,7 @@
 Files are opened by the readers that training uses, so that what they refuse is refused here in the
 same words; checks that span several files (widths, rows, ids) are made here.
 
-finding    what a check finds
+problem    what a check finds
 voxels     betas, region masks and volumes of a subject
 responses  values of the betas
 pictures   images and captions
