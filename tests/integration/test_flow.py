@@ -233,7 +233,7 @@ def test_the_same_pictures_given_as_a_folder_have_the_same_scores(flow, tmp_path
         == 0
     )
     told = json.loads((tmp_path / "compared" / "comparisons.json").read_text())
-    assert {each["verdict"] for each in told} == {"not different"} and "two_way_judge_late" in {
+    assert {each["conclusion"] for each in told} == {"not different"} and "two_way_judge_late" in {
         each["score"] for each in told
     }
 

@@ -293,7 +293,7 @@ def _write_comparison(run: Path) -> None:
             "high": 0.0051,
             "p": 0.4,
             "p_holm": 0.41,
-            "verdict": "not different",
+            "conclusion": "not different",
         },
         {
             "score": "pixcorr",
@@ -302,7 +302,7 @@ def _write_comparison(run: Path) -> None:
             "high": 0.1,
             "p": 0.0001,
             "p_holm": 0.0002,
-            "verdict": "better",
+            "conclusion": "better",
         },
     ]
     (folder / "comparisons.json").write_text(json.dumps([{**pair, **each} for each in found]))

@@ -18,7 +18,7 @@ from unit.fake_nsd import write_fake_nsd
 from braingen.data.captions import load_captions
 from braingen.data.trials import read_behav, train_trials
 from braingen.data.voxel_file import load_responses
-from braingen.evaluation.image_files import load_pictures
+from braingen.evaluation.image_files import load_images
 from braingen.runtime.arrays import (
     new_npy,
     read_npy,
@@ -138,13 +138,13 @@ def test_pictures_and_their_ids(tmp_path):
     for ids in (OBJECTS, np.array(["x", "y"]), np.array([0.5, 2])):
         np.save(tmp_path / "p_ids.npy", ids, allow_pickle=True)
         with pytest.raises(UserError, match=r"p_ids\.npy"):
-            load_pictures(tmp_path / "p.npy")
+            load_images(tmp_path / "p.npy")
     zipped(tmp_path / "q.npz", header((10**9, 3, 64, 64), "<f4") + bytes(1 << 16))
     with pytest.raises(UserError, match=r"q\.npz.*GB"):
-        load_pictures(tmp_path / "q.npz")
+        load_images(tmp_path / "q.npz")
     np.savez(tmp_path / "r.npz", images=np.zeros((2, 3, 8, 8)), ids=np.array(["1", "2"]))
     with pytest.raises(UserError, match="no whole numbers"):
-        load_pictures(tmp_path / "r.npz")
+        load_images(tmp_path / "r.npz")
 
 
 def test_voxels(tmp_path):

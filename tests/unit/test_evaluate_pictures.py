@@ -320,15 +320,15 @@ def test_a_seed_makes_no_difference_and_noise_does(tmp_path):
     assert main(["compare", str(one), str(two), str(worse), "--output", str(out)]) == 0
     told = json.loads((out / "comparisons.json").read_text())
     found = {(each["first"], each["second"]): each for each in told if each["level"] == "runs"}
-    assert found[str(one), str(two)]["verdict"] == "not different"
+    assert found[str(one), str(two)]["conclusion"] == "not different"
     noise = found[str(one), str(worse)]
-    assert noise["verdict"] == "better" and 0.05 < noise["low"] < 0.08 < noise["high"] < 0.11
+    assert noise["conclusion"] == "better" and 0.05 < noise["low"] < 0.08 < noise["high"] < 0.11
     summary = pd.read_csv(out / "summary.csv").set_index("method")
     assert (
         summary.loc[str(one), "seeds"] == 2 and summary.loc[str(worse), "seeds"] == 1
     )  # settings tell methods apart
     (methods,) = [each for each in told if each["level"] == "methods"]
-    assert (methods["first"], methods["second"], methods["verdict"]) == (
+    assert (methods["first"], methods["second"], methods["conclusion"]) == (
         str(one),
         str(worse),
         "better",
@@ -373,7 +373,7 @@ def test_methods_are_compared_over_subjects_and_seeds(tmp_path):
     assert (
         found["difference"] == pytest.approx(0.05 * 1.5, abs=0.006)
         and found["n"] == 60
-        and found["verdict"] == "better"
+        and found["conclusion"] == "better"
     )
     summary = pd.read_csv(out / "summary.csv").set_index("method")
     assert (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from unit.tiny_training import TableTargets, spy, tiny_config
 
-from braingen.evaluation.folds import CENTRED, RETRIEVAL, TWO_WAY, ImageFold, pooled, split_pictures
+from braingen.evaluation.folds import CENTRED, RETRIEVAL, TWO_WAY, ImageFold, pooled, split_images
 from braingen.runtime.errors import UserError
 from braingen.runtime.run_folder import Run
 from braingen.runtime.text_files import read_json
@@ -161,7 +161,7 @@ def made_folds(
     true = dict(zip(names, 5 + draws.normal(size=(count, 12))))
     found = []
     for subject in subjects:
-        for part in split_pictures(names, folds, seed=1):
+        for part in split_images(names, folds, seed=1):
             mean = np.mean([true[name] for name in names if name not in part], axis=0)
             rows = np.stack([true[name] for name in part])
             decoded = {
@@ -237,8 +237,8 @@ def test_a_picture_left_out_twice_is_refused():
 
 
 def test_pictures_are_shared_out_evenly_and_each_once():
-    parts = split_pictures([f"{i}.png" for i in range(92)], 10)
+    parts = split_images([f"{i}.png" for i in range(92)], 10)
     assert sorted(len(part) for part in parts) == [9] * 8 + [10] * 2
     assert len({name for part in parts for name in part}) == 92
     with pytest.raises(UserError, match="2 to 3"):
-        split_pictures(list("abcdef"), 4)
+        split_images(list("abcdef"), 4)

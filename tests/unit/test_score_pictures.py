@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 import torch
 
-from braingen.evaluation.image_files import load_pictures
+from braingen.evaluation.image_files import load_images
 from braingen.evaluation.image_pairs import match
 from braingen.runtime.errors import UserError
 
@@ -46,7 +46,7 @@ def write(kind: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["png", "pt", "npy", "npz", "h5", "safetensors"])
 def test_every_form_gives_the_same_pictures(kind: str, tmp_path: Path) -> None:
-    loaded = load_pictures(write(kind, tmp_path))
+    loaded = load_images(write(kind, tmp_path))
     matched = match(FLOATS, IDS, *loaded)
     np.testing.assert_allclose(matched.recons, FLOATS[np.argsort(IDS)], atol=1e-6)
     assert matched.image_N.tolist() == sorted(IDS.tolist())
@@ -55,33 +55,33 @@ def test_every_form_gives_the_same_pictures(kind: str, tmp_path: Path) -> None:
 def test_mindeye2s_file_has_no_ids(tmp_path: Path) -> None:
     path = tmp_path / "final_subj01_all_recons.pt"
     torch.save(torch.tensor(FLOATS), path)
-    with pytest.raises(UserError, match="does not say which images"):
-        load_pictures(path)
-    assert load_pictures(path, IDS).image_N.tolist() == IDS.tolist()
+    with pytest.raises(UserError, match="images without image ids; write the ids"):
+        load_images(path)
+    assert load_images(path, IDS).image_N.tolist() == IDS.tolist()
 
 
 def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        load_pictures(tmp_path / "nowhere")
+        load_images(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no PNGs"):
-        load_pictures(tmp_path)
+        load_images(tmp_path)
     folder = write("png", tmp_path)
     (folder / "7.png").write_bytes((folder / "000007.png").read_bytes())
     with pytest.raises(UserError, match="image 7 more than once"):
-        load_pictures(folder)
+        load_images(folder)
     (folder / "7.png").unlink()
     (folder / "000003.png").write_bytes(b"not a picture")
     with pytest.raises(UserError, match=r"000003\.png cannot be read"):
-        match(FLOATS, IDS, *load_pictures(folder))
+        match(FLOATS, IDS, *load_images(folder))
     (folder / "best.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"best\.png"):
-        load_pictures(folder)
+        load_images(folder)
     np.savez(tmp_path / "other.npz", voxels=np.zeros((3, 4)))
     with pytest.raises(UserError, match=r"voxels \(3, 4\)"):
-        load_pictures(tmp_path / "other.npz")
+        load_images(tmp_path / "other.npz")
     (tmp_path / "broken.npy").write_bytes(b"nonsense")
     with pytest.raises(UserError, match=r"cannot be read as \.npy"):
-        load_pictures(tmp_path / "broken.npy")
+        load_images(tmp_path / "broken.npy")
     (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(UserError, match=r"'\.jpg'"):
-        load_pictures(tmp_path / "a.jpg")
+        load_images(tmp_path / "a.jpg")

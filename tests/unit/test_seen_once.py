@@ -16,7 +16,7 @@ from braingen.evaluation.feature_store import as_scored
 from braingen.evaluation.image_pairs import ImageSource
 from braingen.evaluation.metric_table import SceneReadout, score_images
 from braingen.evaluation.scene_observers import (
-    JudgeOnce,
+    CachedSceneClassifier,
     classifier_networks,
     load_scene_classifier,
 )
@@ -54,7 +54,7 @@ class Judge(torch.nn.Module):
 
 
 def sheet(truth: Read, recons: Read, judge: Judge):  # type: ignore[no-untyped-def]
-    once = JudgeOnce(judge)  # type: ignore[arg-type]
+    once = CachedSceneClassifier(judge)  # type: ignore[arg-type]
     readouts = [
         SceneReadout(
             "object",
@@ -93,10 +93,10 @@ def test_what_is_kept_changes_no_score(monkeypatch, in_memory):
 
 def test_a_batch_that_is_gone_is_forgotten():
     judge = Judge()
-    once = JudgeOnce(judge)  # type: ignore[arg-type]
+    once = CachedSceneClassifier(judge)  # type: ignore[arg-type]
     for seed in range(3):
         batch = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
         assert torch.equal(once(batch).late_BF, once(batch).late_BF) and judge.looks == seed + 1
         torch.testing.assert_close(once(batch).late_BF, judge.judge(batch).late_BF)
     del batch
-    assert len(once._verdicts) == 0
+    assert len(once._predictions) == 0

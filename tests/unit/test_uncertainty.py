@@ -221,7 +221,7 @@ def test_the_interval_of_a_share_is_exact(right: int) -> None:
     assert uncertainty.summarise({(1, 0): dict(enumerate(values))}, share=True)[
         :3
     ] == pytest.approx(found)
-    with pytest.raises(UserError, match="right"):
+    with pytest.raises(UserError, match=r"1 \(correct\) or 0 \(wrong\)"):
         uncertainty.share_interval(np.array([0.5, 1]))
 
 

@@ -27,9 +27,8 @@ from unit.tiny_training import IMAGES, spy, tiny_config, with_a_gap
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import test_trials, train_trials
-from braingen.evaluation import decoding, score_files, subject_means, uncertainty
+from braingen.evaluation import decoding, evaluate_images, score_files, subject_means, uncertainty
 from braingen.evaluation import evaluate as stage
-from braingen.evaluation import evaluate_images as evaluate_pictures
 from braingen.evaluation import identification as identify
 from braingen.evaluation import metric_table as scores_sheet
 from braingen.evaluation.averaged import Scored
@@ -377,7 +376,7 @@ def test_two_way_asks_which_true_image_a_reconstruction_resembles_and_not_the_ot
     recons = np.array([[0.8, 0.5, 0, 0.01], [0, 1, 0, 0], [0, 0, 1, 0.2]])
     r = np.corrcoef(truth, recons)[:3, 3:]
     expected = r < np.diag(r)[None]
-    found = scores_sheet.identify.two_way(truth, recons).beats_NN
+    found = scores_sheet.identification.two_way(truth, recons).beats_NN
     np.testing.assert_array_equal(found, expected)
     assert (
         not np.array_equal(expected, expected.T)
@@ -662,7 +661,7 @@ def test_intervals_parts_and_provenance_are_of_the_settings(monkeypatch, evaluat
 
 def test_given_pictures_are_scored_instead_of_a_run(monkeypatch, root, tmp_path):
     config = tiny_config(root, tmp_path, evaluation__all_recons_path="somewhere")
-    monkeypatch.setattr(stage, "evaluate_pictures", lambda config: ("pictures of", config))
+    monkeypatch.setattr(stage, "evaluate_images", lambda config: ("pictures of", config))
     assert stage.evaluate(config) == ("pictures of", config)
 
 
@@ -680,7 +679,7 @@ def test_pictures_of_a_folder_are_held_against_the_test_images_of_their_ids(root
             evaluation__all_recons_path=str(tmp_path / folder),
             evaluation__partial=partial,
         )
-        return evaluate_pictures._asked(config)
+        return evaluate_images._request(config)
 
     whole, part = asked("some", "false"), asked("some", "true")
     assert sorted(whole.recons.image_N) == sorted(part.recons.image_N) == [0, 2]
@@ -829,8 +828,8 @@ def test_few_pictures_are_told_of_and_a_single_one_refused(caplog):
     stage.warn_of_few(20)
     assert not caplog.records
     stage.warn_of_few(4)
-    assert "Only 4 test pictures" in caplog.text and "+-0.49" in caplog.text
-    with pytest.raises(UserError, match="1 test picture cannot be scored"):
+    assert "Only 4 test images" in caplog.text and "+-0.49" in caplog.text
+    with pytest.raises(UserError, match="1 test image cannot be scored"):
         stage.warn_of_few(1)
 
 
@@ -838,7 +837,7 @@ def test_what_captions_cannot_be_scored_by_is_named_and_refused_where_all_is_wan
     (tmp_path / INDEX).write_text(
         json.dumps({"captions": {str(int(image)): "a red car" for image in IDS}})
     )
-    blind: Any = SimpleNamespace(there=False)
+    blind: Any = SimpleNamespace(available=False)
     config = tiny_config(root, tmp_path / "run", run__seed="6")
     found, missing = caption_table(config, PicturedTargets(), blind, tmp_path, IDS)  # type: ignore[arg-type]
     assert (

@@ -1,5 +1,7 @@
-"""Scores of several drawings of the same images, averaged: a baseline drawn by chance is then not
-mistaken for its luck.
+"""Average the scores of several generated samples of the same images.
+
+A baseline that depends on chance is averaged over its samples, so that one lucky sample does not
+set it.
 """
 
 from __future__ import annotations
@@ -21,47 +23,47 @@ class Scored(NamedTuple):
 
     scores: Mapping[str, Score]
     table: pd.DataFrame
-    """Values of every image, NaN where a score does not ask about it; the index is the image id."""
+    """Values of every image, NaN where a score does not apply; the index is the image id."""
     identified: Mapping[str, TwoWay] = {}
     """Pairwise outcomes of the two-way scores among them."""
 
 
 def averaged(
-    drawings: Sequence[Scored], resamples: int = RESAMPLES, seed: int = 0
+    samples: Sequence[Scored], resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Score]:
-    """Every score's mean over drawings; the interval is that of the mean, images resampled.
+    """Average every score over the samples; intervals resample images.
 
     Parameters
     ----------
-    drawings : Sequence[Scored]
-        Of the same images; a score that one of them lacks is left out.
+    samples : Sequence[Scored]
+        Scores of the same images; a score that one sample lacks is left out.
     resamples, seed : int, optional
         Of the bootstrap.
 
     Returns
     -------
     dict[str, Score]
-        Scores by name. One drawing is returned as it is.
+        Scores by name. The scores of a single sample are returned as they are.
     """
-    first = drawings[0]
-    if len(drawings) == 1:
+    first = samples[0]
+    if len(samples) == 1:
         return dict(first.scores)
     found: dict[str, Score] = {}
     for name in first.scores:
-        if not all(name in each.scores for each in drawings):
+        if not all(name in each.scores for each in samples):
             continue
-        values = [each.scores[name].value for each in drawings]
+        values = [each.scores[name].value for each in samples]
         low: float | None = None
         high: float | None = None
         if name in first.identified:
             share_NN = np.asarray(
-                np.mean([each.identified[name].beats_NN for each in drawings], axis=0),
+                np.mean([each.identified[name].beats_NN for each in samples], axis=0),
                 dtype=np.float32,
             )
             _, low, high = two_way_interval(share_NN, resamples, seed)
         elif name in first.table:
             values_DN = np.stack(
-                [each.table[name].loc[first.table.index].to_numpy() for each in drawings]
+                [each.table[name].loc[first.table.index].to_numpy() for each in samples]
             )
             mean_N = values_DN.mean(axis=0)
             _, low, high = mean_interval(mean_N[~np.isnan(mean_N)], resamples, seed)
@@ -75,7 +77,7 @@ def averaged(
 
 
 def intervals(scores: Mapping[str, Score]) -> dict[str, dict[str, float | None]]:
-    """Value and interval of every score, as plain JSON values."""
+    """Return value and interval of every score as plain JSON values."""
     return {
         name: {end: score[end] for end in ("value", "low", "high")}
         for name, score in as_json(scores).items()

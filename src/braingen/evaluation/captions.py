@@ -1,8 +1,7 @@
-"""Captions: the nearest caption of the training set to what was decoded, and how well it says what
-was seen.
+"""Retrieve captions for decoded text embeddings, and score them against the true captions.
 
-N images, M training captions, D text embedding width. A caption of the test set is never a
-candidate.
+N images, M training captions, D text embedding width. Captions of test images are never
+candidates.
 """
 
 from __future__ import annotations
@@ -11,13 +10,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from braingen.evaluation import identification as identify
-from braingen.evaluation import uncertainty
+from braingen.evaluation import identification, uncertainty
 from braingen.runtime.errors import UserError
 from braingen.types import Score
 
 METEOR_LINE = "pip install nltk && python -m nltk.downloader wordnet"
-"""METEOR counts synonyms, for which it needs the word list of WordNet."""
+"""METEOR counts synonyms, so it needs the WordNet corpus."""
 
 
 def nearest_captions(
@@ -27,9 +25,7 @@ def nearest_captions(
     training_image_M: np.ndarray,
     test_image_N: np.ndarray,
 ) -> list[str]:
-    """For every decoded text embedding, the training caption whose embedding has the highest cosine
-    with it.
-
+    """Return the training caption of highest cosine similarity for every decoded text embedding.
     Raises
     ------
     UserError
@@ -46,18 +42,16 @@ def nearest_captions(
             f"There are {len(captions)} captions for {len(training_MD)} embeddings; they must be of"
             " equal number."
         )
-    decoded = identify.unit_rows(decoded_ND, "decoded text embeddings").astype(np.float32)
-    training = identify.unit_rows(training_MD, "training text embeddings").astype(np.float32)
+    decoded = identification.unit_rows(decoded_ND, "decoded text embeddings").astype(np.float32)
+    training = identification.unit_rows(training_MD, "training text embeddings").astype(np.float32)
     nearest = [
         (decoded[start : start + 64] @ training.T).argmax(1) for start in range(0, len(decoded), 64)
     ]
     return [captions[int(i)] for i in np.concatenate(nearest)]
 
 
-def rouge_l(said: Sequence[str], seen: Sequence[Sequence[str]]) -> np.ndarray:
-    """ROUGE-L F measure (longest common subsequence of words) against the best of an image's
-    captions, N values; by torchmetrics.
-    """
+def rouge_l(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """ROUGE-L F measure against the best reference of each image, N values (torchmetrics)."""
     from torchmetrics.functional.text.rouge import rouge_score
 
     return np.array(
@@ -67,18 +61,18 @@ def rouge_l(said: Sequence[str], seen: Sequence[Sequence[str]]) -> np.ndarray:
                     "rougeL_fmeasure"
                 ]
             )
-            for one, true in zip(said, seen)
+            for one, true in zip(predicted, references)
         ]
     )
 
 
-def meteor(said: Sequence[str], seen: Sequence[Sequence[str]]) -> np.ndarray:
-    """METEOR against the best of an image's captions, N values; by NLTK.
+def meteor(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """METEOR against the best reference of each image, N values (NLTK).
 
     Raises
     ------
     UserError
-        When NLTK or the word list of WordNet is not on this machine; with the line that gets them.
+        When NLTK or the WordNet corpus is missing; names the command that installs them.
     """
     try:
         from nltk.corpus import wordnet
@@ -86,83 +80,82 @@ def meteor(said: Sequence[str], seen: Sequence[Sequence[str]]) -> np.ndarray:
 
         wordnet.ensure_loaded()
     except (ImportError, LookupError) as error:
-        raise UserError(f"METEOR is missing its word list; get it with:  {METEOR_LINE}") from error
-    words = [one.lower().split() for one in said]
+        raise UserError(f"METEOR needs the WordNet corpus; get it with:  {METEOR_LINE}") from error
+    words = [one.lower().split() for one in predicted]
     return np.array(
         [
             meteor_score([caption.lower().split() for caption in true], one)
-            for one, true in zip(words, seen)
+            for one, true in zip(words, references)
         ]
     )
 
 
 def text_similarity(
-    said: Sequence[str], seen: Sequence[Sequence[str]], embed: Callable[[Sequence[str]], np.ndarray]
+    predicted: Sequence[str],
+    references: Sequence[Sequence[str]],
+    embed: Callable[[Sequence[str]], np.ndarray],
 ) -> np.ndarray:
-    """Cosine in CLIP's text space with the most similar of an image's captions, N values.
+    """Cosine with the most similar reference in CLIP's text space, N values.
 
     Parameters
     ----------
     embed : Callable[[Sequence[str]], np.ndarray]
         Texts to embeddings (texts x D).
     """
-    flat = [caption for true in seen for caption in true]
-    said_ND, seen_MD = (
-        identify.unit_rows(embed(said), "captions"),
-        identify.unit_rows(embed(flat), "captions"),
-    )
-    ends = np.cumsum([len(true) for true in seen])
+    flat = [caption for true in references for caption in true]
+    predicted_ND = identification.unit_rows(embed(predicted), "captions")
+    reference_MD = identification.unit_rows(embed(flat), "captions")
+    ends = np.cumsum([len(true) for true in references])
     return np.array(
         [
-            (seen_MD[end - len(true) : end] @ one).max()
-            for one, true, end in zip(said_ND, seen, ends)
+            (reference_MD[end - len(true) : end] @ one).max()
+            for one, true, end in zip(predicted_ND, references, ends)
         ]
     )
 
 
 def caption_scores(
-    said: Sequence[str],
-    seen: Sequence[Sequence[str]],
+    predicted: Sequence[str],
+    references: Sequence[Sequence[str]],
     embed: Callable[[Sequence[str]], np.ndarray] | None = None,
     resamples: int = uncertainty.RESAMPLES,
     seed: int = 0,
 ) -> tuple[dict[str, Score], dict[str, np.ndarray], dict[str, str]]:
-    """Every caption score that can be computed here.
+    """Compute every caption score whose requirements are installed.
 
     Parameters
     ----------
-    said : Sequence[str]
+    predicted : Sequence[str]
         Retrieved caption of every image.
-    seen : Sequence[Sequence[str]]
-        The captions people wrote for it.
+    references : Sequence[Sequence[str]]
+        True captions of every image.
     embed : Callable[[Sequence[str]], np.ndarray] | None, optional
         Texts to CLIP text embeddings; without it that score is left out.
 
     Returns
     -------
     tuple[dict[str, Score], dict[str, np.ndarray], dict[str, str]]
-        Scores by name, their values per image, and for each that is missing the sentence that says
-        how to get it.
+        Scores by name, their values per image, and for each missing score how to get it.
 
     Raises
     ------
     UserError
         When an image has no caption to compare with.
     """
-    bare = [number for number, true in enumerate(seen) if not true]
-    if len(said) != len(seen) or bare:
+    bare = [number for number, true in enumerate(references) if not true]
+    if len(predicted) != len(references) or bare:
         raise UserError(
-            f"{len(said)} captions were retrieved for {len(seen)} images, of which {len(bare)} have"
-            " no caption to compare with."
+            f"{len(predicted)} captions were retrieved for {len(references)} images, of which"
+            f" {len(bare)} have no caption to compare with."
         )
-    values: dict[str, np.ndarray] = {"rouge_l": rouge_l(said, seen)}
+    values: dict[str, np.ndarray] = {"rouge_l": rouge_l(predicted, references)}
     missing: dict[str, str] = {}
     try:
-        values = {"meteor": meteor(said, seen)} | values
+        values = {"meteor": meteor(predicted, references)} | values
     except UserError as error:
         missing["meteor"] = str(error)
     if embed is not None:
-        values["clip_text"] = text_similarity(said, seen, embed)
+        values["clip_text"] = text_similarity(predicted, references, embed)
     scores = {}
     for name, each in values.items():
         interval = uncertainty.mean_interval(each, resamples, seed)

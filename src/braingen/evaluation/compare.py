@@ -1,6 +1,4 @@
-"""Evaluated runs beside each other: paired differences with intervals and tests, and several
-subjects and seeds summarised.
-"""
+"""Compare evaluated runs (paired differences, tests), and summarise subjects and seeds."""
 
 from __future__ import annotations
 
@@ -26,8 +24,7 @@ from braingen.evaluation.uncertainty import (
     permutation_p,
     summarise,
 )
-from braingen.runtime.console import add_row
-from braingen.runtime.console import console as new_console
+from braingen.runtime.console import add_row, console
 from braingen.runtime.contents import DATA
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json, write_text
@@ -39,22 +36,20 @@ from braingen.runtime.untrusted import csv_text, markdown_cell
 STAGES = ("image", "text", "finetune", "reconstructions/brain")
 """Run folders whose settings make a method."""
 NOT_OF_A_METHOD = ("seed", "embedding_decoders", "finetuned", "weights", "run")
-"""Settings, and hashes of what training made, in which two seeds or subjects of one method
-differ.
-"""
+"""Settings and hashes of trained weights in which seeds and subjects of one method differ."""
 
 
 class Evaluated(NamedTuple):
-    """A run whose pictures were scored; two-way scores are `uncertainty.two_way_by_image`."""
+    """A scored run; two-way scores are those of `uncertainty.two_way_by_image`."""
 
     name: str
-    """Its folder."""
+    """Its run folder."""
     called: str
-    """What its method is called in tables."""
+    """Name of its method in tables."""
     subject: int
     seed: int
     method: str
-    """Its settings without subject and seed; runs of one method are alike in it."""
+    """Its settings without subject and seed; equal for all runs of one method."""
     table: pd.DataFrame
     """Values of every image; the index is the image id."""
 
@@ -71,7 +66,7 @@ def _settings(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_run(folder: Path) -> Evaluated:
-    """Read what `braingen evaluate` left in a run folder.
+    """Read the scores that `braingen evaluate` wrote into a run folder.
 
     Raises
     ------
@@ -90,11 +85,11 @@ def read_run(folder: Path) -> Evaluated:
         raise UserError(f"{path}: {error}") from error
     settings = _settings(folder)
     origin = read_json(folder / COMPUTED_BY) if (folder / COMPUTED_BY).is_file() else {}
-    drawn = settings.get("reconstructions/brain", {})
-    subject = int((drawn.get("data", {}).get("subjects") or [origin.get("subject") or 0])[0])
-    seed = int(drawn.get("seed") or origin.get("seed") or 0)
+    generated = settings.get("reconstructions/brain", {})
+    subject = int((generated.get("data", {}).get("subjects") or [origin.get("subject") or 0])[0])
+    seed = int(generated.get("seed") or origin.get("seed") or 0)
     for each in settings.values():
-        if "root" in (each.get("data") or {}):  # written in another way it is the same folder
+        if "root" in (each.get("data") or {}):  # one folder may be written in several ways
             each["data"]["root"] = os.path.realpath(Path(each["data"]["root"]).expanduser())
         for place, content in (each.pop(CONTENTS, None) or {}).items():
             section, field = place.split(".")
@@ -103,8 +98,7 @@ def read_run(folder: Path) -> Evaluated:
         each.get("data", {}).pop("subjects", None)
         for name in NOT_OF_A_METHOD:
             each.pop(name, None)
-    # pictures that were only given have no settings; what they are called then says which method
-    # they are of
+    # image files without a run have no settings, so the method's name identifies the method
     named = origin.get("method", "BrainGen")
     method = (
         json.dumps([named, settings], sort_keys=True, default=str)
@@ -115,7 +109,7 @@ def read_run(folder: Path) -> Evaluated:
 
 
 def evaluated_in(folder: Path) -> list[Path]:
-    """Where scores of single images lie: in the run folder, or in those of its subjects."""
+    """Return folders that hold per-image scores: the run folder, or those of its subjects."""
     if not any((folder / name).is_file() for name in (PAIRED, PER_IMAGE)):
         of_subjects = [each.parent for each in sorted(folder.glob(f"subj*/{PAIRED}"))]
         if of_subjects:
@@ -124,9 +118,9 @@ def evaluated_in(folder: Path) -> list[Path]:
 
 
 def methods_of(runs: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
-    """Runs by method; a method is called as its tables call it, or after its first run where two
-    are called alike.
+    """Group runs by method.
 
+    The method's name is its key, or the first run's folder where two methods share a name.
     Raises
     ------
     UserError
@@ -152,7 +146,7 @@ def methods_of(runs: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
 
 
 def pairwise(runs: Sequence[Evaluated], resamples: int, seed: int) -> list[Comparison]:
-    """Every two runs on the same test images, image by image, Holm-corrected over all of them."""
+    """Compare every two runs on the same test images, Holm-corrected over all comparisons."""
     columns = {
         run.name: {score: run.table[score].to_numpy() for score in run.table} for run in runs
     }
@@ -168,7 +162,7 @@ def _values(runs: Sequence[Evaluated], score: str) -> dict[tuple[int, int], dict
 def summaries(
     methods: Mapping[str, Sequence[Evaluated]], resamples: int, seed: int
 ) -> pd.DataFrame:
-    """Every score of every method over its subjects and seeds.
+    """Summarise every score of every method over its subjects and seeds.
 
     Returns
     -------
@@ -186,9 +180,7 @@ def summaries(
 def between_methods(
     methods: Mapping[str, Sequence[Evaluated]], resamples: int, seed: int
 ) -> list[Comparison]:
-    """Every two methods that were run on the same subjects, on every score both have,
-    Holm-corrected over all of them.
-    """
+    """Compare every two methods with the same subjects on every shared score, Holm-corrected."""
     found = []
     names = list(methods)
     for number, first in enumerate(names):
@@ -213,7 +205,7 @@ def between_methods(
 
 
 def conclusion(each: Comparison) -> str:
-    """What a comparison says, in words."""
+    """Return "better", "worse" or "not different" for the first side of a comparison."""
     if not each.differs:
         return "not different"
     return "better" if (each.difference > 0) == metric(each.score).higher_is_better else "worse"
@@ -267,14 +259,12 @@ def _markdown(
     return "\n".join(lines) + "\n"
 
 
-def _told(found: Sequence[Comparison], level: str) -> list[dict[str, Any]]:
-    return [{"level": level, **one._asdict(), "verdict": conclusion(one)} for one in found]
+def _records(found: Sequence[Comparison], level: str) -> list[dict[str, Any]]:
+    return [{"level": level, **one._asdict(), "conclusion": conclusion(one)} for one in found]
 
 
 def compare_runs(config: Config) -> Path:
-    """Compare evaluated runs: each with each within a subject, and methods over their subjects and
-    seeds.
-
+    """Compare evaluated runs within each subject, and methods over their subjects and seeds.
     Returns
     -------
     Path
@@ -295,12 +285,11 @@ def compare_runs(config: Config) -> Path:
     runs = [read_run(each) for folder in folders for each in evaluated_in(folder)]
     resamples, seed = config.evaluation.bootstrap, config.run.seed
     found: list[Comparison] = []
-    for subject in sorted(
-        {run.subject for run in runs}
-    ):  # test images are shared, brains are not: runs are paired within a subject
+    # subjects share test images but not voxels, so runs are paired within a subject
+    for subject in sorted({run.subject for run in runs}):
         same = [run for run in runs if run.subject == subject]
         found += pairwise(same, resamples, seed) if len(same) > 1 else []
-    corrected = holm([one.p for one in found])  # over the subjects too
+    corrected = holm([one.p for one in found])  # over all subjects
     found = [one._replace(p_holm=float(p)) for one, p in zip(found, corrected)]
     methods = methods_of(runs)
     summary = summaries(methods, resamples, seed)
@@ -308,7 +297,7 @@ def compare_runs(config: Config) -> Path:
     together = between_methods(methods, resamples, seed) if several else []
     folder = config.compare.output
     folder.mkdir(parents=True, exist_ok=True)
-    records = _told(found, "runs") + _told(together, "methods")
+    records = _records(found, "runs") + _records(together, "methods")
     write_json(folder / "comparisons.json", records)
     write_text(
         folder / "comparisons.csv",
@@ -338,5 +327,5 @@ def compare_runs(config: Config) -> Path:
             f"{one.p_holm:.3g}",
             conclusion(one),
         )
-    new_console().print(shown)
+    console().print(shown)
     return folder

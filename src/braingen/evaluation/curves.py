@@ -1,6 +1,4 @@
-"""A score along a setting (sessions, width of a bottleneck): one row per point and way, as a table
-and as a plot.
-"""
+"""Tables and plots of a score as a function of a setting (sessions, bottleneck width)."""
 
 from __future__ import annotations
 
@@ -26,24 +24,24 @@ class Point(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """What is plotted and told."""
+    """Everything that the table and the plot show."""
 
     title: str
     x_title: str
     ways: Mapping[str, str]
-    """Name of every line -> how it is called in words; lines are drawn in this order."""
+    """Name of every line -> its label; lines are plotted in this order."""
     points: Sequence[Point]
     levels: Mapping[str, Mapping[str, float]] = {}
-    """Lines that do not depend on the setting: name -> score -> value."""
+    """Horizontal lines that do not depend on the setting: name -> score -> value."""
 
     @property
     def scores(self) -> list[str]:
-        """Scores, in the order in which they come."""
+        """Names of the scores, in order of appearance."""
         return list(dict.fromkeys(point.score for point in self.points))
 
 
 def as_rows(curve: Curve) -> list[dict[str, str | float | int | None]]:
-    """Every point as a plain record, for JSON."""
+    """Return every point as a plain record for JSON."""
     return [
         {
             "way": point.way,
@@ -57,7 +55,7 @@ def as_rows(curve: Curve) -> list[dict[str, str | float | int | None]]:
 
 
 def markdown(curve: Curve, notes: Sequence[str] = ()) -> str:
-    """A table with a row per way and x, a column per score, and notes below it."""
+    """Return a Markdown table with a row per way and x, a column per score, and notes below."""
     heads = [metric(score).title for score in curve.scores]
     lines = [
         f"# {curve.title}",
@@ -80,12 +78,12 @@ def markdown(curve: Curve, notes: Sequence[str] = ()) -> str:
             )
             + " |"
         )
-    told = ["Value [95 % interval over images] ± standard deviation between seeds."]
+    legend = ["Value [95 % interval over images] ± standard deviation between seeds."]
     chances = {point.score: point.chance for point in curve.points if point.chance is not None}
     if chances:
         named = (f"{metric(score).title} {chance:.3g}" for score, chance in chances.items())
-        told.append(f"Chance: {', '.join(named)}.")
-    return "\n".join([*lines, "", *told, *notes]) + "\n"
+        legend.append(f"Chance: {', '.join(named)}.")
+    return "\n".join([*lines, "", *legend, *notes]) + "\n"
 
 
 def _cell(summary: Summary) -> str:
@@ -94,7 +92,7 @@ def _cell(summary: Summary) -> str:
 
 
 def plot(curve: Curve, folder: Path, name: str, wanted: Sequence[str]) -> None:
-    """Draw a panel per score, as PNG and SVG; x on a logarithmic axis.
+    """Plot one panel per score, as PNG and SVG; the x axis is logarithmic.
 
     Parameters
     ----------
@@ -121,13 +119,13 @@ def plot(curve: Curve, folder: Path, name: str, wanted: Sequence[str]) -> None:
                 continue
             x, values = [point.x for point in line], [point.summary for point in line]
             chance = line[0].chance
-            (drawn,) = axes.plot(x, [value.value for value in values], marker="o", label=words)
+            (plotted,) = axes.plot(x, [value.value for value in values], marker="o", label=words)
             axes.fill_between(
                 x,
                 [v.low for v in values],
                 [v.high for v in values],
                 alpha=0.15,
-                color=drawn.get_color(),
+                color=plotted.get_color(),
                 linewidth=0,
             )
         for style, (level, known) in zip(("--", "-.", ":"), curve.levels.items()):
@@ -144,8 +142,7 @@ def plot(curve: Curve, folder: Path, name: str, wanted: Sequence[str]) -> None:
     panels[0].legend(fontsize=8, frameon=False)
     figure.suptitle(curve.title, fontsize=11)
     for kind in ("png", "svg"):
-        # names inside an SVG are drawn by chance unless a salt is given; the same curve is to be
-        # the same file
+        # without a salt matplotlib names SVG elements at random, and equal curves differ as files
         with (
             replaced_path(folder / f"{name}.{kind}") as temporary,
             rc_context({"svg.hashsalt": name}),

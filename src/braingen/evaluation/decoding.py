@@ -1,5 +1,4 @@
-"""Scores of the decoder alone, before any picture: CLIP-cos and retrieval, for the whole decoder,
-its levels or its experts.
+"""Score decoded embeddings (CLIP-cos, retrieval) of a decoder, its levels or its experts.
 
 N images, T tokens, D width.
 """
@@ -11,47 +10,46 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from braingen.evaluation import identification as identify
-from braingen.evaluation import uncertainty
+from braingen.evaluation import identification, uncertainty
 from braingen.evaluation.image_pairs import check_ids
 from braingen.types import Score
 
 FEWEST_CANDIDATES = 5
-"""A retrieval among fewer images is not scored: with one or two, chance is a good score."""
+"""Retrieval among fewer images is not scored: with one or two candidates, chance is high."""
 
 
 def decoder_scores(
     decoded_ND: np.ndarray,
     true_ND: np.ndarray,
     image_N: np.ndarray,
-    pool: int = identify.RETRIEVAL_POOL,
-    draws: int = identify.RETRIEVAL_DRAWS,
+    pool: int = identification.RETRIEVAL_POOL,
+    draws: int = identification.RETRIEVAL_DRAWS,
     resamples: int = uncertainty.RESAMPLES,
     seed: int = 0,
 ) -> tuple[dict[str, Score], pd.DataFrame]:
-    """CLIP-cos and retrieval in both directions.
+    """Compute CLIP-cos, and retrieval in both directions.
 
     Parameters
     ----------
     decoded_ND, true_ND : np.ndarray
-        Decoded and true CLIP embeddings in the same order of images, tokens flattened or not.
+        Decoded and true CLIP embeddings in the same order, tokens flattened or not.
     image_N : np.ndarray
         Their image ids.
     pool, draws : int, optional
-        Candidates of a retrieval, and random pools to average over; with no more images than
-        ``pool`` all of them are candidates in one draw, and the score states that pool.
+        Candidates of a retrieval, and random pools to average over. With at most ``pool`` images
+        all of them are candidates of a single draw, and the score's ``pool`` is their number.
 
     Returns
     -------
     tuple[dict[str, Score], pd.DataFrame]
-        Scores by name, and the values of every image (index: image id). Retrieval is left out among
-        fewer than five images.
+        Scores by name, and the values of every image (index: image id). With fewer than
+        `FEWEST_CANDIDATES` images retrieval is left out.
     """
     ids = check_ids(image_N, len(decoded_ND), "decoded embeddings")
-    order = np.argsort(ids)  # so that pools hold the same images whatever order they came in
+    order = np.argsort(ids)  # pools hold the same images in whatever order they are given
     decoded, true, ids = np.asarray(decoded_ND)[order], np.asarray(true_ND)[order], ids[order]
     count = len(ids)
-    cosines = identify.cosine(decoded, true)
+    cosines = identification.cosine(decoded, true)
     interval = uncertainty.mean_interval(cosines, resamples, seed)
     scores = {
         "clip_cos": Score(
@@ -61,8 +59,9 @@ def decoder_scores(
     table = pd.DataFrame({"clip_cos": cosines}, index=pd.Index(ids, name="image"))
     if count < FEWEST_CANDIDATES:
         return scores, table
-    pools = identify.draw_pools(count, pool, draws, seed)
-    for name, way in zip(identify.BothWays._fields, identify.retrieval(decoded, true, pools)):
+    pools = identification.draw_pools(count, pool, draws, seed)
+    both = identification.retrieval(decoded, true, pools)
+    for name, way in zip(identification.BothWays._fields, both):
         interval = uncertainty.ratio_interval(way.found_N, way.asked_N, resamples, seed)
         scores[f"retrieval_{name}"] = Score(
             *interval,
@@ -80,8 +79,14 @@ def decoder_scores(
 def scores_by_part(
     parts: Mapping[str, np.ndarray], true_ND: np.ndarray, image_N: np.ndarray, **settings: int
 ) -> pd.DataFrame:
-    """The same for every part of a decoder, e.g. ``{"level 0": ..., "level 1, expert 3": ...}``;
-    settings as of `decoder_scores`.
+    """Compute `decoder_scores` for every part of a decoder.
+
+    Parameters
+    ----------
+    parts : Mapping[str, np.ndarray]
+        Decoded embeddings by part, e.g. ``{"level 0": ..., "level 1, expert 3": ...}``.
+    **settings : int
+        As for `decoder_scores`.
 
     Returns
     -------

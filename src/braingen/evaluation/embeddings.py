@@ -1,6 +1,4 @@
-"""How well a trained embedding decoder reads a subject's test images: embeddings alone, no picture
-drawn.
-"""
+"""Score the embeddings that a trained decoder predicts for a subject's test images."""
 
 from __future__ import annotations
 
@@ -27,12 +25,12 @@ from braingen.targets.tables import Targets
 
 
 class TestEmbeddings(NamedTuple):
-    """Embeddings read out of the test images' presentations, averaged over them."""
+    """Decoded embeddings of the test images, averaged over presentations."""
 
     embedding_ND: Tensor
-    """After the prior, in CLIP's own units, tokens flattened."""
+    """Output of the prior in CLIP's own units, tokens flattened."""
     clip_ND: Tensor
-    """The projected output, in standardised units, tokens flattened."""
+    """Projected output in standardised units, tokens flattened."""
     image_N: np.ndarray
     """Image ids."""
 
@@ -41,12 +39,12 @@ class TestEmbeddings(NamedTuple):
 def decode_test_images(
     config: Config, modality: str, embedding_decoder: EmbeddingDecoder, random: bool = False
 ) -> TestEmbeddings:
-    """Read the test images of the (first) subject.
+    """Decode the test images of the first subject.
 
     Parameters
     ----------
     random : bool, optional
-        Read standard normal voxels instead, seeded by image id: the baseline.
+        Decode standard normal voxels, seeded by image id, instead: the random baseline.
     """
     layout, device, subject = (
         Layout.of(config.data.root),
@@ -84,21 +82,21 @@ class EmbeddingScores(NamedTuple):
     """Scores of every test image."""
 
     values: dict[str, np.ndarray]
-    """By name: CLIP cosine, top-1 retrieval both ways, share of the other images that two-way
-    identification tells apart.
+    """By name: CLIP cosine, top-1 retrieval in both directions, two-way identification (share of
+    distractors beaten).
     """
     chance: dict[str, float]
 
     def by_place(self, name: str) -> dict[int, float]:
-        """The values of a score by the image's place among the test images."""
+        """Return the values of a score by the image's index among the test images."""
         return dict(enumerate(self.values[name].tolist()))
 
 
 def score_embeddings(
-    config: Config, modality: str, embedding_decoder: EmbeddingDecoder, read: TestEmbeddings
+    config: Config, modality: str, embedding_decoder: EmbeddingDecoder, decoded: TestEmbeddings
 ) -> EmbeddingScores:
-    """Hold what was read against the true embeddings."""
-    true_ND = Targets(config).of(modality, read.image_N)
+    """Score decoded embeddings against the true ones."""
+    true_ND = Targets(config).of(modality, decoded.image_N)
     standard_ND = embedding_decoder.cpu().standardised(true_ND).flatten(1).numpy()
     settings = {
         "pool": config.evaluation.retrieval_pool,
@@ -107,12 +105,14 @@ def score_embeddings(
         "seed": config.run.seed,
     }
     _, cosines = decoder_scores(
-        read.embedding_ND.numpy(), true_ND.flatten(1).numpy(), read.image_N, **settings
+        decoded.embedding_ND.numpy(), true_ND.flatten(1).numpy(), decoded.image_N, **settings
     )
-    scores, retrieval = decoder_scores(read.clip_ND.numpy(), standard_ND, read.image_N, **settings)
-    told_apart = two_way(true_ND.flatten(1).numpy(), read.embedding_ND.numpy()).share_N
+    scores, retrieval = decoder_scores(
+        decoded.clip_ND.numpy(), standard_ND, decoded.image_N, **settings
+    )
+    two_way_N = two_way(true_ND.flatten(1).numpy(), decoded.embedding_ND.numpy()).share_N
     values = {name: retrieval[name].to_numpy() for name in retrieval if name != "clip_cos"}
-    values |= {"two_way_clip": told_apart, "clip_cos": cosines["clip_cos"].to_numpy()}
+    values |= {"two_way_clip": two_way_N, "clip_cos": cosines["clip_cos"].to_numpy()}
     return EmbeddingScores(
         values,
         {name: score.chance for name, score in scores.items() if score.chance is not None}
@@ -123,9 +123,7 @@ def score_embeddings(
 def scores_at(
     config: Config, modality: str, path: Path, embedding_decoder_folder: Path, random: bool = False
 ) -> EmbeddingScores:
-    """The scores of a finished embedding decoder, from ``path`` where they have been computed
-    before.
-    """
+    """Score a trained embedding decoder, or read its scores from ``path`` where they exist."""
     if not path.exists():
         embedding_decoder = EmbeddingDecoder.from_pretrained(embedding_decoder_folder)
         found = score_embeddings(

@@ -1,6 +1,4 @@
-"""Score the reconstructions beside random voxels, an oracle and ridge regression; every figure with
-its interval.
-"""
+"""Score reconstructions beside random voxels, an oracle and ridge regression, with intervals."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ from braingen.encoders.trained import load_embedding_decoder
 from braingen.evaluation.averaged import Scored, averaged, intervals
 from braingen.evaluation.decoding import FEWEST_CANDIDATES, decoder_scores, scores_by_part
 from braingen.evaluation.evaluate_captions import TextSpace, caption_table
-from braingen.evaluation.evaluate_images import evaluate_pictures
+from braingen.evaluation.evaluate_images import evaluate_images
 from braingen.evaluation.feature_store import FeatureStore
 from braingen.evaluation.human_ratings import read_study, scores_in
 from braingen.evaluation.identification import two_way
@@ -40,11 +38,11 @@ from braingen.evaluation.metric_table import (
 )
 from braingen.evaluation.observers import observers
 from braingen.evaluation.ridge import fit_ridge
-from braingen.evaluation.scene_observers import caption_of, load_scene_classifier
+from braingen.evaluation.scene_observers import load_scene_classifier, scene_attributes
 from braingen.evaluation.score_files import (
     SCORES,
     Origin,
-    evidence_of,
+    feature_progress,
     print_scores,
     write_extremes,
     write_scores,
@@ -54,8 +52,7 @@ from braingen.evaluation.tables import as_json
 from braingen.evaluation.uncertainty import compare, share_interval, two_way_interval
 from braingen.generation.refine import refined_folder, refined_is_there
 from braingen.pretrained.tiny import check_backbone
-from braingen.runtime.console import Progress
-from braingen.runtime.console import console as new_console
+from braingen.runtime.console import Progress, console
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
@@ -80,12 +77,12 @@ from braingen.types import Score
 
 COMPARISONS, BY_PART, CONTROLS = "comparisons.json", "scores_by_part.csv", "controls.json"
 REFINED, REFINEMENT = "refined", "refinement.json"
-"""Name of the refined pictures beside the sources, and where their scores go."""
+"""Name of the refined images beside the sources, and the file of their scores."""
 logger = logging.getLogger(__name__)
 
 COLOUR, TWO_WAY = "colour_accuracy", "two_way_embedding"
 FEW = 20
-"""Test pictures below which a warning tells how little can be said."""
+"""Number of test images below which a warning states the width of chance."""
 
 
 def _decoding(
@@ -96,19 +93,19 @@ def _decoding(
     mean_D: Tensor,
     ids: np.ndarray,
 ) -> Scored:
-    """CLIP-cos and two-way identification of the decoded embedding; retrieval with the encoder's
-    projected output.
+    """Score decoded embeddings: CLIP-cos, two-way identification, and retrieval.
 
-    Retrieval and two-way identification are of embeddings around the training mean.
+    CLIP-cos is that of the decoded embedding in CLIP's own units. Two-way identification and
+    retrieval subtract the training mean first; retrieval uses the encoder's projected output.
 
     Parameters
     ----------
     image_ND, true_ND : Tensor
         Decoded and true embeddings in CLIP's own units.
     clip_ND : Tensor
-        The projected output, around the training mean.
+        The projected output minus the training mean.
     mean_D : Tensor
-        Mean embedding of the training pictures.
+        Mean embedding of the training images.
     """
     true_clip_ND = true_ND - mean_D
     settings = {
@@ -122,22 +119,20 @@ def _decoding(
         clip_ND.numpy(), true_clip_ND.numpy(), ids, **settings
     )
     scores = {name: (cosine if name == "clip_cos" else retrieval)[name] for name in cosine}
-    apart = two_way(true_clip_ND.numpy(), (image_ND - mean_D).numpy())
-    interval = two_way_interval(apart.beats_NN, config.evaluation.bootstrap, config.run.seed)
+    identified = two_way(true_clip_ND.numpy(), (image_ND - mean_D).numpy())
+    interval = two_way_interval(identified.beats_NN, config.evaluation.bootstrap, config.run.seed)
     scores[TWO_WAY] = Score(
         *interval, random=None, oracle=None, ridge=None, chance=0.5, n=len(ids), pool=None
     )
-    own = pd.Series(apart.share_N, index=pd.Index(ids, name="image"), name=TWO_WAY)
+    own = pd.Series(identified.share_N, index=pd.Index(ids, name="image"), name=TWO_WAY)
     table = pd.concat(
         [cosine_table[["clip_cos"]], own, retrieval_table.drop(columns="clip_cos")], axis=1
     )
-    return Scored(scores, table, {TWO_WAY: apart})
+    return Scored(scores, table, {TWO_WAY: identified})
 
 
 def training_mean(config: Config, targets: Targets, modality: str = "image") -> Tensor:
-    """Mean embedding of the subject's training pictures, each once, in CLIP's own units, tokens
-    flattened.
-    """
+    """Mean embedding of the subject's distinct training images in CLIP's own units, flattened."""
     table = train_trials(
         Layout.of(config.data.root), config.data.subjects[0], config.data.num_sessions
     ).table
@@ -148,11 +143,10 @@ def training_mean(config: Config, targets: Targets, modality: str = "image") -> 
 def ridge_embeddings(
     config: Config, targets: Targets, ids: np.ndarray, modality: str = "image"
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings of the test images by cross-validated ridge regression on the same training
-    trials.
+    """Predict the test images' embeddings by cross-validated ridge regression.
 
-    Ridge learns from all training trials, the encoders' held-out ones included: it chooses its
-    penalty by leaving images out.
+    Ridge uses all training trials, the encoders' validation images included: it chooses its
+    penalty by leave-one-image-out cross-validation.
 
     Returns
     -------
@@ -187,9 +181,9 @@ def ridge_embeddings(
 
 
 def colour_score(words: pd.DataFrame) -> Score:
-    """How often the judge names the colour rightly, of the objects that come in several colours."""
-    asked = words[words["colour_true"] != ""]
-    right = (asked["colour_true"] == asked["colour_said"]).to_numpy(dtype=float)
+    """Accuracy of the predicted colour over the objects that come in several colours."""
+    coloured = words[words["colour_true"] != ""]
+    right = (coloured["colour_true"] == coloured["colour_said"]).to_numpy(dtype=float)
     interval = share_interval(right)
     return Score(
         *interval,
@@ -203,7 +197,7 @@ def colour_score(words: pd.DataFrame) -> Score:
 
 
 def _require(config: Config) -> dict[str, list[Path]]:
-    """Source -> folders of its drawings, as far as they are there."""
+    """Return the finished output folders of every source."""
     brain, oracle = (drawn_folder(config, source) for source in ("brain", "oracle"))
     if not (brain / INDEX).exists():
         what = typed_run(config.run.folder)
@@ -220,20 +214,20 @@ def _require(config: Config) -> dict[str, list[Path]]:
 
 
 def warn_of_few(count: int) -> None:
-    """Say how little a few test pictures can tell.
+    """Warn that scores of few test images have wide intervals.
 
     Raises
     ------
     UserError
-        For a single picture: there is nothing it could be mistaken for.
+        For a single image, which has no distractor.
     """
     advice = (
-        "prepare with more test pictures (prepare.test_share, prepare.test_images), or leave every"
-        " picture out once: braingen cross-validate --scans SCANS."
+        "prepare with more test images (prepare.test_share, prepare.test_images), or leave every"
+        " image out once: braingen cross-validate --scans SCANS."
     )
     if count < 2:
         raise UserError(
-            f"{count} test picture cannot be scored, since there is no other to take it for:"
+            f"{count} test image cannot be scored: there is no other image to confuse it with;"
             f" {advice}"
         )
     if count < FEW:
@@ -243,7 +237,7 @@ def warn_of_few(count: int) -> None:
             else f" Retrieval needs {FEWEST_CANDIDATES} and is left out."
         )
         logger.warning(
-            "Only %d test pictures: two-way identification is at chance at 0.500, and by chance"
+            "Only %d test images: two-way identification is at chance at 0.500, and by chance"
             " alone within about +-%.2f of it (95 %%).%s Better: %s",
             count,
             0.98 / np.sqrt(count),
@@ -254,11 +248,10 @@ def warn_of_few(count: int) -> None:
 
 @torch.no_grad()
 def scores_of_parts(config: Config, targets: Targets, ids: np.ndarray) -> pd.DataFrame:
-    """CLIP-cos and retrieval of what every level, and every expert, of the image encoder says by
-    itself.
+    """Score every level and every expert of the image encoder on its own.
 
-    Embeddings are averaged over presentations and compared around the training mean, before the
-    prior.
+    Embeddings are averaged over presentations, before the prior, and compared after subtracting
+    the training mean.
     """
     embedding_decoder, subject = (
         load_embedding_decoder(config, "image").to(device_of(config)),
@@ -268,7 +261,7 @@ def scores_of_parts(config: Config, targets: Targets, ids: np.ndarray) -> pd.Dat
     repeats, betas = group_repeats(test_trials(layout, subject)), Betas.of(layout, subject)
     kept = np.isin(repeats.image_N, ids)
     repeats = Repeats(repeats.image_N[kept], repeats.rows_NR[kept])
-    said: dict[str, list[Tensor]] = {}
+    outputs: dict[str, list[Tensor]] = {}
     for batch in RepeatBatches(repeats, betas, subject, 32):
         count, presentations = batch.present_BR.shape
         out = embedding_decoder(
@@ -290,7 +283,7 @@ def scores_of_parts(config: Config, targets: Targets, ids: np.ndarray) -> pd.Dat
                 part_BTD.float().unflatten(0, (count, presentations)),
                 batch.present_BR.to(part_BTD.device),
             )
-            said.setdefault(name, []).append(mean_BTD.flatten(1).cpu())
+            outputs.setdefault(name, []).append(mean_BTD.flatten(1).cpu())
     true_ND = (
         embedding_decoder.cpu().standardised(targets.image(repeats.image_N)).flatten(1).numpy()
     )
@@ -299,35 +292,33 @@ def scores_of_parts(config: Config, targets: Targets, ids: np.ndarray) -> pd.Dat
         "draws": config.evaluation.retrieval_draws,
         "seed": config.run.seed,
     }
-    decoded = {name: torch.cat(rows).numpy() for name, rows in said.items()}
+    decoded = {name: torch.cat(rows).numpy() for name, rows in outputs.items()}
     return scores_by_part(
         decoded, true_ND, repeats.image_N, resamples=config.evaluation.bootstrap, **settings
     )
 
 
 class ScoredSource(NamedTuple):
-    """Everything that is scored of one drawing of the images."""
+    """Everything that is scored of one generated sample of the images."""
 
-    pictures: MetricTable
+    images: MetricTable
     decoding: Scored | None
-    """None of refined pictures: their embeddings and captions are those of the pictures they were
-    made from.
-    """
+    """None for refined images, which share embeddings and captions with the unrefined ones."""
     captions: Scored | None
-    words: pd.DataFrame | None
-    """What the judge says of them; of simulated scenes only."""
+    attributes: pd.DataFrame | None
+    """Predictions of the scene classifier; simulated scenes only."""
 
     def together(self) -> Scored:
-        """All its scores."""
+        """Merge all its scores."""
         parts = [
-            Scored(self.pictures.scores, self.pictures.table, self.pictures.identified),
+            Scored(self.images.scores, self.images.table, self.images.identified),
             *filter(None, (self.decoding, self.captions)),
         ]
         tables = [part.table for part in parts]
-        if self.words is not None and COLOUR in self.pictures.scores:
-            asked = self.words["colour_true"] != ""
+        if self.attributes is not None and COLOUR in self.images.scores:
+            coloured = self.attributes["colour_true"] != ""
             tables.append(
-                (self.words["colour_true"] == self.words["colour_said"])[asked]
+                (self.attributes["colour_true"] == self.attributes["colour_said"])[coloured]
                 .astype(float)
                 .rename(COLOUR)
                 .to_frame()
@@ -338,33 +329,34 @@ class ScoredSource(NamedTuple):
 
 
 def evaluate(config: Config, group: Group = ALONE) -> Path:
-    """Write the scores of a run into its folder (`evaluation/score_files.py` names the files), or
-    of ``evaluation.all_recons_path``.
+    """Score a run, or the images at ``evaluation.all_recons_path``.
+
+    `braingen.evaluation.score_files` names the files that are written into the run folder.
 
     Parameters
     ----------
     group : Group, optional
-        Processes that score the drawings side by side; without any, one after another here.
+        Processes that score the samples in parallel; by default they are scored in sequence here.
 
     Returns
     -------
     Path
-        Path of scores.json; with several subjects of the mean over them, each subject's lie in its
-        own folder.
+        Path of scores.json. With several subjects it holds their mean, and each subject's scores
+        are in the subject's folder.
     """
     config = at_test_set(config)
     if config.evaluation.all_recons_path:
-        return evaluate_pictures(one_subject(config, "evaluation.all_recons_path"))
+        return evaluate_images(one_subject(config, "evaluation.all_recons_path"))
     check_backbone(config)
     configs = subject_configs(config)
-    for one in configs:  # before minutes of scoring
+    for one in configs:  # fails before minutes of scoring
         _require(one)
     each_subject(config, lambda one: evaluate_subject(one, group))
     return write_mean(config) if len(configs) > 1 else configs[0].run.folder / SCORES
 
 
 class _Scorer:
-    """What the drawings of a run are scored with, loaded once for all of them."""
+    """Loads everything that scores the sources of a run, once."""
 
     def __init__(self, config: Config, image_N: tuple[int, ...]) -> None:
         self.config, self.ids = config, np.array(image_N)
@@ -379,20 +371,19 @@ class _Scorer:
         )
         layout = Layout.of(config.data.root)
         self.space = TextSpace(self.targets) if has_captions(layout) else None
-        self.kept = (
-            layout.cache() / "features"
-        )  # of the true pictures, for every source and later evaluation
+        # features of the true images, shared by all sources and later evaluations
+        self.kept = layout.cache() / "features"
 
     def source(self, folder: Path, refined: bool) -> ScoredSource:
-        """Score one drawing of the images; what is missing is noted in `missing`."""
+        """Score one generated sample of the images; `missing` collects what cannot be scored."""
         config, ids = self.config, self.ids
         found = {} if refined else load_file(folder / EMBEDDINGS)
         if not refined and not np.array_equal(found["ids"].numpy(), ids):
             brain = drawn_folder(config, "brain")
             raise UserError(
-                f"{folder} and {brain} hold different images: draw both with the same settings."
+                f"{folder} and {brain} hold different images: generate both with the same settings."
             )
-        pictures = PngImages(folder, ids)
+        images = PngImages(folder, ids)
         settings: dict[str, Any] = {
             "readouts": self.named,
             "resamples": config.evaluation.bootstrap,
@@ -400,34 +391,36 @@ class _Scorer:
         }
         with (
             Progress() as progress,
-            FeatureStore(self.kept, progress=evidence_of(progress)) as store,
+            FeatureStore(self.kept, progress=feature_progress(progress)) as store,
         ):
-            sheet = score_images(
+            metric_table = score_images(
                 self.truth,
                 ids,
-                pictures,
+                images,
                 ids,
                 self.networks,
                 missing=self.missing,
                 store=store,
                 **settings,
             )
-        words = None
+        attributes = None
         if self.simulated:
-            words = caption_of(load_scene_classifier(), Layout.of(config.data.root), ids, pictures)
-            if (words["colour_true"] != "").any():
-                sheet.scores[COLOUR] = colour_score(words)
+            attributes = scene_attributes(
+                load_scene_classifier(), Layout.of(config.data.root), ids, images
+            )
+            if (attributes["colour_true"] != "").any():
+                metric_table.scores[COLOUR] = colour_score(attributes)
         if refined:
-            return ScoredSource(sheet, None, None, words)
+            return ScoredSource(metric_table, None, None, attributes)
         decoded, projected = found["image"].flatten(1), found["image_clip"].flatten(1)
         decoding = _decoding(config, decoded, projected, self.true_ND, self.mean_D, ids)
         captions, absent = caption_table(config, self.targets, self.space, folder, ids)
         self.missing.update(absent)
-        return ScoredSource(sheet, decoding, captions, words)
+        return ScoredSource(metric_table, decoding, captions, attributes)
 
 
 _scorer = lru_cache(maxsize=1)(_Scorer)
-"""The scorer of this process."""
+"""The scorer of this process, kept for the sources of one subject."""
 
 
 def _score_source(
@@ -444,7 +437,7 @@ def _score_ridge(config: Config, image_N: tuple[int, ...]) -> Scored:
 
 
 def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
-    """Score the only subject of a configuration."""
+    """Score the only subject of a configuration, and write its files."""
     folders = _require(config)
     if refined_is_there(config):
         folders[REFINED] = [refined_folder(config)]
@@ -452,9 +445,9 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
     ids = load_file(brain / EMBEDDINGS)["ids"].numpy()
     warn_of_few(len(ids))
     image_N = tuple(ids.tolist())
-    drawn = [(name, folder) for name, some in folders.items() for folder in some]
+    sources = [(name, folder) for name, some in folders.items() for folder in some]
     tasks = [Task("scores of ridge regression", _score_ridge, (config, image_N))]
-    for name, folder in drawn:
+    for name, folder in sources:
         tasks.append(
             Task(
                 f"scores of {folder.name}",
@@ -468,34 +461,37 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
         _scorer.cache_clear()
     found: dict[str, list[ScoredSource]] = {name: [] for name in folders}
     missing: dict[str, str] = {}
-    for (name, _), (source, absent) in zip(drawn, scored, strict=True):
+    for (name, _), (source, absent) in zip(sources, scored, strict=True):
         found[name].append(source)
         missing |= absent
     targets = Targets(config)
     truth = SeenImages(targets.stimuli, ids)
-    of = {
+    averages = {
         name: averaged(
-            [each.together() for each in drawings], config.evaluation.bootstrap, config.run.seed
+            [each.together() for each in samples], config.evaluation.bootstrap, config.run.seed
         )
-        for name, drawings in found.items()
+        for name, samples in found.items()
     }
     first = found["brain"][0]
     scores = with_baselines(
-        of["brain"], random=of.get("random"), oracle=of.get("oracle"), ridge=ridge.scores
+        averages["brain"],
+        random=averages.get("random"),
+        oracle=averages.get("oracle"),
+        ridge=ridge.scores,
     )
     folder = config.run.folder
-    judged = read_study(folder)
-    if judged.get("stale"):
-        new_console().print(
-            "The pictures have been drawn anew since people judged them: the study is left out."
+    ratings = read_study(folder)
+    if ratings.get("stale"):
+        console().print(
+            "The images were generated again after people rated them: the study is left out."
         )
-    scores |= scores_in(judged)
+    scores |= scores_in(ratings)
     assert first.decoding is not None
     beside = [
         first.decoding.table,
         *(
             each
-            for each in (first.captions and first.captions.table, first.words)
+            for each in (first.captions and first.captions.table, first.attributes)
             if each is not None
         ),
     ]
@@ -509,17 +505,17 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
         subject,
         config.run.seed,
     )
-    path = write_scores(folder, origin, scores, first.pictures, beside, missing)
+    path = write_scores(folder, origin, scores, first.images, beside, missing)
     write_extremes(
         folder,
-        first.pictures.table,
+        first.images.table,
         LoadedImages(truth, ids),
         LoadedImages(PngImages(brain, ids), ids),
     )
     controls = {
-        name: {"drawings": len(folders[name]), "scores": intervals(of[name])}
+        name: {"drawings": len(folders[name]), "scores": intervals(averages[name])}
         for name in ("random", "oracle")
-        if name in of
+        if name in averages
     }
     write_json(folder / CONTROLS, controls)
     write_json(
@@ -527,8 +523,7 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
     )
     if REFINED in found:
         write_json(
-            folder / REFINEMENT,
-            _before_and_after(config, first.pictures, found[REFINED][0].pictures),
+            folder / REFINEMENT, _before_and_after(config, first.images, found[REFINED][0].images)
         )
     else:
         (folder / REFINEMENT).unlink(missing_ok=True)
@@ -543,7 +538,7 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
 def _comparisons(
     config: Config, decodings: Mapping[str, Scored], ids: np.ndarray
 ) -> list[dict[str, float | str]]:
-    """The encoder against ridge, image by image."""
+    """Compare the encoder with ridge regression, image by image."""
     tables = {name: decodings[name].table.loc[ids] for name in ("brain", "ridge")}
     columns = {
         name: {score: table[score].to_numpy() for score in table} for name, table in tables.items()
@@ -564,7 +559,7 @@ def _comparisons(
 
 
 def _before_and_after(config: Config, before: MetricTable, after: MetricTable) -> dict[str, Any]:
-    """Scores of the pictures before and after refinement, and their differences, image by image."""
+    """Compare scores of the images before and after refinement, image by image."""
     found_both = compare_metric_tables(
         {"after": after, "before": before}, config.evaluation.bootstrap, config.run.seed
     )

@@ -1,4 +1,4 @@
-"""Scores of the captions that stand beside a folder's pictures."""
+"""Score the decoded captions of a folder of generated images."""
 
 from __future__ import annotations
 
@@ -19,24 +19,21 @@ from braingen.targets.tables import Targets
 
 
 class TextSpace:
-    """CLIP text embeddings of captions, each computed once: those that people wrote come again for
-    every source of pictures.
-    """
+    """CLIP text embeddings of captions; each caption is embedded once."""
 
     def __init__(self, targets: Targets) -> None:
         self._encoder = targets.text_encoder
         self._known: dict[str, np.ndarray] = {}
 
     @property
-    def there(self) -> bool:
-        """Whether the backbone has a text encoder with a projection into CLIP's joint space (SDXL's
-        second one).
-        """
+    def available(self) -> bool:
+        """Whether the backbone has a text encoder that projects into CLIP's joint space."""
+        # SDXL's second text encoder
         return "bigG" in self._encoder.models
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """texts x D."""
+        """Embed texts (texts x D)."""
         unknown = list(dict.fromkeys(text for text in texts if text not in self._known))
         for start in range(0, len(unknown), 64):
             part = unknown[start : start + 64]
@@ -49,26 +46,26 @@ class TextSpace:
 def caption_table(
     config: Config, targets: Targets, space: TextSpace | None, folder: Path, ids: np.ndarray
 ) -> tuple[Scored | None, dict[str, str]]:
-    """Scores of the captions that stand beside a folder's pictures, against what people wrote.
+    """Score the decoded captions of a folder against the true ones.
 
     Returns
     -------
     scores
-        None where the data hold no captions, or no text was decoded.
+        None where the data hold no captions or no text was decoded.
     missing
-        Name of a score -> the sentence that says how to get it.
+        Name of a score -> how to get it.
     """
-    said = read_json(folder / INDEX).get("captions")
-    if space is None or said is None:
+    decoded = read_json(folder / INDEX).get("captions")
+    if space is None or decoded is None:
         return None, {}
     scores, values, missing = caption_scores(
-        [said[str(int(image))] for image in ids],
+        [decoded[str(int(image))] for image in ids],
         [targets.captions[int(image)] for image in ids],
-        space if space.there else None,
+        space if space.available else None,
         config.evaluation.bootstrap,
         config.run.seed,
     )
-    if not space.there:
+    if not space.available:
         missing["clip_text"] = (
             "CLIP text similarity is missing: it needs SDXL's second text encoder; get it with: "
             " --text_output bigG"

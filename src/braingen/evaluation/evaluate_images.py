@@ -1,6 +1,4 @@
-"""Score anybody's reconstructions: a folder of pictures or an array, beside what was seen. No
-decoder is asked.
-"""
+"""Score reconstructions of any method: a folder of images or an array. No decoder is needed."""
 
 from __future__ import annotations
 
@@ -13,13 +11,13 @@ from braingen.config import Config
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import group_repeats, test_trials
 from braingen.evaluation.feature_store import FeatureStore
-from braingen.evaluation.image_files import LoadedImages, load_pictures
+from braingen.evaluation.image_files import LoadedImages, load_images
 from braingen.evaluation.image_sets import SeenImages
 from braingen.evaluation.metric_table import score_images
 from braingen.evaluation.observers import observers
 from braingen.evaluation.score_files import (
     Origin,
-    evidence_of,
+    feature_progress,
     print_scores,
     write_extremes,
     write_scores,
@@ -29,20 +27,18 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 
 ALL_IMAGES = "all_images.pt"
-"""MindEye2's file of what was seen; it lies one folder above ``<model>/<model>_all_recons.pt``, in
-the same order.
-"""
+"""MindEye2's file of the true images, one folder above ``<model>/<model>_all_recons.pt``."""
 
 
 class ScoringRequest(NamedTuple):
-    """What is to be scored, beside what was seen."""
+    """The images to score, and the true ones."""
 
     recons: LoadedImages
     truth: LoadedImages
     protocol: str
-    """Where what was seen comes from, and how the two were matched."""
+    """Where the true images come from, and how the two sets were matched."""
     stimuli: Stimuli | None
-    """The data folder's pictures, where these were seen."""
+    """The data folder's images, where the true ones are from there."""
 
 
 def _test_images(config: Config) -> np.ndarray:
@@ -51,35 +47,33 @@ def _test_images(config: Config) -> np.ndarray:
 
 
 def _opened(path: Path, otherwise: np.ndarray | None) -> LoadedImages:
-    """Pictures with the ids that their file states; those of ``otherwise`` where it states none."""
+    """Load images with the ids in their file, or with ``otherwise`` where it has none."""
     stated = _stated(path)
     if stated is not None or otherwise is None:
-        return stated or load_pictures(path)
-    found = load_pictures(path, otherwise)
-    if len(found.pictures) != len(otherwise):
+        return stated or load_images(path)
+    found = load_images(path, otherwise)
+    if len(found.images) != len(otherwise):
         raise UserError(
-            f"{path} holds {len(found.pictures)} pictures without image ids, where there are"
-            f" {len(otherwise)} images: put the ids of the pictures into"
+            f"{path} holds {len(found.images)} images without image ids; {len(otherwise)} images"
+            " were expected: put the image ids into"
             f" {path.with_name(path.stem + '_ids.npy')}."
         )
     return found
 
 
 def _stated(path: Path) -> LoadedImages | None:
-    """Pictures with the ids that their file states; None where it states none."""
+    """Load images with the ids in their file; None where it has none."""
     try:
-        return load_pictures(path)
+        return load_images(path)
     except UserError:
         if not path.is_file():
             raise
-        load_pictures(path, np.arange(0))  # whatever else is wrong with the file is told
+        load_images(path, np.arange(0))  # raises for any other fault of the file
         return None
 
 
 def _truth_file(config: Config, recons: Path) -> Path | None:
-    """The file of what was seen: the one that is named, else MindEye2's near the pictures, else
-    none.
-    """
+    """Find the file of true images: the one in the settings, else MindEye2's near the images."""
     if config.evaluation.true_images_path:
         return Path(config.evaluation.true_images_path).expanduser()
     near = (
@@ -90,7 +84,7 @@ def _truth_file(config: Config, recons: Path) -> Path | None:
     return next((path for path in near if path.is_file() and path != recons), None)
 
 
-def _asked(config: Config) -> ScoringRequest:
+def _request(config: Config) -> ScoringRequest:
     path = Path(config.evaluation.all_recons_path).expanduser()
     layout, subject = Layout.of(config.data.root), config.data.subjects[0]
     there = layout.images().exists() and layout.wds_test(subject).exists()
@@ -99,20 +93,20 @@ def _asked(config: Config) -> ScoringRequest:
         recons, truth = _stated(path), _stated(file)
         how = "matched by image id"
         if recons is None and truth is None:
-            # neither MindEye2's pictures nor its all_images.pt have ids: the test images by
-            # ascending id, or just the first, second, ...
-            count = len(load_pictures(path, np.arange(0)).pictures)
+            # MindEye2's files have no ids: they are the test images by ascending id, else any
+            # images in the same order
+            count = len(load_images(path, np.arange(0)).images)
             ids = _test_images(config) if there else np.arange(count)
-            recons = load_pictures(path, ids if len(ids) == count else np.arange(count))
+            recons = load_images(path, ids if len(ids) == count else np.arange(count))
             how = f"no image ids: in the order of {file.name}"
         recons = recons or _opened(path, truth.image_N if truth else None)
         return ScoringRequest(
             recons, truth or _opened(file, recons.image_N), f"{file.name}; {how}", None
         )
-    _stated(path)  # what is wrong with the pictures is told before what is missing beside them
+    _stated(path)  # faults of the images are reported before missing true images
     if not layout.images().exists():
         raise UserError(
-            f"What was seen is not known: {layout.images()} does not exist. Name the data folder"
+            f"The true images are not known: {layout.images()} does not exist. Name the data folder"
             " (--root) or a file (--true_images_path)."
         )
     recons = _opened(path, _test_images(config) if there else None)
@@ -136,29 +130,29 @@ def _asked(config: Config) -> ScoringRequest:
     )
 
 
-def evaluate_pictures(config: Config) -> Path:
-    """Score the pictures of ``evaluation.all_recons_path``.
+def evaluate_images(config: Config) -> Path:
+    """Score the images of ``evaluation.all_recons_path``.
 
     Returns
     -------
     Path
-        Path of scores.json in the run folder; decoder scores, random voxels and oracle are absent,
-        since only pictures are given.
+        Path of scores.json in the run folder. Decoder scores, random voxels and oracle are absent,
+        since only images are given.
     """
-    asked = _asked(config)
-    simulated = asked.stimuli is not None and asked.stimuli.simulated
+    request = _request(config)
+    simulated = request.stimuli is not None and request.stimuli.simulated
     folder = config.run.folder
-    networks, named, missing = observers(config, simulated, asked.truth.image_N)
+    networks, named, missing = observers(config, simulated, request.truth.image_N)
     settings: dict[str, Any] = {
         "readouts": named,
         "missing": missing,
         "resamples": config.evaluation.bootstrap,
         "seed": config.run.seed,
     }
-    kept = Layout.of(config.data.root).cache() / "features" if asked.stimuli is not None else None
-    with Progress() as progress, FeatureStore(kept, progress=evidence_of(progress)) as store:
-        (truth, true_ids), (recons, ids) = asked.truth, asked.recons
-        sheet = score_images(
+    kept = Layout.of(config.data.root).cache() / "features" if request.stimuli is not None else None
+    with Progress() as progress, FeatureStore(kept, progress=feature_progress(progress)) as store:
+        (truth, true_ids), (recons, ids) = request.truth, request.recons
+        metric_table = score_images(
             truth,
             true_ids,
             recons,
@@ -168,9 +162,9 @@ def evaluate_pictures(config: Config) -> Path:
             store=store,
             **settings,
         )
-    subject = config.data.subjects[0] if asked.stimuli is not None else None
-    origin = Origin(config.evaluation.method, asked.protocol, subject, config.run.seed)
-    path = write_scores(folder, origin, sheet.scores, sheet, [], missing)
-    write_extremes(folder, sheet.table, asked.truth, asked.recons)
-    print_scores(sheet.scores, missing)
+    subject = config.data.subjects[0] if request.stimuli is not None else None
+    origin = Origin(config.evaluation.method, request.protocol, subject, config.run.seed)
+    path = write_scores(folder, origin, metric_table.scores, metric_table, [], missing)
+    write_extremes(folder, metric_table.table, request.truth, request.recons)
+    print_scores(metric_table.scores, missing)
     return path

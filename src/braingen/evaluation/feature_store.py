@@ -1,8 +1,8 @@
-"""Features of many pictures, computed a batch at a time and held on the disk when they are large.
+"""Compute network features of many images in batches, and store large ones on disk.
 
 N images, B of them at a time, F features. AlexNet(2) at 256 pixels has 184 512 features, 738 MB for
-1000 pictures; they are written to a file as they come and read back in blocks by `scores.identify`.
-Those of true pictures are kept between runs when a folder is given.
+1000 images; they are written to a file batch by batch and read back in blocks by
+`braingen.evaluation.identification`. With a folder, features of true images are kept between runs.
 """
 
 from __future__ import annotations
@@ -27,41 +27,40 @@ _IN_MEMORY = 64_000_000
 """Bytes; features up to this size are not written to the disk."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being computed, pictures done, and pictures in all."""
+"""Called with what is being computed, images done, and images in total."""
 
 
 _SCORED: WeakKeyDictionary[ImageSource, dict[tuple[int, int], torch.Tensor]] = WeakKeyDictionary()
-"""Batches of pictures as they are scored, kept for as long as the pictures where they are few."""
+"""Resized batches of small image sets, cached as long as the set lives."""
 
 
-def as_scored(pictures: ImageSource, part: slice) -> torch.Tensor:
-    """Pictures of a slice at 256 pixels, to which the published evaluation brings every picture
-    first.
+def as_scored(images: ImageSource, part: slice) -> torch.Tensor:
+    """Resize a slice of images to 256 pixels, as the published evaluation does first.
 
-    Every network asks for the same batches; those of small sets (`IN_MEMORY`) are made once, and
-    are not to be changed.
+    Batches of small sets (`IN_MEMORY`) are cached, since every network uses the same ones; do not
+    change them in place.
     """
-    if not isinstance(pictures, ImageSource) or 4 * len(pictures) * 3 * ERROR_SIDE**2 > IN_MEMORY:
-        return resize(torch.as_tensor(pictures[part]), ERROR_SIDE)
-    batches = _SCORED.setdefault(pictures, {})
-    start, stop, _ = part.indices(len(pictures))
+    if not isinstance(images, ImageSource) or 4 * len(images) * 3 * ERROR_SIDE**2 > IN_MEMORY:
+        return resize(torch.as_tensor(images[part]), ERROR_SIDE)
+    batches = _SCORED.setdefault(images, {})
+    start, stop, _ = part.indices(len(images))
     if (start, stop) not in batches:
-        batches[start, stop] = resize(torch.as_tensor(pictures[part]), ERROR_SIDE)
+        batches[start, stop] = resize(torch.as_tensor(images[part]), ERROR_SIDE)
     return batches[start, stop]
 
 
 class FeatureStore:
-    """Where features are put.
+    """Computes and stores features.
 
     Parameters
     ----------
     folder : Path | str | None, optional
-        Kept between runs, one file per network, weights and pictures; without it, or where it
-        cannot be written, a temporary folder that goes with this object.
+        Where features are kept between runs, one file per network, weights and images. By default,
+        or where it cannot be written, a temporary folder that is removed with this object.
     batch : int, optional
-        Pictures that go through a network at once.
+        Images per forward pass.
     progress : Progress | None, optional
-        Told after every batch.
+        Called after every batch.
     """
 
     def __init__(
@@ -81,7 +80,7 @@ class FeatureStore:
         if self._temporary:
             self._temporary.cleanup()
 
-    def features(self, network: Features, pictures: ImageSource, keep: bool = False) -> np.ndarray:
+    def features(self, network: Features, images: ImageSource, keep: bool = False) -> np.ndarray:
         """N x F features, float32: an array when small, else a read-only memory map.
 
         Parameters
@@ -95,16 +94,16 @@ class FeatureStore:
         """
         keep = keep and getattr(network, "weights", None) is not None
         of = (
-            f"{getattr(network, 'weights', None)}-{pictures.digest}"
+            f"{getattr(network, 'weights', None)}-{images.digest}"
             if keep
-            else f"now-{os.getpid()}-{id(pictures)}"
+            else f"now-{os.getpid()}-{id(images)}"
         )
         name = f"{network.name}-{of}.npy"
         path = self.folder / name
         if keep and path.exists():
             try:
                 kept = read_npy(path, "it is computed again")
-                if kept.ndim == 2 and len(kept) == len(pictures) and kept.dtype == np.float32:
+                if kept.ndim == 2 and len(kept) == len(images) and kept.dtype == np.float32:
                     return kept
             except UserError:
                 pass  # damaged: computed again
@@ -116,30 +115,30 @@ class FeatureStore:
             path = Path(self._temporary.name) / name
         with disk_errors_as_sentences(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            return self._computed(network, pictures, path, keep)
+            return self._computed(network, images, path, keep)
 
     def _computed(
-        self, network: Features, pictures: ImageSource, path: Path, keep: bool
+        self, network: Features, images: ImageSource, path: Path, keep: bool
     ) -> np.ndarray:
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         out_NF: np.ndarray | None = None
-        for start in range(0, len(pictures), self.batch):
+        for start in range(0, len(images), self.batch):
             part_BF = (
-                network.features(as_scored(pictures, slice(start, start + self.batch)))
+                network.features(as_scored(images, slice(start, start + self.batch)))
                 .float()
                 .cpu()
                 .flatten(1)
                 .numpy()
             )
             if out_NF is None:
-                shape = (len(pictures), part_BF.shape[1])
+                shape = (len(images), part_BF.shape[1])
                 small = 4 * shape[0] * shape[1] <= _IN_MEMORY and not keep
                 make = np.empty if small else lambda s, d: new_npy(unfinished, d, s)
                 out_NF = make(shape, np.float32)
             out_NF[start : start + self.batch] = part_BF
             if self.progress is not None:
-                self.progress(network.name, min(start + self.batch, len(pictures)), len(pictures))
-        assert out_NF is not None  # Pictures are never empty
+                self.progress(network.name, min(start + self.batch, len(images)), len(images))
+        assert out_NF is not None  # Images are never empty
         if not isinstance(out_NF, np.memmap):
             return out_NF
         out_NF.flush()

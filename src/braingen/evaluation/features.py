@@ -1,12 +1,11 @@
-"""The networks through which pictures are compared: each owns its preprocessing, its layer and its
-weights.
+"""Networks whose features compare images: each has its preprocessing, its layer and its weights.
 
-B batch, H W picture size, F features.
+B batch, H W image size, F features.
 
-A network is looked for in a folder of the user's, then in the usual caches (torch.hub, Hugging
-Face); nothing is downloaded here. Where its weights are missing it is reported with the one line
-that gets them. `build` makes it with random weights, for tests of shapes and for benchmarks; the
-score sheet refuses such a network.
+Weights are searched in a folder of the user's, then in the usual caches (torch.hub, Hugging Face);
+nothing is downloaded here. A network with missing weights is reported with the command that gets
+them. `build` makes it with random weights, for tests of shapes and for benchmarks; the metric
+table refuses such a network.
 """
 
 from __future__ import annotations
@@ -37,14 +36,12 @@ Use = Literal["two_way", "distance", "pair"]
 
 @runtime_checkable
 class Features(Protocol):
-    """What the score sheet asks of a network. It may also have ``use`` ("two_way" unless said) and
-    ``weights`` (a hash for the record).
-    """
+    """Interface of a network. Optional: ``use`` ("two_way" by default), ``weights`` (a hash)."""
 
     name: str
 
     def features(self, images_B3HW: Tensor) -> Tensor:
-        """B x F features of pictures in [0, 1]."""
+        """Compute B x F features of images in [0, 1]."""
 
 
 class MissingWeights(UserError):
@@ -63,23 +60,19 @@ class FeatureRecipe(NamedTuple):
     title: str
     """As in the field's tables."""
     use: Use
-    """Two-way identification, correlation distance of features, or a distance of its own between
-    two pictures.
-    """
+    """Two-way identification, correlation distance, or a distance between image pairs."""
     side: int
-    """Pixels to which pictures are resized (bilinear, no crop)."""
+    """Pixels to which images are resized (bilinear, no crop)."""
     pixels: tuple[tuple[float, float, float], tuple[float, float, float]]
     """Mean and standard deviation subtracted from and divided by."""
     file: str
     """File or folder of the weights."""
     line: str
-    """Command that puts them into the usual cache."""
+    """Command that downloads them into the usual cache."""
     build: Callable[[], nn.Module]
     """The module with random weights."""
     load: Callable[[nn.Module, Path], nn.Module]
-    """Puts the weights of a file into the module, and returns the part of it that gives the
-    features.
-    """
+    """Loads the weights of a file into the module, and returns the part that computes features."""
 
 
 class FeatureNetwork:
@@ -114,12 +107,12 @@ class FeatureNetwork:
 
     @torch.inference_mode()
     def features(self, images_B3HW: Tensor) -> Tensor:
-        """B x F features of pictures in [0, 1], of any size."""
+        """B x F features of images in [0, 1], of any size."""
         return self._module(self._prepared(images_B3HW)).flatten(1)
 
     @torch.inference_mode()
     def distance(self, truth_B3HW: Tensor, recons_B3HW: Tensor) -> Tensor:
-        """B distances between pictures, of a network with ``use`` "pair"."""
+        """Compute B distances between images; only for ``use`` "pair"."""
         return self._module(self._prepared(truth_B3HW), self._prepared(recons_B3HW)).flatten()
 
 
@@ -135,9 +128,7 @@ def _torchvision(architecture: str, **arguments: Any) -> nn.Module:
 
 
 def _headless(head: str) -> Callable[[nn.Module, Path | None], nn.Module]:
-    """Strict loading of a classifier whose last part is then left out, so that it ends in its
-    pooled features.
-    """
+    """Load a classifier strictly, and drop its head so that it returns pooled features."""
 
     def load(module: nn.Module, path: Path | None) -> nn.Module:
         if path is not None:
@@ -161,9 +152,7 @@ def _alexnet(last: int) -> Callable[[nn.Module, Path | None], nn.Module]:
 
 
 def _swav(module: nn.Module, path: Path | None) -> nn.Module:
-    """The released checkpoint has prototypes and a projection head that play no part here, and no
-    classifier.
-    """
+    """Load SwAV: the checkpoint has unused prototypes and a projection head, and no classifier."""
     if path is not None:
         state = {key.removeprefix("module."): value for key, value in _read(path).items()}
         odd = module.load_state_dict(state, strict=False)
@@ -234,9 +223,7 @@ def _lpips_build() -> nn.Module:
 
 
 def _lpips_load(module: nn.Module, path: Path | None) -> nn.Module:
-    """The backbone's layers are spread over five slices that keep AlexNet's numbers:
-    ``slice2.3.weight`` is ``features.3.weight``.
-    """
+    """Load AlexNet into LPIPS' five slices: ``slice2.3.weight`` is ``features.3.weight``."""
     if path is not None:
         alexnet = _read(path)
         backbone: Any = module.net
@@ -247,18 +234,15 @@ def _lpips_load(module: nn.Module, path: Path | None) -> nn.Module:
 
 
 class _DreamSimEmbedding(nn.Module):
-    """DreamSim compares by cosine embeddings whose mean was removed, which is the correlation of
-    the embeddings.
-    """
+    """DreamSim's distance is the cosine of centred embeddings, i.e. their correlation."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, pixels_B3HW: Tensor) -> Tensor:
-        return torch.cat(
-            [self.model.embed(one[None]) for one in pixels_B3HW]
-        )  # the package squeezes its batch axis away
+        # the package squeezes the batch axis away
+        return torch.cat([self.model.embed(one[None]) for one in pixels_B3HW])
 
 
 _DREAMSIM_PARTS = (
@@ -278,9 +262,8 @@ def _dreamsim_build() -> nn.Module:
 def _dreamsim_load(module: nn.Module, path: Path | None) -> nn.Module:
     from dreamsim import dreamsim
 
-    model, _ = dreamsim(
-        pretrained=True, device="cpu", cache_dir=str(path)
-    )  # the ensemble; every part was found, so nothing is fetched
+    # the ensemble; all its parts were found, so nothing is downloaded
+    model, _ = dreamsim(pretrained=True, device="cpu", cache_dir=str(path))
     return _DreamSimEmbedding(model)
 
 
@@ -398,7 +381,7 @@ def _recipe(name: str) -> FeatureRecipe:
 
 
 def find_weights(name: str, folder: Path | str | None = None) -> Path:
-    """Where the weights of a network are: in ``folder``, else in the usual cache.
+    """Find the weights of a network: in ``folder``, else in the usual cache.
 
     Raises
     ------
@@ -436,9 +419,7 @@ def _hugging_face_folder(name: str) -> Path | None:
 
 
 def weights_hash(path: Path) -> str:
-    """First 16 hex digits of the SHA-256 of a weight file, or of the safetensors and .bin files of
-    a folder.
-    """
+    """First 16 hex digits of the SHA-256 of a weight file, or of all weight files of a folder."""
     files = (
         [path]
         if path.is_file()
@@ -455,7 +436,7 @@ def weights_hash(path: Path) -> str:
 
 
 def load(name: str, folder: Path | str | None = None, device: str = "cpu") -> FeatureNetwork:
-    """A published network with its weights.
+    """Load a published network with its weights.
 
     Raises
     ------
@@ -481,9 +462,7 @@ def load(name: str, folder: Path | str | None = None, device: str = "cpu") -> Fe
 
 
 def build(name: str, device: str = "cpu") -> FeatureNetwork:
-    """A published network with *random* weights: for tests of shapes and for benchmarks, never for
-    a score.
-    """
+    """Build a network with *random* weights, for shape tests and benchmarks, never for scores."""
     recipe = _recipe(name)
     with torch.device(device):
         module = recipe.load(recipe.build(), None)  # type: ignore[arg-type]
@@ -496,13 +475,13 @@ def load_all(
     device: str = "cpu",
     strict: bool = False,
 ) -> tuple[list[FeatureNetwork], dict[str, str]]:
-    """Load what is there.
+    """Load the networks whose weights are available.
 
     Returns
     -------
     tuple[list[FeatureNetwork], dict[str, str]]
-        The networks, and for every missing one the sentence that says how to get it. With
-        ``strict`` the first missing one raises.
+        The networks, and for each missing one how to get it. With ``strict`` the first missing one
+        raises.
     """
     found, missing = [], {}
     for name in recipes() if names is None else names:

@@ -1,11 +1,10 @@
-"""Scores by cross-validation over pictures, for data sets too small to keep pictures for testing
-alone.
+"""Cross-validated scores over images, for data sets too small for a separate test set.
 
-Every picture is left out once. What was decoded of it is compared with its own embedding and with
-those of the other pictures left out beside it: pictures that the decoder was trained with are no
-distractors, since a decoder leans towards them.
+Every image is left out once. Its decoded embedding is compared with its own true embedding and
+with those of the other images of its fold. Training images are no distractors, since a decoder is
+biased towards them.
 
-N pictures of a fold, D width of an embedding.
+N images of a fold, D width of an embedding.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from braingen.evaluation import identification as identify
-from braingen.evaluation import uncertainty
+from braingen.evaluation import identification, uncertainty
 from braingen.evaluation.decoding import FEWEST_CANDIDATES
 from braingen.evaluation.uncertainty import RESAMPLES
 from braingen.runtime.errors import UserError
@@ -24,33 +22,33 @@ from braingen.runtime.errors import UserError
 COSINE, CENTRED = "clip_cos", "clip_cos_centred"
 TWO_WAY, RETRIEVAL = "two_way_embedding", "retrieval_brain_to_image"
 Values = Mapping[int, Mapping[str, float]]
-"""Subject -> picture -> value of one score of one method."""
+"""Subject -> image -> value of one score of one method."""
 
 
 class ImageFold(NamedTuple):
-    """Pictures left out together, of one subject."""
+    """Images of one subject that are left out together."""
 
     subject: int
-    pictures: Sequence[str]
+    images: Sequence[str]
     """Names, the same for all subjects and folds."""
     true_ND: np.ndarray
     """True embeddings in CLIP's own units, tokens flattened."""
     mean_D: np.ndarray
-    """Mean embedding of the training pictures."""
+    """Mean embedding of the training images."""
     decoded: Mapping[str, np.ndarray]
-    """Method -> decoded embeddings, N x D, in CLIP's own units; or R x N x D of a method drawn R
-    times, whose scores are averaged.
+    """Method -> decoded embeddings, N x D, in CLIP's own units; or R x N x D for a method with R
+    random samples, whose scores are averaged.
     """
 
 
 class FoldRow(NamedTuple):
-    """One score of one method: mean over subjects of the mean over their pictures."""
+    """One score of one method: mean over subjects of the mean over their images."""
 
     method: str
     score: str
     value: float
     low: float
-    """Ends of the bootstrap 95 % interval over pictures, resampled once for all subjects."""
+    """Ends of the bootstrap 95 % interval over images, resampled once for all subjects."""
     high: float
     chance: float | None
     n: int
@@ -59,7 +57,7 @@ class FoldRow(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """One method minus another on the same pictures."""
+    """One method minus another on the same images."""
 
     first: str
     second: str
@@ -68,17 +66,17 @@ class Difference(NamedTuple):
     low: float
     high: float
     p: float
-    """Sign-flip permutation test over pictures."""
+    """Sign-flip permutation test over images."""
 
 
 def values_of(fold: ImageFold, method: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Scores of every picture of a fold, and chance where a score has one.
+    """Compute the scores of every image of a fold, and chance levels.
 
-    ``clip_cos``: cosine of decoded and true embedding. ``clip_cos_centred``: the same around the
-    training mean, which embeddings share. ``two_way_embedding``: share of the other left-out
-    pictures whose embedding correlates less with what was decoded than the picture's own does.
-    ``retrieval_brain_to_image``: whether the nearest of the left-out embeddings is its own (top-1),
-    from five candidates on.
+    ``clip_cos``: cosine of decoded and true embedding. ``clip_cos_centred``: the same after
+    subtracting the training mean. ``two_way_embedding``: share of the fold's other images whose
+    true embedding correlates less with the decoded embedding than the image's own does.
+    ``retrieval_brain_to_image``: whether the nearest true embedding of the fold is the image's own
+    (top-1), for folds of at least `FEWEST_CANDIDATES` images.
     """
     decoded_ND, true_ND = fold.decoded[method], fold.true_ND
     if decoded_ND.ndim == 3:
@@ -88,18 +86,18 @@ def values_of(fold: ImageFold, method: str) -> tuple[dict[str, np.ndarray], dict
         return {
             name: np.mean([values[name] for values, _ in draws], axis=0) for name in draws[0][0]
         }, draws[0][1]
-    around = [x - fold.mean_D for x in (true_ND, decoded_ND)]
+    centred = [x - fold.mean_D for x in (true_ND, decoded_ND)]
     values = {
-        COSINE: identify.cosine(decoded_ND, true_ND),
-        CENTRED: identify.cosine(around[1], around[0]),
+        COSINE: identification.cosine(decoded_ND, true_ND),
+        CENTRED: identification.cosine(centred[1], centred[0]),
     }
     chance: dict[str, float] = {}
     count = len(true_ND)
     if count > 1:
-        values[TWO_WAY] = identify.two_way(*around).share_N
+        values[TWO_WAY] = identification.two_way(*centred).share_N
         chance[TWO_WAY] = 0.5
     if count >= FEWEST_CANDIDATES:
-        way = identify.retrieval(around[1], around[0]).brain_to_image
+        way = identification.retrieval(centred[1], centred[0]).brain_to_image
         values[RETRIEVAL] = way.found_N / np.maximum(way.asked_N, 1)
         chance[RETRIEVAL] = 1 / way.pool
     return values, chance
@@ -108,76 +106,74 @@ def values_of(fold: ImageFold, method: str) -> tuple[dict[str, np.ndarray], dict
 def pooled(
     folds: Sequence[ImageFold], resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[list[FoldRow], list[Difference]]:
-    """All folds of all subjects together.
+    """Pool all folds of all subjects.
 
     Returns
     -------
     rows
         By method and score; a score is left out where one of the folds is too small for it.
     differences
-        The first method against each of the others, picture by picture.
+        The first method minus each of the others, image by image.
 
     Raises
     ------
     UserError
-        When a picture was left out twice for one subject.
+        When an image was left out twice for one subject.
     """
     methods = list(folds[0].decoded)
     found: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
     chances: dict[str, list[float]] = {}
-    scores = [*values_of(min(folds, key=lambda fold: len(fold.pictures)), methods[0])[0]]
+    scores = [*values_of(min(folds, key=lambda fold: len(fold.images)), methods[0])[0]]
     for fold in folds:
         for method in methods:
             values, chance = values_of(fold, method)
             for score in scores:
                 mine = found.setdefault((method, score), {}).setdefault(fold.subject, {})
-                twice = set(mine) & set(fold.pictures)
+                twice = set(mine) & set(fold.images)
                 if twice:
                     raise UserError(
-                        f"Subject {fold.subject}: picture {min(twice)} was left out twice."
+                        f"Subject {fold.subject}: image {min(twice)} was left out twice."
                     )
-                mine.update(zip(fold.pictures, values[score].tolist()))
+                mine.update(zip(fold.images, values[score].tolist()))
                 if score in chance:
                     chances.setdefault(score, []).append(chance[score])
     rows, differences = [], []
     for score in scores:
-        parts = {method: _per_picture(found[method, score]) for method in methods}
+        parts = {method: _per_image(found[method, score]) for method in methods}
         for method in methods:
             interval = uncertainty.mean_interval(parts[method], resamples, seed)
             level = float(np.mean(chances[score])) if score in chances else None
             counts = len(parts[method]), len(found[method, score])
             rows.append(FoldRow(method, score, *interval, level, *counts))
         for other in methods[1:]:
-            apart = parts[methods[0]] - parts[other]
-            interval = uncertainty.mean_interval(apart, resamples, seed)
-            p = uncertainty.permutation_p(apart, resamples, seed)
+            difference_N = parts[methods[0]] - parts[other]
+            interval = uncertainty.mean_interval(difference_N, resamples, seed)
+            p = uncertainty.permutation_p(difference_N, resamples, seed)
             differences.append(Difference(methods[0], other, score, *interval, p))
     return rows, differences
 
 
-def _per_picture(values: Values) -> np.ndarray:
-    """What every picture adds to the mean over subjects, times the number of pictures: its mean is
-    that mean.
-    """
+def _per_image(values: Values) -> np.ndarray:
+    """Contribution of every image to the mean over subjects, scaled so that the mean is equal."""
     added: dict[str, float] = {}
-    for pictures in values.values():
-        for picture, value in pictures.items():
-            added[picture] = added.get(picture, 0.0) + value / len(pictures) / len(values)
-    return np.array([added[picture] for picture in sorted(added)]) * len(added)
+    for images in values.values():
+        for image, value in images.items():
+            added[image] = added.get(image, 0.0) + value / len(images) / len(values)
+    return np.array([added[image] for image in sorted(added)]) * len(added)
 
 
-def split_pictures(pictures: Sequence[str], folds: int, seed: int = 0) -> list[list[str]]:
-    """Share pictures out to folds by chance; sizes differ by one at most.
+def split_images(images: Sequence[str], folds: int, seed: int = 0) -> list[list[str]]:
+    """Assign images to folds at random; fold sizes differ by at most one.
 
     Raises
     ------
     UserError
-        When a fold would have fewer than two pictures, so that nothing could be told apart.
+        When a fold would have fewer than two images, so that there are no distractors.
     """
-    names = sorted(set(pictures))
+    names = sorted(set(images))
     if folds < 2 or len(names) < 2 * folds:
         raise UserError(
-            f"{len(names)} pictures cannot be shared out to {folds} folds of at least 2: "
+            f"{len(names)} images cannot be split into {folds} folds of at least 2: "
             f"cross_validation.folds may be 2 to {len(names) // 2}."
         )
     order = np.random.default_rng(seed).permutation(len(names))

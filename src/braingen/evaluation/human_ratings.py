@@ -1,4 +1,4 @@
-"""A study of a run's own reconstructions, as its tables and its report take it in."""
+"""Scores of a human evaluation, as the metric table and the report use them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STUDY = "study.json"
 
 
 def fingerprint(run: Path, images: Sequence[int]) -> str:
-    """Hash of what the run drew from brain activity for some images; empty where one is missing."""
+    """Hash of a run's images of the given ids; empty where one is missing."""
     paths = [drawn_in(run, "brain") / f"{image:06d}.png" for image in images]
     if not all(path.is_file() for path in paths):
         return ""
@@ -28,8 +28,9 @@ def fingerprint(run: Path, images: Sequence[int]) -> str:
 
 
 def read_study(run: Path) -> dict[str, Any]:
-    """What raters said about a run's pictures; empty without a study. When they were drawn anew
-    since, only that it is ``stale``.
+    """Read the results of a human evaluation of a run's images.
+
+    Empty without a study; only ``stale`` when the images were generated again since.
 
     Raises
     ------
@@ -50,5 +51,5 @@ def read_study(run: Path) -> dict[str, Any]:
 
 
 def scores_in(study: Mapping[str, Any]) -> dict[str, Score]:
-    """The rows of the score table."""
+    """Scores of a study, by name."""
     return {name: Score(**score) for name, score in study.get("scores", {}).items()}

@@ -1,8 +1,7 @@
-"""Whose picture is it? Two-way identification, correlation distance and retrieval, on features or
-embeddings.
+"""Two-way identification, correlation distance and retrieval, on features or embeddings.
 
 N images, F features, D embedding width, P candidates of a retrieval. Feature matrices may be arrays
-or memory maps of any size: they are read in blocks of features, once, and never copied whole.
+or memory maps of any size: they are read once, in blocks of features, and never copied whole.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ RETRIEVAL_POOL = 300
 RETRIEVAL_DRAWS = 30
 """Random pools whose mean is reported (MindEye2's evaluation)."""
 TIE = 1e-12
-"""Correlations nearer than this are ties: it is the rounding of a float64 correlation."""
+"""Correlations nearer than this are ties: the rounding error of a float64 correlation."""
 
 Precision = Literal["int8", "float32", "float64"]
 _FINER: dict[Precision, Precision | None] = {
@@ -33,7 +32,7 @@ _BLOCK_VALUES = 4_000_000
 
 
 class FlatFeatures(UserError):
-    """Some rows of features are constant or hold NaN, so that they cannot be correlated."""
+    """Some rows of features are constant or hold NaN, so their correlation is undefined."""
 
     def __init__(self, rows: np.ndarray, what: str) -> None:
         super().__init__(
@@ -48,8 +47,8 @@ class TwoWay(NamedTuple):
     """Two-way identification of N reconstructions."""
 
     beats_NN: np.ndarray
-    """bool, (images, reconstructions): image i resembles reconstruction j less than image j does.
-    False on the diagonal.
+    """bool, (images, reconstructions): image i correlates less with reconstruction j than image j
+    does. False on the diagonal.
     """
 
     @property
@@ -76,9 +75,7 @@ class Retrieval(NamedTuple):
     draws_R: np.ndarray
     """Accuracy in every draw."""
     found_N: np.ndarray
-    """Times a query found its partner, summed over draws (a tie with k others counts 1 / (k
-    + 1)).
-    """
+    """Times a query found its partner, summed over draws; a k-way tie counts 1 / k."""
     asked_N: np.ndarray
     """Times a query was in a draw."""
     pool: int
@@ -86,9 +83,9 @@ class Retrieval(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Standard error over draws, as printed by MindEye2's notebook (population deviation / sqrt
-        of draws). It says how far the draws disagree and nothing about other images; the bootstrap
-        over images does.
+        """Standard error over draws (population sd / sqrt(draws)), as MindEye2 prints it.
+
+        It measures how far the draws differ, not the uncertainty over images; use the bootstrap.
         """
         return float(self.draws_R.std() / np.sqrt(len(self.draws_R)))
 
@@ -106,7 +103,7 @@ def _check_features(truth_NF: np.ndarray, recons_NF: np.ndarray) -> None:
 
 
 def _row(features_NF: np.ndarray, row: int) -> np.ndarray:
-    """One row, centred and of unit length, float64; NaN where it is constant."""
+    """Return one row, centred and of unit length, float64; NaN where it is constant."""
     values = np.asarray(features_NF[row], dtype=np.float64)
     values = values - values.mean()
     with np.errstate(invalid="ignore"):
@@ -128,26 +125,23 @@ def correlation_of_pairs(
 
 
 def correlation_distance(truth_NF: np.ndarray, recons_NF: np.ndarray) -> np.ndarray:
-    """1 - Pearson correlation of every image's features with its reconstruction's, N values (the
-    EffNet-B and SwAV scores).
-    """
+    """1 - Pearson correlation of true and reconstructed features, N values (EffNet-B, SwAV)."""
     _check_features(truth_NF, recons_NF)
     own = np.arange(len(truth_NF))
     correlation = correlation_of_pairs(truth_NF, recons_NF, np.stack([own, own], 1))
     undefined = np.flatnonzero(~np.isfinite(correlation))
     if len(undefined):
         row = int(undefined[0])
-        guilty = "reconstructions" if np.isfinite(_row(truth_NF, row)).all() else "true images"
-        raise FlatFeatures(undefined, f"features of the {guilty}")
+        side = "reconstructions" if np.isfinite(_row(truth_NF, row)).all() else "true images"
+        raise FlatFeatures(undefined, f"features of the {side}")
     return 1 - correlation
 
 
 class _Side:
-    """One of the two matrices while its blocks go by: a buffer for the block, means of every block,
-    and squares about them.
+    """Streams one of the two matrices: centres its blocks, and accumulates means and squares.
 
-    Buffers are made once: blocks allocated anew, with small results kept in between, leave holes
-    that nothing fits into again.
+    Buffers are allocated once. Allocating each block anew fragments memory, since small results
+    are kept in between.
     """
 
     def __init__(
@@ -165,7 +159,7 @@ class _Side:
         self._squares_N = torch.zeros(count, dtype=torch.float64, device=device)
 
     def block(self, number: int, part: slice) -> Tensor:
-        """The features of a block, each row centred there; valid until the next one."""
+        """Return the features of a block, centred per row; valid until the next call."""
         shape = len(self.features_NF), part.stop - part.start
         host = self._host[: shape[0] * shape[1]].view(shape)
         np.copyto(host.numpy(), self.features_NF[:, part], casting="same_kind")
@@ -176,9 +170,7 @@ class _Side:
         return x
 
     def quantised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """A block as int8 values with their scale per row (N), and their mean in the units of the
-        block (N). The block is used up.
-        """
+        """Quantise a block in place: int8 values, scale per row (N), and their mean (N)."""
         scale_N = torch.maximum(x.amax(1), -x.amin(1)).clamp(min=1e-30) / 127
         x.mul_((1 / scale_N)[:, None]).round_()
         if not self._bytes.numel():
@@ -186,9 +178,7 @@ class _Side:
         return self._bytes[: x.numel()].view(x.shape).copy_(x), scale_N, scale_N * x.mean(1)
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """Offsets of the blocks' means from the row's (N x C, weighted by root width), and the
-        length of the centred row (N).
-        """
+        """Return offsets of block means (N x C, times root width), and row norms (N)."""
         widths_C = self._widths_C
         mean_N1 = (self._means_NC * widths_C).sum(1, keepdim=True) / widths_C.sum()
         offsets_NC = (self._means_NC - mean_N1) * widths_C.sqrt()
@@ -203,11 +193,9 @@ class _Side:
 def _correlate(
     truth_NF: np.ndarray, recons_NF: np.ndarray, precision: Precision, device: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Correlations of all images with all reconstructions (N x M), and of every image with its own
-    (N, float32 or better).
+    """Correlate all images with all reconstructions (N x M), and every image with its own (N).
 
-    One pass over the features, a block at a time; what is held is the result and one block of
-    either side.
+    One pass over the features; memory holds the result and one block of either side.
     """
     work = torch.float64 if precision == "float64" else torch.float32
     count = truth_NF.shape[1]
@@ -237,9 +225,7 @@ def _correlate(
 
 
 def fastest_precision(device: str = "cpu") -> Precision:
-    """int8 where the processor has instructions for it (AVX-512 VNNI: several times the products of
-    float32), else float32.
-    """
+    """Return int8 on processors with AVX-512 VNNI (several times faster), else float32."""
     vnni = getattr(torch.cpu, "_is_vnni_supported", None) or getattr(
         torch.cpu, "_is_avx512_vnni_supported", None
     )  # not public yet
@@ -259,15 +245,14 @@ def two_way(
     precision: Precision | None = None,
     device: str = "cpu",
 ) -> TwoWay:
-    """Two-way identification (Ozcelik & VanRullen 2023, as in MindEye2's and MoRE-Brain's
-    evaluation).
+    """Two-way identification, as in MindEye2's and MoRE-Brain's evaluation.
 
     With r the Pearson correlations of true features (rows) and reconstructed features (columns),
-    reconstruction j beats image i when r[i, j] < r[j, j]; ties lose. The wins are those of float64
-    whatever ``precision`` is: all correlations are computed fast, their error is measured on a
-    sample of pairs, and pairs nearer to a tie than a multiple of the largest error are computed
-    again: one by one in float64 when they are few, else all in the next precision.
-
+    reconstruction j beats image i when r[i, j] < r[j, j]; ties lose (Ozcelik & VanRullen 2023).
+    The wins equal those of float64 for any ``precision``: all correlations are computed fast, and
+    their error is measured on a sample of pairs. Pairs nearer to a tie than a multiple of the
+    largest error are computed again: one by one in float64 when they are few, else all in the next
+    precision.
     Parameters
     ----------
     truth_NF, recons_NF : np.ndarray
@@ -308,9 +293,7 @@ def _largest_error(
     own_N: np.ndarray,
     sample: int = 64,
 ) -> float:
-    """Largest error of computed correlations, on a seeded sample of pairs of different images and
-    of own pairs.
-    """
+    """Largest error of the computed correlations on a seeded sample of pairs."""
     generator = np.random.default_rng(0)
     pairs_M2 = generator.integers(0, len(own_N), (sample, 2))
     pairs_M2[::4, 1] = pairs_M2[::4, 0]
@@ -337,9 +320,7 @@ def cosine(decoded_ND: np.ndarray, true_ND: np.ndarray) -> np.ndarray:
 
 
 def unit_rows(embeddings: np.ndarray, what: str) -> np.ndarray:
-    """Embeddings flattened and scaled to length 1, float64; `FlatFeatures` where one is zero or
-    holds NaN.
-    """
+    """Flatten embeddings and scale them to length 1, float64; raises `FlatFeatures`."""
     flat = np.asarray(embeddings, dtype=np.float64).reshape(len(embeddings), -1)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     bad = np.flatnonzero(~np.isfinite(length) | (length == 0))
@@ -351,9 +332,7 @@ def unit_rows(embeddings: np.ndarray, what: str) -> np.ndarray:
 def draw_pools(
     count: int, pool: int = RETRIEVAL_POOL, draws: int = RETRIEVAL_DRAWS, seed: int = 0
 ) -> np.ndarray:
-    """Random pools of candidates without replacement, draws x P; a single draw of all images when
-    there are no more than ``pool``.
-    """
+    """Random pools of candidates without replacement (draws x P); one of all images if few."""
     if count <= pool:
         return np.arange(count)[None]
     generator = np.random.default_rng(seed)
@@ -364,19 +343,19 @@ class BothWays(NamedTuple):
     """Retrieval in both directions, named by what is given and what is searched."""
 
     brain_to_image: Retrieval
-    """For every decoded embedding the nearest true image is searched. (The published notebook
-    prints this as "backward".)
+    """Searches the true image nearest to every decoded embedding. The published notebook prints
+    this as "backward".
     """
     image_to_brain: Retrieval
-    """For every true image the nearest decoded embedding is searched. (Published as "forward".)"""
+    """Searches the decoded embedding nearest to every true image; published as "forward"."""
 
 
 def retrieval(
     decoded_ND: np.ndarray, true_ND: np.ndarray, pools_RP: np.ndarray | None = None
 ) -> BothWays:
-    """Top-1 retrieval by cosine similarity among random pools, both directions (MindEye2's
-    evaluation, its labels put right).
+    """Top-1 retrieval by cosine similarity within random pools, in both directions.
 
+    As MindEye2's evaluation, whose notebook swaps the labels of the directions.
     Parameters
     ----------
     decoded_ND, true_ND : np.ndarray

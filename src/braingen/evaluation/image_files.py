@@ -1,8 +1,7 @@
-"""Reconstructions as people keep them: a folder of PNGs, or an array with ids in .pt, .npy, .npz,
-HDF5 or safetensors.
+"""Load reconstructions: a folder of PNGs, or an array in .pt, .npy, .npz, HDF5 or safetensors.
 
-N pictures, S x S pixels. A file is opened, not loaded, where its format allows;
-`braingen.evaluation.image_pairs` reads it a picture at a time.
+N images, S x S pixels. A file is opened, not loaded, where its format allows;
+`braingen.evaluation.image_pairs` reads it one image at a time.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from braingen.runtime.errors import UserError, reason
 from braingen.runtime.files import refuse_stand_in
 
 IMAGE_KEYS = ("images", "recons", "all_recons", "all_blurryrecons", "all_images", "reconstructions")
-"""Names under which pictures are looked for in a file with several arrays."""
+"""Names of the image array in a file with several arrays."""
 ID_KEYS = ("ids", "image_ids", "image_id", "image", "all_image_ids")
 SUFFIXES = (".pt", ".pth", ".npy", ".npz", ".h5", ".hdf5", ".safetensors")
 
 
 class LoadedImages(NamedTuple):
-    """Pictures with their image ids, as `braingen.evaluation.image_pairs.match` takes them."""
+    """Images with their ids, as `braingen.evaluation.image_pairs.match` takes them."""
 
-    pictures: Any
+    images: Any
     """N x 3 x S x S, sliceable."""
     image_N: np.ndarray
 
 
 class _PngFolder:
-    """Pictures of a folder, read when asked for."""
+    """Images of a folder, read on access."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._paths = paths
@@ -45,16 +44,16 @@ class _PngFolder:
         from PIL import Image
 
         try:
-            with Image.open(self._paths[row]) as picture:
-                return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+            with Image.open(self._paths[row]) as image:
+                return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
         except OSError as error:
             raise UserError(
-                f"{self._paths[row]} cannot be read as a picture ({error}); make it again."
+                f"{self._paths[row]} cannot be read as an image ({error}); make it again."
             ) from error
 
 
 class _ChannelsLast:
-    """N x S x S x 3 pictures seen as N x 3 x S x S."""
+    """View of N x S x S x 3 images as N x 3 x S x S."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -66,24 +65,24 @@ class _ChannelsLast:
         return np.moveaxis(np.asarray(self._source[row]), -1, 0)
 
 
-def load_pictures(path: Path | str, image_N: np.ndarray | None = None) -> LoadedImages:
+def load_images(path: Path | str, image_N: np.ndarray | None = None) -> LoadedImages:
     """Open a set of reconstructions.
 
     Parameters
     ----------
     path : Path | str
         A folder of PNGs named by image id (``000123.png``, ``image_123.png``: the number in the
-        name), or a file with an array of pictures, N x 3 x S x S or N x S x S x 3, and their image
-        ids beside it: in the file, or in ``<name>_ids.npy``.
+        name), or a file with an array of images, N x 3 x S x S or N x S x S x 3, and their ids: in
+        the file, or in ``<name>_ids.npy`` beside it.
     image_N : np.ndarray | None, optional
-        Image ids in the order of the pictures, for files without ids such as MindEye2's
-        ``*_all_recons.pt``; there the order is that of the test images by ascending id.
+        Image ids in the order of the images, for files without ids such as MindEye2's
+        ``*_all_recons.pt``, whose order is that of the test images by ascending id.
 
     Raises
     ------
     UserError
-        When nothing is there, two PNGs name the same image, a file holds no pictures or it is not
-        known which images they are.
+        When nothing is there, two PNGs name the same image, a file holds no images, or their ids
+        are not known.
     """
     path = Path(path)
     if path.is_dir():
@@ -100,26 +99,26 @@ def load_pictures(path: Path | str, image_N: np.ndarray | None = None) -> Loaded
         )
     content = _open(path)
     arrays = dict(content) if isinstance(content, Mapping) else {"images": content}
-    pictures = _first(arrays, IMAGE_KEYS)
-    if pictures is None or np.ndim(pictures) != 4:
+    images = _first(arrays, IMAGE_KEYS)
+    if images is None or np.ndim(images) != 4:
         held = ", ".join(f"{name} {tuple(np.shape(value))}" for name, value in arrays.items())
         raise UserError(
-            f"{path} holds no pictures (N x 3 x S x S under one of {', '.join(IMAGE_KEYS)}); it"
+            f"{path} holds no images (N x 3 x S x S under one of {', '.join(IMAGE_KEYS)}); it"
             f" holds {held or 'nothing'}."
         )
-    if np.shape(pictures)[1] != 3 and np.shape(pictures)[3] == 3:
-        pictures = _ChannelsLast(pictures)
+    if np.shape(images)[1] != 3 and np.shape(images)[3] == 3:
+        images = _ChannelsLast(images)
     beside = path.with_name(f"{path.stem}_ids.npy")
     ids = image_N if image_N is not None else _first(arrays, ID_KEYS)
     if ids is None and beside.exists():
         ids = read_npy(beside, "write the image ids as integers")
     if ids is None:
         raise UserError(
-            f"{path} does not say which images its {len(pictures)} pictures are of; put their image"
-            f" ids into {beside}."
+            f"{path} holds {len(images)} images without image ids; write the ids of the images"
+            f" into {beside}."
         )
     return LoadedImages(
-        pictures,
+        images,
         whole_numbers(ids, beside if beside.exists() else path, "write the image ids as integers"),
     )
 
@@ -151,8 +150,8 @@ def _folder(path: Path) -> LoadedImages:
 
 
 def _open(path: Path) -> Any:
-    """The arrays of a file; large ones are mapped where the format allows it."""
-    again = "write the pictures again"
+    """Open the arrays of a file; large ones are mapped where the format allows it."""
+    again = "write the images again"
     if path.suffix in (".pt", ".pth"):
         from braingen.runtime.weights import read_entries
 
@@ -177,7 +176,7 @@ def _open(path: Path) -> Any:
             for name, value in h5py.File(path, "r").items()
             if isinstance(value, h5py.Dataset)
         }
-    except Exception as error:  # every embedding decoder has exceptions of its own
+    except Exception as error:  # every decoder of files raises its own exceptions
         raise UserError(
             f"{path} cannot be read as {path.suffix} ({type(error).__name__}: {reason(error)})."
         ) from error

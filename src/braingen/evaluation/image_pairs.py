@@ -1,6 +1,4 @@
-"""Pictures beside the ones that were seen: matched by image id, read as they are needed, refused by
-name when they cannot be scored.
-
+"""Match images with the ones that were seen by image id, and refuse images that cannot be scored.
 N images, B of them at a time, S x S pixels.
 """
 
@@ -16,28 +14,24 @@ import numpy as np
 from braingen.runtime.errors import UserError
 
 SMALLEST_SIDE = 16
-"""Pixels. Below it a picture has no 11-pixel SSIM window of its own, and no network was made for
-it.
-"""
+"""Pixels. Smaller images are below the 11-pixel SSIM window and any network's input."""
 IN_MEMORY = 128_000_000
-"""Bytes; pictures read from files are kept in memory up to this size, larger sets are read anew at
-every use.
-"""
+"""Bytes; image sets up to this size are kept in memory, larger ones are read at every use."""
 
 
 def _named(ids: Sequence[int] | np.ndarray, most: int = 8) -> str:
-    """Ids as a person reads them: the first few, then how many more."""
+    """Format the first few ids, and count the others."""
     listed = ("image " if len(ids) == 1 else "images ") + ", ".join(str(int(i)) for i in ids[:most])
     return listed if len(ids) <= most else f"{listed} and {len(ids) - most} more"
 
 
 def check_ids(image_N: np.ndarray | Sequence[int], count: int, what: str) -> np.ndarray:
-    """Image ids as int64, one per picture and each only once.
+    """Check that there is one unique id per image, and return them as int64.
 
     Raises
     ------
     UserError
-        When there are more or fewer ids than pictures, or an id comes twice.
+        When there are more or fewer ids than images, or an id comes twice.
     """
     ids = np.asarray(image_N)
     if (
@@ -51,8 +45,7 @@ def check_ids(image_N: np.ndarray | Sequence[int], count: int, what: str) -> np.
         )
     if len(ids) != count:
         raise UserError(
-            f"The {what} are {count} pictures with {len(ids)} image ids; every picture needs"
-            " one id."
+            f"The {what} are {count} images with {len(ids)} image ids; every image needs one id."
         )
     if not count:
         raise UserError(f"There are no {what} to score.")
@@ -60,16 +53,15 @@ def check_ids(image_N: np.ndarray | Sequence[int], count: int, what: str) -> np.
     twice = seen[times > 1]
     if len(twice):
         raise UserError(
-            f"The {what} hold {_named(twice)} more than once; keep one picture per image id."
+            f"The {what} hold {_named(twice)} more than once; keep one image per image id."
         )
     return ids.astype(np.int64)
 
 
 class ImageSource:
-    """N pictures in [0, 1], checked once and read a slice at a time, so that memory does not grow
-    with their number.
+    """N images in [0, 1], checked once and read by slices, so memory does not grow with N.
 
-    Small sets (`IN_MEMORY`) are read once: every score and network asks for them again.
+    Small sets (`IN_MEMORY`) are read once, since every score and network reads them again.
 
     Parameters
     ----------
@@ -79,16 +71,16 @@ class ImageSource:
     image_N : np.ndarray | Sequence[int]
         Image ids in the order of ``source``.
     what : str
-        How messages call them, e.g. "reconstructions" or "true images".
+        Name of the set in messages, e.g. "reconstructions" or "true images".
     rows_N : np.ndarray | None, optional
         Which rows of ``source`` to take, and in which order; all by default.
 
     Raises
     ------
     UserError
-        When a picture is not RGB, not square, smaller than ``SMALLEST_SIDE``, of another size than
-        the others, holds NaN or infinity, leaves [0, 1] or is constant (its correlation with
-        anything is undefined). The message gives the image ids.
+        When an image is not RGB, not square, smaller than ``SMALLEST_SIDE``, of another size than
+        the others, holds NaN or infinity, leaves [0, 1] or is constant (its correlation is
+        undefined). The message names the image ids.
     """
 
     def __init__(
@@ -115,7 +107,7 @@ class ImageSource:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the pictures in their order, to know them again."""
+        """Hash of the images in their order; identifies their stored features."""
         whole = hashlib.sha256()
         for row in self._rows_N:
             whole.update(np.ascontiguousarray(self._read(row)).tobytes())
@@ -129,30 +121,30 @@ class ImageSource:
         return self[:].astype(np.float32 if dtype is None else dtype, copy=False)
 
     def _read(self, row: Any, keep: bool = False) -> np.ndarray:
-        picture = self._read_before.get(int(row))
-        if picture is None:
-            picture = np.asarray(self._source[int(row)])
-            # what has a dtype is in memory already, or a memory map
+        image = self._read_before.get(int(row))
+        if image is None:
+            image = np.asarray(self._source[int(row)])
+            # a source with a dtype is in memory already, or a memory map
             if (
                 keep
                 and not hasattr(self._source, "dtype")
-                and picture.nbytes * len(self) <= IN_MEMORY
+                and image.nbytes * len(self) <= IN_MEMORY
             ):
-                self._read_before[int(row)] = picture
+                self._read_before[int(row)] = image
         return (
-            picture.astype(np.float32) / 255
-            if picture.dtype == np.uint8
-            else picture.astype(np.float32, copy=False)
+            image.astype(np.float32) / 255
+            if image.dtype == np.uint8
+            else image.astype(np.float32, copy=False)
         )
 
     def _check(self, what: str) -> None:
         shapes: list[tuple[int, ...]] = []
         ends_N2 = np.full((len(self), 2), np.nan)
         for number, row in enumerate(self._rows_N):
-            picture = self._read(row, keep=True)
-            shapes.append(picture.shape)
-            if picture.size:
-                ends_N2[number] = picture.min(), picture.max()  # NaN goes through both
+            image = self._read(row, keep=True)
+            shapes.append(image.shape)
+            if image.size:
+                ends_N2[number] = image.min(), image.max()  # NaN propagates through both
         wrong = [
             n
             for n, s in enumerate(shapes)
@@ -184,7 +176,7 @@ class ImageSource:
         if len(outside):
             first = outside[0]
             hint = (
-                "They look like bytes: divide by 255."
+                "They seem to be bytes: divide by 255."
                 if high.max() > 2
                 else "Clamp them, or map them from [-1, 1]."
             )
@@ -201,7 +193,7 @@ class ImageSource:
 
 
 class Pairs(NamedTuple):
-    """What was seen and what was read out, in the same order."""
+    """True and reconstructed images in the same order."""
 
     truth: ImageSource
     recons: ImageSource
@@ -210,17 +202,16 @@ class Pairs(NamedTuple):
 
 
 def match(truth: Any, truth_ids: Any, recons: Any, recon_ids: Any, partial: bool = False) -> Pairs:
-    """Put every reconstruction beside the picture that was seen, by image id and never by order.
+    """Match every reconstruction with its true image by image id, never by order.
 
     Parameters
     ----------
     truth, recons : Any
-        N x 3 x S x S pictures, anything `ImageSource` reads; the two sets may be of different
-        sizes.
+        N x 3 x S x S images, anything `ImageSource` reads; the two sets may differ in size.
     truth_ids, recon_ids : Any
         Their image ids, in any order.
     partial : bool, optional
-        Score the images that have a reconstruction when some have none, instead of refusing.
+        Score the images that have a reconstruction when others have none, instead of refusing.
 
     Raises
     ------
@@ -240,7 +231,7 @@ def match(truth: Any, truth_ids: Any, recons: Any, recon_ids: Any, partial: bool
     if len(missing) and not partial:
         raise UserError(
             f"Of {len(truth_ids)} images {len(missing)} have no reconstruction: {_named(missing)}."
-            " Reconstruct them, or ask for a partial score, which then states its N."
+            " Reconstruct them, or request a partial score (evaluation.partial)."
         )
     place = {int(i): row for row, i in enumerate(truth_ids)}
     order = np.argsort(recon_ids, kind="stable")

@@ -1,6 +1,4 @@
-"""Pictures by image id, read one at a time when asked for, so that memory does not grow with their
-number.
-"""
+"""Sequences of images by image id, read on access, so memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -23,12 +21,12 @@ class PngImages(Sequence):
         return len(self._paths)
 
     def __getitem__(self, row):  # type: ignore[no-untyped-def]
-        with opened(self._paths[row]) as picture:
-            return np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+        with opened(self._paths[row]) as image:
+            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
 class SeenImages(Sequence):
-    """Pictures of a data folder, as float arrays 3 x H x W in [0, 1]."""
+    """Images of a data folder, as float arrays 3 x H x W in [0, 1]."""
 
     def __init__(self, stimuli: Stimuli, image_N: np.ndarray) -> None:
         self._stimuli, self._image_N = stimuli, np.asarray(image_N)

@@ -1,6 +1,4 @@
-"""The score sheet: every score of a set of reconstructions, with intervals, per image, and what it
-was computed with.
-
+"""The metric table: every score of a set of reconstructions, with intervals and per-image values.
 N images, B of them at a time.
 """
 
@@ -14,8 +12,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from braingen.evaluation import identification as identify
-from braingen.evaluation import pixel, uncertainty
+from braingen.evaluation import identification, pixel, uncertainty
 from braingen.evaluation.feature_store import FeatureStore, as_scored
 from braingen.evaluation.features import Features
 from braingen.evaluation.image_pairs import Pairs, match
@@ -25,14 +22,14 @@ from braingen.types import Score
 
 
 class SceneReadout(NamedTuple):
-    """Something that names what is in a picture, e.g. the judge's object."""
+    """A classifier of image content, e.g. the scene classifier's object head."""
 
     name: str
-    """The score is called ``<name>_accuracy``."""
+    """The score is ``<name>_accuracy``."""
     predict: Callable[[Tensor], Tensor]
-    """B x 3 x H x W pictures in [0, 1] to B class numbers."""
+    """B x 3 x H x W images in [0, 1] to B class numbers."""
     truth: Mapping[int, int]
-    """Image id to the class that was there."""
+    """Image id to true class."""
     chance: float | None
     """Accuracy of guessing."""
 
@@ -44,20 +41,18 @@ class MetricTable(NamedTuple):
     """By name, in the order of the field's tables."""
     table: pd.DataFrame
     """Values of every image; the index is the image id."""
-    identified: dict[str, identify.TwoWay]
+    identified: dict[str, identification.TwoWay]
     """Pairwise outcomes of every two-way score, by score name."""
     weights: dict[str, str]
     """Hash of the weights of every network used, where it states one."""
     missing: dict[str, str]
-    """Networks that could not be used, and the sentence that says how to get them."""
+    """Networks that could not be used, and how to get them."""
     versions: dict[str, str]
-    """Of the libraries that computed it."""
+    """Versions of the libraries that computed it."""
 
     @property
     def paired(self) -> pd.DataFrame:
-        """The table for comparing runs: two-way scores as `uncertainty.two_way_by_image`,
-        everything else as in ``table``.
-        """
+        """Table for comparing runs: as ``table``, two-way scores by `two_way_by_image`."""
         return self.table.assign(
             **{
                 name: uncertainty.two_way_by_image(one.beats_NN)
@@ -92,21 +87,21 @@ def metric_table_of(
     resamples: int = uncertainty.RESAMPLES,
     seed: int = 0,
 ) -> MetricTable:
-    """Compute every score of pictures.
+    """Compute every score of matched images.
 
     Parameters
     ----------
     pairs : Pairs
-        Pictures matched by image id (`braingen.evaluation.image_pairs.match`).
+        Images matched by image id (`braingen.evaluation.image_pairs.match`).
     networks : Sequence[Features], optional
-        Comparison networks, used as their ``use`` says ("two_way" where they do not): two-way
-        identification becomes ``two_way_<name>``, distances keep the network's name.
+        Comparison networks. By their ``use`` ("two_way" by default) two-way identification becomes
+        ``two_way_<name>``, and distances keep the network's name.
     readouts : Sequence[SceneReadout], optional
-        What names the content of pictures.
+        Classifiers of image content.
     missing : Mapping[str, str] | None, optional
-        Networks that are not there, for the record.
+        Networks that are not available, for the record.
     store : FeatureStore | None, optional
-        Where features go, and those of the true pictures stay; by default a temporary folder.
+        Where features are stored; by default a temporary folder.
     resamples, seed : int, optional
         Of the bootstrap.
 
@@ -119,13 +114,13 @@ def metric_table_of(
     for network in networks:
         if getattr(network, "weights", "not stated") is None:
             raise UserError(
-                f"Network {network.name} has random weights, and what it says of pictures is not a"
-                " score. Load its weights."
+                f"Network {network.name} has random weights, so its features give no score. Load"
+                " its weights."
             )
     if store is None:
         with FeatureStore() as temporary:
             return metric_table_of(pairs, networks, readouts, missing, temporary, resamples, seed)
-    for network in networks:  # an unregistered score is refused before anything is computed
+    for network in networks:  # refuse an unregistered score before computing anything
         metric(
             network.name
             if getattr(network, "use", "two_way") != "two_way"
@@ -139,7 +134,7 @@ def metric_table_of(
         name: _plain(uncertainty.mean_interval(each, resamples, seed), count, None)
         for name, each in values.items()
     }
-    identified: dict[str, identify.TwoWay] = {}
+    identified: dict[str, identification.TwoWay] = {}
     for network in networks:
         use = getattr(network, "use", "two_way")
         if use == "pair":
@@ -154,19 +149,19 @@ def metric_table_of(
         )
         try:
             if use == "distance":
-                values[network.name] = identify.correlation_distance(truth_NF, recons_NF)
+                values[network.name] = identification.correlation_distance(truth_NF, recons_NF)
                 scores[network.name] = _plain(
                     uncertainty.mean_interval(values[network.name], resamples, seed), count, None
                 )
                 continue
-            two_way = identify.two_way(
+            two_way = identification.two_way(
                 truth_NF, recons_NF, device=getattr(network, "device", "cpu")
             )
-        except identify.FlatFeatures as error:
+        except identification.FlatFeatures as error:
             where = f"{network.name}'s {error.what} in image {pairs.image_N[error.rows[0]]}"
             raise UserError(
-                f"There is nothing to correlate in {where} ({len(error.rows)} such images): look at"
-                " that picture."
+                f"There is nothing to correlate in {where} ({len(error.rows)} such images): inspect"
+                " that image."
             ) from error
         name = f"two_way_{network.name}"
         identified[name], values[name] = two_way, two_way.share_N
@@ -175,7 +170,7 @@ def metric_table_of(
         )
     for readout in readouts:
         name = f"{readout.name}_accuracy"
-        values[name] = _right(readout, pairs, store.batch)
+        values[name] = _correct(readout, pairs, store.batch)
         scores[name] = _plain(uncertainty.share_interval(values[name]), count, readout.chance)
     return MetricTable(
         scores=scores,
@@ -196,9 +191,7 @@ def score_images(
     partial: bool = False,
     **settings: Any,
 ) -> MetricTable:
-    """`metric_table_of` of pictures that are not matched yet: see
-    `braingen.evaluation.image_pairs.match` for what is taken and what is refused.
-    """
+    """Match images by id (`braingen.evaluation.image_pairs.match`) and score them."""
     return metric_table_of(
         match(truth, truth_ids, recons, recon_ids, partial), networks, **settings
     )
@@ -221,18 +214,18 @@ def _pair_distances(network: Any, pairs: Pairs, store: FeatureStore) -> np.ndarr
     return np.concatenate(parts)
 
 
-def _right(readout: SceneReadout, pairs: Pairs, batch: int) -> np.ndarray:
+def _correct(readout: SceneReadout, pairs: Pairs, batch: int) -> np.ndarray:
     unnamed = [int(image) for image in pairs.image_N if int(image) not in readout.truth]
     if unnamed:
         raise UserError(
             f"The {readout.name} of {len(unnamed)} images is not known, e.g. of image {unnamed[0]}."
         )
-    said = [
+    predicted = [
         readout.predict(as_scored(pairs.recons, slice(s, s + batch))).cpu().numpy()
         for s in range(0, len(pairs.image_N), batch)
     ]
-    there = np.array([readout.truth[int(image)] for image in pairs.image_N])
-    return (np.concatenate(said) == there).astype(np.float64)
+    true_N = np.array([readout.truth[int(image)] for image in pairs.image_N])
+    return (np.concatenate(predicted) == true_N).astype(np.float64)
 
 
 def with_baselines(
@@ -241,9 +234,7 @@ def with_baselines(
     oracle: Mapping[str, Score] | None = None,
     ridge: Mapping[str, Score] | None = None,
 ) -> dict[str, Score]:
-    """Scores with the values of the random-voxel pictures, of the pictures from true embeddings,
-    and of ridge regression beside them.
-    """
+    """Add the values of random voxels, the oracle and ridge regression to every score."""
 
     def value(others: Mapping[str, Score] | None, name: str) -> float | None:
         return None if others is None or name not in others else others[name].value
@@ -257,18 +248,16 @@ def with_baselines(
 
 
 def compare_metric_tables(
-    sheets: Mapping[str, MetricTable], resamples: int = uncertainty.RESAMPLES, seed: int = 0
+    metric_tables: Mapping[str, MetricTable], resamples: int = uncertainty.RESAMPLES, seed: int = 0
 ) -> list[uncertainty.Comparison]:
-    """Every two runs on every score they share, image by image, Holm-corrected
-    (`braingen.evaluation.uncertainty.compare`).
-    """
-    tables = {name: sheet.paired for name, sheet in sheets.items()}
+    """Compare every two runs on every shared score, image by image, Holm-corrected."""
+    tables = {name: each.paired for name, each in metric_tables.items()}
     columns = {
         name: {score: table[score].to_numpy() for score in table} for name, table in tables.items()
     }
     return uncertainty.compare(
         columns,
-        {name: sheet.table.index.to_numpy() for name, sheet in sheets.items()},
+        {name: each.table.index.to_numpy() for name, each in metric_tables.items()},
         resamples,
         seed,
     )

@@ -1,8 +1,8 @@
-"""The registry of scores: what each is called, which way is better, how it is printed, and which
-picture-by-picture law it obeys.
+"""The registry of metrics: title, group, direction, axis, digits and bounds of every score.
 
 Tables, comparisons, curves, the ablation, help and the report read it. A score that is not
-registered is an error everywhere: it would have no direction. Importing this loads nothing heavy.
+registered is an error everywhere, since its direction is unknown. Importing this loads nothing
+heavy.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 from braingen.runtime.errors import UserError
 
-WHICH, WHAT, ALIKE, CLOSE, SAID, PEOPLE = (
-    "Which picture was it?",
-    "What was in the picture?",
-    "How alike are the two pictures?",
-    "How close is the decoded embedding, without a picture?",
-    "How well does the decoded caption tell it?",
-    "What do those say who look at it?",
+WHICH, WHAT, ALIKE, CLOSE, CAPTION, PEOPLE = (
+    "Which image was seen?",
+    "What was in the image?",
+    "How similar are the two images?",
+    "How close is the decoded embedding, without an image?",
+    "How well does the decoded caption describe the image?",
+    "How do people rate the images?",
 )
-GROUPS = (WHICH, WHAT, ALIKE, CLOSE, SAID, PEOPLE)
+GROUPS = (WHICH, WHAT, ALIKE, CLOSE, CAPTION, PEOPLE)
 """In the order of the report."""
 SHARE, LIKERT = (0.0, 1.0), (1.0, 7.0)
 
@@ -62,7 +62,7 @@ def _distance(title: str, words: str, meaning: str, place: int) -> Metric:
 
 
 _TWO_WAY = "the same, to"
-_PROGRAM = "no people: a program that compares pictures"
+_PROGRAM = "no people: a program that compares images"
 METRICS: dict[str, Metric] = {
     "pixcorr": Metric("PixCorr", "PixCorr", "correlation of the pixels", ALIKE, 0),
     "ssim": Metric("SSIM", "SSIM", "structural similarity", ALIKE, 1),
@@ -78,14 +78,14 @@ METRICS: dict[str, Metric] = {
     "two_way_clip": _percent(
         "CLIP",
         "Two-way, CLIP",
-        "the drawn picture is more like the seen one than like another, to CLIP",
+        "the generated image is more similar to the seen one than to another, by CLIP",
         WHICH,
         2,
     ),
     "effnet_b1": _distance("Eff", "EfficientNet-B1", "correlation distance", 7),
     "swav": _distance("SwAV", "SwAV", "correlation distance", 8),
-    "dreamsim": _distance("DreamSim", "DreamSim", "distance as people judge it", 6),
-    "lpips": _distance("LPIPS", "LPIPS", "distance to AlexNet, weighted by what people see", 5),
+    "dreamsim": _distance("DreamSim", "DreamSim", "perceptual distance, tuned to human ratings", 6),
+    "lpips": _distance("LPIPS", "LPIPS", "perceptual distance of AlexNet features", 5),
     "mse": Metric(
         "MSE",
         "MSE",
@@ -126,7 +126,7 @@ METRICS: dict[str, Metric] = {
     "object_accuracy": _named(
         "Object named",
         "Object",
-        "an independent network names the seen object in the drawn picture",
+        "an independent network finds the seen object in the generated image",
         0,
     ),
     "background_accuracy": _named("Background named", "Background", "the same for the place", 1),
@@ -147,51 +147,51 @@ METRICS: dict[str, Metric] = {
     "two_way_embedding": _percent(
         "Two-way, embedding",
         "Two-way, decoded embedding",
-        "the decoded embedding is more like the seen picture's own than like another's",
+        "the decoded embedding is more similar to the seen image's than to another's",
         WHICH,
         8,
     ),
     "retrieval_brain_to_image": _percent(
         "Retrieval brain->image",
         "Retrieval, brain to image",
-        "the seen picture is found among {pool} from brain activity",
+        "the seen image is found among {pool} from brain activity",
         WHICH,
         0,
     ),
     "retrieval_image_to_brain": _percent(
         "Retrieval image->brain",
         "Retrieval, image to brain",
-        "the activity that a picture caused is found among {pool}",
+        "the brain activity of a seen image is found among {pool}",
         WHICH,
         1,
     ),
-    "meteor": Metric("METEOR", "METEOR", "words in common, synonyms counted", SAID, 0),
-    "rouge_l": Metric("ROUGE-L", "ROUGE-L", "longest words in common", SAID, 1),
+    "meteor": Metric("METEOR", "METEOR", "shared words, synonyms counted", CAPTION, 0),
+    "rouge_l": Metric("ROUGE-L", "ROUGE-L", "longest common word sequence", CAPTION, 1),
     "clip_text": Metric(
         "CLIP text similarity",
         "CLIP text similarity",
         "cosine of decoded and true caption",
-        SAID,
+        CAPTION,
         2,
     ),
     "human_identification": _percent(
         "People, two-way",
         "People: which was seen",
-        "shown the drawn picture and two others, people choose the seen one",
+        "shown the generated image and two others, people choose the seen one",
         PEOPLE,
         0,
     ),
     "human_preference": _percent(
         "People, preferred",
         "People: preferred",
-        "people choose this drawing over another method's",
+        "people prefer this image to another method's",
         PEOPLE,
         1,
     ),
     "human_similarity": Metric(
         "People, similarity 1-7",
         "People: similarity",
-        "drawn and seen picture, rated from 1 to 7",
+        "generated and seen image, rated from 1 to 7",
         PEOPLE,
         2,
         digits=2,
@@ -219,18 +219,18 @@ accuracies and retrieval are in per cent.
 FIELD = tuple(METRICS)[:8]
 """The columns that every paper of the field prints."""
 ATTRIBUTES = ("object", "colour", "position", "background")
-"""What the judge names in a picture: tables per image have ``<name>_true`` and ``<name>_said``
-beside the scores.
+"""Attributes that the scene classifier predicts. Tables per image have ``<name>_true`` and
+``<name>_said`` columns beside the scores.
 """
 
 
 def metric(name: str) -> Metric:
-    """A registered score.
+    """Look up a registered score.
 
     Raises
     ------
     UserError
-        For a score that is not registered: nobody knows which way it is better.
+        For a score that is not registered, whose direction is unknown.
     """
     if name in METRICS:
         return METRICS[name]
@@ -244,21 +244,17 @@ def metric(name: str) -> Metric:
 
 
 def in_tables(names: Iterable[str]) -> list[str]:
-    """Scores in the order of tables; an unregistered one is an error."""
+    """Sort scores in the order of tables; an unregistered one is an error."""
     present = {name: metric(name) for name in names}
     return [name for name in METRICS if name in present]
 
 
 def in_report(names: Iterable[str]) -> list[str]:
-    """Scores in the order of the report: by group, and by place within it; an unregistered one is
-    an error.
-    """
+    """Sort scores in the order of the report: by group, then by place within it."""
     found = {name: metric(name) for name in names}
     return sorted(found, key=lambda name: (GROUPS.index(found[name].group), found[name].place))
 
 
 def score_columns(columns: Iterable[str]) -> list[str]:
-    """The scores among the columns of a table per image; what is in a picture is none, anything
-    else is an error.
-    """
+    """Return the score columns of a table per image; attributes are skipped, others an error."""
     return [name for name in columns if not name.endswith(("_true", "_said")) and metric(name)]

@@ -1,18 +1,15 @@
-"""Who looks at the pictures: the tiny CLIP and the judge for simulated pictures, the field's
-networks for photographs.
-"""
+"""Networks that score images: the tiny CLIP and the scene classifier, or the published networks."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from braingen.config import Config
-from braingen.evaluation import features as published_networks
-from braingen.evaluation.features import FeatureNetwork, Features
+from braingen.evaluation.features import FeatureNetwork, Features, load_all, recipes
 from braingen.evaluation.metric_table import SceneReadout
 from braingen.evaluation.scene_observers import (
+    CachedSceneClassifier,
     ClipFeatures,
-    JudgeOnce,
     classifier_networks,
     load_scene_classifier,
     readouts,
@@ -26,12 +23,12 @@ from braingen.targets.tables import Targets
 def observers(
     config: Config, simulated: bool, ids: np.ndarray
 ) -> tuple[list[Features], list[SceneReadout], dict[str, str]]:
-    """Networks, read-outs of what is in a picture, and what is missing with the line that gets it.
+    """Load networks and readouts, and list the missing networks with how to get them.
 
     Parameters
     ----------
     ids : np.ndarray
-        Image ids of the pictures that are looked at.
+        Ids of the images to score.
 
     Raises
     ------
@@ -41,23 +38,21 @@ def observers(
     published, missing = _published(config, simulated)
     if not simulated:
         return list(published), [], missing
-    judge, targets = JudgeOnce(load_scene_classifier()), Targets(config)
+    scene_classifier, targets = CachedSceneClassifier(load_scene_classifier()), Targets(config)
     clip = ClipFeatures(targets.image_encoder, fingerprint_of_files(targets.image_path))
     return (
-        [clip, *classifier_networks(judge), *published],
-        readouts(judge, Layout.of(config.data.root), ids),
+        [clip, *classifier_networks(scene_classifier), *published],
+        readouts(scene_classifier, Layout.of(config.data.root), ids),
         missing,
     )
 
 
 def _published(config: Config, simulated: bool) -> tuple[list[FeatureNetwork], dict[str, str]]:
-    """The field's networks that are here; for simulated pictures when asked for, and without CLIP,
-    whose place the tiny one has.
-    """
+    """Load the published networks; for simulated images only on request, and without CLIP."""
     if simulated and not config.evaluation.published_networks:
         return [], {}
-    names = [name for name in published_networks.recipes() if not (simulated and name == "clip")]
-    return published_networks.load_all(
+    names = [name for name in recipes() if not (simulated and name == "clip")]
+    return load_all(
         names,
         config.evaluation.feature_weights or None,
         str(device_of(config)),

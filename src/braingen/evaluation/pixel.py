@@ -1,7 +1,6 @@
-"""Scores of pixels: PixCorr, SSIM (two versions), MSE and PSNR, one value per image.
+"""Pixel scores: PixCorr, SSIM (two versions), MSE and PSNR, one value per image.
 
-N images, B of them at a time, H x W pixels. Everything streams over images, so memory does not grow
-with N.
+N images, B of them at a time, H x W pixels. Images are streamed, so memory does not grow with N.
 """
 
 from __future__ import annotations
@@ -15,23 +14,17 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 PIXCORR_SIDE = 425
-"""Pixels; the side of the NSD stimuli, at which MindEye2 and MoRE-Brain correlate and compare
-structure.
-"""
+"""Pixels; side of the NSD stimuli, at which MindEye2 and MoRE-Brain compute PixCorr and SSIM."""
 ERROR_SIDE = 256
-"""Pixels; the side to which every picture is brought first (published evaluation script)."""
+"""Pixels; the published evaluation script resizes every image to this side first."""
 GREY_WEIGHTS = (0.2125, 0.7154, 0.0721)
 """Weights of red, green and blue in scikit-image's rgb2gray."""
 HIGHEST_PSNR = 100.0
-"""dB. Equal pictures have an infinite PSNR, with which no mean and no interval exists; they count
-as this.
-"""
+"""dB. Equal images have an infinite PSNR, which has no mean and no interval; it counts as this."""
 
 
 class Images(Protocol):
-    """N x 3 x H x W pictures in [0, 1] that can be sliced along N: an array, tensor, memory map,
-    HDF5 dataset, `pairs.Pictures`.
-    """
+    """N x 3 x H x W images in [0, 1] that can be sliced, e.g. an array or `ImageSource`."""
 
     def __len__(self) -> int:
         """N."""
@@ -41,9 +34,7 @@ class Images(Protocol):
 
 
 def resize(images_B3HW: Tensor, side: int) -> Tensor:
-    """Bilinear, pixel centres at halves, without antialiasing (published figures were made so, see
-    docs/scores.md).
-    """
+    """Resize bilinearly without antialiasing, as the published evaluations (docs/scores.md)."""
     if images_B3HW.shape[-2:] == (side, side):
         return images_B3HW
     return interpolate(
@@ -62,7 +53,7 @@ def per_image(
     recons_N3HW: Images,
     batch: int = 1,
 ) -> np.ndarray:
-    """Run a score over pictures, a batch at a time.
+    """Apply a score to images, a batch at a time.
 
     Parameters
     ----------
@@ -70,10 +61,10 @@ def per_image(
         Function of B x 3 x H x W truth and reconstructions that returns B values, or B rows of
         values.
     truth_N3HW, recons_N3HW : Images
-        Pictures in [0, 1].
+        Images in [0, 1].
     batch : int, optional
-        Pictures at a time; one at 425 pixels already fills a processor's cache, and more are
-        slower.
+        Images at a time; one at 425 pixels already fills a processor's cache, and larger batches
+        are slower.
 
     Returns
     -------
@@ -89,7 +80,7 @@ def per_image(
 
 
 def correlation(truth_BP: Tensor, recons_BP: Tensor) -> Tensor:
-    """Pearson correlation of every pair of rows, in float64; NaN where a row is constant."""
+    """Pearson correlation of paired rows, in float64; NaN where a row is constant."""
     truth, recons = truth_BP.double(), recons_BP.double()
     truth = truth - truth.mean(1, keepdim=True)
     recons = recons - recons.mean(1, keepdim=True)
@@ -99,10 +90,9 @@ def correlation(truth_BP: Tensor, recons_BP: Tensor) -> Tensor:
 def pixel_correlation(
     truth_N3HW: Images, recons_N3HW: Images, side: int = PIXCORR_SIDE, batch: int = 1
 ) -> np.ndarray:
-    """PixCorr: Pearson correlation over all pixels and channels at ``side``, per image (published
-    evaluation script).
+    """PixCorr: Pearson correlation over all pixels and channels at ``side``, N values.
 
-    A constant picture gives NaN when it is black and rounding noise otherwise;
+    A constant image gives NaN when it is black and rounding noise otherwise;
     `braingen.evaluation.image_pairs.ImageSource` refuses it.
     """
     return per_image(
@@ -121,9 +111,7 @@ def _window(sigma: float = 1.5, radius: int = 5) -> list[float]:
 
 
 def _smooth(maps: Tensor, dim: int) -> Tensor:
-    """Gaussian mean along one axis, where the whole window fits: scikit-image leaves the border out
-    of its mean too.
-    """
+    """Smooth along one axis where the whole window fits; scikit-image omits the border too."""
     weights = _window()
     length = maps.shape[dim] - len(weights) + 1
     out = maps.narrow(dim, 0, length) * weights[0]
@@ -133,9 +121,7 @@ def _smooth(maps: Tensor, dim: int) -> Tensor:
 
 
 def _similarity(x_BHW: Tensor, y_BHW: Tensor) -> Tensor:
-    """B x 2 mean structural similarities, population covariance and data range 1: of pictures, and
-    of columns each for itself.
-    """
+    """Mean SSIM of images and of separate columns (B x 2), with data range 1."""
     maps = torch.stack([x_BHW, y_BHW, x_BHW * x_BHW, y_BHW * y_BHW, x_BHW * y_BHW])
     maps = _smooth(maps, 2)
     columns = _compared(maps)
@@ -151,17 +137,15 @@ def _compared(means: Tensor) -> Tensor:
 
 
 def peak_signal_to_noise(squared_error_N: np.ndarray) -> np.ndarray:
-    """PSNR in dB of pictures in [0, 1] from their MSE; at most `HIGHEST_PSNR`, which equal pictures
-    get.
-    """
+    """PSNR in dB of images in [0, 1] from their MSE, at most `HIGHEST_PSNR`."""
     return -10 * np.log10(np.maximum(squared_error_N, 10 ** (-HIGHEST_PSNR / 10)))
 
 
 def all_scores(truth_N3HW: Images, recons_N3HW: Images, batch: int = 1) -> dict[str, np.ndarray]:
-    """Every score of pixels in one pass: pixcorr, ssim, ssim_columns, mse, psnr, each N values.
+    """Compute pixcorr, ssim, ssim_columns, mse and psnr in one pass, N values each.
 
-    Pictures are brought to 256 pixels first and from there to 425, as the published evaluation
-    script does.
+    Images are resized to 256 pixels first and from there to 425, as in the published evaluation
+    script.
     """
 
     def score(truth: Tensor, recons: Tensor) -> Tensor:

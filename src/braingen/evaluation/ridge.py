@@ -1,17 +1,16 @@
-"""The baseline that every decoder must beat: cross-validated ridge regression from voxels to CLIP
-targets.
+"""The baseline of every decoder: cross-validated ridge regression from voxels to CLIP targets.
 
 N trials, B of them at a time, V voxels, D target width, A penalties, R rank (the smaller of N and
 V), G images of M presentations each.
 
 The penalty is chosen by leaving out one *image* at a time with all its presentations; leaving out
-one trial would let the other presentations of the same picture tell the answer. No model is fitted
+one trial would leak the answer through the image's other presentations. No model is fitted
 again for that: with the centred voxels X = Z Q' (Q the eigenvectors of X'X, l its eigenvalues) the
 left-out residuals of an image's rows are (I - H)^-1 e, where H = 1/N + Z diag(1 / (l + penalty)) Z'
 on those rows and e are the residuals of the full fit. This is exact, and one eigendecomposition, of
 the smaller of X'X and XX', serves them all.
 
-Voxels are read in blocks, so a memory map of any length does; held are the R x R matrix, its
+Voxels are read in blocks, so memory maps of any length work; memory holds the R x R matrix, its
 eigenvectors and a few R x D products.
 """
 
@@ -27,13 +26,9 @@ from torch import Tensor
 from braingen.runtime.errors import UserError
 
 RELATIVE_PENALTIES = tuple(10.0 ** (power / 2) for power in range(-6, 9))
-"""Grid of penalties as multiples of the mean eigenvalue of X'X: from nearly none to far more than
-noise as strong as NSD's asks for.
-"""
+"""Grid of penalties as multiples of the mean eigenvalue of X'X; the optimum on NSD is inside."""
 _LARGEST_DOUBLE = 2000
-"""Rank up to which the decomposition is in float64; above it float32 keeps NSD's 15 724 voxels at 1
-GB a matrix.
-"""
+"""Rank up to which the decomposition is in float64; float32 keeps 15 724 voxels at 1 GB."""
 _ROWS = 1024
 """Trials, or voxels, read at a time."""
 
@@ -67,9 +62,7 @@ class Ridge(NamedTuple):
 
 
 def average_repeats(values_NV: np.ndarray, image_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over the presentations of every image: the means in ascending order of image id
-    (float32), and those ids.
-    """
+    """Average the presentations of every image; returns means (float32) and ascending ids."""
     ids, inverse, times = np.unique(image_N, return_inverse=True, return_counts=True)
     sums = np.zeros((len(ids), values_NV.shape[1]))
     np.add.at(sums, inverse, values_NV)
@@ -77,7 +70,7 @@ def average_repeats(values_NV: np.ndarray, image_N: np.ndarray) -> tuple[np.ndar
 
 
 class _Factors(NamedTuple):
-    """The centred voxels as Z Q', and what of the targets lies in their span."""
+    """The centred voxels as Z Q', and the targets' projection onto them."""
 
     eigenvalues_R: Tensor
     vectors_RR: Tensor
@@ -120,9 +113,7 @@ def _factorise(
 
 
 def _image_blocks(image_N: np.ndarray) -> Iterator[np.ndarray]:
-    """Row numbers, about ``_ROWS`` at a time, with the presentations of an image side by side in
-    one block.
-    """
+    """Yield row numbers, about ``_ROWS`` at a time; presentations of an image stay in one block."""
     order = np.argsort(image_N, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(image_N[order])) + 1, len(order))
     begin = 0
@@ -135,9 +126,7 @@ def _image_blocks(image_N: np.ndarray) -> Iterator[np.ndarray]:
 def _left_out(
     residuals_BD: Tensor, z_BR: Tensor, shrinkage_R: Tensor, image_B: np.ndarray, trials: int
 ) -> Tensor:
-    """Residuals of every image's rows by the fit without that image. Rows of one image are
-    neighbours.
-    """
+    """Residuals of every image's rows for the fit without it. Rows of one image are adjacent."""
     _, first, times = np.unique(image_B, return_index=True, return_counts=True)
     out_BD = torch.empty_like(residuals_BD)
     for repeats in np.unique(times):
@@ -159,15 +148,13 @@ def fit_ridge(
     per_target: bool = False,
     device: str = "cpu",
 ) -> Ridge:
-    """Fit ridge regression with an intercept, its penalty chosen by leaving out one image at a
-    time.
-
+    """Fit ridge regression with an intercept and leave-one-image-out choice of the penalty.
     Parameters
     ----------
     voxels_NV : np.ndarray
         Responses, one row per trial, z-scored; an array or memory map.
     targets_ND : np.ndarray
-        What to predict for every trial, e.g. the CLIP embedding of its picture, tokens flattened.
+        What to predict for every trial, e.g. the CLIP embedding of its image, tokens flattened.
     image_N : np.ndarray
         Image id of every trial.
     relative_penalties : Sequence[float], optional

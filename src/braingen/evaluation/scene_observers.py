@@ -1,6 +1,4 @@
-"""What looks at pictures of simulated scenes: the tiny CLIP, and the judge with its features and
-read-outs.
-"""
+"""Networks that score images of simulated scenes: the tiny CLIP and the scene classifier."""
 
 from __future__ import annotations
 
@@ -24,8 +22,10 @@ from braingen.targets.clip_image import CLIPImageEncoder
 
 
 class ClipFeatures:
-    """Image embeddings of the backbone's CLIP; the sampler is conditioned on them, so they flatter
-    it (the judge does not).
+    """Image embeddings of the backbone's CLIP.
+
+    The diffusion model is conditioned on them, so this score favours it; the scene classifier is
+    independent.
     """
 
     name = "clip"
@@ -39,57 +39,59 @@ class ClipFeatures:
         return self._encoder(images_B3HW).target_BTD.flatten(1)
 
 
-class JudgeOnce:
-    """The judge, whose features and read-outs of the same batch come from one forward pass.
+class CachedSceneClassifier:
+    """The scene classifier, with one forward pass per batch for all features and readouts.
 
     Parameters
     ----------
-    judge : SceneClassifier
+    scene_classifier : SceneClassifier
+        The network.
     """
 
-    def __init__(self, judge: SceneClassifier) -> None:
-        self._judge = judge
-        self._verdicts = WeakTensorKeyDictionary()
+    def __init__(self, scene_classifier: SceneClassifier) -> None:
+        self._scene_classifier = scene_classifier
+        self._predictions = WeakTensorKeyDictionary()
 
     @torch.inference_mode()
     def __call__(self, images_B3HW: Tensor) -> ScenePrediction:
-        """The verdict on a batch; it is kept for as long as the batch is."""
-        if images_B3HW not in self._verdicts:
-            self._verdicts[images_B3HW] = self._judge(images_B3HW)
-        return self._verdicts[images_B3HW]
+        """Predict a batch; the prediction is cached as long as the batch lives."""
+        if images_B3HW not in self._predictions:
+            self._predictions[images_B3HW] = self._scene_classifier(images_B3HW)
+        return self._predictions[images_B3HW]
 
 
 class ClassifierFeatures:
-    """One layer of the judge: 'early' or 'late'."""
+    """One layer of the scene classifier: 'early' or 'late'."""
 
-    def __init__(self, judge: JudgeOnce, layer: str, weights: str) -> None:
+    def __init__(self, scene_classifier: CachedSceneClassifier, layer: str, weights: str) -> None:
         self.name = f"judge_{layer}"
-        self._judge, self._layer, self.weights = judge, f"{layer}_BF", weights
+        self._scene_classifier, self._layer = scene_classifier, f"{layer}_BF"
+        self.weights = weights
 
     def features(self, images_B3HW: Tensor) -> Tensor:
         """B x features of the layer."""
-        return getattr(self._judge(images_B3HW), self._layer)
+        return getattr(self._scene_classifier(images_B3HW), self._layer)
 
 
 def load_scene_classifier(folder: Path = TINY / "judge") -> SceneClassifier:
-    """The shipped judge."""
+    """Load the shipped scene classifier."""
     return SceneClassifier.from_pretrained(folder, torch_dtype=torch.float32).eval()
 
 
 def classifier_networks(
-    judge: JudgeOnce, folder: Path = TINY / "judge"
+    scene_classifier: CachedSceneClassifier, folder: Path = TINY / "judge"
 ) -> list[ClassifierFeatures]:
-    """Its early and late features, as networks of the score sheet."""
+    """Return its early and late features as networks of the metric table."""
     weights = fingerprint_of_files(folder)
-    return [ClassifierFeatures(judge, layer, weights) for layer in ("early", "late")]
+    return [ClassifierFeatures(scene_classifier, layer, weights) for layer in ("early", "late")]
 
 
-def readouts(judge: JudgeOnce, layout: Layout, image_ids: np.ndarray) -> list[SceneReadout]:
-    """Object, background and position as the judge names them, beside what was in the scenes of a
-    simulated data folder.
-    """
+def readouts(
+    scene_classifier: CachedSceneClassifier, layout: Layout, image_ids: np.ndarray
+) -> list[SceneReadout]:
+    """Return readouts of object, background and position, with the truth of a simulated folder."""
     scenes = dict(zip(image_ids.tolist(), load_scenes(layout, image_ids.tolist())))
-    there = {
+    truths = {
         "object": (
             {image: scene.objects[0].object for image, scene in scenes.items()},
             len(OBJECTS),
@@ -101,62 +103,63 @@ def readouts(judge: JudgeOnce, layout: Layout, image_ids: np.ndarray) -> list[Sc
         "position": ({image: scene.position for image, scene in scenes.items()}, len(POSITIONS)),
     }
 
-    def names(what: str) -> Callable[[Tensor], Tensor]:
+    def readout_of(attribute: str) -> Callable[[Tensor], Tensor]:
         def predict(images_B3HW: Tensor) -> Tensor:
-            return getattr(judge(images_B3HW), f"{what}_BC").argmax(1)
+            return getattr(scene_classifier(images_B3HW), f"{attribute}_BC").argmax(1)
 
         return predict
 
     return [
-        SceneReadout(what, names(what), truth, 1 / classes)
-        for what, (truth, classes) in there.items()
+        SceneReadout(attribute, readout_of(attribute), truth, 1 / classes)
+        for attribute, (truth, classes) in truths.items()
     ]
 
 
-def caption_of(
-    judge: SceneClassifier, layout: Layout, image_ids: np.ndarray, pictures: Sequence[np.ndarray]
+def scene_attributes(
+    scene_classifier: SceneClassifier,
+    layout: Layout,
+    image_ids: np.ndarray,
+    images: Sequence[np.ndarray],
 ) -> pd.DataFrame:
-    """What was in every scene and what the judge sees in the picture, in words.
+    """Tabulate the true attributes of every scene and those predicted from its image.
 
     Parameters
     ----------
-    pictures : Sequence[np.ndarray]
+    images : Sequence[np.ndarray]
         Uint8, 3 x H x W, in the order of ``image_ids``.
 
     Returns
     -------
     table : pd.DataFrame
-        Columns ``<what>_true`` and ``<what>_said`` for object, background, position and colour; the
-        index is the image id. Colour is empty for objects that keep their own colours.
+        Columns ``<name>_true`` and ``<name>_said`` for object, background, position and colour; the
+        index is the image id. Colour is empty for objects that have one fixed colour.
     """
-    words = {
+    classes = {
         "object": [thing.name for thing in OBJECTS],
         "background": BACKGROUNDS,
         "position": POSITIONS,
         "colour": COLOUR_NAMES,
     }
     scenes = load_scenes(layout, image_ids.tolist())
-    there = {
+    truths = {
         "object": [scene.objects[0].object for scene in scenes],
         "background": [scene.background for scene in scenes],
         "position": [scene.position for scene in scenes],
         "colour": [scene.objects[0].colour for scene in scenes],
     }
-    said: dict[str, list[int]] = {what: [] for what in words}
+    predicted: dict[str, list[int]] = {name: [] for name in classes}
     for start in range(0, len(image_ids), 64):
-        some = range(start, min(start + 64, len(image_ids)))
-        images = torch.from_numpy(np.stack([pictures[row] for row in some])).float() / 255
+        rows = range(start, min(start + 64, len(image_ids)))
+        images_B3HW = torch.from_numpy(np.stack([images[row] for row in rows])).float() / 255
         with torch.inference_mode():
-            verdict: ScenePrediction = judge(images)
-        for what in words:
-            said[what] += getattr(verdict, f"{what}_BC").argmax(1).tolist()
+            prediction: ScenePrediction = scene_classifier(images_B3HW)
+        for name in classes:
+            predicted[name] += getattr(prediction, f"{name}_BC").argmax(1).tolist()
     columns = {}
-    for what, names in words.items():
-        asked = [truth != NO_COLOUR for truth in there[what]]
-        columns[f"{what}_true"] = [
-            names[truth] if ask else "" for truth, ask in zip(there[what], asked)
-        ]
-        columns[f"{what}_said"] = [
-            names[answer] if ask else "" for answer, ask in zip(said[what], asked)
-        ]
+    for name, labels in classes.items():
+        applies = [truth != NO_COLOUR for truth in truths[name]]
+        for suffix, values in (("true", truths[name]), ("said", predicted[name])):
+            columns[f"{name}_{suffix}"] = [
+                labels[value] if known else "" for value, known in zip(values, applies)
+            ]
     return pd.DataFrame(columns, index=pd.Index(image_ids, name="image"))

@@ -1,6 +1,4 @@
-"""What an evaluation leaves in a run folder: figures, values of every image, tables to paste, and
-what computed them.
-"""
+"""Write the scores of a run: JSON, values of every image, tables, and their provenance."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from rich.progress import TaskID
 from rich.table import Column, Table
 
 from braingen.data.image_grid import write_sheet
-from braingen.evaluation.feature_store import Progress as Told
+from braingen.evaluation.feature_store import Progress as ProgressCallback
 from braingen.evaluation.image_files import LoadedImages
 from braingen.evaluation.metric_table import MetricTable
 from braingen.evaluation.tables import (
@@ -30,8 +28,7 @@ from braingen.evaluation.tables import (
     markdown,
     rows_of,
 )
-from braingen.runtime.console import Progress
-from braingen.runtime.console import console as new_console
+from braingen.runtime.console import Progress, console
 from braingen.runtime.files import write_json, write_text
 from braingen.runtime.untrusted import csv_text
 from braingen.types import Score
@@ -46,18 +43,18 @@ CSV, LATEX, COMPUTED_BY, EXTREMES = (
     "best_and_worst.png",
 )
 RESIZING = (
-    "pictures to 256 pixels first, bilinear without antialiasing, as published figures were made"
+    "images to 256 pixels first, bilinear without antialiasing, as published figures were made"
 )
 SHOWN = 12
-"""Best pictures on the sheet, and as many worst ones."""
+"""Number of best images in the image grid, and of worst ones."""
 
 
 OWN_SCANS = "own scans"
-"""What data are called that `braingen prepare` made from anybody's scans."""
+"""Name of data that `braingen prepare` made from a user's scans."""
 
 
 class Origin(NamedTuple):
-    """Where pictures come from, as tables and comparisons tell them apart."""
+    """Where images come from; tables and comparisons identify a run by it."""
 
     method: str
     protocol: str
@@ -71,11 +68,11 @@ def write_scores(
     folder: Path,
     origin: Origin,
     scores: Mapping[str, Score],
-    sheet: MetricTable,
+    metric_table: MetricTable,
     beside: Sequence[pd.DataFrame],
     missing: Mapping[str, str],
 ) -> Path:
-    """Write everything; the published rows stand beside ours.
+    """Write all files of an evaluation, with published rows beside ours.
 
     Parameters
     ----------
@@ -83,12 +80,12 @@ def write_scores(
         The run folder.
     scores : Mapping[str, Score]
         With their baselines.
-    sheet : MetricTable
-        Of the pictures, with the networks and versions that made it.
+    metric_table : MetricTable
+        Scores of the images, with the networks and versions that computed them.
     beside : Sequence[pd.DataFrame]
         Further values of every image, one row per image id each.
     missing : Mapping[str, str]
-        What could not be computed -> the sentence that says how to get it.
+        Scores that could not be computed -> how to get them.
 
     Returns
     -------
@@ -96,7 +93,7 @@ def write_scores(
         Path of scores.json.
     """
     write_json(folder / SCORES, as_json(scores))
-    for name, table in ((PER_IMAGE, sheet.table), (PAIRED, sheet.paired)):
+    for name, table in ((PER_IMAGE, metric_table.table), (PAIRED, metric_table.paired)):
         write_text(
             folder / name, csv_text(pd.concat([table, *beside], axis=1), float_format="%.6g")
         )
@@ -108,8 +105,8 @@ def write_scores(
     write_text(folder / CSV, comma_separated(rows))
     write_text(folder / LATEX, latex(rows))
     record = {
-        "weights": sheet.weights,
-        "versions": sheet.versions,
+        "weights": metric_table.weights,
+        "versions": metric_table.versions,
         "resizing": RESIZING,
         "missing": dict(missing),
     }
@@ -118,14 +115,12 @@ def write_scores(
 
 
 def published_beside(protocol: str) -> Sequence[TableRow]:
-    """Published figures on NSD: beside NSD, and for orientation beside simulated data of its form;
-    not beside own scans.
-    """
+    """Return the published NSD rows; none beside own scans, which they do not compare with."""
     return () if protocol.startswith(OWN_SCANS) else PUBLISHED
 
 
-def _picture(pictures: Any, row: int) -> Image.Image:
-    values = np.asarray(pictures[row])
+def _as_pil(images: Any, row: int) -> Image.Image:
+    values = np.asarray(images[row])
     if values.dtype != np.uint8:
         values = np.round(values.astype(np.float32) * 255).astype(np.uint8)
     return Image.fromarray(values.transpose(1, 2, 0))
@@ -134,31 +129,26 @@ def _picture(pictures: Any, row: int) -> Image.Image:
 def write_extremes(
     folder: Path, table: pd.DataFrame, truth: LoadedImages, recons: LoadedImages
 ) -> None:
-    """Draw the best and the worst pictures, by their mean rank over all scores of pictures, each
-    under what was seen.
-    """
+    """Write a grid of the best and worst images by mean rank, each below the true image."""
     best, worst = best_and_worst(table, SHOWN)
     rows = [{int(image): row for row, image in enumerate(one.image_N)} for one in (truth, recons)]
     pairs = [
-        (
-            _picture(truth.pictures, rows[0][int(image)]),
-            _picture(recons.pictures, rows[1][int(image)]),
-        )
+        (_as_pil(truth.images, rows[0][int(image)]), _as_pil(recons.images, rows[1][int(image)]))
         for image in (*best, *worst[::-1])
     ]
     ends = f"best: image {best[0]}; worst: image {worst[0]}"
     write_sheet(
         folder / EXTREMES,
         pairs,
-        f"The {len(best)} best pictures, then the {len(worst)} worst ({ends})",
+        f"The {len(best)} best images, then the {len(worst)} worst ({ends})",
         columns=len(best),
     )
 
 
 def print_scores(scores: Mapping[str, Score], missing: Mapping[str, str]) -> None:
-    """The sheet as a person reads it in a terminal."""
+    """Print the scores as a table."""
     names = ("score", "brain", "95 %", "random", "ridge", "oracle", "chance")
-    # narrow enough for a terminal of 80 columns: a figure that is cut off is no figure
+    # narrow enough for a terminal of 80 columns, so that no figure is cut off
     table = Table(
         *(Column(name, no_wrap=True) for name in names),
         title="scores",
@@ -180,19 +170,19 @@ def print_scores(scores: Mapping[str, Score], missing: Mapping[str, str]) -> Non
             text(score.oracle),
             text(score.chance),
         )
-    console = new_console()
-    console.print(table)
+    terminal = console()
+    terminal.print(table)
     for sentence in missing.values():
-        console.print(sentence, markup=False, soft_wrap=True)
+        terminal.print(sentence, markup=False, soft_wrap=True)
 
 
-def evidence_of(progress: Progress) -> Told:
-    """Shows how far every network is; bars appear as networks begin."""
+def feature_progress(progress: Progress) -> ProgressCallback:
+    """Return a callback that shows one progress bar per network."""
     bars: dict[str, TaskID] = {}
 
-    def tell(name: str, done: int, total: int) -> None:
+    def update(name: str, done: int, total: int) -> None:
         if name not in bars:
-            bars[name] = progress.add_task(f"looking with {name}", total=total)
+            bars[name] = progress.add_task(f"features of {name}", total=total)
         progress.update(bars[name], completed=done, total=total)
 
-    return tell
+    return update

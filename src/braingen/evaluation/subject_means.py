@@ -1,4 +1,4 @@
-"""Scores of several subjects as published: the mean over subjects, beside each subject's own."""
+"""Scores averaged over subjects, as papers report them, beside each subject's own scores."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BASELINES = ("random", "oracle", "ridge", "chance")
 
 
 class SubjectScores(NamedTuple):
-    """What was scored of one subject."""
+    """Scores of one subject."""
 
     number: int
     scores: dict[str, Score]
@@ -44,7 +44,7 @@ class SubjectScores(NamedTuple):
 
 
 def read_subject(config: Config) -> SubjectScores:
-    """What `evaluate_subject` left in a subject's folder."""
+    """Read the scores of a subject's folder."""
     folder = config.run.folder
     scores = {name: Score(**fields) for name, fields in read_json(folder / SCORES).items()}
     table = read_run(folder).table
@@ -54,10 +54,10 @@ def read_subject(config: Config) -> SubjectScores:
 
 
 def mean_scores(subjects: Sequence[SubjectScores], resamples: int, seed: int) -> dict[str, Score]:
-    """The mean over subjects of every score that all of them have, with its interval over images.
+    """Average every score that all subjects have; its interval is over images.
 
-    The interval is missing where a score has no values of single images. Baselines are means too;
-    ``n`` is the mean number of images.
+    The interval is None where a score has no per-image values. Baselines and ``n`` (rounded) are
+    averaged too.
     """
     found = {}
     for name in subjects[0].scores:
@@ -96,7 +96,7 @@ def write_mean(config: Config) -> Path:
     Returns
     -------
     Path
-        Path of scores.json in the run folder; tables to paste lie beside it.
+        Path of scores.json in the run folder; the tables are beside it.
     """
     subjects = [read_subject(one) for one in subject_configs(config)]
     mean = mean_scores(subjects, config.evaluation.bootstrap, config.run.seed)
@@ -123,7 +123,7 @@ def write_mean(config: Config) -> Path:
 
 
 def print_mean(subjects: Sequence[SubjectScores], mean: Mapping[str, Score]) -> None:
-    """Means and subjects, side by side."""
+    """Print means and subjects side by side."""
     names = ("score", "mean", "95 %", *(f"subj {subject.number}" for subject in subjects))
     table = Table(
         *(Column(name, no_wrap=True) for name in names),

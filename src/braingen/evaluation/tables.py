@@ -1,6 +1,4 @@
-"""Tables people paste: the field's columns in the field's order, published rows beside ours, each
-with its N and protocol.
-"""
+"""Tables in the field's column order, with published rows beside ours, each with N and protocol."""
 
 from __future__ import annotations
 
@@ -19,11 +17,11 @@ from braingen.types import Score
 
 
 class TableRow(NamedTuple):
-    """A method and its scores; fractions, not per cent."""
+    """Scores of one method; fractions, not per cent."""
 
     method: str
     protocol: str
-    """Subjects, sessions, and what else sets the figure apart."""
+    """Subjects, sessions, and other conditions of the figures."""
     n: int
     """Test images."""
     scores: Mapping[str, Score | float]
@@ -73,8 +71,8 @@ PUBLISHED = (
     _published("MindEye2", _MEAN1, ".195/.419/84.2/90.6/81.2/79.2/-/-"),
     _published("ZEBRA", "NSD, no data of the subject", ".131/.375/74.6/81.2/72.2/71.5/-/-"),
 )
-"""Figures on NSD, as printed. MindEye2's two retrievals stand under what its code computes, which
-is the reverse of what it prints.
+"""Figures on NSD, as printed. MindEye2's two retrievals are swapped: its code computes the reverse
+of what it prints.
 """
 CAUTION = (
     "Published rows are on NSD and stand beside simulated data for orientation only; a change of"
@@ -84,7 +82,7 @@ CAUTION = (
 
 
 def as_json(scores: Mapping[str, Score]) -> dict[str, dict[str, float | int | None]]:
-    """Scores as plain JSON values, undefined ones as null."""
+    """Return scores as plain JSON values, undefined ones as null."""
 
     def plain(value: Any) -> float | int | None:
         return (
@@ -132,7 +130,7 @@ def _heading(name: str, better: tuple[str, str]) -> str:
 
 
 def markdown(rows: Sequence[TableRow], interval: bool = True) -> str:
-    """A Markdown table; our values with their 95 % intervals."""
+    """Return a Markdown table; our values have 95 % intervals."""
     names = _names(rows)
     head = ["Method", "Protocol", "N", *(_heading(name, ("↑", "↓")) for name in names)]
     lines = [head, ["---", "---", *["---:"] * (len(names) + 1)]]
@@ -167,9 +165,7 @@ def _latex_text(text: str) -> str:
 
 
 def latex(rows: Sequence[TableRow], interval: bool = False) -> str:
-    r"""A LaTeX table with booktabs rules; put ``\usepackage{booktabs}`` into the preamble. The best
-    of every column is bold.
-    """
+    r"""Return a LaTeX table for the booktabs package; the best value of every column is bold."""
     names = _names(rows)
     best = {name: _best(name, rows) for name in names}
     lines = [r"\begin{tabular}{ll" + "r" * (len(names) + 1) + "}", r"\toprule"]
@@ -212,9 +208,7 @@ def _best(name: str, rows: Sequence[TableRow]) -> float | None:
 
 
 def comma_separated(rows: Sequence[TableRow]) -> str:
-    """CSV with one line per method and score, everything a reviewer asks for in columns of its own;
-    fractions, not per cent.
-    """
+    """Return CSV with one line per method and score, all fields of a score as fractions."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["method", "protocol", "score", "better", *Score._fields])
@@ -242,7 +236,7 @@ def comma_separated(rows: Sequence[TableRow]) -> str:
 def rows_of(
     name: str, protocol: str, scores: Mapping[str, Score], baselines: bool = True
 ) -> list[TableRow]:
-    """Our row, and rows of the baselines that stand in its scores."""
+    """Return our row, followed by rows of the baselines in its scores."""
     rows = [
         TableRow(
             name, protocol, max((score.n for score in scores.values()), default=0), dict(scores)
@@ -265,9 +259,7 @@ def rows_of(
 
 
 def best_and_worst(table: pd.DataFrame, count: int = 8) -> tuple[np.ndarray, np.ndarray]:
-    """Image ids of the best and the worst pictures, by their mean rank over all scores of the
-    per-image table; best first, worst first.
-    """
+    """Return ids of the best (best first) and worst (worst first) images by mean rank."""
     ranks = [table[name].rank(ascending=not metric(name).higher_is_better) for name in table]
     order = table.index[np.argsort(np.mean(ranks, axis=0), kind="stable")].to_numpy()
     return order[:count], order[::-1][:count]

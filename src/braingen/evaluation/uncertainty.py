@@ -1,7 +1,6 @@
-"""How sure a score is: bootstrap intervals over images, paired comparison of runs, several seeds
-and subjects.
+"""Uncertainty of scores: bootstrap intervals over images, paired comparison of runs, summaries.
 
-N images, M resamples, S seeds. Everything is seeded: the same values give the same interval.
+N images, M resamples, S seeds. Everything is seeded: equal values give equal intervals.
 """
 
 from __future__ import annotations
@@ -70,9 +69,7 @@ class Summary(NamedTuple):
 
 
 def _counts(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks (m x N, int64) of how often every image was drawn, in ``resamples`` draws of N images
-    with replacement.
-    """
+    """Yield blocks (m x N, int64) of how often every image occurs in each bootstrap resample."""
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, _AT_ONCE):
         size = min(_AT_ONCE, resamples - start)
@@ -93,17 +90,16 @@ def _finite(values: np.ndarray, what: str = "values") -> np.ndarray:
     if not np.isfinite(values).all():
         raise UserError(
             f"{int((~np.isfinite(values)).sum())} of {values.size} {what} are NaN or infinite;"
-            " leave those pictures out by id."
+            " exclude those images by id."
         )
     return values
 
 
 def share_interval(right_N: np.ndarray) -> Interval:
-    """Share of images that are right, with the exact binomial 95 % interval (Clopper and Pearson
-    1934).
+    """Share of correct images with its exact binomial 95 % interval (Clopper and Pearson 1934).
 
-    A bootstrap of images that are all right gives 1 to 1, as if no image could be wrong; 120 of 120
-    leave 0.970 to 1.
+    A bootstrap of images that are all correct gives 1 to 1, as if no image could be wrong; the
+    exact interval of 120 of 120 is 0.970 to 1.
 
     Parameters
     ----------
@@ -113,7 +109,7 @@ def share_interval(right_N: np.ndarray) -> Interval:
     right = _finite(right_N)
     if not np.isin(right, (0, 1)).all():
         raise UserError(
-            "A share is of images that are right (1) or wrong (0); there are values between."
+            "A share needs values of 1 (correct) or 0 (wrong); there are values between."
         )
     exact = binomtest(int(right.sum()), len(right)).proportion_ci(
         confidence_level=0.95, method="exact"
@@ -134,16 +130,15 @@ def ratio_interval(
     seed: int = 0,
     share: bool = True,
 ) -> Interval:
-    """Sum over sum, images resampled: retrieval over random pools, where an image was asked for in
-    some draws only.
+    """Ratio of sums with its bootstrap interval, e.g. retrieval over random pools.
 
-    Where every image is either always found or never, and all are asked for equally often or are
-    all alike, the interval is exact (`share_interval`).
+    The interval is exact (`share_interval`) where every image is always or never found, and all
+    images have equal counts or equal outcomes.
 
     Parameters
     ----------
     share : bool, optional
-        Allow that.
+        Allow the exact interval.
     """
     found, asked = _finite(found_N), _finite(asked_N)
     if share:
@@ -160,34 +155,31 @@ def ratio_interval(
 
 
 def _pair_mean(weights_NN: np.ndarray, counts_MN: np.ndarray) -> np.ndarray:
-    """Mean of a pair statistic in every resample. A pair of two copies of one image says nothing
-    and is left out.
-    """
+    """Mean of a pair statistic in every resample; pairs of copies of one image are excluded."""
     counts = counts_MN.astype(np.float32)
     pairs = counts.sum(1) ** 2 - (counts * counts).sum(1)
     return np.einsum("mn,mn->m", counts @ weights_NN, counts) / np.maximum(pairs, 1)
 
 
 def two_way_interval(beats_NN: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Two-way identification with its interval; an image is resampled in both its parts, as the one
-    to name and as a distractor.
+    """Two-way identification with its interval; images are resampled as target and as distractor.
 
-    Resampling the N shares alone would take the distractors for fixed and the interval would be too
+    Resampling only the N shares would treat the distractors as fixed, and the interval would be too
     narrow.
 
     Parameters
     ----------
     beats_NN : np.ndarray
-        Bool, `braingen.evaluation.identification.TwoWay.beats_NN`; or the share of several drawings
-        in which that is so.
+        Bool, `braingen.evaluation.identification.TwoWay.beats_NN`; or its mean over several
+        samples.
     """
     beats = np.asarray(beats_NN)
     images = len(beats)
     weights = beats.astype(np.float32)
     others = ~np.eye(images, dtype=bool)
     if len(np.unique(weights[others])) == 1 and weights[others][0] in (0, 1):
-        # every resample is the same; the share of images that win all their pairs, or none, has an
-        # exact interval and bounds the score
+        # every resample is equal; the share of images that win all their pairs, or none, has an
+        # exact interval, which bounds the score
         return share_interval(np.full(images, weights[others][0]))
     replicates = np.concatenate(
         [_pair_mean(weights, counts) for counts in _counts(images, resamples, seed)]
@@ -196,12 +188,11 @@ def two_way_interval(beats_NN: np.ndarray, resamples: int = RESAMPLES, seed: int
 
 
 def two_way_by_image(beats_NN: np.ndarray) -> np.ndarray:
-    """What every image adds to a two-way score in both its parts, N values whose mean is the score.
+    """Contribution of every image to a two-way score, N values whose mean is the score.
 
-    For comparing runs: the share of its own reconstruction alone takes the distractors for fixed.
-    Share as the one to name, plus share as a distractor, minus the score: the jackknife's
-    first-order pseudo-values of a statistic of pairs (Arvesen 1969), up to the factor (N - 1) / (N
-    - 2).
+    For comparing runs: the image's own share alone would treat the distractors as fixed. Share as
+    target, plus share as distractor, minus the score: the jackknife's first-order pseudo-values of
+    a pair statistic (Arvesen 1969), up to the factor (N - 1) / (N - 2).
 
     Parameters
     ----------
@@ -214,9 +205,7 @@ def two_way_by_image(beats_NN: np.ndarray) -> np.ndarray:
 
 
 def permutation_p(differences_N: np.ndarray, permutations: int = RESAMPLES, seed: int = 0) -> float:
-    """Two-sided sign-flip test of mean zero: all 2^N flips up to 16 images, random ones and the
-    observed one beyond.
-    """
+    """Two-sided sign-flip test of mean zero: exact up to 16 images, random flips beyond."""
     differences = _finite(differences_N, "differences")
     observed = abs(differences.sum())
     slack = 1e-12 * np.abs(differences).sum()
@@ -234,9 +223,7 @@ def permutation_p(differences_N: np.ndarray, permutations: int = RESAMPLES, seed
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p values corrected for having been computed together (Holm 1979): never larger than
-    Bonferroni's, and valid without independence.
-    """
+    """Correct p values for multiple comparisons (Holm 1979), valid without independence."""
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p)
     adjusted = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
@@ -308,12 +295,11 @@ def compare_methods(
     first: Mapping[int, Mapping[int, Mapping[int, float]]],
     second: Mapping[int, Mapping[int, Mapping[int, float]]],
 ) -> np.ndarray:
-    """Differences of two methods, image by image, over the same subjects and any number of seeds;
-    their mean is the difference.
+    """Differences of two methods, image by image, over the same subjects and any number of seeds.
 
-    Seeds of a subject are averaged first, then images of a subject, then subjects. What an image
-    adds in all subjects is one value, so that `mean_interval` and `permutation_p` take an image
-    that every subject saw for one image and not for several.
+    Seeds of a subject are averaged first, then images of a subject, then subjects; the mean of the
+    values is the difference. The contributions of an image in all subjects are summed, so that
+    `mean_interval` and `permutation_p` count an image that every subject saw once.
 
     Parameters
     ----------
@@ -362,12 +348,12 @@ def summarise(
     seed: int = 0,
     share: bool = False,
 ) -> Summary:
-    """One score over subjects and seeds.
+    """Summarise one score over subjects and seeds.
 
     All subjects of NSD saw the same test images, and an image that is hard to decode is so for all
-    of them: images are drawn once for all subjects. Drawn for each subject by itself they would
-    seem to be four times as many with four subjects, and a 95 % interval would hold the truth in
-    three of four cases only (`test_intervals_over_subjects_that_share_images_hold_the_truth`).
+    of them, so images are resampled once for all subjects. Resampled per subject, four subjects
+    would count as four times as many images, and a 95 % interval would contain the truth in three
+    of four cases only (`test_intervals_over_subjects_that_share_images_hold_the_truth`).
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ from braingen.data.trials import train_trials
 from braingen.encoders.trained import load_embedding_decoder
 from braingen.evaluation.embeddings import decode_test_images
 from braingen.evaluation.evaluate import ridge_embeddings
-from braingen.evaluation.folds import Difference, FoldRow, ImageFold, pooled, split_pictures
+from braingen.evaluation.folds import Difference, FoldRow, ImageFold, pooled, split_images
 from braingen.report.cross_validation import render_cross_validation
 from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
@@ -138,7 +138,7 @@ def read_fold(path: Path, subject: int, root: Path) -> ImageFold:
     name_of = table.groupby(table["image"].astype(int))["stim_file"].min().to_dict()
     return ImageFold(
         subject=subject,
-        pictures=[name_of[int(image)] for image in found["ids"]],
+        images=[name_of[int(image)] for image in found["ids"]],
         true_ND=found["true"].numpy(),
         mean_D=found["mean"].numpy(),
         decoded={method: found[method].numpy() for method in METHODS},
@@ -164,7 +164,7 @@ def cross_validate(config: Config) -> Path:
     names = names_of_pictures(config.data.root)
     lists = []
     for number, pictures in enumerate(
-        split_pictures(list(names), chosen.folds, config.run.seed), 1
+        split_images(list(names), chosen.folds, config.run.seed), 1
     ):
         path = folder / "folds" / f"fold-{number:02d}-of-{chosen.folds:02d}.txt"
         write_text(path, "".join(f"{name}\n" for picture in pictures for name in names[picture]))
@@ -189,7 +189,7 @@ def write(
 ) -> Path:
     """The table, JSON of everything, and the page."""
     data = Stimuli(Layout.of(config.data.root)).data_name
-    sizes = sorted({len(fold.pictures) for fold in folds})
+    sizes = sorted({len(fold.images) for fold in folds})
     facts: dict[str, Any] = {
         "data": data,
         "modality": config.cross_validation.modality,

@@ -18,7 +18,7 @@ from rich.table import Table
 from braingen.config import Config
 from braingen.data.stimuli import Stimuli
 from braingen.evaluation.human_ratings import STUDY, fingerprint, read_study
-from braingen.evaluation.image_files import LoadedImages, load_pictures
+from braingen.evaluation.image_files import LoadedImages, load_images
 from braingen.evaluation.image_pairs import ImageSource
 from braingen.human_eval import analysis as analyses
 from braingen.human_eval import consent, rater, site
@@ -107,7 +107,7 @@ def _methods(config: Config) -> list[Method]:
             )
             raise UserError(f"{path} does not exist{told}.")
         found.append(
-            Method(name or path.stem, path, own.get(path.absolute(), ""), load_pictures(path))
+            Method(name or path.stem, path, own.get(path.absolute(), ""), load_images(path))
         )
     names = [method.name for method in found]
     wrong = next(
@@ -145,7 +145,7 @@ def _tasks(config: Config, methods: Sequence[Method], console: Console) -> tuple
 def _seen(config: Config, ids: np.ndarray) -> tuple[LoadedImages, bool]:
     """The seen pictures of some images, and whether they are simulated."""
     if config.human_eval.seen:
-        loaded = load_pictures(Path(config.human_eval.seen).expanduser())
+        loaded = load_images(Path(config.human_eval.seen).expanduser())
         row = {int(image): k for k, image in enumerate(loaded.image_N)}
         lost = [int(image) for image in ids if int(image) not in row]
         if lost:
@@ -153,7 +153,7 @@ def _seen(config: Config, ids: np.ndarray) -> tuple[LoadedImages, bool]:
                 f"{config.human_eval.seen} has no image {lost[0]} ({len(lost)} of {len(ids)}"
                 " missing), which was reconstructed."
             )
-        return LoadedImages([loaded.pictures[row[int(image)]] for image in ids], ids), False
+        return LoadedImages([loaded.images[row[int(image)]] for image in ids], ids), False
     stimuli = Stimuli(Layout.of(config.data.root))
     outside = [int(image) for image in ids if image >= len(stimuli)]
     if outside:
@@ -169,7 +169,7 @@ def _some(loaded: LoadedImages, ids: Sequence[int], what: str) -> dict[int, np.n
     row = {int(image): k for k, image in enumerate(loaded.image_N)}
     chosen = np.asarray(ids, dtype=np.int64)
     pictures = ImageSource(
-        [np.asarray(loaded.pictures[row[int(image)]]) for image in chosen], chosen, what
+        [np.asarray(loaded.images[row[int(image)]]) for image in chosen], chosen, what
     )
     return {int(image): pictures[k : k + 1][0] for k, image in enumerate(chosen)}
 
@@ -419,14 +419,14 @@ def _judge() -> rater.Features:
     import torch
 
     from braingen.evaluation.scene_observers import (
-        JudgeOnce,
+        CachedSceneClassifier,
         classifier_networks,
         load_scene_classifier,
     )
 
     late = next(
         network
-        for network in classifier_networks(JudgeOnce(load_scene_classifier()))
+        for network in classifier_networks(CachedSceneClassifier(load_scene_classifier()))
         if network.name == "judge_late"
     )
     return lambda images: late.features(torch.from_numpy(images)).flatten(1).numpy()

@@ -44,7 +44,7 @@ def _difference(each: dict[str, Any]) -> dict[str, str]:
         "difference": tables.number(each["difference"]),
         "interval": f"{tables.number(each['low'])} to {tables.number(each['high'])}",
         "p": tables.p_value(each["p_holm"]),
-        "verdict": str(each["verdict"]),
+        "verdict": str(each["conclusion"]),
         "n": str(each["n"]),
     }
 
