@@ -39,12 +39,12 @@ from braingen.evaluation.metric_table import score_images
 from braingen.evaluation.observers import observers
 from braingen.evaluation.uncertainty import mean_interval
 from braingen.experiments.ablation_table import config_of as line_of
-from braingen.generation.reconstruct import draw_embeddings, read_responses, write_index
+from braingen.generation.reconstruct import decode_responses, generate_images, write_index
 from braingen.generation.reconstruct import setup as drawing_parts
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers
 from braingen.runtime.files import write_json
-from braingen.runtime.paths import EMBEDDINGS, INDEX, drawn_folder
+from braingen.runtime.paths import EMBEDDINGS, INDEX, generated_folder
 from braingen.runtime.seeds import hash_seed
 from braingen.simulation.pictures import load_scenes
 from braingen.simulation.semantics import LABELS, labels
@@ -104,7 +104,7 @@ def read_out(config: Config) -> dict[str, dict[str, list[float]]]:
     data = diffusion_data(
         own, targets, embedding_decoders, parts.model.size, 10**6
     )  # the errors of all held-out images
-    drawn = load_file(drawn_folder(own) / EMBEDDINGS)
+    drawn = load_file(generated_folder(own) / EMBEDDINGS)
     layout = Layout.of(own.data.root)
     known_NL, asked_ML = (
         labels(load_scenes(layout, ids.tolist()))
@@ -147,15 +147,15 @@ def draw_ideally(config: Config) -> Config:
             )
         }
     )
-    folder = drawn_folder(own)
+    folder = generated_folder(own)
     if (folder / INDEX).exists():
         return own
     parts, subject = drawing_parts(own), own.data.subjects[0]
     trials = train_trials(Layout.of(own.data.root), subject, own.data.num_sessions)
     held_out = group_repeats(hold_out_images(trials, own.data.holdout_share, own.run.seed)[1])
     known, asked = (
-        read_responses(own, parts.decoder, held_out, parts.betas, subject),
-        load_file(drawn_folder(untouched) / EMBEDDINGS),
+        decode_responses(own, parts.decoder, held_out, parts.betas, subject),
+        load_file(generated_folder(untouched) / EMBEDDINGS),
     )
     chance = torch.Generator().manual_seed(hash_seed(own.run.seed, "ideal listener", 0))
     row_N = torch.randint(len(held_out.image_N), (len(asked["ids"]),), generator=chance)
@@ -165,7 +165,7 @@ def draw_ideally(config: Config) -> Config:
     save_file(
         {name: asked[name].contiguous() for name in ("ids", "image", "text")}, folder / EMBEDDINGS
     )
-    draw_embeddings(own, parts.decoder, lambda: parts.targets.image_encoder, folder, Workers(own))
+    generate_images(own, parts.decoder, lambda: parts.targets.image_encoder, folder, Workers(own))
     write_index(folder, asked["ids"].tolist())
     return own
 
@@ -173,7 +173,7 @@ def draw_ideally(config: Config) -> Config:
 def scores_of_ideal(config: Config, images: list[int]) -> dict[str, np.ndarray]:
     """Score -> what every test image adds to it, of the ideal listener's pictures."""
     own = draw_ideally(config)
-    folder, targets, ids = drawn_folder(own), Targets(own), np.array(images)
+    folder, targets, ids = generated_folder(own), Targets(own), np.array(images)
     networks, named, _ = observers(own, targets.stimuli.simulated, ids)
     sheet = score_images(
         SeenImages(targets.stimuli, ids),
@@ -239,7 +239,7 @@ def main() -> None:
                 "share": float(some_SN.mean()),
             }
     ids = [
-        load_file(drawn_folder(line_of(config, "untouched")) / EMBEDDINGS)["ids"].tolist()
+        load_file(generated_folder(line_of(config, "untouched")) / EMBEDDINGS)["ids"].tolist()
         for config in configs
     ]
     ideal = [scores_of_ideal(config, sorted(some)) for config, some in zip(configs, ids)]

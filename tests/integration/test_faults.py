@@ -158,7 +158,7 @@ def test_voxels_too_large_for_numbers(subject, tmp_path, capsys):
     np.save(tmp_path / "huge.npy", np.full((1, 60), 1e38, np.float32))
     words = ["decode", *subject.words, *subject.stage1, "--folder", str(tmp_path)]
     sentence = told(capsys, *words, "--voxels", str(tmp_path / "huge.npy"))
-    assert (not list(tmp_path.rglob("*.png")) and "huge" in sentence) or "picture 0" in sentence
+    assert (not list(tmp_path.rglob("*.png")) and "huge" in sentence) or "image 0" in sentence
 
 
 # --- settings that cannot work ---

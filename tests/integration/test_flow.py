@@ -30,7 +30,7 @@ from braingen.generation.lora import has_lora
 from braingen.generation.pipeline import BrainDecoder
 from braingen.generation.reconstruct import embeddings_of, reconstruct, setup
 from braingen.runtime.data_layout import Layout
-from braingen.runtime.paths import ROUTING, drawn_folder, random_folders
+from braingen.runtime.paths import ROUTING, generated_folder, random_folders
 from braingen.types import Score
 
 pytestmark = pytest.mark.filterwarnings(
@@ -419,7 +419,7 @@ def test_pictures_do_not_depend_on_how_the_work_is_split(flow, tmp_path):
     drawn = sorted(folder.glob("*.png"))
     assert len(drawn) == 3
     for path in drawn:
-        assert np.abs(pixels(path) - pixels(drawn_folder(flow.config) / path.name)).max() <= 1
+        assert np.abs(pixels(path) - pixels(generated_folder(flow.config) / path.name)).max() <= 1
 
 
 # --- again, and step by step ----------------------------------------------------------------------

@@ -17,7 +17,7 @@ from braingen.config import Config
 from braingen.evaluation.feature_store import FeatureStore
 from braingen.evaluation.image_pairs import ImageSource
 from braingen.evaluation.image_sets import PngImages
-from braingen.generation.resumable import drawn_files, opened, picture_path
+from braingen.generation.resumable import open_image, output_files, png_path
 from braingen.runtime.distributed import Workers, complete
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import can_be_written, own_cache
@@ -33,7 +33,7 @@ def finished(folder: Path, routing: bool = False) -> Path:
     with Run.start(folder, {"seed": 0}) as run:
         save_file({"ids": torch.tensor(IDS)}, folder / EMBEDDINGS)
         for image in IDS:
-            Image.new("RGB", (4, 4)).save(picture_path(folder, image))
+            Image.new("RGB", (4, 4)).save(png_path(folder, image))
         (folder / INDEX).write_text(json.dumps({"images": IDS}), encoding="utf-8")
         if routing:
             save_file({"ids": torch.tensor(IDS)}, folder / ROUTING)
@@ -44,7 +44,7 @@ def finished(folder: Path, routing: bool = False) -> Path:
 def still_complete(folder: Path) -> bool:
     workers = Workers(Config.model_validate({"run": {"device": "cpu"}}))
     with Run.start(folder, {"seed": 0}) as run:
-        found = complete(workers, run, lambda: drawn_files(folder, run.summary))
+        found = complete(workers, run, lambda: output_files(folder, run.summary))
         assert run.finished is found
     return found
 
@@ -72,12 +72,15 @@ def test_a_folder_without_routers_lacks_no_routing(tmp_path):
 
 @pytest.mark.parametrize("content", [None, b"", b"no picture", b"\x89PNG\r\n\x1a\n cut"])
 def test_a_picture_that_is_none_ends_in_a_sentence(tmp_path, content):
-    path = picture_path(tmp_path, 3)
+    path = png_path(tmp_path, 3)
     if content is not None:
         path.write_bytes(content)
-    for read in (lambda: PngImages(tmp_path, np.array([3]))[0], lambda: opened(path).__enter__()):
+    for read in (
+        lambda: PngImages(tmp_path, np.array([3]))[0],
+        lambda: open_image(path).__enter__(),
+    ):
         with pytest.raises(
-            UserError, match=r"000003\.png is (missing|not a picture).*again that made the folder"
+            UserError, match=r"000003\.png is (missing|not an image).*again that made the folder"
         ):
             read()
 

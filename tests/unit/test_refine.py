@@ -27,10 +27,10 @@ from braingen.generation.refiner import (
     Refiner,
     assemble_refiner,
     conditioning_ids,
-    encode_pictures,
+    encode_images,
     last_times,
     load_refiner,
-    refine_pictures,
+    refine_images,
 )
 from braingen.generation.sampling import seeded_noise
 from braingen.runtime.errors import UserError
@@ -141,9 +141,9 @@ def test_refining_is_diffusers_image_to_image(refiner, scheduler_class, how, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(type(refiner.scheduler), "step", step)
-        refined = refine_pictures(refiner, pictures, text_BTD, [7], how, seed=3)
+        refined = refine_images(refiner, pictures, text_BTD, [7], how, seed=3)
     scheduler = scheduler_class.from_config(refiner.scheduler.config)
-    clean = encode_pictures(refiner.vae, pictures)
+    clean = encode_images(refiner.vae, pictures)
     noise = seeded_noise([7], tuple(clean.shape[1:]), 3, "refinement")
     if (
         how.denoising_start is not None
@@ -188,9 +188,9 @@ def test_refining_is_diffusers_image_to_image(refiner, scheduler_class, how, mon
 
 def test_a_batch_equals_one_by_one(refiner):
     pictures, text_BTD = given(4)
-    together = refine_pictures(refiner, pictures, text_BTD, [5, 6, 7, 8], HOW)
+    together = refine_images(refiner, pictures, text_BTD, [5, 6, 7, 8], HOW)
     for row in range(4):
-        alone = refine_pictures(
+        alone = refine_images(
             refiner, pictures[row : row + 1], text_BTD[row : row + 1], [5 + row], HOW
         )
         torch.testing.assert_close(together[row : row + 1], alone, rtol=0, atol=5e-4)
@@ -199,14 +199,14 @@ def test_a_batch_equals_one_by_one(refiner):
 def test_image_and_seed_are_all_that_chance_depends_on(refiner):
     pictures, text_BTD = given(1)
     torch.manual_seed(0)
-    first = refine_pictures(refiner, pictures, text_BTD, [7], HOW, seed=1)
+    first = refine_images(refiner, pictures, text_BTD, [7], HOW, seed=1)
     torch.manual_seed(1)
     torch.testing.assert_close(
-        refine_pictures(refiner, pictures, text_BTD, [7], HOW, seed=1), first, rtol=0, atol=0
+        refine_images(refiner, pictures, text_BTD, [7], HOW, seed=1), first, rtol=0, atol=0
     )
     for image, seed in ((8, 1), (7, 2)):
         assert (
-            refine_pictures(refiner, pictures, text_BTD, [image], HOW, seed=seed) - first
+            refine_images(refiner, pictures, text_BTD, [image], HOW, seed=seed) - first
         ).abs().max() > 1e-3
 
 
@@ -219,9 +219,7 @@ def test_the_less_strength_the_nearer_to_the_picture():
     far = [
         float(
             (
-                refine_pictures(
-                    refiner, pictures, text_BTD, range(4), Refinement(10, strength, 1.0)
-                )
+                refine_images(refiner, pictures, text_BTD, range(4), Refinement(10, strength, 1.0))
                 - pictures
             )
             .abs()
@@ -234,18 +232,18 @@ def test_the_less_strength_the_nearer_to_the_picture():
 
 def test_text_and_negative_prompt_are_heard(refiner):
     pictures, text_BTD = given(1)
-    first = refine_pictures(refiner, pictures, text_BTD, [7], HOW)
-    assert (refine_pictures(refiner, pictures, -text_BTD, [7], HOW) - first).abs().max() > 1e-3
+    first = refine_images(refiner, pictures, text_BTD, [7], HOW)
+    assert (refine_images(refiner, pictures, -text_BTD, [7], HOW) - first).abs().max() > 1e-3
     other = refiner._replace(unconditional=refiner.form.empty(1))
-    assert (refine_pictures(other, pictures, text_BTD, [7], HOW) - first).abs().max() > 1e-3
+    assert (refine_images(other, pictures, text_BTD, [7], HOW) - first).abs().max() > 1e-3
 
 
 def test_the_aesthetic_score_is_heard_by_a_refiner_only(refiner):
     pictures, text_BTD = given(1)
-    first = refine_pictures(refiner, pictures, text_BTD, [7], HOW)
+    first = refine_images(refiner, pictures, text_BTD, [7], HOW)
     for change in ({"aesthetic_score": 2.0}, {"negative_aesthetic_score": 6.0}):
         differ = (
-            (refine_pictures(refiner, pictures, text_BTD, [7], HOW._replace(**change)) - first)
+            (refine_images(refiner, pictures, text_BTD, [7], HOW._replace(**change)) - first)
             .abs()
             .max()
         )
@@ -257,8 +255,8 @@ def test_of_a_joint_text_embedding_a_refiner_reads_the_second_encoder(refiner):
     if refiner.scored:
         joint = torch.cat([torch.randn(1, 1, 96), text_BTD], dim=-1)
         torch.testing.assert_close(
-            refine_pictures(refiner, pictures, joint, [7], HOW),
-            refine_pictures(refiner, pictures, text_BTD, [7], HOW),
+            refine_images(refiner, pictures, joint, [7], HOW),
+            refine_images(refiner, pictures, text_BTD, [7], HOW),
             rtol=0,
             atol=0,
         )
@@ -266,11 +264,11 @@ def test_of_a_joint_text_embedding_a_refiner_reads_the_second_encoder(refiner):
 
 def test_it_may_be_refined_at_another_size(refiner):
     pictures, text_BTD = given(1)
-    assert refine_pictures(refiner, pictures, text_BTD, [7], HOW, size=64).shape == (1, 3, 64, 64)
+    assert refine_images(refiner, pictures, text_BTD, [7], HOW, size=64).shape == (1, 3, 64, 64)
     with pytest.raises(UserError, match="a multiple of 4"):
-        refine_pictures(refiner, pictures, text_BTD, [7], HOW, size=33)
+        refine_images(refiner, pictures, text_BTD, [7], HOW, size=33)
     with pytest.raises(UserError, match="give square ones"):
-        refine_pictures(refiner, pictures[..., :16], text_BTD, [7], HOW)
+        refine_images(refiner, pictures[..., :16], text_BTD, [7], HOW)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +281,7 @@ def test_it_may_be_refined_at_another_size(refiner):
 def test_a_refinement_without_a_step_is_refused(refiner, how, sentence):
     pictures, text_BTD = given(1)
     with pytest.raises(UserError, match=f"{sentence} leaves no step"):
-        refine_pictures(refiner, pictures, text_BTD, [7], how)
+        refine_images(refiner, pictures, text_BTD, [7], how)
 
 
 # --- base models and refiners ---------------------------------------------------------------------
@@ -319,7 +317,7 @@ def test_the_shipped_backbone_is_loaded_as_a_base_model():
         2, 1, 1, listening.form.image_shape[1], generator=torch.Generator().manual_seed(0)
     )
     one, other = (
-        refine_pictures(listening, pictures, text_BTD, [7], HOW, image_BTD=x) for x in image
+        refine_images(listening, pictures, text_BTD, [7], HOW, image_BTD=x) for x in image
     )
     assert (one - other).abs().max() > 1e-3
 

@@ -318,7 +318,7 @@ def test_a_level_that_an_encoder_has_not_is_refused(counts, flags, words, monkey
         torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), [0], {"image": torch.zeros(1, 6, 1, 2)}
     )
     with pytest.raises(UserError, match=words):
-        reconstruct.drawer(
+        reconstruct.image_generator(
             load_config(None, {"generation.level": "1", **flags}), decoder, None, read
         )  # type: ignore[arg-type]
 

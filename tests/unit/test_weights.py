@@ -22,7 +22,7 @@ from unit.test_decoder import decoder_of, embedding_decoder, voxels
 from braingen.config.shipped import TINY
 from braingen.generation.lora import add_lora, load_lora, lora_parameters, save_lora
 from braingen.generation.pipeline import BrainDecoder
-from braingen.generation.refiner import Refinement, load_refiner, refine_pictures
+from braingen.generation.refiner import Refinement, load_refiner, refine_images
 from braingen.generation.sampling import decode_latents
 from braingen.pretrained.sdxl import (
     add_ip_adapter,
@@ -232,13 +232,13 @@ def test_a_drawing_that_becomes_nan_names_its_picture():
     found = decoder.read(torch.from_numpy(voxels(3))[:, None], 1, [5, 6, 7])
     image = found.image._replace(backbone_BTD=found.image.backbone_BTD.clone())
     image.backbone_BTD[1] = torch.nan
-    with pytest.raises(UserError, match=r"At step 1 of 2 the latents of picture 6 became NaN"):
+    with pytest.raises(UserError, match=r"At step 1 of 2 the latents of image 6 became NaN"):
         decoder.draw(image, found.text, [5, 6, 7], steps=2, guidance_scale=1)
-    with pytest.raises(UserError, match=r"decoded image embedding of picture 8, 9 became NaN"):
+    with pytest.raises(UserError, match=r"decoded image embedding of image 8, 9 became NaN"):
         decoder.read(torch.full((2, 1, 30), 1e38), 1, [8, 9])
     with torch.no_grad():
         decoder.vae.decoder.conv_out.weight.fill_(torch.inf)
-    with pytest.raises(UserError, match="autoencoder's output of picture 4 became NaN"):
+    with pytest.raises(UserError, match="autoencoder's output of image 4 became NaN"):
         decode_latents(decoder.vae, torch.ones(1, 4, 8, 8), [4])
 
 
@@ -247,8 +247,8 @@ def test_a_refinement_that_becomes_nan_names_its_picture(tmp_path):
     refiner = load_refiner(str(folder))
     text = torch.zeros(2, 1, 128)
     text[1] = torch.nan
-    with pytest.raises(UserError, match="latents of picture 31 became NaN"):
-        refine_pictures(refiner, torch.rand(2, 3, 32, 32), text, [30, 31], Refinement(4, 0.5, 1.0))
+    with pytest.raises(UserError, match="latents of image 31 became NaN"):
+        refine_images(refiner, torch.rand(2, 3, 32, 32), text, [30, 31], Refinement(4, 0.5, 1.0))
 
 
 # --- a decoder saved over another ---

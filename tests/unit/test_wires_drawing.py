@@ -33,7 +33,7 @@ from braingen.generation import resumable as drawing
 from braingen.generation.lora import add_lora, lora_parameters, save_lora
 from braingen.generation.pipeline import BrainDecoder, Decoded
 from braingen.generation.refiner import Refinement, assemble_refiner
-from braingen.generation.resumable import Drawn, draw_missing
+from braingen.generation.resumable import GeneratedImage, generate_missing
 from braingen.generation.sampling import (
     decode_latents,
     denoise_from,
@@ -88,7 +88,7 @@ def a_decoder(**more: Any) -> BrainDecoder:
 def responses_of(config: Config, decoder: Any, subject: int = 2) -> dict[str, Tensor]:
     layout = Layout.of(config.data.root)
     repeats = group_repeats(with_a_gap(test_trials(layout, subject)))
-    return stage.read_responses(config, decoder, repeats, Betas.of(layout, subject), subject)
+    return stage.decode_responses(config, decoder, repeats, Betas.of(layout, subject), subject)
 
 
 @pytest.mark.parametrize("routed", [False, True])
@@ -383,7 +383,7 @@ def drawer_of(
         stage, "negative_condition", lambda form, path, prompt: (form, path, prompt)
     )
     monkeypatch.setattr(stage, "backbone_folder", lambda path: f"folder of {path}")
-    return stage.drawer(config, decoder, lambda: clip, read)  # type: ignore[arg-type]
+    return stage.image_generator(config, decoder, lambda: clip, read)  # type: ignore[arg-type]
 
 
 def test_every_setting_of_the_sampler_reaches_the_drawing(monkeypatch, root, tmp_path):
@@ -414,7 +414,7 @@ def test_every_setting_of_the_sampler_reaches_the_drawing(monkeypatch, root, tmp
         "sample": 0,
         "level": 1,
     }
-    assert [np.asarray(each.picture)[0, 0, 0] for each in drawn] == [30, 90]
+    assert [np.asarray(each.image)[0, 0, 0] for each in drawn] == [30, 90]
     drawer_of(monkeypatch, config, decoder, given())(slice(0, 2))  # true embeddings have no levels
     assert decoder.drawn[1][1]["level"] is None
 
@@ -493,7 +493,7 @@ def test_of_several_drawings_the_one_nearest_to_the_decoded_embedding_is_kept(
     for image, each in zip(read.image_N, drawn):
         assert each.note["sample"] == wanted[image] == int(np.argmax(each.note["similarity"]))
         assert each.note["similarity"][wanted[image]] == pytest.approx(1, abs=1e-3)
-        assert np.asarray(each.picture)[0, 0, 0] == image * 10 + wanted[image]
+        assert np.asarray(each.image)[0, 0, 0] == image * 10 + wanted[image]
 
 
 def denoised(
@@ -670,9 +670,9 @@ def test_pictures_that_became_no_numbers_are_named():
     values = torch.ones(7, 2)
     refuse_not_finite_rows(values, None, "it")
     values[[0, 2, 3, 5, 6]] = torch.nan
-    with pytest.raises(UserError, match=r"it of picture 10, 12, 13, 15 and 1 more became NaN"):
+    with pytest.raises(UserError, match=r"it of image 10, 12, 13, 15 and 1 more became NaN"):
         refuse_not_finite_rows(values, range(10, 17), "it")
-    with pytest.raises(UserError, match=r"picture 0, 2, 3, 5 became"):
+    with pytest.raises(UserError, match=r"image 0, 2, 3, 5 became"):
         refuse_not_finite_rows(values[:6], None, "it")
 
 
@@ -792,10 +792,10 @@ def test_pictures_go_by_id_and_only_those_that_are_missing_are_drawn(root, tmp_p
     )  # its neighbour is missing, and a batch is drawn whole
     asked = []
 
-    def draw(some: slice) -> list[Drawn]:
+    def draw(some: slice) -> list[GeneratedImage]:
         asked.append(ids[some])
         return [
-            Drawn(
+            GeneratedImage(
                 Image.new("RGB", (2, 2), (i, i, i)),
                 {"of": i},
                 {"weights": torch.tensor([float(i)])},
@@ -803,12 +803,12 @@ def test_pictures_go_by_id_and_only_those_that_are_missing_are_drawn(root, tmp_p
             for i in ids[some]
         ]
 
-    draw_missing(tmp_path, ids, 2, draw, Workers(tiny_config(root, tmp_path)), "")
+    generate_missing(tmp_path, ids, 2, draw, Workers(tiny_config(root, tmp_path)), "")
     assert asked == [[40, 7], [25]]
     for image in (40, 7, 25):
-        assert np.asarray(Image.open(drawing.picture_path(tmp_path, image)))[0, 0, 0] == image
+        assert np.asarray(Image.open(drawing.png_path(tmp_path, image)))[0, 0, 0] == image
     assert drawing.notes(tmp_path, ids) == {str(image): {"of": image} for image in (40, 7, 25)}
-    draw_missing(
+    generate_missing(
         tmp_path,
         ids,
         1,
@@ -818,7 +818,7 @@ def test_pictures_go_by_id_and_only_those_that_are_missing_are_drawn(root, tmp_p
     )
     for image in (19, 3):
         save_file({"weights": torch.tensor([float(image)])}, tmp_path / f"{image:06d}.safetensors")
-    drawing.gathered(tmp_path, ids, tmp_path / ROUTING)
+    drawing.gather_tensors(tmp_path, ids, tmp_path / ROUTING)
     found = load_file(tmp_path / ROUTING)
     assert found["ids"].tolist() == ids and found["weights"].flatten().tolist() == ids
     assert not list(tmp_path.glob("0*.safetensors"))
@@ -841,12 +841,12 @@ def test_processes_share_the_batches_that_are_missing(tmp_path):
         def wait(self) -> None:
             self.waited += 1
 
-    def draw(some: slice) -> list[Drawn]:
+    def draw(some: slice) -> list[GeneratedImage]:
         asked.append(some)
-        return [Drawn(Image.new("RGB", (2, 2))) for _ in range(2)]
+        return [GeneratedImage(Image.new("RGB", (2, 2))) for _ in range(2)]
 
     workers: Any = SecondOfTwo()
-    draw_missing(tmp_path, [8, 6, 4, 2, 9, 7], 2, draw, workers, "")
+    generate_missing(tmp_path, [8, 6, 4, 2, 9, 7], 2, draw, workers, "")
     assert (
         asked == [slice(2, 4)]
         and sorted(path.stem for path in tmp_path.iterdir()) == ["000002", "000004"]
@@ -1015,11 +1015,11 @@ def test_refining_hears_every_pictures_own_text_with_the_settings_of_the_refiner
     (recons / INDEX).write_text(json.dumps({"images": order}))
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
-    def refine_pictures(*given: Any, **more: Any) -> Tensor:
+    def refine_images(*given: Any, **more: Any) -> Tensor:
         calls.append((given, more))
         return 1 - given[1]
 
-    monkeypatch.setattr(refine_stage, "refine_pictures", refine_pictures)
+    monkeypatch.setattr(refine_stage, "refine_images", refine_images)
     monkeypatch.setattr(refine_stage, "setup", lambda config: "the refiner")
     more = {
         "strength": "0.6",
@@ -1109,4 +1109,4 @@ def test_decoded_embeddings_are_named_after_their_encoders():
         "text_BTD",
         "image_clip_BTD",
         "text_clip_BTD",
-    )  # `read_responses` goes by this order
+    )  # `decode_responses` goes by this order

@@ -40,7 +40,7 @@ from braingen.evaluation.image_sets import PngImages, SeenImages
 from braingen.evaluation.ridge import fit_ridge
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
-from braingen.runtime.paths import EMBEDDINGS, INDEX, drawn_folder, random_folders
+from braingen.runtime.paths import EMBEDDINGS, INDEX, generated_folder, random_folders
 from braingen.types import Score
 
 IDS = np.array([2, 0, 3, 1])
@@ -522,9 +522,9 @@ def evaluated(root, tmp_path_factory, retrieval_among_four) -> tuple[Config, dic
     swapped = true.clone()
     swapped[2] = true[3]
     folders = [
-        drawn_folder(config, "brain"),
+        generated_folder(config, "brain"),
         *random_folders(config),
-        drawn_folder(config, "oracle"),
+        generated_folder(config, "oracle"),
     ]
     pictures = [0.6 * scenes() + 0.4 * noise[0], noise[1], noise[2], scenes()]
     embeddings = [swapped, *(-1 * true + 0.1 * number for number in range(2)), true]
@@ -623,7 +623,7 @@ def test_values_of_every_image_stand_beside_its_id(evaluated):
         found.loc[0, "clip_text"] == pytest.approx(1, abs=1e-4)
         and found["clip_text"].drop(0).max() < 0.999
     )
-    brain = drawn_folder(config, "brain")
+    brain = generated_folder(config, "brain")
     pixcorr = scores_sheet.score_images(
         scenes()[IDS], IDS, PngImages(brain, IDS), IDS, resamples=20
     ).table["pixcorr"]
@@ -751,7 +751,7 @@ def test_refined_pictures_and_what_people_judged_stand_beside_the_scores(
     monkeypatch, root, tmp_path
 ):
     config = tiny_config(root, tmp_path, evaluation__bootstrap="20")
-    brain, refined = drawn_folder(config, "brain"), tmp_path / "refined"
+    brain, refined = generated_folder(config, "brain"), tmp_path / "refined"
     noise = np.random.default_rng(0).random((IMAGES, 3, 32, 32)).astype(np.float32)
     for folder, share in ((brain, 0.3), (refined, 0.7)):
         write_pictures(
@@ -786,7 +786,7 @@ def test_refined_pictures_and_what_people_judged_stand_beside_the_scores(
         and told["difference"] > 0.1
     )
     assert written[0]["human_two_way"].value == 0.8
-    oracle = drawn_folder(config, "oracle")
+    oracle = generated_folder(config, "oracle")
     write_pictures(oracle, {int(image): scenes()[image] for image in IDS})
     (oracle / INDEX).write_text(json.dumps({"images": IDS.tolist()}))
     save_file(

@@ -15,10 +15,10 @@ from braingen.demo.quickstart import PAGE, quickstart
 from braingen.evaluation.evaluate import evaluate
 from braingen.generation.reconstruct import (
     assemble,
-    drawings,
-    drawn_images,
+    generation_tasks,
     reconstruct_into,
     reconstruct_subject,
+    repeats_to_generate,
 )
 from braingen.generation.refine import refine_folder, refined_folder
 from braingen.report.write import report
@@ -27,7 +27,7 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import clear_temporaries, replaced_folder, write_json
 from braingen.runtime.parallel import Task, group_of
-from braingen.runtime.paths import drawn_folder, run_folder, subject_configs
+from braingen.runtime.paths import generated_folder, run_folder, subject_configs
 from braingen.runtime.text_files import read_json
 from braingen.simulation.dataset import simulate
 from braingen.targets.tables import Targets
@@ -155,9 +155,14 @@ def _drawing_of_subject(config: Config) -> list[Task]:
             update={"generation": config.generation.model_copy(update=sampler)}
         )
 
-    count, who = len(drawn_images(config).image_N), f"subject {config.data.subjects[0]}, pictures"
-    sources = [each for source in ("random", "oracle") for each in drawings(changed(source=source))]
-    brain, refined = drawn_folder(config, "brain"), refined_folder(config)
+    count, who = (
+        len(repeats_to_generate(config).image_N),
+        f"subject {config.data.subjects[0]}, pictures",
+    )
+    sources = [
+        each for source in ("random", "oracle") for each in generation_tasks(changed(source=source))
+    ]
+    brain, refined = generated_folder(config, "brain"), refined_folder(config)
     found = [
         Task(
             f"{who} from brain activity, refined",
@@ -179,7 +184,7 @@ def _drawing_of_subject(config: Config) -> list[Task]:
         )
     levels = len(config.encoder.experts) if config.encoder.model == "BrainMoEMulti" else 0
     for level in range(levels):
-        (each,) = drawings(changed(source="brain", level=level, num_images=LEVEL_IMAGES))
+        (each,) = generation_tasks(changed(source="brain", level=level, num_images=LEVEL_IMAGES))
         some = min(count, LEVEL_IMAGES)
         found.append(
             Task(

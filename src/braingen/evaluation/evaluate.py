@@ -61,7 +61,7 @@ from braingen.runtime.parallel import ALONE, Group, Task
 from braingen.runtime.paths import (
     EMBEDDINGS,
     INDEX,
-    drawn_folder,
+    generated_folder,
     one_subject,
     random_folders,
     subject_configs,
@@ -198,7 +198,7 @@ def colour_score(words: pd.DataFrame) -> Score:
 
 def _require(config: Config) -> dict[str, list[Path]]:
     """Return the finished output folders of every source."""
-    brain, oracle = (drawn_folder(config, source) for source in ("brain", "oracle"))
+    brain, oracle = (generated_folder(config, source) for source in ("brain", "oracle"))
     if not (brain / INDEX).exists():
         what = typed_run(config.run.folder)
         raise UserError(
@@ -379,7 +379,7 @@ class _Scorer:
         config, ids = self.config, self.ids
         found = {} if refined else load_file(folder / EMBEDDINGS)
         if not refined and not np.array_equal(found["ids"].numpy(), ids):
-            brain = drawn_folder(config, "brain")
+            brain = generated_folder(config, "brain")
             raise UserError(
                 f"{folder} and {brain} hold different images: generate both with the same settings."
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from braingen.runtime.errors import UserError
-from braingen.runtime.paths import drawn_in
+from braingen.runtime.paths import generated_in
 from braingen.runtime.text_files import read_json
 from braingen.types import Score
 
@@ -18,7 +18,7 @@ STUDY = "study.json"
 
 def fingerprint(run: Path, images: Sequence[int]) -> str:
     """Hash of a run's images of the given ids; empty where one is missing."""
-    paths = [drawn_in(run, "brain") / f"{image:06d}.png" for image in images]
+    paths = [generated_in(run, "brain") / f"{image:06d}.png" for image in images]
     if not all(path.is_file() for path in paths):
         return ""
     whole = hashlib.sha256()

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from braingen.data.stimuli import Stimuli
-from braingen.generation.resumable import opened
+from braingen.generation.resumable import open_image
 
 
 class PngImages(Sequence):
@@ -21,7 +21,7 @@ class PngImages(Sequence):
         return len(self._paths)
 
     def __getitem__(self, row):  # type: ignore[no-untyped-def]
-        with opened(self._paths[row]) as image:
+        with open_image(self._paths[row]) as image:
             return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 

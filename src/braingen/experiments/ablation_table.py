@@ -26,7 +26,13 @@ from braingen.generation.reconstruct import reconstruct
 from braingen.report.ablation import Line, render_ablation
 from braingen.runtime.console import console as new_console
 from braingen.runtime.files import write_json, write_text
-from braingen.runtime.paths import EMBEDDINGS, drawn_folder, one_subject, run_folder, tuning_folder
+from braingen.runtime.paths import (
+    EMBEDDINGS,
+    generated_folder,
+    one_subject,
+    run_folder,
+    tuning_folder,
+)
 from braingen.targets.tables import Targets
 from braingen.training.diffusion import finetune
 
@@ -113,7 +119,7 @@ def make(config: Config, key: str) -> None:
 def scored(config: Config, key: str, targets: Targets, store: FeatureStore) -> MetricTable:
     """Score the pictures of a line."""
     own = config_of(config, key)
-    folder = drawn_folder(own)
+    folder = generated_folder(own)
     ids = load_file(folder / EMBEDDINGS)["ids"].numpy()
     networks, named, missing = observers(own, targets.stimuli.simulated, ids)
     settings: dict[str, Any] = {
@@ -191,7 +197,7 @@ def ablate(config: Config) -> Path:
         },
     )
     lines = [
-        Line(key, VARIANTS[key].title, drawn_folder(config_of(config, key)), each.scores)
+        Line(key, VARIANTS[key].title, generated_folder(config_of(config, key)), each.scores)
         for key, each in found.items()
     ]
     ids = [int(image) for image in found["both"].table.index]

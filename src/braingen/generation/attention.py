@@ -1,6 +1,4 @@
-"""Which kernels compute the U-Net's attention; its weights, the IP-Adapter's included, stay where
-they are.
-"""
+"""Choose the attention kernels of the U-Net; its weights and the IP-Adapter's are kept."""
 
 from __future__ import annotations
 
@@ -28,15 +26,15 @@ _KINDS = {
 
 
 def use_attention(unet: UNet2DConditionModel, kind: Attention) -> None:
-    """Choose the kernels.
+    """Replace the attention processors of a U-Net.
 
     Parameters
     ----------
     unet : UNet2DConditionModel
         With or without an IP-Adapter.
     kind : Attention
-        Sdpa (fused, PyTorch's), plain (its backward pass is several times faster on a CPU at small
-        head widths), xformers; auto is sdpa on a GPU and plain on a CPU.
+        "sdpa" (PyTorch's fused kernels), "plain" (its backward pass is several times faster on a
+        CPU at small head widths), "xformers"; "auto" is sdpa on a GPU and plain on a CPU.
 
     Raises
     ------

@@ -1,6 +1,4 @@
-"""Do the frozen models fit each other? Widths from configurations and headers of files alone, so
-that it takes no time.
-
+"""Check that the frozen models fit each other, from configurations and file headers alone.
 T tokens, D embedding width, C cross-attention columns of the U-Net.
 """
 
@@ -27,14 +25,14 @@ from braingen.targets.clip_text import FOLDERS, PARTS
 
 Part = Literal["image", "text", "other"]
 PUBLISHED_ADAPTER = ("h94/IP-Adapter", 1280)
-"""The adapter that configurations name, and the width it takes, where it has not been fetched."""
+"""The IP-Adapter in the shipped configurations, and its width, for when it is not downloaded."""
 
 
 class Incompatibility(NamedTuple):
-    """Two parts that do not go together."""
+    """Two parts whose widths do not fit."""
 
     part: Part
-    """Which encoder it concerns."""
+    """The encoder that it concerns."""
     sentence: str
 
 
@@ -42,13 +40,13 @@ class Adapter(NamedTuple):
     """Widths of an IP-Adapter."""
 
     embedding: int
-    """D of the image embedding that it takes; it takes one token of it."""
+    """D of the image embedding that it takes; T is 1."""
     columns: int | None
-    """C of the U-Net it was made for; None where that is not known."""
+    """C of its U-Net; None where that is not known."""
 
 
 def adapter_file(config: Config) -> Path | None:
-    """The IP-Adapter's file, on this machine or in the hub's cache."""
+    """Find the IP-Adapter's file, on this machine or in the hub's cache."""
     source = config.backbone.ip_adapter
     path = Path(source or Path(backbone_folder(config.backbone.path)) / "ip_adapter")
     for candidate in (path, path / "ip-adapter.safetensors", path / IP_ADAPTER_FILE):
@@ -58,15 +56,13 @@ def adapter_file(config: Config) -> Path | None:
         return None
     try:
         cached = try_to_load_from_cache(source, IP_ADAPTER_FILE)
-    except ValueError:  # no name of the hub
+    except ValueError:  # not the name of a hub repository
         return None
     return Path(cached) if isinstance(cached, str) else None
 
 
 def adapter_of(config: Config) -> Adapter | None:
-    """What the configured IP-Adapter takes; None where it is not known (without the file, or for
-    another kind of adapter).
-    """
+    """Read the widths of the IP-Adapter; None without its file, or for another kind of adapter."""
     file = adapter_file(config)
     if file is None:
         name, width = PUBLISHED_ADAPTER
@@ -81,17 +77,16 @@ def adapter_of(config: Config) -> Adapter | None:
             shapes = [tuple(found[name].shape) for name in names]
         return Adapter(shapes[0][1], shapes[1][0])
     except (SafetensorError, OSError, LookupError, UserError):
-        return None  # what is wrong with the file is told where it is read
+        return None  # faults of the file are reported where it is loaded
 
 
 def incompatibilities(config: Config, local_files_only: bool = True) -> Iterator[Incompatibility]:
-    """Look at every pair of parts that has to agree; parts whose configuration is not at hand are
-    passed over.
+    """Yield every pair of parts that does not fit; parts without a configuration are skipped.
 
     Parameters
     ----------
     local_files_only : bool, optional
-        Do not ask the hub for the image encoder's configuration.
+        Do not request the image encoder's configuration from the hub.
     """
     choice = config.backbone
     unet = unet_config(choice.path)
@@ -112,8 +107,8 @@ def incompatibilities(config: Config, local_files_only: bool = True) -> Iterator
                     f" image_output={choice.image_output},"
                     f" image_projected={str(choice.image_projected).lower()}), and the IP-Adapter"
                     f" takes 1 x {adapter.embedding}: choose the image encoder the IP-Adapter was"
-                    " made for, another backbone.ip_adapter, or, to train an encoder of which"
-                    f" nothing is drawn, backbone.ip_adapter={NO_ADAPTER}.",
+                    " made for, another backbone.ip_adapter, or, to train an encoder without"
+                    f" generating images, backbone.ip_adapter={NO_ADAPTER}.",
                 )
         except UserError:
             pass
@@ -145,7 +140,7 @@ def _text_misfits(config: Config, unet: dict[str, Any]) -> Iterator[Incompatibil
             yield Incompatibility(
                 "text",
                 f"The text embedding of {choice.path} is {width} wide"
-                f" (text_output={choice.text_output}), its U-Net reads {columns} columns: choose"
+                f" (text_output={choice.text_output}), its U-Net takes {columns} columns: choose"
                 " another backbone.text_output, or text encoders that were made for this U-Net.",
             )
     try:
@@ -161,7 +156,7 @@ def _text_misfits(config: Config, unet: dict[str, Any]) -> Iterator[Incompatibil
 
 
 def _refiner_misfits(config: Config) -> Iterator[Incompatibility]:
-    """A refiner reads the second text encoder alone."""
+    """Yield a refiner that is narrower than the second text encoder, the only one it uses."""
     choice = config.backbone
     columns = unet_config(choice.refiner).get("cross_attention_dim")
     try:
@@ -174,7 +169,7 @@ def _refiner_misfits(config: Config) -> Iterator[Incompatibility]:
         yield Incompatibility(
             "other",
             f"The decoded text embedding is {width} wide, the U-Net of"
-            f" backbone.refiner={choice.refiner} reads {columns} columns: choose the refiner that"
+            f" backbone.refiner={choice.refiner} takes {columns} columns: choose the refiner that"
             " was made for this base model.",
         )
 
@@ -182,19 +177,19 @@ def _refiner_misfits(config: Config) -> Iterator[Incompatibility]:
 def refuse_incompatible(
     config: Config, parts: tuple[Part, ...] = ("image", "text", "other"), fetch: bool = False
 ) -> None:
-    """Refuse models that do not go together, before anything is computed with them.
+    """Refuse models that do not fit each other, before any computation.
 
     Parameters
     ----------
     parts : tuple[Part, ...], optional
-        What will be used.
+        Parts that will be used.
     fetch : bool, optional
-        The image encoder's configuration may be fetched from the hub.
+        Download the image encoder's configuration from the hub.
 
     Raises
     ------
     UserError
-        With both widths of the first.
+        With both widths of the first misfit.
     """
     for misfit in incompatibilities(config, local_files_only=not fetch):
         if misfit.part in parts:
@@ -204,13 +199,12 @@ def refuse_incompatible(
 def refuse_other_widths(
     form: ConditioningForm, image: EmbeddingDecoder | None, text: EmbeddingDecoder | None
 ) -> None:
-    """Refuse encoders that were trained on embeddings of other widths than the U-Net and its
-    IP-Adapter take.
+    """Refuse encoders whose embeddings have other widths than the U-Net and its IP-Adapter take.
 
     Raises
     ------
     UserError
-        With both.
+        With both widths.
     """
     first, last = form.text_columns
     for name, embedding_decoder, tokens, width in (

@@ -1,4 +1,4 @@
-"""`braingen decode`: embeddings and pictures of voxels somebody brings along."""
+"""`braingen decode`: decode embeddings from a file of voxels, and generate images from them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from braingen.encoders.trained import modalities
 from braingen.generation.pipeline import BrainDecoder
 from braingen.generation.reconstruct import (
     assemble,
-    check_drawing,
-    draw_embeddings,
-    read_responses,
+    check_generation,
+    decode_responses,
+    generate_images,
     write_index,
 )
-from braingen.generation.resumable import drawn_files
+from braingen.generation.resumable import output_files
 from braingen.generation.trained_modules import finetuned_folder
 from braingen.pretrained.sdxl import scheduler_named
 from braingen.runtime.data_layout import Layout
@@ -38,14 +38,14 @@ from braingen.targets.tables import Targets
 
 
 def decoded_folder(config: Config) -> Path:
-    """Where embeddings and pictures go."""
+    """Return the output folder of `braingen decode`."""
     if config.decode.output:
         return Path(config.decode.output).expanduser()
     return config.run.folder / "decoded" / folder_name(config.decode.voxels, SUFFIXES)
 
 
 def load_decoder(config: Config) -> BrainDecoder:
-    """The decoder that is named, or the one that the run's encoders make."""
+    """Load the decoder in the settings, or assemble one from the run's encoders."""
     if not config.decode.decoder:
         decoder = assemble(config, Targets(config))
     else:
@@ -59,7 +59,7 @@ def load_decoder(config: Config) -> BrainDecoder:
 
 
 def _weights(config: Config) -> dict[str, str]:
-    """Fingerprints of all that decides how voxels are read and drawn."""
+    """Fingerprints of all weights that determine embeddings and images."""
     if config.decode.decoder:
         return {"decoder": fingerprint_of_files(Path(config.decode.decoder).expanduser())}
     found = {
@@ -88,20 +88,19 @@ def _image_encoder(config: Config) -> Callable[[], CLIPImageEncoder]:
 
 
 def decode(config: Config) -> Path:
-    """Read embeddings out of a file of voxels and draw them; rows with the same image id are
-    presentations of one picture.
+    """Decode a file of voxels and generate images; rows of one image id are its presentations.
 
     Returns
     -------
     folder : Path
-        ``embeddings.safetensors``, ``<image id>.png`` for every picture, ``index.json``, with
-        routers ``routing.safetensors``.
+        ``embeddings.safetensors``, ``<image id>.png`` for every image, ``index.json``, and
+        ``routing.safetensors`` with routers.
 
     Raises
     ------
     UserError
-        When the file, the decoder or the subject is not there, or they do not fit each other;
-        nothing is written then.
+        When the file, the decoder or the subject is missing, or they do not fit each other; nothing
+        is written then.
     """
     if not config.decode.voxels:
         raise UserError(
@@ -110,19 +109,17 @@ def decode(config: Config) -> Path:
         )
     if not (config.generation.use_image or config.generation.use_text):
         raise UserError(
-            "use_image and use_text are both off, so there is nothing to draw from: leave one of"
-            " them on."
+            "use_image and use_text are both off, so there is no condition to generate from: leave"
+            " one of them on."
         )
     if config.generation.source != "brain":
         raise UserError(
-            f"generation.source = {config.generation.source} has no meaning for voxels you bring"
-            " along: leave it at brain."
+            f"generation.source = {config.generation.source} has no meaning for a file of voxels:"
+            " leave it at brain."
         )
     if config.decode.pictures and not config.decode.decoder:
-        check_drawing(config)
-    voxel_file(
-        config.decode.voxels
-    )  # loading the decoder takes a while, a wrong path is told at once
+        check_generation(config)
+    voxel_file(config.decode.voxels)  # reports a wrong path before the slow loading of the decoder
     one_subject(config, "braingen decode")
     subject = config.data.subjects[0]
     decoder = load_decoder(config)
@@ -153,16 +150,18 @@ def decode(config: Config) -> Path:
     with shared_run(
         workers, folder, settings, {"run": config.run.seed}, may_change=["generation.batch_size"]
     ) as run:
-        if complete(workers, run, lambda: drawn_files(folder, run.summary, config.decode.pictures)):
+        if complete(
+            workers, run, lambda: output_files(folder, run.summary, config.decode.pictures)
+        ):
             return folder
         started = time.monotonic()
         if workers.main and not (folder / EMBEDDINGS).exists():
             with replaced_path(folder / EMBEDDINGS) as temporary:
-                read = read_responses(config, decoder, repeats, given, subject)
-                save_file({name: rows.contiguous() for name, rows in read.items()}, temporary)
+                decoded = decode_responses(config, decoder, repeats, given, subject)
+                save_file({name: rows.contiguous() for name, rows in decoded.items()}, temporary)
         workers.wait()
         if config.decode.pictures:
-            draw_embeddings(config, decoder, _image_encoder(config), folder, workers)
+            generate_images(config, decoder, _image_encoder(config), folder, workers)
         if workers.main:
             if config.decode.pictures:
                 write_index(folder, repeats.image_N.tolist())

@@ -1,8 +1,7 @@
-"""Low-rank adapters (LoRA) of the U-Net: what fine-tuning changes of it, in diffusers' own file
-format.
+"""Low-rank adapters (LoRA) of the U-Net in diffusers' file format.
 
-Made with peft through diffusers, so that ``StableDiffusionXLPipeline.load_lora_weights`` reads what
-is saved here, and the other way round.
+peft makes them through diffusers, so ``StableDiffusionXLPipeline.load_lora_weights`` loads the
+files that are saved here, and vice versa.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.weights import plain_text
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
-"""What is adapted (published). The IP-Adapter's own maps (to_k_ip, to_v_ip) are not among them."""
+"""Adapted modules (published). The IP-Adapter's own maps (to_k_ip, to_v_ip) are not adapted."""
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """Diffusers' name."""
 ADAPTER = "default"
@@ -31,13 +30,12 @@ ADAPTER = "default"
 
 
 def add_lora(unet: UNet2DConditionModel, rank: int, seed: int = 0) -> None:
-    """Put a fresh LoRA into a U-Net: alpha = rank, one factor Gaussian and the other zero, so that
-    nothing changes at first (published).
+    """Add a LoRA with alpha = rank, a Gaussian factor and a zero factor (published).
 
     Parameters
     ----------
     unet : UNet2DConditionModel
-        With or without an IP-Adapter; its own weights are frozen by this.
+        With or without an IP-Adapter; its own weights are frozen.
     rank : int
         Of every pair of factors.
     seed : int, optional
@@ -77,16 +75,14 @@ def lora_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
 
 
 def save_lora(unet: UNet2DConditionModel, folder: Path | str) -> Path:
-    """Write the LoRA as a stock Stable Diffusion XL pipeline loads it
-    (``load_lora_weights(folder)``).
-    """
+    """Write the LoRA for a stock Stable Diffusion XL pipeline (``load_lora_weights(folder)``)."""
     weights = {key: value.detach().contiguous() for key, value in lora_weights(unet).items()}
     StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=weights)
     return Path(folder) / LORA_FILE
 
 
 def load_lora(unet: UNet2DConditionModel, file: Path | str) -> None:
-    """Put a saved LoRA into a U-Net that has none.
+    """Add a saved LoRA to a U-Net that has none.
 
     Raises
     ------
@@ -117,10 +113,9 @@ def load_lora(unet: UNet2DConditionModel, file: Path | str) -> None:
 
 @contextmanager
 def merged_lora(unet: UNet2DConditionModel) -> Iterator[None]:
-    """With the LoRA added to the weights it adapts, for sampling: no extra products. Taken out
-    again at the end.
+    """Merge the LoRA into the weights it adapts while sampling, and unmerge it at the end.
 
-    Nested and for a U-Net without a LoRA it does nothing.
+    It does nothing when nested, or for a U-Net without a LoRA.
     """
     layers = [
         module

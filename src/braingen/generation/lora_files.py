@@ -1,14 +1,14 @@
-"""LoRA files as people share them, brought into one form: diffusers' names with alpha = rank.
+"""Convert shared LoRA files to one form: diffusers' names with alpha = rank.
 
     unet.A.lora_A.weight, unet.A.lora_B.weight          diffusers (what is written here)
-    unet.A.lora.down.weight, unet.A.lora.up.weight      diffusers, older; both may stand in one file
+    unet.A.lora.down.weight, unet.A.lora.up.weight      diffusers, older; a file may hold both
     base_model.model.A.lora_A.weight                    peft (adapter_model.safetensors, with
                                                         adapter_config.json beside it)
     A.processor.to_q_lora.down.weight                   diffusers, older (attention processors)
     lora_unet_A_B.lora_down.weight, lora_unet_A_B.alpha
         kohya, also with the block names of Stability's code (input_blocks_4_1)
 
-What is no plain LoRA (DoRA, LoHa, LoKr, LoCon's middle factors, biases) is refused with its kind.
+Other adapters (DoRA, LoHa, LoKr, LoCon's middle factors, biases) are refused by kind.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ OTHER_KINDS = {
         ".diff_b",
     ),
 }
-"""Kinds that are no sum of low-rank products, by what their keys hold."""
+"""Adapters that are not sums of low-rank products, by parts of their keys."""
 TEXT_ENCODER = re.compile(r"^(text_encoder|lora_te|te\d?_|text_model)")
 _FACTOR = re.compile(
     r"^(?P<module>.+?)[._]lora[._](?P<factor>down|up|A|B)(?:\.default(?:_\d+)?)?\.weight$"
@@ -68,9 +68,9 @@ class LoraFile(NamedTuple):
     same everywhere, and alpha is R.
     """
     kind: str
-    """In whose names it was written."""
+    """Naming convention of the file."""
     left_out: int
-    """Weights of text encoders, which nothing is drawn with."""
+    """Number of text encoder weights, which are not used."""
 
 
 class _Pair(NamedTuple):
@@ -79,15 +79,15 @@ class _Pair(NamedTuple):
 
 
 def read_lora(path: Path | str, unet: nn.Module | None) -> LoraFile:
-    """Read a LoRA in any of the forms above.
+    """Read a LoRA in any of the supported forms.
 
     Parameters
     ----------
     path : Path | str
         .safetensors, or a pickle of tensors (.bin, .pt).
     unet : nn.Module | None
-        The U-Net it is meant for, also on the meta device: every weight must fit it. None where it
-        is not at hand.
+        The U-Net it adapts, possibly on the meta device: every weight must fit it. None where it is
+        not available.
 
     Raises
     ------
@@ -116,10 +116,7 @@ def read_lora(path: Path | str, unet: nn.Module | None) -> LoraFile:
     if not pairs:
         text = ""
         if len(own) < len(tensors):
-            text = (
-                f" {len(tensors) - len(own)} weights are of text encoders, with which nothing is"
-                " drawn."
-            )
+            text = f" {len(tensors) - len(own)} weights are of text encoders, which are not used."
         raise UserError(
             f"{path} holds no LoRA of a U-Net (its entries: {', '.join(list(tensors)[:3])}).{text}"
             f" {GET_IT[:1].upper() + GET_IT[1:]}."
@@ -130,9 +127,8 @@ def read_lora(path: Path | str, unet: nn.Module | None) -> LoraFile:
     rank = max(len(pair.down) for pair in pairs.values())
     weights: dict[str, Tensor] = {}
     for module, pair in pairs.items():
-        missing = rank - len(
-            pair.down
-        )  # zeros add nothing: one rank everywhere, so that alpha is the same everywhere
+        # zero rows add nothing: one rank everywhere, so that alpha is the same everywhere
+        missing = rank - len(pair.down)
         down = torch.cat([pair.down, pair.down.new_zeros(missing, *pair.down.shape[1:])])
         up = pair.up * scales[module]
         up = torch.cat([up, up.new_zeros(len(up), missing, *up.shape[2:])], dim=1)
@@ -142,7 +138,7 @@ def read_lora(path: Path | str, unet: nn.Module | None) -> LoraFile:
 
 
 def _modules_of(unet: nn.Module) -> dict[str, torch.Size]:
-    """Shapes of everything a LoRA can adapt, by the names of the plain U-Net."""
+    """Shapes of all modules that a LoRA can adapt, by their names in the plain U-Net."""
     found = {}
     for name, parameter in unet.named_parameters():
         if ".lora_" not in name and name.endswith(".weight") and parameter.ndim in (2, 4):
@@ -153,7 +149,7 @@ def _modules_of(unet: nn.Module) -> dict[str, torch.Size]:
 def _pairs(
     path: Path, tensors: Mapping[str, Tensor], names: Mapping[str, torch.Size], kohya: bool
 ) -> tuple[dict[str, _Pair], dict[str, float], str]:
-    """Factors by module, alphas that the file states, and whose names these are."""
+    """Return factors by module, the alphas in the file, and the naming convention."""
     flat = {name.replace(".", "_"): name for name in names}
     factors: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
@@ -191,7 +187,7 @@ def _pairs(
 
 
 def _module(key: str, flat: Mapping[str, str], kohya: bool) -> str:
-    """Name of a module of the U-Net from the part of a key before the factor."""
+    """Name of the U-Net's module, from the part of a key before the factor."""
     if kohya:
         name = key.removeprefix("lora_unet_").removesuffix(".lora").removesuffix("_lora")
         return flat.get(name) or flat.get(_of_stability(name), name)
@@ -204,9 +200,7 @@ def _module(key: str, flat: Mapping[str, str], kohya: bool) -> str:
 
 
 def _of_stability(name: str) -> str:
-    """A block name of Stability's code as diffusers names it, for two layers per block as in SDXL;
-    other names as they are.
-    """
+    """Convert a block name of Stability's code to diffusers' (two layers per block, as in SDXL)."""
     match = re.match(r"(input_blocks|output_blocks)_(\d+)_(\d+)_(.+)|middle_block_(\d+)_(.+)", name)
     if match is None:
         return name
@@ -233,9 +227,7 @@ def _of_stability(name: str) -> str:
 
 
 def _fitting(path: Path, module: str, pair: _Pair, names: Mapping[str, torch.Size]) -> _Pair:
-    """The factors in the shape of the module: kohya's 1 x 1 convolutions are maps where the U-Net
-    has maps.
-    """
+    """Reshape the factors to the module's shape: kohya stores linear maps as 1 x 1 convolutions."""
     shape = names.get(module)
     if shape is not None and len(shape) == 2:
         pair = _Pair(*(x.flatten(1) if x.ndim == 4 and x.shape[2:] == (1, 1) else x for x in pair))
@@ -254,8 +246,9 @@ def _fitting(path: Path, module: str, pair: _Pair, names: Mapping[str, torch.Siz
 def _scales(
     path: Path, pairs: Mapping[str, _Pair], alphas: Mapping[str, float]
 ) -> dict[str, float]:
-    """alpha / rank of every module: from the file, its header, or peft's adapter_config.json beside
-    it; 1 where nothing states it.
+    """Return alpha / rank of every module, 1 where no alpha is given.
+
+    The alpha is in the file, its header, or peft's adapter_config.json.
     """
     stated = _header(path)
     general, rooted = stated.get("lora_alpha"), bool(stated.get("use_rslora"))
@@ -279,7 +272,7 @@ def _scales(
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """Settings of the adapter that diffusers keeps in a file's header, or peft beside it."""
+    """Read the adapter's settings: diffusers' in the file's header, peft's beside it."""
     beside = path.with_name("adapter_config.json")
     if beside.is_file():
         found = read_json(beside, "restore it")
@@ -304,18 +297,16 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def unet_on_meta(settings: Mapping[str, Any]) -> UNet2DConditionModel:
-    """A U-Net without weights, of a configuration: what a LoRA's names and shapes are compared
-    with.
-    """
+    """Build a U-Net on the meta device, for the names and shapes of its modules."""
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(dict(settings))
 
 
 def left_out(file: LoraFile) -> Iterator[str]:
-    """Remarks on what was read."""
+    """Yield remarks on the file that was read."""
     yield f"LoRA in {file.kind} names: {len(file.weights) // 2} adapted maps"
     if file.left_out:
         yield (
-            f"{file.left_out} weights of text encoders are left out: pictures are drawn from"
+            f"{file.left_out} weights of text encoders are ignored: images are generated from"
             " decoded embeddings, not from prompts"
         )

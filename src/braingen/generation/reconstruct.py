@@ -1,5 +1,6 @@
-"""Stage 3: read the test images' embeddings out of the brain and draw them; as controls, out of
-random voxels or the true embeddings.
+"""Stage 3: decode the test images' embeddings from voxels, and generate images from them.
+
+Controls generate from random voxels, or from the true embeddings (oracle).
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ from braingen.generation.conditioned_unet import RoutingRecorder, expert_counts
 from braingen.generation.lora import merged_lora
 from braingen.generation.pipeline import BrainDecoder, negative_condition, to_pil
 from braingen.generation.rerank import best_of
-from braingen.generation.resumable import Drawn, draw_missing, drawn_files, gathered, notes
+from braingen.generation.resumable import (
+    GeneratedImage,
+    gather_tensors,
+    generate_missing,
+    notes,
+    output_files,
+)
 from braingen.generation.sampling import seeded_noise
 from braingen.generation.trained_modules import NOT_FINETUNED, finetuned_folder, load_finetuned
 from braingen.pretrained.sdxl import (
@@ -53,7 +60,7 @@ from braingen.runtime.paths import (
     EMBEDDINGS,
     INDEX,
     ROUTING,
-    drawn_folder,
+    generated_folder,
     random_folders,
     run_folder,
 )
@@ -67,7 +74,7 @@ logger = logging.getLogger(__name__)
 
 
 class ReconstructionParts(NamedTuple):
-    """Everything a reconstruction needs."""
+    """Everything a reconstruction needs: decoder, test trials, voxels and targets."""
 
     decoder: BrainDecoder
     repeats: Repeats
@@ -77,7 +84,7 @@ class ReconstructionParts(NamedTuple):
 
 
 def assemble(config: Config, targets: Targets) -> BrainDecoder:
-    """Readers of earlier runs, the backbone, and what fine-tuning taught it, as one decoder."""
+    """Assemble trained encoders, the backbone and the fine-tuned modules into one decoder."""
     backbone = load_backbone(config.backbone.path, config.backbone.ip_adapter)
     backbone = backbone._replace(
         scheduler=scheduler_named(config.generation.scheduler, backbone.scheduler)
@@ -91,15 +98,14 @@ def assemble(config: Config, targets: Targets) -> BrainDecoder:
     return decoder.to(device_of(config))
 
 
-def check_drawing(config: Config) -> None:
-    """Refuse settings of the sampler that the backbone cannot follow, before any of its weights is
-    loaded.
+def check_generation(config: Config) -> None:
+    """Refuse settings that the backbone does not support, before loading any weights.
 
     Raises
     ------
     UserError
-        For parts that do not go together, more steps than the noise schedule has times, and
-        pictures smaller than the autoencoder makes.
+        For parts that do not fit each other, more steps than the noise schedule has times, and
+        images smaller than the autoencoder supports.
     """
     refuse_incompatible(config)
     path, sampler = config.backbone.path, config.generation
@@ -109,29 +115,29 @@ def check_drawing(config: Config) -> None:
     refuse_side(sampler.size, pixels_per_latent(path), "generation.size", multiple=False)
 
 
-def drawn_images(config: Config) -> Repeats:
-    """The test images that are drawn, with their presentations."""
+def repeats_to_generate(config: Config) -> Repeats:
+    """Return the test images to generate, with their presentations."""
     repeats = group_repeats(test_trials(Layout.of(config.data.root), config.data.subjects[0]))
     count = config.generation.num_images or len(repeats.image_N)
     return Repeats(repeats.image_N[:count], repeats.rows_NR[:count])
 
 
 def setup(config: Config) -> ReconstructionParts:
-    """Load what is needed and fail early."""
+    """Load all parts, and fail early."""
     if not (config.generation.use_image or config.generation.use_text):
         raise UserError(
-            "use_image and use_text are both off, so there is nothing to draw from: leave one of"
-            " them on."
+            "use_image and use_text are both off, so there is no condition to generate from: leave"
+            " one of them on."
         )
     if not config.generation.use_image and "text" not in modalities(config):
         raise UserError(
             "generation.use_image is off and there is no text embedding to generate from (no"
             " captions, no text encoder): leave use_image on."
         )
-    check_drawing(config)
+    check_generation(config)
     layout = Layout.of(config.data.root)
     subject = config.data.subjects[0]
-    repeats = drawn_images(config)
+    repeats = repeats_to_generate(config)
     targets = Targets(config)
     decoder = assemble(config, targets)
     decoder.set_progress_bar_config(disable=True)
@@ -139,11 +145,12 @@ def setup(config: Config) -> ReconstructionParts:
 
 
 def embeddings_of(config: Config, parts: ReconstructionParts) -> dict[str, Tensor]:
-    """Embeddings of all test images from the configured source: ``image``, ``text``,
-    ``image_clip``, ``text_clip``, and their ``ids``.
+    """Return embeddings of all test images from the configured source.
+
+    The keys are ``image``, ``text``, ``image_clip``, ``text_clip`` and ``ids``.
     """
     if config.generation.source != "oracle":
-        return read_responses(config, parts.decoder, parts.repeats, parts.betas, parts.subject)
+        return decode_responses(config, parts.decoder, parts.repeats, parts.betas, parts.subject)
     ids, embedding_decoder = parts.repeats.image_N, parts.decoder
     found = {"ids": torch.from_numpy(ids)}
     for name, encoder in (
@@ -159,30 +166,25 @@ def embeddings_of(config: Config, parts: ReconstructionParts) -> dict[str, Tenso
 
 
 @torch.no_grad()
-def read_responses(
+def decode_responses(
     config: Config, decoder: BrainDecoder, repeats: Repeats, betas: Betas | Responses, subject: int
 ) -> dict[str, Tensor]:
-    """Read embeddings out of responses; for ``generation.source: random`` out of as many drawn at
-    random.
+    """Decode embeddings from voxels; for ``generation.source: random`` from normal noise.
 
-    Where routers or a single level are to be listened to, also what every expert says, in
-    standardised units: ``image_experts``, ``text_experts``.
+    With routers or ``generation.level`` the experts' embeddings are returned too, in standardised
+    units: ``image_experts``, ``text_experts``.
     """
     mixed = config.generation.level is not None or any((decoder.router_image, decoder.router_text))
-    if (
-        isinstance(betas, Betas) and config.generation.source == "brain"
-    ):  # responses of a file were looked at when it was read
-        read_N = repeats.rows_NR[repeats.rows_NR >= 0]
-        if told := odd_scale(
-            betas.rows(np.sort(read_N)[:: -(-len(read_N) // 200)]), str(betas.path)
-        ):
-            logger.warning(told)
+    # responses of a file were checked when it was read
+    if isinstance(betas, Betas) and config.generation.source == "brain":
+        used_N = repeats.rows_NR[repeats.rows_NR >= 0]
+        sample = betas.rows(np.sort(used_N)[:: -(-len(used_N) // 200)])
+        if warning := odd_scale(sample, str(betas.path)):
+            logger.warning(warning)
     found: dict[str, list[Tensor]] = {"image": [], "text": [], "image_clip": [], "text_clip": []}
     for batch in RepeatBatches(repeats, betas, subject, 32):
         voxels_BRV, present_BR = batch.voxels_BRV, batch.present_BR
-        if (
-            config.generation.source == "random"
-        ):  # z-scored voxels are of unit variance; so are these
+        if config.generation.source == "random":  # unit variance, as z-scored voxels
             voxels_BRV = seeded_noise(
                 batch.image_B.tolist(),
                 tuple(voxels_BRV.shape[1:]),
@@ -192,15 +194,15 @@ def read_responses(
         if config.generation.repeats == "first":
             voxels_BRV, present_BR = voxels_BRV[:, :1], present_BR[:, :1]
         voxels_BRV = voxels_BRV.to(decoder.device)
-        read = decoder.read(
+        decoded = decoder.read(
             voxels_BRV, subject, batch.image_B.tolist(), config.run.seed, present_BR, experts=mixed
         )
-        for name, rows in zip(found, decoder.decoded(read)):
+        for name, rows in zip(found, decoder.decoded(decoded)):
             if rows is not None:
                 found[name].append(rows.float().cpu())
-        for name, heard in (("image_experts", read.image), ("text_experts", read.text)):
-            if mixed and heard is not None:
-                found.setdefault(name, []).append(all_experts(heard).float().cpu())
+        for name, outputs in (("image_experts", decoded.image), ("text_experts", decoded.text)):
+            if mixed and outputs is not None:
+                found.setdefault(name, []).append(all_experts(outputs).float().cpu())
     joined = {name: torch.cat(rows) for name, rows in found.items() if rows}
     return {"ids": torch.from_numpy(repeats.image_N), **joined}
 
@@ -208,23 +210,21 @@ def read_responses(
 def nearest_captions(
     config: Config, targets: Targets, text_NTD: Tensor, ids: np.ndarray
 ) -> dict[str, str]:
-    """The caption of the training image whose text embedding is nearest (cosine around the mean);
-    never a test caption.
-    """
+    """Return the training caption nearest to every text embedding (cosine around the mean)."""
     layout = Layout.of(config.data.root)
     trials = train_trials(layout, config.data.subjects[0], config.data.num_sessions)
     images = np.unique(trials.table["image"].to_numpy())
     known = targets.text(images).flatten(1)
     mean = known.mean(0)
-    known, asked = (
+    known, decoded = (
         torch.nn.functional.normalize(x.flatten(1) - mean, dim=1) for x in (known, text_NTD)
     )
-    best = (asked @ known.T).argmax(1)
+    best = (decoded @ known.T).argmax(1)
     return {str(int(image)): targets.captions[int(images[row])][0] for image, row in zip(ids, best)}
 
 
 class Embeddings(NamedTuple):
-    """What pictures are drawn from; rows are images."""
+    """Embeddings that images are generated from; rows are images."""
 
     image_NTD: Tensor
     text_NTD: Tensor | None
@@ -232,12 +232,12 @@ class Embeddings(NamedTuple):
     image_N: list[int]
     """Image ids."""
     experts: Mapping[str, Tensor] | None = None
-    """'image', 'text' -> what every expert says, N x E x T x D, standardised; None where all
-    experts are taken to say the same.
+    """'image', 'text' -> standardised embeddings of all experts, N x E x T x D; None where all
+    experts share the embedding.
     """
 
-    def heard(self, name: str, rows: slice, counts: Sequence[int]) -> Tensor | ExpertEmbeddings:
-        """What is listened to of some rows; ``counts``: experts of every level."""
+    def outputs(self, name: str, rows: slice, counts: Sequence[int]) -> Tensor | ExpertEmbeddings:
+        """Return the encoder outputs of some rows; ``counts``: experts of every level."""
         if self.experts is not None:
             return from_experts(self.experts[name][rows], counts)
         table = self.image_NTD if name == "image" else self.text_NTD
@@ -245,29 +245,35 @@ class Embeddings(NamedTuple):
         return table[rows]
 
 
-def embeddings_in(read: Mapping[str, Tensor]) -> Embeddings:
-    """What :func:`read_responses` decoded, as pictures are generated from it."""
-    parts = {name: read.get(f"{name}_experts") for name in ("image", "text")}
+def embeddings_in(decoded: Mapping[str, Tensor]) -> Embeddings:
+    """Group the tensors of :func:`decode_responses` as the input of the diffusion model."""
+    parts = {name: decoded.get(f"{name}_experts") for name in ("image", "text")}
     experts = {name: rows for name, rows in parts.items() if rows is not None}
-    return Embeddings(read["image"], read.get("text"), read["ids"].tolist(), experts or None)
+    return Embeddings(
+        decoded["image"], decoded.get("text"), decoded["ids"].tolist(), experts or None
+    )
 
 
-def drawer(
-    config: Config, decoder: BrainDecoder, targets: Callable[[], CLIPImageEncoder], read: Embeddings
-) -> Callable[[slice], list[Drawn]]:
-    """How the configured sampler draws some rows of embeddings.
+def image_generator(
+    config: Config,
+    decoder: BrainDecoder,
+    targets: Callable[[], CLIPImageEncoder],
+    embeddings: Embeddings,
+) -> Callable[[slice], list[GeneratedImage]]:
+    """Return a function that generates images from rows of embeddings with the configured sampler.
 
     Parameters
     ----------
     targets : Callable[[], CLIPImageEncoder]
-        The CLIP that pictures are read with; asked for only when there are several drawings to
-        choose from.
+        Returns the CLIP that embeds generated images; called only with several samples per image.
     """
     sampler = config.generation
-    with_text = sampler.use_text and read.text_NTD is not None and decoder.brain_text is not None
+    with_text = (
+        sampler.use_text and embeddings.text_NTD is not None and decoder.brain_text is not None
+    )
     encoders = {"image": decoder.brain_image, "text": decoder.brain_text}
     counts = {name: expert_counts(each) for name, each in encoders.items() if each is not None}
-    level = sampler.level if read.experts else None
+    level = sampler.level if embeddings.experts else None
     for name in [
         name
         for name, used in (("image", sampler.use_image), ("text", sampler.use_text))
@@ -287,14 +293,14 @@ def drawer(
         decoder.form, backbone_folder(config.backbone.path), sampler.negative_prompt
     )
 
-    def draw(some: slice) -> list[Drawn]:
+    def generate(some: slice) -> list[GeneratedImage]:
         recorder = RoutingRecorder()
 
-        def once(number: int) -> Tensor:
+        def one_sample(number: int) -> Tensor:
             return decoder.draw(
-                read.heard("image", some, counts["image"]) if sampler.use_image else None,
-                read.heard("text", some, counts["text"]) if with_text else None,
-                read.image_N[some],
+                embeddings.outputs("image", some, counts["image"]) if sampler.use_image else None,
+                embeddings.outputs("text", some, counts["text"]) if with_text else None,
+                embeddings.image_N[some],
                 seed=config.run.seed,
                 steps=sampler.steps,
                 guidance_scale=sampler.guidance_scale,
@@ -304,25 +310,23 @@ def drawer(
                 negative=negative,
                 sample=number,
                 level=level,
-                on_step=(
-                    recorder if number == 0 else None
-                ),  # of the first drawing, where there are several
+                on_step=recorder if number == 0 else None,  # routing of the first sample only
             )
 
         def routing(row: int) -> dict[str, Tensor]:
             return {name: value[row] for name, value in mixed.items()}
 
         if sampler.samples == 1:
-            pictures = to_pil(once(0))
+            images = to_pil(one_sample(0))
             mixed = recorder.tensors(decoder.scheduler.timesteps)
-            return [Drawn(picture, None, routing(row)) for row, picture in enumerate(pictures)]
+            return [GeneratedImage(image, None, routing(row)) for row, image in enumerate(images)]
         embedding_decoder = decoder.brain_image
         decoded_BTD = embedding_decoder.standardised(
-            read.image_NTD[some].to(embedding_decoder.device)
+            embeddings.image_NTD[some].to(embedding_decoder.device)
         )
         chosen = best_of(
             sampler.samples,
-            once,
+            one_sample,
             lambda x: embedding_decoder.standardised(
                 targets()(x).target_BTD.to(embedding_decoder.device)
             ),
@@ -331,54 +335,51 @@ def drawer(
         mixed = recorder.tensors(decoder.scheduler.timesteps)
         similarity = [[round(value, 4) for value in row] for row in chosen.similarity_BS.tolist()]
         return [
-            Drawn(picture, {"sample": int(np.argmax(exact)), "similarity": row}, routing(number))
-            for number, (picture, row, exact) in enumerate(
+            GeneratedImage(image, {"sample": int(np.argmax(exact)), "similarity": row}, routing(n))
+            for n, (image, row, exact) in enumerate(
                 zip(to_pil(chosen.images_B3HW), similarity, chosen.similarity_BS.tolist())
             )
         ]
 
-    return draw
+    return generate
 
 
-def draw_embeddings(
+def generate_images(
     config: Config,
     decoder: BrainDecoder,
     targets: Callable[[], CLIPImageEncoder],
     folder: Path,
     workers: Workers,
 ) -> dict[str, Tensor]:
-    """Draw what the embeddings in a run folder say, by all processes; returns the embeddings."""
-    read = load_file(folder / EMBEDDINGS)
-    ids = read["ids"].tolist()
-    draw = drawer(config, decoder, targets, embeddings_in(read))
-    description = f"drawing {len(ids)} pictures ({folder.name})"
+    """Generate images from a run folder's embeddings with all processes; returns the embeddings."""
+    decoded = load_file(folder / EMBEDDINGS)
+    ids = decoded["ids"].tolist()
+    generate = image_generator(config, decoder, targets, embeddings_in(decoded))
+    description = f"generating {len(ids)} images ({folder.name})"
     with merged_lora(decoder.unet):
-        draw_missing(folder, ids, config.generation.batch_size, draw, workers, description)
-    return read
+        generate_missing(folder, ids, config.generation.batch_size, generate, workers, description)
+    return decoded
 
 
 def write_index(folder: Path, ids: list[int], **more: Mapping[str, Any]) -> None:
-    """Merge, by image id, what the processes left beside their pictures, and list it:
-    routing.safetensors and index.json.
-    """
-    gathered(folder, ids, folder / ROUTING)
+    """Merge the processes' outputs by image id into routing.safetensors and index.json."""
+    gather_tensors(folder, ids, folder / ROUTING)
     chosen = notes(folder, ids)
     write_json(folder / INDEX, {"images": ids, **more, **({"samples": chosen} if chosen else {})})
 
 
 def reconstruct(config: Config) -> Path:
-    """Generate every test image of every subject; what is already there is kept. Under ``accelerate
-    launch`` processes share the pictures.
+    """Generate every test image of every subject; finished images are kept.
 
-    Random voxels are drawn ``generation.random_draws`` times, each time with other noise for the
-    pictures as well.
+    Under ``accelerate launch`` the images are split between processes. Random voxels are sampled
+    ``generation.random_draws`` times, with new noise for the images too.
 
     Returns
     -------
     folder : Path
-        ``<image id>.png`` for every test image, ``embeddings.safetensors``, ``index.json``; of
-        random voxels the first draw's. With several subjects the run folder, which has such a
-        folder for each (`run_layout.subject_configs`).
+        ``<image id>.png`` for every test image, ``embeddings.safetensors``, ``index.json``; for
+        random voxels those of the first sample. With several subjects the run folder, which holds
+        such a folder per subject (`braingen.runtime.paths.subject_configs`).
     """
     config = at_test_set(config)
     check_backbone(config)
@@ -387,46 +388,44 @@ def reconstruct(config: Config) -> Path:
 
 def reconstruct_subject(config: Config) -> Path:
     """Generate the test images of the only subject of a configuration."""
-    each = drawings(config)
-    for drawing in each:
-        reconstruct_into(*drawing)
-    return each[0].folder
+    tasks = generation_tasks(config)
+    for task in tasks:
+        reconstruct_into(*task)
+    return tasks[0].folder
 
 
-class Drawing(NamedTuple):
-    """The test images drawn once."""
+class GenerationTask(NamedTuple):
+    """One sample of all test images."""
 
     config: Config
-    """With the seed of this drawing."""
+    """With the seed of this sample."""
     folder: Path
 
 
-def drawings(config: Config) -> list[Drawing]:
-    """What :func:`reconstruct` draws: once what was seen, ``generation.random_draws`` times random
-    voxels; in any order.
+def generation_tasks(config: Config) -> list[GenerationTask]:
+    """List the tasks of :func:`reconstruct`: one, or ``generation.random_draws`` for random voxels.
+
+    They may run in any order.
     """
     if config.generation.source != "random":
-        return [Drawing(config, drawn_folder(config))]
+        return [GenerationTask(config, generated_folder(config))]
     first, *others = random_folders(config)
-    found = [Drawing(config, first)]
+    found = [GenerationTask(config, first)]
     for number, folder in enumerate(others, 2):
         own = config.run.model_copy(
             update={"seed": hash_seed(config.run.seed, "draw of random voxels", number)}
         )
-        found.append(Drawing(config.model_copy(update={"run": own}), folder))
+        found.append(GenerationTask(config.model_copy(update={"run": own}), folder))
     return found
 
 
 def reconstruct_into(config: Config, folder: Path) -> Path:
-    """Draw the configured source once, into a run folder; finished pictures of other settings are
-    refused.
-    """
+    """Generate one sample of all test images into a run folder."""
     settings = {
         **config.model_dump(mode="json", include={"data", "backbone", "generation"}),
         "seed": config.run.seed,
     }
-    # pictures of embedding decoders or backbones that have changed since are not passed off as
-    # those of the present ones
+    # images of earlier embedding decoders or backbones are refused, not taken for current ones
     settings["embedding_decoders"] = {
         modality: fingerprint_of_files(run_folder(config, modality) / EMBEDDING_DECODER)
         for modality in modalities(config)
@@ -442,7 +441,7 @@ def reconstruct_into(config: Config, folder: Path) -> Path:
         {"run": config.run.seed},
         may_change=["generation.batch_size", "generation.random_draws"],
     ) as run:
-        if complete(workers, run, lambda: drawn_files(folder, run.summary)):
+        if complete(workers, run, lambda: output_files(folder, run.summary)):
             return folder
         started = time.monotonic()
         parts = setup(config)
@@ -456,14 +455,14 @@ def reconstruct_into(config: Config, folder: Path) -> Path:
                     temporary,
                 )
         workers.wait()
-        read = draw_embeddings(
+        decoded = generate_images(
             config, parts.decoder, lambda: parts.targets.image_encoder, folder, workers
         )
         if workers.main:
-            ids = read["ids"].numpy()
+            ids = decoded["ids"].numpy()
             more = {}
-            if "text" in read and has_captions(Layout.of(config.data.root)):
-                more["captions"] = nearest_captions(config, parts.targets, read["text"], ids)
+            if "text" in decoded and has_captions(Layout.of(config.data.root)):
+                more["captions"] = nearest_captions(config, parts.targets, decoded["text"], ids)
             write_index(folder, ids.tolist(), **more)
             run.mark_finished(
                 {

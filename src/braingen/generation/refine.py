@@ -1,7 +1,7 @@
-"""Stage 4: refine finished reconstructions, image to image, with the decoded text as the condition.
+"""Stage 4: refine reconstructions by image-to-image diffusion, conditioned on the decoded text.
 
-Reads a folder of reconstructions and writes another of the same form, so that whatever reads or
-scores the one does so with the other.
+The output folder has the form of the input folder, so everything that reads or scores
+reconstructions does so with refined ones.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch import Tensor
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.generation.pipeline import to_pil
-from braingen.generation.refiner import (
-    Refinement,
-    Refiner,
-    load_refiner,
-    refine_pictures,
-    steps_run,
+from braingen.generation.refiner import Refinement, Refiner, load_refiner, refine_images, steps_run
+from braingen.generation.resumable import (
+    GeneratedImage,
+    generate_missing,
+    open_image,
+    output_files,
+    png_path,
 )
-from braingen.generation.resumable import Drawn, draw_missing, drawn_files, opened, picture_path
 from braingen.pretrained.sdxl import load_scheduler, pixels_per_latent, refuse_side, scheduler_named
 from braingen.pretrained.tiny import check_backbone
 from braingen.runtime.device import device_of
@@ -34,27 +34,27 @@ from braingen.runtime.distributed import Workers, complete, shared_run
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import refuse_stand_in, replaced_path, write_json
 from braingen.runtime.fingerprints import fingerprint_of_files
-from braingen.runtime.paths import EMBEDDINGS, INDEX, drawn_folder, one_subject, typed_run
+from braingen.runtime.paths import EMBEDDINGS, INDEX, generated_folder, one_subject, typed_run
 from braingen.runtime.run_folder import Run
 from braingen.runtime.subjects import each_subject
 from braingen.runtime.text_files import read_json
 from braingen.types import Conditioning
 
 REFINED = "_refined"
-"""What a folder of refined pictures is called, after the name of the one it was made from."""
+"""Suffix of a folder of refined images."""
 
 
 def recons_of(config: Config) -> Path:
-    """The reconstructions that are refined."""
+    """Return the folder of reconstructions to refine."""
     return (
         Path(config.refinement.recons).expanduser()
         if config.refinement.recons
-        else drawn_folder(config)
+        else generated_folder(config)
     )
 
 
 def refined_folder(config: Config) -> Path:
-    """Where the refined pictures go."""
+    """Return the folder of the refined images."""
     if config.refinement.output:
         return Path(config.refinement.output).expanduser()
     recons = recons_of(config)
@@ -62,12 +62,10 @@ def refined_folder(config: Config) -> Path:
 
 
 def _digest(folder: Path, ids: list[int]) -> str:
-    """Of the pictures and embeddings that are refined: those of others are not passed off as
-    theirs.
-    """
+    """Hash of the images and embeddings that are refined; changed ones are refused."""
     digest = hashlib.sha256()
-    for path in [folder / EMBEDDINGS, *(picture_path(folder, image) for image in ids)]:
-        refuse_stand_in(path, "run `braingen reconstruct` again, it draws what is missing")
+    for path in [folder / EMBEDDINGS, *(png_path(folder, image) for image in ids)]:
+        refuse_stand_in(path, "run `braingen reconstruct` again, it generates missing images")
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
@@ -78,27 +76,27 @@ def refined_is_there(config: Config) -> bool:
     Raises
     ------
     UserError
-        When what is there was made from other pictures than the present ones.
+        When they were refined from other images than the present ones.
     """
     folder = refined_folder(config)
     if not (folder / "config.yaml").exists() or not Run(folder).finished:
         return False
     if Run(folder).config["recons"] != _digest(recons_of(config), _require(config)):
         raise UserError(
-            f"{folder} was refined from other pictures than those now in {recons_of(config)}:"
+            f"{folder} was refined from other images than those now in {recons_of(config)}:"
             " remove it, and refine again."
         )
     return True
 
 
 def _require(config: Config) -> list[int]:
-    """Image ids of finished reconstructions."""
+    """Return image ids of finished reconstructions."""
     folder = recons_of(config)
     lacking = [name for name in (INDEX, EMBEDDINGS) if not (folder / name).is_file()]
     if lacking:
         raise UserError(
             f"{folder} holds no finished reconstructions (no {lacking[0]}): run `braingen"
-            f" reconstruct {typed_run(config.run.folder)}` first, or name another folder of ours:"
+            f" reconstruct {typed_run(config.run.folder)}` first, or name another run's folder:"
             " --recons FOLDER."
         )
     if refined_folder(config) == folder:
@@ -115,7 +113,7 @@ def _require(config: Config) -> list[int]:
 
 
 def _model(config: Config) -> str:
-    """What refines."""
+    """Return the model that refines."""
     return config.backbone.refiner or config.backbone.path
 
 
@@ -124,7 +122,7 @@ def _setting(config: Config) -> str:
 
 
 def setup(config: Config) -> Refiner:
-    """Load what refines, and fail early."""
+    """Load the refiner, and fail early."""
     settings = config.refinement
     adapter = None
     if settings.use_image:
@@ -154,22 +152,21 @@ def setup(config: Config) -> Refiner:
 
 
 def _read(folder: Path, ids: list[int]) -> Tensor:
-    """Pictures of one size as B x 3 x H x W in [0, 1]."""
-    pictures = []
-    for image in ids:
-        with opened(picture_path(folder, image)) as picture:
-            pictures.append(np.asarray(picture.convert("RGB")))
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    """Load images of one size as B x 3 x H x W in [0, 1]."""
+    images = []
+    for number in ids:
+        with open_image(png_path(folder, number)) as image:
+            images.append(np.asarray(image.convert("RGB")))
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
 def refine(config: Config) -> Path:
-    """Refine every picture of every subject's reconstructions, or of the folder that is named; what
-    is refined already is kept.
+    """Refine all reconstructions of every subject, or one folder; refined images are kept.
 
     Returns
     -------
     folder : Path
-        Of the same form as that of the reconstructions; with several subjects the run folder.
+        Has the form of the input folder; with several subjects the run folder.
     """
     if config.refinement.recons:
         return refine_folder(config)
@@ -196,40 +193,40 @@ def refine_folder(config: Config) -> Path:
     workers = Workers(config)
     free = ["refinement.batch_size", "refinement.recons", "refinement.output"]
     with shared_run(workers, folder, settings, {"run": config.run.seed}, may_change=free) as run:
-        if complete(workers, run, lambda: drawn_files(folder, run.summary)):
+        if complete(workers, run, lambda: output_files(folder, run.summary)):
             return folder
         started = time.monotonic()
-        read = load_file(recons / EMBEDDINGS)
-        if "text" not in read and not chosen.use_image:
+        embeddings = load_file(recons / EMBEDDINGS)
+        if "text" not in embeddings and not chosen.use_image:
             raise UserError(
                 f"{recons} was generated without a text embedding, which is what refining is"
                 " conditioned on: refine with the base model and the decoded image instead,"
                 " refinement.use_image=true."
             )
         refiner = setup(config)
-        row = {image: number for number, image in enumerate(read["ids"].tolist())}
+        row = {image: number for number, image in enumerate(embeddings["ids"].tolist())}
 
-        def draw(some: slice) -> list[Drawn]:
+        def refine_rows(some: slice) -> list[GeneratedImage]:
             rows = [row[image] for image in ids[some]]
-            refined = refine_pictures(
+            refined = refine_images(
                 refiner,
                 _read(recons, ids[some]),
-                read["text"][rows] if "text" in read else None,
+                embeddings["text"][rows] if "text" in embeddings else None,
                 ids[some],
                 how,
                 seed=config.run.seed,
-                image_BTD=read["image"][rows] if chosen.use_image else None,
+                image_BTD=embeddings["image"][rows] if chosen.use_image else None,
                 size=chosen.size,
             )
-            return [Drawn(picture) for picture in to_pil(refined)]
+            return [GeneratedImage(image) for image in to_pil(refined)]
 
-        draw_missing(
+        generate_missing(
             folder,
             ids,
             chosen.batch_size,
-            draw,
+            refine_rows,
             workers,
-            f"refining {len(ids)} pictures of {recons.name}",
+            f"refining {len(ids)} images of {recons.name}",
         )
         if workers.main:
             with replaced_path(folder / EMBEDDINGS) as temporary:

@@ -1,10 +1,10 @@
-"""Refinement: a picture is made noisy again for a part of the way and drawn anew from there,
-listening to the decoded text.
+"""Image-to-image refinement (SDEdit): add noise to an image and denoise it again.
 
-On SDXL's refiner as well as on a base model; which of the two it is, is read off the U-Net.
+The condition is the decoded text. SDXL's refiner and base models both work; the U-Net's
+configuration says which one it is.
 
-B pictures, T tokens, D width of the text embedding, K numbers told beside it, H W sides in pixels,
-h w of the latents.
+B images, T tokens, D text embedding width, K added conditioning numbers, H W sides in pixels,
+h w latent sides.
 """
 
 from __future__ import annotations
@@ -39,58 +39,58 @@ from braingen.targets.clip_text import CLIPTextEncoderDual, Output
 from braingen.types import Conditioning
 
 SIZES, SCORE = 6, 5
-"""Numbers that a base model is told (original size, crop, target size), and a refiner (original
-size, crop, aesthetic score).
+"""Added conditioning numbers of a base model (original size, crop, target size), and of a refiner
+(original size, crop, aesthetic score).
 """
 
 
 class Refiner(NamedTuple):
-    """What refines."""
+    """The models of a refinement."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     scheduler: SchedulerMixin
     form: ConditioningForm
-    """Shape of what the U-Net reads."""
+    """Shapes of the U-Net's condition."""
     unconditional: Conditioning
-    """What guidance leads away from, one row."""
+    """Unconditional input of classifier-free guidance, one row."""
     scored: bool
-    """Whether the U-Net is told an aesthetic score (SDXL's refiner) instead of a target size."""
+    """Whether the U-Net takes an aesthetic score (SDXL's refiner) instead of a target size."""
 
 
 class Refinement(NamedTuple):
-    """How much is drawn anew, and how."""
+    """Settings of a refinement."""
 
     steps: int
-    """Of the whole way from noise to picture; a part of them is gone."""
+    """Steps of the whole noise schedule; a part of them is run."""
     strength: float
-    """Share of the steps that is gone (published runs: 0.2-0.5)."""
+    """Share of the steps that is run (published: 0.2-0.5)."""
     guidance_scale: float
     """Classifier-free guidance; 1 for none."""
     denoising_start: float | None = None
-    """Instead of the strength: the share of the noise schedule's time that is left out."""
+    """Instead of the strength: the share of the schedule's time that is skipped."""
     aesthetic_score: float = 6.0
     negative_aesthetic_score: float = 2.5
-    """Of the condition and of what guidance leads away from; heard by SDXL's refiner only."""
+    """Of the conditional and unconditional input; used by SDXL's refiner only."""
 
 
 def conditioning_ids(unet: UNet2DConditionModel, pooled_width: int) -> int:
-    """How many numbers (sizes, scores) a U-Net is told beside the pooled text embedding.
+    """Count the numbers (sizes, score) that a U-Net takes beside the pooled text embedding.
 
     Raises
     ------
     UserError
-        When it is neither a base model's six nor a refiner's five.
+        When it is neither six (base model) nor five (refiner).
     """
     width, each = unet.add_embedding.linear_1.in_features, unet.config.addition_time_embed_dim
-    told, left = divmod(width - pooled_width, each)
-    if left or told not in (SIZES, SCORE):
+    count, left = divmod(width - pooled_width, each)
+    if left or count not in (SIZES, SCORE):
         raise UserError(
             f"The U-Net's added embedding is {width} wide; with a pooled text of {pooled_width} and"
             f" {each} per number it would have to be {pooled_width + SIZES * each} (a base model)"
             f" or {pooled_width + SCORE * each} (a refiner): give the folder of an SDXL model."
         )
-    return told
+    return count
 
 
 def assemble_refiner(
@@ -101,17 +101,17 @@ def assemble_refiner(
     prompts: CLIPTextEncoderDual,
     negative_prompt: str = "",
 ) -> Refiner:
-    """Put a refiner together.
+    """Assemble a refiner from its models.
 
     Parameters
     ----------
     text_encoder : CLIPTextEncoderDual
-        The one whose embeddings are decoded; asked for its start token and widths.
+        The encoder whose embeddings are decoded; gives the start token and widths.
     prompts : CLIPTextEncoderDual
-        The encoders that the U-Net's prompts come from, bigG among them.
+        The encoders of the U-Net's prompts, bigG among them.
     negative_prompt : str, optional
-        What guidance leads away from. An empty one is nothing at all for a base model, and an empty
-        text for a refiner: so they were trained (``force_zeros_for_empty_prompt``).
+        Unconditional input of the guidance. An empty prompt is zeros for a base model, and an empty
+        text for a refiner, as they were trained (``force_zeros_for_empty_prompt``).
     """
     pooled = prompts.models["bigG"].config.projection_dim
     scored = conditioning_ids(unet, pooled) == SCORE
@@ -146,25 +146,23 @@ def load_refiner(
         'tiny', a folder with unet/, vae/, scheduler/, text_encoder_2/ and tokenizer_2/, or a hub
         name.
     text_output : Output, optional
-        Whose embeddings are decoded. A refiner reads bigG's columns only.
+        The decoded embedding. A refiner uses bigG's columns only.
     ip_adapter : str | None, optional
-        Where an IP-Adapter is, to listen to the image embedding as well (a base model's only); None
-        for none.
+        Path of an IP-Adapter, to condition on the image embedding too (base models only); None for
+        none.
     negative_prompt : str, optional
         See :func:`assemble_refiner`.
 
     Raises
     ------
     UserError
-        When a part is missing or does not fit, with what to type.
+        When a part is missing or does not fit.
     """
     folder = backbone_folder(path)
     unet, vae, scheduler = load_plain(path, dtype, setting="backbone.refiner")
     second = CLIPTextEncoderDual.from_pretrained(folder, dtype=torch.float32)
     text_encoder = prompts = second
-    if (
-        unet.config.cross_attention_dim > second.clip_emb_dim
-    ):  # the first text encoder has columns too
+    if unet.config.cross_attention_dim > second.clip_emb_dim:  # it uses the first encoder too
         if text_output != "bigG":
             text_encoder = CLIPTextEncoderDual.from_pretrained(
                 folder, output=text_output, dtype=torch.float32
@@ -175,7 +173,7 @@ def load_refiner(
             )
     elif text_output == "L":
         raise UserError(
-            f"{path} reads the second text encoder only, and backbone.text_output is L: refine with"
+            f"{path} uses the second text encoder only, and backbone.text_output is L: refine with"
             " a base model."
         )
     if ip_adapter is not None:
@@ -186,59 +184,55 @@ def load_refiner(
 
 
 def last_times(scheduler: SchedulerMixin, how: Refinement) -> tuple[Tensor, int]:
-    """The scheduler's times that a refinement goes through, and the number of the first of them.
+    """Return the scheduler times that a refinement runs, and the index of the first of them.
 
     Raises
     ------
     UserError
-        When not one is left.
+        When none is left.
     """
     times = scheduler.timesteps
     if how.denoising_start is None:
         first = (how.steps - min(int(how.steps * how.strength), how.steps)) * scheduler.order
-        told = f"strength {how.strength:g} of {how.steps} steps"
+        setting = f"strength {how.strength:g} of {how.steps} steps"
     else:
         total = scheduler.config.num_train_timesteps
         left = int((times < round(total * (1 - how.denoising_start))).sum())
         if scheduler.order == 2 and left % 2 == 0 and left < len(times):
-            left += 1  # every time but the first stands there twice; a step is not to be cut in two
+            left += 1  # all times but the first are listed twice; do not split a step
         first = len(times) - left
-        told = f"denoising_start {how.denoising_start:g} with {how.steps} steps"
+        setting = f"denoising_start {how.denoising_start:g} with {how.steps} steps"
     if first >= len(times):
         raise UserError(
-            f"{told} leaves no step to refine with: use more steps, a larger strength or an earlier"
-            " denoising_start."
+            f"{setting} leaves no step to refine with: use more steps, a larger strength or an"
+            " earlier denoising_start."
         )
     return times[first:], first
 
 
 def steps_run(scheduler: SchedulerMixin, how: Refinement) -> int:
-    """How many steps a refinement really runs: what strength or denoising_start leave of the whole
-    way.
+    """Count the steps that a refinement runs, given strength or denoising_start.
 
     Raises
     ------
     UserError
-        When there are more steps than the noise schedule has times, or not one is left.
+        When there are more steps than the noise schedule has times, or none is left.
     """
     refuse_steps(how.steps, scheduler, "refinement.steps")
     scheduler.set_timesteps(how.steps)
     times, _ = last_times(scheduler, how)
-    return (
-        len(times) if scheduler.order == 1 else (len(times) + 1) // 2
-    )  # of second order: every time but one stands there twice
+    # schedulers of second order list every time but one twice
+    return len(times) if scheduler.order == 1 else (len(times) + 1) // 2
 
 
-def encode_pictures(vae: AutoencoderKL, images_B3HW: Tensor) -> Tensor:
-    """Pictures in [0, 1] to scaled latents, B x 4 x h x w: the most probable ones, without the
-    autoencoder's own noise.
-    """
+def encode_images(vae: AutoencoderKL, images_B3HW: Tensor) -> Tensor:
+    """Encode images in [0, 1] to scaled latents, B x 4 x h x w: the mode of the distribution."""
     x_B3HW = images_B3HW.to(vae.device, vae.dtype) * 2 - 1
     return vae.encode(x_B3HW).latent_dist.mode() * vae.config.scaling_factor
 
 
 @torch.no_grad()
-def refine_pictures(
+def refine_images(
     refiner: Refiner,
     images_B3HW: Tensor,
     text_BTD: Tensor | None,
@@ -249,7 +243,7 @@ def refine_pictures(
     image_BTD: Tensor | None = None,
     size: int = 0,
 ) -> Tensor:
-    """Refine pictures.
+    """Refine a batch of images.
 
     Parameters
     ----------
@@ -258,28 +252,28 @@ def refine_pictures(
     text_BTD : Tensor | None
         Decoded text embeddings in the text encoder's own units; None for no text.
     image_ids : Sequence[int]
-        With the seed they determine the noise.
+        Determine the noise, together with the seed.
     image_BTD : Tensor | None, optional
-        Decoded image embeddings, where the U-Net has an IP-Adapter and is to listen to them.
+        Decoded image embeddings, for a U-Net with an IP-Adapter.
     size : int, optional
-        Side at which it is refined, in pixels; 0 for the pictures' own.
+        Side of the refined images in pixels; 0 for that of the input images.
 
     Returns
     -------
     images_B3HW : Tensor
-        Float32 in [0, 1], of the side at which they were refined.
+        Float32 in [0, 1].
 
     Raises
     ------
     UserError
-        When pictures are not square, their side does not fit the autoencoder, or no step is left.
+        When images are not square, their side does not fit the autoencoder, or no step is left.
     """
     side = size or images_B3HW.shape[-1]
     factor = vae_factor(refiner.vae)
     if images_B3HW.shape[-2] != images_B3HW.shape[-1] or side % factor:
         shape = tuple(images_B3HW.shape[-2:])
         raise UserError(
-            f"pictures are {shape} pixels, refined at {side}: give square ones, their side a"
+            f"images are {shape} pixels, refined at {side}: give square ones, their side a"
             f" multiple of {factor}."
         )
     if side != images_B3HW.shape[-1]:
@@ -292,7 +286,7 @@ def refine_pictures(
         )
         images_B3HW = resized.clamp(0, 1)
     unet, scheduler, form, batch = refiner.unet, refiner.scheduler, refiner.form, len(images_B3HW)
-    clean = encode_pictures(refiner.vae, images_B3HW).to(unet.dtype)
+    clean = encode_images(refiner.vae, images_B3HW).to(unet.dtype)
     refuse_steps(how.steps, scheduler, "refinement.steps")
     scheduler.set_timesteps(how.steps, device=clean.device)
     times, first = last_times(scheduler, how)
@@ -303,9 +297,8 @@ def refine_pictures(
     begin, end = form.text_columns
     condition = form.empty(batch)
     if text_BTD is not None:
-        text = form.text(
-            text_BTD[..., begin - end :].to(form.start_C)
-        )  # of L and bigG side by side a refiner reads the latter
+        # a refiner uses only bigG's columns, the last ones
+        text = form.text(text_BTD[..., begin - end :].to(form.start_C))
         condition = condition._replace(tokens_BTC=text)
     if image_BTD is not None:
         condition = condition._replace(image_embeds_BTD=image_BTD.to(form.start_C))

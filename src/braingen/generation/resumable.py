@@ -1,6 +1,4 @@
-"""Pictures of a run folder, one PNG per image id: what is there is kept, what is missing is drawn,
-by however many processes.
-"""
+"""Generate the missing images of a run folder, one PNG per image id."""
 
 from __future__ import annotations
 
@@ -24,29 +22,27 @@ from braingen.runtime.files import replaced_path
 from braingen.runtime.paths import EMBEDDINGS, INDEX, ROUTING
 
 _NOTE = "braingen"
-"""Key of the text that a picture carries about how it was made."""
+"""Key of the PNG's text chunk that records how the image was made."""
 
 
-class Drawn(NamedTuple):
-    """A picture, and what is to be remembered of it."""
+class GeneratedImage(NamedTuple):
+    """A generated image with its metadata."""
 
-    picture: Image.Image
+    image: Image.Image
     note: Mapping[str, Any] | None = None
-    """JSON-able; kept inside the PNG, so that picture and note cannot come from different
-    moments.
-    """
+    """JSON-able; stored inside the PNG, so that image and note are always of the same run."""
     tensors: Mapping[str, Tensor] | None = None
-    """Larger things, kept beside the PNG until all pictures are there; see :func:`gathered`."""
+    """Stored beside the PNG until all images exist; see :func:`gather_tensors`."""
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """A picture of a run folder.
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image of a run folder.
 
     Raises
     ------
     UserError
-        When it is missing, or no picture.
+        When it is missing, or not an image.
     """
     again = (
         "remove it and start the command again that made the folder (`braingen reconstruct`,"
@@ -57,35 +53,33 @@ def opened(path: Path) -> Iterator[Image.Image]:
             f"{path} is missing; {again.partition(' and ')[2]}: it makes what is missing."
         )
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            yield picture
+        with Image.open(path) as image:
+            image.load()
+            yield image
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a picture or cut short ({error}); {again}.") from error
+        raise UserError(f"{path} is not an image or cut short ({error}); {again}.") from error
 
 
-def picture_path(folder: Path, image: int) -> Path:
-    """Where the picture of an image id lies."""
+def png_path(folder: Path, image: int) -> Path:
+    """Return the path of the image of an id."""
     return folder / f"{image:06d}.png"
 
 
-def drawn_files(folder: Path, summary: Mapping[str, Any], pictures: bool = True) -> list[Path]:
-    """Files of a finished folder of drawings: embeddings and, with pictures, index, pictures and
-    what is remembered of routers.
+def output_files(folder: Path, summary: Mapping[str, Any], images: bool = True) -> list[Path]:
+    """List the files of a finished folder: embeddings, and with images the index and the PNGs.
 
     Parameters
     ----------
     summary : Mapping[str, Any]
-        What the folder was marked finished with.
-    pictures : bool, optional
-        Whether there are any.
+        The summary with which the folder was marked finished.
+    images : bool, optional
+        Whether images were generated.
     """
     embeddings, routing = folder / EMBEDDINGS, folder / ROUTING
-    if not pictures:
+    if not images:
         return [embeddings]
-    if (
-        summary.get("routing") and not routing.exists()
-    ):  # it was remembered while drawing, so all is drawn again
+    # routing is recorded during generation, so without it all images are generated again
+    if summary.get("routing") and not routing.exists():
         for path in folder.glob("*.png"):
             path.unlink()
     try:
@@ -94,22 +88,21 @@ def drawn_files(folder: Path, summary: Mapping[str, Any], pictures: bool = True)
         raise UserError(
             f"{embeddings} is damaged ({error}); remove it and start the same command again."
         ) from error
-    return [embeddings, folder / INDEX, *(picture_path(folder, image) for image in ids)]
+    return [embeddings, folder / INDEX, *(png_path(folder, image) for image in ids)]
 
 
-def draw_missing(
+def generate_missing(
     folder: Path,
     ids: Sequence[int],
     batch: int,
-    draw: Callable[[slice], list[Drawn]],
+    generate: Callable[[slice], list[GeneratedImage]],
     workers: Workers,
     description: str,
 ) -> None:
-    """Draw the pictures that are not there yet; returns when all processes are done.
+    """Generate the images that do not exist yet; returns when all processes are done.
 
-    Whole batches are shared out, always the same ones, so that a picture is computed beside the
-    same neighbours, and so has the same bits, whatever the number of processes or the moment of an
-    interruption.
+    Processes share whole batches, which are always the same. So an image is computed in the same
+    batch, and has the same bits, for any number of processes and after any interruption.
 
     Parameters
     ----------
@@ -118,31 +111,27 @@ def draw_missing(
     ids : Sequence[int]
         Image ids, the same in every process.
     batch : int
-        Pictures drawn at once.
-    draw : Callable[[slice], list[Drawn]]
-        Rows of `ids` -> their pictures.
+        Images per batch.
+    generate : Callable[[slice], list[GeneratedImage]]
+        Rows of `ids` -> their images.
     """
     parts = [slice(start, start + batch) for start in range(0, len(ids), batch)]
     missing = workers.broadcast(
-        [
-            part
-            for part in parts
-            if not all(picture_path(folder, image).exists() for image in ids[part])
-        ]
+        [part for part in parts if not all(png_path(folder, image).exists() for image in ids[part])]
     )
     for part in track(workers.share(missing), description=description, disable=not workers.main):
-        for image, drawn in zip(ids[part], draw(part)):
+        for image, generated in zip(ids[part], generate(part)):
             info = PngInfo()
-            if drawn.tensors:  # before the picture, which says that all is there
+            if generated.tensors:  # before the PNG, whose existence marks the image as complete
                 with replaced_path(_tensors_path(folder, image)) as temporary:
                     save_file(
-                        {name: value.contiguous() for name, value in drawn.tensors.items()},
+                        {name: value.contiguous() for name, value in generated.tensors.items()},
                         temporary,
                     )
-            if drawn.note:
-                info.add_text(_NOTE, json.dumps(drawn.note))
-            with replaced_path(picture_path(folder, image)) as temporary:
-                drawn.picture.save(temporary, format="PNG", pnginfo=info)
+            if generated.note:
+                info.add_text(_NOTE, json.dumps(generated.note))
+            with replaced_path(png_path(folder, image)) as temporary:
+                generated.image.save(temporary, format="PNG", pnginfo=info)
     workers.wait()
 
 
@@ -150,10 +139,8 @@ def _tensors_path(folder: Path, image: int) -> Path:
     return folder / f"{image:06d}.safetensors"
 
 
-def gathered(folder: Path, ids: Sequence[int], path: Path) -> None:
-    """Put the tensors of all pictures into one file, one row per id, and remove the single ones;
-    nothing to do where there are none.
-    """
+def gather_tensors(folder: Path, ids: Sequence[int], path: Path) -> None:
+    """Stack the tensors of all images in one file, one row per id, and remove the single files."""
     if not path.exists():
         parts = [
             load_file(_tensors_path(folder, image))
@@ -173,13 +160,11 @@ def gathered(folder: Path, ids: Sequence[int], path: Path) -> None:
 
 
 def notes(folder: Path, ids: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """What the pictures of these ids carry with them, by image id; pictures without a note are left
-    out.
-    """
+    """Return the notes inside the PNGs by image id; images without a note are skipped."""
     found = {}
     for image in ids:
-        with opened(picture_path(folder, image)) as picture:
-            text = picture.info.get(_NOTE)
+        with open_image(png_path(folder, image)) as png:
+            text = png.info.get(_NOTE)
         if text:
             found[str(int(image))] = json.loads(text)
     return found

@@ -1,7 +1,6 @@
-"""The denoising loop: from noise to a picture, listening to a condition that may change with every
-step.
+"""The denoising loop: from noise to an image, with a condition that may change at every step.
 
-B pictures, T tokens, C cross-attention width, D image-embedding width, h w latent sides.
+B images, T tokens, C cross-attention width, D image-embedding width, h w latent sides.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from braingen.runtime.errors import UserError
 from braingen.types import Conditioning
 
 ConditionAt = Callable[[Tensor, Tensor], Conditioning]
-"""(t, noisy latents) -> what the U-Net listens to at this step."""
+"""(t, noisy latents) -> condition of the U-Net at this step."""
 
 OnStep = Callable[[int, Tensor, Conditioning], None]
 """Called after every step with its number, the latents and the condition."""
 
 
 def seeded_generators(image_ids: Sequence[int], seed: int, purpose: str) -> list[torch.Generator]:
-    """A source of noise per picture that depends on its id, the run's seed and what it is for."""
+    """One random generator per image, seeded by image id, run seed and purpose."""
     digests = [
         hashlib.sha256(f"{purpose}/{seed}/{int(image)}".encode()).digest() for image in image_ids
     ]
@@ -38,13 +37,12 @@ def seeded_generators(image_ids: Sequence[int], seed: int, purpose: str) -> list
 def seeded_noise(
     image_ids: Sequence[int], shape: tuple[int, ...], seed: int, purpose: str
 ) -> Tensor:
-    """Noise that depends on the image id, the run's seed and what it is for, never on the batch a
-    picture happens to be in.
+    """Standard normal noise that depends on image id, run seed and purpose, not on the batch.
 
     Returns
     -------
     noise : Tensor
-        Tensor, len(image_ids) x shape, float32 on the CPU.
+        len(image_ids) x shape, float32 on the CPU.
     """
     return torch.stack(
         [
@@ -55,33 +53,32 @@ def seeded_noise(
 
 
 def refuse_not_finite_rows(values: Tensor, names: Sequence[int] | None, what: str) -> None:
-    """Stop where something computed for a picture has become NaN or infinite, before it is drawn as
-    a black one.
+    """Refuse rows with NaN or infinity, before they become black images.
 
     Parameters
     ----------
     values : Tensor
-        One row per picture.
+        One row per image.
     names : Sequence[int] | None
         Image ids of the rows; rows are counted from 0 where they have none.
     what : str
-        What has become so; begins the sentence.
+        Name of the values; begins the message.
 
     Raises
     ------
     UserError
-        With the pictures' ids.
+        With the image ids.
     """
     rows = torch.isfinite(values).flatten(1).all(1).logical_not().nonzero().flatten().tolist()
     if rows:
         ids = [int(names[row]) if names is not None else row for row in rows]
-        pictures = ", ".join(map(str, ids[:4])) + (
+        listed = ", ".join(map(str, ids[:4])) + (
             f" and {len(ids) - 4} more" if len(ids) > 4 else ""
         )
         raise UserError(
-            f"{what} of picture {pictures} became NaN or infinite, so nothing is drawn of it: look"
-            " at its voxels (are they z-scored?), at the weights of encoder, LoRA and backbone,"
-            " and, in half precision, try float32."
+            f"{what} of image {listed} became NaN or infinite, so no image is generated: check its"
+            " voxels (are they z-scored?), the weights of encoder, LoRA and backbone, and, in half"
+            " precision, try float32."
         )
 
 
@@ -92,7 +89,7 @@ def predict(
     condition: Conditioning,
     time_ids_B6: Tensor,
 ) -> Tensor:
-    """One call of the U-Net under a condition; used while fine-tuning and while sampling."""
+    """Call the U-Net under a condition; used in fine-tuning and sampling."""
     return unet(
         latents_B4hw,
         t,
@@ -106,9 +103,7 @@ def predict(
 
 
 def size_ids(size: int, batch: int, like: Tensor) -> Tensor:
-    """SDXL's size conditioning (original size, crop, target size) of a square, uncropped picture: B
-    x 6.
-    """
+    """SDXL's size conditioning (original size, crop, target) of an uncropped square: B x 6."""
     return torch.tensor(
         [[size, size, 0, 0, size, size]], dtype=like.dtype, device=like.device
     ).expand(batch, -1)
@@ -130,19 +125,18 @@ def denoise(
     generators: list[torch.Generator] | None = None,
     names: Sequence[int] | None = None,
 ) -> Tensor:
-    """Turn noise into latents.
+    """Denoise noise to latents with the given number of steps.
 
     Parameters
     ----------
     noise_B4hw : Tensor
-        Standard normal, one row per picture.
+        Standard normal, one row per image.
     size : int
-        Side of the picture in pixels, for SDXL's size conditioning.
+        Side of the image in pixels, for SDXL's size conditioning.
     steps : int
-        Of the scheduler, at most as many as its noise schedule has times One of second order (Heun)
-        calls the U-Net twice for all but the last.
-    condition_at, unconditional, guidance_scale, guidance_end, on_step, generators, names :
-    ConditionAt
+        Number of steps, at most the times of the noise schedule. Schedulers of second order (Heun)
+        call the U-Net twice for all but the last.
+    condition_at, unconditional, guidance_scale, guidance_end, on_step, generators, names
         As for :func:`denoise_from`.
 
     Returns
@@ -188,29 +182,29 @@ def denoise_from(
     generators: list[torch.Generator] | None = None,
     names: Sequence[int] | None = None,
 ) -> Tensor:
-    """The loop itself, from latents as noisy as they are at the first of `times`.
+    """Run the denoising loop from latents with the noise level of the first of `times`.
 
     Parameters
     ----------
     times : Tensor
-        The scheduler's times, or the last of them.
+        The scheduler's times, or the last ones.
     condition_at : ConditionAt
-        Asked anew at every step.
+        Called at every step.
     unconditional : Conditioning
-        The condition that guidance leads away from, one row per picture.
+        Unconditional input of classifier-free guidance, one row per image.
     ids_BK, unconditional_ids_BK : Tensor
-        What the U-Net is told beside it: sizes, or an aesthetic score.
+        Added conditioning numbers: sizes, or an aesthetic score.
     guidance_scale : float
         1 for no guidance (Ho & Salimans 2022); the U-Net is then called on B rows instead of 2 B.
     guidance_end : float, optional
-        Share of the steps, from the first, that guidance acts in. At low noise it changes contrast
-        and details and no longer what is drawn (Kynkaanniemi et al. 2024).
+        Share of the steps, from the first, that use guidance. At low noise guidance changes
+        contrast and details, not the content (Kynkaanniemi et al. 2024).
     on_step : OnStep | None, optional
         Called after every step with its number, the latents and the condition.
     generators : list[torch.Generator] | None, optional
-        Per picture, for schedulers that add noise at every step.
+        Per image, for schedulers that add noise at every step.
     names : Sequence[int] | None, optional
-        Image ids, to name pictures whose latents are no numbers any more.
+        Image ids, for messages about NaN.
 
     Returns
     -------
@@ -220,7 +214,7 @@ def denoise_from(
     Raises
     ------
     UserError
-        When the latents of a picture become NaN or infinite.
+        When the latents of an image become NaN or infinite.
     """
     latents = latents_B4hw
     guided_steps = guidance_end * len(times) if guidance_scale > 1 else 0
@@ -260,21 +254,19 @@ def _stacked(first: Conditioning, second: Conditioning) -> Conditioning:
 def decode_latents(
     vae: AutoencoderKL, latents_B4hw: Tensor, names: Sequence[int] | None = None
 ) -> Tensor:
-    """Scaled latents to pictures: B x 3 x H x W in [0, 1], float32.
+    """Decode scaled latents to images: B x 3 x H x W in [0, 1], float32.
 
     Raises
     ------
     UserError
         When the autoencoder's output is NaN or infinite, with the image ids in `names`.
     """
-    pictures = vae.decode(latents_B4hw / vae.config.scaling_factor).sample
-    refuse_not_finite_rows(pictures, names, "The autoencoder's output")
-    return (pictures.float() / 2 + 0.5).clamp(0, 1)
+    images = vae.decode(latents_B4hw / vae.config.scaling_factor).sample
+    refuse_not_finite_rows(images, names, "The autoencoder's output")
+    return (images.float() / 2 + 0.5).clamp(0, 1)
 
 
 def latent_shape(unet: UNet2DConditionModel, vae: AutoencoderKL, size: int) -> tuple[int, int, int]:
-    """Channels, height and width of the latents of a square picture of ``size`` pixels, the last
-    latent perhaps used in part.
-    """
+    """Latent shape (channels, height, width) of a square image; sides are rounded up."""
     side = -(-size // vae_factor(vae))
     return (unet.config.in_channels, side, side)

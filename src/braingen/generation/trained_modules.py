@@ -1,6 +1,4 @@
-"""What fine-tuning makes, on disk: a LoRA as diffusers keeps it, routers beside it, and the order
-of prior and routers.
-"""
+"""Fine-tuned modules on disk: LoRA (diffusers' format), routers, and the position of the prior."""
 
 from __future__ import annotations
 
@@ -20,12 +18,12 @@ from braingen.runtime.run_folder import Run, has_work
 from braingen.runtime.text_files import read_json
 
 BEST, LAST = "best", "last"
-"""Folders of its two checkpoints."""
-ROUTERS, ORDER = {"image": "router_image", "text": "router_text"}, "listening.json"
+"""Folders of the two checkpoints."""
+ROUTERS, ORDER = {"image": "router_image", "text": "router_text"}, "prior_order.json"
 
 
 class FinetunedModules(NamedTuple):
-    """What a decoder is given of a fine-tuning; see ``BrainDecoder.assemble``."""
+    """Fine-tuned modules of a decoder; see ``BrainDecoder.assemble``."""
 
     lora: Path | None
     router_image: DiffuseRouter | None
@@ -42,9 +40,7 @@ def save_finetuned(
     routers: dict[str, DiffuseRouter],
     prior_order: PriorOrder,
 ) -> None:
-    """Write a checkpoint into an empty folder; a U-Net without a LoRA and routers that are not
-    there leave no file.
-    """
+    """Write a checkpoint into an empty folder; absent LoRA and routers leave no file."""
     if has_lora(unet):
         save_lora(unet, folder)
     for name, router in routers.items():
@@ -77,15 +73,13 @@ def load_finetuned(folder: Path) -> FinetunedModules:
 
 
 def finetuned_folder(config: Config) -> Path | None:
-    """Where LoRA and routers of a finished fine-tuning lie; None where pictures are drawn
-    without.
-    """
+    """Return the folder of the finished fine-tuning's best checkpoint, None where unused."""
     run = tuning_folder(config)
     if config.generation.finetuned == "no" or (
         config.generation.finetuned == "auto" and not (run / "config.yaml").exists()
     ):
         return None
-    if config.generation.finetuned == "auto" and not has_work(run):  # refused before it began
+    if config.generation.finetuned == "auto" and not has_work(run):  # it failed at setup
         return None
     if not (run / "config.yaml").exists():
         raise UserError(

@@ -39,7 +39,7 @@ from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json, write_text
-from braingen.runtime.paths import SOURCES, drawn_in, one_subject, typed_run
+from braingen.runtime.paths import SOURCES, generated_in, one_subject, typed_run
 from braingen.runtime.text_files import read_json
 from braingen.runtime.untrusted import csv_text, one_line
 
@@ -86,7 +86,7 @@ def study(config: Config, action: str) -> Path:
 
 def _methods(config: Config) -> list[Method]:
     settings = config.human_eval
-    drawn = {source: drawn_in(config.run.folder, source) for source in SOURCES}
+    drawn = {source: generated_in(config.run.folder, source) for source in SOURCES}
     own = {path.absolute(): source for source, path in drawn.items()}
     found: list[Method] = []
     for path_text, name in (

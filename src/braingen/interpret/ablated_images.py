@@ -23,8 +23,8 @@ from braingen.data.voxel_file import Responses
 from braingen.evaluation.pixel import pixel_correlation
 from braingen.generation.lora import merged_lora
 from braingen.generation.pipeline import BrainDecoder
-from braingen.generation.reconstruct import drawer, embeddings_in, read_responses
-from braingen.generation.resumable import draw_missing, picture_path
+from braingen.generation.reconstruct import decode_responses, embeddings_in, image_generator
+from braingen.generation.resumable import generate_missing, png_path
 from braingen.generation.trained_modules import finetuned_folder
 from braingen.interpret.ablation import ablated
 from braingen.interpret.inputs import SubjectData
@@ -153,7 +153,7 @@ def draw_ablated(
         if not note.exists() or read_json(note) != own:
             shutil.rmtree(out, ignore_errors=True)
             write_json(note, own)
-        if not all(picture_path(out, image).exists() for image in ids):
+        if not all(png_path(out, image).exists() for image in ids):
             silent_V = (
                 thing
                 if isinstance(thing, np.ndarray)
@@ -169,16 +169,18 @@ def draw_ablated(
                 if isinstance(thing, DecoderPart)
                 else nullcontext()
             ):
-                read = read_responses(
+                read = decode_responses(
                     config,
                     decoder,
                     Repeats(ids_N, new_NR),
                     Responses(voxels_MV, np.repeat(ids_N, (rows_NR >= 0).sum(axis=1))),
                     subject.number,
                 )
-            draw = drawer(config, decoder, lambda: targets.image_encoder, embeddings_in(read))
+            draw = image_generator(
+                config, decoder, lambda: targets.image_encoder, embeddings_in(read)
+            )
             with merged_lora(decoder.unet):
-                draw_missing(
+                generate_missing(
                     out,
                     ids,
                     config.generation.batch_size,
@@ -190,7 +192,7 @@ def draw_ablated(
                 path.unlink()
         drawn_N3HW = np.stack(
             [
-                np.asarray(open_picture(picture_path(out, image)), dtype=np.float32) / 255
+                np.asarray(open_picture(png_path(out, image)), dtype=np.float32) / 255
                 for image in ids
             ]
         )

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from braingen.interpret.question import Explanation
 from braingen.interpret.readout import parts_of
-from braingen.runtime.paths import INDEX, ROUTING, drawn_folder, subject_configs
+from braingen.runtime.paths import INDEX, ROUTING, generated_folder, subject_configs
 from braingen.runtime.text_files import read_json
 
 
@@ -19,7 +19,7 @@ def write_routers(work: Explanation) -> None:
     were drawn with routers.
     """
     path = (
-        drawn_folder(subject_configs(work.config)[0], "brain") / ROUTING
+        generated_folder(subject_configs(work.config)[0], "brain") / ROUTING
     )  # of several subjects the first
     modality = work.config.interpret.modality
     mixed = load_file(path) if path.exists() else {}

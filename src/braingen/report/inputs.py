@@ -16,7 +16,7 @@ from braingen.data.stimuli import Stimuli
 from braingen.evaluation.human_ratings import read_study
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
-from braingen.runtime.paths import INDEX, SOURCES, drawn_in, typed_run
+from braingen.runtime.paths import INDEX, SOURCES, generated_in, typed_run
 from braingen.runtime.text_files import read_json, read_yaml
 
 ENCODERS = ("image", "text")
@@ -112,11 +112,11 @@ def read_inputs(
         missing, or a file is damaged.
     """
     images, decoded = _index(run)
-    pictures = {source: _pictures(drawn_in(run, source)) for source in SOURCES}
+    pictures = {source: _pictures(generated_in(run, source)) for source in SOURCES}
     lost = [image for image in images if image not in pictures["brain"]]
     if lost:
         raise UserError(
-            f"{drawn_in(run, 'brain')} lists image {lost[0]} but has no {lost[0]:06d}.png"
+            f"{generated_in(run, 'brain')} lists image {lost[0]} but has no {lost[0]:06d}.png"
             f" ({len(lost)} of {len(images)} missing); remove that folder and run `braingen"
             " reconstruct` again."
         )
@@ -158,7 +158,7 @@ def read_inputs(
         summary=_table(run / COMPARED / "summary.csv", "method", "`braingen compare`"),
         controls=_mapping(run / "controls.json", "`braingen evaluate`"),
         refinement=_mapping(run / "refinement.json", "`braingen evaluate`"),
-        refined=_pictures(drawn_in(run, "brain_refined")),
+        refined=_pictures(generated_in(run, "brain_refined")),
         metrics={
             name: _lines(folders[name] / "metrics.jsonl")
             for name in ENCODERS
@@ -185,7 +185,7 @@ def finite(value: Any) -> bool:
 
 def _index(run: Path) -> tuple[tuple[int, ...], dict[int, str]]:
     """Ids of the reconstructed images, ascending, and their decoded captions."""
-    path = drawn_in(run, "brain") / INDEX
+    path = generated_in(run, "brain") / INDEX
     if not path.is_file():
         raise UserError(
             f"{path} is missing: there are no pictures to show; run `braingen reconstruct"

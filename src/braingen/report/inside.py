@@ -20,7 +20,7 @@ from braingen.data.stimuli import Stimuli
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_text
-from braingen.runtime.paths import drawn_in
+from braingen.runtime.paths import generated_in
 from braingen.runtime.text_files import read_json
 
 PAGE = "interpret.html"
@@ -259,7 +259,7 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
                 for place, image in zip(row["order"], row["images"])
             ]
         )
-    drawn = drawn_in(run, "brain")
+    drawn = generated_in(run, "brain")
     pictures = {
         image: data_uri(Image.open(path), 96)
         for image in wanted

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from braingen.data import image_grid as pictures
 from braingen.report.inputs import ReportInputs
-from braingen.runtime.paths import ROUTING, drawn_in
+from braingen.runtime.paths import ROUTING, generated_in
 
 SHOWN = 8
 """Images whose levels are shown: the first ones that were drawn."""
@@ -24,7 +24,7 @@ _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 420, 200, 40, 78, 14, 34
 
 
 def _routing(run: Path) -> dict[str, np.ndarray]:
-    path = drawn_in(run, "brain") / ROUTING
+    path = generated_in(run, "brain") / ROUTING
     return load_file(path) if path.is_file() else {}
 
 
@@ -142,7 +142,7 @@ def _levels(inputs: ReportInputs) -> list[tuple[int, str, list[str]]]:
     drew.
     """
     folders = sorted(
-        drawn_in(inputs.run, "").glob("brain_level[0-9]*"),
+        generated_in(inputs.run, "").glob("brain_level[0-9]*"),
         key=lambda path: int(path.name.removeprefix("brain_level")),
     )
     if not folders:
@@ -150,7 +150,7 @@ def _levels(inputs: ReportInputs) -> list[tuple[int, str, list[str]]]:
     images = [
         i for i in inputs.images if all((folder / f"{i:06d}.png").is_file() for folder in folders)
     ][:SHOWN]
-    drawn = [*folders, drawn_in(inputs.run, "brain")]
+    drawn = [*folders, generated_in(inputs.run, "brain")]
     return [
         (
             image,

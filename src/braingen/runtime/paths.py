@@ -134,22 +134,22 @@ def _trained_on_several(config: Config) -> bool:
     return False
 
 
-def drawn_in(run: Path, source: str) -> Path:
+def generated_in(run: Path, source: str) -> Path:
     """Where a run's pictures of a source lie."""
     return run / "reconstructions" / source
 
 
-def drawn_folder(config: Config, source: str | None = None) -> Path:
+def generated_folder(config: Config, source: str | None = None) -> Path:
     """Where the pictures of a source lie, by default the configured one; those of a single level
     beside them.
     """
     level = "" if config.generation.level is None else f"_level{config.generation.level}"
-    return drawn_in(config.run.folder, f"{source or config.generation.source}{level}")
+    return generated_in(config.run.folder, f"{source or config.generation.source}{level}")
 
 
 def random_folders(config: Config) -> list[Path]:
     """Where the pictures of every draw of random voxels lie: ``random``, ``random_2``, ..."""
-    first = drawn_folder(config, "random")
+    first = generated_folder(config, "random")
     return [
         first,
         *(
