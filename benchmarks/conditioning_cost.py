@@ -33,7 +33,7 @@ from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.generation.conditioned_unet import expert_counts
 from braingen.generation.pipeline import BrainDecoder
 from braingen.generation.sampling import denoise, latent_shape, seeded_noise
-from braingen.pretrained.sdxl import load_backbone, picture_size
+from braingen.pretrained.sdxl import image_size, load_backbone
 from braingen.routing.conditioning import RoutedConditioning
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.targets.clip_text import CLIPTextEncoderDual
@@ -110,7 +110,7 @@ def seconds(config: Config, batch: int, rounds: int) -> dict[str, float]:
             continue  # they differ in what is read; the loop is the same
         heard = decoder.read(voxels, 1, ids)
         sources = decoder.sources(heard.image, heard.text)
-        size = picture_size(decoder.unet, decoder.vae)
+        size = image_size(decoder.unet, decoder.vae)
         noise = seeded_noise(ids, latent_shape(decoder.unet, decoder.vae, size), 0, "picture")
         routed = RoutedConditioning(decoder.form, image=sources[0], text=sources[1])
         fixed: Conditioning = routed(500.0, noise)

@@ -1,14 +1,14 @@
-"""BrainGen: pictures of what a person saw, from their fMRI.
+"""BrainGen reconstructs seen images from fMRI.
 
 The flow, which is also the folder listing:
 
     data         trials and voxels of the Natural Scenes Dataset, a simulated one, or your own scans
-    targets      what encoders aim at: CLIP embeddings, computed once
+    targets      targets of the encoders: CLIP embeddings, computed once
     encoders     voxels -> expert embeddings, in CLIP space
     routing      expert embeddings -> conditioning, by denoising time and place in the image
     generation   conditioning -> image
     training     of encoders and of the diffusion model
-    evaluation   image beside the one that was seen; metrics with intervals
+    evaluation   reconstructions beside the seen images; metrics with intervals
     interpret    which voxels, through which expert, for what
 """
 

@@ -6,12 +6,7 @@ import pytest
 from safetensors.torch import load_file
 import torch
 
-from braingen.pretrained.sdxl import (
-    image_embedding_width,
-    load_backbone,
-    picture_size,
-    pooled_width,
-)
+from braingen.pretrained.sdxl import image_embedding_width, image_size, load_backbone, pooled_width
 from braingen.simulation.backbones import corpus as corpus_module
 from braingen.simulation.backbones.build import BackboneRecipe, build
 from braingen.simulation.scene_classifier import SceneClassifier
@@ -49,7 +44,7 @@ def test_what_was_built_is_read_like_any_backbone(built):
     backbone = load_backbone(str(built / "tiny"))
     images = CLIPImageEncoder.from_pretrained(built / "tiny")
     texts = CLIPTextEncoderDual.from_pretrained(built / "tiny", output="joint")
-    assert picture_size(backbone.unet, backbone.vae) == RECIPE.side
+    assert image_size(backbone.unet, backbone.vae) == RECIPE.side
     assert image_embedding_width(backbone.unet) == images.clip_emb_dim
     assert backbone.unet.config.cross_attention_dim == texts.clip_emb_dim
     assert pooled_width(backbone.unet) == texts.prompt(["a cup"]).pooled_BD.shape[1]

@@ -219,9 +219,9 @@ def test_captions_of_a_picture_are_averaged(folder):
     target = encoder([CAPTIONS[:2], CAPTIONS[2:]])
     each = encoder.encode(CAPTIONS)
     torch.testing.assert_close(target, torch.stack([each[:2].mean(0), each[2:].mean(0)]))
-    with pytest.raises(UserError, match="picture 1"):
+    with pytest.raises(UserError, match="image 1"):
         encoder([["a car"], "a car"])
-    with pytest.raises(UserError, match="picture 0"):
+    with pytest.raises(UserError, match="image 0"):
         encoder([[]])
 
 

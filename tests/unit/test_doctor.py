@@ -59,7 +59,12 @@ def test_sound_data_are_ready(words, capsys, tmp_path):
     }
     assert areas >= {
         ("needs", name)
-        for name in ("memory to train", "memory to draw", "disk for caches", "disk for training")
+        for name in (
+            "memory to train",
+            "memory to generate",
+            "disk for caches",
+            "disk for training",
+        )
     }
     others = [item for item in found["findings"] if item["subject"] == 2]
     assert len(others) == 1 and "--subj 2" in others[0]["sentence"]
@@ -119,7 +124,7 @@ def test_full_size_needs_what_the_paper_used(tmp_path):
     assert 4e9 < device < 80e9
     assert {need.what.split(" in ")[0] for need in needs_of(config, 10000)} >= {
         "memory to train",
-        "memory to draw",
+        "memory to generate",
         "disk for training",
     }
 

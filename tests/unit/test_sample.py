@@ -31,8 +31,8 @@ from braingen.pretrained.sdxl import (
     SCHEDULERS,
     Backbone,
     image_embedding_width,
+    image_size,
     load_backbone,
-    picture_size,
     pooled_width,
     scheduler_named,
 )
@@ -78,7 +78,7 @@ def row(condition: Conditioning, number: int) -> Conditioning:
 
 
 def sides(backbone: Backbone) -> tuple[int, tuple[int, int, int]]:
-    size = picture_size(backbone.unet, backbone.vae)
+    size = image_size(backbone.unet, backbone.vae)
     return size, latent_shape(backbone.unet, backbone.vae, size)
 
 

@@ -25,10 +25,10 @@ from braingen.pretrained.sdxl import (
     IP_ADAPTER_FILE,
     add_ip_adapter,
     image_embedding_width,
+    image_size,
     ip_adapter_weights,
     load_backbone,
     load_ip_adapter_file,
-    picture_size,
     pooled_width,
     vae_factor,
     without_ip_adapter,
@@ -161,7 +161,7 @@ def test_an_adapter_is_found_as_a_file_and_in_both_layouts(folder, tmp_path):
 
 def test_sizes_are_read_from_the_models(folder):
     backbone = load_backbone(str(folder))
-    assert (vae_factor(backbone.vae), picture_size(backbone.unet, backbone.vae)) == (4, 32)
+    assert (vae_factor(backbone.vae), image_size(backbone.unet, backbone.vae)) == (4, 32)
     assert (pooled_width(backbone.unet), image_embedding_width(backbone.unet)) == (
         POOLED_WIDTH,
         IMAGE_WIDTH,
@@ -178,7 +178,7 @@ def test_the_shipped_backbones_are_loaded_by_the_same_lines():
     assert (
         next(backbone.unet.parameters()).dtype == torch.float32
     )  # shipped in half precision, used in single
-    assert picture_size(backbone.unet, backbone.vae) == 128
+    assert image_size(backbone.unet, backbone.vae) == 128
     equal(
         ip_adapter_weights(backbone.unet),
         {
@@ -192,7 +192,7 @@ def test_sdxl_at_full_size_has_its_published_shapes():
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel(**SDXL), AutoencoderKL(**SDXL_VAE)
     assert sum(parameter.numel() for parameter in unet.parameters()) == 2_567_463_684
-    assert (vae_factor(vae), picture_size(unet, vae), pooled_width(unet)) == (8, 1024, 1280)
+    assert (vae_factor(vae), image_size(unet, vae), pooled_width(unet)) == (8, 1024, 1280)
     # h94/IP-Adapter's sdxl_models/ip-adapter_sdxl.safetensors: 70 cross-attentions, numbered 1, 3
     # ... 139
     cross = [name for name in unet.attn_processors if "attn2" in name]
@@ -240,7 +240,7 @@ def test_without_a_network_it_says_what_to_copy(monkeypatch):
     with pytest.raises(
         UserError,
         match=(
-            r"h94/IP-Adapter could not be fetched: no network Without network access copy"
+            r"h94/IP-Adapter could not be downloaded: no network Without network access copy"
             r" .*ip_adapter=PATH"
         ),
     ):

@@ -48,7 +48,7 @@ def test_refused_on_data_that_are_not_marked_simulated(words, capsys, tmp_path, 
     assert main([*stage.split(), *words, f"backbone.path={backbone}"]) == 2
     sentence = capsys.readouterr().err
     assert (
-        f"holds NSD, not simulated data, and backbone.path = {backbone} knows simulated pictures"
+        f"holds NSD, not simulated data, and backbone.path = {backbone} knows simulated images"
         " only" in sentence
     )
     assert "--config nsd_subj01" in sentence and "Traceback" not in sentence
@@ -64,7 +64,7 @@ def test_own_scans_are_warned_of(words, capsys, tmp_path):
     main(["doctor", *words, "--json"])
     found = json.loads(capsys.readouterr().out)["findings"]
     assert any(
-        item["level"] == "warning" and "knows simulated pictures only" in item["sentence"]
+        item["level"] == "warning" and "knows simulated images only" in item["sentence"]
         for item in found
     )
 
@@ -73,4 +73,4 @@ def test_pictures_of_anybody_are_scored_without_a_backbone(words, tmp_path, caps
     """`final_evaluations.py --all_recons_path` asks no backbone, so none is refused."""
     (tmp_path / "pictures").mkdir()
     assert main(["evaluate", *words, "--all_recons_path", str(tmp_path / "pictures")]) == 2
-    assert "knows simulated pictures only" not in capsys.readouterr().err
+    assert "knows simulated images only" not in capsys.readouterr().err

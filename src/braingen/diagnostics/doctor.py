@@ -1,6 +1,4 @@
-"""`braingen doctor`: looks at data, backbones and machine, and says what is ready, what is missing
-and what to type.
-"""
+"""`braingen doctor`: check data, backbones and machine, and report what is missing."""
 
 from __future__ import annotations
 
@@ -50,14 +48,14 @@ SHOWN: dict[str, str] = {
 }
 
 MANY_PER_TRIAL = 50_000
-"""Parameters a training trial: NSD's configuration has 20 000 with all sessions, 800 000 with one,
-where ridge is as good.
+"""Parameters per training trial: NSD's configuration has 20 000 with all sessions, and 800 000 with
+one, where ridge regression does as well.
 """
 FEW_TEST_PICTURES = 20
 
 
 class Item(NamedTuple):
-    """One thing that was looked at."""
+    """Result of one check."""
 
     level: Level
     """An error prevents some command from running; a warning or note does not."""
@@ -66,18 +64,18 @@ class Item(NamedTuple):
     what: str
     """One word, or the name of a part."""
     subject: int | None
-    """Whose data it is about."""
+    """Subject that it concerns."""
     sentence: str
-    """What was found and, where something is wrong, what to type."""
+    """What was found and, for a fault, what to type."""
 
 
 def doctor(config: Config) -> None:
-    """Print what is ready and what is missing.
+    """Print all findings.
 
     Raises
     ------
     UserError
-        When something is missing, after everything was printed: exit code 2 for scripts.
+        When something is missing, after printing everything: exit code 2 for scripts.
     """
     started = time.monotonic()
     items = list(examine(config))
@@ -107,14 +105,14 @@ def doctor(config: Config) -> None:
             f" first: {errors[0].sentence}"
         )
     if config.doctor.output == "text":
-        print(f"Everything is there (looked at in {seconds:.0f} s).")
+        print(f"Everything is there (checked in {seconds:.0f} s).")
 
 
 def examine(config: Config) -> Iterator[Item]:
-    """Look at everything, cheap things first."""
+    """Run all checks, fast ones first."""
     yield from _machine(config)
     yield from _data(config)
-    with suppress(UserError):  # of a damaged image file, reported among the data
+    with suppress(UserError):  # a damaged image file is reported with the data
         unfit = backbone_mismatch(config)
         if unfit is not None:
             yield Item(
@@ -154,7 +152,7 @@ def _machine(config: Config) -> Iterator[Item]:
         ):
             text = (
                 "There is an NVIDIA driver, but torch was installed for the CPU: install torch for"
-                " CUDA (README), or say --device cpu."
+                " CUDA (README), or use --device cpu."
             )
             yield Item("warning", "machine", "device", None, text)
         else:
@@ -200,7 +198,7 @@ def _data(config: Config) -> Iterator[Item]:
         sessions = [] if subject in config.data.subjects else sessions_on_disk(layout, subject)
         if sessions:
             text = (
-                f"Subject {subject} is there too (sessions {listed(sessions)}): look at it with"
+                f"Subject {subject} is there too (sessions {listed(sessions)}): check it with"
                 f" --subj {subject}."
             )
             yield Item("note", "data", "trials", subject, text)
@@ -221,14 +219,14 @@ def _data(config: Config) -> Iterator[Item]:
 
 
 def _sources(manifest: Path, subjects: Sequence[int]) -> Iterator[Item]:
-    """Scans that have changed since a folder was prepared from them, by size and time."""
+    """Report scans that changed since a folder was prepared from them, by size and time."""
     try:
         made_from = {
             subject: read_json(manifest)["subjects"].get(str(subject), {}).get("made_from")
             for subject in subjects
         }
     except (ValueError, KeyError, TypeError, AttributeError):
-        return  # told when the manifest is needed
+        return  # reported where the manifest is needed
     for subject, found in made_from.items():
         if not found or not Path(found["folder"]).is_dir():
             continue
@@ -290,9 +288,7 @@ def _checksums(layout: Layout, manifest: Path) -> Iterator[Item]:
 
 
 def _networks() -> Iterator[Item]:
-    """The networks through which pictures are compared; a score without its network is reported
-    missing.
-    """
+    """Check the networks that compare images; each missing one is a missing score."""
     for name, recipe in features.recipes().items():
         try:
             path = features.find_weights(name)
@@ -309,7 +305,7 @@ def _networks() -> Iterator[Item]:
 
 
 def _trials_and_parameters(config: Config) -> Iterator[Item]:
-    """Whether there are trials enough for the encoder, and test pictures enough for scores."""
+    """Check that there are enough trials for the encoder, and enough test images for scores."""
     layout = Layout.of(config.data.root)
     try:
         sizes = sizes_of(config)
@@ -317,7 +313,7 @@ def _trials_and_parameters(config: Config) -> Iterator[Item]:
             len(train_trials(layout, each, config.data.num_sessions).table)
             for each in config.data.subjects
         ]
-        pictures = [
+        images = [
             test_trials(layout, each).table["image"].nunique() for each in config.data.subjects
         ]
         parameters = encoder_parameters(config, sizes)
@@ -330,22 +326,22 @@ def _trials_and_parameters(config: Config) -> Iterator[Item]:
     )
     if per_trial > MANY_PER_TRIAL:
         text += (
-            f": {per_trial:,.0f} parameters a trial. Expect it to learn its training pictures by"
-            " heart, and ridge regression to be better; a smaller encoder helps (--config"
+            f": {per_trial:,.0f} parameters a trial. Expect it to overfit its training images, and"
+            " ridge regression to be better; a smaller encoder helps (--config"
             " own_scans, encoder.hidden_dim, encoder.n_blocks), and training.checkpoint=folds"
             " chooses its epoch well."
         )
         yield Item("warning", "data", "trials and parameters", None, text)
     else:
         yield Item("ok", "data", "trials and parameters", None, f"{text}.")
-    for subject, count in zip(config.data.subjects, pictures):
+    for subject, count in zip(config.data.subjects, images):
         if count < FEW_TEST_PICTURES:
             text = (
-                f"Subject {subject} has {count} test pictures: scores of so few say little (chance"
+                f"Subject {subject} has {count} test images: so few give wide intervals (chance"
                 f" alone moves two-way identification by {0.98 / count**0.5:.2f}). `braingen"
-                " cross-validate --scans SCANS` leaves every picture out once."
+                " cross-validate --scans SCANS` leaves every image out once."
             )
-            yield Item("warning", "data", "test pictures", subject, text)
+            yield Item("warning", "data", "test images", subject, text)
 
 
 def _needs(config: Config) -> Iterator[Item]:
@@ -360,7 +356,7 @@ def _needs(config: Config) -> Iterator[Item]:
         except UserError:
             used.append(
                 np.arange(nsd.IMAGES // len(nsd.SUBJECTS))
-            )  # what a subject of NSD sees; told as an error elsewhere
+            )  # voxels and trials of NSD; missing ones are reported elsewhere
     try:
         needs = needs_of(config, len(np.unique(np.concatenate(used))))
     except UserError as error:
@@ -369,7 +365,7 @@ def _needs(config: Config) -> Iterator[Item]:
             "needs",
             "sizes",
             None,
-            f"What this configuration needs could not be reckoned: {error}",
+            f"The needs of this configuration could not be estimated: {error}",
         )
         return
     for need in needs:

@@ -1,6 +1,4 @@
-"""Frozen work done once: CLIP targets and VAE latents of all pictures that will be used, before any
-training asks for them.
-"""
+"""Precompute CLIP targets and VAE latents of all images before training."""
 
 from __future__ import annotations
 
@@ -24,17 +22,17 @@ from braingen.targets.tables import Targets
 
 
 class Table(NamedTuple):
-    """A table to fill."""
+    """A table to compute."""
 
     cache: Cache
     digests: Callable[[np.ndarray], np.ndarray]
-    """Image ids -> digests of what their rows are made from."""
+    """Image ids -> digests of the rows' inputs."""
     batch: int
-    """Pictures at once."""
+    """Images per batch."""
 
 
 def used_images(config: Config, targets: Targets) -> np.ndarray:
-    """Ids of the pictures that are used, ascending."""
+    """Ids of the used images, ascending."""
     if config.precompute.images == "all":
         return np.arange(len(targets.stimuli))
     layout, used = Layout.of(config.data.root), []
@@ -48,7 +46,7 @@ def used_images(config: Config, targets: Targets) -> np.ndarray:
 
 
 def tables(config: Config, targets: Targets) -> dict[str, Table]:
-    """The tables that are asked for, by name."""
+    """Return the requested tables by name."""
     batch = config.precompute.batch_size
     if "latents" in _wanted(config):
         refuse_side(
@@ -70,7 +68,7 @@ def tables(config: Config, targets: Targets) -> dict[str, Table]:
 
 
 def _wanted(config: Config) -> tuple[str, ...]:
-    """What is computed: text only where there are captions, unless it is asked for by name."""
+    """Names of the tables: text by default only where there are captions."""
     default = config.precompute.what == Config().precompute.what
     if default and not has_captions(Layout.of(config.data.root)):
         return tuple(name for name in config.precompute.what if name != "text")
@@ -78,9 +76,7 @@ def _wanted(config: Config) -> tuple[str, ...]:
 
 
 def _check(config: Config, layout: Layout) -> None:
-    """The data are right and the disk is large enough; pictures are hashed once, before several
-    processes ask.
-    """
+    """Check data and disk space, and hash the images once, before several processes need it."""
     check_before_training(
         layout, config.data.subjects, config.data.num_sessions, captions="text" in _wanted(config)
     )
@@ -96,8 +92,9 @@ def _check(config: Config, layout: Layout) -> None:
 
 
 def cache(config: Config) -> Path:
-    """Fill the tables; several processes (``accelerate launch``) share the pictures. Continues
-    where it was stopped.
+    """Fill the tables; processes of ``accelerate launch`` split the images.
+
+    An interrupted command continues where it stopped.
 
     Returns
     -------
@@ -110,7 +107,7 @@ def cache(config: Config) -> Path:
     targets = Targets(config)
     ids = used_images(config, targets)
     for table in tables(config, targets).values():
-        # what is missing is looked for by one process, so that all share the same list
+        # one process lists the missing images, so that all use the same list
         missing = workers.broadcast(
             ids[table.cache.stale(ids, table.digests(ids))] if workers.main else None
         )

@@ -1,8 +1,7 @@
-"""What a configuration needs of a machine: memory, disk and GPU memory, reckoned from sizes without
-allocating anything.
+"""Estimate memory, disk and GPU memory of a configuration, without allocating anything.
 
-These are estimates, good to a factor of one and a half: weights, gradients, optimizer and tables
-are counted, activations are reckoned from the batch. B batch, T tokens, D embedding width.
+Estimates are within a factor of 1.5: weights, gradients, optimizer and tables are counted,
+activations are estimated from the batch. B batch, T tokens, D embedding width.
 """
 
 from __future__ import annotations
@@ -26,9 +25,7 @@ from braingen.runtime.paths import run_folder
 from braingen.training.encoder_setup import build_embedding_decoder
 
 LIBRARIES = 700 * 10**6
-"""Anonymous memory of a process that has imported torch, diffusers and transformers (measured:
-0.5-0.7 GB).
-"""
+"""Resident memory after importing torch, diffusers and transformers (measured: 0.5-0.7 GB)."""
 SDXL_GB = {
     "unet": 10.3,
     "vae": 0.33,
@@ -37,29 +34,29 @@ SDXL_GB = {
     "image_encoder": 7.4,
     "ip_adapter": 0.7,
 }
-"""Float32 weights of Stable Diffusion XL, ViT-bigG/14 and the plain IP-Adapter: from their
-parameter counts, where no files are at hand.
+"""Float32 weights of Stable Diffusion XL, ViT-bigG/14 and the plain IP-Adapter by their parameter
+counts, for when their files are not available.
 """
 FULL_SIDE, LATENT_CHANNELS = 1024, 4
 MANY_VOXELS = 200_000
-"""More than any mask of visual cortex has."""
+"""An upper bound for masks of visual cortex."""
 ACTIVATIONS_PER_UNIT = 12
-"""Floats kept for the backward pass per unit of width and block of an expert: norm, two linear
-maps, activation, dropout masks.
+"""Activations kept for the backward pass, per unit of width and block of an expert: norm, two
+linear maps, activation, dropout masks.
 """
 
 
 class Need(NamedTuple):
-    """Something a configuration needs."""
+    """A resource that a configuration needs."""
 
     what: str
-    """memory, GPU memory or disk, and for what."""
+    """memory, GPU memory or disk, and its use."""
     needed: int
     """Bytes."""
     there: int
-    """Bytes that are free."""
+    """Available bytes."""
     hint: str
-    """What to do when that is too little."""
+    """What to do when that is not enough."""
 
     @property
     def enough(self) -> bool:
@@ -67,9 +64,7 @@ class Need(NamedTuple):
 
 
 def encoder_parameters(config: Config, sizes: Sizes, modality: str = "image") -> int:
-    """Parameters of the image or the text encoder with its prior, counted without
-    allocating them.
-    """
+    """Count the parameters of an encoder with its prior, on the meta device."""
     with torch.device("meta"):
         target = sizes.image if modality == "image" else sizes.text
         widths = tuple(sizes.text_widths.values()) if modality == "text" else ()
@@ -81,7 +76,7 @@ def encoder_parameters(config: Config, sizes: Sizes, modality: str = "image") ->
 
 
 def training_bytes(config: Config, modality: str, sizes: Sizes) -> tuple[int, int]:
-    """Bytes of a training run: on the device that computes, and of its state on disk."""
+    """Bytes of a training run: device memory, and the state on disk."""
     target = sizes.image if modality == "image" else sizes.text
     count = encoder_parameters(config, sizes, modality)
     units = config.encoder.hidden_dim * config.encoder.n_blocks * 4 + 3 * target[0] * target[1] * (
@@ -95,12 +90,12 @@ def training_bytes(config: Config, modality: str, sizes: Sizes) -> tuple[int, in
 
 
 def table_bytes(tokens: int, width: int, images: int) -> int:
-    """A table of float32 embeddings."""
+    """Bytes of a table of float32 embeddings."""
     return images * tokens * width * 4
 
 
 def cache_bytes(config: Config, images: int) -> int:
-    """Disk that the caches take, less what they take already."""
+    """Bytes that the caches still have to write."""
     sizes = sizes_of(config)
     per_image = {
         "image": 4 * sizes.image[0] * sizes.image[1],
@@ -117,7 +112,7 @@ def cache_bytes(config: Config, images: int) -> int:
 
 
 def picture_side(config: Config) -> int:
-    """Side of the pictures that are fine-tuned on, in pixels."""
+    """Side of the images that are fine-tuned on, in pixels."""
     try:
         return config.finetune.resolution or own_size(config.backbone.path, local_files_only=True)
     except UserError:
@@ -125,9 +120,7 @@ def picture_side(config: Config) -> int:
 
 
 def weights_bytes(config: Config) -> int:
-    """Float32 weights of everything that draws: from the files where they are at hand, else
-    SDXL's.
-    """
+    """Bytes of the generating models' float32 weights: from their files, else SDXL's."""
     folder = Path(backbone_folder(config.backbone.path))
     if not folder.exists():
         return int(sum(SDXL_GB.values()) * 1e9)
@@ -141,18 +134,18 @@ def weights_bytes(config: Config) -> int:
 
 
 def needs_of(config: Config, images: int) -> list[Need]:
-    """What training, caching and drawing need against what is there.
+    """Compare the needs of training, caching and generation with the machine.
 
     Parameters
     ----------
     images : int
-        Pictures that are used.
+        Number of images.
     """
     sizes, device = sizes_of(config), device_of(config)
     trained = {modality: training_bytes(config, modality, sizes) for modality in ("image", "text")}
     targets = max(table_bytes(*size, images) for size in (sizes.image, sizes.text))
     training = max(size for size, _ in trained.values())
-    drawing = (
+    generation = (
         weights_bytes(config)
         + 3
         * config.generation.batch_size
@@ -172,11 +165,11 @@ def needs_of(config: Config, images: int) -> list[Need]:
         free, _ = torch.cuda.mem_get_info(device)
         half = 1 if precision_of(config) == "no" else 2
         needs.append(Need("GPU memory to train", training + targets, free, smaller))
-        needs.append(Need("GPU memory to draw", drawing // half, free, fewer))
+        needs.append(Need("GPU memory to generate", generation // half, free, fewer))
         needs.append(Need("memory to train", LIBRARIES + 2 * targets, memory, smaller))
     else:
         needs.append(Need("memory to train", LIBRARIES + training + 2 * targets, memory, smaller))
-        needs.append(Need("memory to draw", LIBRARIES + drawing, memory, fewer))
+        needs.append(Need("memory to generate", LIBRARIES + generation, memory, fewer))
     root = Layout.of(config.data.root).cache()
     needs.append(
         Need(
@@ -188,8 +181,7 @@ def needs_of(config: Config, images: int) -> list[Need]:
     )
     for modality, (_, state) in trained.items():
         folder = run_folder(config, modality)
-        # the state is written anew before the old one goes, and the best checkpoint is kept beside
-        # it
+        # the new state is written before the old one is removed, and the best checkpoint is kept
         needs.append(
             Need(
                 f"disk for training in {folder}",
@@ -202,5 +194,5 @@ def needs_of(config: Config, images: int) -> list[Need]:
 
 
 def gigabytes(count: float) -> str:
-    """For people."""
+    """Format bytes as MB or GB."""
     return f"{count / 1e9:.1f} GB" if count >= 5e7 else f"{np.ceil(count / 1e6):.0f} MB"

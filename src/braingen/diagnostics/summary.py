@@ -1,6 +1,4 @@
-"""Model cards: every encoder, prior and diffusion router with its parameters by part, at the
-configured sizes, without allocating any.
-"""
+"""Model cards: parameters by part of every encoder, prior and diffusion router."""
 
 from __future__ import annotations
 
@@ -32,8 +30,8 @@ PUBLISHED_IMAGE = {
     "tokens": (256, 1280, 1664),
     "both": (257, 1280, 1664),
 }
-"""Tokens, and width with and without projection, of ViT-bigG/14 at 224 pixels: where no
-configuration is at hand.
+"""Tokens, and width with and without projection, of ViT-bigG/14 at 224 pixels, for when its
+configuration is not available.
 """
 PUBLISHED_TEXT = {"L": 768, "bigG": 1280}
 PUBLISHED_LENGTH = 77
@@ -42,15 +40,15 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "published layout": {"routing": "expert_choice", "trunk": "published"},
     "linear heads": {"head": "linear"},
 }
-"""Settings that replace those of the configuration."""
+"""Settings that override the configuration's."""
 PUBLISHED_HEADS = {"BrainMoE": "linear", "BrainMoEHier": "linear"}
-"""Projection heads of the published layout; the others have the three-layer projector (the dense
-encoder: as in MindEye2).
+"""Projection heads of the published layout; the others have the three-layer projector, the dense
+encoder as in MindEye2.
 """
 
 
 class Sizes(NamedTuple):
-    """What sizes depend on besides the settings."""
+    """Sizes of data and backbone."""
 
     subjects: dict[str, int]
     """Subject number -> voxels."""
@@ -60,7 +58,7 @@ class Sizes(NamedTuple):
     text_widths: dict[str, int]
     """D of SDXL's two text encoders."""
     sources: tuple[str, ...]
-    """Where these come from, for the embedding decoder."""
+    """Where the sizes come from, for the reader of the summary."""
 
 
 class Card(NamedTuple):
@@ -72,9 +70,7 @@ class Card(NamedTuple):
     idle: int
     """Parameters that cannot change the output."""
     adapting: int | None
-    """Parameters trained for a new subject: its subject layer and the routers; None for what has
-    none.
-    """
+    """Parameters trained for a new subject: its subject layer and the routers; else None."""
 
     @property
     def total(self) -> int:
@@ -82,12 +78,12 @@ class Card(NamedTuple):
 
 
 def card(name: str, model: nn.Module, subject: str | None = None) -> Card:
-    """The card of a model on any device.
+    """Make the card of a model on any device.
 
     Parameters
     ----------
     subject : str | None, optional
-        Whose layer is adapted, for an encoder.
+        Subject whose layer is adapted, for an encoder.
     """
     idle = sum(dict(model.named_parameters())[key].numel() for key in idle_parameters(model))
     adapting = (
@@ -99,9 +95,7 @@ def card(name: str, model: nn.Module, subject: str | None = None) -> Card:
 
 
 def sizes_of(config: Config) -> Sizes:
-    """Voxels and widths: from the data folder and the backbone where they are at hand, else those
-    of NSD, of the simulation, of SDXL.
-    """
+    """Read voxels and widths from data and backbone, else use those of NSD, simulation or SDXL."""
     layout, tiny = Layout.of(config.data.root), config.backbone.path == "tiny"
     subjects, sources = {}, []
     for subject in config.data.subjects:
@@ -130,7 +124,7 @@ def sizes_of(config: Config) -> Sizes:
     except UserError:
         tokens, projected, plain = PUBLISHED_IMAGE[choice.image_output]
         image = (tokens, projected if choice.image_projected else plain)
-        sources.append("image embedding: ViT-bigG/14 (its configuration is not at hand)")
+        sources.append("image embedding: ViT-bigG/14 (its configuration is not available)")
     try:
         towers = {
             name: load_config(backbone, subfolder=FOLDERS[name][0], local_files_only=True)
@@ -141,7 +135,7 @@ def sizes_of(config: Config) -> Sizes:
         sources.append(f"text embedding: configuration of {backbone}")
     except UserError:
         widths, length = PUBLISHED_TEXT, PUBLISHED_LENGTH
-        sources.append("text embedding: SDXL's encoders (their configuration is not at hand)")
+        sources.append("text embedding: SDXL's encoders (their configuration is not available)")
     text = (
         length if choice.text_tokens == "all" else 1,
         sum(widths[name] for name in PARTS[choice.text_output]),
@@ -150,9 +144,7 @@ def sizes_of(config: Config) -> Sizes:
 
 
 def encoder_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
-    """Every encoder in every layout, for the image embedding; the dense one for captions as
-    well.
-    """
+    """Yield cards of every encoder in every layout, and of the dense one for captions."""
     subject = next(iter(sizes.subjects))
     tokens, width = sizes.image
 
@@ -178,7 +170,7 @@ def encoder_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
     for kind in ENCODERS:
         for layout, changes in LAYOUTS.items():
             if layout == "published layout" and kind == "BrainMoEVoxel":
-                continue  # ours alone
+                continue  # not published
             if layout == "published layout":
                 changes = {**changes, "head": PUBLISHED_HEADS.get(kind, "projector")}
             variants = [("", changes)]
@@ -193,7 +185,7 @@ def encoder_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
             for note, options in variants:
                 arguments = arguments_of(kind, options)
                 built = f"{kind} {arguments}"
-                if built not in seen:  # the configuration may be one of the layouts
+                if built not in seen:  # the configuration may equal one of the layouts
                     seen.add(built)
                     yield card(
                         f"{kind}, {layout}{note}: image {tokens} x {width}",
@@ -217,7 +209,7 @@ def encoder_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
 
 
 def other_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
-    """Priors of both embeddings, and every kind of diffusion router."""
+    """Yield cards of both priors, and of every diffusion router."""
     prior = config.prior.model_dump(exclude={"use_prior", "use", "sample_steps", "guidance_scale"})
     for name, (tokens, width) in (("image", sizes.image), ("text", sizes.text)):
         yield card(
@@ -254,14 +246,14 @@ def other_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
 
 
 def cards_of(config: Config) -> list[Card]:
-    """All cards, everything on the meta device."""
+    """Make all cards on the meta device."""
     sizes = sizes_of(config)
     with torch.device("meta"):
         return [*encoder_cards(config, sizes), *other_cards(config, sizes)]
 
 
 def text_of(card: Card) -> str:
-    """A card as it is printed."""
+    """Format a card."""
     lines = [f"{card.total:>15,}  {card.name}"]
     lines += [f"{count:>15,}      {part}" for part, count in card.parts.items()]
     if card.idle:

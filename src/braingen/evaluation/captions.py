@@ -26,6 +26,7 @@ def nearest_captions(
     test_image_N: np.ndarray,
 ) -> list[str]:
     """Return the training caption of highest cosine similarity for every decoded text embedding.
+
     Raises
     ------
     UserError

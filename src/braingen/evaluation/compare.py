@@ -121,6 +121,7 @@ def methods_of(runs: Sequence[Evaluated]) -> dict[str, list[Evaluated]]:
     """Group runs by method.
 
     The method's name is its key, or the first run's folder where two methods share a name.
+
     Raises
     ------
     UserError
@@ -265,6 +266,7 @@ def _records(found: Sequence[Comparison], level: str) -> list[dict[str, Any]]:
 
 def compare_runs(config: Config) -> Path:
     """Compare evaluated runs within each subject, and methods over their subjects and seeds.
+
     Returns
     -------
     Path

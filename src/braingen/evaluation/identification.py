@@ -253,6 +253,7 @@ def two_way(
     their error is measured on a sample of pairs. Pairs nearer to a tie than a multiple of the
     largest error are computed again: one by one in float64 when they are few, else all in the next
     precision.
+
     Parameters
     ----------
     truth_NF, recons_NF : np.ndarray
@@ -356,6 +357,7 @@ def retrieval(
     """Top-1 retrieval by cosine similarity within random pools, in both directions.
 
     As MindEye2's evaluation, whose notebook swaps the labels of the directions.
+
     Parameters
     ----------
     decoded_ND, true_ND : np.ndarray

@@ -149,6 +149,7 @@ def fit_ridge(
     device: str = "cpu",
 ) -> Ridge:
     """Fit ridge regression with an intercept and leave-one-image-out choice of the penalty.
+
     Parameters
     ----------
     voxels_NV : np.ndarray

@@ -1,8 +1,6 @@
-"""The paper's table 2 on one configuration: what text, image, time and space routing each add to
-the pictures.
+"""The paper's table 2: what text, image, time routing and space routing each add to the images.
 
-Every line of the table is a fine-tuning and a reconstruction like any other, in a run folder of its
-own; encoders are shared.
+Every row is a fine-tuning and a reconstruction in a run folder of its own; encoders are shared.
 """
 
 from __future__ import annotations
@@ -37,19 +35,19 @@ from braingen.targets.tables import Targets
 from braingen.training.diffusion import finetune
 
 ABLATION, TABLE, PAGE = "ablation", "ablation", "ablation.html"
-"""Folder inside the run, name of the tables in it, and the page."""
+"""Folder inside the run, name of its tables, and the page."""
 
 
 class Variant(NamedTuple):
-    """A line of the table."""
+    """A row of the table."""
 
     title: str
     router: Mapping[str, Any] = {}
-    """Settings of section router that differ."""
+    """Changed settings of section router."""
     generation: Mapping[str, Any] = {}
-    """Settings of section generation that differ."""
+    """Changed settings of section generation."""
     tuned_as: str = ""
-    """Key of the line whose fine-tuning it draws with; its own when empty."""
+    """Key of the row whose fine-tuning it uses; empty for its own."""
 
 
 NO_ROUTER = {"route_image": False, "route_text": False}
@@ -77,15 +75,13 @@ VARIANTS: dict[str, Variant] = {
         "true embeddings, time and space", generation={"source": "oracle"}, tuned_as="both"
     ),
 }
-"""The paper's lines, in its order, between its baselines."""
+"""The paper's rows in its order, between its baselines."""
 AGAINST = ("untouched", "no_router")
-"""Lines that every other is compared with, image by image."""
+"""Rows that every other row is compared with, image by image."""
 
 
 def config_of(config: Config, key: str) -> Config:
-    """The configuration of a line: the given one in a folder of its own, with the encoders of the
-    given one.
-    """
+    """Return the configuration of a row: a folder of its own, and the shared encoders."""
     variant = VARIANTS[key]
     folder = config.run.folder / ABLATION
     places = {name: run_folder(config, name) for name in ("image", "text")}
@@ -106,7 +102,7 @@ def config_of(config: Config, key: str) -> Config:
 
 
 def make(config: Config, key: str) -> None:
-    """Fine-tune and draw a line; what is finished is not done again."""
+    """Fine-tune and reconstruct a row; finished parts are kept."""
     own, trainer = config_of(config, key), config_of(config, VARIANTS[key].tuned_as or key)
     finetune(
         trainer.model_copy(
@@ -117,7 +113,7 @@ def make(config: Config, key: str) -> None:
 
 
 def scored(config: Config, key: str, targets: Targets, store: FeatureStore) -> MetricTable:
-    """Score the pictures of a line."""
+    """Score the images of a row."""
     own = config_of(config, key)
     folder = generated_folder(own)
     ids = load_file(folder / EMBEDDINGS)["ids"].numpy()
@@ -140,9 +136,7 @@ def scored(config: Config, key: str, targets: Targets, store: FeatureStore) -> M
 
 
 def comparisons(config: Config, found: Mapping[str, MetricTable]) -> list[Comparison]:
-    """Every line minus those of AGAINST, image by image; p is corrected for the scores of one pair
-    of lines.
-    """
+    """Compare every row with those of AGAINST, Holm-corrected over the scores of a pair."""
     out: list[Comparison] = []
     for first in found:
         for second in AGAINST:
@@ -164,12 +158,12 @@ def _csv_of(compared: list[Comparison]) -> str:
 
 
 def ablate(config: Config) -> Path:
-    """Fine-tune, draw and score every line; what is finished is not done again.
+    """Fine-tune, reconstruct and score every row; finished parts are kept.
 
     Returns
     -------
     Path
-        Path of the page; the table lies beside it as .md, .csv and .json, differences between lines
+        Path of the page; the table is beside it as .md, .csv and .json, differences between rows
         as .differences.csv.
     """
     one_subject(config, "braingen ablate")

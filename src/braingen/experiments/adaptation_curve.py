@@ -1,6 +1,4 @@
-"""How well a new person is read from few sessions: routers and subject layer after training on
-others, everything, or from scratch.
-"""
+"""Adaptation to a new subject, by number of sessions and by trained part."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ Key = tuple[str, int, int]
 
 
 def sessions_of(config: Config) -> list[int]:
-    """Numbers of sessions to try, none larger than the new person has."""
+    """Numbers of sessions to train on, at most those of the new subject."""
     table = train_trials(Layout.of(config.data.root), config.data.subjects[0], 0).table
     most = int(table["session"].nunique())
     return sorted({min(count, most) for count in config.adaptation_curve.sessions})
@@ -46,7 +44,7 @@ def sessions_of(config: Config) -> list[int]:
 def changed(
     config: Config, folder: Path, seed: int, data: dict[str, Any], optim: dict[str, Any]
 ) -> Config:
-    """The configuration of one run of the curve."""
+    """Return the configuration of one run of the curve."""
     return config.model_copy(
         update={
             "run": config.run.model_copy(
@@ -59,9 +57,7 @@ def changed(
 
 
 def pretrained(config: Config, seed: int) -> Path:
-    """The run on the other subjects: the one that ``training.init_from`` names, or one of
-    this curve.
-    """
+    """Return the run on the other subjects: ``training.init_from``, or one of this curve."""
     if config.training.init_from is not None:
         return config.training.init_from
     folder = config.run.folder / FOLDER / f"pretrained-seed{seed}"
@@ -75,12 +71,12 @@ def pretrained(config: Config, seed: int) -> Path:
 
 
 def one_run(config: Config, key: Key, workers: Workers) -> tuple[EmbeddingScores, dict[str, Any]]:
-    """Train one point of the curve and read the test images.
+    """Train one point of the curve and decode the test images.
 
     Returns
     -------
     tuple[EmbeddingScores, dict[str, Any]]
-        Scores, and what the run left in its mark (numbers of parameters).
+        Scores, and the summary of the run (numbers of parameters).
     """
     way, sessions, seed = key
     folder = config.run.folder / FOLDER / f"{way}-{sessions}sessions-seed{seed}"
@@ -108,8 +104,9 @@ def one_run(config: Config, key: Key, workers: Workers) -> tuple[EmbeddingScores
 
 
 def adaptation_curve(config: Config) -> Path:
-    """Train every point, score it, and write ``curve.json``, ``curve.md``, ``curve.png`` and
-    ``curve.svg``; what is finished is kept.
+    """Train and score every point; finished parts are kept.
+
+    Writes ``curve.json``, ``curve.md``, ``curve.png`` and ``curve.svg``.
 
     Returns
     -------
@@ -120,7 +117,7 @@ def adaptation_curve(config: Config) -> Path:
     subject = config.data.subjects[0]
     if config.training.init_from is None and subject in config.adaptation_curve.pretrain_on:
         raise UserError(
-            f"Subject {subject} is the new person (data.subjects) and among those trained on before"
+            f"Subject {subject} is the new subject (data.subjects) and among the pretraining ones"
             " (adaptation_curve.pretrain_on"
             f" {','.join(map(str, config.adaptation_curve.pretrain_on))}): name another with"
             " --subj, or leave it out of --pretrain_on."
@@ -157,7 +154,7 @@ def write(
     shares: dict[str, tuple[int, int]],
     counts: list[int],
 ) -> None:
-    """Put the points together as a table, a plot and JSON."""
+    """Write table, plot and JSON."""
     subject, resamples = config.data.subjects[0], config.evaluation.bootstrap
     names = [*next(iter(found.values())).values]
 
@@ -181,7 +178,7 @@ def write(
         for seed in config.adaptation_curve.seeds[:1]
     ]
     differences = []
-    for count in counts:  # seeds averaged, image by image
+    for count in counts:  # seeds are averaged per image
         means: dict[str, dict[str, np.ndarray]] = {
             way: {
                 name: np.mean(
@@ -211,13 +208,18 @@ def write(
         f" ({trained / total:.1%})."
         for way, (trained, total) in shares.items()
     ]
-    told = {
+    parameters = {
         way: {"trained": trained, "total": total, "share": trained / total}
         for way, (trained, total) in shares.items()
     }
     write_json(
         folder / "curve.json",
-        {"points": as_rows(curve), "differences": differences, "parameters": told, "data": kind},
+        {
+            "points": as_rows(curve),
+            "differences": differences,
+            "parameters": parameters,
+            "data": kind,
+        },
     )
     write_table(curve, folder / "curve.md", notes)
     plot(curve, folder, "curve", PANELS)

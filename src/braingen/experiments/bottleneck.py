@@ -1,6 +1,4 @@
-"""Scores against the width of a bottleneck: reading the brain suffers from a narrow one, a
-generator's prior does not.
-"""
+"""Scores against the width of a bottleneck, which limits decoding but not the generator's prior."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from braingen.training.encoder import train
 FOLDER = "bottleneck"
 WAYS = {"brain": "brain"}
 PANELS = ("retrieval_brain_to_image", "two_way_clip", "clip_cos")
-DRAWN_PANELS = (
+IMAGE_PANELS = (
     "two_way_judge_late",
     "two_way_inception",
     "two_way_alexnet2",
@@ -33,11 +31,11 @@ DRAWN_PANELS = (
     "two_way_clip",
     "object_accuracy",
 )
-"""Of pictures; those there are."""
+"""Image scores to plot, where available."""
 
 
 def narrowed(config: Config, width: int, seed: int) -> Config:
-    """The configuration of one run."""
+    """Return the configuration of one run."""
     folder = config.run.folder / FOLDER / f"b{width}-seed{seed}"
     run = config.run.model_copy(
         update={"folder": folder, "image": None, "text": None, "seed": seed}
@@ -48,9 +46,7 @@ def narrowed(config: Config, width: int, seed: int) -> Config:
 
 
 def of_embeddings(config: Config, workers: Workers) -> Curve:
-    """Scores of the image encoder's embeddings; the random baseline is the widest bottleneck's
-    answer to random voxels.
-    """
+    """Score the image encoder's embeddings; random voxels use the widest bottleneck."""
     subject, settings = config.data.subjects[0], config.bottleneck
     points: list[Point] = []
     levels: dict[str, dict[str, float]] = {}
@@ -79,14 +75,12 @@ def of_embeddings(config: Config, workers: Workers) -> Curve:
         for name, values_of in by_seed.items():
             summary = summarise(values_of, config.evaluation.bootstrap, config.run.seed)
             points.append(Point("brain", width, name, summary, found.chance.get(name)))
-    levels["oracle"] = dict.fromkeys(by_seed, 1.0)  # the true embeddings, held against themselves
+    levels["oracle"] = dict.fromkeys(by_seed, 1.0)  # the true embeddings against themselves
     return Curve("", "width of the bottleneck", WAYS, points, levels)
 
 
-def of_pictures(config: Config) -> Curve:
-    """Scores of pictures from image and text encoders; random voxels and oracle are drawn once,
-    with the widest bottleneck.
-    """
+def of_images(config: Config) -> Curve:
+    """Score images; random voxels and oracle are generated once, with the widest bottleneck."""
     seed, widths = config.bottleneck.seeds[0], config.bottleneck.bottleneck_dims
     points: list[Point] = []
     levels: dict[str, dict[str, float]] = {}
@@ -129,8 +123,9 @@ def of_pictures(config: Config) -> Curve:
 
 
 def bottleneck(config: Config) -> Path:
-    """Train every width, score it, and write ``curve.json``, ``curve.md``, ``curve.png`` and
-    ``curve.svg``; what is finished is kept.
+    """Train and score every width; finished parts are kept.
+
+    Writes ``curve.json``, ``curve.md``, ``curve.png`` and ``curve.svg``.
 
     Returns
     -------
@@ -140,7 +135,7 @@ def bottleneck(config: Config) -> Path:
     Raises
     ------
     UserError
-        For an encoder that has no bottleneck, or several seeds with pictures.
+        For an encoder without a bottleneck, or several seeds with images.
     """
     narrowed(
         config, config.bottleneck.bottleneck_dims[0], config.bottleneck.seeds[0]
@@ -148,14 +143,14 @@ def bottleneck(config: Config) -> Path:
     if config.bottleneck.pictures and len(config.bottleneck.seeds) > 1:
         raise UserError(
             f"bottleneck.seeds = {','.join(map(str, config.bottleneck.seeds))} with"
-            " bottleneck.pictures=true: pictures are drawn for one seed. Give a single one, or"
+            " bottleneck.pictures=true: images are generated for one seed. Give a single one, or"
             " leave --pictures out."
         )
     one_subject(config, "braingen bottleneck")
     workers = Workers(config)
-    curve = of_pictures(config) if config.bottleneck.pictures else of_embeddings(config, workers)
+    curve = of_images(config) if config.bottleneck.pictures else of_embeddings(config, workers)
     kind = Stimuli(Layout.of(config.data.root)).data_name
-    what = "pictures" if config.bottleneck.pictures else "embeddings"
+    what = "images" if config.bottleneck.pictures else "embeddings"
     curve = curve._replace(title=f"Bottleneck, subject {config.data.subjects[0]} ({kind}), {what}")
     folder = config.run.folder / FOLDER
     if workers.main:
@@ -164,7 +159,7 @@ def bottleneck(config: Config) -> Path:
             folder / "curve.json", {"points": as_rows(curve), "levels": levels, "data": kind}
         )
         write_table(curve, folder / "curve.md")
-        plot(curve, folder, "curve", DRAWN_PANELS if config.bottleneck.pictures else PANELS)
+        plot(curve, folder, "curve", IMAGE_PANELS if config.bottleneck.pictures else PANELS)
         new_console().print((folder / "curve.md").read_text(encoding="utf-8"))
     workers.wait()
     return folder / "curve.md"

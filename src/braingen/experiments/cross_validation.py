@@ -1,6 +1,4 @@
-"""Scans too few for a test set: every picture is left out once, decoded by encoders that never saw
-it, and scored.
-"""
+"""Cross-validate scans too few for a test set: encoders never train on the images they decode."""
 
 from __future__ import annotations
 
@@ -32,18 +30,17 @@ from braingen.training.encoder import train
 
 FOLDER, DECODED, SCORES = "cross_validation", "decoded.safetensors", "cross_validation"
 RANDOM_DRAWS = 10
-"""Of random voxels; one draw's two-way score of 92 pictures is off by 0.04 by chance."""
+"""Samples of random voxels; a single one's two-way score varies by 0.04 for 92 images."""
 METHODS = {
     "encoder": "encoder",
     "ridge": "ridge regression",
     "random": f"encoder, random voxels (mean of {RANDOM_DRAWS} draws)",
 }
-"""What is scored -> its name in tables; the first one is compared with the others."""
+"""Method -> its name in tables; the first one is compared with the others."""
 
 
-def names_of_pictures(root: Path) -> dict[str, list[str]]:
-    """Picture -> all names it goes under in events: equal pictures are one picture, and are left
-    out together.
+def names_of_images(root: Path) -> dict[str, list[str]]:
+    """Map every image to its names in the events; equal images are left out together.
 
     Raises
     ------
@@ -54,7 +51,7 @@ def names_of_pictures(root: Path) -> dict[str, list[str]]:
     if not path.is_file():
         raise UserError(
             f"{root} has no pictures.tsv: cross-validation is for scans of your own, named with"
-            " --scans. NSD has test pictures: braingen train, reconstruct, evaluate."
+            " --scans. NSD has test images: braingen train, reconstruct, evaluate."
         )
     table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     names = {
@@ -64,9 +61,7 @@ def names_of_pictures(root: Path) -> dict[str, list[str]]:
 
 
 def fold_config(config: Config, folder: Path, subject: int, test_list: Path) -> Config:
-    """The configuration of one fold of one subject: data of its own, beside the whole folder's, and
-    a run of its own.
-    """
+    """Return the configuration of one fold of one subject, with its own data and run folders."""
     number = test_list.stem
     return config.model_copy(
         update={
@@ -86,13 +81,12 @@ def fold_config(config: Config, folder: Path, subject: int, test_list: Path) -> 
 
 
 def decode_fold(config: Config, modality: str) -> Path:
-    """Prepare, train and decode one fold; what is finished is kept.
+    """Prepare, train and decode one fold; finished parts are kept.
 
     Returns
     -------
     Path
-        File with ``ids``, ``true``, ``mean`` and one table of embeddings per method, tokens
-        flattened.
+        File with ``ids``, ``true``, ``mean`` and the embeddings of every method, tokens flattened.
     """
     prepare(config)
     run = train(config, modality)
@@ -132,7 +126,7 @@ def decode_fold(config: Config, modality: str) -> Path:
 
 
 def read_fold(path: Path, subject: int, root: Path) -> ImageFold:
-    """What a fold decoded, with its pictures by name."""
+    """Read what a fold decoded, with its images by name."""
     found = load_file(path)
     table = pd.read_csv(root / "pictures.tsv", sep="\t", dtype=str, keep_default_na=False)
     name_of = table.groupby(table["image"].astype(int))["stim_file"].min().to_dict()
@@ -161,13 +155,11 @@ def cross_validate(config: Config) -> Path:
         update={"data": config.data.model_copy(update={"subjects": tuple(subjects)})}
     )
     prepare(whole)
-    names = names_of_pictures(config.data.root)
+    names = names_of_images(config.data.root)
     lists = []
-    for number, pictures in enumerate(
-        split_images(list(names), chosen.folds, config.run.seed), 1
-    ):
+    for number, images in enumerate(split_images(list(names), chosen.folds, config.run.seed), 1):
         path = folder / "folds" / f"fold-{number:02d}-of-{chosen.folds:02d}.txt"
-        write_text(path, "".join(f"{name}\n" for picture in pictures for name in names[picture]))
+        write_text(path, "".join(f"{name}\n" for image in images for name in names[image]))
         lists.append(path)
     clear_temporaries(folder)
     found: list[ImageFold] = []
@@ -187,7 +179,7 @@ def write(
     differences: Sequence[Difference],
     folds: Sequence[ImageFold],
 ) -> Path:
-    """The table, JSON of everything, and the page."""
+    """Write the table, JSON and the page."""
     data = Stimuli(Layout.of(config.data.root)).data_name
     sizes = sorted({len(fold.images) for fold in folds})
     facts: dict[str, Any] = {
@@ -216,16 +208,16 @@ def write(
 def markdown(
     rows: Sequence[FoldRow], differences: Sequence[Difference], facts: Mapping[str, Any]
 ) -> str:
-    """The table as text."""
+    """Format the table as Markdown."""
     lines = [
-        f"# Cross-validation over pictures: {facts['data']}",
+        f"# Cross-validation over images: {facts['data']}",
         "",
         (
-            f"{facts['folds']} folds, {len(facts['subjects'])} subjects; every picture left out"
-            " once; intervals over pictures."
+            f"{facts['folds']} folds, {len(facts['subjects'])} subjects; every image left out"
+            " once; intervals over images."
         ),
         "",
-        "| score | method | value | 95 % interval | chance | pictures |",
+        "| score | method | value | 95 % interval | chance | images |",
         "| --- | --- | ---: | :---: | ---: | ---: |",
     ]
     for row in rows:

@@ -37,8 +37,8 @@ from braingen.pretrained.sdxl import (
     UNREADABLE,
     add_ip_adapter,
     image_embedding_width,
+    image_size,
     load_ip_adapter_file,
-    picture_size,
     pooled_width,
     refuse_side,
     vae_factor,
@@ -379,7 +379,7 @@ class BrainDecoder(DiffusionPipeline):
             batch.
         """
         refuse_side(size, vae_factor(self.vae), "size", multiple=False)
-        size = size or picture_size(self.unet, self.vae)
+        size = size or image_size(self.unet, self.vae)
         purpose = f"picture {sample}" if sample else "picture"
         noise = seeded_noise(image_ids, latent_shape(self.unet, self.vae, size), seed, purpose).to(
             self.unet.device, self.unet.dtype

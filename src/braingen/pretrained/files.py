@@ -1,6 +1,4 @@
-"""Are the files of the frozen models there, and whole? Looked at without loading any, so that it
-takes no time.
-"""
+"""Check that the files of the frozen models exist and are complete, without loading any model."""
 
 from __future__ import annotations
 
@@ -24,12 +22,12 @@ from braingen.runtime.files import refuse_stand_in
 
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
-PATIENCE = 3.0
-"""Seconds the hub is waited for."""
+TIMEOUT = 3.0
+"""Seconds to wait for the hub."""
 
 
 class PartFinding(NamedTuple):
-    """What was found of a part of the backbone."""
+    """Result of checking one part of the backbone."""
 
     level: Literal["ok", "note", "warning", "error"]
     part: str
@@ -37,13 +35,12 @@ class PartFinding(NamedTuple):
 
 
 def whole_safetensors(path: Path, get_it: str) -> Path:
-    """Refuse a weight file that is cut short, a stand-in, or no safetensors file, by its header
-    alone.
+    """Refuse a weight file that is truncated, a placeholder or no safetensors file, by its header.
 
     Raises
     ------
     UserError
-        With what to do.
+        With the command that repairs it.
     """
     refuse_stand_in(path, get_it)
     size = path.stat().st_size
@@ -76,7 +73,7 @@ def whole_safetensors(path: Path, get_it: str) -> Path:
 
 
 def hub_folder(name: str) -> Path | None:
-    """Where the cache holds a hub repository; None where it does not."""
+    """Return the cached folder of a hub repository, or None."""
     try:
         return Path(snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError):
@@ -94,17 +91,17 @@ def hub_answers() -> bool:
         return False
     try:
         with urllib.request.urlopen(
-            urllib.request.Request(ENDPOINT, method="HEAD"), timeout=PATIENCE
+            urllib.request.Request(ENDPOINT, method="HEAD"), timeout=TIMEOUT
         ):
             return True
     except urllib.error.HTTPError:
-        return True  # an answer is an answer
+        return True  # any answer proves the connection
     except (OSError, ValueError):
         return False
 
 
 def _resolved(source: str, setting: str, findings: list[PartFinding]) -> Path | None:
-    """The folder or file a setting means; what is said where there is none goes into `findings`."""
+    """Resolve a setting to a folder or file; appends to `findings` where there is none."""
     path = Path(source)
     if path.exists():
         return path
@@ -131,7 +128,7 @@ def _resolved(source: str, setting: str, findings: list[PartFinding]) -> Path | 
 
 
 def _model(folder: Path, part: str, setting: str) -> PartFinding:
-    """Configuration and weights of one model."""
+    """Check configuration and weights of one model."""
     get_it = f"get it again, or name another folder with {setting}=FOLDER"
     where = (
         folder / part
@@ -154,7 +151,7 @@ def _model(folder: Path, part: str, setting: str) -> PartFinding:
 
 
 def backbone_findings(config: Config) -> Iterator[PartFinding]:
-    """Look at every part that the configuration names."""
+    """Check every part of the configured backbone."""
     choice, findings = config.backbone, list[PartFinding]()
     folder = _resolved(backbone_folder(choice.path), "backbone.path", findings)
     if folder is not None:
@@ -180,8 +177,8 @@ def backbone_findings(config: Config) -> Iterator[PartFinding]:
     if choice.ip_adapter == NO_ADAPTER:
         adapter = None
         text = (
-            f"backbone.ip_adapter={NO_ADAPTER}: encoders can be trained, nothing can be drawn with"
-            " the image embedding."
+            f"backbone.ip_adapter={NO_ADAPTER}: encoders can be trained, but no images can be"
+            " generated from the image embedding."
         )
         findings.append(PartFinding("note", "ip_adapter", text))
     else:

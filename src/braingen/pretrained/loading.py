@@ -1,6 +1,4 @@
-"""Loading of frozen transformers models that refuses to leave any weight at its random initial
-value.
-"""
+"""Load frozen transformers models; a missing weight is an error, not a random initial value."""
 
 from __future__ import annotations
 
@@ -18,11 +16,9 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def subfolder_of(path: str | Path, name: str) -> str:
-    """`name` where a local folder is laid out like a pipeline (``text_encoder/``,
-    ``image_encoder/`` ...), else the empty string.
+    """Return `name` if a local folder is laid out like a pipeline (``image_encoder/``), else "".
 
-    A hub name cannot be looked into without a download, so there the caller says which folder it
-    means.
+    The files of a hub name are not known without a download, so there the caller names the folder.
     """
     folder = Path(path)
     return (
@@ -40,11 +36,9 @@ def load_frozen(
     allowed_extra: tuple[str, ...] = (),
     **kwargs,
 ) -> Model:
-    """A transformers model from a local folder or hub name, in eval mode and without gradients,
-    every weight accounted for.
+    """Load a frozen transformers model in eval mode, with every weight accounted for.
 
-    transformers fills weights that a file lacks with random numbers and only logs it; here that is
-    an error.
+    transformers initialises missing weights at random and only logs it; here that is an error.
 
     Parameters
     ----------
@@ -70,7 +64,7 @@ def load_frozen(
     model: Model
     level = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # what its report would say is in the error below
+    logging.set_verbosity_error()  # the error below has what its report would have
     logging.disable_progress_bar()
     try:
         # with output_loading_info it returns a pair, which its annotation leaves out
@@ -117,7 +111,7 @@ def load_frozen(
 
 
 def load_config(path: str | Path, *, subfolder: str = "", **kwargs) -> PretrainedConfig:
-    """The configuration in a local folder or under a hub name.
+    """Load the configuration of a local folder or hub name.
 
     Raises
     ------

@@ -1,8 +1,6 @@
-"""Loading what draws: U-Net, VAE and scheduler in the layout of an SDXL pipeline, and the
-IP-Adapter through which pictures are described.
+"""Load U-Net, VAE, scheduler and IP-Adapter in the layout of an SDXL pipeline.
 
-The shipped tiny backbones, a local copy of Stable Diffusion XL and a hub name go through the same
-lines; only the path differs.
+The shipped tiny backbones, a local copy of Stable Diffusion XL and a hub name share one code path.
 """
 
 from __future__ import annotations
@@ -49,7 +47,7 @@ SCHEDULERS: dict[str, type[SchedulerMixin]] = {
 """Schedulers by the names of ``generation.scheduler``."""
 
 NO_ADAPTER = "none"
-"""Value of ``backbone.ip_adapter``: encoders are trained and scored, and nothing is drawn."""
+"""Value of ``backbone.ip_adapter``: encoders are trained and scored, without generating images."""
 UNREADABLE = (
     OSError,
     ValueError,
@@ -59,14 +57,14 @@ UNREADABLE = (
     AttributeError,
     SafetensorError,
 )
-"""What diffusers raises at damaged files of a model."""
+"""Errors of diffusers for damaged model files."""
 
 
 class Backbone(NamedTuple):
-    """What draws."""
+    """The frozen models that generate images."""
 
     unet: UNet2DConditionModel
-    """With the IP-Adapter in place, where there is to be one."""
+    """With the IP-Adapter added, unless it is none."""
     vae: AutoencoderKL
     scheduler: SchedulerMixin
 
@@ -89,7 +87,7 @@ def load_backbone(
     dtype : torch.dtype, optional
         Of the weights.
     vae_dtype : torch.dtype | None, optional
-        Of the VAE's, where another is wanted (Stable Diffusion XL's VAE overflows in fp16).
+        Of the VAE, if different (Stable Diffusion XL's VAE overflows in fp16).
 
     Raises
     ------
@@ -111,15 +109,14 @@ def load_plain(
     setting: str = "backbone.path",
     vae_dtype: torch.dtype | None = None,
 ) -> Backbone:
-    """Load U-Net, VAE and scheduler as they are in a folder or on the hub, without an IP-Adapter,
-    frozen.
+    """Load U-Net, VAE and scheduler without an IP-Adapter, frozen.
 
     Parameters
     ----------
     path, dtype, vae_dtype : str
         As for :func:`load_backbone`.
     setting : str, optional
-        That names it, for messages.
+        Name of the setting, for messages.
     """
     folder = backbone_folder(path)
     try:
@@ -138,7 +135,7 @@ def load_plain(
 
 
 def load_vae(path: str, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-    """The autoencoder alone, frozen and in eval mode.
+    """Load only the autoencoder, frozen and in eval mode.
 
     Raises
     ------
@@ -158,19 +155,19 @@ def load_vae(path: str, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
 
 
 def own_size(path: str, local_files_only: bool = False) -> int:
-    """Side, in pixels, of the pictures a backbone was made for, from its configurations alone.
+    """Side in pixels of the images that a backbone was trained on, from its configurations.
 
     Parameters
     ----------
     path : str
         As for :func:`load_backbone`.
     local_files_only : bool, optional
-        Do not ask the hub.
+        Do not request files from the hub.
 
     Raises
     ------
     UserError
-        When they are not at hand.
+        When the configurations are not available.
     """
     folder = backbone_folder(path)
     try:
@@ -188,7 +185,7 @@ def own_size(path: str, local_files_only: bool = False) -> int:
 
 
 def load_scheduler(path: str, setting: str = "backbone.path") -> SchedulerMixin:
-    """The scheduler of a backbone alone, without its weights.
+    """Load only the scheduler of a backbone.
 
     Raises
     ------
@@ -221,7 +218,7 @@ def refuse_steps(steps: int, scheduler: SchedulerMixin, setting: str = "steps") 
 
 
 def refuse_side(side: int, factor: int, setting: str, multiple: bool = True) -> None:
-    """Refuse a side of pictures that the autoencoder cannot make.
+    """Refuse an image side that the autoencoder does not support.
 
     Parameters
     ----------
@@ -232,8 +229,7 @@ def refuse_side(side: int, factor: int, setting: str, multiple: bool = True) -> 
     setting : str
         Name of the setting, for the message.
     multiple : bool, optional
-        Whether it has to be a multiple of the factor; pictures that are generated are cropped
-        otherwise.
+        Whether it has to be a multiple of the factor; generated images are cropped otherwise.
 
     Raises
     ------
@@ -251,9 +247,7 @@ def refuse_side(side: int, factor: int, setting: str, multiple: bool = True) -> 
 
 
 def unet_config(path: str) -> dict[str, Any]:
-    """The configuration of a backbone's U-Net where it is on this machine; empty where it
-    is not.
-    """
+    """Load the configuration of a backbone's U-Net; empty where it is not on this machine."""
     try:
         return UNet2DConditionModel.load_config(
             backbone_folder(path), subfolder="unet", local_files_only=True
@@ -263,13 +257,12 @@ def unet_config(path: str) -> dict[str, Any]:
 
 
 def pixels_per_latent(path: str, local_files_only: bool = False) -> int:
-    """How many pixels one latent stands for along a side, from the autoencoder's configuration
-    alone.
+    """Pixels per latent along a side, from the autoencoder's configuration.
 
     Raises
     ------
     UserError
-        When it is not at hand.
+        When it is not available.
     """
     try:
         vae = AutoencoderKL.load_config(
@@ -285,9 +278,7 @@ def pixels_per_latent(path: str, local_files_only: bool = False) -> int:
 
 
 def scheduler_named(name: str, own: SchedulerMixin) -> SchedulerMixin:
-    """The scheduler of a name, with the noise schedule and the kind of prediction of a model's own;
-    "default" is that one itself.
-    """
+    """Build a scheduler by name, with the model's noise schedule; "default" returns the model's."""
     if name == "default":
         return own
     if name not in SCHEDULERS:
@@ -295,13 +286,13 @@ def scheduler_named(name: str, own: SchedulerMixin) -> SchedulerMixin:
             f"generation.scheduler = {name!r} is not known; allowed are default,"
             f" {', '.join(SCHEDULERS)}."
         )
-    with _quiet():  # settings that another class has not are left out
+    with _quiet():  # settings that the other class lacks are ignored
         return SCHEDULERS[name].from_config(own.config)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the remarks of diffusers."""
+    """Silence diffusers' warnings."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -311,9 +302,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _load_whole(cls: type[Model], folder: str, name: str, dtype: torch.dtype) -> Model:
-    """A model whose file holds all its weights: diffusers leaves what is missing at random values
-    and only remarks on it.
-    """
+    """Load a model and refuse missing weights, which diffusers initialises at random."""
     with _quiet():
         model, info = cls.from_pretrained(
             folder, subfolder=name, torch_dtype=dtype, output_loading_info=True
@@ -328,27 +317,21 @@ def _load_whole(cls: type[Model], folder: str, name: str, dtype: torch.dtype) ->
 
 
 def _load_vae(folder: str, dtype: torch.dtype) -> AutoencoderKL:
-    """The autoencoder, laid out with channels last: on a CPU the tiny one decodes in two thirds of
-    the time, and encodes in half.
-    """
+    """Load the autoencoder with channels last: on a CPU the tiny one is 1.5 to 2 times faster."""
     return _load_whole(AutoencoderKL, folder, "vae", dtype).to(memory_format=torch.channels_last)
 
 
 def load_ip_adapter_file(source: str) -> dict[str, Tensor]:
-    """Read an IP-Adapter from a file, a folder or the hub, under the keys of its files
-    (``image_proj.*``, ``ip_adapter.*``).
-    """
+    """Read an IP-Adapter (keys ``image_proj.*``, ``ip_adapter.*``) from a file, folder or hub."""
     if source == NO_ADAPTER:
         raise UserError(
-            f"backbone.ip_adapter={NO_ADAPTER} trains encoders of which nothing is drawn: to draw"
-            " or fine-tune, name an IP-Adapter that takes their image embedding."
+            f"backbone.ip_adapter={NO_ADAPTER} trains encoders without generating images: to"
+            " generate or fine-tune, name an IP-Adapter that takes their image embedding."
         )
     path = Path(source)
     again = "get it again, or set backbone.ip_adapter=h94/IP-Adapter"
     for candidate in (path, path / "ip-adapter.safetensors", path / IP_ADAPTER_FILE):
-        if (
-            candidate.is_file()
-        ):  # also in the older .bin form, whose two parts are dictionaries of their own
+        if candidate.is_file():  # older .bin files nest the two parts as dictionaries
             return read_tensors(candidate, again)
     if path.exists() or source.count("/") != 1:
         raise UserError(
@@ -360,13 +343,13 @@ def load_ip_adapter_file(source: str) -> dict[str, Tensor]:
         return read_tensors(hf_hub_download(source, IP_ADAPTER_FILE), again)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"The IP-Adapter {source} could not be fetched: {first_line(error)} Without network"
+            f"The IP-Adapter {source} could not be downloaded: {first_line(error)} Without network"
             f" access copy {IP_ADAPTER_FILE} here and give its path: backbone.ip_adapter=PATH."
         ) from error
 
 
 def add_ip_adapter(unet: UNet2DConditionModel, weights: dict[str, Tensor]) -> None:
-    """Put an IP-Adapter into a U-Net that has none (U-Nets cannot be built with one).
+    """Add an IP-Adapter to a U-Net that has none (U-Nets cannot be built with one).
 
     Raises
     ------
@@ -384,7 +367,7 @@ def add_ip_adapter(unet: UNet2DConditionModel, weights: dict[str, Tensor]) -> No
             )
         parts[group][name] = value.to(unet.dtype)
     try:
-        with _quiet():  # it moves the U-Net to its own type and then warns of having done so
+        with _quiet():  # it casts the U-Net to its own type, and warns of that
             # the loader of StableDiffusionXLPipeline.load_ip_adapter, without the rest of a
             # pipeline
             unet._load_ip_adapter_weights([parts], low_cpu_mem_usage=False)
@@ -398,7 +381,7 @@ def add_ip_adapter(unet: UNet2DConditionModel, weights: dict[str, Tensor]) -> No
 
 
 def ip_adapter_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """The weights of a U-Net's IP-Adapter, under the keys of h94/IP-Adapter's files."""
+    """Return the weights of a U-Net's IP-Adapter, under the keys of h94/IP-Adapter's files."""
     projection = unet.encoder_hid_proj.image_projection_layers[0]
     weights = {
         f"image_proj.proj.{key}": value
@@ -408,18 +391,15 @@ def ip_adapter_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
         f"image_proj.norm.{key}": value for key, value in projection.norm.state_dict().items()
     }
     cross = [processor for name, processor in unet.attn_processors.items() if "attn2" in name]
-    for order, processor in enumerate(
-        cross
-    ):  # its files number cross-attentions 1, 3, 5 ... in the order of attn_processors
+    # the files number cross-attentions 1, 3, 5 ... in the order of attn_processors
+    for order, processor in enumerate(cross):
         weights[f"ip_adapter.{2 * order + 1}.to_k_ip.weight"] = processor.to_k_ip[0].weight
         weights[f"ip_adapter.{2 * order + 1}.to_v_ip.weight"] = processor.to_v_ip[0].weight
     return {key: value.detach() for key, value in weights.items()}
 
 
 def without_ip_adapter(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A plain U-Net sharing the weights of one that has an IP-Adapter (and perhaps a LoRA, not
-    merged): what can be saved and loaded.
-    """
+    """Return a plain U-Net that shares the weights of one with an IP-Adapter or unmerged LoRA."""
     with torch.device("meta"):
         plain = UNet2DConditionModel.from_config({**unet.config, "encoder_hid_dim_type": None})
     named = ((plain_key(key), value) for key, value in unet.state_dict().items())
@@ -438,22 +418,20 @@ def image_embedding_width(unet: UNet2DConditionModel) -> int:
 
 
 def pooled_width(unet: UNet2DConditionModel) -> int:
-    """Width of the pooled text embedding that the U-Net takes: what its added embedding leaves
-    beside six time ids.
-    """
+    """Width of the pooled text embedding of a base model's U-Net, which has six time ids."""
     return unet.add_embedding.linear_1.in_features - 6 * unet.config.addition_time_embed_dim
 
 
-def picture_size(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
-    """Side, in pixels, of the pictures a U-Net was made for."""
+def image_size(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
+    """Side in pixels of the images that a U-Net was trained on."""
     return int(unet.config.sample_size * vae_factor(vae))
 
 
 def vae_factor(vae: AutoencoderKL) -> int:
-    """How many pixels one latent stands for along a side."""
+    """Pixels per latent along a side."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 def plain_key(key: str) -> str | None:
-    """A key of a U-Net with a LoRA as it is called without one; None for the LoRA's own."""
+    """Strip peft's part from a key of a U-Net with a LoRA; None for the LoRA's own keys."""
     return None if ".lora_" in key else key.replace(".base_layer.", ".")

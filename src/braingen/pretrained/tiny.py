@@ -1,6 +1,4 @@
-"""The tiny backbones know simulated pictures only: what is done where the data are not
-simulated.
-"""
+"""Refuse, or warn of, the tiny backbones on data that are not simulated."""
 
 from __future__ import annotations
 
@@ -21,16 +19,12 @@ class BackboneMismatch(NamedTuple):
     """Why the tiny backbones do not fit the data."""
 
     refused: bool
-    """Whether nothing may be computed with them; own scans may be tried out with them, with a
-    warning.
-    """
+    """Whether the mismatch is an error; own scans get a warning instead."""
     sentence: str
 
 
 def backbone_mismatch(config: Config) -> BackboneMismatch | None:
-    """Why the configured backbone cannot see the data's pictures; None where it can, or where there
-    are no pictures.
-    """
+    """Explain why the backbone does not fit the data's images; None where it fits."""
     layout = Layout.of(config.data.root)
     if Path(backbone_folder(config.backbone.path)) != TINY or not layout.images().exists():
         return None
@@ -40,9 +34,9 @@ def backbone_mismatch(config: Config) -> BackboneMismatch | None:
     own = stimuli.data_name == "own scans"
     sentence = (
         f"{layout.root} holds {stimuli.data_name}, not simulated data, and backbone.path ="
-        f" {config.backbone.path} knows simulated pictures only (24 drawn objects)"
+        f" {config.backbone.path} knows simulated images only (24 rendered objects)"
     )
-    sentence += ", so what it computes is good for trying the commands alone. " if own else ". "
+    sentence += ", so its results only show that the commands run. " if own else ". "
     sentence += (
         "Name Stable Diffusion XL with backbone.path=FOLDER, or a configuration that does: --config"
         " nsd_subj01."
@@ -51,12 +45,12 @@ def backbone_mismatch(config: Config) -> BackboneMismatch | None:
 
 
 def check_backbone(config: Config) -> None:
-    """Refuse the tiny backbones on NSD, and warn where the pictures are one's own.
+    """Refuse the tiny backbones on NSD, and warn of them on own scans.
 
     Raises
     ------
     UserError
-        Before anything is computed.
+        Before any computation.
     """
     found = backbone_mismatch(config)
     if found is not None and found.refused:
@@ -67,5 +61,5 @@ def check_backbone(config: Config) -> None:
 
 @lru_cache
 def _warn(sentence: str) -> None:
-    """Once in a process."""
+    """Print a warning once per process."""
     console(stderr=True).print(f"WARNING: {sentence}", soft_wrap=True)

@@ -1,6 +1,4 @@
-"""What frozen models make of a picture, computed once per picture and kept in a memory-mapped file
-keyed by content.
-"""
+"""Cache outputs of frozen models, once per image, in memory-mapped files keyed by content."""
 
 from __future__ import annotations
 
@@ -32,26 +30,25 @@ Compute = Callable[[np.ndarray], Tensor]
 
 
 class Cache:
-    """A table with one row per image of the image file, filled as images are asked for.
+    """A table with one row per image of the image file, filled on demand.
 
-    Beside every row stands a digest of what it was made from, so a changed image (or caption) is
-    noticed and computed again.
+    Every row has a digest of its input, so the row of a changed image or caption is computed again.
 
     Parameters
     ----------
     folder : Path
-        Where tables are kept; where it cannot be written, what is lacking is kept in
-        `files.own_cache` of it.
+        Where tables are kept; where it cannot be written, missing rows are kept in its
+        `files.own_cache`.
     name : str
-        Of the result.
+        Name of the result.
     key : dict[str, str]
-        What all rows depend on (weights, settings); another key is another table.
+        Everything that all rows depend on (weights, settings); another key is another table.
     num_images : int
         Rows of the image file; the table on disk is sparse until it is filled.
     compute : Compute
-        Makes the rows of a batch of ids.
+        Computes the rows of a batch of ids.
     dtype : type[np.floating], optional
-        Of the table.
+        Type of the table.
     """
 
     def __init__(
@@ -79,35 +76,31 @@ class Cache:
         )
 
     def of(self, image_ids: np.ndarray, digests: np.ndarray, batch: int = 64) -> np.ndarray:
-        """Rows of some images in their order, computing those that are missing.
+        """Return the rows of some images in their order, computing missing ones.
 
         Parameters
         ----------
         image_ids : np.ndarray
             Int64.
         digests : np.ndarray
-            Uint64, not 0, of what each row is made from.
+        Uint64, not 0: digests of the rows' inputs.
         batch : int, optional
             Images computed at once; an interruption loses one batch at most.
         """
         return np.asarray(self.table(image_ids, digests, batch)[image_ids])
 
     def table(self, image_ids: np.ndarray, digests: np.ndarray, batch: int = 64) -> np.ndarray:
-        """The memory-mapped table of all images, with the rows of some images filled; parameters as
-        for :meth:`of`.
-        """
+        """Return the memory-mapped table, with the rows of some images filled; as :meth:`of`."""
         self.fill(image_ids, digests, batch)
         found = self._tables()
-        if found is None:  # somebody removed or damaged it since
+        if found is None:  # removed or damaged since
             raise UserError(
                 f"{self._rows_path} changed while it was used: start the same command again."
             )
         return found[0]
 
     def _tables(self) -> tuple[np.memmap, np.memmap] | None:
-        """Rows and what they were made from, mapped; None where they are not there, or no tables of
-        this cache: then they mean nothing.
-        """
+        """Map rows and digests; None where they are missing, or not tables of this cache."""
         rows, made_from = _mapped(self._rows_path), _mapped(self._made_from_path)
         if rows is None or made_from is None:
             return None
@@ -120,9 +113,7 @@ class Cache:
         return rows, made_from
 
     def stale(self, image_ids: np.ndarray, digests: np.ndarray) -> np.ndarray:
-        """Positions, among distinct images, of those that are missing or were made from something
-        else.
-        """
+        """Positions, among distinct images, of rows that are missing or have another digest."""
         found = self._tables()
         made_from = (
             found[1][image_ids] if found is not None else np.zeros(len(image_ids), dtype=np.uint64)
@@ -130,9 +121,9 @@ class Cache:
         return np.flatnonzero(made_from != digests)
 
     def fill(self, image_ids: np.ndarray, digests: np.ndarray, batch: int = 64) -> None:
-        """Compute what is missing or stale among some images.
+        """Compute the missing and stale rows of some images.
 
-        Several processes may fill the same table at once, each its own images.
+        Several processes may fill one table at once, each for its own images.
 
         Raises
         ------
@@ -143,10 +134,10 @@ class Cache:
         now = np.asarray(digests, dtype=np.uint64)[first]
         stale = self.stale(wanted, now)
         if len(stale) and self.folder != self._own and not can_be_written(self.folder):
-            # a data folder that is shared, read-only: what is lacking there is kept elsewhere
+            # a shared, read-only data folder: missing rows are kept elsewhere
             self._lie_in(self._own)
             logger.warning(
-                "The folder of caches cannot be written: %s of pictures are kept in %s.",
+                "The folder of caches cannot be written: %s of images are kept in %s.",
                 self.name,
                 self._own,
             )
@@ -159,32 +150,31 @@ class Cache:
             starts, description=f"{self.name} of {len(missing)} images", disable=len(starts) < 4
         ):
             ids = missing[start : start + batch]
-            with np.errstate(over="ignore"):  # told in the next line
+            with np.errstate(over="ignore"):  # reported in the next line
                 values = self.compute(ids).detach().float().cpu().numpy().astype(self.dtype)
             self._refuse_not_finite(values, ids)
             with disk_errors_as_sentences(self._rows_path):
                 if not ready:
                     self._make_tables((self.num_images, *values.shape[1:]))
                     ready = True
-                # should this process end between the next lines, old digests must not vouch for new
-                # rows
+                # if this process ends between the next lines, an old digest must not match a new
+                # row
                 _write_rows(self._made_from_path, ids, np.zeros(len(ids), dtype=np.uint64))
                 _write_rows(self._rows_path, ids, values)
-                _write_rows(
-                    self._made_from_path, ids, now[start : start + batch]
-                )  # after the rows, so what is marked is there
+                # digests last, so a marked row is complete
+                _write_rows(self._made_from_path, ids, now[start : start + batch])
 
     def _refuse_not_finite(self, values: np.ndarray, ids: np.ndarray) -> None:
         wrong = ~np.isfinite(values).reshape(len(ids), -1).all(axis=1)
         if wrong.any():
             raise UserError(
                 f"{self.name} of image {int(ids[wrong][0])} ({int(wrong.sum())} of {len(ids)}"
-                f" looked at) is NaN or infinite as {np.dtype(self.dtype).name}: look at that"
-                " picture and at the weights that made it."
+                f" computed) is NaN or infinite as {np.dtype(self.dtype).name}: check that"
+                " image and the weights of the model."
             )
 
     def _make_tables(self, shape: tuple[int, ...]) -> None:
-        """Make what is not there, of zeros; what is damaged or of another shape goes first."""
+        """Create missing tables of zeros; damaged and misshapen ones are replaced."""
         for path, wanted, dtype in (
             (self._rows_path, shape, self.dtype),
             (self._made_from_path, shape[:1], np.dtype(np.uint64)),
@@ -192,16 +182,14 @@ class Cache:
             there = _mapped(path)
             if path.exists() and (there is None or there.shape != wanted or there.dtype != dtype):
                 path.unlink(missing_ok=True)
-        if not self._rows_path.exists():  # its marks mean nothing any more
+        if not self._rows_path.exists():  # the digests of a removed table are invalid
             self._made_from_path.unlink(missing_ok=True)
         _make_table(self._rows_path, shape, self.dtype)
         _make_table(self._made_from_path, shape[:1], np.uint64)
 
 
 def _mapped(path: Path) -> np.memmap | None:
-    """A file of an array, mapped for reading; None where there is none, or something else under its
-    name.
-    """
+    """Map the array in a file; None where there is no readable array."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except UNREADABLE_ARRAY:
@@ -209,7 +197,7 @@ def _mapped(path: Path) -> np.memmap | None:
 
 
 def _make_table(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
-    """A file of zeros, sparse, unless it is there already."""
+    """Create a sparse file of zeros, unless it exists."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +210,7 @@ def _make_table(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> 
             handle.truncate(handle.tell() + np.dtype(dtype).itemsize * int(np.prod(shape)))
         os.link(fresh, path)
     except FileExistsError:
-        # another process made it meanwhile and may have filled rows already: both go on in that one
+        # another process made it meanwhile and may have filled rows: both use that one
         pass
     except OSError as error:
         if error_number(error) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
@@ -233,9 +221,7 @@ def _make_table(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> 
 
 
 def _write_rows(path: Path, ids: np.ndarray, values: np.ndarray) -> None:
-    """Write rows of a table in place. Not through a map: where the disk is full, that would kill
-    the process instead of raising.
-    """
+    """Write rows of a table in place, not through a map, which would crash on a full disk."""
     table = np.load(path, mmap_mode="r", allow_pickle=False)
     offset, size = table.offset, values[0].nbytes
     descriptor = os.open(path, os.O_WRONLY)

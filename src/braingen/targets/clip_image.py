@@ -1,6 +1,6 @@
-"""The image side of what the encoders aim at: CLIP embeddings of the picture that was seen.
+"""Image targets of the encoders: CLIP embeddings of the seen image.
 
-B batch, H W picture size, S side of CLIP's input, P tokens (patches), D CLIP width
+B batch, H W image size, S side of CLIP's input, P tokens (patches), D CLIP width
 """
 
 from __future__ import annotations
@@ -26,28 +26,22 @@ from braingen.runtime.text_files import read_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Pixel statistics every released CLIP was trained with, OpenCLIP's ViT-bigG/14 included."""
+"""Pixel statistics of every released CLIP, OpenCLIP's ViT-bigG/14 included."""
 
 Output = Literal["pooled", "tokens", "both"]
 
 
 class ImageTarget(NamedTuple):
-    """CLIP embeddings of a batch of pictures."""
+    """CLIP embeddings of a batch of images."""
 
     pooled_BD: Tensor | None
-    """Embedding of the class token (after CLIP's last layer norm); None when only tokens were asked
-    for.
-    """
+    """Embedding of the class token (after CLIP's last layer norm); None for output "tokens"."""
     tokens_BPD: Tensor | None
-    """Embeddings of the patches, without the class token, in reading order; None when only the
-    pooled one was asked for.
-    """
+    """Embeddings of the patches in raster order, without the class token; None for "pooled"."""
 
     @property
     def target_BTD(self) -> Tensor:
-        """What an encoder predicts: the pooled embedding as one token, the patch tokens, or the
-        pooled one followed by them.
-        """
+        """Target of the encoder: pooled embedding as one token, then patch tokens."""
         parts = ([] if self.pooled_BD is None else [self.pooled_BD[:, None]]) + (
             [] if self.tokens_BPD is None else [self.tokens_BPD]
         )
@@ -55,8 +49,7 @@ class ImageTarget(NamedTuple):
 
 
 def vision_config(path: str | Path, subfolder: str | None = None, **hub) -> CLIPVisionConfig:
-    """Configuration of the image tower in a folder or under a hub name; parameters as for
-    `CLIPImageEncoder.from_pretrained`.
+    """Load the configuration of the image tower; parameters as `CLIPImageEncoder.from_pretrained`.
 
     Raises
     ------
@@ -67,9 +60,8 @@ def vision_config(path: str | Path, subfolder: str | None = None, **hub) -> CLIP
     config = load_config(path, subfolder=subfolder, **hub)
     if isinstance(config, CLIPConfig):
         vision = cast(CLIPVisionConfig, config.vision_config)
-        vision.projection_dim = cast(
-            int, config.projection_dim
-        )  # of a whole CLIP model only the outer value is right
+        # only the outer value is right in the configuration of a whole CLIP model
+        vision.projection_dim = cast(int, config.projection_dim)
         return vision
     if isinstance(config, CLIPVisionConfig):
         return config
@@ -85,23 +77,23 @@ class CLIPImageEncoder(nn.Module):
     Parameters
     ----------
     model : CLIPVisionModelWithProjection | CLIPVisionModel
-        CLIPVisionModelWithProjection or CLIPVisionModel The tower. Projection needs the first kind.
+        The tower. Projection needs CLIPVisionModelWithProjection.
     output : Output, optional
-        {"pooled", "tokens", "both"} The class token's embedding (the paper's target: ViT-bigG/14,
-        1280), the patches' (MindEye2's target: 256 x 1664, not projected), or both.
+        The class token's embedding (the paper's target: ViT-bigG/14, 1280), the patches'
+        (MindEye2's target: 256 x 1664, not projected), or both.
     projected : bool
         Apply CLIP's projection to its shared space. Pooled: to the class token after the last layer
-        norm; tokens: last layer norm and projection are applied to every patch. Without it, the
-        pooled embedding is after the last layer norm and tokens are the last hidden state, before
-        it (what OpenCLIP hands out as tokens, MindEye2's convention).
+        norm; tokens: last layer norm and projection are applied to every patch. Otherwise the
+        pooled embedding is after the last layer norm, and tokens are the last hidden state before
+        it (OpenCLIP's tokens, MindEye2's convention).
     image_mean, image_std : sequence of 3 floats
         Pixel statistics.
 
     Notes
     -----
     Preprocessing: the shorter side is resized to the model's input size (bicubic, antialiased,
-    clamped to [0, 1] as an 8-bit picture would be), then the centre is cropped. A picture that has
-    the size already is not resampled.
+    clamped to [0, 1] as an 8-bit image would be), then the centre is cropped. An image that has
+    this size is not resampled.
     """
 
     mean_311: Tensor
@@ -134,9 +126,7 @@ class CLIPImageEncoder(nn.Module):
     def on_meta(
         cls, vision: CLIPVisionConfig, *, output: Output = "pooled", projected: bool = True
     ) -> CLIPImageEncoder:
-        """The encoder of a configuration on the meta device: its sizes, without weights or
-        memory.
-        """
+        """Build the encoder on the meta device: its sizes, without weights or memory."""
         with torch.device("meta"):
             return cls(
                 (CLIPVisionModelWithProjection if projected else CLIPVisionModel)(vision),
@@ -164,7 +154,7 @@ class CLIPImageEncoder(nn.Module):
         output, projected : Output, optional
             As for the class.
         subfolder : str, optional
-            Folder inside it; found by itself where a local folder holds ``image_encoder/``.
+            Folder inside it; found automatically where a local folder holds ``image_encoder/``.
         **kwargs
             For transformers' ``from_pretrained``: dtype, revision, local_files_only ...
 
@@ -210,11 +200,9 @@ class CLIPImageEncoder(nn.Module):
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write tower and pixel statistics to ``image_encoder/`` in a folder, where
-        `from_pretrained` finds them.
+        """Write tower and pixel statistics to ``image_encoder/`` for `from_pretrained`.
 
-        What is read off the tower (`output`, `projected`) is said again on loading, as for any
-        other tower.
+        `output` and `projected` are not saved; they are arguments of `from_pretrained`.
         """
         inside = Path(folder) / "image_encoder"
         self.model.save_pretrained(inside)
@@ -241,7 +229,7 @@ class CLIPImageEncoder(nn.Module):
         return {"pooled": 1, "tokens": patches, "both": patches + 1}[self.output]
 
     def preprocess(self, images_B3HW: Tensor) -> Tensor:
-        """Pictures in [0, 1] of any size to the model's normalised pixels.
+        """Convert images in [0, 1] of any size to the model's normalised pixels.
 
         Parameters
         ----------
@@ -256,23 +244,22 @@ class CLIPImageEncoder(nn.Module):
         Raises
         ------
         UserError
-            If the pictures are not B x 3 x H x W, not floating point, or leave [0, 1].
+            If the images are not B x 3 x H x W, not floating point, or leave [0, 1].
         """
         if images_B3HW.ndim != 4 or images_B3HW.shape[1] != 3:
             raise UserError(
-                f"pictures have shape {tuple(images_B3HW.shape)}; allowed is B x 3 x H x W"
+                f"images have shape {tuple(images_B3HW.shape)}; allowed is B x 3 x H x W"
             )
         if not images_B3HW.is_floating_point():
             raise UserError(
-                f"pictures are {images_B3HW.dtype}; allowed is floating point in [0, 1]: divide"
+                f"images are {images_B3HW.dtype}; allowed is floating point in [0, 1]: divide"
                 " bytes by 255"
             )
         x_B3HW = images_B3HW.to(self.mean_311.device, torch.float32)
         low, high = (float(x) for x in torch.aminmax(x_B3HW)) if x_B3HW.numel() else (0.0, 1.0)
-        if not (
-            low >= -1e-3 and high <= 1 + 1e-3
-        ):  # float16 files may overshoot by rounding; NaN fails here too
-            raise UserError(f"pictures have values from {low:g} to {high:g}; allowed is [0, 1]")
+        # float16 files may overshoot by rounding; NaN is refused here too
+        if not (low >= -1e-3 and high <= 1 + 1e-3):
+            raise UserError(f"images have values from {low:g} to {high:g}; allowed is [0, 1]")
         height, width = x_B3HW.shape[-2:]
         scale = self.size / min(height, width)
         resized = (max(self.size, round(height * scale)), max(self.size, round(width * scale)))
@@ -286,7 +273,7 @@ class CLIPImageEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, images_B3HW: Tensor) -> ImageTarget:
-        """Embed pictures.
+        """Embed images.
 
         Parameters
         ----------
@@ -314,9 +301,7 @@ class CLIPImageEncoder(nn.Module):
         return ImageTarget(pooled_BD, tokens_BPD)
 
     def _class_token(self, hidden_BPW: Tensor) -> Tensor:
-        """The class token after the last layer norm, from either kind of tower (only one of the two
-        keeps it in a `vision_model`).
-        """
+        """Class token after the last layer norm; only one kind of tower has a `vision_model`."""
         tower = (
             self.model.vision_model
             if isinstance(self.model, CLIPVisionModelWithProjection)

@@ -1,6 +1,6 @@
-"""The text side of what the encoders aim at: caption embeddings of SDXL's text encoders.
+"""Text targets of the encoders: caption embeddings of SDXL's text encoders.
 
-B batch, C captions of a picture, T tokens, D width (L, bigG, or both side by side)
+B batch, C captions of an image, T tokens, D width (L, bigG, or both side by side)
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ PARTS: dict[str, tuple[str, ...]] = {"L": ("L",), "bigG": ("bigG",), "joint": ("
 FOLDERS = {"L": ("text_encoder", "tokenizer"), "bigG": ("text_encoder_2", "tokenizer_2")}
 """Where an SDXL pipeline keeps them."""
 LAYER = -2
-"""SDXL reads the penultimate hidden state of both text encoders, and so does this file, the start
-token of L included (the published implementation takes the last one there).
+"""SDXL uses the penultimate hidden state of both text encoders, and so does this module, L's start
+token included (where the published implementation takes the last state).
 """
 
 
 class PromptEmbeddings(NamedTuple):
-    """A prompt as SDXL's U-Net reads it."""
+    """Prompt embeddings in the form of SDXL's U-Net."""
 
     tokens_BTD: Tensor
-    """Penultimate hidden states, L and bigG side by side where both are there."""
+    """Penultimate hidden states, L and bigG side by side where both are loaded."""
     pooled_BD: Tensor | None
     """Projected end-of-sequence embedding of bigG; None without it."""
 
@@ -48,20 +48,17 @@ class CLIPTextEncoderDual(nn.Module):
     Parameters
     ----------
     text_encoder : CLIPTextModel | None, optional
-        CLIPTextModel, optional The first (ViT-L/14, 768 wide). Needed for "L" and "joint".
+        The first (ViT-L/14, 768 wide). Needed for "L" and "joint".
     tokenizer : PreTrainedTokenizerBase | None, optional
-        CLIPTokenizer, optional Its tokenizer.
+        Its tokenizer.
     text_encoder_2 : CLIPTextModelWithProjection | None, optional
-        CLIPTextModelWithProjection, optional The second (ViT-bigG/14, 1280 wide). Needed for "bigG"
-        and "joint".
+        The second (ViT-bigG/14, 1280 wide). Needed for "bigG" and "joint".
     tokenizer_2 : PreTrainedTokenizerBase | None, optional
-        CLIPTokenizer, optional Its tokenizer.
+        Its tokenizer.
     output : Output, optional
-        {"L", "bigG", "joint"} Which encoder's columns are the target; joint puts L before bigG, as
-        SDXL does.
+        The encoder whose columns are the target; joint puts L before bigG, as SDXL does.
     tokens : Literal['eos', 'all'], optional
-        {"eos", "all"} The end-of-sequence token only (T = 1, the paper's target), or all of them (T
-        = 77).
+        The end-of-sequence token only (T = 1, the paper's target), or all tokens (T = 77).
     """
 
     def __init__(
@@ -94,7 +91,7 @@ class CLIPTextEncoderDual(nn.Module):
         lengths = {name: self._length(name) for name in self.models}
         if len(set(lengths.values())) > 1:
             raise UserError(
-                f"the two text encoders read {lengths} tokens; for a joint output the numbers must"
+                f"the two text encoders take {lengths} tokens; for a joint output the numbers must"
                 " be equal"
             )
         self.output = output
@@ -109,8 +106,7 @@ class CLIPTextEncoderDual(nn.Module):
         tokens: Literal["eos", "all"] = "eos",
         **kwargs,
     ) -> CLIPTextEncoderDual:
-        """Load from a folder (or hub name) laid out like an SDXL pipeline; only the encoders that
-        `output` needs are read.
+        """Load the encoders that `output` needs from a folder or hub name laid out like SDXL.
 
         Parameters
         ----------
@@ -154,9 +150,7 @@ class CLIPTextEncoderDual(nn.Module):
         return cls(**parts, output=output, tokens=tokens)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write encoders and tokenizers as an SDXL pipeline has them, where `from_pretrained` finds
-        them.
-        """
+        """Write encoders and tokenizers in the layout of an SDXL pipeline."""
         for name, model in self.models.items():
             model_folder, tokenizer_folder = FOLDERS[name]
             model.save_pretrained(Path(folder) / model_folder)
@@ -172,7 +166,7 @@ class CLIPTextEncoderDual(nn.Module):
 
     @property
     def widths(self) -> dict[str, int]:
-        """Width of every encoder that is there, in the order of the columns."""
+        """Width of every loaded encoder, in the order of the columns."""
         return {name: model.config.hidden_size for name, model in self.models.items()}
 
     @property
@@ -195,22 +189,20 @@ class CLIPTextEncoderDual(nn.Module):
             list(texts),
             padding="max_length",
             truncation=True,
-            # always the full length: an embedding must not depend on the batch's other texts
+            # always the full length: an embedding must not depend on other texts of the batch
             max_length=self.length,
             return_tensors="pt",
         )
         return encoded["input_ids"].to(self.device)
 
     def _end(self, name: str, ids_BT: Tensor) -> Tensor:
-        """Position of the first end-of-sequence token: the tokenizer's own, whatever the model's
-        configuration says about it.
-        """
+        """Position of the first end-of-sequence token by the tokenizer, not the model's config."""
         end = ids_BT == self.tokenizers[name].eos_token_id
         return end.int().argmax(dim=1)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """One text per row.
+        """Encode one text per row.
 
         Parameters
         ----------
@@ -235,13 +227,12 @@ class CLIPTextEncoderDual(nn.Module):
 
     @torch.no_grad()
     def forward(self, captions: Sequence[Sequence[str]]) -> Tensor:
-        """Target embeddings of pictures with one or several captions each, averaged over the
-        captions of a picture.
+        """Compute target embeddings of images, averaged over the captions of each image.
 
         Parameters
         ----------
         captions : sequence of sequences of str
-            Per picture its captions; their number may differ between pictures.
+            Captions of every image; their number may differ between images.
 
         Returns
         -------
@@ -251,13 +242,12 @@ class CLIPTextEncoderDual(nn.Module):
         Raises
         ------
         UserError
-            If a picture has no caption, or a text where its list of captions should be.
+            If an image has no caption, or a text where its list of captions should be.
         """
         for row, texts in enumerate(captions):
             if isinstance(texts, str) or not texts:
                 raise UserError(
-                    f"captions of picture {row} are {texts!r}; allowed is a list of at least one"
-                    " text"
+                    f"captions of image {row} are {texts!r}; allowed is a list of at least one text"
                 )
         counts = torch.tensor([len(texts) for texts in captions])
         each_NTD = self.encode([text for texts in captions for text in texts])
@@ -265,8 +255,7 @@ class CLIPTextEncoderDual(nn.Module):
 
     @torch.no_grad()
     def prompt(self, texts: Sequence[str]) -> PromptEmbeddings:
-        """Prompts as SDXL's U-Net reads them (negative prompts, caption-conditioned refinement),
-        whatever `tokens` is.
+        """Encode prompts for SDXL's U-Net, for any `tokens` (negative prompts, refinement).
 
         Parameters
         ----------
@@ -292,8 +281,7 @@ class CLIPTextEncoderDual(nn.Module):
 
     @torch.no_grad()
     def start_token(self) -> Tensor:
-        """The embedding of the start token, D columns: attention is causal, so it is the same in
-        every text.
+        """Embed the start token; attention is causal, so it is the same in every text.
 
         Returns
         -------

@@ -1,6 +1,4 @@
-"""What the encoders aim at: frozen CLIP embeddings of pictures and captions, from the cache or
-computed now.
-"""
+"""Encoder targets: frozen CLIP embeddings of images and captions, from the cache or computed."""
 
 from __future__ import annotations
 
@@ -38,7 +36,7 @@ class Targets:
     Parameters
     ----------
     config : Config
-        Says which data and which backbone.
+        Determines data and backbone.
     """
 
     def __init__(self, config: Config) -> None:
@@ -57,9 +55,7 @@ class Targets:
 
     @cached_property
     def captions(self) -> Captions:
-        """What people wrote about the pictures; read when first asked for, since own scans may have
-        none.
-        """
+        """The images' captions; loaded on first use, since own scans may have none."""
         return load_captions(self._layout)
 
     @property
@@ -88,17 +84,17 @@ class Targets:
 
     @property
     def vae(self) -> AutoencoderKL:
-        """The frozen autoencoder in whose latents pictures are drawn."""
+        """The frozen autoencoder of the diffusion model."""
         if self._vae is None:
             self._vae = load_vae(self._choice.path).to(self._device)
         return self._vae
 
     def image(self, image_ids: np.ndarray) -> Tensor:
-        """CLIP embeddings of the pictures: N x T x D."""
+        """CLIP embeddings of images: N x T x D."""
         return torch.from_numpy(self.image_cache().of(image_ids, self.stimuli.digests(image_ids)))
 
     def image_cache(self) -> Cache:
-        """The table of CLIP embeddings of pictures."""
+        """The table of CLIP image embeddings."""
 
         def compute(ids: np.ndarray) -> Tensor:
             return self.image_encoder(
@@ -116,11 +112,11 @@ class Targets:
         return Cache(self._folder, "image_embedding", key, len(self.stimuli), compute)
 
     def text(self, image_ids: np.ndarray) -> Tensor:
-        """Text encoders' states, averaged over each picture's captions: N x T x D."""
+        """Text encoders' states, averaged over each image's captions: N x T x D."""
         return torch.from_numpy(self.text_cache().of(image_ids, self.text_digests(image_ids)))
 
     def text_digests(self, image_ids: np.ndarray) -> np.ndarray:
-        """Of every picture's captions."""
+        """Digests of every image's captions."""
         return digest_of_texts(self.captions[i] for i in image_ids)
 
     def text_cache(self) -> Cache:
@@ -139,15 +135,14 @@ class Targets:
         return Cache(self._folder, "text_embedding", key, len(self.stimuli), compute)
 
     def latents(self, image_ids: np.ndarray, size: int) -> np.ndarray:
-        """VAE latents of pictures at a size, ready for noise: the memory-mapped table of all
-        images, those asked for filled.
+        """Return the memory-mapped table of VAE latents at a size, with the rows of some filled.
 
         Parameters
         ----------
         image_ids : np.ndarray
-            The pictures that will be used.
+            The images that will be used.
         size : int
-            Side in pixels; pictures of another side are resized bicubically.
+            Side in pixels; images of another side are resized bicubically.
 
         Returns
         -------
@@ -158,18 +153,17 @@ class Targets:
         return self.latents_cache(size).table(image_ids, self.stimuli.digests(image_ids), batch=16)
 
     def latents_cache(self, size: int) -> Cache:
-        """The table of VAE latents of pictures at a size."""
+        """The table of VAE latents at a size."""
 
         @torch.no_grad()
         def compute(ids: np.ndarray) -> Tensor:
-            pictures = torch.from_numpy(self.stimuli.images(ids)).to(self._device)
-            if pictures.shape[-1] != size:
-                pictures = interpolate(
-                    pictures, size=(size, size), mode="bicubic", antialias=True, align_corners=False
+            images = torch.from_numpy(self.stimuli.images(ids)).to(self._device)
+            if images.shape[-1] != size:
+                images = interpolate(
+                    images, size=(size, size), mode="bicubic", antialias=True, align_corners=False
                 ).clamp(0, 1)
             return (
-                self.vae.encode(pictures * 2 - 1).latent_dist.mode()
-                * self.vae.config.scaling_factor
+                self.vae.encode(images * 2 - 1).latent_dist.mode() * self.vae.config.scaling_factor
             )
 
         key = {"weights": fingerprint_of_files(_part(self._backbone, "vae")), "size": str(size)}
@@ -178,15 +172,11 @@ class Targets:
         )
 
     def text_widths(self, modality: str) -> tuple[int, ...]:
-        """Width of every text encoder that is decoded, in the order of the target's columns; empty
-        for images.
-        """
+        """Widths of the text encoders, in the order of the target's columns; empty for images."""
         return tuple(self.text_encoder.widths.values()) if modality == "text" else ()
 
     def table(self, modality: str, image_ids: np.ndarray) -> np.ndarray:
-        """Targets of all images of the data folder, memory-mapped, with the rows of some images
-        filled.
-        """
+        """Return the memory-mapped targets of all images, with the rows of some filled."""
         if modality == "image":
             return self.image_cache().table(image_ids, self.stimuli.digests(image_ids))
         return self.text_cache().table(image_ids, self.text_digests(image_ids))

@@ -29,8 +29,8 @@ from braingen.generation.lora import add_lora, lora_parameters
 from braingen.generation.trained_modules import BEST, LAST, save_finetuned
 from braingen.pretrained.sdxl import (
     image_embedding_width,
+    image_size,
     load_backbone,
-    picture_size,
     pixels_per_latent,
     pooled_width,
     refuse_side,
@@ -177,7 +177,7 @@ def setup(config: Config) -> DiffusionParts:
         config.backbone.path, config.backbone.ip_adapter, dtype, vae_dtype=torch.float32
     )
     unet, vae = backbone.unet.to(device_of(config)), backbone.vae.to(device_of(config))
-    size = config.finetune.resolution or picture_size(unet, vae)
+    size = config.finetune.resolution or image_size(unet, vae)
     form = ConditioningForm.of(
         targets.text_encoder,
         cross_attention_dim=unet.config.cross_attention_dim,

@@ -84,7 +84,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def read_events(
-    path: Path, column: str, names_of_pictures: Callable[[], Sequence[str]]
+    path: Path, column: str, names_of_images: Callable[[], Sequence[str]]
 ) -> EventTable:
     """Trials with a picture, in the order of onsets.
 
@@ -94,7 +94,7 @@ def read_events(
         Of the table.
     column : str
         The one that names the picture.
-    names_of_pictures : Callable[[], Sequence[str]]
+    names_of_images : Callable[[], Sequence[str]]
         Files there are, to offer another column.
 
     Raises
@@ -107,7 +107,7 @@ def read_events(
     if column not in table:
         raise UserError(
             f"{path} has no column {column} (it has"
-            f" {', '.join(table.columns)}){_offer(table, names_of_pictures())}; {GUIDE}."
+            f" {', '.join(table.columns)}){_offer(table, names_of_images())}; {GUIDE}."
         )
     return trials_of(table, path, column)
 
