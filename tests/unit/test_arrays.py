@@ -126,7 +126,7 @@ def test_ids_are_whole_numbers(ids):
 
 def test_what_does_not_fit_is_not_read():
     refuse_more_than_memory(1000, "it", AGAIN)
-    with pytest.raises(UserError, match=r"it is said to hold 1,000,000\.0 GB"):
+    with pytest.raises(UserError, match=r"it declares 1,000,000\.0 GB"):
         refuse_more_than_memory(10**15, "it", AGAIN)
 
 
@@ -149,7 +149,7 @@ def test_pictures_and_their_ids(tmp_path):
 
 def test_voxels(tmp_path):
     promised_hdf5(tmp_path / "v.h5", "voxels")
-    with pytest.raises(UserError, match=r"v\.h5: /voxels is said to hold .* GB"):
+    with pytest.raises(UserError, match=r"v\.h5: /voxels declares .* GB"):
         load_responses(tmp_path / "v.h5", 1, 64)
     with h5py.File(tmp_path / "w.h5", "w") as file:
         file["voxels"] = ["some", "text"]

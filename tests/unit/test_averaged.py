@@ -71,9 +71,9 @@ def test_images_are_matched_by_id_and_what_one_lacks_is_left_out() -> None:
 
 def test_images_that_a_score_does_not_ask_about_do_not_count() -> None:
     some, other = drawing(0), drawing(1)
-    asked_N = np.arange(IMAGES) < 40
-    partly = [each._replace(table=each.table.where(asked_N[:, None])) for each in (some, other)]
-    mean_N = (some.table["pixcorr"] + other.table["pixcorr"]).to_numpy()[asked_N] / 2
+    queries_N = np.arange(IMAGES) < 40
+    partly = [each._replace(table=each.table.where(queries_N[:, None])) for each in (some, other)]
+    mean_N = (some.table["pixcorr"] + other.table["pixcorr"]).to_numpy()[queries_N] / 2
     assert averaged(partly, 400)["pixcorr"][1:3] == pytest.approx(mean_interval(mean_N, 400)[1:])
 
 

@@ -132,7 +132,7 @@ def test_retrieval_draws_are_seeded_and_collapsed_embeddings_are_chance() -> Non
     first, second = identify.retrieval(decoded, true), identify.retrieval(decoded, true)
     assert first.brain_to_image.draws_R.tolist() == second.brain_to_image.draws_R.tolist()
     assert first.brain_to_image.pool == 300 and len(first.brain_to_image.draws_R) == 30
-    assert first.brain_to_image.asked_N.sum() == 30 * 300
+    assert first.brain_to_image.queries_N.sum() == 30 * 300
     same = np.ones_like(true)
     assert identify.retrieval(same, true).image_to_brain.value == pytest.approx(1 / 300)
 

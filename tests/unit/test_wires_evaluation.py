@@ -137,12 +137,13 @@ def test_retrieval_is_among_the_pools_of_the_seed_and_never_among_few(monkeypatc
     scores, values = decoder_scores(decoded, true, ids, pool=3, draws=4, seed=7, resamples=20)
     found = scores["retrieval_brain_to_image"]
     assert (found.value, found.pool, found.chance) == (
-        pytest.approx(expected[1].found_N.sum() / expected[1].asked_N.sum()),
+        pytest.approx(expected[1].found_N.sum() / expected[1].queries_N.sum()),
         3,
         1 / 3,
     )
     np.testing.assert_allclose(
-        values["retrieval_brain_to_image"], expected[1].found_N / np.maximum(expected[1].asked_N, 1)
+        values["retrieval_brain_to_image"],
+        expected[1].found_N / np.maximum(expected[1].queries_N, 1),
     )
     monkeypatch.setattr(decoding, "FEWEST_CANDIDATES", 13)
     assert list(decoder_scores(decoded, true, ids, resamples=20)[0]) == ["clip_cos"]

@@ -62,7 +62,7 @@ def decoder_scores(
     pools = identification.draw_pools(count, pool, draws, seed)
     both = identification.retrieval(decoded, true, pools)
     for name, way in zip(identification.BothWays._fields, both):
-        interval = uncertainty.ratio_interval(way.found_N, way.asked_N, resamples, seed)
+        interval = uncertainty.ratio_interval(way.found_N, way.queries_N, resamples, seed)
         scores[f"retrieval_{name}"] = Score(
             *interval,
             random=None,
@@ -72,7 +72,7 @@ def decoder_scores(
             n=count,
             pool=way.pool,
         )
-        table[f"retrieval_{name}"] = way.found_N / np.maximum(way.asked_N, 1)
+        table[f"retrieval_{name}"] = way.found_N / np.maximum(way.queries_N, 1)
     return scores, table
 
 

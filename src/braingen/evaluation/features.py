@@ -85,7 +85,7 @@ class FeatureNetwork:
     module : nn.Module
         The network, ending where the features are.
     weights : str | None
-        Hash of the weight file; None says that they are random.
+        Hash of the weight file; None for random weights.
     """
 
     def __init__(

@@ -98,7 +98,7 @@ def values_of(fold: ImageFold, method: str) -> tuple[dict[str, np.ndarray], dict
         chance[TWO_WAY] = 0.5
     if count >= FEWEST_CANDIDATES:
         way = identification.retrieval(centred[1], centred[0]).brain_to_image
-        values[RETRIEVAL] = way.found_N / np.maximum(way.asked_N, 1)
+        values[RETRIEVAL] = way.found_N / np.maximum(way.queries_N, 1)
         chance[RETRIEVAL] = 1 / way.pool
     return values, chance
 

@@ -76,7 +76,7 @@ class Retrieval(NamedTuple):
     """Accuracy in every draw."""
     found_N: np.ndarray
     """Times a query found its partner, summed over draws; a k-way tie counts 1 / k."""
-    asked_N: np.ndarray
+    queries_N: np.ndarray
     """Times a query was in a draw."""
     pool: int
     """Number of candidates."""
@@ -382,7 +382,7 @@ def retrieval(
 
 def _search(similarity_NN: np.ndarray, pools_RP: np.ndarray) -> Retrieval:
     """Queries are rows, candidates columns."""
-    found, asked = np.zeros(len(similarity_NN)), np.zeros(len(similarity_NN), dtype=np.int64)
+    found, queries = np.zeros(len(similarity_NN)), np.zeros(len(similarity_NN), dtype=np.int64)
     accuracies = []
     for pool_P in pools_RP:
         inside = similarity_NN[np.ix_(pool_P, pool_P)]
@@ -391,7 +391,7 @@ def _search(similarity_NN: np.ndarray, pools_RP: np.ndarray) -> Retrieval:
         tied = (np.abs(inside - own) <= TIE).sum(1)  # itself included
         hit = np.where(better, 0.0, 1.0 / tied)
         found[pool_P] += hit
-        asked[pool_P] += 1
+        queries[pool_P] += 1
         accuracies.append(hit.mean())
     draws = np.array(accuracies)
-    return Retrieval(float(draws.mean()), draws, found, asked, pools_RP.shape[1])
+    return Retrieval(float(draws.mean()), draws, found, queries, pools_RP.shape[1])

@@ -125,7 +125,7 @@ def mean_interval(values_N: np.ndarray, resamples: int = RESAMPLES, seed: int = 
 
 def ratio_interval(
     found_N: np.ndarray,
-    asked_N: np.ndarray,
+    queries_N: np.ndarray,
     resamples: int = RESAMPLES,
     seed: int = 0,
     share: bool = True,
@@ -140,18 +140,18 @@ def ratio_interval(
     share : bool, optional
         Allow the exact interval.
     """
-    found, asked = _finite(found_N), _finite(asked_N)
+    found, queries = _finite(found_N), _finite(queries_N)
     if share:
-        right = (found / np.maximum(asked, 1))[asked > 0]
+        right = (found / np.maximum(queries, 1))[queries > 0]
         if np.isin(right, (0, 1)).all() and (
-            len(np.unique(asked)) == 1 or len(np.unique(right)) == 1
+            len(np.unique(queries)) == 1 or len(np.unique(right)) == 1
         ):
             return share_interval(right)
     replicates = [
-        (counts @ found) / np.maximum(counts @ asked, 1e-300)
+        (counts @ found) / np.maximum(counts @ queries, 1e-300)
         for counts in _counts(len(found), resamples, seed)
     ]
-    return Interval(float(found.sum() / asked.sum()), *_ends(np.concatenate(replicates)))
+    return Interval(float(found.sum() / queries.sum()), *_ends(np.concatenate(replicates)))
 
 
 def _pair_mean(weights_NN: np.ndarray, counts_MN: np.ndarray) -> np.ndarray:

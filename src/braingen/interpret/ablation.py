@@ -252,24 +252,24 @@ def ablation_table(
                 [start_N - getattr(each, field) for each in ablation.random]
             ).reshape(-1, len(start_N))
             for group, inside_N in groups.items():
-                asked_N = inside_N & np.isfinite(loss_N)
-                if not asked_N.any():
+                queries_N = inside_N & np.isfinite(loss_N)
+                if not queries_N.any():
                     continue
-                interval = mean_interval(loss_N[asked_N], 2000, seed)
+                interval = mean_interval(loss_N[queries_N], 2000, seed)
                 row = {
                     "ablated": ablation.name,
                     "voxels": ablation.voxels,
                     "images": group,
-                    "n": int(asked_N.sum()),
+                    "n": int(queries_N.sum()),
                     "score": field.removesuffix("_N"),
-                    "before": float(start_N[asked_N].mean()),
+                    "before": float(start_N[queries_N].mean()),
                     "loss": interval.value,
                     "low": interval.low,
                     "high": interval.high,
                 }
                 if len(random_RN):
-                    excess = mean_interval((loss_N - random_RN.mean(axis=0))[asked_N], 2000, seed)
-                    drawn_R = random_RN[:, asked_N].mean(axis=1)
+                    excess = mean_interval((loss_N - random_RN.mean(axis=0))[queries_N], 2000, seed)
+                    drawn_R = random_RN[:, queries_N].mean(axis=1)
                     row |= {
                         "random": float(drawn_R.mean()),
                         "excess": excess.value,

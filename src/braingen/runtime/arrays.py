@@ -1,8 +1,7 @@
-"""Arrays in files of other people: .npy, .npz and HDF5 that may hold something else than they say,
-or more than fits.
+"""Read arrays of untrusted files: .npy, .npz and HDF5.
 
-Nothing is unpickled. What a file declares is compared with what it has and with the memory of the
-machine before any of it is read.
+Nothing is unpickled. The declared size is compared with the file and with free memory before
+anything is read.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from braingen.runtime.errors import UserError, reason
 from braingen.runtime.files import UNREADABLE_ARRAY, refuse_stand_in, reserve
 
 LARGEST_SHARE = 0.9
-"""Of the memory that is free; an array that takes more would end the process sooner or later."""
+"""Largest share of free memory that an array may take; more could end the process."""
 
 
 def refuse_more_than_memory(size: int, what: str, instead: str) -> None:
-    """Refuse to read what does not fit.
+    """Refuse to read data that do not fit into memory.
 
     Parameters
     ----------
     size : int
         Bytes.
     what : str
-        Begins the sentence: the file, and what of it.
+        Begins the message: the file and its part.
     instead : str
-        What the user is to do; ends the sentence.
+        What the user should do; ends the message.
 
     Raises
     ------
@@ -42,18 +41,18 @@ def refuse_more_than_memory(size: int, what: str, instead: str) -> None:
     free = psutil.virtual_memory().available
     if size > LARGEST_SHARE * free:
         raise UserError(
-            f"{what} is said to hold {size / 1e9:,.1f} GB, {free / 1e9:,.1f} GB of memory are free;"
+            f"{what} declares {size / 1e9:,.1f} GB, {free / 1e9:,.1f} GB of memory are free;"
             f" {instead}."
         )
 
 
 def read_npy(path: Path | str, get_it: str) -> np.ndarray:
-    """The array of a .npy file, memory-mapped.
+    """Read the array of a .npy file, memory-mapped.
 
     Raises
     ------
     UserError
-        When it is missing, damaged, shorter than it says, or holds Python objects.
+        When it is missing, damaged, shorter than declared, or holds Python objects.
     """
     refuse_stand_in(path, get_it)
     try:
@@ -66,13 +65,13 @@ def read_npy(path: Path | str, get_it: str) -> np.ndarray:
 
 
 def read_npz(path: Path | str, get_it: str) -> dict[str, np.ndarray]:
-    """The arrays of a .npz file by name.
+    """Read the arrays of a .npz file by name.
 
     Raises
     ------
     UserError
-        When it is missing, damaged, declares more than it has or than fits into memory, or holds
-        Python objects.
+        When it is missing, damaged, declares more data than it has or than fits into memory, or
+        holds Python objects.
     """
     refuse_stand_in(path, get_it)
     try:
@@ -92,7 +91,7 @@ def read_npz(path: Path | str, get_it: str) -> dict[str, np.ndarray]:
 
 
 def _declared(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
-    """Bytes that the header of a member promises."""
+    """Number of bytes that a member's header declares."""
     if not member.filename.endswith(".npy"):
         return 0
     with archive.open(member) as handle:
@@ -101,12 +100,12 @@ def _declared(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
 
 
 def read_header(handle: Any) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type that the header of an array in .npy form declares; its numbers are not read.
+    """Read shape and type from the header of an array in .npy form.
 
     Raises
     ------
     ValueError
-        When it is no such header.
+        When it is not such a header.
     """
     version = np.lib.format.read_magic(handle)
     if version == (1, 0):
@@ -119,12 +118,12 @@ def read_header(handle: Any) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def read_dataset(dataset: Any, path: Path | str, get_it: str) -> np.ndarray:
-    """A whole HDF5 dataset.
+    """Read a whole HDF5 dataset.
 
     Raises
     ------
     UserError
-        When it is damaged, does not hold plain values, or declares more than fits into memory.
+        When it is damaged, holds no plain values, or declares more than fits into memory.
     """
     refuse_more_than_memory(
         dataset.size * dataset.dtype.itemsize if dataset.size else 0,
@@ -150,12 +149,12 @@ def _reason(error: BaseException) -> str:
 
 
 def whole_numbers(ids: Any, path: Path | str, get_it: str) -> np.ndarray:
-    """Image ids as int64, flat.
+    """Convert image ids to int64, flat.
 
     Raises
     ------
     UserError
-        When they are no whole numbers.
+        When they are not whole numbers.
     """
     found = np.asarray(ids).ravel()
     if (
@@ -169,23 +168,22 @@ def whole_numbers(ids: Any, path: Path | str, get_it: str) -> np.ndarray:
         )
     if found.size and (found.min() < -(2**62) or found.max() > 2**62):
         raise UserError(
-            f"{path}: image ids reach {found.max():g}, ids of pictures were expected; {get_it}."
+            f"{path}: image ids reach {found.max():g}, ids of images were expected; {get_it}."
         )
     return found.astype(np.int64)
 
 
 def shapes_of(arrays: Mapping[str, Any]) -> str:
-    """What a file holds, for messages."""
+    """Describe arrays by name and shape, for messages."""
     return (
         ", ".join(f"{name} {tuple(np.shape(value))}" for name, value in arrays.items()) or "nothing"
     )
 
 
 def new_npy(path: Path | str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-    """A new .npy file, mapped for writing, whose bytes have their place on the disk: a full disk is
-    told now.
+    """Create a memory-mapped .npy file whose disk space is reserved.
 
-    Filling the map of a sparse file would end the process without a word.
+    Writing to the map of a sparse file on a full disk would kill the process.
     """
     made = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if made.nbytes:

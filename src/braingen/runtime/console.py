@@ -1,8 +1,8 @@
-"""What is printed: text as it is, whoever wrote it.
+"""Consoles and progress bars that print text literally.
 
-Rich takes ``[...]`` in plain strings for markup: a file, a caption or a rater's code such as
-``[/x]`` would stop the program. So consoles here know no markup, and names of progress bars are
-escaped. Emphasis is given by `style`.
+Rich interprets ``[...]`` in plain strings as markup: a file name, caption or rater's code such as
+``[/x]`` would stop the program. So consoles here have no markup, and descriptions of progress bars
+are escaped. Use `style` for emphasis.
 """
 
 from __future__ import annotations
@@ -21,26 +21,24 @@ Item = TypeVar("Item")
 
 
 def console(quiet: bool = False, stderr: bool = False) -> Console:
-    """A console that prints strings, and cells of tables, as they are; or nothing."""
+    """Return a console that prints strings and table cells literally, or nothing."""
     return Console(markup=False, emoji=False, highlight=False, quiet=quiet, stderr=stderr)
 
 
 def add_row(table: Table, *cells: object) -> None:
-    """Add a row to a table, each cell one line, without control characters (colours, line ends, the
-    bell).
-    """
+    """Add a row to a table; every cell is one line without control characters."""
     table.add_row(*(one_line(cell) for cell in cells))
 
 
 def track(
     sequence: Sequence[Item] | Iterable[Item], description: str, **options: Any
 ) -> Iterable[Item]:
-    """Rich's `track`, with a description that is no markup."""
+    """Rich's `track`, with a literal description."""
     return rich.progress.track(sequence, description=escape(one_line(description)), **options)
 
 
 class Progress(rich.progress.Progress):
-    """Rich's progress bars, with descriptions that are no markup."""
+    """Rich's progress bars, with literal descriptions."""
 
     def add_task(self, description: str, *arguments: Any, **options: Any) -> rich.progress.TaskID:
         """Add a bar."""

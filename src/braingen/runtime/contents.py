@@ -1,8 +1,8 @@
-"""What lies at the places that settings name.
+"""Fingerprints of the files and folders that settings name.
 
-A folder may be moved, mounted elsewhere, or typed in another way between two starts of one run. So
-a run is told apart by what its data and models hold (`contents_of`, kept in config.yaml), and not
-by the text of their paths.
+A folder may be moved, mounted elsewhere, or written differently between two starts of a run. So a
+run is identified by the content of its data and models (`contents_of`, kept in config.yaml), not by
+their paths.
 """
 
 from __future__ import annotations
@@ -31,18 +31,17 @@ PLACES = (
     "published.router_text",
     "published.adapter",
 )
-"""Settings of a run that name a file or a folder that it reads."""
-_SAMPLE = 1 << 16  # bytes from either end of a file of the data: a release has hundreds
+"""Settings that name a file or folder which the run reads."""
+_SAMPLE = 1 << 16  # bytes from either end of a data file: a release has hundreds of files
 
 
 def contents_of(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Fingerprints of what lies at the places that some settings name, by the name of the setting;
-    those that exist.
+    """Fingerprint the files and folders that exist, by the name of their setting.
 
     Parameters
     ----------
     settings : Mapping[str, Any]
-        A tree of settings as a run keeps it.
+        A tree of settings as the run folder holds it.
     """
     found: dict[str, str] = {}
     values = flat(settings)
@@ -69,8 +68,7 @@ def _reads_captions(settings: Mapping[str, Any]) -> bool:
 
 
 def data_fingerprint(layout: Layout, subjects: Sequence[int], captions: bool = True) -> str:
-    """Fingerprint of the data of some subjects: pictures, responses, trials, and captions where
-    they are read; empty where none is there.
+    """Fingerprint images, responses, trials and used captions of some subjects; empty if none.
 
     Names and sizes of the files, with the first and last 64 KiB of each.
     """

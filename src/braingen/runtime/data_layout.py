@@ -1,4 +1,4 @@
-"""Where the files of a data folder lie.
+"""Paths inside a data folder.
 
 The layout is the one distributed with MindEye2 (Hugging Face dataset `pscotti/mindeyev2`) and
 reused by MoRE-Brain. A simulated data folder has the same names with other sizes. Nothing is opened
@@ -19,14 +19,14 @@ def subject_name(subject: int) -> str:
 
 
 class Layout(NamedTuple):
-    """Where everything lies under one data folder. Nothing is opened here."""
+    """Paths inside one data folder. Nothing is opened here."""
 
     root: Path
     """The data folder, `data/NSD` by default."""
 
     @classmethod
     def of(cls, root: str | Path = DEFAULT_ROOT) -> Layout:
-        """The layout of a folder given as text or path (`~` is understood)."""
+        """Return the layout of a folder given as text or path (`~` is expanded)."""
         return cls(Path(root).expanduser())
 
     def wds_train(self, subject: int, session: int) -> Path:
@@ -34,9 +34,7 @@ class Layout(NamedTuple):
         return self.root / "wds" / subject_name(subject) / "train" / f"{session}.tar"
 
     def wds_test(self, subject: int, which: str = "new_test") -> Path:
-        """Tar of all test trials: `new_test` (all shared1000 trials), or the older, smaller
-        `test`.
-        """
+        """Tar of all test trials: `new_test` (all shared1000 trials), or the older `test`."""
         return self.root / "wds" / subject_name(subject) / which / "0.tar"
 
     def betas(self, subject: int) -> Path:
@@ -60,21 +58,17 @@ class Layout(NamedTuple):
         return self.root / "brain_region_masks.hdf5"
 
     def volumes(self, subject: int) -> Path:
-        """Folder of region and pRF volumes in the subject's functional space, with order.json
-        (ours).
-        """
+        """Folder of region and pRF volumes in functional space, with order.json (ours)."""
         return self.root / "volumes" / subject_name(subject)
 
     def truth(self, subject: int) -> Path:
-        """What was planted in a simulated subject."""
+        """Ground truth of a simulated subject."""
         return self.root / "truth" / f"{subject_name(subject)}.npz"
 
     def prepared(self) -> Path:
-        """What `braingen prepare` made the folder from, with the checksums of what was written."""
+        """Manifest of `braingen prepare`: sources, and checksums of the written files."""
         return self.root / "prepared.json"
 
     def cache(self) -> Path:
-        """Folder beside the data for what was once computed from it (trial tables, voxel checks,
-        image digests).
-        """
+        """Folder of cached results (trial tables, voxel checks, image digests), beside the data."""
         return self.root / ".braingen"

@@ -1,4 +1,4 @@
-"""The machine a stage runs on."""
+"""Device, number format and trackers of a stage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from braingen.runtime.untrusted import one_line
 
 
 def device_of(config: Config) -> torch.device:
-    """The device that ``run.device`` means here."""
+    """Resolve ``run.device`` on this machine."""
     if config.run.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if config.run.device == "cuda" and not torch.cuda.is_available():
@@ -33,9 +33,7 @@ def device_of(config: Config) -> torch.device:
 
 
 def precision_of(config: Config) -> str:
-    """Accelerate's name for the number format of training: fp16 on a GPU, float32 on a CPU, unless
-    told otherwise.
-    """
+    """Accelerate's name of the training precision: fp16 on a GPU, float32 on a CPU by default."""
     chosen = config.run.mixed_precision
     if chosen == "auto":
         return "fp16" if device_of(config).type == "cuda" else "no"
@@ -43,15 +41,16 @@ def precision_of(config: Config) -> str:
 
 
 def end_tracking(accelerator: Accelerator) -> None:
-    """Close the trackers. (``Accelerator.end_training`` would part the processes too, and a stage
-    may train several times.)
+    """Close the trackers.
+
+    ``Accelerator.end_training`` would also end the process group, but a stage may train repeatedly.
     """
     for tracker in accelerator.trackers:
         tracker.finish()
 
 
 def _tracker_of(config: Config) -> str | None:
-    """The tracker, as far as it is installed; curves are in metrics.jsonl in any case."""
+    """Return the tracker if it is installed; metrics.jsonl has the curves in any case."""
     tracker = config.run.tracker
     if tracker == "wandb":
         check_wandb()
@@ -65,12 +64,12 @@ def _tracker_of(config: Config) -> str | None:
 
 
 def check_wandb() -> None:
-    """Refuse W&B where it cannot work, before anything is computed.
+    """Refuse W&B where it cannot work, before any computation.
 
     Raises
     ------
     UserError
-        When the package, or a key, is not there.
+        When the package or a key is missing.
     """
     if find_spec("wandb") is None:
         raise UserError(
@@ -86,7 +85,7 @@ def check_wandb() -> None:
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
         known = netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host)
-    except (OSError, NetrcParseError, RuntimeError):  # none there, damaged, or no home
+    except (OSError, NetrcParseError, RuntimeError):  # missing, damaged, or no home folder
         known = None
     if known is None:
         raise UserError(
@@ -96,8 +95,7 @@ def check_wandb() -> None:
 
 
 def start_tracking(accelerator: Accelerator, config: Config, run: Run) -> None:
-    """Open the trackers. A run of W&B has the settings, is called as the run folder is, and lies in
-    it.
+    """Open the trackers; a W&B run has the settings, the name and the folder of the run.
 
     Raises
     ------
@@ -114,28 +112,28 @@ def start_tracking(accelerator: Accelerator, config: Config, run: Run) -> None:
         accelerator.init_trackers("braingen", config=flat(run.config), init_kwargs=about)
     except Exception as error:  # W&B's own, of many kinds
         raise UserError(
-            f"W&B could not be started ({type(error).__name__}: {one_line(error, 200)}): look at"
+            f"W&B could not be started ({type(error).__name__}: {one_line(error, 200)}): check"
             " your key and connection, set WANDB_MODE=offline, or choose --tracker tensorboard."
         ) from error
 
 
 def accelerator_of(config: Config, folder: Path, batch_size: int) -> Accelerator:
-    """What shares training out over processes and devices, and sends its curves to the tracker.
+    """Create the Accelerator of a training run.
 
     Parameters
     ----------
     folder : Path
         Of the run.
     batch_size : int
-        Per process and pass, which DeepSpeed wants to know.
+        Per process and forward pass, which DeepSpeed needs to know.
 
     Raises
     ------
     UserError
-        When the tracker cannot work, and for half precision under DeepSpeed, which would keep the
+        When the tracker cannot work, and for half precision under DeepSpeed, which would store the
         weights themselves in it.
     """
-    # an earlier stage in this process may have had another number format; process groups stay
+    # an earlier stage may have set another number format; process groups are kept
     AcceleratorState._reset_state()
     accelerator = Accelerator(
         cpu=device_of(config).type == "cpu",

@@ -1,6 +1,4 @@
-"""The processes that share a stage's work, when it is started by ``accelerate launch``; one process
-otherwise.
-"""
+"""Processes that share a stage's work under ``accelerate launch``; otherwise a single process."""
 
 from __future__ import annotations
 
@@ -23,18 +21,18 @@ from braingen.runtime.run_folder import CONTENTS, Follower, Run, has_work, remov
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(hours=12)
-"""How long processes wait for each other: what the main one does first, such as all targets of a
-data set, may take hours.
+"""Timeout of collective operations: work of the main process, such as all targets of a data set,
+may take hours.
 """
 
 
 class Workers:
-    """This process and its fellows.
+    """This process and the other ones of its group.
 
     Parameters
     ----------
     config : Config
-        Says on which device.
+        Determines the device.
     """
 
     def __init__(self, config: Config) -> None:
@@ -45,7 +43,7 @@ class Workers:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes what is written once."""
+        """Whether this is the main process, which writes shared files."""
         return self._state.is_main_process
 
     @property
@@ -54,7 +52,7 @@ class Workers:
         return self._state.num_processes
 
     def broadcast(self, value: Item) -> Item:
-        """The main process's value, in every process."""
+        """Return the main process's value in every process."""
         if self.count == 1:
             return value
         box = [value]
@@ -62,7 +60,7 @@ class Workers:
         return box[0]
 
     def all_reduce_max(self, value: int) -> int:
-        """The greatest of all processes' values."""
+        """Return the maximum over all processes."""
         if self.count == 1:
             return value
         box = torch.tensor(value, device=self._state.device)
@@ -70,39 +68,38 @@ class Workers:
         return int(box.item())
 
     def main_first(self, work: Callable[[], Item]) -> Item:
-        """Do something in the main process, then in the others, which find what it left on the
-        disk.
+        """Run an action in the main process, then in the others, which find its files.
 
         Raises
         ------
         UserError
-            In the main process, when its work was refused; the others then leave quietly.
+            In the main process, when its action was refused; the others then exit silently.
         """
         made: list[Item] = []
         main_first(self, lambda: made.append(work()))
         return made[0] if made else work()
 
     def share(self, items: Sequence[Item]) -> list[Item]:
-        """This process's part of a list that is the same in all of them."""
+        """Return this process's part of a list that is equal in all processes."""
         if self.count == 1:
             return list(items)
-        if len(items) < self.count:  # Accelerate would give the last one to several
+        if len(items) < self.count:  # Accelerate would give the last item to several processes
             return list(items[self._state.process_index : self._state.process_index + 1])
         with self._state.split_between_processes(list(items)) as mine:
             return list(mine)
 
     def wait(self) -> None:
-        """Until all have come this far."""
+        """Wait until all processes arrive here."""
         self._state.wait_for_everyone()
 
 
 def main_first(workers: Workers, action: Callable[[], object]) -> None:
-    """Let the main process do something that may be refused, the others wait for it.
+    """Run an action that may be refused in the main process, while the others wait.
 
     Raises
     ------
     UserError
-        In the main process, what the action raised; the others then leave quietly.
+        In the main process, as raised by the action; the others then exit silently.
     """
     refused = None
     if workers.main:
@@ -115,15 +112,14 @@ def main_first(workers: Workers, action: Callable[[], object]) -> None:
 
 
 def complete(workers: Workers, run: Run, products: Callable[[], Iterable[Path]]) -> bool:
-    """Whether a run is finished and what it made is there, in every process.
+    """Check in every process whether a run is finished and its files exist.
 
-    What somebody removed since is made again: the mark is taken away, and the run goes on.
+    Removed files are made again: the mark is removed, and the run continues.
 
     Parameters
     ----------
     products : Callable[[], Iterable[Path]]
-        What a finished run holds; asked for only when it is marked as finished, in the main
-        process.
+        Returns the files of a finished run; called in the main process, only for a finished run.
     """
     if workers.main and run.finished:
         lost = [path for path in products() if not path.exists()]
@@ -145,14 +141,13 @@ def shared_run(
     seeds: Mapping[str, int],
     may_change: Collection[str] = (),
 ) -> Iterator[Run]:
-    """A run folder that several processes work in: the main one holds its lock and writes, the
-    others read it.
+    """Open a run folder for several processes: the main one locks and writes, others read.
 
     Raises
     ------
     UserError
-        In the main process, when the folder cannot be opened (`Run.start`); the others then leave
-        quietly.
+        In the main process, when the folder cannot be opened (`Run.start`); the others then exit
+        silently.
     """
     run, refused, fresh = None, None, workers.main and not (folder / "config.yaml").exists()
     if workers.main:

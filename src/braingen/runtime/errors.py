@@ -1,4 +1,4 @@
-"""The one error that is shown to a user as a sentence, without a traceback."""
+"""The error that is shown as one message, without a traceback."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Something a person can put right: the message says what was wrong, its value, what is allowed
-    and what to type.
-    """
+    """An error that the user can correct, with the fault, its value and what to type."""
 
 
 def reason(error: BaseException) -> str:
@@ -19,10 +17,10 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def as_sentence(start: str, instead: str) -> Iterator[None]:
-    """Turn errors of a reader into "<start> (<reason>); <instead>."; a UserError stays as it is.
+    """Turn errors of file readers into "<start> (<reason>); <instead>."; a UserError passes.
 
-    Readers of damaged files fail in many ways, so that every exception is taken except lack of
-    memory.
+    Readers raise many kinds of errors on damaged files, so every exception but a lack of memory is
+    caught.
     """
     try:
         yield

@@ -1,6 +1,4 @@
-"""Packages that only some commands need: they come with an extra of the installation, as in ``pip
-install braingen[interpret]``.
-"""
+"""Optional packages of some commands, installed as extras: ``pip install braingen[interpret]``."""
 
 from __future__ import annotations
 
@@ -14,31 +12,31 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "scores": ("dreamsim", "nltk"),
     "gpu": ("bitsandbytes", "xformers"),
 }
-"""Extra of pyproject.toml and the modules that come with it."""
+"""Extra of pyproject.toml and its modules."""
 
 
 def missing(extra: str) -> list[str]:
-    """Modules of an extra that are not installed."""
+    """Return the modules of an extra that are not installed."""
     return [module for module in EXTRAS[extra] if find_spec(module) is None]
 
 
 def how_to_install(extra: str) -> str:
-    """The line to type, for an installed package and for a checkout."""
+    """Return the install command, for an installed package and for a checkout."""
     return f"pip install 'braingen[{extra}]' (in a checkout: pip install -e '.[{extra}]')"
 
 
 def need(extra: str, purpose: str) -> None:
-    """Stop in one sentence where an extra is not installed.
+    """Refuse to continue without the modules of an extra.
 
     Parameters
     ----------
     purpose : str
-        Who needs it, the subject of the sentence.
+        The feature that needs it; subject of the message.
 
     Raises
     ------
     UserError
-        With what is missing and what to type.
+        With the missing modules and the install command.
     """
     if absent := missing(extra):
         verb = "is" if len(absent) == 1 else "are"

@@ -1,4 +1,4 @@
-"""Files that are never half there: atomic writes, and disk trouble told in one sentence."""
+"""Atomic writes, and readable errors for full or unavailable disks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _DISK_TROUBLE = {
     ),
     errno.ENOTDIR: "a part of that path is a file, not a folder: choose another path",
     errno.EEXIST: "a file of that name is in the way: remove it or choose another path",
-    errno.EIO: "the disk reported a hardware error: choose another disk and look at the system log",
+    errno.EIO: "the disk reported a hardware error: choose another disk and check the system log",
 }
 UNREADABLE_ARRAY = (
     OSError,
@@ -54,28 +54,20 @@ UNREADABLE_ARRAY = (
     MemoryError,
     OverflowError,
 )
-"""What NumPy (which reads a header as a Python literal), zipfile and h5py raise at files that hold
-something else than they say.
-"""
+"""Errors of NumPy (which parses headers as Python literals), zipfile and h5py for damaged files."""
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 _NUMBER_IN_TEXT = re.compile(r"os error (\d+)|errno = (\d+)|\[Errno (\d+)\]")
-"""How libraries that raise exceptions of their own name the operating system's error: Rust's
-(safetensors), HDF5's, Python's.
-"""
+"""Forms in which safetensors (Rust), HDF5 and Python state the operating system's error number."""
 _WRITTEN_IN_PART = re.compile(
     r"\d+ requested and \d+ written|PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+"
 )
-"""What NumPy and PyTorch raise when the disk took only a part of an array; they leave the error's
-number out.
-"""
+"""Errors of NumPy and PyTorch for partial writes, without an error number."""
 
 
 def error_number(error: BaseException | None) -> int:
-    """The operating system's number of an error, also of one inside another library's exception; 0
-    where there is none.
-    """
+    """Return the operating system's error number, also from wrapped exceptions; 0 if none."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -91,19 +83,16 @@ def error_number(error: BaseException | None) -> int:
 
 
 def disk_trouble(error: BaseException) -> str | None:
-    """What a person can do about an error of the disk, as the second half of a sentence; None for
-    any other error.
-    """
+    """Advise on an error of the disk, as the second half of a message; None for other errors."""
     return None if isinstance(error, UserError) else _DISK_TROUBLE.get(error_number(error))
 
 
 @contextmanager
 def disk_errors_as_sentences(path: Path | str) -> Iterator[None]:
-    """Turn a full or read-only disk into a `UserError` that names `path`; every other exception
-    passes unchanged.
+    """Turn errors of a full or read-only disk into a `UserError` that names `path`.
 
-    Also when the error comes wrapped by a library that writes files itself (safetensors, HDF5,
-    NumPy, PyTorch).
+    This includes errors that libraries wrap (safetensors, HDF5, NumPy, PyTorch); other exceptions
+    pass unchanged.
 
     Raises
     ------
@@ -123,7 +112,7 @@ def disk_errors_as_sentences(path: Path | str) -> Iterator[None]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` durable; file systems that cannot do it are left alone."""
+    """Make a rename inside `folder` durable; file systems without support are ignored."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -135,7 +124,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Push the content of a written file to the disk."""
+    """Flush a written file to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -144,25 +133,21 @@ def sync_file(path: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Name under which `path` is written before it is renamed: beside it, hidden, unique to this
-    process.
-    """
+    """Return a hidden temporary name beside `path`, unique to this process."""
     return path.with_name(f".{path.name}.tmp-{os.getpid()}")
 
 
 def clear_temporaries(folder: Path) -> None:
-    """Remove what processes that were killed while writing left in a folder (not below it)."""
+    """Remove temporary files of killed processes from a folder (not below it)."""
     for left in folder.glob(".*.tmp-*"):
         shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 @contextmanager
 def replaced_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary path to write to; on success it is synced and renamed to `path`, on failure
-    removed.
+    """Yield a temporary path; on success it is synced and renamed to `path`, else removed.
 
-    For writers that insist on opening the file themselves. A reader, at any moment, finds the old
-    file or the new one.
+    For writers that open the file themselves. A reader always finds the old or the new file.
     """
     path = Path(path)
     with disk_errors_as_sentences(path):
@@ -191,10 +176,10 @@ def replaced_file(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextmanager
 def replaced_folder(path: Path | str) -> Iterator[Path]:
-    """Give an empty temporary folder to fill; on success it takes the place of `path`.
+    """Yield an empty temporary folder; on success it replaces `path`.
 
-    A folder cannot be renamed over a full one, so the old one steps aside under a second name
-    first; `recover_folder` puts it back should the process be killed between the two renames.
+    A folder cannot be renamed over a full one, so the old one is renamed first; `recover_folder`
+    restores it if the process is killed between the two renames.
     """
     path = Path(path)
     with disk_errors_as_sentences(path):
@@ -223,23 +208,21 @@ def replaced_folder(path: Path | str) -> Iterator[Path]:
 def replaced_parts(
     folder: Path | str, parts: Collection[str], index: str, keep: bool = False
 ) -> Iterator[Path]:
-    """Give an empty temporary folder to fill; on success its content takes the place of the parts
-    of `folder`.
+    """Yield an empty temporary folder; on success its content replaces the parts of `folder`.
 
-    For a folder in which other files lie as well, which stay. The index, without which the folder
-    is not read, goes before the first part is exchanged and comes back last: parts of two saves
-    never pass for one.
+    Other files of the folder are kept. The index, without which the folder is not read, is removed
+    before the first part is replaced and written last, so parts of two saves are never mixed.
 
     Parameters
     ----------
     folder : Path | str
-        Made if it is not there.
+        Created if missing.
     parts : Collection[str]
-        Names of folders that belong to it; those that are not written anew are removed.
+        Names of its parts; parts that are not written again are removed.
     index : str
-        Name of the file that makes the folder readable.
+        Name of the file without which the folder is not read.
     keep : bool, optional
-        Leave the files of the parts that are not written anew.
+        Keep the files of parts that are not written again.
     """
     folder = Path(folder)
     with disk_errors_as_sentences(folder):
@@ -293,7 +276,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def reserve(path: Path | str, size: int) -> None:
-    """Give a file its full size on the disk now, so that a memory map of it can be filled.
+    """Allocate a file's full size on the disk, so that a memory map of it can be filled.
 
     Writing through a map of a sparse file kills the process with SIGBUS when the disk is full; this
     raises ENOSPC instead.
@@ -303,20 +286,20 @@ def reserve(path: Path | str, size: int) -> None:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a file system that cannot do it
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # no support by the file system
             raise
     finally:
         os.close(descriptor)
 
 
 def nearest_folder(path: Path | str) -> Path:
-    """A path, or the nearest of the folders above it that exists."""
+    """Return a path, or the nearest folder above it that exists."""
     path = Path(path).absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def can_be_written(folder: Path) -> bool:
-    """Whether files can be made in a folder, which is made where it is not there."""
+    """Whether files can be created in a folder, which is created if missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = temporary_name(folder / "probe")
@@ -328,9 +311,7 @@ def can_be_written(folder: Path) -> bool:
 
 
 def own_cache(folder: Path) -> Path:
-    """Where a person keeps what belongs to a folder that cannot be written: below XDG_CACHE_HOME,
-    or ~/.cache.
-    """
+    """Return the user's cache folder for a read-only folder, below XDG_CACHE_HOME or ~/.cache."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return (
         home / "braingen" / hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
@@ -338,23 +319,23 @@ def own_cache(folder: Path) -> Path:
 
 
 def free_bytes(path: Path | str) -> int:
-    """What is free on the disk where a path is, or would be."""
+    """Free bytes on the disk of a path, which need not exist."""
     return shutil.disk_usage(nearest_folder(path)).free
 
 
 def refuse_small_disk(path: Path | str, needed: int, what: str, instead: str) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Refuse work that does not fit on the disk.
 
     Parameters
     ----------
     path : Path | str
-        Where it would be written.
+        Where it is written.
     needed : int
         Bytes still to be written.
     what : str
-        Begins the sentence.
+        Begins the message.
     instead : str
-        What a user may do besides freeing space; ends the sentence.
+        What the user may do besides freeing space; ends the message.
 
     Raises
     ------
@@ -370,15 +351,13 @@ def refuse_small_disk(path: Path | str, needed: int, what: str, instead: str) ->
 
 
 def identity(path: Path | str) -> str:
-    """Size and modification time of a file: enough to notice that it was exchanged, without reading
-    it.
-    """
+    """Return size and modification time of a file, to detect changes without reading it."""
     status = os.stat(path)
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def sha256_of(path: Path | str) -> str:
-    """Digest of a file's content, read in pieces."""
+    """Digest of a file's content, read in chunks."""
     digest = hashlib.sha256()
     with open(path, "rb") as handle:
         while piece := handle.read(1 << 22):
@@ -387,14 +366,14 @@ def sha256_of(path: Path | str) -> str:
 
 
 def refuse_stand_in(path: Path | str, get_it: str) -> Path:
-    """Refuse a path at which there is something other than the data meant to be there.
+    """Refuse a path that does not hold the expected data.
 
     Parameters
     ----------
     path : Path | str
-        The file that is about to be read.
+        The file to be read.
     get_it : str
-        What the user is to do when it is missing or not the real thing; ends the sentence.
+        What the user should do when it is missing or replaced; ends the message.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Digests of files and texts, by which cached results and runs are told apart."""
+"""Digests of files and texts, which identify cached results and runs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,9 @@ def digest_of_texts(texts: Iterable[Iterable[str]]) -> np.ndarray:
 
 
 def fingerprint_of_files(folder: str | Path, sample: int = 1 << 20) -> str:
-    """A key that changes when weights change: names and sizes of a folder's files, with the first
-    and last ``sample`` bytes of each.
+    """Return a key that changes with the weights: names, sizes and ``sample`` bytes of either end.
 
-    A hub name is its own key. A card (``.md``) is no weight: a corrected sentence does not make
-    another model.
+    A hub name is its own key. Model cards (``.md``) are ignored.
     """
     root = Path(folder)
     digest = hashlib.sha256(b"" if root.exists() else str(folder).encode())

@@ -18,9 +18,9 @@ from braingen.runtime.files import disk_errors_as_sentences
 
 _OTHER_HOST_PATIENCE = (
     15 * 60
-)  # seconds without a sign of life after which another machine's lock counts as left behind
-_SIGN_OF_LIFE = 30  # seconds between touches of the lock
-_open_here: set[Path] = set()  # POSIX locks do not hold a process off from itself
+)  # seconds without a heartbeat after which another machine's lock is stale
+_SIGN_OF_LIFE = 30  # seconds between heartbeats, which touch the lock
+_open_here: set[Path] = set()  # POSIX locks do not exclude the process that holds them
 
 
 def _alive(pid: int) -> bool:
@@ -29,17 +29,17 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # alive, somebody else's
+        pass  # alive, of another user
     return True
 
 
 class FolderLock:
-    """One process per run folder.
+    """Lock of a run folder: one process at a time.
 
-    The lock proper is the kernel's (POSIX record lock): it ends with its process, however that
-    ends, so a lock file left by a dead process is simply taken over. The file says who holds it.
-    Where two machines do not see each other's locks, another machine's entry is respected while it
-    shows signs of life, unless it is the same Slurm job, requeued.
+    The lock is the kernel's (POSIX record lock) and ends with its process, so the lock file of a
+    dead process is taken over. The file names the holder. Where machines do not see each other's
+    locks, another machine's entry counts while it has a recent heartbeat, unless it is the same
+    Slurm job, requeued.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -90,8 +90,7 @@ class FolderLock:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 return True
-            # a file system without locks: all that is left is to ask whether the process in the
-            # file is alive
+            # a file system without locks: check whether the process in the file is alive
             return (
                 holder is not None
                 and holder["host"] == socket.gethostname()
@@ -104,18 +103,16 @@ class FolderLock:
             holder = json.loads(os.pread(self._file, 4096, 0))
             return holder if {"pid", "host"} <= set(holder) else None
         except (ValueError, TypeError):
-            return None  # empty: let go of properly
+            return None  # empty: released properly
 
     def touch(self) -> None:
-        """Give a sign of life."""
+        """Touch the lock file as a heartbeat."""
         if time.monotonic() - self._touched > _SIGN_OF_LIFE:
             os.utime(self.path)
             self._touched = time.monotonic()
 
     def release(self) -> None:
-        """Empty the file and let go; the file stays, since removing it would race with whoever
-        waits for it.
-        """
+        """Empty the file and release it; removing it would race with waiting processes."""
         os.ftruncate(self._file, 0)
         os.close(self._file)
         _open_here.discard(self.path)
@@ -123,7 +120,7 @@ class FolderLock:
 
 @contextmanager
 def only_writer(scratch: Path) -> Iterator[None]:
-    """Hold a folder of unfinished files, beside what is made from them, against other processes.
+    """Lock a folder of unfinished files against other processes.
 
     Raises
     ------

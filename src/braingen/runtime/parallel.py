@@ -1,7 +1,7 @@
-"""Independent work of the demo side by side: a few processes of one thread each, one per core.
+"""Run independent tasks of the demo in parallel: a few single-threaded processes, one per core.
 
-Small networks keep one core busy and a second one hardly more, so two encoders trained in two
-processes take the time of one.
+Small networks hardly use a second core, so two encoders trained in two processes take the time of
+one.
 """
 
 from __future__ import annotations
@@ -28,39 +28,33 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.preemption import SIGNALS, Stopped, defer_signals, stoppable
 
 MOST = 2
-"""Processes at most, of about half a gigabyte each."""
+"""Largest number of processes, of about half a gigabyte each."""
 _POLL_SECONDS = 0.5
 
 
 class Task(NamedTuple):
-    """A piece of work that needs no other one of its group."""
+    """A task that is independent of the others of its group."""
 
     name: str
     work: Callable[..., object]
-    """A function of a module, called with the arguments; what it makes is on the disk, or returned
-    where it is small.
-    """
+    """A module's function, called with the arguments; writes files, or returns a small result."""
     arguments: tuple[Any, ...]
     done: Callable[[], int] = int
-    """How much of it is done, looked up on the disk by the process that started it; 0 until its end
-    by default.
-    """
+    """Fraction done, read from disk by the parent process; by default 0 until the end."""
     total: int = 1
 
 
 class _Outcome(NamedTuple):
-    """How a task ended that did not fail by a fault of the program."""
+    """Outcome of a task that was refused, stopped or finished."""
 
     refused: str = ""
     stopped: bool = False
     made: Any = None
-    """What it returned."""
+    """Return value."""
 
 
 def process_count(config: Config) -> int:
-    """How many processes ``run.processes`` means on this machine; 1 on a GPU, which they would
-    share.
-    """
+    """Resolve ``run.processes`` on this machine; 1 on a GPU, which processes would share."""
     if config.run.processes:
         return config.run.processes
     cores = (
@@ -70,7 +64,7 @@ def process_count(config: Config) -> int:
 
 
 class Group:
-    """Processes that do tasks; without any, the tasks are done here, one after another.
+    """Processes that run tasks; without any, tasks run here in sequence.
 
     Parameters
     ----------
@@ -82,15 +76,14 @@ class Group:
         self._pool = pool
 
     def run(self, tasks: Sequence[Task]) -> list[Any]:
-        """Do some tasks; returns what they returned, in their order, when all are done.
+        """Run tasks; returns their results in order when all are done.
 
         Raises
         ------
         UserError
-            What a task was refused with; the others are stopped as by SIGTERM, what they did is
-            saved.
+            When a task was refused; the others are stopped as by SIGTERM, and save their work.
         Stopped
-            When this process was told to stop; the tasks have stopped in good order then.
+            When this process received a signal; the tasks were stopped and saved.
         """
         if self._pool is None:
             return [task.work(*task.arguments) for task in tasks]
@@ -117,14 +110,12 @@ class Group:
 
 
 ALONE = Group(None)
-"""No other process."""
+"""No further process."""
 
 
 @contextmanager
 def group_of(config: Config) -> Iterator[Group]:
-    """The processes of a configuration, for as long as the context lasts; left by an exception,
-    they are stopped in good order.
-    """
+    """Open the processes of a configuration; an exception stops and saves their tasks."""
     count = process_count(config)
     if count == 1:
         yield Group(None)
@@ -141,28 +132,26 @@ def group_of(config: Config) -> Iterator[Group]:
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """How processes are started.
+    """Choose how processes are started.
 
-    Forked from this one, they would inherit the locks of libraries' threads. They are forked from a
-    process that has done nothing but import what all of them need, where there is such a thing.
+    Forked from this process they would inherit locks of library threads. Where available they are
+    forked from a server process that has only imported what all of them need.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    from multiprocessing import forkserver  # not everywhere
+    from multiprocessing import forkserver  # not on all platforms
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [__name__, "braingen.evaluation.evaluate", "braingen.training.encoder"]
     )
-    # it imports while this process does what comes before the first task
+    # it imports while this process prepares the first task
     forkserver.ensure_running()
     return context
 
 
 def _begin() -> None:
-    """Prepare a process: one thread, no output of its own, and an end as soon as the process that
-    started it ends, however that ends.
-    """
+    """Prepare a process: one thread, no output, and exit when the parent process ends."""
     torch.set_num_threads(1)
     threadpool_limits(1)
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (for the life of the process)

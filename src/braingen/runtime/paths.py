@@ -1,4 +1,4 @@
-"""Where things lie in the folder of a run, as stages, report and study agree on it.
+"""Paths inside a run folder, shared by stages, report and human evaluation.
 
 Importing this loads no torch.
 """
@@ -13,27 +13,23 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.text_files import read_yaml
 
 NAMED_IN = (Path("train_logs"), Path("runs"))
-"""Where an encoder is looked for by the name of its run: as published, and ours."""
+"""Folders searched for an encoder by the name of its run: the published one, and ours."""
 EMBEDDING_DECODER = "embedding_decoder"
 """Folder of the best checkpoint in a training run."""
 SOURCES = ("brain", "random", "oracle")
-"""What pictures are drawn from: brain activity, random voxels, the true embeddings."""
+"""Sources of images: brain activity, random voxels, true embeddings (oracle)."""
 EMBEDDINGS = "embeddings.safetensors"
 INDEX = "index.json"
-"""Beside the pictures: what they were drawn from, and which there are."""
+"""Files beside the images: their embeddings and their index."""
 ROUTING = "routing.safetensors"
-"""Beside them: how levels and experts were mixed, per picture and step; only where there are
-routers.
-"""
+"""Mixing weights of levels and experts per image and step; only with routers."""
 
 
 def run_folder(config: Config, modality: str) -> Path:
-    """Where the image or text run of a configuration lies: run.image and run.text, or beside each
-    other in the run's folder.
+    """Return the image or text run of a configuration: run.image or run.text, else in its folder.
 
-    run.image and run.text may be the folder of the encoder, the ``--model_name`` that it was
-    trained under, or that name in ``train_logs/`` or ``runs/``: the first of these that holds a
-    run.
+    run.image and run.text may be the folder of the encoder, its ``--model_name``, or that name in
+    ``train_logs/`` or ``runs/``: the first one that holds a run.
     """
     named = config.run.image if modality == "image" else config.run.text
     if named is None:
@@ -49,9 +45,7 @@ def run_folder(config: Config, modality: str) -> Path:
 
 
 def trained_models(modality: str) -> list[str]:
-    """Names, for ``--model_name_image`` and ``--model_name_text``, of the trained encoders below
-    the current folder.
-    """
+    """List trained encoders below the current folder, for ``--model_name_image`` and ``_text``."""
     found = {
         folder.parent.parent
         for parent in (Path(), *NAMED_IN)
@@ -61,19 +55,17 @@ def trained_models(modality: str) -> list[str]:
 
 
 def tuning_folder(config: Config) -> Path:
-    """Where the fine-tuning of a configuration lies: run.finetune, or in the run's folder."""
+    """Return the fine-tuning run: run.finetune, else in the run folder."""
     return config.run.finetune or config.run.folder / "finetune"
 
 
 def subject_folder(run: Path, subject: int) -> Path:
-    """Where pictures, scores and page of a subject lie in a run of several: ``subj01``, ``subj02``,
-    ...
-    """
+    """Return a subject's folder for images, scores and page in a run of several: ``subj01`` ..."""
     return run / f"subj{subject:02d}"
 
 
 def typed_run(run: Path) -> str:
-    """What is typed to name a run folder, or a subject's folder inside it."""
+    """Return the flags that name a run folder, or a subject's folder inside it."""
     of_subject = re.fullmatch(r"subj(\d\d+)", run.name)
     if of_subject and any((run.parent / modality).is_dir() for modality in ("image", "text")):
         return f"--folder {run.parent} --subj {int(of_subject[1])}"
@@ -81,11 +73,10 @@ def typed_run(run: Path) -> str:
 
 
 def subject_configs(config: Config) -> list[Config]:
-    """The configuration of every subject whose pictures are made or scored: one each, with encoders
-    and fine-tuning of the whole run.
+    """Return one configuration per subject, with encoders and fine-tuning of the whole run.
 
-    With several subjects, or one of several that the run's own encoder was trained on, each has a
-    folder of its own (:func:`subject_folder`); a run of one subject has no such folders.
+    With several subjects, or one of several that the run's encoder was trained on, each has its own
+    folder (:func:`subject_folder`); a run of one subject has no such folders.
     """
     if len(config.data.subjects) == 1 and not _trained_on_several(config):
         return [config]
@@ -107,7 +98,7 @@ def subject_configs(config: Config) -> list[Config]:
 
 
 def one_subject(config: Config, command: str) -> Config:
-    """The configuration of the only subject, for a command that works on one.
+    """Return the configuration of the only subject.
 
     Raises
     ------
@@ -125,7 +116,7 @@ def one_subject(config: Config, command: str) -> Config:
 
 
 def _trained_on_several(config: Config) -> bool:
-    """Whether the encoders that lie in the run's own folder were trained on several subjects."""
+    """Whether the encoders in the run folder were trained on several subjects."""
     for modality, named in (("image", config.run.image), ("text", config.run.text)):
         path = config.run.folder / modality / "config.yaml"
         if named is None and path.is_file():
@@ -135,20 +126,18 @@ def _trained_on_several(config: Config) -> bool:
 
 
 def generated_in(run: Path, source: str) -> Path:
-    """Where a run's pictures of a source lie."""
+    """Return the folder of a run's images of a source."""
     return run / "reconstructions" / source
 
 
 def generated_folder(config: Config, source: str | None = None) -> Path:
-    """Where the pictures of a source lie, by default the configured one; those of a single level
-    beside them.
-    """
+    """Return the folder of a source's images, by default the configured source (and level)."""
     level = "" if config.generation.level is None else f"_level{config.generation.level}"
     return generated_in(config.run.folder, f"{source or config.generation.source}{level}")
 
 
 def random_folders(config: Config) -> list[Path]:
-    """Where the pictures of every draw of random voxels lie: ``random``, ``random_2``, ..."""
+    """Return the folders of all samples of random voxels: ``random``, ``random_2``, ..."""
     first = generated_folder(config, "random")
     return [
         first,

@@ -1,9 +1,7 @@
-"""Told to stop (SIGTERM, or Slurm's warning SIGUSR1): save, then leave with a code by which a job
-is put in the queue again.
+"""Handle signals to stop (SIGTERM, or Slurm's warning SIGUSR1): save, and exit with a requeue code.
 
-Most stages are stopped where they are, since what is on the disk is always whole. Training, which
-keeps its state in memory, defers signals: the signal is then noted, and the step in hand is
-finished and saved first.
+Most stages stop at once, since their files on disk are always complete. Training keeps its state in
+memory and defers signals: it finishes the current step and saves first.
 """
 
 from __future__ import annotations
@@ -15,41 +13,37 @@ import threading
 from types import FrameType
 
 REQUEUE = 75
-"""Exit code of a run that was told to stop and continues with the same command (EX_TEMPFAIL of
-sysexits.h: try again later).
-"""
+"""Exit code of a stopped run that the same command continues (EX_TEMPFAIL of sysexits.h)."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""SIGTERM comes from `scancel`, `kill`, schedulers and shutdowns; SIGUSR1 from `sbatch
---signal=USR1@120` before the time limit.
+"""`scancel`, `kill`, schedulers and shutdowns send SIGTERM; `sbatch --signal=USR1@120` sends
+SIGUSR1 before the time limit.
 """
 
 
 class Stopped(SystemExit):
-    """The process was told to stop; where nobody catches it, it ends the process with
-    :data:`REQUEUE`.
-    """
+    """The process received a signal; uncaught, it exits with :data:`REQUEUE`."""
 
     def __init__(self) -> None:
         super().__init__(REQUEUE)
 
 
 class Request:
-    """Whether the process was told to stop."""
+    """Whether a signal was received."""
 
     def __init__(self) -> None:
         self.made = False
 
     def raise_if_set(self) -> None:
-        """Stop, if told to."""
+        """Raise `Stopped` after a signal."""
         if self.made:
             raise Stopped
 
 
 _patient: list[Request] = []
-"""Who has asked to be told instead of being interrupted; the last one counts."""
+"""Deferred signals, innermost last; only the last one is set."""
 
 
-def _told(number: int, frame: FrameType | None) -> None:
+def _on_signal(number: int, frame: FrameType | None) -> None:
     if not _patient:
         raise Stopped
     _patient[-1].made = True
@@ -57,13 +51,11 @@ def _told(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Take the signals as a request to stop in good order, instead of a sudden end; other threads
-    than the first cannot.
-    """
+    """Install the signal handlers; possible only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _told) for number in SIGNALS}
+    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     try:
         yield
     finally:
@@ -73,9 +65,7 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def defer_signals() -> Iterator[Request]:
-    """Note a request to stop instead of being interrupted by it; whoever defers signals looks at
-    it often and heeds it.
-    """
+    """Record signals instead of being interrupted; the caller checks regularly and stops."""
     request = Request()
     _patient.append(request)
     try:

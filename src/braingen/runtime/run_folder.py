@@ -1,14 +1,14 @@
-"""A run folder: what was asked for, what came of it, and what it takes to continue.
+"""A run folder: settings, provenance, results, and the state to continue from.
 
     config.yaml        the settings, exactly
     provenance.json    versions, git commit, seeds, config hash, and every command that worked on
                        this run
     metrics.jsonl      one record per line, each with its step
-    state.safetensors  everything needed to go on after being killed
+    state.safetensors  everything needed to continue after being killed
     *.safetensors      weights; models themselves are folders written by save_pretrained
-    finished           the mark that the run is complete, with a summary
-    diverged.json      the mark that its losses became NaN or infinite
-    .lock              held while a process works here
+    finished           marks the run as complete, with a summary
+    diverged.json      marks that the losses became NaN or infinite
+    .lock              held while a process uses the folder
 
 Every write is atomic. Importing this loads no torch: `braingen --help` stays fast.
 """
@@ -46,10 +46,10 @@ from braingen.runtime.lock import FolderLock
 from braingen.runtime.text_files import read_json, read_yaml
 
 DIVERGED = "diverged.json"
-"""Mark of a training whose losses became NaN or infinite."""
+"""Marks a training whose losses became NaN or infinite."""
 CONTENTS = "contents"
-"""Where a run's settings keep fingerprints of what lies at the places they name: setting ->
-fingerprint. Places are compared by these, and not as text.
+"""Key of the fingerprints in a run's settings: setting -> fingerprint of the file or folder that it
+names. Paths are compared by these, not as text.
 """
 _PACKAGES = (
     "braingen",
@@ -66,17 +66,17 @@ _PACKAGES = (
 
 
 def config_text(config: Mapping[str, Any]) -> str:
-    """Settings as YAML, in their own order."""
+    """Format settings as YAML, in their order."""
     return yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False, allow_unicode=True)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Short hash of settings, whatever the order of their keys."""
+    """Short hash of settings, independent of the order of their keys."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names."""
+    """Flatten nested settings to dotted names."""
     out: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -87,7 +87,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class Run:
-    """A run folder that is read; `Run.start` opens one to work in.
+    """A run folder opened for reading; `Run.start` opens one for writing.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ class Run:
     Raises
     ------
     UserError
-        When there is no run.
+        When it is not a run folder.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -118,19 +118,19 @@ class Run:
         seeds: Mapping[str, int] | None = None,
         may_change: Collection[str] = (),
     ) -> Run:
-        """Open a folder to work in: a new run, or the same one again.
+        """Open a folder for writing: a new run, or one to continue.
 
         Parameters
         ----------
         folder : Path | str
-            Made if it is not there.
+            Created if missing.
         config : Mapping[str, Any]
-            The settings (JSON-able tree), with fingerprints of places under `CONTENTS`.
+            The settings (JSON-able tree), with fingerprints under `CONTENTS`.
         seeds : Mapping[str, int] | None, optional
             Seeds in use, for the provenance.
         may_change : Collection[str], optional
-            Dotted names of settings (or of whole branches) that may differ when a run is continued,
-            such as the number of workers; the config.yaml that is kept is then the newer one.
+            Dotted names of settings (or whole branches) that may differ when a run is continued,
+            such as the number of workers; config.yaml then holds the new ones.
 
         Returns
         -------
@@ -140,8 +140,8 @@ class Run:
         Raises
         ------
         UserError
-            When another process works there, the folder holds a run with other settings, or it
-            cannot be written.
+            When another process uses the folder, it holds a run with other settings, or it cannot
+            be written.
         """
         folder = Path(folder)
         with disk_errors_as_sentences(folder):
@@ -182,7 +182,7 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -201,11 +201,11 @@ class Run:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What is known of where the run came from."""
+        """Provenance of the run."""
         return read_json(self.folder / "provenance.json")
 
     def path(self, name: str) -> Path:
-        """Path of something in the run folder."""
+        """Path of a file in the run folder."""
         return self.folder / name
 
     # -- finished ----------------------------------------------------------------------------------
@@ -216,27 +216,27 @@ class Run:
         return (self.folder / "finished").is_file()
 
     def mark_finished(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Mark the run complete; a stage that finds the mark has nothing to do."""
+        """Mark the run as complete, so that its command does nothing any more."""
         self._own()
         write_json(self.folder / "finished", dict(summary or {}))
 
     def unmark_finished(self) -> None:
-        """Take the mark away, where something that the run made is not there any more."""
+        """Remove the mark, after files of the run were removed."""
         self._own()
         (self.folder / "finished").unlink(missing_ok=True)
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What `mark_finished` was given."""
+        """The summary given to `mark_finished`."""
         return read_json(self.folder / "finished")
 
     def require_finished(self) -> Run:
-        """This run, refused when it is not complete.
+        """Return this run, or refuse an incomplete one.
 
         Raises
         ------
         UserError
-            When the run was stopped before its end.
+            When the run is not complete.
         """
         if (self.folder / DIVERGED).is_file() and not self.finished:
             raise UserError(
@@ -252,11 +252,10 @@ class Run:
         return self
 
     def mark_diverged(self, reason: str) -> None:
-        """Note that the training came to nothing: the next start begins anew, under other settings
-        too.
+        """Mark the training as diverged: the next start begins again, possibly with other settings.
 
-        States go, since numbers that are none may be among them; the best checkpoint before stays
-        until a better one takes its place.
+        States are removed, since they may hold NaN; the best checkpoint is kept until a better one
+        replaces it.
         """
         self._own()
         write_json(self.folder / DIVERGED, {"reason": reason})
@@ -265,34 +264,30 @@ class Run:
     # -- state -------------------------------------------------------------------------------------
 
     def save_state(self, state: Any, name: str = "state") -> None:
-        """Write all it takes to continue (see `braingen.runtime.state.save_tree`), the metrics so
-        far with it.
-        """
+        """Write everything needed to continue (`state.save_tree`), after the metrics."""
         from braingen.runtime.state import save_tree  # torch
 
         self._own().touch()
         metrics = self.folder / "metrics.jsonl"
-        if metrics.exists():  # on disk before the state that counts on them
+        if metrics.exists():  # flush them before the state that includes them
             sync_file(metrics)
         save_tree(self.folder / f"{name}.safetensors", state)
 
     def load_state(self, name: str = "state") -> Any | None:
-        """What `save_state` wrote, or None where the run has not come that far."""
+        """Read the state, or None where none was written."""
         from braingen.runtime.state import load_tree  # torch
 
         path = self.folder / f"{name}.safetensors"
         return load_tree(path) if path.exists() else None
 
     def remove_state(self, name: str = "state") -> None:
-        """Drop a state that is not needed any more, as when the run is finished."""
+        """Remove a state that is no longer needed."""
         self._own()
         (self.folder / f"{name}.safetensors").unlink(missing_ok=True)
 
     @contextmanager
     def replace(self, name: str) -> Iterator[Path]:
-        """A temporary folder to fill (by save_pretrained) that then takes the place of `name` in
-        the run folder.
-        """
+        """Yield a temporary folder (for save_pretrained) that then replaces `name`."""
         self._own()
         with replaced_folder(self.folder / name) as temporary:
             yield temporary
@@ -305,25 +300,23 @@ class Run:
         path = self.folder / "metrics.jsonl"
         line = (
             json.dumps({"step": step, **values}, default=float) + "\n"
-        )  # scalars of NumPy and PyTorch are numbers too
+        )  # converts scalars of NumPy and PyTorch
         with disk_errors_as_sentences(path), open(path, "a", encoding="utf-8") as handle:
             handle.write(line)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """All records, a last line cut short by a kill left out."""
+        """Read all records except a truncated last line."""
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return []
         lines = path.read_text(encoding="utf-8").split("\n")[
             :-1
-        ]  # without its newline a line was cut short
+        ]  # a line without its newline is truncated
         return [json.loads(line) for line in lines if line]
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop the records after `step`: they belong to work that was lost with the process and is
-        now done again.
-        """
+        """Remove the records after `step`, which belong to lost work that is done again."""
         self._own()
         path = self.folder / "metrics.jsonl"
         if path.exists():
@@ -332,12 +325,10 @@ class Run:
 
 
 class Follower(Run):
-    """A run folder in a process that helps with the work while another one holds the lock: it
-    reads, and writes nothing.
-    """
+    """A run folder in a helper process: it reads, while the main process locks and writes."""
 
     def mark_finished(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Left to the process that holds the lock; so are the others."""
+        """Do nothing: the main process does it; likewise below."""
 
     def save_state(self, state: Any, name: str = "state") -> None:
         """See `mark_finished`."""
@@ -369,7 +360,7 @@ def _drop_states(folder: Path) -> None:
 
 
 def _begin_anew(folder: Path) -> None:
-    """Clear what a diverged training left; its curves stay under another name."""
+    """Remove the traces of a diverged training; its curves are kept under another name."""
     _drop_states(folder)
     metrics = folder / "metrics.jsonl"
     if metrics.exists():
@@ -378,9 +369,7 @@ def _begin_anew(folder: Path) -> None:
 
 
 def has_work(folder: Path) -> bool:
-    """Whether anything was made under the settings in the folder: a run that failed before it began
-    holds nobody to a wrong path.
-    """
+    """Whether the folder has results; a run that failed at setup does not fix its settings."""
     return any(
         path.name not in ("config.yaml", "provenance.json") and not path.name.startswith(".")
         for path in folder.iterdir()
@@ -388,9 +377,7 @@ def has_work(folder: Path) -> bool:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove a run that was refused before any work, and the folder around it where that is empty
-    then.
-    """
+    """Remove a run that was refused before any work, and its parent folder if empty."""
     shutil.rmtree(folder, ignore_errors=True)
     if folder.parent.is_dir() and not any(folder.parent.iterdir()):
         folder.parent.rmdir()
@@ -413,11 +400,11 @@ def _refuse_other_settings(
     ]
     if changed:
 
-        def told(name: str) -> str:
+        def change(name: str) -> str:
             other = " (with other content)" if all(name in each for each in contents) else ""
             return f"{name} was {old.get(name)!r}, is now {new.get(name)!r}{other}"
 
-        shown = "; ".join(map(told, changed[:4]))
+        shown = "; ".join(map(change, changed[:4]))
         more = f"; and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise UserError(
             f"{folder} holds a run with other settings ({shown}{more}); give the same settings to"
@@ -426,9 +413,7 @@ def _refuse_other_settings(
 
 
 def _same_place(name: str, old: Any, new: Any, *contents: Mapping[str, str]) -> bool:
-    """Whether two texts name a folder or file with the same content, or are two ways to write one
-    path.
-    """
+    """Whether two paths name files or folders with the same content, or the same path."""
     if name in contents[1] and contents[0].get(name) == contents[1][name]:
         return True
     written = all(
@@ -441,7 +426,7 @@ def _same_place(name: str, old: Any, new: Any, *contents: Mapping[str, str]) -> 
 
 
 def _git_state() -> dict[str, Any] | None:
-    """Commit of the source this package runs from, where it runs from a checkout of its own."""
+    """Return the commit of this package's source, if it is a git checkout."""
     source = Path(__file__).resolve().parents[3]
     if not (source / ".git").exists():
         return None

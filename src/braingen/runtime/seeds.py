@@ -1,4 +1,4 @@
-"""Seeds for every purpose, derived from the seed of a run."""
+"""Seeds for every purpose, derived from the run's seed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 
 def hash_seed(seed: int, purpose: str, number: int) -> int:
-    """A seed for one purpose and one number, unrelated to its neighbours."""
+    """Derive an independent seed for a purpose and a number."""
     return int.from_bytes(
         hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()[:7], "little"
     )

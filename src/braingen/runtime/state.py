@@ -1,8 +1,6 @@
-"""The state of a run in one safetensors file: tensors as tensors, everything else as JSON in the
-header. No pickle.
+"""Save the state of a run in one safetensors file: tensors, and everything else as JSON. No pickle.
 
-One file, renamed into place, is either the old state or the new one: tensors and scalars cannot
-come from different moments.
+The file is renamed into place, so tensors and scalars are always of the same moment.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ _HEADER = "braingen"
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON-able form of a tree; tensors are taken out under the name of their place."""
+    """Convert a tree to JSON-able form; tensors are collected by their path."""
     if isinstance(value, Tensor):
         tensors[name] = value
         return {"tensor": name}
@@ -36,7 +34,7 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         return _pack(value.item(), name, tensors)
     if isinstance(
         value, Mapping
-    ):  # pairs, not a JSON object: keys keep their type (optimizers number their parameters)
+    ):  # pairs instead of a JSON object keep the keys' types (optimizers use integers)
         return {
             "dict": [
                 [_pack(k, f"{name}.key", {}), _pack(v, f"{name}.{k}", tensors)]
@@ -72,18 +70,17 @@ def _unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def save_tree(path: Path | str, state: Any) -> None:
-    """Write a tree of tensors, arrays, numbers, text, lists, tuples and dicts (optimizer and RNG
-    states are such) atomically.
+    """Write a tree of tensors, arrays, numbers, text, lists, tuples and dicts atomically.
 
-    Every value comes back bit for bit, with its type: JSON keeps Python's floats and integers
+    Every value is restored bit for bit, with its type: JSON keeps Python's floats and integers
     exactly.
 
     Raises
     ------
     UserError
-        When the disk is full or read-only; the previous file is then untouched.
+        When the disk is full or read-only; the previous file is unchanged.
     TypeError
-        When the tree holds something else.
+        When the tree holds another type.
     """
     tensors: dict[str, Tensor] = {}
     header = json.dumps(_pack(state, "state", tensors))
@@ -93,7 +90,7 @@ def save_tree(path: Path | str, state: Any) -> None:
         tensor,
     ) in (
         tensors.items()
-    ):  # the format refuses shared memory (tied weights, views): shared ones are written twice
+    ):  # the format refuses shared memory (tied weights, views), so it is written twice
         tensor = tensor.detach().cpu().contiguous()
         storage = tensor.untyped_storage().data_ptr()
         tensors[name] = tensor.clone() if storage in seen else tensor
@@ -103,7 +100,7 @@ def save_tree(path: Path | str, state: Any) -> None:
 
 
 def load_tree(path: Path | str) -> Any:
-    """Read what `save_tree` wrote; tensors are on the CPU.
+    """Read a tree written by `save_tree`; tensors are on the CPU.
 
     Raises
     ------

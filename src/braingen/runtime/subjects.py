@@ -1,4 +1,4 @@
-"""What is done for every subject of a run in turn."""
+"""Apply a function to every subject of a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from braingen.runtime.paths import subject_configs
 
 
 def each_subject(config: Config, work: Callable[[Config], Path]) -> Path:
-    """Do something for every subject, each in its folder of the run.
+    """Call a function for every subject's configuration.
 
     Returns
     -------
     Path
-        What the work returned for a single subject, or the run folder.
+        Return value for a single subject, else the run folder.
     """
     configs = subject_configs(config)
     if len(configs) == 1:

@@ -1,8 +1,7 @@
-"""Text, JSON and YAML as people write them: always UTF-8, and no key twice.
+"""Read text, JSON and YAML: always UTF-8, and without duplicate keys.
 
-Without an encoding Python reads text in the encoding of the locale: a file written on one machine
-is garbled on another, or stops the program. Both JSON and YAML readers let the later of two equal
-keys win without a word.
+By default Python decodes text by the locale, so a file of one machine may be garbled on another.
+JSON and YAML readers silently keep the last of duplicate keys.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ AGAIN = "restore it from a copy, or make it again"
 
 
 def read_text(path: Path | str, get_it: str = AGAIN) -> str:
-    """Read a UTF-8 text file, whatever the locale; a byte-order mark at its beginning is dropped.
+    """Read a UTF-8 text file in any locale; a byte-order mark is dropped.
 
     Parameters
     ----------
     path : Path | str
         The file.
     get_it : str, optional
-        What the user does when the file is missing or damaged; ends the sentence.
+        What the user should do when the file is missing or damaged; ends the message.
 
     Raises
     ------
@@ -46,12 +45,12 @@ def read_text(path: Path | str, get_it: str = AGAIN) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """JSON in which every key of an object stands once.
+    """Parse JSON without duplicate keys.
 
     Raises
     ------
     ValueError
-        For text that is no JSON, is nested too deep, or has a key twice.
+        For invalid or too deeply nested JSON, or a duplicate key.
     """
     try:
         return json.loads(text, object_pairs_hook=_once)
@@ -67,12 +66,12 @@ def read_json(path: Path | str, get_it: str = AGAIN) -> Any:
     path : Path | str
         The file.
     get_it : str, optional
-        What the user does when the file is missing or damaged; ends the sentence.
+        What the user should do when the file is missing or damaged; ends the message.
 
     Raises
     ------
     UserError
-        When the file is missing, not UTF-8, no JSON, or has a key twice.
+        When the file is missing, not UTF-8, not JSON, or has a duplicate key.
     """
     text = read_text(path, get_it)
     try:
@@ -91,7 +90,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _OnceLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, with every key of a mapping once."""
+    """PyYAML's safe loader without duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[Hashable, yaml.Mark] = {}
@@ -113,13 +112,12 @@ class _OnceLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML in which every key of a mapping stands once.
+    """Parse YAML without duplicate keys.
 
     Raises
     ------
     ValueError
-        For text that is no YAML, is nested too deep, has a key twice, or holds an impossible date
-        or number.
+        For invalid or too deeply nested YAML, a duplicate key, or an impossible date or number.
     """
     try:
         return yaml.load(text, Loader=_OnceLoader)  # a subclass of SafeLoader
@@ -137,12 +135,12 @@ def read_yaml(path: Path | str, get_it: str = AGAIN) -> Any:
     path : Path | str
         The file.
     get_it : str, optional
-        What the user does when the file is missing or damaged; ends the sentence.
+        What the user should do when the file is missing or damaged; ends the message.
 
     Raises
     ------
     UserError
-        When the file is missing, not UTF-8, no YAML, or has a key twice.
+        When the file is missing, not UTF-8, not YAML, or has a duplicate key.
     """
     text = read_text(path, get_it)
     try:
@@ -152,5 +150,5 @@ def read_yaml(path: Path | str, get_it: str = AGAIN) -> Any:
 
 
 def _flat(error: Exception) -> str:
-    """A message on one line."""
+    """Return an error message on one line."""
     return " ".join(str(error).split())

@@ -1,12 +1,12 @@
-"""Lets the registry's torchvision be imported beside a CPU-only torch.
+"""Make the registry's torchvision importable with a CPU-only torch.
 
-The torchvision wheel of the package registry is compiled for CUDA. Beside a CPU-only torch its
-compiled operators cannot be loaded, and its import stops with ``operator torchvision::nms does not
-exist``, which takes transformers and diffusers down with it. Registering the schemas of the two
-operators that torchvision wraps at import is enough for its Python part (models, transforms,
-feature extraction); the operators themselves stay without a kernel, and nothing here calls them.
-Where torchvision's own library loads (a build made for this torch) nothing is registered:
-registering twice would end the process.
+The torchvision wheel of the package registry is compiled for CUDA. With a CPU-only torch its
+compiled operators cannot be loaded, and its import fails with ``operator torchvision::nms does not
+exist``, which also breaks transformers and diffusers. Registering the schemas of the two operators
+that torchvision wraps at import is enough for its Python part (models, transforms, feature
+extraction); the operators have no kernel, and nothing here calls them. Where torchvision's own
+library loads (a build for this torch) nothing is registered: registering twice would end the
+process.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from pathlib import Path
 import sys
 from types import ModuleType
 
-_kept_alive: list[object] = []  # a torch Library withdraws its schemas when it is collected
+_kept_alive: list[object] = []  # a collected torch Library removes its schemas
 
 
 class _BeforeTorchvision:
-    """A finder that registers the schemas just before torchvision is first imported, so that
-    importing braingen loads no torch.
-    """
+    """A finder that registers the schemas just before torchvision is imported."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -45,7 +43,7 @@ def _register_missing_schemas(folders: Sequence[str]) -> None:
     for file in (file for folder in folders for file in Path(folder).glob("_C.*")):
         try:
             torch.ops.load_library(str(file))
-        except OSError:  # compiled for CUDA: its libraries are not here
+        except OSError:  # compiled for CUDA, whose libraries are missing
             continue
         return
     library = torch.library.Library("torchvision", "DEF")
@@ -55,9 +53,7 @@ def _register_missing_schemas(folders: Sequence[str]) -> None:
 
 
 def install() -> None:
-    """Arrange for the guard to run when torchvision is first imported; does nothing when it already
-    was.
-    """
+    """Install the guard, unless torchvision is already imported."""
     if "torchvision" not in sys.modules and not any(
         isinstance(finder, _BeforeTorchvision) for finder in sys.meta_path
     ):

@@ -1,10 +1,9 @@
-"""Whatever comes from a file is data: names, captions and codes of other people, made safe for
-where they go.
+"""Make untrusted names, captions and codes safe for their destination.
 
-A name in a table becomes a path (`path_below`), a file's name becomes a folder (`folder_name`),
-text becomes a cell of a spreadsheet (`csv_text`) or of a Markdown table (`markdown_cell`), or a
-line on the console (`one_line`; tables of Rich get `rich.text.Text` of it, since Rich takes
-``[...]`` in plain strings for markup).
+A name in a table becomes a path (`path_below`), a file's name a folder (`folder_name`), and text a
+cell of a spreadsheet (`csv_text`) or of a Markdown table (`markdown_cell`), or a line on the
+console (`one_line`; for Rich's tables as `rich.text.Text`, since Rich interprets ``[...]`` in plain
+strings as markup).
 """
 
 from __future__ import annotations
@@ -18,33 +17,30 @@ from typing import TYPE_CHECKING, Any
 
 from braingen.runtime.errors import UserError
 
-if TYPE_CHECKING:  # the command line shows messages before pandas is loaded
+if TYPE_CHECKING:  # the command line prints messages before pandas is loaded
     import pandas as pd
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""What a cell begins with that spreadsheets compute; the last four are the full-width forms of = +
-- @.
-"""
+"""Starts of cells that spreadsheets compute; the last four are the full-width forms of = + - @."""
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-"""Control characters, and those that turn the direction of text round."""
+"""Control characters, and characters that reverse the direction of text."""
 # bytes of a folder's name; file systems allow 255, and temporary names and endings come on top
 _LONGEST = 120
 
 
 def path_below(root: Path, name: Any, source: Path | str) -> Path:
-    """Path of a file that a table, list or JSON file names, below the folder the names refer to.
+    """Return the path of a file that a table, list or JSON file names, below a folder.
 
-    Somebody else's table must not reach other files of this machine, nor take them into data that
-    are passed on.
+    An untrusted table must not reach other files of this machine, nor copy them into shared data.
 
     Parameters
     ----------
     root : Path
-        The folder that names are relative to; it need not exist.
+        The folder of relative names; it need not exist.
     name : Any
-        As it stands in the table: folders and file, separated by ``/``.
+        The name in the table: folders and file, separated by ``/``.
     source : Path | str
-        Where the name comes from; begins the message.
+        The file that contains the name; begins the message.
 
     Returns
     -------
@@ -54,11 +50,11 @@ def path_below(root: Path, name: Any, source: Path | str) -> Path:
     Raises
     ------
     UserError
-        When the name is empty, no text, absolute, goes up (``..``), holds control characters, is
-        too long for a file, or leads out of the folder by a symbolic link.
+        When the name is empty, not text, absolute, goes up (``..``), holds control characters, is
+        too long for a file, or leaves the folder by a symbolic link.
     """
     shown = one_line(name, 80)
-    allowed = f"name a file below {root}, such as folder/picture.png"
+    allowed = f"name a file below {root}, such as folder/image.png"
     if not isinstance(name, str) or not name.strip():
         raise UserError(f"{source} names {shown!r} as a file; {allowed}.")
     if _INVISIBLE.search(name):
@@ -90,18 +86,18 @@ def path_below(root: Path, name: Any, source: Path | str) -> Path:
 
 
 def folder_name(file: Path | str, endings: tuple[str, ...]) -> str:
-    """Name of a folder for what is made from a file: the file's name without its ending.
+    """Derive a folder name from a file name without its ending.
 
-    Only known endings are cut off, so ``subj01.session01.npy`` and ``subj01.session02.npy`` stay
-    two. A name that would be hidden, empty, too long, or not printable becomes one that is none of
-    these, and still another for another file.
+    Only known endings are removed, so ``subj01.session01.npy`` and ``subj01.session02.npy`` stay
+    distinct. A name that would be hidden, empty, too long, or not printable is replaced by a valid
+    one, unique to the file.
 
     Parameters
     ----------
     file : Path | str
-        Path as given; only its last part counts.
+        The file; only its name counts.
     endings : tuple[str, ...]
-        Endings that are cut off, such as ``.nii.gz``; the longest that fits.
+        Endings to remove, such as ``.nii.gz``; the longest match.
     """
     name = Path(file).name
     for ending in sorted(endings, key=len, reverse=True):
@@ -118,13 +114,12 @@ def folder_name(file: Path | str, endings: tuple[str, ...]) -> str:
 
 
 def one_line(value: Any, longest: int = 0) -> str:
-    """A value as one line of text: control characters (colours, the bell, line ends) become
-    ``\\ufffd``, long text is cut.
+    r"""Format a value as one line: control characters become ``\ufffd``, long text is cut.
 
     Parameters
     ----------
     value : Any
-        Anything; its `str` is taken.
+        Converted by `str`.
     longest : int, optional
         Characters kept; 0 for all.
     """
@@ -133,24 +128,21 @@ def one_line(value: Any, longest: int = 0) -> str:
 
 
 def without_controls(value: Any) -> str:
-    """A value as text that a terminal shows and does not obey: lines stay, other control characters
-    become ``\ufffd``.
-    """
+    r"""Format a value for a terminal: control characters except line ends become ``\ufffd``."""
     return "\n".join(one_line(line) for line in str(value).split("\n"))
 
 
 def markdown_cell(value: Any) -> str:
-    """Text as a cell of a Markdown table: no column, line, link or tag of its own."""
+    """Escape text as a cell of a Markdown table: no columns, lines, links or tags."""
     text = html.escape(one_line(value), quote=False)
     return re.sub(r"([\\|`\[\]])", r"\\\1", text)
 
 
 def csv_cell(value: Any) -> Any:
-    """A cell that no spreadsheet computes: text that begins like a formula gets an apostrophe in
-    front.
+    """Escape text that spreadsheets would compute as a formula with a leading apostrophe.
 
-    Carriage returns become line ends, since CSV writers do not always quote them. `csv_value` takes
-    the apostrophe away.
+    Carriage returns become line ends, since CSV writers do not always quote them. `csv_value`
+    removes the apostrophe.
     """
     if not isinstance(value, str):
         return value
@@ -163,14 +155,12 @@ def csv_cell(value: Any) -> Any:
 
 
 def csv_value(cell: Any) -> Any:
-    """What `csv_cell` was given."""
+    """Undo `csv_cell`."""
     return cell[1:] if isinstance(cell, str) and cell.startswith("'") else cell
 
 
 def csv_text(table: pd.DataFrame, **options: Any) -> str:
-    """A table as CSV whose text cells, column names and row names are never formulas; options are
-    those of `DataFrame.to_csv`.
-    """
+    """Format a table as CSV without formulas; options are those of `DataFrame.to_csv`."""
     from pandas.api.types import is_numeric_dtype  # slow to import
 
     safe = table.copy()

@@ -1,7 +1,5 @@
-"""Files of weights from anywhere: read without running anything in them, whole, of finite numbers,
-or refused in a sentence.
-
-.safetensors               tensors alone
+"""Read weight files of any origin safely: complete, finite, and without running code.
+.safetensors               tensors only
 .pth .pt .ckpt .bin        pickles, of which only tensors and plain values are read
 """
 
@@ -27,41 +25,39 @@ from braingen.runtime.files import refuse_stand_in
 SAFETENSORS, PICKLED = (".safetensors",), (".pth", ".pt", ".ckpt", ".bin")
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _SHOWN = 3
-"""Names in a message."""
+"""Number of names in a message."""
 
 
 def plain_text(error: BaseException, length: int = 200) -> str:
-    """The message of an error on one line, without codes for terminals, cut to a length."""
+    """Return an error message on one line, without terminal codes, cut to a length."""
     return " ".join(_TERMINAL_CODES.sub("", str(error)).split())[:length]
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, as :func:`plain_text`; its kind where it has no
-    message.
-    """
+    """Return the first line of an error message (:func:`plain_text`), else the error's type."""
     return plain_text(ValueError(str(error).strip().partition("\n")[0])) or type(error).__name__
 
 
 def read_entries(
     path: Path | str, get_it: str, keep: str = "{k: v for k, v in d.items() if torch.is_tensor(v)}"
 ) -> Any:
-    """Whatever a file of weights holds, without running anything in it.
+    """Read the content of a weight file without running code.
 
     Parameters
     ----------
     path : Path | str
         The file.
     get_it : str
-        What the user is to do when it is missing; ends the sentence.
+        What the user should do when it is missing; ends the message.
     keep : str, optional
-        Python that keeps the tensors of the loaded object ``d``, for the line that makes a clean
-        file.
+        Python expression that keeps the tensors of the loaded object ``d``, for the suggested
+        command.
 
     Raises
     ------
     UserError
-        When it is missing, damaged, no such file, or holds Python objects beside tensors and plain
-        values.
+        When it is missing, damaged, not a weight file, or holds Python objects besides tensors and
+        plain values.
     """
     path = refuse_stand_in(path, get_it)
     try:
@@ -69,7 +65,7 @@ def read_entries(
             return load_file(path)
         if (
             path.suffix == ".safetensors"
-        ):  # a pickle under a wrong name: torch goes by the name of a path
+        ):  # a pickle with a wrong suffix: torch chooses the reader by suffix
             with open(path, "rb") as handle:
                 return torch.load(handle, map_location="cpu", weights_only=True)
         try:
@@ -100,18 +96,17 @@ def read_entries(
             f"{path} cannot be read as a file of weights ({plain_text(error) or 'cut short'});"
             f" {get_it}."
         ) from error
-    except (LookupError, AttributeError, TypeError) as error:  # the unpickler at what is no pickle
+    except (LookupError, AttributeError, TypeError) as error:  # unpickling other content
         raise UserError(f"{path} is no checkpoint or damaged; {get_it}.") from error
 
 
 def read_tensors(path: Path | str, get_it: str) -> dict[str, Tensor]:
-    """The tensors of a file by name; those of nested dictionaries under dotted names. All of them
-    are finite.
+    """Read the tensors of a file by (dotted) name; all are finite.
 
     Raises
     ------
     UserError
-        As :func:`read_entries`; when there is something else than tensors, or NaN or infinite ones.
+        As :func:`read_entries`; for other content than tensors, and for NaN or infinite values.
     """
     entries = read_entries(path, get_it)
     if not isinstance(entries, Mapping) or not entries:
@@ -138,28 +133,28 @@ def _flat(entries: Mapping[Any, Any], prefix: str) -> Iterable[tuple[str, Tensor
 
 
 def load_whole(load: Callable[..., Any], folder: Path | str, get_it: str, **kwargs: Any) -> Any:
-    """A diffusers model whose files hold all its weights, finite ones, and nothing else.
+    """Load a diffusers model whose files hold exactly its weights, all finite.
 
-    diffusers leaves weights that a file lacks at random values and only logs it.
+    diffusers initialises missing weights at random and only logs it.
 
     Parameters
     ----------
     load : Callable[..., Any]
         The class's ``from_pretrained``.
     folder : Path | str
-        Where it lies.
+        Folder of the model.
     get_it : str
-        What the user is to do when it is damaged; ends the sentence.
+        What the user should do when it is damaged; ends the message.
     **kwargs : Any
         For ``from_pretrained``.
 
     Raises
     ------
     UserError
-        When files are missing or damaged, weights are missing, left over, of another shape, NaN or
-        infinite.
+        When files are missing or damaged, or weights are missing, left over, of another shape, NaN
+        or infinite.
     """
-    asked = kwargs.pop("output_loading_info", False)
+    with_info = kwargs.pop("output_loading_info", False)
     where = f"{folder}/{kwargs['subfolder']}" if kwargs.get("subfolder") else str(folder)
     try:
         model, info = load(folder, output_loading_info=True, **kwargs)
@@ -187,11 +182,11 @@ def load_whole(load: Callable[..., Any], folder: Path | str, get_it: str, **kwar
                 f" {sorted(map(str, info[key]))[0]}); {get_it}."
             )
     refuse_not_finite(model, where, get_it)
-    return (model, info) if asked else model
+    return (model, info) if with_info else model
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of those tensors that hold NaN or infinite numbers."""
+    """Return the names of tensors that hold NaN or infinity."""
     return [name for name, value in tensors.items() if not _finite(value)]
 
 
@@ -204,11 +199,9 @@ def _finite(value: Tensor) -> bool:
         return True
     if value.is_complex():
         value = torch.view_as_real(value)
-    if value.element_size() < 2:  # eight-bit numbers have no minimum in torch
+    if value.element_size() < 2:  # torch has no minimum of eight-bit floats
         value = value.float()
-    return bool(
-        torch.isfinite(torch.stack(value.aminmax())).all()
-    )  # both are NaN where one number is
+    return bool(torch.isfinite(torch.stack(value.aminmax())).all())  # both are NaN if any value is
 
 
 def refuse_not_finite(
@@ -216,12 +209,12 @@ def refuse_not_finite(
     path: Path | str,
     instead: str = "get or train it again",
 ) -> None:
-    """Refuse weights with NaN or infinite numbers: whatever is computed with them is NaN.
+    """Refuse weights with NaN or infinity.
 
     Raises
     ------
     UserError
-        With the names of the first of them.
+        With the first names.
     """
     named = tensors.state_dict() if isinstance(tensors, nn.Module) else tensors
     wrong = not_finite(named)
@@ -234,23 +227,19 @@ def refuse_not_finite(
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether a file is one of PyTorch's, whatever its name: a zip archive, or the bare pickle of
-    older versions.
-    """
+    """Whether a file is PyTorch's by content: a zip archive, or an older bare pickle."""
     with open(path, "rb") as handle:
         start = handle.read(9)
     return start[:2] == b"PK" or (
         start[:1] == b"\x80" and start[8:9] != b"{"
-    )  # a safetensors file's header begins there
+    )  # a safetensors header would begin there
 
 
 def _objects_in(path: Path) -> list[str]:
-    """Python objects that a checkpoint asks for beside tensors and plain values, scalars of NumPy
-    under their own names.
-    """
+    """List Python objects in a checkpoint besides tensors and plain values."""
     try:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except Exception:  # no checkpoint at all, or one of an older form
+    except Exception:  # not a checkpoint, or an older form
         return []
     scalars = any(name.endswith("multiarray.scalar") for name in found)
     kinds = _numpy_kinds(path) if scalars else []
@@ -266,9 +255,7 @@ def _objects_in(path: Path) -> list[str]:
 
 
 def _numpy_kinds(path: Path) -> list[str]:
-    """Kinds of the NumPy scalars in a checkpoint, read off its instructions without
-    following them.
-    """
+    """Determine the NumPy scalar types in a checkpoint from its opcodes, without running them."""
     try:
         with zipfile.ZipFile(path) as archive:
             (name,) = (name for name in archive.namelist() if name.endswith("data.pkl"))
