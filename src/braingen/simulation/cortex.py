@@ -1,13 +1,12 @@
-"""A simulated visual cortex with known truth: areas, receptive fields and tuning of every voxel,
-and its response to a picture.
+"""A simulated visual cortex with known truth: areas, receptive fields and tuning of every voxel.
 
-V1, V2, V3 and hV4 pool what the retina measures (retina.py) over population receptive fields, with
-a compressive exponent. Areas further on are told what is in the scene (semantics.py): category
-areas named as in NSD's functional localisers, areas for food, tools and for where things are, and,
-between them, voxels that read a random smooth mixture of everything. Neighbours on the sheet are
-alike; subjects differ in folds, map sizes, borders, tuning and noise.
+V1, V2, V3 and hV4 pool the retina's channels (retina.py) over population receptive fields, with a
+compressive exponent. Later areas respond to the scene's semantic code (semantics.py): category
+areas named as in NSD's functional localisers, areas for food, tools and object location, and,
+between them, voxels with random smooth mixtures of all entries. Neighbours on the cortical sheet
+have similar tuning; subjects differ in folds, map sizes, borders, tuning and noise.
 
-N pictures, V voxels, E early voxels, L late voxels, C channels of the retina, P cells of a map, K
+N images, V voxels, E early voxels, L late voxels, C channels of the retina, P cells of a map, K
 entries of the semantic code, F fields.
 """
 
@@ -36,18 +35,14 @@ from braingen.simulation.semantics import CODE, GROUPS, OBJECT_CODE
 EXPONENT = 0.5
 """Compressive spatial summation: response = (pooled activity) ** EXPONENT."""
 VISUAL_AREAS = ("V1v", "V1d", "V2v", "V2d", "V3v", "V3d", "hV4")
-"""Early areas; their number in this list plus 1 is their label in prf-visualrois.nii.gz, as
-in NSD.
-"""
+"""Early areas; their label in prf-visualrois.nii.gz is their index plus 1, as in NSD."""
 FLOC_AREAS = {
     "floc-faces": ("OFA", "FFA-1", "FFA-2", "mTL-faces", "aTL-faces"),
     "floc-bodies": ("EBA", "FBA-1", "FBA-2", "mTL-bodies"),
     "floc-places": ("OPA", "PPA", "RSC"),
     "floc-words": ("OWFA", "VWFA-1", "VWFA-2", "mfs-words", "mTL-words"),
 }
-"""Labels of NSD's localiser volumes (place in the list plus 1); those on the temporal lobe are not
-simulated.
-"""
+"""Labels of NSD's localiser volumes (index plus 1); temporal-lobe areas are not simulated."""
 OTHER_AREAS = ("food", "tools", "where", "semantic")
 """Late areas without a localiser in NSD."""
 _EARLY_STRIPS = (
@@ -122,7 +117,7 @@ _RETINOTOPY = {
     "where": 0.6
 }  # share of an object's drive that depends on where it is; 0.3 in the other late areas
 _FIELD_WIDTH = 6.0  # mm over which tuning changes
-_JITTER = 0.4  # sd of what is a voxel's own, beside a smooth field of sd 1
+_JITTER = 0.4  # sd of a voxel's individual tuning, beside a smooth field of sd 1
 
 
 class Cortex(NamedTuple):
@@ -132,17 +127,15 @@ class Cortex(NamedTuple):
     area_V: np.ndarray
     """Name of every voxel's area: VISUAL_AREAS, FLOC_AREAS or OTHER_AREAS."""
     prf_x_V: np.ndarray
-    """Centre of the population receptive field, degrees to the right of the centre of the picture;
-    float32.
-    """
+    """Centre of the population receptive field, degrees right of the image centre; float32."""
     prf_y_V: np.ndarray
     """The same, degrees up."""
     prf_sigma_V: np.ndarray
-    """Spread (sd) of the Gaussian that pools, degrees; float32."""
+    """Spread (sd) of the pooling Gaussian, degrees; float32."""
     channel_weights_VC: np.ndarray
-    """What an early voxel listens to, not negative, summing to 1; zeros in late voxels; float32."""
+    """Channel weights of early voxels, summing to 1; zeros in late voxels; float32."""
     code_weights_VK: np.ndarray
-    """What a late voxel reads from the semantic code; zeros in early voxels; float32."""
+    """Semantic-code weights of late voxels; zeros in early voxels; float32."""
     retinotopy_V: np.ndarray
     """Share of a late voxel's object drive that depends on the object's place; float32."""
     snr_V: np.ndarray
@@ -165,14 +158,12 @@ class Cortex(NamedTuple):
 
     @property
     def prf_size_V(self) -> np.ndarray:
-        """Spread (sd) in degrees of the response to a point: sigma / sqrt(exponent), as NSD reports
-        it.
-        """
+        """Spread (sd) of the response to a point in degrees: sigma / sqrt(exponent), as NSD's."""
         return self.prf_sigma_V / np.float32(np.sqrt(EXPONENT))
 
 
 def build_cortex(seed: int, subject: int, voxels: int) -> Cortex:
-    """Grow the visual cortex of a subject; the same arguments give the same one.
+    """Generate the visual cortex of a subject; equal arguments give equal results.
 
     Parameters
     ----------
@@ -209,9 +200,7 @@ def build_cortex(seed: int, subject: int, voxels: int) -> Cortex:
 
 
 def _place_on_map(rng: np.random.Generator, sheet: CorticalSheet) -> np.ndarray:
-    """Coordinates (V, 2) in which the areas have straight borders: the sheet's own, bent by a field
-    of the subject's.
-    """
+    """Map coordinates (V, 2) with straight area borders: the sheet's, bent by a subject's field."""
     bend = smooth_fields(rng, sheet, 2, 0.25 * sheet.extent[1])
     return np.clip(sheet.uv_V2 + 0.02 * bend, 0, 1 - 1e-6)
 
@@ -219,9 +208,7 @@ def _place_on_map(rng: np.random.Generator, sheet: CorticalSheet) -> np.ndarray:
 def _cut(
     rng: np.random.Generator, parts: Sequence[tuple[str, float]]
 ) -> tuple[list[str], np.ndarray]:
-    """Names of the parts of a line, and where each ends in [0, 1]; shares vary by about a tenth
-    between subjects.
-    """
+    """Return names and ends in [0, 1] of a line's parts; shares vary by a tenth."""
     shares = np.array([share for _, share in parts]) * np.exp(
         0.12 * rng.standard_normal(len(parts))
     )
@@ -229,9 +216,7 @@ def _cut(
 
 
 def _areas(rng: np.random.Generator, place_V2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Area of every voxel, and how far along its strip (0 dorsal to 1 ventral) a voxel of an early
-    area lies.
-    """
+    """Return every voxel's area, and its position along early strips (0 dorsal to 1 ventral)."""
     u, v = place_V2.T
     area_V, along_V = np.full(len(u), "semantic", dtype="<U10"), np.zeros(len(u), dtype=np.float32)
     behind = u < _EARLY_U * np.exp(0.05 * rng.standard_normal())
@@ -312,7 +297,7 @@ def _receptive_fields(
 def _channel_weights(
     rng: np.random.Generator, sheet: CorticalSheet, area_V: np.ndarray, eccentricity_V: np.ndarray
 ) -> np.ndarray:
-    """What early voxels listen to (V, C)."""
+    """Channel weights of early voxels (V, C)."""
     fields = smooth_fields(rng, sheet, 11, _FIELD_WIDTH) + _JITTER * rng.standard_normal(
         (len(area_V), 11)
     )
@@ -368,7 +353,7 @@ _EMPHASIS = {
 
 
 def _code_weights(rng: np.random.Generator, sheet: CorticalSheet, area_V: np.ndarray) -> np.ndarray:
-    """What late voxels read from the semantic code (V, K)."""
+    """Semantic-code weights of late voxels (V, K)."""
     mixture_VK = smooth_fields(rng, sheet, len(CODE), _FIELD_WIDTH) + _JITTER * rng.standard_normal(
         (len(area_V), len(CODE))
     )
@@ -383,7 +368,7 @@ def _code_weights(rng: np.random.Generator, sheet: CorticalSheet, area_V: np.nda
         inside = area_V == area
         scatter = np.zeros(
             len(CODE), dtype=np.float32
-        )  # how much a category area's voxels differ in what else they read
+        )  # how much a category area's voxels differ in their other weights
         scatter[GROUPS["object"]] = 0.3
         scatter[GROUPS["background"]] = 0.5 if category == "places" else 0.1
         scatter[GROUPS["colour"]] = 0.4 if category == "food" else 0.15
@@ -395,9 +380,7 @@ def _code_weights(rng: np.random.Generator, sheet: CorticalSheet, area_V: np.nda
 
 
 def pooling(x_V: np.ndarray, y_V: np.ndarray, sigma_V: np.ndarray) -> np.ndarray:
-    """Gaussian receptive fields over the cells of a map (V, P), float32; a field that lies wholly
-    on the picture sums to 1.
-    """
+    """Gaussian receptive fields over map cells (V, P); inside the image they sum to 1."""
     cell_x, cell_y = cell_centres()
     squared = (cell_x - x_V[:, None]) ** 2 + (cell_y - y_V[:, None]) ** 2
     area = (FIELD_OF_VIEW / CELLS) ** 2
@@ -408,16 +391,14 @@ def pooling(x_V: np.ndarray, y_V: np.ndarray, sigma_V: np.ndarray) -> np.ndarray
 
 
 def early_responses(cortex: Cortex, images_N3HW: np.ndarray) -> np.ndarray:
-    """Responses of the early voxels to pictures of any kind (224 x 224 pixels, [0, 1]): N x E,
-    float32, not negative.
-    """
+    """Compute responses of early voxels to images (224 x 224, [0, 1]): N x E, not negative."""
     early_V = cortex.early_V
     pool_EP = pooling(cortex.prf_x_V[early_V], cortex.prf_y_V[early_V], cortex.prf_sigma_V[early_V])
     weights_CE = np.ascontiguousarray(cortex.channel_weights_VC[early_V].T)
     out_NE = np.empty((len(images_N3HW), len(pool_EP)), dtype=np.float32)
     for first in range(
         0, len(images_N3HW), 8
-    ):  # few enough pictures that memory stays small at full size
+    ):  # few enough images that memory stays small at full size
         maps_NCP = channel_maps(images_N3HW[first : first + 8])
         pooled_NCE = (maps_NCP.reshape(-1, maps_NCP.shape[2]) @ pool_EP.T).reshape(
             *maps_NCP.shape[:2], -1
@@ -427,7 +408,7 @@ def early_responses(cortex: Cortex, images_N3HW: np.ndarray) -> np.ndarray:
 
 
 def late_responses(cortex: Cortex, scenes: Sequence[Scene]) -> np.ndarray:
-    """Responses of the late voxels to what is in scenes: N x L, float32, not negative."""
+    """Compute responses of late voxels to scenes: N x L, float32, not negative."""
     late_V = ~cortex.early_V
     code = semantics.encode(scenes)
     weights_KL = cortex.code_weights_VK[late_V].T
@@ -443,20 +424,20 @@ def late_responses(cortex: Cortex, scenes: Sequence[Scene]) -> np.ndarray:
             -((there_x - x) ** 2 + (there_y - y) ** 2) / (2 * (sigma**2 + spread**2))
         )
         drive_NL += (1 - share + share * overlap_NL) * (objects_NK @ of_objects)
-    return np.logaddexp(0, drive_NL).astype(np.float32)  # neurons fire, they do not un-fire
+    return np.logaddexp(0, drive_NL).astype(np.float32)  # firing rates are not negative
 
 
 def responses(cortex: Cortex, images_N3HW: np.ndarray, scenes: Sequence[Scene]) -> np.ndarray:
-    """Noise-free responses of all voxels (N, V), float32, in arbitrary units.
+    """Compute noise-free responses of all voxels (N, V), float32, in arbitrary units.
 
     Parameters
     ----------
     cortex : Cortex
         Of one subject.
     images_N3HW : np.ndarray
-        The pictures as stored, in [0, 1].
+        The stored images, in [0, 1].
     scenes : Sequence[Scene]
-        What they show.
+        Scenes of the images.
     """
     out_NV = np.empty((len(scenes), len(cortex.area_V)), dtype=np.float32)
     out_NV[:, cortex.early_V] = early_responses(cortex, images_N3HW)

@@ -1,11 +1,9 @@
-"""A folded sheet of cortex in a 3-D grid: where every simulated voxel lies, in the volume and on
-the sheet.
+"""A folded cortical sheet in a 3-D grid: positions of simulated voxels in volume and on the sheet.
 
 Each hemisphere is a flat rectangle (u from the occipital pole forward, v from dorsal over medial
 and ventral to lateral), rolled up like the back of a brain and folded by a few waves that differ
-from subject to subject. The voxels are the cells of an ordinary 1.8 mm grid that lie nearest to the
-two sheets, so neighbours in the volume are mostly, but (across a sulcus) not always, neighbours on
-the sheet.
+between subjects. The voxels are the cells of a 1.8 mm grid nearest to the two sheets, so neighbours
+in the volume are mostly, but (across a sulcus) not always, neighbours on the sheet.
 
 V voxels, F fields.
 """
@@ -49,20 +47,19 @@ class CorticalSheet(NamedTuple):
 
     @property
     def millimetres_V3(self) -> np.ndarray:
-        """Position of every voxel's centre in the volume's space."""
+        """Position of every voxel's centre in mm."""
         return np.argwhere(self.mask) * VOXEL_SIZE + self.affine[:3, 3]
 
 
 def fold(rng: np.random.Generator, voxels: int) -> CorticalSheet:
-    """Fold the two sheets of a subject and take the given number of voxels that lie nearest to
-    them.
+    """Fold the two sheets of a subject, and select the nearest voxels.
 
     Parameters
     ----------
     rng : np.random.Generator
-        What makes this subject's folds its own.
+        Determines the subject's folds.
     voxels : int
-        Number of voxels; the sheets are as large as that asks for.
+        Number of voxels, which determines the size of the sheets.
     """
     area = voxels * VOXEL_SIZE**3 / _THICKNESS / 2
     width = float(np.sqrt(area / _ASPECT))
@@ -125,18 +122,18 @@ def _surface(
 def smooth_fields(
     rng: np.random.Generator, sheet: CorticalSheet, fields: int, width: float
 ) -> np.ndarray:
-    """Random fields that change slowly along the sheet, each hemisphere by itself.
+    """Generate random fields that vary smoothly along the sheet, per hemisphere.
 
     Parameters
     ----------
     rng : np.random.Generator
-        Source of the white noise that is smoothed.
+        Generator of the white noise.
     sheet : CorticalSheet
         The voxels.
     fields : int
-        How many, independent of each other.
+        Number of independent fields.
     width : float
-        Full width at half maximum of the Gaussian that smooths, in mm.
+        Full width at half maximum of the smoothing Gaussian, in mm.
 
     Returns
     -------

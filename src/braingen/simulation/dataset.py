@@ -1,11 +1,10 @@
-"""A simulated NSD on disk: pictures, then subject by subject responses, trials and truth, in pieces
-that need not be made twice.
+"""Write a simulated NSD: images, then responses, trials and truth per subject, in resumable pieces.
 
-Nothing large is held in memory: pictures are drawn into the file, a subject's noise-free responses
-go to a scratch file, and its trials are made session by session. Every piece is finished or not
-there; killed at any moment, the same call continues and ends with the same bytes.
+Nothing large is held in memory: images are rendered into the file, a subject's noise-free responses
+go to a scratch file, and its trials are made session by session. After an interruption the same
+call continues and ends with the same bytes.
 
-N pictures, V voxels, T trials, L labels.
+N images, V voxels, T trials, L labels.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from braingen.simulation.presentations import Design, behaviour, make_design
 from braingen.simulation.scenes import STIMULUS_SIZE, Scene
 
 FORMAT = 1
-"""Raised when the same arguments come to mean other data."""
+"""Increased when the same arguments give other data."""
 _MOST_WORKERS = 8  # of 0.3 GB each at NSD's full size
 _PICTURES_AT_ONCE = 50
 _RESPONSES_AT_ONCE = 64
@@ -48,7 +47,7 @@ _BYTES_PER_SAMPLE = 9216  # of a tar
 
 
 class Arguments(NamedTuple):
-    """What determines a simulated data folder, to the bit."""
+    """Arguments that determine a simulated data folder, to the bit."""
 
     num_subjects: int
     num_sessions: int
@@ -59,7 +58,7 @@ class Arguments(NamedTuple):
     seed: int
 
     def voxels(self, subject: int) -> int:
-        """Voxels of a subject: all differ, in the proportions of NSD's eight people."""
+        """Numbers of voxels per subject, in the proportions of NSD's eight subjects."""
         taken: list[int] = []
         for number in range(1, subject + 1):
             width = max(1, round(self.num_voxels * nsd.VOXELS[number] / nsd.VOXELS[1]))
@@ -70,14 +69,12 @@ class Arguments(NamedTuple):
 
 
 def manifest_path(layout: Layout) -> Path:
-    """The file that says what a simulated data folder was made with, and whether it is finished."""
+    """Path of the manifest: arguments of a simulated data folder, and whether it is finished."""
     return layout.root / "manifest.json"
 
 
 def simulate(config: Config) -> Path:
-    """Write the simulated data folder of a configuration, ``data.root``, or what is missing
-    of it.
-    """
+    """Write the missing files of the configured simulated data folder, ``data.root``."""
     return write_dataset(config.data.root, **config.simulation.model_dump()).root
 
 
@@ -94,29 +91,28 @@ def write_dataset(
     workers: int | None = None,
     show_progress: bool = True,
 ) -> Layout:
-    """Write a simulated NSD, or what is missing of it.
+    """Write the missing files of a simulated NSD.
 
     Parameters
     ----------
     root : Path
-        The data folder, made if it is not there.
+        The data folder, created if missing.
     num_subjects : int
-        People, 1 to 8.
+        Subjects, 1 to 8.
     num_sessions : int
-        Sessions of each.
+        Sessions per subject.
     trials_per_session : int
         Presentations in a session (NSD: 750).
     num_voxels : int
-        Voxels in nsdgeneral of subject 1; the others' follow NSD's proportions.
+        Voxels of subject 1 in nsdgeneral; the others follow NSD's proportions.
     num_test_images : int
-        Pictures that all subjects see three times and that are for testing only.
+        Images that all subjects see three times, for testing only.
     noise : float
         Multiple of NSD's noise.
     seed : int
-        Of pictures, brains and noise.
+        Of images, brains and noise.
     workers : int | None, optional
-        Processes that compute; as many as there are cores, eight at most, when None. The result
-        does not depend on it.
+        Number of processes; None for one per core, at most eight. It does not affect the result.
     show_progress : bool, optional
         Whether to show a progress bar.
 
@@ -169,7 +165,7 @@ def write_dataset(
 
 
 class _Work(NamedTuple):
-    """What is made, and where."""
+    """Arguments and folders of a simulation."""
 
     layout: Layout
     arguments: Arguments
@@ -241,7 +237,7 @@ def image_count(arguments: Arguments, design: Design) -> int:
 
 
 def _is_finished(layout: Layout, manifest: dict[str, Any]) -> bool:
-    """Whether the folder is complete already; refuses one that holds something else."""
+    """Whether the folder is complete; refuses other content."""
     path = manifest_path(layout)
     if not path.exists():
         for other in (layout.images(), layout.root / "wds", layout.captions(), layout.masks()):
@@ -268,14 +264,14 @@ def _is_finished(layout: Layout, manifest: dict[str, Any]) -> bool:
     ]
     if different:
         raise UserError(
-            f"{layout.root} was simulated with {', '.join(different)}: ask for the same again,"
+            f"{layout.root} was simulated with {', '.join(different)}: use the same arguments,"
             " choose another data folder with --data_path FOLDER, or remove it."
         )
     return finished
 
 
 def _is_whole(layout: Layout, arguments: Arguments, design: Design) -> bool:
-    """Whether every file is there: one that was removed is made again."""
+    """Whether every file exists; removed ones are made again."""
     files = [layout.images(), layout.captions(), layout.masks(), pictures.scenes_path(layout)]
     for subject in range(1, arguments.num_subjects + 1):
         files += [
@@ -289,7 +285,7 @@ def _is_whole(layout: Layout, arguments: Arguments, design: Design) -> bool:
 
 
 def bytes_needed(arguments: Arguments, design: Design) -> int:
-    """Size of the finished folder, and of the largest scratch file beside it."""
+    """Return sizes of the finished folder, and of the largest scratch file."""
     voxels = [arguments.voxels(subject) for subject in range(1, arguments.num_subjects + 1)]
     images = image_count(arguments, design) * (3 * STIMULUS_SIZE**2 * 2 + 1500)
     return (
@@ -310,11 +306,11 @@ def _check_disk(layout: Layout, arguments: Arguments, design: Design) -> None:
         layout.root,
         missing,
         "The simulated data",
-        "choose another --data_path, or ask for fewer subjects, sessions or voxels",
+        "choose another --data_path, or simulate fewer subjects, sessions or voxels",
     )
 
 
-# --- pictures -------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------
 
 
 class _Drawing(NamedTuple):
@@ -416,7 +412,7 @@ def _write_subject(work: _Work, subject: int) -> dict[str, np.ndarray]:
 
 
 class _Viewing(NamedTuple):
-    """A subject looks at its pictures."""
+    """Job: noise-free responses of a subject."""
 
     signal: ArrayOnDisk
     images: ArrayOnDisk
@@ -437,27 +433,25 @@ def _respond(job: _Viewing, block: tuple[int, int]) -> None:
 
 
 class Planted(NamedTuple):
-    """The signal over all pictures a subject sees."""
+    """Statistics of the signal over a subject's images."""
 
     mean_V: np.ndarray
     """float32."""
     sd_V: np.ndarray
     """float32."""
     label_share_VL: np.ndarray
-    """Share of the variance that each of `semantics.LABELS` explains, adjusted for the number of
-    its values.
-    """
+    """Share of variance explained by each of `semantics.LABELS`, adjusted for its classes."""
 
 
 def planted_statistics(signal_NV: np.ndarray, scenes: Sequence[Scene]) -> Planted:
-    """Mean and sd of the noise-free signal, and what of the scenes it carries.
+    """Compute mean and sd of the noise-free signal, and its variance explained by scene labels.
 
     Parameters
     ----------
     signal_NV : np.ndarray
         Responses, an array or a memory map.
     scenes : Sequence[Scene]
-        What the N pictures show.
+        Scenes of the N images.
     """
     N, V = signal_NV.shape
     label_NL = semantics.labels(scenes)
@@ -485,7 +479,7 @@ def planted_statistics(signal_NV: np.ndarray, scenes: Sequence[Scene]) -> Plante
 
 
 class _Scanning(NamedTuple):
-    """A subject's sessions."""
+    """Job: sessions of a subject."""
 
     betas: ArrayOnDisk
     signal: ArrayOnDisk
@@ -498,9 +492,7 @@ class _Scanning(NamedTuple):
 
 
 def _scan(job: _Scanning, session: int) -> None:
-    """Simulate a session: signal scaled by attention, noise on it, z-scored with the training
-    trials' mean and sd.
-    """
+    """Simulate a session: attention, noise, and z-scores by the training trials' mean and sd."""
     rows = job.design.rows(session)
     noise = session_noise(
         np.random.default_rng([*job.seeds, 4, session]),

@@ -1,6 +1,4 @@
-"""What hides the signal: trial noise that neighbours share, slow drift within a session, attention
-that comes and goes.
-
+"""Simulated noise: trial noise shared by neighbours, slow drift in a session, varying attention.
 T trials of a session, V voxels.
 """
 
@@ -15,30 +13,25 @@ from scipy.special import ndtri
 from scipy.stats import rankdata
 
 SNR_MEDIAN = {"early": 0.45, "late": 0.35}
-"""Median over voxels of signal sd / noise sd of a single trial (NSD's noise-ceiling SNR), in V1-hV4
-and elsewhere.
-"""
+"""Median over voxels of signal sd / noise sd of a single trial, in V1-hV4 and elsewhere."""
 SNR_95TH_PERCENTILE = 1.0
 SHARED_SHARE = 0.35
-"""Share of the noise variance that neighbouring voxels have in common."""
+"""Share of the noise variance that neighbouring voxels share."""
 SHARED_WIDTH = 4.0
-"""Reach of that common noise: full width at half maximum in mm."""
+"""Full width at half maximum of the shared noise, in mm."""
 DRIFT_SHARE = 0.1
-"""Share of the noise variance that changes slowly within a session."""
+"""Share of the noise variance that drifts slowly within a session."""
 ATTENTION = 0.15
-"""Standard deviation of the factor by which attention scales the signal of a trial; its effect
-counts as noise.
-"""
+"""Standard deviation of attention's gain on the signal of a trial; its effect counts as noise."""
 _DRIFTS = 4  # half cycles of the fastest drift in a session
 
 
 def planted_snr(field_V: np.ndarray, early_V: np.ndarray) -> np.ndarray:
-    """Log-normal SNR whose order over voxels follows a field; its quantiles are exact in early and
-    in late areas.
+    """Return a log-normal SNR ordered by a field, with exact quantiles in early and late areas.
 
     Parameters
     ----------
-    field_V : np.ndarray
+        Any field that varies smoothly over cortex.
         Anything that varies smoothly over cortex.
     early_V : np.ndarray
         Whether a voxel is in V1-hV4.
@@ -58,9 +51,7 @@ def planted_snr(field_V: np.ndarray, early_V: np.ndarray) -> np.ndarray:
 
 
 def neighbour_mixing(millimetres_V3: np.ndarray) -> csr_matrix:
-    """Sparse V x V matrix that turns white noise into noise of unit variance that
-    neighbours share.
-    """
+    """Sparse V x V matrix that maps white noise to unit-variance noise shared by neighbours."""
     sigma = SHARED_WIDTH / 2.355
     pairs = cKDTree(millimetres_V3).sparse_distance_matrix(
         cKDTree(millimetres_V3), 3 * sigma, output_type="coo_matrix"
@@ -78,17 +69,17 @@ class SessionNoise(NamedTuple):
     """The noise of one session."""
 
     attention_T: np.ndarray
-    """Factor on the signal, mean 1, float32."""
+    """Gain on the signal, mean 1, float32."""
     added_TV: np.ndarray
-    """What is added to the signal (in units of the signal's sd over images), float32."""
+    """Additive noise (in units of the signal's sd over images), float32."""
 
 
 def session_noise(
     rng: np.random.Generator, trials: int, noise_sd_V: np.ndarray, mixing: csr_matrix
 ) -> SessionNoise:
-    """Draw the noise of a session.
+    """Sample the noise of a session.
 
-    The variance of a voxel over repeats of a picture is ``noise_sd_V ** 2``, attention included.
+    The variance of a voxel over repeats of an image is ``noise_sd_V ** 2``, attention included.
 
     Parameters
     ----------
@@ -116,9 +107,7 @@ def session_noise(
 
 
 def _drift(rng: np.random.Generator, trials: int, voxels: int, mixing: csr_matrix) -> np.ndarray:
-    """A few slow cosines over the session, each with its own map over cortex; unit variance in
-    expectation.
-    """
+    """Slow cosines over the session, each with its own spatial map; unit expected variance."""
     time = (np.arange(trials) + 0.5) / trials
     courses = np.sqrt(2 / _DRIFTS) * np.stack(
         [np.cos(np.pi * (k + 1) * time) for k in range(_DRIFTS)]
@@ -128,7 +117,7 @@ def _drift(rng: np.random.Generator, trials: int, voxels: int, mixing: csr_matri
 
 
 def _autoregressive(rng: np.random.Generator, trials: int, memory: float = 0.9) -> np.ndarray:
-    """Unit-variance noise that remembers: alertness lasts longer than a trial."""
+    """Autocorrelated unit-variance noise: alertness outlasts a trial."""
     white = rng.standard_normal(trials)
     out = np.empty(trials)
     out[0] = white[0]

@@ -1,6 +1,4 @@
-"""The pictures of a simulated data folder: every id is a scene of its own, drawn from a seed that
-nothing else uses.
-"""
+"""Images of a simulated data folder: every id is a scene, generated from its own seed."""
 
 from __future__ import annotations
 
@@ -25,11 +23,9 @@ from braingen.simulation.scenes import (
 )
 
 MAX_IMAGES = 1_000_000
-"""Pictures that one seed has room for."""
+"""Number of image ids per seed."""
 MAX_SEED = 2**32 // MAX_IMAGES - 1
-"""Largest seed of a simulation: above 2**32 lie the pictures that the tiny backbones were trained
-on.
-"""
+"""Largest seed of a simulation; seeds above 2**32 are those of the tiny backbones' corpus."""
 
 
 def _generator(seed: int, image: int) -> np.random.Generator:
@@ -37,23 +33,23 @@ def _generator(seed: int, image: int) -> np.random.Generator:
 
 
 def scene_of(seed: int, image: int) -> Scene:
-    """The scene with an id."""
+    """Return the scene of an id."""
     return scenes.random_scene(_generator(seed, image))
 
 
 def captions_of(seed: int, image: int) -> list[str]:
-    """Its five captions."""
+    """Return the five captions of an id."""
     rng = _generator(seed, image)
     return scenes.captions(scenes.random_scene(rng), rng)
 
 
 def picture_of(seed: int, image: int) -> np.ndarray:
-    """Its picture as stored: 3 x 224 x 224, float16 in [0, 1]."""
+    """Render the stored image of an id: 3 x 224 x 224, float16 in [0, 1]."""
     return np.clip(scenes.stimulus(scenes.render(scene_of(seed, image))), 0, 1)
 
 
 def describe(scene: Scene) -> dict[str, Any]:
-    """A scene in words and numbers, for JSON; `scene_from` reads it back."""
+    """Describe a scene as JSON-able values; `scene_from` is the inverse."""
     return {
         "background": BACKGROUNDS[scene.background],
         "position": POSITIONS[scene.position],
@@ -73,7 +69,7 @@ def describe(scene: Scene) -> dict[str, Any]:
 
 
 def scene_from(description: dict[str, Any]) -> Scene:
-    """The scene that `describe` described."""
+    """Rebuild a scene from its description."""
     names = [thing.name for thing in OBJECTS]
     things = tuple(
         Placement(
@@ -97,23 +93,23 @@ def scene_from(description: dict[str, Any]) -> Scene:
 
 
 def scenes_path(layout: Layout) -> Path:
-    """Where the descriptions of all pictures of a simulated folder lie."""
+    """Path of the scene descriptions of a simulated folder."""
     return layout.root / "truth" / "scenes.json"
 
 
 def load_scenes(layout: Layout, images: Sequence[int]) -> list[Scene]:
-    """Read the scenes with the given ids from a simulated data folder.
+    """Load the scenes of some ids from a simulated data folder.
 
     Raises
     ------
     UserError
-        When the folder is not a simulated one, or has no such picture.
+        When the folder is not simulated, or has no such image.
     """
     path = scenes_path(layout)
     if not path.is_file():
         raise UserError(
-            f"{path} is missing: {layout.root} was not written by `braingen simulate`, so what its"
-            " pictures show is not known."
+            f"{path} is missing: {layout.root} was not written by `braingen simulate`, so the"
+            " content of its images is not known."
         )
     descriptions = read_json(path, "write the folder again with `braingen simulate`")
     missing = [int(image) for image in images if str(int(image)) not in descriptions]

@@ -1,6 +1,4 @@
-"""Pieces of large files made by several processes: what was finished before a process was killed is
-not made again.
-"""
+"""Write pieces of large files with several processes; finished pieces are not made again."""
 
 from __future__ import annotations
 
@@ -24,9 +22,7 @@ Piece = TypeVar("Piece")
 
 
 def reserve_raw(path: Path, shape: tuple[int, ...], dtype: str) -> ArrayOnDisk:
-    """Make a scratch file of nothing but numbers that can be mapped and filled in pieces, unless it
-    is there already.
-    """
+    """Create a raw scratch file of numbers to be mapped and filled, unless it exists."""
     array = ArrayOnDisk(path, np.dtype(dtype), 0, shape)
     size = array.dtype.itemsize * int(np.prod(shape))
     if not path.exists() or path.stat().st_size != size:
@@ -36,7 +32,7 @@ def reserve_raw(path: Path, shape: tuple[int, ...], dtype: str) -> ArrayOnDisk:
 
 
 class Workshop(NamedTuple):
-    """Where pieces are made, and by how many processes."""
+    """Folder and processes of the pieces."""
 
     scratch: Path
     """Folder of unfinished files and of the marks of finished pieces."""
@@ -51,9 +47,9 @@ class Workshop(NamedTuple):
         worker: Callable[[Shared, Piece], None],
         shared: Shared,
     ) -> None:
-        """Call ``worker(shared, piece)`` for every piece that was not finished before.
+        """Call ``worker(shared, piece)`` for every unfinished piece.
 
-        What it writes must be on its way to the disk when it returns, and must not depend on the
+        The worker must flush its output before it returns; the output must not depend on the
         process or the order of pieces.
 
         Parameters
@@ -63,11 +59,11 @@ class Workshop(NamedTuple):
         name : str
             Of the folder of marks.
         pieces : Sequence[Piece]
-            All pieces, in the same order every time.
+            All pieces, always in the same order.
         worker : Callable[[Shared, Piece], None]
-            A function of a module.
+            A module-level function.
         shared : Shared
-            What all pieces need; sent to each process once.
+            Data that all pieces need; sent to each process once.
         """
         marks = self.scratch / name
         marks.mkdir(exist_ok=True)
@@ -81,8 +77,7 @@ class Workshop(NamedTuple):
                 (marks / str(number)).touch()
                 self.progress.advance(task)
             return
-        # numpy alone works in there, so forking is safe, quick, and needs no guard in a script that
-        # calls us
+        # only numpy runs there, so forking is safe, fast, and needs no guard in the caller's script
         fork = "fork" in multiprocessing.get_all_start_methods()
         context = multiprocessing.get_context("fork" if fork else None)
         pool = ProcessPoolExecutor(
@@ -103,9 +98,7 @@ _job: tuple[Callable[[Any, Any], None], Any]
 
 
 def _prepare(parent: int, worker: Callable[[Any, Any], None], shared: Any) -> None:
-    """Begin a process: one thread, and an end of its own when the process that started it was
-    killed.
-    """
+    """Prepare a process: one thread, and exit when the parent process was killed."""
     global _job
     _job = worker, shared
     threadpool_limits(1)

@@ -1,11 +1,10 @@
-"""When which picture is shown: NSD's design at any size, and what a subject answers.
+"""Order of image presentations in NSD's design at any size, and the subject's responses.
 
-Every picture is shown three times. The order is the same for all subjects (the shared test pictures
-come at the same moments), only the other pictures differ. About half of a picture's presentations
-fall close together, the others anywhere, so that a session holds some 1.28 trials per picture, as
-NSD's do.
+Every image is shown three times. The order is equal for all subjects (shared test images are shown
+at the same trials); only the other images differ. About half of an image's presentations are close
+together, the others anywhere, so a session has about 1.28 trials per image, as in NSD.
 
-T trials in all, N pictures.
+T trials in all, N images.
 """
 
 from __future__ import annotations
@@ -17,26 +16,22 @@ import numpy as np
 from braingen.data import nsd
 from braingen.runtime.errors import UserError
 
-_CLOSE_SHARE = 0.5  # of the presentations lie close to the others of their picture
+_CLOSE_SHARE = 0.5  # of the presentations lie close to the others of their image
 _CLOSE = 0.25  # sd of their distance, in sessions
 # of the sessions: the older, smaller test set was made when three of NSD's forty were held back
 _OLD_TEST_SHARE = 37 / 40
 
 
 class Design(NamedTuple):
-    """Which picture is shown in which trial."""
+    """Image of every trial."""
 
     sessions: int
     trials_per_session: int
     test_images: int
     own_images: int
-    """Pictures of a subject that are for training; some of them are shown less than three times
-    when trials do not come out even.
-    """
+    """Number of a subject's training images; some are shown less than three times."""
     place_T: np.ndarray
-    """Picture of every trial, numbered within the subject: test pictures first, then its own;
-    int64.
-    """
+    """Image index of every trial within the subject: test images first, then training; int64."""
 
     @property
     def trials(self) -> int:
@@ -45,16 +40,16 @@ class Design(NamedTuple):
 
     @property
     def images(self) -> int:
-        """Pictures that one subject sees."""
+        """Number of images that a subject sees."""
         return self.test_images + self.own_images
 
     @property
     def test_T(self) -> np.ndarray:
-        """Whether a trial shows a test picture."""
+        """Whether a trial shows a test image."""
         return self.place_T < self.test_images
 
     def image_ids(self, number: int) -> np.ndarray:
-        """Ids of the pictures that a subject sees, in the order of their places.
+        """Return the ids of a subject's images, in the order of their indices.
 
         Parameters
         ----------
@@ -67,22 +62,22 @@ class Design(NamedTuple):
         )
 
     def rows(self, session: int) -> slice:
-        """Rows of the betas that belong to a session, counted from 0."""
+        """Rows of the betas of a session, counted from 0."""
         return slice(session * self.trials_per_session, (session + 1) * self.trials_per_session)
 
     @property
     def old_test_sessions(self) -> int:
-        """Sessions, from the first, whose test trials are in the older test set."""
+        """Number of first sessions whose test trials are in the older test set."""
         return max(1, int(self.sessions * _OLD_TEST_SHARE))
 
 
 def make_design(seed: int, sessions: int, trials_per_session: int, test_images: int) -> Design:
-    """Plan the experiment.
+    """Plan the presentations.
 
     Raises
     ------
     UserError
-        When the test pictures leave fewer than 3 trials for training pictures.
+        When the test images leave fewer than 3 trials for training images.
     """
     trials, repeats = sessions * trials_per_session, nsd.PRESENTATIONS
     if trials - repeats * test_images < repeats:
@@ -99,7 +94,7 @@ def make_design(seed: int, sessions: int, trials_per_session: int, test_images: 
     anywhere = rng.random((test_images + own, repeats))
     moment = np.where(rng.random((test_images + own, repeats)) < _CLOSE_SHARE, moment, anywhere) % 1
     place = np.repeat(np.arange(test_images + own), repeats)
-    shown = np.arange(len(place)) < trials  # the last picture loses what does not fit
+    shown = np.arange(len(place)) < trials  # the last image loses its excess trials
     order = np.argsort(moment.ravel()[shown], kind="stable")
     design = Design(
         sessions, trials_per_session, test_images, own, place[shown][order].astype(np.int64)
@@ -115,10 +110,9 @@ def make_design(seed: int, sessions: int, trials_per_session: int, test_images: 
 
 
 def behaviour(design: Design, seed: int, number: int) -> np.ndarray:
-    """The table that NSD's samples are cut from: T x 17, float64, columns as `nsd.BEHAV_COLUMNS`.
+    """Simulate the behavioural table: T x 17, float64, columns as `nsd.BEHAV_COLUMNS`.
 
-    A subject says whether it has seen the picture before, is right in about 85 % of the trials, and
-    takes some 0.8 s.
+    The subject responds whether it has seen the image before, with 85 % accuracy in about 0.8 s.
     """
     rng = np.random.default_rng([seed, number, 3])
     T, per_session = design.trials, design.trials_per_session
@@ -130,7 +124,7 @@ def behaviour(design: Design, seed: int, number: int) -> np.ndarray:
     old = _seen_before(design.place_T)
     old_now = _seen_before(session * design.images + design.place_T)
     right, right_now = rng.random(T) < 0.85, rng.random(T) < 0.9
-    says_old = old == right
+    answers_old = old == right
     values = {
         "image": design.image_ids(number)[design.place_T],
         "subject": number,
@@ -147,9 +141,9 @@ def behaviour(design: Design, seed: int, number: int) -> np.ndarray:
         "change_mind": rng.random(T) < 0.01,
         "is_old_current": old_now,
         "is_correct_current": right_now,
-        "total1": ~says_old,
-        "total2": says_old,
-        "button": 1 + says_old,
+        "total1": ~answers_old,
+        "total2": answers_old,
+        "button": 1 + answers_old,
         "is_shared1000": design.test_T,
     }
     for name, value in values.items():

@@ -1,10 +1,9 @@
-"""A simulated NSD in the form of NSD's raw release: what `braingen prepare` starts from, made from
-a simulated data folder.
+"""Write a simulated NSD in the form of the raw release, from a simulated data folder.
 
-The same files, axes and counting as the release: pictures count from 1 in nsd_expdesign.mat and
-responses.tsv, betas are int16 volumes, 300 to the percent, with reversed axes in HDF5; outside the
-mask there are numbers too. Prepared again, everything but the rounding of the betas to 1/300
-percent comes back bit for bit.
+Files, axes and counting are those of the release: images count from 1 in nsd_expdesign.mat and
+responses.tsv, betas are int16 volumes, 300 to the percent, with reversed axes in HDF5, and there
+are numbers outside the mask too. Prepared again, everything but the rounding of the betas to 1/300
+percent is restored bit for bit.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def write_raw_release(
     side: int = RAW_SIDE,
     seed: int = 0,
 ) -> RawNSD:
-    """Write the raw release that a simulated data folder could have been prepared from.
+    """Write a raw release of a simulated data folder, as input of `braingen prepare`.
 
     Parameters
     ----------
@@ -75,12 +74,12 @@ def write_raw_release(
     side : int, optional
         Of the stimuli in pixels.
     seed : int, optional
-        Of baseline and scale of the voxels, and of what lies outside the mask.
+        Of baseline and scale of the voxels, and of values outside the mask.
 
     Returns
     -------
     RawNSD
-        The raw release, to be read.
+        The raw release, opened for reading.
     """
     raw = RawNSD(root, BETAS, "nsdgeneral", "C")
     tables = {subject: _table(layout, subject) for subject in subjects}
@@ -109,8 +108,7 @@ def _table(layout: Layout, subject: int) -> pd.DataFrame:
 
 def _write_design(layout: Layout, raw: RawNSD, tables: Mapping[int, pd.DataFrame]) -> None:
     first = next(iter(tables.values()))
-    # pictures are numbered within a subject by when the first subject saw them, the same places for
-    # all
+    # images are numbered within a subject in the first subject's order, the same for all
     _, seen, place = np.unique(first["image"], return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(seen))
     order = rank[place] + 1
@@ -157,9 +155,7 @@ def _write_betas(
     form: str,
     rng: np.random.Generator,
 ) -> None:
-    """Percent signal change: a baseline and a scale for every voxel and session around the
-    simulated responses.
-    """
+    """Convert responses to percent signal change, with voxel baselines and scales."""
     places, betas = load_places(layout, subject), Betas.of(layout, subject)
     raw.betas_folder(subject).mkdir(parents=True, exist_ok=True)
     for session in sorted(table["session"].unique().astype(int)):

@@ -1,12 +1,11 @@
-"""What early visual cortex measures in a picture: maps of oriented contrast energy, luminance and
-colour opponency.
+"""Retinal channels of an image: oriented contrast energy, luminance and colour opponency.
 
-The picture (8.4 degrees wide, as in NSD's scanner) lies on a grey screen. Contrast is split by a
-pyramid of oriented band-pass filters (log-Gabor, two phases at once), each scale computed on a grid
-just fine enough for it; their energy, and rectified luminance and colour differences, are averaged
-over cells of 0.3 degrees. Population receptive fields pool these maps (cortex.py).
+The image (8.4 degrees wide, as in NSD's scanner) is on a grey screen. A pyramid of oriented
+band-pass filters (log-Gabor, two phases) splits contrast, each scale on a grid just fine enough for
+it; energy, and rectified luminance and colour differences, are averaged over cells of 0.3 degrees.
+Population receptive fields pool these maps (cortex.py).
 
-N pictures, C channels, P cells of a map (28 x 28).
+N images, C channels, P cells of a map (28 x 28).
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from scipy import fft
 from braingen.simulation.scenes import STIMULUS_SIZE
 
 FIELD_OF_VIEW = 8.4
-"""Width of a picture in degrees of visual angle (NSD)."""
+"""Width of an image in degrees of visual angle (NSD)."""
 SCALES = (0.5, 1.0, 2.0, 4.0)
 """Preferred spatial frequencies in cycles per degree."""
 ORIENTATIONS = tuple(np.pi * k / 6 for k in range(6))
@@ -44,7 +43,7 @@ CELLS = 28
 _PICTURE, _SCREEN = (
     STIMULUS_SIZE // 2,
     140,
-)  # pixels: the picture at half size, and with the screen around it
+)  # pixels: the image at half size, and with the screen around it
 _GRIDS = (
     35,
     70,
@@ -52,16 +51,13 @@ _GRIDS = (
     140,
 )  # pixels across the screen for every scale: at least a fifth more than an octave above it
 _BANDWIDTH, _ANGULAR_WIDTH = np.log(0.6), np.pi / 9
-# Brings the mean of every channel over scenes to about 1, so that a voxel's weights say what it
-# listens to.
+# Normalises the mean of every channel over scenes to about 1, so that weights are comparable.
 _CONTRAST_GAIN, _LUMINANCE_GAIN, _COLOUR_GAIN = (310.0, 470.0, 740.0, 1500.0), 8.0, 11.0
 
 
 @lru_cache(maxsize=1)
 def _filters() -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per scale: which Fourier coefficients of the screen are needed, and the filters on them
-    (orientations, grid, grid).
-    """
+    """Per scale, the needed Fourier coefficients and the filters (orientations, grid, grid)."""
     degrees = FIELD_OF_VIEW * _SCREEN / _PICTURE
     out = []
     for scale, grid in zip(SCALES, _GRIDS):
@@ -78,9 +74,7 @@ def _filters() -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _cells(planes: np.ndarray) -> np.ndarray:
-    """Average the middle of the screen, where the picture is, over the cells of a map: (..., grid,
-    grid) -> (..., CELLS, CELLS).
-    """
+    """Average the image's part of the screen over map cells: (..., grid, grid) -> (..., C, C)."""
     per_cell = planes.shape[-1] * _PICTURE // _SCREEN // CELLS
     edge = (planes.shape[-1] - CELLS * per_cell) // 2
     inner = planes[..., edge : edge + CELLS * per_cell, edge : edge + CELLS * per_cell]
@@ -88,7 +82,7 @@ def _cells(planes: np.ndarray) -> np.ndarray:
 
 
 def channel_maps(images_N3HW: np.ndarray) -> np.ndarray:
-    """What reaches cortex from a picture.
+    """Compute the retinal channels of images.
 
     Parameters
     ----------
@@ -103,11 +97,11 @@ def channel_maps(images_N3HW: np.ndarray) -> np.ndarray:
     Raises
     ------
     ValueError
-        For pictures of another size.
+        For images of another size.
     """
     if images_N3HW.shape[1:] != (3, STIMULUS_SIZE, STIMULUS_SIZE):
         raise ValueError(
-            f"pictures of shape {images_N3HW.shape[1:]} were given, (3, {STIMULUS_SIZE},"
+            f"images of shape {images_N3HW.shape[1:]} were given, (3, {STIMULUS_SIZE},"
             f" {STIMULUS_SIZE}) is expected"
         )
     N = len(images_N3HW)
@@ -137,9 +131,7 @@ def channel_maps(images_N3HW: np.ndarray) -> np.ndarray:
 
 
 def cell_centres() -> tuple[np.ndarray, np.ndarray]:
-    """Horizontal (to the right) and vertical (up) position of every cell in degrees from the centre
-    of the picture: (P,), (P,).
-    """
+    """Positions of all cells in degrees right of and above the image centre: (P,), (P,)."""
     steps = ((np.arange(CELLS) + 0.5) / CELLS - 0.5) * FIELD_OF_VIEW
     y, x = np.meshgrid(-steps, steps, indexing="ij")
     return x.ravel().astype(np.float32), y.ravel().astype(np.float32)

@@ -1,9 +1,8 @@
-"""An independent judge of pictures: a small network nothing is conditioned on, which names object,
-background and colour.
+"""An independent scene classifier: object, background, position and colour of an image.
 
-In the space of the CLIP that conditions the sampler even coloured blobs look right. The judge has
-never met that CLIP, so its early and late features stand where AlexNet's and Inception's do at full
-size.
+The CLIP that conditions the diffusion model rates even coloured blobs as similar. The classifier is
+trained independently of it, and its early and late features stand for AlexNet's and Inception's at
+full size.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch.nn.functional import interpolate
 
 
 class ScenePrediction(NamedTuple):
-    """What the judge says of a batch of pictures."""
+    """Predictions for a batch of images."""
 
     object_BC: Tensor
     """Logits over object classes."""
@@ -32,7 +31,7 @@ class ScenePrediction(NamedTuple):
 
 
 class SceneClassifier(ModelMixin, ConfigMixin):
-    """Four strided convolution blocks and four linear read-outs.
+    """Four strided convolution blocks and four linear heads.
 
     Parameters
     ----------
@@ -41,7 +40,7 @@ class SceneClassifier(ModelMixin, ConfigMixin):
     widths : tuple[int, ...], optional
         Channels of the blocks.
     side : int, optional
-        Side to which pictures are brought, in pixels.
+        Side to which images are resized, in pixels.
     """
 
     @register_to_config
@@ -76,7 +75,7 @@ class SceneClassifier(ModelMixin, ConfigMixin):
         )
 
     def forward(self, images_B3HW: Tensor) -> ScenePrediction:
-        """Look at pictures in [0, 1] of any size."""
+        """Predict images in [0, 1] of any size."""
         side = self.config.side
         x = interpolate(images_B3HW, size=(side, side), mode="bilinear", antialias=True) * 2 - 1
         features = []
@@ -95,7 +94,9 @@ class SceneClassifier(ModelMixin, ConfigMixin):
 
 
 @torch.inference_mode()
-def predictions(judge: SceneClassifier, images_N3HW: Tensor, batch: int = 64) -> ScenePrediction:
-    """Look at many pictures, a batch at a time."""
-    parts = [judge(part) for part in images_N3HW.split(batch)]
+def predictions(
+    classifier: SceneClassifier, images_N3HW: Tensor, batch: int = 64
+) -> ScenePrediction:
+    """Predict many images, a batch at a time."""
+    parts = [classifier(part) for part in images_N3HW.split(batch)]
     return ScenePrediction(*(torch.cat(columns) for columns in zip(*parts)))

@@ -1,10 +1,8 @@
-"""The stimuli of the simulation: scenes of a large object on a background, with captions that
-describe them.
+"""Stimuli of the simulation: scenes of a large object on a background, with captions.
 
-A scene is a description first (what, which colour, where, on what ground) and a picture second, so
-that everything a simulated brain is tuned to, and everything a read-out is asked, is known. Objects
-are glyphs of Noto Color Emoji (SIL Open Font License; the subset that is shipped lies in
-``assets/font`` beside its licence).
+A scene is a description (object, colour, position, background) that is rendered to an image, so the
+truth of everything that a simulated brain encodes is known. Objects are glyphs of Noto Color Emoji
+(SIL Open Font License; the shipped subset is in ``assets/font`` beside its licence).
 """
 
 from __future__ import annotations
@@ -17,27 +15,25 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 MASTER_SIZE = 425
-"""Side of the rendered picture in pixels, as NSD's own stimuli (``nsd_stimuli.hdf5``)."""
+"""Side of the rendered image in pixels, as NSD's own stimuli (``nsd_stimuli.hdf5``)."""
 STIMULUS_SIZE = 224
-"""Side of the picture as the field keeps it (``coco_images_224_float16.hdf5``)."""
+"""Side of the stored image (``coco_images_224_float16.hdf5``)."""
 GLYPH_SIZE = 109
-"""The only size at which Noto's bitmap glyphs can be drawn."""
+"""The only size of Noto's bitmap glyphs."""
 FONT = Path(__file__).parent / "assets" / "font" / "NotoColorEmoji-subset.ttf"
 SECOND_OBJECT_SHARE = 0.08
-"""Share of scenes with a second, smaller object. "The object" of a scene is always the
-larger one.
-"""
+"""Share of scenes with a second, smaller object; "the object" of a scene is the larger one."""
 
 
 class ObjectClass(NamedTuple):
-    """A kind of thing that can appear in a scene."""
+    """An object class of the scenes."""
 
     name: str
     glyph: str
     supercategory: str
     """One of COCO's twelve."""
     tinted: bool
-    """Whether it comes in all of COLOURS; the others keep the colours they have."""
+    """Whether it comes in all of COLOURS; the others have one fixed colour."""
 
 
 OBJECTS: tuple[ObjectClass, ...] = (
@@ -77,7 +73,7 @@ COLOURS: dict[str, float] = {
 """Name and hue (0-1) of the colours an object can be tinted with."""
 COLOUR_NAMES: tuple[str, ...] = tuple(COLOURS)
 NO_COLOUR = -1
-"""Colour index of an object that keeps its own colours."""
+"""Colour index of an object with a fixed colour."""
 BACKGROUNDS: tuple[str, ...] = (
     "meadow",
     "forest",
@@ -112,7 +108,7 @@ class Placement(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """Everything that is in a picture; the larger object comes first."""
+    """Content of an image; the larger object comes first."""
 
     background: int
     """Index into BACKGROUNDS."""
@@ -125,15 +121,13 @@ class Scene(NamedTuple):
 
     @property
     def position(self) -> int:
-        """Where the object is: index into POSITIONS."""
+        """Position of the object: index into POSITIONS."""
         x = self.objects[0].x
         return 0 if x < 0.43 else (2 if x > 0.57 else 1)
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene: all objects, colours, positions and backgrounds equally often, independently of
-    each other.
-    """
+    """Sample a scene; objects, colours, positions and backgrounds are uniform and independent."""
     size = rng.uniform(0.52, 0.72)
     place = int(rng.integers(3))
     margin = rng.uniform(0.0, 0.04)
@@ -169,7 +163,7 @@ def _placement(rng: np.random.Generator, x: float, y: float, size: float) -> Pla
 
 
 def render(scene: Scene) -> np.ndarray:
-    """Draw a scene.
+    """Render a scene.
 
     Returns
     -------
@@ -177,15 +171,13 @@ def render(scene: Scene) -> np.ndarray:
         Uint8 array, MASTER_SIZE x MASTER_SIZE x 3 (RGB).
     """
     picture = Image.fromarray(_background(scene))
-    for thing in reversed(scene.objects):  # the larger object is drawn last, in front
+    for thing in reversed(scene.objects):  # the larger object last, in front
         _draw_object(picture, thing)
     return np.asarray(picture)
 
 
 def stimulus(image_HW3: np.ndarray) -> np.ndarray:
-    """Bring a master picture to the form in which the field keeps it: 3 x 224 x 224, float16 in [0,
-    1].
-    """
+    """Convert a rendered image to the stored form: 3 x 224 x 224, float16 in [0, 1]."""
     small = Image.fromarray(image_HW3).resize(
         (STIMULUS_SIZE, STIMULUS_SIZE), Image.Resampling.BICUBIC
     )
@@ -244,7 +236,7 @@ def _font() -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=256)
 def _glyph(kind: int, colour: int) -> Image.Image:
-    """The glyph of an object class, tinted, cropped to what is drawn; RGBA."""
+    """Return the tinted glyph of an object class, cropped; RGBA."""
     canvas = Image.new("RGBA", (136, 128))
     ImageDraw.Draw(canvas).text((0, 0), OBJECTS[kind].glyph, font=_font(), embedded_color=True)
     box = canvas.getbbox()
@@ -258,7 +250,7 @@ def _glyph(kind: int, colour: int) -> Image.Image:
 
 
 def _tint(glyph: Image.Image, hue: float) -> Image.Image:
-    """Give the coloured parts of a glyph another hue; greys, whites and blacks stay."""
+    """Change the hue of a glyph's coloured parts; greys, whites and blacks are kept."""
     alpha = glyph.getchannel("A")
     hsv = np.array(glyph.convert("RGB").convert("HSV"))
     coloured = hsv[..., 1] > 70
@@ -311,7 +303,7 @@ _SKY_AND_GROUND: dict[
 
 
 def object_mask(scene: Scene, side: int) -> np.ndarray:
-    """Where the larger object is: bool, side x side, places of which it covers at least half."""
+    """Mask of the larger object: bool, side x side, cells it covers at least half."""
     thing = scene.objects[0]
     canvas = Image.new("L", (MASTER_SIZE, MASTER_SIZE))
     glyph = _placed_glyph(thing)
@@ -324,7 +316,7 @@ def object_mask(scene: Scene, side: int) -> np.ndarray:
 
 
 def _placed_glyph(thing: Placement) -> Image.Image:
-    """The glyph of an object at its size in the master picture, mirrored where it is; RGBA."""
+    """Return an object's glyph at its size in the rendered image, mirrored if needed; RGBA."""
     glyph = _glyph(thing.object, thing.colour)
     scale = thing.size * MASTER_SIZE / max(glyph.size)
     width, height = (max(1, round(edge * scale)) for edge in glyph.size)
@@ -333,7 +325,7 @@ def _placed_glyph(thing: Placement) -> Image.Image:
 
 
 def _background(scene: Scene) -> np.ndarray:
-    """Draw sky and ground with a calm texture: uint8, MASTER_SIZE x MASTER_SIZE x 3."""
+    """Render sky and ground with a smooth texture: uint8, MASTER_SIZE x MASTER_SIZE x 3."""
     side, name = MASTER_SIZE, BACKGROUNDS[scene.background]
     rng = np.random.default_rng(scene.texture_seed)
     sky_top, sky_low, ground_far, ground_near = (
@@ -363,7 +355,7 @@ def _background(scene: Scene) -> np.ndarray:
 def _landmarks(
     draw: ImageDraw.ImageDraw, name: str, line: int, side: int, rng: np.random.Generator
 ) -> None:
-    """A few plain shapes that tell one place from another."""
+    """Draw a few plain shapes that distinguish the backgrounds."""
     if name == "forest":
         for x in np.linspace(20, side - 20, 6) + rng.uniform(-18, 18, 6):
             draw.rectangle((x - 9, 0, x + 9, line + 12), fill=(45, 32, 20))

@@ -1,7 +1,6 @@
-"""What higher visual cortex can know of a scene: a code made from its description, and what
-category areas prefer in it.
+"""The semantic code of a scene's description, and the preferences of category areas.
 
-The code never sees the picture, nor any network's embedding of it, so nothing is decoded by
+The code depends on neither the image nor any network's embedding, so decoding is not trivial by
 construction.
 
 N scenes, K code entries, V voxels.
@@ -30,9 +29,7 @@ OBJECT_CODE: tuple[str, ...] = (
     *(f"supercategory {name}" for name in SUPERCATEGORIES),
     *(f"colour {name}" for name in COLOUR_NAMES),
 )
-"""Entries that belong to an object: a voxel reads them the better, the nearer the object lies to
-its receptive field.
-"""
+"""Entries of an object, which weigh more for voxels with receptive fields near the object."""
 SCENE_CODE: tuple[str, ...] = (
     *(f"background {name}" for name in BACKGROUNDS),
     "place x",
@@ -40,21 +37,19 @@ SCENE_CODE: tuple[str, ...] = (
     "size",
     "mirrored",
 )
-"""Entries that belong to the scene as a whole; place, size and mirroring are the larger
-object's.
-"""
+"""Entries of the whole scene; place, size and mirroring are the larger object's."""
 CODE: tuple[str, ...] = OBJECT_CODE + SCENE_CODE
 """All entries, in order."""
 GROUPS: dict[str, slice] = {}
-"""Which entries belong to object, supercategory, colour, background, place, size and mirrored."""
+"""Groups of entries: object, supercategory, colour, background, place, size and mirrored."""
 for _entry, _name in enumerate(CODE):
     _group = _name.split(" ")[0]
     GROUPS[_group] = slice(GROUPS[_group].start if _group in GROUPS else _entry, _entry + 1)
-_SECOND_OBJECT = 0.4  # how strongly the smaller object of a scene is represented
+_SECOND_OBJECT = 0.4  # representation strength of the smaller object
 
 
 class SceneCode(NamedTuple):
-    """Scenes as higher visual cortex is told of them."""
+    """Scenes as input of higher visual cortex."""
 
     main_NK: np.ndarray
     """Object entries of the larger object, float32 (K as OBJECT_CODE)."""
@@ -63,13 +58,11 @@ class SceneCode(NamedTuple):
     scene_NK: np.ndarray
     """Scene entries, numbers standardised, float32 (K as SCENE_CODE)."""
     where_N23: np.ndarray
-    """Of both objects: degrees to the right and up from the centre, and the spread (sd) of the
-    object in degrees; float32.
-    """
+    """Of both objects: degrees right of and above the centre, and spread (sd), float32."""
 
 
 def encode(scenes: Sequence[Scene]) -> SceneCode:
-    """Describe scenes by the semantic code."""
+    """Encode scenes by the semantic code."""
     entry = {name: k for k, name in enumerate(OBJECT_CODE)}
     objects = np.zeros((2, len(scenes), len(OBJECT_CODE)), dtype=np.float32)
     whole = np.zeros((len(scenes), len(SCENE_CODE)), dtype=np.float32)
@@ -122,19 +115,17 @@ PREFERENCES: dict[str, dict[str, float]] = {
         "banana": 0.4,
     },
 }
-"""How strongly a category area is driven by an object; objects that are not named drive it no more
-than at random.
-"""
+"""Response of a category area to objects; unlisted objects have random weights only."""
 PLACE_PREFERENCES: dict[str, dict[str, float]] = {
     "PPA": {"room": 1.0, "street": 0.9, "forest": 0.5, "beach": 0.3},
     "OPA": {"street": 1.0, "forest": 0.7, "room": 0.6, "meadow": 0.4, "snow": 0.3},
     "RSC": {"beach": 1.0, "desert": 0.9, "sea": 0.8, "meadow": 0.7, "sunset": 0.6, "street": 0.5},
 }
-"""How strongly a place area is driven by a background."""
+"""Response of a place area to backgrounds."""
 
 
 def preference_vector(category: str, area: str) -> np.ndarray:
-    """Weights of the code (K,) that all voxels of a category area share."""
+    """Return the weights of the code (K,) shared by all voxels of a category area."""
     entry = {name: k for k, name in enumerate(CODE)}
     weights = np.zeros(len(CODE), dtype=np.float32)
     for name, strength in PREFERENCES[category].items():
@@ -145,7 +136,7 @@ def preference_vector(category: str, area: str) -> np.ndarray:
 
 
 LABELS = ("object", "supercategory", "colour", "background", "position")
-"""What a read-out can be asked of a scene."""
+"""Labels of a scene that can be decoded."""
 LABEL_COUNTS = (
     len(OBJECTS),
     len(SUPERCATEGORIES),
@@ -153,11 +144,11 @@ LABEL_COUNTS = (
     len(BACKGROUNDS),
     len(POSITIONS),
 )
-"""How many answers there are; the last colour stands for 'its own colours'."""
+"""Numbers of classes; the last colour stands for fixed colours."""
 
 
 def labels(scenes: Sequence[Scene]) -> np.ndarray:
-    """Answers to LABELS, int64 (N, 5)."""
+    """Return the classes of LABELS, int64 (N, 5)."""
     rows = []
     for scene in scenes:
         main = scene.objects[0]

@@ -1,7 +1,6 @@
-"""The files of a simulated data folder that are written in one go: tars, region masks, volumes,
-captions, truth.
+"""Write the small files of a simulated data folder: tars, region masks, volumes, captions, truth.
 
-Equal input gives equal bytes: no times, no names of machines or processes.
+Equal input gives equal bytes: without times or names of machines or processes.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ SOURCE = "braingen simulate"
 
 
 def write_tars(layout: Layout, subject: int, design: Design, behav_T17: np.ndarray) -> None:
-    """Write all tars of a subject that are not there yet."""
+    """Write all missing tars of a subject."""
     trial = np.arange(design.trials)
     for session in range(design.sessions):
         path = layout.wds_train(subject, session)
@@ -39,7 +38,7 @@ def write_tars(layout: Layout, subject: int, design: Design, behav_T17: np.ndarr
 
 
 def regions(cortex: Cortex) -> dict[str, np.ndarray]:
-    """The boolean vectors of brain_region_masks.hdf5."""
+    """Return the boolean vectors of brain_region_masks.hdf5."""
     area_V = cortex.area_V
     masks = {"nsd_general": np.ones(len(area_V), dtype=bool)}
     for name in ("V1", "V2", "V3"):
@@ -51,9 +50,7 @@ def regions(cortex: Cortex) -> dict[str, np.ndarray]:
 
 
 def write_volumes(layout: Layout, subject: int, cortex: Cortex) -> None:
-    """Write the NIfTIs of a subject: -1 (regions) or NaN (receptive fields) outside cortex, as in
-    NSD; 0 in no region.
-    """
+    """Write a subject's NIfTIs: outside cortex -1 (regions) or NaN (pRFs), 0 in no region."""
     folder = layout.volumes(subject)
     places = VoxelPlaces(cortex.sheet.mask, "C", cortex.sheet.affine, SOURCE)
     save_places(layout, subject, places)
@@ -79,12 +76,12 @@ def write_truth(
     test_signal_NV: np.ndarray,
     label_share_VL: np.ndarray,
 ) -> None:
-    """Write what was planted in a subject.
+    """Write the ground truth of a subject.
 
     Parameters
     ----------
     noise : float
-        Multiple of NSD's noise, by which the SNR is divided.
+        Multiple of NSD's noise; divides the SNR.
     test_signal_NV : np.ndarray
         Noise-free responses of the test images, in order of id, each voxel with mean 0 and sd 1
         over all images it was shown.
@@ -129,5 +126,5 @@ def write_texts(
     """Write coco_captions.json and the descriptions of all scenes, by id."""
     for path, content in ((layout.captions(), captions), (scenes_path, descriptions)):
         with replaced_file(path, "w") as handle:
-            # whole: writing to a file piece by piece, json does without its C encoder
+            # dumped whole: json uses its C encoder only then
             handle.write(json.dumps({str(image): value for image, value in enumerate(content)}))

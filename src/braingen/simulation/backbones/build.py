@@ -1,8 +1,8 @@
-"""Make the tiny backbones: scenes, CLIP, VAE, judge, U-Net, sharper decoder, shipped weights.
+"""Train the tiny backbones: scenes, CLIP, VAE, scene classifier, U-Net, decoder, export.
 
-Every part continues where it was interrupted; ``make backbones`` runs it. On two CPU cores it takes
-hours, on a GPU minutes. With ``--start-from FOLDER`` text encoders, VAE and judge are taken from
-finished backbones, and the U-Net begins at their weights.
+``make backbones`` runs it; every part continues after an interruption. It takes hours on two CPU
+cores, minutes on a GPU. With ``--start-from FOLDER`` text encoders, VAE and scene classifier are
+those of finished backbones, and the U-Net starts from their weights.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from braingen.simulation.backbones.clip import (
     train_image_tower,
 )
 from braingen.simulation.backbones.corpus import Corpus, corpus
-from braingen.simulation.backbones.scene_classifier import train_judge
+from braingen.simulation.backbones.scene_classifier import train_scene_classifier
 from braingen.simulation.backbones.unet import encode_conditions, scheduler, train_unet
 from braingen.simulation.backbones.vae import sharpen_decoder, train_vae
 from braingen.simulation.scene_classifier import SceneClassifier
 
 
 class BackboneRecipe(NamedTuple):
-    """Sizes and lengths of the recipe; the defaults made the shipped weights."""
+    """Sizes and durations of the recipe; the defaults made the shipped weights."""
 
     side: int = 128
-    """Side of the pictures in pixels."""
+    """Side of the images in pixels."""
     pictures: int = 30_000
     """Rendered scenes, a multiple of 250."""
     held_out: int = 1000
-    """The last of them are kept to measure quality."""
+    """Number of last scenes that are held out to measure quality."""
     conditioned: int = 15_000
-    """Scenes the U-Net sees."""
+    """Scenes that train the U-Net."""
     clip_steps: int = 700
     image_tower_steps: int = 1000
     vae_steps: int = 1800
@@ -53,15 +53,13 @@ class BackboneRecipe(NamedTuple):
     judge_steps: int = 1500
     unet_steps: int = 6000
     unet_processes: int = 1
-    """Processes that train the U-Net together, each with 32 pictures a step."""
+    """Processes that train the U-Net together, each with 32 images a step."""
     init_from: Path | None = None
-    """Finished backbones whose text encoders, VAE and judge are kept and whose U-Net is trained
-    further.
-    """
+    """Finished backbones whose text encoders, VAE and scene classifier are kept."""
 
 
 def part_of(data: Corpus, rows: slice) -> Corpus:
-    """Some of the corpus."""
+    """Select rows of the corpus."""
     return Corpus(
         data.images_N3HW[rows],
         data.captions[rows],
@@ -86,14 +84,14 @@ def _unet_worker(rank: int, processes: int, folder: Path, recipe: BackboneRecipe
 
 
 def _first_unet(recipe: BackboneRecipe) -> UNet2DConditionModel | None:
-    """The U-Net to begin at; None for random weights."""
+    """Load the U-Net to start from; None for random weights."""
     return (
         load_backbone(str(recipe.init_from)).unet.requires_grad_(True) if recipe.init_from else None
     )
 
 
 def _frozen(folder: Path, recipe: BackboneRecipe) -> tuple[Corpus, AutoencoderKL, TinyCLIP]:
-    """Corpus, VAE and CLIP, trained where they are not yet."""
+    """Return corpus, VAE and CLIP, trained if missing."""
     data = corpus(folder / "corpus", recipe.pictures, recipe.side)
     seen = part_of(data, slice(recipe.pictures - recipe.held_out))
     if recipe.init_from:
@@ -110,23 +108,23 @@ def _frozen(folder: Path, recipe: BackboneRecipe) -> tuple[Corpus, AutoencoderKL
 
 
 def build(folder: Path, assets: Path, recipe: BackboneRecipe) -> None:
-    """Run the whole recipe and write the weights where the package ships them.
+    """Run the whole recipe and write the weights to the package's assets.
 
     Parameters
     ----------
     folder : Path
         For checkpoints and caches.
     assets : Path
-        Where the finished backbones go, in the layout of an SDXL pipeline.
+        Folder of the finished backbones, in the layout of an SDXL pipeline.
     """
     torch.set_num_threads(1)
     data, vae, clip = _frozen(folder, recipe)
     seen = part_of(data, slice(recipe.pictures - recipe.held_out))
     start = recipe.init_from
-    judge = (
+    classifier = (
         SceneClassifier.from_pretrained(start / "judge").float()
         if start
-        else train_judge(seen, folder, recipe.judge_steps)
+        else train_scene_classifier(seen, folder, recipe.judge_steps)
     )
     conditions = encode_conditions(
         part_of(data, slice(recipe.conditioned)), vae, clip, folder / "conditions"
@@ -140,18 +138,18 @@ def build(folder: Path, assets: Path, recipe: BackboneRecipe) -> None:
     vae = sharpen_decoder(
         vae, seen.images_N3HW, conditions.latents_N4HW, folder, recipe.decoder_steps
     )
-    export(assets, unet=unet, vae=vae, clip=clip, judge=judge)
+    export(assets, unet=unet, vae=vae, clip=clip, classifier=classifier)
     seconds = {}
     for log in sorted(folder.glob("*.jsonl")):
         seconds[log.stem] = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])["seconds"]
     (assets / "training_seconds.json").write_text(json.dumps(seconds, indent=1), encoding="utf-8")
 
 
-def export(assets: Path, *, unet, vae, clip: TinyCLIP, judge) -> None:
+def export(assets: Path, *, unet, vae, clip: TinyCLIP, classifier) -> None:
     """Write half-precision weights in the layout of an SDXL pipeline."""
     plain = without_ip_adapter(unet)
     adapter = {key: value.half().contiguous() for key, value in ip_adapter_weights(unet).items()}
-    for name, model in (("unet", plain), ("vae", vae), ("judge", judge)):
+    for name, model in (("unet", plain), ("vae", vae), ("judge", classifier)):
         model.half().save_pretrained(assets / name)
     for name, model in (
         ("image_encoder", clip.image),
@@ -159,7 +157,7 @@ def export(assets: Path, *, unet, vae, clip: TinyCLIP, judge) -> None:
         ("text_encoder_2", clip.text_2),
     ):
         model.half().save_pretrained(assets / name)
-    for file in assets.glob("*/config.json"):  # where a model was loaded from is nobody's business
+    for file in assets.glob("*/config.json"):  # remove paths of the building machine
         known = read_json(file)
         if known.pop("_name_or_path", None) is not None:
             file.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -183,7 +181,7 @@ def main() -> None:
     parser.add_argument(
         "--start-from",
         type=Path,
-        help="finished backbones whose text encoders, VAE and judge are kept",
+        help="finished backbones whose text encoders, VAE and scene classifier are kept",
     )
     chosen = parser.parse_args()
     started = time.monotonic()

@@ -1,8 +1,7 @@
-"""The tiny CLIP: an image encoder and two text encoders with their tokenizers, from scenes and
-captions.
+"""Train the tiny CLIP: an image encoder and two text encoders with tokenizers.
 
 First the three are trained together; then a new image encoder is trained against the finished text
-encoder, with heads that name what captions hardly teach.
+encoder, with classification heads for what captions hardly teach.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ VOCABULARY = 830
 TOKENS = 16
 THUMBNAIL = 12
 THUMBNAIL_WEIGHT = 10.0
-"""Of the thumbnail that is drawn from the image embedding, so that it keeps the layout."""
+"""Loss weight of the thumbnail decoded from the image embedding, which keeps the layout."""
 WIDTH = 128
 LABELS = {
     "object": len(OBJECTS),
@@ -43,14 +42,13 @@ LABELS = {
     "colour": len(COLOURS),
     "position": len(POSITIONS),
 }
-"""What linear heads name from the image embedding. Captions alone hardly teach where things are: in
-a batch few scenes differ in nothing but the position, and an embedding learned from captions alone
-held none of it.
+"""Labels of the linear heads on the image embedding. Captions alone hardly teach position: few
+scenes of a batch differ in nothing else, and an embedding trained on captions alone lacked it.
 """
 
 
 class TinyCLIP(NamedTuple):
-    """What the recipe makes."""
+    """The trained encoders."""
 
     image: CLIPVisionModelWithProjection
     text_1: CLIPTextModel
@@ -61,7 +59,7 @@ class TinyCLIP(NamedTuple):
 def load_text_encoders(
     folder: Path,
 ) -> tuple[CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer]:
-    """Both text encoders and their tokenizer, in float32, from finished backbones."""
+    """Load both text encoders and their tokenizer, in float32, from finished backbones."""
     first = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
     second = CLIPTextModelWithProjection.from_pretrained(
         folder / "text_encoder_2", dtype=torch.float32
@@ -70,8 +68,8 @@ def load_text_encoders(
 
 
 def train_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
-    """Learn CLIP's kind of byte-pair vocabulary from the captions."""
-    # the class's own normaliser and splitter, so that what is learned is what it will see
+    """Train a byte-pair vocabulary like CLIP's on the captions."""
+    # the class's own normaliser and splitter, for the same text form in training and use
     backend = CLIPTokenizer(
         vocab={"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2},
         merges=[],
@@ -125,22 +123,20 @@ def _image_tower(side: int) -> CLIPVisionModelWithProjection:
     )
     tower = CLIPVisionModelWithProjection(vision)
     _rescale(tower)
-    # beside patches of unit scale the library's positions (0.02) would stay unheard
+    # the library's initial positions (0.02) are too small beside patches of unit scale
     nn.init.normal_(tower.vision_model.embeddings.position_embedding.weight, std=1.0)
     return tower
 
 
 def _rescale(model: nn.Module) -> None:
-    """CLIP's own initial values are made for hundreds of millions of pairs; these learn from
-    thousands.
-    """
+    """Initialise for thousands of pairs; CLIP's own initial values need hundreds of millions."""
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
 
 
 class _Together(nn.Module):
-    """The three encoders with the helper heads of their training."""
+    """The three encoders with their auxiliary heads."""
 
     def __init__(self, tokenizer: CLIPTokenizer, side: int) -> None:
         super().__init__()
@@ -155,7 +151,7 @@ class _Together(nn.Module):
 
 
 class _Image(nn.Module):
-    """The image encoder with the helper heads of its training."""
+    """The image encoder with its auxiliary heads."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -168,23 +164,22 @@ class _Image(nn.Module):
 
 
 def clip_pixels(images_B3HW: Tensor) -> Tensor:
-    """Pictures in [0, 1] to CLIP's normalised pixels."""
+    """Convert images in [0, 1] to CLIP's normalised pixels."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
     return (images_B3HW - mean) / std
 
 
 def _contrastive(image_BD: Tensor, text_BD: Tensor, same_BB: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric contrastive loss whose target is shared evenly among pairs with the same
-    content.
-    """
+    """Symmetric contrastive loss; pairs of equal content share the target evenly."""
     logits = scale.exp() * normalize(image_BD, dim=-1) @ normalize(text_BD, dim=-1).T
     targets = same_BB / same_BB.sum(1, keepdim=True)
     return 0.5 * (cross_entropy(logits, targets) + cross_entropy(logits.T, targets))
 
 
-def _thumbnail_loss(drawn_BF: Tensor, images_B3HW: Tensor) -> Tensor:
-    drawn = drawn_BF.view(len(images_B3HW), 3, THUMBNAIL, THUMBNAIL)
-    return THUMBNAIL_WEIGHT * (drawn - adaptive_avg_pool2d(images_B3HW, THUMBNAIL)).square().mean()
+def _thumbnail_loss(predicted_BF: Tensor, images_B3HW: Tensor) -> Tensor:
+    predicted = predicted_BF.view(len(images_B3HW), 3, THUMBNAIL, THUMBNAIL)
+    target = adaptive_avg_pool2d(images_B3HW, THUMBNAIL)
+    return THUMBNAIL_WEIGHT * (predicted - target).square().mean()
 
 
 def _token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
@@ -194,27 +189,26 @@ def _token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 
 def _pixels(data: Corpus, rows: Tensor) -> Tensor:
-    """Pictures in [0, 1]; rows ascending, as the file is read."""
+    """Load images in [0, 1]; rows in ascending order."""
     return torch.from_numpy(data.images_N3HW[rows.numpy()]).float() / 255
 
 
 def train_clip(
     data: Corpus, folder: Path, steps: int = 700, image_steps: int = 1000, batch: int = 256
 ) -> TinyCLIP:
-    """Train the encoders; captions that are equal count as the same content.
+    """Train the encoders; equal captions count as equal content.
 
     Parameters
     ----------
     steps : int, optional
         Of the three encoders together.
     image_steps : int, optional
-        Of the image encoder that is kept.
+        Of the final image encoder.
     """
     torch.manual_seed(1)
     batch = min(batch, len(data.captions))
     learned = folder / "tokenizer"
-    # pairs of equal frequency are merged in no fixed order, so a vocabulary is learned once and
-    # kept
+    # pairs of equal frequency are merged in no fixed order, so the vocabulary is trained once
     if not learned.exists():
         train_tokenizer(text for five in data.captions for text in five).save_pretrained(learned)
     tokenizer = CLIPTokenizer.from_pretrained(learned)
@@ -261,7 +255,7 @@ def train_clip(
 def _embed_captions(
     data: Corpus, text: CLIPTextModelWithProjection, tokenizer: CLIPTokenizer
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings of every distinct caption, and which of them each picture's five are."""
+    """Embed every distinct caption, and return each image's five indices."""
     distinct = sorted({caption for five in data.captions for caption in five})
     row = {caption: i for i, caption in enumerate(distinct)}
     pieces = [
@@ -281,9 +275,7 @@ def train_image_tower(
     steps: int,
     batch: int = 192,
 ) -> CLIPVisionModelWithProjection:
-    """Train an image encoder from nothing against finished captions, while linear heads name
-    object, background, colour and position.
-    """
+    """Train an image encoder against finished captions, with heads for the scene's attributes."""
     torch.manual_seed(1)
     batch = min(batch, len(data.captions))
     trained = _Image(data.images_N3HW.shape[-1])

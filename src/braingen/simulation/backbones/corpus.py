@@ -1,7 +1,6 @@
-"""The pictures the tiny backbones are trained on: rendered once, kept beside the checkpoints.
+"""The training images of the tiny backbones, rendered once beside the checkpoints.
 
-Their seeds lie far from those of simulated subjects, so no picture of a simulated test set is among
-them.
+Their seeds differ from those of simulated subjects, so simulated test images are not among them.
 """
 
 from __future__ import annotations
@@ -21,9 +20,7 @@ from braingen.runtime.text_files import read_json
 from braingen.simulation import scenes
 
 CORPUS_SEED = 7_000_000_000
-"""Scene i of the corpus is drawn from seed CORPUS_SEED + i; simulated subjects use seeds below
-2**32.
-"""
+"""Scene i of the corpus has seed CORPUS_SEED + i; simulated subjects use seeds below 2**32."""
 _CHUNK = 250
 
 
@@ -39,7 +36,7 @@ class Corpus(NamedTuple):
 
 
 def resize(images_N3HW: torch.Tensor, side: int) -> torch.Tensor:
-    """Bring pictures in [0, 1] to side x side pixels (bicubic, antialiased, clamped to [0, 1])."""
+    """Resize images in [0, 1] to side x side pixels (bicubic, antialiased, clamped to [0, 1])."""
     if images_N3HW.shape[-1] == side:
         return images_N3HW
     return interpolate(
@@ -66,17 +63,16 @@ def _draw_chunk(
 
 
 def corpus(folder: Path, count: int, side: int, workers: int = 2) -> Corpus:
-    """Render the corpus, or read it where it is complete; interrupted rendering continues by
-    chunks.
+    """Render the corpus, or load it where it is complete; rendering is resumable by chunks.
 
     Parameters
     ----------
     folder : Path
         Where ``images.npy`` and ``chunks/*.json`` are kept.
     count : int
-        Number of pictures, a multiple of 250.
+        Number of images, a multiple of 250.
     side : int
-        Side of the pictures in pixels.
+        Side of the images in pixels.
     workers : int, optional
         Processes that render.
     """
@@ -87,7 +83,7 @@ def corpus(folder: Path, count: int, side: int, workers: int = 2) -> Corpus:
         images = np.load(path, mmap_mode="r+")
         if images.shape != (count, 3, side, side):
             raise ValueError(
-                f"{path} holds {images.shape}, this recipe wants {(count, 3, side, side)}; delete"
+                f"{path} holds {images.shape}, this recipe needs {(count, 3, side, side)}; delete"
                 f" {folder} to render it anew"
             )
     else:
@@ -98,7 +94,7 @@ def corpus(folder: Path, count: int, side: int, workers: int = 2) -> Corpus:
         if not (done_folder / f"{start:07d}.json").exists()
     ]
     if missing:
-        # forked, a process whose parent has used torch's threads can wait for ever
+        # forked after its parent used torch's threads, a process can wait for ever
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
             for future in [pool.submit(_draw_chunk, start, _CHUNK, side) for start in missing]:
                 start, pictures, texts, labels = future.result()

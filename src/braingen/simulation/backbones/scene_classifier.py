@@ -1,6 +1,4 @@
-"""The recipe of the judge: supervised on scene descriptions, with blur and noise so that imperfect
-pictures can be judged too.
-"""
+"""Train the scene classifier on scene descriptions, with blur and noise for imperfect images."""
 
 from __future__ import annotations
 
@@ -16,11 +14,13 @@ from braingen.simulation.scene_classifier import SceneClassifier
 from braingen.simulation.scenes import BACKGROUNDS, COLOURS, OBJECTS, POSITIONS
 
 
-def train_judge(data: Corpus, folder: Path, steps: int = 1500, batch: int = 64) -> SceneClassifier:
-    """Train the judge; colour is asked only of objects that come in several colours."""
+def train_scene_classifier(
+    data: Corpus, folder: Path, steps: int = 1500, batch: int = 64
+) -> SceneClassifier:
+    """Train the scene classifier; colour only on objects that come in several colours."""
     torch.manual_seed(2)
     batch = min(batch, len(data.images_N3HW))
-    judge = SceneClassifier(
+    classifier = SceneClassifier(
         objects=len(OBJECTS),
         backgrounds=len(BACKGROUNDS),
         colours=len(COLOURS),
@@ -31,7 +31,9 @@ def train_judge(data: Corpus, folder: Path, steps: int = 1500, batch: int = 64) 
     def losses_of(step: int, generator: torch.Generator) -> Losses:
         rows = torch.sort(torch.randperm(len(data.images_N3HW), generator=generator)[:batch]).values
         images = torch.from_numpy(data.images_N3HW[rows.numpy()]).float() / 255
-        images = interpolate(images, size=(judge.config.side,) * 2, mode="bilinear", antialias=True)
+        images = interpolate(
+            images, size=(classifier.config.side,) * 2, mode="bilinear", antialias=True
+        )
         blurred = interpolate(avg_pool2d(images, 2), size=images.shape[-2:], mode="bilinear")
         blur = torch.rand((batch, 1, 1, 1), generator=generator) * (
             torch.rand((batch, 1, 1, 1), generator=generator) < 0.5
@@ -43,30 +45,30 @@ def train_judge(data: Corpus, folder: Path, steps: int = 1500, batch: int = 64) 
         )
         images = (images.lerp(blurred, blur) + noise).clamp(0, 1)
         with torch.autocast("cpu", torch.bfloat16):
-            verdict = judge(images)
+            prediction = classifier(images)
         return {
             "object": cross_entropy(
-                verdict.object_BC.float(), labels["object"][rows], label_smoothing=0.05
+                prediction.object_BC.float(), labels["object"][rows], label_smoothing=0.05
             ),
             "background": 0.5
             * cross_entropy(
-                verdict.background_BC.float(), labels["background"][rows], label_smoothing=0.05
+                prediction.background_BC.float(), labels["background"][rows], label_smoothing=0.05
             ),
             "colour": 0.5
             * cross_entropy(
-                verdict.colour_BC.float(),
+                prediction.colour_BC.float(),
                 labels["colour"][rows],
                 ignore_index=-1,
                 label_smoothing=0.05,
             ),
             "position": 0.3
             * cross_entropy(
-                verdict.position_BC.float(), labels["position"][rows], label_smoothing=0.05
+                prediction.position_BC.float(), labels["position"][rows], label_smoothing=0.05
             ),
         }
 
     train(
-        judge,
+        classifier,
         losses_of,
         folder,
         name="judge",
@@ -75,23 +77,23 @@ def train_judge(data: Corpus, folder: Path, steps: int = 1500, batch: int = 64) 
         weight_decay=0.02,
         ema=0.99,
     )
-    return judge
+    return classifier
 
 
-def accuracies(judge: SceneClassifier, data: Corpus, rows: np.ndarray) -> dict[str, float]:
-    """Share of pictures whose object, background, colour and position the judge names rightly."""
+def accuracies(classifier: SceneClassifier, data: Corpus, rows: np.ndarray) -> dict[str, float]:
+    """Accuracy of object, background, colour and position."""
     from braingen.simulation.scene_classifier import predictions
 
-    said = predictions(judge, torch.from_numpy(data.images_N3HW[rows]).float() / 255)
+    predicted = predictions(classifier, torch.from_numpy(data.images_N3HW[rows]).float() / 255)
     answers = {
-        "object": said.object_BC,
-        "background": said.background_BC,
-        "colour": said.colour_BC,
-        "position": said.position_BC,
+        "object": predicted.object_BC,
+        "background": predicted.background_BC,
+        "colour": predicted.colour_BC,
+        "position": predicted.position_BC,
     }
     result = {}
     for name, logits in answers.items():
         truth = torch.from_numpy(data.labels[name][rows])
-        asked = truth >= 0
-        result[name] = float((logits.argmax(1) == truth)[asked].float().mean())
+        known = truth >= 0
+        result[name] = float((logits.argmax(1) == truth)[known].float().mean())
     return result

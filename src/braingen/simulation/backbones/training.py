@@ -1,4 +1,4 @@
-"""What the recipes of the tiny backbones share: a resumable training loop with averaged weights."""
+"""The resumable training loop of the tiny backbones, with averaged weights."""
 
 from __future__ import annotations
 
@@ -48,16 +48,15 @@ def train(
     gradient_clip: float = 1.0,
     save_seconds: float = 240.0,
 ) -> nn.Module:
-    """Train until ``steps``; continues from ``<folder>/<name>.pt`` when that exists, and leaves the
-    averaged weights in the model.
+    """Train until ``steps`` from ``<folder>/<name>.pt`` if it exists; sets the averaged weights.
 
     Parameters
     ----------
     model : nn.Module
-        Holds everything that is trained.
+        Holds all trained parameters.
     losses_of : Callable[[int, torch.Generator], Losses]
-        Step, generator -> the terms whose sum is minimised, already weighted; the generator is
-        seeded by the step, so that an interrupted run continues with the same draws.
+        Step, generator -> weighted loss terms, which are summed; the generator is seeded by the
+        step, so that an interrupted run continues with the same random numbers.
     folder : Path
         Where the checkpoint and ``<name>.jsonl`` (losses every 50 steps) are kept.
     ema : float, optional
@@ -96,9 +95,9 @@ def train(
         if not torch.isfinite(total):
             terms = ", ".join(f"{term} {value.item():g}" for term, value in losses.items())
             raise UserError(
-                f"The training of {name} in {folder} came to NaN or infinite losses in step"
-                f" {step + 1}: {terms}. Lower its learning rate ({learning_rate:g}); what was saved"
-                f" before is in {path}, remove it to begin anew."
+                f"The losses of {name} in {folder} became NaN or infinite in step"
+                f" {step + 1}: {terms}. Lower its learning rate ({learning_rate:g}); the last saved"
+                f" state is {path}, remove it to start again."
             )
         optimizer.zero_grad(set_to_none=True)
         total.backward()

@@ -1,6 +1,4 @@
-"""The tiny SDXL U-Net with its IP-Adapter, trained to listen to an image embedding, to text, to
-both or to neither.
-"""
+"""Train the tiny SDXL U-Net and its IP-Adapter on image, text, both or no conditions."""
 
 from __future__ import annotations
 
@@ -22,15 +20,13 @@ IMAGE_TOKENS = 4
 """Tokens the IP-Adapter makes of one image embedding, as h94/IP-Adapter for SDXL."""
 SNR_LIMIT = 5.0
 SHARES = {"both": 0.42, "image": 0.30, "text": 0.18}
-"""How often which condition is given; the rest has none."""
+"""Shares of the conditions; the rest has none."""
 PUBLISHED_TEXT_SHARE = 0.5
-"""Of the pictures with text: how often it is the start token and one vector repeated, as a decoder
-gives it, instead of a whole caption.
-"""
+"""Share of the texts that are the start token and one repeated vector, as a decoder gives them."""
 
 
 class Conditions(NamedTuple):
-    """Frozen work, done once per picture."""
+    """Outputs of frozen models, once per image."""
 
     latents_N4HW: Tensor
     """Scaled VAE latents, float16."""
@@ -39,16 +35,14 @@ class Conditions(NamedTuple):
     caption_of_N5: Tensor
     """Rows of the two tables below for each picture's captions."""
     text_UTC: Tensor
-    """Cross-attention tokens of every distinct caption, float16: first encoder's last-but-one
-    states beside the second's.
+    """Cross-attention tokens of every distinct caption, float16: penultimate states of both
+    encoders side by side.
     """
     pooled_UD: Tensor
     end_N: Tensor
-    """Second encoder's last-but-one state at the end of the sequence, averaged over a picture's
-    captions (N x C2).
-    """
+    """End-of-sequence penultimate state of the second encoder, mean of captions (N x C2)."""
     start_C: Tensor
-    """Second encoder's last-but-one state of the start token."""
+    """Penultimate state of the second encoder's start token."""
 
 
 def scheduler() -> EulerDiscreteScheduler:
@@ -123,9 +117,7 @@ def _encode_pictures(
 
 @torch.inference_mode()
 def encode_conditions(data: Corpus, vae: AutoencoderKL, clip: TinyCLIP, folder: Path) -> Conditions:
-    """Compute everything frozen, or read it where it was kept (pictures in pieces of 1000, so an
-    interruption loses little).
-    """
+    """Compute all frozen outputs, or load them; images are saved in pieces of 1000."""
     folder.mkdir(parents=True, exist_ok=True)
     latents, embeddings = [], []
     for start in range(0, len(data.images_N3HW), 1000):
@@ -180,7 +172,7 @@ class _Batch(NamedTuple):
 
 
 def _draw(conditions: Conditions, batch: int, generator: torch.Generator) -> _Batch:
-    """A batch whose conditions are given or dropped by SHARES; dropped ones are zeros."""
+    """Sample a batch whose conditions are kept or dropped by SHARES; dropped ones are zeros."""
 
     def uniform() -> Tensor:
         return torch.rand(batch, generator=generator)
@@ -222,13 +214,13 @@ def train_unet(
 ) -> UNet2DConditionModel:
     """Train the U-Net and its IP-Adapter together.
 
-    Under ``torch.distributed`` every process draws its own batch of ``batch`` pictures and
+    Under ``torch.distributed`` every process samples its own batch of ``batch`` images, and
     gradients are averaged.
 
     Parameters
     ----------
     first : UNet2DConditionModel | None, optional
-        U-Net with an IP-Adapter to begin at; random weights when left out.
+        U-Net with an IP-Adapter to start from; random weights by default.
     """
     torch.manual_seed(3)
     latent_side = conditions.latents_N4HW.shape[-1]
@@ -243,28 +235,28 @@ def train_unet(
     time_ids = torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32).expand(batch, -1)
 
     def losses_of(step: int, generator: torch.Generator) -> Losses:
-        drawn = _draw(conditions, batch, generator)
-        # stratified times: every batch sees the whole range of noise
+        sample = _draw(conditions, batch, generator)
+        # stratified times: every batch covers the whole range of noise
         times = (
             (torch.arange(batch) + torch.rand(batch, generator=generator)) * (len(alphas) / batch)
         ).long()
         alpha = alphas[times].view(-1, 1, 1, 1)
-        noise = torch.randn(drawn.latents_B4HW.shape, generator=generator)
-        noisy = alpha.sqrt() * drawn.latents_B4HW + (1 - alpha).sqrt() * noise
-        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * drawn.latents_B4HW
+        noise = torch.randn(sample.latents_B4HW.shape, generator=generator)
+        noisy = alpha.sqrt() * sample.latents_B4HW + (1 - alpha).sqrt() * noise
+        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * sample.latents_B4HW
         with torch.autocast("cpu", torch.bfloat16):
             guess = unet(
                 noisy,
                 times,
-                encoder_hidden_states=drawn.text_BTC,
+                encoder_hidden_states=sample.text_BTC,
                 added_cond_kwargs={
-                    "text_embeds": drawn.pooled_BD,
+                    "text_embeds": sample.pooled_BD,
                     "time_ids": time_ids,
-                    "image_embeds": [drawn.image_BD[:, None]],
+                    "image_embeds": [sample.image_BD[:, None]],
                 },
             ).sample
-        # of the picture itself an error counts min(SNR + 1, limit) times: the noisy end, where
-        # shapes are decided, keeps its weight
+        # an error of the clean image counts min(SNR + 1, limit) times, so that the noisy end, which
+        # determines shapes, keeps its weight
         snr = alpha / (1 - alpha)
         weight = (snr + 1).clamp(max=SNR_LIMIT) / (snr + 1)
         return {"velocity": (weight * (guess.float() - velocity).square()).mean()}

@@ -18,7 +18,7 @@ _OPPONENT = torch.tensor([[0.33, 0.34, 0.33], [0.5, -0.5, 0.0], [-0.25, -0.25, 0
 
 
 class _Trained(nn.Module):
-    """The autoencoder with the helper head that gives its latents colour early on."""
+    """The autoencoder with an auxiliary head that adds colour to its latents early on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,9 +47,7 @@ def _gradients(images: Tensor) -> tuple[Tensor, Tensor]:
 def train_vae(
     images_N3HW: np.ndarray, folder: Path, steps: int = 5000, full_size_steps: int = 600
 ) -> AutoencoderKL:
-    """Train on crops of half the side, the last ``full_size_steps`` on whole pictures; sets
-    ``scaling_factor`` to 1 / sd of the latents.
-    """
+    """Train on crops, then on whole images; sets ``scaling_factor`` to 1 / sd of the latents."""
     torch.manual_seed(0)
     trained = _Trained()
     side, first_full = images_N3HW.shape[-1], steps - full_size_steps
@@ -102,13 +100,12 @@ def train_vae(
 def sharpen_decoder(
     vae: AutoencoderKL, images_N3HW: np.ndarray, latents_N4HW: Tensor, folder: Path, steps: int
 ) -> AutoencoderKL:
-    """Train the decoder alone on crops, from latents already computed: pictures gain detail, and
-    every latent stays valid.
+    """Train only the decoder on crops of fixed latents: images gain detail, latents stay valid.
 
     Parameters
     ----------
     latents_N4HW : Tensor
-        Scaled latents of the first N pictures.
+        Scaled latents of the first N images.
     """
     torch.manual_seed(4)
     vae.encoder.requires_grad_(False)
@@ -128,13 +125,13 @@ def sharpen_decoder(
             for i, (y, x) in places
         ]
         truth = torch.from_numpy(np.stack(pixels)).float() / 127.5 - 1
-        # what the sampler hands over is not exact either
+        # sampled latents are not exact either
         latents = latents + 0.05 * torch.randn(latents.shape, generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             output = vae.decode(latents / vae.config.scaling_factor).sample.float()
         border = (
             slice(4, -4) if cut < latents_N4HW.shape[-1] else slice(None)
-        )  # a crop's border lacks the neighbours a picture has
+        )  # a crop's border lacks the image's neighbouring pixels
         output, truth = output[..., border, border], truth[..., border, border]
         difference = output - truth
         edges = sum((a - b).abs().mean() for a, b in zip(_gradients(output), _gradients(truth)))
