@@ -54,9 +54,7 @@ def load_nifti(path: Path) -> nibabel.Nifti1Image:
 
 
 def space_of(image: nibabel.Nifti1Image) -> int:
-    """NIfTI's code of where an image's affine leads; `ALIGNED`, the least that can be said, where
-    the header says nothing.
-    """
+    """Return the NIfTI code of an image's space; `ALIGNED` where the header has none."""
     return int(image.header["sform_code"]) or int(image.header["qform_code"]) or ALIGNED
 
 
@@ -300,7 +298,7 @@ def find_order(layout: Layout, subject: int) -> VoxelPlaces:
     matching = [order for order, share in agreement.items() if share == 1]
     if len(matching) != 1:
         raise UserError(
-            f"The order of subject {subject}'s voxels cannot be told: V1-V4 of {layout.masks()}"
+            f"The order of subject {subject}'s voxels is not known: V1-V4 of {layout.masks()}"
             f" agree with {folder / 'prf-visualrois.nii.gz'} in"
             f" {'both orders' if matching else 'neither order'}; write {folder / 'order.json'} as"
             " docs/data.md describes."

@@ -131,7 +131,7 @@ def responses(
     name : str, optional
         Of the array in messages.
     zscored : bool, optional
-        Whether they are said to be; else nothing is said about their scale.
+        Whether they should be; otherwise their scale is not checked.
 
     Raises
     ------
@@ -181,7 +181,7 @@ def responses(
                 f"{name} has no presentation of image {absent[0]} (all NaN); leave such images out."
             )
         rows_NV, image_N = rows_NV[present], image_N[present]
-    with np.errstate(over="ignore"):  # told in the next lines
+    with np.errstate(over="ignore"):  # reported in the next lines
         rows_NV = rows_NV.astype(np.float32, copy=False)
     if not np.isfinite(rows_NV).all():
         row, voxel = np.argwhere(~np.isfinite(rows_NV))[0]
@@ -189,8 +189,8 @@ def responses(
             f"{name} has {rows_NV[row, voxel]} at row {row}, voxel {voxel}; only finite numbers are"
             " allowed."
         )
-    if zscored and (told := odd_scale(rows_NV, name)):
-        logger.warning(told)
+    if zscored and (warning := odd_scale(rows_NV, name)):
+        logger.warning(warning)
     return Responses(rows_NV, image_N)
 
 
@@ -247,7 +247,7 @@ def load_responses(
     layout : Layout | None, optional
         The data folder with the subject's mask and order of voxels; needed for NIfTI only.
     zscored : bool, optional
-        Whether they are said to be.
+        Whether they should be.
 
     Raises
     ------

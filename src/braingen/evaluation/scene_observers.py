@@ -158,8 +158,8 @@ def scene_attributes(
     columns = {}
     for name, labels in classes.items():
         applies = [truth != NO_COLOUR for truth in truths[name]]
-        for suffix, values in (("true", truths[name]), ("said", predicted[name])):
-            columns[f"{name}_{suffix}"] = [
+        for suffix, values in (("_true", truths[name]), ("_said", predicted[name])):
+            columns[f"{name}{suffix}"] = [
                 labels[value] if known else "" for value, known in zip(values, applies)
             ]
     return pd.DataFrame(columns, index=pd.Index(image_ids, name="image"))
