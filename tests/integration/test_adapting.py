@@ -269,7 +269,7 @@ def test_the_curve_over_sessions(place, capsys):
     capsys.readouterr()
     assert main(["adaptation-curve", *words, "--pretrain_on", "1,3"]) == 2
     assert (
-        "Subject 3 is the new person (data.subjects) and among those trained on before"
+        "Subject 3 is the new subject (data.subjects) and among the pretraining ones"
         in capsys.readouterr().err
     )
 

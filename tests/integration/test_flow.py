@@ -174,7 +174,7 @@ def test_refined_pictures_of_other_reconstructions_are_not_scored(flow, tmp_path
     names = sorted((tmp_path / "reconstructions" / "brain").glob("*.png"))
     shutil.copyfile(names[1], names[0])
     assert main(["evaluate", *flow.words, "--folder", str(tmp_path)]) == 2
-    assert "was refined from other pictures" in capsys.readouterr().err
+    assert "was refined from other images" in capsys.readouterr().err
 
 
 def test_the_files_that_an_evaluation_leaves(flow):
