@@ -1,4 +1,5 @@
 """Match images with the ones that were seen by image id, and refuse images that cannot be scored.
+
 N images, B of them at a time, S x S pixels.
 """
 

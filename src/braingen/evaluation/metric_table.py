@@ -1,4 +1,5 @@
 """The metric table: every score of a set of reconstructions, with intervals and per-image values.
+
 N images, B of them at a time.
 """
 

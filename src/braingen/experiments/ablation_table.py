@@ -22,7 +22,7 @@ from braingen.evaluation.tables import as_json, comma_separated, markdown, rows_
 from braingen.evaluation.uncertainty import Comparison
 from braingen.generation.reconstruct import reconstruct
 from braingen.report.ablation import Line, render_ablation
-from braingen.runtime.console import console as new_console
+from braingen.runtime.console import console
 from braingen.runtime.files import write_json, write_text
 from braingen.runtime.paths import (
     EMBEDDINGS,
@@ -167,9 +167,9 @@ def ablate(config: Config) -> Path:
         as .differences.csv.
     """
     one_subject(config, "braingen ablate")
-    folder, console = config.run.folder / ABLATION, new_console()
+    folder, terminal = config.run.folder / ABLATION, console()
     for number, (key, variant) in enumerate(VARIANTS.items(), 1):
-        console.print(f"{number}/{len(VARIANTS)} {variant.title}", style="bold")
+        terminal.print(f"{number}/{len(VARIANTS)} {variant.title}", style="bold")
         make(config, key)
     targets, store = Targets(config), FeatureStore()
     found = {key: scored(config, key, targets, store) for key in VARIANTS}
@@ -196,5 +196,5 @@ def ablate(config: Config) -> Path:
     ]
     ids = [int(image) for image in found["both"].table.index]
     write_text(folder / PAGE, render_ablation(lines, targets.stimuli, ids, data, compared))
-    console.print(f"Open {(folder / PAGE).absolute()} in a browser.")
+    terminal.print(f"Open {(folder / PAGE).absolute()} in a browser.")
     return folder / PAGE

@@ -13,7 +13,7 @@ from braingen.data.trials import train_trials
 from braingen.evaluation.curves import Curve, Point, as_rows, plot, write_table
 from braingen.evaluation.embeddings import EmbeddingScores, scores_at
 from braingen.evaluation.uncertainty import compare, summarise
-from braingen.runtime.console import console as new_console
+from braingen.runtime.console import console
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers
 from braingen.runtime.errors import UserError
@@ -123,7 +123,7 @@ def adaptation_curve(config: Config) -> Path:
             " --subj, or leave it out of --pretrain_on."
         )
     workers = Workers(config)
-    console = new_console(quiet=not workers.main)
+    terminal = console(quiet=not workers.main)
     counts = sessions_of(config)
     keys = [
         (way, count, seed)
@@ -134,7 +134,7 @@ def adaptation_curve(config: Config) -> Path:
     found: dict[Key, EmbeddingScores] = {}
     shares: dict[str, tuple[int, int]] = {}
     for number, key in enumerate(keys, 1):
-        console.print(
+        terminal.print(
             f"{number}/{len(keys)} {WAYS[key[0]]}, {key[1]} sessions, seed {key[2]}", style="bold"
         )
         found[key], mark = one_run(config, key, workers)
@@ -142,7 +142,7 @@ def adaptation_curve(config: Config) -> Path:
     folder = config.run.folder / FOLDER
     if workers.main:
         write(config, folder, found, shares, counts)
-        console.print((folder / "curve.md").read_text(encoding="utf-8"))
+        terminal.print((folder / "curve.md").read_text(encoding="utf-8"))
     workers.wait()
     return folder / "curve.md"
 

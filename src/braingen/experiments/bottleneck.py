@@ -12,7 +12,7 @@ from braingen.evaluation.embeddings import scores_at
 from braingen.evaluation.evaluate import evaluate, read_scores
 from braingen.evaluation.uncertainty import Summary, summarise
 from braingen.generation.reconstruct import reconstruct
-from braingen.runtime.console import console as new_console
+from braingen.runtime.console import console
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers
 from braingen.runtime.errors import UserError
@@ -160,6 +160,6 @@ def bottleneck(config: Config) -> Path:
         )
         write_table(curve, folder / "curve.md")
         plot(curve, folder, "curve", IMAGE_PANELS if config.bottleneck.pictures else PANELS)
-        new_console().print((folder / "curve.md").read_text(encoding="utf-8"))
+        console().print((folder / "curve.md").read_text(encoding="utf-8"))
     workers.wait()
     return folder / "curve.md"

@@ -20,7 +20,7 @@ from braingen.evaluation.embeddings import decode_test_images
 from braingen.evaluation.evaluate import ridge_embeddings
 from braingen.evaluation.folds import Difference, FoldRow, ImageFold, pooled, split_images
 from braingen.report.cross_validation import render_cross_validation
-from braingen.runtime.console import console as new_console
+from braingen.runtime.console import console
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import clear_temporaries, replaced_path, write_json, write_text
@@ -148,7 +148,7 @@ def cross_validate(config: Config) -> Path:
         Path of the page.
     """
     chosen, folder = config.cross_validation, config.run.folder / FOLDER
-    console = new_console()
+    terminal = console()
     scans = scans_of(config)
     subjects = list(chosen.subjects) or list(scans.subjects())
     whole = config.model_copy(
@@ -165,7 +165,7 @@ def cross_validate(config: Config) -> Path:
     found: list[ImageFold] = []
     for subject in subjects:
         for number, test_list in enumerate(lists, 1):
-            console.print(f"subject {subject}, fold {number} of {len(lists)}", style="bold")
+            terminal.print(f"subject {subject}, fold {number} of {len(lists)}", style="bold")
             own = fold_config(config, folder, subject, test_list)
             found.append(read_fold(decode_fold(own, chosen.modality), subject, own.data.root))
     rows, differences = pooled(found, config.evaluation.bootstrap, config.run.seed)
@@ -201,7 +201,7 @@ def write(
     write_text(folder / f"{SCORES}.md", markdown(rows, differences, facts))
     page = folder / "report.html"
     write_text(page, render_cross_validation(rows, differences, facts, METHODS))
-    new_console().print(markdown(rows, differences, facts), soft_wrap=True)
+    console().print(markdown(rows, differences, facts), soft_wrap=True)
     return page
 
 

@@ -1,4 +1,5 @@
 """Check that the frozen models fit each other, from configurations and file headers alone.
+
 T tokens, D embedding width, C cross-attention columns of the U-Net.
 """
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from braingen.config import Config
-from braingen.runtime.console import console as new_console
+from braingen.runtime.console import console
 from braingen.runtime.paths import subject_configs
 
 
@@ -21,8 +21,8 @@ def each_subject(config: Config, work: Callable[[Config], Path]) -> Path:
     configs = subject_configs(config)
     if len(configs) == 1:
         return work(configs[0])
-    console = new_console()
+    terminal = console()
     for one in configs:
         path = work(one)
-        console.print(f"Subject {one.data.subjects[0]}: {path}", soft_wrap=True, markup=False)
+        terminal.print(f"Subject {one.data.subjects[0]}: {path}", soft_wrap=True, markup=False)
     return config.run.folder

@@ -1,4 +1,5 @@
 """Read weight files of any origin safely: complete, finite, and without running code.
+
 .safetensors               tensors only
 .pth .pt .ckpt .bin        pickles, of which only tensors and plain values are read
 """

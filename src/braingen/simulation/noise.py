@@ -1,4 +1,5 @@
 """Simulated noise: trial noise shared by neighbours, slow drift in a session, varying attention.
+
 T trials of a session, V voxels.
 """
 
