@@ -206,6 +206,20 @@ def test_a_training_of_a_single_step_has_a_temperature(case):
     )
 
 
+def test_gathering_from_a_single_process_changes_no_contrastive_loss():
+    draws = generator(2)
+    rows, wanted = (losses.unit_rows(torch.randn(6, 1, WIDTH, generator=draws)) for _ in range(2))
+    for mixed in (None, losses.draw_mix(6, draws)):
+        alone, gathered = (
+            losses.mixco_nce(rows, wanted, 0.1, mixed, gather=gather)
+            for gather in (None, lambda x: x)
+        )
+        torch.testing.assert_close(alone, gathered)
+    torch.testing.assert_close(
+        losses.soft_clip(rows, wanted, 0.1), losses.soft_clip(rows, wanted, 0.1, gather=lambda x: x)
+    )
+
+
 def test_terms_of_weight_zero_are_left_out_and_the_prior_where_there_is_none(case):
     bare = case.parts._replace(
         loss=LossConfig(mse_scale=0, deep_supervision_weight=0, prior_clip_scale=0)
@@ -289,6 +303,9 @@ def test_the_objective_is_the_sum_of_its_terms_and_every_term_is_summed_by_name(
         and all(0 <= seed < 2**63 for seed in seeds)
         and hash_seed(0, "a", 0) in seeds
     )
+    assert (
+        hash_seed(3, "mixing", 7) == 23662725921350983
+    )  # on every machine, in every version: runs are repeated by it
 
 
 def test_an_averaged_batch_keeps_its_images_and_its_subject():
@@ -1321,6 +1338,43 @@ def test_reading_is_scored_with_the_pools_that_are_set(monkeypatch, root, tmp_pa
     found = stage_reading.score_embeddings(config, "image", embedding_decoder, perfect)
     assert asked == [{"pool": 3, "draws": 7, "resamples": 1, "seed": 5}] * 2
     assert found.chance["retrieval_brain_to_image"] == pytest.approx(1 / 3)
+
+
+def test_scores_of_a_embedding_decoder_are_computed_once_and_kept(monkeypatch, root, tmp_path):
+    monkeypatch.setattr(decoding, "FEWEST_CANDIDATES", 2)
+    config = tiny_config(root, tmp_path)
+    embedding_decoder = embedding_decoder_setup.setup(config, "image").embedding_decoder.eval()
+    embedding_decoder.save_pretrained(tmp_path / "embedding_decoder")
+    asked: list[bool] = []
+    spy(
+        monkeypatch,
+        stage_reading,
+        "decode_test_images",
+        lambda config, modality, embedding_decoder, random: asked.append(random),
+    )
+    found = [
+        stage_reading.scores_at(
+            config, "image", tmp_path / f"{random}.json", tmp_path / "embedding_decoder", random
+        )
+        for random in (False, True)
+    ]
+    again = stage_reading.scores_at(config, "image", tmp_path / "False.json", tmp_path / "gone")
+    assert asked == [False, True]
+    expected = stage_reading.score_embeddings(
+        config,
+        "image",
+        embedding_decoder,
+        stage_reading.decode_test_images(config, "image", embedding_decoder, random=False),
+    )
+    for one in (found[0], again):
+        assert one.chance == expected.chance and one.values.keys() == expected.values.keys()
+        assert all(
+            one.values[name] == pytest.approx(values, abs=1e-6)
+            for name, values in expected.values.items()
+        )
+    assert found[1].by_place("clip_cos") != again.by_place("clip_cos") and list(
+        again.by_place("clip_cos")
+    ) == [0, 1, 2, 3]
 
 
 def test_what_was_read_is_scored_against_its_own_images(monkeypatch, root, tmp_path):
