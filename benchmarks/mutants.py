@@ -27,10 +27,12 @@ import difflib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+from itertools import pairwise
 import json
 import os
 from pathlib import Path
 import random
+import re
 import signal
 import sys
 import time
@@ -170,22 +172,42 @@ def again(entry: dict[str, Any]) -> Mutant | None:
     return Mutant(entry["module"], entry["function"], place + 1, entry["change"], changed)
 
 
+def pattern(text: str) -> re.Pattern[str]:
+    """Matches the same code however its lines are broken.
+
+    Formatters break lines inside brackets and then add a comma and brackets of their own. Nothing
+    else may differ.
+    """
+    words = re.findall(r"\w+|[^\w\s]", text)
+    parts = [re.escape(words[0])]
+    for before, word in pairwise(words):
+        both = before[-1].isalnum() and word[0].isalnum()
+        comma = ",?" if word in ")]}" and before != "," else ""
+        parts.append((r"\s+" if both else comma + r"\s*") + re.escape(word))
+    return re.compile("".join(parts))
+
+
 def cut(wire: dict[str, str]) -> Mutant:
     """The module of a wire with the wire cut; an error where the code has changed."""
     code = (SOURCE / wire["module"]).read_text(encoding="utf-8")
-    if code.count(wire["old"]) != 1:
+    old, new = wire["old"], wire["new"]
+    places = [(code.index(old), code.index(old) + len(old))] if code.count(old) == 1 else []
+    if not places:  # broken into other lines
+        places = [match.span() for match in pattern(old).finditer(code)]
+        new = new.strip()
+    if len(places) != 1:
         sys.exit(
-            f"{wire['module']} holds {code.count(wire['old'])} times, instead of once:"
-            f" {wire['old']}"
+            f"{wire['module']} holds {len(places)} times, instead of once: {old}\n"
+            f"({wire['wire']}; the code has changed, the entry has to follow)"
         )
-    line = code[: code.index(wire["old"])].count("\n") + 1
-    return Mutant(
-        wire["module"],
-        wire["wire"],
-        line,
-        f"- {wire['old']}\n+ {wire['new']}",
-        code.replace(wire["old"], wire["new"]),
-    )
+    ((first, last),) = places
+    changed = code[:first] + new + code[last:]
+    try:
+        compile(changed, wire["module"], "exec")
+    except SyntaxError as error:
+        sys.exit(f"{wire['module']} cannot be compiled when cut: {wire['wire']} ({error})")
+    line = code[:first].count("\n") + 1
+    return Mutant(wire["module"], wire["wire"], line, f"- {old}\n+ {wire['new']}", changed)
 
 
 def dotted(module: str) -> str:

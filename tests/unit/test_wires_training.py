@@ -1343,7 +1343,7 @@ def test_reading_is_scored_with_the_pools_that_are_set(monkeypatch, root, tmp_pa
 def test_scores_of_a_embedding_decoder_are_computed_once_and_kept(monkeypatch, root, tmp_path):
     monkeypatch.setattr(decoding, "FEWEST_CANDIDATES", 2)
     config = tiny_config(root, tmp_path)
-    embedding_decoder = embedding_decoder_setup.setup(config, "image").embedding_decoder.eval()
+    embedding_decoder = encoder_setup.setup(config, "image").embedding_decoder.eval()
     embedding_decoder.save_pretrained(tmp_path / "embedding_decoder")
     asked: list[bool] = []
     spy(
