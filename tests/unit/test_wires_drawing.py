@@ -822,6 +822,9 @@ def test_pictures_go_by_id_and_only_those_that_are_missing_are_drawn(root, tmp_p
     found = load_file(tmp_path / ROUTING)
     assert found["ids"].tolist() == ids and found["weights"].flatten().tolist() == ids
     assert not list(tmp_path.glob("0*.safetensors"))
+    drawing.gather_tensors(
+        tmp_path, ids, tmp_path / ROUTING
+    )  # as after a stop: nothing is left to do
 
 
 def test_processes_share_the_batches_that_are_missing(tmp_path):
@@ -1067,6 +1070,30 @@ def test_refining_hears_every_pictures_own_text_with_the_settings_of_the_refiner
         UserError, match="recons"
     ):  # refined pictures of others are not passed off as theirs
         refine_stage.refine(config)
+
+
+def test_without_a_text_embedding_images_are_refined_by_the_decoded_image_alone(
+    monkeypatch, root, tmp_path
+):
+    recons = tmp_path / "reconstructions" / "brain"
+    recons.mkdir(parents=True)
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(recons / "000004.png")
+    save_file({"ids": torch.tensor([4]), "image": table("image")[[4]]}, recons / EMBEDDINGS)
+    (recons / INDEX).write_text(json.dumps({"images": [4]}))
+    calls: list[tuple[Any, Any]] = []
+
+    def refine_images(refiner: Any, images: Tensor, text: Any, *_: Any, **named: Any) -> Tensor:
+        calls.append((text, named["image_BTD"]))
+        return images
+
+    monkeypatch.setattr(refine_stage, "refine_images", refine_images)
+    monkeypatch.setattr(refine_stage, "setup", lambda config: "the refiner")
+    with pytest.raises(UserError, match="without a text embedding"):
+        refine_stage.refine(tiny_config(root, tmp_path))
+    refine_stage.refine(tiny_config(root, tmp_path, refinement__use_image="true"))
+    ((text, image),) = calls
+    assert text is None
+    torch.testing.assert_close(image, table("image")[[4]])
 
 
 @pytest.mark.parametrize("use_image", ["true", "false"])

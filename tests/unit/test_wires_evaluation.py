@@ -32,7 +32,7 @@ from braingen.evaluation import evaluate as stage
 from braingen.evaluation import identification as identify
 from braingen.evaluation import metric_table as scores_sheet
 from braingen.evaluation.averaged import Scored
-from braingen.evaluation.captions import caption_scores
+from braingen.evaluation.captions import caption_scores, nearest_captions
 from braingen.evaluation.decoding import decoder_scores
 from braingen.evaluation.evaluate_captions import caption_table
 from braingen.evaluation.feature_store import FeatureStore, as_scored
@@ -221,6 +221,22 @@ def test_two_way_identification_of_embeddings_is_of_the_decoded_ones_around_the_
         share(true - mean, projected),
     ):
         assert np.abs(other - expected).max() > 0.05
+
+
+def test_images_are_retrieved_around_the_training_mean(root, tmp_path):
+    """The projected output is around it already; far from zero all embeddings look alike."""
+    draws = torch.Generator().manual_seed(3)
+    around, mean = torch.randn(12, 5, generator=draws), 4 * torch.randn(5, generator=draws)
+    projected = around + 0.7 * torch.randn(12, 5, generator=draws)
+    config = tiny_config(root, tmp_path)
+    true = around + mean
+    found = stage._decoding(config, true, projected, true, mean, np.arange(12)).scores
+    right, wrong = (
+        identify.retrieval(projected.numpy(), rows.numpy()).brain_to_image.value
+        for rows in (around, true)
+    )
+    assert found["retrieval_brain_to_image"].value == pytest.approx(right)
+    assert right > wrong + 0.2
 
 
 def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trials(
@@ -692,6 +708,17 @@ def test_pictures_of_a_folder_are_held_against_the_test_images_of_their_ids(root
     )
     with pytest.raises(UserError, match="image 99"):
         asked("outside", "true")
+    np.save(tmp_path / "whole.npy", scenes()[:4])  # no ids: the test images in their order
+    without_ids = asked("whole.npy", "false")
+    assert without_ids.recons.image_N.tolist() == without_ids.truth.image_N.tolist() == [0, 1, 2, 3]
+
+
+def test_the_nearest_caption_is_found_for_every_one_of_many():
+    draws = np.random.default_rng(0)
+    training, wanted = draws.standard_normal((20, 6)), draws.integers(0, 20, 140)
+    names = [f"caption {row}" for row in range(20)]
+    found = nearest_captions(training[wanted], training, names, np.arange(100, 120), np.arange(50))
+    assert found == [names[row] for row in wanted]
 
 
 @pytest.mark.parametrize(("said", "seen"), [(["a"], [["a"], ["b"]]), (["a", "b"], [["a"], []])])
@@ -967,6 +994,31 @@ def test_every_subject_is_scored_in_its_own_folder_before_their_mean(monkeypatch
         == tmp_path / "scores.json"
     )
     assert done == [("looked", (2,)), ("looked", (1,)), ("subj02", (2,)), ("subj01", (1,)), "mean"]
+
+
+def test_the_table_of_several_subjects_has_their_mean_and_each_of_them(monkeypatch, root, tmp_path):
+    values = {1: 0.25, 2: 0.75}
+    monkeypatch.setattr(
+        subject_means,
+        "read_subject",
+        lambda config: subject_means.SubjectScores(
+            config.data.subjects[0], {"pixcorr": score(values[config.data.subjects[0]])}, {}
+        ),
+    )
+    config = tiny_config(root, tmp_path, data__subjects="1,2", data__num_sessions="1")
+    subject_means.write_mean(config)
+    assert json.loads((tmp_path / "scores.json").read_text())["pixcorr"]["value"] == 0.5
+    rows = pd.read_csv(tmp_path / "scores.csv")
+    ours = rows[rows["method"] == config.evaluation.method]
+    told = {
+        protocol.partition(", ")[2]: value
+        for protocol, value in zip(ours["protocol"], ours["value"])
+    }
+    assert told == {
+        "mean of subjects 1, 2; 1 session": 0.5,
+        "subject 1; 1 session": 0.25,
+        "subject 2; 1 session": 0.75,
+    }
 
 
 def test_the_mean_over_subjects_and_its_interval_are_what_they_are_by_hand():

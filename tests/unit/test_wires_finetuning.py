@@ -46,7 +46,7 @@ from braingen.runtime.seeds import hash_seed
 from braingen.training import diffusion as stage
 from braingen.training import diffusion_data as diffusion_data
 from braingen.training.conditioning_augmentation import DecodingError, mixing_weights, unsure
-from braingen.training.diffusion_loss import min_snr_weight
+from braingen.training.diffusion_loss import min_snr_weight, offset_noise
 from braingen.training.steps import StepLosses
 from braingen.types import Conditioning, Routing, Trials
 
@@ -313,6 +313,12 @@ def test_the_denoising_loss_is_what_it_is_by_hand(tiny, prediction, gamma, reads
             )
         torch.testing.assert_close(heard, own, rtol=1e-4, atol=1e-4)
     assert not no_image.any() and not no_text.any()
+
+
+def test_offset_noise_may_be_drawn_from_the_global_generator():
+    torch.manual_seed(0)
+    shifted = offset_noise(torch.zeros(3, 4, 2, 2), 0.5)
+    assert (shifted.std((2, 3)) < 1e-6).all() and shifted.mean((2, 3)).std() > 0.2
 
 
 def test_every_picture_of_a_pass_has_noise_and_a_time_of_its_own(tiny):
@@ -630,11 +636,11 @@ def test_hard_choices_of_a_pass_are_drawn_from_its_own_generator():
     assert torch.equal(chosen(1, 0), chosen(1, 5)) and not torch.equal(chosen(1, 0), chosen(2, 0))
 
 
-def dense_embedding_decoder() -> EmbeddingDecoder:
+def dense_embedding_decoder(tokens: int = 1) -> EmbeddingDecoder:
     torch.manual_seed(0)
     encoder = {
         "subjects": {"1": 41},
-        "clip_seq_dim": 1,
+        "clip_seq_dim": tokens,
         "clip_emb_dim": 128,
         "hidden_dim": 16,
         "n_blocks": 1,
@@ -713,6 +719,7 @@ def test_setup_builds_the_routers_and_the_lora_that_are_asked_for(tiny):
     )
     assert parts.model.form.image_shape == (1, 128) and parts.model.form.pooled_dim == 128
     assert expert_counts(dense_embedding_decoder()) == (1,)
+    assert expert_counts(dense_embedding_decoder(tokens=2)) == (1,)
     out = dense_embedding_decoder()(torch.zeros(2, 41), 1)
     assert torch.equal(all_experts(out), out.level_backbone_BLTD)
     router = parts.model.routers["image"]
