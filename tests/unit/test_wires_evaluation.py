@@ -997,17 +997,20 @@ def test_every_subject_is_scored_in_its_own_folder_before_their_mean(monkeypatch
 
 
 def test_the_table_of_several_subjects_has_their_mean_and_each_of_them(monkeypatch, root, tmp_path):
-    values = {1: 0.25, 2: 0.75}
-    monkeypatch.setattr(
-        subject_means,
-        "read_subject",
-        lambda config: subject_means.SubjectScores(
-            config.data.subjects[0], {"pixcorr": score(values[config.data.subjects[0]])}, {}
-        ),
-    )
+    for number, value in ((1, 0.25), (2, 0.75)):
+        folder = tmp_path / f"subj0{number}"
+        folder.mkdir()
+        fields = score(value)._asdict()
+        (folder / "scores.json").write_text(json.dumps({"pixcorr": fields}))
+    images = pd.DataFrame({"pixcorr": [0.2, 0.6]}, index=pd.Index([4, 7], name="image"))
+    monkeypatch.setattr(subject_means, "read_run", lambda folder: SimpleNamespace(table=images))
     config = tiny_config(root, tmp_path, data__subjects="1,2", data__num_sessions="1")
     subject_means.write_mean(config)
-    assert json.loads((tmp_path / "scores.json").read_text())["pixcorr"]["value"] == 0.5
+    mean = json.loads((tmp_path / "scores.json").read_text())["pixcorr"]
+    summary = uncertainty.summarise(
+        {(number, 0): {4: 0.2, 7: 0.6} for number in (1, 2)}, 20, config.run.seed
+    )
+    assert (mean["value"], mean["low"], mean["high"]) == (0.5, summary.low, summary.high)
     rows = pd.read_csv(tmp_path / "scores.csv")
     ours = rows[rows["method"] == config.evaluation.method]
     told = {
