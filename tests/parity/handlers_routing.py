@@ -12,23 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from braingen.routing.base import SpaceRouting, TimeRouting
 from braingen.routing.diffuse_router import DiffuseRouter, from_published
-from braingen.routing.space_router import (
-    CrossAttentionSpaceRouter,
-    GateSpaceRouter,
-    SelfAttentionSpaceRouter,
-    SpaceRouting,
-    WeightSpaceRouter,
-)
-from braingen.routing.time_router import (
-    AttentionTimeRouter,
-    FixedTimeRouter,
-    LearnedTimeRouter,
-    MLPTimeRouter,
-    TimeRouting,
-    log_gaussian_levels,
-    time_embedding,
-)
+from braingen.routing.guidance import log_gaussian_levels
+from braingen.routing.space.cross_attention import CrossAttentionSpaceRouter
+from braingen.routing.space.gate import GateSpaceRouter
+from braingen.routing.space.self_attention import SelfAttentionSpaceRouter
+from braingen.routing.space.weight import WeightSpaceRouter
+from braingen.routing.tensors import time_embedding
+from braingen.routing.time.attention import AttentionTimeRouter
+from braingen.routing.time.fixed import FixedTimeRouter
+from braingen.routing.time.learned import LearnedTimeRouter
+from braingen.routing.time.mlp import MLPTimeRouter
 from braingen.training.diffusion_loss import (
     min_snr_weight,
     noisy_latents,

@@ -5,7 +5,7 @@ the old ones.
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import pytest
 import torch
@@ -13,11 +13,21 @@ from torch import Tensor, nn
 
 from braingen.config import Config, load_config
 from braingen.config.describe import condition
+from braingen.config.kinds import SPACE_ROUTERS, TIME_ROUTERS, RouterKind
 from braingen.config.names import fields_of
+from braingen.routing.base import (
+    SpaceRouter,
+    SpaceRouting,
+    SpaceSettings,
+    TimeRouter,
+    TimeRouting,
+    TimeSettings,
+    space_router,
+    time_router,
+)
 from braingen.routing.diffuse_router import DiffuseRouter
-from braingen.routing.space_router import SPACE_ROUTERS, SpaceRouter, SpaceRouting, SpaceSettings
-from braingen.routing.time_router import TIME_ROUTERS, TimeRouter, TimeRouting, TimeSettings
 from braingen.runtime.errors import UserError
+from braingen.runtime.kinds import refuse_unregistered
 from braingen.training import diffusion as finetune
 
 
@@ -29,7 +39,7 @@ class Free(TimeRouter):
         self.score = nn.Parameter(torch.zeros(levels))
 
     @classmethod
-    def build(cls, settings: TimeSettings) -> Free:
+    def build(cls, settings: TimeSettings, **options: Any) -> Free:
         return cls(settings.levels)
 
     def forward(
@@ -46,6 +56,12 @@ class First(SpaceRouter):
     """A space router that nobody knew of: the first expert, and the latents' mean on top."""
 
     reads_latents = True
+    built: ClassVar[list[SpaceSettings]] = []
+
+    @classmethod
+    def build(cls, settings: SpaceSettings, **options: Any) -> First:
+        cls.built.append(settings)
+        return cls()
 
     def forward(
         self,
@@ -109,7 +125,7 @@ def test_guidance_acts_on_every_time_router_that_has_weights(time: str) -> None:
 
 
 def test_guidance_acts_on_a_new_kind_of_time_router(monkeypatch) -> None:
-    monkeypatch.setitem(TIME_ROUTERS, "free", Free)
+    monkeypatch.setitem(TIME_ROUTERS, "free", RouterKind(f"{__name__}:Free"))
     terms, router = losses(config_with(time="free", kl_scale=2.0))
     single, _ = losses(config_with(time="free", kl_scale=1.0))
     assert terms["guidance"] > 0 and torch.isclose(terms["guidance"], 2 * single["guidance"])
@@ -123,15 +139,10 @@ def test_guidance_acts_on_a_new_kind_of_time_router(monkeypatch) -> None:
 
 
 def test_a_new_kind_of_space_router_is_built_saved_and_loaded(monkeypatch, tmp_path) -> None:
-    built: list[SpaceSettings] = []
-
-    def make(settings: SpaceSettings) -> SpaceRouter:
-        built.append(settings)
-        return First()
-
-    monkeypatch.setitem(SPACE_ROUTERS, "first", make)
+    monkeypatch.setattr(First, "built", [])
+    monkeypatch.setitem(SPACE_ROUTERS, "first", RouterKind(f"{__name__}:First"))
     router = finetune.router_of(config_with(time="mlp", space="first"), (2, 3), (1, 8), 16, 1000)
-    assert [(each.experts, each.clip_emb_dim, each.grid) for each in built] == [
+    assert [(each.experts, each.clip_emb_dim, each.grid) for each in First.built] == [
         (2, 8, 16),
         (3, 8, 16),
     ] and router.reads_experts
@@ -149,7 +160,7 @@ def test_a_new_kind_of_space_router_is_built_saved_and_loaded(monkeypatch, tmp_p
 
 @pytest.mark.parametrize("space", SPACE_ROUTERS)
 def test_the_grid_counts_for_the_routers_that_see_the_latents(space: str) -> None:
-    router = SPACE_ROUTERS[space](SpaceSettings(2, 8))
+    router = space_router(space, SpaceSettings(2, 8))
     given = {"router.space": space, "router.space_grid": "8"}
     if router.reads_latents:
         assert load_config(None, given).router.space_grid == 8 and space in condition(
@@ -173,3 +184,61 @@ def test_a_kind_that_is_not_registered_names_those_that_are() -> None:
         DiffuseRouter(time="nothing")
     with pytest.raises(UserError, match="space is 'nothing'; allowed are 'off', 'gate_softmax'"):
         DiffuseRouter(space="nothing")
+
+
+TABLES = [
+    (TIME_ROUTERS, TimeRouter, "braingen.routing.time", "TIME_ROUTERS"),
+    (SPACE_ROUTERS, SpaceRouter, "braingen.routing.space", "SPACE_ROUTERS"),
+]
+
+
+@pytest.mark.parametrize(("table", "contract", "package", "place"), TABLES)
+def test_every_router_in_the_package_has_a_line(table, contract, package, place) -> None:
+    refuse_unregistered(table, package, contract, place)
+    for name, kind in table.items():
+        if not kind.where:
+            continue
+        without = {key: each for key, each in table.items() if each.where != kind.where}
+        with pytest.raises(UserError, match=f"{kind.where} is a .* no line of {place} names") as e:
+            refuse_unregistered(without, package, contract, place)
+        assert f'add a line with where="{kind.where}"' in str(e.value), name
+
+
+@pytest.mark.parametrize("name", TIME_ROUTERS)
+def test_a_time_routers_line_says_what_its_class_is(name: str) -> None:
+    kind = TIME_ROUTERS[name]
+    settings = TimeSettings(3, hidden_dim=8, embedding_dim=8, context=kind.latents != "never")
+    router = time_router(name, settings)
+    assert kind.learned == (router is not None and router.learned)
+    if kind.latents == "optional":
+        with pytest.raises(UserError, match="reads the latents"):
+            router(torch.tensor([5.0]))
+
+
+@pytest.mark.parametrize("name", SPACE_ROUTERS)
+def test_a_space_routers_line_says_what_its_class_is(name: str) -> None:
+    kind, router = SPACE_ROUTERS[name], space_router(name, SpaceSettings(2, 8))
+    assert kind.learned == any(True for _ in router.parameters())
+    assert (kind.latents == "always") == router.reads_latents
+
+
+class Unfinished(TimeRouter):
+    """A time router whose author forgot to say how it is built."""
+
+    def forward(self, t_B, latents_BCHW=None, generator=None) -> TimeRouting:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("where", "sentence"),
+    [
+        (f"{__name__}:Unfinished", "time router 'new', lacks build: see braingen.routing.base"),
+        (f"{__name__}:Missing", "has no Missing: mend the line, or the name of the class"),
+        ("braingen.routing.time.missing:Any", r"no file braingen/routing/time/missing\.py"),
+        (f"{__name__}:First", r"has to be a subclass of braingen\.routing\.base\.TimeRouter"),
+    ],
+)
+def test_a_line_that_does_not_fit_its_class_is_refused(monkeypatch, where, sentence) -> None:
+    monkeypatch.setitem(TIME_ROUTERS, "new", RouterKind(where))
+    with pytest.raises(UserError, match=sentence):
+        DiffuseRouter(time="new")

@@ -12,7 +12,7 @@ import torch
 
 from braingen.encoders.prior.network import rotary_frequencies, rotate, time_table
 from braingen.encoders.sinusoids import falling_frequencies, sines_and_cosines
-from braingen.routing.time_router import time_embedding
+from braingen.routing.tensors import time_embedding
 
 HALF_DIGIT = 2.0**-24
 """Rounding error of a float32 number below 1."""

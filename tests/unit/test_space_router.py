@@ -9,14 +9,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from braingen.routing.diffuse_router import DiffuseRouter, from_published
-from braingen.routing.space_router import (
-    CrossAttentionSpaceRouter,
-    GateSpaceRouter,
-    MeanSpaceRouter,
-    MixingSpaceRouter,
-    SelfAttentionSpaceRouter,
-    WeightSpaceRouter,
-)
+from braingen.routing.space.cross_attention import CrossAttentionSpaceRouter
+from braingen.routing.space.gate import GateSpaceRouter
+from braingen.routing.space.mean import MeanSpaceRouter
+from braingen.routing.space.mixing import MixingSpaceRouter
+from braingen.routing.space.self_attention import SelfAttentionSpaceRouter
+from braingen.routing.space.weight import WeightSpaceRouter
 from braingen.runtime.errors import UserError
 
 B, E, T, D, GRID = 3, 4, 2, 6, 5

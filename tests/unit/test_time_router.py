@@ -9,17 +9,12 @@ import math
 import pytest
 import torch
 
-from braingen.routing.time_router import (
-    AttentionTimeRouter,
-    FixedTimeRouter,
-    LearnedTimeRouter,
-    MLPTimeRouter,
-    kl_guidance,
-    latent_grid,
-    log_gaussian_levels,
-    one_of,
-    time_embedding,
-)
+from braingen.routing.guidance import kl_guidance, log_gaussian_levels
+from braingen.routing.tensors import latent_grid, one_of, time_embedding
+from braingen.routing.time.attention import AttentionTimeRouter
+from braingen.routing.time.fixed import FixedTimeRouter
+from braingen.routing.time.learned import LearnedTimeRouter
+from braingen.routing.time.mlp import MLPTimeRouter
 from braingen.runtime.errors import UserError
 
 TIMES = torch.tensor([999.0, 750.5, 500.0, 1.0, 0.0])

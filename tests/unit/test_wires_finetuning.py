@@ -39,7 +39,7 @@ from braingen.generation.lora import add_lora, load_lora, lora_parameters, lora_
 from braingen.generation.trained_modules import finetuned_folder, load_finetuned, save_finetuned
 from braingen.routing.conditioning import ConditioningForm, all_experts, from_experts
 from braingen.routing.diffuse_router import DiffuseRouter
-from braingen.routing.time_router import kl_guidance
+from braingen.routing.guidance import kl_guidance
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.seeds import hash_seed

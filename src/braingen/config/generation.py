@@ -5,20 +5,32 @@ refinement.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
 from braingen.config.effect import Needs, above, other_than
+from braingen.config.kinds import SPACE_ROUTERS, TIME_ROUTERS, reading_latents, without_weights
 from braingen.config.values import Folder, NotNegative, Positive, Scale, Scheduler, Section, Share
 
 ROUTED = Needs("router.route_image", True) | Needs("router.route_text", True)
-LEARNED_TIME = Needs("router.time", other_than("off", "fixed"))
+LEARNED_TIME = Needs("router.time", other_than(*without_weights(TIME_ROUTERS)))
 """Time routers with weights of their own."""
-TRAINED_ROUTER = LEARNED_TIME | Needs("router.space", other_than("off"))
+TRAINED_ROUTER = LEARNED_TIME | Needs("router.space", other_than(*without_weights(SPACE_ROUTERS)))
 """Without any of these nothing of a router is trained."""
 FROM_VOXELS = Needs("generation.source", "brain", "random")
 GUIDED = Needs("guidance_scale", above(1))
+CONTEXT = Needs("router.time", *reading_latents(TIME_ROUTERS, "optional"))
+SEES_LATENTS = Needs("router.space", *reading_latents(SPACE_ROUTERS, "always")) | Needs(
+    "router.time_context", True
+)
+if always := reading_latents(TIME_ROUTERS, "always"):
+    SEES_LATENTS = SEES_LATENTS | Needs("router.time", *always)
+if TYPE_CHECKING:
+    TimeName: TypeAlias = str
+    SpaceName: TypeAlias = str
+else:
+    TimeName, SpaceName = Literal[tuple(TIME_ROUTERS)], Literal[tuple(SPACE_ROUTERS)]
 
 
 class RouterConfig(Section):
@@ -28,7 +40,7 @@ class RouterConfig(Section):
     """Route the image embedding."""
     route_text: bool = True
     """Route the text embedding."""
-    time: Annotated[Literal["off", "fixed", "mlp", "attention"], ROUTED] = "attention"
+    time: Annotated[TimeName, ROUTED] = "attention"
     """What weighs the levels at a denoising time: nothing (all alike), a schedule, a perceptron, or
     attention (MoRE-Brain).
     """
@@ -36,20 +48,13 @@ class RouterConfig(Section):
     """Mix the levels, or choose one (MoRE-Brain's paper compares both)."""
     time_hidden_dim: Annotated[Positive, ROUTED, LEARNED_TIME] = 768
     """Width of the level embeddings (published: 768)."""
-    time_context: Annotated[bool, ROUTED, Needs("time", "attention")] = False
+    time_context: Annotated[bool, ROUTED, CONTEXT] = False
     """Let the time router see the noisy latents (published: off)."""
-    space: Annotated[
-        Literal[
-            "off", "gate_softmax", "gate_sigmoid", "gate_gumbel", "weight", "self", "cross", "mix"
-        ],
-        ROUTED,
-    ] = "mix"
+    space: Annotated[SpaceName, ROUTED] = "mix"
     """What weighs the experts of a level; cross: attention from the noisy latents (MoRE-Brain; its
     code leaves it off); mix: the same, but what is heard stays a mixture of the experts.
     """
-    space_grid: Annotated[
-        NotNegative, ROUTED, Needs("space", "cross", "mix") | Needs("time_context", True)
-    ] = 0
+    space_grid: Annotated[NotNegative, ROUTED, SEES_LATENTS] = 0
     """Side of the grid on which 'cross' and 'mix' see the latents; 0 for their own side at the
     training size (published: 64, at 512 px).
     """

@@ -10,6 +10,7 @@ from torch import nn
 
 from braingen.config import Config
 from braingen.config.encoders import ENCODER_CONFIGS, BrainEncoderConfig, settings_for
+from braingen.config.kinds import SPACE_ROUTERS, TIME_ROUTERS, reading_latents
 from braingen.config.shipped import backbone_folder
 from braingen.data import nsd
 from braingen.data.betas import Betas
@@ -18,8 +19,6 @@ from braingen.encoders.parameters import adapting_parameters, count_by_part, idl
 from braingen.encoders.prior.diffusion_prior import DiffusionPrior
 from braingen.pretrained.loading import load_config
 from braingen.routing.diffuse_router import DiffuseRouter
-from braingen.routing.space_router import SPACE_ROUTERS
-from braingen.routing.time_router import TIME_ROUTERS
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.targets.clip_image import CLIPImageEncoder, vision_config
@@ -223,7 +222,7 @@ def other_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
     shared |= {"space_grid": wanted.space_grid or 64, "time_context_size": wanted.space_grid or 64}
     for time, context in [
         *((time, False) for time in TIME_ROUTERS if time != "off"),
-        ("attention", True),
+        *((time, True) for time in reading_latents(TIME_ROUTERS, "optional")),
     ]:
         note = " with context" if context else ""
         yield card(

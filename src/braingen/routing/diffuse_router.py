@@ -15,8 +15,15 @@ from diffusers.configuration_utils import register_to_config
 import torch
 from torch import Tensor, nn
 
-from braingen.routing.space_router import SPACE_ROUTERS, SpaceSettings
-from braingen.routing.time_router import TIME_ROUTERS, Choice, LevelPrior, TimeRouting, TimeSettings
+from braingen.routing.base import (
+    Choice,
+    LevelPrior,
+    SpaceSettings,
+    TimeRouting,
+    TimeSettings,
+    space_router,
+    time_router,
+)
 from braingen.runtime.errors import UserError
 from braingen.runtime.weights import load_whole, plain_text
 from braingen.types import Routing
@@ -46,7 +53,7 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
     clip_seq_dim : int
         T; only "weight" has parameters per token.
     time : str
-        A key of `TIME_ROUTERS`: the time router (`time_router.py`); off mixes levels evenly.
+        A key of `TIME_ROUTERS` (config/kinds.py); off mixes levels evenly.
     time_choice : Choice, optional
         {"soft", "hard"} Weighted sum over levels, or one level per sample.
     time_hidden_dim, time_embedding_dim, time_layers, time_temperature : int, optional
@@ -60,7 +67,7 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
     time_prior_sigma : float
         Its width, in levels.
     space : str
-        A key of `SPACE_ROUTERS`: the space router of every level (`space_router.py`).
+        A key of `SPACE_ROUTERS` (config/kinds.py): the space router of every level.
     space_temperature : float
         Divides its scores.
     space_grid : int
@@ -104,9 +111,6 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         super().__init__()
         levels = len(num_experts)
         self.expert_counts = tuple(num_experts)
-        for name, value, known in (("time", time, TIME_ROUTERS), ("space", space, SPACE_ROUTERS)):
-            if value not in known:
-                raise UserError(f"{name} is {value!r}; allowed are {', '.join(map(repr, known))}")
         settings = TimeSettings(
             levels,
             hidden_dim=time_hidden_dim,
@@ -120,10 +124,10 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
             prior_sigma=time_prior_sigma,
             num_train_timesteps=num_train_timesteps,
         )
-        kind = TIME_ROUTERS[time]
-        self.time_router = kind.build(settings) if kind is not None else None
+        self.time_router = time_router(time, settings)
         self.space_routers = nn.ModuleList(
-            SPACE_ROUTERS[space](
+            space_router(
+                space,
                 SpaceSettings(
                     number,
                     clip_emb_dim,
@@ -131,7 +135,7 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
                     temperature=space_temperature,
                     grid=space_grid,
                     level_output=level_output,
-                )
+                ),
             )
             for number in num_experts
         )

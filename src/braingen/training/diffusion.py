@@ -39,7 +39,7 @@ from braingen.pretrained.sdxl import (
 from braingen.pretrained.tiny import check_backbone
 from braingen.routing.conditioning import ConditioningForm
 from braingen.routing.diffuse_router import DiffuseRouter
-from braingen.routing.time_router import kl_guidance
+from braingen.routing.guidance import kl_guidance
 from braingen.runtime.console import Progress
 from braingen.runtime.device import (
     accelerator_of,

@@ -1,0 +1,1 @@
+"""Time routers: one file per kind, each with a line in `braingen.config.kinds`."""
