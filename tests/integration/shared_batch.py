@@ -99,7 +99,7 @@ def tune_in_two(words: list[str], folder: str) -> int:
     config, rank = load_config(*parse_overrides(words)), accelerator.process_index
     parts = finetune.setup(config)
     model = accelerator.prepare(parts.model).train()
-    rows = finetune.Rows(
+    rows = finetune.StepRows(
         len(parts.data.train.rows), config.finetune.train_batch_size, 0, rank, 2
     ).of(0)
     accelerator.backward(finetune.step(model, rows, parts, config, generator(rank)).total)
@@ -116,7 +116,7 @@ def tune_in_one(words: list[str]) -> dict[str, Tensor]:
     parts = finetune.setup(config)
     parts.model.train()
     for rank in range(2):
-        rows = finetune.Rows(
+        rows = finetune.StepRows(
             len(parts.data.train.rows), config.finetune.train_batch_size, 0, rank, 2
         ).of(0)
         (finetune.step(parts.model, rows, parts, config, generator(rank)).total / 2).backward()

@@ -33,7 +33,7 @@ SIZES = [
     "run.tracker=none",
 ]
 UNDRAWN = ["backbone.ip_adapter=none"]  # which takes one token
-PUBLISHED = ["--routing", "value", "--trunk", "published", "--head", "projector"]
+PUBLISHED = ["--routing", "expert_choice", "--trunk", "published", "--head", "projector"]
 CASES = {
     "published": (
         "image",

@@ -363,7 +363,7 @@ def test_sides_and_steps_are_what_was_asked_for_and_told(subject, tmp_path, caps
     assert finished["steps"] == 2 and finished["of_steps"] == 4
 
 
-@pytest.mark.parametrize("name", ["own", "euler_ancestral", "heun", "ddim", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize("name", ["default", "euler_ancestral", "heun", "ddim", "dpmpp_2m", "unipc"])
 @pytest.mark.parametrize("how", [{"strength": 0.3}, {"strength": 1.0}, {"denoising_start": 0.6}])
 def test_the_number_of_steps_told_is_the_number_run(name, how):
     """Counted by calls of the scheduler; one of second order takes two for every step but

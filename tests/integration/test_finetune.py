@@ -174,7 +174,7 @@ def test_everything_that_is_trained_gets_a_gradient_and_moves_within_two_steps(
         optimizer.zero_grad(set_to_none=True)
         stage.step(
             parts.model,
-            stage.Rows(len(parts.data.train.rows), 32, 0).of(number),
+            stage.StepRows(len(parts.data.train.rows), 32, 0).of(number),
             parts,
             config,
             generator(number),

@@ -201,7 +201,7 @@ def test_runs_of_several_are_compared_subject_by_subject(place, tmp_path):
         "ablate",
         "bottleneck",
         "adaptation-curve",
-        "study build",
+        "human-eval build",
         "decode --voxels mine.npz",
         "evaluate --all_recons_path here",
     ],

@@ -40,7 +40,7 @@ def plain(args: dict[str, Any]) -> MultiLevel:
         args["clip_emb_dim"],
         [args["num_exp_0"], *args["exp_factor_list"][:depth]],
         [args["capacity_factor_0"], *args["cap_fac_list"][:depth]],
-        bottleneck=max(0, args.get("bottleneck_dim", -1)),
+        bottleneck=max(0, args.get("b_size", -1)),
     )
 
 
@@ -142,7 +142,7 @@ MULTI = {
         "num_exp_layer": 2,
         "exp_factor_list": [2, 2, 7],
         "cap_fac_list": [1, 1.5, 1],
-        "bottleneck_dim": -1,
+        "b_size": -1,
     },
     "bottleneck, one more level than listed in the others": {
         "num_voxels_list": [12],
@@ -155,7 +155,7 @@ MULTI = {
         "num_exp_layer": 4,
         "exp_factor_list": [1, 2, 2, 2],
         "cap_fac_list": [1, 1, 1, 1],
-        "bottleneck_dim": 32,
+        "b_size": 32,
     },
 }
 
@@ -174,7 +174,7 @@ def other_multi(folder: Path, name: str, training: bool = False) -> dict[str, An
     ]
     rows = sum(len(x) for x in voxels)
     factors = [args["num_exp_0"], *args["exp_factor_list"][: args["num_exp_layer"]]]
-    units = max(0, args["bottleneck_dim"]) or args["hidden_dim"]
+    units = max(0, args["b_size"]) or args["hidden_dim"]
     noise, widths = [], [units, *model.widths]
     for level, factor in enumerate(factors):
         parents = int(np.prod(factors[:level]))
