@@ -299,7 +299,7 @@ def test_encoders_of_another_backbone_are_told(subject, tmp_path, capsys):
     for command in ("reconstruct", "finetune"):
         sentence = told(capsys, command, *words)
         assert "image encoder predicts 1 x 64" in sentence and "conditioned on 1 x 128" in sentence
-    assert "ip_adapter=none trains encoders of which" in told(capsys, "reconstruct", *words, *other)
+    assert "ip_adapter=none trains encoders without generating images" in told(capsys, "reconstruct", *words, *other)
 
 
 def test_every_pair_of_parts_is_looked_at(tmp_path):
@@ -326,7 +326,7 @@ def test_every_pair_of_parts_is_looked_at(tmp_path):
     ] * 2
     assert "224 wide (text_output=joint)" in found(narrow, "backbone.text_output=joint")[1]
     plain_unet(text_width=96, told=5).save_pretrained(refiner / "unet")
-    assert "reads 96 columns" in found(sound, f"backbone.refiner={refiner}")[0]
+    assert "takes 96 columns" in found(sound, f"backbone.refiner={refiner}")[0]
     channels = shutil.copytree(sound, tmp_path / "channels")
     config = UNet2DConditionModel.load_config(channels / "unet")
     UNet2DConditionModel.from_config({**config, "in_channels": 8}).save_pretrained(

@@ -254,7 +254,7 @@ def test_a_run_scores_a_set_in_a_folder_of_its_own_with_its_encoders(made, tmp_p
 
 
 def test_given_pictures_are_scored_against_the_set_too(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "evaluate_pictures", lambda config: config.data.root)
+    monkeypatch.setattr(evaluation, "evaluate_images", lambda config: config.data.root)
     given = {
         "data.root": str(made.root),
         "run.folder": str(tmp_path),
