@@ -18,6 +18,10 @@ from braingen.runtime.text_files import read_json
 from braingen.targets.tables import Targets
 
 
+BATCH = 64
+"""Texts that are embedded at a time."""
+
+
 class TextSpace:
     """CLIP text embeddings of captions; each caption is embedded once."""
 
@@ -35,9 +39,11 @@ class TextSpace:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Embed texts (texts x D)."""
         unknown = list(dict.fromkeys(text for text in texts if text not in self._known))
-        for start in range(0, len(unknown), 64):
-            part = unknown[start : start + 64]
-            pooled_BD = self._encoder.prompt(part).pooled_BD
+        for start in range(0, len(unknown), BATCH):
+            part = unknown[start : start + BATCH]
+            # always as many: kernels chosen by size would give one caption other last bits
+            # beside other captions, and scores would depend on which process knows which
+            pooled_BD = self._encoder.prompt([*part, *[""] * (BATCH - len(part))]).pooled_BD
             assert pooled_BD is not None
             self._known.update(zip(part, pooled_BD.float().cpu().numpy()))
         return np.stack([self._known[text] for text in texts])
