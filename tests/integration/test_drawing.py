@@ -228,7 +228,9 @@ def test_refining_makes_another_folder_of_the_same_form(words, tmp_path):
     assert differ(before, after) > 2
     for name in ("index.json", "embeddings.safetensors"):
         assert (folder / name).read_bytes() == (recons / name).read_bytes()
-    assert load_config(*parse_overrides([*words, *more], "refinement")).refinement.guidance_scale == 3
+    assert (
+        load_config(*parse_overrides([*words, *more], "refinement")).refinement.guidance_scale == 3
+    )
     # the same bits from two processes, from a folder that was left half done
     (folder / "finished").unlink()
     for name in list(after)[:3]:

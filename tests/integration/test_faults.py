@@ -299,7 +299,9 @@ def test_encoders_of_another_backbone_are_told(subject, tmp_path, capsys):
     for command in ("reconstruct", "finetune"):
         sentence = told(capsys, command, *words)
         assert "image encoder predicts 1 x 64" in sentence and "conditioned on 1 x 128" in sentence
-    assert "ip_adapter=none trains encoders without generating images" in told(capsys, "reconstruct", *words, *other)
+    assert "ip_adapter=none trains encoders without generating images" in told(
+        capsys, "reconstruct", *words, *other
+    )
 
 
 def test_every_pair_of_parts_is_looked_at(tmp_path):
@@ -363,7 +365,9 @@ def test_sides_and_steps_are_what_was_asked_for_and_told(subject, tmp_path, caps
     assert finished["steps"] == 2 and finished["of_steps"] == 4
 
 
-@pytest.mark.parametrize("name", ["default", "euler_ancestral", "heun", "ddim", "dpmpp_2m", "unipc"])
+@pytest.mark.parametrize(
+    "name", ["default", "euler_ancestral", "heun", "ddim", "dpmpp_2m", "unipc"]
+)
 @pytest.mark.parametrize("how", [{"strength": 0.3}, {"strength": 1.0}, {"denoising_start": 0.6}])
 def test_the_number_of_steps_told_is_the_number_run(name, how):
     """Counted by calls of the scheduler; one of second order takes two for every step but

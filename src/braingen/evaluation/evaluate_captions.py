@@ -17,7 +17,6 @@ from braingen.runtime.paths import INDEX
 from braingen.runtime.text_files import read_json
 from braingen.targets.tables import Targets
 
-
 BATCH = 64
 """Texts that are embedded at a time."""
 
