@@ -4,7 +4,7 @@ of threads.
     python tests/machines.py            every machine below (make test-machines)
     python tests/machines.py --fast     what .ci/run takes: the oldest instructions, parity and
                                         numerics alone
-    python tests/machines.py --only avx2 -- -k moe    one of them, with arguments for pytest
+    python tests/machines.py --only avx2-1 -- -k moe  one of them, with arguments for pytest
 
 PyTorch's own kernels, oneDNN's and MKL's obey these variables. They are read when torch is loaded,
 so every machine is a process of its own, and nothing here or in a conftest.py sets them otherwise.

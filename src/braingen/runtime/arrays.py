@@ -6,7 +6,6 @@ anything is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 import zipfile
@@ -171,13 +170,6 @@ def whole_numbers(ids: Any, path: Path | str, get_it: str) -> np.ndarray:
             f"{path}: image ids reach {found.max():g}, ids of images were expected; {get_it}."
         )
     return found.astype(np.int64)
-
-
-def shapes_of(arrays: Mapping[str, Any]) -> str:
-    """Describe arrays by name and shape, for messages."""
-    return (
-        ", ".join(f"{name} {tuple(np.shape(value))}" for name, value in arrays.items()) or "nothing"
-    )
 
 
 def new_npy(path: Path | str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
