@@ -505,7 +505,7 @@ def test_a_study_of_the_run_stands_in_tables_and_report(flow, tmp_path):
     words = [*flow.words, "--folder", str(run), "--study_images", "4", "--checks", "2"]
     steps = (
         ["human-eval", "build", "--draft"],
-        ["human-eval", "simulate", "--eyes", "judge", "--lapse", "0", "--raters", "2"],
+        ["human-eval", "simulate", "--eyes", "scene_classifier", "--lapse", "0", "--raters", "2"],
         ["human-eval", "check"],
     )
     for step in (*steps, ["human-eval", "analyse"], ["evaluate"], ["report"]):

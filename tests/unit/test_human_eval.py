@@ -289,8 +289,8 @@ def column(name: str) -> int:
         ("method", "mine", "method is 'mine'"),
         ("number", "400", "is not one of the"),
         ("answer", "9", "answer '9' is none of"),
-        ("rt_ms", "12", "its checksum does not fit"),
-        ("correct", "1x", "its checksum does not fit"),
+        ("rt_ms", "12", "its checksum does not match"),
+        ("correct", "1x", "its checksum does not match"),
         ("rater", "P02", "column rater has 2 values in one file: P01, P02"),
         ("session", "bb", "column session has 2 values"),
         ("study", "0123456789", "column study has 2 values"),
@@ -446,7 +446,7 @@ def test_simulated_answers_are_never_called_peoples(tmp_path: Path) -> None:
     assert names == {f"simulated_rater_{task}" for task in PLAN.tasks} and names <= set(
         TABLE_COLUMNS
     )
-    assert "say nothing about people" in markdown(result)
+    assert "are not about people" in markdown(result)
     people = analyse(
         PLAN, check_raters(results_of(tmp_path, PLAN, a=answer_rows(PLAN, "P01")), PLAN), 50, 0
     )
@@ -469,7 +469,7 @@ def test_odd_raters_are_mentioned(tmp_path: Path) -> None:
         50,
         0,
     ).notes
-    assert any("chose the left picture in 24 of 24 trials" in note for note in notes)
+    assert any("chose the left image in 24 of 24 trials" in note for note in notes)
     assert any("took 150 ms for an answer" in note for note in notes)
 
 

@@ -56,7 +56,8 @@ def test_consent_comes_first(config: Config) -> None:
     with pytest.raises(
         UserError,
         match=(
-            r"still has 8 places to fill in, the first being '\[FILL IN: name of the institution\]'"
+            r"still has 11 places to fill in, the first being"
+            r" '\[FILL IN: name of the institution\]'"
         ),
     ):
         study(with_study(config, draft=False), "build")
@@ -115,7 +116,7 @@ def test_from_run_to_table_and_report(config: Config, capsys: pytest.CaptureFixt
     Image.new("RGB", (128, 128), "red").save(picture)  # drawn anew
     assert read_study(run) == {"stale": True}
     study(config, "analyse")
-    assert "do not show it: the pictures were drawn anew" in capsys.readouterr().out
+    assert "leave it out: the reconstructions were generated again" in capsys.readouterr().out
     assert "drawn anew since" in render(read_inputs(run, config.data.root))
 
 
@@ -180,7 +181,7 @@ def test_a_study_with_answers_is_not_replaced(config: Config) -> None:
         ({"name_a": "seen"}, "cannot be called 'seen'"),
         (
             {"method_b": "", "tasks": ("preference",)},
-            "Preference compares two methods, and there is one",
+            "compares two methods, but only one is given",
         ),
     ],
 )

@@ -35,7 +35,7 @@ def test_no_page_calls_a_picture_the_right_one(path):
 
 def test_labels_are_a_and_b():
     text = (PACKAGE / "human_eval/assets/study.js").read_text(encoding="utf-8")
-    assert 'k ? "picture B, on the right" : "picture A, on the left"' in text
+    assert 'k ? "image B, on the right" : "image A, on the left"' in text
     game = (PACKAGE / "report/templates/game.html.j2").read_text(encoding="utf-8")
     assert re.findall(r'class="answer" aria-label="([^"]*)"', game) == [
         "Picture A was seen",

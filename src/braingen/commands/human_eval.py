@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config, which: str) -> Path | None:
-    """People as judges: build a study for any browser, check and analyse its results."""
+    """Human evaluation: build a study for any browser, check and analyse its results."""
     from braingen.human_eval.study import study
 
     return study(config, which)
@@ -17,7 +17,7 @@ def run(config: Config, which: str) -> Path | None:
 
 COMMAND = Command(
     name="human-eval",
-    summary="people as judges: build a study for any browser, check and analyse its results",
+    summary="human evaluation: build a study for any browser, check and analyse its results",
     run=run,
     group="evaluation",
     place=2,

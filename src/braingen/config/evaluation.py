@@ -1,4 +1,4 @@
-"""Settings of what is measured: scores, comparisons, curves, people as judges, looks inside a
+"""Settings of what is measured: scores, comparisons, curves, human evaluation, looks inside a
 decoder.
 """
 
@@ -121,7 +121,7 @@ class CrossValidationConfig(Section):
 
 
 class HumanEvalConfig(Section):
-    """People as judges (docs/human_eval.md)."""
+    """Human evaluation (docs/human_eval.md)."""
 
     study_folder: str = ""
     """Folder of the study: consent text, pages for raters, result files, analysis; empty for
@@ -162,16 +162,14 @@ class HumanEvalConfig(Section):
     picture_side: NotNegative = 0
     """Side of the pictures in pixels, the same for all; 0 for the largest there is, at most 512."""
     draft: bool = False
-    """Build although the consent text is not filled in, to try the study out; pages and results say
-    so.
-    """
+    """Build with an incomplete consent text, for testing; pages and results are marked."""
     raters: Positive = 5
-    """Simulated raters of `study simulate`."""
+    """Simulated raters of `human-eval simulate`."""
     lapse: Share = 0.1
     """Share of the trials that a simulated rater answers at random."""
-    eyes: Literal["pixels", "judge"] = "pixels"
-    """What a simulated rater compares: pixels, or the judge's late features (simulated
-    pictures).
+    eyes: Literal["pixels", "scene_classifier"] = "pixels"
+    """What a simulated rater compares: pixels, or late features of the scene classifier (simulated
+    images only).
     """
 
 

@@ -1,15 +1,13 @@
-"""People as judges: a study of reconstructions that runs in any browser, from the plan to the
-figures.
+"""Human evaluation: people compare reconstructions in a browser; intervals and agreement follow.
 
-plan.py        which pictures are asked about, and every trial
-session.py     which trials one rater sees, in which order, on which sides: a function of seed and
-               rater code
-site.py        the folder of static files that is given to raters, and whether it is still whole
-consent.py     the text that the researcher fills in
-answers.py     result files: their columns, and what is wrong with one
+plan.py        images and trials
+session.py     trials of one rater, their order and sides: a function of seed and rater code
+site.py        the folder of static files for raters, and its integrity check
+consent.py     the consent text, a template to fill in
+answers.py     result files: columns and validation
 analysis.py    accuracy, preference, ratings, agreement
-statistics.py  exact intervals, intervals over raters and images, Krippendorff's alpha
-rater.py       a simulated rater, to try a study with
+statistics.py  exact and bootstrap intervals, Krippendorff's alpha
+rater.py       a simulated rater for trial runs
 assets/        the page, and jsPsych with its licence
 """
 

@@ -1,5 +1,4 @@
-"""What the answers say: accuracy, preference and ratings, per rater and per image, with intervals
-and agreement.
+"""Accuracy, preference and ratings, per rater and per image, with intervals and agreement.
 
 R raters, U units: an image with a method (identification, similarity), an image (preference).
 """
@@ -29,11 +28,11 @@ from braingen.runtime.untrusted import markdown_cell
 from braingen.types import Score
 
 PEOPLE, SIMULATED = "human", "simulated_rater"
-"""How score names begin; an answer of a simulated rater is never told under the first."""
+"""How score names begin; answers of simulated raters never count as human."""
 HURRIED = 400.0
-"""Milliseconds. A median answer time below it is mentioned."""
+"""Milliseconds: a median answer time below it is noted."""
 ONE_SIDED = 0.8
-"""Share of one side above which it is mentioned."""
+"""A share of one side above it is noted."""
 
 
 class TaskResult(NamedTuple):
@@ -49,7 +48,7 @@ class TaskResult(NamedTuple):
     """
     high: float | None
     wide: Interval | None
-    """The value with its 95 % interval over raters and images, both drawn again."""
+    """The value with its 95 % interval; raters and images are both resampled."""
     p: float | None
     """Exact two-sided binomial test against one half."""
     answers: int
@@ -58,7 +57,7 @@ class TaskResult(NamedTuple):
 
 
 class RaterAgreement(NamedTuple):
-    """How much raters agree in a task."""
+    """Agreement of raters in a task."""
 
     task: str
     alpha: float | None
@@ -66,7 +65,7 @@ class RaterAgreement(NamedTuple):
     level: Level
     raters: int
     units: int
-    """What at least two raters answered about."""
+    """Units that at least two raters answered."""
 
 
 class Analysis(NamedTuple):
@@ -85,11 +84,11 @@ class Analysis(NamedTuple):
     files: pd.DataFrame
     """A line per result file: rater, trials, checks, failed, used, reason."""
     notes: tuple[str, ...]
-    """What an embedding decoder must know; sentences."""
+    """Sentences that readers of the figures need."""
 
 
 def _value(task: str, method: str) -> Callable[[Answer], float]:
-    """What an answer counts: right or not, for the method or not, the rating."""
+    """Value of an answer: 1 or 0 for correct or preferred, else the rating."""
     if task == "similarity":
         return lambda answer: float(answer.answer)
     wanted = method if task == "preference" else SEEN
@@ -129,7 +128,7 @@ def _matrix(
 
 
 def _groups(plan: Plan) -> list[tuple[str, str, tuple[str, ...]]]:
-    """(task, method it is told under, methods in the answers) of every figure."""
+    """(task, method in the result, methods in the answers) of every figure."""
     found: list[tuple[str, str, tuple[str, ...]]] = []
     for task in plan.tasks:
         if task == "preference":
@@ -147,17 +146,17 @@ def _share_or_mean(task: str, values: np.ndarray) -> Share:
 
 
 def analyse(plan: Plan, found: Sequence[RaterCheck], resamples: int, seed: int) -> Analysis:
-    """Turn the results that count into figures.
+    """Compute the figures of all results that count.
 
     Raises
     ------
     UserError
         When no result counts; the message gives the reasons.
     """
-    used = [verdict.result for verdict in found if not verdict.reason]
+    used = [checked.result for checked in found if not checked.reason]
     if not used:
         why = "; ".join(
-            f"{verdict.result.path.name}: {verdict.reason}" for verdict in list(found)[:3]
+            f"{checked.result.path.name}: {checked.reason}" for checked in list(found)[:3]
         )
         raise UserError(f"None of {len(found)} result files counts ({why or 'there are none'}).")
     findings, per_rater, per_image, agreement = [], [], [], []
@@ -208,7 +207,7 @@ def analyse(plan: Plan, found: Sequence[RaterCheck], resamples: int, seed: int) 
                 task, krippendorff_alpha(matrix.answers_RU, level), level, len(used), units
             )
         )
-    files = pd.DataFrame([_line(verdict) for verdict in found])
+    files = pd.DataFrame([_line(checked) for checked in found])
     return Analysis(
         who=SIMULATED if used[0].simulated else PEOPLE,
         draft=plan.draft,
@@ -221,8 +220,8 @@ def analyse(plan: Plan, found: Sequence[RaterCheck], resamples: int, seed: int) 
     )
 
 
-def _line(verdict: RaterCheck) -> dict[str, str | int | float]:
-    result = verdict.result
+def _line(checked: RaterCheck) -> dict[str, str | int | float]:
+    result = checked.result
     times = [answer.milliseconds for answer in result.answers if np.isfinite(answer.milliseconds)]
     return {
         "file": result.path.name,
@@ -233,8 +232,8 @@ def _line(verdict: RaterCheck) -> dict[str, str | int | float]:
         "checks": result.checks,
         "failed": result.failed,
         "median_ms": float(np.median(times)) if times else float("nan"),
-        "used": int(not verdict.reason),
-        "reason": verdict.reason,
+        "used": int(not checked.reason),
+        "reason": checked.reason,
     }
 
 
@@ -242,19 +241,18 @@ def _notes(plan: Plan, found: Sequence[RaterCheck], used: Sequence[Result]) -> l
     notes = []
     if used[0].simulated:
         notes.append(
-            "All raters are simulated: these figures try the study out and say nothing about"
-            " people."
+            "All raters are simulated: these figures test the procedure and are not about people."
         )
     if plan.simulated:
-        notes.append("Pictures and brain activity are simulated.")
+        notes.append("Images and brain activity are simulated.")
     if plan.draft and not used[0].simulated:
         notes.append(
-            "The study is a draft without a consent text: its answers are for trying it out, not"
-            " for publication."
+            "The study is a draft without a consent text: its answers are for testing, not for"
+            " publication."
         )
-    left_out = [verdict for verdict in found if verdict.reason]
-    for verdict in left_out:
-        notes.append(f"Left out: {verdict.result.path.name}: {verdict.reason}.")
+    left_out = [checked for checked in found if checked.reason]
+    for checked in left_out:
+        notes.append(f"Left out: {checked.result.path.name}: {checked.reason}.")
     for result in used:
         sides = [answer.answer for answer in result.answers if answer.answer in ("left", "right")]
         times = [
@@ -265,7 +263,7 @@ def _notes(plan: Plan, found: Sequence[RaterCheck], used: Sequence[Result]) -> l
         ):
             side = max(("left", "right"), key=sides.count)
             notes.append(
-                f"Rater {result.rater} chose the {side} picture in {sides.count(side)} of"
+                f"Rater {result.rater} chose the {side} image in {sides.count(side)} of"
                 f" {len(sides)} trials; it counts."
             )
         if times and np.median(times) < HURRIED:
@@ -277,9 +275,7 @@ def _notes(plan: Plan, found: Sequence[RaterCheck], used: Sequence[Result]) -> l
 
 
 def scores_of(plan: Plan, analysis: Analysis) -> dict[str, Score]:
-    """Figures of the first method as rows of the score table, named after who answered; a control
-    of the same run stands beside them.
-    """
+    """Rows of the metric table for the first method; a control of the same run fills its column."""
     scores = {}
     for finding in analysis.findings:
         if finding.method != plan.methods[0]:
@@ -307,7 +303,7 @@ def scores_of(plan: Plan, analysis: Analysis) -> dict[str, Score]:
 
 
 def as_json(plan: Plan, analysis: Analysis) -> dict[str, Any]:
-    """Everything a page or a table wants, as JSON values; per-image figures stay in their CSV."""
+    """Results for report and tables as JSON values; per-image figures stay in their CSV."""
 
     def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
         return [
@@ -340,7 +336,7 @@ def as_json(plan: Plan, analysis: Analysis) -> dict[str, Any]:
 
 
 def markdown(analysis: Analysis) -> str:
-    """The figures as a Markdown table, and what an embedding decoder must know."""
+    """The figures as a Markdown table, with notes."""
     who = "simulated raters" if analysis.who == SIMULATED else "people"
     lines = [
         f"| {who} | method | value | exact 95 % | over raters and images 95 % | p | answers |"

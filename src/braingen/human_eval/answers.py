@@ -1,8 +1,8 @@
-"""Result files: one CSV per rater, written by the page (or the simulated rater), read strictly.
+"""Result files: one CSV per rater, written by the page or the simulated rater, read strictly.
 
-A file is checked against the plan row by row: what a rater must have been shown is known
-(`session.py`), so edited ids, rows of another study and exchanged rater codes are noticed; a
-checksum per row notices everything else that was changed by accident.
+Every row is checked against the trial that the rater was shown (`session.py`). This detects edited
+ids, rows of another study and exchanged rater codes. A checksum per row detects other accidental
+edits.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ COLUMNS = (
     "screen",
     "checksum",
 )
-"""Columns of a result file, in order. `docs/human_eval.md` says what is in each."""
+"""Columns of a result file, in order; `docs/human_eval.md` describes each."""
 SIDES = ("left", "right")
 _CODE = re.compile(r"[A-Za-z0-9_-]{1,32}")
-"""What the page allows as a rater's code."""
+"""Rater codes that the page accepts."""
 
 
 class Answer(NamedTuple):
@@ -57,13 +57,13 @@ class Answer(NamedTuple):
     kind: str
     image: int
     method: str
-    """Whose reconstruction it was; in preference the chosen one's is in `chosen`."""
+    """Method of the reconstruction; empty in preference, see `chosen`."""
     answer: str
     """left, right, or 1 to 7."""
     chosen: str
-    """Role of the chosen picture; empty for a rating."""
+    """Role of the chosen image; empty for a rating."""
     passed: bool | None
-    """Attention checks: whether it was passed."""
+    """Whether an attention check was passed; None in test trials."""
     milliseconds: float
 
 
@@ -79,9 +79,9 @@ class Result(NamedTuple):
     started: str
     """When the first answer was given (ISO 8601)."""
     expected: int
-    """Trials this rater was to answer."""
+    """Trials of this rater's session."""
     problems: tuple[str, ...]
-    """What makes the file unusable; one sentence each."""
+    """Reasons why the file is unusable, one sentence each."""
 
     @property
     def checks(self) -> int:
@@ -95,7 +95,7 @@ class Result(NamedTuple):
 
 
 def checksum(row: Sequence[str]) -> str:
-    """What stands in the last column: a hash of the others."""
+    """Value of the last column: a hash of the others."""
     return f"{hash32(chr(31).join(row)):08x}"
 
 
@@ -107,12 +107,12 @@ def row_of(
     Parameters
     ----------
     number : int
-        Place of the trial in the session, from 1.
+        Position of the trial in the session, from 1.
     answer : str
         Left, right, or 1 to 7.
     about : Mapping[str, str]
-        The columns that do not follow from the trial: rater, session, simulated, rt_ms, input,
-        time, screen.
+        Columns that the trial does not determine: rater, session, simulated, rt_ms, input, time,
+        screen.
     """
     trial = shown.trial
     chosen = {"left": shown.left, "right": shown.right}.get(answer, "")
@@ -149,11 +149,9 @@ def as_csv(rows: Iterable[Sequence[str]]) -> str:
 
 
 def read_result(path: Path, plan: Plan) -> Result:
-    """Read one result file and say what is wrong with it; spreadsheet programs' semicolons and
-    byte-order marks are understood.
+    """Read and validate one result file; semicolons and byte-order marks are accepted.
 
-    Whatever is wrong is a problem of this file alone (`Result.problems`): a file of one person does
-    not stop the others'.
+    Faults are recorded in `Result.problems`, so that one file does not stop the others.
     """
     rows, wrong = _rows(path)
     if not rows:
@@ -192,14 +190,14 @@ def read_result(path: Path, plan: Plan) -> Result:
 
 
 def _rows(path: Path) -> tuple[list[dict[str, str]], str]:
-    """Rows of a result file; without any, why there are none."""
+    """Rows of a result file, or the reason why there are none."""
     try:
         text = read_text(path, "give the CSV file that the study page saved")
         first = text.partition("\n")[0]
-        embedding_decoder = csv.DictReader(
+        reader = csv.DictReader(
             io.StringIO(text), delimiter=";" if first.count(";") > first.count(",") else ","
         )
-        if tuple(embedding_decoder.fieldnames or ()) != COLUMNS:
+        if tuple(reader.fieldnames or ()) != COLUMNS:
             return (
                 [],
                 (
@@ -209,7 +207,7 @@ def _rows(path: Path) -> tuple[list[dict[str, str]], str]:
             )
         rows = [
             {name: (value or "").strip() for name, value in row.items() if name in COLUMNS}
-            for row in embedding_decoder
+            for row in reader
         ]
     except (UserError, OSError, csv.Error) as error:
         return [], f"not a result file of a study: {error}"
@@ -224,7 +222,7 @@ def _of_the_file(rows: Sequence[Mapping[str, str]], plan: Plan) -> list[str]:
     if not _CODE.fullmatch(rows[0]["rater"]):
         return [
             f"the rater's code {one_line(rows[0]['rater'], 40)!r} is not 1 to 32 letters, digits, -"
-            " or _, which the page takes"
+            " or _, which the page accepts"
         ]
     if rows[0]["study"] != plan.study:
         return [
@@ -235,7 +233,7 @@ def _of_the_file(rows: Sequence[Mapping[str, str]], plan: Plan) -> list[str]:
 
 
 def _of_the_row(row: Mapping[str, str], expected: Sequence[ShownTrial]) -> str:
-    """What is wrong with a row, or nothing."""
+    """The fault of a row, or an empty string."""
     if not re.fullmatch(r"[0-9]{1,6}", row["number"]) or not 1 <= int(row["number"]) <= len(
         expected
     ):
@@ -269,7 +267,7 @@ def _of_the_row(row: Mapping[str, str], expected: Sequence[ShownTrial]) -> str:
     if not re.fullmatch(r"([0-9]{1,12}(\.[0-9]{0,6})?)?", row["rt_ms"]):
         return f"rt_ms is {one_line(row['rt_ms'], 40)!r}, not a time in milliseconds"
     if row["checksum"] != checksum([row[name] for name in COLUMNS[:-1]]):
-        return "the row was changed after the page had written it (its checksum does not fit)"
+        return "the row was changed after the page had written it (its checksum does not match)"
     return ""
 
 
@@ -291,16 +289,17 @@ def _answer(row: Mapping[str, str], shown: ShownTrial) -> Answer:
 
 
 class RaterCheck(NamedTuple):
-    """Whether a result counts."""
+    """A result, and whether it counts."""
 
     result: Result
     reason: str
-    """Why it does not; empty when it does."""
+    """Why it does not count; empty if it does."""
 
 
 def check_raters(results: Sequence[Result], plan: Plan) -> list[RaterCheck]:
-    """Which results count: whole, unedited, attentive, the first of their rater; simulated ones
-    only where there are no others.
+    """Select results: complete, unedited, attentive, first of their rater; simulated ones last.
+
+    Simulated raters count only where there are no people.
     """
     people = any(not result.simulated for result in results)
     taken: dict[str, Result] = {}

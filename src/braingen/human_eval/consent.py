@@ -1,4 +1,4 @@
-"""The consent text: a file the researcher fills in, and its way onto the first page."""
+"""The consent text: a template to fill in, shown on the first page of a study."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from braingen.runtime.text_files import read_text
 
 CONSENT = "consent.md"
 GAP = re.compile(r"\[FILL IN[^\]]*\]")
-"""What the researcher is to replace."""
+"""A placeholder that the researcher replaces."""
 _TEMPLATE = Path(__file__).parent / "assets" / CONSENT
 
 
 def read_consent(folder: Path) -> str:
-    """The consent text of a study folder; on the first call the template is written there.
+    """Read the consent text of a study folder; a missing one is created from the template.
 
     Raises
     ------
@@ -28,26 +28,23 @@ def read_consent(folder: Path) -> str:
     if not path.exists():
         write_text(path, _TEMPLATE.read_text(encoding="utf-8"))
     text = read_text(
-        path,
-        "write what participants are told before they agree, or remove the file to get a template",
+        path, "write the information for participants, or remove the file to get the template"
     )
     if not text.strip():
         raise UserError(
-            f"{path} is empty: write what participants are told before they agree, or remove the"
-            " file to get a template."
+            f"{path} is empty: write the information for participants, or remove the file to get"
+            " the template."
         )
     return text
 
 
 def gaps(text: str) -> list[str]:
-    """What is still to be filled in."""
+    """Placeholders that are not filled in."""
     return GAP.findall(text)
 
 
 def as_html(text: str) -> str:
-    """Headings (#, ##), lists (-) and paragraphs as HTML; gaps are marked, everything else is shown
-    as it is written.
-    """
+    """Headings (#, ##), lists (-) and paragraphs as HTML; gaps are marked, text is escaped."""
     blocks: list[str] = []
     for block in re.split(r"\n\s*\n", text.strip()):
         lines = block.strip().splitlines()

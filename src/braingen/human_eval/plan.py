@@ -1,7 +1,7 @@
-"""What a study asks: the pictures, and every trial with what is shown and which answer is right.
+"""Images and trials of a study.
 
-Every image of a study is once the picture to be named and once the distractor, so that having seen
-a picture before says nothing.
+Every image is the target of one trial and the distractor of another, so that familiarity with an
+image gives no information.
 """
 
 from __future__ import annotations
@@ -16,65 +16,61 @@ import numpy as np
 from braingen.runtime.errors import UserError
 
 SEEN, OTHER, NOISE = "seen", "other", "noise"
-"""Roles of pictures that are not a method's: the one that was seen, another test image, and noise
-that resembles nothing.
-"""
+"""Roles of images that no method generated: the seen image, another test image, and noise."""
 RATINGS = 7
 """Steps of the similarity scale."""
 SAME_AT_LEAST, NOISE_AT_MOST = 6, 2
-"""What an attentive rater gives two equal pictures, and a picture beside noise."""
+"""Ratings that pass a check: two equal images, and an image with noise."""
 FEWEST = 4
-"""Images below which there is nothing to study."""
+"""Smallest number of images of a study."""
 
 
 class Trial(NamedTuple):
-    """One question; all raters are asked the same ones."""
+    """One question."""
 
     id: str
     task: str
     """identification | preference | similarity."""
     kind: str
-    """test, or check: an attention check, whose answer is obvious."""
+    """test, or check: an attention check with an obvious answer."""
     image: int
     """Image id."""
     method: str
-    """Whose reconstruction it is; empty in preference, and in attention checks."""
+    """Method of the reconstruction; empty in preference and in attention checks."""
     cue: str
-    """Picture above the options; empty without one."""
+    """Image above the options; empty without one."""
     options: tuple[str, str]
-    """The two pictures."""
+    """The two images."""
     roles: tuple[str, str]
-    """What the two pictures are: seen, other, noise or the name of a method."""
+    """Roles of the two images: seen, other, noise or the name of a method."""
     right: str
-    """Role that is the right choice; in attention checks of similarity high or low; empty where no
-    answer is right.
-    """
+    """Role of the correct choice; high or low in similarity checks; empty where none is correct."""
 
 
 class Plan(NamedTuple):
     """A whole study."""
 
     study: str
-    """Its identity: a hash of everything below, pictures included."""
+    """Identity: a hash of all fields below, images included."""
     seed: int
     draft: bool
-    """Built without a consent text: for trying out."""
+    """Built with an incomplete consent text: for testing."""
     simulated: bool
-    """Whether pictures and brain are simulated."""
+    """Whether images and brain activity are simulated."""
     of_run: str
-    """Fingerprint of the run's own pictures where the first method is what it drew from brain
-    activity: the figures then belong to its scores, as long as the pictures are these. Else empty.
+    """Fingerprint of the run's reconstructions if they are the first method, else empty; the scores
+    of the run include the study only while the fingerprint matches.
     """
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
     baselines: tuple[str, ...]
-    """For every method: random or oracle where it is the run's own control, else empty."""
+    """For every method: random or oracle if it is a control of the run, else empty."""
     per_rater: int
-    """Images a rater is asked about in every task; 0 for all."""
+    """Images per rater and task; 0 for all."""
     failed_checks: int
     """Attention checks a rater may fail."""
     pictures: dict[str, str]
-    """Name of a picture -> hash of its file."""
+    """Name of an image -> hash of its file."""
     trials: tuple[Trial, ...]
 
 
@@ -83,13 +79,11 @@ class Choice(NamedTuple):
 
     asked: tuple[int, ...]
     spare: tuple[int, ...]
-    """Images for attention checks and examples; others than those asked about where there are
-    enough.
-    """
+    """Images for attention checks; distinct from those asked about if there are enough."""
 
 
 def choose_images(ids: Sequence[int], count: int, spare: int, seed: int) -> Choice:
-    """Draw the images of a study.
+    """Sample the images of a study.
 
     Parameters
     ----------
@@ -100,7 +94,7 @@ def choose_images(ids: Sequence[int], count: int, spare: int, seed: int) -> Choi
     spare : int
         Images for attention checks.
     seed : int
-        Of the draw.
+        Random seed.
 
     Raises
     ------
@@ -121,7 +115,7 @@ def choose_images(ids: Sequence[int], count: int, spare: int, seed: int) -> Choi
 def pictures_needed(
     choice: Choice, methods: Sequence[str], tasks: Sequence[str]
 ) -> list[tuple[str, int]]:
-    """(what, image id) of every picture of a study; what is seen, noise or a method's name."""
+    """(role, image id) of every image of a study; the role is seen, noise or a method's name."""
     needed = [(SEEN, image) for image in dict.fromkeys(choice.asked + choice.spare)]
     needed += [(method, image) for method in methods for image in choice.asked]
     return needed + (
@@ -140,14 +134,13 @@ def make_trials(
     Parameters
     ----------
     choice : Choice
-        Images; their order is random already, the distractor of an image is the next one in it, in
-        a circle.
+        Images in random order; the distractor of an image is the next one, cyclically.
     methods : Sequence[str]
         One or two names.
     tasks : Sequence[str]
-        Which questions.
+        Tasks, in order.
     name : Mapping[tuple[str, int], str]
-        (what, image id) -> name of the picture.
+        (role, image id) -> name of the image.
     """
     trials: list[Trial] = []
 
@@ -171,7 +164,7 @@ def make_trials(
     for task in tasks:
         for image in choice.asked:
             seen = name[SEEN, image]
-            drawn = [name[method, image] for method in methods]
+            generated = [name[method, image] for method in methods]
             if task == "preference":
                 add(
                     task,
@@ -179,12 +172,12 @@ def make_trials(
                     image,
                     "",
                     seen,
-                    (drawn[0], drawn[1]),
+                    (generated[0], generated[1]),
                     (methods[0], methods[1]),
                     "",
                 )
                 continue
-            for method, picture in zip(methods, drawn):
+            for method, picture in zip(methods, generated):
                 if task == "identification":
                     add(
                         task,
@@ -210,14 +203,14 @@ def make_trials(
 
 
 def check_passed(trial: Trial, answer: str, chosen: str) -> bool:
-    """Whether an attention check was answered as anybody who looks would."""
+    """Whether an attention check is passed."""
     if trial.right == "high":
         return int(answer) >= SAME_AT_LEAST
     return int(answer) <= NOISE_AT_MOST if trial.right == "low" else chosen == trial.right
 
 
 def identity_of(content: Mapping[str, Any]) -> str:
-    """Ten letters that stand for a study."""
+    """Identity of a study: ten hexadecimal digits of a hash."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -227,7 +220,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
 
 
 def plan_from_json(content: Mapping[str, Any]) -> Plan:
-    """The inverse of `plan_as_json`; further keys are left out."""
+    """The inverse of `plan_as_json`; other keys are ignored."""
     values = {key: content[key] for key in Plan._fields}
     trials = tuple(
         Trial(**{**trial, "options": tuple(trial["options"]), "roles": tuple(trial["roles"])})

@@ -1,6 +1,4 @@
-"""A simulated rater, to try a study with: answers by the distance between pictures, and lapses.
-Nothing it says is about people.
-"""
+"""A simulated rater for trial runs: answers by image distance, with lapses; not human data."""
 
 from __future__ import annotations
 
@@ -14,22 +12,22 @@ from braingen.human_eval.plan import RATINGS, SEEN, Plan, Trial
 from braingen.human_eval.session import session
 
 Features = Callable[[np.ndarray], np.ndarray]
-"""Pictures, N x 3 x S x S in [0, 1], to N x F: what the rater looks at."""
+"""Images, N x 3 x S x S in [0, 1], to features N x F that the rater compares."""
 CODE = "simulated-{number}"
 
 
 class RaterFeatures(NamedTuple):
-    """How far apart pictures are, to a simulated rater."""
+    """Pairwise image distances of a simulated rater."""
 
     row: dict[str, int]
-    """Name of a picture -> its row."""
+    """Name of an image -> its row."""
     distance_PP: np.ndarray
     """1 - Pearson correlation of the features."""
     unrelated: float
-    """Median distance of two seen pictures: what counts as not alike at all."""
+    """Median distance of two seen images: the lowest rating is given from here on."""
 
     def between(self, first: str, second: str) -> float:
-        """Distance of two pictures."""
+        """Distance of two images."""
         return float(self.distance_PP[self.row[first], self.row[second]])
 
 
@@ -45,7 +43,7 @@ def pixels(images_N3SS: np.ndarray) -> np.ndarray:
 def load_rater_features(
     plan: Plan, pictures: dict[str, np.ndarray], features: Features = pixels
 ) -> RaterFeatures:
-    """Look at all pictures of a study once.
+    """Compute features and distances of all images of a study.
 
     Parameters
     ----------
@@ -76,16 +74,16 @@ def load_rater_features(
 
 
 def rate(
-    plan: Plan, number: int, eyes: RaterFeatures, lapse: float, time: str, seed: int = 0
+    plan: Plan, number: int, features: RaterFeatures, lapse: float, time: str, seed: int = 0
 ) -> list[list[str]]:
-    """Take a study, as a simulated rater.
+    """Answer a study as a simulated rater.
 
     Parameters
     ----------
     number : int
-        Which rater, from 1.
+        Number of the rater, from 1.
     lapse : float
-        Share of the trials that are answered at random.
+        Share of trials answered at random.
     time : str
         Start, ISO 8601.
 
@@ -103,7 +101,7 @@ def rate(
             if shown.trial.task != "similarity"
             else tuple(str(step) for step in range(1, RATINGS + 1))
         )
-        answer = _answer(shown.trial, shown.flipped, eyes)
+        answer = _answer(shown.trial, shown.flipped, features)
         if generator.random() < lapse:
             answer = options[int(generator.integers(len(options)))]
         about = {
@@ -119,10 +117,10 @@ def rate(
     return rows
 
 
-def _answer(trial: Trial, flipped: bool, eyes: RaterFeatures) -> str:
+def _answer(trial: Trial, flipped: bool, features: RaterFeatures) -> str:
     first, second = trial.options
     if trial.task == "similarity":
-        steps = (RATINGS - 1) * eyes.between(first, second) / eyes.unrelated
+        steps = (RATINGS - 1) * features.between(first, second) / features.unrelated
         return str(int(np.clip(round(RATINGS - steps), 1, RATINGS)))
-    nearer = 0 if eyes.between(trial.cue, first) <= eyes.between(trial.cue, second) else 1
+    nearer = 0 if features.between(trial.cue, first) <= features.between(trial.cue, second) else 1
     return "right" if (nearer == 1) != flipped else "left"

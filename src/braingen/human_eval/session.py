@@ -1,8 +1,8 @@
-"""Which trials one rater sees, in which order, on which sides.
+"""Trials of one rater, their order and sides.
 
-All of it is a function of the study's seed and the rater's code, in the browser (`assets/study.js`,
-the same lines in JavaScript) and here. So a session can be continued after a break, and a result
-file whose rater code was edited betrays itself: its sides are another person's.
+They are a function of the study's seed and the rater's code, in the browser (`assets/session.js`)
+and here. A session can therefore be continued after a break, and an edited rater code is detected:
+the sides in the file do not match it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ _MASK = 0xFFFFFFFF
 
 
 def hash32(text: str) -> int:
-    """FNV-1a of the UTF-8 bytes, 32 bits: short in both languages; for seeds and for noticing
-    edits, not for secrets.
-    """
+    """FNV-1a of the UTF-8 bytes, 32 bits: for seeds and for detecting edits, not for security."""
     value = 0x811C9DC5
     for byte in text.encode():
         value = ((value ^ byte) * 0x01000193) & _MASK
@@ -27,7 +25,7 @@ def hash32(text: str) -> int:
 
 
 class Draw:
-    """Numbers drawn at random: mulberry32, which gives the same ones in JavaScript."""
+    """Random numbers by mulberry32, the same in Python and JavaScript."""
 
     def __init__(self, seed: str) -> None:
         self._state = hash32(seed)
@@ -70,9 +68,9 @@ class ShownTrial(NamedTuple):
 def session(plan: Plan, rater: str) -> list[ShownTrial]:
     """All trials of a rater, in order.
 
-    In identification every image is asked about once per rater, with one method: who has named a
-    picture once would know it again. With two methods, half of the images come from each, which
-    half being drawn anew for every rater. Attention checks are spread evenly.
+    In identification a rater sees every image once, with one method, because a second trial would
+    be answered from memory. With two methods, each rater gets a random half of the images from
+    each. Attention checks are spread evenly.
     """
     draw = Draw(f"{plan.seed}/{rater}")
     shown: list[ShownTrial] = []

@@ -1,6 +1,4 @@
-"""The folder that is given to raters: static files, opened by double click, and the same study in
-one file for phones.
-"""
+"""The study site: a folder of static files, and the same study in one file for phones."""
 
 from __future__ import annotations
 
@@ -28,13 +26,11 @@ LIBRARY = (
 )
 _STYLE, _SCRIPTS, _PLAN = "study.css", ("session.js", "study.js"), "plan.js"
 QUALITY = 95
-"""WebP quality: no loss that can be seen."""
+"""WebP quality without visible loss."""
 
 
 def encode(pixels_3HW: np.ndarray, side: int) -> bytes:
-    """A picture as WebP of side x side pixels; all pictures of a study have one size, so that size
-    tells nothing.
-    """
+    """Encode an image as WebP; all images of a study have the same size, which reveals nothing."""
     picture = Image.fromarray(np.round(pixels_3HW.transpose(1, 2, 0) * 255).astype(np.uint8))
     if picture.size != (side, side):
         picture = picture.resize((side, side), Image.Resampling.LANCZOS)
@@ -49,7 +45,7 @@ def digest(content: bytes) -> str:
 
 
 def _script_text(value: Any) -> str:
-    """JSON that can stand inside a script element."""
+    """JSON that is safe inside a script element."""
     return (
         json.dumps(value, ensure_ascii=False)
         .replace("<", "\\u003c")
@@ -61,7 +57,7 @@ def _script_text(value: Any) -> str:
 def _page(plan: Plan, head: str, body: str) -> str:
     template = (ASSETS / PAGE).read_text(encoding="utf-8")
     draft = (
-        '<p class="draft">Draft for trying out. No consent text: not for participants.</p>'
+        '<p class="draft">Draft with an incomplete consent text: not for participants.</p>'
         if plan.draft
         else ""
     )
@@ -75,7 +71,7 @@ def _page(plan: Plan, head: str, body: str) -> str:
 def write_site(
     folder: Path, plan: Plan, pictures: Mapping[str, bytes], consent_html: str
 ) -> dict[str, str]:
-    """Write the site, replacing an earlier one as a whole.
+    """Write the site; an earlier one is replaced completely.
 
     Parameters
     ----------
@@ -86,14 +82,14 @@ def write_site(
     pictures : Mapping[str, bytes]
         Name -> WebP file.
     consent_html : str
-        The filled-in text.
+        The completed consent text.
 
     Returns
     -------
     hashes : dict[str, str]
         File of the site -> hash.
     """
-    told = {**plan_as_json(plan), "consent": consent_html}
+    study = {**plan_as_json(plan), "consent": consent_html}
     names = [*LIBRARY, *_SCRIPTS]
     scripts = {name: (ASSETS / name).read_text(encoding="utf-8") for name in names}
     style = (ASSETS / _STYLE).read_text(encoding="utf-8")
@@ -104,14 +100,14 @@ def write_site(
     }
     whole = [f"<script>{scripts[name]}</script>" for name in LIBRARY]
     whole.append(
-        f"<script>window.STUDY = {_script_text(told)};\nwindow.STUDY_PICTURES ="
+        f"<script>window.STUDY = {_script_text(study)};\nwindow.STUDY_PICTURES ="
         f" {_script_text(inside)};</script>"
     )
     whole += [f"<script>{scripts[name]}</script>" for name in _SCRIPTS]
     licences = "jspsych/LICENSES.txt"
     files: dict[str, bytes] = {name: text.encode() for name, text in scripts.items()}
     files |= {_STYLE: style.encode(), licences: (ASSETS / licences).read_bytes()}
-    files[_PLAN] = f"window.STUDY = {_script_text(told)};\n".encode()
+    files[_PLAN] = f"window.STUDY = {_script_text(study)};\n".encode()
     files[PAGE] = _page(plan, f'<link rel="stylesheet" href="{_STYLE}">', linked).encode()
     licence = f"<!--\n{(ASSETS / licences).read_text(encoding='utf-8')}-->"
     files[ONE_FILE] = _page(plan, f"{licence}\n<style>\n{style}</style>", "\n".join(whole)).encode()
@@ -125,9 +121,7 @@ def write_site(
 
 
 def check_site(folder: Path, hashes: Mapping[str, str]) -> list[str]:
-    """What is wrong with a site: files that are missing, changed or not part of it. One sentence
-    each.
-    """
+    """Files of a site that are missing, changed or not part of the study: one sentence each."""
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; build the study again: `braingen human-eval build`.")
     problems = []

@@ -1,7 +1,6 @@
-"""How sure the answers of a few people are: exact binomial intervals, intervals over raters and
-images, agreement.
+"""Statistics of human ratings: exact and bootstrap intervals, Krippendorff's alpha.
 
-R raters, U units (what a rater answers about), V distinct values, M resamples.
+R raters, U units (an image, or an image with a method), V distinct values, M resamples.
 """
 
 from __future__ import annotations
@@ -20,12 +19,10 @@ class Share(NamedTuple):
     value: float | None
     """None without answers."""
     low: float | None
-    """Ends of the exact (Clopper-Pearson) 95 % interval: each answer taken as independent of the
-    others.
-    """
+    """Exact (Clopper-Pearson) 95 % interval; assumes independent answers."""
     high: float | None
     hits: int
-    """Answers of that kind."""
+    """Answers that count."""
     n: int
     """All answers."""
 
@@ -46,18 +43,18 @@ def exact_p(count: int, n: int) -> float | None:
 def mean_over_raters_and_images(
     answers_RU: np.ndarray, image_U: np.ndarray, resamples: int, seed: int
 ) -> Interval | None:
-    """Mean answer with a bootstrap 95 % interval in which raters and images are both drawn again.
+    """Mean answer with a bootstrap 95 % interval that resamples raters and images.
 
-    Answers of one rater, and answers about one image, hang together; an interval that takes all of
-    them as independent is too narrow for statements about other raters and other images. With one
-    rater only the images are drawn.
+    Answers of one rater, and answers about one image, are correlated. An interval that assumes
+    independence is too narrow for statements about other raters and images. With one rater, only
+    images are resampled.
 
     Parameters
     ----------
     answers_RU : np.ndarray
         NaN where a rater was not asked.
     image_U : np.ndarray
-        Image of every unit; units of an image are drawn together.
+        Image of every unit; units of an image are resampled together.
     resamples, seed : int
         Of the bootstrap.
 
@@ -75,10 +72,10 @@ def mean_over_raters_and_images(
     np.add.at(asked_RI.T, where_U, asked_RU.T)
     generator = np.random.default_rng(seed)
 
-    def drawn(count: int) -> np.ndarray:
+    def resampled(count: int) -> np.ndarray:
         return generator.multinomial(count, np.full(count, 1 / count), size=resamples)
 
-    raters_MR, images_MI = drawn(len(answers_RU)), drawn(len(images))
+    raters_MR, images_MI = resampled(len(answers_RU)), resampled(len(images))
     found_M = ((raters_MR @ sums_RI) * images_MI).sum(1)
     asked_M = ((raters_MR @ asked_RI) * images_MI).sum(1)
     low, high = np.percentile((found_M / np.maximum(asked_M, 1))[asked_M > 0], [2.5, 97.5])
@@ -86,15 +83,11 @@ def mean_over_raters_and_images(
 
 
 Level = Literal["nominal", "ordinal", "interval"]
-"""What the distance between two answers means: different or not, so many ranks apart, so many steps
-apart.
-"""
+"""Scale of the answers; it defines the distance between two answers."""
 
 
 def _coincidences(values_RU: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct values (V), and how often each stands beside each in a unit (V x V), units with one
-    answer left out.
-    """
+    """Distinct values (V) and coincidence matrix (V x V); units with one answer are excluded."""
     known_RU = np.isfinite(values_RU)
     value_V = np.unique(values_RU[known_RU])
     count_UV = (
@@ -122,7 +115,7 @@ def krippendorff_alpha(values_RU: np.ndarray, level: Level) -> float | None:
     """Krippendorff's alpha: 1 is agreement in everything, 0 what chance gives, below 0 is
     systematic disagreement.
 
-    Our own (the PyPI package ``krippendorff`` is under the GPL and wants Python 3.11): K.
+    Own code, because the PyPI package ``krippendorff`` is under the GPL and needs Python 3.11: K.
     Krippendorff, *Computing Krippendorff's Alpha-Reliability*, 2011; the tests hold its worked
     examples.
 

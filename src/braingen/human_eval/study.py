@@ -1,6 +1,4 @@
-"""`braingen human-eval`: people as judges of the reconstructions. build, check and analyse;
-simulate answers it by machine, to try it out.
-"""
+"""`braingen human-eval`: build, check and analyse a human evaluation; simulate answers it."""
 
 from __future__ import annotations
 
@@ -45,7 +43,7 @@ from braingen.runtime.untrusted import csv_text, one_line
 
 PLAN, RESULTS, ANALYSIS = "plan.json", "results", "analysis.json"
 LARGEST = 512
-"""Pixels of a picture's side where none is asked for."""
+"""Largest side of an image in pixels, where none is set."""
 
 
 class Method(NamedTuple):
@@ -54,14 +52,12 @@ class Method(NamedTuple):
     name: str
     path: Path
     baseline: str
-    """random or oracle, for the run's own controls; brain for what the run drew from brain
-    activity; else empty.
-    """
+    """brain for the run's reconstructions, random or oracle for its controls, else empty."""
     pictures: LoadedImages
 
 
 def study_folder(config: Config) -> Path:
-    """Where the study lies."""
+    """The folder of the study."""
     return (
         Path(config.human_eval.study_folder).expanduser()
         if config.human_eval.study_folder
@@ -86,8 +82,8 @@ def study(config: Config, action: str) -> Path:
 
 def _methods(config: Config) -> list[Method]:
     settings = config.human_eval
-    drawn = {source: generated_in(config.run.folder, source) for source in SOURCES}
-    own = {path.absolute(): source for source, path in drawn.items()}
+    generated = {source: generated_in(config.run.folder, source) for source in SOURCES}
+    own = {path.absolute(): source for source, path in generated.items()}
     found: list[Method] = []
     for path_text, name in (
         (settings.method_a, settings.name_a),
@@ -95,9 +91,9 @@ def _methods(config: Config) -> list[Method]:
     ):
         if not path_text and found:
             continue
-        path = Path(path_text).expanduser() if path_text else drawn["brain"]
+        path = Path(path_text).expanduser() if path_text else generated["brain"]
         if not path.exists():
-            told = (
+            hint = (
                 ""
                 if path_text
                 else (
@@ -105,7 +101,7 @@ def _methods(config: Config) -> list[Method]:
                     " --method_a"
                 )
             )
-            raise UserError(f"{path} does not exist{told}.")
+            raise UserError(f"{path} does not exist{hint}.")
         found.append(
             Method(name or path.stem, path, own.get(path.absolute(), ""), load_images(path))
         )
@@ -124,7 +120,7 @@ def _methods(config: Config) -> list[Method]:
         )
     if len(set(names)) < len(names):
         raise UserError(
-            f"Both methods are called {names[0]!r}: tell them apart with --name_a and --name_b."
+            f"Both methods are called {names[0]!r}: rename one with --name_a or --name_b."
         )
     return found
 
@@ -135,15 +131,14 @@ def _tasks(config: Config, methods: Sequence[Method], console: Console) -> tuple
         tasks = tuple(task for task in tasks if task != "preference")
         if not tasks:
             raise UserError(
-                "Preference compares two methods, and there is one: give the second with"
-                " --method_b."
+                "The preference task compares two methods, but only one is given: add --method_b."
             )
         console.print("One method: no preference task (--method_b gives a second).")
     return tasks
 
 
 def _seen(config: Config, ids: np.ndarray) -> tuple[LoadedImages, bool]:
-    """The seen pictures of some images, and whether they are simulated."""
+    """Seen images by id, and whether they are simulated."""
     if config.human_eval.seen:
         loaded = load_images(Path(config.human_eval.seen).expanduser())
         row = {int(image): k for k, image in enumerate(loaded.image_N)}
@@ -159,13 +154,13 @@ def _seen(config: Config, ids: np.ndarray) -> tuple[LoadedImages, bool]:
     if outside:
         raise UserError(
             f"There is a reconstruction of image {outside[0]}, but {stimuli.path} has"
-            f" {len(stimuli)} images: give the pictures that were seen with --data_path or --seen."
+            f" {len(stimuli)} images: give the seen images with --data_path or --seen."
         )
     return LoadedImages(stimuli.images(ids), ids), stimuli.simulated
 
 
 def _some(loaded: LoadedImages, ids: Sequence[int], what: str) -> dict[int, np.ndarray]:
-    """Checked pictures of some images, float32 in [0, 1]."""
+    """Validated images by id, float32 in [0, 1]."""
     row = {int(image): k for k, image in enumerate(loaded.image_N)}
     chosen = np.asarray(ids, dtype=np.int64)
     pictures = ImageSource(
@@ -175,7 +170,7 @@ def _some(loaded: LoadedImages, ids: Sequence[int], what: str) -> dict[int, np.n
 
 
 def build(config: Config) -> Path:
-    """Write the folder that is given to raters.
+    """Write the folder for raters.
 
     Returns
     -------
@@ -185,8 +180,8 @@ def build(config: Config) -> Path:
     Raises
     ------
     UserError
-        While the consent text has gaps (unless ``human_eval.draft``), when pictures are missing or
-        cannot be shown, or when there are results of an earlier study.
+        When the consent text has placeholders (unless ``human_eval.draft``), images are missing or
+        invalid, or results of an earlier study exist.
     """
     console, settings, folder = new_console(), config.human_eval, study_folder(config)
     methods = _methods(config)
@@ -196,7 +191,7 @@ def build(config: Config) -> Path:
         ids, settings.study_images, min(settings.checks, len(ids)), config.run.seed
     )
     loaded, simulated = _seen(config, np.array(sorted({*choice.asked, *choice.spare})))
-    shown = {SEEN: _some(loaded, loaded.image_N.tolist(), "pictures that were seen")}
+    shown = {SEEN: _some(loaded, loaded.image_N.tolist(), "seen images")}
     shown |= {
         method.name: _some(method.pictures, choice.asked, f"reconstructions in {method.path}")
         for method in methods
@@ -224,8 +219,7 @@ def build(config: Config) -> Path:
     if open_gaps and not settings.draft:
         raise UserError(
             f"{folder / consent.CONSENT} still has {len(open_gaps)} places to fill in, the first"
-            f" being {open_gaps[0]!r}: edit it and build again; to try the study out before that,"
-            " add --draft."
+            f" being {open_gaps[0]!r}: edit it and build again, or add --draft for a test version."
         )
     content: dict[str, Any] = {
         "seed": config.run.seed,
@@ -267,7 +261,7 @@ def build(config: Config) -> Path:
 
 
 def _refuse_orphans(folder: Path, plan: Plan) -> None:
-    """Stop before a study is replaced that people have answered already."""
+    """Raise when a study that has result files would be replaced."""
     results = _result_files(folder)
     if not results or not (folder / PLAN).exists():
         return
@@ -304,12 +298,12 @@ def _result_files(folder: Path) -> list[Path]:
 
 
 def check(config: Config) -> Path:
-    """Look whether the pages are whole and the result files usable; prints a table of raters.
+    """Check site and result files, and print a table of raters.
 
     Raises
     ------
     UserError
-        When a file of the study was changed or lost, or a result file is damaged, edited or of
+        When a file of the study is changed or missing, or a result file is damaged, edited or of
         another study.
     """
     console, folder = new_console(), study_folder(config)
@@ -319,21 +313,21 @@ def check(config: Config) -> Path:
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UserError(
-            f"In {folder / site.SITE} {problems[0]}{more}: build the study again, before anybody"
-            " answers it."
+            f"In {folder / site.SITE} {problems[0]}{more}: build the study again before raters"
+            " answer it."
         )
     tests = sum(trial.kind == "test" for trial in plan.trials)
     draft = " (draft)" if plan.draft else ""
     console.print(
-        f"Study {plan.study}{draft}: the pages are whole; {tests} trials and"
+        f"Study {plan.study}{draft}: the site is complete; {tests} trials and"
         f" {len(plan.trials) - tests} attention checks."
     )
     found = check_raters([read_result(path, plan) for path in _result_files(folder)], plan)
     _print_files(console, found)
-    broken = [verdict for verdict in found if verdict.result.problems]
-    for verdict in broken:
-        for problem in verdict.result.problems[:5]:
-            console.print(one_line(f"{verdict.result.path.name}: {problem}"), soft_wrap=True)
+    broken = [each for each in found if each.result.problems]
+    for each in broken:
+        for problem in each.result.problems[:5]:
+            console.print(one_line(f"{each.result.path.name}: {problem}"), soft_wrap=True)
     if broken:
         raise UserError(
             f"{len(broken)} of {len(found)} result files cannot be used, the first being"
@@ -347,8 +341,8 @@ def _print_files(console: Console, found: Sequence[RaterCheck]) -> None:
         console.print("There are no result files yet.")
         return
     table = Table("file", "rater", "trials", "checks failed", "counts")
-    for verdict in found:
-        result = verdict.result
+    for checked in found:
+        result = checked.result
         who = f"{result.rater}{' (simulated)' if result.simulated else ''}"
         trials = f"{len(result.answers)} of {result.expected}"
         add_row(
@@ -357,7 +351,7 @@ def _print_files(console: Console, found: Sequence[RaterCheck]) -> None:
             who,
             trials,
             f"{result.failed} of {result.checks}",
-            verdict.reason or "yes",
+            checked.reason or "yes",
         )
     console.print(table)
 
@@ -366,8 +360,7 @@ def _print_files(console: Console, found: Sequence[RaterCheck]) -> None:
 
 
 def analyse(config: Config) -> Path:
-    """Write analysis.json, raters.csv, images.csv and analysis.md into the study's folder, and what
-    tables and report take into the run's.
+    """Write analysis.json, analysis.md and CSV tables; the run folder gets what its report needs.
 
     Returns
     -------
@@ -379,8 +372,8 @@ def analyse(config: Config) -> Path:
     files = _result_files(folder)
     if not files:
         raise UserError(
-            f"There are no result files in {folder / RESULTS}: put the CSV files there that raters"
-            " saved."
+            f"There are no result files in {folder / RESULTS}: copy the CSV files that raters"
+            " saved into it."
         )
     found = check_raters([read_result(path, plan) for path in files], plan)
     result = analyses.analyse(plan, found, config.evaluation.bootstrap, config.run.seed)
@@ -396,16 +389,16 @@ def analyse(config: Config) -> Path:
     if plan.of_run:
         write_json(config.run.folder / STUDY, content)
         stale = read_study(config.run.folder)["stale"]
-        told = (
-            "do not show it: the pictures were drawn anew since it was built"
+        effect = (
+            "leave it out: the reconstructions were generated again after it was built"
             if stale
-            else "now show it beside the other scores"
+            else "include it from now on"
         )
-        console.print(f"`braingen evaluate` and `braingen report` {told}.", soft_wrap=True)
+        console.print(f"`braingen evaluate` and `braingen report` {effect}.", soft_wrap=True)
     else:
         console.print(
-            f"The reconstructions are not those of {config.run.folder}, so its tables and report do"
-            " not show it.",
+            f"The reconstructions are not those of {config.run.folder}: its tables and report leave"
+            " the study out.",
             soft_wrap=True,
         )
     return folder / ANALYSIS
@@ -414,8 +407,8 @@ def analyse(config: Config) -> Path:
 # --- simulate -------------------------------------------------------------------------------------
 
 
-def _judge() -> rater.Features:
-    """The judge's late features; simulated pictures only."""
+def _scene_classifier() -> rater.Features:
+    """Late features of the scene classifier; for simulated images only."""
     import torch
 
     from braingen.evaluation.scene_observers import (
@@ -433,8 +426,7 @@ def _judge() -> rater.Features:
 
 
 def simulate(config: Config) -> Path:
-    """Answer the study by simulated raters, who write the CSV files that the page writes; every row
-    says that it is simulated.
+    """Answer the study with simulated raters; every row of their CSV files is marked as simulated.
 
     Returns
     -------
@@ -443,8 +435,8 @@ def simulate(config: Config) -> Path:
     """
     folder = study_folder(config)
     plan = _plan(folder)
-    if config.human_eval.eyes == "judge" and not plan.simulated:
-        raise UserError("The judge knows simulated pictures only: --eyes pixels.")
+    if config.human_eval.eyes == "scene_classifier" and not plan.simulated:
+        raise UserError("--eyes scene_classifier needs simulated images: use --eyes pixels.")
     pictures = {}
     for name in plan.pictures:
         with Image.open(
@@ -453,16 +445,18 @@ def simulate(config: Config) -> Path:
             pictures[name] = (
                 np.asarray(picture.convert("RGB"), dtype=np.float32).transpose(2, 0, 1) / 255
             )
-    eyes = rater.load_rater_features(
-        plan, pictures, _judge() if config.human_eval.eyes == "judge" else rater.pixels
+    features = rater.load_rater_features(
+        plan,
+        pictures,
+        _scene_classifier() if config.human_eval.eyes == "scene_classifier" else rater.pixels,
     )
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     for number in range(1, config.human_eval.raters + 1):
-        rows = rater.rate(plan, number, eyes, config.human_eval.lapse, now, config.run.seed)
+        rows = rater.rate(plan, number, features, config.human_eval.lapse, now, config.run.seed)
         write_text(folder / RESULTS / f"{rater.CODE.format(number=number)}.csv", as_csv(rows))
-    told = (
+    summary = (
         f"{config.human_eval.raters} simulated raters have answered (eyes {config.human_eval.eyes},"
         f" lapse {config.human_eval.lapse:g})"
     )
-    new_console().print(f"{told}; `braingen human-eval analyse` is next.", soft_wrap=True)
+    new_console().print(f"{summary}; `braingen human-eval analyse` is next.", soft_wrap=True)
     return folder / RESULTS

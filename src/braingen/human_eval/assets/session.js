@@ -1,5 +1,5 @@
-// Which trials one rater sees, in which order, on which sides: a function of the study's seed and the rater's code.
-// The same lines as in Python (scores/study/session.py, answers.py), where result files are checked against them.
+// Trials of one rater, their order and sides: a function of the study's seed and the rater's code.
+// human_eval/session.py and answers.py do the same and check result files against it.
 "use strict";
 
 function hash32(text) {
