@@ -73,7 +73,7 @@ def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
     assert main(again) == 0
     out = tmp_path / "run" / "interpret" / "image-target-integrated_gradients"
     own = out / "subj01"
-    table = pd.read_csv(own / "silenced_pictures.csv")
+    table = pd.read_csv(own / "ablated_images.csv")
     names = table["ablated"].unique().tolist()
     assert (
         names[:2] == ["undisturbed", "level-0"]
@@ -123,9 +123,12 @@ def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
     # pictures are on the page all the same
     ablation = pd.read_csv(out / "ablation.csv")
     ablation.drop(columns=["random", "p_random"]).to_csv(out / "ablation.csv", index=False)
-    assert "drawn at random" in write_page(out, tmp_path / "run", tmp_path / "data").read_text()
+    assert (
+        "number of random voxels"
+        in write_page(out, tmp_path / "run", tmp_path / "data").read_text()
+    )
     ablation[ablation["voxels"] == 0].dropna(axis=1, how="all").to_csv(
         out / "ablation.csv", index=False
     )
     page = write_page(out, tmp_path / "run", tmp_path / "data").read_text()
-    assert ">undisturbed<" in page and ">level-0<" in page and "drawn at random" not in page
+    assert ">undisturbed<" in page and ">level-0<" in page and "number of random voxels" not in page

@@ -222,8 +222,8 @@ def test_a_study_is_taken_saved_analysed_and_in_the_report(
     browser.open(report(config))
     text = browser.evaluate("document.querySelector('#people').innerText")
     assert (
-        "1 person looked at the pictures, which are simulated." in text
-        and "Which picture was seen? brain" in text
+        "1 person rated the images, which are simulated." in text
+        and "Which image was viewed? brain" in text
     )
     assert "People: which was seen" in browser.evaluate(
         "document.querySelector('#scores').innerText"

@@ -110,7 +110,7 @@ def test_maps_tables_and_a_page_are_left_and_maps_are_not_made_twice(run, capsys
     assert of_food.shape == (places.voxels,) and np.isfinite(of_food).all() and (of_food != 0).any()
     assert places.read(own / "nifti" / "patterns-size.nii.gz").min() >= 0
     page = (out / "interpret.html").read_text()
-    assert "Where what it decodes is to be seen" in page
+    assert "Encoding patterns" in page
     assert "level-0-expert-1" in page and "http://" not in page and "https://" not in page
     assert "no pictures were drawn. There is no trained text encoder" in " ".join(
         json.loads((out / "findings.json").read_text())["ablation"]
@@ -160,7 +160,8 @@ def test_a_surface_figure_says_what_space_it_needs(run, capsys):
         "voxels lie within 3 mm of fsaverage5" in said
         and "right for volumes in MNI space only" in said
     )
-    assert "The same on the surface" in (out / "interpret.html").read_text()
+    page = (out / "interpret.html").read_text()
+    assert "Mean map of the whole decoder on the cortical surface" in page
     assert (
         explain(
             words,
@@ -252,7 +253,7 @@ def test_patterns_and_their_page_need_no_attributions(run):
         pd.read_csv(out / "patterns.csv")["class"]
     )
     page = (out / "interpret.html").read_text()
-    assert "Where what it decodes is to be seen" in page and "Click an expert" not in page
+    assert "Encoding patterns" in page and "Select an expert" not in page
 
 
 @pytest.mark.parametrize(

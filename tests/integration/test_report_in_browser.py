@@ -151,7 +151,7 @@ def test_filter_by_object(laptop: Page) -> None:
     wrong = [number for number in range(IMAGES) if number % 4 == 0]
     choose(laptop, "show", "wrong")
     assert laptop.evaluate(ORDER) == wrong
-    assert f"Showing {len(wrong)} of {len(wrong)}; {IMAGES} in all." in laptop.evaluate(
+    assert f"Showing {len(wrong)} of {len(wrong)}; {IMAGES} in total." in laptop.evaluate(
         "document.querySelector('.count').textContent"
     )
     choose(laptop, "show", "right")
@@ -183,11 +183,12 @@ def test_a_picture_opens_large_and_the_arrows_turn_pages(laptop: Page) -> None:
 
 
 def test_the_embedding_decoders_own_turn(laptop: Page) -> None:
-    verdict = "document.querySelector('.verdict').textContent"
+    feedback = "document.querySelector('.feedback').textContent"
     seen_of_drawn = (
-        "(() => { const drawn = document.querySelector('.drawn').src; const card ="
+        "(() => { const generated = document.querySelector('.generated').src; const card ="
         " [...document.querySelectorAll('.cards .card')].find((c) => c.querySelector('.brain"
-        " img').src === drawn); return [...document.querySelectorAll('.answer img')].findIndex((i)"
+        " img').src === generated); return"
+        " [...document.querySelectorAll('.answer img')].findIndex((i)"
         " => i.src === card.querySelector('.seen img').src); })()"
     )
     for played in range(1, 11):
@@ -195,11 +196,11 @@ def test_the_embedding_decoders_own_turn(laptop: Page) -> None:
         assert place in (0, 1)
         answer = place if played % 2 else 1 - place
         laptop.evaluate(f"document.querySelectorAll('.answer')[{answer}].click()")
-        assert laptop.evaluate(verdict).startswith("Right." if played % 2 else "No,")
-        assert f"{(played + 1) // 2} of {played}" in laptop.evaluate(verdict)
+        assert laptop.evaluate(feedback).startswith("Correct." if played % 2 else "Incorrect.")
+        assert f"{(played + 1) // 2} of {played}" in laptop.evaluate(feedback)
         if played < 10:
             laptop.evaluate("document.querySelector('.next').click()")
-    assert laptop.evaluate("document.querySelector('.next').textContent") == "Once more"
+    assert laptop.evaluate("document.querySelector('.next').textContent") == "Restart"
 
 
 def test_without_javascript_every_picture_is_there(browser: Page, file: Path) -> None:

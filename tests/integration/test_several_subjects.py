@@ -152,7 +152,7 @@ def test_the_page_shows_both_and_leads_to_each(place):
         inputs = read_inputs(own, place.run.parent / "data", trained=place.run)
         assert inputs.subject == subject and set(inputs.metrics) == {"image", "text"}
         assert (
-            "How it learned" in (own / "report.html").read_text()
+            "Training curves" in (own / "report.html").read_text()
         )  # the curves of the encoders of the whole run
 
 

@@ -173,7 +173,7 @@ def _write_explained(run: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "interpret.html").write_text("<!doctype html><title>inside</title>")
     (folder / "findings.json").write_text(
-        json.dumps({"attributions": ["Maps miss <2> % of what they explain."]})
+        json.dumps({"attributions": ["Completeness error of the maps: <2> %."]})
     )
 
 

@@ -117,7 +117,7 @@ def test_from_run_to_table_and_report(config: Config, capsys: pytest.CaptureFixt
     assert read_study(run) == {"stale": True}
     study(config, "analyse")
     assert "leave it out: the reconstructions were generated again" in capsys.readouterr().out
-    assert "drawn anew since" in render(read_inputs(run, config.data.root))
+    assert "generated again since" in render(read_inputs(run, config.data.root))
 
 
 def test_a_study_of_other_pictures_stays_out_of_the_runs_scores(

@@ -38,8 +38,8 @@ def test_labels_are_a_and_b():
     assert 'k ? "image B, on the right" : "image A, on the left"' in text
     game = (PACKAGE / "report/templates/game.html.j2").read_text(encoding="utf-8")
     assert re.findall(r'class="answer" aria-label="([^"]*)"', game) == [
-        "Picture A was seen",
-        "Picture B was seen",
+        "Image A was seen",
+        "Image B was seen",
     ]
 
 

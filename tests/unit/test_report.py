@@ -124,7 +124,7 @@ def test_what_others_wrote_is_escaped(page: str) -> None:
 
 def test_it_says_simulated_wherever_figures_are(page: str) -> None:
     text = Elements(page).text
-    assert "A simulated person saw the picture on the left" in text
+    assert "Left: the image that a simulated person saw" in text
     title = page[page.index("<title>") : page.index("</title>")]
     assert "imulated" in title
     for section in SECTIONS:
@@ -137,7 +137,7 @@ def test_it_says_simulated_wherever_figures_are(page: str) -> None:
 def test_real_data_are_not_called_simulated(tmp_path: Path) -> None:
     config = write_fake_run(tmp_path, 3, simulated=False, epochs=2)
     text = Elements(report(config).read_text(encoding="utf-8")).text
-    assert "A person saw the picture on the left" in text
+    assert "Left: the image that a person saw" in text
     assert "imulated" not in text.replace("--config simulated", "")
 
 
@@ -154,8 +154,8 @@ def test_routers_are_shown_over_time_by_expert_and_by_level(page: str) -> None:
     section = page[start : page.index("</section>", start)]
     text = Elements(section).text
     means = re.search(
-        r"Mean level listened to: ([\d.]+) at the first step, ([\d.]+) at the last, from coarse to"
-        r" fine",
+        r"Mean level, weighted by the router: ([\d.]+) at the first step, ([\d.]+) at the last,"
+        r" from coarse to fine",
         text,
     )
     assert (
@@ -278,7 +278,7 @@ def test_pictures_of_another_data_folder_are_refused(copy: Config) -> None:
     brain = copy.run.folder / "reconstructions" / "brain"
     (brain / "000001.png").rename(brain / "004000.png")
     (brain / "index.json").write_text(json.dumps({"images": [4000]}))
-    with pytest.raises(UserError, match="not the pictures of this run"):
+    with pytest.raises(UserError, match="not the images of this run"):
         report(copy)
 
 
@@ -307,7 +307,7 @@ def test_attributes_are_told_by_name_or_by_accuracy() -> None:
     }
     found = tables.image_attributes(row)
     assert [(each.name, each.right) for each in found] == [("object", False), ("colour", True)]
-    assert found[0].said == "cup"
+    assert found[0].predicted == "cup"
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ def test_before_and_after_refinement_says_what_is_better_and_what_is_worse(confi
     context = refinement.context(inputs)
     assert context is not None
     rows = {row["title"]: row for row in context["rows"]}
-    assert {title: row["verdict"] for title, row in rows.items()} == {
+    assert {title: row["conclusion"] for title, row in rows.items()} == {
         "Colour": "–", "PixCorr": "no difference", "SSIM": "worse", "MSE": "better",
     }  # fmt: skip
     assert (context["better"], context["worse"], context["compared"]) == (1, 1, 3)
@@ -492,7 +492,7 @@ def test_what_compare_found_is_told_by_pair_and_by_method(config: Config, page: 
     told = compared.context(inputs_of(config))
     assert told is not None
     ((first, _, rows),) = told["pairs"]
-    assert first == "runs/<ours>" and [(row["title"], row["verdict"]) for row in rows] == [
+    assert first == "runs/<ours>" and [(row["title"], row["conclusion"]) for row in rows] == [
         ("PixCorr", "better"), ("CLIP cosine", "not different"),
     ]  # fmt: skip
     assert rows[0]["p"] == "< 0.001" and rows[1]["interval"] == "−0.003 to 0.005"
@@ -516,4 +516,4 @@ def test_what_compare_found_is_told_by_pair_and_by_method(config: Config, page: 
 
 def test_pages_that_look_inside_are_linked_with_what_they_found(page: str) -> None:
     assert '<a href="interpret/image-target-integrated_gradients/interpret.html">' in page
-    assert "Maps miss &lt;2&gt; % of what they explain." in page
+    assert "Completeness error of the maps: &lt;2&gt; %." in page

@@ -22,7 +22,7 @@ from braingen.evaluation.decoding import decoder_scores
 from braingen.evaluation.score_files import published_beside
 from braingen.evaluation.tables import PUBLISHED
 from braingen.report.inputs import read_inputs
-from braingen.report.page import cannot_draw, render
+from braingen.report.page import cannot_generate, render
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDING_DECODER
@@ -142,14 +142,14 @@ def test_the_report_says_when_the_models_cannot_generate_such_pictures(tmp_path,
     }
     (config.run.folder / "controls.json").write_text(json.dumps(controls), encoding="utf-8")
     inputs = read_inputs(config.run.folder, config.data.root)
-    assert cannot_draw(inputs) != able
-    assert ("cannot generate such pictures" in render(inputs)) != able
+    assert cannot_generate(inputs) != able
+    assert ("cannot generate such images" in render(inputs)) != able
 
 
 def test_nothing_is_said_of_pictures_without_controls(tmp_path):
     config = write_fake_run(tmp_path, images=8)
     (config.run.folder / "controls.json").unlink(missing_ok=True)
-    assert not cannot_draw(read_inputs(config.run.folder, config.data.root))
+    assert not cannot_generate(read_inputs(config.run.folder, config.data.root))
 
 
 def test_advice_fits_a_folder_made_from_own_scans(tmp_path, capsys):

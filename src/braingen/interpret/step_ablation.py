@@ -115,4 +115,4 @@ def write_ablated_images(work: Explanation, table: pd.DataFrame) -> None:
         drawn = draw_ablated(
             work.config, decoder, targets, betas, subject, count, things, own / "ablated"
         )
-        work.table(own / "silenced_pictures.csv", drawn)
+        work.table(own / "ablated_images.csv", drawn)

@@ -1,4 +1,4 @@
-"""One page of an ablation: the table, and every line's pictures beside what was seen."""
+"""Page of an ablation: metric table, and images of every variant with the seen images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from braingen.report import tables
 from braingen.types import Score
 
 SHOWN = 12
-"""Test images on the page: the first ones, nothing selected."""
+"""Test images on the page: the first ones, not selected."""
 FIRST = (
     "object_accuracy",
     "two_way_judge_late",
@@ -25,18 +25,16 @@ FIRST = (
     "ssim",
     "dreamsim",
 )
-"""Scores that stand on the page, where there are any of them; the rest is in the table
-beside it.
-"""
+"""Scores shown on the page if present; the metric table has all."""
 
 
 class Line(NamedTuple):
-    """A line of the ablation."""
+    """A variant of the ablation."""
 
     key: str
     title: str
     folder: Path
-    """Where its pictures are."""
+    """Folder of its images."""
     scores: Mapping[str, Score]
 
 
@@ -56,9 +54,9 @@ def render_ablation(
     images : Sequence[int]
         Ids of the test images.
     data : str
-        What the data are called.
+        Name of the data.
     compared : Sequence[Comparison]
-        Differences between lines.
+        Differences between variants.
     """
     names = [name for name in FIRST if all(name in line.scores for line in lines)]
     rows = [(line, [line.scores[name] for name in names]) for line in lines]
@@ -80,7 +78,7 @@ def render_ablation(
         trim_blocks=True,
     )
     titles = {line.key: line.title for line in lines}
-    told = [
+    differences = [
         (titles[one.first], titles[one.second], metric(one.score).words, one)
         for one in compared
         if one.score in names
@@ -93,5 +91,5 @@ def render_ablation(
         data=data,
         count=len(images),
         number=tables.number,
-        compared=told,
+        compared=differences,
     )

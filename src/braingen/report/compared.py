@@ -1,4 +1,4 @@
-"""The section on other runs: what `braingen compare` found, where its folder lies in the run's."""
+"""The section on other runs: results of `braingen compare` inside the run folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from braingen.report.inputs import ReportInputs
 
 
 def context(inputs: ReportInputs) -> dict[str, Any] | None:
-    """What the template needs, or None where nothing was compared."""
+    """Values for the template, or None without a comparison."""
     if not inputs.compared and not inputs.summary:
         return None
     pairs: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -32,7 +32,7 @@ def context(inputs: ReportInputs) -> dict[str, Any] | None:
 
 
 def _ordered(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By score, as the other tables have them."""
+    """In the score order of the other tables."""
     rows = list(rows)
     order = in_report(row["score"] for row in rows)
     return sorted(rows, key=lambda row: order.index(row["score"]))
@@ -44,7 +44,7 @@ def _difference(each: dict[str, Any]) -> dict[str, str]:
         "difference": tables.number(each["difference"]),
         "interval": f"{tables.number(each['low'])} to {tables.number(each['high'])}",
         "p": tables.p_value(each["p_holm"]),
-        "verdict": str(each["conclusion"]),
+        "conclusion": str(each["conclusion"]),
         "n": str(each["n"]),
     }
 

@@ -1,6 +1,4 @@
-"""One page of a cross-validation: every score with its interval beside ridge regression and random
-voxels.
-"""
+"""Page of a cross-validation: scores with intervals, ridge regression and random voxels."""
 
 from __future__ import annotations
 
@@ -17,15 +15,15 @@ WORDS = {
     "clip_cos": ("Cosine", "of decoded and true embedding"),
     "clip_cos_centred": (
         "Cosine around the training mean",
-        "of decoded and true embedding, less what all embeddings share",
+        "of decoded and true embedding, minus the training mean",
     ),
     "two_way_embedding": (
         "Two-way identification of the embedding",
-        "the decoded embedding is more like the picture's own than like another left-out picture's",
+        "the decoded embedding is closer to its image's embedding than to another left-out image's",
     ),
     "retrieval_brain_to_image": (
         "Retrieval",
-        "the nearest of the embeddings left out together is the picture's own",
+        "the nearest embedding of the left-out fold is that of the image",
     ),
 }
 """Score -> title and meaning."""
@@ -59,7 +57,7 @@ def render_cross_validation(
     )
     return templates.get_template("cross_validation.html.j2").render(
         facts=facts,
-        pictures=max(row.n for row in rows),
+        images=max(row.n for row in rows),
         scores=[(*WORDS[score], [row for row in rows if row.score == score]) for score in scores],
         differences=[
             (WORDS[each.score][0], each, figures.difference_chart(each._asdict(), reach))

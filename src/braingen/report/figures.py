@@ -1,6 +1,4 @@
-"""Charts as inline SVG, drawn by hand: colours and type come from the page's style sheet, so that
-they follow light and dark.
-"""
+"""Charts as inline SVG; the style sheet of the page sets colours for light and dark mode."""
 
 from __future__ import annotations
 
@@ -18,11 +16,11 @@ MARKS: dict[str, str] = {
     "ridge": '<path d="M0 -6 L6 0 L0 6 L-6 0 Z" class="mark ridge"/>',
     "oracle": '<path d="M-6 5 L0 -6 L6 5 Z" class="mark oracle"/>',
 }
-"""What stands for the baselines in a chart; told apart by shape, not by colour alone."""
+"""Marks of the baselines in a chart; they differ in shape, not only in colour."""
 
 
 def _share(value: float, axis: tuple[float, float]) -> str:
-    """Where a value lies on an axis, in percent of its length; the ends keep room for the marks."""
+    """Position of a value on an axis, in percent of its length, with a margin for the marks."""
     low, high = axis
     return f"{2 + 96 * (value - low) / (high - low):.2f}%"
 
@@ -35,7 +33,7 @@ def _svg(content: str, label: str, kind: str, height: int) -> Markup:
 
 
 def mark(name: str) -> Markup:
-    """A mark by itself, for a legend."""
+    """A mark for a legend."""
     shapes = MARKS | {
         "brain": '<line x1="-9" x2="9" class="interval"/><circle r="5" class="value"/>',
         "chance": '<line y1="-8" y2="8" class="chance"/>',
@@ -47,16 +45,14 @@ def mark(name: str) -> Markup:
 
 
 def interval_chart(row: ScoreRow) -> Markup:
-    """One line of the score table: the value with its interval, and what it is to be held
-    against.
-    """
+    """Chart of one row of the score table: value, interval, baselines and chance."""
     parts = ['<line x1="2%" x2="98%" y1="50%" y2="50%" class="axis"/>']
     parts += [
         f'<line x1="{_share(end, row.axis)}" x2="{_share(end, row.axis)}" y1="38%" y2="62%"'
         ' class="axis"/>'
         for end in row.axis
     ]
-    told = []
+    texts = []
     if "chance" in row.figures:
         x = _share(row.figures["chance"], row.axis)
         parts.append(f'<line x1="{x}" x2="{x}" y1="10%" y2="90%" class="chance"/>')
@@ -66,7 +62,7 @@ def interval_chart(row: ScoreRow) -> Markup:
                 f'<svg x="{_share(row.figures[name], row.axis)}" y="50%"'
                 f' overflow="visible">{shape}</svg>'
             )
-            told.append(f"{name} {number(row.figures[name])}")
+            texts.append(f"{name} {number(row.figures[name])}")
     if {"low", "high"} <= set(row.figures):
         low, high = (_share(row.figures[end], row.axis) for end in ("low", "high"))
         parts.append(f'<line x1="{low}" x2="{high}" y1="50%" y2="50%" class="interval"/>')
@@ -82,14 +78,14 @@ def interval_chart(row: ScoreRow) -> Markup:
             f'<circle cx="{_share(row.figures["value"], row.axis)}" cy="50%" r="5.5"'
             ' class="value"/>'
         )
-        told.insert(
+        texts.insert(
             0, f"brain {row.value}" + (f", interval {row.interval}" if row.interval else "")
         )
-    return _svg("".join(parts), f"{row.title}: {'; '.join(told) or 'no figure'}", "chart", 30)
+    return _svg("".join(parts), f"{row.title}: {'; '.join(texts) or 'no figure'}", "chart", 30)
 
 
 def difference_chart(comparison: Mapping[str, Any], reach: float) -> Markup:
-    """A difference with its interval beside zero, on an axis from -reach to reach."""
+    """A difference with its interval and zero, on an axis from -reach to reach."""
     axis = (-reach, reach)
     zero = _share(0.0, axis)
     parts = [
@@ -228,7 +224,7 @@ def _panel(
         f'<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 8}"'
         f' text-anchor="middle">{unit}</text>'
     )
-    told = []
+    texts = []
     for encoder, points in lines.items():
         path = " ".join(
             f"{'M' if k == 0 else 'L'}{x:.1f} {y:.1f}"
@@ -247,9 +243,9 @@ def _panel(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" class="best {escape(encoder)}"/>'
             )
             end += f", best {best[1]:.{digits}f} at {unit} {best[0]:g}"
-        told.append(end)
-    label = f"{key.replace('/', ' ')} over {unit}s; {'; '.join(told)}"
+        texts.append(end)
+    label = f"{key.replace('/', ' ')} over {unit}s; {'; '.join(texts)}"
     return Markup(
         f'<svg class="curve" role="img" aria-label="{escape(label)}" viewBox="0 0 {_WIDTH}'
-        f' {_HEIGHT}">{"".join(parts)}</svg><p class="told">{escape("; ".join(told))}</p>'
+        f' {_HEIGHT}">{"".join(parts)}</svg><p class="summary">{escape("; ".join(texts))}</p>'
     )

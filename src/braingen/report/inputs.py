@@ -1,6 +1,4 @@
-"""What a run folder and its data folder offer to a page; whatever is absent stays out, what is
-essential is asked for by name.
-"""
+"""Inputs of a report from run and data folder; optional ones may be absent."""
 
 from __future__ import annotations
 
@@ -21,30 +19,30 @@ from braingen.runtime.text_files import read_json, read_yaml
 
 ENCODERS = ("image", "text")
 """Folders of the trained encoders inside a run folder."""
-RUNS = {"image": "image encoder", "text": "text encoder", "reconstructions/brain": "pictures"}
-"""Folders that say what was run with which settings, and what they made."""
+RUNS = {"image": "image encoder", "text": "text encoder", "reconstructions/brain": "images"}
+"""Folders with settings and provenance -> what they contain."""
 
 COMPARED = "comparison"
-"""Folder inside a run in which its page looks for what `braingen compare` found."""
+"""Folder inside a run with the results of `braingen compare`."""
 
 
 class ReportInputs(NamedTuple):
-    """Everything a section may draw on."""
+    """Inputs of all sections."""
 
     run: Path
     """The run folder."""
     subject: int
-    """Whose brain was read."""
+    """Number of the subject."""
     simulated: bool
-    """Whether pictures and brain activity come from the simulation."""
+    """Whether images and brain activity are simulated."""
     stimuli: Stimuli
-    """The pictures that were seen, by image id."""
+    """The seen images, by image id."""
     captions: Captions | None
-    """What people wrote about them; None without captions."""
+    """Captions of the seen images; None without any."""
     images: tuple[int, ...]
     """Ids of the test images that were reconstructed from brain activity, ascending."""
     pictures: dict[str, dict[int, Path]]
-    """Source -> image id -> PNG; brain has all images, the others those that are there."""
+    """Source -> image id -> PNG; brain has all images, the others may lack some."""
     decoded_captions: dict[int, str]
     """Image id -> caption nearest to the decoded text embedding."""
     scores: dict[str, dict[str, Any]]
@@ -52,21 +50,17 @@ class ReportInputs(NamedTuple):
     included.
     """
     study: dict[str, Any]
-    """What raters said: the analysis of a study of this run (`scores.study.analysis.as_json`);
-    empty without one.
-    """
+    """Human evaluation of this run (`human_eval.analysis.as_json`); empty without one."""
     per_image: dict[int, dict[str, str]]
     """Image id -> column -> text of the table of per-image scores."""
     comparisons: list[dict[str, Any]]
     """Paired differences between methods."""
     parts: list[dict[str, str]]
-    """Scores of every level and expert by itself: part, score, value, low, high, chance, n,
+    """Scores of every level and expert alone: part, score, value, low, high, chance, n,
     pool.
     """
     compared: list[dict[str, Any]]
-    """What `braingen compare` found, where its folder is the run's `comparison`: score, first,
-    second, difference and how sure it is.
-    """
+    """Results of `braingen compare`: score, first, second, difference, interval and p."""
     summary: list[dict[str, str]]
     """Its means over subjects and seeds: method, score, value, low, high, between_seeds,
     between_subjects, subjects, seeds.
@@ -74,9 +68,7 @@ class ReportInputs(NamedTuple):
     controls: dict[str, Any]
     """random, oracle -> drawings and scores with their own intervals."""
     refinement: dict[str, Any]
-    """settings, and per score what it is before and after refinement; empty where nothing was
-    refined.
-    """
+    """Settings, and scores before and after refinement; empty without refinement."""
     refined: dict[int, Path]
     """Image id -> PNG after refinement."""
     metrics: dict[str, list[dict[str, Any]]]
@@ -92,24 +84,23 @@ class ReportInputs(NamedTuple):
 def read_inputs(
     run: Path, data_root: Path, subject: int = 1, trained: Path | None = None
 ) -> ReportInputs:
-    """Read what stages left in a run folder.
+    """Read the files of a run folder.
 
     Parameters
     ----------
     run : Path
         The run folder.
     data_root : Path
-        The data folder with the pictures that were seen and their captions.
+        The data folder with the seen images and their captions.
     subject : int, optional
-        Whose brain was read, for where the settings of the run do not say.
+        Number of the subject, if the settings of the run do not contain it.
     trained : Path | None, optional
-        Folder in which the encoders lie, where that is not the run's own.
+        Folder of the encoders, if not the run folder.
 
     Raises
     ------
     UserError
-        When there are no reconstructions from brain activity, the pictures that were seen are
-        missing, or a file is damaged.
+        When reconstructions from brain activity or seen images are missing, or a file is damaged.
     """
     images, decoded = _index(run)
     pictures = {source: _pictures(generated_in(run, source)) for source in SOURCES}
@@ -126,7 +117,7 @@ def read_inputs(
     if outside:
         raise UserError(
             f"{run} has a reconstruction of image {outside[0]}, but {stimuli.path} has"
-            f" {len(stimuli)} images: these are not the pictures of this run; give its data folder"
+            f" {len(stimuli)} images: these are not the images of this run; give its data folder"
             " with --data_path."
         )
     study = read_study(run)
@@ -179,7 +170,7 @@ def read_inputs(
 
 
 def finite(value: Any) -> bool:
-    """Whether something is a number that can be drawn."""
+    """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -188,7 +179,7 @@ def _index(run: Path) -> tuple[tuple[int, ...], dict[int, str]]:
     path = generated_in(run, "brain") / INDEX
     if not path.is_file():
         raise UserError(
-            f"{path} is missing: there are no pictures to show; run `braingen reconstruct"
+            f"{path} is missing: there are no images to show; run `braingen reconstruct"
             f" {typed_run(run)}` first."
         )
     index = _mapping(path, "`braingen reconstruct`")
@@ -209,9 +200,7 @@ def _pictures(folder: Path) -> dict[int, Path]:
 
 
 def _subject(settings: Mapping[str, Mapping[str, Any]], otherwise: int) -> int:
-    for config in list(settings.values())[
-        ::-1
-    ]:  # the pictures' own first: encoders may know several subjects
+    for config in list(settings.values())[::-1]:  # images first: encoders may have several subjects
         subjects = (config.get("data") or {}).get("subjects")
         if subjects:
             return int(subjects[0])
@@ -219,7 +208,7 @@ def _subject(settings: Mapping[str, Mapping[str, Any]], otherwise: int) -> int:
 
 
 def _json(path: Path, command: str) -> Any:
-    """Content of a JSON file, or None where it is not there."""
+    """Content of a JSON file, or None if it does not exist."""
     if not path.is_file():
         return None
     return read_json(path, f"remove it and run {command} again")
@@ -241,7 +230,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Records of a metrics file; a line that a kill cut short is left out."""
+    """Records of a metrics file; an incomplete last line is skipped."""
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -252,7 +241,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _table(path: Path, column: str, command: str) -> list[dict[str, str]]:
-    """Rows of a CSV file that has a column; none where the file is not there."""
+    """Rows of a CSV file that must have a column; none if it does not exist."""
     if not path.is_file():
         return []
     with open(path, encoding="utf-8", newline="") as handle:

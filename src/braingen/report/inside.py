@@ -1,6 +1,4 @@
-"""The page of `braingen interpret`: click an expert, see its voxels, categories and pictures. One
-file, no network.
-"""
+"""The page of `braingen interpret`: voxels, categories and images of each expert, in one file."""
 
 from __future__ import annotations
 
@@ -25,11 +23,11 @@ from braingen.runtime.text_files import read_json
 
 PAGE = "interpret.html"
 SHOWN = 8
-"""Pictures shown of a part."""
+"""Images shown per part."""
 
 
 def _figure(path: Path) -> str:
-    """A figure as text for `src`, as WebP: a third of the PNG's size."""
+    """A figure as data URI in WebP, a third of the size of the PNG."""
     if not path.exists():
         return ""
     buffer = io.BytesIO()
@@ -39,7 +37,7 @@ def _figure(path: Path) -> str:
 
 
 def _overlay(picture: Image.Image, map_PP: np.ndarray) -> Image.Image:
-    """A picture dimmed where a part looked less than it does in other images."""
+    """Blend an image with the map of where a part contributes more than in other images."""
     side = picture.width
     map_PP = np.nan_to_num(np.asarray(map_PP, dtype=np.float32), nan=0, posinf=0, neginf=0)
     limit = float(np.quantile(map_PP, 0.99)) or float(map_PP.max()) or 1.0
@@ -55,9 +53,7 @@ def _read(path: Path) -> pd.DataFrame | None:
 
 
 def _parts(folder: Path, own: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is known of every part that has maps: figure, regions, categories, its strongest
-    images.
-    """
+    """Figure, regions, categories and strongest images of every part that has maps."""
     regions, profiles, lost = (
         _read(own / "regions.csv"),
         _read(folder / "profiles.csv"),
@@ -86,11 +82,11 @@ def _parts(folder: Path, own: Path, facts: dict[str, Any]) -> list[dict[str, Any
             mine = regions[
                 (regions["map"] == name) & (regions["region"] != "in no region")
             ].sort_values("enrichment", ascending=False)
-            told = (
+            rows = (
                 (str(each["region"]), f"{each['enrichment']:.1f}", f"{each['share']:.0%}")
                 for _, each in mine.head(6).iterrows()
             )
-            row["regions"] = list(told)
+            row["regions"] = list(rows)
         if profiles is not None and expert is not None:
             mine = profiles[
                 (profiles["subject"] == subject)
@@ -175,7 +171,7 @@ def _components(folder: Path, own: Path) -> list[dict[str, Any]]:
 
 
 def _patterns(folder: Path, own: Path, subject: int) -> list[dict[str, Any]]:
-    """Categories that have a figure, the best decoded ones first."""
+    """Categories that have a figure, best decoded first."""
     table, regions = _read(folder / "patterns.csv"), _read(own / "patterns_regions.csv")
     if table is None or regions is None:
         return []
@@ -201,9 +197,9 @@ def _patterns(folder: Path, own: Path, subject: int) -> list[dict[str, Any]]:
     return found
 
 
-def _silenced(own: Path, seen: Stimuli) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Rows of pictures, each with its PixCorr: seen, undisturbed, then with things ablated."""
-    table = _read(own / "silenced_pictures.csv")
+def _ablated(own: Path, seen: Stimuli) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Rows of images with their PixCorr: seen, intact, then with each ablation."""
+    table = _read(own / "ablated_images.csv")
     if table is None:
         return []
     images = table["image"].drop_duplicates().astype(int).tolist()
@@ -224,24 +220,24 @@ def _silenced(own: Path, seen: Stimuli) -> list[tuple[str, list[tuple[str, str]]
 
 
 def write_page(folder: Path, run: Path, data_root: Path) -> Path:
-    """Write the page of one question beside its files.
+    """Write the page of one question into its folder.
 
     Parameters
     ----------
     folder : Path
         Of `braingen interpret`.
     run : Path
-        The run folder, for drawn pictures.
+        The run folder, for generated images.
     data_root : Path
-        The data folder, for seen pictures.
+        The data folder, for seen images.
 
     Raises
     ------
     UserError
-        When nothing was explained yet.
+        When the folder has no results.
     """
     if not (folder / "facts.json").exists():
-        raise UserError(f"{folder} holds nothing to show: run `braingen interpret` first.")
+        raise UserError(f"{folder} has no results: run `braingen interpret` first.")
     facts = read_json(folder / "facts.json")
     findings = read_json(folder / "findings.json") if (folder / "findings.json").exists() else {}
     own = folder / f"subj{facts['subjects'][0]:02d}"
@@ -259,11 +255,11 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
                 for place, image in zip(row["order"], row["images"])
             ]
         )
-    drawn = generated_in(run, "brain")
+    folder_of_images = generated_in(run, "brain")
     pictures = {
         image: data_uri(Image.open(path), 96)
         for image in wanted
-        if (path := drawn / f"{image:06d}.png").exists()
+        if (path := folder_of_images / f"{image:06d}.png").exists()
     }
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -286,7 +282,7 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
         )
         regional = regional.reindex(
             columns=regional.columns.union(["random", "p_random"])
-        )  # absent where none could be drawn
+        )  # absent without random controls
     text = templates.get_template("inside.html.j2").render(
         facts=facts,
         findings=[sentence for sentences in findings.values() for sentence in sentences],
@@ -294,7 +290,7 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
         components=components,
         patterns=_patterns(folder, own, facts["subjects"][0]),
         seen=thumbnails,
-        drawn=pictures,
+        generated=pictures,
         slices=_figure(own / "figures" / "whole-slices.png"),
         surface=_figure(own / "figures" / "whole-surface.png"),
         levels=(
@@ -303,7 +299,7 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
             else levels.pivot(index="step", columns="level", values="weight").to_numpy().tolist()
         ),
         ablation=[] if regional is None else regional.to_dict("records"),
-        ablated=_silenced(own, Stimuli(Layout.of(data_root))),
+        ablated=_ablated(own, Stimuli(Layout.of(data_root))),
     )
     write_text(folder / PAGE, text)
     return folder / PAGE

@@ -1,6 +1,4 @@
-"""The section on parts of the decoder: how well every level, and every expert, reads the picture by
-itself.
-"""
+"""The section on parts of the decoder: scores of every level and expert alone."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from braingen.report.inputs import ReportInputs
 
 
 def context(inputs: ReportInputs) -> dict[str, Any] | None:
-    """What the template needs, or None where parts were not scored."""
+    """Values for the template, or None without scores of parts."""
     if not inputs.parts:
         return None
     names = list(dict.fromkeys(row["score"] for row in inputs.parts))
@@ -44,7 +42,7 @@ def _cell(name: str, row: dict[str, str]) -> dict[str, str]:
 
 
 def _chance(found: dict[str, dict[str, dict[str, str]]], name: str) -> float | None:
-    """What guessing gives, the same for every part."""
+    """Chance level, the same for every part."""
     return next(
         (
             tables.figure(scores[name].get("chance", ""))

@@ -1,6 +1,4 @@
-"""The section on a study: what raters said, how sure that is, how far they agree, and who was left
-out.
-"""
+"""The human evaluation section: scores with intervals, agreement, and excluded raters."""
 
 from __future__ import annotations
 
@@ -14,12 +12,12 @@ from braingen.report import figures, tables
 from braingen.report.inputs import ReportInputs
 
 QUESTIONS = {
-    "identification": ("Which picture was seen?", "seen or another test image, given the drawing"),
-    "preference": (
-        "Which drawing is nearer?",
-        "one method's or the other's, given the seen picture",
+    "identification": (
+        "Which image was viewed?",
+        "seen or another test image, given the reconstruction",
     ),
-    "similarity": ("How alike are they?", "drawn and seen picture, from 1 to 7"),
+    "preference": ("Which reconstruction is more similar?", "of two methods, given the seen image"),
+    "similarity": ("How similar are they?", "reconstruction and seen image, from 1 to 7"),
 }
 SCALES = {"nominal": "same choice or not", "ordinal": "ranks of the ratings"}
 
@@ -31,21 +29,19 @@ def _interval(low: Any, high: Any) -> str:
 
 
 def _chart(finding: Mapping[str, Any], title: str) -> Markup:
-    """Value and interval on the axis of the question: the interval over raters and images where
-    there is one, it being the wider.
-    """
+    """Value and interval of a question; prefers the interval over raters and images."""
     rating = finding["task"] == "similarity"
     wide = finding.get("wide") or {}
-    drawn = {
+    plotted = {
         "value": finding["value"],
         "low": wide.get("low", finding["low"]),
         "high": wide.get("high", finding["high"]),
     }
-    figures_there = {name: float(value) for name, value in drawn.items() if value is not None}
+    figures_there = {name: float(value) for name, value in plotted.items() if value is not None}
     if not rating:
         figures_there["chance"] = 0.5
     value = tables.number(finding["value"])
-    interval = _interval(drawn["low"], drawn["high"])
+    interval = _interval(plotted["low"], plotted["high"])
     axis = LIKERT if rating else SHARE
     return figures.interval_chart(
         tables.ScoreRow(finding["task"], title, "", value, interval, (), figures_there, axis)
@@ -53,7 +49,7 @@ def _chart(finding: Mapping[str, Any], title: str) -> Markup:
 
 
 def context(inputs: ReportInputs) -> dict[str, Any] | None:
-    """What the template needs, or None without a study."""
+    """Values for the template, or None without a study."""
     study = inputs.study
     if not study:
         return None
@@ -61,21 +57,19 @@ def context(inputs: ReportInputs) -> dict[str, Any] | None:
         return {"stale": True}
     found = []
     for each in study["findings"]:
-        title, told = QUESTIONS[each["task"]]
+        title, meaning = QUESTIONS[each["task"]]
         wide = each.get("wide") or {}
-        raters_told = "1 rater" if each["raters"] == 1 else f"{each['raters']} raters"
+        by = "1 rater" if each["raters"] == 1 else f"{each['raters']} raters"
         found.append(
             {
                 "title": title,
-                "told": told,
+                "meaning": meaning,
                 "method": each["method"],
                 "value": tables.number(each["value"]),
                 "exact": _interval(each["low"], each["high"]),
                 "wide": _interval(wide.get("low"), wide.get("high")),
                 "p": "" if each["p"] is None else tables.p_value(each["p"]),
-                "asked": (
-                    f"{each['answers']} answers by {raters_told} about {each['images']} images"
-                ),
+                "asked": (f"{each['answers']} answers by {by} about {each['images']} images"),
                 "chart": _chart(each, f"{title} {each['method']}"),
             }
         )

@@ -1,6 +1,4 @@
-"""The page of `braingen quickstart`: pictures seen by a simulated person beside those decoded from
-their simulated brain activity.
-"""
+"""The page of `braingen quickstart`: seen images and images decoded from simulated activity."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ class ImagePair(NamedTuple):
     seen: Image.Image
     decoded: Image.Image
     caption: str
-    """Of the seen picture."""
+    """Caption of the seen image."""
 
 
 def render(pairs: Sequence[ImagePair], scores: dict[str, dict[str, Any]]) -> str:
@@ -32,7 +30,7 @@ def render(pairs: Sequence[ImagePair], scores: dict[str, dict[str, Any]]) -> str
     Parameters
     ----------
     pairs : Sequence[ImagePair]
-        In the order in which they are shown.
+        In display order.
     scores : dict[str, dict[str, Any]]
         Score name -> value, low, high, chance, n, measured over all test images of the subject.
     """

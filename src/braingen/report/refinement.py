@@ -1,6 +1,4 @@
-"""The section on refinement: scores and pictures before and after, and which of them differ by more
-than chance.
-"""
+"""The refinement section: scores and images before and after, with paired differences."""
 
 from __future__ import annotations
 
@@ -12,12 +10,12 @@ from braingen.report import tables
 from braingen.report.inputs import ReportInputs
 
 SHOWN = 8
-"""Test images shown: the first ones, not chosen."""
+"""Test images shown: the first ones, not selected."""
 LEVEL = 0.05
-"""Largest corrected p at which a difference is called one."""
+"""Significance level for the corrected p."""
 
 
-def _verdict(name: str, each: dict[str, Any]) -> str:
+def _conclusion(name: str, each: dict[str, Any]) -> str:
     if each.get("difference") is None:
         return tables.NONE
     if each["p"] is None or each["p"] > LEVEL:
@@ -26,9 +24,7 @@ def _verdict(name: str, each: dict[str, Any]) -> str:
 
 
 def _amount(settings: dict[str, Any], steps: int | None) -> str:
-    """How much was generated anew, in words, with the steps that were really run; None where an
-    older version left them out.
-    """
+    """Strength of the refinement in words, with the steps run (None: unknown, older version)."""
     if settings.get("denoising_start") is not None:
         amount = f"from {settings['denoising_start']:g} of the denoising on"
     else:
@@ -37,13 +33,13 @@ def _amount(settings: dict[str, Any], steps: int | None) -> str:
 
 
 def context(inputs: ReportInputs) -> dict[str, Any] | None:
-    """What the template needs, or None where nothing was refined."""
-    told = inputs.refinement
-    if not told or not inputs.refined:
+    """Values for the template, or None without refinement."""
+    found = inputs.refinement
+    if not found or not inputs.refined:
         return None
     rows = []
-    for name in in_report(told["scores"]):
-        each = told["scores"][name]
+    for name in in_report(found["scores"]):
+        each = found["scores"][name]
         interval = (
             f"{tables.number(each['low'])} to {tables.number(each['high'])}"
             if each.get("difference") is not None
@@ -57,7 +53,7 @@ def context(inputs: ReportInputs) -> dict[str, Any] | None:
                 "difference": tables.number(each.get("difference")),
                 "interval": interval,
                 "p": tables.p_value(each.get("p")),
-                "verdict": _verdict(name, each),
+                "conclusion": _conclusion(name, each),
             }
         )
     images = [image for image in inputs.images if image in inputs.refined][:SHOWN]
@@ -70,13 +66,13 @@ def context(inputs: ReportInputs) -> dict[str, Any] | None:
         }
         for image, seen in pictures.seen_pictures(inputs.stimuli, images)
     ]
-    verdicts = [row["verdict"] for row in rows]
+    conclusions = [row["conclusion"] for row in rows]
     return {
         "rows": rows,
         "cards": cards,
-        "amount": _amount(told["settings"], told.get("steps")),
-        "guidance": f"{told['settings']['guidance_scale']:g}",
-        "better": verdicts.count("better"),
-        "worse": verdicts.count("worse"),
-        "compared": sum(verdict != tables.NONE for verdict in verdicts),
+        "amount": _amount(found["settings"], found.get("steps")),
+        "guidance": f"{found['settings']['guidance_scale']:g}",
+        "better": conclusions.count("better"),
+        "worse": conclusions.count("worse"),
+        "compared": sum(each != tables.NONE for each in conclusions),
     }

@@ -1,6 +1,4 @@
-"""The page of a run of several subjects: their scores beside the mean, first pictures of each, and
-the way to each one's page.
-"""
+"""The page of a run of several subjects: scores, first images and links to each page."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from braingen.report import tables
 from braingen.report.inputs import ReportInputs
 
 SHOWN = 12
-"""Test images of every subject on the page: the first ones, nothing selected."""
+"""Test images of every subject on the page: the first ones, not selected."""
 
 
 class SubjectPage(NamedTuple):
@@ -24,7 +22,7 @@ class SubjectPage(NamedTuple):
 
     inputs: ReportInputs
     link: str
-    """Of its own page, from the run folder."""
+    """Path of its page, relative to the run folder."""
 
 
 def render_subjects(
@@ -55,14 +53,14 @@ def render_subjects(
             (image, pictures.data_uri(picture))
             for image, picture in pictures.seen_pictures(subject.inputs.stimuli, shown)
         ]
-        drawn = [
+        generated = [
             (
                 image,
                 pictures.data_uri(pictures.open_picture(subject.inputs.pictures["brain"][image])),
             )
             for image in shown
         ]
-        grids.append((subject, seen, drawn))
+        grids.append((subject, seen, generated))
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

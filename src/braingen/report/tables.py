@@ -1,4 +1,4 @@
-"""Scores, per-image results, settings and times, as people read them."""
+"""Scores, per-image results, settings and times as text."""
 
 from __future__ import annotations
 
@@ -22,25 +22,23 @@ from braingen.evaluation.metrics import (
 from braingen.runtime.run_folder import flat
 
 NONE = "–"
-"""What stands where a figure has no meaning."""
+"""Text of a missing figure."""
 
 
 TILES = ("retrieval_brain_to_image", "object_accuracy", "background_accuracy", "two_way_clip")
-"""Scores told at the top of the page, with what they say."""
+"""Scores at the top of the page."""
 TILE_TEXT = {
     "retrieval_brain_to_image": (
-        "of the time the seen picture is found among {pool} from brain activity"
+        "of the seen images are retrieved among {pool} from brain activity"
     ),
-    "object_accuracy": "of the drawn pictures show the right object, says an independent network",
-    "background_accuracy": "show the right place",
-    "two_way_clip": (
-        "of the time the drawn picture is more like the seen one than like another, says CLIP"
-    ),
+    "object_accuracy": "of the generated images show the correct object (independent classifier)",
+    "background_accuracy": "of the generated images show the correct background",
+    "two_way_clip": ("of pairs are identified correctly by CLIP (two-way identification)"),
 }
 
 
 def number(value: Any) -> str:
-    """A figure with as many digits as are worth reading."""
+    """A figure with its significant digits."""
     if value is None or isinstance(value, str) or not math.isfinite(value):
         return NONE
     size = abs(value)
@@ -56,14 +54,14 @@ def number(value: Any) -> str:
 
 
 def p_value(value: Any) -> str:
-    """A p value, not more exact than it can be."""
+    """A p value with three digits."""
     if value is None or not math.isfinite(value):
         return NONE
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def percent(value: float) -> str:
-    """A share in percent, exact where rounding would claim too much."""
+    """A share in percent; one digit more where rounding would give 0 or 100."""
     text = f"{100 * value:.0f}"
     if text in ("0", "100") and 0 < value < 1:
         text = f"{100 * value:.1f}"
@@ -86,7 +84,7 @@ class ScoreRow(NamedTuple):
     others: tuple[tuple[str, str], ...]
     """(random | ridge | oracle | chance, figure)."""
     figures: dict[str, float]
-    """All figures there are, for the chart."""
+    """All present figures, for the chart."""
     axis: tuple[float, float]
 
 
@@ -128,9 +126,7 @@ def _score_row(name: str, score: Mapping[str, Any]) -> ScoreRow:
 
 
 def random_baseline(controls: Mapping[str, Any]) -> str:
-    """The two-way scores of random voxels with their own intervals, as a sentence; empty where
-    there are none.
-    """
+    """Two-way scores of random voxels with intervals as a sentence; empty without any."""
     random = controls.get("random") or {}
     found = {
         name: score
@@ -139,13 +135,13 @@ def random_baseline(controls: Mapping[str, Any]) -> str:
     }
     if not found:
         return ""
-    told = [
+    texts = [
         f"{metric(name).words} {number(s['value'])} ({number(s['low'])} to {number(s['high'])})"
         for name, s in found.items()
     ]
     draws = "one draw" if random["drawings"] == 1 else f"the mean of {random['drawings']} draws"
     return (
-        f"Random voxels ({draws}) with their own 95 % intervals: {'; '.join(told)}; chance is 0.5."
+        f"Random voxels ({draws}) with their own 95 % intervals: {'; '.join(texts)}; chance is 0.5."
     )
 
 
@@ -156,13 +152,11 @@ def _axis(kind: Metric, values: Any) -> tuple[float, float]:
     low, high = min(0.0, *present), max(0.0, *present)
     return (
         (low, 1.0) if 0.3 <= high <= 1 else (low * 1.08, high * 1.08 or 1.0)
-    )  # a share keeps the ends people know
+    )  # shares keep 0 and 1
 
 
 def tiles(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
-    """What the page says first: figure, sentence, interval and chance of the scores anybody
-    understands.
-    """
+    """The tiles at the top: figure, sentence, interval and chance of a few scores."""
     found = []
     for name in TILES:
         score = scores.get(name) or {}
@@ -174,7 +168,7 @@ def tiles(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
             if low is not None and high is not None
             else []
         )
-        small += [f"by chance {percent(chance)} %"] if chance is not None else []
+        small += [f"chance {percent(chance)} %"] if chance is not None else []
         text = TILE_TEXT[name].format(pool=score.get("pool") or "all")
         found.append({"value": percent(value), "text": text, "small": "; ".join(small)})
     return found
@@ -184,11 +178,11 @@ def tiles(scores: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 class Attribute(NamedTuple):
-    """What the judge read in one drawn picture."""
+    """What the scene classifier predicts for one generated image."""
 
     name: str
     true: str
-    said: str
+    predicted: str
     right: bool
 
 
@@ -213,25 +207,21 @@ def image_scores(row: Mapping[str, str]) -> dict[str, float]:
 
 
 def image_attributes(row: Mapping[str, str]) -> list[Attribute]:
-    """Object, colour, position and background of an image: what it was, what the judge said,
-    whether that is right.
-    """
+    """Object, colour, position and background of an image: true, predicted, and if correct."""
     named = [column.removesuffix("_true") for column in row if column.endswith("_true")]
     found = []
     for name in [*ATTRIBUTES, *(name for name in named if name not in ATTRIBUTES)]:
-        true, said = row.get(f"{name}_true", ""), row.get(f"{name}_said", "")
+        true, predicted = row.get(f"{name}_true", ""), row.get(f"{name}_said", "")
         accuracy = figure(row.get(f"{name}_accuracy", ""))
-        if true and said:
-            found.append(Attribute(name, true, said, true == said))
+        if true and predicted:
+            found.append(Attribute(name, true, predicted, true == predicted))
         elif accuracy is not None:
-            found.append(Attribute(name, true, said, accuracy >= 0.5))
+            found.append(Attribute(name, true, predicted, accuracy >= 0.5))
     return found
 
 
 def overall(per_image: Mapping[int, Mapping[str, str]]) -> dict[int, float]:
-    """How good an image is among all, 0 worst to 1 best: its mean rank over the described scores,
-    ties shared.
-    """
+    """Mean rank of every image over the described scores, 0 worst to 1 best, ties shared."""
     images = list(per_image)
     figures = [image_scores(per_image[image]) for image in images]
     ranks = []
@@ -253,9 +243,7 @@ def overall(per_image: Mapping[int, Mapping[str, str]]) -> dict[int, float]:
 def choose(
     images: Sequence[int], rank: Mapping[int, float], limit: int, extremes: int = 12
 ) -> list[int]:
-    """Which images a page shows: all, or the first ones and the best and worst of the rest,
-    ascending.
-    """
+    """Images of a page, ascending: all, or the first and the best and worst of the rest."""
     if len(images) <= limit:
         return list(images)
     rest = sorted(
@@ -271,7 +259,7 @@ def choose(
 
 
 def shown(value: Any) -> str:
-    """A setting as people type it."""
+    """A setting as text."""
     if isinstance(value, (list, tuple)):
         return ", ".join(shown(item) for item in value) or "none"
     if isinstance(value, bool):
@@ -293,12 +281,12 @@ def changed_settings(settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Where a run came from, as pairs of name and text; the last of its starts stands for all."""
+    """Provenance of a run as pairs of name and text; of several starts the last."""
     content = dict(provenance)
     starts = content.pop("starts", None)
     if isinstance(starts, list) and starts and isinstance(starts[-1], Mapping):
         if len(starts) > 1:
-            content = {"started": f"{len(starts)} times, the last of which is shown", **content}
+            content = {"started": f"{len(starts)} times; the last is shown", **content}
         content = {**starts[-1], **content}
     facts = []
     for name, value in content.items():
@@ -306,7 +294,7 @@ def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
         if name == "command" and isinstance(value, list):
             facts.append((label, " ".join(map(str, value))))
         elif name == "git" and isinstance(value, Mapping) and "commit" in value:
-            note = " with changes not committed" if value.get("modified") else ""
+            note = " with uncommitted changes" if value.get("modified") else ""
             facts.append(("git commit", f"{str(value['commit'])[:12]}{note}"))
         elif name == "time":
             facts.append((label, str(value).replace("T", " ").replace("+00:00", " UTC")))
@@ -323,7 +311,7 @@ def provenance_facts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it."""
+    """A duration as text."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -335,7 +323,7 @@ def duration(seconds: float) -> str:
 
 
 def comparison_name(name: str) -> str:
-    """What is compared, with the score under the name it has in the table."""
+    """Name of a comparison, with the score named as in the table."""
     for score, kind in METRICS.items():
         if name.endswith(score) and not name.endswith(f"_{score}"):
             return name.removesuffix(score) + kind.words

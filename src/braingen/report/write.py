@@ -1,6 +1,4 @@
-"""`braingen report`: one HTML page of pictures, scores and curves, and a plain sheet of pictures
-beside it.
-"""
+"""`braingen report`: one HTML page of images, scores and curves, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -9,28 +7,27 @@ from pathlib import Path
 from braingen.config import Config
 from braingen.evaluation.score_files import SCORES
 from braingen.report.inputs import ReportInputs, read_inputs
-from braingen.report.page import draw_sheet, render
+from braingen.report.page import write_contact_sheet, render
 from braingen.report.subjects import SubjectPage, render_subjects
 from braingen.runtime.files import write_text
 from braingen.runtime.paths import subject_configs
 from braingen.runtime.text_files import read_json
 
-PAGE, SHEET = "report.html", "pictures.png"
+PAGE, CONTACT_SHEET = "report.html", "pictures.png"
 
 
 def report(cfg: Config) -> Path:
-    """Write RUN/report.html and RUN/pictures.png from what the other stages left in the run folder.
+    """Write RUN/report.html and RUN/pictures.png from the files of the run folder.
 
     Parameters
     ----------
     cfg : Config
-        run.folder says which run, data.root where the pictures that were seen lie.
+        Reads run.folder and, for the seen images, data.root.
 
     Returns
     -------
     Path
-        Path of the page : open it in any browser; with several subjects the page of all, which
-        leads to each one's.
+        Path of the page; with several subjects the page that links to each.
 
     Raises
     ------
@@ -49,12 +46,10 @@ def report(cfg: Config) -> Path:
 
 
 def _report_subject(cfg: Config, trained: Path) -> ReportInputs:
-    """Write page and sheet of the only subject of a configuration; its encoders lie in the folder
-    `trained`.
-    """
+    """Write page and contact sheet of one subject; `trained` is the folder of its encoders."""
     inputs = read_inputs(
         cfg.run.folder, cfg.data.root, subject=cfg.data.subjects[0], trained=trained
     )
     write_text(cfg.run.folder / PAGE, render(inputs))
-    draw_sheet(inputs, cfg.run.folder / SHEET)
+    write_contact_sheet(inputs, cfg.run.folder / CONTACT_SHEET)
     return inputs

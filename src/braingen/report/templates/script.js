@@ -9,7 +9,7 @@
 
   // --- gallery: order, filter, how many ---
   const form = one(".controls"), grid = one(".cards"), more = one(".more"), count = one(".count");
-  const small = window.matchMedia("(max-width: 44rem)").matches;  // a phone: a page that one can scroll through
+  const small = window.matchMedia("(max-width: 44rem)").matches;  // fewer images on a phone
   const firstLook = small ? Math.min(8, Number(form.dataset.firstLook)) : Number(form.dataset.firstLook);
   let everything = false;
   let visible = cards;
@@ -40,8 +40,8 @@
     grid.classList.toggle("pairs-only", controls !== null && !controls.checked);
     more.hidden = visible.length === found.length;
     one("button", more).textContent = `Show all ${found.length}`;
-    count.textContent = found.length === 0 ? "No picture is like that." : `Showing ${visible.length} of ${found.length}`
-      + (found.length < cards.length ? `; ${cards.length} in all.` : ".");
+    count.textContent = found.length === 0 ? "No image matches." : `Showing ${visible.length} of ${found.length}`
+      + (found.length < cards.length ? `; ${cards.length} in total.` : ".");
   };
   form.hidden = false;
   form.addEventListener("change", update);
@@ -65,7 +65,7 @@
   for (const picture of all(".cards .pictures img")) {
     picture.tabIndex = 0;
     picture.setAttribute("role", "button");
-    picture.setAttribute("aria-label", `${picture.alt}. Show large.`);
+    picture.setAttribute("aria-label", `${picture.alt}. Enlarge.`);
     picture.addEventListener("click", () => look(visible.indexOf(picture.closest(".card"))));
     picture.addEventListener("keydown", (event) => {
       if (event.key === "Enter" || event.key === " ") { event.preventDefault(); picture.click(); }
@@ -82,7 +82,7 @@
   // --- the reader's own two-way identification ---
   const game = one(".game");
   if (game) {
-    const rounds = Number(game.dataset.rounds), answers = all(".answer", game), next = one(".next", game), verdict = one(".verdict", game);
+    const rounds = Number(game.dataset.rounds), answers = all(".answer", game), next = one(".next", game), feedback = one(".feedback", game);
     const source = (card, column) => one(`.${column} img`, card).src;
     let played = 0, right = 0, seat = 0, deck = [];
     const ask = () => {
@@ -92,13 +92,13 @@
       const others = cards.filter((card) => card !== asked);
       const other = others[Math.floor(Math.random() * others.length)];
       seat = Math.floor(Math.random() * 2);
-      one(".drawn", game).src = source(asked, "brain");
+      one(".generated", game).src = source(asked, "brain");
       answers.forEach((button, place) => {
         one("img", button).src = source(place === seat ? asked : other, "seen");
         button.disabled = false;
         button.classList.remove("was", "missed");
       });
-      verdict.textContent = played === 0 ? "" : `${right} of ${played} so far.`;
+      feedback.textContent = played === 0 ? "" : `${right} of ${played} so far.`;
       next.hidden = true;
     };
     answers.forEach((button, place) => button.addEventListener("click", () => {
@@ -108,8 +108,8 @@
       answers[seat].classList.add("was");
       if (place !== seat) button.classList.add("missed");
       const end = played === rounds;
-      verdict.textContent = `${place === seat ? "Right." : "No, it was the other one."} ${right} of ${played}${end ? ": that was the last one." : "."}`;
-      next.textContent = end ? "Once more" : "Next";
+      feedback.textContent = `${place === seat ? "Correct." : "Incorrect."} ${right} of ${played}${end ? ". Finished." : "."}`;
+      next.textContent = end ? "Restart" : "Next";
       next.hidden = false;
       next.focus({ preventScroll: true });
     }));
