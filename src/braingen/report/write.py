@@ -7,7 +7,7 @@ from pathlib import Path
 from braingen.config import Config
 from braingen.evaluation.score_files import SCORES
 from braingen.report.inputs import ReportInputs, read_inputs
-from braingen.report.page import write_contact_sheet, render
+from braingen.report.page import render, write_contact_sheet
 from braingen.report.subjects import SubjectPage, render_subjects
 from braingen.runtime.files import write_text
 from braingen.runtime.paths import subject_configs
