@@ -11,6 +11,7 @@ from pathlib import Path
 import sys
 
 from braingen.commands import all_commands
+from braingen.commands.completion import complete
 from braingen.commands.help import help_of, overview, show
 from braingen.config import load_config
 from braingen.config.names import ALL, resolve
@@ -35,22 +36,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        Exit code : 0; 2 when something a person can put right stopped it; 75 when it was told to
-        stop (SIGTERM) and can go on; 130 after Ctrl-C.
+        Exit code: 0; 2 for an error that the user can correct; 75 after SIGTERM, when the same
+        command continues the work; 130 after Ctrl-C.
     """
+    if arguments is None and (code := complete(all_commands())) is not None:
+        return code
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(
-            stream, io.TextIOWrapper
-        ):  # a letter that the terminal has not is shown as an escape, and stops nothing
+        if isinstance(stream, io.TextIOWrapper):
+            # a letter that the terminal lacks is shown as an escape
             stream.reconfigure(errors="backslashreplace")
     try:
         with stoppable():
             return _run(words)
     except Stopped:
         print(
-            "\nbraingen: told to stop; what was done is saved, the same command continues where it"
-            " was.",
+            "\nbraingen: stopped by a signal; the work is saved. The same command continues it.",
             file=sys.stderr,
         )
         return REQUEUE
@@ -73,14 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"braingen: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nbraingen: stopped; the same command continues where it was.", file=sys.stderr)
+        print("\nbraingen: stopped; the same command continues the work.", file=sys.stderr)
         return 130
 
 
 def _sentence_of(error: Exception) -> str | None:
-    """A sentence for troubles of the machine that may come at any line: a full disk, missing
-    permission, too little memory.
-    """
+    """Describe a full disk, a missing permission or too little memory; None for other errors."""
     trouble = disk_trouble(error)
     if trouble is not None:
         name = getattr(error, "filename", None)
@@ -117,11 +116,10 @@ def _run(words: list[str]) -> int:
     choice: list[str] = []
     if command.choices:
         if not rest or rest[0] not in command.choices:
-            given = f"'{rest[0]}'" if rest else "nothing"
-            wanted = " or ".join(command.choices)
+            wrong = f"'{rest[0]}' is not one of" if rest else "missing argument"
             raise UserError(
-                f"braingen {name} wants {wanted} next, not {given}: braingen {name}"
-                f" {command.choices[0]} ..."
+                f"braingen {name}: {wrong} {{{','.join(command.choices)}}}; for instance braingen"
+                f" {name} {command.choices[0]} ..."
             )
         choice = [rest.pop(0)]
     own = (command.own, f"loss_{choice[0]}") if name == "train" else (command.own,)

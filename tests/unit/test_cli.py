@@ -92,11 +92,11 @@ def test_words_that_are_not_understood(words, sentence):
         (["xyz"], "There is no command 'xyz'. Commands: quickstart, demo, doctor, "),
         (
             ["train"],
-            "braingen train wants image or text next, not nothing: braingen train image ...",
+            "braingen train: missing argument {image,text}; for instance braingen train image ...",
         ),
         (
             ["train", "images"],
-            "braingen train wants image or text next, not 'images': braingen train image ...",
+            "braingen train: 'images' is not one of {image,text}; for instance braingen train",
         ),
         (["evaluate", "--steps", "none"], "generation.steps = none is not allowed: "),
         (["report", "--config", "nowhere.yaml"], "There is no configuration nowhere.yaml."),
@@ -222,7 +222,7 @@ def test_being_stopped_is_told_calmly(monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "_run", stopped)
     assert main(["demo"]) == 130
-    assert "the same command continues where it was" in capsys.readouterr().err
+    assert "the same command continues the work" in capsys.readouterr().err
 
 
 def test_help_and_mistakes_take_less_than_a_second_of_work():

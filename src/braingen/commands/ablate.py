@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """The paper"s table 2: what text, image, time and space routing each add."""
+    """Measure what text, image, time and space routing each add (MoRE-Brain's table 2)."""
     from braingen.experiments.ablation_table import ablate
 
     return ablate(config)
@@ -17,7 +17,6 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="ablate",
-    summary="the paper's table 2: what text, image, time and space routing each add",
     run=run,
     group="experiments",
     place=1,

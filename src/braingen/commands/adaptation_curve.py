@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """How well a new person is read from few sessions, after training on others or not."""
+    """Train for a new subject on few sessions, with and without pretraining on others."""
     from braingen.experiments.adaptation_curve import adaptation_curve
 
     return adaptation_curve(config)
@@ -17,7 +17,6 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="adaptation-curve",
-    summary="how well a new person is read from few sessions, after training on others or not",
     run=run,
     group="experiments",
     place=2,

@@ -22,10 +22,9 @@ class Command(NamedTuple):
     """A command: what its help shows, and what it calls."""
 
     name: str
-    summary: str
     run: Callable[..., Path | None]
-    """Takes the configuration, and the choice where there are choices. It imports what it needs
-    itself, so that help is quick.
+    """Takes the configuration, and the choice where there are choices. Its docstring is the summary
+    in the help. It imports what it needs itself, so that help is quick.
     """
     group: str
     """Heading under which the help lists it."""
@@ -45,3 +44,8 @@ class Command(NamedTuple):
     """The configuration that ships with the package and is taken without --config; none: the
     defaults.
     """
+
+    @property
+    def summary(self) -> str:
+        """One sentence on what the command does."""
+        return " ".join((self.run.__doc__ or "").split())

@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """Scores against the width of a bottleneck between brain and experts."""
+    """Score decoders with bottlenecks of several widths between brain and experts."""
     from braingen.experiments.bottleneck import bottleneck
 
     return bottleneck(config)
@@ -17,7 +17,6 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="bottleneck",
-    summary="scores against the width of a bottleneck between brain and experts",
     run=run,
     group="experiments",
     place=3,

@@ -9,9 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """Evaluated runs beside each other: differences with intervals and tests, subjects and seeds
-    summarised.
-    """
+    """Compare evaluated runs: paired differences with intervals, subjects and seeds summarised."""
     from braingen.evaluation.compare import compare_runs
 
     return compare_runs(config)
@@ -19,10 +17,6 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="compare",
-    summary=(
-        "evaluated runs beside each other: differences with intervals and tests, subjects and seeds"
-        " summarised"
-    ),
     run=run,
     group="evaluation",
     place=1,

@@ -9,7 +9,7 @@ from braingen.config.shipped import FOLDER, shipped_configs
 
 
 def run(config: Config) -> None:
-    """Print every setting with its default and meaning."""
+    """List every setting with its default, allowed values and meaning."""
     lines = [line for section in Config.model_fields for line in section_help(section)]
     lines += [f"configurations in {FOLDER}", f"  --config NAME: {', '.join(shipped_configs())}"]
     lines += ["  accelerate launch --config_file FILE, for several GPUs:"]
@@ -17,10 +17,4 @@ def run(config: Config) -> None:
     show("\n".join(lines))
 
 
-COMMAND = Command(
-    name="config",
-    summary="list every setting with its default and meaning",
-    run=run,
-    group="reference",
-    place=2,
-)
+COMMAND = Command(name="config", run=run, group="reference", place=2)

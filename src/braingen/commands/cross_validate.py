@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """Own scans too few for a test set: leave every picture out once, decode and score it."""
+    """Leave every image out once: scores of scans too few for a test set."""
     from braingen.experiments.cross_validation import cross_validate
 
     return cross_validate(config)
@@ -17,7 +17,6 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="cross-validate",
-    summary="own scans too few for a test set: leave every picture out once, decode and score it",
     run=run,
     group="experiments",
     place=0,

@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """Embeddings and pictures of a file of voxels."""
+    """Decode a file of voxels: embeddings and images."""
     from braingen.generation.decode import decode
 
     return decode(config)
@@ -17,7 +17,6 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="decode",
-    summary="embeddings and pictures of a file of voxels",
     run=run,
     group="decoder",
     place=4,

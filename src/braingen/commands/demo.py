@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """The whole flow on a simulated subject, ending in a page of pictures."""
+    """Run the whole pipeline on a simulated subject, up to the report."""
     from braingen.demo.flow import demo
 
     return demo(config)
@@ -17,7 +17,6 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="demo",
-    summary="the whole flow on a simulated subject, ending in a page of pictures",
     run=run,
     group="start",
     place=1,

@@ -7,7 +7,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> None:
-    """Look at data, backbones and machine: what is ready, what is missing, what to type."""
+    """Check data, backbones and machine: what is ready, what is missing, what to type."""
     from braingen.diagnostics.doctor import doctor
 
     doctor(config)
@@ -15,7 +15,6 @@ def run(config: Config) -> None:
 
 COMMAND = Command(
     name="doctor",
-    summary="look at data, backbones and machine: what is ready, what is missing, what to type",
     run=run,
     group="start",
     place=2,

@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """Score the reconstructions, with intervals, random voxels and an oracle."""
+    """Score the reconstructions, beside random voxels, an oracle and ridge, with intervals."""
     from braingen.evaluation.evaluate import evaluate
 
     return evaluate(config)
@@ -17,7 +17,6 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="evaluate",
-    summary="score the reconstructions, with intervals, random voxels and an oracle",
     run=run,
     group="evaluation",
     place=0,

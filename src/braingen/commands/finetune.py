@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """Stage 2: teach the diffusion model to listen (image=RUN text=RUN)."""
+    """Stage 2: fine-tune the diffusion model with LoRA and routers."""
     from braingen.training.diffusion import finetune
 
     return finetune(config)
@@ -17,7 +17,6 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="finetune",
-    summary="stage 2: teach the diffusion model to listen (image=RUN text=RUN)",
     run=run,
     group="decoder",
     place=1,

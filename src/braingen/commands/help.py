@@ -17,7 +17,7 @@ from braingen.runtime.errors import UserError
 
 def overview(commands: dict[str, Command]) -> str:
     """The help of the program."""
-    lines = ["BrainGen: pictures of what a person saw, from their fMRI.", ""]
+    lines = ["BrainGen: seen images reconstructed from fMRI.", ""]
     lines += ["usage: braingen COMMAND [--config NAME|FILE] [--name value ...]", ""]
     lines += [f"configurations that ship: {', '.join(shipped_configs())}", ""]
     for group, title in GROUPS.items():
@@ -30,7 +30,9 @@ def overview(commands: dict[str, Command]) -> str:
             ),
             "",
         ]
-    lines += ["braingen COMMAND --help lists the settings of a command. Start with: braingen demo"]
+    lines += [
+        "braingen COMMAND --help lists the settings of a command. Start with: braingen quickstart"
+    ]
     return "\n".join(lines)
 
 
@@ -65,7 +67,7 @@ def help_of(command: Command) -> str:
 
 def _score_line(name: str, each: Metric) -> str:
     better = "" if each.higher_is_better else "; lower is better"
-    return f"  {name}: {each.meaning.format(pool='scores.retrieval_pool images')}{better}"
+    return f"  {name}: {each.meaning.format(pool='evaluation.retrieval_pool images')}{better}"
 
 
 def show(text: str) -> None:

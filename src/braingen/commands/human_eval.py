@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config, which: str) -> Path | None:
-    """Human evaluation: build a study for any browser, check and analyse its results."""
+    """Build a study for human raters, check its result files and analyse them."""
     from braingen.human_eval.study import study
 
     return study(config, which)
@@ -17,7 +17,6 @@ def run(config: Config, which: str) -> Path | None:
 
 COMMAND = Command(
     name="human-eval",
-    summary="human evaluation: build a study for any browser, check and analyse its results",
     run=run,
     group="evaluation",
     place=2,

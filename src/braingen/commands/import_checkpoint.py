@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config, which: str) -> Path | None:
-    """Published checkpoints (MindEye2, MoRE-Brain) as run folders that later stages read."""
+    """Import published checkpoints (MindEye2, MoRE-Brain) as run folders."""
     from braingen.compat.import_checkpoint import import_checkpoint
 
     return import_checkpoint(config, which)
@@ -17,7 +17,6 @@ def run(config: Config, which: str) -> Path | None:
 
 COMMAND = Command(
     name="import",
-    summary="published checkpoints (MindEye2, MoRE-Brain) as run folders that later stages read",
     run=run,
     group="reference",
     place=0,

@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """Look inside: which voxels, through which expert, for what; maps, tables and a page."""
+    """Attribute decoded embeddings to voxels and experts; maps, tables and a page."""
     from braingen.interpret.run import interpret
 
     return interpret(config)
@@ -17,7 +17,6 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="interpret",
-    summary="look inside: which voxels, through which expert, for what; maps, tables and a page",
     run=run,
     group="inside",
     place=0,

@@ -17,7 +17,6 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="precompute",
-    summary="compute CLIP targets and VAE latents once, in any number of processes",
     run=run,
     group="data",
     place=2,

@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """Raw NSD, or your own scans, to the layout that is trained on."""
+    """Convert raw NSD, or your own scans, to the layout that training reads."""
     from braingen.data.prepare_command import prepare
 
     return prepare(config)
@@ -17,7 +17,6 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="prepare",
-    summary="raw NSD, or your own scans, to the layout that is trained on",
     run=run,
     group="data",
     place=1,

@@ -9,23 +9,12 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """Decode a dozen simulated test brains with the decoder that is installed with the package;
-    seconds.
-    """
+    """Decode a dozen simulated test brains with the shipped decoder, in seconds."""
     from braingen.demo.quickstart import quickstart
 
     return quickstart(config)
 
 
 COMMAND = Command(
-    name="quickstart",
-    summary=(
-        "decode a dozen simulated test brains with the decoder that is installed with the package;"
-        " seconds"
-    ),
-    run=run,
-    group="start",
-    place=0,
-    sections=("quickstart",),
-    own="quickstart",
+    name="quickstart", run=run, group="start", place=0, sections=("quickstart",), own="quickstart"
 )

@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """Stage 3: draw the test images from brain activity."""
+    """Stage 3: generate the test images from brain activity."""
     from braingen.generation.reconstruct import reconstruct
 
     return reconstruct(config)
@@ -17,7 +17,6 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="reconstruct",
-    summary="stage 3: draw the test images from brain activity",
     run=run,
     group="decoder",
     place=2,

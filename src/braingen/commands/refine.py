@@ -17,7 +17,6 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="refine",
-    summary="stage 4: refine finished reconstructions, image to image",
     run=run,
     group="decoder",
     place=3,

@@ -9,17 +9,10 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """One HTML page of pictures, scores and curves."""
+    """Write one HTML page of images, scores and curves."""
     from braingen.report.write import report
 
     return report(config)
 
 
-COMMAND = Command(
-    name="report",
-    summary="one HTML page of pictures, scores and curves",
-    run=run,
-    group="evaluation",
-    place=3,
-    sections=("run", "data"),
-)
+COMMAND = Command(name="report", run=run, group="evaluation", place=3, sections=("run", "data"))

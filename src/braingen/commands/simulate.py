@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> Path | None:
-    """Write a simulated NSD, with known truth, in the layout of the real one."""
+    """Write a simulated NSD with known truth, in NSD's file layout."""
     from braingen.simulation.dataset import simulate
 
     return simulate(config)
@@ -17,7 +17,6 @@ def run(config: Config) -> Path | None:
 
 COMMAND = Command(
     name="simulate",
-    summary="write a simulated NSD, with known truth, in the layout of the real one",
     run=run,
     group="data",
     place=0,

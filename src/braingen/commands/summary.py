@@ -7,7 +7,7 @@ from braingen.config import Config
 
 
 def run(config: Config) -> None:
-    """Every encoder, prior and router with its parameters by part, at the configured sizes."""
+    """List encoders, priors and routers with their parameters, at the configured sizes."""
     from braingen.diagnostics.summary import models
 
     models(config)
@@ -15,7 +15,6 @@ def run(config: Config) -> None:
 
 COMMAND = Command(
     name="summary",
-    summary="every encoder, prior and router with its parameters by part, at the configured sizes",
     run=run,
     group="reference",
     place=1,

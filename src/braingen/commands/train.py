@@ -9,7 +9,7 @@ from braingen.config import Config
 
 
 def run(config: Config, which: str) -> Path | None:
-    """Stage 1: learn to read CLIP embeddings out of voxels."""
+    """Stage 1: train an encoder that predicts CLIP embeddings from voxels."""
     from braingen.training.encoder import train
 
     return train(config, which)
@@ -17,7 +17,6 @@ def run(config: Config, which: str) -> Path | None:
 
 COMMAND = Command(
     name="train",
-    summary="stage 1: learn to read CLIP embeddings out of voxels",
     run=run,
     group="decoder",
     place=0,

@@ -37,6 +37,15 @@ def allowed(section: str, field: str) -> str:
     return _words(_schemas(section)[field])
 
 
+def choices(section: str, field: str) -> tuple[str, ...]:
+    """The values of a setting that has a few only, also as items of a list; else nothing."""
+    if len(variants := variants_of(section)) > 1 and field == "model":
+        return tuple(variants)
+    schema = _schemas(section)[field]
+    values = schema.get("items", schema).get("enum", ())
+    return tuple(map(str, values))
+
+
 def _words(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_words(part) for part in schema["anyOf"] if part.get("type") != "null")

@@ -1,4 +1,4 @@
-"""Settings of the encoders: one class per encoder, told apart by ``encoder.model``; none has a
+"""Settings of the encoders: one class per encoder, discriminated by ``encoder.model``; none has a
 setting that it does not read.
 """
 
@@ -24,7 +24,7 @@ class AnyEncoder(Section):
     n_blocks: Positive = 4
     """Residual blocks of an expert of the first level (published: 4)."""
     trunk: Literal["residual", "published"] = "residual"
-    """working: residual MLP; published: the wiring whose blocks have no effect with one token."""
+    """residual: residual MLP; published: the wiring whose blocks have no effect with one token."""
     head: Literal["projector", "linear"] = "linear"
     """Projection of an expert's output: one linear map, or the published three-layer projector
     (docs/models.md: 2.6 x the parameters).
@@ -58,23 +58,23 @@ class WithBottleneck(AnyEncoder):
 
 
 class WithUnitRouters(WithBottleneck):
-    """Mixtures whose experts are handed units by routers."""
+    """Mixtures whose routers assign units to experts."""
 
     capacity_factor_0: Annotated[float, Field(gt=0)] = 1.0
     """Units an expert reads, as a multiple of an even share (published: 1)."""
     routing: Literal["static", "expert_choice"] = "static"
-    """affinity: an expert reads the same units every trial (ours); value: the published router, by
-    activation.
+    """static: an expert reads the same units every trial (ours); expert_choice: the published
+    router, by activation.
     """
     activation_term: Annotated[bool, Needs("routing", "static")] = False
-    """Affinity routing: let the activation modulate the weight of a unit (ours; off keeps weights
+    """Static routing: let the activation modulate the weight of a unit (ours; off keeps weights
     the same in every trial).
     """
     token_order: Annotated[
         Literal["index", "gpu", "value", "native"], Needs("routing", "expert_choice")
     ] = "index"
-    """Value routing: order of an expert's units; gpu for published weights, which were trained on
-    GPUs (docs/models.md).
+    """Expert-choice routing: order of an expert's units; gpu for published weights, which were
+    trained on GPUs (docs/models.md).
     """
 
 

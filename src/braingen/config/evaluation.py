@@ -1,6 +1,4 @@
-"""Settings of what is measured: scores, comparisons, curves, human evaluation, looks inside a
-decoder.
-"""
+"""Settings of evaluation: metrics, comparisons, curves, human evaluation, interpretability."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from braingen.config.effect import Needs, given
 from braingen.config.values import Folder, NotNegative, Positive, Section, Share
 
 PRETRAINED_HERE = Needs("training.init_from", None)
-"""Without an earlier run, others are trained on first."""
+"""Without an earlier run, other subjects are trained on first."""
 
 
 class EvaluationConfig(Section):
@@ -26,29 +24,31 @@ class EvaluationConfig(Section):
     retrieval_draws: Positive = 30
     """Seeded draws of the candidates (published: 30)."""
     all_recons_path: str = ""
-    """Score these pictures instead of the run's own: a folder of PNGs named by image id, or an
+    """Score these images instead of the run's own: a folder of PNGs named by image id, or an
     array with ids (docs/scores.md).
     """
     true_images_path: Annotated[str, Needs("all_recons_path", given())] = ""
-    """What was seen, of the same forms; empty takes it from MindEye2's all_images.pt near the
-    pictures, else from the data folder.
+    """The seen images, in the same forms; empty takes MindEye2's all_images.pt beside the
+    reconstructions, else the data folder's.
     """
     method: str = "BrainGen"
-    """What the pictures are called in tables and comparisons."""
+    """Name of the method in tables and comparisons."""
     feature_weights: str = ""
     """Folder with the weights of comparison networks; empty looks in the usual caches."""
     published_networks: bool = False
-    """Let the field's networks look at simulated pictures too; at photographs they always look."""
+    """Apply the field's networks to simulated images too; to photographs they are always
+    applied.
+    """
     strict: bool = False
     """A comparison network, or a word list, that is not on this machine is an error instead of a
-    remark.
+    note.
     """
     partial: Annotated[bool, Needs("all_recons_path", given())] = False
-    """Score the images that have a picture when some have none (with all_recons_path)."""
+    """Score the images that have a reconstruction when some have none (with all_recons_path)."""
 
 
 class CompareConfig(Section):
-    """Runs beside each other."""
+    """Comparison of evaluated runs."""
 
     runs: tuple[str, ...] = ()
     """Evaluated run folders; those whose settings differ in nothing but subject and seed are one
@@ -61,26 +61,26 @@ class CompareConfig(Section):
 
 
 class AdaptationCurveConfig(Section):
-    """How well a new person is read against sessions of data, with and without training on others
-    before (MoRE-Brain's figure 9).
+    """Decoding of a new subject against sessions of data, with and without pretraining on others
+    (MoRE-Brain's figure 9).
     """
 
     pretrain_on: Annotated[tuple[Positive, ...], Field(min_length=1), PRETRAINED_HERE] = (1, 2, 3)
-    """Subjects trained on before, with all their sessions; data.subjects is the new person."""
+    """Subjects of the pretraining, with all their sessions; data.subjects is the new subject."""
     pretrain_epochs: Annotated[NotNegative, PRETRAINED_HERE] = 0
     """Passes over their trials; 0 for training.num_epochs."""
     sessions: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 10, 20, 40)
-    """Sessions of the new person (paper: 1, 4, 10, 20, 40); more than there are means all."""
+    """Sessions of the new subject (paper: 1, 4, 10, 20, 40); more than there are means all."""
     ways: Annotated[
         tuple[Literal["routers", "subject", "all", "scratch"], ...], Field(min_length=1)
     ] = ("routers", "all", "scratch")
-    """Trained for the new person: subject layer and routers, the subject layer, everything, or
-    everything from scratch without others.
+    """What is trained for the new subject: subject layer and routers, the subject layer,
+    everything, or everything from scratch without others.
     """
     modality: Literal["image", "text"] = "image"
     """Which encoder."""
     seeds: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0, 1, 2)
-    """Everything is done once per seed, training on others included."""
+    """Everything is done once per seed, pretraining included."""
 
 
 class BottleneckConfig(Section):
@@ -98,22 +98,20 @@ class BottleneckConfig(Section):
     )
     """Widths; for the default experts at least 16."""
     seeds: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0,)
-    """Every width is trained once per seed; with pictures, one seed."""
+    """Every width is trained once per seed; with images, one seed."""
     pictures: bool = False
-    """Draw and score pictures too, of the image and the text encoder together; else embeddings of
-    the image encoder alone.
+    """Generate and score images too, from image and text encoder together; else only the image
+    encoder's embeddings are scored.
     """
 
 
 class CrossValidationConfig(Section):
-    """Scores of data sets too small for a test set: every picture is left out once
+    """Cross-validation of data sets too small for a test set: every image is left out once
     (docs/data.md).
     """
 
     folds: Annotated[int, Field(ge=2)] = 10
-    """Groups that the pictures are shared out to; an encoder is trained for each, without its
-    pictures.
-    """
+    """Groups of images; an encoder is trained for each, without its images."""
     subjects: tuple[Positive, ...] = ()
     """Numbers of the subjects; empty for all of the scans."""
     modality: Literal["image", "text"] = "image"
@@ -128,7 +126,7 @@ class HumanEvalConfig(Section):
     <run.folder>/study.
     """
     method_a: str = ""
-    """Reconstructions that are judged: a folder of PNGs named by image id, or an array with ids;
+    """Reconstructions to evaluate: a folder of PNGs named by image id, or an array with ids;
     empty for the run's own.
     """
     method_b: str = ""
@@ -136,13 +134,13 @@ class HumanEvalConfig(Section):
     there is no preference task.
     """
     name_a: str = ""
-    """What the first method is called in results; empty for the name of its folder. Raters never
+    """Name of the first method in results; empty for the name of its folder. Raters never
     see it.
     """
     name_b: Annotated[str, Needs("method_b", given())] = ""
     """The same for the second."""
     seen: str = ""
-    """The pictures that were seen, as for method_a; empty for those of data.root."""
+    """The seen images, as for method_a; empty for those of data.root."""
     tasks: Annotated[
         tuple[Literal["identification", "preference", "similarity"], ...], Field(min_length=1)
     ] = ("identification", "preference", "similarity")
@@ -150,17 +148,17 @@ class HumanEvalConfig(Section):
     first: the others show what was seen.
     """
     study_images: Annotated[int, Field(ge=4)] = 40
-    """Test images drawn for the study (40: 90 questions with one method, 175 with two, checks
+    """Test images sampled for the study (40: 90 questions with one method, 175 with two, checks
     included).
     """
     per_rater: NotNegative = 0
-    """Images a rater is asked about in every task, drawn for each rater; 0 for all."""
+    """Images of a rater in every task, sampled for each rater; 0 for all."""
     checks: Annotated[int, Field(ge=2)] = 5
     """Attention checks in every task: trials whose answer is obvious."""
     failed_checks: NotNegative = 1
     """Attention checks a rater may fail in all; with more the rater is excluded."""
     picture_side: NotNegative = 0
-    """Side of the pictures in pixels, the same for all; 0 for the largest there is, at most 512."""
+    """Side of the images in pixels, the same for all; 0 for the largest there is, at most 512."""
     draft: bool = False
     """Build with an incomplete consent text, for testing; pages and results are marked."""
     raters: Positive = 5
@@ -174,7 +172,7 @@ class HumanEvalConfig(Section):
 
 
 class InterpretConfig(Section):
-    """Looking inside a decoder (docs/interpret.md)."""
+    """Interpretability of a decoder (docs/interpret.md)."""
 
     explain_steps: tuple[
         Literal[
@@ -204,12 +202,12 @@ class InterpretConfig(Section):
     modality: Literal["image", "text"] = "image"
     """Whose decoding is explained: the image encoder's or the text encoder's."""
     about: str = "target"
-    """What is explained: target (length along the true embedding), cosine (with it), embedding
+    """What is attributed: target (length along the true embedding), cosine (with it), embedding
     (length along what was decoded), label (the image's own class), label:NAME (one class for all
     images), caption (the image's first) or caption:TEXT (text encoder only).
     """
     parts: tuple[str, ...] = ("all",)
-    """Who is explained: all, whole, levels, experts, or names such as level-0 and
+    """Parts to attribute: all, whole, levels, experts, or names such as level-0 and
     level-3-expert-5.
     """
     method: Literal["integrated_gradients", "gradient_shap"] = "integrated_gradients"
@@ -239,21 +237,21 @@ class InterpretConfig(Section):
     folder's own are always used.
     """
     surface: tuple[str, ...] = ()
-    """Attributions also draw the whole decoder's map on a surface: fsaverage5 where the volumes are
+    """Also plot the whole decoder's map on a surface: fsaverage5 where the volumes are
     in MNI space; where they are in the subject's own space, the subject's own meshes, one file a
     hemisphere (lh.pial,rh.pial; GIFTI or FreeSurfer; {subject} is subj01).
     """
     field_of_view: Annotated[float, Field(gt=0)] = 8.4
-    """Width of the picture in degrees of visual angle (NSD: 8.4)."""
+    """Width of the image in degrees of visual angle (NSD: 8.4)."""
     components: Positive = 32
     """Independent components of the maps (MoRE-Brain's paper: 32); at most a quarter of the images
     are found.
     """
     permutations: Positive = 2000
-    """Random exchanges of images behind the p values of expert profiles."""
+    """Permutations of images for the p values of expert profiles."""
     draws: Positive = 20
-    """Times that as many random voxels are ablated as a region has."""
+    """Random sets of voxels, each as large as the region, that are ablated for comparison."""
     ablation_images: NotNegative = 4
-    """Draw the first n images with levels and regions ablated, where both encoders are trained; 0
-    for none.
+    """Generate the first n images with levels and regions ablated, where both encoders are trained;
+    0 for none.
     """

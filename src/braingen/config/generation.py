@@ -1,4 +1,4 @@
-"""Settings of everything that draws: routers, fine-tuning, sampling, decoding of files,
+"""Settings of image generation: routers, fine-tuning, sampling, decoding of files,
 refinement.
 """
 
@@ -17,7 +17,7 @@ ROUTED = Needs("router.route_image", True) | Needs("router.route_text", True)
 LEARNED_TIME = Needs("router.time", other_than(*without_weights(TIME_ROUTERS)))
 """Time routers with weights of their own."""
 TRAINED_ROUTER = LEARNED_TIME | Needs("router.space", other_than(*without_weights(SPACE_ROUTERS)))
-"""Without any of these nothing of a router is trained."""
+"""Without any of these no router is trained."""
 FROM_VOXELS = Needs("generation.source", "brain", "random")
 GUIDED = Needs("guidance_scale", above(1))
 CONTEXT = Needs("router.time", *reading_latents(TIME_ROUTERS, "optional"))
@@ -41,7 +41,7 @@ class RouterConfig(Section):
     route_text: bool = True
     """Route the text embedding."""
     time: Annotated[TimeName, ROUTED] = "attention"
-    """What weighs the levels at a denoising time: nothing (all alike), a schedule, a perceptron, or
+    """How levels are weighted at a denoising time: off (all alike), fixed (a schedule), mlp, or
     attention (MoRE-Brain).
     """
     time_choice: Annotated[Literal["soft", "hard"], ROUTED, LEARNED_TIME] = "soft"
@@ -49,18 +49,18 @@ class RouterConfig(Section):
     time_hidden_dim: Annotated[Positive, ROUTED, LEARNED_TIME] = 768
     """Width of the level embeddings (published: 768)."""
     time_context: Annotated[bool, ROUTED, CONTEXT] = False
-    """Let the time router see the noisy latents (published: off)."""
+    """Let the time router read the noisy latents (published: off)."""
     space: Annotated[SpaceName, ROUTED] = "mix"
-    """What weighs the experts of a level; cross: attention from the noisy latents (MoRE-Brain; its
-    code leaves it off); mix: the same, but what is heard stays a mixture of the experts.
+    """How the experts of a level are weighted; cross: attention from the noisy latents (MoRE-Brain;
+    its code leaves it off); mix: the same, but the condition stays a mixture of the experts.
     """
     space_grid: Annotated[NotNegative, ROUTED, SEES_LATENTS] = 0
-    """Side of the grid on which 'cross' and 'mix' see the latents; 0 for their own side at the
+    """Side of the grid on which 'cross' and 'mix' read the latents; 0 for their own side at the
     training size (published: 64, at 512 px).
     """
     kl_scale: Annotated[Scale, ROUTED, LEARNED_TIME] = 0.001
-    """Weight of the pull toward coarse levels early and fine ones late (paper, eq. 5; its weight is
-    not given).
+    """Weight of the KL term that favours coarse levels early and fine ones late (paper, eq. 5; its
+    weight is not given).
     """
     kl_sigma: Annotated[float, Field(gt=0), ROUTED, LEARNED_TIME, Needs("kl_scale", above(0))] = 1.0
     """Width of that Gaussian over levels, in levels (paper: 1)."""
@@ -79,12 +79,12 @@ class LoraConfig(Section):
 
 
 class FinetuneConfig(Section):
-    """Stage 2: teaching the diffusion model to listen."""
+    """Stage 2: fine-tuning of the diffusion model."""
 
     max_train_steps: Positive = 20000
     """Optimizer steps."""
     train_batch_size: Positive = 16
-    """Pictures per process and pass (published: 48-128 in all; see gradient_accumulation_steps)."""
+    """Images per process and pass (published: 48-128 in all; see gradient_accumulation_steps)."""
     gradient_accumulation_steps: Positive = 3
     """Passes per optimizer step."""
     learning_rate: Annotated[float, Field(gt=0), Needs("lora.rank", above(0))] = 1e-4
@@ -102,21 +102,21 @@ class FinetuneConfig(Section):
     snr_gamma: Scale = 1.5
     """Limit of the min-SNR weighting (published: 1.5); 0 for no weighting."""
     noise_offset: Scale = 0.0
-    """Spread of a shift of the noise per channel, so that brightness is learned too
+    """Standard deviation of a shift of the noise per channel, so that brightness is learned too
     (published: 0).
     """
     drop_image: Share = 0.05
-    """Share of pictures whose image condition is left out, for classifier-free guidance."""
+    """Share of images whose image condition is dropped, for classifier-free guidance."""
     drop_text: Share = 0.05
     """The same for the text condition."""
     drop_both: Share = 0.05
     """The same for both together."""
     reads: Literal["as_held_out", "plain"] = "as_held_out"
-    """What is heard of a training picture: drawn anew, as unsure as reads of held-out pictures are,
-    or its own read (docs/routing.md).
+    """Condition of a training image: as_held_out (conditioning augmentation: sampled with the
+    decoding error of held-out images) or plain (its own decoded embedding; docs/routing.md).
     """
     resolution: NotNegative = 0
-    """Side of the training pictures in pixels; 0 for the U-Net's own size (published: 512)."""
+    """Side of the training images in pixels; 0 for the U-Net's own size (published: 512)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     use_8bit_adam: bool = False
@@ -130,15 +130,13 @@ class FinetuneConfig(Section):
     small widths.
     """
     validation_steps: Positive = 500
-    """Optimizer steps between looks at the held-out training images."""
+    """Optimizer steps between validations on the held-out training images."""
     validation_images: Positive = 128
-    """Held-out training images looked at, always the same with the same noise."""
+    """Held-out training images of a validation, always the same with the same noise."""
 
     @model_validator(mode="after")
     def dropped_shares_make_a_whole(self) -> FinetuneConfig:
-        """A picture loses one condition, the other, or both: the shares are parts of the same
-        whole.
-        """
+        """Refuse shares of dropped conditions that exceed 1 together."""
         dropped = self.drop_image + self.drop_text + self.drop_both
         if dropped > 1:
             raise ValueError(
@@ -153,51 +151,47 @@ class GenerationConfig(Section):
     """Reconstruction (docs/decoding.md)."""
 
     source: Literal["brain", "random", "oracle"] = "brain"
-    """What is read: brain activity, voxels drawn at random (baseline), or the true embeddings
+    """What is decoded: brain activity, random voxels (baseline), or the true embeddings
     (oracle).
     """
     random_draws: Positive = 1
-    """How often voxels are drawn at random for every image; the baseline's scores are averaged over
-    draws, so that with few images luck is not taken for a score.
-    """
+    """Random draws of voxels for every image; the baseline's scores are averaged over the draws."""
     steps: Positive = 30
     """Denoising steps (published: 30-50)."""
     scheduler: Scheduler = "default"
-    """Rule from step to step; own is the backbone's (SDXL: euler)."""
+    """Noise scheduler; default is the backbone's (SDXL: euler)."""
     negative_prompt: Annotated[str, GUIDED] = ""
-    """Text that guidance leads away from (published runs: about low quality); empty for no
-    condition at all.
+    """Negative prompt of the guidance (published runs: about low quality); empty for no
+    condition.
     """
     samples: Positive = 1
-    """Pictures drawn of every image; kept is the one whose CLIP embedding is nearest to the decoded
-    one (never to the truth).
+    """Images generated per test image; the one whose CLIP embedding is nearest to the decoded one
+    (never to the truth) is kept.
     """
     guidance_scale: Annotated[float, Field(ge=1)] = 15.0
     """Classifier-free guidance (published runs: 15)."""
     guidance_end: Annotated[float, Field(gt=0, le=1), GUIDED] = 1.0
-    """Share of the steps, from the first, that guidance acts in (published: all); the others take
+    """Share of the steps, from the first, in which guidance acts (published: all); the others take
     half the time.
     """
     ip_adapter_scale: Annotated[Scale, Needs("use_image", True)] = 1.0
     """Strength of the image condition (published: 1)."""
     finetuned: Literal["auto", "yes", "no"] = "auto"
-    """Draw with the LoRA and the routers of `braingen finetune`; auto: when <folder>/finetune is
+    """Use the LoRA and the routers of `braingen finetune`; auto: when <folder>/finetune is
     finished.
     """
     level: Annotated[NotNegative | None, FROM_VOXELS] = None
-    """Listen to this level of experts only (0 is the coarsest)."""
+    """Condition on this level of experts only (0 is the coarsest)."""
     use_image: bool = True
-    """Listen to the decoded image embedding."""
+    """Condition on the decoded image embedding."""
     use_text: bool = True
-    """Listen to the decoded text embedding."""
+    """Condition on the decoded text embedding."""
     size: NotNegative = 0
-    """Side of the pictures in pixels; 0 for the U-Net's own size (512 in the published runs)."""
+    """Side of the images in pixels; 0 for the U-Net's own size (512 in the published runs)."""
     batch_size: Positive = 8
-    """Pictures drawn at once; they do not depend on it."""
+    """Images generated at once; they do not depend on it."""
     repeats: Annotated[Literal["average", "first"], FROM_VOXELS] = "average"
-    """Average the embeddings of an image's presentations (published), or read out a single
-    trial.
-    """
+    """Average the embeddings of an image's presentations (published), or decode a single trial."""
     num_images: NotNegative = 0
     """Reconstruct only the first n test images; 0 for all."""
 
@@ -214,13 +208,13 @@ class QuickstartConfig(Section):
     steps: Positive = 8
     """Denoising steps."""
     scheduler: Scheduler = "unipc"
-    """Rule from step to step; own is the tiny backbone's."""
+    """Noise scheduler; default is the tiny backbone's."""
     guidance_scale: Annotated[float, Field(ge=1)] = 2.5
     """Classifier-free guidance."""
 
 
 class DecodeConfig(Section):
-    """Decoding voxels somebody brings along; how is drawn, say the settings of `generation`."""
+    """Decoding a file of voxels; the settings of `generation` say how images are generated."""
 
     voxels: str = ""
     """File of responses, z-scored: .npy, .npz, .h5 or NIfTI (docs/decoding.md)."""
@@ -229,13 +223,11 @@ class DecodeConfig(Section):
     of its training trials (for responses in the unit of its scans).
     """
     decoder: str = ""
-    """Folder of a saved decoder; empty for the encoders of <folder>, with what fine-tuning
-    taught.
-    """
+    """Folder of a saved decoder; empty for the encoders and the fine-tuning of <folder>."""
     output: str = ""
-    """Where embeddings and pictures go; empty for <folder>/decoded/<name of the file>."""
+    """Where embeddings and images go; empty for <folder>/decoded/<name of the file>."""
     pictures: bool = True
-    """Draw; without, embeddings only."""
+    """Generate images; without, embeddings only."""
 
 
 class RefinementConfig(Section):
@@ -246,38 +238,38 @@ class RefinementConfig(Section):
     <folder>/reconstructions/<generation.source>.
     """
     output: str = ""
-    """Where refined pictures go; empty for the same name with _refined at its end."""
+    """Where refined images go; empty for the same name with _refined at its end."""
     strength: Annotated[float, Field(gt=0, le=1), Needs("denoising_start", None)] = 0.3
-    """Share of the steps that is drawn anew (published: 0.2-0.5)."""
+    """Share of the steps that is generated anew (published: 0.2-0.5)."""
     denoising_start: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Instead of the strength: share of the noise schedule's time that is left out; the picture is
-    made as noisy as belongs to it.
+    """Instead of the strength: share of the noise schedule that is skipped; the image is noised
+    accordingly.
     """
     steps: Positive = 20
-    """Steps of the whole way, of which strength or denoising_start leave a part."""
+    """Steps of the whole schedule; strength or denoising_start leave a part of them."""
     scheduler: Scheduler = "default"
-    """Rule from step to step; own is the refiner's."""
+    """Noise scheduler; default is the refiner's."""
     guidance_scale: Annotated[float, Field(ge=1)] = 5.0
     """Classifier-free guidance (published: 5)."""
     negative_prompt: Annotated[str, GUIDED] = ""
-    """Text that guidance leads away from."""
+    """Negative prompt of the guidance."""
     aesthetic_score: Scale = 6.0
-    """How pleasing the picture is to be, heard by SDXL's refiner only (diffusers: 6)."""
+    """Aesthetic score, a condition of SDXL's refiner only (diffusers: 6)."""
     negative_aesthetic_score: Annotated[Scale, GUIDED] = 2.5
-    """The same for what guidance leads away from (diffusers: 2.5)."""
+    """The same for the negative condition (diffusers: 2.5)."""
     use_image: bool = False
-    """Listen to the decoded image embedding as well, through the IP-Adapter; a base model's only
+    """Also condition on the decoded image embedding, through the IP-Adapter; base models only
     (published: text alone).
     """
     size: NotNegative = 0
-    """Side in pixels at which is refined; 0 for the reconstructions' own."""
+    """Side in pixels at which images are refined; 0 for the reconstructions' own."""
     batch_size: Positive = 8
-    """Pictures refined at once; they do not depend on it."""
+    """Images refined at once; they do not depend on it."""
 
     @model_validator(mode="after")
     def some_step_is_left(self) -> RefinementConfig:
-        """A strength that leaves no step would refine nothing; of a denoising_start the scheduler
-        knows.
+        """Refuse a strength that leaves no step; a denoising_start is checked with the
+        scheduler.
         """
         if self.denoising_start is None and int(self.steps * self.strength) < 1:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Settings of a run, of its data and of what is done before training."""
+"""Settings of a run, of its data and of its preparation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class DataConfig(Section):
     root: Folder = Path("data/NSD")
     """Folder in the layout that MindEye2 distributes (docs/data.md)."""
     subjects: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1,)
-    """Subjects trained on, or the one reconstructed (the first)."""
+    """Subjects to train on, or the one to reconstruct (the first)."""
     num_sessions: NotNegative = 0
     """Use the first n sessions of every subject; 0 for all."""
     holdout_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.08
@@ -67,13 +67,13 @@ class SimulationConfig(Section):
     """The simulated NSD (docs/simulation.md); defaults are the demo's size."""
 
     num_subjects: Positive = 1
-    """How many people are simulated."""
+    """Simulated subjects."""
     num_sessions: Positive = 5
     """Sessions per subject (NSD: 30-40)."""
     trials_per_session: Positive = 750
     """Presentations per session (NSD: 750)."""
     num_voxels: Positive = 2000
-    """Voxels in nsdgeneral of subject 1; further subjects differ a little, as people do (NSD:
+    """Voxels in nsdgeneral of subject 1; further subjects differ a little (NSD:
     12682-17907).
     """
     num_test_images: Positive = 120
@@ -81,7 +81,7 @@ class SimulationConfig(Section):
     noise: Scale = 1.0
     """Noise as a multiple of NSD's."""
     seed: NotNegative = 0
-    """Seed of pictures, brains and noise."""
+    """Seed of images, brains and noise."""
 
 
 NSD_SCANS, OWN_SCANS = Needs("prepare.kind", "auto", "nsd"), Needs("prepare.kind", "auto", "own")
@@ -116,12 +116,12 @@ class PrepareConfig(Section):
     captions: bool = True
     """Write captions."""
     test_images: Annotated[Folder | None, OWN_SCANS] = None
-    """Own scans: file with the test pictures, one stim_file a line; empty for the column `split` of
+    """Own scans: file with the test images, one stim_file a line; empty for the column `split` of
     the events, or else test_share.
     """
     test_share: Annotated[float, Field(gt=0, lt=1), OWN_SCANS, Needs("test_images", None)] = 0.1
-    """Own scans: share of the pictures drawn for testing, by their names, where nothing else says
-    which.
+    """Own scans: share of the images taken for testing, by their names, where nothing else chooses
+    them.
     """
     zscore: Literal["auto", "session", "subject", "none"] = "auto"
     """Over which training trials responses are z-scored: those of the session, those of all
@@ -153,17 +153,17 @@ class PrepareConfig(Section):
     split), instead of events.tsv.
     """
     stimulus_column: Annotated[str, OWN_SCANS] = "stim_file"
-    """Own scans: column of the events that names the picture."""
+    """Own scans: column of the events that names the image."""
     stimuli: Annotated[Folder | None, OWN_SCANS] = None
-    """Own scans: folder of the pictures; empty for <scans>/stimuli."""
+    """Own scans: folder of the images; empty for <scans>/stimuli."""
     ground: Annotated[str, OWN_SCANS] = "grey"
-    """Own scans: colour that transparent pictures are laid on."""
+    """Own scans: background colour of transparent images."""
     trial_type: Annotated[tuple[str, ...], OWN_SCANS] = ()
     """Own scans: values of trial_type that are taken; empty for all."""
     bad_trials: Annotated[Literal["leave_out", "keep"], OWN_SCANS] = "leave_out"
     """Own scans: trials that a column bad, exclude or reject marks."""
     one_back: Annotated[Literal["keep", "leave_out"], OWN_SCANS] = "keep"
-    """Own scans: trials that show the picture of the trial before."""
+    """Own scans: trials that show the image of the trial before."""
     accept: Annotated[tuple[Literal["time_series", "labels"], ...], OWN_SCANS] = ()
     """Own scans: responses that are taken although they look like a time series, or have
     whole-numbered columns like labels.
@@ -171,22 +171,22 @@ class PrepareConfig(Section):
 
 
 class PrecomputeConfig(Section):
-    """Frozen work done once (docs/data.md)."""
+    """Outputs of frozen models, computed once (docs/data.md)."""
 
     what: Annotated[tuple[Literal["image", "text", "latents"], ...], Field(min_length=1)] = (
         "image",
         "text",
         "latents",
     )
-    """CLIP embeddings of pictures, states of the text encoders for captions, VAE latents."""
+    """CLIP embeddings of images, states of the text encoders for captions, VAE latents."""
     images: Literal["used", "all"] = "used"
-    """Pictures of the subjects' trials, training and test, or every picture of the image file."""
+    """Images of the subjects' trials, training and test, or every image of the image file."""
     batch_size: Positive = 64
-    """Pictures at once; a quarter of it for latents, which take more memory."""
+    """Images at once; a quarter of it for latents, which take more memory."""
 
 
 class DoctorConfig(Section):
-    """Looking at data, backbones and machine."""
+    """Check of data, backbones and machine."""
 
     output: Literal["text", "json"] = "text"
     """What is printed: a list for people, or JSON for scripts."""

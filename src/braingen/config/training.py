@@ -15,7 +15,7 @@ from braingen.config.values import Folder, Positive, Scale, Section, Share
 
 
 class BackboneConfig(Section):
-    """The frozen models that see and draw."""
+    """The frozen models: image and text encoders, U-Net, VAE."""
 
     path: str = "tiny"
     """'tiny' (shipped), a folder in the layout of an SDXL pipeline, or a hub name such as
@@ -27,16 +27,16 @@ class BackboneConfig(Section):
     """
     ip_adapter: str = ""
     """IP-Adapter: a safetensors file, or a folder or hub name with
-    sdxl_models/ip-adapter_sdxl.safetensors; empty for <path>/ip_adapter; none to train encoders of
-    which nothing is drawn.
+    sdxl_models/ip-adapter_sdxl.safetensors; empty for <path>/ip_adapter; none to train encoders
+    without generating images.
     """
     refiner: str = ""
-    """What `braingen refine` draws with (stabilityai/stable-diffusion-xl-refiner-1.0, or a folder);
+    """The model of `braingen refine` (stabilityai/stable-diffusion-xl-refiner-1.0, or a folder);
     empty for <path>, the base model.
     """
     image_output: Literal["pooled", "tokens", "both"] = "pooled"
-    """What of the image is decoded: CLIP's pooled embedding (MoRE-Brain), its patch tokens
-    (MindEye2: 256), or both.
+    """Which embedding of the image is decoded: CLIP's pooled embedding (MoRE-Brain), its patch
+    tokens (MindEye2: 256), or both.
     """
     image_projected: bool = True
     """Decode image embeddings after CLIP's projection (MoRE-Brain: yes; MindEye2's tokens: no)."""
@@ -104,7 +104,7 @@ class LossConfig(Section):
 
     @model_validator(mode="after")
     def something_is_minimised(self) -> LossConfig:
-        """Without any weight nothing would be learned, in ablate."""
+        """Refuse an objective whose terms all have weight 0."""
         aims = (
             "clip_scale",
             "mse_scale",
@@ -135,15 +135,15 @@ class TrainingConfig(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are clipped to this norm (published encoder stage: none)."""
     validate_every: Positive = 1
-    """Epochs between looks at the held-out training images."""
+    """Epochs between validations on the held-out training images."""
     checkpoint: Literal["held_out", "folds", "auto"] = "held_out"
     """How the epoch is chosen: on held-out images (data.holdout_share); by 5-fold cross-validation
     over the training images, then training on all of them; auto: by folds where fewer than 30
     images would be held out.
     """
     gradient_accumulation_steps: Positive = 1
-    """Steps per update of the weights, whose gradients are averaged; contrastive losses see one
-    step (published: 1).
+    """Steps per update of the weights, whose gradients are averaged; a contrastive loss compares
+    the trials of one step (published: 1).
     """
     init_from: Folder | None = None
     """Finished run whose experts and prior are taken over, RUN or RUN/image; its architecture and

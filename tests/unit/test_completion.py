@@ -1,0 +1,64 @@
+"""Completion of the command line in shells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from braingen.commands import all_commands
+from braingen.commands.completion import VARIABLE, complete
+
+ASKED = [
+    ("braingen tra", ["train"]),
+    ("braingen human-eval ", ["build", "check", "analyse", "simulate"]),
+    ("braingen reconstruct --sourc", ["--source"]),
+    ("braingen reconstruct --source ", ["brain", "random", "oracle"]),
+    ("braingen train image --routing ", ["static", "expert_choice"]),
+    ("braingen train image --config nsd_subj01_", ["nsd_subj01_small"]),
+    ("braingen train image --no-use_pr", ["--no-use_prior"]),
+]
+
+
+@pytest.mark.parametrize(("typed", "offered"), ASKED)
+def test_commands_flags_and_values_are_completed(typed, offered, monkeypatch, capsys):
+    monkeypatch.setenv(VARIABLE, "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    words = typed.split()
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - (not typed.endswith(" "))))
+    assert complete(all_commands()) == 0
+    found = [line.partition(",")[2] for line in capsys.readouterr().out.splitlines()]
+    assert found == offered
+
+
+def test_nothing_is_completed_unless_a_shell_asks(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert complete(all_commands()) is None
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_the_line_of_the_readme_works_in_a_shell(shell, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed here")
+    source = Path(__file__).parents[2] / "src"
+    program = tmp_path / "braingen"
+    program.write_text(
+        f"#!/bin/sh\nPYTHONPATH='{source}' exec '{sys.executable}' -m braingen.cli \"$@\"\n"
+    )
+    program.chmod(0o755)
+    asked = (
+        "COMP_WORDS=(braingen quick); COMP_CWORD=1; _braingen_completion braingen;"
+        ' echo "${COMPREPLY[@]}"'
+        if shell == "bash"
+        else "whence -w _braingen_completion"
+    )
+    setup = "autoload -Uz compinit; compinit -D; " if shell == "zsh" else ""
+    line = f'{setup}eval "$(_BRAINGEN_COMPLETE={shell}_source braingen)"; {asked}'
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [shell, "-c", line], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.strip().endswith("quickstart" if shell == "bash" else "function")
