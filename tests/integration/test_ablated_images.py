@@ -15,7 +15,7 @@ from braingen.config import load_config
 from braingen.config.overrides import parse_overrides
 from braingen.data.betas import Betas
 from braingen.generation.reconstruct import assemble
-from braingen.interpret.ablated_images import draw_ablated
+from braingen.interpret.ablated_images import generate_ablated
 from braingen.interpret.inputs import read_subjects
 from braingen.report.inside import write_page
 from braingen.runtime.data_layout import Layout
@@ -96,7 +96,7 @@ def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
         assemble(config, targets),
         tmp_path / "own",
     )
-    draw_ablated(
+    generate_ablated(
         config, decoder, targets, betas, subject, 2, {"all": every_V, "none": ~every_V}, drawn
     )
     assert (pixels(drawn / "none") == usual).all()
@@ -106,7 +106,7 @@ def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
     # not
     before, kept = pixels(drawn / "all"), next((drawn / "undisturbed").glob("*.png"))
     written = kept.stat().st_mtime_ns
-    draw_ablated(
+    generate_ablated(
         config,
         decoder,
         targets,
@@ -124,11 +124,15 @@ def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
     ablation = pd.read_csv(out / "ablation.csv")
     ablation.drop(columns=["random", "p_random"]).to_csv(out / "ablation.csv", index=False)
     assert (
-        "number of random voxels"
+        "with the same number of random voxels"
         in write_page(out, tmp_path / "run", tmp_path / "data").read_text()
     )
     ablation[ablation["voxels"] == 0].dropna(axis=1, how="all").to_csv(
         out / "ablation.csv", index=False
     )
     page = write_page(out, tmp_path / "run", tmp_path / "data").read_text()
-    assert ">undisturbed<" in page and ">level-0<" in page and "number of random voxels" not in page
+    assert (
+        ">undisturbed<" in page
+        and ">level-0<" in page
+        and "with the same number of random voxels" not in page
+    )

@@ -112,7 +112,7 @@ def test_maps_tables_and_a_page_are_left_and_maps_are_not_made_twice(run, capsys
     page = (out / "interpret.html").read_text()
     assert "Encoding patterns" in page
     assert "level-0-expert-1" in page and "http://" not in page and "https://" not in page
-    assert "no pictures were drawn. There is no trained text encoder" in " ".join(
+    assert "no images were generated. There is no trained text encoder" in " ".join(
         json.loads((out / "findings.json").read_text())["ablation"]
     )
     assert "does not record" in " ".join(json.loads((out / "findings.json").read_text())["routers"])
@@ -176,7 +176,7 @@ def test_a_surface_figure_says_what_space_it_needs(run, capsys):
         )
         == 0
     )
-    assert "Surface: it shows the whole decoder's map" in capsys.readouterr().out
+    assert "Surface: the figure shows the map of the whole decoder" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ ODD = {
 
 
 def draw(name: str, path, value_V, title=""):
-    if name == "draw_sheet":
+    if name == "draw_flat_cortex":
         place_V2 = PLACES.millimetres_V3[:, :2]
-        figures.draw_sheet(path, place_V2, np.arange(V) % 2, np.full(V, "V1"), value_V, title)
+        figures.draw_flat_cortex(path, place_V2, np.arange(V) % 2, np.full(V, "V1"), value_V, title)
     elif name == "draw_surface":
         pytest.skip("needs meshes: see test_surface")
     else:
@@ -63,7 +63,7 @@ def test_every_drawing_function_is_here():
     assert set(DRAWERS) == {
         "draw_columns",
         "draw_projections",
-        "draw_sheet",
+        "draw_flat_cortex",
         "draw_slices",
         "draw_surface",
     }

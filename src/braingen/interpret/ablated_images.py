@@ -1,6 +1,4 @@
-"""Pictures of ablated decoders: levels, experts or voxels ablated, the rest read and drawn as
-`braingen reconstruct` does.
-"""
+"""Images from ablated decoders, generated as `braingen reconstruct` does."""
 
 from __future__ import annotations
 
@@ -42,23 +40,20 @@ from braingen.targets.tables import Targets
 
 UNDISTURBED = "undisturbed"
 REGIONS = 3
-"""Regions that are drawn ablated: those that cost most."""
+"""Number of regions to ablate: those with the largest loss."""
 Ablated = Mapping[str, DecoderPart | np.ndarray]
-"""Name -> a level or expert of the explained encoder, or which voxels (bool V) of both encoders are
-ablated.
-"""
+"""Name -> level or expert of the explained encoder, or voxels (bool V) of both encoders."""
 
 
 def ablations_of(
     config: Config, experts: list[int], regions: Mapping[str, np.ndarray], table: pd.DataFrame
 ) -> dict[str, DecoderPart | np.ndarray]:
-    """Every level, experts named in interpret.parts, the regions that cost most cosine, and random
-    voxels, as many as the first of these.
+    """Select levels, experts in interpret.parts, regions with the largest loss, random voxels.
 
     Parameters
     ----------
     table : pd.DataFrame
-        One subject's ablation.csv.
+        Rows of ablation.csv of one subject.
     """
     asked = config.interpret.parts
     found: dict[str, DecoderPart | np.ndarray] = {
@@ -87,7 +82,7 @@ def ablations_of(
 
 
 def made_of(config: Config) -> dict[str, Any]:
-    """What all pictures depend on, besides what is ablated: others are drawn when it changes."""
+    """Everything except the ablation that images depend on; a change regenerates them."""
     tuned = finetuned_folder(config)
     settings = config.model_dump(mode="json", include={"data", "backbone", "generation"})
     contents = contents_of(settings)
@@ -108,7 +103,7 @@ def made_of(config: Config) -> dict[str, Any]:
     }
 
 
-def draw_ablated(
+def generate_ablated(
     config: Config,
     decoder: BrainDecoder,
     targets: Targets,
@@ -118,13 +113,12 @@ def draw_ablated(
     things: Ablated,
     folder: Path,
 ) -> pd.DataFrame:
-    """Draw the first images undisturbed and with every thing ablated, into ``folder/<name>/<image
-    id>.png``.
+    """Generate the first images undisturbed and with each ablation, as ``folder/<name>/<id>.png``.
 
     Returns
     -------
     pd.DataFrame
-        Columns ablated, voxels, image, pixcorr (with the seen picture).
+        Columns ablated, voxels, image, pixcorr (with the seen image).
     """
     config = config.model_copy(
         update={"generation": config.generation.model_copy(update={"source": "brain"})}
@@ -137,7 +131,7 @@ def draw_ablated(
         decoder.brain_image if config.interpret.modality == "image" else decoder.brain_text
     )
     if embedding_decoder is None:
-        raise UserError("This run has no text encoder to look into: interpret.modality=image.")
+        raise UserError("This run has no text encoder to explain: use interpret.modality=image.")
     decoder.set_progress_bar_config(disable=True)
     nothing: dict[str, None] = {UNDISTURBED: None}
     rows = []
@@ -154,14 +148,14 @@ def draw_ablated(
             shutil.rmtree(out, ignore_errors=True)
             write_json(note, own)
         if not all(png_path(out, image).exists() for image in ids):
-            silent_V = (
+            ablated_V = (
                 thing
                 if isinstance(thing, np.ndarray)
                 else np.zeros(subject.voxels_NV.shape[1], dtype=bool)
             )
             trials = rows_NR[rows_NR >= 0]
             voxels_MV = np.array(betas.rows(trials), dtype=np.float32)
-            voxels_MV[:, silent_V] = 0
+            voxels_MV[:, ablated_V] = 0
             new_NR = np.full_like(rows_NR, -1)
             new_NR[rows_NR >= 0] = np.arange(len(trials))
             with (
@@ -169,34 +163,34 @@ def draw_ablated(
                 if isinstance(thing, DecoderPart)
                 else nullcontext()
             ):
-                read = decode_responses(
+                outputs = decode_responses(
                     config,
                     decoder,
                     Repeats(ids_N, new_NR),
                     Responses(voxels_MV, np.repeat(ids_N, (rows_NR >= 0).sum(axis=1))),
                     subject.number,
                 )
-            draw = image_generator(
-                config, decoder, lambda: targets.image_encoder, embeddings_in(read)
+            generate = image_generator(
+                config, decoder, lambda: targets.image_encoder, embeddings_in(outputs)
             )
             with merged_lora(decoder.unet):
                 generate_missing(
                     out,
                     ids,
                     config.generation.batch_size,
-                    draw,
+                    generate,
                     Workers(config),
-                    f"drawing {name}" if thing is None else f"drawing without {name}",
+                    f"generating {name}" if thing is None else f"generating without {name}",
                 )
-            for path in out.glob("*.safetensors"):  # of the routers; nobody asks for them here
+            for path in out.glob("*.safetensors"):  # routing records are not needed here
                 path.unlink()
-        drawn_N3HW = np.stack(
+        generated_N3HW = np.stack(
             [
                 np.asarray(open_picture(png_path(out, image)), dtype=np.float32) / 255
                 for image in ids
             ]
         )
-        scores_N = pixel_correlation(seen_N3HW, drawn_N3HW.transpose(0, 3, 1, 2))
+        scores_N = pixel_correlation(seen_N3HW, generated_N3HW.transpose(0, 3, 1, 2))
         voxels = int(thing.sum()) if isinstance(thing, np.ndarray) else 0
         rows += [
             {"ablated": name, "voxels": voxels, "image": image, "pixcorr": value}

@@ -1,8 +1,7 @@
-"""Ablations: ablate something, decode again, and compare with ablating as much of anything else.
+"""Ablations of voxels, experts and levels, compared with random ablations of the same size.
 
-Ablating takes information away, not offsets: voxels are set to 0 (their mean), and what an expert
-says is set to its mean over the images. An expert is ablated in what it says; the experts that
-read its units go on.
+An ablation removes information, not offsets: voxels are set to 0 (their mean), and the output of an
+expert is set to its mean over images. Experts of the next level still receive its units.
 
 N images, V voxels, C classes, E experts, R random draws, F numbers of an embedding.
 """
@@ -32,22 +31,20 @@ class AblationScores(NamedTuple):
     cosine_N: np.ndarray
     """Cosine with the true embedding, both around the training mean."""
     found_N: np.ndarray
-    """Whether the true embedding is the nearest of all test images', 0 or 1."""
+    """Whether the true embedding is the nearest among all test images, 0 or 1."""
     evidence_N: np.ndarray
-    """How far the embedding points to the image's own classes (mean over them); NaN for an image
-    without one.
-    """
+    """Evidence for the classes of the image (mean over them); NaN without a class."""
 
 
 def scores_of(
-    said: Iterable[ExpertOutputs], true_NF: Tensor, direction_CF: Tensor, member_NC: np.ndarray
+    outputs: Iterable[ExpertOutputs], true_NF: Tensor, direction_CF: Tensor, member_NC: np.ndarray
 ) -> AblationScores:
-    """Score what was decoded.
+    """Score decoded embeddings.
 
     Parameters
     ----------
-    said : Iterable[ExpertOutputs]
-        Of all images, some at a time.
+    outputs : Iterable[ExpertOutputs]
+        Outputs of all images, in batches.
     true_NF : Tensor
         True embeddings in units around the training mean.
     direction_CF : Tensor
@@ -58,7 +55,7 @@ def scores_of(
     length_N = true_NF.norm(dim=1).clamp_min(1e-12)
     scores: list[AblationScores] = []
     done = 0
-    for some in said:
+    for some in outputs:
         rows = slice(done, done := done + len(some.whole_NF))
         cosine_B = (normalize(some.whole_NF, dim=1) * true_NF[rows]).sum(dim=1) / length_N[rows]
         nearest_B = (some.clip_NF @ true_NF.T / length_N).argmax(dim=1).numpy()
@@ -91,7 +88,7 @@ def level_modules(embedding_decoder: EmbeddingDecoder) -> Sequence[nn.Module]:
     )
     if found is None:
         raise UserError(
-            f"{type(encoder).__name__} has no experts to ablate; its regions can be nonetheless."
+            f"{type(encoder).__name__} has no experts to ablate; only regions can be ablated."
         )
     return list(found)
 
@@ -104,9 +101,7 @@ def ablated(
     subject: int,
     batch_size: int = 64,
 ) -> Iterator[None]:
-    """Within it, a level or an expert says the same for every image: its mean over the
-    given ones.
-    """
+    """Context in which a level or an expert outputs its mean over the given images."""
     if part.level is None:
         raise ValueError("ablate a level or an expert, not the whole decoder")
     heads = cast(nn.Module, level_modules(embedding_decoder)[part.level].heads)
@@ -114,7 +109,7 @@ def ablated(
 
     def count(_: nn.Module, __: object, out: tuple[Tensor, Tensor]) -> None:
         sums[:] = [
-            sum_ETD.to(said_EBTD) + said_EBTD.sum(dim=1) for sum_ETD, said_EBTD in zip(sums, out)
+            sum_ETD.to(out_EBTD) + out_EBTD.sum(dim=1) for sum_ETD, out_EBTD in zip(sums, out)
         ]
 
     counted = heads.register_forward_hook(count)
@@ -129,10 +124,10 @@ def ablated(
 
     def replace(_: nn.Module, __: object, out: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         changed = []
-        for said_EBTD, mean_ETD in zip(out, means):
-            said_EBTD = said_EBTD.clone()
-            said_EBTD[which] = mean_ETD[which, None]
-            changed.append(said_EBTD)
+        for out_EBTD, mean_ETD in zip(out, means):
+            out_EBTD = out_EBTD.clone()
+            out_EBTD[which] = mean_ETD[which, None]
+            changed.append(out_EBTD)
         return changed[0], changed[1]
 
     hook = heads.register_forward_hook(replace)
@@ -143,32 +138,28 @@ def ablated(
 
 
 class Ablation(NamedTuple):
-    """What ablating one thing changed, image by image."""
+    """Scores of every image after one ablation."""
 
     name: str
     voxels: int
-    """How many were ablated; 0 where experts were."""
+    """Number of ablated voxels; 0 for experts and levels."""
     scores: AblationScores
     random: tuple[AblationScores, ...]
-    """The same after ablating as many voxels drawn at random from the others; empty for experts
-    and levels.
-    """
+    """Scores after ablating as many random other voxels; empty for experts and levels."""
 
 
 class WithoutVoxels:
-    """Responses with some voxels ablated, made of every slice when it is read: ablating copies
-    nothing as a whole.
-    """
+    """Responses with ablated voxels, computed per slice to avoid a full copy."""
 
-    def __init__(self, voxels_NV: VoxelRows, silent: np.ndarray) -> None:
-        self._voxels_NV, self._silent = voxels_NV, silent
+    def __init__(self, voxels_NV: VoxelRows, ablated_V: np.ndarray) -> None:
+        self._voxels_NV, self._ablated_V = voxels_NV, ablated_V
 
     def __len__(self) -> int:
         return len(self._voxels_NV)
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
         changed_BV = np.array(self._voxels_NV[rows])
-        changed_BV[:, self._silent] = 0
+        changed_BV[:, self._ablated_V] = 0
         return changed_BV
 
 
@@ -180,21 +171,20 @@ def ablate_voxels(
     draws: int = 20,
     seed: int = 0,
 ) -> Ablation:
-    """Silence some voxels, then, `draws` times, as many of the others.
+    """Ablate some voxels, and `draws` times the same number of random others.
 
     Parameters
     ----------
     inside_V : np.ndarray
-        Bool, the voxels in question.
+        Bool, the voxels to ablate.
     score : Callable[[VoxelRows], AblationScores]
         Decodes responses and scores them.
     draws : int, optional
-        R; fewer voxels outside than inside: there is nothing to draw as many from, so none are
-        drawn.
+        R; 0 if there are fewer voxels outside than inside.
     """
 
-    def without(silent: np.ndarray) -> AblationScores:
-        return score(WithoutVoxels(voxels_NV, silent))
+    def without(ablated_V: np.ndarray) -> AblationScores:
+        return score(WithoutVoxels(voxels_NV, ablated_V))
 
     rng = np.random.default_rng(seed)
     outside, count = np.flatnonzero(~inside_V), int(inside_V.sum())
@@ -213,7 +203,7 @@ def ablate_part(
     subject: int,
     score: Callable[[Iterable[ExpertOutputs]], AblationScores],
 ) -> Ablation:
-    """Silence a level or an expert."""
+    """Ablate a level or an expert."""
     with ablated(embedding_decoder, part, voxels_NV, subject):
         return Ablation(
             part.name, 0, score(expert_outputs_of(embedding_decoder, voxels_NV, subject)), ()
@@ -226,7 +216,7 @@ def ablation_table(
     groups: dict[str, np.ndarray],
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Loss of every score by every ablation, over all images and over those of every class.
+    """Loss of every score by every ablation, over all images and per class.
 
     Parameters
     ----------
@@ -241,7 +231,7 @@ def ablation_table(
         Columns ablated, voxels, images (the group), n, score, before, loss (before less after),
         low, high (95 % interval of the loss, over images), random (mean loss over the random
         draws), excess (loss less random), excess_low, excess_high (over images), p_random (share of
-        random draws that cost as much or more; counts the ablation itself).
+        random draws with the same or a larger loss; counts the ablation itself).
     """
     rows = []
     for ablation in ablations:
@@ -269,14 +259,14 @@ def ablation_table(
                 }
                 if len(random_RN):
                     excess = mean_interval((loss_N - random_RN.mean(axis=0))[queries_N], 2000, seed)
-                    drawn_R = random_RN[:, queries_N].mean(axis=1)
+                    random_R = random_RN[:, queries_N].mean(axis=1)
                     row |= {
-                        "random": float(drawn_R.mean()),
+                        "random": float(random_R.mean()),
                         "excess": excess.value,
                         "excess_low": excess.low,
                         "excess_high": excess.high,
-                        "p_random": (1 + int((drawn_R >= interval.value).sum()))
-                        / (1 + len(drawn_R)),
+                        "p_random": (1 + int((random_R >= interval.value).sum()))
+                        / (1 + len(random_R)),
                     }
                 rows.append(row)
     return pd.DataFrame(rows)

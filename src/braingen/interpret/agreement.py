@@ -1,5 +1,4 @@
-"""How far maps agree with what is known of voxels: planted areas and tuning of a simulated subject,
-or regions of a real one.
+"""Agreement of maps with ground truth of a simulated subject, or regions of a real one.
 
 V voxels, R permutations.
 """
@@ -13,13 +12,11 @@ from sklearn.metrics import adjusted_mutual_info_score, roc_auc_score
 
 
 class MapAgreement(NamedTuple):
-    """Adjusted mutual information of two ways to group voxels: 0 by chance, 1 for the same
-    groups.
-    """
+    """Adjusted mutual information of two groupings of voxels: 0 by chance, 1 if identical."""
 
     value: float
     permuted: float
-    """Mean over assignments exchanged between voxels."""
+    """Mean over permuted assignments."""
     permuted_high: float
     """Their 97.5th percentile."""
 
@@ -29,21 +26,19 @@ def group_agreement(
 ) -> MapAgreement:
     """Compare an assignment of voxels (to experts, to parcels) with areas.
 
-    Exchanging voxels destroys the smoothness of an assignment too, so anything smooth beats this
-    baseline easily: look at the value.
+    Permutation also destroys the smoothness of an assignment, so that any smooth assignment exceeds
+    this baseline: interpret the value itself.
     """
     rng = np.random.default_rng(seed)
-    drawn = [
+    permuted = [
         adjusted_mutual_info_score(area_V, rng.permutation(group_V)) for _ in range(permutations)
     ]
     value = adjusted_mutual_info_score(area_V, group_V)
-    return MapAgreement(float(value), float(np.mean(drawn)), float(np.quantile(drawn, 0.975)))
+    return MapAgreement(float(value), float(np.mean(permuted)), float(np.quantile(permuted, 0.975)))
 
 
 def area_under_roc(strength_V: np.ndarray, carries_V: np.ndarray) -> float:
-    """Chance that a voxel which carries something has the stronger map value than one which does
-    not; NaN where all or none do.
-    """
+    """Area under the ROC curve of map values for informative voxels; NaN if all or none are."""
     carries_V = np.asarray(carries_V, dtype=bool)
     return (
         float(roc_auc_score(carries_V, strength_V))

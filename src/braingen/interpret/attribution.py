@@ -1,12 +1,11 @@
-"""Attributions: how much every voxel contributed to a number read off a decoded embedding.
+"""Attributions: contribution of every voxel to a scalar of a decoded embedding.
 
-Integrated gradients start from one baseline: all voxels at 0, which is every voxel's mean over its
-session, since responses are z-scored. GradientSHAP starts from many: responses to training images,
-so that a voxel is credited for what is unusual about it. The former come from captum. The latter
-are what captum computes, but in pieces, where captum expands an image's draws all at once, and with
-draws of every image's own, where captum's depend on which images come together. A map is complete
-when its sum over voxels is the difference between the number at the image and at the baseline; how
-far it is from that is kept beside every map.
+Integrated gradients use one baseline: all voxels at 0, their mean over the session, because
+responses are z-scored. GradientSHAP uses responses to training images as baselines. The former
+come from captum. The latter follow captum, but run in pieces (captum expands all samples of an
+image at once) and with samples that depend on the image only (in captum they depend on the batch).
+A map is complete if its sum over voxels is the value at the image minus the value at the baseline;
+the error is stored with every map.
 
 N images, B of them at once, V voxels, F numbers of an embedding, S baselines, K draws of an image,
 P points computed at once.
@@ -28,35 +27,35 @@ class Attribution(NamedTuple):
     """Maps of a batch of images."""
 
     map_BV: Tensor
-    """Contribution of every voxel, in the unit of what is explained."""
+    """Contribution of every voxel, in units of the explained value."""
     value_B: Tensor
-    """The number that is explained."""
+    """The explained value."""
     error_B: Tensor
-    """Sum of the map less (value - value at the baseline): 0 for a complete map."""
+    """Sum of the map minus (value - value at the baseline): 0 for a complete map."""
 
 
 class Query(NamedTuple):
-    """Images to explain, and what about them."""
+    """Images to explain, and their directions."""
 
     image_B: np.ndarray
     """Image ids."""
     voxels_BV: Tensor
     """Responses, averaged over presentations."""
     direction_BF: Tensor
-    """Per image the direction whose share is explained, of length 1."""
+    """Explained direction per image, of length 1."""
 
 
 class PathDraws(NamedTuple):
-    """Where GradientSHAP takes its gradients."""
+    """Points at which GradientSHAP evaluates gradients."""
 
     baseline_BK: np.ndarray
-    """Which baseline."""
+    """Number of the baseline."""
     share_BK: np.ndarray
-    """How far from the baseline to the image, 0 to 1."""
+    """Position between baseline (0) and image (1)."""
 
     @classmethod
     def of(cls, image_B: np.ndarray, draws: int, baselines: int, seed: int) -> PathDraws:
-        """Every image's by its id: the same whichever images come with it."""
+        """Sample by image id, independent of the batch."""
         each = [np.random.default_rng((seed, int(image))) for image in image_B]
         return cls(
             np.stack([rng.integers(baselines, size=draws) for rng in each]),
@@ -75,7 +74,7 @@ def gradient_shap(
     readout : nn.Module
         voxels_PV and direction_PF to value_P.
     chunk : int, optional
-        Points computed at once (one of every image at least); nothing but rounding depends on it.
+        Points computed at once (one of every image at least); affects only rounding.
 
     Returns
     -------
@@ -155,7 +154,7 @@ class Explainer:
             internal_batch_size=max(self.chunk, len(voxels_BV)),
             return_convergence_delta=True,
         )
-        # captum before 0.8 answers in float64 where it works in pieces
+        # captum before 0.8 returns float64 when it works in pieces
         map_BV, error_B = (x.detach().to(voxels_BV.dtype) for x in (map_BV, error_B))
         return Attribution(map_BV, value_B, error_B)
 

@@ -1,10 +1,9 @@
-"""Components of many attribution maps: patterns of voxels that come and go together over images,
-shared by all subjects.
+"""Independent components of attribution maps, shared by all subjects.
 
-Subjects have different voxels, but saw the same test images. So the maps of all subjects are laid
-side by side, images x (voxels of all subjects), and independent component analysis runs over the
-voxels, as in group analyses of resting-state fMRI with images in the place of time: a component is
-a map of voxels in every subject, and one loading per image that all subjects share.
+Subjects have different voxels, but saw the same test images. The maps of all subjects are
+concatenated to images x (voxels of all subjects), and independent component analysis runs over
+voxels, as in group analyses of resting-state fMRI with images instead of time. A component is a map
+of voxels in every subject, and one loading per image shared by all subjects.
 
 N images, V voxels of a subject, W voxels of all subjects, K components, C classes, S subjects.
 """
@@ -36,15 +35,15 @@ class Components(NamedTuple):
     of all subjects. The sign is chosen so that the heavier tail is positive.
     """
     loading_NK: np.ndarray
-    """How strongly a component is there in every image's maps, float32."""
+    """Loading of every component in the maps of every image, float32."""
     expression_SNK: np.ndarray
     """The same, fitted to the maps of every subject alone (least squares on the subject's own
     component maps).
     """
     explained: float
-    """Share of the maps' squared size that the K components hold."""
+    """Share of the squared norm of the maps that the K components explain."""
     converged: bool
-    """Whether the algorithm came to rest."""
+    """Whether the algorithm converged."""
 
 
 def components_of(maps: Sequence[np.ndarray], count: int, seed: int = 0) -> Components:
@@ -75,7 +74,7 @@ def components_of(maps: Sequence[np.ndarray], count: int, seed: int = 0) -> Comp
         [block_NW.T @ basis_NK for maps_NV in maps for block_NW in _blocks(maps_NV)]
     )
     ica = FastICA(count, whiten="unit-variance", random_state=seed, max_iter=500, tol=1e-3)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         source_WK = ica.fit_transform(reduced_WK)
     sign_K = np.where((source_WK**3).mean(axis=0) < 0, -1.0, 1.0)
@@ -91,7 +90,7 @@ def components_of(maps: Sequence[np.ndarray], count: int, seed: int = 0) -> Comp
         loading_NK=both_NK.astype(np.float32),
         expression_SNK=expression.astype(np.float32),
         explained=float(value_K.sum() / max(size, 1e-30)),
-        converged=not any(issubclass(each.category, ConvergenceWarning) for each in told),
+        converged=not any(issubclass(each.category, ConvergenceWarning) for each in caught),
     )
 
 

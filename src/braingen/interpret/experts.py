@@ -1,4 +1,4 @@
-"""What experts read and what they speak for.
+"""Voxel selectivity, outputs and category evidence of experts.
 
 B trials, V voxels, H shared width, E experts of a level, P parents, F experts a parent splits into,
 K units of an expert, C classes, N images, F numbers of an embedding where a tensor says so.
@@ -23,21 +23,22 @@ from braingen.runtime.errors import UserError
 
 
 class Selectivity(NamedTuple):
-    """How much of every voxel an expert reads, from the weights alone."""
+    """Share of every voxel that each expert receives, from the weights alone."""
 
     share_EV: np.ndarray
     """Share of a voxel's squared weights that goes to every expert; sums to 1 over the experts of a
-    level (0 for a voxel nobody reads).
+    level (0 for a voxel that no expert receives).
     """
     exact: bool
-    """Whether an expert's inputs are a fixed set of units that kept their identity on the way.
-    False where routing follows the activation, or linear maps stand between levels: units are then
-    followed by their place, which is all that the weights tell.
+    """Whether the inputs of an expert are a fixed set of identifiable units.
+
+    False if routing depends on the activation or linear maps lie between levels: units are then
+    tracked by position.
     """
 
     @property
     def chosen_V(self) -> np.ndarray:
-        """The expert that reads most of every voxel."""
+        """The expert with the largest share of every voxel."""
         return self.share_EV.argmax(axis=0)
 
 
@@ -45,21 +46,21 @@ class Selectivity(NamedTuple):
 def voxel_selectivity(
     embedding_decoder: EmbeddingDecoder, subject: int, voxels_BV: Tensor
 ) -> list[Selectivity]:
-    """Follow every voxel through the subject layer and the routers to the experts, level by level.
+    """Trace every voxel through the subject layer and the routers to the experts, level by level.
 
-    A unit keeps its place along the residual path of an expert; what the blocks add to it comes
-    from other units of the same expert and is not followed. Attributions of an expert
-    (:mod:`braingen.interpret.attribution`) do follow it.
+    A unit keeps its position along the residual path of an expert. Contributions of the blocks,
+    from other units of the same expert, are not traced; attributions
+    (:mod:`braingen.interpret.attribution`) include them.
 
     Parameters
     ----------
     voxels_BV : Tensor
-        Trials over which routing is averaged where it depends on the trial.
+        Trials over which trial-dependent routing is averaged.
 
     Raises
     ------
     UserError
-        For an encoder whose units are not shared out level by level.
+        For an encoder without hierarchical routing of units.
     """
     encoder = embedding_decoder.encoder
     if isinstance(encoder, BrainMoEVoxel):
@@ -69,9 +70,9 @@ def voxel_selectivity(
         ]
     if not isinstance(encoder, BrainMoEMulti) or encoder.bottleneck is not None:
         raise UserError(
-            "Which voxels an expert reads can be told for BrainMoEMulti without a bottleneck and"
-            f" for BrainMoEVoxel, not for {type(encoder).__name__}; its attributions can be"
-            " computed all the same (--parts)."
+            "Voxel selectivity of experts is defined for BrainMoEMulti without a bottleneck and"
+            f" for BrainMoEVoxel, not for {type(encoder).__name__}; attributions work for it"
+            " (--parts)."
         )
     energy_HV = encoder.subject_layer.linears[str(subject)].weight.float().square()  # type: ignore[operator,union-attr]
     routing = iter(encoder.eval()(voxels_BV, subject).routing)
@@ -100,21 +101,18 @@ def voxel_selectivity(
 
 
 @torch.no_grad()
-def evidence(said: Tensor, direction_CF: Tensor) -> np.ndarray:
-    """How far what was said points to every class: N x C, or N x E x C for what every expert said
-    (N x E x F).
-    """
-    return (said @ direction_CF.T.to(said)).float().cpu().numpy()
+def evidence(output: Tensor, direction_CF: Tensor) -> np.ndarray:
+    """Projection of outputs on class directions: N x C, or N x E x C for outputs N x E x F."""
+    return (output @ direction_CF.T.to(output)).float().cpu().numpy()
 
 
 def profile(
     evidence_NEC: np.ndarray, member_NC: np.ndarray, permutations: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
-    """What every expert speaks for: its evidence for a class on that class's images, less that on
-    all others.
+    """Category profile of every expert: mean evidence on images of a class minus all others.
 
-    The p value is two-sided, from exchanging the images (their classes move together); q is its
-    false discovery rate (Benjamini and Hochberg) over all experts and classes of the table.
+    The p value is two-sided, from permuting images (with all their classes); q is its false
+    discovery rate (Benjamini and Hochberg) over all experts and classes of the table.
 
     Parameters
     ----------
@@ -144,12 +142,12 @@ def profile(
 
     rng = np.random.default_rng(seed)
     found_EC = differences(np.arange(len(member_NC)))
-    drawn_REC = np.stack(
+    permuted_REC = np.stack(
         [differences(rng.permutation(len(member_NC))) for _ in range(permutations)]
     )
-    p_EC = (1 + (np.abs(drawn_REC) >= np.abs(found_EC) - 1e-12).sum(axis=0)) / (1 + permutations)
+    p_EC = (1 + (np.abs(permuted_REC) >= np.abs(found_EC) - 1e-12).sum(axis=0)) / (1 + permutations)
     q_EC = false_discovery_control(p_EC.ravel()).reshape(p_EC.shape) if p_EC.size else p_EC
-    sd_EC = np.maximum(drawn_REC.std(axis=0), 1e-12)
+    sd_EC = np.maximum(permuted_REC.std(axis=0), 1e-12)
     experts, classes = np.indices(found_EC.shape).reshape(2, -1)
     return pd.DataFrame(
         {
@@ -165,7 +163,7 @@ def profile(
 
 
 class VoxelRows(Protocol):
-    """Responses, N x V, read some rows at a time: an array, or what makes one of every slice."""
+    """Responses, N x V, read in slices of rows: an array, or an object that computes slices."""
 
     def __len__(self) -> int:
         """N."""
@@ -175,13 +173,13 @@ class VoxelRows(Protocol):
 
 
 class ExpertOutputs(NamedTuple):
-    """What experts say of some images, in units around the training mean, before the prior."""
+    """Outputs of levels and experts for some images, around the training mean, before the prior."""
 
     levels_NLF: Tensor
     experts: tuple[Tensor, ...]
     """Per level, N x E x F."""
     whole_NF: Tensor
-    """After the prior, as decoded."""
+    """Decoded embedding, after the prior."""
     clip_NF: Tensor
     """The projected output that retrieval uses."""
 
@@ -190,9 +188,7 @@ class ExpertOutputs(NamedTuple):
 def expert_outputs_of(
     embedding_decoder: EmbeddingDecoder, voxels_NV: VoxelRows, subject: int, batch_size: int = 64
 ) -> Iterator[ExpertOutputs]:
-    """Ask every part of a decoder about images, some at a time: what 30 experts say of 1000 images
-    is more than their voxels.
-    """
+    """Yield outputs of all parts of a decoder in batches, because together they exceed memory."""
     device = next(embedding_decoder.parameters()).device
     for first in range(0, len(voxels_NV), batch_size):
         voxels_BV = torch.as_tensor(voxels_NV[first : first + batch_size], device=device)
@@ -210,9 +206,9 @@ def expert_outputs_of(
         )
 
 
-def all_expert_outputs(said: Iterable[ExpertOutputs]) -> ExpertOutputs:
-    """Of a few images, together."""
-    levels, experts, whole, clip = zip(*said)
+def all_expert_outputs(batches: Iterable[ExpertOutputs]) -> ExpertOutputs:
+    """Concatenate batches of outputs."""
+    levels, experts, whole, clip = zip(*batches)
     return ExpertOutputs(
         torch.cat(levels),
         tuple(torch.cat(each) for each in zip(*experts)),

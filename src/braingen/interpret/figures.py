@@ -1,4 +1,4 @@
-"""Pictures of maps: through the head, in slices, on a surface.
+"""Figures of maps: glass brain, slices, surface.
 
 V voxels.
 """
@@ -36,11 +36,9 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _limit(value_V: np.ndarray) -> float:
-    """Where colours end, from -limit to limit: the 99th percentile of sizes, so that one voxel does
-    not wash out the rest.
+    """Limit of the symmetric colour scale: the 99th percentile of sizes, robust to outliers.
 
-    Where that is zero, the largest size; where all is zero, or nothing is a number, 1: zero is the
-    middle of the colours.
+    If that is zero, the largest size; 1 if all values are zero or not finite.
     """
     size = np.abs(np.asarray(value_V, dtype=np.float64))
     size = size[np.isfinite(size)]
@@ -50,16 +48,16 @@ def _limit(value_V: np.ndarray) -> float:
 
 
 def _titled(title: str, value_V: np.ndarray) -> str:
-    """A title that says so where there is nothing to see."""
+    """The title, with a note if the map is empty."""
     finite = np.isfinite(value_V)
-    told = (
+    note = (
         "no finite value"
         if not finite.any()
         else "zero everywhere"
         if not np.any(np.asarray(value_V)[finite])
         else ""
     )
-    return f"{title} ({told})" if title and told else title or told
+    return f"{title} ({note})" if title and note else title or note
 
 
 def _image(places: VoxelPlaces, value_V: np.ndarray) -> nibabel.Nifti1Image:
@@ -230,7 +228,7 @@ def draw_surface(
     _save(figure, path)
 
 
-def draw_sheet(
+def draw_flat_cortex(
     path: Path,
     place_V2: np.ndarray,
     hemisphere_V: np.ndarray,

@@ -1,5 +1,4 @@
-"""What `braingen interpret` reads: a trained embedding decoder, test images' responses, labels, and
-the directions that are asked about.
+"""Inputs of `braingen interpret`: trained decoder, responses to test images, labels, directions.
 
 N test images, V voxels, F numbers of an embedding, C classes, M training images.
 """
@@ -38,29 +37,29 @@ from braingen.simulation.scenes import BACKGROUNDS, COLOUR_NAMES, NO_COLOUR, OBJ
 from braingen.targets.tables import Targets
 
 _IMAGES = 64
-"""Whose embeddings are made at once."""
+"""Images per batch of embeddings."""
 ABOUT = ("target", "cosine", "embedding", "label", "caption")
 Labels = Callable[[np.ndarray], list[tuple[str, ...]]]
 
 
 class SubjectData(NamedTuple):
-    """One subject's test images, as the decoder is given them."""
+    """Test images of one subject, as input to the decoder."""
 
     number: int
     voxels_NV: np.ndarray
     """Responses averaged over presentations, float32, in a mapped file."""
     rows_NR: np.ndarray
-    """Rows of the betas of every presentation, -1 where there were fewer."""
+    """Rows of the betas of every presentation, -1 for fewer presentations."""
     image_N: np.ndarray
     places: Places
     meshes: tuple[Mesh, ...] = ()
-    """Surfaces to draw on."""
+    """Surfaces for figures."""
     about_meshes: tuple[str, ...] = ()
-    """Sentences that an embedding decoder of such a figure has to know."""
+    """Notes on these surfaces for the report."""
 
 
 class Classes(NamedTuple):
-    """Categories of the images, and where they lie in the embedding."""
+    """Categories of the images, and their directions in the embedding."""
 
     names: tuple[str, ...]
     member_NC: np.ndarray
@@ -68,32 +67,26 @@ class Classes(NamedTuple):
     direction_CF: Tensor
     """From training images, length 1."""
     read_out: Callable[[], ClassReadOut]
-    """Learns from training images to tell the categories in an embedding; it takes a while with
-    thousands of images.
-    """
+    """Fit classifiers of the categories to training images; slow for thousands of images."""
 
 
 class InterpretInputs(NamedTuple):
-    """Everything there is to explain."""
+    """All inputs of an explanation."""
 
     embedding_decoder: EmbeddingDecoder
     subjects: tuple[SubjectData, ...]
-    """All with the same images."""
+    """Subjects with the same images."""
     true_NF: Tensor
     """True embeddings around the training mean."""
     classes: Classes | None
-    """None where nothing is known of what the images show."""
+    """None if the images have no labels."""
     direction_NF: Tensor
-    """Per test image the direction whose share is explained, of length 1, in a mapped file as
-    true_NF.
-    """
+    """Per test image the explained direction, of length 1, in a mapped file as true_NF."""
     simulated: bool
 
 
 def averaged(betas: Betas, repeats: Repeats, out_NV: np.ndarray | None = None) -> np.ndarray:
-    """Responses averaged over the presentations there are, N x V float32; into `out_NV` where it is
-    given.
-    """
+    """Responses averaged over presentations, N x V float32, optionally into `out_NV`."""
     out_NV = (
         np.empty((len(repeats.image_N), betas.voxels), dtype=np.float32)
         if out_NV is None
@@ -105,7 +98,7 @@ def averaged(betas: Betas, repeats: Repeats, out_NV: np.ndarray | None = None) -
 
 
 def read_labels(config: Config, simulated: bool) -> Labels | None:
-    """How to look up the labels of images; None where there are none.
+    """Function that looks up the labels of images; None without labels.
 
     Raises
     ------
@@ -343,7 +336,7 @@ def _directions(
     if kind == "caption":
         if config.interpret.modality != "text":
             raise UserError(
-                "interpret.about = caption asks the text encoder, whose embeddings captions have:"
+                "interpret.about = caption needs the text encoder, which predicts captions:"
                 " add --modality text."
             )
         texts = (
@@ -354,7 +347,7 @@ def _directions(
         return lambda rows: standard(targets.text_encoder([[texts[row]] for row in rows]))
     if classes is None:
         raise UserError(
-            "interpret.about = label needs to know what images show: give a table with --labels"
+            "interpret.about = label needs labels of the images: give a table with --labels"
             " (docs/interpret.md)."
         )
     if name:

@@ -1,4 +1,4 @@
-"""Maps on disk: one row per image, written as they are computed, never held as a whole.
+"""Maps on disk: one row per image, written as computed, never in memory as a whole.
 
 N images, V voxels, C classes.
 """
@@ -26,7 +26,7 @@ class MapFile(NamedTuple):
     """
 
     path: Path
-    """Of the .npy file."""
+    """Path of the .npy file."""
 
     @property
     def _notes(self) -> Path:
@@ -34,7 +34,7 @@ class MapFile(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether every row is there."""
+        """Whether all rows are written."""
         return self.path.exists() and self._notes.exists()
 
     def maps(self) -> np.ndarray:
@@ -67,7 +67,7 @@ class MapFile(NamedTuple):
         batch_size: int,
         tick: Callable[[int], object] = lambda _: None,
     ) -> None:
-        """Explain every image that is not there yet, batch by batch, straight into the file.
+        """Explain the missing images in batches, directly into the file.
 
         A process that is killed loses the batch it was at; the next one continues with the same
         batches.

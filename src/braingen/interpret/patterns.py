@@ -1,12 +1,11 @@
-"""Where what is decoded is to be seen: activation patterns.
+"""Activation patterns: voxels that contain the decoded information.
 
-A decoder gives weight to voxels that carry what it decodes and to voxels that cancel the noise of
-these; attributions show both. The covariance of a voxel's responses with what was decoded shows the
-first kind only (Haufe et al. 2014, NeuroImage 87:96-110). Two things are added here, for which
-images must have been shown more than once. What was decoded comes from other presentations than the
-response it is compared with, so that noise, which both would share, does not count. And the
-covariance is measured against what of a voxel's responses comes back with the image, not against
-their noise, so that a noisy voxel is not taken for one that carries little.
+A decoder weights voxels that contain the decoded information and voxels that cancel their noise;
+attributions show both. The covariance of voxel responses with the decoder output shows only the
+former (Haufe et al. 2014, NeuroImage 87:96-110). Two changes here need repeated presentations.
+The decoder output comes from other presentations than the response, so that shared noise is
+excluded. And the covariance is divided by the repeatable part of the response, not by its noise, so
+that noisy voxels are not underestimated.
 
 N images, R presentations, V voxels, C classes, F numbers of an embedding, M training images, K =
 min(M, F).
@@ -26,24 +25,23 @@ from braingen.runtime.errors import UserError
 _STRENGTH = 0.1
 """C of the logistic regressions, of embeddings scaled to a mean variance of 1."""
 _IMAGES = 64
-"""Whose responses are held at once."""
+"""Images per batch of responses."""
 
 
 class ClassReadOut(NamedTuple):
-    """Says which classes an embedding shows; learnt from true embeddings, never from the brain."""
+    """Linear classifiers of embeddings, fitted to true embeddings, never to brain activity."""
 
     weight_CF: np.ndarray
-    """Zeros for a class that no training image has, or all."""
+    """Zeros for a class with no training image, or with all."""
     bias_C: np.ndarray
 
     @classmethod
     def learn(cls, embedding_MF: np.ndarray, member_MC: np.ndarray) -> ClassReadOut:
-        """One logistic regression per class against all other images, so that an image may belong
-        to several.
+        """Fit one logistic regression per class against all other images.
 
-        Unlike the difference of mean embeddings
-        (:func:`braingen.interpret.readout.class_directions`) it discounts what merely happens to go
-        with a class in the training images.
+        An image may have several classes. Unlike the difference of mean embeddings
+        (:func:`braingen.interpret.readout.class_directions`), regression discounts features that
+        are only correlated with a class.
 
         Parameters
         ----------
@@ -82,7 +80,7 @@ class ClassReadOut(NamedTuple):
         return cls(weight_CF, bias_C)
 
     def probability(self, embedding_NF: np.ndarray) -> np.ndarray:
-        """Of every class, N x C."""
+        """Probability of every class, N x C."""
         return 1 / (
             1
             + np.exp(-(np.asarray(embedding_NF, dtype=np.float64) @ self.weight_CF.T + self.bias_C))
@@ -90,25 +88,24 @@ class ClassReadOut(NamedTuple):
 
 
 class Patterns(NamedTuple):
-    """Activation patterns, and how well voxels could be measured."""
+    """Activation patterns and reliability of voxels."""
 
     map_CV: np.ndarray
-    """Correlation, over images, of what was decoded about a class with what a voxel repeats when an
-    image comes again; float32. Estimated, so that it may exceed 1 a little.
+    """Correlation over images of decoded class and repeatable response of a voxel, float32.
+
+    An estimate, which may slightly exceed 1.
     """
     reliability_V: np.ndarray
-    """Share of the variance of single responses that comes back with the image; about 0 for a voxel
-    without signal; float32.
-    """
+    """Share of the variance of single responses that repeats with the image; float32."""
     floor: float
-    """Two standard errors of the reliability of a voxel without signal. Voxels below are treated as
-    if they were there: what they repeat is not known from nothing, and dividing by it would only
-    enlarge noise.
+    """Two standard errors of the reliability of a voxel without signal.
+
+    Lower reliabilities are raised to it, because dividing by them would only amplify noise.
     """
 
     @property
     def typical_V(self) -> np.ndarray:
-        """Root mean square over classes: how far a voxel goes along with any of them."""
+        """Root mean square over classes."""
         return np.sqrt(np.square(self.map_CV).mean(axis=0))
 
 
@@ -117,22 +114,20 @@ def activation_patterns(
     rows_NR: np.ndarray,
     decoded: Callable[[np.ndarray], np.ndarray],
 ) -> Patterns:
-    """Compare responses with what is decoded from other presentations of the same images.
+    """Correlate responses with decoder outputs from other presentations of the same images.
 
-    Every presentation is once set against the mean of the others, in both directions: decoded from
-    the one and seen in the others, and the other way round. Responses are read some images at a
-    time, twice: to decode them, and to compare them with what was decoded of all.
+    Every presentation is compared with the mean of the others, in both directions. Responses are
+    read in batches, twice: to decode them, and to correlate them with the outputs.
 
     Parameters
     ----------
     read : Callable[[np.ndarray], np.ndarray]
         Rows of the betas to responses, such as ``Betas.rows``.
     rows_NR : np.ndarray
-        Rows of an image's presentations, -1 where it was shown less often; images shown once are
-        left out.
+        Rows of an image's presentations, -1 for fewer presentations; images shown once are
+        excluded.
     decoded : Callable[[np.ndarray], np.ndarray]
-        Responses of some images to what is decoded of them, B x C, such as probabilities of
-        classes.
+        Decoder: responses to B x C outputs, such as class probabilities.
 
     Raises
     ------
@@ -153,16 +148,18 @@ def activation_patterns(
         if images < 3:
             continue
         pieces = [used_NR[first:last] for first, last in blocks(images, _IMAGES)]
-        told: list[tuple[np.ndarray, np.ndarray]] = []
+        outputs: list[tuple[np.ndarray, np.ndarray]] = []
         sum_one_V, sum_others_V = 0.0, 0.0
         for rows_BR in pieces:
             one_BV, others_BV = _one_and_others(read, rows_BR, one)
-            told.append((decoded(others_BV.astype(np.float32)), decoded(one_BV.astype(np.float32))))
+            outputs.append(
+                (decoded(others_BV.astype(np.float32)), decoded(one_BV.astype(np.float32)))
+            )
             sum_one_V, sum_others_V = (
                 sum_one_V + one_BV.sum(axis=0),
                 sum_others_V + others_BV.sum(axis=0),
             )
-        from_others_NC, from_one_NC = (_standard(np.concatenate(each)) for each in zip(*told))
+        from_others_NC, from_one_NC = (_standard(np.concatenate(each)) for each in zip(*outputs))
         for rows_BR, (first, last) in zip(pieces, blocks(images, _IMAGES)):
             one_BV, others_BV = _one_and_others(read, rows_BR, one)
             one_BV -= sum_one_V / images
@@ -198,8 +195,8 @@ def _one_and_others(
     return one_BV, others_BV / (rows_BR[:, others] >= 0).sum(axis=1)[:, None]
 
 
-def _standard(told_NC: np.ndarray) -> np.ndarray:
-    """Mean 0 and sd 1 over images; zeros for a class about which nothing is ever said."""
-    told_NC = told_NC - told_NC.mean(axis=0)
-    deviation_C = told_NC.std(axis=0)
-    return np.where(deviation_C > 1e-9, told_NC / np.maximum(deviation_C, 1e-9), 0)
+def _standard(output_NC: np.ndarray) -> np.ndarray:
+    """Standardise over images; zeros for a constant class."""
+    output_NC = output_NC - output_NC.mean(axis=0)
+    deviation_C = output_NC.std(axis=0)
+    return np.where(deviation_C > 1e-9, output_NC / np.maximum(deviation_C, 1e-9), 0)

@@ -1,6 +1,4 @@
-"""One question that `braingen interpret` answers: what it is about, where its files lie, and what
-all its steps need.
-"""
+"""One question of `braingen interpret`: its settings, folder and inputs, shared by all steps."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ from braingen.runtime.untrusted import csv_text
 
 
 def chosen_parts(config: Config, experts: list[int]) -> list[DecoderPart]:
-    """The parts that interpret.parts names, the whole decoder first."""
+    """The parts named by interpret.parts, the whole decoder first."""
     everything = parts_of(experts)
     groups = {
         "all": everything,
@@ -49,16 +47,16 @@ def chosen_parts(config: Config, experts: list[int]) -> list[DecoderPart]:
 
 
 class Explanation:
-    """One question, its folder and what is explained.
+    """One question: settings, folder and inputs.
 
     Parameters
     ----------
     config : Config
         Settings.
     folder : Path
-        Where results go.
+        Folder of the results.
     inputs : InterpretInputs
-        What is explained.
+        Inputs that are explained.
     """
 
     def __init__(self, config: Config, folder: Path, inputs: InterpretInputs) -> None:
@@ -70,23 +68,23 @@ class Explanation:
         )
         self.parts = chosen_parts(config, self.experts)
         self.layout = Layout.of(config.data.root)
-        self.said: list[str] = []
+        self.sentences: list[str] = []
 
-    def say(self, sentence: str) -> None:
-        """Something an embedding decoder has to know; printed, and kept for the page."""
-        self.said.append(sentence)
+    def report(self, sentence: str) -> None:
+        """Print a finding and keep it for the page."""
+        self.sentences.append(sentence)
         new_console().print(sentence)
 
     def of(self, subject: SubjectData) -> Path:
-        """A subject's folder."""
+        """Folder of a subject."""
         return self.folder / f"subj{subject.number:02d}"
 
     def map_file(self, subject: SubjectData, part: DecoderPart) -> MapFile:
-        """Where a part's maps lie."""
+        """File of the maps of a part."""
         return MapFile(self.of(subject) / "maps" / f"{part.name}.npy")
 
     def regions(self, subject: SubjectData) -> dict[str, np.ndarray]:
-        """Named regions of a subject; of a simulated one the planted areas as well."""
+        """Named regions of a subject, and the planted areas of a simulated one."""
         found = volumes.known_regions(
             self.layout, subject.number, subject.places, self.config.interpret.atlases
         )
@@ -98,7 +96,7 @@ class Explanation:
         return found
 
     def planted(self, subject: SubjectData) -> dict[str, np.ndarray]:
-        """What is known of a simulated subject's voxels; empty for a real one."""
+        """Ground truth of the voxels of a simulated subject; empty for a real one."""
         path = self.layout.truth(subject.number)
         if not self.inputs.simulated or not path.exists():
             return {}
@@ -112,13 +110,13 @@ class Explanation:
         write_text(path, csv_text(table, index=False, float_format="%.6g"))
 
     def draw(self, path: Path, subject: SubjectData, value_V: np.ndarray, title: str) -> None:
-        """A figure of a map: the flat sheet of a simulated subject, views through the voxels of a
-        real one.
-        """
+        """Plot a map: on the flat cortex of a simulated subject, else projections or a surface."""
         truth = self.planted(subject)
         if truth:
             place_V2 = truth["sheet_uv"] * truth["sheet_extent_mm"]
-            figures.draw_sheet(path, place_V2, truth["hemisphere"], truth["area"], value_V, title)
+            figures.draw_flat_cortex(
+                path, place_V2, truth["hemisphere"], truth["area"], value_V, title
+            )
         elif isinstance(subject.places, VoxelPlaces):
             figures.draw_projections(path, subject.places, value_V, title)
         elif isinstance(subject.places, SurfacePlaces) and (
@@ -129,7 +127,7 @@ class Explanation:
             figures.draw_columns(path, subject.places, value_V, title)
 
     def facts(self) -> dict[str, Any]:
-        """What the page is told besides the files."""
+        """Values for the page besides the files."""
         settings = self.config.interpret
         return {
             "modality": settings.modality,

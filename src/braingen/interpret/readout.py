@@ -1,5 +1,4 @@
-"""What is explained: a number read off a decoded embedding, of the whole decoder, a level or one
-expert.
+"""The explained value: a scalar of the embedding of the whole decoder, a level or an expert.
 
 B batch, V voxels, F = T x D numbers of an embedding, C classes, N images.
 """
@@ -33,7 +32,7 @@ class DecoderPart(NamedTuple):
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Name for display."""
         return self.name.replace("-", " ").replace(" expert", ", expert")
 
     @classmethod
@@ -59,10 +58,10 @@ WHOLE = DecoderPart()
 
 @torch.no_grad()
 def experts_per_level(embedding_decoder: EmbeddingDecoder, voxels: int, subject: int) -> list[int]:
-    """How many experts every level has; empty for a dense encoder."""
+    """Number of experts per level; empty for a dense encoder."""
     device = next(embedding_decoder.parameters()).device
-    read = embedding_decoder(torch.zeros(1, voxels, device=device), subject, return_experts=True)
-    return [expert_BETD.shape[1] for expert_BETD in read.expert_backbone]
+    outputs = embedding_decoder(torch.zeros(1, voxels, device=device), subject, return_experts=True)
+    return [expert_BETD.shape[1] for expert_BETD in outputs.expert_backbone]
 
 
 def parts_of(experts: list[int]) -> list[DecoderPart]:
@@ -82,12 +81,12 @@ def parts_of(experts: list[int]) -> list[DecoderPart]:
 def decode(
     embedding_decoder: EmbeddingDecoder, voxels_BV: Tensor, subject: int, part: DecoderPart = WHOLE
 ) -> Tensor:
-    """What a part says, in units around the training mean; differentiable.
+    """Output of a part, around the training mean; differentiable.
 
-    The whole decoder's embedding has gone through the prior (one call of its network, whatever
-    ``prior.use`` is), as in decoding. Levels and experts are taken before it, because the prior was
-    trained on the mean of the levels only. So, before the prior, the whole is the mean of its
-    levels and a level is the sum of its experts (their mean with ``level_combine: mean``).
+    The embedding of the whole decoder includes the prior (one call of its network, for any
+    ``prior.use``), as in decoding. Levels and experts are taken before the prior, which was trained
+    on the mean of the levels only. Before the prior, the whole is therefore the mean of its levels
+    and a level is the sum of its experts (their mean with ``level_combine: mean``).
 
     Returns
     -------
@@ -120,19 +119,19 @@ def decode(
 
 
 class Readout(nn.Module):
-    """One number per trial: how far what a part says points in a direction.
+    """One value per trial: projection of the output of a part on a direction.
 
     Parameters
     ----------
-    embedding decoder : EmbeddingDecoder
-        Frozen for the purpose.
+    embedding_decoder : EmbeddingDecoder
+        Frozen here.
     subject : int
-        Whose voxels come.
+        Number of the subject.
     part : DecoderPart, optional
-        Who speaks.
+        The explained part.
     cosine : bool, optional
-        Divide by the length of what is said, so that the number is the cosine with the direction.
-        Without it the number is linear in the embedding, and levels and experts add up.
+        Divide by the length of the output, so that the value is the cosine with the direction.
+        Without it the value is linear in the embedding, and levels and experts add up.
     """
 
     def __init__(
@@ -152,14 +151,14 @@ class Readout(nn.Module):
 
     def forward(self, voxels_BV: Tensor, direction_BF: Tensor) -> Tensor:
         """value_B, for directions of length 1."""
-        said_BF = decode(self.embedding_decoder, voxels_BV, self.subject, self.part)
+        output_BF = decode(self.embedding_decoder, voxels_BV, self.subject, self.part)
         if self.cosine:
-            said_BF = normalize(said_BF, dim=1)
-        return (said_BF * direction_BF).sum(dim=1)
+            output_BF = normalize(output_BF, dim=1)
+        return (output_BF * direction_BF).sum(dim=1)
 
 
 def class_directions(embedding_NF: Tensor, member_NC: np.ndarray) -> Tensor:
-    """Direction of every class: mean embedding of its images less that of all others, of length 1.
+    """Direction of every class: mean embedding of its images minus that of all others, length 1.
 
     Parameters
     ----------

@@ -51,11 +51,11 @@ STEPS = {
     "ablation": write_ablation,
     "routers": write_routers,
 }
-"""In the order in which they run; each writes its files and can be run alone."""
+"""Steps in order; each writes its files and can run alone."""
 
 
 def folder_for(config: Config) -> Path:
-    """Where the results of one question lie: encoder, what is explained, and how."""
+    """Folder of one question, named by encoder, explained quantity and method."""
     about = re.sub(r"[^a-z0-9]+", "-", config.interpret.about.lower()).strip("-")
     return (
         config.run.folder
@@ -65,13 +65,14 @@ def folder_for(config: Config) -> Path:
 
 
 def interpret(config: Config) -> Path:
-    """Explain a trained encoder's decoding of the test images. Steps that are asked for again use
-    the maps that are there.
+    """Explain the decoding of the test images by a trained encoder.
+
+    Repeated steps reuse the existing maps.
 
     Returns
     -------
     Path
-        The page, or the folder where none was asked for.
+        The page, or the folder if no page is requested.
     """
     folder = folder_for(config)
     settings = {
@@ -92,9 +93,9 @@ def interpret(config: Config) -> Path:
         )
         for name, step in STEPS.items():
             if name in config.interpret.explain_steps:
-                work.said = []
+                work.sentences = []
                 step(work)
-                findings[name] = work.said
+                findings[name] = work.sentences
                 write_json(sentences_path, findings)
         write_json(folder / "facts.json", work.facts())
         if "page" not in config.interpret.explain_steps:

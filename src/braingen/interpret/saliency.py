@@ -1,7 +1,6 @@
-"""Where in the picture: a voxel's contribution spread over the part of the visual field it looks
-at.
+"""Saliency in the image: voxel contributions projected through their receptive fields.
 
-N images, V voxels, P = side x side places of the picture, from its upper left corner row by row.
+N images, V voxels, P = side x side pixels, row by row from the upper left corner.
 """
 
 from __future__ import annotations
@@ -15,28 +14,24 @@ from braingen.data.large_files import blocks
 from braingen.evaluation.uncertainty import mean_interval
 
 _VOXELS, _IMAGES = 512, 64
-"""Worked on at once."""
+"""Voxels and images per block."""
 
 
 class ReceptiveFields(NamedTuple):
-    """Population receptive fields of a subject's voxels, in degrees from the centre of the
-    picture.
-    """
+    """Population receptive fields of voxels, in degrees from the centre of the image."""
 
     x_V: np.ndarray
-    """To the right."""
+    """Rightwards."""
     y_V: np.ndarray
-    """Up."""
+    """Upwards."""
     size_V: np.ndarray
-    """Spread (sd) of the Gaussian."""
+    """Standard deviation of the Gaussian."""
 
     @classmethod
     def from_polar(
         cls, eccentricity_V: np.ndarray, angle_V: np.ndarray, size_V: np.ndarray
     ) -> ReceptiveFields:
-        """From NSD's volumes: degrees of eccentricity, polar angle counter-clockwise from the
-        right, size.
-        """
+        """From eccentricity, polar angle (counter-clockwise from the right) and size in degrees."""
         angle = np.radians(angle_V)
         return cls(
             eccentricity_V * np.cos(angle), eccentricity_V * np.sin(angle), np.asarray(size_V)
@@ -44,7 +39,7 @@ class ReceptiveFields(NamedTuple):
 
     @property
     def usable_V(self) -> np.ndarray:
-        """Where all three are known and the size is positive."""
+        """Voxels with finite values and positive size."""
         return (
             np.isfinite(self.x_V)
             & np.isfinite(self.y_V)
@@ -60,9 +55,7 @@ def places(side: int, field_of_view: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gaussians(fields: ReceptiveFields, side: int, field_of_view: float) -> np.ndarray:
-    """What every voxel looks at: V x P float32, each summing to 1 over the picture; zeros where the
-    field is not known or lies outside.
-    """
+    """Receptive fields in the image, V x P float32, each with sum 1, or zeros outside."""
     x_P, y_P = places(side, field_of_view)
     out_VP = np.zeros((len(fields.x_V), side * side), dtype=np.float32)
     usable = np.flatnonzero(fields.usable_V)
@@ -79,17 +72,15 @@ def gaussians(fields: ReceptiveFields, side: int, field_of_view: float) -> np.nd
 def saliency(
     maps_NV: np.ndarray, gaussian_VP: np.ndarray, out_NP: np.ndarray | None = None
 ) -> np.ndarray:
-    """Contributions in favour spread over the picture: N x P float32, each summing to 1 (to 0 where
-    nothing speaks in favour).
+    """Positive contributions in the image: N x P float32, each with sum 1 (0 without any).
 
-    A contribution against what is explained comes from places that show something else, or from
-    cancelled noise; sizes of both kinds together were tried and followed the object less
-    (docs/interpret.md).
+    Negative contributions come from other parts of the image or from cancelled noise. Maps of
+    absolute contributions followed the object less closely (docs/interpret.md).
 
     Parameters
     ----------
     out_NP : np.ndarray | None, optional
-        Filled, such as a memory map; a new array where none is given.
+        Output array, such as a memory map; a new array by default.
     """
     out_NP = (
         np.empty((len(maps_NV), gaussian_VP.shape[1]), dtype=np.float32)
@@ -103,16 +94,15 @@ def saliency(
 
 
 def beyond_usual(saliency_NP: np.ndarray, out_NP: np.ndarray | None = None) -> np.ndarray:
-    """What is particular to an image: its saliency relative to the mean of all other images, less
-    1.
+    """Saliency of an image relative to the mean of all other images, minus 1.
 
-    Voxels look at the centre more than at the margin, and some voxels weigh more in every image;
-    neither says anything about this one.
+    This removes what all images share: more receptive fields near the centre, and voxels with
+    large weights.
 
     Parameters
     ----------
     out_NP : np.ndarray | None, optional
-        Filled, possibly saliency_NP itself; a new array where none is given.
+        Output array, possibly saliency_NP itself; a new array by default.
     """
     out_NP = np.empty_like(saliency_NP) if out_NP is None else out_NP
     sum_P = saliency_NP.sum(axis=0)
@@ -124,27 +114,23 @@ def beyond_usual(saliency_NP: np.ndarray, out_NP: np.ndarray | None = None) -> n
 
 
 class Pointing(NamedTuple):
-    """How often the highest point of a map lies on the object, against maps of other images."""
+    """Share of maps with their maximum on the object, compared with maps of other images."""
 
     hits: float
     low: float
     high: float
     """95 % interval of the share of hits, over images."""
     chance: float
-    """The same share with the maps of other images (every image with every other's map)."""
+    """The same share with the maps of all other images."""
     gain: float
     gain_low: float
     gain_high: float
-    """Hits less the image's own chance, with its 95 % interval over images: above 0 where the map
-    follows the object.
-    """
+    """Hits minus the chance of each image, with 95 % interval; above 0 if maps follow objects."""
     images: int
 
 
 def peaks_on_object(map_NP: np.ndarray, object_NP: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per image, whether its map's highest point lies on its object (1 or 0), and how often other
-    images' maps' do.
-    """
+    """Per image: maximum of its map on its object (1 or 0), and the share of other maps."""
     peak_N = map_NP.argmax(axis=1)
     hit_NN = object_NP[:, peak_N]  # image x whose map
     own_N = np.diagonal(hit_NN).astype(np.float64)
@@ -154,15 +140,14 @@ def peaks_on_object(map_NP: np.ndarray, object_NP: np.ndarray) -> tuple[np.ndarr
 def pointing_game(
     map_NP: np.ndarray, object_NP: np.ndarray, resamples: int = 2000, seed: int = 0
 ) -> Pointing:
-    """The pointing game (Zhang et al. 2016), with a chance level that knows how central objects and
-    maps are.
+    """The pointing game (Zhang et al. 2016), with chance from the maps of other images.
 
     Parameters
     ----------
     map_NP : np.ndarray
         Saliency of every image.
     object_NP : np.ndarray
-        Bool, where the object is.
+        Bool, pixels of the object.
     """
     own_N, others_N = peaks_on_object(map_NP, object_NP)
     hits, gain = (
@@ -173,9 +158,7 @@ def pointing_game(
 
 
 def inside_outside(map_NP: np.ndarray, object_NP: np.ndarray) -> np.ndarray:
-    """Per image, the area under the ROC curve of the map for telling object from background (0.5:
-    it does not).
-    """
+    """Per image, area under the ROC curve of the map for object against background."""
     inside_N = object_NP.sum(axis=1)
     outside_N = object_NP.shape[1] - inside_N
     pieces = blocks(len(map_NP), _IMAGES)

@@ -1,6 +1,4 @@
-"""The step `ablation` of `braingen interpret`: levels, experts and regions ablated, and decoded
-again.
-"""
+"""The step `ablation` of `braingen interpret`: ablate levels, experts and regions, then decode."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from braingen.data.betas import Betas
 from braingen.generation.reconstruct import assemble
-from braingen.interpret.ablated_images import ablations_of, draw_ablated
+from braingen.interpret.ablated_images import ablations_of, generate_ablated
 from braingen.interpret.ablation import (
     AblationScores,
     ablate_part,
@@ -29,7 +27,7 @@ from braingen.targets.tables import Targets
 
 
 def write_ablation(work: Explanation) -> None:
-    """Silence levels, experts and regions; decode again."""
+    """Ablate levels, experts and regions, and score the decoded embeddings."""
     classes, tables = work.inputs.classes, []
     for subject in work.inputs.subjects:
         count = len(subject.image_N)
@@ -42,11 +40,11 @@ def write_ablation(work: Explanation) -> None:
             return expert_outputs_of(work.inputs.embedding_decoder, voxels_NV, number)
 
         def score(
-            said: Iterable[ExpertOutputs],
+            outputs: Iterable[ExpertOutputs],
             directions: Tensor = direction_CF,
             members: np.ndarray = member_NC,
         ) -> AblationScores:
-            return scores_of(said, work.inputs.true_NF, directions, members)
+            return scores_of(outputs, work.inputs.true_NF, directions, members)
 
         groups = {"all": np.ones(count, dtype=bool)} | dict(
             zip(classes.names if classes else (), member_NC.T)
@@ -71,9 +69,9 @@ def write_ablation(work: Explanation) -> None:
                 )
             )
         if not done:
-            work.say(
-                f"Ablation: left out, subject {subject.number}'s encoder has no experts and no"
-                " region is known that could be ablated."
+            work.report(
+                f"Ablation: skipped, because the encoder of subject {subject.number} has no"
+                " experts and no region is known."
             )
             continue
         table = ablation_table(
@@ -90,29 +88,29 @@ def write_ablation(work: Explanation) -> None:
     ]
     if len(regional):
         most = regional.loc[regional["loss"].idxmax()]
-        work.say(
-            f"Ablation: of the regions, {most['ablated']} ({most['voxels']} voxels) costs most"
-            f" cosine, {most['loss']:.3f} (as many random voxels:"
+        work.report(
+            f"Ablation: {most['ablated']} ({most['voxels']} voxels) lowers the"
+            f" cosine most, by {most['loss']:.3f} (same number of random voxels:"
             f" {most.get('random', float('nan')):.3f})."
         )
     write_ablated_images(work, table)
 
 
 def write_ablated_images(work: Explanation, table: pd.DataFrame) -> None:
-    """Pictures of the first images with levels and regions ablated; `table` is ablation.csv."""
+    """Generate the first images with ablated levels and regions; `table` is ablation.csv."""
     if not (count := work.config.interpret.ablation_images):
         return
     targets = Targets(work.config)
     try:
         decoder = assemble(work.config, targets)
     except (UserError, OSError) as error:
-        work.say(f"Ablation: no pictures were drawn. {error}")
+        work.report(f"Ablation: no images were generated. {error}")
         return
     for subject in work.inputs.subjects:
         mine = table[table["subject"] == subject.number]
         things = ablations_of(work.config, work.experts, work.regions(subject), mine)
         betas, own = Betas.of(work.layout, subject.number), work.of(subject)
-        drawn = draw_ablated(
+        scores = generate_ablated(
             work.config, decoder, targets, betas, subject, count, things, own / "ablated"
         )
-        work.table(own / "ablated_images.csv", drawn)
+        work.table(own / "ablated_images.csv", scores)

@@ -1,5 +1,4 @@
-"""The step `attributions` of `braingen interpret`: maps of every part and image; means, categories,
-regions, NIfTI, figures.
+"""The step `attributions` of `braingen interpret`: maps of every part and image.
 
 N images, V voxels.
 """
@@ -24,7 +23,7 @@ from braingen.runtime.console import Progress
 
 
 def write_attributions(work: Explanation) -> None:
-    """Maps of every part and image; means, categories, regions, NIfTI, figures."""
+    """Write maps of every part and image, with means, categories, regions, NIfTI and figures."""
     settings = work.config.interpret
     rows = []
     with Progress() as progress:
@@ -58,16 +57,13 @@ def write_attributions(work: Explanation) -> None:
                 )
             work.table(work.of(subject) / "regions.csv", region_table(means, work.regions(subject)))
     if settings.surface and WHOLE not in work.parts:
-        work.say(
-            "Surface: it shows the whole decoder's map, which --parts leaves out; add whole to it."
-        )
+        work.report("Surface: the figure shows the map of the whole decoder; add whole to --parts.")
     table = pd.DataFrame(rows)
     work.table(work.folder / "completeness.csv", table)
     worst = table.loc[table["incomplete"].idxmax()]
-    work.say(
-        f"Completeness: maps miss {table['incomplete'].median():.1%} of what they explain (median"
-        f" of parts), at most {worst['incomplete']:.1%} ({worst['part']}); more --points bring it"
-        " down."
+    work.report(
+        f"Completeness error of the maps: {table['incomplete'].median():.1%} (median of parts), at"
+        f" most {worst['incomplete']:.1%} ({worst['part']}); more --points reduce it."
     )
 
 
@@ -108,7 +104,7 @@ def _write_maps(
     maps_NV: np.ndarray,
     mean_V: np.ndarray,
 ) -> None:
-    nifti, drawn = work.of(subject) / "nifti", work.of(subject) / "figures"
+    nifti, images = work.of(subject) / "nifti", work.of(subject) / "figures"
     subject.places.write(nifti / f"{part.name}-mean.nii.gz", mean_V)
     subject.places.write(nifti / f"{part.name}-size.nii.gz", root_mean_square(maps_NV))
     if work.inputs.classes is not None:
@@ -128,11 +124,11 @@ def _write_maps(
             )
         title = f"subject {subject.number}: mean contribution to the decoded embedding"
         if isinstance(subject.places, VoxelPlaces):
-            figures.draw_slices(drawn / "whole-slices.png", subject.places, mean_V)
+            figures.draw_slices(images / "whole-slices.png", subject.places, mean_V)
         if subject.meshes and not isinstance(subject.places, ColumnPlaces):
             figures.draw_surface(
-                drawn / "whole-surface.png", subject.places, mean_V, subject.meshes, title
+                images / "whole-surface.png", subject.places, mean_V, subject.meshes, title
             )
             for sentence in subject.about_meshes:
-                work.say(sentence)
-    work.draw(drawn / f"{part.name}.png", subject, mean_V, "")
+                work.report(sentence)
+    work.draw(images / f"{part.name}.png", subject, mean_V, "")

@@ -1,6 +1,4 @@
-"""The step `components` of `braingen interpret`: independent components of the whole
-decoder's maps.
-"""
+"""The step `components` of `braingen interpret`: independent components of the maps."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from braingen.interpret.volumes import region_table
 
 
 def write_components(work: Explanation) -> None:
-    """Independent components of the whole decoder's maps, over images and subjects."""
+    """Write independent components of the maps of the whole decoder."""
     maps = [work.map_file(subject, WHOLE).maps() for subject in work.inputs.subjects]
     count = min(work.config.interpret.components, max(1, len(maps[0]) // 4))
     found = components_of(maps, count, work.config.run.seed)
@@ -33,15 +31,15 @@ def write_components(work: Explanation) -> None:
         work.folder / "component_expression.csv",
         expression_table(found, [each.number for each in work.inputs.subjects]),
     )
-    told = f"Components: {count} hold {found.explained:.0%} of the maps" + (
+    sentence = f"Components: {count} explain {found.explained:.0%} of the maps" + (
         "" if found.converged else " (ICA did not converge)"
     )
     if work.inputs.classes is not None:
         table = related_classes(found.loading_NK, work.inputs.classes.member_NC)
         table["class"] = [work.inputs.classes.names[number] for number in table["class"]]
         work.table(work.folder / "component_categories.csv", table)
-        told += (
-            f"; {table[table['q'] < 0.05]['component'].nunique()} of them go with a"
+        sentence += (
+            f"; {table[table['q'] < 0.05]['component'].nunique()} of them are related to a"
             f" {work.config.interpret.grouping} (FDR 5 %)"
         )
-    work.say(told + ".")
+    work.report(sentence + ".")

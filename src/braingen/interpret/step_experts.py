@@ -1,6 +1,4 @@
-"""The step `experts` of `braingen interpret`: voxels of every expert by the weights, and what every
-expert speaks for.
-"""
+"""The step `experts` of `braingen interpret`: voxels and category profiles of every expert."""
 
 from __future__ import annotations
 
@@ -17,9 +15,9 @@ from braingen.runtime.errors import UserError
 
 
 def write_experts(work: Explanation) -> None:
-    """Voxels of every expert by the weights, and what every expert speaks for."""
+    """Write voxel selectivity from the weights, and category profiles, of every expert."""
     if not work.experts:
-        work.say("Experts: this encoder has none.")
+        work.report("Experts: skipped, because this encoder has none.")
         return
     agreement = []
     for subject in work.inputs.subjects:
@@ -27,7 +25,7 @@ def write_experts(work: Explanation) -> None:
         try:
             levels = voxel_selectivity(work.inputs.embedding_decoder, subject.number, some_BV)
         except UserError as error:
-            work.say(str(error))
+            work.report(str(error))
             break
         regions = work.regions(subject)
         shares: dict[str, np.ndarray] = {}
@@ -43,7 +41,7 @@ def write_experts(work: Explanation) -> None:
                 inside_RV = np.array(
                     [*regions.values(), np.ones(subject.places.voxels, dtype=bool)]
                 )
-                told = group_agreement(
+                agreed = group_agreement(
                     found.chosen_V, names[inside_RV.argmax(axis=0)], seed=work.config.run.seed
                 )
                 agreement.append(
@@ -51,7 +49,7 @@ def write_experts(work: Explanation) -> None:
                         "subject": subject.number,
                         "level": level,
                         "exact": found.exact,
-                        **told._asdict(),
+                        **agreed._asdict(),
                     }
                 )
         work.table(work.of(subject) / "selectivity_regions.csv", region_table(shares, regions))
@@ -59,8 +57,8 @@ def write_experts(work: Explanation) -> None:
         table = pd.DataFrame(agreement)
         work.table(work.folder / "expert_regions.csv", table)
         finest = table[table["level"] == table["level"].max()].iloc[0]
-        work.say(
-            "Experts as maps: adjusted mutual information of the finest level's voxels with"
+        work.report(
+            "Experts as maps: adjusted mutual information of the voxels of the finest level with"
             f" regions {finest['value']:.3f} (permuted voxels: up to"
             f" {finest['permuted_high']:.3f})."
         )
@@ -68,19 +66,22 @@ def write_experts(work: Explanation) -> None:
 
 
 def write_profiles(work: Explanation) -> None:
-    """What every expert speaks for, by categories of the images."""
+    """Write the category evidence of every expert."""
     classes = work.inputs.classes
     if classes is None:
-        work.say(
-            "Categories: nothing is known of what the images show; give a table with --labels"
+        work.report(
+            "Categories: skipped, because the images have no labels; give a table with --labels"
             " (docs/interpret.md)."
         )
         return
     tables = []
     for subject in work.inputs.subjects:
-        said = expert_outputs_of(work.inputs.embedding_decoder, subject.voxels_NV, subject.number)
+        outputs = expert_outputs_of(
+            work.inputs.embedding_decoder, subject.voxels_NV, subject.number
+        )
         pieces = [
-            [evidence(said_BEF, classes.direction_CF) for said_BEF in some.experts] for some in said
+            [evidence(out_BEF, classes.direction_CF) for out_BEF in some.experts]
+            for some in outputs
         ]
         for level, evidence_BEC in enumerate(zip(*pieces)):
             found = profile(
@@ -95,7 +96,7 @@ def write_profiles(work: Explanation) -> None:
     table = pd.concat(tables, ignore_index=True)
     table["class"] = [classes.names[number] for number in table["class"]]
     work.table(work.folder / "profiles.csv", table)
-    work.say(
+    work.report(
         f"Expert profiles: {(table['q'] < 0.05).mean():.0%} of"
-        f" expert-{work.config.interpret.grouping} pairs differ at FDR 5 %."
+        f" expert-{work.config.interpret.grouping} pairs are significant at FDR 5 %."
     )

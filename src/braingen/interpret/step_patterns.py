@@ -1,5 +1,4 @@
-"""The step `patterns` of `braingen interpret`: where what the whole decoder says of every category
-is to be seen.
+"""The step `patterns` of `braingen interpret`: activation patterns of the decoded categories.
 
 N images, V voxels, C categories.
 """
@@ -19,20 +18,18 @@ from braingen.interpret.readout import decode
 from braingen.interpret.volumes import region_table
 from braingen.runtime.errors import UserError
 
-DRAWN = 12
-"""Categories that get a figure: those that are decoded best."""
+FIGURES = 12
+"""Number of figures: the best decoded categories."""
 ALL = "all categories"
-"""Row of the region table for the typical size over categories."""
+"""Row of the region table: root mean square over categories."""
 
 
 def write_patterns(work: Explanation) -> None:
-    """Patterns of every category, their typical size, reliability of voxels; NIfTI, tables,
-    figures.
-    """
+    """Write patterns, their root mean square and voxel reliability as NIfTI, tables and figures."""
     classes = work.inputs.classes
     if classes is None:
-        work.say(
-            "Patterns: nothing is known of what the images show; give a table with --labels"
+        work.report(
+            "Patterns: skipped, because the images have no labels; give a table with --labels"
             " (docs/interpret.md)."
         )
         return
@@ -57,7 +54,7 @@ def write_patterns(work: Explanation) -> None:
                 Betas.of(work.layout, subject.number).rows, subject.rows_NR, decoded
             )
         except UserError as error:
-            work.say(f"Patterns: left out. {error}")
+            work.report(f"Patterns: skipped. {error}")
             return
         own = work.of(subject)
         subject.places.write(own / "nifti" / "reliability.nii.gz", found.reliability_V)
@@ -70,7 +67,7 @@ def write_patterns(work: Explanation) -> None:
             {**dict(zip(classes.names, found.map_CV)), ALL: found.typical_V}, work.regions(subject)
         )
         work.table(own / "patterns_regions.csv", regions)
-        told_NC = np.concatenate(
+        decoded_NC = np.concatenate(
             [decoded(subject.voxels_NV[a:b]) for a, b in blocks(len(subject.voxels_NV), 64)]
         )
         named = regions[regions["region"] != "in no region"]
@@ -85,8 +82,8 @@ def write_patterns(work: Explanation) -> None:
                 "class": classes.names,
                 "images": classes.member_NC.sum(axis=0),
                 "decoded": [
-                    area_under_roc(told_N, member_N)
-                    for told_N, member_N in zip(told_NC.T, classes.member_NC.T)
+                    area_under_roc(decoded_N, member_N)
+                    for decoded_N, member_N in zip(decoded_NC.T, classes.member_NC.T)
                 ],
                 "region": (
                     ""
@@ -101,7 +98,7 @@ def write_patterns(work: Explanation) -> None:
             }
         ).sort_values("decoded", ascending=False, ignore_index=True)
         tables.append(table)
-        for name in table["class"][:DRAWN]:
+        for name in table["class"][:FIGURES]:
             map_V = found.map_CV[classes.names.index(name)]
             work.draw(own / "figures" / f"pattern-{name.replace(' ', '_')}.png", subject, map_V, "")
     table = pd.concat(tables, ignore_index=True)
@@ -112,7 +109,7 @@ def write_patterns(work: Explanation) -> None:
         if best["region"]
         else ""
     )
-    work.say(
-        f"Patterns: subject {best['subject']}'s decoder tells {best['class']} best from the rest"
+    work.report(
+        f"Patterns: the decoder of subject {best['subject']} identifies {best['class']} best"
         f" (area under the ROC curve {best['decoded']:.2f}){where}."
     )

@@ -1,6 +1,4 @@
-"""The step `routers` of `braingen interpret`: level weights over denoising time, and how much every
-expert was listened to.
-"""
+"""The step `routers` of `braingen interpret`: level weights over time, and use of the experts."""
 
 from __future__ import annotations
 
@@ -15,18 +13,16 @@ from braingen.runtime.text_files import read_json
 
 
 def write_routers(work: Explanation) -> None:
-    """Level weights over denoising time, and how much every expert was listened to, where pictures
-    were drawn with routers.
-    """
+    """Write level weights over denoising time and expert use of images generated with routers."""
     path = (
         generated_folder(subject_configs(work.config)[0], "brain") / ROUTING
     )  # of several subjects the first
     modality = work.config.interpret.modality
     mixed = load_file(path) if path.exists() else {}
     if f"{modality}_levels" not in mixed:
-        work.say(
-            f"Routers: {path} does not record any for {modality}s: pictures were drawn without;"
-            " `braingen finetune`, then `braingen reconstruct`."
+        work.report(
+            f"Routers: {path} does not record any for {modality}s: its images were generated"
+            " without routers; run `braingen finetune`, then `braingen reconstruct`."
         )
         return
     levels_NSL, experts_NSE = (
@@ -61,7 +57,7 @@ def write_routers(work: Explanation) -> None:
     ]
     work.table(work.folder / "router_experts.csv", pd.DataFrame(use))
     first, last = (", ".join(f"{weight:.2f}" for weight in mean_SL[step]) for step in (0, -1))
-    work.say(
-        f"Routers: {len(index)} pictures, {mean_SL.shape[0]} steps; weights of the levels go from"
+    work.report(
+        f"Routers: {len(index)} images, {mean_SL.shape[0]} steps; level weights change from"
         f" {first} to {last}."
     )

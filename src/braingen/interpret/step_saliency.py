@@ -1,4 +1,4 @@
-"""The step `saliency` of `braingen interpret`: where in the picture, by receptive fields."""
+"""The step `saliency` of `braingen interpret`: image regions by population receptive fields."""
 
 from __future__ import annotations
 
@@ -24,19 +24,17 @@ from braingen.simulation.pictures import load_scenes
 from braingen.simulation.scenes import object_mask
 
 SIDE = 48
-"""Places of a saliency map along one side: 0.18 degrees each, finer than any receptive field."""
+"""Pixels of a saliency map along one side: 0.18 degrees each, finer than any receptive field."""
 
 
 def write_saliency(work: Explanation) -> None:
-    """Attributions spread over receptive fields, of the whole decoder and of experts whose maps are
-    there.
-    """
+    """Project attributions through receptive fields, for every part that has maps."""
     for subject in work.inputs.subjects:
         try:
             polar = [load_label_vector(work.layout, subject.number, name, subject.places)
                      for name in ("prf_eccentricity", "prf_angle", "prf_size")]  # fmt: skip
         except UserError as error:
-            work.say(f"Saliency: left out, receptive fields are needed. {error}")
+            work.report(f"Saliency: skipped, because receptive fields are missing. {error}")
             return
         gaussian_VP = gaussians(
             ReceptiveFields.from_polar(*polar), SIDE, work.config.interpret.field_of_view
@@ -59,14 +57,15 @@ def write_saliency(work: Explanation) -> None:
             if part == WHOLE and work.inputs.simulated:
                 scenes = load_scenes(work.layout, subject.image_N.tolist())
                 object_NP = np.stack([object_mask(scene, SIDE).ravel() for scene in scenes])
-                told = pointing_game(map_NP, object_NP, seed=work.config.run.seed)
+                pointing = pointing_game(map_NP, object_NP, seed=work.config.run.seed)
                 inside = mean_interval(inside_outside(map_NP, object_NP), 2000)
                 write_json(
                     work.of(subject) / "pointing.json",
-                    {**told._asdict(), "inside": inside._asdict()},
+                    {**pointing._asdict(), "inside": inside._asdict()},
                 )
-                work.say(
-                    f"Saliency, subject {subject.number}: the peak lies on the object in"
-                    f" {told.hits:.0%}, other images' maps in {told.chance:.0%} (gain"
-                    f" {told.gain:.2f}, 95 % interval {told.gain_low:.2f} to {told.gain_high:.2f})."
+                work.report(
+                    f"Saliency, subject {subject.number}: the maximum lies on the object"
+                    f" in {pointing.hits:.0%} of images; with maps of other images"
+                    f" {pointing.chance:.0%} (gain {pointing.gain:.2f}, 95 % interval"
+                    f" {pointing.gain_low:.2f} to {pointing.gain_high:.2f})."
                 )

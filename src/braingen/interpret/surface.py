@@ -1,4 +1,4 @@
-"""Surfaces that maps are drawn on: found and checked before any work, then sampled from volumes.
+"""Surfaces for figures: validated before any computation, then sampled from volumes.
 
 N vertices, F faces, V voxels.
 """
@@ -183,7 +183,7 @@ def _load(path: Path) -> tuple[np.ndarray, np.ndarray, Mapping[str, Any]]:
             raise ValueError(
                 "vertices that are not finite, or faces of vertices that are not there"
             )
-    except Exception as error:  # embedding decoders of damaged files stumble in many ways
+    except Exception as error:  # readers fail on damaged files with many exception types
         raise UserError(f"{path} cannot be read as a mesh ({reason(error)}): {_HELP}.") from error
     return np.asarray(vertex_N3, dtype=np.float64), np.asarray(face_F3, dtype=np.int64), notes
 
@@ -238,20 +238,20 @@ def check_space(
             f"No voxel of subject {subject} lies within {REACH:g} mm of {seen} (the nearest is"
             f" {distance_V.min():.0f} mm away): they are not in the same space; {_HELP}."
         )
-    told = [
+    notes = [
         f"Surface: {np.mean(distance_V <= REACH):.0%} of subject {subject}'s voxels lie within"
         f" {REACH:g} mm of {seen}."
     ]
     if not native and mine.space != MNI:
         codes = nibabel.nifti1.xform_codes
         label = codes.label[mine.space] if mine.space in codes.value_set("code") else "not known"
-        told.append(
+        notes.append(
             f"Surface: {FSAVERAGE} is right for volumes in MNI space only, and the header of"
             f" subject {subject}'s mask does not say that it is (NIfTI code {mine.space}, {label};"
             f" {MNI} is MNI152). A subject's own space is drawn on the wrong gyri: give the"
             " subject's own surfaces (docs/interpret.md)."
         )
-    return tuple(told)
+    return tuple(notes)
 
 
 def check_vertices(meshes: Sequence[Mesh], places: SurfacePlaces) -> None:

@@ -1,4 +1,4 @@
-"""Maps as the field keeps them: NIfTI in the subject's own space, and tables of regions.
+"""Maps as NIfTI in the space of the subject, and tables of regions.
 
 V voxels.
 """
@@ -39,8 +39,8 @@ def region_masks(
 ) -> dict[str, np.ndarray]:
     """The regions of an atlas or ROI volume, as masks over a subject's voxels.
 
-    A volume on another grid is brought to the subject's by nearest neighbour: it must lie in the
-    same space (the subject's functional space), which no file can tell us.
+    A volume on another grid is resampled by nearest neighbour. It must lie in the functional space
+    of the subject, which cannot be checked.
 
     Parameters
     ----------
@@ -101,9 +101,9 @@ def _names_beside(stem: Path) -> dict[int, str]:
 def known_regions(
     layout: Layout, subject: int, places: Places, atlases: Sequence[Path] = ()
 ) -> dict[str, np.ndarray]:
-    """Regions of the data folder's own volumes (visual areas and localisers) and of further
-    atlases; where columns lie on a surface or nowhere, and where there are no such volumes, those
-    of brain_region_masks.hdf5.
+    """Regions of the volumes of the data folder (visual areas, localisers) and of atlases.
+
+    Without such volumes, and for responses on a surface, those of brain_region_masks.hdf5.
     """
     folder = layout.volumes(subject)
     if not isinstance(places, VoxelPlaces):
@@ -124,8 +124,7 @@ def _regions_of_columns(layout: Layout, subject: int) -> dict[str, np.ndarray]:
 
 
 def check_atlases(atlases: Sequence[Path], places: Mapping[int, VoxelPlaces]) -> None:
-    """Refuse an atlas that is not there or says nothing of any subject, before anything is
-    computed.
+    """Reject a missing atlas, or one without labels in any subject, before any computation.
 
     Parameters
     ----------
@@ -151,7 +150,7 @@ def check_atlases(atlases: Sequence[Path], places: Mapping[int, VoxelPlaces]) ->
 
 
 def region_table(maps: Mapping[str, np.ndarray], regions: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """What every region holds of every map.
+    """Summary of every map in every region.
 
     Regions of one atlas do not overlap, those of several may; voxels in none are the last row of
     every map.
