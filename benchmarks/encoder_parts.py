@@ -30,7 +30,7 @@ from braingen.training.encoder import train
 
 VARIANTS: dict[str, dict[str, str]] = {
     "published layout": {"routing": "expert_choice", "trunk": "published", "head": "projector"},
-    "affinity routing instead": {"trunk": "published", "head": "projector"},
+    "static routing instead": {"trunk": "published", "head": "projector"},
     "and a trunk that works": {"head": "projector"},
     "and linear heads (default)": {"head": "linear"},
     "default, 1 block": {"head": "linear", "n_blocks": "1"},

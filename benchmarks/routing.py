@@ -30,8 +30,8 @@ from braingen.targets.tables import Targets
 from braingen.training.encoder import train
 
 VARIANTS = {
-    "affinity routing, working trunk (default)": {"routing": "static", "trunk": "residual"},
-    "published value routing, working trunk": {"routing": "expert_choice", "trunk": "residual"},
+    "static routing, residual trunk (default)": {"routing": "static", "trunk": "residual"},
+    "published expert-choice routing, residual trunk": {"routing": "expert_choice", "trunk": "residual"},
     "published value routing, published trunk": {"routing": "expert_choice", "trunk": "published"},
 }
 

@@ -1,8 +1,8 @@
 """The whole sheet with random-weight networks of the published sizes: seconds and peak memory of
 every part, for N images.
 
-    python benchmarks/metric_table_of.py                              1000 images
-    python benchmarks/metric_table_of.py --images 100 --threads 1     and the seconds of 1000 by
+    python benchmarks/score_sheet.py                              1000 images
+    python benchmarks/score_sheet.py --images 100 --threads 1     and the seconds of 1000 by
                                                                       proportion
 
 Weights are random, so nothing here is a score and no value is printed. Pictures are seeded noise,
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/metric_table_of.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/score_sheet.json"))
     parser.add_argument("--part", choices=parts, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
