@@ -31,7 +31,10 @@ from braingen.training.encoder import train
 
 VARIANTS = {
     "static routing, residual trunk (default)": {"routing": "static", "trunk": "residual"},
-    "published expert-choice routing, residual trunk": {"routing": "expert_choice", "trunk": "residual"},
+    "published expert-choice routing, residual trunk": {
+        "routing": "expert_choice",
+        "trunk": "residual",
+    },
     "published value routing, published trunk": {"routing": "expert_choice", "trunk": "published"},
 }
 
