@@ -1,8 +1,8 @@
 """The registry of metrics: title, group, direction, axis, digits and bounds of every score.
 
 Tables, comparisons, curves, the ablation, help and the report read it. A score that is not
-registered is an error everywhere, since its direction is unknown. Importing this loads nothing
-heavy.
+registered is an error everywhere, since its direction is unknown. Metrics of pixels register
+themselves (pixel_metrics/). Importing this loads nothing heavy.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import difflib
 from typing import NamedTuple
 
+from braingen.evaluation.pixel_metrics import pixel_metrics
 from braingen.runtime.errors import UserError
 
 WHICH, WHAT, ALIKE, CLOSE, CAPTION, PEOPLE = (
@@ -86,16 +87,6 @@ METRICS: dict[str, Metric] = {
     "swav": _distance("SwAV", "SwAV", "correlation distance", 8),
     "dreamsim": _distance("DreamSim", "DreamSim", "perceptual distance, tuned to human ratings", 6),
     "lpips": _distance("LPIPS", "LPIPS", "perceptual distance of AlexNet features", 5),
-    "mse": Metric(
-        "MSE",
-        "MSE",
-        "squared error of the pixels",
-        ALIKE,
-        3,
-        higher_is_better=False,
-        digits=4,
-        axis=None,
-    ),
     "psnr": Metric(
         "PSNR (dB)",
         "PSNR",
@@ -216,6 +207,10 @@ METRICS: dict[str, Metric] = {
 """By name, in the order of tables: the eight columns of the field's tables first. Two-way,
 accuracies and retrieval are in per cent.
 """
+for _name, _module in pixel_metrics().items():
+    if _name in METRICS:
+        raise UserError(f"The metric {_name} of {_module.__name__} is registered already.")
+    METRICS[_name] = _module.METRIC
 FIELD = tuple(METRICS)[:8]
 """The columns that every paper of the field prints."""
 ATTRIBUTES = ("object", "colour", "position", "background")

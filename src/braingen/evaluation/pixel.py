@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from braingen.evaluation.pixel_metrics import pixel_metrics
+
 PIXCORR_SIDE = 425
 """Pixels; side of the NSD stimuli, at which MindEye2 and MoRE-Brain compute PixCorr and SSIM."""
 ERROR_SIDE = 256
@@ -142,26 +144,33 @@ def peak_signal_to_noise(squared_error_N: np.ndarray) -> np.ndarray:
 
 
 def all_scores(truth_N3HW: Images, recons_N3HW: Images, batch: int = 1) -> dict[str, np.ndarray]:
-    """Compute pixcorr, ssim, ssim_columns, mse and psnr in one pass, N values each.
+    """Compute pixcorr, both SSIM, psnr and those of `pixel_metrics` in one pass, N values each.
 
     Images are resized to 256 pixels first and from there to 425, as in the published evaluation
-    script.
+    script; further metrics get images of their own side.
     """
+    further = pixel_metrics()
 
     def score(truth: Tensor, recons: Tensor) -> Tensor:
+        given = truth, recons
         truth, recons = resize(truth, ERROR_SIDE), resize(recons, ERROR_SIDE)
-        error = (truth - recons).square().mean((1, 2, 3))
+        sized = {ERROR_SIDE: (truth, recons)}
         truth, recons = resize(truth, PIXCORR_SIDE), resize(recons, PIXCORR_SIDE)
         similarity = _similarity(grey(truth), grey(recons))
-        return torch.stack(
-            [correlation(truth.flatten(1), recons.flatten(1)), *similarity.T, error.double()], 1
-        )
+        columns = [correlation(truth.flatten(1), recons.flatten(1)), *similarity.T]
+        for each in further.values():
+            if each.SIDE not in sized:
+                sized[each.SIDE] = resize(given[0], each.SIDE), resize(given[1], each.SIDE)
+            pair = sized[each.SIDE]
+            columns.append(each.values(*pair).double())
+        return torch.stack(columns, 1)
 
-    pixcorr, ssim, columns, error = per_image(score, truth_N3HW, recons_N3HW, batch).T
+    pixcorr, ssim, columns, *others = per_image(score, truth_N3HW, recons_N3HW, batch).T
+    found = dict(zip(further, others))
     return {
         "pixcorr": pixcorr,
         "ssim": ssim,
         "ssim_columns": columns,
-        "mse": error,
-        "psnr": peak_signal_to_noise(error),
+        **found,
+        "psnr": peak_signal_to_noise(found["mse"]),
     }

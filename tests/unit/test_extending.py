@@ -1,0 +1,101 @@
+"""The code of docs/extending.md works as it stands there, and what is forgotten is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"```python (file|line)=(\S+)(?: after=(\w+))?\n(.*?)```", re.DOTALL)
+FILES = {path: text for kind, path, _, text in BLOCK.findall(PAGE) if kind == "file"}
+LINES = {path: (table, text) for kind, path, table, text in BLOCK.findall(PAGE) if kind == "line"}
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the package without its weights, with nothing added."""
+    source = ROOT / "src" / "braingen"
+    ignored = shutil.ignore_patterns("__pycache__", "assets")
+    return Path(shutil.copytree(source, tmp_path / "braingen", ignore=ignored))
+
+
+def add_file(package: Path, path: str) -> None:
+    (package / path).write_text(FILES[path], encoding="utf-8")
+
+
+def add_line(package: Path, path: str) -> None:
+    table, line = LINES[path]
+    text = (package / path).read_text(encoding="utf-8")
+    changed = re.sub(rf"(^{table}\b[^\n]*\{{\n)", rf"\1{line}", text, count=1, flags=re.MULTILINE)
+    assert changed != text
+    (package / path).write_text(changed, encoding="utf-8")
+
+
+def run(package: Path, code: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=package.parent,
+        env={
+            "PYTHONPATH": str(package.parent),
+            "OMP_NUM_THREADS": "1",
+            "HOME": str(package.parent),
+        },
+    )
+
+
+def test_a_time_router_is_a_file_and_a_line(package):
+    add_file(package, "routing/time/halves.py")
+    add_line(package, "config/kinds.py")
+    shown = run(package, "from braingen.cli import main; main(['finetune', '--help'])")
+    assert re.search(r"--time \(attention\)\s+\{[^}]*halves[^}]*\}", shown.stdout), shown.stderr
+    code = (
+        "import torch; from braingen.routing.base import TimeSettings, time_router\n"
+        "from braingen.config import load_config\n"
+        "assert load_config(None, {'router.time': 'halves'}).router.time == 'halves'\n"
+        "router = time_router('halves', TimeSettings(4))\n"
+        "print(router(torch.tensor([900, 100])).weights_BL.tolist())"
+    )
+    done = run(package, code)
+    assert done.stdout.strip() == "[[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]", done.stderr
+
+
+def test_a_time_router_that_lacks_its_line_or_its_forward_is_refused(package):
+    add_file(package, "routing/time/halves.py")
+    build = "from braingen.routing.base import *; time_router('halves', TimeSettings(4))"
+    assert "time is 'halves'; allowed are" in run(package, build).stderr
+    add_line(package, "config/kinds.py")
+    path = package / "routing/time/halves.py"
+    path.write_text(FILES["routing/time/halves.py"].replace("def forward", "def backward"))
+    assert "lacks forward" in run(package, build).stderr
+    path.unlink()
+    assert "there is no file braingen/routing/time/halves.py" in run(package, build).stderr
+
+
+def test_a_metric_is_one_file(package):
+    add_file(package, "evaluation/pixel_metrics/mean_absolute.py")
+    code = (
+        "import torch; from braingen.cli import main; main(['evaluate', '--help'])\n"
+        "from braingen.evaluation.pixel import all_scores\n"
+        "truth = torch.rand(2, 3, 8, 8, generator=torch.manual_seed(0)) / 1000\n"
+        "recons = truth + torch.tensor([0.25, 0.5]).view(2, 1, 1, 1)\n"
+        "print(all_scores(truth, recons)['mean_absolute'].round(4).tolist())"
+    )
+    done = run(package, code)
+    shown = "mean_absolute: absolute error of the pixels; lower is better"
+    assert shown in done.stdout, done.stderr
+    assert done.stdout.strip().endswith("[0.25, 0.5]"), done.stderr
+
+
+def test_a_metric_that_lacks_something_is_refused(package):
+    path = package / "evaluation/pixel_metrics/mean_absolute.py"
+    path.write_text(FILES["evaluation/pixel_metrics/mean_absolute.py"].replace("SIDE = 256", ""))
+    done = run(package, "import braingen.evaluation.metrics")
+    assert "mean_absolute.py lacks SIDE: a metric's file has NAME, METRIC" in done.stderr
