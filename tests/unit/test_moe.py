@@ -397,7 +397,7 @@ def test_impossible_options_are_refused() -> None:
         ({"routing": "random"}, "routing=random"),
         ({"level_combine": "max"}, "level_combine=max"),
         ({"cap_fac_list": (1,)}, "cap_fac_list"),
-        ({"hidden_dim": 12}, "cannot be shared out"),
+        ({"hidden_dim": 12}, "cannot be split among"),
     ):
         with pytest.raises(UserError, match=message):
             build("multi", **options)

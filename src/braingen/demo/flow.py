@@ -1,6 +1,4 @@
-"""The whole flow on a simulated subject: from nothing to a page of pictures. What is finished is
-not done again.
-"""
+"""The whole pipeline on a simulated subject, up to the report; finished steps are skipped."""
 
 from __future__ import annotations
 
@@ -36,11 +34,11 @@ from braingen.training.encoder import train
 
 TIMINGS, DECODER = "timings.json", "decoder"
 LEVEL_IMAGES = 8
-"""Test images that are drawn from every level alone, for the report."""
+"""Test images generated from every level alone, for the report."""
 
 
 def save_decoder(config: Config) -> Path:
-    """Leave the whole decoder in one folder, loadable with ``BrainDecoder.from_pretrained``."""
+    """Save the whole decoder in one folder for ``BrainDecoder.from_pretrained``."""
     folder = config.run.folder / DECODER
     if not (folder / "model_index.json").exists():
         with replaced_folder(folder) as temporary:
@@ -49,18 +47,17 @@ def save_decoder(config: Config) -> Path:
 
 
 class Step(NamedTuple):
-    """A part of the demo."""
+    """A step of the demo."""
 
     name: str
     what: str
-    """What is done, and how long it takes on two cores, for whoever waits."""
+    """Description, with the time on two cores."""
     work: Callable[[], Any]
-    """Of the last one, the path of what it made."""
+    """Function of the step; the last one returns the path of the page."""
 
 
 def demo(config: Config) -> Path:
-    """Show the shipped decoder, then simulate, train both encoders, fine-tune, draw, refine, score,
-    report.
+    """Run quickstart, simulate, train, finetune, reconstruct, refine, evaluate and report.
 
     Returns
     -------
@@ -73,17 +70,17 @@ def demo(config: Config) -> Path:
             f"{layout.root} holds real data, and the demo writes a simulated subject: choose"
             " another folder, --root data/simulated."
         )
-    clear_temporaries(config.run.folder)  # scores and page lie in no stage's own folder
+    clear_temporaries(config.run.folder)  # scores and page are in the run folder itself
     with group_of(config) as group:
         steps = [
             Step(
                 "quickstart",
-                "a dozen test brains, decoded by the decoder that is shipped (10 s)",
-                lambda: first_look(config),
+                "decodes 12 test images with the shipped decoder (10 s)",
+                lambda: quickstart_page(config),
             ),
             Step(
                 "simulate",
-                "pictures, and a simulated subject who sees them (20 s)",
+                "images and the responses of a simulated subject (20 s)",
                 lambda: simulate(config),
             ),
             Step(
@@ -96,22 +93,20 @@ def demo(config: Config) -> Path:
                 "LoRA and routers of the diffusion model (about 1 min)",
                 lambda: finetune(config),
             ),
-            Step("decoder", "saved in one folder", lambda: save_decoder(config)),
+            Step("decoder", "saves the decoder in one folder", lambda: save_decoder(config)),
             Step(
                 "reconstruct",
                 "brain, random voxels, oracle, single levels, refined (about 2 min)",
-                lambda: group.run(drawing(config)),
+                lambda: group.run(generation(config)),
             ),
-            Step(
-                "evaluate", "scores with intervals (half a minute)", lambda: evaluate(config, group)
-            ),
-            Step("report", "the page", lambda: report(config)),
+            Step("evaluate", "scores with intervals (30 s)", lambda: evaluate(config, group)),
+            Step("report", "the HTML page", lambda: report(config)),
         ]
         return _do(steps, config.run.folder)
 
 
-def first_look(config: Config) -> Path:
-    """The page of `braingen quickstart`, in the run's folder."""
+def quickstart_page(config: Config) -> Path:
+    """Write the page of `braingen quickstart` into the run folder."""
     output = config.run.folder / "quickstart"
     if (output / PAGE).exists():
         return output / PAGE
@@ -123,7 +118,7 @@ def first_look(config: Config) -> Path:
 
 
 def training(config: Config) -> list[Task]:
-    """Both encoders."""
+    """Tasks that train both encoders."""
     return [_training(config, modality) for modality in ("image", "text")]
 
 
@@ -142,22 +137,22 @@ def _training(config: Config, modality: str) -> Task:
     )
 
 
-def drawing(config: Config) -> list[Task]:
-    """Everything that is drawn, the longest first."""
-    found = [task for one in subject_configs(config) for task in _drawing_of_subject(one)]
+def generation(config: Config) -> list[Task]:
+    """Tasks that generate images, the longest first."""
+    found = [task for one in subject_configs(config) for task in _generation_of_subject(one)]
     return sorted(found, key=lambda task: -task.total)
 
 
-def _drawing_of_subject(config: Config) -> list[Task]:
+def _generation_of_subject(config: Config) -> list[Task]:
 
-    def changed(**sampler: object) -> Config:
+    def changed(**settings: object) -> Config:
         return config.model_copy(
-            update={"generation": config.generation.model_copy(update=sampler)}
+            update={"generation": config.generation.model_copy(update=settings)}
         )
 
     count, who = (
         len(repeats_to_generate(config).image_N),
-        f"subject {config.data.subjects[0]}, pictures",
+        f"subject {config.data.subjects[0]}, images",
     )
     sources = [
         each for source in ("random", "oracle") for each in generation_tasks(changed(source=source))
@@ -166,7 +161,7 @@ def _drawing_of_subject(config: Config) -> list[Task]:
     found = [
         Task(
             f"{who} from brain activity, refined",
-            _draw_and_refine,
+            _generate_and_refine,
             (config,),
             _pictures(brain, refined),
             2 * count,
@@ -202,7 +197,7 @@ def _pictures(*folders: Path) -> Callable[[], int]:
     return lambda: sum(len(list(folder.glob("[0-9]*.png"))) for folder in folders)
 
 
-def _draw_and_refine(config: Config) -> None:
+def _generate_and_refine(config: Config) -> None:
     reconstruct_subject(
         config.model_copy(
             update={"generation": config.generation.model_copy(update={"source": "brain"})}
@@ -212,9 +207,7 @@ def _draw_and_refine(config: Config) -> None:
 
 
 def _do(steps: Sequence[Step], folder: Path) -> Path:
-    """Do the steps that are not done, tell which, and note what each took; returns what the last
-    one made.
-    """
+    """Run all steps, print and record the time of each, and return the result of the last."""
     timings_path = folder / TIMINGS
     timings: dict[str, float] = read_json(timings_path) if timings_path.exists() else {}
     console = new_console()
@@ -223,7 +216,7 @@ def _do(steps: Sequence[Step], folder: Path) -> Path:
         console.print(f"{number}/{len(steps)} {step.name}: {step.what}", style="bold")
         started = time.monotonic()
         made = step.work()
-        # a step that was interrupted or is found finished adds what it took this time
+        # times of interrupted runs of a step are added up
         timings[step.name] = round(timings.get(step.name, 0.0) + time.monotonic() - started, 1)
         write_json(timings_path, timings)
     assert made is not None

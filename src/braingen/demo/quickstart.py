@@ -1,6 +1,4 @@
-"""`braingen quickstart`: a first picture within a minute, from the small decoder and the dozen
-simulated test brains that are shipped.
-"""
+"""`braingen quickstart`: decode 12 simulated test images with the small shipped decoder."""
 
 from __future__ import annotations
 
@@ -30,15 +28,15 @@ from braingen.runtime.text_files import read_json
 from braingen.targets.clip_text import CLIPTextEncoderDual
 
 SHIPPED = Path(__file__).parent.parent / "simulation" / "assets" / "quickstart"
-"""Decoder, brains, seen pictures and measured scores; its README.md says how they were made."""
+"""Decoder, responses, seen images and scores; its README.md describes how they were made."""
 BRAINS, CARD, SEEN = "brains.safetensors", "card.json", "seen"
 SUBJECT = 1
-"""Number of the subject that the decoder knows."""
+"""Number of the subject of the decoder."""
 PAGE = "index.html"
 
 
 class Shipped(NamedTuple):
-    """Test brains and what they saw."""
+    """Responses to test images, with seen images, captions and scores."""
 
     ids: list[int]
     """Image ids in the simulated data set."""
@@ -51,17 +49,18 @@ class Shipped(NamedTuple):
 
 
 def load_shipped(folder: Path = SHIPPED) -> Shipped:
-    """Read the brains, the pictures and the scores.
+    """Read the responses, the seen images and the scores.
 
     Raises
     ------
     UserError
-        When a file is missing: the package is not whole.
+        When a file of the package is missing.
     """
     for name in (BRAINS, CARD):
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder / name} is missing, so braingen is not installed whole: install it again."
+                f"{folder / name} is missing, so the installation of braingen is incomplete:"
+                " install it again."
             )
     brains, card = load_file(folder / BRAINS), read_json(folder / CARD)
     ids = [int(image) for image in brains["ids"]]
@@ -79,7 +78,7 @@ def load_shipped(folder: Path = SHIPPED) -> Shipped:
 
 
 def load_shipped_decoder(folder: Path = SHIPPED, scheduler: str = "default") -> BrainDecoder:
-    """Put the shipped encoders and the tiny backbones together as one decoder, in float32."""
+    """Assemble the shipped encoders and the tiny backbone as one decoder, in float32."""
     image, text = (
         EmbeddingDecoder.from_pretrained(folder / name, torch_dtype=torch.float32).eval()
         for name in ("image", "text")
@@ -94,8 +93,9 @@ def load_shipped_decoder(folder: Path = SHIPPED, scheduler: str = "default") -> 
 
 
 def quickstart(config: Config) -> Path:
-    """Decode the shipped test brains and write a page of seen beside decoded pictures; open it
-    where somebody sits at the machine.
+    """Decode the shipped responses, write a page of seen and decoded images, and open it.
+
+    A browser opens only in an interactive session with a desktop.
 
     Returns
     -------
@@ -103,42 +103,41 @@ def quickstart(config: Config) -> Path:
         Path of the page.
     """
     console, started = new_console(), time.monotonic()
-    wanted, page = config.quickstart, config.quickstart.output / PAGE
+    settings, page = config.quickstart, config.quickstart.output / PAGE
     shipped = load_shipped()
     console.print(
-        f"Loading the shipped decoder of a simulated subject; then decoding {len(shipped.ids)} test"
-        " brains (seconds)."
+        f"Decoding {len(shipped.ids)} test images with the shipped decoder of a simulated subject"
+        " (seconds)."
     )
-    decoder = load_shipped_decoder(scheduler=wanted.scheduler).to(device_of(config))
+    decoder = load_shipped_decoder(scheduler=settings.scheduler).to(device_of(config))
     with torch.no_grad():
         embedding = decoder.read(
             shipped.voxels_BRV.to(decoder.device), SUBJECT, shipped.ids, config.run.seed
         )
-        drawn = decoder.draw(
+        generated = decoder.draw(
             embedding.image,
             embedding.text,
             shipped.ids,
             seed=config.run.seed,
-            steps=wanted.steps,
-            guidance_scale=wanted.guidance_scale,
+            steps=settings.steps,
+            guidance_scale=settings.guidance_scale,
         )
     pairs = [
-        ImagePair(*each) for each in zip(shipped.ids, shipped.seen, to_pil(drawn), shipped.captions)
+        ImagePair(*each)
+        for each in zip(shipped.ids, shipped.seen, to_pil(generated), shipped.captions)
     ]
     write_text(page, render(pairs, shipped.scores))
     console.print(
-        f"Decoded {len(pairs)} test brains in {time.monotonic() - started:.0f} s: seen against"
-        " decoded is in"
+        f"Decoded {len(pairs)} test images in {time.monotonic() - started:.0f} s. The page of seen"
+        " and decoded images is"
     )
-    if wanted.open and _someone_is_there():
+    if settings.open and _interactive_desktop():
         webbrowser.open(page.absolute().as_uri())
     return page.absolute()
 
 
-def _someone_is_there() -> bool:
-    """Whether a person started the command and has a desktop; without one, a browser in the
-    terminal would take the terminal over.
-    """
+def _interactive_desktop() -> bool:
+    """Whether the session is interactive and has a desktop; a text browser would block it."""
     desktop = sys.platform in ("darwin", "win32") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
     )

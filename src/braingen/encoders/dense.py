@@ -1,5 +1,4 @@
-"""The dense encoder: MindEye2's backbone for images, and its relative with one trunk per text
-encoder for captions.
+"""Dense encoders: the MindEye2 backbone for images, and one trunk per text encoder for captions.
 
 B batch, V voxels, H shared width, S tokens inside the trunk, D CLIP width, T tokens.
 """
@@ -25,14 +24,14 @@ Fusion = Literal["none", "early", "mid", "late"]
 
 
 class BackboneOutput(NamedTuple):
-    """What a backbone makes of the shared units."""
+    """Output of a backbone."""
 
     trunk_BSH: Tensor
     """Output of the trunk."""
     backbone_BTD: Tensor
     clip_BTD: Tensor
     intermediate: tuple[Tensor, ...] = ()
-    """Projected features after the blocks but the last, B x T x D each; empty unless asked for."""
+    """Projected features after the blocks but the last, B x T x D each; empty by default."""
     low_level: tuple[Tensor, ...] = ()
     """Blurry latents and ConvNext features; empty without the branch."""
     pooled_BD: Tensor | None = None
@@ -78,7 +77,7 @@ class ImageBackbone(nn.Module):
         self.low_level = LowLevelBranch(flat) if low_level else None
 
     def forward(self, x_BSH: Tensor) -> BackboneOutput:
-        """Read CLIP tokens out of the shared units."""
+        """Predict CLIP tokens from the shared units."""
         states_EBH = [state.flatten(2) for state in self.trunk.states(x_BSH[None])]
         backbone_EBTD, clip_EBTD = self.heads(states_EBH[-1])
         return BackboneOutput(
@@ -94,8 +93,8 @@ class ImageBackbone(nn.Module):
 
 
 class TextBackbone(nn.Module):
-    """One trunk per text encoder of SDXL, optionally fused; tokens of ViT-L, of ViT-bigG, or both
-    side by side.
+    """One trunk per text encoder of SDXL, optionally fused; tokens of ViT-L, ViT-bigG, or both
+    concatenated.
 
     Parameters
     ----------
@@ -108,10 +107,11 @@ class TextBackbone(nn.Module):
     emb_dims : Sequence[int], optional
         D of ViT-L and of ViT-bigG (768 and 1280 in SDXL).
     fusion : Fusion, optional
-        With 'joint', linear maps of both trunks' states put together, as published: 'early' after
-        every block, 'mid' after every block of the later half (the middle block of an odd number
-        included), 'late' after the last block, or 'none'. The published trunk's residuals pass by
-        the maps, so that only the last map has an effect there (docs/deviations.md, row 1.16).
+        With 'joint', linear maps of the concatenated states of both trunks, as published: 'early'
+        after every block, 'mid' after every block of the later half (the middle block of an odd
+        number included), 'late' after the last block, or 'none'. The published trunk's residuals
+        pass by the maps, so that only the last map has an effect there (docs/deviations.md, row
+        1.16).
     train_pool : bool, optional
         Also predict the pooled embedding of ViT-bigG, a softmax-weighted mean of its tokens.
     """
@@ -168,7 +168,7 @@ class TextBackbone(nn.Module):
         return {"L": left, "G": right}
 
     def forward(self, x_BSH: Tensor) -> BackboneOutput:
-        """Read text tokens out of the shared units (S is 1)."""
+        """Predict text tokens from the shared units (S is 1)."""
         states = apart = {name: x_BSH.transpose(0, 1) for name in self.trunks}  # 1 x B x H
         for place in range(self.n_blocks):
             states = apart = {

@@ -1,5 +1,4 @@
-"""A embedding decoder: encoder, prior and the scale of the target in one model, from voxels to a
-CLIP embedding.
+"""The embedding decoder: encoder, prior and target scale in one model, voxels to CLIP embedding.
 
 B batch, V voxels, T tokens, D CLIP width.
 """
@@ -21,7 +20,7 @@ from braingen.types import ExpertEmbeddings
 
 
 class TargetScale(NamedTuple):
-    """Mean and spread of the training images' embeddings."""
+    """Mean and spread of the embeddings of the training images."""
 
     mean_TD: Tensor
     spread: float
@@ -29,27 +28,27 @@ class TargetScale(NamedTuple):
 
 
 class EmbeddingDecoder(ModelMixin, ConfigMixin):
-    """Reads one kind of embedding (image or text) out of voxels.
+    """Predicts one kind of embedding (image or text) from voxels.
 
-    Encoder and prior work in standardised units, (embedding - mean) / spread: contrastive cosines
-    are then not swamped by what all embeddings share, and the prior's noise schedule meets data of
-    unit variance. The published implementation works on raw embeddings.
+    Encoder and prior use standardised units, (embedding - mean) / spread. Contrastive cosines are
+    then not dominated by the common mean, and the noise schedule of the prior applies to data of
+    unit variance. The published implementation uses raw embeddings.
 
     Parameters
     ----------
     encoder_class : str
         Name of the encoder, a key of ``braingen.encoders.moe.ENCODERS``.
     encoder_config : dict[str, Any]
-        Its constructor's arguments.
+        Arguments of its constructor.
     prior_config : dict[str, Any] | None
-        The prior's constructor's arguments, or None for no prior.
+        Arguments of the constructor of the prior, or None for no prior.
     prior_use : Literal['predict', 'sample'], optional
         'predict', one deterministic call of the prior's network, or 'sample'.
     sample_steps, guidance_scale : int, optional
-        How the prior is sampled.
+        Sampling of the prior.
     head_trained : bool, optional
-        Whether the projection heads were trained (``clip_scale`` above 0); pictures are retrieved
-        by the encoder's output where they were not.
+        Whether the projection heads were trained (``clip_scale`` above 0); otherwise images are
+        retrieved by the output of the encoder.
     """
 
     mean_TD: Tensor
@@ -87,19 +86,17 @@ class EmbeddingDecoder(ModelMixin, ConfigMixin):
         return load_whole(super().from_pretrained, pretrained_model_name_or_path, again, **kwargs)
 
     def set_scale(self, scale: TargetScale) -> None:
-        """Take over the scale of the target, once, before training."""
+        """Set the scale of the target, once, before training."""
         self.mean_TD.copy_(scale.mean_TD)
         self.spread.fill_(scale.spread)
 
     def standardised(self, embedding_BTD: Tensor) -> Tensor:
-        """A CLIP embedding in the units encoder and prior work in."""
+        """A CLIP embedding in the units of encoder and prior."""
         return (embedding_BTD - self.mean_TD) / self.spread
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Shape of the standard normal draws one embedding needs from the prior's sampler, R x T x
-        D; empty where nothing is sampled.
-        """
+        """Shape R x T x D of the noise for the sampler of the prior; empty without sampling."""
         if self.prior is None or self.config.prior_use == "predict":
             return ()
         return self.prior.noise_shape(self.config.sample_steps)
@@ -118,17 +115,18 @@ class EmbeddingDecoder(ModelMixin, ConfigMixin):
         )
 
     def through_prior(self, backbone_BTD: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The prior's answer to encoder outputs, in standardised units; gradients pass where the
-        prior is asked once (prior_use 'predict').
+        """Output of the prior for encoder outputs, in standardised units.
+
+        Differentiable with prior_use 'predict'.
 
         Parameters
         ----------
         backbone_BTD : Tensor
             Encoder outputs, averaged over presentations where there are several.
         noise : Tensor | None, optional
-            B x R x T x D standard normal draws for the prior's sampler (:attr:`noise_shape`);
-            unused where nothing is sampled. A row of noise serves equally many neighbouring rows
-            where there are more of them (levels or experts of the same picture).
+            Standard normal B x R x T x D for the sampler (:attr:`noise_shape`), unused without
+            sampling. With more rows than noise (levels or experts of the same image), a row of
+            noise is shared by the same number of neighbouring rows.
         """
         if self.prior is None:
             return backbone_BTD

@@ -1,6 +1,6 @@
-"""Experts computed side by side: weights stacked over experts, one batched product per layer.
+"""Experts computed in parallel: weights stacked over experts, one batched product per layer.
 
-B batch, E experts of a level (1 for a dense model), K units an expert reads, S tokens inside the
+B batch, E experts of a level (1 for a dense model), K input units of an expert, S tokens inside the
 published trunk (1 as published), D CLIP width, T CLIP tokens, I in, O out.
 """
 
@@ -73,7 +73,7 @@ class StackedLinear(nn.Module):
         operands: tuple[Tensor, ...] = (x_EBI.flatten(1, -2), self.weight, self.bias)
         device = x_EBI.device.type  # autocast does not know every device: meta has none
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            # inside a function of our own nothing is cast
+            # autocast does not reach custom autograd functions
             operands = tuple(operand.to(torch.get_autocast_dtype(device)) for operand in operands)
         return _StackedProduct.apply(*operands).view(*x_EBI.shape[:-1], -1)
 
@@ -144,10 +144,10 @@ class MLP(nn.Sequential):
 
 
 class ResidualTrunk(nn.Module):
-    """E residual networks whose blocks work: x + MLP(x), again and again.
+    """E residual networks with blocks x + MLP(x).
 
-    The layers are those of the published trunk's width blocks, with the residual that makes them
-    count (docs/deviations.md, row 1.7).
+    The layers are the width blocks of the published trunk, with a residual that makes them
+    effective (docs/deviations.md, row 1.7).
 
     Parameters
     ----------
@@ -162,9 +162,7 @@ class ResidualTrunk(nn.Module):
         self.blocks = nn.ModuleList(MLP(experts, width, dropout) for _ in range(n_blocks))
 
     def step(self, place: int, x_EBK: Tensor, before_EBK: Tensor | None = None) -> Tensor:
-        """The state after one more block; its residual is the block's input, whatever stood there
-        before.
-        """
+        """The state after one more block; the residual is the input of the block."""
         return x_EBK + self.blocks[place](x_EBK)
 
     def states(self, x_EBK: Tensor) -> list[Tensor]:
@@ -240,7 +238,7 @@ def make_trunk(
     Raises
     ------
     UserError
-        For an unknown kind, or a working trunk of several tokens.
+        For an unknown kind, or a residual trunk with several tokens.
     """
     if kind == "published":
         return MixerTrunk(experts, width, tokens, n_blocks, dropout)
@@ -253,7 +251,7 @@ def make_trunk(
 
 
 class ExpertHeads(nn.Module):
-    """Of every expert: its output as CLIP tokens, and those through a projection head.
+    """Outputs of every expert: CLIP tokens, and their projection.
 
     Parameters
     ----------

@@ -1,8 +1,7 @@
-"""Which units an expert reads: by a learned affinity of every unit (ours), or by activation
-(published).
+"""Routing of units to experts: by learned affinities (static), or by activation (published).
 
 B batch, P parent experts, F experts a parent splits into, E = P F experts of the level, U units of
-a parent, K units an expert reads.
+a parent, K input units of an expert.
 """
 
 from __future__ import annotations
@@ -17,13 +16,11 @@ from braingen.types import UnitRouting
 
 TokenOrder = Literal["index", "gpu", "value", "native"]
 HYSTERESIS = 0.1
-"""Logits that an affinity must gain over that for the present expert before a unit moves (initial
-spread of affinities: 1).
-"""
+"""Smallest gain in logits before a unit moves to another expert (initial spread: 1)."""
 
 
 class RoutedUnits(NamedTuple):
-    """What a level's experts are given."""
+    """Inputs of the experts of a level."""
 
     x_EBK: Tensor
     """Chosen units times their weights."""
@@ -34,7 +31,7 @@ class RoutedUnits(NamedTuple):
 
 
 def expert_width(units: int, experts: int, capacity: float) -> int:
-    """K, how many units an expert reads (published: ``int(units // experts * capacity)``).
+    """K, number of input units of an expert (published: ``int(units // experts * capacity)``).
 
     Raises
     ------
@@ -44,15 +41,15 @@ def expert_width(units: int, experts: int, capacity: float) -> int:
     width = int(units // experts * capacity)
     if not 1 <= width <= units:
         raise UserError(
-            f"{units} units cannot be shared out to {experts} experts with capacity {capacity}:"
-            f" each would read {width}, allowed are 1 to {units}. Choose a larger hidden_dim, fewer"
+            f"{units} units cannot be split among {experts} experts with capacity {capacity}:"
+            f" each would get {width}, allowed are 1 to {units}. Choose a larger hidden_dim, fewer"
             " experts or another capacity factor."
         )
     return width
 
 
 def balance_loss(probabilities_BEU: Tensor) -> Tensor:
-    """How unevenly units are shared out: mean over experts of (mean over trials and units of the
+    """Imbalance of the routing: mean over experts of (mean over trials and units of the
     soft probability - 1/E)^2.
 
     Of several parents (P x B x E x U) the mean over them.
@@ -64,25 +61,25 @@ def balance_loss(probabilities_BEU: Tensor) -> Tensor:
 
 
 def balanced_split(affinity_PFU: Tensor, capacity: float = 1.0) -> Tensor:
-    """Share out every parent's units evenly, each to the experts with the highest affinity for it.
+    """Split the units of every parent evenly among its experts, by highest affinity.
 
-    With two experts the units are sorted by the difference of their affinities and cut in the
-    middle: no even split has a higher total. More experts are halved again and again. All steps are
-    stable sorts of fixed shape: no loop over units, the same result on every device, fit for
-    torch.compile. Permuting the units permutes the result (where there are no ties).
+    With two experts the units are sorted by the difference of affinities and split in the middle,
+    which maximises the total affinity. More experts are split recursively. All steps are stable
+    sorts of fixed shape, so that results agree on every device and torch.compile applies.
+    Permuting the units permutes the result (without ties).
 
     Parameters
     ----------
     affinity_PFU : Tensor
         Log-probabilities up to a constant per unit.
     capacity : float, optional
-        1 gives every unit to exactly one expert when F divides U; above, experts also take the most
-        probable units of others; below, they keep the most probable of their own.
+        1 gives every unit to exactly one expert when F divides U; above, experts also get the most
+        probable units of others; below, only their own most probable units.
 
     Returns
     -------
     mask_PFU : Tensor
-        Bool, True where expert f reads unit u; K per expert.
+        Bool, True if unit u is an input of expert f; K per expert.
     """
     _, experts, units = affinity_PFU.shape
     share = units // experts
@@ -116,16 +113,13 @@ def balanced_split(affinity_PFU: Tensor, capacity: float = 1.0) -> Tensor:
 
 
 class StaticRouter(nn.Module):
-    """Learned affinity of every unit for every expert: an expert reads the same units in every
-    trial.
+    """Static routing by learned affinities: the inputs of an expert are the same in every trial.
 
-    The choice depends on the affinities, in no way on the trial. A chosen unit's value passes times
-    its probability times F, so gradients reach the affinities. An expert's unit keeps its place
-    (input column) for as long as it stays: when training moves units from one expert to another,
-    those that come take the places of those that go, so the columns of all others keep their
-    meaning. The choice is taken anew at every training step and is part of the saved state. A unit
-    moves only when that gains more than
-    :data:`HYSTERESIS`, so that units on the border do not change sides with every step.
+    A selected unit is multiplied by its probability times F, so that gradients reach the
+    affinities. A unit keeps its input column while it stays with an expert: incoming units take the
+    columns of outgoing ones, so that all other columns keep their meaning. The selection is updated
+    at every training step and is part of the saved state. A unit moves only for a gain above
+    :data:`HYSTERESIS`, so that units near the border do not oscillate.
 
     Parameters
     ----------
@@ -167,7 +161,7 @@ class StaticRouter(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Choose anew by the present affinities; units that stay keep their places."""
+        """Update the selection by the current affinities; units that stay keep their columns."""
         present_PFU = torch.zeros_like(self.affinity).scatter(2, self.chosen_PFK, HYSTERESIS)
         mask_PFU = balanced_split(self.affinity.detach() + present_PFU, self.capacity)
         stays_PFK = mask_PFU.gather(2, self.chosen_PFK)
@@ -181,10 +175,8 @@ class StaticRouter(nn.Module):
         self.chosen_PFK.scatter_(2, places_PFK, units_PFK)
 
     def forward(self, x_PBU: Tensor, noise_PBUF: Tensor | None = None) -> RoutedUnits:
-        """Hand every expert its units; the choice is free of noise, and any given is left
-        unused.
-        """
-        if self.training and self.affinity.requires_grad:  # a frozen router keeps its choice
+        """Route units to experts; noise is not used."""
+        if self.training and self.affinity.requires_grad:  # a frozen router keeps its selection
             self.refresh()
         chosen_PFK = (
             self.chosen_PFK.clone()
@@ -213,11 +205,11 @@ class StaticRouter(nn.Module):
 
 
 def most_probable(probability_PBFU: Tensor, width: int, order: TokenOrder) -> Tensor:
-    """Every expert's most probable units (expert choice, published router).
+    """Most probable units of every expert (expert choice, published router).
 
-    A unit's rank becomes its place in the expert's input, so the order matters; the published code
-    left it to the library (docs/deviations.md, row 1.3). Of equally probable units the first are
-    taken, as the GPU kernel does.
+    The rank of a unit is its position in the input of the expert, so the order matters; the
+    published code leaves it to the library (docs/deviations.md, row 1.3). Ties select the first
+    units, as the GPU kernel does.
 
     Parameters
     ----------
@@ -228,7 +220,7 @@ def most_probable(probability_PBFU: Tensor, width: int, order: TokenOrder) -> Te
     order : TokenOrder
         'index', ascending; 'gpu', ascending, but those equal to the K-th largest last (for
         checkpoints of the published implementation, which were trained on GPUs); 'value',
-        descending; 'native', whatever this machine's top-k gives.
+        descending; 'native', the order of top-k on this machine.
 
     Returns
     -------
@@ -320,7 +312,7 @@ class ExpertChoiceRouter(nn.Module):
         return picked_PBFNK, routing
 
     def forward(self, x_PBU: Tensor, noise_PBUF: Tensor | None = None) -> RoutedUnits:
-        """Hand every expert its units; in training, noise is drawn where none is given."""
+        """Route units to experts; in training, noise is sampled by default."""
         if self.training and noise_PBUF is None:
             parents, batch, units = x_PBU.shape
             noise_PBUF = torch.randn(

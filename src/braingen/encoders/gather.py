@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather whose gradient is the sum of what all processes ask of a row."""
+    """All-gather whose gradient is the sum of the gradients of all processes."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -29,11 +29,11 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Rows of all processes in order of rank; the rows themselves where there is one process.
+    """Rows of all processes in order of rank; the rows themselves with one process.
 
     A loss of the gathered rows is the loss of the global batch, in every process. Its gradients,
-    averaged over processes as DDP does, are those of one process with the global batch: every
-    process's share comes back through the sum over processes.
+    averaged over processes as DDP does, are those of one process with the global batch: the
+    share of every process returns through the sum over processes.
 
     Parameters
     ----------
@@ -47,6 +47,6 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows
-    if rows.dtype == torch.bool:  # not every backend sends truth values
+    if rows.dtype == torch.bool:  # not every backend supports bool
         return gather_rows(rows.to(torch.uint8)).bool()
     return _GatherRows.apply(rows) if rows.is_floating_point() else _GatherRows.forward(None, rows)

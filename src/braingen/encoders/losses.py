@@ -25,14 +25,14 @@ process's.
 
 
 class MixDraws(NamedTuple):
-    """How a batch is mixed: sample i becomes weight_i * itself + (1 - weight_i) * its partner."""
+    """Mixing of a batch: sample i becomes weight_i * itself + (1 - weight_i) * its partner."""
 
     partner_B: Tensor
     """Row of the partner in the batch, int64."""
     weight_B: Tensor
-    """Share of the sample itself; 1 where it is not mixed."""
+    """Weight of the sample itself; 1 if not mixed."""
     mixed_B: Tensor
-    """bool, whether it is mixed."""
+    """Bool, whether the sample is mixed."""
 
 
 def draw_mix(
@@ -62,14 +62,13 @@ def draw_mix(
 def choose_mixed(
     partner_B: Tensor, weight_B: Tensor, uniform_B: Tensor, share: float = 0.5
 ) -> MixDraws:
-    """Mix where a uniform draw is at most `share`; elsewhere the weight becomes 1."""
+    """Mix samples whose uniform draw is at most `share`; others get weight 1."""
     mixed_B = uniform_B <= share
     return MixDraws(partner_B, torch.where(mixed_B, weight_B, 1.0), mixed_B)
 
 
 def _beta_draws(count: int, beta: float, generator: torch.Generator) -> Tensor:
-    """Beta(beta, beta) for any shape above 0, from uniforms (Johnk 1964): no library call for it
-    takes a generator.
+    """Beta(beta, beta) samples from uniforms (Johnk 1964); no library function takes a generator.
 
     Of pairs of uniforms u, v, those with u^(1/beta) + v^(1/beta) <= 1 give u^(1/beta) / (u^(1/beta)
     + v^(1/beta)). Computed in logarithms.
@@ -92,8 +91,7 @@ def _beta_draws(count: int, beta: float, generator: torch.Generator) -> Tensor:
 
 
 def mix(rows: Tensor, draws: MixDraws) -> Tensor:
-    """Mix voxels or targets; the input is left as it is (the published implementation overwrites
-    it).
+    """Mix voxels or targets into a new tensor (the published implementation works in place).
 
     Parameters
     ----------
@@ -115,11 +113,10 @@ def mix(rows: Tensor, draws: MixDraws) -> Tensor:
 
 
 def join_mixes(parts: Sequence[MixDraws]) -> MixDraws:
-    """Draws of a batch that is put together from the subjects' batches: partners move with their
-    subject.
+    """Concatenate draws of several subjects; partners get the offset of their subject.
 
-    (The published implementation joins them without the offsets, so partners of every subject but
-    the first are wrong.)
+    The published implementation omits the offsets, so that partners are wrong for every subject
+    except the first.
     """
     starts = [sum(len(part.partner_B) for part in parts[:place]) for place in range(len(parts))]
     return MixDraws(
@@ -163,7 +160,7 @@ def mixco_nce(
     temperature : float
         Divides cosines (published: 0.006 * temp_coeff).
     draws : MixDraws | None, optional
-        MixDraws, optional How the trials were mixed; the plain contrastive loss if left out.
+        Mixing of the trials; the plain contrastive loss by default.
     both_ways : bool
         Also from targets to predictions, the mean of both.
     own_partner : str, optional
@@ -210,8 +207,7 @@ def mixco_nce(
 def soft_clip(
     preds_BF: Tensor, targets_BF: Tensor, temperature: float, *, gather: Gather | None = None
 ) -> Tensor:
-    """Contrastive loss, both ways, whose labels are the targets' similarities among themselves
-    (SoftCLIP; MindEye2).
+    """Symmetric contrastive loss with similarities of the targets as labels (SoftCLIP; MindEye2).
 
     Parameters
     ----------
@@ -243,7 +239,7 @@ def _similarities(left_BF: Tensor, right_BF: Tensor) -> Tensor:
         )
     with torch.autocast(
         left_BF.device.type, enabled=False
-    ):  # temperatures of 0.01 magnify rounding a hundredfold
+    ):  # temperatures of 0.01 amplify rounding errors
         return left_BF.float() @ right_BF.float().T
 
 

@@ -1,4 +1,4 @@
-"""MindEye2's low-level branch: from the trunk to blurry latents of the picture.
+"""MindEye2's low-level branch: from the trunk to blurry latents of the image.
 
 B batch, H width of the trunk's output.
 """
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 GRID = 7
 """Side of the grid of features that is decoded (MindEye2)."""
 CHANNELS = 64
-"""Features at a place of that grid (MindEye2)."""
+"""Features per grid position (MindEye2)."""
 CONVNEXT = 512
 """Width of the ConvNext features the auxiliary output is compared with (MindEye2)."""
 
 
 class LowLevelBranch(nn.Module):
-    """A map of 7 x 7 places, decoded to latents of 4 x 28 x 28, and projected to ConvNext features
+    """A 7 x 7 feature map, decoded to latents of 4 x 28 x 28, and projected to ConvNext features
     as an auxiliary target (MindEye2).
 
     Parameters

@@ -1,7 +1,7 @@
 """Mixtures of experts from voxels to CLIP space; the default encoder is BrainMoEMulti.
 
 B batch, V voxels, H shared width, P parent experts, E experts of a level, L levels, U units of a
-parent, K units an expert reads, D CLIP width, T tokens.
+parent, K input units of an expert, D CLIP width, T tokens.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from braingen.types import ExpertEmbeddings
 
 
 class BrainMoEMulti(ModelMixin, ConfigMixin):
-    """Levels of experts, coarse to fine: every expert's output units are shared out among the
-    experts it splits into (MoRE-Brain).
+    """Levels of experts, coarse to fine: an expert passes its output units to its children.
 
     Parameters
     ----------
@@ -49,17 +48,16 @@ class BrainMoEMulti(ModelMixin, ConfigMixin):
     num_exp_0 : int, optional
         Experts of the first level.
     exp_factor_list : Sequence[int], optional
-        Into how many each expert splits, level by level.
+        Children per expert, level by level.
     capacity_factor_0, cap_fac_list : float, optional
-        Units an expert reads as a multiple of an even share, first level and later ones (1 by
+        Input units of an expert relative to an even share, first and later levels (1 by
         default).
     routing : Routing, optional
-        'static' (an expert reads the same units in every trial) or 'value' (published, by
-        activation).
+        'static' (the same units in every trial) or 'expert_choice' (published, by activation).
     activation_term : bool, optional
-        Affinity routing only: let the activation modulate the weight of a unit.
+        Static routing only: the activation modulates the weight of a unit.
     token_order : TokenOrder, optional
-        Value routing only: order of an expert's units, see
+        Expert-choice routing only: order of the units of an expert, see
         :func:`braingen.encoders.feature_router.most_probable`.
     trunk : Trunk, optional
         'residual' (residual blocks) or 'published' (mixer blocks that do nothing with one token).
@@ -136,10 +134,10 @@ class BrainMoEMulti(ModelMixin, ConfigMixin):
         Parameters
         ----------
         return_experts : bool, optional
-            Also hand out what every expert says.
+            Also return the outputs of every expert.
         router_noise : Sequence[Tensor] | None, optional
-            Value routing only: per level the draws to use, P x B x U x F; drawn afresh in training
-            where not given.
+            Expert-choice routing only: noise per level, P x B x U x F; sampled in training by
+            default.
         """
         x_BH = self.subject_layer(voxels_BV, subject)
         units_EBK = (x_BH if self.bottleneck is None else self.bottleneck(x_BH))[None]
@@ -153,17 +151,17 @@ class BrainMoEMulti(ModelMixin, ConfigMixin):
 
 
 class BrainMoE(ModelMixin, ConfigMixin):
-    """One level of experts, each a backbone of its own (MoRE-Brain's first variant).
+    """One level of experts with separate backbones (first variant of MoRE-Brain).
 
     Parameters
     ----------
     num_exp : int, optional
         E.
     capacity_factor : float, optional
-        Units an expert reads as a multiple of an even share.
+        Input units of an expert relative to an even share.
     meta : bool, optional
-        Add an expert that reads all units; it counts as a level (the published code stops with an
-        error there).
+        Add an expert with all units as input; it counts as a level (an error in the published
+        code).
     subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, routing, activation_term,
     token_order, trunk, head, level_combine, bottleneck_dim,
     dropout, voxel_dropout : float, optional
@@ -234,17 +232,16 @@ class BrainMoE(ModelMixin, ConfigMixin):
 
 
 class BrainMoEHier(ModelMixin, ConfigMixin):
-    """Levels side by side: each shares out the same units among more experts, mixed by learned
-    weights (MoRE-Brain's second variant).
+    """Parallel levels of experts with learned mixing weights (second variant of MoRE-Brain).
 
     Parameters
     ----------
     num_exps : Sequence[int], optional
         Experts, level by level.
     capacity_factors : Sequence[float] | None, optional
-        Units an expert reads as a multiple of an even share, level by level (1 by default).
+        Input units of an expert relative to an even share, level by level (1 by default).
     meta : bool, optional
-        Add an expert that reads all units; it counts as a level.
+        Add an expert with all units as input; it counts as a level.
     subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, routing, activation_term,
     token_order, trunk, head, bottleneck_dim, dropout,
     voxel_dropout : float, optional
@@ -331,4 +328,4 @@ ENCODERS: dict[str, type[ModelMixin]] = {
     "BrainMoEVoxel": BrainMoEVoxel,
     "BrainEncoder": BrainEncoder,
 }
-"""Encoders by the name that stands in a config."""
+"""Encoders by name in a configuration."""

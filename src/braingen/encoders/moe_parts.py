@@ -1,8 +1,7 @@
-"""What mixtures of experts are put together from: levels of experts, and the ways in which a
-level's experts become one output.
+"""Parts of mixtures of experts: levels of experts, and combinations of their outputs.
 
 B batch, H shared width, P parent experts, E experts of a level, L levels, U units of a parent, K
-units an expert reads, D CLIP width, T tokens.
+input units of an expert, D CLIP width, T tokens.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ Combine = Literal["sum", "mean"]
 
 
 class LevelOutput(NamedTuple):
-    """What a level of experts makes of the units it is given."""
+    """Output of a level of experts."""
 
     units_EBK: Tensor
-    """Output units of every expert, which the next level shares out."""
+    """Output units of every expert, input of the next level."""
     backbone_EBTD: Tensor
     clip_EBTD: Tensor
     routing: tuple[UnitRouting, ...]
@@ -33,7 +32,7 @@ class LevelOutput(NamedTuple):
 
 
 class ExpertLevel(nn.Module):
-    """A router and the experts it serves: trunk, CLIP tokens and projection head of each.
+    """A router and its experts: trunk, CLIP tokens and projection head of each.
 
     Parameters
     ----------
@@ -53,7 +52,7 @@ class ExpertLevel(nn.Module):
 
 
 class MetaExpert(nn.Module):
-    """One expert that reads all units.
+    """One expert with all units as input.
 
     Parameters
     ----------
@@ -72,8 +71,7 @@ class MetaExpert(nn.Module):
 
 
 class ExpertMix(nn.Module):
-    """Learned weights per expert and token that sum up a level's experts (BrainMoEHier; free
-    numbers, no softmax).
+    """Learned weighted sum of the experts of a level (BrainMoEHier; no softmax).
 
     Parameters
     ----------
@@ -96,7 +94,7 @@ class ExpertMix(nn.Module):
 
 
 class EvenMix(nn.Module):
-    """Sum (published implementation) or mean (MoRE-Brain paper) of a level's experts.
+    """Sum (published implementation) or mean (MoRE-Brain paper) of the experts of a level.
 
     Parameters
     ----------
@@ -123,9 +121,7 @@ class EvenMix(nn.Module):
 
 
 def start_gain(experts: int, trunk: Trunk, combine: str) -> float:
-    """Factor on the initial weights of heads, so that a level starts at the scale of a single
-    decoder (published trunk: 1).
-    """
+    """Factor on the initial weights of heads that gives a level the scale of one decoder."""
     if trunk == "published":
         return 1.0
     return experts ** (0.5 if combine == "mean" else -0.5)
@@ -137,8 +133,7 @@ def embeddings(
     return_experts: bool,
     meta: tuple[Tensor, Tensor] | None = None,
 ) -> ExpertEmbeddings:
-    """Put the record together: encoder output is the mean over levels, the meta expert counting as
-    one.
+    """Build the output record; the mean over levels counts the meta expert as a level.
 
     Parameters
     ----------
@@ -147,7 +142,7 @@ def embeddings(
     mixed : Sequence[tuple[Tensor, Tensor]]
         Per level backbone_BTD and clip_BTD.
     return_experts : bool
-        Keep what every expert said.
+        Keep the outputs of every expert.
     meta : tuple[Tensor, Tensor] | None, optional
         Output of the meta expert.
     """

@@ -1,7 +1,7 @@
-"""A mixture whose experts are parcels of cortex: BrainMoEVoxel.
+"""BrainMoEVoxel: a mixture whose experts are parcels of cortex.
 
-B batch, V voxels, H shared width, E experts of a level, K units an expert reads, P parcels, D CLIP
-width, T tokens.
+B batch, V voxels, H shared width, E experts of a level, K input units of an expert, P parcels,
+D CLIP width, T tokens.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from braingen.types import ExpertEmbeddings
 
 
 class SubtreeLevel(nn.Module):
-    """Experts that read the units of their own subtree, without a router: where voxels belong is
-    decided in the parcels.
+    """Experts with the units of their own subtree as input; the parcels replace a router.
 
     Parameters
     ----------
@@ -45,12 +44,11 @@ class SubtreeLevel(nn.Module):
 
 
 class BrainMoEVoxel(ModelMixin, ConfigMixin):
-    """Routing at the level of voxels: a subject's voxels softly assigned to parcels in a tree, an
-    expert reading its subtree.
+    """Routing of voxels: softly assigned to a tree of parcels, one expert per subtree.
 
-    Levels have as many experts as in :class:`braingen.encoders.moe.BrainMoEMulti`, and an expert as
-    many units, but levels stand side by side: an expert reads its parcels and nothing that another
-    expert has worked on, so its voxels are those of its parcels.
+    Levels have as many experts, and experts as many units, as in
+    :class:`braingen.encoders.moe.BrainMoEMulti`, but levels are parallel: the input of an expert is
+    its parcels, not the output of other experts, so that its voxels are those of its parcels.
 
     Parameters
     ----------
@@ -95,11 +93,11 @@ class BrainMoEVoxel(ModelMixin, ConfigMixin):
             self.levels.append(SubtreeLevel(body, heads))
 
     def parcels(self, subject: int) -> ParcelMap:
-        """A subject's parcels."""
+        """Parcels of a subject."""
         return cast(ParcelMap, self.subject_layer.linears[str(subject)])
 
     def init_from(self, responses: dict[int, Tensor]) -> None:
-        """Begin with parcels of voxels that answer alike.
+        """Initialise parcels with voxels of similar responses.
 
         Parameters
         ----------
@@ -121,7 +119,7 @@ class BrainMoEVoxel(ModelMixin, ConfigMixin):
         Parameters
         ----------
         return_experts : bool, optional
-            Also hand out what every expert says.
+            Also return the outputs of every expert.
         router_noise : Any, optional
             Unused, as the parcels are the routing.
         """

@@ -1,4 +1,4 @@
-"""Which of an encoder's parameters are trained, adapted, decayed; and which are idle by design."""
+"""Trained, adapted, decayed and idle parameters of an encoder."""
 
 from __future__ import annotations
 
@@ -35,13 +35,11 @@ PARTS = (
     (r"(^|\.)network\.time\.", "time embedding"),
     (r"(^|\.)network\.", "positions and null tokens"),
 )
-"""Pattern of a parameter's name and the part it belongs to; the first that fits counts."""
+"""Pattern of a parameter name and its part; the first match counts."""
 
 
 def part_of(name: str) -> str:
-    """The part of an encoder, prior or diffusion router that a parameter belongs to; of several
-    levels, the first and the others.
-    """
+    """Part of a parameter in encoder, prior or diffusion router; first and further levels apart."""
     part = next((part for pattern, part in PARTS if re.search(pattern, name)), "other")
     level = re.search(r"(^|\.)levels\.(\d+)\.", name)
     if level is None or part in ("subject layer", "other"):
@@ -59,9 +57,7 @@ def count_by_part(model: nn.Module) -> dict[str, int]:
 
 
 def idle_parameters(model: nn.Module) -> dict[str, str]:
-    """Parameters that cannot change the output, with the reason; they are kept for published
-    checkpoints but not trained.
-    """
+    """Parameters without effect on the output, with the reason; kept for published checkpoints."""
     reasons: dict[str, str] = {}
     for name, module in model.named_modules():
         if isinstance(module, MixerTrunk) and module.tokens == 1:
@@ -86,14 +82,14 @@ def idle_parameters(model: nn.Module) -> dict[str, str]:
                     )
         elif isinstance(module, StaticRouter) and module.affinity.shape[1] == 1:
             for inner, _ in module.named_parameters():
-                reasons[f"{name}.{inner}"] = "a router with a single expert has nothing to choose"
+                reasons[f"{name}.{inner}"] = "a router with a single expert has no choice"
         elif isinstance(module, ExpertChoiceRouter) and module.weight.shape[1] == 1:
-            reasons[f"{name}.weight"] = "a router with a single expert has nothing to choose"
+            reasons[f"{name}.weight"] = "a router with a single expert has no choice"
     return reasons
 
 
 def trainable_parameters(model: nn.Module) -> Named:
-    """Parameters to hand to an optimizer: all but the idle and the frozen ones, by name."""
+    """Parameters for an optimizer by name: all except idle and frozen ones."""
     idle = idle_parameters(model)
     return {
         name: parameter
@@ -126,7 +122,7 @@ def subject_parameters(model: nn.Module, subjects: Iterable[int] | None = None) 
     Parameters
     ----------
     subjects : Iterable[int] | None, optional
-        Of these only; of all where not given.
+        Subjects; all by default.
     """
     found = _of(model, SubjectLayer)
     if subjects is None:
@@ -140,36 +136,32 @@ def subject_parameters(model: nn.Module, subjects: Iterable[int] | None = None) 
 
 
 def adapting_parameters(model: nn.Module, subjects: Iterable[int]) -> Named:
-    """What ``--train_router_only`` trains for new subjects: their layers and the routers
-    (MoRE-Brain paper section 3).
-    """
+    """Parameters of ``--train_router_only`` for new subjects: their layers and the routers."""
     return subject_parameters(model, subjects) | router_parameters(model)
 
 
 def train_only(model: nn.Module, chosen: Named) -> None:
-    """Freeze all parameters but the chosen ones."""
+    """Freeze all other parameters."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
 
 
 class Trained(NamedTuple):
-    """How much of a model is trained."""
+    """Number of trained parameters of a model."""
 
     trained: int
-    """Parameters that are."""
+    """Trained parameters."""
     total: int
     """All parameters."""
 
     @property
     def share(self) -> float:
-        """Trained ones among all."""
+        """Share of trained parameters."""
         return self.trained / self.total
 
 
 def trained_share(model: nn.Module) -> Trained:
-    """Count what would be handed to an optimizer; idle and frozen parameters count in the total
-    only.
-    """
+    """Count trainable parameters; idle and frozen ones count in the total only."""
     return Trained(
         sum(parameter.numel() for parameter in trainable_parameters(model).values()),
         sum(parameter.numel() for parameter in model.parameters()),
@@ -179,15 +171,14 @@ def trained_share(model: nn.Module) -> Trained:
 def weight_decay_groups(
     model: nn.Module, weight_decay: float, chosen: Named | None = None
 ) -> list[dict[str, Any]]:
-    """Optimizer groups: weights of linear maps and convolutions decay; biases, norms, affinities
-    and embeddings do not.
+    """Optimizer groups: only weights of linear maps and convolutions decay.
 
-    A parameter's number of axes does not tell which is which here, since experts are stacked.
+    The number of axes does not identify them, because experts are stacked.
 
     Parameters
     ----------
     chosen : Named | None, optional
-        Parameters to train, by name; all trainable ones where not given.
+        Parameters to train, by name; all trainable ones by default.
     """
     chosen = trainable_parameters(model) if chosen is None else chosen
     linear = {

@@ -1,5 +1,4 @@
-"""Voxels softly assigned to parcels in a tree: which expert reads which voxels is written in the
-voxels themselves.
+"""Soft assignment of voxels to a tree of parcels, which defines the voxels of every expert.
 
 B batch, V voxels, H shared width, P parcels (leaves of the tree), E branches of a level, S voxels
 of a node.
@@ -17,27 +16,24 @@ from torch.nn import functional as F
 from braingen.runtime.errors import UserError
 
 START_LOGIT = 2.0
-"""Logit of the branch a voxel starts in (0 for the others): with two branches it begins there to 88
-%.
-"""
+"""Initial logit of the branch of a voxel (0 for the others): a share of 88 % of two branches."""
 
 
 class ParcelMap(nn.Linear):
-    """A subject's voxels in parcels, and for every parcel a small linear map of its own
-    (docs/interpret.md).
+    """Voxels of a subject in parcels, with one small linear map per parcel (docs/interpret.md).
 
     Every voxel has a logit for every branch of the tree. A softmax among the branches of one node,
-    multiplied along the way down, is its share in every parcel; the shares of a voxel sum to 1 on
-    every level. Units come in the order of the parcels, so those of a subtree lie side by side. A
-    parcel's shares are brought to a mean square of 1 over voxels, so that units start at the same
-    scale whether parcels are soft or sharp, large or small.
+    multiplied along the path, is its share in every parcel; the shares of a voxel sum to 1 on
+    every level. Units come in the order of the parcels, so those of a subtree are contiguous. The
+    shares of a parcel are scaled to a mean square of 1 over voxels, so that units have the same
+    initial scale for parcels of any size and softness.
 
     Parameters
     ----------
     voxels, width : int
         V, H.
     factors : Sequence[int]
-        Into how many branches a node splits, level by level.
+        Branches per node, level by level.
 
     Raises
     ------
@@ -70,7 +66,7 @@ class ParcelMap(nn.Linear):
         return levels
 
     def map_of(self, share_PV: Tensor) -> Tensor:
-        """The linear map H x V that shares and weights make together."""
+        """The linear map H x V from shares and weights."""
         scaled_PV = share_PV / share_PV.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
         return self.weight * scaled_PV.repeat_interleave(
             self.out_features // len(share_PV), dim=0
@@ -82,11 +78,10 @@ class ParcelMap(nn.Linear):
 
     @torch.no_grad()
     def init_from(self, responses_TV: Tensor) -> None:
-        """Begin with parcels of voxels that answer alike, instead of at random.
+        """Initialise parcels with voxels of similar responses, instead of at random.
 
-        Every node's voxels are sorted along the first principal component of their responses around
-        the node's mean and cut evenly: a parcel's voxels rise and fall together. Nothing is known
-        of pictures, targets or places. Training moves on from there.
+        The voxels of every node are sorted along the first principal component of their responses
+        around the mean of the node, and split evenly. Images, targets and positions are not used.
 
         Parameters
         ----------
@@ -118,7 +113,7 @@ def _cut_along_component(standard_TV: Tensor, voxels_S: Tensor, factor: int) -> 
     inside_TS = standard_TV[:, voxels_S]
     inside_TS = inside_TS - inside_TS.mean(
         dim=1, keepdim=True
-    )  # what all of them share tells none from another
+    )  # the shared response does not separate voxels
     component_S = torch.linspace(-1, 1, len(voxels_S), device=standard_TV.device)
     for _ in range(100):
         component_S = inside_TS.T @ (inside_TS @ component_S)

@@ -1,4 +1,4 @@
-"""Sines and cosines of times and positions, exact to the last digit of float32 on every processor.
+"""Sines and cosines of times and positions, exact in float32 on every processor.
 
 In float32 the angle t * w is off by up to 3 * 2**-24 * t (rounded exponent, exponential and
 product), 1.8e-4 at t = 999, and processors round differently. Angles are therefore float64 here
@@ -35,5 +35,5 @@ def sines_and_cosines(places_B: Tensor, frequencies_F: Tensor) -> tuple[Tensor, 
 
 
 def _exact(device: torch.device | None) -> torch.device | None:
-    """The device, or the CPU where that has no float64 (Apple's GPUs)."""
+    """The device, or the CPU if the device has no float64 (Apple GPUs)."""
     return torch.device("cpu") if device is not None and device.type == "mps" else device

@@ -1,4 +1,4 @@
-"""From a subject's voxels to the shared width: the only part whose size depends on the subject.
+"""Subject layer: maps voxels to the shared width, the only part with a size per subject.
 
 B batch, V voxels, H shared width.
 """
@@ -45,9 +45,9 @@ class SubjectLayer(nn.Module):
     hidden_dim : int
         H.
     voxel_dropout : float, optional
-        Share of voxels ablated while training, the others scaled up.
+        Share of voxels set to zero in training; the others are scaled up.
     linear : Callable[[int, int], nn.Linear], optional
-        Makes a subject's map from V and H.
+        Constructor of the map of a subject from V and H.
     """
 
     def __init__(

@@ -1,6 +1,4 @@
-"""What earlier stages trained, asked for by later ones: there and finished, or a sentence that says
-what to run.
-"""
+"""Trained encoders for later stages; an error names the command that is missing."""
 
 from __future__ import annotations
 
@@ -31,11 +29,11 @@ def load_embedding_decoder(config: Config, modality: str) -> EmbeddingDecoder:
 
 
 def modalities(config: Config) -> tuple[str, ...]:
-    """The embeddings that are decoded: of the image, and of the text where there can be one.
+    """The decoded embeddings: image, and text if available.
 
-    Pictures are generated from the image embedding alone where nobody trained a text encoder and
-    either the data hold no captions or ``generation.use_text`` is off. Where there are captions and
-    text is wanted, a missing text encoder is an error (:func:`load_embedding_decoder`).
+    Images are generated from the image embedding alone if there is no text encoder and either the
+    data have no captions or ``generation.use_text`` is off. Otherwise a missing text encoder is an
+    error (:func:`load_embedding_decoder`).
     """
     if (run_folder(config, "text") / EMBEDDING_DECODER).is_dir():
         return ("image", "text")
@@ -44,7 +42,7 @@ def modalities(config: Config) -> tuple[str, ...]:
 
 
 def load_embedding_decoders(config: Config) -> dict[str, EmbeddingDecoder]:
-    """The trained encoders, frozen, where the configuration computes."""
+    """The trained encoders, frozen, on the configured device."""
     return {
         name: load_embedding_decoder(config, name).requires_grad_(False).to(device_of(config))
         for name in modalities(config)

@@ -1,5 +1,4 @@
-"""The diffusion prior: from what an encoder read out of the brain to an embedding as CLIP makes
-them.
+"""The diffusion prior: maps encoder outputs to the distribution of CLIP embeddings.
 
 B batch, S brain tokens, T tokens of the embedding, D CLIP width, R random draws of a sample
 
@@ -72,16 +71,16 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
     timesteps, beta_schedule : int, str
         Noise steps of training and their schedule.
     condition_drop_prob, image_drop_prob : float
-        How often brain tokens and noisy embedding are replaced by null tokens, independently. The
-        first teaches the null branch of guidance, the second the one-pass `predict`.
+        Probability of replacing brain tokens and noisy embedding by null tokens, independently. The
+        first trains the null branch of guidance, the second the one-pass `predict`.
     drop_in_eval : bool
-        Drop in eval mode too (published implementation); ours drops while training only. Sampling
+        Drop in eval mode too (published implementation); by default only in training. Sampling
         never drops.
     causal, learned_query_mode, norm, relative_position : bool, optional
         See `PriorNetwork`; "published" values are the published implementation's.
     guidance_null : NullBranch, optional
-        {"condition", "both"} What the null branch of guidance lacks: the brain, or (published)
-        brain and noisy embedding.
+        {"condition", "both"} Inputs without value in the null branch of guidance: brain tokens, or
+        (published) brain tokens and noisy embedding.
     sampling : SamplingRule, optional
         {"consistent", "published"} See `NoiseSchedule.plan`.
     """
@@ -136,7 +135,7 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         return self.network.num_tokens_target, self.config["dim"]
 
     def draw(self, batch: int, generator: torch.Generator) -> PriorDraws:
-        """Draw what a training step needs, on the generator's device."""
+        """Random values of a training step, on the device of the generator."""
         device = generator.device
         return PriorDraws(
             torch.randint(self.schedule.timesteps, (batch,), generator=generator, device=device),
@@ -161,9 +160,9 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         target_BTD : Tensor
             The clean embedding.
         generator : torch.Generator | None, optional
-            torch.Generator, optional Where the draws come from.
+            Source of the draws.
         draws : PriorDraws | None, optional
-            PriorDraws, optional Recorded draws instead; one of the two is needed. With a target of
+            Recorded draws instead; one of the two is needed. With a target of
             zeros the prediction is the published one-pass use.
 
         Returns
@@ -174,7 +173,7 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         ------
         UserError
             If shapes do not fit (the published implementation would compare means over tokens), or
-            nothing to draw from is given.
+            neither generator nor draws are given.
         """
         self._check(brain_BSD)
         if tuple(target_BTD.shape) != (len(brain_BSD), *self.target_shape):
@@ -200,11 +199,10 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
     loss = forward
 
     def predict(self, brain_BSD: Tensor) -> Tensor:
-        """The embedding in one network call, deterministic and differentiable: what fine-tuning may
-        use in place of sampling.
+        """The embedding in one network call, deterministic and differentiable, for fine-tuning.
 
-        The network is asked at the last time, with the noisy embedding replaced by its null tokens,
-        a situation it was trained in. (Published: noised zeros at a random time, and brain or
+        The network is evaluated at the last time, with the noisy embedding replaced by its null
+        tokens, as in training. (Published: noised zeros at a random time, and brain or
         embedding dropped at random; see `forward`.)
 
         Returns
@@ -215,7 +213,7 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         Raises
         ------
         UserError
-            If the prior was trained without ever missing the noisy embedding.
+            If the prior was trained with image_drop_prob 0.
         """
         self._check(brain_BSD)
         if self.config["image_drop_prob"] == 0:
@@ -267,7 +265,7 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         guidance_scale : float
             Classifier-free guidance, 1 for none (published: 1.5).
         generator : torch.Generator | None, optional
-            torch.Generator, optional Where the noise comes from.
+            Source of the noise.
         eta : float
             Noise added back at every step: 1 as published, 0 for a result that depends on its start
             only.
@@ -284,8 +282,8 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         Raises
         ------
         UserError
-            If shapes do not fit, guidance is asked of a prior that never missed its condition, or
-            there is nothing to draw from.
+            If shapes do not fit, guidance is used with a prior trained without dropping its
+            condition, or neither generator nor noise is given.
         """
         self._check(brain_BSD)
         config = self.config
@@ -329,7 +327,7 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         return x_BTD.to(brain_BSD.dtype)
 
     def _kept(self, uniform_B: Tensor, what: str) -> Tensor | None:
-        """Where a condition is kept; None where nothing is ever dropped."""
+        """Mask of kept conditions; None without dropping."""
         share = self.config[f"{what}_drop_prob"]
         if share == 0 or not (self.training or self.config["drop_in_eval"]):
             return None

@@ -32,26 +32,20 @@ ROTARY_WIDTH = 32
 """At most so many channels of a head are rotated (published implementation)."""
 BUCKETS = 32
 MAX_DISTANCE = 128
-"""Relative positions are told apart in so many buckets, the farthest from this distance on (T5;
-published implementation).
-"""
+"""Distance from which all relative positions share the last bucket (T5; published code)."""
 
 
 Made = TypeVar("Made")
 
 
 @lru_cache(maxsize=128)
-@torch.inference_mode(False)  # what is kept has to serve a training as well
+@torch.inference_mode(False)  # cached tensors must be usable in training
 def _kept(make: Callable[..., Made], *arguments: Any) -> Made:
     return make(*arguments)
 
 
 def _constant(make: Callable[..., Made], *arguments: Any) -> Made:
-    """A table that depends on its arguments alone and that every layer asks for in every pass: made
-    once.
-
-    A compiler that looks on keeps constants itself.
-    """
+    """Cached table that depends on its arguments only; a compiler keeps such constants itself."""
     return make(*arguments) if torch.compiler.is_compiling() else _kept(make, *arguments)
 
 
@@ -201,7 +195,7 @@ class PriorAttention(nn.Module):
 
     def forward(self, x_BND: Tensor, bias_ANM: Tensor, asked: int | None = None) -> Tensor:
         """Attend; `bias_ANM` is the bias of N queries and M = N + 1 keys. Only the last `asked`
-        tokens ask, all where it is left out.
+        tokens are queries; all by default.
         """
         B, N, _ = x_BND.shape
         first = 0 if asked is None else N - asked
@@ -265,7 +259,7 @@ def time_table(times_B: Tensor, width: int) -> Tensor:
 
 
 class PriorTime(nn.Module):
-    """One token that says how noisy the embedding is.
+    """One token that encodes the noise level of the embedding.
 
     Parameters
     ----------
@@ -444,8 +438,8 @@ class PriorNetwork(nn.Module):
         scale : float
             Guidance; 1 is none.
         null : NullBranch, optional
-            {"condition", "both"} What the null branch lacks: the brain, or (published) brain and
-            noisy embedding.
+            {"condition", "both"} Inputs without value in the null branch: brain tokens, or
+            (published) brain tokens and noisy embedding.
         """
         if scale == 1:
             return self(noisy_BTD, times_B, condition_BSD)

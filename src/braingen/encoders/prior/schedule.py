@@ -1,5 +1,4 @@
-"""Noise of the diffusion prior: how much of it there is at every time, and how sampling takes it
-away.
+"""Noise schedule and sampling steps of the diffusion prior.
 
 B batch, T tokens, D CLIP width, K noise steps of training
 """
@@ -55,7 +54,7 @@ def betas_of(schedule: BetaSchedule, timesteps: int) -> np.ndarray:
     Returns
     -------
     np.ndarray
-        numpy.ndarray float64, K.
+        float64, K.
 
     Raises
     ------
@@ -85,10 +84,10 @@ def betas_of(schedule: BetaSchedule, timesteps: int) -> np.ndarray:
 
 
 class NoiseSchedule:
-    """Tables of the forward process and the plans of the backward one.
+    """Tables of the forward process and plans of the reverse process.
 
-    Tables are computed in float64 and read in float32 (published implementation). This is no
-    module: nothing here is trained, saved, or cast to half precision with the model.
+    Tables are computed in float64 and read in float32 (published implementation). This is not
+    a module: nothing is trained, saved, or cast to half precision with the model.
 
     Parameters
     ----------
