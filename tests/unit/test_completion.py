@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from braingen.commands import all_commands
-from braingen.commands.completion import VARIABLE, complete
+from braingen.commands.completion import VARIABLE, _click, complete
+from braingen.config.overrides import parse_overrides
 
 ASKED = [
     ("braingen tra", ["train"]),
@@ -20,6 +21,12 @@ ASKED = [
     ("braingen train image --routing ", ["static", "expert_choice"]),
     ("braingen train image --config nsd_subj01_", ["nsd_subj01_small"]),
     ("braingen train image --no-use_pr", ["--no-use_prior"]),
+    ("braingen train image --subj", ["--subj"]),
+    ("braingen train image --multi_s", ["--multi_subject"]),
+    ("braingen train image --train_r", ["--train_router_only"]),
+    ("braingen finetune --lr", ["--lr", "--lr_scheduler", "--lr_warmup_steps"]),
+    ("braingen reconstruct --orac", ["--oracle"]),
+    ("braingen doctor --jso", ["--json"]),
 ]
 
 
@@ -32,6 +39,27 @@ def test_commands_flags_and_values_are_completed(typed, offered, monkeypatch, ca
     assert complete(all_commands()) == 0
     found = [line.partition(",")[2] for line in capsys.readouterr().out.splitlines()]
     assert found == offered
+
+
+@pytest.mark.parametrize(("shell", "found"), [("zsh", "plain\ntrain\n"), ("fish", "plain,train\t")])
+def test_other_shells_get_completions_in_their_form(shell, found, monkeypatch, capsys):
+    monkeypatch.setenv(VARIABLE, f"{shell}_complete")
+    monkeypatch.setenv("COMP_WORDS", "braingen tra")
+    monkeypatch.setenv("COMP_CWORD", "1" if shell == "zsh" else "tra")
+    assert complete(all_commands()) == 0
+    assert capsys.readouterr().out.startswith(found)
+
+
+def test_every_completed_flag_is_understood():
+    for command in all_commands().values():
+        for option in _click(command).params:
+            for flag in [*getattr(option, "opts", ()), *option.secondary_opts]:
+                if flag in ("--config", "choice"):
+                    continue
+                switch = getattr(option, "is_flag", False)
+                _, found = parse_overrides([flag, *([] if switch else ["x"])], command.own)
+                assert len(found) == 1, (command.name, flag)
+                assert next(iter(found)).partition(".")[0] in command.sections
 
 
 def test_nothing_is_completed_unless_a_shell_asks(monkeypatch):

@@ -12,7 +12,7 @@ import os
 from typing import Any
 
 from braingen.commands.base import Command
-from braingen.commands.help import shortest_name
+from braingen.commands.help import names_of, shorthands_of
 from braingen.config.describe import choices
 from braingen.config.names import fields_of
 from braingen.config.shipped import shipped_configs
@@ -45,17 +45,24 @@ def _click(command: Command) -> Any:
     parameters: list[Any] = []
     if command.choices:
         parameters.append(click.Argument(["choice"], type=click.Choice(command.choices)))
-    names = click.Choice(shipped_configs())
-    parameters.append(click.Option(["--config", "config_file"], type=names))
+    configs = click.Choice(shipped_configs())
+    parameters.append(click.Option(["--config", "config_file"], type=configs))
     for section in command.sections:
         for field, info in fields_of(section).items():
-            name = shortest_name(section, field, command.own)
+            names = names_of(section, field, command.own)
             named = f"{section}_{field}"
             if info.annotation is bool:
-                both = f"--{name}/--no-{name}" if "." not in name else f"--{name}"
-                parameters.append(click.Option([both, named]))
+                both = [
+                    f"--{name}/--no-{name}" if "." not in name else f"--{name}" for name in names
+                ]
+                parameters.append(click.Option([*both, named]))
                 continue
             known = choices(section, field)
             kind = click.Choice(known) if known else click.Path()
-            parameters.append(click.Option([f"--{name}", named], type=kind))
+            flags = [f"--{name}" for name in names if name != "multi_subject"]
+            parameters.append(click.Option([*flags, named], type=kind))
+            if "multi_subject" in names:
+                parameters.append(click.Option(["--multi_subject/--no-multi_subject"]))
+    for flag in shorthands_of(command):
+        parameters.append(click.Option([f"--{flag}"], is_flag=True))
     return click.Command(command.name, params=parameters, help=command.summary)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 import os
 import sys
 
 from braingen.commands.base import GROUPS, Command
 from braingen.config import Config
 from braingen.config.describe import allowed, condition
-from braingen.config.names import fields_of
-from braingen.config.overrides import _setting
+from braingen.config.names import ALIASES, OWN_ALIASES, fields_of
+from braingen.config.overrides import SHORTHANDS, _setting
 from braingen.config.shipped import shipped_configs
 from braingen.evaluation.metrics import METRICS, Metric
 from braingen.runtime.errors import UserError
@@ -24,7 +25,7 @@ def overview(commands: dict[str, Command]) -> str:
         lines += [
             title,
             *(
-                f"  {each.name:<15} {each.summary}"
+                f"  {each.name:<16} {each.summary}"
                 for each in commands.values()
                 if each.group == group
             ),
@@ -49,13 +50,8 @@ def help_of(command: Command) -> str:
     ]
     for section in command.sections:
         lines += section_help(section, command.own)
-    if "generation" in command.sections:
-        lines += [
-            "shorthands",
-            "  --random_fmri: generation.source=random",
-            "  --oracle: generation.source=oracle",
-            "",
-        ]
+    if short := shorthands_of(command):
+        lines += ["shorthands", *(f"  --{flag}: {setting}" for flag, setting in short.items()), ""]
     if name in ("evaluate", "compare"):
         lines += ["scores", *(_score_line(key, each) for key, each in METRICS.items()), ""]
     lines.append(
@@ -89,6 +85,34 @@ def shortest_name(section: str, field: str, own: str) -> str:
     return field if alone else f"{section}.{field}"
 
 
+@cache
+def known_flags(own: str) -> dict[str, list[str]]:
+    """Setting -> flags of the published code that mean it, to a command with a section of its
+    own.
+    """
+    found: dict[str, list[str]] = {}
+    for flag in {**OWN_ALIASES.get(own, {}), **ALIASES}:
+        found.setdefault(_setting(flag, (own,)), []).append(flag)
+    return found
+
+
+def shorthands_of(command: Command) -> dict[str, str]:
+    """Flags of a command that set a setting to one value -> ``section.field=value``."""
+    return {
+        flag: f"{path}={value}"
+        for flag, (path, value) in SHORTHANDS.items()
+        if path.partition(".")[0] in command.sections
+    }
+
+
+def names_of(section: str, field: str, own: str) -> list[str]:
+    """The names under which a setting may be typed after two dashes, the shortest field name
+    first.
+    """
+    name = shortest_name(section, field, own)
+    return list(dict.fromkeys([name, *known_flags(own).get(f"{section}.{field}", [])]))
+
+
 def section_help(section: str, own: str = "") -> list[str]:
     """Lines on every setting of a section: how it is typed, default, allowed values, meaning."""
     defaults = getattr(Config(), section)
@@ -99,9 +123,8 @@ def section_help(section: str, own: str = "") -> list[str]:
         value = "" if text in ("", None) else f"({text}) "
         meaning = " ".join((info.description or "").split())
         where = condition(section, field)
-        lines.append(
-            f"  --{shortest_name(section, field, own)} {value} {allowed(section, field)}\n     "
-            f" {meaning}"
-        )
+        name, *others = names_of(section, field, own)
+        lines += [f"  --{name} {value} {allowed(section, field)}", f"      {meaning}"]
+        lines += [f"      [also --{', --'.join(others)}]"] if others else []
         lines += [f"      [{where}]"] if where else []
     return [*lines, ""]
