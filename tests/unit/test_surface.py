@@ -314,7 +314,7 @@ def test_surfaces_elsewhere_and_of_others_are_refused():
         with pytest.raises(
             UserError,
             match=(
-                r"would be used for subjects 1, 2, .* write \{subject\} where the name says subj01"
+                r"would be used for subjects 1, 2, .* replace subj01 in the name by \{subject\}"
             ),
         ):
             check_space(named, own[1], {1: places, 2: places}, 1)

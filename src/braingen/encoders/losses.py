@@ -77,7 +77,7 @@ def _beta_draws(count: int, beta: float, generator: torch.Generator) -> Tensor:
         raise UserError(
             f"beta of MixCo is {beta}; allowed are values above 0, up to 2 (published: 0.15)"
         )
-    drawn: list[Tensor] = []
+    samples: list[Tensor] = []
     missing = count
     while missing > 0:
         uniform = torch.rand(
@@ -85,9 +85,9 @@ def _beta_draws(count: int, beta: float, generator: torch.Generator) -> Tensor:
         )
         log_uv = uniform.clamp(min=1e-300).log() / beta
         accepted = torch.logsumexp(log_uv, 0) <= 0
-        drawn.append(torch.sigmoid(log_uv[0] - log_uv[1])[accepted][:missing])
-        missing -= len(drawn[-1])
-    return torch.cat(drawn).float()
+        samples.append(torch.sigmoid(log_uv[0] - log_uv[1])[accepted][:missing])
+        missing -= len(samples[-1])
+    return torch.cat(samples).float()
 
 
 def mix(rows: Tensor, draws: MixDraws) -> Tensor:

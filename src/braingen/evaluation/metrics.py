@@ -102,14 +102,14 @@ METRICS: dict[str, Metric] = {
     ),
     "two_way_judge_early": _percent(
         "Judge early",
-        "Two-way, judge, early layer",
+        "Two-way, scene classifier, early layer",
         f"{_TWO_WAY} an independent network, by edges and colours",
         WHICH,
         4,
     ),
     "two_way_judge_late": _percent(
         "Judge late",
-        "Two-way, judge, late layer",
+        "Two-way, scene classifier, late layer",
         f"{_TWO_WAY} an independent network, by contents",
         WHICH,
         3,

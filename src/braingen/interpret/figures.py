@@ -111,7 +111,7 @@ def draw_slices(
     positions = np.quantile(places.millimetres_V3[:, 2], np.linspace(0.08, 0.92, cuts))
     limit = _limit(value_V)
     # nilearn leaves out what lies below the threshold: voxels without a value become 0, and those
-    # of value 0 just enough to be drawn
+    # of value 0 just above the threshold
     least = 1e-6 * limit
     value_V = np.asarray(value_V, dtype=np.float64)
     drawn_V = np.where(
@@ -169,7 +169,7 @@ def draw_surface(
     meshes: Sequence[Mesh],
     title: str = "",
 ) -> None:
-    """A map on surfaces, from four sides, drawn with open sulci; grey where there is nothing.
+    """A map on surfaces, from four sides, with open sulci; grey without data.
 
     Voxels are sampled where cortex is; responses that lie on the surface stand where they are.
     """

@@ -37,7 +37,7 @@ _FEWEST = 0.05
 have a value.
 """
 _SMOOTHED = 20.0
-"""Millimetres over which a mesh is smoothed to be drawn: sulci open, the hemisphere keeps its
+"""Millimetres over which a mesh is smoothed for figures: sulci open, the hemisphere keeps its
 shape.
 """
 _HELP = (
@@ -65,7 +65,7 @@ class Mesh(NamedTuple):
     """Where cortex is, in the millimetres of the volumes."""
     face_F3: np.ndarray
     inflated_N3: np.ndarray | None = None
-    """Where vertices are drawn; None smooths the mesh for it."""
+    """Vertex positions in figures; None: the smoothed mesh."""
     depth_N: np.ndarray | None = None
     """Larger in sulci, for the shading; None takes the curvature of the mesh."""
 
@@ -154,7 +154,7 @@ def _read(name: str) -> Mesh:
 
 
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray, Mapping[str, Any]]:
-    """Vertices, faces, and what a GIFTI file says about them."""
+    """Vertices, faces, and metadata of a GIFTI file."""
     notes: Mapping[str, Any] = {}
     try:
         if path.name.endswith((".gii", ".gii.gz")):
@@ -221,9 +221,9 @@ def check_space(
     if native and len(places) > 1 and not standard and not all(SUBJECT in name for name in named):
         raise UserError(
             f"interpret.surface = {','.join(named)} would be used for subjects"
-            f" {', '.join(map(str, places))}, and their masks' headers do not say that all are in"
-            f" MNI space: write {SUBJECT} where the name says {subject_name(subject)}, or explain"
-            f" one subject with --subj {subject}."
+            f" {', '.join(map(str, places))}, whose mask headers do not declare MNI space: replace"
+            f" {subject_name(subject)} in the name by {SUBJECT}, or explain one subject with"
+            f" --subj {subject}."
         )
     points = np.concatenate(
         [
@@ -248,7 +248,7 @@ def check_space(
         notes.append(
             f"Surface: {FSAVERAGE} is right for volumes in MNI space only, and the header of"
             f" subject {subject}'s mask does not say that it is (NIfTI code {mine.space}, {label};"
-            f" {MNI} is MNI152). A subject's own space is drawn on the wrong gyri: give the"
+            f" {MNI} is MNI152). Data in subject space would appear on the wrong gyri: give the"
             " subject's own surfaces (docs/interpret.md)."
         )
     return tuple(notes)
@@ -340,9 +340,7 @@ def sample(mesh: Mesh, places: VoxelPlaces, value_V: np.ndarray) -> np.ndarray:
 
 
 def shown(mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
-    """Where vertices are drawn, with sulci opened, N x 3; and their grey, darker (larger) in sulci
-    and far from white, N.
-    """
+    """Vertex positions in figures with open sulci, N x 3, and their grey, larger in sulci, N."""
     mean_NN = _mean_of_neighbours(mesh.face_F3, len(mesh.vertex_N3))
     edge = float(
         np.median(

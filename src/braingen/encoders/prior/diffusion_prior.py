@@ -28,7 +28,7 @@ from braingen.runtime.errors import UserError
 
 
 class PriorDraws(NamedTuple):
-    """Everything random in a training step of the prior, in the order it is drawn."""
+    """Everything random in a training step of the prior, in the order of sampling."""
 
     times_B: Tensor
     """Diffusion times, int64, 0 to timesteps - 1."""
