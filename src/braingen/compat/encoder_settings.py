@@ -125,7 +125,7 @@ def capacity_of(width: int, units: int, experts: int) -> float:
 def _size(state: State, key: str, axis: int) -> int:
     if key not in state:
         raise UserError(
-            f"{key} is not among these {len(state)} weights, so the architecture cannot be told."
+            f"{key} is not among these {len(state)} weights, so the architecture is unknown."
         )
     return state[key].shape[axis]
 

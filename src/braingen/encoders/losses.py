@@ -164,7 +164,7 @@ def mixco_nce(
     both_ways : bool
         Also from targets to predictions, the mean of both.
     own_partner : str, optional
-        {"kept", "published"} A sample that is its own partner counts fully; published: its weight
+        A sample that is its own partner counts fully; published: its weight
         is overwritten by that of the partner, 0 if it is unmixed.
     gather : callable, optional
         See the module.

@@ -30,7 +30,7 @@ from braingen.types import Conditioning, ExpertEmbeddings, Routing
 
 PriorOrder = Literal["output", "levels", "experts", "step"]
 """What the prior is applied to: before the denoising the encoder's output, every level or every
-expert; or what is heard, at every step.
+expert; or the condition, at every step.
 """
 
 
@@ -87,7 +87,7 @@ def read(
 
 
 def source_of(
-    heard: Tensor | ExpertEmbeddings,
+    decoded: Tensor | ExpertEmbeddings,
     embedding_decoder: EmbeddingDecoder,
     router: DiffuseRouter | None,
     order: PriorOrder,
@@ -96,7 +96,7 @@ def source_of(
 
     Parameters
     ----------
-    heard : Tensor | ExpertEmbeddings
+    decoded : Tensor | ExpertEmbeddings
         Of :func:`read`; or B x T x D embeddings in CLIP's own units, which no prior changes and
         which every expert is taken to say.
     embedding decoder : EmbeddingDecoder
@@ -106,20 +106,20 @@ def source_of(
     order : PriorOrder
         As for :func:`read`.
     """
-    if isinstance(heard, Tensor):
+    if isinstance(decoded, Tensor):
         counts = router.expert_counts if router is not None else (1,)
         return ConditioningSource(
-            alike(embedding_decoder.standardised(heard.to(embedding_decoder.mean_TD)), counts),
+            alike(embedding_decoder.standardised(decoded.to(embedding_decoder.mean_TD)), counts),
             router,
             embedding_decoder.in_clip_units,
         )
     if order == "step":
         return ConditioningSource(
-            heard,
+            decoded,
             router,
             lambda x_BTD: embedding_decoder.in_clip_units(embedding_decoder.through_prior(x_BTD)),
         )
-    return ConditioningSource(heard, router, embedding_decoder.in_clip_units)
+    return ConditioningSource(decoded, router, embedding_decoder.in_clip_units)
 
 
 class RoutingRecorder:
@@ -196,7 +196,7 @@ class ConditionedUNet(nn.Module):
         )  # in a tuple, so that their weights are not this module's
 
     def source(self, name: str, experts_BETD: Tensor) -> ConditioningSource:
-        """What to listen to, from what all experts of the image or the text encoder say."""
+        """What to condition_at to, from what all experts of the image or the text encoder say."""
         router = dict(self.routers.items()).get(name)
         return source_of(
             from_experts(experts_BETD, self.counts[name]),
@@ -226,13 +226,15 @@ class ConditionedUNet(nn.Module):
         generator : torch.Generator | None, optional
             Of hard choices in training.
         """
-        listen = RoutedConditioning(
+        condition_at = RoutedConditioning(
             self.form,
             image=self.source("image", image_BETD),
             text=None if text_BETD is None else self.source("text", text_BETD),
             generator=generator,
         )
-        condition = self.form.dropped(listen(t_B, noisy_BChw), image_B=no_image_B, text_B=no_text_B)
+        condition = self.form.dropped(
+            condition_at(t_B, noisy_BChw), image_B=no_image_B, text_B=no_text_B
+        )
         prediction = predict(
             self.unet, noisy_BChw, t_B, condition, size_ids(self.size, len(t_B), noisy_BChw)
         )

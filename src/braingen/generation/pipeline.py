@@ -132,7 +132,7 @@ class BrainDecoder(DiffusionPipeline):
     text_columns : Sequence, optional
         First and last-but-one column the text embedding decoder predicts.
     router_image, router_text : DiffuseRouter | None, optional
-        Trained routers; the encoders' outputs are heard unrouted without them.
+        Trained routers; without them the encoders' outputs condition the U-Net unrouted.
     prior_order : str, optional
         What the priors are applied to (setting ``router.prior_order``); has to be what the routers
         were trained with.
@@ -312,8 +312,8 @@ class BrainDecoder(DiffusionPipeline):
     def sources(
         self, image: Embeddings, text: Embeddings
     ) -> tuple[ConditioningSource | None, ConditioningSource | None]:
-        """What to listen to, from what was read (standardised units) or from known embeddings
-        (CLIP's own units).
+        """The condition's source, from decoded embeddings (standardised units) or from known
+        embeddings (CLIP's own units).
         """
         order: PriorOrder = self.config.prior_order
         if text is not None and self.brain_text is None:
@@ -460,15 +460,15 @@ class BrainDecoder(DiffusionPipeline):
         mixed: list[dict[str, Tensor]] = []
         for start in range(0, len(ids), batch_size):
             some, recorder = slice(start, start + batch_size), RoutingRecorder()
-            heard = self.read(voxels_BRV[some], subject, ids[some], seed, present_BR[some])
-            parts.append(self.decoded(heard))
+            decoded = self.read(voxels_BRV[some], subject, ids[some], seed, present_BR[some])
+            parts.append(self.decoded(decoded))
             settings: dict[str, Any] = {
                 "seed": seed,
                 "steps": num_inference_steps,
                 "on_step": recorder,
             }
             settings |= {"guidance_scale": guidance_scale, "guidance_end": guidance_end}
-            images += to_pil(self.draw(heard.image, heard.text, ids[some], **settings))
+            images += to_pil(self.draw(decoded.image, decoded.text, ids[some], **settings))
             mixed.append(recorder.tensors())
         routing = {name: torch.cat([part[name] for part in mixed]) for name in mixed[0]}
         columns = zip(Decoded._fields, zip(*parts))
@@ -594,8 +594,8 @@ class BrainDecoder(DiffusionPipeline):
 
 
 def negative_condition(form: ConditioningForm, path: str, prompt: str) -> Conditioning | None:
-    """A negative prompt, read by the text encoders in `path`, as the U-Net is told of it; None for
-    an empty one.
+    """A negative prompt, encoded by the text encoders in `path`, in the form of the U-Net's
+    condition; None for an empty one.
     """
     if not prompt:
         return None

@@ -136,7 +136,8 @@ def denoise(
     steps : int
         Number of steps, at most the times of the noise schedule. Schedulers of second order (Heun)
         call the U-Net twice for all but the last.
-    condition_at, unconditional, guidance_scale, guidance_end, on_step, generators, names
+    condition_at, unconditional, guidance_scale, guidance_end, on_step, generators, names :
+    ConditionAt
         As for :func:`denoise_from`.
 
     Returns

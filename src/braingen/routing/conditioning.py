@@ -100,9 +100,7 @@ def from_experts(experts_BETD: Tensor, counts: Sequence[int]) -> ExpertEmbedding
 
 
 def alike(embedding_BTD: Tensor, counts: Sequence[int]) -> ExpertEmbeddings:
-    """One embedding as if every level and every expert had said it: what an oracle is drawn
-    from.
-    """
+    """Repeat one embedding for every level and expert: the oracle's condition."""
     return from_experts(embedding_BTD[:, None].expand(-1, sum(counts), -1, -1), counts)
 
 
@@ -122,7 +120,7 @@ def through_prior(
     prior : callable
         The prior as a function; called once, on all rows together.
     of : Literal['output', 'levels', 'experts'], optional
-        {"output", "levels", "experts"} What goes through it: the encoder's output (1 row per
+        What goes through it: the encoder's output (1 row per
         sample), every level (L rows), or every expert (30 rows in the published layout). What lies
         below keeps its differences: levels are moved by as much as the output was, experts by as
         much as their level. What lies above is the mean of what went through.
@@ -347,9 +345,7 @@ class ConditioningForm(NamedTuple):
 
 
 class ConditioningSource(NamedTuple):
-    """One of the two things to listen to: the decoded image embedding, or the decoded text
-    embedding.
-    """
+    """One source of the condition: the decoded image embedding, or the decoded text embedding."""
 
     embeddings: ExpertEmbeddings
     """Of every level and expert; after the prior, where the prior comes first (`through_prior`)."""
@@ -367,7 +363,7 @@ class ConditioningSource(NamedTuple):
         level: int | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        """The embedding heard at a step, B x T x D, and how it was mixed."""
+        """The condition of a step, B x T x D, and how it was mixed."""
         routing = None
         if self.router is not None:
             experts = self.embeddings.expert_backbone
@@ -394,8 +390,8 @@ class RoutedConditioning:
     form : ConditioningForm
         Shape of what the U-Net reads.
     image, text : ConditioningSource | None, optional
-        Source, optional What to listen to; one of them may be missing, and then its part of the
-        condition is empty (zeros).
+        The condition's sources; one of them may be missing, and then its part of
+        the condition is empty (zeros).
     first_text_BTD : Tensor, optional
         Decoded embedding of the first text encoder, for the columns that are zero without it; not
         routed.

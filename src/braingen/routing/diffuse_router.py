@@ -1,5 +1,4 @@
-"""Time and space routing together: from the embeddings of all experts to the one embedding heard at
-a denoising step.
+"""Time and space routing together: all experts' embeddings become one condition per denoising step.
 
 B batch, L levels, E experts of a level, T tokens, D CLIP width
 """
@@ -55,7 +54,7 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
     time : str
         A key of `TIME_ROUTERS` (config/kinds.py); off mixes levels evenly.
     time_choice : Choice, optional
-        {"soft", "hard"} Weighted sum over levels, or one level per sample.
+        Weighted sum over levels, or one level per sample.
     time_hidden_dim, time_embedding_dim, time_layers, time_temperature : int, optional
         Sizes of the learned time routers; layers: "mlp" only.
     time_context : bool
@@ -63,7 +62,7 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
     time_context_size : int
         Side of the grid it sees them on.
     time_prior : LevelPrior, optional
-        {"none", "multiply", "published"} Gaussian that multiplies the time router's probabilities.
+        Gaussian that multiplies the time router's probabilities.
     time_prior_sigma : float
         Its width, in levels.
     space : str
@@ -74,7 +73,7 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         Side of the grid on which "cross" and "mix" see the latents (64 published; the latents' own
         side at the usual picture size is best).
     level_output : Literal['mean', 'sum'], optional
-        {"mean", "sum"} What a level is when space is off: mean over its experts (paper) or their
+        What a level is when space is off: mean over its experts (paper) or their
         sum (published implementation). It has to be what the encoder was trained with.
     num_train_timesteps : int
         Length of the diffusion schedule.

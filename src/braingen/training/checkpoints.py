@@ -1,6 +1,4 @@
-"""What it takes to go on: saved after epochs, by the clock within them, and when the process is
-told to stop.
-"""
+"""Training state, saved after epochs, by the clock within them, and on a signal to stop."""
 
 from __future__ import annotations
 
@@ -144,7 +142,7 @@ class Checkpoints:
         Raises
         ------
         Stopped
-            When the process was told to stop; the state is saved then.
+            After a signal to stop; the state is saved first.
         """
         passed = time.monotonic() - self._saved
         due = passed > max(

@@ -1,5 +1,4 @@
-"""Stage 2: teach the diffusion model to listen: a LoRA for the U-Net, and the routers between
-experts and U-Net, trained together.
+"""Stage 2: fine-tune the diffusion model: LoRA of the U-Net and routers, trained together.
 
 B batch, E all experts, T tokens, D CLIP width, C h w latent sides.
 """
@@ -319,10 +318,15 @@ def _losses(
 ) -> StepLosses:
     device, alphas = latents_BChw.device, parts.alphas_cumprod
     t_B, noise_BChw = drawn.t_B.to(device), drawn.noise_BChw.to(device)
-    heard = (reads[name].to(device) if name in reads else None for name in ("image", "text"))
+    embeddings = (reads[name].to(device) if name in reads else None for name in ("image", "text"))
     noisy_BChw = noisy_latents(alphas, latents_BChw, noise_BChw, t_B)
     guess_BChw, routings = model(
-        noisy_BChw, t_B, *heard, drawn.no_image_B.to(device), drawn.no_text_B.to(device), generator
+        noisy_BChw,
+        t_B,
+        *embeddings,
+        drawn.no_image_B.to(device),
+        drawn.no_text_B.to(device),
+        generator,
     )
     target_BChw = prediction_target(alphas, latents_BChw, noise_BChw, t_B, parts.prediction_type)
     weight_B = min_snr_weight(

@@ -40,7 +40,7 @@ class TrainingImages(NamedTuple):
     latents: np.ndarray
     """Scaled VAE latents by image id: (all images) x C x h x w."""
     reads: dict[str, list[np.ndarray]]
-    """'image', 'text' -> per subject, what all experts said, by image id: (all images) x E
+    """'image', 'text' -> per subject, the embeddings of all experts, by image id: (all images) x E
     x T x D.
     """
     truth: dict[str, Tensor]

@@ -41,7 +41,7 @@ def min_snr_weight(snr_B: Tensor, gamma: float | None, prediction_type: str = "e
     gamma : float or None
         Limit (MoRE-Brain: 1.5); None weighs all samples alike.
     prediction_type : str, optional
-        {"epsilon", "v_prediction"} What the U-Net predicts. An error of the noise is 1/SNR, one of
+        What the U-Net predicts. An error of the noise is 1/SNR, one of
         the velocity 1/(SNR + 1) of the same error of the picture.
 
     Returns
@@ -126,7 +126,7 @@ def prediction_target(
     t_B : Tensor
         Times, int64.
     prediction_type : str, optional
-        {"epsilon", "v_prediction"} The scheduler's setting.
+        The scheduler's setting.
 
     Raises
     ------

@@ -19,7 +19,7 @@ from braingen.data.ingest.inputs import Inputs
 from braingen.data.ingest.names import GUIDE
 from braingen.data.ingest.picture_ids import PictureIds
 from braingen.data.ingest.picture_split import TEST, PictureSplit
-from braingen.data.ingest.recordings import Recordings, Run, read_recordings
+from braingen.data.ingest.recordings import RecordingRun, Recordings, read_recordings
 from braingen.data.ingest.regions import regions_of
 from braingen.data.ingest.stimuli import OwnStimuli, ShownStimulus
 from braingen.data.ingest.voxel_space import VoxelSpace
@@ -99,7 +99,7 @@ class OwnScans(Scans):
             self._spaces[subject] = VoxelSpace(self.inputs, record, subject, self.origin)
         return self._spaces[subject]
 
-    def _runs(self, subject: int) -> Iterator[tuple[int, int, Run]]:
+    def _runs(self, subject: int) -> Iterator[tuple[int, int, RecordingRun]]:
         return self._record(subject).numbered(self.identity.sessions[subject])
 
     # -- trials -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from braingen.data.ingest.identity import Identity, KnownPicture
-from braingen.data.ingest.recordings import Run
+from braingen.data.ingest.recordings import RecordingRun
 from braingen.data.ingest.stimuli import OwnStimuli, ShownStimulus, pixels_of
 from braingen.runtime.errors import UserError
 
@@ -17,8 +17,8 @@ class PictureIds:
 
     Parameters
     ----------
-    runs : Iterable[Run]
-        Iterable of Run Runs of all subjects that are prepared.
+    runs : Iterable[RecordingRun]
+        Runs of all subjects that are prepared.
     stimuli : OwnStimuli
         Finds and loads pictures.
     identity : Identity
@@ -30,7 +30,9 @@ class PictureIds:
         When a picture is missing or damaged, or has changed so that ids would be ambiguous.
     """
 
-    def __init__(self, runs: Iterable[Run], stimuli: OwnStimuli, identity: Identity) -> None:
+    def __init__(
+        self, runs: Iterable[RecordingRun], stimuli: OwnStimuli, identity: Identity
+    ) -> None:
         self._stimuli, self._identity = stimuli, identity
         self.changed: set[int] = set()
         """Ids of pictures whose files have other content than when they were prepared."""

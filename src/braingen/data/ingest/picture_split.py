@@ -8,7 +8,7 @@ import math
 
 from braingen.config.run_and_data import PrepareConfig
 from braingen.data.ingest.identity import KnownPicture
-from braingen.data.ingest.recordings import Run
+from braingen.data.ingest.recordings import RecordingRun
 from braingen.data.ingest.stimuli import OwnStimuli
 from braingen.runtime.errors import UserError
 from braingen.runtime.text_files import read_text
@@ -23,8 +23,8 @@ class PictureSplit:
     ----------
     config : PrepareConfig
         Settings of `prepare`.
-    runs : Iterable[Run]
-        Iterable of Run Runs of all subjects that are prepared.
+    runs : Iterable[RecordingRun]
+        Runs of all subjects that are prepared.
     names : sequence of str
         Names of the pictures of these runs.
     pictures : dict of str to KnownPicture
@@ -41,7 +41,7 @@ class PictureSplit:
     def __init__(
         self,
         config: PrepareConfig,
-        runs: Iterable[Run],
+        runs: Iterable[RecordingRun],
         names: Sequence[str],
         pictures: dict[str, KnownPicture],
         stimuli: OwnStimuli,
@@ -63,7 +63,7 @@ class PictureSplit:
             )
         self._enter(chosen, names)
 
-    def _stated(self, runs: Sequence[Run]) -> tuple[dict[int, str], list[str]]:
+    def _stated(self, runs: Sequence[RecordingRun]) -> tuple[dict[int, str], list[str]]:
         """Side by image as the events give it, and names of pictures without one."""
         words = {side for run in runs for side in run.trials["side"] if side}
         validation = "train" if TEST in words else TEST

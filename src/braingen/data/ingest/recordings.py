@@ -23,7 +23,7 @@ from braingen.data.volumes import load_nifti
 from braingen.runtime.errors import UserError
 
 
-class Run(NamedTuple):
+class RecordingRun(NamedTuple):
     """Trials of one run with the rows of their responses."""
 
     session: str
@@ -41,7 +41,7 @@ class Recordings(NamedTuple):
 
     label: str
     sources: tuple[ScanSource, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[RecordingRun, ...]
     """In the order of sessions and runs."""
     sessions: tuple[str, ...]
     """Labels in order."""
@@ -58,7 +58,7 @@ class Recordings(NamedTuple):
         """The source that defines the space of the voxels: the first volume, or the first one."""
         return next((source for source in self.sources if source.is_volume), self.sources[0])
 
-    def numbered(self, number: Mapping[str, int]) -> Iterator[tuple[int, int, Run]]:
+    def numbered(self, number: Mapping[str, int]) -> Iterator[tuple[int, int, RecordingRun]]:
         """Session, run (both from 1) and trials of every run that has any, sessions by number."""
         for label in sorted(self.sessions, key=lambda label: number[label]):
             mine = [run for run in self.runs if run.session == label]
@@ -138,7 +138,7 @@ def read_recordings(
     grid = _grid_of_masks(inputs.masks_of(label))
     selection = TrialSelection(inputs.prepare)
     sources: list[ScanSource] = []
-    runs: list[Run] = []
+    runs: list[RecordingRun] = []
     for each in pairs:
         tables = [events.table(file) for file in each.events]
         trials = sum(len(table.trials) for table in tables)
@@ -149,7 +149,7 @@ def read_recordings(
             for name, part in selection.used(table, row).groupby("run", sort=False):
                 run = str(name) or plain(file.of("run"))
                 part = part.reset_index(drop=True)
-                runs.append(Run(session, run, file.path, len(sources), part))
+                runs.append(RecordingRun(session, run, file.path, len(sources), part))
         files += source.files
         sources.append(source)
     notes += [*selection.notes(), *events.notes_of_tables()]

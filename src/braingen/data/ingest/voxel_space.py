@@ -12,7 +12,7 @@ from braingen.data.ingest.forms.surfaces import VERTICES
 from braingen.data.ingest.inputs import Inputs
 from braingen.data.ingest.masks import EVERYWHERE, Grid, Mask, choose_mask, misfit
 from braingen.data.ingest.names import GUIDE, differing
-from braingen.data.ingest.recordings import Recordings, Run
+from braingen.data.ingest.recordings import RecordingRun, Recordings
 from braingen.data.places import Places, SurfacePlaces, surface_places
 from braingen.data.volumes import ALIGNED, VoxelPlaces, load_nifti
 from braingen.runtime.errors import UserError
@@ -148,7 +148,7 @@ class VoxelSpace:
             return np.flatnonzero(mask.kept)
         return None
 
-    def responses(self, run: Run) -> Iterator[np.ndarray]:
+    def responses(self, run: RecordingRun) -> Iterator[np.ndarray]:
         """Responses to the trials of a run, a block at a time: trials x voxels, float64."""
         source, row = self.recordings.sources[run.source], run.trials["row"].to_numpy()
         columns = self.columns(source)

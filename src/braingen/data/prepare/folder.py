@@ -57,7 +57,7 @@ def prepare(
     root : Path
         The data folder; subjects, sessions and pictures may be added to one that is there.
     subjects : Iterable[int]
-        Iterable of int Numbers.
+        Numbers.
     settings : dict
         What determines the result besides the scans; a folder made with others is refused.
     num_sessions : int

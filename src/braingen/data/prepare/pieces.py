@@ -94,7 +94,7 @@ class ArrayInPieces:
         made_from : str
             `stamp` of the files it is made from.
         parts : Iterable[np.ndarray]
-            Iterable of ndarray Consecutive rows, not computed for a finished piece.
+            Consecutive rows, not computed for a finished piece.
         """
         sha256 = self._marks.digest_of(name, made_from)
         if sha256 is None:

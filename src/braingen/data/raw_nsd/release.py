@@ -16,7 +16,7 @@ from braingen.data.places import Places
 from braingen.data.raw_nsd.betas import GET_RAW, read_betas
 from braingen.data.raw_nsd.coco import coco_captions, find_coco
 from braingen.data.raw_nsd.masks import RegionMask, visual_areas
-from braingen.data.raw_nsd.trials import Design, read_trials
+from braingen.data.raw_nsd.trials import NSDDesign, read_trials
 from braingen.data.scans import ScanImages, Scans, Statistics
 from braingen.data.volumes import NSDGENERAL, VoxelPlaces, load_nifti, space_of, with_joined_areas
 from braingen.runtime.data_layout import subject_name
@@ -99,8 +99,8 @@ class RawNSD(Scans):
     # -- trials -----------------------------------------------------------------------------------
 
     @cached_property
-    def _design(self) -> Design:
-        return Design(self.experiment / "nsd_expdesign.mat")
+    def _design(self) -> NSDDesign:
+        return NSDDesign(self.experiment / "nsd_expdesign.mat")
 
     def trials(self, subject: int, num_sessions: int) -> np.ndarray:
         path = self.data(subject).parent / "behav" / "responses.tsv"

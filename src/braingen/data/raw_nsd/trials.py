@@ -23,7 +23,7 @@ _COLUMNS = {
 """Columns of `nsd.BEHAV_COLUMNS` in responses.tsv."""
 
 
-class Design:
+class NSDDesign:
     """nsd_expdesign.mat.
 
     Parameters

@@ -79,10 +79,10 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
     causal, learned_query_mode, norm, relative_position : bool, optional
         See `PriorNetwork`; "published" values are the published implementation's.
     guidance_null : NullBranch, optional
-        {"condition", "both"} Inputs without value in the null branch of guidance: brain tokens, or
+        Inputs without value in the null branch of guidance: brain tokens, or
         (published) brain tokens and noisy embedding.
     sampling : SamplingRule, optional
-        {"consistent", "published"} See `NoiseSchedule.plan`.
+        See `NoiseSchedule.plan`.
     """
 
     @register_to_config

@@ -57,7 +57,7 @@ class GainNorm(nn.Module):
     width : int
         Size of the last axis.
     rule : NormRule, optional
-        {"float32", "published"} "float32": eps 1e-5 whatever the number format. "published": eps
+        "float32": eps 1e-5 whatever the number format. "published": eps
         1e-5 for float32 and 1e-3 for every other format.
     by_largest : bool
         Divide each row by its largest entry first (the published implementation's last norm: the
@@ -86,7 +86,7 @@ class RelativePosition(nn.Module):
     heads : int
         Number of heads A.
     rule : PositionRule, optional
-        {"two_sided", "published"} "two_sided": half of the buckets for keys behind the query, half
+        "two_sided": half of the buckets for keys behind the query, half
         for keys ahead, one of them (distance 0 ahead, which does not occur) for the null key.
         "published": all buckets for keys behind and one for all keys ahead although attention looks
         both ways, and the null key counted as position 0, so that every key sits one further than
@@ -171,7 +171,7 @@ class PriorAttention(nn.Module):
     causal : bool
         Tokens see only those before them (and the null key).
     norm : NormRule, optional
-        {"float32", "published"} See `GainNorm`.
+        See `GainNorm`.
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class PriorFeedForward(nn.Module):
     width : int
         D; the inner width is 4 D.
     norm : NormRule, optional
-        {"float32", "published"} See `GainNorm`.
+        See `GainNorm`.
     """
 
     def __init__(self, width: int, norm: NormRule = "float32") -> None:
@@ -305,14 +305,14 @@ class PriorNetwork(nn.Module):
     causal : bool
         Tokens see only those before them.
     learned_query_mode : QueryMode, optional
-        {"pos_emb", "token", "all_pos_emb", "none"} Learned vectors added to the noisy embedding
+        Learned vectors added to the noisy embedding
         (published models), appended as tokens the prediction is read from, added to the whole
         sequence, or none.
     norm : NormRule, optional
-        {"float32", "published"} "float32": ordinary layer norms. "published": eps by number format,
+        "float32": ordinary layer norms. "published": eps by number format,
         and a last norm that divides by the largest entry.
     relative_position : PositionRule, optional
-        {"two_sided", "published"} See `RelativePosition`.
+        See `RelativePosition`.
 
     Raises
     ------
@@ -438,7 +438,7 @@ class PriorNetwork(nn.Module):
         scale : float
             Guidance; 1 is none.
         null : NullBranch, optional
-            {"condition", "both"} Inputs without value in the null branch: brain tokens, or
+            Inputs without value in the null branch: brain tokens, or
             (published) brain tokens and noisy embedding.
         """
         if scale == 1:

@@ -46,7 +46,7 @@ def betas_of(schedule: BetaSchedule, timesteps: int) -> np.ndarray:
     Parameters
     ----------
     schedule : BetaSchedule
-        {"cosine", "linear", "quadratic", "sigmoid", "jsd"} The published prior uses "cosine"; the
+        The published prior uses "cosine"; the
         others are those of the DALL-E 2 library.
     timesteps : int
         Number of steps K.
@@ -158,7 +158,7 @@ class NoiseSchedule:
             Noise added back at every step: 0 is deterministic, 1 as much as ancestral sampling
             (published).
         rule : SamplingRule, optional
-            {"consistent", "published"} Which of the two.
+            Which of the two.
 
         Raises
         ------

@@ -25,7 +25,7 @@ class GateSpaceRouter(SpaceRouter):
     clip_emb_dim : int
         D.
     gate : Literal['softmax', 'sigmoid', 'gumbel'], optional
-        {"softmax", "sigmoid", "gumbel"} How scores become weights. gumbel: one expert per token, in
+        How scores become weights. gumbel: one expert per token, in
         training a Gumbel sample with a straight-through gradient.
     temperature : float
         Scores are divided by it.

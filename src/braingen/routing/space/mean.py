@@ -19,7 +19,7 @@ class MeanSpaceRouter(SpaceRouter):
     Parameters
     ----------
     reduce : Literal['mean', 'sum'], optional
-        {"mean", "sum"} Which of the two.
+        Which of the two.
     """
 
     reads_experts = False

@@ -16,7 +16,7 @@ from braingen.runtime.errors import UserError
 
 
 class MixingSpaceRouter(SpaceRouter):
-    """Cross-attention from the noisy latents to the experts that says whom to listen to, and adds
+    """Cross-attention from the noisy latents to the experts that weights them, and adds
     nothing of its own.
 
     Query and keys as in :class:`CrossAttentionSpaceRouter`; values are what the experts say, so the

@@ -29,10 +29,10 @@ class LearnedTimeRouter(TimeRouter):
     temperature : float
         Logits are divided by it.
     choice : Choice, optional
-        {"soft", "hard"} Weighted sum over levels, or one level (in training a Gumbel sample,
+        Weighted sum over levels, or one level (in training a Gumbel sample,
         straight through).
     level_prior : LevelPrior, optional
-        {"none", "multiply", "published"} Multiply the probabilities by the moving Gaussian: over
+        Multiply the probabilities by the moving Gaussian: over
         the whole schedule and renormalised, or as published (moving between 3/4 and 1/4 of it, not
         renormalised).
     prior_sigma : float

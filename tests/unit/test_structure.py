@@ -1,0 +1,68 @@
+"""The shape of the package: names used once, short command files, no over-long modules."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+import re
+
+SOURCE = Path(__file__).parents[2] / "src" / "braingen"
+LONGEST = 400
+"""Lines of a module without a reason to be longer."""
+REASONS = {
+    "encoders/prior/network.py": "one network; its layers are used nowhere else",
+    "evaluation/evaluate.py": "one command: sources, baselines and files of one evaluation",
+    "evaluation/features.py": "the published networks, one registry",
+    "evaluation/uncertainty.py": "intervals and tests that share their resamples",
+    "generation/pipeline.py": "one DiffusionPipeline, most of it docstrings",
+    "generation/reconstruct.py": "one stage",
+    "human_eval/study.py": "four steps of one command",
+    "pretrained/sdxl.py": "loading and checking of one kind of folder",
+    "routing/conditioning.py": "the one object of fine-tuning and sampling",
+    "runtime/files.py": "atomic files and what can go wrong with them",
+    "runtime/run_folder.py": "one class: a run folder",
+    "simulation/cortex.py": "one simulated cortex",
+    "simulation/dataset.py": "one simulated data set",
+    "training/diffusion.py": "one stage; a common trainer is still to come",
+    "training/encoder.py": "one stage; a common trainer is still to come",
+}
+METAPHORS = re.compile(r"\b(listen|heard|said|told)\b")
+
+
+def modules() -> list[tuple[str, str]]:
+    return [
+        (path.relative_to(SOURCE).as_posix(), path.read_text(encoding="utf-8"))
+        for path in sorted(SOURCE.rglob("*.py"))
+    ]
+
+
+def test_no_public_class_name_stands_for_two_things():
+    places = defaultdict(list)
+    for name, text in modules():
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(name)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_long_modules_have_a_reason_and_reasons_have_a_long_module():
+    long = {name for name, text in modules() if text.count("\n") > LONGEST}
+    assert long == set(REASONS)
+
+
+def test_commands_are_short():
+    commands = {name: text.count("\n") for name, text in modules() if name.startswith("commands/")}
+    assert sum(commands.values()) < 1200
+    helpers = {"commands/help.py", "commands/completion.py", "commands/base.py"}
+    assert {name for name, lines in commands.items() if lines > 60} <= helpers
+
+
+def test_no_metaphors_of_speech():
+    found = [
+        f"{name}: {line.strip()}"
+        for name, text in modules()
+        for line in text.splitlines()
+        if METAPHORS.search(line)
+    ]
+    assert not found, "\n".join(found)
