@@ -77,12 +77,55 @@ def test_the_config_file(words):
             ["hello"],
             "'hello' is not understood: write settings as section.field=value or --name value.",
         ),
+        (["=3"], "'=3' is not understood: write settings as section.field=value or --name value."),
+        (["--"], "'--' is not understood: a setting's name follows the dashes."),
+        (["--=3"], "'--=3' is not understood: a setting's name follows the dashes."),
+        (
+            ["--random_fmri", "false"],
+            "--random_fmri takes no value, but 'false' follows: write it alone, or"
+            " generation.source=VALUE.",
+        ),
+        (
+            ["--json=no"],
+            "--json takes no value, but 'no' follows: write it alone, or doctor.output=VALUE.",
+        ),
+        (
+            ["--no-use_prior", "false"],
+            "--no-use_prior takes no value, but 'false' follows: write it alone, or"
+            " prior.use_prior=VALUE.",
+        ),
+        (
+            ["--no-train_router_only"],
+            "There is no flag --no-train_router_only: write"
+            " training.trained={all,routers,subject}.",
+        ),
     ],
 )
 def test_words_that_are_not_understood(words, sentence):
     with pytest.raises(UserError) as caught:
         parse_overrides(words)
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "setting", "value"),
+    [
+        ("--random-fmri", "generation.source", "random"),
+        ("--train-router-only", "training.trained", "routers"),
+        ("--multi-subject", "data.subjects", "all"),
+        ("--no-multi-subject", "data.subjects", "1"),
+        ("--no-use-prior", "prior.use_prior", "false"),
+        ("--no_use_prior", "prior.use_prior", "false"),
+        ("--hidden-dim 3", "encoder.hidden_dim", "3"),
+    ],
+)
+def test_hyphens_and_underscores_are_alike_in_flags(words, setting, value):
+    assert parse_overrides(words.split()) == (None, {setting: value})
+
+
+def test_a_switch_names_its_two_values():
+    with pytest.raises(UserError, match="use_prior = maybe is not allowed: true or false"):
+        load_config(None, {"prior.use_prior": "maybe"})
 
 
 @pytest.mark.parametrize(
@@ -184,12 +227,12 @@ def test_help_prints_what_may_be_given(capsys):
         and allowed("prior", "use_prior") == "switch"
     )
     assert allowed("refinement", "strength") == "number above 0, at most 1"
-    assert allowed("encoder", "exp_factor_list") == "list of whole number above 0"
+    assert allowed("encoder", "exp_factor_list") == "list of whole numbers above 0"
     assert condition("prior", "depth") == "only with prior.use_prior=true"
 
 
 def test_help_may_be_read_in_part():
-    """A embedding decoder that stops after a line (head) ends it without a traceback."""
+    """A program that reads one line only (head) ends the command without a traceback."""
     code = "import sys; from braingen.cli import main; sys.exit(main(['train', '--help']))"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -70,7 +70,7 @@ def show(text: str) -> None:
     """Print a text, however much of it is read."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # who reads it (head, less) has had enough
+    except BrokenPipeError:  # head or less stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

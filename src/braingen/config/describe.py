@@ -56,7 +56,7 @@ def _words(schema: dict[str, Any]) -> str:
     if schema.get("type") == "array":
         return (
             "list of "
-            + _words(schema["items"])
+            + _words(schema["items"]).replace("number", "numbers", 1)
             + (", at least one" if schema.get("minItems") else "")
         )
     bounds = [f"{word} {schema[name]:g}" for name, word in _BOUNDS.items() if name in schema]

@@ -86,7 +86,7 @@ class Needs:
         return [name if "." in name else f"{section}.{name}" for name, _ in self.alternatives]
 
     def met(self, section: str, config: Config) -> bool:
-        """Whether the configuration meets it; a setting that the chosen variant has not meets
+        """Whether the configuration meets it; a setting that the chosen variant lacks meets
         nothing.
         """
         for path, (_, rule) in zip(self.paths(section), self.alternatives):

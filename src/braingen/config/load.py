@@ -83,7 +83,7 @@ def with_settings(config: Config, section: str, settings: Mapping[str, Any]) -> 
     Raises
     ------
     UserError
-        For a setting that the section's variant has not, a value that is not allowed, or one
+        For a setting that the section's variant lacks, a value that is not allowed, or one
         without effect.
     """
     part = getattr(config, section)
@@ -293,6 +293,8 @@ def _explain(
             f"encoder.model = {chosen_encoder(first['input'])}{'' if typed else origin} is not"
             f" allowed: input should be {allowed}."
         )
+    if first["type"] in ("bool_parsing", "bool_type"):
+        return f"{path} = {str(first['input']) or 'nothing'}{origin} is not allowed: true or false."
     if not parts:  # of the whole tree: a sentence of its own
         return str(first["ctx"]["error"]) if "error" in first.get("ctx", {}) else first["msg"]
     if first["type"] == "value_error" and isinstance(

@@ -10,6 +10,7 @@ from pathlib import Path
 import shlex
 import sys
 
+from braingen.config.describe import allowed
 from braingen.config.names import ALIASES, ALL, OWN_ALIASES, fields_of, resolve
 from braingen.config.tree import Config
 from braingen.runtime.errors import UserError
@@ -58,7 +59,7 @@ def parse_overrides(
         word = remaining.pop(0)
         if not word.startswith("--"):
             name, equals, value = word.partition("=")
-            if not equals:
+            if not equals or not name:
                 raise UserError(
                     f"'{word}' is not understood: write settings as section.field=value or --name"
                     " value."
@@ -66,23 +67,36 @@ def parse_overrides(
             given.put(_setting(name, own), value, name)
             continue
         name, equals, value = word[2:].partition("=")
-        if name in SHORTHANDS and not equals:
-            given.put(*SHORTHANDS[name], f"--{name}")
-            continue
+        if not name:
+            raise UserError(f"'{word}' is not understood: a setting's name follows the dashes.")
+        name = name.replace("-", "_")
         has_value = bool(equals) or bool(
             remaining and not remaining[0].startswith("--") and "=" not in remaining[0]
         )
-        if name == "config":
+        if has_value and (name in SHORTHANDS or name.startswith("no_")):
+            path = SHORTHANDS[name][0] if name in SHORTHANDS else _setting(name[3:], own)
+            raise UserError(
+                f"{word.partition('=')[0]} takes no value, but"
+                f" '{value if equals else remaining[0]}' follows: write it alone, or {path}=VALUE."
+            )
+        if name in SHORTHANDS:
+            given.put(*SHORTHANDS[name], f"--{name}")
+        elif name == "config":
             if not has_value:
                 raise UserError("--config needs a name or a file, for instance --config simulated.")
             file = Path(value if equals else remaining.pop(0))
         elif not has_value and name == "multi_subject":
             given.put("data.subjects", ALL, f"--{name}")
-        elif not has_value and name == "no-multi_subject":
+        elif not has_value and name == "no_multi_subject":
             single = True
         elif has_value:
             given.put(_setting(name, own), value if equals else remaining.pop(0), f"--{name}")
-        elif name.startswith("no-") or name.startswith("no_"):
+        elif name.startswith("no_"):
+            if name[3:] in SHORTHANDS:
+                path = SHORTHANDS[name[3:]][0]
+                raise UserError(
+                    f"There is no flag {word}: write {path}={allowed(*path.split('.'))}."
+                )
             given.put(_switch(name[3:], own), "false", f"--{name}")
         else:
             given.put(_switch(name, own), "true", f"--{name}")
