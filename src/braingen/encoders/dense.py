@@ -93,8 +93,7 @@ class ImageBackbone(nn.Module):
 
 
 class TextBackbone(nn.Module):
-    """One trunk per text encoder of SDXL, optionally fused; tokens of ViT-L, ViT-bigG, or both
-    concatenated.
+    """One trunk per SDXL text encoder, optionally fused; tokens of ViT-L, ViT-bigG, or both.
 
     Parameters
     ----------

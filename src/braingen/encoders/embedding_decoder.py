@@ -147,7 +147,5 @@ class EmbeddingDecoder(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def embedding(self, backbone_BTD: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Turn encoder outputs into CLIP embeddings, in CLIP's own units; parameters as for
-        :meth:`through_prior`.
-        """
+        """CLIP embeddings from encoder outputs, in CLIP units; see :meth:`through_prior`."""
         return self.in_clip_units(self.through_prior(backbone_BTD, noise))

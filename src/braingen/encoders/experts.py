@@ -109,8 +109,9 @@ class StackedNorm(nn.Module):
 
 
 class Projector(nn.Sequential):
-    """E projection heads: three times norm, GELU, linear (MindEye2; MoRE-Brain widens the inside to
-    twice the CLIP width).
+    """E projection heads: three times norm, GELU, linear (MindEye2).
+
+    MoRE-Brain uses twice the CLIP width inside.
 
     Parameters
     ----------
@@ -129,9 +130,7 @@ class Projector(nn.Sequential):
 
 
 class MLP(nn.Sequential):
-    """E small networks: norm, linear, GELU, dropout, linear, all of one width (MindEye2's mixer
-    block).
-    """
+    """E networks: norm, linear, GELU, dropout, linear, of one width (MindEye2 mixer block)."""
 
     def __init__(self, experts: int, width: int, dropout: float) -> None:
         super().__init__(

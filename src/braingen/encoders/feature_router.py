@@ -49,10 +49,10 @@ def expert_width(units: int, experts: int, capacity: float) -> int:
 
 
 def balance_loss(probabilities_BEU: Tensor) -> Tensor:
-    """Imbalance of the routing: mean over experts of (mean over trials and units of the
-    soft probability - 1/E)^2.
+    """Imbalance of the routing.
 
-    Of several parents (P x B x E x U) the mean over them.
+    Mean over experts of (mean over trials and units of the soft probability - 1/E)^2. With several
+    parents (P x B x E x U), the mean over parents.
 
     MoRE-Brain paper eq. 9 with soft probabilities, which have a gradient (docs/deviations.md).
     """
@@ -240,8 +240,9 @@ def most_probable(probability_PBFU: Tensor, width: int, order: TokenOrder) -> Te
 
 
 class ExpertChoiceRouter(nn.Module):
-    """The published expert-choice router: by activation, trial by trial, with weights shared by all
-    units (``routing: expert_choice``).
+    """The published expert-choice router: per trial, by activation (``routing: expert_choice``).
+
+    All units share the weights.
 
     Parameters
     ----------

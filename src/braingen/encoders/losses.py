@@ -135,9 +135,7 @@ def gather_mix(draws: MixDraws, gather: Gather) -> MixDraws:
 
 
 def unit_rows(embedding_BTD: Tensor) -> Tensor:
-    """Flatten tokens and scale to length 1 in float32, what every contrastive loss here takes: B x
-    F.
-    """
+    """Flatten tokens and scale to length 1 in float32: B x F, for the contrastive losses."""
     return normalize(embedding_BTD.flatten(1).float(), dim=-1)
 
 

@@ -17,8 +17,7 @@ CONVNEXT = 512
 
 
 class LowLevelBranch(nn.Module):
-    """A 7 x 7 feature map, decoded to latents of 4 x 28 x 28, and projected to ConvNext features
-    as an auxiliary target (MindEye2).
+    """A 7 x 7 feature map, decoded to 4 x 28 x 28 latents and projected to ConvNext features.
 
     Parameters
     ----------

@@ -107,9 +107,7 @@ class ParcelMap(nn.Linear):
 
 
 def _cut_along_component(standard_TV: Tensor, voxels_S: Tensor, factor: int) -> list[Tensor]:
-    """Equal parts of some voxels, along the first principal component of their responses (power
-    iteration, from a fixed start).
-    """
+    """Split voxels evenly along their first principal component (power iteration, fixed start)."""
     inside_TS = standard_TV[:, voxels_S]
     inside_TS = inside_TS - inside_TS.mean(
         dim=1, keepdim=True

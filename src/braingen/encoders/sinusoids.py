@@ -12,8 +12,7 @@ from torch import Tensor
 
 
 def falling_frequencies(count: int, last: float, device: torch.device | None = None) -> Tensor:
-    """Angles per unit of time or position, 10 000 ** -(k / last) for k from 0 to count - 1:
-    float64.
+    """Angles per unit of time or position, 10 000 ** -(k / last) for k < count: float64.
 
     Parameters
     ----------
@@ -25,9 +24,7 @@ def falling_frequencies(count: int, last: float, device: torch.device | None = N
 
 
 def sines_and_cosines(places_B: Tensor, frequencies_F: Tensor) -> tuple[Tensor, Tensor]:
-    """Sines and cosines of every place at every frequency: float32, B x F each, on the device of
-    the places.
-    """
+    """Sines and cosines of all places and frequencies: float32, B x F, on the device of places."""
     angles_BF = places_B.to(frequencies_F)[:, None] * frequencies_F
     return tuple(
         wave.to(places_B.device, torch.float32) for wave in (angles_BF.sin(), angles_BF.cos())

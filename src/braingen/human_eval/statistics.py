@@ -112,8 +112,7 @@ def _distances(value_V: np.ndarray, count_V: np.ndarray, level: Level) -> np.nda
 
 
 def krippendorff_alpha(values_RU: np.ndarray, level: Level) -> float | None:
-    """Krippendorff's alpha: 1 is agreement in everything, 0 what chance gives, below 0 is
-    systematic disagreement.
+    """Krippendorff's alpha: 1 full agreement, 0 chance, below 0 systematic disagreement.
 
     Own code, because the PyPI package ``krippendorff`` is under the GPL and needs Python 3.11: K.
     Krippendorff, *Computing Krippendorff's Alpha-Reliability*, 2011; the tests hold its worked

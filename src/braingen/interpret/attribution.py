@@ -66,8 +66,9 @@ class PathDraws(NamedTuple):
 def gradient_shap(
     readout: nn.Module, query: Query, baseline_SV: Tensor, draws: PathDraws, chunk: int = 256
 ) -> tuple[Tensor, Tensor]:
-    """Expected gradients (Erion et al. 2021): mean over draws of the gradient between a baseline
-    and the image, times their difference.
+    """Expected gradients (Erion et al. 2021).
+
+    Mean over draws of the gradient at a point between baseline and image, times their difference.
 
     Parameters
     ----------

@@ -111,8 +111,7 @@ def _fitted(maps_NV: np.ndarray, part_VK: np.ndarray) -> np.ndarray:
 
 
 def related_classes(loading_NK: np.ndarray, member_NC: np.ndarray) -> pd.DataFrame:
-    """Which classes' images carry a component more or less than other images (Welch's t-test, as in
-    MoRE-Brain; q over all tests).
+    """Test components for class differences (Welch's t-test, as in MoRE-Brain; q over all tests).
 
     Returns
     -------
@@ -136,8 +135,7 @@ def related_classes(loading_NK: np.ndarray, member_NC: np.ndarray) -> pd.DataFra
 
 
 def expression_table(components: Components, subjects: Sequence[int]) -> pd.DataFrame:
-    """How much of every subject's maps a component holds, and how far its loadings over images
-    agree with those of all.
+    """Strength of components in every subject, and agreement of loadings with the shared ones.
 
     Returns
     -------

@@ -67,8 +67,7 @@ def _image(places: VoxelPlaces, value_V: np.ndarray) -> nibabel.Nifti1Image:
 
 
 def draw_projections(path: Path, places: VoxelPlaces, value_V: np.ndarray, title: str = "") -> None:
-    """A glass brain in the subject's own space: from the right, from behind and from above, the
-    value largest in size along the view.
+    """A glass brain in subject space from three sides: extreme value along the view.
 
     Values that are not finite are left out.
 
@@ -104,9 +103,7 @@ def draw_projections(path: Path, places: VoxelPlaces, value_V: np.ndarray, title
 def draw_slices(
     path: Path, places: VoxelPlaces, value_V: np.ndarray, title: str = "", cuts: int = 6
 ) -> None:
-    """Horizontal slices over the mask of the subject's voxels (nilearn's stat map); values that are
-    not finite are left out.
-    """
+    """Horizontal slices over the mask of the voxels (nilearn stat map), finite values only."""
     background = _image(places, np.ones(places.voxels))
     positions = np.quantile(places.millimetres_V3[:, 2], np.linspace(0.08, 0.92, cuts))
     limit = _limit(value_V)
@@ -140,9 +137,7 @@ def draw_slices(
 
 
 def draw_columns(path: Path, places: Places, value_V: np.ndarray, title: str = "") -> None:
-    """A map of columns whose places are not known, or that no mesh is there for: values row by row,
-    in the order of the betas.
-    """
+    """A map of columns without positions or mesh: values row by row, in the order of the betas."""
     where = (
         f"no mesh of {places.surface} (--surface)"
         if isinstance(places, SurfacePlaces)
@@ -236,8 +231,7 @@ def draw_flat_cortex(
     value_V: np.ndarray,
     title: str,
 ) -> None:
-    """A map on the flat sheet of a simulated subject, whose cortex is known, with the names of its
-    planted areas.
+    """A map on the flat cortex of a simulated subject, with the names of its planted areas.
 
     Parameters
     ----------

@@ -285,9 +285,7 @@ def read_inputs(config: Config) -> InterpretInputs:
 
 
 def on_disk(config: Config, count: int, make: Callable[[np.ndarray], Tensor]) -> Tensor:
-    """Embeddings of `count` images, made for some rows at a time and kept in a mapped file: whole
-    tokens are larger than voxels.
-    """
+    """Compute embeddings of `count` images in batches, into a mapped file."""
     kept_NF: np.ndarray | None = None
     for first, last in blocks(count, _IMAGES):
         some_BF = make(np.arange(first, last)).cpu().numpy()

@@ -21,9 +21,7 @@ _BLOCK = 64  # rows read at once
 
 
 class MapFile(NamedTuple):
-    """Where the maps of some images lie: ``<name>.npy`` (N x V float32, memory-mapped) and
-    ``<name>.json``.
-    """
+    """Files of the maps of some images: ``<name>.npy`` (N x V float32) and ``<name>.json``."""
 
     path: Path
     """Path of the .npy file."""
@@ -53,9 +51,7 @@ class MapFile(NamedTuple):
         return np.load(self.path, mmap_mode="r")
 
     def notes(self) -> dict:
-        """``images`` and, per image, ``value`` and ``error`` (see
-        :class:`braingen.interpret.attribution.Attribution`).
-        """
+        """``images`` and, per image, ``value`` and ``error`` (see `attribution.Attribution`)."""
         return read_json(self._notes)
 
     def fill(
@@ -143,9 +139,7 @@ def mean_maps(maps_NV: np.ndarray, weight_NC: np.ndarray) -> np.ndarray:
 
 
 def root_mean_square(maps_NV: np.ndarray) -> np.ndarray:
-    """Typical size of a voxel's contribution over images, V float32, reading a few rows at
-    a time.
-    """
+    """Root mean square contribution of voxels over images, V float32, reading in blocks."""
     total_V = np.zeros(maps_NV.shape[1])
     for first in range(0, len(maps_NV), _BLOCK):
         total_V += np.square(np.asarray(maps_NV[first : first + _BLOCK], dtype=np.float64)).sum(

@@ -1,6 +1,4 @@
-"""`braingen interpret`: which voxels, through which expert, for what; maps, tables, figures and a
-page.
-"""
+"""`braingen interpret`: contributions of voxels and experts as maps, tables, figures and a page."""
 
 from __future__ import annotations
 

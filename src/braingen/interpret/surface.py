@@ -273,8 +273,7 @@ def check_vertices(meshes: Sequence[Mesh], places: SurfacePlaces) -> None:
 
 
 def vertex_values(mesh: Mesh, places: SurfacePlaces, value_V: np.ndarray) -> np.ndarray | None:
-    """A map at the vertices of a mesh, N, NaN where there is no column; None where the mesh is of
-    another surface.
+    """A map at the vertices of a mesh, N, NaN without a column; None for another surface.
 
     FreeSurfer's icosahedra contain each other: the first vertices of fsaverage are those of
     fsaverage5.
@@ -295,9 +294,7 @@ def vertex_values(mesh: Mesh, places: SurfacePlaces, value_V: np.ndarray) -> np.
 
 
 def meshes_of(places: SurfacePlaces) -> tuple[Mesh, ...]:
-    """The meshes that are shipped and fit responses on fsaverage5 or finer; none for other
-    surfaces.
-    """
+    """The shipped meshes for responses on fsaverage5 or finer; none for other surfaces."""
     if not places.surface.startswith("fsaverage"):
         return ()
     shipped = read_meshes([FSAVERAGE], [0])[0]
@@ -307,8 +304,7 @@ def meshes_of(places: SurfacePlaces) -> tuple[Mesh, ...]:
 
 
 def sample(mesh: Mesh, places: VoxelPlaces, value_V: np.ndarray) -> np.ndarray:
-    """Mean of the voxels around every vertex (ball of `REACH` mm, trilinear), N; NaN where hardly
-    any are.
+    """Mean of the voxels around every vertex (ball of `REACH` mm, trilinear), N; NaN with too few.
 
     nilearn's mean also counts what is interpolated towards the zeros outside the mask, so it is
     divided by that of the mask itself: a map of ones is one everywhere.

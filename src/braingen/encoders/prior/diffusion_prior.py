@@ -237,9 +237,7 @@ class DiffusionPrior(ModelMixin, ConfigMixin):
         return self.schedule.plan(steps, eta, self.config["sampling"])
 
     def noise_shape(self, steps: int, eta: float = 1.0) -> tuple[int, int, int]:
-        """Shape R x T x D of the standard normal draws one sample needs: its start, and one per
-        step that adds noise.
-        """
+        """Shape R x T x D of the noise of one sample: its start, and one per step with noise."""
         return (1 + sum(step.noise > 0 for step in self.plan(steps, eta)), *self.target_shape)
 
     @torch.no_grad()

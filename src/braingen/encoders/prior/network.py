@@ -1,5 +1,4 @@
-"""The transformer inside the diffusion prior: noisy embedding, time and brain tokens in, clean
-embedding out.
+"""The transformer of the diffusion prior: noisy embedding, time and brain tokens to embedding.
 
 B batch, S brain tokens, T tokens of the embedding, D CLIP width, N sequence (S + 1 + T, more with
 query tokens), A heads, C width of a head
@@ -140,8 +139,7 @@ def _rotary_waves(
 
 
 def rotate(x: Tensor, width: int, first: int = 0) -> Tensor:
-    """Turn neighbouring pairs among the first `width` channels by an angle that grows with the
-    position (rotary embedding).
+    """Rotary embedding: rotate channel pairs among the first `width` by position-dependent angles.
 
     Parameters
     ----------
@@ -194,8 +192,9 @@ class PriorAttention(nn.Module):
         self.norm_out = GainNorm(width, norm)
 
     def forward(self, x_BND: Tensor, bias_ANM: Tensor, asked: int | None = None) -> Tensor:
-        """Attend; `bias_ANM` is the bias of N queries and M = N + 1 keys. Only the last `asked`
-        tokens are queries; all by default.
+        """Attend; `bias_ANM` is the bias of N queries and M = N + 1 keys.
+
+        Only the last `asked` tokens are queries; all by default.
         """
         B, N, _ = x_BND.shape
         first = 0 if asked is None else N - asked
@@ -249,9 +248,7 @@ class PriorFeedForward(nn.Module):
 
 
 def time_table(times_B: Tensor, width: int) -> Tensor:
-    """Sines, then cosines, of a time at frequencies from 1 down to 1 / 10 000: float32, B x
-    width.
-    """
+    """Sines, then cosines, of times at frequencies from 1 to 1 / 10 000: float32, B x width."""
     half = width // 2
     return torch.cat(
         sines_and_cosines(times_B, falling_frequencies(half, half - 1, times_B.device)), dim=-1
@@ -430,8 +427,9 @@ class PriorNetwork(nn.Module):
         scale: float,
         null: NullBranch = "condition",
     ) -> Tensor:
-        """Predict with classifier-free guidance, null + scale * (full - null), both branches in one
-        pass of 2 B rows (B rows at scale 1).
+        """Predict with classifier-free guidance: null + scale * (full - null).
+
+        Both branches run in one pass of 2 B rows (B rows at scale 1).
 
         Parameters
         ----------

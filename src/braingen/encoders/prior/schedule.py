@@ -26,9 +26,7 @@ implementation).
 
 
 class SamplingStep(NamedTuple):
-    """One step of sampling: next sample = start * prediction + sample * current sample + noise * a
-    new draw.
-    """
+    """One step: next sample = start * prediction + sample * current sample + noise * new draw."""
 
     time: int
     """Time given to the network."""
@@ -197,12 +195,11 @@ class NoiseSchedule:
         return self._ddim(ladder[:0:-1], self.kept_before, eta)
 
     def _ddim(self, times: list[int], table_K: np.ndarray, eta: float) -> tuple[SamplingStep, ...]:
-        """DDIM steps through `times` and then to the clean embedding; `table_K` is the share of
-        signal that goes into the transition.
+        """DDIM steps through `times` to the clean embedding; `table_K` is the share of signal.
 
-        With the share itself this is DDIM; with that of the step before it is the published
-        sampler, whose noise is nevertheless recovered with the share of the step itself. No draw is
-        needed where the published sampler makes none: on arrival at time 0 or below.
+        With the share of the step itself this is DDIM; with that of the step before it is the
+        published sampler, whose noise is nevertheless recovered with the share of the step itself.
+        No draw is needed where the published sampler makes none: on arrival at time 0 or below.
         """
         kept, share = self.kept.tolist(), table_K.tolist()
         steps = []
