@@ -179,10 +179,7 @@ def test_a_study_with_answers_is_not_replaced(config: Config) -> None:
         ({"method_a": "/nowhere"}, "/nowhere does not exist"),
         ({"name_a": "same", "name_b": "same"}, "Both methods are called 'same'"),
         ({"name_a": "seen"}, "cannot be called 'seen'"),
-        (
-            {"method_b": "", "tasks": ("preference",)},
-            "compares two methods, but only one is given",
-        ),
+        ({"method_b": "", "tasks": ("preference",)}, "compares two methods, but only one is given"),
     ],
 )
 def test_what_cannot_be_built_is_said(config: Config, values: dict, message: str) -> None:
