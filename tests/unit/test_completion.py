@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 import shutil
 import subprocess
@@ -67,9 +68,10 @@ def test_nothing_is_completed_unless_a_shell_asks(monkeypatch):
     assert complete(all_commands()) is None
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_line_of_the_readme_works_in_a_shell(shell, tmp_path):
-    if shutil.which(shell) is None:
+    installed = shutil.which(shell)
+    if installed is None:
         pytest.skip(f"{shell} is not installed here")
     source = Path(__file__).parents[2] / "src"
     program = tmp_path / "braingen"
@@ -77,16 +79,25 @@ def test_the_line_of_the_readme_works_in_a_shell(shell, tmp_path):
         f"#!/bin/sh\nPYTHONPATH='{source}' exec '{sys.executable}' -m braingen.cli \"$@\"\n"
     )
     program.chmod(0o755)
-    asked = (
-        "COMP_WORDS=(braingen quick); COMP_CWORD=1; _braingen_completion braingen;"
-        ' echo "${COMPREPLY[@]}"'
-        if shell == "bash"
-        else "whence -w _braingen_completion"
-    )
-    setup = "autoload -Uz compinit; compinit -D; " if shell == "zsh" else ""
+    setup, asked, answer = {
+        "bash": (
+            "",
+            "COMP_WORDS=(braingen quick); COMP_CWORD=1; _braingen_completion braingen;"
+            ' echo "${COMPREPLY[@]}"',
+            "quickstart",
+        ),
+        "zsh": (
+            "autoload -Uz compinit; compinit -D; ",
+            "whence -w _braingen_completion",
+            "_braingen_completion: function",
+        ),
+        "fish": ("", "complete -C'braingen quick' | string split -f 1 \\t", "quickstart"),
+    }[shell]
     line = f'{setup}eval "$(_BRAINGEN_COMPLETE={shell}_source braingen)"; {asked}'
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    if "LD_LIBRARY_PATH" in os.environ:
+        environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
     done = subprocess.run(
-        [shell, "-c", line], capture_output=True, text=True, env=environment, check=True
+        [installed, "-c", line], capture_output=True, text=True, env=environment, check=True
     )
-    assert done.stdout.strip().endswith("quickstart" if shell == "bash" else "function")
+    assert done.stdout.strip().endswith(answer)
