@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except Exception as error:
         sentence = _sentence_of(error)
-        if sentence is None:  # a fault of the program: its traceback is wanted
+        if sentence is None:  # a bug: keep its traceback
             raise
         print(f"braingen: {sentence}", file=sys.stderr)
         return 2

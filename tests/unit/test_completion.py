@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from braingen.commands import all_commands
-from braingen.commands.completion import VARIABLE, _click, complete
+from braingen.commands.completion import VARIABLE, click_command, complete
 from braingen.config.overrides import parse_overrides
 
 ASKED = [
@@ -53,7 +53,7 @@ def test_other_shells_get_completions_in_their_form(shell, found, monkeypatch, c
 
 def test_every_completed_flag_is_understood():
     for command in all_commands().values():
-        for option in _click(command).params:
+        for option in click_command(command).params:
             for flag in [*getattr(option, "opts", ()), *option.secondary_opts]:
                 if flag in ("--config", "choice"):
                     continue

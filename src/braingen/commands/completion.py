@@ -35,11 +35,14 @@ def complete(commands: Mapping[str, Command]) -> int | None:
     from click import Group
     from click.shell_completion import shell_complete
 
-    group = Group("braingen", commands={name: _click(each) for name, each in commands.items()})
+    group = Group(
+        "braingen", commands={name: click_command(each) for name, each in commands.items()}
+    )
     return shell_complete(group, {}, "braingen", VARIABLE, instruction)
 
 
-def _click(command: Command) -> Any:
+def click_command(command: Command) -> Any:
+    """A command of click with the flags, choices and values that are completed."""
     import click
 
     parameters: list[Any] = []

@@ -10,7 +10,7 @@ from braingen.commands.base import GROUPS, Command
 from braingen.config import Config
 from braingen.config.describe import allowed, condition
 from braingen.config.names import ALIASES, OWN_ALIASES, fields_of
-from braingen.config.overrides import SHORTHANDS, _setting
+from braingen.config.overrides import SHORTHANDS, setting_of
 from braingen.config.shipped import shipped_configs
 from braingen.evaluation.metrics import METRICS, Metric
 from braingen.runtime.errors import UserError
@@ -79,7 +79,7 @@ def shortest_name(section: str, field: str, own: str) -> str:
     means another one, or several.
     """
     try:
-        alone = _setting(field, (own,)) == f"{section}.{field}"
+        alone = setting_of(field, (own,)) == f"{section}.{field}"
     except UserError:
         alone = False
     return field if alone else f"{section}.{field}"
@@ -92,7 +92,7 @@ def known_flags(own: str) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {}
     for flag in {**OWN_ALIASES.get(own, {}), **ALIASES}:
-        found.setdefault(_setting(flag, (own,)), []).append(flag)
+        found.setdefault(setting_of(flag, (own,)), []).append(flag)
     return found
 
 

@@ -64,7 +64,7 @@ def parse_overrides(
                     f"'{word}' is not understood: write settings as section.field=value or --name"
                     " value."
                 )
-            given.put(_setting(name, own), value, name)
+            given.put(setting_of(name, own), value, name)
             continue
         name, equals, value = word[2:].partition("=")
         if not name:
@@ -74,7 +74,7 @@ def parse_overrides(
             remaining and not remaining[0].startswith("--") and "=" not in remaining[0]
         )
         if has_value and (name in SHORTHANDS or name.startswith("no_")):
-            path = SHORTHANDS[name][0] if name in SHORTHANDS else _setting(name[3:], own)
+            path = SHORTHANDS[name][0] if name in SHORTHANDS else setting_of(name[3:], own)
             raise UserError(
                 f"{word.partition('=')[0]} takes no value, but"
                 f" '{value if equals else remaining[0]}' follows: write it alone, or {path}=VALUE."
@@ -90,7 +90,7 @@ def parse_overrides(
         elif not has_value and name == "no_multi_subject":
             single = True
         elif has_value:
-            given.put(_setting(name, own), value if equals else remaining.pop(0), f"--{name}")
+            given.put(setting_of(name, own), value if equals else remaining.pop(0), f"--{name}")
         elif name.startswith("no_"):
             if name[3:] in SHORTHANDS:
                 path = SHORTHANDS[name[3:]][0]
@@ -133,7 +133,7 @@ class TypedSettings:
         self.settings[setting], self._names[setting] = text, name
 
 
-def _setting(name: str, own: Sequence[str]) -> str:
+def setting_of(name: str, own: Sequence[str]) -> str:
     """The setting that a name means to a command with sections of its own."""
     name = name.replace("-", "_")
     for section in filter(None, own):
@@ -148,7 +148,7 @@ def _setting(name: str, own: Sequence[str]) -> str:
 
 
 def _switch(name: str, own: Sequence[str]) -> str:
-    path = _setting(name, own)
+    path = setting_of(name, own)
     section, field = path.split(".")
     info = fields_of(section)[field]
     if info.annotation is not bool:
