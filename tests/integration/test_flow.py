@@ -302,7 +302,7 @@ def test_fine_tuning_is_used_and_routing_is_shown(flow):
     routing = load_file(flow.run / "reconstructions" / "brain" / ROUTING)
     assert routing["image_levels"].shape == (IMAGES, flow.config.generation.steps, 4)
     page = (flow.run / "report.html").read_text()
-    assert "Which experts were listened to" in page and "One level alone" in page
+    assert "Use of the experts: image" in page and "Single levels" in page
 
 
 def test_the_random_baseline_is_the_mean_of_its_draws(flow, tmp_path):

@@ -327,7 +327,9 @@ def test_a_level_that_an_encoder_has_not_is_refused(counts, flags, words, monkey
 
 
 def built(settings: dict[str, str]) -> tuple[Any, ...]:
-    """A embedding decoder by its parts, its weights and what it does in training and afterwards."""
+    """An embedding decoder by its parts, its weights and what it does in training and
+    afterwards.
+    """
     config = load_config(None, settings)
     target, widths = ((1, 24), (8, 16)) if config.backbone.text_output == "joint" else ((1, 12), ())
     torch.manual_seed(0)

@@ -129,7 +129,7 @@ class RecordingPrior(nn.Module):
 
 
 class LinearReader(nn.Module):
-    """A embedding decoder of linear maps whose outputs are all different, so that one taken for
+    """An embedding decoder of linear maps whose outputs are all different, so that one taken for
     another shows.
     """
 

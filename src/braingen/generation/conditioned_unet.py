@@ -99,7 +99,7 @@ def source_of(
     decoded : Tensor | ExpertEmbeddings
         Of :func:`read`; or B x T x D embeddings in CLIP's own units, which no prior changes and
         which every expert is taken to say.
-    embedding decoder : EmbeddingDecoder
+    embedding_decoder : EmbeddingDecoder
         Knows CLIP's units and the prior.
     router : DiffuseRouter | None
         None for the encoder's output, unrouted.
@@ -165,7 +165,7 @@ class ConditionedUNet(nn.Module):
         With IP-Adapter, and a LoRA where one is trained.
     form : ConditioningForm
         Shape of what it reads.
-    embedding decoders : dict[str, EmbeddingDecoder]
+    embedding_decoders : dict[str, EmbeddingDecoder]
         Of image and text, frozen; not part of the module.
     routers : dict[str, DiffuseRouter]
         Of image and text, where they are routed.

@@ -141,7 +141,7 @@ def diffusion_data(
 
     Parameters
     ----------
-    embedding decoders : dict[str, EmbeddingDecoder]
+    embedding_decoders : dict[str, EmbeddingDecoder]
         Of image and text, in eval mode.
     size : int
         Side of the training pictures in pixels.

@@ -58,7 +58,7 @@ SOFT_CLIP_TEMPERATURES = (0.004, 0.0075)
 
 
 class Whole(torch.nn.Module):
-    """A embedding decoder seen from outside by a single call, whatever is done with it.
+    """An embedding decoder seen from outside by a single call, whatever is done with it.
 
     Wrappers for several processes look at one forward pass per step; encoder (once per subject) and
     prior would be several.

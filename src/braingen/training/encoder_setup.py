@@ -193,8 +193,8 @@ def build_embedding_decoder(
     text_widths: Sequence[int] = (),
     head_trained: bool = True,
 ) -> EmbeddingDecoder:
-    """A embedding decoder with random weights, of the configured architecture, for subjects with so
-    many voxels each.
+    """An embedding decoder with random weights, of the configured architecture, for subjects with
+    so many voxels each.
 
     Parameters
     ----------
