@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 import subprocess
 import sys
@@ -97,3 +98,55 @@ def test_importing_braingen_loads_no_heavy_library():
         ).stdout.strip()
         == "[]"
     )
+
+
+def _loaded_with(path: Path, modules: set[str]) -> set[str]:
+    """Modules of braingen that importing a file loads: not those in functions or for types only."""
+
+    def names(body: list[ast.stmt]) -> set[str]:
+        found = set()
+        for node in body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                inside = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+                found |= inside or {node.module}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
+                found |= names(node.body) | names(node.orelse)
+            elif isinstance(node, ast.Try | ast.With | ast.ClassDef | ast.For):
+                found |= names(node.body)
+        return found
+
+    return names(ast.parse(path.read_text()).body) & modules
+
+
+def test_no_modules_import_each_other_in_a_ring():
+    files = {}
+    for _, path in _parts():
+        dotted = ".".join(("braingen", *path.relative_to(SOURCE).with_suffix("").parts))
+        files[dotted.removesuffix(".__init__")] = path
+    # a folder that registers its files loads all of them
+    loads = {name: _loaded_with(path, set(files)) for name, path in files.items()}
+    registry = "braingen.evaluation.pixel_metrics"
+    loads["braingen.evaluation.metrics"] |= {
+        name for name in files if name.startswith(f"{registry}.")
+    }
+    try:
+        TopologicalSorter(loads).prepare()
+    except CycleError as error:
+        raise AssertionError(" -> ".join(error.args[1])) from None
+
+
+def test_files_that_register_themselves_can_be_imported_first():
+    folder = SOURCE / "evaluation" / "pixel_metrics"
+    for path in sorted(folder.glob("[!_]*.py")):
+        code = f"import braingen.evaluation.pixel_metrics.{path.stem}"
+        subprocess.run([sys.executable, "-c", code], check=True)
+    code = (
+        "from braingen.evaluation.pixel_metrics import pixel_metrics as found;"
+        "from braingen.evaluation.metrics import METRICS;"
+        "assert set(found()) <= set(METRICS), found()"
+    )
+    for first in ("found(); ", ""):
+        start = "from braingen.evaluation.pixel_metrics import pixel_metrics as found; "
+        subprocess.run([sys.executable, "-c", start + first + code], check=True)

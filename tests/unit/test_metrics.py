@@ -17,7 +17,8 @@ from braingen.evaluation import tables as table
 from braingen.evaluation.curves import Curve, Point, markdown
 from braingen.evaluation.features import recipes
 from braingen.evaluation.metric_table import score_images
-from braingen.evaluation.metrics import ALIKE, GROUPS, METRICS, Metric, metric
+from braingen.evaluation.metric_type import ALIKE, GROUPS, Metric
+from braingen.evaluation.metrics import METRICS, metric
 from braingen.evaluation.uncertainty import Comparison, Summary
 from braingen.report import tables
 from braingen.report.compared import _ordered

@@ -16,7 +16,8 @@ from braingen.evaluation import captions, decoding, feature_store
 from braingen.evaluation import image_pairs as pairs
 from braingen.evaluation import metric_table as sheet
 from braingen.evaluation import tables as table
-from braingen.evaluation.metrics import ALIKE, METRICS, Metric, metric
+from braingen.evaluation.metric_type import ALIKE, Metric
+from braingen.evaluation.metrics import METRICS, metric
 from braingen.runtime.errors import UserError
 from braingen.types import Score
 

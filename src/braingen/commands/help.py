@@ -12,7 +12,8 @@ from braingen.config.describe import allowed, condition
 from braingen.config.names import ALIASES, OWN_ALIASES, fields_of
 from braingen.config.overrides import SHORTHANDS, setting_of
 from braingen.config.shipped import shipped_configs
-from braingen.evaluation.metrics import METRICS, Metric
+from braingen.evaluation.metric_type import Metric
+from braingen.evaluation.metrics import METRICS
 from braingen.runtime.errors import UserError
 
 

@@ -9,45 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 import difflib
-from typing import NamedTuple
 
+from braingen.evaluation.metric_type import (
+    ALIKE,
+    CAPTION,
+    CLOSE,
+    GROUPS,
+    LIKERT,
+    PEOPLE,
+    WHAT,
+    WHICH,
+    Metric,
+)
 from braingen.evaluation.pixel_metrics import pixel_metrics
 from braingen.runtime.errors import UserError
-
-WHICH, WHAT, ALIKE, CLOSE, CAPTION, PEOPLE = (
-    "Which image was seen?",
-    "What was in the image?",
-    "How similar are the two images?",
-    "How close is the decoded embedding, without an image?",
-    "How well does the decoded caption describe the image?",
-    "How do people rate the images?",
-)
-GROUPS = (WHICH, WHAT, ALIKE, CLOSE, CAPTION, PEOPLE)
-"""In the order of the report."""
-SHARE, LIKERT = (0.0, 1.0), (1.0, 7.0)
-
-
-class Metric(NamedTuple):
-    """A score."""
-
-    title: str
-    """In tables."""
-    words: str
-    """In the report."""
-    meaning: str
-    """How it is computed, one line; {pool} is the number of candidates."""
-    group: str
-    place: int
-    """In the report's group."""
-    higher_is_better: bool = True
-    percent: bool = False
-    """Published, and printed in tables, in per cent; stored as a fraction."""
-    digits: int = 3
-    axis: tuple[float, float] | None = SHARE
-    """Ends of its axis; None for an axis that fits the figures."""
-    unit: str = ""
-    yes_or_no: bool = False
-    """Whether an image is either right or wrong, so that the score is a share of images."""
 
 
 def _percent(title: str, words: str, meaning: str, group: str, place: int) -> Metric:

@@ -14,7 +14,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import numpy as np
 
 from braingen.data import image_grid as pictures
-from braingen.evaluation.metrics import ALIKE, METRICS, PEOPLE, WHICH, in_report, metric
+from braingen.evaluation.metric_type import ALIKE, PEOPLE, WHICH
+from braingen.evaluation.metrics import METRICS, in_report, metric
 from braingen.report import compared, figures, inside, parts, people, refinement, routers, tables
 from braingen.report.inputs import RUNS, ReportInputs
 from braingen.runtime.paths import SOURCES

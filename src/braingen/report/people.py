@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from braingen.evaluation.metrics import LIKERT, SHARE
+from braingen.evaluation.metric_type import LIKERT, SHARE
 from braingen.report import figures, tables
 from braingen.report.inputs import ReportInputs
 

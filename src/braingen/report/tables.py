@@ -10,15 +10,8 @@ import numpy as np
 from scipy.stats import rankdata
 
 from braingen.config import Config
-from braingen.evaluation.metrics import (
-    ATTRIBUTES,
-    GROUPS,
-    METRICS,
-    Metric,
-    in_report,
-    metric,
-    score_columns,
-)
+from braingen.evaluation.metric_type import GROUPS, Metric
+from braingen.evaluation.metrics import ATTRIBUTES, METRICS, in_report, metric, score_columns
 from braingen.runtime.run_folder import flat
 
 NONE = "–"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from braingen.evaluation.metrics import ALIKE, Metric
+from braingen.evaluation.metric_type import ALIKE, Metric
 
 if TYPE_CHECKING:
     from torch import Tensor
