@@ -254,9 +254,11 @@ def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned
             parameter.copy_(torch.randn(parameter.shape, generator=generator()))
     save_lora(unet, tmp_path)
     routers = a_router(1), a_router(2)
-    loaded: list[tuple[str, ...]] = []
+    loaded: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
-        stage, "load_backbone", lambda *given: loaded.append(given) or fake_backbone()
+        stage,
+        "load_backbone",
+        lambda *given, **more: loaded.append((*given, more)) or fake_backbone(),
     )
     monkeypatch.setattr(
         stage, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
@@ -268,11 +270,12 @@ def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned
     )
     more = {
         "generation__scheduler": "ddim",
+        "generation__precision": "float16",
         "backbone__path": "somewhere",
         "backbone__ip_adapter": "an adapter",
     }
     decoder = stage.assemble(tiny_config(root, tmp_path, **more), TableTargets())  # type: ignore[arg-type]
-    assert loaded == [("somewhere", "an adapter")]
+    assert loaded == [("somewhere", "an adapter", torch.float16, {"vae_dtype": torch.float32})]
     assert type(decoder.scheduler).__name__ == "DDIMScheduler"
     for name, embedding_decoder in (("image", decoder.brain_image), ("text", decoder.brain_text)):
         assert all(
@@ -307,7 +310,7 @@ def test_a_decoder_of_other_widths_is_refused(monkeypatch, root, tmp_path):
         "exp_factor_list": [2],
     }
     narrow = EmbeddingDecoder("BrainMoEMulti", encoder, None).eval()
-    monkeypatch.setattr(stage, "load_backbone", lambda *_: fake_backbone())
+    monkeypatch.setattr(stage, "load_backbone", lambda *_, **__: fake_backbone())
     monkeypatch.setattr(
         stage,
         "load_embedding_decoder",
@@ -1113,13 +1116,18 @@ def test_a_refiner_is_loaded_as_configured(monkeypatch, root, tmp_path, use_imag
         "refinement__negative_prompt": "a blur",
         "refinement__use_image": use_image,
     }
-    more |= {"backbone__text_output": "joint"}
+    more |= {"backbone__text_output": "joint", "generation__precision": "bfloat16"}
     refiner = refine_stage.setup(tiny_config(root, tmp_path, backbone__path="somewhere", **more))
     adapter = "folder of somewhere/ip_adapter" if use_image == "true" else None
     assert asked == [
         (
             ("somewhere",),
-            {"text_output": "joint", "ip_adapter": adapter, "negative_prompt": "a blur"},
+            {
+                "text_output": "joint",
+                "ip_adapter": adapter,
+                "negative_prompt": "a blur",
+                "dtype": torch.bfloat16,
+            },
         )
     ]
     assert type(refiner.scheduler).__name__ == "DDIMScheduler"

@@ -190,6 +190,10 @@ class GenerationConfig(Section):
     """Side of the images in pixels; 0 for the U-Net's own size (512 in the published runs)."""
     batch_size: Positive = 8
     """Images generated at once; they do not depend on it."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the U-Net while images are generated and refined; auto: float16 on a GPU,
+    float32 on a CPU. The VAE and everything else are float32.
+    """
     repeats: Annotated[Literal["average", "first"], FROM_VOXELS] = "average"
     """Average the embeddings of an image's presentations (published), or decode a single trial."""
     num_images: NotNegative = 0

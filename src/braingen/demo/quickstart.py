@@ -24,6 +24,7 @@ from braingen.runtime.console import console as new_console
 from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_text
+from braingen.runtime.precision import unet_type
 from braingen.runtime.text_files import read_json
 from braingen.targets.clip_text import CLIPTextEncoderDual
 
@@ -109,7 +110,9 @@ def quickstart(config: Config) -> Path:
         f"Decoding {len(shipped.ids)} test images with the shipped decoder of a simulated subject"
         " (seconds)."
     )
-    decoder = load_shipped_decoder(scheduler=settings.scheduler).to(device_of(config))
+    decoder = load_shipped_decoder(scheduler=settings.scheduler).to(
+        device_of(config), unet_type("auto", device_of(config))
+    )
     with torch.no_grad():
         embedding = decoder.read(
             shipped.voxels_BRV.to(decoder.device), SUBJECT, shipped.ids, config.run.seed

@@ -23,8 +23,23 @@ class TargetScale(NamedTuple):
     """Mean and spread of the embeddings of the training images."""
 
     mean_TD: Tensor
-    spread: float
+    spread: float | Tensor
     """Standard deviation around the mean, over all dimensions."""
+
+    def to(self, device: torch.device | str) -> TargetScale:
+        """The same scale on another device, in float32."""
+        spread = self.spread
+        if isinstance(spread, Tensor):
+            spread = spread.to(device, torch.float32)
+        return TargetScale(self.mean_TD.to(device, torch.float32), spread)
+
+    def standardised(self, embedding_BTD: Tensor) -> Tensor:
+        """A CLIP embedding in the units of encoder and prior."""
+        return (embedding_BTD - self.mean_TD) / self.spread
+
+    def in_clip_units(self, standard_BTD: Tensor) -> Tensor:
+        """Undo :meth:`standardised`."""
+        return standard_BTD * self.spread + self.mean_TD
 
 
 class EmbeddingDecoder(ModelMixin, ConfigMixin):
@@ -90,9 +105,14 @@ class EmbeddingDecoder(ModelMixin, ConfigMixin):
         self.mean_TD.copy_(scale.mean_TD)
         self.spread.fill_(scale.spread)
 
+    @property
+    def scale(self) -> TargetScale:
+        """The scale of the target, as tensors of this model."""
+        return TargetScale(self.mean_TD, self.spread)
+
     def standardised(self, embedding_BTD: Tensor) -> Tensor:
         """A CLIP embedding in the units of encoder and prior."""
-        return (embedding_BTD - self.mean_TD) / self.spread
+        return self.scale.standardised(embedding_BTD)
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -143,7 +163,7 @@ class EmbeddingDecoder(ModelMixin, ConfigMixin):
 
     def in_clip_units(self, standard_BTD: Tensor) -> Tensor:
         """Undo :meth:`standardised`."""
-        return standard_BTD * self.spread + self.mean_TD
+        return self.scale.in_clip_units(standard_BTD)
 
     @torch.no_grad()
     def embedding(self, backbone_BTD: Tensor, noise: Tensor | None = None) -> Tensor:

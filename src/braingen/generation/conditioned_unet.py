@@ -91,6 +91,7 @@ def source_of(
     embedding_decoder: EmbeddingDecoder,
     router: DiffuseRouter | None,
     order: PriorOrder,
+    device: torch.device | None = None,
 ) -> ConditioningSource:
     """What is listened to.
 
@@ -105,21 +106,22 @@ def source_of(
         None for the encoder's output, unrouted.
     order : PriorOrder
         As for :func:`read`.
+    device : torch.device | None, optional
+        Where it is computed, if the embedding decoder waits elsewhere: only its scale is used, of
+        which the source has a copy, and with order "step" its prior.
     """
+    scale = embedding_decoder.scale.to(device or embedding_decoder.mean_TD.device)
     if isinstance(decoded, Tensor):
         counts = router.expert_counts if router is not None else (1,)
-        return ConditioningSource(
-            alike(embedding_decoder.standardised(decoded.to(embedding_decoder.mean_TD)), counts),
-            router,
-            embedding_decoder.in_clip_units,
-        )
+        standard_BTD = scale.standardised(decoded.to(scale.mean_TD))
+        return ConditioningSource(alike(standard_BTD, counts), router, scale.in_clip_units)
     if order == "step":
         return ConditioningSource(
             decoded,
             router,
-            lambda x_BTD: embedding_decoder.in_clip_units(embedding_decoder.through_prior(x_BTD)),
+            lambda x_BTD: scale.in_clip_units(embedding_decoder.through_prior(x_BTD)),
         )
-    return ConditioningSource(decoded, router, embedding_decoder.in_clip_units)
+    return ConditioningSource(decoded, router, scale.in_clip_units)
 
 
 class RoutingRecorder:

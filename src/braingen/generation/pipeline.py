@@ -50,6 +50,7 @@ from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import replaced_parts
+from braingen.runtime.precision import types_of_parts
 from braingen.runtime.weights import plain_text, refuse_not_finite
 from braingen.targets.clip_text import CLIPTextEncoderDual
 from braingen.types import Conditioning, ExpertEmbeddings
@@ -136,6 +137,13 @@ class BrainDecoder(DiffusionPipeline):
     prior_order : str, optional
         What the priors are applied to (setting ``router.prior_order``); has to be what the routers
         were trained with.
+
+    Notes
+    -----
+    Half precision is the U-Net's alone (:mod:`braingen.runtime.precision`), in
+    ``from_pretrained(folder, torch_dtype=torch.float16)`` as in ``.to(torch.float16)``.
+    ``enable_model_cpu_offload``, ``vae.enable_slicing`` and ``vae.enable_tiling`` work as for any
+    pipeline of diffusers.
     """
 
     model_cpu_offload_seq = "brain_image->brain_text->unet->vae"
@@ -167,6 +175,9 @@ class BrainDecoder(DiffusionPipeline):
             "text_columns": list(text_columns),
         }
         self.register_to_config(**form, prior_order=prior_order)
+        if prior_order == "step":  # the priors are used between the steps, and stay on the device
+            self.model_cpu_offload_seq = "unet->vae"
+            self._exclude_from_cpu_offload = ["brain_image", "brain_text"]
 
     @classmethod
     def assemble(
@@ -224,7 +235,35 @@ class BrainDecoder(DiffusionPipeline):
         form = ConditioningForm(
             start_C, self.config.text_length, (first, last), pooled_width(self.unet), image_shape
         )
-        return form.to(self.unet.device, self.unet.dtype)
+        return form.to(self._execution_device)
+
+    def to(self, *args: Any, **kwargs: Any) -> BrainDecoder:
+        """Move to a device, and change the type of the U-Net; everything else stays float32.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As for any pipeline of diffusers: a device, a type, or both.
+        """
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
+        dtype = next((each for each in args if isinstance(each, torch.dtype)), dtype)
+        rest = [each for each in args if not isinstance(each, torch.dtype)]
+        super().to(*rest, **{"silence_dtype_warnings": True, **kwargs})
+        if dtype is not None:
+            self.unet.to(dtype)
+        return self
+
+    def _refuse_half(self, *names: str) -> None:
+        """Refuse encoders and routers that were put in half precision by hand."""
+        for name in names:
+            part = getattr(self, name)
+            if part is not None and part.dtype != torch.float32:
+                raise UserError(
+                    f"decoder.{name} is in {str(part.dtype).removeprefix('torch.')}; encoders,"
+                    " priors and routers compute in float32, and half precision is the U-Net's:"
+                    f" undo it with decoder.{name}.to(torch.float32), and use"
+                    " decoder.to(torch.float16)."
+                )
 
     @torch.no_grad()
     def read(
@@ -256,6 +295,7 @@ class BrainDecoder(DiffusionPipeline):
             torch.ones(voxels_BRV.shape[:2], dtype=torch.bool) if present_BR is None else present_BR
         )
         order: PriorOrder = self.config.prior_order
+        self._refuse_half("brain_image", "brain_text")
 
         def one(
             name: str, embedding_decoder: EmbeddingDecoder, router: DiffuseRouter | None
@@ -287,7 +327,8 @@ class BrainDecoder(DiffusionPipeline):
 
         def one(embedding_decoder: EmbeddingDecoder, x: ExpertEmbeddings) -> Tensor:
             last = self.config.prior_order == "step"
-            return embedding_decoder.in_clip_units(
+            scale = embedding_decoder.scale.to(x.backbone_BTD.device)
+            return scale.in_clip_units(
                 embedding_decoder.through_prior(x.backbone_BTD) if last else x.backbone_BTD
             )
 
@@ -326,7 +367,9 @@ class BrainDecoder(DiffusionPipeline):
             (text, self.brain_text, self.router_text),
         )
         first, second = (
-            None if x is None else source_of(x, embedding_decoder, router, order)
+            None
+            if x is None
+            else source_of(x, embedding_decoder, router, order, self._execution_device)
             for x, embedding_decoder, router in parts
         )
         return first, second
@@ -378,12 +421,12 @@ class BrainDecoder(DiffusionPipeline):
             Float32 in [0, 1]. The same id, seed and sample start from the same noise, in whatever
             batch.
         """
+        self._refuse_half("router_image", "router_text")
         refuse_side(size, vae_factor(self.vae), "size", multiple=False)
         size = size or image_size(self.unet, self.vae)
         purpose = f"picture {sample}" if sample else "picture"
-        noise = seeded_noise(image_ids, latent_shape(self.unet, self.vae, size), seed, purpose).to(
-            self.unet.device, self.unet.dtype
-        )
+        shape = latent_shape(self.unet, self.vae, size)
+        noise = seeded_noise(image_ids, shape, seed, purpose).to(self._execution_device)
         for processor in self.unet.attn_processors.values():
             if hasattr(processor, "to_k_ip"):
                 processor.scale = [ip_adapter_scale] * len(processor.scale)
@@ -470,6 +513,7 @@ class BrainDecoder(DiffusionPipeline):
             settings |= {"guidance_scale": guidance_scale, "guidance_end": guidance_end}
             images += to_pil(self.draw(decoded.image, decoded.text, ids[some], **settings))
             mixed.append(recorder.tensors())
+        self.maybe_free_model_hooks()  # with enable_model_cpu_offload
         routing = {name: torch.cat([part[name] for part in mixed]) for name in mixed[0]}
         columns = zip(Decoded._fields, zip(*parts))
         joined = {name: None if rows[0] is None else torch.cat(rows) for name, rows in columns}
@@ -530,9 +574,8 @@ class BrainDecoder(DiffusionPipeline):
         present_BR = repeats.rows_NR >= 0
         voxels_BRV = np.zeros((*present_BR.shape, width), dtype=np.float32)
         voxels_BRV[present_BR] = read.rows(repeats.rows_NR[present_BR])
-        device = self.brain_image.device
         return (
-            torch.from_numpy(voxels_BRV).to(device),
+            torch.from_numpy(voxels_BRV).to(self._execution_device),
             torch.from_numpy(present_BR),
             [int(i) for i in repeats.image_N],
         )
@@ -570,7 +613,10 @@ class BrainDecoder(DiffusionPipeline):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
     ) -> BrainDecoder:
-        """Load what :meth:`save_pretrained` wrote."""
+        """Load what :meth:`save_pretrained` wrote; ``torch_dtype`` is the U-Net's."""
+        for name in ("torch_dtype", "dtype"):
+            if kwargs.get(name) is not None:
+                kwargs[name] = types_of_parts(kwargs[name])
         folder = Path(pretrained_model_name_or_path)
         if not (folder / INDEX).is_file():
             raise UserError(

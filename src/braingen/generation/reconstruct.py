@@ -64,6 +64,7 @@ from braingen.runtime.paths import (
     random_folders,
     run_folder,
 )
+from braingen.runtime.precision import generation_type
 from braingen.runtime.seeds import hash_seed
 from braingen.runtime.subjects import each_subject
 from braingen.targets.clip_image import CLIPImageEncoder
@@ -85,7 +86,12 @@ class ReconstructionParts(NamedTuple):
 
 def assemble(config: Config, targets: Targets) -> BrainDecoder:
     """Assemble trained encoders, the backbone and the fine-tuned modules into one decoder."""
-    backbone = load_backbone(config.backbone.path, config.backbone.ip_adapter)
+    backbone = load_backbone(
+        config.backbone.path,
+        config.backbone.ip_adapter,
+        generation_type(config),
+        vae_dtype=torch.float32,
+    )
     backbone = backbone._replace(
         scheduler=scheduler_named(config.generation.scheduler, backbone.scheduler)
     )

@@ -35,6 +35,7 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.files import refuse_stand_in, replaced_path, write_json
 from braingen.runtime.fingerprints import fingerprint_of_files
 from braingen.runtime.paths import EMBEDDINGS, INDEX, generated_folder, one_subject, typed_run
+from braingen.runtime.precision import generation_type
 from braingen.runtime.run_folder import Run
 from braingen.runtime.subjects import each_subject
 from braingen.runtime.text_files import read_json
@@ -132,7 +133,11 @@ def setup(config: Config) -> Refiner:
     path = _model(config)
     text = config.backbone.text_output
     refiner = load_refiner(
-        path, text_output=text, ip_adapter=adapter, negative_prompt=settings.negative_prompt
+        path,
+        text_output=text,
+        ip_adapter=adapter,
+        negative_prompt=settings.negative_prompt,
+        dtype=generation_type(config),
     )
     for name in ("aesthetic_score", "negative_aesthetic_score"):
         if not refiner.scored and getattr(settings, name) != Refinement._field_defaults[name]:

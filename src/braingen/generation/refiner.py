@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 
 from braingen.config.shipped import backbone_folder
 from braingen.generation.sampling import (
+    PIXELS_AT_ONCE,
     decode_latents,
     denoise_from,
     seeded_generators,
@@ -121,7 +122,7 @@ def assemble_refiner(
         cross_attention_dim=unet.config.cross_attention_dim,
         pooled_dim=pooled,
         image_shape=image_shape,
-    ).to(unet.device, unet.dtype)
+    ).to(unet.device)
     unconditional = (
         form.prompt(prompts.prompt([negative_prompt]))
         if negative_prompt or scored
@@ -152,6 +153,8 @@ def load_refiner(
         none.
     negative_prompt : str, optional
         See :func:`assemble_refiner`.
+    dtype : torch.dtype, optional
+        Of the U-Net; everything else is float32.
 
     Raises
     ------
@@ -159,7 +162,9 @@ def load_refiner(
         When a part is missing or does not fit.
     """
     folder = backbone_folder(path)
-    unet, vae, scheduler = load_plain(path, dtype, setting="backbone.refiner")
+    unet, vae, scheduler = load_plain(
+        path, dtype, setting="backbone.refiner", vae_dtype=torch.float32
+    )
     second = CLIPTextEncoderDual.from_pretrained(folder, dtype=torch.float32)
     text_encoder = prompts = second
     if unet.config.cross_attention_dim > second.clip_emb_dim:  # it uses the first encoder too
@@ -226,9 +231,14 @@ def steps_run(scheduler: SchedulerMixin, how: Refinement) -> int:
 
 
 def encode_images(vae: AutoencoderKL, images_B3HW: Tensor) -> Tensor:
-    """Encode images in [0, 1] to scaled latents, B x 4 x h x w: the mode of the distribution."""
+    """Encode images in [0, 1] to scaled latents, B x 4 x h x w: the mode of the distribution.
+
+    In slices of `sampling.PIXELS_AT_ONCE`.
+    """
     x_B3HW = images_B3HW.to(vae.device, vae.dtype) * 2 - 1
-    return vae.encode(x_B3HW).latent_dist.mode() * vae.config.scaling_factor
+    count = max(1, PIXELS_AT_ONCE // images_B3HW.shape[-1] ** 2)
+    modes = [vae.encode(some_B3HW).latent_dist.mode() for some_B3HW in x_B3HW.split(count)]
+    return torch.cat(modes).float() * vae.config.scaling_factor
 
 
 @torch.no_grad()
@@ -286,7 +296,7 @@ def refine_images(
         )
         images_B3HW = resized.clamp(0, 1)
     unet, scheduler, form, batch = refiner.unet, refiner.scheduler, refiner.form, len(images_B3HW)
-    clean = encode_images(refiner.vae, images_B3HW).to(unet.dtype)
+    clean = encode_images(refiner.vae, images_B3HW)
     refuse_steps(how.steps, scheduler, "refinement.steps")
     scheduler.set_timesteps(how.steps, device=clean.device)
     times, first = last_times(scheduler, how)

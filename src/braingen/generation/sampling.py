@@ -15,10 +15,14 @@ from torch import Tensor
 
 from braingen.pretrained.sdxl import refuse_steps, vae_factor
 from braingen.runtime.errors import UserError
+from braingen.runtime.precision import entering, type_of
 from braingen.types import Conditioning
 
 ConditionAt = Callable[[Tensor, Tensor], Conditioning]
 """(t, noisy latents) -> condition of the U-Net at this step."""
+
+PIXELS_AT_ONCE = 2 * 512**2
+"""Pixels that the autoencoder decodes at once; a single image may have more."""
 
 OnStep = Callable[[int, Tensor, Conditioning], None]
 """Called after every step with its number, the latents and the condition."""
@@ -78,7 +82,7 @@ def refuse_not_finite_rows(values: Tensor, names: Sequence[int] | None, what: st
         raise UserError(
             f"{what} of image {listed} became NaN or infinite, so no image is generated: check its"
             " voxels (are they z-scored?), the weights of encoder, LoRA and backbone, and, in half"
-            " precision, try float32."
+            " precision, try generation.precision=bfloat16 or float32."
         )
 
 
@@ -89,17 +93,23 @@ def predict(
     condition: Conditioning,
     time_ids_B6: Tensor,
 ) -> Tensor:
-    """Call the U-Net under a condition; used in fine-tuning and sampling."""
-    return unet(
-        latents_B4hw,
+    """Call the U-Net under a condition; used in fine-tuning and sampling.
+
+    Latents and condition take the U-Net's type here, and its output takes that of the latents:
+    outside of the U-Net everything is float32. Sizes stay as they are: as bfloat16, 1023 is 1024.
+    """
+    dtype = type_of(unet, latents_B4hw.dtype)
+    output = unet(
+        entering(latents_B4hw, dtype),
         t,
-        encoder_hidden_states=condition.tokens_BTC,
+        encoder_hidden_states=entering(condition.tokens_BTC, dtype),
         added_cond_kwargs={
-            "text_embeds": condition.pooled_BD,
+            "text_embeds": entering(condition.pooled_BD, dtype),
             "time_ids": time_ids_B6,
-            "image_embeds": [condition.image_embeds_BTD],
+            "image_embeds": [entering(condition.image_embeds_BTD, dtype)],
         },
     ).sample
+    return entering(output, latents_B4hw.dtype)
 
 
 def size_ids(size: int, batch: int, like: Tensor) -> Tensor:
@@ -257,14 +267,43 @@ def decode_latents(
 ) -> Tensor:
     """Decode scaled latents to images: B x 3 x H x W in [0, 1], float32.
 
+    In slices of :data:`PIXELS_AT_ONCE`, so that memory does not grow with the batch.
+
     Raises
     ------
     UserError
-        When the autoencoder's output is NaN or infinite, with the image ids in `names`.
+        When the autoencoder's output is NaN, infinite or the same in every pixel, with the image
+        ids in `names`.
     """
-    images = vae.decode(latents_B4hw / vae.config.scaling_factor).sample
+    latents = entering(latents_B4hw, type_of(vae, latents_B4hw.dtype)) / vae.config.scaling_factor
+    side = latents.shape[-1] * vae_factor(vae)
+    images = torch.cat(
+        [vae.decode(some).sample for some in latents.split(max(1, PIXELS_AT_ONCE // side**2))]
+    ).float()
     refuse_not_finite_rows(images, names, "The autoencoder's output")
-    return (images.float() / 2 + 0.5).clamp(0, 1)
+    images = (images / 2 + 0.5).clamp(0, 1)
+    refuse_blank(images, names)
+    return images
+
+
+def refuse_blank(images_B3HW: Tensor, names: Sequence[int] | None) -> None:
+    """Refuse images of one value in all pixels: black, as from an overflow, or white.
+
+    Raises
+    ------
+    UserError
+        With the first image id.
+    """
+    low_B, high_B = images_B3HW.flatten(1).aminmax(dim=1)
+    rows = (low_B == high_B).nonzero().flatten().tolist()
+    if rows:
+        name = int(names[rows[0]]) if names is not None else rows[0]
+        raise UserError(
+            f"Image {name} came out blank, all pixels are {float(low_B[rows[0]]):g}"
+            f" ({len(rows)} of {len(images_B3HW)}): check the weights of encoder, LoRA and"
+            " backbone, lower generation.guidance_scale, and, in half precision, try"
+            " generation.precision=float32."
+        )
 
 
 def latent_shape(unet: UNet2DConditionModel, vae: AutoencoderKL, size: int) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from braingen.config import Config
 from braingen.runtime.contents import contents_of
 from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
+from braingen.runtime.precision import use_tf32
 from braingen.runtime.run_folder import CONTENTS, Follower, Run, has_work, remove_run
 
 Item = TypeVar("Item")
@@ -36,6 +37,7 @@ class Workers:
     """
 
     def __init__(self, config: Config) -> None:
+        use_tf32(config)
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self._state = PartialState(
             cpu=device_of(config).type == "cpu", **({"timeout": PATIENCE} if several else {})

@@ -40,17 +40,12 @@ from braingen.routing.conditioning import ConditioningForm
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.guidance import kl_guidance
 from braingen.runtime.console import Progress
-from braingen.runtime.device import (
-    accelerator_of,
-    device_of,
-    end_tracking,
-    precision_of,
-    start_tracking,
-)
+from braingen.runtime.device import accelerator_of, device_of, end_tracking, start_tracking
 from braingen.runtime.distributed import Workers, complete, shared_run
 from braingen.runtime.errors import UserError
 from braingen.runtime.fingerprints import fingerprint_of_files
 from braingen.runtime.paths import EMBEDDING_DECODER, run_folder, tuning_folder
+from braingen.runtime.precision import frozen_type
 from braingen.runtime.preemption import Stopped, defer_signals
 from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
@@ -69,8 +64,6 @@ from braingen.training.steps import Divergence, StepLosses
 
 SAVE_SECONDS = 20.0
 """A run that is killed loses at most a step more than this."""
-TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""Of the frozen weights on a GPU; what is trained is float32."""
 
 
 class DiffusionParts(NamedTuple):
@@ -169,11 +162,11 @@ def setup(config: Config) -> DiffusionParts:
     embedding_decoders = load_embedding_decoders(config)
     check(config, embedding_decoders)
     targets = Targets(config)
-    # on a CPU frozen weights stay float32: autocast there does not cover every layer that
-    # half-precision weights would meet
-    dtype = TYPES[precision_of(config)] if device_of(config).type == "cuda" else torch.float32
     backbone = load_backbone(
-        config.backbone.path, config.backbone.ip_adapter, dtype, vae_dtype=torch.float32
+        config.backbone.path,
+        config.backbone.ip_adapter,
+        frozen_type(config),
+        vae_dtype=torch.float32,
     )
     unet, vae = backbone.unet.to(device_of(config)), backbone.vae.to(device_of(config))
     size = config.finetune.resolution or image_size(unet, vae)
