@@ -142,7 +142,7 @@ class BrainDecoder(DiffusionPipeline):
     -----
     Half precision is the U-Net's alone (:mod:`braingen.runtime.precision`), in
     ``from_pretrained(folder, torch_dtype=torch.float16)`` as in ``.to(torch.float16)``.
-    ``enable_model_cpu_offload``, ``vae.enable_slicing`` and ``vae.enable_tiling`` work as for any
+    Model offload, and slicing and tiling of the autoencoder, work as for any
     pipeline of diffusers.
     """
 
