@@ -23,8 +23,8 @@ from routing import retrieval
 import torch
 
 from braingen.config import Config, load_config
+from braingen.encoders.base import encoder_class
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
-from braingen.encoders.moe import ENCODERS
 from braingen.runtime.run_folder import Run
 from braingen.training.encoder import train
 
@@ -59,7 +59,7 @@ def parameters(config: Config, voxels: int, width: int) -> int:
     """Parameters of the configured encoder."""
     with torch.device("meta"):
         arguments: dict[str, Any] = config.encoder.arguments()
-        model = ENCODERS[config.encoder.model](
+        model = encoder_class(config.encoder.model)(
             subjects={1: voxels}, clip_emb_dim=width, clip_seq_dim=1, **arguments
         )
     return sum(parameter.numel() for parameter in model.parameters())

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"```python (file|line)=(\S+)(?: after=(\w+))?\n(.*?)```", re.DOTALL)
 FILES = {path: text for kind, path, _, text in BLOCK.findall(PAGE) if kind == "file"}
+CLASSES = dict(re.findall(r"```python class=(\S+) before=\w+\n(.*?)```", PAGE, re.DOTALL))
 LINES = {path: (table, text) for kind, path, table, text in BLOCK.findall(PAGE) if kind == "line"}
 
 
@@ -101,3 +102,54 @@ def test_a_metric_that_lacks_something_is_refused(package):
     path.write_text(FILES["evaluation/pixel_metrics/mean_absolute.py"].replace("SIDE = 256", ""))
     done = run(package, "import braingen.evaluation.metrics")
     assert "mean_absolute.py lacks SIDE: a metric's file has NAME, METRIC" in done.stderr
+
+
+def add_encoder(package: Path, settings: str) -> None:
+    text = (package / "config/encoders.py").read_text(encoding="utf-8")
+    changed = text.replace("def splitting(", f"{settings}\n\ndef splitting(")
+    assert changed != text
+    (package / "config/encoders.py").write_text(changed, encoding="utf-8")
+
+
+def test_an_encoder_is_a_file_and_its_settings(package):
+    settings = CLASSES["config/encoders.py"]
+    add_encoder(package, settings)
+    lacking = run(package, "from braingen.encoders.base import encoder_class as c; c('BrainWide')")
+    assert "there is no file braingen/encoders/wide.py" in lacking.stderr
+    add_file(package, "encoders/wide.py")
+    shown = run(package, "from braingen.cli import main; main(['train', 'image', '--help'])")
+    assert re.search(r"--model \(BrainMoEMulti\)\s+\{[^}]*BrainWide[^}]*\}", shown.stdout)
+    assert "--features" in shown.stdout
+    code = (
+        "import torch; from braingen.config import load_config\n"
+        "from braingen.training.encoder_setup import build_embedding_decoder\n"
+        "given = {'encoder.model': 'BrainWide', 'encoder.features': '16',"
+        " 'encoder.hidden_dim': '8', 'prior.use_prior': 'false'}\n"
+        "decoder = build_embedding_decoder(load_config(None, given), {1: 30}, (1, 12))\n"
+        "print(tuple(decoder(torch.zeros(5, 30), 1).clip_BTD.shape))"
+    )
+    built = run(package, code)
+    assert built.stdout.strip() == "(5, 1, 12)", built.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (
+            '    where: ClassVar[str] = "braingen.encoders.wide:BrainWide"\n',
+            "",
+            "does not say where",
+        ),
+        (
+            'BrainWide"] = "BrainWide',
+            'BrainMoE"] = "BrainMoE',
+            "two encoders with the name BrainMoE",
+        ),
+    ],
+)
+def test_an_encoder_that_lacks_something_is_refused_at_once(package, old, new, problem):
+    settings = CLASSES["config/encoders.py"]
+    assert old in settings
+    add_encoder(package, settings.replace(old, new))
+    done = run(package, "import braingen.config")
+    assert done.returncode and problem in done.stderr

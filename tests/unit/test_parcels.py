@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from braingen.config.encoders import BrainMoEVoxelConfig
-from braingen.encoders.moe import ENCODERS
+from braingen.encoders.base import encoder_class
 from braingen.encoders.moe_voxel import BrainMoEVoxel
 from braingen.encoders.parameters import (
     adapting_parameters,
@@ -114,7 +114,7 @@ def test_permuted_voxels_give_permuted_parcels():
 
 def test_it_is_reached_from_the_configuration_and_survives_saving(tmp_path):
     settings = BrainMoEVoxelConfig(hidden_dim=32, n_blocks=1)
-    model = ENCODERS["BrainMoEVoxel"](
+    model = encoder_class("BrainMoEVoxel")(
         subjects={1: 40}, clip_emb_dim=8, **settings.arguments()
     ).eval()
     model.save_pretrained(tmp_path)

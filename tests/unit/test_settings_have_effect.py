@@ -357,9 +357,7 @@ ENCODER_FIELDS = [
 ]
 OUTSIDE = {
     "model": "another encoder",
-    "parcel_init": (
-        "where parcels start is decided by training/encoder_setup.setup (read statically)"
-    ),
+    "parcel_init": "decides whether training/encoder_setup.setup calls init_from, shown below",
 }
 
 
@@ -450,6 +448,13 @@ def refused(settings: dict[str, str]) -> str:
 
 # --- every other setting is read somewhere --------------------------------------------------------
 
+
+def test_parcels_start_from_responses_or_at_random() -> None:
+    voxel = ENCODER_CONFIGS["BrainMoEVoxel"]
+    assert voxel(parcel_init="responses").starts_from_responses
+    assert not voxel(parcel_init="random").starts_from_responses
+
+
 HANDED_OVER: dict[str, tuple[str, set[str]]] = {
     "simulation": (
         "write_dataset(**simulation) in simulation/dataset",
@@ -457,8 +462,8 @@ HANDED_OVER: dict[str, tuple[str, set[str]]] = {
     ),
     "refinement": ("Refinement(**refiner) in generation/refine", set(Refinement._fields)),
     "encoder": (
-        "AnyEncoder.arguments, shown above",
-        {field for _, field in ENCODER_FIELDS} - {"parcel_init"},
+        "AnyEncoder.arguments and starts_from_responses, shown above",
+        {field for _, field in ENCODER_FIELDS},
     ),
     "prior": ("DiffusionPrior(**prior), shown above", {"depth", "dim_head", "timesteps"}),
 }

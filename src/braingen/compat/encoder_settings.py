@@ -22,7 +22,7 @@ class EncoderSettings(NamedTuple):
     """An encoder, ready to be built."""
 
     encoder_class: str
-    """A key of ``braingen.encoders.moe.ENCODERS``."""
+    """As in ``encoder.model``."""
     arguments: dict[str, Any]
     """Its constructor's arguments."""
 

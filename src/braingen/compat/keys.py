@@ -201,7 +201,7 @@ def published_keys(model: nn.Module) -> dict[str, Place]:
     Parameters
     ----------
     model : nn.Module
-        An encoder of :data:`braingen.encoders.moe.ENCODERS` with ``routing: expert_choice``, or a
+        An encoder of :mod:`braingen.encoders` with ``routing: expert_choice``, or a
         backbone alone. Names of settings that the published code does not have (a working trunk)
         are those of the nearest published part; affinities have none.
     """

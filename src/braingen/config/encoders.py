@@ -1,34 +1,67 @@
 """Settings of the encoders: one class per encoder, discriminated by ``encoder.model``; none has a
 setting that it does not read.
+
+A class here registers its encoder (docs/extending.md). Nothing here loads torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 import math
-from typing import Annotated, Any, Literal, TypeAlias
+import operator
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from braingen.config.effect import Needs
 from braingen.config.values import Factor, NotNegative, Positive, Section, Share
 
+ENCODER_CONFIGS: dict[str, type[AnyEncoder]] = {}
+"""The settings of every encoder, by the name that stands in ``encoder.model``."""
+
+
+class CaptionTarget(NamedTuple):
+    """What an encoder of captions decodes."""
+
+    output: str
+    """``backbone.text_output``."""
+    widths: Sequence[int]
+    """D of the text encoders that are decoded, in order; one that is not decoded may be of any
+    width.
+    """
+
 
 class AnyEncoder(Section):
-    """What every encoder has."""
+    """What every encoder has.
 
+    A subclass whose ``model`` has a default, the name of an encoder, is registered under it.
+
+    Raises
+    ------
+    TypeError
+        For a class that does not say ``where`` its encoder is, or whose name is taken.
+    """
+
+    where: ClassVar[str] = ""
+    """The encoder's class, ``module:Class``, a subclass of braingen.encoders.base.Encoder."""
+    mixture: ClassVar[bool] = True
+    """Whether it has experts, whose use is balanced in training."""
+    published_head: ClassVar[str] = ""
+    """``head`` of the published layout; empty for an encoder that was not published."""
+    optional_parts: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Setting that adds a part -> the part in words; for the tables of ``braingen summary``."""
+    without_target: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+    """Modality -> settings whose parts exist for published checkpoints only: stage 1 has no target
+    for them.
+    """
+    reads_caption_widths: ClassVar[bool] = False
+    """Whether its layout for captions depends on which text encoders are decoded."""
     model: str = ""
     """Which encoder."""
     hidden_dim: Positive = 4096
     """Shared width H after the subject layer (published: 4096)."""
-    n_blocks: Positive = 4
-    """Residual blocks of an expert of the first level (published: 4)."""
-    trunk: Literal["residual", "published"] = "residual"
-    """residual: residual MLP; published: the wiring whose blocks have no effect with one token."""
-    head: Literal["projector", "linear"] = "linear"
-    """Projection of an expert's output: one linear map, or the published three-layer projector
-    (docs/models.md: 2.6 x the parameters).
-    """
     dropout: Share = 0.15
     """Dropout inside blocks (published: 0.15)."""
     voxel_dropout: Share = 0.0
@@ -39,14 +72,64 @@ class AnyEncoder(Section):
         """Experts of every level, coarse to fine; (1,) for an encoder without any."""
         return (1,)
 
-    def arguments(self) -> dict[str, Any]:
+    @property
+    def starts_from_responses(self) -> bool:
+        """Whether the encoder is initialised from training trials (``Encoder.init_from``)."""
+        return False
+
+    @property
+    def kept_per_trial(self) -> int:
+        """About how many numbers a training step keeps of every trial, for doctor's estimate."""
+        return self.hidden_dim * 4
+
+    def arguments(self, captions: CaptionTarget | None = None) -> dict[str, Any]:
         """The settings as arguments of the encoder's constructor, all but sizes of data and
         target.
+
+        Parameters
+        ----------
+        captions : CaptionTarget | None, optional
+            What is decoded of captions; None for images.
         """
         return self.model_dump(exclude={"model"})
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Register the settings of an encoder."""
+        name = cls.model_fields["model"].default
+        if not name or "model" not in cls.__annotations__:
+            return
+        if not cls.where:
+            raise TypeError(
+                f"{cls.__name__} does not say where its encoder is: add"
+                f' where: ClassVar[str] = "braingen.encoders.FILE:{name}".'
+            )
+        if name in ENCODER_CONFIGS:
+            raise TypeError(
+                f"There are two encoders with the name {name}: give {cls.__name__} another."
+            )
+        ENCODER_CONFIGS[name] = cls
 
-class WithBottleneck(AnyEncoder):
+
+class WithTrunks(AnyEncoder):
+    """Encoders of residual blocks and projection heads."""
+
+    n_blocks: Positive = 4
+    """Residual blocks of an expert of the first level (published: 4)."""
+    trunk: Literal["residual", "published"] = "residual"
+    """residual: residual MLP; published: the wiring whose blocks have no effect with one token."""
+    head: Literal["projector", "linear"] = "linear"
+    """Projection of an expert's output: one linear map, or the published three-layer projector
+    (docs/models.md: 2.6 x the parameters).
+    """
+
+    @property
+    def kept_per_trial(self) -> int:
+        """Of every block."""
+        return self.hidden_dim * self.n_blocks * 4
+
+
+class WithBottleneck(WithTrunks):
     """Encoders whose subject layer may be followed by a bottleneck."""
 
     bottleneck_dim: Annotated[
@@ -81,6 +164,8 @@ class WithUnitRouters(WithBottleneck):
 class BrainMoEMultiConfig(WithUnitRouters):
     """Voxels to CLIP space (docs/models.md)."""
 
+    where: ClassVar[str] = "braingen.encoders.moe:BrainMoEMulti"
+    published_head: ClassVar[str] = "projector"
     model: Literal["BrainMoEMulti"] = "BrainMoEMulti"
     """Which encoder; BrainMoEMulti is MoRE-Brain's, BrainMoEVoxel routes voxels instead of units
     (docs/interpret.md).
@@ -101,14 +186,17 @@ class BrainMoEMultiConfig(WithUnitRouters):
         """Of levels that split and split again."""
         return splitting(self.num_exp_0, self.exp_factor_list)
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self, captions: CaptionTarget | None = None) -> dict[str, Any]:
         """Without capacity factors, every later level has 1."""
-        return super().arguments() | {"cap_fac_list": list(self.cap_fac_list) or None}
+        return super().arguments(captions) | {"cap_fac_list": list(self.cap_fac_list) or None}
 
 
 class BrainMoEConfig(WithUnitRouters):
     """One level of experts."""
 
+    where: ClassVar[str] = "braingen.encoders.moe:BrainMoE"
+    published_head: ClassVar[str] = "linear"
+    optional_parts: ClassVar[Mapping[str, str]] = MappingProxyType({"meta": "meta expert"})
     model: Literal["BrainMoE"] = "BrainMoE"
     num_exp: NotNegative = 0
     """BrainMoE: its experts (published: 16); 0 for as many as the last level of
@@ -130,7 +218,7 @@ class BrainMoEConfig(WithUnitRouters):
         """Of the only level."""
         return (self.num_exp or splitting(self.num_exp_0, self.exp_factor_list)[-1],)
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self, captions: CaptionTarget | None = None) -> dict[str, Any]:
         """Under the names of an encoder with one level."""
         own = self.model_dump(
             exclude={"model", "num_exp_0", "exp_factor_list", "capacity_factor_0"}
@@ -141,6 +229,9 @@ class BrainMoEConfig(WithUnitRouters):
 class BrainMoEHierConfig(WithUnitRouters):
     """Levels of experts side by side."""
 
+    where: ClassVar[str] = "braingen.encoders.moe:BrainMoEHier"
+    published_head: ClassVar[str] = "linear"
+    optional_parts: ClassVar[Mapping[str, str]] = MappingProxyType({"meta": "meta expert"})
     model: Literal["BrainMoEHier"] = "BrainMoEHier"
     capacity_factor_0: Annotated[float, Field(gt=0), Needs("capacity_factors", ())] = 1.0
     """Units an expert reads, as a multiple of an even share (published: 1)."""
@@ -162,7 +253,7 @@ class BrainMoEHierConfig(WithUnitRouters):
         """Of levels side by side."""
         return self.num_exps or splitting(self.num_exp_0, self.exp_factor_list)
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self, captions: CaptionTarget | None = None) -> dict[str, Any]:
         """With a number for every level."""
         own = self.model_dump(
             exclude={"model", "num_exp_0", "exp_factor_list", "capacity_factor_0"}
@@ -171,9 +262,10 @@ class BrainMoEHierConfig(WithUnitRouters):
         return own | {"num_exps": list(self.experts), "capacity_factors": list(capacities)}
 
 
-class BrainMoEVoxelConfig(AnyEncoder):
+class BrainMoEVoxelConfig(WithTrunks):
     """Experts that are parcels of cortex."""
 
+    where: ClassVar[str] = "braingen.encoders.moe_voxel:BrainMoEVoxel"
     model: Literal["BrainMoEVoxel"] = "BrainMoEVoxel"
     num_exp_0: Positive = 2
     """Experts of the first level (published: 2)."""
@@ -189,11 +281,16 @@ class BrainMoEVoxelConfig(AnyEncoder):
     """
 
     @property
+    def starts_from_responses(self) -> bool:
+        """Parcels of voxels whose responses go together."""
+        return self.parcel_init == "responses"
+
+    @property
     def experts(self) -> tuple[int, ...]:
         """Of the tree of parcels."""
         return splitting(self.num_exp_0, self.exp_factor_list)
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self, captions: CaptionTarget | None = None) -> dict[str, Any]:
         """Where parcels start is decided outside the encoder."""
         return self.model_dump(exclude={"model", "parcel_init"})
 
@@ -201,6 +298,16 @@ class BrainMoEVoxelConfig(AnyEncoder):
 class BrainEncoderConfig(WithBottleneck):
     """The dense encoder."""
 
+    where: ClassVar[str] = "braingen.encoders.dense:BrainEncoder"
+    mixture: ClassVar[bool] = False
+    published_head: ClassVar[str] = "projector"
+    optional_parts: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"low_level": "low-level branch"}
+    )
+    without_target: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+        {"image": ("low_level", "interm_out"), "text": ("train_pool",)}
+    )
+    reads_caption_widths: ClassVar[bool] = True
     model: Literal["BrainEncoder"] = "BrainEncoder"
     fusion: Annotated[
         Literal["none", "early", "mid", "late"], Needs("backbone.text_output", "joint")
@@ -221,25 +328,14 @@ class BrainEncoderConfig(WithBottleneck):
     not train it.
     """
 
-    def image_arguments(self) -> dict[str, Any]:
-        """Arguments of an encoder of image embeddings."""
-        return self.model_dump(exclude={"model", "fusion", "train_pool"})
-
-    def text_arguments(self, output: str, widths: Sequence[int]) -> dict[str, Any]:
-        """Arguments of an encoder of text embeddings.
-
-        Parameters
-        ----------
-        output : str
-            ``backbone.text_output``.
-        widths : Sequence[int]
-            D of the text encoders that are decoded, in order; one that is not decoded may be of any
-            width.
-        """
-        dims = list(widths) if len(widths) == 2 else [widths[0]] * 2
+    def arguments(self, captions: CaptionTarget | None = None) -> dict[str, Any]:
+        """Of images, or of one or two text encoders."""
+        if captions is None:
+            return self.model_dump(exclude={"model", "fusion", "train_pool"})
+        widths = captions.widths
         return self.model_dump(exclude={"model", "low_level", "interm_out"}) | {
-            "text_output": output,
-            "text_emb_dims": dims,
+            "text_output": captions.output,
+            "text_emb_dims": list(widths) if len(widths) == 2 else [widths[0]] * 2,
         }
 
 
@@ -259,7 +355,7 @@ def settings_for(model: str, other: AnyEncoder, **changes: Any) -> AnyEncoder:
     return ENCODER_CONFIGS[model](**{**shared, **changes})
 
 
-MIXTURES = ("BrainMoEMulti", "BrainMoE", "BrainMoEHier", "BrainMoEVoxel")
+MIXTURES = tuple(name for name, settings in ENCODER_CONFIGS.items() if settings.mixture)
 """Encoders with experts."""
 DEFAULT_ENCODER = "BrainMoEMulti"
 
@@ -271,20 +367,9 @@ def chosen_encoder(settings: Any) -> str:
     return str(getattr(settings, "model", DEFAULT_ENCODER))
 
 
-EncoderConfig: TypeAlias = Annotated[
-    Annotated[BrainMoEMultiConfig, Tag("BrainMoEMulti")]
-    | Annotated[BrainMoEConfig, Tag("BrainMoE")]
-    | Annotated[BrainMoEHierConfig, Tag("BrainMoEHier")]
-    | Annotated[BrainMoEVoxelConfig, Tag("BrainMoEVoxel")]
-    | Annotated[BrainEncoderConfig, Tag("BrainEncoder")],
-    Discriminator(chosen_encoder),
-]
-"""The settings of one encoder."""
-ENCODER_CONFIGS: dict[str, type[AnyEncoder]] = {
-    "BrainMoEMulti": BrainMoEMultiConfig,
-    "BrainMoE": BrainMoEConfig,
-    "BrainMoEHier": BrainMoEHierConfig,
-    "BrainMoEVoxel": BrainMoEVoxelConfig,
-    "BrainEncoder": BrainEncoderConfig,
-}
-"""By the name that stands in ``encoder.model``."""
+if TYPE_CHECKING:
+    EncoderConfig: TypeAlias = AnyEncoder
+else:
+    _tagged = (Annotated[settings, Tag(name)] for name, settings in ENCODER_CONFIGS.items())
+    EncoderConfig = Annotated[reduce(operator.or_, _tagged), Discriminator(chosen_encoder)]
+    """The settings of one encoder."""

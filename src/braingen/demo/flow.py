@@ -177,8 +177,8 @@ def _generation_of_subject(config: Config) -> list[Task]:
                 count,
             )
         )
-    levels = len(config.encoder.experts) if config.encoder.model == "BrainMoEMulti" else 0
-    for level in range(levels):
+    levels = len(config.encoder.experts)
+    for level in range(levels if levels > 1 else 0):
         (each,) = generation_tasks(changed(source="brain", level=level, num_images=LEVEL_IMAGES))
         some = min(count, LEVEL_IMAGES)
         found.append(

@@ -70,7 +70,7 @@ def encoder_parameters(config: Config, sizes: Sizes, modality: str = "image") ->
         widths = tuple(sizes.text_widths.values()) if modality == "text" else ()
         voxels = {int(subject): count for subject, count in sizes.subjects.items()}
         embedding_decoder = build_embedding_decoder(
-            config, voxels, target, widths if config.encoder.model == "BrainEncoder" else ()
+            config, voxels, target, widths if config.encoder.reads_caption_widths else ()
         )
     return sum(p.numel() for p in embedding_decoder.parameters())
 
@@ -79,9 +79,7 @@ def training_bytes(config: Config, modality: str, sizes: Sizes) -> tuple[int, in
     """Bytes of a training run: device memory, and the state on disk."""
     target = sizes.image if modality == "image" else sizes.text
     count = encoder_parameters(config, sizes, modality)
-    units = config.encoder.hidden_dim * config.encoder.n_blocks * 4 + 3 * target[0] * target[1] * (
-        2 + config.prior.depth
-    )
+    units = config.encoder.kept_per_trial + 3 * target[0] * target[1] * (2 + config.prior.depth)
     activations = config.training.batch_size * units * ACTIVATIONS_PER_UNIT * 4
     return (
         16 * count + activations,

@@ -9,12 +9,17 @@ import torch
 from torch import nn
 
 from braingen.config import Config
-from braingen.config.encoders import ENCODER_CONFIGS, BrainEncoderConfig, settings_for
+from braingen.config.encoders import (
+    ENCODER_CONFIGS,
+    BrainEncoderConfig,
+    CaptionTarget,
+    settings_for,
+)
 from braingen.config.kinds import SPACE_ROUTERS, TIME_ROUTERS, reading_latents
 from braingen.config.shipped import backbone_folder
 from braingen.data import nsd
 from braingen.data.betas import Betas
-from braingen.encoders.moe import ENCODERS
+from braingen.encoders.base import encoder_class
 from braingen.encoders.parameters import adapting_parameters, count_by_part, idle_parameters
 from braingen.encoders.prior.diffusion_prior import DiffusionPrior
 from braingen.pretrained.loading import load_config
@@ -40,10 +45,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "linear heads": {"head": "linear"},
 }
 """Settings that override the configuration's."""
-PUBLISHED_HEADS = {"BrainMoE": "linear", "BrainMoEHier": "linear"}
-"""Projection heads of the published layout; the others have the three-layer projector, the dense
-encoder as in MindEye2.
-"""
 
 
 class Sizes(NamedTuple):
@@ -147,42 +148,26 @@ def encoder_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
     subject = next(iter(sizes.subjects))
     tokens, width = sizes.image
 
-    def arguments_of(kind: str, changes: dict[str, Any]) -> dict[str, Any]:
-        known = ENCODER_CONFIGS[kind].model_fields
-        settings = settings_for(
-            kind,
-            config.encoder,
-            **{name: value for name, value in changes.items() if name in known},
-        )
-        return (
-            settings.image_arguments()
-            if isinstance(settings, BrainEncoderConfig)
-            else settings.arguments()
-        )
-
     def build(kind: str, target: tuple[int, int], arguments: dict[str, Any]) -> nn.Module:
-        return ENCODERS[kind](
+        return encoder_class(kind)(
             subjects=sizes.subjects, clip_seq_dim=target[0], clip_emb_dim=target[1], **arguments
         )
 
     seen = set()
-    for kind in ENCODERS:
+    for kind, known in ENCODER_CONFIGS.items():
         for layout, changes in LAYOUTS.items():
-            if layout == "published layout" and kind == "BrainMoEVoxel":
-                continue  # not published
-            if layout == "published layout":
-                changes = {**changes, "head": PUBLISHED_HEADS.get(kind, "projector")}
+            published = layout == "published layout"
+            if published and not known.published_head:
+                continue
+            if published:
+                changes = {**changes, "head": known.published_head}
+            changes = {name: value for name, value in changes.items() if name in known.model_fields}
             variants = [("", changes)]
-            if kind in ("BrainMoE", "BrainMoEHier") and not getattr(config.encoder, "meta", False):
-                variants.append((", meta expert", {**changes, "meta": True}))
-            if (
-                kind == "BrainEncoder"
-                and not getattr(config.encoder, "low_level", False)
-                and layout == "published layout"
-            ):
-                variants.append((", low-level branch", {**changes, "low_level": True}))
+            for name, part in known.optional_parts.items():
+                if not getattr(config.encoder, name, False):
+                    variants.append((f", {part}", {**changes, name: True}))
             for note, options in variants:
-                arguments = arguments_of(kind, options)
+                arguments = settings_for(kind, config.encoder, **options).arguments()
                 built = f"{kind} {arguments}"
                 if built not in seen:  # the configuration may equal one of the layouts
                     seen.add(built)
@@ -198,7 +183,7 @@ def encoder_cards(config: Config, sizes: Sizes) -> Iterator[Card]:
                 settings_for("BrainEncoder", config.encoder).model_dump()
                 | {"fusion": fusion, "train_pool": False}
             )
-            arguments = settings.text_arguments(output, list(sizes.text_widths.values()))
+            arguments = settings.arguments(CaptionTarget(output, list(sizes.text_widths.values())))
             note = f", {fusion} fusion" if fusion != "none" else ""
             yield card(
                 f"BrainEncoder: text {output} {target[0]} x {target[1]}{note}",

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 import torch
 from torch import Tensor, nn
 
+from braingen.encoders.base import Encoder, without_experts
 from braingen.encoders.experts import ExpertHeads, Head, Trunk, make_trunk
 from braingen.encoders.low_level import LowLevelBranch
 from braingen.encoders.subject_layer import SubjectLayer, Subjects
@@ -190,7 +190,7 @@ class TextBackbone(nn.Module):
         )
 
 
-class BrainEncoder(ModelMixin, ConfigMixin):
+class BrainEncoder(Encoder):
     """The dense encoder (MindEye2's backbone), for image or text embeddings.
 
     Parameters
@@ -296,16 +296,6 @@ class BrainEncoder(ModelMixin, ConfigMixin):
         x_BH = self.subject_layer(voxels_BV, subject)
         x_BH = x_BH if self.bottleneck is None else self.bottleneck(x_BH)
         out = self.backbone(x_BH[:, None])
-        return ExpertEmbeddings(
-            backbone_BTD=out.backbone_BTD,
-            clip_BTD=out.clip_BTD,
-            level_backbone_BLTD=out.backbone_BTD[:, None],
-            level_clip_BLTD=out.clip_BTD[:, None],
-            expert_backbone=(),
-            expert_clip=(),
-            routing=(),
-            balance_loss=x_BH.new_zeros(()),
-            low_level=out.low_level,
-            intermediate_clip=out.intermediate,
-            pooled_BD=out.pooled_BD,
+        return without_experts(out.backbone_BTD, out.clip_BTD)._replace(
+            low_level=out.low_level, intermediate_clip=out.intermediate, pooled_BD=out.pooled_BD
         )

@@ -13,7 +13,7 @@ from diffusers.configuration_utils import register_to_config
 import torch
 from torch import Tensor
 
-from braingen.encoders.moe import ENCODERS
+from braingen.encoders.base import encoder_class as class_of
 from braingen.encoders.prior.diffusion_prior import DiffusionPrior
 from braingen.runtime.weights import load_whole
 from braingen.types import ExpertEmbeddings
@@ -52,7 +52,7 @@ class EmbeddingDecoder(ModelMixin, ConfigMixin):
     Parameters
     ----------
     encoder_class : str
-        Name of the encoder, a key of ``braingen.encoders.moe.ENCODERS``.
+        Name of the encoder, as in ``encoder.model``.
     encoder_config : dict[str, Any]
         Arguments of its constructor.
     prior_config : dict[str, Any] | None
@@ -81,7 +81,7 @@ class EmbeddingDecoder(ModelMixin, ConfigMixin):
         head_trained: bool = True,
     ) -> None:
         super().__init__()
-        self.encoder = ENCODERS[encoder_class](**encoder_config)
+        self.encoder = class_of(encoder_class)(**encoder_config)
         self.prior = DiffusionPrior(**prior_config) if prior_config is not None else None
         self.register_buffer(
             "mean_TD", torch.zeros(encoder_config["clip_seq_dim"], encoder_config["clip_emb_dim"])

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from braingen.encoders.dense import BrainEncoder
+from braingen.encoders.base import Encoder, VoxelShares
 from braingen.encoders.experts import ExpertHeads, Head, StackedLinear, Trunk, make_trunk
 from braingen.encoders.feature_router import Routing, TokenOrder, make_router
 from braingen.encoders.moe_parts import (
@@ -25,13 +24,13 @@ from braingen.encoders.moe_parts import (
     embeddings,
     start_gain,
 )
-from braingen.encoders.moe_voxel import BrainMoEVoxel
 from braingen.encoders.subject_layer import SubjectLayer, Subjects
+from braingen.encoders.tracing import traced_shares
 from braingen.runtime.errors import UserError
 from braingen.types import ExpertEmbeddings
 
 
-class BrainMoEMulti(ModelMixin, ConfigMixin):
+class BrainMoEMulti(Encoder):
     """Levels of experts, coarse to fine: an expert passes its output units to its children.
 
     Parameters
@@ -149,8 +148,16 @@ class BrainMoEMulti(ModelMixin, ConfigMixin):
             units_EBK = outputs[-1].units_EBK
         return embeddings(outputs, [self.mix(output) for output in outputs], return_experts)
 
+    def voxel_shares(self, voxels_BV: Tensor, subject: int) -> list[VoxelShares] | None:
+        """Voxels traced through the subject layer and the routers; not through a bottleneck."""
+        if self.bottleneck is not None:
+            return None
+        energy_HV = self.subject_layer.weight_HV(subject).float().square()
+        routing = iter(self.eval()(voxels_BV, subject).routing)
+        return traced_shares(self, energy_HV, routing, len(voxels_BV))
 
-class BrainMoE(ModelMixin, ConfigMixin):
+
+class BrainMoE(Encoder):
     """One level of experts with separate backbones (first variant of MoRE-Brain).
 
     Parameters
@@ -231,7 +238,7 @@ class BrainMoE(ModelMixin, ConfigMixin):
         )
 
 
-class BrainMoEHier(ModelMixin, ConfigMixin):
+class BrainMoEHier(Encoder):
     """Parallel levels of experts with learned mixing weights (second variant of MoRE-Brain).
 
     Parameters
@@ -319,13 +326,3 @@ class BrainMoEHier(ModelMixin, ConfigMixin):
             return_experts,
             self.meta_expert(x_BH) if self.meta_expert is not None else None,
         )
-
-
-ENCODERS: dict[str, type[ModelMixin]] = {
-    "BrainMoEMulti": BrainMoEMulti,
-    "BrainMoE": BrainMoE,
-    "BrainMoEHier": BrainMoEHier,
-    "BrainMoEVoxel": BrainMoEVoxel,
-    "BrainEncoder": BrainEncoder,
-}
-"""Encoders by name in a configuration."""

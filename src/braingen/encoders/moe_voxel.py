@@ -11,10 +11,10 @@ from functools import partial
 import math
 from typing import Any, cast
 
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from braingen.encoders.base import Encoder, VoxelShares
 from braingen.encoders.experts import ExpertHeads, Head, Trunk, make_trunk
 from braingen.encoders.feature_router import balance_loss
 from braingen.encoders.moe_parts import Combine, EvenMix, LevelOutput, embeddings, start_gain
@@ -43,7 +43,7 @@ class SubtreeLevel(nn.Module):
         return LevelOutput(units_EBK, backbone_EBTD, clip_EBTD, (), balance)
 
 
-class BrainMoEVoxel(ModelMixin, ConfigMixin):
+class BrainMoEVoxel(Encoder):
     """Routing of voxels: softly assigned to a tree of parcels, one expert per subtree.
 
     Levels have as many experts, and experts as many units, as in
@@ -106,6 +106,10 @@ class BrainMoEVoxel(ModelMixin, ConfigMixin):
         """
         for subject, responses_TV in responses.items():
             self.parcels(subject).init_from(responses_TV)
+
+    def voxel_shares(self, voxels_BV: Tensor, subject: int) -> list[VoxelShares]:
+        """Shares of the parcels of every expert."""
+        return [VoxelShares(share_EV, True) for share_EV in self.parcels(subject).shares()]
 
     def forward(
         self,

@@ -6,6 +6,7 @@ B batch, V voxels, H shared width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -65,6 +66,10 @@ class SubjectLayer(nn.Module):
                 for subject, count in voxel_counts(subjects).items()
             }
         )
+
+    def weight_HV(self, subject: int) -> Tensor:
+        """Weights of the map of a subject."""
+        return cast(nn.Linear, self.linears[str(subject)]).weight
 
     def forward(self, voxels_BV: Tensor, subject: int) -> Tensor:
         """Map the voxels of one subject.

@@ -16,9 +16,6 @@ import torch
 from torch import Tensor
 
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
-from braingen.encoders.feature_router import ExpertChoiceRouter
-from braingen.encoders.moe import BrainMoEMulti
-from braingen.encoders.moe_voxel import BrainMoEVoxel
 from braingen.runtime.errors import UserError
 
 
@@ -63,41 +60,14 @@ def voxel_selectivity(
         For an encoder without hierarchical routing of units.
     """
     encoder = embedding_decoder.encoder
-    if isinstance(encoder, BrainMoEVoxel):
-        return [
-            Selectivity(share_EV.cpu().numpy(), True)
-            for share_EV in encoder.parcels(subject).shares()
-        ]
-    if not isinstance(encoder, BrainMoEMulti) or encoder.bottleneck is not None:
+    levels = encoder.voxel_shares(voxels_BV, subject)
+    if levels is None:
         raise UserError(
             "Voxel selectivity of experts is defined for BrainMoEMulti without a bottleneck and"
             f" for BrainMoEVoxel, not for {type(encoder).__name__}; attributions work for it"
             " (--parts)."
         )
-    energy_HV = encoder.subject_layer.linears[str(subject)].weight.float().square()  # type: ignore[operator,union-attr]
-    routing = iter(encoder.eval()(voxels_BV, subject).routing)
-    units_PBK = torch.arange(len(energy_HV), device=energy_HV.device).expand(1, len(voxels_BV), -1)
-    gain_PBK = torch.ones_like(units_PBK, dtype=torch.float32)
-    exact, levels = True, []
-    for depth, level in enumerate(encoder.levels):
-        exact = exact and not isinstance(level.router, ExpertChoiceRouter)
-        if depth > 1 and encoder.config["trunk"] == "published":
-            exact = False
-        records = [next(routing) for _ in range(len(units_PBK))]
-        chosen, gains = [], []
-        for units_BK, gain_BK, record in zip(units_PBK, gain_PBK, records):
-            for expert in range(record.chosen_BEK.shape[1]):
-                index_BK = record.chosen_BEK[:, expert].expand(len(voxels_BV), -1)
-                chosen.append(units_BK.gather(1, index_BK))
-                gains.append(gain_BK.gather(1, index_BK) * record.weights_BEK[:, expert].float())
-        units_PBK, gain_PBK = torch.stack(chosen), torch.stack(gains)
-        read_EBH = torch.zeros(*units_PBK.shape[:2], len(energy_HV), device=energy_HV.device)
-        read_EBH.scatter_add_(2, units_PBK, gain_PBK.square())
-        energy_EV = read_EBH.mean(dim=1) @ energy_HV
-        levels.append(
-            Selectivity((energy_EV / energy_EV.sum(dim=0).clamp_min(1e-20)).cpu().numpy(), exact)
-        )
-    return levels
+    return [Selectivity(level.share_EV.cpu().numpy(), level.exact) for level in levels]
 
 
 @torch.no_grad()

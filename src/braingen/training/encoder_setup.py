@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from accelerate.utils import set_seed
 import numpy as np
@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from braingen.config import Config
-from braingen.config.encoders import BrainEncoderConfig, BrainMoEVoxelConfig
+from braingen.config.encoders import CaptionTarget
 from braingen.config.training import LossConfig
 from braingen.data.batches import TrainBatches
 from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
 from braingen.data.trials import fold_of_images, hold_out, hold_out_images, train_trials
 from braingen.encoders.embedding_decoder import EmbeddingDecoder, TargetScale
-from braingen.encoders.moe_voxel import BrainMoEVoxel
 from braingen.encoders.parameters import (
     adapting_parameters,
     subject_parameters,
@@ -39,10 +38,6 @@ from braingen.types import Trials
 
 PARCEL_TRIALS = 1500
 """Trials from which parcels of voxels start: 94 MB at 15 724 voxels."""
-UNTRAINED = {"image": ("low_level", "interm_out"), "text": ("train_pool",)}
-"""Parts of the dense encoder that are there for published checkpoints and that this stage has no
-target for.
-"""
 MAY_DIFFER = {"subjects", "dropout", "voxel_dropout"}
 """Settings of an encoder that a run may change from the run it starts from: they are no shape of a
 shared weight.
@@ -130,18 +125,13 @@ def setup(
         np.unique(np.concatenate([trials.table["image"].to_numpy() for trials, _ in subjects]))
     ]
     set_seed(config.run.seed)
-    dense = config.encoder.model == "BrainEncoder"
     voxels = {trials.subject: betas.voxels for trials, betas in subjects}
     loss = config.loss_image if modality == "image" else config.loss_text
-    widths = targets.text_widths(modality) if dense else ()
+    widths = targets.text_widths(modality) if config.encoder.reads_caption_widths else ()
     embedding_decoder = build_embedding_decoder(
         config, voxels, embeddings_NTD.shape[1:], widths, head_trained=loss.clip_scale > 0
     )
-    if (
-        isinstance(config.encoder, BrainMoEVoxelConfig)
-        and config.encoder.parcel_init == "responses"
-    ):
-        assert isinstance(embedding_decoder.encoder, BrainMoEVoxel)
+    if config.encoder.starts_from_responses:
         embedding_decoder.encoder.init_from(
             {trials.subject: some_responses(trials, betas) for trials, betas in subjects}
         )
@@ -176,14 +166,13 @@ def refuse_untrained_parts(config: Config, modality: str) -> None:
     """Parts that exist for published checkpoints and for which this stage has no target would stay
     at their random initial values.
     """
-    if config.encoder.model == "BrainEncoder":
-        asked = [name for name in UNTRAINED[modality] if getattr(config.encoder, name)]
-        if asked:
-            raise UserError(
-                f"encoder.{asked[0]}=true has no target in stage 1, which would leave it random:"
-                f" train without it (--no-{asked[0]}); `braingen import` loads it from a published"
-                " checkpoint."
-            )
+    parts = config.encoder.without_target.get(modality, ())
+    if asked := [name for name in parts if getattr(config.encoder, name)]:
+        raise UserError(
+            f"encoder.{asked[0]}=true has no target in stage 1, which would leave it random:"
+            f" train without it (--no-{asked[0]}); `braingen import` loads it from a published"
+            " checkpoint."
+        )
 
 
 def build_embedding_decoder(
@@ -208,22 +197,14 @@ def build_embedding_decoder(
         Whether the contrastive loss trains the projection heads.
     """
     tokens, width = target_shape
-    encoder: dict[str, Any]
-    if isinstance(config.encoder, BrainEncoderConfig):
-        text = (config.backbone.text_output, text_widths)
-        encoder = (
-            config.encoder.text_arguments(*text)
-            if text_widths
-            else config.encoder.image_arguments()
-        )
-    else:
-        encoder = config.encoder.arguments()
+    captions = CaptionTarget(config.backbone.text_output, text_widths) if text_widths else None
     prior = config.prior.model_dump(exclude={"use_prior", "use", "sample_steps", "guidance_scale"})
     return EmbeddingDecoder(
         encoder_class=config.encoder.model,
         encoder_config={
             "subjects": {str(subject): count for subject, count in voxels.items()},
-            **{"clip_seq_dim": tokens, "clip_emb_dim": width, **encoder},
+            **{"clip_seq_dim": tokens, "clip_emb_dim": width},
+            **config.encoder.arguments(captions),
         },
         prior_config=(
             {"dim": width, "num_tokens": tokens, **prior} if config.prior.use_prior else None
