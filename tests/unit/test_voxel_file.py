@@ -146,7 +146,7 @@ def test_what_is_no_file_of_voxels_is_refused_in_a_sentence(tmp_path, trials_NV)
         "cut.npy": "cannot be read as .npy",
         "cut.npz": "cannot be read as .npz",
         "cut.h5": "cannot be read as .h5",
-        "table.csv": "ends in '.csv'; allowed are .npy",
+        "table.csv": "ends in '.csv'; allowed are .*.npy",
         "nothing.npy": "is missing",
     }.items():
         with pytest.raises(UserError, match=sentence) as caught:

@@ -221,7 +221,9 @@ class DecodeConfig(Section):
     """Decoding a file of voxels; the settings of `generation` say how images are generated."""
 
     voxels: str = ""
-    """File of responses, z-scored: .npy, .npz, .h5 or NIfTI (docs/decoding.md)."""
+    """File of responses, z-scored: .npy, .npz, .h5, NIfTI, or any form that `prepare` reads
+    (docs/decoding.md).
+    """
     zscore: Literal["none", "folder"] = "none"
     """Responses as they are, or z-scored first with the mean and spread that the data folder keeps
     of its training trials (for responses in the unit of its scans).

@@ -25,7 +25,7 @@ from braingen.runtime.text_files import read_json
 
 SIDES = ("L", "R")
 _STRUCTURE = {"L": "CortexLeft", "R": "CortexRight"}
-_VERTICES = "vertices.npz"
+_VERTICES, _COLUMNS = "vertices.npz", "columns.npz"
 
 
 class SurfacePlaces(NamedTuple):
@@ -214,6 +214,40 @@ def save_other_places(
     }
     write_json(folder / "order.json", facts)
     return [folder / "order.json", folder / _VERTICES]
+
+
+def save_columns(layout: Layout, subject: int, kept_V: np.ndarray, whole: int) -> list[Path]:
+    """Keep which columns of the arrays of a subject are its voxels; nothing where all are.
+
+    Parameters
+    ----------
+    kept_V : np.ndarray
+        Columns that are kept, from 0.
+    whole : int
+        Columns of the arrays.
+    """
+    path = layout.volumes(subject) / _COLUMNS
+    if len(kept_V) == whole:
+        path.unlink(missing_ok=True)
+        return []
+    with replaced_file(path) as handle:
+        np.savez(handle, kept=kept_V.astype(np.int64), whole=np.int64(whole))
+    return [path]
+
+
+def kept_columns(layout: Layout, subject: int, whole: int) -> np.ndarray | None:
+    """Columns of arrays of that width that a subject's voxels are; None where it is not known.
+
+    Raises
+    ------
+    UserError
+        When the file that says so is damaged.
+    """
+    path = layout.volumes(subject) / _COLUMNS
+    if not path.exists():
+        return None
+    stored = read_npz(path, nsd.WRITE_IT)
+    return stored["kept"] if int(stored["whole"]) == whole else None
 
 
 def load_any_places(layout: Layout, subject: int) -> Places:

@@ -86,6 +86,10 @@ class Scans(ABC):
     def candidates(self, subject: int) -> tuple[int, int]:
         """Number of voxels inside the mask, and of all voxels."""
 
+    def columns(self, subject: int) -> np.ndarray | None:
+        """(V,) columns of the arrays that hold the voxels; None for volumes."""
+        return None
+
     @abstractmethod
     def regions(
         self, subject: int, places: Places | None, kept_V: np.ndarray

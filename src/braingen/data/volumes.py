@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import hashlib
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import h5py
 import nibabel
@@ -39,7 +39,7 @@ ALIGNED, MNI = 2, 4
 
 
 def load_nifti(path: Path) -> nibabel.Nifti1Image:
-    """Open a NIfTI file.
+    """Open a NIfTI-1 or NIfTI-2 file.
 
     Raises
     ------
@@ -48,7 +48,9 @@ def load_nifti(path: Path) -> nibabel.Nifti1Image:
     """
     refuse_stand_in(path, nsd.WRITE_IT)
     with as_sentence(f"{path} is not a readable NIfTI file", nsd.WRITE_IT):
-        image = nibabel.Nifti1Image.from_filename(path)
+        image: Any = nibabel.load(path)
+        if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is one of those
+            raise ValueError(f"it is {type(image).__name__.removesuffix('Image')}, no volume")
         np.asanyarray(image.dataobj)  # read now: a cut file is only noticed while reading
     return image
 

@@ -7,6 +7,8 @@ repeats.
                     `image`)
     .nii, .nii.gz   x, y, z or x, y, z, N in the subject's functional space: the mask of the data
                     folder says which voxels
+    other forms     those that `prepare` reads (GIFTI, FreeSurfer, CIFTI, GLMsingle's and bdpy's
+                    output, x, y, z, N as .npy): see `response_files.py`
 
 Beside a file without ids, `<name>_ids.npy` may lie. Rows with the same id are presentations of one
 picture; without ids every row is a picture of its own.
@@ -26,6 +28,10 @@ import numpy as np
 import pandas as pd
 
 from braingen.data import nsd
+from braingen.data.betas import Betas
+from braingen.data.ingest.forms import ENDINGS, ending_of
+from braingen.data.places import kept_columns
+from braingen.data.response_files import is_of_a_lab, read_of_a_lab
 from braingen.data.trials import Repeats, group_repeats
 from braingen.data.volumes import load_places
 from braingen.data.zscore import load_statistics
@@ -40,13 +46,14 @@ from braingen.runtime.arrays import (
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError, reason
 from braingen.runtime.files import UNREADABLE_ARRAY, refuse_stand_in
+from braingen.runtime.text_files import read_json
 from braingen.types import Trials
 
 logger = logging.getLogger(__name__)
 _ROWS_LOOKED_AT, _ROWS_TO_TELL = 500, 20
 VOXEL_KEYS = ("voxels", "betas", "data")
 ID_KEYS = ("ids", "image_ids", "image")
-SUFFIXES = (".npy", ".npz", ".h5", ".hdf5", ".nii", ".nii.gz")
+SUFFIXES = ENDINGS
 
 
 class Responses(NamedTuple):
@@ -73,7 +80,33 @@ class Responses(NamedTuple):
         return group_repeats(Trials(table, 0), max_repeats=len(table))
 
 
-def odd_scale(voxels_NV: np.ndarray, name: str) -> str:
+class Scale(NamedTuple):
+    """Mean and standard deviation of what an encoder was trained on."""
+
+    mean_V: np.ndarray
+    sd_V: np.ndarray
+
+
+def scale_of_training(layout: Layout, subject: int) -> Scale | None:
+    """Scale of a subject's betas where they were not z-scored; None where they were."""
+    try:
+        rule = read_json(layout.prepared())["subjects"][str(subject)]["zscore"]
+    except (UserError, OSError, ValueError, KeyError, TypeError):
+        return None  # a distributed folder, z-scored
+    if rule != "none":
+        return None
+    betas = Betas.of(layout, subject)
+    some = betas.rows(_spread(betas.trials)).astype(np.float64)
+    sd_V = some.std(axis=0)
+    return Scale(some.mean(axis=0), np.where(sd_V > 0, sd_V, 1))
+
+
+def _spread(rows: int) -> np.ndarray:
+    """Some of so many rows, from the first to the last."""
+    return np.linspace(0, rows - 1, min(rows, _ROWS_LOOKED_AT)).astype(np.int64)
+
+
+def odd_scale(voxels_NV: np.ndarray, name: str, trained: Scale | None = None) -> str:
     """A sentence where responses are not scaled as those that encoders are trained with, else
     nothing.
 
@@ -87,10 +120,12 @@ def odd_scale(voxels_NV: np.ndarray, name: str) -> str:
         Finite.
     name : str
         Of the array or file; begins the sentence.
+    trained : Scale | None, optional
+        Scale of the betas of the encoder, where they were not z-scored.
     """
-    some = voxels_NV[
-        np.linspace(0, len(voxels_NV) - 1, min(len(voxels_NV), _ROWS_LOOKED_AT)).astype(np.int64)
-    ].astype(np.float64)
+    some = voxels_NV[_spread(len(voxels_NV))].astype(np.float64)
+    if trained is not None:
+        some = (some - trained.mean_V) / trained.sd_V
     enough = len(some) >= _ROWS_TO_TELL
     axis = 0 if enough else None
     mean, deviation = (
@@ -102,6 +137,12 @@ def odd_scale(voxels_NV: np.ndarray, name: str) -> str:
         return ""
     what = "a typical voxel has" if enough else "values have"
     rows = f"; {silent} of {len(some)} rows have the same value in every voxel" if silent else ""
+    if trained is not None:
+        return (
+            f"{name}: in units of the betas the encoder was trained with, which were not z-scored,"
+            f" {what} mean {mean:.3g} and standard deviation {deviation:.3g}{rows}; 0 and 1 were"
+            " expected: give responses in the unit of those scans."
+        )
     return (
         f"{name}: {what} mean {mean:.3g} and standard deviation {deviation:.3g}{rows}; responses"
         " z-scored over the trials of a session (0 and 1) were expected, as in the betas the"
@@ -117,6 +158,7 @@ def responses(
     image_ids: np.ndarray | None = None,
     name: str = "voxels",
     zscored: bool = True,
+    trained: Scale | None = None,
 ) -> Responses:
     """Responses from an array.
 
@@ -132,6 +174,8 @@ def responses(
         Of the array in messages.
     zscored : bool, optional
         Whether they should be; otherwise their scale is not checked.
+    trained : Scale | None, optional
+        Scale of the betas of the encoder, where they were not z-scored.
 
     Raises
     ------
@@ -189,7 +233,7 @@ def responses(
             f"{name} has {rows_NV[row, voxel]} at row {row}, voxel {voxel}; only finite numbers are"
             " allowed."
         )
-    if zscored and (warning := odd_scale(rows_NV, name)):
+    if zscored and (warning := odd_scale(rows_NV, name, trained)):
         logger.warning(warning)
     return Responses(rows_NV, image_N)
 
@@ -225,11 +269,10 @@ def voxel_file(path: Path | str) -> tuple[Path, str]:
         When its ending is none of :data:`SUFFIXES`, or it is missing or no file of data.
     """
     path = Path(path).expanduser()
-    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
-    if suffix not in SUFFIXES:
-        raise UserError(
-            f"{path.name} ends in {suffix or 'nothing'!r}; allowed are {', '.join(SUFFIXES)}."
-        )
+    suffix = ending_of(path)
+    if suffix not in SUFFIXES and suffix != ".mat":  # Matlab's is refused with a line of its own
+        allowed = ", ".join(sorted(SUFFIXES))
+        raise UserError(f"{path.name} ends in {suffix or 'nothing'!r}; allowed are {allowed}.")
     return refuse_stand_in(path, "give the path of a file of voxels"), suffix
 
 
@@ -241,11 +284,11 @@ def load_responses(
     Parameters
     ----------
     path : Path | str
-        Ends in .npy, .npz, .h5, .hdf5, .nii or .nii.gz.
+        In a form that `prepare` reads, or an array of voxels.
     subject, width : int
         Whose voxels, and how many that subject has.
     layout : Layout | None, optional
-        The data folder with the subject's mask and order of voxels; needed for NIfTI only.
+        The data folder, which says where the subject's voxels lie; not needed for plain arrays.
     zscored : bool, optional
         Whether they should be.
 
@@ -256,7 +299,9 @@ def load_responses(
     """
     path, suffix = voxel_file(path)
     ids = None
-    if suffix in (".nii", ".nii.gz"):
+    if is_of_a_lab(path):
+        voxels = read_of_a_lab(path, subject, layout)
+    elif suffix in (".nii", ".nii.gz"):
         voxels = _from_volumes(path, subject, layout)
     else:
         arrays = _arrays(path, suffix)
@@ -270,10 +315,15 @@ def load_responses(
                 f"{path} holds no voxels (an array under one of {', '.join(VOXEL_KEYS)}); it holds"
                 f" {held}."
             )
+        columns = np.shape(voxels)[-1] if np.ndim(voxels) else 0
+        if columns != width and layout is not None:
+            kept_V = kept_columns(layout, subject, columns)
+            voxels = voxels if kept_V is None else np.asarray(voxels)[..., kept_V]
     beside = path.with_name(path.name.removesuffix(suffix) + "_ids.npy")
     if ids is None and beside.exists():
         ids = _arrays(beside, ".npy")[VOXEL_KEYS[0]]
-    return responses(np.asarray(voxels), subject, width, ids, str(path), zscored)
+    trained = None if layout is None else scale_of_training(layout, subject)
+    return responses(np.asarray(voxels), subject, width, ids, str(path), zscored, trained)
 
 
 def _from_volumes(path: Path, subject: int, layout: Layout | None) -> np.ndarray:

@@ -105,7 +105,7 @@ def decode(config: Config) -> Path:
     if not config.decode.voxels:
         raise UserError(
             "There is nothing to decode: name a file of voxels, --voxels FILE (.npy, .npz, .h5,"
-            " .nii.gz)."
+            " .nii.gz, .func.gii, GLMsingle's TYPED_*.hdf5, ...)."
         )
     if not (config.generation.use_image or config.generation.use_text):
         raise UserError(

@@ -185,9 +185,21 @@ class Inputs:
             return f"; {name} is a Matlab file: {forms.refuse_matlab(matlab[0])}".rstrip(".")
         series = self._of_subject_or_all(_TIME_SERIES, label)
         if not series:
-            return ""
+            return self._unread(label)
         more = f" and {len(series) - 1} more" if len(series) > 1 else ""
         return (
             f"; there are time series ({series[0].path.name}{more}) but no single-trial responses: "
             "estimate them first, with GLMsingle or nilearn's LSS"
+        )
+
+    def _unread(self, label: str) -> str:
+        """Responses of a subject in a form that is not read, as the end of a sentence."""
+        named = self._of_subject_or_all(forms.UNREAD, label)
+        found = [f.path for f in named if f.path.suffix not in (".json", ".md", ".bak")]
+        if not found:
+            return ""
+        endings = ", ".join(sorted(forms.ENDINGS))
+        return (
+            f"; {found[0]} is of no form that is read (by their endings: {endings}): write it as "
+            ".npy of trials x voxels, or as NIfTI"
         )

@@ -100,6 +100,16 @@ def entities_of(path: Path) -> dict[str, str]:
     return found
 
 
+def named_alone(path: Path) -> Named:
+    """A file by itself, with the entities of its name; parts that are none are passed over."""
+    stem, dot, ending = path.name.removeprefix("lh.").removeprefix("rh.").partition(".")
+    matches = filter(None, map(_PART.fullmatch, stem.split("_")))
+    found = {match[1]: match[2] for match in matches}
+    if path.name.startswith(("lh.", "rh.")):
+        found["hemi"] = path.name[0].upper()
+    return Named(path, found, stem.rpartition("_")[2], dot + ending)
+
+
 def _refuse_malformed(path: Path, name: str, parts: list[str]) -> None:
     """A label with an underscore or a dash would be cut, and two people become one."""
     wrong = next((number for number, part in enumerate(parts) if not _PART.fullmatch(part)), None)

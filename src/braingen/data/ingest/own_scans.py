@@ -171,6 +171,13 @@ class OwnScans(Scans):
         whole, columns = space.source.columns, space.columns(space.source)
         return whole if columns is None else len(columns), whole
 
+    def columns(self, subject: int) -> np.ndarray | None:
+        source = self._space(subject).source
+        if source.is_volume:
+            return None
+        kept = self._space(subject).columns(source)
+        return np.arange(source.columns) if kept is None else kept
+
     def regions(
         self, subject: int, places: Places | None, kept_V: np.ndarray
     ) -> dict[str, np.ndarray]:

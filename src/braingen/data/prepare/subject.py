@@ -17,7 +17,14 @@ import numpy as np
 from braingen.data import nsd
 from braingen.data.ingest.reliability import Reliability, reliability
 from braingen.data.large_files import in_hdf5
-from braingen.data.places import ColumnPlaces, Places, files_of, key_of, save_other_places
+from braingen.data.places import (
+    ColumnPlaces,
+    Places,
+    files_of,
+    key_of,
+    save_columns,
+    save_other_places,
+)
 from braingen.data.prepare.first_pass import FirstPass, first_pass
 from braingen.data.prepare.pieces import ArrayInPieces, digest, stamp
 from braingen.data.scans import Scans
@@ -57,6 +64,9 @@ def write_subject(
     written = _write_volumes(scans, layout, subject, known) + _write_tars(
         layout, subject, behav_T17
     )
+    if (column_V := scans.columns(subject)) is not None:
+        whole = scans.candidates(subject)[1]
+        written += save_columns(layout, subject, column_V[kept_V], whole)
     _add_regions(layout, subject, scans.regions(subject, places, kept_V))
     betas = layout.betas(subject)
     reliable = reliability(in_hdf5(betas, nsd.BETAS_DATASET).map(), behav_T17[:, nsd.IMAGE])
@@ -158,8 +168,8 @@ def _write_reliability(
     with replaced_file(table, "w") as handle:
         handle.write("voxel\tsplit_half\tnoise_ceiling_percent\n")
         both = zip(found.split_half_V.tolist(), found.noise_ceiling_V.tolist())
-        for voxel, (half, oracle) in enumerate(both):
-            handle.write(f"{voxel}\t{half:.4f}\t{oracle:.2f}\n")
+        for voxel, (half, ceiling) in enumerate(both):
+            handle.write(f"{voxel}\t{half:.4f}\t{ceiling:.2f}\n")
     written = [table]
     maps = {"split_half": found.split_half_V, "noise_ceiling": found.noise_ceiling_V}
     for name, values in maps.items():

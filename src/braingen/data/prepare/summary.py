@@ -45,7 +45,7 @@ def summary_of(
     if (testing < 2).all():
         notes.append(
             "no test picture was shown twice: test responses cannot be averaged, and their noise "
-            "oracle is not known"
+            "ceiling is not known"
         )
     if _is_noise(entry["reliability"]):
         notes.append(
