@@ -41,7 +41,7 @@ class RunConfig(Section):
     Other commands: accelerate launch.
     """
     save_minutes: Factor = 10.0
-    """Minutes between saves within an epoch of training; after an epoch a save may come sooner."""
+    """Minutes between saves of a training; after an epoch of an encoder a save may come sooner."""
 
 
 class DataConfig(Section):

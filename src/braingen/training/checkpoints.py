@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -33,11 +33,47 @@ time.
 """
 
 
+RARE_PAUSE = 100
+"""The same for fine-tuning, whose state is large beside its steps: at most a hundredth."""
+
+
 class Stateful(Protocol):
     """What can be saved: a model, an optimizer, a schedule, a loss scale."""
 
     def state_dict(self) -> Any: ...
     def load_state_dict(self, state_dict: Any) -> Any: ...
+
+
+def with_loss_scale(parts: Mapping[str, Stateful], accelerator: Accelerator) -> dict[str, Stateful]:
+    """What is saved, and with it the loss scale of float16, where there is one."""
+    scaler = getattr(accelerator, "scaler", None)
+    return dict(parts) | ({"scaler": scaler} if scaler is not None else {})
+
+
+class SaveClock:
+    """Says when a state is due.
+
+    Parameters
+    ----------
+    pause : float
+        Seconds between two saves, at least.
+    """
+
+    def __init__(self, pause: float) -> None:
+        self._pause, self._took, self._saved = pause, 0.0, time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the pause is over; it grows where saving takes long."""
+        return time.monotonic() - self._saved > max(self._pause, RARE_PAUSE * self._took)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Measure a save, from which the next pause counts."""
+        began = time.monotonic()
+        yield
+        self._saved = time.monotonic()
+        self._took = self._saved - began
 
 
 @dataclass
@@ -97,8 +133,7 @@ class Checkpoints:
             generator,
         )
         self._sharded = accelerator.distributed_type in SHARDED
-        scaler = getattr(accelerator, "scaler", None)
-        self._parts = dict(parts) | ({"scaler": scaler} if scaler is not None else {})
+        self._parts = with_loss_scale(parts, accelerator)
         self._pause, self._pause_within, self._took = pause, pause_within, 0.0
         self._saved = time.monotonic()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import math
 from pathlib import Path
-import time
 from typing import NamedTuple
 
 from accelerate import Accelerator
@@ -50,6 +49,7 @@ from braingen.runtime.preemption import Stopped, defer_signals
 from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
 from braingen.targets.tables import Targets
+from braingen.training.checkpoints import SaveClock, with_loss_scale
 from braingen.training.conditioning_augmentation import mixing_weights, unsure
 from braingen.training.diffusion_data import DiffusionData, StepRows, diffusion_data, pieces
 from braingen.training.diffusion_loss import (
@@ -61,9 +61,6 @@ from braingen.training.diffusion_loss import (
     signal_to_noise,
 )
 from braingen.training.steps import Divergence, StepLosses
-
-SAVE_SECONDS = 20.0
-"""A run that is killed loses at most a step more than this."""
 
 
 class DiffusionParts(NamedTuple):
@@ -489,7 +486,8 @@ def fit(
     )
     average = Average(parameters, tune.ema_decay if tune.use_ema else 0.0)
     first, best, sums, counted = 0, math.inf, dict[str, float](), 0
-    state = run.load_state()
+    saved = with_loss_scale({"optimizer": optimizer, "schedule": schedule}, accelerator)
+    state, clock = run.load_state(), SaveClock(60 * config.run.save_minutes)
     if state is None:
         run.rewind_metrics(-1)
     else:
@@ -497,8 +495,8 @@ def fit(
             for name, parameter in parameters.items():
                 parameter.copy_(state["trained"][name])
         average.mean = state["average"]
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
+        for name, part in saved.items():
+            part.load_state_dict(state[name])
         first, best, sums, counted = (state[name] for name in ("step", "best", "sums", "counted"))
         run.rewind_metrics(first)
     start_tracking(accelerator, config, run)
@@ -510,7 +508,6 @@ def fit(
         f" ({tune.router_learning_rate:g}) or finetune.clip_norm ({tune.clip_norm:g}), or compute"
         " in float32 (--mixed_precision no).",
     )
-    saved = time.monotonic()
 
     def look(number: int) -> float:
         """Validate, keep the best, log."""
@@ -565,18 +562,15 @@ def fit(
             if done % tune.validation_steps == 0 or done == tune.max_train_steps:
                 best, sums, counted = look(done), {}, 0
             stop = bool(workers.all_reduce_max(int(request.made)))
-            if (stop or time.monotonic() - saved > SAVE_SECONDS) and done < tune.max_train_steps:
-                saved = time.monotonic()
-                trained = {name: parameter.detach() for name, parameter in parameters.items()}
-                tree = {
-                    "trained": trained,
+            if (stop or clock.due) and done < tune.max_train_steps:
+                tree = {name: part.state_dict() for name, part in saved.items()} | {
+                    "trained": {name: parameter.detach() for name, parameter in parameters.items()},
                     "average": average.mean,
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
                 }
-                run.save_state(
-                    {**tree, "step": done, "best": best, "sums": sums, "counted": counted}
-                )
+                with clock.saving():
+                    run.save_state(
+                        {**tree, "step": done, "best": best, "sums": sums, "counted": counted}
+                    )
                 if stop:
                     end_tracking(accelerator)
                     raise Stopped
