@@ -168,9 +168,9 @@ class PrepareConfig(Section):
     """Own scans: trials that a column bad, exclude or reject marks."""
     one_back: Annotated[Literal["keep", "leave_out"], OWN_SCANS] = "keep"
     """Own scans: trials that show the image of the trial before."""
-    accept: Annotated[tuple[Literal["time_series", "labels"], ...], OWN_SCANS] = ()
-    """Own scans: responses that are taken although they look like a time series, or have
-    whole-numbered columns like labels.
+    accept: Annotated[tuple[Literal["time_series", "labels", "copies"], ...], OWN_SCANS] = ()
+    """Own scans: responses that are taken although they look like a time series, have
+    whole-numbered columns like labels, or are equal in several trials.
     """
 
 

@@ -8,8 +8,8 @@ import re
 
 import pandas as pd
 
-from braingen.data.ingest.events import read_table
 from braingen.data.ingest.names import Named, natural
+from braingen.data.ingest.tables import read_table
 
 BY_TIME, BY_LABEL = "acquisition time", "label"
 

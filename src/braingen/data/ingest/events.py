@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from braingen.data.ingest.names import GUIDE
-from braingen.runtime.errors import UserError, reason
-from braingen.runtime.files import refuse_stand_in
+from braingen.data.ingest.tables import read_table
+from braingen.runtime.errors import UserError
 
 SPLITS: dict[str, str] = {
     **dict.fromkeys(("train", "training", "trn", "fit"), "train"),
@@ -47,42 +47,6 @@ class EventTable(NamedTuple):
     """Columns that are not used."""
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """A table of a .tsv, .csv or .parquet file; text is stripped.
-
-    Raises
-    ------
-    UserError
-        When the file is missing or no table.
-    """
-    refuse_stand_in(path, GUIDE)
-    try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-        else:
-            separator = "\t" if path.name.endswith((".tsv", ".tsv.gz")) else ","
-            table = pd.read_csv(
-                path,
-                sep=separator,
-                na_values=["n/a"],
-                dtype=str,
-                keep_default_na=True,
-                encoding="utf-8-sig",
-            )
-    except ImportError as error:
-        raise UserError(
-            f"{path}: reading Parquet needs pyarrow (`pip install pyarrow`); or write the table as"
-            " CSV."
-        ) from error
-    except (ValueError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} is not a table ({reason(error)}); {GUIDE}.") from error
-    table.columns = [str(name).strip() for name in table.columns]
-    for name in table.columns:
-        if table[name].dtype.kind not in "fiub":
-            table[name] = table[name].astype("string").str.strip().replace("", pd.NA)
-    return table
-
-
 def read_events(
     path: Path, column: str, names_of_images: Callable[[], Sequence[str]]
 ) -> EventTable:
@@ -104,7 +68,7 @@ def read_events(
         understood.
     """
     table = read_table(path)
-    if column not in table:
+    if column not in _usual_names(table, column):
         raise UserError(
             f"{path} has no column {column} (it has"
             f" {', '.join(table.columns)}){_offer(table, names_of_images())}; {GUIDE}."
@@ -112,8 +76,20 @@ def read_events(
     return trials_of(table, path, column)
 
 
+def _usual_names(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Columns that are used under the names that are used, whatever the case of their letters."""
+    there = {name.lower(): name for name in table.columns}
+    other = {
+        there[name.lower()]: name
+        for name in (column, *_USED)
+        if name not in table and name.lower() in there
+    }
+    return table.rename(columns=other)
+
+
 def trials_of(table: pd.DataFrame, path: Path, column: str) -> EventTable:
     """The trials of a table that is read already; see :func:`read_events`."""
+    table = _usual_names(table, column)
     lines, notes = len(table), []
     shown = table[column].notna()
     if not shown.any():

@@ -14,7 +14,7 @@ from braingen.data.ingest.names import GUIDE, Named, Tree, plain, same_label
 from braingen.data.ingest.trial_table import find_trial_table
 from braingen.runtime.errors import UserError
 
-_EVENTS = re.compile(r"(_|^)events\.(tsv|csv)$")
+_EVENTS = re.compile(r"(_|^)events\.(tsv|csv)(\.gz)?$")
 _MASK = re.compile(r"(_|^)mask\.(nii|nii\.gz|npy|gii|label\.gii|shape\.gii)$")
 _LABELS = re.compile(r"_dseg\.nii(\.gz)?$")
 _LABEL_TABLES = re.compile(r"(_|^)dseg\.tsv$")

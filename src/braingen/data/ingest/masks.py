@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import nibabel
 import numpy as np
 
-from braingen.data.ingest.events import read_table
 from braingen.data.ingest.forms import ScanSource
 from braingen.data.ingest.names import GUIDE, Named, chosen, differing
+from braingen.data.ingest.tables import read_table
 from braingen.data.volumes import VoxelPlaces, load_nifti
 from braingen.runtime.errors import UserError, as_sentence
 from braingen.runtime.files import refuse_stand_in

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 import re
 from typing import Any, NamedTuple
+import unicodedata
 
 from braingen.runtime.errors import UserError
 
@@ -121,9 +122,10 @@ def _refuse_malformed(path: Path, name: str, parts: list[str]) -> None:
             " rename it, or join it to a label."
         )
     label = "_".join(parts[: wrong + 1]).removeprefix("sub-")
+    ascii_label = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode()
     raise UserError(
         f"{path}: the subject's label in {name} is not letters and digits only ({label}); rename"
-        f" it, for instance sub-{re.sub('[^A-Za-z0-9]', '', label)}."
+        f" it, for instance sub-{re.sub('[^A-Za-z0-9]', '', ascii_label)}."
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from braingen.data.ingest.names import TRIAL_ENTITIES, Named, differing, natural, plain, same_label
+from braingen.data.ingest.tables import read_table
 from braingen.data.ingest.units import Unit
 from braingen.runtime.errors import UserError
 
@@ -39,7 +40,8 @@ def same_events(files: Sequence[Named]) -> tuple[list[Named], list[str]]:
         other = found.setdefault(file.key(TRIAL_ENTITIES), file)
         if other is file:
             continue
-        if other.path.read_bytes() != file.path.read_bytes():
+        same = other.path.read_bytes() == file.path.read_bytes()
+        if not same and not read_table(other.path).equals(read_table(file.path)):
             raise UserError(
                 f"{other.path} and {file.path} are events of the same run and differ; remove one "
                 "of them, or give them other entities."

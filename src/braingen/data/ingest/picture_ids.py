@@ -99,6 +99,20 @@ class PictureIds:
                 f"{self._kinds['transparent']} pictures are transparent somewhere, laid on "
                 f"{self._stimuli.ground_name} (prepare.ground=COLOUR)"
             )
+        if self._kinds["several frames"]:
+            notes.append(
+                f"{self._kinds['several frames']} pictures have several frames, the first is taken"
+            )
+        if self._kinds["turned"]:
+            notes.append(
+                f"{self._kinds['turned']} photographs say in their EXIF data that they are to be "
+                "turned; they are taken as they are stored"
+            )
+        if other := self._stimuli.other_names:
+            name, file = next(iter(other.items()))
+            notes.append(
+                f"{len(other)} pictures are written differently in the events ({name} is {file})"
+            )
         if self._twins:
             name, twin = self._twins[0]
             notes.append(

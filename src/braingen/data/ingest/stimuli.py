@@ -20,12 +20,14 @@ import numpy as np
 from PIL import Image, ImageColor
 
 from braingen.data.ingest.names import GUIDE
+from braingen.data.ingest.near_names import NearNames, is_of_another_machine
 from braingen.data.pictures import fit_picture
 from braingen.runtime.errors import UserError, as_sentence
 from braingen.runtime.files import identity, refuse_stand_in
 from braingen.runtime.untrusted import path_below
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".ppm", ".pgm")
+_ORIENTATION = 0x0112  # EXIF's tag
 _ARRAYS = (".hdf5", ".h5", ".npy")
 
 
@@ -50,7 +52,7 @@ class LoadedStimulus(NamedTuple):
     picture_HW3: np.ndarray
     """uint8."""
     kind: str
-    """'' for the usual, else what was done: 16-bit, transparent."""
+    """'' for the usual, else what was done or left: 16-bit, transparent, several frames, turned."""
 
 
 class OwnStimuli:
@@ -80,6 +82,9 @@ class OwnStimuli:
                 f"prepare.ground = {ground!r} is no colour; give a name (grey) or #rrggbb."
             ) from error
         self.ground_name = ground
+        self._names: NearNames | None = None
+        self.other_names: dict[str, str] = {}
+        """Names in the events -> names of the files, where they are written differently."""
 
     def names(self) -> list[str]:
         """Picture files there are, to offer columns of events; at most some thousands."""
@@ -139,6 +144,8 @@ class OwnStimuli:
             if "#" in name and name.rpartition("#")[2].isdecimal()
             else (name, "", "")
         )
+        if is_of_another_machine(name):
+            return self._near(name, table)
         whole = [self._below(place, name, table) for place in self.places]
         for place, path in zip(self.places, whole):
             if (
@@ -167,7 +174,17 @@ class OwnStimuli:
                             place, f"{name}{fitting[0].name.removeprefix(path.name)}", table
                         ),
                     )
-        return None
+        return self._near(name, table)
+
+    def _near(self, name: str, table: Path) -> ShownStimulus | None:
+        """A picture whose name is written a little differently."""
+        place = next((place for place in self.places if place.is_dir()), self.root)
+        if self._names is None:
+            self._names = NearNames(place, ENDINGS)
+        if (found := self._names.find(name)) is None:
+            return None
+        self.other_names[name] = found
+        return ShownStimulus(name, self._below(place, found, table))
 
     def load(self, shown: ShownStimulus) -> LoadedStimulus:
         """Read a picture.
@@ -183,7 +200,12 @@ class OwnStimuli:
         readable = as_sentence(f"{shown.path} is not a readable picture", GUIDE)
         with readable, Image.open(shown.path) as image:
             image.load()
-            return self._of_image(image, shown.path)
+            loaded = self._of_image(image, shown.path)
+            if not loaded.kind and getattr(image, "n_frames", 1) > 1:
+                return loaded._replace(kind="several frames")
+            if not loaded.kind and image.getexif().get(_ORIENTATION, 1) != 1:
+                return loaded._replace(kind="turned")
+            return loaded
 
     def _of_image(self, image: Image.Image, path: Path) -> LoadedStimulus:
         if image.mode.startswith("I") or image.mode == "F":

@@ -86,6 +86,8 @@ def _wrong_count(pair: PairedRun, source: ScanSource, trials: int) -> str:
             f" {trials} is {trials // source.trials} x {source.trials}: are these responses of one "
             "run, or means over repeats?"
         )
+    if source.columns == trials and not source.is_volume:
+        hint = f" It has {trials} columns: is it transposed? Trials come first."
     if source.signs:
         hint += (
             f" It looks like a time series ({'; '.join(source.signs)}): estimate single-trial "

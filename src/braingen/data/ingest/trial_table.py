@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from braingen.data.ingest.events import EventTable, read_table, trials_of
+from braingen.data.ingest.events import EventTable, trials_of
 from braingen.data.ingest.names import GUIDE, Named, natural
+from braingen.data.ingest.tables import read_table
 from braingen.runtime.errors import UserError
 
-_USUAL = ("trials.csv", "trials.tsv", "trials.parquet")
+_USUAL = ("trials.csv", "trials.tsv", "trials.parquet", "trials.csv.gz", "trials.tsv.gz")
 _COLUMNS = {
     "subject": ("subject", "sub", "participant_id", "participant"),
     "session": ("session", "ses", "session_id"),

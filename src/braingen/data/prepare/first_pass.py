@@ -13,7 +13,7 @@ import numpy as np
 
 from braingen.data import nsd
 from braingen.data.places import Places
-from braingen.data.prepare.response_checks import refuse_no_responses
+from braingen.data.prepare.response_checks import Copies, refuse_no_responses, spreads_differ
 from braingen.data.scans import Scans
 from braingen.data.zscore import Moments
 from braingen.runtime.console import track
@@ -47,7 +47,8 @@ def first_pass(
 ) -> FirstPass:
     """Read all responses of a subject once.
 
-    `accept` names what is taken although it does not look like responses: time_series, labels.
+    `accept` names what is taken although it does not look like responses: time_series, labels,
+    copies.
 
     Raises
     ------
@@ -57,13 +58,18 @@ def first_pass(
     session_T = behav_T17[:, nsd.SESSION].astype(int)
     numbers = range(1, int(session_T.max()) + 1)
     moments: list[Moments] = []
+    copies = Copies() if scans.grows else None
     where = []
     title, few = f"subject {subject}: first pass", len(numbers) < 4
     for session in track(numbers, description=title, disable=few):
         files = ", ".join(map(str, scans.session_files(subject, session)[:3]))
         where.append(f"Subject {subject}, session {session} ({files})")
         mine = behav_T17[session_T == session]
-        moments.append(_moments(scans, subject, session, mine, places, moments[:1], where[-1]))
+        moments.append(
+            _moments(scans, subject, session, mine, places, moments[:1], where[-1], copies)
+        )
+    if copies is not None:
+        copies.refuse(subject, len(behav_T17), accept)
     kept_V, left_out = _with_signal(scans, moments, where)
     whole = functools.reduce(Moments.merged, moments)
     notes = refuse_no_responses(scans, subject, whole, kept_V, behav_T17, accept)
@@ -72,7 +78,8 @@ def first_pass(
     if rule == "none":
         statistics = [(np.zeros(len(kept_V)), np.ones(len(kept_V)))] * len(moments)
     mean_SK, sd_SK = (np.stack([each[k][kept_V] for each in statistics]) for k in (0, 1))
-    return FirstPass(kept_V, left_out, rule, mean_SK, sd_SK, [*notes, *more])
+    notes += [*more, *spreads_differ(moments, kept_V)]
+    return FirstPass(kept_V, left_out, rule, mean_SK, sd_SK, notes)
 
 
 def _moments(
@@ -83,6 +90,7 @@ def _moments(
     places: Places | None,
     before: Sequence[Moments],
     where: str,
+    copies: Copies | None,
 ) -> Moments:
     """Moments of a session, whose trials are given; `before` are those of the first session."""
     test_T = (behav_T17[:, nsd.IS_SHARED] == 1) & (not scans.sealed)
@@ -98,6 +106,8 @@ def _moments(
                 )
         lost_T = ~np.isfinite(block_TV).any(axis=1) | (block_TV == 0).all(axis=1)
         empty += (first + np.flatnonzero(lost_T)).tolist()
+        if copies is not None:
+            copies.add(block_TV[~lost_T], session, behav_T17[first:][: len(lost_T)][~lost_T])
         found.add(block_TV[~lost_T], test_T[first : first + len(block_TV)][~lost_T])
         first += len(block_TV)
     assert found is not None and first == len(behav_T17)

@@ -65,7 +65,7 @@ def prepare(
     captions : bool
         Whether captions are written.
     accept : sequence of str
-        What is accepted although it does not look like responses: time_series, labels.
+        What is accepted although it does not look like responses: time_series, labels, copies.
     report : callable
         Called with the summary of every subject.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import hashlib
 
 import numpy as np
 
@@ -11,8 +12,68 @@ from braingen.data.scans import Scans
 from braingen.data.zscore import Moments
 from braingen.runtime.errors import UserError
 
+_FEWEST_VOXELS = 10
+"""Below that, responses may be equal by chance."""
+_OTHER_UNITS = 10
+"""Ratio of standard deviations of two sessions that is noted."""
 _FAR_ABOVE = 10
 """Ratio of mean and standard deviation that only time series, or averages of them, have."""
+
+
+class Copies:
+    """Responses that are equal in every voxel: of a file that was copied, for instance."""
+
+    def __init__(self) -> None:
+        self._first: dict[bytes, str] = {}
+        self.found: list[tuple[str, str]] = []
+        """The copy, and what it is a copy of."""
+
+    def add(self, response_TV: np.ndarray, session: int, behav_T17: np.ndarray) -> None:
+        """Add trials with a signal of a session."""
+        if response_TV.shape[1] < _FEWEST_VOXELS:
+            return
+        numbers = behav_T17[:, [nsd.RUN, nsd.TRIAL]].astype(int).tolist()
+        for response_V, (run, trial) in zip(response_TV, numbers):
+            key = hashlib.blake2b(response_V.tobytes(), digest_size=16).digest()
+            name = f"trial {trial} of run {run} of session {session}"
+            if (other := self._first.setdefault(key, name)) != name:
+                self.found.append((name, other))
+
+    def refuse(self, subject: int, trials: int, accept: Sequence[str]) -> None:
+        """Refuse copies.
+
+        Raises
+        ------
+        UserError
+            When there are any, and they are not accepted.
+        """
+        if not self.found or "copies" in accept:
+            return
+        name, other = self.found[0]
+        raise UserError(
+            f"Subject {subject}: the responses to {name} are those to {other}, in every voxel "
+            f"({len(self.found)} of {trials} trials are such copies). Is a file a copy of another, "
+            "or was one response given to several presentations? Give every response once; if this"
+            " is meant, say so with prepare.accept=copies."
+        )
+
+
+def spreads_differ(moments: Sequence[Moments], kept_V: np.ndarray) -> list[str]:
+    """Note on sessions whose responses are spread very differently, as in other units."""
+    spread = {
+        session: float(np.median(each.statistics()[1][kept_V]))
+        for session, each in enumerate(moments, start=1)
+        if each.training > 1
+    }
+    if not spread:
+        return []
+    low, high = min(spread, key=spread.__getitem__), max(spread, key=spread.__getitem__)
+    if spread[high] < _OTHER_UNITS * spread[low]:
+        return []
+    return [
+        f"UNITS: a typical voxel's standard deviation is {spread[high]:.3g} in session {high}, "
+        f"{spread[low]:.3g} in session {low}: are their responses in the same unit?"
+    ]
 
 
 def refuse_no_responses(

@@ -257,6 +257,9 @@ def _pick(path: Path, shapes: Mapping[str, Any], asked: ReadRequest) -> tuple[st
     for usual in (BETAS_DATASET, GLMSINGLE):
         if usual in shapes:
             return usual, ()
+        nested = [name for name in shapes if name.endswith(f"/{usual}")]
+        if len(nested) == 1:
+            return nested[0], ()
     fitting = [
         name
         for name, found in shapes.items()

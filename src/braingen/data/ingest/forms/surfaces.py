@@ -25,6 +25,8 @@ VERTICES = {
 }
 """Surfaces known by their number of vertices per hemisphere."""
 
+_STRUCTURES = {"L": "CortexLeft", "R": "CortexRight"}
+
 
 def surface_named(file: Named, vertices: int) -> str:
     """Name of the surface of a file: its entity `space`, or what so many vertices are known
@@ -64,7 +66,15 @@ def read_gifti(file: Named, asked: ReadRequest) -> ScanSource:
     def take(first: int, last: int) -> np.ndarray:
         return np.stack(arrays[first:last])
 
-    part = ScanPart(side_of_file(file), vertices, None)
+    side = side_of_file(file)
+    notes = [opened.meta, *(array.meta for array in opened.darrays)]
+    words = {str((note or {}).get("AnatomicalStructurePrimary", "")) for note in notes}
+    if _STRUCTURES.get(side, "") not in words and words & set(_STRUCTURES.values()):
+        raise UserError(
+            f"{file.path} is of hemisphere {side} by its name, but says inside that it is of "
+            f"{', '.join(sorted(words & set(_STRUCTURES.values())))}: correct one of them."
+        )
+    part = ScanPart(side, vertices, None)
     return ScanSource(
         (file.path,),
         "GIFTI",
