@@ -18,6 +18,7 @@ from braingen.config import Config
 from braingen.config.run_and_data import DataConfig, RunConfig
 from braingen.data import nsd
 from braingen.runtime.data_layout import Layout
+from braingen.runtime.files import write_json, write_text
 from braingen.runtime.run_folder import config_text
 from braingen.simulation import scenes
 
@@ -39,6 +40,7 @@ def write_fake_run(
     ]
     ids = [2 * number + 1 for number in range(images)]
     _write_data(layout, drawn, seen, ids, rng, simulated)
+    write_fake_reliability(layout)
     _write_pictures(config.run.folder, seen, ids, rng)
     _write_routing(config.run.folder, ids)
     _write_explained(config.run.folder)
@@ -50,6 +52,16 @@ def write_fake_run(
     if images > 3:
         write_fake_study(config.run.folder, ids, folder / "answers")
     return config
+
+
+def write_fake_reliability(layout: Layout, error: float = 0.01) -> None:
+    """What `prepare` leaves of the reliability of four voxels."""
+    known = {"pictures": 7, "repeats": 2.5, "split_half_median": 0.41, "share_above_chance": 0.9}
+    known |= {"noise_ceiling_median_percent": 34.0, "same_picture": 0.3, "other_picture": 0.01}
+    entry = {"reliability": known | {"same_picture_error": error}}
+    write_json(layout.prepared(), {"subjects": {"1": entry}})
+    rows = "".join(f"{v}\t0.4\t{ceiling}\n" for v, ceiling in enumerate((5.0, 35.0, 36.0, 99.0)))
+    write_text(layout.volumes(1) / "reliability.tsv", f"voxel\tsplit_half\tceiling\n{rows}")
 
 
 def _write_data(

@@ -196,6 +196,7 @@ def test_absent_inputs_leave_their_section_out(copy: Config) -> None:
     ):
         path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (copy.data.root / "prepared.json").unlink()
     page = render(inputs_of(copy))
     assert re.findall(r'<section id="(\w+)"', page) == ["gallery", "game"]
     assert "random voxels" not in Elements(page).text and "oracle" in Elements(page).text
@@ -220,6 +221,7 @@ def test_one_image_without_captions_makes_a_page(copy: Config) -> None:
     order = [
         "gallery",
         "scores",
+        "reliability",
         "parts",
         "compared",
         "refinement",

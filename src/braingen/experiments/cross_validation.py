@@ -13,6 +13,7 @@ import torch
 
 from braingen.config import Config
 from braingen.data.prepare_command import prepare, scans_of
+from braingen.data.response_reliability import load_reliability
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import train_trials
 from braingen.encoders.trained import load_embedding_decoder
@@ -200,7 +201,10 @@ def write(
     write_json(folder / f"{SCORES}.json", record)
     write_text(folder / f"{SCORES}.md", markdown(rows, differences, facts))
     page = folder / "report.html"
-    write_text(page, render_cross_validation(rows, differences, facts, METHODS))
+    layout = Layout.of(config.data.root)
+    found = {subject: load_reliability(layout, subject) for subject in facts["subjects"]}
+    reliable = {subject: each for subject, each in found.items() if each is not None}
+    write_text(page, render_cross_validation(rows, differences, facts, METHODS, reliable))
     console().print(markdown(rows, differences, facts), soft_wrap=True)
     return page
 

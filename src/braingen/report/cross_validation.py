@@ -8,8 +8,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from braingen.data.response_reliability import KnownReliability
 from braingen.evaluation.folds import Difference, FoldRow
-from braingen.report import figures, tables
+from braingen.report import figures, reliability, tables
 
 WORDS = {
     "clip_cos": ("Cosine", "of decoded and true embedding"),
@@ -34,6 +35,7 @@ def render_cross_validation(
     differences: Sequence[Difference],
     facts: Mapping[str, Any],
     methods: Mapping[str, str],
+    reliable: Mapping[int, KnownReliability],
 ) -> str:
     """The page as one self-contained HTML text.
 
@@ -45,6 +47,8 @@ def render_cross_validation(
         Data, modality, backbone, encoder, folds, subjects, seed.
     methods : Mapping[str, str]
         Method -> its name.
+    reliable : Mapping[int, KnownReliability]
+        Reliability of the responses by subject.
     """
     reach = max((abs(x) for each in differences for x in (each.low, each.high)), default=1.0) or 1.0
     scores = list(dict.fromkeys(row.score for row in rows))
@@ -64,6 +68,8 @@ def render_cross_validation(
             for each in differences
         ],
         methods=methods,
+        simulated=False,
+        reliability=[reliability.of_subject(*each) for each in reliable.items()],
         number=tables.number,
         p_value=tables.p_value,
     )

@@ -127,6 +127,13 @@ def times_chart(timings: Mapping[str, float]) -> list[tuple[str, str, Markup]]:
     return rows
 
 
+def histogram(share: float, greatest: float, label: str) -> Markup:
+    """One bar of a histogram, as long as its share of the greatest."""
+    width = max(0.4, 100 * share / (greatest or 1))
+    bar = f'<rect x="0" y="20%" width="{width:.2f}%" height="60%" rx="3" class="bar"/>'
+    return _svg(bar, f"{label}: {share:.0%}", "chart", 18)
+
+
 # --- learning curves ------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from braingen.data.captions import Captions, load_captions
+from braingen.data.response_reliability import KnownReliability, load_reliability
 from braingen.data.stimuli import Stimuli
 from braingen.evaluation.human_ratings import read_study
 from braingen.runtime.data_layout import Layout
@@ -79,6 +80,8 @@ class ReportInputs(NamedTuple):
     """Folder of RUNS -> its provenance.json."""
     timings: dict[str, float]
     """Stage -> seconds."""
+    reliability: KnownReliability | None = None
+    """Of the subject's responses; None for a data folder that `prepare` did not write."""
 
 
 def read_inputs(
@@ -127,9 +130,10 @@ def read_inputs(
         for name, folder in folders.items()
         if (folder / "config.yaml").is_file()
     }
+    subject = _subject(settings, subject)
     return ReportInputs(
         run=run,
-        subject=_subject(settings, subject),
+        subject=subject,
         simulated=stimuli.simulated,
         stimuli=stimuli,
         captions=(
@@ -166,6 +170,7 @@ def read_inputs(
             for stage, seconds in _mapping(run / "timings.json", "`braingen demo`").items()
             if finite(seconds)
         },
+        reliability=load_reliability(layout, subject),
     )
 
 

@@ -16,7 +16,17 @@ import numpy as np
 from braingen.data import image_grid as pictures
 from braingen.evaluation.metric_type import ALIKE, PEOPLE, WHICH
 from braingen.evaluation.metrics import METRICS, in_report, metric
-from braingen.report import compared, figures, inside, parts, people, refinement, routers, tables
+from braingen.report import (
+    compared,
+    figures,
+    inside,
+    parts,
+    people,
+    refinement,
+    reliability,
+    routers,
+    tables,
+)
 from braingen.report.inputs import RUNS, ReportInputs
 from braingen.runtime.paths import SOURCES
 from braingen.runtime.run_folder import config_text
@@ -262,6 +272,7 @@ SECTIONS: tuple[PageSection, ...] = (
     PageSection("gallery", "Images", _gallery),
     PageSection("game", "Identification task", _game),
     PageSection("scores", "Scores", _scores),
+    PageSection("reliability", "Reliability of the responses", reliability.context),
     PageSection("parts", "Levels and experts", parts.context),
     PageSection("compared", "Comparison with other runs", compared.context),
     PageSection("refinement", "Before and after refinement", refinement.context),
