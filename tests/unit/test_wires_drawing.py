@@ -360,6 +360,10 @@ class FakeDecoder:
         self.drawn: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.merged: list[bool] = []
 
+    def release_encoders(self) -> None:
+        for embedding_decoder in (self.brain_image, self.brain_text):
+            embedding_decoder.keep_scale()
+
     def draw(self, *arguments: Any, **named: Any) -> Tensor:
         self.drawn.append((arguments, named))
         self.merged.append(any(getattr(module, "merged", False) for module in self.unet.modules()))

@@ -778,9 +778,7 @@ def test_setup_follows_every_setting_of_routers_and_backbone(tiny, monkeypatch):
     spy(monkeypatch, TableTargets, "latents", lambda self, images, size: sides.append(size))
     parts = stage.setup(config)
     assert sides == [64] and len(parts.data.held_out.rows) == 1
-    assert asked == [
-        (config.backbone.path, "somewhere", torch.float32, {"vae_dtype": torch.float32})
-    ]
+    assert asked == [(config.backbone.path, "somewhere", torch.float32, {"with_vae": False})]
     assert parts.prediction_type == "v_prediction" and parts.model.size == 64
     built = parts.model.routers["text"].config
     expected = {

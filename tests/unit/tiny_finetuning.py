@@ -18,6 +18,7 @@ from braingen.config import Config
 from braingen.config.shipped import TINY
 from braingen.encoders.embedding_decoder import EmbeddingDecoder, TargetScale
 from braingen.targets.clip_text import CLIPTextEncoderDual
+from braingen.targets.text_form import TextForm
 from braingen.training import diffusion as finetune
 from braingen.training import diffusion_data as diffusion_data
 
@@ -68,6 +69,13 @@ class TableTargets:
     @property
     def text_encoder(self) -> CLIPTextEncoderDual:
         return text_encoder()
+
+    @property
+    def text_form(self) -> TextForm:
+        return TextForm.of(text_encoder())
+
+    def free(self) -> None:
+        self.freed = getattr(self, "freed", 0) + 1
 
     def of(self, modality: str, image_ids: np.ndarray) -> Tensor:
         return table(modality)[torch.as_tensor(image_ids)]

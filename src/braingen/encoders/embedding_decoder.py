@@ -5,6 +5,7 @@ B batch, V voxels, T tokens, D CLIP width.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -99,6 +100,37 @@ class EmbeddingDecoder(ModelMixin, ConfigMixin):
         """
         again = "train it again, or name another run folder"
         return load_whole(super().from_pretrained, pretrained_model_name_or_path, again, **kwargs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is; its scale is there even without an encoder."""
+        return self.mean_TD.device
+
+    @cached_property
+    def expert_counts(self) -> tuple[int, ...]:
+        """Experts of every level, as a router is built for them; (1,) for a dense encoder."""
+        subject, voxels = next(iter(self.config.encoder_config["subjects"].items()))
+        was_training = self.training
+        with torch.no_grad():  # by running it, so that every kind of encoder is served
+            out = self.eval()(self.mean_TD.new_zeros(1, voxels), int(subject), return_experts=True)
+        self.train(was_training)
+        levels = out.level_backbone_BLTD.shape[1]
+        return tuple(x.shape[1] for x in out.expert_backbone) or (1,) * levels
+
+    def keep_scale(self, prior: bool = False) -> None:
+        """Give back the memory of the encoder, which cannot be used any more.
+
+        Parameters
+        ----------
+        prior : bool, optional
+            Keep the prior as well as the scale.
+        """
+        _ = self.expert_counts  # is kept
+        self.encoder.to("meta")
+        if self.prior is not None and not prior:
+            self.prior.to("meta")
+        if self.mean_TD.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def set_scale(self, scale: TargetScale) -> None:
         """Set the scale of the target, once, before training."""

@@ -23,6 +23,7 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.weights import read_tensors
 from braingen.targets.clip_image import CLIPImageEncoder, vision_config
 from braingen.targets.clip_text import FOLDERS, PARTS
+from braingen.targets.text_form import HasTextForm
 
 Part = Literal["image", "text", "other"]
 PUBLISHED_ADAPTER = ("h94/IP-Adapter", 1280)
@@ -195,6 +196,27 @@ def refuse_incompatible(
     for misfit in incompatibilities(config, local_files_only=not fetch):
         if misfit.part in parts:
             raise UserError(misfit.sentence)
+
+
+def form_of_files(config: Config, text: HasTextForm) -> ConditioningForm | None:
+    """The form of the U-Net's condition by its configuration and the IP-Adapter's file; None where
+    they are not on this machine.
+    """
+    unet, adapter = unet_config(config.backbone.path), adapter_of(config)
+    needed = (
+        "cross_attention_dim",
+        "projection_class_embeddings_input_dim",
+        "addition_time_embed_dim",
+    )
+    if adapter is None or any(not isinstance(unet.get(name), int) for name in needed):
+        return None
+    columns, added, each = (unet[name] for name in needed)
+    return ConditioningForm.of(
+        text,
+        cross_attention_dim=columns,
+        pooled_dim=added - 6 * each,
+        image_shape=(1, adapter.embedding),
+    )
 
 
 def refuse_other_widths(

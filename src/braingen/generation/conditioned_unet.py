@@ -38,15 +38,7 @@ def expert_counts(embedding_decoder: EmbeddingDecoder) -> tuple[int, ...]:
     """Experts of every level of an encoder, as a router is built for them; (1,) for a dense
     encoder.
     """
-    parameter = next(embedding_decoder.parameters())
-    subject, voxels = next(iter(embedding_decoder.config.encoder_config["subjects"].items()))
-    was_training = embedding_decoder.training
-    with torch.no_grad():  # by asking it, so that every kind of encoder is served
-        out = embedding_decoder.eval()(
-            parameter.new_zeros(1, voxels), int(subject), return_experts=True
-        )
-    embedding_decoder.train(was_training)
-    return tuple(x.shape[1] for x in out.expert_backbone) or (1,) * out.level_backbone_BLTD.shape[1]
+    return embedding_decoder.expert_counts
 
 
 @torch.no_grad()

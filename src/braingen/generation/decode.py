@@ -79,9 +79,13 @@ def _image_encoder(config: Config) -> Callable[[], CLIPImageEncoder]:
 
     def load() -> CLIPImageEncoder:
         if not loaded:
-            loaded.append(
-                CLIPImageEncoder.from_pretrained(path, dtype=torch.float32).to(device_of(config))
+            encoder = CLIPImageEncoder.from_pretrained(
+                path,
+                output=config.backbone.image_output,
+                projected=config.backbone.image_projected,
+                dtype=torch.float32,
             )
+            loaded.append(encoder.to(device_of(config)))
         return loaded[0]
 
     return load
@@ -161,6 +165,7 @@ def decode(config: Config) -> Path:
                 save_file({name: rows.contiguous() for name, rows in decoded.items()}, temporary)
         workers.wait()
         if config.decode.pictures:
+            decoder.release_encoders()
             generate_images(config, decoder, _image_encoder(config), folder, workers)
         if workers.main:
             if config.decode.pictures:

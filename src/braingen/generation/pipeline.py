@@ -53,6 +53,7 @@ from braingen.runtime.files import replaced_parts
 from braingen.runtime.precision import types_of_parts
 from braingen.runtime.weights import plain_text, refuse_not_finite
 from braingen.targets.clip_text import CLIPTextEncoderDual
+from braingen.targets.text_form import HasTextForm
 from braingen.types import Conditioning, ExpertEmbeddings
 
 IP_ADAPTER = Path("ip_adapter") / "ip-adapter.safetensors"
@@ -187,7 +188,7 @@ class BrainDecoder(DiffusionPipeline):
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
         scheduler: SchedulerMixin,
-        text_encoder: CLIPTextEncoderDual,
+        text_encoder: HasTextForm,
         *,
         lora: Path | str | None = None,
         router_image: DiffuseRouter | None = None,
@@ -198,8 +199,8 @@ class BrainDecoder(DiffusionPipeline):
 
         Parameters
         ----------
-        text_encoder : CLIPTextEncoderDual
-            Only asked for its start token and widths.
+        text_encoder : HasTextForm
+            Its start token and widths are used, nothing else.
         lora : Path | str | None, optional
             File or folder of a LoRA to put into the U-Net.
         router_image, router_text, prior_order : DiffuseRouter | None, optional
@@ -252,6 +253,15 @@ class BrainDecoder(DiffusionPipeline):
         if dtype is not None:
             self.unet.to(dtype)
         return self
+
+    def release_encoders(self) -> None:
+        """Give back the memory of the encoders once everything is decoded; :meth:`draw` goes on.
+
+        Priors stay where they are applied at every step.
+        """
+        for embedding_decoder in (self.brain_image, self.brain_text):
+            if embedding_decoder is not None:
+                embedding_decoder.keep_scale(prior=self.config.prior_order == "step")
 
     def _refuse_half(self, *names: str) -> None:
         """Refuse encoders and routers that were put in half precision by hand."""

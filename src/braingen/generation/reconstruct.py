@@ -86,6 +86,7 @@ class ReconstructionParts(NamedTuple):
 
 def assemble(config: Config, targets: Targets) -> BrainDecoder:
     """Assemble trained encoders, the backbone and the fine-tuned modules into one decoder."""
+    text_form = targets.text_form
     backbone = load_backbone(
         config.backbone.path,
         config.backbone.ip_adapter,
@@ -99,7 +100,7 @@ def assemble(config: Config, targets: Targets) -> BrainDecoder:
     text = load_embedding_decoder(config, "text") if "text" in modalities(config) else None
     folder = finetuned_folder(config)
     tuned = load_finetuned(folder) if folder is not None else NOT_FINETUNED
-    decoder = BrainDecoder.assemble(image, text, *backbone, targets.text_encoder, **tuned._asdict())
+    decoder = BrainDecoder.assemble(image, text, *backbone, text_form, **tuned._asdict())
     refuse_other_widths(decoder.form, image, text)
     return decoder.to(device_of(config))
 
@@ -145,9 +146,19 @@ def setup(config: Config) -> ReconstructionParts:
     subject = config.data.subjects[0]
     repeats = repeats_to_generate(config)
     targets = Targets(config)
+    if config.generation.source == "oracle":  # computed before the U-Net is there
+        for name in _known(config):
+            targets.of(name, repeats.image_N)
+        targets.free()
     decoder = assemble(config, targets)
     decoder.set_progress_bar_config(disable=True)
     return ReconstructionParts(decoder, repeats, Betas.of(layout, subject), subject, targets)
+
+
+def _known(config: Config) -> tuple[str, ...]:
+    """The embeddings that are true of the images: of the text only where there are captions."""
+    captions = has_captions(Layout.of(config.data.root))
+    return tuple(name for name in modalities(config) if name == "image" or captions)
 
 
 def embeddings_of(config: Config, parts: ReconstructionParts) -> dict[str, Tensor]:
@@ -461,6 +472,7 @@ def reconstruct_into(config: Config, folder: Path) -> Path:
                     temporary,
                 )
         workers.wait()
+        parts.decoder.release_encoders()
         decoded = generate_images(
             config, parts.decoder, lambda: parts.targets.image_encoder, folder, workers
         )

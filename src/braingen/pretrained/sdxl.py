@@ -66,6 +66,7 @@ class Backbone(NamedTuple):
     unet: UNet2DConditionModel
     """With the IP-Adapter added, unless it is none."""
     vae: AutoencoderKL
+    """None where it was not asked for."""
     scheduler: SchedulerMixin
 
 
@@ -74,6 +75,7 @@ def load_backbone(
     ip_adapter: str = "",
     dtype: torch.dtype = torch.float32,
     vae_dtype: torch.dtype | None = None,
+    with_vae: bool = True,
 ) -> Backbone:
     """Load U-Net, VAE, scheduler and IP-Adapter, frozen and in eval mode.
 
@@ -88,13 +90,15 @@ def load_backbone(
         Of the weights.
     vae_dtype : torch.dtype | None, optional
         Of the VAE, if different (Stable Diffusion XL's VAE overflows in fp16).
+    with_vae : bool, optional
+        Load the VAE too.
 
     Raises
     ------
     UserError
         When a part is missing, with what to type.
     """
-    backbone = load_plain(path, dtype, vae_dtype=vae_dtype)
+    backbone = load_plain(path, dtype, vae_dtype=vae_dtype, with_vae=with_vae)
     add_ip_adapter(
         backbone.unet,
         load_ip_adapter_file(ip_adapter or str(Path(backbone_folder(path)) / "ip_adapter")),
@@ -108,12 +112,13 @@ def load_plain(
     dtype: torch.dtype = torch.float32,
     setting: str = "backbone.path",
     vae_dtype: torch.dtype | None = None,
+    with_vae: bool = True,
 ) -> Backbone:
     """Load U-Net, VAE and scheduler without an IP-Adapter, frozen.
 
     Parameters
     ----------
-    path, dtype, vae_dtype : str
+    path, dtype, vae_dtype, with_vae : str
         As for :func:`load_backbone`.
     setting : str, optional
         Name of the setting, for messages.
@@ -121,7 +126,9 @@ def load_plain(
     folder = backbone_folder(path)
     try:
         unet = _load_whole(UNet2DConditionModel, folder, "unet", dtype)
-        vae = _load_vae(folder, vae_dtype or dtype)
+        vae = None
+        if with_vae:
+            vae = _load_vae(folder, vae_dtype or dtype).requires_grad_(False).eval()
         scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
     except UserError:
         raise
@@ -131,7 +138,7 @@ def load_plain(
             f" {plain_text(error)} Use {setting}=tiny, a folder written by save_pretrained, or a"
             " hub name such as stabilityai/stable-diffusion-xl-base-1.0."
         ) from error
-    return Backbone(unet.requires_grad_(False).eval(), vae.requires_grad_(False).eval(), scheduler)
+    return Backbone(unet.requires_grad_(False).eval(), vae, scheduler)  # type: ignore[arg-type]
 
 
 def load_vae(path: str, dtype: torch.dtype = torch.float32) -> AutoencoderKL:

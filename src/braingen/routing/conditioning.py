@@ -16,7 +16,8 @@ from torch.nn.functional import pad
 
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.errors import UserError
-from braingen.targets.clip_text import CLIPTextEncoderDual, PromptEmbeddings
+from braingen.targets.clip_text import PromptEmbeddings
+from braingen.targets.text_form import HasTextForm
 from braingen.types import Conditioning, ExpertEmbeddings, Routing
 
 Prior = Callable[[Tensor], Tensor]
@@ -197,7 +198,7 @@ class ConditioningForm(NamedTuple):
     @classmethod
     def of(
         cls,
-        text_encoder: CLIPTextEncoderDual,
+        text_encoder: HasTextForm,
         *,
         cross_attention_dim: int,
         pooled_dim: int,
@@ -207,7 +208,7 @@ class ConditioningForm(NamedTuple):
 
         Parameters
         ----------
-        text_encoder : CLIPTextEncoderDual
+        text_encoder : HasTextForm
             Whose embeddings the text decoder predicts: L fills the first columns, bigG the last,
             joint all.
         cross_attention_dim : int

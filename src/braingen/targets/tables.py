@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import cached_property
+import gc
+import hashlib
 from pathlib import Path
 
 from diffusers import AutoencoderKL
@@ -23,6 +25,7 @@ from braingen.runtime.fingerprints import digest_of_texts, fingerprint_of_files
 from braingen.targets.cache import Cache
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.clip_text import FOLDERS, PARTS, CLIPTextEncoderDual
+from braingen.targets.text_form import TextForm, cached_text_form
 
 
 def _part(path: str, name: str) -> str:
@@ -83,6 +86,28 @@ class Targets:
         return self._text_encoder
 
     @property
+    def text_form(self) -> TextForm:
+        """Start token and widths of the text encoders; they are loaded only the first time."""
+
+        def made() -> TextForm:
+            loaded = self._text_encoder is not None
+            form = TextForm.of(self.text_encoder)
+            if not loaded:
+                self._text_encoder = None
+            return form
+
+        which = f"{self._text_weights()} {self._choice.text_output}"
+        key = hashlib.sha256(which.encode()).hexdigest()[:16]
+        return cached_text_form(self._folder, key, made)
+
+    def free(self) -> None:
+        """Give back the memory of the frozen models; they are loaded again if they are needed."""
+        self._image_encoder = self._text_encoder = self._vae = None
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @property
     def vae(self) -> AutoencoderKL:
         """The frozen autoencoder of the diffusion model."""
         if self._vae is None:
@@ -125,14 +150,16 @@ class Targets:
         def compute(ids: np.ndarray) -> Tensor:
             return self.text_encoder([self.captions[i] for i in ids])
 
-        parts = [name for encoder in PARTS[self._choice.text_output] for name in FOLDERS[encoder]]
-        weights = "/".join(fingerprint_of_files(_part(self._backbone, name)) for name in parts)
         which = {"eos": "end of sequence", "all": "all tokens"}[self._choice.text_tokens]
         key = {
-            "weights": weights,
+            "weights": self._text_weights(),
             "output": f"{self._choice.text_output} {which}, mean of captions",
         }
         return Cache(self._folder, "text_embedding", key, len(self.stimuli), compute)
+
+    def _text_weights(self) -> str:
+        parts = [name for encoder in PARTS[self._choice.text_output] for name in FOLDERS[encoder]]
+        return "/".join(fingerprint_of_files(_part(self._backbone, name)) for name in parts)
 
     def latents(self, image_ids: np.ndarray, size: int) -> np.ndarray:
         """Return the memory-mapped table of VAE latents at a size, with the rows of some filled.

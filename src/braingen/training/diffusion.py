@@ -21,18 +21,21 @@ from braingen.data.sealed_runs import refuse_test_set
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.trained import load_embedding_decoders, modalities
 from braingen.generation.attention import use_attention
-from braingen.generation.compatibility import refuse_incompatible, refuse_other_widths
+from braingen.generation.compatibility import (
+    form_of_files,
+    refuse_incompatible,
+    refuse_other_widths,
+)
 from braingen.generation.conditioned_unet import ConditionedUNet, expert_counts
 from braingen.generation.lora import add_lora, lora_parameters
 from braingen.generation.trained_modules import BEST, LAST, save_finetuned
 from braingen.pretrained.sdxl import (
     image_embedding_width,
-    image_size,
     load_backbone,
+    own_size,
     pixels_per_latent,
     pooled_width,
     refuse_side,
-    vae_factor,
 )
 from braingen.pretrained.tiny import check_backbone
 from braingen.routing.conditioning import ConditioningForm
@@ -158,25 +161,32 @@ def setup(config: Config) -> DiffusionParts:
     refuse_incompatible(config)
     embedding_decoders = load_embedding_decoders(config)
     check(config, embedding_decoders)
-    targets = Targets(config)
-    backbone = load_backbone(
-        config.backbone.path,
-        config.backbone.ip_adapter,
-        frozen_type(config),
-        vae_dtype=torch.float32,
+    targets, path = Targets(config), config.backbone.path
+    size = config.finetune.resolution or own_size(path)
+    text_form = targets.text_form
+    early = form_of_files(config, text_form)
+    if early is not None:  # before hours of work; once more with what was loaded
+        refuse_other_widths(early, embedding_decoders["image"], embedding_decoders.get("text"))
+    # What is computed once comes before the U-Net: its models are given back first.
+    data = diffusion_data(
+        config, targets, embedding_decoders, size, config.finetune.validation_images
     )
-    unet, vae = backbone.unet.to(device_of(config)), backbone.vae.to(device_of(config))
-    size = config.finetune.resolution or image_size(unet, vae)
+    counts = {
+        name: expert_counts(embedding_decoder)
+        for name, embedding_decoder in embedding_decoders.items()
+    }
+    targets.free()
+    for embedding_decoder in embedding_decoders.values():
+        embedding_decoder.keep_scale(prior=config.router.prior_order == "step")
+    backbone = load_backbone(path, config.backbone.ip_adapter, frozen_type(config), with_vae=False)
+    unet = backbone.unet.to(device_of(config))
     form = ConditioningForm.of(
-        targets.text_encoder,
+        text_form,
         cross_attention_dim=unet.config.cross_attention_dim,
         pooled_dim=pooled_width(unet),
         image_shape=(1, image_embedding_width(unet)),
     )
     refuse_other_widths(form, embedding_decoders["image"], embedding_decoders.get("text"))
-    data = diffusion_data(
-        config, targets, embedding_decoders, size, config.finetune.validation_images
-    )
     use_attention(unet, config.finetune.attention)
     if config.lora.rank:
         add_lora(unet, config.lora.rank, config.run.seed)
@@ -184,10 +194,6 @@ def setup(config: Config) -> DiffusionParts:
             parameter.data = parameter.data.float()
     if config.finetune.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    counts = {
-        name: expert_counts(embedding_decoder)
-        for name, embedding_decoder in embedding_decoders.items()
-    }
     times = backbone.scheduler.config.num_train_timesteps
     torch.manual_seed(hash_seed(config.run.seed, "routers", 0))
     routers = {
@@ -196,7 +202,7 @@ def setup(config: Config) -> DiffusionParts:
                 config,
                 counts[name],
                 embedding_decoder.mean_TD.shape,
-                size // vae_factor(vae),
+                size // pixels_per_latent(path),
                 times,
             ).to(unet.device)
         )
@@ -495,8 +501,8 @@ def fit(
             for name, parameter in parameters.items():
                 parameter.copy_(state["trained"][name])
         average.mean = state["average"]
-        for name, part in saved.items():
-            part.load_state_dict(state[name])
+        for name, stateful in saved.items():
+            stateful.load_state_dict(state[name])
         first, best, sums, counted = (state[name] for name in ("step", "best", "sums", "counted"))
         run.rewind_metrics(first)
     start_tracking(accelerator, config, run)
@@ -563,7 +569,7 @@ def fit(
                 best, sums, counted = look(done), {}, 0
             stop = bool(workers.all_reduce_max(int(request.made)))
             if (stop or clock.due) and done < tune.max_train_steps:
-                tree = {name: part.state_dict() for name, part in saved.items()} | {
+                tree = {name: stateful.state_dict() for name, stateful in saved.items()} | {
                     "trained": {name: parameter.detach() for name, parameter in parameters.items()},
                     "average": average.mean,
                 }

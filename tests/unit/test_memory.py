@@ -1,0 +1,201 @@
+"""Stages load what they use when they use it, and give it back: no second VAE, no encoder that
+waits while the U-Net works.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from unit.fake_backbone import fake_backbone
+from unit.test_decoder import decoder_of, voxels
+from unit.tiny_finetuning import TableTargets, text_encoder, tiny_embedding_decoder, tiny_tuning
+from unit.tiny_training import tiny_config
+
+from braingen.config import load_config
+from braingen.generation import decode, reconstruct
+from braingen.generation.compatibility import form_of_files
+from braingen.routing.conditioning import ConditioningForm
+from braingen.runtime.errors import UserError
+from braingen.targets.clip_image import CLIPImageEncoder
+from braingen.targets.clip_text import CLIPTextEncoderDual
+from braingen.targets.tables import Targets
+from braingen.targets.text_form import TextForm
+from braingen.training import diffusion as stage
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # of diffusers' scheduler
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("memory") / "data"
+
+
+def held(model: torch.nn.Module) -> int:
+    """Bytes of a model's weights."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(x.numel() * x.element_size() for x in tensors if x.device.type != "meta")
+
+
+@pytest.mark.parametrize("order", ["output", "step"])
+def test_a_decoder_draws_on_without_its_encoders(order):
+    decoder = decoder_of()
+    decoder.register_to_config(prior_order=order)
+    read = decoder.read(torch.from_numpy(voxels(2))[:, None], 1, [4, 5])
+    settings: dict[str, Any] = {"steps": 2, "guidance_scale": 2.0}
+    expected = decoder.draw(read.image, read.text, [4, 5], **settings)
+    counts = decoder.brain_image.expert_counts
+    prior = held(decoder.brain_image.prior)
+    decoder.release_encoders()
+    scale = 4 * (decoder.brain_image.mean_TD.numel() + 1)
+    assert held(decoder.brain_image) == scale + (prior if order == "step" else 0)
+    assert decoder.brain_image.expert_counts == counts == (2, 4)
+    assert decoder.device.type == "cpu"
+    torch.testing.assert_close(
+        decoder.draw(read.image, read.text, [4, 5], **settings), expected, rtol=0, atol=0
+    )
+
+
+def test_fine_tuning_gives_everything_back_before_the_unet_is_there(monkeypatch, root, tmp_path):
+    """Latents, targets and reads are computed first; no VAE and no encoder is kept beside the
+    U-Net.
+    """
+    config = tiny_tuning(monkeypatch, root, tmp_path / "run")
+    made: list[TableTargets] = []
+    decoders = {name: tiny_embedding_decoder(name) for name in ("image", "text")}
+
+    def targets(config):
+        made.append(TableTargets(config))
+        return made[-1]
+
+    def load_backbone(*_, with_vae=True, **__):
+        assert made[0].asked and made[0].freed == 1  # latents were computed, models given back
+        assert all(held(each) == 4 * (each.mean_TD.numel() + 1) for each in decoders.values())
+        assert not with_vae
+        return fake_backbone()._replace(vae=None)
+
+    monkeypatch.setattr(stage, "Targets", targets)
+    monkeypatch.setattr(stage, "load_embedding_decoders", lambda config: decoders)
+    monkeypatch.setattr(stage, "load_backbone", load_backbone)
+    parts = stage.setup(config)
+    rows = parts.data.train.rows[:2]
+    result = stage.step(parts.model, rows, parts, config, torch.Generator().manual_seed(0))
+    assert torch.isfinite(result.total)
+
+
+def test_encoders_of_other_widths_are_refused_before_anything_is_computed(
+    monkeypatch, root, tmp_path
+):
+    config = tiny_tuning(monkeypatch, root, tmp_path / "run")
+    narrow = tiny_embedding_decoder("image")
+    narrow.mean_TD = torch.zeros(1, 64)
+    found = {"image": narrow, "text": tiny_embedding_decoder("text")}
+    monkeypatch.setattr(stage, "load_embedding_decoders", lambda config: found)
+    monkeypatch.setattr(stage, "diffusion_data", lambda *_: pytest.fail("computed first"))
+    with pytest.raises(UserError, match="image encoder predicts 1 x 64"):
+        stage.setup(config)
+
+
+def test_the_form_by_the_files_is_that_of_the_loaded_models(monkeypatch, root, tmp_path):
+    config = tiny_tuning(monkeypatch, root, tmp_path / "run")
+    mine, theirs = form_of_files(config, text_encoder()), stage.setup(config).model.form
+    assert mine is not None and mine[1:] == theirs[1:]
+    torch.testing.assert_close(mine.start_C, theirs.start_C)
+    assert form_of_files(load_config(None, {"backbone.path": "no/where"}), text_encoder()) is None
+
+
+def test_the_text_encoder_is_loaded_once_for_its_start_token_and_not_kept(
+    monkeypatch, root, tmp_path
+):
+    config = tiny_config(root, tmp_path, backbone__path="tiny")
+    monkeypatch.setattr("braingen.targets.tables.check_backbone", lambda config: None)
+    loads = []
+    plain = CLIPTextEncoderDual.from_pretrained
+    monkeypatch.setattr(
+        CLIPTextEncoderDual,
+        "from_pretrained",
+        lambda *given, **more: loads.append(1) or plain(*given, **more),
+    )
+    targets = Targets(config)
+    first = targets.text_form
+    assert targets._text_encoder is None and loads == [1]
+    again = Targets(config).text_form  # of another process
+    assert loads == [1]
+    for form in (first, again):
+        assert form[:2] == (text_encoder().output, text_encoder().length)
+        torch.testing.assert_close(form.start_D, text_encoder().start_token(), rtol=0, atol=0)
+    wide = {"cross_attention_dim": 224, "pooled_dim": 128, "image_shape": (1, 128)}
+    mine, theirs = (ConditioningForm.of(each, **wide) for each in (first, text_encoder()))
+    assert mine[1:] == theirs[1:] and torch.equal(mine.start_C, theirs.start_C)
+    other = tiny_config(root, tmp_path, backbone__path="tiny", backbone__text_output="joint")
+    assert Targets(other).text_form.output == "joint" and loads == [1, 1]  # has one of its own
+
+
+def test_a_damaged_form_is_made_again(tmp_path):
+    form = TextForm.of(text_encoder())
+    form.save(tmp_path / "form.safetensors")
+    assert TextForm.load(tmp_path / "form.safetensors") is not None
+    (tmp_path / "form.safetensors").write_bytes(b"cut short")
+    assert TextForm.load(tmp_path / "form.safetensors") is None
+    assert TextForm.load(tmp_path / "nowhere") is None
+
+
+def test_targets_give_back_their_models(monkeypatch, root, tmp_path):
+    monkeypatch.setattr("braingen.targets.tables.check_backbone", lambda config: None)
+    targets = Targets(tiny_config(root, tmp_path, backbone__path="tiny"))
+    loaded = [targets.image_encoder, targets.text_encoder, targets.vae]
+    assert targets.vae is loaded[2]
+    targets.free()
+    assert targets._image_encoder is targets._text_encoder is targets._vae is None
+    assert targets.vae is not loaded[2]
+
+
+@pytest.mark.parametrize("source", ["oracle", "brain"])
+def test_true_embeddings_are_computed_before_the_unet_is_loaded(
+    monkeypatch, root, tmp_path, source
+):
+    events: list[str] = []
+
+    class Noted(TableTargets):
+        def of(self, modality, image_ids):
+            events.append(modality)
+            return super().of(modality, image_ids)
+
+        def free(self):
+            events.append("free")
+
+    monkeypatch.setattr(reconstruct, "Targets", Noted)
+    monkeypatch.setattr(reconstruct, "check_generation", lambda config: None)
+    monkeypatch.setattr(reconstruct, "modalities", lambda config: ("image", "text"))
+
+    def assemble(config, targets):
+        events.append("assemble")
+        return decoder_of()
+
+    monkeypatch.setattr(reconstruct, "assemble", assemble)
+    reconstruct.setup(tiny_config(root, tmp_path, generation__source=source))
+    before = ["image", "text", "free"] if source == "oracle" else []
+    assert events == [*before, "assemble"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "output", "projected"),
+    [
+        ({}, "pooled", True),
+        ({"backbone__image_output": "tokens"}, "tokens", True),
+        ({"backbone__image_projected": "false"}, "pooled", False),
+    ],
+)
+def test_samples_of_a_file_of_voxels_are_ranked_in_the_decoded_space(
+    root, tmp_path, settings, output, projected
+):
+    """`braingen decode` embeds what it drew as the encoder's target was embedded."""
+    config = tiny_config(root, tmp_path, backbone__path="tiny", **settings)
+    load = decode._image_encoder(config)
+    encoder = load()
+    assert isinstance(encoder, CLIPImageEncoder) and load() is encoder
+    assert (encoder.output, encoder.projected) == (output, projected)
