@@ -5,9 +5,11 @@ once.
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from safetensors.torch import load_file
 from unit.fake_scans import NAMES, write_fake_scans
 
@@ -74,6 +76,42 @@ def test_every_picture_of_every_subject_is_left_out_once(tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("decoded.safetensors")}
     assert main(["cross-validate", *words, *SMALL]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("decoded.safetensors")}
+
+
+def test_a_column_split_is_told_not_to_be_used(tmp_path, capsys):
+    fake = write_fake_scans(tmp_path / "scans", subjects=("01",))
+    words = ["--scans", str(fake.root), "--root", str(tmp_path / "data"), "--folds", "2"]
+    assert main(["cross-validate", *words, "--folder", str(tmp_path / "run"), *SMALL]) == 0
+    told = capsys.readouterr().out
+    assert told.count("The column split of the events is not used here") == 1
+    assert "CONTRADICTION" not in told and told.count("voxels   ") == 1
+    found = json.loads(
+        (tmp_path / "run" / "cross_validation" / "cross_validation.json").read_text("utf-8")
+    )
+    assert {row["n"] for row in found["rows"]} == {len(NAMES)}
+
+
+def test_subjects_who_saw_different_images_are_left_out_of_theirs(tmp_path):
+    one, two = (write_fake_scans(tmp_path / name, subjects=(name,)) for name in ("01", "02"))
+    for path in sorted(two.root.rglob("*_events.tsv")):  # other names, other pixels
+        table = pd.read_csv(path, sep="\t")
+        named = table["stim_file"].str.replace("picture", "Other")
+        table.assign(stim_file=named).drop(columns="split").to_csv(path, sep="\t", index=False)
+    for path in sorted((two.root / "stimuli").rglob("*.png")):
+        Image.open(path).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(path)
+        path.rename(path.with_name(path.name.replace("picture", "other")))
+    for path in one.root.rglob("*_events.tsv"):
+        table = pd.read_csv(path, sep="\t")
+        table.drop(columns="split").to_csv(path, sep="\t", index=False)
+    shutil.copytree(two.root / "sub-02", one.root / "sub-02")
+    shutil.copytree(two.root / "stimuli", one.root / "stimuli", dirs_exist_ok=True)
+    (one.root / "captions.json").unlink()
+    words = ["--scans", str(one.root), "--root", str(tmp_path / "data"), "--folds", "2"]
+    folder = tmp_path / "run"
+    assert main(["cross-validate", *words, "--folder", str(folder), *SMALL]) == 0
+    text = (folder / "cross_validation" / "cross_validation.json").read_text("utf-8")
+    rows = json.loads(text)["rows"]
+    assert {row["n"] for row in rows} == {2 * len(NAMES)} and {r["subjects"] for r in rows} == {2}
 
 
 def test_scans_have_to_be_named(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,9 @@ def _print(text: str) -> None:
         console().print(one_line(line), soft_wrap=True)
 
 
-def prepare(config: Config) -> Path:
+def prepare(config: Config, report: Callable[[str], object] = _print) -> Path:
     """Write the data folder of the chosen subjects, or what is missing of it; continues where it
-    was stopped, and prints what was done.
+    was stopped, and reports what was done.
 
     Returns
     -------
@@ -125,5 +126,5 @@ def prepare(config: Config) -> Path:
         config.data.num_sessions,
         chosen.captions,
         chosen.accept,
-        _print,
+        report,
     ).root

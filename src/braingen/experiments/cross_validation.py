@@ -15,7 +15,7 @@ from braingen.config import Config
 from braingen.data.prepare_command import prepare, scans_of
 from braingen.data.response_reliability import load_reliability
 from braingen.data.stimuli import Stimuli
-from braingen.data.trials import train_trials
+from braingen.data.trials import test_trials, train_trials
 from braingen.encoders.trained import load_embedding_decoder
 from braingen.evaluation.embeddings import decode_test_images
 from braingen.evaluation.evaluate import ridge_embeddings
@@ -89,7 +89,7 @@ def decode_fold(config: Config, modality: str) -> Path:
     Path
         File with ``ids``, ``true``, ``mean`` and the embeddings of every method, tokens flattened.
     """
-    prepare(config)
+    prepare(config, report=lambda text: None)  # the whole folder was summarised once
     run = train(config, modality)
     path = run / DECODED
     if not path.exists():
@@ -156,6 +156,11 @@ def cross_validate(config: Config) -> Path:
         update={"data": config.data.model_copy(update={"subjects": tuple(subjects)})}
     )
     prepare(whole)
+    scans.prepare_for(subjects)
+    if "split" in str(scans.who(subjects[0]).get("test pictures", "")):
+        terminal.print(
+            "The column split of the events is not used here: every image is left out once."
+        )
     names = names_of_images(config.data.root)
     lists = []
     for number, images in enumerate(split_images(list(names), chosen.folds, config.run.seed), 1):
@@ -165,12 +170,24 @@ def cross_validate(config: Config) -> Path:
     clear_temporaries(folder)
     found: list[ImageFold] = []
     for subject in subjects:
+        seen = _seen(config, subject)
         for number, test_list in enumerate(lists, 1):
+            if seen.isdisjoint(test_list.read_text(encoding="utf-8").splitlines()):
+                continue
             terminal.print(f"subject {subject}, fold {number} of {len(lists)}", style="bold")
             own = fold_config(config, folder, subject, test_list)
             found.append(read_fold(decode_fold(own, chosen.modality), subject, own.data.root))
     rows, differences = pooled(found, config.evaluation.bootstrap, config.run.seed)
     return write(config, folder, rows, differences, found)
+
+
+def _seen(config: Config, subject: int) -> set[str]:
+    """Names of the images that a subject saw."""
+    layout = Layout.of(config.data.root)
+    tables = [trials(layout, subject).table for trials in (train_trials, test_trials)]
+    images = np.concatenate([table["image"].to_numpy() for table in tables])
+    known = pd.read_csv(config.data.root / "pictures.tsv", sep="\t", dtype=str)
+    return set(known["stim_file"][known["image"].astype(int).isin(images)])
 
 
 def write(

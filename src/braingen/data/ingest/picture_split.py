@@ -107,7 +107,7 @@ class PictureSplit:
             found = known.get(name) or known.get(by_stem.get(name, ""))
             if found is not None:
                 images.add(found.image)
-            elif ".." in name or not any((f / name).is_file() for f in self._stimuli.places):
+            elif not self._stimuli.has(name, path):
                 unknown.append(name)
         if unknown:
             raise UserError(

@@ -125,6 +125,13 @@ class OwnStimuli:
             )
         return found
 
+    def has(self, name: str, table: Path) -> bool:
+        """Whether a name of a list is a picture, shown or not."""
+        try:
+            return self._find(name, table) is not None
+        except UserError:
+            return False
+
     def _below(self, place: Path, name: str, table: Path) -> Path:
         """A path in a folder of pictures, which may itself be a link; a file of it may be a link
         inside the scans, as datalad makes " "them.
