@@ -65,9 +65,8 @@ def _work(
     counted(train, "step")
     counted(finetune, "step")
     counted(sample, "predict")
-    train.SAVE_SECONDS = save_seconds
-    finetune.SaveClock = lambda pause: checkpoints.SaveClock(save_seconds)  # type: ignore[misc]
-    checkpoints.LEAST_PAUSE = checkpoints.RARE_PAUSE = 0
+    train.SAVE_SECONDS = finetune.SAVE_SECONDS = save_seconds
+    checkpoints.LEAST_PAUSE = 0
     raise SystemExit(main(words))
 
 

@@ -131,10 +131,10 @@ def test_a_fine_tuning_that_diverges(subject, tmp_path, capsys, monkeypatch, cal
 def test_held_out_losses_that_are_no_numbers(subject, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tuning, "validate", lambda *_: {"loss": np.nan, "denoising": 1.0})
     words = ["finetune", *subject.words, *subject.stage1, "--folder", str(tmp_path)]
-    assert "on the held-out images at step 0: loss nan" in told(capsys, *words)
+    assert "on the held-out images at step 0: validation/loss nan" in told(capsys, *words)
     monkeypatch.setattr(training, "validate", lambda *_: {"validation/cosine": np.nan})
     words = ["train", "image", *subject.words, "--folder", str(tmp_path)]
-    assert re.search(r"after epoch 1: .*validation/cosine nan", told(capsys, *words))
+    assert re.search(r"at step \d+: .*validation/cosine nan", told(capsys, *words))
     assert not list(tmp_path.rglob("finished"))
 
 

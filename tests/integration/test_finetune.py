@@ -291,10 +291,13 @@ def test_a_decoder_takes_what_was_tuned_along(subject, tuned, tmp_path):
 
 
 def test_it_goes_on_where_it_was_killed_with_the_same_bits(subject, tuned, tmp_path, monkeypatch):
-    more = ["finetune.use_ema=true", "finetune.gradient_accumulation_steps=2"]
-    more += ["run.save_minutes=1e-9"]
+    more = [
+        "finetune.use_ema=true",
+        "finetune.gradient_accumulation_steps=2",
+        "run.save_minutes=1e-9",
+    ]
     config, calm = (config_of(subject, folder, *more) for folder in (tmp_path, tmp_path / "calm"))
-    monkeypatch.setattr(checkpoints, "RARE_PAUSE", 0)
+    monkeypatch.setattr(checkpoints, "LEAST_PAUSE", 0)
     stage.finetune(calm)
     passes = stage.step
     calls = []

@@ -13,7 +13,7 @@ from braingen.runtime.run_folder import Run
 from braingen.runtime.state import load_tree
 from braingen.training import checkpoints
 from braingen.training import diffusion as stage
-from braingen.training.checkpoints import RARE_PAUSE, SaveClock
+from braingen.training.checkpoints import LEAST_PAUSE, SaveClock
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
@@ -40,22 +40,22 @@ def clock(monkeypatch) -> _Time:
 
 
 def test_a_save_is_due_after_the_pause_and_pauses_grow_with_what_saving_takes(clock):
-    pace = SaveClock(600)
+    pace = SaveClock()
     clock.now += 599
-    assert not pace.due
+    assert not pace.due(600)
     clock.now += 2
-    assert pace.due
+    assert pace.due(600)
     with pace.saving():
         clock.now += 30
-    clock.now += RARE_PAUSE * 30 - 1
-    assert not pace.due  # saving takes a hundredth of the time at most
+    clock.now += LEAST_PAUSE * 30 - 1
+    assert not pace.due(600)  # saving takes a hundredth of the time at most
     clock.now += 2
-    assert pace.due
+    assert pace.due(600)
 
 
 @pytest.mark.parametrize(("minutes", "saves"), [("10", []), ("1e-9", [1, 2])])
 def test_states_are_written_by_save_minutes(monkeypatch, root, tmp_path, minutes, saves):
-    monkeypatch.setattr(checkpoints, "RARE_PAUSE", 0)
+    monkeypatch.setattr(checkpoints, "LEAST_PAUSE", 0)
     written = []
     monkeypatch.setattr(Run, "save_state", lambda run, tree: written.append(tree["step"]))
     stage.finetune(tiny_tuning(monkeypatch, root, tmp_path / "run", run__save_minutes=minutes))
@@ -64,7 +64,7 @@ def test_states_are_written_by_save_minutes(monkeypatch, root, tmp_path, minutes
 
 def test_the_loss_scale_is_saved_and_taken_up_again(monkeypatch, root, tmp_path):
     """On a GPU in float16 gradients are scaled; begun again at 2^16, steps would overflow."""
-    monkeypatch.setattr(checkpoints, "RARE_PAUSE", 0)
+    monkeypatch.setattr(checkpoints, "LEAST_PAUSE", 0)
     scalers = []
 
     def with_scaler(*given):

@@ -27,7 +27,7 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDING_DECODER
 from braingen.training import encoder as train
-from braingen.training import encoder_setup
+from braingen.training import encoder_setup, trainer
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_a_folder_with_work_or_of_an_earlier_run_stays_when_a_training_is_refuse
         raise UserError("halfway")
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "end_tracking", stop)
+        patched.setattr(trainer, "end_tracking", stop)
         with pytest.raises(UserError, match="halfway"):
             train.train(config, "image")
     assert (tmp_path / "image" / "metrics.jsonl").exists()

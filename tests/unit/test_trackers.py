@@ -13,7 +13,7 @@ from braingen.config import Config
 from braingen.runtime import device as machine
 from braingen.runtime.errors import UserError
 from braingen.runtime.run_folder import Run
-from braingen.training import diffusion, encoder
+from braingen.training import diffusion, encoder, trainer
 
 
 def config_with(tracker: str) -> Config:
@@ -122,6 +122,6 @@ def test_no_tracker_is_none(tmp_path):
 
 
 def test_both_trainings_open_their_trackers_in_one_place():
-    for training in (encoder, diffusion):
-        text = Path(training.__file__).read_text(encoding="utf-8")
-        assert "start_tracking(" in text and "init_trackers" not in text
+    for module in (encoder, diffusion, trainer):
+        text = Path(module.__file__).read_text(encoding="utf-8")
+        assert ("start_tracking(" in text) == (module is trainer) and "init_trackers" not in text

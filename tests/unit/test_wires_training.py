@@ -49,7 +49,7 @@ from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
 from braingen.targets import tables as stage_targets
 from braingen.training import encoder as stage
-from braingen.training import encoder_setup
+from braingen.training import encoder_setup, trainer
 from braingen.training.checkpoints import TrainingPosition
 from braingen.training.steps import Divergence, StepLosses
 from braingen.types import Trials, VoxelBatch
@@ -1071,10 +1071,18 @@ def test_a_finished_run_is_left_alone_and_one_of_other_settings_refused(
         stage.train(config, "image")
 
 
+class OfRank:
+    """An accelerator of another process."""
+
+    def __init__(self, accelerator: Any, rank: int) -> None:
+        self._accelerator, self.process_index = accelerator, rank
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._accelerator, name)
+
+
 def test_every_process_drops_and_mixes_by_chances_of_its_own(monkeypatch, root, tmp_path):
     config = tiny_config(root, tmp_path)
-    parts = encoder_setup.setup(config, "image")
-    optimizer = stage.optimizer_of(parts.embedding_decoder, config)
     seeds: list[int] = []
 
     class Enough(Exception):
@@ -1087,20 +1095,17 @@ def test_every_process_drops_and_mixes_by_chances_of_its_own(monkeypatch, root, 
         raise Enough
 
     monkeypatch.setattr(stage, "step", step)
+    nothing: Any = None
+    run: Any = SimpleNamespace(folder=tmp_path)
     for rank in range(3):
-        accelerator: Any = SimpleNamespace(process_index=rank)
-        nothing: Any = None
-        training = stage.Training(
-            stage.Whole(parts.embedding_decoder),
-            optimizer,
-            nothing,
-            accelerator,
-            parts,
-            generator(),
-            nothing,
-        )
+        parts = encoder_setup.setup(config, "image")
+        accelerator = stage.accelerator_of(config, tmp_path, config.training.batch_size)
+        other: Any = OfRank(accelerator, rank)
+        task = stage.EncoderTask(config, parts, run, other, nothing)
         with pytest.raises(Enough):
-            stage.train_epoch(config, training, TrainingPosition(epoch=1), nothing, nothing)
+            trainer.train_epoch(
+                task, TrainingPosition(epoch=1), nothing, nothing, nothing, lambda: None
+            )
     assert len(set(seeds)) == 6 and seeds[:2] == [
         hash_seed(0, "dropout", 1),
         hash_seed(0, "mixing", 1),
@@ -1162,7 +1167,7 @@ def test_under_a_loss_scale_single_passes_may_overflow(tmp_path):
 
 @pytest.mark.parametrize(
     ("place", "told"),
-    [("step", "in epoch 1, step 2 of"), ("validate", "after epoch 1: validation/cosine nan")],
+    [("step", "in epoch 1, step 2 of"), ("validate", "at step 3: validation/cosine nan")],
 )
 def test_a_training_of_no_numbers_ends_as_no_success(monkeypatch, root, tmp_path, place, told):
     calls = iter(range(1, 100))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
+import math
 from pathlib import Path
 import shutil
 import time
@@ -27,14 +28,10 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 folder.
 """
 SHARDS = "shards"
-LEAST_PAUSE = 20
-"""Saving pauses for this many times as long as it took, so it takes at most a twentieth of the
+LEAST_PAUSE = 100
+"""Saving pauses for this many times as long as it took, so it takes at most a hundredth of the
 time.
 """
-
-
-RARE_PAUSE = 100
-"""The same for fine-tuning, whose state is large beside its steps: at most a hundredth."""
 
 
 class Stateful(Protocol):
@@ -44,28 +41,15 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: Any) -> Any: ...
 
 
-def with_loss_scale(parts: Mapping[str, Stateful], accelerator: Accelerator) -> dict[str, Stateful]:
-    """What is saved, and with it the loss scale of float16, where there is one."""
-    scaler = getattr(accelerator, "scaler", None)
-    return dict(parts) | ({"scaler": scaler} if scaler is not None else {})
-
-
 class SaveClock:
-    """Says when a state is due.
+    """Says when a state is due."""
 
-    Parameters
-    ----------
-    pause : float
-        Seconds between two saves, at least.
-    """
+    def __init__(self) -> None:
+        self._took, self._saved = 0.0, time.monotonic()
 
-    def __init__(self, pause: float) -> None:
-        self._pause, self._took, self._saved = pause, 0.0, time.monotonic()
-
-    @property
-    def due(self) -> bool:
-        """Whether the pause is over; it grows where saving takes long."""
-        return time.monotonic() - self._saved > max(self._pause, RARE_PAUSE * self._took)
+    def due(self, pause: float) -> bool:
+        """Whether so many seconds have passed since the last save; more where saving takes long."""
+        return time.monotonic() - self._saved > max(pause, LEAST_PAUSE * self._took)
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -83,11 +67,13 @@ class TrainingPosition:
     epoch: int = 0
     """The epoch in hand, counted from 0."""
     step: int = 0
-    """Steps of it that are done."""
-    best: float = -1.0
-    """Best score on the held-out images so far."""
+    """Passes of it that are done."""
+    best: float = -math.inf
+    """Best value on the held-out images so far; larger is better."""
+    counted: int = 0
+    """Passes of it whose losses are in the sums."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Sums of the losses over the steps that are done."""
+    """Sums of the losses over those passes."""
 
 
 class _Wish(IntEnum):
@@ -133,12 +119,12 @@ class Checkpoints:
             generator,
         )
         self._sharded = accelerator.distributed_type in SHARDED
-        self._parts = with_loss_scale(parts, accelerator)
-        self._pause, self._pause_within, self._took = pause, pause_within, 0.0
-        self._saved = time.monotonic()
+        scaler = getattr(accelerator, "scaler", None)  # the loss scale of float16
+        self._parts = dict(parts) | ({"scaler": scaler} if scaler is not None else {})
+        self._pause, self._pause_within, self._clock = pause, pause_within, SaveClock()
 
-    def restore(self) -> TrainingPosition:
-        """Go back to the last saved state, or stay at the beginning.
+    def restore(self) -> TrainingPosition | None:
+        """Go back to the last saved state; None where there is none.
 
         Raises
         ------
@@ -150,7 +136,13 @@ class Checkpoints:
             self._workers.broadcast(shards.exists()) and load_tree(shards / "state.safetensors")
         ) or self._run.load_state()
         if state is None:
-            return TrainingPosition()
+            return None
+        if lacking := {"random", *TrainingPosition.__dataclass_fields__} - set(state):
+            raise UserError(
+                f"{self._run.folder} was interrupted under another version of BrainGen, whose state"
+                f" has no {sorted(lacking)[0]}: train it to its end with that version, or remove"
+                " the folder and begin anew."
+            )
         if len(state["random"]) != self._workers.count:
             raise UserError(
                 f"{self._run.folder} was trained by {len(state['random'])} processes so far and"
@@ -179,10 +171,7 @@ class Checkpoints:
         Stopped
             After a signal to stop; the state is saved first.
         """
-        passed = time.monotonic() - self._saved
-        due = passed > max(
-            self._pause if epoch_over else self._pause_within, LEAST_PAUSE * self._took
-        )
+        due = self._clock.due(self._pause if epoch_over else self._pause_within)
         mine = (
             _Wish.STOP
             if request.made
@@ -200,7 +189,6 @@ class Checkpoints:
 
     def save(self, place: TrainingPosition) -> None:
         """Write the state, whole or not at all."""
-        began = time.monotonic()
         mine = {
             "global": torch.get_rng_state(),
             "gpu": torch.cuda.get_rng_state() if self._accelerator.device.type == "cuda" else None,
@@ -210,14 +198,13 @@ class Checkpoints:
             "random": gather_object([mine]) if self._workers.count > 1 else [mine],
             **vars(place),
         }
-        if self._sharded:
-            self._save_shards(tree)
-        else:
-            self._run.save_state(
-                {name: part.state_dict() for name, part in self._parts.items()} | tree
-            )
-        self._saved = time.monotonic()
-        self._took = self._saved - began
+        with self._clock.saving():
+            if self._sharded:
+                self._save_shards(tree)
+            else:
+                self._run.save_state(
+                    {name: part.state_dict() for name, part in self._parts.items()} | tree
+                )
 
     def _save_shards(self, tree: dict[str, Any]) -> None:
         with ExitStack() as stack:
@@ -225,8 +212,8 @@ class Checkpoints:
             folder = self._workers.broadcast(mine)
             self._accelerator.save_state(str(folder))
             if self._workers.main:
-                schedule = {"schedule": self._parts["schedule"].state_dict()}
-                save_tree(folder / "state.safetensors", tree | schedule)
+                parts = {name: part.state_dict() for name, part in self._parts.items()}
+                save_tree(folder / "state.safetensors", tree | parts)
             self._workers.wait()
 
     def remove(self) -> None:

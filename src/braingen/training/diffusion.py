@@ -5,12 +5,14 @@ B batch, E all experts, T tokens, D CLIP width, C h w latent sides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -41,18 +43,16 @@ from braingen.pretrained.tiny import check_backbone
 from braingen.routing.conditioning import ConditioningForm
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.guidance import kl_guidance
-from braingen.runtime.console import Progress
-from braingen.runtime.device import accelerator_of, device_of, end_tracking, start_tracking
+from braingen.runtime.device import accelerator_of, device_of
 from braingen.runtime.distributed import Workers, complete, shared_run
 from braingen.runtime.errors import UserError
 from braingen.runtime.fingerprints import fingerprint_of_files
 from braingen.runtime.paths import EMBEDDING_DECODER, run_folder, tuning_folder
 from braingen.runtime.precision import frozen_type
-from braingen.runtime.preemption import Stopped, defer_signals
 from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
 from braingen.targets.tables import Targets
-from braingen.training.checkpoints import SaveClock, with_loss_scale
+from braingen.training.checkpoints import Stateful
 from braingen.training.conditioning_augmentation import mixing_weights, unsure
 from braingen.training.diffusion_data import DiffusionData, StepRows, diffusion_data, pieces
 from braingen.training.diffusion_loss import (
@@ -63,7 +63,11 @@ from braingen.training.diffusion_loss import (
     prediction_target,
     signal_to_noise,
 )
-from braingen.training.steps import Divergence, StepLosses
+from braingen.training.steps import StepLosses
+from braingen.training.trainer import TrainingTask, run_task
+
+SAVE_SECONDS = 5.0
+"""States are saved after a validation when this much time has passed since the last."""
 
 
 class DiffusionParts(NamedTuple):
@@ -411,34 +415,27 @@ def rate_factor(config: Config, step: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
 
 
-class Average:
-    """Exponential average of what is trained (EMA); without a decay it is what is trained.
+class TrainedOnly:
+    """The trained parameters as a part of a saved state; the others are frozen.
 
     Parameters
     ----------
     parameters : dict[str, nn.Parameter]
         By name.
-    decay : float
-        0 for none.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
-        self.parameters, self.decay = parameters, decay
-        self.mean = {name: p.detach().clone() for name, p in parameters.items()} if decay else {}
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        self.parameters = parameters
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """By name."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """After an optimizer step; the first steps count for little, as in diffusers' EMAModel."""
-        for name, mean in self.mean.items():
-            mean.lerp_(self.parameters[name], 1 - min(self.decay, (1 + step) / (10 + step)))
-
-    @torch.no_grad()
-    def swap(self) -> None:
-        """Exchange average and weights; twice is nothing."""
-        for name, mean in self.mean.items():
-            weight = self.parameters[name].detach().clone()
-            self.parameters[name].copy_(mean)
-            mean.copy_(weight)
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Set the values."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[name])
 
 
 def finetune(config: Config) -> Path:
@@ -471,125 +468,142 @@ def finetune(config: Config) -> Path:
     return folder
 
 
+class DiffusionTask(TrainingTask):
+    """Fine-tuning, an epoch being ``finetune.validation_steps`` updates."""
+
+    title = "fine-tuning"
+    judged_by = "validation/denoising"
+    higher_is_better = False
+    validates_untrained = True  # fresh routers and LoRA: what is to be beaten
+
+    def __init__(
+        self,
+        config: Config,
+        parts: DiffusionParts,
+        run: Run,
+        accelerator: Accelerator,
+        workers: Workers,
+    ) -> None:
+        tune = config.finetune
+        self.epochs = -(-tune.max_train_steps // tune.validation_steps)
+        self.accumulation, self.max_norm = tune.gradient_accumulation_steps, tune.clip_norm
+        self.advice = (
+            f"Lower finetune.learning_rate (now {tune.learning_rate:g}),"
+            f" finetune.router_learning_rate ({tune.router_learning_rate:g}) or finetune.clip_norm"
+            f" ({tune.clip_norm:g}), or compute in float32 (--mixed_precision no)."
+        )
+        self.config, self.run, self.workers = config, run, workers
+        self.parameters = trained_parameters(parts.model)
+        optimizer = optimizer_of(parts.model, config)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda number: rate_factor(config, number)
+        )
+        super().__init__(parts.model, optimizer, schedule, accelerator)
+        self.data = parts._replace(alphas_cumprod=parts.alphas_cumprod.to(accelerator.device))
+        self.rows = StepRows(
+            len(parts.data.train.rows),
+            tune.train_batch_size,
+            config.run.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        self.average = (
+            EMAModel(self.parameters.values(), decay=tune.ema_decay) if tune.use_ema else None
+        )
+
+    def steps(self, epochs: int) -> int:
+        """Updates."""
+        return min(epochs * self.config.finetune.validation_steps, self._updates)
+
+    def passes(self, epoch: int) -> int:
+        """Fewer in the last epoch, where the updates end."""
+        return (self.steps(epoch + 1) - self.steps(epoch)) * self.accumulation
+
+    def batches(self, epoch: int, first: int) -> Iterator[int]:
+        """Numbers of the passes since the beginning, which decide over rows and chance."""
+        begin = self.steps(epoch) * self.accumulation
+        return iter(range(begin + first, begin + self.passes(epoch)))
+
+    def losses(self, batch: int, epoch: int, number: int) -> StepLosses:
+        """Of :func:`step`."""
+        # what chance decides depends on the number of the pass alone, so an interrupted run
+        # ends with the same bits
+        generator = torch.Generator().manual_seed(
+            hash_seed(self.config.run.seed, f"pass of {self.rows.rank}", batch)
+        )
+        with self.accelerator.autocast():
+            return step(self.model, self.rows.of(batch), self.data, self.config, generator)
+
+    def clipped(self) -> Iterator[nn.Parameter]:
+        """LoRA and routers."""
+        return iter(self.parameters.values())
+
+    def parts(self) -> Mapping[str, Stateful]:
+        """LoRA and routers, their average, optimizer and schedule."""
+        average = {} if self.average is None else {"average": self.average}
+        if self.sharded:
+            return {"schedule": self.schedule, **average}
+        return {
+            "trained": TrainedOnly(self.parameters),
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            **average,
+        }
+
+    def updated(self, epoch: int, number: int) -> None:
+        """Advance the average."""
+        if self.average is not None:
+            self.average.step(self.parameters.values())
+
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """With averaged weights."""
+        if self.average is None:
+            yield
+            return
+        self.average.store(self.parameters.values())
+        self.average.copy_to(self.parameters.values())
+        yield
+        self.average.restore(self.parameters.values())
+
+    def validate(self) -> dict[str, float]:
+        """Of :func:`validate`."""
+        with self.accelerator.autocast():
+            found = validate(self.data, self.config)
+        return {f"validation/{name}": value for name, value in found.items()}
+
+    def keep(self) -> None:
+        """LoRA and routers."""
+        if self.workers.main:
+            _save(self.run, BEST, self.data.model, self.config)
+
+    def where(self, epoch: int, number: int) -> str:
+        """The update."""
+        update = self.steps(epoch) + number // self.accumulation
+        return f"in step {update + 1} of {self._updates}"
+
+    def standing(self, best: float) -> str:
+        """The denoising loss."""
+        return f", held-out denoising loss {best:.4f}"
+
+    def finish(self, best: float) -> dict[str, Any]:
+        """Write the last weights."""
+        with self.judged():
+            if self.workers.main:
+                _save(self.run, LAST, self.data.model, self.config)
+        return {"best_validation_denoising": best}
+
+    @property
+    def _updates(self) -> int:
+        return self.config.finetune.max_train_steps
+
+
 def fit(
     config: Config, parts: DiffusionParts, run: Run, accelerator: Accelerator, workers: Workers
 ) -> None:
-    """Run the steps: passes, validation, checkpoints, logs."""
-    tune, model = config.finetune, parts.model
-    parameters = trained_parameters(model)
-    optimizer = optimizer_of(model, config)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda number: rate_factor(config, number)
-    )
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    parts = parts._replace(alphas_cumprod=parts.alphas_cumprod.to(accelerator.device))
-    rows = StepRows(
-        len(parts.data.train.rows),
-        tune.train_batch_size,
-        config.run.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    average = Average(parameters, tune.ema_decay if tune.use_ema else 0.0)
-    first, best, sums, counted = 0, math.inf, dict[str, float](), 0
-    saved = with_loss_scale({"optimizer": optimizer, "schedule": schedule}, accelerator)
-    state, clock = run.load_state(), SaveClock(60 * config.run.save_minutes)
-    if state is None:
-        run.rewind_metrics(-1)
-    else:
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(state["trained"][name])
-        average.mean = state["average"]
-        for name, stateful in saved.items():
-            stateful.load_state_dict(state[name])
-        first, best, sums, counted = (state[name] for name in ("step", "best", "sums", "counted"))
-        run.rewind_metrics(first)
-    start_tracking(accelerator, config, run)
-    divergence = Divergence(
-        run,
-        workers,
-        getattr(accelerator, "scaler", None) is not None,
-        f"Lower finetune.learning_rate (now {tune.learning_rate:g}), finetune.router_learning_rate"
-        f" ({tune.router_learning_rate:g}) or finetune.clip_norm ({tune.clip_norm:g}), or compute"
-        " in float32 (--mixed_precision no).",
-    )
-
-    def look(number: int) -> float:
-        """Validate, keep the best, log."""
-        average.swap()
-        with accelerator.autocast():
-            found = validate(parts, config)
-        divergence.validated(found, f"on the held-out images at step {number}")
-        loss = found["denoising"]
-        if loss < best and workers.main:
-            _save(run, BEST, model, config)
-        average.swap()
-        values = {
-            f"train/{name}": round(total / max(1, counted), 6) for name, total in sums.items()
-        }
-        run.log(
-            number,
-            **values,
-            **{f"validation/{name}": round(value, 6) for name, value in found.items()},
-        )
-        accelerator.log(
-            {**values, **{f"validation/{name}": value for name, value in found.items()}},
-            step=number,
-        )
-        return min(best, loss)
-
-    if state is None:
-        best = look(0)  # fresh routers and LoRA: what is to be beaten
-    wrapped.train()
-    with defer_signals() as request, Progress(disable=not workers.main) as progress:
-        bar = progress.add_task("fine-tuning", total=tune.max_train_steps, completed=first)
-        for number in range(first, tune.max_train_steps):
-            optimizer.zero_grad(set_to_none=True)
-            for part in range(tune.gradient_accumulation_steps):
-                passes = number * tune.gradient_accumulation_steps + part
-                # what chance decides depends on the number of the pass alone, so an interrupted run
-                # ends with the same bits
-                generator = torch.Generator().manual_seed(
-                    hash_seed(config.run.seed, f"pass of {rows.rank}", passes)
-                )
-                with accelerator.autocast():
-                    result = step(wrapped, rows.of(passes), parts, config, generator)
-                sound = divergence.passed(result, f"in step {number + 1} of {tune.max_train_steps}")
-                accelerator.backward(result.total / tune.gradient_accumulation_steps)
-                if sound:
-                    counted += 1
-                    result.add_to(sums)
-            accelerator.clip_grad_norm_(parameters.values(), tune.clip_norm)
-            optimizer.step()
-            schedule.step()
-            average.update(number)
-            done = number + 1
-            if done % tune.validation_steps == 0 or done == tune.max_train_steps:
-                best, sums, counted = look(done), {}, 0
-            stop = bool(workers.all_reduce_max(int(request.made)))
-            if (stop or clock.due) and done < tune.max_train_steps:
-                tree = {name: stateful.state_dict() for name, stateful in saved.items()} | {
-                    "trained": {name: parameter.detach() for name, parameter in parameters.items()},
-                    "average": average.mean,
-                }
-                with clock.saving():
-                    run.save_state(
-                        {**tree, "step": done, "best": best, "sums": sums, "counted": counted}
-                    )
-                if stop:
-                    end_tracking(accelerator)
-                    raise Stopped
-            progress.update(
-                bar, advance=1, description=f"fine-tuning, held-out denoising loss {best:.4f}"
-            )
-    average.swap()
-    if workers.main:
-        _save(run, LAST, model, config)
-    end_tracking(accelerator)
-    run.mark_finished({"best_validation_denoising": best})
-    run.remove_state()
-    workers.wait()
+    """Fine-tune."""
+    task = DiffusionTask(config, parts, run, accelerator, workers)
+    run_task(task, config, run, workers, SAVE_SECONDS)
 
 
 def _save(run: Run, name: str, model: ConditionedUNet, config: Config) -> None:

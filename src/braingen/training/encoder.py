@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-import contextlib
+from collections.abc import Callable, Iterator, Mapping
 import logging
 import math
 from pathlib import Path
 import shutil
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 from accelerate import Accelerator
 import numpy as np
@@ -26,15 +25,13 @@ from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.gather import gather_rows
 from braingen.encoders.parameters import trained_share, weight_decay_groups
 from braingen.pretrained.tiny import check_backbone
-from braingen.runtime.console import Progress
-from braingen.runtime.device import accelerator_of, end_tracking, start_tracking
+from braingen.runtime.device import accelerator_of
 from braingen.runtime.distributed import Workers, complete, shared_run
 from braingen.runtime.fingerprints import fingerprint_of_files
 from braingen.runtime.paths import EMBEDDING_DECODER, run_folder
-from braingen.runtime.preemption import Request, defer_signals
 from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
-from braingen.training.checkpoints import SHARDED, Checkpoints, TrainingPosition
+from braingen.training.checkpoints import SHARDED, Stateful
 from braingen.training.encoder_setup import (
     EncoderParts,
     TrialFold,
@@ -42,7 +39,8 @@ from braingen.training.encoder_setup import (
     setup,
     splits_of,
 )
-from braingen.training.steps import Divergence, StepLosses
+from braingen.training.steps import StepLosses
+from braingen.training.trainer import TrainingTask, run_task
 from braingen.types import VoxelBatch
 
 logger = logging.getLogger(__name__)
@@ -343,6 +341,110 @@ def epoch_by_folds(
     return max(sums, key=lambda epoch: (sums[epoch], -epoch))
 
 
+class EncoderTask(TrainingTask):
+    """Training of an image or text encoder, an epoch being a pass over the trials.
+
+    Parameters
+    ----------
+    chosen : int | None
+        The epoch whose weights are kept; None for the one with the best held-out cosine.
+    """
+
+    judged_by = "validation/cosine"
+
+    def __init__(
+        self,
+        config: Config,
+        parts: EncoderParts,
+        run: Run,
+        accelerator: Accelerator,
+        workers: Workers,
+        chosen: int | None = None,
+    ) -> None:
+        wanted = config.training
+        self.title = f"training {run.folder.name}"
+        self.epochs, self.accumulation = wanted.num_epochs, wanted.gradient_accumulation_steps
+        self.max_norm = wanted.max_grad_norm
+        self.advice = (
+            f"Lower training.max_lr (now {wanted.max_lr:g}) or training.max_grad_norm"
+            f" ({wanted.max_grad_norm:g}), compute in float32 (--mixed_precision no), or look"
+            " at the responses with `braingen doctor`."
+        )
+        self.config, self.run, self.workers, self.chosen = config, run, workers, chosen
+        self.share = trained_share(parts.embedding_decoder)
+        optimizer = optimizer_of(parts.embedding_decoder, config)
+        schedule = schedule_of(optimizer, config, -(-parts.batches.steps // self.accumulation))
+        super().__init__(Whole(parts.embedding_decoder), optimizer, schedule, accelerator)
+        self.data = parts._replace(targets_ND=parts.targets_ND.to(accelerator.device))
+
+    def passes(self, epoch: int) -> int:
+        """As many as there are batches."""
+        return self.data.batches.steps
+
+    def begin(self, epoch: int) -> None:
+        """Dropout and mixing of an epoch depend on its number alone, and on the process."""
+        rank, seed = self.accelerator.process_index, self.config.run.seed
+        process = f" of process {rank}" if rank else ""
+        torch.manual_seed(hash_seed(seed, f"dropout{process}", epoch))
+        self.generator.manual_seed(hash_seed(seed, f"mixing{process}", epoch))
+
+    def batches(self, epoch: int, first: int) -> Iterator[tuple[VoxelBatch, ...]]:
+        """One record per subject each."""
+        return iter(self.data.batches.epoch(epoch, first))
+
+    def losses(self, batch: tuple[VoxelBatch, ...], epoch: int, number: int) -> StepLosses:
+        """Of :func:`step`."""
+        steps = self.passes(epoch)
+        done = (epoch * steps + number) / (self.epochs * steps)
+        return cast(StepLosses, self.model(step, batch, self.data, done, self.generator))
+
+    def clipped(self) -> Iterator[torch.nn.Parameter]:
+        """All parameters."""
+        return self.model.parameters()
+
+    def parts(self) -> Mapping[str, Stateful]:
+        """Embedding decoder, optimizer and schedule."""
+        if self.sharded:
+            return {"schedule": self.schedule}
+        return {
+            "embedding_decoder": self.data.embedding_decoder,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+        }
+
+    def is_validated(self, epochs: int) -> bool:
+        """Every ``training.validate_every`` epochs."""
+        return epochs % self.config.training.validate_every == 0
+
+    def validate(self) -> dict[str, float]:
+        """Of :func:`validate`."""
+        if self.sharded:
+            return cast(dict[str, float], self.model(validate, self.data))
+        return validate(self.data.embedding_decoder, self.data)
+
+    def is_kept(self, epochs: int, better: bool) -> bool:
+        """The best epoch, or the one that folds chose."""
+        return better if self.chosen is None else epochs == self.chosen
+
+    def keep(self) -> None:
+        """Of :func:`keep`."""
+        keep(self.run, self.model, self.accelerator, self.workers)
+
+    def labels(self, epochs: int) -> dict[str, int]:
+        """The epoch."""
+        return {"epoch": epochs}
+
+    def standing(self, best: float) -> str:
+        """The cosine."""
+        return f", held-out cosine {best:.3f}"
+
+    def finish(self, best: float) -> dict[str, Any]:
+        """Sizes, and how the epoch was chosen."""
+        by = {} if self.chosen is None else {"epoch_chosen_by_folds": self.chosen}
+        counts = {"trained_parameters": self.share.trained, "parameters": self.share.total}
+        return {"best_validation_cosine": best, **counts, **by}
+
+
 def fit(
     config: Config,
     parts: EncoderParts,
@@ -351,146 +453,9 @@ def fit(
     workers: Workers,
     chosen: int | None = None,
 ) -> None:
-    """Run the epochs: steps, validation, checkpoints, logs.
-
-    Parameters
-    ----------
-    chosen : int | None, optional
-        The epoch whose weights are kept; None: the one that held-out images like best.
-    """
-    epochs, steps = config.training.num_epochs, parts.batches.steps
-    share = trained_share(parts.embedding_decoder)
-    optimizer = optimizer_of(parts.embedding_decoder, config)
-    schedule = schedule_of(
-        optimizer, config, -(-steps // config.training.gradient_accumulation_steps)
-    )
-    model, optimizer = accelerator.prepare(Whole(parts.embedding_decoder), optimizer)
-    sharded = accelerator.distributed_type in SHARDED
-    parts = parts._replace(targets_ND=parts.targets_ND.to(accelerator.device))
-    generator = torch.Generator()
-    saved = (
-        {"schedule": schedule}
-        if sharded
-        else {
-            "embedding_decoder": parts.embedding_decoder,
-            "optimizer": optimizer,
-            "schedule": schedule,
-        }
-    )
-    checkpoints = Checkpoints(
-        run, accelerator, workers, saved, generator, SAVE_SECONDS, 60 * config.run.save_minutes
-    )
-    place = checkpoints.restore()
-    run.rewind_metrics(place.epoch * steps)
-    start_tracking(accelerator, config, run)
-    divergence = Divergence(
-        run,
-        workers,
-        getattr(accelerator, "scaler", None) is not None,
-        f"Lower training.max_lr (now {config.training.max_lr:g}) or training.max_grad_norm"
-        f" ({config.training.max_grad_norm:g}), compute in float32 (--mixed_precision no), or look"
-        " at the responses with `braingen doctor`.",
-    )
-    with defer_signals() as request, Progress(disable=not workers.main) as progress:
-        bar = progress.add_task(f"training {run.folder.name}", total=epochs, completed=place.epoch)
-        while place.epoch < epochs:
-            training = Training(
-                model, optimizer, schedule, accelerator, parts, generator, divergence
-            )
-            train_epoch(config, training, place, checkpoints, request)
-            epoch, last = place.epoch + 1, place.epoch + 1 == epochs
-            values = {
-                f"train/{name}": round(total / steps, 6) for name, total in place.sums.items()
-            }
-            if epoch == chosen:
-                keep(run, model, accelerator, workers)
-            if last or epoch % config.training.validate_every == 0:
-                values |= (
-                    model(validate, parts) if sharded else validate(parts.embedding_decoder, parts)
-                )
-                divergence.validated(values, f"after epoch {epoch}")
-                if values["validation/cosine"] > place.best:
-                    place.best = values["validation/cosine"]
-                    if chosen is None:
-                        keep(run, model, accelerator, workers)
-            run.log(epoch * steps, epoch=epoch, **values)
-            accelerator.log(values, step=epoch)
-            place.epoch, place.step, place.sums = epoch, 0, {}
-            if not last:
-                checkpoints.look(place, request, epoch_over=True)
-            progress.update(
-                bar,
-                advance=1,
-                description=f"training {run.folder.name}, held-out cosine {place.best:.3f}",
-            )
-    end_tracking(accelerator)
-    by = {} if chosen is None else {"epoch_chosen_by_folds": chosen}
-    counts = {"trained_parameters": share.trained, "parameters": share.total}
-    run.mark_finished({"best_validation_cosine": place.best, **counts, **by})
-    checkpoints.remove()
-    workers.wait()
-
-
-class Training(NamedTuple):
-    """What a step works with."""
-
-    model: torch.nn.Module
-    """The embedding decoder as a `Whole`, wrapped for several processes or not."""
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    accelerator: Accelerator
-    parts: EncoderParts
-    generator: torch.Generator
-    divergence: Divergence
-
-
-def train_epoch(
-    config: Config,
-    training: Training,
-    place: TrainingPosition,
-    checkpoints: Checkpoints,
-    request: Request,
-) -> None:
-    """The steps of an epoch that are not done yet."""
-    model, optimizer, schedule, accelerator, parts, generator, divergence = training
-    epochs, steps, rank = config.training.num_epochs, parts.batches.steps, accelerator.process_index
-    if not place.step:
-        # dropout and mixing of an epoch depend on its number alone, and on the process
-        torch.manual_seed(
-            hash_seed(
-                config.run.seed, f"dropout of process {rank}" if rank else "dropout", place.epoch
-            )
-        )
-        generator.manual_seed(
-            hash_seed(
-                config.run.seed, f"mixing of process {rank}" if rank else "mixing", place.epoch
-            )
-        )
-    model.train()
-    together = config.training.gradient_accumulation_steps
-    for number, batch in enumerate(parts.batches.epoch(place.epoch, place.step), place.step):
-        group = min(together, steps - number // together * together)
-        group_over = number % together == group - 1
-        done = (place.epoch * steps + number) / (epochs * steps)
-        if number % together == 0:
-            optimizer.zero_grad(set_to_none=True)
-        # processes exchange gradients once per update
-        with contextlib.nullcontext() if group_over else accelerator.no_sync(model):
-            result = model(step, batch, parts, done, generator)
-            # before the weights are changed by it
-            sound = divergence.passed(
-                result, f"in epoch {place.epoch + 1}, step {number + 1} of {steps}"
-            )
-            accelerator.backward(result.total / group)
-        if sound:
-            result.add_to(place.sums)
-        place.step = number + 1
-        if group_over:
-            accelerator.clip_grad_norm_(model.parameters(), config.training.max_grad_norm)
-            optimizer.step()
-            schedule.step()
-            if place.step < steps:
-                checkpoints.look(place, request)
+    """Train; parameters as for :class:`EncoderTask`."""
+    task = EncoderTask(config, parts, run, accelerator, workers, chosen)
+    run_task(task, config, run, workers, SAVE_SECONDS)
 
 
 def keep(run: Run, model: torch.nn.Module, accelerator: Accelerator, workers: Workers) -> None:
