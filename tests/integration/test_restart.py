@@ -197,7 +197,7 @@ def test_training_stopped_within_an_epoch_goes_on_there_with_the_same_bits(
     calm = start_anew(tmp_path)
     folder = tmp_path / "now" / "run" / "image"
     often = [WITHIN] if by == signal.SIGKILL else []
-    for moment in (3, 4):  # an epoch has five steps, two to an update
+    for moment in (3, 3):  # an epoch has five passes, two to an update
         assert (
             run(
                 ["train", "image", *words, *often],

@@ -57,7 +57,7 @@ def test_a_save_is_due_after_the_pause_and_pauses_grow_with_what_saving_takes(cl
 def test_states_are_written_by_save_minutes(monkeypatch, root, tmp_path, minutes, saves):
     monkeypatch.setattr(checkpoints, "LEAST_PAUSE", 0)
     written = []
-    monkeypatch.setattr(Run, "save_state", lambda run, tree: written.append(tree["step"]))
+    monkeypatch.setattr(Run, "save_state", lambda run, tree: written.append(tree["epoch"]))
     stage.finetune(tiny_tuning(monkeypatch, root, tmp_path / "run", run__save_minutes=minutes))
     assert written == saves  # of three steps; after the last nothing is to be continued
 
@@ -88,6 +88,6 @@ def test_the_loss_scale_is_saved_and_taken_up_again(monkeypatch, root, tmp_path)
         with pytest.raises(KeyboardInterrupt):
             stage.finetune(config)
     state = load_tree(config.run.folder / "finetune" / "state.safetensors")
-    assert state["step"] == 1 and state["scaler"]["scale"] == 8.0
+    assert state["epoch"] == 1 and state["scaler"]["scale"] == 8.0
     stage.finetune(config)
     assert len(scalers) == 2 and scalers[1].get_scale() == 8.0  # not the 16 it was made with

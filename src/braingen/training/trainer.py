@@ -165,8 +165,9 @@ def run_task(task: TrainingTask, config: Config, run: Run, workers: Workers, pau
         After a signal to stop; the state is saved first.
     """
     accelerator, sign = task.accelerator, 1 if task.higher_is_better else -1
+    within = 60 * config.run.save_minutes
     checkpoints = Checkpoints(
-        run, accelerator, workers, task.parts(), task.generator, pause, 60 * config.run.save_minutes
+        run, accelerator, workers, task.parts(), task.generator, min(pause, within), within
     )
     restored = checkpoints.restore()
     place = restored or TrainingPosition()
