@@ -122,7 +122,9 @@ def _run(words: list[str]) -> int:
                 f" {name} {command.choices[0]} ..."
             )
         choice = [rest.pop(0)]
-    own = (command.own, f"loss_{choice[0]}") if name == "train" else (command.own,)
+    own: tuple[str, ...] = (command.own,)
+    if name == "train":
+        own = ("encoding",) if choice == ["encoding"] else (command.own, f"loss_{choice[0]}")
     file, overrides = parse_overrides(rest, own, command.words)
     # before the command runs: its libraries take seconds to load, and a typo is reported at once
     environment = environment_settings(own)

@@ -131,3 +131,5 @@ class Score(NamedTuple):
     """Number of test images."""
     pool: int | None
     """Number of candidates in a retrieval."""
+    encoding_model: float | None = None
+    """The same score of the encoding model (decoder scores, where one is trained)."""

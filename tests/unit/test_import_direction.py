@@ -14,6 +14,7 @@ TIERS = (
     {"data"},
     {"encoders", "pretrained"},
     {"targets"},
+    {"encoding_model"},
     {"routing"},
     {"generation"},
     {"simulation"},

@@ -9,7 +9,13 @@ from braingen.config import Config
 
 
 def run(config: Config, which: str) -> Path | None:
-    """Stage 1: train an encoder that predicts CLIP embeddings from voxels."""
+    """Stage 1: train an encoder that predicts CLIP embeddings from voxels; or fit an encoding
+    model, from images to voxels.
+    """
+    if which == "encoding":
+        from braingen.encoding_model.train import train_encoding
+
+        return train_encoding(config)
     from braingen.training.encoder import train
 
     return train(config, which)
@@ -20,7 +26,17 @@ COMMAND = Command(
     run=run,
     group="decoder",
     place=0,
-    sections=("run", "data", "backbone", "encoder", "prior", "loss_image", "loss_text", "training"),
-    choices=("image", "text"),
+    sections=(
+        "run",
+        "data",
+        "backbone",
+        "encoder",
+        "prior",
+        "loss_image",
+        "loss_text",
+        "encoding",
+        "training",
+    ),
+    choices=("image", "text", "encoding"),
     own="training",
 )

@@ -180,7 +180,11 @@ class GenerationConfig(Section):
     """Use the LoRA and the routers of `braingen finetune`; auto: when <folder>/finetune is
     finished.
     """
-    level: Annotated[NotNegative | None, FROM_VOXELS] = None
+    decode_by: Annotated[Literal["encoder", "encoding_model"], FROM_VOXELS] = "encoder"
+    """What decodes responses: the trained encoders, or the encoding model turned around
+    (docs/encoding_models.md).
+    """
+    level: Annotated[NotNegative | None, FROM_VOXELS, Needs("decode_by", "encoder")] = None
     """Condition on this level of experts only (0 is the coarsest)."""
     use_image: bool = True
     """Condition on the decoded image embedding."""

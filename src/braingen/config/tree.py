@@ -8,6 +8,7 @@ from pydantic import ValidationInfo, model_validator
 
 from braingen.config.effect import refuse_idle
 from braingen.config.encoders import BrainMoEMultiConfig, EncoderConfig
+from braingen.config.encoding import EncodingConfig
 from braingen.config.evaluation import (
     AdaptationCurveConfig,
     BottleneckConfig,
@@ -61,6 +62,7 @@ class Config(Section):
     loss_text: LossConfig = LossConfig(
         clip_scale=0.9, prior_scale=0.1, prior_clip_scale=0.1, temp_coeff=10.0, mixup_pct=0.0
     )
+    encoding: EncodingConfig = EncodingConfig()
     training: TrainingConfig = TrainingConfig()
     router: RouterConfig = RouterConfig()
     lora: LoraConfig = LoraConfig()

@@ -8,7 +8,7 @@ from braingen.config import Config
 from braingen.data.sealed import is_sealed, sealed_root, training_root
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
-from braingen.runtime.paths import run_folder, tuning_folder
+from braingen.runtime.paths import encoding_folder, run_folder, tuning_folder
 from braingen.runtime.text_files import read_json
 
 
@@ -36,6 +36,7 @@ def at_test_set(config: Config) -> Config:
         _refuse_other_voxels(config.data.root, root, subject)
     places = {modality: run_folder(config, modality) for modality in ("image", "text")}
     places |= {"finetune": tuning_folder(config), "folder": config.run.folder / name}
+    places |= {"encoding": encoding_folder(config)}
     data = config.data.model_copy(update={"root": root, "test_set": "default"})
     return config.model_copy(update={"data": data, "run": config.run.model_copy(update=places)})
 

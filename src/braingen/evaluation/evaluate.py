@@ -21,8 +21,10 @@ from braingen.data.captions import has_captions
 from braingen.data.sealed_runs import at_test_set, at_training_data
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.encoders.trained import load_embedding_decoder
+from braingen.encoding_model.run import has_encoding
 from braingen.evaluation.averaged import Scored, averaged, intervals
 from braingen.evaluation.decoding import FEWEST_CANDIDATES, decoder_scores, scores_by_part
+from braingen.evaluation.encoding_scores import encoding_embeddings
 from braingen.evaluation.evaluate_captions import TextSpace, caption_table
 from braingen.evaluation.evaluate_images import evaluate_images
 from braingen.evaluation.feature_store import FeatureStore
@@ -436,6 +438,12 @@ def _score_ridge(config: Config, image_N: tuple[int, ...]) -> Scored:
     return _decoding(config, raw_ND, raw_ND - mean_D, scorer.true_ND, mean_D, scorer.ids)
 
 
+def _score_encoding(config: Config, image_N: tuple[int, ...]) -> Scored:
+    scorer = _scorer(config, image_N)
+    raw_ND, mean_D = encoding_embeddings(config, scorer.targets, scorer.ids), scorer.mean_D
+    return _decoding(config, raw_ND, raw_ND - mean_D, scorer.true_ND, mean_D, scorer.ids)
+
+
 def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
     """Score the only subject of a configuration, and write its files."""
     folders = _require(config)
@@ -447,6 +455,9 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
     image_N = tuple(ids.tolist())
     sources = [(name, folder) for name, some in folders.items() for folder in some]
     tasks = [Task("scores of ridge regression", _score_ridge, (config, image_N))]
+    encoding = has_encoding(config)
+    if encoding:
+        tasks.append(Task("scores of the encoding model", _score_encoding, (config, image_N)))
     for name, folder in sources:
         tasks.append(
             Task(
@@ -457,6 +468,7 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
         )
     try:
         ridge, *scored = group.run(tasks)
+        decoders = {"ridge": ridge} | ({"encoding model": scored.pop(0)} if encoding else {})
     finally:
         _scorer.cache_clear()
     found: dict[str, list[ScoredSource]] = {name: [] for name in folders}
@@ -478,6 +490,7 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
         random=averages.get("random"),
         oracle=averages.get("oracle"),
         ridge=ridge.scores,
+        encoding_model=decoders["encoding model"].scores if encoding else None,
     )
     folder = config.run.folder
     ratings = read_study(folder)
@@ -518,9 +531,7 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
         if name in averages
     }
     write_json(folder / CONTROLS, controls)
-    write_json(
-        folder / COMPARISONS, _comparisons(config, {"brain": first.decoding, "ridge": ridge}, ids)
-    )
+    write_json(folder / COMPARISONS, _comparisons(config, first.decoding, decoders, ids))
     if REFINED in found:
         write_json(
             folder / REFINEMENT, _before_and_after(config, first.images, found[REFINED][0].images)
@@ -536,19 +547,19 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
 
 
 def _comparisons(
-    config: Config, decodings: Mapping[str, Scored], ids: np.ndarray
+    config: Config, brain: Scored, others: Mapping[str, Scored], ids: np.ndarray
 ) -> list[dict[str, float | str]]:
-    """Compare the encoder with ridge regression, image by image."""
-    tables = {name: decodings[name].table.loc[ids] for name in ("brain", "ridge")}
+    """Compare the encoder with ridge regression and with the encoding model, image by image."""
+    tables = {name: each.table.loc[ids] for name, each in {"encoder": brain, **others}.items()}
     columns = {
         name: {score: table[score].to_numpy() for score in table} for name, table in tables.items()
     }
     compared = compare(
-        columns, {"brain": ids, "ridge": ids}, config.evaluation.bootstrap, config.run.seed
+        columns, dict.fromkeys(columns, ids), config.evaluation.bootstrap, config.run.seed
     )
     return [
         {
-            "name": f"encoder minus ridge: {each.score}",
+            "name": f"{each.first} minus {each.second}: {each.score}",
             "difference": each.difference,
             "low": each.low,
             "high": each.high,

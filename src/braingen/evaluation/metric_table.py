@@ -234,15 +234,21 @@ def with_baselines(
     random: Mapping[str, Score] | None = None,
     oracle: Mapping[str, Score] | None = None,
     ridge: Mapping[str, Score] | None = None,
+    encoding_model: Mapping[str, Score] | None = None,
 ) -> dict[str, Score]:
-    """Add the values of random voxels, the oracle and ridge regression to every score."""
+    """Add the values of random voxels, oracle, ridge regression and encoding model to every
+    score.
+    """
 
     def value(others: Mapping[str, Score] | None, name: str) -> float | None:
         return None if others is None or name not in others else others[name].value
 
     return {
         name: score._replace(
-            random=value(random, name), oracle=value(oracle, name), ridge=value(ridge, name)
+            random=value(random, name),
+            oracle=value(oracle, name),
+            ridge=value(ridge, name),
+            encoding_model=value(encoding_model, name),
         )
         for name, score in scores.items()
     }

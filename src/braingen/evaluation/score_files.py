@@ -147,7 +147,9 @@ def write_extremes(
 
 def print_scores(scores: Mapping[str, Score], missing: Mapping[str, str]) -> None:
     """Print the scores as a table."""
-    names = ("score", "brain", "95 %", "random", "ridge", "oracle", "chance")
+    decoded = any(score.encoding_model is not None for score in scores.values())
+    names = ["score", "brain", "95 %", "random", "ridge", "oracle", "chance"]
+    names += ["encoding"] if decoded else []
     # narrow enough for a terminal of 80 columns, so that no figure is cut off
     table = Table(
         *(Column(name, no_wrap=True) for name in names),
@@ -169,6 +171,7 @@ def print_scores(scores: Mapping[str, Score], missing: Mapping[str, str]) -> Non
             text(score.ridge),
             text(score.oracle),
             text(score.chance),
+            *((text(score.encoding_model),) if decoded else ()),
         )
     terminal = console()
     terminal.print(table)

@@ -246,6 +246,7 @@ def rows_of(
         for field, title in (
             ("oracle", "oracle: true embeddings"),
             ("ridge", "ridge regression"),
+            ("encoding_model", "encoding model"),
             ("random", "random voxels"),
         ):
             values = {

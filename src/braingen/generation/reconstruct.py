@@ -25,6 +25,8 @@ from braingen.data.sealed_runs import at_test_set
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.data.voxel_file import Responses, odd_scale
 from braingen.encoders.trained import load_embedding_decoder, modalities
+from braingen.encoding_model.library import Library
+from braingen.encoding_model.run import decode_with, load_encoding, mean_responses
 from braingen.generation.compatibility import refuse_incompatible, refuse_other_widths
 from braingen.generation.conditioned_unet import RoutingRecorder, expert_counts
 from braingen.generation.lora import merged_lora
@@ -60,6 +62,7 @@ from braingen.runtime.paths import (
     EMBEDDINGS,
     INDEX,
     ROUTING,
+    encoding_folder,
     generated_folder,
     random_folders,
     run_folder,
@@ -167,6 +170,8 @@ def embeddings_of(config: Config, parts: ReconstructionParts) -> dict[str, Tenso
     The keys are ``image``, ``text``, ``image_clip``, ``text_clip`` and ``ids``.
     """
     if config.generation.source != "oracle":
+        if config.generation.decode_by == "encoding_model":
+            return decode_by_encoding_model(config, parts)
         return decode_responses(config, parts.decoder, parts.repeats, parts.betas, parts.subject)
     ids, embedding_decoder = parts.repeats.image_N, parts.decoder
     found = {"ids": torch.from_numpy(ids)}
@@ -222,6 +227,37 @@ def decode_responses(
                 found.setdefault(name, []).append(all_experts(outputs).float().cpu())
     joined = {name: torch.cat(rows) for name, rows in found.items() if rows}
     return {"ids": torch.from_numpy(repeats.image_N), **joined}
+
+
+def decode_by_encoding_model(config: Config, parts: ReconstructionParts) -> dict[str, Tensor]:
+    """Decode embeddings by the encoding model turned around; experts share them, as the oracle's.
+
+    Captions are decoded among those of its library, where it has some.
+    """
+    trained = load_encoding(config, parts.targets)
+    repeats, ids = parts.repeats, parts.repeats.image_N
+    if config.generation.source == "random":
+        shape = (repeats.rows_NR.shape[1], parts.betas.voxels)
+        noise_NRV = seeded_noise(ids.tolist(), shape, config.run.seed, "random voxels").numpy()
+        present_NR = (repeats.rows_NR >= 0)[..., None]
+        if config.generation.repeats == "first":
+            noise_NRV, present_NR = noise_NRV[:, :1], present_NR[:, :1]
+        responses_NV = (noise_NRV * present_NR).sum(1) / present_NR.sum(1)
+    else:
+        responses_NV = mean_responses(repeats, parts.betas, config.generation.repeats == "first")
+    true_NTD = parts.targets.image(ids)
+    decoded_ND, pictures, _ = decode_with(trained, responses_NV, true_NTD.flatten(1).numpy())
+    found = {"ids": torch.from_numpy(ids), "image": torch.from_numpy(decoded_ND)}
+    found["image"] = found["image"].view(true_NTD.shape)
+    if parts.decoder.brain_text is not None and pictures.image_N is not None:
+        known_LTD = trained.spaces.targets.text(pictures.image_N)
+        library = Library(known_LTD.flatten(1).numpy(), trained.model.predict(pictures.features))
+        text_ND = trained.model.decode(responses_NV, library).embedding_ND
+        found["text"] = torch.from_numpy(text_ND).view(-1, *known_LTD.shape[1:])
+    for name, encoder in (("image", parts.decoder.brain_image), ("text", parts.decoder.brain_text)):
+        if encoder is not None and name in found:
+            found[f"{name}_clip"] = encoder.standardised(found[name].to(parts.decoder.device)).cpu()
+    return found
 
 
 def nearest_captions(
@@ -448,6 +484,8 @@ def reconstruct_into(config: Config, folder: Path) -> Path:
         for modality in modalities(config)
     }
     settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))
+    if config.generation.decode_by == "encoding_model":
+        settings["encoding_model"] = fingerprint_of_files(encoding_folder(config))
     tuned = finetuned_folder(config)
     settings["finetuned"] = fingerprint_of_files(tuned) if tuned is not None else ""
     workers = Workers(config)

@@ -179,10 +179,9 @@ def _scores(inputs: ReportInputs) -> dict[str, Any] | None:
         default=0,
     )
     present = {name for _, rows in groups for row in rows for name in row.figures}
-    marks = [
-        "brain",
-        *(name for name in ("random", "ridge", "oracle", "chance") if name in present),
-    ]
+    columns = tables.baselines_in(inputs.scores)
+    marks = ["brain", *(name for name in columns if name in present)]
+    legend = {"brain": "brain, with 95 % interval", **tables.BASELINES}
     asked = {name for name in inputs.scores if metric(name).group == PEOPLE}
     others = [
         score
@@ -194,7 +193,8 @@ def _scores(inputs: ReportInputs) -> dict[str, Any] | None:
         "groups": [
             (group, [(row, figures.interval_chart(row)) for row in rows]) for group, rows in groups
         ],
-        "keys": [(name, figures.mark(name)) for name in marks],
+        "keys": [(legend[name], figures.mark(name)) for name in marks],
+        "columns": [name.replace("_", " ") for name in columns],
         "n": " or ".join(map(str, numbers)),
         "asked": bool(asked),
         "random_baseline": tables.random_baseline(inputs.controls),

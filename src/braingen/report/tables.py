@@ -81,18 +81,38 @@ class ScoreRow(NamedTuple):
     axis: tuple[float, float]
 
 
+BASELINES = {
+    "random": "random voxels",
+    "ridge": "ridge regression",
+    "encoding_model": "encoding model",
+    "oracle": "oracle",
+    "chance": "chance",
+}
+"""Columns beside a score, and what the legend calls them."""
+
+
+def baselines_in(scores: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Columns of the score table: that of the encoding model only where one was scored."""
+    scored = any(
+        isinstance(score, Mapping) and score.get("encoding_model") is not None
+        for score in scores.values()
+    )
+    return tuple(name for name in BASELINES if scored or name != "encoding_model")
+
+
 def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[ScoreRow]]]:
     """The score table, in the groups and the order of the report."""
     groups: dict[str, list[ScoreRow]] = {group: [] for group in GROUPS}
+    columns = baselines_in(scores)
     for name in in_report(scores):
         if isinstance(scores[name], Mapping):
-            groups[metric(name).group].append(_score_row(name, scores[name]))
+            groups[metric(name).group].append(_score_row(name, scores[name], columns))
     return [(group, rows) for group, rows in groups.items() if rows]
 
 
-def _score_row(name: str, score: Mapping[str, Any]) -> ScoreRow:
+def _score_row(name: str, score: Mapping[str, Any], columns: Sequence[str]) -> ScoreRow:
     kind = metric(name)
-    names = ("value", "low", "high", "random", "ridge", "oracle", "chance")
+    names = ("value", "low", "high", *columns)
     figures = {
         key: float(score[key])
         for key in names
@@ -110,9 +130,7 @@ def _score_row(name: str, score: Mapping[str, Any]) -> ScoreRow:
         + ("" if direction(name) > 0 else "; lower is better"),
         value=number(figures.get("value")) + (kind.unit if "value" in figures else ""),
         interval=interval,
-        others=tuple(
-            (key, number(figures.get(key))) for key in ("random", "ridge", "oracle", "chance")
-        ),
+        others=tuple((key, number(figures.get(key))) for key in columns),
         figures=figures,
         axis=_axis(kind, figures.values()),
     )

@@ -25,6 +25,8 @@ PLACES = (
     "backbone.ip_adapter",
     "backbone.refiner",
     "training.init_from",
+    "encoding.init_from",
+    "encoding.library",
     "interpret.labels",
     "published.checkpoint",
     "published.router_image",

@@ -54,6 +54,11 @@ def trained_models(modality: str) -> list[str]:
     return sorted(folder.name for folder in found)
 
 
+def encoding_folder(config: Config) -> Path:
+    """Return the run of the encoding models: run.encoding, else in the run folder."""
+    return config.run.encoding or config.run.folder / "encoding"
+
+
 def tuning_folder(config: Config) -> Path:
     """Return the fine-tuning run: run.finetune, else in the run folder."""
     return config.run.finetune or config.run.folder / "finetune"
@@ -84,6 +89,7 @@ def subject_configs(config: Config) -> list[Config]:
         "image": run_folder(config, "image"),
         "text": run_folder(config, "text"),
         "finetune": tuning_folder(config),
+        "encoding": encoding_folder(config),
     }
 
     def of(subject: int) -> Config:

@@ -300,6 +300,14 @@ class CLIPImageEncoder(nn.Module):
                 )
         return ImageTarget(pooled_BD, tokens_BPD)
 
+    @torch.no_grad()
+    def hidden_states(self, images_B3HW: Tensor) -> tuple[Tensor, ...]:
+        """States after the patch embedding and after every block, B x (1 + P) x W each; the class
+        token is the first.
+        """
+        pixels = self.preprocess(images_B3HW).to(self.model.dtype)
+        return self.model(pixel_values=pixels, output_hidden_states=True).hidden_states
+
     def _class_token(self, hidden_BPW: Tensor) -> Tensor:
         """Class token after the last layer norm; only one kind of tower has a `vision_model`."""
         tower = (

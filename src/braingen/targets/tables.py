@@ -62,6 +62,11 @@ class Targets:
         return load_captions(self._layout)
 
     @property
+    def image_part(self) -> str:
+        """Folder or name of the image encoder's weights."""
+        return _part(self.image_path, "image_encoder")
+
+    @property
     def image_encoder(self) -> CLIPImageEncoder:
         """The frozen CLIP whose image embeddings are decoded."""
         if self._image_encoder is None:
@@ -130,10 +135,7 @@ class Targets:
             f"{self._choice.image_output},"
             f" {'projected' if self._choice.image_projected else 'not projected'}"
         )
-        key = {
-            "weights": fingerprint_of_files(_part(self.image_path, "image_encoder")),
-            "output": output,
-        }
+        key = {"weights": fingerprint_of_files(self.image_part), "output": output}
         return Cache(self._folder, "image_embedding", key, len(self.stimuli), compute)
 
     def text(self, image_ids: np.ndarray) -> Tensor:

@@ -1,0 +1,285 @@
+"""The encoding model of a person: image features to voxels, with noise, ceiling and decoding.
+
+N images, P features, V voxels, B bands, D embedding width, K dimensions of the shared space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import save_file
+from scipy.linalg import eigh
+import torch
+
+from braingen.encoding_model.banded_ridge import JUDGED, BandedRidge, fit_banded_ridge, stack_bands
+from braingen.encoding_model.library import DecodingChoice, Inverse, Library
+from braingen.encoding_model.noise import NoiseModel, fit_noise
+from braingen.encoding_model.responses import AveragedResponses
+from braingen.runtime.errors import UserError
+from braingen.runtime.files import replaced_folder, write_json
+from braingen.runtime.text_files import read_json
+from braingen.runtime.weights import read_tensors
+
+WEIGHTS, FACTS = "model.safetensors", "model.json"
+PEOPLE = "people"
+"""Name of the band of other people's tuning."""
+TUNING = 256
+"""Most directions of other people's tuning."""
+_AGAIN = "train it again: braingen train encoding"
+
+
+class LibraryDecoding(NamedTuple):
+    """Embeddings decoded from responses."""
+
+    embedding_ND: np.ndarray
+    """In the library's units, flat."""
+    evidence_NL: np.ndarray
+    """Log likelihood of every picture of the library, less that of their mean."""
+
+
+class EncodingModel(NamedTuple):
+    """Image features to the voxels of one person."""
+
+    ridge: BandedRidge
+    noise: NoiseModel
+    """Of what is not explained: trial noise and misfit."""
+    snr_V: np.ndarray
+    """Signal sd / noise sd of a single response, from repeats; NaN without."""
+    trial_noise_V: np.ndarray
+    """Variance of single responses to the same image, from repeats; NaN without."""
+    presentations: float
+    """Mean number of presentations of a training image."""
+    share_BV: np.ndarray
+    """Share of the variance of averaged responses that every band explains (product measure): sums
+    to ``ridge.explained_V`` over bands.
+    """
+    decoding: DecodingChoice = DecodingChoice()
+
+    @classmethod
+    def fit(
+        cls,
+        features: Mapping[str, np.ndarray],
+        responses: AveragedResponses,
+        scales_CB: np.ndarray | None = None,
+        judged: int = JUDGED,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        on_candidate: Callable[[], object] = lambda: None,
+        tuning_PK: np.ndarray | None = None,
+    ) -> EncodingModel:
+        """Fit features, noise and ceiling; arguments as of `fit_banded_ridge`.
+
+        Parameters
+        ----------
+        features : Mapping[str, np.ndarray]
+            Bands of the images of ``responses``, in their order.
+        responses : AveragedResponses
+            Of the training images.
+        tuning_PK : np.ndarray | None, optional
+            Directions of features that other people's voxels are tuned to (`people_tuning`): a band
+            of its own while fitting, whose weights then join those of the features. ``scales_CB``
+            has a column for it, the last.
+        """
+        fitted = dict(features)
+        if tuning_PK is not None:
+            bands = {name: values.shape[1] for name, values in features.items()}
+            fitted[PEOPLE] = stack_bands(features, bands) @ tuning_PK
+        ridge = fit_banded_ridge(
+            fitted,
+            responses.mean_NV,
+            responses.times_N,
+            scales_CB,
+            judged=judged,
+            seed=seed,
+            device=device,
+            on_candidate=on_candidate,
+        )
+        if tuning_PK is not None:
+            ridge = _without_people(ridge, tuning_PK)
+        noise = fit_noise(ridge.residual_JV, seed=seed)
+        return cls(
+            ridge,
+            noise,
+            responses.snr_V.astype(np.float32),
+            responses.noise_V.astype(np.float32),
+            responses.presentations,
+            _band_shares(ridge, features),
+        )
+
+    @property
+    def explained_V(self) -> np.ndarray:
+        """Share of the variance of averaged responses explained in left-out images."""
+        return self.ridge.explained_V
+
+    @property
+    def ceiling_V(self) -> np.ndarray:
+        """Share that the image explains in averages of as many presentations; NaN without."""
+        square_V = self.snr_V**2
+        return square_V / (square_V + 1 / self.presentations)
+
+    def predict(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Responses to pictures, without noise: N x V, float32."""
+        return self.ridge.predict(features)
+
+    def synthesise(
+        self, features: Mapping[str, np.ndarray], generator: np.random.Generator
+    ) -> np.ndarray:
+        """Single responses to pictures that nobody showed: N x V, float32.
+
+        The noise has the correlations of the noise model and, where images repeat, the variance of
+        single responses to the same image.
+        """
+        predicted_NV = self.predict(features)
+        variance_V = self.noise.variance_V
+        wanted_V = np.where(np.isfinite(self.trial_noise_V), self.trial_noise_V, variance_V)
+        noise_NV = self.noise.sample(len(predicted_NV), generator)
+        return predicted_NV + (noise_NV * np.sqrt(wanted_V / variance_V)).astype(np.float32)
+
+    def decode(self, responses_NV: np.ndarray, library: Library) -> LibraryDecoding:
+        """Decode averaged responses as embeddings.
+
+        Raises
+        ------
+        UserError
+            When responses or library are of other voxels.
+        """
+        voxels = len(self.snr_V)
+        if responses_NV.shape[1] != voxels or library.predicted_LV.shape[1] != voxels:
+            raise UserError(
+                f"Responses have {responses_NV.shape[1]} voxels and the library"
+                f" {library.predicted_LV.shape[1]}; this encoding model has {voxels}."
+            )
+        inverse = Inverse(library, self.noise)
+        return LibraryDecoding(
+            inverse.decode(responses_NV, self.decoding), inverse.evidence(responses_NV)
+        )
+
+    def embed_voxels(self, space_KP: np.ndarray) -> np.ndarray:
+        """What every voxel responds to, in a space that people share: V x K, unit length.
+
+        Parameters
+        ----------
+        space_KP : np.ndarray
+            Of `braingen.encoding_model.voxel_space.shared_space`.
+        """
+        if space_KP.shape[1] != len(self.ridge.coefficients_PV):
+            raise UserError(
+                f"The shared space is of {space_KP.shape[1]} features; this encoding model has"
+                f" {len(self.ridge.coefficients_PV)}."
+            )
+        found_VK = (space_KP @ self.ridge.coefficients_PV).T
+        length_V = np.linalg.norm(found_VK, axis=1, keepdims=True)
+        return (found_VK / np.maximum(length_V, 1e-12)).astype(np.float32)
+
+    def save(self, folder: Path) -> None:
+        """Write the model: safetensors and JSON, atomically."""
+        tensors = {
+            name: np.ascontiguousarray(getattr(self.ridge, name))
+            for name in BandedRidge._fields
+            if name not in ("bands", "residual_JV")
+        }
+        tensors |= {
+            "noise_diagonal_V": self.noise.diagonal_V,
+            "noise_factor_KV": self.noise.factor_KV,
+            "snr_V": np.nan_to_num(self.snr_V, nan=-1.0),
+            "trial_noise_V": np.nan_to_num(self.trial_noise_V, nan=-1.0),
+            "share_BV": self.share_BV,
+        }
+        facts = {
+            "bands": self.ridge.bands,
+            "presentations": self.presentations,
+            "noise": {"shrinkage": self.noise.shrinkage, "likelihood": self.noise.likelihood},
+            "decoding": self.decoding._asdict(),
+        }
+        with replaced_folder(folder) as temporary:
+            save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary / WEIGHTS)
+            write_json(temporary / FACTS, facts)
+
+    @classmethod
+    def load(cls, folder: Path) -> EncodingModel:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        UserError
+            When it is missing or damaged.
+        """
+        tensors = {k: v.numpy() for k, v in read_tensors(folder / WEIGHTS, _AGAIN).items()}
+        facts: dict[str, Any] = read_json(folder / FACTS, _AGAIN)
+        try:
+            snr_V, trial_V = (
+                np.where((found := tensors.pop(name)) < 0, np.nan, found)
+                for name in ("snr_V", "trial_noise_V")
+            )
+            noise = NoiseModel(
+                tensors.pop("noise_diagonal_V"), tensors.pop("noise_factor_KV"), **facts["noise"]
+            )
+            share_BV = tensors.pop("share_BV")
+            bands = {str(name): int(width) for name, width in facts["bands"].items()}
+            empty = np.zeros((0, len(snr_V)), dtype=np.float32)
+            ridge = BandedRidge(**tensors, bands=bands, residual_JV=empty)
+            return cls(
+                ridge,
+                noise,
+                snr_V,
+                trial_V,
+                float(facts["presentations"]),
+                share_BV,
+                DecodingChoice(**facts["decoding"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder} holds no encoding model ({error}); {_AGAIN}.") from error
+
+
+def _without_people(ridge: BandedRidge, tuning_PK: np.ndarray) -> BandedRidge:
+    """The same predictions by the features alone."""
+    features = len(tuning_PK)
+    own_PV, people_KV = np.split(ridge.coefficients_PV, [features])
+    return ridge._replace(
+        coefficients_PV=own_PV + tuning_PK @ people_KV,
+        feature_mean_P=ridge.feature_mean_P[:features],
+        bands={name: width for name, width in ridge.bands.items() if name != PEOPLE},
+    )
+
+
+def people_tuning(models: Sequence[EncodingModel], width: int = TUNING) -> np.ndarray:
+    """Directions of features that people's voxels are tuned to, as long as they are common.
+
+    The leading eigenvectors of the mean W W' over voxels of all people, times the roots of their
+    eigenvalues: ridge on the projected features is ridge whose weights have the covariance that
+    other people's weights have.
+
+    Returns
+    -------
+    np.ndarray
+        P x K, float32.
+    """
+    features = len(models[0].ridge.coefficients_PV)
+    gram_PP = np.zeros((features, features))
+    for model in models:
+        weights_PV = model.ridge.coefficients_PV
+        gram_PP += weights_PV @ weights_PV.T / (weights_PV.shape[1] * len(models))
+    kept = (max(0, features - width), features - 1)
+    value_K, vector_PK = eigh(gram_PP, subset_by_index=kept)
+    return (vector_PK * np.sqrt(np.maximum(value_K, 0))).astype(np.float32)
+
+
+def _band_shares(ridge: BandedRidge, features: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Explained variance of every voxel, shared out to bands: covariance of the band's part of the
+    prediction with the prediction (Pratt's product measure, on predictions).
+    """
+    x_NP = stack_bands(features, ridge.bands) - ridge.feature_mean_P
+    voxels = ridge.coefficients_PV.shape[1]
+    found_BV = np.zeros((len(ridge.bands), voxels), dtype=np.float32)
+    for start in range(0, voxels, 2048):
+        part = slice(start, start + 2048)
+        each = [x_NP[:, s] @ ridge.coefficients_PV[s, part] for s in ridge.slices().values()]
+        each = [one - one.mean(0) for one in each]
+        whole = np.sum(each, axis=0)
+        total_V = np.maximum((whole**2).sum(0), 1e-12)
+        for band, one in enumerate(each):
+            found_BV[band, part] = (one * whole).sum(0) / total_V * ridge.explained_V[part]
+    return found_BV

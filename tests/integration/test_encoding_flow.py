@@ -1,0 +1,144 @@
+"""Encoding models by the commands people type, at reduced size: fitted for two people, for a new
+one with their tuning, scored beside ridge, and drawn from.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+import shutil
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+import pytest
+from safetensors.torch import load_file
+import torch
+
+from braingen.cli import main
+from braingen.config import load_config
+from braingen.config.overrides import parse_overrides
+from braingen.data.pictures import load_picture
+from braingen.data.stimuli import Stimuli
+from braingen.encoding_model.features import FeatureSpaces
+from braingen.runtime.data_layout import Layout
+
+pytestmark = pytest.mark.slow
+IMAGES = 8
+SMALL = [
+    "encoder.hidden_dim=32",
+    "encoder.n_blocks=1",
+    "prior.depth=1",
+    "training.num_epochs=1",
+    "training.batch_size=20",
+    "generation.steps=1",
+    "generation.use_text=false",
+    "evaluation.bootstrap=50",
+    "evaluation.retrieval_draws=3",
+]
+QUICK = ["encoding.band_draws=1", "encoding.decoding_folds=2"]
+
+
+class Trained(NamedTuple):
+    """Two people with encoding models, one of them with an image encoder."""
+
+    words: list[str]
+    run: Path
+    data: Path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Trained:
+    folder = tmp_path_factory.mktemp("encoding")
+    where = ["--config", "simulated", "--root", str(folder / "data")]
+    simulated = [
+        "simulation.num_subjects=2",
+        "simulation.num_sessions=2",
+        "simulation.trials_per_session=60",
+        "simulation.num_voxels=120",
+        f"--num_test_images={IMAGES}",
+    ]
+    assert main(["simulate", *where, *simulated]) == 0
+    words = [*where, "--folder", str(folder / "run")]
+    assert main(["train", "encoding", *words, "--subj", "1,2", *QUICK]) == 0
+    assert main(["train", "image", *words, *SMALL]) == 0
+    return Trained([*words, *SMALL], folder / "run", folder / "data")
+
+
+def test_models_voxel_embeddings_and_summary_are_left(trained, capsys):
+    folder = trained.run / "encoding"
+    summary = json.loads((folder / "summary.json").read_text())
+    space = load_file(folder / "voxel_space.safetensors")["space_KP"]
+    for name, facts in summary.items():
+        table = np.load(folder / f"{name}_voxels.npz")
+        assert table["embedding"].shape == (facts["voxels"], len(space))
+        np.testing.assert_allclose(np.linalg.norm(table["embedding"], axis=1), 1, rtol=1e-4)
+        assert table["bands"].tolist() == ["embedding", "early", "middle", "late", "energy"]
+        assert -1 < facts["explained_mean"] < facts["ceiling_median"] < 1
+        assert facts["decoding"]["cosine"] is not None
+    assert set(summary) == {"subj01", "subj02"}
+    before = (folder / "summary.json").stat().st_mtime_ns
+    again = [*trained.words[:6], "--subj", "1,2", *QUICK]
+    assert main(["train", "encoding", *again]) == 0  # finished: nothing is done again
+    assert (folder / "summary.json").stat().st_mtime_ns == before
+
+
+def test_a_new_person_starts_from_other_peoples_tuning(trained, tmp_path, capsys):
+    words = [*trained.words[:4], *QUICK, "--folder", str(tmp_path / "new"), "--num_sessions", "1"]
+    assert main(["train", "encoding", *words, "--init_from", str(trained.run)]) == 0
+    assert (tmp_path / "new" / "encoding" / "subj01").is_dir()
+    other = [*words, "--folder", str(tmp_path / "other"), "--bands", "energy"]
+    assert main(["train", "encoding", *other, "--init_from", str(trained.run)]) == 2
+    assert "compared by the same features" in capsys.readouterr().err
+    words[words.index("--folder") + 1] = str(tmp_path / "third")
+    assert main(["train", "encoding", *words, "--init_from", str(trained.data)]) == 2
+    assert "holds no encoding models" in capsys.readouterr().err
+
+
+def test_a_library_of_ones_own_is_read_and_refused_with_a_test_image(trained, tmp_path, capsys):
+    library = tmp_path / "pictures"
+    library.mkdir()
+    stimuli = Stimuli(Layout.of(trained.data))
+    ids = np.arange(IMAGES, IMAGES + 14)
+
+    def save(image: int) -> None:
+        pixels = np.round(stimuli.images(np.array([image]))[0] * 255).astype(np.uint8)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(library / f"{image}.png")
+
+    for image in ids:
+        save(int(image))
+    config = load_config(*parse_overrides(trained.words))
+    spaces = FeatureSpaces(config)
+    kept = spaces.of_ids(ids[:2])
+    pixels = np.stack([load_picture(library / f"{i}.png", 224, "") for i in ids[:2]])
+    again = spaces.of_images(torch.from_numpy(pixels).float() / 255)
+    assert list(again) == list(kept)
+    for band, rows in kept.items():
+        np.testing.assert_allclose(again[band], rows, atol=0.05 * rows.std())
+    words = [*trained.words[:4], "--subj", "1", *QUICK, "--library", str(library)]
+    assert main(["train", "encoding", *words, "--folder", str(tmp_path / "own")]) == 0
+    save(3)
+    assert main(["train", "encoding", *words, "--folder", str(tmp_path / "refused")]) == 2
+    assert "holds a test image (3.png)" in capsys.readouterr().err
+
+
+def test_decoding_is_scored_beside_ridge_and_pictures_are_drawn_from_it(trained, tmp_path, capsys):
+    words = [*trained.words, "--folder", str(tmp_path / "drawn")]
+    words += ["--run.image", str(trained.run / "image")]
+    words += ["--run.encoding", str(trained.run / "encoding")]
+    assert main(["reconstruct", *words, "--decode_by", "encoding_model"]) == 0
+    found = load_file(tmp_path / "drawn" / "reconstructions" / "brain" / "embeddings.safetensors")
+    assert main(["evaluate", *words]) == 0
+    scores = json.loads((tmp_path / "drawn" / "scores.json").read_text())
+    cosine = scores["clip_cos"]
+    assert cosine["encoding_model"] == pytest.approx(cosine["value"], abs=1e-5)
+    assert cosine["ridge"] != cosine["value"] and scores["pixcorr"]["encoding_model"] is None
+    compared = json.loads((tmp_path / "drawn" / "comparisons.json").read_text())
+    assert {"encoder minus ridge: clip_cos", "ridge minus encoding model: clip_cos"} <= {
+        each["name"] for each in compared
+    }
+    assert found["image"].shape == found["image_clip"].shape == (IMAGES, 1, 128)
+    shutil.rmtree(tmp_path / "drawn")
+    words[words.index("--run.encoding") + 1] = str(tmp_path / "nothing")
+    assert main(["reconstruct", *words, "--decode_by", "encoding_model"]) == 2
+    assert "There is no encoding model of subject 1" in capsys.readouterr().err
