@@ -35,7 +35,8 @@ OTHER_OPENERS = {
 }
 OWN_READERS = {  # JSON that is no file of its own: a header, a note, a line of metrics
     "braingen/runtime/text_files.py",
-    "braingen/pretrained/files.py",
+    "braingen/pretrained/weight_files.py",
+    "braingen/targets/text_form.py",
     "braingen/generation/resumable.py",
     "braingen/generation/lora_files.py",
     "braingen/runtime/lock.py",

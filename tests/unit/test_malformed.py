@@ -518,7 +518,7 @@ BACKBONE: dict[str, tuple[Breaking, str]] = {
     ),
     "U-Net without weights": (
         lambda f: weights("unet")(f).unlink(),
-        r"holds no weights \(\*\.safetensors\)",
+        r"holds no weights that diffusers loads \(diffusion_pytorch_model\.safetensors",
     ),
     "text encoder without configuration": (
         lambda f: (f / "text_encoder_2" / "config.json").unlink(),

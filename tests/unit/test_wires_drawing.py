@@ -275,7 +275,7 @@ def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned
         "backbone__ip_adapter": "an adapter",
     }
     decoder = stage.assemble(tiny_config(root, tmp_path, **more), TableTargets())  # type: ignore[arg-type]
-    assert loaded == [("somewhere", "an adapter", torch.float16, {"vae_dtype": torch.float32})]
+    assert loaded == [("somewhere", "an adapter", torch.float16, {})]
     assert type(decoder.scheduler).__name__ == "DDIMScheduler"
     for name, embedding_decoder in (("image", decoder.brain_image), ("text", decoder.brain_text)):
         assert all(
@@ -953,6 +953,7 @@ def test_pictures_of_other_seeds_encoders_backbones_and_fine_tunings_are_refused
     config = tiny_config(root, tmp_path)
     versions = {"embedding_decoder": "a", "tiny": "a", "best": "a"}
     monkeypatch.setattr(stage, "fingerprint_of_files", lambda path: versions[Path(path).name])
+    monkeypatch.setattr(stage, "backbone_key", lambda path, dtype: versions[Path(path).name])
     monkeypatch.setattr(stage, "backbone_folder", lambda path: path)
 
     def again(config: Config) -> Path:
@@ -964,6 +965,10 @@ def test_pictures_of_other_seeds_encoders_backbones_and_fine_tunings_are_refused
     assert again(config) == folder
     with pytest.raises(UserError, match="seed"):
         again(tiny_config(root, tmp_path, run__seed="1"))
+    with pytest.raises(UserError, match="unet_type"):  # begun on a GPU, continued on a CPU
+        monkeypatch.setattr(stage, "generation_type", lambda config: torch.float16)
+        again(config)
+    monkeypatch.setattr(stage, "generation_type", lambda config: torch.float32)
     for part, what in (
         ("embedding_decoder", "embedding_decoders"),
         ("tiny", "weights"),

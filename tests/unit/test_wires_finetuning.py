@@ -1153,11 +1153,12 @@ def test_a_finished_fine_tuning_is_left_alone_and_one_of_other_settings_refused(
     with pytest.raises(UserError, match="seed"):
         stage.finetune(tiny(**few, run__seed="4"))
     for part, what in (("embedding_decoder", "embedding_decoders"), ("backbone", "weights")):
-        monkeypatch.setattr(
-            stage,
-            "fingerprint_of_files",
-            lambda folder, part=part: f"{folder}{' now' * (Path(folder).name == part)}",
-        )
+        for name in ("fingerprint_of_files", "backbone_key"):
+            monkeypatch.setattr(
+                stage,
+                name,
+                lambda folder, *_, part=part: f"{folder}{' now' * (Path(folder).name == part)}",
+            )
         with pytest.raises(UserError, match=what):
             stage.finetune(tiny(**few))
 

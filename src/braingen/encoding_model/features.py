@@ -26,7 +26,6 @@ from braingen.config import Config
 from braingen.encoding_model.energy import WIDTH, energy_features
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
-from braingen.runtime.fingerprints import fingerprint_of_files
 from braingen.targets.cache import Cache
 from braingen.targets.tables import Targets
 
@@ -150,9 +149,5 @@ class FeatureSpaces:
         def compute(ids: np.ndarray) -> Tensor:
             return self._compute(torch.from_numpy(self.targets.stimuli.images(ids)))[1]
 
-        key = {
-            "weights": fingerprint_of_files(self.targets.image_part),
-            "width": str(self.kept),
-            "version": _VERSION,
-        }
+        key = {"weights": self.targets.image_key, "width": str(self.kept), "version": _VERSION}
         return Cache(self._folder, "encoding_features", key, len(self.targets.stimuli), compute)

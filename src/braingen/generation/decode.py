@@ -24,6 +24,7 @@ from braingen.generation.reconstruct import (
 )
 from braingen.generation.resumable import output_files
 from braingen.generation.trained_modules import finetuned_folder
+from braingen.pretrained.hub import backbone_key
 from braingen.pretrained.sdxl import scheduler_named
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
@@ -32,6 +33,7 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.files import replaced_path
 from braingen.runtime.fingerprints import fingerprint_of_files
 from braingen.runtime.paths import EMBEDDING_DECODER, EMBEDDINGS, ROUTING, one_subject, run_folder
+from braingen.runtime.precision import generation_type
 from braingen.runtime.untrusted import folder_name
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.tables import Targets
@@ -53,7 +55,7 @@ def load_decoder(config: Config) -> BrainDecoder:
         decoder.register_modules(
             scheduler=scheduler_named(config.generation.scheduler, decoder.scheduler)
         )
-        decoder = decoder.to(device_of(config))
+        decoder = decoder.to(device_of(config), generation_type(config))
     decoder.set_progress_bar_config(disable=True)
     return decoder
 
@@ -68,7 +70,7 @@ def _weights(config: Config) -> dict[str, str]:
     }
     tuned = finetuned_folder(config)
     return found | {
-        "backbone": fingerprint_of_files(backbone_folder(config.backbone.path)),
+        "backbone": backbone_key(backbone_folder(config.backbone.path), generation_type(config)),
         "finetuned": fingerprint_of_files(tuned) if tuned is not None else "",
     }
 
@@ -148,6 +150,7 @@ def decode(config: Config) -> Path:
         },
     )
     settings |= {"seed": config.run.seed, "weights": _weights(config)}
+    settings["unet_type"] = str(generation_type(config)).removeprefix("torch.")
     settings["voxels"] = hashlib.sha256(
         given.voxels_NV.tobytes() + given.image_N.tobytes()
     ).hexdigest()[:16]

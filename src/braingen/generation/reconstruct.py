@@ -41,6 +41,7 @@ from braingen.generation.resumable import (
 )
 from braingen.generation.sampling import seeded_noise
 from braingen.generation.trained_modules import NOT_FINETUNED, finetuned_folder, load_finetuned
+from braingen.pretrained.hub import backbone_key
 from braingen.pretrained.sdxl import (
     load_backbone,
     load_scheduler,
@@ -91,10 +92,7 @@ def assemble(config: Config, targets: Targets) -> BrainDecoder:
     """Assemble trained encoders, the backbone and the fine-tuned modules into one decoder."""
     text_form = targets.text_form
     backbone = load_backbone(
-        config.backbone.path,
-        config.backbone.ip_adapter,
-        generation_type(config),
-        vae_dtype=torch.float32,
+        config.backbone.path, config.backbone.ip_adapter, generation_type(config)
     )
     backbone = backbone._replace(
         scheduler=scheduler_named(config.generation.scheduler, backbone.scheduler)
@@ -483,7 +481,10 @@ def reconstruct_into(config: Config, folder: Path) -> Path:
         modality: fingerprint_of_files(run_folder(config, modality) / EMBEDDING_DECODER)
         for modality in modalities(config)
     }
-    settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))
+    settings["unet_type"] = str(generation_type(config)).removeprefix("torch.")
+    settings["weights"] = backbone_key(
+        backbone_folder(config.backbone.path), generation_type(config)
+    )
     if config.generation.decode_by == "encoding_model":
         settings["encoding_model"] = fingerprint_of_files(encoding_folder(config))
     tuned = finetuned_folder(config)

@@ -27,13 +27,13 @@ from braingen.generation.resumable import (
     output_files,
     png_path,
 )
+from braingen.pretrained.hub import backbone_key
 from braingen.pretrained.sdxl import load_scheduler, pixels_per_latent, refuse_side, scheduler_named
 from braingen.pretrained.tiny import check_backbone
 from braingen.runtime.device import device_of
 from braingen.runtime.distributed import Workers, complete, shared_run
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import refuse_stand_in, replaced_path, write_json
-from braingen.runtime.fingerprints import fingerprint_of_files
 from braingen.runtime.paths import EMBEDDINGS, INDEX, generated_folder, one_subject, typed_run
 from braingen.runtime.precision import generation_type
 from braingen.runtime.run_folder import Run
@@ -189,7 +189,8 @@ def refine_folder(config: Config) -> Path:
         mode="json", include={"backbone": True, "refinement": True, "data": {"subjects"}}
     )
     settings |= {"seed": config.run.seed, "recons": _digest(recons, ids)}
-    settings["weights"] = fingerprint_of_files(backbone_folder(_model(config)))
+    settings["unet_type"] = str(generation_type(config)).removeprefix("torch.")
+    settings["weights"] = backbone_key(backbone_folder(_model(config)), generation_type(config))
     how = Refinement(**chosen.model_dump(include=set(Refinement._fields)))
     steps = steps_run(
         scheduler_named(chosen.scheduler, load_scheduler(_model(config), _setting(config))), how

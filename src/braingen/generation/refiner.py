@@ -162,9 +162,7 @@ def load_refiner(
         When a part is missing or does not fit.
     """
     folder = backbone_folder(path)
-    unet, vae, scheduler = load_plain(
-        path, dtype, setting="backbone.refiner", vae_dtype=torch.float32
-    )
+    unet, vae, scheduler = load_plain(path, dtype, setting="backbone.refiner")
     second = CLIPTextEncoderDual.from_pretrained(folder, dtype=torch.float32)
     text_encoder = prompts = second
     if unet.config.cross_attention_dim > second.clip_emb_dim:  # it uses the first encoder too

@@ -27,12 +27,14 @@ from braingen.generation.trained_modules import finetuned_folder
 from braingen.interpret.ablation import ablated
 from braingen.interpret.inputs import SubjectData
 from braingen.interpret.readout import DecoderPart, parts_of
+from braingen.pretrained.hub import backbone_key
 from braingen.runtime.contents import contents_of
 from braingen.runtime.distributed import Workers
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json
 from braingen.runtime.fingerprints import fingerprint_of_files
 from braingen.runtime.paths import EMBEDDING_DECODER, run_folder
+from braingen.runtime.precision import generation_type
 from braingen.runtime.run_folder import CONTENTS
 from braingen.runtime.text_files import read_json
 from braingen.runtime.untrusted import folder_name
@@ -98,7 +100,7 @@ def made_of(config: Config) -> dict[str, Any]:
             name: fingerprint_of_files(run_folder(config, name) / EMBEDDING_DECODER)
             for name in ("image", "text")
         },
-        "weights": fingerprint_of_files(backbone_folder(config.backbone.path)),
+        "weights": backbone_key(backbone_folder(config.backbone.path), generation_type(config)),
         "finetuned": fingerprint_of_files(tuned) if tuned is not None else "",
     }
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-import json
 import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 import urllib.error
 import urllib.request
 
-from huggingface_hub import snapshot_download
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+import torch
 
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
+from braingen.pretrained.hub import hub_folder, is_hub_name
 from braingen.pretrained.sdxl import IP_ADAPTER_FILE, NO_ADAPTER
+from braingen.pretrained.weight_files import HALF, STEMS, Library, model_files, whole_safetensors
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import refuse_stand_in
+from braingen.runtime.precision import generation_type
 
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-TOKENIZERS = ("tokenizer", "tokenizer_2")
 TIMEOUT = 3.0
 """Seconds to wait for the hub."""
 
@@ -32,52 +31,6 @@ class PartFinding(NamedTuple):
     level: Literal["ok", "note", "warning", "error"]
     part: str
     sentence: str
-
-
-def whole_safetensors(path: Path, get_it: str) -> Path:
-    """Refuse a weight file that is truncated, a placeholder or no safetensors file, by its header.
-
-    Raises
-    ------
-    UserError
-        With the command that repairs it.
-    """
-    refuse_stand_in(path, get_it)
-    size = path.stat().st_size
-    try:
-        with open(path, "rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if not 2 <= length <= min(size, 10**8):
-                raise ValueError
-            header = json.loads(handle.read(length))
-        needed = (
-            8
-            + length
-            + max(
-                (
-                    entry["data_offsets"][1]
-                    for key, entry in header.items()
-                    if key != "__metadata__"
-                ),
-                default=0,
-            )
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a safetensors file or cut short; {get_it}.") from error
-    if size != needed:
-        raise UserError(
-            f"{path} has {size} bytes, {needed} were expected: it is cut short or still being"
-            f" downloaded; {get_it}."
-        )
-    return path
-
-
-def hub_folder(name: str) -> Path | None:
-    """Return the cached folder of a hub repository, or None."""
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
-        return None
 
 
 def hub_answers() -> bool:
@@ -100,108 +53,189 @@ def hub_answers() -> bool:
         return False
 
 
-def _resolved(source: str, setting: str, findings: list[PartFinding]) -> Path | None:
-    """Resolve a setting to a folder or file; appends to `findings` where there is none."""
-    path = Path(source)
-    if path.exists():
-        return path
-    if source.count("/") != 1:
-        text = (
-            f"{setting} = {source!r} is neither a folder nor a hub name (owner/name); correct it."
+class NeededModel(NamedTuple):
+    """A model that some command loads."""
+
+    part: str
+    """Name in the findings."""
+    setting: str
+    """The setting that says where it is."""
+    source: str
+    """Folder or hub name."""
+    subfolder: str
+    """Folder inside the source; of a whole CLIP model beside others "" is taken as well."""
+    library: Library
+    half: bool = False
+    """Whether it is loaded in half precision, and so from a copy in half precision."""
+
+
+def needed_models(config: Config) -> list[NeededModel]:
+    """Everything that the commands of a configuration load, apart from the IP-Adapter.
+
+    SDXL's first text encoder is among it only where its text embedding is decoded, or where a
+    negative prompt is encoded.
+    """
+    choice = config.backbone
+    path, half = backbone_folder(choice.path), generation_type(config) != torch.float32
+    found = [
+        NeededModel("unet", "backbone.path", path, "unet", "diffusers", half),
+        NeededModel("vae", "backbone.path", path, "vae", "diffusers"),
+    ]
+    towers = {"bigG": "text_encoder_2", "L": "text_encoder"}
+    prompts = config.generation.negative_prompt or config.refinement.negative_prompt
+    used = {"bigG"} if choice.text_output == "bigG" else {"L"}
+    used |= {"bigG", "L"} if choice.text_output == "joint" or prompts else set()
+    if not choice.refiner:  # refining with the base model encodes the empty prompt
+        used.add("bigG")
+    found += [
+        NeededModel(folder, "backbone.path", path, folder, "transformers")
+        for name, folder in towers.items()
+        if name in used
+    ]
+    setting = "backbone.image_encoder" if choice.image_encoder else "backbone.path"
+    found.append(
+        NeededModel(
+            "image_encoder",
+            setting,
+            choice.image_encoder or path,
+            "" if is_hub_name(choice.image_encoder) else "image_encoder",
+            "transformers",
         )
-        findings.append(PartFinding("error", setting, text))
+    )
+    if choice.refiner:
+        found += [
+            NeededModel(
+                "refiner unet", "backbone.refiner", choice.refiner, "unet", "diffusers", half
+            ),
+            NeededModel("refiner vae", "backbone.refiner", choice.refiner, "vae", "diffusers"),
+            NeededModel(
+                "refiner text_encoder_2",
+                "backbone.refiner",
+                choice.refiner,
+                "text_encoder_2",
+                "transformers",
+            ),
+        ]
+    return found
+
+
+def folder_of(model: NeededModel) -> Path | None:
+    """Where a model's files are on this machine; None where they are not, or not yet."""
+    root = hub_folder(model.source) if is_hub_name(model.source) else Path(model.source)
+    if root is None or not root.exists():
         return None
-    cached = hub_folder(source)
-    if cached is not None:
-        return cached
-    if hub_answers():
-        text = f"{source} will be downloaded when first used; do it now with:  hf download {source}"
-        findings.append(PartFinding("warning", setting, text))
-    else:
+    inside = root / model.subfolder
+    return inside if inside.is_dir() or not (root / "config.json").exists() else root
+
+
+def download_line(model: NeededModel) -> str:
+    """The command that fetches what is loaded of a hub repository, and nothing else."""
+    safe, _ = STEMS[model.library]
+    inside = f"{model.subfolder}/" if model.subfolder else ""
+    mark = f".{HALF}" if model.half else ""
+    patterns = [f"{inside}*.json", f"{inside}{safe}*{mark}.safetensors"]
+    if model.subfolder.startswith("text_encoder"):
+        patterns.append(f"{model.subfolder.replace('text_encoder', 'tokenizer')}/*")
+    if model.subfolder == "unet":
+        patterns.append("scheduler/*")
+    return f"hf download {model.source} " + " ".join(f'--include "{each}"' for each in patterns)
+
+
+def _not_here(model: NeededModel) -> PartFinding:
+    """A model that would have to be downloaded, or that is nowhere."""
+    if not is_hub_name(model.source):
         text = (
-            f"{source} is not in the cache and the hub does not answer (offline): on a machine with"
-            f" network run  hf download {source}  and copy the folder here, then set"
-            f" {setting}=FOLDER."
+            f"{model.setting} = {model.source!r} is neither a folder nor a hub name (owner/name);"
+            " correct it."
         )
-        findings.append(PartFinding("error", setting, text))
-    return None
-
-
-def _model(folder: Path, part: str, setting: str) -> PartFinding:
-    """Check configuration and weights of one model."""
-    get_it = f"get it again, or name another folder with {setting}=FOLDER"
-    where = (
-        folder / part
-        if (folder / part).is_dir() or not (folder / "config.json").exists()
-        else folder
+        return PartFinding("error", model.setting, text)
+    line = download_line(model)
+    if hub_answers():
+        text = f"{model.source} will be downloaded when first used; do it now with:  {line}"
+        return PartFinding("warning", model.setting, text)
+    text = (
+        f"{model.source} is not in the cache and the hub does not answer (offline): on a machine"
+        f" with network run  {line}  and copy the folder here, then set {model.setting}=FOLDER."
     )
+    return PartFinding("error", model.setting, text)
+
+
+def _model(model: NeededModel, folder: Path) -> PartFinding:
+    """Check configuration and weights of one model by the rule that loads it."""
+    get_it = f"get it again, or name another folder with {model.setting}=FOLDER"
     try:
-        if not where.is_dir():
-            raise UserError(f"{folder} has no folder {part}; {get_it}.")
-        refuse_stand_in(where / "config.json", get_it)
-        files = sorted(where.glob("*.safetensors"))
-        if not files:
-            raise UserError(f"{where} holds no weights (*.safetensors); {get_it}.")
-        for file in files:
-            whole_safetensors(file, get_it)
+        files = model_files(folder, model.library, model.half, get_it)
     except UserError as error:
-        return PartFinding("error", part, str(error))
+        return PartFinding("error", model.part, str(error))
     size = sum(file.stat().st_size for file in files)
-    return PartFinding("ok", part, f"{part}: {where}, {size / 1e6:.0f} MB.")
+    return PartFinding("ok", model.part, f"{model.part}: {folder}, {size / 1e6:.0f} MB.")
 
 
-def backbone_findings(config: Config) -> Iterator[PartFinding]:
-    """Check every part of the configured backbone."""
-    choice, findings = config.backbone, list[PartFinding]()
-    folder = _resolved(backbone_folder(choice.path), "backbone.path", findings)
-    if folder is not None:
-        findings += [_model(folder, part, "backbone.path") for part in PARTS]
-        for part in TOKENIZERS:
-            there = any((folder / part).glob("*.json"))
-            lost = (
-                f"{folder} has no {part}; get it again, or name another folder with"
-                " backbone.path=FOLDER."
-            )
-            findings.append(
-                PartFinding("ok", part, f"{part}: {folder / part}.")
-                if there
-                else PartFinding("error", part, lost)
-            )
-    image = (
-        _resolved(choice.image_encoder, "backbone.image_encoder", findings)
-        if choice.image_encoder
-        else folder
+def _tokenizer(model: NeededModel, folder: Path) -> PartFinding:
+    """Check the tokenizer beside a text encoder."""
+    name = model.subfolder.replace("text_encoder", "tokenizer")
+    place = folder.parent / name
+    if any(place.glob("*.json")):
+        return PartFinding("ok", name, f"{name}: {place}.")
+    text = (
+        f"{folder.parent} has no {name}; get it again, or name another folder with"
+        f" {model.setting}=FOLDER."
     )
-    if image is not None:
-        findings.append(_model(image, "image_encoder", "backbone.image_encoder"))
+    return PartFinding("error", name, text)
+
+
+def _adapter(config: Config) -> PartFinding:
+    """Check the IP-Adapter."""
+    choice = config.backbone
     if choice.ip_adapter == NO_ADAPTER:
-        adapter = None
         text = (
             f"backbone.ip_adapter={NO_ADAPTER}: encoders can be trained, but no images can be"
             " generated from the image embedding."
         )
-        findings.append(PartFinding("note", "ip_adapter", text))
-    else:
-        adapter = (
-            _resolved(choice.ip_adapter, "backbone.ip_adapter", findings)
-            if choice.ip_adapter
-            else folder and folder / "ip_adapter"
+        return PartFinding("note", "ip_adapter", text)
+    source = choice.ip_adapter or str(Path(backbone_folder(choice.path)) / "ip_adapter")
+    place = hub_folder(source) if is_hub_name(source) and choice.ip_adapter else Path(source)
+    if place is None:
+        line = f"hf download {source} {IP_ADAPTER_FILE}"
+        if hub_answers():
+            text = f"{source} will be downloaded when first used; do it now with:  {line}"
+            return PartFinding("warning", "backbone.ip_adapter", text)
+        text = (
+            f"{source} is not in the cache and the hub does not answer (offline): on a machine with"
+            f" network run  {line}  and copy the file here, then set backbone.ip_adapter=FILE."
         )
-    if adapter is not None:
-        candidates = (adapter, adapter / "ip-adapter.safetensors", adapter / IP_ADAPTER_FILE)
-        file = next((path for path in candidates if path.is_file()), None)
-        try:
-            if file is None:
-                raise UserError(
-                    f"There is no IP-Adapter in {adapter}; set backbone.ip_adapter=h94/IP-Adapter,"
-                    " or the path of your copy."
-                )
-            whole_safetensors(file, "get it again, or set backbone.ip_adapter=h94/IP-Adapter")
-            findings.append(
-                PartFinding(
-                    "ok", "ip_adapter", f"ip_adapter: {file}, {file.stat().st_size / 1e6:.0f} MB."
-                )
+        return PartFinding("error", "backbone.ip_adapter", text)
+    candidates = (place, place / "ip-adapter.safetensors", place / IP_ADAPTER_FILE)
+    file = next((path for path in candidates if path.is_file()), None)
+    try:
+        if file is None:
+            raise UserError(
+                f"There is no IP-Adapter in {place}; set backbone.ip_adapter=h94/IP-Adapter, or the"
+                " path of your copy."
             )
-        except UserError as error:
-            findings.append(PartFinding("error", "ip_adapter", str(error)))
-    yield from findings
+        get_it = "get it again, or set backbone.ip_adapter=h94/IP-Adapter"
+        if file.suffix == ".safetensors":
+            whole_safetensors(file, get_it)
+        else:
+            refuse_stand_in(file, get_it)
+    except UserError as error:
+        return PartFinding("error", "ip_adapter", str(error))
+    size = file.stat().st_size / 1e6
+    return PartFinding("ok", "ip_adapter", f"ip_adapter: {file}, {size:.0f} MB.")
+
+
+def backbone_findings(config: Config) -> Iterator[PartFinding]:
+    """Check every part of the configured backbone that some command loads."""
+    absent: set[str] = set()
+    for model in needed_models(config):
+        folder = folder_of(model)
+        if folder is None:
+            if model.source not in absent or is_hub_name(model.source):
+                yield _not_here(model)
+            absent.add(model.source)
+            continue
+        yield _model(model, folder)
+        if model.subfolder.startswith("text_encoder"):
+            yield _tokenizer(model, folder)
+    if config.backbone.ip_adapter or backbone_folder(config.backbone.path) not in absent:
+        yield _adapter(config)

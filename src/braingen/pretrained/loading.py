@@ -7,11 +7,14 @@ from typing import TypeVar
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
+from braingen.pretrained.hub import local_copy, quiet, reported
+from braingen.pretrained.weight_files import chosen_files, files_in
 from braingen.runtime.errors import UserError
 from braingen.runtime.weights import plain_text, refuse_not_finite
 
+HUB_OPTIONS = {"revision", "cache_dir", "local_files_only", "token"}
+"""With any of these in hand the caller says itself how the hub is asked."""
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
@@ -59,18 +62,22 @@ def load_frozen(
     UserError
         If nothing loadable is there, or if weights are missing, of another shape, or left over.
     """
+    if not HUB_OPTIONS & kwargs.keys():
+        path = local_copy(str(path), subfolder, "transformers")
     where = f"{path}/{subfolder}" if subfolder else str(path)
     info: dict
     model: Model
-    level = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # the error below has what its report would have
-    logging.disable_progress_bar()
+    chosen = chosen_files(files_in(Path(where)), "transformers")
+    if chosen is not None:
+        kwargs |= {"variant": chosen.variant, "use_safetensors": chosen.use_safetensors}
+    files = [Path(where) / name for name in chosen.weights] if chosen is not None else []
     try:
         # with output_loading_info it returns a pair, which its annotation leaves out
-        model, info = cls.from_pretrained(
-            str(path), subfolder=subfolder, output_loading_info=True, **kwargs
-        )  # type: ignore[misc]
+        with quiet(), reported(subfolder or cls.__name__, files):
+            # the error below has what its report would have
+            model, info = cls.from_pretrained(
+                str(path), subfolder=subfolder, output_loading_info=True, **kwargs
+            )  # type: ignore[misc]
     except (
         OSError,
         RuntimeError,
@@ -84,10 +91,6 @@ def load_frozen(
             f"{cls.__name__} cannot be loaded from {where!r}: {plain_text(error)} Give a folder"
             " that holds config.json and model.safetensors, or the hub name of such a model."
         ) from error
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
     extra = sorted(
         key
         for key in info["unexpected_keys"]

@@ -5,8 +5,6 @@ The shipped tiny backbones, a local copy of Stable Diffusion XL and a hub name s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,7 +18,6 @@ from diffusers.schedulers import (
     HeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from diffusers.utils import logging
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
@@ -28,6 +25,8 @@ import torch
 from torch import Tensor
 
 from braingen.config.shipped import backbone_folder
+from braingen.pretrained.hub import local_copy, quiet, reported, whole_folder
+from braingen.pretrained.weight_files import chosen_files, files_in
 from braingen.runtime.errors import UserError
 from braingen.runtime.weights import first_line, plain_text, read_tensors, refuse_not_finite
 
@@ -71,11 +70,7 @@ class Backbone(NamedTuple):
 
 
 def load_backbone(
-    path: str,
-    ip_adapter: str = "",
-    dtype: torch.dtype = torch.float32,
-    vae_dtype: torch.dtype | None = None,
-    with_vae: bool = True,
+    path: str, ip_adapter: str = "", dtype: torch.dtype = torch.float32, with_vae: bool = True
 ) -> Backbone:
     """Load U-Net, VAE, scheduler and IP-Adapter, frozen and in eval mode.
 
@@ -87,9 +82,7 @@ def load_backbone(
         A safetensors file, or a folder or hub name that holds IP_ADAPTER_FILE; empty for
         ``<path>/ip_adapter``.
     dtype : torch.dtype, optional
-        Of the weights.
-    vae_dtype : torch.dtype | None, optional
-        Of the VAE, if different (Stable Diffusion XL's VAE overflows in fp16).
+        Of the U-Net; the VAE is float32, since Stable Diffusion XL's overflows in float16.
     with_vae : bool, optional
         Load the VAE too.
 
@@ -98,7 +91,7 @@ def load_backbone(
     UserError
         When a part is missing, with what to type.
     """
-    backbone = load_plain(path, dtype, vae_dtype=vae_dtype, with_vae=with_vae)
+    backbone = load_plain(path, dtype, with_vae=with_vae)
     add_ip_adapter(
         backbone.unet,
         load_ip_adapter_file(ip_adapter or str(Path(backbone_folder(path)) / "ip_adapter")),
@@ -111,14 +104,13 @@ def load_plain(
     path: str,
     dtype: torch.dtype = torch.float32,
     setting: str = "backbone.path",
-    vae_dtype: torch.dtype | None = None,
     with_vae: bool = True,
 ) -> Backbone:
     """Load U-Net, VAE and scheduler without an IP-Adapter, frozen.
 
     Parameters
     ----------
-    path, dtype, vae_dtype, with_vae : str
+    path, dtype, with_vae : str
         As for :func:`load_backbone`.
     setting : str, optional
         Name of the setting, for messages.
@@ -128,8 +120,8 @@ def load_plain(
         unet = _load_whole(UNet2DConditionModel, folder, "unet", dtype)
         vae = None
         if with_vae:
-            vae = _load_vae(folder, vae_dtype or dtype).requires_grad_(False).eval()
-        scheduler = EulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler")
+            vae = _load_vae(folder, torch.float32).requires_grad_(False).eval()
+        scheduler = EulerDiscreteScheduler.from_pretrained(whole_folder(folder, "scheduler"))
     except UserError:
         raise
     except UNREADABLE as error:
@@ -200,7 +192,9 @@ def load_scheduler(path: str, setting: str = "backbone.path") -> SchedulerMixin:
         When it is not there.
     """
     try:
-        return EulerDiscreteScheduler.from_pretrained(backbone_folder(path), subfolder="scheduler")
+        return EulerDiscreteScheduler.from_pretrained(
+            whole_folder(backbone_folder(path), "scheduler")
+        )
     except UNREADABLE as error:
         raise UserError(
             f"{setting} = {path!r} does not hold the scheduler of an SDXL pipeline (scheduler/):"
@@ -293,26 +287,21 @@ def scheduler_named(name: str, own: SchedulerMixin) -> SchedulerMixin:
             f"generation.scheduler = {name!r} is not known; allowed are default,"
             f" {', '.join(SCHEDULERS)}."
         )
-    with _quiet():  # settings that the other class lacks are ignored
+    with quiet():  # settings that the other class lacks are ignored
         return SCHEDULERS[name].from_config(own.config)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence diffusers' warnings."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _load_whole(cls: type[Model], folder: str, name: str, dtype: torch.dtype) -> Model:
     """Load a model and refuse missing weights, which diffusers initialises at random."""
-    with _quiet():
+    folder = local_copy(folder, name, "diffusers", half=dtype != torch.float32)
+    place, options = Path(folder) / name, dict[str, Any]()
+    chosen = chosen_files(files_in(place), "diffusers", half=dtype != torch.float32)
+    if chosen is not None:
+        options = {"variant": chosen.variant, "use_safetensors": chosen.use_safetensors}
+    files = [place / each for each in chosen.weights] if chosen is not None else []
+    with quiet(), reported(name, files):
         model, info = cls.from_pretrained(
-            folder, subfolder=name, torch_dtype=dtype, output_loading_info=True
+            folder, subfolder=name, torch_dtype=dtype, output_loading_info=True, **options
         )
     if info["missing_keys"]:
         raise ValueError(
@@ -374,7 +363,7 @@ def add_ip_adapter(unet: UNet2DConditionModel, weights: dict[str, Tensor]) -> No
             )
         parts[group][name] = value.to(unet.dtype)
     try:
-        with _quiet():  # it casts the U-Net to its own type, and warns of that
+        with quiet():  # it casts the U-Net to its own type, and warns of that
             # the loader of StableDiffusionXLPipeline.load_ip_adapter, without the rest of a
             # pipeline
             unet._load_ip_adapter_weights([parts], low_cpu_mem_usage=False)

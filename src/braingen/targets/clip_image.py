@@ -19,7 +19,8 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from braingen.pretrained.loading import load_config, load_frozen, subfolder_of
+from braingen.pretrained.hub import local_copy
+from braingen.pretrained.loading import HUB_OPTIONS, load_config, load_frozen, subfolder_of
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json
 from braingen.runtime.text_files import read_json
@@ -164,11 +165,9 @@ class CLIPImageEncoder(nn.Module):
             If it cannot be loaded, or weights are missing, left over or of another shape.
         """
         subfolder = subfolder_of(path, "image_encoder") if subfolder is None else subfolder
-        hub = {
-            key: value
-            for key, value in kwargs.items()
-            if key in ("revision", "local_files_only", "cache_dir", "token")
-        }
+        hub = {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
+        if not hub:
+            path = local_copy(str(path), subfolder, "transformers")
         vision = vision_config(path, subfolder, **hub)
         tower: type[CLIPVisionModelWithProjection] | type[CLIPVisionModel] = (
             CLIPVisionModelWithProjection if projected else CLIPVisionModel

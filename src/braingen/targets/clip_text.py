@@ -19,7 +19,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from braingen.pretrained.loading import load_frozen
+from braingen.pretrained.hub import is_hub_name, whole_folder
+from braingen.pretrained.loading import HUB_OPTIONS, load_frozen
 from braingen.runtime.errors import UserError
 from braingen.runtime.weights import first_line
 
@@ -124,11 +125,7 @@ class CLIPTextEncoderDual(nn.Module):
         """
         if output not in PARTS:
             raise UserError(f"output is {output!r}; allowed are 'L', 'bigG' and 'joint'")
-        hub = {
-            key: value
-            for key, value in kwargs.items()
-            if key in ("revision", "local_files_only", "cache_dir", "token")
-        }
+        hub = {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
         parts: dict[str, Any] = {}
         for name in PARTS[output]:
             model_folder, tokenizer_folder = FOLDERS[name]
@@ -138,9 +135,12 @@ class CLIPTextEncoderDual(nn.Module):
                 subfolder=model_folder,
                 **kwargs,
             )
+            place, inside = str(path), tokenizer_folder
+            if not hub and is_hub_name(place):
+                place, inside = str(whole_folder(place, tokenizer_folder)), ""
             try:
                 parts[tokenizer_folder] = CLIPTokenizer.from_pretrained(
-                    str(path), subfolder=tokenizer_folder, **hub
+                    place, subfolder=inside, **hub
                 )
             except (OSError, ValueError) as error:
                 raise UserError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cached_property
 import gc
 import hashlib
-from pathlib import Path
 
 from diffusers import AutoencoderKL
 import numpy as np
@@ -17,6 +16,8 @@ from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.data.captions import Captions, load_captions
 from braingen.data.stimuli import Stimuli
+from braingen.pretrained.hub import model_key, whole_folder
+from braingen.pretrained.loading import subfolder_of
 from braingen.pretrained.sdxl import load_vae
 from braingen.pretrained.tiny import check_backbone
 from braingen.runtime.data_layout import Layout
@@ -26,11 +27,6 @@ from braingen.targets.cache import Cache
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.clip_text import FOLDERS, PARTS, CLIPTextEncoderDual
 from braingen.targets.text_form import TextForm, cached_text_form
-
-
-def _part(path: str, name: str) -> str:
-    folder = Path(path) / name
-    return str(folder) if folder.exists() else path
 
 
 class Targets:
@@ -62,9 +58,11 @@ class Targets:
         return load_captions(self._layout)
 
     @property
-    def image_part(self) -> str:
-        """Folder or name of the image encoder's weights."""
-        return _part(self.image_path, "image_encoder")
+    def image_key(self) -> str:
+        """Fingerprint of the image encoder's weights."""
+        return model_key(
+            self.image_path, subfolder_of(self.image_path, "image_encoder"), "transformers"
+        )
 
     @property
     def image_encoder(self) -> CLIPImageEncoder:
@@ -135,7 +133,7 @@ class Targets:
             f"{self._choice.image_output},"
             f" {'projected' if self._choice.image_projected else 'not projected'}"
         )
-        key = {"weights": fingerprint_of_files(self.image_part), "output": output}
+        key = {"weights": self.image_key, "output": output}
         return Cache(self._folder, "image_embedding", key, len(self.stimuli), compute)
 
     def text(self, image_ids: np.ndarray) -> Tensor:
@@ -160,8 +158,11 @@ class Targets:
         return Cache(self._folder, "text_embedding", key, len(self.stimuli), compute)
 
     def _text_weights(self) -> str:
-        parts = [name for encoder in PARTS[self._choice.text_output] for name in FOLDERS[encoder]]
-        return "/".join(fingerprint_of_files(_part(self._backbone, name)) for name in parts)
+        keys = []
+        for model, tokenizer in (FOLDERS[name] for name in PARTS[self._choice.text_output]):
+            keys.append(model_key(self._backbone, model, "transformers"))
+            keys.append(fingerprint_of_files(whole_folder(self._backbone, tokenizer)))
+        return "/".join(keys)
 
     def latents(self, image_ids: np.ndarray, size: int) -> np.ndarray:
         """Return the memory-mapped table of VAE latents at a size, with the rows of some filled.
@@ -195,7 +196,7 @@ class Targets:
                 self.vae.encode(images * 2 - 1).latent_dist.mode() * self.vae.config.scaling_factor
             )
 
-        key = {"weights": fingerprint_of_files(_part(self._backbone, "vae")), "size": str(size)}
+        key = {"weights": model_key(self._backbone, "vae", "diffusers"), "size": str(size)}
         return Cache(
             self._folder.parent / "latents", "latents", key, len(self.stimuli), compute, np.float16
         )

@@ -31,6 +31,7 @@ from braingen.generation.compatibility import (
 from braingen.generation.conditioned_unet import ConditionedUNet, expert_counts
 from braingen.generation.lora import add_lora, lora_parameters
 from braingen.generation.trained_modules import BEST, LAST, save_finetuned
+from braingen.pretrained.hub import backbone_key
 from braingen.pretrained.sdxl import (
     image_embedding_width,
     load_backbone,
@@ -457,7 +458,7 @@ def finetune(config: Config) -> Path:
         name: fingerprint_of_files(run_folder(config, name) / EMBEDDING_DECODER)
         for name in modalities(config)
     }
-    settings["weights"] = fingerprint_of_files(backbone_folder(config.backbone.path))
+    settings["weights"] = backbone_key(backbone_folder(config.backbone.path), frozen_type(config))
     workers = Workers(config)
     with shared_run(
         workers, folder, {**settings, "seed": config.run.seed}, {"run": config.run.seed}
