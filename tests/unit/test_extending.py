@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from unit.fake_scans import write_fake_scans
 
 pytestmark = pytest.mark.slow  # starts interpreters that load torch
 
@@ -153,3 +155,30 @@ def test_an_encoder_that_lacks_something_is_refused_at_once(package, old, new, p
     add_encoder(package, settings.replace(old, new))
     done = run(package, "import braingen.config")
     assert done.returncode and problem in done.stderr
+
+
+def test_a_form_of_responses_is_a_file_and_a_line(package):
+    scans = write_fake_scans(package.parent / "scans", subjects=("01",), sessions=1)
+    path = next(scans.root.rglob("*_betas.nii.gz"))
+    path.unlink()
+    np.savetxt(path.with_name(path.name.replace(".nii.gz", ".txt")), scans.responses["01"][0])
+    code = (
+        "from pathlib import Path; from braingen.cli import main\n"
+        "done = main(['prepare', '--scans', 'scans', '--data_path', 'data', '--no-captions'])\n"
+        "assert done == 0\n"
+        "from braingen.data.voxel_file import load_responses\n"
+        "from braingen.runtime.data_layout import Layout\n"
+        "path = next(Path('scans').rglob('*_betas.txt'))\n"
+        f"print(load_responses(path, 1, {int(scans.mask.sum())}, Layout.of('data')).voxels_NV.shape)"
+    )
+    assert "is of no form that is read" in run(package, code).stderr
+    add_file(package, "data/ingest/forms/text.py")
+    assert "is of no form that is read" in run(package, code).stderr
+    add_line(package, "data/ingest/forms/__init__.py")
+    done = run(package, code)
+    assert "label 01, from text" in done.stdout, done.stderr
+    assert done.stdout.strip().endswith(f"(12, {int(scans.mask.sum())})"), done.stderr
+    (package / "data/ingest/forms/text.py").unlink()
+    assert (
+        "correct the line, or add braingen/data/ingest/forms/text.py" in run(package, code).stderr
+    )

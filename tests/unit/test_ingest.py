@@ -1037,6 +1037,17 @@ def test_maps_of_finer_surfaces_are_drawn_on_the_mesh_that_comes_along():
         check_vertices([left], native)
 
 
+def test_maps_of_coarser_surfaces_are_drawn_at_the_nearest_vertex():
+    places = surface_places("fsaverage3", [(side, 642, None, 642) for side in "LR"], "here")
+    values = np.arange(places.voxels, dtype=np.float32)
+    for mesh, first in zip(meshes_of(places), (0, 642)):
+        drawn = vertex_values(mesh, places, values)
+        np.testing.assert_array_equal(drawn[:642], values[first : first + 642])
+        assert set(drawn) == set(values[first : first + 642])
+        ends = mesh.face_F3[:, [0, 1]]  # neighbours have the same value, or that of a neighbour
+        assert 0.4 < (drawn[ends[:, 0]] == drawn[ends[:, 1]]).mean() < 1
+
+
 @pytest.mark.parametrize("labels", [True, False])
 def test_nsds_betas_on_fsaverage(tmp_path, labels):
     rng = np.random.default_rng(0)

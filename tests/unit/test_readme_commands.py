@@ -23,6 +23,7 @@ FILES = [
     ROOT / "Makefile",
     *sorted(SHIPPED.glob("*.yaml")),
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "data").glob("*.md")),
 ]
 TOLD = [
     (file.relative_to(ROOT).as_posix(), command)

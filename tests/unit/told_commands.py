@@ -19,7 +19,7 @@ def told_commands(file: Path) -> list[str]:
         r"^(?:\$ |# +|\t\$\(RUN\)/| {4})?(braingen [a-z][^\n]*)$", text, flags=re.MULTILINE
     )
     commands = [re.split(r"\s{2,}[(#]|\s#", line)[0].strip() for line in lines]
-    if file.parent != ROOT / "docs":  # docs quote messages too
+    if not file.is_relative_to(ROOT / "docs"):  # docs quote messages too
         commands += [
             found.replace("\n", " ") for found in re.findall(r"`(braingen [a-z][^`]*)`", text)
         ]

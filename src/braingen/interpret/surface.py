@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import difflib
+from functools import lru_cache
 from pathlib import Path
 import re
 from typing import Any, Literal, NamedTuple
@@ -276,7 +277,7 @@ def vertex_values(mesh: Mesh, places: SurfacePlaces, value_V: np.ndarray) -> np.
     """A map at the vertices of a mesh, N, NaN without a column; None for another surface.
 
     FreeSurfer's icosahedra contain each other: the first vertices of fsaverage are those of
-    fsaverage5.
+    fsaverage5. On the mesh that comes along, a coarser map is drawn at the nearest of its vertices.
     """
     side = mesh.side[0].upper()
     if side not in places.vertices:
@@ -290,11 +291,21 @@ def vertex_values(mesh: Mesh, places: SurfacePlaces, value_V: np.ndarray) -> np.
         and len(texture) > len(mesh.vertex_N3)
     ):
         return texture[: len(mesh.vertex_N3)]
+    if mesh.name == FSAVERAGE and len(texture) in _ICOSAHEDRA:
+        return texture[_nearest(mesh.side, len(texture))]
     return None
 
 
+@lru_cache(maxsize=8)
+def _nearest(side: Side, coarse: int) -> np.ndarray:
+    """The nearest of the first vertices of fsaverage5, on the sphere, for every vertex."""
+    shipped = datasets.fetch_surf_fsaverage(FSAVERAGE)
+    sphere_N3, _ = load_surf_mesh(shipped[f"sphere_{side}"])
+    return KDTree(sphere_N3[:coarse]).query(sphere_N3)[1]
+
+
 def meshes_of(places: SurfacePlaces) -> tuple[Mesh, ...]:
-    """The shipped meshes for responses on fsaverage5 or finer; none for other surfaces."""
+    """The shipped meshes for responses on one of FreeSurfer's averages; none for other surfaces."""
     if not places.surface.startswith("fsaverage"):
         return ()
     shipped = read_meshes([FSAVERAGE], [0])[0]
