@@ -42,7 +42,9 @@ def write_scans(root: Path, volumes: int, ending: str) -> int:
     folder.mkdir(parents=True)
     nibabel.save(nibabel.Nifti1Image(mask.astype(np.uint8), AFFINE), folder / "sub-01_mask.nii.gz")
     shown = rng.permutation(np.resize(np.arange(PICTURES), volumes))
-    table = pd.DataFrame({"onset": 4.0 * np.arange(volumes), "stim_file": [names[k] for k in shown]})
+    table = pd.DataFrame(
+        {"onset": 4.0 * np.arange(volumes), "stim_file": [names[k] for k in shown]}
+    )
     table.to_csv(folder / "sub-01_ses-01_events.tsv", sep="\t", index=False)
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.float32)
