@@ -4,8 +4,8 @@ voxels.
     python benchmarks/prepare_memory.py --folder FOLDER [--volumes 250,1000] [--ending .nii]
 
 Writes a session of random responses a volume at a time, runs `braingen prepare` on it in a process
-of its own, and reads VmHWM (the largest resident set, mapped files included) and RssAnon (the memory
-that the process has for itself, its maximum over readings every 20 ms) of that process.
+of its own, and reads VmHWM (the largest resident set, mapped files included) and RssAnon (the
+memory that the process has for itself, its maximum over readings every 20 ms) of that process.
 """
 
 from __future__ import annotations

@@ -169,7 +169,8 @@ def test_a_form_of_responses_is_a_file_and_a_line(package):
         "from braingen.data.voxel_file import load_responses\n"
         "from braingen.runtime.data_layout import Layout\n"
         "path = next(Path('scans').rglob('*_betas.txt'))\n"
-        f"print(load_responses(path, 1, {int(scans.mask.sum())}, Layout.of('data')).voxels_NV.shape)"
+        f"found = load_responses(path, 1, {int(scans.mask.sum())}, Layout.of('data'))\n"
+        "print(found.voxels_NV.shape)"
     )
     assert "is of no form that is read" in run(package, code).stderr
     add_file(package, "data/ingest/forms/text.py")
