@@ -23,10 +23,12 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
+import torch
 
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, subjects_on_disk, test_trials, train_trials
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoding_model.banded_ridge import candidate_scales
 from braingen.encoding_model.features import FeatureSpaces
 from braingen.encoding_model.model import EncodingModel, people_tuning
@@ -35,12 +37,13 @@ from braingen.encoding_model.responses import average_responses
 from braingen.encoding_model.run import mean_responses
 from braingen.encoding_model.train import fit_subject
 from braingen.evaluation.decoding import decoder_scores
+from braingen.evaluation.embeddings import decode_test_images
 from braingen.evaluation.identification import two_way
 from braingen.evaluation.ridge import fit_ridge
 from braingen.evaluation.uncertainty import mean_interval, permutation_p, two_way_by_image
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.files import write_json
-from braingen.runtime.text_files import read_json
+from braingen.runtime.paths import EMBEDDING_DECODER
 
 SCORES = ("retrieval_brain_to_image", "retrieval_image_to_brain", "two_way", "clip_cos")
 
@@ -157,15 +160,27 @@ def person(root: str, subject: int, curve: str | None) -> dict[str, dict[str, np
         found[name] = images.scores(decoded)
     if curve:
         for way in ("routers", "subject"):
-            runs = sorted(Path(curve, "adaptation_curve").glob(f"{way}-1sessions-seed*"))
-            tables = [read_json(run / "scores_of_embeddings.json")["values"] for run in runs]
-            for table in tables:
-                table["two_way"] = table.pop("two_way_clip")
+            runs = sorted(Path(curve, "adaptation_curve").glob(f"{way}-1sessions-seed*/image"))
+            tables = [by_encoder(config, run, images) for run in runs]
             if tables:
                 found[f"pretrained, {way}"] = {
                     name: np.mean([table[name] for table in tables], axis=0) for name in SCORES
                 }
     return found
+
+
+def by_encoder(config: Config, run: Path, images: Images) -> dict[str, np.ndarray]:
+    """Scores of a trained encoder: retrieval by its projected output, as `evaluate` does it."""
+    decoder = EmbeddingDecoder.from_pretrained(run / EMBEDDING_DECODER)
+    read = decode_test_images(config, "image", decoder)
+    standard = [
+        decoder.standardised(torch.from_numpy(x)).flatten(1).numpy()
+        for x in (images.true_ND[:, None], images.mean_D[None, None])
+    ]
+    projected = Images(images.ids, standard[0] - standard[1], np.zeros(1, np.float32))
+    found = images.scores(read.embedding_ND.numpy())
+    retrieved = projected.scores(read.clip_ND.numpy() - standard[1])
+    return found | {name: retrieved[name] for name in SCORES[:2]}
 
 
 def compare(ways: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, dict[str, float]]]:

@@ -25,6 +25,7 @@ from braingen.runtime.data_layout import Layout
 
 pytestmark = pytest.mark.slow
 IMAGES = 8
+REGIONS = ("v1", "v2", "v3", "v4", "higher")
 SMALL = [
     "encoder.hidden_dim=32",
     "encoder.n_blocks=1",
@@ -132,12 +133,28 @@ def test_decoding_is_scored_beside_ridge_and_pictures_are_drawn_from_it(trained,
     scores = json.loads((tmp_path / "drawn" / "scores.json").read_text())
     cosine = scores["clip_cos"]
     assert cosine["encoding_model"] == pytest.approx(cosine["value"], abs=1e-5)
+    brain = {name for name in scores if name.startswith("brain_correlation")}
+    assert brain == {"brain_correlation", *(f"brain_correlation_{r}" for r in REGIONS)}
+    assert all(scores[name]["chance"] == 0 and scores[name]["n"] == IMAGES for name in brain)
+    assert "By the encoding model: clip_cos" in capsys.readouterr().out
     assert cosine["ridge"] != cosine["value"] and scores["pixcorr"]["encoding_model"] is None
     compared = json.loads((tmp_path / "drawn" / "comparisons.json").read_text())
     assert {"encoder minus ridge: clip_cos", "ridge minus encoding model: clip_cos"} <= {
         each["name"] for each in compared
     }
     assert found["image"].shape == found["image_clip"].shape == (IMAGES, 1, 128)
+    first = tmp_path / "drawn" / "reconstructions" / "brain"
+    many = [*words, "--decode_by", "encoding_model", "--samples", "3", "--choose_by", "responses"]
+    many += ["--folder", str(tmp_path / "chosen")]
+    assert main(["reconstruct", *many]) == 0
+    folder = tmp_path / "chosen" / "reconstructions" / "brain"
+    samples = json.loads((folder / "index.json").read_text())["samples"]
+    assert {len(each["similarity"]) for each in samples.values()} == {3}
+    for image, each in samples.items():
+        assert each["similarity"][each["sample"]] == max(each["similarity"])
+        pixels = [np.asarray(Image.open(at / f"{int(image):06d}.png")) for at in (folder, first)]
+        same = np.array_equal(*pixels)
+        assert same == (each["sample"] == 0)
     shutil.rmtree(tmp_path / "drawn")
     words[words.index("--run.encoding") + 1] = str(tmp_path / "nothing")
     assert main(["reconstruct", *words, "--decode_by", "encoding_model"]) == 2

@@ -10,6 +10,7 @@ from scipy.stats import multivariate_normal
 import torch
 
 from braingen.encoding_model.energy import WIDTH, energy_features
+from braingen.encoding_model.evidence import discriminate, evidence_of
 from braingen.encoding_model.library import (
     DecodingChoice,
     Inverse,
@@ -22,6 +23,7 @@ from braingen.encoding_model.model import EncodingModel, people_tuning
 from braingen.encoding_model.noise import NoiseModel, _likelihoods, fit_noise
 from braingen.encoding_model.responses import average_array
 from braingen.encoding_model.voxel_space import shared_space
+from braingen.evaluation.brain_correlation import brain_values
 from braingen.runtime.errors import UserError
 
 
@@ -272,3 +274,39 @@ def test_energy_tells_orientation_scale_place_and_colour():
     assert energy[0].flatten().argmax() == 4 and energy[1].flatten().argmax() == 6
     assert found[2, 7, :, 0].mean() > 5 * found[2, 7, :, 3].mean()
     assert (found[3, 1] > 0.9).all() and found[:3, 1:3].abs().max() < 1e-5
+
+
+# --- which picture? -------------------------------------------------------------------------------
+
+
+def test_evidence_prefers_the_seen_picture_to_another_and_to_half_of_it(fitted):
+    world, _, model, weights = fitted
+    seen = world.pictures(60)
+    responses = world.responses(seen, weights).mean_NV
+    predicted = model.predict(seen)
+    own = evidence_of(model, responses, predicted)
+    assert (own > evidence_of(model, responses, predicted[::-1])).mean() > 0.8
+    beats, nearest = discriminate(model, responses, predicted)
+    assert not beats.diagonal().any() and (nearest != np.arange(60)).all()
+    assert beats.sum() / (60 * 59) > 0.8
+    hardest = beats[np.arange(60), nearest].mean()
+    assert 0.4 < hardest < beats.sum() / (60 * 59)
+    covariance = np.diag(model.noise.diagonal_V) + model.noise.factor_KV.T @ model.noise.factor_KV
+    mean = model.ridge.voxel_mean_V
+    expected = multivariate_normal(predicted[0], covariance).logpdf(
+        responses[0]
+    ) - multivariate_normal(mean, covariance).logpdf(responses[0])
+    assert own[0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_brain_correlation_is_the_mean_correlation_over_voxels_by_region():
+    random = np.random.default_rng(0)
+    measured = random.standard_normal((30, 6))
+    predicted = measured + random.standard_normal((30, 6))
+    predicted[:, 5] = 3.0  # a voxel that is predicted to be the same for all: no correlation
+    regions = {"V1": np.arange(6) < 2, "higher_vis": np.zeros(6, bool), "V2": np.ones(4, bool)}
+    values = brain_values(predicted, measured, regions)
+    assert set(values) == {"brain_correlation", "brain_correlation_v1"}
+    each = [np.corrcoef(predicted[:, v], measured[:, v])[0, 1] for v in range(5)] + [0]
+    assert values["brain_correlation"].mean() == pytest.approx(np.mean(each), abs=1e-9)
+    assert values["brain_correlation_v1"].mean() == pytest.approx(np.mean(each[:2]), abs=1e-9)

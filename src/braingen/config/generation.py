@@ -165,8 +165,12 @@ class GenerationConfig(Section):
     condition.
     """
     samples: Positive = 1
-    """Images generated per test image; the one whose CLIP embedding is nearest to the decoded one
-    (never to the truth) is kept.
+    """Images generated per test image, of which `choose_by` keeps one (never by the truth)."""
+    choose_by: Annotated[
+        Literal["embedding", "responses"], Needs("samples", above(1)), FROM_VOXELS
+    ] = "embedding"
+    """Which sample is kept: that whose CLIP embedding is nearest to the decoded one, or that under
+    whose predicted responses the measured ones are likeliest (needs an encoding model).
     """
     guidance_scale: Annotated[float, Field(ge=1)] = 15.0
     """Classifier-free guidance (published runs: 15)."""

@@ -23,6 +23,7 @@ from braingen.data.trials import Repeats, group_repeats, test_trials, train_tria
 from braingen.encoders.trained import load_embedding_decoder
 from braingen.encoding_model.run import has_encoding
 from braingen.evaluation.averaged import Scored, averaged, intervals
+from braingen.evaluation.brain_correlation import BrainScorer
 from braingen.evaluation.decoding import FEWEST_CANDIDATES, decoder_scores, scores_by_part
 from braingen.evaluation.encoding_scores import encoding_embeddings
 from braingen.evaluation.evaluate_captions import TextSpace, caption_table
@@ -373,6 +374,12 @@ class _Scorer:
         )
         layout = Layout.of(config.data.root)
         self.space = TextSpace(self.targets) if has_captions(layout) else None
+        self.brain: BrainScorer | None = None
+        if has_encoding(config):
+            try:
+                self.brain = BrainScorer(config, self.targets, self.ids)
+            except UserError as error:  # a model that needs captions
+                self.missing["brain_correlation"] = f"Brain correlation is left out: {error}"
         # features of the true images, shared by all sources and later evaluations
         self.kept = layout.cache() / "features"
 
@@ -405,6 +412,10 @@ class _Scorer:
                 store=store,
                 **settings,
             )
+        if self.brain is not None:
+            scored, values = self.brain.scores(images, config.evaluation.bootstrap, config.run.seed)
+            metric_table.scores.update(scored)
+            metric_table = metric_table._replace(table=metric_table.table.assign(**values))
         attributes = None
         if self.simulated:
             attributes = scene_attributes(

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-WHICH, WHAT, ALIKE, CLOSE, CAPTION, PEOPLE = (
+WHICH, WHAT, ALIKE, CLOSE, BRAIN, CAPTION, PEOPLE = (
     "Which image was seen?",
     "What was in the image?",
     "How similar are the two images?",
     "How close is the decoded embedding, without an image?",
+    "Do the generated images predict the measured responses?",
     "How well does the decoded caption describe the image?",
     "How do people rate the images?",
 )
-GROUPS = (WHICH, WHAT, ALIKE, CLOSE, CAPTION, PEOPLE)
+GROUPS = (WHICH, WHAT, ALIKE, CLOSE, BRAIN, CAPTION, PEOPLE)
 """In the order of the report."""
 SHARE, LIKERT = (0.0, 1.0), (1.0, 7.0)
 

@@ -12,6 +12,7 @@ import difflib
 
 from braingen.evaluation.metric_type import (
     ALIKE,
+    BRAIN,
     CAPTION,
     CLOSE,
     GROUPS,
@@ -35,6 +36,13 @@ def _named(title: str, words: str, meaning: str, place: int) -> Metric:
 
 def _distance(title: str, words: str, meaning: str, place: int) -> Metric:
     return Metric(title, words, meaning, ALIKE, place, higher_is_better=False)
+
+
+def _correlation(region: str, place: int) -> Metric:
+    meaning = "correlation over images of responses predicted to the generated images and measured"
+    return Metric(
+        f"Brain corr., {region}", f"Brain correlation, {region}", meaning, BRAIN, place, axis=None
+    )
 
 
 _TWO_WAY = "the same, to"
@@ -131,6 +139,12 @@ METRICS: dict[str, Metric] = {
         WHICH,
         1,
     ),
+    "brain_correlation": _correlation("all voxels", 0),
+    "brain_correlation_v1": _correlation("V1", 1),
+    "brain_correlation_v2": _correlation("V2", 2),
+    "brain_correlation_v3": _correlation("V3", 3),
+    "brain_correlation_v4": _correlation("V4", 4),
+    "brain_correlation_higher": _correlation("higher areas", 5),
     "meteor": Metric("METEOR", "METEOR", "shared words, synonyms counted", CAPTION, 0),
     "rouge_l": Metric("ROUGE-L", "ROUGE-L", "longest common word sequence", CAPTION, 1),
     "clip_text": Metric(

@@ -147,9 +147,7 @@ def write_extremes(
 
 def print_scores(scores: Mapping[str, Score], missing: Mapping[str, str]) -> None:
     """Print the scores as a table."""
-    decoded = any(score.encoding_model is not None for score in scores.values())
-    names = ["score", "brain", "95 %", "random", "ridge", "oracle", "chance"]
-    names += ["encoding"] if decoded else []
+    names = ("score", "brain", "95 %", "random", "ridge", "oracle", "chance")
     # narrow enough for a terminal of 80 columns, so that no figure is cut off
     table = Table(
         *(Column(name, no_wrap=True) for name in names),
@@ -171,10 +169,16 @@ def print_scores(scores: Mapping[str, Score], missing: Mapping[str, str]) -> Non
             text(score.ridge),
             text(score.oracle),
             text(score.chance),
-            *((text(score.encoding_model),) if decoded else ()),
         )
     terminal = console()
     terminal.print(table)
+    by_encoding_model = [
+        f"{name} {text(score.encoding_model)}"
+        for name, score in scores.items()
+        if score.encoding_model is not None
+    ]
+    if by_encoding_model:  # a line below: a column more would not fit
+        terminal.print(f"By the encoding model: {', '.join(by_encoding_model)}.", soft_wrap=True)
     for sentence in missing.values():
         terminal.print(sentence, markup=False, soft_wrap=True)
 

@@ -14,6 +14,7 @@ from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.data.voxel_file import SUFFIXES, load_responses, voxel_file, with_folders_statistics
 from braingen.encoders.trained import modalities
+from braingen.generation.by_encoding_model import uses_encoding_model
 from braingen.generation.pipeline import BrainDecoder
 from braingen.generation.reconstruct import (
     assemble,
@@ -122,6 +123,11 @@ def decode(config: Config) -> Path:
         raise UserError(
             f"generation.source = {config.generation.source} has no meaning for a file of voxels:"
             " leave it at brain."
+        )
+    if uses_encoding_model(config):
+        raise UserError(
+            "generation.decode_by and generation.choose_by have no encoding model for a file of"
+            " voxels: leave them out, or use braingen reconstruct."
         )
     if config.decode.pictures and not config.decode.decoder:
         check_generation(config)

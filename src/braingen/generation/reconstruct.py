@@ -25,13 +25,12 @@ from braingen.data.sealed_runs import at_test_set
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.data.voxel_file import Responses, odd_scale
 from braingen.encoders.trained import load_embedding_decoder, modalities
-from braingen.encoding_model.library import Library
-from braingen.encoding_model.run import decode_with, load_encoding, mean_responses
+from braingen.generation.by_encoding_model import ByEncodingModel, uses_encoding_model
 from braingen.generation.compatibility import refuse_incompatible, refuse_other_widths
 from braingen.generation.conditioned_unet import RoutingRecorder, expert_counts
 from braingen.generation.lora import merged_lora
 from braingen.generation.pipeline import BrainDecoder, negative_condition, to_pil
-from braingen.generation.rerank import best_of
+from braingen.generation.rerank import Similarity, best_of, by_embedding
 from braingen.generation.resumable import (
     GeneratedImage,
     gather_tensors,
@@ -169,7 +168,8 @@ def embeddings_of(config: Config, parts: ReconstructionParts) -> dict[str, Tenso
     """
     if config.generation.source != "oracle":
         if config.generation.decode_by == "encoding_model":
-            return decode_by_encoding_model(config, parts)
+            model = ByEncodingModel(config, parts.targets, parts.repeats, parts.betas)
+            return model.decode(parts.decoder.brain_image, parts.decoder.brain_text)
         return decode_responses(config, parts.decoder, parts.repeats, parts.betas, parts.subject)
     ids, embedding_decoder = parts.repeats.image_N, parts.decoder
     found = {"ids": torch.from_numpy(ids)}
@@ -227,37 +227,6 @@ def decode_responses(
     return {"ids": torch.from_numpy(repeats.image_N), **joined}
 
 
-def decode_by_encoding_model(config: Config, parts: ReconstructionParts) -> dict[str, Tensor]:
-    """Decode embeddings by the encoding model turned around; experts share them, as the oracle's.
-
-    Captions are decoded among those of its library, where it has some.
-    """
-    trained = load_encoding(config, parts.targets)
-    repeats, ids = parts.repeats, parts.repeats.image_N
-    if config.generation.source == "random":
-        shape = (repeats.rows_NR.shape[1], parts.betas.voxels)
-        noise_NRV = seeded_noise(ids.tolist(), shape, config.run.seed, "random voxels").numpy()
-        present_NR = (repeats.rows_NR >= 0)[..., None]
-        if config.generation.repeats == "first":
-            noise_NRV, present_NR = noise_NRV[:, :1], present_NR[:, :1]
-        responses_NV = (noise_NRV * present_NR).sum(1) / present_NR.sum(1)
-    else:
-        responses_NV = mean_responses(repeats, parts.betas, config.generation.repeats == "first")
-    true_NTD = parts.targets.image(ids)
-    decoded_ND, pictures, _ = decode_with(trained, responses_NV, true_NTD.flatten(1).numpy())
-    found = {"ids": torch.from_numpy(ids), "image": torch.from_numpy(decoded_ND)}
-    found["image"] = found["image"].view(true_NTD.shape)
-    if parts.decoder.brain_text is not None and pictures.image_N is not None:
-        known_LTD = trained.spaces.targets.text(pictures.image_N)
-        library = Library(known_LTD.flatten(1).numpy(), trained.model.predict(pictures.features))
-        text_ND = trained.model.decode(responses_NV, library).embedding_ND
-        found["text"] = torch.from_numpy(text_ND).view(-1, *known_LTD.shape[1:])
-    for name, encoder in (("image", parts.decoder.brain_image), ("text", parts.decoder.brain_text)):
-        if encoder is not None and name in found:
-            found[f"{name}_clip"] = encoder.standardised(found[name].to(parts.decoder.device)).cpu()
-    return found
-
-
 def nearest_captions(
     config: Config, targets: Targets, text_NTD: Tensor, ids: np.ndarray
 ) -> dict[str, str]:
@@ -310,6 +279,7 @@ def image_generator(
     decoder: BrainDecoder,
     targets: Callable[[], CLIPImageEncoder],
     embeddings: Embeddings,
+    evidence: Callable[[slice], Similarity] | None = None,
 ) -> Callable[[slice], list[GeneratedImage]]:
     """Return a function that generates images from rows of embeddings with the configured sampler.
 
@@ -317,6 +287,9 @@ def image_generator(
     ----------
     targets : Callable[[], CLIPImageEncoder]
         Returns the CLIP that embeds generated images; called only with several samples per image.
+    evidence : Callable[[slice], Similarity] | None, optional
+        Rows -> how well generated images fit the responses; None: the nearest to the decoded
+        embedding is kept.
     """
     sampler = config.generation
     with_text = (
@@ -343,6 +316,18 @@ def image_generator(
     negative = negative_condition(
         decoder.form, backbone_folder(config.backbone.path), sampler.negative_prompt
     )
+
+    def nearest_embedding(some: slice) -> Similarity:
+        embedding_decoder = decoder.brain_image
+        decoded_BTD = embedding_decoder.standardised(
+            embeddings.image_NTD[some].to(embedding_decoder.device)
+        )
+        return by_embedding(
+            lambda x: embedding_decoder.standardised(
+                targets()(x).target_BTD.to(embedding_decoder.device)
+            ),
+            decoded_BTD,
+        )
 
     def generate(some: slice) -> list[GeneratedImage]:
         recorder = RoutingRecorder()
@@ -371,17 +356,10 @@ def image_generator(
             images = to_pil(one_sample(0))
             mixed = recorder.tensors(decoder.scheduler.timesteps)
             return [GeneratedImage(image, None, routing(row)) for row, image in enumerate(images)]
-        embedding_decoder = decoder.brain_image
-        decoded_BTD = embedding_decoder.standardised(
-            embeddings.image_NTD[some].to(embedding_decoder.device)
-        )
         chosen = best_of(
             sampler.samples,
             one_sample,
-            lambda x: embedding_decoder.standardised(
-                targets()(x).target_BTD.to(embedding_decoder.device)
-            ),
-            decoded_BTD,
+            nearest_embedding(some) if evidence is None else evidence(some),
         )
         mixed = recorder.tensors(decoder.scheduler.timesteps)
         similarity = [[round(value, 4) for value in row] for row in chosen.similarity_BS.tolist()]
@@ -401,11 +379,12 @@ def generate_images(
     targets: Callable[[], CLIPImageEncoder],
     folder: Path,
     workers: Workers,
+    evidence: Callable[[slice], Similarity] | None = None,
 ) -> dict[str, Tensor]:
     """Generate images from a run folder's embeddings with all processes; returns the embeddings."""
     decoded = load_file(folder / EMBEDDINGS)
     ids = decoded["ids"].tolist()
-    generate = image_generator(config, decoder, targets, embeddings_in(decoded))
+    generate = image_generator(config, decoder, targets, embeddings_in(decoded), evidence)
     description = f"generating {len(ids)} images ({folder.name})"
     with merged_lora(decoder.unet):
         generate_missing(folder, ids, config.generation.batch_size, generate, workers, description)
@@ -485,7 +464,7 @@ def reconstruct_into(config: Config, folder: Path) -> Path:
     settings["weights"] = backbone_key(
         backbone_folder(config.backbone.path), generation_type(config)
     )
-    if config.generation.decode_by == "encoding_model":
+    if uses_encoding_model(config):
         settings["encoding_model"] = fingerprint_of_files(encoding_folder(config))
     tuned = finetuned_folder(config)
     settings["finetuned"] = fingerprint_of_files(tuned) if tuned is not None else ""
@@ -512,8 +491,12 @@ def reconstruct_into(config: Config, folder: Path) -> Path:
                 )
         workers.wait()
         parts.decoder.release_encoders()
+        evidence = None
+        if config.generation.choose_by == "responses":
+            model = ByEncodingModel(config, parts.targets, parts.repeats, parts.betas)
+            evidence = model.similarity
         decoded = generate_images(
-            config, parts.decoder, lambda: parts.targets.image_encoder, folder, workers
+            config, parts.decoder, lambda: parts.targets.image_encoder, folder, workers, evidence
         )
         if workers.main:
             ids = decoded["ids"].numpy()

@@ -1,6 +1,7 @@
-"""Generate several samples per brain response, and keep the one nearest to the decoded embedding.
+"""Generate several samples per brain response, and keep the best.
 
-The criterion is the decoded embedding, never the seen image.
+The criterion is the decoded embedding, or the measured response (by an encoding model), never the
+seen image.
 
 B responses, S samples of each, T tokens, D embedding width, H W sides in pixels.
 """
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-Embed = Callable[[Tensor], Tensor]
-"""Images B x 3 x H x W in [0, 1] -> CLIP embeddings B x T x D, in the units of the cosine."""
+Similarity = Callable[[Tensor], Tensor]
+"""Images B x 3 x H x W in [0, 1] -> how well each fits the response, B; the largest is best."""
 
 
 class BestSample(NamedTuple):
@@ -24,14 +25,31 @@ class BestSample(NamedTuple):
     images_B3HW: Tensor
     """float32 in [0, 1]."""
     similarity_BS: Tensor
-    """Cosine of every sample's embedding with the decoded one; the largest is chosen."""
+    """Of every sample; the largest is chosen."""
+
+
+def by_embedding(embed: Callable[[Tensor], Tensor], decoded_BTD: Tensor) -> Similarity:
+    """Cosine of a sample's embedding with the decoded one.
+
+    Parameters
+    ----------
+    embed : Callable[[Tensor], Tensor]
+        Images -> embeddings B x T x D.
+    decoded_BTD : Tensor
+        Decoded embeddings, in the units of `embed`.
+    """
+    decoded_BF = decoded_BTD.flatten(1).float()
+
+    def similarity(images_B3HW: Tensor) -> Tensor:
+        sample_BF = embed(images_B3HW).flatten(1).float()
+        return cosine_similarity(sample_BF, decoded_BF.to(sample_BF.device))
+
+    return similarity
 
 
 @torch.no_grad()
-def best_of(
-    samples: int, generate: Callable[[int], Tensor], embed: Embed, decoded_BTD: Tensor
-) -> BestSample:
-    """Generate several samples, and keep for every row the nearest to the decoded embedding.
+def best_of(samples: int, generate: Callable[[int], Tensor], similarity: Similarity) -> BestSample:
+    """Generate several samples, and keep for every row the one that fits best.
 
     Parameters
     ----------
@@ -39,19 +57,13 @@ def best_of(
         S.
     generate : Callable[[int], Tensor]
         Index of the sample -> B x 3 x H x W in [0, 1].
-    embed : Embed
-        Embeds the samples.
-    decoded_BTD : Tensor
-        Decoded embeddings, in the units of `embed`.
+    similarity : Similarity
+        `by_embedding`, or the evidence of the measured responses.
     """
-    decoded_BF = decoded_BTD.flatten(1).float()
     best_B3HW, columns = torch.empty(0), []
     for number in range(samples):
         sample_B3HW = generate(number)
-        sample_BF = embed(sample_B3HW).flatten(1).float()
-        columns.append(
-            cosine_similarity(sample_BF, decoded_BF.to(sample_BF.device)).to(sample_B3HW.device)
-        )
+        columns.append(similarity(sample_B3HW).to(sample_B3HW.device))
         if number == 0:
             best_B3HW, highest_B = sample_B3HW, columns[0]
             continue
