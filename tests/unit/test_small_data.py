@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from unit.fake_report_inputs import write_fake_run
+from unit.fake_scans import write_fake_scans
 from unit.tiny_training import TableTargets, spy, tiny_config
 
 from braingen.cli import main
 from braingen.data import nsd
-from braingen.data.checks import all_checks
+from braingen.data.checks import all_checks, check_before_training
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.evaluation import evaluate
 from braingen.evaluation.decoding import decoder_scores
@@ -179,6 +180,16 @@ def test_advice_fits_a_folder_made_from_own_scans(tmp_path, capsys):
     assert "braingen prepare --scans" in told and "pscotti" not in told
     text = f"x is missing; {nsd.GET_IT}."
     assert nsd.fitting_advice(text, tmp_path / "elsewhere") == text
+
+
+def test_warnings_fit_a_folder_made_from_own_scans_too(tmp_path, caplog):
+    scans = write_fake_scans(tmp_path / "scans", subjects=("01",)).root
+    root = tmp_path / "data"
+    assert main(["prepare", "--scans", str(scans), "--data_path", str(root)]) == 0
+    Layout.of(root).wds_test(1, "new_test").unlink()
+    warnings = check_before_training(Layout.of(root), [1], captions=False)
+    assert warnings and "0.tar is missing" in caplog.text
+    assert "braingen prepare --scans" in caplog.text and "pscotti" not in caplog.text
 
 
 def test_a_refused_training_leaves_no_run_folder(root, tmp_path, monkeypatch):

@@ -18,6 +18,6 @@ COMMAND = Command(
     run=run,
     group="start",
     place=2,
-    sections=("doctor", "run", "data", "backbone"),
+    sections=("doctor", "run", "data", "prepare", "backbone"),
     own="doctor",
 )

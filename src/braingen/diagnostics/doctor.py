@@ -28,6 +28,7 @@ from braingen.data.trials import (
     train_trials,
 )
 from braingen.diagnostics.resources import encoder_parameters, gigabytes, needs_of
+from braingen.diagnostics.scans import scan_findings
 from braingen.diagnostics.summary import sizes_of
 from braingen.evaluation import features
 from braingen.generation.compatibility import incompatibilities
@@ -60,7 +61,7 @@ class Item(NamedTuple):
     level: Level
     """An error prevents some command from running; a warning or note does not."""
     area: str
-    """machine, data, backbone, scores or needs."""
+    """machine, scans, data, backbone, scores or needs."""
     what: str
     """One word, or the name of a part."""
     subject: int | None
@@ -111,6 +112,9 @@ def doctor(config: Config) -> None:
 def examine(config: Config) -> Iterator[Item]:
     """Run all checks, fast ones first."""
     yield from _machine(config)
+    if config.prepare.scans is not None:
+        for found in scan_findings(config):
+            yield Item(found.level, "scans", found.what, found.subject, found.sentence)
     yield from _data(config)
     with suppress(UserError):  # a damaged image file is reported with the data
         unfit = backbone_mismatch(config)

@@ -74,7 +74,7 @@ def check_before_training(
         if finding.level == "error":
             raise UserError(finding.sentence)
         if finding.level == "warning":
-            logger.warning(finding.sentence)
+            logger.warning(nsd.fitting_advice(finding.sentence, layout.root))
             warnings.append(finding)
     return warnings
 
