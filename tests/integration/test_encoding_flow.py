@@ -22,6 +22,8 @@ from braingen.data.pictures import load_picture
 from braingen.data.stimuli import Stimuli
 from braingen.encoding_model.features import FeatureSpaces
 from braingen.runtime.data_layout import Layout
+from braingen.targets.tables import Targets
+from braingen.training.encoder_setup import setup
 
 pytestmark = pytest.mark.slow
 IMAGES = 8
@@ -121,6 +123,44 @@ def test_a_library_of_ones_own_is_read_and_refused_with_a_test_image(trained, tm
     save(3)
     assert main(["train", "encoding", *words, "--folder", str(tmp_path / "refused")]) == 2
     assert "holds a test image (3.png)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_synthetic_trials_are_of_pictures_that_were_not_seen(trained, tmp_path, folder, capsys):
+    flags = ["data.synthetic_share=0.5", *QUICK, "--num_sessions", "1"]
+    stimuli = Stimuli(Layout.of(trained.data))
+    if folder:
+        for image in range(IMAGES, IMAGES + 12):
+            pixels = np.round(stimuli.images(np.array([image]))[0] * 255).astype(np.uint8)
+            Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / f"{image}.png")
+        flags += ["--synthetic_pictures", str(tmp_path)]
+    config = load_config(*parse_overrides([*trained.words, *flags]))
+    parts = setup(config, "image")
+    measured = setup(load_config(*parse_overrides(trained.words[:6])), "image")
+    betas = parts.batches._betas[0]
+    rows, images = parts.batches._rows[0], parts.batches._images[0]
+    made = rows >= betas.measured.trials
+    assert made.sum() == (~made).sum() and betas.trials == betas.measured.trials + made.sum()
+    held = parts.held_out[0][0].table["image"].unique()
+    assert not np.isin(images[made], [*held, *images[~made], *range(IMAGES)]).any()
+    own = betas.rows(rows[made])
+    assert np.isfinite(own).all() and 0.5 < own.std() < 2
+    mixed = np.array([rows[made][3], rows[~made][2], rows[made][0]])
+    np.testing.assert_array_equal(betas.rows(mixed)[[0, 2]], own[[3, 0]])
+    np.testing.assert_array_equal(betas.rows(mixed)[1], betas.measured.rows(mixed[1:2])[0])
+    places = parts.row_of_image[images[made]]
+    assert (places >= 0).all()
+    if folder:
+        assert images[made].min() >= len(stimuli)
+        truth = Targets(config).image(np.arange(IMAGES, IMAGES + 12))
+        decoder = parts.embedding_decoder
+        found = parts.targets_ND[parts.row_of_image[len(stimuli) + np.arange(12)]]
+        found = decoder.in_clip_units(found)
+        gap = torch.cdist(found.flatten(1), truth.flatten(1)).min(1).values
+        assert gap.max() < 0.1 * truth.std() * truth.shape[-1] ** 0.5
+        assert main(["train", "text", *trained.words, *flags]) == 2
+        assert "has no captions" in capsys.readouterr().err
+    assert measured.batches._rows[0].max() < betas.measured.trials
 
 
 def test_decoding_is_scored_beside_ridge_and_pictures_are_drawn_from_it(trained, tmp_path, capsys):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from braingen.config.effect import Needs
+from braingen.config.effect import Needs, above
 from braingen.config.values import Factor, Folder, NotNegative, Positive, Precision, Scale, Section
 
 
@@ -58,6 +58,15 @@ class DataConfig(Section):
     holdout_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.08
     """Share of the training *images* held out to choose the checkpoint; test images are never used
     for it.
+    """
+    synthetic_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of stage 1's trials that are synthetic: responses that an encoding model of the
+    training trials predicts to pictures that the subject has not seen, with its noise
+    (docs/encoding_models.md).
+    """
+    synthetic_pictures: Annotated[str, Needs("synthetic_share", above(0))] = ""
+    """Folder of those pictures; empty for the training images of the data folder's other
+    subjects.
     """
     test_set: Annotated[
         Literal["default", "nsdsynthetic", "nsdimagery_vision", "nsdimagery_imagery"],

@@ -89,7 +89,7 @@ class TrainBatches:
                     f"Subject {subject} has {len(rows)} training trials, too few for {world}"
                     " processes."
                 )
-            betas.rows_on_disk.check(rows[[rows.argmin(), rows.argmax()]])
+            betas.check(rows[[rows.argmin(), rows.argmax()]])
         self.trials_per_epoch = max(len(rows) for rows in self._rows)
         """Trials of each subject shown in an epoch."""
         self.steps = -(-(self.trials_per_epoch // world) // self.share)

@@ -87,6 +87,16 @@ class Betas:
             return np.take(self._loaded, self.rows_on_disk.check(rows), axis=0)
         return self.rows_on_disk.take(rows).astype(np.float32, copy=False)
 
+    def check(self, rows: np.ndarray) -> None:
+        """Refuse trials that lie outside the file.
+
+        Raises
+        ------
+        UserError
+            For the first of them.
+        """
+        self.rows_on_disk.check(rows)
+
     def tensor(self, device: torch.device | str = "cpu") -> Tensor:
         """All responses (trials, voxels), float32, on a device: where they fit on the GPU, no step
         waits for the disk.

@@ -125,14 +125,24 @@ class EncodingModel(NamedTuple):
         return self.ridge.predict(features)
 
     def synthesise(
-        self, features: Mapping[str, np.ndarray], generator: np.random.Generator
+        self,
+        features: Mapping[str, np.ndarray],
+        generator: np.random.Generator,
+        picture_N: np.ndarray | None = None,
     ) -> np.ndarray:
         """Single responses to pictures that nobody showed: N x V, float32.
 
         The noise has the correlations of the noise model and, where images repeat, the variance of
         single responses to the same image.
+
+        Parameters
+        ----------
+        picture_N : np.ndarray | None, optional
+            Rows of the pictures, each as often as it is presented; None: each once.
         """
         predicted_NV = self.predict(features)
+        if picture_N is not None:
+            predicted_NV = predicted_NV[picture_N]
         variance_V = self.noise.variance_V
         wanted_V = np.where(np.isfinite(self.trial_noise_V), self.trial_noise_V, variance_V)
         noise_NV = self.noise.sample(len(predicted_NV), generator)

@@ -240,6 +240,8 @@ def train(config: Config, modality: str) -> Path:
         mode="json",
         include={"data", "backbone", "encoder", "prior", f"loss_{modality}", "training"},
     )
+    if config.data.synthetic_share > 0:
+        settings |= config.model_dump(mode="json", include={"encoding"})
     settings["seed"] = config.run.seed
     if (
         config.training.init_from is not None

@@ -34,6 +34,7 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDING_DECODER
 from braingen.runtime.run_folder import Run
 from braingen.targets.tables import Targets
+from braingen.training.synthetic import SyntheticTrials
 from braingen.types import Trials
 
 PARCEL_TRIALS = 1500
@@ -108,22 +109,30 @@ def setup(
         layout, config.data.subjects, config.data.num_sessions, captions=modality == "text"
     )
     subjects, held_out = [], []
+    targets = Targets(config)
+    synthetic = (
+        SyntheticTrials(config, targets, modality) if config.data.synthetic_share > 0 else None
+    )
+    measured_N = []
     for kept, held in splits_of(config, fold):
         betas = Betas.of(layout, kept.subject)
-        subjects.append((kept, betas))
+        measured_N.append(kept.table["image"].to_numpy())
         held_out.append((held, betas))
-    targets = Targets(config)
+        if synthetic is not None:
+            kept, betas = synthetic.added_to(kept, betas, held.table["image"].to_numpy())
+        subjects.append((kept, betas))
     images = np.unique(
         np.concatenate(
             [part.table["image"].to_numpy() for pairs in (subjects, held_out) for part, _ in pairs]
         )
     )
+    images = images[images < len(targets.stimuli)]
     embeddings_NTD = targets.of(modality, images)
     row_of_image = np.full(len(targets.stimuli), -1, dtype=np.int64)
     row_of_image[images] = np.arange(len(images))
-    trained_on = row_of_image[
-        np.unique(np.concatenate([trials.table["image"].to_numpy() for trials, _ in subjects]))
-    ]
+    trained_on = row_of_image[np.unique(np.concatenate(measured_N))]
+    if synthetic is not None:
+        row_of_image, embeddings_NTD = synthetic.targets_table(row_of_image, embeddings_NTD)
     set_seed(config.run.seed)
     voxels = {trials.subject: betas.voxels for trials, betas in subjects}
     loss = config.loss_image if modality == "image" else config.loss_text
