@@ -122,9 +122,7 @@ def _run(words: list[str]) -> int:
                 f" {name} {command.choices[0]} ..."
             )
         choice = [rest.pop(0)]
-    own: tuple[str, ...] = (command.own,)
-    if name == "train":
-        own = ("encoding",) if choice == ["encoding"] else (command.own, f"loss_{choice[0]}")
+    own = command.own_of_choice.get(choice[0] if choice else "", (command.own,))
     file, overrides = parse_overrides(rest, own, command.words)
     # before the command runs: its libraries take seconds to load, and a typo is reported at once
     environment = environment_settings(own)

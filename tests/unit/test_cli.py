@@ -135,11 +135,12 @@ def test_a_switch_names_its_two_values():
         (["xyz"], "There is no command 'xyz'. Commands: quickstart, demo, doctor, "),
         (
             ["train"],
-            "braingen train: missing argument {image,text}; for instance braingen train image ...",
+            "braingen train: missing argument {image,text,low_level,encoding}; for instance"
+            " braingen train image ...",
         ),
         (
             ["train", "images"],
-            "braingen train: 'images' is not one of {image,text}; for instance braingen train",
+            "braingen train: 'images' is not one of {image,text,low_level,encoding}; for instance",
         ),
         (["evaluate", "--steps", "none"], "generation.steps = none is not allowed: "),
         (["report", "--config", "nowhere.yaml"], "There is no configuration nowhere.yaml."),

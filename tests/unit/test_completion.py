@@ -18,7 +18,7 @@ ASKED = [
     ("braingen tra", ["train"]),
     ("braingen human-eval ", ["build", "check", "analyse", "simulate"]),
     ("braingen reconstruct --sourc", ["--source"]),
-    ("braingen reconstruct --source ", ["brain", "random", "oracle"]),
+    ("braingen reconstruct --source ", ["brain", "random", "oracle", "low_level"]),
     ("braingen train image --routing ", ["static", "expert_choice"]),
     ("braingen train image --config nsd_subj01_", ["nsd_subj01_small"]),
     ("braingen train image --no-use_pr", ["--no-use_prior"]),

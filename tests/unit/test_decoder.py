@@ -101,6 +101,7 @@ def test_a_folder_can_be_saved_over_and_loaded_as_any_pipeline(decoder, tmp_path
     assert set(again.components) == {
         "brain_image",
         "brain_text",
+        "brain_low_level",
         "unet",
         "vae",
         "scheduler",

@@ -21,6 +21,7 @@ from braingen.config.effect import Needs, asks_nothing
 from braingen.config.encoders import ENCODER_CONFIGS
 from braingen.config.names import field_paths, fields_of, having, variants_of
 from braingen.data.prepare_command import scans_of
+from braingen.encoders.latent_encoder import LatentEncoder
 from braingen.experiments.bottleneck import bottleneck
 from braingen.generation import reconstruct
 from braingen.generation.refiner import Refinement
@@ -466,6 +467,10 @@ HANDED_OVER: dict[str, tuple[str, set[str]]] = {
         {field for _, field in ENCODER_FIELDS},
     ),
     "prior": ("DiffusionPrior(**prior), shown above", {"depth", "dim_head", "timesteps"}),
+    "low_level": (
+        "LatentEncoder(**low_level) in training/low_level",
+        set(inspect.signature(LatentEncoder.__init__).parameters),
+    ),
 }
 """Sections that are passed on whole, with the names that the receiver takes."""
 NAMED = {"weights": ("loss_image", "loss_text")}

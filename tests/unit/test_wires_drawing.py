@@ -379,6 +379,18 @@ def given(experts: bool = False) -> stage.Embeddings:
     )
 
 
+def test_drawing_starts_from_the_coarse_images_of_its_own_rows(monkeypatch, root, tmp_path):
+    config = tiny_config(root, tmp_path, generation__strength="0.5", generation__blend="0.25")
+    decoder, latents = FakeDecoder(), torch.randn(4, 4, 8, 8)
+    drawer_of(monkeypatch, config, decoder, given()._replace(latents_NChw=latents))(slice(1, 3))
+    ((_, named),) = decoder.drawn
+    assert torch.equal(named["coarse"].latents_B4hw, latents[1:3])
+    assert (named["coarse"].strength, named["coarse"].blend) == (0.5, 0.25)
+    rows = {"image": table("image")[:4], "ids": torch.arange(4)}
+    assert stage.embeddings_in({**rows, stage.LATENTS: latents}).latents_NChw is latents
+    assert stage.embeddings_in(rows).latents_NChw is None
+
+
 def drawer_of(
     monkeypatch: pytest.MonkeyPatch,
     config: Config,
@@ -420,6 +432,7 @@ def test_every_setting_of_the_sampler_reaches_the_drawing(monkeypatch, root, tmp
         "negative": (decoder.form, f"folder of {config.backbone.path}", "a blur"),
         "sample": 0,
         "level": 1,
+        "coarse": None,
     }
     assert [np.asarray(each.image)[0, 0, 0] for each in drawn] == [30, 90]
     drawer_of(monkeypatch, config, decoder, given())(slice(0, 2))  # true embeddings have no levels

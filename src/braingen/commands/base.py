@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 GROUPS = {
@@ -36,6 +37,8 @@ class Command(NamedTuple):
     """What may follow the command's name, where something must."""
     own: str = ""
     """The section whose names win where several sections have a setting of that name."""
+    own_of_choice: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """Choice -> the sections whose names win beside it, the first one first."""
     words: str = ""
     """The setting that words after the command's name go into, where it takes any."""
     takes_test_sets: bool = False

@@ -19,6 +19,7 @@ LEARNED_TIME = Needs("router.time", other_than(*without_weights(TIME_ROUTERS)))
 TRAINED_ROUTER = LEARNED_TIME | Needs("router.space", other_than(*without_weights(SPACE_ROUTERS)))
 """Without any of these no router is trained."""
 FROM_VOXELS = Needs("generation.source", "brain", "random")
+COARSE = Needs("low_level", "auto", "yes")
 GUIDED = Needs("guidance_scale", above(1))
 CONTEXT = Needs("router.time", *reading_latents(TIME_ROUTERS, "optional"))
 SEES_LATENTS = Needs("router.space", *reading_latents(SPACE_ROUTERS, "always")) | Needs(
@@ -150,9 +151,9 @@ class FinetuneConfig(Section):
 class GenerationConfig(Section):
     """Reconstruction (docs/decoding.md)."""
 
-    source: Literal["brain", "random", "oracle"] = "brain"
-    """What is decoded: brain activity, random voxels (baseline), or the true embeddings
-    (oracle).
+    source: Literal["brain", "random", "oracle", "low_level"] = "brain"
+    """What is decoded: brain activity, random voxels (baseline), the true embeddings (oracle, from
+    noise), or the coarse image of the low-level path alone.
     """
     random_draws: Positive = 1
     """Random draws of voxels for every image; the baseline's scores are averaged over the draws."""
@@ -178,6 +179,16 @@ class GenerationConfig(Section):
     """Share of the steps, from the first, in which guidance acts (published: all); the others take
     half the time.
     """
+    low_level: Literal["auto", "yes", "no"] = "auto"
+    """Start from the coarse image of the low-level path; auto: when one is trained
+    (<folder>/low_level) and no single level is generated.
+    """
+    strength: Annotated[float, Field(gt=0, le=1), COARSE] = 0.6
+    """Share of the steps that are run from the coarse image (Brain-IT: 24 of 38 steps); 1 for all,
+    from noise.
+    """
+    blend: Annotated[Share, COARSE] = 0.0
+    """Weight of the coarse image in the final image, pixel by pixel (MindEye2: 0.25)."""
     ip_adapter_scale: Annotated[Scale, Needs("use_image", True)] = 1.0
     """Strength of the image condition (published: 1)."""
     finetuned: Literal["auto", "yes", "no"] = "auto"

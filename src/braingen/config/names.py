@@ -34,6 +34,8 @@ ALIASES = {
     "use_image": "generation.use_image",
     "negative_prompt": "generation.negative_prompt",
     "blurry_recon": "encoder.low_level",
+    **{name: f"encoder.{name}" for name in ("hidden_dim", "n_blocks", "dropout", "voxel_dropout")},
+    "resolution": "finetune.resolution",
     "multisubject_ckpt": "training.init_from",
     "capacity_factor": "encoder.capacity_factor_0",
     "b_size": "encoder.bottleneck_dim",

@@ -24,6 +24,8 @@ class RunConfig(Section):
     """Run folder of the fine-tuning; <folder>/finetune when empty."""
     encoding: Folder | None = None
     """Run folder of the encoding models; <folder>/encoding when empty."""
+    low_level: Folder | None = None
+    """Run folder of the low-level path; <folder>/low_level when empty."""
     seed: NotNegative = 0
     """Seed of everything random (initial weights, batches, noise, bootstrap)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

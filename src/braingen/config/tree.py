@@ -27,6 +27,7 @@ from braingen.config.generation import (
     RefinementConfig,
     RouterConfig,
 )
+from braingen.config.low_level import LowLevelConfig
 from braingen.config.run_and_data import (
     DataConfig,
     DoctorConfig,
@@ -64,6 +65,7 @@ class Config(Section):
     )
     encoding: EncodingConfig = EncodingConfig()
     training: TrainingConfig = TrainingConfig()
+    low_level: LowLevelConfig = LowLevelConfig()
     router: RouterConfig = RouterConfig()
     lora: LoraConfig = LoraConfig()
     finetune: FinetuneConfig = FinetuneConfig()

@@ -6,10 +6,17 @@ from braingen.config import Config
 from braingen.data.captions import has_captions
 from braingen.data.sealed import training_root
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.encoders.latent_encoder import LatentEncoder
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
-from braingen.runtime.paths import EMBEDDING_DECODER, run_folder, trained_models
+from braingen.runtime.paths import (
+    EMBEDDING_DECODER,
+    LATENT_ENCODER,
+    low_level_folder,
+    run_folder,
+    trained_models,
+)
 from braingen.runtime.run_folder import Run
 
 
@@ -47,3 +54,18 @@ def load_embedding_decoders(config: Config) -> dict[str, EmbeddingDecoder]:
         name: load_embedding_decoder(config, name).requires_grad_(False).to(device_of(config))
         for name in modalities(config)
     }
+
+
+def load_latent_encoder(config: Config) -> LatentEncoder | None:
+    """The trained low-level path of a run; None where none was trained.
+
+    Raises
+    ------
+    UserError
+        When its training is not finished.
+    """
+    folder = low_level_folder(config)
+    if not (folder / LATENT_ENCODER).is_dir():
+        return None
+    Run(folder).require_finished()
+    return LatentEncoder.from_pretrained(folder / LATENT_ENCODER).eval()

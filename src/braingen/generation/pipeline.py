@@ -19,12 +19,15 @@ from PIL import Image
 from safetensors.torch import save_file
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from braingen.data.voxel_file import load_responses, responses
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.encoders.latent_encoder import LatentEncoder
 from braingen.generation.conditioned_unet import PriorOrder, RoutingRecorder, read, source_of
 from braingen.generation.lora import LORA_FILE, has_lora, load_lora, save_lora
 from braingen.generation.sampling import (
+    CoarseImage,
     OnStep,
     decode_latents,
     denoise,
@@ -62,6 +65,7 @@ INDEX = "model_index.json"
 PARTS = (
     "brain_image",
     "brain_text",
+    "brain_low_level",
     "unet",
     "vae",
     "scheduler",
@@ -85,6 +89,8 @@ class DecodedEmbeddings(NamedTuple):
     image: ExpertEmbeddings
     text: ExpertEmbeddings | None
     """None where the decoder has no text encoder."""
+    latents_BChw: Tensor | None = None
+    """VAE latents of the coarse image; None without a low-level path."""
 
 
 class Decoded(NamedTuple):
@@ -138,6 +144,8 @@ class BrainDecoder(DiffusionPipeline):
     prior_order : str, optional
         What the priors are applied to (setting ``router.prior_order``); has to be what the routers
         were trained with.
+    brain_low_level : LatentEncoder | None, optional
+        Low-level path, whose coarse image the denoising starts from.
 
     Notes
     -----
@@ -147,8 +155,13 @@ class BrainDecoder(DiffusionPipeline):
     pipeline of diffusers.
     """
 
-    model_cpu_offload_seq = "brain_image->brain_text->unet->vae"
-    _optional_components: ClassVar[list[str]] = ["brain_text", "router_image", "router_text"]
+    model_cpu_offload_seq = "brain_image->brain_text->brain_low_level->unet->vae"
+    _optional_components: ClassVar[list[str]] = [
+        "brain_text",
+        "brain_low_level",
+        "router_image",
+        "router_text",
+    ]
 
     def __init__(
         self,
@@ -164,12 +177,14 @@ class BrainDecoder(DiffusionPipeline):
         router_image: DiffuseRouter | None = None,
         router_text: DiffuseRouter | None = None,
         prior_order: str = "output",
+        brain_low_level: LatentEncoder | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
             brain_image=brain_image, brain_text=brain_text, unet=unet, vae=vae, scheduler=scheduler
         )
         self.register_modules(router_image=router_image, router_text=router_text)
+        self.register_modules(brain_low_level=brain_low_level)
         form = {
             "start_C": list(start_C),
             "text_length": text_length,
@@ -177,7 +192,7 @@ class BrainDecoder(DiffusionPipeline):
         }
         self.register_to_config(**form, prior_order=prior_order)
         if prior_order == "step":  # the priors are used between the steps, and stay on the device
-            self.model_cpu_offload_seq = "unet->vae"
+            self.model_cpu_offload_seq = "brain_low_level->unet->vae"
             self._exclude_from_cpu_offload = ["brain_image", "brain_text"]
 
     @classmethod
@@ -194,6 +209,7 @@ class BrainDecoder(DiffusionPipeline):
         router_image: DiffuseRouter | None = None,
         router_text: DiffuseRouter | None = None,
         prior_order: PriorOrder = "output",
+        low_level: LatentEncoder | None = None,
     ) -> BrainDecoder:
         """Put a decoder together.
 
@@ -205,6 +221,8 @@ class BrainDecoder(DiffusionPipeline):
             File or folder of a LoRA to put into the U-Net.
         router_image, router_text, prior_order : DiffuseRouter | None, optional
             See the class.
+        low_level : LatentEncoder | None, optional
+            See `brain_low_level` of the class.
         """
         form = ConditioningForm.of(
             text_encoder,
@@ -225,6 +243,7 @@ class BrainDecoder(DiffusionPipeline):
             router_image,
             router_text,
             prior_order,
+            low_level,
         )
 
     @property
@@ -305,7 +324,7 @@ class BrainDecoder(DiffusionPipeline):
             torch.ones(voxels_BRV.shape[:2], dtype=torch.bool) if present_BR is None else present_BR
         )
         order: PriorOrder = self.config.prior_order
-        self._refuse_half("brain_image", "brain_text")
+        self._refuse_half("brain_image", "brain_text", "brain_low_level")
 
         def one(
             name: str, embedding_decoder: EmbeddingDecoder, router: DiffuseRouter | None
@@ -330,7 +349,11 @@ class BrainDecoder(DiffusionPipeline):
                 else (found.backbone_BTD, found.clip_BTD, *found.expert_backbone)
             ):
                 refuse_not_finite_rows(values, image_ids, f"The decoded {name} embedding")
-        return DecodedEmbeddings(image, text)
+        latents = None
+        if self.brain_low_level is not None:
+            latents = self.brain_low_level.latents(voxels_BRV, subject, present_BR)
+            refuse_not_finite_rows(latents, image_ids, "The coarse image")
+        return DecodedEmbeddings(image, text, latents)
 
     def decoded(self, read: DecodedEmbeddings) -> Decoded:
         """The embeddings of the whole encoders, unrouted."""
@@ -401,6 +424,7 @@ class BrainDecoder(DiffusionPipeline):
         on_step: OnStep | None = None,
         negative: Conditioning | None = None,
         sample: int = 0,
+        coarse: CoarseImage | None = None,
     ) -> Tensor:
         """Draw pictures.
 
@@ -424,6 +448,8 @@ class BrainDecoder(DiffusionPipeline):
             left out.
         sample : int, optional
             Number of the drawing: another one starts from other noise.
+        coarse : CoarseImage | None, optional
+            What denoising starts from, part-way; from noise alone when left out.
 
         Returns
         -------
@@ -445,6 +471,8 @@ class BrainDecoder(DiffusionPipeline):
         condition = RoutedConditioning(
             form, image=image_source, text=text_source, negative=negative, level=level
         )
+        if coarse is not None:
+            coarse = coarse._replace(latents_B4hw=fitting(coarse.latents_B4hw.to(noise), shape))
         latents = denoise(
             self.unet,
             self.scheduler,
@@ -458,8 +486,12 @@ class BrainDecoder(DiffusionPipeline):
             on_step=on_step,
             generators=seeded_generators(image_ids, seed, f"steps of {purpose}"),
             names=image_ids,
+            coarse=coarse,
         )
         images_B3HW = decode_latents(self.vae, latents, image_ids)
+        if coarse is not None and coarse.blend:
+            blurry_B3HW = decode_latents(self.vae, coarse.latents_B4hw, image_ids)
+            images_B3HW = torch.lerp(images_B3HW, blurry_B3HW, coarse.blend)
         cut = (
             images_B3HW.shape[-1] - size
         ) // 2  # of a side that is no multiple of the autoencoder's factor
@@ -476,6 +508,8 @@ class BrainDecoder(DiffusionPipeline):
         num_inference_steps: int = 30,
         guidance_scale: float = 5.0,
         guidance_end: float = 1.0,
+        strength: float = 0.6,
+        blend: float = 0.0,
         batch_size: int = 8,
         data_root: Path | str | None = None,
     ) -> BrainDecoderOutput:
@@ -494,6 +528,9 @@ class BrainDecoder(DiffusionPipeline):
             file that has them.
         num_inference_steps, guidance_scale, guidance_end : int, optional
             Of the denoising, see :meth:`draw`.
+        strength, blend : float, optional
+            With a low-level path: share of the steps that are run from its coarse image (1: all,
+            from noise), and weight of the coarse image in the final one.
         data_root : Path | str | None, optional
             Data folder with the subject's mask; needed for NIfTI.
 
@@ -521,7 +558,14 @@ class BrainDecoder(DiffusionPipeline):
                 "on_step": recorder,
             }
             settings |= {"guidance_scale": guidance_scale, "guidance_end": guidance_end}
-            images += to_pil(self.draw(decoded.image, decoded.text, ids[some], **settings))
+            coarse = (
+                None
+                if decoded.latents_BChw is None
+                else CoarseImage(decoded.latents_BChw, strength, blend)
+            )
+            images += to_pil(
+                self.draw(decoded.image, decoded.text, ids[some], **settings, coarse=coarse)
+            )
             mixed.append(recorder.tensors())
         self.maybe_free_model_hooks()  # with enable_model_cpu_offload
         routing = {name: torch.cat([part[name] for part in mixed]) for name in mixed[0]}
@@ -647,6 +691,13 @@ class BrainDecoder(DiffusionPipeline):
         if (folder / LORA / LORA_FILE).exists():
             load_lora(decoder.unet, folder / LORA)
         return decoder
+
+
+def fitting(latents_B4hw: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Latents resized to another shape of an image, C x h x w."""
+    if latents_B4hw.shape[1:] == shape:
+        return latents_B4hw
+    return interpolate(latents_B4hw, size=shape[1:], mode="bilinear", align_corners=False)
 
 
 def negative_condition(form: ConditioningForm, path: str, prompt: str) -> Conditioning | None:

@@ -24,7 +24,7 @@ from braingen.data.captions import has_captions
 from braingen.data.sealed_runs import at_test_set
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.data.voxel_file import Responses, odd_scale
-from braingen.encoders.trained import load_embedding_decoder, modalities
+from braingen.encoders.trained import load_embedding_decoder, load_latent_encoder, modalities
 from braingen.generation.by_encoding_model import ByEncodingModel, uses_encoding_model
 from braingen.generation.compatibility import refuse_incompatible, refuse_other_widths
 from braingen.generation.conditioned_unet import RoutingRecorder, expert_counts
@@ -38,7 +38,7 @@ from braingen.generation.resumable import (
     notes,
     output_files,
 )
-from braingen.generation.sampling import seeded_noise
+from braingen.generation.sampling import CoarseImage, decode_latents, first_step, seeded_noise
 from braingen.generation.trained_modules import NOT_FINETUNED, finetuned_folder, load_finetuned
 from braingen.pretrained.hub import backbone_key
 from braingen.pretrained.sdxl import (
@@ -61,9 +61,12 @@ from braingen.runtime.paths import (
     EMBEDDING_DECODER,
     EMBEDDINGS,
     INDEX,
+    LATENT_ENCODER,
+    LOW_LEVEL,
     ROUTING,
     encoding_folder,
     generated_folder,
+    low_level_folder,
     random_folders,
     run_folder,
 )
@@ -75,6 +78,8 @@ from braingen.targets.tables import Targets
 from braingen.types import ExpertEmbeddings
 
 logger = logging.getLogger(__name__)
+LATENTS = "latents"
+"""Name of the coarse images' latents beside the embeddings."""
 
 
 class ReconstructionParts(NamedTuple):
@@ -100,9 +105,33 @@ def assemble(config: Config, targets: Targets) -> BrainDecoder:
     text = load_embedding_decoder(config, "text") if "text" in modalities(config) else None
     folder = finetuned_folder(config)
     tuned = load_finetuned(folder) if folder is not None else NOT_FINETUNED
-    decoder = BrainDecoder.assemble(image, text, *backbone, text_form, **tuned._asdict())
+    low_level = load_latent_encoder(config) if uses_low_level(config) else None
+    decoder = BrainDecoder.assemble(
+        image, text, *backbone, text_form, low_level=low_level, **tuned._asdict()
+    )
     refuse_other_widths(decoder.form, image, text)
     return decoder.to(device_of(config))
+
+
+def uses_low_level(config: Config) -> bool:
+    """Whether images start from the coarse image of the low-level path.
+
+    Raises
+    ------
+    UserError
+        When it is asked for and not trained.
+    """
+    sampler = config.generation
+    wanted = "yes" if sampler.source == LOW_LEVEL else sampler.low_level
+    if wanted == "no" or sampler.source == "oracle" or sampler.level is not None:
+        return False
+    trained = (low_level_folder(config) / LATENT_ENCODER).is_dir()
+    if wanted == "yes" and not trained:
+        raise UserError(
+            f"There is no trained low-level path in {low_level_folder(config)}: run `braingen train"
+            " low_level` first, or leave generation.low_level at auto."
+        )
+    return trained
 
 
 def check_generation(config: Config) -> None:
@@ -119,6 +148,7 @@ def check_generation(config: Config) -> None:
     refuse_steps(
         sampler.steps, scheduler_named(sampler.scheduler, load_scheduler(path)), "generation.steps"
     )
+    first_step(sampler.steps, sampler.strength)
     refuse_side(sampler.size, pixels_per_latent(path), "generation.size", multiple=False)
 
 
@@ -169,7 +199,11 @@ def embeddings_of(config: Config, parts: ReconstructionParts) -> dict[str, Tenso
     if config.generation.source != "oracle":
         if config.generation.decode_by == "encoding_model":
             model = ByEncodingModel(config, parts.targets, parts.repeats, parts.betas)
-            return model.decode(parts.decoder.brain_image, parts.decoder.brain_text)
+            found = model.decode(parts.decoder.brain_image, parts.decoder.brain_text)
+            if (low_level := parts.decoder.brain_low_level) is not None:
+                voxels_NV = torch.from_numpy(model.responses_NV).float().to(low_level.device)
+                found[LATENTS] = low_level.latents_of(voxels_NV, parts.subject).float().cpu()
+            return found
         return decode_responses(config, parts.decoder, parts.repeats, parts.betas, parts.subject)
     ids, embedding_decoder = parts.repeats.image_N, parts.decoder
     found = {"ids": torch.from_numpy(ids)}
@@ -192,7 +226,8 @@ def decode_responses(
     """Decode embeddings from voxels; for ``generation.source: random`` from normal noise.
 
     With routers or ``generation.level`` the experts' embeddings are returned too, in standardised
-    units: ``image_experts``, ``text_experts``.
+    units: ``image_experts``, ``text_experts``. With a low-level path ``latents`` are those of the
+    coarse images.
     """
     mixed = config.generation.level is not None or any((decoder.router_image, decoder.router_text))
     # responses of a file were checked when it was read
@@ -220,6 +255,8 @@ def decode_responses(
         for name, rows in zip(found, decoder.decoded(decoded)):
             if rows is not None:
                 found[name].append(rows.float().cpu())
+        if decoded.latents_BChw is not None:
+            found.setdefault(LATENTS, []).append(decoded.latents_BChw.float().cpu())
         for name, outputs in (("image_experts", decoded.image), ("text_experts", decoded.text)):
             if mixed and outputs is not None:
                 found.setdefault(name, []).append(all_experts(outputs).float().cpu())
@@ -255,6 +292,8 @@ class Embeddings(NamedTuple):
     """'image', 'text' -> standardised embeddings of all experts, N x E x T x D; None where all
     experts share the embedding.
     """
+    latents_NChw: Tensor | None = None
+    """Of the coarse images; None without a low-level path."""
 
     def outputs(self, name: str, rows: slice, counts: Sequence[int]) -> Tensor | ExpertEmbeddings:
         """Return the encoder outputs of some rows; ``counts``: experts of every level."""
@@ -270,7 +309,11 @@ def embeddings_in(decoded: Mapping[str, Tensor]) -> Embeddings:
     parts = {name: decoded.get(f"{name}_experts") for name in ("image", "text")}
     experts = {name: rows for name, rows in parts.items() if rows is not None}
     return Embeddings(
-        decoded["image"], decoded.get("text"), decoded["ids"].tolist(), experts or None
+        decoded["image"],
+        decoded.get("text"),
+        decoded["ids"].tolist(),
+        experts or None,
+        decoded.get(LATENTS),
     )
 
 
@@ -329,7 +372,18 @@ def image_generator(
             decoded_BTD,
         )
 
+    def coarse_images(some: slice) -> CoarseImage | None:
+        if embeddings.latents_NChw is None:
+            return None
+        return CoarseImage(embeddings.latents_NChw[some], sampler.strength, sampler.blend)
+
     def generate(some: slice) -> list[GeneratedImage]:
+        coarse = coarse_images(some)
+        if sampler.source == LOW_LEVEL:
+            assert coarse is not None
+            latents = coarse.latents_B4hw.to(decoder.device)
+            blurry_B3HW = decode_latents(decoder.vae, latents, embeddings.image_N[some])
+            return [GeneratedImage(image, None, {}) for image in to_pil(blurry_B3HW)]
         recorder = RoutingRecorder()
 
         def one_sample(number: int) -> Tensor:
@@ -347,6 +401,7 @@ def image_generator(
                 sample=number,
                 level=level,
                 on_step=recorder if number == 0 else None,  # routing of the first sample only
+                coarse=coarse,
             )
 
         def routing(row: int) -> dict[str, Tensor]:
@@ -466,6 +521,8 @@ def reconstruct_into(config: Config, folder: Path) -> Path:
     )
     if uses_encoding_model(config):
         settings["encoding_model"] = fingerprint_of_files(encoding_folder(config))
+    if uses_low_level(config):
+        settings["low_level"] = fingerprint_of_files(low_level_folder(config) / LATENT_ENCODER)
     tuned = finetuned_folder(config)
     settings["finetuned"] = fingerprint_of_files(tuned) if tuned is not None else ""
     workers = Workers(config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import hashlib
 import inspect
+from typing import NamedTuple
 
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 import torch
@@ -23,6 +24,18 @@ ConditionAt = Callable[[Tensor, Tensor], Conditioning]
 
 PIXELS_AT_ONCE = 2 * 512**2
 """Pixels that the autoencoder decodes at once; a single image may have more."""
+
+
+class CoarseImage(NamedTuple):
+    """Coarse images from which denoising starts part-way (image-to-image)."""
+
+    latents_B4hw: Tensor
+    """Scaled latents."""
+    strength: float
+    """Share of the steps that are run; 1 for all of them, from pure noise."""
+    blend: float = 0.0
+    """Weight of the coarse image in the final one, pixel by pixel (MindEye2: 0.25)."""
+
 
 OnStep = Callable[[int, Tensor, Conditioning], None]
 """Called after every step with its number, the latents and the condition."""
@@ -134,6 +147,7 @@ def denoise(
     on_step: OnStep | None = None,
     generators: list[torch.Generator] | None = None,
     names: Sequence[int] | None = None,
+    coarse: CoarseImage | None = None,
 ) -> Tensor:
     """Denoise noise to latents with the given number of steps.
 
@@ -146,6 +160,8 @@ def denoise(
     steps : int
         Number of steps, at most the times of the noise schedule. Schedulers of second order (Heun)
         call the U-Net twice for all but the last.
+    coarse : CoarseImage | None, optional
+        Noise of the first time that is run is added to it, instead of starting from noise alone.
     condition_at, unconditional, guidance_scale, guidance_end, on_step, generators, names :
     ConditionAt
         As for :func:`denoise_from`.
@@ -157,13 +173,22 @@ def denoise(
     """
     refuse_steps(steps, scheduler)
     scheduler.set_timesteps(steps, device=noise_B4hw.device)
-    latents = noise_B4hw * scheduler.init_noise_sigma
+    times = scheduler.timesteps
+    if coarse is None or coarse.strength == 1:
+        latents = noise_B4hw * scheduler.init_noise_sigma
+    else:
+        first = first_step(steps, coarse.strength) * scheduler.order
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        times = times[first:]
+        start = coarse.latents_B4hw.to(noise_B4hw)
+        latents = scheduler.add_noise(start, noise_B4hw, times[:1].expand(len(start)))
     ids_B6 = size_ids(size, len(latents), latents)
     return denoise_from(
         unet,
         scheduler,
         latents,
-        scheduler.timesteps,
+        times,
         condition_at,
         unconditional,
         ids_B6,
@@ -174,6 +199,23 @@ def denoise(
         generators=generators,
         names=names,
     )
+
+
+def first_step(steps: int, strength: float) -> int:
+    """Number of the first step that is run at a strength, as in diffusers' image-to-image.
+
+    Raises
+    ------
+    UserError
+        When no step is left.
+    """
+    run = min(int(steps * strength + 1e-9), steps)
+    if not run:
+        raise UserError(
+            f"generation.strength = {strength:g} of {steps} steps leaves no step to run: give at"
+            f" least {1 / steps:.2g}, or more steps (generation.steps)."
+        )
+    return steps - run
 
 
 @torch.no_grad()

@@ -16,8 +16,10 @@ NAMED_IN = (Path("train_logs"), Path("runs"))
 """Folders searched for an encoder by the name of its run: the published one, and ours."""
 EMBEDDING_DECODER = "embedding_decoder"
 """Folder of the best checkpoint in a training run."""
-SOURCES = ("brain", "random", "oracle")
-"""Sources of images: brain activity, random voxels, true embeddings (oracle)."""
+LOW_LEVEL, LATENT_ENCODER = "low_level", "latent_encoder"
+"""Folder of the low-level path in a run, and of its best checkpoint there."""
+SOURCES = ("brain", "random", "oracle", LOW_LEVEL)
+"""Sources of images: brain activity, random voxels, true embeddings, the low-level path alone."""
 EMBEDDINGS = "embeddings.safetensors"
 INDEX = "index.json"
 """Files beside the images: their embeddings and their index."""
@@ -64,6 +66,11 @@ def tuning_folder(config: Config) -> Path:
     return config.run.finetune or config.run.folder / "finetune"
 
 
+def low_level_folder(config: Config) -> Path:
+    """Return the run of the low-level path: run.low_level, else in the run folder."""
+    return config.run.low_level or config.run.folder / LOW_LEVEL
+
+
 def subject_folder(run: Path, subject: int) -> Path:
     """Return a subject's folder for images, scores and page in a run of several: ``subj01`` ..."""
     return run / f"subj{subject:02d}"
@@ -90,6 +97,7 @@ def subject_configs(config: Config) -> list[Config]:
         "text": run_folder(config, "text"),
         "finetune": tuning_folder(config),
         "encoding": encoding_folder(config),
+        "low_level": low_level_folder(config),
     }
 
     def of(subject: int) -> Config:
