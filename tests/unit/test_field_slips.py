@@ -244,3 +244,29 @@ def test_a_label_with_an_accent_is_refused_with_one_that_is_allowed(fake, capsys
     for path in sorted((fake.root / "sub-Jörg").rglob("sub-01*")):
         path.rename(path.with_name(path.name.replace("sub-01", "sub-Jörg")))
     assert "rename it, for instance sub-Jorg" in refused(fake, capsys)
+
+
+def test_a_session_without_responses_is_not_said_to_have_some_that_are_not_read(fake, capsys):
+    next(fake.root.rglob("*ses-2*_betas.nii.gz")).unlink()
+    told = refused(fake, capsys)
+    assert "holds no responses of sub-01_ses-2" in told and "of no form that is read" not in told
+
+
+@pytest.mark.parametrize(
+    "name", ["*ses-2*_betas.nii.gz", "*ses-2*run-1*_events.tsv", "stimuli/*/*"]
+)
+def test_a_git_annex_pointer_is_called_so(fake, capsys, name):
+    path = next(fake.root.glob(name) if "/" in name else fake.root.rglob(name))
+    path.write_text("/annex/objects/MD5E-s12345--d41d8cd98f00b204e9800998ecf8427e.nii.gz\n")
+    assert "is a git-annex pointer, its content is not here; run `datalad get`" in refused(
+        fake, capsys
+    )
+
+
+def test_marks_of_missing_values_are_told(fake, capsys):
+    path = next(fake.root.rglob("*ses-2*_betas.nii.gz"))
+    response = fake.responses["01"][1].copy()
+    response[::3, [4, 9]] = -9999
+    save(path, response, fake.mask)
+    assert run(fake) == 0
+    assert "VALUES: 2 voxels hold -999" in capsys.readouterr().out

@@ -59,6 +59,10 @@ def percent_signal(z_BV: np.ndarray, rows: np.ndarray, statistics: Statistics) -
     return z_BV.astype(np.float64) * statistics.sd_SV[session_B] + statistics.mean_SV[session_B]
 
 
+MARKS = (-999.0, -9999.0, -99999.0, -32768.0)
+"""Values that mark missing ones in many files."""
+
+
 class Moments:
     """Mean and spread of responses that come in blocks of trials, and what speaks for voxels
     without a signal. V voxels.
@@ -84,6 +88,8 @@ class Moments:
         """Trials in which a voxel is NaN or infinite."""
         self.whole_V = np.ones(voxels, dtype=bool)
         """Whether all values are whole numbers."""
+        self.marked_V = np.zeros(voxels, dtype=bool)
+        """Whether a value is one that marks missing values elsewhere."""
 
     def add(self, response_TV: np.ndarray, test_T: np.ndarray) -> None:
         """Add a block, float64."""
@@ -98,6 +104,8 @@ class Moments:
             np.fmax(self.high_V, np.fmax.reduce(seen_TV)),
         )
         self.whole_V &= (seen_TV == np.rint(seen_TV)).all(axis=0)
+        if np.fmin.reduce(seen_TV, axis=None) <= MARKS[0]:
+            self.marked_V |= np.isin(seen_TV, MARKS).any(axis=0)
         training_TV = seen_TV[~test_T]
         if len(training_TV):
             self.training_low_V = np.fmin(self.training_low_V, np.fmin.reduce(training_TV))
@@ -119,6 +127,7 @@ class Moments:
             both.trials += each.trials
             both.missing_V += each.missing_V
             both.whole_V &= each.whole_V
+            both.marked_V |= each.marked_V
             both.low_V, both.high_V = (
                 np.fmin(both.low_V, each.low_V),
                 np.fmax(both.high_V, each.high_V),

@@ -378,8 +378,8 @@ def refuse_stand_in(path: Path | str, get_it: str) -> Path:
     Raises
     ------
     UserError
-        When the file is missing, a folder, empty, unreadable, a Git-LFS pointer or a web page saved
-        in its place.
+        When the file is missing, a folder, empty, unreadable, a Git-LFS or git-annex pointer, or a
+        web page saved in its place.
     """
     path = Path(path)
     if not path.exists():
@@ -403,6 +403,11 @@ def refuse_stand_in(path: Path | str, get_it: str) -> Path:
         raise UserError(
             f"{path} is a Git-LFS pointer of {path.stat().st_size} bytes, not the data; run `git"
             f" lfs pull` there, or {get_it}."
+        )
+    if start.startswith((b"/annex/objects/", b".git/annex/")) or b"/.git/annex/objects/" in start:
+        raise UserError(
+            f"{path} is a git-annex pointer, its content is not here; run `datalad get` there, or"
+            f" {get_it}."
         )
     if start.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
         raise UserError(f"{path} is a web page saved under the name of the data; {get_it}.")

@@ -195,7 +195,12 @@ class Inputs:
     def _unread(self, label: str) -> str:
         """Responses of a subject in a form that is not read, as the end of a sentence."""
         named = self._of_subject_or_all(forms.UNREAD, label)
-        found = [f.path for f in named if f.path.suffix not in (".json", ".md", ".bak")]
+        found = [
+            file.path
+            for file in named
+            if not forms.RESPONSES.search(file.path.name)
+            and file.path.suffix not in (".json", ".md", ".bak")
+        ]
         if not found:
             return ""
         endings = ", ".join(sorted(forms.ENDINGS))

@@ -16,7 +16,7 @@ import unicodedata
 
 from braingen.runtime.errors import UserError
 
-GUIDE = "docs/data.md describes the files under 'Your own scans'"
+GUIDE = "see 'Your own scans' in docs/data.md"
 TRIAL_ENTITIES = ("sub", "ses", "task", "acq", "dir", "run")
 """Entities that say which trials a file is about; all others tell apart what was made of the same
 trials.

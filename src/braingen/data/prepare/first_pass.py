@@ -68,9 +68,9 @@ def first_pass(
         moments.append(
             _moments(scans, subject, session, mine, places, moments[:1], where[-1], copies)
         )
+    kept_V, left_out = _with_signal(scans, moments, where)
     if copies is not None:
         copies.refuse(subject, len(behav_T17), accept)
-    kept_V, left_out = _with_signal(scans, moments, where)
     whole = functools.reduce(Moments.merged, moments)
     notes = refuse_no_responses(scans, subject, whole, kept_V, behav_T17, accept)
     rule, more = _rule(scans.statistics, moments)

@@ -9,7 +9,7 @@ import numpy as np
 
 from braingen.data import nsd
 from braingen.data.scans import Scans
-from braingen.data.zscore import Moments
+from braingen.data.zscore import MARKS, Moments
 from braingen.runtime.errors import UserError
 
 _FEWEST_VOXELS = 10
@@ -109,6 +109,14 @@ def refuse_no_responses(
             f"{'; '.join(signs)}. Estimate single-trial responses first (GLMsingle, or nilearn's "
             "LSS); if these are responses, say so with prepare.accept=time_series."
         )
+    notes = [f"the responses may be averages or a time series: {sign}" for sign in signs]
+    marked_V = whole.marked_V & kept_V & ~whole.whole_V
+    if marked_V.any():
+        notes.append(
+            f"VALUES: {int(marked_V.sum())} voxels hold {' or '.join(f'{m:g}' for m in MARKS)} in "
+            "some trial, which marks missing values elsewhere: write NaN for them, and those "
+            "voxels are left out"
+        )
     varied_V = whole.whole_V & kept_V & ~whole.constant_V
     labels_V = varied_V | (whole.whole_V & whole.constant_V & (whole.low_V != 0))
     count, voxels = int(labels_V.sum()), len(kept_V)
@@ -122,7 +130,7 @@ def refuse_no_responses(
             "labels, not voxels. Cut them off; if they are voxels, say so with "
             "prepare.accept=labels."
         )
-    return [f"the responses may be averages or a time series: {sign}" for sign in signs]
+    return notes
 
 
 def _numbered_columns(
