@@ -1,4 +1,4 @@
-"""Stage 1 of a new person's single session with synthetic trials among the measured ones.
+"""Stage 1 of a new person's few sessions with synthetic trials among the measured ones.
 
     python benchmarks/synthetic_share.py data/four0 data/four1 data/four2 --others runs/c0 runs/c1
     runs/c2 --folder runs/synthetic
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--others", nargs="*", default=[])
     parser.add_argument("--subject", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--sessions", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("runs/synthetic"))
     chosen = parser.parse_args()
     found: dict[str, list[dict[str, np.ndarray]]] = {}
@@ -70,7 +71,7 @@ def main() -> None:
                     **start,
                     "data.root": root,
                     "data.subjects": str(chosen.subject),
-                    "data.num_sessions": "1",
+                    "data.num_sessions": str(chosen.sessions),
                     "data.synthetic_share": str(share),
                     "training.num_epochs": str(epochs),
                     "run.folder": str(folder),

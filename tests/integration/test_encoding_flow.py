@@ -10,6 +10,7 @@ import shutil
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 import pytest
 from safetensors.torch import load_file
@@ -20,7 +21,9 @@ from braingen.config import load_config
 from braingen.config.overrides import parse_overrides
 from braingen.data.pictures import load_picture
 from braingen.data.stimuli import Stimuli
+from braingen.data.volumes import load_places
 from braingen.encoding_model.features import FeatureSpaces
+from braingen.encoding_model.model import EncodingModel
 from braingen.runtime.data_layout import Layout
 from braingen.targets.tables import Targets
 from braingen.training.encoder_setup import setup
@@ -199,3 +202,27 @@ def test_decoding_is_scored_beside_ridge_and_pictures_are_drawn_from_it(trained,
     words[words.index("--run.encoding") + 1] = str(tmp_path / "nothing")
     assert main(["reconstruct", *words, "--decode_by", "encoding_model"]) == 2
     assert "There is no encoding model of subject 1" in capsys.readouterr().err
+
+
+def test_tuning_of_bands_and_categories_is_mapped_and_compared(trained):
+    words = [*trained.words, "--points", "2", "--parts", "whole"]
+    words += ["--explain_steps", "attributions,patterns,tuning,page"]
+    assert main(["interpret", *words]) == 0
+    out = trained.run / "interpret" / "image-target-integrated_gradients"
+    own, places = out / "subj01", load_places(Layout.of(trained.data), 1)
+    model = EncodingModel.load(trained.run / "encoding" / "subj01")
+    for band, share_V in zip(model.ridge.bands, model.share_BV):
+        np.testing.assert_array_equal(
+            places.read(own / "nifti" / "bands" / f"{band}.nii.gz"), share_V
+        )
+    regions = pd.read_csv(own / "bands_regions.csv")
+    assert {"explained", "noise-ceiling", *model.ridge.bands} == set(regions["map"])
+    tuning = pd.read_csv(out / "tuning.csv")
+    assert tuning["attributions"].dropna().between(-1, 1).all()
+    assert tuning["patterns"].notna().any()
+    name = tuning["class"][tuning["size"].idxmax()]
+    map_V = places.read(own / "nifti" / "tuning" / f"{name.replace(' ', '_')}.nii.gz")
+    assert np.abs(map_V).mean() == pytest.approx(tuning["size"].max(), rel=1e-3)
+    said = " ".join(json.loads((out / "findings.json").read_text())["tuning"])
+    assert "explains" in said and "with patterns" in said and "and with attributions" in said
+    assert "Tuning: of subject 1" in (out / "interpret.html").read_text()

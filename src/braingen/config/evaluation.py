@@ -178,6 +178,7 @@ class InterpretConfig(Section):
         Literal[
             "attributions",
             "patterns",
+            "tuning",
             "experts",
             "components",
             "saliency",
@@ -189,6 +190,7 @@ class InterpretConfig(Section):
     ] = (
         "attributions",
         "patterns",
+        "tuning",
         "experts",
         "components",
         "saliency",

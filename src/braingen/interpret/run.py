@@ -15,6 +15,7 @@ from braingen.interpret.step_experts import write_experts
 from braingen.interpret.step_patterns import write_patterns
 from braingen.interpret.step_routers import write_routers
 from braingen.interpret.step_saliency import write_saliency
+from braingen.interpret.step_tuning import write_tuning
 from braingen.report.inside import write_page
 from braingen.runtime.contents import contents_of
 from braingen.runtime.files import write_json
@@ -43,6 +44,7 @@ MAY_CHANGE = tuple(
 STEPS = {
     "attributions": write_attributions,
     "patterns": write_patterns,
+    "tuning": write_tuning,
     "experts": write_experts,
     "components": write_components,
     "saliency": write_saliency,
