@@ -133,3 +133,5 @@ class Score(NamedTuple):
     """Number of candidates in a retrieval."""
     encoding_model: float | None = None
     """The same score of the encoding model (decoder scores, where one is trained)."""
+    low_level: float | None = None
+    """The same score of the coarse images of the low-level path alone (image scores)."""

@@ -279,10 +279,10 @@ def test_csv_has_a_line_per_score() -> None:
     lines = table.comma_separated(rows()[:1]).splitlines()
     assert (
         lines[0] == "method,protocol,score,better,value,low,high,random,oracle,ridge,chance,n,pool"
-        ",encoding_model"
+        ",encoding_model,low_level"
     )
     assert (
-        lines[1] == 'ours_1,"simulated, subject 1",pixcorr,higher,0.31,0.29,0.33,0.02,0.6,,,1000,,'
+        lines[1] == 'ours_1,"simulated, subject 1",pixcorr,higher,0.31,0.29,0.33,0.02,0.6,,,1000,,,'
     )
 
 
@@ -300,6 +300,7 @@ def test_json_has_null_for_what_is_undefined() -> None:
         "n",
         "pool",
         "encoding_model",
+        "low_level",
     ]
 
 

@@ -831,16 +831,16 @@ def test_comparisons_are_corrected_and_of_the_settings(monkeypatch, root, tmp_pa
         asked.append((list(runs), *given))
         return [
             uncertainty.Comparison(
-                "clip_cos", "brain", "ridge", 0.5, 0.25, 0.75, p=0.01, p_holm=0.03, n=2
+                "clip_cos", "encoder", "ridge", 0.5, 0.25, 0.75, p=0.01, p_holm=0.03, n=2
             )
         ]
 
     monkeypatch.setattr(stage, "compare", compare)
     one = Scored({}, pd.DataFrame({"clip_cos": [0.1, 0.2]}, index=[0, 1]))
     found = stage._comparisons(
-        tiny_config(root, tmp_path, run__seed="6"), {"brain": one, "ridge": one}, np.arange(2)
+        tiny_config(root, tmp_path, run__seed="6"), one, {"ridge": one}, np.arange(2)
     )
-    assert asked == [(["brain", "ridge"], 20, 6)]
+    assert asked == [(["encoder", "ridge"], 20, 6)]
     assert found == [
         {
             "name": "encoder minus ridge: clip_cos",

@@ -25,12 +25,13 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import clear_temporaries, replaced_folder, write_json
 from braingen.runtime.parallel import Task, group_of
-from braingen.runtime.paths import generated_folder, run_folder, subject_configs
+from braingen.runtime.paths import generated_folder, low_level_folder, run_folder, subject_configs
 from braingen.runtime.text_files import read_json
 from braingen.simulation.dataset import simulate
 from braingen.targets.tables import Targets
 from braingen.training.diffusion import finetune
 from braingen.training.encoder import train
+from braingen.training.low_level import train_low_level
 
 TIMINGS, DECODER = "timings.json", "decoder"
 LEVEL_IMAGES = 8
@@ -85,7 +86,7 @@ def demo(config: Config) -> Path:
             ),
             Step(
                 "train",
-                "both encoders, from voxels to CLIP embeddings (about 2 min)",
+                "encoders and low-level path, from voxels to embeddings and latents (2 min)",
                 lambda: group.run(training(config)),
             ),
             Step(
@@ -118,23 +119,31 @@ def quickstart_page(config: Config) -> Path:
 
 
 def training(config: Config) -> list[Task]:
-    """Tasks that train both encoders."""
-    return [_training(config, modality) for modality in ("image", "text")]
+    """Tasks that train both encoders and the low-level path."""
+    log = low_level_folder(config) / "metrics.jsonl"
+    low_level = Task(
+        "training the low-level path, epochs",
+        train_low_level,
+        (config,),
+        _lines_in(log),
+        config.training.num_epochs,
+    )
+    return [*(_training(config, modality) for modality in ("image", "text")), low_level]
 
 
 def _training(config: Config, modality: str) -> Task:
     log = run_folder(config, modality) / "metrics.jsonl"
-
-    def done() -> int:
-        return log.read_bytes().count(b"\n") if log.exists() else 0
-
     return Task(
         f"training the {modality} encoder, epochs",
         train,
         (config, modality),
-        done,
+        _lines_in(log),
         config.training.num_epochs,
     )
+
+
+def _lines_in(log: Path) -> Callable[[], int]:
+    return lambda: log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def generation(config: Config) -> list[Task]:
@@ -155,7 +164,9 @@ def _generation_of_subject(config: Config) -> list[Task]:
         f"subject {config.data.subjects[0]}, images",
     )
     sources = [
-        each for source in ("random", "oracle") for each in generation_tasks(changed(source=source))
+        each
+        for source in ("random", "oracle", "low_level")
+        for each in generation_tasks(changed(source=source))
     ]
     brain, refined = generated_folder(config, "brain"), refined_folder(config)
     found = [

@@ -64,6 +64,7 @@ from braingen.runtime.parallel import ALONE, Group, Task
 from braingen.runtime.paths import (
     EMBEDDINGS,
     INDEX,
+    LOW_LEVEL,
     generated_folder,
     one_subject,
     random_folders,
@@ -208,7 +209,12 @@ def _require(config: Config) -> dict[str, list[Path]]:
             f"There are no finished reconstructions in {brain}: run `braingen reconstruct {what}`"
             " first."
         )
-    folders = {"brain": [brain], "random": random_folders(config), "oracle": [oracle]}
+    folders = {
+        "brain": [brain],
+        "random": random_folders(config),
+        "oracle": [oracle],
+        LOW_LEVEL: [generated_folder(config, LOW_LEVEL)],
+    }
     there = {
         source: [folder for folder in some if (folder / INDEX).exists()]
         for source, some in folders.items()
@@ -306,7 +312,7 @@ class ScoredSource(NamedTuple):
 
     images: MetricTable
     decoding: Scored | None
-    """None for refined images, which share embeddings and captions with the unrefined ones."""
+    """None for refined and coarse images, which have no embeddings and captions of their own."""
     captions: Scored | None
     attributes: pd.DataFrame | None
     """Predictions of the scene classifier; simulated scenes only."""
@@ -383,11 +389,11 @@ class _Scorer:
         # features of the true images, shared by all sources and later evaluations
         self.kept = layout.cache() / "features"
 
-    def source(self, folder: Path, refined: bool) -> ScoredSource:
+    def source(self, folder: Path, images_only: bool) -> ScoredSource:
         """Score one generated sample of the images; `missing` collects what cannot be scored."""
         config, ids = self.config, self.ids
-        found = {} if refined else load_file(folder / EMBEDDINGS)
-        if not refined and not np.array_equal(found["ids"].numpy(), ids):
+        found = {} if images_only else load_file(folder / EMBEDDINGS)
+        if not images_only and not np.array_equal(found["ids"].numpy(), ids):
             brain = generated_folder(config, "brain")
             raise UserError(
                 f"{folder} and {brain} hold different images: generate both with the same settings."
@@ -423,7 +429,7 @@ class _Scorer:
             )
             if (attributes["colour_true"] != "").any():
                 metric_table.scores[COLOUR] = colour_score(attributes)
-        if refined:
+        if images_only:
             return ScoredSource(metric_table, None, None, attributes)
         decoded, projected = found["image"].flatten(1), found["image_clip"].flatten(1)
         decoding = _decoding(config, decoded, projected, self.true_ND, self.mean_D, ids)
@@ -437,10 +443,10 @@ _scorer = lru_cache(maxsize=1)(_Scorer)
 
 
 def _score_source(
-    config: Config, image_N: tuple[int, ...], folder: Path, refined: bool
+    config: Config, image_N: tuple[int, ...], folder: Path, images_only: bool
 ) -> tuple[ScoredSource, dict[str, str]]:
     scorer = _scorer(config, image_N)
-    return scorer.source(folder, refined), scorer.missing
+    return scorer.source(folder, images_only), scorer.missing
 
 
 def _score_ridge(config: Config, image_N: tuple[int, ...]) -> Scored:
@@ -474,7 +480,7 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
             Task(
                 f"scores of {folder.name}",
                 _score_source,
-                (config, image_N, folder, name == REFINED),
+                (config, image_N, folder, name in (REFINED, LOW_LEVEL)),
             )
         )
     try:
@@ -502,6 +508,7 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
         oracle=averages.get("oracle"),
         ridge=ridge.scores,
         encoding_model=decoders["encoding model"].scores if encoding else None,
+        low_level=averages.get(LOW_LEVEL),
     )
     folder = config.run.folder
     ratings = read_study(folder)
@@ -538,7 +545,7 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
     )
     controls = {
         name: {"drawings": len(folders[name]), "scores": intervals(averages[name])}
-        for name in ("random", "oracle")
+        for name in ("random", "oracle", LOW_LEVEL)
         if name in averages
     }
     write_json(folder / CONTROLS, controls)

@@ -235,9 +235,10 @@ def with_baselines(
     oracle: Mapping[str, Score] | None = None,
     ridge: Mapping[str, Score] | None = None,
     encoding_model: Mapping[str, Score] | None = None,
+    low_level: Mapping[str, Score] | None = None,
 ) -> dict[str, Score]:
-    """Add the values of random voxels, oracle, ridge regression and encoding model to every
-    score.
+    """Add the values of random voxels, oracle, ridge regression, encoding model and low-level path
+    to every score.
     """
 
     def value(others: Mapping[str, Score] | None, name: str) -> float | None:
@@ -249,6 +250,7 @@ def with_baselines(
             oracle=value(oracle, name),
             ridge=value(ridge, name),
             encoding_model=value(encoding_model, name),
+            low_level=value(low_level, name),
         )
         for name, score in scores.items()
     }

@@ -172,13 +172,15 @@ def print_scores(scores: Mapping[str, Score], missing: Mapping[str, str]) -> Non
         )
     terminal = console()
     terminal.print(table)
-    by_encoding_model = [
-        f"{name} {text(score.encoding_model)}"
-        for name, score in scores.items()
-        if score.encoding_model is not None
-    ]
-    if by_encoding_model:  # a line below: a column more would not fit
-        terminal.print(f"By the encoding model: {', '.join(by_encoding_model)}.", soft_wrap=True)
+    # lines below: columns more would not fit
+    for field, title in (
+        ("encoding_model", "By the encoding model"),
+        ("low_level", "Coarse images of the low-level path alone"),
+    ):
+        values = {name: getattr(score, field) for name, score in scores.items()}
+        there = [f"{name} {text(value)}" for name, value in values.items() if value is not None]
+        if there:
+            terminal.print(f"{title}: {', '.join(there)}.", soft_wrap=True)
     for sentence in missing.values():
         terminal.print(sentence, markup=False, soft_wrap=True)
 

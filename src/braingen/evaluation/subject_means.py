@@ -31,7 +31,7 @@ from braingen.runtime.paths import subject_configs
 from braingen.runtime.text_files import read_json
 from braingen.types import Score
 
-BASELINES = ("random", "oracle", "ridge", "encoding_model", "chance")
+BASELINES = ("random", "oracle", "ridge", "encoding_model", "low_level", "chance")
 
 
 class SubjectScores(NamedTuple):

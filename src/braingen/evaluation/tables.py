@@ -247,6 +247,7 @@ def rows_of(
             ("oracle", "oracle: true embeddings"),
             ("ridge", "ridge regression"),
             ("encoding_model", "encoding model"),
+            ("low_level", "coarse images of the low-level path"),
             ("random", "random voxels"),
         ):
             values = {

@@ -15,6 +15,7 @@ MARKS: dict[str, str] = {
     "random": '<circle r="4.5" class="mark random"/>',
     "ridge": '<path d="M0 -6 L6 0 L0 6 L-6 0 Z" class="mark ridge"/>',
     "encoding_model": '<rect x="-4.5" y="-4.5" width="9" height="9" class="mark encoding"/>',
+    "low_level": '<path d="M-5 -5 L5 5 M-5 5 L5 -5" class="mark low_level"/>',
     "oracle": '<path d="M-6 5 L0 -6 L6 5 Z" class="mark oracle"/>',
 }
 """Marks of the baselines in a chart; they differ in shape, not only in colour."""

@@ -85,6 +85,7 @@ BASELINES = {
     "random": "random voxels",
     "ridge": "ridge regression",
     "encoding_model": "encoding model",
+    "low_level": "coarse images alone",
     "oracle": "oracle",
     "chance": "chance",
 }
@@ -92,12 +93,14 @@ BASELINES = {
 
 
 def baselines_in(scores: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """Columns of the score table: that of the encoding model only where one was scored."""
-    scored = any(
-        isinstance(score, Mapping) and score.get("encoding_model") is not None
-        for score in scores.values()
+    """Columns of the score table: of encoding model and low-level path only where they were
+    scored.
+    """
+    found = [score for score in scores.values() if isinstance(score, Mapping)]
+    scored = {name for name in BASELINES if any(score.get(name) is not None for score in found)}
+    return tuple(
+        name for name in BASELINES if name in scored or name not in ("encoding_model", "low_level")
     )
-    return tuple(name for name in BASELINES if scored or name != "encoding_model")
 
 
 def score_rows(scores: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[ScoreRow]]]:
