@@ -58,7 +58,8 @@ def root(tmp_path_factory) -> Path:
 def config(monkeypatch, root, tmp_path):
     monkeypatch.setattr(low_level, "Targets", LatentTargets)
     more = {"low_level__hidden_dim": "16", "low_level__features": "4", "low_level__n_blocks": "1"}
-    return lambda **other: tiny_config(root, tmp_path, **more, **other)
+    more |= {"low_level__num_epochs": "2"}
+    return lambda **other: tiny_config(root, tmp_path, **{**more, **other})
 
 
 @pytest.mark.parametrize(("side", "grid"), [(64, 8), (16, 8), (28, 7), (96, 12), (7, 7), (13, 13)])
@@ -84,7 +85,7 @@ def test_latents_are_those_of_the_mean_response_in_the_vaes_units():
 
 
 def test_it_learns_from_kept_images_and_is_judged_by_held_out_ones(config, monkeypatch, tmp_path):
-    given = config(training__num_epochs="4", data__subjects="1,2")
+    given = config(low_level__num_epochs="4", data__subjects="1,2")
     seen: list[int] = []
     spy(
         monkeypatch,

@@ -468,7 +468,7 @@ HANDED_OVER: dict[str, tuple[str, set[str]]] = {
     ),
     "prior": ("DiffusionPrior(**prior), shown above", {"depth", "dim_head", "timesteps"}),
     "low_level": (
-        "LatentEncoder(**low_level) in training/low_level",
+        "LatentEncoder(**low_level) in training/low_level, the others read there",
         set(inspect.signature(LatentEncoder.__init__).parameters),
     ),
 }

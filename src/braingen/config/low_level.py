@@ -7,9 +7,11 @@ from braingen.config.values import NotNegative, Positive, Section, Share
 
 class LowLevelConfig(Section):
     """The encoder of VAE latents (`braingen train low_level`, docs/low_level.md); `training` has
-    its epochs and learning rate.
+    its learning rate and batch size.
     """
 
+    num_epochs: Positive = 30
+    """Passes over the training trials."""
     hidden_dim: Positive = 1024
     """Width after the subject layer."""
     n_blocks: NotNegative = 2

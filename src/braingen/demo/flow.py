@@ -126,7 +126,7 @@ def training(config: Config) -> list[Task]:
         train_low_level,
         (config,),
         _lines_in(log),
-        config.training.num_epochs,
+        config.low_level.num_epochs,
     )
     return [*(_training(config, modality) for modality in ("image", "text")), low_level]
 

@@ -209,11 +209,19 @@ def optimizer_of(embedding_decoder: EmbeddingDecoder, config: Config) -> torch.o
 def schedule_of(
     optimizer: torch.optim.Optimizer, config: Config, updates_per_epoch: int
 ) -> torch.optim.lr_scheduler.OneCycleLR:
+    """:func:`one_cycle` with the settings of `training`."""
+    return one_cycle(
+        optimizer, config.training.max_lr, config.training.num_epochs, updates_per_epoch
+    )
+
+
+def one_cycle(
+    optimizer: torch.optim.Optimizer, max_lr: float, epochs: int, updates_per_epoch: int
+) -> torch.optim.lr_scheduler.OneCycleLR:
     """The published one-cycle schedule: two epochs up, then down to a thousandth of the start."""
-    epochs = config.training.num_epochs
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
-        config.training.max_lr,
+        max_lr,
         epochs * updates_per_epoch,
         pct_start=min(0.3, 2 / epochs),
         final_div_factor=1000,

@@ -35,7 +35,7 @@ from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
 from braingen.targets.tables import Targets
 from braingen.training.checkpoints import SHARDED, Stateful
-from braingen.training.encoder import SAVE_SECONDS, schedule_of
+from braingen.training.encoder import SAVE_SECONDS, one_cycle
 from braingen.training.encoder_setup import splits_of
 from braingen.training.steps import StepLosses
 from braingen.training.trainer import TrainingTask, run_task
@@ -95,7 +95,7 @@ def setup(config: Config, rank: int = 0, world: int = 1) -> LowLevelParts:
         {subject: each.voxels for subject, each in betas.items()},
         latents.shape[1],
         latents.shape[2],
-        **config.low_level.model_dump(exclude={"resolution"}),
+        **config.low_level.model_dump(exclude={"resolution", "num_epochs"}),
     )
     encoder.set_scale(torch.from_numpy(latents[trained_on].astype(np.float32)))
     return LowLevelParts(
@@ -151,7 +151,10 @@ class LowLevelTask(TrainingTask):
         workers: Workers,
     ) -> None:
         wanted = config.training
-        self.epochs, self.accumulation = wanted.num_epochs, wanted.gradient_accumulation_steps
+        self.epochs, self.accumulation = (
+            config.low_level.num_epochs,
+            wanted.gradient_accumulation_steps,
+        )
         self.max_norm = wanted.max_grad_norm
         self.advice = (
             f"Lower training.max_lr (now {wanted.max_lr:g}), compute in float32"
@@ -161,7 +164,8 @@ class LowLevelTask(TrainingTask):
         optimizer = torch.optim.AdamW(
             weight_decay_groups(parts.encoder, wanted.weight_decay), lr=wanted.max_lr, fused=True
         )
-        schedule = schedule_of(optimizer, config, -(-parts.batches.steps // self.accumulation))
+        updates = -(-parts.batches.steps // self.accumulation)
+        schedule = one_cycle(optimizer, wanted.max_lr, self.epochs, updates)
         super().__init__(LowLevelPass(parts.encoder), optimizer, schedule, accelerator)
 
     def passes(self, epoch: int) -> int:
