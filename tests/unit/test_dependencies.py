@@ -35,6 +35,7 @@ MODULES = {
 LOADED_BY_ANOTHER = {
     "tensorboard": "accelerate, as run.tracker says",
     "xformers": "diffusers, as lora.attention says",
+    "pyarrow": "pandas, for tables of trials",
 }
 """Modules that are used without an import of ours, and by whom."""
 

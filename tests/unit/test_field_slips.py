@@ -22,6 +22,7 @@ from braingen.data.ingest.near_names import NearNames
 from braingen.data.ingest.tables import read_table
 from braingen.data.trials import test_trials, train_trials
 from braingen.data.zscore import load_statistics, percent_signal
+from braingen.runtime import extras
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 
@@ -109,6 +110,24 @@ def test_what_is_no_table_is_refused(tmp_path, name, content, told):
     with pytest.raises(UserError, match=told) as caught:
         read_table(tmp_path / name)
     assert str(caught.value).count(name) == 1
+
+
+def test_a_parquet_table_needs_an_extra_that_is_named(tmp_path, monkeypatch):
+    (tmp_path / "trials.parquet").write_bytes(b"PAR1 and more")
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs pyarrow, .*braingen\[parquet\]"):
+        read_table(tmp_path / "trials.parquet")
+
+
+def test_a_parquet_table_is_read(tmp_path):
+    pytest.importorskip("pyarrow")
+    TABLE.assign(trial=[1, 2], bad=[True, False]).to_parquet(tmp_path / "trials.parquet")
+    found = read_table(tmp_path / "trials.parquet")
+    assert found["stim_file"].tolist() == TABLE["stim_file"].tolist()
+    assert found["trial"].tolist() == [1, 2]
+    (tmp_path / "trials.parquet").write_bytes(b"PAR1 and more")
+    with pytest.raises(UserError, match="is not a table"):
+        read_table(tmp_path / "trials.parquet")
 
 
 def test_headers_count_whatever_their_case(fake):

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import nibabel
+from nilearn.interfaces.bids import parse_bids_filename
 import numpy as np
 from PIL import Image
 import pytest
@@ -144,3 +145,15 @@ def test_labels_that_are_no_numbers_are_numbered_in_their_order(tmp_path):
 def test_entities_are_read_as_bids_writes_them():
     path = Path("sub-01/ses-nsd10/func/sub-01_ses-nsd10_task-look_run-2_betas.nii.gz")
     assert entities_of(path) == {"sub": "01", "ses": "nsd10", "task": "look", "run": "2"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sub-01_ses-nsd10_task-look_acq-1p8mm_dir-AP_run-02_betas.nii.gz",
+        "sub-AB_task-a+b_hemi-L_space-fsaverage5_den-10k_desc-trial001_betas.func.gii",
+        "sub-101_ses-pre_run-1_events.tsv",
+    ],
+)
+def test_entities_are_those_of_nilearns_reader(name):
+    assert entities_of(Path(name)) == parse_bids_filename(name)["entities"]

@@ -10,6 +10,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "interpret": ("captum", "nilearn", "sklearn"),
     "track": ("tensorboard",),
     "scores": ("dreamsim", "nltk"),
+    "parquet": ("pyarrow",),
     "gpu": ("bitsandbytes", "xformers"),
 }
 """Extra of pyproject.toml and its modules."""

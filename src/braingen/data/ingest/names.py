@@ -2,7 +2,9 @@
 
 PyBIDS is not used here: it indexes names that BIDS allows, and single-trial responses (``_betas``,
 ``.npy``, GLMsingle's own names) have none yet; it asks for a dataset_description.json, which few
-labs write for them; and it brings twelve packages along.
+labs write for them; and it brings twelve packages along. nilearn's reader is not either: it is an
+extra (`interpret`), knows the name alone and not its folders, and cuts labels that are malformed.
+Where a name is sound, all three agree (tests/unit/test_own_scans.py).
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import pandas as pd
 
 from braingen.data.ingest.names import GUIDE
 from braingen.runtime.errors import UserError, reason
+from braingen.runtime.extras import need
 from braingen.runtime.files import refuse_stand_in
 
 _SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
@@ -32,13 +33,10 @@ def read_table(path: Path) -> pd.DataFrame:
     refuse_stand_in(path, GUIDE)
     if path.suffix.lower() in _WORKBOOKS:
         raise UserError(f"{path} is a workbook, not a table of text; save it as CSV (UTF-8).")
+    if path.suffix == ".parquet":
+        need("parquet", f"Reading {path} (or write it as CSV)")
     try:
         table = pd.read_parquet(path) if path.suffix == ".parquet" else _read_text(path)
-    except ImportError as error:
-        raise UserError(
-            f"{path}: reading Parquet needs pyarrow (`pip install pyarrow`); or write the table as"
-            " CSV."
-        ) from error
     except UserError:
         raise
     except UnicodeDecodeError as error:
