@@ -18,6 +18,7 @@ from braingen.config.names import ALL, resolve
 from braingen.config.overrides import environment_settings, parse_overrides
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import disk_trouble
+from braingen.runtime.memory import out_of_memory
 from braingen.runtime.preemption import REQUEUE, Stopped, stoppable
 from braingen.runtime.untrusted import without_controls
 
@@ -138,6 +139,12 @@ def _run(words: list[str]) -> int:
         from braingen.data.nsd import fitting_advice
 
         raise UserError(fitting_advice(str(error), config.data.root)) from error
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        from braingen.diagnostics.memory_advice import sentence
+
+        raise UserError(sentence(config, name, error)) from error
     if result is not None:
         print(result)
     return 0

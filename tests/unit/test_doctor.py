@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from unit.fake_backbone import plain_unet, small_vae
 from unit.fake_nsd import write_fake_nsd
 
 from braingen.cli import main
@@ -111,7 +112,7 @@ def test_training_memory_is_reckoned_from_the_parameters_of_the_real_model():
     assert state == 4 * held and state < device < 1.5 * state
 
 
-def test_full_size_needs_what_the_paper_used(tmp_path):
+def test_full_size_needs_what_the_paper_used(monkeypatch, tmp_path):
     """MoRE-Brain at full size: the encoder of 293.4 M parameters and its prior do not fit a 4 GB
     card and do fit an 80 GB one.
     """
@@ -122,6 +123,12 @@ def test_full_size_needs_what_the_paper_used(tmp_path):
     sizes = Sizes({"1": VOXELS[1]}, *PUBLISHED.values(), {"L": 768, "bigG": 1280}, ())
     device, _ = training_bytes(config, "image", sizes)
     assert 4e9 < device < 80e9
+    for name, small in (
+        ("SDXL", plain_unet()),
+        ("REFINER", plain_unet()),
+        ("SDXL_VAE", small_vae()),
+    ):
+        monkeypatch.setattr(f"braingen.diagnostics.needs.{name}", dict(small.config))
     assert {need.what.split(" in ")[0] for need in needs_of(config, 10000)} >= {
         "memory to train",
         "memory to generate",

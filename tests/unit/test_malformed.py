@@ -559,7 +559,9 @@ def ask(backbone: Path | str, data: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", BACKBONE)
-def test_backbones(sound_backbone, tmp_path, capsys, name):
+def test_backbones(sound_backbone, tmp_path, capsys, monkeypatch, name):
+    # SDXL, where a folder has no configuration, may be too large for the machine of a test
+    monkeypatch.setattr("braingen.diagnostics.doctor.needs_of", lambda *_: [])
     breaking, words = BACKBONE[name]
     folder = shutil.copytree(sound_backbone[0], tmp_path / "backbone")
     breaking(folder)

@@ -27,12 +27,12 @@ from braingen.generation.refiner import (
     Refiner,
     assemble_refiner,
     conditioning_ids,
-    encode_images,
     last_times,
     load_refiner,
     refine_images,
 )
 from braingen.generation.sampling import seeded_noise
+from braingen.pretrained.sdxl import encode_modes
 from braingen.runtime.errors import UserError
 from braingen.targets.clip_text import CLIPTextEncoderDual
 
@@ -143,7 +143,7 @@ def test_refining_is_diffusers_image_to_image(refiner, scheduler_class, how, mon
         patch.setattr(type(refiner.scheduler), "step", step)
         refined = refine_images(refiner, pictures, text_BTD, [7], how, seed=3)
     scheduler = scheduler_class.from_config(refiner.scheduler.config)
-    clean = encode_images(refiner.vae, pictures)
+    clean = encode_modes(refiner.vae, pictures)
     noise = seeded_noise([7], tuple(clean.shape[1:]), 3, "refinement")
     if (
         how.denoising_start is not None

@@ -207,8 +207,10 @@ class GenerationConfig(Section):
     """Condition on the decoded text embedding."""
     size: NotNegative = 0
     """Side of the images in pixels; 0 for the U-Net's own size (512 in the published runs)."""
-    batch_size: Positive = 8
-    """Images generated at once; they do not depend on it."""
+    batch_size: Positive | Literal["auto"] = "auto"
+    """Images generated at once; they do not depend on it. auto: as many as the memory of the GPU
+    allows, 8 on a CPU.
+    """
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the U-Net while images are generated and refined; auto: float16 on a GPU,
     float32 on a CPU. The VAE and everything else are float32.

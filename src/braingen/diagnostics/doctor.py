@@ -377,10 +377,13 @@ def _needs(config: Config) -> Iterator[Item]:
             f"{need.what[:1].upper()}{need.what[1:]}: about {gigabytes(need.needed)} of"
             f" {gigabytes(need.there)} free"
         )
+        hint = ""
+        if not need.enough:
+            hint = need.hint if isinstance(need.hint, str) else need.hint()
         yield Item(
-            "ok" if need.enough else "error",
+            "ok" if need.enough else "warning" if need.estimate else "error",
             "needs",
             need.what.split(" in ")[0],
             None,
-            f"{sentence}{'.' if need.enough else f'; {need.hint}.'}",
+            f"{sentence}; {hint}." if hint else f"{sentence}.",
         )

@@ -1,12 +1,13 @@
 """Estimate memory, disk and GPU memory of a configuration, without allocating anything.
 
-Estimates are within a factor of 1.5: weights, gradients, optimizer and tables are counted,
-activations are estimated from the batch. B batch, T tokens, D embedding width.
+Weights, gradients, optimizer and tables are counted. What a pass works with is counted for the
+U-Net, the autoencoder and CLIP (`diagnostics.needs`), and estimated from the batch for encoders,
+within a factor of 1.5. B batch, T tokens, D embedding width.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,30 +15,17 @@ import psutil
 import torch
 
 from braingen.config import Config
-from braingen.config.shipped import backbone_folder
+from braingen.diagnostics.needs import STAGES, advice, picture_side, stage_needs
 from braingen.diagnostics.summary import Sizes, sizes_of
-from braingen.pretrained.sdxl import own_size
 from braingen.runtime.data_layout import Layout
-from braingen.runtime.device import device_of, precision_of
-from braingen.runtime.errors import UserError
+from braingen.runtime.device import device_of
 from braingen.runtime.files import free_bytes
 from braingen.runtime.paths import run_folder
 from braingen.training.encoder_setup import build_embedding_decoder
 
 LIBRARIES = 700 * 10**6
 """Resident memory after importing torch, diffusers and transformers (measured: 0.5-0.7 GB)."""
-SDXL_GB = {
-    "unet": 10.3,
-    "vae": 0.33,
-    "text_encoder": 0.49,
-    "text_encoder_2": 2.78,
-    "image_encoder": 7.4,
-    "ip_adapter": 0.7,
-}
-"""Float32 weights of Stable Diffusion XL, ViT-bigG/14 and the plain IP-Adapter by their parameter
-counts, for when their files are not available.
-"""
-FULL_SIDE, LATENT_CHANNELS = 1024, 4
+LATENT_CHANNELS = 4
 MANY_VOXELS = 200_000
 """An upper bound for masks of visual cortex."""
 ACTIVATIONS_PER_UNIT = 12
@@ -55,8 +43,10 @@ class Need(NamedTuple):
     """Bytes."""
     there: int
     """Available bytes."""
-    hint: str
-    """What to do when that is not enough."""
+    hint: Callable[[], str] | str
+    """What to do when that is not enough; computed when it is."""
+    estimate: bool = False
+    """Whether a run may still go on where it says that there is too little."""
 
     @property
     def enough(self) -> bool:
@@ -94,11 +84,11 @@ def table_bytes(tokens: int, width: int, images: int) -> int:
 
 def cache_bytes(config: Config, images: int) -> int:
     """Bytes that the caches still have to write."""
-    sizes = sizes_of(config)
+    sizes, side = sizes_of(config), picture_side(config, config.finetune.resolution)
     per_image = {
         "image": 4 * sizes.image[0] * sizes.image[1],
         "text": 4 * sizes.text[0] * sizes.text[1],
-        "latents": 2 * LATENT_CHANNELS * (picture_side(config) // 8) ** 2,
+        "latents": 2 * LATENT_CHANNELS * (side // 8) ** 2,
     }
     folder = Layout.of(config.data.root).cache()
     there = sum(
@@ -109,30 +99,8 @@ def cache_bytes(config: Config, images: int) -> int:
     return max(0, images * sum(per_image[name] for name in config.precompute.what) - there)
 
 
-def picture_side(config: Config) -> int:
-    """Side of the images that are fine-tuned on, in pixels."""
-    try:
-        return config.finetune.resolution or own_size(config.backbone.path, local_files_only=True)
-    except UserError:
-        return FULL_SIDE
-
-
-def weights_bytes(config: Config) -> int:
-    """Bytes of the generating models' float32 weights: from their files, else SDXL's."""
-    folder = Path(backbone_folder(config.backbone.path))
-    if not folder.exists():
-        return int(sum(SDXL_GB.values()) * 1e9)
-    found = {
-        name: sum(f.stat().st_size for f in (folder / name).glob("*.safetensors"))
-        for name in SDXL_GB
-    }
-    if config.backbone.image_encoder:
-        found["image_encoder"] = int(SDXL_GB["image_encoder"] * 1e9)
-    return sum(found.values())
-
-
 def needs_of(config: Config, images: int) -> list[Need]:
-    """Compare the needs of training, caching and generation with the machine.
+    """Compare the needs of every stage with the machine.
 
     Parameters
     ----------
@@ -140,34 +108,37 @@ def needs_of(config: Config, images: int) -> list[Need]:
         Number of images.
     """
     sizes, device = sizes_of(config), device_of(config)
-    trained = {modality: training_bytes(config, modality, sizes) for modality in ("image", "text")}
+    modalities = ("image", "text")
+    trained = {modality: training_bytes(config, modality, sizes) for modality in modalities}
     targets = max(table_bytes(*size, images) for size in (sizes.image, sizes.text))
     training = max(size for size, _ in trained.values())
-    generation = (
-        weights_bytes(config)
-        + 3
-        * config.generation.batch_size
-        * (config.generation.size or picture_side(config)) ** 2
-        * 256
-    )
-    memory = psutil.virtual_memory().available
-    needs = []
-    smaller = "choose a smaller encoder.hidden_dim or training.batch_size, or a machine with more"
-    if max(sizes.subjects.values(), default=0) > MANY_VOXELS:
-        smaller = (
-            "keep fewer voxels: prepare again with a mask of visual cortex (--mask; NSD's has 13"
-            " 000 to 18 000 voxels)"
-        )
-    fewer = "choose a smaller generation.batch_size or generation.size, or a machine with more"
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        half = 1 if precision_of(config) == "no" else 2
-        needs.append(Need("GPU memory to train", training + targets, free, smaller))
-        needs.append(Need("GPU memory to generate", generation // half, free, fewer))
-        needs.append(Need("memory to train", LIBRARIES + 2 * targets, memory, smaller))
-    else:
-        needs.append(Need("memory to train", LIBRARIES + training + 2 * targets, memory, smaller))
-        needs.append(Need("memory to generate", LIBRARIES + generation, memory, fewer))
+    encoders = sum(encoder_parameters(config, sizes, modality) for modality in modalities)
+    memory, on_gpu = psutil.virtual_memory().available, device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else memory
+    what, extra = ("GPU memory", 0) if on_gpu else ("memory", LIBRARIES)
+
+    def to_train(changed: Config) -> int:
+        sizes = sizes_of(changed)
+        return max(training_bytes(changed, modality, sizes)[0] for modality in modalities)
+
+    def smaller() -> str:
+        if max(sizes.subjects.values(), default=0) > MANY_VOXELS:
+            return (
+                "keep fewer voxels: prepare again with a mask of visual cortex (--mask; NSD's has"
+                " 13 000 to 18 000 voxels)"
+            )
+        return advice(config, "train", to_train)
+
+    tables = targets if on_gpu else 2 * targets
+    needs = [Need(f"{what} to train", extra + training + tables, free, smaller, True)]
+    if on_gpu:
+        needs.append(Need("memory to train", LIBRARIES + 2 * targets, memory, smaller, True))
+    for stage, need in stage_needs(config, encoders).items():
+
+        def hint(stage: str = stage) -> str:
+            return advice(config, stage, lambda other: STAGES[stage](other, encoders).total)
+
+        needs.append(Need(f"{what} to {stage}", extra + need.total, free, hint, True))
     root = Layout.of(config.data.root).cache()
     needs.append(
         Need(

@@ -36,6 +36,7 @@ from braingen.generation.sampling import (
     seeded_generators,
     seeded_noise,
 )
+from braingen.pretrained.hub import quiet
 from braingen.pretrained.sdxl import (
     UNREADABLE,
     add_ip_adapter,
@@ -270,7 +271,8 @@ class BrainDecoder(DiffusionPipeline):
         rest = [each for each in args if not isinstance(each, torch.dtype)]
         super().to(*rest, **{"silence_dtype_warnings": True, **kwargs})
         if dtype is not None:
-            self.unet.to(dtype)
+            with quiet():  # it remarks on what it keeps in float32, which is nothing
+                self.unet.to(dtype)
         return self
 
     def release_encoders(self) -> None:

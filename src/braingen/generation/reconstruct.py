@@ -25,6 +25,7 @@ from braingen.data.sealed_runs import at_test_set
 from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
 from braingen.data.voxel_file import Responses, odd_scale
 from braingen.encoders.trained import load_embedding_decoder, load_latent_encoder, modalities
+from braingen.generation.batch import batch_of, batch_that_fits
 from braingen.generation.by_encoding_model import ByEncodingModel, uses_encoding_model
 from braingen.generation.compatibility import refuse_incompatible, refuse_other_widths
 from braingen.generation.conditioned_unet import RoutingRecorder, expert_counts
@@ -42,6 +43,7 @@ from braingen.generation.sampling import CoarseImage, decode_latents, first_step
 from braingen.generation.trained_modules import NOT_FINETUNED, finetuned_folder, load_finetuned
 from braingen.pretrained.hub import backbone_key
 from braingen.pretrained.sdxl import (
+    image_size,
     load_backbone,
     load_scheduler,
     pixels_per_latent,
@@ -428,6 +430,15 @@ def image_generator(
     return generate
 
 
+def batch_for(config: Config, decoder: BrainDecoder) -> int:
+    """Images at once, with the decoder on its device."""
+    chosen = config.generation
+    if chosen.batch_size != "auto" or decoder.unet.device.type != "cuda":
+        return batch_of(chosen.batch_size)
+    size = chosen.size or image_size(decoder.unet, decoder.vae)
+    return batch_that_fits("auto", decoder.unet, decoder.vae, size)
+
+
 def generate_images(
     config: Config,
     decoder: BrainDecoder,
@@ -442,7 +453,7 @@ def generate_images(
     generate = image_generator(config, decoder, targets, embeddings_in(decoded), evidence)
     description = f"generating {len(ids)} images ({folder.name})"
     with merged_lora(decoder.unet):
-        generate_missing(folder, ids, config.generation.batch_size, generate, workers, description)
+        generate_missing(folder, ids, batch_for(config, decoder), generate, workers, description)
     return decoded
 
 

@@ -19,7 +19,6 @@ from torch.nn.functional import interpolate
 
 from braingen.config.shipped import backbone_folder
 from braingen.generation.sampling import (
-    PIXELS_AT_ONCE,
     decode_latents,
     denoise_from,
     seeded_generators,
@@ -28,6 +27,7 @@ from braingen.generation.sampling import (
 )
 from braingen.pretrained.sdxl import (
     add_ip_adapter,
+    encode_modes,
     image_embedding_width,
     load_ip_adapter_file,
     load_plain,
@@ -228,17 +228,6 @@ def steps_run(scheduler: SchedulerMixin, how: Refinement) -> int:
     return len(times) if scheduler.order == 1 else (len(times) + 1) // 2
 
 
-def encode_images(vae: AutoencoderKL, images_B3HW: Tensor) -> Tensor:
-    """Encode images in [0, 1] to scaled latents, B x 4 x h x w: the mode of the distribution.
-
-    In slices of `sampling.PIXELS_AT_ONCE`.
-    """
-    x_B3HW = images_B3HW.to(vae.device, vae.dtype) * 2 - 1
-    count = max(1, PIXELS_AT_ONCE // images_B3HW.shape[-1] ** 2)
-    modes = [vae.encode(some_B3HW).latent_dist.mode() for some_B3HW in x_B3HW.split(count)]
-    return torch.cat(modes).float() * vae.config.scaling_factor
-
-
 @torch.no_grad()
 def refine_images(
     refiner: Refiner,
@@ -294,7 +283,7 @@ def refine_images(
         )
         images_B3HW = resized.clamp(0, 1)
     unet, scheduler, form, batch = refiner.unet, refiner.scheduler, refiner.form, len(images_B3HW)
-    clean = encode_images(refiner.vae, images_B3HW)
+    clean = encode_modes(refiner.vae, images_B3HW)
     refuse_steps(how.steps, scheduler, "refinement.steps")
     scheduler.set_timesteps(how.steps, device=clean.device)
     times, first = last_times(scheduler, how)

@@ -14,16 +14,13 @@ from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 import torch
 from torch import Tensor
 
-from braingen.pretrained.sdxl import refuse_steps, vae_factor
+from braingen.pretrained.sdxl import PIXELS_AT_ONCE, refuse_steps, vae_factor
 from braingen.runtime.errors import UserError
 from braingen.runtime.precision import entering, type_of
 from braingen.types import Conditioning
 
 ConditionAt = Callable[[Tensor, Tensor], Conditioning]
 """(t, noisy latents) -> condition of the U-Net at this step."""
-
-PIXELS_AT_ONCE = 2 * 512**2
-"""Pixels that the autoencoder decodes at once; a single image may have more."""
 
 
 class CoarseImage(NamedTuple):

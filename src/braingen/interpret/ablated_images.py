@@ -21,7 +21,12 @@ from braingen.data.voxel_file import Responses
 from braingen.evaluation.pixel import pixel_correlation
 from braingen.generation.lora import merged_lora
 from braingen.generation.pipeline import BrainDecoder
-from braingen.generation.reconstruct import decode_responses, embeddings_in, image_generator
+from braingen.generation.reconstruct import (
+    batch_for,
+    decode_responses,
+    embeddings_in,
+    image_generator,
+)
 from braingen.generation.resumable import generate_missing, png_path
 from braingen.generation.trained_modules import finetuned_folder
 from braingen.interpret.ablation import ablated
@@ -179,7 +184,7 @@ def generate_ablated(
                 generate_missing(
                     out,
                     ids,
-                    config.generation.batch_size,
+                    batch_for(config, decoder),
                     generate,
                     Workers(config),
                     f"generating {name}" if thing is None else f"generating without {name}",

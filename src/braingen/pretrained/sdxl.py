@@ -45,6 +45,11 @@ SCHEDULERS: dict[str, type[SchedulerMixin]] = {
 }
 """Schedulers by the names of ``generation.scheduler``."""
 
+PIXELS_AT_ONCE = 2 * 512**2
+"""Pixels that the autoencoder encodes or decodes at once, so that its memory does not grow with the
+batch; a single image may have more.
+"""
+
 NO_ADAPTER = "none"
 """Value of ``backbone.ip_adapter``: encoders are trained and scored, without generating images."""
 UNREADABLE = (
@@ -310,6 +315,17 @@ def _load_whole(cls: type[Model], folder: str, name: str, dtype: torch.dtype) ->
         )
     refuse_not_finite(model, f"{folder}/{name}", "get it again")
     return model
+
+
+def encode_modes(vae: AutoencoderKL, images_B3HW: Tensor) -> Tensor:
+    """Encode images in [0, 1] to scaled latents, B x 4 x h x w: the mode of the distribution.
+
+    In slices of :data:`PIXELS_AT_ONCE`.
+    """
+    x_B3HW = images_B3HW.to(vae.device, vae.dtype) * 2 - 1
+    count = max(1, PIXELS_AT_ONCE // images_B3HW.shape[-1] ** 2)
+    modes = [vae.encode(some_B3HW).latent_dist.mode() for some_B3HW in x_B3HW.split(count)]
+    return torch.cat(modes).float() * vae.config.scaling_factor
 
 
 def _load_vae(folder: str, dtype: torch.dtype) -> AutoencoderKL:

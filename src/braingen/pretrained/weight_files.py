@@ -157,13 +157,13 @@ def _header(path: Path) -> tuple[int, dict[str, dict]]:
     return length, {key: entry for key, entry in header.items() if key != "__metadata__"}
 
 
-def numbers_in(paths: Iterable[Path], prefix: str = "") -> int:
+def numbers_in(paths: Iterable[Path], other: tuple[str, ...] = ()) -> int:
     """How many numbers a model's files hold, in whatever type they are stored.
 
     Parameters
     ----------
-    prefix : str, optional
-        Count tensors alone whose names do not begin with it.
+    other : tuple[str, ...], optional
+        Beginnings of names that are not counted.
     """
     total = 0
     for path in paths:
@@ -171,7 +171,7 @@ def numbers_in(paths: Iterable[Path], prefix: str = "") -> int:
             total += sum(
                 prod(entry["shape"])
                 for name, entry in _header(path)[1].items()
-                if not prefix or not name.startswith(prefix)
+                if not name.startswith(other)
             )
         elif path.suffix == ".bin":  # a pickle: by its size, as float32 or half
             total += path.stat().st_size // (2 if HALF in path.name else 4)

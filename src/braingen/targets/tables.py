@@ -18,7 +18,7 @@ from braingen.data.captions import Captions, load_captions
 from braingen.data.stimuli import Stimuli
 from braingen.pretrained.hub import model_key, whole_folder
 from braingen.pretrained.loading import subfolder_of
-from braingen.pretrained.sdxl import load_vae
+from braingen.pretrained.sdxl import encode_modes, load_vae
 from braingen.pretrained.tiny import check_backbone
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
@@ -192,9 +192,7 @@ class Targets:
                 images = interpolate(
                     images, size=(size, size), mode="bicubic", antialias=True, align_corners=False
                 ).clamp(0, 1)
-            return (
-                self.vae.encode(images * 2 - 1).latent_dist.mode() * self.vae.config.scaling_factor
-            )
+            return encode_modes(self.vae, images)
 
         key = {"weights": model_key(self._backbone, "vae", "diffusers"), "size": str(size)}
         return Cache(
