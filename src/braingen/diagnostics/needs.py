@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusers import AutoencoderKL
-from transformers import CLIPVisionConfig
 
 from braingen.config import Config, with_settings
 from braingen.config.shipped import backbone_folder
@@ -82,15 +81,6 @@ SDXL_VAE: dict[str, Any] = {
     "layers_per_block": 2,
     "latent_channels": 4,
 }
-BIG_G = {
-    "hidden_size": 1664,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 48,
-    "num_attention_heads": 16,
-    "patch_size": 14,
-    "projection_dim": 1280,
-}
-"""The image tower of ViT-bigG/14."""
 FULL_SIDE = 1024
 TOWER_OTHER = ("text_model.", "text_projection.", "logit_scale")
 """Of a whole CLIP model, what the image tower is without."""
@@ -254,9 +244,9 @@ def computing(config: Config) -> StageNeed:
     numbers = numbers_of(config)
     source = config.backbone.image_encoder or backbone_folder(config.backbone.path)
     try:
-        vision = vision_config(source, local_files_only=True)
+        vision: Any = vision_config(source, local_files_only=True)
     except UserError:
-        vision = CLIPVisionConfig(**BIG_G)
+        vision = None
     clip = clip_working_bytes(vision, config.precompute.batch_size)
     side = picture_side(config, config.finetune.resolution)
     count = max(1, PIXELS_AT_ONCE // side**2)

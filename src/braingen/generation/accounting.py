@@ -28,6 +28,15 @@ from braingen.targets.clip_image import CLIPImageEncoder
 
 Found = TypeVar("Found")
 META = torch.device("meta")
+BIG_G = {
+    "hidden_size": 1664,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+    "projection_dim": 1280,
+}
+"""The image tower of ViT-bigG/14."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -226,8 +235,9 @@ def vae_working_bytes(
     return live.peak
 
 
-def clip_working_bytes(vision: CLIPVisionConfig, images: int) -> int:
-    """Bytes that a CLIP image tower in float32 works with."""
+def clip_working_bytes(vision: CLIPVisionConfig | None, images: int) -> int:
+    """Bytes that a CLIP image tower in float32 works with; ViT-bigG/14 for None."""
+    vision = vision or CLIPVisionConfig(**BIG_G)  # type: ignore[arg-type]
     encoder = CLIPImageEncoder.on_meta(vision)
     with torch.no_grad(), counted(encoder) as live:
         encoder.model(
