@@ -35,6 +35,7 @@ ALIASES = {
     "negative_prompt": "generation.negative_prompt",
     "blurry_recon": "encoder.low_level",
     **{name: f"encoder.{name}" for name in ("hidden_dim", "n_blocks", "dropout", "voxel_dropout")},
+    "num_epochs": "training.num_epochs",
     "resolution": "finetune.resolution",
     "multisubject_ckpt": "training.init_from",
     "capacity_factor": "encoder.capacity_factor_0",
