@@ -224,6 +224,20 @@ def test_a_copied_file_of_responses_is_refused(fake, capsys):
     assert run(fake, "--accept", "copies") == 0
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_responses_that_are_a_copy_of_another_subjects_are_refused(tmp_path, capsys, together):
+    fake = write_fake_scans(tmp_path / "scans", subjects=("01", "02", "03"))
+    two, three = (sorted(fake.root.rglob(f"sub-{label}_*run-1*_betas*")) for label in ("02", "03"))
+    shutil.copy(two[0], three[0])
+    if together:
+        told = refused(fake, capsys, "--subj", "1,2,3")
+    else:
+        assert run(fake, "--subj", "2") == 0
+        told = refused(fake, capsys, "--subj", "3")
+    assert "of subject 3, is equal to sub-02/" in told and "byte for byte" in told
+    assert run(fake, "--subj", "2,3", "--accept", "copies") == 0
+
+
 def test_sessions_in_different_units_are_told(fake, capsys):
     path = next(fake.root.rglob("*ses-2*_betas.nii.gz"))
     assert run(fake) == 0 and "UNITS" not in capsys.readouterr().out

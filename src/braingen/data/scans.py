@@ -155,6 +155,10 @@ class Scans(ABC):
         """Files whose changes are noticed; none for published scans, which do not change."""
         return []
 
+    def response_files(self, subject: int) -> list[Path]:
+        """Files of responses among the sources."""
+        return []
+
     def tables(self, root: Path) -> list[Path]:
         """Write the tables of numbers into the data folder; none for published numbers."""
         return []

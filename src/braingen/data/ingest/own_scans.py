@@ -238,6 +238,9 @@ class OwnScans(Scans):
         more = [file.path for file in (*self.inputs.masks_of(record.label), *own)]
         return list(dict.fromkeys([*record.files, *(mask.files if mask else ()), *more]))
 
+    def response_files(self, subject: int) -> list[Path]:
+        return [path for source in self._record(subject).sources for path in source.files]
+
     def notes(self, subject: int) -> list[str]:
         record, space = self._record(subject), self._space(subject)
         notes = [*record.notes, *(space.mask.notes if space.mask else ()), *space.notes]

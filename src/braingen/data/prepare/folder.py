@@ -17,6 +17,7 @@ from braingen.data.prepare.manifest import (
     is_up_to_date,
     open_manifest,
     refuse_foreign_files,
+    refuse_responses_of_others,
     sources_of,
 )
 from braingen.data.prepare.subject import write_subject
@@ -82,6 +83,8 @@ def prepare(
     scans.prepare_for(subjects)
     tables = {subject: _trials(scans, subject, num_sessions) for subject in subjects}
     sources = {s: sources_of(scans, s, behav_T17, manifest) for s, behav_T17 in tables.items()}
+    if "copies" not in accept:
+        refuse_responses_of_others(scans, sources, manifest)
     todo = [s for s in subjects if not is_up_to_date(layout, manifest, s, sources[s])]
     wanted = captions and _captions_wanted(scans, layout, manifest)
     texts = scans.captions() if wanted else None

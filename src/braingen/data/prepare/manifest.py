@@ -121,6 +121,44 @@ def is_up_to_date(
     return before["trials"] == sources["trials"] and digests[0] == digests[1]
 
 
+def refuse_responses_of_others(
+    scans: Scans, made_from: dict[int, dict[str, Any]], manifest: dict[str, Any]
+) -> None:
+    """Refuse a file of responses that is a copy of another subject's.
+
+    Parameters
+    ----------
+    scans : Scans
+        The scans.
+    made_from : dict of int to dict
+        Subject -> its `sources_of`.
+    manifest : dict
+        The manifest, with those of subjects prepared before.
+
+    Raises
+    ------
+    UserError
+        When two subjects have the same responses.
+    """
+    known = {int(subject): entry for subject, entry in manifest["subjects"].items()}
+    before = {subject: entry.get("made_from", {}) for subject, entry in known.items()}
+    owner: dict[str, tuple[int, str]] = {}
+    for subject, found in (before | made_from).items():
+        for name, file in found.get("sources", {}).items():
+            owner.setdefault(file["sha256"], (subject, name))
+    for subject, found in made_from.items():
+        for path in scans.response_files(subject):
+            name = Path(os.path.relpath(path, scans.root)).as_posix()
+            digest_of_file = found["sources"].get(name, {}).get("sha256", "")
+            other, other_name = owner.get(digest_of_file, (subject, name))
+            if other != subject:
+                raise UserError(
+                    f"{path}, of subject {subject}, is equal to {other_name} of subject {other}, "
+                    "byte for byte: one of them is a copy. Bring the right file, or say so with "
+                    "prepare.accept=copies."
+                )
+
+
 def refuse_foreign_files(layout: Layout, manifest: dict[str, Any], subjects: Iterable[int]) -> None:
     """Refuse to overwrite files of subjects that `braingen prepare` did not write."""
     for subject in subjects:
