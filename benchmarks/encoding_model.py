@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
-import torch
 
 from braingen.config import Config, load_config
 from braingen.data.betas import Betas
@@ -37,7 +36,7 @@ from braingen.encoding_model.responses import average_responses
 from braingen.encoding_model.run import mean_responses
 from braingen.encoding_model.train import fit_subject
 from braingen.evaluation.decoding import decoder_scores
-from braingen.evaluation.embeddings import decode_test_images
+from braingen.evaluation.embeddings import decode_test_images, score_embeddings
 from braingen.evaluation.identification import two_way
 from braingen.evaluation.ridge import fit_ridge
 from braingen.evaluation.uncertainty import mean_interval, permutation_p, two_way_by_image
@@ -170,16 +169,11 @@ def person(root: str, subject: int, curve: str | None) -> dict[str, dict[str, np
 
 
 def by_encoder(config: Config, run: Path, images: Images) -> dict[str, np.ndarray]:
-    """Scores of a trained encoder: retrieval by its projected output, as `evaluate` does it."""
+    """Scores of a trained encoder: retrieval by its projected output, in its own units."""
     decoder = EmbeddingDecoder.from_pretrained(run / EMBEDDING_DECODER)
     read = decode_test_images(config, "image", decoder)
-    standard = [
-        decoder.standardised(torch.from_numpy(x)).flatten(1).numpy()
-        for x in (images.true_ND[:, None], images.mean_D[None, None])
-    ]
-    projected = Images(images.ids, standard[0] - standard[1], np.zeros(1, np.float32))
     found = images.scores(read.embedding_ND.numpy())
-    retrieved = projected.scores(read.clip_ND.numpy() - standard[1])
+    retrieved = score_embeddings(config, "image", decoder, read).values
     return found | {name: retrieved[name] for name in SCORES[:2]}
 
 
