@@ -27,6 +27,7 @@ from braingen.report.page import cannot_generate, render
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDING_DECODER
+from braingen.runtime.run_folder import remove_run
 from braingen.training import encoder as train
 from braingen.training import encoder_setup, trainer
 
@@ -201,6 +202,15 @@ def test_a_refused_training_leaves_no_run_folder(root, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no"):
         train.train(config, "image")
     assert not (tmp_path / "runs" / "one").exists()
+
+
+@pytest.mark.parametrize("name", ["run/image", "run/reconstructions/brain"])
+def test_nothing_of_a_refused_run_is_left(tmp_path, name):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "config.yaml").write_text("a: 1")
+    remove_run(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_a_folder_with_work_or_of_an_earlier_run_stays_when_a_training_is_refused(

@@ -377,10 +377,12 @@ def has_work(folder: Path) -> bool:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove a run that was refused before any work, and its parent folder if empty."""
+    """Remove a run that was refused before any work, and the folders of its run above if empty."""
     shutil.rmtree(folder, ignore_errors=True)
-    if folder.parent.is_dir() and not any(folder.parent.iterdir()):
-        folder.parent.rmdir()
+    above = 2 if folder.parent.name == "reconstructions" else 1
+    for parent in list(folder.parents)[:above]:
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
 
 
 def _refuse_other_settings(
