@@ -68,7 +68,7 @@ SMALL = [
 ]
 SMALL += [
     "quickstart.steps=1",
-    "generation.steps=2",
+    "generation.steps=3",
     "evaluation.bootstrap=50",
     "evaluation.retrieval_draws=3",
 ]
@@ -128,7 +128,7 @@ def test_every_score_comes_with_all_that_a_reviewer_asks_for(flow):
     assert set(scores) >= SCORES
     for name, score in scores.items():
         fields = ("value", "low", "high", "random", "oracle", "ridge", "chance", "n", "pool")
-        assert tuple(score) == Score._fields == (*fields, "encoding_model"), name
+        assert tuple(score) == Score._fields == (*fields, "encoding_model", "low_level"), name
         assert score["encoding_model"] is None  # none is trained in a demo
         assert score["low"] <= score["value"] <= score["high"] and 0 < score["n"] <= IMAGES
         assert score["random"] is not None and score["oracle"] is not None
