@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from unit.fake_backbone import fake_backbone, plain_unet, small_vae, write_fake_backbone
+from unit.fake_backbone import (
+    POOLED_WIDTH,
+    fake_backbone,
+    plain_unet,
+    small_vae,
+    write_fake_backbone,
+)
 from unit.fake_backbone import write_fake_refiner as write_refiner
 from unit.fake_nsd import write_fake_nsd
 from unit.test_doctor import PUBLISHED
@@ -127,6 +133,11 @@ def test_what_a_pass_works_with_grows_with_rows_and_halves_in_half_precision():
         4 * vae_working_bytes(decoder, 1, 32), rel=0.05
     )
     assert vae_working_bytes(decoder, 1, 32, decoding=False) > 0
+
+
+def test_a_refiner_of_five_numbers_is_counted():
+    refiner = plain_unet(seed=3, text_width=POOLED_WIDTH, told=5, pooled_width=4)
+    assert unet_working_bytes(settings_of(refiner), 1, 8, torch.float32) > 0
 
 
 def test_training_works_with_more_and_checkpointing_with_less():

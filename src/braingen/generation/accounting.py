@@ -133,7 +133,9 @@ def unet_on_meta(settings: dict[str, Any], dtype: torch.dtype) -> UNet2DConditio
 def _pass(unet: UNet2DConditionModel, rows: int, side: int, dtype: torch.dtype) -> Tensor:
     settings, linear = unet.config, unet.add_embedding.linear_1
     # six numbers, or a refiner's five with a wider text: the shapes add up in either way
-    pooled = linear.in_features - 6 * settings.addition_time_embed_dim  # type: ignore[union-attr, operator]
+    width, each = linear.in_features, settings.addition_time_embed_dim  # type: ignore[union-attr]
+    count = min(6, (width - 1) // each)  # type: ignore[operator]
+    pooled = width - count * each  # type: ignore[operator]
 
     def empty(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, device=META, dtype=kind)
@@ -144,7 +146,7 @@ def _pass(unet: UNet2DConditionModel, rows: int, side: int, dtype: torch.dtype) 
         encoder_hidden_states=empty(rows, 77, settings.cross_attention_dim),
         added_cond_kwargs={
             "text_embeds": empty(rows, pooled),
-            "time_ids": empty(rows, 6, kind=torch.float32),
+            "time_ids": empty(rows, count, kind=torch.float32),
         },
     ).sample
 
