@@ -49,6 +49,7 @@ from braingen.generation.lora import add_lora, lora_parameters
 from braingen.generation.refiner import Refinement, load_refiner, refine_images
 from braingen.generation.sampling import decode_latents, denoise, predict, size_ids
 from braingen.pretrained.sdxl import encode_modes, load_backbone, load_vae
+from braingen.pretrained.weight_files import model_files, numbers_in
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.clip_text import CLIPTextEncoderDual
 from braingen.types import Conditioning
@@ -233,8 +234,10 @@ def run_stage(folder: Path, name: str, dtype: torch.dtype) -> dict[str, float]:
         refiner = load_refiner(str(folder / "refiner"), dtype=dtype)
         settings = dict(refiner.unet.config)
         working = unet_working_bytes(settings, 2, latent, dtype)
-        expected = weights(refiner.unet, refiner.vae)
-        expected += max(working, vae_working_bytes(dict(refiner.vae.config), 1, SIDE))
+        text = model_files(folder / "refiner" / "text_encoder_2", "transformers")
+        at_setup = 4 * numbers_in(text)  # the text encoder, given back before the first step
+        decoding = vae_working_bytes(dict(refiner.vae.config), 1, SIDE)
+        expected = weights(refiner.unet, refiner.vae) + max(working, decoding, at_setup)
         width = refiner.form.text_columns[1] - refiner.form.text_columns[0]
         how = Refinement(4, 0.25, 5.0)
         step = lambda: refine_images(refiner, image, torch.randn(1, 1, width), [0], how)  # noqa: E731
