@@ -102,7 +102,9 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
         for folder in (root, data):
             shutil.rmtree(folder)
-    (chosen.folder / "prepare_memory.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (chosen.folder / "prepare_memory.json").write_text(
+        json.dumps(rows, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ def test_extras_are_those_of_pyproject() -> None:
 
 
 def test_tests_import_only_what_dev_brings() -> None:
-    own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {
+    folders = (ROOT / "tests", ROOT / "benchmarks")
+    own = {path.stem for folder in folders for path in folder.rglob("*.py")} | {
         "unit",
         "parity",
         "integration",

@@ -121,11 +121,11 @@ def test_an_encoder_is_a_file_and_its_settings(package):
     add_file(package, "encoders/wide.py")
     shown = run(package, "from braingen.cli import main; main(['train', 'image', '--help'])")
     assert re.search(r"--model \(BrainMoEMulti\)\s+\{[^}]*BrainWide[^}]*\}", shown.stdout)
-    assert "--features" in shown.stdout
+    assert "--random_features" in shown.stdout
     code = (
         "import torch; from braingen.config import load_config\n"
         "from braingen.training.encoder_setup import build_embedding_decoder\n"
-        "given = {'encoder.model': 'BrainWide', 'encoder.features': '16',"
+        "given = {'encoder.model': 'BrainWide', 'encoder.random_features': '16',"
         " 'encoder.hidden_dim': '8', 'prior.use_prior': 'false'}\n"
         "decoder = build_embedding_decoder(load_config(None, given), {1: 30}, (1, 12))\n"
         "print(tuple(decoder(torch.zeros(5, 30), 1).clip_BTD.shape))"

@@ -23,6 +23,8 @@ NOT_COMPARED = {
     "run.image",
     "run.text",
     "run.finetune",
+    "run.encoding",
+    "run.low_level",
     "prepare.scans",
     "prepare.coco",
     "prepare.test_images",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 import json
 from typing import Any, NamedTuple, TypeVar
 import weakref
@@ -111,13 +110,15 @@ def counted(kept: nn.Module) -> Iterator[LiveBytes]:
 def _cached(function: Callable[..., Found]) -> Callable[..., Found]:
     """Cache by settings, which are given as dictionaries."""
 
-    @lru_cache(maxsize=64)
-    def by_text(settings: str, *args: Any, **kwargs: Any) -> Found:
-        return function(json.loads(settings), *args, **kwargs)
+    known: dict[Any, Found] = {}
 
     def wrapped(settings: dict[str, Any], *args: Any, **kwargs: Any) -> Found:
         plain = {key: value for key, value in settings.items() if not key.startswith("_")}
-        return by_text(json.dumps(plain, sort_keys=True), *args, **kwargs)
+        text = json.dumps(plain, sort_keys=True)
+        key = (text, args, tuple(sorted(kwargs.items())))
+        if key not in known:
+            known[key] = function(plain, *args, **kwargs)
+        return known[key]
 
     return wrapped
 
