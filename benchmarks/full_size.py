@@ -169,7 +169,8 @@ class Memory(threading.Thread):
     @staticmethod
     def _read() -> tuple[int, int]:
         lines = dict(
-            line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
+            line.split(":", 1)
+            for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         )
         own, file = (int(lines[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile"))
         return own, file
