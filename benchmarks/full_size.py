@@ -294,7 +294,7 @@ def main() -> None:
     for name in given.stages:
         words = [sys.executable, __file__, str(given.folder), "--only", name]
         done = subprocess.run(
-            [*words, "--dtype", given.dtype], stdout=subprocess.PIPE, text=True, check=False
+            [*words, "--dtype", given.dtype], stdout=subprocess.PIPE, encoding="utf-8", check=False
         )
         if done.returncode:
             print(f"| {name} | failed (exit code {done.returncode}) | | | | | |", flush=True)
