@@ -184,8 +184,8 @@ class GenerationConfig(Section):
     (<folder>/low_level) and no single level is generated.
     """
     strength: Annotated[float, Field(gt=0, le=1), COARSE] = 0.6
-    """Share of the steps that are run from the coarse image (Brain-IT: 24 of 38 steps); 1 for all,
-    from noise.
+    """Share of the steps that are run from the coarse image, at least one (Brain-IT: 24 of 38
+    steps); 1 for all, from noise.
     """
     blend: Annotated[Share, COARSE] = 0.0
     """Weight of the coarse image in the final image, pixel by pixel (MindEye2: 0.25)."""

@@ -36,6 +36,7 @@ ALIASES = {
     "blurry_recon": "encoder.low_level",
     **{name: f"encoder.{name}" for name in ("hidden_dim", "n_blocks", "dropout", "voxel_dropout")},
     "num_epochs": "training.num_epochs",
+    "low_level": "encoder.low_level",
     "resolution": "finetune.resolution",
     "multisubject_ckpt": "training.init_from",
     "capacity_factor": "encoder.capacity_factor_0",

@@ -39,7 +39,7 @@ from braingen.generation.resumable import (
     notes,
     output_files,
 )
-from braingen.generation.sampling import CoarseImage, decode_latents, first_step, seeded_noise
+from braingen.generation.sampling import CoarseImage, decode_latents, seeded_noise
 from braingen.generation.trained_modules import NOT_FINETUNED, finetuned_folder, load_finetuned
 from braingen.pretrained.hub import backbone_key
 from braingen.pretrained.sdxl import (
@@ -150,7 +150,6 @@ def check_generation(config: Config) -> None:
     refuse_steps(
         sampler.steps, scheduler_named(sampler.scheduler, load_scheduler(path)), "generation.steps"
     )
-    first_step(sampler.steps, sampler.strength)
     refuse_side(sampler.size, pixels_per_latent(path), "generation.size", multiple=False)
 
 

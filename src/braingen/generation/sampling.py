@@ -29,7 +29,7 @@ class CoarseImage(NamedTuple):
     latents_B4hw: Tensor
     """Scaled latents."""
     strength: float
-    """Share of the steps that are run; 1 for all of them, from pure noise."""
+    """Share of the steps that are run, at least one; 1 for all of them, from pure noise."""
     blend: float = 0.0
     """Weight of the coarse image in the final one, pixel by pixel (MindEye2: 0.25)."""
 
@@ -199,20 +199,10 @@ def denoise(
 
 
 def first_step(steps: int, strength: float) -> int:
-    """Number of the first step that is run at a strength, as in diffusers' image-to-image.
-
-    Raises
-    ------
-    UserError
-        When no step is left.
+    """Number of the first step that is run at a strength, as in diffusers' image-to-image; at least
+    one step is run.
     """
-    run = min(int(steps * strength + 1e-9), steps)
-    if not run:
-        raise UserError(
-            f"generation.strength = {strength:g} of {steps} steps leaves no step to run: give at"
-            f" least {1 / steps:.2g}, or more steps (generation.steps)."
-        )
-    return steps - run
+    return steps - min(max(1, int(steps * strength + 1e-9)), steps)
 
 
 @torch.no_grad()
