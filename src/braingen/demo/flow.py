@@ -25,13 +25,12 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import clear_temporaries, replaced_folder, write_json
 from braingen.runtime.parallel import Task, group_of
-from braingen.runtime.paths import generated_folder, low_level_folder, run_folder, subject_configs
+from braingen.runtime.paths import generated_folder, run_folder, subject_configs
 from braingen.runtime.text_files import read_json
 from braingen.simulation.dataset import simulate
 from braingen.targets.tables import Targets
 from braingen.training.diffusion import finetune
 from braingen.training.encoder import train
-from braingen.training.low_level import train_low_level
 
 TIMINGS, DECODER = "timings.json", "decoder"
 LEVEL_IMAGES = 8
@@ -86,7 +85,7 @@ def demo(config: Config) -> Path:
             ),
             Step(
                 "train",
-                "encoders and low-level path, from voxels to embeddings and latents (2 min)",
+                "both encoders, from voxels to CLIP embeddings (about 2 min)",
                 lambda: group.run(training(config)),
             ),
             Step(
@@ -119,16 +118,8 @@ def quickstart_page(config: Config) -> Path:
 
 
 def training(config: Config) -> list[Task]:
-    """Tasks that train both encoders and the low-level path."""
-    log = low_level_folder(config) / "metrics.jsonl"
-    low_level = Task(
-        "training the low-level path, epochs",
-        train_low_level,
-        (config,),
-        _lines_in(log),
-        config.low_level.num_epochs,
-    )
-    return [*(_training(config, modality) for modality in ("image", "text")), low_level]
+    """Tasks that train both encoders."""
+    return [_training(config, modality) for modality in ("image", "text")]
 
 
 def _training(config: Config, modality: str) -> Task:
@@ -164,9 +155,7 @@ def _generation_of_subject(config: Config) -> list[Task]:
         f"subject {config.data.subjects[0]}, images",
     )
     sources = [
-        each
-        for source in ("random", "oracle", "low_level")
-        for each in generation_tasks(changed(source=source))
+        each for source in ("random", "oracle") for each in generation_tasks(changed(source=source))
     ]
     brain, refined = generated_folder(config, "brain"), refined_folder(config)
     found = [
