@@ -1,5 +1,5 @@
-"""From what an encoder says to what the diffusion model hears: the same lines while fine-tuning and
-while sampling.
+"""From the outputs of an encoder to the condition of the diffusion model: the same lines while
+fine-tuning and while sampling.
 
 B batch, R presentations, V voxels, L levels, E experts, S denoising steps, T tokens, D CLIP width.
 """
@@ -60,8 +60,8 @@ def read(
     present_BR : Tensor
         Which presentations there are.
     experts : bool
-        Keep what every expert says, as an estimate of the embedding of its own (levels are their
-        means).
+        Keep the output of every expert, as an estimate of the embedding of its own (levels are
+        their means).
     noise : Tensor | None, optional
         Of the prior's sampler, see :meth:`EmbeddingDecoder.through_prior`.
     """
@@ -85,13 +85,13 @@ def source_of(
     order: PriorOrder,
     device: torch.device | None = None,
 ) -> ConditioningSource:
-    """What is listened to.
+    """The source of a condition.
 
     Parameters
     ----------
     decoded : Tensor | ExpertEmbeddings
         Of :func:`read`; or B x T x D embeddings in CLIP's own units, which no prior changes and
-        which every expert is taken to say.
+        which every expert is taken to have.
     embedding_decoder : EmbeddingDecoder
         Knows CLIP's units and the prior.
     router : DiffuseRouter | None
@@ -190,7 +190,7 @@ class ConditionedUNet(nn.Module):
         )  # in a tuple, so that their weights are not this module's
 
     def source(self, name: str, experts_BETD: Tensor) -> ConditioningSource:
-        """What to condition_at to, from what all experts of the image or the text encoder say."""
+        """The source of a condition, from outputs of all experts of the image or text encoder."""
         router = dict(self.routers.items()).get(name)
         return source_of(
             from_experts(experts_BETD, self.counts[name]),
@@ -214,7 +214,7 @@ class ConditionedUNet(nn.Module):
         Parameters
         ----------
         image_BETD, text_BETD : Tensor
-            What all experts say, of :func:`read`; no text where none is decoded.
+            Outputs of all experts, of :func:`read`; no text where none is decoded.
         no_image_B, no_text_B : Tensor
             Whose image or text condition is left out.
         generator : torch.Generator | None, optional

@@ -83,7 +83,7 @@ units.
 
 
 class DecodedEmbeddings(NamedTuple):
-    """What was read out of the brain and will be listened to: embeddings in standardised units,
+    """What was decoded and conditions the U-Net: embeddings in standardised units,
     after the prior where it comes first.
     """
 
@@ -306,7 +306,7 @@ class BrainDecoder(DiffusionPipeline):
         present_BR: Tensor | None = None,
         experts: bool = False,
     ) -> DecodedEmbeddings:
-        """Read out voxels what the drawing listens to; outputs of an image's presentations are
+        """Decode voxels to the condition of the U-Net; outputs of an image's presentations are
         averaged before the prior.
 
         Parameters
@@ -320,7 +320,7 @@ class BrainDecoder(DiffusionPipeline):
         present_BR : Tensor | None, optional
             Which presentations there are; all when left out.
         experts : bool, optional
-            Keep what every expert says even where no router needs it.
+            Keep the output of every expert even where no router needs it.
         """
         present_BR = (
             torch.ones(voxels_BRV.shape[:2], dtype=torch.bool) if present_BR is None else present_BR

@@ -1,4 +1,4 @@
-"""What the U-Net listens to at a denoising step: the one object used while fine-tuning and while
+"""The condition of the U-Net at a denoising step: the one object used while fine-tuning and while
 sampling.
 
 B batch, L levels, E experts of a level, T tokens, D CLIP width, N text length, C cross-attention
@@ -34,7 +34,7 @@ def map_embeddings(
     ----------
     embeddings : ExpertEmbeddings
         Routing and low-level branch are left out of the result: they describe the encoder's pass,
-        not what is listened to.
+        not the condition.
     change : callable
         Takes and returns a tensor whose first axis is the batch.
     """
@@ -64,7 +64,7 @@ def experts_of_sums(embeddings: ExpertEmbeddings) -> ExpertEmbeddings:
 
 
 def all_experts(embeddings: ExpertEmbeddings) -> Tensor:
-    """What every expert of every level says, B x (all experts) x T x D; the levels of an encoder
+    """Outputs of every expert of every level, B x (all experts) x T x D; the levels of an encoder
     without experts count as one each.
     """
     return (
@@ -371,16 +371,16 @@ class ConditioningSource(NamedTuple):
             if not self.router.reads_experts:
                 experts = self.embeddings.level_backbone_BLTD.unsqueeze(2).unbind(1)
             routed = self.router(experts, t_B, latents_BCHW, level=level, generator=generator)  # type: ignore[operator]
-            heard_BTD, routing = routed.embedding_BTD, routed.routing
+            condition_BTD, routing = routed.embedding_BTD, routed.routing
         elif level is not None:
-            heard_BTD = self.embeddings.level_backbone_BLTD[:, level]
+            condition_BTD = self.embeddings.level_backbone_BLTD[:, level]
         else:
-            heard_BTD = self.embeddings.backbone_BTD
-        return (heard_BTD if self.prior is None else self.prior(heard_BTD)), routing
+            condition_BTD = self.embeddings.backbone_BTD
+        return (condition_BTD if self.prior is None else self.prior(condition_BTD)), routing
 
 
 class RoutedConditioning:
-    """``routed(t, latents)``: what the U-Net listens to at time t, for a batch of brains.
+    """``routed(t, latents)``: condition of the U-Net at time t, for a batch of brains.
 
     Used alike while fine-tuning and while sampling, so that the two cannot drift apart; gradients
     reach routers (and a differentiable prior). Holds the embeddings of one batch and refers to
@@ -462,11 +462,11 @@ class RoutedConditioning:
         t_B = torch.as_tensor(t, device=latents_BCHW.device).expand(self.batch)
         condition = self.form.empty(self.batch)
         if self.image is not None:
-            heard_BTD, routing = self.image.at(t_B, latents_BCHW, self.level, self.generator)
-            condition = condition._replace(image_embeds_BTD=heard_BTD, image_routing=routing)
+            condition_BTD, routing = self.image.at(t_B, latents_BCHW, self.level, self.generator)
+            condition = condition._replace(image_embeds_BTD=condition_BTD, image_routing=routing)
         if self.text is not None:
-            heard_BTD, routing = self.text.at(t_B, latents_BCHW, self.level, self.generator)
-            tokens_BNC = self.form.text(heard_BTD, self.first_text_BTD, self.first_start_D)
+            condition_BTD, routing = self.text.at(t_B, latents_BCHW, self.level, self.generator)
+            tokens_BNC = self.form.text(condition_BTD, self.first_text_BTD, self.first_start_D)
             condition = condition._replace(tokens_BTC=tokens_BNC, text_routing=routing)
         return condition
 

@@ -32,7 +32,7 @@ class Routed(NamedTuple):
     """One embedding out of many."""
 
     embedding_BTD: Tensor
-    """What the diffusion model is to hear at this step."""
+    """Condition of the diffusion model at this step."""
     routing: Routing
     """How it was mixed."""
 
@@ -194,7 +194,7 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
             Noisy latents as the U-Net reads them, of any size; needed by "cross" and "mix" and by a
             time router with context.
         level : int, optional
-            Listen to this level only, whatever the time router says.
+            Condition on this level only, whatever the time router chooses.
         generator : torch.Generator | None, optional
             torch.Generator, optional Source of the noise of hard choices in training.
 

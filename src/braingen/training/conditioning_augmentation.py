@@ -2,7 +2,7 @@
 
 An encoder knows its own training trials far better than it will ever know a test trial. A diffusion
 model fine-tuned on such reads learns to trust them too much, and routers learn to prefer the
-experts that remember best. So what it hears of a training picture is drawn anew from how held-out
+experts that remember best. So its condition for a training picture is drawn anew from how held-out
 training pictures are read: the true embedding, shrunk toward the mean as much as theirs are, plus
 an error mixed from theirs. The errors of experts, of levels and of image and text go together as
 they do there.
@@ -48,7 +48,7 @@ def mixing_weights(batch: int, held_out: int, generator: torch.Generator) -> Ten
 
 
 def unsure(truth_BTD: Tensor, decoding_error: DecodingError, weights_BJ: Tensor) -> Tensor:
-    """What the experts would say of pictures with these true embeddings, had the encoder never met
+    """Outputs of the experts for pictures with these true embeddings, had the encoder never met
     them: B x E x T x D.
 
     Parameters

@@ -278,7 +278,7 @@ def step(
     Parameters
     ----------
     model : nn.Module
-        The listening U-Net, wrapped for several processes or not.
+        The conditioned U-Net, wrapped for several processes or not.
     rows : np.ndarray
         Pictures of the pass.
     generator : torch.Generator
@@ -351,7 +351,7 @@ def validate(parts: DiffusionParts, config: Config) -> dict[str, float]:
     same noise and times, nothing left out.
 
     ``denoising`` chooses the checkpoint. ``loss`` is what is minimised, guidance of the time
-    routers included; guidance says how routers are set and nothing about pictures.
+    routers included; guidance tells how routers are set and nothing about images.
     """
     parts.model.eval()
     held_out, device = parts.data.held_out, parts.alphas_cumprod.device

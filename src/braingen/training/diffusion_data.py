@@ -82,7 +82,7 @@ def decoded_table(
     repeats: Repeats,
     images: int,
 ) -> np.ndarray:
-    """What every expert says of pictures, their presentations averaged, after the prior where it
+    """Outputs of every expert for pictures, their presentations averaged, after the prior where it
     comes first, by image id.
     """
     device = next(embedding_decoder.parameters()).device

@@ -19,10 +19,10 @@ class MixingSpaceRouter(SpaceRouter):
     """Cross-attention from the noisy latents to the experts that weights them, and adds
     nothing of its own.
 
-    Query and keys as in :class:`CrossAttentionSpaceRouter`; values are what the experts say, so the
-    level stays a mixture of its experts. A learned gate says how far it leaves their mean: level =
-    mean + gate * (attended - mean). It starts at zero, so that the level starts unrouted. (A
-    projected value can be any linear map of the embedding, and learns one that fits the pictures it
+    Query and keys as in :class:`CrossAttentionSpaceRouter`; values are the outputs of the experts,
+    so the level stays a mixture of its experts. A learned gate decides how far it leaves their
+    mean: level = mean + gate * (attended - mean). It starts at zero, so that the level starts
+    unrouted. (A projected value can be any linear map of the embedding, and learns one that fits the pictures it
     is trained on: docs/routing.md has the comparison.)
 
     Parameters
