@@ -22,8 +22,8 @@ class MixingSpaceRouter(SpaceRouter):
     Query and keys as in :class:`CrossAttentionSpaceRouter`; values are the outputs of the experts,
     so the level stays a mixture of its experts. A learned gate decides how far it leaves their
     mean: level = mean + gate * (attended - mean). It starts at zero, so that the level starts
-    unrouted. (A projected value can be any linear map of the embedding, and learns one that fits the pictures it
-    is trained on: docs/routing.md has the comparison.)
+    unrouted. (A projected value can be any linear map of the embedding, and learns one that fits
+    the pictures it is trained on: docs/routing.md has the comparison.)
 
     Parameters
     ----------
