@@ -156,4 +156,7 @@ def test_entities_are_read_as_bids_writes_them():
     ],
 )
 def test_entities_are_those_of_nilearns_reader(name):
-    assert entities_of(Path(name)) == parse_bids_filename(name)["entities"]
+    found = parse_bids_filename(name)
+    if "entities" not in found:
+        pytest.skip("nilearn before 0.12 knows six entities only")
+    assert entities_of(Path(name)) == found["entities"]
