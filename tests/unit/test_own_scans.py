@@ -158,5 +158,5 @@ def test_entities_are_read_as_bids_writes_them():
 def test_entities_are_those_of_nilearns_reader(name):
     found = parse_bids_filename(name)
     if "entities" not in found:
-        pytest.skip("nilearn before 0.12 knows six entities only")
+        pytest.skip("this version of nilearn names its entities otherwise")
     assert entities_of(Path(name)) == found["entities"]
