@@ -16,11 +16,20 @@ from unit.fake_backbone import plain_unet, write_fake_backbone, write_fake_refin
 
 from braingen.config import load_config
 from braingen.config.shipped import TINY
-from braingen.pretrained import hub
+from braingen.pretrained import hub, loading, sdxl
 from braingen.pretrained.files import backbone_findings, download_line, needed_models
-from braingen.pretrained.hub import backbone_key, local_copy, model_key, quiet, reported
+from braingen.pretrained.hub import (
+    backbone_key,
+    is_hub_name,
+    local_copy,
+    located,
+    model_key,
+    quiet,
+    reported,
+)
+from braingen.pretrained.loading import load_config as transformers_config
 from braingen.pretrained.loading import load_frozen
-from braingen.pretrained.sdxl import load_plain
+from braingen.pretrained.sdxl import load_plain, own_size, pixels_per_latent, unet_config
 from braingen.pretrained.weight_files import chosen_files, key_of, model_files, numbers_in
 from braingen.runtime.errors import UserError
 from braingen.targets.clip_text import CLIPTextEncoderDual
@@ -229,7 +238,10 @@ def repository(monkeypatch, sound, tmp_path):
     names = [path.relative_to(remote).as_posix() for path in remote.rglob("*") if path.is_file()]
     fetched: list[str] = []
 
-    def snapshot_download(name, *, allow_patterns=(), local_files_only=False):
+    asked: list[str | None] = []
+
+    def snapshot_download(name, *, allow_patterns=(), local_files_only=False, revision=None):
+        asked.append(revision)
         if name != "someone/model" or (local_files_only and not cache.exists()):
             raise FileNotFoundError(name)
         patterns = [allow_patterns] if isinstance(allow_patterns, str) else allow_patterns
@@ -241,9 +253,13 @@ def repository(monkeypatch, sound, tmp_path):
         return str(cache)
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
-    api = SimpleNamespace(list_repo_files=lambda source: names)
+    api = SimpleNamespace(
+        list_repo_files=lambda source, revision=None: asked.append(revision) or names
+    )
     monkeypatch.setattr(hub, "HfApi", lambda: api)
-    return SimpleNamespace(name="someone/model", remote=remote, cache=cache, fetched=fetched)
+    return SimpleNamespace(
+        name="someone/model", remote=remote, cache=cache, fetched=fetched, asked=asked
+    )
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -337,3 +353,82 @@ def test_a_model_that_transformers_loads_is_read_by_the_same_rule(tmp_path):
         dtype=torch.float32,
     )
     assert encoder.config.hidden_size == before["hidden_size"]
+
+
+# --- revisions ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "revision"),
+    [
+        ("someone/model", "someone/model", None),
+        ("someone/model@main", "someone/model", "main"),
+        ("someone/model@refs/pr/1", "someone/model", "refs/pr/1"),
+        ("someone/model@0123abc", "someone/model", "0123abc"),
+    ],
+)
+def test_a_hub_name_may_have_a_revision(source, name, revision):
+    assert is_hub_name(source)
+    assert located(source) == (name, {"revision": revision} if revision else {})
+
+
+@pytest.mark.parametrize("source", ["tiny", "/a/b", "a/b/c", "a/b@", "a b/c", "@a/b", "a@b/c", ""])
+def test_what_is_no_hub_name(source):
+    assert not is_hub_name(source) and located(source) == (source, {})
+
+
+def test_a_folder_of_that_name_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone" / "model@main").mkdir(parents=True)
+    assert not is_hub_name("someone/model@main")
+    assert located("someone/model@main") == ("someone/model@main", {})
+
+
+def test_every_file_of_a_model_comes_from_its_revision(repository):
+    name = f"{repository.name}@v2"
+    load_plain(name)
+    CLIPTextEncoderDual.from_pretrained(name, dtype=torch.float32)
+    assert set(repository.asked) == {"v2"}
+    assert backbone_key(name) == backbone_key(repository.name)  # the same content
+    config = load_config(None, {"backbone.path": name})
+    lines = [download_line(each) for each in needed_models(config) if is_hub_name(each.source)]
+    assert lines and all(
+        line.startswith("hf download someone/model --revision v2 ") for line in lines
+    )
+
+
+@pytest.mark.parametrize(
+    ("look", "result"),
+    [
+        (lambda name: unet_config(name), "from v2"),
+        (lambda name: own_size(name), None),
+        (lambda name: pixels_per_latent(name), None),
+        (lambda name: transformers_config(name), "from v2"),
+    ],
+)
+def test_configurations_are_read_at_the_revision(monkeypatch, look, result):
+    asked = []
+
+    def load(source, *_, revision=None, **__):
+        asked.append((source, revision))
+        return "from v2" if result else {"sample_size": 8, "block_out_channels": (1, 1)}
+
+    for owner in (sdxl.UNet2DConditionModel, sdxl.AutoencoderKL):
+        monkeypatch.setattr(owner, "load_config", load)
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", load)
+    found = look("someone/model@v2")
+    assert result is None or found == result
+    assert set(asked) == {("someone/model", "v2")}
+
+
+def test_an_adapter_is_fetched_at_its_revision(monkeypatch, tmp_path):
+    asked = []
+    file = write_fake_backbone(tmp_path / "b") / "ip_adapter" / "ip-adapter.safetensors"
+
+    def download(name, inside, revision=None):
+        asked.append((name, revision))
+        return str(file)
+
+    monkeypatch.setattr(sdxl, "hf_hub_download", download)
+    assert sdxl.load_ip_adapter_file("h94/IP-Adapter@v2")
+    assert asked == [("h94/IP-Adapter", "v2")]

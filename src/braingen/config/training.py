@@ -19,7 +19,8 @@ class BackboneConfig(Section):
 
     path: str = "tiny"
     """'tiny' (shipped), a folder in the layout of an SDXL pipeline, or a hub name such as
-    stabilityai/stable-diffusion-xl-base-1.0.
+    stabilityai/stable-diffusion-xl-base-1.0, also with a revision:
+    owner/name@revision.
     """
     image_encoder: str = ""
     """CLIP whose image embeddings are decoded: folder or hub name; empty for

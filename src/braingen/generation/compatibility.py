@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.pretrained.hub import is_hub_name, located
 from braingen.pretrained.loading import load_config
 from braingen.pretrained.sdxl import IP_ADAPTER_FILE, NO_ADAPTER, UNREADABLE, unet_config
 from braingen.routing.conditioning import ConditioningForm
@@ -54,10 +55,11 @@ def adapter_file(config: Config) -> Path | None:
     for candidate in (path, path / "ip-adapter.safetensors", path / IP_ADAPTER_FILE):
         if candidate.is_file():
             return candidate
-    if not source or source.count("/") != 1:
+    if not is_hub_name(source):
         return None
+    name, hub = located(source)
     try:
-        cached = try_to_load_from_cache(source, IP_ADAPTER_FILE)
+        cached = try_to_load_from_cache(name, IP_ADAPTER_FILE, **hub)
     except ValueError:  # not the name of a hub repository
         return None
     return Path(cached) if isinstance(cached, str) else None
@@ -68,7 +70,7 @@ def adapter_of(config: Config) -> Adapter | None:
     file = adapter_file(config)
     if file is None:
         name, width = PUBLISHED_ADAPTER
-        return Adapter(width, None) if config.backbone.ip_adapter == name else None
+        return Adapter(width, None) if located(config.backbone.ip_adapter)[0] == name else None
     names = ("image_proj.proj.weight", "image_proj.norm.weight")
     try:
         if file.suffix == ".safetensors":
@@ -146,7 +148,8 @@ def _text_misfits(config: Config, unet: dict[str, Any]) -> Iterator[Incompatibil
                 " another backbone.text_output, or text encoders that were made for this U-Net.",
             )
     try:
-        vae = AutoencoderKL.load_config(folder, subfolder="vae", local_files_only=True)
+        place, hub = located(folder)
+        vae = AutoencoderKL.load_config(place, subfolder="vae", local_files_only=True, **hub)
     except UNREADABLE:
         vae = {}
     if vae and unet and vae.get("latent_channels") != unet.get("in_channels"):

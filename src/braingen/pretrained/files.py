@@ -14,7 +14,7 @@ import torch
 
 from braingen.config import Config
 from braingen.config.shipped import backbone_folder
-from braingen.pretrained.hub import hub_folder, is_hub_name
+from braingen.pretrained.hub import hub_folder, is_hub_name, located
 from braingen.pretrained.sdxl import IP_ADAPTER_FILE, NO_ADAPTER
 from braingen.pretrained.weight_files import HALF, STEMS, Library, model_files, whole_safetensors
 from braingen.runtime.errors import UserError
@@ -138,15 +138,21 @@ def download_line(model: NeededModel) -> str:
         patterns.append(f"{model.subfolder.replace('text_encoder', 'tokenizer')}/*")
     if model.subfolder == "unet":
         patterns.append("scheduler/*")
-    return f"hf download {model.source} " + " ".join(f'--include "{each}"' for each in patterns)
+    return f"{_download(model.source)} " + " ".join(f'--include "{each}"' for each in patterns)
+
+
+def _download(source: str) -> str:
+    """The beginning of the command that fetches files of a repository, at its revision."""
+    name, hub = located(source)
+    return f"hf download {name}" + "".join(f" --{key} {value}" for key, value in hub.items())
 
 
 def _not_here(model: NeededModel) -> PartFinding:
     """A model that would have to be downloaded, or that is nowhere."""
     if not is_hub_name(model.source):
         text = (
-            f"{model.setting} = {model.source!r} is neither a folder nor a hub name (owner/name);"
-            " correct it."
+            f"{model.setting} = {model.source!r} is neither a folder nor a hub name (owner/name or"
+            " owner/name@revision); correct it."
         )
         return PartFinding("error", model.setting, text)
     line = download_line(model)
@@ -196,7 +202,7 @@ def _adapter(config: Config) -> PartFinding:
     source = choice.ip_adapter or str(Path(backbone_folder(choice.path)) / "ip_adapter")
     place = hub_folder(source) if is_hub_name(source) and choice.ip_adapter else Path(source)
     if place is None:
-        line = f"hf download {source} {IP_ADAPTER_FILE}"
+        line = f"{_download(source)} {IP_ADAPTER_FILE}"
         if hub_answers():
             text = f"{source} will be downloaded when first used; do it now with:  {line}"
             return PartFinding("warning", "backbone.ip_adapter", text)

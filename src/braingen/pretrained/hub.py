@@ -1,5 +1,9 @@
 """Models by their hub names: where their files are on this machine, and how to get only those that
 are used.
+
+``owner/name`` is a repository, ``owner/name@revision`` a commit, tag or branch of it. Runs and
+caches know a model by its content (:func:`model_key`): a revision with other weights is another
+model.
 """
 
 from __future__ import annotations
@@ -8,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 import hashlib
 from pathlib import Path
+import re
 import time
+from typing import Any
 import warnings
 
 from diffusers.utils import logging as diffusers_logging
@@ -26,17 +32,36 @@ NOT_THERE = (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError
 LARGE = 2 * 10**8
 """Bytes from which the loading of a model is reported."""
 CONFIGURATIONS = ("config.json", "preprocessor_config.json")
+"""Files beside the weights that are loaded too."""
+_NAME = re.compile(r"([^/@\s]+/[^/@\s]+)(?:@(\S+))?")
 
 
 def is_hub_name(source: str) -> bool:
-    """Whether a setting names a repository of the hub, and no folder here."""
-    return source.count("/") == 1 and not Path(source).exists()
+    """Whether a setting names a repository of the hub, with a revision or without, and no folder
+    here.
+    """
+    return _NAME.fullmatch(source) is not None and not Path(source).exists()
+
+
+def located(source: str) -> tuple[str, dict[str, Any]]:
+    """A folder or hub name as the libraries take it.
+
+    Returns
+    -------
+    tuple[str, dict[str, Any]]
+        The name, and `revision` of ``from_pretrained`` where one is named.
+    """
+    match = _NAME.fullmatch(source)
+    if match is None or match.group(2) is None or not is_hub_name(source):
+        return source, {}
+    return match.group(1), {"revision": match.group(2)}
 
 
 def hub_folder(name: str) -> Path | None:
     """Return the cached folder of a hub repository, or None."""
+    name, revision = located(name)
     try:
-        return Path(snapshot_download(name, local_files_only=True))
+        return Path(snapshot_download(name, local_files_only=True, **revision))
     except NOT_THERE:
         return None
 
@@ -66,7 +91,8 @@ def local_copy(source: str, subfolder: str, library: Library, half: bool = False
             if not wanted:
                 return source
             console(stderr=True).print(f"Downloading {source}: {', '.join(wanted)}")
-            return snapshot_download(source, allow_patterns=wanted)
+            name, revision = located(source)
+            return snapshot_download(name, allow_patterns=wanted, **revision)
     except NOT_THERE:
         return source
 
@@ -83,7 +109,9 @@ def whole_folder(source: str, subfolder: str) -> Path:
         return cached / subfolder
     try:
         with quiet():
-            return Path(snapshot_download(source, allow_patterns=f"{subfolder}/*")) / subfolder
+            name, revision = located(source)
+            found = snapshot_download(name, allow_patterns=f"{subfolder}/*", **revision)
+            return Path(found) / subfolder
     except NOT_THERE:
         return Path(source) / subfolder
 
@@ -91,9 +119,10 @@ def whole_folder(source: str, subfolder: str) -> Path:
 def wanted_files(source: str, subfolder: str, library: Library, half: bool = False) -> list[str]:
     """Files of a hub repository that a model needs, by their names there."""
     prefix = f"{subfolder}/" if subfolder else ""
+    repository, revision = located(source)
     names = [
         name.removeprefix(prefix)
-        for name in HfApi().list_repo_files(source)
+        for name in HfApi().list_repo_files(repository, **revision)
         if name.startswith(prefix) and "/" not in name.removeprefix(prefix)
     ]
     chosen = chosen_files(names, library, half)

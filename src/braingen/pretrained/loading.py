@@ -8,7 +8,7 @@ from typing import TypeVar
 from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from braingen.pretrained.hub import local_copy, quiet, reported
+from braingen.pretrained.hub import local_copy, located, quiet, reported
 from braingen.pretrained.weight_files import chosen_files, files_in
 from braingen.runtime.errors import UserError
 from braingen.runtime.weights import plain_text, refuse_not_finite
@@ -64,6 +64,8 @@ def load_frozen(
     """
     if not HUB_OPTIONS & kwargs.keys():
         path = local_copy(str(path), subfolder, "transformers")
+    path, revision = located(str(path))
+    kwargs = revision | kwargs
     where = f"{path}/{subfolder}" if subfolder else str(path)
     info: dict
     model: Model
@@ -121,8 +123,9 @@ def load_config(path: str | Path, *, subfolder: str = "", **kwargs) -> Pretraine
     UserError
         If there is none.
     """
+    name, revision = located(str(path))
     try:
-        return AutoConfig.from_pretrained(str(path), subfolder=subfolder, **kwargs)
+        return AutoConfig.from_pretrained(name, subfolder=subfolder, **(revision | kwargs))
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         where = f"{path}/{subfolder}" if subfolder else str(path)
         raise UserError(

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from braingen.pretrained.hub import local_copy
+from braingen.pretrained.hub import local_copy, located
 from braingen.pretrained.loading import HUB_OPTIONS, load_config, load_frozen, subfolder_of
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_json
@@ -168,6 +168,8 @@ class CLIPImageEncoder(nn.Module):
         hub = {key: value for key, value in kwargs.items() if key in HUB_OPTIONS}
         if not hub:
             path = local_copy(str(path), subfolder, "transformers")
+        path, revision = located(str(path))
+        hub, kwargs = revision | hub, revision | kwargs
         vision = vision_config(path, subfolder, **hub)
         tower: type[CLIPVisionModelWithProjection] | type[CLIPVisionModel] = (
             CLIPVisionModelWithProjection if projected else CLIPVisionModel
