@@ -5,6 +5,7 @@ waits while the U-Net works.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from braingen.generation import decode, reconstruct
 from braingen.generation.compatibility import form_of_files
 from braingen.routing.conditioning import ConditioningForm
 from braingen.runtime.errors import UserError
+from braingen.runtime.memory import give_back
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.clip_text import CLIPTextEncoderDual
 from braingen.targets.tables import Targets
@@ -199,3 +201,32 @@ def test_samples_of_a_file_of_voxels_are_ranked_in_the_decoded_space(
     encoder = load()
     assert isinstance(encoder, CLIPImageEncoder) and load() is encoder
     assert (encoder.output, encoder.projected) == (output, projected)
+
+
+def test_what_is_dropped_goes_back_to_the_system(monkeypatch):
+    """The allocators are asked to give back free blocks; a C library without that is no fault."""
+    trimmed: list[int] = []
+    library = SimpleNamespace(malloc_trim=trimmed.append)
+    monkeypatch.setattr("braingen.runtime.memory.sys.platform", "linux")
+    monkeypatch.setattr("braingen.runtime.memory.ctypes.CDLL", lambda name: library)
+    give_back()
+    assert trimmed == [0]
+
+    def no_such_library(name):
+        raise OSError(name)
+
+    for broken in (no_such_library, lambda name: SimpleNamespace()):
+        monkeypatch.setattr("braingen.runtime.memory.ctypes.CDLL", broken)
+        give_back()
+
+
+@pytest.mark.parametrize("where", ["targets", "decoder"])
+def test_dropped_models_are_given_back(monkeypatch, root, tmp_path, where):
+    given: list[str] = []
+    if where == "targets":
+        monkeypatch.setattr("braingen.targets.tables.give_back", lambda: given.append(where))
+        Targets(tiny_config(root, tmp_path / "run")).free()
+    else:
+        monkeypatch.setattr("braingen.generation.pipeline.give_back", lambda: given.append(where))
+        decoder_of().release_encoders()
+    assert given == [where]

@@ -255,3 +255,16 @@ def test_an_adapter_for_another_model_is_refused_in_a_sentence():
         with pytest.raises(UserError, match="This IP-Adapter does not fit the U-Net") as caught:
             add_ip_adapter(plain_unet(), weights)
         assert "\n" not in str(caught.value)
+
+
+def test_an_adapters_tensors_are_taken_as_they_are_and_all_of_them_are_asked_for():
+    unet = plain_unet()
+    weights = random_adapter(unet)
+    add_ip_adapter(unet, weights)
+    for key, value in ip_adapter_weights(unet).items():  # no second copy while loading
+        assert value.data_ptr() == weights[key].data_ptr(), key
+    for name in weights:
+        if name.startswith("image_proj") or name == "ip_adapter.3.to_v_ip.weight":
+            lacking = {key: value for key, value in weights.items() if key != name}
+            with pytest.raises(UserError, match="This IP-Adapter does not fit the U-Net"):
+                add_ip_adapter(plain_unet(), lacking)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from braingen.config.shipped import backbone_folder
-from braingen.pretrained.hub import local_copy, quiet, reported, whole_folder
+from braingen.pretrained.hub import is_hub_name, local_copy, located, quiet, reported, whole_folder
 from braingen.pretrained.weight_files import chosen_files, files_in
 from braingen.runtime.errors import UserError
 from braingen.runtime.weights import first_line, plain_text, read_tensors, refuse_not_finite
@@ -52,6 +52,8 @@ batch; a single image may have more.
 
 NO_ADAPTER = "none"
 """Value of ``backbone.ip_adapter``: encoders are trained and scored, without generating images."""
+PROJECTION = {"proj.weight", "proj.bias", "norm.weight", "norm.bias"}
+"""What every plain IP-Adapter has under ``image_proj``."""
 UNREADABLE = (
     OSError,
     ValueError,
@@ -173,12 +175,14 @@ def own_size(path: str, local_files_only: bool = False) -> int:
     UserError
         When the configurations are not available.
     """
-    folder = backbone_folder(path)
+    folder, hub = located(backbone_folder(path))
     try:
         unet = UNet2DConditionModel.load_config(
-            folder, subfolder="unet", local_files_only=local_files_only
+            folder, subfolder="unet", local_files_only=local_files_only, **hub
         )
-        vae = AutoencoderKL.load_config(folder, subfolder="vae", local_files_only=local_files_only)
+        vae = AutoencoderKL.load_config(
+            folder, subfolder="vae", local_files_only=local_files_only, **hub
+        )
         return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
@@ -254,9 +258,10 @@ def refuse_side(side: int, factor: int, setting: str, multiple: bool = True) -> 
 
 def unet_config(path: str) -> dict[str, Any]:
     """Load the configuration of a backbone's U-Net; empty where it is not on this machine."""
+    folder, hub = located(backbone_folder(path))
     try:
         return UNet2DConditionModel.load_config(
-            backbone_folder(path), subfolder="unet", local_files_only=True
+            folder, subfolder="unet", local_files_only=True, **hub
         )
     except UNREADABLE:
         return {}
@@ -270,9 +275,10 @@ def pixels_per_latent(path: str, local_files_only: bool = False) -> int:
     UserError
         When it is not available.
     """
+    folder, hub = located(backbone_folder(path))
     try:
         vae = AutoencoderKL.load_config(
-            backbone_folder(path), subfolder="vae", local_files_only=local_files_only
+            folder, subfolder="vae", local_files_only=local_files_only, **hub
         )
         return int(2 ** (len(vae["block_out_channels"]) - 1))
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -298,11 +304,12 @@ def scheduler_named(name: str, own: SchedulerMixin) -> SchedulerMixin:
 
 def _load_whole(cls: type[Model], folder: str, name: str, dtype: torch.dtype) -> Model:
     """Load a model and refuse missing weights, which diffusers initialises at random."""
-    folder = local_copy(folder, name, "diffusers", half=dtype != torch.float32)
-    place, options = Path(folder) / name, dict[str, Any]()
+    folder, hub = located(local_copy(folder, name, "diffusers", half=dtype != torch.float32))
+    options: dict[str, Any] = dict(hub)
+    place = Path(folder) / name
     chosen = chosen_files(files_in(place), "diffusers", half=dtype != torch.float32)
     if chosen is not None:
-        options = {"variant": chosen.variant, "use_safetensors": chosen.use_safetensors}
+        options |= {"variant": chosen.variant, "use_safetensors": chosen.use_safetensors}
     files = [place / each for each in chosen.weights] if chosen is not None else []
     with quiet(), reported(name, files):
         model, info = cls.from_pretrained(
@@ -345,14 +352,15 @@ def load_ip_adapter_file(source: str) -> dict[str, Tensor]:
     for candidate in (path, path / "ip-adapter.safetensors", path / IP_ADAPTER_FILE):
         if candidate.is_file():  # older .bin files nest the two parts as dictionaries
             return read_tensors(candidate, again)
-    if path.exists() or source.count("/") != 1:
+    if not is_hub_name(source):
         raise UserError(
             f"There is no IP-Adapter in {source}: expected a .safetensors or .bin file or a folder"
             f" with {IP_ADAPTER_FILE}. Set backbone.ip_adapter=h94/IP-Adapter, or the path of your"
             " copy."
         )
     try:
-        return read_tensors(hf_hub_download(source, IP_ADAPTER_FILE), again)
+        name, hub = located(source)
+        return read_tensors(hf_hub_download(name, IP_ADAPTER_FILE, **hub), again)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"The IP-Adapter {source} could not be downloaded: {first_line(error)} Without network"
@@ -379,10 +387,12 @@ def add_ip_adapter(unet: UNet2DConditionModel, weights: dict[str, Tensor]) -> No
             )
         parts[group][name] = value.to(unet.dtype)
     try:
+        if lacking := PROJECTION - parts["image_proj"].keys():  # it would leave them out
+            raise KeyError(f"image_proj.{min(lacking)}")
         with quiet():  # it casts the U-Net to its own type, and warns of that
             # the loader of StableDiffusionXLPipeline.load_ip_adapter, without the rest of a
-            # pipeline
-            unet._load_ip_adapter_weights([parts], low_cpu_mem_usage=False)
+            # pipeline; it takes these tensors as they are, and makes none of its own first
+            unet._load_ip_adapter_weights([parts], low_cpu_mem_usage=True)
         image_embedding_width(unet)
     except (RuntimeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-import gc
 import hashlib
 
 from diffusers import AutoencoderKL
@@ -23,6 +22,7 @@ from braingen.pretrained.tiny import check_backbone
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.fingerprints import digest_of_texts, fingerprint_of_files
+from braingen.runtime.memory import give_back
 from braingen.targets.cache import Cache
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.clip_text import FOLDERS, PARTS, CLIPTextEncoderDual
@@ -97,6 +97,7 @@ class Targets:
             form = TextForm.of(self.text_encoder)
             if not loaded:
                 self._text_encoder = None
+                give_back()
             return form
 
         which = f"{self._text_weights()} {self._choice.text_output}"
@@ -106,9 +107,7 @@ class Targets:
     def free(self) -> None:
         """Give back the memory of the frozen models; they are loaded again if they are needed."""
         self._image_encoder = self._text_encoder = self._vae = None
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back()
 
     @property
     def vae(self) -> AutoencoderKL:
