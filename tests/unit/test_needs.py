@@ -233,7 +233,7 @@ def test_running_out_of_memory_is_recognised(error, expected):
     ("command", "named"),
     [
         (["train", "image"], "encoder.hidden_dim="),
-        (["finetune"], "finetune.gradient_checkpointing=true"),
+        (["finetune", "--no-gradient_checkpointing"], "finetune.gradient_checkpointing=auto"),
         (["reconstruct"], "use a machine with more"),
         (["evaluate"], "braingen doctor"),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from braingen.config.describe import allowed
 from braingen.config.effect import asks_nothing, refuse_idle, shown, unmet
 from braingen.config.encoders import ENCODER_CONFIGS, chosen_encoder
 from braingen.config.names import ALL, field_paths, fields_of, having, resolve, variants_of
@@ -287,12 +288,16 @@ def _explain(
             f" Did you mean {near[0]}?" if near else ""
         )
     if first["type"] == "union_tag_invalid":
-        allowed = " or ".join(f"'{name}'" for name in ENCODER_CONFIGS)
+        names = " or ".join(f"'{name}'" for name in ENCODER_CONFIGS)
         typed = "encoder.model" in overridden
         return (
             f"encoder.model = {chosen_encoder(first['input'])}{'' if typed else origin} is not"
-            f" allowed: input should be {allowed}."
+            f" allowed: input should be {names}."
         )
+    if len(parts) > 2 and not parts[2].isdecimal():  # several kinds of values: which one failed
+        path = ".".join(parts[:2])
+        kinds = allowed(*parts[:2]).replace("switch", "true, false")
+        return f"{path} = {first['input'] or 'nothing'}{origin} is not allowed: {kinds}."
     if first["type"] in ("bool_parsing", "bool_type"):
         return f"{path} = {str(first['input']) or 'nothing'}{origin} is not allowed: true or false."
     if not parts:  # of the whole tree: a sentence of its own

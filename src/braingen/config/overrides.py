@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 import shlex
 import sys
+from typing import get_args
 
 from braingen.config.describe import allowed
 from braingen.config.names import ALIASES, ALL, OWN_ALIASES, fields_of, resolve
@@ -151,7 +152,7 @@ def _switch(name: str, own: Sequence[str]) -> str:
     path = setting_of(name, own)
     section, field = path.split(".")
     info = fields_of(section)[field]
-    if info.annotation is not bool:
+    if bool not in (info.annotation, *get_args(info.annotation)):
         now = getattr(getattr(Config(), section), field, info.default)
         raise UserError(f"--{name} needs a value: --{name} VALUE (now {now!r}).")
     return path

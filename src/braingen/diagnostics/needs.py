@@ -24,6 +24,7 @@ from braingen.generation.accounting import (
 from braingen.generation.batch import batch_of
 from braingen.generation.compatibility import adapter_file
 from braingen.pretrained.files import folder_of, needed_models
+from braingen.pretrained.hub import located
 from braingen.pretrained.sdxl import NO_ADAPTER, PIXELS_AT_ONCE, UNREADABLE, own_size, unet_config
 from braingen.pretrained.weight_files import model_files, numbers_in
 from braingen.runtime.device import device_of
@@ -140,8 +141,10 @@ def _unet(path: str, otherwise: dict[str, Any]) -> dict[str, Any]:
 
 def _vae(config: Config) -> dict[str, Any]:
     try:
-        folder = backbone_folder(config.backbone.path)
-        return dict(AutoencoderKL.load_config(folder, subfolder="vae", local_files_only=True))
+        folder, hub = located(backbone_folder(config.backbone.path))
+        return dict(
+            AutoencoderKL.load_config(folder, subfolder="vae", local_files_only=True, **hub)
+        )
     except UNREADABLE:
         return SDXL_VAE
 
@@ -203,7 +206,8 @@ def fine_tuning(config: Config, encoders: int) -> StageNeed:
         _latent_side(config, side),
         dtype,
         config.lora.rank,
-        tune.gradient_checkpointing,
+        # auto: it is used where the other way does not fit
+        bool(tune.gradient_checkpointing),
         "plain" if attention == "plain" else "sdpa",
     )
     weights = {
@@ -339,7 +343,7 @@ LOWER: dict[str, Callable[[Config], dict[str, Any]]] = {
 """What may be lowered, by stage."""
 
 
-CHECKPOINTING = ", set finetune.gradient_checkpointing=true"
+CHECKPOINTING = ", set finetune.gradient_checkpointing=auto"
 
 
 def advice(config: Config, stage: str, total: Callable[[Config], int]) -> str:

@@ -48,11 +48,13 @@ from braingen.runtime.device import accelerator_of, device_of
 from braingen.runtime.distributed import Workers, complete, shared_run
 from braingen.runtime.errors import UserError
 from braingen.runtime.fingerprints import fingerprint_of_files
+from braingen.runtime.memory import give_back
 from braingen.runtime.paths import EMBEDDING_DECODER, run_folder, tuning_folder
 from braingen.runtime.precision import frozen_type
 from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
 from braingen.targets.tables import Targets
+from braingen.training.checkpointing import uses_checkpointing
 from braingen.training.checkpoints import Stateful
 from braingen.training.conditioning_augmentation import mixing_weights, unsure
 from braingen.training.diffusion_data import DiffusionData, StepRows, diffusion_data, pieces
@@ -183,6 +185,7 @@ def setup(config: Config) -> DiffusionParts:
     targets.free()
     for embedding_decoder in embedding_decoders.values():
         embedding_decoder.keep_scale(prior=config.router.prior_order == "step")
+    give_back()
     backbone = load_backbone(path, config.backbone.ip_adapter, frozen_type(config), with_vae=False)
     unet = backbone.unet.to(device_of(config))
     form = ConditioningForm.of(
@@ -192,13 +195,13 @@ def setup(config: Config) -> DiffusionParts:
         image_shape=(1, image_embedding_width(unet)),
     )
     refuse_other_widths(form, embedding_decoders["image"], embedding_decoders.get("text"))
+    if uses_checkpointing(config, unet, size // pixels_per_latent(path)):
+        unet.enable_gradient_checkpointing()
     use_attention(unet, config.finetune.attention)
     if config.lora.rank:
         add_lora(unet, config.lora.rank, config.run.seed)
         for parameter in lora_parameters(unet).values():
             parameter.data = parameter.data.float()
-    if config.finetune.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
     times = backbone.scheduler.config.num_train_timesteps
     torch.manual_seed(hash_seed(config.run.seed, "routers", 0))
     routers = {
@@ -461,7 +464,11 @@ def finetune(config: Config) -> Path:
     settings["weights"] = backbone_key(backbone_folder(config.backbone.path), frozen_type(config))
     workers = Workers(config)
     with shared_run(
-        workers, folder, {**settings, "seed": config.run.seed}, {"run": config.run.seed}
+        workers,
+        folder,
+        {**settings, "seed": config.run.seed},
+        {"run": config.run.seed},
+        may_change=["finetune.gradient_checkpointing"],
     ) as run:
         if not complete(workers, run, lambda: [folder / BEST]):
             accelerator = accelerator_of(config, folder, config.finetune.train_batch_size)
