@@ -107,7 +107,7 @@ def counted(kept: nn.Module) -> Iterator[LiveBytes]:
         nn.functional.scaled_dot_product_attention = plain
 
 
-def _cached(function: Callable[..., Found]) -> Callable[..., Found]:
+def cached_by_settings(function: Callable[..., Found]) -> Callable[..., Found]:
     """Cache by settings, which are given as dictionaries."""
 
     known: dict[Any, Found] = {}
@@ -131,7 +131,8 @@ def unet_on_meta(settings: dict[str, Any], dtype: torch.dtype) -> UNet2DConditio
         return unet.to(dtype).requires_grad_(False).eval()
 
 
-def _pass(unet: UNet2DConditionModel, rows: int, side: int, dtype: torch.dtype) -> Tensor:
+def unet_pass(unet: UNet2DConditionModel, rows: int, side: int, dtype: torch.dtype) -> Tensor:
+    """A forward pass on the meta device, of latents of a side; its output."""
     settings, linear = unet.config, unet.add_embedding.linear_1
     # six numbers, or a refiner's five with a wider text: the shapes add up in either way
     width, each = linear.in_features, settings.addition_time_embed_dim  # type: ignore[union-attr]
@@ -152,7 +153,7 @@ def _pass(unet: UNet2DConditionModel, rows: int, side: int, dtype: torch.dtype) 
     ).sample
 
 
-@_cached
+@cached_by_settings
 def unet_working_bytes(
     settings: dict[str, Any], rows: int, side: int, dtype: torch.dtype = torch.float32
 ) -> int:
@@ -169,7 +170,7 @@ def unet_working_bytes(
     """
     unet = unet_on_meta(settings, dtype)
     with torch.no_grad(), counted(unet) as live:
-        _pass(unet, rows, side, dtype)
+        unet_pass(unet, rows, side, dtype)
     return live.peak
 
 
@@ -182,7 +183,7 @@ class Tuning(NamedTuple):
     """Parameters of the LoRA."""
 
 
-@_cached
+@cached_by_settings
 def tuning_bytes(
     settings: dict[str, Any],
     rows: int,
@@ -207,11 +208,11 @@ def tuning_bytes(
         unet.enable_gradient_checkpointing()
     unet.train()
     with counted(unet) as live:
-        _pass(unet, rows, side, dtype).float().sum().backward()
+        unet_pass(unet, rows, side, dtype).float().sum().backward()
     return Tuning(live.peak, numbers if rank else 0)
 
 
-@_cached
+@cached_by_settings
 def vae_working_bytes(
     settings: dict[str, Any], images: int, side: int, decoding: bool = True
 ) -> int:
