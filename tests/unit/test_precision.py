@@ -13,13 +13,21 @@ from torch import nn
 from unit.test_decoder import decoder_of, pixels, voxels
 
 from braingen.config import load_config
+from braingen.diagnostics.doctor import _machine
 from braingen.generation.lora import add_lora, lora_parameters
 from braingen.generation.pipeline import BrainDecoder
 from braingen.generation.sampling import decode_latents, predict, size_ids
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.distributed import Workers
 from braingen.runtime.errors import UserError
-from braingen.runtime.precision import TYPES, generation_type, types_of_parts, unet_type
+from braingen.runtime.precision import (
+    TYPES,
+    generation_type,
+    slow_on,
+    types_of_parts,
+    unet_type,
+    warn_slow,
+)
 from braingen.types import Conditioning
 
 pytestmark = pytest.mark.filterwarnings(
@@ -223,3 +231,27 @@ def test_diffusers_means_for_the_autoencoder(folder, expected, mean):
     getattr(decoder.vae, mean)()
     out = decoder(voxels(2), subject=1, **FEW)
     assert np.abs(pixels(out.images) - pixels(expected.images)).max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_float16_on_a_cpu_is_warned_of_once(folder, caplog, dtype):
+    warn_slow.cache_clear()
+    decoder = BrainDecoder.from_pretrained(folder, torch_dtype=dtype)
+    for _ in range(2):
+        decoder(voxels(1), subject=1, **FEW)
+    said = [each.getMessage() for each in caplog.records if "float16 on a CPU" in each.getMessage()]
+    assert len(said) == (1 if dtype == torch.float16 else 0)
+    assert all("generation.precision=auto or bfloat16" in each for each in said)
+    assert slow_on(torch.float16, torch.device("cpu"))
+    assert not slow_on(torch.float16, torch.device("cuda"))
+
+
+def test_doctor_warns_of_float16_on_a_cpu(tmp_path):
+    def warned(precision: str) -> bool:
+        settings = {"generation.precision": precision, "run.device": "cpu"}
+        config = load_config(None, settings | {"run.folder": str(tmp_path / "run")})
+        return any(
+            item.what == "precision" and item.level == "warning" for item in _machine(config)
+        )
+
+    assert warned("float16") and not warned("bfloat16") and not warned("auto")

@@ -271,12 +271,14 @@ def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned
     more = {
         "generation__scheduler": "ddim",
         "generation__precision": "float16",
+        "generation__memory_format": "channels_last",
         "backbone__path": "somewhere",
         "backbone__ip_adapter": "an adapter",
     }
     decoder = stage.assemble(tiny_config(root, tmp_path, **more), TableTargets())  # type: ignore[arg-type]
     assert loaded == [("somewhere", "an adapter", torch.float16, {})]
     assert type(decoder.scheduler).__name__ == "DDIMScheduler"
+    assert decoder.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     for name, embedding_decoder in (("image", decoder.brain_image), ("text", decoder.brain_text)):
         assert all(
             torch.equal(p, q)

@@ -118,8 +118,10 @@ class FinetuneConfig(Section):
     """
     resolution: NotNegative = 0
     """Side of the training images in pixels; 0 for the U-Net's own size (published: 512)."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: less memory, more time, the same result. auto:
+    where the free memory does not hold them.
+    """
     use_8bit_adam: bool = False
     """AdamW with 8-bit moments (bitsandbytes, GPU)."""
     use_ema: bool = False
@@ -214,6 +216,12 @@ class GenerationConfig(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the U-Net while images are generated and refined; auto: float16 on a GPU,
     float32 on a CPU. The VAE and everything else are float32.
+    """
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    """Memory format of the U-Net's convolutions."""
+    compile: bool = False
+    """Compile the transformer blocks of the U-Net with torch.compile: a minute or more at the first
+    step, faster steps afterwards. Needs a C++ compiler on a CPU, Triton on a GPU.
     """
     repeats: Annotated[Literal["average", "first"], FROM_VOXELS] = "average"
     """Average the embeddings of an image's presentations (published), or decode a single trial."""

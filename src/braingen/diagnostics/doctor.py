@@ -38,6 +38,7 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import identity, nearest_folder, sha256_of
+from braingen.runtime.precision import SLOW, generation_type, slow_on
 from braingen.runtime.text_files import read_json
 
 Level = Literal["ok", "note", "warning", "error"]
@@ -170,6 +171,9 @@ def _machine(config: Config) -> Iterator[Item]:
             )
     except UserError as error:
         yield Item("error", "machine", "device", None, str(error))
+    with suppress(UserError):
+        if slow_on(generation_type(config), device_of(config)):
+            yield Item("warning", "machine", "precision", None, SLOW)
     for name, folder in (
         ("runs", config.run.folder),
         ("data", Layout.of(config.data.root).cache()),

@@ -24,6 +24,7 @@ from braingen.generation.reconstruct import (
     write_index,
 )
 from braingen.generation.resumable import output_files
+from braingen.generation.speed import prepare_unet
 from braingen.generation.trained_modules import finetuned_folder
 from braingen.pretrained.hub import backbone_key
 from braingen.pretrained.sdxl import scheduler_named
@@ -57,6 +58,7 @@ def load_decoder(config: Config) -> BrainDecoder:
             scheduler=scheduler_named(config.generation.scheduler, decoder.scheduler)
         )
         decoder = decoder.to(device_of(config), generation_type(config))
+        prepare_unet(decoder.unet, config)
     decoder.set_progress_bar_config(disable=True)
     return decoder
 

@@ -111,21 +111,25 @@ def load_lora(unet: UNet2DConditionModel, file: Path | str) -> None:
     unet.requires_grad_(False)
 
 
+def is_fused(unet: nn.Module) -> bool:
+    """Whether a LoRA is part of the weights that it adapts."""
+    return any(isinstance(module, BaseTunerLayer) and module.merged for module in unet.modules())
+
+
 @contextmanager
 def merged_lora(unet: UNet2DConditionModel) -> Iterator[None]:
-    """Merge the LoRA into the weights it adapts while sampling, and unmerge it at the end.
+    """Fuse the LoRA into the weights that it adapts (diffusers' ``fuse_lora``); take it out at the
+    end.
 
-    It does nothing when nested, or for a U-Net without a LoRA.
+    Routers permit it: they mix what the U-Net is conditioned on, and one LoRA serves all levels and
+    steps. Training does not, since a fused LoRA has no gradient. It does nothing when nested, or
+    for a U-Net without a LoRA.
     """
-    layers = [
-        module
-        for module in unet.modules()
-        if isinstance(module, BaseTunerLayer) and not module.merged
-    ]
-    for layer in layers:
-        layer.merge()
+    if not has_lora(unet) or is_fused(unet):
+        yield
+        return
+    unet.fuse_lora()
     try:
         yield
     finally:
-        for layer in layers:
-            layer.unmerge()
+        unet.unfuse_lora()

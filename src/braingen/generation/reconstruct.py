@@ -40,6 +40,7 @@ from braingen.generation.resumable import (
     output_files,
 )
 from braingen.generation.sampling import CoarseImage, decode_latents, seeded_noise
+from braingen.generation.speed import prepare_unet
 from braingen.generation.trained_modules import NOT_FINETUNED, finetuned_folder, load_finetuned
 from braingen.pretrained.hub import backbone_key
 from braingen.pretrained.sdxl import (
@@ -112,7 +113,9 @@ def assemble(config: Config, targets: Targets) -> BrainDecoder:
         image, text, *backbone, text_form, low_level=low_level, **tuned._asdict()
     )
     refuse_other_widths(decoder.form, image, text)
-    return decoder.to(device_of(config))
+    decoder.to(device_of(config))
+    prepare_unet(decoder.unet, config)
+    return decoder
 
 
 def uses_low_level(config: Config) -> bool:

@@ -27,6 +27,7 @@ from braingen.generation.resumable import (
     output_files,
     png_path,
 )
+from braingen.generation.speed import prepare_unet
 from braingen.pretrained.hub import backbone_key
 from braingen.pretrained.sdxl import load_scheduler, pixels_per_latent, refuse_side, scheduler_named
 from braingen.pretrained.tiny import check_backbone
@@ -34,6 +35,7 @@ from braingen.runtime.device import device_of
 from braingen.runtime.distributed import Workers, complete, shared_run
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import refuse_stand_in, replaced_path, write_json
+from braingen.runtime.memory import give_back
 from braingen.runtime.paths import EMBEDDINGS, INDEX, generated_folder, one_subject, typed_run
 from braingen.runtime.precision import generation_type
 from braingen.runtime.run_folder import Run
@@ -147,8 +149,11 @@ def setup(config: Config) -> Refiner:
                 " name the refiner with backbone.refiner."
             )
     device = device_of(config)
+    give_back()  # the text encoder
+    unet = refiner.unet.to(device)
+    prepare_unet(unet, config)
     return refiner._replace(
-        unet=refiner.unet.to(device),
+        unet=unet,
         vae=refiner.vae.to(device),
         scheduler=scheduler_named(settings.scheduler, refiner.scheduler),
         form=refiner.form.to(device),

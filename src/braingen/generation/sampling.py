@@ -16,7 +16,7 @@ from torch import Tensor
 
 from braingen.pretrained.sdxl import PIXELS_AT_ONCE, refuse_steps, vae_factor
 from braingen.runtime.errors import UserError
-from braingen.runtime.precision import entering, type_of
+from braingen.runtime.precision import entering, slow_on, type_of, warn_slow
 from braingen.types import Conditioning
 
 ConditionAt = Callable[[Tensor, Tensor], Conditioning]
@@ -257,6 +257,8 @@ def denoise_from(
         When the latents of an image become NaN or infinite.
     """
     latents = latents_B4hw
+    if slow_on(type_of(unet, latents.dtype), latents.device):
+        warn_slow()
     guided_steps = guidance_end * len(times) if guidance_scale > 1 else 0
     both_ids = torch.cat([unconditional_ids_BK, ids_BK])
     noisy = (

@@ -9,6 +9,8 @@ enter the autoencoder, nowhere else.
 
 from __future__ import annotations
 
+from functools import cache
+import logging
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 from braingen.config import Config
 from braingen.runtime.device import device_of, precision_of
 
+logger = logging.getLogger(__name__)
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """By the names of ``generation.precision``."""
 TRAINING_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -72,6 +75,23 @@ def type_of(model: Any, default: torch.dtype) -> torch.dtype:
 def entering(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Values in the type of the model they enter; bits stay where the types are the same."""
     return values if values.dtype == dtype else values.to(dtype)
+
+
+SLOW = (
+    "The U-Net computes in float16 on a CPU, which is much slower than float32: use"
+    " generation.precision=auto or bfloat16 (in Python decoder.to(torch.bfloat16))."
+)
+
+
+def slow_on(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a type is much slower than float32 on a device: float16 on a CPU."""
+    return dtype == torch.float16 and device.type == "cpu"
+
+
+@cache
+def warn_slow() -> None:
+    """Say once per process that the U-Net computes in float16 on a CPU."""
+    logger.warning(SLOW)
 
 
 def use_tf32(config: Config) -> None:
