@@ -18,6 +18,7 @@ from braingen.config.evaluation import (
     HumanEvalConfig,
     InterpretConfig,
 )
+from braingen.config.explore import ExploreConfig
 from braingen.config.generation import (
     DecodeConfig,
     FinetuneConfig,
@@ -79,6 +80,7 @@ class Config(Section):
     cross_validation: CrossValidationConfig = CrossValidationConfig()
     human_eval: HumanEvalConfig = HumanEvalConfig()
     interpret: InterpretConfig = InterpretConfig()
+    explore: ExploreConfig = ExploreConfig()
     published: PublishedConfig = PublishedConfig()
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ import time
 from typing import Any, NamedTuple
 import webbrowser
 
+import numpy as np
 from PIL import Image
 from safetensors.torch import load_file
 import torch
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from braingen.config import Config
 from braingen.config.shipped import TINY
+from braingen.data.volumes import VoxelPlaces
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.generation.pipeline import BrainDecoder, to_pil
 from braingen.pretrained.sdxl import load_backbone, scheduler_named
 from braingen.report.quickstart import ImagePair, render
+from braingen.runtime.arrays import read_npz
 from braingen.runtime.console import console as new_console
 from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
@@ -31,9 +34,23 @@ from braingen.targets.clip_text import CLIPTextEncoderDual
 SHIPPED = Path(__file__).parent.parent / "simulation" / "assets" / "quickstart"
 """Decoder, responses, seen images and scores; its README.md describes how they were made."""
 BRAINS, CARD, SEEN = "brains.safetensors", "card.json", "seen"
+BRAIN = "brain.npz"
+"""Where the voxels lie, and what they are tuned to."""
 SUBJECT = 1
 """Number of the subject of the decoder."""
 PAGE = "index.html"
+
+
+class ShippedBrain(NamedTuple):
+    """Where the voxels of the shipped subject lie, and what they are tuned to. V voxels."""
+
+    places: VoxelPlaces
+    regions: dict[str, np.ndarray]
+    """Planted area -> bool V."""
+    tuning: dict[str, np.ndarray]
+    """Category -> predicted response to its images less that to all others, float32 V, in standard
+    deviations of the voxel's responses.
+    """
 
 
 class Shipped(NamedTuple):
@@ -75,6 +92,25 @@ def load_shipped(folder: Path = SHIPPED) -> Shipped:
         seen,
         [card["captions"][str(image)] for image in ids],
         card["scores"],
+    )
+
+
+def load_shipped_brain(folder: Path = SHIPPED) -> ShippedBrain:
+    """Read where the voxels lie and what they are tuned to.
+
+    Raises
+    ------
+    UserError
+        When the file is missing or damaged.
+    """
+    stored = read_npz(folder / BRAIN, "install braingen again")
+    mask = np.zeros(stored["shape"], dtype=bool)
+    mask[tuple(stored["index_V3"].T.astype(np.int64))] = True
+    names, label_V = stored["areas"].tolist(), stored["area_V"]
+    return ShippedBrain(
+        VoxelPlaces(mask, "C", stored["affine"], "braingen simulate"),
+        {name: label_V == label for label, name in enumerate(names)},
+        dict(zip(stored["categories"].tolist(), stored["tuning_CV"].astype(np.float32))),
     )
 
 

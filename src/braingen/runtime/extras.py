@@ -8,6 +8,7 @@ from braingen.runtime.errors import UserError
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "interpret": ("captum", "nilearn", "sklearn"),
+    "explore": ("fastapi", "uvicorn"),
     "track": ("tensorboard",),
     "scores": ("dreamsim", "nltk"),
     "parquet": ("pyarrow",),

@@ -1,0 +1,26 @@
+"""`braingen explore`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from braingen.commands.base import Command
+from braingen.config import Config
+
+
+def run(config: Config) -> Path | None:
+    """Explore a decoder in the browser: images, levels, ablations, brain maps, two runs."""
+    from braingen.explorer.serve import explore
+
+    return explore(config)
+
+
+COMMAND = Command(
+    name="explore",
+    run=run,
+    group="inside",
+    place=1,
+    sections=("run", "data", "generation", "explore"),
+    own="explore",
+    words="explore.runs",
+)
