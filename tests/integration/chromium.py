@@ -108,8 +108,12 @@ class Page:
 
     def open(self, path: Path) -> None:
         """Load a file and wait until it is there."""
+        self.visit(path.resolve().as_uri())
+
+    def visit(self, address: str) -> None:
+        """Load an address and wait until it is there."""
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=address)
         until = time.monotonic() + PATIENCE
         while self.evaluate("document.readyState") != "complete" and time.monotonic() < until:
             time.sleep(0.05)
@@ -164,8 +168,8 @@ class Page:
 
 
 @contextmanager
-def chromium_page() -> Iterator[Page]:
-    """Start a browser with an empty profile, give its tab, and end it."""
+def chromium_page(*more: str) -> Iterator[Page]:
+    """Start a browser with an empty profile and further options, give its tab, and end it."""
     program = find_chromium()
     if program is None:
         raise RuntimeError("there is no Chromium on this machine")
@@ -185,6 +189,7 @@ def chromium_page() -> Iterator[Page]:
             "--disable-dev-shm-usage",
             "--hide-scrollbars",
             "--no-first-run",
+            *more,
         ]
         process = subprocess.Popen(
             [program, *options, "--remote-debugging-pipe", f"--user-data-dir={profile}"],

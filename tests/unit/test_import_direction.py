@@ -24,6 +24,7 @@ TIERS = (
     {"interpret", "human_eval"},
     {"experiments", "diagnostics", "compat"},
     {"demo"},
+    {"explorer"},
     {"commands"},
     {"cli"},
 )

@@ -170,12 +170,12 @@ def quickstart(config: Config) -> Path:
         f"Decoded {len(pairs)} test images in {time.monotonic() - started:.0f} s. The page of seen"
         " and decoded images is"
     )
-    if settings.open and _interactive_desktop():
+    if settings.open and interactive_desktop():
         webbrowser.open(page.absolute().as_uri())
     return page.absolute()
 
 
-def _interactive_desktop() -> bool:
+def interactive_desktop() -> bool:
     """Whether the session is interactive and has a desktop; a text browser would block it."""
     desktop = sys.platform in ("darwin", "win32") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")

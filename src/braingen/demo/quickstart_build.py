@@ -21,12 +21,15 @@ from braingen.data.captions import load_captions
 from braingen.data.image_grid import seen_pictures
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import group_repeats, test_trials
-from braingen.demo.quickstart import BRAINS, CARD, SEEN, SHIPPED, SUBJECT
+from braingen.data.volumes import load_places
+from braingen.demo.quickstart import BRAIN, BRAINS, CARD, SEEN, SHIPPED, SUBJECT
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.encoding_model.run import load_encoding
+from braingen.encoding_model.train import train_encoding
 from braingen.evaluation.evaluate import evaluate
 from braingen.generation.reconstruct import reconstruct
 from braingen.runtime.data_layout import Layout
-from braingen.runtime.files import replaced_folder, write_json
+from braingen.runtime.files import replaced_file, replaced_folder, write_json
 from braingen.runtime.paths import EMBEDDING_DECODER, run_folder
 from braingen.runtime.text_files import read_json
 from braingen.simulation.dataset import simulate
@@ -60,6 +63,7 @@ def build(config: Config, assets: Path) -> None:
         Replaced folder; its README.md is kept.
     """
     simulate(config)
+    train_encoding(config)
     for modality in ("image", "text"):
         train(config, modality)
     for source in ("brain", "random", "oracle"):
@@ -70,6 +74,7 @@ def build(config: Config, assets: Path) -> None:
     with replaced_folder(assets) as folder:
         write_encoders(config, folder)
         write_brains(config, folder, scores)
+        write_brain(config, folder)
         if card is not None:
             (folder / "README.md").write_bytes(card)
 
@@ -112,6 +117,38 @@ def write_brains(config: Config, folder: Path, scores: dict) -> None:
             "scores": kept,
         },
     )
+
+
+def write_brain(config: Config, folder: Path) -> None:
+    """Write where the voxels lie, their planted areas, and their tuning to categories, as the
+    encoding model predicts it over the training images.
+    """
+    from braingen.interpret.inputs import read_labels, training_images
+    from braingen.interpret.maps import membership
+    from braingen.interpret.step_tuning import category_tuning
+
+    layout = Layout.of(config.data.root)
+    places, trained, shown_N = load_places(layout, SUBJECT), load_encoding(config), training_images(config)
+    labels = read_labels(config, simulated=True)
+    assert labels is not None
+    found = labels(shown_N)
+    categories = sorted({name for each in found for name in each})
+    tuning_CV = category_tuning(
+        trained.model.predict(trained.spaces.of_ids(shown_N)), membership(found, categories)
+    )
+    with np.load(layout.truth(SUBJECT), allow_pickle=False) as truth:
+        areas, area_V = np.unique(truth["area"], return_inverse=True)
+    with replaced_file(folder / BRAIN) as handle:
+        np.savez_compressed(
+            handle,
+            shape=np.array(places.mask.shape),
+            index_V3=places.indices_V3.astype(np.int16),
+            affine=places.affine,
+            areas=areas.astype(str),
+            area_V=area_V.astype(np.int8),
+            categories=np.array(categories),
+            tuning_CV=tuning_CV.astype(np.float16),
+        )
 
 
 def main() -> None:

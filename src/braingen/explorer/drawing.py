@@ -20,7 +20,7 @@ from braingen.explorer.explored_run import ExploredRun
 from braingen.explorer.requests import ImageRequest
 from braingen.generation.conditioned_unet import RoutingRecorder
 from braingen.generation.pipeline import DecodedEmbeddings
-from braingen.generation.sampling import CoarseImage, decode_latents
+from braingen.generation.sampling import CoarseImage, OnStep, decode_latents
 from braingen.runtime.errors import UserError
 from braingen.types import Conditioning
 
@@ -151,7 +151,7 @@ def _check_level(run: ExploredRun, asked: ImageRequest) -> None:
 
 
 def _draw(
-    run: ExploredRun, asked: ImageRequest, decoded: DecodedEmbeddings, on_step: object
+    run: ExploredRun, asked: ImageRequest, decoded: DecodedEmbeddings, on_step: OnStep
 ) -> Tensor:
     settings = run.draw
     coarse = None
@@ -168,7 +168,7 @@ def _draw(
         ip_adapter_scale=settings.ip_adapter_scale,
         size=settings.size,
         level=asked.level,
-        on_step=on_step,  # type: ignore[arg-type]
+        on_step=on_step,
         negative=settings.negative,
         sample=asked.sample,
         coarse=coarse,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 import os
 from pathlib import Path
 import socket
-import sys
 import threading
 import webbrowser
 
 import uvicorn
 
 from braingen.config import Config
-from braingen.explorer.access import Access, is_loopback
+from braingen.demo.quickstart import interactive_desktop
+from braingen.explorer.access import Access
 from braingen.explorer.app import application
 from braingen.explorer.explored_run import ExploredRun
 from braingen.explorer.session import Session
@@ -39,11 +40,12 @@ def explore(config: Config) -> None:
             f"{len(settings.runs)} runs were given; the explorer compares two at most:"
             " braingen explore RUN RUN."
         )
-    with bound(settings.host, settings.port) as listener:  # refuses before the slow loading
+    with ExitStack() as stack:
+        listener = stack.enter_context(bound(settings.host, settings.port))  # before slow loading
         console.print("Loading the decoder (seconds).")
         session = Session(load_runs(config), settings.candidates)
         for run in session.runs:
-            merged_lora(run.decoder.unet).__enter__()  # for good
+            stack.enter_context(merged_lora(run.decoder.unet))
         access = Access.of(settings.host, settings.names)
         address = address_of(settings.host, listener.getsockname()[1], access)
         console.print("The explorer is at")
@@ -108,9 +110,3 @@ def address_of(host: str, port: int, access: Access) -> str:
     named = f"[{named}]" if ":" in named else named
     return f"http://{named}:{port}/" + (f"?token={access.token}" if access.token else "")
 
-
-def interactive_desktop() -> bool:
-    """Whether a person at a desktop started the command."""
-    from braingen.demo.quickstart import interactive_desktop as found
-
-    return found()

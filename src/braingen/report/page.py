@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import numpy as np
 
+from braingen.config import Config
 from braingen.data import image_grid as pictures
 from braingen.evaluation.metric_type import ALIKE, PEOPLE, WHICH
 from braingen.evaluation.metrics import METRICS, in_report, metric
@@ -28,7 +29,8 @@ from braingen.report import (
     tables,
 )
 from braingen.report.inputs import RUNS, ReportInputs
-from braingen.runtime.paths import SOURCES
+from braingen.runtime.extras import how_to_install
+from braingen.runtime.paths import SOURCES, typed_words
 from braingen.runtime.run_folder import config_text
 from braingen.runtime.text_files import parse_yaml, read_json
 
@@ -264,6 +266,15 @@ def _explained(inputs: ReportInputs) -> dict[str, Any] | None:
     return {"pages": pages} if pages else None
 
 
+def _explorer(inputs: ReportInputs) -> dict[str, Any]:
+    """How the explorer of this run is started."""
+    return {
+        "command": f"braingen explore {typed_words(inputs.run)}",
+        "port": Config().explore.port,
+        "install": how_to_install("explore"),
+    }
+
+
 def _merged(texts: dict[str, str]) -> list[tuple[str, str]]:
     """(names, text) with names of equal texts joined."""
     names: dict[str, list[str]] = {}
@@ -284,6 +295,7 @@ SECTIONS: tuple[PageSection, ...] = (
     PageSection("routers", "Routing", routers.context),
     PageSection("explained", "Interpretation", _explained),
     PageSection("curves", "Training curves", _curves),
+    PageSection("explorer", "Explorer", _explorer),
     PageSection("run", "Run", _run),
 )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 import re
+import shlex
 
 from braingen.config import Config
 from braingen.runtime.errors import UserError
@@ -82,6 +83,16 @@ def typed_run(run: Path) -> str:
     if of_subject and any((run.parent / modality).is_dir() for modality in ("image", "text")):
         return f"--folder {run.parent} --subj {int(of_subject[1])}"
     return f"--folder {run}"
+
+
+def typed_words(run: Path) -> str:
+    """Return a run folder as it is typed after a command that takes it as a word, with the subject
+    where it is a subject's folder inside a run.
+    """
+    of_subject = re.fullmatch(r"subj(\d\d+)", run.name)
+    if of_subject and any((run.parent / modality).is_dir() for modality in ("image", "text")):
+        return f"{shlex.quote(str(run.parent))} --subj {int(of_subject[1])}"
+    return shlex.quote(str(run))
 
 
 def subject_configs(config: Config) -> list[Config]:
