@@ -113,7 +113,9 @@ def test_nothing_is_asked_of_another_machine_and_nothing_is_complained_about(lap
     assert any("niivue" in url for url in asked) and any("/api/map.nii" in url for url in asked)
     assert [url for url in asked if not url.startswith((server.address, "blob:"))] == []
     assert laptop.complaints() == []
-    broken = "[...document.images].filter((i) => i.checkVisibility() && i.naturalWidth === 0).length"
+    broken = (
+        "[...document.images].filter((i) => i.checkVisibility() && i.naturalWidth === 0).length"
+    )
     assert laptop.evaluate(broken) == 0
 
 
@@ -152,7 +154,9 @@ def test_the_keyboard_alone_chooses_moves_ablates_and_turns(laptop, run):
     press(laptop, "ArrowRight")
     assert laptop.evaluate("document.activeElement.value") == str(run.images[1].image)
     wait_for(laptop, f"document.getElementById('decoded').src !== {first!r} && {READY}")
-    assert run.images[1].caption in laptop.evaluate("document.getElementById('caption').textContent")
+    assert run.images[1].caption in laptop.evaluate(
+        "document.getElementById('caption').textContent"
+    )
 
     tab_to(laptop, "step")
     last = laptop.evaluate("document.getElementById('step').value")

@@ -39,9 +39,7 @@ class Served(NamedTuple):
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}/"
 
-    def ask(
-        self, path: str, body: Any = None, method: str | None = None, **headers: str
-    ) -> Reply:
+    def ask(self, path: str, body: Any = None, method: str | None = None, **headers: str) -> Reply:
         """One request; headers are written with underscores for dashes."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -51,9 +49,7 @@ class Served(NamedTuple):
             named.setdefault("Content-Type", "application/json")
         connection.request(method or ("GET" if body is None else "POST"), path, data, named)
         answer = connection.getresponse()
-        reply = Reply(
-            answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
-        )
+        reply = Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
         connection.close()
         return reply
 

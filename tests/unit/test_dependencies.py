@@ -98,14 +98,20 @@ def test_tests_import_only_what_dev_brings() -> None:
     }
     optional = PROJECT["optional-dependencies"]
     brought = modules(
-        [*PROJECT["dependencies"], *optional["dev"], *optional["interpret"], *optional["track"]]
+        [
+            *PROJECT["dependencies"],
+            *optional["dev"],
+            *optional["interpret"],
+            *optional["track"],
+            *optional["explore"],
+        ]
     )
     assert {
         module: files
         for module, files in imported(ROOT / "tests").items()
         if module not in brought | own
     } == {}
-    assert "braingen[interpret,track]" in optional["dev"]
+    assert "braingen[interpret,track,explore]" in optional["dev"]
 
 
 def test_the_lock_file_pins_all_that_tests_need() -> None:
@@ -117,6 +123,7 @@ def test_the_lock_file_pins_all_that_tests_need() -> None:
         *optional["dev"],
         *optional["interpret"],
         *optional["track"],
+        *optional["explore"],
     ]
     assert names(wanted) <= pinned
 
@@ -134,20 +141,23 @@ def hidden(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return gone
 
 
-@pytest.mark.parametrize("module", EXTRAS["interpret"])
-def test_explain_without_its_extra_is_one_sentence(
-    module: str, hidden: set[str], monkeypatch: pytest.MonkeyPatch, capsys
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [(name, module) for name in ("interpret", "explore") for module in EXTRAS[name]],
+)
+def test_a_command_without_its_extra_is_one_sentence(
+    command: str, module: str, hidden: set[str], monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     from braingen.cli import main
 
     hidden.add(module)
-    for name in [name for name in sys.modules if re.match(r"braingen\.interpret", name)]:
+    for name in [name for name in sys.modules if re.match(r"braingen\.(interpret|explorer)", name)]:
         monkeypatch.delitem(sys.modules, name)
-    assert main(["interpret"]) == 2
+    assert main([command]) == 2
     said = capsys.readouterr().err
     assert (
-        f"braingen interpret needs {module}, which is not installed: pip install"
-        " 'braingen[interpret]'" in said
+        f"braingen {command} needs {module}, which is not installed: pip install"
+        f" 'braingen[{command}]'" in said
     )
     assert "Traceback" not in said
 

@@ -293,7 +293,13 @@ def test_other_names_and_other_sites_are_refused(server):
     port = server.port
     for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"):
         assert server.ask("/api/runs", Host=host).status == 200
-    for host in ("evil.example", f"evil.example:{port}", "192.168.0.1", "", "127.0.0.1.evil.example"):
+    for host in (
+        "evil.example",
+        f"evil.example:{port}",
+        "192.168.0.1",
+        "",
+        "127.0.0.1.evil.example",
+    ):
         assert server.ask("/api/runs", Host=host).status == 403
     own = f"http://127.0.0.1:{port}"
     body = {"image": 0}
@@ -373,4 +379,3 @@ def test_what_cannot_be_opened_is_a_sentence(tmp_path, capsys):
     assert f"port {port}" in capsys.readouterr().err
     assert main(["explore", "--host", "256.0.0.1"]) == 2
     assert "cannot be served at 256.0.0.1" in capsys.readouterr().err
-

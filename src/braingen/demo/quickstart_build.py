@@ -128,7 +128,11 @@ def write_brain(config: Config, folder: Path) -> None:
     from braingen.interpret.step_tuning import category_tuning
 
     layout = Layout.of(config.data.root)
-    places, trained, shown_N = load_places(layout, SUBJECT), load_encoding(config), training_images(config)
+    places, trained, shown_N = (
+        load_places(layout, SUBJECT),
+        load_encoding(config),
+        training_images(config),
+    )
     labels = read_labels(config, simulated=True)
     assert labels is not None
     found = labels(shown_N)

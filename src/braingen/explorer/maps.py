@@ -103,9 +103,7 @@ def _contribution(run: ExploredRun, asked: MapRequest) -> BrainMap:
     part = checked_part(run, asked.encoder, asked.part)
     voxels_1V = torch.from_numpy(run.responses(asked.image).mean(axis=0)[None]).to(encoder.device)
     direction_1F, about = _direction(run, asked, voxels_1V)
-    explainer = Explainer(
-        Readout(encoder, run.subject, part), "integrated_gradients", steps=POINTS
-    )
+    explainer = Explainer(Readout(encoder, run.subject, part), "integrated_gradients", steps=POINTS)
     found = explainer(Query(np.array([asked.image]), voxels_1V, direction_1F))
     value_V = found.map_BV[0].detach().float().cpu().numpy()
     value, error = float(found.value_B[0]), float(found.error_B[0])
@@ -146,9 +144,7 @@ def _tuning(run: ExploredRun, asked: MapRequest) -> BrainMap:
     return _valued(run, value_V, "signed", _limit(value_V), note)
 
 
-def _valued(
-    run: ExploredRun, value_V: np.ndarray, kind: str, limit: float, note: str
-) -> BrainMap:
+def _valued(run: ExploredRun, value_V: np.ndarray, kind: str, limit: float, note: str) -> BrainMap:
     rows = tuple(
         (name, int(inside_V.sum()), float(value_V[inside_V].mean()))
         for name, inside_V in run.regions.items()

@@ -22,6 +22,7 @@ from braingen.explorer.trained import trained_run
 from braingen.generation.lora import merged_lora
 from braingen.runtime.console import console as new_console
 from braingen.runtime.errors import UserError
+from braingen.runtime.preemption import Stopped
 
 MOST_RUNS = 2
 
@@ -63,7 +64,7 @@ def explore(config: Config) -> None:
         )
         try:
             server.run(sockets=[listener])
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):
             console.print("Stopped.")
 
 
@@ -109,4 +110,3 @@ def address_of(host: str, port: int, access: Access) -> str:
     named = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
     named = f"[{named}]" if ":" in named else named
     return f"http://{named}:{port}/" + (f"?token={access.token}" if access.token else "")
-
