@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from braingen.commands.base import Command
 from braingen.config import Config
 
 
-def run(config: Config) -> Path | None:
+def run(config: Config) -> None:
     """Explore a decoder in the browser: images, levels, ablations, brain maps, two runs."""
     from braingen.explorer.serve import explore
 
-    return explore(config)
+    explore(config)
 
 
 COMMAND = Command(

@@ -44,8 +44,8 @@ class DrawnImage(NamedTuple):
     voxels: int
     """How many voxels were set to 0."""
     cosine: float | None
-    """Of the decoded and the true image embedding around the training mean; None where the true one
-    is unknown.
+    """Of the decoded image embedding (of the level, where one was asked for) and the true one around
+    the training mean; None where the true one is unknown.
     """
     pixcorr: float
     """Pixel correlation with the seen image."""
@@ -98,7 +98,7 @@ def drawn(run: ExploredRun, asked: ImageRequest) -> DrawnImage:
         tuple(times),
         _weights(run, asked, recorder, len(kept)),
         int(voxels_V.sum()),
-        _cosine(run, asked.image, decoded),
+        _cosine(run, asked, decoded),
         _pixcorr(run, asked.image, picture_HW3),
         len(kept),
         time.perf_counter() - started,
@@ -204,15 +204,19 @@ def _weights(
     return found
 
 
-def _cosine(run: ExploredRun, image: int, decoded: DecodedEmbeddings) -> float | None:
+def _cosine(run: ExploredRun, asked: ImageRequest, decoded: DecodedEmbeddings) -> float | None:
+    """Of the decoded image embedding, or that of the level alone, with the true one."""
     if run.true is None:
         return None
-    encoder = run.decoder.brain_image
-    pair = [
-        encoder.standardised(x.to(encoder.device)).flatten()
-        for x in (run.decoder.decoded(decoded).image_BTD[0], run.true(image))
-    ]
-    return float(cosine_similarity(*pair, dim=0))
+    encoder, outputs = run.decoder.brain_image, decoded.image
+    found_BTD = (
+        outputs.backbone_BTD if asked.level is None else outputs.level_backbone_BLTD[:, asked.level]
+    )
+    if run.decoder.config.prior_order == "step":  # else the prior came first
+        with torch.no_grad():
+            found_BTD = encoder.through_prior(found_BTD)
+    true_BTD = encoder.standardised(run.true(asked.image).to(encoder.device))
+    return float(cosine_similarity(found_BTD.flatten(1), true_BTD.flatten(1)))
 
 
 def _pixcorr(run: ExploredRun, image: int, picture_HW3: np.ndarray) -> float:

@@ -87,18 +87,20 @@ class Session:
         """
         run = self.run(asked.run)
         check_image(run, asked.image)
-        common = {"run": asked.run, "image": asked.image, "steps": asked.steps}
+        base = ImageRequest(run=asked.run, image=asked.image, steps=asked.steps)
         if asked.over == "noise":
-            wanted = [ImageRequest(**common, sample=number) for number in range(self.candidates)]
+            field, count = "sample", self.candidates
         else:
-            count = len(run.responses(asked.image))
+            field, count = "presentation", len(run.responses(asked.image))
             if count < 2:
                 raise UserError(
                     f"Image {asked.image} was presented once, so presentations have no spread:"
                     " choose the spread over noise."
                 )
-            wanted = [ImageRequest(**common, presentation=number) for number in range(count)]
-        pictures = tuple(self.image(each).picture_HW3 for each in wanted)
+        pictures = tuple(
+            self.image(base.model_copy(update={field: number})).picture_HW3
+            for number in range(count)
+        )
         variance_HW3 = (np.stack(pictures).astype(np.float32) / 255).var(axis=0)
         return Spread(pictures, np.sqrt(variance_HW3.mean(axis=-1)))
 

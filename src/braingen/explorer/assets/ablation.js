@@ -78,7 +78,7 @@ export async function refresh(asked, current) {
   const parts = wanted.image.length + wanted.text.length;
   const what = [parts ? `${parts} part${parts > 1 ? "s" : ""} of the encoders` : "", found.voxels ? `${found.voxels} voxels${wanted.random ? " at random" : ""}` : ""];
   one("ablation-facts").textContent = `Ablated: ${what.filter(Boolean).join(" and ")}. Generated in ${number(found.seconds, 1)} s.`;
-  const rows = [["cosine of the decoded and the true embedding", before.cosine, found.cosine], ["pixel correlation", before.pixcorr, found.pixcorr]];
+  const rows = [["cosine of the decoded and the true image embedding", before.cosine, found.cosine], ["pixel correlation", before.pixcorr, found.pixcorr]];
   one("ablation-table").tBodies[0].replaceChildren(...rows.map(([name, first, second]) => make("tr", {},
     make("th", { scope: "row" }, name), make("td", {}, number(first)), make("td", {}, number(second)))));
   one("ablation-table").hidden = false;

@@ -36,7 +36,7 @@ export async function refresh(state, asked, current) {
   }
   const cells = (name, values) => make("tr", {}, make("th", { scope: "row" }, name), ...values.map((value) => make("td", {}, value)));
   const rows = [
-    cells("this image: cosine with the true embedding", found.map((each) => number(each.cosine))),
+    cells("this image: cosine with the true image embedding", found.map((each) => number(each.cosine))),
     cells("this image: pixel correlation", found.map((each) => number(each.pixcorr))),
   ];
   const names = Object.keys({ ...about.runs[0].scores, ...about.runs[1].scores });

@@ -32,7 +32,7 @@ export function showMain(found) {
   slider.value = slider.max;
   one("levels").replaceChildren();
   one("levels-note").textContent = shared()
-    ? "Generated from the outputs of one level of experts, from the same noise."
+    ? "Generated from the outputs of one level of experts, from the same noise. Cosine is that of the level's and the true image embedding."
     : "The encoders have no levels in common, so no level can be generated alone.";
   draw();
 }
@@ -58,7 +58,7 @@ function draw() {
     const frame = found.frames[Math.min(at, found.frames.length - 1)];
     const text = `Level ${level}`;
     return make("figure", {}, make("img", { src: frame, alt: `${text} alone after step ${step}` }),
-      make("figcaption", {}, `${text}, cosine ${number(found.cosine, 2)} at the end`));
+      make("figcaption", {}, `${text}, cosine ${number(found.cosine, 2)}`));
   }));
 }
 

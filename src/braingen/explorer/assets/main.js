@@ -81,7 +81,7 @@ async function refresh() {
     const found = await ask("/api/image", { ...asked, frames: true }, current);
     const words = `Decoded image ${state.image}`;
     show(one("decoded"), found.picture, words);
-    one("facts").textContent = `Generated in ${number(found.seconds, 1)} s with ${found.steps} steps. Cosine with the true embedding ${number(found.cosine)}, pixel correlation with the seen image ${number(found.pixcorr)}.`;
+    one("facts").textContent = `Generated in ${number(found.seconds, 1)} s with ${found.steps} steps. Cosine with the true image embedding ${number(found.cosine)}, pixel correlation with the seen image ${number(found.pixcorr)}.`;
     denoising.showMain(found);
     ablation.showBefore(found);
     await ablation.refresh(asked, current);
