@@ -44,8 +44,8 @@ class DrawnImage(NamedTuple):
     voxels: int
     """How many voxels were set to 0."""
     cosine: float | None
-    """Of the decoded image embedding (of the level, where one was asked for) and the true one around
-    the training mean; None where the true one is unknown.
+    """Of the decoded image embedding (of the level, where one was asked for) and the true one,
+    around the training mean; None where the true one is unknown.
     """
     pixcorr: float
     """Pixel correlation with the seen image."""
