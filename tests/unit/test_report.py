@@ -87,9 +87,9 @@ def test_the_page_asks_for_nothing(page: str) -> None:
     for tag, attributes in Elements(page).found:
         for name in ("src", "href", "srcset", "action", "data", "poster"):
             address = attributes.get(name)
-            link = (
-                tag == "a" and name == "href" and (address or "").startswith("interpret/")
-            )  # a page beside it, asked for by a click only
+            # a page beside it, or the explorer on this machine; asked for by a click only
+            clicked = ("interpret/", "http://127.0.0.1:8765/")
+            link = tag == "a" and name == "href" and (address or "").startswith(clicked)
             assert address is None or link or address.startswith(("data:", "#")), (
                 tag,
                 name,
@@ -228,6 +228,7 @@ def test_one_image_without_captions_makes_a_page(copy: Config) -> None:
         "routers",
         "explained",
         "curves",
+        "explorer",
         "run",
     ]
     assert re.findall(r'<section id="(\w+)"', render(inputs)) == order
@@ -513,6 +514,13 @@ def test_what_compare_found_is_told_by_pair_and_by_method(config: Config, page: 
         )
     ]
     assert "runs/<ours> minus runs/a_run" in Elements(page).text
+
+
+def test_the_explorer_of_the_run_is_linked_with_the_command_that_starts_it(
+    page: str, config: Config
+) -> None:
+    assert '<a href="http://127.0.0.1:8765/">' in page
+    assert f"<pre>braingen explore {config.run.folder}</pre>" in page
 
 
 def test_pages_that_look_inside_are_linked_with_what_they_found(page: str) -> None:

@@ -266,8 +266,10 @@ def _explained(inputs: ReportInputs) -> dict[str, Any] | None:
     return {"pages": pages} if pages else None
 
 
-def _explorer(inputs: ReportInputs) -> dict[str, Any]:
-    """How the explorer of this run is started."""
+def _explorer(inputs: ReportInputs) -> dict[str, Any] | None:
+    """How the explorer of this run is started; None without a trained image encoder."""
+    if "image" not in inputs.settings:
+        return None
     return {
         "command": f"braingen explore {typed_words(inputs.run)}",
         "port": Config().explore.port,

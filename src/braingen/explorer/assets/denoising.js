@@ -67,7 +67,7 @@ function bars(encoder, weights) {
     const bar = make("span", { class: "bar" });
     bar.style.width = `${Math.max(0, Math.min(1, weight)) * 100}%`;
     return make("tr", {}, make("th", { scope: "row" }, levelName(level, about.levels[encoder][level])),
-      make("td", { class: "track" }, bar), make("td", {}, number(weight, 2)));
+      make("td", { class: "track" }, bar), make("td", {}, number(weight)));
   });
   return make("table", { class: "bars" }, make("caption", {}, `${encoder} encoder`), make("tbody", {}, ...rows));
 }
