@@ -59,9 +59,11 @@ def test_weights_are_shipped_in_half_precision(built):
 
 
 def test_a_finished_recipe_is_not_trained_again(built):
-    before = {path: path.stat().st_mtime_ns for path in (built / "work").glob("*.pt")}
+    before = {path: path.stat().st_mtime_ns for path in (built / "work").glob("*/*.safetensors")}
     build(built / "work", built / "again", RECIPE)
-    assert before == {path: path.stat().st_mtime_ns for path in (built / "work").glob("*.pt")}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (built / "work").glob("*/*.safetensors")
+    }
     first, second = (
         load_file(built / name / "unet" / "diffusion_pytorch_model.safetensors")
         for name in ("tiny", "again")
@@ -97,3 +99,15 @@ def test_finished_backbones_are_trained_further(built, monkeypatch):
         key: value for key, value in weights("tiny", "vae").items() if key.startswith("encoder.")
     }
     assert all(torch.equal(value, weights("next", "vae")[key]) for key, value in encoder.items())
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_unet_together(built):
+    recipe = RECIPE._replace(
+        pictures=250, init_from=built / "tiny", unet_steps=2, decoder_steps=1, unet_processes=2
+    )
+    build(built / "together", built / "of two", recipe)
+    weights = load_file(built / "together" / "unet" / "weights.safetensors")
+    alone = load_file(built / "work" / "unet" / "weights.safetensors")
+    assert weights.keys() == alone.keys()
+    assert all(torch.isfinite(value).all() for value in weights.values())

@@ -1255,9 +1255,7 @@ def test_averaged_weights_are_validated_and_saved_and_trained_ones_go_on(
             patch,
             stage.DiffusionTask,
             "updated",
-            lambda self, epoch, number: states.append(
-                {k: p.detach().clone() for k, p in self.parameters.items()}
-            ),
+            lambda self: states.append({k: p.detach().clone() for k, p in self.parameters.items()}),
         )
         seen = tuned(
             patch, tiny(**{f"finetune__{name}": value for name, value in more.items()}), found

@@ -6,13 +6,10 @@ B batch, E all experts, T tokens, D CLIP width, C h w latent sides.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -66,8 +63,9 @@ from braingen.training.diffusion_loss import (
     prediction_target,
     signal_to_noise,
 )
+from braingen.training.schedules import warm_cosine
 from braingen.training.steps import StepLosses
-from braingen.training.trainer import TrainingTask, run_task
+from braingen.training.trainer import UpdatesTask, run_task
 
 SAVE_SECONDS = 5.0
 """States are saved after a validation when this much time has passed since the last."""
@@ -411,12 +409,9 @@ def rate_factor(config: Config, step: int) -> float:
     """Learning rate as a share of its peak: linear warm-up, then constant or a half cosine
     to zero.
     """
-    warm, steps = config.finetune.lr_warmup_steps, config.finetune.max_train_steps
-    if step < warm:
-        return (step + 1) / warm
-    if config.finetune.lr_scheduler == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+    tune = config.finetune
+    floor = 1.0 if tune.lr_scheduler == "constant" else 0.0
+    return warm_cosine(step, tune.lr_warmup_steps, tune.max_train_steps, floor)
 
 
 class TrainedOnly:
@@ -476,7 +471,7 @@ def finetune(config: Config) -> Path:
     return folder
 
 
-class DiffusionTask(TrainingTask):
+class DiffusionTask(UpdatesTask):
     """Fine-tuning, an epoch being ``finetune.validation_steps`` updates."""
 
     title = "fine-tuning"
@@ -493,7 +488,6 @@ class DiffusionTask(TrainingTask):
         workers: Workers,
     ) -> None:
         tune = config.finetune
-        self.epochs = -(-tune.max_train_steps // tune.validation_steps)
         self.accumulation, self.max_norm = tune.gradient_accumulation_steps, tune.clip_norm
         self.advice = (
             f"Lower finetune.learning_rate (now {tune.learning_rate:g}),"
@@ -506,7 +500,15 @@ class DiffusionTask(TrainingTask):
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda number: rate_factor(config, number)
         )
-        super().__init__(parts.model, optimizer, schedule, accelerator)
+        super().__init__(
+            parts.model,
+            optimizer,
+            schedule,
+            accelerator,
+            updates=tune.max_train_steps,
+            updates_per_epoch=tune.validation_steps,
+            ema_decay=tune.ema_decay if tune.use_ema else None,
+        )
         self.data = parts._replace(alphas_cumprod=parts.alphas_cumprod.to(accelerator.device))
         self.rows = StepRows(
             len(parts.data.train.rows),
@@ -515,22 +517,6 @@ class DiffusionTask(TrainingTask):
             accelerator.process_index,
             accelerator.num_processes,
         )
-        self.average = (
-            EMAModel(self.parameters.values(), decay=tune.ema_decay) if tune.use_ema else None
-        )
-
-    def steps(self, epochs: int) -> int:
-        """Updates."""
-        return min(epochs * self.config.finetune.validation_steps, self._updates)
-
-    def passes(self, epoch: int) -> int:
-        """Fewer in the last epoch, where the updates end."""
-        return (self.steps(epoch + 1) - self.steps(epoch)) * self.accumulation
-
-    def batches(self, epoch: int, first: int) -> Iterator[int]:
-        """Numbers of the passes since the beginning, which decide over rows and chance."""
-        begin = self.steps(epoch) * self.accumulation
-        return iter(range(begin + first, begin + self.passes(epoch)))
 
     def losses(self, batch: int, epoch: int, number: int) -> StepLosses:
         """Of :func:`step`."""
@@ -558,22 +544,6 @@ class DiffusionTask(TrainingTask):
             **average,
         }
 
-    def updated(self, epoch: int, number: int) -> None:
-        """Advance the average."""
-        if self.average is not None:
-            self.average.step(self.parameters.values())
-
-    @contextmanager
-    def judged(self) -> Iterator[None]:
-        """With averaged weights."""
-        if self.average is None:
-            yield
-            return
-        self.average.store(self.parameters.values())
-        self.average.copy_to(self.parameters.values())
-        yield
-        self.average.restore(self.parameters.values())
-
     def validate(self) -> dict[str, float]:
         """Of :func:`validate`."""
         with self.accelerator.autocast():
@@ -585,25 +555,16 @@ class DiffusionTask(TrainingTask):
         if self.workers.main:
             _save(self.run, BEST, self.data.model, self.config)
 
-    def where(self, epoch: int, number: int) -> str:
-        """The update."""
-        update = self.steps(epoch) + number // self.accumulation
-        return f"in step {update + 1} of {self._updates}"
-
     def standing(self, best: float) -> str:
         """The denoising loss."""
         return f", held-out denoising loss {best:.4f}"
 
     def finish(self, best: float) -> dict[str, Any]:
         """Write the last weights."""
-        with self.judged():
+        with self.averaged():
             if self.workers.main:
                 _save(self.run, LAST, self.data.model, self.config)
         return {"best_validation_denoising": best}
-
-    @property
-    def _updates(self) -> int:
-        return self.config.finetune.max_train_steps
 
 
 def fit(

@@ -39,6 +39,7 @@ from braingen.training.encoder_setup import (
     setup,
     splits_of,
 )
+from braingen.training.schedules import one_cycle
 from braingen.training.steps import StepLosses
 from braingen.training.trainer import TrainingTask, run_task
 from braingen.types import VoxelBatch
@@ -212,19 +213,6 @@ def schedule_of(
     """:func:`one_cycle` with the settings of `training`."""
     return one_cycle(
         optimizer, config.training.max_lr, config.training.num_epochs, updates_per_epoch
-    )
-
-
-def one_cycle(
-    optimizer: torch.optim.Optimizer, max_lr: float, epochs: int, updates_per_epoch: int
-) -> torch.optim.lr_scheduler.OneCycleLR:
-    """The published one-cycle schedule: two epochs up, then down to a thousandth of the start."""
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr,
-        epochs * updates_per_epoch,
-        pct_start=min(0.3, 2 / epochs),
-        final_div_factor=1000,
     )
 
 

@@ -35,8 +35,9 @@ from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
 from braingen.targets.tables import Targets
 from braingen.training.checkpoints import SHARDED, Stateful
-from braingen.training.encoder import SAVE_SECONDS, one_cycle
+from braingen.training.encoder import SAVE_SECONDS
 from braingen.training.encoder_setup import splits_of
+from braingen.training.schedules import one_cycle
 from braingen.training.steps import StepLosses
 from braingen.training.trainer import TrainingTask, run_task
 from braingen.types import Trials, VoxelBatch

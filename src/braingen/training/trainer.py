@@ -17,6 +17,7 @@ import contextlib
 from typing import Any
 
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 import torch
 from torch import nn
 
@@ -43,6 +44,9 @@ class TrainingTask(ABC):
         Advanced after every update.
     accelerator : Accelerator
         How the training is distributed.
+    ema_decay : float | None, optional
+        Decay of an exponential moving average of the weights, which is then validated and kept
+        instead of them; None for no average.
     """
 
     title: str
@@ -66,11 +70,13 @@ class TrainingTask(ABC):
         optimizer: torch.optim.Optimizer,
         schedule: torch.optim.lr_scheduler.LRScheduler,
         accelerator: Accelerator,
+        ema_decay: float | None = None,
     ) -> None:
         self.accelerator, self.schedule = accelerator, schedule
         self.bare = model
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.generator = torch.Generator()
+        self.average = None if ema_decay is None else EMAModel(self.clipped(), decay=ema_decay)
 
     @property
     def sharded(self) -> bool:
@@ -100,8 +106,10 @@ class TrainingTask(ABC):
     def begin(self, epoch: int) -> None:  # noqa: B027, optional
         """Prepare an epoch that starts at its first pass."""
 
-    def updated(self, epoch: int, number: int) -> None:  # noqa: B027, optional
-        """React to an update, the last pass of which was `number`."""
+    def updated(self) -> None:
+        """Advance the averaged weights, after every update."""
+        if self.average is not None:
+            self.average.step(self.clipped())
 
     def is_validated(self, epochs: int) -> bool:
         """Whether to validate after so many epochs; after the last one always."""
@@ -119,9 +127,15 @@ class TrainingTask(ABC):
         """Write the weights as the best checkpoint."""
 
     @contextlib.contextmanager
-    def judged(self) -> Iterator[None]:
-        """The state in which weights are validated and kept, for instance averaged."""
+    def averaged(self) -> Iterator[None]:
+        """Set the averaged weights for the time being, where there are any."""
+        if self.average is None:
+            yield
+            return
+        self.average.store(self.clipped())
+        self.average.copy_to(self.clipped())
         yield
+        self.average.restore(self.clipped())
 
     def steps(self, epochs: int) -> int:
         """Number of steps after so many epochs, as the curves count them."""
@@ -142,6 +156,53 @@ class TrainingTask(ABC):
     def finish(self, best: float) -> dict[str, Any]:
         """Write what remains to be written; returns the summary of the run."""
         return {}
+
+
+class UpdatesTask(TrainingTask):
+    """A training whose epochs are a number of updates.
+
+    Its batches are the numbers of the passes since the beginning. Samples and random numbers of a
+    pass depend on its number alone, so an interrupted training ends with the same weights.
+
+    Parameters
+    ----------
+    updates, updates_per_epoch : int
+        Of the whole training, and of an epoch.
+    model, optimizer, schedule, accelerator, ema_decay
+        See :class:`TrainingTask`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: torch.optim.lr_scheduler.LRScheduler,
+        accelerator: Accelerator,
+        *,
+        updates: int,
+        updates_per_epoch: int,
+        ema_decay: float | None = None,
+    ) -> None:
+        self.updates, self.updates_per_epoch = updates, updates_per_epoch
+        self.epochs = -(-updates // updates_per_epoch)
+        super().__init__(model, optimizer, schedule, accelerator, ema_decay)
+
+    def steps(self, epochs: int) -> int:
+        """Updates."""
+        return min(epochs * self.updates_per_epoch, self.updates)
+
+    def passes(self, epoch: int) -> int:
+        """Fewer in the last epoch, where the updates end."""
+        return (self.steps(epoch + 1) - self.steps(epoch)) * self.accumulation
+
+    def batches(self, epoch: int, first: int) -> Iterator[int]:
+        """Numbers of the passes since the beginning."""
+        begin = self.steps(epoch) * self.accumulation
+        return iter(range(begin + first, begin + self.passes(epoch)))
+
+    def where(self, epoch: int, number: int) -> str:
+        """The update."""
+        return f"in step {self.steps(epoch) + number // self.accumulation + 1} of {self.updates}"
 
 
 def run_task(task: TrainingTask, config: Config, run: Run, workers: Workers, pause: float) -> None:
@@ -181,7 +242,7 @@ def run_task(task: TrainingTask, config: Config, run: Run, workers: Workers, pau
         """Validate, keep, log."""
         found: dict[str, float] = {}
         if epochs in (0, task.epochs) or task.is_validated(epochs):
-            with task.judged():
+            with task.averaged():
                 found = task.validate()
                 divergence.validated(found, f"on the held-out images at step {task.steps(epochs)}")
                 better = bool(found) and sign * found[task.judged_by] > place.best
@@ -190,7 +251,7 @@ def run_task(task: TrainingTask, config: Config, run: Run, workers: Workers, pau
                 if task.is_kept(epochs, better):
                     task.keep()
         elif task.is_kept(epochs, False):
-            with task.judged():
+            with task.averaged():
                 task.keep()
         values = {**values, **{name: round(value, 6) for name, value in found.items()}}
         run.log(task.steps(epochs), **task.labels(epochs), **values)
@@ -266,6 +327,6 @@ def train_epoch(
             accelerator.clip_grad_norm_(task.clipped(), task.max_norm)
             task.optimizer.step()
             task.schedule.step()
-            task.updated(epoch, number)
+            task.updated()
             if place.step < passes:
                 checkpoints.look(place, request)

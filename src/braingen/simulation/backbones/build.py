@@ -1,14 +1,15 @@
 """Train the tiny backbones: scenes, CLIP, VAE, scene classifier, U-Net, decoder, export.
 
-``make backbones`` runs it; every part continues after an interruption. It takes hours on two CPU
-cores, minutes on a GPU. With ``--start-from FOLDER`` text encoders, VAE and scene classifier are
-those of finished backbones, and the U-Net starts from their weights.
+``make backbones`` runs it, on the CPU, for hours; every part continues after an interruption. With
+``--start-from FOLDER`` text encoders, VAE and scene classifier are those of finished backbones, and
+the U-Net starts from their weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 import time
 from typing import NamedTuple
@@ -16,10 +17,12 @@ from typing import NamedTuple
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 import torch
-from torch import distributed, multiprocessing
+from torch import multiprocessing
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from braingen.config.shipped import TINY
 from braingen.pretrained.sdxl import ip_adapter_weights, load_backbone, without_ip_adapter
+from braingen.runtime.run_folder import Run
 from braingen.runtime.text_files import read_json
 from braingen.simulation.backbones.clip import (
     TinyCLIP,
@@ -67,15 +70,16 @@ def part_of(data: Corpus, rows: slice) -> Corpus:
     )
 
 
-def _unet_worker(rank: int, processes: int, folder: Path, recipe: BackboneRecipe) -> None:
+def _unet_worker(rank: int, port: int, folder: Path, recipe: BackboneRecipe) -> None:
     torch.set_num_threads(1)
-    if processes > 1:
-        distributed.init_process_group(
-            "gloo",
-            init_method=f"file://{(folder / 'rendezvous').absolute()}",
-            rank=rank,
-            world_size=processes,
-        )
+    # what torchrun sets, from which Accelerate makes the process group
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(recipe.unet_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     data, vae, clip = _frozen(folder, recipe)
     conditions = encode_conditions(
         part_of(data, slice(recipe.conditioned)), vae, clip, folder / "conditions"
@@ -130,18 +134,18 @@ def build(folder: Path, assets: Path, recipe: BackboneRecipe) -> None:
         part_of(data, slice(recipe.conditioned)), vae, clip, folder / "conditions"
     )
     if recipe.unet_processes > 1:
-        (folder / "rendezvous").unlink(missing_ok=True)
         multiprocessing.spawn(
-            _unet_worker, (recipe.unet_processes, folder, recipe), recipe.unet_processes
+            _unet_worker, (get_free_port(), folder, recipe), recipe.unet_processes
         )
     unet = train_unet(conditions, folder, recipe.side, recipe.unet_steps, _first_unet(recipe))
     vae = sharpen_decoder(
         vae, seen.images_N3HW, conditions.latents_N4HW, folder, recipe.decoder_steps
     )
     export(assets, unet=unet, vae=vae, clip=clip, classifier=classifier)
-    seconds = {}
-    for log in sorted(folder.glob("*.jsonl")):
-        seconds[log.stem] = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])["seconds"]
+    seconds = {
+        path.parent.name: Run(path.parent).summary["seconds"]
+        for path in sorted(folder.glob("*/finished"))
+    }
     (assets / "training_seconds.json").write_text(json.dumps(seconds, indent=1), encoding="utf-8")
 
 

@@ -1,38 +1,156 @@
-"""The resumable training loop of the tiny backbones, with averaged weights."""
+"""Training of the tiny backbones by the package's one loop, resumable, with averaged weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-import json
-import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 import time
+from typing import Any
 
+from accelerate import Accelerator
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
-from braingen.runtime.errors import UserError
+from braingen.config import load_config
+from braingen.runtime.device import accelerator_of
+from braingen.runtime.distributed import Workers, complete, shared_run
+from braingen.runtime.run_folder import Run
+from braingen.runtime.state import load_tree, save_tree
+from braingen.training.checkpoints import Stateful
+from braingen.training.schedules import warm_cosine
+from braingen.training.steps import StepLosses
+from braingen.training.trainer import UpdatesTask, run_task
 
 Losses = dict[str, Tensor]
+WEIGHTS = "weights.safetensors"
+"""The averaged weights of a finished training, in its run folder."""
+LOG_EVERY = 50
+"""Updates of an epoch, whose mean losses are a line of metrics.jsonl."""
+WARM_UP, FLOOR = 100, 0.01
+"""Updates of the warm-up, and the share of the learning rate that is left at the end."""
+SAVE_MINUTES = 4
 
 
-def cosine(step: int, steps: int, warmup: int = 100) -> float:
-    """Learning-rate factor: linear warm-up, then a half cosine down to a hundredth."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.01 + 0.99 * 0.5 * (
-        1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))
-    )
+class _Step(nn.Module):
+    """The trained modules with one call per update, as DDP needs it."""
+
+    def __init__(self, trained: nn.Module, losses_of: Callable[..., Losses]) -> None:
+        super().__init__()
+        self.trained, self.losses_of = trained, losses_of
+
+    def forward(self, step: int, generator: torch.Generator) -> Losses:
+        return self.losses_of(step, generator)
 
 
-def _average_gradients(parameters: list[nn.Parameter], processes: int) -> None:
-    flat = torch.cat(
-        [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters]
-    )
-    distributed.all_reduce(flat)
-    flat /= processes
-    for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-        p.grad = part.view_as(p)
+class _Clock:
+    """Seconds of training, those before an interruption included; a part of the saved state."""
+
+    def __init__(self) -> None:
+        self._before, self._started = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return round(self._before + time.monotonic() - self._started, 1)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self._before, self._started = state["seconds"], time.monotonic()
+
+
+class BackboneTask(UpdatesTask):
+    """Training of a tiny backbone.
+
+    Parameters
+    ----------
+    model : nn.Module
+        All trained parameters.
+    losses_of : Callable[[int, torch.Generator], Losses]
+        Step, generator -> weighted loss terms.
+    run : Run
+        Its run folder.
+    accelerator : Accelerator
+        How the training is distributed.
+    workers : Workers
+        The processes.
+    steps, learning_rate, weight_decay, ema
+        See :func:`train`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        losses_of: Callable[[int, torch.Generator], Losses],
+        run: Run,
+        accelerator: Accelerator,
+        workers: Workers,
+        *,
+        steps: int,
+        learning_rate: float,
+        weight_decay: float,
+        ema: float,
+    ) -> None:
+        self.title, self.run, self.workers = f"training {run.folder.name}", run, workers
+        self.advice = f"Lower its learning rate (now {learning_rate:g})."
+        self.trained, self.clock = model, _Clock()
+        learned = [p for p in model.parameters() if p.requires_grad]
+        matrices = [p for p in learned if p.ndim > 1]
+        others = [p for p in learned if p.ndim <= 1]
+        self.parameters = [*matrices, *others]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=learning_rate,
+            betas=(0.9, 0.99),
+            fused=True,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warm_cosine(step, WARM_UP, steps, FLOOR)
+        )
+        super().__init__(
+            _Step(model, losses_of),
+            optimizer,
+            schedule,
+            accelerator,
+            updates=steps,
+            updates_per_epoch=LOG_EVERY,
+            ema_decay=ema,
+        )
+
+    def losses(self, batch: int, epoch: int, number: int) -> StepLosses:
+        """Of ``losses_of``, with a generator seeded by the step and the process."""
+        rank = self.accelerator.process_index
+        generator = torch.Generator().manual_seed(1_000_003 * (batch + 1) + rank)
+        return StepLosses.of(self.model(batch, generator))
+
+    def clipped(self) -> Iterator[nn.Parameter]:
+        """All trained parameters."""
+        return iter(self.parameters)
+
+    def parts(self) -> Mapping[str, Stateful]:
+        """Model, optimizer, schedule, averaged weights, and the time it took."""
+        assert self.average is not None
+        return {
+            "model": self.trained,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "average": self.average,
+            "clock": self.clock,
+        }
+
+    def labels(self, epochs: int) -> dict[str, float]:
+        """Seconds so far."""
+        return {"seconds": self.clock.seconds}
+
+    def finish(self, best: float) -> dict[str, Any]:
+        """Write the averaged weights."""
+        with self.averaged():
+            if self.workers.main:
+                save_tree(self.run.path(WEIGHTS), self.trained.state_dict())
+        return {"seconds": self.clock.seconds}
 
 
 def train(
@@ -43,92 +161,54 @@ def train(
     name: str,
     steps: int,
     learning_rate: float,
+    ema: float,
     weight_decay: float = 0.0,
-    ema: float = 0.0,
-    gradient_clip: float = 1.0,
-    save_seconds: float = 240.0,
-) -> nn.Module:
-    """Train until ``steps`` from ``<folder>/<name>.pt`` if it exists; sets the averaged weights.
+) -> None:
+    """Train in a run folder, continuing where an interrupted run stopped; sets averaged weights.
 
     Parameters
     ----------
     model : nn.Module
-        Holds all trained parameters.
+        Holds all trained parameters; afterwards in eval mode.
     losses_of : Callable[[int, torch.Generator], Losses]
         Step, generator -> weighted loss terms, which are summed; the generator is seeded by the
         step, so that an interrupted run continues with the same random numbers.
     folder : Path
-        Where the checkpoint and ``<name>.jsonl`` (losses every 50 steps) are kept.
-    ema : float, optional
-        Decay of the averaged weights; 0 for none.
+        Where the run folder `name` is.
+    steps : int
+        Updates.
+    learning_rate : float
+        Peak, after a warm-up of 100 updates; then a half cosine down to a hundredth.
+    ema : float
+        Decay of the averaged weights.
+    weight_decay : float, optional
+        Of matrices.
+
+    Raises
+    ------
+    UserError
+        When losses become NaN or infinite, or the run folder was begun with other settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path, log = folder / f"{name}.pt", folder / f"{name}.jsonl"
-    decay = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=learning_rate,
-        betas=(0.9, 0.99),
-        fused=True,
+    config = load_config(
+        None,
+        {
+            "run.device": "cpu",
+            "run.tracker": "none",
+            "run.mixed_precision": "no",
+            "run.save_minutes": str(SAVE_MINUTES),
+        },
     )
-    averaged = [p.detach().clone() for p in model.parameters()]
-    first, spent = 0, 0.0
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        averaged, first, spent = state["averaged"], state["step"], state["seconds"]
-    processes, rank = (
-        (distributed.get_world_size(), distributed.get_rank())
-        if distributed.is_initialized()
-        else (1, 0)
-    )
-    model.train()
-    started = last_saved = time.monotonic()
-    for step in range(first, steps):
-        generator = torch.Generator().manual_seed(1_000_003 * (step + 1) + rank)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * cosine(step, steps)
-        losses = losses_of(step, generator)
-        total = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(total):
-            terms = ", ".join(f"{term} {value.item():g}" for term, value in losses.items())
-            raise UserError(
-                f"The losses of {name} in {folder} became NaN or infinite in step"
-                f" {step + 1}: {terms}. Lower its learning rate ({learning_rate:g}); the last saved"
-                f" state is {path}, remove it to start again."
-            )
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        if processes > 1:
-            _average_gradients([*decay, *plain], processes)
-        nn.utils.clip_grad_norm_([*decay, *plain], gradient_clip)
-        optimizer.step()
-        rate = min(ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for mean, parameter in zip(averaged, model.parameters()):
-                mean.lerp_(parameter, 1 - rate)
-        if rank:
-            continue
-        if (step + 1) % 50 == 0:
-            seconds = spent + time.monotonic() - started
-            with log.open("a", encoding="utf-8") as file:
-                values = {name: round(value.item(), 5) for name, value in losses.items()}
-                file.write(
-                    json.dumps({"step": step + 1, "seconds": round(seconds, 1), **values}) + "\n"
-                )
-        if time.monotonic() - last_saved > save_seconds or step + 1 == steps:
-            last_saved = time.monotonic()
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "averaged": averaged,
-                "step": step + 1,
-            }
-            torch.save({**state, "seconds": spent + last_saved - started}, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").replace(path)
-    with torch.no_grad():
-        for mean, parameter in zip(averaged, model.parameters()):
-            parameter.copy_(mean)
-    return model.eval()
+    settings = {
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "ema": ema,
+    }
+    workers = Workers(config)
+    with shared_run(workers, folder / name, settings, {}) as run:
+        if not complete(workers, run, lambda: [run.path(WEIGHTS)]):
+            accelerator = accelerator_of(config, run.folder, 1)
+            task = BackboneTask(model, losses_of, run, accelerator, workers, **settings)
+            run_task(task, config, run, workers, 60 * SAVE_MINUTES)
+        model.load_state_dict(load_tree(run.path(WEIGHTS)))
+    model.eval()

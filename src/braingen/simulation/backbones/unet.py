@@ -214,7 +214,7 @@ def train_unet(
 ) -> UNet2DConditionModel:
     """Train the U-Net and its IP-Adapter together.
 
-    Under ``torch.distributed`` every process samples its own batch of ``batch`` images, and
+    Under several processes each samples its own batch of ``batch`` images, and
     gradients are averaged.
 
     Parameters
@@ -268,7 +268,7 @@ def train_unet(
         name="unet",
         steps=steps,
         learning_rate=rate,
-        weight_decay=0.01,
         ema=0.999,
+        weight_decay=0.01,
     )
     return unet
