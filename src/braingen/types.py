@@ -1,6 +1,6 @@
 """Records that travel between the stages: one NamedTuple per arrow of the flow.
 
-    Trials -> VoxelBatch -> ExpertEmbeddings -> Conditioning -> images -> Scores
+    Trials -> VoxelBatch -> ExpertEmbeddings -> ExpertStack -> Conditioning -> images -> Scores
 
 Axis letters: B batch, V voxels, H shared width, E experts of a level, L levels, D CLIP width, T
 tokens, K units per expert.
@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # records are read by code that must start fast: no torch, no pandas at import
+    from collections.abc import Callable, Sequence
+
     import pandas as pd
     from torch import Tensor
 
@@ -37,6 +39,53 @@ class VoxelBatch(NamedTuple):
     """Image ids, int64."""
     subject: int
     """Subject number."""
+
+
+class ExpertStack(NamedTuple):
+    """A decoded embedding with the estimates of its experts: from the encoder to the router."""
+
+    output_BTD: Tensor
+    """The embedding as a whole, the condition without a router."""
+    experts_BETD: Tensor
+    """Estimates of all experts, level by level; a level is the mean of its experts. Where single
+    experts are not kept, the levels themselves.
+    """
+    counts: tuple[int, ...]
+    """Experts of every level; 1 each where single experts are not kept."""
+
+    @classmethod
+    def of_experts(cls, experts_BETD: Tensor, counts: Sequence[int]) -> ExpertStack:
+        """The stack whose output is the mean of its levels."""
+        stack = cls(experts_BETD[:, 0], experts_BETD, tuple(counts))
+        return stack._replace(output_BTD=stack.levels_BLTD.mean(dim=1))
+
+    @classmethod
+    def repeated(cls, embedding_BTD: Tensor, counts: Sequence[int]) -> ExpertStack:
+        """One embedding for every expert: the condition of the oracle."""
+        return cls.of_experts(embedding_BTD[:, None].expand(-1, sum(counts), -1, -1), counts)
+
+    @property
+    def by_level(self) -> tuple[Tensor, ...]:
+        """Views of the experts of every level, B x E x T x D each."""
+        return self.experts_BETD.split(list(self.counts), dim=1)
+
+    @property
+    def levels_BLTD(self) -> Tensor:
+        """Embeddings of the levels."""
+        import torch
+
+        return torch.cat([x_BETD.mean(dim=1, keepdim=True) for x_BETD in self.by_level], dim=1)
+
+    def spread(self, levels_BL: Tensor) -> Tensor:
+        """Repeat values of the levels (B x L x ...) for every expert (B x E x ...)."""
+        counts = levels_BL.new_tensor(self.counts).long()
+        return levels_BL.repeat_interleave(counts, dim=1)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> ExpertStack:
+        """The stack with both tensors changed alike: rows chosen, averaged, moved to a device."""
+        return self._replace(
+            output_BTD=change(self.output_BTD), experts_BETD=change(self.experts_BETD)
+        )
 
 
 class UnitRouting(NamedTuple):
@@ -79,6 +128,21 @@ class ExpertEmbeddings(NamedTuple):
     """Projected features of inner blocks, B x T x D each; only of some dense encoders."""
     pooled_BD: Tensor | None = None
     """Pooled text embedding; None unless the encoder predicts one."""
+
+    @property
+    def stack(self) -> ExpertStack:
+        """The backbone outputs as one stack, of the levels where single experts are not kept.
+
+        Experts of a level that is their sum are shares of it: :func:`experts_of_sums` makes them
+        estimates.
+        """
+        import torch
+
+        if not self.expert_backbone:
+            levels = self.level_backbone_BLTD.shape[1]
+            return ExpertStack(self.backbone_BTD, self.level_backbone_BLTD, (1,) * levels)
+        counts = tuple(x_BETD.shape[1] for x_BETD in self.expert_backbone)
+        return ExpertStack(self.backbone_BTD, torch.cat(self.expert_backbone, dim=1), counts)
 
 
 class Routing(NamedTuple):

@@ -7,33 +7,28 @@ from __future__ import annotations
 import pytest
 import torch
 
+from braingen.encoders.moe import BrainMoEMulti
 from braingen.routing.conditioning import (
     ConditioningForm,
     ConditioningSource,
     RoutedConditioning,
     experts_of_sums,
-    map_embeddings,
     through_prior,
 )
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.errors import UserError
 from braingen.targets.clip_text import PromptEmbeddings
-from braingen.types import ExpertEmbeddings
+from braingen.types import ExpertStack
 
 B, D, D_TEXT, D_FIRST, LENGTH, POOLED = 3, 6, 5, 4, 7, 8
 COUNTS = (2, 4, 2)
 
 
-def embeddings(width: int, seed: int = 0, counts: tuple[int, ...] = COUNTS) -> ExpertEmbeddings:
-    """As an encoder of levels makes them: levels are means of experts, the output is the mean of
-    levels.
-    """
+def stack_of(width: int, seed: int = 0, counts: tuple[int, ...] = COUNTS) -> ExpertStack:
+    """Random estimates of all experts."""
     generator = torch.Generator().manual_seed(seed)
-    experts = tuple(torch.randn(B, number, 1, width, generator=generator) for number in counts)
-    levels = torch.stack([x.mean(1) for x in experts], 1)
-    return ExpertEmbeddings(
-        levels.mean(1), levels.mean(1), levels, levels, experts, experts, (), torch.zeros(())
-    )
+    experts = torch.randn(B, sum(counts), 1, width, generator=generator)
+    return ExpertStack.of_experts(experts, counts)
 
 
 def router(width: int, **settings) -> DiffuseRouter:
@@ -62,7 +57,7 @@ FORM = ConditioningForm(
     pooled_dim=POOLED,
     image_shape=(1, D),
 )
-IMAGE, TEXT = embeddings(D), embeddings(D_TEXT, seed=1)
+IMAGE, TEXT = stack_of(D), stack_of(D_TEXT, seed=1)
 LATENTS = torch.randn(B, 4, 6, 6, generator=torch.Generator().manual_seed(2))
 
 
@@ -78,10 +73,40 @@ def test_without_routers_it_is_the_encoders_output():
     condition = RoutedConditioning(
         FORM, image=ConditioningSource(IMAGE), text=ConditioningSource(TEXT)
     )(500, LATENTS)
-    assert torch.equal(condition.image_embeds_BTD, IMAGE.backbone_BTD)
-    assert torch.equal(condition.tokens_BTC, FORM.text(TEXT.backbone_BTD))
+    assert torch.equal(condition.image_embeds_BTD, IMAGE.output_BTD)
+    assert torch.equal(condition.tokens_BTC, FORM.text(TEXT.output_BTD))
     assert condition.image_routing is None and condition.text_routing is None
     assert not condition.pooled_BD.any() and condition.pooled_BD.shape == (B, POOLED)
+
+
+def test_a_stack_is_all_experts_their_levels_and_the_whole():
+    by_hand = [x_BETD.mean(1) for x_BETD in IMAGE.by_level]
+    assert [x_BETD.shape[1] for x_BETD in IMAGE.by_level] == list(COUNTS)
+    torch.testing.assert_close(IMAGE.levels_BLTD, torch.stack(by_hand, 1))
+    torch.testing.assert_close(IMAGE.output_BTD, torch.stack(by_hand).mean(0))
+    assert torch.equal(torch.cat(IMAGE.by_level, 1), IMAGE.experts_BETD)
+    numbers = torch.arange(3.0)[None].expand(2, -1)
+    assert IMAGE.spread(numbers).tolist() == [[0, 0, 1, 1, 1, 1, 2, 2]] * 2
+    same = ExpertStack.repeated(TEXT.output_BTD, COUNTS)
+    assert same.experts_BETD.shape[1] == sum(COUNTS)
+    torch.testing.assert_close(same.output_BTD, TEXT.output_BTD)
+    rows = IMAGE.map(lambda x: x[1:])
+    assert len(rows.output_BTD) == len(rows.experts_BETD) == B - 1 and rows.counts == COUNTS
+
+
+@pytest.mark.parametrize("experts", [True, False])
+def test_an_encoders_output_is_stacked_with_its_experts_or_its_levels(experts):
+    sizes = {"clip_emb_dim": 5, "hidden_dim": 16, "n_blocks": 1, "num_exp_0": 2}
+    encoder = BrainMoEMulti({1: 9}, exp_factor_list=(2,), **sizes).eval()
+    with torch.no_grad():
+        out = encoder(torch.randn(4, 9), 1, return_experts=experts)
+    assert torch.equal(out.stack.output_BTD, out.backbone_BTD)
+    if experts:
+        assert out.stack.counts == (2, 4)
+        assert all(map(torch.equal, out.stack.by_level, out.expert_backbone))
+    else:
+        assert out.stack.counts == (1, 1)
+        assert torch.equal(out.stack.levels_BLTD, out.level_backbone_BLTD)
 
 
 def test_routers_that_are_off_give_exactly_the_unrouted_result():
@@ -102,9 +127,9 @@ def test_routers_that_are_off_give_exactly_the_unrouted_result():
 def test_fresh_routers_give_the_unrouted_result_after_a_prior_too(of):
     ready = through_prior(IMAGE, bent, of=of)
     routed = RoutedConditioning(FORM, image=ConditioningSource(ready, router(D)))(500, LATENTS)
-    torch.testing.assert_close(routed.image_embeds_BTD, ready.backbone_BTD, rtol=1e-5, atol=1e-5)
-    for level, experts in enumerate(ready.expert_backbone):
-        torch.testing.assert_close(experts.mean(1), ready.level_backbone_BLTD[:, level])
+    torch.testing.assert_close(routed.image_embeds_BTD, ready.output_BTD, rtol=1e-5, atol=1e-5)
+    for level, experts in enumerate(ready.by_level):
+        torch.testing.assert_close(experts.mean(1), ready.levels_BLTD[:, level])
 
 
 def test_prior_takes_what_it_is_given():
@@ -115,15 +140,12 @@ def test_prior_takes_what_it_is_given():
         return bent(x)
 
     assert torch.equal(
-        through_prior(IMAGE, counting, of="output").backbone_BTD, bent(IMAGE.backbone_BTD)
+        through_prior(IMAGE, counting, of="output").output_BTD, bent(IMAGE.output_BTD)
     )
     torch.testing.assert_close(
-        through_prior(IMAGE, counting, of="levels").level_backbone_BLTD,
-        bent(IMAGE.level_backbone_BLTD),
+        through_prior(IMAGE, counting, of="levels").levels_BLTD, bent(IMAGE.levels_BLTD)
     )
-    for mine, before in zip(
-        through_prior(IMAGE, counting, of="experts").expert_backbone, IMAGE.expert_backbone
-    ):
+    for mine, before in zip(through_prior(IMAGE, counting, of="experts").by_level, IMAGE.by_level):
         torch.testing.assert_close(mine, bent(before))
     assert rows == [B, 3 * B, 8 * B]
     routed = RoutedConditioning(
@@ -149,12 +171,10 @@ def test_for_an_affine_prior_all_orders_agree():
 
 
 def test_experts_of_sums_become_estimates_of_their_level():
-    sums = IMAGE._replace(
-        level_backbone_BLTD=torch.stack([x.sum(1) for x in IMAGE.expert_backbone], 1)
-    )
-    scaled = experts_of_sums(sums)
-    for level, experts in enumerate(scaled.expert_backbone):
-        torch.testing.assert_close(experts.mean(1), sums.level_backbone_BLTD[:, level])
+    scaled = experts_of_sums(IMAGE)
+    assert scaled.counts == COUNTS and torch.equal(scaled.output_BTD, IMAGE.output_BTD)
+    for shares, estimates in zip(IMAGE.by_level, scaled.by_level):
+        torch.testing.assert_close(estimates.mean(1), shares.sum(1))
 
 
 def test_gradients_reach_every_router_parameter_unless_a_prior_stops_them():
@@ -203,7 +223,7 @@ def test_a_batch_is_its_rows_and_any_latent_size_does():
         420, LATENTS
     ).image_embeds_BTD
     for row in range(B):
-        alone = map_embeddings(IMAGE, lambda x, row=row: x[row : row + 1])
+        alone = IMAGE.map(lambda x, row=row: x[row : row + 1])
         single = RoutedConditioning(FORM, image=ConditioningSource(alone, image_router))(
             420, LATENTS[row : row + 1]
         ).image_embeds_BTD
@@ -237,20 +257,20 @@ def test_image_or_text_alone_leaves_the_other_empty():
         RoutedConditioning(
             FORM,
             image=ConditioningSource(IMAGE),
-            text=ConditioningSource(map_embeddings(TEXT, lambda x: x[:2])),
+            text=ConditioningSource(TEXT.map(lambda x: x[:2])),
         )
 
 
 def test_text_is_the_start_token_and_one_vector_repeated():
-    tokens = FORM.text(TEXT.backbone_BTD)
+    tokens = FORM.text(TEXT.output_BTD)
     assert tokens.shape == (B, LENGTH, D_FIRST + D_TEXT)
     assert not tokens[:, :, :D_FIRST].any()
     assert (tokens[:, 0, D_FIRST:] == torch.arange(1.0, D_TEXT + 1)).all()
-    assert torch.equal(tokens[:, 1:, D_FIRST:], TEXT.backbone_BTD.expand(B, LENGTH - 1, D_TEXT))
+    assert torch.equal(tokens[:, 1:, D_FIRST:], TEXT.output_BTD.expand(B, LENGTH - 1, D_TEXT))
     all_tokens = torch.randn(B, LENGTH, D_TEXT)
     assert torch.equal(FORM.text(all_tokens)[..., D_FIRST:], all_tokens)
     first, start = torch.randn(B, 1, D_FIRST), torch.full((D_FIRST,), 9.0)
-    both = FORM.text(TEXT.backbone_BTD, first, start)
+    both = FORM.text(TEXT.output_BTD, first, start)
     assert torch.equal(both[..., D_FIRST:], tokens[..., D_FIRST:])
     assert (both[:, 0, :D_FIRST] == 9).all() and torch.equal(
         both[:, 1:, :D_FIRST], first.expand(B, LENGTH - 1, D_FIRST)
@@ -259,7 +279,7 @@ def test_text_is_the_start_token_and_one_vector_repeated():
         with pytest.raises(UserError, match="allowed"):
             FORM.text(bad)
     with pytest.raises(UserError, match="do not fill"):
-        FORM.text(TEXT.backbone_BTD, torch.randn(B, 1, D_FIRST + 1))
+        FORM.text(TEXT.output_BTD, torch.randn(B, 1, D_FIRST + 1))
 
 
 @pytest.mark.parametrize("output", ["L", "bigG", "joint"])
@@ -326,13 +346,11 @@ def test_single_levels_with_and_without_routers():
             heard = RoutedConditioning(FORM, image=source, level=level)(
                 10, LATENTS
             ).image_embeds_BTD
-            torch.testing.assert_close(
-                heard, IMAGE.level_backbone_BLTD[:, level], rtol=1e-5, atol=1e-5
-            )
+            torch.testing.assert_close(heard, IMAGE.levels_BLTD[:, level], rtol=1e-5, atol=1e-5)
 
 
 def test_encoders_without_experts_can_be_routed_in_time():
-    bare = IMAGE._replace(expert_backbone=(), expert_clip=())
+    bare = ExpertStack(IMAGE.output_BTD, IMAGE.levels_BLTD, (1,) * len(COUNTS))
     timed = shaken(router(D, space="off"))
     with_experts = RoutedConditioning(FORM, image=ConditioningSource(IMAGE, timed))(
         77, LATENTS

@@ -19,7 +19,6 @@ REASONS = {
     "generation/reconstruct.py": "one stage",
     "human_eval/study.py": "four steps of one command",
     "pretrained/sdxl.py": "loading and checking of one kind of folder",
-    "routing/conditioning.py": "the one object of fine-tuning and sampling",
     "runtime/files.py": "atomic files and what can go wrong with them",
     "runtime/run_folder.py": "one class: a run folder",
     "simulation/cortex.py": "one simulated cortex",

@@ -42,14 +42,13 @@ from braingen.generation.sampling import (
     size_ids,
 )
 from braingen.generation.trained_modules import FinetunedModules
-from braingen.routing.conditioning import all_experts, from_experts
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.distributed import Workers
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDINGS, INDEX, ROUTING, random_folders
 from braingen.runtime.run_folder import Run
-from braingen.types import Conditioning, Routing, Trials
+from braingen.types import Conditioning, ExpertStack, Routing, Trials
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
@@ -121,10 +120,10 @@ def test_embeddings_are_the_mean_over_an_images_presentations_to_this_subject(
                     found[f"{name}_clip"][row], out.clip_BTD.mean(0), rtol=1e-3, atol=1e-4
                 )
                 if routed:
-                    levels = from_experts(found[f"{name}_experts"][row : row + 1], COUNTS)
-                    whole = embedding_decoder.in_clip_units(levels.backbone_BTD)[0]
+                    levels = ExpertStack.of_experts(found[f"{name}_experts"][row : row + 1], COUNTS)
+                    whole = embedding_decoder.in_clip_units(levels.output_BTD)[0]
                     torch.testing.assert_close(whole, found[name][row], rtol=1e-2, atol=1e-2)
-                    assert all_experts(levels).std(1).mean() > 0.01
+                    assert levels.experts_BETD.std(1).mean() > 0.01
 
 
 def test_a_single_trial_random_voxels_and_a_level_are_read_when_asked_for(root, tmp_path):
@@ -421,8 +420,8 @@ def test_every_setting_of_the_sampler_reaches_the_drawing(monkeypatch, root, tmp
     ((image, text, ids), named), *rest = decoder.drawn
     assert not rest and ids == [3, 9]
     for name, heard in (("image", image), ("text", text)):
-        torch.testing.assert_close(all_experts(heard), given(experts=True).experts[name][1:3])
-        assert [len(x[0]) for x in heard.expert_backbone] == list(COUNTS)
+        torch.testing.assert_close(heard.experts_BETD, given(experts=True).experts[name][1:3])
+        assert [len(x[0]) for x in heard.by_level] == list(COUNTS)
     named.pop("on_step")
     assert named == {
         "seed": 11,
@@ -598,7 +597,7 @@ def test_what_is_heard_while_drawing_is_routed_by_the_routers_of_image_and_text(
         name: torch.randn(2, 6, 1, 128, generator=generator(seed))
         for name, seed in (("image", 1), ("text", 2))
     }
-    read = {name: from_experts(value, COUNTS) for name, value in experts.items()}
+    read = {name: ExpertStack.of_experts(value, COUNTS) for name, value in experts.items()}
     (_, _, noise, condition, _), _ = denoised(
         monkeypatch, decoder, read["image"], read["text"], [1, 2]
     )
@@ -648,10 +647,10 @@ def test_a_decoder_that_is_called_reads_and_draws_batch_by_batch_with_the_settin
     for image, text, ids, named in drawn:
         rows = slice(first, first + len(ids))
         torch.testing.assert_close(
-            image.backbone_BTD, whole.image.backbone_BTD[rows], rtol=1e-4, atol=1e-4
+            image.output_BTD, whole.image.output_BTD[rows], rtol=1e-4, atol=1e-4
         )
         torch.testing.assert_close(
-            text.backbone_BTD, whole.text.backbone_BTD[rows], rtol=1e-4, atol=1e-4
+            text.output_BTD, whole.text.output_BTD[rows], rtol=1e-4, atol=1e-4
         )
         assert named.items() >= (asked | {"steps": 3}).items()
         first += len(ids)

@@ -34,10 +34,10 @@ from braingen.data.betas import Betas
 from braingen.data.trials import hold_out_images, train_trials
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.trained import load_embedding_decoders, modalities
-from braingen.generation.conditioned_unet import ConditionedUNet, expert_counts, read
+from braingen.generation.conditioned_unet import ConditionedUNet, decode_voxels, expert_counts
 from braingen.generation.lora import add_lora, load_lora, lora_parameters, lora_weights
 from braingen.generation.trained_modules import finetuned_folder, load_finetuned, save_finetuned
-from braingen.routing.conditioning import ConditioningForm, all_experts, from_experts
+from braingen.routing.conditioning import ConditioningForm
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.routing.guidance import kl_guidance
 from braingen.runtime.data_layout import Layout
@@ -48,7 +48,7 @@ from braingen.training import diffusion_data as diffusion_data
 from braingen.training.conditioning_augmentation import DecodingError, mixing_weights, unsure
 from braingen.training.diffusion_loss import min_snr_weight, offset_noise
 from braingen.training.steps import StepLosses
-from braingen.types import Conditioning, Routing, Trials
+from braingen.types import Conditioning, ExpertStack, Routing, Trials
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
@@ -94,16 +94,9 @@ def expected_read(
     rows = trials.table["trial"][trials.table["image"] == image].to_numpy()
     there = torch.ones(1, len(rows), dtype=torch.bool)
     voxels = torch.from_numpy(betas.rows(rows))[None]
-    return all_experts(
-        read(
-            embedding_decoder,
-            voxels,
-            trials.subject,
-            there,
-            config.router.prior_order,
-            experts=True,
-        )
-    )
+    order = config.router.prior_order
+    found = decode_voxels(embedding_decoder, voxels, trials.subject, there, order, experts=True)
+    return found.stack.experts_BETD
 
 
 @pytest.mark.parametrize(
@@ -579,25 +572,22 @@ def test_what_a_prior_of_every_step_is_to_take_is_read_before_it():
         torch.randn(2, 3, 41, generator=draws),
         torch.tensor([[True, True, False], [True] * 3]),
     )
-    found = read(embedding_decoder, voxels, 1, there, "step", experts=True)
+    found = decode_voxels(embedding_decoder, voxels, 1, there, "step", experts=True).stack
     for row, count in enumerate((2, 3)):
         said = embedding_decoder(voxels[row, :count], 1, return_experts=True)
         torch.testing.assert_close(
-            found.backbone_BTD[row], said.backbone_BTD.mean(0), rtol=1e-4, atol=1e-4
+            found.output_BTD[row], said.backbone_BTD.mean(0), rtol=1e-4, atol=1e-4
         )
         for level, experts_BETD in enumerate(
-            found.expert_backbone
+            found.by_level
         ):  # shares of a sum become estimates of the whole
             share = said.expert_backbone[level].mean(0) * (
                 COUNTS[level] if embedding_decoder.encoder.config.level_combine == "sum" else 1
             )
             torch.testing.assert_close(experts_BETD[row], share, rtol=1e-4, atol=1e-4)
-    after = read(embedding_decoder, voxels, 1, there, "output", experts=True)
+    after = decode_voxels(embedding_decoder, voxels, 1, there, "output", experts=True).stack
     torch.testing.assert_close(
-        after.backbone_BTD,
-        embedding_decoder.through_prior(found.backbone_BTD),
-        rtol=1e-4,
-        atol=1e-4,
+        after.output_BTD, embedding_decoder.through_prior(found.output_BTD), rtol=1e-4, atol=1e-4
     )
 
 
@@ -650,14 +640,9 @@ def dense_embedding_decoder(tokens: int = 1) -> EmbeddingDecoder:
 
 def test_levels_are_means_of_their_own_experts_and_the_output_is_the_mean_of_levels():
     experts = torch.arange(6.0)[None, :, None, None].expand(2, 6, 1, 3)
-    found = from_experts(experts, COUNTS)
-    assert [x.shape[1] for x in found.expert_backbone] == list(COUNTS) and torch.equal(
-        all_experts(found), experts
-    )
-    assert (
-        found.level_backbone_BLTD[0, :, 0, 0].tolist() == [0.5, 3.5]
-        and (found.backbone_BTD == 2).all()
-    )
+    found = ExpertStack.of_experts(experts, COUNTS)
+    assert [x.shape[1] for x in found.by_level] == list(COUNTS)
+    assert found.levels_BLTD[0, :, 0, 0].tolist() == [0.5, 3.5] and (found.output_BTD == 2).all()
 
 
 def test_nothing_of_a_dropped_condition_is_left():
@@ -721,7 +706,7 @@ def test_setup_builds_the_routers_and_the_lora_that_are_asked_for(tiny):
     assert expert_counts(dense_embedding_decoder()) == (1,)
     assert expert_counts(dense_embedding_decoder(tokens=2)) == (1,)
     out = dense_embedding_decoder()(torch.zeros(2, 41), 1)
-    assert torch.equal(all_experts(out), out.level_backbone_BLTD)
+    assert torch.equal(out.stack.experts_BETD, out.level_backbone_BLTD)
     router = parts.model.routers["image"]
     assert router.expert_counts == COUNTS and router.config.num_train_timesteps == 1000
     assert (

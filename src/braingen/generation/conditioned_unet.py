@@ -6,7 +6,7 @@ B batch, R presentations, V voxels, L levels, E experts, S denoising steps, T to
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 from diffusers import UNet2DConditionModel
 import torch
@@ -19,14 +19,11 @@ from braingen.routing.conditioning import (
     ConditioningForm,
     ConditioningSource,
     RoutedConditioning,
-    alike,
     experts_of_sums,
-    from_experts,
-    map_embeddings,
     through_prior,
 )
 from braingen.routing.diffuse_router import DiffuseRouter
-from braingen.types import Conditioning, ExpertEmbeddings, Routing
+from braingen.types import Conditioning, ExpertStack, Routing
 
 PriorOrder = Literal["output", "levels", "experts", "step"]
 """What the prior is applied to: before the denoising the encoder's output, every level or every
@@ -41,8 +38,17 @@ def expert_counts(embedding_decoder: EmbeddingDecoder) -> tuple[int, ...]:
     return embedding_decoder.expert_counts
 
 
+class DecodedVoxels(NamedTuple):
+    """Outputs of an embedding decoder, averaged over presentations; standardised units."""
+
+    stack: ExpertStack
+    """After the prior, where it comes before the denoising."""
+    clip_BTD: Tensor
+    """The projected output, for retrieval."""
+
+
 @torch.no_grad()
-def read(
+def decode_voxels(
     embedding_decoder: EmbeddingDecoder,
     voxels_BRV: Tensor,
     subject: int,
@@ -51,35 +57,35 @@ def read(
     *,
     experts: bool,
     noise: Tensor | None = None,
-) -> ExpertEmbeddings:
-    """Encoder outputs averaged over presentations, then through the prior where it comes first;
-    standardised units.
+) -> DecodedVoxels:
+    """Encoder outputs averaged over presentations, then through the prior where it comes first.
 
     Parameters
     ----------
     present_BR : Tensor
         Which presentations there are.
     experts : bool
-        Keep the output of every expert, as an estimate of the embedding of its own (levels are
-        their means).
+        Keep the output of every expert, as its own estimate of the embedding.
     noise : Tensor | None, optional
         Of the prior's sampler, see :meth:`EmbeddingDecoder.through_prior`.
     """
     count, repeats = voxels_BRV.shape[:2]
     each = embedding_decoder(voxels_BRV.flatten(0, 1), subject, return_experts=experts)
-    mean = map_embeddings(
-        each, lambda x: average_repeats(x.unflatten(0, (count, repeats)), present_BR.to(x.device))
-    )
+
+    def mean(x: Tensor) -> Tensor:
+        return average_repeats(x.unflatten(0, (count, repeats)), present_BR.to(x.device))
+
+    stack = each.stack.map(mean)
     if experts and embedding_decoder.encoder.config.get("level_combine", "sum") == "sum":
-        mean = experts_of_sums(mean)
-    if order == "step" or embedding_decoder.prior is None:
-        return mean
-    noise = noise.to(voxels_BRV) if noise is not None else None
-    return through_prior(mean, lambda x: embedding_decoder.through_prior(x, noise), of=order)
+        stack = experts_of_sums(stack)
+    if order != "step" and embedding_decoder.prior is not None:
+        noise = noise.to(voxels_BRV) if noise is not None else None
+        stack = through_prior(stack, lambda x: embedding_decoder.through_prior(x, noise), of=order)
+    return DecodedVoxels(stack, mean(each.clip_BTD))
 
 
 def source_of(
-    decoded: Tensor | ExpertEmbeddings,
+    decoded: Tensor | ExpertStack,
     embedding_decoder: EmbeddingDecoder,
     router: DiffuseRouter | None,
     order: PriorOrder,
@@ -89,15 +95,15 @@ def source_of(
 
     Parameters
     ----------
-    decoded : Tensor | ExpertEmbeddings
-        Of :func:`read`; or B x T x D embeddings in CLIP's own units, which no prior changes and
-        which every expert is taken to have.
+    decoded : Tensor | ExpertStack
+        Of :func:`decode_voxels`; or B x T x D embeddings in CLIP's own units, which no prior
+        changes, and which every expert is taken to have.
     embedding_decoder : EmbeddingDecoder
         Knows CLIP's units and the prior.
     router : DiffuseRouter | None
         None for the encoder's output, unrouted.
     order : PriorOrder
-        As for :func:`read`.
+        As for :func:`decode_voxels`.
     device : torch.device | None, optional
         Where it is computed, if the embedding decoder waits elsewhere: only its scale is used, of
         which the source has a copy, and with order "step" its prior.
@@ -106,7 +112,9 @@ def source_of(
     if isinstance(decoded, Tensor):
         counts = router.expert_counts if router is not None else (1,)
         standard_BTD = scale.standardised(decoded.to(scale.mean_TD))
-        return ConditioningSource(alike(standard_BTD, counts), router, scale.in_clip_units)
+        return ConditioningSource(
+            ExpertStack.repeated(standard_BTD, counts), router, scale.in_clip_units
+        )
     if order == "step":
         return ConditioningSource(
             decoded,
@@ -193,7 +201,7 @@ class ConditionedUNet(nn.Module):
         """The source of a condition, from outputs of all experts of the image or text encoder."""
         router = dict(self.routers.items()).get(name)
         return source_of(
-            from_experts(experts_BETD, self.counts[name]),
+            ExpertStack.of_experts(experts_BETD, self.counts[name]),
             self._embedding_decoders[0][name],
             cast(DiffuseRouter | None, router),
             self.order,
@@ -214,7 +222,7 @@ class ConditionedUNet(nn.Module):
         Parameters
         ----------
         image_BETD, text_BETD : Tensor
-            Outputs of all experts, of :func:`read`; no text where none is decoded.
+            Outputs of all experts, of :func:`decode_voxels`; no text where none is decoded.
         no_image_B, no_text_B : Tensor
             Whose image or text condition is left out.
         generator : torch.Generator | None, optional

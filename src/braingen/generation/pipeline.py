@@ -24,7 +24,13 @@ from torch.nn.functional import interpolate
 from braingen.data.voxel_file import load_responses, responses
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.latent_encoder import LatentEncoder
-from braingen.generation.conditioned_unet import PriorOrder, RoutingRecorder, read, source_of
+from braingen.generation.conditioned_unet import (
+    DecodedVoxels,
+    PriorOrder,
+    RoutingRecorder,
+    decode_voxels,
+    source_of,
+)
 from braingen.generation.lora import LORA_FILE, has_lora, is_fused, load_lora, save_lora
 from braingen.generation.sampling import (
     CoarseImage,
@@ -59,7 +65,7 @@ from braingen.runtime.precision import types_of_parts
 from braingen.runtime.weights import plain_text, refuse_not_finite
 from braingen.targets.clip_text import CLIPTextEncoderDual
 from braingen.targets.text_form import HasTextForm
-from braingen.types import Conditioning, ExpertEmbeddings
+from braingen.types import Conditioning, ExpertStack
 
 IP_ADAPTER = Path("ip_adapter") / "ip-adapter.safetensors"
 LORA = "lora"
@@ -77,7 +83,7 @@ PARTS = (
     LORA,
 )
 """Folders of a saved decoder; there may be other files beside them, such as a README."""
-Embeddings = Tensor | ExpertEmbeddings | None
+Embeddings = Tensor | ExpertStack | None
 """What :meth:`BrainDecoder.read` gave (standardised units), or B x T x D embeddings in CLIP's own
 units.
 """
@@ -88,9 +94,12 @@ class DecodedEmbeddings(NamedTuple):
     after the prior where it comes first.
     """
 
-    image: ExpertEmbeddings
-    text: ExpertEmbeddings | None
+    image: ExpertStack
+    text: ExpertStack | None
     """None where the decoder has no text encoder."""
+    image_clip_BTD: Tensor
+    """The image encoder's projected output, for retrieval; standardised units."""
+    text_clip_BTD: Tensor | None
     latents_BChw: Tensor | None = None
     """VAE latents of the coarse image; None without a low-level path."""
 
@@ -347,9 +356,9 @@ class BrainDecoder(DiffusionPipeline):
 
         def one(
             name: str, embedding_decoder: EmbeddingDecoder, router: DiffuseRouter | None
-        ) -> ExpertEmbeddings:
+        ) -> DecodedVoxels:
             noise = _prior_noise(embedding_decoder, name, image_ids, seed)
-            return read(
+            return decode_voxels(
                 embedding_decoder,
                 voxels_BRV,
                 subject,
@@ -362,33 +371,36 @@ class BrainDecoder(DiffusionPipeline):
         image = one("image", self.brain_image, self.router_image)
         text = None if self.brain_text is None else one("text", self.brain_text, self.router_text)
         for name, found in (("image", image), ("text", text)):
-            for values in (
-                ()
-                if found is None
-                else (found.backbone_BTD, found.clip_BTD, *found.expert_backbone)
-            ):
+            for values in () if found is None else (*found.stack[:2], found.clip_BTD):
                 refuse_not_finite_rows(values, image_ids, f"The decoded {name} embedding")
         latents = None
         if self.brain_low_level is not None:
             latents = self.brain_low_level.latents(voxels_BRV, subject, present_BR)
             refuse_not_finite_rows(latents, image_ids, "The coarse image")
-        return DecodedEmbeddings(image, text, latents)
+        return DecodedEmbeddings(
+            image.stack,
+            None if text is None else text.stack,
+            image.clip_BTD,
+            None if text is None else text.clip_BTD,
+            latents,
+        )
 
     def decoded(self, read: DecodedEmbeddings) -> Decoded:
         """The embeddings of the whole encoders, unrouted."""
 
-        def one(embedding_decoder: EmbeddingDecoder, x: ExpertEmbeddings) -> Tensor:
+        def one(embedding_decoder: EmbeddingDecoder, stack: ExpertStack) -> Tensor:
+            output_BTD = stack.output_BTD
+            scale = embedding_decoder.scale.to(output_BTD.device)
             last = self.config.prior_order == "step"
-            scale = embedding_decoder.scale.to(x.backbone_BTD.device)
             return scale.in_clip_units(
-                embedding_decoder.through_prior(x.backbone_BTD) if last else x.backbone_BTD
+                embedding_decoder.through_prior(output_BTD) if last else output_BTD
             )
 
         image_BTD = one(self.brain_image, read.image)
-        if self.brain_text is None or read.text is None:
-            return Decoded(image_BTD, None, read.image.clip_BTD, None)
-        text_BTD = one(self.brain_text, read.text)
-        return Decoded(image_BTD, text_BTD, read.image.clip_BTD, read.text.clip_BTD)
+        text_BTD = None
+        if self.brain_text is not None and read.text is not None:
+            text_BTD = one(self.brain_text, read.text)
+        return Decoded(image_BTD, text_BTD, read.image_clip_BTD, read.text_clip_BTD)
 
     @torch.no_grad()
     def embed(

@@ -53,7 +53,6 @@ from braingen.pretrained.sdxl import (
     scheduler_named,
 )
 from braingen.pretrained.tiny import check_backbone
-from braingen.routing.conditioning import all_experts, from_experts
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.device import device_of
 from braingen.runtime.distributed import Workers, complete, shared_run
@@ -78,7 +77,7 @@ from braingen.runtime.seeds import hash_seed
 from braingen.runtime.subjects import each_subject
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.tables import Targets
-from braingen.types import ExpertEmbeddings
+from braingen.types import ExpertStack
 
 logger = logging.getLogger(__name__)
 LATENTS = "latents"
@@ -263,7 +262,7 @@ def decode_responses(
             found.setdefault(LATENTS, []).append(decoded.latents_BChw.float().cpu())
         for name, outputs in (("image_experts", decoded.image), ("text_experts", decoded.text)):
             if mixed and outputs is not None:
-                found.setdefault(name, []).append(all_experts(outputs).float().cpu())
+                found.setdefault(name, []).append(outputs.experts_BETD.float().cpu())
     joined = {name: torch.cat(rows) for name, rows in found.items() if rows}
     return {"ids": torch.from_numpy(repeats.image_N), **joined}
 
@@ -299,10 +298,10 @@ class Embeddings(NamedTuple):
     latents_NChw: Tensor | None = None
     """Of the coarse images; None without a low-level path."""
 
-    def outputs(self, name: str, rows: slice, counts: Sequence[int]) -> Tensor | ExpertEmbeddings:
+    def outputs(self, name: str, rows: slice, counts: Sequence[int]) -> Tensor | ExpertStack:
         """Return the encoder outputs of some rows; ``counts``: experts of every level."""
         if self.experts is not None:
-            return from_experts(self.experts[name][rows], counts)
+            return ExpertStack.of_experts(self.experts[name][rows], counts)
         table = self.image_NTD if name == "image" else self.text_NTD
         assert table is not None
         return table[rows]

@@ -7,7 +7,7 @@ width, P pooled width
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,149 +18,62 @@ from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.errors import UserError
 from braingen.targets.clip_text import PromptEmbeddings
 from braingen.targets.text_form import HasTextForm
-from braingen.types import Conditioning, ExpertEmbeddings, Routing
+from braingen.types import Conditioning, ExpertStack, Routing
 
 Prior = Callable[[Tensor], Tensor]
 """N x T x D embeddings of the brain -> N x T x D embeddings as CLIP makes them."""
 
 
-def map_embeddings(
-    embeddings: ExpertEmbeddings, change: Callable[[Tensor], Tensor]
-) -> ExpertEmbeddings:
-    """The same embeddings with every batched tensor changed alike: rows chosen, repeated, averaged,
-    moved to a device or type.
-
-    Parameters
-    ----------
-    embeddings : ExpertEmbeddings
-        Routing and low-level branch are left out of the result: they describe the encoder's pass,
-        not the condition.
-    change : callable
-        Takes and returns a tensor whose first axis is the batch.
-    """
-    return embeddings._replace(
-        backbone_BTD=change(embeddings.backbone_BTD),
-        clip_BTD=change(embeddings.clip_BTD),
-        level_backbone_BLTD=change(embeddings.level_backbone_BLTD),
-        level_clip_BLTD=change(embeddings.level_clip_BLTD),
-        expert_backbone=tuple(change(x_BETD) for x_BETD in embeddings.expert_backbone),
-        expert_clip=tuple(change(x_BETD) for x_BETD in embeddings.expert_clip),
-        routing=(),
-        low_level=(),
-    )
-
-
-def experts_of_sums(embeddings: ExpertEmbeddings) -> ExpertEmbeddings:
-    """For an encoder whose levels are sums of their experts (the published implementation): experts
-    times their number.
+def experts_of_sums(stack: ExpertStack) -> ExpertStack:
+    """Experts times their number, for an encoder whose levels are sums of their experts (the
+    published implementation).
 
     An expert of a sum is a share of the level; times E it is an estimate of the embedding, and the
-    level is the mean of the estimates, which is what everything here expects.
+    level is the mean of the estimates, as the router and the prior expect.
     """
-    return embeddings._replace(
-        expert_backbone=tuple(x_BETD * x_BETD.shape[1] for x_BETD in embeddings.expert_backbone),
-        expert_clip=tuple(x_BETD * x_BETD.shape[1] for x_BETD in embeddings.expert_clip),
-    )
-
-
-def all_experts(embeddings: ExpertEmbeddings) -> Tensor:
-    """Outputs of every expert of every level, B x (all experts) x T x D; the levels of an encoder
-    without experts count as one each.
-    """
-    return (
-        torch.cat(embeddings.expert_backbone, dim=1)
-        if embeddings.expert_backbone
-        else embeddings.level_backbone_BLTD
-    )
-
-
-def from_experts(experts_BETD: Tensor, counts: Sequence[int]) -> ExpertEmbeddings:
-    """Undo :func:`all_experts`: levels are the means of their experts, the output is the mean of
-    the levels.
-
-    Parameters
-    ----------
-    experts_BETD : Tensor
-        All experts, level by level.
-    counts : Sequence[int]
-        Experts of every level.
-    """
-    experts = experts_BETD.split(list(counts), dim=1)
-    levels_BLTD = torch.stack([x_BETD.mean(dim=1) for x_BETD in experts], dim=1)
-    output_BTD = levels_BLTD.mean(dim=1)
-    return ExpertEmbeddings(
-        output_BTD,
-        output_BTD,
-        levels_BLTD,
-        levels_BLTD,
-        tuple(experts),
-        (),
-        (),
-        output_BTD.new_zeros(()),
-    )
-
-
-def alike(embedding_BTD: Tensor, counts: Sequence[int]) -> ExpertEmbeddings:
-    """Repeat one embedding for every level and expert: the oracle's condition."""
-    return from_experts(embedding_BTD[:, None].expand(-1, sum(counts), -1, -1), counts)
+    counts_BL = stack.experts_BETD.new_tensor(stack.counts)[None]
+    factors_BE = stack.spread(counts_BL)
+    return stack._replace(experts_BETD=stack.experts_BETD * factors_BE[..., None, None])
 
 
 def through_prior(
-    embeddings: ExpertEmbeddings,
-    prior: Prior,
-    *,
-    of: Literal["output", "levels", "experts"] = "levels",
-) -> ExpertEmbeddings:
+    stack: ExpertStack, prior: Prior, *, of: Literal["output", "levels", "experts"] = "levels"
+) -> ExpertStack:
     """Backbone outputs through the diffusion prior, once, before the denoising loop
     (docs/deviations.md, row 6.10).
 
     Parameters
     ----------
-    embeddings : ExpertEmbeddings
-        What the encoder read out; levels are the means of their experts (see `experts_of_sums`).
+    stack : ExpertStack
+        Encoder outputs; levels are the means of their experts (see `experts_of_sums`).
     prior : callable
         The prior as a function; called once, on all rows together.
     of : Literal['output', 'levels', 'experts'], optional
-        What goes through it: the encoder's output (1 row per
-        sample), every level (L rows), or every expert (30 rows in the published layout). What lies
-        below keeps its differences: levels are moved by as much as the output was, experts by as
-        much as their level. What lies above is the mean of what went through.
+        Input of the prior: the encoder's output (1 row per sample), every level (L rows), or every
+        expert (30 rows in the published layout). Levels are then moved by as much as the output,
+        and experts by as much as their level. What stands above is the mean of the prior's outputs.
 
     Returns
     -------
-    ExpertEmbeddings
-        With backbone outputs replaced.
+    ExpertStack
+        With all embeddings replaced.
 
     Raises
     ------
     UserError
         If experts are to go through the prior and there are none, or `of` is another word.
     """
-    output_BTD, levels_BLTD, experts = (
-        embeddings.backbone_BTD,
-        embeddings.level_backbone_BLTD,
-        embeddings.expert_backbone,
-    )
-    B, L = levels_BLTD.shape[:2]
+    B, E = stack.experts_BETD.shape[:2]
+    levels_BLTD = stack.levels_BLTD
     if of == "output":
-        new_output_BTD = prior(output_BTD)
-        new_levels_BLTD = levels_BLTD + (new_output_BTD - output_BTD)[:, None]
+        output_BTD = prior(stack.output_BTD)
+        new_levels_BLTD = levels_BLTD + (output_BTD - stack.output_BTD)[:, None]
     elif of == "levels":
-        new_levels_BLTD = prior(levels_BLTD.flatten(0, 1)).unflatten(0, (B, L))
-        new_output_BTD = new_levels_BLTD.mean(dim=1)
-    elif of == "experts" and experts:
-        counts = [x_BETD.shape[1] for x_BETD in experts]
-        all_BETD = torch.cat(experts, dim=1)
-        new_experts = (
-            prior(all_BETD.flatten(0, 1)).unflatten(0, (B, sum(counts))).split(counts, dim=1)
-        )
-        new_levels_BLTD = torch.stack([x_BETD.mean(dim=1) for x_BETD in new_experts], dim=1)
-        new_output_BTD = new_levels_BLTD.mean(dim=1)
-        return embeddings._replace(
-            backbone_BTD=new_output_BTD,
-            level_backbone_BLTD=new_levels_BLTD,
-            expert_backbone=tuple(new_experts),
-        )
+        new_levels_BLTD = prior(levels_BLTD.flatten(0, 1)).unflatten(0, (B, len(stack.counts)))
+        output_BTD = new_levels_BLTD.mean(dim=1)
+    elif of == "experts" and len(stack.counts) < E:
+        new_experts_BETD = prior(stack.experts_BETD.flatten(0, 1)).unflatten(0, (B, E))
+        return ExpertStack.of_experts(new_experts_BETD, stack.counts)
     elif of == "experts":
         raise UserError(
             "the prior is to take every expert, but there are none: ask the encoder for its"
@@ -168,13 +81,8 @@ def through_prior(
         )
     else:
         raise UserError(f"of is {of!r}; allowed are 'output', 'levels' and 'experts'")
-    shift_BLTD = new_levels_BLTD - levels_BLTD
-    new_experts = tuple(x_BETD + shift_BLTD[:, level, None] for level, x_BETD in enumerate(experts))
-    return embeddings._replace(
-        backbone_BTD=new_output_BTD,
-        level_backbone_BLTD=new_levels_BLTD,
-        expert_backbone=new_experts,
-    )
+    moved_BETD = stack.experts_BETD + stack.spread(new_levels_BLTD - levels_BLTD)
+    return stack._replace(output_BTD=output_BTD, experts_BETD=moved_BETD)
 
 
 class ConditioningForm(NamedTuple):
@@ -348,7 +256,7 @@ class ConditioningForm(NamedTuple):
 class ConditioningSource(NamedTuple):
     """One source of the condition: the decoded image embedding, or the decoded text embedding."""
 
-    embeddings: ExpertEmbeddings
+    stack: ExpertStack
     """Of every level and expert; after the prior, where the prior comes first (`through_prior`)."""
     router: DiffuseRouter | None = None
     """None: the encoder's output, unrouted."""
@@ -367,15 +275,15 @@ class ConditioningSource(NamedTuple):
         """The condition of a step, B x T x D, and how it was mixed."""
         routing = None
         if self.router is not None:
-            experts = self.embeddings.expert_backbone
+            experts = self.stack.by_level
             if not self.router.reads_experts:
-                experts = self.embeddings.level_backbone_BLTD.unsqueeze(2).unbind(1)
+                experts = self.stack.levels_BLTD.unsqueeze(2).unbind(1)
             routed = self.router(experts, t_B, latents_BCHW, level=level, generator=generator)  # type: ignore[operator]
             condition_BTD, routing = routed.embedding_BTD, routed.routing
         elif level is not None:
-            condition_BTD = self.embeddings.level_backbone_BLTD[:, level]
+            condition_BTD = self.stack.levels_BLTD[:, level]
         else:
-            condition_BTD = self.embeddings.backbone_BTD
+            condition_BTD = self.stack.output_BTD
         return (condition_BTD if self.prior is None else self.prior(condition_BTD)), routing
 
 
@@ -399,12 +307,12 @@ class RoutedConditioning:
     first_start_D : Tensor, optional
         Its start token.
     negative : Conditioning | None, optional
-        Conditioning, optional What guidance leads away from, one row (`ConditioningForm.prompt` of
+        What guidance leads away from, one row (`ConditioningForm.prompt` of
         a negative prompt); nothing at all if left out.
     level : int, optional
-        Listen to this level only (single-level reconstructions).
+        Condition on this level only (single-level reconstructions).
     generator : torch.Generator | None, optional
-        torch.Generator, optional Source of the noise of hard choices in training.
+        Source of the noise of hard choices in training.
 
     Raises
     ------
@@ -424,9 +332,7 @@ class RoutedConditioning:
         level: int | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        sizes = {
-            len(source.embeddings.backbone_BTD) for source in (image, text) if source is not None
-        }
+        sizes = {len(source.stack.output_BTD) for source in (image, text) if source is not None}
         if len(sizes) != 1:
             raise UserError(
                 f"image and text have {sorted(sizes)} rows; give at least one of them, and both for"

@@ -19,9 +19,8 @@ from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
 from braingen.data.trials import Repeats, group_repeats, hold_out_images, train_trials
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
-from braingen.generation.conditioned_unet import read
+from braingen.generation.conditioned_unet import decode_voxels
 from braingen.generation.sampling import seeded_noise
-from braingen.routing.conditioning import all_experts
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import identity
@@ -98,18 +97,16 @@ def decoded_table(
             if embedding_decoder.noise_shape
             else None
         )
-        order = config.router.prior_order
-        return all_experts(
-            read(
-                embedding_decoder,
-                batch.voxels_BRV.to(device),
-                subject,
-                batch.present_BR,
-                order,
-                experts=True,
-                noise=noise,
-            )
+        decoded = decode_voxels(
+            embedding_decoder,
+            batch.voxels_BRV.to(device),
+            subject,
+            batch.present_BR,
+            config.router.prior_order,
+            experts=True,
+            noise=noise,
         )
+        return decoded.stack.experts_BETD
 
     key = {
         "embedding_decoder": fingerprint_of_files(run_folder(config, name) / EMBEDDING_DECODER),

@@ -208,7 +208,17 @@ def train(
     with shared_run(workers, folder / name, settings, {}) as run:
         if not complete(workers, run, lambda: [run.path(WEIGHTS)]):
             accelerator = accelerator_of(config, run.folder, 1)
-            task = BackboneTask(model, losses_of, run, accelerator, workers, **settings)
+            task = BackboneTask(
+                model,
+                losses_of,
+                run,
+                accelerator,
+                workers,
+                steps=steps,
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+                ema=ema,
+            )
             run_task(task, config, run, workers, 60 * SAVE_MINUTES)
         model.load_state_dict(load_tree(run.path(WEIGHTS)))
     model.eval()
