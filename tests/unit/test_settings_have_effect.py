@@ -20,7 +20,7 @@ from braingen.config.describe import condition
 from braingen.config.effect import Needs, asks_nothing
 from braingen.config.encoders import ENCODER_CONFIGS
 from braingen.config.names import field_paths, fields_of, having, variants_of
-from braingen.data.prepare_command import scans_of
+from braingen.data.prepare_scans import scans_of
 from braingen.encoders.latent_encoder import LatentEncoder
 from braingen.experiments.bottleneck import bottleneck
 from braingen.generation import reconstruct

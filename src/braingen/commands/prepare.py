@@ -10,7 +10,7 @@ from braingen.config import Config
 
 def run(config: Config) -> Path | None:
     """Convert raw NSD, or your own scans, to the layout that training reads."""
-    from braingen.data.prepare_command import prepare
+    from braingen.data.prepare_scans import prepare
 
     return prepare(config)
 

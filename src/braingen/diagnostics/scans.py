@@ -10,7 +10,7 @@ from braingen.config import Config
 from braingen.data import nsd
 from braingen.data.checks.problem import Problem
 from braingen.data.ingest.own_scans import OwnScans
-from braingen.data.prepare_command import scans_of
+from braingen.data.prepare_scans import scans_of
 from braingen.data.scans import Scans
 from braingen.runtime.errors import UserError
 

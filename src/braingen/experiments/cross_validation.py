@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import torch
 
 from braingen.config import Config
-from braingen.data.prepare_command import prepare, scans_of
+from braingen.data.prepare_scans import prepare, scans_of
 from braingen.data.response_reliability import load_reliability
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import test_trials, train_trials

@@ -1,4 +1,4 @@
-"""Raw NSD, or anybody's own scans, to the working layout (docs/data.md)."""
+"""Prepare a data folder from scans: the raw release of NSD, or your own (docs/data.md)."""
 
 from __future__ import annotations
 
