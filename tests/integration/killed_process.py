@@ -33,8 +33,7 @@ def _work(
 ) -> None:
     from braingen.cli import main
     from braingen.generation import sampling as sample
-    from braingen.training import checkpoints
-    from braingen.training import diffusion as finetune
+    from braingen.training import checkpoints, diffusion_task
     from braingen.training import encoder as train
 
     passed = 0
@@ -63,9 +62,9 @@ def _work(
 
     counted(os, "replace", after=True)
     counted(train, "step")
-    counted(finetune, "step")
+    counted(diffusion_task, "step")
     counted(sample, "predict")
-    train.SAVE_SECONDS = finetune.SAVE_SECONDS = save_seconds
+    train.SAVE_SECONDS = diffusion_task.SAVE_SECONDS = save_seconds
     checkpoints.LEAST_PAUSE = 0
     raise SystemExit(main(words))
 

@@ -20,6 +20,7 @@ from braingen.config.overrides import parse_overrides
 from braingen.encoders import losses
 from braingen.encoders.prior.diffusion_prior import PriorDraws
 from braingen.training import diffusion as finetune
+from braingen.training import diffusion_data, diffusion_step
 from braingen.training.encoder import Whole, step
 from braingen.training.encoder_setup import EncoderParts, setup
 from braingen.types import VoxelBatch
@@ -99,10 +100,10 @@ def tune_in_two(words: list[str], folder: str) -> int:
     config, rank = load_config(*parse_overrides(words)), accelerator.process_index
     parts = finetune.setup(config)
     model = accelerator.prepare(parts.model).train()
-    rows = finetune.StepRows(
+    rows = diffusion_data.StepRows(
         len(parts.data.train.rows), config.finetune.train_batch_size, 0, rank, 2
     ).of(0)
-    accelerator.backward(finetune.step(model, rows, parts, config, generator(rank)).total)
+    accelerator.backward(diffusion_step.step(model, rows, parts, config, generator(rank)).total)
     save_file(gradients_of(parts.model), Path(folder) / f"{rank}.safetensors")
     accelerator.wait_for_everyone()
     return 0
@@ -116,8 +117,10 @@ def tune_in_one(words: list[str]) -> dict[str, Tensor]:
     parts = finetune.setup(config)
     parts.model.train()
     for rank in range(2):
-        rows = finetune.StepRows(
+        rows = diffusion_data.StepRows(
             len(parts.data.train.rows), config.finetune.train_batch_size, 0, rank, 2
         ).of(0)
-        (finetune.step(parts.model, rows, parts, config, generator(rank)).total / 2).backward()
+        (
+            diffusion_step.step(parts.model, rows, parts, config, generator(rank)).total / 2
+        ).backward()
     return gradients_of(parts.model)

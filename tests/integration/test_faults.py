@@ -17,7 +17,7 @@ import torch
 from unit.fake_backbone import write_fake_backbone
 
 from braingen.cli import main
-from braingen.training import diffusion as tuning
+from braingen.training import diffusion_step, diffusion_task
 from braingen.training import encoder as training
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -116,7 +116,7 @@ def test_a_learning_rate_that_is_far_too_large(subject, tmp_path, capsys):
 def test_a_fine_tuning_that_diverges(subject, tmp_path, capsys, monkeypatch, call):
     words = ["finetune", *subject.words, *subject.stage1, "--folder", str(tmp_path)]
     with monkeypatch.context() as patch:
-        patch.setattr(tuning, "step", broken_at(call, tuning.step))
+        patch.setattr(diffusion_task, "step", broken_at(call, diffusion_step.step))
         sentence = told(capsys, *words)
     assert f"in step {call} of 3" in sentence and "finetune.learning_rate (now 0.0001)" in sentence
     assert not (tmp_path / "finetune" / "finished").exists()
@@ -129,7 +129,7 @@ def test_a_fine_tuning_that_diverges(subject, tmp_path, capsys, monkeypatch, cal
 
 
 def test_held_out_losses_that_are_no_numbers(subject, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(tuning, "validate", lambda *_: {"loss": np.nan, "denoising": 1.0})
+    monkeypatch.setattr(diffusion_task, "validate", lambda *_: {"loss": np.nan, "denoising": 1.0})
     words = ["finetune", *subject.words, *subject.stage1, "--folder", str(tmp_path)]
     assert "on the held-out images at step 0: validation/loss nan" in told(capsys, *words)
     monkeypatch.setattr(training, "validate", lambda *_: {"validation/cosine": np.nan})

@@ -35,7 +35,7 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDINGS, ROUTING
 from braingen.targets.tables import Targets
-from braingen.training import checkpoints
+from braingen.training import checkpoints, diffusion_data, diffusion_step, diffusion_task
 from braingen.training import diffusion as stage
 from braingen.training.conditioning_augmentation import mixing_weights, unsure
 
@@ -154,7 +154,7 @@ def test_everything_that_is_trained_gets_a_gradient_and_moves_within_two_steps(
 ):
     config = config_of(subject, tmp_path, "finetune.adam_weight_decay=0", *more)
     parts = stage.setup(config)
-    parameters = stage.trained_parameters(parts.model)
+    parameters = diffusion_task.trained_parameters(parts.model)
     kinds = {name.split(".")[-2] if ".lora_" in name else name.split(".")[2] for name in parameters}
     assert len(parameters) > 80 and kinds >= {"default", "time_router", "space_routers"}
     assert {name for name, p in parts.model.named_parameters() if p.requires_grad} == set(
@@ -169,13 +169,13 @@ def test_everything_that_is_trained_gets_a_gradient_and_moves_within_two_steps(
     heard: set[str] = (
         set()
     )  # of 32 pictures: where levels are chosen hard, every level is chosen by some
-    optimizer = stage.optimizer_of(parts.model, config)
+    optimizer = diffusion_task.optimizer_of(parts.model, config)
     parts.model.train()
     for number in range(2):
         optimizer.zero_grad(set_to_none=True)
-        stage.step(
+        diffusion_step.step(
             parts.model,
-            stage.StepRows(len(parts.data.train.rows), 32, 0).of(number),
+            diffusion_data.StepRows(len(parts.data.train.rows), 32, 0).of(number),
             parts,
             config,
             generator(number),
@@ -299,7 +299,7 @@ def test_it_goes_on_where_it_was_killed_with_the_same_bits(subject, tuned, tmp_p
     config, calm = (config_of(subject, folder, *more) for folder in (tmp_path, tmp_path / "calm"))
     monkeypatch.setattr(checkpoints, "LEAST_PAUSE", 0)
     stage.finetune(calm)
-    passes = stage.step
+    passes = diffusion_step.step
     calls = []
 
     def dies(*arguments):
@@ -308,10 +308,10 @@ def test_it_goes_on_where_it_was_killed_with_the_same_bits(subject, tuned, tmp_p
             raise KeyboardInterrupt
         return passes(*arguments)
 
-    monkeypatch.setattr(stage, "step", dies)
+    monkeypatch.setattr(diffusion_task, "step", dies)
     with pytest.raises(KeyboardInterrupt):
         stage.finetune(config)
-    monkeypatch.setattr(stage, "step", passes)
+    monkeypatch.setattr(diffusion_task, "step", passes)
     stage.finetune(config)
     for path in sorted((tmp_path / "finetune").rglob("*.safetensors")):
         assert (

@@ -12,8 +12,9 @@ from braingen.config import load_config
 from braingen.generation.attention import use_attention
 from braingen.runtime.errors import UserError
 from braingen.training.conditioning_augmentation import decoding_error_of, mixing_weights, unsure
-from braingen.training.diffusion import draw, rate_factor
 from braingen.training.diffusion_data import StepRows, pieces
+from braingen.training.diffusion_step import draw
+from braingen.training.diffusion_task import rate_factor
 
 
 def test_an_epoch_shows_every_row_once_over_passes_and_processes():

@@ -26,6 +26,7 @@ from braingen.targets.clip_text import CLIPTextEncoderDual
 from braingen.targets.tables import Targets
 from braingen.targets.text_form import TextForm
 from braingen.training import diffusion as stage
+from braingen.training import diffusion_step
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
@@ -85,7 +86,7 @@ def test_fine_tuning_gives_everything_back_before_the_unet_is_there(monkeypatch,
     monkeypatch.setattr(stage, "load_backbone", load_backbone)
     parts = stage.setup(config)
     rows = parts.data.train.rows[:2]
-    result = stage.step(parts.model, rows, parts, config, torch.Generator().manual_seed(0))
+    result = diffusion_step.step(parts.model, rows, parts, config, torch.Generator().manual_seed(0))
     assert torch.isfinite(result.total)
 
 

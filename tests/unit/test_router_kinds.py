@@ -29,6 +29,7 @@ from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.errors import UserError
 from braingen.runtime.kinds import refuse_unregistered
 from braingen.training import diffusion as finetune
+from braingen.training import diffusion_step
 
 
 class Free(TimeRouter):
@@ -95,14 +96,14 @@ def losses(config: Config, levels: int = 3) -> tuple[dict[str, Tensor], DiffuseR
 
     latents = torch.ones(4, 4, 8, 8)
     off = torch.zeros(4, dtype=torch.bool)
-    drawn = finetune.StepDraws(
+    drawn = diffusion_step.StepDraws(
         torch.tensor([10, 300, 600, 990]), torch.randn(4, 4, 8, 8), off, off, torch.zeros(4, 1)
     )
     parts = SimpleNamespace(
         alphas_cumprod=torch.linspace(0.999, 0.01, 1000), prediction_type="epsilon"
     )
     reads = {"image": torch.zeros(4, 2, 1, 8), "text": torch.zeros(4, 2, 1, 8)}
-    found = finetune._losses(unet, latents, reads, drawn, parts, config, torch.Generator())  # type: ignore[arg-type]
+    found = diffusion_step._losses(unet, latents, reads, drawn, parts, config, torch.Generator())  # type: ignore[arg-type]
     return found.terms, routers[0]
 
 

@@ -11,7 +11,7 @@ from unit.tiny_finetuning import tiny_tuning
 from braingen.runtime.device import accelerator_of
 from braingen.runtime.run_folder import Run
 from braingen.runtime.state import load_tree
-from braingen.training import checkpoints
+from braingen.training import checkpoints, diffusion_step, diffusion_task
 from braingen.training import diffusion as stage
 from braingen.training.checkpoints import LEAST_PAUSE, SaveClock
 
@@ -75,7 +75,7 @@ def test_the_loss_scale_is_saved_and_taken_up_again(monkeypatch, root, tmp_path)
 
     monkeypatch.setattr(stage, "accelerator_of", with_scaler)
     config = tiny_tuning(monkeypatch, root, tmp_path / "run", run__save_minutes="1e-9")
-    passes, calls = stage.step, []
+    passes, calls = diffusion_step.step, []
 
     def dies(*arguments):
         calls.append(1)
@@ -84,7 +84,7 @@ def test_the_loss_scale_is_saved_and_taken_up_again(monkeypatch, root, tmp_path)
         return passes(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "step", dies)
+        patch.setattr(diffusion_task, "step", dies)
         with pytest.raises(KeyboardInterrupt):
             stage.finetune(config)
     state = load_tree(config.run.folder / "finetune" / "state.safetensors")

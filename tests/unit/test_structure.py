@@ -23,8 +23,7 @@ REASONS = {
     "runtime/run_folder.py": "one class: a run folder",
     "simulation/cortex.py": "one simulated cortex",
     "simulation/dataset.py": "one simulated data set",
-    "training/diffusion.py": "one stage; a common trainer is still to come",
-    "training/encoder.py": "one stage; a common trainer is still to come",
+    "training/encoder.py": "one stage: losses, validation, schedule and task of the encoders",
 }
 METAPHORS = re.compile(r"\b(listen|heard|said|told)\b")
 

@@ -45,6 +45,7 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.seeds import hash_seed
 from braingen.training import diffusion as stage
 from braingen.training import diffusion_data as diffusion_data
+from braingen.training import diffusion_step, diffusion_task
 from braingen.training.conditioning_augmentation import DecodingError, mixing_weights, unsure
 from braingen.training.diffusion_loss import min_snr_weight, offset_noise
 from braingen.training.steps import StepLosses
@@ -251,8 +252,8 @@ ALPHAS = torch.linspace(0.999, 0.01, 100)
 
 def parts_of(
     config: Config, prediction: str = "epsilon", model: nn.Module | None = None
-) -> stage.DiffusionParts:
-    return stage.DiffusionParts(
+) -> diffusion_step.DiffusionParts:
+    return diffusion_step.DiffusionParts(
         model or FakeUNet(), data_of(config, TableTargets()), ALPHAS, prediction
     )  # type: ignore[arg-type]
 
@@ -270,11 +271,11 @@ def test_the_denoising_loss_is_what_it_is_by_hand(tiny, prediction, gamma, reads
     )
     parts, rows = parts_of(config, prediction), np.array([4, 1, 3])
     chance = generator(5)
-    found = stage.step(parts.model, rows, parts, config, chance)
+    found = diffusion_step.step(parts.model, rows, parts, config, chance)
     assert set(found.terms) == {"denoising"} and found.total == found.terms["denoising"]
     noisy, t_B, image, text, no_image, no_text, passed_on = parts.model.given[0]
     errors = len(parts.data.decoding_error["image"].error_JETD)
-    drawn = stage.draw(config, 3, (4, 8, 8), 100, errors, generator(5))
+    drawn = diffusion_step.draw(config, 3, (4, 8, 8), 100, errors, generator(5))
     clean = torch.from_numpy(latents()[parts.data.train.image_N[rows]].astype(np.float32))
     a = ALPHAS[drawn.t_B].view(-1, 1, 1, 1)
     assert torch.equal(t_B, drawn.t_B) and passed_on is chance
@@ -318,7 +319,9 @@ def test_every_picture_of_a_pass_has_noise_and_a_time_of_its_own(tiny):
     """Noise is standard normal; times are spread over the schedule, and whose is early is left to
     chance.
     """
-    passes = [stage.draw(tiny(), 4, (4, 8, 8), 1000, 5, generator(seed)) for seed in range(60)]
+    passes = [
+        diffusion_step.draw(tiny(), 4, (4, 8, 8), 1000, 5, generator(seed)) for seed in range(60)
+    ]
     noise, times = (
         torch.stack([each.noise_BChw for each in passes]),
         torch.stack([each.t_B for each in passes]).double(),
@@ -340,7 +343,7 @@ def test_conditions_are_dropped_as_drawn_image_and_text_apart(tiny):
     parts = parts_of(config)
     dropped = np.zeros((0, 2))
     for seed in range(60):
-        stage.step(parts.model, np.array([0, 1, 2]), parts, config, generator(seed))
+        diffusion_step.step(parts.model, np.array([0, 1, 2]), parts, config, generator(seed))
         no_image, no_text = parts.model.given[-1][4:6]
         dropped = np.concatenate([dropped, torch.stack([no_image, no_text], 1).numpy()])
     image, text = dropped.mean(0)
@@ -352,7 +355,7 @@ def test_routers_that_learn_are_pulled_toward_coarse_then_fine_and_others_are_no
     levels = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]])
     config = tiny(router__kl_scale="0.5", router__kl_sigma="0.7")
     parts = parts_of(config, model=FakeUNet(levels))
-    found = stage.step(parts.model, np.array([0, 1, 2]), parts, config, generator(1))
+    found = diffusion_step.step(parts.model, np.array([0, 1, 2]), parts, config, generator(1))
     t_B = parts.model.given[0][1]
     pulls = [
         kl_guidance(x, t_B, sigma=0.7, num_train_timesteps=100) for x in (levels, levels.flip(1))
@@ -363,7 +366,9 @@ def test_routers_that_learn_are_pulled_toward_coarse_then_fine_and_others_are_no
     for bare, settings in (off, (parts, tiny(router__kl_scale="0"))):
         assert (
             "guidance"
-            not in stage.step(bare.model, np.array([0, 1, 2]), bare, settings, generator(1)).terms
+            not in diffusion_step.step(
+                bare.model, np.array([0, 1, 2]), bare, settings, generator(1)
+            ).terms
         )
 
 
@@ -373,10 +378,12 @@ def test_a_validation_hears_held_out_pictures_whole_with_the_same_noise_every_ti
     levels = torch.tensor([[0.9, 0.1]]).expand(5, 2)
     config = tiny(finetune__drop_both="1", router__kl_scale="2")
     parts = parts_of(config, model=FakeUNet(levels))
-    monkeypatch.setattr(stage, "pieces", lambda count, size: diffusion_data.pieces(count, 2))
-    found = stage.validate(parts, config)
+    monkeypatch.setattr(
+        diffusion_step, "pieces", lambda count, size: diffusion_data.pieces(count, 2)
+    )
+    found = diffusion_step.validate(parts, config)
     first, parts.model.given = parts.model.given, []
-    assert stage.validate(parts, config) == found
+    assert diffusion_step.validate(parts, config) == found
     assert parts.model.modes and not any(parts.model.modes) and parts.model.training
     held, row, denoising, guidance = parts.data.held_out, 0, 0.0, 0.0
     for once, again in zip(first, parts.model.given, strict=True):
@@ -401,19 +408,21 @@ def test_a_validation_hears_held_out_pictures_whole_with_the_same_noise_every_ti
 
 
 def test_pieces_of_a_validation_and_other_seeds_have_noise_of_their_own(tiny, monkeypatch):
-    monkeypatch.setattr(stage, "pieces", lambda count, size: diffusion_data.pieces(count, 1))
+    monkeypatch.setattr(
+        diffusion_step, "pieces", lambda count, size: diffusion_data.pieces(count, 1)
+    )
     noise: list[Tensor] = []
-    fresh = stage.draw
+    fresh = diffusion_step.draw
 
-    def draw(*given: Any) -> stage.StepDraws:
+    def draw(*given: Any) -> diffusion_step.StepDraws:
         drawn = fresh(*given)
         noise.append(drawn.noise_BChw[0])
         return drawn
 
-    monkeypatch.setattr(stage, "draw", draw)
+    monkeypatch.setattr(diffusion_step, "draw", draw)
     for seed in ("0", "4"):
         config = tiny(run__seed=seed)
-        stage.validate(parts_of(config), config)
+        diffusion_step.validate(parts_of(config), config)
     assert len(noise) == 6 and not any(
         torch.equal(one, other) for one, other in combinations(noise, 2)
     )
@@ -945,7 +954,7 @@ def tuned(
 ) -> Tuning:
     """Run a fine-tuning, recorded; `found`: what its validations are made to find."""
     seen = Tuning(config, config.run.folder / "finetune", [], [], [], [], [], {})
-    fresh = stage.optimizer_of
+    fresh = diffusion_task.optimizer_of
 
     def optimizer_of(model: ConditionedUNet, config: Config) -> torch.optim.Optimizer:
         optimizer = fresh(model, config)
@@ -975,15 +984,15 @@ def tuned(
         seen.rows.append(rows.tolist())
         seen.seeds.append(chance.initial_seed())
 
-    def before_validation(parts: stage.DiffusionParts, config: Config) -> None:
+    def before_validation(parts: diffusion_step.DiffusionParts, config: Config) -> None:
         seen.states.append({name: p.detach().clone() for name, p in parts.model.named_parameters()})
 
-    monkeypatch.setattr(stage, "optimizer_of", optimizer_of)
+    monkeypatch.setattr(diffusion_task, "optimizer_of", optimizer_of)
     if found is not None:
         wanted = iter(found)
-        monkeypatch.setattr(stage, "validate", lambda parts, config: next(wanted))
-    spy(monkeypatch, stage, "step", before_step)
-    spy(monkeypatch, stage, "validate", before_validation)
+        monkeypatch.setattr(diffusion_task, "validate", lambda parts, config: next(wanted))
+    spy(monkeypatch, diffusion_task, "step", before_step)
+    spy(monkeypatch, diffusion_task, "validate", before_validation)
     monkeypatch.setattr(stage, "fingerprint_of_files", lambda folder: str(folder))
     stage.finetune(config)
     return seen
@@ -1102,7 +1111,7 @@ def test_what_is_logged_is_the_mean_since_the_last_validation_and_the_end_is_val
         weight = next(p for name, p in model.named_parameters() if name.startswith("routers."))
         return StepLosses.of({"denoising": 0 * weight.sum() + next(values)})
 
-    monkeypatch.setattr(stage, "step", step)
+    monkeypatch.setattr(diffusion_task, "step", step)
     config = tiny(
         finetune__max_train_steps="5",
         finetune__validation_steps="2",
@@ -1160,7 +1169,7 @@ def test_a_fine_tuning_of_no_numbers_ends_as_no_success(tiny, monkeypatch, place
         return StepLosses.of({"denoising": weight.sum() * (math.nan if next(calls) == 2 else 0.0)})
 
     if place == "step":
-        monkeypatch.setattr(stage, "step", step)
+        monkeypatch.setattr(diffusion_task, "step", step)
     found = [{"loss": 1.0 if place == "step" else math.nan, "denoising": 1.0}] * 4
     config = tiny()
     with pytest.raises(UserError, match=told):
@@ -1195,7 +1204,7 @@ def test_gradients_are_averaged_over_the_passes_of_an_update_and_clipped(
         weight = next(p for name, p in model.named_parameters() if name.startswith("routers."))
         return StepLosses.of({"denoising": next(values) * weight.flatten()[0]})
 
-    monkeypatch.setattr(stage, "step", step)
+    monkeypatch.setattr(diffusion_task, "step", step)
     found = [{"loss": 1.0, "denoising": 1.0}] * 4
     more = {"finetune__gradient_accumulation_steps": "3"}
     with monkeypatch.context() as patch:
@@ -1216,10 +1225,10 @@ def test_weights_of_matrices_decay_and_others_do_not(tiny):
     names = {id(p): name for name, p in model.named_parameters()}
     found = {
         names[id(p)]: (group["lr"], group["weight_decay"])
-        for group in stage.optimizer_of(model, config).param_groups
+        for group in diffusion_task.optimizer_of(model, config).param_groups
         for p in group["params"]
     }
-    for name, parameter in stage.trained_parameters(model).items():
+    for name, parameter in diffusion_task.trained_parameters(model).items():
         assert found.pop(name) == (
             0.125 if name.startswith("routers.") else 0.25,
             0.5 if parameter.ndim > 1 else 0.0,
@@ -1238,7 +1247,7 @@ def test_averaged_weights_are_validated_and_saved_and_trained_ones_go_on(
     with monkeypatch.context() as patch:
         spy(
             patch,
-            stage.DiffusionTask,
+            diffusion_task.DiffusionTask,
             "updated",
             lambda self: states.append({k: p.detach().clone() for k, p in self.parameters.items()}),
         )
