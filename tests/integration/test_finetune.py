@@ -37,7 +37,7 @@ from braingen.runtime.paths import EMBEDDINGS, ROUTING
 from braingen.targets.tables import Targets
 from braingen.training import checkpoints, diffusion_data, diffusion_step, diffusion_task
 from braingen.training import diffusion as stage
-from braingen.training.conditioning_augmentation import mixing_weights, unsure
+from braingen.training.conditioning_augmentation import augmented, mixing_weights
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
@@ -421,7 +421,7 @@ def test_reads_are_as_unsure_as_those_of_held_out_pictures(subject, tmp_path):
         len(repeated), len(data.decoding_error["image"].error_JETD), generator(0)
     )
     for name in ("image", "text"):
-        error = unsure(data.train.truth[name][repeated], data.decoding_error[name], weights)
+        error = augmented(data.train.truth[name][repeated], data.decoding_error[name], weights)
         error = (
             error
             - data.decoding_error[name].slope_E[:, None, None]

@@ -11,7 +11,7 @@ from unit.test_lora import called
 from braingen.config import load_config
 from braingen.generation.attention import use_attention
 from braingen.runtime.errors import UserError
-from braingen.training.conditioning_augmentation import decoding_error_of, mixing_weights, unsure
+from braingen.training.conditioning_augmentation import augmented, decoding_error_of, mixing_weights
 from braingen.training.diffusion_data import StepRows, pieces
 from braingen.training.diffusion_step import draw
 from braingen.training.diffusion_task import rate_factor
@@ -81,14 +81,14 @@ def test_perfect_reads_leave_nothing_to_be_unsure_of():
     truth_JTD = torch.randn(6, 1, 8, generator=torch.Generator().manual_seed(0))
     perfect = decoding_error_of(truth_JTD[:, None].expand(-1, 3, -1, -1), truth_JTD)
     torch.testing.assert_close(perfect.slope_E, torch.ones(3))
-    again = unsure(truth_JTD, perfect, mixing_weights(6, 6, torch.Generator().manual_seed(1)))
+    again = augmented(truth_JTD, perfect, mixing_weights(6, 6, torch.Generator().manual_seed(1)))
     torch.testing.assert_close(again, truth_JTD[:, None].expand(-1, 3, -1, -1), rtol=0, atol=1e-5)
 
 
 def test_shrunken_reads_are_known_to_be_shrunken():
     generator = torch.Generator().manual_seed(0)
     truth_JTD = torch.randn(500, 1, 16, generator=generator)
-    reads = 0.5 * truth_JTD[:, None] + 0.1 * torch.randn(500, 2, 1, 16, generator=generator)
-    found = decoding_error_of(reads, truth_JTD)
+    decoded = 0.5 * truth_JTD[:, None] + 0.1 * torch.randn(500, 2, 1, 16, generator=generator)
+    found = decoding_error_of(decoded, truth_JTD)
     torch.testing.assert_close(found.slope_E, torch.full((2,), 0.5), rtol=0, atol=0.01)
     assert found.error_JETD.std().item() == pytest.approx(0.1, rel=0.05)

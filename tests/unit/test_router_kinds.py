@@ -102,8 +102,8 @@ def losses(config: Config, levels: int = 3) -> tuple[dict[str, Tensor], DiffuseR
     parts = SimpleNamespace(
         alphas_cumprod=torch.linspace(0.999, 0.01, 1000), prediction_type="epsilon"
     )
-    reads = {"image": torch.zeros(4, 2, 1, 8), "text": torch.zeros(4, 2, 1, 8)}
-    found = diffusion_step._losses(unet, latents, reads, drawn, parts, config, torch.Generator())  # type: ignore[arg-type]
+    decoded = {"image": torch.zeros(4, 2, 1, 8), "text": torch.zeros(4, 2, 1, 8)}
+    found = diffusion_step._losses(unet, latents, decoded, drawn, parts, config, torch.Generator())  # type: ignore[arg-type]
     return found.terms, routers[0]
 
 

@@ -44,9 +44,8 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.seeds import hash_seed
 from braingen.training import diffusion as stage
-from braingen.training import diffusion_data as diffusion_data
-from braingen.training import diffusion_step, diffusion_task
-from braingen.training.conditioning_augmentation import DecodingError, mixing_weights, unsure
+from braingen.training import diffusion_data, diffusion_step, diffusion_task
+from braingen.training.conditioning_augmentation import DecodingError, augmented, mixing_weights
 from braingen.training.diffusion_loss import min_snr_weight, offset_noise
 from braingen.training.steps import StepLosses
 from braingen.types import Conditioning, ExpertStack, Routing, Trials
@@ -140,7 +139,7 @@ def test_every_row_holds_the_latents_reads_and_truths_of_its_own_picture(tiny, m
             for name, embedding_decoder in embedding_decoders.items():
                 said = expected_read(config, embedding_decoder, trials, int(image))
                 torch.testing.assert_close(
-                    part.read_of(name, np.array([row])), said, rtol=2e-3, atol=5e-3
+                    part.decoded_of(name, np.array([row])), said, rtol=2e-3, atol=5e-3
                 )
                 torch.testing.assert_close(
                     part.truth[name][row],
@@ -159,10 +158,13 @@ def test_errors_are_measured_on_all_held_out_pictures_and_on_no_other(tiny):
     )
     assert len(data.held_out.rows) == 1 < len(whole.held_out.rows)
     for name in ("image", "text"):
-        reads, truth = whole.held_out.read_of(name, whole.held_out.rows), whole.held_out.truth[name]
-        slope_E = (reads * truth[:, None]).sum((0, 2, 3)) / truth.square().sum()
+        decoded, truth = (
+            whole.held_out.decoded_of(name, whole.held_out.rows),
+            whole.held_out.truth[name],
+        )
+        slope_E = (decoded * truth[:, None]).sum((0, 2, 3)) / truth.square().sum()
         torch.testing.assert_close(data.decoding_error[name].slope_E, slope_E, rtol=1e-3, atol=1e-4)
-        expected = reads - slope_E[:, None, None] * truth[:, None]
+        expected = decoded - slope_E[:, None, None] * truth[:, None]
         torch.testing.assert_close(
             data.decoding_error[name].error_JETD, expected, rtol=1e-3, atol=1e-3
         )
@@ -188,7 +190,7 @@ def test_reads_are_made_anew_when_what_they_are_made_of_changes(monkeypatch, tmp
         often = next(row for row in data.train.rows if counts[data.train.image_N[row]] > 1)
         said = expected_read(config, encoder, trials, int(data.train.image_N[often]))
         torch.testing.assert_close(
-            data.train.read_of("image", np.array([often])), said, rtol=2e-3, atol=5e-3
+            data.train.decoded_of("image", np.array([often])), said, rtol=2e-3, atol=5e-3
         )
 
     first, second = tiny_embedding_decoder("image"), tiny_embedding_decoder("text")
@@ -258,14 +260,14 @@ def parts_of(
     )  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("reads", ["as_held_out", "plain"])
+@pytest.mark.parametrize("kind", ["as_held_out", "plain"])
 @pytest.mark.parametrize(
     ("prediction", "gamma"), [("epsilon", "1.5"), ("epsilon", "0"), ("v_prediction", "5")]
 )
-def test_the_denoising_loss_is_what_it_is_by_hand(tiny, prediction, gamma, reads):
+def test_the_denoising_loss_is_what_it_is_by_hand(tiny, prediction, gamma, kind):
     config = tiny(
         finetune__snr_gamma=gamma,
-        finetune__reads=reads,
+        finetune__conditioning=kind,
         finetune__noise_offset="0.3",
         router__kl_scale="0",
     )
@@ -298,9 +300,9 @@ def test_the_denoising_loss_is_what_it_is_by_hand(tiny, prediction, gamma, reads
     assert not limit or weight_B.min() < 0.9
     torch.testing.assert_close(found.total, (weight_B * error_B).mean(), rtol=1e-4, atol=1e-6)
     for name, heard in (("image", image), ("text", text)):
-        own = parts.data.train.read_of(name, rows)
-        if reads == "as_held_out":
-            own = unsure(
+        own = parts.data.train.decoded_of(name, rows)
+        if kind == "as_held_out":
+            own = augmented(
                 parts.data.train.truth[name][rows],
                 parts.data.decoding_error[name],
                 drawn.weights_BJ,
@@ -391,8 +393,8 @@ def test_a_validation_hears_held_out_pictures_whole_with_the_same_noise_every_ti
         noisy, t_B, image, text, no_image, no_text, _ = once
         assert not no_image.any() and not no_text.any()
         rows = np.arange(row, row + len(t_B))
-        torch.testing.assert_close(image, held.read_of("image", rows))
-        torch.testing.assert_close(text, held.read_of("text", rows))
+        torch.testing.assert_close(image, held.decoded_of("image", rows))
+        torch.testing.assert_close(text, held.decoded_of("text", rows))
         clean, a = held.latents_of(rows), ALPHAS[t_B].view(-1, 1, 1, 1)
         noise = (noisy - a.sqrt() * clean) / (1 - a).sqrt()
         error_B = (0.5 * noisy - noise).square().mean((1, 2, 3))
@@ -481,14 +483,14 @@ def test_image_and_text_are_routed_by_their_own_routers_and_decoded_by_their_own
         unet, form_of(), embedding_decoders, dict(routers), counts, "output", 32
     )  # type: ignore[arg-type]
     draws = generator()
-    reads = {name: torch.randn(3, 6, 1, 128, generator=draws) for name in embedding_decoders}
+    decoded = {name: torch.randn(3, 6, 1, 128, generator=draws) for name in embedding_decoders}
     noisy, t_B = torch.randn(3, 4, 8, 8, generator=draws), torch.tensor([900, 500, 20])
     drop_image, drop_text = torch.tensor([True, False, False]), torch.tensor([False, True, False])
-    _, routings = model(noisy, t_B, reads["image"], reads["text"], drop_image, drop_text, None)
+    _, routings = model(noisy, t_B, decoded["image"], decoded["text"], drop_image, drop_text, None)
     assert len(routings) == len(routed)
 
     def heard(name: str) -> Tensor:
-        experts = reads[name].split(list(COUNTS), dim=1)
+        experts = decoded[name].split(list(COUNTS), dim=1)
         if name in routed:
             mixed = routers[name](experts, t_B, noisy)
             mine = routings[routed.index(name)].level_weights_BL
@@ -522,15 +524,15 @@ def test_a_prior_at_every_step_stands_after_the_router_and_passes_gradients_to_i
         "step",
         32,
     )  # type: ignore[arg-type]
-    reads = torch.randn(2, 6, 1, 128, generator=generator())
+    decoded = torch.randn(2, 6, 1, 128, generator=generator())
     noisy, t_B, nothing = (
         torch.zeros(2, 4, 8, 8),
         torch.tensor([10, 990]),
         torch.zeros(2, dtype=torch.bool),
     )
-    model(noisy, t_B, reads, reads, nothing, nothing, None)
+    model(noisy, t_B, decoded, decoded, nothing, nothing, None)
     embedding_decoder = embedding_decoders["image"]
-    routed = routers["image"](reads.split(list(COUNTS), dim=1), t_B, noisy).embedding_BTD
+    routed = routers["image"](decoded.split(list(COUNTS), dim=1), t_B, noisy).embedding_BTD
     (heard,) = unet.called["image_embeds"]
     torch.testing.assert_close(
         heard,
@@ -614,7 +616,7 @@ def test_hard_choices_of_a_pass_are_drawn_from_its_own_generator():
         "output",
         32,
     )  # type: ignore[arg-type]
-    reads, nothing = (
+    decoded, nothing = (
         torch.randn(16, 6, 1, 128, generator=generator()),
         torch.zeros(16, dtype=torch.bool),
     )
@@ -624,7 +626,7 @@ def test_hard_choices_of_a_pass_are_drawn_from_its_own_generator():
         _, (routing,) = model.train()(
             torch.zeros(16, 4, 8, 8),
             torch.full((16,), 500),
-            reads,
+            decoded,
             None,
             nothing,
             nothing,
@@ -669,7 +671,7 @@ def test_unsure_reads_are_the_shrunken_truth_plus_mixed_errors():
     truth, errors, weights = (
         torch.randn(*shape, generator=draws) for shape in ((2, 1, 4), (5, 3, 1, 4), (2, 5))
     )
-    found = unsure(truth, DecodingError(torch.tensor([0.5, 0.25, 1.0]), errors), weights)
+    found = augmented(truth, DecodingError(torch.tensor([0.5, 0.25, 1.0]), errors), weights)
     for row in range(2):
         for expert, slope in enumerate((0.5, 0.25, 1.0)):
             mixed = sum(weights[row, j] * errors[j, expert] for j in range(5))

@@ -112,7 +112,7 @@ class FinetuneConfig(Section):
     """The same for the text condition."""
     drop_both: Share = 0.05
     """The same for both together."""
-    reads: Literal["as_held_out", "plain"] = "as_held_out"
+    conditioning: Literal["as_held_out", "plain"] = "as_held_out"
     """Condition of a training image: as_held_out (conditioning augmentation: sampled with the
     decoding error of held-out images) or plain (its own decoded embedding; docs/routing.md).
     """

@@ -1,13 +1,13 @@
-"""Reads of training pictures made as unsure as reads of pictures that the encoders have never met.
+"""Conditioning augmentation: embeddings of training images with the errors of unseen images.
 
-An encoder knows its own training trials far better than it will ever know a test trial. A diffusion
-model fine-tuned on such reads learns to trust them too much, and routers learn to prefer the
-experts that remember best. So its condition for a training picture is drawn anew from how held-out
-training pictures are read: the true embedding, shrunk toward the mean as much as theirs are, plus
-an error mixed from theirs. The errors of experts, of levels and of image and text go together as
-they do there.
+An encoder fits its own training trials far better than test trials. A diffusion model fine-tuned on
+embeddings decoded from training trials relies on them too much, and its routers prefer the experts
+that overfit most. So the condition of a training image is sampled with the decoding error of
+held-out training images: the true embedding, shrunk toward the mean as much as theirs, plus a
+random mixture of their errors. Errors of experts, of levels, of image and text are mixed with the
+same weights, so that their correlations remain.
 
-N pictures, J held-out pictures, B batch, E all experts, T tokens, D CLIP width. Standardised units.
+N images, J held-out images, B batch, E all experts, T tokens, D CLIP width. Standardised units.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from torch import Tensor
 
 
 class DecodingError(NamedTuple):
-    """How held-out pictures are read: read = slope * truth + error, expert by expert."""
+    """Model of held-out images: decoded = slope * truth + error, expert by expert."""
 
     slope_E: Tensor
-    """Least squares over pictures and dimensions."""
+    """Least squares over images and dimensions."""
     error_JETD: Tensor
-    """What is left of every held-out read."""
+    """Residual of every held-out image."""
 
 
-def decoding_error_of(reads_JETD: Tensor, truth_JTD: Tensor) -> DecodingError:
-    """Compare reads of held-out pictures with what should have been read."""
-    reads_JETD, truth_J1TD = reads_JETD.float(), truth_JTD.float()[:, None]
-    slope_E = (reads_JETD * truth_J1TD).sum(dim=(0, 2, 3)) / truth_J1TD.square().sum().clamp_min(
+def decoding_error_of(decoded_JETD: Tensor, truth_JTD: Tensor) -> DecodingError:
+    """Fit the decoded embeddings of held-out images to the true ones."""
+    decoded_JETD, truth_J1TD = decoded_JETD.float(), truth_JTD.float()[:, None]
+    slope_E = (decoded_JETD * truth_J1TD).sum(dim=(0, 2, 3)) / truth_J1TD.square().sum().clamp_min(
         1e-12
     )
-    return DecodingError(slope_E, reads_JETD - slope_E[:, None, None] * truth_J1TD)
+    return DecodingError(slope_E, decoded_JETD - slope_E[:, None, None] * truth_J1TD)
 
 
 def mixing_weights(batch: int, held_out: int, generator: torch.Generator) -> Tensor:
@@ -47,9 +47,9 @@ def mixing_weights(batch: int, held_out: int, generator: torch.Generator) -> Ten
     )
 
 
-def unsure(truth_BTD: Tensor, decoding_error: DecodingError, weights_BJ: Tensor) -> Tensor:
-    """Outputs of the experts for pictures with these true embeddings, had the encoder never met
-    them: B x E x T x D.
+def augmented(truth_BTD: Tensor, decoding_error: DecodingError, weights_BJ: Tensor) -> Tensor:
+    """Outputs of the experts for images with these true embeddings, as for images that the encoder
+    was not trained on: B x E x T x D.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""What fine-tuning learns from: VAE latents and what the frozen encoders read, once per picture,
-and which rows make a step.
+"""Data of fine-tuning: VAE latents and decoded embeddings, computed once per image, and the rows
+of a pass.
 
-N pictures, E all experts, T tokens, D CLIP width, C h w latent sides.
+N images, E all experts, T tokens, D CLIP width, C h w latent sides.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from braingen.training.conditioning_augmentation import DecodingError, decoding_
 
 
 class TrainingImages(NamedTuple):
-    """Pictures with what was read of them; tables are memory-mapped."""
+    """Images with their decoded embeddings; tables are memory-mapped."""
 
     image_N: np.ndarray
     """Image ids."""
     latents: np.ndarray
     """Scaled VAE latents by image id: (all images) x C x h x w."""
-    reads: dict[str, list[np.ndarray]]
+    decoded: dict[str, list[np.ndarray]]
     """'image', 'text' -> per subject, the embeddings of all experts, by image id: (all images) x E
     x T x D.
     """
     truth: dict[str, Tensor]
     """'image', 'text' -> standardised true embeddings of the rows: N x T x D."""
     subject_N: np.ndarray
-    """Position of the subject whose read it is."""
+    """Position of the subject whose responses were decoded."""
 
     @property
     def rows(self) -> np.ndarray:
@@ -56,9 +56,9 @@ class TrainingImages(NamedTuple):
         """B x C x h x w, float32."""
         return torch.from_numpy(self.latents[self.image_N[rows]].astype(np.float32))
 
-    def read_of(self, name: str, rows: np.ndarray) -> Tensor:
+    def decoded_of(self, name: str, rows: np.ndarray) -> Tensor:
         """B x E x T x D, float32."""
-        tables = self.reads[name]
+        tables = self.decoded[name]
         parts = [tables[self.subject_N[row]][self.image_N[row]] for row in rows]
         return torch.from_numpy(np.stack(parts).astype(np.float32))
 
@@ -69,7 +69,7 @@ class DiffusionData(NamedTuple):
     train: TrainingImages
     held_out: TrainingImages
     decoding_error: dict[str, DecodingError]
-    """'image', 'text' -> how held-out pictures are read."""
+    """'image', 'text' -> decoding error of held-out images."""
 
 
 def decoded_table(
@@ -117,8 +117,8 @@ def decoded_table(
     }
     made_from = digest_of_texts([str(row) for row in rows] for rows in repeats.rows_NR)
     cache = Cache(
-        Layout.of(config.data.root).cache() / "reads",
-        f"reads_{name}",
+        Layout.of(config.data.root).cache() / "decoded",
+        f"decoded_{name}",
         key,
         images,
         compute,
@@ -148,7 +148,7 @@ def diffusion_data(
     """
     layout = Layout.of(config.data.root)
     splits: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {"train": [], "held_out": []}
-    reads: dict[str, list[np.ndarray]] = {name: [] for name in embedding_decoders}
+    decoded: dict[str, list[np.ndarray]] = {name: [] for name in embedding_decoders}
     for position, subject in enumerate(config.data.subjects):
         trials = train_trials(layout, subject, config.data.num_sessions)
         repeats, betas = group_repeats(trials), Betas.of(layout, subject)
@@ -158,7 +158,7 @@ def diffusion_data(
                     f"The {name} encoder in {run_folder(config, name)} does not know subject"
                     f" {subject}: name one it was trained on."
                 )
-            reads[name].append(
+            decoded[name].append(
                 decoded_table(
                     config, name, embedding_decoder, betas, subject, repeats, len(targets.stimuli)
                 )
@@ -181,11 +181,11 @@ def diffusion_data(
             ).cpu()
             for name, embedding_decoder in embedding_decoders.items()
         }
-        return TrainingImages(image_N, latents, reads, truth, subject_N)
+        return TrainingImages(image_N, latents, decoded, truth, subject_N)
 
     train, held_out = pictures("train"), pictures("held_out")
     decoding_error = {
-        name: decoding_error_of(held_out.read_of(name, held_out.rows), held_out.truth[name])
+        name: decoding_error_of(held_out.decoded_of(name, held_out.rows), held_out.truth[name])
         for name in embedding_decoders
     }
     shown = held_out.rows[:held_out_images]

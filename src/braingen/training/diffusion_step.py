@@ -15,7 +15,7 @@ from braingen.config import Config
 from braingen.generation.conditioned_unet import ConditionedUNet
 from braingen.routing.guidance import kl_guidance
 from braingen.runtime.seeds import hash_seed
-from braingen.training.conditioning_augmentation import mixing_weights, unsure
+from braingen.training.conditioning_augmentation import augmented, mixing_weights
 from braingen.training.diffusion_data import DiffusionData, pieces
 from braingen.training.diffusion_loss import (
     denoising_loss,
@@ -39,14 +39,14 @@ class DiffusionParts(NamedTuple):
 
 
 class StepDraws(NamedTuple):
-    """What chance decides in a pass; on the CPU."""
+    """Random numbers of a pass, on the CPU."""
 
     t_B: Tensor
     noise_BChw: Tensor
     no_image_B: Tensor
     no_text_B: Tensor
     weights_BJ: Tensor
-    """How errors of held-out reads are mixed."""
+    """How decoding errors of held-out images are mixed."""
 
 
 def draw(
@@ -57,8 +57,8 @@ def draw(
     held_out: int,
     generator: torch.Generator,
 ) -> StepDraws:
-    """What chance decides: times (one in each of B equal parts of the schedule), noise, dropped
-    conditions, how errors are mixed.
+    """Random numbers of a pass: times (one in each of B equal parts of the schedule), noise,
+    dropped conditions, how errors are mixed.
     """
     order = torch.randperm(batch, generator=generator)
     t_B = (
@@ -92,9 +92,9 @@ def step(
     model : nn.Module
         The conditioned U-Net, wrapped for several processes or not.
     rows : np.ndarray
-        Pictures of the pass.
+        Images of the pass.
     generator : torch.Generator
-        Of everything that chance decides.
+        Of all random numbers of the pass.
     """
     train, device = parts.data.train, parts.alphas_cumprod.device
     latents = train.latents_of(rows).to(device)
@@ -106,14 +106,16 @@ def step(
         _errors(parts),
         generator,
     )
-    if config.finetune.reads == "as_held_out":
-        reads = {
-            name: unsure(train.truth[name][rows], parts.data.decoding_error[name], drawn.weights_BJ)
-            for name in train.reads
+    if config.finetune.conditioning == "as_held_out":
+        decoded = {
+            name: augmented(
+                train.truth[name][rows], parts.data.decoding_error[name], drawn.weights_BJ
+            )
+            for name in train.decoded
         }
     else:
-        reads = {name: train.read_of(name, rows) for name in train.reads}
-    return _losses(model, latents, reads, drawn, parts, config, generator)
+        decoded = {name: train.decoded_of(name, rows) for name in train.decoded}
+    return _losses(model, latents, decoded, drawn, parts, config, generator)
 
 
 def _errors(parts: DiffusionParts) -> int:
@@ -123,7 +125,7 @@ def _errors(parts: DiffusionParts) -> int:
 def _losses(
     model: nn.Module,
     latents_BChw: Tensor,
-    reads: dict[str, Tensor],
+    decoded: dict[str, Tensor],
     drawn: StepDraws,
     parts: DiffusionParts,
     config: Config,
@@ -131,7 +133,9 @@ def _losses(
 ) -> StepLosses:
     device, alphas = latents_BChw.device, parts.alphas_cumprod
     t_B, noise_BChw = drawn.t_B.to(device), drawn.noise_BChw.to(device)
-    embeddings = (reads[name].to(device) if name in reads else None for name in ("image", "text"))
+    embeddings = (
+        decoded[name].to(device) if name in decoded else None for name in ("image", "text")
+    )
     noisy_BChw = noisy_latents(alphas, latents_BChw, noise_BChw, t_B)
     guess_BChw, routings = model(
         noisy_BChw,
@@ -159,7 +163,7 @@ def _losses(
 
 @torch.no_grad()
 def validate(parts: DiffusionParts, config: Config) -> dict[str, float]:
-    """The objective on held-out training pictures, and its denoising loss: their own reads, the
+    """The objective on held-out training pictures, and its denoising loss: their own decoded, the
     same noise and times, nothing left out.
 
     ``denoising`` chooses the checkpoint. ``loss`` is what is minimised, guidance of the time
@@ -178,8 +182,8 @@ def validate(parts: DiffusionParts, config: Config) -> dict[str, float]:
             no_image_B=torch.zeros_like(drawn.no_image_B),
             no_text_B=torch.zeros_like(drawn.no_text_B),
         )
-        reads = {name: held_out.read_of(name, rows) for name in held_out.reads}
-        found = _losses(parts.model, latents, reads, whole, parts, config, generator)
+        decoded = {name: held_out.decoded_of(name, rows) for name in held_out.decoded}
+        found = _losses(parts.model, latents, decoded, whole, parts, config, generator)
         sums["loss"] += len(rows) * found.total.item()
         sums["denoising"] += len(rows) * found.terms["denoising"].item()
     parts.model.train()
