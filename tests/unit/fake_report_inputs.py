@@ -243,7 +243,13 @@ def _write_scores(run: Path, drawn: list, ids: list[int], rng: np.random.Generat
     (run / "comparisons.json").write_text(json.dumps(comparisons))
     with open(run / "scores_per_image.csv", "w", newline="") as handle:
         table = csv.writer(handle)
-        named = ["object_accuracy", "background_accuracy", "clip_cos", "object_true", "object_said"]
+        named = [
+            "object_accuracy",
+            "background_accuracy",
+            "clip_cos",
+            "object_true",
+            "object_predicted",
+        ]
         table.writerow(["image", "pixcorr", "mse", "two_way_clip", *named])
         for number, (image, scene) in enumerate(zip(ids, drawn)):
             right = number % 4 > 0

@@ -304,7 +304,7 @@ def fake_run(
         f"data: {{subjects: [{subject}]}}\nseed: {seed}\nweights: {seed}\n"
     )
     pd.DataFrame(
-        {"pixcorr": values_N, "object_said": "cup"},
+        {"pixcorr": values_N, "object_predicted": "cup"},
         index=pd.Index(range(len(values_N)), name="image"),
     ).to_csv(folder / "scores_per_image.csv")
     return folder

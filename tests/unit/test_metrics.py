@@ -44,7 +44,7 @@ def run_folder(folder: Path, *scores: str) -> Path:
     folder.mkdir()
     columns = {name: np.linspace(0, 1, 6) for name in scores} | {
         "object_true": ["cat"] * 6,
-        "object_said": ["dog"] * 6,
+        "object_predicted": ["dog"] * 6,
     }
     pd.DataFrame(columns, index=pd.Index(range(6), name="image")).to_csv(
         folder / "scores_paired.csv"

@@ -302,7 +302,7 @@ def test_overall_is_the_mean_rank_with_errors_turned_round() -> None:
 def test_attributes_are_told_by_name_or_by_accuracy() -> None:
     row = {
         "object_true": "dog",
-        "object_said": "cup",
+        "object_predicted": "cup",
         "colour_accuracy": "1.0",
         "background_accuracy": "",
         "object_accuracy": "0",

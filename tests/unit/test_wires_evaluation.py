@@ -956,7 +956,7 @@ def test_a_source_brings_every_score_it_has():
     )
     assert list(stage.ScoredSource(sheet, None, None, None).together().scores) == ["pixcorr"]
     words = pd.DataFrame(
-        {"colour_true": ["red", ""], "colour_said": ["red", "red"]}, index=frames[0].index
+        {"colour_true": ["red", ""], "colour_predicted": ["red", "red"]}, index=frames[0].index
     )
     coloured = sheet._replace(scores={**sheet.scores, stage.COLOUR: score(1.0)})
     named = stage.ScoredSource(coloured, None, None, words).together().table[stage.COLOUR]
@@ -965,7 +965,10 @@ def test_a_source_brings_every_score_it_has():
 
 def test_colours_are_scored_where_an_object_has_several():
     words = pd.DataFrame(
-        {"colour_true": ["red", "", "blue", "red"], "colour_said": ["red", "red", "red", "blue"]},
+        {
+            "colour_true": ["red", "", "blue", "red"],
+            "colour_predicted": ["red", "red", "red", "blue"],
+        },
         index=[1, 2, 3, 4],
     )
     found = stage.colour_score(words)

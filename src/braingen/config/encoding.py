@@ -34,8 +34,8 @@ class EncodingConfig(Section):
     its own, for people with few trials.
     """
     library: str = ""
-    """Folder of pictures among which responses are decoded; empty for the training images of all
+    """Folder of images among which responses are decoded; empty for the training images of all
     subjects of the data folder. Test images are refused.
     """
     library_size: Annotated[int, Field(ge=10)] = 4000
-    """Most pictures of the library; a random share of more."""
+    """Most images of the library; a random share of more."""

@@ -63,11 +63,11 @@ class DataConfig(Section):
     """
     synthetic_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of stage 1's trials that are synthetic: responses that an encoding model of the
-    training trials predicts to pictures that the subject has not seen, with its noise
+    training trials predicts to images that the subject has not seen, with its noise
     (docs/encoding_models.md).
     """
     synthetic_pictures: Annotated[str, Needs("synthetic_share", above(0))] = ""
-    """Folder of those pictures; empty for the training images of the data folder's other
+    """Folder of those images; empty for the training images of the data folder's other
     subjects.
     """
     test_set: Annotated[

@@ -1,7 +1,7 @@
 """Batches of responses: which trials make a step is a pure function of (seed, epoch, step, rank,
 world).
 
-Nothing is drawn ahead and nothing is kept, so a run stopped at any step continues with the batches
+No batch is made in advance and none is kept, so a run stopped at any step continues with the batches
 it would have had.
 
 B trials of one subject in a batch, V voxels, R presentations.

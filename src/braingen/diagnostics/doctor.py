@@ -166,7 +166,7 @@ def _machine(config: Config) -> Iterator[Item]:
                 "machine",
                 "device",
                 None,
-                "Computing on the CPU: enough for the simulated data; NSD at full size wants a"
+                "Computing on the CPU: enough for the simulated data; NSD at full size needs a"
                 " GPU.",
             )
     except UserError as error:

@@ -1,6 +1,6 @@
-"""Low-level features of pictures: oriented contrast energy at three scales, luminance and colour.
+"""Low-level features of images: oriented contrast energy at three scales, luminance and colour.
 
-B pictures, F filters, G x G cells of the grid.
+B images, F filters, G x G cells of the grid.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, conv2d, interpolate
 
 SIDE = 96
-"""Pixels to which pictures are resized."""
+"""Pixels to which images are resized."""
 WAVELENGTHS = (4.0, 8.0, 16.0)
 """Pixels per cycle."""
 ORIENTATIONS = 4
 GRID = 4
 """Cells along a side over which features are averaged."""
 WIDTH = (len(WAVELENGTHS) * ORIENTATIONS + 3) * GRID**2
-"""Features of a picture."""
+"""Features of an image."""
 
 
 def gabor_pairs(wavelength: float) -> Tensor:
@@ -40,7 +40,7 @@ def gabor_pairs(wavelength: float) -> Tensor:
 
 @torch.no_grad()
 def energy_features(images_B3HW: Tensor) -> Tensor:
-    """Compute the features of pictures in [0, 1]: B x WIDTH, float32.
+    """Compute the features of images in [0, 1]: B x WIDTH, float32.
 
     Contrast energy is the root of the summed squares of both phases; colour is red against green
     and blue against yellow.

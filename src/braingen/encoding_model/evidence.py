@@ -1,4 +1,4 @@
-"""Which picture do measured responses speak for? Choice among candidates, and of one of two.
+"""The image that measured responses fit best, among candidates or of two.
 
 N images, V voxels.
 """
@@ -21,7 +21,7 @@ def evidence_of(
     responses_NV : np.ndarray
         Measured, averaged over presentations.
     predicted_NV : np.ndarray
-        What the model predicts to the pictures.
+        What the model predicts to the images.
     """
     mean_V = model.ridge.voxel_mean_V
     signal_NV = predicted_NV - mean_V
@@ -33,18 +33,18 @@ def evidence_of(
 def discriminate(
     model: EncodingModel, responses_NV: np.ndarray, predicted_NV: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tell every seen picture from every other one by the responses to it.
+    """Tell every seen image from every other one by the responses to it.
 
     Parameters
     ----------
     predicted_NV : np.ndarray
-        To the seen pictures, in the order of the responses.
+        To the seen images, in the order of the responses.
 
     Returns
     -------
     tuple[np.ndarray, np.ndarray]
-        beats_NN, bool: the responses to picture i are likelier under its own prediction than under
-        that of j (False on the diagonal); nearest_N: the other picture with the most similar
+        beats_NN, bool: the responses to image i are likelier under its own prediction than under
+        that of j (False on the diagonal); nearest_N: the other image with the most similar
         prediction, the hardest pair.
     """
     mean_V = model.ridge.voxel_mean_V

@@ -1,15 +1,15 @@
-"""Feature spaces of pictures, the bands of an encoding model.
+"""Feature spaces of images, the bands of an encoding model.
 
 embedding  the CLIP embedding that decoders aim at
 early, middle, late  hidden states of the frozen image encoder at a quarter, a half and all of its
            depth, averaged over a grid of 4 x 4 cells
 energy     oriented contrast energy, luminance and colour (energy.py)
-caption    the text encoders' states of an image's captions; not of pictures without captions
+caption    the text encoders' states of an image's captions; not of images without captions
 
 A band wider than ``encoding.feature_width`` is projected to it at random, by fixed seeds: the same
 for all people, so that voxels of several people can be compared.
 
-B pictures, P tokens, D width.
+B images, P tokens, D width.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DEPTHS = {"early": 0.25, "middle": 0.5, "late": 1.0}
 GRID = 4
 """Cells along a side of the pooled tokens."""
 OF_PICTURES = ("embedding", *DEPTHS, "energy")
-"""Bands that any picture has."""
+"""Bands that any image has."""
 _VERSION = "1"
 """Raised when the same settings come to mean other features."""
 
@@ -55,7 +55,7 @@ def narrow(band: str, rows_BD: Tensor, kept: int) -> Tensor:
 
 
 class FeatureSpaces:
-    """The bands of ``encoding.bands``, of images of the data folder or of any pictures.
+    """The bands of ``encoding.bands``, of images of the data folder or of any images.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ class FeatureSpaces:
         return max(self.kept, self.targets.image_encoder.clip_emb_dim)
 
     def of_images(self, images_B3HW: Tensor) -> dict[str, np.ndarray]:
-        """Features of pictures in [0, 1].
+        """Features of images in [0, 1].
 
         Raises
         ------
@@ -108,13 +108,13 @@ class FeatureSpaces:
         return {band: found[band] for band in self.bands}
 
     def embeddings(self, images_B3HW: Tensor) -> np.ndarray:
-        """Flat CLIP embeddings of pictures in [0, 1], float32."""
+        """Flat CLIP embeddings of images in [0, 1], float32."""
         device = self.targets.image_encoder.mean_311.device
         target_BTD = self.targets.image_encoder(images_B3HW.to(device)).target_BTD
         return target_BTD.flatten(1).float().cpu().numpy()
 
     def refuse_captions(self) -> None:
-        """Refuse bands that a picture without captions lacks."""
+        """Refuse bands that an image without captions lacks."""
         if "caption" in self.bands:
             raise UserError(
                 "The encoding model has the band caption, which pictures without captions lack:"

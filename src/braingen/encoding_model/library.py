@@ -1,12 +1,12 @@
 """Decoding with an encoding model: which embedding explains the measured responses best?
 
-A library of pictures (embeddings, and the responses that the model predicts to them) is the prior.
+A library of images (embeddings, and the responses that the model predicts to them) is the prior.
 *Gaussian*: embeddings and responses of the library as one Gaussian, plus the noise model, give the
 embedding's mean given the responses, E' (t K + L)^-1 t k, K = R S^-1 R' of predicted responses R.
-*Posterior*: the mean embedding of the library's pictures, weighted by their likelihood to the power
+*Posterior*: the mean embedding of the library's images, weighted by their likelihood to the power
 of a temper. Both tempers and the share of the posterior are chosen on held-out images.
 
-L pictures of the library, N responses, V voxels, D embedding width.
+L images of the library, N responses, V voxels, D embedding width.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from braingen.encoding_model.noise import NoiseModel
 from braingen.runtime.errors import UserError
 
 SAME = 1e-3
-"""Distance of embeddings, relative to their spread, below which pictures are taken for the same."""
+"""Distance of embeddings, relative to their spread, below which images are taken for the same."""
 FEWEST = 10
-"""Pictures of the smallest library."""
+"""Images of the smallest library."""
 
 
 class Library(NamedTuple):
-    """Pictures that people might have seen."""
+    """Images that people might have seen."""
 
     embedding_LD: np.ndarray
     """Flat embeddings."""
@@ -59,7 +59,7 @@ class Inverse:
     Parameters
     ----------
     library : Library
-        At least `FEWEST` pictures.
+        At least `FEWEST` images.
     noise : NoiseModel
         Of the encoding model that predicted the library's responses.
     """
@@ -81,7 +81,7 @@ class Inverse:
         self.rotated_LD = self.vector_LL.T @ self.embedding_LD
 
     def evidence(self, responses_NV: np.ndarray) -> np.ndarray:
-        """Log likelihood of every picture, less that of their mean: N x L."""
+        """Log likelihood of every image, less that of their mean: N x L."""
         return self._match(responses_NV) - self.half_L
 
     def _match(self, responses_NV: np.ndarray) -> np.ndarray:
@@ -159,12 +159,12 @@ def _cosines(first_ND: np.ndarray, second_ND: np.ndarray) -> np.ndarray:
 def refuse_test_pictures(
     embedding_LD: np.ndarray, names: Sequence[object], test_ND: np.ndarray, where: str
 ) -> None:
-    """Refuse a library that holds a test picture: decoding would be looking it up.
+    """Refuse a library that holds a test image: decoding would be looking it up.
 
     Raises
     ------
     UserError
-        For the first picture whose embedding is a test image's.
+        For the first image whose embedding is a test image's.
     """
     if not len(test_ND) or not len(embedding_LD):
         return

@@ -37,7 +37,7 @@ class LibraryDecoding(NamedTuple):
     embedding_ND: np.ndarray
     """In the library's units, flat."""
     evidence_NL: np.ndarray
-    """Log likelihood of every picture of the library, less that of their mean."""
+    """Log likelihood of every image of the library, less that of their mean."""
 
 
 class EncodingModel(NamedTuple):
@@ -121,7 +121,7 @@ class EncodingModel(NamedTuple):
         return square_V / (square_V + 1 / self.presentations)
 
     def predict(self, features: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Responses to pictures, without noise: N x V, float32."""
+        """Responses to images, without noise: N x V, float32."""
         return self.ridge.predict(features)
 
     def synthesise(
@@ -130,7 +130,7 @@ class EncodingModel(NamedTuple):
         generator: np.random.Generator,
         picture_N: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Single responses to pictures that nobody showed: N x V, float32.
+        """Single responses to images that nobody showed: N x V, float32.
 
         The noise has the correlations of the noise model and, where images repeat, the variance of
         single responses to the same image.
@@ -138,7 +138,7 @@ class EncodingModel(NamedTuple):
         Parameters
         ----------
         picture_N : np.ndarray | None, optional
-            Rows of the pictures, each as often as it is presented; None: each once.
+            Rows of the images, each as often as it is presented; None: each once.
         """
         predicted_NV = self.predict(features)
         if picture_N is not None:

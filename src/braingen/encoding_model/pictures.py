@@ -1,6 +1,6 @@
-"""The pictures among which responses are decoded: of the data folder, or of a folder of one's own.
+"""The images among which responses are decoded: of the data folder, or of a folder of one's own.
 
-L pictures, P features, D embedding width.
+L images, P features, D embedding width.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _AT_ONCE = 64
 
 
 class Pictures(NamedTuple):
-    """Pictures without responses."""
+    """Images without responses."""
 
     names: tuple[object, ...]
     """Image ids of the data folder, or file names."""
@@ -39,12 +39,12 @@ class Pictures(NamedTuple):
 
     @property
     def image_N(self) -> np.ndarray | None:
-        """Image ids of pictures of the data folder; None for a folder of one's own."""
+        """Image ids of images of the data folder; None for a folder of one's own."""
         ids = [name for name in self.names if isinstance(name, int)]
         return np.array(ids) if len(ids) == len(self.names) else None
 
     def without(self, image_N: np.ndarray) -> Pictures:
-        """The pictures but some images of the data folder."""
+        """The images but some images of the data folder."""
         kept = ~np.isin(np.array([n if isinstance(n, int) else -1 for n in self.names]), image_N)
         return Pictures(
             tuple(name for name, keep in zip(self.names, kept) if keep),
@@ -59,7 +59,7 @@ class Pictures(NamedTuple):
 
 
 def library_pictures(config: Config, spaces: FeatureSpaces) -> Pictures:
-    """The pictures of ``encoding.library``, or the training images of all subjects.
+    """The images of ``encoding.library``, or the training images of all subjects.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def _training_pictures(config: Config, spaces: FeatureSpaces, test_N: np.ndarray
 
 
 def folder_pictures(folder: Path, spaces: FeatureSpaces, most: int, seed: int) -> Pictures:
-    """Pictures of a folder, at most so many, drawn by seed.
+    """Images of a folder, at most so many, drawn by seed.
 
     Raises
     ------

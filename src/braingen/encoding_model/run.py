@@ -92,7 +92,7 @@ def decode_with(
     Returns
     -------
     tuple[np.ndarray, Pictures, np.ndarray]
-        embedding_ND, the library, and the log likelihood of its pictures (N x L).
+        embedding_ND, the library, and the log likelihood of its images (N x L).
     """
     pictures = library_pictures(trained.config, trained.spaces)
     refuse_test_pictures(pictures.embedding_LD, pictures.names, true_ND, pictures.where)

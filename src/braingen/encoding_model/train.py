@@ -39,7 +39,7 @@ from braingen.runtime.run_folder import Run
 
 SPACE, SUMMARY = "voxel_space.safetensors", "summary.json"
 REFERENCE = 1000
-"""Most pictures whose predicted responses define the space of voxel embeddings."""
+"""Most images whose predicted responses define the space of voxel embeddings."""
 FOLDED = 500
 """Images up to which every decoding fold is fitted; of more images the first fold alone, whose
 images are enough to choose by.

@@ -1,10 +1,10 @@
 """Voxel embeddings: what a voxel responds to, in a space that all people share.
 
-Two voxels are alike when their predicted responses to pictures are: the space is that of the
+Two voxels are alike when their predicted responses to images are: the space is that of the
 leading directions of predicted response profiles, over the voxels of all people, expressed as a map
 from feature weights, so that a new person's voxels need their weights alone.
 
-P features, L pictures, V voxels, K dimensions.
+P features, L images, V voxels, K dimensions.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def shared_space(
     models : Sequence[EncodingModel]
         Of all people, with the same bands.
     features : Mapping[str, np.ndarray]
-        Bands of reference pictures.
+        Bands of reference images.
     width : int, optional
-        K, at most the number of pictures.
+        K, at most the number of images.
     """
     x_LP = stack_bands(features, models[0].ridge.bands)
     x_LP = x_LP - x_LP.mean(0)

@@ -35,7 +35,7 @@ REGIONS = {
 }
 """Score -> region of brain_region_masks.hdf5; `WHOLE` is over all voxels."""
 FEWEST = 5
-"""Images below which there is no correlation to speak of."""
+"""Number of images below which no correlation is computed."""
 _BATCH = 32
 
 

@@ -187,7 +187,7 @@ def ridge_embeddings(
 def colour_score(words: pd.DataFrame) -> Score:
     """Accuracy of the predicted colour over the objects that come in several colours."""
     coloured = words[words["colour_true"] != ""]
-    right = (coloured["colour_true"] == coloured["colour_said"]).to_numpy(dtype=float)
+    right = (coloured["colour_true"] == coloured["colour_predicted"]).to_numpy(dtype=float)
     interval = share_interval(right)
     return Score(
         *interval,
@@ -327,7 +327,7 @@ class ScoredSource(NamedTuple):
         if self.attributes is not None and COLOUR in self.images.scores:
             coloured = self.attributes["colour_true"] != ""
             tables.append(
-                (self.attributes["colour_true"] == self.attributes["colour_said"])[coloured]
+                (self.attributes["colour_true"] == self.attributes["colour_predicted"])[coloured]
                 .astype(float)
                 .rename(COLOUR)
                 .to_frame()

@@ -52,7 +52,7 @@ class FoldRow(NamedTuple):
     high: float
     chance: float | None
     n: int
-    """Pictures."""
+    """Images."""
     subjects: int
 
 

@@ -115,7 +115,7 @@ class ImageSource:
         return whole.hexdigest()[:24]
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        """Pictures of a slice, float32, B x 3 x S x S."""
+        """Images of a slice, float32, B x 3 x S x S."""
         return np.stack([self._read(row) for row in self._rows_N[part]])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

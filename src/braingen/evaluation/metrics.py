@@ -204,7 +204,7 @@ FIELD = tuple(METRICS)[:8]
 """The columns that every paper of the field prints."""
 ATTRIBUTES = ("object", "colour", "position", "background")
 """Attributes that the scene classifier predicts. Tables per image have ``<name>_true`` and
-``<name>_said`` columns beside the scores.
+``<name>_predicted`` columns beside the scores.
 """
 
 
@@ -241,4 +241,4 @@ def in_report(names: Iterable[str]) -> list[str]:
 
 def score_columns(columns: Iterable[str]) -> list[str]:
     """Return the score columns of a table per image; attributes are skipped, others an error."""
-    return [name for name in columns if not name.endswith(("_true", "_said")) and metric(name)]
+    return [name for name in columns if not name.endswith(("_true", "_predicted")) and metric(name)]

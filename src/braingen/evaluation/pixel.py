@@ -32,7 +32,7 @@ class Images(Protocol):
         """N."""
 
     def __getitem__(self, part: slice) -> Any:
-        """Pictures of a slice."""
+        """Images of a slice."""
 
 
 def resize(images_B3HW: Tensor, side: int) -> Tensor:

@@ -131,7 +131,7 @@ def scene_attributes(
     Returns
     -------
     table : pd.DataFrame
-        Columns ``<name>_true`` and ``<name>_said`` for object, background, position and colour; the
+        Columns ``<name>_true`` and ``<name>_predicted`` for object, background, position and colour; the
         index is the image id. Colour is empty for objects that have one fixed colour.
     """
     classes = {
@@ -158,7 +158,7 @@ def scene_attributes(
     columns = {}
     for name, labels in classes.items():
         applies = [truth != NO_COLOUR for truth in truths[name]]
-        for suffix, values in (("_true", truths[name]), ("_said", predicted[name])):
+        for suffix, values in (("_true", truths[name]), ("_predicted", predicted[name])):
             columns[f"{name}{suffix}"] = [
                 labels[value] if known else "" for value, known in zip(values, applies)
             ]

@@ -125,7 +125,7 @@ def source_of(
 
 
 class RoutingRecorder:
-    """Keeps, while pictures are drawn, how levels and experts were mixed: an ``on_step`` for the
+    """Records how levels and experts are mixed at every step: an ``on_step`` for the
     denoising loop.
     """
 
@@ -176,7 +176,7 @@ class ConditionedUNet(nn.Module):
     order : PriorOrder
         Of prior and routers.
     size : int
-        Side of the pictures in pixels.
+        Side of the images in pixels.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from braingen.runtime.errors import UserError
 from braingen.runtime.weights import plain_text, refuse_not_finite
 
 HUB_OPTIONS = {"revision", "cache_dir", "local_files_only", "token"}
-"""With any of these in hand the caller says itself how the hub is asked."""
+"""Options of a caller that determine how files are fetched from the hub."""
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 

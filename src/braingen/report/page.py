@@ -330,7 +330,7 @@ def render(inputs: ReportInputs) -> str:
 
 
 def write_contact_sheet(inputs: ReportInputs, path: Path) -> None:
-    """Write the first test images as one picture, each seen image above the generated one."""
+    """Write the first test images as one image, each seen image above the generated one."""
     images = list(inputs.images[:ON_SHEET])
     seen = pictures.seen_pictures(inputs.stimuli, images)
     pairs = [

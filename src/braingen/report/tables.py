@@ -225,7 +225,7 @@ def image_attributes(row: Mapping[str, str]) -> list[Attribute]:
     named = [column.removesuffix("_true") for column in row if column.endswith("_true")]
     found = []
     for name in [*ATTRIBUTES, *(name for name in named if name not in ATTRIBUTES)]:
-        true, predicted = row.get(f"{name}_true", ""), row.get(f"{name}_said", "")
+        true, predicted = row.get(f"{name}_true", ""), row.get(f"{name}_predicted", "")
         accuracy = figure(row.get(f"{name}_accuracy", ""))
         if true and predicted:
             found.append(Attribute(name, true, predicted, true == predicted))

@@ -71,7 +71,7 @@ class DiffuseRouter(ModelMixin, ConfigMixin):
         Divides its scores.
     space_grid : int
         Side of the grid on which "cross" and "mix" see the latents (64 published; the latents' own
-        side at the usual picture size is best).
+        side at the usual image size is best).
     level_output : Literal['mean', 'sum'], optional
         What a level is when space is off: mean over its experts (paper) or their
         sum (published implementation). It has to be what the encoder was trained with.

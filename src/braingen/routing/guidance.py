@@ -19,7 +19,7 @@ def log_gaussian_levels(
     late: float = 0.0,
 ) -> Tensor:
     """Logarithm of a Gaussian over levels whose centre moves from the coarsest to the finest while
-    the picture forms (paper eq. 5).
+    the image forms (paper eq. 5).
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ def time_embedding(t_B: Tensor, width: int) -> Tensor:
 
 def latent_grid(latents_BCHW: Tensor, grid: Grid) -> Tensor:
     """Latents resized to a fixed grid, so that a router's widths do not depend on the size of the
-    picture.
+    image.
 
     Parameters
     ----------

@@ -97,11 +97,11 @@ class Placement(NamedTuple):
     colour: int
     """Index into COLOUR_NAMES, or NO_COLOUR."""
     x: float
-    """Centre, as a share of the picture's width from the left."""
+    """Centre, as a share of the image's width from the left."""
     y: float
-    """Centre, as a share of the picture's height from the top."""
+    """Centre, as a share of the image's height from the top."""
     size: float
-    """Width of the glyph's box as a share of the picture's width."""
+    """Width of the glyph's box as a share of the image's width."""
     mirrored: bool
     hue_shift: float
     """Small deviation from the named hue (0-1 scale)."""
@@ -113,7 +113,7 @@ class Scene(NamedTuple):
     background: int
     """Index into BACKGROUNDS."""
     horizon: float
-    """Height of the horizon, as a share of the picture's height from the top."""
+    """Height of the horizon, as a share of the image's height from the top."""
     hue_shift: float
     """Small deviation of the background's hue (0-1 scale)."""
     texture_seed: int
@@ -226,7 +226,7 @@ def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-# --- drawing --------------------------------------------------------------------------------------
+# --- rendering ------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=1)

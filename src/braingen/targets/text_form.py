@@ -1,4 +1,4 @@
-"""What drawing needs of a text encoder, its start token and widths, without the encoder.
+"""Start token and widths of a text encoder, which generation needs, without the encoder.
 
 D width of the text target.
 """

@@ -63,7 +63,7 @@ def router_of(
     embedding : Sequence[int]
         T and D.
     latent_side : int
-        Of the training pictures.
+        Of the training images.
     times : int
         Length of the noise schedule.
     """

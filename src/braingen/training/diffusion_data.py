@@ -81,7 +81,7 @@ def decoded_table(
     repeats: Repeats,
     images: int,
 ) -> np.ndarray:
-    """Outputs of every expert for pictures, their presentations averaged, after the prior where it
+    """Outputs of every expert for images, their presentations averaged, after the prior where it
     comes first, by image id.
     """
     device = next(embedding_decoder.parameters()).device
@@ -141,9 +141,9 @@ def diffusion_data(
     embedding_decoders : dict[str, EmbeddingDecoder]
         Of image and text, in eval mode.
     size : int
-        Side of the training pictures in pixels.
+        Side of the training images in pixels.
     held_out_images : int
-        How many held-out pictures are looked at when validating; errors are measured on all of
+        How many held-out images are looked at when validating; errors are measured on all of
         them.
     """
     layout = Layout.of(config.data.root)

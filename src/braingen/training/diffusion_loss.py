@@ -31,7 +31,7 @@ def signal_to_noise(alphas_cumprod: Tensor, t_B: Tensor) -> Tensor:
 
 
 def min_snr_weight(snr_B: Tensor, gamma: float | None, prediction_type: str = "epsilon") -> Tensor:
-    """Weight of a sample's squared error such that errors of the clean picture count min(SNR,
+    """Weight of a sample's squared error such that errors of the clean image count min(SNR,
     gamma) (Hang et al. 2023).
 
     Parameters
@@ -42,7 +42,7 @@ def min_snr_weight(snr_B: Tensor, gamma: float | None, prediction_type: str = "e
         Limit (MoRE-Brain: 1.5); None weighs all samples alike.
     prediction_type : str, optional
         What the U-Net predicts. An error of the noise is 1/SNR, one of
-        the velocity 1/(SNR + 1) of the same error of the picture.
+        the velocity 1/(SNR + 1) of the same error of the image.
 
     Returns
     -------

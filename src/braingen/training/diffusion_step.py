@@ -163,7 +163,8 @@ def _losses(
 
 @torch.no_grad()
 def validate(parts: DiffusionParts, config: Config) -> dict[str, float]:
-    """The objective on held-out training pictures, and its denoising loss: their own decoded, the
+    """The objective on held-out training images, and its denoising loss: their own
+    decoded embeddings, the
     same noise and times, nothing left out.
 
     ``denoising`` chooses the checkpoint. ``loss`` is what is minimised, guidance of the time

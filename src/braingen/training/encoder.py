@@ -1,4 +1,4 @@
-"""Stage 1: learn to read CLIP embeddings, of pictures or of their captions, out of voxels."""
+"""Stage 1: train an encoder to predict CLIP embeddings, of images or of their captions."""
 
 from __future__ import annotations
 

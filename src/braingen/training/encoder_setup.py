@@ -78,7 +78,7 @@ def splits_of(config: Config, fold: TrialFold | None = None) -> list[tuple[Trial
     judged by.
 
     Images of ``data.holdout_share`` are never trained on, in a fold neither: fine-tuning measures
-    on them how unseen pictures are decoded.
+    on them how unseen images are decoded.
     """
     layout = Layout.of(config.data.root)
     trials = [

@@ -232,7 +232,7 @@ class LowLevelTask(TrainingTask):
 
 
 class LowLevelPass(nn.Module):
-    """The model with one call per step, over the batches of all subjects, as DDP wants it."""
+    """The model with one call per step, over the batches of all subjects, as DDP needs it."""
 
     def __init__(self, encoder: LatentEncoder) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Synthetic trials: responses of a subject to pictures that were not shown, as training data.
+"""Synthetic trials: responses of a subject to images that were not shown, as training data.
 
 An encoding model, fitted on the very trials that are trained on (never on held-out images),
 predicts the responses, and its noise model adds noise. K synthetic trials, V voxels.
@@ -77,7 +77,7 @@ class SyntheticTrials:
     Raises
     ------
     UserError
-        When there are no pictures, or pictures of a folder for a text encoder.
+        When there are no images, or images of a folder for a text encoder.
     """
 
     def __init__(self, config: Config, targets: Targets, modality: str) -> None:
@@ -96,14 +96,14 @@ class SyntheticTrials:
             config.model_copy(update={"encoding": chosen}), self.spaces
         )
         ids = self.pictures.image_N
-        # ids of pictures of a folder follow those of the data folder
+        # ids of images of a folder follow those of the data folder
         further = len(targets.stimuli) + np.arange(len(self.pictures.names))
         self.image_L = further if ids is None else ids
 
     def targets_table(
         self, row_of_image: np.ndarray, embeddings_NTD: Tensor
     ) -> tuple[np.ndarray, Tensor]:
-        """Rows by image id, and targets, with those of a folder's pictures at their end."""
+        """Rows by image id, and targets, with those of a folder's images at their end."""
         if self.pictures.image_N is not None:
             return row_of_image, embeddings_NTD
         rows = len(embeddings_NTD) + np.arange(len(self.pictures.names))

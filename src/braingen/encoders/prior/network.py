@@ -214,14 +214,14 @@ class PriorAttention(nn.Module):
             bias_ANM = bias_ANM.masked_fill(ahead_NM, -math.inf)
         bias_ANM = bias_ANM[:, first:]
         k_BAMC, v_BAMC = (y[:, None].expand(-1, self.heads, -1, -1) for y in (k_BMC, v_BMC))
-        heard_BANC = scaled_dot_product_attention(
+        attended_BANC = scaled_dot_product_attention(
             q_BANC,
             k_BAMC.to(q_BANC.dtype),
             v_BAMC.to(q_BANC.dtype),
             bias_ANM.to(q_BANC.dtype),
             scale=COSINE_SCALE,
         )
-        return self.norm_out(self.out(heard_BANC.transpose(1, 2).flatten(2)))
+        return self.norm_out(self.out(attended_BANC.transpose(1, 2).flatten(2)))
 
 
 class PriorFeedForward(nn.Module):

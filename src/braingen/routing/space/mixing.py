@@ -23,7 +23,7 @@ class MixingSpaceRouter(SpaceRouter):
     so the level stays a mixture of its experts. A learned gate decides how far it leaves their
     mean: level = mean + gate * (attended - mean). It starts at zero, so that the level starts
     unrouted. (A projected value can be any linear map of the embedding, and learns one that fits
-    the pictures it is trained on: docs/routing.md has the comparison.)
+    the images it is trained on: docs/routing.md has the comparison.)
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ class Conditions(NamedTuple):
     image_ND: Tensor
     """CLIP image embeddings."""
     caption_of_N5: Tensor
-    """Rows of the two tables below for each picture's captions."""
+    """Rows of the two tables below for each image's captions."""
     text_UTC: Tensor
     """Cross-attention tokens of every distinct caption, float16: penultimate states of both
     encoders side by side.

@@ -50,7 +50,7 @@ class ScanSource(NamedTuple):
     grayordinates: object | None = None
     """nibabel's BrainModelAxis of a CIFTI file."""
     signs: tuple[str, ...] = ()
-    """What speaks for a time series."""
+    """Signs of a time series."""
     order_N: np.ndarray | None = None
     """Condition of every trial, where the file knows (GLMsingle's stimorder)."""
     regions: Mapping[str, np.ndarray] | None = None
