@@ -1,8 +1,8 @@
 """Batches of responses: which trials make a step is a pure function of (seed, epoch, step, rank,
 world).
 
-No batch is made in advance and none is kept, so a run stopped at any step continues with the batches
-it would have had.
+No batch is made in advance and none is kept, so a run stopped at any step continues with the same
+batches.
 
 B trials of one subject in a batch, V voxels, R presentations.
 """

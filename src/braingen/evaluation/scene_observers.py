@@ -131,8 +131,8 @@ def scene_attributes(
     Returns
     -------
     table : pd.DataFrame
-        Columns ``<name>_true`` and ``<name>_predicted`` for object, background, position and colour; the
-        index is the image id. Colour is empty for objects that have one fixed colour.
+        Columns ``<name>_true`` and ``<name>_predicted`` for object, background, position and
+        colour; the index is the image id. Colour is empty for objects that have one fixed colour.
     """
     classes = {
         "object": [thing.name for thing in OBJECTS],
