@@ -24,7 +24,7 @@ from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
 from braingen.encoders.trained import load_embedding_decoder
 from braingen.evaluation.decoding import decoder_scores
-from braingen.evaluation.evaluate import ridge_embeddings
+from braingen.evaluation.ridge_baseline import ridge_embeddings
 from braingen.evaluation.uncertainty import mean_interval, permutation_p
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.files import write_json

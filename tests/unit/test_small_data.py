@@ -18,7 +18,7 @@ from braingen.cli import main
 from braingen.data import nsd
 from braingen.data.checks import all_checks, check_before_training
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
-from braingen.evaluation import evaluate
+from braingen.evaluation import evaluate, scored_source
 from braingen.evaluation.decoding import decoder_scores
 from braingen.evaluation.score_files import published_beside
 from braingen.evaluation.tables import PUBLISHED
@@ -75,7 +75,9 @@ def test_two_way_identification_of_the_embedding_is_around_the_training_mean(roo
         + 0.3 * torch.randn(10, 12, generator=draws)
     )
     image_ND = mean_D + 0.8 * (true_ND - mean_D) + 0.9 * torch.randn(10, 12, generator=draws)
-    found = evaluate._decoding(config, image_ND, image_ND - mean_D, true_ND, mean_D, np.arange(10))
+    found = scored_source.decoding_scores(
+        config, image_ND, image_ND - mean_D, true_ND, mean_D, np.arange(10)
+    )
     around = [(x - mean_D).numpy() for x in (true_ND, image_ND)]
 
     def by_hand(truth: np.ndarray, decoded: np.ndarray) -> float:

@@ -12,7 +12,6 @@ LONGEST = 400
 """Lines of a module without a reason to be longer."""
 REASONS = {
     "encoders/prior/network.py": "one network; its layers are used nowhere else",
-    "evaluation/evaluate.py": "one command: sources, baselines and files of one evaluation",
     "evaluation/features.py": "the published networks, one registry",
     "evaluation/uncertainty.py": "intervals and tests that share their resamples",
     "generation/pipeline.py": "one DiffusionPipeline, most of it docstrings",

@@ -27,7 +27,16 @@ from unit.tiny_training import IMAGES, spy, tiny_config, with_a_gap
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import test_trials, train_trials
-from braingen.evaluation import decoding, evaluate_images, score_files, subject_means, uncertainty
+from braingen.evaluation import (
+    decoding,
+    evaluate_images,
+    part_scores,
+    ridge_baseline,
+    score_files,
+    scored_source,
+    subject_means,
+    uncertainty,
+)
 from braingen.evaluation import evaluate as stage
 from braingen.evaluation import identification as identify
 from braingen.evaluation import metric_table as scores_sheet
@@ -162,18 +171,20 @@ def test_the_cosine_is_of_the_decoded_embedding_and_retrieval_of_the_projected_o
     )
     draws = torch.Generator().manual_seed(1)
     true, other = torch.randn(4, 6, generator=draws), torch.randn(4, 6, generator=draws)
-    right = stage._decoding(config, true, other, true, true - other, IDS).scores
+    right = scored_source.decoding_scores(config, true, other, true, true - other, IDS).scores
     assert {name: score.value for name, score in right.items()} == pytest.approx(
         dict.fromkeys(right, 1.0)
     )
-    wrong = stage._decoding(config, true, other[[1, 0, 3, 2]], true, true - other, IDS)
+    wrong = scored_source.decoding_scores(
+        config, true, other[[1, 0, 3, 2]], true, true - other, IDS
+    )
     assert wrong.scores["clip_cos"].value == pytest.approx(1)
     assert (
         wrong.scores["retrieval_brain_to_image"].value
         < 1
         > wrong.scores["retrieval_image_to_brain"].value
     )
-    far = stage._decoding(config, -true, other, true, true - other, IDS)
+    far = scored_source.decoding_scores(config, -true, other, true, true - other, IDS)
     assert far.scores["clip_cos"].value == pytest.approx(-1) and far.scores[
         "retrieval_brain_to_image"
     ].value == pytest.approx(1)
@@ -182,9 +193,9 @@ def test_the_cosine_is_of_the_decoded_embedding_and_retrieval_of_the_projected_o
     asked: list[dict[str, Any]] = []
     intervals: list[tuple[Any, ...]] = []
     with pytest.MonkeyPatch.context() as patch:
-        spy(patch, stage, "decoder_scores", lambda *_, **named: asked.append(named))
-        spy(patch, stage, "two_way_interval", lambda beats, *given: intervals.append(given))
-        stage._decoding(config, true, other, true, true - other, IDS)
+        spy(patch, scored_source, "decoder_scores", lambda *_, **named: asked.append(named))
+        spy(patch, scored_source, "two_way_interval", lambda beats, *given: intervals.append(given))
+        scored_source.decoding_scores(config, true, other, true, true - other, IDS)
     assert asked == [{"pool": 3, "draws": 5, "resamples": 30, "seed": 4}] * 2 and intervals == [
         (30, 4)
     ]
@@ -204,7 +215,7 @@ def test_two_way_identification_of_embeddings_is_of_the_decoded_ones_around_the_
     )
     true = true + mean
     decoded = true + torch.randn(12, 5, generator=draws)
-    found = stage._decoding(
+    found = scored_source.decoding_scores(
         tiny_config(root, tmp_path), decoded, projected, true, mean, np.arange(12)
     )
 
@@ -213,8 +224,8 @@ def test_two_way_identification_of_embeddings_is_of_the_decoded_ones_around_the_
         return (r < np.diag(r)[None]).sum(0) / 11
 
     expected = share(true - mean, decoded - mean)
-    np.testing.assert_allclose(found.table[stage.TWO_WAY], expected, atol=1e-9)
-    assert found.scores[stage.TWO_WAY].value == pytest.approx(expected.mean())
+    np.testing.assert_allclose(found.table[scored_source.TWO_WAY], expected, atol=1e-9)
+    assert found.scores[scored_source.TWO_WAY].value == pytest.approx(expected.mean())
     for other in (
         share(decoded - mean, true - mean),
         share(true, decoded),
@@ -230,7 +241,7 @@ def test_images_are_retrieved_around_the_training_mean(root, tmp_path):
     projected = around + 0.7 * torch.randn(12, 5, generator=draws)
     config = tiny_config(root, tmp_path)
     true = around + mean
-    found = stage._decoding(config, true, projected, true, mean, np.arange(12)).scores
+    found = scored_source.decoding_scores(config, true, projected, true, mean, np.arange(12)).scores
     right, wrong = (
         identify.retrieval(projected.numpy(), rows.numpy()).brain_to_image.value
         for rows in (around, true)
@@ -248,7 +259,9 @@ def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trial
     config = tiny_config(root, tmp_path, data__subjects="2,1", data__num_sessions="1")
     layout = Layout.of(root)
     train, test = train_trials(layout, 2, 1).table, with_a_gap(test_trials(layout, 2)).table
-    monkeypatch.setattr(stage, "test_trials", lambda *given: with_a_gap(test_trials(*given)))
+    monkeypatch.setattr(
+        ridge_baseline, "test_trials", lambda *given: with_a_gap(test_trials(*given))
+    )
     betas = Betas.of(layout, 2)
     shown = train["image"].to_numpy()
     assert not set(shown) & set(test["image"])
@@ -256,8 +269,8 @@ def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trial
         betas.rows(train["trial"].to_numpy()), table("image")[shown].flatten(1).numpy(), shown
     )
     given: list[tuple[Any, ...]] = []
-    spy(monkeypatch, stage, "fit_ridge", lambda *arguments, **_: given.append(arguments))
-    found, mean = stage.ridge_embeddings(config, TableTargets(), IDS)
+    spy(monkeypatch, ridge_baseline, "fit_ridge", lambda *arguments, **_: given.append(arguments))
+    found, mean = ridge_baseline.ridge_embeddings(config, TableTargets(), IDS)
     np.testing.assert_array_equal(given[0][0], betas.rows(train["trial"].to_numpy()))
     np.testing.assert_array_equal(given[0][1], table("image")[shown].flatten(1).numpy())
     np.testing.assert_array_equal(given[0][2], shown)
@@ -273,7 +286,7 @@ def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trial
     first = tiny_config(
         root, tmp_path, data__subjects="2", data__num_sessions="1", generation__repeats="first"
     )
-    single = stage.ridge_embeddings(first, TableTargets(), IDS)[0]
+    single = ridge_baseline.ridge_embeddings(first, TableTargets(), IDS)[0]
     np.testing.assert_allclose(
         single.numpy(),
         own.predict(np.stack([betas.rows(each[:1])[0] for each in rows])),
@@ -285,14 +298,18 @@ def test_ridge_learns_from_training_trials_alone_and_reads_the_test_images_trial
 def test_the_training_mean_is_of_images_of_the_subject_and_sessions(monkeypatch, root, tmp_path):
     """Every image once, however often it was shown: scores are around the same mean as ridge's."""
     config = tiny_config(root, tmp_path, data__subjects="2,1", data__num_sessions="1")
-    monkeypatch.setattr(stage, "train_trials", lambda *given: with_a_gap(train_trials(*given)))
+    monkeypatch.setattr(
+        ridge_baseline, "train_trials", lambda *given: with_a_gap(train_trials(*given))
+    )
     shown = with_a_gap(train_trials(Layout.of(root), 2, 1)).table["image"]
     assert shown.value_counts().nunique() > 1
     expected = table("image")[sorted(set(shown))].flatten(1).mean(0)
-    torch.testing.assert_close(stage.training_mean(config, TableTargets()), expected)
-    torch.testing.assert_close(stage.ridge_embeddings(config, TableTargets(), IDS)[1], expected)
+    torch.testing.assert_close(ridge_baseline.training_mean(config, TableTargets()), expected)
+    torch.testing.assert_close(
+        ridge_baseline.ridge_embeddings(config, TableTargets(), IDS)[1], expected
+    )
     texts = table("text")[sorted(set(shown))].flatten(1).mean(0)
-    torch.testing.assert_close(stage.training_mean(config, TableTargets(), "text"), texts)
+    torch.testing.assert_close(ridge_baseline.training_mean(config, TableTargets(), "text"), texts)
 
 
 def test_the_penalty_of_ridge_is_chosen_on_left_out_images_not_on_left_out_trials():
@@ -317,10 +334,10 @@ def test_levels_and_experts_are_scored_each_by_itself_over_all_presentations(
     config = tiny_config(root, tmp_path)
     embedding_decoder = tiny_embedding_decoder("image")
     monkeypatch.setattr(
-        stage, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
+        part_scores, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
     )
-    monkeypatch.setattr(stage, "test_trials", lambda *given: with_a_gap(test_trials(*given)))
-    found = stage.scores_of_parts(config, TableTargets(), np.array([0, 2, 3])).set_index(
+    monkeypatch.setattr(part_scores, "test_trials", lambda *given: with_a_gap(test_trials(*given)))
+    found = part_scores.scores_of_parts(config, TableTargets(), np.array([0, 2, 3])).set_index(
         ["part", "score"]
     )["value"]
     trials, betas = with_a_gap(test_trials(Layout.of(root), 1)).table, Betas.of(Layout.of(root), 1)
@@ -571,10 +588,13 @@ def evaluated(root, tmp_path_factory, retrieval_among_four) -> tuple[Config, dic
 
 def with_stand_ins(patch: pytest.MonkeyPatch) -> None:
     """In place of what looks at pictures and of the trained encoder."""
-    patch.setattr(stage, "Targets", PicturedTargets)
-    patch.setattr(stage, "observers", lambda *_: ([Patches()], [], {"lpips": "how to get it"}))
+    for module in (stage, scored_source):
+        patch.setattr(module, "Targets", PicturedTargets)
     patch.setattr(
-        stage, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
+        scored_source, "observers", lambda *_: ([Patches()], [], {"lpips": "how to get it"})
+    )
+    patch.setattr(
+        part_scores, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
     )
 
 
@@ -594,9 +614,9 @@ def test_brain_random_ceiling_and_ridge_stand_in_their_own_columns(evaluated, ro
         0.75
     )  # one was decoded as another
     assert scores["retrieval_brain_to_image"]["oracle"] == 1
-    raw, mean = stage.ridge_embeddings(config, TableTargets(), IDS)
+    raw, mean = ridge_baseline.ridge_embeddings(config, TableTargets(), IDS)
     true = table("image")[IDS].flatten(1)
-    ridge = stage._decoding(config, raw, raw - mean, true, mean, IDS).scores
+    ridge = scored_source.decoding_scores(config, raw, raw - mean, true, mean, IDS).scores
     for name in ("clip_cos", "retrieval_brain_to_image", "retrieval_image_to_brain"):
         assert scores[name]["ridge"] == pytest.approx(ridge[name].value, abs=1e-6)
     assert pixcorr["ridge"] is None
@@ -656,9 +676,9 @@ def test_intervals_parts_and_provenance_are_of_the_settings(monkeypatch, evaluat
         _, low, high = uncertainty.mean_interval(values.loc[order, name].to_numpy(), 50, 3)
         assert (scores[name]["low"], scores[name]["high"]) == pytest.approx((low, high), abs=1e-4)
     monkeypatch.setattr(
-        stage, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
+        part_scores, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
     )
-    parts = stage.scores_of_parts(config, TableTargets(), IDS)
+    parts = part_scores.scores_of_parts(config, TableTargets(), IDS)
     written = pd.read_csv(config.run.folder / "scores_by_part.csv")
     pd.testing.assert_frame_equal(written, parts.astype(written.dtypes), rtol=1e-4, atol=1e-5)
     told = json.loads((config.run.folder / "scores_provenance.json").read_text())
@@ -669,8 +689,8 @@ def test_intervals_parts_and_provenance_are_of_the_settings(monkeypatch, evaluat
         told["missing"]["lpips"] == "how to get it" and "clip_text" not in told["missing"]
     )  # the text encoder is there
     asked: list[dict[str, Any]] = []
-    spy(monkeypatch, stage, "scores_by_part", lambda *_, **named: asked.append(named))
-    stage.scores_of_parts(config, TableTargets(), IDS)
+    spy(monkeypatch, part_scores, "scores_by_part", lambda *_, **named: asked.append(named))
+    part_scores.scores_of_parts(config, TableTargets(), IDS)
     assert asked == [
         {"pool": config.evaluation.retrieval_pool, "draws": 2, "seed": 3, "resamples": 50}
     ]
@@ -950,16 +970,22 @@ def test_a_source_brings_every_score_it_has():
     ]
     sheet = scores_sheet.MetricTable({"pixcorr": score(0.1)}, frames[0], {}, {}, {}, {})
     decoding, captions = (Scored({frame.columns[0]: score(0.2)}, frame) for frame in frames[1:])
-    whole = stage.ScoredSource(sheet, decoding, captions, None).together()
+    whole = scored_source.ScoredSource(sheet, decoding, captions, None).together()
     assert list(whole.scores) == ["pixcorr", "clip_cos", "rouge_l"] and list(whole.table) == list(
         whole.scores
     )
-    assert list(stage.ScoredSource(sheet, None, None, None).together().scores) == ["pixcorr"]
+    assert list(scored_source.ScoredSource(sheet, None, None, None).together().scores) == [
+        "pixcorr"
+    ]
     words = pd.DataFrame(
         {"colour_true": ["red", ""], "colour_predicted": ["red", "red"]}, index=frames[0].index
     )
-    coloured = sheet._replace(scores={**sheet.scores, stage.COLOUR: score(1.0)})
-    named = stage.ScoredSource(coloured, None, None, words).together().table[stage.COLOUR]
+    coloured = sheet._replace(scores={**sheet.scores, scored_source.COLOUR: score(1.0)})
+    named = (
+        scored_source.ScoredSource(coloured, None, None, words)
+        .together()
+        .table[scored_source.COLOUR]
+    )
     assert named[4] == 1 and np.isnan(named[7])  # an object of one colour is not asked about
 
 
@@ -971,11 +997,11 @@ def test_colours_are_scored_where_an_object_has_several():
         },
         index=[1, 2, 3, 4],
     )
-    found = stage.colour_score(words)
+    found = scored_source.colour_score(words)
     assert (
         found.value == pytest.approx(1 / 3)
         and found.n == 3
-        and found.chance == 1 / len(stage.COLOUR_NAMES)
+        and found.chance == 1 / len(scored_source.COLOUR_NAMES)
     )
 
 

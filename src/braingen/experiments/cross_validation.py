@@ -18,8 +18,8 @@ from braingen.data.stimuli import Stimuli
 from braingen.data.trials import test_trials, train_trials
 from braingen.encoders.trained import load_embedding_decoder
 from braingen.evaluation.embeddings import decode_test_images
-from braingen.evaluation.evaluate import ridge_embeddings
 from braingen.evaluation.folds import Difference, FoldRow, ImageFold, pooled, split_images
+from braingen.evaluation.ridge_baseline import ridge_embeddings
 from braingen.report.cross_validation import render_cross_validation
 from braingen.runtime.console import console
 from braingen.runtime.data_layout import Layout
