@@ -26,7 +26,7 @@ from braingen.generation.accounting import (
     unet_working_bytes,
     vae_working_bytes,
 )
-from braingen.generation.conditioned_unet import read
+from braingen.generation.conditioned_unet import decode_voxels
 from braingen.generation.lora import add_lora, lora_parameters
 from braingen.generation.refine import setup as refiner_of
 from braingen.generation.refiner import Refinement, refine_images
@@ -168,7 +168,8 @@ def generate_after_decoding(given: Given) -> Stage:
     def step() -> Tensor:
         voxels = torch.randn(1, 3, VOXELS[SUBJECT], device=given.device)
         for each in both.values():
-            read(each, voxels, SUBJECT, torch.ones(1, 3, dtype=torch.bool), "output", experts=True)
+            present = torch.ones(1, 3, dtype=torch.bool)
+            decode_voxels(each, voxels, SUBJECT, present, "output", experts=True)
             each.keep_scale()
         give_back()
         settings = {"size": SIDE, "steps": 1, "guidance_scale": 5.0}

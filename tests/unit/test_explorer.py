@@ -103,8 +103,8 @@ def test_without_any_expert_the_decoded_embedding_is_the_same_for_all_images(run
     every = [f"level-{level}" for level in range(len(level_sizes(run, "image")))]
     voxels_BRV = load_shipped().voxels_BRV[:2]
     with torch.no_grad(), parts_ablated(run, "image", every):
-        without = run.decoder.read(voxels_BRV, 1, [0, 1]).image.backbone_BTD
-    again = run.decoder.read(voxels_BRV, 1, [0, 1]).image.backbone_BTD  # nothing stays behind
+        without = run.decoder.read(voxels_BRV, 1, [0, 1]).image.output_BTD
+    again = run.decoder.read(voxels_BRV, 1, [0, 1]).image.output_BTD  # nothing stays behind
     assert torch.allclose(without[0], without[1], atol=1e-4)
     assert not torch.allclose(again[0], again[1], atol=1e-1)
 

@@ -209,9 +209,7 @@ def _cosine(run: ExploredRun, asked: ImageRequest, decoded: DecodedEmbeddings) -
     if run.true is None:
         return None
     encoder, outputs = run.decoder.brain_image, decoded.image
-    found_BTD = (
-        outputs.backbone_BTD if asked.level is None else outputs.level_backbone_BLTD[:, asked.level]
-    )
+    found_BTD = outputs.output_BTD if asked.level is None else outputs.levels_BLTD[:, asked.level]
     if run.decoder.config.prior_order == "step":  # else the prior came first
         with torch.no_grad():
             found_BTD = encoder.through_prior(found_BTD)
