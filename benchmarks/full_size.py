@@ -165,7 +165,7 @@ def print_operations() -> None:
     print(f"| stage | operations |{''.join(f' {name}, h |' for name in GPUS)}")
     print(f"| --- | ---: |{' ---: |' * len(GPUS)}")
     for stage, count in found.items():
-        row = "".join(f" {hours(count, peak, SHARE):.1f} |" for peak in GPUS.values())
+        row = "".join(f" {hours(count, peak, SHARE):.2g} |" for peak in GPUS.values())
         print(f"| {stage} | {count:.1e} |{row}")
 
 
