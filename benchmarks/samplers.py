@@ -4,7 +4,7 @@
 
 The decoder's subject is simulated again into FOLDER (kept for the next time). Images are held-out
 training images, their presentations averaged. Differences are paired by image from the first line;
-+- is their standard error over images. Seconds are the wall time of drawing, batches of 12.
++- is their standard error over images. Seconds are processor time of drawing, in batches of 12.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def draw_all(decoder: BrainDecoder, how: Sampler, read: list, ids: list[list[int
     """Draw everything in one way."""
     pictures, seconds = [], []
     for part, images in zip(read, ids):
-        began = time.monotonic()
+        began = time.process_time()
         drawn = decoder.draw(
             part.image,
             part.text,
@@ -105,7 +105,7 @@ def draw_all(decoder: BrainDecoder, how: Sampler, read: list, ids: list[list[int
             guidance_scale=how.guidance,
             guidance_end=how.end,
         )
-        seconds.append((time.monotonic() - began) / len(images))
+        seconds.append((time.process_time() - began) / len(images))
         pictures.append(np.round(drawn.numpy() * 255).astype(np.uint8))
     timed = seconds[1:] if "compile" in how.options and len(seconds) > 1 else seconds
     return Drawn(np.concatenate(pictures), float(np.median(timed)))

@@ -41,7 +41,6 @@ def test_a_frozen_unet_is_tuned_for_less_than_three_passes_and_checkpointing_add
     tuned = tuning_operations(UNET, 2, 8, rank=2)
     assert one < tuned < 3 * one  # no gradient goes further than the first LoRA
     assert tuning_operations(UNET, 2, 8, rank=2, checkpointing=True) == tuned + one
-    assert tuning_operations(UNET, 2, 8, rank=8) > tuned
 
 
 def operations(**more: str) -> dict[str, int]:
