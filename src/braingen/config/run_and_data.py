@@ -83,6 +83,11 @@ class DataConfig(Section):
 class SimulationConfig(Section):
     """The simulated NSD (docs/simulation.md); defaults are the demo's size."""
 
+    world: Literal["demo", "hard"] = "demo"
+    """demo: rendered scenes of one or two objects; hard: scenes of two to four of 120 kinds of
+    objects without pictures, features in their place, for comparing encoders
+    (--config simulated_hard is its standard size).
+    """
     num_subjects: Positive = 1
     """Simulated subjects."""
     num_sessions: Positive = 5

@@ -34,6 +34,8 @@ def fitting_advice(text: str, root: Path) -> str:
     return text.replace(GET_IT, again).replace(WRITE_IT, again)
 
 
+EMBEDDING_DATASET = "embedding"
+"""Name of the embedding in the features of simulated scenes without pictures."""
 SUBJECTS = (1, 2, 3, 4, 5, 6, 7, 8)
 SESSIONS = {1: 40, 2: 40, 3: 32, 4: 30, 5: 40, 6: 32, 7: 40, 8: 30}
 """Scan sessions per subject."""

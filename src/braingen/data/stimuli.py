@@ -1,4 +1,7 @@
-"""The pictures: rows of the image file, in any order, as float32 in [0, 1]."""
+"""The pictures: rows of the image file, in any order, as float32 in [0, 1].
+
+A simulated folder of the hard world has features of its scenes in the place of pictures.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +34,16 @@ class Stimuli:
     """
 
     def __init__(self, layout: Layout) -> None:
-        self.rows = HDF5Rows(layout.images(), nsd.IMAGES_DATASET, nsd.GET_IT)
+        self.has_pictures: bool = layout.images().exists() or not layout.features().exists()
+        """Whether there are pictures; else there are features of simulated scenes."""
+        self.rows = (
+            HDF5Rows(layout.images(), nsd.IMAGES_DATASET, nsd.GET_IT)
+            if self.has_pictures
+            else HDF5Rows(layout.features(), nsd.EMBEDDING_DATASET, nsd.WRITE_IT)
+        )
         self.path: Path = self.rows.path
         shape = self.rows.shape
-        if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+        if self.has_pictures and (len(shape) != 4 or shape[1] != 3 or 0 in shape):
             raise UserError(
                 f"{self.path}: `images` has shape {shape}, (images, 3, height, width) was expected;"
                 f" {nsd.GET_IT}."
@@ -77,7 +86,14 @@ class Stimuli:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Height and width in pixels.
+
+        Raises
+        ------
+        UserError
+            When there are no pictures.
+        """
+        self._refuse_features()
         return self.rows.shape[2], self.rows.shape[3]
 
     def images(self, ids: np.ndarray) -> np.ndarray:
@@ -87,10 +103,41 @@ class Stimuli:
         Raises
         ------
         UserError
-            When an id is outside the file, or a picture has values that are not in [0, 1].
+            When an id is outside the file, a picture has values that are not in [0, 1], or there
+            are no pictures.
         """
+        self._refuse_features()
         ids = np.asarray(ids, dtype=np.int64).ravel()
         return self._checked(ids, self.rows.take(ids).astype(np.float32, copy=False))
+
+    def features(self, band: str, ids: np.ndarray) -> np.ndarray:
+        """Features of simulated scenes without pictures (B, width), float32.
+
+        Parameters
+        ----------
+        band : str
+            ``embedding``, in the place of CLIP's image embedding, or a band of encoding models.
+
+        Raises
+        ------
+        UserError
+            When the folder has pictures, or no such features.
+        """
+        if self.has_pictures:
+            raise UserError(f"{self.path} holds pictures, and no features of simulated scenes.")
+        rows = (
+            self.rows if band == nsd.EMBEDDING_DATASET else HDF5Rows(self.path, band, nsd.WRITE_IT)
+        )
+        return rows.take(ids).astype(np.float32, copy=False)
+
+    def _refuse_features(self) -> None:
+        if not self.has_pictures:
+            raise UserError(
+                f"{self.path} holds features of simulated scenes and no pictures"
+                " (simulation.world=hard): encoders of images and encoding models can be trained"
+                " and scored on it; whatever draws or shows pictures needs data with pictures,"
+                " for instance --config simulated."
+            )
 
     def _checked(self, ids: np.ndarray, pictures: np.ndarray) -> np.ndarray:
         if not len(pictures):

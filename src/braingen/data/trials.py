@@ -203,8 +203,10 @@ def scanned_sessions(layout: Layout, subject: int) -> int:
     """
     found = sessions_on_disk(layout, subject)
     try:
-        with h5py.File(layout.images(), "r") as file:
-            simulated = bool(file[nsd.IMAGES_DATASET].attrs.get(nsd.SIMULATED_ATTRIBUTE, False))
+        places = (layout.images(), nsd.IMAGES_DATASET), (layout.features(), nsd.EMBEDDING_DATASET)
+        path, dataset = places[0] if layout.images().exists() else places[1]
+        with h5py.File(path, "r") as file:
+            simulated = bool(file[dataset].attrs.get(nsd.SIMULATED_ATTRIBUTE, False))
     except (OSError, KeyError):  # reported where the pictures are looked at
         simulated = False
     if simulated and found:

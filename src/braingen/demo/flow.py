@@ -70,6 +70,12 @@ def demo(config: Config) -> Path:
             f"{layout.root} holds real data, and the demo writes a simulated subject: choose"
             " another folder, --root data/simulated."
         )
+    if config.simulation.world != "demo":
+        raise UserError(
+            f"simulation.world = {config.simulation.world} has no pictures, which the demo draws:"
+            " leave it out, or train and score encoders with `braingen train image --config"
+            " simulated_hard`."
+        )
     clear_temporaries(config.run.folder)  # scores and page are in the run folder itself
     with group_of(config) as group:
         steps = [

@@ -6,6 +6,8 @@ early, middle, late  hidden states of the frozen image encoder at a quarter, a h
 energy     oriented contrast energy, luminance and colour (energy.py)
 caption    the text encoders' states of an image's captions; not of images without captions
 
+Simulated scenes without pictures have bands of their own under the same names.
+
 A band wider than ``encoding.feature_width`` is projected to it at random, by fixed seeds: the same
 for all people, so that voxels of several people can be compared.
 
@@ -73,6 +75,8 @@ class FeatureSpaces:
 
     def of_ids(self, image_N: np.ndarray) -> dict[str, np.ndarray]:
         """Features of images of the data folder, from the cache or computed."""
+        if not self.targets.stimuli.has_pictures:
+            return self._of_scenes(image_N)
         found = {}
         layers = [band for band in self.bands if band in DEPTHS or band == "energy"]
         if layers:
@@ -87,6 +91,19 @@ class FeatureSpaces:
                 "caption", self.targets.text(image_N).flatten(1), self.kept
             ).numpy()
         return {band: found[band] for band in self.bands}
+
+    def _of_scenes(self, image_N: np.ndarray) -> dict[str, np.ndarray]:
+        if "caption" in self.bands:
+            raise UserError(
+                "The encoding model has the band caption, which simulated scenes without pictures"
+                f" lack: train it with --encoding.bands {','.join(OF_PICTURES)}."
+            )
+        return {
+            band: narrow(
+                band, torch.from_numpy(self.targets.stimuli.features(band, image_N)), self.kept
+            ).numpy()
+            for band in self.bands
+        }
 
     @property
     def kept_embedding(self) -> int:

@@ -143,3 +143,41 @@ def scores_at(
     return EmbeddingScores(
         {name: np.array(values) for name, values in kept["values"].items()}, kept["chance"]
     )
+
+
+def scores_of_decoded(
+    config: Config,
+    decoded_ND: np.ndarray,
+    true_ND: np.ndarray,
+    mean_D: np.ndarray,
+    image_N: np.ndarray,
+) -> EmbeddingScores:
+    """Score flat embeddings of any decoder, as `score_embeddings` scores an encoder's.
+
+    Parameters
+    ----------
+    decoded_ND, true_ND : np.ndarray
+        In the target's own units, in the same order.
+    mean_D : np.ndarray
+        Mean over training images, around which retrieval compares.
+    image_N : np.ndarray
+        Image ids.
+    """
+    settings = {
+        "pool": config.evaluation.retrieval_pool,
+        "draws": config.evaluation.retrieval_draws,
+        "resamples": 1,
+        "seed": config.run.seed,
+    }
+    _, cosines = decoder_scores(decoded_ND, true_ND, image_N, **settings)
+    scores, retrieval = decoder_scores(decoded_ND - mean_D, true_ND - mean_D, image_N, **settings)
+    values = {name: retrieval[name].to_numpy() for name in retrieval if name != "clip_cos"}
+    values |= {
+        "two_way_clip": two_way(true_ND, decoded_ND).share_N,
+        "clip_cos": cosines["clip_cos"].to_numpy(),
+    }
+    return EmbeddingScores(
+        values,
+        {name: score.chance for name, score in scores.items() if score.chance is not None}
+        | {"two_way_clip": 0.5},
+    )

@@ -77,6 +77,7 @@ def data_fingerprint(layout: Layout, subjects: Sequence[int], captions: bool = T
     """
     shared = [
         layout.images(),
+        layout.features(),
         *((layout.captions(), layout.captions_mindeye2()) if captions else ()),
     ]
     own = [

@@ -45,6 +45,10 @@ class Layout(NamedTuple):
         """HDF5 with dataset `images` (N, 3, 224, 224), float16 in [0, 1]."""
         return self.root / "coco_images_224_float16.hdf5"
 
+    def features(self) -> Path:
+        """HDF5 with features of simulated scenes in place of images (simulation.world=hard)."""
+        return self.root / "scene_features.hdf5"
+
     def captions(self) -> Path:
         """JSON {"<73k id>": [five captions]} (MoRE-Brain)."""
         return self.root / "coco_captions.json"

@@ -75,7 +75,12 @@ def manifest_path(layout: Layout) -> Path:
 
 def simulate(config: Config) -> Path:
     """Write the missing files of the configured simulated data folder, ``data.root``."""
-    return write_dataset(config.data.root, **config.simulation.model_dump()).root
+    arguments = config.simulation.model_dump(exclude={"world"})
+    if config.simulation.world == "hard":
+        from braingen.simulation.hard_world.dataset import write_hard_dataset
+
+        return write_hard_dataset(config.data.root, **arguments).root
+    return write_dataset(config.data.root, **arguments).root
 
 
 def write_dataset(
@@ -132,7 +137,7 @@ def write_dataset(
         seed,
     )
     layout = Layout.of(root)
-    design = _check(arguments)
+    design = check_arguments(arguments)
     manifest = {
         "made_by": "braingen simulate",
         "format": FORMAT,
@@ -140,7 +145,7 @@ def write_dataset(
         "arguments": arguments._asdict(),
     }
     scratch = layout.root / ".simulating"
-    if _is_finished(layout, manifest) and _is_whole(layout, arguments, design):
+    if is_finished(layout, manifest) and _is_whole(layout, arguments, design):
         shutil.rmtree(scratch, ignore_errors=True)
         return layout
     _check_disk(layout, arguments, design)
@@ -193,7 +198,8 @@ def _progress(show: bool) -> Iterator[Progress]:
 # --- before anything is written -------------------------------------------------------------------
 
 
-def _check(arguments: Arguments) -> Design:
+def check_arguments(arguments: Arguments) -> Design:
+    """Plan the presentations; refuses arguments that are out of range."""
     if not 1 <= arguments.num_subjects <= len(nsd.SUBJECTS):
         raise UserError(
             f"simulation.num_subjects is {arguments.num_subjects}: 1 to {len(nsd.SUBJECTS)} people"
@@ -236,11 +242,14 @@ def image_count(arguments: Arguments, design: Design) -> int:
     return design.test_images + arguments.num_subjects * design.own_images
 
 
-def _is_finished(layout: Layout, manifest: dict[str, Any]) -> bool:
+def is_finished(layout: Layout, manifest: dict[str, Any]) -> bool:
     """Whether the folder is complete; refuses other content."""
     path = manifest_path(layout)
     if not path.exists():
-        for other in (layout.images(), layout.root / "wds", layout.captions(), layout.masks()):
+        for other in (
+            *(layout.images(), layout.features()),
+            *(layout.root / "wds", layout.captions(), layout.masks()),
+        ):
             if other.exists():
                 raise UserError(
                     f"{layout.root} holds {other.name}, which `braingen simulate` did not write;"

@@ -93,18 +93,31 @@ def session_noise(
     mixing : csr_matrix
         Of neighbour_mixing.
     """
-    voxels = len(noise_sd_V)
+    added_TV = local_noise(rng, trials, len(noise_sd_V), mixing)
+    attention_sd = ATTENTION if noise_sd_V.any() else 0.0
+    attention_T = 1 + attention_sd * autoregressive(rng, trials)
+    added_TV *= np.sqrt(np.maximum(noise_sd_V**2 - attention_sd**2, 0)).astype(np.float32)
+    return SessionNoise(attention_T.astype(np.float32), added_TV)
+
+
+def local_noise(
+    rng: np.random.Generator, trials: int, voxels: int, mixing: csr_matrix
+) -> np.ndarray:
+    """Noise of unit variance, T x V: a voxel's own, shared by neighbours, and drifting; float32."""
     own_TV = rng.standard_normal((trials, voxels), dtype=np.float32)
     shared_TV = (mixing @ rng.standard_normal((trials, voxels), dtype=np.float32).T).T
     drift_TV = _drift(rng, trials, voxels, mixing)
-    attention_sd = ATTENTION if noise_sd_V.any() else 0.0
-    attention_T = 1 + attention_sd * _autoregressive(rng, trials)
-    rest_V = np.sqrt(np.maximum(noise_sd_V**2 - attention_sd**2, 0)).astype(np.float32)
     own_TV *= np.float32(np.sqrt(1 - SHARED_SHARE - DRIFT_SHARE))
     own_TV += np.float32(np.sqrt(SHARED_SHARE)) * shared_TV
     own_TV += np.float32(np.sqrt(DRIFT_SHARE)) * drift_TV
-    own_TV *= rest_V
-    return SessionNoise(attention_T.astype(np.float32), own_TV)
+    return own_TV
+
+
+def local_covariance(mixing: csr_matrix) -> np.ndarray:
+    """Covariance of `local_noise` between voxels, drifts averaged over trials: V x V, float64."""
+    shared_VV = (mixing @ mixing.T).toarray().astype(np.float64)
+    own = (1 - SHARED_SHARE - DRIFT_SHARE) * np.eye(len(shared_VV))
+    return own + (SHARED_SHARE + DRIFT_SHARE) * shared_VV
 
 
 def _drift(rng: np.random.Generator, trials: int, voxels: int, mixing: csr_matrix) -> np.ndarray:
@@ -117,7 +130,7 @@ def _drift(rng: np.random.Generator, trials: int, voxels: int, mixing: csr_matri
     return courses.T.astype(np.float32) @ maps
 
 
-def _autoregressive(rng: np.random.Generator, trials: int, memory: float = 0.9) -> np.ndarray:
+def autoregressive(rng: np.random.Generator, trials: int, memory: float = 0.9) -> np.ndarray:
     """Autocorrelated unit-variance noise: alertness outlasts a trial."""
     white = rng.standard_normal(trials)
     out = np.empty(trials)

@@ -121,7 +121,18 @@ class Targets:
         return torch.from_numpy(self.image_cache().of(image_ids, self.stimuli.digests(image_ids)))
 
     def image_cache(self) -> Cache:
-        """The table of CLIP image embeddings."""
+        """The table of CLIP image embeddings; of simulated scenes without pictures, of what stands
+        in their place.
+        """
+
+        if not self.stimuli.has_pictures:
+            return Cache(
+                self._folder,
+                "image_embedding",
+                {"features": "simulated scenes"},
+                len(self.stimuli),
+                lambda ids: torch.from_numpy(self.stimuli.features("embedding", ids))[:, None],
+            )
 
         def compute(ids: np.ndarray) -> Tensor:
             return self.image_encoder(

@@ -24,10 +24,16 @@ def check_images(layout: Layout, ids: np.ndarray) -> Problem:
                 f"(from 0): it is cut short or of other data; {nsd.GET_IT}."
             )
         places = np.linspace(0, len(ids) - 1, min(len(ids), _IMAGES_CHECKED)).astype(np.int64)
-        for first in range(0, len(places), _AT_ONCE):
+        for first in range(0, len(places) if stimuli.has_pictures else 0, _AT_ONCE):
             stimuli.images(ids[places[first : first + _AT_ONCE]])
     except UserError as error:
         return Problem("error", None, "images", str(error))
+    if not stimuli.has_pictures:
+        sentence = (
+            f"Features of {len(stimuli)} simulated scenes, without pictures; {len(ids)} of them are"
+            " used."
+        )
+        return Problem("ok", None, "images", sentence)
     kind = "simulated scenes" if stimuli.simulated else "images"
     height, width = stimuli.size
     sentence = f"{len(stimuli)} {kind} of {height} x {width} pixels; {len(ids)} of them are used."
