@@ -9,6 +9,8 @@ K kinds, S supercategories, P parts, B backgrounds, R relations.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 KINDS_BY_SUPERCATEGORY: dict[str, tuple[str, ...]] = {
@@ -117,6 +119,35 @@ VISIBLE_PV = _rng(2).random((len(PARTS), VIEWS)) < 0.6
 CONTEXT_BS = _rng(3).dirichlet(np.full(len(SUPERCATEGORIES), 0.6), len(BACKGROUNDS))
 CONTEXT_BS = 0.7 * CONTEXT_BS + 0.3 / len(SUPERCATEGORIES)
 """Probability of every supercategory in front of a background."""
+THEMES = 96
+"""Themes of scenes: what occurs together, so that many images are alike and differ in details."""
+
+
+class Theme(NamedTuple):
+    """What the scenes of a theme mostly show."""
+
+    background: int
+    main: int
+    """Kind of the first object."""
+    second: int
+    """Kind of the second object."""
+    relation: int
+
+
+def _themes() -> tuple[Theme, ...]:
+    rng = _rng(6)
+    found = []
+    for _ in range(THEMES):
+        background = int(rng.integers(len(BACKGROUNDS)))
+        main, second = 10 * rng.choice(
+            len(SUPERCATEGORIES), 2, p=CONTEXT_BS[background]
+        ) + rng.integers(10, size=2)
+        found.append(Theme(background, int(main), int(second), int(rng.integers(len(RELATIONS)))))
+    return tuple(found)
+
+
+THEME_OF = _themes()
+"""The themes."""
 NEW_KIND_ON_BACKGROUND_KB = _rng(4).random((len(KINDS), len(BACKGROUNDS))) < HELD_OUT_SHARE
 """Main object and background that only test images show together."""
 NEW_RELATION_SRS = (

@@ -20,6 +20,8 @@ from braingen.simulation.hard_world.catalogue import (
     SUPERCATEGORIES,
     SUPERCATEGORY_OF_K,
     TEXTURES_OF_K,
+    THEME_OF,
+    THEMES,
     VIEWS,
 )
 
@@ -36,6 +38,7 @@ _OFFSETS = {
     "holding": (0.16, 0.04),
     "facing": (0.34, 0.03),
 }
+_TYPICAL = (0.85, 0.8, 0.7, 0.7)  # background, main and second object, relation are the theme's
 _STREAM = 11
 
 
@@ -113,12 +116,17 @@ def draw_scenes(seed: int, image_N: Sequence[int] | np.ndarray, test_images: int
 
 
 def _draw(rng: np.random.Generator) -> dict[str, object]:
-    background = int(rng.integers(len(BACKGROUNDS)))
+    theme = THEME_OF[int(rng.integers(THEMES))]
+    typical = rng.random(4) < _TYPICAL
+    background = theme.background if typical[0] else int(rng.integers(len(BACKGROUNDS)))
     count = 2 + int(rng.choice(3, p=_COUNT_SHARES))
     supercategory = rng.choice(len(SUPERCATEGORIES), count, p=CONTEXT_BS[background])
     kind = 10 * supercategory + rng.integers(10, size=count)
+    kind[:2] = np.where(typical[1:3], (theme.main, theme.second), kind[:2])
+    supercategory = SUPERCATEGORY_OF_K[kind]
     texture = TEXTURES_OF_K[kind, rng.integers(TEXTURES_OF_K.shape[1], size=count)]
     relation = rng.integers(len(RELATIONS), size=count)
+    relation[1] = theme.relation if typical[3] else relation[1]
     relation[0] = NOTHING
     size = np.concatenate([rng.uniform(0.45, 0.7, 1), rng.uniform(0.2, 0.45, count - 1)])
     place = [np.array([rng.uniform(0.3, 0.7), rng.uniform(0.4, 0.7)])]

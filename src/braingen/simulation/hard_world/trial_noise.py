@@ -14,22 +14,25 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.sparse import csr_matrix
 
 from braingen.simulation.hard_world.compose import HardScenes
 from braingen.simulation.hard_world.population import AREAS, BASELINE, Brain
 from braingen.simulation.noise import autoregressive, local_noise
 
-ALIGNED_SHARE = 0.22
+ALIGNED_SHARE = 0.25
 """Share of the noise variance that is aligned with the signal, mean over voxels with signal."""
 ALIGNED_RANK = 64
 """Directions of the aligned noise: the leading ones of the signal."""
-GAIN_SD = 0.5
+GAIN_SD = 0.8
 """Log standard deviation of an area's gain in a trial; its mean is 1."""
 COMMON_GAIN = 0.25
 """Share of the log gain's variance that all areas have in common."""
-LOCAL_LEAST = 0.1
-"""Least share of local noise in a voxel's noise variance."""
+LOCAL_LEAST = 0.2
+"""Least local noise, as a share of the noise variance that a voxel is meant to have: aligned noise
+and gains can make the noise of the best voxels larger than that.
+"""
 
 
 class NoisePlan(NamedTuple):
@@ -69,37 +72,39 @@ def plan_noise(brain: Brain, scenes: HardScenes, noise: float) -> NoisePlan:
         Multiple of NSD's noise (a standard deviation).
     """
     has_V = brain.snr_V > 0
-    with np.errstate(divide="ignore"):
-        wanted_V = np.where(has_V, 1.0 / brain.snr_V.astype(np.float64) ** 2, 0.0)
-    silent_sd = np.sqrt(np.median(wanted_V[has_V]))
-    gain_V = np.where(has_V, np.expm1(GAIN_SD**2) * (1 + BASELINE**2), 0.0)
+    wanted_V = np.zeros(len(has_V))
+    wanted_V[has_V] = (noise / brain.snr_V[has_V].astype(np.float64)) ** 2
+    gain_sd = GAIN_SD if noise > 0 else 0.0
+    gain_V = np.expm1(gain_sd**2) * (1 + BASELINE**2) * has_V
     signal_NV = brain.signal(scenes)
     signal_NV = signal_NV - signal_NV.mean(0)
     _, size_K, vector_KV = np.linalg.svd(signal_NV, full_matrices=False)
     rank = min(ALIGNED_RANK, len(size_K))
     loading_VK = (vector_KV[:rank] * size_K[:rank, None] / np.sqrt(len(signal_NV))).T
-    captured_V = np.maximum((loading_VK.astype(np.float64) ** 2).sum(1), 1e-12)
-    # what is left of a voxel's noise when gains and the least local noise are taken off
-    room_V = np.maximum(wanted_V - gain_V - LOCAL_LEAST * wanted_V, 0.0)
+    loading_VK[~has_V] = 0
+    captured_V = (loading_VK.astype(np.float64) ** 2).sum(1)
 
-    def aligned(scale: float) -> np.ndarray:
-        return np.minimum(scale * captured_V, room_V) * has_V
+    def parts(scale: float) -> tuple[np.ndarray, np.ndarray]:
+        """Variances of aligned and local noise."""
+        aligned_V = scale * captured_V * has_V
+        return aligned_V, np.maximum(wanted_V - gain_V - aligned_V, LOCAL_LEAST * wanted_V)
 
-    low, high = 0.0, 1e3
-    for _ in range(60):  # bisection: the share grows with the scale
-        middle = (low + high) / 2
-        share = (aligned(middle)[has_V] / wanted_V[has_V]).mean()
-        low, high = (middle, high) if share < ALIGNED_SHARE else (low, middle)
-    aligned_V = aligned(low)
-    local_V = np.maximum(wanted_V - gain_V - aligned_V, LOCAL_LEAST * wanted_V)
-    local_V = np.where(has_V, local_V, silent_sd**2)
-    total_V = gain_V * (noise > 0) + noise**2 * (aligned_V + local_V)
-    with np.errstate(divide="ignore"):
-        snr_V = np.where(has_V, 1 / np.sqrt(total_V), 0.0)
+    def share(scale: float) -> float:
+        aligned_V, local_V = parts(scale)
+        return float((aligned_V[has_V] / (aligned_V + local_V + gain_V)[has_V]).mean())
+
+    scale = 0.0
+    if noise > 0:  # the share grows with the scale
+        scale = brentq(lambda value: share(value) - ALIGNED_SHARE, 0, 1e4 * noise**2)
+    aligned_V, local_V = parts(scale)
+    local_V[~has_V] = np.median(wanted_V[has_V])
+    snr_V = np.zeros(len(has_V))
+    with np.errstate(divide="ignore"):  # without noise it is infinite
+        snr_V[has_V] = 1 / np.sqrt((gain_V + aligned_V + local_V)[has_V])
     return NoisePlan(
-        (noise * loading_VK * np.sqrt(aligned_V / captured_V)[:, None]).astype(np.float32),
-        (noise * np.sqrt(local_V)).astype(np.float32),
-        GAIN_SD if noise > 0 else 0.0,
+        (loading_VK * np.sqrt(scale)).astype(np.float32),
+        np.sqrt(local_V).astype(np.float32),
+        gain_sd,
         snr_V.astype(np.float32),
     )
 
