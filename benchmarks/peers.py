@@ -390,7 +390,9 @@ def own_ways(given: list[list[str]]) -> dict[str, Way]:
         settings = [word for word in words if not word.startswith(("start=", "title="))]
         title = [word.partition("=")[2] for word in words if word.startswith("title=")]
         _, overrides = parse_overrides(settings)
-        found[name] = Way(title[-1] if title else name, "encoder", overrides, *start[-1:])
+        found[name] = Way(
+            title[-1] if title else name, "encoder", overrides, start[-1] if start else ""
+        )
     return found
 
 

@@ -11,7 +11,7 @@ N images, V voxels, T trials of a session.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -281,7 +281,7 @@ def _as_cortex(brain: Brain) -> Cortex:
 
 def _truth(
     brain: Brain, cortex: Cortex, plan: NoisePlan, recorded: _Recorded
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """Everything that was planted in a subject, one row per voxel unless said otherwise."""
     return {
         "area": brain.area_V,
