@@ -279,9 +279,7 @@ def _as_cortex(brain: Brain) -> Cortex:
     )
 
 
-def _truth(
-    brain: Brain, cortex: Cortex, plan: NoisePlan, recorded: _Recorded
-) -> dict[str, Any]:
+def _truth(brain: Brain, cortex: Cortex, plan: NoisePlan, recorded: _Recorded) -> dict[str, Any]:
     """Everything that was planted in a subject, one row per voxel unless said otherwise."""
     return {
         "area": brain.area_V,
