@@ -280,7 +280,7 @@ def _as_cortex(brain: Brain) -> Cortex:
 
 
 def _truth(brain: Brain, cortex: Cortex, plan: NoisePlan, recorded: _Recorded) -> dict[str, Any]:
-    """Everything that was planted in a subject, one row per voxel unless said otherwise."""
+    """Everything that was planted in a subject, mostly one row per voxel."""
     return {
         "area": brain.area_V,
         "missing": np.array(brain.missing),
