@@ -20,7 +20,7 @@ import numpy as np
 from braingen.config import Config, load_config
 from braingen.config.overrides import parse_overrides
 from braingen.evaluation.embeddings import EmbeddingScores, scores_of_decoded
-from braingen.evaluation.evaluate import ridge_embeddings
+from braingen.evaluation.ridge_baseline import ridge_embeddings
 from braingen.evaluation.uncertainty import mean_interval
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.files import write_json

@@ -51,7 +51,7 @@ from braingen.evaluation.embeddings import (
     score_embeddings,
     scores_of_decoded,
 )
-from braingen.evaluation.evaluate import ridge_embeddings
+from braingen.evaluation.ridge_baseline import ridge_embeddings
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_text

@@ -98,20 +98,48 @@ def score_embeddings(
     """Score decoded embeddings against the true ones."""
     true_ND = Targets(config).of(modality, decoded.image_N)
     standard_ND = embedding_decoder.cpu().standardised(true_ND).flatten(1).numpy()
+    raw = decoded.embedding_ND.numpy(), true_ND.flatten(1).numpy()
+    return _scored(config, raw, (decoded.clip_ND.numpy(), standard_ND), decoded.image_N)
+
+
+def scores_of_decoded(
+    config: Config,
+    decoded_ND: np.ndarray,
+    true_ND: np.ndarray,
+    mean_D: np.ndarray,
+    image_N: np.ndarray,
+) -> EmbeddingScores:
+    """Score flat embeddings of any decoder, as `score_embeddings` scores an encoder's.
+
+    Parameters
+    ----------
+    decoded_ND, true_ND : np.ndarray
+        In the target's own units, in the same order.
+    mean_D : np.ndarray
+        Mean over training images, around which retrieval compares.
+    image_N : np.ndarray
+        Image ids.
+    """
+    around = decoded_ND - mean_D, true_ND - mean_D
+    return _scored(config, (decoded_ND, true_ND), around, image_N)
+
+
+Pair = tuple[np.ndarray, np.ndarray]
+"""Decoded and true embeddings."""
+
+
+def _scored(config: Config, raw: Pair, compared: Pair, image_N: np.ndarray) -> EmbeddingScores:
+    """Cosine and two-way of raw embeddings, retrieval of those that are compared."""
     settings = {
         "pool": config.evaluation.retrieval_pool,
         "draws": config.evaluation.retrieval_draws,
         "resamples": 1,
         "seed": config.run.seed,
     }
-    _, cosines = decoder_scores(
-        decoded.embedding_ND.numpy(), true_ND.flatten(1).numpy(), decoded.image_N, **settings
-    )
-    scores, retrieval = decoder_scores(
-        decoded.clip_ND.numpy(), standard_ND, decoded.image_N, **settings
-    )
-    two_way_N = two_way(true_ND.flatten(1).numpy(), decoded.embedding_ND.numpy()).share_N
+    _, cosines = decoder_scores(*raw, image_N, **settings)
+    scores, retrieval = decoder_scores(*compared, image_N, **settings)
     values = {name: retrieval[name].to_numpy() for name in retrieval if name != "clip_cos"}
+    two_way_N = two_way(raw[1], raw[0]).share_N
     values |= {"two_way_clip": two_way_N, "clip_cos": cosines["clip_cos"].to_numpy()}
     return EmbeddingScores(
         values,
@@ -142,42 +170,4 @@ def scores_at(
     kept = read_json(path)
     return EmbeddingScores(
         {name: np.array(values) for name, values in kept["values"].items()}, kept["chance"]
-    )
-
-
-def scores_of_decoded(
-    config: Config,
-    decoded_ND: np.ndarray,
-    true_ND: np.ndarray,
-    mean_D: np.ndarray,
-    image_N: np.ndarray,
-) -> EmbeddingScores:
-    """Score flat embeddings of any decoder, as `score_embeddings` scores an encoder's.
-
-    Parameters
-    ----------
-    decoded_ND, true_ND : np.ndarray
-        In the target's own units, in the same order.
-    mean_D : np.ndarray
-        Mean over training images, around which retrieval compares.
-    image_N : np.ndarray
-        Image ids.
-    """
-    settings = {
-        "pool": config.evaluation.retrieval_pool,
-        "draws": config.evaluation.retrieval_draws,
-        "resamples": 1,
-        "seed": config.run.seed,
-    }
-    _, cosines = decoder_scores(decoded_ND, true_ND, image_N, **settings)
-    scores, retrieval = decoder_scores(decoded_ND - mean_D, true_ND - mean_D, image_N, **settings)
-    values = {name: retrieval[name].to_numpy() for name in retrieval if name != "clip_cos"}
-    values |= {
-        "two_way_clip": two_way(true_ND, decoded_ND).share_N,
-        "clip_cos": cosines["clip_cos"].to_numpy(),
-    }
-    return EmbeddingScores(
-        values,
-        {name: score.chance for name, score in scores.items() if score.chance is not None}
-        | {"two_way_clip": 0.5},
     )
