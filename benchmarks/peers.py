@@ -211,21 +211,25 @@ class Peers:
             "data.num_sessions": str(cell.sessions),
             **{name.replace("__", "."): value for name, value in changes.items()},
         }
-        way = self.ways[cell.way]
-        if way.equal_to:
-            own["encoder.hidden_dim"] = str(self.equal_width(cell, own))
+        if self.ways[cell.way].equal_to:
+            own["encoder.hidden_dim"] = str(self.equal_width(cell.way, cell.subject))
         return load_config(self.config_name, own)
 
-    def equal_width(self, cell: Cell, own: Mapping[str, str]) -> int:
-        """Width at which an encoder has as many parameters as that of another way."""
-        wanted = _count(self.config(cell._replace(way=self.ways[cell.way].equal_to), Path("x")))
+    def equal_width(self, name: str, subject: int) -> int:
+        """Width at which an encoder of one person has as many parameters as that of another way."""
+
+        def count(way: Way, **changes: str) -> int:
+            own = {**self.overrides, **way.overrides, "data.subjects": str(subject)}
+            changed = {key.replace("__", "."): value for key, value in changes.items()}
+            return _count(load_config(self.config_name, {**own, **changed}))
+
+        way = self.ways[name]
+        wanted = count(self.ways[way.equal_to])
         widths = range(32, 4097, 8)
         low, high = 0, len(widths) - 1
         while low < high:  # the number grows with the width
             middle = (low + high) // 2
-            there = _count(
-                load_config(self.config_name, {**own, "encoder.hidden_dim": str(widths[middle])})
-            )
+            there = count(way, encoder__hidden_dim=str(widths[middle]))
             low, high = (middle + 1, high) if there < wanted else (low, middle)
         return widths[low]
 
