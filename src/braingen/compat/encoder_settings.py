@@ -47,7 +47,7 @@ def encoder_settings(
     Raises
     ------
     UserError
-        If the weights are those of no published encoder, or do not tell what is needed.
+        If the weights are those of no published encoder, or do not determine what is needed.
     """
     shared: dict[str, Any] = {
         "subjects": subject_counts(state, subjects, subject_of),

@@ -114,7 +114,7 @@ def settings_of(published: Mapping[str, Tensor]) -> dict[str, Any]:
     Raises
     ------
     UserError
-        If weights that tell the shapes are missing, or its noise follows no known schedule.
+        If weights that determine the shapes are missing, or its noise follows no known schedule.
     """
     state = network_state(published).state
     try:

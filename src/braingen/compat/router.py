@@ -20,7 +20,7 @@ def router_settings(state: Mapping[str, Tensor], num_experts: Sequence[int]) -> 
     state : Mapping[str, Tensor]
         Published name -> weight.
     num_experts : Sequence[int]
-        Experts of every level, which attention's weights do not tell.
+        Experts of every level, which the weights of attention do not determine.
 
     Raises
     ------

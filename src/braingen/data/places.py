@@ -48,7 +48,7 @@ class SurfacePlaces(NamedTuple):
 
     @property
     def key(self) -> bytes:
-        """What tells these places from others."""
+        """What distinguishes these places from others."""
         return self.side_V.astype("U1").tobytes() + self.vertex_V.tobytes()
 
     def restricted(self, kept_V: np.ndarray) -> SurfacePlaces:
@@ -128,7 +128,7 @@ class ColumnPlaces(NamedTuple):
 
     @property
     def key(self) -> bytes:
-        """What tells these places from others."""
+        """What distinguishes these places from others."""
         return str(self.voxels).encode()
 
     def restricted(self, kept_V: np.ndarray) -> ColumnPlaces:
@@ -163,7 +163,7 @@ def files_of(places: Places, path: Path) -> list[Path]:
 
 
 def key_of(places: Places) -> bytes:
-    """What tells places from others."""
+    """What distinguishes places from others."""
     return places.indices_V3.tobytes() if isinstance(places, VoxelPlaces) else places.key
 
 

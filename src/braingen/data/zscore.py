@@ -64,7 +64,7 @@ MARKS = (-999.0, -9999.0, -99999.0, -32768.0)
 
 
 class Moments:
-    """Mean and spread of responses that come in blocks of trials, and what speaks for voxels
+    """Mean and spread of responses that come in blocks of trials, and signs of voxels
     without a signal. V voxels.
 
     Blocks are merged as Chan et al. do, so that a mean far above the spread costs no digits.

@@ -72,7 +72,7 @@ class Mesh(NamedTuple):
 
 
 def side_of(name: str) -> Side | None:
-    """The hemisphere that a file's name tells; None where it tells neither, or both."""
+    """The hemisphere in a file's name; None where it names neither, or both."""
     for pattern in _SIDES_IN_NAMES:
         found = {word[0].lower() for word in re.findall(pattern, name)}
         if found:

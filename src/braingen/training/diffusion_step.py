@@ -168,7 +168,7 @@ def validate(parts: DiffusionParts, config: Config) -> dict[str, float]:
     same noise and times, nothing left out.
 
     ``denoising`` chooses the checkpoint. ``loss`` is what is minimised, guidance of the time
-    routers included; guidance tells how routers are set and nothing about images.
+    routers included; guidance describes the routers and nothing about images.
     """
     parts.model.eval()
     held_out, device = parts.data.held_out, parts.alphas_cumprod.device
