@@ -81,6 +81,23 @@ class ExpertStack(NamedTuple):
         counts = levels_BL.new_tensor(self.counts).long()
         return levels_BL.repeat_interleave(counts, dim=1)
 
+    def estimates(self, weights_ET: Tensor | None = None) -> ExpertStack:
+        """Estimates of the embedding by experts whose sum is their level: outputs times number.
+
+        An expert of a sum is a share of its level; times E it is an estimate, whose mean over the
+        experts is the level.
+
+        Parameters
+        ----------
+        weights_ET : Tensor | None, optional
+            Weights of the sum, of all experts; 1 each by default.
+        """
+        counts_BL = self.experts_BETD.new_tensor(self.counts)[None]
+        factors_BET1 = self.spread(counts_BL)[..., None, None]
+        if weights_ET is not None:
+            factors_BET1 = factors_BET1 * weights_ET[None, :, :, None]
+        return self._replace(experts_BETD=self.experts_BETD * factors_BET1)
+
     def map(self, change: Callable[[Tensor], Tensor]) -> ExpertStack:
         """The stack with both tensors changed alike: rows chosen, averaged, moved to a device."""
         return self._replace(
@@ -133,8 +150,8 @@ class ExpertEmbeddings(NamedTuple):
     def stack(self) -> ExpertStack:
         """The backbone outputs as one stack, of the levels where single experts are not kept.
 
-        Experts of a level that is their sum are shares of it: :func:`experts_of_sums` makes them
-        estimates.
+        Outputs of experts may be shares of their level:
+        :meth:`braingen.encoders.base.Encoder.estimates` makes them estimates.
         """
         import torch
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from braingen.encoders.moe import BrainMoEMulti
+from braingen.encoders.moe import BrainMoEHier, BrainMoEMulti
 from braingen.routing.conditioning import (
     ConditioningForm,
     ConditioningSource,
     RoutedConditioning,
-    experts_of_sums,
     through_prior,
 )
 from braingen.routing.diffuse_router import DiffuseRouter
@@ -171,10 +170,25 @@ def test_for_an_affine_prior_all_orders_agree():
 
 
 def test_experts_of_sums_become_estimates_of_their_level():
-    scaled = experts_of_sums(IMAGE)
+    scaled = IMAGE.estimates()
     assert scaled.counts == COUNTS and torch.equal(scaled.output_BTD, IMAGE.output_BTD)
     for shares, estimates in zip(IMAGE.by_level, scaled.by_level):
         torch.testing.assert_close(estimates.mean(1), shares.sum(1))
+
+
+@pytest.mark.parametrize("combine", ["sum", "mean", "learned"])
+def test_the_mean_of_an_encoders_estimates_is_its_level(combine):
+    sizes = {"clip_emb_dim": 5, "hidden_dim": 16, "n_blocks": 1}
+    encoder: BrainMoEHier | BrainMoEMulti
+    if combine == "learned":
+        encoder = shaken(BrainMoEHier({1: 9}, num_exps=(2, 4), **sizes))  # type: ignore[assignment]
+    else:
+        more = {"num_exp_0": 2, "exp_factor_list": (2,), "level_combine": combine}
+        encoder = BrainMoEMulti({1: 9}, **sizes, **more)
+    with torch.no_grad():
+        out = encoder.eval()(torch.randn(4, 9), 1, return_experts=True)
+        found = encoder.estimates(out.stack)
+    torch.testing.assert_close(found.levels_BLTD, out.level_backbone_BLTD, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_reach_every_router_parameter_unless_a_prior_stops_them():

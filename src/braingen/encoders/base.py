@@ -14,7 +14,7 @@ from torch import Tensor
 
 from braingen.config.encoders import ENCODER_CONFIGS
 from braingen.runtime.kinds import load_kind
-from braingen.types import ExpertEmbeddings
+from braingen.types import ExpertEmbeddings, ExpertStack
 
 
 class VoxelShares(NamedTuple):
@@ -56,6 +56,18 @@ class Encoder(ModelMixin, ConfigMixin, ABC):
         return_experts : bool, optional
             Also return the outputs of every expert.
         """
+
+    def estimates(self, stack: ExpertStack) -> ExpertStack:
+        """The stack with every expert as an estimate of its level, the mean of its experts.
+
+        As it is here: an encoder whose experts are shares of their level scales them.
+
+        Parameters
+        ----------
+        stack : ExpertStack
+            Of an output with the outputs of every expert.
+        """
+        return stack
 
     def init_from(self, responses: dict[int, Tensor]) -> None:
         """Initialise from training trials; called where its settings say

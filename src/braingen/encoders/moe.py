@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diffusers.configuration_utils import register_to_config
+import torch
 from torch import Tensor, nn
 
 from braingen.encoders.base import Encoder, VoxelShares
@@ -27,7 +28,7 @@ from braingen.encoders.moe_parts import (
 from braingen.encoders.subject_layer import SubjectLayer, Subjects
 from braingen.encoders.tracing import traced_shares
 from braingen.runtime.errors import UserError
-from braingen.types import ExpertEmbeddings
+from braingen.types import ExpertEmbeddings, ExpertStack
 
 
 class BrainMoEMulti(Encoder):
@@ -148,6 +149,10 @@ class BrainMoEMulti(Encoder):
             units_EBK = outputs[-1].units_EBK
         return embeddings(outputs, [self.mix(output) for output in outputs], return_experts)
 
+    def estimates(self, stack: ExpertStack) -> ExpertStack:
+        """Experts as estimates of their level."""
+        return self.mix.estimates(stack)
+
     def voxel_shares(self, voxels_BV: Tensor, subject: int) -> list[VoxelShares] | None:
         """Voxels traced through the subject layer and the routers; not through a bottleneck."""
         if self.bottleneck is not None:
@@ -218,6 +223,10 @@ class BrainMoE(Encoder):
                 make_trunk(trunk, 1, units, n_blocks, dropout),
                 ExpertHeads(1, units, clip_seq_dim, clip_emb_dim, head, clip_emb_dim),
             )
+
+    def estimates(self, stack: ExpertStack) -> ExpertStack:
+        """Experts as estimates of their level."""
+        return self.mix.estimates(stack)
 
     def forward(
         self,
@@ -304,6 +313,10 @@ class BrainMoEHier(Encoder):
                 make_trunk(trunk, 1, units, n_blocks, dropout),
                 ExpertHeads(1, units, clip_seq_dim, clip_emb_dim, head, clip_emb_dim),
             )
+
+    def estimates(self, stack: ExpertStack) -> ExpertStack:
+        """Experts as estimates of their level, times their learned weights."""
+        return stack.estimates(torch.cat([mix.backbone for mix in self.mixes]))
 
     def forward(
         self,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from braingen.encoders.experts import ExpertHeads, Trunk
 from braingen.runtime.errors import UserError
-from braingen.types import ExpertEmbeddings, UnitRouting
+from braingen.types import ExpertEmbeddings, ExpertStack, UnitRouting
 
 Combine = Literal["sum", "mean"]
 
@@ -115,6 +115,10 @@ class EvenMix(nn.Module):
         """Return backbone_BTD and clip_BTD."""
         scale = 1.0 if self.combine == "sum" else 1 / len(level.backbone_EBTD)
         return level.backbone_EBTD.sum(dim=0) * scale, level.clip_EBTD.sum(dim=0) * scale
+
+    def estimates(self, stack: ExpertStack) -> ExpertStack:
+        """Experts as estimates of their level."""
+        return stack.estimates() if self.combine == "sum" else stack
 
     def extra_repr(self) -> str:
         return self.combine

@@ -20,7 +20,7 @@ from braingen.encoders.feature_router import balance_loss
 from braingen.encoders.moe_parts import Combine, EvenMix, LevelOutput, embeddings, start_gain
 from braingen.encoders.parcels import ParcelMap
 from braingen.encoders.subject_layer import SubjectLayer, Subjects
-from braingen.types import ExpertEmbeddings
+from braingen.types import ExpertEmbeddings, ExpertStack
 
 
 class SubtreeLevel(nn.Module):
@@ -106,6 +106,10 @@ class BrainMoEVoxel(Encoder):
         """
         for subject, responses_TV in responses.items():
             self.parcels(subject).init_from(responses_TV)
+
+    def estimates(self, stack: ExpertStack) -> ExpertStack:
+        """Experts as estimates of their level."""
+        return self.mix.estimates(stack)
 
     def voxel_shares(self, voxels_BV: Tensor, subject: int) -> list[VoxelShares]:
         """Shares of the parcels of every expert."""

@@ -19,7 +19,6 @@ from braingen.routing.conditioning import (
     ConditioningForm,
     ConditioningSource,
     RoutedConditioning,
-    experts_of_sums,
     through_prior,
 )
 from braingen.routing.diffuse_router import DiffuseRouter
@@ -76,8 +75,8 @@ def decode_voxels(
         return average_repeats(x.unflatten(0, (count, repeats)), present_BR.to(x.device))
 
     stack = each.stack.map(mean)
-    if experts and embedding_decoder.encoder.config.get("level_combine", "sum") == "sum":
-        stack = experts_of_sums(stack)
+    if experts:
+        stack = embedding_decoder.encoder.estimates(stack)
     if order != "step" and embedding_decoder.prior is not None:
         noise = noise.to(voxels_BRV) if noise is not None else None
         stack = through_prior(stack, lambda x: embedding_decoder.through_prior(x, noise), of=order)

@@ -24,18 +24,6 @@ Prior = Callable[[Tensor], Tensor]
 """N x T x D embeddings of the brain -> N x T x D embeddings as CLIP makes them."""
 
 
-def experts_of_sums(stack: ExpertStack) -> ExpertStack:
-    """Experts times their number, for an encoder whose levels are sums of their experts (the
-    published implementation).
-
-    An expert of a sum is a share of the level; times E it is an estimate of the embedding, and the
-    level is the mean of the estimates, as the router and the prior expect.
-    """
-    counts_BL = stack.experts_BETD.new_tensor(stack.counts)[None]
-    factors_BE = stack.spread(counts_BL)
-    return stack._replace(experts_BETD=stack.experts_BETD * factors_BE[..., None, None])
-
-
 def through_prior(
     stack: ExpertStack, prior: Prior, *, of: Literal["output", "levels", "experts"] = "levels"
 ) -> ExpertStack:
@@ -45,7 +33,7 @@ def through_prior(
     Parameters
     ----------
     stack : ExpertStack
-        Encoder outputs; levels are the means of their experts (see `experts_of_sums`).
+        Encoder outputs; levels are the means of their experts (see `ExpertStack.estimates`).
     prior : callable
         The prior as a function; called once, on all rows together.
     of : Literal['output', 'levels', 'experts'], optional
