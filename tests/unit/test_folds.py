@@ -89,7 +89,10 @@ def test_the_epoch_of_the_best_mean_over_left_out_images_is_kept(monkeypatch, ro
     monkeypatch.setattr(stage, "validate", validate)
     kept: list[tuple[str, int]] = []
     spy(
-        monkeypatch, stage, "keep", lambda run, *_: kept.append((run.folder.name, len(run.metrics)))
+        monkeypatch,
+        stage,
+        "save_best",
+        lambda run, *_: kept.append((run.folder.name, len(run.metrics))),
     )
     config = tiny_config(root, tmp_path / "run", training__checkpoint="folds")
     folder = stage.train(config, "image")

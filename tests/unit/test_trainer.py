@@ -35,7 +35,7 @@ class Line(TrainingTask):
     """A linear map; judged by how near its bias is to 1."""
 
     title, epochs, accumulation, advice = "line", EPOCHS, 2, "Stop."
-    judged_by, higher_is_better, validates_untrained = "validation/distance", False, True
+    monitor, higher_is_better, validates_untrained = "validation/distance", False, True
     max_norm = 0.5
 
     def __init__(self, config: Any, folder: Path, dies_at: int = -1) -> None:
@@ -70,7 +70,7 @@ class Line(TrainingTask):
     def validate(self) -> dict[str, float]:
         return {"validation/distance": abs(self.bare[0].bias.item() - 1)}
 
-    def keep(self) -> None:
+    def save_best(self) -> None:
         self.kept.append(self.bare[0].bias.item())
 
 

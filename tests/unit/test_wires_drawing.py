@@ -859,7 +859,7 @@ def test_processes_share_the_batches_that_are_missing(tmp_path):
         def broadcast(self, value: Any) -> Any:
             return value
 
-        def share(self, items: list[Any]) -> list[Any]:
+        def split(self, items: list[Any]) -> list[Any]:
             return items[1::2]
 
         def wait(self) -> None:

@@ -119,7 +119,7 @@ def generate_missing(
     missing = workers.broadcast(
         [part for part in parts if not all(png_path(folder, image).exists() for image in ids[part])]
     )
-    for part in track(workers.share(missing), description=description, disable=not workers.main):
+    for part in track(workers.split(missing), description=description, disable=not workers.main):
         for image, generated in zip(ids[part], generate(part)):
             info = PngInfo()
             if generated.tensors:  # before the PNG, whose existence marks the image as complete

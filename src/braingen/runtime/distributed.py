@@ -21,7 +21,7 @@ from braingen.runtime.precision import use_tf32
 from braingen.runtime.run_folder import CONTENTS, Follower, Run, has_work, remove_run
 
 Item = TypeVar("Item")
-PATIENCE = timedelta(hours=12)
+TIMEOUT = timedelta(hours=12)
 """Timeout of collective operations: work of the main process, such as all targets of a data set,
 may take hours.
 """
@@ -40,7 +40,7 @@ class Workers:
         use_tf32(config)
         several = int(os.environ.get("WORLD_SIZE", "1")) > 1
         self._state = PartialState(
-            cpu=device_of(config).type == "cpu", **({"timeout": PATIENCE} if several else {})
+            cpu=device_of(config).type == "cpu", **({"timeout": TIMEOUT} if several else {})
         )
 
     @property
@@ -81,7 +81,7 @@ class Workers:
         main_first(self, lambda: made.append(work()))
         return made[0] if made else work()
 
-    def share(self, items: Sequence[Item]) -> list[Item]:
+    def split(self, items: Sequence[Item]) -> list[Item]:
         """Return this process's part of a list that is equal in all processes."""
         if self.count == 1:
             return list(items)

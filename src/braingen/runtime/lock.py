@@ -16,10 +16,10 @@ from typing import Any
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import disk_errors_as_sentences
 
-_OTHER_HOST_PATIENCE = (
+_OTHER_HOST_TIMEOUT = (
     15 * 60
 )  # seconds without a heartbeat after which another machine's lock is stale
-_SIGN_OF_LIFE = 30  # seconds between heartbeats, which touch the lock
+_HEARTBEAT = 30  # seconds between heartbeats, which touch the lock
 _open_here: set[Path] = set()  # POSIX locks do not exclude the process that holds them
 
 
@@ -69,7 +69,7 @@ class FolderLock:
                 and not (holder.get("job") and holder["job"] == here["job"])
             ):
                 silent = time.time() - os.fstat(self._file).st_mtime
-                if silent < _OTHER_HOST_PATIENCE:
+                if silent < _OTHER_HOST_TIMEOUT:
                     raise UserError(
                         f"{folder} was in use by process {holder['pid']} on {holder['host']}"
                         f" {silent:.0f} seconds ago: if that has ended, remove {self.path} and"
@@ -107,7 +107,7 @@ class FolderLock:
 
     def touch(self) -> None:
         """Touch the lock file as a heartbeat."""
-        if time.monotonic() - self._touched > _SIGN_OF_LIFE:
+        if time.monotonic() - self._touched > _HEARTBEAT:
             os.utime(self.path)
             self._touched = time.monotonic()
 

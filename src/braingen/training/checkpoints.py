@@ -76,7 +76,7 @@ class TrainingPosition:
     """Sums of the losses over those passes."""
 
 
-class _Wish(IntEnum):
+class _Action(IntEnum):
     NOTHING, SAVE, STOP = 0, 1, 2
 
 
@@ -163,8 +163,10 @@ class Checkpoints:
             **{name: state[name] for name in TrainingPosition.__dataclass_fields__}
         )
 
-    def look(self, place: TrainingPosition, request: Request, epoch_over: bool = False) -> None:
-        """Save if it is time to, or stop if that was asked for; all processes do the same.
+    def maybe_save(
+        self, place: TrainingPosition, request: Request, epoch_over: bool = False
+    ) -> None:
+        """Save when it is time to, or stop after a signal; all processes do the same.
 
         Raises
         ------
@@ -173,16 +175,16 @@ class Checkpoints:
         """
         due = self._clock.due(self._pause if epoch_over else self._pause_within)
         mine = (
-            _Wish.STOP
+            _Action.STOP
             if request.made
-            else _Wish.SAVE
+            else _Action.SAVE
             if due and self._workers.main
-            else _Wish.NOTHING
+            else _Action.NOTHING
         )
-        wish = self._workers.all_reduce_max(mine)
-        if wish != _Wish.NOTHING:
+        action = self._workers.all_reduce_max(mine)
+        if action != _Action.NOTHING:
             self.save(place)
-        if wish == _Wish.STOP:
+        if action == _Action.STOP:
             end_tracking(self._accelerator)
             request.made = True
             request.raise_if_set()

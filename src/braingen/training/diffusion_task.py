@@ -104,7 +104,7 @@ class DiffusionTask(UpdatesTask):
     """Fine-tuning, an epoch being ``finetune.validation_steps`` updates."""
 
     title = "fine-tuning"
-    judged_by = "validation/denoising"
+    monitor = "validation/denoising"
     higher_is_better = False
     validates_untrained = True  # fresh routers and LoRA: what is to be beaten
 
@@ -179,7 +179,7 @@ class DiffusionTask(UpdatesTask):
             found = validate(self.data, self.config)
         return {f"validation/{name}": value for name, value in found.items()}
 
-    def keep(self) -> None:
+    def save_best(self) -> None:
         """LoRA and routers."""
         if self.workers.main:
             _save(self.run, BEST, self.data.model, self.config)

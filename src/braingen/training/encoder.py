@@ -348,7 +348,7 @@ class EncoderTask(TrainingTask):
         The epoch whose weights are kept; None for the one with the best held-out cosine.
     """
 
-    judged_by = "validation/cosine"
+    monitor = "validation/cosine"
 
     def __init__(
         self,
@@ -420,13 +420,13 @@ class EncoderTask(TrainingTask):
             return cast(dict[str, float], self.model(validate, self.data))
         return validate(self.data.embedding_decoder, self.data)
 
-    def is_kept(self, epochs: int, better: bool) -> bool:
+    def is_saved(self, epochs: int, better: bool) -> bool:
         """The best epoch, or the one that folds chose."""
         return better if self.chosen is None else epochs == self.chosen
 
-    def keep(self) -> None:
-        """Of :func:`keep`."""
-        keep(self.run, self.model, self.accelerator, self.workers)
+    def save_best(self) -> None:
+        """Of :func:`save_best`."""
+        save_best(self.run, self.model, self.accelerator, self.workers)
 
     def labels(self, epochs: int) -> dict[str, int]:
         """The epoch."""
@@ -456,7 +456,7 @@ def fit(
     run_task(task, config, run, workers, SAVE_SECONDS)
 
 
-def keep(run: Run, model: torch.nn.Module, accelerator: Accelerator, workers: Workers) -> None:
+def save_best(run: Run, model: torch.nn.Module, accelerator: Accelerator, workers: Workers) -> None:
     """Make the present embedding decoder the best checkpoint."""
     embedding_decoder = accelerator.unwrap_model(model).embedding_decoder
     if (

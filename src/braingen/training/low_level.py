@@ -141,7 +141,7 @@ class LowLevelTask(TrainingTask):
     """Training of the low-level path, an epoch being a pass over the trials."""
 
     title = "training low_level"
-    judged_by = "validation/explained"
+    monitor = "validation/explained"
 
     def __init__(
         self,
@@ -210,9 +210,9 @@ class LowLevelTask(TrainingTask):
 
     def validate(self) -> dict[str, float]:
         """Share of the variance that is explained."""
-        return {self.judged_by: round(explained(self.data), 6)}
+        return {self.monitor: round(explained(self.data), 6)}
 
-    def keep(self) -> None:
+    def save_best(self) -> None:
         """Write the weights."""
         if self.workers.main:
             with self.run.replace(LATENT_ENCODER) as temporary:

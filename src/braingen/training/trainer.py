@@ -1,10 +1,10 @@
 """One training loop for encoders, the diffusion model and the tiny backbones.
 
-A training is a number of *epochs*; an epoch is what lies between two looks at the curves: one pass
-over the trials for an encoder, a number of updates for a diffusion model. An epoch consists of
-passes (one batch forward and backward), an update of several accumulated passes. After an epoch the
-task may be validated and its weights kept; then the state is saved, when it is time to, also within
-an epoch. An interrupted training continues with the same numbers.
+A training is a number of *epochs*, each a record of the curves: one pass over the trials for an
+encoder, a number of updates for a diffusion model. An epoch consists of passes (one batch forward
+and backward), an update of several accumulated passes. After an epoch the task may be validated and
+its weights kept; then the state is saved, when it is time to, also within an epoch. An interrupted
+training continues with the same numbers.
 
 What differs between stages is a :class:`TrainingTask`.
 """
@@ -56,7 +56,7 @@ class TrainingTask(ABC):
     """Passes of an update."""
     max_norm: float = 1.0
     """To which gradients are clipped."""
-    judged_by: str = ""
+    monitor: str = ""
     """Name of the held-out value that chooses the checkpoint; empty where nothing is held out."""
     higher_is_better: bool = True
     validates_untrained: bool = False
@@ -119,11 +119,11 @@ class TrainingTask(ABC):
         """Values on held-out images, by their names in the curves."""
         return {}
 
-    def is_kept(self, epochs: int, better: bool) -> bool:
+    def is_saved(self, epochs: int, better: bool) -> bool:
         """Whether the weights after so many epochs become the checkpoint."""
         return better
 
-    def keep(self) -> None:  # noqa: B027, optional
+    def save_best(self) -> None:  # noqa: B027, optional
         """Write the weights as the best checkpoint."""
 
     @contextlib.contextmanager
@@ -238,27 +238,27 @@ def run_task(task: TrainingTask, config: Config, run: Run, workers: Workers, pau
         run, workers, getattr(accelerator, "scaler", None) is not None, task.advice
     )
 
-    def look(epochs: int, values: dict[str, float]) -> None:
+    def validate_and_save(epochs: int, values: dict[str, float]) -> None:
         """Validate, keep, log."""
         found: dict[str, float] = {}
         if epochs in (0, task.epochs) or task.is_validated(epochs):
             with task.averaged():
                 found = task.validate()
                 divergence.validated(found, f"on the held-out images at step {task.steps(epochs)}")
-                better = bool(found) and sign * found[task.judged_by] > place.best
+                better = bool(found) and sign * found[task.monitor] > place.best
                 if better:
-                    place.best = sign * found[task.judged_by]
-                if task.is_kept(epochs, better):
-                    task.keep()
-        elif task.is_kept(epochs, False):
+                    place.best = sign * found[task.monitor]
+                if task.is_saved(epochs, better):
+                    task.save_best()
+        elif task.is_saved(epochs, False):
             with task.averaged():
-                task.keep()
+                task.save_best()
         values = {**values, **{name: round(value, 6) for name, value in found.items()}}
         run.log(task.steps(epochs), **task.labels(epochs), **values)
         accelerator.log(values, step=task.steps(epochs))
 
     if restored is None and task.validates_untrained:
-        look(0, {})
+        validate_and_save(0, {})
     with defer_signals() as request, Progress(disable=not workers.main) as progress:
         bar = progress.add_task(
             task.title,
@@ -270,7 +270,7 @@ def run_task(task: TrainingTask, config: Config, run: Run, workers: Workers, pau
                 task, place, checkpoints, divergence, request, lambda: progress.advance(bar)
             )
             done = place.epoch + 1
-            look(
+            validate_and_save(
                 done,
                 {
                     f"train/{name}": round(total / max(1, place.counted), 6)
@@ -279,7 +279,7 @@ def run_task(task: TrainingTask, config: Config, run: Run, workers: Workers, pau
             )
             place.epoch, place.step, place.counted, place.sums = done, 0, 0, {}
             if done < task.epochs:
-                checkpoints.look(place, request, epoch_over=True)
+                checkpoints.maybe_save(place, request, epoch_over=True)
             progress.update(bar, description=f"{task.title}{task.standing(sign * place.best)}")
     summary = task.finish(sign * place.best)
     end_tracking(accelerator)
@@ -329,4 +329,4 @@ def train_epoch(
             task.schedule.step()
             task.updated()
             if place.step < passes:
-                checkpoints.look(place, request)
+                checkpoints.maybe_save(place, request)
