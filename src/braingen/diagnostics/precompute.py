@@ -112,7 +112,7 @@ def cache(config: Config) -> Path:
             ids[table.cache.stale(ids, table.digests(ids))] if workers.main else None
         )
         assert missing is not None
-        mine = np.array(workers.share(missing.tolist()), dtype=np.int64)
+        mine = np.array(workers.split(missing.tolist()), dtype=np.int64)
         table.cache.fill(mine, table.digests(mine), table.batch)
         workers.wait()
     return layout.cache()
