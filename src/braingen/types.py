@@ -151,7 +151,7 @@ class ExpertEmbeddings(NamedTuple):
         """The backbone outputs as one stack, of the levels where single experts are not kept.
 
         Outputs of experts may be shares of their level:
-        :meth:`braingen.encoders.base.Encoder.estimates` makes them estimates.
+        :meth:`braingen.encoders.base.Encoder.as_estimates` makes them estimates.
         """
         import torch
 

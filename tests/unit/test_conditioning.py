@@ -187,7 +187,7 @@ def test_the_mean_of_an_encoders_estimates_is_its_level(combine):
         encoder = BrainMoEMulti({1: 9}, **sizes, **more)
     with torch.no_grad():
         out = encoder.eval()(torch.randn(4, 9), 1, return_experts=True)
-        found = encoder.estimates(out.stack)
+        found = encoder.as_estimates(out.stack)
     torch.testing.assert_close(found.levels_BLTD, out.level_backbone_BLTD, rtol=1e-4, atol=1e-5)
 
 

@@ -57,7 +57,7 @@ class Encoder(ModelMixin, ConfigMixin, ABC):
             Also return the outputs of every expert.
         """
 
-    def estimates(self, stack: ExpertStack) -> ExpertStack:
+    def as_estimates(self, stack: ExpertStack) -> ExpertStack:
         """The stack with every expert as an estimate of its level, the mean of its experts.
 
         As it is here: an encoder whose experts are shares of their level scales them.

@@ -149,9 +149,9 @@ class BrainMoEMulti(Encoder):
             units_EBK = outputs[-1].units_EBK
         return embeddings(outputs, [self.mix(output) for output in outputs], return_experts)
 
-    def estimates(self, stack: ExpertStack) -> ExpertStack:
+    def as_estimates(self, stack: ExpertStack) -> ExpertStack:
         """Experts as estimates of their level."""
-        return self.mix.estimates(stack)
+        return self.mix.as_estimates(stack)
 
     def voxel_shares(self, voxels_BV: Tensor, subject: int) -> list[VoxelShares] | None:
         """Voxels traced through the subject layer and the routers; not through a bottleneck."""
@@ -224,9 +224,9 @@ class BrainMoE(Encoder):
                 ExpertHeads(1, units, clip_seq_dim, clip_emb_dim, head, clip_emb_dim),
             )
 
-    def estimates(self, stack: ExpertStack) -> ExpertStack:
+    def as_estimates(self, stack: ExpertStack) -> ExpertStack:
         """Experts as estimates of their level."""
-        return self.mix.estimates(stack)
+        return self.mix.as_estimates(stack)
 
     def forward(
         self,
@@ -314,7 +314,7 @@ class BrainMoEHier(Encoder):
                 ExpertHeads(1, units, clip_seq_dim, clip_emb_dim, head, clip_emb_dim),
             )
 
-    def estimates(self, stack: ExpertStack) -> ExpertStack:
+    def as_estimates(self, stack: ExpertStack) -> ExpertStack:
         """Experts as estimates of their level, times their learned weights."""
         return stack.estimates(torch.cat([mix.backbone for mix in self.mixes]))
 

@@ -116,7 +116,7 @@ class EvenMix(nn.Module):
         scale = 1.0 if self.combine == "sum" else 1 / len(level.backbone_EBTD)
         return level.backbone_EBTD.sum(dim=0) * scale, level.clip_EBTD.sum(dim=0) * scale
 
-    def estimates(self, stack: ExpertStack) -> ExpertStack:
+    def as_estimates(self, stack: ExpertStack) -> ExpertStack:
         """Experts as estimates of their level."""
         return stack.estimates() if self.combine == "sum" else stack
 

@@ -107,9 +107,9 @@ class BrainMoEVoxel(Encoder):
         for subject, responses_TV in responses.items():
             self.parcels(subject).init_from(responses_TV)
 
-    def estimates(self, stack: ExpertStack) -> ExpertStack:
+    def as_estimates(self, stack: ExpertStack) -> ExpertStack:
         """Experts as estimates of their level."""
-        return self.mix.estimates(stack)
+        return self.mix.as_estimates(stack)
 
     def voxel_shares(self, voxels_BV: Tensor, subject: int) -> list[VoxelShares]:
         """Shares of the parcels of every expert."""

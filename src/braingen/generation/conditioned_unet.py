@@ -76,7 +76,7 @@ def decode_voxels(
 
     stack = each.stack.map(mean)
     if experts:
-        stack = embedding_decoder.encoder.estimates(stack)
+        stack = embedding_decoder.encoder.as_estimates(stack)
     if order != "step" and embedding_decoder.prior is not None:
         noise = noise.to(voxels_BRV) if noise is not None else None
         stack = through_prior(stack, lambda x: embedding_decoder.through_prior(x, noise), of=order)
