@@ -60,14 +60,15 @@ class Encoder(ModelMixin, ConfigMixin, ABC):
     def as_estimates(self, stack: ExpertStack) -> ExpertStack:
         """The stack with every expert as an estimate of its level, the mean of its experts.
 
-        As it is here: an encoder whose experts are shares of their level scales them.
+        For an encoder whose levels are the sums of their experts, as it is here; another one
+        overrides it.
 
         Parameters
         ----------
         stack : ExpertStack
             Of an output with the outputs of every expert.
         """
-        return stack
+        return stack.estimates()
 
     def init_from(self, responses: dict[int, Tensor]) -> None:
         """Initialise from training trials; called where its settings say
