@@ -7,6 +7,7 @@ parent, K input units of an expert, D CLIP width, T tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from diffusers.configuration_utils import register_to_config
 import torch
@@ -316,7 +317,7 @@ class BrainMoEHier(Encoder):
 
     def as_estimates(self, stack: ExpertStack) -> ExpertStack:
         """Experts as estimates of their level, times their learned weights."""
-        return stack.estimates(torch.cat([mix.backbone for mix in self.mixes]))
+        return stack.estimates(torch.cat([cast(ExpertMix, mix).backbone for mix in self.mixes]))
 
     def forward(
         self,
