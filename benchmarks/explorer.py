@@ -2,7 +2,8 @@
 
 ``python benchmarks/explorer.py [--threads N]``; needs Chromium for the paint. A redraw is the time
 from a request to its whole answer: an image along denoising time, a level alone, an ablation, a
-spread, a map.
+spread, a map. Processor time is that of this process, server included; on a machine without other
+work and with one thread the two are alike.
 """
 
 from __future__ import annotations
@@ -27,18 +28,19 @@ from braingen.explorer.shipped import shipped_run
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 
 
-def seconds(server: Served, path: str, body: dict | None = None) -> float:
-    """Time until a request is answered."""
-    started = time.perf_counter()
+def seconds(server: Served, path: str, body: dict | None = None) -> tuple[float, float]:
+    """Time until a request is answered, and processor time."""
+    started, used = time.perf_counter(), time.process_time()
     reply = server.ask(path, body)
     assert reply.status == 200, reply.body
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - used
 
 
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 for its own choice")
+    parser.add_argument("--images", type=int, default=12, help="test images that are timed")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
@@ -67,8 +69,12 @@ def main() -> None:
         }
         seconds(server, "/api/image", {"image": run.images[0].image, "sample": 9})  # warm
         for name, request in kinds.items():
-            times = [seconds(server, *request(image)) for image in run.image_ids()]
-            print(f"{name}: median {statistics.median(times):.2f} s, longest {max(times):.2f} s")
+            pairs = [seconds(server, *request(image)) for image in run.image_ids()[: given.images]]
+            words = [
+                f"{what} median {statistics.median(times):.2f} s, longest {max(times):.2f} s"
+                for what, times in zip(("time", "processor time"), zip(*pairs))
+            ]
+            print(f"{name}: {'; '.join(words)}", flush=True)
         if find_chromium():
             with chromium_page("--enable-unsafe-swiftshader") as page:
                 paints = []

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import time
 from typing import Any
 
-from integration.axe import find_axe, serious_findings
+from integration.axe import axe_script, severe_findings
 from integration.chromium import Page, chromium_page, find_chromium
 import pytest
 from unit.explorer_server import Served, served
@@ -112,7 +112,8 @@ def test_nothing_is_asked_of_another_machine_and_nothing_is_complained_about(lap
     asked = laptop.requests()
     assert any("niivue" in url for url in asked) and any("/api/map.nii" in url for url in asked)
     assert [url for url in asked if not url.startswith((server.address, "blob:"))] == []
-    assert laptop.complaints() == []
+    # how software draws 3-D is of no concern: "GPU stall due to ReadPixels"
+    assert [each for each in laptop.complaints() if "GL Driver Message" not in each] == []
     broken = (
         "[...document.images].filter((i) => i.checkVisibility() && i.naturalWidth === 0).length"
     )
@@ -138,14 +139,14 @@ def test_everything_fits(browser, server, width, phone, dark):
     assert page.evaluate(outside) == []
 
 
-@pytest.mark.skipif(find_axe() is None, reason="no axe-core (AXE_CORE names axe.min.js)")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_nothing_serious(browser, server, width, dark):
+    axe_script()  # skips where it cannot be had
     page = opened(browser, server, width, 844, phone=width < 400, dark=dark)
     page.evaluate("document.getElementById('brain').scrollIntoView()")
     wait_for(page, "document.getElementById('brain').dataset.painted > 0")
-    assert serious_findings(page) == []
+    assert severe_findings(page) == []
 
 
 def test_the_keyboard_alone_chooses_moves_ablates_and_turns(laptop, run):
