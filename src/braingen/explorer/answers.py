@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from functools import lru_cache
 import io
 from typing import Any
 
@@ -55,6 +56,7 @@ def _run(run: ExploredRun) -> dict[str, Any]:
         },
         "steps": run.draw.steps,
         "preview_steps": run.draw.preview_steps,
+        "notes": run.notes,
         "regions": [
             {"name": name, "voxels": int(inside_V.sum())} for name, inside_V in run.regions.items()
         ],
@@ -76,6 +78,7 @@ def _run(run: ExploredRun) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=1)  # reads all images of two runs
 def _comparable(session: Session) -> list[int]:
     """Test images that two runs have in common: same id, same picture."""
     if len(session.runs) < 2:

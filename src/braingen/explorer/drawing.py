@@ -208,8 +208,8 @@ def _cosine(run: ExploredRun, asked: ImageRequest, decoded: DecodedEmbeddings) -
     """Of the decoded image embedding, or that of the level alone, with the true one."""
     if run.true is None:
         return None
-    encoder, outputs = run.decoder.brain_image, decoded.image
-    found_BTD = outputs.output_BTD if asked.level is None else outputs.levels_BLTD[:, asked.level]
+    encoder, stack = run.decoder.brain_image, decoded.image
+    found_BTD = stack.output_BTD if asked.level is None else stack.levels_BLTD[:, asked.level]
     if run.decoder.config.prior_order == "step":  # else the prior came first
         with torch.no_grad():
             found_BTD = encoder.through_prior(found_BTD)

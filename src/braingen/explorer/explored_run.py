@@ -75,6 +75,8 @@ class ExploredRun(NamedTuple):
     """Category -> its map; empty without an encoding model."""
     scores: Mapping[str, Mapping[str, Any]]
     """Score -> value, low, high, n; empty before `braingen evaluate`."""
+    notes: tuple[str, ...] = ()
+    """In what the explorer's images differ from the run's own."""
 
     def image_ids(self) -> list[int]:
         """Ids of the test images, in their order."""

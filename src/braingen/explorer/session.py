@@ -63,7 +63,7 @@ class Session:
         UserError
             When there is none.
         """
-        if number >= len(self.runs):
+        if not 0 <= number < len(self.runs):
             raise UserError(f"There is no run {number}: {len(self.runs)} are open, counted from 0.")
         return self.runs[number]
 

@@ -70,8 +70,8 @@ def run_config(folder: Path, given: Config) -> Config:
         if path.is_file():
             content = read_yaml(path)
             recorded |= {name: content[name] for name in RECORDED if name in content}
-    if "seed" not in given.run.model_fields_set and "seed" in (content := read_yaml(path)):
-        recorded["run"] = {"seed": content["seed"]}
+            if "seed" in content:
+                recorded["run"] = {"seed": content["seed"]}
     return config.model_copy(
         update={name: _under(getattr(config, name), values) for name, values in recorded.items()}
     )
@@ -140,7 +140,29 @@ def trained_run(folder: Path, given: Config, preview_steps: int) -> ExploredRun:
         regions=known_regions(layout, subject, places),
         tuning=_tuning_maps(folder, subject, places.read),
         scores=_scores(config.run.folder),
+        notes=_notes(config),
     )
+
+
+def _notes(config: Config) -> tuple[str, ...]:
+    """In what the images of the explorer differ from the run's own."""
+    own, found = config.generation, []
+    if own.decode_by != "encoder":
+        found.append(
+            "The run's own images were decoded by the encoding model; the explorer decodes by the"
+            " encoders."
+        )
+    if own.repeats == "first":
+        found.append(
+            "The run's own images are of first presentations alone; the explorer averages all"
+            " unless a presentation is chosen."
+        )
+    if own.samples > 1:
+        found.append(
+            f"The run's own images are the best of {own.samples} samples; the explorer shows the"
+            " first."
+        )
+    return tuple(found)
 
 
 def _true_embeddings(targets: Targets) -> Callable[[int], Tensor]:

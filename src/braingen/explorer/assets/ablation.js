@@ -37,7 +37,7 @@ function drawParts() {
       String(expert), `Level ${level}, expert ${expert} of the ${encoder} encoder`));
     return make("div", { class: "level" }, whole, make("div", { class: "experts" }, ...single));
   });
-  one("parts").replaceChildren(...(sizes.length > 1 ? rows : ["This encoder has no levels."]));
+  one("parts").replaceChildren(...(sizes.length > 1 || sizes[0] > 1 ? rows : ["This encoder has no levels and no experts."]));
 }
 
 export function prepare(run) {

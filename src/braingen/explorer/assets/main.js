@@ -59,6 +59,7 @@ function chooseRun(chosen) {
   one("preview").textContent = about.preview_steps === about.steps
     ? `${about.steps} denoising steps, as for the run's own images.`
     : `Preview with ${about.preview_steps} denoising steps; the run's own images have ${about.steps}.`;
+  one("preview").textContent += about.notes.map((note) => ` ${note}`).join("");
   const single = Array.from({ length: about.presentations }, (_, number) => [String(number), `${number + 1} alone`]);
   fill(one("presentation"), [["", "all, averaged"], ...single], "");
   ablation.prepare(about);
