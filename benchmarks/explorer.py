@@ -65,7 +65,7 @@ def main() -> None:
                 {"image": n, "ablate": {"regions": [region]}},
             ),
             "contribution": lambda n: (f"/api/map?kind=contribution&image={n}", None),
-            "spread of 4": lambda n: ("/api/spread", {"image": n}),
+            "spread, one more image": lambda n: ("/api/spread", {"image": n, "count": 2}),
         }
         seconds(server, "/api/image", {"image": run.images[0].image, "sample": 9})  # warm
         for name, request in kinds.items():

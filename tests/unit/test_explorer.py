@@ -150,6 +150,9 @@ def test_the_spread_is_the_standard_deviation_of_the_images(run, session):
     stack = np.stack(found.pictures) / 255
     assert np.allclose(found.deviation_HW, np.sqrt(stack.var(axis=0).mean(-1)), atol=1e-6)
     assert found.mean > 0
+    assert session.image(ImageRequest(image=image, frames=True)).picture_HW3 is found.pictures[0]
+    of_two = session.spread(SpreadRequest(image=image, count=2))
+    assert all(a is b for a, b in zip(of_two.pictures, found.pictures[:2], strict=True))
     of_presentations = session.spread(SpreadRequest(image=image, over="presentations"))
     for number, picture in enumerate(of_presentations.pictures):
         alone = drawn(run, ImageRequest(image=image, presentation=number))

@@ -58,6 +58,8 @@ class SpreadRequest(Asked):
     """What differs between the images: the noise that denoising starts from, or the presentation
     that is decoded.
     """
+    count: Annotated[int, Field(ge=2, le=16)] | None = None
+    """How many images, from the first; all without."""
     steps: Annotated[int, Field(ge=1, le=100)] | None = None
 
 

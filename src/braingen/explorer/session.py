@@ -97,10 +97,13 @@ class Session:
                     f"Image {asked.image} was presented once, so presentations have no spread:"
                     " choose the spread over noise."
                 )
-        pictures = tuple(
-            self.image(base.model_copy(update={field: number})).picture_HW3
-            for number in range(count)
-        )
+        wanted = [
+            base.model_copy(update={field: number})
+            for number in range(min(count, asked.count or count))
+        ]
+        if asked.over == "noise":  # the page has shown the first one already
+            wanted[0] = wanted[0].model_copy(update={"frames": True})
+        pictures = tuple(self.image(each).picture_HW3 for each in wanted)
         variance_HW3 = (np.stack(pictures).astype(np.float32) / 255).var(axis=0)
         return Spread(pictures, np.sqrt(variance_HW3.mean(axis=-1)))
 

@@ -98,13 +98,21 @@ async function refresh() {
   }
 }
 
+// An image at a time, so that none has to be waited for long.
 async function refreshSpread(asked, current) {
   const over = one("over").value;
-  const found = await ask("/api/spread", { run: asked.run, image: asked.image, steps: asked.steps, over }, current);
+  const most = over === "noise" ? state.about.candidates : Math.max(2, run().presentations);
+  for (let count = 2; count <= most; count += 1) {
+    const wanted = { run: asked.run, image: asked.image, steps: asked.steps, over, count };
+    showSpread(await ask("/api/spread", wanted, current), over);
+  }
+}
+
+function showSpread(found, over) {
   show(one("spread"), found.picture, `Spread of the decoded images; mean standard deviation ${number(found.mean)}`);
-  const names = over === "noise" ? "noise" : "presentation";
+  const name = (index) => (over === "noise" ? `noise ${index}` : `presentation ${index + 1}`);
   one("candidates").replaceChildren(...found.candidates.map((source, index) => make("figure", {},
-    make("img", { src: source, alt: `Decoded with ${names} ${index}` }), make("figcaption", {}, `${names} ${over === "noise" ? index : index + 1}`))));
+    make("img", { src: source, alt: `Decoded with ${name(index)}` }), make("figcaption", {}, name(index)))));
   one("spread-facts").textContent = `Standard deviation over ${found.candidates.length} images, mean over pixels: ${number(found.mean)} (images from 0 to 1; the brightest colour is ${state.about.spread_top} and above).`;
 }
 
