@@ -48,7 +48,7 @@ check: $(VENV)/installed
 	$(RUN)/mypy
 	$(RUN)/python -m pytest tests/unit/test_import_direction.py
 
-# of some modules only: make mutants MODULES="training/encoder.py evaluation/ridge.py"
+# of some modules only: make mutants MODULES="training/encoder.py encoders/ridge.py"
 MUTATED = $(if $(MODULES),--modules $(MODULES))
 
 mutants: $(VENV)/installed

@@ -28,9 +28,11 @@ from braingen.config import Config, load_config
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, subjects_on_disk, test_trials, train_trials
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.encoders.ridge import fit_ridge
 from braingen.encoding_model.banded_ridge import candidate_scales
 from braingen.encoding_model.features import FeatureSpaces
-from braingen.encoding_model.model import EncodingModel, people_tuning
+from braingen.encoding_model.model import EncodingModel
+from braingen.encoding_model.people import people_groups
 from braingen.encoding_model.pictures import library_pictures
 from braingen.encoding_model.responses import average_responses
 from braingen.encoding_model.run import mean_responses
@@ -38,7 +40,6 @@ from braingen.encoding_model.train import fit_subject
 from braingen.evaluation.decoding import decoder_scores
 from braingen.evaluation.embeddings import decode_test_images, score_embeddings
 from braingen.evaluation.identification import two_way
-from braingen.evaluation.ridge import fit_ridge
 from braingen.evaluation.uncertainty import mean_interval, permutation_p, two_way_by_image
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.files import write_json
@@ -153,8 +154,11 @@ def person(root: str, subject: int, curve: str | None) -> dict[str, dict[str, np
     each_ND = spaces.targets.image(shown).flatten(1).numpy()
     ridge = fit_ridge(betas.rows(trials.table["trial"].to_numpy()), each_ND, shown)
     found = {"ridge": images.scores(ridge.predict(measured))}
-    for name, tuning in (("encoding model", None), ("with others", people_tuning(others))):
-        model = fit_subject(config, subject, responses, spaces, pictures, tuning)
+    for name, prior in (
+        ("encoding model", None),
+        ("with others", people_groups(others, pictures.features)),
+    ):
+        model = fit_subject(config, subject, responses, spaces, pictures, prior)
         decoded = model.decode(measured, pictures.library(model)).embedding_ND
         found[name] = images.scores(decoded)
     if curve:

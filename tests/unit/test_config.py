@@ -211,8 +211,8 @@ def test_an_unknown_name_lists_what_there_is(tmp_path, monkeypatch, asked):
     with pytest.raises(
         UserError,
         match=(
-            r"Did you mean nsd_subj01\?.*nsd_multi, nsd_subj01, nsd_subj01_small, own_scans,"
-            r" simulated\."
+            r"Did you mean nsd_subj01\?.*nsd_multi, nsd_published, nsd_subj01, nsd_subj01_small,"
+            r" own_scans, simulated"
         ),
     ):
         load_config(asked)

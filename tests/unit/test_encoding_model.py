@@ -19,8 +19,9 @@ from braingen.encoding_model.library import (
     choose_decoding,
     refuse_test_pictures,
 )
-from braingen.encoding_model.model import EncodingModel, people_tuning
+from braingen.encoding_model.model import EncodingModel
 from braingen.encoding_model.noise import NoiseModel, _likelihoods, fit_noise
+from braingen.encoding_model.people import people_groups
 from braingen.encoding_model.responses import average_array
 from braingen.encoding_model.voxel_space import shared_space
 from braingen.evaluation.brain_correlation import brain_values
@@ -209,14 +210,13 @@ def test_other_peoples_tuning_helps_a_person_with_few_images():
     few, weights, new = world.pictures(14), world.person(30), world.pictures(200)
     responses = world.responses(few, weights, repeats=1)
     truth = np.concatenate(list(new.values()), 1) @ weights
-    tuning = people_tuning(others)
-    assert tuning.shape == (20, 20) and people_tuning(others, width=3).shape == (20, 3)
+    prior = people_groups(others, world.pictures(40), groups=2)
 
     def error(model: EncodingModel) -> float:
         assert list(model.ridge.bands) == ["a", "b"]  # predicts from features alone
         return float(np.square(model.predict(new) - truth).mean() / truth.var())
 
-    assert error(EncodingModel.fit(few, responses, tuning_PK=tuning)) < 0.9 * error(
+    assert error(EncodingModel.fit(few, responses, prior=prior)) < 0.9 * error(
         EncodingModel.fit(few, responses)
     )
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge as SklearnRidge
 
-from braingen.evaluation import ridge
+from braingen.encoders import ridge
 from braingen.runtime.errors import UserError
 
 

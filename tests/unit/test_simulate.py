@@ -25,7 +25,7 @@ from braingen.data.captions import load_captions
 from braingen.data.stimuli import Stimuli
 from braingen.data.trials import behav, group_repeats, test_trials, train_trials
 from braingen.data.volumes import find_order, load_label_vector, load_places, read_regions
-from braingen.evaluation.ridge import average_repeats, fit_ridge
+from braingen.encoders.ridge import average_repeats, fit_ridge
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.simulation import dataset, pictures, scenes, semantics

@@ -12,6 +12,7 @@ LONGEST = 400
 """Lines of a module without a reason to be longer."""
 REASONS = {
     "encoders/prior/network.py": "one network; its layers are used nowhere else",
+    "config/encoders.py": "the settings of every encoder, a class each",
     "evaluation/features.py": "the published networks, one registry",
     "evaluation/uncertainty.py": "intervals and tests that share their resamples",
     "generation/pipeline.py": "one DiffusionPipeline, most of it docstrings",

@@ -27,6 +27,7 @@ from unit.tiny_training import IMAGES, spy, tiny_config, with_a_gap
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import test_trials, train_trials
+from braingen.encoders.ridge import fit_ridge
 from braingen.evaluation import (
     decoding,
     evaluate_images,
@@ -46,7 +47,6 @@ from braingen.evaluation.decoding import decoder_scores
 from braingen.evaluation.evaluate_captions import caption_table
 from braingen.evaluation.feature_store import FeatureStore, as_scored
 from braingen.evaluation.image_sets import PngImages, SeenImages
-from braingen.evaluation.ridge import fit_ridge
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDINGS, INDEX, generated_folder, random_folders

@@ -4,6 +4,7 @@ of CLIP, an encoder of 16 units.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def tiny_config(root: Path, folder: Path, **more: str) -> Config:
             for name, value in wanted.items()
             if not name.startswith("prior.") or name == "prior.use_prior"
         }
-    if wanted.get("encoder.model") == "BrainEncoder":
+    if wanted.get("encoder.model") in ("BrainEncoder", "BrainMoERegions"):
         wanted.pop("encoder.exp_factor_list")
     if wanted.get("evaluation.all_recons_path"):
         wanted.pop("evaluation.retrieval_draws")
@@ -144,6 +145,8 @@ class LinearReader(nn.Module):
         self.clip = nn.Linear(width, width)
         self.levels = nn.ModuleList(nn.Linear(width, width) for _ in range(levels))
         self.prior = RecordingPrior(width) if prior else None
+        self.linear = None
+        self.without_held_out = nullcontext
         self.noise_shape: tuple[int, ...] = ()
         self.modes: list[bool] = []
         self.seen: list[tuple[Tensor, int]] = []

@@ -78,6 +78,13 @@ class AnyEncoder(Section):
         return False
 
     @property
+    def tuning_width(self) -> int:
+        """Dimensions of voxels' tuning, where the encoder is initialised from encoding models of
+        the training trials (``init_from_tuning``); else 0.
+        """
+        return 0
+
+    @property
     def kept_per_trial(self) -> int:
         """About how many numbers a training step keeps of every trial, for doctor's estimate."""
         return self.hidden_dim * 4
@@ -293,6 +300,40 @@ class BrainMoEVoxelConfig(WithTrunks):
     def arguments(self, captions: CaptionTarget | None = None) -> dict[str, Any]:
         """Where parcels start is decided outside the encoder."""
         return self.model_dump(exclude={"model", "parcel_init"})
+
+
+class BrainMoERegionsConfig(AnyEncoder):
+    """Experts that are groups of voxels with the same tuning, the same in every person."""
+
+    where: ClassVar[str] = "braingen.encoders.moe_regions:BrainMoERegions"
+    model: Literal["BrainMoERegions"] = "BrainMoERegions"
+    hidden_dim: Positive = 512
+    """Width of an expert."""
+    n_blocks: NotNegative = 2
+    """Blocks of attention among experts."""
+    heads: Positive = 8
+    """Heads of attention."""
+    groups: tuple[Positive, ...] = (2, 4, 8, 16)
+    """Experts level by level, coarse to fine; those of coarser levels are unions of the finest."""
+    tuning_dim: Positive = 64
+    """Numbers that describe what drives a voxel, all that a person owns beside a precision per
+    voxel.
+    """
+
+    @property
+    def experts(self) -> tuple[int, ...]:
+        """Of the tree of groups."""
+        return self.groups
+
+    @property
+    def tuning_width(self) -> int:
+        """From encoding models of the training trials."""
+        return self.tuning_dim
+
+    @property
+    def kept_per_trial(self) -> int:
+        """Of every block and expert."""
+        return self.hidden_dim * (1 + sum(self.groups)) * (8 * self.n_blocks + 4)
 
 
 class BrainEncoderConfig(WithBottleneck):

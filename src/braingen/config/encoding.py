@@ -30,8 +30,8 @@ class EncodingConfig(Section):
     decoding_folds: Annotated[int, Field(ge=2)] = 5
     """Groups of images that the way of decoding is chosen on, without having been fitted on."""
     init_from: Folder | None = None
-    """Run with encoding models of other people: what their voxels are tuned to becomes a band of
-    its own, for people with few trials.
+    """Run with encoding models of other people: their voxels fall into groups with the same tuning,
+    by which a person's voxels are fitted; for people with few trials.
     """
     library: str = ""
     """Folder of images among which responses are decoded; empty for the training images of all

@@ -150,6 +150,10 @@ class TrainingConfig(Section):
     """Finished run whose experts and prior are taken over, RUN or RUN/image; its architecture and
     losses are the defaults then.
     """
+    with_ridge: bool = True
+    """Ridge regression stands beside encoder and prior, and held-out images choose how much of each
+    is used: with few trials ridge regression alone (published: no).
+    """
     trained: Literal["all", "routers", "subject"] = "all"
     """What is trained: all, the subject layers and the routers (published: --train_router_only), or
     the subject layers alone.

@@ -7,6 +7,7 @@ voxels, E experts of a level.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from diffusers import ConfigMixin, ModelMixin
@@ -30,6 +31,15 @@ class VoxelShares(NamedTuple):
     False if routing depends on the activation or linear maps lie between levels: units are then
     tracked by position.
     """
+
+
+class VoxelTuning(NamedTuple):
+    """What drives the voxels of a person."""
+
+    weight_VK: Tensor
+    """Weights of coordinates of unit variance in the space that all people share."""
+    precision_V: Tensor
+    """1 / variance of a single response that the weights do not explain."""
 
 
 class Encoder(ModelMixin, ConfigMixin, ABC):
@@ -80,6 +90,19 @@ class Encoder(ModelMixin, ConfigMixin, ABC):
             Subject -> training trials x voxels.
         """
         raise NotImplementedError(f"{type(self).__name__} does not start from responses")
+
+    def init_from_tuning(self, tuning: Mapping[int, VoxelTuning], seed: int = 0) -> None:
+        """Initialise from encoding models of the training trials; called where its settings give a
+        ``tuning_width``.
+
+        Parameters
+        ----------
+        tuning : Mapping[int, VoxelTuning]
+            Subject -> what drives its voxels.
+        seed : int, optional
+            Of what is drawn.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not start from voxels' tuning")
 
     def voxel_shares(self, voxels_BV: Tensor, subject: int) -> list[VoxelShares] | None:
         """Share of every voxel that each expert receives, level by level; None where that is not

@@ -5,6 +5,7 @@ B batch, V voxels, T tokens, D CLIP width.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from braingen.encoders.base import encoder_class as class_of
+from braingen.encoders.linear_readout import LinearReadout
 from braingen.encoders.prior.diffusion_prior import DiffusionPrior
 from braingen.runtime.weights import load_whole
 from braingen.types import ExpertEmbeddings
@@ -65,6 +67,9 @@ class EmbeddingDecoder(ModelMixin, ConfigMixin):
     head_trained : bool, optional
         Whether the projection heads were trained (``clip_scale`` above 0); otherwise images are
         retrieved by the output of the encoder.
+    linear_config : dict[str, Any] | None, optional
+        Rank of ridge regression beside encoder and prior (:class:`LinearReadout`), and whether
+        outputs of experts add up to their level's; None for none.
     """
 
     mean_TD: Tensor
@@ -80,9 +85,14 @@ class EmbeddingDecoder(ModelMixin, ConfigMixin):
         sample_steps: int = 30,
         guidance_scale: float = 1.5,
         head_trained: bool = True,
+        linear_config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = class_of(encoder_class)(**encoder_config)
+        shared = {
+            name: encoder_config[name] for name in ("subjects", "clip_seq_dim", "clip_emb_dim")
+        }
+        self.linear = None if linear_config is None else LinearReadout(**shared, **linear_config)
         self.prior = DiffusionPrior(**prior_config) if prior_config is not None else None
         self.register_buffer(
             "mean_TD", torch.zeros(encoder_config["clip_seq_dim"], encoder_config["clip_emb_dim"])
@@ -127,6 +137,9 @@ class EmbeddingDecoder(ModelMixin, ConfigMixin):
         """
         _ = self.expert_counts  # is kept
         self.encoder.to("meta")
+        if self.linear is not None:
+            self.linear.linears.to("meta")
+            self.linear.judged.to("meta")
         if self.prior is not None and not prior:
             self.prior.to("meta")
         if self.mean_TD.device.type == "cuda":
@@ -156,8 +169,13 @@ class EmbeddingDecoder(ModelMixin, ConfigMixin):
     def forward(
         self, voxels_BV: Tensor, subject: int, return_experts: bool = False
     ) -> ExpertEmbeddings:
-        """Encode voxels; outputs are in standardised units."""
+        """Encode voxels; outputs are in standardised units.
+
+        Mixed with ridge regression, where there is some, except in training.
+        """
         out = self.encoder(voxels_BV, subject, return_experts=return_experts)
+        if self.linear is not None and not self.training:
+            out = self.linear.mixed(out, self.linear(voxels_BV, subject))
         if self.config.head_trained or self.training:
             return out
         return out._replace(
@@ -165,6 +183,12 @@ class EmbeddingDecoder(ModelMixin, ConfigMixin):
             level_clip_BLTD=out.level_backbone_BLTD,
             expert_clip=out.expert_backbone,
         )
+
+    def without_held_out(self) -> AbstractContextManager[None]:
+        """Decode held-out training images as if they were unseen: ridge regression, where there is
+        some, by its fit without them.
+        """
+        return nullcontext() if self.linear is None else self.linear.without_held_out()
 
     def through_prior(self, backbone_BTD: Tensor, noise: Tensor | None = None) -> Tensor:
         """Output of the prior for encoder outputs, in standardised units.
@@ -182,6 +206,13 @@ class EmbeddingDecoder(ModelMixin, ConfigMixin):
         """
         if self.prior is None:
             return backbone_BTD
+        found_BTD = self._prior_output(backbone_BTD, noise)
+        if self.linear is None or self.training:
+            return found_BTD
+        return backbone_BTD + self.linear.prior_weight * (found_BTD - backbone_BTD)
+
+    def _prior_output(self, backbone_BTD: Tensor, noise: Tensor | None) -> Tensor:
+        assert self.prior is not None
         if self.config.prior_use == "predict":
             return self.prior.predict(backbone_BTD)
         if noise is not None:

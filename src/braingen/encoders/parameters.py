@@ -21,6 +21,7 @@ PARTS = (
     (r"(^|\.)bottleneck\.", "bottleneck"),
     (r"(^|\.)meta_expert\.", "meta expert"),
     (r"(^|\.)router\.", "routers"),
+    (r"(^|\.)(log_temper|into)\b", "estimates of experts"),
     (r"(^|\.)mixes\.", "mixing of experts"),
     (r"(^|\.)low_level\.", "low-level branch"),
     (r"(^|\.)intermediate\.", "intermediate heads"),

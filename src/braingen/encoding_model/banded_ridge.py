@@ -162,7 +162,7 @@ def fit_banded_ridge(
     x_NP = stack_bands(features, bands)
     images = len(x_NP)
     times_N = np.ones(images) if times_N is None else np.asarray(times_N, dtype=np.float64)
-    _check(x_NP, responses_NV, times_N)
+    check_fit(x_NP, responses_NV, times_N)
     if scales_CB is None:
         scales_CB = candidate_scales(len(bands), 4 * len(bands), seed)
     share_N = times_N / times_N.sum()
@@ -205,7 +205,7 @@ def fit_banded_ridge(
     )
 
 
-def _check(x_NP: np.ndarray, responses_NV: np.ndarray, times_N: np.ndarray) -> None:
+def check_fit(x_NP: np.ndarray, responses_NV: np.ndarray, times_N: np.ndarray) -> None:
     if responses_NV.ndim != 2 or len(responses_NV) != len(x_NP) or len(times_N) != len(x_NP):
         raise UserError(
             f"Features of {len(x_NP)} images, responses of shape {responses_NV.shape} and"

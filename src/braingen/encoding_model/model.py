@@ -5,16 +5,16 @@ N images, P features, V voxels, B bands, D embedding width, K dimensions of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
-from scipy.linalg import eigh
 import torch
 
 from braingen.encoding_model.banded_ridge import JUDGED, BandedRidge, fit_banded_ridge, stack_bands
+from braingen.encoding_model.group_prior import GroupPrior, fit_group_prior
 from braingen.encoding_model.library import DecodingChoice, Inverse, Library
 from braingen.encoding_model.noise import NoiseModel, fit_noise
 from braingen.encoding_model.responses import AveragedResponses
@@ -24,10 +24,6 @@ from braingen.runtime.text_files import read_json
 from braingen.runtime.weights import read_tensors
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
-PEOPLE = "people"
-"""Name of the band of other people's tuning."""
-TUNING = 256
-"""Most directions of other people's tuning."""
 _AGAIN = "train it again: braingen train encoding"
 
 
@@ -68,7 +64,7 @@ class EncodingModel(NamedTuple):
         seed: int = 0,
         device: torch.device | str = "cpu",
         on_candidate: Callable[[], object] = lambda: None,
-        tuning_PK: np.ndarray | None = None,
+        prior: GroupPrior | None = None,
     ) -> EncodingModel:
         """Fit features, noise and ceiling; arguments as of `fit_banded_ridge`.
 
@@ -78,27 +74,31 @@ class EncodingModel(NamedTuple):
             Bands of the images of ``responses``, in their order.
         responses : AveragedResponses
             Of the training images.
-        tuning_PK : np.ndarray | None, optional
-            Directions of features that other people's voxels are tuned to (`people_tuning`): a band
-            of its own while fitting, whose weights then join those of the features. ``scales_CB``
-            has a column for it, the last.
+        prior : GroupPrior | None, optional
+            Groups of other people's voxels (`people_groups`), by which the weights of every voxel
+            are fitted; ``scales_CB`` is then not used.
         """
-        fitted = dict(features)
-        if tuning_PK is not None:
-            bands = {name: values.shape[1] for name, values in features.items()}
-            fitted[PEOPLE] = stack_bands(features, bands) @ tuning_PK
-        ridge = fit_banded_ridge(
-            fitted,
-            responses.mean_NV,
-            responses.times_N,
-            scales_CB,
-            judged=judged,
-            seed=seed,
-            device=device,
-            on_candidate=on_candidate,
-        )
-        if tuning_PK is not None:
-            ridge = _without_people(ridge, tuning_PK)
+        if prior is None:
+            ridge = fit_banded_ridge(
+                features,
+                responses.mean_NV,
+                responses.times_N,
+                scales_CB,
+                judged=judged,
+                seed=seed,
+                device=device,
+                on_candidate=on_candidate,
+            )
+        else:
+            ridge = fit_group_prior(
+                features,
+                responses.mean_NV,
+                prior,
+                responses.times_N,
+                judged=judged,
+                seed=seed,
+                on_candidate=on_candidate,
+            )
         noise = fit_noise(ridge.residual_JV, seed=seed)
         return cls(
             ridge,
@@ -242,39 +242,6 @@ class EncodingModel(NamedTuple):
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder} holds no encoding model ({error}); {_AGAIN}.") from error
-
-
-def _without_people(ridge: BandedRidge, tuning_PK: np.ndarray) -> BandedRidge:
-    """The same predictions by the features alone."""
-    features = len(tuning_PK)
-    own_PV, people_KV = np.split(ridge.coefficients_PV, [features])
-    return ridge._replace(
-        coefficients_PV=own_PV + tuning_PK @ people_KV,
-        feature_mean_P=ridge.feature_mean_P[:features],
-        bands={name: width for name, width in ridge.bands.items() if name != PEOPLE},
-    )
-
-
-def people_tuning(models: Sequence[EncodingModel], width: int = TUNING) -> np.ndarray:
-    """Directions of features that people's voxels are tuned to, as long as they are common.
-
-    The leading eigenvectors of the mean W W' over voxels of all people, times the roots of their
-    eigenvalues: ridge on the projected features is ridge whose weights have the covariance that
-    other people's weights have.
-
-    Returns
-    -------
-    np.ndarray
-        P x K, float32.
-    """
-    features = len(models[0].ridge.coefficients_PV)
-    gram_PP = np.zeros((features, features))
-    for model in models:
-        weights_PV = model.ridge.coefficients_PV
-        gram_PP += weights_PV @ weights_PV.T / (weights_PV.shape[1] * len(models))
-    kept = (max(0, features - width), features - 1)
-    value_K, vector_PK = eigh(gram_PP, subset_by_index=kept)
-    return (vector_PK * np.sqrt(np.maximum(value_K, 0))).astype(np.float32)
 
 
 def _band_shares(ridge: BandedRidge, features: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -22,8 +22,10 @@ from braingen.data.sealed_runs import refuse_test_set
 from braingen.data.trials import fold_of_images, train_trials
 from braingen.encoding_model.banded_ridge import candidate_scales
 from braingen.encoding_model.features import FeatureSpaces
+from braingen.encoding_model.group_prior import GroupPrior
 from braingen.encoding_model.library import DecodingChoice, Inverse, choose_decoding
-from braingen.encoding_model.model import EncodingModel, people_tuning
+from braingen.encoding_model.model import EncodingModel
+from braingen.encoding_model.people import people_groups
 from braingen.encoding_model.pictures import Pictures, library_pictures
 from braingen.encoding_model.responses import AveragedResponses, average_responses
 from braingen.encoding_model.voxel_space import shared_space
@@ -89,7 +91,12 @@ def _fit_all(config: Config, folder: Path) -> dict[str, Any]:
         trials = train_trials(layout, subject, config.data.num_sessions)
         responses = average_responses(trials, Betas.of(layout, subject))
         found[subject] = fit_subject(
-            config, subject, responses, spaces, pictures, tuning_of(others, subject)
+            config,
+            subject,
+            responses,
+            spaces,
+            pictures,
+            prior_of(others, subject, pictures.features, config.run.seed),
         )
         found[subject].save(folder / subject_name(subject))
     chosen = np.random.default_rng(config.run.seed).permutation(reference_N)[:REFERENCE]
@@ -140,10 +147,22 @@ def other_people(config: Config) -> dict[int, EncodingModel]:
     return found
 
 
-def tuning_of(others: Mapping[int, EncodingModel], subject: int) -> np.ndarray | None:
-    """What the voxels of other people are tuned to; None without others."""
+def prior_of(
+    others: Mapping[int, EncodingModel], subject: int, features: Mapping[str, np.ndarray], seed: int
+) -> GroupPrior | None:
+    """Groups of other people's voxels; None without others.
+
+    Parameters
+    ----------
+    features : Mapping[str, np.ndarray]
+        Bands of pictures by whose predicted responses voxels are compared; of more than `REFERENCE`
+        some are taken.
+    """
     models = [model for number, model in others.items() if number != subject]
-    return people_tuning(models) if models else None
+    if not models:
+        return None
+    step = -(-len(next(iter(features.values()))) // REFERENCE)
+    return people_groups(models, {name: rows[::step] for name, rows in features.items()}, seed=seed)
 
 
 def fit_subject(
@@ -152,13 +171,13 @@ def fit_subject(
     responses: AveragedResponses,
     spaces: FeatureSpaces,
     pictures: Pictures,
-    tuning_PK: np.ndarray | None = None,
+    prior: GroupPrior | None = None,
 ) -> EncodingModel:
     """Fit one person's encoding model, and choose how it decodes."""
     features = spaces.of_ids(responses.image_N)
     embedding_ND = spaces.targets.image(responses.image_N).flatten(1).numpy()
     return fit_with_decoding(
-        config, responses, features, embedding_ND, pictures, f"{subject}", tuning_PK
+        config, responses, features, embedding_ND, pictures, f"{subject}", prior
     )
 
 
@@ -169,7 +188,7 @@ def fit_with_decoding(
     embedding_ND: np.ndarray,
     pictures: Pictures,
     name: str,
-    tuning_PK: np.ndarray | None = None,
+    prior: GroupPrior | None = None,
 ) -> EncodingModel:
     """Fit a model to all images, and choose how it decodes on images it was not fitted on.
 
@@ -181,19 +200,19 @@ def fit_with_decoding(
         The library; images of the fold are left out of it too.
     name : str
         Of the person, for the progress bar.
-    tuning_PK : np.ndarray | None, optional
-        Of other people (`people_tuning`).
+    prior : GroupPrior | None, optional
+        Of other people (`prior_of`).
     """
     settings = config.encoding
     images = len(responses.image_N)
     folds = min(settings.decoding_folds, images // 2)
     fold_N = fold_of_images(responses.image_N, folds, config.run.seed)
     used = range(folds if images <= FOLDED else 1)
-    bands = len(features) + (tuning_PK is not None)
-    scales_CB = candidate_scales(bands, settings.band_draws, config.run.seed)
+    scales_CB = candidate_scales(len(features), settings.band_draws, config.run.seed)
+    candidates = len(scales_CB) if prior is None else len(prior.maps_GPK) + len(features)
     with Progress() as progress:
         bar = progress.add_task(
-            f"encoding model of subject {name}", total=len(scales_CB) * (1 + len(used))
+            f"encoding model of subject {name}", total=candidates * (1 + len(used))
         )
 
         def fit(rows_N: np.ndarray) -> EncodingModel:
@@ -205,7 +224,7 @@ def fit_with_decoding(
                 config.run.seed,
                 device_of(config),
                 lambda: progress.advance(bar),
-                tuning_PK,
+                prior,
             )
 
         def held_out() -> Iterator[tuple[Inverse, np.ndarray, np.ndarray]]:

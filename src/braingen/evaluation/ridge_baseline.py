@@ -10,7 +10,7 @@ from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.sealed_runs import at_training_data
 from braingen.data.trials import group_repeats, test_trials, train_trials
-from braingen.evaluation.ridge import fit_ridge
+from braingen.encoders.ridge import fit_ridge
 from braingen.runtime.data_layout import Layout
 from braingen.targets.tables import Targets
 

@@ -97,15 +97,16 @@ def decoded_table(
             if embedding_decoder.noise_shape
             else None
         )
-        decoded = decode_voxels(
-            embedding_decoder,
-            batch.voxels_BRV.to(device),
-            subject,
-            batch.present_BR,
-            config.router.prior_order,
-            experts=True,
-            noise=noise,
-        )
+        with embedding_decoder.without_held_out():
+            decoded = decode_voxels(
+                embedding_decoder,
+                batch.voxels_BRV.to(device),
+                subject,
+                batch.present_BR,
+                config.router.prior_order,
+                experts=True,
+                noise=noise,
+            )
         return decoded.stack.experts_BETD
 
     key = {

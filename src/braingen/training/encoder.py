@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import logging
 import math
 from pathlib import Path
 import shutil
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from accelerate import Accelerator
 import numpy as np
+from safetensors.torch import save
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, mse_loss, normalize
@@ -23,16 +24,25 @@ from braingen.data.trials import group_repeats
 from braingen.encoders import losses
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.gather import gather_rows
+from braingen.encoders.linear_readout import (
+    OutputWeights,
+    all_weights,
+    best_weights,
+    choose_weights,
+    grid_key,
+)
 from braingen.encoders.parameters import trained_share, weight_decay_groups
 from braingen.pretrained.tiny import check_backbone
 from braingen.runtime.device import accelerator_of
 from braingen.runtime.distributed import Workers, complete, shared_run
+from braingen.runtime.files import replaced_file
 from braingen.runtime.fingerprints import fingerprint_of_files
 from braingen.runtime.paths import EMBEDDING_DECODER, run_folder
 from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
 from braingen.training.checkpoints import SHARDED, Stateful
 from braingen.training.encoder_setup import (
+    SPACE,
     EncoderParts,
     TrialFold,
     earlier_folder,
@@ -159,6 +169,9 @@ def step(
 def validate(embedding_decoder: EmbeddingDecoder, parts: EncoderParts) -> dict[str, float]:
     """Look at the held-out training images, their presentations averaged.
 
+    With ridge regression beside encoder and prior, how much of them is used is chosen here, and
+    set.
+
     Returns
     -------
     cosine
@@ -169,7 +182,10 @@ def validate(embedding_decoder: EmbeddingDecoder, parts: EncoderParts) -> dict[s
         images.
     """
     embedding_decoder.eval()
-    backbone, clip, truth = [], [], []
+    linear = embedding_decoder.linear
+    if linear is not None:
+        linear.choose(OutputWeights())
+    ridge, backbone, clip, truth = [], [], [], []
     for trials, betas in parts.held_out:
         for batch in RepeatBatches(group_repeats(trials), betas, trials.subject, 64):
             count, repeats = batch.present_BR.shape
@@ -182,17 +198,33 @@ def validate(embedding_decoder: EmbeddingDecoder, parts: EncoderParts) -> dict[s
             )
             clip.append(average_repeats(each.clip_BTD.unflatten(0, (count, repeats)), present))
             truth.append(parts.targets_ND[parts.row_of_image[batch.image_B.numpy()]])
-    truth_NF = torch.cat(truth).flatten(1)
-    embedding = torch.cat(backbone)
-    if embedding_decoder.prior is not None:
-        embedding = embedding_decoder.prior.predict(embedding)
-    cosine = cosine_similarity(embedding.flatten(1), truth_NF).mean()
-    nearest = (losses.unit_rows(torch.cat(clip)) @ normalize(truth_NF, dim=1).T).argmax(1)
+            if linear is not None:
+                averaged_BV = batch.averaged().voxels_BV.to(parts.targets_ND.device)
+                with linear.without_held_out():
+                    ridge.append(linear(averaged_BV, trials.subject))
+    truth_NTD, backbone_NTD, clip_NTD = torch.cat(truth), torch.cat(backbone), torch.cat(clip)
+    truth_NF = truth_NTD.flatten(1)
+    grid: dict[str, float] = {}
+    prior = None if embedding_decoder.prior is None else embedding_decoder.prior.predict
+    if linear is not None:
+        ridge_NTD = torch.cat(ridge)
+        weights, grid = choose_weights(ridge_NTD, backbone_NTD, truth_NTD, prior)
+        if parts.weights is not None:
+            weights = parts.weights
+        linear.choose(weights)
+        cosine = grid[grid_key(weights)]
+        grid |= {f"validation/{name}_weight": value for name, value in weights._asdict().items()}
+        clip_NTD = ridge_NTD.lerp(clip_NTD, weights.encoder)
+    else:
+        embedding = backbone_NTD if prior is None else prior(backbone_NTD)
+        cosine = cosine_similarity(embedding.flatten(1), truth_NF).mean().item()
+    nearest = (losses.unit_rows(clip_NTD) @ normalize(truth_NF, dim=1).T).argmax(1)
     found = (nearest == torch.arange(len(truth_NF), device=nearest.device)).float().mean()
     embedding_decoder.train()
     return {
-        "validation/cosine": round(cosine.item(), 6),
+        "validation/cosine": round(cosine, 6),
         "validation/retrieval": round(found.item(), 6),
+        **grid,
     }
 
 
@@ -303,19 +335,30 @@ def by_folds(config: Config) -> bool:
     return False
 
 
+class FoldChoice(NamedTuple):
+    """What a cross-validation chose."""
+
+    epoch: int
+    weights: OutputWeights | None
+    """Of encoder and prior; None without a linear read-out."""
+
+
 def epoch_by_folds(
     config: Config, modality: str, folder: Path, settings: dict[str, Any], workers: Workers
-) -> int:
+) -> FoldChoice:
     """The epoch with the best cosine of left-out training images, each image counted once.
+
+    With a linear read-out, how much of encoder and prior is used is chosen with the epoch.
 
     Every fold is trained as the whole will be, in a run folder of its own below the run's. Its
     metrics are kept, its weights are not.
     """
-    sums: dict[int, float] = {}
+    cosines: dict[tuple[int, str], list[float]] = {}
+    counts: list[int] = []
     for number in range(FOLDS):
         fold, own = TrialFold(number, FOLDS), folder / "folds" / f"fold-{number + 1}"
         judged = [trials.table["image"].to_numpy() for _, trials in splits_of(config, fold)]
-        images = sum(len(np.unique(each)) for each in judged)
+        counts.append(sum(len(np.unique(each)) for each in judged))
         mine = {**settings, "fold": f"{number + 1} of {FOLDS}"}
         with shared_run(workers, own, mine, {"run": config.run.seed}) as run:
             if not workers.broadcast(
@@ -330,13 +373,35 @@ def epoch_by_folds(
                     workers,
                 )
             for record in run.metrics:
-                if "validation/cosine" in record:
-                    sums[record["epoch"]] = (
-                        sums.get(record["epoch"], 0.0) + images * record["validation/cosine"]
-                    )
+                for name, value in record.items():
+                    if name.startswith("validation/cosine"):
+                        cosines.setdefault((record["epoch"], name), []).append(value)
         if workers.main:
             shutil.rmtree(own / EMBEDDING_DECODER, ignore_errors=True)
-    return max(sums, key=lambda epoch: (sums[epoch], -epoch))
+    return choose_by_folds(cosines, counts)
+
+
+def choose_by_folds(
+    cosines: Mapping[tuple[int, str], Sequence[float]], images: Sequence[int]
+) -> FoldChoice:
+    """The best epoch, with weights of encoder and prior where they were tried.
+
+    Parameters
+    ----------
+    cosines : Mapping[tuple[int, str], Sequence[float]]
+        (epoch, name of the metric) -> its value in every fold.
+    images : Sequence[int]
+        Left-out images of every fold.
+    """
+    share = np.array(images) / sum(images) * len(images)
+    epochs = sorted({epoch for epoch, _ in cosines})
+    tried = [w for w in all_weights() if (epochs[0], grid_key(w)) in cosines]
+    if not tried:
+        mean = {epoch: share @ cosines[epoch, "validation/cosine"] for epoch in epochs}
+        return FoldChoice(max(epochs, key=lambda epoch: (mean[epoch], -epoch)), None)
+    folds = {epoch: {w: share * cosines[epoch, grid_key(w)] for w in tried} for epoch in epochs}
+    best = max(epochs, key=lambda e: (max(folds[e][w].mean() for w in tried), -e))
+    return FoldChoice(best, best_weights(folds[best]))
 
 
 class EncoderTask(TrainingTask):
@@ -449,10 +514,16 @@ def fit(
     run: Run,
     accelerator: Accelerator,
     workers: Workers,
-    chosen: int | None = None,
+    chosen: FoldChoice | None = None,
 ) -> None:
-    """Train; parameters as for :class:`EncoderTask`."""
-    task = EncoderTask(config, parts, run, accelerator, workers, chosen)
+    """Train; parameters as for :class:`EncoderTask`, with the choice of a cross-validation."""
+    if chosen is not None:
+        parts = parts._replace(weights=chosen.weights)
+    epoch = None if chosen is None else chosen.epoch
+    if parts.space_KP is not None and workers.main:
+        with replaced_file(run.folder / SPACE) as handle:
+            handle.write(save({"space_KP": torch.from_numpy(parts.space_KP)}))
+    task = EncoderTask(config, parts, run, accelerator, workers, epoch)
     run_task(task, config, run, workers, SAVE_SECONDS)
 
 

@@ -22,21 +22,27 @@ from braingen.data.betas import Betas
 from braingen.data.checks import check_before_training
 from braingen.data.trials import fold_of_images, hold_out, hold_out_images, train_trials
 from braingen.encoders.embedding_decoder import EmbeddingDecoder, TargetScale
+from braingen.encoders.linear_readout import RANK, OutputWeights
 from braingen.encoders.parameters import (
     adapting_parameters,
     subject_parameters,
     train_only,
     trainable_parameters,
 )
+from braingen.encoders.ridge import fit_ridge
 from braingen.generation.compatibility import refuse_incompatible
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.paths import EMBEDDING_DECODER
 from braingen.runtime.run_folder import Run
+from braingen.runtime.weights import read_tensors
 from braingen.targets.tables import Targets
 from braingen.training.synthetic import SyntheticTrials
+from braingen.training.voxel_tuning import voxel_tuning
 from braingen.types import Trials
 
+SPACE = "voxel_space.safetensors"
+"""File of a run's shared space of voxels' tuning."""
 PARCEL_TRIALS = 1500
 """Trials from which parcels of voxels start: 94 MB at 15 724 voxels."""
 MAY_DIFFER = {"subjects", "dropout", "voxel_dropout"}
@@ -57,6 +63,10 @@ class EncoderParts(NamedTuple):
     row_of_image: np.ndarray
     """Image id -> row of the targets, -1 for images that are not used."""
     loss: LossConfig
+    weights: OutputWeights | None = None
+    """How much of encoder and prior is used, where a cross-validation chose it."""
+    space_KP: np.ndarray | None = None
+    """The shared space of voxels' tuning; None for encoders that do not start from it."""
 
 
 class TrialFold(NamedTuple):
@@ -144,6 +154,17 @@ def setup(
         embedding_decoder.encoder.init_from(
             {trials.subject: some_responses(trials, betas) for trials, betas in subjects}
         )
+    measured = [
+        (trials._replace(table=trials.table.iloc[: len(image_T)]), betas)
+        for (trials, betas), image_T in zip(subjects, measured_N)
+    ]
+    space_KP = None
+    if config.encoder.tuning_width:
+        space_KP = None if config.training.init_from is None else earlier_space(config, modality)
+        tuning, space_KP = voxel_tuning(
+            config, targets, measured, config.encoder.tuning_width, space_KP
+        )
+        embedding_decoder.encoder.init_from_tuning(tuning, config.run.seed)
     if config.training.init_from is None:
         mean_TD = embeddings_NTD[trained_on].mean(0)
         embedding_decoder.set_scale(
@@ -155,14 +176,51 @@ def setup(
             EmbeddingDecoder.from_pretrained(earlier_folder(config, modality) / EMBEDDING_DECODER),
         )
     choose_trained(embedding_decoder, config)
+    targets_ND = embedding_decoder.standardised(embeddings_NTD)
+    if embedding_decoder.linear is not None:
+        if config.training.init_from is None:
+            embedding_decoder.linear.set_basis(targets_ND[trained_on])
+        for part, (held, _) in zip(measured, held_out):
+            fit_ridges(embedding_decoder, part, held, targets_ND, row_of_image)
     return EncoderParts(
         embedding_decoder=embedding_decoder,
         batches=TrainBatches(subjects, config.training.batch_size, config.run.seed, rank, world),
         held_out=held_out,
-        targets_ND=embedding_decoder.standardised(embeddings_NTD),
+        targets_ND=targets_ND,
         row_of_image=row_of_image,
         loss=loss,
+        space_KP=space_KP,
     )
+
+
+def earlier_space(config: Config, modality: str) -> np.ndarray:
+    """The shared space of voxels' tuning of the run that is started from."""
+    path = earlier_folder(config, modality) / SPACE
+    return read_tensors(path, "train it again")["space_KP"].numpy()
+
+
+def fit_ridges(
+    embedding_decoder: EmbeddingDecoder,
+    kept: tuple[Trials, Betas],
+    held: Trials,
+    targets_ND: Tensor,
+    row_of_image: np.ndarray,
+) -> None:
+    """Fit one subject's ridge regression to its measured trials, without and with those of
+    held-out images.
+    """
+    linear, (trials, betas) = embedding_decoder.linear, kept
+    assert linear is not None
+    for without in (True, False):
+        tables = [trials.table] if without else [trials.table, held.table]
+        rows, image = (
+            np.concatenate([table[name].to_numpy() for table in tables])
+            for name in ("trial", "image")
+        )
+        aim_NR = linear.components(targets_ND[row_of_image[image]]).numpy()
+        device = str(embedding_decoder.device)
+        ridge = fit_ridge(betas.rows(rows), aim_NR, image, device=device)
+        linear.take(trials.subject, ridge, without)
 
 
 def some_responses(trials: Trials, betas: Betas) -> Tensor:
@@ -222,6 +280,14 @@ def build_embedding_decoder(
         sample_steps=config.prior.sample_steps,
         guidance_scale=config.prior.guidance_scale,
         head_trained=head_trained,
+        linear_config=(
+            {
+                "rank": min(RANK, tokens * width),
+                "experts_sum": getattr(config.encoder, "level_combine", "sum") == "sum",
+            }
+            if config.training.with_ridge
+            else None
+        ),
     )
 
 
@@ -276,10 +342,12 @@ def take_over(embedding_decoder: EmbeddingDecoder, earlier: EmbeddingDecoder) ->
             )
     weights, own = earlier.state_dict(), embedding_decoder.state_dict()
     fresh = {name for name in own if name not in weights}
-    if not fresh <= set(subject_parameters(embedding_decoder)):
+    of_people = ("encoder.subject_layer.", "linear.linears.", "linear.judged.")
+    own_of_subjects = {name for name in own if name.startswith(of_people)}
+    if not fresh <= own_of_subjects:
         raise UserError(
             "The run that --init_from names lacks"
-            f" {sorted(fresh - set(subject_parameters(embedding_decoder)))[0]}: train it again."
+            f" {sorted(fresh - own_of_subjects)[0]}: train it again."
         )
     embedding_decoder.load_state_dict(
         {name: weights[name] for name in own if name not in fresh}, strict=False

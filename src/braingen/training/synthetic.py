@@ -20,7 +20,7 @@ from braingen.encoding_model.features import FeatureSpaces
 from braingen.encoding_model.model import EncodingModel
 from braingen.encoding_model.pictures import library_pictures
 from braingen.encoding_model.responses import average_responses
-from braingen.encoding_model.train import other_people, tuning_of
+from braingen.encoding_model.train import other_people, prior_of
 from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
 from braingen.targets.tables import Targets
@@ -164,10 +164,7 @@ class SyntheticTrials:
         settings, seed = self.config.encoding, self.config.run.seed
         responses = average_responses(trials, betas)
         features = self.spaces.of_ids(responses.image_N)
-        tuning_PK = tuning_of(self.others, trials.subject)
-        scales_CB = candidate_scales(
-            len(features) + (tuning_PK is not None), settings.band_draws, seed
-        )
+        scales_CB = candidate_scales(len(features), settings.band_draws, seed)
         return EncodingModel.fit(
             features,
             responses,
@@ -175,5 +172,5 @@ class SyntheticTrials:
             settings.judged_images,
             seed,
             device_of(self.config),
-            tuning_PK=tuning_PK,
+            prior=prior_of(self.others, trials.subject, self.pictures.features, seed),
         )

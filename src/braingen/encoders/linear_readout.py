@@ -1,0 +1,271 @@
+"""The best linear read-out inside an embedding decoder: ridge regression beside encoder and prior.
+
+How much of either is used, from ridge regression alone to encoder and prior alone, is chosen on
+held-out images. The read-out is there twice: fitted without the held-out images, to choose by, and
+fitted to all training images, to be used.
+
+B batch, V voxels, R rank of the read-out, T tokens, D CLIP width, L levels, E experts of a level,
+N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.functional import cosine_similarity
+
+from braingen.encoders.ridge import Ridge
+from braingen.encoders.subject_layer import Subjects, voxel_counts
+from braingen.runtime.errors import UserError
+from braingen.types import ExpertEmbeddings
+
+RANK = 512
+"""Most directions of the target that are read out; wider targets are reduced to their leading
+principal components.
+"""
+ENCODER_WEIGHTS, PRIOR_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 0.5, 1.0)
+"""What held-out images choose from."""
+STANDARD_ERRORS = 2.0
+"""By how many standard errors of the paired difference a mixture must be better than ridge
+regression alone to be used.
+"""
+
+
+class OutputWeights(NamedTuple):
+    """How much of encoder and prior is used."""
+
+    encoder: float = 1.0
+    """Share of the encoder's output; the rest is ridge regression."""
+    prior: float = 1.0
+    """Share of the prior's output for that; the rest is what went into the prior."""
+
+
+RIDGE_ALONE = OutputWeights(0.0, 0.0)
+
+
+class FixedLinear(nn.Module):
+    """A linear map that is not trained: zero at first.
+
+    Parameters
+    ----------
+    voxels, rank : int
+        V, R.
+    """
+
+    weight_RV: Tensor
+    bias_R: Tensor
+
+    def __init__(self, voxels: int, rank: int) -> None:
+        super().__init__()
+        self.register_buffer("weight_RV", torch.zeros(rank, voxels))
+        self.register_buffer("bias_R", torch.zeros(rank))
+
+    def forward(self, voxels_BV: Tensor) -> Tensor:
+        """Map voxels, B x R."""
+        return F.linear(voxels_BV, self.weight_RV, self.bias_R)
+
+
+class LinearReadout(nn.Module):
+    """Ridge regression per subject from voxels to the embedding, in standardised units.
+
+    Parameters
+    ----------
+    subjects : Subjects
+        Subject number -> voxel count.
+    rank : int
+        R; no more than T x D.
+    clip_seq_dim, clip_emb_dim : int
+        T, D.
+    experts_sum : bool, optional
+        Whether outputs of experts add up to their level's (else their mean is the level's).
+    """
+
+    basis_RTD: Tensor
+    encoder_weight: Tensor
+    prior_weight: Tensor
+
+    def __init__(
+        self,
+        subjects: Subjects,
+        rank: int,
+        clip_seq_dim: int,
+        clip_emb_dim: int,
+        experts_sum: bool = True,
+    ) -> None:
+        super().__init__()
+        self.experts_sum = experts_sum
+        counts = voxel_counts(subjects)
+        self.linears, self.judged = (
+            nn.ModuleDict({str(each): FixedLinear(count, rank) for each, count in counts.items()})
+            for _ in range(2)
+        )
+        self._without_held_out = False
+        self.register_buffer("basis_RTD", torch.zeros(rank, clip_seq_dim, clip_emb_dim))
+        self.register_buffer("encoder_weight", torch.ones(()))
+        self.register_buffer("prior_weight", torch.ones(()))
+
+    @property
+    def weights(self) -> OutputWeights:
+        """What was chosen."""
+        return OutputWeights(float(self.encoder_weight), float(self.prior_weight))
+
+    def choose(self, weights: OutputWeights) -> None:
+        """Use so much of encoder and prior from now on."""
+        self.encoder_weight.fill_(weights.encoder)
+        self.prior_weight.fill_(weights.prior)
+
+    @contextmanager
+    def without_held_out(self) -> Iterator[None]:
+        """Use the fit without the held-out images, wherever those are decoded."""
+        self._without_held_out = True
+        try:
+            yield
+        finally:
+            self._without_held_out = False
+
+    def expand(self, components_BR: Tensor) -> Tensor:
+        """Coordinates along the basis as an embedding, B x T x D."""
+        return torch.einsum("br,rtd->btd", components_BR, self.basis_RTD)
+
+    def forward(self, voxels_BV: Tensor, subject: int) -> Tensor:
+        """Read the embedding out of one subject's voxels, B x T x D.
+
+        Raises
+        ------
+        UserError
+            For a subject without a read-out.
+        """
+        maps = self.judged if self._without_held_out else self.linears
+        if str(subject) not in maps:
+            raise UserError(
+                f"There is no linear read-out of subject {subject}; there are those of subjects"
+                f" {', '.join(self.linears)}."
+            )
+        device = voxels_BV.device.type
+        if torch.amp.is_autocast_available(device):
+            with torch.autocast(device, enabled=False):
+                return self.expand(maps[str(subject)](voxels_BV.float()))
+        return self.expand(maps[str(subject)](voxels_BV.float()))
+
+    def set_basis(self, targets_ND: Tensor) -> None:
+        """Take the axes of the target for a basis, or its principal components where it is wider
+        than the rank.
+
+        Parameters
+        ----------
+        targets_ND : Tensor
+            Standardised embeddings of the training images: N x T x D.
+        """
+        rank, flat = len(self.basis_RTD), self.basis_RTD[0].numel()
+        basis_RF = self.basis_RTD.new_zeros(rank, flat)
+        if rank == flat:
+            basis_RF.fill_diagonal_(1)
+        else:
+            rows_NF = targets_ND.flatten(1).double()
+            centred_NF = rows_NF - rows_NF.mean(0)
+            vectors_FR = torch.linalg.svd(centred_NF, full_matrices=False).Vh[:rank]
+            basis_RF[: len(vectors_FR)] = vectors_FR.to(basis_RF)
+        self.basis_RTD.copy_(basis_RF.view_as(self.basis_RTD))
+
+    def components(self, targets_NTD: Tensor) -> Tensor:
+        """Coordinates of embeddings along the basis, N x R."""
+        return torch.einsum("ntd,rtd->nr", targets_NTD, self.basis_RTD)
+
+    @torch.no_grad()
+    def take(self, subject: int, ridge: Ridge, without_held_out: bool = False) -> None:
+        """Take over a fitted ridge regression from voxels to components."""
+        maps = self.judged if without_held_out else self.linears
+        linear = cast(FixedLinear, maps[str(subject)])
+        linear.weight_RV.copy_(torch.from_numpy(ridge.coefficients_VD).T)
+        bias_R = ridge.target_mean_D - ridge.voxel_mean_V @ ridge.coefficients_VD
+        linear.bias_R.copy_(torch.from_numpy(bias_R))
+
+    def mixed(self, out: ExpertEmbeddings, ridge_BTD: Tensor) -> ExpertEmbeddings:
+        """An encoder's outputs, mixed with what ridge regression predicts.
+
+        Experts share ridge regression as they share their level.
+        """
+
+        def mix(x: Tensor, part: Tensor) -> Tensor:
+            return torch.lerp(part.expand_as(x), x.float(), self.encoder_weight)
+
+        def experts(x_BETD: Tensor) -> Tensor:
+            share = 1 / x_BETD.shape[1] if self.experts_sum else 1.0
+            return mix(x_BETD, share * ridge_BTD[:, None])
+
+        return out._replace(
+            backbone_BTD=mix(out.backbone_BTD, ridge_BTD),
+            clip_BTD=mix(out.clip_BTD, ridge_BTD),
+            level_backbone_BLTD=mix(out.level_backbone_BLTD, ridge_BTD[:, None]),
+            level_clip_BLTD=mix(out.level_clip_BLTD, ridge_BTD[:, None]),
+            expert_backbone=tuple(experts(x) for x in out.expert_backbone),
+            expert_clip=tuple(experts(x) for x in out.expert_clip),
+        )
+
+
+def choose_weights(
+    ridge_NTD: Tensor,
+    encoder_NTD: Tensor,
+    truth_NTD: Tensor,
+    through_prior: Callable[[Tensor], Tensor] | None,
+) -> tuple[OutputWeights, dict[str, float]]:
+    """Choose how much of encoder and prior is used, by the cosine of held-out images.
+
+    Parameters
+    ----------
+    ridge_NTD : Tensor
+        Predictions of ridge regression fitted without these images, standardised.
+    encoder_NTD : Tensor
+        The encoder's outputs.
+    truth_NTD : Tensor
+        Standardised embeddings.
+    through_prior : Callable[[Tensor], Tensor] | None
+        The prior; None without one.
+
+    Returns
+    -------
+    tuple[OutputWeights, dict[str, float]]
+        The choice, and the mean cosine of every choice (keys of :func:`grid_key`).
+    """
+    found: dict[OutputWeights, np.ndarray] = {}
+    for encoder in ENCODER_WEIGHTS:
+        mixed_NTD = ridge_NTD + encoder * (encoder_NTD - ridge_NTD)
+        after_NTD = None if through_prior is None else through_prior(mixed_NTD)
+        for prior in PRIOR_WEIGHTS if after_NTD is not None else (0.0,):
+            out_NTD = mixed_NTD if after_NTD is None else mixed_NTD.lerp(after_NTD, prior)
+            cosine_N = cosine_similarity(out_NTD.flatten(1).float(), truth_NTD.flatten(1))
+            found[OutputWeights(encoder, prior)] = cosine_N.double().cpu().numpy()
+    return best_weights(found), {
+        grid_key(weights): round(float(cosine_N.mean()), 6) for weights, cosine_N in found.items()
+    }
+
+
+def best_weights(cosine: Mapping[OutputWeights, np.ndarray]) -> OutputWeights:
+    """The weights with the highest mean, if they are better than ridge regression alone by more
+    than `STANDARD_ERRORS` of the paired difference; else ridge regression alone.
+
+    Parameters
+    ----------
+    cosine : Mapping[OutputWeights, np.ndarray]
+        Cosines of the same images, or of the same folds, under all weights.
+    """
+    best = max(cosine, key=lambda weights: float(cosine[weights].mean()))
+    gain_N = cosine[best] - cosine[RIDGE_ALONE]
+    error = gain_N.std(ddof=1) / len(gain_N) ** 0.5 if len(gain_N) > 1 else np.inf
+    return best if gain_N.mean() > STANDARD_ERRORS * error else RIDGE_ALONE
+
+
+def all_weights() -> list[OutputWeights]:
+    """Every choice that there is."""
+    return [OutputWeights(e, p) for e in ENCODER_WEIGHTS for p in PRIOR_WEIGHTS]
+
+
+def grid_key(weights: OutputWeights) -> str:
+    """Name of the cosine under some weights in a run's metrics."""
+    return f"validation/cosine_encoder_{weights.encoder:g}_prior_{weights.prior:g}"
