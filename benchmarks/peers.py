@@ -40,7 +40,8 @@ from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.parameters import router_parameters
 from braingen.encoding_model.banded_ridge import fit_banded_ridge
 from braingen.encoding_model.features import FeatureSpaces
-from braingen.encoding_model.model import EncodingModel, people_tuning
+from braingen.encoding_model.model import EncodingModel
+from braingen.encoding_model.people import people_groups
 from braingen.encoding_model.pictures import library_pictures
 from braingen.encoding_model.responses import average_responses
 from braingen.encoding_model.run import mean_responses
@@ -281,13 +282,14 @@ class Peers:
         layout, ids = Layout.of(config.data.root), _test_ids(config)
         spaces = FeatureSpaces(config)
         pictures = library_pictures(config, spaces)
-        tuning = None
+        prior = None
         if self.ways[cell.way].kind == "encoding_people":
             others = tuple(person for person in self.people if person != cell.subject)
-            tuning = people_tuning(self._encoding_of(others, config, spaces))
+            models = self._encoding_of(others, config, spaces)
+            prior = people_groups(models, pictures.features)
         betas = Betas.of(layout, cell.subject)
         known = average_responses(train_trials(layout, cell.subject, cell.sessions), betas)
-        model = fit_subject(config, cell.subject, known, spaces, pictures, tuning)
+        model = fit_subject(config, cell.subject, known, spaces, pictures, prior)
         measured_NV = mean_responses(group_repeats(test_trials(layout, cell.subject)), betas)
         decoded_ND = model.decode(measured_NV, pictures.library(model)).embedding_ND
         true_ND = spaces.targets.image(ids).flatten(1).numpy()

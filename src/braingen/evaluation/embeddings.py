@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -130,7 +130,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 def _scored(config: Config, raw: Pair, compared: Pair, image_N: np.ndarray) -> EmbeddingScores:
     """Cosine and two-way of raw embeddings, retrieval of those that are compared."""
-    settings = {
+    settings: dict[str, Any] = {
         "pool": config.evaluation.retrieval_pool,
         "draws": config.evaluation.retrieval_draws,
         "resamples": 1,
