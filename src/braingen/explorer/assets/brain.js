@@ -6,7 +6,7 @@ import { complain, fill, levelName, make, one } from "./dom.js";
 const LIBRARY = "/assets/niivue/niivue.js";
 const POSITIVE = "braingen_positive";
 const NEGATIVE = "braingen_negative";
-const SHARE = "viridis";
+const SHARE = "braingen_share";
 
 let about = null;
 let state = null;
@@ -61,7 +61,7 @@ function wanted() {
 
 function missingTuning() {
   if (!about.folder) return "No tuning is known.";
-  return `This run has no maps of tuning. braingen train encoding --folder ${about.folder} fits an encoding model, and braingen interpret --folder ${about.folder} --explain_steps tuning,page writes its maps.`;
+  return `This run has no maps of tuning. With its configuration, braingen train encoding --config NAME --folder ${about.folder} fits an encoding model, and braingen interpret --config NAME --folder ${about.folder} --explain_steps tuning,page writes its maps.`;
 }
 
 export async function refresh(shared, current) {
@@ -137,8 +137,14 @@ async function open() {
   });
   view.onLocationChange = (place) => { one("location").textContent = place.string ?? ""; };
   await view.attachToCanvas(one("canvas"), true);
-  view.addColormap(POSITIVE, { R: [244, 214, 103], G: [165, 96, 0], B: [130, 77, 31], A: [255, 255, 255], I: [0, 128, 255] });
-  view.addColormap(NEGATIVE, { R: [146, 67, 5], G: [197, 147, 48], B: [222, 195, 97], A: [255, 255, 255], I: [0, 128, 255] });
+  // what lies below the lower end has the first colour, which cannot be seen
+  const scale = (...colours) => view.addColormap(colours.shift(), {
+    R: [0, ...colours.map(([red]) => red)], G: [0, ...colours.map(([, green]) => green)], B: [0, ...colours.map(([,, blue]) => blue)],
+    A: [0, ...colours.map(() => 255)], I: [0, 1, 128, 255],
+  });
+  scale(POSITIVE, [244, 165, 130], [214, 96, 77], [103, 0, 31]);
+  scale(NEGATIVE, [146, 197, 222], [67, 147, 195], [5, 48, 97]);
+  scale(SHARE, [68, 1, 84], [33, 145, 140], [253, 231, 37]);
   return view;
 }
 
