@@ -225,7 +225,9 @@ def test_what_is_dropped_goes_back_to_the_system(monkeypatch):
 def test_dropped_models_are_given_back(monkeypatch, root, tmp_path, where):
     given: list[str] = []
     if where == "targets":
-        monkeypatch.setattr("braingen.targets.tables.give_back", lambda: given.append(where))
+        monkeypatch.setattr(
+            "braingen.targets.tables.give_back", lambda collect: given.append(where)
+        )
         Targets(tiny_config(root, tmp_path / "run")).free()
     else:
         monkeypatch.setattr("braingen.generation.pipeline.give_back", lambda: given.append(where))

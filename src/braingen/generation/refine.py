@@ -149,7 +149,7 @@ def setup(config: Config) -> Refiner:
                 " name the refiner with backbone.refiner."
             )
     device = device_of(config)
-    give_back()  # the text encoder
+    give_back(collect=True)  # the text encoder
     unet = refiner.unet.to(device)
     prepare_unet(unet, config)
     return refiner._replace(

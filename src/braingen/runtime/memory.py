@@ -25,13 +25,19 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in text for word in WORDS)
 
 
-def give_back() -> None:
+def give_back(collect: bool = False) -> None:
     """Return the memory of models that were dropped to the system.
 
     The allocators keep freed blocks for the next request: glibc's those of up to 32 MB, of which a
     model has hundreds, torch's on a GPU all of them.
+
+    Parameters
+    ----------
+    collect : bool, optional
+        Look for models that only refer to each other first; it takes a quarter of a second.
     """
-    gc.collect()
+    if collect:
+        gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()

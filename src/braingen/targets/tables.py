@@ -97,7 +97,7 @@ class Targets:
             form = TextForm.of(self.text_encoder)
             if not loaded:
                 self._text_encoder = None
-                give_back()
+                give_back(collect=True)
             return form
 
         which = f"{self._text_weights()} {self._choice.text_output}"
@@ -107,7 +107,7 @@ class Targets:
     def free(self) -> None:
         """Give back the memory of the frozen models; they are loaded again if they are needed."""
         self._image_encoder = self._text_encoder = self._vae = None
-        give_back()
+        give_back(collect=True)
 
     @property
     def vae(self) -> AutoencoderKL:
