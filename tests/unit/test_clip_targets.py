@@ -27,7 +27,7 @@ from transformers import (
 
 from braingen.config.shipped import TINY
 from braingen.runtime.errors import UserError
-from braingen.targets.clip_image import CLIP_MEAN, CLIP_STD, CLIPImageEncoder
+from braingen.targets.clip_image import CLIP_MEAN, CLIP_STD, CLIPImageEncoder, target_shape
 from braingen.targets.clip_text import CLIPTextEncoderDual
 
 pytestmark = pytest.mark.slow  # left out of `make quick`
@@ -337,6 +337,7 @@ def test_image_encoders_at_full_size(sizes, millions, projected, plain):
                 width,
                 224,
             )
+            assert target_shape(vision, output, project) == (tokens, width)  # without a model
     model = CLIPImageEncoder.on_meta(vision).model
     assert round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 2) == millions
     out = model(pixel_values=torch.empty(2, 3, 224, 224, device="meta"))

@@ -26,7 +26,7 @@ from braingen.pretrained.loading import load_config
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
-from braingen.targets.clip_image import CLIPImageEncoder, vision_config
+from braingen.targets.clip_image import target_shape, vision_config
 from braingen.targets.clip_text import FOLDERS, PARTS
 
 PUBLISHED_IMAGE = {
@@ -116,10 +116,7 @@ def sizes_of(config: Config) -> Sizes:
     choice = config.backbone
     try:
         vision = vision_config(choice.image_encoder or backbone, local_files_only=True)
-        encoder = CLIPImageEncoder.on_meta(
-            vision, output=choice.image_output, projected=choice.image_projected
-        )
-        image = (encoder.clip_seq_dim, encoder.clip_emb_dim)
+        image = target_shape(vision, choice.image_output, choice.image_projected)
         sources.append(f"image embedding: configuration of {choice.image_encoder or backbone}")
     except UserError:
         tokens, projected, plain = PUBLISHED_IMAGE[choice.image_output]

@@ -22,7 +22,7 @@ from braingen.pretrained.sdxl import IP_ADAPTER_FILE, NO_ADAPTER, UNREADABLE, un
 from braingen.routing.conditioning import ConditioningForm
 from braingen.runtime.errors import UserError
 from braingen.runtime.weights import read_tensors
-from braingen.targets.clip_image import CLIPImageEncoder, vision_config
+from braingen.targets.clip_image import target_shape, vision_config
 from braingen.targets.clip_text import FOLDERS, PARTS
 from braingen.targets.text_form import HasTextForm
 
@@ -100,10 +100,7 @@ def incompatibilities(config: Config, local_files_only: bool = True) -> Iterator
     if adapter is not None:
         try:
             vision = vision_config(source, local_files_only=local_files_only)
-            encoder = CLIPImageEncoder.on_meta(
-                vision, output=choice.image_output, projected=choice.image_projected
-            )
-            tokens, width = encoder.clip_seq_dim, encoder.clip_emb_dim
+            tokens, width = target_shape(vision, choice.image_output, choice.image_projected)
             if (tokens, width) != (1, adapter.embedding):
                 yield Incompatibility(
                     "image",

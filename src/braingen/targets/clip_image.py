@@ -72,6 +72,15 @@ def vision_config(path: str | Path, subfolder: str | None = None, **hub) -> CLIP
     )
 
 
+def target_shape(
+    vision: CLIPVisionConfig, output: Output = "pooled", projected: bool = True
+) -> tuple[int, int]:
+    """Tokens T and width D of the image target, by the configuration of the tower."""
+    patches = (vision.image_size // vision.patch_size) ** 2  # type: ignore[operator]
+    tokens = {"pooled": 1, "tokens": patches, "both": patches + 1}[output]
+    return tokens, vision.projection_dim if projected else vision.hidden_size
+
+
 class CLIPImageEncoder(nn.Module):
     """Frozen CLIP image encoder with preprocessing in torch.
 
@@ -221,13 +230,12 @@ class CLIPImageEncoder(nn.Module):
     @property
     def clip_emb_dim(self) -> int:
         """Width D of the embeddings."""
-        return self.model.config.projection_dim if self.projected else self.model.config.hidden_size
+        return target_shape(self.model.config, self.output, self.projected)[1]
 
     @property
     def clip_seq_dim(self) -> int:
         """Number T of tokens in `ImageTarget.target_BTD`."""
-        patches = (self.size // self.model.config.patch_size) ** 2
-        return {"pooled": 1, "tokens": patches, "both": patches + 1}[self.output]
+        return target_shape(self.model.config, self.output, self.projected)[0]
 
     def preprocess(self, images_B3HW: Tensor) -> Tensor:
         """Convert images in [0, 1] of any size to the model's normalised pixels.
