@@ -49,6 +49,10 @@ class DecodingChoice(NamedTuple):
     """Cosine of decoded and true embedding, around the mean, in held-out images."""
 
 
+USUAL, USUAL_BY_GROUPS = DecodingChoice(), DecodingChoice(temper=0.4)
+"""Usual ways of decoding; predictions by groups of other people's voxels are more accurate and need
+less tempering (docs/experiments/regions.md).
+"""
 PRECISIONS, TEMPERS, SHARES = (0.1, 0.3, 1.0, 3.0), (0.03, 0.1, 0.2, 0.4, 1.0), (0.0, 0.5, 1.0)
 """What held-out images choose from."""
 
@@ -119,11 +123,13 @@ def all_choices() -> list[DecodingChoice]:
 
 
 def choose_decoding(
-    held_out: Iterable[tuple[Inverse, np.ndarray, np.ndarray]], mean_D: np.ndarray
+    held_out: Iterable[tuple[Inverse, np.ndarray, np.ndarray]],
+    mean_D: np.ndarray,
+    usual: DecodingChoice = USUAL,
 ) -> DecodingChoice:
     """Choose tempers and share by the cosine, around the mean, of held-out images.
 
-    The usual way (`DecodingChoice`) is left only for one that is better by more than two standard
+    The usual way is left only for one that is better by more than two standard
     errors of the difference: with few images the best of many ways is the luckiest.
 
     Parameters
@@ -133,6 +139,8 @@ def choose_decoding(
         images' responses; their true embeddings.
     mean_D : np.ndarray
         What is subtracted before the cosine.
+    usual : DecodingChoice, optional
+        The way that is kept unless another is clearly better.
     """
     ways = all_choices()
     columns: list[list[np.ndarray]] = [[] for _ in ways]
@@ -143,11 +151,11 @@ def choose_decoding(
             found = (1 - way.share) * gaussian[way.precision] + way.share * posterior[way.temper]
             column.append(_cosines(found - mean_D, true_ND - mean_D))
     cosine_WN = np.stack([np.concatenate(column) for column in columns])
-    usual = ways.index(DecodingChoice())
+    first = ways.index(usual)
     best = int(cosine_WN.mean(1).argmax())
-    gain_N = cosine_WN[best] - cosine_WN[usual]
+    gain_N = cosine_WN[best] - cosine_WN[first]
     if gain_N.mean() <= 2 * gain_N.std() / np.sqrt(len(gain_N)):
-        best = usual
+        best = first
     return ways[best]._replace(cosine=float(cosine_WN[best].mean()))
 
 

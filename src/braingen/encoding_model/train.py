@@ -23,7 +23,7 @@ from braingen.data.trials import fold_of_images, train_trials
 from braingen.encoding_model.banded_ridge import candidate_scales
 from braingen.encoding_model.features import FeatureSpaces
 from braingen.encoding_model.group_prior import GroupPrior
-from braingen.encoding_model.library import DecodingChoice, Inverse, choose_decoding
+from braingen.encoding_model.library import USUAL, USUAL_BY_GROUPS, Inverse, choose_decoding
 from braingen.encoding_model.model import EncodingModel
 from braingen.encoding_model.people import people_groups
 from braingen.encoding_model.pictures import Pictures, library_pictures
@@ -235,7 +235,8 @@ def fit_with_decoding(
                 inverse = Inverse(others.library(model), model.noise)
                 yield inverse, responses.mean_NV[left_N], embedding_ND[left_N]
 
-        choice: DecodingChoice = choose_decoding(held_out(), embedding_ND.mean(0))
+        usual = USUAL if prior is None else USUAL_BY_GROUPS
+        choice = choose_decoding(held_out(), embedding_ND.mean(0), usual)
         return fit(np.ones(images, dtype=bool))._replace(decoding=choice)
 
 
