@@ -110,7 +110,7 @@ def test_two_processes_share_the_pictures(words, computed, monkeypatch):
     """Each is given a half; together they fill what one would."""
     for rank in (0, 1):
         with monkeypatch.context() as patch:
-            patch.setattr(Workers, "share", lambda self, items, rank=rank: list(items)[rank::2])
+            patch.setattr(Workers, "split", lambda self, items, rank=rank: list(items)[rank::2])
             patch.setattr(
                 Workers,
                 "broadcast",
