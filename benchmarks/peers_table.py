@@ -130,7 +130,7 @@ def _differences(
                         )
     if not rows:
         return []
-    p = [permutation_p(difference_N, RESAMPLES) for *_, difference_N, _ in rows]
+    p = [permutation_p(difference_N) for *_, difference_N, _ in rows]
     corrected = dict(zip([row[:3] for row in rows], holm(p)))
     lines = []
     for reference in dict.fromkeys(row[0] for row in rows):
