@@ -25,6 +25,8 @@ SHORTHANDS = {
     "train_router_only": ("training.trained", "routers"),
 }
 """Flags that set a setting to one value."""
+HOLDS_SETTINGS = ("sweep.over",)
+"""Settings whose values have the form ``name=value``."""
 
 
 def parse_overrides(
@@ -72,7 +74,9 @@ def parse_overrides(
             raise UserError(f"'{word}' is not understood: a setting's name follows the dashes.")
         name = name.replace("-", "_")
         has_value = bool(equals) or bool(
-            remaining and not remaining[0].startswith("--") and "=" not in remaining[0]
+            remaining
+            and not remaining[0].startswith("--")
+            and ("=" not in remaining[0] or _holds_settings(name, own))
         )
         if has_value and (name in SHORTHANDS or name.startswith("no_")):
             path = SHORTHANDS[name][0] if name in SHORTHANDS else setting_of(name[3:], own)
@@ -146,6 +150,14 @@ def setting_of(name: str, own: Sequence[str]) -> str:
         if field in fields:
             return f"{section}.{field}"
     return resolve(name)
+
+
+def _holds_settings(name: str, own: Sequence[str]) -> bool:
+    """Whether the value of a flag looks like a setting itself."""
+    try:
+        return setting_of(name, own) in HOLDS_SETTINGS
+    except UserError:  # reported where the flag is read
+        return False
 
 
 def _switch(name: str, own: Sequence[str]) -> str:

@@ -37,6 +37,7 @@ from braingen.config.run_and_data import (
     RunConfig,
     SimulationConfig,
 )
+from braingen.config.sweep import SweepConfig
 from braingen.config.training import (
     BackboneConfig,
     LossConfig,
@@ -78,6 +79,7 @@ class Config(Section):
     adaptation_curve: AdaptationCurveConfig = AdaptationCurveConfig()
     bottleneck: BottleneckConfig = BottleneckConfig()
     cross_validation: CrossValidationConfig = CrossValidationConfig()
+    sweep: SweepConfig = SweepConfig()
     human_eval: HumanEvalConfig = HumanEvalConfig()
     interpret: InterpretConfig = InterpretConfig()
     explore: ExploreConfig = ExploreConfig()

@@ -12,6 +12,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "track": ("tensorboard",),
     "scores": ("dreamsim", "nltk"),
     "parquet": ("pyarrow",),
+    "sweep": ("optuna",),
+    "slurm": ("submitit",),
     "gpu": ("bitsandbytes", "xformers"),
 }
 """Extra of pyproject.toml and its modules."""
