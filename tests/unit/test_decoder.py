@@ -196,11 +196,8 @@ def test_each_subject_has_its_own_voxels(decoder):
 @pytest.mark.parametrize(
     ("given", "ids", "sentence"),
     [
-        (
-            np.zeros(30, np.float32),
-            None,
-            r"voxels are \(30,\); expected B x V or B x R x V of finite numbers",
-        ),
+        (np.zeros(29, np.float32), None, "voxels has 29 voxels, subject 1 has 30"),
+        ([[1.0, 2.0], [3.0]], None, "no array|expected real numbers"),
         (np.zeros((0, 30), np.float32), None, r"voxels is float32 of shape \(0, 30\)"),
         (np.full((1, 30), np.nan, np.float32), None, "finite numbers"),
         (np.zeros((2, 30), np.float32), [1], "image_ids names 1 pictures, voxels are of 2"),

@@ -26,6 +26,7 @@ from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials, train_trials
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.generation import captions
 from braingen.generation import pipeline as diffusion_decoder
 from braingen.generation import reconstruct as stage
 from braingen.generation import refine as refine_stage
@@ -221,7 +222,7 @@ def test_captions_are_those_of_the_training_image_nearest_around_the_mean(
     """Of the first subject, and of the sessions that are used."""
     config = tiny_config(root, tmp_path, data__subjects="2,1", data__num_sessions="1")
     monkeypatch.setattr(
-        stage,
+        captions,
         "train_trials",
         lambda layout, subject, sessions: first_images(train_trials(layout, subject), 7 + sessions),
     )

@@ -258,7 +258,9 @@ class DecodeConfig(Section):
     of its training trials (for responses in the unit of its scans).
     """
     decoder: str = ""
-    """Folder of a saved decoder; empty for the encoders and the fine-tuning of <folder>."""
+    """Folder of a saved decoder, or a repository of the hub (user/name); empty for the encoders and
+    the fine-tuning of <folder>.
+    """
     output: str = ""
     """Where embeddings and images go; empty for <folder>/decoded/<name of the file>."""
     pictures: bool = True

@@ -188,10 +188,13 @@ class VoxelPlaces(NamedTuple):
         """Read a voxel vector from a NIfTI in this space; what `write` wrote comes back bit for
         bit.
         """
-        image = load_nifti(Path(path))
+        return self.vectors_of(load_nifti(Path(path)), str(path))
+
+    def vectors_of(self, image: nibabel.Nifti1Image, name: str) -> np.ndarray:
+        """Voxel vectors (V,) or (V, ...) of an image in this space; `name` begins the messages."""
         if not np.allclose(image.affine, self.affine, atol=1e-4):
             raise UserError(
-                f"{path} has another affine than the mask ({self.source}): it is in another space;"
+                f"{name} has another affine than the mask ({self.source}): it is in another space;"
                 " resample it to func1pt8mm."
             )
         return self.to_vector(np.asanyarray(image.dataobj))

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
+import nibabel
+from nibabel.spatialimages import SpatialImage
 import numpy as np
 import pandas as pd
 
@@ -324,6 +326,38 @@ def load_responses(
         ids = _arrays(beside, ".npy")[VOXEL_KEYS[0]]
     trained = None if layout is None else scale_of_training(layout, subject)
     return responses(np.asarray(voxels), subject, width, ids, str(path), zscored, trained)
+
+
+def responses_of_image(
+    image: SpatialImage, subject: int, width: int, layout: Layout | None = None
+) -> Responses:
+    """Responses of a NIfTI image of nibabel: x, y, z or x, y, z, N in the subject's space.
+
+    Parameters
+    ----------
+    layout : Layout | None, optional
+        The data folder, which says where the subject's voxels lie.
+
+    Raises
+    ------
+    UserError
+        When it is another kind of image, in another space, or no data folder is named.
+    """
+    name = f"The {type(image).__name__}"
+    if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is one of those
+        raise UserError(
+            f"{name} is no NIfTI image; of nibabel's images NIfTI is taken: give the path of the"
+            " file instead."
+        )
+    if layout is None:
+        raise UserError(
+            f"{name} is a volume: name the data folder with the subject's mask (data_root=), to"
+            " know which of its voxels are meant."
+        )
+    vectors = load_places(layout, subject).vectors_of(image, name)
+    voxels = np.moveaxis(vectors, 0, -1).astype(np.float32)
+    trained = scale_of_training(layout, subject)
+    return responses(voxels, subject, width, None, name, trained=trained)
 
 
 def _from_volumes(path: Path, subject: int, layout: Layout | None) -> np.ndarray:

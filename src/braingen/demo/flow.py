@@ -8,6 +8,7 @@ import time
 from typing import Any, NamedTuple
 
 from braingen.config import Config
+from braingen.data.model_facts import model_facts
 from braingen.data.stimuli import Stimuli
 from braingen.demo.quickstart import PAGE, quickstart
 from braingen.evaluation.evaluate import evaluate
@@ -23,7 +24,8 @@ from braingen.report.write import report
 from braingen.runtime.console import console as new_console
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
-from braingen.runtime.files import clear_temporaries, replaced_folder, write_json
+from braingen.runtime.files import clear_temporaries, write_json
+from braingen.runtime.model_card import facts_in, write_card
 from braingen.runtime.parallel import Task, group_of
 from braingen.runtime.paths import generated_folder, run_folder, subject_configs
 from braingen.runtime.text_files import read_json
@@ -41,9 +43,18 @@ def save_decoder(config: Config) -> Path:
     """Save the whole decoder in one folder for ``BrainDecoder.from_pretrained``."""
     folder = config.run.folder / DECODER
     if not (folder / "model_index.json").exists():
-        with replaced_folder(folder) as temporary:
-            assemble(config, Targets(config)).save_pretrained(temporary)
+        assemble(config, Targets(config)).save_pretrained(folder)
     return folder
+
+
+def _report(config: Config) -> Path:
+    """Write the page, and the scores into the card of the decoder."""
+    folder = config.run.folder / DECODER
+    if (facts := facts_in(folder)) is not None:
+        subjects = {each.subject: each.voxels for each in facts.subjects}
+        run = config.run.folder
+        write_card(folder, model_facts(facts.kind, facts.architecture, subjects, run, known=facts))
+    return report(config)
 
 
 class Step(NamedTuple):
@@ -106,7 +117,7 @@ def demo(config: Config) -> Path:
                 lambda: group.run(generation(config)),
             ),
             Step("evaluate", "scores with intervals (30 s)", lambda: evaluate(config, group)),
-            Step("report", "the HTML page", lambda: report(config)),
+            Step("report", "the HTML page", lambda: _report(config)),
         ]
         return _do(steps, config.run.folder)
 

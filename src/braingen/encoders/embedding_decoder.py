@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin
 from diffusers.configuration_utils import register_to_config
 import torch
 from torch import Tensor
@@ -18,8 +17,18 @@ from torch import Tensor
 from braingen.encoders.base import encoder_class as class_of
 from braingen.encoders.linear_readout import LinearReadout
 from braingen.encoders.prior.diffusion_prior import DiffusionPrior
-from braingen.runtime.weights import load_whole
+from braingen.encoders.stored_model import ModelKind, StoredModel
+from braingen.runtime.errors import UserError
 from braingen.types import ExpertEmbeddings
+
+IMAGE_SCORES = (
+    "clip_cos",
+    "clip_cos_centred",
+    "two_way_embedding",
+    "retrieval_brain_to_image",
+    "retrieval_image_to_brain",
+)
+"""Scores of an evaluated run that are of the image encoder alone."""
 
 
 class TargetScale(NamedTuple):
@@ -45,7 +54,8 @@ class TargetScale(NamedTuple):
         return standard_BTD * self.spread + self.mean_TD
 
 
-class EmbeddingDecoder(ModelMixin, ConfigMixin):
+# a pipeline finds out how a part is loaded by the ModelMixin in the part's module
+class EmbeddingDecoder(StoredModel, ModelMixin):
     """Predicts one kind of embedding (image or text) from voxels.
 
     Encoder and prior use standardised units, (embedding - mean) / spread. Contrastive cosines are
@@ -99,17 +109,22 @@ class EmbeddingDecoder(ModelMixin, ConfigMixin):
         )
         self.register_buffer("spread", torch.ones(()))
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """Load what ``save_pretrained`` wrote.
-
-        Raises
-        ------
-        UserError
-            When it is damaged, incomplete, or holds NaN or infinite weights.
-        """
-        again = "train it again, or name another run folder"
-        return load_whole(super().from_pretrained, pretrained_model_name_or_path, again, **kwargs)
+    def model_kind(self, stage: dict[str, Any]) -> ModelKind:
+        """An image or a text encoder, as the settings of its training say."""
+        kind = "embedding decoder"
+        scores: tuple[str, ...] = IMAGE_SCORES
+        losses = [name for name in ("image", "text") if f"loss_{name}" in stage]
+        if len(losses) == 1:
+            kind = f"{losses[0]} encoder"
+            scores = IMAGE_SCORES if losses == ["image"] else ()
+        elif stage:
+            raise UserError(
+                "The run is not of one encoder: name the folder of its training, for instance"
+                ' run="runs/demo/image".'
+            )
+        config = self.config
+        subjects = dict(config.encoder_config["subjects"])
+        return ModelKind(kind, config.encoder_class, subjects, scores)
 
     @property
     def device(self) -> torch.device:

@@ -8,17 +8,16 @@ B batch, V voxels, H shared width, F features per position, C latent channels, h
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin
 from diffusers.configuration_utils import register_to_config
 import torch
 from torch import Tensor, nn
 
 from braingen.encoders.experts import make_trunk
+from braingen.encoders.stored_model import ModelKind, StoredModel
 from braingen.encoders.subject_layer import SubjectLayer, Subjects
-from braingen.runtime.weights import load_whole
 
 LEAST_GRID = 7
 """Least side of the map of features from which latents are computed (MindEye2: 7)."""
@@ -31,7 +30,8 @@ def grid_of(side: int) -> int:
     return side
 
 
-class LatentEncoder(ModelMixin, ConfigMixin):
+# a pipeline finds out how a part is loaded by the ModelMixin in the part's module
+class LatentEncoder(StoredModel, ModelMixin):
     """Predicts the VAE latents of the seen image, in units of their spread around their mean.
 
     Parameters
@@ -83,17 +83,9 @@ class LatentEncoder(ModelMixin, ConfigMixin):
         self.register_buffer("mean_Chw", torch.zeros(channels, side, side))
         self.register_buffer("spread", torch.ones(()))
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """Load what ``save_pretrained`` wrote.
-
-        Raises
-        ------
-        UserError
-            When it is damaged, incomplete, or holds NaN or infinite weights.
-        """
-        again = "train it again, or name another run folder"
-        return load_whole(super().from_pretrained, pretrained_model_name_or_path, again, **kwargs)
+    def model_kind(self, stage: dict[str, Any]) -> ModelKind:
+        """The low-level path."""
+        return ModelKind("low-level path", type(self).__name__, dict(self.config.subjects), ())
 
     def set_scale(self, latents_NChw: Tensor) -> None:
         """Set mean and spread from the latents of the training images, once, before training."""

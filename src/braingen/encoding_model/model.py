@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+import tempfile
 from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
 import torch
 
+from braingen.data.model_facts import model_facts
 from braingen.encoding_model.banded_ridge import JUDGED, BandedRidge, fit_banded_ridge, stack_bands
 from braingen.encoding_model.group_prior import GroupPrior, fit_group_prior
 from braingen.encoding_model.library import DecodingChoice, Inverse, Library
@@ -20,10 +22,15 @@ from braingen.encoding_model.noise import NoiseModel, fit_noise
 from braingen.encoding_model.responses import AveragedResponses
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import replaced_folder, write_json
+from braingen.runtime.model_card import CARD, ScoreFacts, write_card
+from braingen.runtime.model_card import FACTS as CARD_FACTS
+from braingen.runtime.repository import Upload, files_below, located, upload
 from braingen.runtime.text_files import read_json
 from braingen.runtime.weights import read_tensors
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
+_FILES = (WEIGHTS, FACTS, CARD_FACTS, CARD)
+"""Of an uploaded model, its card last."""
 _AGAIN = "train it again: braingen train encoding"
 
 
@@ -242,6 +249,88 @@ class EncodingModel(NamedTuple):
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{folder} holds no encoding model ({error}); {_AGAIN}.") from error
+
+    @classmethod
+    def from_pretrained(cls, source: Path | str, **options: Any) -> EncodingModel:
+        """Load a folder that `save` wrote, or a repository of the hub that `push_to_hub` uploaded.
+
+        Parameters
+        ----------
+        source : Path or str
+            A folder, or ``user/name``.
+        **options
+            Of a repository ``revision``, ``token``, ``cache_dir``, ``local_files_only``,
+            ``force_download``.
+
+        Raises
+        ------
+        UserError
+            When it is missing, damaged, or a repository that cannot be read.
+        """
+        folder = located(source, options, "an encoding model", FACTS, _FILES)
+        if options:
+            raise UserError(
+                f"{next(iter(options))} is no option of an encoding model: leave it out."
+            )
+        return cls.load(folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        subject: int,
+        run: Path | str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Upload the model to a repository of the hub, with a card, in one commit.
+
+        Parameters
+        ----------
+        repo_id : str
+            user/name; created when it does not exist.
+        subject : int
+            Whose voxels it predicts.
+        run : Path or str or None, optional
+            Run folder of ``braingen train encoding``, which the card describes.
+        revision, commit_message, private, token, create_pr
+            As in :meth:`braingen.BrainDecoder.push_to_hub`.
+
+        Returns
+        -------
+        address : str
+            Of the commit or pull request.
+
+        Raises
+        ------
+        UserError
+            When the run is none, or the hub refuses.
+        """
+        message = commit_message or "Upload a BrainGen encoding model"
+        how = Upload(repo_id, message, revision, private, token, create_pr)
+        kind, voxels = "encoding model", {subject: len(self.snr_V)}
+        facts = model_facts(kind, "banded ridge", voxels, run, only=())
+        facts = facts._replace(scores=self._scores(), protocol="held-out training images")
+        with tempfile.TemporaryDirectory(prefix="braingen-") as name:
+            folder = Path(name) / "model"
+            self.save(folder)
+            write_card(folder, facts, repo_id)
+            return upload(folder, files_below(folder), _FILES[:-1], how)
+
+    def _scores(self) -> tuple[ScoreFacts, ...]:
+        """Explained variance for the card; n is the number of voxels."""
+        found = {
+            "explained_variance": ("explained variance, median over voxels", self.explained_V),
+            "noise_ceiling": ("noise ceiling, median over voxels", self.ceiling_V),
+        }
+        return tuple(
+            ScoreFacts(name, title, float(np.nanmedian(values)), None, None, len(values))
+            for name, (title, values) in found.items()
+            if np.isfinite(values).any()
+        )
 
 
 def _band_shares(ridge: BandedRidge, features: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -17,6 +17,7 @@ from braingen.data.image_grid import write_sheet
 from braingen.evaluation.feature_store import Progress as ProgressCallback
 from braingen.evaluation.image_files import LoadedImages
 from braingen.evaluation.metric_table import MetricTable
+from braingen.evaluation.metrics import metric
 from braingen.evaluation.tables import (
     CAUTION,
     PUBLISHED,
@@ -109,6 +110,7 @@ def write_scores(
         "versions": metric_table.versions,
         "resizing": RESIZING,
         "missing": dict(missing),
+        "titles": {name: metric(name).words for name in scores},
     }
     write_json(folder / COMPUTED_BY, origin._asdict() | record)
     return folder / SCORES

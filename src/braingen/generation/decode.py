@@ -25,6 +25,7 @@ from braingen.generation.reconstruct import (
 )
 from braingen.generation.resumable import output_files
 from braingen.generation.speed import prepare_unet
+from braingen.generation.storage import decoder_folder
 from braingen.generation.trained_modules import finetuned_folder
 from braingen.pretrained.hub import backbone_key
 from braingen.pretrained.sdxl import scheduler_named
@@ -53,7 +54,7 @@ def load_decoder(config: Config) -> BrainDecoder:
     if not config.decode.decoder:
         decoder = assemble(config, Targets(config))
     else:
-        decoder = BrainDecoder.from_pretrained(Path(config.decode.decoder).expanduser())
+        decoder = BrainDecoder.from_pretrained(config.decode.decoder)
         decoder.register_modules(
             scheduler=scheduler_named(config.generation.scheduler, decoder.scheduler)
         )
@@ -66,7 +67,7 @@ def load_decoder(config: Config) -> BrainDecoder:
 def _weights(config: Config) -> dict[str, str]:
     """Fingerprints of all weights that determine embeddings and images."""
     if config.decode.decoder:
-        return {"decoder": fingerprint_of_files(Path(config.decode.decoder).expanduser())}
+        return {"decoder": fingerprint_of_files(decoder_folder(config.decode.decoder))}
     found = {
         modality: fingerprint_of_files(run_folder(config, modality) / EMBEDDING_DECODER)
         for modality in modalities(config)

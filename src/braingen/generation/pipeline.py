@@ -6,22 +6,19 @@ cross-attention width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from diffusers.utils import BaseOutput
 import numpy as np
 from PIL import Image
-from safetensors.torch import save_file
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from braingen.data.voxel_file import load_responses, responses
+from braingen.config.shipped import backbone_folder
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.latent_encoder import LatentEncoder
 from braingen.generation.conditioned_unet import (
@@ -29,9 +26,18 @@ from braingen.generation.conditioned_unet import (
     PriorOrder,
     RoutingRecorder,
     decode_voxels,
+    expert_counts,
     source_of,
 )
-from braingen.generation.lora import LORA_FILE, has_lora, is_fused, load_lora, save_lora
+from braingen.generation.lora import has_lora, is_fused, load_lora
+from braingen.generation.output import (
+    BrainDecoderOutput,
+    Decoded,
+    DecodedEmbeddings,
+    DecodingUncertainty,
+    spread_of_presentations,
+    spread_of_samples,
+)
 from braingen.generation.sampling import (
     CoarseImage,
     OnStep,
@@ -42,98 +48,48 @@ from braingen.generation.sampling import (
     seeded_generators,
     seeded_noise,
 )
+from braingen.generation.storage import INDEX, IP_ADAPTER, LORA, PARTS, StoredPipeline
+from braingen.generation.voxel_input import VoxelInput, given_voxels
 from braingen.pretrained.hub import quiet
 from braingen.pretrained.sdxl import (
-    UNREADABLE,
-    add_ip_adapter,
     image_embedding_width,
     image_size,
-    load_ip_adapter_file,
     pooled_width,
     refuse_side,
     vae_factor,
-    without_ip_adapter,
 )
-from braingen.pretrained.sdxl import ip_adapter_weights as adapter_weights_of
 from braingen.routing.conditioning import ConditioningForm, ConditioningSource, RoutedConditioning
 from braingen.routing.diffuse_router import DiffuseRouter
-from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
-from braingen.runtime.files import replaced_parts
 from braingen.runtime.memory import give_back
-from braingen.runtime.precision import types_of_parts
-from braingen.runtime.weights import plain_text, refuse_not_finite
 from braingen.targets.clip_text import CLIPTextEncoderDual
 from braingen.targets.text_form import HasTextForm
 from braingen.types import Conditioning, ExpertStack
 
-IP_ADAPTER = Path("ip_adapter") / "ip-adapter.safetensors"
-LORA = "lora"
-INDEX = "model_index.json"
-PARTS = (
-    "brain_image",
-    "brain_text",
-    "brain_low_level",
-    "unet",
-    "vae",
-    "scheduler",
-    "router_image",
-    "router_text",
-    IP_ADAPTER.parent.name,
-    LORA,
-)
-"""Folders of a saved decoder; there may be other files beside them, such as a README."""
+__all__ = [
+    "INDEX",
+    "IP_ADAPTER",
+    "LORA",
+    "PARTS",
+    "BrainDecoder",
+    "BrainDecoderOutput",
+    "Decoded",
+    "DecodedEmbeddings",
+    "fitting",
+    "negative_condition",
+    "to_pil",
+]
 Embeddings = Tensor | ExpertStack | None
 """What :meth:`BrainDecoder.read` gave (standardised units), or B x T x D embeddings in CLIP's own
 units.
 """
 
 
-class DecodedEmbeddings(NamedTuple):
-    """What was decoded and conditions the U-Net: embeddings in standardised units,
-    after the prior where it comes first.
-    """
-
-    image: ExpertStack
-    text: ExpertStack | None
-    """None where the decoder has no text encoder."""
-    image_clip_BTD: Tensor
-    """The image encoder's projected output, for retrieval; standardised units."""
-    text_clip_BTD: Tensor | None
-    latents_BChw: Tensor | None = None
-    """VAE latents of the coarse image; None without a low-level path."""
-
-
-class Decoded(NamedTuple):
-    """What was read out of the brain, before anything is drawn."""
-
-    image_BTD: Tensor
-    """CLIP image embedding, in CLIP's own units."""
-    text_BTD: Tensor | None
-    """End-of-sequence state of the text encoder, in its own units; None without a text encoder."""
-    image_clip_BTD: Tensor
-    """The image encoder's projected output, for retrieval; standardised units."""
-    text_clip_BTD: Tensor | None
-
-
-@dataclass
-class BrainDecoderOutput(BaseOutput):
-    """Pictures and what they were drawn from."""
-
-    images: list[Image.Image]
-    decoded: Decoded
-    routing: dict[str, Tensor]
-    """How levels and experts were mixed at every step (:class:`RoutingRecorder`); empty without
-    routers.
-    """
-    image_ids: list[int]
-    """Of the pictures, in their order."""
-
-
-class BrainDecoder(DiffusionPipeline):
+class BrainDecoder(StoredPipeline):
     """Decodes what a person saw.
 
-    ``BrainDecoder.from_pretrained(folder)(voxels, subject=1).images``
+    ``BrainDecoder.from_pretrained(folder).decode(voxels, subject=1).images``; a folder, or a
+    repository of the hub, ``user/name``.
 
     Parameters
     ----------
@@ -405,13 +361,19 @@ class BrainDecoder(DiffusionPipeline):
     @torch.no_grad()
     def embed(
         self,
-        voxels_BRV: Tensor,
+        voxels_BRV: Tensor | np.ndarray,
         subject: int,
         image_ids: Sequence[int],
         seed: int = 0,
         present_BR: Tensor | None = None,
     ) -> Decoded:
-        """Read embeddings out of voxels; parameters as for :meth:`read`."""
+        """Decode embeddings from voxels, arrays or tensors; parameters as for :meth:`read`."""
+        voxels_BRV = torch.as_tensor(voxels_BRV, dtype=torch.float32, device=self._execution_device)
+        if voxels_BRV.ndim != 3:
+            raise UserError(
+                f"voxels_BRV is of shape {tuple(voxels_BRV.shape)}; expected B x R x V (R"
+                " presentations of each image), for instance voxels[:, None]; `decode` takes B x V."
+            )
         return self.decoded(self.read(voxels_BRV, subject, image_ids, seed, present_BR))
 
     def sources(
@@ -529,9 +491,9 @@ class BrainDecoder(DiffusionPipeline):
         return images_B3HW[..., cut : cut + size, cut : cut + size]
 
     @torch.no_grad()
-    def __call__(
+    def decode(
         self,
-        voxels: np.ndarray | Tensor | Path | str,
+        voxels: VoxelInput,
         subject: int,
         *,
         image_ids: Sequence[int] | None = None,
@@ -539,70 +501,188 @@ class BrainDecoder(DiffusionPipeline):
         num_inference_steps: int = 30,
         guidance_scale: float = 5.0,
         guidance_end: float = 1.0,
+        negative_prompt: str = "",
+        text_encoders: Path | str | None = None,
+        use_image: bool = True,
+        use_text: bool = True,
+        level: int | None = None,
+        ip_adapter_scale: float = 1.0,
+        size: int = 0,
+        samples: int = 1,
         strength: float = 0.6,
         blend: float = 0.0,
         batch_size: int = 8,
         data_root: Path | str | None = None,
     ) -> BrainDecoderOutput:
-        """Decode voxels.
+        """Decode what a person saw: images, embeddings, captions, routing and uncertainty.
+
+        ``decoder(voxels, subject=1)`` is the same call.
 
         Parameters
         ----------
-        voxels : np.ndarray | Tensor | Path | str
-            B x V (one presentation each) or B x R x V (a row of NaN is a presentation that there
-            was not), z-scored as in the betas file; or a file of them: .npy, .npz, HDF5, NIfTI
-            (:mod:`braingen.data.voxel_file`).
+        voxels : VoxelInput
+            V (one response), B x V (one presentation each) or B x R x V (a row of NaN is a
+            presentation that there was not): array, tensor or list, z-scored as in the betas file;
+            a file of them (.npy, .npz, HDF5, NIfTI: :mod:`braingen.data.voxel_file`); or a NIfTI
+            image of nibabel, x, y, z or x, y, z, B.
         subject : int
             Number the embedding decoders were trained with.
         image_ids : Sequence[int] | None, optional
-            Of the pictures, seeds of their noise; counted from 0 when left out, and taken from a
+            Of the images, seeds of their noise; counted from 0 when left out, and taken from a
             file that has them.
-        num_inference_steps, guidance_scale, guidance_end : int, optional
+        seed : int, optional
+            Of the noise, with the image ids.
+        num_inference_steps : int, optional
+            Denoising steps; 0 generates no images, embeddings and captions only.
+        guidance_scale, guidance_end : float, optional
             Of the denoising, see :meth:`draw`.
+        negative_prompt : str, optional
+            What guidance leads away from; needs text encoders.
+        text_encoders : Path | str | None, optional
+            Folder or hub name of the backbone whose text encoders read the negative prompt; None
+            for the backbone the decoder was trained with.
+        use_image, use_text : bool, optional
+            Generate from the image embedding, from the text embedding; both by default.
+        level : int | None, optional
+            Use this level of experts only.
+        ip_adapter_scale : float, optional
+            Strength of the image embedding.
+        size : int, optional
+            Side of the images in pixels; 0 for the U-Net's own.
+        samples : int, optional
+            Images generated from different noise for every decoded image.
         strength, blend : float, optional
             With a low-level path: share of the steps that are run from its coarse image (1: all,
             from noise), and weight of the coarse image in the final one.
+        batch_size : int, optional
+            Images generated at once; they do not depend on it.
         data_root : Path | str | None, optional
-            Data folder with the subject's mask; needed for NIfTI.
+            Data folder with the subject's mask; needed for NIfTI. Its voxels have to be those that
+            the decoder was trained with.
 
         Returns
         -------
         BrainDecoderOutput
-            Of a file whose rows share image ids, one picture per id, ascending.
+            Of a file whose rows share image ids, one image per id, ascending.
 
         Raises
         ------
         UserError
-            When voxels do not fit the subject, or ids do not fit the voxels.
+            When voxels do not fit the subject, ids do not fit the voxels, or a setting cannot be
+            met.
         """
-        voxels_BRV, present_BR, ids = self._given(voxels, subject, image_ids, data_root)
-        images: list[Image.Image] = []
+        width, known = self.voxel_count(subject), self.facts and self.facts.of_subject(subject)
+        for name, value, least in (
+            ("num_inference_steps", num_inference_steps, 0),
+            ("samples", samples, 1),
+            ("batch_size", batch_size, 1),
+        ):
+            if value < least:
+                raise UserError(f"{name} = {value} is not allowed: give {least} or more.")
+        with_text = use_text and self.brain_text is not None
+        if not (use_image or with_text):
+            text = "use_text is off" if self.brain_text is not None else "it has no text encoder"
+            raise UserError(
+                f"There is no embedding to generate from: use_image is off and {text}. Leave one of"
+                " them on."
+            )
+        if level is not None:
+            encoders = (
+                ("image", use_image, self.brain_image),
+                ("text", with_text, self.brain_text),
+            )
+            counts = {name: expert_counts(each) for name, used, each in encoders if used}
+            refuse_level(counts, level, "level")
+        given = given_voxels(voxels, subject, width, image_ids, data_root, known or None)
+        settings: dict[str, Any] = {
+            "seed": seed,
+            "steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "guidance_end": guidance_end,
+            "ip_adapter_scale": ip_adapter_scale,
+            "size": size,
+            "level": level,
+            "negative": self._negative(negative_prompt, text_encoders),
+        }
+        voxels_BRV, ids = given.voxels_BRV.to(self._execution_device), given.image_ids
+        drawn: list[list[Tensor]] = [[] for _ in range(samples)]
         parts: list[Decoded] = []
         mixed: list[dict[str, Tensor]] = []
         for start in range(0, len(ids), batch_size):
             some, recorder = slice(start, start + batch_size), RoutingRecorder()
-            decoded = self.read(voxels_BRV[some], subject, ids[some], seed, present_BR[some])
+            present_BR = given.present_BR[some]
+            decoded = self.read(
+                voxels_BRV[some], subject, ids[some], seed, present_BR, experts=level is not None
+            )
             parts.append(self.decoded(decoded))
-            settings: dict[str, Any] = {
-                "seed": seed,
-                "steps": num_inference_steps,
-                "on_step": recorder,
-            }
-            settings |= {"guidance_scale": guidance_scale, "guidance_end": guidance_end}
             coarse = (
                 None
                 if decoded.latents_BChw is None
                 else CoarseImage(decoded.latents_BChw, strength, blend)
             )
-            images += to_pil(
-                self.draw(decoded.image, decoded.text, ids[some], **settings, coarse=coarse)
-            )
+            for number in range(samples if num_inference_steps else 0):
+                drawn[number].append(
+                    self.draw(
+                        decoded.image if use_image else None,
+                        decoded.text if with_text else None,
+                        ids[some],
+                        **settings,
+                        sample=number,
+                        on_step=recorder if number == 0 else None,
+                        coarse=coarse,
+                    ).cpu()
+                )
             mixed.append(recorder.tensors())
+        errors_B = self._presentation_error(voxels_BRV, subject, given.present_BR, batch_size)
         self.maybe_free_model_hooks()  # with enable_model_cpu_offload
         routing = {name: torch.cat([part[name] for part in mixed]) for name in mixed[0]}
         columns = zip(Decoded._fields, zip(*parts))
         joined = {name: None if rows[0] is None else torch.cat(rows) for name, rows in columns}
-        return BrainDecoderOutput(images, Decoded(**joined), routing, ids)  # type: ignore[arg-type]
+        whole = [torch.cat(each) for each in drawn if each]
+        images = [to_pil(images_B3HW) for images_B3HW in whole]
+        text_BTD = joined["text_BTD"]
+        library = None if text_BTD is None else self.caption_library
+        pixels_BHW = spread_of_samples(whole) if len(whole) > 1 else None
+        return BrainDecoderOutput(
+            images[0] if images else [],
+            Decoded(**joined),  # type: ignore[arg-type]
+            routing,
+            ids,
+            None if library is None or text_BTD is None else library.nearest(text_BTD.cpu()),
+            None
+            if errors_B is None and pixels_BHW is None
+            else DecodingUncertainty(errors_B, pixels_BHW),
+            [list(each) for each in zip(*images)] if len(images) > 1 else None,
+        )
+
+    __call__ = decode
+
+    def _negative(self, prompt: str, text_encoders: Path | str | None) -> Conditioning | None:
+        """The condition of a negative prompt, by the text encoders of the backbone."""
+        if not prompt:
+            return None
+        backbone = text_encoders or (self.facts.backbone if self.facts is not None else "")
+        if not backbone:
+            raise UserError(
+                "A negative prompt needs text encoders, and the decoder does not know which it was"
+                " trained with: name the backbone's folder or hub name, text_encoders="
+                '"stabilityai/stable-diffusion-xl-base-1.0".'
+            )
+        return negative_condition(self.form, backbone_folder(str(backbone)), prompt)
+
+    def _presentation_error(
+        self, voxels_BRV: Tensor, subject: int, present_BR: Tensor, batch_size: int
+    ) -> Tensor | None:
+        """Standard error of the image embedding over presentations, B; None with one each."""
+        if int(present_BR.sum(1).max()) < 2:
+            return None
+        found = []
+        for start in range(0, len(voxels_BRV), batch_size):
+            voxels, present = (x[start : start + batch_size] for x in (voxels_BRV, present_BR))
+            each = self.brain_image(voxels.flatten(0, 1), subject).backbone_BTD
+            error_B = spread_of_presentations(each.unflatten(0, voxels.shape[:2]), present)
+            found.append(torch.full((len(voxels),), torch.nan) if error_B is None else error_B)
+        return torch.cat(found)
 
     def voxel_count(self, subject: int) -> int:
         """How many voxels a subject has.
@@ -620,118 +700,32 @@ class BrainDecoder(DiffusionPipeline):
             )
         return int(known[str(subject)])
 
-    def _given(
-        self,
-        voxels: np.ndarray | Tensor | Path | str,
-        subject: int,
-        image_ids: Sequence[int] | None,
-        data_root: Path | str | None,
-    ) -> tuple[Tensor, Tensor, list[int]]:
-        """Responses B x R x V, which of them there are, and the pictures' ids."""
-        width = self.voxel_count(subject)
-        if isinstance(voxels, str | Path):
-            if image_ids is not None:
-                raise UserError(
-                    f"image_ids cannot be given with a file; put them into {voxels}, or beside it"
-                    " as NAME_ids.npy."
-                )
-            read = load_responses(
-                voxels, subject, width, Layout.of(data_root) if data_root is not None else None
-            )
-            repeats = read.grouped()
-        else:
-            array = (
-                voxels.detach().cpu().numpy() if isinstance(voxels, Tensor) else np.asarray(voxels)
-            )
-            if array.ndim < 2:
-                raise UserError(
-                    f"voxels are {array.shape}; expected B x V or B x R x V of finite numbers"
-                )
-            read = responses(array, subject, width)
-            repeats = read.grouped()
-            if image_ids is not None:  # pictures stay in the order given, whatever their ids
-                if len(image_ids) != len(array):
-                    raise UserError(
-                        f"image_ids names {len(image_ids)} pictures, voxels are of {len(array)};"
-                        " give one id for each."
-                    )
-                repeats = repeats._replace(image_N=np.asarray([int(image) for image in image_ids]))
-        present_BR = repeats.rows_NR >= 0
-        voxels_BRV = np.zeros((*present_BR.shape, width), dtype=np.float32)
-        voxels_BRV[present_BR] = read.rows(repeats.rows_NR[present_BR])
-        return (
-            torch.from_numpy(voxels_BRV).to(self._execution_device),
-            torch.from_numpy(present_BR),
-            [int(i) for i in repeats.image_N],
-        )
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save everything in one folder; IP-Adapter and LoRA lie in files of their own, as
-        everywhere.
+def refuse_level(counts: Mapping[str, Sequence[int]], level: int, name: str) -> None:
+    """Refuse a level that an encoder has not.
 
-        Written beside what is there and put in its place when all is on the disk. Parts that an
-        earlier save left and that this decoder has not (LoRA, routers, shards of larger weights)
-        go; files that are no part of a decoder stay.
+    Parameters
+    ----------
+    counts : Mapping[str, Sequence[int]]
+        'image', 'text' -> experts of every level, of the encoders that are used.
+    name : str
+        Of the setting, begins the message.
 
-        Raises
-        ------
-        UserError
-            When the LoRA is fused into the U-Net: it would be saved twice.
-        """
-        if is_fused(self.unet):
+    Raises
+    ------
+    UserError
+        For the first encoder without that level.
+    """
+    for encoder, experts in counts.items():
+        if len(experts) == 1:
             raise UserError(
-                "The LoRA is fused into the U-Net (decoder.fuse_lora()) and would be saved twice:"
-                " take it out first, decoder.unfuse_lora()."
+                f"{name} = {level} has no effect: the {encoder} encoder has no levels. Leave it"
+                " out."
             )
-        folder = Path(save_directory)
-        if kwargs.get("push_to_hub"):
-            kwargs.setdefault(
-                "repo_id", folder.name
-            )  # diffusers' default, not the name of the temporary folder
-        adapter = {key: value.contiguous() for key, value in adapter_weights_of(self.unet).items()}
-        with_adapter = self.unet
-        with replaced_parts(
-            folder, PARTS, INDEX, keep=kwargs.get("variant") is not None
-        ) as temporary:
-            self.register_modules(unet=without_ip_adapter(self.unet))
-            try:
-                super().save_pretrained(temporary, **kwargs)
-            finally:
-                self.register_modules(unet=with_adapter)
-            path = temporary / IP_ADAPTER
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(adapter, path)
-            if has_lora(self.unet):
-                save_lora(self.unet, temporary / LORA)
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
-    ) -> BrainDecoder:
-        """Load what :meth:`save_pretrained` wrote; ``torch_dtype`` is the U-Net's."""
-        for name in ("torch_dtype", "dtype"):
-            if kwargs.get(name) is not None:
-                kwargs[name] = types_of_parts(kwargs[name])
-        folder = Path(pretrained_model_name_or_path)
-        if not (folder / INDEX).is_file():
+        if not 0 <= level < len(experts):
             raise UserError(
-                f"{folder} is not a saved decoder (no {INDEX}); `braingen demo` leaves one in"
-                " runs/demo/decoder."
+                f"{name} = {level}, but the {encoder} encoder has levels 0 to {len(experts) - 1}."
             )
-        try:
-            decoder: BrainDecoder = super().from_pretrained(folder, **kwargs)
-        except UserError:
-            raise
-        except UNREADABLE as error:
-            raise UserError(
-                f"{folder} is damaged or no saved decoder ({plain_text(error)}); save it again."
-            ) from error
-        for name in ("unet", "vae"):  # the others look after themselves
-            refuse_not_finite(getattr(decoder, name), folder / name, "save it again")
-        add_ip_adapter(decoder.unet, load_ip_adapter_file(str(folder / IP_ADAPTER)))
-        if (folder / LORA / LORA_FILE).exists():
-            load_lora(decoder.unet, folder / LORA)
-        return decoder
 
 
 def fitting(latents_B4hw: Tensor, shape: tuple[int, ...]) -> Tensor:

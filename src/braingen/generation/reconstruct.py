@@ -21,16 +21,19 @@ from braingen.config.shipped import backbone_folder
 from braingen.data.batches import RepeatBatches
 from braingen.data.betas import Betas
 from braingen.data.captions import has_captions
+from braingen.data.model_facts import model_facts
+from braingen.data.sealed import is_sealed
 from braingen.data.sealed_runs import at_test_set
-from braingen.data.trials import Repeats, group_repeats, test_trials, train_trials
+from braingen.data.trials import Repeats, group_repeats, test_trials
 from braingen.data.voxel_file import Responses, odd_scale
 from braingen.encoders.trained import load_embedding_decoder, load_latent_encoder, modalities
 from braingen.generation.batch import batch_of, batch_that_fits
 from braingen.generation.by_encoding_model import ByEncodingModel, uses_encoding_model
+from braingen.generation.captions import training_captions
 from braingen.generation.compatibility import refuse_incompatible, refuse_other_widths
 from braingen.generation.conditioned_unet import RoutingRecorder, expert_counts
 from braingen.generation.lora import merged_lora
-from braingen.generation.pipeline import BrainDecoder, negative_condition, to_pil
+from braingen.generation.pipeline import BrainDecoder, negative_condition, refuse_level, to_pil
 from braingen.generation.rerank import Similarity, best_of, by_embedding
 from braingen.generation.resumable import (
     GeneratedImage,
@@ -112,9 +115,20 @@ def assemble(config: Config, targets: Targets) -> BrainDecoder:
         image, text, *backbone, text_form, low_level=low_level, **tuned._asdict()
     )
     refuse_other_widths(decoder.form, image, text)
+    _describe(decoder, config, targets)
     decoder.to(device_of(config))
     prepare_unet(decoder.unet, config)
     return decoder
+
+
+def _describe(decoder: BrainDecoder, config: Config, targets: Targets) -> None:
+    """Give a decoder what its card and its captions are made from."""
+    encoder, run = decoder.brain_image.config, run_folder(config, "image")
+    subjects = encoder.encoder_config["subjects"]
+    decoder.facts = model_facts("decoder", encoder.encoder_class, subjects, run, config.data.root)
+    layout = Layout.of(config.data.root)
+    if decoder.brain_text is not None and not is_sealed(layout) and has_captions(layout):
+        decoder.caption_library = lambda: training_captions(config, targets)
 
 
 def uses_low_level(config: Config) -> bool:
@@ -271,16 +285,8 @@ def nearest_captions(
     config: Config, targets: Targets, text_NTD: Tensor, ids: np.ndarray
 ) -> dict[str, str]:
     """Return the training caption nearest to every text embedding (cosine around the mean)."""
-    layout = Layout.of(config.data.root)
-    trials = train_trials(layout, config.data.subjects[0], config.data.num_sessions)
-    images = np.unique(trials.table["image"].to_numpy())
-    known = targets.text(images).flatten(1)
-    mean = known.mean(0)
-    known, decoded = (
-        torch.nn.functional.normalize(x.flatten(1) - mean, dim=1) for x in (known, text_NTD)
-    )
-    best = (decoded @ known.T).argmax(1)
-    return {str(int(image)): targets.captions[int(images[row])][0] for image, row in zip(ids, best)}
+    nearest = training_captions(config, targets).nearest(text_NTD)
+    return {str(int(image)): caption for image, caption in zip(ids, nearest)}
 
 
 class Embeddings(NamedTuple):
@@ -344,21 +350,11 @@ def image_generator(
     encoders = {"image": decoder.brain_image, "text": decoder.brain_text}
     counts = {name: expert_counts(each) for name, each in encoders.items() if each is not None}
     level = sampler.level if embeddings.experts else None
-    for name in [
-        name
-        for name, used in (("image", sampler.use_image), ("text", sampler.use_text))
-        if used and level is not None
-    ]:
-        if len(counts[name]) == 1:
-            raise UserError(
-                f"generation.level = {level} has no effect: the {name} encoder has no levels. Leave"
-                " it out."
-            )
-        if level is not None and level >= len(counts[name]):
-            raise UserError(
-                f"generation.level = {level}, but the {name} encoder has levels 0 to"
-                f" {len(counts[name]) - 1}."
-            )
+    if level is not None:
+        used = {"image": sampler.use_image, "text": with_text}
+        refuse_level(
+            {name: counts[name] for name, on in used.items() if on}, level, "generation.level"
+        )
     negative = negative_condition(
         decoder.form, backbone_folder(config.backbone.path), sampler.negative_prompt
     )

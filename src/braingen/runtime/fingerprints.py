@@ -19,17 +19,21 @@ def digest_of_texts(texts: Iterable[Iterable[str]]) -> np.ndarray:
     return np.array(digests, dtype=np.uint64)
 
 
+def _of_card(path: Path) -> bool:
+    return path.suffix == ".md" or path.name == "facts.json"
+
+
 def fingerprint_of_files(folder: str | Path, sample: int = 1 << 20) -> str:
     """Return a key that changes with the weights: names, sizes and ``sample`` bytes of either end.
 
-    A hub name is its own key. Model cards (``.md``) are ignored.
+    A hub name is its own key. Model cards (``.md``, ``facts.json``) are ignored.
     """
     root = Path(folder)
     digest = hashlib.sha256(b"" if root.exists() else str(folder).encode())
     files = (
         [root]
         if root.is_file()
-        else sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".md")
+        else sorted(path for path in root.rglob("*") if path.is_file() and not _of_card(path))
     )
     for path in files:
         size = path.stat().st_size
