@@ -56,6 +56,7 @@ OF_OTHER_PROGRAMS = {
     "include",
     "repo-type",
     "exclude",
+    "logdir",
     "recursive",
     "no-sign-request",
     "signal",
