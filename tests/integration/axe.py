@@ -1,7 +1,7 @@
 """axe-core, the library that browsers' accessibility checks use, in a page of headless Chromium.
 
-It is taken from npm once and kept in the user's cache; without npm or a network its tests are
-skipped with the reason.
+AXE_CORE names an axe.min.js; else npm fetches one version of it once, which the user's cache keeps.
+Without npm or a network its tests are skipped with the reason.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pytest
 VERSION = "4.14.1"
 SHA256 = "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
 """Of axe.min.js in that version."""
-SEVERE = ("serious", "critical")
+SERIOUS = ("serious", "critical")
 RUN = """axe.run(document, {resultTypes: ['violations'], iframes: false}).then(({violations}) =>
   JSON.stringify(violations.map(({id, impact, help, nodes}) => ({id, impact, help,
     places: nodes.slice(0, 5).map((node) => node.html.slice(0, 160) + ' | '
@@ -38,6 +38,8 @@ def kept() -> Path:
 @cache
 def axe_script() -> str:
     """The script; skips the calling test where it cannot be had."""
+    if named := os.environ.get("AXE_CORE"):
+        return Path(named).read_text(encoding="utf-8")
     path = kept()
     if not path.is_file():
         npm = shutil.which("npm")
@@ -69,7 +71,7 @@ def axe_script() -> str:
     return data.decode("utf-8")
 
 
-def severe_findings(page: Page) -> list[str]:
+def serious_findings(page: Page) -> list[str]:
     """Serious and critical findings of the page as it is now, one line each."""
     page.evaluate(f"{axe_script()};undefined")
     found = json.loads(page.evaluate(RUN))
@@ -77,5 +79,5 @@ def severe_findings(page: Page) -> list[str]:
         f"{each['id']} ({each['impact']}, {each['count']} places): {each['help']}\n    "
         + "\n    ".join(each["places"])
         for each in found
-        if each["impact"] in SEVERE
+        if each["impact"] in SERIOUS
     ]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import time
 from typing import Any
 
-from integration.axe import axe_script, severe_findings
+from integration.axe import axe_script, serious_findings
 from integration.chromium import Page, chromium_page, find_chromium
 import numpy as np
 from PIL import Image
@@ -148,7 +148,7 @@ def test_axe_finds_nothing_serious(browser, server, width, dark):
     page = opened(browser, server, width, 844, phone=width < 400, dark=dark)
     page.evaluate("document.getElementById('brain').scrollIntoView()")
     wait_for(page, "document.getElementById('brain').dataset.painted > 0")
-    assert severe_findings(page) == []
+    assert serious_findings(page) == []
 
 
 def test_the_keyboard_alone_chooses_moves_ablates_and_turns(laptop, run):

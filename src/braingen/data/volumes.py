@@ -2,7 +2,7 @@
 
 Betas hold the voxels inside a mask, one after the other. In which order, is a choice (C order: the
 last axis of the volume runs fastest; F order: the first), which no betas file states. So it is
-written down once, beside the volumes, in order.json:
+written down once, beside the volumes, in order.json::
 
     {"mask": "nsdgeneral.nii.gz", "rule": "value > 0", "flattening": "C", "voxels": 15724, "shape":
     [81, 104, 83],

@@ -175,9 +175,9 @@ class BrainMoE(Encoder):
     meta : bool, optional
         Add an expert with all units as input; it counts as a level (an error in the published
         code).
-    subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, routing, activation_term,
-    token_order, trunk, head, level_combine, bottleneck_dim,
-    dropout, voxel_dropout : float, optional
+    subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, routing, activation_term : optional
+        See :class:`BrainMoEMulti`.
+    token_order, trunk, head, level_combine, bottleneck_dim, dropout, voxel_dropout : optional
         See :class:`BrainMoEMulti`.
     """
 
@@ -259,9 +259,9 @@ class BrainMoEHier(Encoder):
         Input units of an expert relative to an even share, level by level (1 by default).
     meta : bool, optional
         Add an expert with all units as input; it counts as a level.
-    subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, routing, activation_term,
-    token_order, trunk, head, bottleneck_dim, dropout,
-    voxel_dropout : float, optional
+    subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, routing, activation_term : optional
+        See :class:`BrainMoEMulti`.
+    token_order, trunk, head, bottleneck_dim, dropout, voxel_dropout : optional
         See :class:`BrainMoEMulti`.
     """
 

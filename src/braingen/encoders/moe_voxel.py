@@ -54,9 +54,10 @@ class BrainMoEVoxel(Encoder):
     ----------
     num_exp_0, exp_factor_list : int, optional
         Branches of the tree, level by level.
-    subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, trunk, head, level_combine, dropout,
-    voxel_dropout : float, optional
-        Subjects See :class:`braingen.encoders.moe.BrainMoEMulti`.
+    subjects, hidden_dim, n_blocks, clip_emb_dim, clip_seq_dim, trunk : optional
+        See :class:`braingen.encoders.moe.BrainMoEMulti`.
+    head, level_combine, dropout, voxel_dropout : optional
+        See :class:`braingen.encoders.moe.BrainMoEMulti`.
     """
 
     @register_to_config

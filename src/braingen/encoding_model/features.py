@@ -1,10 +1,12 @@
 """Feature spaces of images, the bands of an encoding model.
 
-embedding  the CLIP embedding that decoders aim at
-early, middle, late  hidden states of the frozen image encoder at a quarter, a half and all of its
-           depth, averaged over a grid of 4 x 4 cells
-energy     oriented contrast energy, luminance and colour (energy.py)
-caption    the text encoders' states of an image's captions; not of images without captions
+::
+
+    embedding  the CLIP embedding that decoders aim at
+    early, middle, late  hidden states of the frozen image encoder at a quarter, a half and all
+               of its depth, averaged over a grid of 4 x 4 cells
+    energy     oriented contrast energy, luminance and colour (energy.py)
+    caption    the text encoders' states of an image's captions; not of images without captions
 
 Simulated scenes without pictures have bands of their own under the same names.
 

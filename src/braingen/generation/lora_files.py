@@ -1,5 +1,7 @@
 """Convert shared LoRA files to one form: diffusers' names with alpha = rank.
 
+::
+
     unet.A.lora_A.weight, unet.A.lora_B.weight          diffusers (what is written here)
     unet.A.lora.down.weight, unet.A.lora.up.weight      diffusers, older; a file may hold both
     base_model.model.A.lora_A.weight                    peft (adapter_model.safetensors, with

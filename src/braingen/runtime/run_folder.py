@@ -1,5 +1,7 @@
 """A run folder: settings, provenance, results, and the state to continue from.
 
+::
+
     config.yaml        the settings, exactly
     provenance.json    versions, git commit, seeds, config hash, and every command that worked on
                        this run

@@ -1,5 +1,5 @@
 """Numbers that were given once: of subjects, sessions and pictures. They never change; what comes
-later is appended.
+later is appended::
 
     subjects.tsv    subject, label
     sessions.tsv    subject, session, label, order (by what sessions were ordered)

@@ -1,11 +1,13 @@
 """The pictures that events name: files, or rows of an array; and what makes two of them the same
 picture.
 
-pic01.png            a file in stimuli/, in the folder that prepare.stimuli names, or below the
-                     scans
-pic01                the same, where one file of that name has an ending
-stimuli.hdf5#12      row 12 (from 0) of an array of pictures, .hdf5 or .npy
-"""
+::
+
+    pic01.png            a file in stimuli/, in the folder that prepare.stimuli names, or below the
+                         scans
+    pic01                the same, where one file of that name has an ending
+    stimuli.hdf5#12      row 12 (from 0) of an array of pictures, .hdf5 or .npy
+    """
 
 from __future__ import annotations
 
