@@ -5,6 +5,7 @@
 #   make test     all tests
 #   make test-machines    unit and parity tests as other processors run them, with a table at the end
 #   make check    style, types, import direction
+#   make site     the documentation site in build/site: warnings are errors, the tutorials are run (minutes)
 #   make mutants  which changes of the loops no quick test notices (hours on two cores, resumable; docs/experiments/mutation.md)
 #   make backbones    train the shipped tiny backbones anew (hours on a CPU, resumable)
 #   make quickstart-decoder    train the shipped decoder of `braingen quickstart` anew (resumable)
@@ -29,7 +30,7 @@ PYTEST := $(RUN)/python -m pytest
 LONGEST := $(wildcard tests/unit/test_wires_*.py) tests/unit/test_ingest.py
 TOGETHER := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo quick test test-machines check mutants backbones quickstart-decoder clean
+.PHONY: demo quick test test-machines check site mutants backbones quickstart-decoder clean
 
 demo: $(VENV)/installed
 	$(RUN)/braingen demo
@@ -47,6 +48,11 @@ check: $(VENV)/installed
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 	$(RUN)/python -m pytest tests/unit/test_import_direction.py
+
+site: export OMP_NUM_THREADS ?= 1
+site: $(VENV)/installed
+	$(RUN)/python -m sphinx -W --keep-going -b html docs build/site
+	@echo "Open build/site/index.html in a browser."
 
 # of some modules only: make mutants MODULES="training/encoder.py encoders/ridge.py"
 MUTATED = $(if $(MODULES),--modules $(MODULES))
@@ -71,4 +77,4 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	touch $@
 
 clean:
-	rm -rf build dist
+	rm -rf build dist docs/api/generated docs/tutorials
