@@ -23,6 +23,8 @@ PAGES = {
     "src/braingen/simulation/assets/tiny/README.md": "cards/tiny",
 }
 """File of the repository -> page that it becomes."""
+WHOLE = re.compile(r"\[([^\]]+)\]\((?!\w+:)([^)#\s]+)\)")
+"""A link with its words."""
 FILE_OF = {page: file for file, page in PAGES.items()}
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,12 @@ def rewrite(app: Sphinx, docname: str, source: list[str]) -> None:
             return f"{address}/{inside}{anchor}"
         return _posix(os.path.relpath(inside, page_folder)) + anchor
 
-    source[0] = LINK.sub(replaced, source[0])
+    def without_folder(match: re.Match[str]) -> str:
+        """The words alone where a link leads to a folder, which a site cannot show."""
+        folder_linked = not address and (docs.parent / os.path.normpath(folder / match[2])).is_dir()
+        return match[1] if folder_linked else match[0]
+
+    source[0] = LINK.sub(replaced, WHOLE.sub(without_folder, source[0]))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

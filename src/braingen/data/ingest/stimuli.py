@@ -7,7 +7,7 @@ picture.
                          scans
     pic01                the same, where one file of that name has an ending
     stimuli.hdf5#12      row 12 (from 0) of an array of pictures, .hdf5 or .npy
-    """
+"""
 
 from __future__ import annotations
 
