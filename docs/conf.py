@@ -31,6 +31,7 @@ extensions = [
     "reference_pages",
     "files_outside",
     "public_members",
+    "accessible",
 ]
 exclude_patterns = ["_ext", "tutorials/*.ipynb", "tutorials/*.py", "**/sg_execution_times.rst"]
 templates_path = ["_templates"]

@@ -1,4 +1,4 @@
-"""What the API reference leaves out: fields without a docstring, constructors of pydantic."""
+"""What the API reference leaves out: docstrings of Python's making, constructors of pydantic."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ UNDOCUMENTED = "Alias for field number"
 """Docstring that Python gives to a field of a NamedTuple that has none."""
 
 
-def skip(app: Sphinx, what: str, name: str, member: Any, skipped: bool, options: Any) -> bool:
-    """Leave out what has no docstring of its own."""
-    return skipped or (getattr(member, "__doc__", None) or "").startswith(UNDOCUMENTED)
+def blank(app: Sphinx, what: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
+    """Leave out the docstring that Python makes up."""
+    if lines and lines[0].startswith(UNDOCUMENTED):
+        lines.clear()
 
 
 def shorten(
@@ -27,6 +28,6 @@ def shorten(
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect both to autodoc."""
-    app.connect("autodoc-skip-member", skip)
+    app.connect("autodoc-process-docstring", blank)
     app.connect("autodoc-process-signature", shorten)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

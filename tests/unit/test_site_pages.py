@@ -52,7 +52,7 @@ def in_contents() -> set[str]:
         folder = page.parent.relative_to(DOCS)
         for tree in re.findall(r"^```\{toctree\}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
             names = [line for line in tree.splitlines() if line and not line.startswith(":")]
-            for name in names:
+            for name in (re.sub(r".*<(.*)>", r"\1", each) for each in names):
                 if "*" in name:
                     found |= {
                         path.relative_to(DOCS).with_suffix("").as_posix()
