@@ -1,11 +1,14 @@
 """Features of scenes of the hard world, in place of pictures.
 
-layout     what early areas see: contrast energy in four orientations and four colours, on a grid
-content    what later areas see: kinds, parts, textures, views, colours, background, relations,
-           places, and products of them
-embedding  what decoders aim at, in the place of CLIP's image embedding: a fixed random network
-           of both
-early, middle, late  hidden states of other random networks, the bands of encoding models
+::
+
+    layout     what early areas see: contrast energy in four orientations and four colours, on a
+               grid
+    content    what later areas see: kinds, parts, textures, views, colours, background, relations,
+               places, and products of them
+    embedding  what decoders aim at, in the place of CLIP's image embedding: a fixed random network
+               of both
+    early, middle, late  hidden states of other random networks, the bands of encoding models
 
 N images, J objects each, G cells of a grid, C channels, F features, D embedding width.
 """

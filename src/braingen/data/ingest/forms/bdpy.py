@@ -20,7 +20,7 @@ class Columns(NamedTuple):
     voxel_V: np.ndarray
     """Columns that are voxels."""
     regions: dict[str, np.ndarray]
-    """Boolean vectors over the voxels, by name without ROI_."""
+    """Boolean vectors over the voxels, by name without ``ROI_``."""
     labels: dict[str, int]
     """Column of Label, Run, stimulus_id and the like."""
 
