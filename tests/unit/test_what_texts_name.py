@@ -81,6 +81,11 @@ OF_OTHER_PROGRAMS = {
     "to-scanner",
     "requirement",
     "editable",  # torchrun, FreeSurfer, pip
+    "rm",
+    "gpus",
+    "build-arg",
+    "nv",
+    "bind",  # Docker, Apptainer
     "flag",
     "no-flag",
     "name",
@@ -89,7 +94,7 @@ OF_OTHER_PROGRAMS = {
     "no-ckpt_saving",
     "hidden",  # placeholders, and a published flag in a table of departures
 }
-"""Of accelerate, pip, uv, git, pytest, aws, huggingface-cli and Slurm."""
+"""Of accelerate, pip, uv, git, pytest, aws, huggingface-cli, Slurm, Docker and Apptainer."""
 
 
 def sources() -> list[Path]:
