@@ -81,9 +81,15 @@ def test_what_is_not_trained_stays_as_it_was(place, trained):
     ]
     assert main(adapted(place, trained, *more)) == 0
     before, after = weights(place / "others"), weights(place / trained)
-    own = {"encoder.subject_layer.linears.3.weight", "encoder.subject_layer.linears.3.bias"}
+    layer = {"encoder.subject_layer.linears.3.weight", "encoder.subject_layer.linears.3.bias"}
+    own = layer | {
+        f"linear.{part}.3.{name}"  # ridge regression of the new person
+        for part in ("linears", "judged")
+        for name in ("weight_RV", "bias_R")
+    }
     assert after.keys() - before.keys() == own  # the layers of the others are left behind
     changed = {name for name in after.keys() - own if not torch.equal(before[name], after[name])}
+    changed -= {"linear.encoder_weight", "linear.prior_weight"}  # chosen anew on held-out images
     routers = {f"encoder.levels.{level}.router.affinity" for level in range(4)}
     choices = {f"encoder.levels.{level}.router.chosen_PFK" for level in range(4)}
     if trained == "all":
@@ -93,7 +99,7 @@ def test_what_is_not_trained_stays_as_it_was(place, trained):
         assert trained == "routers" or not changed
     mark = json.loads((place / trained / "image" / "finished").read_text())
     counted = sum(
-        after[name].numel() for name in own | (routers if trained == "routers" else set())
+        after[name].numel() for name in layer | (routers if trained == "routers" else set())
     )
     assert mark["trained_parameters"] == (mark["parameters"] if trained == "all" else counted)
     embedding_decoder = EmbeddingDecoder.from_pretrained(
