@@ -32,6 +32,7 @@ SMALL = [
 ]
 SMALL += [
     "encoder.hidden_dim=32",
+    "training.with_ridge=false",  # which would be used alone: levels and experts all alike
     "encoder.n_blocks=1",
     "prior.depth=1",
     "training.num_epochs=1",

@@ -21,6 +21,7 @@ SMALL = [
     "prior.depth=1",
     "training.num_epochs=1",
     "training.checkpoint=held_out",
+    "training.with_ridge=false",  # two training images
     "evaluation.bootstrap=20",
 ]
 SMALL += ["data.holdout_share=0.3", "--device", "cpu", "run.tracker=none"]

@@ -51,6 +51,7 @@ SMALL = [
 ]
 SMALL += [
     "encoder.hidden_dim=32",
+    "training.with_ridge=false",  # which would be used alone: levels and experts all alike
     "encoder.n_blocks=1",
     "encoder.head=linear",
     "prior.depth=1",

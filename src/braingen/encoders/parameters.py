@@ -35,6 +35,9 @@ PARTS = (
     (r"(^|\.)network\.(layers|relative_position|norm_out|out)\b", "transformer"),
     (r"(^|\.)network\.time\.", "time embedding"),
     (r"(^|\.)network\.", "positions and null tokens"),
+    (r"(^|\.)levels\.\d+\.(queries|key|value|out)\b", "read-out of experts"),
+    (r"(^|\.)(blocks|norm)\.", "attention among experts"),
+    (r"(^|\.)project\.", "projection heads"),
 )
 """Pattern of a parameter name and its part; the first match counts."""
 

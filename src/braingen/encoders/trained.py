@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from braingen.config import Config
 from braingen.data.captions import has_captions
 from braingen.data.sealed import training_root
@@ -18,6 +20,8 @@ from braingen.runtime.paths import (
     trained_models,
 )
 from braingen.runtime.run_folder import Run
+
+logger = logging.getLogger(__name__)
 
 
 def load_embedding_decoder(config: Config, modality: str) -> EmbeddingDecoder:
@@ -50,10 +54,19 @@ def modalities(config: Config) -> tuple[str, ...]:
 
 def load_embedding_decoders(config: Config) -> dict[str, EmbeddingDecoder]:
     """The trained encoders, frozen, on the configured device."""
-    return {
+    found = {
         name: load_embedding_decoder(config, name).requires_grad_(False).to(device_of(config))
         for name in modalities(config)
     }
+    for name, each in found.items():
+        if each.linear is not None and each.linear.weights.encoder == 0:
+            logger.warning(
+                "Held-out images chose ridge regression alone for the %s embedding: its levels and"
+                " experts give the same, and routing has nothing to choose from. Train on more"
+                " trials, or with training.with_ridge=false.",
+                name,
+            )
+    return found
 
 
 def load_latent_encoder(config: Config) -> LatentEncoder | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import json
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,8 +42,12 @@ from braingen.training.synthetic import SyntheticTrials
 from braingen.training.voxel_tuning import voxel_tuning
 from braingen.types import Trials
 
+logger = logging.getLogger(__name__)
+
 SPACE = "voxel_space.safetensors"
 """File of a run's shared space of voxels' tuning."""
+FEWEST_FOR_RIDGE = 3
+"""Images from which a penalty can be chosen by leaving one out."""
 PARCEL_TRIALS = 1500
 """Trials from which parcels of voxels start: 94 MB at 15 724 voxels."""
 MAY_DIFFER = {"subjects", "dropout", "voxel_dropout"}
@@ -217,6 +222,15 @@ def fit_ridges(
             np.concatenate([table[name].to_numpy() for table in tables])
             for name in ("trial", "image")
         )
+        if len(np.unique(image)) < FEWEST_FOR_RIDGE:
+            logger.warning(
+                "Subject %d: ridge regression needs %d training images and there are %d; it"
+                " predicts the mean here.",
+                trials.subject,
+                FEWEST_FOR_RIDGE,
+                len(np.unique(image)),
+            )
+            continue
         aim_NR = linear.components(targets_ND[row_of_image[image]]).numpy()
         device = str(embedding_decoder.device)
         ridge = fit_ridge(betas.rows(rows), aim_NR, image, device=device)
