@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,11 +175,14 @@ def write_card(folder: Path, facts: ModelFacts, name: str = "", beside: Path | N
         Folder whose files these will replace; None for the folder itself.
     """
     text, before = card_text(facts, name or str(folder)), folder if beside is None else beside
-    path = before / CARD
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    written = {**as_json(facts), "card_sha256": digest}
+    path, own = before / CARD, folder / FACTS
+    if path.exists() and own.is_file() and read_json(own) == json.loads(json.dumps(written)):
+        return
     if not path.exists() or _digest(path) == _written(before):
         write_text(folder / CARD, text)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    write_json(folder / FACTS, {**as_json(facts), "card_sha256": digest})
+    write_json(own, written)
 
 
 def _digest(path: Path) -> str:
