@@ -221,7 +221,7 @@ def test_help_prints_what_may_be_given(capsys):
         assert condition(section, field) in printed
     assert (
         allowed("encoder", "model")
-        == "{BrainMoEMulti,BrainMoE,BrainMoEHier,BrainMoEVoxel,BrainEncoder}"
+        == "{BrainMoEMulti,BrainMoE,BrainMoEHier,BrainMoEVoxel,BrainMoERegions,BrainEncoder}"
     )
     assert (
         allowed("router", "time_choice") == "{soft,hard}"

@@ -49,7 +49,11 @@ def test_a_batch_has_the_targets_shape(built):
         *target_of(config),
     )
     assert out.balance_loss.shape == ()
-    assert embedding_decoder.eval().embedding(out.backbone_BTD).shape == (4, *target_of(config))
+    noise = None
+    if shape := embedding_decoder.noise_shape:  # a prior that samples
+        noise = torch.empty(4, *shape, device="meta")
+    decoded = embedding_decoder.eval().embedding(out.backbone_BTD, noise)
+    assert decoded.shape == (4, *target_of(config))
 
 
 def test_every_subject_has_its_layer(built):

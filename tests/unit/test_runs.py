@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 import torch
 
+from braingen.config import load_config
 from braingen.runtime import files, state
 from braingen.runtime import lock as locks
 from braingen.runtime import run_folder as runs
+from braingen.runtime.distributed import Workers, complete, shared_run
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import (
     identity,
@@ -449,3 +451,15 @@ def test_reading_settings_loads_no_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     ).stdout
     assert out.strip() == "False"
+
+
+def test_a_state_left_by_a_kill_after_the_mark_is_removed(tmp_path):
+    config = load_config(None, {"run.device": "cpu", "run.folder": str(tmp_path)})
+    workers = Workers(config)
+    with shared_run(workers, tmp_path / "image", {"a": 1}, {"run": 0}) as run:
+        run.save_state({"weight": torch.ones(2)})
+        run.mark_finished({})
+    assert (tmp_path / "image" / "state.safetensors").exists()
+    with shared_run(workers, tmp_path / "image", {"a": 1}, {"run": 0}) as run:
+        assert complete(workers, run, lambda: [])
+    assert not (tmp_path / "image" / "state.safetensors").exists()

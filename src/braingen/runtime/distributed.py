@@ -132,6 +132,8 @@ def complete(workers: Workers, run: Run, products: Callable[[], Iterable[Path]])
                 flush=True,
             )
             run.unmark_finished()
+        else:
+            run.remove_state()  # of a run that was killed between its mark and its end
     return workers.broadcast(run.finished)
 
 
