@@ -30,6 +30,10 @@ pytestmark = [
     pytest.mark.skipif(
         find_spec("sphinx") is None, reason="the site needs pip install 'braingen[docs]'"
     ),
+    pytest.mark.skipif(
+        not os.environ.get("SITE"),
+        reason="minutes of building: SITE=1 asks for it, .ci/run does",
+    ),
 ]
 
 TUTORIALS = sorted(path.stem for path in (ROOT / "examples" / "tutorials").glob("*.py"))
