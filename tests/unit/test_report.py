@@ -520,7 +520,7 @@ def test_the_explorer_of_the_run_is_linked_with_the_command_that_starts_it(
     page: str, config: Config
 ) -> None:
     assert '<a href="http://127.0.0.1:8765/">' in page
-    assert f"<pre>braingen explore {config.run.folder}</pre>" in page
+    assert f'<pre tabindex="0">braingen explore {config.run.folder}</pre>' in page
 
 
 def test_pages_that_look_inside_are_linked_with_what_they_found(page: str) -> None:
