@@ -31,7 +31,7 @@ pytestmark = [
         find_spec("sphinx") is None, reason="the site needs pip install 'braingen[docs]'"
     ),
     pytest.mark.skipif(
-        not os.environ.get("SITE"), reason="minutes of building: SITE=1 asks for it, .ci/run does"
+        not os.environ.get("SITE"), reason="minutes of building: SITE=1 asks for it"
     ),
 ]
 

@@ -101,7 +101,13 @@ def test_pictures_are_retrieved_by_the_embedding_where_no_head_was_trained(
     monkeypatch, root, tmp_path, scale, trained
 ):
     monkeypatch.setattr(encoder_setup, "Targets", TableTargets)
-    config = tiny_config(root, tmp_path, loss_image__clip_scale=scale, loss_image__mse_scale="1")
+    config = tiny_config(
+        root,
+        tmp_path,
+        loss_image__clip_scale=scale,
+        loss_image__mse_scale="1",
+        training__with_ridge="false",
+    )
     embedding_decoder = EmbeddingDecoder.from_pretrained(
         train.train(config, "image") / EMBEDDING_DECODER
     ).eval()

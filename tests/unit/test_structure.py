@@ -20,6 +20,7 @@ REASONS = {
     "human_eval/study.py": "four steps of one command",
     "pretrained/sdxl.py": "loading and checking of one kind of folder",
     "runtime/files.py": "atomic files and what can go wrong with them",
+    "runtime/model_card.py": "one kind of file: its facts, its text, what is not to be said",
     "runtime/run_folder.py": "one class: a run folder",
     "simulation/cortex.py": "one simulated cortex",
     "simulation/dataset.py": "one simulated data set",

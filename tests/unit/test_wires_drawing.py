@@ -265,6 +265,7 @@ def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned
     )
     monkeypatch.setattr(stage, "modalities", lambda config: ("image", "text"))
     monkeypatch.setattr(stage, "finetuned_folder", lambda config: tmp_path if tuned else None)
+    monkeypatch.setattr(stage, "_describe", lambda *_: None)  # of a run, which is none here
     monkeypatch.setattr(
         stage, "load_finetuned", lambda folder: FinetunedModules(folder, *routers, "levels")
     )
