@@ -43,7 +43,7 @@ myst_fence_as_directive = ["mermaid"]
 myst_heading_anchors = 4
 
 autosummary_generate = True
-suppress_warnings = ["ref.python", "toc.empty_glob"]
+suppress_warnings = ["ref.python"]
 """A public name has two addresses, its module's and the package's: either may be linked."""
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"

@@ -38,6 +38,7 @@ config = load_config(
         "encoder.n_blocks": "1",
         "prior.depth": "1",
         "training.num_epochs": "10",
+        "training.with_ridge": "no",
         "generation.random_draws": "1",
         "evaluation.bootstrap": "500",
     },
@@ -60,7 +61,9 @@ simulate(config)
 # -----
 #
 # Stage 1: an encoder from voxels to CLIP's image embedding, and one to its text embedding. A share
-# of the training images is held out to choose the checkpoint; test images are not touched.
+# of the training images is held out to choose the checkpoint; test images are not touched. By
+# default ridge regression stands beside an encoder, and with so few trials it would be used alone;
+# ``training.with_ridge`` is off here, so that what is trained is seen.
 
 from braingen.training.encoder import train
 

@@ -44,7 +44,8 @@ simulate(load_config("simulated", settings))
 #
 # ``braingen adaptation-curve`` does it all: it trains on subjects 1 and 2, starts from that for
 # subject 3 (``routers``: subject layer and routers only), trains another encoder from scratch on
-# the same session, and scores both on the test images. At full size: for 1 to 40 sessions.
+# the same session, and scores both on the test images. At full size: for 1 to 40 sessions. Ridge
+# regression, which stands beside an encoder by default, is left out (``training.with_ridge``).
 
 from braingen.experiments.adaptation_curve import adaptation_curve
 
@@ -60,6 +61,7 @@ config = load_config(
         "encoder.n_blocks": "1",
         "prior.depth": "1",
         "training.num_epochs": "12",
+        "training.with_ridge": "no",
         "training.batch_size": "60",
         "evaluation.bootstrap": "500",
     },

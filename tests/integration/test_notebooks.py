@@ -52,7 +52,11 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     display = ModuleType("IPython.display")
     shown: list[str] = []
     display.HTML = shown.append  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(display=display))
+    monkeypatch.setitem(
+        sys.modules,
+        "IPython",
+        SimpleNamespace(display=display, get_ipython=lambda: None, version_info=(9, 0)),
+    )
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     matplotlib.use("agg")
     scope: dict[str, Any] = {"__name__": "notebook"}

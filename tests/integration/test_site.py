@@ -139,7 +139,7 @@ def public_names() -> Iterator[str]:
                 and ast.get_docstring(node)
             ):
                 yield f"{module}.{node.name}"
-    yield from (f"braingen.{name}" for name in getattr(braingen, "__all__", ()))
+    yield from (f"braingen.{name}" for name in braingen.__all__ if name != "__version__")
 
 
 def described(site: Path) -> set[str]:

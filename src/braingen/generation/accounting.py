@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+import functools
 import json
 from typing import Any, NamedTuple, TypeVar
 import weakref
@@ -112,6 +113,7 @@ def cached_by_settings(function: Callable[..., Found]) -> Callable[..., Found]:
 
     known: dict[Any, Found] = {}
 
+    @functools.wraps(function)
     def wrapped(settings: dict[str, Any], *args: Any, **kwargs: Any) -> Found:
         plain = {key: value for key, value in settings.items() if not key.startswith("_")}
         text = json.dumps(plain, sort_keys=True)
