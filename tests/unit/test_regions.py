@@ -80,6 +80,13 @@ def test_levels_are_unions_of_the_finest_groups():
         assert any(torch.equal(coarse * fine, fine) for fine in member[1])
 
 
+@pytest.mark.parametrize("counts", [(1, 2, 3, 6), (5, 6)])
+def test_groups_at_equal_distances_still_give_every_expert_some(counts):
+    """Centres at right angles to each other: all merge at one height."""
+    for count, group_G in zip(counts, joined_levels(torch.eye(6), counts)):
+        assert sorted(set(group_G.tolist())) == list(range(count))
+
+
 def test_an_estimate_is_the_posterior_mean_of_a_linear_model_with_independent_noise():
     tuning, _, _ = planted(40, 3)
     tuning = tuning._replace(precision_V=torch.linspace(0.5, 3, 40))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.cluster.hierarchy import cut_tree, linkage
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -79,7 +79,7 @@ def joined_levels(centres_GK: Tensor, counts: Sequence[int]) -> list[Tensor]:
         if count == finest or tree is None:
             levels.append(torch.arange(finest))
             continue
-        labels_G = fcluster(tree, count, "maxclust")
-        _, group_G = np.unique(labels_G, return_inverse=True)
+        # by the order of merges: a height cannot tell groups that merge at the same one apart
+        group_G = cut_tree(tree, n_clusters=count)[:, 0]
         levels.append(torch.from_numpy(group_G.astype(np.int64)))
     return levels
