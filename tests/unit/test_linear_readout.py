@@ -4,10 +4,15 @@ prior is used beside it.
 
 from __future__ import annotations
 
+from pathlib import Path
+import re
+
 import numpy as np
 import pytest
 import torch
 
+import braingen
+from braingen.encoders import linear_readout
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.linear_readout import (
     RIDGE_ALONE,
@@ -19,6 +24,8 @@ from braingen.encoders.linear_readout import (
     grid_key,
 )
 from braingen.encoders.ridge import fit_ridge
+from braingen.interpret.experts import expert_outputs_of
+from braingen.interpret.readout import decode
 from braingen.runtime.errors import UserError
 from braingen.training.encoder import choose_by_folds
 
@@ -83,6 +90,30 @@ def test_with_weight_one_and_in_training_it_is_encoder_and_prior():
     torch.testing.assert_close(whole(x, 1).backbone_BTD, whole.encoder(x, 1).backbone_BTD)
 
 
+def test_what_is_interpreted_is_what_is_decoded():
+    whole, x = decoder().eval(), torch.randn(3, VOXELS)
+    torch.nn.init.normal_(whole.linear.linears["1"].weight_RV)
+    whole.linear.set_basis(torch.zeros(1, TOKENS, WIDTH))
+    for weights in (RIDGE_ALONE, OutputWeights(0.5, 0.5), OutputWeights()):
+        whole.linear.choose(weights)
+        with torch.no_grad():
+            expected = whole.through_prior(whole(x, 1).backbone_BTD).flatten(1)
+        (found,) = expert_outputs_of(whole, x.numpy(), 1)
+        torch.testing.assert_close(found.whole_NF, expected)
+        torch.testing.assert_close(decode(whole, x, 1).detach(), expected)
+
+
+def test_only_training_and_the_decoder_itself_call_the_prior():
+    """Everything else goes through the decoder, which knows how much of the prior is used."""
+    package = Path(braingen.__file__).parent
+    calls = {
+        path.relative_to(package).parts[0]
+        for path in package.rglob("*.py")
+        if re.search(r"\bprior\.(predict|sample|forward)\b", path.read_text(encoding="utf-8"))
+    }
+    assert calls == {"encoders", "training"}
+
+
 def test_a_wide_target_is_predicted_along_its_principal_components():
     target = torch.randn(30, 4, 5, generator=torch.Generator().manual_seed(0))
     target[:, :, 3:] = target[:, :, :2]  # 12 dimensions of 20
@@ -90,25 +121,63 @@ def test_a_wide_target_is_predicted_along_its_principal_components():
     readout.set_basis(target)
     centred = target - target.mean(0)
     torch.testing.assert_close(readout.expand(readout.components(centred)), centred)
+    exact = torch.linalg.svd(centred.flatten(1), full_matrices=False).Vh[:12]
+    torch.testing.assert_close(  # in the order of their variance
+        (readout.basis_RTD.flatten(1) * exact).sum(1).abs(), torch.ones(12), rtol=0, atol=1e-3
+    )
     few = LinearReadout({1: VOXELS}, 12, 4, 5)
     few.set_basis(target[:5])  # fewer images than directions: the others stay empty
-    assert (few.basis_RTD.flatten(1).norm(dim=1) > 0.5).sum() == 5
+    assert (few.basis_RTD.flatten(1).norm(dim=1) > 0.5).sum() == 4  # the mean takes one
 
 
-@pytest.mark.parametrize("combine", ["sum", "mean"])
-def test_experts_share_ridge_as_they_share_their_level(combine):
-    whole = decoder(
-        "BrainMoEMulti", num_exp_0=2, exp_factor_list=[2], head="linear", level_combine=combine
-    ).eval()
-    whole.linear.experts_sum = combine == "sum"
+MIXTURES = {
+    "sum": ("BrainMoEMulti", {"num_exp_0": 2, "exp_factor_list": [2], "level_combine": "sum"}),
+    "mean": ("BrainMoEMulti", {"num_exp_0": 2, "exp_factor_list": [2], "level_combine": "mean"}),
+    "learned": ("BrainMoEHier", {"num_exps": [2, 3]}),
+}
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_levels_keep_all_of_ridge_and_their_experts_as_estimates_have_it_in_the_mean(kind):
+    model, settings = MIXTURES[kind]
+    whole = decoder(model, head="linear", **settings).eval()
+    for name, value in whole.encoder.named_parameters():
+        if name.startswith("mix"):
+            torch.nn.init.normal_(value)
     torch.nn.init.normal_(whole.linear.linears["1"].weight_RV)
     whole.linear.set_basis(torch.zeros(1, TOKENS, WIDTH))
-    whole.linear.choose(OutputWeights(0.5, 1.0))
-    out = whole(torch.randn(3, VOXELS), 1, return_experts=True)
-    for level, experts in enumerate(out.expert_backbone):
-        joined = experts.sum(1) if combine == "sum" else experts.mean(1)
-        torch.testing.assert_close(out.level_backbone_BLTD[:, level], joined)
-    torch.testing.assert_close(out.backbone_BTD, out.level_backbone_BLTD.mean(1))
+    x = torch.randn(3, VOXELS)
+    alone = whole.encoder(x, 1, return_experts=True)
+    for weights in (RIDGE_ALONE, OutputWeights(0.5, 1.0)):
+        whole.linear.choose(weights)
+        out = whole(x, 1, return_experts=True)
+        ridge = (1 - weights.encoder) * whole.linear(x, 1)[:, None]
+        levels = ridge + weights.encoder * alone.level_backbone_BLTD
+        torch.testing.assert_close(out.level_backbone_BLTD, levels)
+        torch.testing.assert_close(out.backbone_BTD, levels.mean(1))
+        estimates = whole.encoder.as_estimates(out.stack)
+        torch.testing.assert_close(estimates.levels_BLTD, levels, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prior_use", ["predict", "sample"])
+def test_the_deterministic_output_uses_as_much_of_the_prior_as_was_chosen(prior_use):
+    whole = decoder().eval()
+    whole.register_to_config(prior_use=prior_use)
+    backbone = torch.randn(3, TOKENS, WIDTH)
+    prior = whole.prior.predict(backbone)
+    for weight in (0.0, 0.5, 1.0):
+        whole.linear.choose(OutputWeights(1.0, weight))
+        torch.testing.assert_close(whole.predicted(backbone), backbone.lerp(prior, weight))
+
+
+def test_principal_components_are_those_of_images_spread_over_the_table(monkeypatch):
+    monkeypatch.setattr(linear_readout, "BASIS_IMAGES", 4)
+    target = torch.randn(11, 2, 5, generator=torch.Generator().manual_seed(0))
+    found, expected = (LinearReadout({1: VOXELS}, 2, 2, 5) for _ in range(2))
+    found.set_basis(target)
+    monkeypatch.undo()
+    expected.set_basis(target[[0, 3, 6, 9]])
+    torch.testing.assert_close(found.basis_RTD, expected.basis_RTD)
 
 
 def chosen(ridge: torch.Tensor, encoder: torch.Tensor, truth: torch.Tensor) -> OutputWeights:

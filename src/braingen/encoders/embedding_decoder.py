@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from braingen.encoders.base import encoder_class as class_of
-from braingen.encoders.linear_readout import LinearReadout
+from braingen.encoders.linear_readout import LinearReadout, expert_shares
 from braingen.encoders.prior.diffusion_prior import DiffusionPrior
 from braingen.encoders.stored_model import ModelKind, StoredModel
 from braingen.runtime.errors import UserError
@@ -78,8 +78,7 @@ class EmbeddingDecoder(StoredModel, ModelMixin):
         Whether the projection heads were trained (``clip_scale`` above 0); otherwise images are
         retrieved by the output of the encoder.
     linear_config : dict[str, Any] | None, optional
-        Rank of ridge regression beside encoder and prior (:class:`LinearReadout`), and whether
-        outputs of experts add up to their level's; None for none.
+        Rank of ridge regression beside encoder and prior (:class:`LinearReadout`); None for none.
     """
 
     mean_TD: Tensor
@@ -190,7 +189,8 @@ class EmbeddingDecoder(StoredModel, ModelMixin):
         """
         out = self.encoder(voxels_BV, subject, return_experts=return_experts)
         if self.linear is not None and not self.training:
-            out = self.linear.mixed(out, self.linear(voxels_BV, subject))
+            shares = expert_shares(self.encoder, out) if return_experts else ()
+            out = self.linear.mixed(out, self.linear(voxels_BV, subject), shares)
         if self.config.head_trained or self.training:
             return out
         return out._replace(
@@ -219,25 +219,31 @@ class EmbeddingDecoder(StoredModel, ModelMixin):
             sampling. With more rows than noise (levels or experts of the same image), a row of
             noise is shared by the same number of neighbouring rows.
         """
-        if self.prior is None:
-            return backbone_BTD
-        found_BTD = self._prior_output(backbone_BTD, noise)
-        if self.linear is None or self.training:
-            return found_BTD
-        return backbone_BTD + self.linear.prior_weight * (found_BTD - backbone_BTD)
-
-    def _prior_output(self, backbone_BTD: Tensor, noise: Tensor | None) -> Tensor:
-        assert self.prior is not None
-        if self.config.prior_use == "predict":
-            return self.prior.predict(backbone_BTD)
+        if self.prior is None or self.config.prior_use == "predict":
+            return self.predicted(backbone_BTD)
         if noise is not None:
             noise = noise.repeat_interleave(len(backbone_BTD) // len(noise), dim=0)
-        return self.prior.sample(
+        found_BTD = self.prior.sample(
             backbone_BTD,
             steps=self.config.sample_steps,
             guidance_scale=self.config.guidance_scale,
             noise=noise,
         )
+        return self._weighted(backbone_BTD, found_BTD)
+
+    def predicted(self, backbone_BTD: Tensor) -> Tensor:
+        """:meth:`through_prior` by one call of the prior's network, for any prior_use:
+        deterministic and differentiable.
+        """
+        if self.prior is None:
+            return backbone_BTD
+        return self._weighted(backbone_BTD, self.prior.predict(backbone_BTD))
+
+    def _weighted(self, backbone_BTD: Tensor, prior_BTD: Tensor) -> Tensor:
+        """As much of the prior's output as was chosen."""
+        if self.linear is None or self.training:
+            return prior_BTD
+        return backbone_BTD + self.linear.prior_weight * (prior_BTD - backbone_BTD)
 
     def in_clip_units(self, standard_BTD: Tensor) -> Tensor:
         """Undo :meth:`standardised`."""

@@ -10,7 +10,7 @@ N images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, cast
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import cosine_similarity
 
+from braingen.encoders.base import Encoder
 from braingen.encoders.ridge import Ridge
 from braingen.encoders.subject_layer import Subjects, voxel_counts
 from braingen.runtime.errors import UserError
@@ -29,6 +30,8 @@ RANK = 512
 """Most directions of the target that are read out; wider targets are reduced to their leading
 principal components.
 """
+BASIS_IMAGES = 2048
+"""Most images that principal components are computed from, spread evenly over the table."""
 ENCODER_WEIGHTS, PRIOR_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 0.5, 1.0)
 """What held-out images choose from."""
 STANDARD_ERRORS = 2.0
@@ -82,24 +85,14 @@ class LinearReadout(nn.Module):
         R; no more than T x D.
     clip_seq_dim, clip_emb_dim : int
         T, D.
-    experts_sum : bool, optional
-        Whether outputs of experts add up to their level's (else their mean is the level's).
     """
 
     basis_RTD: Tensor
     encoder_weight: Tensor
     prior_weight: Tensor
 
-    def __init__(
-        self,
-        subjects: Subjects,
-        rank: int,
-        clip_seq_dim: int,
-        clip_emb_dim: int,
-        experts_sum: bool = True,
-    ) -> None:
+    def __init__(self, subjects: Subjects, rank: int, clip_seq_dim: int, clip_emb_dim: int) -> None:
         super().__init__()
-        self.experts_sum = experts_sum
         counts = voxel_counts(subjects)
         self.linears, self.judged = (
             nn.ModuleDict({str(each): FixedLinear(count, rank) for each, count in counts.items()})
@@ -167,10 +160,8 @@ class LinearReadout(nn.Module):
         if rank == flat:
             basis_RF.fill_diagonal_(1)
         else:
-            rows_NF = targets_ND.flatten(1).double()
-            centred_NF = rows_NF - rows_NF.mean(0)
-            vectors_FR = torch.linalg.svd(centred_NF, full_matrices=False).Vh[:rank]
-            basis_RF[: len(vectors_FR)] = vectors_FR.to(basis_RF)
+            rows_NF = targets_ND[:: -(-len(targets_ND) // BASIS_IMAGES)].flatten(1)
+            _principal_components(rows_NF - rows_NF.mean(0), out_RF=basis_RF)
         self.basis_RTD.copy_(basis_RF.view_as(self.basis_RTD))
 
     def components(self, targets_NTD: Tensor) -> Tensor:
@@ -186,27 +177,71 @@ class LinearReadout(nn.Module):
         bias_R = ridge.target_mean_D - ridge.voxel_mean_V @ ridge.coefficients_VD
         linear.bias_R.copy_(torch.from_numpy(bias_R))
 
-    def mixed(self, out: ExpertEmbeddings, ridge_BTD: Tensor) -> ExpertEmbeddings:
+    def mixed(
+        self, out: ExpertEmbeddings, ridge_BTD: Tensor, shares: Sequence[Tensor] = ()
+    ) -> ExpertEmbeddings:
         """An encoder's outputs, mixed with what ridge regression predicts.
 
-        Experts share ridge regression as they share their level.
+        Parameters
+        ----------
+        shares : Sequence[Tensor], optional
+            Of :func:`expert_shares`, where the outputs of experts are there.
         """
 
         def mix(x: Tensor, part: Tensor) -> Tensor:
             return torch.lerp(part.expand_as(x), x.float(), self.encoder_weight)
 
-        def experts(x_BETD: Tensor) -> Tensor:
-            share = 1 / x_BETD.shape[1] if self.experts_sum else 1.0
-            return mix(x_BETD, share * ridge_BTD[:, None])
+        def experts(levels: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            parts = (share_ETD * ridge_BTD[:, None] for share_ETD in shares)
+            return tuple(mix(x_BETD, part) for x_BETD, part in zip(levels, parts, strict=True))
 
         return out._replace(
             backbone_BTD=mix(out.backbone_BTD, ridge_BTD),
             clip_BTD=mix(out.clip_BTD, ridge_BTD),
             level_backbone_BLTD=mix(out.level_backbone_BLTD, ridge_BTD[:, None]),
             level_clip_BLTD=mix(out.level_clip_BLTD, ridge_BTD[:, None]),
-            expert_backbone=tuple(experts(x) for x in out.expert_backbone),
-            expert_clip=tuple(experts(x) for x in out.expert_clip),
+            expert_backbone=experts(out.expert_backbone),
+            expert_clip=experts(out.expert_clip),
         )
+
+
+def expert_shares(encoder: Encoder, out: ExpertEmbeddings) -> tuple[Tensor, ...]:
+    """What every expert has of a part that all experts of a level have in common, so that their
+    level has the whole of it: E x T x D per level.
+
+    An encoder makes outputs estimates by factors f (:meth:`Encoder.as_estimates`), and a level is
+    the mean of its E estimates. The smallest shares with that mean are E f / sum(f^2).
+
+    Parameters
+    ----------
+    out : ExpertEmbeddings
+        Any output of the encoder with the outputs of its experts.
+    """
+    if not out.expert_backbone:
+        return ()
+    ones = out.stack.map(lambda x: torch.ones_like(x[:1], dtype=torch.float32))
+    return tuple(
+        factors_ETD * len(factors_ETD) / factors_ETD.square().sum(0).clamp_min(1e-12)
+        for (factors_ETD,) in encoder.as_estimates(ones).by_level
+    )
+
+
+def _principal_components(centred_NF: Tensor, out_RF: Tensor) -> None:
+    """Write leading principal components, as many as there are up to R; the other rows stay.
+
+    By the rows' Gram matrix, a block of columns at a time: patch tokens are 425 984 wide.
+    """
+    gram_NN = centred_NF.new_zeros(len(centred_NF), len(centred_NF), dtype=torch.float64)
+    blocks = range(0, centred_NF.shape[1], BASIS_IMAGES)
+    for first in blocks:
+        block = centred_NF[:, first : first + BASIS_IMAGES].double()
+        gram_NN += block @ block.T
+    values_N, vectors_NN = torch.linalg.eigh(gram_NN)
+    kept = min(len(out_RF), int((values_N > values_N[-1] * 1e-10).sum()))
+    scaled_RN = (vectors_NN / values_N.clamp_min(1e-30).sqrt()).T.flip(0)[:kept]
+    for first in blocks:
+        block = centred_NF[:, first : first + BASIS_IMAGES].double()
+        out_RF[:kept, first : first + BASIS_IMAGES] = (scaled_RN @ block).to(out_RF)
 
 
 def choose_weights(

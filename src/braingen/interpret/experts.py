@@ -163,11 +163,7 @@ def expert_outputs_of(
     for first in range(0, len(voxels_NV), batch_size):
         voxels_BV = torch.as_tensor(voxels_NV[first : first + batch_size], device=device)
         out = embedding_decoder.eval()(voxels_BV, subject, return_experts=True)
-        decoded_BTD = (
-            out.backbone_BTD
-            if embedding_decoder.prior is None
-            else embedding_decoder.prior.predict(out.backbone_BTD)
-        )
+        decoded_BTD = embedding_decoder.predicted(out.backbone_BTD)
         yield ExpertOutputs(
             out.level_backbone_BLTD.flatten(2).cpu(),
             tuple(each.flatten(2).cpu() for each in out.expert_backbone),

@@ -95,12 +95,7 @@ def decode(
     """
     out = embedding_decoder(voxels_BV, subject, return_experts=part.expert is not None)
     if part.level is None:
-        whole_BTD = out.backbone_BTD
-        return (
-            whole_BTD
-            if embedding_decoder.prior is None
-            else embedding_decoder.prior.predict(whole_BTD)
-        ).flatten(1)
+        return embedding_decoder.predicted(out.backbone_BTD).flatten(1)
     levels = out.level_backbone_BLTD.shape[1]
     if part.level >= levels or (part.expert is not None and part.level >= len(out.expert_backbone)):
         raise UserError(

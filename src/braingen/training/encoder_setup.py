@@ -30,7 +30,7 @@ from braingen.encoders.parameters import (
     train_only,
     trainable_parameters,
 )
-from braingen.encoders.ridge import fit_ridge
+from braingen.encoders.ridge import RELATIVE_PENALTIES, fit_ridge
 from braingen.generation.compatibility import refuse_incompatible
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
@@ -185,8 +185,9 @@ def setup(
     if embedding_decoder.linear is not None:
         if config.training.init_from is None:
             embedding_decoder.linear.set_basis(targets_ND[trained_on])
+        components_IR = embedding_decoder.linear.components(targets_ND)
         for part, (held, _) in zip(measured, held_out):
-            fit_ridges(embedding_decoder, part, held, targets_ND, row_of_image)
+            fit_ridges(embedding_decoder, part, held, components_IR, row_of_image)
     return EncoderParts(
         embedding_decoder=embedding_decoder,
         batches=TrainBatches(subjects, config.training.batch_size, config.run.seed, rank, world),
@@ -208,14 +209,22 @@ def fit_ridges(
     embedding_decoder: EmbeddingDecoder,
     kept: tuple[Trials, Betas],
     held: Trials,
-    targets_ND: Tensor,
+    components_IR: Tensor,
     row_of_image: np.ndarray,
 ) -> None:
-    """Fit one subject's ridge regression to its measured trials, without and with those of
-    held-out images.
+    """Fit one subject's ridge regression to its measured trials, without those of held-out images
+    (by which the penalty is chosen), then with them.
+
+    Parameters
+    ----------
+    components_IR : Tensor
+        What is predicted (:meth:`LinearReadout.components`), per image of the table of targets.
+    row_of_image : np.ndarray
+        Row of every image in it.
     """
     linear, (trials, betas) = embedding_decoder.linear, kept
     assert linear is not None
+    device, penalties = str(embedding_decoder.device), RELATIVE_PENALTIES
     for without in (True, False):
         tables = [trials.table] if without else [trials.table, held.table]
         rows, image = (
@@ -231,10 +240,10 @@ def fit_ridges(
                 len(np.unique(image)),
             )
             continue
-        aim_NR = linear.components(targets_ND[row_of_image[image]]).numpy()
-        device = str(embedding_decoder.device)
-        ridge = fit_ridge(betas.rows(rows), aim_NR, image, device=device)
+        aim_NR = components_IR[torch.from_numpy(row_of_image[image])].numpy()
+        ridge = fit_ridge(betas.rows(rows), aim_NR, image, penalties, device=device)
         linear.take(trials.subject, ridge, without)
+        penalties = (penalties[int(ridge.error_A.argmin())],)
 
 
 def some_responses(trials: Trials, betas: Betas) -> Tensor:
@@ -294,14 +303,7 @@ def build_embedding_decoder(
         sample_steps=config.prior.sample_steps,
         guidance_scale=config.prior.guidance_scale,
         head_trained=head_trained,
-        linear_config=(
-            {
-                "rank": min(RANK, tokens * width),
-                "experts_sum": getattr(config.encoder, "level_combine", "sum") == "sum",
-            }
-            if config.training.with_ridge
-            else None
-        ),
+        linear_config=({"rank": min(RANK, tokens * width)} if config.training.with_ridge else None),
     )
 
 
