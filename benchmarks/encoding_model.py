@@ -4,8 +4,10 @@ session decoded by them, beside ridge regression and beside pretraining on other
     python benchmarks/encoding_model.py truth data/four0 data/four1 data/four2
     python benchmarks/encoding_model.py person data/four0 data/four1 data/four2 --curves runs/c0 ...
 
-`truth` fits subject 1 of every folder on all its sessions; `person` decodes the last subject's
-first session. The folders are simulated with other seeds:
+`truth` fits subject 1 of every folder on all its sessions; `person` decodes the first session, or
+part of it (`--share`), of every one of `--subjects` by an encoding model of their own, by one with
+the other people of the folder for a prior, and by that with `--pictures` further scenes, which
+nobody was shown, in the library. The folders are simulated with other seeds:
 
     braingen simulate --root data/four0 --num_subjects 4 simulation.num_sessions=3
     simulation.trials_per_session=240 simulation.num_voxels=800 --num_test_images 100
@@ -18,10 +20,12 @@ image; p is of a sign-flip permutation test, not corrected.
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 from scipy.stats import rankdata
 
 from braingen.config import Config, load_config
@@ -33,7 +37,7 @@ from braingen.encoding_model.banded_ridge import candidate_scales
 from braingen.encoding_model.features import FeatureSpaces
 from braingen.encoding_model.model import EncodingModel
 from braingen.encoding_model.people import people_groups
-from braingen.encoding_model.pictures import library_pictures
+from braingen.encoding_model.pictures import Pictures, folder_pictures, library_pictures
 from braingen.encoding_model.responses import average_responses
 from braingen.encoding_model.run import mean_responses
 from braingen.encoding_model.train import fit_subject
@@ -41,10 +45,15 @@ from braingen.evaluation.decoding import decoder_scores
 from braingen.evaluation.embeddings import decode_test_images, score_embeddings
 from braingen.evaluation.identification import two_way
 from braingen.evaluation.uncertainty import mean_interval, permutation_p, two_way_by_image
+from braingen.runtime.console import track
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.files import write_json
 from braingen.runtime.paths import EMBEDDING_DECODER
+from braingen.simulation.pictures import picture_of
 
+BEST = "with others"
+LIBRARY_SEED = 900
+"""Of the scenes that are added to the library; no data folder is simulated with it."""
 SCORES = ("retrieval_brain_to_image", "retrieval_image_to_brain", "two_way", "clip_cos")
 
 
@@ -130,7 +139,30 @@ class Images(NamedTuple):
         }
 
 
-def person(root: str, subject: int, curve: str | None) -> dict[str, dict[str, np.ndarray]]:
+def further_pictures(root: str, count: int, spaces: FeatureSpaces, known: Pictures) -> Pictures:
+    """A library with so many rendered scenes more, kept in a folder beside the data."""
+    folder = Path(f"{root.rstrip('/')}_library")
+    folder.mkdir(exist_ok=True)
+    for image in track(range(count), description="pictures"):
+        path = folder / f"{image:06d}.png"
+        if not path.exists():
+            pixels = picture_of(LIBRARY_SEED, image).transpose(1, 2, 0)
+            Image.fromarray(np.round(pixels.astype(np.float32) * 255).astype(np.uint8)).save(path)
+    more = folder_pictures(folder, spaces, count, 0)
+    return Pictures(
+        (*known.names, *more.names),
+        {
+            band: np.concatenate([rows, more.features[band]])
+            for band, rows in known.features.items()
+        },
+        np.concatenate([known.embedding_LD, more.embedding_LD]),
+        f"{known.where} and {more.where}",
+    )
+
+
+def person(
+    root: str, subject: int, curve: str | None, count: int, share: float
+) -> dict[str, dict[str, np.ndarray]]:
     """Decode one session of a new person in every way."""
     config, layout = config_of(root, subject, 1), Layout.of(root)
     spaces = FeatureSpaces(config)
@@ -143,6 +175,7 @@ def person(root: str, subject: int, curve: str | None) -> dict[str, dict[str, np
             scales = candidate_scales(len(features), config.encoding.band_draws, 0)
             others.append(EncodingModel.fit(features, theirs, scales))
     trials, betas = train_trials(layout, subject, 1), Betas.of(layout, subject)
+    trials = trials._replace(table=trials.table.iloc[: round(len(trials.table) * share)])
     responses = average_responses(trials, betas)
     repeats = group_repeats(test_trials(layout, subject))
     measured = mean_responses(repeats, betas)
@@ -154,13 +187,15 @@ def person(root: str, subject: int, curve: str | None) -> dict[str, dict[str, np
     each_ND = spaces.targets.image(shown).flatten(1).numpy()
     ridge = fit_ridge(betas.rows(trials.table["trial"].to_numpy()), each_ND, shown)
     found = {"ridge": images.scores(ridge.predict(measured))}
-    for name, prior in (
-        ("encoding model", None),
-        ("with others", people_groups(others, pictures.features)),
-    ):
-        model = fit_subject(config, subject, responses, spaces, pictures, prior)
-        decoded = model.decode(measured, pictures.library(model)).embedding_ND
-        found[name] = images.scores(decoded)
+    groups = people_groups(others, pictures.features)
+    libraries = {"": pictures}
+    if count:
+        libraries[f", {count} pictures more"] = further_pictures(root, count, spaces, pictures)
+    for library, each in libraries.items():
+        for name, prior in (("encoding model", None), (BEST, groups)):
+            model = fit_subject(config, subject, responses, spaces, each, prior)
+            decoded = model.decode(measured, each.library(model)).embedding_ND
+            found[name + library] = images.scores(decoded)
     if curve:
         for way in ("routers", "subject"):
             runs = sorted(Path(curve, "adaptation_curve").glob(f"{way}-1sessions-seed*/image"))
@@ -182,21 +217,23 @@ def by_encoder(config: Config, run: Path, images: Images) -> dict[str, np.ndarra
 
 
 def compare(ways: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Means with intervals, and differences to the best way, paired by image."""
-    best = "with others"
+    """Means with intervals, and differences of those with other people to the rest, paired by
+    image.
+    """
     found: dict[str, dict[str, dict[str, float]]] = {}
     for way, scores in ways.items():
         found[way] = {name: mean_interval(scores[name])._asdict() for name in SCORES}
-        print(f"{way:24s}" + "".join(_cell(found[way][name]) for name in SCORES))
-    for way, scores in ways.items():
-        if way != best:
-            label = f"{best} - {way}"
+        print(f"{way:40s}" + "".join(_cell(found[way][name]) for name in SCORES))
+    best = [way for way in ways if way.startswith(BEST)]
+    for one, other in itertools.product(best, ways):
+        if other != one and (other not in best or best.index(other) < best.index(one)):
+            label = f"{one} - {other}"
             found[label] = {}
             for name in SCORES:
-                gain = ways[best][name] - scores[name]
+                gain = ways[one][name] - ways[other][name]
                 p = permutation_p(gain)
                 found[label][name] = {**mean_interval(gain)._asdict(), "p": p}
-            print(f"{label:40s}" + "".join(_cell(found[label][name], True) for name in SCORES))
+            print(f"{label:64s}" + "".join(_cell(found[label][name], True) for name in SCORES))
     return found
 
 
@@ -212,7 +249,9 @@ def main() -> None:
     )
     parser.add_argument("what", choices=("truth", "person"))
     parser.add_argument("roots", nargs="+")
-    parser.add_argument("--subject", type=int, default=4)
+    parser.add_argument("--subjects", type=int, nargs="+", default=[4])
+    parser.add_argument("--pictures", type=int, default=0, help="further ones in the library")
+    parser.add_argument("--share", type=float, default=1.0, help="of the session's trials")
     parser.add_argument("--curves", nargs="*", default=[])
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/encoding_model.json"))
     chosen = parser.parse_args()
@@ -224,17 +263,22 @@ def main() -> None:
         write_json(chosen.json, dict(zip(chosen.roots, rows)))
         return
     curves = [*chosen.curves, *[None] * len(chosen.roots)]
-    parts = [person(root, chosen.subject, curve) for root, curve in zip(chosen.roots, curves)]
+    asked = [
+        (root, subject, curve)
+        for root, curve in zip(chosen.roots, curves)
+        for subject in chosen.subjects
+    ]
+    parts = [person(*each, chosen.pictures, chosen.share) for each in asked]
     common = [way for way in parts[0] if all(way in part for part in parts)]
     joined = {
         way: {name: np.concatenate([part[way][name] for part in parts]) for name in SCORES}
         for way in common
     }
-    for root, part in zip(chosen.roots, parts):
-        print(root)
+    for (root, subject, _), part in zip(asked, parts):
+        print(root, "subject", subject)
         for way, scores in part.items():
             means = "  ".join(f"{name} {scores[name].mean():.3f}" for name in SCORES)
-            print(f"  {way:24s} {means}")
+            print(f"  {way:40s} {means}")
     write_json(chosen.json, compare(joined))
 
 
