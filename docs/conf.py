@@ -27,7 +27,6 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
-    "sphinxcontrib.mermaid",
     "reference_pages",
     "files_outside",
     "public_members",
@@ -39,7 +38,6 @@ default_role = "literal"
 """Docstrings quote code with single backquotes."""
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
-myst_fence_as_directive = ["mermaid"]
 myst_heading_anchors = 4
 
 autosummary_generate = True

@@ -89,6 +89,15 @@ def test_links_of_a_page_lead_somewhere(page):
     assert not lost
 
 
+def test_the_drawing_of_the_flow_names_files_that_exist():
+    package = ROOT / "src" / "braingen"
+    words = " ".join(re.findall(r"<text[^>]*>(.*?)<", (DOCS / "pipeline.svg").read_text("utf-8")))
+    files = {path.name for path in package.rglob("*.py")}
+    assert set(re.findall(r"\w+\.py", words)) <= files
+    folders = {path.name for path in package.rglob("*") if path.is_dir()}
+    assert {"data", "encoders", "routing"} <= set(re.findall(r"(\w+)/", words)) <= folders
+
+
 def test_pages_that_stand_for_a_file_link_to_it():
     outside = load(DOCS / "_ext" / "files_outside.py")
     for file, page in outside.PAGES.items():
