@@ -69,6 +69,7 @@ three kinds of kernels).
 
 
 @pytest.mark.parametrize("entry", WITH_GRADIENTS, ids=[entry["case"] for entry in WITH_GRADIENTS])
+@pytest.mark.slow
 def test_declined_gradients_are_rounding_noise(entry: dict[str, Any]) -> None:
     """In float64 the plain encoder and ours agree, and every recorded float32 gradient lies around
     them: the declined ones within amplified rounding, the others within the entry's tolerance. No
@@ -204,6 +205,7 @@ def other_multi(folder: Path, name: str, training: bool = False) -> dict[str, An
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", MULTI)
+@pytest.mark.slow
 def test_other_sizes_of_the_multi_level_encoder(
     name: str, training: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +290,7 @@ TEXT = {
 
 @pytest.mark.parametrize("name", TEXT)
 @torch.no_grad()
+@pytest.mark.slow
 def test_other_text_encoders(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights by the formula, so that no large file is written."""
     args = {"h": 5, "in_dim": 5, **TEXT[name]}
@@ -331,6 +334,7 @@ def test_other_text_encoders(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     check(entries()[0], handlers())
 
 
+@pytest.mark.slow
 def test_wrong_numbers_unknown_kinds_and_outputs_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ def handler_of() -> dict[str, Handler]:
 
 
 @pytest.mark.parametrize("spec", ENTRIES, ids=[entry["case"] for entry in ENTRIES])
+@pytest.mark.slow
 def test_case(spec: dict[str, Any], handler_of: dict[str, Handler]) -> None:
     case = read_case(spec)
     assert case.kind in handler_of, (

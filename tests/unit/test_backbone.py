@@ -84,6 +84,7 @@ def test_outputs_have_their_shapes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.slow
 def test_every_trained_parameter_gets_a_gradient_and_no_idle_one_does(name: str) -> None:
     torch.manual_seed(0)
     model = BrainEncoder(**VARIANTS[name])

@@ -54,6 +54,7 @@ def test_another_word_is_refused_with_all_that_is_allowed(capsys, word, sentence
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_auto_is_where_three_quarters_of_the_free_memory_do_not_hold_a_pass():
     unet, config = plain_unet(), config_of("--train_batch_size", "4")
     working, lora = tuning_bytes(dict(unet.config), 4, 8, unet.dtype, 16, False, "plain")
@@ -66,6 +67,7 @@ def test_auto_is_where_three_quarters_of_the_free_memory_do_not_hold_a_pass():
     assert uses_checkpointing(average, unet, 8, free=int(1.335 * needed))
 
 
+@pytest.mark.slow
 def test_of_a_cpu_the_memory_that_is_free_is_asked_for(monkeypatch):
     free = type("Memory", (), {"available": 0})
     monkeypatch.setattr("psutil.virtual_memory", lambda: free)
@@ -74,6 +76,7 @@ def test_of_a_cpu_the_memory_that_is_free_is_asked_for(monkeypatch):
     assert not uses_checkpointing(config_of(), plain_unet(), 8)
 
 
+@pytest.mark.slow
 def test_doctor_counts_auto_as_the_smaller_need():
     auto, used, without = (
         fine_tuning(config_of("--train_batch_size", "4", *words), 0).working

@@ -232,6 +232,7 @@ def test_help_prints_what_may_be_given(capsys):
     assert condition("prior", "depth") == "only with prior.use_prior=true"
 
 
+@pytest.mark.slow
 def test_help_may_be_read_in_part():
     """A program that reads one line only (head) ends the command without a traceback."""
     code = "import sys; from braingen.cli import main; sys.exit(main(['train', '--help']))"
@@ -269,6 +270,7 @@ def test_being_stopped_is_told_calmly(monkeypatch, capsys):
     assert "the same command continues the work" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_help_and_mistakes_take_less_than_a_second_of_work():
     """Seconds of processor, not of the clock: other work on the machine does not count. No heavy
     library is loaded.

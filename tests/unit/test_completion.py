@@ -32,6 +32,7 @@ ASKED = [
 
 
 @pytest.mark.parametrize(("typed", "offered"), ASKED)
+@pytest.mark.slow
 def test_commands_flags_and_values_are_completed(typed, offered, monkeypatch, capsys):
     monkeypatch.setenv(VARIABLE, "bash_complete")
     monkeypatch.setenv("COMP_WORDS", typed)
@@ -43,6 +44,7 @@ def test_commands_flags_and_values_are_completed(typed, offered, monkeypatch, ca
 
 
 @pytest.mark.parametrize(("shell", "found"), [("zsh", "plain\ntrain\n"), ("fish", "plain,train\t")])
+@pytest.mark.slow
 def test_other_shells_get_completions_in_their_form(shell, found, monkeypatch, capsys):
     monkeypatch.setenv(VARIABLE, f"{shell}_complete")
     monkeypatch.setenv("COMP_WORDS", "braingen tra")
@@ -51,6 +53,7 @@ def test_other_shells_get_completions_in_their_form(shell, found, monkeypatch, c
     assert capsys.readouterr().out.startswith(found)
 
 
+@pytest.mark.slow
 def test_every_completed_flag_is_understood():
     for command in all_commands().values():
         for option in click_command(command).params:
@@ -69,6 +72,7 @@ def test_nothing_is_completed_unless_a_shell_asks(monkeypatch):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.slow
 def test_the_line_of_the_readme_works_in_a_shell(shell, tmp_path):
     installed = shutil.which(shell)
     if installed is None:

@@ -38,6 +38,7 @@ def built(request):
         return config, build_embedding_decoder(config, voxels_of(config), target_of(config))
 
 
+@pytest.mark.slow
 def test_a_batch_has_the_targets_shape(built):
     config, embedding_decoder = built
     subject, voxels = list(voxels_of(config).items())[-1]

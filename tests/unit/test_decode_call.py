@@ -41,6 +41,7 @@ def expected(decoder) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["array64", "tensor", "half", "list", "file", "B x R x V"])
+@pytest.mark.slow
 def test_the_same_voxels_in_any_form_give_the_same_images(decoder, expected, kind, tmp_path):
     given = voxels(2)
     np.save(tmp_path / "voxels.npy", given)
@@ -120,6 +121,7 @@ def test_captions_are_the_nearest_around_the_mean(decoder):
     assert plain.decode(voxels(1), subject=1, num_inference_steps=0).captions is None
 
 
+@pytest.mark.slow
 def test_captions_are_kept_with_the_decoder_and_loaded_when_needed(decoder, tmp_path):
     calls = []
     lazy = decoder_of()
@@ -132,6 +134,7 @@ def test_captions_are_kept_with_the_decoder_and_loaded_when_needed(decoder, tmp_
     torch.testing.assert_close(again.embedding_NTD, decoder.caption_library.embedding_NTD)
 
 
+@pytest.mark.slow
 def test_uncertainty_is_there_where_something_is_repeated(decoder):
     assert decoder.decode(voxels(2), subject=1, num_inference_steps=0).uncertainty is None
     given = voxels(2, repeats=3)
@@ -166,6 +169,7 @@ def test_the_standard_error_is_that_of_numpy():
     np.testing.assert_allclose(spread_of_samples(images), wanted, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_image_or_text_alone_size_and_strength_of_the_image(decoder, expected):
     alone = [
         pixels(decoder.decode(voxels(2), subject=1, **ONE, **named).images)
@@ -211,6 +215,7 @@ def test_embeddings_come_from_arrays(decoder):
         decoder.embed(given, 1, [0, 1])
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_images_and_escapes_captions(decoder):
     out = decoder.decode(voxels(2, repeats=2), subject=1, **ONE)
     out.captions[0] = '<script>alert("x")</script>'

@@ -80,6 +80,7 @@ def test_voxels_become_pictures_and_embeddings(decoder):
     assert np.abs(pixels(out.images)[0] - pixels(out.images)[1]).max() > 10
 
 
+@pytest.mark.slow
 def test_a_saved_decoder_draws_the_same_pictures(decoder, tmp_path, caplog):
     decoder.save_pretrained(tmp_path)
     loaded = BrainDecoder.from_pretrained(tmp_path)
@@ -94,6 +95,7 @@ def test_a_saved_decoder_draws_the_same_pictures(decoder, tmp_path, caplog):
     decoder(voxels(1), subject=1, **FEW)  # saving took nothing away from the one that was saved
 
 
+@pytest.mark.slow
 def test_a_folder_can_be_saved_over_and_loaded_as_any_pipeline(decoder, tmp_path):
     decoder.save_pretrained(tmp_path)
     BrainDecoder.from_pretrained(str(tmp_path)).save_pretrained(tmp_path)
@@ -112,6 +114,7 @@ def test_a_folder_can_be_saved_over_and_loaded_as_any_pipeline(decoder, tmp_path
     assert again.config.text_length == 6 and tuple(again.config.text_columns) == TEXT_COLUMNS
 
 
+@pytest.mark.slow
 def test_a_picture_does_not_depend_on_its_batch(decoder):
     given, ids = voxels(5), [40, 7, 3, 999, 12]
     together = decoder(given, subject=1, image_ids=ids, batch_size=5, **FEW)
@@ -129,6 +132,7 @@ def test_a_picture_does_not_depend_on_its_batch(decoder):
     assert np.abs(pixels(shuffled.images) - pixels(together.images)[order]).max() <= 1
 
 
+@pytest.mark.slow
 def test_id_and_seed_are_all_that_chance_depends_on(decoder):
     given = voxels(1)
 
@@ -150,6 +154,7 @@ def test_ids_are_counted_from_zero_when_not_given(decoder):
     )
 
 
+@pytest.mark.slow
 def test_presentations_are_averaged_before_the_prior(decoder):
     given = voxels(2, repeats=3)
     out = decoder.embed(torch.from_numpy(given), 1, [4, 5])
@@ -208,6 +213,7 @@ def test_what_does_not_fit_is_refused(decoder, given, ids, sentence):
         decoder(given, subject=1, image_ids=ids, **FEW)
 
 
+@pytest.mark.slow
 def test_a_file_is_decoded_picture_by_picture(decoder, tmp_path):
     """Rows with one id are presentations of one picture; pictures come ascending by id."""
     given = voxels(2, repeats=3)
@@ -260,6 +266,7 @@ def test_image_and_text_can_each_be_left_out():
         decoder.draw(None, None, [1, 2], **settings)
 
 
+@pytest.mark.slow
 def test_the_strength_of_the_image_condition():
     decoder = decoder_of()
     generator = torch.Generator().manual_seed(6)

@@ -112,6 +112,7 @@ def test_training_memory_is_reckoned_from_the_parameters_of_the_real_model():
     assert state == 4 * held and state < device < 1.5 * state
 
 
+@pytest.mark.slow
 def test_full_size_needs_what_the_paper_used(monkeypatch, tmp_path):
     """MoRE-Brain at full size: the encoder of 293.4 M parameters and its prior do not fit a 4 GB
     card and do fit an 80 GB one.

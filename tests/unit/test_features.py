@@ -47,6 +47,7 @@ def prepared(side: int) -> Tensor:
         ("swav", 2048, 23_508_032),
     ],
 )
+@pytest.mark.slow
 def test_published_shapes(name: str, width: int, parameters: int | None) -> None:
     network = features.build(name, "meta")
     assert network.features(IMAGES).shape == (2, width)
@@ -194,6 +195,7 @@ def test_missing_weights_are_named_with_the_line_that_gets_them() -> None:
         features.load("alexnet3")
 
 
+@pytest.mark.slow
 def test_a_broken_file_is_refused(tmp_path: Path) -> None:
     recipe = features.recipes()["effnet_b1"]
     torch.save({"weight": torch.zeros(2)}, tmp_path / recipe.file)

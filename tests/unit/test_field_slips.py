@@ -143,6 +143,7 @@ def test_headers_count_whatever_their_case(fake):
     assert {name for name, picture in known.items() if picture.side == "test"} == set(NAMES[:3])
 
 
+@pytest.mark.slow
 def test_equal_tables_of_two_forms_count_once(fake, capsys):
     for path in sorted(fake.root.rglob("*_events.tsv")):
         pd.read_csv(path, sep="\t").to_csv(path.with_suffix(".csv"), index=False)
@@ -164,6 +165,7 @@ def test_equal_tables_of_two_forms_count_once(fake, capsys):
         lambda name: f"stimuli\\{name.title()}",
     ],
 )
+@pytest.mark.slow
 def test_names_that_differ_a_little_are_found_and_told(fake, capsys, written):
     events(fake, lambda t: t.assign(stim_file=t["stim_file"].map(written, na_action="ignore")))
     assert run(fake) == 0
@@ -196,6 +198,7 @@ def test_different_pictures_are_never_taken_for_one(tmp_path):
         near.find("/two/2.png")
 
 
+@pytest.mark.slow
 def test_what_a_picture_file_says_beside_its_pixels_is_told(fake, capsys):
     folder = fake.root / "stimuli"
     first, second = NAMES[4], NAMES[6]
@@ -215,6 +218,7 @@ def test_what_a_picture_file_says_beside_its_pixels_is_told(fake, capsys):
 # --- responses ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_copied_file_of_responses_is_refused(fake, capsys):
     one, two = (next(fake.root.rglob(f"*ses-{k}*_betas.nii.gz")) for k in (1, 2))
     shutil.copy(one, two)
@@ -225,6 +229,7 @@ def test_a_copied_file_of_responses_is_refused(fake, capsys):
 
 
 @pytest.mark.parametrize("together", [True, False])
+@pytest.mark.slow
 def test_responses_that_are_a_copy_of_another_subjects_are_refused(tmp_path, capsys, together):
     fake = write_fake_scans(tmp_path / "scans", subjects=("01", "02", "03"))
     two, three = (sorted(fake.root.rglob(f"sub-{label}_*run-1*_betas*")) for label in ("02", "03"))
@@ -238,6 +243,7 @@ def test_responses_that_are_a_copy_of_another_subjects_are_refused(tmp_path, cap
     assert run(fake, "--subj", "2,3", "--accept", "copies") == 0
 
 
+@pytest.mark.slow
 def test_sessions_in_different_units_are_told(fake, capsys):
     path = next(fake.root.rglob("*ses-2*_betas.nii.gz"))
     assert run(fake) == 0 and "UNITS" not in capsys.readouterr().out

@@ -74,6 +74,7 @@ def test_folds_are_drawn_by_the_seed(monkeypatch, root, tmp_path):
     assert one == again != other
 
 
+@pytest.mark.slow
 def test_the_epoch_of_the_best_mean_over_left_out_images_is_kept(monkeypatch, root, tmp_path):
     """Curves of the folds disagree; the fold with more images counts more, and the run's own
     held-out images do not count.
@@ -112,6 +113,7 @@ def test_the_epoch_of_the_best_mean_over_left_out_images_is_kept(monkeypatch, ro
     assert all(Run(fold).provenance["seeds"] == {"run": 0} for fold in (folder / "folds").iterdir())
 
 
+@pytest.mark.slow
 def test_a_fold_learns_from_the_other_folds_only(monkeypatch, root, tmp_path):
     seen: dict[str, set[int]] = {}
     judged: dict[str, set[int]] = {}

@@ -78,6 +78,7 @@ def decoder() -> BrainDecoder:
     return made
 
 
+@pytest.mark.slow
 def test_an_upload_is_whole_and_loads_the_same(hub, decoder, tmp_path):
     address = decoder.push_to_hub("someone/demo")
     files = hub.files("someone/demo")
@@ -100,6 +101,7 @@ def test_an_upload_is_whole_and_loads_the_same(hub, decoder, tmp_path):
     assert found.captions == expected.captions and loaded.facts.scores == FACTS_OF.scores
 
 
+@pytest.mark.slow
 def test_no_path_of_this_machine_is_uploaded(hub, decoder, tmp_path):
     decoder.save_pretrained(tmp_path / "of-alice")
     BrainDecoder.from_pretrained(tmp_path / "of-alice").push_to_hub("someone/paths")
@@ -107,6 +109,7 @@ def test_no_path_of_this_machine_is_uploaded(hub, decoder, tmp_path):
         assert b"of-alice" not in content and str(tmp_path).encode() not in content, name
 
 
+@pytest.mark.slow
 def test_a_later_upload_removes_what_the_decoder_has_not(hub, decoder):
     decoder.push_to_hub("someone/twice")
     hub.files("someone/twice")["notes.txt"] = b"mine"
@@ -117,6 +120,7 @@ def test_a_later_upload_removes_what_the_decoder_has_not(hub, decoder):
     assert files["notes.txt"] == b"mine"
 
 
+@pytest.mark.slow
 def test_revisions_are_branches_and_commits(hub, decoder):
     decoder.push_to_hub("someone/branches", revision="first")
     assert "model_index.json" not in hub.files("someone/branches")
@@ -129,6 +133,7 @@ def test_revisions_are_branches_and_commits(hub, decoder):
         BrainDecoder.from_pretrained("someone/branches")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_or_written_is_a_sentence(hub, decoder, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="no repository someone/none that you may read"):
         BrainDecoder.from_pretrained("someone/none")
@@ -147,6 +152,7 @@ def test_what_cannot_be_read_or_written_is_a_sentence(hub, decoder, monkeypatch,
         BrainDecoder.from_pretrained("someone/offline")
 
 
+@pytest.mark.slow
 def test_nothing_is_uploaded_of_a_damaged_folder(hub, decoder, monkeypatch):
     from braingen.generation import storage
 
@@ -160,6 +166,7 @@ def test_nothing_is_uploaded_of_a_damaged_folder(hub, decoder, monkeypatch):
     assert hub.log == [] and storage.PARTS
 
 
+@pytest.mark.slow
 def test_captions_of_ones_own_data_are_uploaded_only_when_allowed(hub):
     made = decoder_of()
     width = made.brain_text.config.encoder_config["clip_emb_dim"]
@@ -173,6 +180,7 @@ def test_captions_of_ones_own_data_are_uploaded_only_when_allowed(hub):
     assert any(b"my flat" in content for content in hub.files("someone/own").values())
 
 
+@pytest.mark.slow
 def test_the_card_says_what_it_is(hub, decoder):
     decoder.push_to_hub("someone/card")
     card = hub.files("someone/card")[CARD].decode()
@@ -193,6 +201,7 @@ def test_the_card_says_what_it_is(hub, decoder):
         assert text in card, text
 
 
+@pytest.mark.slow
 def test_an_edited_card_stays(decoder, tmp_path):
     decoder.save_pretrained(tmp_path)
     decoder.save_pretrained(tmp_path)
@@ -203,6 +212,7 @@ def test_an_edited_card_stays(decoder, tmp_path):
     assert json.loads((tmp_path / FACTS).read_text(encoding="utf-8"))["seed"] == 3
 
 
+@pytest.mark.slow
 def test_encoders_come_back_by_name(hub):
     encoder = embedding_decoder(16, 1)
     encoder.push_to_hub("someone/encoder")
@@ -220,6 +230,7 @@ def test_encoders_come_back_by_name(hub):
         EmbeddingDecoder.from_pretrained("someone/low", token=TOKEN)
 
 
+@pytest.mark.slow
 def test_an_encoding_model_comes_back_by_name(hub):
     world = World()
     features = world.pictures(40)

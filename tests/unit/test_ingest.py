@@ -116,6 +116,7 @@ def events(
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.slow
 def test_forms_of_responses_hold_the_same(fake, form):
     for session, response in enumerate(fake.responses["01"], start=1):
         form(fake, betas(fake, session), response)
@@ -296,6 +297,7 @@ def copied_events(fake: FakeScans) -> Path:
     return copy
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_table_counts_once(fake, capsys):
     copied_events(fake)
     same(prepared(fake), fake)
@@ -346,6 +348,7 @@ CLAIMS: dict[str, tuple[Change, str, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.slow
 def test_files_that_claim_the_same_trials_are_named_with_what_chooses(fake, capsys, name):
     change, sentence, choice = CLAIMS[name]
     change(fake)
@@ -389,6 +392,7 @@ def test_single_maps_that_nothing_numbers_are_refused(fake, capsys):
     assert "numbers them from 1" in refused(fake, capsys)
 
 
+@pytest.mark.slow
 def test_other_peoples_maps_and_data_folders_among_the_scans_are_left_alone(fake):
     nifti(
         fake.mask.astype(np.float32),
@@ -511,6 +515,7 @@ def test_mistakes_are_named(fake, capsys, name):
     assert not Layout.of(fake.root.parent / "NSD").images().exists()
 
 
+@pytest.mark.slow
 def test_labels_of_a_single_trial_are_columns_not_voxels(fake, capsys):
     for session, response in enumerate(fake.responses["01"], start=1):
         ids = [NAMES.index(name) for name in fake.shown["01"][session - 1]]
@@ -527,6 +532,7 @@ def test_labels_of_a_single_trial_are_columns_not_voxels(fake, capsys):
     prepared(fake, "prepare.accept=labels")
 
 
+@pytest.mark.slow
 def test_a_time_series_is_no_response_and_may_be_insisted_on(fake, capsys):
     for path in list(fake.root.rglob("*_betas.nii.gz")):
         values = 5000 + 20 * np.asarray(nibabel.load(path).dataobj)
@@ -542,6 +548,7 @@ def test_a_time_series_is_no_response_and_may_be_insisted_on(fake, capsys):
     prepared(fake, "prepare.accept=time_series")
 
 
+@pytest.mark.slow
 def test_trials_are_left_out_on_both_sides(fake, capsys):
     events(
         fake, lambda t: t.assign(bad=[int(k == 2) for k in range(len(t))])
@@ -562,6 +569,7 @@ def test_trials_are_left_out_on_both_sides(fake, capsys):
     assert "4 trials, marked as bad" in told and "1 trials, split exclude" in told
 
 
+@pytest.mark.slow
 def test_responses_that_lack_the_bad_trials_are_told_from_those_that_have_them(fake):
     events(fake, lambda t: t.assign(bad=[int(k == 0) for k in range(len(t))]))
     kept = np.flatnonzero(np.arange(12) % 6 != 0)
@@ -607,6 +615,7 @@ def test_sessions_are_in_the_order_of_acquisition(fake, times, capsys):
 # --- identity -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_numbers_never_change_and_what_comes_later_is_appended(tmp_path):
     first = write_fake_scans(tmp_path / "one" / "scans", subjects=("AA", "CC"))
     root = tmp_path / "NSD"
@@ -636,6 +645,7 @@ def test_numbers_never_change_and_what_comes_later_is_appended(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_equal_pictures_are_one_picture_and_never_on_both_sides(fake):
     for table in fake.root.rglob("*_ses-2_*_events.tsv"):
         table.write_text(table.read_text().replace("set", "again/set"))
@@ -648,6 +658,7 @@ def test_equal_pictures_are_one_picture_and_never_on_both_sides(fake):
     assert len(Stimuli(layout)) == 12 and not training & testing and len(training | testing) == 12
 
 
+@pytest.mark.slow
 def test_test_pictures_stay_on_their_side_when_others_come(tmp_path):
     fake = write_fake_scans(tmp_path / "scans", subjects=("01",), sessions=2)
     events(fake, lambda t: t.drop(columns="split"))
@@ -679,6 +690,7 @@ def test_own_scans_are_not_put_into_somebody_elses_folder(fake, tmp_path, capsys
     assert "Choose another data folder with --data_path" in refused(fake, capsys)
 
 
+@pytest.mark.slow
 def test_a_second_call_sees_the_world_anew(fake, capsys):
     aside = fake.root.parent / "ses-2"
     shutil.move(str(fake.root / "sub-01" / "ses-2"), str(aside))
@@ -697,6 +709,7 @@ def test_a_second_call_sees_the_world_anew(fake, capsys):
     np.testing.assert_allclose(raw(layout)[:12], 3 * fake.responses["01"][0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_exchanged_pictures_and_captions_are_written_again_under_their_ids(fake, capsys):
     layout = prepared(fake)
     before = Stimuli(layout).images(np.arange(12))
@@ -734,6 +747,7 @@ def test_subjects_are_named_by_label(tmp_path, capsys):
     assert "AB (1), XY (2)" in refused(fake, capsys, "--subj", "ZZ")
 
 
+@pytest.mark.slow
 def test_only_the_subjects_that_are_asked_for_are_looked_at(tmp_path):
     fake = write_fake_scans(tmp_path / "scans")
     events(fake, lambda t: t.drop(columns="stim_file"), "sub-02*_events.tsv")
@@ -762,6 +776,7 @@ def test_voxels_without_a_signal_are_dropped_in_all_sessions(fake, capsys):
     )
 
 
+@pytest.mark.slow
 def test_masks_of_hemispheres_are_joined_and_those_of_runs_intersected(fake, capsys):
     whole = fake.root / "sub-01" / "sub-01_mask.nii.gz"
     left = np.arange(5)[:, None, None] < 2
@@ -787,6 +802,7 @@ def test_masks_of_hemispheres_are_joined_and_those_of_runs_intersected(fake, cap
     assert "those in all of them are kept" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_soft_masks_and_labels_in_masks_are_told(fake, capsys):
     soft = np.where(fake.mask, 0.9, 0.2).astype(np.float32)
     nifti(soft, fake.root / "sub-01" / "sub-01_mask.nii.gz")
@@ -838,6 +854,7 @@ def test_what_is_z_scored_over_is_told(fake, rule, expected, capsys):
     same(layout, fake)
 
 
+@pytest.mark.slow
 def test_a_session_of_test_pictures_alone_is_allowed(fake):
     for session in (1, 2):
         events(
@@ -896,6 +913,7 @@ def test_pictures_of_all_depths_are_the_same_picture(tmp_path):
 
 
 @pytest.mark.parametrize("column", ["ImgName", "trial_type"])
+@pytest.mark.slow
 def test_pictures_elsewhere_named_by_stem_in_another_column(fake, monkeypatch, column):
     events(
         fake,
@@ -934,6 +952,7 @@ def test_pictures_elsewhere_named_by_stem_in_another_column(fake, monkeypatch, c
 
 
 @pytest.mark.parametrize("form", ["stems", "list", "coco"])
+@pytest.mark.slow
 def test_captions_by_stem_as_a_list_or_as_coco_has_them(fake, form):
     by_name = {name: [f"this is {name}"] for name in NAMES}
     found: object = {name.rpartition("/")[2][:-4]: texts for name, texts in by_name.items()}
@@ -1049,6 +1068,7 @@ def test_maps_of_coarser_surfaces_are_drawn_at_the_nearest_vertex():
 
 
 @pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.slow
 def test_nsds_betas_on_fsaverage(tmp_path, labels):
     rng = np.random.default_rng(0)
     raw_release = write_fake_raw(tmp_path / "raw")

@@ -44,6 +44,7 @@ def expected(targets: Targets, size: int) -> torch.Tensor:
         return vae.encode(pictures * 2 - 1).latent_dist.mean * vae.config.scaling_factor
 
 
+@pytest.mark.slow
 def test_latents_are_the_vaes(config):
     targets = Targets(config)
     table = targets.latents(IDS, 32)

@@ -132,6 +132,7 @@ def test_as_many_processes_as_asked_for(tmp_path, processes, words):
 
 
 @pytest.mark.parametrize("name", ["TERM", "USR1"])
+@pytest.mark.slow
 def test_a_warning_of_slurm_reaches_the_training_and_puts_the_job_in_the_queue_again(
     tmp_path, name
 ):
@@ -151,6 +152,7 @@ def test_a_warning_of_slurm_reaches_the_training_and_puts_the_job_in_the_queue_a
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
 
 
+@pytest.mark.slow
 def test_tuning_that_was_stopped_is_queued_again_and_nothing_is_drawn(tmp_path):
     environment, asked = fake_slurm(tmp_path), tmp_path / "asked"
     typed = ["bash", str(ROOT / "scripts" / "launch_tune_diffusion.sh"), "--rank", "8"]
@@ -181,6 +183,7 @@ def test_tuning_that_was_stopped_is_queued_again_and_nothing_is_drawn(tmp_path):
 
 
 @pytest.mark.parametrize(("script", "choice"), [("Train.py", "image"), ("Train_text.py", "text")])
+@pytest.mark.slow
 def test_the_scripts_people_know_hand_their_flags_on(script, choice):
     typed = [sys.executable, str(ROOT / "scripts" / script), "--hiden_dim", "3"]
     done = subprocess.run(typed, capture_output=True, text=True)

@@ -57,6 +57,7 @@ def test_every_subject_has_its_own_ridge_without_and_with_held_out_images(root, 
     assert not list(decoder.linear.parameters())  # nothing of it is trained
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_used_as_held_out_images_chose_and_is_not_below_ridge(root, tmp_path):
     config = tiny_config(root, tmp_path / "run")
     folder = stage.train(config, "image")
@@ -84,6 +85,7 @@ def test_what_is_kept_is_used_as_held_out_images_chose_and_is_not_below_ridge(ro
     assert cosine.item() == pytest.approx(best["validation/cosine"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_without_ridge_there_is_none(root, tmp_path):
     config = tiny_config(root, tmp_path / "run", training__with_ridge="false")
     folder = stage.train(config, "image")
@@ -91,6 +93,7 @@ def test_without_ridge_there_is_none(root, tmp_path):
     assert "validation/encoder_weight" not in Run(folder).metrics[0]
 
 
+@pytest.mark.slow
 def test_weights_that_folds_chose_are_used_whatever_the_own_held_out_images_say(
     monkeypatch, root, tmp_path
 ):
@@ -103,6 +106,7 @@ def test_weights_that_folds_chose_are_used_whatever_the_own_held_out_images_say(
     assert decoder.linear.weights == OutputWeights(0.75, 0.5)
 
 
+@pytest.mark.slow
 def test_a_new_person_gets_ridge_of_its_own(monkeypatch, root, tmp_path):
     first = stage.train(tiny_config(root, tmp_path / "first"), "image")
     start = EmbeddingDecoder.from_pretrained(first / "embedding_decoder")

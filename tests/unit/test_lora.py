@@ -64,6 +64,7 @@ def test_a_fresh_one_changes_nothing_and_reaches_every_target():
         add_lora(unet, 4)
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_it_does_the_same(tmp_path):
     unet = fake_backbone().unet
     add_lora(unet, 3)
@@ -77,6 +78,7 @@ def test_saved_and_loaded_it_does_the_same(tmp_path):
     assert not any(parameter.requires_grad for parameter in other.parameters())
 
 
+@pytest.mark.slow
 def test_a_stock_pipeline_loads_it(tmp_path):
     """StableDiffusionXLPipeline.load_lora_weights takes what is saved here, whole."""
     unet = fake_backbone().unet

@@ -87,6 +87,7 @@ def same(found: Weights, own: Weights) -> None:
 
 @pytest.mark.parametrize("name", FORMS)
 @pytest.mark.parametrize("ending", [".safetensors", ".bin"])
+@pytest.mark.slow
 def test_every_form_is_the_same_lora(own, tuned, tmp_path, name, ending):
     path = tmp_path / f"lora{ending}"
     weights = renamed(own, FORMS[name])
@@ -97,6 +98,7 @@ def test_every_form_is_the_same_lora(own, tuned, tmp_path, name, ending):
     torch.testing.assert_close(called(other), called(tuned), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stock_pipeline_and_this_one_read_the_imported_file_alike(own, tuned, tmp_path):
     """Of several ranks, with alphas: what is written has one rank, and alpha the same."""
     weights: Weights = {}

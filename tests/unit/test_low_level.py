@@ -84,6 +84,7 @@ def test_latents_are_those_of_the_mean_response_in_the_vaes_units():
     torch.testing.assert_close(model.standardised(found), model(mean_BV, 4).detach())
 
 
+@pytest.mark.slow
 def test_it_learns_from_kept_images_and_is_judged_by_held_out_ones(config, monkeypatch, tmp_path):
     given = config(low_level__num_epochs="4", data__subjects="1,2")
     seen: list[int] = []
@@ -167,6 +168,7 @@ def test_the_last_share_of_the_steps_is_run(steps, strength, first):
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.slow
 def test_denoising_starts_from_the_coarse_image_with_the_noise_of_its_first_time(strength):
     backbone = fake_backbone()
     decoder = decoder_of()
@@ -221,6 +223,7 @@ def with_low_level() -> BrainDecoder:
     return decoder
 
 
+@pytest.mark.slow
 def test_a_decoder_with_a_low_level_path_starts_from_it_and_is_saved_whole(tmp_path):
     decoder = with_low_level()
     given = {"subject": 1, "image_ids": [8, 9], **FEW}

@@ -568,6 +568,7 @@ def test_backbones(sound_backbone, tmp_path, capsys, monkeypatch, name):
     assert re.search(words, told(ask(folder, sound_backbone[1], tmp_path / "run"), capsys))
 
 
+@pytest.mark.slow
 def test_a_hub_name_offline(sound_backbone, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("braingen.pretrained.files.hub_answers", lambda: False)
     monkeypatch.setattr("braingen.pretrained.files.hub_folder", lambda name: None)
@@ -591,6 +592,7 @@ def test_a_hub_name_offline(sound_backbone, tmp_path, capsys, monkeypatch):
 # --- later stages ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_on_another_subjects_betas_ends_before_anything_is_trained(tmp_path, capsys):
     layout, written = write_fake_nsd(tmp_path / "NSD")
     write_betas(layout.betas(1), written[2].betas)
@@ -608,6 +610,7 @@ def test_training_on_another_subjects_betas_ends_before_anything_is_trained(tmp_
     assert not (tmp_path / "run" / "image" / "embedding_decoder").exists()
 
 
+@pytest.mark.slow
 def test_later_stages_without_the_earlier_ones(tmp_path, capsys):
     layout, _ = write_fake_nsd(tmp_path / "NSD")
     words = [

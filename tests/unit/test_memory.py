@@ -45,6 +45,7 @@ def held(model: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize("order", ["output", "step"])
+@pytest.mark.slow
 def test_a_decoder_draws_on_without_its_encoders(order):
     decoder = decoder_of()
     decoder.register_to_config(prior_order=order)
@@ -63,6 +64,7 @@ def test_a_decoder_draws_on_without_its_encoders(order):
     )
 
 
+@pytest.mark.slow
 def test_fine_tuning_gives_everything_back_before_the_unet_is_there(monkeypatch, root, tmp_path):
     """Latents, targets and reads are computed first; no VAE and no encoder is kept beside the
     U-Net.
@@ -111,6 +113,7 @@ def test_the_form_by_the_files_is_that_of_the_loaded_models(monkeypatch, root, t
     assert form_of_files(load_config(None, {"backbone.path": "no/where"}), text_encoder()) is None
 
 
+@pytest.mark.slow
 def test_the_text_encoder_is_loaded_once_for_its_start_token_and_not_kept(
     monkeypatch, root, tmp_path
 ):
@@ -147,6 +150,7 @@ def test_a_damaged_form_is_made_again(tmp_path):
     assert TextForm.load(tmp_path / "nowhere") is None
 
 
+@pytest.mark.slow
 def test_targets_give_back_their_models(monkeypatch, root, tmp_path):
     monkeypatch.setattr("braingen.targets.tables.check_backbone", lambda config: None)
     targets = Targets(tiny_config(root, tmp_path, backbone__path="tiny"))

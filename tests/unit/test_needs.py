@@ -69,6 +69,7 @@ def config_of(backbone: Path, **more: str) -> Config:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.slow
 def test_generating_needs_what_is_loaded(backbone, precision):
     config = config_of(backbone, generation__precision=precision, generation__batch_size="64")
     dtype = getattr(torch, precision)
@@ -83,6 +84,7 @@ def test_generating_needs_what_is_loaded(backbone, precision):
 
 
 @pytest.mark.parametrize("with_refiner", [True, False])
+@pytest.mark.slow
 def test_refining_needs_what_is_loaded(backbone, tmp_path, with_refiner):
     path = write_refiner(tmp_path / "refiner") if with_refiner else backbone
     more = {"backbone__refiner": str(path)} if with_refiner else {}
@@ -93,6 +95,7 @@ def test_refining_needs_what_is_loaded(backbone, tmp_path, with_refiner):
     )
 
 
+@pytest.mark.slow
 def test_fine_tuning_needs_what_is_loaded(monkeypatch, tmp_path):
     config = tiny_tuning(monkeypatch, tmp_path / "data", tmp_path / "run", lora__rank="4")
     parts = tuning_stage.setup(config)
@@ -123,6 +126,7 @@ def test_a_pass_on_the_meta_device_is_counted_as_a_real_one(rows):
     assert meta == pytest.approx(live.peak, rel=0.05)
 
 
+@pytest.mark.slow
 def test_what_a_pass_works_with_grows_with_rows_and_halves_in_half_precision():
     settings = settings_of(plain_unet())
     one, four = (unet_working_bytes(settings, rows, 8, torch.float32) for rows in (1, 4))
@@ -140,6 +144,7 @@ def test_a_refiner_of_five_numbers_is_counted():
     assert unet_working_bytes(settings_of(refiner), 1, 8, torch.float32) > 0
 
 
+@pytest.mark.slow
 def test_training_works_with_more_and_checkpointing_with_less():
     settings = settings_of(plain_unet())
     forward = unet_working_bytes(settings, 4, 8, torch.float32)
@@ -205,6 +210,7 @@ def test_where_weights_dominate_the_hint_lowers_weights_and_not_the_batch():
     assert text.startswith("lower training.batch_size=1")
 
 
+@pytest.mark.slow
 def test_what_does_not_help_is_not_named(backbone):
     config = config_of(backbone, generation__batch_size="64")
     text = advice(config, "generate", lambda c: generating(c, 0).total)

@@ -19,6 +19,7 @@ UNET, VAE = dict(plain_unet().config), dict(small_vae().config)
 LOAD = Load(images=3, trials=5, test_images=2, parameters=7)
 
 
+@pytest.mark.slow
 def test_a_pass_is_linear_in_its_rows():
     one = unet_operations(UNET, 1, 8)
     assert one > 0 and unet_operations(UNET, 3, 8) == 3 * one
@@ -36,6 +37,7 @@ def test_a_tower_is_counted_as_by_hand():
     assert clip_operations(CLIPVisionConfig(**settings), 1) == patches + block + 2 * width * 4
 
 
+@pytest.mark.slow
 def test_a_frozen_unet_is_tuned_for_less_than_three_passes_and_checkpointing_adds_one():
     one = unet_operations(UNET, 2, 8)
     tuned = tuning_operations(UNET, 2, 8, rank=2)

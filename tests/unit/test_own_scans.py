@@ -33,6 +33,7 @@ def run(scans: Path, root: Path, *more: str) -> Layout:
 
 
 @pytest.mark.parametrize("form", ["nii.gz", "npy", "hdf5"])
+@pytest.mark.slow
 def test_every_response_stands_beside_its_picture(tmp_path, form):
     fake = write_fake_scans(tmp_path / "scans", form=form)
     layout = run(fake.root, tmp_path / "NSD", "--subj", "1,2")
@@ -61,6 +62,7 @@ def test_every_response_stands_beside_its_picture(tmp_path, form):
     np.testing.assert_array_equal(regions["higher_vis"], ~regions["V1"])
 
 
+@pytest.mark.slow
 def test_a_mask_in_mni_space_is_still_known_to_be_there(tmp_path):
     fake = write_fake_scans(tmp_path / "scans")
     path = fake.root / "sub-01" / "sub-01_mask.nii.gz"
@@ -71,6 +73,7 @@ def test_a_mask_in_mni_space_is_still_known_to_be_there(tmp_path):
     assert [load_places(layout, subject).space for subject in (1, 2)] == [MNI, ALIGNED]
 
 
+@pytest.mark.slow
 def test_pictures_and_captions_are_those_the_events_name(tmp_path):
     fake = write_fake_scans(tmp_path / "scans")
     layout = run(fake.root, tmp_path / "NSD")
@@ -98,6 +101,7 @@ def test_tables_call_them_own_scans(tmp_path):
     assert Stimuli(layout).data_name == "NSD"
 
 
+@pytest.mark.slow
 def test_test_pictures_may_be_listed_or_drawn(tmp_path):
     fake = write_fake_scans(tmp_path / "scans")
     (tmp_path / "tests.txt").write_text("\n".join(NAMES[5:7]) + "\n")

@@ -84,6 +84,7 @@ def test_truth_against_itself_is_perfect() -> None:
     assert (pixel.peak_signal_to_noise(np.zeros(3)) == pixel.HIGHEST_PSNR).all()
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_batch_size() -> None:
     for score in (
         pixel.pixel_correlation,
@@ -95,6 +96,7 @@ def test_scores_do_not_depend_on_batch_size() -> None:
         )
 
 
+@pytest.mark.slow
 def test_one_pass_gives_the_same() -> None:
     together = pixel.all_scores(TRUTH, RECONS)
     a, b = (pixel.resize(torch.as_tensor(images), 256).numpy() for images in (TRUTH, RECONS))
@@ -106,6 +108,7 @@ def test_one_pass_gives_the_same() -> None:
     np.testing.assert_allclose(together["mse"], published.squared_error(TRUTH, RECONS), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_more_noise_is_worse() -> None:
     noise = np.random.default_rng(0).standard_normal(TRUTH.shape).astype(np.float32)
     noisy = [np.clip(TRUTH + level * noise, 0, 1) for level in (0.02, 0.1, 0.4)]

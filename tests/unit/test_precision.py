@@ -79,6 +79,7 @@ def in_half(folder, how: str, dtype: torch.dtype) -> BrainDecoder:
 
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("how", ["loaded", "moved", "moved with its device", "only the U-Net"])
+@pytest.mark.slow
 def test_half_precision_draws_the_pictures_of_float32(folder, expected, how, dtype):
     decoder = in_half(folder, how, dtype)
     assert decoder.unet.dtype == dtype
@@ -195,6 +196,7 @@ def test_a_blank_image_is_an_error(level):
 
 
 @pytest.mark.parametrize("order", ["output", "step"])
+@pytest.mark.slow
 def test_nothing_of_an_offloaded_part_is_used_outside_of_its_forward(folder, monkeypatch, order):
     """Under ``enable_model_cpu_offload`` a part that waits has NaN for weights here."""
     decoder = BrainDecoder.from_pretrained(folder, prior_order=order)
@@ -226,6 +228,7 @@ def test_nothing_of_an_offloaded_part_is_used_outside_of_its_forward(folder, mon
 
 
 @pytest.mark.parametrize("mean", ["enable_slicing", "enable_tiling"])
+@pytest.mark.slow
 def test_diffusers_means_for_the_autoencoder(folder, expected, mean):
     decoder = BrainDecoder.from_pretrained(folder)
     getattr(decoder.vae, mean)()
@@ -234,6 +237,7 @@ def test_diffusers_means_for_the_autoencoder(folder, expected, mean):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.slow
 def test_float16_on_a_cpu_is_warned_of_once(folder, caplog, dtype):
     warn_slow.cache_clear()
     decoder = BrainDecoder.from_pretrained(folder, torch_dtype=dtype)

@@ -56,6 +56,7 @@ def config_of(words: list[str]):
     return load_config(None, dict(word.split("=", 1) for word in words))
 
 
+@pytest.mark.slow
 def test_later_stages_find_everything(words, computed):
     assert main(["precompute", *words]) == 0
     config = config_of(words)
@@ -74,6 +75,7 @@ def test_later_stages_find_everything(words, computed):
     assert computed == []
 
 
+@pytest.mark.slow
 def test_exactly_a_changed_picture_is_computed_again(words, computed):
     assert main(["precompute", *words]) == 0
     computed.clear()
@@ -83,6 +85,7 @@ def test_exactly_a_changed_picture_is_computed_again(words, computed):
     assert sorted(computed) == [("image_embedding", 5), ("latents", 5)]
 
 
+@pytest.mark.slow
 def test_stopped_and_started_it_goes_on(words, computed, monkeypatch):
     stop_at = Targets.image_cache
 
@@ -106,6 +109,7 @@ def test_stopped_and_started_it_goes_on(words, computed, monkeypatch):
     assert sorted(computed) == [("image_embedding", i) for i in range(8, 14)]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_pictures(words, computed, monkeypatch):
     """Each is given a half; together they fill what one would."""
     for rank in (0, 1):

@@ -79,6 +79,7 @@ def raw_integers(raw: RawNSD, subject: int, session: int) -> np.ndarray:
     return np.asanyarray(nibabel.load(f"{stem}.nii.gz").dataobj)
 
 
+@pytest.mark.slow
 def test_everything_but_the_betas_comes_back_bit_for_bit(made):
     for subject in SUBJECTS:
         for session in range(SESSIONS):
@@ -241,6 +242,7 @@ def test_tables_count_pictures_from_zero_and_mark_shared_ones(made):
 
 
 @pytest.mark.parametrize(("mask", "order"), [("prf-visualrois:1,2", "C"), ("floc-faces", "F")])
+@pytest.mark.slow
 def test_any_region_can_be_the_mask_in_either_order(made, tmp_path, mask, order):
     assert run(made.raw, tmp_path, "--mask", mask, "--order", order) == 0
     layout = Layout.of(tmp_path)
@@ -286,6 +288,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("after", [1, 5, 8])
+@pytest.mark.slow
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(
     made, tmp_path, monkeypatch, after
 ):
@@ -320,6 +323,7 @@ def test_a_finished_folder_is_left_alone(made, tmp_path, monkeypatch):
     assert content(tmp_path / "copy") == before
 
 
+@pytest.mark.slow
 def test_subjects_may_be_added(made, tmp_path):
     words = ["prepare", "--scans", str(made.raw.root), "--data_path", str(tmp_path)]
     assert main([*words, "--subj", "2"]) == 0
@@ -376,6 +380,7 @@ def test_what_the_disk_lost_is_noticed_before_the_file_gets_its_name(made, tmp_p
     assert not Layout.of(tmp_path).betas(1).exists()
 
 
+@pytest.mark.slow
 def test_fewer_sessions(made, tmp_path):
     assert run(made.raw, tmp_path, "--num_sessions", "2") == 0
     layout = Layout.of(tmp_path)

@@ -62,6 +62,7 @@ def test_what_is_shipped_is_a_dozen_brains_with_pictures_captions_and_scores():
     assert (SHIPPED / "README.md").is_file()
 
 
+@pytest.mark.slow
 def test_shipped_brains_are_decoded_nearer_to_what_was_seen_than_to_the_others(decoder):
     """Identification among the twelve, by the embedding of the seen pictures under the
     frozen CLIP.
@@ -82,6 +83,7 @@ def test_shipped_brains_are_decoded_nearer_to_what_was_seen_than_to_the_others(d
     assert ((rows[0] @ rows[1].T).argmax(1) == torch.arange(12)).sum() >= 10
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_page_of_seen_against_decoded(
     monkeypatch, tmp_path, decoder, capsys
 ):

@@ -211,6 +211,7 @@ def test_training_starts_from_encoding_models_of_the_trials_that_are_trained_on(
     assert parts.space_KP.shape == (4, 8) and (tuned.log_precision != 0).any()
 
 
+@pytest.mark.slow
 def test_a_new_person_lives_in_the_space_of_the_people_before(tables, root, tmp_path):
     first = stage.train(config_of(root, tmp_path / "first"), "image")
     before = encoder_setup.setup(config_of(root, tmp_path / "again"), "image")

@@ -27,6 +27,7 @@ def prepared(fake: FakeScans) -> Layout:
     return Layout.of(root)
 
 
+@pytest.mark.slow
 def test_it_is_what_prepare_found(tmp_path):
     fake = write_fake_scans(tmp_path / "scans", subjects=("AB",), sessions=3)
     names = sorted({name for order in fake.shown["AB"] for name in order})
@@ -57,6 +58,7 @@ def test_nothing_repeats_is_told_and_other_folders_have_no_section(tmp_path):
 
 
 @pytest.mark.parametrize("facts", ["some", "noise", "nothing"])
+@pytest.mark.slow
 def test_the_page_has_the_section(tmp_path: Path, facts: str):
     config = write_fake_run(tmp_path, 3, simulated=False, epochs=2)
     layout = Layout.of(config.data.root)

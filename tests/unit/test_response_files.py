@@ -48,6 +48,7 @@ def as_responses(fake: FakeScans) -> Path:
 
 
 @pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.slow
 def test_what_was_prepared_is_decoded_from_the_same_file(fake, writer):
     response = fake.responses["01"][0]
     response[3, 2] = np.nan  # a voxel that the folder leaves out

@@ -385,6 +385,7 @@ def start_worker(folder: Path) -> subprocess.Popen:
     return worker
 
 
+@pytest.mark.slow
 def test_two_runs_in_a_folder_are_refused_and_a_killed_one_is_taken_over(tmp_path):
     rng = random.Random(0)
     for _ in range(3):

@@ -166,6 +166,7 @@ def pipeline_of(
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+@pytest.mark.slow
 def test_the_loop_is_diffusers_loop(backbone, guidance_scale):
     """With constant conditioning and no routers: latents after every step, and the picture. One row
     at a time on their side, since the pipeline repeats embeddings of several prompts in a scrambled
@@ -310,6 +311,7 @@ def test_a_batch_equals_one_by_one(fake, guidance_scale):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.slow
 def test_a_batch_equals_one_by_one_with_every_scheduler(fake, name):
     """The noise of ancestral schedulers too belongs to the picture, not to the batch."""
     size, shape = sides(fake)
@@ -330,6 +332,7 @@ def test_a_batch_equals_one_by_one_with_every_scheduler(fake, name):
         torch.testing.assert_close(together[row : row + 1], drawn([row]), rtol=0, atol=5e-4)
 
 
+@pytest.mark.slow
 def test_schedulers_keep_the_models_noise_and_prediction(fake):
     for backbone in (fake, load_backbone("tiny")):
         for name in SCHEDULERS:

@@ -54,6 +54,7 @@ def test_a_save_is_due_after_the_pause_and_pauses_grow_with_what_saving_takes(cl
 
 
 @pytest.mark.parametrize(("minutes", "saves"), [("10", []), ("1e-9", [1, 2])])
+@pytest.mark.slow
 def test_states_are_written_by_save_minutes(monkeypatch, root, tmp_path, minutes, saves):
     monkeypatch.setattr(checkpoints, "LEAST_PAUSE", 0)
     written = []
@@ -62,6 +63,7 @@ def test_states_are_written_by_save_minutes(monkeypatch, root, tmp_path, minutes
     assert written == saves  # of three steps; after the last nothing is to be continued
 
 
+@pytest.mark.slow
 def test_the_loss_scale_is_saved_and_taken_up_again(monkeypatch, root, tmp_path):
     """On a GPU in float16 gradients are scaled; begun again at 2^16, steps would overflow."""
     monkeypatch.setattr(checkpoints, "LEAST_PAUSE", 0)

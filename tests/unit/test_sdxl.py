@@ -149,6 +149,7 @@ def test_loading_says_nothing(folder, capfd):
     assert (printed.out, printed.err) == ("", "")
 
 
+@pytest.mark.slow
 def test_an_adapter_is_found_as_a_file_and_in_both_layouts(folder, tmp_path):
     file = folder / "ip_adapter" / "ip-adapter.safetensors"
     (tmp_path / IP_ADAPTER_FILE).parent.mkdir()
@@ -188,6 +189,7 @@ def test_the_shipped_backbones_are_loaded_by_the_same_lines():
     )
 
 
+@pytest.mark.slow
 def test_sdxl_at_full_size_has_its_published_shapes():
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel(**SDXL), AutoencoderKL(**SDXL_VAE)

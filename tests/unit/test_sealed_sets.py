@@ -92,6 +92,7 @@ def raw_integers(layout: Layout) -> np.ndarray:
     )
 
 
+@pytest.mark.slow
 def test_responses_of_nsd_synthetic_are_those_of_the_file_in_the_order_of_its_trials(made):
     layout = made.layout("nsdsynthetic")
     expected = load_places(layout, 1).to_vector(made.truth.synthetic_xyzT)
@@ -127,6 +128,7 @@ def test_colours_of_another_subject_have_ids_of_their_own(tmp_path):
     np.testing.assert_array_equal(image, truth.synthetic_T + own * 2 * 64)
 
 
+@pytest.mark.slow
 def test_nifti_files_are_read_as_hdf5_files_are(made, tmp_path):
     raw = write_fake_raw(tmp_path)
     add_sealed_sets(raw, 1, "nii.gz")

@@ -69,6 +69,7 @@ def sheet(truth: Read, recons: Read, judge: Judge):  # type: ignore[no-untyped-d
 
 
 @pytest.mark.parametrize("in_memory", [pairs.IN_MEMORY, 0])
+@pytest.mark.slow
 def test_what_is_kept_changes_no_score(monkeypatch, in_memory):
     monkeypatch.setattr(pairs, "IN_MEMORY", in_memory)
     monkeypatch.setattr(feature_store, "IN_MEMORY", in_memory)

@@ -367,6 +367,7 @@ OUTSIDE = {
     [each for each in ENCODER_FIELDS if each[1] not in OUTSIDE],
     ids=lambda value: value,
 )
+@pytest.mark.slow
 def test_every_setting_of_an_encoder_changes_it(model: str, field: str) -> None:
     own = ENCODER_CONFIGS[model].model_fields
     common = {"encoder.model": model, **SMALL}
@@ -508,6 +509,7 @@ def reads_of(tree: ast.AST) -> Iterator[str]:
                 yield from (f"{section}.{node.attr}" for section in local.get(node.value.id, ()))
 
 
+@pytest.mark.slow
 def test_every_setting_is_read_by_code() -> None:
     read = {
         path

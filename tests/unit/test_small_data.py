@@ -97,6 +97,7 @@ def test_two_way_identification_of_the_embedding_is_around_the_training_mean(roo
 
 
 @pytest.mark.parametrize(("scale", "trained"), [("0", False), ("0.33", True)])
+@pytest.mark.slow
 def test_pictures_are_retrieved_by_the_embedding_where_no_head_was_trained(
     monkeypatch, root, tmp_path, scale, trained
 ):
@@ -131,6 +132,7 @@ def test_published_figures_on_nsd_stand_beside_no_own_scans(data, beside):
 
 
 @pytest.mark.parametrize("able", [True, False])
+@pytest.mark.slow
 def test_the_report_says_when_the_models_cannot_generate_such_pictures(tmp_path, able):
     config = write_fake_run(tmp_path, images=8)
     random = {
@@ -156,6 +158,7 @@ def test_the_report_says_when_the_models_cannot_generate_such_pictures(tmp_path,
     assert ("cannot generate such images" in render(inputs)) != able
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_pictures_without_controls(tmp_path):
     config = write_fake_run(tmp_path, images=8)
     (config.run.folder / "controls.json").unlink(missing_ok=True)
@@ -191,6 +194,7 @@ def test_advice_fits_a_folder_made_from_own_scans(tmp_path, capsys):
     assert nsd.fitting_advice(text, tmp_path / "elsewhere") == text
 
 
+@pytest.mark.slow
 def test_warnings_fit_a_folder_made_from_own_scans_too(tmp_path, caplog):
     scans = write_fake_scans(tmp_path / "scans", subjects=("01",)).root
     root = tmp_path / "data"
@@ -221,6 +225,7 @@ def test_nothing_of_a_refused_run_is_left(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
+@pytest.mark.slow
 def test_a_folder_with_work_or_of_an_earlier_run_stays_when_a_training_is_refused(
     root, tmp_path, monkeypatch
 ):

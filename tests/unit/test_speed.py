@@ -84,6 +84,7 @@ def test_a_machine_that_cannot_compile_says_so_before_anything_is_drawn(monkeypa
     assert compiled(unet) == 0
 
 
+@pytest.mark.slow
 def test_refining_and_decoding_prepare_the_unet(tmp_path):
     base = write_fake_backbone(tmp_path / "base", with_clip=True)
     settings = {
@@ -112,6 +113,7 @@ def tuned() -> BrainDecoder:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.slow
 def test_a_fused_lora_draws_what_the_lora_draws(tuned, dtype):
     tuned.to(dtype)
     expected = pixels(tuned(voxels(2), subject=1, **FEW).images)

@@ -131,6 +131,7 @@ def table(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_every_combination_runs_once_and_stands_in_one_table(tmp_path, monkeypatch, capsys):
     trained = FakeTraining()
     monkeypatch.setattr(flow, "run_points", trained)
@@ -164,6 +165,7 @@ def test_a_combination_that_is_not_possible_is_refused_before_anything_runs(tmp_
     assert trained.runs == []
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_in_the_same_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(flow, "run_points", FakeTraining())
     flow.sweep(config_in(tmp_path))
@@ -182,6 +184,7 @@ def test_other_settings_are_refused_in_the_same_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(bool(missing("sweep")), reason="Optuna is not installed")
+@pytest.mark.slow
 def test_an_interrupted_sweep_by_optuna_proposes_what_an_uninterrupted_one_does(
     tmp_path, monkeypatch
 ):
@@ -210,6 +213,7 @@ def point_of(folder: Path, *commands: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_commands_run_one_after_the_other_and_a_failure_ends_them(tmp_path, monkeypatch):
     monkeypatch.setenv("BRAINGEN_SET", "run.seed=7")  # would undo what is swept
     good = point_of(tmp_path / "good", "config", "config")

@@ -132,6 +132,7 @@ def test_guidance_is_the_kl_divergence():
 
 
 @pytest.mark.parametrize("kind", [0, 2])
+@pytest.mark.slow
 def test_guidance_alone_teaches_coarse_to_fine(kind):
     torch.manual_seed(0)
     router = learned(embedding_dim=32, hidden_dim=16)[kind]

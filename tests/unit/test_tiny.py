@@ -55,6 +55,7 @@ def test_refused_on_data_that_are_not_marked_simulated(words, capsys, tmp_path, 
     assert not list((tmp_path / "run").rglob("embedding_decoder"))
 
 
+@pytest.mark.slow
 def test_own_scans_are_warned_of(words, capsys, tmp_path):
     (tmp_path / "NSD" / "prepared.json").write_text(
         json.dumps({"data": "own scans", "subjects": {}, "shared": {}})

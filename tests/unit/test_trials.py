@@ -124,6 +124,7 @@ def test_impossible_share_is_refused(data, share):
         hold_out_images(train_trials(data[0], 1), share, 0)
 
 
+@pytest.mark.slow
 def test_truncation_anywhere_is_noticed(data):
     layout, _ = data
     path = layout.wds_train(1, 0)

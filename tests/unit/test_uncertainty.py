@@ -13,6 +13,7 @@ from braingen.evaluation import uncertainty
 from braingen.runtime.errors import UserError
 
 
+@pytest.mark.slow
 def test_interval_of_a_mean_is_the_normal_one_for_many_images() -> None:
     values = np.random.default_rng(0).normal(0.4, 0.2, 1000)
     interval = uncertainty.mean_interval(values)
@@ -23,6 +24,7 @@ def test_interval_of_a_mean_is_the_normal_one_for_many_images() -> None:
     assert uncertainty.mean_interval(values) == interval
 
 
+@pytest.mark.slow
 def test_two_way_interval_covers_the_true_value() -> None:
     """95 % intervals of 100 images hold the value of a large set about 95 times in 100; intervals
     of the shares alone do so less often.
@@ -43,6 +45,7 @@ def test_two_way_interval_covers_the_true_value() -> None:
     assert 88 <= inside <= 100
 
 
+@pytest.mark.slow
 def test_what_an_image_adds_in_both_parts_has_the_spread_of_the_score() -> None:
     """Its mean is the score; its standard error is the spread of the score over sets of images."""
     values, errors = [], []
@@ -57,6 +60,7 @@ def test_what_an_image_adds_in_both_parts_has_the_spread_of_the_score() -> None:
     assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
 
 
+@pytest.mark.slow
 def test_two_seeds_of_a_decoder_come_out_as_not_different() -> None:
     """Two-way scores of two equally noisy readings of the same images: called different about once
     in twenty.
@@ -157,6 +161,7 @@ def test_undefined_values_are_refused() -> None:
         uncertainty.mean_interval(np.array([1.0, np.nan, 2.0]))
 
 
+@pytest.mark.slow
 def test_intervals_over_subjects_that_share_images_hold_the_truth() -> None:
     """Four subjects, the same 60 images: 95 % intervals hold the truth in 95 % of 400 experiments,
     drawn per subject far less often.

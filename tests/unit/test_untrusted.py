@@ -209,6 +209,7 @@ def test_text_is_no_markup():
     assert markdown_cell("<script>|[a](b)`x_y\n|") == "&lt;script&gt;\\|\\[a\\](b)\\`x_y\ufffd\\|"
 
 
+@pytest.mark.slow
 def test_printing_goes_through_consoles_that_know_no_markup():
     wrong = []
     for path in sorted((ROOT / "src").rglob("*.py")):

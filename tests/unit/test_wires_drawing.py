@@ -92,6 +92,7 @@ def responses_of(config: Config, decoder: Any, subject: int = 2) -> dict[str, Te
 
 
 @pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.slow
 def test_embeddings_are_the_mean_over_an_images_presentations_to_this_subject(
     root, tmp_path, routed
 ):
@@ -127,6 +128,7 @@ def test_embeddings_are_the_mean_over_an_images_presentations_to_this_subject(
                     assert levels.experts_BETD.std(1).mean() > 0.01
 
 
+@pytest.mark.slow
 def test_a_single_trial_random_voxels_and_a_level_are_read_when_asked_for(root, tmp_path):
     decoder = a_decoder()
     layout = Layout.of(root)
@@ -244,6 +246,7 @@ def test_captions_are_those_of_the_training_image_nearest_around_the_mean(
 
 
 @pytest.mark.parametrize("tuned", [True, False])
+@pytest.mark.slow
 def test_a_decoder_is_assembled_of_its_own_encoders_scheduler_and_what_was_tuned(
     monkeypatch, root, tmp_path, tuned
 ):
@@ -901,6 +904,7 @@ def reconstructed(
     return stage.reconstruct(config)
 
 
+@pytest.mark.slow
 def test_a_reconstruction_keeps_pictures_embeddings_and_captions_by_image_id(
     monkeypatch, root, tmp_path
 ):
@@ -943,6 +947,7 @@ def test_a_reconstruction_keeps_pictures_embeddings_and_captions_by_image_id(
         )
 
 
+@pytest.mark.slow
 def test_a_reconstruction_that_was_stopped_goes_on_with_the_embeddings_it_had(
     monkeypatch, root, tmp_path
 ):
@@ -963,6 +968,7 @@ def test_a_reconstruction_that_was_stopped_goes_on_with_the_embeddings_it_had(
     assert [arguments[2] for arguments, _ in decoder.drawn] == [[0], [2]]
 
 
+@pytest.mark.slow
 def test_pictures_of_other_seeds_encoders_backbones_and_fine_tunings_are_refused(
     monkeypatch, root, tmp_path
 ):
@@ -1125,6 +1131,7 @@ def test_without_a_text_embedding_images_are_refined_by_the_decoded_image_alone(
 
 
 @pytest.mark.parametrize("use_image", ["true", "false"])
+@pytest.mark.slow
 def test_a_refiner_is_loaded_as_configured(monkeypatch, root, tmp_path, use_image):
     asked: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     texts = text_encoder()

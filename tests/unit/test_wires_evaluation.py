@@ -385,6 +385,7 @@ def test_pictures_are_found_by_their_ids(tmp_path):
         np.testing.assert_array_equal(SeenImages(Pictured(), IDS)[row], scenes()[image])  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_reconstruction_is_held_against_the_image_of_its_id_and_not_of_its_place():
     """One picture is of nothing; the score that suffers is its own, whatever the order of either
     side.
@@ -418,6 +419,7 @@ def test_two_way_asks_which_true_image_a_reconstruction_resembles_and_not_the_ot
     )
 
 
+@pytest.mark.slow
 def test_a_sheet_asks_two_way_with_true_and_generated_pictures_in_their_places():
     noise = np.random.default_rng(2).random((IMAGES, 3, 32, 32)).astype(np.float32)
     recons = 0.04 * scenes() + 0.9 * noise
@@ -433,6 +435,7 @@ def test_a_sheet_asks_two_way_with_true_and_generated_pictures_in_their_places()
     assert np.abs(expected - (np.diag(r)[None] > r.T).sum(0) / (IMAGES - 1)).max() > 0.05
 
 
+@pytest.mark.slow
 def test_a_sheet_says_of_every_score_what_it_is_of_its_interval_and_its_chance():
     """Read-outs are asked about the reconstructions; runs are compared by both parts of an image in
     a two-way score.
@@ -487,6 +490,7 @@ def test_the_side_whose_features_are_constant_is_named():
             identify.correlation_distance(*sides)
 
 
+@pytest.mark.slow
 def test_networks_that_look_at_pairs_see_a_picture_beside_its_own_reconstruction():
     class Pairwise:
         name, use, weights = "lpips", "pair", "0123"
@@ -598,6 +602,7 @@ def with_stand_ins(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.slow
 def test_brain_random_ceiling_and_ridge_stand_in_their_own_columns(evaluated, root):
     config, scores = evaluated
     pixcorr = scores["pixcorr"]
@@ -622,6 +627,7 @@ def test_brain_random_ceiling_and_ridge_stand_in_their_own_columns(evaluated, ro
     assert pixcorr["ridge"] is None
 
 
+@pytest.mark.slow
 def test_random_voxels_are_the_mean_of_their_draws_and_no_other(evaluated):
     config, scores = evaluated
     controls = json.loads((config.run.folder / "controls.json").read_text())
@@ -763,6 +769,7 @@ def test_the_encoder_is_compared_with_ridge_and_not_ridge_with_the_encoder(evalu
         assert each["low"] <= each["difference"] <= each["high"] and 0 < each["p"] <= 1
 
 
+@pytest.mark.slow
 def test_refined_pictures_are_compared_with_unrefined_after_minus_before(
     root, tmp_path, monkeypatch
 ):
@@ -795,6 +802,7 @@ def test_refined_pictures_are_compared_with_unrefined_after_minus_before(
     )
 
 
+@pytest.mark.slow
 def test_refined_pictures_and_what_people_judged_stand_beside_the_scores(
     monkeypatch, root, tmp_path
 ):

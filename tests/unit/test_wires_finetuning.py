@@ -102,6 +102,7 @@ def expected_read(
 @pytest.mark.parametrize(
     "more", [{}, {"run__seed": "5", "data__num_sessions": "1", "router__prior_order": "levels"}]
 )
+@pytest.mark.slow
 def test_every_row_holds_the_latents_reads_and_truths_of_its_own_picture(tiny, monkeypatch, more):
     """Of two subjects; a read is of the subject who saw the picture, averaged over its
     presentations, after the prior.
@@ -170,6 +171,7 @@ def test_errors_are_measured_on_all_held_out_pictures_and_on_no_other(tiny):
         )
 
 
+@pytest.mark.slow
 def test_reads_are_made_anew_when_what_they_are_made_of_changes(monkeypatch, tmp_path):
     """Sessions, the prior's place, the encoder, the responses: nothing that was kept of others is
     taken for the present.
@@ -317,6 +319,7 @@ def test_offset_noise_may_be_drawn_from_the_global_generator():
     assert (shifted.std((2, 3)) < 1e-6).all() and shifted.mean((2, 3)).std() > 0.2
 
 
+@pytest.mark.slow
 def test_every_picture_of_a_pass_has_noise_and_a_time_of_its_own(tiny):
     """Noise is standard normal; times are spread over the schedule, and whose is early is left to
     chance.
@@ -546,6 +549,7 @@ def test_a_prior_at_every_step_stands_after_the_router_and_passes_gradients_to_i
     assert sum(gradient is not None and gradient.abs().max() > 0 for gradient in gradients) > 3
 
 
+@pytest.mark.slow
 def test_encoders_of_image_and_text_may_have_other_experts():
     embedding_decoders = {name: tiny_embedding_decoder(name) for name in ("image", "text")}
     for embedding_decoder in (embedding_decoders["image"], embedding_decoders["image"].train()):
@@ -696,6 +700,7 @@ def test_a_lora_adapts_the_attention_and_the_feed_forward_maps_and_not_the_adapt
 # --- setup ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_setup_builds_the_routers_and_the_lora_that_are_asked_for(tiny):
     parts = stage.setup(
         tiny(router__route_text="false", lora__rank="3", router__prior_order="levels")
@@ -739,6 +744,7 @@ def test_setup_builds_the_routers_and_the_lora_that_are_asked_for(tiny):
         )
 
 
+@pytest.mark.slow
 def test_setup_follows_every_setting_of_routers_and_backbone(tiny, monkeypatch):
     more = {
         "time_choice": "hard",
@@ -831,6 +837,7 @@ def test_what_cannot_be_tuned_is_refused(tiny, monkeypatch):
         stage.setup(config)
 
 
+@pytest.mark.slow
 def test_routers_start_as_the_seed_says(tiny):
     def started(seed: str) -> list[Tensor]:
         torch.manual_seed(int(torch.initial_seed()) + 1)  # whatever was drawn before
@@ -1031,6 +1038,7 @@ def is_of(checkpoint: Path, state: dict[str, Tensor]) -> bool:
         ([0.5, 0.4, 0.4, 0.4], [0.5, 0.4, 0.3, 0.2], 1),  # of equals the first
     ],
 )
+@pytest.mark.slow
 def test_the_checkpoint_of_the_lowest_held_out_denoising_loss_is_kept_whatever_the_guidance(
     tiny, monkeypatch, denoising, loss, best
 ):
@@ -1053,6 +1061,7 @@ def test_the_checkpoint_of_the_lowest_held_out_denoising_loss_is_kept_whatever_t
     assert [record["validation/loss"] for record in records] == loss
 
 
+@pytest.mark.slow
 def test_passes_go_through_the_rows_with_chances_of_their_own_and_rates_warm_up(tiny, monkeypatch):
     more = {
         "gradient_accumulation_steps": "2",
@@ -1091,6 +1100,7 @@ class Second:
         return getattr(self._accelerator, name)
 
 
+@pytest.mark.slow
 def test_every_process_has_rows_and_chances_of_its_own(tiny, monkeypatch):
     fresh = stage.accelerator_of
     monkeypatch.setattr(stage, "accelerator_of", lambda *given: Second(fresh(*given)))
@@ -1104,6 +1114,7 @@ def test_every_process_has_rows_and_chances_of_its_own(tiny, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_what_is_logged_is_the_mean_since_the_last_validation_and_the_end_is_validated(
     tiny, monkeypatch
 ):
@@ -1127,6 +1138,7 @@ def test_what_is_logged_is_the_mean_since_the_last_validation_and_the_end_is_val
     assert [record.get("train/denoising") for record in records] == [None, 2.5, 6.5, 9.5]
 
 
+@pytest.mark.slow
 def test_a_finished_fine_tuning_is_left_alone_and_one_of_other_settings_refused(tiny, monkeypatch):
     """The data, encoders, backbone, routers, LoRA, settings and seed: none may change under
     a run.
@@ -1163,6 +1175,7 @@ def test_a_finished_fine_tuning_is_left_alone_and_one_of_other_settings_refused(
     ("place", "told"),
     [("step", "in step 2 of 3: denoising nan"), ("validate", "at step 0: validation/loss nan")],
 )
+@pytest.mark.slow
 def test_a_fine_tuning_of_no_numbers_ends_as_no_success(tiny, monkeypatch, place, told):
     calls = iter(range(1, 100))
 
@@ -1179,6 +1192,7 @@ def test_a_fine_tuning_of_no_numbers_ends_as_no_success(tiny, monkeypatch, place
     assert not (config.run.folder / "finetune" / "finished").exists()
 
 
+@pytest.mark.slow
 def test_lora_and_routers_learn_and_nothing_else_does(tiny, monkeypatch):
     config = tiny(
         finetune__learning_rate="0.01",
@@ -1197,6 +1211,7 @@ def test_lora_and_routers_learn_and_nothing_else_does(tiny, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_gradients_are_averaged_over_the_passes_of_an_update_and_clipped(
     tiny, monkeypatch, tmp_path
 ):
@@ -1239,6 +1254,7 @@ def test_weights_of_matrices_decay_and_others_do_not(tiny):
 
 
 @pytest.mark.parametrize("averaging", [True, False])
+@pytest.mark.slow
 def test_averaged_weights_are_validated_and_saved_and_trained_ones_go_on(
     tiny, monkeypatch, averaging
 ):

@@ -425,6 +425,7 @@ def trained(
     return seen._replace(steps=len(seen.batches) // config.training.num_epochs)
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_kept_images_and_validates_on_held_out_ones(monkeypatch, root, tmp_path):
     config = tiny_config(root, tmp_path, data__subjects="1,2")
     seen = trained(monkeypatch, config)
@@ -451,6 +452,7 @@ def test_a_run_trains_on_kept_images_and_validates_on_held_out_ones(monkeypatch,
                 assert (shown == voxels).all(1).any()
 
 
+@pytest.mark.slow
 def test_epochs_show_every_trial_once_in_an_order_of_their_own_with_chances_of_their_own(
     monkeypatch, root, tmp_path
 ):
@@ -800,6 +802,7 @@ def test_every_process_gets_its_share_and_the_fold_it_is_for(root, tmp_path):
 # --- updates --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_learning_rate_rises_for_two_epochs_and_falls_to_a_thousandth_of_its_start(
     monkeypatch, root, tmp_path
 ):
@@ -832,6 +835,7 @@ def test_the_schedule_is_the_published_one(root, tmp_path, epochs, top):
 
 
 @pytest.mark.parametrize("together", ["1", "2"])
+@pytest.mark.slow
 def test_gradients_are_averaged_over_the_steps_of_an_update_and_clipped(
     monkeypatch, root, tmp_path, together
 ):
@@ -900,6 +904,7 @@ def test_weight_decay_is_of_linear_maps_alone_and_everything_trained_is_in_the_o
     assert {name for name in names.values() if "affinity" in name} <= in_plain
 
 
+@pytest.mark.slow
 def test_everything_that_is_trained_moves_routers_too_and_subjects_that_are_not_shown_do_not(
     monkeypatch, root, tmp_path
 ):
@@ -934,6 +939,7 @@ def test_everything_that_is_trained_moves_routers_too_and_subjects_that_are_not_
 @pytest.mark.parametrize(
     ("cosines", "best"), [([0.1, 0.5, 0.3], 1), ([-0.3, -0.4, -0.2], 2), ([0.6, 0.5, 0.6], 0)]
 )
+@pytest.mark.slow
 def test_the_embedding_decoder_of_the_best_validation_is_kept(
     monkeypatch, root, tmp_path, cosines, best
 ):
@@ -971,6 +977,7 @@ def test_what_is_logged_is_the_mean_of_every_term_over_the_epoch(monkeypatch, ro
     assert json.loads((seen.folder / "finished").read_text())["best_validation_cosine"] == 0.25
 
 
+@pytest.mark.slow
 def test_it_is_looked_at_as_often_as_asked_and_at_the_end(monkeypatch, root, tmp_path):
     config = tiny_config(root, tmp_path, training__validate_every="2", training__num_epochs="5")
     seen = trained(monkeypatch, config, cosines=[0.1, 0.2, 0.3])
@@ -1038,6 +1045,7 @@ def row_numbers(parts: Any) -> np.ndarray:
 # --- a run is known by its settings ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone_and_one_of_other_settings_refused(
     monkeypatch, root, tmp_path
 ):
@@ -1194,6 +1202,7 @@ def test_a_training_of_no_numbers_ends_as_no_success(monkeypatch, root, tmp_path
 # --- that it learns -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_few_trials_are_learnt_by_heart(root, tmp_path):
     """Going down the objective brings every output to its target."""
     more = {

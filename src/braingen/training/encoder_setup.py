@@ -30,7 +30,7 @@ from braingen.encoders.parameters import (
     train_only,
     trainable_parameters,
 )
-from braingen.encoders.ridge import RELATIVE_PENALTIES, fit_ridge
+from braingen.encoders.ridge import fit_ridge
 from braingen.generation.compatibility import refuse_incompatible
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
@@ -212,8 +212,8 @@ def fit_ridges(
     components_IR: Tensor,
     row_of_image: np.ndarray,
 ) -> None:
-    """Fit one subject's ridge regression to its measured trials, without those of held-out images
-    (by which the penalty is chosen), then with them.
+    """Fit one subject's ridge regression to its measured trials, without and with those of
+    held-out images.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ def fit_ridges(
     """
     linear, (trials, betas) = embedding_decoder.linear, kept
     assert linear is not None
-    device, penalties = str(embedding_decoder.device), RELATIVE_PENALTIES
+    device = str(embedding_decoder.device)
     for without in (True, False):
         tables = [trials.table] if without else [trials.table, held.table]
         rows, image = (
@@ -241,9 +241,8 @@ def fit_ridges(
             )
             continue
         aim_NR = components_IR[torch.from_numpy(row_of_image[image])].numpy()
-        ridge = fit_ridge(betas.rows(rows), aim_NR, image, penalties, device=device)
+        ridge = fit_ridge(betas.rows(rows), aim_NR, image, device=device)
         linear.take(trials.subject, ridge, without)
-        penalties = (penalties[int(ridge.error_A.argmin())],)
 
 
 def some_responses(trials: Trials, betas: Betas) -> Tensor:
