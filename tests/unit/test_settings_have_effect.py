@@ -370,8 +370,10 @@ OUTSIDE = {
 @pytest.mark.slow
 def test_every_setting_of_an_encoder_changes_it(model: str, field: str) -> None:
     own = ENCODER_CONFIGS[model].model_fields
-    common = {"encoder.model": model, **SMALL}
-    common |= {path: text for path, text in LEVELS.items() if path.partition(".")[2] in own}
+    common = {"encoder.model": model}
+    for path, text in (SMALL | LEVELS).items():
+        section, _, name = path.partition(".")
+        common |= {path: text} if section != "encoder" or name in own else {}
     path = f"encoder.{field}"
     needs = assignments(model, path, True) if (model, path) in CONDITIONAL else {}
     if field in ("fusion", "train_pool"):
