@@ -120,8 +120,7 @@ class StoredModel(ModelMixin, ConfigMixin):
         UserError
             When the run is none, or the hub refuses.
         """
-        message = commit_message or f"Upload a BrainGen {type(self).__name__}"
-        how = Upload(repo_id, message, revision, private, token, create_pr)
+        how = Upload(repo_id, commit_message, revision, private, token, create_pr)
         facts = self.described(run)
         with tempfile.TemporaryDirectory(prefix="braingen-") as name:
             folder = Path(name)
@@ -129,4 +128,4 @@ class StoredModel(ModelMixin, ConfigMixin):
             without_local_paths(folder)
             write_card(folder, facts, repo_id)
             stale = () if kwargs.get("variant") else ("*.json", "*.safetensors")
-            return upload(folder, files_below(folder), stale, how)
+            return upload(folder, files_below(folder), stale, how, type(self).__name__)

@@ -309,8 +309,7 @@ class EncodingModel(NamedTuple):
         UserError
             When the run is none, or the hub refuses.
         """
-        message = commit_message or "Upload a BrainGen encoding model"
-        how = Upload(repo_id, message, revision, private, token, create_pr)
+        how = Upload(repo_id, commit_message, revision, private, token, create_pr)
         kind, voxels = "encoding model", {subject: len(self.snr_V)}
         facts = model_facts(kind, "banded ridge", voxels, run, only=())
         facts = facts._replace(scores=self._scores(), protocol="held-out training images")
@@ -318,7 +317,7 @@ class EncodingModel(NamedTuple):
             folder = Path(name) / "model"
             self.save(folder)
             write_card(folder, facts, repo_id)
-            return upload(folder, files_below(folder), _FILES[:-1], how)
+            return upload(folder, files_below(folder), _FILES[:-1], how, kind)
 
     def _scores(self) -> tuple[ScoreFacts, ...]:
         """Explained variance for the card; n is the number of voxels."""

@@ -54,9 +54,6 @@ PARTS = (
 """Folders of a saved decoder; there may be other files beside them."""
 PATTERNS = (INDEX, FACTS, *(f"{part}/*" for part in PARTS))
 """Files of a decoder in a repository of the hub, besides its card."""
-HUB = ("repo_id", "commit_message", "private", "token", "create_pr", "revision")
-"""Keyword arguments of ``save_pretrained`` that are for the hub."""
-
 Stored = TypeVar("Stored", bound="StoredPipeline")
 
 
@@ -142,13 +139,8 @@ class StoredPipeline(DiffusionPipeline):
         UserError
             When the LoRA is fused into the U-Net: it would be saved twice.
         """
-        if is_fused(self.unet):
-            raise UserError(
-                "The LoRA is fused into the U-Net (decoder.fuse_lora()) and would be saved twice:"
-                " take it out first, decoder.unfuse_lora()."
-            )
         folder = Path(save_directory)
-        hub = {name: kwargs.pop(name) for name in HUB if name in kwargs}
+        hub = {name: kwargs.pop(name) for name in Upload._fields if name in kwargs}
         if hub and not push_to_hub:
             raise UserError(
                 f"{next(iter(hub))} has no effect without push_to_hub=True: leave it out."
@@ -156,16 +148,33 @@ class StoredPipeline(DiffusionPipeline):
         if push_to_hub:
             hub.setdefault("repo_id", folder.name)
             self._refuse_own_captions(captions)
-        with_captions = captions is not False
+        self._save(folder, str(hub.get("repo_id", folder)), run, captions is not False, kwargs)
+        if push_to_hub:
+            _upload(folder, Upload(**hub), whole=kwargs.get("variant") is None)
+
+    def _save(
+        self,
+        folder: Path,
+        name: str,
+        run: Path | str | None,
+        with_captions: bool,
+        options: dict[str, Any],
+    ) -> None:
+        """Save everything, with a card on which the decoder has that name."""
+        if is_fused(self.unet):
+            raise UserError(
+                "The LoRA is fused into the U-Net (decoder.fuse_lora()) and would be saved twice:"
+                " take it out first, decoder.unfuse_lora()."
+            )
         facts = self.described(run, with_captions)
         adapter = {key: value.contiguous() for key, value in adapter_weights_of(self.unet).items()}
         with_adapter = self.unet
         with replaced_parts(
-            folder, PARTS, INDEX, keep=kwargs.get("variant") is not None
+            folder, PARTS, INDEX, keep=options.get("variant") is not None
         ) as temporary:
             self.register_modules(unet=without_ip_adapter(self.unet))
             try:
-                super().save_pretrained(temporary, **kwargs)
+                super().save_pretrained(temporary, **options)
             finally:
                 self.register_modules(unet=with_adapter)
             path = temporary / IP_ADAPTER
@@ -176,9 +185,7 @@ class StoredPipeline(DiffusionPipeline):
             if with_captions and (library := self.caption_library) is not None:
                 library.save(temporary / CAPTIONS)
             without_local_paths(temporary)
-            write_card(temporary, facts, str(hub.get("repo_id", folder)), beside=folder)
-        if push_to_hub:
-            _upload(folder, hub, whole=kwargs.get("variant") is None)
+            write_card(temporary, facts, name, beside=folder)
 
     def push_to_hub(
         self,
@@ -243,19 +250,11 @@ class StoredPipeline(DiffusionPipeline):
         refuse_small_disk(
             tempfile.gettempdir(), needed, "The decoder's files", "or set TMPDIR to another disk"
         )
-        hub = {
-            "repo_id": repo_id,
-            "revision": revision,
-            "commit_message": commit_message,
-            "private": private,
-            "token": token,
-            "create_pr": create_pr,
-        }
         with tempfile.TemporaryDirectory(prefix="braingen-") as name:
             folder = Path(name)
-            self.save_pretrained(folder, captions=captions is not False, run=run, **kwargs)
-            write_card(folder, self.described(run, captions is not False), repo_id)
-            return _upload(folder, hub, whole=kwargs.get("variant") is None)
+            self._save(folder, repo_id, run, captions is not False, kwargs)
+            how = Upload(repo_id, commit_message, revision, private, token, create_pr)
+            return _upload(folder, how, whole=kwargs.get("variant") is None)
 
     def _refuse_own_captions(self, captions: bool | None) -> None:
         library = self.caption_library if captions is None else None
@@ -321,18 +320,9 @@ def decoder_folder(source: Path | str, options: dict[str, Any] | None = None) ->
     return located(source, options, "a decoder", INDEX, (*PATTERNS, CARD))
 
 
-def _upload(folder: Path, hub: dict[str, Any], whole: bool) -> str:
+def _upload(folder: Path, how: Upload, whole: bool) -> str:
     """Upload a saved decoder; `whole`: what else lies there of its parts is removed."""
     files = files_below(
         folder, lambda name: name in (INDEX, FACTS, CARD) or name.partition("/")[0] in PARTS
     )
-    message = hub.get("commit_message") or "Upload a BrainGen decoder"
-    how = Upload(
-        hub["repo_id"],
-        message,
-        hub.get("revision"),
-        hub.get("private"),
-        hub.get("token"),
-        bool(hub.get("create_pr")),
-    )
-    return upload(folder, files, PATTERNS if whole else (), how)
+    return upload(folder, files, PATTERNS if whole else (), how, "decoder")

@@ -43,8 +43,8 @@ class Upload(NamedTuple):
 
     repo_id: str
     """user/name, or a name in the user's own namespace."""
-    message: str
-    """Of the commit."""
+    commit_message: str | None = None
+    """First line of the commit; None for one that names the kind of model."""
     revision: str | None = None
     """Branch, created where it is missing; None for the main one."""
     private: bool | None = None
@@ -165,7 +165,7 @@ def _hub_errors(start: str, name: str, revision: str) -> Iterator[None]:
         ) from error
 
 
-def upload(folder: Path, files: Iterable[str], parts: Sequence[str], how: Upload) -> str:
+def upload(folder: Path, files: Iterable[str], parts: Sequence[str], how: Upload, kind: str) -> str:
     """Upload a saved model, in one commit, after everything was found to be in its place.
 
     Files of earlier uploads that belong to the same parts and are no more in the model are removed
@@ -179,6 +179,8 @@ def upload(folder: Path, files: Iterable[str], parts: Sequence[str], how: Upload
         Files below it that are uploaded.
     parts : Sequence[str]
         Patterns of all files that such a model may have in the repository.
+    kind : str
+        What it is, for the commit's message.
 
     Returns
     -------
@@ -217,7 +219,7 @@ def upload(folder: Path, files: Iterable[str], parts: Sequence[str], how: Upload
             folder_path=str(folder),
             allow_patterns=[_literal(each) for each in names],
             delete_patterns=list(parts),
-            commit_message=how.message,
+            commit_message=how.commit_message or f"Upload a BrainGen {kind}",
             revision=how.revision,
             token=how.token,
             create_pr=how.create_pr,
