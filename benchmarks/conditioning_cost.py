@@ -105,10 +105,10 @@ def seconds(config: Config, batch: int, rounds: int) -> dict[str, float]:
     runs: dict[str, Callable[[], Any]] = {}
     for order in ORDERS:
         decoder = demo_decoder(config, order)
-        runs[f"reading, {order}"] = lambda d=decoder: d.read(voxels, 1, ids)
+        runs[f"reading, {order}"] = lambda d=decoder: d.decode_embeddings(voxels, 1, ids)
         if order not in ("output", "step"):
             continue  # they differ in what is read; the loop is the same
-        heard = decoder.read(voxels, 1, ids)
+        heard = decoder.decode_embeddings(voxels, 1, ids)
         sources = decoder.sources(heard.image, heard.text)
         size = image_size(decoder.unet, decoder.vae)
         noise = seeded_noise(ids, latent_shape(decoder.unet, decoder.vae, size), 0, "picture")

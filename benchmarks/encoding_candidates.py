@@ -66,7 +66,7 @@ def drawn(config: Config, samples: int) -> tuple[dict[str, np.ndarray], np.ndarr
         likeliest = chooser.similarity(rows)
         made, values = [], {"embedding": [], "responses": []}
         for sample in range(samples):
-            pictures = decoder.draw(
+            pictures = decoder.generate(
                 image_BTD,
                 None,
                 embeddings.image_N[rows],

@@ -24,7 +24,7 @@ decoder = load_shipped_decoder(scheduler="unipc")
 some = slice(0, 4)
 ids = brains.ids[some]
 with torch.no_grad():
-    read = decoder.read(brains.voxels_BRV[some], 1, ids, experts=True)
+    read = decoder.decode_embeddings(brains.voxels_BRV[some], 1, ids, experts=True)
 print("experts per level:", read.image.counts)
 
 # %%
@@ -32,7 +32,7 @@ print("experts per level:", read.image.counts)
 options = {"steps": 5, "guidance_scale": 2.5, "guidance_end": 0.5}
 rows = {"seen": [np.asarray(picture) / 255 for picture in brains.seen[some]]}
 for level in (0, 1, 2, 3, None):
-    images_B3HW = decoder.draw(read.image, read.text, ids, level=level, **options)
+    images_B3HW = decoder.generate(read.image, read.text, ids, level=level, **options)
     title = "all levels" if level is None else f"level {level} alone"
     rows[title] = list(images_B3HW.permute(0, 2, 3, 1).numpy())
 

@@ -183,7 +183,7 @@ def test_the_best_drawing_is_the_one_nearest_to_the_decoded_embedding(words):
     for row, image in enumerate(read["ids"].tolist()):
         some = slice(row, row + 1)
         single = [
-            decoder.draw(
+            decoder.generate(
                 read["image"][some],
                 read["text"][some],
                 [image],

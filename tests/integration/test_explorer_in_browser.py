@@ -41,7 +41,7 @@ def run() -> ExploredRun:
 
 @pytest.fixture(scope="module")
 def server(run: ExploredRun) -> Iterator[Served]:
-    other = run._replace(name="Another run", draw=run.draw._replace(seed=1))
+    other = run._replace(name="Another run", generation=run.generation._replace(seed=1))
     with served(Session([run, other], 2)) as found:
         yield found
 

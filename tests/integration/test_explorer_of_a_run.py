@@ -12,7 +12,7 @@ import pytest
 
 from braingen.cli import main
 from braingen.config import load_config
-from braingen.explorer.drawing import drawn
+from braingen.explorer.generating import generate_image
 from braingen.explorer.requests import ImageRequest
 from braingen.explorer.trained import run_config, trained_run
 from braingen.runtime.errors import UserError
@@ -42,12 +42,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_images_are_those_of_the_run(folder):
     run = trained_run(folder, load_config(None, {"run.device": "cpu"}), 0)
-    assert run.draw.steps == run.draw.preview_steps == STEPS and run.draw.seed == 3
+    assert (
+        run.generation.steps == run.generation.preview_steps == STEPS and run.generation.seed == 3
+    )
     assert run.simulated and run.notes == () and len(run.images) == 6
     for each in run.images[:2]:
         with Image.open(generated_in(folder, "brain") / f"{each.image:06d}.png") as own:
             own_HW3 = np.asarray(own.convert("RGB")).astype(int)
-        found = drawn(run, ImageRequest(image=each.image))
+        found = generate_image(run, ImageRequest(image=each.image))
         assert np.abs(own_HW3 - found.picture_HW3).max() <= 1  # another batch: the last bits
         assert each.caption
 

@@ -312,7 +312,7 @@ def test_the_random_baseline_is_the_mean_of_its_draws(flow, tmp_path):
     first = next(folders[0].glob("*.png")).name
     assert len({pixels(folder / first).tobytes() for folder in folders}) == draws
     controls = json.loads((flow.run / "controls.json").read_text())
-    assert controls["random"]["drawings"] == draws and controls["oracle"]["drawings"] == 1
+    assert controls["random"]["draws"] == draws and controls["oracle"]["draws"] == 1
     scores = json.loads((flow.run / "scores.json").read_text())
     for source in ("random", "oracle"):
         for name, score in controls[source]["scores"].items():
@@ -428,7 +428,7 @@ def test_what_is_finished_is_not_done_again(flow, monkeypatch):
 
     monkeypatch.setattr("braingen.training.encoder.fit", done_again)
     monkeypatch.setattr("braingen.training.diffusion.fit", done_again)
-    monkeypatch.setattr(BrainDecoder, "draw", done_again)
+    monkeypatch.setattr(BrainDecoder, "generate", done_again)
     monkeypatch.setattr("braingen.targets.cache._write_rows", done_again)
     parts = [
         flow.data,

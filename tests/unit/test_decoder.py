@@ -256,14 +256,14 @@ def test_image_and_text_can_each_be_left_out():
     )
     settings = {"steps": 2, "guidance_scale": 2.0}
     both, only_image, only_text = (
-        decoder.draw(i, t, [1, 2], **settings)
+        decoder.generate(i, t, [1, 2], **settings)
         for i, t in ((image, text), (image, None), (None, text))
     )
     assert both.shape == (2, 3, 32, 32)
     for one, other in ((both, only_image), (both, only_text), (only_image, only_text)):
         assert (one - other).abs().max() > 1e-3
     with pytest.raises(UserError, match="at least one of them"):
-        decoder.draw(None, None, [1, 2], **settings)
+        decoder.generate(None, None, [1, 2], **settings)
 
 
 @pytest.mark.slow
@@ -276,7 +276,7 @@ def test_the_strength_of_the_image_condition():
     )
 
     def drawn(image: torch.Tensor, scale: float) -> torch.Tensor:
-        return decoder.draw(
+        return decoder.generate(
             image, text, [1, 2], steps=2, guidance_scale=1.0, ip_adapter_scale=scale
         )
 
@@ -289,7 +289,7 @@ def test_the_strength_of_the_image_condition():
 
 def test_the_size_may_be_another_than_the_unets():
     decoder = decoder_of()
-    assert decoder.draw(torch.randn(1, 1, IMAGE_WIDTH), None, [1], steps=1, size=64).shape == (
+    assert decoder.generate(torch.randn(1, 1, IMAGE_WIDTH), None, [1], steps=1, size=64).shape == (
         1,
         3,
         64,

@@ -24,8 +24,8 @@ from braingen.explorer import serve
 from braingen.explorer.ablating import ablated_voxels, level_sizes, parts_ablated
 from braingen.explorer.access import Access
 from braingen.explorer.app import ASSETS
-from braingen.explorer.drawing import drawn
 from braingen.explorer.explored_run import ExploredRun
+from braingen.explorer.generating import generate_image
 from braingen.explorer.maps import brain_map, form_of, mesh_bytes, nifti_bytes, texture_bytes
 from braingen.explorer.requests import AblationRequest, ImageRequest, MapRequest, SpreadRequest
 from braingen.explorer.session import Session
@@ -65,9 +65,9 @@ def test_an_image_is_that_of_the_decoder(run):
         1,
         image_ids=[shipped.ids[1]],
         num_inference_steps=STEPS,
-        guidance_scale=run.draw.guidance_scale,
+        guidance_scale=run.generation.guidance_scale,
     )
-    found = drawn(run, asked(run, frames=True))
+    found = generate_image(run, asked(run, frames=True))
     assert np.array_equal(found.picture_HW3, np.asarray(result.images[0]))
     assert np.array_equal(found.frames[-1], found.picture_HW3)
     assert found.frame_steps == (1, 2) and found.steps == STEPS and len(found.times) == STEPS
@@ -77,7 +77,7 @@ def test_an_image_is_that_of_the_decoder(run):
 
 def test_weights_of_levels_sum_to_one(run):
     for more in ({}, {"level": 2}):
-        weights = drawn(run, asked(run, **more)).weights
+        weights = generate_image(run, asked(run, **more)).weights
         assert set(weights) == {"image", "text"}
         for rows in weights.values():
             assert np.allclose(np.sum(rows, axis=1), 1) and np.shape(rows) == (STEPS, 4)
@@ -86,16 +86,16 @@ def test_weights_of_levels_sum_to_one(run):
 
 def test_a_level_alone_is_that_of_the_decoder(run):
     shipped = load_shipped()
-    read = run.decoder.read(shipped.voxels_BRV[1:2], 1, shipped.ids[1:2])
-    image = run.decoder.draw(
+    read = run.decoder.decode_embeddings(shipped.voxels_BRV[1:2], 1, shipped.ids[1:2])
+    image = run.decoder.generate(
         read.image,
         read.text,
         shipped.ids[1:2],
         steps=STEPS,
-        guidance_scale=run.draw.guidance_scale,
+        guidance_scale=run.generation.guidance_scale,
         level=3,
     )
-    found = drawn(run, asked(run, level=3))
+    found = generate_image(run, asked(run, level=3))
     assert np.array_equal(found.picture_HW3, np.asarray(to_pil(image)[0]))
 
 
@@ -103,8 +103,10 @@ def test_without_any_expert_the_decoded_embedding_is_the_same_for_all_images(run
     every = [f"level-{level}" for level in range(len(level_sizes(run, "image")))]
     voxels_BRV = load_shipped().voxels_BRV[:2]
     with torch.no_grad(), parts_ablated(run, "image", every):
-        without = run.decoder.read(voxels_BRV, 1, [0, 1]).image.output_BTD
-    again = run.decoder.read(voxels_BRV, 1, [0, 1]).image.output_BTD  # nothing stays behind
+        without = run.decoder.decode_embeddings(voxels_BRV, 1, [0, 1]).image.output_BTD
+    again = run.decoder.decode_embeddings(
+        voxels_BRV, 1, [0, 1]
+    ).image.output_BTD  # nothing stays behind
     assert torch.allclose(without[0], without[1], atol=1e-4)
     assert not torch.allclose(again[0], again[1], atol=1e-1)
 
@@ -114,7 +116,7 @@ def test_ablating_all_levels_is_ablating_all_experts(run):
     levels = tuple(f"level-{level}" for level in range(len(sizes)))
     experts = tuple(f"level-{k}-expert-{e}" for k, count in enumerate(sizes) for e in range(count))
     pictures = [
-        drawn(run, asked(run, ablate=AblationRequest(image=parts))).picture_HW3
+        generate_image(run, asked(run, ablate=AblationRequest(image=parts))).picture_HW3
         for parts in (levels, experts)
     ]
     assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 2  # sums in another order
@@ -129,17 +131,17 @@ def test_a_region_is_set_to_zero_and_its_control_is_as_large_and_elsewhere(run):
         assert np.array_equal(inside_V, run.regions[name]) is not random
         assert not random or not (inside_V & run.regions[name]).any()
         assert np.array_equal(inside_V, ablated_voxels(run, request))
-    found = drawn(run, asked(run, ablate=AblationRequest(regions=(name,))))
+    found = generate_image(run, asked(run, ablate=AblationRequest(regions=(name,))))
     assert found.voxels == run.regions[name].sum()
     zeroed = run.responses(asked(run).image).copy()
     zeroed[:, run.regions[name]] = 0
-    same = drawn(run._replace(responses=lambda _: zeroed), asked(run))
+    same = generate_image(run._replace(responses=lambda _: zeroed), asked(run))
     assert np.array_equal(found.picture_HW3, same.picture_HW3)
 
 
 def test_responses_are_not_changed(run):
     before = run.responses(asked(run).image).copy()
-    drawn(run, asked(run, ablate=AblationRequest(regions=tuple(run.regions)[:2])))
+    generate_image(run, asked(run, ablate=AblationRequest(regions=tuple(run.regions)[:2])))
     assert np.array_equal(before, run.responses(asked(run).image))
 
 
@@ -155,7 +157,7 @@ def test_the_spread_is_the_standard_deviation_of_the_images(run, session):
     assert all(a is b for a, b in zip(of_two.pictures, found.pictures[:2], strict=True))
     of_presentations = session.spread(SpreadRequest(image=image, over="presentations"))
     for number, picture in enumerate(of_presentations.pictures):
-        alone = drawn(run, ImageRequest(image=image, presentation=number))
+        alone = generate_image(run, ImageRequest(image=image, presentation=number))
         assert np.array_equal(picture, alone.picture_HW3)
     once = Session([run._replace(responses=lambda _: np.zeros((1, 2000), np.float32))], 2)
     with pytest.raises(UserError, match="presented once"):
@@ -237,7 +239,7 @@ def test_maps_on_a_surface_are_textures_of_its_meshes(run):
 )
 def test_what_is_not_there_is_a_sentence(run, request_, sentence):
     with pytest.raises(UserError, match=sentence):
-        drawn(run, request_)
+        generate_image(run, request_)
 
 
 def test_the_server_answers_as_the_session(server, session, run):

@@ -240,11 +240,11 @@ def test_a_decoder_with_a_low_level_path_starts_from_it_and_is_saved_whole(tmp_p
 
 def test_the_coarse_image_is_blended_in_by_its_weight():
     decoder = with_low_level()
-    read = decoder.read(torch.from_numpy(voxels(2, repeats=1)), 1, [1, 2])
+    read = decoder.decode_embeddings(torch.from_numpy(voxels(2, repeats=1)), 1, [1, 2])
 
     def drawn(blend: float) -> Tensor:
         coarse = CoarseImage(read.latents_BChw, 0.5, blend)
-        return decoder.draw(read.image, read.text, [1, 2], steps=2, coarse=coarse)
+        return decoder.generate(read.image, read.text, [1, 2], steps=2, coarse=coarse)
 
     blurry = decode_latents(decoder.vae, read.latents_BChw)
     torch.testing.assert_close(drawn(1.0), blurry, atol=1e-5, rtol=0)
@@ -253,9 +253,9 @@ def test_the_coarse_image_is_blended_in_by_its_weight():
 
 def test_latents_of_another_size_are_resized():
     decoder = with_low_level()
-    read = decoder.read(torch.from_numpy(voxels(1, repeats=1)), 1, [1])
+    read = decoder.decode_embeddings(torch.from_numpy(voxels(1, repeats=1)), 1, [1])
     coarse = CoarseImage(read.latents_BChw, 0.5)
-    images = decoder.draw(read.image, read.text, [1], steps=2, size=48, coarse=coarse)
+    images = decoder.generate(read.image, read.text, [1], steps=2, size=48, coarse=coarse)
     assert images.shape[-2:] == (48, 48)
 
 

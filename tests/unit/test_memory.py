@@ -49,9 +49,9 @@ def held(model: torch.nn.Module) -> int:
 def test_a_decoder_draws_on_without_its_encoders(order):
     decoder = decoder_of()
     decoder.register_to_config(prior_order=order)
-    read = decoder.read(torch.from_numpy(voxels(2))[:, None], 1, [4, 5])
+    read = decoder.decode_embeddings(torch.from_numpy(voxels(2))[:, None], 1, [4, 5])
     settings: dict[str, Any] = {"steps": 2, "guidance_scale": 2.0}
-    expected = decoder.draw(read.image, read.text, [4, 5], **settings)
+    expected = decoder.generate(read.image, read.text, [4, 5], **settings)
     counts = decoder.brain_image.expert_counts
     prior = held(decoder.brain_image.prior)
     decoder.release_encoders()
@@ -60,7 +60,7 @@ def test_a_decoder_draws_on_without_its_encoders(order):
     assert decoder.brain_image.expert_counts == counts == (2, 4)
     assert decoder.device.type == "cpu"
     torch.testing.assert_close(
-        decoder.draw(read.image, read.text, [4, 5], **settings), expected, rtol=0, atol=0
+        decoder.generate(read.image, read.text, [4, 5], **settings), expected, rtol=0, atol=0
     )
 
 

@@ -74,11 +74,11 @@ def test_shipped_brains_are_decoded_nearer_to_what_was_seen_than_to_the_others(d
     clip = CLIPImageEncoder.from_pretrained(str(TINY), dtype=torch.float32)
     pixels = np.stack([np.asarray(picture) for picture in shipped.seen])
     true_BTD = clip(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255).target_BTD
-    read = decoder.read(shipped.voxels_BRV, stage.SUBJECT, shipped.ids)
+    read = decoder.decode_embeddings(shipped.voxels_BRV, stage.SUBJECT, shipped.ids)
     mean_TD = decoder.brain_image.mean_TD
     rows = [
         torch.nn.functional.normalize((x - mean_TD).flatten(1), dim=1)
-        for x in (decoder.decoded(read).image_BTD, true_BTD)
+        for x in (decoder.unrouted(read).image_BTD, true_BTD)
     ]
     assert ((rows[0] @ rows[1].T).argmax(1) == torch.arange(12)).sum() >= 10
 
@@ -126,7 +126,7 @@ def test_a_browser_is_opened_only_for_a_person_at_a_desktop(
     monkeypatch.setattr(stage.sys.stdout, "isatty", lambda: terminal, raising=False)
     monkeypatch.setattr(stage.webbrowser, "open", opened.append)
     monkeypatch.setattr(stage, "load_shipped_decoder", lambda scheduler: decoder)
-    monkeypatch.setattr(BrainDecoder, "draw", lambda *_, **__: torch.zeros(12, 3, 8, 8))
+    monkeypatch.setattr(BrainDecoder, "generate", lambda *_, **__: torch.zeros(12, 3, 8, 8))
     config = Config().model_copy(
         update={
             "quickstart": Config().quickstart.model_copy(update={"output": tmp_path, "open": asked})

@@ -203,7 +203,7 @@ def test_absent_inputs_leave_their_section_out(copy: Config) -> None:
 
 def test_random_voxels_are_told_with_their_own_intervals(copy: Config) -> None:
     score = {"value": 0.5123, "low": 0.48, "high": 0.54}
-    controls = {"random": {"drawings": 3, "scores": {"two_way_clip": score, "pixcorr": score}}}
+    controls = {"random": {"draws": 3, "scores": {"two_way_clip": score, "pixcorr": score}}}
     (copy.run.folder / "controls.json").write_text(json.dumps(controls))
     text = Elements(render(inputs_of(copy))).text
     title = metric("two_way_clip").words

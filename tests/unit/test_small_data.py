@@ -148,10 +148,7 @@ def test_the_report_says_when_the_models_cannot_generate_such_pictures(tmp_path,
     }  # of the embedding, no picture
     if able:
         oracle["mse"] = {"value": 0.1, "low": 0.09, "high": 0.11}  # lower is better
-    controls = {
-        "random": {"drawings": 1, "scores": random},
-        "oracle": {"drawings": 1, "scores": oracle},
-    }
+    controls = {"random": {"draws": 1, "scores": random}, "oracle": {"draws": 1, "scores": oracle}}
     (config.run.folder / "controls.json").write_text(json.dumps(controls), encoding="utf-8")
     inputs = read_inputs(config.run.folder, config.data.root)
     assert cannot_generate(inputs) != able

@@ -229,13 +229,13 @@ def test_an_adapter_in_the_older_form_is_taken(tmp_path):
 
 def test_a_drawing_that_becomes_nan_names_its_picture():
     decoder = decoder_of()
-    found = decoder.read(torch.from_numpy(voxels(3))[:, None], 1, [5, 6, 7])
+    found = decoder.decode_embeddings(torch.from_numpy(voxels(3))[:, None], 1, [5, 6, 7])
     image = found.image._replace(output_BTD=found.image.output_BTD.clone())
     image.output_BTD[1] = torch.nan
     with pytest.raises(UserError, match=r"At step 1 of 2 the latents of image 6 became NaN"):
-        decoder.draw(image, found.text, [5, 6, 7], steps=2, guidance_scale=1)
+        decoder.generate(image, found.text, [5, 6, 7], steps=2, guidance_scale=1)
     with pytest.raises(UserError, match=r"decoded image embedding of image 8, 9 became NaN"):
-        decoder.read(torch.full((2, 1, 30), 1e38), 1, [8, 9])
+        decoder.decode_embeddings(torch.full((2, 1, 30), 1e38), 1, [8, 9])
     with torch.no_grad():
         decoder.vae.decoder.conv_out.weight.fill_(torch.inf)
     with pytest.raises(UserError, match="autoencoder's output of image 4 became NaN"):

@@ -370,7 +370,7 @@ class FakeDecoder:
         for embedding_decoder in (self.brain_image, self.brain_text):
             embedding_decoder.keep_scale()
 
-    def draw(self, *arguments: Any, **named: Any) -> Tensor:
+    def generate(self, *arguments: Any, **named: Any) -> Tensor:
         self.drawn.append((arguments, named))
         self.merged.append(any(getattr(module, "merged", False) for module in self.unet.modules()))
         shades = [(image * 10 + named["sample"]) / 255 for image in arguments[2]]
@@ -450,7 +450,7 @@ def test_how_a_picture_was_routed_stands_beside_it(monkeypatch, root, tmp_path):
     levels = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
 
     class Routed(FakeDecoder):
-        def draw(self, *arguments: Any, **named: Any) -> Tensor:
+        def generate(self, *arguments: Any, **named: Any) -> Tensor:
             for step in range(2):
                 if named["on_step"] is not None:
                     image, text = (
@@ -460,7 +460,7 @@ def test_how_a_picture_was_routed_stands_beside_it(monkeypatch, root, tmp_path):
                     named["on_step"](
                         step, levels, Conditioning(levels, levels, levels, image, text)
                     )
-            return super().draw(*arguments, **named)
+            return super().generate(*arguments, **named)
 
     drawn = drawer_of(monkeypatch, tiny_config(root, tmp_path), Routed(), given())(slice(0, 2))
     for row, each in enumerate(drawn):
@@ -533,7 +533,7 @@ def denoised(
         return torch.zeros_like(given[2])
 
     monkeypatch.setattr(diffusion_decoder, "denoise", denoise)
-    decoder.draw(*arguments, **named)
+    decoder.generate(*arguments, **named)
     return calls[0]
 
 
@@ -632,11 +632,11 @@ def test_a_decoder_that_is_called_reads_and_draws_batch_by_batch_with_the_settin
     decoder = a_decoder()
     drawn: list[tuple[Any, ...]] = []
 
-    def draw(self: BrainDecoder, image: Any, text: Any, ids: list[int], **named: Any) -> Tensor:
+    def generate(self: BrainDecoder, image: Any, text: Any, ids: list[int], **named: Any) -> Tensor:
         drawn.append((image, text, ids, named))
         return torch.zeros(len(ids), 3, 4, 4)
 
-    monkeypatch.setattr(BrainDecoder, "draw", draw)
+    monkeypatch.setattr(BrainDecoder, "generate", generate)
     voxels = torch.randn(5, 41, generator=generator())
     asked = {"seed": 6, "guidance_scale": 2.5, "guidance_end": 0.5}
     out = decoder(
@@ -647,7 +647,7 @@ def test_a_decoder_that_is_called_reads_and_draws_batch_by_batch_with_the_settin
         and out.image_ids == [4, 9, 2, 7, 5]
         and len(out.images) == 5
     )
-    whole = decoder.read(voxels[:, None], 1, out.image_ids, 6)
+    whole = decoder.decode_embeddings(voxels[:, None], 1, out.image_ids, 6)
     first = 0
     for image, text, ids, named in drawn:
         rows = slice(first, first + len(ids))
@@ -660,7 +660,7 @@ def test_a_decoder_that_is_called_reads_and_draws_batch_by_batch_with_the_settin
         assert named.items() >= (asked | {"steps": 3}).items()
         first += len(ids)
     torch.testing.assert_close(
-        out.decoded.text_BTD, decoder.decoded(whole).text_BTD, rtol=1e-4, atol=1e-4
+        out.decoded.text_BTD, decoder.unrouted(whole).text_BTD, rtol=1e-4, atol=1e-4
     )
 
 
@@ -715,7 +715,7 @@ def test_latents_leave_their_scale_before_the_autoencoder_and_a_picture_is_cut_o
     whole = torch.arange(32.0).expand(1, 3, 32, 32) / 32
     monkeypatch.setattr(diffusion_decoder, "denoise", lambda *given, **_: given[2])
     monkeypatch.setattr(diffusion_decoder, "decode_latents", lambda *_: whole)
-    drawn = decoder.draw(table("image")[:1], None, [1], size=28)
+    drawn = decoder.generate(table("image")[:1], None, [1], size=28)
     torch.testing.assert_close(drawn[0, 0, 0], torch.arange(2.0, 30.0) / 32)
 
 
@@ -954,10 +954,10 @@ def test_a_reconstruction_that_was_stopped_goes_on_with_the_embeddings_it_had(
     config = tiny_config(root, tmp_path, generation__batch_size="1")
 
     class Stopping(FakeDecoder):
-        def draw(self, *arguments: Any, **named: Any) -> Tensor:
+        def generate(self, *arguments: Any, **named: Any) -> Tensor:
             if self.drawn:
                 raise KeyboardInterrupt
-            return super().draw(*arguments, **named)
+            return super().generate(*arguments, **named)
 
     with pytest.raises(KeyboardInterrupt):
         reconstructed(monkeypatch, config, Stopping())

@@ -631,7 +631,7 @@ def test_brain_random_ceiling_and_ridge_stand_in_their_own_columns(evaluated, ro
 def test_random_voxels_are_the_mean_of_their_draws_and_no_other(evaluated):
     config, scores = evaluated
     controls = json.loads((config.run.folder / "controls.json").read_text())
-    assert {name: each["drawings"] for name, each in controls.items()} == {"random": 2, "oracle": 1}
+    assert {name: each["draws"] for name, each in controls.items()} == {"random": 2, "oracle": 1}
     for name, each in controls.items():
         for title, values in each["scores"].items():
             assert values["value"] == scores[title][name]

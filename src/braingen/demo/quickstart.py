@@ -150,10 +150,10 @@ def quickstart(config: Config) -> Path:
         device_of(config), unet_type("auto", device_of(config))
     )
     with torch.no_grad():
-        embedding = decoder.read(
+        embedding = decoder.decode_embeddings(
             shipped.voxels_BRV.to(decoder.device), SUBJECT, shipped.ids, config.run.seed
         )
-        generated = decoder.draw(
+        generated = decoder.generate(
             embedding.image,
             embedding.text,
             shipped.ids,

@@ -234,7 +234,7 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
         LoadedImages(PngImages(brain, ids), ids),
     )
     controls = {
-        name: {"drawings": len(folders[name]), "scores": intervals(averages[name])}
+        name: {"draws": len(folders[name]), "scores": intervals(averages[name])}
         for name in ("random", "oracle", LOW_LEVEL)
         if name in averages
     }

@@ -15,8 +15,8 @@ from braingen import __version__
 from braingen.data.places import ColumnPlaces
 from braingen.evaluation.metrics import METRICS, metric
 from braingen.explorer.ablating import level_sizes
-from braingen.explorer.drawing import DrawnImage
 from braingen.explorer.explored_run import ExploredRun
+from braingen.explorer.generating import ExploredImage
 from braingen.explorer.maps import BrainMap, form_of
 from braingen.explorer.session import Session, Spread
 
@@ -54,8 +54,8 @@ def _run(run: ExploredRun) -> dict[str, Any]:
             "image": run.decoder.router_image is not None,
             "text": run.decoder.router_text is not None,
         },
-        "steps": run.draw.steps,
-        "preview_steps": run.draw.preview_steps,
+        "steps": run.generation.steps,
+        "preview_steps": run.generation.preview_steps,
         "notes": run.notes,
         "regions": [
             {"name": name, "voxels": int(inside_V.sum())} for name, inside_V in run.regions.items()
@@ -108,7 +108,7 @@ def uri(picture_HW3: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def encoded_image(found: DrawnImage) -> dict[str, Any]:
+def encoded_image(found: ExploredImage) -> dict[str, Any]:
     """A generated image and its measures."""
     return {
         "picture": uri(found.picture_HW3),

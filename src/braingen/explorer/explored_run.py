@@ -29,7 +29,7 @@ class ShownImage(NamedTuple):
     """Its first caption; empty where there are none."""
 
 
-class DrawSettings(NamedTuple):
+class GenerationSettings(NamedTuple):
     """How the run generates images, but for what the page changes."""
 
     steps: int
@@ -60,7 +60,7 @@ class ExploredRun(NamedTuple):
     simulated: bool
     subject: int
     decoder: BrainDecoder
-    draw: DrawSettings
+    generation: GenerationSettings
     images: tuple[ShownImage, ...]
     seen: Callable[[int], Image.Image]
     """Id -> the image that was shown."""

@@ -16,8 +16,8 @@ from torch.nn.functional import normalize
 from braingen.data.places import ColumnPlaces, SurfacePlaces
 from braingen.data.volumes import VoxelPlaces
 from braingen.explorer.ablating import AveragedTestResponses, checked_part, encoder_of
-from braingen.explorer.drawing import check_image
 from braingen.explorer.explored_run import ExploredRun
+from braingen.explorer.generating import check_image
 from braingen.explorer.requests import MapRequest
 from braingen.interpret.attribution import Explainer, Query
 from braingen.interpret.experts import voxel_selectivity

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from braingen.explorer.drawing import DrawnImage, check_image, drawn
 from braingen.explorer.explored_run import ExploredRun
+from braingen.explorer.generating import ExploredImage, check_image, generate_image
 from braingen.explorer.maps import BrainMap, brain_map
 from braingen.explorer.requests import ImageRequest, MapRequest, SpreadRequest
 from braingen.runtime.errors import UserError
@@ -52,7 +52,7 @@ class Session:
     def __init__(self, runs: Sequence[ExploredRun], candidates: int) -> None:
         self.runs, self.candidates = tuple(runs), candidates
         self._lock = Lock()  # a decoder works on one image at a time
-        self._image = lru_cache(maxsize=KEPT)(self._draw)
+        self._image = lru_cache(maxsize=KEPT)(self._generate)
         self._map = lru_cache(maxsize=KEPT)(self._compute_map)
 
     def run(self, number: int) -> ExploredRun:
@@ -67,7 +67,7 @@ class Session:
             raise UserError(f"There is no run {number}: {len(self.runs)} are open, counted from 0.")
         return self.runs[number]
 
-    def image(self, asked: ImageRequest) -> DrawnImage:
+    def image(self, asked: ImageRequest) -> ExploredImage:
         """Generate an image, or return the one that was generated for the same request."""
         with self._lock:
             return self._image(asked)
@@ -107,8 +107,8 @@ class Session:
         variance_HW3 = (np.stack(pictures).astype(np.float32) / 255).var(axis=0)
         return Spread(pictures, np.sqrt(variance_HW3.mean(axis=-1)))
 
-    def _draw(self, asked: ImageRequest) -> DrawnImage:
-        return drawn(self.run(asked.run), asked)
+    def _generate(self, asked: ImageRequest) -> ExploredImage:
+        return generate_image(self.run(asked.run), asked)
 
     def _compute_map(self, asked: MapRequest) -> BrainMap:
         return brain_map(self.run(asked.run), asked)

@@ -18,7 +18,7 @@ from braingen.demo.quickstart import (
     load_shipped_brain,
     load_shipped_decoder,
 )
-from braingen.explorer.explored_run import DrawSettings, ExploredRun, ShownImage
+from braingen.explorer.explored_run import ExploredRun, GenerationSettings, ShownImage
 from braingen.runtime.device import device_of
 from braingen.runtime.precision import unet_type
 from braingen.targets.clip_image import CLIPImageEncoder
@@ -46,7 +46,7 @@ def shipped_run(config: Config, preview_steps: int) -> ExploredRun:
         simulated=True,
         subject=SUBJECT,
         decoder=decoder,
-        draw=DrawSettings(
+        generation=GenerationSettings(
             settings.steps,
             preview_steps or settings.steps,
             settings.guidance_scale,

@@ -22,7 +22,7 @@ from braingen.data.captions import has_captions
 from braingen.data.image_grid import seen_pictures
 from braingen.data.places import load_any_places
 from braingen.data.trials import group_repeats, test_trials
-from braingen.explorer.explored_run import DrawSettings, ExploredRun, ShownImage
+from braingen.explorer.explored_run import ExploredRun, GenerationSettings, ShownImage
 from braingen.generation.pipeline import BrainDecoder, negative_condition
 from braingen.generation.reconstruct import assemble, check_generation
 from braingen.interpret.volumes import known_regions
@@ -128,7 +128,7 @@ def trained_run(folder: Path, given: Config, preview_steps: int) -> ExploredRun:
         simulated=targets.stimuli.simulated,
         subject=subject,
         decoder=decoder,
-        draw=_draw_settings(config, decoder, preview_steps),
+        generation=_generation_settings(config, decoder, preview_steps),
         images=tuple(
             ShownImage(image, captions[image][0] if captions and image in captions else "")
             for image in row
@@ -173,10 +173,12 @@ def _true_embeddings(targets: Targets) -> Callable[[int], Tensor]:
     return true
 
 
-def _draw_settings(config: Config, decoder: BrainDecoder, preview_steps: int) -> DrawSettings:
+def _generation_settings(
+    config: Config, decoder: BrainDecoder, preview_steps: int
+) -> GenerationSettings:
     own = config.generation
     usual = own.steps if device_of(config).type == "cuda" else min(own.steps, PREVIEW)
-    return DrawSettings(
+    return GenerationSettings(
         steps=own.steps,
         preview_steps=preview_steps or usual,
         guidance_scale=own.guidance_scale,

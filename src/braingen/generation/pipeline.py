@@ -1,4 +1,4 @@
-"""The whole decoder as one diffusers pipeline: voxels in, pictures out, saved in one folder.
+"""The whole decoder as one diffusers pipeline: voxels in, images out, saved in one folder.
 
 B brains (pictures), R presentations, V voxels, T tokens, D embedding width, N text length, C
 cross-attention width.
@@ -80,8 +80,8 @@ __all__ = [
     "to_pil",
 ]
 Embeddings = Tensor | ExpertStack | None
-"""What :meth:`BrainDecoder.read` gave (standardised units), or B x T x D embeddings in CLIP's own
-units.
+"""What :meth:`BrainDecoder.decode_embeddings` returns (standardised units), or B x T x D embeddings
+in CLIP's own units.
 """
 
 
@@ -257,7 +257,7 @@ class BrainDecoder(StoredPipeline):
             self.unet.unfuse_lora()
 
     def release_encoders(self) -> None:
-        """Give back the memory of the encoders once everything is decoded; :meth:`draw` goes on.
+        """Free the memory of the encoders once everything is decoded; :meth:`generate` goes on.
 
         Priors stay where they are applied at every step.
         """
@@ -279,7 +279,7 @@ class BrainDecoder(StoredPipeline):
                 )
 
     @torch.no_grad()
-    def read(
+    def decode_embeddings(
         self,
         voxels_BRV: Tensor,
         subject: int,
@@ -341,7 +341,7 @@ class BrainDecoder(StoredPipeline):
             latents,
         )
 
-    def decoded(self, read: DecodedEmbeddings) -> Decoded:
+    def unrouted(self, embeddings: DecodedEmbeddings) -> Decoded:
         """The embeddings of the whole encoders, unrouted."""
 
         def one(embedding_decoder: EmbeddingDecoder, stack: ExpertStack) -> Tensor:
@@ -352,11 +352,11 @@ class BrainDecoder(StoredPipeline):
                 embedding_decoder.through_prior(output_BTD) if last else output_BTD
             )
 
-        image_BTD = one(self.brain_image, read.image)
+        image_BTD = one(self.brain_image, embeddings.image)
         text_BTD = None
-        if self.brain_text is not None and read.text is not None:
-            text_BTD = one(self.brain_text, read.text)
-        return Decoded(image_BTD, text_BTD, read.image_clip_BTD, read.text_clip_BTD)
+        if self.brain_text is not None and embeddings.text is not None:
+            text_BTD = one(self.brain_text, embeddings.text)
+        return Decoded(image_BTD, text_BTD, embeddings.image_clip_BTD, embeddings.text_clip_BTD)
 
     @torch.no_grad()
     def embed(
@@ -367,14 +367,16 @@ class BrainDecoder(StoredPipeline):
         seed: int = 0,
         present_BR: Tensor | None = None,
     ) -> Decoded:
-        """Decode embeddings from voxels, arrays or tensors; parameters as for :meth:`read`."""
+        """Decode embeddings in CLIP's units; arrays or tensors as for :meth:`decode_embeddings`."""
         voxels_BRV = torch.as_tensor(voxels_BRV, dtype=torch.float32, device=self._execution_device)
         if voxels_BRV.ndim != 3:
             raise UserError(
                 f"voxels_BRV is of shape {tuple(voxels_BRV.shape)}; expected B x R x V (R"
                 " presentations of each image), for instance voxels[:, None]; `decode` takes B x V."
             )
-        return self.decoded(self.read(voxels_BRV, subject, image_ids, seed, present_BR))
+        return self.unrouted(
+            self.decode_embeddings(voxels_BRV, subject, image_ids, seed, present_BR)
+        )
 
     def sources(
         self, image: Embeddings, text: Embeddings
@@ -401,7 +403,7 @@ class BrainDecoder(StoredPipeline):
         return first, second
 
     @torch.no_grad()
-    def draw(
+    def generate(
         self,
         image: Embeddings,
         text: Embeddings,
@@ -424,15 +426,15 @@ class BrainDecoder(StoredPipeline):
         Parameters
         ----------
         image, text : Embeddings
-            What :meth:`read` gave, or B x T x D embeddings in CLIP's own units; one of the two may
-            be None.
+            What :meth:`decode_embeddings` returns, or B x T x D embeddings in CLIP's own units; one
+            of the two may be None.
         size : int, optional
             Side in pixels; 0 for the U-Net's own. One that is no multiple of the autoencoder's
             factor is cut out of the next larger.
         steps, guidance_scale, guidance_end : int, optional
             Of the denoising (:func:`braingen.generation.sampling.denoise_from`).
         level : int | None, optional
-            Listen to this level of experts only.
+            Condition on this level of experts only.
         on_step : OnStep | None, optional
             Called after every step with its number, the latents and the condition (see
             :class:`RoutingRecorder`).
@@ -440,7 +442,7 @@ class BrainDecoder(StoredPipeline):
             What guidance leads away from, one row (:func:`negative_condition`); nothing at all when
             left out.
         sample : int, optional
-            Number of the drawing: another one starts from other noise.
+            Number of the sample; every sample starts from other noise.
         coarse : CoarseImage | None, optional
             What denoising starts from, part-way; from noise alone when left out.
 
@@ -535,7 +537,7 @@ class BrainDecoder(StoredPipeline):
         num_inference_steps : int, optional
             Denoising steps; 0 generates no images, embeddings and captions only.
         guidance_scale, guidance_end : float, optional
-            Of the denoising, see :meth:`draw`.
+            Of the denoising, see :meth:`generate`.
         negative_prompt : str, optional
             What guidance leads away from; needs text encoders.
         text_encoders : Path | str | None, optional
@@ -611,10 +613,10 @@ class BrainDecoder(StoredPipeline):
         for start in range(0, len(ids), batch_size):
             some, recorder = slice(start, start + batch_size), RoutingRecorder()
             present_BR = given.present_BR[some]
-            decoded = self.read(
+            decoded = self.decode_embeddings(
                 voxels_BRV[some], subject, ids[some], seed, present_BR, experts=level is not None
             )
-            parts.append(self.decoded(decoded))
+            parts.append(self.unrouted(decoded))
             coarse = (
                 None
                 if decoded.latents_BChw is None
@@ -622,7 +624,7 @@ class BrainDecoder(StoredPipeline):
             )
             for number in range(samples if num_inference_steps else 0):
                 drawn[number].append(
-                    self.draw(
+                    self.generate(
                         decoded.image if use_image else None,
                         decoded.text if with_text else None,
                         ids[some],

@@ -266,10 +266,10 @@ def decode_responses(
         if config.generation.repeats == "first":
             voxels_BRV, present_BR = voxels_BRV[:, :1], present_BR[:, :1]
         voxels_BRV = voxels_BRV.to(decoder.device)
-        decoded = decoder.read(
+        decoded = decoder.decode_embeddings(
             voxels_BRV, subject, batch.image_B.tolist(), config.run.seed, present_BR, experts=mixed
         )
-        for name, rows in zip(found, decoder.decoded(decoded)):
+        for name, rows in zip(found, decoder.unrouted(decoded)):
             if rows is not None:
                 found[name].append(rows.float().cpu())
         if decoded.latents_BChw is not None:
@@ -386,7 +386,7 @@ def image_generator(
         recorder = RoutingRecorder()
 
         def one_sample(number: int) -> Tensor:
-            return decoder.draw(
+            return decoder.generate(
                 embeddings.outputs("image", some, counts["image"]) if sampler.use_image else None,
                 embeddings.outputs("text", some, counts["text"]) if with_text else None,
                 embeddings.image_N[some],

@@ -67,7 +67,7 @@ class ReportInputs(NamedTuple):
     between_subjects, subjects, seeds.
     """
     controls: dict[str, Any]
-    """random, oracle -> drawings and scores with their own intervals."""
+    """random, oracle -> draws and scores with their own intervals."""
     refinement: dict[str, Any]
     """Settings, and scores before and after refinement; empty without refinement."""
     refined: dict[int, Path]

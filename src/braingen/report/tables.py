@@ -153,7 +153,7 @@ def random_baseline(controls: Mapping[str, Any]) -> str:
         f"{metric(name).words} {number(s['value'])} ({number(s['low'])} to {number(s['high'])})"
         for name, s in found.items()
     ]
-    draws = "one draw" if random["drawings"] == 1 else f"the mean of {random['drawings']} draws"
+    draws = "one draw" if random["draws"] == 1 else f"the mean of {random['draws']} draws"
     return (
         f"Random voxels ({draws}) with their own 95 % intervals: {'; '.join(texts)}; chance is 0.5."
     )

@@ -28,7 +28,7 @@ MOST_FRAMES = 12
 """Images along denoising time that are decoded, at most; the last one is the result."""
 
 
-class DrawnImage(NamedTuple):
+class ExploredImage(NamedTuple):
     """A generated image and its measures."""
 
     picture_HW3: np.ndarray
@@ -54,7 +54,7 @@ class DrawnImage(NamedTuple):
     """Of decoding and generating."""
 
 
-def drawn(run: ExploredRun, asked: ImageRequest) -> DrawnImage:
+def generate_image(run: ExploredRun, asked: ImageRequest) -> ExploredImage:
     """Decode the responses to a test image and generate an image from them.
 
     Raises
@@ -71,11 +71,11 @@ def drawn(run: ExploredRun, asked: ImageRequest) -> DrawnImage:
         for encoder, names in (("image", asked.ablate.image), ("text", asked.ablate.text)):
             stack.enter_context(parts_ablated(run, encoder, names))
         device = run.decoder.brain_image.device
-        decoded = run.decoder.read(
+        decoded = run.decoder.decode_embeddings(
             torch.from_numpy(responses_RV)[None].to(device),
             run.subject,
             [asked.image],
-            run.draw.seed,
+            run.generation.seed,
         )
     recorder, kept = RoutingRecorder(), []
 
@@ -83,7 +83,7 @@ def drawn(run: ExploredRun, asked: ImageRequest) -> DrawnImage:
         recorder(step, latents, condition)
         kept.append(latents)
 
-    picture_B3HW = _draw(run, asked, decoded, on_step)
+    picture_B3HW = _generate(run, asked, decoded, on_step)
     times = [float(t) for t in run.decoder.scheduler.timesteps[-len(kept) :]]
     shown = _frame_steps(len(kept)) if asked.frames else []
     frames: tuple[np.ndarray, ...] = ()
@@ -91,7 +91,7 @@ def drawn(run: ExploredRun, asked: ImageRequest) -> DrawnImage:
         latents = torch.cat([kept[step - 1] for step in shown])
         frames = tuple(as_bytes(x) for x in decode_latents(run.decoder.vae, latents))
     picture_HW3 = as_bytes(picture_B3HW[0])
-    return DrawnImage(
+    return ExploredImage(
         picture_HW3,
         frames,
         tuple(shown),
@@ -150,14 +150,14 @@ def _check_level(run: ExploredRun, asked: ImageRequest) -> None:
             raise UserError(f"The {encoder} encoder of {run.name} has {what}, not {asked.level}.")
 
 
-def _draw(
+def _generate(
     run: ExploredRun, asked: ImageRequest, decoded: DecodedEmbeddings, on_step: OnStep
 ) -> Tensor:
-    settings = run.draw
+    settings = run.generation
     coarse = None
     if decoded.latents_BChw is not None and asked.level is None:
         coarse = CoarseImage(decoded.latents_BChw, settings.strength, settings.blend)
-    return run.decoder.draw(
+    return run.decoder.generate(
         decoded.image if settings.use_image else None,
         decoded.text if settings.use_text else None,
         [asked.image],
@@ -191,7 +191,7 @@ def _weights(
     """Weights of the levels; without a router all levels count alike, at every step."""
     routed = recorder.tensors()
     found: dict[str, list[list[float]]] = {}
-    for encoder, used in (("image", run.draw.use_image), ("text", run.draw.use_text)):
+    for encoder, used in (("image", run.generation.use_image), ("text", run.generation.use_text)):
         count = len(level_sizes(run, encoder))
         if not used or not count:
             continue
