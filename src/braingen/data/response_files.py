@@ -18,7 +18,8 @@ from braingen.data.ingest import forms
 from braingen.data.ingest.forms import ReadRequest, ScanSource
 from braingen.data.ingest.forms.arrays import GLMSINGLE
 from braingen.data.ingest.forms.surfaces import join_hemispheres
-from braingen.data.ingest.masks import grid_of, misfit
+from braingen.data.ingest.grids import misfit
+from braingen.data.ingest.masks import grid_of
 from braingen.data.ingest.names import Named, named_alone
 from braingen.data.places import Places, SurfacePlaces, kept_columns, load_any_places
 from braingen.data.volumes import VoxelPlaces

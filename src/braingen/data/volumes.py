@@ -52,7 +52,24 @@ def load_nifti(path: Path) -> nibabel.Nifti1Image:
         if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is one of those
             raise ValueError(f"it is {type(image).__name__.removesuffix('Image')}, no volume")
         np.asanyarray(image.dataobj)  # read now: a cut file is only noticed while reading
+    refuse_no_numbers(image, path)
     return image
+
+
+def refuse_no_numbers(image: Any, path: Path) -> None:
+    """Refuse colours and complex numbers, which would lose a part as real numbers.
+
+    Raises
+    ------
+    UserError
+        When the values are neither whole nor real numbers.
+    """
+    kind = image.get_data_dtype()
+    if kind.kind not in "fiu":
+        raise UserError(
+            f"{path} holds {kind}, real numbers were expected; write one volume of real numbers, "
+            "for instance the magnitude."
+        )
 
 
 def space_of(image: nibabel.Nifti1Image) -> int:

@@ -11,6 +11,8 @@ import pandas as pd
 from braingen.config.run_and_data import PrepareConfig
 from braingen.data.ingest import forms
 from braingen.data.ingest.names import GUIDE, Named, Tree, plain, same_label
+from braingen.data.ingest.other_maps import OTHER_MAPS, other_maps
+from braingen.data.ingest.strangers import refuse_strangers
 from braingen.data.ingest.trial_table import find_trial_table
 from braingen.runtime.errors import UserError
 
@@ -123,10 +125,15 @@ class Inputs:
     def _of_subject(self, pattern: re.Pattern[str], label: str) -> list[Named]:
         """Files of a subject; those without a subject belong to the only one."""
         labels = ("",) if len(self.labels) == 1 else ()
-        return [f for f in self._tree.named(pattern) if same_label(f.of("sub"), label, *labels)]
+        return [f for f in self._named(pattern) if same_label(f.of("sub"), label, *labels)]
 
     def _of_subject_or_all(self, pattern: re.Pattern[str], label: str) -> list[Named]:
-        return [f for f in self._tree.named(pattern) if same_label(f.of("sub"), label, "")]
+        return [f for f in self._named(pattern) if same_label(f.of("sub"), label, "")]
+
+    def _named(self, pattern: re.Pattern[str]) -> list[Named]:
+        found = self._tree.named(pattern)
+        refuse_strangers(found, self.root, self.labels)
+        return found
 
     def responses_of(self, label: str) -> list[Named]:
         """Files of responses of a subject.
@@ -202,7 +209,7 @@ class Inputs:
             and file.path.suffix not in (".json", ".md", ".bak")
         ]
         if not found:
-            return ""
+            return other_maps(self._of_subject_or_all(OTHER_MAPS, label))
         endings = ", ".join(sorted(forms.ENDINGS))
         return (
             f"; {found[0]} is of no form that is read (by their endings: {endings}): write it as "

@@ -12,6 +12,7 @@ import nibabel
 import numpy as np
 
 from braingen.data.ingest.forms import ScanSource
+from braingen.data.ingest.grids import Grid, misfit, shape_text
 from braingen.data.ingest.names import GUIDE, Named, chosen, differing
 from braingen.data.ingest.tables import read_table
 from braingen.data.volumes import VoxelPlaces, load_nifti
@@ -21,13 +22,6 @@ from braingen.runtime.files import refuse_stand_in
 _USUAL = ("", "brain", "nsdgeneral")
 EVERYWHERE = "all"
 """Mask of every voxel that has responses."""
-
-
-class Grid(NamedTuple):
-    """Where voxels lie."""
-
-    shape: tuple[int, ...]
-    affine: np.ndarray | None
 
 
 def grid_of(responses: ScanSource | VoxelPlaces) -> Grid:
@@ -45,38 +39,6 @@ class Mask(NamedTuple):
     space: int
     files: tuple[Path, ...]
     notes: tuple[str, ...]
-
-
-def misfit(one: Grid, two: Grid) -> str:
-    """How two grids differ, as part of a sentence; empty where they are the same up to a hundredth
-    of a voxel.
-    """
-    if tuple(one.shape) != tuple(two.shape):
-        return f"shape {_shape(one.shape)} and {_shape(two.shape)}"
-    if one.affine is None or two.affine is None:
-        return ""
-    size = float(np.linalg.norm(two.affine[:3, :3], axis=0).min())
-    corners = np.array(
-        [
-            [x, y, z, 1]
-            for x in (0, one.shape[0])
-            for y in (0, one.shape[1])
-            for z in (0, one.shape[2])
-        ]
-    )
-    apart = np.linalg.norm((corners @ (one.affine - two.affine).T)[:, :3], axis=1).max()
-    if apart <= 0.01 * size:
-        return ""
-    axes = [name for k, name in enumerate("xyz") if one.affine[:3, k] @ two.affine[:3, k] < 0]
-    flipped = f", axis {', '.join(axes)} is flipped" if axes else ""
-    return (
-        f"the same shape {_shape(one.shape)}, but affines that lead up to {apart:.3g} mm"
-        f" apart{flipped}"
-    )
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "(" + ", ".join(str(int(n)) for n in shape) + ")"
 
 
 def read_mask(path: Path) -> tuple[np.ndarray, Any]:
@@ -195,6 +157,7 @@ def choose_mask(
             for file in group
             if source.columns in (values[file.path].size, int((values[file.path] > 0).sum()))
         ]
+        _refuse_other_columns(fitting, values, source)
         return _joined([file.path for file in fitting or group], source, threshold)
     reasons = {file.path: misfit(grid_of(source), _grid(file.path)) for file in group}
     fitting = [file for file in group if not reasons[file.path]]
@@ -202,7 +165,7 @@ def choose_mask(
         path, reason = next(iter(reasons.items()))
         raise UserError(
             f"{source.name} and the mask {path} are not in the same space: they have {reason}."
-            f" {source.name} has shape {_shape(source.grid)}, in the space of the mask was"
+            f" {source.name} has shape {shape_text(source.grid)}, in the space of the mask was"
             " expected; resample one of the two, or name another mask with --mask."
         )
     apart = differing(fitting)
@@ -223,6 +186,23 @@ def choose_mask(
     return mask._replace(
         notes=(*mask.notes, *((f"{left} masks of other grids left out",) if left else ()))
     )
+
+
+def _refuse_other_columns(
+    files: Sequence[Named], values: Mapping[Path, np.ndarray], source: ScanSource
+) -> None:
+    """Refuse masks of as many voxels as there are columns that are not the same voxels: arrays of
+    sessions that were masked each by its own mask have other voxels in the same column.
+    """
+    own = [file for file in files if values[file.path].size != source.columns]
+    for file in own[1:]:
+        if not np.array_equal(values[file.path] > 0, values[own[0].path] > 0):
+            raise UserError(
+                f"{own[0].path} and {file.path} have {source.columns} voxels each, as many as "
+                f"{source.name} has columns, but not the same ones: a column would be another "
+                "voxel in other files. Mask all responses with one mask, give volumes, or name "
+                "the mask of all of them with --mask FILE."
+            )
 
 
 def over_columns(file: Named, values: np.ndarray, source: ScanSource) -> np.ndarray:

@@ -83,7 +83,7 @@ class OwnScans(Scans):
         runs = [run for subject in subjects for run in self._record(subject).runs]
         self._ids = PictureIds(runs, self.stimuli, self.identity)
         known = self.identity.pictures
-        self._split = PictureSplit(self.prepare, runs, self._ids.names, known, self.stimuli)
+        self._split = PictureSplit(self.prepare, runs, self._ids.shown, known, self.stimuli)
         self._notes += [*self._ids.notes(), *self._split.notes]
 
     def _record(self, subject: int) -> Recordings:

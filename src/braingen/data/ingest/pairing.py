@@ -170,6 +170,18 @@ def _in_order(
     return [file for _, file in sorted(zip(keys, events), key=lambda pair: pair[0])]
 
 
+def other_order(pair: PairedRun) -> list[str]:
+    """Note on runs whose times of acquisition are not in the order of their labels."""
+    names = [file.path.name for file in pair.events]
+    if names == sorted(names, key=natural):
+        return []
+    return [
+        f"{pair.unit.first.path.name}: its trials are taken in the order of acquisition "
+        f"({', '.join(names[:4])}{', ...' if len(names) > 4 else ''}; acq_time in the scans.tsv), "
+        "which is not that of the labels"
+    ]
+
+
 def _refuse_leftovers(
     subject: str,
     own: Sequence[Named],

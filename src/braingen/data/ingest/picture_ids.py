@@ -108,6 +108,11 @@ class PictureIds:
                 f"{self._kinds['turned']} photographs say in their EXIF data that they are to be "
                 "turned; they are taken as they are stored"
             )
+        if self._kinds["other colours"]:
+            notes.append(
+                f"{self._kinds['other colours']} pictures are CMYK, LAB, YCbCr or HSV, turned into "
+                "RGB without a colour profile: save them as RGB to be sure of their colours"
+            )
         if other := self._stimuli.other_names:
             name, file = next(iter(other.items()))
             notes.append(

@@ -9,7 +9,7 @@ import math
 from braingen.config.run_and_data import PrepareConfig
 from braingen.data.ingest.identity import KnownPicture
 from braingen.data.ingest.recordings import RecordingRun
-from braingen.data.ingest.stimuli import OwnStimuli
+from braingen.data.ingest.stimuli import OwnStimuli, ShownStimulus
 from braingen.runtime.errors import UserError
 from braingen.runtime.text_files import read_text
 
@@ -25,8 +25,8 @@ class PictureSplit:
         Settings of `prepare`.
     runs : Iterable[RecordingRun]
         Runs of all subjects that are prepared.
-    names : sequence of str
-        Names of the pictures of these runs.
+    shown : mapping of str to ShownStimulus
+        Where the pictures of these runs are, by name.
     pictures : dict of str to KnownPicture
         All pictures of the data folder by name; their sides are entered here.
     stimuli : OwnStimuli
@@ -42,7 +42,7 @@ class PictureSplit:
         self,
         config: PrepareConfig,
         runs: Iterable[RecordingRun],
-        names: Sequence[str],
+        shown: Mapping[str, ShownStimulus],
         pictures: dict[str, KnownPicture],
         stimuli: OwnStimuli,
     ) -> None:
@@ -53,7 +53,7 @@ class PictureSplit:
         """What the test pictures were chosen by."""
         chosen, unstated = self._stated(list(runs))
         if self.prepare.test_images is not None:
-            chosen = self._listed(chosen)
+            chosen = self._listed(chosen, shown)
         elif not chosen:
             chosen = self._drawn()
         elif unstated:
@@ -61,7 +61,7 @@ class PictureSplit:
                 f"split is empty for {unstated[0]} ({len(set(unstated))} pictures), but not for "
                 "others; write test or train."
             )
-        self._enter(chosen, names)
+        self._enter(chosen, shown)
 
     def _stated(self, runs: Sequence[RecordingRun]) -> tuple[dict[int, str], list[str]]:
         """Side by image as the events give it, and names of pictures without one."""
@@ -94,25 +94,40 @@ class PictureSplit:
             )
         return {image: next(iter(sides)) for image, sides in stated.items()}, unstated
 
-    def _listed(self, stated: Mapping[int, str]) -> dict[int, str]:
+    def _listed(
+        self, stated: Mapping[int, str], shown: Mapping[str, ShownStimulus]
+    ) -> dict[int, str]:
         """Sides by the list of test pictures."""
         assert self.prepare.test_images is not None
         known, path = self._pictures, self.prepare.test_images
         self.source = f"list {path.name}"
         text = read_text(path, "name a text file with one stim_file a line")
         by_stem = {name.rpartition(".")[0]: name for name in known}
+        by_file = {one.where: name for name, one in shown.items()}
         images: set[int] = set()
-        unknown = []
+        unknown: list[str] = []
+        not_shown: list[str] = []
         for name in filter(None, map(str.strip, text.splitlines())):
             found = known.get(name) or known.get(by_stem.get(name, ""))
-            if found is not None:
+            if found is None:  # written otherwise than in the events: its file decides
+                there = self._stimuli.locate(name, path)
+                found = there and known.get(by_file.get(there.where, ""))
+                (not_shown if there else unknown).extend([] if found else [name])
+            if found:
                 images.add(found.image)
-            elif not self._stimuli.has(name, path):
-                unknown.append(name)
         if unknown:
             raise UserError(
                 f"{path} names {unknown[0]} ({len(unknown)} such), which no table of events has as "
                 "stim_file; correct it."
+            )
+        if not_shown and not images:
+            raise UserError(
+                f"No event shows a picture of {path} ({not_shown[0]} and {len(not_shown) - 1} more "
+                "exist, but were not shown): list pictures that stim_file names."
+            )
+        if not_shown:
+            self.notes.append(
+                f"{path.name} lists {len(not_shown)} pictures that no event shows ({not_shown[0]})"
             )
         sides = {p.image: TEST if p.image in images else "train" for p in known.values()}
         against = [image for image, side in stated.items() if sides[image] != side]
@@ -139,7 +154,7 @@ class PictureSplit:
         count = math.ceil(self.prepare.test_share * len(new))
         return sides | {image: TEST if k < count else "train" for k, image in enumerate(new)}
 
-    def _enter(self, chosen: Mapping[int, str], names: Sequence[str]) -> None:
+    def _enter(self, chosen: Mapping[int, str], names: Iterable[str]) -> None:
         known = self._pictures
         before = ((name, known[name]) for name in names)
         changed = [n for n, p in before if p.side and p.side != chosen.get(p.image, p.side)]

@@ -9,14 +9,16 @@ from typing import NamedTuple
 import pandas as pd
 
 from braingen.data.ingest.acquisition import AcquisitionTimes
+from braingen.data.ingest.design import DesignComparison
 from braingen.data.ingest.events import EventTable, read_events
 from braingen.data.ingest.forms import ReadRequest, ScanSource
+from braingen.data.ingest.grids import misfit
 from braingen.data.ingest.inputs import Inputs
-from braingen.data.ingest.masks import grid_of, misfit
+from braingen.data.ingest.masks import grid_of
 from braingen.data.ingest.names import GUIDE, Named, plain
-from braingen.data.ingest.pairing import PairedRun, pair, same_events
+from braingen.data.ingest.pairing import PairedRun, other_order, pair, same_events
 from braingen.data.ingest.stimuli import OwnStimuli
-from braingen.data.ingest.trial_rows import TrialSelection, compare_design, rows_of_trials
+from braingen.data.ingest.trial_rows import TrialSelection, rows_of_trials
 from braingen.data.ingest.trial_table import events_of_table
 from braingen.data.ingest.units import Unit, among, units_of
 from braingen.data.volumes import load_nifti
@@ -136,15 +138,16 @@ def read_recordings(
     sessions = list(dict.fromkeys(session for each in pairs for session in each.sessions))
     ordered, order = times.order_sessions(subject, sessions)
     grid = _grid_of_masks(inputs.masks_of(label))
-    selection = TrialSelection(inputs.prepare)
+    selection, design = TrialSelection(inputs.prepare), DesignComparison()
     sources: list[ScanSource] = []
     runs: list[RecordingRun] = []
     for each in pairs:
         tables = [events.table(file) for file in each.events]
         trials = sum(len(table.trials) for table in tables)
+        notes += other_order(each)
         source = each.unit.open(ReadRequest(inputs.prepare.dataset, trials, grid))
         rows, notes_of_rows = rows_of_trials(each, source, tables)
-        notes += [*notes_of_rows, *source.notes, *compare_design(source, tables, rows)]
+        notes += [*notes_of_rows, *source.notes, *design.compare(source, tables, rows)]
         for file, session, table, row in zip(each.events, each.sessions, tables, rows):
             for name, part in selection.used(table, row).groupby("run", sort=False):
                 run = str(name) or plain(file.of("run"))

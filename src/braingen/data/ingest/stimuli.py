@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 from PIL import Image, ImageColor
 
+from braingen.data.ingest.forms.matlab import written_by_matlab
 from braingen.data.ingest.names import GUIDE
 from braingen.data.ingest.near_names import NearNames, is_of_another_machine
 from braingen.data.pictures import fit_picture
@@ -31,6 +32,7 @@ from braingen.runtime.untrusted import path_below
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".ppm", ".pgm")
 _ORIENTATION = 0x0112  # EXIF's tag
 _ARRAYS = (".hdf5", ".h5", ".npy")
+_BLOCK_BYTES = 2**26
 
 
 class ShownStimulus(NamedTuple):
@@ -41,6 +43,11 @@ class ShownStimulus(NamedTuple):
     path: Path
     row: int | None = None
     """Of an array; None for a file."""
+
+    @property
+    def where(self) -> tuple[Path, int | None]:
+        """Its file, links followed, and its row: equal for two names of one picture."""
+        return self.path.resolve(), self.row
 
     @property
     def stamp(self) -> str:
@@ -54,7 +61,8 @@ class LoadedStimulus(NamedTuple):
     picture_HW3: np.ndarray
     """uint8."""
     kind: str
-    """'' for the usual, else what was done or left: 16-bit, transparent, several frames, turned."""
+    """'' for the usual, else what was done or left: 16-bit, transparent, several frames, turned,
+    other colours."""
 
 
 class OwnStimuli:
@@ -127,12 +135,15 @@ class OwnStimuli:
             )
         return found
 
-    def has(self, name: str, table: Path) -> bool:
-        """Whether a name of a list is a picture, shown or not."""
+    def locate(self, name: str, table: Path) -> ShownStimulus | None:
+        """The picture that a name of a list means, shown or not; None for none."""
+        before = dict(self.other_names)  # those are of the events
         try:
-            return self._find(name, table) is not None
+            return self._find(name, table)
         except UserError:
-            return False
+            return None
+        finally:
+            self.other_names = before
 
     def _below(self, place: Path, name: str, table: Path) -> Path:
         """A path in a folder of pictures, which may itself be a link; a file of it may be a link
@@ -204,7 +215,8 @@ class OwnStimuli:
             When it is damaged, or no picture.
         """
         if shown.row is not None:
-            return self._coloured(_row(shown), shown.path)
+            highest = _highest(shown.path, shown.stamp)
+            return self._coloured(_row(shown), shown.path, highest)
         refuse_stand_in(shown.path, GUIDE)
         readable = as_sentence(f"{shown.path} is not a readable picture", GUIDE)
         with readable, Image.open(shown.path) as image:
@@ -221,10 +233,17 @@ class OwnStimuli:
             return self._coloured(np.asarray(image), path)
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             return self._coloured(np.asarray(image.convert("RGBA")), path)
-        return LoadedStimulus(np.asarray(image.convert("RGB")), "")
+        other = image.mode if image.mode in ("CMYK", "LAB", "YCbCr", "HSV") else ""
+        return LoadedStimulus(np.asarray(image.convert("RGB")), other and "other colours")
 
-    def _coloured(self, array: np.ndarray, path: Path) -> LoadedStimulus:
-        """H x W, H x W x 1, 3 or 4, or 3 x H x W, of any number type, as RGB of 8 bits."""
+    def _coloured(
+        self, array: np.ndarray, path: Path, highest: float | None = None
+    ) -> LoadedStimulus:
+        """H x W, H x W x 1, 3 or 4, or 3 x H x W, of any number type, as RGB of 8 bits.
+
+        `highest` is the highest value of all pictures of an array, by which its range is known; a
+        file that holds one picture is known by its own.
+        """
         if array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.shape[2] not in (1, 3, 4):
             array = array.transpose(1, 2, 0)
         array = array[..., None] if array.ndim == 2 else array
@@ -234,18 +253,17 @@ class OwnStimuli:
                 " 3 was expected."
             )
         low, high = float(array.min()), float(array.max())
-        kind = ""
+        kind, top = "", high if highest is None else highest
         if array.dtype != np.uint8:
+            wide = array.dtype == np.uint16 and highest is None
             if not np.isfinite([low, high]).all() or low < 0:
                 raise UserError(
                     f"{path} has values from {low:g} to {high:g}; pictures have 0 to 1, 255 or"
                     " 65535."
                 )
-            if array.dtype.kind == "f" and high <= 1:
+            if array.dtype.kind == "f" and top <= 1:
                 array = np.rint(array * 255.0)
-            elif array.dtype.kind == "f" or (array.dtype != np.uint16 and high <= 255):
-                kind = ""
-            elif high <= 65535:
+            elif top > 255 or wide:
                 array, kind = np.rint(array / 257.0), "16-bit"
             if array.max() > 255:
                 raise UserError(
@@ -283,6 +301,13 @@ def _array(path: Path, stamp: str) -> np.ndarray | h5py.Dataset:
         if path.suffix == ".npy":
             return np.load(path, mmap_mode="r", allow_pickle=False)
         file = h5py.File(path, "r")
+    if written_by_matlab(file):
+        raise UserError(
+            f"{path} was written by Matlab, whose HDF5 has its axes in reverse: the pictures would "
+            'lie on their side. Turn them round: python -c "import h5py, numpy as np; '
+            f"np.save('{path.stem}.npy', h5py.File('{path.name}')['{next(iter(file))}'][()].T)\" "
+            "(pictures come first, then height, width, colours)."
+        )
     fitting = [
         item for item in file.values() if isinstance(item, h5py.Dataset) and item.ndim in (3, 4)
     ]
@@ -292,6 +317,17 @@ def _array(path: Path, stamp: str) -> np.ndarray | h5py.Dataset:
             " expected."
         )
     return fitting[0]
+
+
+@lru_cache(maxsize=8)
+def _highest(path: Path, stamp: str) -> float | None:
+    """Highest value of all pictures of an array, read in blocks; None where it is not needed."""
+    array = _array(path, stamp)
+    if array.dtype == np.uint8 or array.dtype.kind not in "fiu":
+        return None
+    at_once = max(1, _BLOCK_BYTES // max(1, int(np.prod(array.shape[1:])) * array.dtype.itemsize))
+    blocks = (array[first : first + at_once] for first in range(0, len(array), at_once))
+    return max((float(np.fmax.reduce(block, axis=None)) for block in blocks), default=None)
 
 
 def _row(shown: ShownStimulus) -> np.ndarray:

@@ -101,52 +101,6 @@ def _wrong_count(pair: PairedRun, source: ScanSource, trials: int) -> str:
     )
 
 
-def compare_design(
-    source: ScanSource, tables: Sequence[EventTable], rows: Sequence[np.ndarray]
-) -> list[str]:
-    """Compare the conditions that a file of responses holds with the pictures of the events.
-
-    Returns
-    -------
-    list of str
-        Notes for the summary.
-
-    Raises
-    ------
-    UserError
-        When they contradict each other.
-    """
-    if source.order_N is None or len(source.order_N) != source.trials:
-        return []
-    names = np.concatenate([table.trials["stimulus"].to_numpy() for table in tables])
-    row = np.concatenate(list(rows))
-    wrong = _contradictions(source.order_N[row[row >= 0]], names[row >= 0].tolist())
-    name = source.files[0].name
-    if not wrong:
-        return [f"{name}: its own order of conditions agrees with the events"]
-    if source.form == "bdpy":
-        return [
-            f"{name}: its column of labels does not follow the pictures of the events in {wrong} "
-            "trials"
-        ]
-    raise UserError(
-        f"{source.name}: the conditions it was made with (stimorder in DESIGNINFO) contradict the "
-        f"pictures of the events in {wrong} of {source.trials} trials: the trials are in another "
-        "order, or of other runs."
-    )
-
-
-def _contradictions(order_N: np.ndarray, pictures: Sequence[str]) -> int:
-    """Number of trials whose condition contradicts the picture: one condition is one picture."""
-    first: dict[int, str] = {}
-    taken: dict[str, int] = {}
-    return sum(
-        first.setdefault(condition, picture) != picture
-        or taken.setdefault(picture, condition) != condition
-        for condition, picture in zip(order_N.tolist(), pictures)
-    )
-
-
 class TrialSelection:
     """Choice of the trials that are used, with counts for the summary.
 

@@ -55,6 +55,12 @@ def find_trial_table(
         raise UserError(
             f"{path}: subjects are letters and digits only; correct the column subject."
         )
+    for name in ("session", "run"):
+        if name in table and (empty := table[name].isna()).any():
+            raise UserError(
+                f"{path}: {name} is empty in line {int(empty.argmax()) + 2} ({int(empty.sum())} "
+                "such); fill it in for every trial, or remove the column."
+            )
     if "session" in table:
         table["session"] = table["session"].astype(str).str.removeprefix("ses-")
     return path, table

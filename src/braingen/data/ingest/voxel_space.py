@@ -9,8 +9,9 @@ import numpy as np
 
 from braingen.data.ingest.forms import ScanPart, ScanSource
 from braingen.data.ingest.forms.surfaces import VERTICES
+from braingen.data.ingest.grids import Grid, misfit
 from braingen.data.ingest.inputs import Inputs
-from braingen.data.ingest.masks import EVERYWHERE, Grid, Mask, choose_mask, misfit
+from braingen.data.ingest.masks import EVERYWHERE, Mask, choose_mask
 from braingen.data.ingest.names import GUIDE, differing
 from braingen.data.ingest.recordings import RecordingRun, Recordings
 from braingen.data.places import Places, SurfacePlaces, surface_places

@@ -11,6 +11,7 @@ from pathlib import Path
 import re
 from typing import NamedTuple
 
+from braingen.data.ingest.forms import matlab
 from braingen.data.ingest.forms.base import Reader, ReadRequest, ScanPart, ScanSource
 from braingen.data.ingest.names import Named
 from braingen.runtime.errors import UserError
@@ -114,13 +115,11 @@ def read(file: Named, asked: ReadRequest) -> ScanSource:
 def refuse_matlab(file: Named) -> UserError:
     """The sentence about a .mat file, with the line that converts it."""
     path = file.path
-    with open(path, "rb") as handle:
-        start = handle.read(516)
-    is_hdf5 = start.startswith((b"MATLAB 7.3", b"\x89HDF")) or start[512:516] == b"\x89HDF"
+    name, is_hdf5 = matlab.variable_of(path)
     if is_hdf5:
         line = (
             f"import h5py, numpy as np; np.save('{path.stem}.npy',"
-            f" h5py.File('{path.name}')['betas'][()].T)"
+            f" h5py.File('{path.name}')['{name}'][()].T)"
         )
         more = (
             "v7.3 is HDF5 with the axes in reverse, hence .T: trials must come first (or x, y, z,"
@@ -129,7 +128,7 @@ def refuse_matlab(file: Named) -> UserError:
     else:
         line = (
             f"import scipy.io, numpy as np; np.save('{path.stem}.npy',"
-            f" scipy.io.loadmat('{path.name}')['betas'])"
+            f" scipy.io.loadmat('{path.name}')['{name}'])"
         )
         more = "trials must come first (or x, y, z, trials)"
     return UserError(

@@ -17,7 +17,9 @@ import h5py
 import numpy as np
 from numpy.lib import format as npy
 
+from braingen.data.ingest.forms.arrays_beside import with_arrays_beside
 from braingen.data.ingest.forms.base import ReadRequest, ScanSource
+from braingen.data.ingest.forms.matlab import largest, written_by_matlab
 from braingen.data.ingest.forms.surfaces import VERTICES
 from braingen.data.ingest.names import GUIDE, Named
 from braingen.data.large_files import release
@@ -239,9 +241,8 @@ def read_npz(file: Named, asked: ReadRequest) -> ScanSource:
     shapes = arrays.read_npz(file.path, GUIDE)
     name, notes = _pick(file.path, shapes, asked)
     array = shapes[name]
-    return _source(
-        file, "NumPy", array, array.__getitem__, asked, **({"notes": notes} if notes else {})
-    )
+    source = _source(file, "NumPy", array, array.__getitem__, asked)
+    return with_arrays_beside(source._replace(notes=(*source.notes, *notes)), shapes, name)
 
 
 def _pick(path: Path, shapes: Mapping[str, Any], asked: ReadRequest) -> tuple[str, tuple[str, ...]]:
@@ -292,13 +293,12 @@ def read_hdf5(file: Named, asked: ReadRequest) -> ScanSource:
     refuse_stand_in(file.path, GUIDE)
     with as_sentence(f"{file.path} cannot be opened as HDF5", GUIDE):
         opened = h5py.File(file.path, "r")
-    if opened.attrs.get("MATLAB_class") is not None or any(
-        "MATLAB_class" in item.attrs for item in opened.values()
-    ):
+    if written_by_matlab(opened):
+        name = largest({key: i.shape for key, i in _datasets(opened).items()})
         raise UserError(
             f"{file.path} was written by Matlab, whose HDF5 has its axes in reverse; turn them"
             ' round: python -c "import h5py, numpy as np; '
-            f"np.save('{file.path.stem}.npy', h5py.File('{file.path.name}')['betas'][()].T)\"."
+            f"np.save('{file.path.stem}.npy', h5py.File('{file.path.name}')['{name}'][()].T)\"."
         )
     if {"dataset", "metadata"} <= set(opened) and not asked.dataset:
         from braingen.data.ingest.forms.bdpy import read_bdpy
@@ -319,7 +319,7 @@ def read_hdf5(file: Named, asked: ReadRequest) -> ScanSource:
         source = source._replace(
             order_N=design_order(file.path), notes=(*source.notes, *_type_note(file.path))
         )
-    return source._replace(notes=(*source.notes, *notes))
+    return with_arrays_beside(source._replace(notes=(*source.notes, *notes)), shapes, name)
 
 
 def _datasets(opened: h5py.File) -> dict[str, h5py.Dataset]:

@@ -53,6 +53,10 @@ class ScanSource(NamedTuple):
     """Signs of a time series."""
     order_N: np.ndarray | None = None
     """Condition of every trial, where the file knows (GLMsingle's stimorder)."""
+    order_name: str = "stimorder in DESIGNINFO"
+    """What says so, for messages."""
+    names_pictures: bool = False
+    """Whether its values mean the same picture in every file: ids or names, not conditions."""
     regions: Mapping[str, np.ndarray] | None = None
     """Boolean vectors over the columns, where the file has them (bdpy's ROI_*)."""
     notes: tuple[str, ...] = ()

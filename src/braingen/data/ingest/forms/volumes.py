@@ -12,7 +12,9 @@ import nibabel
 import numpy as np
 
 from braingen.data.ingest.forms.base import ReadRequest, ScanPart, ScanSource
+from braingen.data.ingest.grids import Grid, misfit
 from braingen.data.ingest.names import GUIDE, Named
+from braingen.data.volumes import refuse_no_numbers
 from braingen.runtime.errors import UserError, as_sentence
 from braingen.runtime.files import refuse_stand_in
 
@@ -30,7 +32,9 @@ def open_nifti(path: Path) -> Any:
     """
     refuse_stand_in(path, GUIDE)
     with as_sentence(f"{path} is not a readable NIfTI file", GUIDE):
-        return nibabel.load(path, keep_file_open=True)
+        image: Any = nibabel.load(path, keep_file_open=True)
+    refuse_no_numbers(image, path)
+    return image
 
 
 def read_nifti(file: Named, asked: ReadRequest) -> ScanSource:
@@ -65,6 +69,24 @@ def read_nifti(file: Named, asked: ReadRequest) -> ScanSource:
         image.affine,
         space,
         signs=_time_series(image),
+        notes=_two_spaces(file, header),
+    )
+
+
+def _two_spaces(file: Named, header: Any) -> tuple[str, ...]:
+    """Note on a header whose qform and sform lead to different places: programs differ in which
+    they take.
+    """
+    if not (int(header["qform_code"]) and int(header["sform_code"])):
+        return ()
+    shape = tuple(header.get_data_shape()[:3])
+    grids = (Grid(shape, header.get_sform()), Grid(shape, header.get_qform()))
+    if not (apart := misfit(*grids)):
+        return ()
+    where = apart.partition("affines that lead ")[2]
+    return (
+        f"{file.path.name}: its sform is taken; its qform, which other programs take, leads to "
+        f"other places, {where}",
     )
 
 
