@@ -51,6 +51,7 @@ check: $(VENV)/installed
 
 site: export OMP_NUM_THREADS ?= 1
 site: $(VENV)/installed
+	rm -rf docs/api/generated  # pages of modules that were renamed would stay
 	$(RUN)/python -m sphinx -W --keep-going -b html docs build/site
 	@echo "Open build/site/index.html in a browser."
 

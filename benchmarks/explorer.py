@@ -71,7 +71,8 @@ def main() -> None:
         for name, request in kinds.items():
             pairs = [seconds(server, *request(image)) for image in run.image_ids()[: given.images]]
             words = [
-                f"{what} median {statistics.median(times):.2f} s, longest {max(times):.2f} s"
+                f"{what} median {statistics.median(times):.2f} s"
+                f" ({min(times):.2f} to {max(times):.2f})"
                 for what, times in zip(("time", "processor time"), zip(*pairs))
             ]
             print(f"{name}: {'; '.join(words)}", flush=True)

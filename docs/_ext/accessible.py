@@ -13,7 +13,7 @@ CHANGES = (
     (re.compile(r'role="heading"(?! aria-level)'), 'role="heading" aria-level="2"'),
     # parts that scroll sideways can be reached with the keyboard
     (re.compile(r"<pre(?=[ >])(?![^>]*tabindex)"), '<pre tabindex="0"'),
-    (re.compile(r'<div class="(table-wrapper|output_html|math)'), r'<div tabindex="0" class="\1'),
+    (re.compile(r'<div (?=class="(?:table-wrapper|output_subarea|math))'), '<div tabindex="0" '),
     # the words of a thumbnail's link are hidden, and stand beside it
     (
         re.compile(
