@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from unit.fake_forms import FORMS
 from unit.fake_raw import write_fake_raw
 from unit.fake_scans import FakeScans, write_fake_scans
 
+from braingen.cli import main
 from braingen.config import Config, load_config
 from braingen.diagnostics.doctor import examine
 from braingen.diagnostics.scans import scan_findings
@@ -56,3 +58,16 @@ def test_doctor_asks_for_it(fake):
     items = examine(config_of(fake.root))
     found = next(item for item in items if item.area == "scans")
     assert found.level == "ok" and found.subject == 1
+
+
+def test_files_of_another_time_alone_are_settled_by_preparing_again(fake):
+    def changed() -> list[str]:
+        items = examine(config_of(fake.root))
+        return [item.sentence for item in items if "in size or time" in item.sentence]
+
+    words = ["prepare", "--scans", str(fake.root), "--data_path", str(fake.root.parent / "data")]
+    assert main(words) == 0 and not changed()
+    for path in fake.root.rglob("*_events.tsv"):
+        os.utime(path, (1, 1))
+    assert len(changed()) == 1
+    assert main(words) == 0 and not changed()

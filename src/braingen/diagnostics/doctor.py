@@ -247,8 +247,8 @@ def _sources(manifest: Path, subjects: Sequence[int]) -> Iterator[Item]:
         if changed:
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             text = (
-                f"Subject {subject}: {changed[0]}{more} changed since the folder was prepared from"
-                " it; run `braingen prepare` again."
+                f"Subject {subject}: {changed[0]}{more} changed in size or time since the folder"
+                " was prepared; run `braingen prepare` again, which compares the content."
             )
             yield Item("warning", "data", "sources", subject, text)
 

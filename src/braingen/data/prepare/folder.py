@@ -101,6 +101,9 @@ def prepare(
             if todo or more_pictures:
                 for path in scans.tables(layout.root):
                     shared[path.name] = {"sha256": sha256_of(path)}
+            for subject in set(subjects) - set(todo):  # their files may have other times now
+                if sources[subject]["sources"]:
+                    manifest["subjects"][str(subject)]["made_from"] = sources[subject]
             for subject in todo:
                 before = manifest["subjects"].get(str(subject))
                 behav_T17 = tables[subject]
