@@ -18,14 +18,12 @@ are scored once. Ways without a seed are computed once.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 import hashlib
 import json
 from pathlib import Path
 import time
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import numpy as np
 from peers_table import write_page
@@ -54,13 +52,15 @@ from braingen.evaluation.embeddings import (
 )
 from braingen.evaluation.ridge_baseline import ridge_embeddings
 from braingen.runtime.data_layout import Layout
+from braingen.runtime.device import accelerator_of
+from braingen.runtime.distributed import Workers, shared_run
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_text
-from braingen.runtime.paths import EMBEDDING_DECODER
+from braingen.runtime.paths import EMBEDDING_DECODER, run_folder
 from braingen.runtime.text_files import parse_json, read_json, read_text
 from braingen.targets.tables import Targets
 from braingen.training import encoder_setup
-from braingen.training.encoder import train
+from braingen.training.encoder import fit, parts_of, train
 
 CELLS = "cells.jsonl"
 PUBLISHED_PRIOR = {"prior.depth": "6", "prior.dim_head": "52"}
@@ -70,9 +70,13 @@ PUBLISHED_LOSSES = {
     "loss_image.prior_scale": "30",
     "loss_image.deep_supervision_weight": "0",
 }
+ALONE = {"training.with_ridge": "false"}
+"""Without ridge regression inside, as everything that was published."""
+DENSE = {"encoder.model": "BrainEncoder", "loss_image.deep_supervision_weight": "0"}
 MINDEYE2 = {
     **PUBLISHED_PRIOR,
     **PUBLISHED_LOSSES,
+    **ALONE,
     "encoder.model": "BrainEncoder",
     "encoder.trunk": "published",
     "encoder.head": "projector",
@@ -91,6 +95,7 @@ epochs), at the width of the others.
 MORE_BRAIN = {
     **PUBLISHED_PRIOR,
     **PUBLISHED_LOSSES,
+    **ALONE,
     "encoder.model": "BrainMoEMulti",
     "encoder.routing": "expert_choice",
     "encoder.trunk": "published",
@@ -131,13 +136,27 @@ WAYS: dict[str, Way] = {
     ),
     "dense": Way(
         "dense, as many parameters as the default",
-        overrides={"encoder.model": "BrainEncoder", "loss_image.deep_supervision_weight": "0"},
+        overrides=DENSE,
+        start="subject",
+        equal_to="default",
+    ),
+    "dense_alone": Way(
+        "the same without ridge regression inside",
+        overrides={**DENSE, **ALONE},
         start="subject",
         equal_to="default",
     ),
     "mindeye2": Way("MindEye2's layout and losses", overrides=MINDEYE2, start="all"),
     "more_brain": Way("MoRE-Brain's layout and losses", overrides=MORE_BRAIN, start="routers"),
     "default": Way("present default", start="routers"),
+    "default_alone": Way(
+        "the same without ridge regression inside", overrides=ALONE, start="routers"
+    ),
+    "regions": Way(
+        "experts that are regions",
+        overrides={"encoder.model": "BrainMoERegions", "encoder.hidden_dim": "128"},
+        start="subject",
+    ),
     "random_routers": Way(
         "present default, routers frozen at random", frozen_routers=True, tasks=("within",)
     ),
@@ -321,8 +340,7 @@ class Peers:
             }
         name = f"{cell.way}-{cell.task}-{cell.subject}-{cell.sessions}-{cell.seed}"
         config = self.config(cell, self.folder / "runs" / name, **changes)
-        with routers_frozen(way.frozen_routers):
-            run = train(config, "image")
+        run = train_with_frozen_routers(config) if way.frozen_routers else train(config, "image")
         decoder = EmbeddingDecoder.from_pretrained(run / EMBEDDING_DECODER)
         decoded = decode_test_images(config, "image", decoder)
         finished = read_json(run / "finished")
@@ -348,21 +366,18 @@ class Peers:
         return folder
 
 
-@contextmanager
-def routers_frozen(wanted: bool) -> Iterator[None]:
-    """Train everything but the routers, which stay at their random start."""
-    if not wanted:
-        yield
-        return
-    choose = encoder_setup.choose_trained
-
-    def choose_without(embedding_decoder: EmbeddingDecoder, config: Config) -> None:
-        choose(embedding_decoder, config)
-        for parameter in router_parameters(embedding_decoder).values():
-            parameter.requires_grad_(False)
-
-    with patch.object(encoder_setup, "choose_trained", choose_without):
-        yield
+def train_with_frozen_routers(config: Config) -> Path:
+    """Train all of an image encoder but its routers, which stay at their random start."""
+    folder, workers = run_folder(config, "image"), Workers(config)
+    settings = config.model_dump(mode="json", exclude={"run"}) | {"routers": "frozen"}
+    with shared_run(workers, folder, settings, {"run": config.run.seed}) as run:
+        if not run.finished:
+            accelerator = accelerator_of(config, folder, config.training.batch_size)
+            parts = parts_of(config, "image", accelerator, workers)
+            for parameter in router_parameters(parts.embedding_decoder).values():
+                parameter.requires_grad_(False)
+            fit(config, parts, run, accelerator, workers)
+    return folder
 
 
 def _count(config: Config) -> int:
