@@ -36,8 +36,8 @@ from braingen.targets.tables import Targets
 SCORES = (
     "pixcorr",
     "ssim",
-    "two_way_judge_early",
-    "two_way_judge_late",
+    "two_way_classifier_early",
+    "two_way_classifier_late",
     "two_way_clip",
     "object_accuracy",
     "background_accuracy",

@@ -60,8 +60,8 @@ def configuration(folder: Path, images: int = 0, step: str = "page") -> Config:
         "interpret.method": "gradient_shap",
         "interpret.points": SIZES["points"],
         "interpret.parts": "whole",
-        "interpret.explain_images": images,
-        "interpret.explain_steps": step,
+        "interpret.num_images": images,
+        "interpret.steps": step,
         "interpret.draws": SIZES["draws"],
         "interpret.ablation_images": 0,
     }
@@ -100,8 +100,8 @@ def measure(config: Config) -> dict[str, float | str]:
     watcher.join()
     maps = sum(path.stat().st_size for path in folder_for(config).glob("subj01/maps/*.npy"))
     return {
-        "step": config.interpret.explain_steps[0],
-        "images": config.interpret.explain_images,
+        "step": config.interpret.steps[0],
+        "images": config.interpret.num_images,
         "mb_encoder_loaded": round(loaded, 1),
         "mb_above_it": round(peak[0] - loaded, 1),
         "maps_mb_on_disk": round(maps / 1e6, 1),

@@ -54,7 +54,13 @@ from braingen.training.diffusion_data import diffusion_data
 
 NAMED = ("object", "background", "position")
 RESULT, IDEAL = "left_to_gain.json", "ideal_listener"
-AGAINST_IDEAL = ("pixcorr", "ssim", "two_way_judge_late", "object_accuracy", "position_accuracy")
+AGAINST_IDEAL = (
+    "pixcorr",
+    "ssim",
+    "two_way_classifier_late",
+    "object_accuracy",
+    "position_accuracy",
+)
 
 
 def outputs(experts_NED: Tensor, counts: tuple[int, ...], levels: bool) -> np.ndarray:

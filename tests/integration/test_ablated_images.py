@@ -70,7 +70,7 @@ def test_silenced_decoders_are_drawn_beside_the_undisturbed_one(tmp_path):
     ]
     for command in (["simulate"], ["train", "image"], ["train", "text"], ["reconstruct"]):
         assert main([*command, *words]) == 0
-    again = ["interpret", *words, "--explain_steps", "ablation,page"]
+    again = ["interpret", *words, "--steps", "ablation,page"]
     assert main(again) == 0
     out = tmp_path / "run" / "interpret" / "image-target-integrated_gradients"
     own = out / "subj01"

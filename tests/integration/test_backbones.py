@@ -23,7 +23,7 @@ RECIPE = BackboneRecipe(
     vae_steps=2,
     vae_full_size_steps=1,
     decoder_steps=2,
-    judge_steps=2,
+    classifier_steps=2,
     unet_steps=2,
 )
 
@@ -48,7 +48,7 @@ def test_what_was_built_is_read_like_any_backbone(built):
     assert image_embedding_width(backbone.unet) == images.clip_emb_dim
     assert backbone.unet.config.cross_attention_dim == texts.clip_emb_dim
     assert pooled_width(backbone.unet) == texts.prompt(["a cup"]).pooled_BD.shape[1]
-    assert SceneClassifier.from_pretrained(built / "tiny" / "judge").config.objects == 24
+    assert SceneClassifier.from_pretrained(built / "tiny" / "scene_classifier").config.objects == 24
 
 
 def test_weights_are_shipped_in_half_precision(built):
@@ -85,7 +85,7 @@ def test_finished_backbones_are_trained_further(built, monkeypatch):
     def weights(folder: str, part: str) -> dict[str, torch.Tensor]:
         return load_file(next((built / folder / part).glob("*.safetensors")))
 
-    for part in ("text_encoder", "text_encoder_2", "judge"):
+    for part in ("text_encoder", "text_encoder_2", "scene_classifier"):
         assert all(
             torch.equal(value, weights("tiny", part)[key])
             for key, value in weights("next", part).items()

@@ -332,7 +332,7 @@ def test_a_file_of_voxels_becomes_embeddings_and_pictures(words, tmp_path, capsy
         str(tmp_path / "nowhere"),
         "--voxels",
         str(tmp_path / "mine.npz"),
-        "--no-pictures",
+        "--no-generate",
     ]
     assert main(["decode", *bare, "--output", str(tmp_path / "bare")]) == 0
     assert not list((tmp_path / "bare").glob("*.png"))

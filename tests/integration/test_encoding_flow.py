@@ -136,7 +136,7 @@ def test_synthetic_trials_are_of_pictures_that_were_not_seen(trained, tmp_path, 
         for image in range(IMAGES, IMAGES + 12):
             pixels = np.round(stimuli.images(np.array([image]))[0] * 255).astype(np.uint8)
             Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / f"{image}.png")
-        flags += ["--synthetic_pictures", str(tmp_path)]
+        flags += ["--synthetic_images", str(tmp_path)]
     config = load_config(*parse_overrides([*trained.words, *flags]))
     parts = setup(config, "image")
     measured = setup(load_config(*parse_overrides(trained.words[:6])), "image")
@@ -206,7 +206,7 @@ def test_decoding_is_scored_beside_ridge_and_pictures_are_drawn_from_it(trained,
 
 def test_tuning_of_bands_and_categories_is_mapped_and_compared(trained):
     words = [*trained.words, "--points", "2", "--parts", "whole"]
-    words += ["--explain_steps", "attributions,patterns,tuning,page"]
+    words += ["--steps", "attributions,patterns,tuning,page"]
     assert main(["interpret", *words]) == 0
     out = trained.run / "interpret" / "image-target-integrated_gradients"
     own, places = out / "subj01", load_places(Layout.of(trained.data), 1)

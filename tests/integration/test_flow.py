@@ -42,8 +42,8 @@ SCORES = {
     "mse",
     "psnr",
     "two_way_clip",
-    "two_way_judge_early",
-    "two_way_judge_late",
+    "two_way_classifier_early",
+    "two_way_classifier_late",
     "object_accuracy",
     "background_accuracy",
     "clip_cos",
@@ -187,11 +187,11 @@ def test_the_files_that_an_evaluation_leaves(flow):
     }
     scores = json.loads((flow.run / "scores.json").read_text())
     paired = pd.read_csv(flow.run / "scores_paired.csv")
-    for name in ("two_way_clip", "two_way_judge_late", "pixcorr", "clip_cos"):
+    for name in ("two_way_clip", "two_way_classifier_late", "pixcorr", "clip_cos"):
         assert paired[name].mean() == pytest.approx(scores[name]["value"], abs=1e-5)
     assert scores["rouge_l"]["n"] == scores["clip_text"]["n"] == IMAGES
     assert (flow.run / "best_and_worst.png").stat().st_size > 1000
-    assert list((flow.data / ".braingen" / "features").glob("judge_late-*.npy"))
+    assert list((flow.data / ".braingen" / "features").glob("classifier_late-*.npy"))
 
 
 def test_the_same_pictures_given_as_a_folder_have_the_same_scores(flow, tmp_path):
@@ -208,7 +208,7 @@ def test_the_same_pictures_given_as_a_folder_have_the_same_scores(flow, tmp_path
     assert main(["evaluate", *flow.words, *words]) == 0
     given = json.loads((tmp_path / "given" / "scores.json").read_text())
     assert (
-        {"two_way_clip", "two_way_judge_early", "object_accuracy", "pixcorr", "ssim"}
+        {"two_way_clip", "two_way_classifier_early", "object_accuracy", "pixcorr", "ssim"}
         <= set(given)
         < set(own)
     )
@@ -231,9 +231,9 @@ def test_the_same_pictures_given_as_a_folder_have_the_same_scores(flow, tmp_path
         == 0
     )
     told = json.loads((tmp_path / "compared" / "comparisons.json").read_text())
-    assert {each["conclusion"] for each in told} == {"not different"} and "two_way_judge_late" in {
-        each["score"] for each in told
-    }
+    assert {each["conclusion"] for each in told} == {
+        "not different"
+    } and "two_way_classifier_late" in {each["score"] for each in told}
 
 
 def test_times_are_kept_apart_from_scores(flow):
@@ -333,7 +333,7 @@ def test_the_random_baseline_is_the_mean_of_its_draws(flow, tmp_path):
             == 0
         )
         alone.append(json.loads((tmp_path / f"run{number}" / "scores.json").read_text()))
-    for name in ("pixcorr", "two_way_judge_late", "object_accuracy"):
+    for name in ("pixcorr", "two_way_classifier_late", "object_accuracy"):
         assert scores[name]["random"] == pytest.approx(
             np.mean([each[name]["value"] for each in alone])
         )
@@ -502,7 +502,16 @@ def test_a_study_of_the_run_stands_in_tables_and_report(flow, tmp_path):
     words = [*flow.words, "--folder", str(run), "--study_images", "4", "--checks", "2"]
     steps = (
         ["human-eval", "build", "--draft"],
-        ["human-eval", "simulate", "--eyes", "scene_classifier", "--lapse", "0", "--raters", "2"],
+        [
+            "human-eval",
+            "simulate",
+            "--rater_features",
+            "scene_classifier",
+            "--lapse",
+            "0",
+            "--raters",
+            "2",
+        ],
         ["human-eval", "check"],
     )
     for step in (*steps, ["human-eval", "analyse"], ["evaluate"], ["report"]):

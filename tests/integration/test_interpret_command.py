@@ -117,7 +117,7 @@ def test_maps_tables_and_a_page_are_left_and_maps_are_not_made_twice(run, capsys
     )
     assert "does not record" in " ".join(json.loads((out / "findings.json").read_text())["routers"])
     written = (own / "maps" / "whole.npy").stat().st_mtime_ns
-    assert explain(words, "--parts", "whole", "--explain_steps", "attributions,saliency") == 0
+    assert explain(words, "--parts", "whole", "--steps", "attributions,saliency") == 0
     assert (own / "maps" / "whole.npy").stat().st_mtime_ns == written
 
 
@@ -132,7 +132,7 @@ def test_other_questions_have_folders_of_their_own(run):
             "gradient_shap",
             "--parts",
             "whole",
-            "--explain_steps",
+            "--steps",
             "attributions",
         )
         == 0
@@ -149,7 +149,7 @@ def test_a_surface_figure_says_what_space_it_needs(run, capsys):
         "whole",
         "--surface",
         "fsaverage5",
-        "--explain_steps",
+        "--steps",
         "attributions,page",
     ]
     assert explain(words, *more) == 0
@@ -171,7 +171,7 @@ def test_a_surface_figure_says_what_space_it_needs(run, capsys):
             "levels",
             "--surface",
             "fsaverage5",
-            "--explain_steps",
+            "--steps",
             "attributions",
         )
         == 0
@@ -214,7 +214,7 @@ def test_an_atlas_that_misses_the_brain_is_refused_and_one_that_meets_it_is_a_re
     question = [
         "--about",
         "cosine",
-        "--explain_steps",
+        "--steps",
         "attributions",
         "--parts",
         "whole",
@@ -238,13 +238,7 @@ def test_patterns_and_their_page_need_no_attributions(run):
     folder, _, words = run
     assert (
         explain(
-            words,
-            "--about",
-            "embedding",
-            "--grouping",
-            "background",
-            "--explain_steps",
-            "patterns,page",
+            words, "--about", "embedding", "--grouping", "background", "--steps", "patterns,page"
         )
         == 0
     )
@@ -271,5 +265,5 @@ def test_patterns_and_their_page_need_no_attributions(run):
     ],
 )
 def test_what_cannot_be_explained_is_refused_in_a_sentence(run, more, told, capsys):
-    assert explain(run[2], *more, "--explain_steps", "attributions") == 2
+    assert explain(run[2], *more, "--steps", "attributions") == 2
     assert told in capsys.readouterr().err

@@ -109,9 +109,9 @@ def test_pieces_of_voxels_make_no_difference(widths, monkeypatch):
 def test_few_judged_images_are_left_out_exactly_too():
     features, responses, times = planted(40, (8, 6))
     every = fit_banded_ridge(features, responses, times, SCALES, (0.1,))
-    some = fit_banded_ridge(features, responses, times, SCALES, (0.1,), judged=7)
-    assert len(some.judged_J) == 7
-    np.testing.assert_allclose(some.residual_JV, every.residual_JV[some.judged_J], atol=1e-5)
+    some = fit_banded_ridge(features, responses, times, SCALES, (0.1,), left_out=7)
+    assert len(some.left_out_J) == 7
+    np.testing.assert_allclose(some.residual_JV, every.residual_JV[some.left_out_J], atol=1e-5)
 
 
 def test_candidates_are_each_band_all_alike_and_draws():

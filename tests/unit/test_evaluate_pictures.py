@@ -212,9 +212,9 @@ def test_who_looks_at_simulated_pictures(seen, tmp_path, monkeypatch):
         networks, _, missing = observers(config, True, ids)
         return [network.name for network in networks], missing
 
-    assert looking() == (["clip", "judge_early", "judge_late"], {})
+    assert looking() == (["clip", "classifier_early", "classifier_late"], {})
     names, missing = looking(published_networks=True)
-    assert names == ["clip", "judge_early", "judge_late", "alexnet2", "alexnet5", "lpips"]
+    assert names == ["clip", "classifier_early", "classifier_late", "alexnet2", "alexnet5", "lpips"]
     assert missing.keys() == {"inception", "effnet_b1", "swav", "dreamsim"}
     with pytest.raises(UserError, match="Inception"):
         looking(published_networks=True, strict=True)

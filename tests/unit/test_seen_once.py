@@ -86,7 +86,9 @@ def test_what_is_kept_changes_no_score(monkeypatch, in_memory):
             for each in (truth, recons)
         ]
     r = np.corrcoef(*(each.late_BF.double().numpy() for each in verdicts))[:5, 5:]
-    np.testing.assert_allclose(found.table["two_way_judge_late"], (r < np.diag(r)[None]).sum(0) / 4)
+    np.testing.assert_allclose(
+        found.table["two_way_classifier_late"], (r < np.diag(r)[None]).sum(0) / 4
+    )
     np.testing.assert_array_equal(
         found.table["object_accuracy"], (verdicts[1].object_BC.argmax(1) == 0).numpy()
     )

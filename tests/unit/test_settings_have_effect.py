@@ -56,7 +56,7 @@ VALUES = {
     "adaptation_curve.ways": "all",
     "precompute.what": "text",
     "human_eval.tasks": "similarity",
-    "interpret.explain_steps": "page",
+    "interpret.steps": "page",
 }
 """Where the next value that the type allows would not do."""
 
@@ -272,7 +272,7 @@ def test_the_bottleneck_of_an_encoder_without_one_is_refused_before_anything_is_
     ):
         bottleneck(load_config(None, given))
     with pytest.raises(UserError, match=r"bottleneck\.seeds = 0,1 with bottleneck\.pictures=true"):
-        bottleneck(load_config(None, {"bottleneck.seeds": "0,1", "bottleneck.pictures": "true"}))
+        bottleneck(load_config(None, {"bottleneck.seeds": "0,1", "bottleneck.generate": "true"}))
     assert not (tmp_path / "run").exists()
 
 

@@ -25,7 +25,7 @@ class EncodingConfig(Section):
     """Random mixtures of the bands' scales that voxels choose from, beside each band alone and all
     alike.
     """
-    judged_images: Annotated[int, Field(ge=3)] = 2000
+    left_out_images: Annotated[int, Field(ge=3)] = 2000
     """Most images that are left out in turn to choose penalties."""
     decoding_folds: Annotated[int, Field(ge=2)] = 5
     """Groups of images that the way of decoding is chosen on, without having been fitted on."""

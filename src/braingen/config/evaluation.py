@@ -99,7 +99,7 @@ class BottleneckConfig(Section):
     """Widths; for the default experts at least 16."""
     seeds: Annotated[tuple[NotNegative, ...], Field(min_length=1)] = (0,)
     """Every width is trained once per seed; with images, one seed."""
-    pictures: bool = False
+    generate: bool = False
     """Generate and score images too, from image and text encoder together; else only the image
     encoder's embeddings are scored.
     """
@@ -157,7 +157,7 @@ class HumanEvalConfig(Section):
     """Attention checks in every task: trials whose answer is obvious."""
     failed_checks: NotNegative = 1
     """Attention checks a rater may fail in all; with more the rater is excluded."""
-    picture_side: NotNegative = 0
+    image_side: NotNegative = 0
     """Side of the images in pixels, the same for all; 0 for the largest there is, at most 512."""
     draft: bool = False
     """Build with an incomplete consent text, for testing; pages and results are marked."""
@@ -165,7 +165,7 @@ class HumanEvalConfig(Section):
     """Simulated raters of `human-eval simulate`."""
     lapse: Share = 0.1
     """Share of the trials that a simulated rater answers at random."""
-    eyes: Literal["pixels", "scene_classifier"] = "pixels"
+    rater_features: Literal["pixels", "scene_classifier"] = "pixels"
     """What a simulated rater compares: pixels, or late features of the scene classifier (simulated
     images only).
     """
@@ -174,7 +174,7 @@ class HumanEvalConfig(Section):
 class InterpretConfig(Section):
     """Interpretability of a decoder (docs/interpret.md)."""
 
-    explain_steps: tuple[
+    steps: tuple[
         Literal[
             "attributions",
             "patterns",
@@ -222,7 +222,7 @@ class InterpretConfig(Section):
     """
     baselines: Annotated[Positive, Needs("method", "gradient_shap")] = 128
     """Training images whose responses are GradientSHAP's baselines."""
-    explain_images: NotNegative = 0
+    num_images: NotNegative = 0
     """Explain only the first n test images; 0 for all."""
     nifti_images: NotNegative = 0
     """Also write the maps of the first n images as NIfTI, one file each."""

@@ -263,7 +263,7 @@ class DecodeConfig(Section):
     """
     output: str = ""
     """Where embeddings and images go; empty for <folder>/decoded/<name of the file>."""
-    pictures: bool = True
+    generate: bool = True
     """Generate images; without, embeddings only."""
 
 

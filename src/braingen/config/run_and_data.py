@@ -66,7 +66,7 @@ class DataConfig(Section):
     training trials predicts to images that the subject has not seen, with its noise
     (docs/encoding_models.md).
     """
-    synthetic_pictures: Annotated[str, Needs("synthetic_share", above(0))] = ""
+    synthetic_images: Annotated[str, Needs("synthetic_share", above(0))] = ""
     """Folder of those images; empty for the training images of the data folder's other
     subjects.
     """

@@ -7,7 +7,7 @@ their number, so that leaving a row out leaves an image out. With rows A = Z Q' 
 of A'A) the left-out residual of a row is e / (1 - h), where h = t / sum(t) + sum_r z_r^2 /
 (l_r + penalty): exact, and no model is fitted again.
 
-N images, J of them judged, P features, R rank (the smaller of N and P), V voxels, C candidates, A
+N images, J of them left out, P features, R rank (the smaller of N and P), V voxels, C candidates, A
 penalties. Voxels are worked on in pieces: beside features and responses, memory holds a few arrays
 of P x P, J x V and P x V.
 """
@@ -27,8 +27,8 @@ PENALTIES = tuple(10.0 ** (power / 2) for power in range(-8, 4))
 """Grid of penalties, as multiples of the trace of A'A when all bands have scale 1."""
 PIECE = 2048
 """Voxels worked on at once."""
-JUDGED = 2000
-"""Most images left out to judge penalties by; a random share of more."""
+LEFT_OUT = 2000
+"""Most images left out to choose penalties; a random share of more."""
 _LARGEST_DOUBLE = 2000
 """Rank up to which decompositions are in float64."""
 
@@ -51,9 +51,9 @@ class BandedRidge(NamedTuple):
     explained_V: np.ndarray
     """Share of the variance of averaged responses that is explained in left-out images."""
     residual_JV: np.ndarray
-    """Left-out residuals of the judged images, times the root of their presentations."""
-    judged_J: np.ndarray
-    """Rows of the images that were judged."""
+    """Left-out residuals of the left-out images, times the root of their presentations."""
+    left_out_J: np.ndarray
+    """Rows of the images that were left out."""
 
     def slices(self) -> dict[str, slice]:
         """Where the features of every band are."""
@@ -124,7 +124,7 @@ def fit_banded_ridge(
     times_N: np.ndarray | None = None,
     scales_CB: np.ndarray | None = None,
     penalties: Sequence[float] = PENALTIES,
-    judged: int = JUDGED,
+    left_out: int = LEFT_OUT,
     seed: int = 0,
     device: torch.device | str = "cpu",
     on_candidate: Callable[[], object] = lambda: None,
@@ -144,7 +144,7 @@ def fit_banded_ridge(
         Candidate scales; None: `candidate_scales` with four draws per band.
     penalties : Sequence[float], optional
         Grid, as multiples of the trace of A'A.
-    judged : int, optional
+    left_out : int, optional
         Most images left out in turn.
     seed : int, optional
         Of the draw of those, and of scales.
@@ -179,8 +179,8 @@ def fit_banded_ridge(
         torch.as_tensor(x_NP).to(device, dtype) * root_N[:, None], root_N, float(times_N.sum())
     )
     rows_J = np.arange(images)
-    if images > judged:
-        rows_J = np.sort(np.random.default_rng(seed).permutation(images)[:judged])
+    if images > left_out:
+        rows_J = np.sort(np.random.default_rng(seed).permutation(images)[:left_out])
     best = _Best(len(rows_J), x_NP.shape[1], responses_NV.shape[1])
     solve = _Solver(data, bands, responses_NV, voxel_mean_V, rows_J, share_N)
     for number, scales_B in enumerate(scales_CB):
@@ -242,11 +242,11 @@ def _pieces(voxels: int) -> list[slice]:
 class _Best:
     """What every voxel has chosen so far."""
 
-    def __init__(self, judged: int, features: int, voxels: int) -> None:
+    def __init__(self, left_out: int, features: int, voxels: int) -> None:
         self.error_V = np.full(voxels, np.inf)
         self.candidate_V = np.zeros(voxels, dtype=np.int64)
         self.penalty_V = np.zeros(voxels)
-        self.residual_JV = np.zeros((judged, voxels), dtype=np.float32)
+        self.residual_JV = np.zeros((left_out, voxels), dtype=np.float32)
         self.coefficients_PV = np.zeros((features, voxels), dtype=np.float32)
 
 

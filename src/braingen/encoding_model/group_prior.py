@@ -23,7 +23,7 @@ from scipy.linalg import eigh
 from scipy.special import softmax
 
 from braingen.encoding_model.banded_ridge import (
-    JUDGED,
+    LEFT_OUT,
     BandedRidge,
     band_slices,
     check_fit,
@@ -94,7 +94,7 @@ def fit_group_prior(
     responses_NV: np.ndarray,
     prior: GroupPrior,
     times_N: np.ndarray | None = None,
-    judged: int = JUDGED,
+    left_out: int = LEFT_OUT,
     seed: int = 0,
     on_candidate: Callable[[], object] = lambda: None,
 ) -> BandedRidge:
@@ -145,8 +145,8 @@ def fit_group_prior(
     along = [(each.left_NR.T @ y_NV).astype(np.float64) for each in candidates]
     weight_GAV = _weights(candidates, along, total_V, images)
     rows_J = np.arange(images)
-    if images > judged:
-        rows_J = np.sort(np.random.default_rng(seed).permutation(images)[:judged])
+    if images > left_out:
+        rows_J = np.sort(np.random.default_rng(seed).permutation(images)[:left_out])
     coefficients_PV = np.zeros((x_NP.shape[1], voxels), dtype=np.float32)
     residual_JV = np.zeros((len(rows_J), voxels), dtype=np.float32)
     for number, (each, along_RV) in enumerate(zip(candidates, along)):
@@ -168,7 +168,7 @@ def fit_group_prior(
     coefficients_PV /= lost_V
     residual_JV /= lost_V
     best_V = weight_GAV.reshape(-1, voxels).argmax(0)
-    judged_V = np.square(y_NV[rows_J], dtype=np.float64).sum(0)
+    left_out_V = np.square(y_NV[rows_J], dtype=np.float64).sum(0)
     return BandedRidge(
         coefficients_PV,
         feature_mean_P,
@@ -177,9 +177,9 @@ def fit_group_prior(
         scales_CB,
         best_V // len(PENALTIES),
         np.array(PENALTIES)[best_V % len(PENALTIES)],
-        (1 - np.square(residual_JV, dtype=np.float64).sum(0) / np.maximum(judged_V, 1e-12)).astype(
-            np.float32
-        ),
+        (
+            1 - np.square(residual_JV, dtype=np.float64).sum(0) / np.maximum(left_out_V, 1e-12)
+        ).astype(np.float32),
         residual_JV,
         rows_J,
     )

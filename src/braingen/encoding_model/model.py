@@ -15,7 +15,12 @@ from safetensors.numpy import save_file
 import torch
 
 from braingen.data.model_facts import model_facts
-from braingen.encoding_model.banded_ridge import JUDGED, BandedRidge, fit_banded_ridge, stack_bands
+from braingen.encoding_model.banded_ridge import (
+    LEFT_OUT,
+    BandedRidge,
+    fit_banded_ridge,
+    stack_bands,
+)
 from braingen.encoding_model.group_prior import GroupPrior, fit_group_prior
 from braingen.encoding_model.library import DecodingChoice, Inverse, Library
 from braingen.encoding_model.noise import NoiseModel, fit_noise
@@ -67,7 +72,7 @@ class EncodingModel(NamedTuple):
         features: Mapping[str, np.ndarray],
         responses: AveragedResponses,
         scales_CB: np.ndarray | None = None,
-        judged: int = JUDGED,
+        left_out: int = LEFT_OUT,
         seed: int = 0,
         device: torch.device | str = "cpu",
         on_candidate: Callable[[], object] = lambda: None,
@@ -91,7 +96,7 @@ class EncodingModel(NamedTuple):
                 responses.mean_NV,
                 responses.times_N,
                 scales_CB,
-                judged=judged,
+                left_out=left_out,
                 seed=seed,
                 device=device,
                 on_candidate=on_candidate,
@@ -102,7 +107,7 @@ class EncodingModel(NamedTuple):
                 responses.mean_NV,
                 prior,
                 responses.times_N,
-                judged=judged,
+                left_out=left_out,
                 seed=seed,
                 on_candidate=on_candidate,
             )

@@ -220,7 +220,7 @@ def fit_with_decoding(
                 {band: values[rows_N] for band, values in features.items()},
                 responses.rows(rows_N),
                 scales_CB,
-                settings.judged_images,
+                settings.left_out_images,
                 config.run.seed,
                 device_of(config),
                 lambda: progress.advance(bar),

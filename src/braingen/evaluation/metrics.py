@@ -83,15 +83,15 @@ METRICS: dict[str, Metric] = {
     "ssim_columns": Metric(
         "SSIM, legacy columns", "SSIM, legacy columns", "as older papers computed it", ALIKE, 2
     ),
-    "two_way_judge_early": _percent(
-        "Judge early",
+    "two_way_classifier_early": _percent(
+        "Classifier early",
         "Two-way, scene classifier, early layer",
         f"{_TWO_WAY} an independent network, by edges and colours",
         WHICH,
         4,
     ),
-    "two_way_judge_late": _percent(
-        "Judge late",
+    "two_way_classifier_late": _percent(
+        "Classifier late",
         "Two-way, scene classifier, late layer",
         f"{_TWO_WAY} an independent network, by contents",
         WHICH,

@@ -64,7 +64,7 @@ class ClassifierFeatures:
     """One layer of the scene classifier: 'early' or 'late'."""
 
     def __init__(self, scene_classifier: CachedSceneClassifier, layer: str, weights: str) -> None:
-        self.name = f"judge_{layer}"
+        self.name = f"classifier_{layer}"
         self._scene_classifier, self._layer = scene_classifier, f"{layer}_BF"
         self.weights = weights
 
@@ -73,13 +73,13 @@ class ClassifierFeatures:
         return getattr(self._scene_classifier(images_B3HW), self._layer)
 
 
-def load_scene_classifier(folder: Path = TINY / "judge") -> SceneClassifier:
+def load_scene_classifier(folder: Path = TINY / "scene_classifier") -> SceneClassifier:
     """Load the shipped scene classifier."""
     return SceneClassifier.from_pretrained(folder, torch_dtype=torch.float32).eval()
 
 
 def classifier_networks(
-    scene_classifier: CachedSceneClassifier, folder: Path = TINY / "judge"
+    scene_classifier: CachedSceneClassifier, folder: Path = TINY / "scene_classifier"
 ) -> list[ClassifierFeatures]:
     """Return its early and late features as networks of the metric table."""
     weights = fingerprint_of_files(folder)

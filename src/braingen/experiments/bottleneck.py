@@ -24,7 +24,7 @@ FOLDER = "bottleneck"
 WAYS = {"brain": "brain"}
 PANELS = ("retrieval_brain_to_image", "two_way_clip", "clip_cos")
 IMAGE_PANELS = (
-    "two_way_judge_late",
+    "two_way_classifier_late",
     "two_way_inception",
     "two_way_alexnet2",
     "ssim",
@@ -140,17 +140,17 @@ def bottleneck(config: Config) -> Path:
     narrowed(
         config, config.bottleneck.bottleneck_dims[0], config.bottleneck.seeds[0]
     )  # an encoder without a bottleneck is refused
-    if config.bottleneck.pictures and len(config.bottleneck.seeds) > 1:
+    if config.bottleneck.generate and len(config.bottleneck.seeds) > 1:
         raise UserError(
             f"bottleneck.seeds = {','.join(map(str, config.bottleneck.seeds))} with"
-            " bottleneck.pictures=true: images are generated for one seed. Give a single one, or"
-            " leave --pictures out."
+            " bottleneck.generate=true: images are generated for one seed. Give a single one, or"
+            " leave --generate out."
         )
     one_subject(config, "braingen bottleneck")
     workers = Workers(config)
-    curve = of_images(config) if config.bottleneck.pictures else of_embeddings(config, workers)
+    curve = of_images(config) if config.bottleneck.generate else of_embeddings(config, workers)
     kind = Stimuli(Layout.of(config.data.root)).data_name
-    what = "images" if config.bottleneck.pictures else "embeddings"
+    what = "images" if config.bottleneck.generate else "embeddings"
     curve = curve._replace(title=f"Bottleneck, subject {config.data.subjects[0]} ({kind}), {what}")
     folder = config.run.folder / FOLDER
     if workers.main:
@@ -159,7 +159,7 @@ def bottleneck(config: Config) -> Path:
             folder / "curve.json", {"points": as_rows(curve), "levels": levels, "data": kind}
         )
         write_table(curve, folder / "curve.md")
-        plot(curve, folder, "curve", IMAGE_PANELS if config.bottleneck.pictures else PANELS)
+        plot(curve, folder, "curve", IMAGE_PANELS if config.bottleneck.generate else PANELS)
         console().print((folder / "curve.md").read_text(encoding="utf-8"))
     workers.wait()
     return folder / "curve.md"

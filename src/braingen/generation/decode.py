@@ -132,7 +132,7 @@ def decode(config: Config) -> Path:
             "generation.decode_by and generation.choose_by have no encoding model for a file of"
             " voxels: leave them out, or use braingen reconstruct."
         )
-    if config.decode.pictures and not config.decode.decoder:
+    if config.decode.generate and not config.decode.decoder:
         check_generation(config)
     voxel_file(config.decode.voxels)  # reports a wrong path before the slow loading of the decoder
     one_subject(config, "braingen decode")
@@ -154,7 +154,7 @@ def decode(config: Config) -> Path:
         include={
             "backbone": True,
             "generation": True,
-            "decode": {"pictures"},
+            "decode": {"generate"},
             "data": {"subjects"},
         },
     )
@@ -167,7 +167,7 @@ def decode(config: Config) -> Path:
         workers, folder, settings, {"run": config.run.seed}, may_change=["generation.batch_size"]
     ) as run:
         if complete(
-            workers, run, lambda: output_files(folder, run.summary, config.decode.pictures)
+            workers, run, lambda: output_files(folder, run.summary, config.decode.generate)
         ):
             return folder
         started = time.monotonic()
@@ -176,11 +176,11 @@ def decode(config: Config) -> Path:
                 decoded = decode_responses(config, decoder, repeats, given, subject)
                 save_file({name: rows.contiguous() for name, rows in decoded.items()}, temporary)
         workers.wait()
-        if config.decode.pictures:
+        if config.decode.generate:
             decoder.release_encoders()
             generate_images(config, decoder, _image_encoder(config), folder, workers)
         if workers.main:
-            if config.decode.pictures:
+            if config.decode.generate:
                 write_index(folder, repeats.image_N.tolist())
             seconds = round(time.monotonic() - started, 1)
             run.mark_finished(

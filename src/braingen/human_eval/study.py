@@ -196,7 +196,7 @@ def build(config: Config) -> Path:
         method.name: _some(method.pictures, choice.asked, f"reconstructions in {method.path}")
         for method in methods
     }
-    side = settings.picture_side or min(
+    side = settings.image_side or min(
         LARGEST, max(some.shape[-1] for group in shown.values() for some in group.values())
     )
     generator = np.random.default_rng(config.run.seed)
@@ -420,7 +420,7 @@ def _scene_classifier() -> rater.Features:
     late = next(
         network
         for network in classifier_networks(CachedSceneClassifier(load_scene_classifier()))
-        if network.name == "judge_late"
+        if network.name == "classifier_late"
     )
     return lambda images: late.features(torch.from_numpy(images)).flatten(1).numpy()
 
@@ -435,8 +435,10 @@ def simulate(config: Config) -> Path:
     """
     folder = study_folder(config)
     plan = _plan(folder)
-    if config.human_eval.eyes == "scene_classifier" and not plan.simulated:
-        raise UserError("--eyes scene_classifier needs simulated images: use --eyes pixels.")
+    if config.human_eval.rater_features == "scene_classifier" and not plan.simulated:
+        raise UserError(
+            "--rater_features scene_classifier needs simulated images: use --rater_features pixels."
+        )
     pictures = {}
     for name in plan.pictures:
         with Image.open(
@@ -448,15 +450,17 @@ def simulate(config: Config) -> Path:
     features = rater.load_rater_features(
         plan,
         pictures,
-        _scene_classifier() if config.human_eval.eyes == "scene_classifier" else rater.pixels,
+        _scene_classifier()
+        if config.human_eval.rater_features == "scene_classifier"
+        else rater.pixels,
     )
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     for number in range(1, config.human_eval.raters + 1):
         rows = rater.rate(plan, number, features, config.human_eval.lapse, now, config.run.seed)
         write_text(folder / RESULTS / f"{rater.CODE.format(number=number)}.csv", as_csv(rows))
     summary = (
-        f"{config.human_eval.raters} simulated raters have answered (eyes {config.human_eval.eyes},"
-        f" lapse {config.human_eval.lapse:g})"
+        f"{config.human_eval.raters} simulated raters have answered (features"
+        f" {config.human_eval.rater_features}, lapse {config.human_eval.lapse:g})"
     )
     new_console().print(f"{summary}; `braingen human-eval analyse` is next.", soft_wrap=True)
     return folder / RESULTS

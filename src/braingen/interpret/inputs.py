@@ -181,7 +181,7 @@ def read_subjects(
         for image in next(iter(found.values())).image_N
         if all(image in each.image_N for each in found.values())
     ]
-    shared_N = np.array(shared[: config.interpret.explain_images or None], dtype=np.int64)
+    shared_N = np.array(shared[: config.interpret.num_images or None], dtype=np.int64)
     if len(shared_N) < 2:
         raise UserError(
             f"Subjects {', '.join(map(str, found))} share {len(shared_N)} test images; at least 2"

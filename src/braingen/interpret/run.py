@@ -28,7 +28,7 @@ MAY_CHANGE = tuple(
     f"interpret.{name}"
     for name in (
         *(
-            "explain_steps",
+            "steps",
             "parts",
             "nifti_images",
             "grouping",
@@ -92,13 +92,13 @@ def interpret(config: Config) -> Path:
             read_json(sentences_path) if sentences_path.exists() else {}
         )
         for name, step in STEPS.items():
-            if name in config.interpret.explain_steps:
+            if name in config.interpret.steps:
                 work.sentences = []
                 step(work)
                 findings[name] = work.sentences
                 write_json(sentences_path, findings)
         write_json(folder / "facts.json", work.facts())
-        if "page" not in config.interpret.explain_steps:
+        if "page" not in config.interpret.steps:
             return folder
         page = write_page(folder, config.run.folder, config.data.root)
         run.mark_finished({"page": page.name})

@@ -19,7 +19,7 @@ SHOWN = 12
 """Test images on the page: the first ones, not selected."""
 FIRST = (
     "object_accuracy",
-    "two_way_judge_late",
+    "two_way_classifier_late",
     "two_way_inception",
     "pixcorr",
     "ssim",

@@ -25,7 +25,7 @@ PLACES = (
     "backbone.ip_adapter",
     "backbone.refiner",
     "training.init_from",
-    "data.synthetic_pictures",
+    "data.synthetic_images",
     "encoding.init_from",
     "encoding.library",
     "interpret.labels",

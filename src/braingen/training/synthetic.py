@@ -85,10 +85,10 @@ class SyntheticTrials:
         self.spaces = FeatureSpaces(config, targets)
         self.spaces.refuse_captions()
         self.others = other_people(config)
-        folder = config.data.synthetic_pictures
+        folder = config.data.synthetic_images
         if folder and modality == "text":
             raise UserError(
-                f"data.synthetic_pictures = {folder} has no captions, which a text encoder is"
+                f"data.synthetic_images = {folder} has no captions, which a text encoder is"
                 " trained on: leave it out for braingen train text."
             )
         chosen = config.encoding.model_copy(update={"library": folder})
@@ -127,7 +127,7 @@ class SyntheticTrials:
         if not len(free):
             raise UserError(
                 f"There is no picture that subject {trials.subject} has not seen: name a folder"
-                " of pictures (data.synthetic_pictures)."
+                " of pictures (data.synthetic_images)."
             )
         share = self.config.data.synthetic_share
         count = round(len(trials.table) * share / (1 - share))
@@ -169,7 +169,7 @@ class SyntheticTrials:
             features,
             responses,
             scales_CB,
-            settings.judged_images,
+            settings.left_out_images,
             seed,
             device_of(self.config),
             prior=prior_of(self.others, trials.subject, self.pictures.features, seed),

@@ -64,7 +64,7 @@ def voxel_tuning(
                 spaces.of_ids(responses.image_N),
                 responses,
                 scales_CB,
-                config.encoding.judged_images,
+                config.encoding.left_out_images,
                 config.run.seed,
                 device_of(config),
                 lambda: progress.advance(bar),

@@ -61,7 +61,7 @@ function wanted() {
 
 function missingTuning() {
   if (!about.folder) return "No tuning is known.";
-  return `This run has no maps of tuning. With its configuration, braingen train encoding --config NAME --folder ${about.folder} fits an encoding model, and braingen interpret --config NAME --folder ${about.folder} --explain_steps tuning,page writes its maps.`;
+  return `This run has no maps of tuning. With its configuration, braingen train encoding --config NAME --folder ${about.folder} fits an encoding model, and braingen interpret --config NAME --folder ${about.folder} --steps tuning,page writes its maps.`;
 }
 
 export async function refresh(shared, current) {

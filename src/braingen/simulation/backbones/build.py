@@ -53,7 +53,7 @@ class BackboneRecipe(NamedTuple):
     vae_steps: int = 1800
     vae_full_size_steps: int = 200
     decoder_steps: int = 3000
-    judge_steps: int = 1500
+    classifier_steps: int = 1500
     unet_steps: int = 6000
     unet_processes: int = 1
     """Processes that train the U-Net together, each with 32 images a step."""
@@ -126,9 +126,9 @@ def build(folder: Path, assets: Path, recipe: BackboneRecipe) -> None:
     seen = part_of(data, slice(recipe.pictures - recipe.held_out))
     start = recipe.init_from
     classifier = (
-        SceneClassifier.from_pretrained(start / "judge").float()
+        SceneClassifier.from_pretrained(start / "scene_classifier").float()
         if start
-        else train_scene_classifier(seen, folder, recipe.judge_steps)
+        else train_scene_classifier(seen, folder, recipe.classifier_steps)
     )
     conditions = encode_conditions(
         part_of(data, slice(recipe.conditioned)), vae, clip, folder / "conditions"
@@ -153,7 +153,7 @@ def export(assets: Path, *, unet, vae, clip: TinyCLIP, classifier) -> None:
     """Write half-precision weights in the layout of an SDXL pipeline."""
     plain = without_ip_adapter(unet)
     adapter = {key: value.half().contiguous() for key, value in ip_adapter_weights(unet).items()}
-    for name, model in (("unet", plain), ("vae", vae), ("judge", classifier)):
+    for name, model in (("unet", plain), ("vae", vae), ("scene_classifier", classifier)):
         model.half().save_pretrained(assets / name)
     for name, model in (
         ("image_encoder", clip.image),

@@ -71,7 +71,7 @@ def train_scene_classifier(
         classifier,
         losses_of,
         folder,
-        name="judge",
+        name="scene_classifier",
         steps=steps,
         learning_rate=2e-3,
         weight_decay=0.02,
