@@ -18,6 +18,7 @@ from braingen.evaluation.embeddings import decode_test_images, score_embeddings,
 from braingen.evaluation.ridge_baseline import ridge_embeddings
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.paths import EMBEDDING_DECODER
+from braingen.simulation.folder import Arguments
 from braingen.simulation.hard_world.dataset import write_hard_dataset
 from braingen.targets.tables import Targets
 from braingen.training.encoder import train
@@ -38,13 +39,7 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hard")
     layout = write_hard_dataset(
         folder / "data",
-        num_subjects=2,
-        num_sessions=2,
-        trials_per_session=150,
-        num_voxels=200,
-        num_test_images=20,
-        noise=0.5,
-        seed=0,
+        Arguments(2, 2, 150, num_voxels=200, num_test_images=20, noise=0.5, seed=0),
         show_progress=False,
     )
     changed = {**SMALL, "data.root": str(layout.root), "run.folder": str(folder / "run")}

@@ -12,6 +12,7 @@ from unit.fake_raw import add_sealed_sets
 
 from braingen.cli import main
 from braingen.simulation.dataset import write_dataset
+from braingen.simulation.folder import Arguments
 from braingen.simulation.raw_release import write_raw_release
 
 SMALL = [
@@ -35,7 +36,7 @@ def test_imagery_is_generated_and_scored_in_a_folder_of_its_own(tmp_path, capsys
         "num_test_images": 6,
     }
     simulated = write_dataset(
-        tmp_path / "data", **sizes, noise=1, seed=0, workers=1, show_progress=False
+        tmp_path / "data", Arguments(**sizes, noise=1, seed=0), workers=1, show_progress=False
     )
     raw = write_raw_release(simulated, tmp_path / "raw", {1: "hdf5"}, side=32)
     add_sealed_sets(raw, 1)

@@ -18,6 +18,7 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.simulation.cortex import VISUAL_AREAS
 from braingen.simulation.dataset import simulate, write_dataset
+from braingen.simulation.folder import Arguments
 from braingen.simulation.hard_world import catalogue
 from braingen.simulation.hard_world.compose import NOTHING, HardScenes, draw_scenes
 from braingen.simulation.hard_world.dataset import load_hard_scenes, write_hard_dataset
@@ -55,7 +56,8 @@ def some(scenes: HardScenes, count: int) -> HardScenes:
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory):
-    return write_hard_dataset(tmp_path_factory.mktemp("data") / "hard", **SIZE, show_progress=False)
+    root = tmp_path_factory.mktemp("data") / "hard"
+    return write_hard_dataset(root, Arguments(**SIZE), show_progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -255,18 +257,18 @@ def content(root: Path) -> dict[str, bytes]:
 
 
 def test_a_lost_file_is_made_again_with_the_same_bytes(layout, tmp_path):
-    fresh = write_hard_dataset(tmp_path / "again", **SIZE, show_progress=False)
+    fresh = write_hard_dataset(tmp_path / "again", Arguments(**SIZE), show_progress=False)
     before = content(fresh.root)
     assert before == content(layout.root)
     fresh.truth(2).unlink()
     fresh.features().unlink()
-    write_hard_dataset(fresh.root, **SIZE, show_progress=False)
+    write_hard_dataset(fresh.root, Arguments(**SIZE), show_progress=False)
     assert content(fresh.root) == before
 
 
 def test_a_folder_of_the_other_world_is_refused(layout):
     with pytest.raises(UserError, match="was simulated with format hard 1"):
-        write_dataset(layout.root, **SIZE, show_progress=False)
+        write_dataset(layout.root, Arguments(**SIZE), show_progress=False)
 
 
 def test_the_command_writes_the_world_that_is_asked_for(tmp_path):

@@ -30,6 +30,7 @@ from braingen.diagnostics import doctor
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.simulation.dataset import write_dataset
+from braingen.simulation.folder import Arguments
 from braingen.simulation.raw_release import write_raw_release
 
 SUBJECTS, SESSIONS, TRIALS = (1, 2), 4, 20
@@ -63,7 +64,7 @@ def made(tmp_path_factory) -> Prepared:
         "num_test_images": 6,
     }
     simulated = write_dataset(
-        base / "simulated", **sizes, noise=1, seed=0, workers=1, show_progress=False
+        base / "simulated", Arguments(**sizes, noise=1, seed=0), workers=1, show_progress=False
     )
     raw = write_raw_release(simulated, base / "raw", FORMS, side=235)
     assert run(raw, base / "prepared") == 0

@@ -26,7 +26,7 @@ from braingen.experiments.bottleneck import bottleneck
 from braingen.generation import reconstruct
 from braingen.generation.refiner import Refinement
 from braingen.runtime.errors import UserError
-from braingen.simulation.dataset import write_dataset
+from braingen.simulation.folder import Arguments
 from braingen.training.diffusion import router_of
 from braingen.training.encoder_setup import build_embedding_decoder
 
@@ -271,7 +271,7 @@ def test_the_bottleneck_of_an_encoder_without_one_is_refused_before_anything_is_
         match=r"encoder\.bottleneck_dim = 16 has no effect with encoder\.model=BrainMoEVoxel",
     ):
         bottleneck(load_config(None, given))
-    with pytest.raises(UserError, match=r"bottleneck\.seeds = 0,1 with bottleneck\.pictures=true"):
+    with pytest.raises(UserError, match=r"bottleneck\.seeds = 0,1 with bottleneck\.generate=true"):
         bottleneck(load_config(None, {"bottleneck.seeds": "0,1", "bottleneck.generate": "true"}))
     assert not (tmp_path / "run").exists()
 
@@ -460,10 +460,7 @@ def test_parcels_start_from_responses_or_at_random() -> None:
 
 
 HANDED_OVER: dict[str, tuple[str, set[str]]] = {
-    "simulation": (
-        "write_dataset(**simulation) in simulation/dataset",
-        set(inspect.signature(write_dataset).parameters),
-    ),
+    "simulation": ("Arguments(**simulation) in simulation/dataset", set(Arguments._fields)),
     "refinement": ("Refinement(**refiner) in generation/refine", set(Refinement._fields)),
     "encoder": (
         "AnyEncoder.arguments and starts_from_responses, shown above",

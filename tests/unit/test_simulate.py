@@ -31,13 +31,8 @@ from braingen.runtime.errors import UserError
 from braingen.simulation import dataset, pictures, scenes, semantics
 from braingen.simulation.backbones.corpus import CORPUS_SEED
 from braingen.simulation.cortex import FLOC_AREAS, VISUAL_AREAS
-from braingen.simulation.dataset import (
-    Arguments,
-    bytes_needed,
-    manifest_path,
-    simulate,
-    write_dataset,
-)
+from braingen.simulation.dataset import bytes_needed, simulate, write_dataset
+from braingen.simulation.folder import Arguments, manifest_path
 from braingen.simulation.presentations import behaviour, make_design
 
 SIZE = {
@@ -64,14 +59,15 @@ COLUMN = {name: index for index, name in enumerate(nsd.BEHAV_COLUMNS)}
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "sim", **SIZE, show_progress=False)
+    root = tmp_path_factory.mktemp("data") / "sim"
+    return write_dataset(root, Arguments(**SIZE), show_progress=False)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A folder made by one process, without interruption."""
     return write_dataset(
-        tmp_path_factory.mktemp("tiny") / "sim", **TINY, workers=1, show_progress=False
+        tmp_path_factory.mktemp("tiny") / "sim", Arguments(**TINY), workers=1, show_progress=False
     ).root
 
 
@@ -326,13 +322,13 @@ def test_trials_that_do_not_come_out_even_leave_one_image_short():
 
 
 def test_another_number_of_processes_writes_the_same_bytes(tiny, tmp_path):
-    again = write_dataset(tmp_path / "sim", **TINY, workers=2, show_progress=False).root
+    again = write_dataset(tmp_path / "sim", Arguments(**TINY), workers=2, show_progress=False).root
     assert _content(again) == _content(tiny)
 
 
 def test_another_seed_writes_other_bytes(tiny, tmp_path):
     other = write_dataset(
-        tmp_path / "sim", **{**TINY, "seed": 2}, workers=1, show_progress=False
+        tmp_path / "sim", Arguments(**{**TINY, "seed": 2}), workers=1, show_progress=False
     ).root
     ours, theirs = _content(tiny), _content(other)
     assert ours.keys() == theirs.keys()
@@ -349,12 +345,12 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, monkeypa
     # some processors
     monkeypatch.setattr(dataset, "_PICTURES_AT_ONCE", 4)
     monkeypatch.setattr(dataset, "_RESPONSES_AT_ONCE", 4)
-    calm = write_dataset(tmp_path / "calm", **TINY, workers=1, show_progress=False).root
+    calm = write_dataset(tmp_path / "calm", Arguments(**TINY), workers=1, show_progress=False).root
     root = tmp_path / "sim"
     code = (
         "import sys, json; from braingen.simulation import dataset; dataset._PICTURES_AT_ONCE = 4;"
         " dataset._RESPONSES_AT_ONCE = 4; dataset.write_dataset(sys.argv[1],"
-        " **json.loads(sys.argv[2]), workers=2, show_progress=False)"
+        " dataset.Arguments(**json.loads(sys.argv[2])), workers=2, show_progress=False)"
     )
     command = [sys.executable, "-c", code, str(root), json.dumps(TINY)]
     marks = ("pictures/0", "subj01_responses/0", "subj01_sessions/0")
@@ -364,7 +360,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, monkeypa
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    write_dataset(root, **TINY, workers=1, show_progress=False)
+    write_dataset(root, Arguments(**TINY), workers=1, show_progress=False)
     assert _content(root) == _content(calm)
 
 
@@ -372,8 +368,8 @@ def test_a_finished_folder_is_recognised_and_a_lost_file_made_again(tiny):
     before, betas = _content(tiny), Layout.of(tiny).betas(1)
     stamp = os.stat(Layout.of(tiny).images()).st_mtime_ns
     betas.unlink()
-    write_dataset(tiny, **TINY, workers=1, show_progress=False)
-    write_dataset(tiny, **TINY, workers=1, show_progress=False)
+    write_dataset(tiny, Arguments(**TINY), workers=1, show_progress=False)
+    write_dataset(tiny, Arguments(**TINY), workers=1, show_progress=False)
     assert _content(tiny) == before and os.stat(Layout.of(tiny).images()).st_mtime_ns == stamp
 
 
@@ -385,14 +381,14 @@ def test_other_arguments_are_refused_by_name(tiny):
     with pytest.raises(
         UserError, match=r"seed 1 \(now 9\).*noise|noise 1.0 \(now 0.5\).*seed 1 \(now 9\)"
     ):
-        write_dataset(tiny, **{**TINY, "seed": 9, "noise": 0.5}, show_progress=False)
+        write_dataset(tiny, Arguments(**{**TINY, "seed": 9, "noise": 0.5}), show_progress=False)
     assert _content(tiny) == before
 
 
 def test_real_data_are_never_written_over(tmp_path):
     (tmp_path / "coco_images_224_float16.hdf5").write_bytes(b"precious")
     with pytest.raises(UserError, match="did not write"):
-        write_dataset(tmp_path, **TINY, show_progress=False)
+        write_dataset(tmp_path, Arguments(**TINY), show_progress=False)
     assert (tmp_path / "coco_images_224_float16.hdf5").read_bytes() == b"precious" and len(
         list(tmp_path.iterdir())
     ) == 1
@@ -412,7 +408,7 @@ def test_real_data_are_never_written_over(tmp_path):
 )
 def test_impossible_arguments_are_refused_before_anything_is_written(tmp_path, change, says):
     with pytest.raises(UserError, match=says):
-        write_dataset(tmp_path / "sim", **{**TINY, **change}, show_progress=False)
+        write_dataset(tmp_path / "sim", Arguments(**{**TINY, **change}), show_progress=False)
     assert not (tmp_path / "sim").exists()
 
 
@@ -429,7 +425,7 @@ def test_a_second_writer_is_sent_away(tmp_path):
     try:
         assert process.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match="Another process"):
-            write_dataset(tmp_path, **TINY, show_progress=False)
+            write_dataset(tmp_path, Arguments(**TINY), show_progress=False)
     finally:
         process.kill()
         process.wait()

@@ -23,7 +23,6 @@ REASONS = {
     "runtime/model_card.py": "one kind of file: its facts, its text, what is not to be said",
     "runtime/run_folder.py": "one class: a run folder",
     "simulation/cortex.py": "one simulated cortex",
-    "simulation/dataset.py": "one simulated data set",
     "training/encoder.py": "one stage: losses, validation, schedule and task of the encoders",
 }
 METAPHORS = re.compile(r"\b(listen|heard|said|told)\b")

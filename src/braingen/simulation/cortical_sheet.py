@@ -50,6 +50,15 @@ class CorticalSheet(NamedTuple):
         """Position of every voxel's centre in mm."""
         return np.argwhere(self.mask) * VOXEL_SIZE + self.affine[:3, 3]
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Where the voxels lie, by the names of the files of planted truth."""
+        return {
+            "hemisphere": self.hemisphere_V,
+            "voxel_index": np.argwhere(self.mask).astype(np.int16),
+            "sheet_uv": self.uv_V2,
+            "sheet_extent_mm": np.array(self.extent, dtype=np.float32),
+        }
+
 
 def fold(rng: np.random.Generator, voxels: int) -> CorticalSheet:
     """Fold the two sheets of a subject, and select the nearest voxels.

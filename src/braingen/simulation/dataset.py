@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import os
 from pathlib import Path
 import shutil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -27,15 +27,21 @@ from braingen.data.large_files import ArrayOnDisk, blocks, in_hdf5, publish, res
 from braingen.data.volumes import write_regions
 from braingen.runtime.console import Progress
 from braingen.runtime.data_layout import Layout, subject_name
-from braingen.runtime.errors import UserError
 from braingen.runtime.files import disk_errors_as_sentences, refuse_small_disk, write_json
 from braingen.runtime.lock import only_writer
-from braingen.runtime.text_files import read_json
 from braingen.simulation import pictures, semantics, subject_files
 from braingen.simulation.cortex import Cortex, build_cortex, responses
+from braingen.simulation.folder import (
+    Arguments,
+    check_arguments,
+    image_count,
+    is_finished,
+    manifest_of,
+    manifest_path,
+)
 from braingen.simulation.noise import neighbour_mixing, session_noise
 from braingen.simulation.pieces import Workshop, reserve_raw
-from braingen.simulation.presentations import Design, behaviour, make_design
+from braingen.simulation.presentations import Design, behaviour
 from braingen.simulation.scenes import STIMULUS_SIZE, Scene
 
 FORMAT = 1
@@ -46,55 +52,18 @@ _RESPONSES_AT_ONCE = 64
 _BYTES_PER_SAMPLE = 9216  # of a tar
 
 
-class Arguments(NamedTuple):
-    """Arguments that determine a simulated data folder, to the bit."""
-
-    num_subjects: int
-    num_sessions: int
-    trials_per_session: int
-    num_voxels: int
-    num_test_images: int
-    noise: float
-    seed: int
-
-    def voxels(self, subject: int) -> int:
-        """Numbers of voxels per subject, in the proportions of NSD's eight subjects."""
-        taken: list[int] = []
-        for number in range(1, subject + 1):
-            width = max(1, round(self.num_voxels * nsd.VOXELS[number] / nsd.VOXELS[1]))
-            while width in taken:
-                width += 1
-            taken.append(width)
-        return taken[-1]
-
-
-def manifest_path(layout: Layout) -> Path:
-    """Path of the manifest: arguments of a simulated data folder, and whether it is finished."""
-    return layout.root / "manifest.json"
-
-
 def simulate(config: Config) -> Path:
     """Write the missing files of the configured simulated data folder, ``data.root``."""
-    arguments = config.simulation.model_dump(exclude={"world"})
+    arguments = Arguments(**config.simulation.model_dump(exclude={"world"}))
     if config.simulation.world == "hard":
         from braingen.simulation.hard_world.dataset import write_hard_dataset
 
-        return write_hard_dataset(config.data.root, **arguments).root
-    return write_dataset(config.data.root, **arguments).root
+        return write_hard_dataset(config.data.root, arguments).root
+    return write_dataset(config.data.root, arguments).root
 
 
 def write_dataset(
-    root: Path,
-    *,
-    num_subjects: int,
-    num_sessions: int,
-    trials_per_session: int,
-    num_voxels: int,
-    num_test_images: int,
-    noise: float,
-    seed: int,
-    workers: int | None = None,
-    show_progress: bool = True,
+    root: Path, arguments: Arguments, *, workers: int | None = None, show_progress: bool = True
 ) -> Layout:
     """Write the missing files of a simulated NSD.
 
@@ -102,20 +71,8 @@ def write_dataset(
     ----------
     root : Path
         The data folder, created if missing.
-    num_subjects : int
-        Subjects, 1 to 8.
-    num_sessions : int
-        Sessions per subject.
-    trials_per_session : int
-        Presentations in a session (NSD: 750).
-    num_voxels : int
-        Voxels of subject 1 in nsdgeneral; the others follow NSD's proportions.
-    num_test_images : int
-        Images that all subjects see three times, for testing only.
-    noise : float
-        Multiple of NSD's noise.
-    seed : int
-        Of images, brains and noise.
+    arguments : Arguments
+        What is simulated.
     workers : int | None, optional
         Number of processes; None for one per core, at most eight. It does not affect the result.
     show_progress : bool, optional
@@ -127,23 +84,9 @@ def write_dataset(
         When an argument is out of range, the folder holds something else (real data, or a
         simulation with other arguments), another process writes there, or the disk is too small.
     """
-    arguments = Arguments(
-        num_subjects,
-        num_sessions,
-        trials_per_session,
-        num_voxels,
-        num_test_images,
-        float(noise),
-        seed,
-    )
     layout = Layout.of(root)
     design = check_arguments(arguments)
-    manifest = {
-        "made_by": "braingen simulate",
-        "format": FORMAT,
-        "finished": False,
-        "arguments": arguments._asdict(),
-    }
+    manifest = manifest_of(arguments, FORMAT)
     scratch = layout.root / ".simulating"
     if is_finished(layout, manifest) and _is_whole(layout, arguments, design):
         shutil.rmtree(scratch, ignore_errors=True)
@@ -156,9 +99,8 @@ def write_dataset(
             workers = min(_MOST_WORKERS, _cores()) if workers is None else workers
             work = _Work(layout, arguments, design, Workshop(scratch, workers, progress))
             _write_pictures(work)
-            masks = {
-                subject: _write_subject(work, subject) for subject in range(1, num_subjects + 1)
-            }
+            subjects = range(1, arguments.num_subjects + 1)
+            masks = {subject: _write_subject(work, subject) for subject in subjects}
             write_regions(layout, masks)
             details = {
                 "voxels": [arguments.voxels(s) for s in masks],
@@ -196,87 +138,6 @@ def _progress(show: bool) -> Iterator[Progress]:
 
 
 # --- before anything is written -------------------------------------------------------------------
-
-
-def check_arguments(arguments: Arguments) -> Design:
-    """Plan the presentations; refuses arguments that are out of range."""
-    if not 1 <= arguments.num_subjects <= len(nsd.SUBJECTS):
-        raise UserError(
-            f"simulation.num_subjects is {arguments.num_subjects}: 1 to {len(nsd.SUBJECTS)} people"
-            " can be simulated."
-        )
-    for name in ("num_sessions", "trials_per_session", "num_voxels", "num_test_images"):
-        if getattr(arguments, name) < 1:
-            raise UserError(
-                f"simulation.{name} is {getattr(arguments, name)}: give a whole number from 1."
-            )
-    if arguments.num_voxels < 50:
-        raise UserError(
-            f"simulation.num_voxels is {arguments.num_voxels}: a visual cortex needs at least 50"
-            " voxels to have its areas."
-        )
-    if not 0 <= arguments.noise < float("inf"):
-        raise UserError(
-            f"simulation.noise is {arguments.noise}: give a multiple of NSD's noise from 0, 1 for"
-            " as much."
-        )
-    if not 0 <= arguments.seed <= pictures.MAX_SEED:
-        raise UserError(
-            f"simulation.seed is {arguments.seed}: give one from 0 to {pictures.MAX_SEED}."
-        )
-    design = make_design(
-        arguments.seed,
-        arguments.num_sessions,
-        arguments.trials_per_session,
-        arguments.num_test_images,
-    )
-    if image_count(arguments, design) > pictures.MAX_IMAGES:
-        raise UserError(
-            f"That would be {image_count(arguments, design)} images; at most {pictures.MAX_IMAGES}"
-            " can be drawn."
-        )
-    return design
-
-
-def image_count(arguments: Arguments, design: Design) -> int:
-    return design.test_images + arguments.num_subjects * design.own_images
-
-
-def is_finished(layout: Layout, manifest: dict[str, Any]) -> bool:
-    """Whether the folder is complete; refuses other content."""
-    path = manifest_path(layout)
-    if not path.exists():
-        for other in (
-            *(layout.images(), layout.features()),
-            *(layout.root / "wds", layout.captions(), layout.masks()),
-        ):
-            if other.exists():
-                raise UserError(
-                    f"{layout.root} holds {other.name}, which `braingen simulate` did not write;"
-                    " choose another data folder with --data_path FOLDER."
-                )
-        return False
-    try:
-        found = read_json(path)
-        theirs = {"format": found["format"], **found["arguments"]}
-        finished = bool(found["finished"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a manifest of `braingen simulate`; choose another data folder or remove"
-            f" {layout.root}."
-        ) from error
-    ours = {"format": manifest["format"], **manifest["arguments"]}
-    different = [
-        f"{name} {theirs.get(name)} (now {value})"
-        for name, value in ours.items()
-        if theirs.get(name) != value
-    ]
-    if different:
-        raise UserError(
-            f"{layout.root} was simulated with {', '.join(different)}: use the same arguments,"
-            " choose another data folder with --data_path FOLDER, or remove it."
-        )
-    return finished
 
 
 def _is_whole(layout: Layout, arguments: Arguments, design: Design) -> bool:

@@ -92,10 +92,7 @@ def write_truth(
         snr = cortex.snr_V / np.float32(noise)
     arrays = {
         "area": cortex.area_V,
-        "hemisphere": cortex.sheet.hemisphere_V,
-        "voxel_index": np.argwhere(cortex.sheet.mask).astype(np.int16),
-        "sheet_uv": cortex.sheet.uv_V2,
-        "sheet_extent_mm": np.array(cortex.sheet.extent, dtype=np.float32),
+        **cortex.sheet.arrays(),
         "prf_x": cortex.prf_x_V,
         "prf_y": cortex.prf_y_V,
         "prf_sigma": cortex.prf_sigma_V,

@@ -32,11 +32,12 @@ from braingen.runtime.files import (
 from braingen.runtime.lock import only_writer
 from braingen.simulation import subject_files
 from braingen.simulation.cortex import Cortex
-from braingen.simulation.dataset import (
+from braingen.simulation.folder import (
     Arguments,
     check_arguments,
     image_count,
     is_finished,
+    manifest_of,
     manifest_path,
 )
 from braingen.simulation.hard_world.catalogue import KINDS
@@ -60,37 +61,16 @@ _PLANNED_BY = 2000  # reference scenes that the signal's leading directions are 
 _NOISE_STREAM = 30
 
 
-def write_hard_dataset(
-    root: Path,
-    *,
-    num_subjects: int,
-    num_sessions: int,
-    trials_per_session: int,
-    num_voxels: int,
-    num_test_images: int,
-    noise: float,
-    seed: int,
-    show_progress: bool = True,
-) -> Layout:
+def write_hard_dataset(root: Path, arguments: Arguments, *, show_progress: bool = True) -> Layout:
     """Write the missing files of a data folder of the hard world.
 
     Parameters
     ----------
     root : Path
         The data folder, created if missing.
-    num_subjects : int
-        Subjects, 1 to 8.
-    num_sessions, trials_per_session : int
-        Sessions per subject, and presentations in each.
-    num_voxels : int
-        Voxels of subject 1; the others follow NSD's proportions.
-    num_test_images : int
-        Images that all subjects see three times; those with an odd id show a combination that no
-        training image shows.
-    noise : float
-        Multiple of NSD's noise.
-    seed : int
-        Of scenes, brains and noise.
+    arguments : Arguments
+        What is simulated; test images with an odd id show a combination that no training image
+        shows.
     show_progress : bool, optional
         Whether to show a progress bar.
 
@@ -100,23 +80,9 @@ def write_hard_dataset(
         When an argument is out of range, the folder holds something else, another process writes
         there, or the disk is too small.
     """
-    arguments = Arguments(
-        num_subjects,
-        num_sessions,
-        trials_per_session,
-        num_voxels,
-        num_test_images,
-        float(noise),
-        seed,
-    )
     layout, design = Layout.of(root), check_arguments(arguments)
-    manifest = {
-        "made_by": "braingen simulate",
-        "format": HARD_FORMAT,
-        "finished": False,
-        "arguments": arguments._asdict(),
-    }
-    subjects = range(1, num_subjects + 1)
+    manifest = manifest_of(arguments, HARD_FORMAT)
+    subjects = range(1, arguments.num_subjects + 1)
     if is_finished(layout, manifest) and all(
         path.exists() for path in _files(layout, design, subjects)
     ):
@@ -133,8 +99,8 @@ def write_hard_dataset(
         with only_writer(scratch), threadpool_limits(1):
             write_json(manifest_path(layout), manifest)
             count = image_count(arguments, design)
-            scenes = draw_scenes(seed, range(count), num_test_images)
-            _write_scenes(layout, scenes, seed)
+            scenes = draw_scenes(arguments.seed, range(count), arguments.num_test_images)
+            _write_scenes(layout, scenes, arguments.seed)
             masks = {}
             for subject in track(subjects, "simulated subjects", disable=not show_progress):
                 masks[subject] = _write_subject(layout, arguments, design, subject, scenes)
@@ -284,10 +250,7 @@ def _truth(brain: Brain, cortex: Cortex, plan: NoisePlan, recorded: _Recorded) -
     return {
         "area": brain.area_V,
         "missing": np.array(brain.missing),
-        "hemisphere": brain.sheet.hemisphere_V,
-        "voxel_index": np.argwhere(brain.sheet.mask).astype(np.int16),
-        "sheet_uv": brain.sheet.uv_V2,
-        "sheet_extent_mm": np.array(brain.sheet.extent, dtype=np.float32),
+        **brain.sheet.arrays(),
         "prf_x": cortex.prf_x_V,
         "prf_y": cortex.prf_y_V,
         "prf_sigma": cortex.prf_sigma_V,

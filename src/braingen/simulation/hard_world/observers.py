@@ -23,7 +23,7 @@ from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.text_files import read_json
-from braingen.simulation.dataset import Arguments, manifest_path
+from braingen.simulation.folder import Arguments, manifest_path
 from braingen.simulation.hard_world.compose import HardScenes, draw_scenes
 from braingen.simulation.hard_world.dataset import load_hard_scenes, planned_noise
 from braingen.simulation.hard_world.population import AREAS, BASELINE, Brain, build_brain
