@@ -308,16 +308,20 @@ def _largest_error(
 
 def cosine(decoded_ND: np.ndarray, true_ND: np.ndarray) -> np.ndarray:
     """CLIP-cos: cosine of every decoded embedding with the true one, tokens flattened; N values."""
-    decoded, true = (
-        unit_rows(decoded_ND, "decoded embeddings"),
-        unit_rows(true_ND, "true embeddings"),
-    )
+    decoded, true = _unit_pair(decoded_ND, true_ND)
+    return (decoded * true).sum(1)
+
+
+def _unit_pair(decoded_ND: np.ndarray, true_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both at length 1; refuses other shapes."""
+    decoded = unit_rows(decoded_ND, "decoded embeddings")
+    true = unit_rows(true_ND, "true embeddings")
     if decoded.shape != true.shape:
         raise UserError(
             f"Decoded {np.shape(decoded_ND)} and true {np.shape(true_ND)} embeddings must have the"
             " same shape."
         )
-    return (decoded * true).sum(1)
+    return decoded, true
 
 
 def unit_rows(embeddings: np.ndarray, what: str) -> np.ndarray:
@@ -366,15 +370,7 @@ def retrieval(
         Candidates of every draw, by default `draw_pools` of their number; queries and candidates of
         a draw are the same images.
     """
-    decoded, true = (
-        unit_rows(decoded_ND, "decoded embeddings"),
-        unit_rows(true_ND, "true embeddings"),
-    )
-    if decoded.shape != true.shape:
-        raise UserError(
-            f"Decoded {np.shape(decoded_ND)} and true {np.shape(true_ND)} embeddings must have the"
-            " same shape."
-        )
+    decoded, true = _unit_pair(decoded_ND, true_ND)
     pools = draw_pools(len(decoded)) if pools_RP is None else np.asarray(pools_RP)
     similarity_NN = decoded @ true.T
     return BothWays(_search(similarity_NN, pools), _search(similarity_NN.T, pools))

@@ -214,6 +214,15 @@ def tuning_bytes(
     return Tuning(live.peak, numbers if rank else 0)
 
 
+def vae_pass(vae: AutoencoderKL, images: int, side: int, decoding: bool) -> None:
+    """Decode latents to images of a side, or encode images, on the meta device."""
+    if not decoding:
+        vae.encode(torch.empty(images, 3, side, side, device=META))
+        return
+    side = -(-side // 2 ** (len(vae.config.block_out_channels) - 1))
+    vae.decode(torch.empty(images, vae.config.latent_channels, side, side, device=META))
+
+
 @cached_by_settings
 def vae_working_bytes(
     settings: dict[str, Any], images: int, side: int, decoding: bool = True
@@ -231,13 +240,8 @@ def vae_working_bytes(
     """
     with META:
         vae = AutoencoderKL.from_config(settings)
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    shape = (images, vae.config.latent_channels, -(-side // factor), -(-side // factor))
     with torch.no_grad(), counted(vae) as live:
-        if decoding:
-            vae.decode(torch.empty(shape, device=META))
-        else:
-            vae.encode(torch.empty(images, 3, side, side, device=META))
+        vae_pass(vae, images, side, decoding)
     return live.peak
 
 

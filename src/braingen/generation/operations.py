@@ -13,7 +13,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig
 
-from braingen.generation.accounting import BIG_G, META, cached_by_settings, unet_on_meta, unet_pass
+from braingen.generation.accounting import (
+    BIG_G,
+    META,
+    cached_by_settings,
+    unet_on_meta,
+    unet_pass,
+    vae_pass,
+)
 from braingen.generation.lora import add_lora
 from braingen.targets.clip_image import CLIPImageEncoder
 
@@ -72,13 +79,8 @@ def vae_operations(settings: dict[str, Any], images: int, side: int, decoding: b
     """
     with META:
         vae = AutoencoderKL.from_config(settings)
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    shape = (images, vae.config.latent_channels, -(-side // factor), -(-side // factor))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        if decoding:
-            vae.decode(torch.empty(shape, device=META))
-        else:
-            vae.encode(torch.empty(images, 3, side, side, device=META))
+        vae_pass(vae, images, side, decoding)
     return counter.get_total_flops()
 
 

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from braingen.data import image_grid as pictures
 from braingen.data.stimuli import Stimuli
 from braingen.evaluation.metrics import metric
 from braingen.evaluation.uncertainty import Comparison
 from braingen.report import tables
+from braingen.report.rendering import render_page
 from braingen.types import Score
 
 SHOWN = 12
@@ -71,19 +70,14 @@ def render_ablation(
         )
         for image, seen in pictures.seen_pictures(stimuli, list(images[:SHOWN]))
     ]
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
     titles = {line.key: line.title for line in lines}
     differences = [
         (titles[one.first], titles[one.second], metric(one.score).words, one)
         for one in compared
         if one.score in names
     ]
-    return templates.get_template("ablation.html.j2").render(
+    return render_page(
+        "ablation",
         rows=rows,
         heads=[metric(name).words for name in names],
         lines=lines,

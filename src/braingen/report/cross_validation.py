@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from braingen.data.response_reliability import KnownReliability
 from braingen.evaluation.folds import Difference, FoldRow
 from braingen.report import figures, reliability, tables
+from braingen.report.rendering import render_page
 
 WORDS = {
     "clip_cos": ("Cosine", "of decoded and true embedding"),
@@ -52,14 +50,8 @@ def render_cross_validation(
     """
     reach = max((abs(x) for each in differences for x in (each.low, each.high)), default=1.0) or 1.0
     scores = list(dict.fromkeys(row.score for row in rows))
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template("cross_validation.html.j2").render(
+    return render_page(
+        "cross_validation",
         facts=facts,
         images=max(row.n for row in rows),
         scores=[(*WORDS[score], [row for row in rows if row.score == score]) for score in scores],

@@ -7,7 +7,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ from PIL import Image
 
 from braingen.data.image_grid import data_uri, open_picture, seen_pictures
 from braingen.data.stimuli import Stimuli
+from braingen.report.rendering import render_page
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import write_text
@@ -261,13 +261,6 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
         for image in wanted
         if (path := folder_of_images / f"{image:06d}.png").exists()
     }
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     levels = _read(folder / "router_levels.csv")
     ablated = _read(folder / "ablation.csv")
     regional = None
@@ -283,7 +276,8 @@ def write_page(folder: Path, run: Path, data_root: Path) -> Path:
         regional = regional.reindex(
             columns=regional.columns.union(["random", "p_random"])
         )  # absent without random controls
-    text = templates.get_template("inside.html.j2").render(
+    text = render_page(
+        "inside",
         facts=facts,
         findings=[sentence for sentences in findings.values() for sentence in sentences],
         parts=parts,

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 import numpy as np
 
 from braingen.config import Config
@@ -29,6 +28,7 @@ from braingen.report import (
     tables,
 )
 from braingen.report.inputs import RUNS, ReportInputs
+from braingen.report.rendering import render_page
 from braingen.runtime.extras import how_to_install
 from braingen.runtime.paths import SOURCES, typed_words
 from braingen.runtime.run_folder import config_text
@@ -317,15 +317,8 @@ def render(inputs: ReportInputs) -> str:
     found = [(section, section.context(inputs)) for section in SECTIONS]
     sections = [(section, context) for section, context in found if context is not None]
     gallery = next(context for section, context in sections if section.key == "gallery")
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template("page.html.j2").render(
-        sections=sections, opening=_opening(inputs, gallery), simulated=inputs.simulated
+    return render_page(
+        "page", sections=sections, opening=_opening(inputs, gallery), simulated=inputs.simulated
     )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from braingen.data.image_grid import data_uri
 from braingen.report import tables
+from braingen.report.rendering import render_page
 
 
 class ImagePair(NamedTuple):
@@ -34,13 +33,6 @@ def render(pairs: Sequence[ImagePair], scores: dict[str, dict[str, Any]]) -> str
     scores : dict[str, dict[str, Any]]
         Score name -> value, low, high, chance, n, measured over all test images of the subject.
     """
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     cards = [
         {
             "image": pair.image,
@@ -51,6 +43,6 @@ def render(pairs: Sequence[ImagePair], scores: dict[str, dict[str, Any]]) -> str
         for pair in pairs
     ]
     numbers = sorted({int(score["n"]) for score in scores.values() if score.get("n")})
-    return templates.get_template("quickstart.html.j2").render(
-        cards=cards, tiles=tables.tiles(scores), total=max(numbers, default=0)
+    return render_page(
+        "quickstart", cards=cards, tiles=tables.tiles(scores), total=max(numbers, default=0)
     )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from braingen.data import image_grid as pictures
 from braingen.evaluation.metrics import metric
 from braingen.report import tables
 from braingen.report.inputs import ReportInputs
+from braingen.report.rendering import render_page
 
 SHOWN = 12
 """Test images of every subject on the page: the first ones, not selected."""
@@ -61,13 +59,12 @@ def render_subjects(
             for image in shown
         ]
         grids.append((subject, seen, generated))
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
     simulated = subjects[0].inputs.simulated
-    return templates.get_template("subjects.html.j2").render(
-        rows=rows, subjects=subjects, grids=grids, simulated=simulated, number=tables.number
+    return render_page(
+        "subjects",
+        rows=rows,
+        subjects=subjects,
+        grids=grids,
+        simulated=simulated,
+        number=tables.number,
     )

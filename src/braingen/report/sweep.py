@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from braingen.evaluation.metrics import metric
 from braingen.report import tables
+from braingen.report.rendering import render_page
 
 
 class SweepLine(NamedTuple):
@@ -56,15 +54,9 @@ def render_sweep(
     def rank(line: SweepLine) -> tuple[bool, float]:
         return line.value is None, 0.0 if line.value is None else -sign * line.value
 
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     uri = "data:image/png;base64," + base64.b64encode(plot).decode() if plot else ""
-    return templates.get_template("sweep.html.j2").render(
+    return render_page(
+        "sweep",
         title=title,
         settings=settings,
         objective=objective,
