@@ -35,6 +35,7 @@ from braingen.data.betas import Betas
 from braingen.data.trials import group_repeats, test_trials, train_trials
 from braingen.data.volumes import read_regions
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.encoders.linear_readout import RIDGE_ALONE
 from braingen.encoders.parameters import router_parameters
 from braingen.encoding_model.banded_ridge import fit_banded_ridge
 from braingen.encoding_model.features import FeatureSpaces
@@ -59,8 +60,8 @@ from braingen.runtime.files import write_text
 from braingen.runtime.paths import EMBEDDING_DECODER, run_folder
 from braingen.runtime.text_files import parse_json, read_json, read_text
 from braingen.targets.tables import Targets
-from braingen.training import encoder_setup
 from braingen.training.encoder import fit, parts_of, train
+from braingen.training.encoder_setup import build_embedding_decoder, setup
 
 CELLS = "cells.jsonl"
 PUBLISHED_PRIOR = {"prior.depth": "6", "prior.dim_head": "52"}
@@ -72,6 +73,8 @@ PUBLISHED_LOSSES = {
 }
 ALONE = {"training.with_ridge": "false"}
 """Without ridge regression inside, as everything that was published."""
+BEST = {"training.linear": "best"}
+"""Ridge regression or the encoding model's inversion inside, by held-out images."""
 DENSE = {"encoder.model": "BrainEncoder", "loss_image.deep_supervision_weight": "0"}
 MINDEYE2 = {
     **PUBLISHED_PRIOR,
@@ -115,7 +118,7 @@ class Way(NamedTuple):
 
     title: str
     kind: str = "encoder"
-    """ridge, banded, encoding, or encoder."""
+    """ridge, banded, encoding, read_out (of an encoder that is not trained), or encoder."""
     overrides: Mapping[str, str] = {}
     start: str = ""
     """New persons: what of an encoder that others trained is trained; empty: from random weights.
@@ -134,6 +137,9 @@ WAYS: dict[str, Way] = {
     "encoding_people": Way(
         "encoding model with other people's tuning", "encoding_people", tasks=("new",)
     ),
+    "read_out": Way(
+        "what stands inside with training.linear=best, alone", "read_out", BEST, tasks=("within",)
+    ),
     "dense": Way(
         "dense, as many parameters as the default",
         overrides=DENSE,
@@ -151,6 +157,9 @@ WAYS: dict[str, Way] = {
     "default": Way("present default", start="routers"),
     "default_alone": Way(
         "the same without ridge regression inside", overrides=ALONE, start="routers"
+    ),
+    "default_best": Way(
+        "present default, training.linear=best", overrides=BEST, start="routers", tasks=("within",)
     ),
     "regions": Way(
         "experts that are regions",
@@ -261,6 +270,7 @@ class Peers:
             "banded": self._banded,
             "encoding": self._encoding,
             "encoding_people": self._encoding,
+            "read_out": self._read_out,
             "encoder": self._encoder,
         }[way.kind]
         found = compute(cell)
@@ -330,6 +340,16 @@ class Peers:
             self._others[people] = found
         return self._others[people]
 
+    def _read_out(self, cell: Cell) -> Outcome:
+        config = self.config(cell, self.folder / "linear")
+        decoder = setup(config, "image").embedding_decoder
+        assert decoder.linear is not None
+        decoder.linear.choose(RIDGE_ALONE)
+        decoded = decode_test_images(config, "image", decoder)
+        count = sum(each.weight_RV.numel() for each in decoder.linear.linears.values())
+        scores = score_embeddings(config, "image", decoder, decoded)
+        return Outcome(scores, {"trained": count, "parameters": count})
+
     def _encoder(self, cell: Cell) -> Outcome:
         way = self.ways[cell.way]
         changes = {}
@@ -386,7 +406,7 @@ def _count(config: Config) -> int:
     voxels = {subject: Betas.of(layout, subject).voxels for subject in config.data.subjects}
     width = Targets(config).image(np.array([0])).shape[1:]
     with torch.device("meta"):
-        built = encoder_setup.build_embedding_decoder(config, voxels, width)
+        built = build_embedding_decoder(config, voxels, width)
     return sum(parameter.numel() for parameter in built.parameters())
 
 

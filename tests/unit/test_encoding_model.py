@@ -124,7 +124,10 @@ def test_gaussian_part_is_the_textbook_inversion():
     precision = weights @ np.linalg.inv(covariance)
     inner = np.linalg.inv(np.linalg.inv(spread) + 2 * precision @ weights.T)
     expected = mean + (responses - mean @ weights - 1) @ (2 * inner @ precision).T
-    found = Inverse(library, noise).gaussian(responses, precision=2)
+    inverse = Inverse(library, noise)
+    np.testing.assert_allclose(inverse.gaussian(responses, 2), expected, rtol=1e-4, atol=1e-4)
+    weight_VD, mean_V, mean_D = inverse.linear_map(2)
+    found = (responses - mean_V) @ weight_VD + mean_D
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity
@@ -17,12 +18,13 @@ from braingen.config import load_config
 from braingen.data.betas import Betas
 from braingen.data.trials import Repeats
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
-from braingen.encoders.linear_readout import OutputWeights
+from braingen.encoders.linear_readout import LinearReadout, OutputWeights
 from braingen.encoders.ridge import fit_ridge
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.run_folder import Run
-from braingen.training import diffusion_data, encoder_setup
+from braingen.training import diffusion_data, encoder_setup, linear_fit
 from braingen.training import encoder as stage
+from braingen.types import Trials
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +174,69 @@ def test_fine_tuning_decodes_held_out_images_as_unseen_ones(monkeypatch):
     )
     with pytest.raises(Stop):
         diffusion_data.decoded_table(config, "image", Decoder(), betas, 1, repeats, 9)
+
+
+class Features:
+    """Stands in for the frozen image network: the targets themselves, or what has nothing to do
+    with pictures.
+    """
+
+    useful = True
+
+    def __init__(self, _: object, targets: TableTargets) -> None:
+        self.targets = targets
+
+    def of_ids(self, image_N: np.ndarray) -> dict[str, np.ndarray]:
+        if self.useful:
+            return {"embedding": self.targets.image(image_N).flatten(1).numpy()}
+        draws = np.random.default_rng(len(image_N))
+        return {"embedding": draws.normal(size=(len(image_N), 3)).astype(np.float32)}
+
+
+@pytest.mark.parametrize("useful", [True, False])
+def test_the_better_one_of_ridge_and_inversion_is_used(monkeypatch, useful):
+    """The inversion weighs voxels of very different noise, where its features say something."""
+    draws = np.random.default_rng(0)
+    voxels, images, repeats = 150, 120, 2
+    truth_NR = draws.normal(size=(images, 5)).astype(np.float32)
+    image_T = np.repeat(np.arange(images), repeats)
+    noise_TV = draws.normal(size=(len(image_T), voxels))
+    noise_TV *= 10 * np.exp(1.2 * draws.normal(size=voxels))
+    signal_TV = truth_NR[image_T] @ draws.normal(size=(5, voxels))
+    response_TV = (signal_TV + noise_TV).astype(np.float32)
+    betas = SimpleNamespace(voxels=voxels, rows=lambda rows: response_TV[rows])
+    table = pd.DataFrame({"trial": np.arange(len(image_T)), "image": image_T})
+    left = image_T >= 80
+    kept, held = (Trials(table[each], 1) for each in (~left, left))
+    linear = LinearReadout({1: voxels}, 5, 1, 5)
+    linear.set_basis(torch.from_numpy(truth_NR)[:, None])
+    rows = np.arange(images)
+    decoder = SimpleNamespace(linear=linear, device="cpu")
+    linear_fit.fit_ridges(decoder, (kept, betas), held, torch.from_numpy(truth_NR), rows)
+    before = linear.linears["1"].weight_RV.clone(), linear.judged["1"].weight_RV.clone()
+    monkeypatch.setattr(linear_fit, "FeatureSpaces", Features)
+    monkeypatch.setattr(Features, "useful", useful)
+    targets = SimpleNamespace(image=lambda ids: torch.from_numpy(truth_NR[ids]))
+    config = load_config(None, {"run.device": "cpu", "training.linear": "best"})
+    linear_fit.take_better(
+        decoder, (kept, betas), held, torch.from_numpy(truth_NR), rows, config, targets
+    )
+    after = linear.linears["1"].weight_RV, linear.judged["1"].weight_RV
+    taken = [not torch.equal(a, b) for a, b in zip(after, before)]
+    assert taken == [useful, useful]
+    assert not torch.equal(*after)  # one knows the held-out images, the other does not
+
+
+def test_training_asks_for_the_better_one_where_it_is_to(monkeypatch, root, tmp_path):
+    asked: list[tuple[int, set[int]]] = []
+    monkeypatch.setattr(
+        encoder_setup,
+        "take_better",
+        lambda _, kept, held, *__: asked.append((kept[0].subject, set(held.table["image"]))),
+    )
+    encoder_setup.setup(tiny_config(root, tmp_path), "image")
+    assert not asked
+    config = tiny_config(root, tmp_path, training__linear="best")
+    encoder_setup.setup(config, "image")
+    ((_, held),) = encoder_setup.splits_of(config)
+    assert asked == [(1, set(held.table["image"]))]

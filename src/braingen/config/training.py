@@ -154,6 +154,11 @@ class TrainingConfig(Section):
     """Ridge regression stands beside encoder and prior, and held-out images choose how much of each
     is used: with few trials ridge regression alone (published: no).
     """
+    linear: Annotated[Literal["ridge", "best"], Needs("training.with_ridge", True)] = "ridge"
+    """What stands beside encoder and prior: ridge regression; or the better one, by held-out
+    images, of ridge regression and the encoding model's inversion, which knows the noise's
+    covariance (encoding.* are its settings).
+    """
     trained: Literal["all", "routers", "subject"] = "all"
     """What is trained: all, the subject layers and the routers (published: --train_router_only), or
     the subject layers alone.

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.functional import cosine_similarity
 
 from braingen.encoders.base import Encoder
-from braingen.encoders.ridge import Ridge
+from braingen.encoders.ridge import LinearMap, Ridge
 from braingen.encoders.subject_layer import Subjects, voxel_counts
 from braingen.runtime.errors import UserError
 from braingen.types import ExpertEmbeddings
@@ -169,8 +169,8 @@ class LinearReadout(nn.Module):
         return torch.einsum("ntd,rtd->nr", targets_NTD, self.basis_RTD)
 
     @torch.no_grad()
-    def take(self, subject: int, ridge: Ridge, without_held_out: bool = False) -> None:
-        """Take over a fitted ridge regression from voxels to components."""
+    def take(self, subject: int, ridge: Ridge | LinearMap, without_held_out: bool = False) -> None:
+        """Take over a fitted ridge regression, or another map, from voxels to components."""
         maps = self.judged if without_held_out else self.linears
         linear = cast(FixedLinear, maps[str(subject)])
         linear.weight_RV.copy_(torch.from_numpy(ridge.coefficients_VD).T)

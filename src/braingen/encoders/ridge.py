@@ -33,6 +33,15 @@ _ROWS = 1024
 """Trials, or voxels, read at a time."""
 
 
+class LinearMap(NamedTuple):
+    """A linear map from voxels to targets, around means."""
+
+    coefficients_VD: np.ndarray
+    """float32."""
+    voxel_mean_V: np.ndarray
+    target_mean_D: np.ndarray
+
+
 class Ridge(NamedTuple):
     """A fitted ridge regression."""
 

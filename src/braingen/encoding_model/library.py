@@ -18,6 +18,7 @@ import numpy as np
 from scipy.linalg import eigh
 from scipy.special import softmax
 
+from braingen.encoders.ridge import LinearMap
 from braingen.encoding_model.noise import NoiseModel
 from braingen.runtime.errors import UserError
 
@@ -94,8 +95,16 @@ class Inverse:
     def gaussian(self, responses_NV: np.ndarray, precision: float) -> np.ndarray:
         """Mean embedding given the responses, all Gaussian: N x D."""
         turned_NL = self._match(responses_NV) @ self.vector_LL
+        return self.mean_D + turned_NL @ self._weighted(precision)
+
+    def linear_map(self, precision: float) -> LinearMap:
+        """`gaussian` as the linear map that it is."""
+        found_VD = self.whitened_LV.T @ (self.vector_LL @ self._weighted(precision))
+        return LinearMap(found_VD.astype(np.float32), self.mean_V, self.mean_D)
+
+    def _weighted(self, precision: float) -> np.ndarray:
         weight_L = precision / (precision * np.maximum(self.value_L, 0) + len(self.value_L))
-        return self.mean_D + (turned_NL * weight_L) @ self.rotated_LD
+        return weight_L[:, None] * self.rotated_LD
 
     def posterior(self, responses_NV: np.ndarray, temper: float) -> np.ndarray:
         """Mean embedding of the library under its tempered posterior: N x D."""

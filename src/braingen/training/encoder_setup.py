@@ -30,7 +30,6 @@ from braingen.encoders.parameters import (
     train_only,
     trainable_parameters,
 )
-from braingen.encoders.ridge import fit_ridge
 from braingen.generation.compatibility import refuse_incompatible
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
@@ -38,6 +37,7 @@ from braingen.runtime.paths import EMBEDDING_DECODER
 from braingen.runtime.run_folder import Run
 from braingen.runtime.weights import read_tensors
 from braingen.targets.tables import Targets
+from braingen.training.linear_fit import fit_ridges, take_better
 from braingen.training.synthetic import SyntheticTrials
 from braingen.training.voxel_tuning import voxel_tuning
 from braingen.types import Trials
@@ -46,8 +46,6 @@ logger = logging.getLogger(__name__)
 
 SPACE = "voxel_space.safetensors"
 """File of a run's shared space of voxels' tuning."""
-FEWEST_FOR_RIDGE = 3
-"""Images from which a penalty can be chosen by leaving one out."""
 PARCEL_TRIALS = 1500
 """Trials from which parcels of voxels start: 94 MB at 15 724 voxels."""
 MAY_DIFFER = {"subjects", "dropout", "voxel_dropout"}
@@ -188,6 +186,10 @@ def setup(
         components_IR = embedding_decoder.linear.components(targets_ND)
         for part, (held, _) in zip(measured, held_out):
             fit_ridges(embedding_decoder, part, held, components_IR, row_of_image)
+            if config.training.linear == "best":
+                take_better(
+                    embedding_decoder, part, held, components_IR, row_of_image, config, targets
+                )
     return EncoderParts(
         embedding_decoder=embedding_decoder,
         batches=TrainBatches(subjects, config.training.batch_size, config.run.seed, rank, world),
@@ -203,46 +205,6 @@ def earlier_space(config: Config, modality: str) -> np.ndarray:
     """The shared space of voxels' tuning of the run that is started from."""
     path = earlier_folder(config, modality) / SPACE
     return read_tensors(path, "train it again")["space_KP"].numpy()
-
-
-def fit_ridges(
-    embedding_decoder: EmbeddingDecoder,
-    kept: tuple[Trials, Betas],
-    held: Trials,
-    components_IR: Tensor,
-    row_of_image: np.ndarray,
-) -> None:
-    """Fit one subject's ridge regression to its measured trials, without and with those of
-    held-out images.
-
-    Parameters
-    ----------
-    components_IR : Tensor
-        What is predicted (:meth:`LinearReadout.components`), per image of the table of targets.
-    row_of_image : np.ndarray
-        Row of every image in it.
-    """
-    linear, (trials, betas) = embedding_decoder.linear, kept
-    assert linear is not None
-    device = str(embedding_decoder.device)
-    for without in (True, False):
-        tables = [trials.table] if without else [trials.table, held.table]
-        rows, image = (
-            np.concatenate([table[name].to_numpy() for table in tables])
-            for name in ("trial", "image")
-        )
-        if len(np.unique(image)) < FEWEST_FOR_RIDGE:
-            logger.warning(
-                "Subject %d: ridge regression needs %d training images and there are %d; it"
-                " predicts the mean here.",
-                trials.subject,
-                FEWEST_FOR_RIDGE,
-                len(np.unique(image)),
-            )
-            continue
-        aim_NR = components_IR[torch.from_numpy(row_of_image[image])].numpy()
-        ridge = fit_ridge(betas.rows(rows), aim_NR, image, device=device)
-        linear.take(trials.subject, ridge, without)
 
 
 def some_responses(trials: Trials, betas: Betas) -> Tensor:
