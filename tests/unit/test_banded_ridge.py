@@ -106,7 +106,7 @@ def test_pieces_of_voxels_make_no_difference(widths, monkeypatch):
     np.testing.assert_allclose(single.predict(features), whole.predict(features), atol=2e-2)
 
 
-def test_few_judged_images_are_left_out_exactly_too():
+def test_few_left_out_images_give_exact_residuals_too():
     features, responses, times = planted(40, (8, 6))
     every = fit_banded_ridge(features, responses, times, SCALES, (0.1,))
     some = fit_banded_ridge(features, responses, times, SCALES, (0.1,), left_out=7)
