@@ -132,14 +132,14 @@ def test_a_demo_killed_again_and_again_ends_like_an_uninterrupted_one(words, tmp
     assert run(["demo", *words]) == 0
     calm, chance, killed = start_anew(tmp_path), random.Random(0), 0
     for _ in range(MOST_STARTS):
-        code = run(["demo", *words], kill_at=chance.randint(1, 100))
+        code = run(["demo", *words], kill_at=chance.randint(1, 200))
         if code == 0:
             break
         assert (
             code == -signal.SIGKILL
         )  # every start before went on from where it was, none ended in an error
         killed += 1
-    assert code == 0 and killed >= 5
+    assert code == 0 and killed >= 3
     assert_same_results(tmp_path / "now" / "run", calm / "run")
     scores = json.loads((tmp_path / "now" / "run" / "scores.json").read_text())
     assert scores["retrieval_brain_to_image"]["n"] == 6
