@@ -140,8 +140,10 @@ class Images(NamedTuple):
 
 
 def further_pictures(root: str, count: int, spaces: FeatureSpaces, known: Pictures) -> Pictures:
-    """A library with so many rendered scenes more, kept in a folder beside the data."""
-    folder = Path(f"{root.rstrip('/')}_library")
+    """A library with so many rendered scenes more, the same for all data folders of a place, kept
+    beside them.
+    """
+    folder = Path(root).resolve().parent / "library"
     folder.mkdir(exist_ok=True)
     for image in track(range(count), description="pictures"):
         path = folder / f"{image:06d}.png"
