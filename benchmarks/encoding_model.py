@@ -139,31 +139,32 @@ class Images(NamedTuple):
         }
 
 
-def further_pictures(root: str, count: int, spaces: FeatureSpaces, known: Pictures) -> Pictures:
-    """A library with so many rendered scenes more, the same for all data folders of a place, kept
-    beside them.
-    """
-    folder = Path(root).resolve().parent / "library"
+def further_pictures(folder: Path, root: str, count: int) -> Pictures:
+    """So many rendered scenes, kept in a folder, with the features that the data of a root have."""
     folder.mkdir(exist_ok=True)
     for image in track(range(count), description="pictures"):
         path = folder / f"{image:06d}.png"
         if not path.exists():
             pixels = picture_of(LIBRARY_SEED, image).transpose(1, 2, 0)
             Image.fromarray(np.round(pixels.astype(np.float32) * 255).astype(np.uint8)).save(path)
-    more = folder_pictures(folder, spaces, count, 0)
+    return folder_pictures(folder, FeatureSpaces(config_of(root, 1, 1)), count, 0)
+
+
+def joined(known: Pictures, more: Pictures) -> Pictures:
+    """One library of two."""
+    features = {
+        band: np.concatenate([rows, more.features[band]]) for band, rows in known.features.items()
+    }
     return Pictures(
         (*known.names, *more.names),
-        {
-            band: np.concatenate([rows, more.features[band]])
-            for band, rows in known.features.items()
-        },
+        features,
         np.concatenate([known.embedding_LD, more.embedding_LD]),
         f"{known.where} and {more.where}",
     )
 
 
 def person(
-    root: str, subject: int, curve: str | None, count: int, share: float
+    root: str, subject: int, curve: str | None, more: Pictures | None, share: float
 ) -> dict[str, dict[str, np.ndarray]]:
     """Decode one session of a new person in every way."""
     config, layout = config_of(root, subject, 1), Layout.of(root)
@@ -191,8 +192,8 @@ def person(
     found = {"ridge": images.scores(ridge.predict(measured))}
     groups = people_groups(others, pictures.features)
     libraries = {"": pictures}
-    if count:
-        libraries[f", {count} pictures more"] = further_pictures(root, count, spaces, pictures)
+    if more is not None:
+        libraries[f", {len(more.names)} pictures more"] = joined(pictures, more)
     for library, each in libraries.items():
         for name, prior in (("encoding model", None), (BEST, groups)):
             model = fit_subject(config, subject, responses, spaces, each, prior)
@@ -270,9 +271,13 @@ def main() -> None:
         for root, curve in zip(chosen.roots, curves)
         for subject in chosen.subjects
     ]
-    parts = [person(*each, chosen.pictures, chosen.share) for each in asked]
+    more = None
+    if chosen.pictures:
+        beside = Path(chosen.roots[0]).resolve().parent / "library"
+        more = further_pictures(beside, chosen.roots[0], chosen.pictures)
+    parts = [person(*each, more, chosen.share) for each in asked]
     common = [way for way in parts[0] if all(way in part for part in parts)]
-    joined = {
+    together = {
         way: {name: np.concatenate([part[way][name] for part in parts]) for name in SCORES}
         for way in common
     }
@@ -281,7 +286,7 @@ def main() -> None:
         for way, scores in part.items():
             means = "  ".join(f"{name} {scores[name].mean():.3f}" for name in SCORES)
             print(f"  {way:40s} {means}")
-    write_json(chosen.json, compare(joined))
+    write_json(chosen.json, compare(together))
 
 
 if __name__ == "__main__":
