@@ -241,6 +241,15 @@ def _write_scores(run: Path, drawn: list, ids: list[int], rng: np.random.Generat
         },
     ]
     (run / "comparisons.json").write_text(json.dumps(comparisons))
+    certainty = {
+        "levels": [{"level": 0.9, "value": 0.925, "low": 0.862, "high": 0.965}],
+        "rank": {"value": 0.334, "low": 0.16, "high": 0.49},
+        "images": [
+            {"image": image, "expected": place / 10, "least": place / 20, "true": 0.5}
+            for place, image in enumerate(ids, 1)
+        ],
+    }
+    (run / "certainty.json").write_text(json.dumps(certainty))
     with open(run / "scores_per_image.csv", "w", newline="") as handle:
         table = csv.writer(handle)
         named = [

@@ -13,6 +13,7 @@ from unit.test_decoder import FEW, decoder_of, pixels, voxels
 
 from braingen.data.model_facts import model_facts, order_digest
 from braingen.data.volumes import VoxelPlaces, save_places
+from braingen.encoders.confidence import Confidence, read_features
 from braingen.generation.captions import CaptionLibrary
 from braingen.generation.output import spread_of_presentations, spread_of_samples
 from braingen.generation.pipeline import BrainDecoder
@@ -231,3 +232,23 @@ def test_facts_stay_where_nothing_new_is_found():
     again = model_facts("decoder", "x", {1: 30}, known=first)
     assert (again.data, again.seed, again.backbone) == ("NSD", 4, "tiny")
     assert again.of_subject(1).voxels == 30 and FEW
+
+
+def test_a_calibrated_decoder_tells_how_close_its_embeddings_are(decoder):
+    image = decoder.brain_image
+    assert decoder.decode(voxels(2), subject=1, **ONE).uncertainty is None
+    image.confidence = Confidence()
+    try:
+        draws = torch.Generator().manual_seed(0)
+        features = torch.randn(40, 3, generator=draws)
+        image.confidence.fit(1, features, torch.rand(40, generator=draws) + 0.1)
+        out = decoder.decode(voxels(3), subject=1, **ONE)
+        each = image(torch.from_numpy(voxels(3)), 1).backbone_BTD[:, None].detach()
+        read = read_features(each, torch.ones(3, 1, dtype=torch.bool), image.predicted)
+        expected = image.confidence(read.features_BF, torch.ones(3))
+        torch.testing.assert_close(out.uncertainty.cosine.least_B, expected.least_B)
+        torch.testing.assert_close(out.uncertainty.cosine.expected_B, expected.expected_B)
+        assert out.uncertainty.embedding_B is None
+        assert f"expected cosine {expected.expected_B[0].item():.2f}" in out._repr_html_()
+    finally:
+        image.confidence = None

@@ -185,6 +185,7 @@ def test_absent_inputs_leave_their_section_out(copy: Config) -> None:
         "scores_per_image.csv",
         "scores_by_part.csv",
         "comparisons.json",
+        "certainty.json",
         "comparison",
         "timings.json",
         "study.json",
@@ -199,6 +200,13 @@ def test_absent_inputs_leave_their_section_out(copy: Config) -> None:
     page = render(inputs_of(copy)._replace(reliability=None))
     assert re.findall(r'<section id="(\w+)"', page) == ["gallery", "game"]
     assert "random voxels" not in Elements(page).text and "oracle" in Elements(page).text
+
+
+def test_how_sure_the_decoder_is_has_a_section(page: str) -> None:
+    text = Elements(page).text
+    assert "0.334 (0.160 to 0.490" in text and "92.5%" in text and "86.2% to 96.5%" in text
+    table = text[text.index("Least certain") :]
+    assert 0 < table.index("0.100") < table.index("0.200")  # the lowest expectation first
 
 
 def test_random_voxels_are_told_with_their_own_intervals(copy: Config) -> None:
@@ -221,6 +229,7 @@ def test_one_image_without_captions_makes_a_page(copy: Config) -> None:
         "gallery",
         "scores",
         "reliability",
+        "certainty",
         "parts",
         "compared",
         "refinement",

@@ -29,6 +29,7 @@ from braingen.data.betas import Betas
 from braingen.data.trials import test_trials, train_trials
 from braingen.encoders.ridge import fit_ridge
 from braingen.evaluation import (
+    calibration,
     decoding,
     evaluate_images,
     part_scores,
@@ -681,9 +682,10 @@ def test_intervals_parts_and_provenance_are_of_the_settings(monkeypatch, evaluat
     for name, order in (("pixcorr", sorted(IDS)), ("clip_cos", sorted(IDS)), ("rouge_l", IDS)):
         _, low, high = uncertainty.mean_interval(values.loc[order, name].to_numpy(), 50, 3)
         assert (scores[name]["low"], scores[name]["high"]) == pytest.approx((low, high), abs=1e-4)
-    monkeypatch.setattr(
-        part_scores, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
-    )
+    for module in (part_scores, calibration):
+        monkeypatch.setattr(
+            module, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
+        )
     parts = part_scores.scores_of_parts(config, TableTargets(), IDS)
     written = pd.read_csv(config.run.folder / "scores_by_part.csv")
     pd.testing.assert_frame_equal(written, parts.astype(written.dtypes), rtol=1e-4, atol=1e-5)
@@ -694,6 +696,7 @@ def test_intervals_parts_and_provenance_are_of_the_settings(monkeypatch, evaluat
     assert (
         told["missing"]["lpips"] == "how to get it" and "clip_text" not in told["missing"]
     )  # the text encoder is there
+    assert not (config.run.folder / "certainty.json").exists()  # this encoder is not calibrated
     asked: list[dict[str, Any]] = []
     spy(monkeypatch, part_scores, "scores_by_part", lambda *_, **named: asked.append(named))
     part_scores.scores_of_parts(config, TableTargets(), IDS)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from braingen.encoders.base import encoder_class as class_of
+from braingen.encoders.confidence import Confidence
 from braingen.encoders.linear_readout import LinearReadout, expert_shares
 from braingen.encoders.prior.diffusion_prior import DiffusionPrior
 from braingen.encoders.stored_model import ModelKind, StoredModel
@@ -79,6 +80,8 @@ class EmbeddingDecoder(StoredModel, ModelMixin):
         retrieved by the output of the encoder.
     linear_config : dict[str, Any] | None, optional
         Rank of ridge regression beside encoder and prior (:class:`LinearReadout`); None for none.
+    calibrated : bool, optional
+        Whether it tells how close its embeddings are (:class:`Confidence`).
     """
 
     mean_TD: Tensor
@@ -95,6 +98,7 @@ class EmbeddingDecoder(StoredModel, ModelMixin):
         guidance_scale: float = 1.5,
         head_trained: bool = True,
         linear_config: dict[str, Any] | None = None,
+        calibrated: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = class_of(encoder_class)(**encoder_config)
@@ -103,6 +107,7 @@ class EmbeddingDecoder(StoredModel, ModelMixin):
         }
         self.linear = None if linear_config is None else LinearReadout(**shared, **linear_config)
         self.prior = DiffusionPrior(**prior_config) if prior_config is not None else None
+        self.confidence = Confidence() if calibrated else None
         self.register_buffer(
             "mean_TD", torch.zeros(encoder_config["clip_seq_dim"], encoder_config["clip_emb_dim"])
         )

@@ -14,6 +14,7 @@ from braingen.config import Config
 from braingen.data.sealed_runs import at_test_set
 from braingen.encoding_model.run import has_encoding
 from braingen.evaluation.averaged import Scored, averaged, intervals
+from braingen.evaluation.calibration import CERTAINTY, calibration_of
 from braingen.evaluation.decoding import FEWEST_CANDIDATES
 from braingen.evaluation.evaluate_images import evaluate_images
 from braingen.evaluation.human_ratings import read_study, scores_in
@@ -250,6 +251,10 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
         folder / BY_PART,
         csv_text(scores_of_parts(config, targets, ids), index=False, float_format="%.6g"),
     )
+    if (certainty := calibration_of(config, targets)) is not None:
+        write_json(folder / CERTAINTY, certainty)
+    else:
+        (folder / CERTAINTY).unlink(missing_ok=True)
     print_scores(scores, missing)
     return path
 

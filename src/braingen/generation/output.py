@@ -17,6 +17,7 @@ from PIL import Image
 import torch
 from torch import Tensor
 
+from braingen.encoders.confidence import Closeness
 from braingen.types import ExpertStack
 
 SHOWN = 24
@@ -63,6 +64,11 @@ class DecodingUncertainty(NamedTuple):
     """Standard deviation of the pixels (0 to 1) over samples from different noise, mean over
     colours; None with one sample.
     """
+    cosine: Closeness | None = None
+    """How close the decoded image embedding is to the true one, by what was found on held-out
+    training images: cosines around the training mean, which half of the images and nine of ten
+    exceed. None for a decoder that was not calibrated, NaN with more presentations than it knows.
+    """
 
 
 @dataclass
@@ -85,7 +91,7 @@ class BrainDecoderOutput(BaseOutput):
         The training caption nearest to every decoded text embedding; None without a text encoder
         or without captions in the decoder.
     uncertainty : DecodingUncertainty or None
-        None where nothing is repeated, neither presentations nor samples.
+        None where nothing is repeated, neither presentations nor samples, and nothing calibrated.
     samples : list of list of PIL.Image.Image or None
         All samples of every image, the one in `images` first; None with one sample.
     """
@@ -117,6 +123,14 @@ class BrainDecoderOutput(BaseOutput):
         error = None if self.uncertainty is None else self.uncertainty.embedding_B
         if error is not None and not torch.isnan(error[row]):
             lines.append(Markup("standard error {}").format(f"{float(error[row]):.2f}"))
+        close = None if self.uncertainty is None else self.uncertainty.cosine
+        if close is not None and not torch.isnan(close.least_B[row]):
+            expected, least = float(close.expected_B[row]), float(close.least_B[row])
+            lines.append(
+                Markup("expected cosine {} (at least {} for 9 of 10 images)").format(
+                    f"{expected:.2f}", f"{least:.2f}"
+                )
+            )
         picture = Markup()
         if self.images:
             alt = f"Decoded from brain activity: {name}"

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from braingen.config.shipped import backbone_folder
+from braingen.encoders.confidence import Closeness, read_features
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.latent_encoder import LatentEncoder
 from braingen.generation.conditioned_unet import (
@@ -635,7 +636,7 @@ class BrainDecoder(StoredPipeline):
                     ).cpu()
                 )
             mixed.append(recorder.tensors())
-        errors_B = self._presentation_error(voxels_BRV, subject, given.present_BR, batch_size)
+        errors_B, cosine = self._certainty(voxels_BRV, subject, given.present_BR, batch_size)
         self.maybe_free_model_hooks()  # with enable_model_cpu_offload
         routing = {name: torch.cat([part[name] for part in mixed]) for name in mixed[0]}
         columns = zip(Decoded._fields, zip(*parts))
@@ -652,8 +653,8 @@ class BrainDecoder(StoredPipeline):
             ids,
             None if library is None or text_BTD is None else library.nearest(text_BTD.cpu()),
             None
-            if errors_B is None and pixels_BHW is None
-            else DecodingUncertainty(errors_B, pixels_BHW),
+            if errors_B is None and pixels_BHW is None and cosine is None
+            else DecodingUncertainty(errors_B, pixels_BHW, cosine),
             [list(each) for each in zip(*images)] if len(images) > 1 else None,
         )
 
@@ -672,19 +673,29 @@ class BrainDecoder(StoredPipeline):
             )
         return negative_condition(self.form, backbone_folder(str(backbone)), prompt)
 
-    def _presentation_error(
+    def _certainty(
         self, voxels_BRV: Tensor, subject: int, present_BR: Tensor, batch_size: int
-    ) -> Tensor | None:
-        """Standard error of the image embedding over presentations, B; None with one each."""
-        if int(present_BR.sum(1).max()) < 2:
-            return None
-        found = []
+    ) -> tuple[Tensor | None, Closeness | None]:
+        """Standard error of the image embedding over presentations, B (None with one each), and
+        how close it is (None without calibration).
+        """
+        repeated = int(present_BR.sum(1).max()) > 1
+        confidence = self.brain_image.confidence
+        if not repeated and confidence is None:
+            return None, None
+        errors, close = [], []
         for start in range(0, len(voxels_BRV), batch_size):
             voxels, present = (x[start : start + batch_size] for x in (voxels_BRV, present_BR))
             each = self.brain_image(voxels.flatten(0, 1), subject).backbone_BTD
-            error_B = spread_of_presentations(each.unflatten(0, voxels.shape[:2]), present)
-            found.append(torch.full((len(voxels),), torch.nan) if error_B is None else error_B)
-        return torch.cat(found)
+            each_BRTD = each.unflatten(0, voxels.shape[:2])
+            error_B = spread_of_presentations(each_BRTD, present)
+            errors.append(torch.full((len(voxels),), torch.nan) if error_B is None else error_B)
+            if confidence is not None:
+                present = present.to(each.device)
+                read = read_features(each_BRTD, present, self.brain_image.predicted)
+                close.append(confidence(read.features_BF, present.sum(1)))
+        whole = Closeness(*(torch.cat(x).cpu() for x in zip(*close))) if close else None
+        return torch.cat(errors) if repeated else None, whole
 
     def voxel_count(self, subject: int) -> int:
         """How many voxels a subject has.

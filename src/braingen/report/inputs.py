@@ -7,6 +7,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from braingen.data.captions import Captions, load_captions
@@ -82,6 +83,8 @@ class ReportInputs(NamedTuple):
     """Stage -> seconds."""
     reliability: KnownReliability | None = None
     """Of the subject's responses; None for a data folder that `prepare` did not write."""
+    certainty: Mapping[str, Any] = MappingProxyType({})
+    """Expected cosines and whether they hold; empty for an encoder that was not calibrated."""
 
 
 def read_inputs(
@@ -171,6 +174,7 @@ def read_inputs(
             if finite(seconds)
         },
         reliability=load_reliability(layout, subject),
+        certainty=_mapping(run / "certainty.json", "`braingen evaluate`"),
     )
 
 

@@ -17,6 +17,7 @@ from braingen.data import image_grid as pictures
 from braingen.evaluation.metric_type import ALIKE, PEOPLE, WHICH
 from braingen.evaluation.metrics import METRICS, in_report, metric
 from braingen.report import (
+    certainty,
     compared,
     figures,
     inside,
@@ -290,6 +291,7 @@ SECTIONS: tuple[PageSection, ...] = (
     PageSection("game", "Identification task", _game),
     PageSection("scores", "Scores", _scores),
     PageSection("reliability", "Reliability of the responses", reliability.context),
+    PageSection("certainty", "How sure the decoder is", certainty.context),
     PageSection("parts", "Levels and experts", parts.context),
     PageSection("compared", "Comparison with other runs", compared.context),
     PageSection("refinement", "Before and after refinement", refinement.context),

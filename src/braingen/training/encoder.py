@@ -40,6 +40,7 @@ from braingen.runtime.fingerprints import fingerprint_of_files
 from braingen.runtime.paths import EMBEDDING_DECODER, run_folder
 from braingen.runtime.run_folder import Run
 from braingen.runtime.seeds import hash_seed
+from braingen.training.calibration import calibrate
 from braingen.training.checkpoints import SHARDED, Stateful
 from braingen.training.encoder_setup import (
     SPACE,
@@ -490,7 +491,9 @@ class EncoderTask(TrainingTask):
         return better if self.chosen is None else epochs == self.chosen
 
     def save_best(self) -> None:
-        """Of :func:`save_best`."""
+        """Of :func:`save_best`, calibrated."""
+        if not self.sharded:
+            calibrate(self.data.embedding_decoder, self.data)
         save_best(self.run, self.model, self.accelerator, self.workers)
 
     def labels(self, epochs: int) -> dict[str, int]:

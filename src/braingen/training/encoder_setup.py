@@ -265,6 +265,7 @@ def build_embedding_decoder(
         guidance_scale=config.prior.guidance_scale,
         head_trained=head_trained,
         linear_config=({"rank": min(RANK, tokens * width)} if config.training.with_ridge else None),
+        calibrated=True,
     )
 
 
