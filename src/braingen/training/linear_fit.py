@@ -113,7 +113,7 @@ def take_better(
             features,
             known,
             candidate_scales(len(features), config.encoding.band_draws, config.run.seed),
-            config.encoding.judged_images,
+            config.encoding.left_out_images,
             config.run.seed,
             device_of(config),
         )
