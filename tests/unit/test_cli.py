@@ -47,6 +47,7 @@ COMMANDS = all_commands()
         (["--random_fmri"], {"generation.source": "random"}),
         (["--oracle"], {"generation.source": "oracle"}),
         (["--steps", "2", "--steps", "3"], {"generation.steps": "3"}),
+        (["--num_images", "2"], {"generation.num_images": "2"}),
         ([], {}),
     ],
 )

@@ -29,6 +29,7 @@ ALIASES = {
     "num_inference_steps": "generation.steps",
     "num_steps": "generation.steps",
     "steps": "generation.steps",
+    "num_images": "generation.num_images",
     "size": "generation.size",
     "scheduler": "generation.scheduler",
     "use_image": "generation.use_image",
