@@ -9,6 +9,7 @@ from braingen.report.inputs import ReportInputs
 from braingen.report.tables import number
 
 SHOWN = 3
+HEADS = {"expected": "Expected cosine", "least": "Exceeded by 90 %", "true": "True cosine"}
 
 
 def context(inputs: ReportInputs) -> dict[str, Any] | None:
@@ -28,17 +29,13 @@ def context(inputs: ReportInputs) -> dict[str, Any] | None:
             }
             for each in found["levels"]
         ],
+        "heads": list(HEADS.values()),
         "rank": {name: number(value) for name, value in found["rank"].items()},
         "ends": [
-            (title, [_line(each) for each in some])
+            (title, [(int(each["image"]), [number(each[name]) for name in HEADS]) for each in some])
             for title, some in (
                 ("Most certain", by_expected[:SHOWN]),
                 ("Least certain", by_expected[::-1][:SHOWN]),
             )
         ],
     }
-
-
-def _line(image: dict[str, float]) -> tuple[int, str, str, str]:
-    expected, least, truth = (number(image[name]) for name in ("expected", "least", "true"))
-    return int(image["image"]), expected, least, truth
