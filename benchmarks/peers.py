@@ -173,9 +173,7 @@ WAYS: dict[str, Way] = {
     "default_all": Way("present default, everything", start="all", tasks=("new",)),
     "default_scratch": Way("present default, from scratch", tasks=("new",)),
 }
-"""A Brain-IT-like configuration is missing: its groups of voxels, shared by people, are no encoder
-of this package yet.
-"""
+"""A Brain-IT-like configuration is missing."""
 
 
 class Cell(NamedTuple):

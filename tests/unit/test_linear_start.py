@@ -193,8 +193,8 @@ class Features:
         return {"embedding": draws.normal(size=(len(image_N), 3)).astype(np.float32)}
 
 
-@pytest.mark.parametrize("useful", [True, False])
-def test_the_better_one_of_ridge_and_inversion_is_used(monkeypatch, useful):
+@pytest.mark.parametrize(("useful", "held_images"), [(True, 40), (False, 40), (True, 29)])
+def test_the_better_one_of_ridge_and_inversion_is_used(monkeypatch, useful, held_images):
     """The inversion weighs voxels of very different noise, where its features say something."""
     draws = np.random.default_rng(0)
     voxels, images, repeats = 150, 120, 2
@@ -206,7 +206,7 @@ def test_the_better_one_of_ridge_and_inversion_is_used(monkeypatch, useful):
     response_TV = (signal_TV + noise_TV).astype(np.float32)
     betas = SimpleNamespace(voxels=voxels, rows=lambda rows: response_TV[rows])
     table = pd.DataFrame({"trial": np.arange(len(image_T)), "image": image_T})
-    left = image_T >= 80
+    left = image_T >= images - held_images
     kept, held = (Trials(table[each], 1) for each in (~left, left))
     linear = LinearReadout({1: voxels}, 5, 1, 5)
     linear.set_basis(torch.from_numpy(truth_NR)[:, None])
@@ -223,7 +223,8 @@ def test_the_better_one_of_ridge_and_inversion_is_used(monkeypatch, useful):
     )
     after = linear.linears["1"].weight_RV, linear.judged["1"].weight_RV
     taken = [not torch.equal(a, b) for a, b in zip(after, before)]
-    assert taken == [useful, useful]
+    used = useful and held_images >= linear_fit.FEWEST_TO_CHOOSE
+    assert taken == [used, used]
     assert not torch.equal(*after)  # one knows the held-out images, the other does not
 
 

@@ -25,7 +25,7 @@ from braingen.encoders.linear_readout import STANDARD_ERRORS
 from braingen.encoders.ridge import fit_ridge
 from braingen.encoding_model.banded_ridge import candidate_scales
 from braingen.encoding_model.features import FeatureSpaces
-from braingen.encoding_model.library import FEWEST, PRECISIONS, Inverse, Library
+from braingen.encoding_model.library import PRECISIONS, Inverse, Library
 from braingen.encoding_model.model import EncodingModel
 from braingen.encoding_model.responses import AveragedResponses, average_responses
 from braingen.runtime.device import device_of
@@ -36,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 FEWEST_FOR_RIDGE = 3
 """Images from which a penalty can be chosen by leaving one out."""
+FEWEST_TO_CHOOSE = 30
+"""Held-out images from which the inversion is considered: with 29 it was taken where it was worse
+(docs/experiments/peers.md).
+"""
 
 
 def fit_ridges(
@@ -90,6 +94,8 @@ def take_better(
     """Put the inversion in the place of one subject's ridge regression if the cosine of held-out
     images is higher by more than `STANDARD_ERRORS` of the paired difference.
 
+    With fewer than `FEWEST_TO_CHOOSE` of them, ridge regression stays.
+
     Parameters
     ----------
     embedding_decoder : EmbeddingDecoder
@@ -120,10 +126,9 @@ def take_better(
         library = Library(truth(known.image_N).numpy(), model.predict(features))
         return Inverse(library, model.noise)
 
-    known = average_responses(trials, betas)
-    if len(known.image_N) < FEWEST or len(held.table) < 2:
+    if held.table["image"].nunique() < FEWEST_TO_CHOOSE:
         return
-    judged = average_responses(held, betas)
+    known, judged = average_responses(trials, betas), average_responses(held, betas)
     responses_NV = torch.from_numpy(judged.mean_NV)
     truth_NR = truth(judged.image_N)
     with linear.without_held_out():
