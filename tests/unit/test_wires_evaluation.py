@@ -598,9 +598,10 @@ def with_stand_ins(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         scored_source, "observers", lambda *_: ([Patches()], [], {"lpips": "how to get it"})
     )
-    patch.setattr(
-        part_scores, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
-    )
+    for module in (part_scores, calibration):
+        patch.setattr(
+            module, "load_embedding_decoder", lambda config, name: tiny_embedding_decoder(name)
+        )
 
 
 @pytest.mark.slow

@@ -930,6 +930,7 @@ def test_everything_that_is_trained_moves_routers_too_and_subjects_that_are_not_
     left = trained(monkeypatch, adapted)
     kept = load_file(next((tmp_path / "image" / EMBEDDING_DECODER).glob("*.safetensors")))
     moved = {name for name, value in left.states[-1].items() if not torch.equal(value, kept[name])}
+    moved = {name for name in moved if not name.startswith("confidence.")}  # of the new person
     assert moved and all("subject_layer" in name for name in moved)
 
 
@@ -945,6 +946,8 @@ def test_the_embedding_decoder_of_the_best_validation_is_kept(
 ):
     seen = trained(monkeypatch, tiny_config(root, tmp_path), cosines=cosines)
     kept = EmbeddingDecoder.from_pretrained(seen.folder / EMBEDDING_DECODER).state_dict()
+    # states were taken before the calibration that follows the best
+    kept = {name: value for name, value in kept.items() if not name.startswith("confidence.")}
     assert [
         all(torch.equal(state[name], kept[name]) for name in kept) for state in seen.states
     ] == [n == best for n in range(3)]
