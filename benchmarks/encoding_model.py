@@ -150,19 +150,6 @@ def further_pictures(folder: Path, root: str, count: int) -> Pictures:
     return folder_pictures(folder, FeatureSpaces(config_of(root, 1, 1)), count, 0)
 
 
-def joined(known: Pictures, more: Pictures) -> Pictures:
-    """One library of two."""
-    features = {
-        band: np.concatenate([rows, more.features[band]]) for band, rows in known.features.items()
-    }
-    return Pictures(
-        (*known.names, *more.names),
-        features,
-        np.concatenate([known.embedding_LD, more.embedding_LD]),
-        f"{known.where} and {more.where}",
-    )
-
-
 def person(
     root: str, subject: int, curve: str | None, more: Pictures | None, share: float
 ) -> dict[str, dict[str, np.ndarray]]:
@@ -193,7 +180,7 @@ def person(
     groups = people_groups(others, pictures.features)
     libraries = {"": pictures}
     if more is not None:
-        libraries[f", {len(more.names)} pictures more"] = joined(pictures, more)
+        libraries[f", {len(more.names)} pictures more"] = pictures.joined(more)
     for library, each in libraries.items():
         for name, prior in (("encoding model", None), (BEST, groups)):
             model = fit_subject(config, subject, responses, spaces, each, prior)

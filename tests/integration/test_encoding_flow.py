@@ -24,6 +24,7 @@ from braingen.data.stimuli import Stimuli
 from braingen.data.volumes import load_places
 from braingen.encoding_model.features import FeatureSpaces
 from braingen.encoding_model.model import EncodingModel
+from braingen.encoding_model.pictures import library_pictures
 from braingen.runtime.data_layout import Layout
 from braingen.targets.tables import Targets
 from braingen.training.encoder_setup import setup
@@ -123,6 +124,15 @@ def test_a_library_of_ones_own_is_read_and_refused_with_a_test_image(trained, tm
         np.testing.assert_allclose(again[band], rows, atol=0.05 * rows.std())
     words = [*trained.words[:4], "--subj", "1", *QUICK, "--library", str(library)]
     assert main(["train", "encoding", *words, "--folder", str(tmp_path / "own")]) == 0
+    shown, both = (
+        library_pictures(load_config(*parse_overrides(given)), spaces)
+        for given in (words[: words.index("--library")], words)
+    )
+    own = sorted(f"{image}.png" for image in ids)
+    assert both.names == (*shown.names, *own)  # beside those that were shown
+    np.testing.assert_array_equal(both.embedding_LD[: len(shown.names)], shown.embedding_LD)
+    assert all(len(rows) == len(both.names) for rows in both.features.values())
+    assert both.without(np.array(shown.names)).names == both.names[len(shown.names) :]
     save(3)
     assert main(["train", "encoding", *words, "--folder", str(tmp_path / "refused")]) == 2
     assert "holds a test image (3.png)" in capsys.readouterr().err

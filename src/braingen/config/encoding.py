@@ -34,8 +34,8 @@ class EncodingConfig(Section):
     by which a person's voxels are fitted; for people with few trials.
     """
     library: str = ""
-    """Folder of images among which responses are decoded; empty for the training images of all
-    subjects of the data folder. Test images are refused.
+    """Folder of images among which responses are decoded beside the training images of all subjects
+    of the data folder. Test images are refused.
     """
     library_size: Annotated[int, Field(ge=10)] = 4000
-    """Most images of the library; a random share of more."""
+    """Most training images, and most of the folder; a random share of more."""

@@ -53,13 +53,37 @@ class Pictures(NamedTuple):
             self.where,
         )
 
+    def joined(self, other: Pictures) -> Pictures:
+        """These images, and others behind them."""
+        features = {
+            band: np.concatenate([rows, other.features[band]])
+            for band, rows in self.features.items()
+        }
+        embedding_LD = np.concatenate([self.embedding_LD, other.embedding_LD])
+        where = f"{self.where} and {other.where}"
+        return Pictures((*self.names, *other.names), features, embedding_LD, where)
+
     def library(self, model: EncodingModel) -> Library:
         """What a model predicts to them."""
         return Library(self.embedding_LD, model.predict(self.features))
 
 
 def library_pictures(config: Config, spaces: FeatureSpaces) -> Pictures:
-    """The images of ``encoding.library``, or the training images of all subjects.
+    """The training images of all subjects, and those of ``encoding.library``.
+
+    Raises
+    ------
+    UserError
+        When a test image is among them, or the folder has none.
+    """
+    found = pictures_of(config, spaces)
+    if not config.encoding.library:
+        return found
+    return found.joined(pictures_of(config, spaces, config.encoding.library))
+
+
+def pictures_of(config: Config, spaces: FeatureSpaces, folder: str = "") -> Pictures:
+    """The images of a folder, or the training images of all subjects.
 
     Raises
     ------
@@ -72,12 +96,9 @@ def library_pictures(config: Config, spaces: FeatureSpaces) -> Pictures:
             [test_trials(layout, s).table["image"].to_numpy() for s in config.data.subjects]
         )
     )
-    if config.encoding.library:
+    if folder:
         found = folder_pictures(
-            Path(config.encoding.library).expanduser(),
-            spaces,
-            config.encoding.library_size,
-            config.run.seed,
+            Path(folder).expanduser(), spaces, config.encoding.library_size, config.run.seed
         )
     else:
         found = _training_pictures(config, spaces, test_N)

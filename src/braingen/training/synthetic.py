@@ -18,7 +18,7 @@ from braingen.data.betas import Betas
 from braingen.encoding_model.banded_ridge import candidate_scales
 from braingen.encoding_model.features import FeatureSpaces
 from braingen.encoding_model.model import EncodingModel
-from braingen.encoding_model.pictures import library_pictures
+from braingen.encoding_model.pictures import pictures_of
 from braingen.encoding_model.responses import average_responses
 from braingen.encoding_model.train import other_people, prior_of
 from braingen.runtime.device import device_of
@@ -91,10 +91,7 @@ class SyntheticTrials:
                 f"data.synthetic_images = {folder} has no captions, which a text encoder is"
                 " trained on: leave it out for braingen train text."
             )
-        chosen = config.encoding.model_copy(update={"library": folder})
-        self.pictures = library_pictures(
-            config.model_copy(update={"encoding": chosen}), self.spaces
-        )
+        self.pictures = pictures_of(config, self.spaces, folder)
         ids = self.pictures.image_N
         # ids of images of a folder follow those of the data folder
         further = len(targets.stimuli) + np.arange(len(self.pictures.names))
