@@ -113,6 +113,7 @@ def test_every_trained_parameter_gets_a_gradient_and_no_idle_one_does(name: str)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.slow
 def test_saved_and_loaded_is_the_same(name: str, tmp_path: Path) -> None:
     model, voxels_BV = BrainEncoder(**VARIANTS[name]).eval(), torch.randn(2, 20)
     model.save_pretrained(tmp_path)
@@ -135,6 +136,7 @@ def test_published_names_lead_there_and_back(name: str) -> None:
 @pytest.mark.parametrize("blocks", [1, 2, 3, 5])
 @pytest.mark.parametrize("fusion", ["none", "early", "mid", "late"])
 @torch.no_grad()
+@pytest.mark.slow
 def test_published_fusion_with_any_number_of_blocks(fusion: str, blocks: int) -> None:
     """Against the plainly written text trunks; the settings are read off the weights alone."""
     widths = {"L": 6, "G": 10}

@@ -59,6 +59,7 @@ def test_the_same_voxels_in_any_form_give_the_same_images(decoder, expected, kin
     assert decoder.__call__.__func__ is decoder.decode.__func__
 
 
+@pytest.mark.slow
 def test_one_response_is_one_image(decoder, expected):
     out = decoder.decode(voxels(2)[0], subject=1, **ONE)
     np.testing.assert_array_equal(pixels(out.images), expected[:1])

@@ -247,6 +247,7 @@ def test_tensors_and_arrays_are_both_taken(decoder):
     )
 
 
+@pytest.mark.slow
 def test_image_and_text_can_each_be_left_out():
     decoder = decoder_of()
     generator = torch.Generator().manual_seed(6)
@@ -297,6 +298,7 @@ def test_the_size_may_be_another_than_the_unets():
     )
 
 
+@pytest.mark.slow
 def test_assembling_reads_the_form_off_the_text_encoder():
     texts = CLIPTextEncoderDual.from_pretrained(TINY, dtype=torch.float32)
     decoder = BrainDecoder.assemble(

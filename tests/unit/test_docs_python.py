@@ -42,6 +42,7 @@ def test_what_is_written_about_decoding_runs(file, monkeypatch):
     assert len(known["decoded"].images) == 2
 
 
+@pytest.mark.slow
 def test_what_is_written_about_the_hub_takes_these_arguments(monkeypatch):
     for cls in (BrainDecoder, EmbeddingDecoder, EncodingModel):
         load = cls.from_pretrained

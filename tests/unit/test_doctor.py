@@ -39,6 +39,7 @@ def words(tmp_path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_sound_data_are_ready(words, capsys, tmp_path):
     before = sorted(path for path in (tmp_path / "NSD").rglob("*") if ".braingen" not in path.parts)
     started = time.monotonic()
@@ -77,6 +78,7 @@ def test_sound_data_are_ready(words, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_people_get_a_list(words, capsys):
     assert main(["doctor", *words]) == 0
     out = capsys.readouterr().out

@@ -60,6 +60,7 @@ def test_doctor_asks_for_it(fake):
     assert found.level == "ok" and found.subject == 1
 
 
+@pytest.mark.slow
 def test_files_of_another_time_alone_are_settled_by_preparing_again(fake):
     def changed() -> list[str]:
         items = examine(config_of(fake.root))

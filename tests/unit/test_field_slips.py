@@ -130,6 +130,7 @@ def test_a_parquet_table_is_read(tmp_path):
         read_table(tmp_path / "trials.parquet")
 
 
+@pytest.mark.slow
 def test_headers_count_whatever_their_case(fake):
     def shout(table: pd.DataFrame) -> pd.DataFrame:
         backwards = table.iloc[::-1]  # the order is that of the onsets

@@ -505,6 +505,7 @@ def painted(plan: Plan, noise: float) -> dict[str, np.ndarray]:
     return made
 
 
+@pytest.mark.slow
 def test_a_simulated_rater_sees_what_is_there(tmp_path: Path) -> None:
     plan = fake_plan(
         range(60), count=50, methods=("brain",), tasks=("identification", "similarity")

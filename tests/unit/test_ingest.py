@@ -124,6 +124,7 @@ def test_forms_of_responses_hold_the_same(fake, form):
 
 
 @pytest.mark.parametrize("form", ["gifti", "mgh", "npy", "cifti"])
+@pytest.mark.slow
 def test_responses_on_surfaces_return_to_their_vertices(fake, form, tmp_path):
     rng = np.random.default_rng(0)
     for mask in fake.root.rglob("*_mask.nii.gz"):
@@ -230,6 +231,7 @@ def write_glmsingle(fake: FakeScans, order: np.ndarray | None = None) -> None:
     )
 
 
+@pytest.mark.slow
 def test_glmsingles_folder_is_cut_by_the_events(fake):
     write_glmsingle(fake)
     same(prepared(fake), fake)
@@ -248,12 +250,14 @@ def test_glmsingles_own_order_has_to_agree_with_the_events(fake, capsys):
 # --- pairing --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_events_that_are_not_in_the_order_of_onsets_are_brought_into_it(fake, capsys):
     events(fake, lambda table: table[::-1])
     same(prepared(fake), fake)
     assert "sorted by onset" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_runs_in_one_table_whose_onsets_begin_anew_keep_their_order(fake, capsys):
     runs = sorted(fake.root.rglob("sub-01_ses-1*_events.tsv"))
     pd.concat([pd.read_csv(path, sep="\t") for path in runs]).to_csv(
@@ -265,6 +269,7 @@ def test_runs_in_one_table_whose_onsets_begin_anew_keep_their_order(fake, capsys
     assert "onsets begin anew 1 times, taken as 2 runs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_labels_that_are_the_same_number_are_the_same_run(fake):
     for path in list(fake.root.rglob("*_run-*_events.tsv")):
         path.rename(path.with_name(re.sub(r"_run-(\d)", r"_run-0\1", path.name)))
@@ -278,6 +283,7 @@ def test_labels_that_are_the_same_number_are_the_same_run(fake):
     same(prepared(fake), fake)
 
 
+@pytest.mark.slow
 def test_tables_above_hold_for_what_is_below(fake):
     paths = sorted(fake.root.rglob("sub-01_ses-1*_events.tsv"))
     for number, path in enumerate(paths, start=1):
@@ -365,12 +371,14 @@ def another_task(fake: FakeScans) -> None:
             nifti(np.asarray(nibabel.load(path).dataobj)[..., :6] * 9, copy)
 
 
+@pytest.mark.slow
 def test_tasks_are_not_mixed(fake, capsys):
     another_task(fake)
     assert "tasks imagine, look; choose one with --task" in refused(fake, capsys)
     same(prepared(fake, "--task", "look"), fake)
 
 
+@pytest.mark.slow
 def test_maps_of_three_axes_are_no_responses(fake, capsys):
     for path in list(fake.root.rglob("*_betas.nii.gz")):
         nifti(
@@ -408,6 +416,7 @@ def test_other_peoples_maps_and_data_folders_among_the_scans_are_left_alone(fake
         same(Layout.of(root), fake)
 
 
+@pytest.mark.slow
 def test_links_are_followed_and_dangling_ones_refused(fake, tmp_path, capsys):
     (tmp_path / "elsewhere").mkdir()
     for name in ("sub-01", "stimuli"):
@@ -597,6 +606,7 @@ def test_responses_without_events_are_named(fake, capsys):
 
 
 @pytest.mark.parametrize("times", [("2024-01-05", "2024-01-02"), None])
+@pytest.mark.slow
 def test_sessions_are_in_the_order_of_acquisition(fake, times, capsys):
     if times:
         for session, time in enumerate(times, start=1):
@@ -732,12 +742,14 @@ def test_exchanged_pictures_and_captions_are_written_again_under_their_ids(fake,
     assert "nothing was done" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_session_that_is_gone_is_refused(fake, capsys):
     prepared(fake)
     shutil.rmtree(fake.root / "sub-01" / "ses-1")
     assert "Session 1 of sub-01 was prepared before" in refused(fake, capsys)
 
 
+@pytest.mark.slow
 def test_subjects_are_named_by_label(tmp_path, capsys):
     fake = write_fake_scans(tmp_path / "scans", subjects=("AB", "XY"), form="npy")
     layout = prepared(fake, "--subj", "XY")
@@ -757,6 +769,7 @@ def test_only_the_subjects_that_are_asked_for_are_looked_at(tmp_path):
 # --- voxels ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_voxels_without_a_signal_are_dropped_in_all_sessions(fake, capsys):
     for session, (broken, value) in enumerate(((3, np.nan), (5, 0.0)), start=1):
         response = fake.responses["01"][session - 1].copy()
@@ -813,6 +826,7 @@ def test_soft_masks_and_labels_in_masks_are_told(fake, capsys):
     assert "is that a label volume?" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_label_volumes_with_a_table_are_regions(fake, capsys):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, fake.mask.shape).astype(np.int16)
@@ -845,6 +859,7 @@ def test_boolean_arrays_are_masks_and_regions_of_columns(fake):
 @pytest.mark.parametrize(
     ("rule", "expected"), [("auto", "subject"), ("session", "session"), ("none", "none")]
 )
+@pytest.mark.slow
 def test_what_is_z_scored_over_is_told(fake, rule, expected, capsys):
     layout = prepared(fake, f"prepare.zscore={rule}")
     statistics = load_statistics(layout, 1)
@@ -971,6 +986,7 @@ def test_captions_by_stem_as_a_list_or_as_coco_has_them(fake, form):
     assert written == {str(image): by_name[name] for image, name in enumerate(sorted(NAMES))}
 
 
+@pytest.mark.slow
 def test_a_list_of_test_pictures_that_contradicts_the_column_is_told(fake, capsys):
     (fake.root / "tests.txt").write_text(f"{NAMES[0]}\n{NAMES[7]}\n")
     layout = prepared(fake, "--test_images", str(fake.root / "tests.txt"))
@@ -983,6 +999,7 @@ def test_a_list_of_test_pictures_that_contradicts_the_column_is_told(fake, capsy
     )
 
 
+@pytest.mark.slow
 def test_one_table_of_trials_instead_of_events(tmp_path):
     fake = write_fake_scans(tmp_path / "scans", subjects=("01",))
     rows = [

@@ -110,6 +110,7 @@ def test_merging_twice_is_merging_once_and_comes_out_again():
     torch.testing.assert_close(called(unet), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_plain_unet_can_be_taken_out_from_under_it():
     unet = fake_backbone().unet
     expected = dict(without_ip_adapter(unet).state_dict())
@@ -120,6 +121,7 @@ def test_the_plain_unet_can_be_taken_out_from_under_it():
         assert torch.equal(value, expected[key])
 
 
+@pytest.mark.slow
 def test_another_unets_is_refused(tmp_path):
     with pytest.raises(UserError, match="There is no LoRA in"):
         load_lora(fake_backbone().unet, tmp_path)

@@ -131,6 +131,7 @@ def test_a_stock_pipeline_and_this_one_read_the_imported_file_alike(own, tuned, 
 
 
 @pytest.mark.parametrize("where", ["header", "beside"])
+@pytest.mark.slow
 def test_alpha_is_found_where_it_is_stated(own, tmp_path, where):
     weights = renamed(own, FORMS["peft" if where == "beside" else "diffusers, newer"])
     settings = {"r": RANK, "lora_alpha": 2 * RANK, "alpha_pattern": {"attn1.to_q": RANK}}

@@ -238,6 +238,7 @@ def test_a_decoder_with_a_low_level_path_starts_from_it_and_is_saved_whole(tmp_p
     assert BrainDecoder.from_pretrained(tmp_path).brain_low_level is None
 
 
+@pytest.mark.slow
 def test_the_coarse_image_is_blended_in_by_its_weight():
     decoder = with_low_level()
     read = decoder.decode_embeddings(torch.from_numpy(voxels(2, repeats=1)), 1, [1, 2])

@@ -297,6 +297,7 @@ def test_raw_releases(sound_raw, tmp_path, capsys, name):
     )
 
 
+@pytest.mark.slow
 def test_a_sound_raw_release_is_prepared_and_then_held_to_its_settings(sound_raw, tmp_path, capsys):
     words = ["prepare", "--scans", str(sound_raw), "--data_path", str(tmp_path / "NSD")]
     assert main(words) == 0

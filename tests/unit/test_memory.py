@@ -105,6 +105,7 @@ def test_encoders_of_other_widths_are_refused_before_anything_is_computed(
         stage.setup(config)
 
 
+@pytest.mark.slow
 def test_the_form_by_the_files_is_that_of_the_loaded_models(monkeypatch, root, tmp_path):
     config = tiny_tuning(monkeypatch, root, tmp_path / "run")
     mine, theirs = form_of_files(config, text_encoder()), stage.setup(config).model.form

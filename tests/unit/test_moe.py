@@ -142,6 +142,7 @@ def test_default_equals_a_loop_over_experts() -> None:
 
 
 @pytest.mark.parametrize("layout", ["published", "default, projector heads", "default"])
+@pytest.mark.slow
 def test_the_loop_of_the_benchmark_computes_the_same(layout: str) -> None:
     benchmark = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "batched_experts.py"))
     assert layout in benchmark["LAYOUTS"]

@@ -110,6 +110,7 @@ def test_fine_tuning_needs_what_is_loaded(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.slow
 def test_a_pass_on_the_meta_device_is_counted_as_a_real_one(rows):
     unet = plain_unet().eval().requires_grad_(False)
     with torch.no_grad(), counted(unet) as live:
@@ -139,6 +140,7 @@ def test_what_a_pass_works_with_grows_with_rows_and_halves_in_half_precision():
     assert vae_working_bytes(decoder, 1, 32, decoding=False) > 0
 
 
+@pytest.mark.slow
 def test_a_refiner_of_five_numbers_is_counted():
     refiner = plain_unet(seed=3, text_width=POOLED_WIDTH, told=5, pooled_width=4)
     assert unet_working_bytes(settings_of(refiner), 1, 8, torch.float32) > 0
@@ -167,6 +169,7 @@ def test_counting_leaves_attention_as_it_was():
 # --- how many images at once -----------------------------------------------------
 
 
+@pytest.mark.slow
 def test_auto_takes_what_fits_and_a_number_is_a_number():
     unet, vae = fake_backbone().unet, small_vae()
     assert batch_of("auto") == USUAL and batch_of(3) == 3
@@ -244,6 +247,7 @@ def test_running_out_of_memory_is_recognised(error, expected):
         (["evaluate"], "braingen doctor"),
     ],
 )
+@pytest.mark.slow
 def test_a_command_that_runs_out_of_memory_ends_in_one_sentence(
     monkeypatch, capsys, tmp_path, backbone, command, named
 ):

@@ -28,6 +28,7 @@ def fake(tmp_path: Path) -> FakeScans:
 
 
 @pytest.mark.parametrize("written", ["stimuli/{}", "{}", "upper", "stem"])
+@pytest.mark.slow
 def test_a_list_of_test_pictures_may_write_them_differently(fake, written):
     events(fake, lambda table: table.drop(columns="split"))
     names = [
@@ -41,6 +42,7 @@ def test_a_list_of_test_pictures_may_write_them_differently(fake, written):
     assert {name for name, known in pictures.items() if known.side == "test"} == set(NAMES[:3])
 
 
+@pytest.mark.slow
 def test_listed_pictures_that_nobody_was_shown_are_told(fake, capsys):
     events(fake, lambda table: table.drop(columns="split"))
     Image.fromarray(np.full((9, 9, 3), 3, np.uint8)).save(fake.root / "stimuli" / "never.png")
@@ -61,6 +63,7 @@ def test_volumes_of_no_real_numbers_are_refused(fake, capsys, name, kind):
     assert "real numbers were expected" in refused(fake, capsys)
 
 
+@pytest.mark.slow
 def test_a_header_with_two_places_is_told(fake, capsys):
     for path in fake.root.rglob("*_betas.nii.gz"):
         image = nibabel.load(path)
@@ -75,6 +78,7 @@ def test_a_header_with_two_places_is_told(fake, capsys):
 
 
 @pytest.mark.parametrize("form", ["v5", "v7.3"])
+@pytest.mark.slow
 def test_the_line_that_converts_a_matlab_file_names_its_variable(fake, capsys, form):
     for path in fake.root.rglob("*_betas.nii.gz"):
         there = path.with_name("TYPED_FITHRF_GLMDENOISE_RR.mat")
@@ -116,6 +120,7 @@ def test_a_dark_picture_of_an_array_stays_dark(tmp_path, kind):
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "LAB"])
+@pytest.mark.slow
 def test_pictures_of_other_colours_are_told(fake, capsys, mode):
     picture = Image.open(fake.root / "stimuli" / NAMES[0])
     other = picture.convert("CMYK") if mode == "CMYK" else Image.merge("LAB", picture.split())
@@ -144,6 +149,7 @@ def beside(fake: FakeScans, form: str, order: np.ndarray, **arrays: list[np.ndar
 @pytest.mark.parametrize("form", ["npz", "hdf5"])
 @pytest.mark.parametrize("name", ["stim_file", "image_ids"])
 @pytest.mark.parametrize("sound", [True, False])
+@pytest.mark.slow
 def test_an_order_of_trials_beside_the_responses_counts(fake, capsys, form, name, sound):
     shown = [np.array(order) for order in fake.shown["01"]]
     if name == "image_ids":  # every picture once a session: only both sessions contradict
@@ -161,6 +167,7 @@ def test_an_order_of_trials_beside_the_responses_counts(fake, capsys, form, name
         assert re.search(rf"\(`{name}` of the file\) contradict the pictures of the events", found)
 
 
+@pytest.mark.slow
 def test_conditions_none_of_which_repeats_are_not_said_to_agree(fake, capsys):
     codes = [np.arange(12), np.arange(12)]
     beside(fake, "npz", np.random.default_rng(0).permutation(12), condition=codes)
@@ -170,6 +177,7 @@ def test_conditions_none_of_which_repeats_are_not_said_to_agree(fake, capsys):
     assert "agrees with the events" not in said
 
 
+@pytest.mark.slow
 def test_arrays_masked_each_by_its_own_mask_are_refused(fake, capsys):
     whole = fake.root / "sub-01" / "sub-01_mask.nii.gz"
     for session, path in enumerate(sorted(fake.root.rglob("*_betas.nii.gz")), start=1):
@@ -213,6 +221,7 @@ def test_a_person_whose_folder_is_named_otherwise_is_not_taken_for_another(fake,
 
 
 @pytest.mark.parametrize("name", ["sub01", "subject1"])
+@pytest.mark.slow
 def test_the_same_person_under_another_name_is_known(fake, name):
     for path in sorted(fake.root.rglob("*_betas.nii.gz")):
         there = fake.root / "glm" / name / path.name.replace("sub-01_", "")
@@ -222,6 +231,7 @@ def test_the_same_person_under_another_name_is_known(fake, name):
     same(fake)
 
 
+@pytest.mark.slow
 def test_runs_whose_times_are_not_in_the_order_of_their_labels_are_told(fake, capsys):
     runs = {1: "10:00:00", 2: "09:00:00"}
     lines = [

@@ -91,6 +91,7 @@ def test_pictures_and_captions_are_those_the_events_name(tmp_path):
         assert captions[str(image)] == [f"this is {name}", "a picture"]
 
 
+@pytest.mark.slow
 def test_tables_call_them_own_scans(tmp_path):
     layout = run(write_fake_scans(tmp_path / "scans").root, tmp_path / "NSD")
     assert Stimuli(layout).data_name == "own scans"
@@ -124,6 +125,7 @@ def test_test_pictures_may_be_listed_or_drawn(tmp_path):
     assert [len(found) for found in drawn] == [3, 6] and drawn[0] < drawn[1]
 
 
+@pytest.mark.slow
 def test_arrays_need_no_mask(tmp_path):
     fake = write_fake_scans(tmp_path / "scans", form="npy")
     for mask in fake.root.rglob("*_mask.nii.gz"):
@@ -138,6 +140,7 @@ def test_arrays_need_no_mask(tmp_path):
     np.testing.assert_allclose(back, fake.responses["01"][0][:5], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_labels_that_are_no_numbers_are_numbered_in_their_order(tmp_path):
     fake = write_fake_scans(tmp_path / "scans", subjects=("anna", "berta"), form="npy")
     layout = run(fake.root, tmp_path / "NSD", "--subj", "2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from unit.tiny_training import TableTargets, tiny_config
 
@@ -14,6 +15,7 @@ from braingen.training import encoder_setup
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.mark.slow
 def test_frozen_routers_stay_at_their_start_and_all_else_learns(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import peers

@@ -39,6 +39,7 @@ def test_pixcorr_is_numpys() -> None:
     np.testing.assert_allclose(pixel.pixel_correlation(TRUTH, RECONS), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_ssim_is_scikit_images() -> None:
     grey = [[rgb2gray(x.transpose(1, 2, 0)) for x in at_425(images)] for images in (TRUTH, RECONS)]
     settings = {
@@ -74,6 +75,7 @@ def test_psnr_is_scikit_images() -> None:
     np.testing.assert_allclose(pixel.peak_signal_to_noise(error), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_truth_against_itself_is_perfect() -> None:
     np.testing.assert_allclose(pixel.pixel_correlation(TRUTH, TRUTH), 1, atol=1e-12)
     np.testing.assert_allclose(published.structural_similarity(TRUTH, TRUTH), 1, atol=1e-6)

@@ -103,6 +103,7 @@ def test_a_type_of_each_part_is_taken_as_diffusers_takes_it_but_for_the_vae():
 
 
 @pytest.mark.parametrize("name", ["brain_image", "brain_text", "router_image"])
+@pytest.mark.slow
 def test_another_part_in_half_precision_is_refused_in_a_sentence(folder, name):
     decoder = BrainDecoder.from_pretrained(folder)
     getattr(decoder, name).to(torch.bfloat16)

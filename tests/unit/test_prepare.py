@@ -109,6 +109,7 @@ def test_everything_but_the_betas_comes_back_bit_for_bit(made):
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.slow
 def test_raw_integers_come_back_bit_for_bit_from_the_prepared_betas(made, subject):
     """z-scored float32 and the kept statistics give every raw number back, in its voxel and trial
     of the volume.

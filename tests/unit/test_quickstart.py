@@ -114,6 +114,7 @@ def test_the_command_writes_one_page_of_seen_against_decoded(
     (True, {}, True, False),
     (True, {"DISPLAY": ":0", "CI": "true"}, True, False),
 ], ids=["a person at a desktop", "--no-open", "output is piped", "no desktop", "CI"])  # fmt: skip
+@pytest.mark.slow
 def test_a_browser_is_opened_only_for_a_person_at_a_desktop(
     monkeypatch, tmp_path, decoder, terminal, environment, asked, opens
 ):

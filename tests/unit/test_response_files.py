@@ -123,6 +123,7 @@ def test_grayordinates_below_the_cortex_keep_their_place(fake):
     np.testing.assert_allclose(decoded(layout, path), np.delete(response, 7, axis=1), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_the_folder_is_refused(fake, tmp_path):
     path = as_responses(fake)
     layout = prepared(fake, "--no-captions")

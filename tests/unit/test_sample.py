@@ -286,6 +286,7 @@ def test_the_loop_is_diffusers_loop_with_every_scheduler(fake, name):
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.slow
 def test_a_batch_equals_one_by_one(fake, guidance_scale):
     size, shape = sides(fake)
     condition, empty, noise = (

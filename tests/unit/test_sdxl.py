@@ -96,6 +96,7 @@ def test_an_adapter_comes_out_as_it_went_in():
     equal(ip_adapter_weights(unet), weights)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_heard_and_can_be_taken_off_again():
     plain, unet = plain_unet(), plain_unet()
     add_ip_adapter(unet, random_adapter(unet))
@@ -110,6 +111,7 @@ def test_an_adapter_is_heard_and_can_be_taken_off_again():
     )  # no copy of the weights
 
 
+@pytest.mark.slow
 def test_a_plain_unet_is_what_is_saved_and_loaded(tmp_path):
     unet = fake_backbone().unet
     without_ip_adapter(unet).save_pretrained(tmp_path)
@@ -124,6 +126,7 @@ def test_a_key_of_something_else_is_named():
         add_ip_adapter(plain_unet(), {"lora.up": torch.zeros(1)})
 
 
+@pytest.mark.slow
 def test_a_folder_is_loaded_frozen_with_its_adapter(folder):
     backbone = load_backbone(str(folder))
     for model in (backbone.unet, backbone.vae):
@@ -173,6 +176,7 @@ def test_sizes_are_read_from_the_models(folder):
     )
 
 
+@pytest.mark.slow
 def test_the_shipped_backbones_are_loaded_by_the_same_lines():
     assert backbone_folder("tiny") == str(TINY) and backbone_folder("some/where") == "some/where"
     backbone = load_backbone("tiny")
@@ -259,6 +263,7 @@ def test_an_adapter_for_another_model_is_refused_in_a_sentence():
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_adapters_tensors_are_taken_as_they_are_and_all_of_them_are_asked_for():
     unet = plain_unet()
     weights = random_adapter(unet)

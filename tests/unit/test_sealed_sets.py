@@ -104,6 +104,7 @@ def test_responses_of_nsd_synthetic_are_those_of_the_file_in_the_order_of_its_tr
     )  # subject 1's own pictures follow the shared ones
 
 
+@pytest.mark.slow
 def test_pictures_of_nsd_synthetic_are_shared_ones_and_sixty_four_of_every_subject(made):
     stimuli = Stimuli(made.layout("nsdsynthetic"))
     assert len(stimuli) == 220 + 8 * 64 and stimuli.data_name == "NSD-synthetic"

@@ -44,6 +44,7 @@ def words(tmp_path) -> list[str]:
 
 @pytest.mark.parametrize("backbone", ["tiny", str(TINY)])
 @pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.slow
 def test_refused_on_data_that_are_not_marked_simulated(words, capsys, tmp_path, stage, backbone):
     assert main([*stage.split(), *words, f"backbone.path={backbone}"]) == 2
     sentence = capsys.readouterr().err

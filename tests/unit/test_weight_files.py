@@ -178,6 +178,7 @@ def test_loader_and_doctor_take_and_refuse_the_same_files(sound, tmp_path, part,
             load()
 
 
+@pytest.mark.slow
 def test_a_unet_in_half_precision_is_read_from_its_half_precision_copy(sound, tmp_path):
     """The copies differ here, so that the one that was read shows."""
     folder = shutil.copytree(sound, tmp_path / "backbone")

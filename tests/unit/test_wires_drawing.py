@@ -161,6 +161,7 @@ def test_a_single_trial_random_voxels_and_a_level_are_read_when_asked_for(root, 
     assert levels["image_experts"].shape[1] == levels["text_experts"].shape[1] == sum(COUNTS)
 
 
+@pytest.mark.slow
 def test_responses_on_an_odd_scale_are_told_of_and_random_ones_never_are(
     monkeypatch, caplog, root, tmp_path
 ):
@@ -445,6 +446,7 @@ def test_every_setting_of_the_sampler_reaches_the_drawing(monkeypatch, root, tmp
     assert decoder.drawn[1][1]["level"] is None
 
 
+@pytest.mark.slow
 def test_how_a_picture_was_routed_stands_beside_it(monkeypatch, root, tmp_path):
     """Of the first drawing, at every step, row by row."""
     levels = torch.tensor([[0.9, 0.1], [0.3, 0.7]])

@@ -648,6 +648,7 @@ def test_random_voxels_are_the_mean_of_their_draws_and_no_other(evaluated):
     )
 
 
+@pytest.mark.slow
 def test_values_of_every_image_stand_beside_its_id(evaluated):
     config, scores = evaluated
     found = pd.read_csv(config.run.folder / "scores_per_image.csv", index_col="image")

@@ -151,6 +151,7 @@ def test_every_row_holds_the_latents_reads_and_truths_of_its_own_picture(tiny, m
     assert len(data.held_out.truth["image"]) == len(data.held_out.image_N) == 3
 
 
+@pytest.mark.slow
 def test_errors_are_measured_on_all_held_out_pictures_and_on_no_other(tiny):
     config = tiny(data__subjects="1,2", finetune__validation_images="1")
     data, whole = (
@@ -855,6 +856,7 @@ def test_routers_start_as_the_seed_says(tiny):
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_brings_back_the_lora_the_routers_and_the_order_of_the_prior(tmp_path):
     unet, routers = fake_backbone().unet, {"image": a_router(1), "text": a_router(2)}
     save_finetuned(tmp_path / "bare", unet, {"text": routers["text"]}, "experts")
@@ -1232,6 +1234,7 @@ def test_gradients_are_averaged_over_the_passes_of_an_update_and_clipped(
     assert tuned(monkeypatch, config, found).gradients == pytest.approx([0.25] * 3, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_weights_of_matrices_decay_and_others_do_not(tiny):
     config = tiny(
         finetune__adam_weight_decay="0.5",

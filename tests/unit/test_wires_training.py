@@ -539,6 +539,7 @@ def test_setup_gives_every_image_its_own_target_in_units_of_the_training_images(
     assert {image for trials, _ in parts.held_out for image in trials.table["image"]} == held
 
 
+@pytest.mark.slow
 def test_setup_builds_what_is_asked_for(root, tmp_path):
     config = tiny_config(
         root,
