@@ -93,6 +93,12 @@ def test_presentations_count_as_often_as_they_are():
     plain = fit_group_prior(features, y, prior).predict(features)
     np.testing.assert_allclose(alike, plain, rtol=1e-3, atol=1e-3)
     assert np.abs(weighted[0] - y[0]).sum() < np.abs(plain[0] - y[0]).sum()
+    both = np.array(
+        [50, 50, *[1] * 8]
+    )  # not only the mean goes to them, also what tells them apart
+    apart = fit_group_prior(features, y, prior, both).predict(features)
+    true, found, before = (x[0] - x[1] for x in (y, apart, plain))
+    assert np.abs(found - true).sum() < 0.8 * np.abs(before - true).sum()
 
 
 def people(seed: int, groups: int = 3) -> tuple[list[EncodingModel], np.ndarray, dict]:

@@ -13,7 +13,7 @@ from unit.tiny_training import TableTargets, spy, tiny_config
 
 from braingen.config import Config
 from braingen.encoders.base import VoxelTuning
-from braingen.encoders.moe_regions import BrainMoERegions
+from braingen.encoders.moe_regions import BrainMoERegions, RegionAttention
 from braingen.encoders.region_groups import joined_levels, spherical_groups
 from braingen.runtime.errors import UserError
 from braingen.training import encoder as stage
@@ -143,6 +143,39 @@ def test_groups_do_not_depend_on_voxels_without_signal():
     assert adjusted_mutual_info_score(group_V, found) == pytest.approx(1)
     assert torch.equal(centres, spherical_groups(directions, weight, GROUPS))
     assert [len(set(level.tolist())) for level in joined_levels(centres, (2, GROUPS))] == [2, 4]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_levels_are_found_in_the_tuning_of_voxels_with_signal(seed):
+    draws = torch.Generator().manual_seed(seed)
+    axes = torch.linalg.qr(torch.randn(K, K, generator=draws)).Q
+    order = torch.randperm(GROUPS, generator=draws)
+    pairs = normalize(torch.stack([axes[g // 2] + 0.8 * axes[2 + g] for g in order]), dim=1)
+    tuning, group_V, _ = planted(80, seed, pairs)
+    noise_VK = 1e-6 * torch.randn(400, K, generator=draws)
+    model = encoder({1: 480})
+    model.init_from_tuning(
+        {1: VoxelTuning(torch.cat([tuning.weight_VK, noise_VK]), torch.ones(480))}
+    )
+    coarse, fine = (
+        share.share_EV.argmax(0)[:80] for share in model.voxel_shares(torch.zeros(1, 1), 1)
+    )
+    assert adjusted_mutual_info_score(group_V, fine) > 0.9
+    assert adjusted_mutual_info_score(order[group_V] // 2, coarse) > 0.9
+
+
+def test_a_centre_is_the_mean_by_the_fourth_root_of_signal():
+    directions = normalize(torch.tensor([[1.0, 0.2, 0.0], [0.2, 1.0, 0.1]]), dim=1)
+    (centre,) = spherical_groups(directions, torch.tensor([16.0, 1.0]), 1)
+    torch.testing.assert_close(centre, normalize(2 * directions[0] + directions[1], dim=0))
+
+
+def test_a_level_has_its_bias_once():
+    attention = RegionAttention(8, 2, 3, 5)
+    for parameter in attention.value.parameters():
+        torch.nn.init.zeros_(parameter)
+    out_BETD = attention(torch.randn(2, 4, 8))
+    torch.testing.assert_close(out_BETD.sum(1), attention.out.bias.expand(2, 3, 5))
 
 
 def test_training_does_not_move_voxels_to_other_groups():
