@@ -23,6 +23,7 @@ from braingen.config.overrides import parse_overrides
 from braingen.runtime.errors import UserError
 
 COMMANDS = all_commands()
+HEAVY = {"torch", "diffusers", "transformers", "pandas", "numpy", "h5py"}
 
 
 @pytest.mark.parametrize(
@@ -245,6 +246,29 @@ def test_help_may_be_read_in_part():
     assert process.returncode == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "code"), [(["--help"], 0), (["--version"], 0), (["train", "sound"], 2)]
+)
+def test_python_runs_the_package_as_the_program(words, code, capsys):
+    """``python -m braingen`` prints and ends as ``braingen``, and its help loads no heavy library
+    either.
+    """
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "braingen", *words],
+        capture_output=True,
+        text=True,
+    )
+    loads, errors = [], []
+    for line in done.stderr.splitlines():
+        (loads if line.startswith("import time:") else errors).append(line)
+    loaded = {line.rpartition("|")[2].strip() for line in loads}
+    assert "braingen.cli" in loaded and not HEAVY & loaded
+    assert done.returncode == main(words) == code
+    printed = capsys.readouterr()
+    assert done.stdout == printed.out and errors == printed.err.splitlines()
+
+
 def test_the_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"{__version__}\n"
@@ -289,7 +313,7 @@ def test_help_and_mistakes_take_less_than_a_second_of_work():
         assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
         code_returned, modules = json.loads(done.stdout.splitlines()[-1])
         assert code_returned == expected
-        assert not {"torch", "diffusers", "transformers", "pandas", "numpy", "h5py"} & set(modules)
+        assert not HEAVY & set(modules)
 
 
 @pytest.mark.parametrize(
