@@ -8,24 +8,15 @@ the middle of something, and hits the same middle every time.
 
 from __future__ import annotations
 
-import importlib
-import multiprocessing
 import os
 from pathlib import Path
 import signal
 from typing import Any
 
+from integration.processes import server
+
 NO_RESULTS = {"provenance.json", "timings.json", "config.yaml"}
 """Written anew by every start; a kill there would keep a test from getting anywhere."""
-STAGES = [
-    "braingen.training.encoder",
-    "braingen.training.diffusion",
-    "braingen.generation.reconstruct",
-    "braingen.generation.refine",
-    "braingen.evaluation.evaluate",
-    "braingen.report.write",
-    "braingen.demo.flow",
-]
 
 
 def _work(
@@ -96,15 +87,8 @@ def run(
     int
         Exit code : -9 where it was killed.
     """
-    # forked from a server that has the libraries loaded but has computed nothing, so that a start
-    # takes no seconds
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(STAGES)
-    process = context.Process(target=_work, args=(words, kill_at, save_seconds, by, only))
+    process = server().Process(target=_work, args=(words, kill_at, save_seconds, by, only))
     process.start()
     process.join()
     assert process.exitcode is not None
     return process.exitcode
-
-
-importlib.import_module("braingen")  # prepares torchvision for the libraries above

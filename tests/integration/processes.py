@@ -5,7 +5,6 @@ without its seconds of start-up.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import importlib
 import multiprocessing
 import os
 import socket
@@ -13,12 +12,28 @@ from typing import Any
 
 import torch
 
+from braingen.runtime.parallel import context_of
+
 PRELOADED = [
     "braingen.training.encoder",
+    "braingen.training.diffusion",
     "braingen.generation.reconstruct",
     "braingen.generation.refine",
+    "braingen.evaluation.evaluate",
+    "braingen.report.write",
     "braingen.experiments.adaptation_curve",
+    "braingen.simulation.backbones.build",
+    "braingen.demo.flow",
 ]
+
+
+def server() -> multiprocessing.context.BaseContext:
+    """Processes are forked from a server that has the libraries loaded but has computed nothing, so
+    that a start takes no seconds.
+
+    All tests of a process share the server that is started first.
+    """
+    return context_of(PRELOADED)
 
 
 def shared(
@@ -36,8 +51,7 @@ def shared(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = server()
     threads = torch.get_num_threads()
     started = [
         context.Process(target=_one_of, args=(rank, processes, port, threads, work, arguments))
@@ -69,6 +83,3 @@ def _one_of(
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
     torch.set_num_threads(threads)
     raise SystemExit(work(*arguments))
-
-
-importlib.import_module("braingen")  # prepares torchvision for the libraries above

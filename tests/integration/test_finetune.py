@@ -8,9 +8,9 @@ import json
 import os
 from pathlib import Path
 import subprocess
-import sys
 from typing import NamedTuple
 
+from integration.forked_python import forked_python
 from integration.processes import shared
 from integration.shared_batch import tune_in_one, tune_in_two
 import numpy as np
@@ -406,7 +406,9 @@ def test_the_launch_script_tunes_and_draws(subject, tmp_path):
     ]
     script = Path(__file__).parents[2] / "scripts" / "launch_tune_diffusion.sh"
     typed = [script, "--config", "simulated", *words]
-    subprocess.run(typed, env={**os.environ, "PYTHON": sys.executable}, cwd=tmp_path, check=True)
+    with forked_python(tmp_path / "bin") as binaries:
+        environment = {**os.environ, "PYTHON": str(binaries / "python")}
+        subprocess.run(typed, env=environment, cwd=tmp_path, check=True)
     assert (tmp_path / "finetune" / "finished").is_file()
     assert len(list((tmp_path / "reconstructions" / "brain").glob("*.png"))) == 2
 

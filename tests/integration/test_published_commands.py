@@ -14,8 +14,8 @@ from pathlib import Path
 import re
 import shutil
 import subprocess
-import sys
 
+from integration.forked_python import forked_python
 import pytest
 from unit.told_commands import ROOT
 
@@ -55,14 +55,8 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def run(line: str, place: Path, settings: str) -> subprocess.CompletedProcess[str]:
+def run(line: str, place: Path, binaries: Path, settings: str) -> subprocess.CompletedProcess[str]:
     """Type a line in a shell in which `python` has braingen."""
-    binaries = place / "bin"
-    if not binaries.exists():
-        binaries.mkdir()
-        for name in ("python", "python3"):
-            (binaries / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-            (binaries / name).chmod(0o755)
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -87,10 +81,11 @@ def run(line: str, place: Path, settings: str) -> subprocess.CompletedProcess[st
 
 def test_the_published_lines_end_in_pictures_and_a_score_table(place):
     outputs = []
-    for line in LINES:
-        done = run(line, place, STAND_IN + SIZES)
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-        outputs.append(done.stdout)
+    with forked_python(place / "bin") as binaries:
+        for line in LINES:
+            done = run(line, place, binaries, STAND_IN + SIZES)
+            assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+            outputs.append(done.stdout)
     assert [output.split()[-1] for output in outputs[:4]] == [
         f"{RUN}/image",
         f"{RUN}/text",

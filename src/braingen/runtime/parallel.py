@@ -29,6 +29,8 @@ from braingen.runtime.preemption import SIGNALS, Stopped, defer_signals, stoppab
 
 MOST = 2
 """Largest number of processes, of about half a gigabyte each."""
+NEEDED = (__name__, "braingen.evaluation.evaluate", "braingen.training.encoder")
+"""Modules that all tasks of the demo need."""
 _POLL_SECONDS = 0.5
 
 
@@ -120,7 +122,7 @@ def group_of(config: Config) -> Iterator[Group]:
     if count == 1:
         yield Group(None)
         return
-    pool = ProcessPoolExecutor(count, _context(), initializer=_begin)
+    pool = ProcessPoolExecutor(count, context_of(NEEDED), initializer=_begin)
     try:
         yield Group(pool)
     except BaseException:
@@ -131,20 +133,23 @@ def group_of(config: Config) -> Iterator[Group]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _context() -> multiprocessing.context.BaseContext:
+def context_of(imported: Sequence[str]) -> multiprocessing.context.BaseContext:
     """Choose how processes are started.
 
     Forked from this process they would inherit locks of library threads. Where available they are
     forked from a server process that has only imported what all of them need.
+
+    Parameters
+    ----------
+    imported : Sequence[str]
+        Modules that all of them need.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     from multiprocessing import forkserver  # not on all platforms
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [__name__, "braingen.evaluation.evaluate", "braingen.training.encoder"]
-    )
+    context.set_forkserver_preload(list(imported))
     # it imports while this process prepares the first task
     forkserver.ensure_running()
     return context

@@ -22,6 +22,7 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 
 from braingen.config.shipped import TINY
 from braingen.pretrained.sdxl import ip_adapter_weights, load_backbone, without_ip_adapter
+from braingen.runtime.parallel import context_of
 from braingen.runtime.run_folder import Run
 from braingen.runtime.text_files import read_json
 from braingen.simulation.backbones.clip import (
@@ -43,7 +44,9 @@ class BackboneRecipe(NamedTuple):
     side: int = 128
     """Side of the images in pixels."""
     pictures: int = 30_000
-    """Rendered scenes, a multiple of 250."""
+    """Rendered scenes, a multiple of ``chunk``."""
+    chunk: int = 250
+    """Scenes that a process renders at once."""
     held_out: int = 1000
     """Number of last scenes that are held out to measure quality."""
     conditioned: int = 15_000
@@ -96,7 +99,7 @@ def _first_unet(recipe: BackboneRecipe) -> UNet2DConditionModel | None:
 
 def _frozen(folder: Path, recipe: BackboneRecipe) -> tuple[Corpus, AutoencoderKL, TinyCLIP]:
     """Return corpus, VAE and CLIP, trained if missing."""
-    data = corpus(folder / "corpus", recipe.pictures, recipe.side)
+    data = corpus(folder / "corpus", recipe.pictures, recipe.side, chunk=recipe.chunk)
     seen = part_of(data, slice(recipe.pictures - recipe.held_out))
     if recipe.init_from:
         text_1, text_2, tokenizer = load_text_encoders(recipe.init_from)
@@ -134,8 +137,11 @@ def build(folder: Path, assets: Path, recipe: BackboneRecipe) -> None:
         part_of(data, slice(recipe.conditioned)), vae, clip, folder / "conditions"
     )
     if recipe.unet_processes > 1:
-        multiprocessing.spawn(
-            _unet_worker, (get_free_port(), folder, recipe), recipe.unet_processes
+        multiprocessing.start_processes(
+            _unet_worker,
+            (get_free_port(), folder, recipe),
+            recipe.unet_processes,
+            start_method=context_of([__spec__.name]).get_start_method(),
         )
     unet = train_unet(conditions, folder, recipe.side, recipe.unet_steps, _first_unet(recipe))
     vae = sharpen_decoder(

@@ -21,7 +21,6 @@ from braingen.simulation import scenes
 
 CORPUS_SEED = 7_000_000_000
 """Scene i of the corpus has seed CORPUS_SEED + i; simulated subjects use seeds below 2**32."""
-_CHUNK = 250
 
 
 class Corpus(NamedTuple):
@@ -62,7 +61,7 @@ def _draw_chunk(
     return start, (small * 255).round().to(torch.uint8).numpy(), texts, labels
 
 
-def corpus(folder: Path, count: int, side: int, workers: int = 2) -> Corpus:
+def corpus(folder: Path, count: int, side: int, workers: int = 2, chunk: int = 250) -> Corpus:
     """Render the corpus, or load it where it is complete; rendering is resumable by chunks.
 
     Parameters
@@ -70,11 +69,13 @@ def corpus(folder: Path, count: int, side: int, workers: int = 2) -> Corpus:
     folder : Path
         Where ``images.npy`` and ``chunks/*.json`` are kept.
     count : int
-        Number of images, a multiple of 250.
+        Number of images, a multiple of ``chunk``.
     side : int
         Side of the images in pixels.
     workers : int, optional
         Processes that render.
+    chunk : int, optional
+        Images that a process renders at once.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, done_folder = folder / "images.npy", folder / "chunks"
@@ -90,13 +91,13 @@ def corpus(folder: Path, count: int, side: int, workers: int = 2) -> Corpus:
         images = open_memmap(path, "w+", np.uint8, (count, 3, side, side))
     missing = [
         start
-        for start in range(0, count, _CHUNK)
+        for start in range(0, count, chunk)
         if not (done_folder / f"{start:07d}.json").exists()
     ]
     if missing:
         # forked after its parent used torch's threads, a process can wait for ever
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            for future in [pool.submit(_draw_chunk, start, _CHUNK, side) for start in missing]:
+            for future in [pool.submit(_draw_chunk, start, chunk, side) for start in missing]:
                 start, pictures, texts, labels = future.result()
                 images[start : start + len(pictures)] = pictures
                 images.flush()
@@ -105,7 +106,7 @@ def corpus(folder: Path, count: int, side: int, workers: int = 2) -> Corpus:
                     json.dumps({"captions": texts, "labels": labels}), encoding="utf-8"
                 )
                 record.with_suffix(".tmp").rename(record)
-    records = [read_json(done_folder / f"{start:07d}.json") for start in range(0, count, _CHUNK)]
+    records = [read_json(done_folder / f"{start:07d}.json") for start in range(0, count, chunk)]
     table = np.array([row for record in records for row in record["labels"]], dtype=np.int64)
     names = ("object", "background", "colour", "position", "objects")
     return Corpus(
