@@ -13,7 +13,7 @@ from pathlib import Path
 import signal
 from typing import Any
 
-from integration.processes import server
+from unit.forking import server
 
 NO_RESULTS = {"provenance.json", "timings.json", "config.yaml"}
 """Written anew by every start; a kill there would keep a test from getting anywhere."""

@@ -5,35 +5,12 @@ without its seconds of start-up.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import multiprocessing
 import os
 import socket
 from typing import Any
 
 import torch
-
-from braingen.runtime.parallel import context_of
-
-PRELOADED = [
-    "braingen.training.encoder",
-    "braingen.training.diffusion",
-    "braingen.generation.reconstruct",
-    "braingen.generation.refine",
-    "braingen.evaluation.evaluate",
-    "braingen.report.write",
-    "braingen.experiments.adaptation_curve",
-    "braingen.simulation.backbones.build",
-    "braingen.demo.flow",
-]
-
-
-def server() -> multiprocessing.context.BaseContext:
-    """Processes are forked from a server that has the libraries loaded but has computed nothing, so
-    that a start takes no seconds.
-
-    All tests of a process share the server that is started first.
-    """
-    return context_of(PRELOADED)
+from unit.forking import server
 
 
 def shared(

@@ -10,7 +10,6 @@ from pathlib import Path
 import subprocess
 from typing import NamedTuple
 
-from integration.forked_python import forked_python
 from integration.processes import shared
 from integration.shared_batch import tune_in_one, tune_in_two
 import numpy as np
@@ -19,6 +18,7 @@ import pytest
 from safetensors.torch import load_file
 import torch
 from unit.fake_backbone import write_fake_backbone
+from unit.forking import forked_python
 import yaml
 
 from braingen.cli import main

@@ -15,8 +15,8 @@ import re
 import shutil
 import subprocess
 
-from integration.forked_python import forked_python
 import pytest
+from unit.forking import forked_python
 from unit.told_commands import ROOT
 
 from braingen.cli import main

@@ -6,13 +6,13 @@ from pathlib import Path
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 from unit.fake_scans import write_fake_scans
+from unit.forking import run_with_package
 
-pytestmark = pytest.mark.slow  # starts interpreters that load torch
+pytestmark = pytest.mark.slow  # starts processes that import the package
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -42,18 +42,8 @@ def add_line(package: Path, path: str) -> None:
     (package / path).write_text(changed, encoding="utf-8")
 
 
-def run(package: Path, code: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=package.parent,
-        env={
-            "PYTHONPATH": str(package.parent),
-            "OMP_NUM_THREADS": "1",
-            "HOME": str(package.parent),
-        },
-    )
+def run(package: Path, code: str) -> subprocess.CompletedProcess[str]:
+    return run_with_package(package.parent, code)
 
 
 def test_a_time_router_is_a_file_and_a_line(package):

@@ -20,6 +20,7 @@ from parity.published import (
 import pytest
 from scipy import stats
 import torch
+from unit.forking import server
 from unit.global_batch import global_loss, problem, two_processes
 
 from braingen.encoders.gather import gather_rows
@@ -273,8 +274,9 @@ def test_top_k():
 
 @pytest.mark.slow
 def test_two_processes_have_the_gradients_of_one_with_the_global_batch(tmp_path: Path):
-    # forked, a process whose parent has computed gradients can wait for ever
-    torch.multiprocessing.spawn(two_processes, args=(str(tmp_path),), nprocs=2)
+    # forked from this one, which has computed gradients, a process can wait for ever
+    how = server().get_start_method()
+    torch.multiprocessing.start_processes(two_processes, (str(tmp_path),), 2, start_method=how)
     model, voxels, targets, draws = problem(2)
     loss = global_loss(model, voxels.flatten(0, 1), targets.flatten(0, 1), join_mixes(draws))
     loss.backward()

@@ -571,6 +571,8 @@ def test_backbones(sound_backbone, tmp_path, capsys, monkeypatch, name):
 
 @pytest.mark.slow
 def test_a_hub_name_offline(sound_backbone, tmp_path, capsys, monkeypatch):
+    # SDXL may be too large for the machine of a test, and takes long to count
+    monkeypatch.setattr("braingen.diagnostics.doctor.needs_of", lambda *_: [])
     monkeypatch.setattr("braingen.pretrained.files.hub_answers", lambda: False)
     monkeypatch.setattr("braingen.pretrained.files.hub_folder", lambda name: None)
     sentence = told(ask("someone/some-model", sound_backbone[1], tmp_path), capsys)
@@ -578,9 +580,6 @@ def test_a_hub_name_offline(sound_backbone, tmp_path, capsys, monkeypatch):
         "not in the cache and the hub does not answer .*hf download someone/some-model", sentence
     )
     monkeypatch.setattr("braingen.pretrained.files.hub_answers", lambda: True)
-    monkeypatch.setattr(
-        "braingen.diagnostics.doctor.needs_of", lambda *_: []
-    )  # SDXL may be too large for the machine of a test
     words = [*ask("someone/some-model", sound_backbone[1], tmp_path), "--json"]
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)

@@ -1,8 +1,5 @@
-"""A `python` for shells that does not start anew: what it is to run runs in a process forked from a
-server that has the libraries loaded already.
-
-The process has the words, the folder, the environment and the outputs of the one that was typed,
-and gives its exit code. What it saves are the seconds in which an interpreter imports torch.
+"""Processes that do not start anew: they are forked from a server that has the libraries loaded but
+has computed nothing, which saves the seconds in which an interpreter imports torch.
 """
 
 from __future__ import annotations
@@ -10,35 +7,71 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 import json
+import multiprocessing
 import os
 from pathlib import Path
 import runpy
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 
-from integration.processes import server
+from braingen.runtime.parallel import context_of
+
+PRELOADED = [
+    "braingen.training.encoder",
+    "braingen.training.diffusion",
+    "braingen.generation.reconstruct",
+    "braingen.generation.refine",
+    "braingen.evaluation.evaluate",
+    "braingen.report.write",
+    "braingen.experiments.adaptation_curve",
+    "braingen.simulation.backbones.build",
+    "braingen.demo.flow",
+]
+
+
+def server() -> multiprocessing.context.BaseContext:
+    """The server; all tests of a process share the one that is started first."""
+    return context_of(PRELOADED)
+
 
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
 asked = socket.socket(socket.AF_UNIX)
 asked.connect({address!r})
-here = [os.getpid(), sys.argv[1:], os.getcwd(), dict(os.environ)]
+here = [f"/proc/{{os.getpid()}}/fd/", sys.argv[1:], os.getcwd(), dict(os.environ)]
 asked.sendall(json.dumps(here).encode() + b"\\n")
 sys.exit(int(asked.makefile().readline()))
 """
 
 
-def _be_python(client: int, words: list[str], folder: str, environment: dict[str, str]) -> None:
+def _be_python(
+    outputs: str, words: list[str], folder: str, environment: dict[str, str], package: str = ""
+) -> None:
+    """What `python` does with its words, in a folder and an environment.
+
+    Parameters
+    ----------
+    outputs : str
+        Path of the outputs 1 and 2, without their number.
+    package : str, optional
+        Folder from which braingen is imported anew.
+    """
     for number in (1, 2):
-        os.dup2(os.open(f"/proc/{client}/fd/{number}", os.O_WRONLY | os.O_APPEND), number)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        os.dup2(os.open(f"{outputs}{number}", flags), number)
     sys.stdout, sys.stderr = (
         os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2)
     )
     os.chdir(folder)
     os.environ.clear()
     os.environ |= environment
+    if package:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "braingen"]:
+            del sys.modules[name]
+        sys.path[:0] = [package]
     if words[0] == "-c":
         sys.argv = ["-c", *words[2:]]
         exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
@@ -88,3 +121,18 @@ def forked_python(folder: Path) -> Iterator[Path]:
         finally:
             listening.shutdown(socket.SHUT_RDWR)
             thread.join()
+
+
+def run_with_package(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run code with the package that lies in a folder, which is also where it runs and the home."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as kept:
+        words = ["-c", code]
+        process = server().Process(
+            target=_be_python, args=(f"{kept}/", words, str(folder), environment, str(folder))
+        )
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        out, error = (Path(kept, str(number)).read_text(encoding="utf-8") for number in (1, 2))
+    return subprocess.CompletedProcess(words, process.exitcode, out, error)
