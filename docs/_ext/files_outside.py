@@ -26,6 +26,8 @@ PAGES = {
 WHOLE = re.compile(r"\[([^\]]+)\]\((?!\w+:)([^)#\s]+)\)")
 """A link with its words."""
 FILE_OF = {page: file for file, page in PAGES.items()}
+ANY_CLONE = "<this repository>"
+"""What pages have in place of the repository's address."""
 log = logging.getLogger(__name__)
 
 
@@ -36,6 +38,14 @@ def repository() -> str:
         return ""
     server = os.environ.get("GITHUB_SERVER_URL", "https://github.com")
     return f"{server}/{name}/blob/{commit}"
+
+
+def clone_address() -> str:
+    """Address that `git clone` takes; words in its place where the build does not know it."""
+    name = os.environ.get("GITHUB_REPOSITORY")
+    if not name:
+        return ANY_CLONE
+    return f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{name}.git"
 
 
 def _posix(path: str) -> str:
@@ -71,6 +81,7 @@ def rewrite(app: Sphinx, docname: str, source: list[str]) -> None:
         return match[1] if folder_linked else match[0]
 
     source[0] = LINK.sub(replaced, WHOLE.sub(without_folder, source[0]))
+    source[0] = source[0].replace(ANY_CLONE, clone_address())
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -97,7 +97,8 @@ axes[0].set_ylabel("random voxels")
 plt.show()
 
 # %%
-# These are images too, of nothing that anybody saw. This is why ``braingen evaluate`` puts random
-# voxels, ridge regression and chance beside every score (:doc:`/scores`).
+# These are images too, of nothing that anybody saw. This is why the table of ``braingen evaluate``
+# has columns for random voxels (``braingen reconstruct --random_fmri`` generates their images),
+# ridge regression and chance (:doc:`/scores`).
 #
 # The twelve images are test images. The scores of all 120 are in :doc:`/cards/quickstart`.

@@ -11,8 +11,8 @@ own folder in their place. :doc:`/data` describes every form that is read.
 # --------------
 #
 # Per subject a mask, and per session one response estimate per trial (from GLMsingle, for
-# instance; time series are not read) with a table that says which image was shown in which trial.
-# And the images.
+# instance; from time series they are estimated first, :doc:`/data/fmriprep`) with a table that says
+# which image was shown in which trial. And the images.
 
 from pathlib import Path
 import tempfile
@@ -62,7 +62,7 @@ events.head(3)
 # ``braingen prepare`` pairs responses with events, masks, z-scores and checks them, and writes a
 # data folder. What does not fit is refused with a sentence that says what to change. Commands are
 # called here by :func:`braingen.cli.main`; in a terminal it is ``braingen prepare --config
-# own_scans --scans scans --data_path data``.
+# own_scans --data_path data --model_name run --scans scans --no-captions``.
 
 from braingen.cli import main
 
@@ -111,10 +111,9 @@ small = ["encoder.hidden_dim=32", "prior.depth=1", "training.num_epochs=4", "--t
 assert main(["train", "image", *where, *small, "--device", "cpu"]) == 0
 
 # %%
-# The pages of your form of data (GLMsingle, fMRIPrep, arrays, surfaces) are in :doc:`/howto`,
-# each with the whole way typed out.
-#
-# Next: ``braingen reconstruct``, ``evaluate`` and ``report`` with the same words; for data sets too
-# small for a test set, ``braingen cross-validate``. The configuration ``own_scans`` uses the small
-# models that are installed with the package, which were trained on simulated scenes: for
-# photographs, name Stable Diffusion XL as the file's comments say.
+# Next: ``braingen reconstruct``, ``evaluate`` and ``report`` with the same words.
+# :doc:`/data/nifti` has all lines to type for scans like these, says what each of them writes, and
+# names the models for photographs: ``own_scans`` uses the small ones that are installed with the
+# package, which were trained on simulated scenes. Data sets too small for a test set go through
+# ``braingen cross-validate``. Other forms (GLMsingle, fMRIPrep, arrays, surfaces) have pages of
+# their own in :doc:`/howto`.

@@ -57,7 +57,8 @@ class HalvesTimeRouter(TimeRouter):
 #
 # A kind of router has a name and a line in a table. In the package this is a line in
 # ``config/kinds.py``, and help, checks, fine-tuning, the summary and the tests then know it
-# (:doc:`/extending`). For a try, the line can be added while Python runs:
+# (:doc:`/extending`). For a try, the line can be added while Python
+# runs; commands in a terminal do not know it then:
 
 from braingen.config.kinds import TIME_ROUTERS, RouterKind
 

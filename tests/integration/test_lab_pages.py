@@ -79,6 +79,17 @@ def check(page: str) -> None:
     if page == "glmsingle":
         text = Path("runs/mine/report.html").read_text(encoding="utf-8")
         assert '<section id="reliability"' in text and "0.8" in text
+    if page == "nifti":
+        images = sorted(Path("runs/mine/reconstructions/brain").glob("*.png"))
+        table = (data / "pictures.tsv").read_text("utf-8")
+        listed = [line.split("\t") for line in table.splitlines()]
+        tested = {int(row[0]) for row in listed[1:] if row[listed[0].index("side")] == "test"}
+        assert {int(path.stem) for path in images} == tested != set()
+        scores = json.loads(Path("runs/mine/scores.json").read_text("utf-8"))
+        assert all(scores["pixcorr"][column] is not None for column in ("random", "oracle"))
+        for name in ("scores.csv", "scores.md", "scores.tex", "pictures.png", "report.html"):
+            assert Path("runs/mine", name).is_file()
+        assert Path("runs/mine/scores_per_image.csv").is_file()
     if page == "arrays":
         other = json.loads(Path("data/table/prepared.json").read_text("utf-8"))
         assert other["subjects"]["1"]["reliability"] == found

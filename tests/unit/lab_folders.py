@@ -85,6 +85,27 @@ def fmriprep(folder: Path) -> None:
         nibabel.save(brain, out / f"{stem}_space-T1w_desc-brain_mask.nii.gz")
 
 
+def nifti(folder: Path) -> None:
+    """Two sessions of two runs of 18 trials."""
+    root = folder / "MYSCANS"
+    write_stimuli(root)
+    mask = np.zeros((5, 4, 3), dtype=bool)
+    mask[1:4, 1:3, :] = True
+    (root / "sub-01").mkdir()
+    kept = nibabel.Nifti1Image(mask.astype(np.uint8), AFFINE)
+    nibabel.save(kept, root / "sub-01" / "sub-01_mask.nii.gz")
+    for session in (1, 2):
+        names = shown(3, session)
+        inside = root / "sub-01" / f"ses-0{session}" / "func"
+        for run in (1, 2):
+            stem = f"sub-01_ses-0{session}_task-images_run-{run}"
+            of_run = names[18 * (run - 1) : 18 * run]
+            write_events(inside / f"{stem}_events.tsv", of_run)
+            volumes = np.zeros((*mask.shape, len(of_run)), np.float32)
+            volumes[mask] = planted(of_run, int(mask.sum())).T
+            nibabel.save(nibabel.Nifti1Image(volumes, AFFINE), inside / f"{stem}_betas.nii.gz")
+
+
 def arrays(folder: Path) -> None:
     root, table_root, voxels = folder / "MYSCANS", folder / "MYTABLE", 40
     write_stimuli(root)
@@ -128,6 +149,7 @@ def nsd(folder: Path) -> None:
 
 
 MAKERS = {
+    "nifti": nifti,
     "glmsingle": glmsingle,
     "fmriprep": fmriprep,
     "arrays": arrays,

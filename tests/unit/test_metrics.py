@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 
 from braingen.cli import main
+from braingen.config.overrides import parse_overrides
 from braingen.evaluation import compare, metrics
 from braingen.evaluation import tables as table
 from braingen.evaluation.curves import Curve, Point, markdown
+from braingen.evaluation.evaluate import note_absent_controls
 from braingen.evaluation.features import recipes
 from braingen.evaluation.metric_table import score_images
 from braingen.evaluation.metric_type import ALIKE, GROUPS, Metric
@@ -92,6 +94,33 @@ def test_compare_leaves_no_score_out(tmp_path: Path) -> None:
     assert list(compare.read_run(run_folder(tmp_path / "run", *METRICS)).table) == list(METRICS)
 
 
+@pytest.mark.parametrize("p", [1.23e-05, 0.123])
+@pytest.mark.parametrize("runs", [["runs/first", "runs/second"], ["a[/x]", "b" * 90, "c"]])
+def test_printed_comparisons_fit_a_terminal_of_80_columns(runs, p, monkeypatch, capsys) -> None:
+    """Nothing is cut off or broken but a name longer than the line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    pairs = [(one, other) for k, one in enumerate(runs) for other in runs[k + 1 :]]
+    found = [
+        Comparison(score, one, other, -1.2345, -2.3456, -1.1234, p, p, 9)
+        for score in METRICS
+        for one, other in pairs
+    ]
+    compare.print_comparisons(found)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80 and "…" not in "".join(lines)
+    whole = "".join(lines).replace(" ", "")
+    for score in METRICS:
+        verdict = compare.conclusion(found[0]._replace(score=score)).split()
+        figures = ["-1.2345", "-2.3456", "to", "-1.1234", f"{p}", *verdict]
+        begins = [line.split()[0] for line in lines if line.split()[1:] == figures]
+        one_line = 24
+        if len(score) <= one_line:
+            assert begins.count(score) == len(pairs)
+        else:  # the rest of the name is the line below
+            assert sum(score.startswith(begun) for begun in begins) >= len(pairs)
+    assert all(f"{one}minus{other}" in whole for one, other in pairs)
+
+
 def test_a_registered_score_is_taken_everywhere_with_its_direction(
     tmp_path: Path, monkeypatch
 ) -> None:
@@ -159,3 +188,25 @@ def test_the_fields_columns_come_first() -> None:
         "Eff",
         "SwAV",
     ]
+
+
+@pytest.mark.parametrize(
+    ("scored", "told"),
+    [
+        (["brain"], "random and oracle, whose"),
+        (["brain", "oracle"], "Without scores: random, whose"),
+        (["brain", "random", "oracle"], None),
+    ],
+)
+def test_evaluate_tells_how_empty_controls_are_filled(scored, told, capsys) -> None:
+    note_absent_controls(Path("runs/mine"), scored)
+    out = capsys.readouterr().out
+    if told is None:
+        assert out == ""
+        return
+    assert told in out and "`braingen reconstruct --folder runs/mine`" in out
+    flags = {"random": "--random_fmri", "oracle": "--oracle"}
+    for name, flag in flags.items():
+        assert (flag in out) == (name not in scored)
+        _, overrides = parse_overrides([flag])
+        assert overrides == {"generation.source": name}

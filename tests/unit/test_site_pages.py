@@ -7,7 +7,7 @@ import importlib.util
 import os
 from pathlib import Path
 import re
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from unit.told_commands import ROOT
@@ -107,6 +107,20 @@ def test_pages_that_stand_for_a_file_link_to_it():
             for link, _ in LINK.findall(stub.read_text(encoding="utf-8"))
         ]
         assert found == [ROOT / file]
+
+
+def test_pages_name_the_repository_where_the_build_knows_it(monkeypatch):
+    outside = load(DOCS / "_ext" / "files_outside.py")
+    told = [ROOT / "CONTRIBUTING.md", DOCS / "start.md"]
+    assert all(f"git clone {outside.ANY_CLONE}" in page.read_text("utf-8") for page in told)
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    assert outside.clone_address() == outside.ANY_CLONE
+    monkeypatch.setenv("GITHUB_REPOSITORY", "someone/name")
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://example.org")
+    monkeypatch.delenv("GITHUB_SHA", raising=False)
+    source = [f"git clone {outside.ANY_CLONE} x"]
+    outside.rewrite(SimpleNamespace(srcdir=DOCS), "start", source)
+    assert source == ["git clone https://example.org/someone/name.git x"]
 
 
 def test_tutorials_are_those_of_the_start_page():

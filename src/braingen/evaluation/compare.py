@@ -10,7 +10,8 @@ import re
 from typing import Any, NamedTuple
 
 import pandas as pd
-from rich.table import Table
+from rich import box
+from rich.table import Column, Table
 
 from braingen.config import Config
 from braingen.evaluation.metrics import metric, score_columns
@@ -31,7 +32,7 @@ from braingen.runtime.files import write_json, write_text
 from braingen.runtime.paths import typed_run
 from braingen.runtime.run_folder import CONTENTS
 from braingen.runtime.text_files import read_json, read_yaml
-from braingen.runtime.untrusted import csv_text, markdown_cell
+from braingen.runtime.untrusted import csv_text, markdown_cell, one_line
 
 STAGES = ("image", "text", "finetune", "reconstructions/brain")
 """Run folders whose settings make a method."""
@@ -307,27 +308,34 @@ def compare_runs(config: Config) -> Path:
     )
     write_text(folder / "summary.csv", csv_text(summary, index=False, float_format="%.6g"))
     write_text(folder / "comparison.md", _markdown(found, together, summary))
-    shown = Table(
-        "score",
-        "first",
-        "second",
-        "difference",
-        "95 %",
-        "p (Holm)",
-        "first is",
-        title="first minus second",
-    )
-    for one in [*found, *together]:
-        interval = f"{one.low:+.4f} to {one.high:+.4f}"
-        add_row(
-            shown,
-            one.score,
-            one.first,
-            one.second,
-            f"{one.difference:+.4f}",
-            interval,
-            f"{one.p_holm:.3g}",
-            conclusion(one),
-        )
-    console().print(shown)
+    print_comparisons([*found, *together])
     return folder
+
+
+def print_comparisons(found: Sequence[Comparison]) -> None:
+    """Print a table for each pair of runs, narrow enough for a terminal of 80 columns.
+
+    Parameters
+    ----------
+    found : Sequence[Comparison]
+        Comparisons, of any pairs in any order.
+    """
+    for first, second in dict.fromkeys((one.first, one.second) for one in found):
+        shown = Table(
+            Column("score", overflow="fold"),  # the longest names take two lines
+            *(
+                Column(name, no_wrap=True)
+                for name in ("difference", "95 %", "p (Holm)", "first is")
+            ),
+            title=f"{one_line(first)} minus {one_line(second)}",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            padding=0,  # the box leaves a blank between columns
+        )
+        for one in found:
+            if (one.first, one.second) == (first, second):
+                interval = f"{one.low:+.4f} to {one.high:+.4f}"
+                difference, p = f"{one.difference:+.4f}", f"{one.p_holm:.3g}"
+                add_row(shown, one.score, difference, interval, p, conclusion(one))
+        console().print(shown)

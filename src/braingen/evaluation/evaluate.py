@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import logging
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ REFINED, REFINEMENT = "refined", "refinement.json"
 """Name of the refined images beside the sources, and the file of their scores."""
 logger = logging.getLogger(__name__)
 
+CONTROL_FLAGS = {"random": "--random_fmri", "oracle": "--oracle"}
+"""Control -> flag of `braingen reconstruct` that generates its images."""
 FEW = 20
 """Number of test images below which a warning states the width of chance."""
 
@@ -256,7 +258,20 @@ def evaluate_subject(config: Config, group: Group = ALONE) -> Path:
     else:
         (folder / CERTAINTY).unlink(missing_ok=True)
     print_scores(scores, missing)
+    note_absent_controls(folder, averages)
     return path
+
+
+def note_absent_controls(run: Path, scored: Collection[str]) -> None:
+    """Print how the columns of random voxels and of the oracle are filled, where they are empty."""
+    absent = [name for name in CONTROL_FLAGS if name not in scored]
+    if absent:
+        flags = " and ".join(CONTROL_FLAGS[name] for name in absent)
+        console().print(
+            f"Without scores: {' and '.join(absent)}, whose images were not generated. Type"
+            f" `braingen reconstruct {typed_run(run)}` with {flags}, then evaluate again.",
+            soft_wrap=True,
+        )
 
 
 def _comparisons(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from netrc import NetrcParseError, netrc
 import os
@@ -55,12 +56,18 @@ def _tracker_of(config: Config) -> str | None:
     if tracker == "wandb":
         check_wandb()
     if tracker == "tensorboard" and missing("track"):
-        print(
-            "Learning curves go to metrics.jsonl alone, since tensorboard is not installed:"
-            f" {how_to_install('track')}."
-        )
+        _note_without_tensorboard()
         return None
     return None if tracker == "none" else tracker
+
+
+@cache
+def _note_without_tensorboard() -> None:
+    """Print once what is missing: a command may train many times, for instance by folds."""
+    print(
+        "Learning curves go to metrics.jsonl alone, since tensorboard is not installed:"
+        f" {how_to_install('track')}."
+    )
 
 
 def check_wandb() -> None:
