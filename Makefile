@@ -23,11 +23,12 @@ TORCH := torch==2.13.0
 TORCH_FROM := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX),)
 
 # As many tests at once as there are cores, each with one thread; a file's tests stay together, since they share what is expensive to make.
-# The files of tests/integration come first (testpaths of pyproject.toml): they take longest; of the quick ones LONGEST, so that no core is
-# left with them at the end.
+# The files of tests/integration come first: they take longest; of the others LONGEST, so that no core is left with them at the end.
 quick test: export OMP_NUM_THREADS ?= 1
+# what is compiled once, modules and the assertions of tests, is kept for the other processes
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(RUN)/python -m pytest
-LONGEST := $(wildcard tests/unit/test_wires_*.py) tests/unit/test_ingest.py
+LONGEST := $(wildcard tests/unit/test_wires_*.py) $(patsubst %,tests/unit/test_%.py,ingest speed moe needs simulate)
 TOGETHER := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo quick test test-machines check site mutants backbones quickstart-decoder clean
@@ -39,7 +40,7 @@ quick: $(VENV)/installed
 	$(PYTEST) $(TOGETHER) -m "not slow" $(LONGEST) tests/parity tests/unit
 
 test: $(VENV)/installed
-	$(PYTEST) $(TOGETHER)
+	$(PYTEST) $(TOGETHER) tests/integration $(LONGEST) tests/parity tests/unit
 
 test-machines: $(VENV)/installed
 	$(RUN)/python tests/machines.py

@@ -52,7 +52,7 @@ SCORES = {
     "retrieval_image_to_brain",
 }
 SOURCES = ("brain", "random", "oracle")
-IMAGES = 8
+IMAGES = 6
 SMALL_DATA = [
     "simulation.num_sessions=2",
     "simulation.trials_per_session=60",
@@ -68,7 +68,8 @@ SMALL = [
 ]
 SMALL += [
     "quickstart.steps=1",
-    "generation.steps=3",
+    "generation.steps=2",
+    "refinement.steps=10",
     "evaluation.bootstrap=50",
     "evaluation.retrieval_draws=3",
 ]

@@ -23,7 +23,7 @@ MORE = {
     "doctor": ["encoder.hidden_dim=16"],
     "reconstruct": ["generation.steps=1"],
     "evaluate": ["evaluation.bootstrap=20", "evaluation.retrieval_draws=2"],
-    "interpret": ["interpret.points=2", "--parts", "whole"],
+    "interpret": ["interpret.points=2", "--parts", "whole", "generation.steps=1"],
 }
 """What makes a command small, by its name."""
 

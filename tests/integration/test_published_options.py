@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 from safetensors.torch import load_file
+from unit.fake_backbone import write_fake_backbone
 from unit.told_commands import ROOT
 
 from braingen.cli import main
@@ -32,11 +33,11 @@ DATA = [
 ]
 DATA += ["simulation.num_test_images=3"]
 JOB = (
-    "backbone.path=tiny backbone.image_encoder= backbone.ip_adapter= backbone.refiner="
+    "backbone.path=backbone backbone.image_encoder= backbone.ip_adapter= backbone.refiner="
     " encoder.hidden_dim=32 encoder.n_blocks=1 encoder.exp_factor_list=2 prior.depth=1"
     " training.num_epochs=1 training.batch_size=12 finetune.max_train_steps=1"
-    " finetune.validation_images=2 finetune.resolution=128 finetune.train_batch_size=2"
-    " finetune.gradient_accumulation_steps=1 finetune.lr_warmup_steps=0 generation.size=128"
+    " finetune.validation_images=2 finetune.resolution=32 finetune.train_batch_size=2"
+    " finetune.gradient_accumulation_steps=1 finetune.lr_warmup_steps=0 generation.size=32"
     " generation.steps=2 refinement.steps=4 refinement.strength=0.5 evaluation.bootstrap=20"
     " run.device=cpu run.tracker=none"
 )
@@ -115,6 +116,7 @@ def place(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        write_fake_backbone(folder / "backbone", with_clip=True)
         assert main(["simulate", *DATA]) == 0  # into data/NSD, the default
         patch.setenv("BRAINGEN_SET", JOB)
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 import pytest
+from unit.fake_backbone import write_fake_backbone
 
 from braingen.cli import main
 from braingen.evaluation.compare import evaluated_in, read_run
@@ -46,6 +47,7 @@ SMALL += [
 ]
 SMALL += [
     "generation.steps=2",
+    "generation.random_draws=1",
     "refinement.steps=2",
     "refinement.strength=0.5",
     "evaluation.bootstrap=50",
@@ -76,7 +78,8 @@ def typed(folder: Path, data: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Place:
     folder = tmp_path_factory.mktemp("several")
-    words = typed(folder / "run", folder / "data")
+    backbone = write_fake_backbone(folder / "backbone", with_clip=True)
+    words = typed(folder / "run", folder / "data", "--path", str(backbone))
     assert main(["simulate", *words]) == 0
     both = [*words, "--multi_subject"]
     for command in (

@@ -42,13 +42,18 @@ import json, os, socket, sys
 asked = socket.socket(socket.AF_UNIX)
 asked.connect({address!r})
 here = [f"/proc/{{os.getpid()}}/fd/", sys.argv[1:], os.getcwd(), dict(os.environ)]
-asked.sendall(json.dumps(here).encode() + b"\\n")
+asked.sendall(json.dumps([*here, sys.argv[0]]).encode() + b"\\n")
 sys.exit(int(asked.makefile().readline()))
 """
 
 
 def _be_python(
-    outputs: str, words: list[str], folder: str, environment: dict[str, str], package: str = ""
+    outputs: str,
+    words: list[str],
+    folder: str,
+    environment: dict[str, str],
+    executable: str = "",
+    package: str = "",
 ) -> None:
     """What `python` does with its words, in a folder and an environment.
 
@@ -56,6 +61,8 @@ def _be_python(
     ----------
     outputs : str
         Path of the outputs 1 and 2, without their number.
+    executable : str, optional
+        What starts further ones.
     package : str, optional
         Folder from which braingen is imported anew.
     """
@@ -65,6 +72,7 @@ def _be_python(
     sys.stdout, sys.stderr = (
         os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2)
     )
+    sys.executable = executable or sys.executable
     os.chdir(folder)
     os.environ.clear()
     os.environ |= environment
@@ -72,6 +80,7 @@ def _be_python(
         for name in [name for name in sys.modules if name.partition(".")[0] == "braingen"]:
             del sys.modules[name]
         sys.path[:0] = [package]
+    words = words[words[0] == "-u" :]
     if words[0] == "-c":
         sys.argv = ["-c", *words[2:]]
         exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
@@ -84,27 +93,27 @@ def _be_python(
         runpy.run_path(words[0], run_name="__main__")
 
 
+def _answer(asked: socket.socket) -> None:
+    with asked:
+        words = json.loads(asked.makefile(encoding="utf-8").readline())
+        process = server().Process(target=_be_python, args=words)
+        process.start()
+        process.join()
+        asked.sendall(b"%d\n" % (process.exitcode or 0))
+
+
 def _serve(listening: socket.socket) -> None:
-    context = server()
     while True:
         try:
             asked, _ = listening.accept()
         except OSError:  # closed: nothing is typed any more
             return
-        with asked:
-            process = context.Process(
-                target=_be_python, args=json.loads(asked.makefile().readline())
-            )
-            process.start()
-            process.join()
-            asked.sendall(b"%d\n" % (process.exitcode or 0))
+        threading.Thread(target=_answer, args=(asked,), daemon=True).start()
 
 
 @contextmanager
 def forked_python(folder: Path) -> Iterator[Path]:
-    """Put `python` and `python3` into a folder for the commands typed within the block, one at a
-    time.
-    """
+    """Put `python` and `python3` into a folder, for what is started within the block."""
     folder.mkdir(parents=True, exist_ok=True)
     # a socket's path may be of a hundred characters at most
     with tempfile.TemporaryDirectory() as short, socket.socket(socket.AF_UNIX) as listening:
@@ -128,9 +137,8 @@ def run_with_package(folder: Path, code: str) -> subprocess.CompletedProcess[str
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as kept:
         words = ["-c", code]
-        process = server().Process(
-            target=_be_python, args=(f"{kept}/", words, str(folder), environment, str(folder))
-        )
+        given = (f"{kept}/", words, str(folder), environment, "", str(folder))
+        process = server().Process(target=_be_python, args=given)
         process.start()
         process.join()
         assert process.exitcode is not None

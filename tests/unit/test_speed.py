@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from unit.fake_backbone import fake_backbone, write_fake_backbone, write_fake_refiner
 from unit.test_decoder import decoder_of, pixels, voxels
 from unit.test_lora import called, randomised
@@ -64,6 +65,8 @@ def test_channels_last_predicts_the_same():
 def test_a_compiled_unet_draws_the_same_pictures(monkeypatch):
     if not any(map(shutil.which, ("g++", "c++", "clang++"))):
         monkeypatch.setattr(speed, "BACKEND", "eager")  # torch's tracing without its compiler
+    # in this process: others would import torch first
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
     decoder = decoder_of()
     expected = decoder(voxels(2), subject=1, **FEW)
     prepare_unet(decoder.unet, config_of(compile="true"))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+import sys
 
 import pytest
+from unit.forking import forked_python
 import yaml
 
 from braingen.config import Config, load_config
@@ -205,6 +207,14 @@ def test_an_interrupted_sweep_by_optuna_proposes_what_an_uninterrupted_one_does(
     assert len(rest.runs) == 4 and len(table(tmp_path / "parts")) == 6
 
 
+@pytest.fixture
+def forked(tmp_path, monkeypatch):
+    """What a sweep starts is forked."""
+    with forked_python(tmp_path / "bin") as binaries:
+        monkeypatch.setattr(sys, "executable", str(binaries / "python"))
+        yield
+
+
 def point_of(folder: Path, *commands: str) -> Path:
     folder.mkdir()
     (folder / "settings.yaml").write_text("run: {device: cpu}\n", encoding="utf-8")
@@ -214,7 +224,7 @@ def point_of(folder: Path, *commands: str) -> Path:
 
 
 @pytest.mark.slow
-def test_commands_run_one_after_the_other_and_a_failure_ends_them(tmp_path, monkeypatch):
+def test_commands_run_one_after_the_other_and_a_failure_ends_them(tmp_path, monkeypatch, forked):
     monkeypatch.setenv("BRAINGEN_SET", "run.seed=7")  # would undo what is swept
     good = point_of(tmp_path / "good", "config", "config")
     assert run_point(good).state == FINISHED
@@ -232,9 +242,11 @@ def test_a_stopped_command_stops_the_sweep(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["none", "local"])
-def test_combinations_run_in_processes_and_as_jobs_of_submitit(tmp_path, cluster):
+def test_combinations_run_in_processes_and_as_jobs_of_submitit(tmp_path, request, cluster):
     if cluster == "local" and missing("slurm"):
         pytest.skip("submitit is not installed")
+    if cluster == "none":
+        request.getfixturevalue("forked")
     config = config_in(tmp_path, cluster=cluster, jobs="2")
     points = [
         point_of(tmp_path / name, command)
