@@ -74,7 +74,9 @@ PUBLISHED_LOSSES = {
 ALONE = {"training.with_ridge": "false"}
 """Without ridge regression inside, as everything that was published."""
 BEST = {"training.linear": "best"}
-"""Ridge regression or the encoding model's inversion inside, by held-out images."""
+"""Ridge regression or an inversion of the encoding model inside, by held-out images."""
+FIXED = {**BEST, "training.gain_regions": "0"}
+"""The same without gains of regions."""
 DENSE = {"encoder.model": "BrainEncoder", "loss_image.deep_supervision_weight": "0"}
 MINDEYE2 = {
     **PUBLISHED_PRIOR,
@@ -137,8 +139,17 @@ WAYS: dict[str, Way] = {
     "encoding_people": Way(
         "encoding model with other people's tuning", "encoding_people", tasks=("new",)
     ),
+    "inversion": Way(
+        "inversion of the encoding model with fixed weights, or ridge regression",
+        "read_out",
+        FIXED,
+        tasks=("within",),
+    ),
     "read_out": Way(
-        "what stands inside with training.linear=best, alone", "read_out", BEST, tasks=("within",)
+        "mixture of regions with gains, or one of the two above",
+        "read_out",
+        BEST,
+        tasks=("within",),
     ),
     "dense": Way(
         "dense, as many parameters as the default",
@@ -477,7 +488,7 @@ def main() -> None:
         for subject in tasks[task][0]
         for sessions in tasks[task][1]
         for way in wanted
-        if task in ways[way].tasks and (ways[way].kind == "encoder" or seed == 0)
+        if task in ways[way].tasks and (ways[way].kind in ("encoder", "read_out") or seed == 0)
     ]
     peers = Peers(chosen.config, overrides, chosen.folder, tuple(numbers(chosen.people)), ways)
     done = read_cells(chosen.folder)

@@ -145,7 +145,7 @@ def test_repeats_are_averaged_over_those_there_are(subject):
     assert torch.cat([batch.image_B for batch in batches]).tolist() == [2, 4, 9]
     row = table["trial"].to_numpy()
     expected = [row[3:5].mean(), row[:3].mean(), row[5:].mean()]
-    voxels = torch.cat([batch.averaged().voxels_BV for batch in batches])
+    voxels = torch.cat([average_repeats(batch.voxels_BRV, batch.present_BR) for batch in batches])
     assert torch.allclose(voxels, torch.tensor(expected, dtype=torch.float32)[:, None].expand(3, 4))
 
 

@@ -32,7 +32,7 @@ from unit.tiny_training import (
 
 from braingen.config import Config
 from braingen.config.training import LossConfig
-from braingen.data.batches import RepeatBatches, RepeatedBatch, TrainBatches
+from braingen.data.batches import RepeatBatches, TrainBatches, average_repeats
 from braingen.data.betas import Betas
 from braingen.data.trials import Repeats, hold_out_images, test_trials, train_trials
 from braingen.encoders import losses
@@ -308,16 +308,6 @@ def test_the_objective_is_the_sum_of_its_terms_and_every_term_is_summed_by_name(
     )  # on every machine, in every version: runs are repeated by it
 
 
-def test_an_averaged_batch_keeps_its_images_and_its_subject():
-    voxels = torch.arange(12.0).view(2, 3, 2)
-    batch = RepeatedBatch(
-        voxels, torch.tensor([[True, True, False], [True, True, True]]), torch.tensor([8, 5]), 4
-    )
-    whole = batch.averaged()
-    assert whole.subject == 4 and whole.image_B.tolist() == [8, 5]
-    assert torch.equal(whole.voxels_BV, torch.stack([voxels[0, :2].mean(0), voxels[1].mean(0)]))
-
-
 def test_the_first_row_of_a_file_is_a_presentation_like_any_other():
     class Rows:
         voxels = 2
@@ -327,7 +317,8 @@ def test_the_first_row_of_a_file_is_a_presentation_like_any_other():
 
     (batch,) = RepeatBatches(Repeats(np.array([5, 6]), np.array([[0, 3], [1, -1]])), Rows(), 1, 8)
     assert batch.present_BR.tolist() == [[True, True], [True, False]]
-    assert batch.averaged().voxels_BV.tolist() == [[2.5, 3.5], [2.0, 3.0]]
+    averaged = average_repeats(batch.voxels_BRV, batch.present_BR)
+    assert averaged.tolist() == [[2.5, 3.5], [2.0, 3.0]]
 
 
 # --- what is trained on, and what is looked at ----------------------------------------------------

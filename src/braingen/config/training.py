@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from braingen.config.effect import Needs, above, given
 from braingen.config.encoders import MIXTURES
-from braingen.config.values import Folder, Positive, Scale, Section, Share
+from braingen.config.values import Folder, NotNegative, Positive, Scale, Section, Share
 
 
 class BackboneConfig(Section):
@@ -155,9 +155,13 @@ class TrainingConfig(Section):
     is used: with few trials ridge regression alone (published: no).
     """
     linear: Annotated[Literal["ridge", "best"], Needs("training.with_ridge", True)] = "ridge"
-    """What stands beside encoder and prior: ridge regression; or the better one, by held-out
-    images, of ridge regression and the encoding model's inversion, which knows the noise's
-    covariance (encoding.* are its settings).
+    """What stands beside encoder and prior: ridge regression; or the best one, by held-out images,
+    of ridge regression, the encoding model's inversion, which knows the noise's covariance
+    (encoding.* are its settings), and the mixture of regions whose gains vary from trial to trial.
+    """
+    gain_regions: Annotated[NotNegative, Needs("training.linear", "best")] = 16
+    """Regions of that mixture: groups of voxels that fluctuate together and are tuned alike; 0 for
+    no mixture.
     """
     trained: Literal["all", "routers", "subject"] = "all"
     """What is trained: all, the subject layers and the routers (published: --train_router_only), or

@@ -162,12 +162,6 @@ class RepeatedBatch(NamedTuple):
     subject: int
     """Whose voxels these are."""
 
-    def averaged(self) -> VoxelBatch:
-        """Responses averaged over the presentations there are."""
-        return VoxelBatch(
-            average_repeats(self.voxels_BRV, self.present_BR), self.image_B, self.subject
-        )
-
 
 def average_repeats(x_BR: Tensor, present_BR: Tensor) -> Tensor:
     """Mean over presentations (axis 1) of anything computed per presentation (B, R, ...), missing

@@ -79,7 +79,8 @@ class EmbeddingDecoder(StoredModel, ModelMixin):
         Whether the projection heads were trained (``clip_scale`` above 0); otherwise images are
         retrieved by the output of the encoder.
     linear_config : dict[str, Any] | None, optional
-        Rank of ridge regression beside encoder and prior (:class:`LinearReadout`); None for none.
+        Rank of ridge regression beside encoder and prior, and regions of the mixture that may take
+        its place (:class:`LinearReadout`); None for neither.
     calibrated : bool, optional
         Whether it tells how close its embeddings are (:class:`Confidence`).
     """
@@ -157,8 +158,7 @@ class EmbeddingDecoder(StoredModel, ModelMixin):
         _ = self.expert_counts  # is kept
         self.encoder.to("meta")
         if self.linear is not None:
-            self.linear.linears.to("meta")
-            self.linear.judged.to("meta")
+            self.linear.to("meta")
         if self.prior is not None and not prior:
             self.prior.to("meta")
         if self.mean_TD.device.type == "cuda":

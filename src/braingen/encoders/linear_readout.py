@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.nn.functional import cosine_similarity
 
 from braingen.encoders.base import Encoder
+from braingen.encoders.gated_readout import GatedReadout, GatedWeights
 from braingen.encoders.ridge import LinearMap, Ridge
 from braingen.encoders.subject_layer import Subjects, voxel_counts
 from braingen.runtime.errors import UserError
@@ -75,7 +76,8 @@ class FixedLinear(nn.Module):
 
 
 class LinearReadout(nn.Module):
-    """Ridge regression per subject from voxels to the embedding, in standardised units.
+    """Ridge regression per subject from voxels to the embedding, in standardised units; or what
+    held-out images prefer to it.
 
     Parameters
     ----------
@@ -85,17 +87,32 @@ class LinearReadout(nn.Module):
         R; no more than T x D.
     clip_seq_dim, clip_emb_dim : int
         T, D.
+    regions : int, optional
+        Regions of the mixture that may take the place of ridge regression (:class:`GatedReadout`);
+        0 for none.
     """
 
     basis_RTD: Tensor
     encoder_weight: Tensor
     prior_weight: Tensor
 
-    def __init__(self, subjects: Subjects, rank: int, clip_seq_dim: int, clip_emb_dim: int) -> None:
+    def __init__(
+        self, subjects: Subjects, rank: int, clip_seq_dim: int, clip_emb_dim: int, regions: int = 0
+    ) -> None:
         super().__init__()
         counts = voxel_counts(subjects)
         self.linears, self.judged = (
             nn.ModuleDict({str(each): FixedLinear(count, rank) for each, count in counts.items()})
+            for _ in range(2)
+        )
+        self.gated, self.gated_judged = (
+            nn.ModuleDict(
+                {
+                    str(each): GatedReadout(count, rank, regions)
+                    for each, count in counts.items()
+                    if regions
+                }
+            )
             for _ in range(2)
         )
         self._without_held_out = False
@@ -134,17 +151,32 @@ class LinearReadout(nn.Module):
         UserError
             For a subject without a read-out.
         """
-        maps = self.judged if self._without_held_out else self.linears
-        if str(subject) not in maps:
+        if str(subject) not in self.linears:
             raise UserError(
                 f"There is no linear read-out of subject {subject}; there are those of subjects"
                 f" {', '.join(self.linears)}."
             )
+        read = self._read_out_of(subject)
         device = voxels_BV.device.type
         if torch.amp.is_autocast_available(device):
             with torch.autocast(device, enabled=False):
-                return self.expand(maps[str(subject)](voxels_BV.float()))
-        return self.expand(maps[str(subject)](voxels_BV.float()))
+                return self.expand(read(voxels_BV.float()))
+        return self.expand(read(voxels_BV.float()))
+
+    def _read_out_of(self, subject: int) -> nn.Module:
+        """Ridge regression of a subject, or what was taken in its place."""
+        maps = self.judged if self._without_held_out else self.linears
+        gated = self.gated_judged if self._without_held_out else self.gated
+        if str(subject) in gated and cast(GatedReadout, gated[str(subject)]).used:
+            return gated[str(subject)]
+        return maps[str(subject)]
+
+    def router(self, subject: int) -> GatedReadout | None:
+        """The mixture of regions of a subject; None where ridge regression, or another linear map,
+        is used.
+        """
+        read = self._read_out_of(subject)
+        return read if isinstance(read, GatedReadout) else None
 
     def set_basis(self, targets_ND: Tensor) -> None:
         """Take the axes of the target for a basis, or its principal components where it is wider
@@ -169,8 +201,18 @@ class LinearReadout(nn.Module):
         return torch.einsum("ntd,rtd->nr", targets_NTD, self.basis_RTD)
 
     @torch.no_grad()
-    def take(self, subject: int, ridge: Ridge | LinearMap, without_held_out: bool = False) -> None:
-        """Take over a fitted ridge regression, or another map, from voxels to components."""
+    def take(
+        self, subject: int, ridge: Ridge | LinearMap | GatedWeights, without_held_out: bool = False
+    ) -> None:
+        """Take over a fitted ridge regression, another linear map, or a mixture of regions, from
+        voxels to components.
+        """
+        gated = self.gated_judged if without_held_out else self.gated
+        if isinstance(ridge, GatedWeights):
+            cast(GatedReadout, gated[str(subject)]).take(ridge)
+            return
+        if str(subject) in gated:
+            cast(GatedReadout, gated[str(subject)]).used.fill_(False)
         maps = self.judged if without_held_out else self.linears
         linear = cast(FixedLinear, maps[str(subject)])
         linear.weight_RV.copy_(torch.from_numpy(ridge.coefficients_VD).T)

@@ -190,9 +190,8 @@ def validate(embedding_decoder: EmbeddingDecoder, parts: EncoderParts) -> dict[s
     for trials, betas in parts.held_out:
         for batch in RepeatBatches(group_repeats(trials), betas, trials.subject, 64):
             count, repeats = batch.present_BR.shape
-            each = embedding_decoder(
-                batch.voxels_BRV.flatten(0, 1).to(parts.targets_ND.device), trials.subject
-            )
+            flat_BV = batch.voxels_BRV.flatten(0, 1).to(parts.targets_ND.device)
+            each = embedding_decoder(flat_BV, trials.subject)
             present = batch.present_BR.to(each.clip_BTD.device)
             backbone.append(
                 average_repeats(each.backbone_BTD.unflatten(0, (count, repeats)), present)
@@ -200,9 +199,9 @@ def validate(embedding_decoder: EmbeddingDecoder, parts: EncoderParts) -> dict[s
             clip.append(average_repeats(each.clip_BTD.unflatten(0, (count, repeats)), present))
             truth.append(parts.targets_ND[parts.row_of_image[batch.image_B.numpy()]])
             if linear is not None:
-                averaged_BV = batch.averaged().voxels_BV.to(parts.targets_ND.device)
                 with linear.without_held_out():
-                    ridge.append(linear(averaged_BV, trials.subject))
+                    single = linear(flat_BV, trials.subject)
+                ridge.append(average_repeats(single.unflatten(0, (count, repeats)), present))
     truth_NTD, backbone_NTD, clip_NTD = torch.cat(truth), torch.cat(backbone), torch.cat(clip)
     truth_NF = truth_NTD.flatten(1)
     grid: dict[str, float] = {}

@@ -264,9 +264,25 @@ def build_embedding_decoder(
         sample_steps=config.prior.sample_steps,
         guidance_scale=config.prior.guidance_scale,
         head_trained=head_trained,
-        linear_config=({"rank": min(RANK, tokens * width)} if config.training.with_ridge else None),
+        linear_config=linear_config(config, tokens * width),
         calibrated=True,
     )
+
+
+def linear_config(config: Config, width: int) -> dict[str, int] | None:
+    """Sizes of the read-out beside encoder and prior; None without one.
+
+    Parameters
+    ----------
+    width : int
+        Numbers of the target.
+    """
+    if not config.training.with_ridge:
+        return None
+    rank = {"rank": min(RANK, width)}
+    if config.training.linear == "best" and config.training.gain_regions:
+        return {**rank, "regions": config.training.gain_regions}
+    return rank
 
 
 def earlier_folder(config: Config, modality: str) -> Path:
@@ -320,7 +336,7 @@ def take_over(embedding_decoder: EmbeddingDecoder, earlier: EmbeddingDecoder) ->
             )
     weights, own = earlier.state_dict(), embedding_decoder.state_dict()
     fresh = {name for name in own if name not in weights}
-    of_people = ("encoder.subject_layer.", "linear.linears.", "linear.judged.")
+    of_people = ("encoder.subject_layer.", "linear.linears.", "linear.judged.", "linear.gated")
     own_of_subjects = {name for name in own if name.startswith(of_people)}
     if not fresh <= own_of_subjects:
         raise UserError(

@@ -1,33 +1,38 @@
-"""Fit the linear read-out of an embedding decoder: ridge regression, or the encoding model's
-inversion where held-out images are decoded better by it.
+"""Fit the read-out beside an encoder: ridge regression, or an inversion of the encoding model where
+held-out images are decoded better by it.
 
 Ridge regression learns signal and noise from the trials at once. The encoding model learns what
-pictures do to voxels, and the covariance of what is left, and its inversion (the embedding's mean
-given the responses, all Gaussian) is a linear map, too.
+images do to voxels, and the covariance of what is left, and its inversion (the embedding's mean
+given the responses, all Gaussian) is a linear map, too. Where regions of voxels respond more in one
+trial than in another, a router estimates their gains in every trial, and the inversion follows
+them: a mixture of experts that are regions.
 
 N images, I images of the table of targets, R rank of the read-out, P precisions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import logging
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from braingen.config import Config
 from braingen.data.betas import Betas
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.encoders.gated_readout import GatedReadout, GatedWeights
 from braingen.encoders.linear_readout import STANDARD_ERRORS
-from braingen.encoders.ridge import fit_ridge
+from braingen.encoders.ridge import LinearMap, fit_ridge
 from braingen.encoding_model.banded_ridge import candidate_scales
 from braingen.encoding_model.features import FeatureSpaces
 from braingen.encoding_model.library import PRECISIONS, Inverse, Library
 from braingen.encoding_model.model import EncodingModel
-from braingen.encoding_model.responses import AveragedResponses, average_responses
+from braingen.encoding_model.region_gains import fit_region_gains
+from braingen.encoding_model.responses import average_responses, average_rows
 from braingen.runtime.device import device_of
 from braingen.targets.tables import Targets
 from braingen.types import Trials
@@ -39,6 +44,12 @@ FEWEST_FOR_RIDGE = 3
 FEWEST_TO_CHOOSE = 30
 """Held-out images from which the inversion is considered: with 29 it was taken where it was worse
 (docs/experiments/peers.md).
+"""
+LARGER = 1.5
+"""Size of what is decoded, in units of the size with the least squared error. Two-way
+identification compares raw embeddings and fails where they all are near their mean: 1.5 was the
+largest size with which the cosine of raw embeddings of left-out training images did not fall below
+that of ridge regression (docs/experiments/peers.md).
 """
 
 
@@ -82,6 +93,87 @@ def fit_ridges(
         linear.take(trials.subject, ridge, without)
 
 
+class Inversion(NamedTuple):
+    """How the encoding model is inverted."""
+
+    gated: bool
+    """With gains of regions, in every trial their own."""
+    precision: float
+    """Factor of the noise's inverse covariance."""
+
+
+class Inversions:
+    """The encoding model of some trials, its inversion, and that with gains of regions.
+
+    Parameters
+    ----------
+    trials : Trials
+        That it is fitted to.
+    spaces : FeatureSpaces
+        Of the images.
+    aim_of : Callable[[np.ndarray], np.ndarray]
+        Image ids -> what is decoded, N x R.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        trials: Trials,
+        betas: Betas,
+        spaces: FeatureSpaces,
+        aim_of: Callable[[np.ndarray], np.ndarray],
+    ) -> None:
+        known = average_responses(trials, betas)
+        features, seed = spaces.of_ids(known.image_N), config.run.seed
+        scales_CB = candidate_scales(len(features), config.encoding.band_draws, seed)
+        left_out, device = config.encoding.left_out_images, device_of(config)
+        self.aim_NR = aim_of(known.image_N)
+        model = EncodingModel.fit(features, known, scales_CB, left_out, seed, device)
+        self.inverse = Inverse(Library(self.aim_NR, model.predict(features)), model.noise)
+        self.regions = config.training.gain_regions
+        if self.regions:
+            rows = trials.table["trial"].to_numpy()
+            self.gains = fit_region_gains(
+                features,
+                known,
+                trials.table["image"].to_numpy(),
+                lambda place: betas.rows(rows[place]),
+                model,
+                scales_CB,
+                self.regions,
+                left_out,
+                seed,
+                device,
+            )
+
+    def ways(self) -> list[Inversion]:
+        """Every inversion that there is."""
+        kinds = (False, True) if self.regions else (False,)
+        return [Inversion(gated, precision) for gated in kinds for precision in PRECISIONS]
+
+    def weights(self, way: Inversion) -> LinearMap | GatedWeights:
+        """What decodes single trials."""
+        if way.gated:
+            return self.gains.weights(self.aim_NR, way.precision)
+        return self.inverse.linear_map(way.precision)
+
+    def decode(self, way: Inversion, trials: Trials, betas: Betas) -> np.ndarray:
+        """Decode trials and average by image, in ascending order of ids: N x R."""
+        averaged = average_responses(trials, betas)
+        if not way.gated:
+            return self.inverse.gaussian(averaged.mean_NV, way.precision)
+        read = GatedReadout(betas.voxels, self.aim_NR.shape[1], self.regions)
+        read.take(self.gains.weights(self.aim_NR, way.precision))
+        return average_rows(
+            lambda part: read(
+                torch.from_numpy(betas.rows(trials.table["trial"].to_numpy()[part]))
+            ).numpy(),
+            averaged.image_N,
+            np.searchsorted(averaged.image_N, trials.table["image"].to_numpy()),
+            averaged.times_N,
+        ).mean_NV
+
+
 def take_better(
     embedding_decoder: EmbeddingDecoder,
     kept: tuple[Trials, Betas],
@@ -91,10 +183,11 @@ def take_better(
     config: Config,
     targets: Targets,
 ) -> None:
-    """Put the inversion in the place of one subject's ridge regression if the cosine of held-out
-    images is higher by more than `STANDARD_ERRORS` of the paired difference.
+    """Put an inversion of the encoding model in the place of one subject's ridge regression if the
+    cosine of held-out images is higher by more than `STANDARD_ERRORS` of the paired difference.
 
-    With fewer than `FEWEST_TO_CHOOSE` of them, ridge regression stays.
+    What it decodes is then given the size, around the mean, of :func:`fitting_size`. With fewer
+    than `FEWEST_TO_CHOOSE` held-out images, ridge regression stays.
 
     Parameters
     ----------
@@ -108,51 +201,64 @@ def take_better(
     """
     linear, (trials, betas) = embedding_decoder.linear, kept
     assert linear is not None
-    spaces = FeatureSpaces(config, targets)
-
-    def truth(image_N: np.ndarray) -> Tensor:
-        return components_IR[torch.from_numpy(row_of_image[image_N])]
-
-    def inverse(known: AveragedResponses) -> Inverse:
-        features = spaces.of_ids(known.image_N)
-        model = EncodingModel.fit(
-            features,
-            known,
-            candidate_scales(len(features), config.encoding.band_draws, config.run.seed),
-            config.encoding.left_out_images,
-            config.run.seed,
-            device_of(config),
-        )
-        library = Library(truth(known.image_N).numpy(), model.predict(features))
-        return Inverse(library, model.noise)
-
     if held.table["image"].nunique() < FEWEST_TO_CHOOSE:
         return
-    known, judged = average_responses(trials, betas), average_responses(held, betas)
-    responses_NV = torch.from_numpy(judged.mean_NV)
-    truth_NR = truth(judged.image_N)
+    spaces = FeatureSpaces(config, targets)
+
+    def aim_of(image_N: np.ndarray) -> np.ndarray:
+        return components_IR[torch.from_numpy(row_of_image[image_N])].numpy()
+
+    judged = average_responses(held, betas)
+    truth_NR = aim_of(judged.image_N)
+    responses_NV = torch.from_numpy(judged.mean_NV).to(embedding_decoder.device)
     with linear.without_held_out():
-        ridge_NR = linear.components(linear(responses_NV, trials.subject))
-    without = inverse(known)
-    cosine_PN = torch.stack(
-        [
-            cosine_similarity(torch.from_numpy(without.gaussian(judged.mean_NV, p)), truth_NR)
-            for p in PRECISIONS
-        ]
-    )
-    best = int(cosine_PN.mean(1).argmax())
-    gain_N = (cosine_PN[best] - cosine_similarity(ridge_NR, truth_NR)).numpy()
-    error = gain_N.std(ddof=1) / len(gain_N) ** 0.5
-    taken = bool(gain_N.mean() > STANDARD_ERRORS * error)
+        ridge_NR = linear.components(linear(responses_NV, trials.subject)).cpu().numpy()
+    without = Inversions(config, trials, betas, spaces, aim_of)
+    decoded = {way: without.decode(way, held, betas) for way in without.ways()}
+    cosine = {way: cosines(found_NR, truth_NR) for way, found_NR in decoded.items()}
+    best = max(cosine, key=lambda way: float(cosine[way].mean()))
+    gain_N = cosine[best] - cosines(ridge_NR, truth_NR)
+    taken = bool(gain_N.mean() > STANDARD_ERRORS * gain_N.std(ddof=1) / len(gain_N) ** 0.5)
+    how = "with gains of regions" if best.gated else "with fixed weights"
     logger.info(
-        "Subject %d: cosine of held-out images by the encoding model's inversion less that by ridge"
-        " regression: %.3f; %s is used.",
+        "Subject %d: cosine of held-out images by the encoding model's inversion %s less that by"
+        " ridge regression: %.3f; %s is used.",
         trials.subject,
+        how,
         gain_N.mean(),
         "the inversion" if taken else "ridge regression",
     )
-    if taken:
-        both = trials._replace(table=pd.concat([trials.table, held.table]))
-        whole = inverse(average_responses(both, betas))
-        for each, without_held_out in ((without, True), (whole, False)):
-            linear.take(trials.subject, each.linear_map(PRECISIONS[best]), without_held_out)
+    if not taken:
+        return
+    size = fitting_size(decoded[best], truth_NR)
+    both = trials._replace(table=pd.concat([trials.table, held.table]))
+    whole = Inversions(config, both, betas, spaces, aim_of)
+    for each, without_held_out in ((without, True), (whole, False)):
+        linear.take(trials.subject, scaled(each.weights(best), size), without_held_out)
+
+
+def cosines(found_NR: np.ndarray, truth_NR: np.ndarray) -> np.ndarray:
+    """Cosine of every image's decoded and true description."""
+    length_N = np.linalg.norm(found_NR, axis=1) * np.linalg.norm(truth_NR, axis=1)
+    return np.einsum("nr,nr->n", found_NR, truth_NR) / np.maximum(length_N, 1e-12)
+
+
+def fitting_size(found_NR: np.ndarray, truth_NR: np.ndarray) -> float:
+    """Factor of what is decoded, around the mean: `LARGER` times that with the least squared error,
+    at least 0.
+    """
+    slope = (found_NR * truth_NR).sum() / max(float((found_NR**2).sum()), 1e-12)
+    return LARGER * max(float(slope), 0.0)
+
+
+def scaled(weights: LinearMap | GatedWeights, size: float) -> LinearMap | GatedWeights:
+    """The same weights whose outputs are larger around the target's mean, which is zero."""
+    factor = np.float32(size)
+    if isinstance(weights, GatedWeights):
+        return weights._replace(
+            weights_KR=weights.weights_KR * factor, mean_R=weights.mean_R * factor
+        )
+    return weights._replace(
+        coefficients_VD=weights.coefficients_VD * factor,
+        target_mean_D=weights.target_mean_D * factor,
+    )
