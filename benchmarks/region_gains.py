@@ -1,241 +1,247 @@
-"""What knowing the gain of every region in every trial is worth on the hard world, in fitting and
-in decoding by an encoding model.
+"""The mixture of regions with gains (`training.linear=best`) on the hard world: is it better than
+fixed weights, are its regions planted areas, the same ones in every person, and does silencing one
+cost what its area carries?
 
     braingen simulate --config simulated_hard
-    python benchmarks/region_gains.py --subject 1 --sessions 4 --folds 1
+    python benchmarks/region_gains.py --subjects 1,2,3,4 --sessions 4
 
-A trial's response in a region is gain x (signal + baseline) + noise. The region's mean response
-shows the gain by the baseline; how much the signal grows with it is read off the trials: the slope
-of measured on predicted responses, against the region's mean. With gains the encoding model is
-fitted per region to responses from which the baseline's part is taken, each trial counting by its
-squared gain, and decoding takes the embedding's mean given the responses and the gains.
+Training images alone: two folds of five are left out in turn; test images have no part.
 
-Regions are the planted areas (an upper bound for any grouping of voxels) or, with `--groups`,
-k-means groups of voxels with the same tuning. Scores are of left-out training images: cosine around
-the training mean and retrieval among the fold's images. Test images have no part.
+decoding   cosine around the training mean and retrieval among a fold's images, presentations
+           averaged; 95 % intervals over images. *Planted areas*: the same with the planted areas
+           for regions.
+areas      adjusted mutual information of regions and planted areas, of voxels with signal; before:
+           groups of voxels with the same tuning, which is where `BrainMoERegions` starts.
+agreement  regions of two people are paired by the tuning of their voxels, which knows no truth;
+           then, of the voxels of a region, the shares of the areas, correlated between the two over
+           all regions and areas. Baseline: pairs at random.
+silencing  what a region carries: squared planted weights of its voxels on every group of content;
+           what silencing costs: loss of the correlation of decoded and true content, by group. Both
+           around their means over regions and groups, correlated. Baseline: regions shuffled.
 
-T trials, N images, V voxels, P features, A regions, K directions of predicted responses.
+N images, T trials, V voxels, A regions, C groups of content, K dimensions of tuning.
 """
 
 from __future__ import annotations
 
 import argparse
+from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import adjusted_mutual_info_score
 import torch
 
 from braingen.config import Config, load_config
 from braingen.config.overrides import parse_overrides
 from braingen.data.betas import Betas
 from braingen.data.trials import fold_of_images, train_trials
+from braingen.encoders.gated_readout import GatedReadout
 from braingen.encoders.region_groups import spherical_groups
-from braingen.encoding_model.banded_ridge import candidate_scales, fit_banded_ridge
+from braingen.encoding_model import region_gains
+from braingen.encoding_model.banded_ridge import candidate_scales
 from braingen.encoding_model.features import FeatureSpaces
+from braingen.encoding_model.library import Inverse, Library
 from braingen.encoding_model.model import EncodingModel
-from braingen.encoding_model.noise import NoiseModel, fit_noise
 from braingen.encoding_model.responses import average_array
 from braingen.encoding_model.voxel_space import shared_space
+from braingen.evaluation.uncertainty import mean_interval
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.files import write_json
+from braingen.simulation.hard_world.dataset import load_hard_scenes
+from braingen.simulation.hard_world.scene_features import content_groups
 
-DIRECTIONS = 200
-LEAST_GAIN, LARGEST_SLOPE = 0.1, 2.0
-
-
-class Fitted(NamedTuple):
-    """Predicted responses of the training images, and the noise."""
-
-    predicted_NV: np.ndarray
-    noise: NoiseModel
+FOLDS, OF, SHUFFLES = 2, 5, 200
 
 
-class Trials(NamedTuple):
-    """Single trials; images by their row."""
+class Person(NamedTuple):
+    """Training data of one subject, and what was planted."""
 
-    response_TV: np.ndarray
+    features: dict[str, np.ndarray]
+    embedding_ND: np.ndarray
+    content: dict[str, np.ndarray]
+    """Content of the images by group, N x width."""
     row_T: np.ndarray
+    response_TV: np.ndarray
+    area_V: np.ndarray
+    carried_VC: np.ndarray
+    """Squared planted weights on every group of content."""
+    signal_V: np.ndarray
+    """Voxels with signal."""
 
 
-def region_means(response_TV: np.ndarray, region_V: np.ndarray) -> np.ndarray:
-    """Mean response of every region, T x A."""
-    return np.stack(
-        [response_TV[:, region_V == a].mean(1) for a in range(region_V.max() + 1)], axis=1
+class Fit(NamedTuple):
+    """Of the images of some folds."""
+
+    model: EncodingModel
+    gains: region_gains.RegionGains
+    tuning_V: np.ndarray
+    """Groups of voxels with the same tuning."""
+
+
+def load(config: Config, subject: int) -> Person:
+    """Read one subject."""
+    layout = Layout.of(config.data.root)
+    table = train_trials(layout, subject, config.data.num_sessions).table
+    images, row_T = np.unique(table["image"].to_numpy(), return_inverse=True)
+    spaces, scenes = FeatureSpaces(config), load_hard_scenes(layout)
+    groups = content_groups(type(scenes)(*(values[images] for values in scenes)))
+    with np.load(layout.truth(subject), allow_pickle=False) as truth:
+        ends = truth["content_ends"]
+        parts = np.split(np.square(truth["content_weights"]), ends[:-1], axis=1)
+        area_V, snr_V = truth["area"].astype(str), truth["snr"]
+    return Person(
+        spaces.of_ids(images),
+        spaces.targets.image(images).flatten(1).numpy(),
+        groups,
+        row_T,
+        Betas.of(layout, subject).rows(table["trial"].to_numpy()),
+        area_V,
+        np.stack([part.sum(1) for part in parts], axis=1),
+        snr_V > 0,
     )
 
 
-def gain_slope(
-    predicted_TV: np.ndarray, response_TV: np.ndarray, means_TA: np.ndarray, region_V: np.ndarray
-) -> float:
-    """Median over regions of the growth of the signal per unit of the region's mean response,
-    relative to the signal at the mean.
-    """
-    slopes = []
-    for a in range(means_TA.shape[1]):
-        mine = region_V == a
-        square_T = np.square(predicted_TV[:, mine]).sum(1)
-        match_T = (predicted_TV[:, mine] * response_TV[:, mine]).sum(1)
-        size_T = np.sqrt(square_T)
-        design_T2 = np.stack([size_T, size_T * means_TA[:, a]], axis=1)
-        level, growth = np.linalg.lstsq(design_T2, match_T / size_T, rcond=None)[0]
-        slopes.append(np.clip(growth / level * means_TA[:, a].std(), 0, LARGEST_SLOPE))
-    return float(np.median(slopes))
+def fit(person: Person, known_N: np.ndarray, regions: int, planted: bool = False) -> Fit:
+    """Fit encoding model and gains to some images."""
+    place_N = np.cumsum(known_N) - 1
+    kept_T = known_N[person.row_T]
+    response_TV, row_T = person.response_TV[kept_T], place_N[person.row_T[kept_T]]
+    features = {band: values[known_N] for band, values in person.features.items()}
+    known, scales_CB = average_array(response_TV, row_T), candidate_scales(len(features), 0)
+    model = EncodingModel.fit(features, known, scales_CB)
+    tuning = torch.from_numpy(model.embed_voxels(shared_space([model], features)))
+    weight_V = torch.from_numpy(np.maximum(model.explained_V, 1e-3) ** 2)
+    tuning_V = (tuning @ spherical_groups(tuning, weight_V, regions).T).argmax(1).numpy()
+    areas = np.unique(person.area_V, return_inverse=True)[1] if planted else None
+    gains = region_gains.fit_region_gains(
+        features,
+        known,
+        row_T,
+        lambda rows: response_TV[rows],
+        model,
+        regions,
+        left_out=2000,
+        region_V=areas,
+    )
+    return Fit(model, gains, tuning_V)
 
 
-def fit_with_gains(
-    features: dict[str, np.ndarray],
-    trials: Trials,
-    gain_TA: np.ndarray,
-    region_V: np.ndarray,
-    scales_CB: np.ndarray,
-) -> Fitted:
-    """Fit every region to its responses over gains, trials weighted by squared gains."""
-    images = len(next(iter(features.values())))
-    predicted_NV = np.zeros((images, len(region_V)), dtype=np.float32)
-    residual_TV = np.zeros_like(trials.response_TV)
-    for a in range(gain_TA.shape[1]):
-        mine, gain_T = region_V == a, gain_TA[:, a]
-        sums_NV, weight_N = np.zeros((images, mine.sum())), np.zeros(images)
-        np.add.at(sums_NV, trials.row_T, trials.response_TV[:, mine] * gain_T[:, None])
-        np.add.at(weight_N, trials.row_T, gain_T**2)
-        mean_NV = (sums_NV / weight_N[:, None]).astype(np.float32)
-        ridge = fit_banded_ridge(features, mean_NV, weight_N, scales_CB)
-        predicted_NV[:, mine] = ridge.predict(features)
-        left_out_NV = mean_NV - ridge.residual_JV / np.sqrt(weight_N)[:, None]
-        residual_TV[:, mine] = (
-            trials.response_TV[:, mine] - gain_T[:, None] * left_out_NV[trials.row_T]
-        )
-    return Fitted(predicted_NV, fit_noise(residual_TV.astype(np.float32)))
+def decode(person: Person, found: Fit, known_N: np.ndarray, silenced: tuple[int, ...] = ()):
+    """Embeddings of the left-out images, presentations averaged: N x D."""
+    read = GatedReadout(
+        person.response_TV.shape[1], person.embedding_ND.shape[1], len(found.gains.growth_A)
+    )
+    read.take(found.gains.weights(person.embedding_ND[known_N]))
+    left_T = ~known_N[person.row_T]
+    decoded_TD = read(torch.from_numpy(person.response_TV[left_T]), silenced).numpy()
+    return average_array(decoded_TD, person.row_T[left_T]).mean_NV
 
 
-def decode(
-    fitted: Fitted,
-    embedding_ND: np.ndarray,
-    judged: Trials,
-    gain_TA: np.ndarray,
-    region_V: np.ndarray,
-) -> np.ndarray:
-    """The embedding's mean given responses and gains of all trials of an image, all Gaussian."""
-    images, regions = len(fitted.predicted_NV), gain_TA.shape[1]
-    mean_V, mean_D = fitted.predicted_NV.mean(0), embedding_ND.mean(0)
-    left_NK, size_K, vector_KV = np.linalg.svd(fitted.predicted_NV - mean_V, full_matrices=False)
-    kept = min(DIRECTIONS, len(size_K))
-    direction_KV = vector_KV[:kept] * size_K[:kept, None] / np.sqrt(images)
-    weights_KD = left_NK[:, :kept].T @ (embedding_ND - mean_D) / np.sqrt(images)
-    noise = fitted.noise
-    inverse_VV = np.linalg.inv(np.diag(noise.diagonal_V) + noise.factor_KV.T @ noise.factor_KV)
-    blocks_AAKK = np.zeros((regions, regions, kept, kept))
-    for a in range(regions):
-        weighed_KV = direction_KV[:, region_V == a] @ inverse_VV[region_V == a]
-        for b in range(regions):
-            blocks_AAKK[a, b] = weighed_KV[:, region_V == b] @ direction_KV[:, region_V == b].T
-    gain_TV = gain_TA[:, region_V]
-    evidence_TK = (
-        ((judged.response_TV - gain_TV * mean_V) @ inverse_VV) * gain_TV
-    ) @ direction_KV.T
-    count = judged.row_T.max() + 1
-    evidence_NK, pairs_NAA = np.zeros((count, kept)), np.zeros((count, regions, regions))
-    np.add.at(evidence_NK, judged.row_T, evidence_TK)
-    np.add.at(pairs_NAA, judged.row_T, np.einsum("ta,tb->tab", gain_TA, gain_TA))
-    decoded = [
-        np.linalg.solve(np.eye(kept) + np.tensordot(pairs_AA, blocks_AAKK, 2), evidence_K)
-        for pairs_AA, evidence_K in zip(pairs_NAA, evidence_NK)
-    ]
-    return mean_D + np.stack(decoded) @ weights_KD
+def decode_fixed(person: Person, found: Fit, known_N: np.ndarray) -> np.ndarray:
+    """The same with fixed weights."""
+    features = {band: values[known_N] for band, values in person.features.items()}
+    library = Library(person.embedding_ND[known_N], found.model.predict(features))
+    left_T = ~known_N[person.row_T]
+    averaged = average_array(person.response_TV[left_T], person.row_T[left_T])
+    return Inverse(library, found.model.noise).gaussian(averaged.mean_NV, 1.0)
 
 
-def scores(decoded_ND: np.ndarray, true_ND: np.ndarray, mean_D: np.ndarray) -> dict[str, float]:
-    """Cosine, and retrieval in both directions."""
-    rows = [
-        x / np.linalg.norm(x, axis=1, keepdims=True)
-        for x in (decoded_ND - mean_D, true_ND - mean_D)
-    ]
+def by_image(decoded_ND: np.ndarray, true_ND: np.ndarray, mean_D: np.ndarray) -> dict[str, Any]:
+    """Scores of every image."""
+    rows = [x - mean_D for x in (decoded_ND, true_ND)]
+    rows = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in rows]
     cosine_NN = rows[0] @ rows[1].T
     own_N = np.arange(len(cosine_NN))
     return {
-        "cosine": float(np.diag(cosine_NN).mean()),
-        "brain_to_image": float((cosine_NN.argmax(1) == own_N).mean()),
-        "image_to_brain": float((cosine_NN.argmax(0) == own_N).mean()),
+        "cosine": np.diag(cosine_NN),
+        "brain_to_image": (cosine_NN.argmax(1) == own_N).astype(float),
+        "image_to_brain": (cosine_NN.argmax(0) == own_N).astype(float),
     }
 
 
-def measure(config: Config, folds: int, groups: int) -> list[dict[str, dict[str, float]]]:
-    """Scores by fold and way."""
-    layout, subject = Layout.of(config.data.root), config.data.subjects[0]
-    table = train_trials(layout, subject, config.data.num_sessions).table
-    rows_T = table["trial"].to_numpy()
-    images, row_T = np.unique(table["image"].to_numpy(), return_inverse=True)
-    response_TV = Betas.of(layout, subject).rows(rows_T)
-    with np.load(layout.truth(subject), allow_pickle=False) as truth:
-        planted_TA = truth["gain"][rows_T]
-        place = {name: index for index, name in enumerate(truth["areas"].astype(str).tolist())}
-        area_V = np.array([place[name] for name in truth["area"].astype(str)])
-    spaces = FeatureSpaces(config)
-    features, embedding_ND = spaces.of_ids(images), spaces.targets.image(images).flatten(1).numpy()
-    scales_CB, fold_N = (
-        candidate_scales(len(features), 0),
-        fold_of_images(images, 5, config.run.seed),
-    )
+def content_found(person: Person, decoded_ND: np.ndarray, known_N: np.ndarray) -> np.ndarray:
+    """Correlation of true content and that read from decoded embeddings, by group: C."""
     found = []
-    for fold in range(folds):
-        left_N = fold_N == fold
-        place_N = np.where(left_N, np.cumsum(left_N) - 1, np.cumsum(~left_N) - 1)
-        left_T = left_N[row_T]
-        known, judged = (
-            Trials(response_TV[each], place_N[row_T[each]]) for each in (~left_T, left_T)
+    for values in person.content.values():
+        varies = values[known_N].std(0) > 0
+        read = RidgeCV(np.logspace(-3, 3, 7)).fit(
+            person.embedding_ND[known_N], values[known_N][:, varies]
         )
-        mine = {band: values[~left_N] for band, values in features.items()}
-        model = EncodingModel.fit(mine, average_array(known.response_TV, known.row_T), scales_CB)
-        region_V = area_V
-        if groups:
-            direction_VK = torch.from_numpy(model.embed_voxels(shared_space([model], mine)))
-            weight_V = torch.from_numpy(np.maximum(model.explained_V, 1e-3) ** 2)
-            region_V = (
-                (direction_VK @ spherical_groups(direction_VK, weight_V, groups).T)
-                .argmax(1)
-                .numpy()
-            )
-            region_V = np.unique(region_V, return_inverse=True)[1]
-        means = [region_means(each.response_TV, region_V) for each in (known, judged)]
-        averaged = average_array(known.response_TV, known.row_T)
-        left_out_NV = (
-            averaged.mean_NV - model.ridge.residual_JV / np.sqrt(averaged.times_N)[:, None]
-        )
-        slope = gain_slope(left_out_NV[known.row_T], known.response_TV, means[0], region_V)
-        spread_A = means[0].std(0)
-        gains = [np.maximum(1 + slope * each / spread_A, LEAST_GAIN) for each in means]
-        own_V = np.array([
-            known.response_TV[:, v] @ means[0][:, a] / (means[0][:, a] @ means[0][:, a])
-            for v, a in enumerate(region_V)
-        ])  # fmt: skip
-        without = [
-            each._replace(response_TV=each.response_TV - mean_TA[:, region_V] * own_V)
-            for each, mean_TA in zip((known, judged), means)
+        guess, truth = read.predict(decoded_ND), values[~known_N][:, varies]
+        there = truth.std(0) > 0
+        pairs = zip(guess.T[there], truth.T[there])
+        found.append(np.mean([np.corrcoef(g, t)[0, 1] for g, t in pairs]))
+    return np.array(found)
+
+
+def around_means(table_AC: np.ndarray) -> np.ndarray:
+    """What is neither of the region nor of the group alone."""
+    table_AC = table_AC / np.maximum(table_AC.std(0), 1e-12)
+    return table_AC - table_AC.mean(0) - table_AC.mean(1, keepdims=True) + table_AC.mean()
+
+
+def silencing(person: Person, found: Fit, known_N: np.ndarray) -> dict[str, float]:
+    """Does silencing a region cost what it carries?"""
+    whole_C = content_found(person, decode(person, found, known_N), known_N)
+    region_V, regions = found.gains.region_V, range(len(found.gains.growth_A))
+    cost_AC = np.stack(
+        [
+            whole_C - content_found(person, decode(person, found, known_N, (a,)), known_N)
+            for a in regions
         ]
-        plain = Fitted(model.predict(mine), model.noise)
-        with_gains = fit_with_gains(mine, without[0], gains[0], region_V, scales_CB)
-        aim_ND, mean_D = embedding_ND[~left_N], embedding_ND.mean(0)
-        ones_TA = np.ones_like(gains[1])
-        ways = {
-            "no gains": decode(plain, aim_ND, judged, ones_TA, region_V),
-            "gains in fitting": decode(with_gains, aim_ND, without[1], ones_TA, region_V),
-            "gains in fitting and decoding": decode(
-                with_gains, aim_ND, without[1], gains[1], region_V
-            ),
-        }
-        if not groups:
-            known_gains = fit_with_gains(mine, without[0], planted_TA[~left_T], region_V, scales_CB)
-            ways["planted gains in both"] = decode(
-                known_gains, aim_ND, without[1], planted_TA[left_T], region_V
-            )
-        found.append(
-            {way: scores(each, embedding_ND[left_N], mean_D) for way, each in ways.items()}
-        )
-        print(f"fold {fold}, {left_N.sum()} images, slope {slope:.2f}", flush=True)
-        for way, row in found[-1].items():
-            print(f"  {way:30s}" + "".join(f"  {n} {v:.3f}" for n, v in row.items()), flush=True)
-    return found
+    )
+    carried_AC = np.stack([person.carried_VC[region_V == a].sum(0) for a in regions])
+    cost_AC, carried_AC = around_means(cost_AC), around_means(carried_AC)
+    rng = np.random.default_rng(0)
+    shuffled = [
+        np.corrcoef(cost_AC.ravel(), rng.permutation(carried_AC).ravel())[0, 1]
+        for _ in range(SHUFFLES)
+    ]
+    return {
+        "cost_against_carried": float(np.corrcoef(cost_AC.ravel(), carried_AC.ravel())[0, 1]),
+        "shuffled_95th_percentile": float(np.percentile(shuffled, 95)),
+    }
+
+
+def profile(region_V: np.ndarray, area_V: np.ndarray, areas: np.ndarray, count: int) -> np.ndarray:
+    """Of every region's voxels, the share in every area."""
+    table = np.array(
+        [[(area_V[region_V == a] == name).sum() for name in areas] for a in range(count)], float
+    )
+    return table / np.maximum(table.sum(1, keepdims=True), 1)
+
+
+def agreement(people: list[Person], fits: list[Fit]) -> dict[str, float]:
+    """Does the same region of two people, paired by tuning, lie in the same area?"""
+    rng, regions = np.random.default_rng(0), len(fits[0].gains.growth_A)
+    areas = np.unique(np.concatenate([person.area_V for person in people]))
+    space_KP = shared_space([each.model for each in fits], people[0].features)
+    centres, tables = [], []
+    for person, each in zip(people, fits):
+        tuning_VK = each.model.embed_voxels(space_KP)
+        weight_V = np.maximum(each.model.explained_V, 0)
+        sums = np.zeros((regions, tuning_VK.shape[1]))
+        np.add.at(sums, each.gains.region_V, tuning_VK * weight_V[:, None])
+        centres.append(sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12))
+        mine = person.signal_V
+        tables.append(profile(each.gains.region_V[mine], person.area_V[mine], areas, regions))
+    found, chance = [], []
+    for a, b in combinations(range(len(people)), 2):
+        rows, columns = linear_sum_assignment(-centres[a] @ centres[b].T)
+        found.append(np.corrcoef(tables[a][rows].ravel(), tables[b][columns].ravel())[0, 1])
+        chance += [
+            np.corrcoef(tables[a].ravel(), rng.permutation(tables[b]).ravel())[0, 1]
+            for _ in range(SHUFFLES // 10)
+        ]
+    return {
+        "agreement": float(np.mean(found)),
+        "least": float(np.min(found)),
+        "pairs_at_random": float(np.mean(chance)),
+    }
 
 
 def main() -> None:
@@ -245,16 +251,59 @@ def main() -> None:
     )
     parser.add_argument("words", nargs="*", metavar="section.field=value")
     parser.add_argument("--config", default="simulated_hard")
-    parser.add_argument("--subject", type=int, default=1)
+    parser.add_argument("--subjects", default="1,2,3,4")
     parser.add_argument("--sessions", type=int, default=4)
-    parser.add_argument("--folds", type=int, default=5, help="of five, how many are computed")
-    parser.add_argument("--groups", type=int, default=0, help="groups of voxels; 0: planted areas")
+    parser.add_argument("--regions", type=int, default=16)
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/region_gains.json"))
     chosen = parser.parse_args()
     _, overrides = parse_overrides(chosen.words)
-    own = {"data.subjects": str(chosen.subject), "data.num_sessions": str(chosen.sessions)}
-    config = load_config(chosen.config, {**overrides, **own})
-    write_json(chosen.json, measure(config, chosen.folds, chosen.groups))
+    found: dict[str, Any] = {}
+    people, fits = [], []
+    for subject in map(int, chosen.subjects.split(",")):
+        own = {"data.subjects": str(subject), "data.num_sessions": str(chosen.sessions)}
+        config = load_config(chosen.config, {**overrides, **own})
+        person = load(config, subject)
+        fold_N = fold_of_images(np.arange(len(person.embedding_ND)), OF, config.run.seed)
+        scores: dict[str, list[dict[str, np.ndarray]]] = {}
+        for fold in range(FOLDS):
+            known_N = fold_N != fold
+            mine = fit(person, known_N, chosen.regions)
+            areas = fit(person, known_N, len(np.unique(person.area_V)), planted=True)
+            ways = {
+                "fixed weights": decode_fixed(person, mine, known_N),
+                "regions found": decode(person, mine, known_N),
+                "planted areas": decode(person, areas, known_N),
+            }
+            mean_D = person.embedding_ND[known_N].mean(0)
+            for way, decoded_ND in ways.items():
+                row = by_image(decoded_ND, person.embedding_ND[~known_N], mean_D)
+                scores.setdefault(way, []).append(row)
+        joined = {
+            way: {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+            for way, rows in scores.items()
+        }
+        row = {way: {n: mean_interval(v) for n, v in each.items()} for way, each in joined.items()}
+        row["regions found minus fixed weights"] = {
+            n: mean_interval(v - joined["fixed weights"][n])
+            for n, v in joined["regions found"].items()
+        }
+        inside = person.signal_V
+        facts = {
+            "ami_before": adjusted_mutual_info_score(person.area_V[inside], mine.tuning_V[inside]),
+            "ami": adjusted_mutual_info_score(person.area_V[inside], mine.gains.region_V[inside]),
+            **silencing(person, mine, known_N),
+        }
+        people.append(person)
+        fits.append(mine)
+        found[str(subject)] = {"scores": row, "regions": facts}
+        print(f"subject {subject}: " + "  ".join(f"{n} {v:.3f}" for n, v in facts.items()))
+        for way, each in row.items():
+            text = "  ".join(f"{n} {v[0]:.3f} ({v[1]:.3f} to {v[2]:.3f})" for n, v in each.items())
+            print(f"  {way:34s} {text}", flush=True)
+    if len(people) > 1:
+        found["people"] = agreement(people, fits)
+        print("  ".join(f"{name} {value:.3f}" for name, value in found["people"].items()))
+    write_json(chosen.json, found)
 
 
 if __name__ == "__main__":

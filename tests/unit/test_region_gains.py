@@ -57,14 +57,7 @@ def fitted(world: World, regions: int = REGIONS) -> tuple[EncodingModel, RegionG
     features, scales = {"embedding": world.features_NP}, np.ones((1, 1))
     model = EncodingModel.fit(features, known, scales)
     found = fit_region_gains(
-        features,
-        known,
-        world.image_T,
-        lambda rows: world.response_TV[rows],
-        model,
-        scales,
-        regions,
-        2000,
+        features, known, world.image_T, lambda rows: world.response_TV[rows], model, regions, 2000
     )
     return model, found
 
@@ -176,6 +169,19 @@ def test_the_read_out_is_the_mean_given_the_response(growth, noise_directions):
     found = read_out(weights)(torch.from_numpy(response_BV)).numpy()
     expected = np.stack([by_hand(weights, each.astype(np.float64)) for each in response_BV])
     assert np.allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_silenced_region_counts_for_nothing():
+    draws = np.random.default_rng(9)
+    weights = weights_of(draws, 0.8)
+    read, voxels = read_out(weights), torch.from_numpy(draws.normal(size=(3, 12)).astype("f4"))
+    one = torch.from_numpy(weights.region_V == 1)
+    changed = torch.where(one, voxels + 3, voxels)
+    assert not torch.allclose(read(changed), read(voxels), atol=0.1)
+    before, after = (read(each, silenced=[1]) for each in (voxels, changed))
+    assert torch.allclose(before, after, atol=1e-5)
+    alone = torch.zeros(1, 3) + torch.from_numpy(weights.mean_R)
+    assert torch.allclose(read(voxels, silenced=range(REGIONS)), alone.expand(3, 3))
 
 
 def test_without_growth_it_is_linear_and_with_it_is_not():

@@ -12,6 +12,7 @@ B batch, V voxels, A regions, K directions of the signal, F directions of the no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +103,8 @@ class GatedReadout(nn.Module):
         inverse_V = 1 / weights.diagonal_V.astype(np.float64)
         noise_FV = weights.factor_FV.astype(np.float64)
         if len(noise_FV) > len(self.factor_FV):
-            noise_FV = np.linalg.qr(noise_FV, mode="r")  # more directions than voxels: the same F'F
+            # more directions than voxels: the same F'F
+            noise_FV = np.asarray(np.linalg.qr(noise_FV, mode="r"))
         scaled_FV = noise_FV * inverse_V
         core_FF = np.eye(len(scaled_FV)) + scaled_FV @ noise_FV.T
         factor_FV = np.linalg.solve(np.linalg.cholesky(core_FF), scaled_FV)
@@ -147,15 +149,26 @@ class GatedReadout(nn.Module):
         """What the router gives every region, B x A: 1 is the mean."""
         return (1 + self.growth_A * self.fluctuations(voxels_BV)).clamp_min(LEAST_GAIN)
 
-    def forward(self, voxels_BV: Tensor) -> Tensor:
-        """Decode single responses, B x R."""
-        return torch.cat([self._decode(piece) for piece in voxels_BV.split(_PIECE)])
+    def forward(self, voxels_BV: Tensor, silenced: Sequence[int] = ()) -> Tensor:
+        """Decode single responses, B x R.
 
-    def _decode(self, voxels_BV: Tensor) -> Tensor:
-        gain_BA = self.gains(voxels_BV)
+        Parameters
+        ----------
+        silenced : Sequence[int], optional
+            Regions that count for nothing.
+        """
+        pieces = voxels_BV.split(_PIECE)
+        return torch.cat([self._decode(piece, silenced) for piece in pieces])
+
+    def _decode(self, voxels_BV: Tensor, silenced: Sequence[int]) -> Tensor:
+        counts_A = torch.ones_like(self.growth_A)
+        counts_A[list(silenced)] = 0
+        counts_V = counts_A[self.region_V]
+        voxels_BV = self.mean_V + counts_V * (voxels_BV - self.mean_V)
+        gain_BA = self.gains(voxels_BV) * counts_A
         gain_BV = gain_BA[:, self.region_V]
         added_BV = self.fluctuations(voxels_BV)[:, self.region_V] * self.loading_V
-        left_BV = voxels_BV - gain_BV * self.mean_V - added_BV
+        left_BV = counts_V * (voxels_BV - gain_BV * self.mean_V - added_BV)
         white_BV = left_BV * self.inverse_V - (left_BV @ self.factor_FV.T) @ self.factor_FV
         evidence_BK = (white_BV * gain_BV) @ self.direction_KV.T
         pairs_BAA = gain_BA[:, :, None] * gain_BA[:, None]

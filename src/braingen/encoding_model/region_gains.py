@@ -33,6 +33,8 @@ PATTERNS = 24
 ROUNDS = 3
 """Turns of estimating fluctuations, loadings and growth."""
 LARGEST_GROWTH = 1.5
+CANDIDATES = 3
+"""Scales of the bands that a region's voxels choose from in the second fit."""
 _BLOCK = 512
 """Trials read at a time."""
 
@@ -107,11 +109,11 @@ def fit_region_gains(
     image_T: np.ndarray,
     read: Callable[[np.ndarray], np.ndarray],
     model: EncodingModel,
-    scales_CB: np.ndarray,
     regions: int,
     left_out: int,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    region_V: np.ndarray | None = None,
 ) -> RegionGains:
     """Find regions and their gains, and fit the encoding model again.
 
@@ -127,10 +129,12 @@ def fit_region_gains(
         Responses of trials, by their place in ``image_T``.
     model : EncodingModel
         Fitted to ``known``, with its left-out residuals.
-    scales_CB, left_out, seed, device
+    left_out, seed, device
         As of `fit_banded_ridge`.
     regions : int
         A.
+    region_V : np.ndarray | None, optional
+        Region of every voxel where it is known, from 0; None to find regions.
     """
     row_T = np.searchsorted(known.image_N, image_T)
     signal_NV = model.predict(features)
@@ -141,7 +145,8 @@ def fit_region_gains(
         trial_S = np.sort(np.random.default_rng(seed).permutation(trial_S)[:MOST_TRIALS])
     response_SV, signal_SV = read(trial_S), signal_NV[row_T[trial_S]]
     left_SV = response_SV - signal_SV
-    region_V = group_voxels(left_SV, model, features, regions, seed)
+    if region_V is None:
+        region_V = group_voxels(left_SV, model, features, regions, seed)
     found = [
         _fit_region(response_SV, signal_SV, np.flatnonzero(region_V == a), model.noise.shrinkage)
         for a in range(regions)
@@ -156,7 +161,7 @@ def fit_region_gains(
             features,
             np.ascontiguousarray(mean_NV[:, mine]),
             weight_NA[:, a],
-            scales_CB,
+            _usual_scales(model, mine),
             left_out=left_out,
             seed=seed,
             device=device,
@@ -203,6 +208,12 @@ def group_voxels(
     rows = torch.from_numpy(joined_VQ.astype(np.float32))
     centres = spherical_groups(rows, torch.ones(len(rows)), min(regions, len(rows)), seed)
     return (rows @ centres.T).argmax(1).numpy()
+
+
+def _usual_scales(model: EncodingModel, voxels_W: np.ndarray) -> np.ndarray:
+    """Scales of the bands that most voxels of a region chose before."""
+    chosen_C = np.bincount(model.ridge.candidate_V[voxels_W])
+    return model.ridge.scales_CB[np.argsort(-chosen_C, kind="stable")[:CANDIDATES]]
 
 
 def _left_out(

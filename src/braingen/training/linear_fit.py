@@ -139,7 +139,6 @@ class Inversions:
                 trials.table["image"].to_numpy(),
                 lambda place: betas.rows(rows[place]),
                 model,
-                scales_CB,
                 self.regions,
                 left_out,
                 seed,
