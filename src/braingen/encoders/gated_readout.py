@@ -120,12 +120,18 @@ class GatedReadout(nn.Module):
 
         direction_KV = weights.direction_KV.astype(np.float64)
         member_AV = np.eye(regions)[weights.region_V].T
-        parts_AKV = member_AV[:, None] * direction_KV
-        white_AKV = np.stack([whiten(part_KV) for part_KV in parts_AKV])
-        overlap_AAKK = np.einsum("akv,clv->ackl", white_AKV, parts_AKV, optimize=True)
+        white_KV = np.zeros_like(direction_KV)
+        overlap_AAKK = np.zeros((regions, regions, *[len(direction_KV)] * 2))
+        members = [np.flatnonzero(weights.region_V == a) for a in range(regions)]
+        for a, mine in enumerate(members):  # one region at a time: a table is K x V
+            one_KV = np.zeros_like(direction_KV)
+            one_KV[:, mine] = direction_KV[:, mine]
+            one_KV = whiten(one_KV)
+            white_KV += one_KV
+            for c, other in enumerate(members):
+                overlap_AAKK[a, c] = one_KV[:, other] @ direction_KV[:, other].T
         # the router: mean of z given a response at gain 1, whose covariance is noise + D'D + b b'
         loading_AV = member_AV * weights.loading_V
-        white_KV = white_AKV.sum(0)
         white_AV = whiten(loading_AV)
         inner_KK = np.eye(len(direction_KV)) + white_KV @ direction_KV.T
         white_AV -= (loading_AV @ white_KV.T) @ np.linalg.solve(inner_KK, white_KV)
