@@ -1,14 +1,17 @@
-"""Times of the explorer on the shipped decoder: to first paint, and per redraw.
+"""Times of the explorer on the shipped decoder or a run: to first paint, and per redraw.
 
-``python benchmarks/explorer.py [--threads N]``; needs Chromium for the paint. A redraw is the time
-from a request to its whole answer: an image along denoising time, a level alone, an ablation, a
-spread, a map. Processor time is that of this process, server included; on a machine without other
-work and with one thread the two are alike.
+``python benchmarks/explorer.py [RUN [RUN]] [--threads N] [--screenshots FOLDER]``, in the folder
+where the run's data are found; needs Chromium for the paint and the screenshots. A redraw is the
+time from a request to its whole answer: an image along denoising time, a level alone, an ablation,
+a spread, a map. Processor time is that of this process, server included; on a machine without
+other work and with one thread the two are alike.
 """
 
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
+import os
 from pathlib import Path
 import statistics
 import sys
@@ -22,9 +25,11 @@ from integration.chromium import chromium_page, find_chromium
 from unit.explorer_server import Served, served
 
 from braingen.config import load_config
+from braingen.explorer.serve import load_runs
 from braingen.explorer.session import Session
-from braingen.explorer.shipped import shipped_run
+from braingen.generation.lora import merged_lora
 
+READY = "!document.body.classList.contains('busy') && !!document.querySelector('#levels img')"
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 
 
@@ -39,17 +44,23 @@ def seconds(server: Served, path: str, body: dict | None = None) -> tuple[float,
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("runs", nargs="*", help="run folders; none: the shipped decoder")
+    parser.add_argument("--screenshots", type=Path, help="folder of the page at 1280 and 390 px")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 for its own choice")
     parser.add_argument("--images", type=int, default=12, help="test images that are timed")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    started = time.perf_counter()
-    run = shipped_run(load_config(None, {"run.device": "cpu"}), 0)
-    session = Session([run], 4)
-    print(f"loading the decoder: {time.perf_counter() - started:.1f} s")
-    region = max(run.regions, key=lambda name: run.regions[name].sum())
-    with served(session) as server:
+    settings = {"run.device": "cpu", "explore.runs": ",".join(given.runs)}
+    with ExitStack() as stack:
+        started = time.perf_counter()
+        session = Session(load_runs(load_config(None, settings)), 4)
+        for run in session.runs:  # as `braingen explore` does
+            stack.enter_context(merged_lora(run.decoder.unet))
+        print(f"loading the decoder: {time.perf_counter() - started:.1f} s")
+        run = session.runs[0]
+        region = max(run.regions, key=lambda name: run.regions[name].sum())
+        server = stack.enter_context(served(session))
         kinds = {
             "image, with frames": lambda n: ("/api/image", {"image": n, "frames": True}),
             "level alone, with frames": lambda n: (
@@ -75,7 +86,8 @@ def main() -> None:
                 f" ({min(times):.2f} to {max(times):.2f})"
                 for what, times in zip(("time", "processor time"), zip(*pairs))
             ]
-            print(f"{name}: {'; '.join(words)}", flush=True)
+            load = os.getloadavg()[0]
+            print(f"{name}: {'; '.join(words)}; load {load:.1f}", flush=True)
         if find_chromium():
             with chromium_page("--enable-unsafe-swiftshader") as page:
                 paints = []
@@ -83,7 +95,19 @@ def main() -> None:
                     page.screen(1280, 800)
                     page.visit(server.address)
                     paints.append(page.evaluate(PAINT))
-                print(f"first contentful paint: median {statistics.median(paints):.0f} ms")
+                low, high = min(paints), max(paints)
+                print(
+                    f"first contentful paint: median {statistics.median(paints):.0f} ms"
+                    f" ({low:.0f} to {high:.0f})"
+                )
+                for width, height in ((1280, 800), (390, 844)) if given.screenshots else ():
+                    page.screen(width, height)
+                    page.visit(server.address)
+                    while not page.evaluate(READY):
+                        time.sleep(0.1)
+                    given.screenshots.mkdir(parents=True, exist_ok=True)
+                    file = given.screenshots / f"explorer-{width}.png"
+                    page.screenshot(file, whole=True)
 
 
 if __name__ == "__main__":
