@@ -12,9 +12,10 @@ decoding   cosine around the training mean and retrieval among a fold's images, 
            for regions.
 areas      adjusted mutual information of regions and planted areas, of voxels with signal; before:
            groups of voxels with the same tuning, which is where `BrainMoERegions` starts.
-agreement  regions of two people are paired by the tuning of their voxels, which knows no truth;
-           then, of the voxels of a region, the shares of the areas, correlated between the two over
-           all regions and areas. Baseline: pairs at random.
+agreement  regions of two people, found in all training images, are paired by the mean and by the
+           second moments of their voxels' tuning, which know no truth; then, of the voxels of a
+           region, the shares of the areas, correlated between the two over all regions and areas.
+           Baseline: pairs at random. Best possible: pairs by these shares themselves.
 silencing  what a region carries: squared planted weights of its voxels on every group of content;
            what silencing costs: loss of the correlation of decoded and true content, by group. Both
            around their means over regions and groups, correlated. Baseline: regions shuffled.
@@ -219,29 +220,40 @@ def agreement(people: list[Person], fits: list[Fit]) -> dict[str, float]:
     """Does the same region of two people, paired by tuning, lie in the same area?"""
     rng, regions = np.random.default_rng(0), len(fits[0].gains.growth_A)
     areas = np.unique(np.concatenate([person.area_V for person in people]))
-    space_KP = shared_space([each.model for each in fits], people[0].features)
-    centres, tables = [], []
+    features = {
+        band: np.concatenate([person.features[band] for person in people])
+        for band in people[0].features
+    }
+    space_KP = shared_space([each.model for each in fits], features)
+    means, moments, tables = [], [], []
     for person, each in zip(people, fits):
         tuning_VK = each.model.embed_voxels(space_KP)
-        weight_V = np.maximum(each.model.explained_V, 0)
-        sums = np.zeros((regions, tuning_VK.shape[1]))
-        np.add.at(sums, each.gains.region_V, tuning_VK * weight_V[:, None])
-        centres.append(sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12))
+        weighed_VK = tuning_VK * np.maximum(each.model.explained_V, 0)[:, None]
+        inside = [each.gains.region_V == a for a in range(regions)]
+        means.append(unit_rows(np.stack([weighed_VK[i].sum(0) for i in inside])))
+        moments.append(
+            unit_rows(np.stack([(weighed_VK[i].T @ tuning_VK[i]).ravel() for i in inside]))
+        )
         mine = person.signal_V
         tables.append(profile(each.gains.region_V[mine], person.area_V[mine], areas, regions))
-    found, chance = [], []
+    ways = {"by_means": means, "by_second_moments": moments}
+    ways["best_possible"] = [unit_rows(table - table.mean()) for table in tables]
+    found: dict[str, list[float]] = {}
     for a, b in combinations(range(len(people)), 2):
-        rows, columns = linear_sum_assignment(-centres[a] @ centres[b].T)
-        found.append(np.corrcoef(tables[a][rows].ravel(), tables[b][columns].ravel())[0, 1])
-        chance += [
-            np.corrcoef(tables[a].ravel(), rng.permutation(tables[b]).ravel())[0, 1]
-            for _ in range(SHUFFLES // 10)
-        ]
-    return {
-        "agreement": float(np.mean(found)),
-        "least": float(np.min(found)),
-        "pairs_at_random": float(np.mean(chance)),
-    }
+        for way, rows in ways.items():
+            first, second = linear_sum_assignment(-rows[a] @ rows[b].T)
+            pair = np.corrcoef(tables[a][first].ravel(), tables[b][second].ravel())
+            found.setdefault(way, []).append(pair[0, 1])
+        for _ in range(SHUFFLES // 10):
+            shuffled = rng.permutation(tables[b])
+            pair = np.corrcoef(tables[a].ravel(), shuffled.ravel())
+            found.setdefault("at_random", []).append(pair[0, 1])
+    return {way: float(np.mean(values)) for way, values in found.items()}
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows of unit length."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def main() -> None:
@@ -294,7 +306,7 @@ def main() -> None:
             **silencing(person, mine, known_N),
         }
         people.append(person)
-        fits.append(mine)
+        fits.append(fit(person, np.ones(len(fold_N), dtype=bool), chosen.regions))
         found[str(subject)] = {"scores": row, "regions": facts}
         print(f"subject {subject}: " + "  ".join(f"{n} {v:.3f}" for n, v in facts.items()))
         for way, each in row.items():
