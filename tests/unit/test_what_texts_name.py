@@ -116,8 +116,9 @@ def literals() -> list[tuple[str, str]]:
             for part in ast.walk(node)
             if part is not node
         }
+        name = path.relative_to(ROOT)
         for node in ast.walk(tree):
-            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            where = f"{name}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.JoinedStr):
                 parts = [
                     str(part.value) if isinstance(part, ast.Constant) else "…"
@@ -144,17 +145,20 @@ def pages() -> list[tuple[str, str]]:
     ]
 
 
+ADDS_A_FLAG = ("add_argument", "addoption")
+
+
 @cache
 def argparse_flags() -> set[str]:
     """Flags of the programs of this repository that have their own."""
     found = set()
     for folder in ("src", "scripts", "benchmarks", "examples", "tests"):
         for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in (
-                    "add_argument",
-                    "addoption",
-                ):
+            text = path.read_text(encoding="utf-8")
+            if not any(name in text for name in ADDS_A_FLAG):
+                continue
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ADDS_A_FLAG:
                     found |= {
                         arg.value.lstrip("-")
                         for arg in node.args
@@ -163,6 +167,7 @@ def argparse_flags() -> set[str]:
     return found
 
 
+@cache
 def is_flag(name: str) -> bool:
     plain = name.replace("-", "_")
     if {name, plain} & (OF_OTHER_PROGRAMS | argparse_flags() | set(SHORTHANDS)):

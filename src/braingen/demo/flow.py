@@ -87,7 +87,9 @@ def demo(config: Config) -> Path:
             " leave it out, or train and score encoders with `braingen train image --config"
             " simulated_hard`."
         )
-    clear_temporaries(config.run.folder)  # scores and page are in the run folder itself
+    # scores and page are in the run folder itself, and the card is written anew in the decoder's
+    for folder in (config.run.folder, config.run.folder / DECODER):
+        clear_temporaries(folder)
     with group_of(config) as group:
         steps = [
             Step(
