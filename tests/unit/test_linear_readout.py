@@ -247,3 +247,18 @@ def test_a_saved_decoder_keeps_what_was_chosen(tmp_path):
     assert again.linear.weights == OutputWeights(0.25, 0.5)
     x = torch.randn(2, VOXELS)
     torch.testing.assert_close(again(x, 1).backbone_BTD, whole.eval()(x, 1).backbone_BTD)
+
+
+def test_without_its_maps_a_decoder_still_applies_as_much_of_the_prior_as_was_chosen():
+    """Denoising by steps of the prior calls it after the encoder's memory is given back."""
+    model = decoder().eval()
+    assert model.linear is not None
+    model.linear.choose(OutputWeights(0.5, 0.25))
+    backbone = torch.randn(2, *model.mean_TD.shape, generator=torch.Generator().manual_seed(0))
+    before = model.predicted(backbone)
+    assert not torch.equal(before, backbone)
+    model.keep_scale(prior=True)
+    assert all(each.is_meta for each in model.linear.linears.parameters()) and all(
+        each.is_meta for each in model.linear.linears.buffers()
+    )
+    assert torch.equal(model.predicted(backbone), before)

@@ -158,7 +158,7 @@ class EmbeddingDecoder(StoredModel, ModelMixin):
         _ = self.expert_counts  # is kept
         self.encoder.to("meta")
         if self.linear is not None:
-            self.linear.to("meta")
+            self.linear.drop_maps()
         if self.prior is not None and not prior:
             self.prior.to("meta")
         if self.mean_TD.device.type == "cuda":

@@ -139,6 +139,11 @@ class LinearReadout(nn.Module):
         finally:
             self._without_held_out = False
 
+    def drop_maps(self) -> None:
+        """Give back the memory of what reads voxels; the chosen weights stay."""
+        for maps in (self.linears, self.judged, self.gated, self.gated_judged):
+            maps.to("meta")
+
     def expand(self, components_BR: Tensor) -> Tensor:
         """Coordinates along the basis as an embedding, B x T x D."""
         return torch.einsum("br,rtd->btd", components_BR, self.basis_RTD)

@@ -61,7 +61,8 @@ def load_embedding_decoders(config: Config) -> dict[str, EmbeddingDecoder]:
     for name, each in found.items():
         if each.linear is not None and each.linear.weights.encoder == 0:
             logger.warning(
-                "Held-out images chose ridge regression alone for the %s embedding: its levels and"
+                "Held-out images chose the closed-form read-out alone for the %s embedding (ridge"
+                " regression, or what training.linear=best took in its place): its levels and"
                 " experts give the same, and routing has nothing to choose from. Train on more"
                 " trials, or with training.with_ridge=false.",
                 name,
