@@ -131,7 +131,9 @@ def fit(person: Person, known_N: np.ndarray, regions: int, planted: bool = False
     return Fit(model, gains, tuning_V)
 
 
-def decode(person: Person, found: Fit, known_N: np.ndarray, silenced: tuple[int, ...] = ()):
+def decode(
+    person: Person, found: Fit, known_N: np.ndarray, silenced: tuple[int, ...] = ()
+) -> np.ndarray:
     """Embeddings of the left-out images, presentations averaged: N x D."""
     read = GatedReadout(
         person.response_TV.shape[1], person.embedding_ND.shape[1], len(found.gains.growth_A)

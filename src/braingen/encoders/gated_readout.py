@@ -5,7 +5,7 @@ In region a a response is x = mu + D'e + z_a (b + k_a (mu + D'e)) + noise: e the
 region's fluctuation in the trial (mean 0, variance 1), b what it adds, and 1 + k_a z_a the gain of
 the signal. The router is linear, z's mean given the response. The experts' evidence about e is
 combined under the noise's covariance, so that an expert counts by its gain. With k = 0 all of it
-is one linear map.
+is one linear map. Gains that vary from trial to trial: Goris et al. 2014, Nat Neurosci 17:858.
 
 B batch, V voxels, A regions, K directions of the signal, F directions of the noise, R outputs.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 LEAST_GAIN = 0.05
-"""Gains are not taken for smaller: a region does not answer the wrong way round."""
+"""Smaller gains are taken for this one: no gain turns the sign of a response."""
 DIRECTIONS = 200
 """Most directions of the signal."""
 NOISE_DIRECTIONS = 512

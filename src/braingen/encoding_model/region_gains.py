@@ -33,6 +33,7 @@ PATTERNS = 24
 ROUNDS = 3
 """Turns of estimating fluctuations, loadings and growth."""
 LARGEST_GROWTH = 1.5
+"""Most that the signal grows by, in shares of itself, per standard deviation of a fluctuation."""
 CANDIDATES = 3
 """Scales of the bands that a region's voxels choose from in the second fit."""
 _BLOCK = 512
@@ -90,7 +91,9 @@ class _Region(NamedTuple):
     growth: float
     inverse_WW: np.ndarray
 
-    def fluctuation(self, response_TW: np.ndarray, signal_TW: np.ndarray) -> tuple:
+    def fluctuation(
+        self, response_TW: np.ndarray, signal_TW: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance of z given responses and signals, T each."""
         effect_TW = self.loading_W + self.growth * signal_TW
         white_TW = effect_TW @ self.inverse_WW
@@ -99,7 +102,7 @@ class _Region(NamedTuple):
         return mean_T, 1 / precision_T
 
     def gain(self, z_T: np.ndarray) -> np.ndarray:
-        """Of fluctuations."""
+        """Of trials with these fluctuations, T."""
         return np.maximum(1 + self.growth * z_T, LEAST_GAIN)
 
 
@@ -197,8 +200,7 @@ def group_voxels(
         Most regions; some may stay empty.
     """
     scaled_TV = left_TV / np.maximum(left_TV.std(0), 1e-6)
-    value_T, vector_TT = np.linalg.eigh(scaled_TV @ scaled_TV.T)
-    del value_T
+    vector_TT = np.linalg.eigh(scaled_TV @ scaled_TV.T).eigenvectors
     pattern_VQ = scaled_TV.T @ vector_TT[:, -PATTERNS:]
     pattern_VQ /= np.maximum(np.linalg.norm(pattern_VQ, axis=1, keepdims=True), 1e-12)
     tuning_VK = model.embed_voxels(shared_space([model], features))
@@ -234,12 +236,13 @@ def _fit_region(
     if not len(voxels_W):
         return _Region(voxels_W, np.zeros(0), 0.0, np.zeros((0, 0)))
     spread_W = np.maximum(left_TW.std(0), 1e-6)
-    _, size_W, axis_WW = np.linalg.svd((left_TW / spread_W).T @ (left_TW / spread_W))
-    z_T = (left_TW / spread_W) @ axis_WW[0]
-    z_T *= np.sign(axis_WW[0].sum() or 1) / max(z_T.std(), 1e-12)
-    loading_W, growth = left_TW.T @ z_T / len(z_T), 0.0
-    del size_W
-    region = _Region(voxels_W, loading_W, growth, np.zeros((len(voxels_W),) * 2))
+    scaled_TW = left_TW / spread_W
+    axis_W = np.linalg.eigh(scaled_TW.T @ scaled_TW).eigenvectors[:, -1]
+    z_T = scaled_TW @ axis_W
+    z_T *= np.sign(axis_W.sum() or 1) / max(z_T.std(), 1e-12)
+    region = _Region(
+        voxels_W, left_TW.T @ z_T / len(z_T), 0.0, np.zeros((len(voxels_W), len(voxels_W)))
+    )
     for _ in range(ROUNDS):
         rest_TW = left_TW - z_T[:, None] * (region.loading_W + region.growth * signal_TW)
         inverse_WW = _inverse_covariance(rest_TW, shrinkage)
