@@ -1,14 +1,33 @@
-"""Tests import braingen before diffusers and transformers: on CPU-only machines it prepares
+"""Every test starts alike, wherever it stands in the order and whichever process runs it.
+
+Tests import braingen before diffusers and transformers: on CPU-only machines it prepares
 torchvision for them.
 """
 
 from __future__ import annotations
 
 import os
+import random
 
 import pytest
+from unit.once import forget_notes
 
 import braingen  # noqa: F401
+
+SEED = 1000
+"""Not 0: a test that seeds its own noise with 0 is to add another noise than its weights have."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Start random numbers and notes afresh, before a test and the fixtures made for it."""
+    import numpy as np
+    import torch
+
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
+    forget_notes()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 import json
 
 import numpy as np
@@ -51,11 +52,20 @@ class World:
         return average_array(trials, image)
 
 
+Fitted = tuple[World, dict[str, np.ndarray], EncodingModel, np.ndarray]
+
+
 @pytest.fixture(scope="module")
-def fitted() -> tuple[World, dict[str, np.ndarray], EncodingModel, np.ndarray]:
+def fitted_once() -> Fitted:
     world = World()
     features, weights = world.pictures(60), world.person(25)
     return world, features, EncodingModel.fit(features, world.responses(features, weights)), weights
+
+
+@pytest.fixture
+def fitted(fitted_once: Fitted) -> Fitted:
+    """A world of each test's own: what one draws does not change what the next one draws."""
+    return deepcopy(fitted_once[0]), *fitted_once[1:]
 
 
 # --- noise and ceiling ----------------------------------------------------------------------------
@@ -285,7 +295,8 @@ def test_energy_tells_orientation_scale_place_and_colour():
 def test_evidence_prefers_the_seen_picture_to_another_and_to_half_of_it(fitted):
     world, _, model, weights = fitted
     seen = world.pictures(60)
-    responses = world.responses(seen, weights).mean_NV
+    # one noisy presentation, so that some pairs are confused
+    responses = world.responses(seen, weights, repeats=1, noise=8.0).mean_NV
     predicted = model.predict(seen)
     own = evidence_of(model, responses, predicted)
     assert (own > evidence_of(model, responses, predicted[::-1])).mean() > 0.8

@@ -21,8 +21,6 @@ from braingen.encoding_model.people import people_groups
 from braingen.encoding_model.responses import average_array
 from braingen.runtime.errors import UserError
 
-RNG = np.random.default_rng(0)
-
 
 def world(images: int, voxels: int = 5) -> tuple[dict[str, np.ndarray], np.ndarray, GroupPrior]:
     rng = np.random.default_rng(images)
@@ -138,7 +136,7 @@ def test_a_new_persons_voxel_borrows_from_the_group_it_belongs_to():
 
 
 def test_directions_of_few_voxels_and_of_many_span_the_same_covariance():
-    weights = RNG.normal(size=(6, 9)).astype(np.float32)
+    weights = np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)
     few = leading_directions(weights[:, :4])
     np.testing.assert_allclose(few @ few.T, weights[:, :4] @ weights[:, :4].T / 4, atol=1e-4)
     many = leading_directions(weights)

@@ -20,14 +20,7 @@ from braingen.generation.sampling import decode_latents, predict, size_ids
 from braingen.routing.diffuse_router import DiffuseRouter
 from braingen.runtime.distributed import Workers
 from braingen.runtime.errors import UserError
-from braingen.runtime.precision import (
-    TYPES,
-    generation_type,
-    slow_on,
-    types_of_parts,
-    unet_type,
-    warn_slow,
-)
+from braingen.runtime.precision import TYPES, generation_type, slow_on, types_of_parts, unet_type
 from braingen.types import Conditioning
 
 pytestmark = pytest.mark.filterwarnings(
@@ -240,7 +233,6 @@ def test_diffusers_means_for_the_autoencoder(folder, expected, mean):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.slow
 def test_float16_on_a_cpu_is_warned_of_once(folder, caplog, dtype):
-    warn_slow.cache_clear()
     decoder = BrainDecoder.from_pretrained(folder, torch_dtype=dtype)
     for _ in range(2):
         decoder(voxels(1), subject=1, **FEW)

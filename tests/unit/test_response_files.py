@@ -23,8 +23,6 @@ from braingen.data.voxel_file import load_responses, with_folders_statistics
 from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 
-RNG = np.random.default_rng(0)
-
 
 def prepared(fake: FakeScans, *more: str) -> Layout:
     root = fake.root.parent / "data"
@@ -78,7 +76,7 @@ def surface(fake: FakeScans, form: str) -> list[np.ndarray]:
     as_responses(fake).unlink()
     for path in fake.root.rglob("*_mask.nii.gz"):
         path.unlink()
-    both = [RNG.normal(size=(12, 10)).astype(np.float32) for _ in "LR"]
+    both = [np.random.default_rng(seed).normal(size=(12, 10)).astype(np.float32) for seed in (0, 1)]
     both[1][:, 4] = 1
     for side, response in zip("LR", both):
         name = f"{stem.name}_hemi-{side}_betas"
@@ -106,7 +104,7 @@ def test_hemispheres_are_joined_and_put_on_the_vertices_of_the_folder(fake, form
 
 
 def test_grayordinates_below_the_cortex_keep_their_place(fake):
-    response = RNG.normal(size=(12, 9)).astype(np.float32)
+    response = np.random.default_rng(0).normal(size=(12, 9)).astype(np.float32)
     response[2, 7] = np.nan
     brain = nibabel.cifti2.BrainModelAxis.from_surface([0, 2, 3], 5, "CortexLeft")
     brain += nibabel.cifti2.BrainModelAxis.from_surface([1, 4], 5, "CortexRight")
@@ -167,7 +165,7 @@ def test_units_are_compared_with_those_of_training(fake, caplog):
     path, width = as_responses(fake), Betas.of(layout, 1).voxels
     load_responses(path, 1, width, layout)
     assert not caplog.text  # the unit of the scans, in which the encoder is trained
-    np.save(fake.root / "z.npy", RNG.normal(size=(30, width)) * 30 + 500)
+    np.save(fake.root / "z.npy", np.random.default_rng(0).normal(size=(30, width)) * 30 + 500)
     load_responses(fake.root / "z.npy", 1, width, layout)
     assert "in units of the betas the encoder was trained with, which were not z-scored" in (
         caplog.text

@@ -7,6 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 import re
 
+from unit.once import ONCE
+
 SOURCE = Path(__file__).parents[2] / "src" / "braingen"
 LONGEST = 400
 """Lines of a module without a reason to be longer."""
@@ -54,6 +56,21 @@ def test_commands_are_short():
     assert sum(commands.values()) < 1200
     helpers = {"commands/help.py", "commands/completion.py", "commands/base.py"}
     assert {name for name, lines in commands.items() if lines > 60} <= helpers
+
+
+def test_what_is_printed_once_is_printed_to_every_test():
+    once = set()
+    for name, text in modules():
+        for node in ast.walk(ast.parse(text)):
+            if (
+                isinstance(node, ast.FunctionDef)
+                and any("cache" in ast.unparse(each) for each in node.decorator_list)
+                and isinstance(node.returns, ast.Constant)
+                and node.returns.value is None
+            ):
+                module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+                once.add((f"braingen.{module}", node.name))
+    assert once == set(ONCE)
 
 
 def test_no_metaphors_of_speech():

@@ -114,7 +114,6 @@ def test_tensorboard_that_is_not_installed_is_told_and_training_goes_on(
 ):
     """Told once: a command that trains by folds would tell it of every fold."""
     monkeypatch.setattr(machine, "missing", lambda extra: ["tensorboard"])
-    machine._note_without_tensorboard.cache_clear()
     for _fold in range(3):
         assert machine.accelerator_of(config_with("tensorboard"), tmp_path, 4).log_with == []
     assert capsys.readouterr().out.count("metrics.jsonl") == 1
