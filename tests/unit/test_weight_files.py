@@ -9,29 +9,35 @@ from pathlib import Path
 import shutil
 from types import SimpleNamespace
 
+from huggingface_hub import constants
 import pytest
 from safetensors.torch import load_file, save_file
 import torch
 from unit.fake_backbone import plain_unet, write_fake_backbone, write_fake_refiner
+from unit.tiny_finetuning import text_encoder, tiny_embedding_decoder
 
 from braingen.config import load_config
 from braingen.config.shipped import TINY
+from braingen.diagnostics.needs import generating
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
+from braingen.generation.compatibility import form_of_files
 from braingen.pretrained import hub, loading, sdxl
 from braingen.pretrained.files import backbone_findings, download_line, needed_models
-from braingen.pretrained.hub import (
-    backbone_key,
-    is_hub_name,
-    local_copy,
-    located,
-    model_key,
-    quiet,
-    reported,
-)
+from braingen.pretrained.hub import backbone_key, is_hub_name, local_copy, located, model_key, quiet
 from braingen.pretrained.loading import load_config as transformers_config
 from braingen.pretrained.loading import load_frozen
-from braingen.pretrained.sdxl import load_plain, own_size, pixels_per_latent, unet_config
+from braingen.pretrained.sdxl import (
+    load_backbone,
+    load_plain,
+    own_size,
+    pixels_per_latent,
+    unet_config,
+)
 from braingen.pretrained.weight_files import chosen_files, key_of, model_files, numbers_in
+from braingen.runtime import console
+from braingen.runtime.console import reported
 from braingen.runtime.errors import UserError
+from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.clip_text import CLIPTextEncoderDual
 
 D = "diffusion_pytorch_model"
@@ -328,11 +334,41 @@ def test_large_models_are_reported_and_small_ones_are_not(monkeypatch, tmp_path,
     with reported("unet", [file]):
         pass
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(hub, "LARGE", 500)
+    monkeypatch.setattr(console, "LARGE", 500)
     with reported("unet", [file]):
         pass
     printed = capsys.readouterr().err
     assert "Loading unet: 0.0 GB in" in printed and "Loaded unet in 0 s." in printed
+
+
+def test_every_kind_of_model_is_reported(monkeypatch, tmp_path, capsys):
+    """Backbone, IP-Adapter, CLIP, and what was trained: what, how large, how long."""
+    backbone = write_fake_backbone(tmp_path / "backbone", with_clip=True)
+    tiny_embedding_decoder("image").save_pretrained(tmp_path / "decoder")
+    monkeypatch.setattr(console, "LARGE", 1)
+    load_backbone(str(backbone))
+    CLIPImageEncoder.from_pretrained(backbone)
+    CLIPTextEncoderDual.from_pretrained(backbone)
+    EmbeddingDecoder.from_pretrained(tmp_path / "decoder")
+    printed = capsys.readouterr().err
+    parts = ("unet", "vae", "IP-Adapter", "image_encoder", "text_encoder_2", "EmbeddingDecoder")
+    for part in parts:
+        assert f"Loading {part}: 0.0 GB in" in printed and f"Loaded {part} in" in printed, part
+
+
+@pytest.mark.slow
+def test_nothing_is_remarked_where_a_configuration_is_asked_for(monkeypatch, recwarn):
+    """Of a name whose files are not here, as `braingen doctor` asks."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    name = "someone/model"
+    assert unet_config(name) == {}
+    for look in (own_size, pixels_per_latent):
+        with pytest.raises(UserError):
+            look(name, local_files_only=True)
+    config = load_config(None, {"backbone.path": name, "run.device": "cpu"})
+    generating(config, 0)
+    form_of_files(config, text_encoder())
+    assert not [str(each.message) for each in recwarn if "huggingface_hub" in each.filename]
 
 
 def test_libraries_are_silent_while_they_load_and_not_after():

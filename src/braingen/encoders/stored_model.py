@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from diffusers import ConfigMixin, ModelMixin
 
 from braingen.data.model_facts import model_facts, stage_of
+from braingen.runtime.console import reported
 from braingen.runtime.model_card import ModelFacts, facts_in, write_card
 from braingen.runtime.repository import Upload, files_below, located, upload, without_local_paths
 from braingen.runtime.weights import load_whole
@@ -61,7 +62,9 @@ class StoredModel(ModelMixin, ConfigMixin):
             f"{inside}config.json",
             [f"{inside}{pattern}" for pattern in _PATTERNS],
         )
-        found = load_whole(super().from_pretrained, folder, _AGAIN, **kwargs)
+        place = Path(folder) / inside
+        with reported(cls.__name__, sorted(place.glob("*.safetensors"))):
+            found = load_whole(super().from_pretrained, folder, _AGAIN, **kwargs)
         model = found[0] if isinstance(found, tuple) else found
         model.facts = facts_in(folder / inside) if (folder / inside).is_dir() else None
         return found

@@ -18,7 +18,13 @@ from braingen.config.shipped import backbone_folder
 from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.pretrained.hub import is_hub_name, located
 from braingen.pretrained.loading import load_config
-from braingen.pretrained.sdxl import IP_ADAPTER_FILE, NO_ADAPTER, UNREADABLE, unet_config
+from braingen.pretrained.sdxl import (
+    IP_ADAPTER_FILE,
+    NO_ADAPTER,
+    UNREADABLE,
+    part_config,
+    unet_config,
+)
 from braingen.routing.conditioning import ConditioningForm
 from braingen.runtime.errors import UserError
 from braingen.runtime.weights import read_tensors
@@ -145,8 +151,7 @@ def _text_misfits(config: Config, unet: dict[str, Any]) -> Iterator[Incompatibil
                 " another backbone.text_output, or text encoders that were made for this U-Net.",
             )
     try:
-        place, hub = located(folder)
-        vae = AutoencoderKL.load_config(place, subfolder="vae", local_files_only=True, **hub)
+        vae = part_config(AutoencoderKL, choice.path, "vae", local_files_only=True)
     except UNREADABLE:
         vae = {}
     if vae and unet and vae.get("latent_channels") != unet.get("in_channels"):

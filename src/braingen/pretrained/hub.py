@@ -8,12 +8,11 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 import hashlib
 from pathlib import Path
 import re
-import time
 from typing import Any
 import warnings
 
@@ -29,8 +28,6 @@ from braingen.runtime.console import console
 from braingen.runtime.fingerprints import fingerprint_of_files
 
 NOT_THERE = (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, ValueError)
-LARGE = 2 * 10**8
-"""Bytes from which the loading of a model is reported."""
 CONFIGURATIONS = ("config.json", "preprocessor_config.json")
 """Files beside the weights that are loaded too."""
 _NAME = re.compile(r"([^/@\s]+/[^/@\s]+)(?:@(\S+))?")
@@ -192,23 +189,3 @@ def quiet(progress: bool = False) -> Iterator[None]:
             each.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def reported(what: str, paths: Sequence[Path]) -> Iterator[None]:
-    """Say what is being loaded, how large it is and how long it took, where that is worth it.
-
-    Parameters
-    ----------
-    paths : Sequence[Path]
-        Files that are read.
-    """
-    size = sum(path.stat().st_size for path in paths if path.is_file())
-    if size < LARGE:
-        yield
-        return
-    out, began = console(stderr=True), time.monotonic()
-    where = paths[0].parent
-    out.print(f"Loading {what}: {size / 1e9:.1f} GB in {where} ...", soft_wrap=True)
-    yield
-    out.print(f"Loaded {what} in {time.monotonic() - began:.0f} s.")

@@ -8,8 +8,9 @@ from typing import TypeVar
 from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from braingen.pretrained.hub import local_copy, located, quiet, reported
+from braingen.pretrained.hub import local_copy, located, quiet
 from braingen.pretrained.weight_files import chosen_files, files_in
+from braingen.runtime.console import reported
 from braingen.runtime.errors import UserError
 from braingen.runtime.weights import plain_text, refuse_not_finite
 

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from braingen.config.shipped import backbone_folder
-from braingen.pretrained.hub import is_hub_name, local_copy, located, quiet, reported, whole_folder
+from braingen.pretrained.hub import is_hub_name, local_copy, located, quiet, whole_folder
 from braingen.pretrained.weight_files import chosen_files, files_in
+from braingen.runtime.console import reported
 from braingen.runtime.errors import UserError
 from braingen.runtime.weights import first_line, plain_text, read_tensors, refuse_not_finite
 
@@ -175,14 +176,9 @@ def own_size(path: str, local_files_only: bool = False) -> int:
     UserError
         When the configurations are not available.
     """
-    folder, hub = located(backbone_folder(path))
     try:
-        unet = UNet2DConditionModel.load_config(
-            folder, subfolder="unet", local_files_only=local_files_only, **hub
-        )
-        vae = AutoencoderKL.load_config(
-            folder, subfolder="vae", local_files_only=local_files_only, **hub
-        )
+        unet = part_config(UNet2DConditionModel, path, "unet", local_files_only)
+        vae = part_config(AutoencoderKL, path, "vae", local_files_only)
         return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
@@ -256,13 +252,38 @@ def refuse_side(side: int, factor: int, setting: str, multiple: bool = True) -> 
     )
 
 
+def part_config(
+    part: type[ModelMixin], path: str, subfolder: str, local_files_only: bool = False
+) -> dict[str, Any]:
+    """Read the configuration of a backbone's part, without what the hub's library remarks.
+
+    Parameters
+    ----------
+    part : type[ModelMixin]
+        Its class.
+    path : str
+        As for :func:`load_backbone`.
+    subfolder : str
+        Of the part.
+    local_files_only : bool, optional
+        Do not request files from the hub.
+
+    Raises
+    ------
+    OSError, ValueError
+        When it is not available, or no configuration.
+    """
+    folder, hub = located(backbone_folder(path))
+    with quiet():
+        return part.load_config(
+            folder, subfolder=subfolder, local_files_only=local_files_only, **hub
+        )
+
+
 def unet_config(path: str) -> dict[str, Any]:
     """Load the configuration of a backbone's U-Net; empty where it is not on this machine."""
-    folder, hub = located(backbone_folder(path))
     try:
-        return UNet2DConditionModel.load_config(
-            folder, subfolder="unet", local_files_only=True, **hub
-        )
+        return part_config(UNet2DConditionModel, path, "unet", local_files_only=True)
     except UNREADABLE:
         return {}
 
@@ -275,11 +296,8 @@ def pixels_per_latent(path: str, local_files_only: bool = False) -> int:
     UserError
         When it is not available.
     """
-    folder, hub = located(backbone_folder(path))
     try:
-        vae = AutoencoderKL.load_config(
-            folder, subfolder="vae", local_files_only=local_files_only, **hub
-        )
+        vae = part_config(AutoencoderKL, path, "vae", local_files_only)
         return int(2 ** (len(vae["block_out_channels"]) - 1))
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
@@ -351,7 +369,8 @@ def load_ip_adapter_file(source: str) -> dict[str, Tensor]:
     again = "get it again, or set backbone.ip_adapter=h94/IP-Adapter"
     for candidate in (path, path / "ip-adapter.safetensors", path / IP_ADAPTER_FILE):
         if candidate.is_file():  # older .bin files nest the two parts as dictionaries
-            return read_tensors(candidate, again)
+            with reported("IP-Adapter", [candidate]):
+                return read_tensors(candidate, again)
     if not is_hub_name(source):
         raise UserError(
             f"There is no IP-Adapter in {source}: expected a .safetensors or .bin file or a folder"
@@ -360,7 +379,9 @@ def load_ip_adapter_file(source: str) -> dict[str, Tensor]:
         )
     try:
         name, hub = located(source)
-        return read_tensors(hf_hub_download(name, IP_ADAPTER_FILE, **hub), again)
+        fetched = Path(hf_hub_download(name, IP_ADAPTER_FILE, **hub))
+        with reported("IP-Adapter", [fetched]):
+            return read_tensors(fetched, again)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"The IP-Adapter {source} could not be downloaded: {first_line(error)} Without network"

@@ -7,7 +7,10 @@ are escaped. Use `style` for emphasis.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+import time
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -18,6 +21,8 @@ from rich.table import Table
 from braingen.runtime.untrusted import one_line
 
 Item = TypeVar("Item")
+LARGE = 2 * 10**8
+"""Bytes from which the loading of a model is reported."""
 
 
 def console(quiet: bool = False, stderr: bool = False) -> Console:
@@ -43,3 +48,23 @@ class Progress(rich.progress.Progress):
     def add_task(self, description: str, *arguments: Any, **options: Any) -> rich.progress.TaskID:
         """Add a bar."""
         return super().add_task(escape(one_line(description)), *arguments, **options)
+
+
+@contextmanager
+def reported(what: str, paths: Sequence[Path]) -> Iterator[None]:
+    """Say what is being loaded, how large it is and how long it took, where that is worth it.
+
+    Parameters
+    ----------
+    paths : Sequence[Path]
+        Files that are read.
+    """
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    if size < LARGE:
+        yield
+        return
+    out, began = console(stderr=True), time.monotonic()
+    where = paths[0].parent
+    out.print(f"Loading {what}: {size / 1e9:.1f} GB in {where} ...", soft_wrap=True)
+    yield
+    out.print(f"Loaded {what} in {time.monotonic() - began:.0f} s.")
