@@ -5,6 +5,9 @@ waits while the U-Net works.
 from __future__ import annotations
 
 from pathlib import Path
+import platform
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +22,9 @@ from braingen.config import load_config
 from braingen.generation import decode, reconstruct
 from braingen.generation.compatibility import form_of_files
 from braingen.routing.conditioning import ConditioningForm
+from braingen.runtime import memory
 from braingen.runtime.errors import UserError
-from braingen.runtime.memory import give_back
+from braingen.runtime.memory import give_back, return_large_blocks
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.clip_text import CLIPTextEncoderDual
 from braingen.targets.tables import Targets
@@ -180,7 +184,7 @@ def test_true_embeddings_are_computed_before_the_unet_is_loaded(
     monkeypatch.setattr(reconstruct, "check_generation", lambda config: None)
     monkeypatch.setattr(reconstruct, "modalities", lambda config: ("image", "text"))
 
-    def assemble(config, targets):
+    def assemble(config, targets, decoded):
         events.append("assemble")
         return decoder_of()
 
@@ -238,3 +242,97 @@ def test_dropped_models_are_given_back(monkeypatch, root, tmp_path, where):
         monkeypatch.setattr("braingen.generation.pipeline.give_back", lambda: given.append(where))
         decoder_of().release_encoders()
     assert given == [where]
+
+
+# --- beside a large model, freed blocks go back to the system ---------------------------------
+
+
+@pytest.fixture
+def told(monkeypatch) -> list[tuple[int, int]]:
+    """What the C library is told."""
+    found: list[tuple[int, int]] = []
+    library = SimpleNamespace(
+        mallopt=lambda *given: found.append(given), malloc_trim=lambda pad: None
+    )
+    monkeypatch.setattr("braingen.runtime.memory.sys.platform", "linux")
+    monkeypatch.setattr("braingen.runtime.memory.ctypes.CDLL", lambda name: library)
+    for name in memory.CHOSEN_BY_USER:
+        monkeypatch.delenv(name, raising=False)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("size", "variable", "expected"),
+    [
+        (memory.LARGE_WEIGHTS, None, True),
+        (memory.LARGE_WEIGHTS - 1, None, False),  # a small model: blocks are found faster as it is
+        (memory.LARGE_WEIGHTS, ("GLIBC_TUNABLES", "glibc.malloc.arena_max=1"), True),
+        (memory.LARGE_WEIGHTS, ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=4096"), False),
+        (memory.LARGE_WEIGHTS, ("MALLOC_MMAP_THRESHOLD_", "131072"), False),
+    ],
+)
+def test_the_c_library_is_told_for_large_models_unless_the_user_did(
+    told, monkeypatch, size, variable, expected
+):
+    if variable is not None:
+        monkeypatch.setenv(*variable)
+    return_large_blocks(size)
+    assert told == ([(memory.M_MMAP_THRESHOLD, memory.OWN_BLOCK)] if expected else [])
+
+
+def test_another_c_library_or_system_is_left_as_it_is(told, monkeypatch):
+    def no_such_library(name):
+        raise OSError(name)
+
+    for broken in (no_such_library, lambda name: SimpleNamespace()):
+        monkeypatch.setattr("braingen.runtime.memory.ctypes.CDLL", broken)
+        return_large_blocks(memory.LARGE_WEIGHTS)
+    monkeypatch.setattr("braingen.runtime.memory.sys.platform", "darwin")
+    monkeypatch.setattr(
+        "braingen.runtime.memory.ctypes.CDLL", lambda name: pytest.fail("not on this system")
+    )
+    return_large_blocks(memory.LARGE_WEIGHTS)
+    assert not told
+
+
+KEPT = """
+import sys
+from braingen.runtime import memory
+import torch
+
+def own():
+    line = next(x for x in open("/proc/self/status") if x.startswith("RssAnon"))
+    return int(line.split()[1]) * 1024
+
+if sys.argv[1] == "told":
+    memory.return_large_blocks(memory.LARGE_WEIGHTS)
+for size in range(1, 31):  # the library takes the size of freed blocks for the next ones
+    torch.ones(size << 18)
+before, size = own(), 4 << 20
+blocks = [torch.ones(size // 4) for _ in range(32)]
+full = own() - before
+del blocks[::2]  # every second one: the others hold the heap together
+print(full, own() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+@pytest.mark.slow
+def test_freed_blocks_between_living_ones_go_back_to_the_system():
+    def left(word: str) -> float:
+        done = subprocess.run(
+            [sys.executable, "-c", KEPT, word], stdout=subprocess.PIPE, text=True, check=True
+        )
+        full, now = map(int, done.stdout.split())
+        return now / full
+
+    assert left("told") == pytest.approx(0.5, abs=0.05)
+    assert left("not told") > 0.9  # what is mended: all of it is kept
+
+
+@pytest.mark.slow
+def test_fine_tuning_on_a_cpu_tells_the_size_of_the_unet(monkeypatch, root, tmp_path):
+    sizes: list[int] = []
+    monkeypatch.setattr(stage, "return_large_blocks", sizes.append)
+    unet = stage.setup(tiny_tuning(monkeypatch, root, tmp_path / "run", lora__rank="0")).model.unet
+    assert sizes == [held(unet)]

@@ -335,7 +335,7 @@ def test_setup_takes_the_test_images_of_the_first_subject(monkeypatch, root, tmp
     monkeypatch.setattr(
         stage,
         "assemble",
-        lambda config, targets: SimpleNamespace(set_progress_bar_config=lambda disable: None),
+        lambda config, *_: SimpleNamespace(set_progress_bar_config=lambda disable: None),
     )
     parts = stage.setup(
         tiny_config(root, tmp_path, data__subjects="2,1", generation__num_images="3")
@@ -897,7 +897,7 @@ def reconstructed(
     monkeypatch.setattr(
         stage,
         "setup",
-        lambda config: stage.ReconstructionParts(decoder, None, None, 1, TableTargets()),
+        lambda config, decoded: stage.ReconstructionParts(decoder, None, None, 1, TableTargets()),
     )  # type: ignore[arg-type]
     monkeypatch.setattr(stage, "embeddings_of", lambda config, parts: found)
     monkeypatch.setattr(stage, "negative_condition", lambda *_: None)

@@ -7,6 +7,7 @@ exchanged, the worst checkpoint kept.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from itertools import combinations
 import json
 import math
@@ -81,8 +82,12 @@ def data_of(
     embedding_decoders = embedding_decoders or {
         name: tiny_embedding_decoder(name) for name in ("image", "text")
     }
+    used = {
+        name: deepcopy(each) if isinstance(each, EmbeddingDecoder) else each
+        for name, each in embedding_decoders.items()  # their encoders are dropped
+    }
     return diffusion_data.diffusion_data(
-        config, targets, embedding_decoders, 32, config.finetune.validation_images
+        config, targets, used, 32, config.finetune.validation_images
     )  # type: ignore[arg-type]
 
 

@@ -38,6 +38,9 @@ class TableTargets:
     def __init__(self, config: Config) -> None:
         self.stimuli = _Stimuli()
 
+    def free(self) -> None:
+        pass
+
     def of(self, modality: str, image_ids: np.ndarray) -> Tensor:
         return table(modality)[torch.as_tensor(image_ids)]
 

@@ -23,12 +23,20 @@ from braingen.generation.accounting import (
 )
 from braingen.generation.batch import batch_of
 from braingen.generation.compatibility import adapter_file
+from braingen.generation.reconstruct import uses_low_level
 from braingen.pretrained.files import folder_of, needed_models
-from braingen.pretrained.hub import located
-from braingen.pretrained.sdxl import NO_ADAPTER, PIXELS_AT_ONCE, UNREADABLE, own_size, unet_config
+from braingen.pretrained.sdxl import (
+    NO_ADAPTER,
+    PIXELS_AT_ONCE,
+    UNREADABLE,
+    own_size,
+    part_config,
+    unet_config,
+)
 from braingen.pretrained.weight_files import model_files, numbers_in
 from braingen.runtime.device import device_of
 from braingen.runtime.errors import UserError
+from braingen.runtime.paths import LATENT_ENCODER, low_level_folder
 from braingen.runtime.precision import frozen_type, generation_type
 from braingen.targets.clip_image import vision_config
 
@@ -83,6 +91,7 @@ SDXL_VAE: dict[str, Any] = {
     "latent_channels": 4,
 }
 FULL_SIDE = 1024
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 TOWER_OTHER = ("text_model.", "text_projection.", "logit_scale")
 """Of a whole CLIP model, what the image tower is without."""
 TRAINED_BYTES = 16
@@ -141,10 +150,7 @@ def _unet(path: str, otherwise: dict[str, Any]) -> dict[str, Any]:
 
 def _vae(config: Config) -> dict[str, Any]:
     try:
-        folder, hub = located(backbone_folder(config.backbone.path))
-        return dict(
-            AutoencoderKL.load_config(folder, subfolder="vae", local_files_only=True, **hub)
-        )
+        return dict(part_config(AutoencoderKL, config.backbone.path, "vae", local_files_only=True))
     except UNREADABLE:
         return SDXL_VAE
 
@@ -163,13 +169,24 @@ def _rows(batch: int, guidance_scale: float) -> int:
     return 2 * batch if guidance_scale > 1 else batch
 
 
-def generating(config: Config, encoders: int) -> StageNeed:
+def _low_level(config: Config) -> int:
+    """Parameters of the low-level path, where images start from its coarse image."""
+    folder = low_level_folder(config) / LATENT_ENCODER
+    with suppress(UserError, OSError, ValueError, KeyError, TypeError):
+        return numbers_in(model_files(folder, "diffusers")) if uses_low_level(config) else 0
+    return 0
+
+
+def generating(config: Config, encoders: int, priors: int | None = None) -> StageNeed:
     """`reconstruct` and `decode`.
 
     Parameters
     ----------
     encoders : int
         Parameters of both encoders with their priors.
+    priors : int | None, optional
+        Of the priors among them, which stay where they are applied at every step; as many as those
+        of the encoders for None.
     """
     numbers, dtype, chosen = numbers_of(config), generation_type(config), config.generation
     size = dtype.itemsize
@@ -178,10 +195,14 @@ def generating(config: Config, encoders: int) -> StageNeed:
         "ip_adapter": numbers["ip_adapter"] * size,
         "vae": numbers["vae"] * 4,
     }
-    before = {**weights, "encoders": encoders * 4}
+    before = {
+        **{part: weights[part] for part in ("unet", "ip_adapter", "vae")},
+        "encoders": encoders * 4,
+        "low-level path": 4 * _low_level(config),
+    }
     side, batch = picture_side(config, chosen.size), batch_of(chosen.batch_size)
     if config.router.prior_order == "step":
-        weights["encoders"] = encoders * 4
+        weights["priors"] = 4 * (encoders if priors is None else priors)
     if chosen.samples > 1:
         weights["image_encoder"] = numbers["image_encoder"] * 4
     rows, latents = _rows(batch, chosen.guidance_scale), _latent_side(config, side)
@@ -189,13 +210,21 @@ def generating(config: Config, encoders: int) -> StageNeed:
         unet_working_bytes(_unet(config.backbone.path, SDXL), rows, latents, dtype),
         _decoding(config, batch, side),
     )
-    need = StageNeed("generate", weights, working)
-    set_up = StageNeed("generate", before, 0)
-    return max(need, set_up, key=lambda each: each.total)
+    moments = [StageNeed("generate", weights, working), StageNeed("generate", before, 0)]
+    if chosen.negative_prompt and device_of(config).type == "cpu":  # read on the CPU, once
+        texts = {part: numbers[part] * 4 for part in TEXT_ENCODERS}
+        moments.append(StageNeed("generate", weights | texts, 0))
+    return max(moments, key=lambda each: each.total)
 
 
-def fine_tuning(config: Config, encoders: int) -> StageNeed:
-    """`finetune`, when everything that is computed once is there (see :func:`computing`)."""
+def fine_tuning(config: Config, encoders: int, priors: int | None = None) -> StageNeed:
+    """`finetune`, when everything that is computed once is there (see :func:`computing`).
+
+    Parameters
+    ----------
+    encoders, priors : int
+        As for :func:`generating`.
+    """
     numbers, dtype, tune = numbers_of(config), frozen_type(config), config.finetune
     settings, side = _unet(config.backbone.path, SDXL), picture_side(config, tune.resolution)
     on_gpu = device_of(config).type == "cuda"
@@ -216,8 +245,9 @@ def fine_tuning(config: Config, encoders: int) -> StageNeed:
         "lora": lora * (TRAINED_BYTES + 4 * tune.use_ema),
     }
     if config.router.prior_order == "step":
-        weights["encoders"] = encoders * 4
-    return StageNeed("fine-tune", weights, working)
+        weights["priors"] = 4 * (encoders if priors is None else priors)
+    decoding = StageNeed("fine-tune", {"encoders": encoders * 4}, 0)  # before the U-Net
+    return max(StageNeed("fine-tune", weights, working), decoding, key=lambda each: each.total)
 
 
 def refining(config: Config) -> StageNeed:
@@ -229,6 +259,8 @@ def refining(config: Config) -> StageNeed:
     if chosen.use_image:
         weights["ip_adapter"] = numbers["ip_adapter"] * size
     text = {"text_encoder_2": numbers[f"{prefix}text_encoder_2"] * 4}
+    if not prefix and (chosen.negative_prompt or config.backbone.text_output == "joint"):
+        text = {part: numbers[part] * 4 for part in TEXT_ENCODERS}
     side = picture_side(config, chosen.size or config.generation.size)
     path, otherwise = config.backbone.refiner or config.backbone.path, SDXL
     settings = _unet(path, REFINER if prefix else otherwise)
@@ -263,17 +295,22 @@ def computing(config: Config) -> StageNeed:
     return max(found, key=lambda each: each.total)
 
 
-STAGES: dict[str, Callable[[Config, int], StageNeed]] = {
-    "compute targets": lambda config, encoders: computing(config),
+STAGES: dict[str, Callable[..., StageNeed]] = {
+    "compute targets": lambda config, encoders, priors=None: computing(config),
     "fine-tune": fine_tuning,
     "generate": generating,
-    "refine": lambda config, encoders: refining(config),
+    "refine": lambda config, encoders, priors=None: refining(config),
 }
 """The table: every stage that works with the backbone."""
 
 
-def stage_needs(config: Config, encoders: int) -> dict[str, StageNeed]:
+def stage_needs(config: Config, encoders: int, priors: int | None = None) -> dict[str, StageNeed]:
     """The needs of every stage of a configuration, by its name.
+
+    Parameters
+    ----------
+    encoders, priors : int
+        As for :func:`generating`.
 
     Raises
     ------
@@ -282,7 +319,7 @@ def stage_needs(config: Config, encoders: int) -> dict[str, StageNeed]:
     """
     try:
         return {
-            name: need(config, encoders)
+            name: need(config, encoders, priors)
             for name, need in STAGES.items()
             if name == "compute targets" or config.backbone.ip_adapter != NO_ADAPTER
         }

@@ -114,5 +114,6 @@ def cache(config: Config) -> Path:
         assert missing is not None
         mine = np.array(workers.split(missing.tolist()), dtype=np.int64)
         table.cache.fill(mine, table.digests(mine), table.batch)
+        targets.free()  # before the model of the next table
         workers.wait()
     return layout.cache()

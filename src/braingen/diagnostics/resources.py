@@ -53,8 +53,10 @@ class Need(NamedTuple):
         return self.needed <= self.there
 
 
-def encoder_parameters(config: Config, sizes: Sizes, modality: str = "image") -> int:
-    """Count the parameters of an encoder with its prior, on the meta device."""
+def encoder_parameters(
+    config: Config, sizes: Sizes, modality: str = "image", prior_only: bool = False
+) -> int:
+    """Count the parameters of an encoder with its prior, or of the prior, on the meta device."""
     with torch.device("meta"):
         target = sizes.image if modality == "image" else sizes.text
         widths = tuple(sizes.text_widths.values()) if modality == "text" else ()
@@ -62,7 +64,8 @@ def encoder_parameters(config: Config, sizes: Sizes, modality: str = "image") ->
         embedding_decoder = build_embedding_decoder(
             config, voxels, target, widths if config.encoder.reads_caption_widths else ()
         )
-    return sum(p.numel() for p in embedding_decoder.parameters())
+    counted = embedding_decoder.prior if prior_only else embedding_decoder
+    return sum(p.numel() for p in counted.parameters()) if counted is not None else 0
 
 
 def training_bytes(config: Config, modality: str, sizes: Sizes) -> tuple[int, int]:
@@ -112,7 +115,10 @@ def needs_of(config: Config, images: int) -> list[Need]:
     trained = {modality: training_bytes(config, modality, sizes) for modality in modalities}
     targets = max(table_bytes(*size, images) for size in (sizes.image, sizes.text))
     training = max(size for size, _ in trained.values())
-    encoders = sum(encoder_parameters(config, sizes, modality) for modality in modalities)
+    encoders, priors = (
+        sum(encoder_parameters(config, sizes, modality, only) for modality in modalities)
+        for only in (False, True)
+    )
     memory, on_gpu = psutil.virtual_memory().available, device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else memory
     what, extra = ("GPU memory", 0) if on_gpu else ("memory", LIBRARIES)
@@ -133,10 +139,10 @@ def needs_of(config: Config, images: int) -> list[Need]:
     needs = [Need(f"{what} to train", extra + training + tables, free, smaller, True)]
     if on_gpu:
         needs.append(Need("memory to train", LIBRARIES + 2 * targets, memory, smaller, True))
-    for stage, need in stage_needs(config, encoders).items():
+    for stage, need in stage_needs(config, encoders, priors).items():
 
         def hint(stage: str = stage) -> str:
-            return advice(config, stage, lambda other: STAGES[stage](other, encoders).total)
+            return advice(config, stage, lambda other: STAGES[stage](other, encoders, priors).total)
 
         needs.append(Need(f"{what} to {stage}", extra + need.total, free, hint, True))
     root = Layout.of(config.data.root).cache()

@@ -5,6 +5,7 @@ B batch, V voxels, T tokens, D CLIP width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -87,6 +88,8 @@ class EmbeddingDecoder(StoredModel, ModelMixin):
 
     mean_TD: Tensor
     spread: Tensor
+    _dropped = False
+    """Whether :meth:`keep_scale` was called."""
 
     @register_to_config
     def __init__(
@@ -136,6 +139,12 @@ class EmbeddingDecoder(StoredModel, ModelMixin):
         """Where it is; its scale is there even without an encoder."""
         return self.mean_TD.device
 
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> EmbeddingDecoder:
+        """Move what is there: of what :meth:`keep_scale` dropped there is nothing to move."""
+        if not self._dropped:
+            return super()._apply(fn, recurse)
+        return super()._apply(lambda x: x if x.is_meta else fn(x), recurse)
+
     @cached_property
     def expert_counts(self) -> tuple[int, ...]:
         """Experts of every level, as a router is built for them; (1,) for a dense encoder."""
@@ -156,6 +165,7 @@ class EmbeddingDecoder(StoredModel, ModelMixin):
             Keep the prior as well as the scale.
         """
         _ = self.expert_counts  # is kept
+        self._dropped = True
         self.encoder.to("meta")
         if self.linear is not None:
             self.linear.drop_maps()

@@ -258,13 +258,15 @@ class BrainDecoder(StoredPipeline):
             self.unet.unfuse_lora()
 
     def release_encoders(self) -> None:
-        """Free the memory of the encoders once everything is decoded; :meth:`generate` goes on.
+        """Free the memory of the encoders and of the low-level path once everything is decoded;
+        :meth:`generate` goes on.
 
         Priors stay where they are applied at every step.
         """
         for embedding_decoder in (self.brain_image, self.brain_text):
             if embedding_decoder is not None:
                 embedding_decoder.keep_scale(prior=self.config.prior_order == "step")
+        self.brain_low_level = None
         give_back()
 
     def _refuse_half(self, *names: str) -> None:
@@ -758,7 +760,10 @@ def negative_condition(form: ConditioningForm, path: str, prompt: str) -> Condit
     encoder = CLIPTextEncoderDual.from_pretrained(
         path, output="joint" if both else "bigG", dtype=torch.float32
     )
-    return form.prompt(encoder.prompt([prompt]))
+    encoded = encoder.prompt([prompt])
+    del encoder
+    give_back(collect=True)
+    return form.prompt(encoded)
 
 
 def to_pil(images_B3HW: Tensor) -> list[Image.Image]:

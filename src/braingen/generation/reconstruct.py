@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import logging
 from pathlib import Path
 import time
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from safetensors.torch import load_file, save_file
@@ -26,6 +26,7 @@ from braingen.data.sealed import is_sealed
 from braingen.data.sealed_runs import at_test_set
 from braingen.data.trials import Repeats, group_repeats, test_trials
 from braingen.data.voxel_file import Responses, odd_scale
+from braingen.encoders.embedding_decoder import EmbeddingDecoder
 from braingen.encoders.trained import load_embedding_decoder, load_latent_encoder, modalities
 from braingen.generation.batch import batch_of, batch_that_fits
 from braingen.generation.by_encoding_model import ByEncodingModel, uses_encoding_model
@@ -62,6 +63,7 @@ from braingen.runtime.distributed import Workers, complete, shared_run
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import replaced_path, write_json
 from braingen.runtime.fingerprints import fingerprint_of_files
+from braingen.runtime.memory import give_back
 from braingen.runtime.paths import (
     EMBEDDING_DECODER,
     EMBEDDINGS,
@@ -97,20 +99,35 @@ class ReconstructionParts(NamedTuple):
     targets: Targets
 
 
-def assemble(config: Config, targets: Targets) -> BrainDecoder:
-    """Assemble trained encoders, the backbone and the fine-tuned modules into one decoder."""
+def assemble(config: Config, targets: Targets, decoded: bool = False) -> BrainDecoder:
+    """Assemble trained encoders, the backbone and the fine-tuned modules into one decoder.
+
+    Parameters
+    ----------
+    decoded : bool, optional
+        Everything is decoded already, as after an interruption: encoders are dropped again before
+        the backbone is loaded (:meth:`BrainDecoder.release_encoders`).
+    """
     text_form = targets.text_form
+    folder = finetuned_folder(config)
+    tuned = load_finetuned(folder) if folder is not None else NOT_FINETUNED
+
+    def encoder(modality: Literal["image", "text"]) -> EmbeddingDecoder:
+        found = load_embedding_decoder(config, modality)
+        if decoded:
+            found.keep_scale(prior=tuned.prior_order == "step")
+            give_back()
+        return found
+
+    image = encoder("image")
+    text = encoder("text") if "text" in modalities(config) else None
+    low_level = load_latent_encoder(config) if uses_low_level(config) and not decoded else None
     backbone = load_backbone(
         config.backbone.path, config.backbone.ip_adapter, generation_type(config)
     )
     backbone = backbone._replace(
         scheduler=scheduler_named(config.generation.scheduler, backbone.scheduler)
     )
-    image = load_embedding_decoder(config, "image")
-    text = load_embedding_decoder(config, "text") if "text" in modalities(config) else None
-    folder = finetuned_folder(config)
-    tuned = load_finetuned(folder) if folder is not None else NOT_FINETUNED
-    low_level = load_latent_encoder(config) if uses_low_level(config) else None
     decoder = BrainDecoder.assemble(
         image, text, *backbone, text_form, low_level=low_level, **tuned._asdict()
     )
@@ -176,8 +193,14 @@ def repeats_to_generate(config: Config) -> Repeats:
     return Repeats(repeats.image_N[:count], repeats.rows_NR[:count])
 
 
-def setup(config: Config) -> ReconstructionParts:
-    """Load all parts, and fail early."""
+def setup(config: Config, decoded: bool = False) -> ReconstructionParts:
+    """Load all parts, and fail early.
+
+    Parameters
+    ----------
+    decoded : bool, optional
+        Whether this process decodes nothing (:func:`assemble`).
+    """
     if not (config.generation.use_image or config.generation.use_text):
         raise UserError(
             "use_image and use_text are both off, so there is no condition to generate from: leave"
@@ -193,11 +216,11 @@ def setup(config: Config) -> ReconstructionParts:
     subject = config.data.subjects[0]
     repeats = repeats_to_generate(config)
     targets = Targets(config)
-    if config.generation.source == "oracle":  # computed before the U-Net is there
+    if config.generation.source == "oracle" and not decoded:  # computed before the U-Net is there
         for name in _known(config):
             targets.of(name, repeats.image_N)
         targets.free()
-    decoder = assemble(config, targets)
+    decoder = assemble(config, targets, decoded)
     decoder.set_progress_bar_config(disable=True)
     return ReconstructionParts(decoder, repeats, Betas.of(layout, subject), subject, targets)
 
@@ -544,8 +567,9 @@ def reconstruct_into(config: Config, folder: Path) -> Path:
         if complete(workers, run, lambda: output_files(folder, run.summary)):
             return folder
         started = time.monotonic()
-        parts = setup(config)
-        if workers.main and not (folder / EMBEDDINGS).exists():
+        decodes = workers.main and not (folder / EMBEDDINGS).exists()
+        parts = setup(config, decoded=not decodes)
+        if decodes:
             with replaced_path(folder / EMBEDDINGS) as temporary:
                 save_file(
                     {

@@ -36,7 +36,9 @@ from braingen.pretrained.sdxl import (
 )
 from braingen.routing.conditioning import ConditioningForm
 from braingen.runtime.errors import UserError
+from braingen.runtime.memory import give_back
 from braingen.targets.clip_text import CLIPTextEncoderDual, Output
+from braingen.targets.text_form import HasTextForm, TextForm
 from braingen.types import Conditioning
 
 SIZES, SCORE = 6, 5
@@ -98,7 +100,7 @@ def assemble_refiner(
     unet: UNet2DConditionModel,
     vae: AutoencoderKL,
     scheduler: SchedulerMixin,
-    text_encoder: CLIPTextEncoderDual,
+    text_encoder: HasTextForm,
     prompts: CLIPTextEncoderDual,
     negative_prompt: str = "",
 ) -> Refiner:
@@ -106,7 +108,7 @@ def assemble_refiner(
 
     Parameters
     ----------
-    text_encoder : CLIPTextEncoderDual
+    text_encoder : HasTextForm
         The encoder whose embeddings are decoded; gives the start token and widths.
     prompts : CLIPTextEncoderDual
         The encoders of the U-Net's prompts, bigG among them.
@@ -163,26 +165,28 @@ def load_refiner(
     """
     folder = backbone_folder(path)
     unet, vae, scheduler = load_plain(path, dtype, setting="backbone.refiner")
-    second = CLIPTextEncoderDual.from_pretrained(folder, dtype=torch.float32)
-    text_encoder = prompts = second
-    if unet.config.cross_attention_dim > second.clip_emb_dim:  # it uses the first encoder too
-        if text_output != "bigG":
-            text_encoder = CLIPTextEncoderDual.from_pretrained(
-                folder, output=text_output, dtype=torch.float32
-            )
-        if negative_prompt:
-            prompts = CLIPTextEncoderDual.from_pretrained(
-                folder, output="joint", dtype=torch.float32
-            )
+    if ip_adapter is not None:
+        add_ip_adapter(unet, load_ip_adapter_file(ip_adapter))
+    prompts = CLIPTextEncoderDual.from_pretrained(folder, dtype=torch.float32)
+    form = TextForm.of(prompts)
+    if unet.config.cross_attention_dim > prompts.clip_emb_dim:  # it uses the first encoder too
+        last: Output = "joint" if negative_prompt else "bigG"
+        for output in (text_output, last):  # one after the other
+            if output != prompts.output:
+                del prompts
+                give_back(collect=True)
+                prompts = CLIPTextEncoderDual.from_pretrained(
+                    folder, output=output, dtype=torch.float32
+                )
+            if output == text_output:
+                form = TextForm.of(prompts)
     elif text_output == "L":
         raise UserError(
             f"{path} uses the second text encoder only, and backbone.text_output is L: refine with"
             " a base model."
         )
-    if ip_adapter is not None:
-        add_ip_adapter(unet, load_ip_adapter_file(ip_adapter))
     return assemble_refiner(
-        unet.requires_grad_(False).eval(), vae, scheduler, text_encoder, prompts, negative_prompt
+        unet.requires_grad_(False).eval(), vae, scheduler, form, prompts, negative_prompt
     )
 
 

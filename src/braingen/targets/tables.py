@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 import hashlib
 
@@ -93,16 +95,24 @@ class Targets:
         """Start token and widths of the text encoders; they are loaded only the first time."""
 
         def made() -> TextForm:
-            loaded = self._text_encoder is not None
-            form = TextForm.of(self.text_encoder)
-            if not loaded:
-                self._text_encoder = None
-                give_back(collect=True)
-            return form
+            with self._only_for_this():
+                return TextForm.of(self.text_encoder)
 
         which = f"{self._text_weights()} {self._choice.text_output}"
         key = hashlib.sha256(which.encode()).hexdigest()[:16]
         return cached_text_form(self._folder, key, made)
+
+    @contextmanager
+    def _only_for_this(self) -> Iterator[None]:
+        """Give back the models that are loaded within the block; others stay."""
+        before = self._image_encoder, self._text_encoder, self._vae
+        try:
+            yield
+        finally:
+            loaded = (self._image_encoder, self._text_encoder, self._vae) != before
+            self._image_encoder, self._text_encoder, self._vae = before
+            if loaded:
+                give_back(collect=True)
 
     def free(self) -> None:
         """Give back the memory of the frozen models; they are loaded again if they are needed."""
@@ -118,7 +128,9 @@ class Targets:
 
     def image(self, image_ids: np.ndarray) -> Tensor:
         """CLIP embeddings of images: N x T x D."""
-        return torch.from_numpy(self.image_cache().of(image_ids, self.stimuli.digests(image_ids)))
+        with self._only_for_this():
+            rows = self.image_cache().of(image_ids, self.stimuli.digests(image_ids))
+        return torch.from_numpy(rows)
 
     def image_cache(self) -> Cache:
         """The table of CLIP image embeddings; of simulated scenes without pictures, of what stands
@@ -148,7 +160,9 @@ class Targets:
 
     def text(self, image_ids: np.ndarray) -> Tensor:
         """Text encoders' states, averaged over each image's captions: N x T x D."""
-        return torch.from_numpy(self.text_cache().of(image_ids, self.text_digests(image_ids)))
+        with self._only_for_this():
+            rows = self.text_cache().of(image_ids, self.text_digests(image_ids))
+        return torch.from_numpy(rows)
 
     def text_digests(self, image_ids: np.ndarray) -> np.ndarray:
         """Digests of every image's captions."""
@@ -190,7 +204,9 @@ class Targets:
             Images of the data folder x C x h x w, float16: the mean of the encoder's Gaussian,
             scaled by the VAE's factor.
         """
-        return self.latents_cache(size).table(image_ids, self.stimuli.digests(image_ids), batch=16)
+        digests = self.stimuli.digests(image_ids)
+        with self._only_for_this():
+            return self.latents_cache(size).table(image_ids, digests, batch=16)
 
     def latents_cache(self, size: int) -> Cache:
         """The table of VAE latents at a size."""
@@ -211,13 +227,17 @@ class Targets:
 
     def text_widths(self, modality: str) -> tuple[int, ...]:
         """Widths of the text encoders, in the order of the target's columns; empty for images."""
-        return tuple(self.text_encoder.widths.values()) if modality == "text" else ()
+        if modality != "text":
+            return ()
+        with self._only_for_this():
+            return tuple(self.text_encoder.widths.values())
 
     def table(self, modality: str, image_ids: np.ndarray) -> np.ndarray:
         """Return the memory-mapped targets of all images, with the rows of some filled."""
-        if modality == "image":
-            return self.image_cache().table(image_ids, self.stimuli.digests(image_ids))
-        return self.text_cache().table(image_ids, self.text_digests(image_ids))
+        with self._only_for_this():
+            if modality == "image":
+                return self.image_cache().table(image_ids, self.stimuli.digests(image_ids))
+            return self.text_cache().table(image_ids, self.text_digests(image_ids))
 
     def of(self, modality: str, image_ids: np.ndarray) -> Tensor:
         """Targets of the image or the text encoder."""

@@ -40,7 +40,7 @@ from braingen.runtime.device import accelerator_of, device_of
 from braingen.runtime.distributed import Workers, complete, shared_run
 from braingen.runtime.errors import UserError
 from braingen.runtime.fingerprints import fingerprint_of_files
-from braingen.runtime.memory import give_back
+from braingen.runtime.memory import return_large_blocks
 from braingen.runtime.paths import EMBEDDING_DECODER, run_folder, tuning_folder
 from braingen.runtime.precision import frozen_type
 from braingen.runtime.seeds import hash_seed
@@ -140,9 +140,6 @@ def setup(config: Config) -> DiffusionParts:
         for name, embedding_decoder in embedding_decoders.items()
     }
     targets.free()
-    for embedding_decoder in embedding_decoders.values():
-        embedding_decoder.keep_scale(prior=config.router.prior_order == "step")
-    give_back()
     backbone = load_backbone(path, config.backbone.ip_adapter, frozen_type(config), with_vae=False)
     unet = backbone.unet.to(device_of(config))
     form = ConditioningForm.of(
@@ -152,6 +149,8 @@ def setup(config: Config) -> DiffusionParts:
         image_shape=(1, image_embedding_width(unet)),
     )
     refuse_other_widths(form, embedding_decoders["image"], embedding_decoders.get("text"))
+    if unet.device.type == "cpu":
+        return_large_blocks(unet.get_memory_footprint())
     if uses_checkpointing(config, unet, size // pixels_per_latent(path)):
         unet.enable_gradient_checkpointing()
     use_attention(unet, config.finetune.attention)

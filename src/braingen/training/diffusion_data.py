@@ -25,6 +25,7 @@ from braingen.runtime.data_layout import Layout
 from braingen.runtime.errors import UserError
 from braingen.runtime.files import identity
 from braingen.runtime.fingerprints import digest_of_texts, fingerprint_of_files
+from braingen.runtime.memory import give_back
 from braingen.runtime.paths import EMBEDDING_DECODER, run_folder
 from braingen.targets.cache import Cache
 from braingen.targets.tables import Targets
@@ -135,12 +136,13 @@ def diffusion_data(
     size: int,
     held_out_images: int,
 ) -> DiffusionData:
-    """Compute or find everything frozen.
+    """Compute or find everything frozen, one model after the other.
 
     Parameters
     ----------
     embedding_decoders : dict[str, EmbeddingDecoder]
-        Of image and text, in eval mode.
+        Of image and text, in eval mode; afterwards they have their scale, and a prior that is
+        applied at every step, and no encoder (:meth:`EmbeddingDecoder.keep_scale`).
     size : int
         Side of the training images in pixels.
     held_out_images : int
@@ -172,6 +174,9 @@ def diffusion_data(
     everything = np.unique(
         np.concatenate([images for parts in splits.values() for images, _ in parts])
     )
+    for embedding_decoder in embedding_decoders.values():
+        embedding_decoder.keep_scale(prior=config.router.prior_order == "step")
+    give_back()
     latents = targets.latents(everything, size)
 
     def pictures(split: str) -> TrainingImages:

@@ -190,6 +190,7 @@ def setup(
                 take_better(
                     embedding_decoder, part, held, components_IR, row_of_image, config, targets
                 )
+    targets.free()  # of encodings that were fitted
     return EncoderParts(
         embedding_decoder=embedding_decoder,
         batches=TrainBatches(subjects, config.training.batch_size, config.run.seed, rank, world),
