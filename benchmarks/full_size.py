@@ -98,7 +98,7 @@ def run_stage(given: Given, name: str) -> dict[str, Any]:
     memory.look()
     if given.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(given.device)
-    loaded, memory.phase = time.monotonic(), "a step"
+    loaded, worked, memory.phase = time.monotonic(), time.process_time(), "a step"
     stage.step()
     if given.device.type == "cuda":
         torch.cuda.synchronize()
@@ -107,6 +107,7 @@ def run_stage(given: Given, name: str) -> dict[str, Any]:
     return {
         "load_s": loaded - began,
         "step_s": ended - loaded,
+        "step_processor_s": time.process_time() - worked,
         "own_gb": max(memory.peaks.values()) / 1e9,
         "highest": max(memory.peaks, key=lambda phase: memory.peaks[phase]),
         "mapped_gb": memory.mapped / 1e9,

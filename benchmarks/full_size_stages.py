@@ -33,9 +33,10 @@ from braingen.generation.refiner import Refinement, refine_images
 from braingen.generation.sampling import decode_latents, denoise, predict, size_ids
 from braingen.pretrained.sdxl import encode_modes, load_backbone, load_vae
 from braingen.pretrained.weight_files import model_files, numbers_in
-from braingen.runtime.memory import give_back
+from braingen.runtime.memory import give_back, return_large_blocks
 from braingen.targets.clip_image import CLIPImageEncoder
 from braingen.targets.clip_text import CLIPTextEncoderDual
+from braingen.training.encoder import optimizer_of
 from braingen.training.encoder import step as training_step
 from braingen.training.encoder_setup import EncoderParts, build_embedding_decoder
 from braingen.types import Conditioning, VoxelBatch
@@ -112,7 +113,7 @@ def training(given: Given) -> Stage:
         rows,
         config.loss_image,
     )
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = optimizer_of(model, config)
     voxels = VoxelBatch(torch.randn(batch, VOXELS[SUBJECT]), torch.arange(batch), SUBJECT)
 
     def step() -> None:
@@ -204,6 +205,8 @@ def refine(given: Given) -> Stage:
 def fine_tune(given: Given) -> Stage:
     unet = load_backbone(str(given.folder), dtype=given.dtype, with_vae=False).unet
     unet.to(given.device)
+    if given.device.type == "cpu":  # as `braingen finetune`
+        return_large_blocks(unet.get_memory_footprint())
     settings = dict(unet.config)
     add_lora(unet, RANK)
     trained = list(lora_parameters(unet).values())

@@ -85,6 +85,20 @@ def test_half_precision_draws_the_pictures_of_float32(folder, expected, how, dty
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_a_decoder_saved_in_half_precision_is_loaded_as_that_variant(folder, expected, tmp_path):
+    """As any pipeline of diffusers: ``variant="fp16"``."""
+    decoder = BrainDecoder.from_pretrained(folder, torch_dtype=torch.float16)
+    decoder.save_pretrained(tmp_path / "half", variant="fp16")
+    assert list((tmp_path / "half" / "unet").glob("*.fp16.safetensors"))
+    loaded = BrainDecoder.from_pretrained(
+        tmp_path / "half", variant="fp16", torch_dtype=torch.float16
+    )
+    assert loaded.unet.dtype == torch.float16 and loaded.vae.dtype == torch.float32
+    out = loaded(voxels(2), subject=1, **FEW)
+    assert psnr(pixels(out.images), pixels(expected.images)) > LEAST_PSNR[torch.float16]
+
+
 def test_a_type_of_each_part_is_taken_as_diffusers_takes_it_but_for_the_vae():
     assert types_of_parts(None) is None
     assert types_of_parts(torch.float16) == {
@@ -189,11 +203,16 @@ def test_a_blank_image_is_an_error(level):
     assert "generation.precision=float32" in str(caught.value)
 
 
-@pytest.mark.parametrize("order", ["output", "step"])
+@pytest.mark.parametrize(
+    ("order", "dtype"),
+    [("output", torch.float32), ("step", torch.float32), *(("output", each) for each in HALF)],
+)
 @pytest.mark.slow
-def test_nothing_of_an_offloaded_part_is_used_outside_of_its_forward(folder, monkeypatch, order):
+def test_nothing_of_an_offloaded_part_is_used_outside_of_its_forward(
+    folder, monkeypatch, order, dtype
+):
     """Under ``enable_model_cpu_offload`` a part that waits has NaN for weights here."""
-    decoder = BrainDecoder.from_pretrained(folder, prior_order=order)
+    decoder = BrainDecoder.from_pretrained(folder, prior_order=order).to(dtype)
     given = voxels(2)
     plain = pixels(decoder(given, subject=1, **FEW).images)
     kept: dict[nn.Module, dict[str, torch.Tensor]] = {}
