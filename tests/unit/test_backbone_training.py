@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from braingen.config.shipped import TINY
+from braingen.pretrained.sdxl import load_scheduler, scheduler_named
 from braingen.runtime.errors import UserError
 from braingen.runtime.run_folder import Run
-from braingen.simulation.backbones import training
+from braingen.simulation.backbones import training, unet
 from braingen.training import checkpoints
 
 STEPS, RATE, DECAY, EMA = 7, 0.05, 0.1, 0.9
@@ -118,3 +120,12 @@ def test_frozen_parameters_stay(tmp_path):
     )
     assert torch.equal(model[0].weight, before)
     assert not torch.equal(model[2].weight, fresh()[2].weight)
+
+
+@pytest.mark.parametrize("name", ["default", "unipc"])
+def test_few_steps_of_the_tiny_sampler_begin_at_the_noisiest_time(name):
+    """As its noise does: the weights' scheduler and the recipe's take the same times."""
+    for own in (load_scheduler(str(TINY)), unet.scheduler()):
+        chosen = scheduler_named(name, own)
+        chosen.set_timesteps(5)
+        assert chosen.timesteps.tolist() == [999, 799, 599, 399, 199]
