@@ -23,7 +23,7 @@ from unit.tiny_training import tiny_config
 
 from braingen.config import Config
 from braingen.diagnostics import precompute
-from braingen.diagnostics.needs import STAGES, StageNeed
+from braingen.diagnostics.needs import STAGES, StageNeed, numbers_of
 from braingen.encoders.latent_encoder import LatentEncoder
 from braingen.generation import reconstruct, refine
 from braingen.generation.refiner import Refinement, refine_images
@@ -307,6 +307,10 @@ def test_tables_are_computed_by_one_model_after_the_other(root, tmp_path, backbo
     with held() as found:
         precompute.cache(config)
     assert_counted(found, STAGES["compute targets"](config, 0))
+    parts = ("image_encoder", "text_encoder_2", "vae")
+    assert found.most == pytest.approx(
+        max(4 * numbers_of(config)[part] for part in parts), rel=0.02
+    )
 
 
 def test_a_table_gives_back_the_model_that_it_loaded_and_no_other(root, tmp_path, backbone):
